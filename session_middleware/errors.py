@@ -1,0 +1,151 @@
+"""Everything this package raises on purpose.
+
+    SessionError
+    ├── SessionNotFound       (LookupError)      no such session, or not the caller's
+    ├── SessionExists         (ValueError)       open(..., if_exists="raise") on a known id
+    ├── SessionExpired        (LookupError)      on_resume="reject" and the session has expired
+    ├── SessionClosed         (ValueError)       on_closed="reject" and the session has ended
+    ├── SessionAccessDenied   (PermissionError)  the session is owned by somebody else
+    ├── SessionBusy           (TimeoutError)     another run holds the session
+    ├── SessionLimitReached   (ValueError)       max_sessions is reached
+    ├── InvalidTransition     (ValueError)       a status that cannot follow the present one
+    ├── InvalidSessionId      (ValueError)       an id no session can have, or none at all
+    ├── InvalidSettings       (ValueError)       a setting that does not parse
+    ├── UnserializableValue   (TypeError)        a value the checkpointer cannot store or give back
+    └── StorageError          (OSError)          the database: missing, damaged, full, not ours
+
+Each constructor takes facts and makes the sentence; the sentence ends with what to do. A driver's
+exception never leaves an engine: it is mapped, ``from`` the original.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+
+class SessionError(Exception):
+    """The root of the tree: ``except SessionError`` catches all that this package raises."""
+
+
+class SessionNotFound(SessionError, LookupError):
+    def __init__(self, session_id: str) -> None:
+        self.session_id = session_id
+        super().__init__(
+            f"there is no session {session_id!r}; list what there is with sessions.list(), "
+            "or ask with sessions.find(id), which returns None instead of raising"
+        )
+
+
+class SessionExists(SessionError, ValueError):
+    def __init__(self, session_id: str) -> None:
+        self.session_id = session_id
+        super().__init__(
+            f"session {session_id!r} exists already; resume it with sessions.open({session_id!r}), "
+            "or choose another id"
+        )
+
+
+class SessionExpired(SessionError, LookupError):
+    def __init__(self, session_id: str, *, since: datetime | None) -> None:
+        self.session_id = session_id
+        self.since = since
+        when = f" at {since.isoformat(timespec='seconds')}" if since else ""
+        super().__init__(
+            f"session {session_id!r} expired{when} and on_resume='reject' refuses to resume it; "
+            "start another thread id, or set on_resume to 'revive' or 'fresh'"
+        )
+
+
+class SessionClosed(SessionError, ValueError):
+    def __init__(self, session_id: str, *, status: str) -> None:
+        self.session_id = session_id
+        self.status = status
+        super().__init__(
+            f"session {session_id!r} is {status} and takes no more runs; start another thread id"
+        )
+
+
+class SessionAccessDenied(SessionError, PermissionError):
+    def __init__(self, session_id: str, *, user_id: str | None) -> None:
+        self.session_id = session_id
+        self.user_id = user_id
+        who = f"user {user_id!r}" if user_id is not None else "a caller without a user_id"
+        super().__init__(
+            f"session {session_id!r} is owned by another user and {who} may not use it; "
+            f"pass its owner with sessions.config({session_id!r}, user_id=…)"
+        )
+
+
+class MemoryAccessDenied(SessionAccessDenied):
+    """A memory namespace that belongs to another session, user or group."""
+
+    def __init__(self, namespace: tuple[str, ...], *, owner: str | None) -> None:
+        self.namespace = namespace
+        self.session_id = ""
+        self.user_id = owner
+        SessionError.__init__(
+            self,
+            f"memory {namespace!r} belongs to another {namespace[0]} than this run's ({owner!r}); "
+            "use the id of the run's own config, or a namespace that does not begin with "
+            "'session', 'user' or 'group'",
+        )
+
+
+class SessionBusy(SessionError, TimeoutError):
+    def __init__(self, session_id: str, *, run_id: str | None = None) -> None:
+        self.session_id = session_id
+        self.run_id = run_id
+        super().__init__(
+            f"session {session_id!r} is busy with run {run_id!r}; try again when it has ended"
+        )
+
+
+class SessionLimitReached(SessionError, ValueError):
+    def __init__(self, limit: int, *, user_id: str | None = None) -> None:
+        self.limit = limit
+        self.user_id = user_id
+        whose = f" for user {user_id!r}" if user_id is not None else ""
+        super().__init__(
+            f"the limit of {limit} open sessions{whose} is reached; end one or raise the limit"
+        )
+
+
+class InvalidTransition(SessionError, ValueError):
+    def __init__(self, session_id: str, *, status: str, to: str) -> None:
+        self.session_id = session_id
+        self.status = status
+        self.to = to
+        super().__init__(
+            f"session {session_id!r} is {status} and cannot become {to}; open it again first"
+        )
+
+
+class InvalidSessionId(SessionError, ValueError):
+    def __init__(self, problem: str) -> None:
+        super().__init__(
+            f"{problem}; pass a thread id of 1 to 1,024 characters, for example "
+            "sessions.config('thread-42'), or sessions.config() to get a new one"
+        )
+
+
+class InvalidSettings(SessionError, ValueError):
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = problems
+        super().__init__(
+            "settings that cannot be used: "
+            + "; ".join(problems)
+            + "; correct the argument of Sessions(...), the SESSION_… variable or the .env file"
+        )
+
+
+class UnserializableValue(SessionError, TypeError):
+    """A value of a graph's state that cannot be stored, or not be read back as what it was."""
+
+    def __init__(self, problem: str, *, advice: str) -> None:
+        super().__init__(f"{problem}; {advice}")
+
+
+class StorageError(SessionError, OSError):
+    def __init__(self, where: str, problem: str, *, advice: str) -> None:
+        self.where = where
+        super().__init__(f"{where}: {problem}; {advice}")

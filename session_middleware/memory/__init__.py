@@ -1,0 +1,1 @@
+"""Retrieval memory: the store, the scopes, and what a session remembers."""

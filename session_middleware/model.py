@@ -1,0 +1,185 @@
+"""The values of the domain: what a reader of the database, or of a session, gets in hand.
+
+All are frozen pydantic models whose field names are the column names. Times are aware UTC
+``datetime``; in the database they are ISO-8601 text with milliseconds (`to_text`, `from_text`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Clock: TypeAlias = Callable[[], datetime]
+NewId: TypeAlias = Callable[[], str]
+
+Status: TypeAlias = Literal["active", "idle", "expired", "completed", "failed", "abandoned"]
+OpenedAs: TypeAlias = Literal["opened", "resumed", "revived", "reopened", "forked"]
+Scope: TypeAlias = Literal["session", "user", "group", "global"]
+Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
+
+MAX_ID_LENGTH = 1024
+
+
+def utc_now() -> datetime:
+    """The default clock."""
+    return datetime.now(UTC)
+
+
+def to_text(moment: datetime) -> str:
+    """ISO-8601 UTC with milliseconds, which sorts as text: ``2026-01-31T12:00:00.000Z``."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
+
+
+def from_text(text: str) -> datetime:
+    return datetime.fromisoformat(text)
+
+
+class Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Identity(Value):
+    """Who is asking. Nobody in particular, when both are ``None``."""
+
+    user_id: str | None = None
+    group_id: str | None = None
+
+
+class SessionInfo(Value):
+    """One session as it is stored, its status and expiry as of the moment it was read."""
+
+    id: str
+    family_id: str  # the root session's id: what a session and its forks share is stored under it
+    parent_id: str | None = None  # the session this one was forked from
+    user_id: str | None = None  # the owner; None: open to everyone
+    group_id: str | None = None
+    status: Status = "active"
+    opened_as: OpenedAs = "opened"  # how it was last opened
+    title: str | None = None
+    purpose: str | None = None
+    tags: tuple[str, ...] = ()
+    metadata: dict[str, Any] = Field(default_factory=dict)
+    context: dict[str, Any] = Field(default_factory=dict)
+    client: dict[str, Any] = Field(default_factory=dict)
+    created_at: datetime
+    last_active_at: datetime
+    ended_at: datetime | None = None
+    expires_at: datetime | None = None
+    run_count: int = 0
+    message_count: int = 0
+    tool_call_count: int = 0
+    error_count: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+
+class Record(Value):
+    """One row of the record: `seq` orders all rows of a session, whatever their table."""
+
+    session_id: str
+    seq: int
+    run_id: str | None = None
+
+
+class Run(Record):
+    """One invocation of the graph."""
+
+    id: str
+    outcome: Literal["running", "ok", "error", "interrupted"]
+    error: str | None = None
+    started_at: datetime
+    duration_ms: float | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cost: float | None = None
+    checkpoint_id: str | None = None
+
+
+class Message(Record):
+    """Something said. An edited message is a new version; the old row says what replaced it."""
+
+    message_id: str
+    version: int = 1
+    replaced_by: int | None = None  # the seq of the next version
+    branch: str | None = None
+    role: Role
+    name: str | None = None
+    text: str
+    content: Any = None  # the full content, where it is more than the text
+    tool_calls: tuple[dict[str, Any], ...] = ()  # what an assistant asked for
+    tool_call_id: str | None = None  # what a tool message answers
+    model: str | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    status: Literal["complete", "incomplete"] = "complete"
+    checkpoint_ns: str = ""
+    created_at: datetime
+
+
+class ToolCall(Record):
+    """One execution of a tool: `tool_call_id` and `attempt` name it."""
+
+    tool_call_id: str
+    attempt: int = 1
+    name: str
+    arguments: Any = None
+    result: Any = None
+    status: Literal["running", "ok", "error", "refused", "interrupted"]
+    error: str | None = None
+    message_id: str | None = None
+    checkpoint_ns: str = ""
+    node: str | None = None
+    started_at: datetime | None = None
+    duration_ms: float | None = None
+
+
+class Event(Record):
+    """A fact of the lifecycle: opened, resumed, revived, denied, expired …"""
+
+    kind: str
+    reason: str | None = None
+    detail: dict[str, Any] = Field(default_factory=dict)
+    created_at: datetime
+
+
+class Memory(Value):
+    """Something remembered, as `recall` returns it."""
+
+    text: str
+    value: dict[str, Any]
+    key: str
+    scope: Scope
+    session_id: str | None = None
+    message_id: str | None = None
+    created_at: datetime
+    updated_at: datetime
+    score: float | None = None
+
+
+class Ended(Value):
+    """What a sweep ended, or would end: a session, why, and what was done with it."""
+
+    session_id: str
+    user_id: str | None = None
+    reason: Literal["idle_timeout"] = "idle_timeout"
+    action: Literal["keep", "delete"]
+    last_active_at: datetime
+    expired_at: datetime
+
+
+class Stats(Value):
+    """A session in numbers; `recorder_faults` counts this process's own failures to record."""
+
+    run_count: int
+    message_count: int
+    tool_call_count: int
+    error_count: int
+    input_tokens: int
+    output_tokens: int
+    tools: dict[str, int]  # executions by tool name
+    duration: timedelta  # the sum over its runs
+    checkpoint_count: int
+    recorder_faults: int = 0

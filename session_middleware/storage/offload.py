@@ -1,0 +1,44 @@
+"""Runs one whole storage call off the event loop.
+
+The threads are the storage's own, so neither a long model call in the loop's default executor nor a
+full one of these can hold the other up. A call that has begun is finished even when its ``await``
+is cancelled: a transaction is never left half-way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Offload:
+    """Two executors: `run` awaits calls on several threads; `submit` is one thread, in order."""
+
+    def __init__(self, *, threads: int = 16) -> None:
+        self._calls = ThreadPoolExecutor(threads, thread_name_prefix="session-storage")
+        self._queue = ThreadPoolExecutor(1, thread_name_prefix="session-record")
+
+    async def run(self, call: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        context = contextvars.copy_context()
+        return await asyncio.get_running_loop().run_in_executor(
+            self._calls, partial(context.run, call, *args, **kwargs)
+        )
+
+    def submit(self, call: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
+        """Hand over without waiting; calls are carried out one after the other, in this order."""
+        return self._queue.submit(call, *args, **kwargs)
+
+    def drain(self) -> None:
+        """Wait until all that was submitted before is done."""
+        self._queue.submit(lambda: None).result()
+
+    def close(self) -> None:
+        self._queue.shutdown(wait=True)
+        self._calls.shutdown(wait=True)

@@ -1,0 +1,310 @@
+"""One SQLite file: how it is opened, read and written.
+
+All that makes several threads and processes get along on one file is here. Writers queue for one
+connection; operations that wait while a commit is being synced are carried out together by the next
+to come, in one transaction with a savepoint each, and share its fsync. Readers have connections of
+their own and never wait for a writer. No operation leaves a transaction open, whatever it raises.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from session_middleware.errors import StorageError
+
+T = TypeVar("T")
+
+BUSY_SECONDS = 30.0  # how long to wait for another process's write lock
+_IDLE_READERS = 8  # connections kept open for the next reader
+
+
+class Refusal(Exception):
+    """Returned (not raised) by an operation that commits what it did, then has its caller refused."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
+class _Ticket(Generic[T]):
+    """An operation waiting to be carried out, and what came of it."""
+
+    __slots__ = ("done", "durable", "error", "operation", "result")
+
+    def __init__(self, operation: Callable[[sqlite3.Connection], T], durable: bool) -> None:
+        self.operation = operation
+        self.durable = durable
+        self.done = False
+        self.result: T | None = None
+        self.error: BaseException | None = None
+
+    def outcome(self) -> Any:
+        if self.error is not None:
+            raise self.error
+        if isinstance(self.result, Refusal):
+            raise self.result.error
+        return self.result
+
+
+class SqliteDatabase:
+    def __init__(self, path: str, *, synchronous: str = "full") -> None:
+        self.path = path
+        self.in_memory = path == ":memory:"
+        self._durable_mode = synchronous.upper()
+        self._mode = ""  # the synchronous pragma now in force on the writer
+        self._lock = threading.Lock()  # held by the thread that is carrying out a batch
+        self._waiting: deque[_Ticket[Any]] = deque()
+        self._readers: deque[sqlite3.Connection] = deque()
+        self._closed = False
+        with self.mapped():
+            if not self.in_memory:
+                _check_file(path)
+            self._writer = self._open()
+
+    def close(self) -> None:
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            while self._readers:
+                self._readers.pop().close()
+            self._writer.close()
+
+    # Reading
+
+    def read(self, operation: Callable[[sqlite3.Connection], T]) -> T:
+        """Carry out `operation` on one snapshot of the database."""
+        if self.in_memory:
+            with self._lock, self.mapped():
+                self._check_open()
+                return operation(self._writer)
+        self._check_open()
+        with self.mapped():
+            connection = self._reader()
+            try:
+                connection.execute("BEGIN")
+                result = operation(connection)
+                connection.execute("ROLLBACK")
+            except BaseException:
+                connection.close()
+                raise
+            if self._closed or len(self._readers) >= _IDLE_READERS:
+                connection.close()
+            else:
+                self._readers.append(connection)
+            return result
+
+    def _reader(self) -> sqlite3.Connection:
+        try:
+            return self._readers.pop()
+        except IndexError:
+            return self._connect()
+
+    # Writing
+
+    def write(self, operation: Callable[[sqlite3.Connection], T], *, durable: bool = True) -> T:
+        """Carry out `operation` in a transaction, and return when it is committed.
+
+        `durable`: the commit is synced as the ``synchronous`` setting says; else it survives
+        ``kill -9`` but maybe not a power cut, until the next durable commit.
+        """
+        ticket: _Ticket[T] = _Ticket(operation, durable)
+        self._waiting.append(ticket)
+        with self._lock:
+            if not ticket.done:
+                self._carry_out()
+        outcome: T = ticket.outcome()
+        return outcome
+
+    def _carry_out(self) -> None:
+        batch = []
+        while self._waiting:
+            batch.append(self._waiting.popleft())
+        try:
+            with self.mapped():
+                self._check_open()
+                self._set_synchronous(any(ticket.durable for ticket in batch))
+                self._writer.execute("BEGIN IMMEDIATE")
+                for ticket in batch:
+                    self._carry_out_one(ticket, alone=len(batch) == 1)
+                self._writer.execute("COMMIT")
+        except Exception as error:
+            self._roll_back()
+            for ticket in batch:
+                ticket.result, ticket.error, ticket.done = None, ticket.error or error, True
+        except BaseException:  # this thread is being stopped; the others' operations go on with the next
+            self._roll_back()
+            for ticket in reversed(batch):
+                ticket.result = ticket.error = None
+                self._waiting.appendleft(ticket)
+            raise
+        else:
+            for ticket in batch:
+                ticket.done = True
+
+    def _carry_out_one(self, ticket: _Ticket[Any], *, alone: bool) -> None:
+        if alone:
+            ticket.result = ticket.operation(self._writer)
+            return
+        self._writer.execute("SAVEPOINT operation")
+        try:
+            with self.mapped():
+                ticket.result = ticket.operation(self._writer)
+        except Exception as error:
+            if not self._writer.in_transaction:  # a full disk ends the whole transaction
+                raise
+            ticket.error = error
+            self._writer.execute("ROLLBACK TO operation")
+        self._writer.execute("RELEASE operation")
+
+    def _roll_back(self) -> None:
+        with suppress(sqlite3.Error):
+            if self._writer.in_transaction:
+                self._writer.execute("ROLLBACK")
+
+    def _set_synchronous(self, durable: bool) -> None:
+        mode = self._durable_mode if durable else "NORMAL"
+        if mode != self._mode:
+            self._writer.execute(f"PRAGMA synchronous={mode}")
+            self._mode = mode
+
+    def erase(self) -> None:
+        """Empty the write-ahead log, so that nothing deleted can be read in it; not if a reader still needs it."""
+        if not self.in_memory:
+            with self._lock, self.mapped():
+                self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+
+    # Opening
+
+    def _open(self) -> sqlite3.Connection:
+        connection = self._connect()
+        try:
+            connection.execute("PRAGMA secure_delete=ON")  # deleted text is overwritten with zeros
+            if not self.in_memory:
+                _switch_to_wal(connection)
+            if _pending(connection):
+                _migrate(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            self.path,
+            timeout=BUSY_SECONDS,
+            isolation_level=None,
+            check_same_thread=False,
+            cached_statements=256,
+        )
+        connection.execute("PRAGMA mmap_size=268435456")
+        return connection
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StorageError(self.path, "it was closed", advice="open a new Sessions(...)")
+
+    @contextmanager
+    def mapped(self) -> Iterator[None]:
+        """Driver errors in the block become `StorageError`."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise _explain(self.path, error) from error
+
+
+def _switch_to_wal(connection: sqlite3.Connection) -> None:
+    """The busy timeout does not cover this switch: simultaneous first openings would fail with "locked"."""
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL").fetchone()
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.005)
+
+
+def _migrate(connection: sqlite3.Connection) -> None:
+    from sqlite_utils import Database
+
+    from session_middleware.storage.sqlite import schema
+
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        schema.apply(Database(connection, execute_plugins=False, recursive_triggers=False))
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+KNOWN_MIGRATIONS = frozenset({"m001_initial"})  # `schema` costs an import of sqlite-utils; a test holds them equal
+
+
+def _pending(connection: sqlite3.Connection) -> bool:
+    return bool(KNOWN_MIGRATIONS - _applied(connection))
+
+
+def _applied(connection: sqlite3.Connection) -> frozenset[str]:
+    if "_sqlite_migrations" not in _tables(connection):
+        return frozenset()
+    rows = connection.execute(
+        "SELECT name FROM _sqlite_migrations WHERE migration_set = 'session_middleware'"
+    )
+    return frozenset(name for (name,) in rows)
+
+
+def _tables(connection: sqlite3.Connection) -> frozenset[str]:
+    rows = connection.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')")
+    return frozenset(name for (name,) in rows)
+
+
+def _check_file(path: str) -> None:
+    """Refuse what is not ours to write to, before anything on disk is changed."""
+    file = Path(path)
+    if file.is_dir():
+        raise StorageError(path, "it is a folder", advice="name a file in it, such as sessions.db")
+    if not file.parent.is_dir():
+        raise StorageError(path, "its folder does not exist", advice=f"create {str(file.parent)!r} first")
+    if not file.exists() or file.stat().st_size == 0:
+        return
+    connection = sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True, timeout=BUSY_SECONDS)
+    try:
+        applied, tables = _applied(connection), _tables(connection)
+    finally:
+        connection.close()
+    if applied - KNOWN_MIGRATIONS:
+        raise StorageError(
+            path, "it was written by a newer session-middleware", advice="upgrade the package to open it"
+        )
+    taken = tables & {"sessions", "messages", "checkpoints", "writes", "memories", "events", "runs"}
+    if not applied and taken:
+        raise StorageError(
+            path,
+            f"it holds another program's tables ({', '.join(sorted(taken))})",
+            advice="choose a file of its own for sessions",
+        )
+
+
+def _explain(path: str, error: sqlite3.Error) -> StorageError:
+    text = str(error)
+    for sign, problem, advice in (
+        ("not a database", "it is not an SQLite database", "choose another file; this one was not touched"),
+        ("malformed", "it is damaged", "restore a backup; do not write to it"),
+        ("readonly", "it may not be written to", "give this process write access to the file and its folder"),
+        ("unable to open", "it cannot be opened", "check that the folder exists and may be written to"),
+        ("disk is full", "the disk is full", "free some space and try again; what was acknowledged is safe"),
+        ("locked", f"another process has held its write lock for {BUSY_SECONDS:.0f} s", "try again, or end it"),
+    ):
+        if sign in text:
+            return StorageError(path, f"{problem} ({text})", advice=advice)
+    return StorageError(path, text, advice="see the exception this one came from")

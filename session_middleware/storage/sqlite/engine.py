@@ -1,0 +1,271 @@
+"""The SQLite engine: each method of the port, as a transaction over the statements beside it."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Collection, Sequence
+from datetime import datetime
+from typing import Any, TypeVar
+
+from session_middleware.errors import SessionError, SessionExists
+from session_middleware.model import (
+    Clock,
+    Ended,
+    Event,
+    Message,
+    NewId,
+    Run,
+    SessionInfo,
+    ToolCall,
+)
+from session_middleware.settings import SessionSettings
+from session_middleware.storage.port import (
+    Blob,
+    CheckpointPut,
+    Deleted,
+    ListRef,
+    MemoryPut,
+    MemoryQuery,
+    MessageSeen,
+    SessionDetails,
+    SessionFilter,
+    StoredCheckpoint,
+    StoredMemory,
+    ToolStart,
+    Visit,
+    WritesPut,
+)
+from session_middleware.storage.sqlite import checkpoints, memories, record, sessions
+from session_middleware.storage.sqlite.database import Refusal, SqliteDatabase
+
+T = TypeVar("T")
+Connection = sqlite3.Connection
+
+
+class SqliteStorage:
+    def __init__(self, path: str, settings: SessionSettings, *, clock: Clock, new_id: NewId) -> None:
+        self.name = path
+        self._rules = sessions.Rules(settings, clock, new_id)
+        self._database = SqliteDatabase(path, synchronous=settings.synchronous)
+
+    def close(self) -> None:
+        self._database.close()
+
+    def _visit(self, visit: Visit, then: Callable[[Connection, str], T], *, durable: bool = True) -> T:
+        """Admit a visit and do what it came for, in one transaction; `then` is given the family."""
+
+        def operation(connection: Connection) -> T | Refusal:
+            try:
+                family_id = sessions.admit(connection, visit, self._rules)
+            except sessions.REFUSALS as error:
+                return self._refused(connection, visit, error)
+            return then(connection, family_id)
+
+        result: Any = self._database.write(operation, durable=durable)
+        visit.admitted = True
+        return result  # type: ignore[no-any-return]  # a Refusal was raised by write
+
+    def _refused(self, connection: Connection, visit: Visit, error: SessionError) -> Refusal:
+        sessions.refuse(connection, visit, error, self._rules)
+        return Refusal(error)
+
+    # Sessions
+
+    def open_session(self, visit: Visit, details: SessionDetails, *, must_be_new: bool = False) -> SessionInfo:
+        def then(connection: Connection, family_id: str) -> SessionInfo:
+            if must_be_new and visit.admission not in ("opened", "fresh"):
+                raise SessionExists(visit.session_id)
+            return sessions.update(connection, visit.session_id, details)
+
+        return self._visit(visit, then)
+
+    def look(self, visit: Visit) -> SessionInfo | None:
+        try:
+            return self._database.read(lambda connection: sessions.look(connection, visit, self._rules))
+        except sessions.REFUSALS as error:
+            refusal = error
+        return self._database.write(lambda connection: self._refused(connection, visit, refusal))  # type: ignore[return-value]
+
+    def find_session(self, session_id: str) -> SessionInfo | None:
+        return self._database.read(lambda connection: sessions.find(connection, session_id))
+
+    def list_sessions(
+        self, where: SessionFilter, *, limit: int | None, before: tuple[datetime, str] | None = None
+    ) -> list[SessionInfo]:
+        return self._database.read(
+            lambda connection: sessions.list_(connection, where, self._rules, limit=limit, before=before)
+        )
+
+    def count_sessions(self, where: SessionFilter) -> int:
+        return self._database.read(lambda connection: sessions.count(connection, where, self._rules))
+
+    def update_session(self, session_id: str, details: SessionDetails) -> SessionInfo:
+        return self._database.write(lambda connection: sessions.update(connection, session_id, details))
+
+    def delete_session(self, session_id: str) -> Deleted:
+        deleted = self._database.write(lambda connection: sessions.delete(connection, session_id))
+        if deleted.sessions:
+            self._database.erase()
+        return deleted
+
+    def end_expired(self, *, now: datetime, dry_run: bool, leave: Collection[str] = ()) -> list[Ended]:
+        due = self._database.read(lambda connection: sessions.list_due(connection, self._rules, now))
+        due = [session for session in due if session.id not in leave]
+        if dry_run:
+            return [sessions.ended(session, self._rules) for session in due]
+        done = [self._end_one(session.id, now) for session in due]
+        found = [ended for ended in done if ended is not None]
+        if any(ended.action == "delete" for ended in found):
+            self._database.erase()
+        return found
+
+    def _end_one(self, session_id: str, now: datetime) -> Ended | None:
+        return self._database.write(
+            lambda connection: sessions.end_one(connection, session_id, self._rules, now)
+        )
+
+    # The record
+
+    def begin_run(self, visit: Visit) -> None:
+        self._visit(visit, lambda connection, family_id: None, durable=False)
+
+    def end_run(self, visit: Visit, *, outcome: str, error: str | None, duration_ms: float) -> None:
+        if visit.run_id is None:
+            return
+        run_id = visit.run_id
+        self._database.write(
+            lambda connection: record.end_run(
+                connection, visit.session_id, run_id, outcome=outcome, error=error, duration_ms=duration_ms
+            ),
+            durable=False,
+        )
+
+    def append_messages(self, visit: Visit, messages: Sequence[MessageSeen]) -> None:
+        self._visit(visit, lambda connection, _: self._append(connection, visit, messages), durable=False)
+
+    def _append(self, connection: Connection, visit: Visit, messages: Sequence[MessageSeen]) -> None:
+        if messages and self._rules.settings.tracking:
+            now = self._rules.clock()
+            record.append_messages(connection, visit.session_id, messages, run_id=visit.run_id, now=now)
+
+    def start_tool_call(self, visit: Visit, call: ToolStart) -> None:
+        self._visit(
+            visit,
+            lambda connection, _: record.start_tool_call(
+                connection, visit.session_id, call, run_id=visit.run_id, now=self._rules.clock()
+            ),
+            durable=False,
+        )
+
+    def end_tool_call(
+        self,
+        visit: Visit,
+        execution_id: str,
+        *,
+        status: str,
+        result: Any,
+        error: str | None,
+        duration_ms: float,
+    ) -> None:
+        self._database.write(
+            lambda connection: record.end_tool_call(
+                connection,
+                visit.session_id,
+                execution_id,
+                status=status,
+                result=result,
+                error=error,
+                duration_ms=duration_ms,
+            ),
+            durable=False,
+        )
+
+    def append_event(
+        self, session_id: str, kind: str, *, reason: str | None = None, detail: dict[str, Any] | None = None
+    ) -> None:
+        self._database.write(
+            lambda connection: sessions.append_event(
+                connection, session_id, kind, reason, detail or {}, self._rules.clock()
+            )
+        )
+
+    def list_messages(
+        self, session_id: str, *, after: int = 0, limit: int | None = None, all_versions: bool = False
+    ) -> list[Message]:
+        return self._database.read(
+            lambda connection: record.list_messages(
+                connection, session_id, after=after, limit=limit, all_versions=all_versions
+            )
+        )
+
+    def list_tool_calls(self, session_id: str, *, after: int = 0, limit: int | None = None) -> list[ToolCall]:
+        return self._database.read(
+            lambda connection: record.list_tool_calls(connection, session_id, after=after, limit=limit)
+        )
+
+    def list_runs(self, session_id: str, *, after: int = 0, limit: int | None = None) -> list[Run]:
+        return self._database.read(
+            lambda connection: record.list_runs(connection, session_id, after=after, limit=limit)
+        )
+
+    def list_events(self, session_id: str, *, after: int = 0, limit: int | None = None) -> list[Event]:
+        return self._database.read(
+            lambda connection: record.list_events(connection, session_id, after=after, limit=limit)
+        )
+
+    # Checkpoints
+
+    def put_checkpoint(self, put: CheckpointPut) -> tuple[str, dict[str, ListRef]]:
+        def then(connection: Connection, family_id: str) -> tuple[str, dict[str, ListRef]]:
+            stored = checkpoints.put(connection, family_id, put)
+            self._append(connection, put.visit, put.messages)
+            return stored
+
+        return self._visit(put.visit, then)
+
+    def put_writes(self, put: WritesPut) -> None:
+        self._visit(put.visit, lambda connection, family_id: checkpoints.put_writes(connection, family_id, put))
+
+    def get_checkpoint(
+        self, session_id: str, checkpoint_ns: str, checkpoint_id: str | None
+    ) -> StoredCheckpoint | None:
+        return self._database.read(
+            lambda connection: checkpoints.get(connection, session_id, checkpoint_ns, checkpoint_id, self.name)
+        )
+
+    def list_checkpoints(
+        self,
+        session_id: str | None,
+        *,
+        checkpoint_ns: str | None = None,
+        before: str | None = None,
+        checkpoint_id: str | None = None,
+        limit: int | None = None,
+        after: tuple[str, str, str] | None = None,
+    ) -> list[tuple[str, str, str, Blob]]:
+        return self._database.read(
+            lambda connection: checkpoints.list_(
+                connection,
+                session_id,
+                checkpoint_ns=checkpoint_ns,
+                before=before,
+                checkpoint_id=checkpoint_id,
+                limit=limit,
+                after=after,
+                path=self.name,
+            )
+        )
+
+    # Memories
+
+    def put_memories(self, puts: Sequence[MemoryPut]) -> None:
+        self._database.write(lambda connection: memories.put(connection, puts, self._rules.clock()))
+
+    def get_memories(self, keys: Sequence[tuple[tuple[str, ...], str]]) -> list[StoredMemory | None]:
+        return self._database.read(lambda connection: memories.get(connection, keys))
+
+    def search_memories(self, query: MemoryQuery) -> list[StoredMemory]:
+        return self._database.read(lambda connection: memories.search(connection, query))
+
+    def list_namespaces(self) -> list[tuple[str, ...]]:
+        return self._database.read(memories.list_namespaces)

@@ -1,0 +1,243 @@
+"""The tables, and how they came to be.
+
+Text ids, ISO-8601 UTC times and JSON columns, so that `sqlite3`, sqlite-utils and Datasette read
+them as they are. Two families of tables: what people read (sessions, runs, messages, tool_calls,
+model_calls, events, memories), and what the checkpointer restores state from (checkpoints, writes,
+lists, list_items, blobs).
+
+A state's values are blobs, stored once per family by their digest. A list is rows of `list_items`;
+the list it was branched from is its parent and gives its first `parent_length` elements. Lists only
+grow, and their ids are never used twice, so "the first n elements of list i" means the same for ever.
+"""
+
+from __future__ import annotations
+
+from sqlite_utils import Database, Migrations
+
+migrations = Migrations("session_middleware")
+
+OWN_TABLES = frozenset(
+    {"sessions", "runs", "messages", "tool_calls", "model_calls", "events", "memories"}
+    | {"checkpoints", "writes", "lists", "list_items", "blobs"}
+)
+
+_TABLES = (
+    """
+    CREATE TABLE sessions (
+        id TEXT PRIMARY KEY,
+        family_id TEXT NOT NULL,
+        parent_id TEXT,
+        user_id TEXT,
+        group_id TEXT,
+        status TEXT NOT NULL DEFAULT 'active',
+        opened_as TEXT NOT NULL,
+        title TEXT,
+        purpose TEXT,
+        tags TEXT NOT NULL DEFAULT '[]',
+        metadata TEXT NOT NULL DEFAULT '{}',
+        context TEXT NOT NULL DEFAULT '{}',
+        client TEXT NOT NULL DEFAULT '{}',
+        created_at TEXT NOT NULL,
+        last_active_at TEXT NOT NULL,
+        ended_at TEXT,
+        expires_at TEXT,
+        last_seq INTEGER NOT NULL DEFAULT 0,
+        run_count INTEGER NOT NULL DEFAULT 0,
+        message_count INTEGER NOT NULL DEFAULT 0,
+        tool_call_count INTEGER NOT NULL DEFAULT 0,
+        error_count INTEGER NOT NULL DEFAULT 0,
+        input_tokens INTEGER NOT NULL DEFAULT 0,
+        output_tokens INTEGER NOT NULL DEFAULT 0
+    ) WITHOUT ROWID
+    """,
+    "CREATE INDEX sessions_by_family ON sessions (family_id)",
+    "CREATE INDEX sessions_by_activity ON sessions (last_active_at, id)",
+    "CREATE INDEX sessions_by_user ON sessions (user_id, last_active_at, id)",
+    "CREATE INDEX sessions_by_group ON sessions (group_id, last_active_at, id)",
+    "CREATE INDEX sessions_by_status ON sessions (status, last_active_at, id)",
+    """
+    CREATE TABLE runs (
+        session_id TEXT NOT NULL,
+        seq INTEGER NOT NULL,
+        id TEXT NOT NULL UNIQUE,
+        outcome TEXT NOT NULL,
+        error TEXT,
+        started_at TEXT NOT NULL,
+        duration_ms REAL,
+        input_tokens INTEGER,
+        output_tokens INTEGER,
+        cost REAL,
+        checkpoint_id TEXT,
+        UNIQUE (session_id, seq)
+    )
+    """,
+    """
+    CREATE TABLE messages (
+        session_id TEXT NOT NULL,
+        seq INTEGER NOT NULL,
+        run_id TEXT,
+        message_id TEXT NOT NULL,
+        version INTEGER NOT NULL DEFAULT 1,
+        replaced_by INTEGER,
+        branch TEXT,
+        role TEXT NOT NULL,
+        name TEXT,
+        text TEXT NOT NULL,
+        content TEXT,
+        tool_calls TEXT,
+        tool_call_id TEXT,
+        model TEXT,
+        input_tokens INTEGER,
+        output_tokens INTEGER,
+        status TEXT NOT NULL DEFAULT 'complete',
+        checkpoint_ns TEXT NOT NULL DEFAULT '',
+        created_at TEXT NOT NULL,
+        UNIQUE (session_id, seq),
+        UNIQUE (session_id, message_id, version)
+    )
+    """,
+    """
+    CREATE TABLE tool_calls (
+        session_id TEXT NOT NULL,
+        seq INTEGER NOT NULL,
+        run_id TEXT,
+        execution_id TEXT NOT NULL UNIQUE,
+        tool_call_id TEXT NOT NULL,
+        attempt INTEGER NOT NULL DEFAULT 1,
+        name TEXT NOT NULL,
+        arguments TEXT,
+        result TEXT,
+        status TEXT NOT NULL,
+        error TEXT,
+        message_id TEXT,
+        checkpoint_ns TEXT NOT NULL DEFAULT '',
+        node TEXT,
+        started_at TEXT,
+        duration_ms REAL,
+        UNIQUE (session_id, seq),
+        UNIQUE (session_id, tool_call_id, attempt)
+    )
+    """,
+    """
+    CREATE TABLE model_calls (
+        session_id TEXT NOT NULL,
+        seq INTEGER NOT NULL,
+        run_id TEXT,
+        model TEXT,
+        provider TEXT,
+        input_tokens INTEGER,
+        output_tokens INTEGER,
+        cached_tokens INTEGER,
+        reasoning_tokens INTEGER,
+        cost REAL,
+        first_token_ms REAL,
+        duration_ms REAL,
+        error TEXT,
+        started_at TEXT,
+        UNIQUE (session_id, seq)
+    )
+    """,
+    """
+    CREATE TABLE events (
+        session_id TEXT NOT NULL,
+        seq INTEGER NOT NULL,
+        run_id TEXT,
+        kind TEXT NOT NULL,
+        reason TEXT,
+        detail TEXT NOT NULL DEFAULT '{}',
+        created_at TEXT NOT NULL,
+        UNIQUE (session_id, seq)
+    )
+    """,
+    """
+    CREATE TABLE checkpoints (
+        session_id TEXT NOT NULL,
+        checkpoint_ns TEXT NOT NULL,
+        checkpoint_id TEXT NOT NULL,
+        parent_id TEXT,
+        source TEXT,
+        step INTEGER,
+        channels TEXT NOT NULL,
+        type TEXT NOT NULL,
+        body BLOB NOT NULL,
+        checksum INTEGER NOT NULL,
+        PRIMARY KEY (session_id, checkpoint_ns, checkpoint_id)
+    ) WITHOUT ROWID
+    """,
+    """
+    CREATE TABLE writes (
+        session_id TEXT NOT NULL,
+        checkpoint_ns TEXT NOT NULL,
+        checkpoint_id TEXT NOT NULL,
+        task_id TEXT NOT NULL,
+        idx INTEGER NOT NULL,
+        task_path TEXT NOT NULL,
+        channel TEXT NOT NULL,
+        value TEXT,
+        checksum INTEGER NOT NULL,
+        PRIMARY KEY (session_id, checkpoint_ns, checkpoint_id, task_id, idx)
+    ) WITHOUT ROWID
+    """,
+    """
+    CREATE TABLE lists (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        family_id TEXT NOT NULL,
+        parent_id INTEGER,
+        parent_length INTEGER NOT NULL DEFAULT 0,
+        depth INTEGER NOT NULL DEFAULT 0
+    )
+    """,
+    "CREATE INDEX lists_by_family ON lists (family_id)",
+    """
+    CREATE TABLE list_items (
+        list_id INTEGER NOT NULL,
+        position INTEGER NOT NULL,
+        count INTEGER NOT NULL,
+        blob_id INTEGER NOT NULL,
+        PRIMARY KEY (list_id, position)
+    ) WITHOUT ROWID
+    """,
+    """
+    CREATE TABLE blobs (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        family_id TEXT NOT NULL,
+        digest BLOB NOT NULL,
+        type TEXT NOT NULL,
+        data BLOB NOT NULL,
+        UNIQUE (family_id, digest)
+    )
+    """,
+    """
+    CREATE TABLE memories (
+        id INTEGER PRIMARY KEY,
+        namespace TEXT NOT NULL,
+        key TEXT NOT NULL,
+        value TEXT NOT NULL,
+        text TEXT,
+        session_id TEXT,
+        message_id TEXT,
+        created_at TEXT NOT NULL,
+        updated_at TEXT NOT NULL,
+        expires_at TEXT,
+        UNIQUE (namespace, key)
+    )
+    """,
+    "CREATE INDEX memories_by_session ON memories (session_id)",
+)
+
+
+@migrations()
+def m001_initial(db: Database) -> None:
+    for statement in _TABLES:
+        db.execute(statement)
+    db.table("memories").enable_fts(["text"], create_triggers=True, tokenize="porter unicode61")
+
+
+def latest() -> frozenset[str]:
+    """The names of all migrations this version of the code knows."""
+    return frozenset(migration.name for migration in migrations._migrations)
+
+
+def apply(db: Database) -> None:
+    """Bring the schema up to date. The caller holds the write lock and commits."""
+    migrations.apply(db)
