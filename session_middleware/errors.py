@@ -6,11 +6,15 @@
     ├── SessionExpired        (LookupError)      on_resume="reject" and the session has expired
     ├── SessionClosed         (ValueError)       on_closed="reject" and the session has ended
     ├── SessionAccessDenied   (PermissionError)  the session is owned by somebody else
+    │   └── MemoryAccessDenied                   the memory is
     ├── SessionBusy           (TimeoutError)     another run holds the session
     ├── SessionLimitReached   (ValueError)       max_sessions is reached
+    ├── GraphHasPart          (ValueError)       attach() would replace a checkpointer or store
+    ├── NotAGraph             (TypeError)        attach() was given something else
     ├── InvalidTransition     (ValueError)       a status that cannot follow the present one
     ├── InvalidSessionId      (ValueError)       an id no session can have, or none at all
     ├── InvalidSettings       (ValueError)       a setting that does not parse
+    ├── MemoryScopeUnavailable (ValueError)      a scope the session has no id for
     ├── UnserializableValue   (TypeError)        a value the checkpointer cannot store or give back
     └── StorageError          (OSError)          the database: missing, damaged, full, not ours
 
@@ -91,6 +95,23 @@ class MemoryAccessDenied(SessionAccessDenied):
         )
 
 
+class GraphHasPart(SessionError, ValueError):
+    def __init__(self, part: str) -> None:
+        self.part = part
+        super().__init__(
+            f"the graph has a {part} already; compile it without one, keep its own with "
+            f"attach(graph, {part}=False), or put this one in its place with attach(graph, replace=True)"
+        )
+
+
+class NotAGraph(SessionError, TypeError):
+    def __init__(self, found: str) -> None:
+        super().__init__(
+            f"attach() takes a compiled graph and was given a {found}; call .compile() on a StateGraph first, "
+            "or pass what create_agent(...) returns"
+        )
+
+
 class SessionBusy(SessionError, TimeoutError):
     def __init__(self, session_id: str, *, run_id: str | None = None) -> None:
         self.session_id = session_id
@@ -142,6 +163,8 @@ class UnserializableValue(SessionError, TypeError):
     """A value of a graph's state that cannot be stored, or not be read back as what it was."""
 
     def __init__(self, problem: str, *, advice: str) -> None:
+        self.problem = problem
+        self.advice = advice
         super().__init__(f"{problem}; {advice}")
 
 
@@ -149,3 +172,14 @@ class StorageError(SessionError, OSError):
     def __init__(self, where: str, problem: str, *, advice: str) -> None:
         self.where = where
         super().__init__(f"{where}: {problem}; {advice}")
+
+
+class MemoryScopeUnavailable(SessionError, ValueError):
+    def __init__(self, scope: str, *, session_id: str | None) -> None:
+        self.scope = scope
+        self.session_id = session_id
+        whose = f"session {session_id!r} has" if session_id is not None else "there is"
+        super().__init__(
+            f"{whose} no {scope}_id to keep memories of scope {scope!r} under; give one with "
+            f"sessions.config(…, {scope}_id=…) or sessions.open(…, {scope}_id=…), or use another scope"
+        )

@@ -22,6 +22,8 @@ _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
 def passes(value: Mapping[str, Any], filter: Mapping[str, Any] | None) -> bool:
     """All of the filter's keys hold. A dict of ``$`` operators compares; another dict looks inside.
 
+    Lists hold when they are as long and each element holds; a tuple is a list, as in JSON.
+
     Raises:
         ValueError: an operator nobody knows.
     """
@@ -29,14 +31,18 @@ def passes(value: Mapping[str, Any], filter: Mapping[str, Any] | None) -> bool:
 
 
 def _holds(found: Any, wanted: Any) -> bool:
+    if isinstance(wanted, list | tuple):
+        return isinstance(found, list) and len(found) == len(wanted) and all(map(_holds, found, wanted))
     if not isinstance(wanted, Mapping):
         return bool(found == wanted)
-    if wanted and all(isinstance(key, str) and key.startswith("$") for key in wanted):
+    if any(isinstance(key, str) and key.startswith("$") for key in wanted):
         return all(_compare(found, name, operand) for name, operand in wanted.items())
     return isinstance(found, Mapping) and passes(found, wanted)
 
 
 def _compare(found: Any, name: str, operand: Any) -> bool:
+    if isinstance(operand, tuple):
+        operand = list(operand)
     if name not in _OPERATORS:
         raise ValueError(f"{name!r} is not a filter operator; use one of {', '.join(_OPERATORS)}")
     try:

@@ -59,7 +59,7 @@ class Blob(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Some successive elements of a list. One blob: the element itself when `count` is 1, else their list."""
+    """Some successive elements of a list, in one blob: the first `count` of those it holds."""
 
     blob: Blob
     count: int = 1
@@ -375,6 +375,8 @@ class Storage(Protocol):
 
         `before` keeps ids below it; `after` is the key of the last one had.
         """
+
+    def count_checkpoints(self, session_id: str) -> int: ...
 
     # Memories
 

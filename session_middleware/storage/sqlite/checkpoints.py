@@ -298,6 +298,11 @@ def list_(
     return found
 
 
+def count(connection: sqlite3.Connection, session_id: str) -> int:
+    row = connection.execute("SELECT COUNT(*) FROM checkpoints WHERE session_id = ?", (session_id,)).fetchone()
+    return int(row[0])
+
+
 # Writes
 
 

@@ -61,8 +61,12 @@ class SqliteStorage:
                 return self._refused(connection, visit, error)
             return then(connection, family_id)
 
-        result: Any = self._database.write(operation, durable=durable)
-        visit.admitted = True
+        was_admitted = visit.admitted
+        try:
+            result: Any = self._database.write(operation, durable=durable)
+        except BaseException:
+            visit.admitted = was_admitted
+            raise
         return result  # type: ignore[no-any-return]  # a Refusal was raised by write
 
     def _refused(self, connection: Connection, visit: Visit, error: SessionError) -> Refusal:
@@ -255,6 +259,9 @@ class SqliteStorage:
                 path=self.name,
             )
         )
+
+    def count_checkpoints(self, session_id: str) -> int:
+        return self._database.read(lambda connection: checkpoints.count(connection, session_id))
 
     # Memories
 

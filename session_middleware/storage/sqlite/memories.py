@@ -7,6 +7,7 @@ import re
 import sqlite3
 from collections.abc import Sequence
 from datetime import datetime
+from itertools import islice
 from typing import Any
 
 from session_middleware.model import from_text, to_text
@@ -53,37 +54,26 @@ def search(connection: sqlite3.Connection, query: MemoryQuery) -> list[StoredMem
         if words is None:
             return []
         rows = connection.execute(
-            f"SELECT {_COLUMNS}, -bm25(memories_fts) FROM memories_fts JOIN memories ON memories.id = memories_fts.rowid"
+            f"SELECT {_COLUMNS}, -bm25(memories_fts)"
+            " FROM memories_fts JOIN memories ON memories.id = memories_fts.rowid"
             f" WHERE memories_fts MATCH ? AND ({where}) ORDER BY bm25(memories_fts), memories.id",
             (words, *values),
         )
     else:
-        rows = connection.execute(
-            f"SELECT {_COLUMNS}, NULL FROM memories WHERE {where} ORDER BY memories.id", values
-        )
-    found: list[StoredMemory] = []
-    for row in rows:
-        item = _stored(row)
-        if passes(item.value, query.filter):
-            found.append(item)
-            if len(found) == query.offset + query.limit:
-                break
-    return found[query.offset :]
+        rows = connection.execute(f"SELECT {_COLUMNS}, NULL FROM memories WHERE {where} ORDER BY memories.id", values)
+    passing = (item for item in map(_stored, rows) if passes(item.value, query.filter))
+    return list(islice(islice(passing, query.offset, None), query.limit))
 
 
 def _visible(query: MemoryQuery) -> tuple[str, list[Any]]:
-    conditions: list[str] = []
-    values: list[Any] = []
-    for namespace in query.namespaces:
-        if query.prefix and not namespace:
-            return "1", []
-        exact = namespace_text(namespace)
-        conditions.append("namespace = ?")
-        values.append(exact)
-        if query.prefix:  # ["a" is followed by , in whatever lies below it, and - comes after ,
-            conditions.append("namespace >= ? AND namespace < ?")
-            values += [exact[:-1] + ",", exact[:-1] + "-"]
-    return " OR ".join(conditions) or "0", values
+    if query.prefix and () in query.namespaces:
+        return "1", []
+    exact = [namespace_text(namespace) for namespace in query.namespaces]
+    if not query.prefix:  # one parameter: thousands of them, or of ORs, are more than SQLite takes
+        return "namespace IN (SELECT value FROM json_each(?))", [json.dumps(exact)]
+    # ["a" is followed by , in whatever lies below it, and - comes after ,
+    below = [bound for text in exact for bound in (text, text[:-1] + ",", text[:-1] + "-")]
+    return " OR ".join(["namespace = ? OR namespace >= ? AND namespace < ?"] * len(exact)) or "0", below
 
 
 def match_expression(query: str) -> str | None:

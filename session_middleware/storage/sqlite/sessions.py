@@ -67,6 +67,7 @@ def admit(connection: sqlite3.Connection, visit: Visit, rules: Rules) -> str:
         _touch(connection, visit.session_id, rules, now)
     if visit.run_id is not None and not visit.admitted:
         record.begin_run(connection, visit.session_id, visit.run_id, now)
+    visit.admitted = True  # here, in the writer's turn, so that no second operation admits it again
     return session.family_id
 
 

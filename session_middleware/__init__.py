@@ -1,0 +1,84 @@
+"""Sessions for agents, in one file.
+
+    from session_middleware import Sessions
+
+    sessions = Sessions("sessions.db")
+    agent = sessions.attach(graph)
+    agent.invoke({"messages": "hi"}, sessions.config("thread-42", user_id="alice"))
+
+Importing this package imports nothing else; each name is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from session_middleware.errors import (
+        GraphHasPart,
+        InvalidSessionId,
+        InvalidSettings,
+        MemoryAccessDenied,
+        NotAGraph,
+        SessionAccessDenied,
+        SessionError,
+        SessionExists,
+        SessionExpired,
+        SessionNotFound,
+        StorageError,
+        UnserializableValue,
+    )
+    from session_middleware.session import Session
+    from session_middleware.sessions import Sessions
+    from session_middleware.settings import SessionSettings
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Session": "session",
+    "Sessions": "sessions",
+    "SessionSettings": "settings",
+    "GraphHasPart": "errors",
+    "InvalidSessionId": "errors",
+    "InvalidSettings": "errors",
+    "MemoryAccessDenied": "errors",
+    "NotAGraph": "errors",
+    "SessionAccessDenied": "errors",
+    "SessionError": "errors",
+    "SessionExists": "errors",
+    "SessionExpired": "errors",
+    "SessionNotFound": "errors",
+    "StorageError": "errors",
+    "UnserializableValue": "errors",
+}
+
+__all__ = [  # noqa: PLE0604, RUF022  # the names above, spelled out for type checkers
+    "GraphHasPart",
+    "InvalidSessionId",
+    "InvalidSettings",
+    "MemoryAccessDenied",
+    "NotAGraph",
+    "Session",
+    "SessionAccessDenied",
+    "SessionError",
+    "SessionExists",
+    "SessionExpired",
+    "SessionNotFound",
+    "SessionSettings",
+    "Sessions",
+    "StorageError",
+    "UnserializableValue",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

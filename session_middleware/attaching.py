@@ -1,0 +1,53 @@
+"""Putting parts into a compiled graph, without changing the graph itself."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.runnables.config import merge_configs
+from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph.pregel import Pregel
+
+from session_middleware.errors import GraphHasPart, NotAGraph
+
+G = TypeVar("G")
+
+
+def attached(graph: G, parts: dict[str, Any], handlers: Sequence[BaseCallbackHandler], *, replace: bool) -> G:
+    """A copy of `graph` with `parts` (its checkpointer, its store) and `handlers` in place."""
+    if not isinstance(graph, Pregel):
+        raise NotAGraph(type(graph).__name__)
+    for name, part in parts.items():
+        own = getattr(graph, name, None)
+        if own is not None and own is not part and not replace:
+            raise GraphHasPart(name)
+    found = copy.copy(graph)
+    for name, part in parts.items():
+        setattr(found, name, _allowing(part, graph) if name == "checkpointer" else part)
+    if handlers:
+        given = (graph.config or {}).get("callbacks")
+        missing = [handler for handler in handlers if not isinstance(given, list) or handler not in given]
+        found.config = merge_configs(graph.config, {"callbacks": missing})
+    return found
+
+
+def _allowing(saver: BaseCheckpointSaver[Any], graph: Pregel[Any, Any, Any, Any]) -> BaseCheckpointSaver[Any]:
+    """The saver, with the types that the schemas of the graph and its subgraphs name allowed in its state."""
+    try:
+        from langgraph._internal._serde import collect_allowlist_from_schemas
+    except ImportError:  # a later LangGraph may have moved it: types are then allowed by hand
+        return saver
+    graphs = [graph, *(subgraph for _, subgraph in graph.get_subgraphs(recurse=True))]
+    schemas: list[type] = []
+    channels: dict[str, Any] = {}
+    for number, each in enumerate(graphs):
+        channels.update({f"{number}.{name}": channel for name, channel in each.channels.items()})
+        builder = getattr(each, "builder", None)
+        if builder is not None:
+            schemas += [builder.state_schema, builder.input_schema, builder.output_schema]
+            schemas += [node.input_schema for node in builder.nodes.values()]
+    allowed = collect_allowlist_from_schemas(schemas=[s for s in schemas if s is not None], channels=channels)
+    return saver.with_allowlist(allowed)

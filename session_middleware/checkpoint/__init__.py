@@ -1,0 +1,1 @@
+"""The checkpointer: LangGraph's saver contract over pieces that are each stored once."""

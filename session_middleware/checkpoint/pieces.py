@@ -1,0 +1,121 @@
+"""Splitting what a checkpoint holds into stored pieces, and joining them again: pure functions.
+
+A list is stored as its elements, so that a thread costs what was said and not that times the number
+of checkpoints. To find what is new in a list, each element is compared with what was last stored by
+a fingerprint: a hash of its fields, encoded by the same encoder that stores them but without the
+model's own dump, which is what makes it several times cheaper than serialising the element. Changes
+made in place show, because the fields themselves are read every time.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from langchain_core.messages import BaseMessage
+from langgraph.checkpoint.serde.base import SerializerProtocol
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+
+from session_middleware.storage.port import Blob, Chunk, ListRef
+
+_encode = JsonPlusSerializer(allowed_msgpack_modules=None).dumps_typed
+_SCALARS = frozenset({str, int, float, bool, type(None)})
+_SHORT = 256  # characters; a longer text is worth a blob of its own
+RUN = "+"  # begins the type of a blob that holds a list of elements, not one
+
+
+@dataclass(frozen=True, slots=True)
+class KnownList:
+    """A stored list, as this process has last seen it."""
+
+    ref: ListRef
+    fingerprints: array[int]
+
+
+def fingerprint(element: Any) -> int:
+    """64 bits that change whenever what would be stored of `element` changes; made for this process only."""
+    if isinstance(element, BaseMessage):
+        element = (type(element).__qualname__, element.__dict__, element.__pydantic_extra__)
+    try:
+        return hash(_encode(element))
+    except Exception:  # noqa: BLE001  # storing it will say what is wrong with it; here it is merely new
+        return hash(object())
+
+
+def fingerprints(elements: Iterable[Any]) -> array[int]:
+    return array("q", map(fingerprint, elements))
+
+
+def kept(new: array[int], old: array[int]) -> int:
+    """How many elements the two lists have in common at their beginning."""
+    length = min(len(new), len(old))
+    if new[:length] == old[:length]:
+        return length
+    return next(place for place in range(length) if new[place] != old[place])
+
+
+def added(elements: Sequence[Any], new: array[int], old: array[int], keep: int) -> list[Any]:
+    """The elements after the first `keep` that the old list did not have at all, in order."""
+    gone = Counter(old[keep:])
+    found = []
+    for element, mark in zip(elements[keep:], new[keep:], strict=True):
+        if gone[mark]:
+            gone[mark] -= 1
+        else:
+            found.append(element)
+    return found
+
+
+def chunks(elements: Sequence[Any], serde: SerializerProtocol) -> list[Chunk]:
+    """The elements as blobs: each its own, but small plain values that stand together share one."""
+    found: list[Chunk] = []
+    start = 0
+    while start < len(elements):
+        end = start + 1
+        if _is_small(elements[start]):
+            while end < len(elements) and _is_small(elements[end]):
+                end += 1
+        if end == start + 1:
+            found.append(Chunk(Blob(*serde.dumps_typed(elements[start]))))
+        else:
+            kind, data = serde.dumps_typed(list(elements[start:end]))
+            found.append(Chunk(Blob(RUN + kind, data), end - start))
+        start = end
+    return found
+
+
+def _is_small(element: Any) -> bool:
+    return type(element) in _SCALARS and (type(element) is not str or len(element) <= _SHORT)
+
+
+def join(parts: Sequence[Chunk], serde: SerializerProtocol) -> list[Any]:
+    """The elements of the chunks. A branch may use only the first `count` elements of a run."""
+    elements: list[Any] = []
+    for (kind, data), count in parts:
+        if kind.startswith(RUN):
+            elements.extend(serde.loads_typed((kind[len(RUN) :], data))[:count])
+        else:
+            elements.append(serde.loads_typed((kind, data)))
+    return elements
+
+
+def find_culprit(value: Any, path: str, serde: SerializerProtocol) -> tuple[str, Any]:
+    """The innermost part of `value` that cannot be serialised, and the path to it, such as ``state.frame[2]``."""
+    for step, part in _parts(value):
+        try:
+            serde.dumps_typed(part)
+        except Exception:  # noqa: BLE001  # a serializer of the user's may raise anything
+            return find_culprit(part, path + step, serde)
+    return path, value
+
+
+def _parts(value: Any) -> Iterable[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        return [(f"[{key!r}]", part) for key, part in value.items()]
+    if isinstance(value, (list, tuple)):
+        return [(f"[{place}]", part) for place, part in enumerate(value)]
+    fields = getattr(value, "__dict__", None)
+    return [(f".{name}", part) for name, part in fields.items()] if isinstance(fields, dict) else []

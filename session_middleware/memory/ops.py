@@ -1,0 +1,134 @@
+"""LangGraph's store operations, checked and matched: what is the same whatever the storage. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from langgraph.store.base import (
+    GetOp,
+    InvalidNamespaceError,
+    ListNamespacesOp,
+    MatchCondition,
+    Op,
+    PutOp,
+    SearchOp,
+)
+
+from session_middleware.memory.scopes import OWNED, Namespace, Owners, check_namespace, is_visible
+from session_middleware.memory.values import check_key, checked_value, is_text, words_of
+from session_middleware.storage.port import MemoryPut
+
+
+def check_op(op: Op) -> None:
+    """Refuse what no store may do, before anything is done.
+
+    Raises:
+        InvalidNamespaceError: as LangGraph has it, but see `check_labels`.
+        NotImplementedError: a time to live.
+        UnserializableValue: a key that is not UTF-8.
+        ValueError: not an operation, or a page that ends before it begins.
+    """
+    if isinstance(op, SearchOp | ListNamespacesOp) and min(op.limit, op.offset) < 0:
+        raise ValueError(f"limit={op.limit}, offset={op.offset}: neither may be negative")
+    if isinstance(op, GetOp | PutOp):
+        check_labels(op.namespace)
+        check_key(op.key)
+        if isinstance(op, PutOp) and op.ttl is not None:
+            raise NotImplementedError("SessionStore keeps no time to live; leave out ttl, or set it to None")
+    elif isinstance(op, SearchOp):
+        check_labels(op.namespace_prefix)
+    elif isinstance(op, ListNamespacesOp):
+        for condition in op.match_conditions or ():
+            check_labels(condition.path, ids_anywhere=condition.match_type == "suffix")
+    else:
+        raise ValueError(f"{type(op).__name__} is not a store operation; use LangGraph's GetOp, PutOp, SearchOp …")
+
+
+def check_labels(namespace: Namespace, *, ids_anywhere: bool = False) -> None:
+    """LangGraph's rules for the labels of a namespace, with one exception.
+
+    LangGraph forbids periods because some stores join labels with them. This one does not, and the
+    id of an owned namespace is not ours to choose: it may be an e-mail address. So a period is
+    allowed there, and anywhere in a suffix, which does not show whether it ends an owned namespace.
+    """
+    if isinstance(namespace, str):
+        raise InvalidNamespaceError(f"{namespace!r} is not a namespace; use a tuple of labels: ({namespace!r},)")
+    for position, label in enumerate(namespace):
+        is_id = ids_anywhere or (position == 1 and namespace[0] in OWNED)
+        problem = _problem(label, is_id=is_id)
+        if problem:
+            raise InvalidNamespaceError(f"label {label!r} of namespace {namespace!r} {problem}")
+
+
+def _problem(label: object, *, is_id: bool) -> str | None:
+    if not isinstance(label, str):
+        return f"is a {type(label).__name__}; use text"
+    if not label:
+        return "is empty; leave it out or give it a name"
+    if "." in label and not is_id:
+        return "holds a period; use another sign, or a label for each part"
+    if "\0" in label:
+        return "holds a NUL character; leave it out"
+    if not is_text(label):  # two halves of a pair would be kept as the character they make: another's id, maybe
+        return "holds half of a surrogate pair; use text that can be written as UTF-8"
+    return None
+
+
+def check_root(namespace: Namespace) -> None:
+    """What LangGraph asks of the namespace of a put, beyond its labels."""
+    if not namespace:
+        raise InvalidNamespaceError("the namespace of an item is empty; give it a label")
+    if namespace[0] == "langgraph":
+        raise InvalidNamespaceError(f"namespace {namespace!r} is LangGraph's own; begin with another label")
+
+
+def check_access(op: Op, owners: Owners) -> None:
+    """Refuse an operation on what others own. Of a listing, what is others' is left out instead."""
+    if isinstance(op, GetOp | PutOp):
+        check_namespace(tuple(op.namespace), owners)
+    elif isinstance(op, SearchOp):
+        check_namespace(tuple(op.namespace_prefix), owners)
+
+
+def puts_of(ops: Iterable[Op], owners: Owners | None) -> list[MemoryPut]:
+    """What a batch puts: of the same key, the last. Raises `UnserializableValue`."""
+    puts = [_put(op, owners) for op in ops if isinstance(op, PutOp)]
+    return list({(put.namespace, put.key): put for put in puts}.values())
+
+
+def _put(op: PutOp, owners: Owners | None) -> MemoryPut:
+    namespace = tuple(op.namespace)
+    if op.value is None:
+        return MemoryPut(namespace, op.key, None, None)
+    value = checked_value(namespace, op.key, op.value)
+    return MemoryPut(namespace, op.key, value, words_of(value, op.index), _remembered_in(namespace, owners))
+
+
+def _remembered_in(namespace: Namespace, owners: Owners | None) -> str | None:
+    if owners is not None and owners.session is not None:
+        return owners.session
+    return namespace[1] if namespace[0] == "session" and len(namespace) > 1 else None
+
+
+def select_namespaces(namespaces: Iterable[Namespace], op: ListNamespacesOp, owners: Owners | None) -> list[Namespace]:
+    """The page of namespaces that a listing asks for, sorted, each once."""
+    matching = [
+        namespace
+        for namespace in visible(namespaces, owners)
+        if all(_matches(condition, namespace) for condition in op.match_conditions or ())
+    ]
+    found = sorted({namespace[: op.max_depth] for namespace in matching})
+    return found[op.offset : op.offset + op.limit]
+
+
+def visible(namespaces: Iterable[Namespace], owners: Owners | None) -> Sequence[Namespace]:
+    """Those in reach of these owners; all of them, of an operator."""
+    return [namespace for namespace in namespaces if owners is None or is_visible(namespace, owners)]
+
+
+def _matches(condition: MatchCondition, namespace: Namespace) -> bool:
+    path = condition.path
+    if len(path) > len(namespace):
+        return False
+    part = namespace[: len(path)] if condition.match_type == "prefix" else namespace[len(namespace) - len(path) :]
+    return all(wanted in ("*", label) for wanted, label in zip(path, part, strict=True))

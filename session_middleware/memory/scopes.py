@@ -1,0 +1,64 @@
+"""Whom a memory is for: scopes as namespaces, and which namespaces are in reach of whom.
+
+A namespace that begins with ``session``, ``user`` or ``group`` is owned by the id that follows; all
+others are the application's own, open to every run. Pure functions of names and ids, so that the
+store, `session.memory` and the tools cannot come to different answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias, get_args
+
+from session_middleware.errors import MemoryAccessDenied, MemoryScopeUnavailable
+from session_middleware.model import Scope
+
+Namespace: TypeAlias = tuple[str, ...]
+
+SCOPES: tuple[Scope, ...] = get_args(Scope)
+
+
+class Owners(NamedTuple):
+    """The ids whose memories are in reach. The field names are the scopes that have an owner."""
+
+    session: str | None = None
+    user: str | None = None
+    group: str | None = None
+
+
+OWNED = frozenset(Owners._fields)
+
+
+def namespace_of(scope: Scope, owners: Owners) -> Namespace:
+    """The namespace of a scope.
+
+    Raises:
+        MemoryScopeUnavailable: there is no id to keep it under.
+        ValueError: a scope nobody knows.
+    """
+    if scope not in SCOPES:
+        raise ValueError(f"there is no scope {scope!r}; use one of {', '.join(SCOPES)}")
+    if scope not in OWNED:
+        return (scope,)
+    owner: str | None = getattr(owners, scope)
+    if not owner:
+        raise MemoryScopeUnavailable(scope, session_id=owners.session)
+    return (scope, owner)
+
+
+def visible_namespaces(owners: Owners, scopes: Sequence[Scope] = SCOPES) -> list[Namespace]:
+    """The namespaces of these scopes, without those that nobody here has an id for."""
+    return [namespace_of(scope, owners) for scope in scopes if scope not in OWNED or getattr(owners, scope)]
+
+
+def is_visible(namespace: Namespace, owners: Owners) -> bool:
+    """Whether a run of these owners may use it: the bare ``("user",)`` would be everybody's, so not."""
+    if not namespace or namespace[0] not in OWNED:
+        return True
+    return len(namespace) > 1 and namespace[1] == getattr(owners, namespace[0])
+
+
+def check_namespace(namespace: Namespace, owners: Owners) -> None:
+    """Refuse what belongs to another session, user or group. Raises `MemoryAccessDenied`."""
+    if not is_visible(namespace, owners):
+        raise MemoryAccessDenied(namespace, owner=getattr(owners, namespace[0]))

@@ -1,0 +1,251 @@
+"""`SessionStore`: the storage's memories as LangGraph's `BaseStore`.
+
+Inside a running graph it is a guarded door: namespaces that begin with ``session``, ``user`` or
+``group`` are open to the run whose config carries that id, and to no other. The ids come from the
+runtime config, never from the arguments of a call, which a model may have written. Outside a graph
+it is an operator's door and opens everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, TypeAlias
+
+from langgraph.config import get_config
+from langgraph.store.base import (
+    NOT_PROVIDED,
+    BaseStore,
+    GetOp,
+    Item,
+    ListNamespacesOp,
+    MatchCondition,
+    NamespacePath,
+    NotProvided,
+    Op,
+    PutOp,
+    Result,
+    SearchItem,
+    SearchOp,
+)
+
+from session_middleware.memory.ops import check_access, check_op, check_root, puts_of, select_namespaces, visible
+from session_middleware.memory.scopes import Namespace, Owners
+from session_middleware.storage.offload import Offload
+from session_middleware.storage.port import MemoryQuery, Storage, StoredMemory
+from session_middleware.visits import identity_of
+
+Gotten: TypeAlias = dict[tuple[Namespace, str], StoredMemory | None]
+
+
+def running_owners() -> Owners | None:
+    """Whose memories the running graph may use, by its config; ``None`` outside a graph.
+
+    A config that names nobody, neither thread nor user nor group, guards nothing and counts as outside.
+    """
+    try:
+        configurable = get_config().get("configurable") or {}
+    except RuntimeError:  # LangGraph's way to say that nothing runs here
+        return None
+    identity, thread_id = identity_of(configurable), configurable.get("thread_id")
+    session = None if thread_id is None else str(thread_id)
+    owners = Owners(session, identity.user_id, identity.group_id)
+    return None if owners == Owners() else owners
+
+
+class SessionStore(BaseStore):
+    """A store of JSON values by namespace and key, with filters and word search.
+
+    A search with a query finds the items that hold any of its words, best first, with a score.
+    `put` with ``index=False`` keeps an item out of word search; with paths, only these are searched.
+    Items put again keep their `created_at`.
+
+    Raises, from every method:
+        MemoryAccessDenied: inside a graph, a namespace owned by another session, user or group.
+        InvalidNamespaceError: LangGraph's; periods are allowed in the id of an owned namespace.
+        UnserializableValue: a value that JSON cannot keep; nothing of its batch is stored.
+        ValueError: a filter with an unknown operator.
+        NotImplementedError: a time to live.
+    """
+
+    __slots__ = ("_offload", "_storage")
+
+    def __init__(self, storage: Storage, offload: Offload) -> None:
+        self._storage = storage
+        self._offload = offload
+
+    def batch(self, ops: Iterable[Op]) -> list[Result]:
+        """Carry out all or none: reads see what was there before the puts, which go in together."""
+        ops = list(ops)
+        owners = running_owners()
+        for op in ops:
+            check_op(op)
+            if owners is not None:
+                check_access(op, owners)
+        puts = puts_of(ops, owners)
+        gotten = self._get([op for op in ops if isinstance(op, GetOp)])
+        results = [self._answer(op, owners, gotten) for op in ops]
+        if puts:
+            self._storage.put_memories(puts)
+        return results
+
+    async def abatch(self, ops: Iterable[Op]) -> list[Result]:
+        return await self._offload.run(self.batch, list(ops))
+
+    def _get(self, ops: Sequence[GetOp]) -> Gotten:
+        keys = [(tuple(op.namespace), op.key) for op in ops]
+        return dict(zip(keys, self._storage.get_memories(keys), strict=True)) if keys else {}
+
+    def _answer(self, op: Op, owners: Owners | None, gotten: Gotten) -> Result:
+        if isinstance(op, GetOp):
+            return _item(gotten[tuple(op.namespace), op.key])
+        if isinstance(op, SearchOp):
+            return [_search_item(stored) for stored in self._search(op, owners)]
+        if isinstance(op, ListNamespacesOp):
+            return select_namespaces(self._storage.list_namespaces(), op, owners)
+        return None
+
+    def _search(self, op: SearchOp, owners: Owners | None) -> list[StoredMemory]:
+        prefix = tuple(op.namespace_prefix)
+        below_everything = owners is not None and not prefix
+        namespaces = visible(self._storage.list_namespaces(), owners) if below_everything else [prefix]
+        return self._storage.search_memories(
+            MemoryQuery(
+                namespaces,
+                prefix=not below_everything,
+                query=op.query or None,
+                filter=op.filter,
+                limit=op.limit,
+                offset=op.offset,
+            )
+        )
+
+    # The methods of the base class check labels before they call `batch`, and refuse the periods of
+    # an owner's e-mail address. So they are here again: `batch` does all the checking there is.
+
+    def get(self, namespace: Namespace, key: str, *, refresh_ttl: bool | None = None) -> Item | None:  # noqa: ARG002
+        return self.batch([_get_op(namespace, key)])[0]  # type: ignore[return-value]
+
+    async def aget(self, namespace: Namespace, key: str, *, refresh_ttl: bool | None = None) -> Item | None:  # noqa: ARG002
+        return (await self.abatch([_get_op(namespace, key)]))[0]  # type: ignore[return-value]
+
+    def search(
+        self,
+        namespace_prefix: Namespace,
+        /,
+        *,
+        query: str | None = None,
+        filter: dict[str, Any] | None = None,
+        limit: int = 10,
+        offset: int = 0,
+        refresh_ttl: bool | None = None,  # noqa: ARG002
+    ) -> list[SearchItem]:
+        return self.batch([SearchOp(namespace_prefix, filter, limit, offset, query)])[0]  # type: ignore[return-value]
+
+    async def asearch(
+        self,
+        namespace_prefix: Namespace,
+        /,
+        *,
+        query: str | None = None,
+        filter: dict[str, Any] | None = None,
+        limit: int = 10,
+        offset: int = 0,
+        refresh_ttl: bool | None = None,  # noqa: ARG002
+    ) -> list[SearchItem]:
+        return (await self.abatch([SearchOp(namespace_prefix, filter, limit, offset, query)]))[0]  # type: ignore[return-value]
+
+    def put(
+        self,
+        namespace: Namespace,
+        key: str,
+        value: Mapping[str, Any],
+        index: Literal[False] | list[str] | None = None,
+        *,
+        ttl: float | NotProvided | None = NOT_PROVIDED,
+    ) -> None:
+        self.batch([_put_op(namespace, key, value, index, ttl)])
+
+    async def aput(
+        self,
+        namespace: Namespace,
+        key: str,
+        value: Mapping[str, Any],
+        index: Literal[False] | list[str] | None = None,
+        *,
+        ttl: float | NotProvided | None = NOT_PROVIDED,
+    ) -> None:
+        await self.abatch([_put_op(namespace, key, value, index, ttl)])
+
+    def delete(self, namespace: Namespace, key: str) -> None:
+        self.batch([PutOp(namespace, str(key), None)])
+
+    async def adelete(self, namespace: Namespace, key: str) -> None:
+        await self.abatch([PutOp(namespace, str(key), None)])
+
+    def list_namespaces(
+        self,
+        *,
+        prefix: NamespacePath | None = None,
+        suffix: NamespacePath | None = None,
+        max_depth: int | None = None,
+        limit: int = 100,
+        offset: int = 0,
+    ) -> list[Namespace]:
+        op = ListNamespacesOp(_conditions(prefix, suffix), max_depth, limit, offset)
+        return self.batch([op])[0]  # type: ignore[return-value]
+
+    async def alist_namespaces(
+        self,
+        *,
+        prefix: NamespacePath | None = None,
+        suffix: NamespacePath | None = None,
+        max_depth: int | None = None,
+        limit: int = 100,
+        offset: int = 0,
+    ) -> list[Namespace]:
+        op = ListNamespacesOp(_conditions(prefix, suffix), max_depth, limit, offset)
+        return (await self.abatch([op]))[0]  # type: ignore[return-value]
+
+
+def _get_op(namespace: Namespace, key: str) -> GetOp:
+    return GetOp(namespace, str(key))
+
+
+def _put_op(
+    namespace: Namespace,
+    key: str,
+    value: Mapping[str, Any],
+    index: Literal[False] | list[str] | None,
+    ttl: float | NotProvided | None,
+) -> PutOp:
+    check_root(namespace)
+    return PutOp(namespace, str(key), value, index, None if isinstance(ttl, NotProvided) else ttl)  # type: ignore[arg-type]
+
+
+def _conditions(prefix: NamespacePath | None, suffix: NamespacePath | None) -> tuple[MatchCondition, ...]:
+    starts = (MatchCondition("prefix", prefix),) if prefix else ()
+    ends = (MatchCondition("suffix", suffix),) if suffix else ()
+    return starts + ends
+
+
+def _item(stored: StoredMemory | None) -> Item | None:
+    if stored is None:
+        return None
+    return Item(
+        value=stored.value,
+        key=stored.key,
+        namespace=stored.namespace,
+        created_at=stored.created_at,
+        updated_at=stored.updated_at,
+    )
+
+
+def _search_item(stored: StoredMemory) -> SearchItem:
+    return SearchItem(
+        namespace=stored.namespace,
+        key=stored.key,
+        value=stored.value,
+        created_at=stored.created_at,
+        updated_at=stored.updated_at,
+        score=stored.score,
+    )

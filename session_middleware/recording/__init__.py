@@ -1,0 +1,1 @@
+"""The record: what was said and done, written as it happens."""

@@ -1,0 +1,87 @@
+"""Which visit a call belongs to: what ties a run's first look, its writes and its callbacks together.
+
+LangGraph tells a saver nothing of the run it saves for, and a callback handler nothing of the saver.
+What they share is the thread id and the context: a variable that is set while the run reads its
+first state is seen by everything the run does later. So a `Visit` is made when a run begins, by the
+recorder if it is there and else by the saver's first look, and all that follows finds it here.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from contextvars import ContextVar
+from typing import Any
+
+from session_middleware.lifecycle import session_id_of
+from session_middleware.model import Identity
+from session_middleware.storage.port import Visit
+
+def identity_of(configurable: Mapping[str, Any]) -> Identity:
+    """Who asks, by a config's ``configurable`` or a callback's metadata."""
+    user_id, group_id = configurable.get("user_id"), configurable.get("group_id")
+    return Identity(
+        user_id=None if user_id is None else str(user_id), group_id=None if group_id is None else str(group_id)
+    )
+
+
+class Visits:
+    """The runs in progress of one `Sessions`, and the visit of the present context."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._runs: dict[str, list[Visit]] = {}
+        self._unclaimed: dict[str, list[Visit]] = {}
+        self._here: ContextVar[Visit | None] = ContextVar("session_middleware_visit", default=None)
+
+    def begin(self, visit: Visit) -> None:
+        """A run was announced; it is in progress until `end`."""
+        with self._lock:
+            self._runs.setdefault(visit.session_id, []).append(visit)
+            self._unclaimed.setdefault(visit.session_id, []).append(visit)
+
+    def end(self, visit: Visit) -> None:
+        with self._lock:
+            for visits in (self._runs, self._unclaimed):
+                remaining = [v for v in visits.get(visit.session_id, ()) if v is not visit]
+                visits[visit.session_id] = remaining
+                if not remaining:
+                    del visits[visit.session_id]
+
+    def live(self) -> frozenset[str]:
+        """The ids of the sessions with a run in progress."""
+        with self._lock:
+            return frozenset(self._runs)
+
+    def arrive(self, configurable: Mapping[str, Any]) -> Visit:
+        """The visit of a first look: an announced run's, else the running one's, else a new one."""
+        session_id, identity = session_id_of(configurable.get("thread_id")), identity_of(configurable)
+        here = self._matching(session_id, identity)
+        if here is not None and (configurable.get("checkpoint_ns") or self._is_running(here)):
+            return here
+        visit = self._claim(session_id, identity) or Visit(session_id, identity)
+        self._here.set(visit)
+        return visit
+
+    def present(self, configurable: Mapping[str, Any]) -> Visit:
+        """The visit this write belongs to; a new one for a write out of the blue."""
+        session_id, identity = session_id_of(configurable.get("thread_id")), identity_of(configurable)
+        return self._matching(session_id, identity) or Visit(session_id, identity)
+
+    def _matching(self, session_id: str, identity: Identity) -> Visit | None:
+        here = self._here.get()
+        return here if here is not None and here.session_id == session_id and here.identity == identity else None
+
+    def _is_running(self, visit: Visit) -> bool:
+        with self._lock:
+            return any(running is visit for running in self._runs.get(visit.session_id, ()))
+
+    def _claim(self, session_id: str, identity: Identity) -> Visit | None:
+        with self._lock:
+            announced = self._unclaimed.get(session_id, [])
+            for visit in announced:
+                if visit.identity in (identity, Identity()):  # metadata may not say who, the config does
+                    announced.remove(visit)
+                    visit.identity = identity
+                    return visit
+        return None
