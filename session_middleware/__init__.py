@@ -53,7 +53,7 @@ _HOMES = {
     "UnserializableValue": "errors",
 }
 
-__all__ = [  # noqa: PLE0604, RUF022  # the names above, spelled out for type checkers
+__all__ = [  # the names above, spelled out for type checkers
     "GraphHasPart",
     "InvalidSessionId",
     "InvalidSettings",

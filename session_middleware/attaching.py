@@ -44,7 +44,7 @@ def _allowing(saver: BaseCheckpointSaver[Any], graph: Pregel[Any, Any, Any, Any]
     schemas: list[type] = []
     channels: dict[str, Any] = {}
     for number, each in enumerate(graphs):
-        channels.update({f"{number}.{name}": channel for name, channel in each.channels.items()})
+        channels.update({f"{number}.{name}": channel for name, channel in getattr(each, "channels", {}).items()})
         builder = getattr(each, "builder", None)
         if builder is not None:
             schemas += [builder.state_schema, builder.input_schema, builder.output_schema]

@@ -44,8 +44,7 @@ class SessionExists(SessionError, ValueError):
     def __init__(self, session_id: str) -> None:
         self.session_id = session_id
         super().__init__(
-            f"session {session_id!r} exists already; resume it with sessions.open({session_id!r}), "
-            "or choose another id"
+            f"session {session_id!r} exists already; resume it with sessions.open({session_id!r}), or choose another id"
         )
 
 
@@ -64,9 +63,7 @@ class SessionClosed(SessionError, ValueError):
     def __init__(self, session_id: str, *, status: str) -> None:
         self.session_id = session_id
         self.status = status
-        super().__init__(
-            f"session {session_id!r} is {status} and takes no more runs; start another thread id"
-        )
+        super().__init__(f"session {session_id!r} is {status} and takes no more runs; start another thread id")
 
 
 class SessionAccessDenied(SessionError, PermissionError):
@@ -116,9 +113,7 @@ class SessionBusy(SessionError, TimeoutError):
     def __init__(self, session_id: str, *, run_id: str | None = None) -> None:
         self.session_id = session_id
         self.run_id = run_id
-        super().__init__(
-            f"session {session_id!r} is busy with run {run_id!r}; try again when it has ended"
-        )
+        super().__init__(f"session {session_id!r} is busy with run {run_id!r}; try again when it has ended")
 
 
 class SessionLimitReached(SessionError, ValueError):
@@ -126,9 +121,7 @@ class SessionLimitReached(SessionError, ValueError):
         self.limit = limit
         self.user_id = user_id
         whose = f" for user {user_id!r}" if user_id is not None else ""
-        super().__init__(
-            f"the limit of {limit} open sessions{whose} is reached; end one or raise the limit"
-        )
+        super().__init__(f"the limit of {limit} open sessions{whose} is reached; end one or raise the limit")
 
 
 class InvalidTransition(SessionError, ValueError):
@@ -136,9 +129,7 @@ class InvalidTransition(SessionError, ValueError):
         self.session_id = session_id
         self.status = status
         self.to = to
-        super().__init__(
-            f"session {session_id!r} is {status} and cannot become {to}; open it again first"
-        )
+        super().__init__(f"session {session_id!r} is {status} and cannot become {to}; open it again first")
 
 
 class InvalidSessionId(SessionError, ValueError):

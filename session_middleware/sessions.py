@@ -8,7 +8,7 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeAlias, TypeVar
 from uuid import uuid4
 
 from langchain_core.runnables import RunnableConfig
@@ -31,6 +31,8 @@ from session_middleware.storage.sqlite.engine import SqliteStorage
 from session_middleware.visits import Visits
 
 G = TypeVar("G")
+SessionList: TypeAlias = list[Session]  # in the class below, `list` is its own method
+EndedList: TypeAlias = list[Ended]
 
 
 class Sessions:
@@ -195,14 +197,14 @@ class Sessions:
         until: datetime | None = None,
         limit: int | None = 50,
         after: Session | None = None,
-    ) -> list[Session]:
+    ) -> SessionList:
         """Sessions, latest activity first. The next page is what follows `after`, the last one had."""
         self.recorder.drain()
         where = SessionFilter(user_id, group_id, status, tuple(tags), since, until)
         before = None if after is None else (after.last_active_at, after.id)
         return [self._session(info) for info in self._storage.list_sessions(where, limit=limit, before=before)]
 
-    async def alist(self, **options: Any) -> list[Session]:
+    async def alist(self, **options: Any) -> SessionList:
         return await self._offload.run(self.list, **options)
 
     def count(
@@ -232,7 +234,7 @@ class Sessions:
     async def adelete(self, session_id: object) -> Deleted:
         return await self._offload.run(self.delete, session_id)
 
-    def sweep(self, now: datetime | None = None, *, dry_run: bool = False) -> list[Ended]:
+    def sweep(self, now: datetime | None = None, *, dry_run: bool = False) -> EndedList:
         """End what is due, as ``on_expire`` says, and say what that was; `dry_run` only says.
 
         Sessions with a run in progress in this process are not due. Expiry holds without it:
@@ -241,7 +243,7 @@ class Sessions:
         self.recorder.drain()
         return self._storage.end_expired(now=now or self._clock(), dry_run=dry_run, leave=self._visits.live())
 
-    async def asweep(self, now: datetime | None = None, *, dry_run: bool = False) -> list[Ended]:
+    async def asweep(self, now: datetime | None = None, *, dry_run: bool = False) -> EndedList:
         return await self._offload.run(self.sweep, now, dry_run=dry_run)
 
     def _session(self, info: SessionInfo) -> Session:

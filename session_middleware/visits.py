@@ -17,6 +17,7 @@ from session_middleware.lifecycle import session_id_of
 from session_middleware.model import Identity
 from session_middleware.storage.port import Visit
 
+
 def identity_of(configurable: Mapping[str, Any]) -> Identity:
     """Who asks, by a config's ``configurable`` or a callback's metadata."""
     user_id, group_id = configurable.get("user_id"), configurable.get("group_id")

@@ -12,41 +12,31 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from langchain_core.messages import BaseMessage
 from langgraph.checkpoint.serde.base import SerializerProtocol
-from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+from langgraph.checkpoint.serde.jsonplus import _msgpack_enc
 
-from session_middleware.storage.port import Blob, Chunk, ListRef
+from session_middleware.storage.port import Blob, Chunk
 
-_encode = JsonPlusSerializer(allowed_msgpack_modules=None).dumps_typed
 _SCALARS = frozenset({str, int, float, bool, type(None)})
 _SHORT = 256  # characters; a longer text is worth a blob of its own
 RUN = "+"  # begins the type of a blob that holds a list of elements, not one
 
 
-@dataclass(frozen=True, slots=True)
-class KnownList:
-    """A stored list, as this process has last seen it."""
-
-    ref: ListRef
-    fingerprints: array[int]
-
-
 def fingerprint(element: Any) -> int:
     """64 bits that change whenever what would be stored of `element` changes; made for this process only."""
     if isinstance(element, BaseMessage):
-        element = (type(element).__qualname__, element.__dict__, element.__pydantic_extra__)
+        element = (id(type(element)), element.__dict__, element.__pydantic_extra__)
     try:
-        return hash(_encode(element))
+        return hash(_msgpack_enc(element))
     except Exception:  # noqa: BLE001  # storing it will say what is wrong with it; here it is merely new
         return hash(object())
 
 
 def fingerprints(elements: Iterable[Any]) -> array[int]:
-    return array("q", map(fingerprint, elements))
+    return array("q", [fingerprint(element) for element in elements])
 
 
 def kept(new: array[int], old: array[int]) -> int:
@@ -92,11 +82,11 @@ def _is_small(element: Any) -> bool:
 
 
 def join(parts: Sequence[Chunk], serde: SerializerProtocol) -> list[Any]:
-    """The elements of the chunks. A branch may use only the first `count` elements of a run."""
+    """The elements of the chunks. A branch may use only the first `length` elements of a run."""
     elements: list[Any] = []
-    for (kind, data), count in parts:
+    for (kind, data), length in parts:
         if kind.startswith(RUN):
-            elements.extend(serde.loads_typed((kind[len(RUN) :], data))[:count])
+            elements.extend(serde.loads_typed((kind[len(RUN) :], data))[:length])
         else:
             elements.append(serde.loads_typed((kind, data)))
     return elements

@@ -1,25 +1,19 @@
 """The checkpointer: one object for sync and async, linear in what was said.
 
 A put stores the elements that are new since the parent checkpoint and refers to the rest. What this
-process knows of stored lists (`_Known`) only saves work: each put makes sure, in its transaction,
-that the parent is what was known of it, and else reads it again. So several processes may work on
-one thread.
+process knows of stored lists only saves work: each put makes sure, in its transaction, that the
+parent is what was known of it, and else reads it again. So several processes may work on one thread.
 """
 
 from __future__ import annotations
 
 import random
-import threading
-from array import array
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 from langchain_core.messages import BaseMessage
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import (
-    WRITES_IDX_MAP,
     BaseCheckpointSaver,
     ChannelVersions,
     Checkpoint,
@@ -31,15 +25,12 @@ from langgraph.checkpoint.base import (
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from session_middleware.checkpoint import pieces
-from session_middleware.checkpoint.pieces import KnownList
-from session_middleware.errors import UnserializableValue
+from session_middleware.checkpoint.codec import Codec, Split
+from session_middleware.checkpoint.known import Key, Known, KnownCheckpoints, KnownList
 from session_middleware.lifecycle import session_id_of
 from session_middleware.storage.offload import Offload
 from session_middleware.storage.port import (
-    Blob,
     CheckpointPut,
-    Chunk,
-    ListPut,
     MessageSeen,
     Parent,
     StaleParent,
@@ -47,31 +38,23 @@ from session_middleware.storage.port import (
     StoredCheckpoint,
     StoredList,
     Visit,
-    Write,
     WritesPut,
 )
 from session_middleware.visits import Visits
 
-_REMEMBERED = 256  # checkpoints whose lists this process keeps in mind
 _PAGE = 32  # checkpoints read at a time by `list`
 _IDENTITY = ("user_id", "group_id")
 
-Key = tuple[str, str, str]
 DescribeMessages = Callable[[Sequence[BaseMessage], str], list[MessageSeen]]
-
-
-@dataclass(slots=True)
-class _Known:
-    """A stored checkpoint, as far as a put on top of it needs it."""
-
-    versions: ChannelVersions
-    channels: str
-    names: frozenset[str]
-    lists: dict[str, KnownList] = field(default_factory=dict)
+Page: TypeAlias = tuple[list[CheckpointTuple], Key | None]  # and where to go on; None at the end
 
 
 class SessionSaver(BaseCheckpointSaver[int]):
-    """LangGraph's checkpointer contract on `Storage`. Its configs carry the caller's identity on."""
+    """LangGraph's checkpointer contract on `Storage`. Its configs carry the caller's identity on.
+
+    Every method raises `SessionAccessDenied` when the config's session is another user's, and
+    `SessionExpired` when it has expired and ``on_resume`` is ``"reject"``; nothing is read then.
+    """
 
     def __init__(
         self,
@@ -87,8 +70,11 @@ class SessionSaver(BaseCheckpointSaver[int]):
         self._offload = offload
         self._visits = visits
         self._describe_messages = describe_messages
-        self._known: OrderedDict[Key, _Known] = OrderedDict()
-        self._lock = threading.Lock()
+        self._known = KnownCheckpoints()
+
+    @property
+    def _codec(self) -> Codec:
+        return Codec(self.serde)  # `with_allowlist` copies the saver and gives it another serializer
 
     # Reading
 
@@ -96,9 +82,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
         """The checkpoint `config` names, or the latest of its thread; ``None`` when there is none.
 
         Raises:
-            SessionAccessDenied: the session is another user's.
-            SessionExpired: it has expired and ``on_resume`` is ``"reject"``.
-            StorageError: what is stored is damaged.
+            StorageError: what is stored is damaged; it says which checkpoint of which session.
         """
         return self._read(config, self._visits.arrive(config["configurable"]))
 
@@ -120,7 +104,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
         before: RunnableConfig | None = None,
         limit: int | None = None,
     ) -> Iterator[CheckpointTuple]:
-        """Checkpoints, newest first in each namespace. No lock is held between them."""
+        """Checkpoints, newest first in each namespace. Nothing is held open between them."""
         after: Key | None = None
         while limit is None or limit > 0:
             page, after = self._page(config, filter, before, after)
@@ -152,8 +136,8 @@ class SessionSaver(BaseCheckpointSaver[int]):
         filter: dict[str, Any] | None,
         before: RunnableConfig | None,
         after: Key | None,
-    ) -> tuple[list[CheckpointTuple], Key | None]:
-        """The matches among the next checkpoints, and where to go on; ``None`` at the end."""
+    ) -> Page:
+        """Those of the next checkpoints that match."""
         wanted = config["configurable"] if config else {}
         if config and self._storage.look(self._visits.present(wanted)) is None:
             return [], None
@@ -175,31 +159,25 @@ class SessionSaver(BaseCheckpointSaver[int]):
         return found, rows[-1][:3] if len(rows) == _PAGE else None
 
     def _tuple(self, stored: StoredCheckpoint, asked: RunnableConfig) -> CheckpointTuple:
-        body = self.serde.loads_typed(stored.body)
-        lists: dict[str, KnownList] = {}
-        values: dict[str, Any] = {}
-        for name, value in stored.values.items():
-            values[name] = self._join(value)
-            if isinstance(value, StoredList):
-                lists[name] = KnownList(value.ref, pieces.fingerprints(values[name]))
+        codec = self._codec
+        body = codec.load(stored.body)
+        values = {name: codec.load(value) for name, value in stored.values.items()}
+        lists = {
+            name: KnownList(value.ref, pieces.fingerprints(values[name]))
+            for name, value in stored.values.items()
+            if isinstance(value, StoredList)
+        }
         checkpoint = {**body["checkpoint"], "channel_values": values}
         key = (stored.session_id, stored.checkpoint_ns, stored.checkpoint_id)
-        names = frozenset(stored.values)
-        self._remember(key, _Known(checkpoint["channel_versions"].copy(), stored.channels, names, lists))
+        versions = checkpoint["channel_versions"].copy()
+        self._known.keep(key, Known(versions, stored.channels, frozenset(values), lists))
         return CheckpointTuple(
             config=self._config(asked, key),
             checkpoint=cast("Checkpoint", checkpoint),
             metadata=body["metadata"],
             parent_config=self._config(asked, (*key[:2], stored.parent_id)) if stored.parent_id else None,
-            pending_writes=[(w.task_id, w.channel, self._join(w.value)) for w in stored.writes],
+            pending_writes=[(w.task_id, w.channel, codec.load(w.value)) for w in stored.writes],
         )
-
-    def _join(self, value: Blob | StoredList | Sequence[Chunk] | None) -> Any:
-        if isinstance(value, Blob):
-            return self.serde.loads_typed(value)
-        if isinstance(value, StoredList):
-            return pieces.join(value.chunks, self.serde)
-        return None if value is None else pieces.join(value, self.serde)
 
     # Writing
 
@@ -213,20 +191,16 @@ class SessionSaver(BaseCheckpointSaver[int]):
         """Store a checkpoint; when this returns it is committed, with the messages it brought.
 
         Raises:
-            SessionAccessDenied, SessionExpired: as `get_tuple`.
             UnserializableValue: naming the channel, and where in its value the culprit is.
         """
         visit = self._visits.present(config["configurable"])
         if not visit.admitted:
             visit.is_run = metadata.get("source") != "update"
         key = (visit.session_id, config["configurable"].get("checkpoint_ns", ""), checkpoint["id"])
-        parent_id = get_checkpoint_id(config)
-        parent = self._parent((*key[:2], parent_id)) if parent_id else None
         try:
-            self._put(visit, key, parent_id, parent, config, checkpoint, metadata, new_versions)
+            self._put(visit, key, config, checkpoint, metadata, new_versions)
         except StaleParent:
-            parent = self._parent((*key[:2], parent_id), anew=True) if parent_id else None
-            self._put(visit, key, parent_id, parent, config, checkpoint, metadata, new_versions)
+            self._put(visit, key, config, checkpoint, metadata, new_versions, anew=True)
         return self._config(config, key)
 
     async def aput(
@@ -242,31 +216,28 @@ class SessionSaver(BaseCheckpointSaver[int]):
         self,
         visit: Visit,
         key: Key,
-        parent_id: str | None,
-        parent: _Known | None,
         config: RunnableConfig,
         checkpoint: Checkpoint,
         metadata: CheckpointMetadata,
         new_versions: ChannelVersions,
+        *,
+        anew: bool = False,
     ) -> None:
-        versions = checkpoint["channel_versions"]
-        split = _Split(self, parent)
+        parent_id, codec = get_checkpoint_id(config), self._codec
+        parent = self._parent((*key[:2], parent_id), anew=anew) if parent_id else None
+        split, versions = Split(codec, parent), checkpoint["channel_versions"]
         for name, value in checkpoint["channel_values"].items():
-            if name not in new_versions and split.can_inherit(name, versions.get(name)):
-                split.inherited.append(name)
-            else:
+            if name in new_versions or not split.inherit(name, versions.get(name)):
                 split.add(name, value)
-        body = {
-            "checkpoint": {name: value for name, value in checkpoint.items() if name != "channel_values"},
-            "metadata": get_checkpoint_metadata(config, metadata),
-        }
+        rest = {name: value for name, value in checkpoint.items() if name != "channel_values"}
+        body = {"checkpoint": rest, "metadata": get_checkpoint_metadata(config, metadata)}
         channels, refs = self._storage.put_checkpoint(
             CheckpointPut(
                 visit=visit,
                 checkpoint_ns=key[1],
                 checkpoint_id=key[2],
                 parent_id=parent_id,
-                body=Blob(*self._dumps("metadata", body)),
+                body=codec.dump("(checkpoint)", body),
                 source=metadata.get("source"),
                 step=metadata.get("step"),
                 parent=Parent(parent_id, parent.channels) if parent and parent_id else None,
@@ -278,21 +249,21 @@ class SessionSaver(BaseCheckpointSaver[int]):
         lists = {name: KnownList(ref, split.marks[name]) for name, ref in refs.items()}
         if parent:
             lists.update({name: parent.lists[name] for name in split.inherited if name in parent.lists})
-        self._remember(key, _Known(versions.copy(), channels, frozenset(checkpoint["channel_values"]), lists))
+        self._known.keep(key, Known(versions.copy(), channels, frozenset(checkpoint["channel_values"]), lists))
 
     def put_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
         """Store what a task wrote; its checkpoint may come later."""
-        conf = config["configurable"]
+        conf, codec = config["configurable"], self._codec
         self._storage.put_writes(
             WritesPut(
-                self._visits.present(conf),
-                conf.get("checkpoint_ns", ""),
-                conf["checkpoint_id"],
-                task_id,
-                task_path,
-                [self._write(WRITES_IDX_MAP.get(channel, idx), channel, v) for idx, (channel, v) in enumerate(writes)],
+                visit=self._visits.present(conf),
+                checkpoint_ns=conf.get("checkpoint_ns", ""),
+                checkpoint_id=conf["checkpoint_id"],
+                task_id=task_id,
+                task_path=task_path,
+                writes=[codec.dump_write(place, channel, value) for place, (channel, value) in enumerate(writes)],
             )
         )
 
@@ -301,20 +272,11 @@ class SessionSaver(BaseCheckpointSaver[int]):
     ) -> None:
         await self._offload.run(self.put_writes, config, writes, task_id, task_path)
 
-    def _write(self, idx: int, channel: str, value: Any) -> Write:
-        if value is None:
-            return Write(idx, channel, None)
-        if type(value) is list:
-            return Write(idx, channel, self.chunks(channel, value))
-        return Write(idx, channel, Blob(*self._dumps(channel, value)))
-
     def delete_thread(self, thread_id: str) -> None:
         """Delete the session: its checkpoints and writes, its record, and what it remembers."""
         session_id = session_id_of(thread_id)
         self._storage.delete_session(session_id)
-        with self._lock:
-            for key in [key for key in self._known if key[0] == session_id]:
-                del self._known[key]
+        self._known.forget(session_id)
 
     async def adelete_thread(self, thread_id: str) -> None:
         await self._offload.run(self.delete_thread, thread_id)
@@ -326,50 +288,15 @@ class SessionSaver(BaseCheckpointSaver[int]):
         """
         if isinstance(current, str):
             return f"{int(current.split('.')[0]) + 1:032}.{random.random():016}"  # noqa: S311
-        return ((int(current or 0) >> 24) + 1 << 24) + random.getrandbits(24)  # noqa: S311
+        return ((int(current or 0) >> 24) + 1 << 24) + random.getrandbits(24)
 
-    # Pieces
-
-    def chunks(self, channel: str, elements: Sequence[Any]) -> list[Chunk]:
-        try:
-            return pieces.chunks(elements, self.serde)
-        except Exception as error:
-            raise self._culprit(channel, list(elements), error) from error
-
-    def _dumps(self, channel: str, value: Any) -> tuple[str, bytes]:
-        try:
-            return self.serde.dumps_typed(value)
-        except Exception as error:
-            raise self._culprit(channel, value, error) from error
-
-    def _culprit(self, channel: str, value: Any, error: Exception) -> Exception:
-        path, part = pieces.find_culprit(value, f"state.{channel}", self.serde)
-        if isinstance(error, UnserializableValue):
-            return UnserializableValue(f"{path}: {error.problem}", advice=error.advice)
-        return UnserializableValue(
-            f"{path} is a {type(part).__qualname__}, which {type(self.serde).__name__} cannot store ({error})",
-            advice="keep it out of the graph's state, or pass a serializer that can with Sessions(..., serde=…)",
-        )
-
-    def _parent(self, key: Key, *, anew: bool = False) -> _Known | None:
+    def _parent(self, key: Key, *, anew: bool) -> Known | None:
         """What is known of a stored checkpoint, reading it if need be; ``None`` when it is not there."""
-        with self._lock:
-            known = self._known.get(key)
-        if known is None or anew:
-            stored = self._storage.get_checkpoint(*key)
-            if stored is None:
-                return None
+        known = None if anew else self._known.find(key)
+        if known is None and (stored := self._storage.get_checkpoint(*key)) is not None:
             self._tuple(stored, {})
-            with self._lock:
-                known = self._known.get(key)
+            known = self._known.find(key)
         return known
-
-    def _remember(self, key: Key, known: _Known) -> None:
-        with self._lock:
-            self._known[key] = known
-            self._known.move_to_end(key)
-            while len(self._known) > _REMEMBERED:
-                self._known.popitem(last=False)
 
     @staticmethod
     def _config(asked: RunnableConfig, key: tuple[str, str, str | None]) -> RunnableConfig:
@@ -377,37 +304,3 @@ class SessionSaver(BaseCheckpointSaver[int]):
         conf = asked.get("configurable", {})
         identity = {name: conf[name] for name in _IDENTITY if name in conf}
         return {"configurable": {"thread_id": key[0], "checkpoint_ns": key[1], "checkpoint_id": key[2], **identity}}
-
-
-class _Split:
-    """The channel values of one put, sorted into what is the parent's and what is new."""
-
-    def __init__(self, saver: SessionSaver, parent: _Known | None) -> None:
-        self._saver = saver
-        self._parent = parent
-        self.inherited: list[str] = []
-        self.values: dict[str, Blob | ListPut | None] = {}
-        self.marks: dict[str, array[int]] = {}
-        self.messages: list[BaseMessage] = []
-
-    def can_inherit(self, name: str, version: Any) -> bool:
-        parent = self._parent
-        return parent is not None and name in parent.names and version == parent.versions.get(name)
-
-    def add(self, name: str, value: Any) -> None:
-        if value is None:
-            self.values[name] = None
-        elif type(value) is list:
-            self._add_list(name, value)
-        else:
-            self.values[name] = Blob(*self._saver._dumps(name, value))
-
-    def _add_list(self, name: str, value: list[Any]) -> None:
-        known = self._parent.lists.get(name) if self._parent else None
-        marks = pieces.fingerprints(value)
-        old = known.fingerprints if known else array("q")
-        keep = pieces.kept(marks, old)
-        self.marks[name] = marks
-        self.values[name] = ListPut(known and known.ref, keep, self._saver.chunks(name, value[keep:]))
-        new = pieces.added(value, marks, old, keep)
-        self.messages += [element for element in new if isinstance(element, BaseMessage)]

@@ -10,7 +10,7 @@ they were valid when they were stored, and that is most of what reading a long t
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import ormsgpack
@@ -28,9 +28,7 @@ TypeName = tuple[str, ...]
 _SINGLE_ARGUMENT, _ARGUMENTS, _KEYWORDS, _METHOD, _PYDANTIC_V1, _PYDANTIC, _NUMPY, _DELTA_SNAPSHOT = range(8)
 
 _PLAIN = frozenset({str, int, float, bool, bytes, type(None)})
-_MESSAGE_FIELDS = {
-    cls: frozenset(cls.model_fields) for cls in (HumanMessage, AIMessage, ToolMessage, SystemMessage)
-}
+_MESSAGE_FIELDS = {cls: frozenset(cls.model_fields) for cls in (HumanMessage, AIMessage, ToolMessage, SystemMessage)}
 
 
 class StrictSerializer(JsonPlusSerializer):
@@ -59,7 +57,7 @@ class StrictSerializer(JsonPlusSerializer):
         except (ormsgpack.MsgpackEncodeError, TypeError, ValueError, RecursionError) as error:
             raise UnserializableValue(
                 f"a {_describe(type(obj))} cannot be stored ({error})",
-                advice="keep it out of the graph's state, or keep a form of it that can be stored, such as a path or a dict",
+                advice="keep it out of the graph's state, or keep a form of it that can be stored, such as a path",
             ) from error
         if type(obj) not in _PLAIN:
             self.loads_typed(typed)
@@ -88,7 +86,7 @@ class StrictSerializer(JsonPlusSerializer):
             if code == _SINGLE_ARGUMENT:
                 return build(parts[2])
             return build(*parts[2]) if code == _ARGUMENTS else build(**parts[2])
-        except Exception as error:  # noqa: BLE001  # the class is the user's: it may raise anything
+        except Exception as error:  # the class is the user's: it may raise anything
             raise _unreadable(parts, error) from error
 
     def _class(self, module: str, name: str) -> Callable[..., Any]:
@@ -164,7 +162,7 @@ def _send(node: str, arg: Any, timeout: Any = None) -> Any:
     return Send(node, arg) if timeout is None else Send(node, arg, timeout=timeout)
 
 
-def _array(dtype: str, shape: Collection[int], order: str, buffer: bytes) -> Any:
+def _array(dtype: str, shape: Any, order: Any, buffer: bytes) -> Any:
     import numpy
 
     return numpy.frombuffer(buffer, dtype=numpy.dtype(dtype)).reshape(shape, order=order)

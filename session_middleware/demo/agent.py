@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Union
+from typing import Any
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import SystemMessage
@@ -11,7 +11,6 @@ from langchain_core.tools import BaseTool, ToolException
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.prebuilt import ToolNode, tools_condition
-from langgraph.prebuilt.tool_node import ToolInvocationError
 
 INSTRUCTIONS = SystemMessage(
     "You help the staff of a small outdoor shop. Look things up with your tools before you answer,"
@@ -35,6 +34,6 @@ def build_agent(tools: Sequence[BaseTool], model: BaseChatModel) -> CompiledStat
     return builder.compile()
 
 
-def _answer_refusal(error: Union[ToolException, ToolInvocationError]) -> str:  # noqa: UP007 - ToolNode reads the annotation, and only this form of it
-    """A tool's refusal, or arguments that do not fit it, are told to the model; any other fault is raised."""
+def _answer_refusal(error: ToolException) -> str:
+    """What a tool refuses, or arguments that do not fit it, is told to the model; a fault is raised."""
     return str(error)

@@ -66,10 +66,14 @@ class Workspace:
     files: Path
     database: Path
 
+    @classmethod
+    def in_folder(cls, folder: Path) -> Workspace:
+        return cls(files=folder / "files", database=folder / "sales.db")
+
 
 def make_workspace(folder: Path) -> Workspace:
     """Write the files and the database below `folder`; what is there already is written again."""
-    workspace = Workspace(files=folder / "files", database=folder / "sales.db")
+    workspace = Workspace.in_folder(folder)
     workspace.files.mkdir(parents=True, exist_ok=True)
     for name, text in FILES.items():
         (workspace.files / name).write_text(text, encoding="utf-8")

@@ -219,7 +219,7 @@ def _put_op(
     ttl: float | NotProvided | None,
 ) -> PutOp:
     check_root(namespace)
-    return PutOp(namespace, str(key), value, index, None if isinstance(ttl, NotProvided) else ttl)  # type: ignore[arg-type]
+    return PutOp(namespace, str(key), value, index, None if isinstance(ttl, NotProvided) else ttl)
 
 
 def _conditions(prefix: NamespacePath | None, suffix: NamespacePath | None) -> tuple[MatchCondition, ...]:

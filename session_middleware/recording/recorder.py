@@ -19,7 +19,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field
-from typing import Any, Concatenate, ParamSpec
+from typing import Any, TypeVar, cast
 from uuid import UUID
 
 from langchain_core.messages import BaseMessage, ToolMessage
@@ -36,7 +36,7 @@ from session_middleware.visits import Visits, identity_of
 
 logger = logging.getLogger("session_middleware")
 
-P = ParamSpec("P")
+Method = TypeVar("Method", bound=Callable[..., None])
 
 _TOOL_START_WAIT_SECONDS = 0.005  # how long a tool's start may hold up an event loop
 _SESSIONS_REMEMBERED = 256  # sessions whose recorded message ids this process keeps in mind
@@ -54,11 +54,11 @@ class _Trace:
     tools: dict[UUID, float] = field(default_factory=dict)  # running tools, and when they started
 
 
-def _harmless(
-    method: Callable[Concatenate[SessionRecorder, P], None],
-) -> Callable[Concatenate[SessionRecorder, P], None]:
+def _harmless(method: Method) -> Method:
+    """A handler's method that keeps its own faults from the run, and lets denials through."""
+
     @functools.wraps(method)
-    def guarded(self: SessionRecorder, *args: P.args, **kwargs: P.kwargs) -> None:
+    def guarded(self: SessionRecorder, *args: Any, **kwargs: Any) -> None:
         try:
             method(self, *args, **kwargs)
         except (SessionAccessDenied, SessionExpired):
@@ -66,7 +66,7 @@ def _harmless(
         except Exception as error:  # noqa: BLE001  # the one place: a fault here must not break a run
             self.fault(error)
 
-    return guarded
+    return cast("Method", guarded)
 
 
 class SessionRecorder(GraphCallbackHandler):
@@ -141,9 +141,7 @@ class SessionRecorder(GraphCallbackHandler):
         if trace is not None:
             trace.interrupted = True
 
-    def _enter(
-        self, run_id: UUID, parent_run_id: UUID | None, metadata: Mapping[str, Any]
-    ) -> _Trace | None:
+    def _enter(self, run_id: UUID, parent_run_id: UUID | None, metadata: Mapping[str, Any]) -> _Trace | None:
         """The trace a run belongs to; a new one at a root, which is where the thread changes."""
         trace = self._traces.get(run_id)
         if trace is not None:

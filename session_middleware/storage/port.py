@@ -9,7 +9,9 @@ dies. What a method has returned survives `kill -9`; a `put_…`, `open_…` and
 survives a power cut when ``synchronous`` is ``"full"``. Methods may be called from any thread at
 once. Driver exceptions never leave: they become `StorageError`, naming the file.
 
-Times come from the clock the storage was made with. A method that takes a `Visit` first admits it, in the same transaction: the session is opened if it
+Times come from the clock the storage was made with.
+
+A method that takes a `Visit` first admits it, in the same transaction: the session is opened if it
 is not there, its owner is checked, and its expiry is applied. It raises `SessionAccessDenied` or
 `SessionExpired` and then has changed nothing but the event that says so.
 """
@@ -59,10 +61,10 @@ class Blob(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Some successive elements of a list, in one blob: the first `count` of those it holds."""
+    """Some successive elements of a list, in one blob: the first `length` of those it holds."""
 
     blob: Blob
-    count: int = 1
+    length: int = 1
 
 
 class ListRef(NamedTuple):
@@ -301,9 +303,7 @@ class Storage(Protocol):
     def begin_run(self, visit: Visit) -> None:
         """Admit the visit and add the row of its `run_id`. Beginning the same run again does nothing."""
 
-    def end_run(
-        self, visit: Visit, *, outcome: str, error: str | None, duration_ms: float
-    ) -> None:
+    def end_run(self, visit: Visit, *, outcome: str, error: str | None, duration_ms: float) -> None:
         """Close the row of the visit's run; nothing if there is none."""
 
     def append_messages(self, visit: Visit, messages: Sequence[MessageSeen]) -> None:

@@ -134,7 +134,7 @@ class SqliteDatabase:
                 for ticket in batch:
                     self._carry_out_one(ticket, alone=len(batch) == 1)
                 self._writer.execute("COMMIT")
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # it is raised again, to each of those who wait
             self._roll_back()
             for ticket in batch:
                 ticket.result, ticket.error, ticket.done = None, ticket.error or error, True
@@ -156,7 +156,7 @@ class SqliteDatabase:
         try:
             with self.mapped():
                 ticket.result = ticket.operation(self._writer)
-        except Exception as error:
+        except Exception as error:  # it is raised again, to whoever's operation it is
             if not self._writer.in_transaction:  # a full disk ends the whole transaction
                 raise
             ticket.error = error
@@ -257,9 +257,7 @@ def _pending(connection: sqlite3.Connection) -> bool:
 def _applied(connection: sqlite3.Connection) -> frozenset[str]:
     if "_sqlite_migrations" not in _tables(connection):
         return frozenset()
-    rows = connection.execute(
-        "SELECT name FROM _sqlite_migrations WHERE migration_set = 'session_middleware'"
-    )
+    rows = connection.execute("SELECT name FROM _sqlite_migrations WHERE migration_set = 'session_middleware'")
     return frozenset(name for (name,) in rows)
 
 

@@ -76,7 +76,7 @@ class SqliteStorage:
     # Sessions
 
     def open_session(self, visit: Visit, details: SessionDetails, *, must_be_new: bool = False) -> SessionInfo:
-        def then(connection: Connection, family_id: str) -> SessionInfo:
+        def then(connection: Connection, _: str) -> SessionInfo:
             if must_be_new and visit.admission not in ("opened", "fresh"):
                 raise SessionExists(visit.session_id)
             return sessions.update(connection, visit.session_id, details)
@@ -124,14 +124,12 @@ class SqliteStorage:
         return found
 
     def _end_one(self, session_id: str, now: datetime) -> Ended | None:
-        return self._database.write(
-            lambda connection: sessions.end_one(connection, session_id, self._rules, now)
-        )
+        return self._database.write(lambda connection: sessions.end_one(connection, session_id, self._rules, now))
 
     # The record
 
     def begin_run(self, visit: Visit) -> None:
-        self._visit(visit, lambda connection, family_id: None, durable=False)
+        self._visit(visit, lambda *_: None, durable=False)
 
     def end_run(self, visit: Visit, *, outcome: str, error: str | None, duration_ms: float) -> None:
         if visit.run_id is None:
@@ -230,9 +228,7 @@ class SqliteStorage:
     def put_writes(self, put: WritesPut) -> None:
         self._visit(put.visit, lambda connection, family_id: checkpoints.put_writes(connection, family_id, put))
 
-    def get_checkpoint(
-        self, session_id: str, checkpoint_ns: str, checkpoint_id: str | None
-    ) -> StoredCheckpoint | None:
+    def get_checkpoint(self, session_id: str, checkpoint_ns: str, checkpoint_id: str | None) -> StoredCheckpoint | None:
         return self._database.read(
             lambda connection: checkpoints.get(connection, session_id, checkpoint_ns, checkpoint_id, self.name)
         )

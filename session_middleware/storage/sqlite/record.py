@@ -23,6 +23,11 @@ def next_seq(connection: sqlite3.Connection, session_id: str) -> int | None:
     return None if row is None else int(row[0])
 
 
+def _insert(connection: sqlite3.Connection, table: str, columns: Sequence[str], values: Sequence[Any]) -> None:
+    marks = ", ".join("?" * len(columns))
+    connection.execute(f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks})", values)
+
+
 # Runs
 
 
@@ -89,6 +94,12 @@ def _words(message: MessageSeen) -> tuple[Any, ...]:
     return message.role, clean(message.text), to_json(message.content), calls
 
 
+_MESSAGE_COLUMNS = (
+    *("session_id", "seq", "run_id", "message_id", "version", "role", "name", "text", "content", "tool_calls"),
+    *("tool_call_id", "model", "input_tokens", "output_tokens", "checkpoint_ns", "created_at"),
+)
+
+
 def _add_message(
     connection: sqlite3.Connection,
     session_id: str,
@@ -101,13 +112,12 @@ def _add_message(
     role, text, content, calls = words
     seq = next_seq(connection, session_id)
     tokens = (message.input_tokens, message.output_tokens)
-    connection.execute(
-        "INSERT INTO messages (session_id, seq, run_id, message_id, version, role, name, text, content, tool_calls,"
-        " tool_call_id, model, input_tokens, output_tokens, checkpoint_ns, created_at)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (session_id, seq, run_id, message.message_id, known[1] + 1 if known else 1, role, message.name)
-        + (text, content, calls, message.tool_call_id, message.model, *tokens)
-        + (message.checkpoint_ns, to_text(now)),
+    _insert(
+        connection,
+        "messages",
+        _MESSAGE_COLUMNS,
+        (session_id, seq, run_id, message.message_id, known[1] + 1 if known else 1, role, message.name, text)
+        + (content, calls, message.tool_call_id, message.model, *tokens, message.checkpoint_ns, to_text(now)),
     )
     if known:
         connection.execute(
@@ -214,11 +224,9 @@ _CALL_COLUMNS = (
 
 
 def _insert_call(connection: sqlite3.Connection, session_id: str, **columns: Any) -> None:
-    connection.execute(
-        f"INSERT INTO tool_calls (session_id, seq, {', '.join(_CALL_COLUMNS)})"
-        f" VALUES (?, ?{', ?' * len(_CALL_COLUMNS)})",
-        (session_id, next_seq(connection, session_id), *(columns.get(name) for name in _CALL_COLUMNS)),
-    )
+    seq = next_seq(connection, session_id)
+    values = [columns.get(name) for name in _CALL_COLUMNS]
+    _insert(connection, "tool_calls", ("session_id", "seq", *_CALL_COLUMNS), (session_id, seq, *values))
     connection.execute("UPDATE sessions SET tool_call_count = tool_call_count + 1 WHERE id = ?", (session_id,))
 
 
@@ -245,8 +253,7 @@ def list_messages(
     connection: sqlite3.Connection, session_id: str, *, after: int, limit: int | None, all_versions: bool
 ) -> list[Message]:
     cursor = connection.execute(
-        "SELECT * FROM messages WHERE session_id = ? AND seq > ? AND (? OR replaced_by IS NULL)"
-        " ORDER BY seq LIMIT ?",
+        "SELECT * FROM messages WHERE session_id = ? AND seq > ? AND (? OR replaced_by IS NULL) ORDER BY seq LIMIT ?",
         (session_id, after, all_versions, _limit(limit)),
     )
     return values_of(Message, cursor)

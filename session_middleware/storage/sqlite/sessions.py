@@ -13,7 +13,7 @@ from session_middleware.errors import SessionAccessDenied, SessionError, Session
 from session_middleware.model import Clock, Ended, NewId, SessionInfo, to_text
 from session_middleware.settings import SessionSettings
 from session_middleware.storage.port import Deleted, SessionDetails, SessionFilter, Visit
-from session_middleware.storage.sqlite import checkpoints, memories, record
+from session_middleware.storage.sqlite import checkpoints, memories, pieces, record
 from session_middleware.storage.sqlite.rows import clean, to_json, value_of, values_of
 
 
@@ -52,23 +52,32 @@ def look(connection: sqlite3.Connection, visit: Visit, rules: Rules) -> SessionI
 
 
 def admit(connection: sqlite3.Connection, visit: Visit, rules: Rules) -> str:
-    """Let a visit in, opening or reviving its session; returns the family. Raises as `refuse` expects."""
+    """Let a visit in, opening or reviving its session; returns the family. Raises one of `REFUSALS`."""
     now = rules.clock()
+    if visit.admitted and (family_id := _admit_again(connection, visit, rules, now)):
+        return family_id
     session = find(connection, visit.session_id)
     if session is not None:
         lifecycle.check_access(session, visit.identity)
-        if not visit.admitted:
-            if visit.admission is None:
-                visit.admission = lifecycle.admit(session, rules.settings, now)
-            session = _apply(connection, session, visit, rules, now)
+        if visit.admission is None:
+            visit.admission = lifecycle.admit(session, rules.settings, now)
+        session = _apply(connection, session, visit, rules, now)
     if session is None:
         session = _insert(connection, visit, rules, now)
-    elif visit.admitted or not visit.is_run:
-        _touch(connection, visit.session_id, rules, now)
-    if visit.run_id is not None and not visit.admitted:
+    if visit.run_id is not None:
         record.begin_run(connection, visit.session_id, visit.run_id, now)
     visit.admitted = True  # here, in the writer's turn, so that no second operation admits it again
     return session.family_id
+
+
+def _admit_again(connection: sqlite3.Connection, visit: Visit, rules: Rules, now: datetime) -> str | None:
+    """A visit goes on: its owner is checked again and the clock set back; ``None`` when the session is gone."""
+    row = connection.execute(
+        "UPDATE sessions SET last_active_at = ?, expires_at = ? WHERE id = ? AND (user_id IS NULL OR user_id = ?)"
+        " RETURNING family_id",
+        (to_text(now), _expiry(rules, now), visit.session_id, visit.identity.user_id),
+    ).fetchone()
+    return None if row is None else str(row[0])
 
 
 def refuse(connection: sqlite3.Connection, visit: Visit, error: SessionError, rules: Rules) -> None:
@@ -91,6 +100,7 @@ def _apply(
         return None
     ended = status not in ("active", "idle")
     if not visit.is_run and not ended:
+        _touch(connection, session.id, rules, now)
         return session
     kind = visit.admission if ended and visit.admission in ("revived", "reopened") else "resumed"
     connection.execute(
@@ -108,8 +118,7 @@ def _insert(connection: sqlite3.Connection, visit: Visit, rules: Rules, now: dat
     connection.execute(
         "INSERT INTO sessions (id, family_id, user_id, group_id, opened_as, created_at, last_active_at, expires_at)"
         " VALUES (?, ?, ?, ?, 'opened', ?, ?, ?)",
-        (visit.session_id, visit.session_id, identity.user_id, identity.group_id)
-        + (to_text(now), to_text(now), _expiry(rules, now)),
+        (visit.session_id,) * 2 + (identity.user_id, identity.group_id) + (to_text(now),) * 2 + (_expiry(rules, now),),
     )
     append_event(connection, visit.session_id, "opened", None, {}, now, run_id=visit.run_id)
     return get(connection, visit.session_id)
@@ -140,7 +149,7 @@ def _put_aside(connection: sqlite3.Connection, session: SessionInfo, rules: Rule
     checkpoints.rename(connection, session.id, aside)
     if family == aside:
         connection.execute("UPDATE sessions SET family_id = ? WHERE family_id = ?", (aside, session.id))
-        checkpoints.rename_family(connection, session.id, aside)
+        pieces.rename_family(connection, session.id, aside)
     append_event(connection, aside, "put_aside", "fresh", {"was": session.id}, now)
 
 
@@ -213,8 +222,7 @@ def _conditions(where: SessionFilter, rules: Rules) -> tuple[list[str], list[Any
         found.append(("last_active_at >= ?", [to_text(where.since)]))
     if where.until is not None:
         found.append(("last_active_at < ?", [to_text(where.until)]))
-    for tag in where.tags:
-        found.append(("EXISTS (SELECT 1 FROM json_each(tags) WHERE value = ?)", [tag]))
+    found += [("EXISTS (SELECT 1 FROM json_each(tags) WHERE value = ?)", [tag]) for tag in where.tags]
     return [sql for sql, _ in found], [value for _, values in found for value in values]
 
 
@@ -231,8 +239,7 @@ def list_(
         conditions.append("(last_active_at, id) < (?, ?)")
         values += [to_text(before[0]), before[1]]
     cursor = connection.execute(
-        f"SELECT * FROM sessions WHERE {' AND '.join(conditions) or '1'}"
-        " ORDER BY last_active_at DESC, id DESC LIMIT ?",
+        f"SELECT * FROM sessions WHERE {' AND '.join(conditions) or '1'} ORDER BY last_active_at DESC, id DESC LIMIT ?",
         (*values, -1 if limit is None else limit),
     )
     return values_of(SessionInfo, cursor)
@@ -287,9 +294,7 @@ def _expire(connection: sqlite3.Connection, session: SessionInfo, rules: Rules, 
     if session.status == "expired":
         return
     end = lifecycle.expires_at(session, rules.settings) or now
-    connection.execute(
-        "UPDATE sessions SET status = 'expired', ended_at = ? WHERE id = ?", (to_text(end), session.id)
-    )
+    connection.execute("UPDATE sessions SET status = 'expired', ended_at = ? WHERE id = ?", (to_text(end), session.id))
     detail = {"last_active_at": to_text(session.last_active_at)}
     append_event(connection, session.id, "expired", "idle_timeout", detail, now)
 
@@ -302,7 +307,7 @@ def delete(connection: sqlite3.Connection, session_id: str) -> Deleted:
     messages, tool_calls = record.delete(connection, session_id)
     remembered = memories.delete_session(connection, session_id)
     kept = checkpoints.delete(connection, session_id)
-    checkpoints.free_unused(connection, session.family_id, members(connection, session.family_id))
+    pieces.free_unused(connection, session.family_id, members(connection, session.family_id))
     return Deleted(1, kept, messages, tool_calls, remembered)
 
 

@@ -1,0 +1,63 @@
+"""What this process knows of stored checkpoints: it only saves work, and is never believed unchecked."""
+
+from __future__ import annotations
+
+import threading
+from array import array
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Any
+
+from langgraph.checkpoint.base import ChannelVersions
+
+from session_middleware.storage.port import ListRef
+
+Key = tuple[str, str, str]  # session id, namespace, checkpoint id
+
+_REMEMBERED = 256
+
+
+@dataclass(frozen=True, slots=True)
+class KnownList:
+    """A stored list, and the fingerprint of each of its elements."""
+
+    ref: ListRef
+    fingerprints: array[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A stored checkpoint, as far as a put on top of it needs it."""
+
+    versions: ChannelVersions
+    channels: str  # as stored, which is how a put finds out that it has changed
+    names: frozenset[str]
+    lists: dict[str, KnownList] = field(default_factory=dict)
+
+    def holds(self, channel: str, version: Any) -> bool:
+        """Whether the channel has this very version here, so that a child may refer to its value."""
+        return channel in self.names and version == self.versions.get(channel)
+
+
+class KnownCheckpoints:
+    """The last checkpoints this process has read or written."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._found: OrderedDict[Key, Known] = OrderedDict()
+
+    def find(self, key: Key) -> Known | None:
+        with self._lock:
+            return self._found.get(key)
+
+    def keep(self, key: Key, known: Known) -> None:
+        with self._lock:
+            self._found[key] = known
+            self._found.move_to_end(key)
+            while len(self._found) > _REMEMBERED:
+                self._found.popitem(last=False)
+
+    def forget(self, session_id: str) -> None:
+        with self._lock:
+            for key in [key for key in self._found if key[0] == session_id]:
+                del self._found[key]

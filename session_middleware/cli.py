@@ -1,0 +1,235 @@
+"""The command line: look at the sessions of a database, sweep it, talk to a demo agent.
+
+Nothing heavy is imported until a command needs it. Errors of this package are one line and exit
+code 1, and a command that only looks never makes a file.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from session_middleware import __version__
+from session_middleware.errors import SessionError, StorageError
+
+if TYPE_CHECKING:
+    from langchain_core.language_models import BaseChatModel
+    from rich.console import Console
+
+    from session_middleware.session import Session
+    from session_middleware.sessions import Sessions
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+STATUSES = ("active", "idle", "expired", "completed", "failed", "abandoned")
+
+
+class _Commands(click.Group):
+    """Turns the errors of this package into a line on stderr."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except SessionError as error:
+            raise click.ClickException(" ".join(str(error).split())) from error
+
+
+def _db_option(help: str = "The database file.") -> Callable[[F], F]:
+    text = f"{help} [default: SESSION_STORAGE_URL, or sessions.db]"
+    return click.option("--db", metavar="FILE", default=None, help=text)
+
+
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, package_name="session-middleware")
+def cli() -> None:
+    """Sessions for LangGraph agents, in one SQLite file."""
+
+
+@cli.command("list")
+@_db_option()
+@click.option("--user", "user_id", metavar="ID", help="Only sessions this user owns.")
+@click.option("--status", type=click.Choice(STATUSES), help="Only sessions with this status.")
+@click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="At most so many.")
+@_json_option
+def list_command(db: str | None, user_id: str | None, status: Any, limit: int, as_json: bool) -> None:
+    """List sessions, latest activity first."""
+    with _existing(db) as sessions:
+        found = sessions.list(user_id=user_id, status=status, limit=limit)
+        if as_json:
+            _print_json([session.model_dump(mode="json") for session in found])
+            return
+        from session_middleware.render import sessions_table
+
+        console = _console()
+        console.print(sessions_table(found))
+        total = sessions.count(user_id=user_id, status=status)
+        if total > len(found):
+            console.print(f"{len(found)} of {total}; see more with --limit {total}")
+
+
+@cli.command()
+@click.argument("session_id", metavar="ID")
+@_db_option()
+@click.option("--full", is_flag=True, help="All rows, and their whole text.")
+@_json_option
+def show(session_id: str, db: str | None, full: bool, as_json: bool) -> None:
+    """Show what was said and done in a session."""
+    with _existing(db) as sessions:
+        session = sessions.get(session_id)
+        if as_json:
+            _print_json(_as_json(session))
+            return
+        from session_middleware.render import timeline
+
+        _console().print(timeline(session, session.timeline(), full=full))
+
+
+@cli.command()
+@_db_option()
+@click.option("--dry-run", is_flag=True, help="Only say what would be ended.")
+@click.option("--idle-timeout", metavar="DURATION", help="Such as 30m or 7d. [default: SESSION_IDLE_TIMEOUT, or 7d]")
+@_json_option
+def sweep(db: str | None, dry_run: bool, idle_timeout: str | None, as_json: bool) -> None:
+    """End the sessions that have been idle for too long."""
+    with _existing(db, **({"idle_timeout": idle_timeout} if idle_timeout else {})) as sessions:
+        ended = sessions.sweep(dry_run=dry_run)
+        if as_json:
+            _print_json([one.model_dump(mode="json") for one in ended])
+            return
+        from session_middleware.render import sweep_table
+
+        console = _console()
+        console.print(sweep_table(ended))
+        word = "would be ended" if dry_run else "ended"
+        rule = sessions.settings.idle_timeout
+        console.print(f"{len(ended)} {word}; the rule is " + (f"idle for {rule}" if rule else "that none expires"))
+
+
+@cli.command()
+@_db_option("The database file; made if it is not there.")
+@click.option("--thread", metavar="ID", help="The session to open or resume. [default: a new one]")
+@click.option("--user", "user_id", metavar="ID", help="Whose session it is.")
+@click.option("--model", "name", metavar="PROVIDER:NAME", help="A model of LangChain's. [default: a scripted one]")
+def chat(db: str | None, thread: str | None, user_id: str | None, name: str | None) -> None:
+    """Talk to a small agent with tools; the same --thread goes on where it ended."""
+    model = _make_model(name)
+    from session_middleware.demo.chat import converse
+    from session_middleware.sessions import Sessions
+
+    with Sessions(db) as sessions:
+        converse(sessions, _console(), thread=thread, user_id=user_id, model=model)
+
+
+@cli.command()
+@click.option("--db", metavar="FILE", default=None, help="Keep the tour's database here. [default: it is thrown away]")
+def demo(db: str | None) -> None:
+    """Take the tour: it needs no key and no network, and less than a minute."""
+    from session_middleware.demo.run import run
+
+    if db is not None and Path(db).exists():
+        raise StorageError(db, "it exists already", advice="name a file that does not, for the tour to make")
+    run(_console(), keep=Path(db).absolute() if db is not None else None)
+
+
+def _make_model(name: str | None) -> BaseChatModel:
+    if name is None:
+        from session_middleware.demo.model import ScriptedModel
+
+        return ScriptedModel()
+    try:
+        from langchain.chat_models import init_chat_model
+    except ImportError as error:
+        raise click.ClickException(
+            "--model needs LangChain; install it with pip install 'session-middleware[chat]'"
+        ) from error
+    try:
+        return init_chat_model(name)
+    except ImportError as error:
+        provider = name.partition(":")[0].replace("_", "-")
+        raise click.ClickException(
+            f"the package of {provider!r} is not installed ({error}); try pip install langchain-{provider}"
+        ) from error
+    except ValueError as error:
+        raise click.ClickException(f"{name!r} cannot be used: {' '.join(str(error).split())}") from error
+
+
+# Databases
+
+
+@contextmanager
+def _existing(db: str | None, **settings: Any) -> Iterator[Sessions]:
+    """The sessions of a database that is there; the check comes first, since `Sessions` would make it."""
+    from session_middleware.settings import load_settings
+
+    url = load_settings(**({"storage_url": db} if db else {})).storage_url
+    _check_there(url)
+    from session_middleware.sessions import Sessions
+
+    with Sessions(url, **settings) as sessions:
+        yield sessions
+
+
+def _check_there(url: str) -> None:
+    scheme, separator, rest = url.partition("://")
+    if separator and scheme != "sqlite":
+        return  # not a file; `Sessions` says what is wrong
+    path = Path(rest.removeprefix("/") if separator else url)
+    if not path.is_file():
+        raise StorageError(str(path), "there is no such database", advice="name one with --db FILE")
+    if not _holds_sessions(path):
+        raise StorageError(str(path), "it holds no sessions", advice="name another database with --db FILE")
+
+
+def _holds_sessions(path: Path) -> bool:
+    """Whether it has our table, or else is something `Sessions` will refuse with a better reason."""
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+        try:
+            return bool(connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'sessions'").fetchall())
+        except sqlite3.Error:
+            return True
+
+
+# Printing
+
+
+def _console() -> Console:
+    """A console on the present stdout; a character its encoding lacks becomes a question mark."""
+    from io import TextIOWrapper
+
+    from rich.console import Console
+
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+    return Console(highlight=False)
+
+
+def _as_json(session: Session) -> dict[str, Any]:
+    names = {"Message": "message", "ToolCall": "tool_call", "Run": "run", "Event": "event"}
+    rows = [{"record": names[type(one).__name__], **one.model_dump(mode="json")} for one in session.timeline()]
+    return {
+        "session": session.model_dump(mode="json"),
+        "stats": session.stats().model_dump(mode="json"),
+        "timeline": rows,
+    }
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    cli(arguments, prog_name="session-middleware")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,311 @@
+"""Sessions as pictures in a terminal: a list, one session's timeline, what a sweep ended.
+
+Everything recorded is untrusted text: it is never read as markup, and control characters, which
+could move the cursor or recolour the screen, are shown as what they are. All pictures fit in 80
+columns and stay readable when the output is a file.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any, TypeAlias
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from session_middleware.model import Ended, Event, Message, Run, SessionInfo, ToolCall
+
+Record: TypeAlias = Message | ToolCall | Run | Event
+
+SHORT_CHARACTERS = 110  # two lines of the text column at 80 columns
+_SHORT_PART = 70  # each of a tool call's arguments and result
+_STATUS_STYLES = {
+    "active": "green",
+    "idle": "yellow",
+    "expired": "red",
+    "completed": "blue",
+    "failed": "red",
+    "abandoned": "dim",
+}
+_OUTCOME_STYLES = {"ok": "green", "running": "yellow", "error": "red", "refused": "red", "interrupted": "magenta"}
+_ROLE_STYLES = {"user": "bold cyan", "assistant": "bold green", "tool": "yellow", "system": "dim"}
+_OPENINGS = ("opened", "resumed", "revived", "reopened", "forked")
+
+
+def sessions_table(sessions: Sequence[SessionInfo]) -> RenderableType:
+    """One line a session, in the order given."""
+    if not sessions:
+        return Text("no sessions", style="dim")
+    table = _table("session", "owner", "status", "last active", "messages", "tools", "tokens")
+    for session in sessions:
+        tokens = session.input_tokens + session.output_tokens
+        table.add_row(
+            _text(session.id),
+            _text(session.user_id or "–"),  # noqa: RUF001 - an en dash reads as "nobody"
+            _text(session.status, _STATUS_STYLES[session.status]),
+            _minute(session.last_active_at),
+            *(Text(f"{count:,}") for count in (session.message_count, session.tool_call_count, tokens)),
+        )
+    return table
+
+
+def message_line(message: Message) -> Text:
+    """A message in a line or two: who, and what was said."""
+    return _text(f"{message.role}: ", _ROLE_STYLES[message.role]).append_text(
+        _cut(message.text, False, SHORT_CHARACTERS)
+    )
+
+
+def request_text(name: str, arguments: Any) -> Text:
+    """A tool call as it is asked for, shortened: ``name(key=value)``."""
+    return _text(f"{name}({_arguments(arguments, False)})")
+
+
+def sweep_table(ended: Sequence[Ended]) -> RenderableType:
+    """What a sweep ended, or would end."""
+    if not ended:
+        return Text("nothing is due", style="dim")
+    table = _table("session", "owner", "why", "last active", "expired", "action")
+    for one in ended:
+        table.add_row(
+            _text(one.session_id),
+            _text(one.user_id or "–"),  # noqa: RUF001 - as above
+            _text(one.reason.replace("_", " ")),
+            _minute(one.last_active_at),
+            _minute(one.expired_at),
+            _text(one.action, "red" if one.action == "delete" else ""),
+        )
+    return table
+
+
+def timeline(session: SessionInfo, records: Iterable[Record], *, full: bool = False) -> RenderableType:
+    """A session from its first event to its last: a panel of facts, then a row for each record.
+
+    Unless `full`, long text is cut to about two lines, a tool message is left to the row of the
+    call it answers, and the event with which a run opened the session is told in the run's row.
+    """
+    records = list(records)
+    runs = {} if full else _openings(records)
+    rows = Table.grid(padding=(0, 2, 0, 0), expand=True)
+    rows.add_column(no_wrap=True, style="dim")
+    rows.add_column(no_wrap=True)
+    rows.add_column(ratio=1, overflow="fold")
+    day = None
+    for record in records if full else _folded(records, runs):
+        moment = _time_of(record)
+        if moment is not None and moment.date() != day:
+            day = moment.date()
+            rows.add_row(Text(""), Text(""), Text(day.isoformat(), style="dim"))
+        rows.add_row(Text(f"{moment:%H:%M:%S}" if moment else ""), *_row(record, full, runs))
+    return Group(_header(session), rows)
+
+
+# The panel
+
+
+def _header(session: SessionInfo) -> RenderableType:
+    facts = Table.grid(padding=(0, 2, 0, 0))
+    facts.add_column(style="dim", no_wrap=True)
+    facts.add_column(overflow="fold")
+    if session.title:
+        facts.add_row("title", _text(session.title))
+    facts.add_row("owner", _text(session.user_id or "nobody: open to everyone"))
+    if session.group_id:
+        facts.add_row("group", _text(session.group_id))
+    status = _text(session.status, _STATUS_STYLES[session.status])
+    facts.add_row("status", status.append(f", last {session.opened_as}", style="dim"))
+    facts.add_row("opened", _moment(session.created_at))
+    facts.add_row("last active", _moment(session.last_active_at))
+    if session.expires_at is not None:
+        word = "expired" if session.status == "expired" else "expires"
+        facts.add_row(word, _moment(session.expires_at).append("  (all times are UTC)", style="dim"))
+    facts.add_row("holds", Text(_counts(session)))
+    return Panel(facts, title=_text(session.id, "bold"), title_align="left", border_style="dim", padding=(0, 1))
+
+
+def _counts(session: SessionInfo) -> str:
+    parts = [
+        _plural(session.run_count, "run"),
+        _plural(session.message_count, "message"),
+        _plural(session.tool_call_count, "tool call"),
+        _plural(session.error_count, "error"),
+        f"{session.input_tokens:,} + {session.output_tokens:,} tokens",
+    ]
+    return ", ".join(parts)
+
+
+# The rows
+
+
+def _openings(records: Sequence[Record]) -> dict[str, str]:
+    """How each run found its session, where that is all its first event has to say: run id to kind."""
+    runs = {record.id for record in records if isinstance(record, Run)}
+    events = [record for record in records if isinstance(record, Event)]
+    return {event.run_id: event.kind for event in events if event.run_id in runs and _says_only_how(event)}
+
+
+def _says_only_how(event: Event) -> bool:
+    return event.kind in ("opened", "resumed") and event.reason is None and not event.detail
+
+
+def _folded(records: Sequence[Record], runs: dict[str, str]) -> Iterator[Record]:
+    """The records without those that another row tells."""
+    called = {record.tool_call_id for record in records if isinstance(record, ToolCall)}
+    for record in records:
+        if isinstance(record, Message) and _told_by_calls(record, called):
+            continue
+        if isinstance(record, Event) and record.run_id in runs and _says_only_how(record):
+            continue
+        yield record
+
+
+def _told_by_calls(message: Message, called: set[str]) -> bool:
+    if message.role == "tool":
+        return message.tool_call_id in called
+    asked = [call.get("id") in called for call in message.tool_calls]
+    return not message.text and bool(asked) and all(asked)
+
+
+def _row(record: Record, full: bool, runs: dict[str, str]) -> tuple[Text, Text]:
+    if isinstance(record, Message):
+        return _message_row(record, full)
+    if isinstance(record, ToolCall):
+        return Text("tool", style=_ROLE_STYLES["tool"]), _tool_text(record, full)
+    if isinstance(record, Run):
+        return Text("run", style="dim"), _run_text(record, full, runs.get(record.id))
+    return Text("event", style="dim"), _event_text(record, full)
+
+
+def _message_row(message: Message, full: bool) -> tuple[Text, Text]:
+    text = _cut(message.text, full, SHORT_CHARACTERS)
+    for call in message.tool_calls:
+        asked = f"{call.get('name')}({_arguments(call.get('args'), full)})"
+        text.append_text(_text(f"{' ' if text.plain else ''}asks for {asked}", "dim"))
+    if message.status == "incomplete":
+        text.append(" (incomplete)", style="yellow")
+    if message.replaced_by is not None:
+        text.append(" (edited later)", style="dim")
+    return _text(message.role, _ROLE_STYLES[message.role]), text
+
+
+def _tool_text(call: ToolCall, full: bool) -> Text:
+    text = _text(call.name, "bold").append_text(_text(f"({_arguments(call.arguments, full)})"))
+    text.append(" → ").append(call.status, style=_OUTCOME_STYLES[call.status])
+    if call.attempt > 1:
+        text.append(f", attempt {call.attempt}")
+    if call.duration_ms is not None:
+        text.append(f", {_duration(call.duration_ms)}", style="dim")
+    outcome = call.error if call.error is not None else call.result
+    if outcome is not None:
+        text.append(":\n" if full else ": ").append_text(_text(_json(outcome, full), "red" if call.error else ""))
+    return text
+
+
+def _run_text(run: Run, full: bool, opening: str | None) -> Text:
+    text = Text("", style="dim").append(run.outcome, style=_OUTCOME_STYLES[run.outcome])
+    if run.duration_ms is not None:
+        text.append(f", {_duration(run.duration_ms)}")
+    if run.input_tokens is not None or run.output_tokens is not None:
+        text.append(f", {run.input_tokens or 0:,} + {run.output_tokens or 0:,} tokens")
+    if run.error is not None:
+        text.append(": ").append_text(_cut(run.error, full, SHORT_CHARACTERS))
+    if opening is not None:
+        text.append(f" ({opening})")
+    if full:
+        text.append_text(_text(f"  id {run.id}"))
+    return text
+
+
+def _event_text(event: Event, full: bool) -> Text:
+    text = _text(event.kind, "dim" if event.kind in _OPENINGS else "")
+    if event.reason is not None:
+        text.append_text(_text(f": {event.reason}", "dim"))
+    if event.detail:
+        text.append_text(_text(f" {_json(event.detail, full)}", "dim"))
+    return text
+
+
+def _time_of(record: Record) -> datetime | None:
+    moment = record.started_at if isinstance(record, (Run, ToolCall)) else record.created_at
+    return moment.astimezone(UTC) if moment is not None else None
+
+
+# Words
+
+
+def _table(*columns: str) -> Table:
+    """Ids are folded rather than cut, so that they can be copied; all else stays on its line."""
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, caption="times are UTC")
+    table.caption_justify = "right"
+    for name in columns:
+        number = name in ("messages", "tools", "tokens")
+        table.add_column(
+            name,
+            justify="right" if number else "left",
+            overflow="fold",
+            no_wrap=name not in ("session", "owner"),
+        )
+    return table
+
+
+_CONTROLS = dict.fromkeys((*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)), 0xFFFD)
+_CONTROLS |= {code: 0x2400 + code for code in range(0x20) if code not in (0x09, 0x0A)} | {0x7F: 0x2421}
+
+
+def visible(text: str) -> str:
+    """The text with control characters, escape sequences and direction overrides made visible."""
+    return text.translate(_CONTROLS)
+
+
+def _text(text: str, style: str = "") -> Text:
+    return Text(visible(text), style=style)
+
+
+def _cut(text: str, full: bool, limit: int) -> Text:
+    return _text(text if full else shortened(text, limit))
+
+
+def shortened(text: str, limit: int) -> str:
+    """The text on one line, cut to `limit` characters."""
+    line = re.sub(r"\s+", " ", text[: limit * 8]).strip()
+    return line if len(line) <= limit and len(text) <= limit * 8 else line[: limit - 1].rstrip() + "…"
+
+
+def _arguments(value: Any, full: bool) -> str:
+    if not isinstance(value, dict):
+        return _json(value, full)
+    text = ", ".join(f"{name}={json.dumps(one, ensure_ascii=False, default=str)}" for name, one in value.items())
+    return text if full else shortened(text, _SHORT_PART)
+
+
+def _json(value: Any, full: bool) -> str:
+    """A recorded value as text: a text as it is, nothing for nothing, all else as JSON."""
+    if value is None:
+        return ""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return text if full else shortened(text, _SHORT_PART)
+
+
+def _moment(moment: datetime) -> Text:
+    return Text(f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S}")
+
+
+def _minute(moment: datetime) -> Text:
+    return Text(f"{moment.astimezone(UTC):%Y-%m-%d %H:%M}")
+
+
+def _duration(milliseconds: float) -> str:
+    if milliseconds < 1_000:
+        return f"{milliseconds:.3g} ms"
+    seconds = milliseconds / 1_000
+    return f"{seconds:.1f} s" if seconds < 60 else f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

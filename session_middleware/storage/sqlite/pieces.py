@@ -1,0 +1,215 @@
+"""Blobs and lists in SQLite: values that are each stored once in a family, and who refers to them.
+
+A blob's digest covers its type and bytes. A list's check covers the digests of its chunks, so that a
+reference which leads to other elements than it was made for is found when it is followed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+from session_middleware.storage.port import Blob, Chunk, ListPut, ListRef, StoredList
+
+MAX_DEPTH = 16  # of lists branched from lists, before a branch copies its references instead
+
+
+class Damaged(Exception):
+    """Stored pieces are not what they were; the message says which."""
+
+
+def _digest(blob: Blob) -> bytes:
+    return hashlib.sha256(blob.type.encode() + b"\0" + blob.data).digest()[:16]
+
+
+def put_blob(connection: sqlite3.Connection, family_id: str, blob: Blob) -> tuple[int, bytes]:
+    digest = _digest(blob)
+    row = connection.execute("SELECT id FROM blobs WHERE family_id = ? AND digest = ?", (family_id, digest)).fetchone()
+    if row is not None:
+        return row[0], digest
+    cursor = connection.execute(
+        "INSERT INTO blobs (family_id, digest, type, data) VALUES (?, ?, ?, ?)",
+        (family_id, digest, blob.type, blob.data),
+    )
+    assert cursor.lastrowid is not None
+    return cursor.lastrowid, digest
+
+
+def _blob(row: tuple[str, bytes, bytes], where: str) -> Blob:
+    """A blob from (type, data, digest), once its bytes are what they were."""
+    blob = Blob(row[0], row[1])
+    if _digest(blob) != row[2]:
+        raise Damaged(where)
+    return blob
+
+
+# Lists
+
+
+_CHAIN = """
+    WITH RECURSIVE chain (id, upto) AS (
+        VALUES (?, ?)
+        UNION ALL
+        SELECT lists.parent_id, MIN(lists.parent_length, chain.upto)
+        FROM chain JOIN lists ON lists.id = chain.id WHERE lists.parent_id IS NOT NULL
+    )
+"""
+
+
+def put_list(connection: sqlite3.Connection, family_id: str, put: ListPut) -> ListRef:
+    tail = [(*put_blob(connection, family_id, chunk.blob), chunk.length) for chunk in put.tail]
+    base = put.base if put.base is not None and put.keep else None
+    if base is None:
+        return _branch(connection, family_id, None, 0, 0, tail)
+    if base.length == put.keep:
+        if not tail:
+            return base
+        appended = _append(connection, base, tail)
+        return appended or _branch(connection, family_id, base, base.length, base.check, tail)
+    check = _check_of(connection, base.list_id, put.keep)
+    if not tail:
+        return ListRef(base.list_id, put.keep, check)
+    return _branch(connection, family_id, base, put.keep, check, tail)
+
+
+def _append(connection: sqlite3.Connection, base: ListRef, tail: Sequence[tuple[int, bytes, int]]) -> ListRef | None:
+    """Add to the end of a list; ``None`` when somebody has added something else there."""
+    last = connection.execute(
+        "SELECT position, count FROM list_items WHERE list_id = ? ORDER BY position DESC LIMIT 1", (base.list_id,)
+    ).fetchone()
+    if last is None or last[0] + last[1] != base.length:
+        return None
+    return _extend(connection, base, tail)
+
+
+def _extend(connection: sqlite3.Connection, base: ListRef, tail: Sequence[tuple[int, bytes, int]]) -> ListRef:
+    list_id, length, check = base
+    for blob_id, digest, count in tail:
+        connection.execute("INSERT INTO list_items VALUES (?, ?, ?, ?)", (list_id, length, count, blob_id))
+        length += count
+        check = zlib.crc32(digest, check)
+    return ListRef(list_id, length, check)
+
+
+def _branch(
+    connection: sqlite3.Connection,
+    family_id: str,
+    base: ListRef | None,
+    keep: int,
+    check: int,
+    tail: Sequence[tuple[int, bytes, int]],
+) -> ListRef:
+    """A new list: the first `keep` elements of `base`, then `tail`."""
+    parent = depth = None
+    if base is not None:
+        depth = connection.execute("SELECT depth FROM lists WHERE id = ?", (base.list_id,)).fetchone()[0] + 1
+        parent = base.list_id if depth < MAX_DEPTH else None
+    cursor = connection.execute(
+        "INSERT INTO lists (family_id, parent_id, parent_length, depth) VALUES (?, ?, ?, ?)",
+        (family_id, parent, keep if parent else 0, depth if parent else 0),
+    )
+    list_id = cursor.lastrowid
+    assert list_id is not None
+    if base is not None and parent is None:
+        connection.execute(
+            f"{_CHAIN} INSERT INTO list_items SELECT ?, position, MIN(count, ? - position), blob_id"
+            " FROM chain JOIN list_items ON list_id = chain.id AND position < chain.upto",
+            (base.list_id, keep, list_id, keep),
+        )
+    return _extend(connection, ListRef(list_id, keep, check), tail)
+
+
+def _check_of(connection: sqlite3.Connection, list_id: int, length: int) -> int:
+    rows = connection.execute(
+        f"{_CHAIN} SELECT digest FROM chain JOIN list_items ON list_id = chain.id AND position < chain.upto"
+        " JOIN blobs ON blobs.id = blob_id ORDER BY position",
+        (list_id, length),
+    )
+    return zlib.crc32(b"".join([digest for (digest,) in rows]))
+
+
+def get_list(connection: sqlite3.Connection, ref: ListRef) -> StoredList:
+    rows = connection.execute(
+        f"{_CHAIN} SELECT type, data, digest, position, MIN(count, chain.upto - position)"
+        " FROM chain JOIN list_items ON list_id = chain.id AND position < chain.upto"
+        " JOIN blobs ON blobs.id = blob_id ORDER BY position",
+        (ref.list_id, ref.length),
+    ).fetchall()
+    where = f"list {ref.list_id}"
+    chunks = [Chunk(_blob((kind, data, digest), where), count) for kind, data, digest, _, count in rows]
+    if sum(chunk.length for chunk in chunks) != ref.length or zlib.crc32(b"".join([r[2] for r in rows])) != ref.check:
+        raise Damaged(where)
+    return StoredList(ref, chunks)
+
+
+def get_value(connection: sqlite3.Connection, ref: Any) -> Blob | StoredList | None:
+    if ref is None:
+        return None
+    if isinstance(ref, list):
+        return get_list(connection, ListRef(*ref))
+    row = connection.execute("SELECT type, data, digest FROM blobs WHERE id = ?", (ref,)).fetchone()
+    if row is None:
+        raise Damaged(f"blob {ref} is missing")
+    return _blob(row, f"blob {ref}")
+
+
+def get_blob(connection: sqlite3.Connection, blob_id: int) -> Blob:
+    value = get_value(connection, blob_id)
+    assert isinstance(value, Blob)
+    return value
+
+
+# With their family
+
+
+def rename_family(connection: sqlite3.Connection, family_id: str, to: str) -> None:
+    connection.execute("UPDATE lists SET family_id = ? WHERE family_id = ?", (to, family_id))
+    connection.execute("UPDATE blobs SET family_id = ? WHERE family_id = ?", (to, family_id))
+
+
+_USED = """
+    CREATE TEMP TABLE used_lists AS
+    WITH RECURSIVE used (id) AS (
+        SELECT json_extract(value, '$[0]') FROM checkpoints, json_each(channels)
+        WHERE session_id IN (SELECT id FROM sessions WHERE family_id = :family) AND json_each.type = 'array'
+        UNION
+        SELECT parent_id FROM used JOIN lists USING (id) WHERE parent_id IS NOT NULL
+    )
+    SELECT id FROM used
+"""
+
+
+def free_unused(connection: sqlite3.Connection, family_id: str, members: Sequence[str]) -> None:
+    """Delete the lists and blobs of a family that none of its `members` refers to any more."""
+    if not members:
+        connection.execute(
+            "DELETE FROM list_items WHERE list_id IN (SELECT id FROM lists WHERE family_id = ?)", (family_id,)
+        )
+        connection.execute("DELETE FROM lists WHERE family_id = ?", (family_id,))
+        connection.execute("DELETE FROM blobs WHERE family_id = ?", (family_id,))
+        return
+    connection.execute(_USED, {"family": family_id})
+    connection.execute(
+        "DELETE FROM list_items WHERE list_id IN"
+        " (SELECT id FROM lists WHERE family_id = ? AND id NOT IN (SELECT id FROM used_lists))",
+        (family_id,),
+    )
+    connection.execute("DELETE FROM lists WHERE family_id = ? AND id NOT IN (SELECT id FROM used_lists)", (family_id,))
+    connection.execute("DROP TABLE used_lists")
+    connection.execute(
+        """
+        DELETE FROM blobs WHERE family_id = :family AND id NOT IN (
+            SELECT blob_id FROM list_items JOIN lists ON lists.id = list_id WHERE family_id = :family
+            UNION
+            SELECT value FROM checkpoints, json_each(channels)
+            WHERE session_id IN (SELECT id FROM sessions WHERE family_id = :family) AND json_each.type = 'integer'
+            UNION
+            SELECT atom FROM writes, json_tree(writes.value)
+            WHERE session_id IN (SELECT id FROM sessions WHERE family_id = :family) AND atom IS NOT NULL
+        )
+        """,
+        {"family": family_id},
+    )

@@ -1,0 +1,259 @@
+"""Graphs as people build them, around a model that says what it is told to.
+
+The model reads the last human message: ``"look up tea"`` asks for the tool `look_up`, ``"both tea"``
+for two tools at once, ``"fail tea"`` and ``"break tea"`` for tools that raise, and anything else is
+answered in words. After a tool has answered, it says so.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from operator import add
+from typing import Annotated, Any
+
+from langchain.agents import create_agent
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage, ToolMessage
+from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.tools import BaseTool, tool
+from langgraph.graph import END, START, MessagesState, StateGraph
+from langgraph.graph.message import add_messages
+from langgraph.prebuilt import ToolNode, tools_condition
+from langgraph.types import Send, interrupt
+from pydantic import BaseModel, PrivateAttr
+from typing_extensions import TypedDict
+
+
+class Scripted(BaseChatModel):
+    """Answers by rule, calls tools with ids of its own, and counts what it was asked."""
+
+    _numbers: Any = PrivateAttr(default_factory=lambda: itertools.count(1))
+
+    @property
+    def _llm_type(self) -> str:
+        return "scripted"
+
+    def bind_tools(self, tools: Sequence[Any], **kwargs: Any) -> Scripted:
+        return self
+
+    def _generate(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> ChatResult:
+        return ChatResult(generations=[ChatGeneration(message=self._reply(messages))])
+
+    def _reply(self, messages: list[BaseMessage]) -> AIMessage:
+        usage = {"input_tokens": 3, "output_tokens": 2, "total_tokens": 5}
+        metadata = {"model_name": "scripted-1"}
+        last = messages[-1]
+        if isinstance(last, ToolMessage):
+            return AIMessage(f"it said {last.text}", usage_metadata=usage, response_metadata=metadata)
+        calls = [
+            {"name": name, "args": {"thing": last.text.split()[-1]}, "id": f"call-{next(self._numbers)}"}
+            for name in _ASKED.get(last.text.split(" ")[0], ())
+        ]
+        text = "" if calls else f"you said {last.text}"
+        return AIMessage(text, tool_calls=calls, usage_metadata=usage, response_metadata=metadata)
+
+
+_ASKED = {
+    "look": ["look_up"],
+    "both": ["look_up", "price"],
+    "fail": ["failing"],
+    "break": ["failing"],
+    "ask": ["asking"],
+}
+
+
+@tool
+def look_up(thing: str) -> str:
+    """What a thing is."""
+    return f"{thing} is nice"
+
+
+@tool
+def price(thing: str) -> int:
+    """What a thing costs."""
+    return len(thing)
+
+
+@tool
+def failing(thing: str) -> str:
+    """Never works."""
+    raise RuntimeError(f"no {thing} today")
+
+
+@tool
+def asking(thing: str) -> str:
+    """Asks a person first."""
+    return f"{thing}: {interrupt(f'may I have {thing}?')}"
+
+
+TOOLS = [look_up, price, failing, asking]
+
+
+def chat() -> Any:
+    """One node: a model."""
+    model = Scripted()
+
+    def answer(state: MessagesState) -> dict[str, Any]:
+        return {"messages": [model.invoke(state["messages"])]}
+
+    return StateGraph(MessagesState).add_node("model", answer).add_edge(START, "model").compile()
+
+
+def tool_graph(*extra: BaseTool, handle_tool_errors: bool = True, **compiled_with: Any) -> Any:
+    """The textbook loop of a model and a `ToolNode`."""
+    model = Scripted()
+
+    def answer(state: MessagesState) -> dict[str, Any]:
+        return {"messages": [model.invoke(state["messages"])]}
+
+    builder = StateGraph(MessagesState)
+    builder.add_node("model", answer)
+    own = {tool.name for tool in extra}
+    tools = [*extra, *(tool for tool in TOOLS if tool.name not in own)]
+    builder.add_node("tools", ToolNode(tools, handle_tool_errors=handle_tool_errors))
+    builder.add_edge(START, "model")
+    builder.add_conditional_edges("model", tools_condition)
+    builder.add_edge("tools", "model")
+    return builder.compile(**compiled_with)
+
+
+def agent(**options: Any) -> Any:
+    """LangChain's own agent."""
+    return create_agent(Scripted(), TOOLS, **options)
+
+
+def shared_subgraph() -> Any:
+    """A node that is a graph over the same messages."""
+    builder = StateGraph(MessagesState)
+    builder.add_node("team", tool_graph())
+    builder.add_edge(START, "team")
+    return builder.compile()
+
+
+class Draft(TypedDict):
+    draft: str
+
+
+class Essay(TypedDict):
+    messages: Annotated[list[AnyMessage], add_messages]
+    draft: str
+
+
+def own_subgraph(*, asks: bool = False) -> Any:
+    """A node that is a graph with a state of its own, which may ask a person."""
+
+    def write(state: Draft) -> Draft:
+        return {"draft": state["draft"] + (interrupt("how shall it end?") if asks else "!")}
+
+    writer = StateGraph(Draft).add_node("write", write).add_edge(START, "write").compile()
+
+    def begin(state: Essay) -> dict[str, Any]:
+        return {"draft": state["messages"][-1].text}
+
+    def end(state: Essay) -> dict[str, Any]:
+        return {"messages": [AIMessage(state["draft"])]}
+
+    builder = StateGraph(Essay)
+    builder.add_node("begin", begin).add_node("writer", writer).add_node("end", end)
+    builder.add_edge(START, "begin").add_edge("begin", "writer").add_edge("writer", "end")
+    return builder.compile()
+
+
+def approval() -> Any:
+    """Stops to ask a person."""
+
+    def ask(state: MessagesState) -> dict[str, Any]:
+        return {"messages": [AIMessage(f"approved: {interrupt('may I?')}")]}
+
+    return StateGraph(MessagesState).add_node("ask", ask).add_edge(START, "ask").compile()
+
+
+def fan_out() -> Any:
+    """`Send`: as many branches as the message has words, each saying one."""
+
+    def spread(state: MessagesState) -> list[Send]:
+        return [Send("say", {"word": word}) for word in state["messages"][-1].text.split()]
+
+    def say(state: dict[str, str]) -> dict[str, Any]:
+        return {"messages": [AIMessage(state["word"])]}
+
+    builder = StateGraph(MessagesState).add_node("say", say)
+    builder.add_conditional_edges(START, spread, ["say"])
+    return builder.compile()
+
+
+def parallel() -> Any:
+    """Two branches at once, then one that has seen both."""
+
+    def saying(text: str) -> Callable[[MessagesState], dict[str, Any]]:
+        return lambda state: {"messages": [AIMessage(text)]}
+
+    builder = StateGraph(MessagesState)
+    builder.add_node("left", saying("left")).add_node("right", saying("right")).add_node("both", saying("both"))
+    builder.add_edge(START, "left").add_edge(START, "right").add_edge(["left", "right"], "both").add_edge("both", END)
+    return builder.compile()
+
+
+@dataclass
+class Place:
+    name: str
+    visits: int = 0
+
+
+class Plan(BaseModel):
+    steps: list[str] = []
+
+
+class Trip(TypedDict):
+    messages: Annotated[list[AnyMessage], add_messages]
+    place: Place
+    plans: Annotated[list[Plan], add]
+
+
+def typed_graph(**compiled_with: Any) -> Any:
+    """A dataclass and pydantic models in the state, which the schema names."""
+
+    def go(state: Trip) -> dict[str, Any]:
+        visits = state["place"].visits + 1 if state.get("place") else 1
+        text = state["messages"][-1].text
+        return {
+            "place": Place(text, visits),
+            "plans": [Plan(steps=[text])],
+            "messages": [AIMessage(f"visit {visits}")],
+        }
+
+    return StateGraph(Trip).add_node("go", go).add_edge(START, "go").compile(**compiled_with)
+
+
+GRAPHS: dict[str, Callable[[], Any]] = {
+    "chat": chat,
+    "tool_graph": tool_graph,
+    "agent": agent,
+    "shared_subgraph": shared_subgraph,
+    "own_subgraph": own_subgraph,
+    "fan_out": fan_out,
+    "parallel": parallel,
+    "typed_graph": typed_graph,
+}
+
+
+def human(text: str, **fields: Any) -> dict[str, Any]:
+    return {"messages": [HumanMessage(text, **fields)]}
+
+
+def said(session: Any, **options: Any) -> list[tuple[str, str]]:
+    """Who said what, by the record."""
+    return [(message.role, message.text) for message in session.messages(**options)]
+
+
+def kinds(session: Any) -> list[str]:
+    """The record of a session in its order: each message's role, and each tool's name."""
+    found = []
+    for entry in session.timeline():
+        if type(entry).__name__ == "Message":
+            found.append(entry.role)
+        elif type(entry).__name__ == "ToolCall":
+            found.append(entry.name)
+    return found
