@@ -192,11 +192,11 @@ def _check_there(url: str) -> None:
 
 def _holds_sessions(path: Path) -> bool:
     """Whether it has our table, or else is something `Sessions` will refuse with a better reason."""
-    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
-        try:
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
             return bool(connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'sessions'").fetchall())
-        except sqlite3.Error:
-            return True
+    except sqlite3.Error:
+        return True
 
 
 # Printing

@@ -7,13 +7,10 @@ here at every read, so it holds whether or not a sweep has run.
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Literal
 
 from session_middleware.errors import InvalidSessionId, SessionAccessDenied, SessionExpired
-from session_middleware.model import MAX_ID_LENGTH, Identity, OpenedAs, SessionInfo, Status
+from session_middleware.model import MAX_ID_LENGTH, Admission, Identity, OpenedAs, SessionInfo, Status
 from session_middleware.settings import SessionSettings
-
-Admission = Literal["opened", "resumed", "revived", "reopened", "fresh"]
 
 
 def session_id_of(given: object) -> str:

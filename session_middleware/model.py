@@ -17,6 +17,7 @@ NewId: TypeAlias = Callable[[], str]
 
 Status: TypeAlias = Literal["active", "idle", "expired", "completed", "failed", "abandoned"]
 OpenedAs: TypeAlias = Literal["opened", "resumed", "revived", "reopened", "forked"]
+Admission: TypeAlias = Literal["opened", "resumed", "revived", "reopened", "fresh"]
 Scope: TypeAlias = Literal["session", "user", "group", "global"]
 Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
 

@@ -71,13 +71,12 @@ def sweep_table(ended: Sequence[Ended]) -> RenderableType:
     """What a sweep ended, or would end."""
     if not ended:
         return Text("nothing is due", style="dim")
-    table = _table("session", "owner", "why", "last active", "expired", "action")
+    table = _table("session", "owner", "why", "expired", "action")
     for one in ended:
         table.add_row(
             _text(one.session_id),
             _text(one.user_id or "–"),  # noqa: RUF001 - as above
-            _text(one.reason.replace("_", " ")),
-            _minute(one.last_active_at),
+            Text("idle since ").append_text(_minute(one.last_active_at)),
             _minute(one.expired_at),
             _text(one.action, "red" if one.action == "delete" else ""),
         )
@@ -92,6 +91,7 @@ def timeline(session: SessionInfo, records: Iterable[Record], *, full: bool = Fa
     """
     records = list(records)
     runs = {} if full else _openings(records)
+    latest = max((record.seq for record in records if isinstance(record, Run)), default=0)
     rows = Table.grid(padding=(0, 2, 0, 0), expand=True)
     rows.add_column(no_wrap=True, style="dim")
     rows.add_column(no_wrap=True)
@@ -102,7 +102,7 @@ def timeline(session: SessionInfo, records: Iterable[Record], *, full: bool = Fa
         if moment is not None and moment.date() != day:
             day = moment.date()
             rows.add_row(Text(""), Text(""), Text(day.isoformat(), style="dim"))
-        rows.add_row(Text(f"{moment:%H:%M:%S}" if moment else ""), *_row(record, full, runs))
+        rows.add_row(Text(f"{moment:%H:%M:%S}" if moment else ""), *_row(record, full, runs, latest))
     return Group(_header(session), rows)
 
 
@@ -172,13 +172,13 @@ def _told_by_calls(message: Message, called: set[str]) -> bool:
     return not message.text and bool(asked) and all(asked)
 
 
-def _row(record: Record, full: bool, runs: dict[str, str]) -> tuple[Text, Text]:
+def _row(record: Record, full: bool, runs: dict[str, str], latest_run: int) -> tuple[Text, Text]:
     if isinstance(record, Message):
         return _message_row(record, full)
     if isinstance(record, ToolCall):
         return Text("tool", style=_ROLE_STYLES["tool"]), _tool_text(record, full)
     if isinstance(record, Run):
-        return Text("run", style="dim"), _run_text(record, full, runs.get(record.id))
+        return Text("run", style="dim"), _run_text(record, full, runs.get(record.id), record.seq < latest_run)
     return Text("event", style="dim"), _event_text(record, full)
 
 
@@ -207,8 +207,10 @@ def _tool_text(call: ToolCall, full: bool) -> Text:
     return text
 
 
-def _run_text(run: Run, full: bool, opening: str | None) -> Text:
-    text = Text("", style="dim").append(run.outcome, style=_OUTCOME_STYLES[run.outcome])
+def _run_text(run: Run, full: bool, opening: str | None, overtaken: bool) -> Text:
+    """A run that still says "running" after another began was most likely killed: that much is not said."""
+    outcome = "no end recorded" if run.outcome == "running" and overtaken else run.outcome
+    text = Text("", style="dim").append(outcome, style=_OUTCOME_STYLES[run.outcome])
     if run.duration_ms is not None:
         text.append(f", {_duration(run.duration_ms)}")
     if run.input_tokens is not None or run.output_tokens is not None:

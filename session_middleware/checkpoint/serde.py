@@ -10,6 +10,7 @@ they were valid when they were stored, and that is most of what reading a long t
 from __future__ import annotations
 
 import importlib
+import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -41,6 +42,7 @@ class StrictSerializer(JsonPlusSerializer):
         super().__init__(pickle_fallback=False, allowed_msgpack_modules=None)
         self.allowed = frozenset(_name(item) for item in allowed)
         self._classes: dict[TypeName, Callable[..., Any]] = {}
+        self._refused = threading.local()  # ormsgpack drops what its hook raises; `.error` keeps it
 
     def with_msgpack_allowlist(self, extra_allowlist: Iterable[TypeName | type]) -> StrictSerializer:
         extra = {_name(item) for item in extra_allowlist} - SAFE_MSGPACK_TYPES
@@ -57,21 +59,36 @@ class StrictSerializer(JsonPlusSerializer):
         except (ormsgpack.MsgpackEncodeError, TypeError, ValueError, RecursionError) as error:
             raise UnserializableValue(
                 f"a {_describe(type(obj))} cannot be stored ({error})",
-                advice="keep it out of the graph's state, or keep a form of it that can be stored, such as a path",
+                advice="keep it out of the graph's state, or store a form of it, such as a text or a dict",
             ) from error
         if type(obj) not in _PLAIN:
             self.loads_typed(typed)
         return typed
 
     def loads_typed(self, data: tuple[str, bytes]) -> Any:
-        if data[0] == "msgpack":
+        """Deserialise. Raises `UnserializableValue` for a type that is not allowed, or cannot be made again."""
+        if data[0] != "msgpack":
+            return super().loads_typed(data)
+        try:
             return self._unpack(data[1])
-        return super().loads_typed(data)
+        except ValueError:
+            refused = getattr(self._refused, "error", None)
+            if refused is None:
+                raise
+            self._refused.error = None
+            raise refused from refused.__cause__
 
     def _unpack(self, data: bytes) -> Any:
         return ormsgpack.unpackb(data, ext_hook=self._revive, option=ormsgpack.OPT_NON_STR_KEYS)
 
     def _revive(self, code: int, data: bytes) -> Any:
+        try:
+            return self._build(code, data)
+        except UnserializableValue as error:
+            self._refused.error = error
+            raise
+
+    def _build(self, code: int, data: bytes) -> Any:
         if code == _DELTA_SNAPSHOT:
             return _DeltaSnapshot(self._unpack(data))
         parts = self._unpack(data)

@@ -81,7 +81,7 @@ def run(console: Console, *, keep: Path | None = None) -> None:
         with _undisturbed(folder):
             for number, (title, section) in enumerate(_SECTIONS, start=1):
                 console.print()
-                console.rule(Text(f" {number} of {len(_SECTIONS)}: {title} ", style="bold"), align="left")
+                console.rule(Text(f"{number} of {len(_SECTIONS)}: {title}", style="bold"), align="left")
                 section(tour)
     _end(console, keep, time.monotonic() - began)
 
@@ -171,20 +171,17 @@ def _finished(tour: Tour) -> None:
     tour.say(f"This process ({os.getpid()}) opens the file and takes the same thread id.")
     with tour.sessions() as sessions:
         agent, config = sessions.attach(tour.graph), sessions.config(THREAD, user_id=OWNER)
-        session = sessions.open(THREAD, user_id=OWNER)
         waiting = ", ".join(agent.get_state(config).next)
-        tour.say(f"session: {session.opened_as}, {session.status}; waiting to run: {waiting}")
-        tour.console.print(
-            Syntax("agent.invoke(None, config)   # finish the turn", "python", background_color="default")
-        )
+        tour.say(f"{THREAD} is {sessions.get(THREAD).status}; waiting to run: {waiting}. It is told to go on:")
+        tour.console.print(Syntax("agent.invoke(None, config)", "python", background_color="default"))
         _ask(tour, agent, None, config)
         session = sessions.get(THREAD)
         attempts = [call for call in session.tool_calls() if call.name == "export_report"]
         asked = sum(message.text == QUESTION for message in session.messages())
-        tour.point("; ".join(f"attempt {call.attempt}: {call.status}" for call in attempts))
-        tour.point(f"the question is recorded {_times(asked)}, however often it was passed on")
+        tour.point(f"{THREAD} was {session.opened_as}; its question is recorded {_times(asked)}")
+        tour.point("the tool call: " + "; ".join(f"attempt {call.attempt} {call.status}" for call in attempts))
         if not agent.get_state(config).next:
-            tour.point("the turn is complete; nothing is left to run")
+            tour.point("the turn is complete: nothing is left to run")
 
 
 def _times(count: int) -> str:
@@ -257,18 +254,26 @@ def _expired(tour: Tour) -> None:
 
 
 def _sizes(tour: Tour) -> None:
-    tour.say(f"The same {TURNS} turns with tools, once with LangGraph's SqliteSaver and once with ours:")
-    ours = sizes.our_size(tour.graph, tour.folder / "size-ours.db", turns=TURNS)
-    theirs = sizes.langgraph_size(tour.graph, tour.folder / "size-langgraph.db", turns=TURNS)
-    table = Table.grid(padding=(0, 2))
-    if theirs is not None:
-        table.add_row("  langgraph-checkpoint-sqlite", f"{theirs / 1e6:8.2f} MB", "checkpoints")
-    table.add_row("  session-middleware", f"{ours / 1e6:8.2f} MB", "checkpoints and the record")
+    tour.say("The same questions to the same agent, once with LangGraph's SqliteSaver and once with ours:")
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_row("  turns", "langgraph-checkpoint-sqlite", "session-middleware", "ratio")
+    ratios = []
+    for turns in (TURNS // 2, TURNS):
+        ours = sizes.our_size(tour.graph, tour.folder / f"ours-{turns}.db", turns=turns)
+        theirs = sizes.langgraph_size(tour.graph, tour.folder / f"langgraph-{turns}.db", turns=turns)
+        ratios += [theirs / ours] if theirs is not None else []
+        ratio = f"{ratios[-1]:.1f}" if ratios else "-"
+        table.add_row(f"  {turns}", _megabytes(theirs), _megabytes(ours), ratio)
     tour.console.print(table)
-    if theirs is None:
+    tour.say("Ours holds the record as well: messages, tool calls and events as rows.")
+    if not ratios:
         tour.say("To compare with LangGraph's: pip install 'session-middleware[demo]'")
-    else:
-        tour.point(f"{theirs / ours:.1f} times smaller, and the longer the thread the more")
+    elif ratios[-1] > 1:
+        tour.point(f"after {TURNS} turns the file is {ratios[-1]:.1f} times smaller")
+
+
+def _megabytes(size: int | None) -> str:
+    return "not installed" if size is None else f"{size / 1e6:.2f} MB"
 
 
 _SECTIONS: tuple[tuple[str, Callable[[Tour], None]], ...] = (

@@ -20,6 +20,7 @@ from langchain_core.tools import BaseTool, StructuredTool, ToolException
 
 _MAX_ROWS = 50
 _MAX_CHARACTERS = 20_000
+_MAX_TITLE = 100
 _MAX_STEPS = 1_000  # of 10,000 instructions of SQLite's machine each: about a second
 
 
@@ -74,25 +75,28 @@ def _querier(database: Path) -> Callable[[str], str]:
 def list_files(folder: Path) -> str:
     """One line a file: name, size and first line."""
     lines = []
-    for path in sorted(folder.iterdir()):
-        if path.is_file():
-            text = path.read_text(encoding="utf-8", errors="replace")
-            lines.append(f"{path.name}  {path.stat().st_size} bytes  {text.partition(chr(10))[0].strip()}")
+    for path in _files(folder):
+        with path.open(encoding="utf-8", errors="replace") as file:
+            title = file.readline(_MAX_TITLE).strip()
+        lines.append(f"{path.name}  {path.stat().st_size} bytes  {title}")
     return "\n".join(lines) or "there are no files"
 
 
 def read_file(folder: Path, name: str) -> str:
     """The text of a file in `folder`, at most 20,000 characters of it."""
+    known = {path.name: path for path in _files(folder)}
+    if name not in known:
+        raise ToolException(f"there is no file {name!r} here; there are: {', '.join(known)}")
+    return known[name].read_text(encoding="utf-8", errors="replace")[:_MAX_CHARACTERS]
+
+
+def _files(folder: Path) -> list[Path]:
+    """The only files there are for a model: those right in the folder, no links that lead out of it.
+
+    A name is looked up among these and never made into a path.
+    """
     root = folder.resolve()
-    try:
-        path = (root / name).resolve()
-        inside = path.is_relative_to(root) and path.is_file()
-    except (OSError, ValueError):  # a name no file system takes, such as one with a NUL
-        inside = False
-    if not inside:
-        known = ", ".join(sorted(entry.name for entry in root.iterdir() if entry.is_file()))
-        raise ToolException(f"there is no file {name!r} here; there are: {known}")
-    return path.read_text(encoding="utf-8", errors="replace")[:_MAX_CHARACTERS]
+    return [path for path in sorted(root.iterdir()) if path.is_file() and path.resolve().parent == root]
 
 
 # Sales

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple, Protocol
 
-from session_middleware.lifecycle import Admission
 from session_middleware.model import (
+    Admission,
     Ended,
     Event,
     Identity,

@@ -118,11 +118,11 @@ class SqliteDatabase:
         self._waiting.append(ticket)
         with self._lock:
             if not ticket.done:
-                self._carry_out()
+                self._carry_out(ticket)
         outcome: T = ticket.outcome()
         return outcome
 
-    def _carry_out(self) -> None:
+    def _carry_out(self, own: _Ticket[Any]) -> None:
         batch = []
         while self._waiting:
             batch.append(self._waiting.popleft())
@@ -141,8 +141,9 @@ class SqliteDatabase:
         except BaseException:  # this thread is being stopped; the others' operations go on with the next
             self._roll_back()
             for ticket in reversed(batch):
-                ticket.result = ticket.error = None
-                self._waiting.appendleft(ticket)
+                if ticket is not own:
+                    ticket.result = ticket.error = None
+                    self._waiting.appendleft(ticket)
             raise
         else:
             for ticket in batch:

@@ -1,0 +1,202 @@
+"""Checkpoints and their pieces, as every engine keeps them."""
+
+from __future__ import annotations
+
+import pytest
+
+from session_middleware.model import Identity
+from session_middleware.storage.port import (
+    Blob,
+    CheckpointPut,
+    Chunk,
+    ListPut,
+    ListRef,
+    MessageSeen,
+    Parent,
+    StaleParent,
+    Storage,
+    StoredList,
+    Visit,
+    Write,
+    WritesPut,
+)
+
+BODY = Blob("msgpack", b"body")
+
+
+@pytest.fixture
+def visit() -> Visit:
+    return Visit("t", Identity())
+
+
+def blob(text: str) -> Blob:
+    return Blob("text", text.encode())
+
+
+def chunks(text: str) -> list[Chunk]:
+    return [Chunk(blob(letter)) for letter in text]
+
+
+def put(storage: Storage, visit: Visit, checkpoint_id: str, /, **fields: object) -> tuple[str, dict[str, ListRef]]:
+    given = {
+        "visit": visit, "checkpoint_ns": "", "checkpoint_id": checkpoint_id, "parent_id": None, "body": BODY,
+        "source": "loop", "step": 0, "parent": None, "inherited": (), "values": {}, **fields,
+    }  # fmt: skip
+    return storage.put_checkpoint(CheckpointPut(**given))  # type: ignore[arg-type]
+
+
+def letters(storage: Storage, checkpoint_id: str | None, session_id: str = "t") -> str:
+    found = storage.get_checkpoint(session_id, "", checkpoint_id)
+    assert found is not None
+    stored = found.values["m"]
+    assert isinstance(stored, StoredList)
+    return "".join(chunk.blob.data.decode() for chunk in stored.chunks)
+
+
+def append(storage: Storage, visit: Visit, checkpoint_id: str, base: ListRef | None, keep: int, tail: str) -> ListRef:
+    return put(storage, visit, checkpoint_id, values={"m": ListPut(base, keep, chunks(tail))})[1]["m"]
+
+
+def test_values_come_back_as_they_were_put(storage: Storage, visit: Visit) -> None:
+    put(
+        storage,
+        visit,
+        "c1",
+        values={"none": None, "blob": blob("x"), "m": ListPut(None, 0, chunks("ab")), "e": ListPut(None, 0, [])},
+    )
+    found = storage.get_checkpoint("t", "", None)
+    assert found is not None
+    assert (found.body, found.values["none"], found.values["blob"]) == (BODY, None, blob("x"))
+    assert letters(storage, "c1") == "ab"
+    assert found.values["e"].chunks == []  # type: ignore[union-attr]
+
+
+def test_the_latest_is_the_one_with_the_greatest_id(storage: Storage, visit: Visit) -> None:
+    for checkpoint_id in ("c2", "c9", "c1"):
+        put(storage, visit, checkpoint_id)
+    assert storage.get_checkpoint("t", "", None).checkpoint_id == "c9"  # type: ignore[union-attr]
+    assert storage.get_checkpoint("t", "other", None) is None
+
+
+def test_a_list_grows_in_place_and_each_checkpoint_keeps_its_length(storage: Storage, visit: Visit) -> None:
+    one = append(storage, visit, "c1", None, 0, "ab")
+    two = append(storage, visit, "c2", one, 2, "cd")
+    assert one.list_id == two.list_id
+    assert (letters(storage, "c1"), letters(storage, "c2")) == ("ab", "abcd")
+
+
+def test_two_writers_on_one_list_branch_apart(storage: Storage, visit: Visit) -> None:
+    one = append(storage, visit, "c1", None, 0, "ab")
+    append(storage, visit, "c2", one, 2, "c")
+    append(storage, visit, "c3", one, 2, "d")
+    assert (letters(storage, "c1"), letters(storage, "c2"), letters(storage, "c3")) == ("ab", "abc", "abd")
+
+
+def test_edits_removals_and_trims_branch_where_they_differ(storage: Storage, visit: Visit) -> None:
+    base = append(storage, visit, "c1", None, 0, "abcd")
+    edited = append(storage, visit, "c2", base, 1, "Xcd")
+    append(storage, visit, "c3", edited, 3, "")
+    append(storage, visit, "c4", base, 0, "cd")
+    append(storage, visit, "c5", base, 2, "")
+    assert [letters(storage, f"c{n}") for n in range(1, 6)] == ["abcd", "aXcd", "aXc", "cd", "ab"]
+
+
+def test_branches_of_branches_stay_equal_however_deep(storage: Storage, visit: Visit) -> None:
+    text = "abcdefghij"
+    ref = append(storage, visit, "c00", None, 0, text)
+    for number in range(1, 60):
+        keep = number % len(text)
+        text = text[:keep] + chr(65 + number % 26) + text[keep + 1 :]
+        ref = append(storage, visit, f"c{number:02}", ref, keep, text[keep:])
+        assert letters(storage, f"c{number:02}") == text
+
+
+def test_a_run_of_small_values_is_cut_where_a_branch_needs_it(storage: Storage, visit: Visit) -> None:
+    run = Chunk(Blob("+ints", b"12345"), 5)
+    base = put(storage, visit, "c1", values={"m": ListPut(None, 0, [run])})[1]["m"]
+    put(storage, visit, "c2", values={"m": ListPut(base, 3, chunks("x"))})
+    stored = storage.get_checkpoint("t", "", "c2").values["m"]  # type: ignore[union-attr]
+    assert [(c.blob.data, c.length) for c in stored.chunks] == [(b"12345", 3), (b"x", 1)]  # type: ignore[union-attr]
+
+
+def test_a_child_refers_to_what_its_parent_has(storage: Storage, visit: Visit) -> None:
+    channels, refs = put(storage, visit, "c1", values={"a": blob("x"), "m": ListPut(None, 0, chunks("ab"))})
+    parent = Parent("c1", channels)
+    put(storage, visit, "c2", parent_id="c1", parent=parent, inherited=["a", "m"], values={})
+    found = storage.get_checkpoint("t", "", "c2")
+    assert found is not None
+    assert (found.parent_id, found.values["a"]) == ("c1", blob("x"))
+    assert letters(storage, "c2") == "ab"
+    assert refs["m"].length == 2
+
+
+def test_a_parent_that_is_not_what_was_believed_stores_nothing(storage: Storage, visit: Visit) -> None:
+    channels, _ = put(storage, visit, "c1", values={"a": blob("x")})
+    put(storage, visit, "c1", values={"a": blob("y")})
+    for parent in (Parent("c1", channels), Parent("gone", channels)):
+        with pytest.raises(StaleParent):
+            put(storage, visit, "c2", parent=parent, inherited=["a"])
+    assert storage.get_checkpoint("t", "", "c2") is None
+
+
+def test_what_a_checkpoint_brings_is_recorded_with_it(storage: Storage, visit: Visit) -> None:
+    put(storage, visit, "c1", messages=[MessageSeen("m", "user", "hi")])
+    assert [m.text for m in storage.list_messages("t")] == ["hi"]
+
+
+def test_writes_come_back_in_the_order_they_are_applied(storage: Storage, visit: Visit) -> None:
+    def write(task: str, path: str, *writes: Write) -> None:
+        storage.put_writes(WritesPut(visit, "", "c1", task, path, writes))
+
+    write("b", "p2", Write(0, "x", blob("3")), Write(1, "y", None))
+    write("a", "p2", Write(0, "x", chunks("12")))
+    write("c", "p1", Write(0, "x", blob("0")), Write(-1, "__error__", blob("e")))
+    assert storage.get_checkpoint("t", "", "c1") is None
+    put(storage, visit, "c1")
+    found = storage.get_checkpoint("t", "", "c1")
+    assert found is not None
+    assert [(w.task_id, w.channel) for w in found.writes] == [
+        ("c", "__error__"), ("c", "x"), ("a", "x"), ("b", "x"), ("b", "y"),
+    ]  # fmt: skip
+    assert found.writes[2].value == chunks("12")
+    assert found.writes[4].value is None
+
+
+def test_a_write_stays_and_a_special_one_is_replaced(storage: Storage, visit: Visit) -> None:
+    put(storage, visit, "c1")
+    for text in ("first", "second"):
+        writes = [Write(0, "x", blob(text)), Write(-1, "__error__", blob(text))]
+        storage.put_writes(WritesPut(visit, "", "c1", "task", "", writes))
+    found = storage.get_checkpoint("t", "", "c1")
+    assert [w.value for w in found.writes] == [blob("second"), blob("first")]  # type: ignore[union-attr]
+
+
+def test_checkpoints_are_listed_newest_first_and_by_pages(storage: Storage, visit: Visit) -> None:
+    for number in range(4):
+        put(storage, visit, f"c{number}")
+        put(storage, visit, f"d{number}", checkpoint_ns="sub")
+    put(storage, Visit("u", Identity()), "c9")
+    rows = storage.list_checkpoints("t")
+    assert [(r[1], r[2]) for r in rows] == [("", f"c{n}") for n in (3, 2, 1, 0)] + [
+        ("sub", f"d{n}") for n in (3, 2, 1, 0)
+    ]
+    assert [r[2] for r in storage.list_checkpoints("t", checkpoint_ns="", before="c2")] == ["c1", "c0"]
+    assert [r[2] for r in storage.list_checkpoints("t", checkpoint_id="d1")] == ["d1"]
+    paged, after = [], None
+    while page := storage.list_checkpoints(None, limit=3, after=after):
+        paged += page
+        after = page[-1][:3]
+    assert paged == storage.list_checkpoints(None)
+    assert len(paged) == 9
+
+
+def test_deleting_frees_every_piece_of_the_session_and_none_of_another(storage: Storage, visit: Visit) -> None:
+    other = Visit("u", Identity())
+    for number, who in enumerate((visit, other)):
+        base = append(storage, who, "c1", None, 0, "abc")
+        append(storage, who, "c2", base, 1, "z")
+        storage.put_writes(WritesPut(who, "", "c2", "task", "", [Write(0, "x", blob(f"w{number}"))]))
+    assert storage.delete_session("t").checkpoints == 2
+    assert storage.get_checkpoint("t", "", None) is None
+    assert letters(storage, "c2", "u") == "az"
+    assert storage.count_checkpoints("u") == 2

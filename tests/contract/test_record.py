@@ -1,0 +1,130 @@
+"""The record, as every engine keeps it: each message and each execution is one row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from session_middleware.model import Identity
+from session_middleware.storage.port import MessageSeen, Storage, ToolStart, Visit
+
+CALL = {"name": "add", "args": {"a": 1}, "id": "c1", "type": "tool_call"}
+
+
+@pytest.fixture
+def run() -> Visit:
+    return Visit("t", Identity(), run_id="r1")
+
+
+def say(message_id: str, text: str, role: str = "user", **fields: object) -> MessageSeen:
+    return MessageSeen(message_id, role, text, **fields)  # type: ignore[arg-type]
+
+
+def test_the_same_history_again_adds_nothing(storage: Storage, run: Visit) -> None:
+    history = [say("1", "hi"), say("2", "ho", "assistant", input_tokens=3, output_tokens=4)]
+    for _ in range(3):
+        storage.append_messages(run, history)
+    assert [(m.seq, m.text) for m in storage.list_messages("t")] == [(3, "hi"), (4, "ho")]
+    session = storage.find_session("t")
+    assert (session.message_count, session.input_tokens, session.output_tokens) == (2, 3, 4)
+
+
+def test_other_words_under_a_known_id_are_a_new_version(storage: Storage, run: Visit) -> None:
+    storage.append_messages(run, [say("1", "hi"), say("2", "there")])
+    storage.append_messages(run, [say("1", "hello")])
+    latest = storage.list_messages("t")
+    assert [(m.text, m.version) for m in latest] == [("there", 1), ("hello", 2)]
+    old = storage.list_messages("t", all_versions=True)[0]
+    assert (old.text, old.replaced_by) == ("hi", latest[1].seq)
+    assert storage.find_session("t").message_count == 2
+
+
+def test_every_row_of_a_session_has_its_place_in_one_order(storage: Storage, run: Visit) -> None:
+    storage.begin_run(run)
+    storage.append_messages(run, [say("1", "hi"), say("2", "", "assistant", tool_calls=[CALL])])
+    storage.start_tool_call(run, ToolStart("x1", "c1", "add", {"a": 1}))
+    storage.end_tool_call(run, "x1", status="ok", result="2", error=None, duration_ms=5)
+    storage.append_messages(run, [say("3", "2", "tool", tool_call_id="c1", name="add")])
+    storage.end_run(run, outcome="ok", error=None, duration_ms=9)
+    rows = [
+        *storage.list_events("t"),
+        *storage.list_runs("t"),
+        *storage.list_messages("t"),
+        *storage.list_tool_calls("t"),
+    ]
+    rows.sort(key=lambda row: row.seq)
+    assert [type(row).__name__ for row in rows] == ["Event", "Run", "Message", "Message", "ToolCall", "Message"]
+    assert [row.seq for row in rows] == [1, 2, 3, 4, 5, 6]
+
+
+def test_beginning_a_run_again_does_nothing(storage: Storage, run: Visit) -> None:
+    storage.begin_run(run)
+    storage.begin_run(run)
+    storage.begin_run(Visit("t", Identity(), run_id="r1"))
+    assert len(storage.list_runs("t")) == 1
+    assert storage.find_session("t").run_count == 1
+
+
+def test_an_execution_is_closed_with_its_result_and_finds_its_message(storage: Storage, run: Visit) -> None:
+    storage.append_messages(run, [say("2", "", "assistant", tool_calls=[CALL])])
+    storage.start_tool_call(run, ToolStart("x1", "c1", "add", {"a": 1}, node="tools"))
+    [call] = storage.list_tool_calls("t")
+    assert (call.status, call.message_id, call.result) == ("running", "2", None)
+    storage.end_tool_call(run, "x1", status="error", result=None, error="ValueError: no", duration_ms=1.5)
+    [call] = storage.list_tool_calls("t")
+    assert (call.status, call.error, call.duration_ms, call.arguments) == ("error", "ValueError: no", 1.5, {"a": 1})
+    assert storage.find_session("t").error_count == 1
+
+
+def test_executing_a_call_again_is_another_attempt_and_the_cut_off_one_says_so(storage: Storage, run: Visit) -> None:
+    storage.start_tool_call(run, ToolStart("x1", "c1", "add", {}))
+    storage.start_tool_call(run, ToolStart("x2", "c1", "add", {}))
+    assert [(c.attempt, c.status) for c in storage.list_tool_calls("t")] == [(1, "interrupted"), (2, "running")]
+
+
+def test_a_call_nobody_watched_is_known_from_its_answer(storage: Storage, run: Visit) -> None:
+    storage.append_messages(run, [say("2", "", "assistant", tool_calls=[CALL])])
+    answer = say("3", "boom", "tool", tool_call_id="c1", tool_error=True)
+    storage.append_messages(run, [answer])
+    storage.append_messages(run, [answer])
+    [call] = storage.list_tool_calls("t")
+    assert (call.name, call.arguments, call.status, call.error, call.duration_ms) == (
+        "add",
+        {"a": 1},
+        "error",
+        "boom",
+        None,
+    )
+
+
+def test_pages_go_on_after_a_seq(storage: Storage, run: Visit) -> None:
+    storage.append_messages(run, [say(str(n), f"m{n}") for n in range(6)])
+    first = storage.list_messages("t", limit=4)
+    rest = storage.list_messages("t", after=first[-1].seq)
+    assert [m.text for m in first + rest] == [f"m{n}" for n in range(6)]
+
+
+def test_what_json_cannot_hold_is_recorded_with_a_mark(storage: Storage, run: Visit) -> None:
+    class Odd:
+        def __repr__(self) -> str:
+            return "<odd \ud800>"
+
+    cycle: dict[str, object] = {}
+    cycle["self"] = cycle
+    for number, value in enumerate([b"bytes", {1, 2}, Odd(), cycle, {("a", 1): 2}, float("nan")]):
+        storage.start_tool_call(run, ToolStart(f"x{number}", f"c{number}", "tool\ud800", {"value": value}))
+        storage.end_tool_call(run, f"x{number}", status="ok", result=value, error="\udfff", duration_ms=0)
+    calls = storage.list_tool_calls("t")
+    assert len(calls) == 6
+    assert calls[0].result["__repr__"] == "b'bytes'"
+    assert calls[1].result == [1, 2]
+    assert calls[2].result["__repr__"] == "<odd ?>"
+    assert "__repr__" in calls[3].result
+
+
+def test_without_tracking_nothing_said_is_kept(make_storage: Callable[..., Storage], run: Visit) -> None:
+    storage = make_storage(tracking=False)
+    storage.append_messages(run, [say("1", "hi")])
+    assert storage.list_messages("t") == []
+    assert [event.kind for event in storage.list_events("t")] == ["opened"]

@@ -1,0 +1,187 @@
+"""Sessions, as every engine keeps them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from session_middleware.errors import SessionAccessDenied, SessionExists, SessionExpired, SessionNotFound
+from session_middleware.model import Identity
+from session_middleware.storage.port import MemoryPut, MessageSeen, SessionDetails, SessionFilter, Storage, Visit
+from tests.conftest import Clock
+
+NOTHING = SessionDetails()
+
+
+def visit(session_id: str = "t", user_id: str | None = None, **fields: object) -> Visit:
+    return Visit(session_id, Identity(user_id=user_id), **fields)  # type: ignore[arg-type]
+
+
+def kinds(storage: Storage, session_id: str = "t") -> list[str]:
+    return [event.kind for event in storage.list_events(session_id)]
+
+
+def test_an_unknown_id_is_opened_and_a_known_one_resumed(storage: Storage) -> None:
+    assert storage.open_session(visit(), NOTHING).opened_as == "opened"
+    assert storage.open_session(visit(), NOTHING).opened_as == "resumed"
+    assert kinds(storage) == ["opened", "resumed"]
+
+
+def test_opening_what_must_be_new_changes_nothing_when_it_is_there(storage: Storage) -> None:
+    storage.open_session(visit(), NOTHING)
+    with pytest.raises(SessionExists):
+        storage.open_session(visit(), SessionDetails(title="other"), must_be_new=True)
+    assert kinds(storage) == ["opened"]
+    assert storage.find_session("t").title is None
+
+
+def test_details_replace_and_dicts_merge(storage: Storage) -> None:
+    storage.open_session(visit(), SessionDetails(title="a", tags=["x"], metadata={"k": 1, "l": 2}))
+    session = storage.update_session("t", SessionDetails(tags=["y", "z"], metadata={"k": 3}))
+    assert (session.title, session.tags, session.metadata) == ("a", ("y", "z"), {"k": 3, "l": 2})
+    with pytest.raises(SessionNotFound):
+        storage.update_session("nobody", NOTHING)
+
+
+def test_a_stranger_is_denied_and_only_the_denial_is_recorded(storage: Storage) -> None:
+    storage.open_session(visit(user_id="alice"), NOTHING)
+    before = storage.find_session("t")
+    for stranger in (visit(), visit(user_id="bob")):
+        with pytest.raises(SessionAccessDenied):
+            storage.append_messages(stranger, [MessageSeen("m", "user", "let me in")])
+        with pytest.raises(SessionAccessDenied):
+            storage.look(stranger)
+    assert storage.list_messages("t") == []
+    assert kinds(storage) == ["opened", "denied", "denied", "denied", "denied"]
+    assert storage.list_events("t")[-1].detail == {"user_id": "bob"}
+    assert storage.find_session("t").last_active_at == before.last_active_at
+
+
+def test_looking_is_no_activity_and_opens_nothing(storage: Storage, clock: Clock) -> None:
+    assert storage.look(visit()) is None
+    assert storage.find_session("t") is None
+    opened = storage.open_session(visit(), NOTHING)
+    clock.advance(minutes=1)
+    storage.look(visit())
+    assert storage.find_session("t") == opened
+
+
+def test_a_revived_session_says_so_once(make_storage: Callable[..., Storage], clock: Clock) -> None:
+    storage = make_storage(idle_timeout="1h", on_resume="revive")
+    storage.open_session(visit(), NOTHING)
+    clock.advance(hours=2)
+    again = visit()
+    assert storage.look(again) is not None
+    storage.append_messages(again, [])
+    storage.append_messages(again, [])
+    assert kinds(storage) == ["opened", "revived"]
+    assert storage.find_session("t").opened_as == "revived"
+
+
+def test_a_rejected_session_stays_as_it_was(make_storage: Callable[..., Storage], clock: Clock) -> None:
+    storage = make_storage(idle_timeout="1h", on_resume="reject")
+    storage.open_session(visit(), NOTHING)
+    clock.advance(hours=2)
+    with pytest.raises(SessionExpired):
+        storage.append_messages(visit(), [MessageSeen("m", "user", "hello?")])
+    assert storage.list_messages("t") == []
+    assert kinds(storage) == ["opened", "denied"]
+
+
+def test_a_fresh_start_puts_the_old_session_aside_whole(make_storage: Callable[..., Storage], clock: Clock) -> None:
+    storage = make_storage(idle_timeout="1h", on_resume="fresh")
+    storage.append_messages(visit(user_id="alice"), [MessageSeen("m", "user", "old")])
+    storage.put_memories([MemoryPut(("session", "t"), "k", {"text": "old"}, "old", "t")])
+    clock.advance(hours=2)
+    again = visit(user_id="alice")
+    assert storage.look(again) is None
+    storage.append_messages(again, [MessageSeen("n", "user", "new")])
+    storage.append_messages(again, [MessageSeen("o", "user", "newer")])
+    assert [m.text for m in storage.list_messages("t")] == ["new", "newer"]
+    assert [m.text for m in storage.list_messages("t~1")] == ["old"]
+    aside = storage.find_session("t~1")
+    assert (aside.status, aside.family_id, aside.user_id) == ("expired", "t~1", "alice")
+    assert kinds(storage, "t~1") == ["opened", "expired", "put_aside"]
+    assert storage.get_memories([(("session", "t~1"), "k")])[0] is not None
+    assert storage.get_memories([(("session", "t"), "k")]) == [None]
+    clock.advance(hours=2)
+    storage.append_messages(visit(user_id="alice"), [])
+    assert storage.find_session("t~2") is not None
+
+
+def test_a_run_that_outlasts_the_timeout_ends_as_it_began(make_storage: Callable[..., Storage], clock: Clock) -> None:
+    storage = make_storage(idle_timeout="1h", on_resume="reject")
+    run = visit(run_id="r")
+    storage.begin_run(run)
+    clock.advance(hours=5)
+    storage.append_messages(run, [MessageSeen("m", "assistant", "done at last")])
+    assert [m.text for m in storage.list_messages("t")] == ["done at last"]
+    assert kinds(storage) == ["opened"]
+
+
+def test_sessions_are_listed_by_latest_activity_and_by_pages(storage: Storage, clock: Clock) -> None:
+    for number in range(5):
+        storage.open_session(visit(f"s{number}", user_id="ab"[number % 2]), SessionDetails(tags=["x", f"n{number}"]))
+        clock.advance(seconds=1)
+    first = storage.list_sessions(SessionFilter(), limit=3)
+    assert [s.id for s in first] == ["s4", "s3", "s2"]
+    rest = storage.list_sessions(SessionFilter(), limit=3, before=(first[-1].last_active_at, first[-1].id))
+    assert [s.id for s in rest] == ["s1", "s0"]
+    assert [s.id for s in storage.list_sessions(SessionFilter(user_id="b"), limit=None)] == ["s3", "s1"]
+    assert [s.id for s in storage.list_sessions(SessionFilter(tags=["x", "n2"]), limit=9)] == ["s2"]
+    since = SessionFilter(since=first[1].last_active_at, until=first[0].last_active_at)
+    assert [s.id for s in storage.list_sessions(since, limit=9)] == ["s3"]
+    assert storage.count_sessions(SessionFilter(user_id="a")) == 3
+
+
+def test_status_filters_follow_the_clock_and_not_a_sweep(make_storage: Callable[..., Storage], clock: Clock) -> None:
+    storage = make_storage(idle_after="5m", idle_timeout="1h")
+    for session_id, minutes in (("expired", 50), ("idle", 14), ("active", 1)):
+        storage.open_session(visit(session_id), NOTHING)
+        clock.advance(minutes=minutes)
+    for status in ("active", "idle", "expired"):
+        where = SessionFilter(status=status)  # type: ignore[arg-type]
+        assert [s.id for s in storage.list_sessions(where, limit=9)] == [status]
+        assert storage.count_sessions(where) == 1
+
+
+def test_a_sweep_ends_what_is_due_and_a_dry_run_only_says_so(
+    make_storage: Callable[..., Storage], clock: Clock
+) -> None:
+    storage = make_storage(idle_timeout="1h")
+    storage.open_session(visit("old"), NOTHING)
+    clock.advance(minutes=50)
+    storage.open_session(visit("young"), NOTHING)
+    clock.advance(minutes=20)
+    for dry_run in (True, False):
+        [ended] = storage.end_expired(now=clock(), dry_run=dry_run)
+        assert (ended.session_id, ended.reason, ended.action) == ("old", "idle_timeout", "keep")
+        assert (storage.find_session("old").status == "active") is dry_run
+    assert storage.end_expired(now=clock(), dry_run=False) == []
+    assert storage.list_events("old")[-1].reason == "idle_timeout"
+    assert storage.find_session("old").ended_at == ended.expired_at
+
+
+def test_a_sweep_leaves_those_it_is_told_to(make_storage: Callable[..., Storage], clock: Clock) -> None:
+    storage = make_storage(idle_timeout="1h")
+    storage.open_session(visit("busy"), NOTHING)
+    clock.advance(hours=2)
+    assert storage.end_expired(now=clock(), dry_run=False, leave={"busy"}) == []
+
+
+def test_on_expire_delete_deletes_everything_of_the_session(make_storage: Callable[..., Storage], clock: Clock) -> None:
+    storage = make_storage(idle_timeout="1h", on_expire="delete")
+    storage.append_messages(visit(), [MessageSeen("m", "user", "hi")])
+    clock.advance(hours=2)
+    assert [ended.action for ended in storage.end_expired(now=clock(), dry_run=False)] == ["delete"]
+    assert storage.find_session("t") is None
+    assert storage.list_messages("t") == []
+
+
+def test_deleting_counts_and_deleting_again_counts_nothing(storage: Storage) -> None:
+    storage.append_messages(visit(), [MessageSeen("m", "user", "hi"), MessageSeen("n", "assistant", "ho")])
+    storage.put_memories([MemoryPut(("session", "t"), "k", {"text": "x"}, "x", "t")])
+    deleted = storage.delete_session("t")
+    assert (deleted.sessions, deleted.messages, deleted.memories) == (1, 2, 1)
+    assert storage.delete_session("t").sessions == 0

@@ -1,0 +1,118 @@
+"""What was acknowledged is there after ``kill -9``, and session, record and checkpoint agree.
+
+A few rounds by default; many with ``SESSION_FAULT_ROUNDS=200``.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from session_middleware import Sessions
+from tests.faults.writer import graph
+
+ROUNDS = int(os.environ.get("SESSION_FAULT_ROUNDS", "2"))
+WRITER = Path(__file__).with_name("writer.py")
+
+
+def run_and_kill(path: Path, round_: int, durability: str, mode: str, turns: int) -> int:
+    """The last turn that was acknowledged before the process was killed, in the middle of a later one."""
+    root = str(WRITER.parents[2])
+    process = subprocess.Popen(
+        [sys.executable, str(WRITER), str(path), str(round_), durability, mode],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": root},
+    )
+    assert process.stdout is not None
+    last = -1
+    for line in process.stdout:
+        last = int(line)
+        if last >= turns:
+            process.kill()
+            break
+    last = max([last, *(int(line) for line in process.stdout)])
+    process.stdout.close()
+    assert process.wait() != 0
+    return last
+
+
+@pytest.mark.parametrize(("durability", "mode"), [("sync", "sync"), ("sync", "async"), ("async", "sync")])
+def test_nothing_acknowledged_is_lost(tmp_path: Path, durability: str, mode: str) -> None:
+    path = tmp_path / "sessions.db"
+    acknowledged = []
+    for round_ in range(ROUNDS):
+        last = run_and_kill(path, round_, durability, mode, random.randrange(1, 12))
+        acknowledged += [f"{round_}-{turn}" for turn in range(last + 1)]
+    with Sessions(path) as sessions:
+        agent = sessions.attach(graph().compile())
+        config = sessions.config("t", user_id="ada")
+        agent.invoke(None, config)  # finishes what was cut off
+        state = [m.id for m in agent.get_state(config).values["messages"]]
+        recorded = [m.message_id for m in sessions.get("t").messages()]
+        calls = sessions.get("t").tool_calls()
+    assert set(acknowledged) <= set(state)
+    assert len(recorded) == len(set(recorded))
+    assert set(state) == set(recorded)
+    assert {f"call-{message_id}" for message_id in acknowledged} <= {c.tool_call_id for c in calls if c.status == "ok"}
+    assert sqlite3.connect(path).execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_a_tool_cut_off_by_a_kill_is_recorded_as_started(tmp_path: Path) -> None:
+    script = tmp_path / "agent.py"
+    script.write_text(CUT_OFF)
+    path = tmp_path / "sessions.db"
+    environment = {**os.environ, "PYTHONPATH": str(WRITER.parents[2])}
+    killed = subprocess.run([sys.executable, str(script), str(path), "die"], env=environment, check=False)
+    assert killed.returncode != 0
+    with Sessions(path) as sessions:
+        [call] = sessions.get("t").tool_calls()
+        assert (call.status, call.name, call.arguments) == ("running", "work", {"how": "die"})
+        assert sessions.get("t").runs()[-1].outcome == "running"
+    subprocess.run([sys.executable, str(script), str(path), "live"], env=environment, check=True)
+    with Sessions(path) as sessions:
+        first, second = sessions.get("t").tool_calls()
+        assert (first.status, first.attempt) == ("interrupted", 1)
+        assert (second.status, second.attempt, second.result) == ("ok", 2, "done")
+        assert sessions.get("t").opened_as == "resumed"
+        assert [m.role for m in sessions.get("t").messages()] == ["user", "assistant", "tool", "assistant"]
+
+
+CUT_OFF = '''
+import os, signal, sys
+from langchain_core.messages import AIMessage, ToolMessage
+from langchain_core.tools import tool
+from langgraph.graph import START, MessagesState, StateGraph
+from langgraph.prebuilt import ToolNode, tools_condition
+from session_middleware import Sessions
+
+@tool
+def work(how: str) -> str:
+    """Work."""
+    if sys.argv[2] == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "done"
+
+def model(state):
+    if isinstance(state["messages"][-1], ToolMessage):
+        return {"messages": [AIMessage("finished")]}
+    return {"messages": [AIMessage("", tool_calls=[{"name": "work", "args": {"how": "die"}, "id": "c"}])]}
+
+builder = StateGraph(MessagesState)
+builder.add_node("model", model)
+builder.add_node("tools", ToolNode([work]))
+builder.add_edge(START, "model")
+builder.add_conditional_edges("model", tools_condition)
+builder.add_edge("tools", "model")
+sessions = Sessions(sys.argv[1])
+agent = sessions.attach(builder.compile())
+config = sessions.config("t")
+agent.invoke({"messages": "go"} if sys.argv[2] == "die" else None, config, durability="sync")
+sessions.close()
+'''

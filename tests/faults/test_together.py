@@ -1,0 +1,179 @@
+"""Several threads, processes and event loops on one file: no error, no lost write."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from session_middleware import Sessions
+from session_middleware.errors import StorageError
+from session_middleware.model import Identity, utc_now
+from session_middleware.settings import load_settings
+from session_middleware.storage.port import MessageSeen, SessionDetails, Visit
+from session_middleware.storage.sqlite.engine import SqliteStorage
+
+ROOT = str(Path(__file__).parents[2])
+SCALE = int(os.environ.get("SESSION_FAULT_ROUNDS", "1"))
+
+
+def storage_at(path: Path, **settings: object) -> SqliteStorage:
+    return SqliteStorage(str(path), load_settings(**settings), clock=utc_now, new_id=lambda: "x")
+
+
+OPENER = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from session_middleware.model import Identity, utc_now
+from session_middleware.settings import load_settings
+from session_middleware.storage.port import MessageSeen, Visit
+from session_middleware.storage.sqlite.engine import SqliteStorage
+
+path, name = sys.argv[1:]
+sys.stdin.readline()
+
+def work(number):
+    storage = SqliteStorage(path, load_settings(), clock=utc_now, new_id=lambda: "x")
+    visit = Visit("shared", Identity())
+    for n in range(10):
+        storage.append_messages(visit, [MessageSeen(f"{name}-{number}-{n}", "user", "hi")])
+    storage.close()
+
+with ThreadPoolExecutor(4) as pool:
+    list(pool.map(work, range(4)))
+"""
+
+
+def test_simultaneous_first_openings_all_succeed_and_lose_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "sessions.db"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", OPENER, str(path), str(number)],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": ROOT},
+        )
+        for number in range(4)
+    ]
+    for process in processes:
+        process.stdin.write("go\n")  # type: ignore[union-attr]
+        process.stdin.flush()  # type: ignore[union-attr]
+    assert [process.communicate()[1] for process in processes] == [""] * 4
+    storage = storage_at(path)
+    messages = storage.list_messages("shared")
+    assert len(messages) == 4 * 4 * 10
+    assert len({m.seq for m in messages}) == 160
+    assert [event.kind for event in storage.list_events("shared")].count("opened") == 1
+    storage.close()
+
+
+def test_operations_that_wait_together_share_a_commit_and_fail_apart(tmp_path: Path) -> None:
+    storage = storage_at(tmp_path / "sessions.db")
+    storage.open_session(Visit("owned", Identity(user_id="ada")), SessionDetails())
+    errors: list[Exception] = []
+
+    def work(number: int) -> None:
+        try:
+            user = "ada" if number % 4 else "bob"
+            message = MessageSeen(f"m{number}", "user", "hi")
+            storage.append_messages(Visit("owned", Identity(user_id=user)), [message])
+        except PermissionError as error:
+            errors.append(error)
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(work, range(200)))
+    assert len(errors) == 50
+    assert len(storage.list_messages("owned")) == 150
+    storage.close()
+
+
+def test_a_reader_does_not_wait_for_a_writer(tmp_path: Path) -> None:
+    path = tmp_path / "sessions.db"
+    storage = storage_at(path)
+    storage.append_messages(Visit("t", Identity()), [MessageSeen("m", "user", "hi")])
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")  # another process holds the write lock
+    assert [m.text for m in storage.list_messages("t")] == ["hi"]
+    other.execute("ROLLBACK")
+    other.close()
+    storage.close()
+
+
+def test_a_stopped_thread_takes_nobody_elses_operation_with_it(tmp_path: Path) -> None:
+    storage = storage_at(tmp_path / "sessions.db")
+    database = storage._database
+    entered, leave = threading.Event(), threading.Event()
+
+    def stopped(connection: sqlite3.Connection) -> None:
+        entered.set()
+        leave.wait()
+        raise KeyboardInterrupt
+
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(database.write, stopped)
+        entered.wait()
+        others = [
+            pool.submit(storage.append_messages, Visit("t", Identity()), [MessageSeen(f"m{n}", "user", "hi")])
+            for n in range(2)
+        ]
+        leave.set()
+        assert isinstance(first.exception(), KeyboardInterrupt)
+        assert [other.exception() for other in others] == [None, None]
+    assert len(storage.list_messages("t")) == 2
+    storage.close()
+
+
+async def test_a_cancelled_call_is_done_wholly_or_not_at_all(tmp_path: Path) -> None:
+    sessions = Sessions(tmp_path / "sessions.db")
+    calls = [asyncio.ensure_future(sessions.aopen(f"s{n}", title="whole")) for n in range(200)]
+    await asyncio.sleep(0)
+    for call in calls[::2]:
+        call.cancel()
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    assert sum(isinstance(result, asyncio.CancelledError) for result in results) == 100
+    found = await sessions.alist(limit=None)
+    assert {s.title for s in found} == {"whole"}
+    assert {f"s{n}" for n in range(1, 200, 2)} <= {s.id for s in found}
+    sessions.open("after")  # no lock is left behind
+    sessions.close()
+
+
+def test_one_object_serves_several_event_loops_over_time(tmp_path: Path) -> None:
+    with Sessions(tmp_path / "sessions.db") as sessions:
+        for number in range(3):
+            asyncio.run(sessions.aopen(f"s{number}"))
+        assert sessions.count() == 3
+
+
+def test_a_closed_storage_says_so(tmp_path: Path) -> None:
+    storage = storage_at(tmp_path / "sessions.db")
+    storage.close()
+    storage.close()
+    for call in (
+        lambda: storage.find_session("t"),
+        lambda: storage.open_session(Visit("t", Identity()), SessionDetails()),
+    ):
+        with pytest.raises(StorageError, match="closed"):
+            call()
+
+
+def test_a_failing_commit_leaves_what_was_acknowledged_and_goes_on(tmp_path: Path) -> None:
+    storage = storage_at(tmp_path / "sessions.db")
+    storage.append_messages(Visit("t", Identity()), [MessageSeen("m1", "user", "hi")])
+    pages = storage._database.write(lambda c: c.execute("PRAGMA page_count").fetchone()[0])
+    storage._database._writer.execute(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(StorageError, match=r"sessions\.db: the disk is full .*free some space"):
+        storage.append_messages(Visit("t", Identity()), [MessageSeen("m2", "user", "x" * 1_000_000)])
+    assert [m.message_id for m in storage.list_messages("t")] == ["m1"]
+    storage._database._writer.execute("PRAGMA max_page_count = 1000000")
+    storage.append_messages(Visit("t", Identity()), [MessageSeen("m2", "user", "x" * 1_000_000)])
+    assert len(storage.list_messages("t")) == 2
+    storage.close()

@@ -1,0 +1,259 @@
+"""The command line, as somebody at a terminal and as a script meets it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from session_middleware import Sessions
+from session_middleware.cli import cli
+from session_middleware.demo.agent import build_agent
+from session_middleware.demo.crash import crash
+from session_middleware.demo.model import ScriptedModel
+from session_middleware.demo.worker import QUESTION
+from session_middleware.demo.workspace import make_workspace
+
+ROOT = Path(__file__).parents[2]
+COMMAND = [sys.executable, "-m", "session_middleware.cli"]
+
+Call = Callable[..., Result]
+
+
+@pytest.fixture
+def call() -> Call:
+    def call(*arguments: str, said: str = "") -> Result:
+        return CliRunner().invoke(cli, arguments, input=said, catch_exceptions=False)
+
+    return call
+
+
+@pytest.fixture
+def db(tmp_path: Path) -> str:
+    """A database with two sessions of ada's and one of nobody's."""
+    path = str(tmp_path / "some.db")
+    with Sessions(path) as sessions:
+        agent = sessions.attach(build_agent([], ScriptedModel()))
+        for thread, user in (("a1", "ada"), ("a2", "ada"), ("n1", None)):
+            agent.invoke({"messages": f"hello from {thread}"}, sessions.config(thread, user_id=user))
+    return path
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
+
+
+# list
+
+
+def test_list_shows_a_line_a_session_latest_first(call: Call, db: str) -> None:
+    output = call("list", "--db", db).output
+    lines = [line.split() for line in output.splitlines() if " active " in line]
+    assert [line[0] for line in lines] == ["n1", "a2", "a1"]
+
+
+def test_list_filters_by_user_and_status(call: Call, db: str) -> None:
+    assert len(json.loads(call("list", "--db", db, "--user", "ada", "--json").output)) == 2
+    assert json.loads(call("list", "--db", db, "--status", "expired", "--json").output) == []
+    assert "no sessions" in call("list", "--db", db, "--user", "bob").output
+
+
+def test_list_says_when_there_is_more(call: Call, db: str) -> None:
+    assert "1 of 3" in call("list", "--db", db, "--limit", "1").output
+
+
+def test_list_refuses_a_status_there_is_not(call: Call, db: str) -> None:
+    assert call("list", "--db", db, "--status", "asleep").exit_code == 2
+
+
+def test_database_is_the_setting_s_when_none_is_named(call: Call, db: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SESSION_STORAGE_URL", db)
+    assert len(json.loads(call("list", "--json").output)) == 3
+    monkeypatch.setenv("SESSION_STORAGE_URL", f"sqlite:///{db}")
+    assert len(json.loads(call("list", "--json").output)) == 3
+
+
+# show
+
+
+def test_show_is_the_session_s_timeline(call: Call, db: str) -> None:
+    output = call("show", "a1", "--db", db).output
+    assert "hello from a1" in output
+    assert "owner        ada" in output
+
+
+def test_show_is_cut_short_unless_full(call: Call, db: str) -> None:
+    with Sessions(db) as sessions:
+        agent = sessions.attach(build_agent([], ScriptedModel()))
+        agent.invoke({"messages": "word " * 500}, sessions.config("n1"))
+    assert call("show", "n1", "--db", db).output.count("word") < 50
+    assert call("show", "n1", "--db", db, "--full").output.count("word") >= 500
+
+
+def test_show_as_json_has_the_session_its_numbers_and_its_record(call: Call, db: str) -> None:
+    shown: dict[str, Any] = json.loads(call("show", "a1", "--db", db, "--json").output)
+    assert shown["session"]["id"] == "a1"
+    assert shown["stats"]["message_count"] == 2
+    said = [row["text"] for row in shown["timeline"] if row["record"] == "message" and row["role"] == "user"]
+    assert said == ["hello from a1"]
+    assert [row["seq"] for row in shown["timeline"]] == sorted(row["seq"] for row in shown["timeline"])
+
+
+def test_looking_changes_nothing(call: Call, db: str) -> None:
+    before = call("list", "--db", db, "--json").output
+    call("show", "a1", "--db", db)
+    call("sweep", "--db", db, "--dry-run")
+    assert call("list", "--db", db, "--json").output == before
+
+
+# sweep
+
+
+def test_sweep_ends_what_is_due_and_a_dry_run_only_says(call: Call, db: str) -> None:
+    sweep = ("sweep", "--db", db, "--idle-timeout", "1ms")
+    assert "3 would be ended" in call(*sweep, "--dry-run").output
+    assert json.loads(call("list", "--db", db, "--status", "expired", "--json").output) == []
+    assert {one["session_id"] for one in json.loads(call(*sweep, "--json").output)} == {"a1", "a2", "n1"}
+    assert len(json.loads(call("list", "--db", db, "--status", "expired", "--json").output)) == 3
+    assert "nothing is due" in call(*sweep).output
+
+
+# Errors
+
+
+def assert_is_one_line(result: Result, *words: str) -> None:
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    [line] = result.stderr.splitlines()
+    assert line.startswith("Error: ")
+    for word in words:
+        assert word in line
+
+
+@pytest.mark.parametrize("command", [("list",), ("show", "a1"), ("sweep",), ("sweep", "--dry-run")])
+def test_database_that_is_not_there_is_an_error_and_stays_not_there(
+    call: Call, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    path = tmp_path / "none.db"
+    assert_is_one_line(call(*command, "--db", str(path)), "none.db", "no such database")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_program_s_database_is_left_alone(call: Call, tmp_path: Path) -> None:
+    path = tmp_path / "other.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE things (x)")
+    before = path.read_bytes()
+    assert_is_one_line(call("list", "--db", str(path)), "holds no sessions")
+    assert path.read_bytes() == before
+    path.write_text("a letter to a friend, not a database at all")
+    assert_is_one_line(call("list", "--db", str(path)), "not an SQLite database")
+
+
+def test_unknown_session_bad_setting_and_foreign_owner_are_one_line(call: Call, db: str) -> None:
+    assert_is_one_line(call("show", "nobody", "--db", db), "no session 'nobody'")
+    assert_is_one_line(call("sweep", "--db", db, "--idle-timeout", "soon"), "not a duration")
+    assert_is_one_line(call("list", "--db", "postgresql://host/db"), "not supported")
+    assert_is_one_line(call("chat", "--db", db, "--thread", "a1", "--user", "bob"), "owned by another user")
+
+
+def test_model_that_cannot_be_had_is_one_line(call: Call, db: str) -> None:
+    pytest.importorskip("langchain")
+    result = call("chat", "--db", db, "--thread", "a1", "--user", "ada", "--model", "nonsense")
+    assert_is_one_line(result, "'nonsense' cannot be used")
+
+
+def test_missing_langchain_is_named(call: Call, db: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "langchain.chat_models", None)
+    assert_is_one_line(call("chat", "--model", "openai:gpt-5"), "session-middleware[chat]")
+
+
+# chat
+
+
+def test_chat_goes_on_where_it_ended(call: Call, tmp_path: Path) -> None:
+    chat = ("chat", "--db", str(tmp_path / "chat.db"), "--thread", "t1", "--user", "ada")
+    first = call(*chat, said="my name is Ada\nWhat is 6 * 7?\n/quit\n")
+    assert first.exit_code == 0
+    assert "session t1: opened" in first.output
+    assert 'calculate(expression="6 * 7")' in first.output
+    assert "6 * 7 = 42" in first.output
+    assert "resume with: session-middleware chat --thread t1 --user ada --db" in first.output
+    second = call(*chat, said="what is my name?\n")
+    assert second.exit_code == 0
+    assert "session t1: resumed" in second.output
+    assert "user: my name is Ada" in second.output
+    assert "Your name is Ada" in second.output
+
+
+def test_chat_without_a_thread_opens_a_new_session(call: Call, tmp_path: Path) -> None:
+    db = str(tmp_path / "chat.db")
+    call("chat", "--db", db, said="hello\n")
+    call("chat", "--db", db, said="hello\n")
+    assert len(json.loads(call("list", "--db", db, "--json").output)) == 2
+
+
+def test_chat_shows_no_more_than_the_last_messages(call: Call, tmp_path: Path) -> None:
+    chat = ("chat", "--db", str(tmp_path / "chat.db"), "--thread", "t1")
+    call(*chat, said="".join(f"{n} + 1\n" for n in range(5)))
+    resumed = call(*chat).output
+    assert "6 earlier messages" in resumed
+    assert "4 + 1" in resumed
+    assert "0 + 1" not in resumed
+
+
+def test_chat_finishes_a_turn_that_was_killed(call: Call, tmp_path: Path) -> None:
+    make_workspace(tmp_path)
+    db = tmp_path / "chat.db"
+    crash(db, tmp_path, thread="t1", user_id="ada")
+    output = call("chat", "--db", str(db), "--thread", "t1", "--user", "ada").output
+    assert "cut off before tools; finishing it now" in output
+    assert f"user: {QUESTION}" in output
+    assert "wrote sales-report.csv" in output
+    shown = json.loads(call("show", "t1", "--db", str(db), "--json").output)
+    calls = [(row["attempt"], row["status"]) for row in shown["timeline"] if row["record"] == "tool_call"]
+    assert calls == [(1, "interrupted"), (2, "ok")]
+
+
+# As a process
+
+
+def test_chat_in_processes_of_its_own(tmp_path: Path) -> None:
+    command = [*COMMAND, "chat", "--db", str(tmp_path / "chat.db"), "--thread", "t1"]
+    for said, answer in (("my name is Ada\n", "Nice to meet you"), ("what is my name?\n", "Your name is Ada")):
+        done = subprocess.run(command, input=said, env=environment(), capture_output=True, text=True, encoding="utf-8")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert answer in done.stdout
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGINT to send")
+def test_ctrl_c_ends_a_chat_cleanly(tmp_path: Path) -> None:
+    command = [*COMMAND, "chat", "--db", str(tmp_path / "chat.db"), "--thread", "t1"]
+    streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, env=environment(), text=True, encoding="utf-8", **streams) as process:
+        assert process.stdout is not None
+        seen = ""
+        while "you> " not in seen:
+            seen += process.stdout.read(1)
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert errors == ""
+    assert "resume with" in output
+
+
+def test_help_is_quick_because_nothing_heavy_is_imported() -> None:
+    code = "import sys, session_middleware.cli; print([m for m in sys.modules if m.split('.')[0] in sys.argv[1:]])"
+    heavy = ["langgraph", "langchain_core", "langchain", "pydantic", "rich", "sqlite_utils"]
+    done = subprocess.run([sys.executable, "-c", code, *heavy], env=environment(), capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"

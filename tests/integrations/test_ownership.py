@@ -1,0 +1,269 @@
+"""A session opened with a `user_id` is its owner's: nobody else runs, reads or changes it by a config."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langchain_core.messages import HumanMessage
+from langgraph.types import Command
+
+from session_middleware import SessionAccessDenied, Sessions
+from tests.integrations import agents
+from tests.integrations.agents import human, said
+
+SECRET = "XYZZY-what-the-stranger-said"
+OWNERS = "PLUGH-what-the-owner-said"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "sessions.db"
+
+
+@pytest.fixture
+def sessions(path: Path) -> Iterator[Sessions]:
+    with Sessions(path) as sessions:
+        yield sessions
+
+
+@pytest.fixture
+def graph(sessions: Sessions) -> Any:
+    """Attached, with one turn of alice's in session t."""
+    graph = sessions.attach(agents.tool_graph())
+    graph.invoke(human(f"look up {OWNERS}", id="h1"), sessions.config("t", user_id="alice"))
+    return graph
+
+
+def raw(user_id: str | None) -> dict[str, Any]:
+    """A config as LangGraph's own docs write it: no metadata."""
+    return {"configurable": {"thread_id": "t"} | ({} if user_id is None else {"user_id": user_id})}
+
+
+def proper(user_id: str | None) -> dict[str, Any]:
+    identity = raw(user_id)["configurable"]
+    return {"configurable": identity, "metadata": identity}
+
+
+async def invoke(graph: Any, config: Any) -> None:
+    graph.invoke(human(SECRET), config)
+
+
+async def ainvoke(graph: Any, config: Any) -> None:
+    await graph.ainvoke(human(SECRET), config)
+
+
+async def stream(graph: Any, config: Any) -> None:
+    list(graph.stream(human(SECRET), config))
+
+
+async def astream(graph: Any, config: Any) -> None:
+    [chunk async for chunk in graph.astream(human(SECRET), config)]
+
+
+async def batch(graph: Any, config: Any) -> None:
+    graph.batch([human(SECRET)], [config])
+
+
+async def abatch(graph: Any, config: Any) -> None:
+    await graph.abatch([human(SECRET)], [config])
+
+
+async def resume(graph: Any, config: Any) -> None:
+    graph.invoke(Command(resume=SECRET), config)
+
+
+async def get_state(graph: Any, config: Any) -> None:
+    graph.get_state(config)
+
+
+async def aget_state(graph: Any, config: Any) -> None:
+    await graph.aget_state(config)
+
+
+async def get_state_history(graph: Any, config: Any) -> None:
+    list(graph.get_state_history(config))
+
+
+async def aget_state_history(graph: Any, config: Any) -> None:
+    [state async for state in graph.aget_state_history(config)]
+
+
+async def update_state(graph: Any, config: Any) -> None:
+    graph.update_state(config, human(SECRET))
+
+
+async def aupdate_state(graph: Any, config: Any) -> None:
+    await graph.aupdate_state(config, human(SECRET))
+
+
+async def put_writes(graph: Any, config: Any) -> None:
+    key = {"checkpoint_ns": "", "checkpoint_id": "1"}
+    graph.checkpointer.put_writes({"configurable": config["configurable"] | key}, [("messages", SECRET)], "task")
+
+
+DOORS = [invoke, ainvoke, stream, astream, batch, abatch, resume, get_state, aget_state, get_state_history]
+DOORS += [aget_state_history, update_state, aupdate_state, put_writes]
+Door = Callable[[Any, Any], Any]
+
+
+def everything_stored(path: Path) -> bytes:
+    """All bytes of the database: the file, its log and whatever else is beside it."""
+    return b"".join(file.read_bytes() for file in sorted(path.parent.iterdir()) if file.is_file())
+
+
+@pytest.mark.parametrize("stranger", ["mallory", None, ""])
+@pytest.mark.parametrize("written", [raw, proper], ids=["raw", "proper"])
+@pytest.mark.parametrize("door", DOORS, ids=lambda door: door.__name__)
+async def test_a_stranger_is_refused_at_every_door_and_leaves_only_an_event(
+    door: Door, written: Callable[..., Any], stranger: str | None, graph: Any, sessions: Sessions, path: Path
+) -> None:
+    before = sessions.get("t").timeline()
+    with pytest.raises(SessionAccessDenied, match=r"owned by another user.*user_id=") as refusal:
+        await door(graph, written(stranger))
+    assert OWNERS not in str(refusal.value)
+    assert "alice" not in str(refusal.value)
+    *same, event = sessions.get("t").timeline()
+    assert same == before
+    assert (event.kind, event.reason, event.detail) == ("denied", "owner", {"user_id": stranger})
+    assert sessions.recorder.faults == 0
+    sessions.close()
+    assert SECRET.encode() not in everything_stored(path)
+
+
+@pytest.mark.parametrize("door", [invoke, ainvoke, stream, astream], ids=lambda door: door.__name__)
+async def test_the_recorder_alone_stops_a_strangers_run_at_its_start(door: Door, graph: Any, sessions: Sessions) -> None:
+    ran: list[str] = []
+
+    def node(state: Any) -> dict[str, Any]:
+        ran.append("ran")
+        return {}
+
+    from langgraph.graph import START, MessagesState, StateGraph
+
+    bare = StateGraph(MessagesState).add_node("node", node).add_edge(START, "node").compile()
+    before = sessions.get("t").messages()
+    with pytest.raises(SessionAccessDenied):
+        await door(bare, {**proper("mallory"), "callbacks": [sessions.recorder]})
+    assert (ran, sessions.get("t").messages(), len(sessions.get("t").runs())) == ([], before, 1)
+    assert sessions.get("t").events()[-1].kind == "denied"
+
+
+@pytest.mark.parametrize("written", [raw, proper], ids=["raw", "proper"])
+@pytest.mark.parametrize("door", DOORS, ids=lambda door: door.__name__)
+async def test_the_owner_may_use_every_door(
+    door: Door, written: Callable[..., Any], graph: Any, sessions: Sessions
+) -> None:
+    await door(graph, written("alice"))
+    assert "denied" not in [event.kind for event in sessions.get("t").events()]
+    assert sessions.recorder.faults == 0
+
+
+async def test_an_owner_named_only_in_configurable_is_recorded_like_any_other(sessions: Sessions) -> None:
+    graph = sessions.attach(agents.tool_graph())
+    await graph.ainvoke(human("look up tea"), raw("alice"))
+    graph.invoke(human("look up tea"), raw("alice"))
+    session = sessions.get("t")
+    assert session.user_id == "alice"
+    assert [run.outcome for run in session.runs()] == ["ok", "ok"]
+    assert [call.status for call in session.tool_calls()] == ["ok", "ok"]
+    runs = [run.id for run in session.runs()]
+    assert [message.run_id for message in session.messages()] == [runs[0]] * 4 + [runs[1]] * 4
+
+
+def test_a_user_id_that_is_a_number_is_its_text(sessions: Sessions) -> None:
+    graph = sessions.attach(agents.chat())
+    graph.invoke(human("hi"), {"configurable": {"thread_id": "t", "user_id": 7}})
+    graph.invoke(human("hi"), sessions.config("t", user_id="7"))
+    assert (sessions.get("t").user_id, len(sessions.get("t").runs())) == ("7", 2)
+
+
+def test_two_users_in_one_batch_are_told_apart(graph: Any, sessions: Sessions) -> None:
+    configs = [sessions.config("t", user_id=user) for user in ("alice", "mallory", "alice")]
+    results = graph.batch([human("one"), human(SECRET), human("two")], configs, return_exceptions=True)
+    assert [isinstance(result, SessionAccessDenied) for result in results] == [False, True, False]
+    assert SECRET not in {text for _, text in said(sessions.get("t"))}
+
+
+def test_a_tool_does_not_get_at_a_session_of_another_user(graph: Any, sessions: Sessions) -> None:
+    from langchain_core.tools import tool
+
+    @tool
+    def look_up(thing: str) -> str:
+        """Peeks."""
+        return str(graph.get_state({"configurable": {"thread_id": "t"}}).values)
+
+    spying = sessions.attach(agents.tool_graph(look_up, handle_tool_errors=False))
+    with pytest.raises(SessionAccessDenied):
+        spying.invoke(human("look up tea"), sessions.config("m", user_id="mallory"))
+    assert OWNERS not in str(sessions.get("m").timeline())
+
+
+# LangGraph's idioms, for the owner
+
+
+def test_the_owner_goes_back_in_time_with_the_configs_langgraph_gives(graph: Any, sessions: Sessions) -> None:
+    history = list(graph.get_state_history(sessions.config("t", user_id="alice")))
+    assert graph.invoke(None, history[1].config)["messages"][-1].text == f"it said {OWNERS} is nice"
+    parent = graph.get_state(history[0].parent_config)
+    assert parent.values == history[1].values
+    assert graph.get_state(parent.config).values == parent.values
+    assert [run.outcome for run in sessions.get("t").runs()] == ["ok", "ok"]
+
+
+async def test_the_owner_forks_by_checkpoint_id(graph: Any, sessions: Sessions) -> None:
+    owner = sessions.config("t", user_id="alice")
+    history = [state async for state in graph.aget_state_history(owner)]
+    chosen = next(state for state in history if state.next == ("tools",))
+    by_id = sessions.config("t", user_id="alice", checkpoint_id=chosen.config["configurable"]["checkpoint_id"])
+    assert (await graph.aget_state(by_id)).values == chosen.values
+    fork = await graph.aupdate_state(chosen.config, {"messages": [HumanMessage("no", id="h2")]}, as_node="tools")
+    result = await graph.ainvoke(None, fork)
+    assert result["messages"][-1].text == "you said no"
+    assert [message.text for message in graph.get_state(owner).values["messages"]][-1] == "you said no"
+
+
+def test_the_owner_goes_on_from_what_update_state_returns(graph: Any, sessions: Sessions) -> None:
+    config = graph.update_state(sessions.config("t", user_id="alice"), human("hello"), as_node="__start__")
+    assert graph.invoke(None, config)["messages"][-1].text == "you said hello"
+
+
+@pytest.mark.parametrize("door", [get_state, get_state_history, update_state, invoke], ids=lambda door: door.__name__)
+async def test_a_config_of_the_owners_without_the_owner_opens_nothing(door: Door, graph: Any, sessions: Sessions) -> None:
+    found = graph.get_state(sessions.config("t", user_id="alice")).config["configurable"]
+    with pytest.raises(SessionAccessDenied):
+        await door(graph, {"configurable": {name: found[name] for name in ("thread_id", "checkpoint_id")}})
+
+
+async def test_the_owner_sees_into_a_subgraph_and_answers_it(sessions: Sessions) -> None:
+    graph = sessions.attach(agents.own_subgraph(asks=True))
+    owner = sessions.config("s", user_id="alice")
+    graph.invoke(human("Once"), owner)
+    for state in (graph.get_state(owner, subgraphs=True), await graph.aget_state(owner, subgraphs=True)):
+        inner = state.tasks[0].state
+        assert inner.values == {"draft": "Once"}
+        assert graph.get_state(inner.config).values == {"draft": "Once"}
+    graph.update_state(inner.config, {"draft": "Twice"})
+    assert graph.get_state(owner, subgraphs=True).tasks[0].state.values == {"draft": "Twice"}
+    assert graph.invoke(Command(resume=" more"), owner)["messages"][-1].text == "Twice more"
+
+
+async def test_a_stranger_does_not_see_into_a_subgraph(sessions: Sessions) -> None:
+    graph = sessions.attach(agents.own_subgraph(asks=True))
+    graph.invoke(human("Once"), sessions.config("s", user_id="alice"))
+    inner = graph.get_state(sessions.config("s", user_id="alice"), subgraphs=True).tasks[0].state.config
+    conf = {name: inner["configurable"][name] for name in ("thread_id", "checkpoint_ns")}
+    for user in ({}, {"user_id": "mallory"}):
+        with pytest.raises(SessionAccessDenied):
+            graph.get_state({"configurable": conf | user})
+        with pytest.raises(SessionAccessDenied):
+            graph.get_state({"configurable": {"thread_id": "s"} | user}, subgraphs=True)
+
+
+def test_an_operator_opens_without_being_refused_and_a_named_user_is(sessions: Sessions, graph: Any) -> None:
+    assert sessions.get("t").user_id == "alice"
+    assert sessions.open("t", user_id="alice").opened_as == "resumed"
+    with pytest.raises(SessionAccessDenied):
+        sessions.open("t", user_id="mallory")

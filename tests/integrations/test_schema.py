@@ -1,0 +1,135 @@
+"""The schema: migrated is fresh, known is real, and no query on the hot path scans a table."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+from sqlite_utils import Database
+
+from session_middleware.model import Identity, utc_now
+from session_middleware.settings import load_settings
+from session_middleware.storage.port import (
+    Blob,
+    CheckpointPut,
+    Chunk,
+    ListPut,
+    MemoryPut,
+    MemoryQuery,
+    MessageSeen,
+    SessionDetails,
+    SessionFilter,
+    Storage,
+    ToolStart,
+    Visit,
+    Write,
+    WritesPut,
+)
+from session_middleware.storage.sqlite import database, schema
+from session_middleware.storage.sqlite.engine import SqliteStorage
+
+
+def test_the_migrations_the_code_knows_are_those_there_are() -> None:
+    assert schema.latest() == database.KNOWN_MIGRATIONS
+
+
+def test_a_database_migrated_step_by_step_equals_a_fresh_one(tmp_path: Path) -> None:
+    fresh = SqliteStorage(str(tmp_path / "fresh.db"), load_settings(), clock=utc_now, new_id=lambda: "x")
+    fresh.close()
+    stepwise = Database(tmp_path / "stepwise.db")
+    for migration in schema.migrations.pending(stepwise):
+        later = [m.name for m in schema.migrations.pending(stepwise) if m.name > migration.name]
+        schema.migrations.apply(stepwise, stop_before=later[:1])
+    found = Database(tmp_path / "fresh.db")
+    assert found.schema == stepwise.schema
+    found.close()
+    stepwise.close()
+
+
+def test_the_tables_are_ours_to_name(tmp_path: Path) -> None:
+    db = Database(memory=True)
+    schema.apply(db)
+    tables = {name for name in db.table_names() if not name.startswith(("sqlite_", "_sqlite", "memories_fts"))}
+    assert tables == schema.OWN_TABLES
+    db.close()
+
+
+SCANS_BY_DESIGN = (
+    "SELECT DISTINCT namespace FROM memories",  # an index is scanned: there is no list of namespaces
+    "SELECT * FROM sessions WHERE 1 ORDER BY",  # all sessions, by the index of their activity
+    "SELECT COUNT(*) FROM sessions WHERE 1",
+    "FROM checkpoints WHERE 1 ORDER BY",  # the saver's list(None)
+    "FROM sqlite_master",
+    "CREATE TEMP TABLE",
+)
+
+
+@pytest.fixture
+def statements(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every statement that is executed from now on, with its parameters filled in."""
+    seen: list[str] = []
+    connect = sqlite3.connect
+
+    def traced(*args: object, **kwargs: object) -> sqlite3.Connection:
+        connection = connect(*args, **kwargs)  # type: ignore[arg-type]
+        connection.set_trace_callback(seen.append)
+        return connection
+
+    monkeypatch.setattr(sqlite3, "connect", traced)
+    return seen
+
+
+def test_no_statement_scans_a_table(statements: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "sessions.db"
+    storage = SqliteStorage(str(path), load_settings(idle_timeout="1h"), clock=utc_now, new_id=lambda: "x")
+    statements.clear()
+    use_everything(storage)
+    storage.close()
+    plain = sqlite3.connect(path)
+    plain.set_trace_callback(None)
+    scans = {}
+    for statement in dict.fromkeys(statements):
+        if not statement.lstrip().startswith(("SELECT", "UPDATE", "DELETE", "INSERT", "WITH")):
+            continue
+        if any(part in statement for part in (*SCANS_BY_DESIGN, "_fts", "used_lists")):
+            continue
+        plan = [row[3] for row in plain.execute(f"EXPLAIN QUERY PLAN {statement}")]
+        if found := [step for step in plan if step.startswith("SCAN") and is_table(step)]:
+            scans[statement] = found
+    plain.close()
+    assert scans == {}
+
+
+def is_table(step: str) -> bool:
+    return step.split()[1] in schema.OWN_TABLES
+
+
+def use_everything(storage: Storage) -> None:
+    visit = Visit("t", Identity(user_id="u"), run_id="r")
+    storage.open_session(visit, SessionDetails(title="x", tags=["a"]))
+    storage.look(Visit("t", Identity(user_id="u")))
+    for where in (SessionFilter(), SessionFilter(user_id="u", tags=["a"]), SessionFilter(status="idle")):
+        storage.list_sessions(where, limit=5)
+        storage.count_sessions(where)
+    message = MessageSeen("m", "assistant", "hi", tool_calls=[{"id": "c"}])
+    storage.append_messages(visit, [message, MessageSeen("n", "tool", "x", tool_call_id="c")])
+    storage.append_messages(visit, [MessageSeen("m", "assistant", "ho")])
+    storage.start_tool_call(visit, ToolStart("e", "c", "f", {}))
+    storage.end_tool_call(visit, "e", status="ok", result=1, error=None, duration_ms=1)
+    storage.end_run(visit, outcome="ok", error=None, duration_ms=1)
+    chunk = Chunk(Blob("t", b"x"))
+    for number in range(3):
+        put = CheckpointPut(
+            visit, "", f"c{number}", None, Blob("t", b"b"), "loop", 0, None, (), {"m": ListPut(None, 0, [chunk])}
+        )
+        storage.put_checkpoint(put)
+    storage.put_writes(WritesPut(visit, "", "c0", "task", "", [Write(0, "x", [chunk])]))
+    storage.get_checkpoint("t", "", None)
+    storage.list_checkpoints("t", checkpoint_ns="", before="c2", limit=2)
+    storage.put_memories([MemoryPut(("session", "t"), "k", {"a": 1}, "x")])
+    storage.get_memories([(("session", "t"), "k")])
+    storage.search_memories(MemoryQuery([("session", "t")], prefix=True))
+    storage.list_messages("t"), storage.list_tool_calls("t"), storage.list_runs("t"), storage.list_events("t")
+    storage.end_expired(now=utc_now(), dry_run=False)
+    storage.delete_session("t")

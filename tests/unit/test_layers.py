@@ -1,0 +1,81 @@
+"""A module imports only from layers below its own."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import session_middleware
+
+PACKAGE = Path(session_middleware.__file__).parent
+
+LAYERS = {  # the longest prefix wins
+    "errors": 0,
+    "model": 0,
+    "settings": 0,
+    "lifecycle": 1,
+    "storage.port": 1,
+    "storage": 2,
+    "visits": 2,
+    "checkpoint": 3,
+    "recording": 3,
+    "memory": 3,
+    "attaching": 3,
+    "session": 4,
+    "sessions": 4,
+    "cli": 5,
+    "render": 5,
+    "demo": 5,
+    "__init__": 6,
+}
+WITHIN_A_LAYER = {  # pairs in one layer, or out of its order, that may lean on each other this way round
+    ("settings", "errors"),
+    ("sessions", "session"),
+    ("visits", "storage"),
+}
+
+
+def _module(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+
+
+def _home(module: str) -> str:
+    parts = module.split(".")
+    for length in range(len(parts), 0, -1):
+        if (prefix := ".".join(parts[:length])) in LAYERS:
+            return prefix
+    raise AssertionError(f"{module} has no layer: give it one in LAYERS and in ARCHITECTURE.md")
+
+
+def _imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("session_middleware"):
+            base = node.module.removeprefix("session_middleware").removeprefix(".")
+            for name in node.names:
+                deeper = f"{base}.{name.name}".removeprefix(".")
+                is_module = (PACKAGE / Path(*deeper.split("."))).with_suffix(".py").exists()
+                found.add(deeper if is_module or not base else base)
+    return {module for module in found if "." in module or module in LAYERS}
+
+
+def test_every_module_imports_only_from_layers_below_its_own() -> None:
+    wrong = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        module = _module(path)
+        if module == "__init__":
+            continue
+        home = _home(module)
+        for imported in _imports(path):
+            other = _home(imported)
+            allowed = other == home or LAYERS[other] < LAYERS[home] or (home, other) in WITHIN_A_LAYER
+            if not allowed and LAYERS[home] < 5:
+                wrong.append(f"{module} (layer {LAYERS[home]}) imports {imported} (layer {LAYERS[other]})")
+    assert wrong == []
+
+
+def test_no_file_outgrows_four_hundred_lines() -> None:
+    long = {
+        str(p.relative_to(PACKAGE)): n for p in PACKAGE.rglob("*.py") if (n := len(p.read_text().splitlines())) > 400
+    }
+    assert long == {}

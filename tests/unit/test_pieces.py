@@ -1,0 +1,104 @@
+"""Lists are split into what is kept, what is new, and chunks; and joined to what they were."""
+
+from __future__ import annotations
+
+from array import array
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+
+from session_middleware.checkpoint import pieces
+from session_middleware.checkpoint.serde import StrictSerializer
+from session_middleware.storage.port import Chunk
+
+SERDE = StrictSerializer()
+
+plain = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**60), 2**60)
+    | st.floats(allow_nan=False)
+    | st.text(max_size=400)
+    | st.binary(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(st.lists(plain, max_size=12))
+def test_a_list_joins_to_what_it_was(elements: list[object]) -> None:
+    assert pieces.join(pieces.chunks(elements, SERDE), SERDE) == elements
+
+
+@given(st.lists(st.integers(-(2**60), 2**60), min_size=1, max_size=20), st.data())
+def test_a_run_can_be_cut_anywhere(elements: list[int], data: st.DataObject) -> None:
+    [run] = pieces.chunks(elements, SERDE)
+    length = data.draw(st.integers(1, len(elements)))
+    if run.length > 1:
+        assert pieces.join([Chunk(run.blob, length)], SERDE) == elements[:length]
+
+
+def test_small_plain_values_share_a_chunk_and_messages_have_their_own() -> None:
+    elements = [1, 2, "three", HumanMessage("hi"), HumanMessage("ho"), 4, "x" * 1000]
+    assert [chunk.length for chunk in pieces.chunks(elements, SERDE)] == [3, 1, 1, 1, 1]
+
+
+def test_kept_is_the_common_beginning() -> None:
+    assert pieces.kept(array("q", [1, 2, 3]), array("q", [1, 2])) == 2
+    assert pieces.kept(array("q", [1, 9, 3]), array("q", [1, 2, 3])) == 1
+    assert pieces.kept(array("q"), array("q", [1])) == 0
+
+
+def test_added_are_elements_the_old_list_did_not_have_however_they_moved() -> None:
+    old = array("q", [1, 2, 2, 3])
+    new = array("q", [1, 3, 2, 4, 2, 2])
+    assert pieces.added(["a", "b", "c", "d", "e", "f"], new, old, 1) == ["d", "f"]
+
+
+def test_a_fingerprint_is_of_the_value_not_the_object() -> None:
+    assert pieces.fingerprint(HumanMessage("hi", id="1")) == pieces.fingerprint(HumanMessage("hi", id="1"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: setattr(m, "content", "bye"),
+        lambda m: setattr(m, "id", "2"),
+        lambda m: m.additional_kwargs.update(a=1),
+        lambda m: m.response_metadata.update(a={"b": [1]}),
+        lambda m: m.tool_calls[0]["args"].update(q="other"),
+        lambda m: m.tool_calls.append({"name": "x", "args": {}, "id": "9", "type": "tool_call"}),
+        lambda m: setattr(m, "extra_field", 1),
+    ],
+)
+def test_a_change_made_in_place_changes_the_fingerprint(change: object) -> None:
+    message = AIMessage("hi", id="1", tool_calls=[{"name": "f", "args": {"q": "x"}, "id": "c"}])
+    before = pieces.fingerprint(message)
+    change(message)  # type: ignore[operator]
+    assert pieces.fingerprint(message) != before
+
+
+def test_a_change_deep_in_content_blocks_changes_the_fingerprint() -> None:
+    message = HumanMessage([{"type": "text", "text": "hi", "annotations": [{"n": 1}]}])
+    before = pieces.fingerprint(message)
+    message.content[0]["annotations"][0]["n"] = 2  # type: ignore[index]
+    assert pieces.fingerprint(message) != before
+
+
+@pytest.mark.parametrize("pair", [(1, True), (1, 1.0), (0.0, -0.0), ("1", 1), (b"1", "1"), (None, False)])
+def test_values_that_only_compare_equal_have_other_fingerprints(pair: tuple[object, object]) -> None:
+    assert pieces.fingerprint(pair[0]) != pieces.fingerprint(pair[1])
+
+
+def test_the_culprit_is_named_by_its_path() -> None:
+    class Unknown:
+        pass
+
+    value = {"frame": {"columns": [1, 2, Unknown()]}}
+    path, part = pieces.find_culprit(value, "state.data", SERDE)
+    assert path == "state.data['frame']['columns'][2]"
+    assert isinstance(part, Unknown)
+    path, _ = pieces.find_culprit(ToolMessage("x", tool_call_id="1", artifact=[Unknown()]), "state.messages", SERDE)
+    assert path == "state.messages.artifact[0]"
