@@ -134,10 +134,10 @@ def chat(db: str | None, thread: str | None, user_id: str | None, name: str | No
 @click.option("--db", metavar="FILE", default=None, help="Keep the tour's database here. [default: it is thrown away]")
 def demo(db: str | None) -> None:
     """Take the tour: it needs no key and no network, and less than a minute."""
-    from session_middleware.demo.run import run
-
     if db is not None and Path(db).exists():
         raise StorageError(db, "it exists already", advice="name a file that does not, for the tour to make")
+    from session_middleware.demo.run import run
+
     run(_console(), keep=Path(db).absolute() if db is not None else None)
 
 

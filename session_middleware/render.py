@@ -57,9 +57,8 @@ def sessions_table(sessions: Sequence[SessionInfo]) -> RenderableType:
 
 def message_line(message: Message) -> Text:
     """A message in a line or two: who, and what was said."""
-    return _text(f"{message.role}: ", _ROLE_STYLES[message.role]).append_text(
-        _cut(message.text, False, SHORT_CHARACTERS)
-    )
+    who = _text(f"{message.role}: ", _ROLE_STYLES[message.role])
+    return Text.assemble(who, _cut(message.text, False, SHORT_CHARACTERS))
 
 
 def request_text(name: str, arguments: Any) -> Text:
@@ -119,7 +118,7 @@ def _header(session: SessionInfo) -> RenderableType:
     if session.group_id:
         facts.add_row("group", _text(session.group_id))
     status = _text(session.status, _STATUS_STYLES[session.status])
-    facts.add_row("status", status.append(f", last {session.opened_as}", style="dim"))
+    facts.add_row("status", Text.assemble(status, (f", last {session.opened_as}", "dim")))
     facts.add_row("opened", _moment(session.created_at))
     facts.add_row("last active", _moment(session.last_active_at))
     if session.expires_at is not None:
@@ -195,7 +194,7 @@ def _message_row(message: Message, full: bool) -> tuple[Text, Text]:
 
 
 def _tool_text(call: ToolCall, full: bool) -> Text:
-    text = _text(call.name, "bold").append_text(_text(f"({_arguments(call.arguments, full)})"))
+    text = Text.assemble(_text(call.name, "bold"), _text(f"({_arguments(call.arguments, full)})"))
     text.append(" → ").append(call.status, style=_OUTCOME_STYLES[call.status])
     if call.attempt > 1:
         text.append(f", attempt {call.attempt}")
@@ -225,7 +224,7 @@ def _run_text(run: Run, full: bool, opening: str | None, overtaken: bool) -> Tex
 
 
 def _event_text(event: Event, full: bool) -> Text:
-    text = _text(event.kind, "dim" if event.kind in _OPENINGS else "")
+    text = Text.assemble(_text(event.kind, "dim" if event.kind in _OPENINGS else ""))
     if event.reason is not None:
         text.append_text(_text(f": {event.reason}", "dim"))
     if event.detail:

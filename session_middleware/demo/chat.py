@@ -109,7 +109,7 @@ def _messages_of(update: dict[str, Any]) -> list[BaseMessage]:
 def _show_tools(message: BaseMessage, console: Console) -> None:
     if isinstance(message, AIMessage):
         for call in message.tool_calls:
-            console.print(Text("  tool ", style="dim").append_text(request_text(call["name"], call["args"])))
+            console.print(Text.assemble(("  tool ", "yellow"), request_text(call["name"], call["args"])))
     elif isinstance(message, ToolMessage):
         style = "red" if message.status == "error" else "dim"
         text = " ".join(visible(message.text).split())
@@ -120,4 +120,4 @@ def _say_goodbye(sessions: Sessions, session: Session, console: Console) -> None
     command = ["session-middleware", "chat", "--thread", session.id]
     command += ["--user", session.user_id] if session.user_id else []
     command += ["--db", sessions.settings.storage_url]
-    console.print(Text("resume with: ", style="dim").append(visible(shlex.join(command))), soft_wrap=True)
+    console.print(Text.assemble(("resume with: ", "dim"), visible(shlex.join(command))), soft_wrap=True)

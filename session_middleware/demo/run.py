@@ -61,7 +61,7 @@ class Tour:
 
     def point(self, text: str) -> None:
         """A finding, computed from what has just happened."""
-        self.console.print(Text("  ✓ ", style="green").append(visible(text), style="bold"))
+        self.console.print(Text.assemble(("  ✓ ", "green"), (visible(text), "bold")))
 
     def sessions(self, **settings: Any) -> Sessions:
         return Sessions(self.path, idle_timeout="30m", **settings)
@@ -136,12 +136,12 @@ def _ask(tour: Tour, agent: Agent, question: str | None, config: RunnableConfig)
     before = len(agent.get_state(config).values.get("messages", ()))
     state = agent.invoke(None if question is None else {"messages": question}, config)
     if question is not None:
-        tour.console.print(Text("user   ", style="bold cyan").append(question))
+        tour.console.print(Text.assemble(("user   ", "bold cyan"), question))
     for message in state["messages"][before:]:
         if isinstance(message, AIMessage) and message.text:
-            tour.console.print(Text("agent  ", style="bold green").append(visible(message.text)))
+            tour.console.print(Text.assemble(("agent  ", "bold green"), visible(message.text)))
         for call in message.tool_calls if isinstance(message, AIMessage) else ():
-            tour.console.print(Text("tool   ", style="yellow").append_text(request_text(call["name"], call["args"])))
+            tour.console.print(Text.assemble(("tool   ", "yellow"), request_text(call["name"], call["args"])))
         if isinstance(message, ToolMessage):
             tour.console.print(Text(f"       → {visible(shortened(message.text, 60))}", style="dim"))
 

@@ -58,8 +58,7 @@ def environment() -> dict[str, str]:
 
 def test_list_shows_a_line_a_session_latest_first(call: Call, db: str) -> None:
     output = call("list", "--db", db).output
-    lines = [line.split() for line in output.splitlines() if " active " in line]
-    assert [line[0] for line in lines] == ["n1", "a2", "a1"]
+    assert [line.split()[0] for line in output.splitlines() if "  active  " in line] == ["n1", "a2", "a1"]
 
 
 def test_list_filters_by_user_and_status(call: Call, db: str) -> None:

@@ -396,6 +396,18 @@ def test_an_edited_message_is_a_new_version_and_the_old_one_stays(sessions: Sess
     assert (session.message_count, len(session.runs())) == (2, 1)
 
 
+@pytest.mark.parametrize("kind", ["chat", "tool_graph", "shared_subgraph"])
+async def test_a_change_from_outside_is_no_run_and_resumes_nothing(kind: str, sessions: Sessions) -> None:
+    graph, config = sessions.attach(GRAPHS[kind]()), sessions.config("t", user_id="alice")
+    graph.invoke(human("hi"), config)
+    graph.update_state(config, human("one"))
+    await graph.aupdate_state(config, human("two"))
+    session = sessions.get("t")
+    assert [text for _, text in said(session)] == ["hi", "you said hi", "one", "two"]
+    assert len(session.runs()) == 1
+    assert [event.kind for event in session.events()] == ["opened"]
+
+
 def test_removing_a_message_from_the_state_leaves_the_record(sessions: Sessions) -> None:
     graph, config = sessions.attach(agents.chat()), sessions.config("t")
     graph.invoke(human("hi", id="h1"), config)

@@ -1,0 +1,54 @@
+# make demo    see it work: installs, then runs the main job on SQLite, with no key and no network
+# make test    install what the tests need, and run them all
+# make check   format, lint, types
+# make fix     format, and mend what the linter can
+# make bench   print the figures, each against a named peer in the same run
+# make faults  the fault tests with many rounds
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test check fix bench faults docs clean
+
+demo: $(VENV)/demo.stamp
+	@$(BIN)/session-middleware demo
+
+test: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest -n auto --dist loadfile
+
+check: $(VENV)/dev.stamp
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+fix: $(VENV)/dev.stamp
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/dev.stamp
+	$(BIN)/python benchmarks/run.py
+
+faults: $(VENV)/dev.stamp
+	SESSION_FAULT_ROUNDS=200 $(BIN)/python -m pytest tests/faults
+
+docs: $(VENV)/dev.stamp
+	$(BIN)/python notebooks/execute.py
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.12 …")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --upgrade "pip>=25.1"
+
+$(VENV)/demo.stamp: pyproject.toml | $(VENV)/bin/python
+	@echo "Installing into $(VENV) (once) …"
+	@$(PIP) --editable '.[demo]'
+	@touch $@
+
+$(VENV)/dev.stamp: pyproject.toml | $(VENV)/bin/python
+	$(PIP) --editable '.[demo,chat]' --group dev
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
