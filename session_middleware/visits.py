@@ -65,9 +65,14 @@ class Visits:
         return visit
 
     def present(self, configurable: Mapping[str, Any]) -> Visit:
-        """The visit this write belongs to; a new one for a write out of the blue."""
+        """The visit this write belongs to; a new one for a write out of the blue.
+
+        LangGraph makes some writes from threads that have lost the run's context, so a run of the
+        same session and identity is looked for as well.
+        """
         session_id, identity = session_id_of(configurable.get("thread_id")), identity_of(configurable)
-        return self._matching(session_id, identity) or Visit(session_id, identity)
+        found = self._matching(session_id, identity) or self._running(session_id, identity)
+        return found or Visit(session_id, identity)
 
     def _matching(self, session_id: str, identity: Identity) -> Visit | None:
         here = self._here.get()
@@ -76,6 +81,11 @@ class Visits:
     def _is_running(self, visit: Visit) -> bool:
         with self._lock:
             return any(running is visit for running in self._runs.get(visit.session_id, ()))
+
+    def _running(self, session_id: str, identity: Identity) -> Visit | None:
+        with self._lock:
+            runs = self._runs.get(session_id, [])
+            return next((visit for visit in reversed(runs) if visit.identity == identity), None)
 
     def _claim(self, session_id: str, identity: Identity) -> Visit | None:
         with self._lock:

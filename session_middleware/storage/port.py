@@ -301,7 +301,10 @@ class Storage(Protocol):
     # The record
 
     def begin_run(self, visit: Visit) -> None:
-        """Admit the visit and add the row of its `run_id`. Beginning the same run again does nothing."""
+        """Admit the visit and add the row of its `run_id`. Beginning the same run again does nothing.
+
+        Earlier runs of the session whose process has died are interrupted, and their tool calls too.
+        """
 
     def end_run(self, visit: Visit, *, outcome: str, error: str | None, duration_ms: float) -> None:
         """Close the row of the visit's run; nothing if there is none."""

@@ -77,6 +77,7 @@ def test_a_tool_cut_off_by_a_kill_is_recorded_as_started(tmp_path: Path) -> None
         assert sessions.get("t").runs()[-1].outcome == "running"
     subprocess.run([sys.executable, str(script), str(path), "live"], env=environment, check=True)
     with Sessions(path) as sessions:
+        assert [run.outcome for run in sessions.get("t").runs()] == ["interrupted", "ok"]
         first, second = sessions.get("t").tool_calls()
         assert (first.status, first.attempt) == ("interrupted", 1)
         assert (second.status, second.attempt, second.result) == ("ok", 2, "done")

@@ -147,7 +147,11 @@ def test_fresh_starts_empty_and_keeps_the_old_session_under_another_id(
     assert len(graph.invoke(human("new"), config)["messages"]) == 2
     new = sessions.get("t")
     (old,) = [session for session in sessions.list() if session.id != "t"]
-    assert (said(new), new.opened_as, events(new)) == ([("user", "new"), ("assistant", "you said new")], "opened", ["opened"])
+    assert (said(new), new.opened_as, events(new)) == (
+        [("user", "new"), ("assistant", "you said new")],
+        "opened",
+        ["opened"],
+    )
     assert (said(old), old.status, old.user_id, len(old.runs())) == (TURN, "expired", "alice", 1)
     assert [memory.text for memory in old.memory.list()] == ["alice likes tea"]
     assert new.memory.list() == []
@@ -238,7 +242,9 @@ def test_branches_longer_than_the_timeout_end_as_they_began(
 
 
 @pytest.mark.parametrize("on_expire", ["keep", "delete"])
-def test_a_sweep_leaves_a_session_with_a_run_in_progress_alone(on_expire: str, open_sessions: Open, clock: Clock) -> None:
+def test_a_sweep_leaves_a_session_with_a_run_in_progress_alone(
+    on_expire: str, open_sessions: Open, clock: Clock
+) -> None:
     sessions = open_sessions(on_expire=on_expire)
     graph = sessions.attach(slow_graph(clock, lambda: sessions.sweep()))
     graph.invoke(human("look up tea"), sessions.config("t"))

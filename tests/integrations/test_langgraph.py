@@ -76,7 +76,9 @@ TURN = {  # what the record gains by "look up tea"
 
 @pytest.mark.parametrize("runner", RUNNERS, ids=lambda runner: runner.__name__)
 @pytest.mark.parametrize("kind", GRAPHS)
-async def test_three_turns_are_recorded_exactly_once_and_in_order(kind: str, runner: Runner, sessions: Sessions) -> None:
+async def test_three_turns_are_recorded_exactly_once_and_in_order(
+    kind: str, runner: Runner, sessions: Sessions
+) -> None:
     graph = sessions.attach(GRAPHS[kind]())
     for _ in range(3):
         await runner(graph, human("look up tea"), sessions.config("t", user_id="alice"))
@@ -88,7 +90,9 @@ async def test_three_turns_are_recorded_exactly_once_and_in_order(kind: str, run
     assert {call.status for call in session.tool_calls()} <= {"ok"}
     state = graph.get_state(sessions.config("t", user_id="alice"))
     by_id = {message.message_id: message for message in session.messages()}
-    assert [by_id[message.id].text for message in state.values["messages"]] == [m.text for m in state.values["messages"]]
+    assert [by_id[message.id].text for message in state.values["messages"]] == [
+        m.text for m in state.values["messages"]
+    ]
 
 
 @pytest.mark.parametrize("durability", ["sync", "async", "exit"])
@@ -145,7 +149,10 @@ def test_parallel_tool_calls_are_one_row_each(sessions: Sessions) -> None:
     graph = sessions.attach(agents.agent())
     graph.invoke(human("both tea"), sessions.config("t"))
     calls = sessions.get("t").tool_calls()
-    assert sorted((call.name, call.status, call.attempt) for call in calls) == [("look_up", "ok", 1), ("price", "ok", 1)]
+    assert sorted((call.name, call.status, call.attempt) for call in calls) == [
+        ("look_up", "ok", 1),
+        ("price", "ok", 1),
+    ]
     assert sessions.get("t").stats().tools == {"look_up": 1, "price": 1}
 
 
@@ -297,7 +304,9 @@ def test_attach_does_not_take_the_place_of_a_part_unless_told_to(part: dict[str,
     assert [kinds(sessions.get(name)) for name in ("kept", "replaced")] == [["user", "assistant"]] * 2
 
 
-@pytest.mark.parametrize("thing", [StateGraph(MessagesState), len, None, agents.chat() | str], ids=["builder", "function", "none", "chain"])
+@pytest.mark.parametrize(
+    "thing", [StateGraph(MessagesState), len, None, agents.chat() | str], ids=["builder", "function", "none", "chain"]
+)
 def test_attach_says_what_it_takes(thing: Any, sessions: Sessions) -> None:
     with pytest.raises(NotAGraph, match="compiled graph"):
         sessions.attach(thing)

@@ -134,7 +134,9 @@ async def test_a_stranger_is_refused_at_every_door_and_leaves_only_an_event(
 
 
 @pytest.mark.parametrize("door", [invoke, ainvoke, stream, astream], ids=lambda door: door.__name__)
-async def test_the_recorder_alone_stops_a_strangers_run_at_its_start(door: Door, graph: Any, sessions: Sessions) -> None:
+async def test_the_recorder_alone_stops_a_strangers_run_at_its_start(
+    door: Door, graph: Any, sessions: Sessions
+) -> None:
     ran: list[str] = []
 
     def node(state: Any) -> dict[str, Any]:
@@ -231,7 +233,9 @@ def test_the_owner_goes_on_from_what_update_state_returns(graph: Any, sessions: 
 
 
 @pytest.mark.parametrize("door", [get_state, get_state_history, update_state, invoke], ids=lambda door: door.__name__)
-async def test_a_config_of_the_owners_without_the_owner_opens_nothing(door: Door, graph: Any, sessions: Sessions) -> None:
+async def test_a_config_of_the_owners_without_the_owner_opens_nothing(
+    door: Door, graph: Any, sessions: Sessions
+) -> None:
     found = graph.get_state(sessions.config("t", user_id="alice")).config["configurable"]
     with pytest.raises(SessionAccessDenied):
         await door(graph, {"configurable": {name: found[name] for name in ("thread_id", "checkpoint_id")}})

@@ -10,6 +10,7 @@ from typing import Any
 
 from session_middleware.model import Event, Message, Run, ToolCall, to_text
 from session_middleware.storage.port import MessageSeen, ToolStart
+from session_middleware.storage.processes import is_gone, this_process
 from session_middleware.storage.sqlite.rows import clean, to_json, values_of
 
 _TABLES = ("runs", "messages", "tool_calls", "model_calls", "events")
@@ -34,11 +35,25 @@ def _insert(connection: sqlite3.Connection, table: str, columns: Sequence[str], 
 def begin_run(connection: sqlite3.Connection, session_id: str, run_id: str, now: datetime) -> None:
     if connection.execute("SELECT 1 FROM runs WHERE id = ?", (run_id,)).fetchone():
         return
+    _interrupt_dead_runs(connection, session_id)
     connection.execute(
-        "INSERT INTO runs (session_id, seq, id, outcome, started_at) VALUES (?, ?, ?, 'running', ?)",
-        (session_id, next_seq(connection, session_id), run_id, to_text(now)),
+        "INSERT INTO runs (session_id, seq, id, outcome, started_at, process) VALUES (?, ?, ?, 'running', ?, ?)",
+        (session_id, next_seq(connection, session_id), run_id, to_text(now), this_process()),
     )
     connection.execute("UPDATE sessions SET run_count = run_count + 1 WHERE id = ?", (session_id,))
+
+
+def _interrupt_dead_runs(connection: sqlite3.Connection, session_id: str) -> None:
+    """Runs whose process has died without ending them were interrupted, and so were their tool calls."""
+    rows = connection.execute(
+        "SELECT id, process FROM runs WHERE session_id = ? AND outcome = 'running'", (session_id,)
+    ).fetchall()
+    for run_id in [run_id for run_id, process in rows if is_gone(process)]:
+        connection.execute("UPDATE runs SET outcome = 'interrupted' WHERE id = ?", (run_id,))
+        connection.execute(
+            "UPDATE tool_calls SET status = 'interrupted' WHERE session_id = ? AND run_id = ? AND status = 'running'",
+            (session_id, run_id),
+        )
 
 
 def end_run(

@@ -68,9 +68,11 @@ _TABLES = (
         output_tokens INTEGER,
         cost REAL,
         checkpoint_id TEXT,
+        process TEXT,
         UNIQUE (session_id, seq)
     )
     """,
+    "CREATE INDEX runs_in_progress ON runs (session_id) WHERE outcome = 'running'",
     """
     CREATE TABLE messages (
         session_id TEXT NOT NULL,

@@ -1,0 +1,412 @@
+"""Whatever it is given that it cannot use, it says so in an error of its own and changes nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import pytest
+from langchain_core.messages import AIMessage, HumanMessage
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.checkpoint.sqlite import SqliteSaver
+from langgraph.graph import START, MessagesState, StateGraph
+from typing_extensions import TypedDict
+
+from session_middleware import (
+    InvalidSessionId,
+    InvalidSettings,
+    SessionError,
+    Sessions,
+    StorageError,
+    UnserializableValue,
+)
+from tests.integrations import agents
+from tests.integrations.agents import human, said
+
+
+@pytest.fixture
+def sessions(tmp_path: Path) -> Iterator[Sessions]:
+    with Sessions(tmp_path / "sessions.db") as sessions:
+        yield sessions
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, and what is in it."""
+    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+
+
+def advises(error: pytest.ExceptionInfo[BaseException]) -> bool:
+    """The sentence says what is wrong and, after the semicolon, what to do."""
+    problem, _, advice = str(error.value).rpartition("; ")
+    return len(problem) > 10 and len(advice) > 10
+
+
+# Ids
+
+BAD_IDS = {"empty": "", "1 MB": "x" * 1_000_000, "NUL": "a\0b", "surrogate": "a\ud800"}
+ODD_IDS = {
+    "sql": "'; DROP TABLE sessions; --",
+    "unicode": "\U0001f600 é\u202e",
+    "path": "../../etc/passwd",
+    "spaces": " \n\t ",
+    "long": "x" * 1024,
+    "pattern": "%_*?[",
+}
+
+
+async def invoke(graph: Any, config: Any) -> None:
+    graph.invoke(human("hi"), config)
+
+
+async def ainvoke(graph: Any, config: Any) -> None:
+    await graph.ainvoke(human("hi"), config)
+
+
+async def get_state(graph: Any, config: Any) -> None:
+    graph.get_state(config)
+
+
+async def get_state_history(graph: Any, config: Any) -> None:
+    list(graph.get_state_history(config))
+
+
+async def update_state(graph: Any, config: Any) -> None:
+    graph.update_state(config, human("hi"))
+
+
+DOORS = [invoke, ainvoke, get_state, get_state_history, update_state]
+
+
+@pytest.mark.parametrize("door", DOORS, ids=lambda door: door.__name__)
+@pytest.mark.parametrize("bad", BAD_IDS.values(), ids=BAD_IDS)
+async def test_an_id_no_session_can_have_is_refused(door: Any, bad: str, sessions: Sessions) -> None:
+    graph = sessions.attach(agents.tool_graph())
+    with pytest.raises(InvalidSessionId) as error:
+        await door(graph, {"configurable": {"thread_id": bad}})
+    assert advises(error)
+    assert len(str(error.value)) < 1000
+    assert sessions.count() == 0
+
+
+@pytest.mark.parametrize("bad", BAD_IDS.values(), ids=BAD_IDS)
+def test_such_an_id_is_refused_by_every_method(bad: str, sessions: Sessions) -> None:
+    calls: list[Callable[[str], Any]] = [sessions.open, sessions.config, sessions.get, sessions.find, sessions.delete]
+    calls.append(sessions.checkpointer.delete_thread)
+    for call in calls:
+        with pytest.raises(InvalidSessionId):
+            call(bad)
+
+
+@pytest.mark.parametrize("door", [invoke, ainvoke], ids=lambda door: door.__name__)
+async def test_a_config_without_a_thread_id_says_which_is_missing(door: Any, sessions: Sessions) -> None:
+    graph = sessions.attach(agents.tool_graph())
+    with pytest.raises(InvalidSessionId, match=r"thread id.*sessions\.config"):
+        await door(graph, {"configurable": {"user_id": "alice"}})
+    assert sessions.count() == 0
+
+
+@pytest.mark.parametrize("bad", [*BAD_IDS.values()][1:], ids=[*BAD_IDS][1:])
+@pytest.mark.parametrize("name", ["user_id", "group_id"])
+def test_an_identity_that_cannot_be_kept_is_an_error_of_ours(name: str, bad: str, sessions: Sessions) -> None:
+    graph = sessions.attach(agents.tool_graph())
+    with pytest.raises(SessionError) as error:
+        graph.invoke(human("hi"), {"configurable": {"thread_id": "t", name: bad}})
+    assert advises(error)
+    with pytest.raises(SessionError):
+        sessions.open("t", **{name: bad})
+    assert sessions.count() == 0
+
+
+@pytest.mark.parametrize("odd", ODD_IDS.values(), ids=ODD_IDS)
+async def test_any_other_text_is_an_id_like_any(odd: str, sessions: Sessions) -> None:
+    graph = sessions.attach(agents.tool_graph())
+    sessions.attach(agents.chat()).invoke(human("other"), sessions.config("other"))
+    for _ in range(2):
+        await graph.ainvoke(human("look up tea"), sessions.config(odd, user_id=odd))
+    assert (sessions.get(odd).id, sessions.get(odd).user_id) == (odd, odd)
+    assert [role for role, _ in said(sessions.get(odd))] == ["user", "assistant", "tool", "assistant"] * 2
+    assert len(graph.get_state(sessions.config(odd, user_id=odd)).values["messages"]) == 8
+    assert sessions.delete(odd).messages == 8
+    assert [session.id for session in sessions.list()] == ["other"]
+
+
+def test_text_that_no_database_can_hold_is_kept_as_well_as_it_can_be(sessions: Sessions) -> None:
+    lone = "a\ud800"
+    session = sessions.open("t", title=lone, purpose=lone, tags=[lone], metadata={lone: lone}, context={"k": lone})
+    assert (session.title, session.purpose, session.tags) == ("a?", "a?", ("a?",))
+
+
+LONE = "look up \ud800"
+MESSAGES: dict[str, Any] = {
+    "text": HumanMessage(LONE),
+    "name": HumanMessage("hi", name="a\ud800"),
+    "id": HumanMessage("hi", id="a\ud800"),
+    "content": HumanMessage([{"type": "text", "text": LONE}]),
+    "NUL": HumanMessage("look up a\0b"),
+}
+
+
+@pytest.mark.parametrize("message", MESSAGES.values(), ids=MESSAGES)
+async def test_a_message_that_langgraph_can_keep_never_breaks_a_run(message: Any, sessions: Sessions) -> None:
+    theirs, ours = agents.tool_graph(checkpointer=InMemorySaver()), sessions.attach(agents.tool_graph())
+    config = sessions.config("t")
+    for graph in (theirs, ours):
+        graph.invoke({"messages": [message]}, config)
+        await graph.ainvoke(human("bye"), config)
+    states = [[(m.type, m.content) for m in graph.get_state(config).values["messages"]] for graph in (theirs, ours)]
+    assert states[0] == states[1]
+    session = sessions.get("t")
+    assert [message.role for message in session.messages()] == [_ROLES[kind] for kind, _ in states[1]]
+    assert {call.status for call in session.tool_calls()} <= {"ok"}
+    assert sessions.recorder.faults == 0
+
+
+_ROLES = {"human": "user", "ai": "assistant", "tool": "tool"}
+
+
+# Files
+
+
+@pytest.fixture
+def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """One that any user can enter, unlike pytest's own."""
+    path = Path(tempfile.mkdtemp()).resolve()
+    path.chmod(0o755)
+    monkeypatch.chdir(path)
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def ordinary_user() -> Iterator[None]:
+    """Root may write anything; be somebody else while this is in use."""
+    if not hasattr(os, "geteuid") or os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def make_newer(file: Path) -> None:
+    Sessions(file).close()
+    with sqlite3.connect(file) as connection:
+        name = "m999_from_the_future"
+        connection.execute(
+            "INSERT INTO _sqlite_migrations (migration_set, name, applied_at) VALUES (?, ?, '')",
+            ("session_middleware", name),
+        )
+    connection.close()
+
+
+def make_langgraphs(file: Path) -> None:
+    with SqliteSaver.from_conn_string(str(file)) as saver:
+        agents.tool_graph(checkpointer=saver).invoke(human("hi"), {"configurable": {"thread_id": "t"}})
+
+
+def make_other(*tables: str) -> Callable[[Path], None]:
+    def make(file: Path) -> None:
+        connection = sqlite3.connect(file)
+        for table in tables:
+            connection.execute(f"CREATE TABLE {table} (id)")
+        connection.close()
+
+    return make
+
+
+def make_damaged(file: Path) -> None:
+    with Sessions(file) as sessions:
+        for number in range(50):
+            sessions.open(f"s{number}", title="x" * 1000)
+    data = file.read_bytes()
+    file.write_bytes(data[:4096] + b"\xff" * 8192 + data[12288:])
+
+
+UNUSABLE: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "text": (lambda file: file.write_text("hello " * 1000), "not an SQLite database"),
+    "short": (lambda file: file.write_bytes(b"SQLite"), "not an SQLite database"),
+    "folder": (lambda file: file.mkdir(), "folder"),
+    "newer": (make_newer, "newer.*upgrade"),
+    "langgraph's": (make_langgraphs, "another program's tables.*checkpoints.*file of its own"),
+    "another's lists": (make_other("lists"), "another program's tables.*lists.*file of its own"),
+    "another's blobs": (make_other("notes", "blobs"), "another program's tables.*blobs.*file of its own"),
+    "another's sessions": (make_other("Sessions"), "another program's tables.*file of its own"),
+}
+
+
+@pytest.mark.parametrize(("make", "says"), UNUSABLE.values(), ids=UNUSABLE)
+def test_a_file_that_is_not_ours_is_refused_and_not_touched(make: Any, says: str, folder: Path) -> None:
+    file = folder / "sessions.db"
+    make(file)
+    before = contents(folder)
+    with pytest.raises(StorageError, match=f"(?i){says}") as error:
+        Sessions(file)
+    assert str(file) in str(error.value)
+    assert advises(error)
+    assert contents(folder) == before
+
+
+def test_a_folder_that_does_not_exist_is_named_and_not_made(folder: Path) -> None:
+    with pytest.raises(StorageError, match="folder does not exist.*create"):
+        Sessions(folder / "no" / "sessions.db")
+    assert contents(folder) == {}
+
+
+@pytest.fixture
+def protected(folder: Path) -> Iterator[Path]:
+    """A database that may be read and not written, as may its folder."""
+    file = folder / "sessions.db"
+    with Sessions(file) as sessions:
+        sessions.open("t")
+    file.chmod(0o444)
+    folder.chmod(0o555)
+    yield file
+    folder.chmod(0o755)
+
+
+def test_a_database_that_may_not_be_written_to_says_so(protected: Path, folder: Path, ordinary_user: None) -> None:
+    file, before = protected, contents(folder)
+    with pytest.raises(StorageError, match="write") as error:
+        Sessions(file)
+    assert advises(error)
+    with pytest.raises(StorageError, match="write"):
+        Sessions(folder / "new.db")
+    assert contents(folder) == before
+
+
+def test_a_damaged_database_is_an_error_of_ours(folder: Path) -> None:
+    file = folder / "sessions.db"
+    make_damaged(file)
+    with pytest.raises(StorageError, match="damaged.*backup"), Sessions(file) as sessions:
+        sessions.list(limit=None)
+        sessions.open("s1")
+
+
+def test_a_door_that_was_closed_says_so(folder: Path) -> None:
+    sessions = Sessions(folder / "sessions.db")
+    graph = sessions.attach(agents.chat())
+    sessions.close()
+    sessions.close()
+    for call in (lambda: sessions.open("t"), sessions.list, lambda: graph.invoke(human("hi"), sessions.config("t"))):
+        with pytest.raises(StorageError, match=r"closed.*Sessions"):
+            call()
+
+
+async def test_a_door_that_was_closed_says_so_on_a_loop_too(folder: Path) -> None:
+    sessions = Sessions(folder / "sessions.db")
+    graph = sessions.attach(agents.chat())
+    await graph.ainvoke(human("hi"), sessions.config("t"))
+    sessions.close()
+    with pytest.raises(StorageError, match=r"closed.*Sessions"):
+        await graph.ainvoke(human("hi"), sessions.config("t"))
+
+
+# Settings
+
+BAD_SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
+    "unknown": ({"idle_timout": "30m"}, "idle_timout.*idle_timeout"),
+    "no duration": ({"idle_timeout": "soon"}, r"idle_timeout.*soon.*30s"),
+    "negative": ({"idle_timeout": -5}, "idle_timeout"),
+    "truth": ({"idle_timeout": True}, "idle_timeout"),
+    "endless": ({"idle_timeout": float("inf")}, "idle_timeout"),
+    "huge": ({"idle_timeout": "99999999999999d"}, "idle_timeout"),
+    "choice": ({"on_resume": "maybe"}, "on_resume.*revive"),
+    "scheme": ({"storage_url": "mysql://host/db"}, "storage_url.*mysql"),
+    "two": ({"on_resume": "maybe", "on_expire": "maybe"}, "on_resume.*on_expire|on_expire.*on_resume"),
+}
+
+
+@pytest.mark.parametrize(("given", "says"), BAD_SETTINGS.values(), ids=BAD_SETTINGS)
+def test_settings_that_cannot_be_used_are_named(given: dict[str, Any], says: str, folder: Path) -> None:
+    with pytest.raises(InvalidSettings, match=says) as error:
+        Sessions(**({"storage_url": folder / "sessions.db"} | given))
+    assert advises(error)
+    assert contents(folder) == {}
+
+
+def test_a_variable_that_cannot_be_used_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SESSION_IDLE_TIMEOUT", "soon")
+    with pytest.raises(InvalidSettings, match="idle_timeout.*SESSION_"):
+        Sessions(folder / "sessions.db")
+    assert contents(folder) == {}
+
+
+# State
+
+
+class Odd(TypedDict):
+    messages: Annotated[list[Any], agents.add_messages]
+    things: Any
+
+
+def returning(things: Any) -> Any:
+    node = lambda state: {"things": things, "messages": [AIMessage("done")]}  # noqa: E731
+    return StateGraph(Odd).add_node("node", node).add_edge(START, "node").compile()
+
+
+UNSTORABLE: dict[str, tuple[Callable[[], Any], str]] = {
+    "lock": (threading.Lock, r"state\.things\b.*lock"),
+    "function": (lambda: {"a": [1, lambda: 1]}, r"state\.things\['a'\]\[1\].*function"),
+    "file": (lambda: [{"f": open(os.devnull)}], r"state\.things\[0\]\['f'\]"),  # noqa: SIM115, PTH123
+    "integer": (lambda: {"n": 2**80}, r"state\.things\['n'\]"),
+    "unlisted": (lambda: {"p": agents.Place("here")}, r"state\.things\['p'\].*Place.*allowed_types=\[Place\]"),
+}
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.parametrize(("make", "says"), UNSTORABLE.values(), ids=UNSTORABLE)
+async def test_a_value_that_cannot_be_stored_is_named_with_its_channel_and_path(
+    make: Any, says: str, sessions: Sessions
+) -> None:
+    graph = sessions.attach(returning(make()))
+    for durability in ("sync", "async", "exit"):
+        with pytest.raises(UnserializableValue, match=says) as error:
+            graph.invoke(human("hi"), sessions.config("t"), durability=durability)
+        assert advises(error)
+        with pytest.raises(UnserializableValue, match=says):
+            await graph.ainvoke(human("hi"), sessions.config("t"), durability=durability)
+    assert {run.outcome for run in sessions.get("t").runs()} == {"error"}
+    state = graph.get_state(sessions.config("t")).values
+    assert "things" not in state
+    sessions.attach(agents.chat()).invoke(human("go on"), sessions.config("t"))
+    assert sessions.recorder.faults == 0
+
+
+def test_an_unlisted_type_is_refused_when_the_checkpointer_is_used_alone_until_it_is_allowed(tmp_path: Path) -> None:
+    file = tmp_path / "sessions.db"
+    with Sessions(file) as sessions:
+        graph = agents.typed_graph(checkpointer=sessions.checkpointer)
+        with pytest.raises(UnserializableValue, match=r"state\.(place|plans).*allowed_types=\[(Place|Plan)\]"):
+            graph.invoke(human("rome"), sessions.config("t"))
+    with Sessions(file, allowed_types=[agents.Place, agents.Plan]) as sessions:
+        graph = agents.typed_graph(checkpointer=sessions.checkpointer)
+        for _ in range(2):
+            graph.invoke(human("rome"), sessions.config("u"))
+        values = graph.get_state(sessions.config("u")).values
+        assert (values["place"], values["plans"]) == (agents.Place("rome", 2), [agents.Plan(steps=["rome"])] * 2)
+
+
+def test_types_that_the_schema_names_are_allowed_by_attaching(sessions: Sessions) -> None:
+    graph = sessions.attach(agents.typed_graph())
+    for _ in range(2):
+        graph.invoke(human("rome"), sessions.config("t"))
+    values = graph.get_state(sessions.config("t")).values
+    assert (values["place"], values["plans"]) == (agents.Place("rome", 2), [agents.Plan(steps=["rome"])] * 2)
+    other = agents.typed_graph(checkpointer=sessions.checkpointer)
+    with pytest.raises(UnserializableValue, match="allowed_types"):
+        other.get_state(sessions.config("t"))
+
+
+def test_an_input_that_is_no_state_is_langgraphs_own_error_and_a_failed_run(sessions: Sessions) -> None:
+    graph = sessions.attach(StateGraph(MessagesState).add_node("n", lambda s: 5).add_edge(START, "n").compile())  # type: ignore[arg-type, return-value]
+    with pytest.raises(Exception, match="Expected dict"):
+        graph.invoke(human("hi"), sessions.config("t"))
+    assert [run.outcome for run in sessions.get("t").runs()] == ["error"]
