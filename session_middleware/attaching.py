@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.runnables.config import merge_configs
+from langchain_core.tools import BaseTool
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.pregel import Pregel
 
+from session_middleware.checkpoint.saver import SessionSaver
 from session_middleware.errors import GraphHasPart, NotAGraph
 
 G = TypeVar("G")
@@ -22,7 +25,7 @@ def attached(graph: G, parts: dict[str, Any], handlers: Sequence[BaseCallbackHan
         raise NotAGraph(type(graph).__name__)
     for name, part in parts.items():
         own = getattr(graph, name, None)
-        if own is not None and own is not part and not replace:
+        if own is not None and not _is_ours(own, part) and not replace:
             raise GraphHasPart(name)
     found = copy.copy(graph)
     for name, part in parts.items():
@@ -32,6 +35,10 @@ def attached(graph: G, parts: dict[str, Any], handlers: Sequence[BaseCallbackHan
         missing = [handler for handler in handlers if not isinstance(given, list) or handler not in given]
         found.config = merge_configs(graph.config, {"callbacks": missing})
     return found
+
+
+def _is_ours(own: object, part: object) -> bool:
+    return own is part or (isinstance(part, SessionSaver) and part.serves_with(own))
 
 
 def _allowing(saver: BaseCheckpointSaver[Any], graph: Pregel[Any, Any, Any, Any]) -> BaseCheckpointSaver[Any]:
@@ -48,6 +55,19 @@ def _allowing(saver: BaseCheckpointSaver[Any], graph: Pregel[Any, Any, Any, Any]
         builder = getattr(each, "builder", None)
         if builder is not None:
             schemas += [builder.state_schema, builder.input_schema, builder.output_schema]
-            schemas += [node.input_schema for node in builder.nodes.values()]
+            for node in builder.nodes.values():
+                schemas += [node.input_schema, *_response_schemas(node.runnable)]
     allowed = collect_allowlist_from_schemas(schemas=[s for s in schemas if s is not None], channels=channels)
     return saver.with_allowlist(allowed)
+
+
+def _response_schemas(node: Any) -> Iterator[type]:
+    """The classes of `create_agent`'s ``response_format``: only its node knows them, its state's schema does not."""
+    closure = getattr(getattr(node, "func", None), "__closure__", None) or ()
+    for cell in closure:
+        with suppress(ValueError):  # the cell is empty
+            held = cell.cell_contents
+            for each in held.values() if isinstance(held, dict) else (held,):
+                schema = getattr(each, "schema", None)
+                if isinstance(schema, type) and not isinstance(each, (BaseTool, type)):
+                    yield schema

@@ -13,6 +13,7 @@
     ├── NotAGraph             (TypeError)        attach() was given something else
     ├── InvalidTransition     (ValueError)       a status that cannot follow the present one
     ├── InvalidSessionId      (ValueError)       an id no session can have, or none at all
+    ├── InvalidIdentity       (ValueError)       a user or group id no owner can have
     ├── InvalidSettings       (ValueError)       a setting that does not parse
     ├── MemoryScopeUnavailable (ValueError)      a scope the session has no id for
     ├── UnserializableValue   (TypeError)        a value the checkpointer cannot store or give back
@@ -138,6 +139,11 @@ class InvalidSessionId(SessionError, ValueError):
             f"{problem}; pass a thread id of 1 to 1,024 characters, for example "
             "sessions.config('thread-42'), or sessions.config() to get a new one"
         )
+
+
+class InvalidIdentity(SessionError, ValueError):
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"{problem}; pass 1 to 1,024 characters, or leave it out for a session without an owner")
 
 
 class InvalidSettings(SessionError, ValueError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from session_middleware.errors import InvalidSessionId, SessionAccessDenied, SessionExpired
+from session_middleware.errors import InvalidIdentity, InvalidSessionId, SessionAccessDenied, SessionExpired
 from session_middleware.model import MAX_ID_LENGTH, Admission, Identity, OpenedAs, SessionInfo, Status
 from session_middleware.settings import SessionSettings
 
@@ -21,18 +21,33 @@ def session_id_of(given: object) -> str:
     """
     if given is None:
         raise InvalidSessionId("this run has no thread id")
-    text = given if isinstance(given, str) else str(given)
+    text = str(given)
+    if problem := _problem_of(text):
+        raise InvalidSessionId(f"a thread id {problem}")
+    return text
+
+
+def owner_id_of(name: str, given: object) -> str:
+    """A user's or group's id as text, checked. Raises `InvalidIdentity`, which names it."""
+    text = str(given)
+    if problem := _problem_of(text):
+        raise InvalidIdentity(f"a {name} {problem}")
+    return text
+
+
+def _problem_of(text: str) -> str | None:
+    """Why a text cannot be an id."""
     if not text:
-        raise InvalidSessionId("a thread id may not be empty")
+        return "may not be empty"
     if len(text) > MAX_ID_LENGTH:
-        raise InvalidSessionId(f"a thread id of {len(text):,} characters is too long")
+        return f"of {len(text):,} characters is too long"
     if "\x00" in text:
-        raise InvalidSessionId(f"the thread id {text!r} has a NUL character")
+        return f"may not have a NUL character, as {text!r} has"
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise InvalidSessionId(f"the thread id {text!r} is not valid unicode") from None
-    return text
+        return f"must be valid unicode, and {text!r} is not"
+    return None
 
 
 def expires_at(session: SessionInfo, settings: SessionSettings) -> datetime | None:

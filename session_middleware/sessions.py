@@ -20,7 +20,7 @@ from session_middleware.checkpoint.saver import SessionSaver
 from session_middleware.checkpoint.serde import StrictSerializer, TypeName
 from session_middleware.errors import InvalidSettings, SessionNotFound
 from session_middleware.memory.store import SessionStore
-from session_middleware.model import Clock, Ended, Identity, NewId, SessionInfo, Status, utc_now
+from session_middleware.model import Clock, Ended, NewId, SessionInfo, Status, utc_now
 from session_middleware.recording.messages import describe
 from session_middleware.recording.recorder import SessionRecorder
 from session_middleware.session import Session
@@ -28,7 +28,7 @@ from session_middleware.settings import SessionSettings, load_settings
 from session_middleware.storage.offload import Offload
 from session_middleware.storage.port import Deleted, SessionDetails, SessionFilter, Storage, Visit
 from session_middleware.storage.sqlite.engine import SqliteStorage
-from session_middleware.visits import Visits
+from session_middleware.visits import Visits, identity_of
 
 G = TypeVar("G")
 SessionList: TypeAlias = list[Session]  # in the class below, `list` is its own method
@@ -68,7 +68,7 @@ class Sessions:
         self.new_id = new_id
         self._clock = clock
         self._storage: Storage = _open_storage(self.settings, clock, new_id)
-        self._offload = Offload()
+        self._offload = Offload(self._storage.name)
         self._visits = Visits()
         self.recorder = SessionRecorder(self._storage, self._offload, self._visits, new_id=new_id)
         self.checkpointer = SessionSaver(
@@ -132,8 +132,8 @@ class Sessions:
     ) -> RunnableConfig:
         """A run's config: its session, new if none is named, and who asks. Anything else goes into ``configurable``."""
         thread_id = self.new_id() if session_id is None else lifecycle.session_id_of(session_id)
-        given = {"thread_id": thread_id, "user_id": user_id, "group_id": group_id}
-        identity = {name: value for name, value in given.items() if value is not None}
+        who = identity_of({"user_id": user_id, "group_id": group_id}).model_dump(exclude_none=True)
+        identity = {"thread_id": thread_id, **who}
         return {"configurable": {**configurable, **identity}, "metadata": identity}
 
     # Sessions
@@ -160,7 +160,7 @@ class Sessions:
             SessionExpired: it has expired and ``on_resume`` is ``"reject"``.
         """
         chosen = self.new_id() if session_id is None else lifecycle.session_id_of(session_id)
-        visit = Visit(chosen, Identity(user_id=user_id, group_id=group_id))
+        visit = Visit(chosen, identity_of({"user_id": user_id, "group_id": group_id}))
         details = SessionDetails(title, purpose, tags, metadata, context, client)
         return self._session(self._storage.open_session(visit, details, must_be_new=if_exists == "raise"))
 

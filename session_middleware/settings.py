@@ -15,7 +15,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from session_middleware.errors import InvalidSettings
 
-_UNITS = {"ms": "milliseconds", "s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_LONGEST = timedelta(days=36_525)
 _DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)?\s*")
 
 
@@ -27,11 +28,11 @@ def parse_duration(value: Any) -> Any:
         match = _DURATION.fullmatch(value)
         if match is None:
             raise ValueError(f"{value!r} is not a duration; write '30s', '15m', '12h' or '7d'")
-        value = timedelta(**{_UNITS[match[2] or "s"]: float(match[1])})
+        value = float(match[1]) * _UNITS[match[2] or "s"]
     if isinstance(value, (int, float)):
-        value = timedelta(seconds=value)
-    if isinstance(value, timedelta) and value <= timedelta(0):
-        raise ValueError("a duration must be longer than nothing")
+        value = timedelta(seconds=min(value, 2 * _LONGEST.total_seconds()))
+    if isinstance(value, timedelta) and not timedelta(0) < value <= _LONGEST:
+        raise ValueError("a duration must be longer than nothing and at most 100 years; None means never")
     return value
 
 

@@ -9,20 +9,25 @@ recorder if it is there and else by the saver's first look, and all that follows
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any
 
-from session_middleware.lifecycle import session_id_of
+from session_middleware import lifecycle
 from session_middleware.model import Identity
 from session_middleware.storage.port import Visit
+
+_LENT_CHECKPOINTER = "__pregel_checkpointer"  # in a config only where LangGraph itself made it
+_REMEMBERED = 1024  # sessions whose latest visit is kept in mind
 
 
 def identity_of(configurable: Mapping[str, Any]) -> Identity:
     """Who asks, by a config's ``configurable`` or a callback's metadata."""
     user_id, group_id = configurable.get("user_id"), configurable.get("group_id")
     return Identity(
-        user_id=None if user_id is None else str(user_id), group_id=None if group_id is None else str(group_id)
+        user_id=None if user_id is None else lifecycle.owner_id_of("user_id", user_id),
+        group_id=None if group_id is None else lifecycle.owner_id_of("group_id", group_id),
     )
 
 
@@ -33,6 +38,7 @@ class Visits:
         self._lock = threading.Lock()
         self._runs: dict[str, list[Visit]] = {}
         self._unclaimed: dict[str, list[Visit]] = {}
+        self._latest: OrderedDict[str, Visit] = OrderedDict()  # by session; for writes that have lost their context
         self._here: ContextVar[Visit | None] = ContextVar("session_middleware_visit", default=None)
 
     def begin(self, visit: Visit) -> None:
@@ -56,23 +62,38 @@ class Visits:
 
     def arrive(self, configurable: Mapping[str, Any]) -> Visit:
         """The visit of a first look: an announced run's, else the running one's, else a new one."""
-        session_id, identity = session_id_of(configurable.get("thread_id")), identity_of(configurable)
+        session_id = lifecycle.session_id_of(configurable.get("thread_id"))
+        identity = self._identity(session_id, configurable)
         here = self._matching(session_id, identity)
         if here is not None and (configurable.get("checkpoint_ns") or self._is_running(here)):
             return here
         visit = self._claim(session_id, identity) or Visit(session_id, identity)
         self._here.set(visit)
+        with self._lock:
+            self._latest[session_id] = visit
+            self._latest.move_to_end(session_id)
+            if len(self._latest) > _REMEMBERED:
+                self._latest.popitem(last=False)
         return visit
 
     def present(self, configurable: Mapping[str, Any]) -> Visit:
         """The visit this write belongs to; a new one for a write out of the blue.
 
-        LangGraph makes some writes from threads that have lost the run's context, so a run of the
-        same session and identity is looked for as well.
+        LangGraph makes some writes from threads that have lost the run's context, so the latest visit
+        of the same session and identity is looked for as well.
         """
-        session_id, identity = session_id_of(configurable.get("thread_id")), identity_of(configurable)
-        found = self._matching(session_id, identity) or self._running(session_id, identity)
+        session_id = lifecycle.session_id_of(configurable.get("thread_id"))
+        identity = self._identity(session_id, configurable)
+        found = self._matching(session_id, identity) or self._last(session_id, identity)
         return found or Visit(session_id, identity)
+
+    def _identity(self, session_id: str, configurable: Mapping[str, Any]) -> Identity:
+        """Who asks. When LangGraph reads on into a subgraph, with a config of its own: who asked for the graph."""
+        identity, here = identity_of(configurable), self._here.get()
+        nested = configurable.get("checkpoint_ns") and _LENT_CHECKPOINTER in configurable
+        if nested and identity == Identity() and here is not None and here.session_id == session_id:
+            return here.identity
+        return identity
 
     def _matching(self, session_id: str, identity: Identity) -> Visit | None:
         here = self._here.get()
@@ -82,10 +103,10 @@ class Visits:
         with self._lock:
             return any(running is visit for running in self._runs.get(visit.session_id, ()))
 
-    def _running(self, session_id: str, identity: Identity) -> Visit | None:
+    def _last(self, session_id: str, identity: Identity) -> Visit | None:
         with self._lock:
-            runs = self._runs.get(session_id, [])
-            return next((visit for visit in reversed(runs) if visit.identity == identity), None)
+            latest = self._latest.get(session_id)
+        return latest if latest is not None and latest.identity == identity else None
 
     def _claim(self, session_id: str, identity: Identity) -> Visit | None:
         with self._lock:

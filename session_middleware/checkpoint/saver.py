@@ -28,6 +28,7 @@ from session_middleware.checkpoint import pieces
 from session_middleware.checkpoint.codec import Codec, Split
 from session_middleware.checkpoint.known import Key, Known, KnownCheckpoints, KnownList
 from session_middleware.lifecycle import session_id_of
+from session_middleware.model import Identity
 from session_middleware.storage.offload import Offload
 from session_middleware.storage.port import (
     CheckpointPut,
@@ -43,8 +44,6 @@ from session_middleware.storage.port import (
 from session_middleware.visits import Visits
 
 _PAGE = 32  # checkpoints read at a time by `list`
-_IDENTITY = ("user_id", "group_id")
-
 DescribeMessages = Callable[[Sequence[BaseMessage], str], list[MessageSeen]]
 Page: TypeAlias = tuple[list[CheckpointTuple], Key | None]  # and where to go on; None at the end
 
@@ -94,7 +93,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
             return None
         namespace = config["configurable"].get("checkpoint_ns", "")
         stored = self._storage.get_checkpoint(visit.session_id, namespace, get_checkpoint_id(config))
-        return None if stored is None else self._tuple(stored, config)
+        return None if stored is None else self._tuple(stored, visit.identity)
 
     def list(
         self,
@@ -139,10 +138,11 @@ class SessionSaver(BaseCheckpointSaver[int]):
     ) -> Page:
         """Those of the next checkpoints that match."""
         wanted = config["configurable"] if config else {}
-        if config and self._storage.look(self._visits.present(wanted)) is None:
+        visit = self._visits.present(wanted) if config else None
+        if visit is not None and self._storage.look(visit) is None:
             return [], None
         rows = self._storage.list_checkpoints(
-            session_id_of(wanted.get("thread_id")) if config else None,
+            visit.session_id if visit else None,
             checkpoint_ns=wanted.get("checkpoint_ns"),
             checkpoint_id=get_checkpoint_id(config) if config else None,
             before=get_checkpoint_id(before) if before else None,
@@ -155,10 +155,10 @@ class SessionSaver(BaseCheckpointSaver[int]):
             if all(metadata.get(name) == value for name, value in (filter or {}).items()):
                 stored = self._storage.get_checkpoint(*key)
                 if stored is not None:
-                    found.append(self._tuple(stored, config or {}))
+                    found.append(self._tuple(stored, visit.identity if visit else Identity()))
         return found, rows[-1][:3] if len(rows) == _PAGE else None
 
-    def _tuple(self, stored: StoredCheckpoint, asked: RunnableConfig) -> CheckpointTuple:
+    def _tuple(self, stored: StoredCheckpoint, identity: Identity) -> CheckpointTuple:
         codec = self._codec
         body = codec.load(stored.body)
         values = {name: codec.load(value) for name, value in stored.values.items()}
@@ -172,12 +172,16 @@ class SessionSaver(BaseCheckpointSaver[int]):
         versions = checkpoint["channel_versions"].copy()
         self._known.keep(key, Known(versions, stored.channels, frozenset(values), lists))
         return CheckpointTuple(
-            config=self._config(asked, key),
+            config=self._config(identity, key),
             checkpoint=cast("Checkpoint", checkpoint),
             metadata=body["metadata"],
-            parent_config=self._config(asked, (*key[:2], stored.parent_id)) if stored.parent_id else None,
+            parent_config=self._config(identity, (*key[:2], stored.parent_id)) if stored.parent_id else None,
             pending_writes=[(w.task_id, w.channel, codec.load(w.value)) for w in stored.writes],
         )
+
+    def serves_with(self, other: object) -> bool:
+        """Whether the two are the same saver, but for what they allow to be read back."""
+        return isinstance(other, SessionSaver) and other._storage is self._storage
 
     # Writing
 
@@ -201,7 +205,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
             self._put(visit, key, config, checkpoint, metadata, new_versions)
         except StaleParent:
             self._put(visit, key, config, checkpoint, metadata, new_versions, anew=True)
-        return self._config(config, key)
+        return self._config(visit.identity, key)
 
     async def aput(
         self,
@@ -294,13 +298,12 @@ class SessionSaver(BaseCheckpointSaver[int]):
         """What is known of a stored checkpoint, reading it if need be; ``None`` when it is not there."""
         known = None if anew else self._known.find(key)
         if known is None and (stored := self._storage.get_checkpoint(*key)) is not None:
-            self._tuple(stored, {})
+            self._tuple(stored, Identity())
             known = self._known.find(key)
         return known
 
     @staticmethod
-    def _config(asked: RunnableConfig, key: tuple[str, str, str | None]) -> RunnableConfig:
+    def _config(identity: Identity, key: tuple[str, str, str | None]) -> RunnableConfig:
         """A config that names a checkpoint and carries on who asked for it."""
-        conf = asked.get("configurable", {})
-        identity = {name: conf[name] for name in _IDENTITY if name in conf}
-        return {"configurable": {"thread_id": key[0], "checkpoint_ns": key[1], "checkpoint_id": key[2], **identity}}
+        who = identity.model_dump(exclude_none=True)
+        return {"configurable": {"thread_id": key[0], "checkpoint_ns": key[1], "checkpoint_id": key[2], **who}}

@@ -17,6 +17,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
@@ -85,8 +86,9 @@ class SessionRecorder(GraphCallbackHandler):
         self._visits = visits
         self._new_id = new_id
         self._traces: dict[UUID, _Trace] = {}  # of each run and all that runs inside it
+        self._outside: set[UUID] = set()
         self._known: OrderedDict[str, set[str]] = OrderedDict()
-        self._handed_over = False
+        self._handed_over: Future[None] | None = None  # the last write that was
         self.faults = 0
         self.delays = 0  # tool starts that were not on disk when the tool began
 
@@ -105,6 +107,11 @@ class SessionRecorder(GraphCallbackHandler):
         **kwargs: Any,
     ) -> None:
         metadata = metadata or {}
+        if str(kwargs.get("name")).endswith("UpdateState"):
+            self._outside.add(run_id)  # `update_state` runs a node's writers: a change from outside, and no run
+            return
+        if parent_run_id in self._outside:
+            return
         trace = self._enter(run_id, parent_run_id, metadata)
         if trace is None or trace.visit.run_id == str(run_id):
             return
@@ -117,6 +124,7 @@ class SessionRecorder(GraphCallbackHandler):
     def on_chain_end(self, outputs: Any, *, run_id: UUID, **kwargs: Any) -> None:
         trace = self._traces.pop(run_id, None)
         if trace is None:
+            self._outside.discard(run_id)
             return
         if trace.visit.run_id == str(run_id):
             self._begin(trace)
@@ -129,6 +137,7 @@ class SessionRecorder(GraphCallbackHandler):
     def on_chain_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
         trace = self._traces.pop(run_id, None)
         if trace is None:
+            self._outside.discard(run_id)
             return
         trace.nodes.pop(run_id, None)
         if trace.visit.run_id == str(run_id):
@@ -166,6 +175,8 @@ class SessionRecorder(GraphCallbackHandler):
         if not trace.visit.admitted:
             if trace.visit.admission is None:  # no checkpointer of ours has asked at the door
                 self._storage.look(trace.visit)
+            if trace.visit.admission in ("opened", "fresh"):
+                self.forget(trace.visit.session_id)
             self._write(self._storage.begin_run, trace.visit)
 
     def _end(self, trace: _Trace, outcome: str, error: str | None) -> None:
@@ -256,13 +267,13 @@ class SessionRecorder(GraphCallbackHandler):
     def _write(self, call: Callable[..., Any], /, *args: Any, wait: float | None = None, **kwargs: Any) -> None:
         """Write now; on an event loop hand over instead, and wait no longer than `wait` seconds."""
         if not _on_a_loop():
+            self.drain()  # what was handed over before comes before
             call(*args, **kwargs)
             return
-        self._handed_over = True
-        future = self._offload.submit(self._carry_out, functools.partial(call, *args, **kwargs))
+        self._handed_over = self._offload.submit(self._carry_out, functools.partial(call, *args, **kwargs))
         if wait is not None:
             try:
-                future.result(wait)
+                self._handed_over.result(wait)
             except FutureTimeoutError:
                 self.delays += 1
 
@@ -276,9 +287,8 @@ class SessionRecorder(GraphCallbackHandler):
 
     def drain(self) -> None:
         """Wait until all that was handed over is written, so that a reader sees it."""
-        if self._handed_over:
-            self._handed_over = False
-            self._offload.drain()
+        if self._handed_over is not None:
+            self._handed_over.result()
 
     def fault(self, error: Exception) -> None:
         self.faults += 1

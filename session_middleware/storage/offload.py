@@ -14,6 +14,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import ParamSpec, TypeVar
 
+from session_middleware.errors import StorageError
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -21,23 +23,26 @@ R = TypeVar("R")
 class Offload:
     """Two executors: `run` awaits calls on several threads; `submit` is one thread, in order."""
 
-    def __init__(self, *, threads: int = 16) -> None:
+    def __init__(self, name: str = "sessions", *, threads: int = 16) -> None:
+        self._name = name
         self._calls = ThreadPoolExecutor(threads, thread_name_prefix="session-storage")
         self._queue = ThreadPoolExecutor(1, thread_name_prefix="session-record")
 
     async def run(self, call: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         context = contextvars.copy_context()
-        return await asyncio.get_running_loop().run_in_executor(
-            self._calls, partial(context.run, call, *args, **kwargs)
+        return await asyncio.wrap_future(
+            self._hand_to(self._calls, partial(context.run, call, *args, **kwargs))  # type: ignore[arg-type]
         )
 
     def submit(self, call: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """Hand over without waiting; calls are carried out one after the other, in this order."""
-        return self._queue.submit(call, *args, **kwargs)
+        return self._hand_to(self._queue, partial(call, *args, **kwargs))
 
-    def drain(self) -> None:
-        """Wait until all that was submitted before is done."""
-        self._queue.submit(lambda: None).result()
+    def _hand_to(self, threads: ThreadPoolExecutor, call: Callable[[], R]) -> Future[R]:
+        try:
+            return threads.submit(call)
+        except RuntimeError as error:  # the threads were shut down
+            raise StorageError(self._name, "it was closed", advice="open a new Sessions(...)") from error
 
     def close(self) -> None:
         self._queue.shutdown(wait=True)

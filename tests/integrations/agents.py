@@ -8,7 +8,7 @@ answered in words. After a tool has answered, it says so.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from operator import add
 from typing import Annotated, Any
@@ -257,3 +257,48 @@ def kinds(session: Any) -> list[str]:
         elif type(entry).__name__ == "ToolCall":
             found.append(entry.name)
     return found
+
+
+# Every way of running a graph
+
+Runner = Callable[..., Any]
+
+
+async def invoke(graph: Any, value: Any, config: Any, **options: Any) -> None:
+    graph.invoke(value, config, **options)
+
+
+async def ainvoke(graph: Any, value: Any, config: Any, **options: Any) -> None:
+    await graph.ainvoke(value, config, **options)
+
+
+async def stream(graph: Any, value: Any, config: Any, **options: Any) -> None:
+    assert list(graph.stream(value, config, **options))
+
+
+async def astream(graph: Any, value: Any, config: Any, **options: Any) -> None:
+    chunks: AsyncIterator[Any] = graph.astream(value, config, stream_mode="messages", **options)
+    assert [chunk async for chunk in chunks]
+
+
+async def batch(graph: Any, value: Any, config: Any, **options: Any) -> None:
+    graph.batch([value], [config], **options)
+
+
+async def abatch(graph: Any, value: Any, config: Any, **options: Any) -> None:
+    await graph.abatch([value], [config], **options)
+
+
+RUNNERS = [invoke, ainvoke, stream, astream, batch, abatch]
+
+ONE_CALL = ["user", "assistant", "look_up", "tool", "assistant"]
+TURN = {  # what the record gains by "look up tea"
+    "tool_graph": ONE_CALL,
+    "agent": ONE_CALL,
+    "shared_subgraph": ONE_CALL,
+    "chat": ["user", "assistant"],
+    "own_subgraph": ["user", "assistant"],
+    "fan_out": ["user", "assistant", "assistant", "assistant"],
+    "parallel": ["user", "assistant", "assistant", "assistant"],
+    "typed_graph": ["user", "assistant"],
+}

@@ -242,9 +242,7 @@ def test_branches_longer_than_the_timeout_end_as_they_began(
 
 
 @pytest.mark.parametrize("on_expire", ["keep", "delete"])
-def test_a_sweep_leaves_a_session_with_a_run_in_progress_alone(
-    on_expire: str, open_sessions: Open, clock: Clock
-) -> None:
+def test_a_sweep_leaves_a_session_with_a_live_run_alone(on_expire: str, open_sessions: Open, clock: Clock) -> None:
     sessions = open_sessions(on_expire=on_expire)
     graph = sessions.attach(slow_graph(clock, lambda: sessions.sweep()))
     graph.invoke(human("look up tea"), sessions.config("t"))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from langchain.agents.structured_output import ToolStrategy
+from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.documents import Document
 from langchain_core.messages import AIMessage, HumanMessage, RemoveMessage, SystemMessage
 from langchain_core.tools import tool
@@ -19,7 +20,7 @@ from pydantic import BaseModel
 
 from session_middleware import GraphHasPart, NotAGraph, Sessions
 from tests.integrations import agents
-from tests.integrations.agents import GRAPHS, human, kinds, said
+from tests.integrations.agents import GRAPHS, ONE_CALL, RUNNERS, TURN, Runner, ainvoke, human, invoke, kinds, said
 
 
 @pytest.fixture
@@ -30,48 +31,6 @@ def sessions(tmp_path: Any) -> Iterator[Sessions]:
 
 
 # Every graph, every way of running it
-
-Runner = Callable[..., Any]
-
-
-async def invoke(graph: Any, value: Any, config: Any, **options: Any) -> None:
-    graph.invoke(value, config, **options)
-
-
-async def ainvoke(graph: Any, value: Any, config: Any, **options: Any) -> None:
-    await graph.ainvoke(value, config, **options)
-
-
-async def stream(graph: Any, value: Any, config: Any, **options: Any) -> None:
-    assert list(graph.stream(value, config, **options))
-
-
-async def astream(graph: Any, value: Any, config: Any, **options: Any) -> None:
-    chunks: AsyncIterator[Any] = graph.astream(value, config, stream_mode="messages", **options)
-    assert [chunk async for chunk in chunks]
-
-
-async def batch(graph: Any, value: Any, config: Any, **options: Any) -> None:
-    graph.batch([value], [config], **options)
-
-
-async def abatch(graph: Any, value: Any, config: Any, **options: Any) -> None:
-    await graph.abatch([value], [config], **options)
-
-
-RUNNERS = [invoke, ainvoke, stream, astream, batch, abatch]
-
-ONE_CALL = ["user", "assistant", "look_up", "tool", "assistant"]
-TURN = {  # what the record gains by "look up tea"
-    "tool_graph": ONE_CALL,
-    "agent": ONE_CALL,
-    "shared_subgraph": ONE_CALL,
-    "chat": ["user", "assistant"],
-    "own_subgraph": ["user", "assistant"],
-    "fan_out": ["user", "assistant", "assistant", "assistant"],
-    "parallel": ["user", "assistant", "assistant", "assistant"],
-    "typed_graph": ["user", "assistant"],
-}
 
 
 @pytest.mark.parametrize("runner", RUNNERS, ids=lambda runner: runner.__name__)
@@ -122,9 +81,10 @@ def test_other_sessions_streaming_in_between_change_nothing(sessions: Sessions) 
 
 
 def test_a_batch_of_several_sessions_keeps_them_apart(sessions: Sessions) -> None:
+    names = ["a", "b", "c", "d"]
     graph = sessions.attach(agents.tool_graph())
-    graph.batch([human(f"look up {n}") for n in range(5)], [sessions.config(f"t{n}") for n in range(5)])
-    assert [said(sessions.get(f"t{n}"))[2] for n in range(5)] == [("tool", f"{n} is nice") for n in range(5)]
+    graph.batch([human(f"look up {name}") for name in names], [sessions.config(name) for name in names])
+    assert all(said(sessions.get(name))[2] == ("tool", f"{name} is nice") for name in names)
 
 
 def test_a_graph_made_of_functions_is_a_graph(sessions: Sessions) -> None:
@@ -279,13 +239,12 @@ def test_a_session_says_how_it_was_opened(sessions: Sessions) -> None:
 
 
 def test_attach_leaves_the_graph_as_it_was_and_runs_it_as_before(sessions: Sessions) -> None:
-    seen: list[str] = []
     graph = agents.tool_graph().with_config(tags=["mine"], recursion_limit=7)
     before = dict(vars(graph))
     attached = sessions.attach(graph)
     assert vars(graph) == before
     assert (attached.config["tags"], attached.config["recursion_limit"]) == (["mine"], 7)
-    plain = graph.invoke(human("look up tea"), {"metadata": {"seen": seen}})
+    plain = graph.invoke(human("look up tea"))
     ours = attached.invoke(human("look up tea"), sessions.config("t"))
     assert [m.text for m in plain["messages"]] == [m.text for m in ours["messages"]]
     assert sessions.count() == 1
@@ -376,8 +335,6 @@ async def test_a_recorder_given_more_than_once_records_once(given: int, runner: 
 
 
 def test_ones_own_callbacks_are_called_beside_the_recorder(sessions: Sessions) -> None:
-    from langchain_core.callbacks import BaseCallbackHandler
-
     class Counting(BaseCallbackHandler):
         count = 0
 

@@ -51,7 +51,7 @@ def test_the_tables_are_ours_to_name(tmp_path: Path) -> None:
     db = Database(memory=True)
     schema.apply(db)
     tables = {name for name in db.table_names() if not name.startswith(("sqlite_", "_sqlite", "memories_fts"))}
-    assert tables == schema.OWN_TABLES
+    assert tables == database.OWN_TABLES
     db.close()
 
 
@@ -102,7 +102,7 @@ def test_no_statement_scans_a_table(statements: list[str], tmp_path: Path) -> No
 
 
 def is_table(step: str) -> bool:
-    return step.split()[1] in schema.OWN_TABLES
+    return step.split()[1] in database.OWN_TABLES
 
 
 def use_everything(storage: Storage) -> None:

@@ -32,6 +32,7 @@ WITHIN_A_LAYER = {  # pairs in one layer, or out of its order, that may lean on 
     ("settings", "errors"),
     ("sessions", "session"),
     ("visits", "storage"),
+    ("attaching", "checkpoint"),
 }
 
 

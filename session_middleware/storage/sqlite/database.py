@@ -218,6 +218,9 @@ class SqliteDatabase:
             yield
         except sqlite3.Error as error:
             raise _explain(self.path, error) from error
+        except UnicodeEncodeError as error:
+            problem = f"a text that is not valid unicode cannot be stored ({error})"
+            raise StorageError(self.path, problem, advice="replace the lone surrogates in it") from error
 
 
 def _switch_to_wal(connection: sqlite3.Connection) -> None:
@@ -248,6 +251,10 @@ def _migrate(connection: sqlite3.Connection) -> None:
         raise
 
 
+OWN_TABLES = frozenset(
+    {"sessions", "runs", "messages", "tool_calls", "model_calls", "events", "memories"}
+    | {"checkpoints", "writes", "lists", "list_items", "blobs"}
+)
 KNOWN_MIGRATIONS = frozenset({"m001_initial"})  # `schema` costs an import of sqlite-utils; a test holds them equal
 
 
@@ -276,7 +283,9 @@ def _check_file(path: str) -> None:
         raise StorageError(path, "its folder does not exist", advice=f"create {str(file.parent)!r} first")
     if not file.exists() or file.stat().st_size == 0:
         return
-    connection = sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True, timeout=BUSY_SECONDS)
+    log = Path(f"{path}-wal")
+    how = "mode=ro" if log.exists() and log.stat().st_size else "immutable=1"  # which makes no -wal and -shm files
+    connection = sqlite3.connect(f"{file.absolute().as_uri()}?{how}", uri=True, timeout=BUSY_SECONDS)
     try:
         applied, tables = _applied(connection), _tables(connection)
     finally:
@@ -285,7 +294,7 @@ def _check_file(path: str) -> None:
         raise StorageError(
             path, "it was written by a newer session-middleware", advice="upgrade the package to open it"
         )
-    taken = tables & {"sessions", "messages", "checkpoints", "writes", "memories", "events", "runs"}
+    taken = tables & OWN_TABLES
     if not applied and taken:
         raise StorageError(
             path,

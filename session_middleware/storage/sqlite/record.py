@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -92,7 +93,8 @@ def append_messages(
     run_id: str | None,
     now: datetime,
 ) -> None:
-    for message in messages:
+    for seen in messages:
+        message = _clean(seen)
         known = connection.execute(
             "SELECT seq, version, role, text, content, tool_calls FROM messages"
             " WHERE session_id = ? AND message_id = ? ORDER BY version DESC LIMIT 1",
@@ -103,10 +105,19 @@ def append_messages(
             _add_message(connection, session_id, message, words, known and known[:2], run_id, now)
 
 
+def _clean(message: MessageSeen) -> MessageSeen:
+    """The message with all of its text such as a database can hold."""
+    texts = {name: clean(value) for name in _TEXTS if isinstance(value := getattr(message, name), str)}
+    return replace(message, **texts) if any(getattr(message, name) != text for name, text in texts.items()) else message
+
+
+_TEXTS = ("message_id", "role", "text", "name", "tool_call_id", "model", "checkpoint_ns")
+
+
 def _words(message: MessageSeen) -> tuple[Any, ...]:
     """What makes two sightings of a message the same: who said what."""
     calls = to_json(list(message.tool_calls)) if message.tool_calls else None
-    return message.role, clean(message.text), to_json(message.content), calls
+    return message.role, message.text, to_json(message.content), calls
 
 
 _MESSAGE_COLUMNS = (
@@ -147,7 +158,7 @@ def _add_message(
     for call in message.tool_calls:
         connection.execute(
             "UPDATE tool_calls SET message_id = ? WHERE session_id = ? AND tool_call_id = ? AND message_id IS NULL",
-            (message.message_id, session_id, call.get("id")),
+            (message.message_id, session_id, clean(str(call.get("id")))),
         )
     if message.role == "tool" and message.tool_call_id:
         _add_answered_call(connection, session_id, message, message.tool_call_id, run_id)
@@ -159,22 +170,23 @@ def _add_message(
 def start_tool_call(
     connection: sqlite3.Connection, session_id: str, call: ToolStart, *, run_id: str | None, now: datetime
 ) -> None:
+    tool_call_id = clean(call.tool_call_id)
     earlier = connection.execute(
-        "SELECT COUNT(*) FROM tool_calls WHERE session_id = ? AND tool_call_id = ?", (session_id, call.tool_call_id)
+        "SELECT COUNT(*) FROM tool_calls WHERE session_id = ? AND tool_call_id = ?", (session_id, tool_call_id)
     ).fetchone()[0]
     if earlier:
         connection.execute(
             "UPDATE tool_calls SET status = 'interrupted'"
             " WHERE session_id = ? AND tool_call_id = ? AND status = 'running'",
-            (session_id, call.tool_call_id),
+            (session_id, tool_call_id),
         )
-    asked = _asking_message(connection, session_id, call.tool_call_id)
+    asked = _asking_message(connection, session_id, tool_call_id)
     _insert_call(
         connection,
         session_id,
         run_id=run_id,
         execution_id=call.execution_id,
-        tool_call_id=call.tool_call_id,
+        tool_call_id=tool_call_id,
         attempt=earlier + 1,
         name=clean(call.name),
         arguments=to_json(call.arguments),

@@ -21,7 +21,7 @@ def to_json(value: Any) -> str | None:
     if value is None:
         return None
     try:
-        return json.dumps(value, ensure_ascii=False, default=_describe)
+        return clean(json.dumps(value, ensure_ascii=False, default=_describe))
     except (ValueError, TypeError, RecursionError):  # a cycle, or keys that are no strings
         return json.dumps(_describe(value), ensure_ascii=False)
 

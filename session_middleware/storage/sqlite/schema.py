@@ -16,11 +16,6 @@ from sqlite_utils import Database, Migrations
 
 migrations = Migrations("session_middleware")
 
-OWN_TABLES = frozenset(
-    {"sessions", "runs", "messages", "tool_calls", "model_calls", "events", "memories"}
-    | {"checkpoints", "writes", "lists", "list_items", "blobs"}
-)
-
 _TABLES = (
     """
     CREATE TABLE sessions (

@@ -71,13 +71,17 @@ def admit(connection: sqlite3.Connection, visit: Visit, rules: Rules) -> str:
 
 
 def _admit_again(connection: sqlite3.Connection, visit: Visit, rules: Rules, now: datetime) -> str | None:
-    """A visit goes on: its owner is checked again and the clock set back; ``None`` when the session is gone."""
+    """A visit goes on: its owner is checked and its clock set back; ``None`` when the session is gone."""
     row = connection.execute(
-        "UPDATE sessions SET last_active_at = ?, expires_at = ? WHERE id = ? AND (user_id IS NULL OR user_id = ?)"
-        " RETURNING family_id",
-        (to_text(now), _expiry(rules, now), visit.session_id, visit.identity.user_id),
+        "SELECT family_id, status FROM sessions WHERE id = ? AND (user_id IS NULL OR user_id = ?)",
+        (visit.session_id, visit.identity.user_id),
     ).fetchone()
-    return None if row is None else str(row[0])
+    if row is None:
+        return None
+    _touch(connection, visit.session_id, rules, now)
+    if row[1] == "expired":  # by a sweep that did not know of this run
+        _revive(connection, visit, "revived", "running", now)
+    return str(row[0])
 
 
 def refuse(connection: sqlite3.Connection, visit: Visit, error: SessionError, rules: Rules) -> None:
@@ -103,14 +107,16 @@ def _apply(
         _touch(connection, session.id, rules, now)
         return session
     kind = visit.admission if ended and visit.admission in ("revived", "reopened") else "resumed"
-    connection.execute(
-        "UPDATE sessions SET status = 'active', ended_at = NULL, opened_as = ?, last_active_at = ?,"
-        " expires_at = ? WHERE id = ?",
-        (kind, to_text(now), _expiry(rules, now), session.id),
-    )
-    reason = "idle_timeout" if kind == "revived" else None
-    append_event(connection, session.id, kind, reason, {}, now, run_id=visit.run_id)
+    _touch(connection, session.id, rules, now)
+    _revive(connection, visit, kind, "idle_timeout" if kind == "revived" else None, now)
     return session
+
+
+def _revive(connection: sqlite3.Connection, visit: Visit, kind: str, reason: str | None, now: datetime) -> None:
+    connection.execute(
+        "UPDATE sessions SET status = 'active', ended_at = NULL, opened_as = ? WHERE id = ?", (kind, visit.session_id)
+    )
+    append_event(connection, visit.session_id, kind, reason, {}, now, run_id=visit.run_id)
 
 
 def _insert(connection: sqlite3.Connection, visit: Visit, rules: Rules, now: datetime) -> SessionInfo:
@@ -137,13 +143,18 @@ def _expiry(rules: Rules, now: datetime) -> str | None:
 
 
 def _put_aside(connection: sqlite3.Connection, session: SessionInfo, rules: Rules, now: datetime) -> None:
-    """Keep an expired session under another id, so that its own is free for a fresh one."""
+    """Keep an expired session under another id, so that its own is free for a fresh one.
+
+    It is abandoned, not expired: it can be read, and resumed by its new id, like any that has ended.
+    """
     number = 1
     while find(connection, aside := f"{session.id}~{number}") is not None:
         number += 1
     _expire(connection, session, rules, now)
     family = aside if session.family_id == session.id else session.family_id
-    connection.execute("UPDATE sessions SET id = ?, family_id = ? WHERE id = ?", (aside, family, session.id))
+    connection.execute(
+        "UPDATE sessions SET id = ?, family_id = ?, status = 'abandoned' WHERE id = ?", (aside, family, session.id)
+    )
     record.rename(connection, session.id, aside)
     memories.rename(connection, session.id, aside)
     checkpoints.rename(connection, session.id, aside)
