@@ -2,21 +2,47 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import Any, TypeVar
+from functools import cache
+from typing import Any, TypeVar, cast
 
 from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import merge_configs
 from langchain_core.tools import BaseTool
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.pregel import Pregel
+from langgraph.types import StateSnapshot
 
 from session_middleware.checkpoint.saver import SessionSaver
 from session_middleware.errors import GraphHasPart, NotAGraph
+from session_middleware.visits import acting_as, identity_of
 
 G = TypeVar("G")
+
+
+class _Attached:
+    """Mixed into the class of an attached graph.
+
+    To read the state of subgraphs, LangGraph makes configs that name the thread and not who asked.
+    Within such a call whoever asked for the graph's state asks for its subgraphs'.
+    """
+
+    def get_state(self, config: RunnableConfig, *, subgraphs: bool = False) -> StateSnapshot:
+        with acting_as(identity_of(config.get("configurable", {}))):
+            return super().get_state(config, subgraphs=subgraphs)  # type: ignore[misc, no-any-return]
+
+    async def aget_state(self, config: RunnableConfig, *, subgraphs: bool = False) -> StateSnapshot:
+        with acting_as(identity_of(config.get("configurable", {}))):
+            return await super().aget_state(config, subgraphs=subgraphs)  # type: ignore[misc, no-any-return]
+
+
+@cache
+def _attached_class(base: type) -> type:
+    if issubclass(base, _Attached):
+        return base
+    return type(base.__name__, (_Attached, base), {"__module__": base.__module__})
 
 
 def attached(graph: G, parts: dict[str, Any], handlers: Sequence[BaseCallbackHandler], *, replace: bool) -> G:
@@ -27,14 +53,16 @@ def attached(graph: G, parts: dict[str, Any], handlers: Sequence[BaseCallbackHan
         own = getattr(graph, name, None)
         if own is not None and not _is_ours(own, part) and not replace:
             raise GraphHasPart(name)
-    found = copy.copy(graph)
+    made_of: Any = _attached_class(type(graph))
+    found: Any = made_of.__new__(made_of)
+    found.__dict__.update(graph.__dict__)
     for name, part in parts.items():
         setattr(found, name, _allowing(part, graph) if name == "checkpointer" else part)
     if handlers:
         given = (graph.config or {}).get("callbacks")
         missing = [handler for handler in handlers if not isinstance(given, list) or handler not in given]
         found.config = merge_configs(graph.config, {"callbacks": missing})
-    return found
+    return cast("G", found)
 
 
 def _is_ours(own: object, part: object) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -28,7 +29,7 @@ from session_middleware.settings import SessionSettings, load_settings
 from session_middleware.storage.offload import Offload
 from session_middleware.storage.port import Deleted, SessionDetails, SessionFilter, Storage, Visit
 from session_middleware.storage.sqlite.engine import SqliteStorage
-from session_middleware.visits import Visits, identity_of
+from session_middleware.visits import Visits, acting_as, identity_of
 
 G = TypeVar("G")
 SessionList: TypeAlias = list[Session]  # in the class below, `list` is its own method
@@ -135,6 +136,10 @@ class Sessions:
         who = identity_of({"user_id": user_id, "group_id": group_id}).model_dump(exclude_none=True)
         identity = {"thread_id": thread_id, **who}
         return {"configurable": {**configurable, **identity}, "metadata": identity}
+
+    def acting_as(self, user_id: str | None = None, group_id: str | None = None) -> AbstractContextManager[None]:
+        """A context manager: in the block, calls whose config names nobody are made by this user."""
+        return acting_as(identity_of({"user_id": user_id, "group_id": group_id}))
 
     # Sessions
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -18,13 +19,28 @@ from session_middleware import lifecycle
 from session_middleware.model import Identity
 from session_middleware.storage.port import Visit
 
-_LENT_CHECKPOINTER = "__pregel_checkpointer"  # in a config only where LangGraph itself made it
 _REMEMBERED = 1024  # sessions whose latest visit is kept in mind
 
 
+_NOBODY = Identity()
+_acting_as: ContextVar[Identity] = ContextVar("session_middleware_identity", default=_NOBODY)
+
+
+@contextmanager
+def acting_as(identity: Identity) -> Iterator[None]:
+    """Give this identity to all calls in the block whose config has none."""
+    token = _acting_as.set(identity)
+    try:
+        yield
+    finally:
+        _acting_as.reset(token)
+
+
 def identity_of(configurable: Mapping[str, Any]) -> Identity:
-    """Who asks, by a config's ``configurable`` or a callback's metadata."""
+    """Who asks, by a config's ``configurable`` or a callback's metadata, else by `acting_as`."""
     user_id, group_id = configurable.get("user_id"), configurable.get("group_id")
+    if user_id is None and group_id is None:
+        return _acting_as.get()
     return Identity(
         user_id=None if user_id is None else lifecycle.owner_id_of("user_id", user_id),
         group_id=None if group_id is None else lifecycle.owner_id_of("group_id", group_id),
@@ -62,8 +78,7 @@ class Visits:
 
     def arrive(self, configurable: Mapping[str, Any]) -> Visit:
         """The visit of a first look: an announced run's, else the running one's, else a new one."""
-        session_id = lifecycle.session_id_of(configurable.get("thread_id"))
-        identity = self._identity(session_id, configurable)
+        session_id, identity = lifecycle.session_id_of(configurable.get("thread_id")), identity_of(configurable)
         here = self._matching(session_id, identity)
         if here is not None and (configurable.get("checkpoint_ns") or self._is_running(here)):
             return here
@@ -82,18 +97,9 @@ class Visits:
         LangGraph makes some writes from threads that have lost the run's context, so the latest visit
         of the same session and identity is looked for as well.
         """
-        session_id = lifecycle.session_id_of(configurable.get("thread_id"))
-        identity = self._identity(session_id, configurable)
+        session_id, identity = lifecycle.session_id_of(configurable.get("thread_id")), identity_of(configurable)
         found = self._matching(session_id, identity) or self._last(session_id, identity)
         return found or Visit(session_id, identity)
-
-    def _identity(self, session_id: str, configurable: Mapping[str, Any]) -> Identity:
-        """Who asks. When LangGraph reads on into a subgraph, with a config of its own: who asked for the graph."""
-        identity, here = identity_of(configurable), self._here.get()
-        nested = configurable.get("checkpoint_ns") and _LENT_CHECKPOINTER in configurable
-        if nested and identity == Identity() and here is not None and here.session_id == session_id:
-            return here.identity
-        return identity
 
     def _matching(self, session_id: str, identity: Identity) -> Visit | None:
         here = self._here.get()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias, cast
 
 from langchain_core.messages import BaseMessage
@@ -260,9 +261,12 @@ class SessionSaver(BaseCheckpointSaver[int]):
     ) -> None:
         """Store what a task wrote; its checkpoint may come later."""
         conf, codec = config["configurable"], self._codec
+        visit = self._visits.present(conf)
+        if visit.run_id is None and not visit.admitted:
+            visit = replace(visit, is_run=False)  # whether it is one, the checkpoint that follows will say
         self._storage.put_writes(
             WritesPut(
-                visit=self._visits.present(conf),
+                visit=visit,
                 checkpoint_ns=conf.get("checkpoint_ns", ""),
                 checkpoint_id=conf["checkpoint_id"],
                 task_id=task_id,

@@ -30,9 +30,7 @@ class Offload:
 
     async def run(self, call: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         context = contextvars.copy_context()
-        return await asyncio.wrap_future(
-            self._hand_to(self._calls, partial(context.run, call, *args, **kwargs))  # type: ignore[arg-type]
-        )
+        return await asyncio.wrap_future(self._hand_to(self._calls, partial(context.run, call, *args, **kwargs)))
 
     def submit(self, call: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """Hand over without waiting; calls are carried out one after the other, in this order."""

@@ -283,7 +283,7 @@ def test_a_database_that_may_not_be_written_to_says_so(protected: Path, folder: 
 def test_a_damaged_database_is_an_error_of_ours(folder: Path) -> None:
     file = folder / "sessions.db"
     make_damaged(file)
-    with Sessions(file) as sessions, pytest.raises(StorageError, match=r"damaged.*backup"):
+    with pytest.raises(StorageError, match=r"damaged.*backup"), Sessions(file) as sessions:
         sessions.list(limit=None)
 
 

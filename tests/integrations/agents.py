@@ -101,9 +101,11 @@ def chat() -> Any:
     return StateGraph(MessagesState).add_node("model", answer).add_edge(START, "model").compile()
 
 
-def tool_graph(*extra: BaseTool, handle_tool_errors: bool = True, **compiled_with: Any) -> Any:
+def tool_graph(
+    *extra: BaseTool, model: BaseChatModel | None = None, handle_tool_errors: bool = True, **compiled_with: Any
+) -> Any:
     """The textbook loop of a model and a `ToolNode`."""
-    model = Scripted()
+    model = model or Scripted()
 
     def answer(state: MessagesState) -> dict[str, Any]:
         return {"messages": [model.invoke(state["messages"])]}

@@ -152,7 +152,7 @@ def test_fresh_starts_empty_and_keeps_the_old_session_under_another_id(
         "opened",
         ["opened"],
     )
-    assert (said(old), old.status, old.user_id, len(old.runs())) == (TURN, "expired", "alice", 1)
+    assert (said(old), old.status, old.user_id, len(old.runs())) == (TURN, "abandoned", "alice", 1)
     assert [memory.text for memory in old.memory.list()] == ["alice likes tea"]
     assert new.memory.list() == []
 

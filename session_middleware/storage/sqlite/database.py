@@ -271,7 +271,7 @@ def _applied(connection: sqlite3.Connection) -> frozenset[str]:
 
 def _tables(connection: sqlite3.Connection) -> frozenset[str]:
     rows = connection.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')")
-    return frozenset(name for (name,) in rows)
+    return frozenset(name.lower() for (name,) in rows)  # as SQLite compares them
 
 
 def _check_file(path: str) -> None:

@@ -107,7 +107,7 @@ def append_messages(
 
 def _clean(message: MessageSeen) -> MessageSeen:
     """The message with all of its text such as a database can hold."""
-    texts = {name: clean(value) for name in _TEXTS if isinstance(value := getattr(message, name), str)}
+    texts: dict[str, Any] = {n: clean(value) for n in _TEXTS if isinstance(value := getattr(message, n), str)}
     return replace(message, **texts) if any(getattr(message, name) != text for name, text in texts.items()) else message
 
 

@@ -102,13 +102,12 @@ def _apply(
     if visit.admission == "fresh" and status == "expired":
         _put_aside(connection, session, rules, now)
         return None
-    ended = status not in ("active", "idle")
-    if not visit.is_run and not ended:
-        _touch(connection, session.id, rules, now)
-        return session
-    kind = visit.admission if ended and visit.admission in ("revived", "reopened") else "resumed"
     _touch(connection, session.id, rules, now)
-    _revive(connection, visit, kind, "idle_timeout" if kind == "revived" else None, now)
+    if status not in ("active", "idle"):
+        kind = visit.admission if visit.admission in ("revived", "reopened") else "resumed"
+        _revive(connection, visit, kind, "idle_timeout" if kind == "revived" else None, now)
+    elif visit.is_run and visit.admission == "resumed":
+        _revive(connection, visit, "resumed", None, now)
     return session
 
 
