@@ -27,16 +27,24 @@ RUN = "+"  # begins the type of a blob that holds a list of elements, not one
 
 def fingerprint(element: Any) -> int:
     """64 bits that change whenever what would be stored of `element` changes; made for this process only."""
-    if isinstance(element, BaseMessage):
-        element = (id(type(element)), element.__dict__, element.__pydantic_extra__)
     try:
-        return hash(_msgpack_enc(element))
+        return hash(_msgpack_enc(_fields(element)))
     except Exception:  # noqa: BLE001  # storing it will say what is wrong with it; here it is merely new
         return hash(object())
 
 
-def fingerprints(elements: Iterable[Any]) -> array[int]:
-    return array("q", [fingerprint(element) for element in elements])
+def _fields(element: Any) -> Any:
+    """What is stored of an element, without the cost of a model's dump."""
+    if isinstance(element, BaseMessage):
+        return id(type(element)), element.__dict__, element.__pydantic_extra__
+    return element
+
+
+def fingerprints(elements: Sequence[Any]) -> array[int]:
+    try:
+        return array("q", [hash(_msgpack_enc(_fields(element))) for element in elements])
+    except Exception:  # noqa: BLE001  # one of them cannot be encoded: the others still have fingerprints
+        return array("q", [fingerprint(element) for element in elements])
 
 
 def kept(new: array[int], old: array[int]) -> int:

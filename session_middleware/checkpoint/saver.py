@@ -163,15 +163,17 @@ class SessionSaver(BaseCheckpointSaver[int]):
         codec = self._codec
         body = codec.load(stored.body)
         values = {name: codec.load(value) for name, value in stored.values.items()}
-        lists = {
-            name: KnownList(value.ref, pieces.fingerprints(values[name]))
-            for name, value in stored.values.items()
-            if isinstance(value, StoredList)
-        }
         checkpoint = {**body["checkpoint"], "channel_values": values}
         key = (stored.session_id, stored.checkpoint_ns, stored.checkpoint_id)
-        versions = checkpoint["channel_versions"].copy()
-        self._known.keep(key, Known(versions, stored.channels, frozenset(values), lists))
+        known = self._known.find(key)
+        if known is None or known.channels != stored.channels:
+            lists = {
+                name: KnownList(value.ref, pieces.fingerprints(values[name]))
+                for name, value in stored.values.items()
+                if isinstance(value, StoredList)
+            }
+            known = Known(checkpoint["channel_versions"].copy(), stored.channels, frozenset(values), lists)
+        self._known.keep(key, known)
         return CheckpointTuple(
             config=self._config(identity, key),
             checkpoint=cast("Checkpoint", checkpoint),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -143,10 +145,19 @@ async def test_a_tool_error_that_ends_the_run_is_recorded_before_it_is_raised(se
 
 async def test_tools_that_run_while_the_database_is_busy_are_one_row_each(sessions: Sessions, tmp_path: Path) -> None:
     busy = sqlite3.connect(tmp_path / "sessions.db", isolation_level=None, check_same_thread=False)
+    names, turn = ["a", "b", "c"], threading.Lock()
+    answered: list[str] = []
 
-    class Asking(agents.Scripted):  # while the tool runs, another process holds the write lock
+    class Asking(agents.Scripted):  # another process holds the write lock until every tool has answered
         def _reply(self, messages: list[Any]) -> AIMessage:
-            busy.execute("ROLLBACK" if messages[-1].type == "tool" else "BEGIN IMMEDIATE")
+            with turn:
+                if not busy.in_transaction and not answered:
+                    busy.execute("BEGIN IMMEDIATE")
+                elif messages[-1].type == "tool":
+                    answered.append("tool")
+                    if len(answered) == len(names):
+                        busy.execute("ROLLBACK")
+                        answered.clear()
             return super()._reply(messages)
 
     @tool
@@ -156,10 +167,12 @@ async def test_tools_that_run_while_the_database_is_busy_are_one_row_each(sessio
 
     graph = sessions.attach(agents.tool_graph(look_up, model=Asking()))
     for _ in range(5):
-        await graph.ainvoke(human("look up tea"), sessions.config("t"), durability="async")
+        runs = [graph.ainvoke(human("look up tea"), sessions.config(name), durability="async") for name in names]
+        await asyncio.gather(*runs)
     busy.close()
-    assert kinds(sessions.get("t")) == ONE_CALL * 5
-    assert {(call.attempt, call.status) for call in sessions.get("t").tool_calls()} == {(1, "ok")}
+    for name in names:
+        assert kinds(sessions.get(name)) == ONE_CALL * 5
+        assert {(call.attempt, call.status) for call in sessions.get(name).tool_calls()} == {(1, "ok")}
 
 
 def test_an_interrupted_tool_is_a_second_attempt_when_it_goes_on(sessions: Sessions) -> None:

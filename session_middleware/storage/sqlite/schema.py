@@ -199,6 +199,7 @@ _TABLES = (
         id INTEGER PRIMARY KEY AUTOINCREMENT,
         family_id TEXT NOT NULL,
         digest BLOB NOT NULL,
+        checksum INTEGER NOT NULL,
         type TEXT NOT NULL,
         data BLOB NOT NULL,
         UNIQUE (family_id, digest)
