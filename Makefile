@@ -28,7 +28,7 @@ fix: $(VENV)/dev.stamp
 	$(BIN)/ruff format .
 
 bench: $(VENV)/dev.stamp
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python -m benchmarks.run
 
 faults: $(VENV)/dev.stamp
 	SESSION_FAULT_ROUNDS=200 $(BIN)/python -m pytest tests/faults

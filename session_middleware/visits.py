@@ -121,5 +121,6 @@ class Visits:
                 if visit.identity in (identity, Identity()):  # metadata may not say who, the config does
                     announced.remove(visit)
                     visit.identity = identity
+                    visit.checkpointed = True
                     return visit
         return None

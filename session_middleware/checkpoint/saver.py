@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any, TypeAlias, cast
 
 from langchain_core.messages import BaseMessage
@@ -64,12 +63,14 @@ class SessionSaver(BaseCheckpointSaver[int]):
         *,
         serde: SerializerProtocol,
         describe_messages: DescribeMessages,
+        before_put: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(serde=serde)
         self._storage = storage
         self._offload = offload
         self._visits = visits
         self._describe_messages = describe_messages
+        self._before_put = before_put  # what the recorder has handed over comes before the checkpoint it led to
         self._known = KnownCheckpoints()
 
     @property
@@ -200,8 +201,9 @@ class SessionSaver(BaseCheckpointSaver[int]):
         Raises:
             UnserializableValue: naming the channel, and where in its value the culprit is.
         """
+        self._before_put()
         visit = self._visits.present(config["configurable"])
-        if not visit.admitted:
+        if not visit.announced:
             visit.is_run = metadata.get("source") != "update"
         key = (visit.session_id, config["configurable"].get("checkpoint_ns", ""), checkpoint["id"])
         try:
@@ -263,12 +265,9 @@ class SessionSaver(BaseCheckpointSaver[int]):
     ) -> None:
         """Store what a task wrote; its checkpoint may come later."""
         conf, codec = config["configurable"], self._codec
-        visit = self._visits.present(conf)
-        if visit.run_id is None and not visit.admitted:
-            visit = replace(visit, is_run=False)  # whether it is one, the checkpoint that follows will say
         self._storage.put_writes(
             WritesPut(
-                visit=visit,
+                visit=self._visits.present(conf),
                 checkpoint_ns=conf.get("checkpoint_ns", ""),
                 checkpoint_id=conf["checkpoint_id"],
                 task_id=task_id,

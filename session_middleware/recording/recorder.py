@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -32,14 +33,14 @@ from session_middleware.lifecycle import session_id_of
 from session_middleware.model import NewId
 from session_middleware.recording.messages import describe, unseen
 from session_middleware.storage.offload import Offload
-from session_middleware.storage.port import Storage, ToolStart, Visit
+from session_middleware.storage.port import MessageSeen, Storage, ToolStart, Visit
 from session_middleware.visits import Visits, identity_of
 
 logger = logging.getLogger("session_middleware")
 
 Method = TypeVar("Method", bound=Callable[..., None])
 
-_TOOL_START_WAIT_SECONDS = 0.005  # how long a tool's start may hold up an event loop
+_WAIT_SECONDS = 0.005  # how long the start of a tool, or the end of a run, may hold up an event loop
 _SESSIONS_REMEMBERED = 256  # sessions whose recorded message ids this process keeps in mind
 
 
@@ -53,6 +54,7 @@ class _Trace:
     interrupted: bool = False
     nodes: dict[UUID, str] = field(default_factory=dict)  # running nodes, and their graph's namespace
     tools: dict[UUID, float] = field(default_factory=dict)  # running tools, and when they started
+    unwritten: list[MessageSeen] = field(default_factory=list)
 
 
 def _harmless(method: Method) -> Method:
@@ -87,10 +89,11 @@ class SessionRecorder(GraphCallbackHandler):
         self._new_id = new_id
         self._traces: dict[UUID, _Trace] = {}  # of each run and all that runs inside it
         self._outside: set[UUID] = set()
+        self._lock = threading.Lock()  # tools and nodes may run side by side
         self._known: OrderedDict[str, set[str]] = OrderedDict()
         self._handed_over: Future[None] | None = None  # the last write that was
         self.faults = 0
-        self.delays = 0  # tool starts that were not on disk when the tool began
+        self.delays = 0  # waits on an event loop that were given up
 
     # Runs and nodes
 
@@ -182,15 +185,36 @@ class SessionRecorder(GraphCallbackHandler):
     def _end(self, trace: _Trace, outcome: str, error: str | None) -> None:
         self._visits.end(trace.visit)
         if trace.begun or trace.visit.admitted:
+            self._flush(trace)
             milliseconds = _since(trace.started)
-            self._write(self._storage.end_run, trace.visit, outcome=outcome, error=error, duration_ms=milliseconds)
+            self._write(
+                self._storage.end_run,
+                trace.visit,
+                outcome=outcome,
+                error=error,
+                duration_ms=milliseconds,
+                wait=_WAIT_SECONDS,
+            )
 
     def _append(self, trace: _Trace, value: Any, namespace: str) -> None:
+        """Take down the messages that are new here.
+
+        Where a checkpointer of ours serves the run, its next checkpoint writes them as well; then
+        they are written here only before something that must come after them: a tool, or the end.
+        """
         known = self._known_ids(trace.visit.session_id)
-        if messages := unseen(value, known):
+        with self._lock:
+            messages = unseen(value, known)
             known.update(str(message.id) for message in messages)
-            described = describe(messages, namespace, new_id=self._new_id)
-            self._write(self._storage.append_messages, trace.visit, described)
+            trace.unwritten += describe(messages, namespace, new_id=self._new_id)
+        if not trace.visit.checkpointed:
+            self._flush(trace)
+
+    def _flush(self, trace: _Trace) -> None:
+        with self._lock:
+            messages, trace.unwritten = trace.unwritten, []
+        if messages:
+            self._write(self._storage.append_messages, trace.visit, messages)
 
     def _known_ids(self, session_id: str) -> set[str]:
         known = self._known.setdefault(session_id, set())
@@ -233,7 +257,8 @@ class SessionRecorder(GraphCallbackHandler):
             checkpoint_ns=_graph_namespace(metadata),
             node=metadata.get("langgraph_node"),
         )
-        self._write(self._storage.start_tool_call, trace.visit, call, wait=_TOOL_START_WAIT_SECONDS)
+        self._flush(trace)
+        self._write(self._storage.start_tool_call, trace.visit, call, wait=_WAIT_SECONDS)
 
     @_harmless
     def on_tool_end(self, output: Any, *, run_id: UUID, **kwargs: Any) -> None:

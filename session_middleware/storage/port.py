@@ -50,7 +50,9 @@ class Visit:
     run_id: str | None = None  # a run that begins when this visit is admitted
     is_run: bool = True  # False: a change from outside, such as update_state; it resumes nothing
     admission: Admission | None = None
-    admitted: bool = False
+    admitted: bool = False  # it is in the database
+    announced: bool = False  # and so is the event that says so
+    checkpointed: bool = False  # a checkpointer of ours serves this run, and records what its checkpoints bring
 
 
 class Blob(NamedTuple):

@@ -15,7 +15,7 @@ import pytest
 from langchain_core.messages import AIMessage, HumanMessage
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.sqlite import SqliteSaver
-from langgraph.graph import START, MessagesState, StateGraph
+from langgraph.graph import START, StateGraph
 from typing_extensions import TypedDict
 
 from session_middleware import (
@@ -394,10 +394,3 @@ def test_types_that_the_schema_names_are_allowed_by_attaching(sessions: Sessions
     other = agents.typed_graph(checkpointer=sessions.checkpointer)
     with pytest.raises(UnserializableValue, match="allowed_types"):
         other.get_state(sessions.config("t"))
-
-
-def test_an_input_that_is_no_state_is_langgraphs_own_error_and_a_failed_run(sessions: Sessions) -> None:
-    graph = sessions.attach(StateGraph(MessagesState).add_node("n", lambda s: 5).add_edge(START, "n").compile())  # type: ignore[arg-type, return-value]
-    with pytest.raises(Exception, match="Expected dict"):
-        graph.invoke(human("hi"), sessions.config("t"))
-    assert [run.outcome for run in sessions.get("t").runs()] == ["error"]

@@ -17,11 +17,12 @@ from langgraph.checkpoint.base import BaseCheckpointSaver, Checkpoint, Checkpoin
 from langgraph.checkpoint.base.id import uuid6
 from langgraph.checkpoint.conformance import checkpointer_test, validate
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.types import Command, Interrupt, Send
 
 from session_middleware import Sessions
 from tests.integrations import agents
-from tests.integrations.agents import human
+from tests.integrations.agents import GRAPHS, human, said
 
 BASE = {"put", "put_writes", "get_tuple", "list", "delete_thread"}
 
@@ -205,3 +206,64 @@ def test_history_is_filtered_and_paged_as_langgraphs_own(sessions: Sessions) -> 
         for graph, before in zip(graphs, befores, strict=True)
     )
     assert ours == theirs
+
+
+# The record of what is done to a thread from outside
+
+
+def test_an_edited_message_is_a_new_version_and_the_old_one_stays(sessions: Sessions) -> None:
+    graph, config = sessions.attach(agents.chat()), sessions.config("t")
+    graph.invoke(human("helo", id="h1"), config)
+    graph.update_state(config, human("hello", id="h1"))
+    session = sessions.get("t")
+    assert sorted(said(session)) == [("assistant", "you said helo"), ("user", "hello")]
+    old, new = [m for m in session.messages(all_versions=True) if m.message_id == "h1"]
+    assert (old.text, old.version, old.replaced_by) == ("helo", 1, new.seq)
+    assert (new.text, new.version, new.replaced_by) == ("hello", 2, None)
+    assert (session.message_count, len(session.runs())) == (2, 1)
+
+
+@pytest.mark.parametrize("kind", ["chat", "tool_graph", "shared_subgraph"])
+async def test_a_change_from_outside_is_no_run_and_resumes_nothing(kind: str, sessions: Sessions) -> None:
+    graph, config = sessions.attach(GRAPHS[kind]()), sessions.config("t", user_id="alice")
+    graph.invoke(human("hi"), config)
+    graph.update_state(config, human("one"))
+    await graph.aupdate_state(config, human("two"))
+    session = sessions.get("t")
+    assert [text for _, text in said(session)] == ["hi", "you said hi", "one", "two"]
+    assert len(session.runs()) == 1
+    assert [event.kind for event in session.events()] == ["opened"]
+
+
+def test_removing_a_message_from_the_state_leaves_the_record(sessions: Sessions) -> None:
+    graph, config = sessions.attach(agents.chat()), sessions.config("t")
+    graph.invoke(human("hi", id="h1"), config)
+    graph.update_state(config, {"messages": [RemoveMessage(id="h1")]})
+    assert [m.type for m in graph.get_state(config).values["messages"]] == ["ai"]
+    assert said(sessions.get("t")) == [("user", "hi"), ("assistant", "you said hi")]
+
+
+def test_a_message_put_in_front_of_the_others_is_recorded(sessions: Sessions) -> None:
+    def trim(state: MessagesState) -> dict[str, Any]:
+        removed = [RemoveMessage(id=str(m.id)) for m in state["messages"]]
+        return {"messages": [*removed, SystemMessage("summary", id="s"), *state["messages"][-1:]]}
+
+    graph = sessions.attach(StateGraph(MessagesState).add_node("trim", trim).add_edge(START, "trim").compile())
+    graph.invoke(human("one"), sessions.config("t"))
+    assert sorted(said(sessions.get("t"))) == [("system", "summary"), ("user", "one")]
+
+
+async def test_going_back_in_time_records_only_what_is_new(sessions: Sessions) -> None:
+    graph, config = sessions.attach(agents.chat()), sessions.config("t")
+    graph.invoke(human("one"), config)
+    graph.invoke(human("two"), config)
+    before_two = next(s for s in graph.get_state_history(config) if s.next == ("model",) and s.metadata["step"] > 1)
+    again = await graph.ainvoke(None, before_two.config)
+    assert [m.text for m in again["messages"]] == ["one", "you said one", "two", "you said two"]
+    fork = graph.update_state(before_two.config, human("three"))
+    graph.invoke(None, fork)
+    session = sessions.get("t")
+    texts = ["one", "you said one", "two", "you said two", "you said two", "three", "you said three"]
+    assert [text for _, text in said(session)] == texts
+    assert [run.outcome for run in session.runs()] == ["ok"] * 4
+    assert len({m.message_id for m in session.messages()}) == len(texts)

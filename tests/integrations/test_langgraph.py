@@ -13,11 +13,11 @@ import pytest
 from langchain.agents.structured_output import ToolStrategy
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.documents import Document
-from langchain_core.messages import AIMessage, HumanMessage, RemoveMessage, SystemMessage
+from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.func import entrypoint, task
-from langgraph.graph import START, MessagesState, StateGraph
+from langgraph.graph import MessagesState, StateGraph
 from langgraph.store.memory import InMemoryStore
 from langgraph.types import Command
 from pydantic import BaseModel
@@ -381,64 +381,3 @@ def test_ones_own_callbacks_are_called_beside_the_recorder(sessions: Sessions) -
     graph = sessions.attach(agents.tool_graph().with_config(callbacks=[mine]))
     graph.invoke(human("look up tea"), {**sessions.config("t"), "callbacks": [later]})
     assert (mine.count, later.count, len(sessions.get("t").tool_calls())) == (1, 1, 1)
-
-
-# Changes from outside
-
-
-def test_an_edited_message_is_a_new_version_and_the_old_one_stays(sessions: Sessions) -> None:
-    graph, config = sessions.attach(agents.chat()), sessions.config("t")
-    graph.invoke(human("helo", id="h1"), config)
-    graph.update_state(config, human("hello", id="h1"))
-    session = sessions.get("t")
-    assert sorted(said(session)) == [("assistant", "you said helo"), ("user", "hello")]
-    old, new = [m for m in session.messages(all_versions=True) if m.message_id == "h1"]
-    assert (old.text, old.version, old.replaced_by) == ("helo", 1, new.seq)
-    assert (new.text, new.version, new.replaced_by) == ("hello", 2, None)
-    assert (session.message_count, len(session.runs())) == (2, 1)
-
-
-@pytest.mark.parametrize("kind", ["chat", "tool_graph", "shared_subgraph"])
-async def test_a_change_from_outside_is_no_run_and_resumes_nothing(kind: str, sessions: Sessions) -> None:
-    graph, config = sessions.attach(GRAPHS[kind]()), sessions.config("t", user_id="alice")
-    graph.invoke(human("hi"), config)
-    graph.update_state(config, human("one"))
-    await graph.aupdate_state(config, human("two"))
-    session = sessions.get("t")
-    assert [text for _, text in said(session)] == ["hi", "you said hi", "one", "two"]
-    assert len(session.runs()) == 1
-    assert [event.kind for event in session.events()] == ["opened"]
-
-
-def test_removing_a_message_from_the_state_leaves_the_record(sessions: Sessions) -> None:
-    graph, config = sessions.attach(agents.chat()), sessions.config("t")
-    graph.invoke(human("hi", id="h1"), config)
-    graph.update_state(config, {"messages": [RemoveMessage(id="h1")]})
-    assert [m.type for m in graph.get_state(config).values["messages"]] == ["ai"]
-    assert said(sessions.get("t")) == [("user", "hi"), ("assistant", "you said hi")]
-
-
-def test_a_message_put_in_front_of_the_others_is_recorded(sessions: Sessions) -> None:
-    def trim(state: MessagesState) -> dict[str, Any]:
-        removed = [RemoveMessage(id=str(m.id)) for m in state["messages"]]
-        return {"messages": [*removed, SystemMessage("summary", id="s"), *state["messages"][-1:]]}
-
-    graph = sessions.attach(StateGraph(MessagesState).add_node("trim", trim).add_edge(START, "trim").compile())
-    graph.invoke(human("one"), sessions.config("t"))
-    assert sorted(said(sessions.get("t"))) == [("system", "summary"), ("user", "one")]
-
-
-async def test_going_back_in_time_records_only_what_is_new(sessions: Sessions) -> None:
-    graph, config = sessions.attach(agents.chat()), sessions.config("t")
-    graph.invoke(human("one"), config)
-    graph.invoke(human("two"), config)
-    before_two = next(s for s in graph.get_state_history(config) if s.next == ("model",) and s.metadata["step"] > 1)
-    again = await graph.ainvoke(None, before_two.config)
-    assert [m.text for m in again["messages"]] == ["one", "you said one", "two", "you said two"]
-    fork = graph.update_state(before_two.config, human("three"))
-    graph.invoke(None, fork)
-    session = sessions.get("t")
-    texts = ["one", "you said one", "two", "you said two", "you said two", "three", "you said three"]
-    assert [text for _, text in said(session)] == texts
-    assert [run.outcome for run in session.runs()] == ["ok"] * 4
-    assert len({m.message_id for m in session.messages()}) == len(texts)

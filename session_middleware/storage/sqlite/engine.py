@@ -51,21 +51,25 @@ class SqliteStorage:
     def close(self) -> None:
         self._database.close()
 
-    def _visit(self, visit: Visit, then: Callable[[Connection, str], T], *, durable: bool = True) -> T:
+    def _visit(
+        self, visit: Visit, then: Callable[[Connection, str], T], *, durable: bool = True, announce: bool = True
+    ) -> T:
         """Admit a visit and do what it came for, in one transaction; `then` is given the family."""
+        before: list[tuple[bool, bool]] = []
 
         def operation(connection: Connection) -> T | Refusal:
+            before[:] = [(visit.admitted, visit.announced)]
             try:
-                family_id = sessions.admit(connection, visit, self._rules)
+                family_id = sessions.admit(connection, visit, self._rules, announce=announce)
             except sessions.REFUSALS as error:
                 return self._refused(connection, visit, error)
             return then(connection, family_id)
 
-        was_admitted = visit.admitted
         try:
             result: Any = self._database.write(operation, durable=durable)
         except BaseException:
-            visit.admitted = was_admitted
+            if before:  # all of it was undone, the admission too
+                visit.admitted, visit.announced = before[0]
             raise
         return result  # type: ignore[no-any-return]  # a Refusal was raised by write
 
@@ -226,7 +230,9 @@ class SqliteStorage:
         return self._visit(put.visit, then)
 
     def put_writes(self, put: WritesPut) -> None:
-        self._visit(put.visit, lambda connection, family_id: checkpoints.put_writes(connection, family_id, put))
+        self._visit(
+            put.visit, lambda connection, family_id: checkpoints.put_writes(connection, family_id, put), announce=False
+        )
 
     def get_checkpoint(self, session_id: str, checkpoint_ns: str, checkpoint_id: str | None) -> StoredCheckpoint | None:
         return self._database.read(

@@ -51,11 +51,27 @@ def look(connection: sqlite3.Connection, visit: Visit, rules: Rules) -> SessionI
     return None if visit.admission == "fresh" and not visit.admitted else session
 
 
-def admit(connection: sqlite3.Connection, visit: Visit, rules: Rules) -> str:
-    """Let a visit in, opening or reviving its session; returns the family. Raises one of `REFUSALS`."""
+def admit(connection: sqlite3.Connection, visit: Visit, rules: Rules, *, announce: bool = True) -> str:
+    """Let a visit in, opening or reviving its session; returns the family. Raises one of `REFUSALS`.
+
+    Without `announce`, that an active session was resumed is left for a later operation to say.
+    The visit's flags are set here, in the writer's turn, so that no second operation admits it again.
+    """
     now = rules.clock()
-    if visit.admitted and (family_id := _admit_again(connection, visit, rules, now)):
-        return family_id
+    family_id = _admit_again(connection, visit, rules, now) if visit.admitted else None
+    if family_id is None:
+        family_id = _admit_first(connection, visit, rules, now)
+        visit.admitted = True
+    if announce and not visit.announced:
+        visit.announced = True
+        if visit.is_run and visit.admission == "resumed":
+            _revive(connection, visit, "resumed", None, now)
+    if visit.run_id is not None and visit.announced:
+        record.begin_run(connection, visit.session_id, visit.run_id, now)
+    return family_id
+
+
+def _admit_first(connection: sqlite3.Connection, visit: Visit, rules: Rules, now: datetime) -> str:
     session = find(connection, visit.session_id)
     if session is not None:
         lifecycle.check_access(session, visit.identity)
@@ -64,9 +80,6 @@ def admit(connection: sqlite3.Connection, visit: Visit, rules: Rules) -> str:
         session = _apply(connection, session, visit, rules, now)
     if session is None:
         session = _insert(connection, visit, rules, now)
-    if visit.run_id is not None:
-        record.begin_run(connection, visit.session_id, visit.run_id, now)
-    visit.admitted = True  # here, in the writer's turn, so that no second operation admits it again
     return session.family_id
 
 
@@ -103,11 +116,10 @@ def _apply(
         _put_aside(connection, session, rules, now)
         return None
     _touch(connection, session.id, rules, now)
-    if status not in ("active", "idle"):
-        kind = visit.admission if visit.admission in ("revived", "reopened") else "resumed"
-        _revive(connection, visit, kind, "idle_timeout" if kind == "revived" else None, now)
-    elif visit.is_run and visit.admission == "resumed":
-        _revive(connection, visit, "resumed", None, now)
+    if visit.admission in ("revived", "reopened") and status not in ("active", "idle"):
+        _revive(connection, visit, visit.admission, "idle_timeout" if status == "expired" else None, now)
+    elif session.status != "active":  # ended by another process since this visit was let in
+        _revive(connection, visit, "revived", "running", now)
     return session
 
 
