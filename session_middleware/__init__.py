@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from session_middleware.errors import (
         GraphHasPart,
+        InvalidIdentity,
         InvalidSessionId,
         InvalidSettings,
         MemoryAccessDenied,
+        MemoryScopeUnavailable,
         NotAGraph,
         SessionAccessDenied,
         SessionError,
@@ -40,9 +42,11 @@ _HOMES = {
     "Sessions": "sessions",
     "SessionSettings": "settings",
     "GraphHasPart": "errors",
+    "InvalidIdentity": "errors",
     "InvalidSessionId": "errors",
     "InvalidSettings": "errors",
     "MemoryAccessDenied": "errors",
+    "MemoryScopeUnavailable": "errors",
     "NotAGraph": "errors",
     "SessionAccessDenied": "errors",
     "SessionError": "errors",
@@ -55,9 +59,11 @@ _HOMES = {
 
 __all__ = [  # the names above, spelled out for type checkers
     "GraphHasPart",
+    "InvalidIdentity",
     "InvalidSessionId",
     "InvalidSettings",
     "MemoryAccessDenied",
+    "MemoryScopeUnavailable",
     "NotAGraph",
     "Session",
     "SessionAccessDenied",

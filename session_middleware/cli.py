@@ -1,4 +1,4 @@
-"""The command line: look at the sessions of a database, sweep it, talk to a demo agent.
+"""The command line: look at the sessions of a database, sweep it, move in, talk to a demo agent.
 
 Nothing heavy is imported until a command needs it. Errors of this package are one line and exit
 code 1, and a command that only looks never makes a file.
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
     from rich.console import Console
 
+    from session_middleware.importing import Imported
     from session_middleware.session import Session
     from session_middleware.sessions import Sessions
 
@@ -139,6 +140,84 @@ def demo(db: str | None) -> None:
     from session_middleware.demo.run import run
 
     run(_console(), keep=Path(db).absolute() if db is not None else None)
+
+
+@cli.command("import-checkpoints")
+@click.argument("source")
+@_db_option("The database to copy into; made if it is not there.")
+@click.option(
+    "--allow", "allowed", multiple=True, metavar="MODULE:CLASS", help="A class of the state; may be repeated."
+)
+@click.option("--user-key", metavar="KEY", help="What the runs' configs name the user by, who becomes the owner.")
+def import_command(source: str, db: str | None, allowed: tuple[str, ...], user_key: str | None) -> None:
+    """Move in: copy the threads of LangGraph's SqliteSaver (a path) or PostgresSaver (a postgresql:// URL).
+
+    SOURCE is only read. Run it again to go on after an interruption; what is there already is skipped.
+    """
+    types = _types(allowed)
+    from session_middleware.importing import import_checkpoints
+    from session_middleware.sessions import Sessions
+    from session_middleware.sources import open_source
+
+    with open_source(source) as saver, Sessions(db, allowed_types=types) as sessions:
+        target = sessions.settings.storage_url
+        with _progress() as progress:
+            imported = import_checkpoints(saver, sessions, user_key=user_key, progress=progress)
+    _say_imported(imported)
+    sizes = [f"{name} {_size(path)}" for name in (source, target) if (path := Path(name)).is_file()]
+    click.echo(", ".join(sizes))
+    for left in imported.not_copied:
+        click.echo(f"not copied: thread {left.thread_id!r}: {left.reason}", err=True)
+    if imported.not_copied:
+        raise click.exceptions.Exit(1)
+
+
+def _types(allowed: Sequence[str]) -> list[tuple[str, str]]:
+    for text in allowed:
+        if not all(text.rpartition(":")[::2]):
+            raise click.BadParameter(f"{text!r} is not MODULE:CLASS, such as myapp.state:Order", param_hint="--allow")
+    if allowed and (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)  # a command, unlike `python -m`, does not find the user's own modules
+    return [(module, name) for module, _, name in (text.rpartition(":") for text in allowed)]
+
+
+def _say_imported(imported: Imported) -> None:
+    click.echo(
+        f"copied {imported.checkpoints:,} checkpoints with {imported.writes:,} writes, and skipped "
+        f"{imported.skipped:,} that were there; {imported.threads:,} threads, {len(imported.not_copied):,} not copied"
+    )
+    if imported.unowned:
+        click.echo(f"{imported.unowned:,} threads name no user: they have no owner, and are open to everybody")
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal; else a line for each tenth."""
+    console = _console()
+    if not console.is_terminal:
+        tenths = 0
+
+        def say(done: int, total: int) -> None:
+            nonlocal tenths
+            if done * 10 // total > tenths:
+                tenths = done * 10 // total
+                click.echo(f"{done:,} of {total:,} checkpoints")
+
+        yield say
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("checkpoints"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("import", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _size(path: Path) -> str:
+    """Of a database, with the part of it that is still in its log."""
+    log = Path(f"{path}-wal")
+    size = path.stat().st_size + (log.stat().st_size if log.exists() else 0)
+    return f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size / 1e3:,.1f} kB"
 
 
 def _make_model(name: str | None) -> BaseChatModel:

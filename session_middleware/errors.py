@@ -16,6 +16,7 @@
     ├── InvalidIdentity       (ValueError)       a user or group id no owner can have
     ├── InvalidSettings       (ValueError)       a setting that does not parse
     ├── MemoryScopeUnavailable (ValueError)      a scope the session has no id for
+    ├── UnknownStrategy       (ValueError)       prune() was asked for one there is not
     ├── UnserializableValue   (TypeError)        a value the checkpointer cannot store or give back
     └── StorageError          (OSError)          the database: missing, damaged, full, not ours
 
@@ -153,6 +154,15 @@ class InvalidSettings(SessionError, ValueError):
             "settings that cannot be used: "
             + "; ".join(problems)
             + "; correct the argument of Sessions(...), the SESSION_… variable or the .env file"
+        )
+
+
+class UnknownStrategy(SessionError, ValueError):
+    def __init__(self, strategy: str) -> None:
+        self.strategy = strategy
+        super().__init__(
+            f"there is no way to prune called {strategy!r}; use 'keep_latest', which keeps the latest checkpoint "
+            "of each namespace, or 'delete', which deletes the sessions"
         )
 
 

@@ -71,7 +71,9 @@ class Sessions:
         self._storage: Storage = _open_storage(self.settings, clock, new_id)
         self._offload = Offload(self._storage.name)
         self._visits = Visits()
-        self.recorder = SessionRecorder(self._storage, self._offload, self._visits, new_id=new_id)
+        self.recorder = SessionRecorder(
+            self._storage, self._offload, self._visits, new_id=new_id, tracking=self.settings.tracking
+        )
         self.checkpointer = SessionSaver(
             self._storage,
             self._offload,

@@ -114,12 +114,20 @@ class Visits:
             latest = self._latest.get(session_id)
         return latest if latest is not None and latest.identity == identity else None
 
+    def give_back(self, visit: Visit) -> None:
+        """The first look was refused: the announced run it claimed was somebody else's."""
+        with self._lock:
+            if visit.guessed and not visit.admitted:
+                visit.identity, visit.guessed, visit.checkpointed = _NOBODY, False, False
+                self._unclaimed.setdefault(visit.session_id, []).append(visit)
+
     def _claim(self, session_id: str, identity: Identity) -> Visit | None:
         with self._lock:
             announced = self._unclaimed.get(session_id, [])
             for visit in announced:
-                if visit.identity in (identity, Identity()):  # metadata may not say who, the config does
+                if visit.identity in (identity, _NOBODY):  # metadata may not say who, the config does
                     announced.remove(visit)
+                    visit.guessed = visit.identity != identity
                     visit.identity = identity
                     visit.checkpointed = True
                     return visit

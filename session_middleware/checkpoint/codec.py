@@ -13,7 +13,7 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from session_middleware.checkpoint import pieces
 from session_middleware.checkpoint.known import Known
 from session_middleware.errors import UnserializableValue
-from session_middleware.storage.port import Blob, Chunk, ListPut, StoredList, Write
+from session_middleware.storage.state import Blob, Chunk, ListPut, StoredList, Write
 
 
 class Codec:
@@ -32,6 +32,9 @@ class Codec:
             return pieces.chunks(elements, self._serde)
         except Exception as error:
             raise self._culprit(channel, elements, error) from error
+
+    def fingerprints(self, elements: Sequence[Any]) -> array[int]:
+        return pieces.fingerprints(elements, self._serde)
 
     def dump_write(self, place: int, channel: str, value: Any) -> Write:
         idx = WRITES_IDX_MAP.get(channel, place)
@@ -86,7 +89,7 @@ class Split:
 
     def _add_list(self, name: str, value: list[Any]) -> None:
         known = self._parent.lists.get(name) if self._parent else None
-        marks = pieces.fingerprints(value)
+        marks = self._codec.fingerprints(value)
         old = known.fingerprints if known else array("q")
         keep = pieces.kept(marks, old)
         self.marks[name] = marks

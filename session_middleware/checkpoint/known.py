@@ -10,7 +10,7 @@ from typing import Any
 
 from langgraph.checkpoint.base import ChannelVersions
 
-from session_middleware.storage.port import ListRef
+from session_middleware.storage.state import ListRef
 
 Key = tuple[str, str, str]  # session id, namespace, checkpoint id
 

@@ -9,42 +9,64 @@ made in place show, because the fields themselves are read every time.
 
 from __future__ import annotations
 
+import random
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from langchain_core.messages import BaseMessage
 from langgraph.checkpoint.serde.base import SerializerProtocol
-from langgraph.checkpoint.serde.jsonplus import _msgpack_enc
+from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer, _msgpack_enc
 
-from session_middleware.storage.port import Blob, Chunk
+from session_middleware.storage.state import Blob, Chunk
 
 _SCALARS = frozenset({str, int, float, bool, type(None)})
 _SHORT = 256  # characters; a longer text is worth a blob of its own
-RUN = "+"  # begins the type of a blob that holds a list of elements, not one
+RUN = "[]"  # begins the type of a blob that holds a list of elements, not one
 
 
-def fingerprint(element: Any) -> int:
-    """64 bits that change whenever what would be stored of `element` changes; made for this process only."""
+def fingerprints(elements: Sequence[Any], serde: SerializerProtocol) -> array[int]:
+    """64 bits for each element, which change whenever what would be stored of it changes.
+
+    They are made for this process only. Where the user's serializer may store what LangGraph's does
+    not, such as whether something is a tuple, its own bytes are what counts.
+    """
+    inner = serde.serde if isinstance(serde, EncryptedSerializer) else serde
+    encode = _encode if isinstance(inner, JsonPlusSerializer) else partial(_encode_by, serde)
     try:
-        return hash(_msgpack_enc(_fields(element)))
-    except Exception:  # noqa: BLE001  # storing it will say what is wrong with it; here it is merely new
-        return hash(object())
-
-
-def _fields(element: Any) -> Any:
-    """What is stored of an element, without the cost of a model's dump."""
-    if isinstance(element, BaseMessage):
-        return id(type(element)), element.__dict__, element.__pydantic_extra__
-    return element
-
-
-def fingerprints(elements: Sequence[Any]) -> array[int]:
-    try:
-        return array("q", [hash(_msgpack_enc(_fields(element))) for element in elements])
+        return array("q", [hash(encode(element)) for element in elements])
     except Exception:  # noqa: BLE001  # one of them cannot be encoded: the others still have fingerprints
-        return array("q", [fingerprint(element) for element in elements])
+        return array("q", [_fingerprint(element, encode) for element in elements])
+
+
+def _fingerprint(element: Any, encode: Callable[[Any], bytes]) -> int:
+    try:
+        return hash(encode(element))
+    except Exception:  # noqa: BLE001  # storing it will say what is wrong with it; here it is merely new
+        return random.getrandbits(63)
+
+
+def _encode(element: Any) -> bytes:
+    """What LangGraph's encoder would store of an element, without the cost of a model's dump."""
+    if isinstance(element, BaseMessage):
+        try:
+            return _msgpack_enc((id(type(element)), element.__dict__, element.__pydantic_extra__))
+        except Exception:  # noqa: BLE001  # only the model's own dump makes its fields into what can be encoded
+            return _msgpack_enc(element)
+    kind = type(element)
+    if kind is bytearray or kind is bytes:  # told apart by their type tag when they stand alone
+        return _msgpack_enc((kind.__name__, element))
+    if kind is set or kind is frozenset:  # whose order is chance
+        return _msgpack_enc((kind.__name__, sorted(_msgpack_enc(member) for member in element)))
+    return _msgpack_enc(element)
+
+
+def _encode_by(serde: SerializerProtocol, element: Any) -> bytes:
+    kind, data = serde.dumps_typed(element)
+    return kind.encode() + b"\0" + data
 
 
 def kept(new: array[int], old: array[int]) -> int:

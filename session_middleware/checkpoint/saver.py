@@ -8,7 +8,8 @@ parent is what was known of it, and else reads it again. So several processes ma
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeAlias, cast
 
 from langchain_core.messages import BaseMessage
@@ -19,28 +20,20 @@ from langgraph.checkpoint.base import (
     Checkpoint,
     CheckpointMetadata,
     CheckpointTuple,
+    DeltaChannelHistory,
     get_checkpoint_id,
     get_checkpoint_metadata,
 )
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
-from session_middleware.checkpoint import pieces
 from session_middleware.checkpoint.codec import Codec, Split
 from session_middleware.checkpoint.known import Key, Known, KnownCheckpoints, KnownList
+from session_middleware.errors import UnknownStrategy
 from session_middleware.lifecycle import session_id_of
 from session_middleware.model import Identity
 from session_middleware.storage.offload import Offload
-from session_middleware.storage.port import (
-    CheckpointPut,
-    MessageSeen,
-    Parent,
-    StaleParent,
-    Storage,
-    StoredCheckpoint,
-    StoredList,
-    Visit,
-    WritesPut,
-)
+from session_middleware.storage.port import CheckpointPut, MessageSeen, StaleParent, Storage, Visit, WritesPut
+from session_middleware.storage.state import Blob, Parent, StoredCheckpoint, StoredList
 from session_middleware.visits import Visits
 
 _PAGE = 32  # checkpoints read at a time by `list`
@@ -95,7 +88,11 @@ class SessionSaver(BaseCheckpointSaver[int]):
             return None
         namespace = config["configurable"].get("checkpoint_ns", "")
         stored = self._storage.get_checkpoint(visit.session_id, namespace, get_checkpoint_id(config))
-        return None if stored is None else self._tuple(stored, visit.identity)
+        if stored is None:
+            return None
+        found = self._tuple(stored, visit.identity)
+        self._remember(stored, found.checkpoint)
+        return found
 
     def list(
         self,
@@ -108,8 +105,8 @@ class SessionSaver(BaseCheckpointSaver[int]):
         """Checkpoints, newest first in each namespace. Nothing is held open between them."""
         after: Key | None = None
         while limit is None or limit > 0:
-            page, after = self._page(config, filter, before, after)
-            yield from page[:limit]
+            page, after = self._page(config, filter, before, limit, after)
+            yield from page
             limit = None if limit is None else limit - len(page)
             if after is None:
                 return
@@ -124,8 +121,8 @@ class SessionSaver(BaseCheckpointSaver[int]):
     ) -> AsyncIterator[CheckpointTuple]:
         after: Key | None = None
         while limit is None or limit > 0:
-            page, after = await self._offload.run(self._page, config, filter, before, after)
-            for found in page[:limit]:
+            page, after = await self._offload.run(self._page, config, filter, before, limit, after)
+            for found in page:
                 yield found
             limit = None if limit is None else limit - len(page)
             if after is None:
@@ -136,52 +133,78 @@ class SessionSaver(BaseCheckpointSaver[int]):
         config: RunnableConfig | None,
         filter: dict[str, Any] | None,
         before: RunnableConfig | None,
+        limit: int | None,
         after: Key | None,
     ) -> Page:
-        """Those of the next checkpoints that match."""
+        """The next of those that match, and no more of them than are wanted."""
         wanted = config["configurable"] if config else {}
         visit = self._visits.present(wanted) if config else None
         if visit is not None and self._storage.look(visit) is None:
             return [], None
+        size = _PAGE if limit is None else min(limit, _PAGE)
         rows = self._storage.list_checkpoints(
             visit.session_id if visit else None,
             checkpoint_ns=wanted.get("checkpoint_ns"),
             checkpoint_id=get_checkpoint_id(config) if config else None,
             before=get_checkpoint_id(before) if before else None,
-            limit=_PAGE,
+            matches=partial(self._matches, filter) if filter else None,
+            limit=size,
             after=after,
         )
-        found = []
-        for *key, body in rows:
-            metadata = self.serde.loads_typed(body)["metadata"]
-            if all(metadata.get(name) == value for name, value in (filter or {}).items()):
-                stored = self._storage.get_checkpoint(*key)
-                if stored is not None:
-                    found.append(self._tuple(stored, visit.identity if visit else Identity()))
-        return found, rows[-1][:3] if len(rows) == _PAGE else None
+        identity = visit.identity if visit else Identity()
+        return [self._tuple(row, identity) for row in rows], rows[-1].key if len(rows) == size else None
+
+    def _matches(self, filter: dict[str, Any], body: Blob) -> bool:
+        metadata = self.serde.loads_typed(body)["metadata"]
+        return all(metadata.get(name) == value for name, value in filter.items())
+
+    def get_delta_channel_history(
+        self, *, config: RunnableConfig, channels: Sequence[str]
+    ) -> Mapping[str, DeltaChannelHistory]:
+        """What makes each channel's value again, in one read for all of them and all ancestors."""
+        if not channels:
+            return {}
+        visit, codec = self._visits.present(config["configurable"]), self._codec
+        if self._storage.look(visit) is None:
+            return {channel: {"writes": []} for channel in channels}
+        namespace = config["configurable"].get("checkpoint_ns", "")
+        found = self._storage.get_history(visit.session_id, namespace, get_checkpoint_id(config), channels)
+        history: dict[str, DeltaChannelHistory] = {}
+        for channel, stored in found.items():
+            history[channel] = {"writes": [(w.task_id, w.channel, codec.load(w.value)) for w in stored.writes]}
+            if stored.has_seed:
+                history[channel]["seed"] = codec.load(stored.seed)
+        return history
+
+    async def aget_delta_channel_history(
+        self, *, config: RunnableConfig, channels: Sequence[str]
+    ) -> Mapping[str, DeltaChannelHistory]:
+        return await self._offload.run(self.get_delta_channel_history, config=config, channels=channels)
 
     def _tuple(self, stored: StoredCheckpoint, identity: Identity) -> CheckpointTuple:
-        codec = self._codec
+        codec, key = self._codec, stored.key
         body = codec.load(stored.body)
         values = {name: codec.load(value) for name, value in stored.values.items()}
-        checkpoint = {**body["checkpoint"], "channel_values": values}
-        key = (stored.session_id, stored.checkpoint_ns, stored.checkpoint_id)
-        known = self._known.find(key)
-        if known is None or known.channels != stored.channels:
-            lists = {
-                name: KnownList(value.ref, pieces.fingerprints(values[name]))
-                for name, value in stored.values.items()
-                if isinstance(value, StoredList)
-            }
-            known = Known(checkpoint["channel_versions"].copy(), stored.channels, frozenset(values), lists)
-        self._known.keep(key, known)
         return CheckpointTuple(
             config=self._config(identity, key),
-            checkpoint=cast("Checkpoint", checkpoint),
+            checkpoint=cast("Checkpoint", {**body["checkpoint"], "channel_values": values}),
             metadata=body["metadata"],
             parent_config=self._config(identity, (*key[:2], stored.parent_id)) if stored.parent_id else None,
             pending_writes=[(w.task_id, w.channel, codec.load(w.value)) for w in stored.writes],
         )
+
+    def _remember(self, stored: StoredCheckpoint, checkpoint: Checkpoint) -> Known:
+        """Keep in mind what a put on top of this checkpoint will ask: a run goes on from what it reads."""
+        known, values = self._known.find(stored.key), checkpoint["channel_values"]
+        if known is None or known.channels != stored.channels:
+            lists = {
+                name: KnownList(value.ref, self._codec.fingerprints(values[name]))
+                for name, value in stored.values.items()
+                if isinstance(value, StoredList)
+            }
+            known = Known(checkpoint["channel_versions"].copy(), stored.channels, frozenset(values), lists)
+        self._known.keep(stored.key, known)
+        return known
 
     def serves_with(self, other: object) -> bool:
         """Whether the two are the same saver, but for what they allow to be read back."""
@@ -239,7 +262,8 @@ class SessionSaver(BaseCheckpointSaver[int]):
             if name in new_versions or not split.inherit(name, versions.get(name)):
                 split.add(name, value)
         rest = {name: value for name, value in checkpoint.items() if name != "channel_values"}
-        body = {"checkpoint": rest, "metadata": get_checkpoint_metadata(config, metadata)}
+        metadata = get_checkpoint_metadata(config, metadata)
+        body = {"checkpoint": rest, "metadata": metadata}
         channels, refs = self._storage.put_checkpoint(
             CheckpointPut(
                 visit=visit,
@@ -253,6 +277,9 @@ class SessionSaver(BaseCheckpointSaver[int]):
                 inherited=split.inherited,
                 values=split.values,
                 messages=self._describe_messages(split.messages, key[1]),
+                replayed=_replayed(checkpoint, metadata),
+                enclosing=metadata.get("parents") or {},
+                run_id=None if (run_id := metadata.get("run_id")) is None else str(run_id),
             )
         )
         lists = {name: KnownList(ref, split.marks[name]) for name, ref in refs.items()}
@@ -290,6 +317,48 @@ class SessionSaver(BaseCheckpointSaver[int]):
     async def adelete_thread(self, thread_id: str) -> None:
         await self._offload.run(self.delete_thread, thread_id)
 
+    def delete_for_runs(self, run_ids: Sequence[str]) -> None:
+        """Delete the checkpoints and writes of these runs (their metadata's ``run_id``), in every thread at once.
+
+        A checkpoint stays when a delta channel of one that stays is made from its writes.
+        """
+        self._storage.delete_for_runs([str(run_id) for run_id in run_ids])
+
+    async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
+        await self._offload.run(self.delete_for_runs, run_ids)
+
+    def copy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
+        """Fork a session: the same checkpoints and writes under another id, at the cost of a row each.
+
+        Raises:
+            SessionNotFound: there is no such source.
+            SessionExists: the target has checkpoints already, or another owner.
+        """
+        self._storage.copy_session(session_id_of(source_thread_id), session_id_of(target_thread_id))
+
+    async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
+        await self._offload.run(self.copy_thread, source_thread_id, target_thread_id)
+
+    def prune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
+        """Keep only the latest checkpoint of each namespace, or (``"delete"``) delete the sessions.
+
+        Each thread is done whole. Where delta channels are made from writes, the ancestors that have
+        them stay too. The record and what the session remembers stay with ``"keep_latest"``.
+
+        Raises:
+            UnknownStrategy: nothing was done.
+        """
+        if strategy == "keep_latest":
+            self._storage.prune_checkpoints([session_id_of(thread_id) for thread_id in thread_ids])
+        elif strategy == "delete":
+            for thread_id in thread_ids:
+                self.delete_thread(thread_id)
+        else:
+            raise UnknownStrategy(strategy)
+
+    async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
+        await self._offload.run(self.prune, thread_ids, strategy=strategy)
+
     def get_next_version(self, current: Any, channel: None) -> Any:
         """A count in the upper bits and chance in the lower 24, so that branches do not share versions.
 
@@ -303,8 +372,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
         """What is known of a stored checkpoint, reading it if need be; ``None`` when it is not there."""
         known = None if anew else self._known.find(key)
         if known is None and (stored := self._storage.get_checkpoint(*key)) is not None:
-            self._tuple(stored, Identity())
-            known = self._known.find(key)
+            known = self._remember(stored, self._tuple(stored, Identity()).checkpoint)
         return known
 
     @staticmethod
@@ -312,3 +380,10 @@ class SessionSaver(BaseCheckpointSaver[int]):
         """A config that names a checkpoint and carries on who asked for it."""
         who = identity.model_dump(exclude_none=True)
         return {"configurable": {"thread_id": key[0], "checkpoint_ns": key[1], "checkpoint_id": key[2], **who}}
+
+
+def _replayed(checkpoint: Checkpoint, metadata: CheckpointMetadata) -> list[str]:
+    """The delta channels that have no value here. Only the metadata's counters tell them from what has none at all."""
+    counted = metadata.get("counters_since_delta_snapshot") or {}
+    values, versions = checkpoint["channel_values"], checkpoint["channel_versions"]
+    return [name for name in counted if name in versions and name not in values]

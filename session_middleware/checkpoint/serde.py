@@ -29,7 +29,10 @@ TypeName = tuple[str, ...]
 _SINGLE_ARGUMENT, _ARGUMENTS, _KEYWORDS, _METHOD, _PYDANTIC_V1, _PYDANTIC, _NUMPY, _DELTA_SNAPSHOT = range(8)
 
 _PLAIN = frozenset({str, int, float, bool, bytes, type(None)})
-_MESSAGE_FIELDS = {cls: frozenset(cls.model_fields) for cls in (HumanMessage, AIMessage, ToolMessage, SystemMessage)}
+_MESSAGES: dict[TypeName, tuple[type[BaseMessage], set[str]]] = {  # the class, and the names of all of its fields
+    (cls.__module__, cls.__name__): (cls, set(cls.model_fields))
+    for cls in (HumanMessage, AIMessage, ToolMessage, SystemMessage)
+}
 
 
 class StrictSerializer(JsonPlusSerializer):
@@ -83,7 +86,13 @@ class StrictSerializer(JsonPlusSerializer):
 
     def _revive(self, code: int, data: bytes) -> Any:
         try:
-            return self._build(code, data)
+            if code != _PYDANTIC:
+                return self._build(code, data)
+            module, name, fields, _ = self._unpack(data)
+            known = _MESSAGES.get((module, name))
+            if known is not None and fields.keys() == known[1]:
+                return _message(known[0], fields, known[1].copy())
+            return _model(self._class(module, name), fields)
         except UnserializableValue as error:
             self._refused.error = error
             raise
@@ -95,8 +104,6 @@ class StrictSerializer(JsonPlusSerializer):
         if code == _NUMPY:
             return _array(*parts)
         build = self._class(parts[0], parts[1])
-        if code == _PYDANTIC:
-            return _model(build, parts[2])
         if code == _METHOD:
             return self._call(build, parts)
         try:
@@ -154,20 +161,18 @@ def _unreadable(parts: Any, error: Exception) -> UnserializableValue:
 
 
 def _model(cls: Any, fields: dict[str, Any]) -> Any:
-    if _MESSAGE_FIELDS.get(cls) == fields.keys():
-        return _message(cls, fields)
     try:
         return cls(**fields)
     except ValidationError:  # as LangGraph does: what was stored once is not lost to a stricter model
         return cls.model_construct(**fields)
 
 
-def _message(cls: type[BaseMessage], fields: dict[str, Any]) -> BaseMessage:
-    """A message from all of its fields, as pydantic would leave it after validating them."""
+def _message(cls: type[BaseMessage], fields: dict[str, Any], names: set[str]) -> BaseMessage:
+    """A message from all of its fields and their names, as pydantic would leave it after validating them."""
     message = cls.__new__(cls)
     set_attribute = object.__setattr__
     set_attribute(message, "__dict__", fields)
-    set_attribute(message, "__pydantic_fields_set__", set(fields))
+    set_attribute(message, "__pydantic_fields_set__", names)
     set_attribute(message, "__pydantic_extra__", {})
     set_attribute(message, "__pydantic_private__", None)
     return message

@@ -82,11 +82,14 @@ class SessionRecorder(GraphCallbackHandler):
     run_inline = True
     raise_error = True  # for denials; all else is caught here
 
-    def __init__(self, storage: Storage, offload: Offload, visits: Visits, *, new_id: NewId) -> None:
+    def __init__(
+        self, storage: Storage, offload: Offload, visits: Visits, *, new_id: NewId, tracking: bool = True
+    ) -> None:
         self._storage = storage
         self._offload = offload
         self._visits = visits
         self._new_id = new_id
+        self._tracking = tracking
         self._traces: dict[UUID, _Trace] = {}  # of each run and all that runs inside it
         self._outside: set[UUID] = set()
         self._lock = threading.Lock()  # tools and nodes may run side by side
@@ -110,7 +113,8 @@ class SessionRecorder(GraphCallbackHandler):
         **kwargs: Any,
     ) -> None:
         metadata = metadata or {}
-        if str(kwargs.get("name")).endswith("UpdateState"):
+        name = str(kwargs.get("name"))
+        if name.endswith("UpdateState") and name != metadata.get("langgraph_node"):
             self._outside.add(run_id)  # `update_state` runs a node's writers: a change from outside, and no run
             return
         if parent_run_id in self._outside:
@@ -119,7 +123,7 @@ class SessionRecorder(GraphCallbackHandler):
         if trace is None or trace.visit.run_id == str(run_id):
             return
         self._begin(trace)
-        if (node := metadata.get("langgraph_node")) and kwargs.get("name") == node and run_id not in trace.nodes:
+        if (node := metadata.get("langgraph_node")) and name == node and run_id not in trace.nodes:
             trace.nodes[run_id] = _graph_namespace(metadata)
             self._append(trace, inputs, trace.nodes[run_id])
 
@@ -184,6 +188,8 @@ class SessionRecorder(GraphCallbackHandler):
 
     def _end(self, trace: _Trace, outcome: str, error: str | None) -> None:
         self._visits.end(trace.visit)
+        for run_id in [run_id for run_id, other in list(self._traces.items()) if other is trace]:
+            self._traces.pop(run_id, None)  # what was cancelled in it never said that it ended
         if trace.begun or trace.visit.admitted:
             self._flush(trace)
             milliseconds = _since(trace.started)
@@ -291,6 +297,8 @@ class SessionRecorder(GraphCallbackHandler):
 
     def _write(self, call: Callable[..., Any], /, *args: Any, wait: float | None = None, **kwargs: Any) -> None:
         """Write now; on an event loop hand over instead, and wait no longer than `wait` seconds."""
+        if not self._tracking:
+            return
         if not _on_a_loop():
             self.drain()  # what was handed over before comes before
             call(*args, **kwargs)

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import ParamSpec, TypeVar
+from typing import Literal, ParamSpec, TypeVar
 
 from session_middleware.errors import StorageError
 
@@ -25,20 +26,28 @@ class Offload:
 
     def __init__(self, name: str = "sessions", *, threads: int = 16) -> None:
         self._name = name
-        self._calls = ThreadPoolExecutor(threads, thread_name_prefix="session-storage")
+        self._threads = threads
+        self._start()
+
+    def _start(self) -> None:
+        self._process = os.getpid()
+        self._calls = ThreadPoolExecutor(self._threads, thread_name_prefix="session-storage")
         self._queue = ThreadPoolExecutor(1, thread_name_prefix="session-record")
 
     async def run(self, call: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         context = contextvars.copy_context()
-        return await asyncio.wrap_future(self._hand_to(self._calls, partial(context.run, call, *args, **kwargs)))
+        return await asyncio.wrap_future(self._hand_to("_calls", partial(context.run, call, *args, **kwargs)))
 
     def submit(self, call: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """Hand over without waiting; calls are carried out one after the other, in this order."""
-        return self._hand_to(self._queue, partial(call, *args, **kwargs))
+        return self._hand_to("_queue", partial(call, *args, **kwargs))
 
-    def _hand_to(self, threads: ThreadPoolExecutor, call: Callable[[], R]) -> Future[R]:
+    def _hand_to(self, threads: Literal["_calls", "_queue"], call: Callable[[], R]) -> Future[R]:
+        if os.getpid() != self._process:  # this is a fork, and threads do not come along
+            self._start()
+        executor: ThreadPoolExecutor = getattr(self, threads)
         try:
-            return threads.submit(call)
+            return executor.submit(call)
         except RuntimeError as error:  # the threads were shut down
             raise StorageError(self._name, "it was closed", advice="open a new Sessions(...)") from error
 

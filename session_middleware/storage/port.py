@@ -18,10 +18,10 @@ is not there, its owner is checked, and its expiry is applied. It raises `Sessio
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from session_middleware.model import (
     Admission,
@@ -33,6 +33,15 @@ from session_middleware.model import (
     SessionInfo,
     Status,
     ToolCall,
+)
+from session_middleware.storage.state import (
+    Blob,
+    ListPut,
+    ListRef,
+    Parent,
+    StoredCheckpoint,
+    StoredHistory,
+    Write,
 )
 
 
@@ -52,50 +61,8 @@ class Visit:
     admission: Admission | None = None
     admitted: bool = False  # it is in the database
     announced: bool = False  # and so is the event that says so
+    guessed: bool = False  # its identity is the first look's, which may be somebody else's
     checkpointed: bool = False  # a checkpointer of ours serves this run, and records what its checkpoints bring
-
-
-class Blob(NamedTuple):
-    """One serialised value: the serializer's type tag, and its bytes."""
-
-    type: str
-    data: bytes
-
-
-class Chunk(NamedTuple):
-    """Some successive elements of a list, in one blob: the first `length` of those it holds."""
-
-    blob: Blob
-    length: int = 1
-
-
-class ListRef(NamedTuple):
-    """A list as a checkpoint keeps it: the first `length` elements of a stored list.
-
-    `check` is the CRC-32 over the digests of the chunks it is made of, so that a reference that
-    leads to other elements than it was made for is found when it is followed.
-    """
-
-    list_id: int
-    length: int
-    check: int
-
-
-@dataclass(frozen=True, slots=True)
-class ListPut:
-    """The list a channel holds now: the first `keep` elements of `base`, then `tail`."""
-
-    base: ListRef | None
-    keep: int
-    tail: Sequence[Chunk]
-
-
-@dataclass(frozen=True, slots=True)
-class Parent:
-    """What the writer believes the parent checkpoint to be: its id, and its channels as stored."""
-
-    checkpoint_id: str
-    channels: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +78,9 @@ class CheckpointPut:
     inherited: Sequence[str]  # channels whose value is the parent's
     values: dict[str, Blob | ListPut | None]  # channels whose value is new
     messages: Sequence[MessageSeen] = ()  # what the record learns from this checkpoint
-
-
-@dataclass(frozen=True, slots=True)
-class Write:
-    idx: int  # negative: one of LangGraph's special writes, which replace; else the first one stays
-    channel: str
-    value: Blob | Sequence[Chunk] | None  # chunks: the elements of a list
+    replayed: Sequence[str] = ()  # channels whose value the writes of its ancestors make
+    enclosing: Mapping[str, str] = field(default_factory=dict)  # the checkpoints it was made under, by namespace
+    run_id: str | None = None  # LangGraph's, of the metadata: what `delete_for_runs` goes by
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,33 +91,6 @@ class WritesPut:
     task_id: str
     task_path: str
     writes: Sequence[Write]
-
-
-@dataclass(frozen=True, slots=True)
-class StoredList:
-    ref: ListRef
-    chunks: Sequence[Chunk]
-
-
-@dataclass(frozen=True, slots=True)
-class StoredWrite:
-    task_id: str
-    channel: str
-    value: Blob | Sequence[Chunk] | None
-
-
-@dataclass(frozen=True, slots=True)
-class StoredCheckpoint:
-    """A checkpoint as it came from storage, its pieces joined but not deserialised."""
-
-    session_id: str
-    checkpoint_ns: str
-    checkpoint_id: str
-    parent_id: str | None
-    body: Blob
-    channels: str  # as stored: what a later put passes as `Parent.channels`
-    values: dict[str, Blob | StoredList | None]
-    writes: Sequence[StoredWrite]  # in LangGraph's ``writes_sort_key`` order
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,6 +183,7 @@ class Deleted:
     messages: int = 0
     tool_calls: int = 0
     memories: int = 0
+    bytes_freed: int = 0  # given back to the file system; unused pages from before among them
 
 
 class StaleParent(Exception):
@@ -373,15 +310,47 @@ class Storage(Protocol):
         checkpoint_ns: str | None = None,
         before: str | None = None,
         checkpoint_id: str | None = None,
+        matches: Callable[[Blob], bool] | None = None,
         limit: int | None = None,
         after: tuple[str, str, str] | None = None,
-    ) -> list[tuple[str, str, str, Blob]]:
-        """(session id, namespace, checkpoint id, body), by session and namespace, newest first in each.
+    ) -> list[StoredCheckpoint]:
+        """By session and namespace, newest first in each; what they refer to is read once for all of them.
 
-        `before` keeps ids below it; `after` is the key of the last one had.
+        `before` keeps ids below it; `matches` those whose body it accepts; `after` is the key of the
+        last one had.
+        """
+
+    def get_history(
+        self, session_id: str, checkpoint_ns: str, checkpoint_id: str | None, channels: Sequence[str]
+    ) -> dict[str, StoredHistory]:
+        """What makes each channel's value at a checkpoint (or the latest): for each of `channels`.
+
+        The seed is the value at the nearest ancestor that has one; the writes are those stored with
+        that ancestor and with the later ones, in the order they were applied.
         """
 
     def count_checkpoints(self, session_id: str) -> int: ...
+
+    def copy_session(self, source: str, target: str) -> SessionInfo:
+        """Fork a session: the target has the source's checkpoints and writes, its owner, and none of its record.
+
+        They are one family and share what is stored. Raises `SessionNotFound` for an unknown source,
+        and `SessionExists` for a target that has a state, forks or another owner already.
+        """
+
+    def prune_checkpoints(self, session_ids: Sequence[str]) -> Deleted:
+        """Keep the latest checkpoint of each namespace, its writes, and what it refers to. One transaction a session.
+
+        Ancestors stay when a channel of the kept one is replayed from their writes. A subgraph's
+        namespace goes with the checkpoint that started it (`CheckpointPut.enclosing`). Erased as by
+        `delete_session`.
+        """
+
+    def delete_for_runs(self, run_ids: Sequence[str]) -> Deleted:
+        """Delete those runs' checkpoints with their writes, in whichever session. Erased as by `delete_session`.
+
+        Those stay whose writes a checkpoint that stays is replayed from.
+        """
 
     # Memories
 

@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from session_middleware.model import Identity
-from session_middleware.storage.port import (
-    Blob,
-    CheckpointPut,
-    Chunk,
-    ListPut,
-    ListRef,
-    MessageSeen,
-    Parent,
-    StaleParent,
-    Storage,
-    StoredList,
-    Visit,
-    Write,
-    WritesPut,
-)
+from session_middleware.storage.port import CheckpointPut, MessageSeen, StaleParent, Storage, Visit, WritesPut
+from session_middleware.storage.state import Blob, Chunk, ListPut, ListRef, Parent, StoredList, Write
 
 BODY = Blob("msgpack", b"body")
 
@@ -51,6 +40,10 @@ def letters(storage: Storage, checkpoint_id: str | None, session_id: str = "t") 
     stored = found.values["m"]
     assert isinstance(stored, StoredList)
     return "".join(chunk.blob.data.decode() for chunk in stored.chunks)
+
+
+def ids(storage: Storage, session_id: str | None, **options: Any) -> list[str]:
+    return [row.checkpoint_id for row in storage.list_checkpoints(session_id, **options)]
 
 
 def append(storage: Storage, visit: Visit, checkpoint_id: str, base: ListRef | None, keep: int, tail: str) -> ListRef:
@@ -176,18 +169,47 @@ def test_checkpoints_are_listed_newest_first_and_by_pages(storage: Storage, visi
         put(storage, visit, f"c{number}")
         put(storage, visit, f"d{number}", checkpoint_ns="sub")
     put(storage, Visit("u", Identity()), "c9")
-    rows = storage.list_checkpoints("t")
-    assert [(r[1], r[2]) for r in rows] == [("", f"c{n}") for n in (3, 2, 1, 0)] + [
-        ("sub", f"d{n}") for n in (3, 2, 1, 0)
+    assert [row.key[1:] for row in storage.list_checkpoints("t")] == [
+        *[("", f"c{n}") for n in (3, 2, 1, 0)],
+        *[("sub", f"d{n}") for n in (3, 2, 1, 0)],
     ]
-    assert [r[2] for r in storage.list_checkpoints("t", checkpoint_ns="", before="c2")] == ["c1", "c0"]
-    assert [r[2] for r in storage.list_checkpoints("t", checkpoint_id="d1")] == ["d1"]
+    assert ids(storage, "t", checkpoint_ns="", before="c2") == ["c1", "c0"]
+    assert ids(storage, "t", checkpoint_id="d1") == ["d1"]
     paged, after = [], None
     while page := storage.list_checkpoints(None, limit=3, after=after):
         paged += page
-        after = page[-1][:3]
+        after = page[-1].key
     assert paged == storage.list_checkpoints(None)
     assert len(paged) == 9
+
+
+def test_only_what_matches_is_listed_and_only_as_much_as_is_wanted(storage: Storage, visit: Visit) -> None:
+    for number in range(8):
+        put(storage, visit, f"c{number}", body=Blob("t", b"odd" if number % 2 else b"even"))
+    seen: list[Blob] = []
+
+    def matches(body: Blob) -> bool:
+        seen.append(body)
+        return body.data == b"odd"
+
+    assert ids(storage, "t", matches=matches, limit=2) == ["c7", "c5"]
+    assert len(seen) == 3
+    assert ids(storage, "t", matches=matches, after=("t", "", "c5")) == ["c3", "c1"]
+
+
+def test_what_is_listed_is_what_is_got_one_by_one(storage: Storage, visit: Visit) -> None:
+    one = append(storage, visit, "c1", None, 0, "abcd")
+    two = append(storage, visit, "c2", one, 2, "XY")
+    append(storage, visit, "c3", two, 4, "z")
+    append(storage, visit, "c4", one, 4, "e")
+    run = Chunk(Blob("+ints", b"12345"), 5)
+    base = put(storage, visit, "c5", values={"m": ListPut(None, 0, [run]), "b": blob("b"), "n": None})[1]["m"]
+    put(storage, visit, "c6", values={"m": ListPut(base, 3, []), "e": ListPut(None, 0, [])})
+    for number in (2, 5):
+        writes = [Write(0, "x", chunks("ab")), Write(1, "y", blob("b")), Write(2, "z", None), Write(3, "e", [])]
+        storage.put_writes(WritesPut(visit, "", f"c{number}", "task", "", writes))
+    listed = storage.list_checkpoints("t")
+    assert listed == [storage.get_checkpoint("t", "", f"c{number}") for number in (6, 5, 4, 3, 2, 1)]
 
 
 def test_deleting_frees_every_piece_of_the_session_and_none_of_another(storage: Storage, visit: Visit) -> None:

@@ -153,6 +153,23 @@ def test_one_object_serves_several_event_loops_over_time(tmp_path: Path) -> None
         assert sessions.count() == 3
 
 
+def test_the_log_shrinks_again_when_a_reader_that_held_it_has_ended(tmp_path: Path) -> None:
+    path = tmp_path / "sessions.db"
+    storage, visit, log = storage_at(path), Visit("t", Identity()), tmp_path / "sessions.db-wal"
+    reader = sqlite3.connect(path, isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT COUNT(*) FROM sessions").fetchone()
+    for number in range(24):
+        storage.append_messages(visit, [MessageSeen(f"m{number}", "user", "x" * 1_000_000)])
+    assert log.stat().st_size > 20_000_000
+    reader.execute("ROLLBACK")
+    reader.close()
+    for number in range(3):
+        storage.append_messages(visit, [MessageSeen(f"n{number}", "user", "hi")])
+    assert log.stat().st_size <= 16 * 1024 * 1024
+    storage.close()
+
+
 def test_a_closed_storage_says_so(tmp_path: Path) -> None:
     storage = storage_at(tmp_path / "sessions.db")
     storage.close()
@@ -177,3 +194,36 @@ def test_a_failing_commit_leaves_what_was_acknowledged_and_goes_on(tmp_path: Pat
     storage.append_messages(Visit("t", Identity()), [MessageSeen("m2", "user", "x" * 1_000_000)])
     assert len(storage.list_messages("t")) == 2
     storage.close()
+
+
+FORKING = """
+import asyncio, os, sys
+from session_middleware import Sessions
+
+sessions = Sessions(sys.argv[1])
+asyncio.run(sessions.aopen("parent"))
+children = []
+for number in range(3):
+    child = os.fork()
+    if child == 0:
+        sessions.open(f"child-{number}-sync")
+        asyncio.run(sessions.aopen(f"child-{number}-async"))
+        os._exit(0)
+    children.append(child)
+sessions.open("parent-again")
+assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
+print(sessions.count())
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
+def test_a_fork_goes_on_with_connections_and_threads_of_its_own(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FORKING, str(tmp_path / "sessions.db")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "PYTHONPATH": ROOT},
+    )
+    assert (done.stdout, done.stderr) == ("8\n", "")

@@ -11,10 +11,7 @@ from sqlite_utils import Database
 from session_middleware.model import Identity, utc_now
 from session_middleware.settings import load_settings
 from session_middleware.storage.port import (
-    Blob,
     CheckpointPut,
-    Chunk,
-    ListPut,
     MemoryPut,
     MemoryQuery,
     MessageSeen,
@@ -23,11 +20,11 @@ from session_middleware.storage.port import (
     Storage,
     ToolStart,
     Visit,
-    Write,
     WritesPut,
 )
 from session_middleware.storage.sqlite import database, schema
 from session_middleware.storage.sqlite.engine import SqliteStorage
+from session_middleware.storage.state import Blob, Chunk, ListPut, Write
 
 
 def test_the_migrations_the_code_knows_are_those_there_are() -> None:
@@ -127,6 +124,11 @@ def use_everything(storage: Storage) -> None:
     storage.put_writes(WritesPut(visit, "", "c0", "task", "", [Write(0, "x", [chunk])]))
     storage.get_checkpoint("t", "", None)
     storage.list_checkpoints("t", checkpoint_ns="", before="c2", limit=2)
+    storage.list_checkpoints("t", matches=lambda body: True, after=("t", "", "c2"))
+    storage.get_history("t", "", None, ["m", "x"])
+    storage.copy_session("t", "u")
+    storage.prune_checkpoints(["u"])
+    storage.delete_for_runs(["r1"])
     storage.put_memories([MemoryPut(("session", "t"), "k", {"a": 1}, "x")])
     storage.get_memories([(("session", "t"), "k")])
     storage.search_memories(MemoryQuery([("session", "t")], prefix=True))

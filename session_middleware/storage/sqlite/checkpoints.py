@@ -1,8 +1,9 @@
 """Checkpoints in SQLite: what refers to what, and how it is found damaged.
 
 A checkpoint's `channels` says, as JSON, where each channel's value is: ``null`` for ``None``, a
-blob's id, or ``[list id, length, check]``. A write's `value` is ``null``, a blob's id, or the
-``[blob id, length]`` of each chunk of a list. Rows carry a CRC-32 over their key and content.
+blob's id, ``[list id, length, check]``, or ``"writes"`` when the writes of its ancestors make it. A
+write's `value` is ``null``, a blob's id, or the ``[blob id, length]`` of each chunk of a list. Rows
+carry a CRC-32 over their key and content.
 """
 
 from __future__ import annotations
@@ -10,30 +11,85 @@ from __future__ import annotations
 import json
 import sqlite3
 import zlib
-from typing import Any
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 from session_middleware.errors import StorageError
-from session_middleware.storage.port import (
+from session_middleware.storage.port import CheckpointPut, StaleParent, WritesPut
+from session_middleware.storage.sqlite.pieces import Damaged, Pieces, get_blob, get_value, put_blob, put_list
+from session_middleware.storage.state import (
     Blob,
-    CheckpointPut,
     Chunk,
     ListPut,
     ListRef,
-    StaleParent,
     StoredCheckpoint,
     StoredWrite,
-    WritesPut,
 )
-from session_middleware.storage.sqlite.pieces import Damaged, get_blob, get_value, put_blob, put_list
 
 Key = tuple[str, str, str]  # session id, namespace, checkpoint id
+
+REPLAYED = "writes"
+
+
+class Row(NamedTuple):
+    """A checkpoint as it is stored, its checksum last."""
+
+    session_id: str
+    checkpoint_ns: str
+    checkpoint_id: str
+    parent_id: str | None
+    enclosing: str
+    run_id: str | None
+    source: str | None
+    step: int | None
+    channels: str
+    type: str
+    body: bytes
+    checksum: int = 0
+
+    @property
+    def key(self) -> Key:
+        return self[:3]
+
+    @property
+    def refs(self) -> dict[str, Any]:
+        """Where each value is that the checkpoint holds itself."""
+        return {name: ref for name, ref in json.loads(self.channels).items() if ref != REPLAYED}
+
+    def sum(self) -> int:
+        text = (*self[:3], self.parent_id or "", self.enclosing, self.run_id or "", self.channels, self.type)
+        return zlib.crc32(self.body, zlib.crc32("\0".join(text).encode()))
+
+    def check(self) -> None:
+        if self.sum() != self.checksum:
+            raise Damaged("its row")
+
+
+class WriteRow(NamedTuple):
+    session_id: str
+    checkpoint_ns: str
+    checkpoint_id: str
+    task_id: str
+    idx: int
+    task_path: str
+    channel: str
+    value: str
+    checksum: int = 0
+
+    def sum(self) -> int:
+        return zlib.crc32("\0".join([*self[:4], str(self.idx), *self[5:8]]).encode())
+
+    def check(self) -> None:
+        if self.sum() != self.checksum:
+            raise Damaged(f"write {self.idx} of task {self.task_id}")
 
 
 # Checkpoints
 
 
 def put(connection: sqlite3.Connection, family_id: str, put: CheckpointPut) -> tuple[str, dict[str, ListRef]]:
-    key = (put.visit.session_id, put.checkpoint_ns, put.checkpoint_id)
     channels = _inherited(connection, put)
     lists: dict[str, ListRef] = {}
     for name, value in put.values.items():
@@ -41,12 +97,22 @@ def put(connection: sqlite3.Connection, family_id: str, put: CheckpointPut) -> t
             channels[name] = lists[name] = put_list(connection, family_id, value)
         else:
             channels[name] = None if value is None else put_blob(connection, family_id, value)[0]
-    text = json.dumps(channels, separators=(",", ":"))
-    connection.execute(
-        "INSERT OR REPLACE INTO checkpoints VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (*key, put.parent_id, put.source, put.step, text, *put.body) + (_checksum(key, put.parent_id, text, put.body),),
-    )
+    channels.update(dict.fromkeys(put.replayed, REPLAYED))
+    text, enclosing = _json(channels), _json(dict(put.enclosing))
+    key = (put.visit.session_id, put.checkpoint_ns, put.checkpoint_id)
+    insert(connection, Row(*key, put.parent_id, enclosing, put.run_id, put.source, put.step, text, *put.body))
     return text, lists
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"))
+
+
+_INSERT = "INSERT OR REPLACE INTO checkpoints VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+
+
+def insert(connection: sqlite3.Connection, row: Row) -> None:
+    connection.execute(_INSERT, (*row[:-1], row.sum()))
 
 
 def _inherited(connection: sqlite3.Connection, put: CheckpointPut) -> dict[str, Any]:
@@ -62,36 +128,37 @@ def _inherited(connection: sqlite3.Connection, put: CheckpointPut) -> dict[str, 
     return {name: channels[name] for name in put.inherited}
 
 
-def _checksum(key: Key, parent_id: str | None, channels: str, body: Blob) -> int:
-    return zlib.crc32(body.data, zlib.crc32("\0".join((*key, parent_id or "", channels, body.type)).encode()))
-
-
-_GET = "SELECT checkpoint_id, parent_id, channels, type, body, checksum FROM checkpoints"
-
-
 def get(
     connection: sqlite3.Connection, session_id: str, checkpoint_ns: str, checkpoint_id: str | None, path: str
 ) -> StoredCheckpoint | None:
+    row = find(connection, session_id, checkpoint_ns, checkpoint_id)
+    if row is None:
+        return None
+    try:
+        row.check()
+        values = {name: get_value(connection, ref) for name, ref in row.refs.items()}
+        writes = [
+            StoredWrite(write.task_id, write.channel, _written(connection, json.loads(write.value)))
+            for write in _writes(connection, row.key)
+        ]
+    except Damaged as damage:
+        raise damaged(path, row.key, str(damage)) from None
+    return StoredCheckpoint(*row.key, row.parent_id, Blob(row.type, row.body), row.channels, values, writes)
+
+
+def find(connection: sqlite3.Connection, session_id: str, checkpoint_ns: str, checkpoint_id: str | None) -> Row | None:
+    """That one, or the latest."""
     if checkpoint_id is not None:
-        row = connection.execute(
-            f"{_GET} WHERE session_id = ? AND checkpoint_ns = ? AND checkpoint_id = ?",
+        found = connection.execute(
+            "SELECT * FROM checkpoints WHERE session_id = ? AND checkpoint_ns = ? AND checkpoint_id = ?",
             (session_id, checkpoint_ns, checkpoint_id),
         ).fetchone()
     else:
-        row = connection.execute(
-            f"{_GET} WHERE session_id = ? AND checkpoint_ns = ? ORDER BY checkpoint_id DESC LIMIT 1",
+        found = connection.execute(
+            "SELECT * FROM checkpoints WHERE session_id = ? AND checkpoint_ns = ? ORDER BY checkpoint_id DESC LIMIT 1",
             (session_id, checkpoint_ns),
         ).fetchone()
-    if row is None:
-        return None
-    key = (session_id, checkpoint_ns, row[0])
-    try:
-        body = _body(key, row[1:])
-        values = {name: get_value(connection, ref) for name, ref in json.loads(row[2]).items()}
-        writes = _get_writes(connection, key)
-    except Damaged as damage:
-        raise damaged(path, key, str(damage)) from None
-    return StoredCheckpoint(*key, row[1], body, row[2], values, writes)
+    return None if found is None else Row(*found)
 
 
 def damaged(path: str, key: Key, what: str) -> StorageError:
@@ -102,14 +169,6 @@ def damaged(path: str, key: Key, what: str) -> StorageError:
     )
 
 
-def _body(key: Key, row: tuple[str | None, str, str, bytes, int]) -> Blob:
-    parent_id, channels, kind, data, checksum = row
-    body = Blob(kind, data)
-    if _checksum(key, parent_id, channels, body) != checksum:
-        raise Damaged("its row")
-    return body
-
-
 def list_(
     connection: sqlite3.Connection,
     session_id: str | None,
@@ -117,10 +176,11 @@ def list_(
     checkpoint_ns: str | None,
     before: str | None,
     checkpoint_id: str | None,
+    matches: Callable[[Blob], bool] | None,
     limit: int | None,
     after: Key | None,
     path: str,
-) -> list[tuple[str, str, str, Blob]]:
+) -> list[StoredCheckpoint]:
     conditions, values = ["1"], []
     for condition, value in (
         ("session_id = ?", session_id),
@@ -136,18 +196,47 @@ def list_(
             "((session_id, checkpoint_ns) > (?, ?) OR session_id = ? AND checkpoint_ns = ? AND checkpoint_id < ?)"
         )
         values += [*after[:2], *after]
-    rows = connection.execute(
-        "SELECT session_id, checkpoint_ns, checkpoint_id, parent_id, channels, type, body, checksum FROM checkpoints"
-        f" WHERE {' AND '.join(conditions)} ORDER BY session_id, checkpoint_ns, checkpoint_id DESC LIMIT ?",
-        (*values, -1 if limit is None else limit),
+    cursor = connection.execute(
+        f"SELECT * FROM checkpoints WHERE {' AND '.join(conditions)}"
+        " ORDER BY session_id, checkpoint_ns, checkpoint_id DESC LIMIT ?",
+        (*values, -1 if limit is None or matches else limit),
     )
-    found = []
+    rows: list[Row] = []
+    while (limit is None or len(rows) < limit) and (found := cursor.fetchone()) is not None:
+        row = Row(*found)
+        with blaming(path, row.key):
+            row.check()
+        if matches is None or matches(Blob(row.type, row.body)):
+            rows.append(row)
+    cursor.close()
+    return _with_pieces(connection, rows, path)
+
+
+@contextmanager
+def blaming(path: str, key: Key) -> Iterator[None]:
+    """Damage found in the block is told of this checkpoint."""
+    try:
+        yield
+    except Damaged as damage:
+        raise damaged(path, key, str(damage)) from None
+
+
+def _with_pieces(connection: sqlite3.Connection, rows: Sequence[Row], path: str) -> list[StoredCheckpoint]:
+    """Join the rows with what they refer to, in a number of statements that does not grow with theirs."""
+    writes = _writes_of(connection, rows)
+    pieces = Pieces(
+        connection,
+        (ref for row in rows for ref in row.refs.values()),
+        (json.loads(write.value) for found in writes.values() for write in found),
+    )
+    stored = []
     for row in rows:
-        try:
-            found.append((*row[:3], _body(row[:3], row[3:])))
-        except Damaged as damage:
-            raise damaged(path, row[:3], str(damage)) from None
-    return found
+        with blaming(path, row.key):
+            values = {name: pieces.value(ref) for name, ref in row.refs.items()}
+            body = Blob(row.type, row.body)
+            written = [stored_write(write, pieces) for write in writes.get(row.key, ())]
+        stored.append(StoredCheckpoint(*row.key, row.parent_id, body, row.channels, values, written))
+    return stored
 
 
 def count(connection: sqlite3.Connection, session_id: str) -> int:
@@ -167,60 +256,85 @@ def put_writes(connection: sqlite3.Connection, family_id: str, put: WritesPut) -
             value = [[put_blob(connection, family_id, chunk.blob)[0], chunk.length] for chunk in write.value]
         else:
             value = None
-        text = json.dumps(value, separators=(",", ":"))
-        keep_first = "IGNORE" if write.idx >= 0 else "REPLACE"
-        row = (write.idx, put.task_path, write.channel, text)
-        connection.execute(
-            f"INSERT OR {keep_first} INTO writes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (*key, *row, _write_checksum(key, *row)),
-        )
+        row = WriteRow(*key, write.idx, put.task_path, write.channel, _json(value))
+        insert_write(connection, row, keep_first=write.idx >= 0)
 
 
-def _write_checksum(key: tuple[str, ...], idx: int, task_path: str, channel: str, value: str) -> int:
-    return zlib.crc32("\0".join((*key, str(idx), task_path, channel, value)).encode())
+def insert_write(connection: sqlite3.Connection, row: WriteRow, *, keep_first: bool) -> None:
+    connection.execute(
+        f"INSERT OR {'IGNORE' if keep_first else 'REPLACE'} INTO writes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (*row[:-1], row.sum()),
+    )
 
 
-def _get_writes(connection: sqlite3.Connection, key: Key) -> list[StoredWrite]:
+def has_writes(connection: sqlite3.Connection, session_id: str) -> bool:
+    return connection.execute("SELECT 1 FROM writes WHERE session_id = ? LIMIT 1", (session_id,)).fetchone() is not None
+
+
+def _writes(connection: sqlite3.Connection, key: Key) -> list[WriteRow]:
     rows = connection.execute(
-        "SELECT task_id, idx, task_path, channel, value, checksum FROM writes"
-        " WHERE session_id = ? AND checkpoint_ns = ? AND checkpoint_id = ? ORDER BY task_path, task_id, idx",
+        "SELECT * FROM writes WHERE session_id = ? AND checkpoint_ns = ? AND checkpoint_id = ?"
+        " ORDER BY task_path, task_id, idx",
         key,
-    ).fetchall()
-    found = []
-    for task_id, idx, task_path, channel, value, checksum in rows:
-        if _write_checksum((*key, task_id), idx, task_path, channel, value) != checksum:
-            raise Damaged(f"write {idx} of task {task_id}")
-        refs = json.loads(value)
-        if isinstance(refs, list):
-            stored: Any = [Chunk(get_blob(connection, blob_id), count) for blob_id, count in refs]
-        else:
-            stored = None if refs is None else get_blob(connection, refs)
-        found.append(StoredWrite(task_id, channel, stored))
+    )
+    found = [WriteRow(*row) for row in rows.fetchall()]
+    for write in found:
+        write.check()
+    return found
+
+
+def _written(connection: sqlite3.Connection, ref: Any) -> Blob | list[Chunk] | None:
+    if isinstance(ref, list):
+        return [Chunk(get_blob(connection, blob_id), count) for blob_id, count in ref]
+    return None if ref is None else get_blob(connection, ref)
+
+
+def stored_write(write: WriteRow, pieces: Pieces) -> StoredWrite:
+    write.check()
+    return StoredWrite(write.task_id, write.channel, pieces.written(json.loads(write.value)))
+
+
+def _writes_of(connection: sqlite3.Connection, rows: Sequence[Row]) -> dict[Key, list[WriteRow]]:
+    """The writes of many checkpoints, each's in their order: one statement for each namespace among them."""
+    namespaces: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for row in rows:
+        namespaces[row.session_id, row.checkpoint_ns].append(row.checkpoint_id)
+    found: dict[Key, list[WriteRow]] = defaultdict(list)
+    for (session_id, checkpoint_ns), ids in namespaces.items():
+        for write in connection.execute(
+            "SELECT * FROM writes WHERE session_id = ? AND checkpoint_ns = ?"
+            f" AND checkpoint_id IN ({', '.join('?' * len(ids))}) ORDER BY task_path, task_id, idx",
+            (session_id, checkpoint_ns, *ids),
+        ):
+            found[write[:3]].append(WriteRow(*write))
     return found
 
 
 # With their session
 
 
+def copy(connection: sqlite3.Connection, session_id: str, to: str) -> int:
+    """Give another session the same checkpoints and writes; how many checkpoints.
+
+    Checksums are bound to the id, so they are made anew; those that were wrong stay wrong.
+    """
+    copied = 0
+    for found in connection.execute("SELECT * FROM checkpoints WHERE session_id = ?", (session_id,)).fetchall():
+        row = Row(*found)
+        renamed = row._replace(session_id=to)
+        checksum = renamed.sum() if row.sum() == row.checksum else ~renamed.sum()
+        connection.execute(_INSERT, (*renamed[:-1], checksum))
+        copied += 1
+    for found in connection.execute("SELECT * FROM writes WHERE session_id = ?", (session_id,)).fetchall():
+        write = WriteRow(*found)
+        renamed_write = write._replace(session_id=to)
+        checksum = renamed_write.sum() if write.sum() == write.checksum else ~renamed_write.sum()
+        connection.execute("INSERT INTO writes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (*renamed_write[:-1], checksum))
+    return copied
+
+
 def rename(connection: sqlite3.Connection, session_id: str, to: str) -> None:
-    """Move a session's checkpoints to another id; checksums are bound to it, so they are made anew."""
-    for row in connection.execute("SELECT * FROM checkpoints WHERE session_id = ?", (session_id,)).fetchall():
-        _, ns, checkpoint_id, parent_id, source, step, channels, kind, data, checksum = row
-        body = Blob(kind, data)
-        if _checksum((session_id, ns, checkpoint_id), parent_id, channels, body) == checksum:
-            checksum = _checksum((to, ns, checkpoint_id), parent_id, channels, body)
-        connection.execute(
-            "INSERT INTO checkpoints VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (to, ns, checkpoint_id, parent_id, source, step, channels, kind, data, checksum),
-        )
-    for row in connection.execute("SELECT * FROM writes WHERE session_id = ?", (session_id,)).fetchall():
-        _, ns, checkpoint_id, task_id, *rest, checksum = row
-        if _write_checksum((session_id, ns, checkpoint_id, task_id), *rest) == checksum:
-            checksum = _write_checksum((to, ns, checkpoint_id, task_id), *rest)
-        connection.execute(
-            "INSERT INTO writes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (to, ns, checkpoint_id, task_id, *rest, checksum),
-        )
+    copy(connection, session_id, to)
     delete(connection, session_id)
 
 

@@ -8,6 +8,8 @@ their own and never wait for a writer. No operation leaves a transaction open, w
 
 from __future__ import annotations
 
+import json
+import os
 import sqlite3
 import threading
 import time
@@ -17,11 +19,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from pydantic import ValidationError
+
 from session_middleware.errors import StorageError
 
 T = TypeVar("T")
 
 BUSY_SECONDS = 30.0  # how long to wait for another process's write lock
+_LOG_BYTES = 16 * 1024 * 1024  # what is left of the write-ahead log when a reader that made it grow has ended
+_SIZES = ("page_size", "freelist_count")
 _IDLE_READERS = 8  # connections kept open for the next reader
 
 
@@ -45,6 +51,7 @@ class _Ticket(Generic[T]):
         self.error: BaseException | None = None
 
     def outcome(self) -> Any:
+        assert self.done, "an operation that was not carried out was never acknowledged"
         if self.error is not None:
             raise self.error
         if isinstance(self.result, Refusal):
@@ -62,6 +69,8 @@ class SqliteDatabase:
         self._waiting: deque[_Ticket[Any]] = deque()
         self._readers: deque[sqlite3.Connection] = deque()
         self._closed = False
+        self._process = os.getpid()
+        self._inherited: list[sqlite3.Connection] = []
         with self.mapped():
             if not self.in_memory:
                 _check_file(path)
@@ -85,6 +94,7 @@ class SqliteDatabase:
                 self._check_open()
                 return operation(self._writer)
         self._check_open()
+        self._mind_forks()
         with self.mapped():
             connection = self._reader()
             try:
@@ -114,6 +124,7 @@ class SqliteDatabase:
         `durable`: the commit is synced as the ``synchronous`` setting says; else it survives
         ``kill -9`` but maybe not a power cut, until the next durable commit.
         """
+        self._mind_forks()
         ticket: _Ticket[T] = _Ticket(operation, durable)
         self._waiting.append(ticket)
         with self._lock:
@@ -123,10 +134,11 @@ class SqliteDatabase:
         return outcome
 
     def _carry_out(self, own: _Ticket[Any]) -> None:
-        batch = []
-        while self._waiting:
-            batch.append(self._waiting.popleft())
+        batch: list[_Ticket[Any]] = []
         try:
+            while self._waiting:
+                batch.append(self._waiting[0])
+                self._waiting.popleft()
             with self.mapped():
                 self._check_open()
                 self._set_synchronous(any(ticket.durable for ticket in batch))
@@ -175,11 +187,18 @@ class SqliteDatabase:
             self._writer.execute(f"PRAGMA synchronous={mode}")
             self._mode = mode
 
-    def erase(self) -> None:
-        """Empty the write-ahead log, so that nothing deleted can be read in it; not if a reader still needs it."""
-        if not self.in_memory:
-            with self._lock, self.mapped():
+    def erase(self) -> int:
+        """Leave nothing of what was deleted in the files; how many bytes the file system got back.
+
+        Unused pages are cut off, and the write-ahead log is emptied, unless a reader still needs it.
+        """
+        with self._lock, self.mapped():
+            page, unused = (self._writer.execute(f"PRAGMA {name}").fetchone()[0] for name in _SIZES)
+            self._writer.executescript("PRAGMA incremental_vacuum")  # `execute` would stop at its first page
+            left = self._writer.execute("PRAGMA freelist_count").fetchone()[0]
+            if not self.in_memory:
                 self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        return int((unused - left) * page)
 
     # Opening
 
@@ -187,6 +206,7 @@ class SqliteDatabase:
         connection = self._connect()
         try:
             connection.execute("PRAGMA secure_delete=ON")  # deleted text is overwritten with zeros
+            connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # of a new file: before its first page is written
             if not self.in_memory:
                 _switch_to_wal(connection)
             if _pending(connection):
@@ -205,7 +225,19 @@ class SqliteDatabase:
             cached_statements=256,
         )
         connection.execute("PRAGMA mmap_size=268435456")
+        connection.execute(f"PRAGMA journal_size_limit={_LOG_BYTES}")
         return connection
+
+    def _mind_forks(self) -> None:
+        """A connection must not be used across a fork: the child opens its own, and leaves its parent's alone."""
+        if os.getpid() != self._process and not self.in_memory:
+            self._process = os.getpid()
+            self._inherited += [self._writer, *self._readers]
+            self._lock, self._mode = threading.Lock(), ""
+            self._waiting.clear()
+            self._readers.clear()
+            with self.mapped():
+                self._writer = self._open()
 
     def _check_open(self) -> None:
         if self._closed:
@@ -218,6 +250,8 @@ class SqliteDatabase:
             yield
         except sqlite3.Error as error:
             raise _explain(self.path, error) from error
+        except (UnicodeDecodeError, json.JSONDecodeError, ValidationError) as error:  # a row is not what was written
+            raise StorageError(self.path, f"it is damaged ({error})", advice="restore a backup") from error
         except UnicodeEncodeError as error:
             problem = f"a text that is not valid unicode cannot be stored ({error})"
             raise StorageError(self.path, problem, advice="replace the lone surrogates in it") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -20,23 +21,21 @@ from session_middleware.model import (
 )
 from session_middleware.settings import SessionSettings
 from session_middleware.storage.port import (
-    Blob,
     CheckpointPut,
     Deleted,
-    ListRef,
     MemoryPut,
     MemoryQuery,
     MessageSeen,
     SessionDetails,
     SessionFilter,
-    StoredCheckpoint,
     StoredMemory,
     ToolStart,
     Visit,
     WritesPut,
 )
-from session_middleware.storage.sqlite import checkpoints, memories, record, sessions
+from session_middleware.storage.sqlite import checkpoints, forks, memories, pieces, pruning, record, replayed, sessions
 from session_middleware.storage.sqlite.database import Refusal, SqliteDatabase
+from session_middleware.storage.state import Blob, ListRef, StoredCheckpoint, StoredHistory
 
 T = TypeVar("T")
 Connection = sqlite3.Connection
@@ -112,9 +111,7 @@ class SqliteStorage:
 
     def delete_session(self, session_id: str) -> Deleted:
         deleted = self._database.write(lambda connection: sessions.delete(connection, session_id))
-        if deleted.sessions:
-            self._database.erase()
-        return deleted
+        return replace(deleted, bytes_freed=self._database.erase()) if deleted.sessions else deleted
 
     def end_expired(self, *, now: datetime, dry_run: bool, leave: Collection[str] = ()) -> list[Ended]:
         due = self._database.read(lambda connection: sessions.list_due(connection, self._rules, now))
@@ -246,9 +243,10 @@ class SqliteStorage:
         checkpoint_ns: str | None = None,
         before: str | None = None,
         checkpoint_id: str | None = None,
+        matches: Callable[[Blob], bool] | None = None,
         limit: int | None = None,
         after: tuple[str, str, str] | None = None,
-    ) -> list[tuple[str, str, str, Blob]]:
+    ) -> list[StoredCheckpoint]:
         return self._database.read(
             lambda connection: checkpoints.list_(
                 connection,
@@ -256,14 +254,55 @@ class SqliteStorage:
                 checkpoint_ns=checkpoint_ns,
                 before=before,
                 checkpoint_id=checkpoint_id,
+                matches=matches,
                 limit=limit,
                 after=after,
                 path=self.name,
             )
         )
 
+    def get_history(
+        self, session_id: str, checkpoint_ns: str, checkpoint_id: str | None, channels: Sequence[str]
+    ) -> dict[str, StoredHistory]:
+        return self._database.read(
+            lambda connection: replayed.get_history(
+                connection, session_id, checkpoint_ns, checkpoint_id, channels, self.name
+            )
+        )
+
     def count_checkpoints(self, session_id: str) -> int:
         return self._database.read(lambda connection: checkpoints.count(connection, session_id))
+
+    def copy_session(self, source: str, target: str) -> SessionInfo:
+        return self._database.write(lambda connection: forks.copy(connection, source, target, self._rules))
+
+    def prune_checkpoints(self, session_ids: Sequence[str]) -> Deleted:
+        return self._erased(sum(self._prune_one(session_id) for session_id in session_ids))
+
+    def _prune_one(self, session_id: str) -> int:
+        def operation(connection: Connection) -> int:
+            gone = pruning.prune(connection, session_id)
+            if gone:
+                self._free_unused(connection, session_id)
+            return gone
+
+        return self._database.write(operation)
+
+    def delete_for_runs(self, run_ids: Sequence[str]) -> Deleted:
+        def operation(connection: Connection) -> int:
+            gone = pruning.delete_for_runs(connection, run_ids)
+            for session_id in gone:
+                self._free_unused(connection, session_id)
+            return sum(gone.values())
+
+        return self._erased(self._database.write(operation))
+
+    def _free_unused(self, connection: Connection, session_id: str) -> None:
+        family_id = sessions.get(connection, session_id).family_id
+        pieces.free_unused(connection, family_id, sessions.members(connection, family_id))
+
+    def _erased(self, checkpoints_gone: int) -> Deleted:
+        return Deleted(checkpoints=checkpoints_gone, bytes_freed=self._database.erase() if checkpoints_gone else 0)
 
     # Memories
 

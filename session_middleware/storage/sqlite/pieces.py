@@ -1,18 +1,21 @@
 """Blobs and lists in SQLite: values that are each stored once in a family, and who refers to them.
 
-A blob's digest covers its type and bytes, and its checksum the digest with them. A list's check covers the digests of its chunks, so that a
-reference which leads to other elements than it was made for is found when it is followed.
+A blob's digest covers its type and bytes, and its checksum the digest with them. A list's check
+covers the digests of its chunks, so that a reference which leads to other elements than it was made
+for is found when it is followed.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import sqlite3
 import zlib
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from session_middleware.storage.port import Blob, Chunk, ListPut, ListRef, StoredList
+from session_middleware.storage.state import Blob, Chunk, ListPut, ListRef, StoredList
 
 MAX_DEPTH = 16  # of lists branched from lists, before a branch copies its references instead
 
@@ -121,9 +124,9 @@ def _branch(
     assert list_id is not None
     if base is not None and parent is None:
         connection.execute(
-            f"{_CHAIN} INSERT INTO list_items SELECT ?, position, MIN(count, ? - position), blob_id"
+            f"{_CHAIN} INSERT INTO list_items SELECT ?, position, MIN(count, chain.upto - position), blob_id"
             " FROM chain JOIN list_items ON list_id = chain.id AND position < chain.upto",
-            (base.list_id, keep, list_id, keep),
+            (base.list_id, keep, list_id),
         )
     return _extend(connection, ListRef(list_id, keep, check), tail)
 
@@ -168,6 +171,82 @@ def get_blob(connection: sqlite3.Connection, blob_id: int) -> Blob:
     return value
 
 
+# Many at once
+
+
+_ITEMS = """
+    WITH RECURSIVE chain (wanted, id, upto) AS (
+        SELECT json_extract(value, '$[0]'), json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(?)
+        UNION ALL
+        SELECT chain.wanted, lists.parent_id, MIN(lists.parent_length, chain.upto)
+        FROM chain JOIN lists ON lists.id = chain.id WHERE lists.parent_id IS NOT NULL
+    )
+    SELECT wanted, position, MIN(count, chain.upto - position), blob_id
+    FROM chain CROSS JOIN list_items ON list_id = chain.id AND position < chain.upto ORDER BY wanted, position
+"""
+
+
+class Pieces:
+    """What many references lead to: each list, at its greatest length, and each blob is read once.
+
+    Damage is raised when a value is asked for, so that it is told of whoever refers to it.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, values: Iterable[Any], writes: Iterable[Any]) -> None:
+        lengths: dict[int, int] = {}
+        blob_ids: set[int] = set()
+        for ref in values:
+            if isinstance(ref, list):
+                lengths[ref[0]] = max(lengths.get(ref[0], 0), ref[1])
+            elif isinstance(ref, int):
+                blob_ids.add(ref)
+        for ref in writes:
+            blob_ids.update([blob_id for blob_id, _ in ref] if isinstance(ref, list) else [ref] if ref else [])
+        self._items: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
+        for wanted, *item in connection.execute(_ITEMS, (json.dumps(list(lengths.items())),)) if lengths else ():
+            self._items[wanted].append((item[0], item[1], item[2]))
+            blob_ids.add(item[2])
+        rows = connection.execute(
+            "SELECT id, type, data, digest, checksum FROM blobs WHERE id IN (SELECT value FROM json_each(?))",
+            (json.dumps(sorted(blob_ids)),),
+        )
+        self._rows = {row[0]: row[1:] for row in rows}
+        self._checked: dict[int, Blob] = {}
+
+    def value(self, ref: Any) -> Blob | StoredList | None:
+        """What a checkpoint's channel refers to."""
+        if ref is None:
+            return None
+        return self._list(ListRef(*ref)) if isinstance(ref, list) else self._blob(ref)
+
+    def written(self, ref: Any) -> Blob | list[Chunk] | None:
+        """What a write refers to."""
+        if isinstance(ref, list):
+            return [Chunk(self._blob(blob_id), count) for blob_id, count in ref]
+        return None if ref is None else self._blob(ref)
+
+    def _blob(self, blob_id: int) -> Blob:
+        found = self._checked.get(blob_id)
+        if found is None:
+            if blob_id not in self._rows:
+                raise Damaged(f"blob {blob_id} is missing")
+            found = self._checked[blob_id] = _blob(self._rows[blob_id], f"blob {blob_id}")
+        return found
+
+    def _list(self, ref: ListRef) -> StoredList:
+        chunks, digests, length = [], [], 0
+        for position, count, blob_id in self._items.get(ref.list_id, ()):
+            if position >= ref.length:
+                break
+            count = min(count, ref.length - position)
+            chunks.append(Chunk(self._blob(blob_id), count))
+            digests.append(self._rows[blob_id][2])
+            length += count
+        if length != ref.length or zlib.crc32(b"".join(digests)) != ref.check:
+            raise Damaged(f"list {ref.list_id}")
+        return StoredList(ref, chunks)
+
+
 # With their family
 
 
@@ -177,19 +256,26 @@ def rename_family(connection: sqlite3.Connection, family_id: str, to: str) -> No
 
 
 _USED = """
-    CREATE TEMP TABLE used_lists AS
-    WITH RECURSIVE used (id) AS (
-        SELECT json_extract(value, '$[0]') FROM checkpoints, json_each(channels)
-        WHERE session_id IN (SELECT id FROM sessions WHERE family_id = :family) AND json_each.type = 'array'
+    WITH RECURSIVE
+    direct (id, upto) AS (
+        SELECT json_extract(value, '$[0]'), MAX(json_extract(value, '$[1]')) FROM checkpoints, json_each(channels)
+        WHERE session_id IN (SELECT id FROM sessions WHERE family_id = ?) AND json_each.type = 'array' GROUP BY 1
+    ),
+    used (id, upto) AS (
+        SELECT id, upto FROM direct
         UNION
-        SELECT parent_id FROM used JOIN lists USING (id) WHERE parent_id IS NOT NULL
+        SELECT parent_id, MIN(parent_length, upto) FROM used JOIN lists USING (id) WHERE parent_id IS NOT NULL
     )
-    SELECT id FROM used
+    INSERT INTO used_lists SELECT id, MAX(upto) FROM used GROUP BY id
 """
 
 
 def free_unused(connection: sqlite3.Connection, family_id: str, members: Sequence[str]) -> None:
-    """Delete the lists and blobs of a family that none of its `members` refers to any more."""
+    """Delete what none of the `members` of a family refers to any more: lists, their ends, and blobs.
+
+    To cut the end off a list is safe: nobody refers to it, and whoever comes to append finds the
+    list as long as the reference he holds, or branches.
+    """
     if not members:
         connection.execute(
             "DELETE FROM list_items WHERE list_id IN (SELECT id FROM lists WHERE family_id = ?)", (family_id,)
@@ -197,10 +283,11 @@ def free_unused(connection: sqlite3.Connection, family_id: str, members: Sequenc
         connection.execute("DELETE FROM lists WHERE family_id = ?", (family_id,))
         connection.execute("DELETE FROM blobs WHERE family_id = ?", (family_id,))
         return
-    connection.execute(_USED, {"family": family_id})
+    connection.execute("CREATE TEMP TABLE used_lists (id INTEGER PRIMARY KEY, upto INTEGER NOT NULL)")
+    connection.execute(_USED, (family_id,))
     connection.execute(
-        "DELETE FROM list_items WHERE list_id IN"
-        " (SELECT id FROM lists WHERE family_id = ? AND id NOT IN (SELECT id FROM used_lists))",
+        "DELETE FROM list_items WHERE list_id IN (SELECT id FROM lists WHERE family_id = ?)"
+        " AND position >= COALESCE((SELECT upto FROM used_lists WHERE id = list_id), 0)",
         (family_id,),
     )
     connection.execute("DELETE FROM lists WHERE family_id = ? AND id NOT IN (SELECT id FROM used_lists)", (family_id,))
@@ -213,8 +300,8 @@ def free_unused(connection: sqlite3.Connection, family_id: str, members: Sequenc
             SELECT value FROM checkpoints, json_each(channels)
             WHERE session_id IN (SELECT id FROM sessions WHERE family_id = :family) AND json_each.type = 'integer'
             UNION
-            SELECT atom FROM writes, json_tree(writes.value)
-            WHERE session_id IN (SELECT id FROM sessions WHERE family_id = :family) AND atom IS NOT NULL
+            SELECT COALESCE(atom, json_extract(json_each.value, '$[0]')) FROM writes, json_each(writes.value)
+            WHERE session_id IN (SELECT id FROM sessions WHERE family_id = :family) AND json_each.type != 'null'
         )
         """,
         {"family": family_id},

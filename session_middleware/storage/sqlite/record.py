@@ -44,17 +44,29 @@ def begin_run(connection: sqlite3.Connection, session_id: str, run_id: str, now:
     connection.execute("UPDATE sessions SET run_count = run_count + 1 WHERE id = ?", (session_id,))
 
 
-def _interrupt_dead_runs(connection: sqlite3.Connection, session_id: str) -> None:
-    """Runs whose process has died without ending them were interrupted, and so were their tool calls."""
-    rows = connection.execute(
+def has_live_run(connection: sqlite3.Connection, session_id: str) -> bool:
+    """Whether a run of the session is in progress in a process that is still there."""
+    return any(not is_gone(process) for _, process in _in_progress(connection, session_id))
+
+
+def _in_progress(connection: sqlite3.Connection, session_id: str) -> list[tuple[str, str]]:
+    return connection.execute(
         "SELECT id, process FROM runs WHERE session_id = ? AND outcome = 'running'", (session_id,)
     ).fetchall()
-    for run_id in [run_id for run_id, process in rows if is_gone(process)]:
+
+
+def _interrupt_dead_runs(connection: sqlite3.Connection, session_id: str) -> None:
+    """Runs whose process has died without ending them were interrupted, and so were their tool calls."""
+    for run_id in [run_id for run_id, process in _in_progress(connection, session_id) if is_gone(process)]:
         connection.execute("UPDATE runs SET outcome = 'interrupted' WHERE id = ?", (run_id,))
-        connection.execute(
-            "UPDATE tool_calls SET status = 'interrupted' WHERE session_id = ? AND run_id = ? AND status = 'running'",
-            (session_id, run_id),
-        )
+        _interrupt_calls(connection, session_id, run_id)
+
+
+def _interrupt_calls(connection: sqlite3.Connection, session_id: str, run_id: str) -> None:
+    connection.execute(
+        "UPDATE tool_calls SET status = 'interrupted' WHERE session_id = ? AND run_id = ? AND status = 'running'",
+        (session_id, run_id),
+    )
 
 
 def end_run(
@@ -78,6 +90,7 @@ def end_run(
         " checkpoint_id = ? WHERE id = ? AND session_id = ?",
         (outcome, error and clean(error), duration_ms, *tokens, *latest, run_id, session_id),
     )
+    _interrupt_calls(connection, session_id, run_id)
     if outcome == "error":
         connection.execute("UPDATE sessions SET error_count = error_count + 1 WHERE id = ?", (session_id,))
 
@@ -221,19 +234,21 @@ def _add_answered_call(
     connection: sqlite3.Connection, session_id: str, message: MessageSeen, tool_call_id: str, run_id: str | None
 ) -> None:
     """A row for a call whose execution nobody watched, from the message that answers it."""
-    known = connection.execute(
-        "SELECT 1 FROM tool_calls WHERE session_id = ? AND tool_call_id = ?", (session_id, tool_call_id)
-    ).fetchone()
-    if known:
-        return
     asked = _asking_message(connection, session_id, tool_call_id)
+    since = asked[2] if asked else 0  # a model may use an id again in a later turn
+    earlier = connection.execute(
+        "SELECT COUNT(*), MAX(seq) FROM tool_calls WHERE session_id = ? AND tool_call_id = ?",
+        (session_id, tool_call_id),
+    ).fetchone()
+    if earlier[0] and earlier[1] > since:
+        return
     _insert_call(
         connection,
         session_id,
         run_id=run_id,
-        execution_id=f"{session_id}/{tool_call_id}",
+        execution_id=message.message_id,
         tool_call_id=tool_call_id,
-        attempt=1,
+        attempt=earlier[0] + 1,
         name=clean(message.name or (asked and asked[1].get("name")) or "tool"),
         arguments=to_json(asked and asked[1].get("args")),
         result=to_json(message.content if message.content is not None else message.text),
@@ -259,17 +274,17 @@ def _insert_call(connection: sqlite3.Connection, session_id: str, **columns: Any
 
 def _asking_message(
     connection: sqlite3.Connection, session_id: str, tool_call_id: str
-) -> tuple[str, dict[str, Any]] | None:
-    """The id of the latest assistant message that asked for this call, and the request."""
+) -> tuple[str, dict[str, Any], int] | None:
+    """The id of the latest assistant message that asked for this call, the request, and the message's seq."""
     rows = connection.execute(
-        "SELECT message_id, tool_calls FROM messages WHERE session_id = ? AND tool_calls IS NOT NULL"
+        "SELECT message_id, tool_calls, seq FROM messages WHERE session_id = ? AND tool_calls IS NOT NULL"
         " ORDER BY seq DESC LIMIT 50",
         (session_id,),
     )
-    for message_id, calls in rows:
+    for message_id, calls, seq in rows:
         for call in json.loads(calls):
             if call.get("id") == tool_call_id:
-                return message_id, call
+                return message_id, call, seq
     return None
 
 

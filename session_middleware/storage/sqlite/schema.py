@@ -98,7 +98,7 @@ _TABLES = (
         session_id TEXT NOT NULL,
         seq INTEGER NOT NULL,
         run_id TEXT,
-        execution_id TEXT NOT NULL UNIQUE,
+        execution_id TEXT NOT NULL,
         tool_call_id TEXT NOT NULL,
         attempt INTEGER NOT NULL DEFAULT 1,
         name TEXT NOT NULL,
@@ -112,7 +112,8 @@ _TABLES = (
         started_at TEXT,
         duration_ms REAL,
         UNIQUE (session_id, seq),
-        UNIQUE (session_id, tool_call_id, attempt)
+        UNIQUE (session_id, tool_call_id, attempt),
+        UNIQUE (session_id, execution_id)
     )
     """,
     """
@@ -152,6 +153,8 @@ _TABLES = (
         checkpoint_ns TEXT NOT NULL,
         checkpoint_id TEXT NOT NULL,
         parent_id TEXT,
+        enclosing TEXT NOT NULL,
+        run_id TEXT,
         source TEXT,
         step INTEGER,
         channels TEXT NOT NULL,
@@ -161,6 +164,7 @@ _TABLES = (
         PRIMARY KEY (session_id, checkpoint_ns, checkpoint_id)
     ) WITHOUT ROWID
     """,
+    "CREATE INDEX checkpoints_by_run ON checkpoints (run_id) WHERE run_id IS NOT NULL",
     """
     CREATE TABLE writes (
         session_id TEXT NOT NULL,

@@ -10,7 +10,7 @@ from typing import Any
 
 from session_middleware import lifecycle
 from session_middleware.errors import SessionAccessDenied, SessionError, SessionExpired, SessionNotFound
-from session_middleware.model import Clock, Ended, NewId, SessionInfo, to_text
+from session_middleware.model import Admission, Clock, Ended, NewId, SessionInfo, to_text
 from session_middleware.settings import SessionSettings
 from session_middleware.storage.port import Deleted, SessionDetails, SessionFilter, Visit
 from session_middleware.storage.sqlite import checkpoints, memories, pieces, record
@@ -47,8 +47,21 @@ def look(connection: sqlite3.Connection, visit: Visit, rules: Rules) -> SessionI
     if session is not None:
         lifecycle.check_access(session, visit.identity)
     if visit.admission is None:
-        visit.admission = lifecycle.admit(session, rules.settings, rules.clock())
+        visit.admission = _admission(connection, session, rules, rules.clock())
     return None if visit.admission == "fresh" and not visit.admitted else session
+
+
+def _admission(
+    connection: sqlite3.Connection, session: SessionInfo | None, rules: Rules, now: datetime
+) -> Admission:
+    """As `lifecycle.admit`; but a session with a run in progress has not expired, however long that takes."""
+    if session is not None and _has_expired(session, rules, now) and record.has_live_run(connection, session.id):
+        return "resumed"
+    return lifecycle.admit(session, rules.settings, now)
+
+
+def _has_expired(session: SessionInfo, rules: Rules, now: datetime) -> bool:
+    return lifecycle.status_at(session, rules.settings, now) == "expired"
 
 
 def admit(connection: sqlite3.Connection, visit: Visit, rules: Rules, *, announce: bool = True) -> str:
@@ -66,7 +79,7 @@ def admit(connection: sqlite3.Connection, visit: Visit, rules: Rules, *, announc
         visit.announced = True
         if visit.is_run and visit.admission == "resumed":
             _revive(connection, visit, "resumed", None, now)
-    if visit.run_id is not None and visit.announced:
+    if visit.run_id is not None and visit.announced and rules.settings.tracking:
         record.begin_run(connection, visit.session_id, visit.run_id, now)
     return family_id
 
@@ -76,7 +89,7 @@ def _admit_first(connection: sqlite3.Connection, visit: Visit, rules: Rules, now
     if session is not None:
         lifecycle.check_access(session, visit.identity)
         if visit.admission is None:
-            visit.admission = lifecycle.admit(session, rules.settings, now)
+            visit.admission = _admission(connection, session, rules, now)
         session = _apply(connection, session, visit, rules, now)
     if session is None:
         session = _insert(connection, visit, rules, now)
@@ -284,7 +297,8 @@ def list_due(connection: sqlite3.Connection, rules: Rules, now: datetime) -> lis
         "SELECT * FROM sessions WHERE status = 'active' AND last_active_at <= ? ORDER BY last_active_at, id",
         (to_text(now - rules.settings.idle_timeout),),
     )
-    return values_of(SessionInfo, cursor)
+    due = values_of(SessionInfo, cursor)
+    return [session for session in due if not record.has_live_run(connection, session.id)]
 
 
 def ended(session: SessionInfo, rules: Rules) -> Ended:
@@ -303,7 +317,7 @@ def end_one(connection: sqlite3.Connection, session_id: str, rules: Rules, now: 
     session = find(connection, session_id)
     if session is None or session.status != "active":
         return None
-    if lifecycle.status_at(session, rules.settings, now) != "expired":
+    if not _has_expired(session, rules, now) or record.has_live_run(connection, session_id):
         return None
     if rules.settings.on_expire == "delete":
         delete(connection, session_id)

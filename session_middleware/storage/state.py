@@ -1,0 +1,102 @@
+"""State in pieces, as it passes between the checkpointer and an engine: opaque bytes and where they belong.
+
+`StoredCheckpoint.values` and a put's values say of each channel what it holds: a `Blob`, a list in
+`Chunk`s, or ``None``. A channel that is missing in both has no value, or one that is *replayed*:
+made again from the writes of the checkpoint's ancestors, which is how LangGraph's delta channels work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Blob(NamedTuple):
+    """One serialised value: the serializer's type tag, and its bytes."""
+
+    type: str
+    data: bytes
+
+
+class Chunk(NamedTuple):
+    """Some successive elements of a list, in one blob: the first `length` of those it holds."""
+
+    blob: Blob
+    length: int = 1
+
+
+class ListRef(NamedTuple):
+    """A list as a checkpoint keeps it: the first `length` elements of a stored list.
+
+    `check` is the CRC-32 over the digests of the chunks it is made of, so that a reference that
+    leads to other elements than it was made for is found when it is followed.
+    """
+
+    list_id: int
+    length: int
+    check: int
+
+
+@dataclass(frozen=True, slots=True)
+class ListPut:
+    """The list a channel holds now: the first `keep` elements of `base`, then `tail`."""
+
+    base: ListRef | None
+    keep: int
+    tail: Sequence[Chunk]
+
+
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """What the writer believes the parent checkpoint to be: its id, and its channels as stored."""
+
+    checkpoint_id: str
+    channels: str
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    idx: int  # negative: one of LangGraph's special writes, which replace; else the first one stays
+    channel: str
+    value: Blob | Sequence[Chunk] | None  # chunks: the elements of a list
+
+
+@dataclass(frozen=True, slots=True)
+class StoredList:
+    ref: ListRef
+    chunks: Sequence[Chunk]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredWrite:
+    task_id: str
+    channel: str
+    value: Blob | Sequence[Chunk] | None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredCheckpoint:
+    """A checkpoint as it came from storage, its pieces joined but not deserialised."""
+
+    session_id: str
+    checkpoint_ns: str
+    checkpoint_id: str
+    parent_id: str | None
+    body: Blob
+    channels: str  # as stored: what a later put passes as `Parent.channels`
+    values: dict[str, Blob | StoredList | None]
+    writes: Sequence[StoredWrite]  # in LangGraph's ``writes_sort_key`` order
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return self.session_id, self.checkpoint_ns, self.checkpoint_id
+
+
+@dataclass(frozen=True, slots=True)
+class StoredHistory:
+    """What makes a replayed channel's value: a value to begin with, and the writes since, oldest first."""
+
+    has_seed: bool
+    seed: Blob | StoredList | None
+    writes: Sequence[StoredWrite]
