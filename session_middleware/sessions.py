@@ -80,7 +80,7 @@ class Sessions:
             self._visits,
             serde=serde or StrictSerializer(allowed_types),
             describe_messages=partial(describe, new_id=new_id),
-            before_put=self.recorder.drain,
+            settle=self.recorder.drain,
         )
         self.store: BaseStore = SessionStore(self._storage, self._offload)
         self._closing = threading.Lock()

@@ -9,11 +9,14 @@ from typing import Any
 from langchain_core.messages import BaseMessage
 from langgraph.checkpoint.base import WRITES_IDX_MAP
 from langgraph.checkpoint.serde.base import SerializerProtocol
+from langgraph.constants import START
 
 from session_middleware.checkpoint import pieces
-from session_middleware.checkpoint.known import Known
+from session_middleware.checkpoint.known import Known, KnownList
 from session_middleware.errors import UnserializableValue
 from session_middleware.storage.state import Blob, Chunk, ListPut, StoredList, Write
+
+_PART = "\x1f"  # in a stored name: between a channel and the part of its value
 
 
 class Codec:
@@ -64,9 +67,10 @@ class Codec:
 class Split:
     """The channel values of one put, sorted into what is the parent's and what is new."""
 
-    def __init__(self, codec: Codec, parent: Known | None) -> None:
+    def __init__(self, codec: Codec, parent: Known | None, others: Sequence[KnownList] = ()) -> None:
         self._codec = codec
         self._parent = parent
+        self._others = others  # lists of the session's other graphs
         self.inherited: list[str] = []
         self.values: dict[str, Blob | ListPut | None] = {}
         self.marks: dict[str, array[int]] = {}  # the fingerprints of each new list
@@ -74,25 +78,68 @@ class Split:
 
     def inherit(self, name: str, version: Any) -> bool:
         """Take the parent's value of a channel, if it is the same; say whether."""
-        found = self._parent is not None and self._parent.holds(name, version)
-        if found:
-            self.inherited.append(name)
-        return found
+        if self._parent is None or not self._parent.holds(name, version):
+            return False
+        self.inherited += [stored for stored in self._parent.names if stored.split(_PART)[0] == name]
+        return True
 
     def add(self, name: str, value: Any) -> None:
         if value is None:
             self.values[name] = None
         elif type(value) is list:
             self._add_list(name, value)
+        elif name == START and type(value) is dict:
+            self._add_dict(name, value)
         else:
             self.values[name] = self._codec.dump(name, value)
 
+    def _add_dict(self, name: str, value: dict[Any, Any]) -> None:
+        """A graph's input, whose lists may be the whole history: they are stored as lists."""
+        lists = {key: part for key, part in value.items() if type(part) is list and type(key) is str}
+        self.values[name] = self._codec.dump(name, value | dict.fromkeys(lists))
+        for key, part in lists.items():
+            self._add_list(name + _PART + key, part)
+
     def _add_list(self, name: str, value: list[Any]) -> None:
-        known = self._parent.lists.get(name) if self._parent else None
         marks = self._codec.fingerprints(value)
-        old = known.fingerprints if known else array("q")
-        keep = pieces.kept(marks, old)
+        known = self._parent.lists.get(name) if self._parent else None
+        own = [known] if known else []
+        base, keep = _longest(marks, own)
+        if not keep:
+            base, keep = _longest(marks, self._others)
         self.marks[name] = marks
-        self.values[name] = ListPut(known.ref if known else None, keep, self._codec.dump_list(name, value[keep:]))
-        new = pieces.added(value, marks, old, keep)
-        self.messages += [element for element in new if isinstance(element, BaseMessage)]
+        tail = self._codec.dump_list(name, value[keep:])
+        self.values[name] = ListPut(base.ref if base else None, keep, tail, is_parents=base is known)
+        if not is_input(name):
+            recorded, beginning = base, keep
+            if base is not None and base.is_input:
+                recorded, beginning = _longest(marks, own)
+            old = recorded.fingerprints if recorded else array("q")
+            new = pieces.added(value, marks, old, beginning)
+            self.messages += [element for element in new if isinstance(element, BaseMessage)]
+
+
+def _longest(marks: array[int], lists: Sequence[KnownList]) -> tuple[KnownList | None, int]:
+    """Which of the lists has most elements in common at the beginning, and how many."""
+    found = [(pieces.kept(marks, known.fingerprints), place) for place, known in enumerate(lists)]
+    keep, place = max(found, default=(0, -1))
+    return (lists[place] if found else None), keep
+
+
+def is_input(name: str) -> bool:
+    """Whether a stored name is of a list in what a graph was called with."""
+    return _PART in name
+
+
+def part(values: dict[str, Any], name: str) -> Any:
+    """The value that is stored under `name`, of channel values that are whole."""
+    channel, _, key = name.partition(_PART)
+    return values[channel][key] if key else values[channel]
+
+
+def whole(values: dict[str, Any]) -> dict[str, Any]:
+    """Channel values as they were before `Split`: with the lists of an input back in it."""
+    for name in [name for name in values if _PART in name]:
+        channel, _, key = name.partition(_PART)
+        values[channel][key] = values.pop(name)
+    return values

@@ -15,6 +15,7 @@ from session_middleware.storage.state import ListRef
 Key = tuple[str, str, str]  # session id, namespace, checkpoint id
 
 _REMEMBERED = 256
+_LISTS = 8  # of a session, whose beginnings another list may share
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,7 @@ class KnownList:
 
     ref: ListRef
     fingerprints: array[int]
+    is_input: bool = False  # what a graph was called with: the record has its messages from the state they led to
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,7 @@ class KnownCheckpoints:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._found: OrderedDict[Key, Known] = OrderedDict()
+        self._lists: OrderedDict[str, OrderedDict[int, KnownList]] = OrderedDict()  # by session and list
 
     def find(self, key: Key) -> Known | None:
         with self._lock:
@@ -56,8 +59,23 @@ class KnownCheckpoints:
             self._found.move_to_end(key)
             while len(self._found) > _REMEMBERED:
                 self._found.popitem(last=False)
+            lists = self._lists.setdefault(key[0], OrderedDict())
+            self._lists.move_to_end(key[0])
+            for known_list in known.lists.values():
+                lists[known_list.ref.list_id] = known_list
+                lists.move_to_end(known_list.ref.list_id)
+            while len(lists) > _LISTS:
+                lists.popitem(last=False)
+            while len(self._lists) > _REMEMBERED:
+                self._lists.popitem(last=False)
+
+    def lists(self, session_id: str) -> list[KnownList]:
+        """The lists of a session that were seen last, whichever graph's or subgraph's they are."""
+        with self._lock:
+            return list(self._lists.get(session_id, {}).values())
 
     def forget(self, session_id: str) -> None:
         with self._lock:
+            self._lists.pop(session_id, None)
             for key in [key for key in self._found if key[0] == session_id]:
                 del self._found[key]

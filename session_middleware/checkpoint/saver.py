@@ -26,9 +26,9 @@ from langgraph.checkpoint.base import (
 )
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
-from session_middleware.checkpoint.codec import Codec, Split
+from session_middleware.checkpoint.codec import Codec, Split, is_input, part, whole
 from session_middleware.checkpoint.known import Key, Known, KnownCheckpoints, KnownList
-from session_middleware.errors import UnknownStrategy
+from session_middleware.errors import SessionError, UnknownStrategy
 from session_middleware.lifecycle import session_id_of
 from session_middleware.model import Identity
 from session_middleware.storage.offload import Offload
@@ -56,14 +56,14 @@ class SessionSaver(BaseCheckpointSaver[int]):
         *,
         serde: SerializerProtocol,
         describe_messages: DescribeMessages,
-        before_put: Callable[[], None] = lambda: None,
+        settle: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(serde=serde)
         self._storage = storage
         self._offload = offload
         self._visits = visits
         self._describe_messages = describe_messages
-        self._before_put = before_put  # what the recorder has handed over comes before the checkpoint it led to
+        self._settle = settle  # what the recorder has handed over comes before what follows from it
         self._known = KnownCheckpoints()
 
     @property
@@ -84,10 +84,13 @@ class SessionSaver(BaseCheckpointSaver[int]):
         return await self._offload.run(self._read, config, self._visits.arrive(config["configurable"]))
 
     def _read(self, config: RunnableConfig, visit: Visit) -> CheckpointTuple | None:
-        if self._storage.look(visit) is None:
-            return None
+        self._settle()
         namespace = config["configurable"].get("checkpoint_ns", "")
-        stored = self._storage.get_checkpoint(visit.session_id, namespace, get_checkpoint_id(config))
+        try:
+            stored = self._storage.read_checkpoint(visit, namespace, get_checkpoint_id(config))
+        except SessionError:
+            self._visits.give_back(visit)
+            raise
         if stored is None:
             return None
         found = self._tuple(stored, visit.identity)
@@ -184,7 +187,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
     def _tuple(self, stored: StoredCheckpoint, identity: Identity) -> CheckpointTuple:
         codec, key = self._codec, stored.key
         body = codec.load(stored.body)
-        values = {name: codec.load(value) for name, value in stored.values.items()}
+        values = whole({name: codec.load(value) for name, value in stored.values.items()})
         return CheckpointTuple(
             config=self._config(identity, key),
             checkpoint=cast("Checkpoint", {**body["checkpoint"], "channel_values": values}),
@@ -198,11 +201,11 @@ class SessionSaver(BaseCheckpointSaver[int]):
         known, values = self._known.find(stored.key), checkpoint["channel_values"]
         if known is None or known.channels != stored.channels:
             lists = {
-                name: KnownList(value.ref, self._codec.fingerprints(values[name]))
+                name: KnownList(value.ref, self._codec.fingerprints(part(values, name)), is_input(name))
                 for name, value in stored.values.items()
                 if isinstance(value, StoredList)
             }
-            known = Known(checkpoint["channel_versions"].copy(), stored.channels, frozenset(values), lists)
+            known = Known(checkpoint["channel_versions"].copy(), stored.channels, frozenset(stored.values), lists)
         self._known.keep(stored.key, known)
         return known
 
@@ -224,7 +227,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
         Raises:
             UnserializableValue: naming the channel, and where in its value the culprit is.
         """
-        self._before_put()
+        self._settle()
         visit = self._visits.present(config["configurable"])
         if not visit.announced:
             visit.is_run = metadata.get("source") != "update"
@@ -257,7 +260,8 @@ class SessionSaver(BaseCheckpointSaver[int]):
     ) -> None:
         parent_id, codec = get_checkpoint_id(config), self._codec
         parent = self._parent((*key[:2], parent_id), anew=anew) if parent_id else None
-        split, versions = Split(codec, parent), checkpoint["channel_versions"]
+        split = Split(codec, parent, () if anew else self._known.lists(key[0]))
+        versions = checkpoint["channel_versions"]
         for name, value in checkpoint["channel_values"].items():
             if name in new_versions or not split.inherit(name, versions.get(name)):
                 split.add(name, value)
@@ -282,10 +286,11 @@ class SessionSaver(BaseCheckpointSaver[int]):
                 run_id=None if (run_id := metadata.get("run_id")) is None else str(run_id),
             )
         )
-        lists = {name: KnownList(ref, split.marks[name]) for name, ref in refs.items()}
+        lists = {name: KnownList(ref, split.marks[name], is_input(name)) for name, ref in refs.items()}
         if parent:
             lists.update({name: parent.lists[name] for name in split.inherited if name in parent.lists})
-        self._known.keep(key, Known(versions.copy(), channels, frozenset(checkpoint["channel_values"]), lists))
+        names = frozenset(split.values) | frozenset(split.inherited)
+        self._known.keep(key, Known(versions.copy(), channels, names, lists))
 
     def put_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""

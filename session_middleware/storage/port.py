@@ -228,7 +228,8 @@ class Storage(Protocol):
         """Everything of the session: checkpoints, writes, record, memory. Counts; 0 for an unknown id.
 
         Pieces shared with the rest of its family stay as long as a member refers to them. When this
-        returns, none of the text is left in the database's files.
+        returns, none of the text is left in the database's files, unless a reader elsewhere still holds
+        an older snapshot: then it goes with a later checkpoint of the write-ahead log.
         """
 
     def end_expired(self, *, now: datetime, dry_run: bool, leave: Collection[str] = ()) -> list[Ended]:
@@ -299,6 +300,9 @@ class Storage(Protocol):
 
     def put_writes(self, put: WritesPut) -> None:
         """Store writes; their checkpoint may arrive later. All of them or none."""
+
+    def read_checkpoint(self, visit: Visit, checkpoint_ns: str, checkpoint_id: str | None) -> StoredCheckpoint | None:
+        """`look`, then `get_checkpoint`, in one snapshot: the session cannot change hands in between."""
 
     def get_checkpoint(self, session_id: str, checkpoint_ns: str, checkpoint_id: str | None) -> StoredCheckpoint | None:
         """That checkpoint, or the latest (greatest id) of the namespace. Raises `StorageError` on damage."""

@@ -45,6 +45,7 @@ class ListPut:
     base: ListRef | None
     keep: int
     tail: Sequence[Chunk]
+    is_parents: bool = True  # `base` is the parent checkpoint's; else it is checked before it is used
 
 
 @dataclass(frozen=True, slots=True)

@@ -225,7 +225,7 @@ def make_damaged(file: Path) -> None:
         for number in range(50):
             sessions.open(f"s{number}", title="x" * 1000)
     data = file.read_bytes()
-    file.write_bytes(data[:4096] + b"\xff" * 8192 + data[12288:])
+    file.write_bytes(data[:4096] + b"\xff" * 16384 + data[20480:])
 
 
 UNUSABLE: dict[str, tuple[Callable[[Path], Any], str]] = {

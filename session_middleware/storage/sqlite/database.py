@@ -197,7 +197,9 @@ class SqliteDatabase:
             self._writer.executescript("PRAGMA incremental_vacuum")  # `execute` would stop at its first page
             left = self._writer.execute("PRAGMA freelist_count").fetchone()[0]
             if not self.in_memory:
+                self._writer.execute("PRAGMA busy_timeout=0")  # a reader must not hold up all writers
                 self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+                self._writer.execute(f"PRAGMA busy_timeout={int(BUSY_SECONDS * 1000)}")
         return int((unused - left) * page)
 
     # Opening

@@ -87,11 +87,21 @@ class SqliteStorage:
         return self._visit(visit, then)
 
     def look(self, visit: Visit) -> SessionInfo | None:
+        return self._looking(visit, lambda _, session: session)
+
+    def _looking(self, visit: Visit, then: Callable[[Connection, SessionInfo], T]) -> T | None:
+        """Check a visit and read what it came for in one snapshot; ``None`` when there is nothing for it."""
+
+        def operation(connection: Connection) -> T | None:
+            session = sessions.look(connection, visit, self._rules)
+            return None if session is None else then(connection, session)
+
         try:
-            return self._database.read(lambda connection: sessions.look(connection, visit, self._rules))
+            return self._database.read(operation)
         except sessions.REFUSALS as error:
             refusal = error
-        return self._database.write(lambda connection: self._refused(connection, visit, refusal))  # type: ignore[return-value]
+        self._database.write(lambda connection: self._refused(connection, visit, refusal))
+        return None  # never: the refusal was raised
 
     def find_session(self, session_id: str) -> SessionInfo | None:
         return self._database.read(lambda connection: sessions.find(connection, session_id))
@@ -229,6 +239,14 @@ class SqliteStorage:
     def put_writes(self, put: WritesPut) -> None:
         self._visit(
             put.visit, lambda connection, family_id: checkpoints.put_writes(connection, family_id, put), announce=False
+        )
+
+    def read_checkpoint(self, visit: Visit, checkpoint_ns: str, checkpoint_id: str | None) -> StoredCheckpoint | None:
+        return self._looking(
+            visit,
+            lambda connection, session: checkpoints.get(
+                connection, session.id, checkpoint_ns, checkpoint_id, self.name
+            ),
         )
 
     def get_checkpoint(self, session_id: str, checkpoint_ns: str, checkpoint_id: str | None) -> StoredCheckpoint | None:

@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from session_middleware.storage.port import StaleParent
 from session_middleware.storage.state import Blob, Chunk, ListPut, ListRef, StoredList
 
 MAX_DEPTH = 16  # of lists branched from lists, before a branch copies its references instead
@@ -58,6 +59,8 @@ def _blob(row: tuple[str, bytes, bytes, int], where: str) -> Blob:
 # Lists
 
 
+Stored = tuple[int, bytes, int]  # of a chunk: its blob's id and digest, and how many elements it is
+
 _CHAIN = """
     WITH RECURSIVE chain (id, upto) AS (
         VALUES (?, ?)
@@ -69,32 +72,52 @@ _CHAIN = """
 
 
 def put_list(connection: sqlite3.Connection, family_id: str, put: ListPut) -> ListRef:
-    tail = [(*put_blob(connection, family_id, chunk.blob), chunk.length) for chunk in put.tail]
+    tail: Sequence[Stored] = [(*put_blob(connection, family_id, chunk.blob), chunk.length) for chunk in put.tail]
     base = put.base if put.base is not None and put.keep else None
     if base is None:
         return _branch(connection, family_id, None, 0, 0, tail)
-    if base.length == put.keep:
-        if not tail:
-            return base
-        appended = _append(connection, base, tail)
-        return appended or _branch(connection, family_id, base, base.length, base.check, tail)
-    check = _check_of(connection, base.list_id, put.keep)
+    if not put.is_parents and _check_of(connection, base.list_id, base.length) != base.check:
+        raise StaleParent  # it was cut or deleted since this process has seen it
+    if base.length != put.keep:
+        base = ListRef(base.list_id, put.keep, _check_of(connection, base.list_id, put.keep))
+    base, tail, is_free = _follow(connection, base, tail)
     if not tail:
-        return ListRef(base.list_id, put.keep, check)
-    return _branch(connection, family_id, base, put.keep, check, tail)
+        return base
+    if is_free:
+        return _extend(connection, base, tail)
+    return _branch(connection, family_id, base, base.length, base.check, tail)
 
 
-def _append(connection: sqlite3.Connection, base: ListRef, tail: Sequence[tuple[int, bytes, int]]) -> ListRef | None:
-    """Add to the end of a list; ``None`` when somebody has added something else there."""
+def _follow(
+    connection: sqlite3.Connection, base: ListRef, tail: Sequence[Stored]
+) -> tuple[ListRef, Sequence[Stored], bool]:
+    """Go along what somebody has already added after `base` for as long as it is what is to be added.
+
+    A subgraph's list and its parent's share their elements so, and so does a step that is done again.
+    Returns how far that is, what remains to be added, and whether nothing else stands there.
+    """
+    list_id, length, check = base
+    items = connection.execute(
+        "SELECT position, blob_id, count FROM list_items WHERE list_id = ? AND position >= ? ORDER BY position",
+        (list_id, length),
+    ).fetchmany(len(tail) + 1)
+    same = 0
+    while same < min(len(items), len(tail)) and items[same] == (length, tail[same][0], tail[same][2]):
+        length += tail[same][2]
+        check = zlib.crc32(tail[same][1], check)
+        same += 1
+    return ListRef(list_id, length, check), tail[same:], same == len(items) and _ends(connection, list_id, length)
+
+
+def _ends(connection: sqlite3.Connection, list_id: int, length: int) -> bool:
+    """Whether the list has no element after the first `length`, nor a run that is cut there."""
     last = connection.execute(
-        "SELECT position, count FROM list_items WHERE list_id = ? ORDER BY position DESC LIMIT 1", (base.list_id,)
+        "SELECT position + count FROM list_items WHERE list_id = ? ORDER BY position DESC LIMIT 1", (list_id,)
     ).fetchone()
-    if last is None or last[0] + last[1] != base.length:
-        return None
-    return _extend(connection, base, tail)
+    return last is not None and last[0] == length
 
 
-def _extend(connection: sqlite3.Connection, base: ListRef, tail: Sequence[tuple[int, bytes, int]]) -> ListRef:
+def _extend(connection: sqlite3.Connection, base: ListRef, tail: Sequence[Stored]) -> ListRef:
     list_id, length, check = base
     for blob_id, digest, count in tail:
         connection.execute("INSERT INTO list_items VALUES (?, ?, ?, ?)", (list_id, length, count, blob_id))
@@ -109,7 +132,7 @@ def _branch(
     base: ListRef | None,
     keep: int,
     check: int,
-    tail: Sequence[tuple[int, bytes, int]],
+    tail: Sequence[Stored],
 ) -> ListRef:
     """A new list: the first `keep` elements of `base`, then `tail`."""
     parent = depth = None

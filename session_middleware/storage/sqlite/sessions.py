@@ -51,9 +51,7 @@ def look(connection: sqlite3.Connection, visit: Visit, rules: Rules) -> SessionI
     return None if visit.admission == "fresh" and not visit.admitted else session
 
 
-def _admission(
-    connection: sqlite3.Connection, session: SessionInfo | None, rules: Rules, now: datetime
-) -> Admission:
+def _admission(connection: sqlite3.Connection, session: SessionInfo | None, rules: Rules, now: datetime) -> Admission:
     """As `lifecycle.admit`; but a session with a run in progress has not expired, however long that takes."""
     if session is not None and _has_expired(session, rules, now) and record.has_live_run(connection, session.id):
         return "resumed"
