@@ -50,7 +50,7 @@ class Session(SessionInfo):
 
         `after` is a `seq`: what follows it.
         """
-        self._recorder.drain()
+        self._recorder.drain(self.id)
         return self._storage.list_messages(self.id, after=after, limit=limit, all_versions=all_versions)
 
     async def amessages(self, **options: Any) -> builtins.list[Message]:
@@ -58,7 +58,7 @@ class Session(SessionInfo):
 
     def tool_calls(self, *, after: int = 0, limit: int | None = None) -> builtins.list[ToolCall]:
         """Each execution of a tool, in order."""
-        self._recorder.drain()
+        self._recorder.drain(self.id)
         return self._storage.list_tool_calls(self.id, after=after, limit=limit)
 
     async def atool_calls(self, **options: Any) -> builtins.list[ToolCall]:
@@ -66,7 +66,7 @@ class Session(SessionInfo):
 
     def runs(self, *, after: int = 0, limit: int | None = None) -> builtins.list[Run]:
         """Each invocation of the graph, in order."""
-        self._recorder.drain()
+        self._recorder.drain(self.id)
         return self._storage.list_runs(self.id, after=after, limit=limit)
 
     async def aruns(self, **options: Any) -> builtins.list[Run]:
@@ -74,7 +74,7 @@ class Session(SessionInfo):
 
     def events(self, *, after: int = 0, limit: int | None = None) -> builtins.list[Event]:
         """What happened to the session itself, and why, in order."""
-        self._recorder.drain()
+        self._recorder.drain(self.id)
         return self._storage.list_events(self.id, after=after, limit=limit)
 
     async def aevents(self, **options: Any) -> builtins.list[Event]:
@@ -164,7 +164,7 @@ class Session(SessionInfo):
 
     def delete(self) -> Deleted:
         """Delete everything of it, and say how much that was."""
-        self._recorder.drain()
+        self._recorder.drain(self.id)
         self._recorder.forget(self.id)
         return self._storage.delete_session(self.id)
 

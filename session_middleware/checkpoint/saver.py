@@ -56,7 +56,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
         *,
         serde: SerializerProtocol,
         describe_messages: DescribeMessages,
-        settle: Callable[[], None] = lambda: None,
+        settle: Callable[[str], None] = lambda _: None,
     ) -> None:
         super().__init__(serde=serde)
         self._storage = storage
@@ -84,7 +84,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
         return await self._offload.run(self._read, config, self._visits.arrive(config["configurable"]))
 
     def _read(self, config: RunnableConfig, visit: Visit) -> CheckpointTuple | None:
-        self._settle()
+        self._settle(visit.session_id)
         namespace = config["configurable"].get("checkpoint_ns", "")
         try:
             stored = self._storage.read_checkpoint(visit, namespace, get_checkpoint_id(config))
@@ -227,8 +227,8 @@ class SessionSaver(BaseCheckpointSaver[int]):
         Raises:
             UnserializableValue: naming the channel, and where in its value the culprit is.
         """
-        self._settle()
         visit = self._visits.present(config["configurable"])
+        self._settle(visit.session_id)
         if not visit.announced:
             visit.is_run = metadata.get("source") != "update"
         key = (visit.session_id, config["configurable"].get("checkpoint_ns", ""), checkpoint["id"])

@@ -55,6 +55,7 @@ class _Trace:
     nodes: dict[UUID, str] = field(default_factory=dict)  # running nodes, and their graph's namespace
     tools: dict[UUID, float] = field(default_factory=dict)  # running tools, and when they started
     unwritten: list[MessageSeen] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)  # tools and nodes may run side by side
 
 
 def _harmless(method: Method) -> Method:
@@ -92,9 +93,8 @@ class SessionRecorder(GraphCallbackHandler):
         self._tracking = tracking
         self._traces: dict[UUID, _Trace] = {}  # of each run and all that runs inside it
         self._outside: set[UUID] = set()
-        self._lock = threading.Lock()  # tools and nodes may run side by side
         self._known: OrderedDict[str, set[str]] = OrderedDict()
-        self._handed_over: Future[None] | None = None  # the last write that was
+        self._handed_over: dict[str, Future[None]] = {}  # the last write that was, by session
         self.faults = 0
         self.delays = 0  # waits on an event loop that were given up
 
@@ -209,7 +209,7 @@ class SessionRecorder(GraphCallbackHandler):
         they are written here only before something that must come after them: a tool, or the end.
         """
         known = self._known_ids(trace.visit.session_id)
-        with self._lock:
+        with trace.lock:
             messages = unseen(value, known)
             known.update(str(message.id) for message in messages)
             trace.unwritten += describe(messages, namespace, new_id=self._new_id)
@@ -217,10 +217,11 @@ class SessionRecorder(GraphCallbackHandler):
             self._flush(trace)
 
     def _flush(self, trace: _Trace) -> None:
-        with self._lock:
+        """Write the messages taken down; whoever comes meanwhile waits, so as not to overtake them."""
+        with trace.lock:
             messages, trace.unwritten = trace.unwritten, []
-        if messages:
-            self._write(self._storage.append_messages, trace.visit, messages)
+            if messages:
+                self._write(self._storage.append_messages, trace.visit, messages)
 
     def _known_ids(self, session_id: str) -> set[str]:
         known = self._known.setdefault(session_id, set())
@@ -295,18 +296,23 @@ class SessionRecorder(GraphCallbackHandler):
 
     # Writing
 
-    def _write(self, call: Callable[..., Any], /, *args: Any, wait: float | None = None, **kwargs: Any) -> None:
+    def _write(
+        self, call: Callable[..., Any], visit: Visit, /, *args: Any, wait: float | None = None, **kwargs: Any
+    ) -> None:
         """Write now; on an event loop hand over instead, and wait no longer than `wait` seconds."""
         if not self._tracking:
             return
         if not _on_a_loop():
-            self.drain()  # what was handed over before comes before
-            call(*args, **kwargs)
+            self.drain(visit.session_id)  # what was handed over before comes before
+            call(visit, *args, **kwargs)
             return
-        self._handed_over = self._offload.submit(self._carry_out, functools.partial(call, *args, **kwargs))
+        future = self._offload.submit(self._carry_out, functools.partial(call, visit, *args, **kwargs))
+        self._handed_over[visit.session_id] = future
+        if len(self._handed_over) > _SESSIONS_REMEMBERED:
+            self._handed_over = {of: last for of, last in self._handed_over.items() if not last.done()}
         if wait is not None:
             try:
-                self._handed_over.result(wait)
+                future.result(wait)
             except FutureTimeoutError:
                 self.delays += 1
 
@@ -318,10 +324,11 @@ class SessionRecorder(GraphCallbackHandler):
         except Exception as error:  # noqa: BLE001  # as in `_harmless`: nobody waits for this
             self.fault(error)
 
-    def drain(self) -> None:
-        """Wait until all that was handed over is written, so that a reader sees it."""
-        if self._handed_over is not None:
-            self._handed_over.result()
+    def drain(self, session_id: str | None = None) -> None:
+        """Wait until all that was handed over, of one session or of all, is written, so that a reader sees it."""
+        for of in [session_id] if session_id is not None else list(self._handed_over):
+            if (future := self._handed_over.get(of)) is not None:
+                future.result()
 
     def fault(self, error: Exception) -> None:
         self.faults += 1

@@ -237,10 +237,10 @@ def _add_answered_call(
     asked = _asking_message(connection, session_id, tool_call_id)
     since = asked[2] if asked else 0  # a model may use an id again in a later turn
     earlier = connection.execute(
-        "SELECT COUNT(*), MAX(seq) FROM tool_calls WHERE session_id = ? AND tool_call_id = ?",
-        (session_id, tool_call_id),
+        "SELECT COUNT(*), MAX(seq > ? OR run_id IS ?) FROM tool_calls WHERE session_id = ? AND tool_call_id = ?",
+        (since, run_id or "", session_id, tool_call_id),
     ).fetchone()
-    if earlier[0] and earlier[1] > since:
+    if earlier[1]:
         return
     _insert_call(
         connection,
