@@ -200,7 +200,7 @@ _TABLES = (
     """,
     """
     CREATE TABLE blobs (
-        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        id INTEGER PRIMARY KEY,
         family_id TEXT NOT NULL,
         digest BLOB NOT NULL,
         checksum INTEGER NOT NULL,
