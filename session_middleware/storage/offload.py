@@ -22,9 +22,12 @@ R = TypeVar("R")
 
 
 class Offload:
-    """Two executors: `run` awaits calls on several threads; `submit` is one thread, in order."""
+    """Two executors: `run` awaits calls on several threads; `submit` is one thread, in order.
 
-    def __init__(self, name: str = "sessions", *, threads: int = 16) -> None:
+    As many writes as there are threads can share one commit; a thread is made when it is first needed.
+    """
+
+    def __init__(self, name: str = "sessions", *, threads: int = 64) -> None:
         self._name = name
         self._threads = threads
         self._start()
