@@ -17,6 +17,7 @@ from langgraph.types import StateSnapshot
 
 from session_middleware.checkpoint.saver import SessionSaver
 from session_middleware.errors import GraphHasPart, NotAGraph
+from session_middleware.model import Identity
 from session_middleware.visits import acting_as, identity_of
 
 G = TypeVar("G")
@@ -29,12 +30,16 @@ class _Attached:
     Within such a call whoever asked for the graph's state asks for its subgraphs'.
     """
 
+    def _identity(self, config: RunnableConfig) -> Identity:
+        bound: Any = getattr(self, "config", None) or {}
+        return identity_of({**bound.get("configurable", {}), **config.get("configurable", {})})
+
     def get_state(self, config: RunnableConfig, *, subgraphs: bool = False) -> StateSnapshot:
-        with acting_as(identity_of(config.get("configurable", {}))):
+        with acting_as(self._identity(config)):
             return super().get_state(config, subgraphs=subgraphs)  # type: ignore[misc, no-any-return]
 
     async def aget_state(self, config: RunnableConfig, *, subgraphs: bool = False) -> StateSnapshot:
-        with acting_as(identity_of(config.get("configurable", {}))):
+        with acting_as(self._identity(config)):
             return await super().aget_state(config, subgraphs=subgraphs)  # type: ignore[misc, no-any-return]
 
 

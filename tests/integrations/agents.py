@@ -143,7 +143,7 @@ class Essay(TypedDict):
     draft: str
 
 
-def own_subgraph(*, asks: bool = False) -> Any:
+def own_subgraph(*, asks: bool = False, **compiled_with: Any) -> Any:
     """A node that is a graph with a state of its own, which may ask a person."""
 
     def write(state: Draft) -> Draft:
@@ -160,7 +160,7 @@ def own_subgraph(*, asks: bool = False) -> Any:
     builder = StateGraph(Essay)
     builder.add_node("begin", begin).add_node("writer", writer).add_node("end", end)
     builder.add_edge(START, "begin").add_edge("begin", "writer").add_edge("writer", "end")
-    return builder.compile()
+    return builder.compile(**compiled_with)
 
 
 def approval() -> Any:

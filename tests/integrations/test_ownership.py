@@ -256,6 +256,24 @@ async def test_the_owner_sees_into_a_subgraph_and_answers_it(sessions: Sessions)
     assert graph.invoke(Command(resume=" more"), owner)["messages"][-1].text == "Twice more"
 
 
+def test_a_graph_bound_to_its_user_sees_into_a_subgraph(sessions: Sessions) -> None:
+    graph = sessions.attach(agents.own_subgraph(asks=True)).with_config({"configurable": {"user_id": "alice"}})
+    config: Any = {"configurable": {"thread_id": "s"}}
+    graph.invoke(human("Once"), config)
+    assert sessions.get("s").user_id == "alice"
+    assert graph.get_state(config, subgraphs=True).tasks[0].state.values == {"draft": "Once"}
+
+
+def test_a_checkpointer_alone_sees_into_a_subgraph_as_whoever_it_acts_as(sessions: Sessions) -> None:
+    graph = agents.own_subgraph(asks=True, checkpointer=sessions.checkpointer)
+    owner = sessions.config("s", user_id="alice")
+    graph.invoke(human("Once"), owner)
+    with sessions.acting_as("alice"):
+        assert graph.get_state(owner, subgraphs=True).tasks[0].state.values == {"draft": "Once"}
+    with pytest.raises(SessionAccessDenied), sessions.acting_as("mallory"):
+        graph.get_state({"configurable": {"thread_id": "s"}}, subgraphs=True)
+
+
 async def test_a_stranger_does_not_see_into_a_subgraph(sessions: Sessions) -> None:
     graph = sessions.attach(agents.own_subgraph(asks=True))
     graph.invoke(human("Once"), sessions.config("s", user_id="alice"))
