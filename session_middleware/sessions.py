@@ -265,4 +265,6 @@ def _open_storage(settings: SessionSettings, clock: Clock, new_id: NewId) -> Sto
     if separator and scheme != "sqlite":
         raise InvalidSettings([f"storage_url: {scheme}:// is not supported; name a file, or ':memory:'"])
     path = rest.removeprefix("/") or ":memory:" if separator else url
+    if path.startswith("~"):
+        path = str(Path(path).expanduser())
     return SqliteStorage(path, settings, clock=clock, new_id=new_id)
