@@ -26,7 +26,7 @@ from langgraph.checkpoint.base import (
 )
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
-from session_middleware.checkpoint.codec import Codec, Split, is_input, part, whole
+from session_middleware.checkpoint.codec import Codec, Split, is_input, part, uncollected, whole
 from session_middleware.checkpoint.known import Key, Known, KnownCheckpoints, KnownList
 from session_middleware.errors import SessionError, UnknownStrategy
 from session_middleware.lifecycle import session_id_of
@@ -86,16 +86,17 @@ class SessionSaver(BaseCheckpointSaver[int]):
     def _read(self, config: RunnableConfig, visit: Visit) -> CheckpointTuple | None:
         self._settle(visit.session_id)
         namespace = config["configurable"].get("checkpoint_ns", "")
-        try:
-            stored = self._storage.read_checkpoint(visit, namespace, get_checkpoint_id(config))
-        except SessionError:
-            self._visits.give_back(visit)
-            raise
-        if stored is None:
-            return None
-        found = self._tuple(stored, visit.identity)
-        self._remember(stored, found.checkpoint)
-        return found
+        with uncollected():
+            try:
+                stored = self._storage.read_checkpoint(visit, namespace, get_checkpoint_id(config))
+            except SessionError:
+                self._visits.give_back(visit)
+                raise
+            if stored is None:
+                return None
+            found = self._tuple(stored, visit.identity)
+            self._remember(stored, found.checkpoint)
+            return found
 
     def list(
         self,
