@@ -39,7 +39,7 @@ def from_text(text: str) -> datetime:
 
 
 class Value(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)  # built when first used
 
 
 class Identity(Value):

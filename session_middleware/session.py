@@ -25,7 +25,7 @@ class Session(SessionInfo):
     same for asyncio.
     """
 
-    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True, defer_build=True)
 
     _storage: Storage = PrivateAttr()
     _offload: Offload = PrivateAttr()

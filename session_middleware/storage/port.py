@@ -19,9 +19,10 @@ is not there, its owner is checked, and its expiry is applied. It raises `Sessio
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol
 
 from session_middleware.model import (
     Admission,
@@ -65,8 +66,7 @@ class Visit:
     checkpointed: bool = False  # a checkpointer of ours serves this run, and records what its checkpoints bring
 
 
-@dataclass(frozen=True, slots=True)
-class CheckpointPut:
+class CheckpointPut(NamedTuple):
     visit: Visit
     checkpoint_ns: str
     checkpoint_id: str
@@ -79,12 +79,11 @@ class CheckpointPut:
     values: dict[str, Blob | ListPut | None]  # channels whose value is new
     messages: Sequence[MessageSeen] = ()  # what the record learns from this checkpoint
     replayed: Sequence[str] = ()  # channels whose value the writes of its ancestors make
-    enclosing: Mapping[str, str] = field(default_factory=dict)  # the checkpoints it was made under, by namespace
+    enclosing: Mapping[str, str] = MappingProxyType({})  # the checkpoints it was made under, by namespace
     run_id: str | None = None  # LangGraph's, of the metadata: what `delete_for_runs` goes by
 
 
-@dataclass(frozen=True, slots=True)
-class WritesPut:
+class WritesPut(NamedTuple):
     visit: Visit
     checkpoint_ns: str
     checkpoint_id: str
@@ -93,8 +92,7 @@ class WritesPut:
     writes: Sequence[Write]
 
 
-@dataclass(frozen=True, slots=True)
-class MessageSeen:
+class MessageSeen(NamedTuple):
     """A message as somebody saw it; whether it is new, known or a new version is the engine's to say."""
 
     message_id: str
@@ -111,8 +109,7 @@ class MessageSeen:
     checkpoint_ns: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class ToolStart:
+class ToolStart(NamedTuple):
     execution_id: str  # unique to this execution: what `end_tool_call` names it by
     tool_call_id: str
     name: str
@@ -121,8 +118,7 @@ class ToolStart:
     node: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class SessionDetails:
+class SessionDetails(NamedTuple):
     """What an opener may say of a session. ``None`` leaves what is there."""
 
     title: str | None = None
@@ -133,8 +129,7 @@ class SessionDetails:
     client: dict[str, Any] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class SessionFilter:
+class SessionFilter(NamedTuple):
     user_id: str | None = None
     group_id: str | None = None
     status: Status | None = None
@@ -143,8 +138,7 @@ class SessionFilter:
     until: datetime | None = None  # active before
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryPut:
+class MemoryPut(NamedTuple):
     namespace: tuple[str, ...]
     key: str
     value: dict[str, Any] | None  # None deletes
@@ -152,8 +146,7 @@ class MemoryPut:
     session_id: str | None = None  # the session it is remembered in
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryQuery:
+class MemoryQuery(NamedTuple):
     namespaces: Sequence[tuple[str, ...]]  # any of these
     prefix: bool  # these and everything below them; False: exactly these
     query: str | None = None  # words; ranked when given
@@ -162,8 +155,7 @@ class MemoryQuery:
     offset: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class StoredMemory:
+class StoredMemory(NamedTuple):
     namespace: tuple[str, ...]
     key: str
     value: dict[str, Any]
@@ -174,8 +166,7 @@ class StoredMemory:
     score: float | None = None  # of a search by words: greater is better
 
 
-@dataclass(frozen=True, slots=True)
-class Deleted:
+class Deleted(NamedTuple):
     """How much went: rows of each kind."""
 
     sessions: int = 0

@@ -8,7 +8,6 @@ made again from the writes of the checkpoint's ancestors, which is how LangGraph
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 
@@ -38,8 +37,7 @@ class ListRef(NamedTuple):
     check: int
 
 
-@dataclass(frozen=True, slots=True)
-class ListPut:
+class ListPut(NamedTuple):
     """The list a channel holds now: the first `keep` elements of `base`, then `tail`."""
 
     base: ListRef | None
@@ -48,36 +46,31 @@ class ListPut:
     is_parents: bool = True  # `base` is the parent checkpoint's; else it is checked before it is used
 
 
-@dataclass(frozen=True, slots=True)
-class Parent:
+class Parent(NamedTuple):
     """What the writer believes the parent checkpoint to be: its id, and its channels as stored."""
 
     checkpoint_id: str
     channels: str
 
 
-@dataclass(frozen=True, slots=True)
-class Write:
+class Write(NamedTuple):
     idx: int  # negative: one of LangGraph's special writes, which replace; else the first one stays
     channel: str
     value: Blob | Sequence[Chunk] | None  # chunks: the elements of a list
 
 
-@dataclass(frozen=True, slots=True)
-class StoredList:
+class StoredList(NamedTuple):
     ref: ListRef
     chunks: Sequence[Chunk]
 
 
-@dataclass(frozen=True, slots=True)
-class StoredWrite:
+class StoredWrite(NamedTuple):
     task_id: str
     channel: str
     value: Blob | Sequence[Chunk] | None
 
 
-@dataclass(frozen=True, slots=True)
-class StoredCheckpoint:
+class StoredCheckpoint(NamedTuple):
     """A checkpoint as it came from storage, its pieces joined but not deserialised."""
 
     session_id: str
@@ -94,8 +87,7 @@ class StoredCheckpoint:
         return self.session_id, self.checkpoint_ns, self.checkpoint_id
 
 
-@dataclass(frozen=True, slots=True)
-class StoredHistory:
+class StoredHistory(NamedTuple):
     """What makes a replayed channel's value: a value to begin with, and the writes since, oldest first."""
 
     has_seed: bool

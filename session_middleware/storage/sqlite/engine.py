@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -121,7 +120,7 @@ class SqliteStorage:
 
     def delete_session(self, session_id: str) -> Deleted:
         deleted = self._database.write(lambda connection: sessions.delete(connection, session_id))
-        return replace(deleted, bytes_freed=self._database.erase()) if deleted.sessions else deleted
+        return deleted._replace(bytes_freed=self._database.erase()) if deleted.sessions else deleted
 
     def end_expired(self, *, now: datetime, dry_run: bool, leave: Collection[str] = ()) -> list[Ended]:
         due = self._database.read(lambda connection: sessions.list_due(connection, self._rules, now))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -121,7 +120,7 @@ def append_messages(
 def _clean(message: MessageSeen) -> MessageSeen:
     """The message with all of its text such as a database can hold."""
     texts: dict[str, Any] = {n: clean(value) for n in _TEXTS if isinstance(value := getattr(message, n), str)}
-    return replace(message, **texts) if any(getattr(message, name) != text for name, text in texts.items()) else message
+    return message._replace(**texts) if any(getattr(message, name) != text for name, text in texts.items()) else message
 
 
 _TEXTS = ("message_id", "role", "text", "name", "tool_call_id", "model", "checkpoint_ns")
