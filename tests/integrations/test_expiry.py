@@ -42,6 +42,7 @@ def events(session: Any) -> list[str]:
 def with_a_turn(sessions: Sessions, **configurable: Any) -> tuple[Any, Any]:
     graph, config = sessions.attach(agents.chat()), sessions.config("t", **configurable)
     graph.invoke(human("hi"), config)
+    assert sessions.get("t").messages()  # what was handed over is written before the clock is moved
     return graph, config
 
 
