@@ -31,7 +31,7 @@ bench: $(VENV)/dev.stamp
 	$(BIN)/python -m benchmarks.run
 
 faults: $(VENV)/dev.stamp
-	SESSION_FAULT_ROUNDS=200 $(BIN)/python -m pytest tests/faults
+	SESSION_FAULT_ROUNDS=200 $(BIN)/python -m pytest --timeout 0 tests/faults
 
 docs: $(VENV)/dev.stamp
 	$(BIN)/python notebooks/execute.py
