@@ -69,7 +69,7 @@ class Sessions:
         self.new_id = new_id
         self._clock = clock
         self._storage: Storage = _open_storage(self.settings, clock, new_id)
-        self._offload = Offload(self._storage.name)
+        self._offload = Offload(self._storage.name, self._storage.together)
         self._visits = Visits()
         self.recorder = SessionRecorder(
             self._storage, self._offload, self._visits, new_id=new_id, tracking=self.settings.tracking

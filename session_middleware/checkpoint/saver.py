@@ -246,7 +246,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
         metadata: CheckpointMetadata,
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
-        return await self._offload.run(self.put, config, checkpoint, metadata, new_versions)
+        return await self._offload.write(partial(self.put, config, checkpoint, metadata, new_versions))
 
     def _put(
         self,
@@ -312,7 +312,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
     async def aput_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
-        await self._offload.run(self.put_writes, config, writes, task_id, task_path)
+        await self._offload.write(partial(self.put_writes, config, writes, task_id, task_path), patient=True)
 
     def delete_thread(self, thread_id: str) -> None:
         """Delete the session: its checkpoints and writes, its record, and what it remembers."""

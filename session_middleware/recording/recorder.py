@@ -306,7 +306,8 @@ class SessionRecorder(GraphCallbackHandler):
             self.drain(visit.session_id)  # what was handed over before comes before
             call(visit, *args, **kwargs)
             return
-        future = self._offload.submit(self._carry_out, functools.partial(call, visit, *args, **kwargs))
+        write = functools.partial(call, visit, *args, **kwargs)
+        future = self._offload.submit(functools.partial(self._carry_out, write))
         self._handed_over[visit.session_id] = future
         if len(self._handed_over) > _SESSIONS_REMEMBERED:
             self._handed_over = {of: last for of, last in self._handed_over.items() if not last.done()}
@@ -326,6 +327,8 @@ class SessionRecorder(GraphCallbackHandler):
 
     def drain(self, session_id: str | None = None) -> None:
         """Wait until all that was handed over, of one session or of all, is written, so that a reader sees it."""
+        if self._offload.is_writing:  # in order: what was handed over before was written before
+            return
         for of in [session_id] if session_id is not None else list(self._handed_over):
             if (future := self._handed_over.get(of)) is not None:
                 future.result()

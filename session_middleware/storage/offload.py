@@ -1,4 +1,4 @@
-"""Runs one whole storage call off the event loop.
+"""Runs whole storage calls off the event loop.
 
 The threads are the storage's own, so neither a long model call in the loop's default executor nor a
 full one of these can hold the other up. A call that has begun is finished even when its ``await``
@@ -13,47 +13,74 @@ import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Literal, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 from session_middleware.errors import StorageError
+from session_middleware.storage.lane import Lane, Together
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 class Offload:
-    """Two executors: `run` awaits calls on several threads; `submit` is one thread, in order.
+    """`run` awaits calls side by side, on several threads; `write` and `submit` put them into one `Lane`, in order."""
 
-    As many writes as there are threads can share one commit; a thread is made when it is first needed.
-    """
-
-    def __init__(self, name: str = "sessions", *, threads: int = 64) -> None:
+    def __init__(self, name: str, together: Together, *, threads: int = 16) -> None:
         self._name = name
-        self._threads = threads
+        self._together = together
+        self._size = threads
         self._start()
 
     def _start(self) -> None:
         self._process = os.getpid()
-        self._calls = ThreadPoolExecutor(self._threads, thread_name_prefix="session-storage")
-        self._queue = ThreadPoolExecutor(1, thread_name_prefix="session-record")
+        self._threads = ThreadPoolExecutor(self._size, thread_name_prefix="session-storage")
+        self._lane = Lane(self._together)
 
     async def run(self, call: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        self._mind_forks()
         context = contextvars.copy_context()
-        return await asyncio.wrap_future(self._hand_to("_calls", partial(context.run, call, *args, **kwargs)))
+        try:
+            future = self._threads.submit(partial(context.run, call, *args, **kwargs))
+        except RuntimeError as error:
+            raise self._closed() from error
+        return await asyncio.wrap_future(future)
 
-    def submit(self, call: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
+    async def write(self, call: Callable[[], R], *, patient: bool = False) -> R:
+        """Carry out a call that writes, and share its commit with others.
+
+        Args:
+            call: The whole operation. It may be carried out again when another's failure has undone it.
+            patient: Nobody waits for this one, so it may wait a moment for another's commit.
+        """
+        self._mind_forks()
+        try:
+            result: R = await self._lane.run(call, patient=patient)
+        except RuntimeError as error:
+            if not self._lane.is_closed:
+                raise
+            raise self._closed() from error
+        return result
+
+    def submit(self, call: Callable[[], R]) -> Future[R]:
         """Hand over without waiting; calls are carried out one after the other, in this order."""
-        return self._hand_to("_queue", partial(call, *args, **kwargs))
+        self._mind_forks()
+        try:
+            return self._lane.submit(call)
+        except RuntimeError as error:
+            raise self._closed() from error
 
-    def _hand_to(self, threads: Literal["_calls", "_queue"], call: Callable[[], R]) -> Future[R]:
+    @property
+    def is_writing(self) -> bool:
+        """Whether the calling thread carries out what was written or submitted, so that it must not wait for more."""
+        return self._lane.is_mine
+
+    def _mind_forks(self) -> None:
         if os.getpid() != self._process:  # this is a fork, and threads do not come along
             self._start()
-        executor: ThreadPoolExecutor = getattr(self, threads)
-        try:
-            return executor.submit(call)
-        except RuntimeError as error:  # the threads were shut down
-            raise StorageError(self._name, "it was closed", advice="open a new Sessions(...)") from error
+
+    def _closed(self) -> StorageError:
+        return StorageError(self._name, "it was closed", advice="open a new Sessions(...)")
 
     def close(self) -> None:
-        self._queue.shutdown(wait=True)
-        self._calls.shutdown(wait=True)
+        self._lane.close()
+        self._threads.shutdown(wait=True)

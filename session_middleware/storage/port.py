@@ -190,6 +190,13 @@ class Storage(Protocol):
     def close(self) -> None:
         """Release everything. Closing twice is allowed; any other call after it raises `StorageError`."""
 
+    def together(self, calls: Sequence[Callable[[], Any]], *, durable: bool) -> list[Callable[[], Any]]:
+        """Carry out whole calls, in order; what they write through this object shares as few commits as can be.
+
+        Returns, when all is committed, what gives each call's result or raises its error. One that
+        fails does not concern the others, which may be carried out again because of it.
+        """
+
     # Sessions
 
     def open_session(self, visit: Visit, details: SessionDetails, *, must_be_new: bool = False) -> SessionInfo:

@@ -186,11 +186,11 @@ def test_a_failing_commit_leaves_what_was_acknowledged_and_goes_on(tmp_path: Pat
     storage = storage_at(tmp_path / "sessions.db")
     storage.append_messages(Visit("t", Identity()), [MessageSeen("m1", "user", "hi")])
     pages = storage._database.write(lambda c: c.execute("PRAGMA page_count").fetchone()[0])
-    storage._database._writer.execute(f"PRAGMA max_page_count = {pages}")
+    storage._database._writer.connection.execute(f"PRAGMA max_page_count = {pages}")
     with pytest.raises(StorageError, match=r"sessions\.db: the disk is full .*free some space"):
         storage.append_messages(Visit("t", Identity()), [MessageSeen("m2", "user", "x" * 1_000_000)])
     assert [m.message_id for m in storage.list_messages("t")] == ["m1"]
-    storage._database._writer.execute("PRAGMA max_page_count = 1000000")
+    storage._database._writer.connection.execute("PRAGMA max_page_count = 1000000")
     storage.append_messages(Visit("t", Identity()), [MessageSeen("m2", "user", "x" * 1_000_000)])
     assert len(storage.list_messages("t")) == 2
     storage.close()

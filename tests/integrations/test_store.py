@@ -32,8 +32,8 @@ from tests.conftest import Clock
 
 
 @pytest.fixture
-def offload() -> Iterator[Offload]:
-    offload = Offload(threads=2)
+def offload(storage: Storage) -> Iterator[Offload]:
+    offload = Offload(storage.name, storage.together, threads=2)
     yield offload
     offload.close()
 

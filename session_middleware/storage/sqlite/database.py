@@ -1,9 +1,9 @@
 """One SQLite file: how it is opened, read and written.
 
-All that makes several threads and processes get along on one file is here. Writers queue for one
-connection; operations that wait while a commit is being synced are carried out together by the next
-to come, in one transaction with a savepoint each, and share its fsync. Readers have connections of
-their own and never wait for a writer. No operation leaves a transaction open, whatever it raises.
+What makes several threads and processes get along on one file is here and in `writer.py` (those who
+write share one connection and its commits) and `log.py` (the write-ahead log). Readers have
+connections of their own and never wait for a writer. No operation leaves a transaction open,
+whatever it raises.
 """
 
 from __future__ import annotations
@@ -11,62 +11,30 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from session_middleware.errors import StorageError
+from session_middleware.storage.sqlite.log import BUSY_SECONDS, Log
+from session_middleware.storage.sqlite.writer import Ticket, Undo, Writer
 
 T = TypeVar("T")
 
-BUSY_SECONDS = 30.0  # how long to wait for another process's write lock
-_LOG_BYTES = 16 * 1024 * 1024  # what is left of the write-ahead log when a reader that made it grow has ended
 _SIZES = ("page_size", "freelist_count")
 _IDLE_READERS = 8  # connections kept open for the next reader
-
-
-class Refusal(Exception):
-    """Returned (not raised) by an operation that commits what it did, then has its caller refused."""
-
-    def __init__(self, error: Exception) -> None:
-        self.error = error
-
-
-class _Ticket(Generic[T]):
-    """An operation waiting to be carried out, and what came of it."""
-
-    __slots__ = ("done", "durable", "error", "operation", "result")
-
-    def __init__(self, operation: Callable[[sqlite3.Connection], T], durable: bool) -> None:
-        self.operation = operation
-        self.durable = durable
-        self.done = False
-        self.result: T | None = None
-        self.error: BaseException | None = None
-
-    def outcome(self) -> Any:
-        assert self.done, "an operation that was not carried out was never acknowledged"
-        if self.error is not None:
-            raise self.error
-        if isinstance(self.result, Refusal):
-            raise self.result.error
-        return self.result
 
 
 class SqliteDatabase:
     def __init__(self, path: str, *, synchronous: str = "full") -> None:
         self.path = path
         self.in_memory = path == ":memory:"
-        self._durable_mode = synchronous.upper()
-        self._mode = ""  # the synchronous pragma now in force on the writer
-        self._lock = threading.Lock()  # held by the thread that is carrying out a batch
-        self._waiting: deque[_Ticket[Any]] = deque()
+        self._synchronous = synchronous
         self._readers: deque[sqlite3.Connection] = deque()
         self._closed = False
         self._process = os.getpid()
@@ -74,26 +42,27 @@ class SqliteDatabase:
         with self.mapped():
             if not self.in_memory:
                 _check_file(path)
-            self._writer = self._open()
+            self._writer = self._open_writer()
 
     def close(self) -> None:
-        with self._lock:
+        with self._writer.lock:
             if self._closed:
                 return
             self._closed = True
             while self._readers:
                 self._readers.pop().close()
-            self._writer.close()
+            self._writer.connection.close()
 
     # Reading
 
     def read(self, operation: Callable[[sqlite3.Connection], T]) -> T:
         """Carry out `operation` on one snapshot of the database."""
-        if self.in_memory:
-            with self._lock, self.mapped():
-                self._check_open()
-                return operation(self._writer)
+        if self._writer.is_mine:  # it is to see what is written around it
+            return operation(self._writer.connection)
         self._check_open()
+        if self.in_memory:
+            with self._writer.lock, self.mapped():
+                return operation(self._writer.connection)
         self._mind_forks()
         with self.mapped():
             connection = self._reader()
@@ -118,91 +87,56 @@ class SqliteDatabase:
 
     # Writing
 
-    def write(self, operation: Callable[[sqlite3.Connection], T], *, durable: bool = True) -> T:
+    def write(
+        self,
+        operation: Callable[[sqlite3.Connection], T],
+        *,
+        durable: bool = True,
+        patient: bool = False,
+        undo: Undo | None = None,
+    ) -> T:
         """Carry out `operation` in a transaction, and return when it is committed.
 
-        `durable`: the commit is synced as the ``synchronous`` setting says; else it survives
-        ``kill -9`` but maybe not a power cut, until the next durable commit.
+        Args:
+            operation: It may be carried out twice, if the first time is rolled back.
+            durable: The commit is synced as the ``synchronous`` setting says; else it survives
+                ``kill -9`` but maybe not a power cut, until the next durable commit.
+            patient: Nobody waits for this one, so it may wait a moment for another's commit.
+            undo: Makes values in memory what they were before, when the operation is rolled back.
+        """
+        self._check_open()
+        self._mind_forks()
+        return self._writer.write(operation, durable=durable, patient=patient, undo=undo)
+
+    def together(self, calls: Sequence[Callable[[], Any]], *, durable: bool = True) -> list[Ticket[Any]]:
+        """Carry out whole calls, one after the other; what they write shares a commit.
+
+        None of them is acknowledged before that. One that fails does not concern the others.
         """
         self._mind_forks()
-        ticket: _Ticket[T] = _Ticket(operation, durable)
-        self._waiting.append(ticket)
-        with self._lock:
-            if not ticket.done:
-                self._carry_out(ticket)
-        outcome: T = ticket.outcome()
-        return outcome
-
-    def _carry_out(self, own: _Ticket[Any]) -> None:
-        batch: list[_Ticket[Any]] = []
-        try:
-            while self._waiting:
-                batch.append(self._waiting[0])
-                self._waiting.popleft()
-            with self.mapped():
-                self._check_open()
-                self._set_synchronous(any(ticket.durable for ticket in batch))
-                self._writer.execute("BEGIN IMMEDIATE")
-                for ticket in batch:
-                    self._carry_out_one(ticket, alone=len(batch) == 1)
-                self._writer.execute("COMMIT")
-        except Exception as error:  # noqa: BLE001  # it is raised again, to each of those who wait
-            self._roll_back()
-            for ticket in batch:
-                ticket.result, ticket.error, ticket.done = None, ticket.error or error, True
-        except BaseException:  # this thread is being stopped; the others' operations go on with the next
-            self._roll_back()
-            for ticket in reversed(batch):
-                if ticket is not own:
-                    ticket.result = ticket.error = None
-                    self._waiting.appendleft(ticket)
-            raise
-        else:
-            for ticket in batch:
-                ticket.done = True
-
-    def _carry_out_one(self, ticket: _Ticket[Any], *, alone: bool) -> None:
-        if alone:
-            ticket.result = ticket.operation(self._writer)
-            return
-        self._writer.execute("SAVEPOINT operation")
-        try:
-            with self.mapped():
-                ticket.result = ticket.operation(self._writer)
-        except Exception as error:  # it is raised again, to whoever's operation it is
-            if not self._writer.in_transaction:  # a full disk ends the whole transaction
-                raise
-            ticket.error = error
-            self._writer.execute("ROLLBACK TO operation")
-        self._writer.execute("RELEASE operation")
-
-    def _roll_back(self) -> None:
-        with suppress(sqlite3.Error):
-            if self._writer.in_transaction:
-                self._writer.execute("ROLLBACK")
-
-    def _set_synchronous(self, durable: bool) -> None:
-        mode = self._durable_mode if durable else "NORMAL"
-        if mode != self._mode:
-            self._writer.execute(f"PRAGMA synchronous={mode}")
-            self._mode = mode
+        return self._writer.together(calls, durable=durable)
 
     def erase(self) -> int:
         """Leave nothing of what was deleted in the files; how many bytes the file system got back.
 
         Unused pages are cut off, and the write-ahead log is emptied, unless a reader still needs it.
         """
-        with self._lock, self.mapped():
-            page, unused = (self._writer.execute(f"PRAGMA {name}").fetchone()[0] for name in _SIZES)
-            self._writer.executescript("PRAGMA incremental_vacuum")  # `execute` would stop at its first page
-            left = self._writer.execute("PRAGMA freelist_count").fetchone()[0]
-            if not self.in_memory:
-                self._writer.execute("PRAGMA busy_timeout=0")  # a reader must not hold up all writers
-                self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-                self._writer.execute(f"PRAGMA busy_timeout={int(BUSY_SECONDS * 1000)}")
+        connection = self._writer.connection
+        with self._writer.lock, self.mapped():
+            page, unused = (connection.execute(f"PRAGMA {name}").fetchone()[0] for name in _SIZES)
+            connection.executescript("PRAGMA incremental_vacuum")  # `execute` would stop at its first page
+            left = connection.execute("PRAGMA freelist_count").fetchone()[0]
+            if self._log is not None:
+                self._log.empty(connection)
         return int((unused - left) * page)
 
     # Opening
+
+    def _open_writer(self) -> Writer:
+        connection = self._open()
+        self._log = None if self.in_memory else Log(self.path, connection)
+        committed = self._log.committed if self._log is not None else lambda: None
+        return Writer(connection, synchronous=self._synchronous, mapped=self.mapped, committed=committed)
 
     def _open(self) -> sqlite3.Connection:
         connection = self._connect()
@@ -227,19 +161,16 @@ class SqliteDatabase:
             cached_statements=256,
         )
         connection.execute("PRAGMA mmap_size=268435456")
-        connection.execute(f"PRAGMA journal_size_limit={_LOG_BYTES}")
         return connection
 
     def _mind_forks(self) -> None:
         """A connection must not be used across a fork: the child opens its own, and leaves its parent's alone."""
         if os.getpid() != self._process and not self.in_memory:
             self._process = os.getpid()
-            self._inherited += [self._writer, *self._readers]
-            self._lock, self._mode = threading.Lock(), ""
-            self._waiting.clear()
+            self._inherited += [self._writer.connection, *self._readers]
             self._readers.clear()
             with self.mapped():
-                self._writer = self._open()
+                self._writer = self._open_writer()
 
     def _check_open(self) -> None:
         if self._closed:
@@ -346,6 +277,7 @@ def _explain(path: str, error: sqlite3.Error) -> StorageError:
         ("malformed", "it is damaged", "restore a backup; do not write to it"),
         ("readonly", "it may not be written to", "give this process write access to the file and its folder"),
         ("unable to open", "it cannot be opened", "check that the folder exists and may be written to"),
+        ("closed database", "it was closed", "open a new Sessions(...)"),
         ("disk is full", "the disk is full", "free some space and try again; what was acknowledged is safe"),
         ("locked", f"another process has held its write lock for {BUSY_SECONDS:.0f} s", "try again, or end it"),
     ):

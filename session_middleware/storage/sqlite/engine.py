@@ -33,7 +33,8 @@ from session_middleware.storage.port import (
     WritesPut,
 )
 from session_middleware.storage.sqlite import checkpoints, forks, memories, pieces, pruning, record, replayed, sessions
-from session_middleware.storage.sqlite.database import Refusal, SqliteDatabase
+from session_middleware.storage.sqlite.database import SqliteDatabase
+from session_middleware.storage.sqlite.writer import Refusal
 from session_middleware.storage.state import Blob, ListRef, StoredCheckpoint, StoredHistory
 
 T = TypeVar("T")
@@ -49,8 +50,17 @@ class SqliteStorage:
     def close(self) -> None:
         self._database.close()
 
+    def together(self, calls: Sequence[Callable[[], Any]], *, durable: bool) -> list[Callable[[], Any]]:
+        return [ticket.outcome for ticket in self._database.together(calls, durable=durable)]
+
     def _visit(
-        self, visit: Visit, then: Callable[[Connection, str], T], *, durable: bool = True, announce: bool = True
+        self,
+        visit: Visit,
+        then: Callable[[Connection, str], T],
+        *,
+        durable: bool = True,
+        announce: bool = True,
+        patient: bool = False,
     ) -> T:
         """Admit a visit and do what it came for, in one transaction; `then` is given the family."""
         before: list[tuple[bool, bool]] = []
@@ -63,12 +73,11 @@ class SqliteStorage:
                 return self._refused(connection, visit, error)
             return then(connection, family_id)
 
-        try:
-            result: Any = self._database.write(operation, durable=durable)
-        except BaseException:
-            if before:  # all of it was undone, the admission too
+        def undo() -> None:
+            if before:
                 visit.admitted, visit.announced = before[0]
-            raise
+
+        result: Any = self._database.write(operation, durable=durable, patient=patient, undo=undo)
         return result  # type: ignore[no-any-return]  # a Refusal was raised by write
 
     def _refused(self, connection: Connection, visit: Visit, error: SessionError) -> Refusal:
@@ -237,7 +246,10 @@ class SqliteStorage:
 
     def put_writes(self, put: WritesPut) -> None:
         self._visit(
-            put.visit, lambda connection, family_id: checkpoints.put_writes(connection, family_id, put), announce=False
+            put.visit,
+            lambda connection, family_id: checkpoints.put_writes(connection, family_id, put),
+            announce=False,
+            patient=True,
         )
 
     def read_checkpoint(self, visit: Visit, checkpoint_ns: str, checkpoint_id: str | None) -> StoredCheckpoint | None:

@@ -1,0 +1,231 @@
+"""The one connection that writes, and how all who come to it share its commits.
+
+Whoever comes while a commit is being synced waits, and the next to get the lock carries out all that
+wait in one transaction. That none of them fails is assumed: an operation that fails after it has
+changed something spoils the transaction, which is undone, and each is then carried out alone.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
+from typing import Any, Generic, TypeVar
+
+from session_middleware.errors import StorageError
+
+T = TypeVar("T")
+Undo = Callable[[], None]
+
+PATIENCE_SECONDS = 0.002  # how long a write that nobody waits for may wait for another's commit
+_BATCH = 128  # operations in one transaction, at most
+
+
+class Refusal(Exception):
+    """Returned (not raised) by an operation that commits what it did, then has its caller refused."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
+class _SpoiledError(BaseException):
+    """An operation has failed half-way in a transaction that others have a part in."""
+
+
+class Ticket(Generic[T]):
+    """An operation waiting to be carried out, and what came of it."""
+
+    __slots__ = ("_done", "durable", "error", "is_done", "operation", "refused", "result", "undo")
+
+    def __init__(self, operation: Callable[[sqlite3.Connection], T], *, durable: bool, patient: bool = False) -> None:
+        self.operation = operation
+        self.durable = durable
+        self.is_done = False
+        self.result: T | None = None
+        self.error: BaseException | None = None
+        self.refused: Exception | None = None  # it ends so, and what it did is committed
+        self.undo: list[Undo] = []  # what makes values in memory what they were, should it be rolled back
+        self._done = threading.Event() if patient else None
+
+    def end(self, error: BaseException | None = None) -> None:
+        if error is not None:
+            self.error = error
+        self.is_done = True
+        if self._done is not None:
+            self._done.set()
+
+    def wait(self, seconds: float) -> None:
+        if self._done is not None:
+            self._done.wait(seconds)
+
+    def outcome(self) -> T:
+        assert self.is_done, "an operation that was not carried out was never acknowledged"
+        if self.error is not None:
+            raise self.error
+        if isinstance(self.result, Refusal):
+            raise self.result.error
+        return self.result  # type: ignore[return-value]
+
+
+class Writer:
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        *,
+        synchronous: str,
+        mapped: Callable[[], AbstractContextManager[None]],
+        committed: Callable[[], None],
+    ) -> None:
+        self.connection = connection
+        self.lock = threading.Lock()  # held by the thread that is carrying out a batch
+        self._durable_mode = synchronous.upper()
+        self._mode = ""  # the synchronous pragma now in force
+        self._mapped = mapped
+        self._committed = committed  # called after each commit, with the lock held
+        self._waiting: deque[Ticket[Any]] = deque()
+        self._thread: int | None = None  # that which is carrying out a batch
+        self._current: Ticket[Any] | None = None
+        self._is_alone = True  # the batch is of one
+
+    @property
+    def is_mine(self) -> bool:
+        """Whether the calling thread is inside an operation, where it sees what is not yet committed."""
+        return self._thread == threading.get_ident()
+
+    def write(
+        self, operation: Callable[[sqlite3.Connection], T], *, durable: bool, patient: bool, undo: Undo | None = None
+    ) -> T:
+        if self.is_mine:
+            return self._carry_out_inside(operation, undo)
+        ticket = Ticket(operation, durable=durable, patient=patient)
+        if undo is not None:
+            ticket.undo.append(undo)
+        self._waiting.append(ticket)
+        if patient:
+            ticket.wait(PATIENCE_SECONDS)
+        self._see_to(ticket)
+        return ticket.outcome()
+
+    def together(self, calls: Sequence[Callable[[], Any]], *, durable: bool) -> list[Ticket[Any]]:
+        """Carry out whole calls, in order, in as few transactions as can be; a write inside one joins it."""
+        tickets = [Ticket(lambda _, call=call: call(), durable=durable) for call in calls]  # type: ignore[misc]
+        self._waiting.extend(tickets)
+        for ticket in tickets:
+            self._see_to(ticket)
+        return tickets
+
+    def _see_to(self, ticket: Ticket[Any]) -> None:
+        """Have it carried out, by this thread if no other has done so."""
+        while not ticket.is_done:
+            with self.lock:
+                if not ticket.is_done:
+                    self._carry_out(ticket)
+
+    def _carry_out(self, own: Ticket[Any]) -> None:
+        batch: list[Ticket[Any]] = []
+        try:
+            while self._waiting and len(batch) < _BATCH:
+                batch.append(self._waiting[0])
+                self._waiting.popleft()
+            try:
+                self._commit(batch)
+            except _SpoiledError:
+                for ticket in batch:
+                    self._commit([ticket])
+        except BaseException:  # this thread is being stopped; the others' operations go on with the next
+            for ticket in reversed(batch):
+                if ticket is not own and not ticket.is_done:
+                    self._waiting.appendleft(ticket)
+            own.end()
+            raise
+
+    def _commit(self, batch: Sequence[Ticket[Any]]) -> None:
+        """One transaction: it is committed, or none of them has done anything."""
+        try:
+            with self._mapped():
+                self._set_synchronous(any(ticket.durable for ticket in batch))
+                self.connection.execute("BEGIN IMMEDIATE")
+                self._thread, self._is_alone = threading.get_ident(), len(batch) == 1
+                try:
+                    for ticket in batch:
+                        self._carry_out_one(ticket)
+                finally:
+                    self._thread = None
+                self.connection.execute("COMMIT")
+        except Exception as error:  # noqa: BLE001  # it is raised again, to each of those who wait
+            self._roll_back(batch)
+            for ticket in batch:
+                ticket.end(error)
+        except BaseException:
+            self._roll_back(batch)
+            raise
+        else:
+            for ticket in batch:
+                ticket.end()
+            self._committed()
+
+    def _carry_out_one(self, ticket: Ticket[Any]) -> None:
+        self._current = ticket
+        before = self.connection.total_changes
+        try:
+            ticket.result = ticket.operation(self.connection)
+        except Exception as error:  # it is raised again, to whoever's operation it is
+            ticket.error = error
+            if error is ticket.refused:
+                return
+            if self._is_alone:
+                raise
+            if self._has_spoiled(error, before):
+                ticket.error = None
+                raise _SpoiledError from error
+            self._take_back(ticket)
+
+    def _carry_out_inside(self, operation: Callable[[sqlite3.Connection], T], undo: Undo | None) -> T:
+        """A write in a call that is carried out: a part of its transaction, and undone alone if it fails."""
+        assert self._current is not None
+        if undo is not None:
+            self._current.undo.append(undo)
+        before = self.connection.total_changes
+        if self._is_alone:
+            self.connection.execute("SAVEPOINT inside")
+        try:
+            with self._mapped():
+                result = operation(self.connection)
+        except Exception as error:
+            if undo is not None:
+                undo()
+            if not self._is_alone and self._has_spoiled(error, before):
+                raise _SpoiledError from error
+            if self._is_alone and self.connection.in_transaction:  # which a full disk has ended
+                self.connection.execute("ROLLBACK TO inside")
+                self.connection.execute("RELEASE inside")
+            raise
+        if self._is_alone:
+            self.connection.execute("RELEASE inside")
+        if isinstance(result, Refusal):
+            self._current.refused = result.error
+            raise result.error
+        return result
+
+    def _has_spoiled(self, error: Exception, changes_before: int) -> bool:
+        return isinstance(error, (StorageError, sqlite3.Error)) or self.connection.total_changes != changes_before
+
+    def _roll_back(self, batch: Sequence[Ticket[Any]]) -> None:
+        with suppress(sqlite3.Error):
+            if self.connection.in_transaction:
+                self.connection.execute("ROLLBACK")
+        for ticket in reversed(batch):
+            self._take_back(ticket)
+            ticket.result = ticket.error = ticket.refused = None
+
+    def _take_back(self, ticket: Ticket[Any]) -> None:
+        for undo in reversed(ticket.undo):
+            undo()
+
+    def _set_synchronous(self, durable: bool) -> None:
+        mode = self._durable_mode if durable else "NORMAL"
+        if mode != self._mode:
+            self.connection.execute(f"PRAGMA synchronous={mode}")
+            self._mode = mode
