@@ -31,7 +31,8 @@ def utc_now() -> datetime:
 
 def to_text(moment: datetime) -> str:
     """ISO-8601 UTC with milliseconds, which sorts as text: ``2026-01-31T12:00:00.000Z``."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
+    utc = moment if moment.tzinfo is UTC else moment.astimezone(UTC)
+    return utc.isoformat(timespec="milliseconds")[:-6] + "Z"
 
 
 def from_text(text: str) -> datetime:

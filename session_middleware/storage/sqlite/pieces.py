@@ -30,16 +30,18 @@ def _digest(blob: Blob) -> bytes:
 
 
 def put_blob(connection: sqlite3.Connection, family_id: str, blob: Blob) -> tuple[int, bytes]:
+    """Most are new, so it is not looked for first."""
     digest = _digest(blob)
-    row = connection.execute("SELECT id FROM blobs WHERE family_id = ? AND digest = ?", (family_id, digest)).fetchone()
-    if row is not None:
-        return row[0], digest
     cursor = connection.execute(
-        "INSERT INTO blobs (family_id, digest, checksum, type, data) VALUES (?, ?, ?, ?, ?)",
+        "INSERT INTO blobs (family_id, digest, checksum, type, data) VALUES (?, ?, ?, ?, ?)"
+        " ON CONFLICT (family_id, digest) DO NOTHING",
         (family_id, digest, _checksum(digest, blob), blob.type, blob.data),
     )
-    assert cursor.lastrowid is not None
-    return cursor.lastrowid, digest
+    if cursor.rowcount:
+        assert cursor.lastrowid is not None
+        return cursor.lastrowid, digest
+    row = connection.execute("SELECT id FROM blobs WHERE family_id = ? AND digest = ?", (family_id, digest)).fetchone()
+    return row[0], digest
 
 
 def _checksum(digest: bytes, blob: Blob) -> int:
@@ -97,6 +99,8 @@ def _follow(
     Returns how far that is, what remains to be added, and whether nothing else stands there.
     """
     list_id, length, check = base
+    if _ends(connection, list_id, length):
+        return base, tail, True
     items = connection.execute(
         "SELECT position, blob_id, count FROM list_items WHERE list_id = ? AND position >= ? ORDER BY position",
         (list_id, length),
