@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from langchain_core.messages import BaseMessage
-from langgraph.checkpoint.base import WRITES_IDX_MAP
+from langgraph.checkpoint.base import WRITES_IDX_MAP, Checkpoint, CheckpointMetadata
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.constants import START
 
@@ -161,3 +161,10 @@ def whole(values: dict[str, Any]) -> dict[str, Any]:
         channel, _, key = name.partition(_PART)
         values[channel][key] = values.pop(name)
     return values
+
+
+def replayed(checkpoint: Checkpoint, metadata: CheckpointMetadata) -> list[str]:
+    """The delta channels that have no value here. Only the metadata's counters tell them from what has none at all."""
+    counted = metadata.get("counters_since_delta_snapshot") or {}
+    values, versions = checkpoint["channel_values"], checkpoint["channel_versions"]
+    return [name for name in counted if name in versions and name not in values]

@@ -26,7 +26,8 @@ from langgraph.checkpoint.base import (
 )
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
-from session_middleware.checkpoint.codec import Codec, Split, is_input, part, uncollected, whole
+from session_middleware.checkpoint.codec import Codec, Split, is_input, part, replayed, uncollected, whole
+from session_middleware.checkpoint.kept import KeptLists, Shelf
 from session_middleware.checkpoint.known import Key, Known, KnownCheckpoints, KnownList
 from session_middleware.errors import SessionError, UnknownStrategy
 from session_middleware.lifecycle import session_id_of
@@ -65,6 +66,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
         self._describe_messages = describe_messages
         self._settle = settle  # what the recorder has handed over comes before what follows from it
         self._known = KnownCheckpoints()
+        self._kept = KeptLists()
 
     @property
     def _codec(self) -> Codec:
@@ -86,17 +88,19 @@ class SessionSaver(BaseCheckpointSaver[int]):
     def _read(self, config: RunnableConfig, visit: Visit) -> CheckpointTuple | None:
         self._settle(visit.session_id)
         namespace = config["configurable"].get("checkpoint_ns", "")
+        shelf = self._kept.shelf(visit.session_id)
         with uncollected():
             try:
-                stored = self._storage.read_checkpoint(visit, namespace, get_checkpoint_id(config))
+                stored = self._storage.read_checkpoint(visit, namespace, get_checkpoint_id(config), shelf.refs())
             except SessionError:
                 self._visits.give_back(visit)
                 raise
             if stored is None:
                 return None
-            found = self._tuple(stored, visit.identity)
+            found = self._tuple(stored, visit.identity, shelf)
             self._remember(stored, found.checkpoint)
-            return found
+        self._kept.keep(visit.session_id, shelf)
+        return found
 
     def list(
         self,
@@ -155,8 +159,10 @@ class SessionSaver(BaseCheckpointSaver[int]):
             limit=size,
             after=after,
         )
-        identity = visit.identity if visit else Identity()
-        return [self._tuple(row, identity) for row in rows], rows[-1].key if len(rows) == size else None
+        identity, shelf = visit.identity if visit else Identity(), Shelf({}, is_snapshot=True)
+        with uncollected():
+            page = [self._tuple(row, identity, shelf) for row in rows]
+        return page, rows[-1].key if len(rows) == size else None
 
     def _matches(self, filter: dict[str, Any], body: Blob) -> bool:
         metadata = self.serde.loads_typed(body)["metadata"]
@@ -185,10 +191,15 @@ class SessionSaver(BaseCheckpointSaver[int]):
     ) -> Mapping[str, DeltaChannelHistory]:
         return await self._offload.run(self.get_delta_channel_history, config=config, channels=channels)
 
-    def _tuple(self, stored: StoredCheckpoint, identity: Identity) -> CheckpointTuple:
+    def _tuple(self, stored: StoredCheckpoint, identity: Identity, shelf: Shelf) -> CheckpointTuple:
         codec, key = self._codec, stored.key
         body = codec.load(stored.body)
-        values = whole({name: codec.load(value) for name, value in stored.values.items()})
+        values = whole(
+            {
+                name: shelf.load(value, codec.load) if isinstance(value, StoredList) else codec.load(value)
+                for name, value in stored.values.items()
+            }
+        )
         return CheckpointTuple(
             config=self._config(identity, key),
             checkpoint=cast("Checkpoint", {**body["checkpoint"], "channel_values": values}),
@@ -282,7 +293,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
                 inherited=split.inherited,
                 values=split.values,
                 messages=self._describe_messages(split.messages, key[1]),
-                replayed=_replayed(checkpoint, metadata),
+                replayed=replayed(checkpoint, metadata),
                 enclosing=metadata.get("parents") or {},
                 run_id=None if (run_id := metadata.get("run_id")) is None else str(run_id),
             )
@@ -319,6 +330,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
         session_id = session_id_of(thread_id)
         self._storage.delete_session(session_id)
         self._known.forget(session_id)
+        self._kept.forget(session_id)
 
     async def adelete_thread(self, thread_id: str) -> None:
         await self._offload.run(self.delete_thread, thread_id)
@@ -378,7 +390,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
         """What is known of a stored checkpoint, reading it if need be; ``None`` when it is not there."""
         known = None if anew else self._known.find(key)
         if known is None and (stored := self._storage.get_checkpoint(*key)) is not None:
-            known = self._remember(stored, self._tuple(stored, Identity()).checkpoint)
+            known = self._remember(stored, self._tuple(stored, Identity(), Shelf({})).checkpoint)
         return known
 
     @staticmethod
@@ -386,10 +398,3 @@ class SessionSaver(BaseCheckpointSaver[int]):
         """A config that names a checkpoint and carries on who asked for it."""
         who = identity.model_dump(exclude_none=True)
         return {"configurable": {"thread_id": key[0], "checkpoint_ns": key[1], "checkpoint_id": key[2], **who}}
-
-
-def _replayed(checkpoint: Checkpoint, metadata: CheckpointMetadata) -> list[str]:
-    """The delta channels that have no value here. Only the metadata's counters tell them from what has none at all."""
-    counted = metadata.get("counters_since_delta_snapshot") or {}
-    values, versions = checkpoint["channel_values"], checkpoint["channel_versions"]
-    return [name for name in counted if name in versions and name not in values]

@@ -29,7 +29,7 @@ TypeName = tuple[str, ...]
 _SINGLE_ARGUMENT, _ARGUMENTS, _KEYWORDS, _METHOD, _PYDANTIC_V1, _PYDANTIC, _NUMPY, _DELTA_SNAPSHOT = range(8)
 
 _PLAIN = frozenset({str, int, float, bool, bytes, type(None)})
-_MESSAGES: dict[TypeName, tuple[type[BaseMessage], set[str]]] = {  # the class, and the names of all of its fields
+MESSAGES: dict[TypeName, tuple[type[BaseMessage], set[str]]] = {  # the class, and the names of all of its fields
     (cls.__module__, cls.__name__): (cls, set(cls.model_fields))
     for cls in (HumanMessage, AIMessage, ToolMessage, SystemMessage)
 }
@@ -89,9 +89,9 @@ class StrictSerializer(JsonPlusSerializer):
             if code != _PYDANTIC:
                 return self._build(code, data)
             module, name, fields, _ = self._unpack(data)
-            known = _MESSAGES.get((module, name))
+            known = MESSAGES.get((module, name))
             if known is not None and fields.keys() == known[1]:
-                return _message(known[0], fields, known[1].copy())
+                return message(known[0], fields, known[1].copy())
             return _model(self._class(module, name), fields)
         except UnserializableValue as error:
             self._refused.error = error
@@ -167,7 +167,7 @@ def _model(cls: Any, fields: dict[str, Any]) -> Any:
         return cls.model_construct(**fields)
 
 
-def _message(cls: type[BaseMessage], fields: dict[str, Any], names: set[str]) -> BaseMessage:
+def message(cls: type[BaseMessage], fields: dict[str, Any], names: set[str]) -> BaseMessage:
     """A message from all of its fields and their names, as pydantic would leave it after validating them."""
     message = cls.__new__(cls)
     set_attribute = object.__setattr__

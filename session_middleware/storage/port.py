@@ -299,8 +299,17 @@ class Storage(Protocol):
     def put_writes(self, put: WritesPut) -> None:
         """Store writes; their checkpoint may arrive later. All of them or none."""
 
-    def read_checkpoint(self, visit: Visit, checkpoint_ns: str, checkpoint_id: str | None) -> StoredCheckpoint | None:
-        """`look`, then `get_checkpoint`, in one snapshot: the session cannot change hands in between."""
+    def read_checkpoint(
+        self,
+        visit: Visit,
+        checkpoint_ns: str,
+        checkpoint_id: str | None,
+        have: Mapping[int, ListRef] = MappingProxyType({}),
+    ) -> StoredCheckpoint | None:
+        """`look`, then `get_checkpoint`, in one snapshot: the session cannot change hands in between.
+
+        Of a list that begins with what the reader has, by its id in `have`, only the rest is read.
+        """
 
     def get_checkpoint(self, session_id: str, checkpoint_ns: str, checkpoint_id: str | None) -> StoredCheckpoint | None:
         """That checkpoint, or the latest (greatest id) of the namespace. Raises `StorageError` on damage."""

@@ -62,6 +62,7 @@ class Write(NamedTuple):
 class StoredList(NamedTuple):
     ref: ListRef
     chunks: Sequence[Chunk]
+    skipped: int = 0  # elements at the beginning that the reader has already
 
 
 class StoredWrite(NamedTuple):

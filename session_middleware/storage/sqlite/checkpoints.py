@@ -12,8 +12,9 @@ import json
 import sqlite3
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from session_middleware.errors import StorageError
@@ -128,14 +129,19 @@ def _inherited(connection: sqlite3.Connection, put: CheckpointPut) -> dict[str, 
 
 
 def get(
-    connection: sqlite3.Connection, session_id: str, checkpoint_ns: str, checkpoint_id: str | None, path: str
+    connection: sqlite3.Connection,
+    session_id: str,
+    checkpoint_ns: str,
+    checkpoint_id: str | None,
+    path: str,
+    have: Mapping[int, ListRef] = MappingProxyType({}),
 ) -> StoredCheckpoint | None:
     row = find(connection, session_id, checkpoint_ns, checkpoint_id)
     if row is None:
         return None
     try:
         row.check()
-        values = {name: get_value(connection, ref) for name, ref in row.refs.items()}
+        values = {name: get_value(connection, ref, have) for name, ref in row.refs.items()}
         writes = [
             StoredWrite(write.task_id, write.channel, _written(connection, json.loads(write.value)))
             for write in _writes(connection, row.key)

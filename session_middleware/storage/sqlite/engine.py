@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from session_middleware.errors import SessionError, SessionExists
@@ -252,11 +253,17 @@ class SqliteStorage:
             patient=True,
         )
 
-    def read_checkpoint(self, visit: Visit, checkpoint_ns: str, checkpoint_id: str | None) -> StoredCheckpoint | None:
+    def read_checkpoint(
+        self,
+        visit: Visit,
+        checkpoint_ns: str,
+        checkpoint_id: str | None,
+        have: Mapping[int, ListRef] = MappingProxyType({}),
+    ) -> StoredCheckpoint | None:
         return self._looking(
             visit,
             lambda connection, session: checkpoints.get(
-                connection, session.id, checkpoint_ns, checkpoint_id, self.name
+                connection, session.id, checkpoint_ns, checkpoint_id, self.name, have
             ),
         )
 

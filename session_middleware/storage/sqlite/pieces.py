@@ -12,7 +12,8 @@ import json
 import sqlite3
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from session_middleware.storage.port import StaleParent
@@ -167,25 +168,42 @@ def _check_of(connection: sqlite3.Connection, list_id: int, length: int) -> int:
     return zlib.crc32(b"".join([digest for (digest,) in rows]))
 
 
-def get_list(connection: sqlite3.Connection, ref: ListRef) -> StoredList:
-    rows = connection.execute(
-        f"{_CHAIN} SELECT type, data, digest, checksum, position, MIN(count, chain.upto - position)"
-        " FROM chain JOIN list_items ON list_id = chain.id AND position < chain.upto"
-        " JOIN blobs ON blobs.id = blob_id ORDER BY position",
-        (ref.list_id, ref.length),
-    ).fetchall()
-    where = f"list {ref.list_id}"
-    chunks = [Chunk(_blob(row[:4], where), row[5]) for row in rows]
-    if sum(chunk.length for chunk in chunks) != ref.length or zlib.crc32(b"".join([r[2] for r in rows])) != ref.check:
-        raise Damaged(where)
+def get_list(
+    connection: sqlite3.Connection, ref: ListRef, have: Mapping[int, ListRef] = MappingProxyType({})
+) -> StoredList:
+    """A list; without its beginning where the reader has that and it still is what it was."""
+    had = have.get(ref.list_id)
+    if had is not None and had.length <= ref.length:
+        chunks, check = _chunks(connection, ref, had.length, had.check)
+        if check == ref.check and had.length + sum(chunk.length for chunk in chunks) == ref.length:
+            return StoredList(ref, chunks, had.length)
+    chunks, check = _chunks(connection, ref, 0, 0)
+    if check != ref.check or sum(chunk.length for chunk in chunks) != ref.length:
+        raise Damaged(f"list {ref.list_id}")
     return StoredList(ref, chunks)
 
 
-def get_value(connection: sqlite3.Connection, ref: Any) -> Blob | StoredList | None:
+def _chunks(connection: sqlite3.Connection, ref: ListRef, start: int, check: int) -> tuple[list[Chunk], int]:
+    """The chunks of a list from an element on, and the check as it goes on over them."""
+    if start == ref.length:
+        return [], check
+    rows = connection.execute(
+        f"{_CHAIN} SELECT type, data, digest, checksum, position, MIN(count, chain.upto - position)"
+        " FROM chain JOIN list_items ON list_id = chain.id AND position >= ? AND position < chain.upto"
+        " JOIN blobs ON blobs.id = blob_id ORDER BY position",
+        (ref.list_id, ref.length, start),
+    ).fetchall()
+    where = f"list {ref.list_id}"
+    return [Chunk(_blob(row[:4], where), row[5]) for row in rows], zlib.crc32(b"".join([r[2] for r in rows]), check)
+
+
+def get_value(
+    connection: sqlite3.Connection, ref: Any, have: Mapping[int, ListRef] = MappingProxyType({})
+) -> Blob | StoredList | None:
     if ref is None:
         return None
     if isinstance(ref, list):
-        return get_list(connection, ListRef(*ref))
+        return get_list(connection, ListRef(*ref), have)
     row = connection.execute("SELECT type, data, digest, checksum FROM blobs WHERE id = ?", (ref,)).fetchone()
     if row is None:
         raise Damaged(f"blob {ref} is missing")

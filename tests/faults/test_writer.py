@@ -1,0 +1,170 @@
+"""Many operations in one transaction: each is done or not by itself, whatever the others do."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from session_middleware.errors import StorageError
+from session_middleware.storage.lane import Lane
+from session_middleware.storage.sqlite import log
+from session_middleware.storage.sqlite.database import SqliteDatabase
+
+
+class Failed(Exception):
+    pass
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[SqliteDatabase]:
+    database = SqliteDatabase(str(tmp_path / "sessions.db"))
+    database.write(lambda connection: connection.execute("CREATE TABLE notes (text TEXT UNIQUE)"))
+    yield database
+    database.close()
+
+
+def notes(database: SqliteDatabase) -> list[str]:
+    return [text for (text,) in database.read(lambda c: c.execute("SELECT text FROM notes ORDER BY rowid").fetchall())]
+
+
+def note(database: SqliteDatabase, text: str, *, then: Exception | None = None) -> str:
+    def operation(connection: sqlite3.Connection) -> str:
+        connection.execute("INSERT INTO notes VALUES (?)", (text,))
+        if then is not None:
+            raise then
+        return text
+
+    return database.write(operation)
+
+
+def test_one_that_fails_half_way_takes_no_other_with_it(database: SqliteDatabase) -> None:
+    calls: list[Any] = [
+        lambda: note(database, "first"),
+        lambda: note(database, "half", then=Failed()),
+        lambda: note(database, "first"),  # twice
+        lambda: note(database, "last"),
+    ]
+    first, half, twice, last = database.together(calls)
+    assert first.outcome() == "first"
+    assert last.outcome() == "last"
+    with pytest.raises(Failed):
+        half.outcome()
+    with pytest.raises(StorageError, match="UNIQUE"):
+        twice.outcome()
+    assert notes(database) == ["first", "last"]
+
+
+def test_a_call_that_mends_what_has_failed_in_it_keeps_the_rest(database: SqliteDatabase) -> None:
+    def mended() -> str:
+        note(database, "before")
+        try:
+            note(database, "half", then=Failed())
+        except Failed:
+            note(database, "instead")
+        return "done"
+
+    outcomes = database.together([lambda: note(database, "other"), mended])
+    assert [ticket.outcome() for ticket in outcomes] == ["other", "done"]
+    assert notes(database) == ["other", "before", "instead"]
+
+
+def test_a_call_sees_what_it_and_those_before_it_have_written(database: SqliteDatabase) -> None:
+    seen = database.together([lambda: note(database, "first"), lambda: notes(database)])
+    assert seen[1].outcome() == ["first"]
+
+
+def test_what_was_rolled_back_is_taken_back_in_memory_too(database: SqliteDatabase) -> None:
+    flags = {"a": 0, "b": 0}
+
+    def raising(name: str, error: Exception | None) -> None:
+        def operation(connection: sqlite3.Connection) -> None:
+            connection.execute("INSERT INTO notes VALUES (?)", (name,))
+            flags[name] += 1
+            if error is not None:
+                raise error
+
+        database.write(operation, undo=lambda: flags.update({name: 0}))
+
+    database.together([lambda: raising("a", None), lambda: raising("b", Failed())])
+    assert flags == {"a": 1, "b": 0}
+
+
+async def test_async_calls_share_a_commit_and_come_in_order(database: SqliteDatabase) -> None:
+    commits, order = [], []
+
+    def together(calls: Any, *, durable: bool) -> Any:
+        commits.append(len(calls))
+        return [ticket.outcome for ticket in database.together(calls, durable=durable)]
+
+    def call(number: int) -> int:
+        order.append(number)
+        note(database, str(number))
+        return number
+
+    lane = Lane(together)
+    assert await asyncio.gather(*(lane.run(lambda n=n: call(n)) for n in range(100))) == list(range(100))
+    lane.close()
+    assert order == list(range(100))
+    assert len(commits) < 100
+    assert notes(database) == [str(number) for number in range(100)]
+
+
+async def test_a_call_cancelled_before_its_turn_is_not_carried_out_and_its_neighbours_are(
+    database: SqliteDatabase,
+) -> None:
+    hold, lane = threading.Event(), Lane(lambda calls, durable: [t.outcome for t in database.together(calls)])
+    first = asyncio.ensure_future(lane.run(hold.wait))
+    await asyncio.sleep(0)
+    cancelled = asyncio.ensure_future(lane.run(lambda: note(database, "cancelled")))
+    last = asyncio.ensure_future(lane.run(lambda: note(database, "last")))
+    await asyncio.sleep(0)
+    cancelled.cancel()
+    hold.set()
+    await asyncio.gather(first, last)
+    lane.close()
+    assert notes(database) == ["last"]
+
+
+async def test_a_call_that_stops_the_thread_is_told_and_the_lane_goes_on(database: SqliteDatabase) -> None:
+    class Stopped(BaseException):
+        pass
+
+    def stop() -> None:
+        raise Stopped
+
+    lane = Lane(lambda calls, durable: [t.outcome for t in database.together(calls)])
+    with pytest.raises(Stopped):
+        await lane.run(stop)
+    assert await lane.run(lambda: note(database, "after")) == "after"
+    lane.close()
+
+
+def test_a_reader_that_is_in_the_way_for_long_is_told_once(
+    database: SqliteDatabase, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(log, "_BLOCKED_SECONDS", 0.0)
+    monkeypatch.setattr(log, "_PAGES", 1)
+    reader = sqlite3.connect(database.path, isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT COUNT(*) FROM notes").fetchone()
+    with caplog.at_level(logging.WARNING, "session_middleware"):
+        for number in range(8):
+            note(database, "x" * 10_000 + str(number))
+    reader.execute("ROLLBACK")
+    reader.close()
+    told = [record for record in caplog.records if "a reader has kept one snapshot" in record.message]
+    assert len(told) == 1
+    assert database.path in told[0].message
+
+
+def test_the_log_is_written_back_and_does_not_grow_with_what_is_written(database: SqliteDatabase) -> None:
+    for number in range(600):
+        note(database, "x" * 20_000 + str(number))
+    assert Path(f"{database.path}-wal").stat().st_size <= 16 * 1024 * 1024

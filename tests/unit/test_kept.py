@@ -1,0 +1,90 @@
+"""Lists kept for the next reading: equal to what is stored, and nobody else's to change."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, ToolMessage
+
+from session_middleware.checkpoint.codec import Codec
+from session_middleware.checkpoint.kept import KeptLists, Shelf
+from session_middleware.checkpoint.serde import StrictSerializer
+from session_middleware.storage.state import Chunk, ListRef, StoredList
+
+CODEC = Codec(StrictSerializer())
+
+
+def message(number: int) -> Any:
+    call: Any = {"name": "search", "args": {"n": number, "deep": [{"x": 1.5}, None, True]}, "id": f"c{number}"}
+    return (
+        HumanMessage(f"question {number}", id=f"h{number}"),
+        AIMessage("", tool_calls=[call], id=f"a{number}", response_metadata={"tokens": number}),
+        ToolMessage(f"answer {number}", tool_call_id=f"c{number}", id=f"t{number}", artifact=b"raw"),
+        AIMessageChunk("a part", id=f"p{number}"),
+        {"plain": [number, "text"]},
+    )[number % 5]
+
+
+def stored(elements: list[Any], skipped: int = 0) -> tuple[StoredList, list[Any]]:
+    chunks = [Chunk(CODEC.dump("messages", element)) for element in elements]
+    whole = CODEC.load(chunks)
+    return StoredList(ListRef(1, len(elements), 0), chunks[skipped:], skipped), whole
+
+
+@pytest.mark.parametrize("sizes", [[40], [64, 128, 129], [33, 34, 200], [5, 50, 51, 63, 64, 65]])
+def test_what_is_kept_reads_like_what_is_stored(sizes: list[int]) -> None:
+    kept, had = KeptLists(), 0
+    for size in sizes:
+        shelf = kept.shelf("t")
+        had = shelf.refs()[1].length if shelf.refs() else 0
+        reading, whole = stored([message(number) for number in range(size)], skipped=had)
+        found = shelf.load(reading, CODEC.load)
+        assert found == whole
+        assert [type(element) for element in found] == [type(element) for element in whole]
+        assert [getattr(element, "__pydantic_fields_set__", None) for element in found] == [
+            getattr(element, "__pydantic_fields_set__", None) for element in whole
+        ]
+        kept.keep("t", shelf)
+
+
+def test_whoever_changes_what_was_read_changes_nothing_that_is_kept() -> None:
+    elements = [message(number) for number in range(100)]
+    kept, shelf = KeptLists(), KeptLists().shelf("t")
+    reading, whole = stored(elements)
+    shelf.load(reading, CODEC.load)
+    kept.keep("t", shelf)
+    for _ in range(2):
+        again = kept.shelf("t").load(stored(elements, skipped=100)[0], CODEC.load)
+        assert again == whole
+        again[1].tool_calls[0]["args"]["deep"].append("changed")
+        again[0].content = "changed"
+        again[0].additional_kwargs["changed"] = True
+        again.pop()
+
+
+def test_in_one_snapshot_a_long_list_gives_its_shorter_ones() -> None:
+    elements = [message(number) for number in range(100)]
+    shelf = Shelf({}, is_snapshot=True)
+    for size in (100, 65, 64, 1, 0):
+        reading, whole = stored(elements[:size])
+        assert shelf.load(reading, CODEC.load) == whole
+
+
+def test_a_list_that_is_shorter_than_the_kept_one_is_read_from_storage() -> None:
+    kept, shelf = KeptLists(), KeptLists().shelf("t")
+    shelf.load(stored([message(number) for number in range(100)])[0], CODEC.load)
+    kept.keep("t", shelf)
+    other, whole = stored([HumanMessage(f"another {number}") for number in range(50)])
+    assert kept.shelf("t").load(other, CODEC.load) == whole
+
+
+def test_the_sessions_read_longest_ago_are_forgotten_when_there_is_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("session_middleware.checkpoint.kept._MOST_BYTES", 50_000)
+    kept = KeptLists()
+    for number in range(10):
+        shelf = kept.shelf(f"t{number}")
+        shelf.load(stored([message(number) for number in range(64)])[0], CODEC.load)
+        kept.keep(f"t{number}", shelf)
+    assert not kept.shelf("t0").refs()
+    assert kept.shelf("t9").refs()
