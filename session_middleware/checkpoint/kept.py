@@ -83,16 +83,23 @@ def _is_usual(element: BaseMessage, names: set[str]) -> bool:
     )
 
 
+_TEXT = frozenset({str})
 _ATOMS = frozenset({str, int, float, bool, type(None)})
 
 
 def _is_plain(value: Any) -> bool:
     kind = type(value)
+    if kind in _ATOMS:
+        return True
     if kind is dict:
-        return all(type(key) is str and _is_plain(part) for key, part in value.items())
-    if kind is list:
-        return all(map(_is_plain, value))
-    return kind in _ATOMS
+        parts = value.values()
+        if not _TEXT.issuperset(map(type, value)):
+            return False
+    elif kind is list:
+        parts = value
+    else:
+        return False
+    return all(_is_plain(part) for part in parts if type(part) not in _ATOMS)
 
 
 class Kept(NamedTuple):

@@ -11,6 +11,7 @@ import hashlib
 import json
 import sqlite3
 import zlib
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
@@ -257,6 +258,7 @@ class Pieces:
         )
         self._rows = {row[0]: row[1:] for row in rows}
         self._checked: dict[int, Blob] = {}
+        self._lists: dict[int, tuple[list[Chunk], list[int], list[int]]] = {}
 
     def value(self, ref: Any) -> Blob | StoredList | None:
         """What a checkpoint's channel refers to."""
@@ -279,17 +281,31 @@ class Pieces:
         return found
 
     def _list(self, ref: ListRef) -> StoredList:
-        chunks, digests, length = [], [], 0
-        for position, count, blob_id in self._items.get(ref.list_id, ()):
-            if position >= ref.length:
-                break
-            count = min(count, ref.length - position)
-            chunks.append(Chunk(self._blob(blob_id), count))
-            digests.append(self._rows[blob_id][2])
-            length += count
-        if length != ref.length or zlib.crc32(b"".join(digests)) != ref.check:
+        if ref.list_id not in self._lists:
+            self._lists[ref.list_id] = self._whole(ref.list_id)
+        chunks, ends, checks = self._lists[ref.list_id]
+        count = bisect_left(ends, ref.length)  # whole chunks before the one in which the list ends
+        length, check, found = (ends[count - 1], checks[count - 1], chunks[:count]) if count else (0, 0, [])
+        if length < ref.length and count < len(chunks):
+            found.append(Chunk(chunks[count].blob, ref.length - length))
+            length, check = ref.length, checks[count]
+        if length != ref.length or check != ref.check:
             raise Damaged(f"list {ref.list_id}")
-        return StoredList(ref, chunks)
+        return StoredList(ref, found)
+
+    def _whole(self, list_id: int) -> tuple[list[Chunk], list[int], list[int]]:
+        """A list's chunks; and how many elements there are, and what the check is, after each."""
+        chunks: list[Chunk] = []
+        ends: list[int] = []
+        checks: list[int] = []
+        check = 0
+        for position, count, blob_id in self._items.get(list_id, ()):
+            if position != (ends[-1] if ends else 0):
+                break
+            chunks.append(Chunk(self._blob(blob_id), count))
+            ends.append(position + count)
+            checks.append(check := zlib.crc32(self._rows[blob_id][2], check))
+        return chunks, ends, checks
 
 
 # With their family
