@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from session_middleware.errors import StorageError
 from session_middleware.storage.port import CheckpointPut, StaleParent, WritesPut
+from session_middleware.storage.sqlite import heads
 from session_middleware.storage.sqlite.pieces import Damaged, Pieces, get_blob, get_value, put_blob, put_list
 from session_middleware.storage.state import (
     Blob,
@@ -102,6 +103,7 @@ def put(connection: sqlite3.Connection, family_id: str, put: CheckpointPut) -> t
     text, enclosing = _json(channels), _json(dict(put.enclosing))
     key = (put.visit.session_id, put.checkpoint_ns, put.checkpoint_id)
     insert(connection, Row(*key, put.parent_id, enclosing, put.run_id, put.source, put.step, text, *put.body))
+    heads.put(connection, key)
     return text, lists
 
 
@@ -137,17 +139,25 @@ def get(
     have: Mapping[int, ListRef] = MappingProxyType({}),
 ) -> StoredCheckpoint | None:
     row = find(connection, session_id, checkpoint_ns, checkpoint_id)
-    if row is None:
-        return None
     try:
+        head = heads.find(connection, session_id, checkpoint_ns)
+        if row is None:
+            if head is not None and checkpoint_id in (None, head.checkpoint_id):
+                raise Damaged("its row cannot be found")
+            return None
         row.check()
+        if checkpoint_id is None and (head is None or row.checkpoint_id != head.checkpoint_id):
+            raise Damaged("a newer one cannot be found")
         values = {name: get_value(connection, ref, have) for name, ref in row.refs.items()}
         writes = [
             StoredWrite(write.task_id, write.channel, _written(connection, json.loads(write.value)))
             for write in _writes(connection, row.key)
         ]
+        if head is not None and row.checkpoint_id == head.checkpoint_id and len(writes) != head.write_count:
+            raise Damaged("a pending write cannot be found")
     except Damaged as damage:
-        raise damaged(path, row.key, str(damage)) from None
+        key = row.key if row else (session_id, checkpoint_ns, checkpoint_id or "(latest)")
+        raise damaged(path, key, str(damage)) from None
     return StoredCheckpoint(*row.key, row.parent_id, Blob(row.type, row.body), row.channels, values, writes)
 
 
@@ -206,6 +216,9 @@ def list_(
         " ORDER BY session_id, checkpoint_ns, checkpoint_id DESC LIMIT ?",
         (*values, -1 if limit is None or matches else limit),
     )
+    if session_id is not None and checkpoint_id is None and before is None and after is None:
+        for namespace, missing in heads.list_missing(connection, session_id, checkpoint_ns):
+            raise damaged(path, (session_id, namespace, missing), "its row cannot be found")
     rows: list[Row] = []
     while (limit is None or len(rows) < limit) and (found := cursor.fetchone()) is not None:
         row = Row(*found)
@@ -265,6 +278,7 @@ def put_writes(connection: sqlite3.Connection, family_id: str, put: WritesPut) -
         rows.append(WriteRow(*key, write.idx, put.task_path, write.channel, _json(value)))
     insert_writes(connection, [row for row in rows if row.idx >= 0], keep_first=True)
     insert_writes(connection, [row for row in rows if row.idx < 0], keep_first=False)
+    heads.count_writes(connection, key[:3])
 
 
 _VALUES = "(?, ?, ?, ?, ?, ?, ?, ?, ?)"
@@ -343,6 +357,7 @@ def copy(connection: sqlite3.Connection, session_id: str, to: str) -> int:
         renamed_write = write._replace(session_id=to)
         checksum = renamed_write.sum() if write.sum() == write.checksum else ~renamed_write.sum()
         connection.execute("INSERT INTO writes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (*renamed_write[:-1], checksum))
+    heads.renew(connection, to)
     return copied
 
 
@@ -354,4 +369,5 @@ def rename(connection: sqlite3.Connection, session_id: str, to: str) -> None:
 def delete(connection: sqlite3.Connection, session_id: str) -> int:
     """Delete a session's checkpoints and writes; how many checkpoints. Pieces: see `free_unused`."""
     connection.execute("DELETE FROM writes WHERE session_id = ?", (session_id,))
+    connection.execute("DELETE FROM heads WHERE session_id = ?", (session_id,))
     return connection.execute("DELETE FROM checkpoints WHERE session_id = ?", (session_id,)).rowcount

@@ -33,7 +33,17 @@ from session_middleware.storage.port import (
     Visit,
     WritesPut,
 )
-from session_middleware.storage.sqlite import checkpoints, forks, memories, pieces, pruning, record, replayed, sessions
+from session_middleware.storage.sqlite import (
+    checkpoints,
+    forks,
+    heads,
+    memories,
+    pieces,
+    pruning,
+    record,
+    replayed,
+    sessions,
+)
 from session_middleware.storage.sqlite.database import SqliteDatabase
 from session_middleware.storage.sqlite.writer import Refusal
 from session_middleware.storage.state import Blob, ListRef, StoredCheckpoint, StoredHistory
@@ -45,7 +55,7 @@ Connection = sqlite3.Connection
 class SqliteStorage:
     def __init__(self, path: str, settings: SessionSettings, *, clock: Clock, new_id: NewId) -> None:
         self.name = path
-        self._rules = sessions.Rules(settings, clock, new_id)
+        self._rules = sessions.Rules(settings, clock, new_id, path)
         self._database = SqliteDatabase(path, synchronous=settings.synchronous)
 
     def close(self) -> None:
@@ -103,6 +113,8 @@ class SqliteStorage:
 
         def operation(connection: Connection) -> T | None:
             session = sessions.look(connection, visit, self._rules)
+            if session is None and visit.admission == "opened":
+                heads.check_new(connection, visit.session_id, self.name)
             return None if session is None else then(connection, session)
 
         try:

@@ -7,6 +7,7 @@ import sqlite3
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 
+from session_middleware.storage.sqlite import heads
 from session_middleware.storage.sqlite.checkpoints import Row
 from session_middleware.storage.sqlite.replayed import ancestors_needed
 
@@ -78,3 +79,4 @@ def _delete(connection: sqlite3.Connection, session_id: str, keys: Collection[tu
             f"DELETE FROM {table} WHERE session_id = ? AND checkpoint_ns = ? AND checkpoint_id = ?",
             [(session_id, *key) for key in sorted(keys)],
         )
+    heads.renew(connection, session_id)

@@ -2,7 +2,7 @@
 
 Text ids, ISO-8601 UTC times and JSON columns, so that `sqlite3`, sqlite-utils and Datasette read
 them as they are. Two families of tables: what people read (sessions, runs, messages, tool_calls,
-model_calls, events, memories), and what the checkpointer restores state from (checkpoints, writes,
+model_calls, events, memories), and what the checkpointer restores state from (checkpoints, heads, writes,
 lists, list_items, blobs).
 
 A state's values are blobs, stored once per family by their digest. A list is rows of `list_items`;
@@ -162,6 +162,16 @@ _TABLES = (
         body BLOB NOT NULL,
         checksum INTEGER NOT NULL,
         PRIMARY KEY (session_id, checkpoint_ns, checkpoint_id)
+    ) WITHOUT ROWID
+    """,
+    """
+    CREATE TABLE heads (
+        session_id TEXT NOT NULL,
+        checkpoint_ns TEXT NOT NULL,
+        checkpoint_id TEXT NOT NULL,
+        write_count INTEGER NOT NULL,
+        checksum INTEGER NOT NULL,
+        PRIMARY KEY (session_id, checkpoint_ns)
     ) WITHOUT ROWID
     """,
     "CREATE INDEX checkpoints_by_run ON checkpoints (run_id) WHERE run_id IS NOT NULL",

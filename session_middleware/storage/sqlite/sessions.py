@@ -13,7 +13,7 @@ from session_middleware.errors import SessionAccessDenied, SessionError, Session
 from session_middleware.model import Admission, Clock, Ended, NewId, SessionInfo, to_text
 from session_middleware.settings import SessionSettings
 from session_middleware.storage.port import Deleted, SessionDetails, SessionFilter, Visit
-from session_middleware.storage.sqlite import checkpoints, memories, pieces, record
+from session_middleware.storage.sqlite import checkpoints, heads, memories, pieces, record
 from session_middleware.storage.sqlite.rows import clean, to_json, value_of, values_of
 
 
@@ -24,6 +24,7 @@ class Rules:
     settings: SessionSettings
     clock: Clock
     new_id: NewId
+    path: str  # for messages to people
 
 
 def find(connection: sqlite3.Connection, session_id: str) -> SessionInfo | None:
@@ -146,6 +147,7 @@ def _revive(connection: sqlite3.Connection, visit: Visit, kind: str, reason: str
 
 def _insert(connection: sqlite3.Connection, visit: Visit, rules: Rules, now: datetime) -> SessionInfo:
     identity = visit.identity
+    heads.check_new(connection, visit.session_id, rules.path)
     connection.execute(
         "INSERT INTO sessions (id, family_id, user_id, group_id, opened_as, created_at, last_active_at, expires_at)"
         " VALUES (?, ?, ?, ?, 'opened', ?, ?, ?)",
