@@ -222,4 +222,10 @@ class Salvaged(Value):
     writes: int
     records: int
     rebuilt: tuple[str, ...] = ()  # sessions whose row was lost: owner and family were kept, title and counts not
+    structure: tuple[str, ...] = ()  # what SQLite's own check says of the damaged file: rows may be hidden
     lost: tuple[Damage, ...] = ()
+
+    @property
+    def is_all(self) -> bool:
+        """Whether nothing that is known of was lost."""
+        return not (self.lost or self.rebuilt or self.structure)

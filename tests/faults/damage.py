@@ -167,15 +167,12 @@ def _questions(sessions: Sessions, keys: Readings | None) -> Iterator[tuple[Key,
         yield Key("list", thread), lambda here=here: _listed(saver, here)
         for table in (*RECORD_TABLES, "memories"):
             yield Key(table, thread), lambda thread=thread, table=table: _record(sessions, thread, table)
-        for namespace, checkpoint_id in _checkpoints(sessions, thread, keys):
-            where = _at(here, namespace, checkpoint_id)
-            what = "one" if checkpoint_id else "latest"
-            yield Key(what, thread, namespace, checkpoint_id), lambda where=where: _plain(saver.get_tuple(where))
-            if thread == "delta":
-                yield (
-                    Key("replayed", thread, namespace, checkpoint_id),
-                    lambda where=where: saver.get_delta_channel_history(config=where, channels=["said"]),
-                )
+        for key in _checkpoints(sessions, thread, keys):
+            where = _at(here, key.namespace, key.checkpoint_id)
+            if key.what == "replayed":
+                yield key, lambda where=where: saver.get_delta_channel_history(config=where, channels=["said"])
+            else:
+                yield key, lambda where=where: _plain(saver.get_tuple(where))
 
 
 def _listed(saver: Any, where: Any) -> list[Any]:
@@ -183,12 +180,22 @@ def _listed(saver: Any, where: Any) -> list[Any]:
     return [_plain(found) for found in islice(saver.list(where), ENDLESS)]
 
 
-def _checkpoints(sessions: Sessions, thread: str, keys: Readings | None) -> list[tuple[str, str | None]]:
+def _checkpoints(sessions: Sessions, thread: str, keys: Readings | None) -> list[Key]:
+    """Each checkpoint, the latest of each namespace, and what a channel is made from that is not stored."""
     if keys is not None:
-        return [(key.namespace, key.checkpoint_id) for key in keys if key.thread == thread and _is_tuple(key)]
-    found = [each.config["configurable"] for each in sessions.checkpointer.list(config(sessions, thread))]
-    ids: list[tuple[str, str | None]] = [(each["checkpoint_ns"], each["checkpoint_id"]) for each in found]
-    return [(namespace, None) for namespace in dict.fromkeys(ns for ns, _ in ids)] + ids
+        return [key for key in keys if key.thread == thread and key.what in ("one", "latest", "replayed")]
+    found = list(sessions.checkpointer.list(config(sessions, thread)))
+    ids = [
+        (each.config["configurable"]["checkpoint_ns"], each.config["configurable"]["checkpoint_id"]) for each in found
+    ]
+    keyed = [Key("latest", thread, namespace) for namespace in dict.fromkeys(ns for ns, _ in ids)]
+    keyed += [Key("one", thread, *each) for each in ids]
+    if thread == "delta":
+        replayed = [
+            each for each, one in zip(ids, found, strict=True) if "said" not in one.checkpoint["channel_values"]
+        ]
+        keyed += [Key("replayed", thread, *each) for each in replayed]
+    return keyed
 
 
 def _is_tuple(key: Key) -> bool:
@@ -237,10 +244,13 @@ def silent(truth: Readings, found: Readings) -> Iterator[tuple[str, Key]]:
         if key.what in (*RECORD_TABLES, "memories"):
             yield f"plain: {key.what}", key
         elif key.what in ("session", "sessions"):
-            yield ("sessions: fewer" if key.what == "sessions" and len(value) < len(expected) else "plain: session"), key
+            yield (
+                ("sessions: fewer" if key.what == "sessions" and len(value) < len(expected) else "plain: session"),
+                key,
+            )
         elif key.what in ("list", "list all"):
             yield f"{key.what}: {_list_kind(expected, value)}", key
-        elif value is None or expected is None:
+        elif value is None or expected is None or value == {"said": {"writes": []}}:
             yield f"{key.what}: not found", key
         elif key.what == "latest" and value["config"] != expected["config"]:
             yield "latest: an older one", key
@@ -357,7 +367,9 @@ def swap_pages(path: Path, chance: random.Random) -> str:
 
 
 def cut(path: Path, chance: random.Random) -> str:
-    size = chance.choice((chance.randrange(1, path.stat().st_size), 4096 * chance.randrange(1, path.stat().st_size // 4096)))
+    size = chance.choice(
+        (chance.randrange(1, path.stat().st_size), 4096 * chance.randrange(1, path.stat().st_size // 4096))
+    )
     with path.open("r+b") as file:
         file.truncate(size)
     return f"cut at {size}"
@@ -386,7 +398,11 @@ def damage_cell(path: Path, table: str, column: str, chance: random.Random) -> s
     """Change one cell of one row as little as can be, by SQL. Returns which row that was."""
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("PRAGMA ignore_check_constraints=ON")
-        keys = [row[1] for row in sorted(connection.execute(f"PRAGMA table_info({table})"), key=lambda row: row[5]) if row[5]]
+        keys = [
+            row[1]
+            for row in sorted(connection.execute(f"PRAGMA table_info({table})"), key=lambda row: row[5])
+            if row[5]
+        ]
         rows = connection.execute(f"SELECT {', '.join(keys)}, {column} FROM {table}").fetchall()
         for row in chance.sample(rows, len(rows)):
             value = altered(row[-1], chance)

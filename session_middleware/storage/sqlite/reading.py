@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from session_middleware.errors import StorageError
-from session_middleware.storage.sqlite.database import BUSY_SECONDS
+from session_middleware.storage.sqlite.log import BUSY_SECONDS
 
 
 class Source:
@@ -78,9 +78,7 @@ class Source:
 
     def _connect(self, how: str) -> sqlite3.Connection:
         uri = f"{Path(self.path).absolute().as_uri()}?{how}"
-        connection = sqlite3.connect(
-            uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
-        )
+        connection = sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         connection.text_factory = _decoded
         try:
             connection.execute("PRAGMA writable_schema=ON")  # goes past what cannot be read of the schema

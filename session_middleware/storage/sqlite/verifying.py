@@ -14,12 +14,12 @@ from collections.abc import Callable, Sequence
 from session_middleware.model import Damage, Verified
 from session_middleware.storage.sqlite import whole
 from session_middleware.storage.sqlite.database import OWN_TABLES
-from session_middleware.storage.sqlite.reading import Source
+from session_middleware.storage.sqlite.reading import Source, is_text
 
 Progress = Callable[[int, int], None]  # how many of how many are done
 
 _WORTH_SAYING = 100  # of SQLite's findings; a torn page leads to thousands
-_RECORDS = sorted(OWN_TABLES - {"sessions", "memories", *whole.STATE})
+RECORDS = sorted(OWN_TABLES - {"sessions", "memories", *whole.STATE})
 
 
 def verify(path: str, progress: Progress | None = None) -> Verified:
@@ -40,16 +40,18 @@ class _Verification:
         self._sessions = self._checkpoints = self._writes = self._records = 0
 
     def run(self) -> Verified:
-        structure = self._structure()
+        found = structure(self._source)
         present = self._source.tables()
         for table in sorted(OWN_TABLES - present):
             self._say(table, "the table is missing")
-        families = self._families() if "sessions" in present else []
-        known = {session_id for members in families for session_id in members}
-        families += [[orphan] for orphan in self._orphans(known, present)]
-        total, done = sum(map(len, families)), 0
-        for members in families:
-            self._look_at_family(members)
+        families = self._families() if "sessions" in present else {}
+        known = {session_id for members in families.values() for session_id in members}
+        for members in families.values():
+            members[:] = [session_id for session_id in members if self._is_an_id(session_id)]
+        groups = [*families.items(), *((None, [orphan]) for orphan in self._orphans(known, present))]
+        total, done = sum(len(members) for _, members in groups), 0
+        for family_id, members in groups:
+            self._look_at_family(family_id, members)
             done += len(members)
             self._progress(done, total)
         self._sessions = len(known)
@@ -60,33 +62,29 @@ class _Verification:
             checkpoints=self._checkpoints,
             writes=self._writes,
             records=self._records,
-            structure=tuple(structure),
+            structure=tuple(found),
             damage=tuple(dict.fromkeys(self._damage)),
         )
 
     def _say(self, table: str, problem: str, session_id: str | None = None) -> None:
         self._damage.append(whole.damage(table, problem, session_id))
 
-    def _structure(self) -> list[str]:
-        found = ["its write-ahead log cannot be read here, and was left out"] if self._source.log_left_out else []
-        try:
-            with self._source.snapshot() as connection:
-                rows = connection.execute(f"PRAGMA integrity_check({_WORTH_SAYING})").fetchall()
-                found += [line for (text,) in rows if text != "ok" for line in text.splitlines()]
-                return _with_names(connection, found)
-        except sqlite3.Error as error:
-            return [*found, f"the check could not be finished ({error})"]
-
-    def _families(self) -> list[list[str]]:
+    def _families(self) -> dict[str, list[str]]:
         with self._source.snapshot() as connection:
             found, problem = whole.families(connection)
         if problem:
             self._say("sessions", f"some of its rows cannot be read ({problem})")
-        return list(found.values())
+        return found
+
+    def _is_an_id(self, session_id: str) -> bool:
+        if not is_text((session_id,)):
+            self._say("sessions", "its id is not valid UTF-8", session_id)
+            return False
+        return True
 
     def _orphans(self, known: set[str], present: frozenset[str]) -> Sequence[str]:
         found: dict[str, None] = {}
-        for table in ("checkpoints", "writes", *_RECORDS):
+        for table in ("checkpoints", "writes", *RECORDS):
             if table not in present:
                 continue
             try:
@@ -98,18 +96,18 @@ class _Verification:
             for session_id in ids:
                 self._say(table, "there are rows of it, and no such session", session_id)
                 found[session_id] = None
-        return list(found)
+        return [session_id for session_id in found if is_text((session_id,))]
 
-    def _look_at_family(self, members: Sequence[str]) -> None:
+    def _look_at_family(self, family_id: str | None, members: Sequence[str]) -> None:
         before = len(self._damage), self._checkpoints, self._writes, self._records
-        self._look_at_members(members)
+        self._look_at_members(family_id, members)
         if len(self._damage) > before[0]:  # or somebody was writing
             del self._damage[before[0] :]
             self._checkpoints, self._writes, self._records = before[1:]
             self._source.renew()
-            self._look_at_members(members)
+            self._look_at_members(family_id, members)
 
-    def _look_at_members(self, members: Sequence[str]) -> None:
+    def _look_at_members(self, family_id: str | None, members: Sequence[str]) -> None:
         with self._source.snapshot() as connection:
             family = whole.Pieces(connection)
             for session_id in members:
@@ -118,8 +116,10 @@ class _Verification:
                 self._writes += found.writes
                 self._damage += found.damage
                 self._look_at_rows(connection, "sessions", "id", session_id)
-                for table in _RECORDS:
+                for table in RECORDS:
                     self._look_at_rows(connection, table, "session_id", session_id)
+            if family_id is not None and family.owners.keys() - {family_id}:
+                self._say("sessions", "some of its state is kept under another family", members[0])
 
     def _look_at_rows(self, connection: sqlite3.Connection, table: str, column: str, session_id: str) -> None:
         try:
@@ -144,6 +144,18 @@ class _Verification:
                         self._say("memories", f"{_place(cursor, row)}: {problem}")
         except sqlite3.Error as error:
             self._say("memories", f"some of its rows cannot be read ({error})")
+
+
+def structure(source: Source) -> list[str]:
+    """What SQLite's own check says of a file; nothing when all is well."""
+    found = ["its write-ahead log cannot be read here, and was left out"] if source.log_left_out else []
+    try:
+        with source.snapshot() as connection:
+            rows = connection.execute(f"PRAGMA integrity_check({_WORTH_SAYING})").fetchall()
+            found += [line for (text,) in rows if text != "ok" for line in text.splitlines()]
+            return _with_names(connection, found)
+    except sqlite3.Error as error:
+        return [*found, f"the check could not be finished ({error})"]
 
 
 def _place(cursor: sqlite3.Cursor, row: tuple[object, ...]) -> str:

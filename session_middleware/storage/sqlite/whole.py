@@ -98,12 +98,13 @@ class _List(NamedTuple):
 
 
 class Pieces:
-    """The lists and blobs of one family, each looked at once."""
+    """The lists and blobs of one family, each looked at once. `owners` says under which families they are kept."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
         self._digests: dict[int, bytes | str] = {}  # or what is wrong with the blob
         self._lists: dict[int, _List | str] = {}
+        self.owners: dict[str, set[tuple[str, int]]] = defaultdict(set)  # family to table and id
 
     def check(self, ref: Any) -> None:
         """Raises `Damaged` unless a checkpoint's reference leads to what it was made for."""
@@ -131,8 +132,10 @@ class Pieces:
     def _look_at_blob(self, blob_id: int) -> bytes | str:
         try:
             pieces.get_blob(self._connection, blob_id)
-            row = self._connection.execute("SELECT digest FROM blobs WHERE id = ?", (blob_id,)).fetchone()
-            return bytes(row[0])
+            sql = "SELECT digest, family_id FROM blobs WHERE id = ?"
+            digest, owner = self._connection.execute(sql, (blob_id,)).fetchone()
+            self.owners[owner].add(("blobs", blob_id))
+            return bytes(digest)
         except Damaged as damage:
             return str(damage)
         except (sqlite3.Error, *_WRONG_TYPE) as error:
@@ -148,12 +151,12 @@ class Pieces:
 
     def _look_at_list(self, list_id: int) -> _List | str:
         try:
-            row = self._connection.execute(
-                "SELECT parent_id, parent_length FROM lists WHERE id = ?", (list_id,)
-            ).fetchone()
+            sql = "SELECT parent_id, parent_length, family_id FROM lists WHERE id = ?"
+            row = self._connection.execute(sql, (list_id,)).fetchone()
             if row is None:
                 return f"list {list_id} is missing"
-            parent_id, start = row
+            parent_id, start, owner = row
+            self.owners[owner].add(("lists", list_id))
             if parent_id is not None and parent_id >= list_id:
                 return f"list {list_id} is said to come from a later one"
             parent = None if parent_id is None else self._list(parent_id)
@@ -202,15 +205,29 @@ class Inspected:
 
 
 class Inspection:
-    """Looks at the state of one session."""
+    """Looks at the state of one session.
 
-    def __init__(self, connection: sqlite3.Connection, session_id: str, family: Pieces) -> None:
+    Args:
+        torn: checkpoints of which writes are known to be lost.
+        is_torn: any checkpoint of the session may have lost writes.
+    """
+
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        session_id: str,
+        family: Pieces,
+        *,
+        torn: Collection[Key] = (),
+        is_torn: bool = False,
+    ) -> None:
         self._connection = connection
         self._session_id = session_id
         self._pieces = family
         self._found = Inspected()
         self._rows: dict[Key, Row] = {}  # those that are whole, without their bodies
-        self._torn: set[Key] = set()  # checkpoints of which writes are lost
+        self._torn = set(torn)
+        self._is_torn = is_torn
         self._leading: dict[tuple[Key, str], bool] = {}  # whether a channel can be replayed from a checkpoint on
 
     def run(self) -> Inspected:
@@ -280,7 +297,7 @@ class Inspection:
                 leading = known
                 break
             line.append((key, channel))
-            if key not in self._rows or key in self._torn:
+            if key not in self._rows or key in self._torn or self._is_torn:
                 leading = False
                 break
             row = self._rows[key]
@@ -331,7 +348,8 @@ def orphans(connection: sqlite3.Connection, table: str, known: Collection[str]) 
     found: list[str] = []
     last = ""
     while True:
-        row = connection.execute(f"SELECT MIN(session_id) FROM {table} WHERE session_id > ?", (last,)).fetchone()
+        sql = f"SELECT MIN(session_id) FROM {table} WHERE session_id > CAST(? AS TEXT)"
+        row = connection.execute(sql, (last.encode("utf-8", "surrogateescape"),)).fetchone()
         if row[0] is None or not isinstance(row[0], str) or row[0] <= last:
             return found
         last = row[0]
