@@ -51,7 +51,7 @@ def _tools(sessions: Sessions) -> None:
     sessions.checkpointer.copy_thread("tools", "fork")
     graph.update_state(here, {"messages": [HumanMessage("look up tee", id="h-tea")]}, as_node="model")
     graph.invoke(human("both tea"), here)
-    earlier = [state for state in graph.get_state_history(here) if len(state.values.get("messages", ())) == 4][0]
+    earlier = next(state for state in graph.get_state_history(here) if len(state.values.get("messages", ())) == 4)
     graph.invoke(human("something else"), earlier.config)
     graph.invoke(human("fail tea"), config(sessions, "fork"))
     session = sessions.get("tools")
@@ -152,7 +152,7 @@ def read(sessions: Sessions, keys: Readings | None = None) -> Readings:
     for key, ask in _questions(sessions, keys):
         try:
             found[key] = ask()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # whatever it is, it is judged later
             found[key] = error
     return found
 
@@ -287,9 +287,7 @@ def unnamed(path: Path, found: Readings) -> Iterator[tuple[str, Key]]:
         if not isinstance(error, Exception):
             continue
         text = f"{key.what}: {type(error).__name__}: {error}"
-        if not isinstance(error, SessionError):
-            yield text, key
-        elif isinstance(error, StorageError) and str(path) not in str(error):
+        if not isinstance(error, SessionError) or (isinstance(error, StorageError) and str(path) not in str(error)):
             yield text, key
 
 
