@@ -12,28 +12,22 @@ from __future__ import annotations
 import os
 import re
 import sqlite3
-from bisect import bisect_right
-from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from session_middleware.errors import StorageError
 from session_middleware.model import Damage, Salvaged, from_text, to_text, utc_now
-from session_middleware.storage.sqlite import pieces, whole
+from session_middleware.storage.sqlite import heads, pieces, whole
 from session_middleware.storage.sqlite.checkpoints import Key
 from session_middleware.storage.sqlite.database import OWN_TABLES, SqliteDatabase
 from session_middleware.storage.sqlite.reading import Source, is_text
 from session_middleware.storage.sqlite.verifying import RECORDS as _RECORDS
 from session_middleware.storage.sqlite.verifying import Progress, structure, verify
+from session_middleware.storage.sqlite.walking import Row, Walk
 
-Row = tuple[Any, ...]
-
-_BY_KEY = {"sessions": "id", "checkpoints": "session_id", "writes": "session_id"}  # tables kept in the order of a text
-_BY_NUMBER = {"list_items": "list_id"}  # all others are in the order of their rowid
-_PATIENCE = 1000  # ranges of a table tried in vain, before a part of it is given up
-_TABLES = ("sessions", *sorted(OWN_TABLES - {"sessions"}))
+_TABLES = ("sessions", *sorted(OWN_TABLES - {"sessions", "heads"}))  # heads are made anew
 
 
 def salvage(source: str, target: str, progress: Progress | None = None) -> Salvaged:
@@ -106,6 +100,7 @@ class _Salvage:
                 else:
                     self._say(table, "the table is missing")
             rebuilt = self._rebuild_sessions(connection)
+            self._compare_heads(connection)
         self._drop_orphans()
         self._drop_what_is_not_whole()
         return Salvaged(
@@ -135,7 +130,7 @@ class _Salvage:
         theirs = set(self._columns(connection, table))
         columns = [name for name in ours if name in theirs]
         copy = f"INSERT OR IGNORE INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"
-        walk = _Walk(connection, table, columns, self._entries)
+        walk = Walk(connection, table, columns, self._entries)
         for row in walk.rows():
             self._done += 1
             if self._done % 500 == 0:
@@ -227,6 +222,20 @@ class _Salvage:
 
     # State
 
+    def _compare_heads(self, connection: sqlite3.Connection) -> None:
+        """Say of the newest checkpoints and their writes what could not even be seen."""
+        where = "session_id = ? AND checkpoint_ns = ? AND checkpoint_id = ?"
+        with suppress(sqlite3.Error):
+            for row in connection.execute("SELECT * FROM heads"):
+                if not is_text(row):
+                    continue
+                if not self._target.execute(f"SELECT 1 FROM checkpoints WHERE {where}", row[:3]).fetchone():
+                    self._say("checkpoints", "its row is lost, and it was the newest one", *row[:3])
+                elif (
+                    self._target.execute(f"SELECT COUNT(*) FROM writes WHERE {where}", row[:3]).fetchone()[0] != row[3]
+                ):
+                    self._say("writes", "some of what was pending is lost", *row[:3])
+
     def _drop_what_is_not_whole(self) -> None:
         """Until nothing is found that refers to what is missing; that is mostly at the second look."""
         self._mind_lost_writes()
@@ -253,10 +262,12 @@ class _Salvage:
         family, dropped = whole.Pieces(self._target), False
         torn = {key for key, _ in self._torn}
         for session_id in members:
+            heads.renew(self._target, session_id)
             is_torn = self._is_torn or session_id in self._torn_sessions
             found = whole.Inspection(self._target, session_id, family, torn=torn, is_torn=is_torn).run()
             self._lost += found.damage
             self._delete(found)
+            heads.renew(self._target, session_id)
             dropped = dropped or bool(found.damage)
         self._reunite(family_id, members, family)
         return dropped
@@ -295,87 +306,3 @@ def _key(table: str, columns: Sequence[str], row: Row) -> Row:
     names = ("id",) if table == "sessions" else ("session_id", "checkpoint_ns", "checkpoint_id")
     known = dict(zip(columns, row, strict=True))
     return tuple(known.get(name) for name in names[: None if table in ("checkpoints", "writes") else 1])
-
-
-class _Walk:
-    """All rows of a table that can be read, some twice; `problems` says what stood in the way."""
-
-    def __init__(self, connection: sqlite3.Connection, table: str, columns: Sequence[str], ids: Sequence[str]) -> None:
-        self._connection = connection
-        self._ids = ids if table in _BY_KEY else None
-        self._key = _BY_KEY.get(table) or _BY_NUMBER.get(table) or "rowid"
-        names, hint = ", ".join(columns), " NOT INDEXED" if self._key == "rowid" else ""
-        self._select = f"SELECT {self._key}, {names} FROM {table}{hint}"
-        self._last: Any = None  # the key of the row last read
-        self._read_so_far = 0
-        self.description = connection.execute(f"SELECT {names} FROM {table} LIMIT 0")
-        self.problems: list[str] = []
-        self.unread: set[str] = set()  # sessions that rows may be missing of
-
-    def rows(self) -> Iterator[Row]:
-        if (yield from self._read()):
-            return
-        low = self._place(self._last, -1)
-        self._last = None
-        yield from self._read(direction=" DESC")
-        far = low + self._pages() * 2048  # a row is longer than two bytes
-        yield from self._around(low, self._place(self._last, far if self._ids is None else len(self._ids) - 1))
-
-    def _around(self, low: int, high: int) -> Iterator[Row]:
-        """What is between the two places at which reading from both ends stopped."""
-        width = 1024
-        while low <= high:
-            yield from self._halving(low, min(low + width - 1, high))
-            low, width = low + width, width * 2
-
-    def _halving(self, low: int, high: int) -> Iterator[Row]:
-        """The rows of ever smaller ranges: one that cannot be read to its end is halved."""
-        unread, in_vain = deque([(low, high)]), 0
-        while unread and in_vain < _PATIENCE:
-            low, high = unread.popleft()
-            before = self._read_so_far
-            if (yield from self._read(*self._between(low, high))):
-                continue
-            in_vain = 0 if self._read_so_far > before else in_vain + 1
-            if low < high:
-                middle = (low + high) // 2
-                unread += [(low, middle), (middle + 1, high)]
-            elif self._key != "rowid":
-                if self._ids is not None:
-                    self.unread.add(self._ids[low])
-                yield from self._read(*self._between(low, high), direction=" DESC")
-
-    def _read(self, where: str = "", values: Sequence[Any] = (), *, direction: str = "") -> Generator[Row, None, bool]:
-        """Yields rows for as long as they can be read, and returns whether that was to the end."""
-        try:
-            for row in self._connection.execute(f"{self._select}{where} ORDER BY {self._key}{direction}", values):
-                self._last = row[0]
-                self._read_so_far += 1
-                yield row[1:]
-        except sqlite3.Error as error:
-            self.problems[:] = [f"some of its pages cannot be read ({error})"]
-            return False
-        return True
-
-    # Places: numbers that stand for keys, so that a range of them can be halved
-
-    def _place(self, key: Any, otherwise: int) -> int:
-        if self._ids is not None:
-            return bisect_right(self._ids, key) - 1 if isinstance(key, str) else otherwise
-        return key if isinstance(key, int) else otherwise
-
-    def _pages(self) -> int:
-        return int(self._connection.execute("PRAGMA page_count").fetchone()[0])
-
-    def _between(self, low: int, high: int) -> tuple[str, Sequence[Any]]:
-        """The condition for the keys from place `low` to place `high`."""
-        if self._ids is None:
-            return f" WHERE {self._key} BETWEEN ? AND ?", (low, high)
-        conditions, values = ["1"], []
-        if low >= 0:
-            conditions.append(f"{self._key} >= ?")
-            values.append(self._ids[low])
-        if high + 1 < len(self._ids):
-            conditions.append(f"{self._key} < ?")
-            values.append(self._ids[high + 1])
-        return f" WHERE {' AND '.join(conditions)}", values

@@ -84,7 +84,7 @@ class _Verification:
 
     def _orphans(self, known: set[str], present: frozenset[str]) -> Sequence[str]:
         found: dict[str, None] = {}
-        for table in ("checkpoints", "writes", *RECORDS):
+        for table in ("checkpoints", "heads", "writes", *RECORDS):
             if table not in present:
                 continue
             try:

@@ -11,13 +11,13 @@ import json
 import sqlite3
 import zlib
 from bisect import bisect_left
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from session_middleware.model import Damage, Event, Message, Run, SessionInfo, ToolCall, Value, from_text
-from session_middleware.storage.sqlite import pieces
+from session_middleware.storage.sqlite import heads, pieces
 from session_middleware.storage.sqlite.checkpoints import REPLAYED, Key, Row, WriteRow
 from session_middleware.storage.sqlite.pieces import Damaged
 from session_middleware.storage.sqlite.reading import is_text
@@ -30,7 +30,7 @@ RECORDS: Mapping[str, type[Value]] = {
     "tool_calls": ToolCall,
     "events": Event,
 }
-STATE = ("checkpoints", "writes", "lists", "list_items", "blobs")
+STATE = ("checkpoints", "heads", "writes", "lists", "list_items", "blobs")
 
 _WRONG_TYPE = (TypeError, AttributeError, ValueError)  # what a value that is no text, or no bytes, leads to
 
@@ -226,6 +226,8 @@ class Inspection:
         self._pieces = family
         self._found = Inspected()
         self._rows: dict[Key, Row] = {}  # those that are whole, without their bodies
+        self._newest: dict[str, str] = {}  # of each namespace
+        self._written: Counter[Key] = Counter()
         self._torn = set(torn)
         self._is_torn = is_torn
         self._leading: dict[tuple[Key, str], bool] = {}  # whether a channel can be replayed from a checkpoint on
@@ -237,6 +239,7 @@ class Inspection:
         for row in self._read("writes"):
             self._found.writes += 1
             self._look_at_write(WriteRow(*row))
+        self._look_at_heads()
         while gone := self._unreplayable():  # which others may be replayed from
             for key in gone:
                 self._lose(key, "what one of its channels is replayed from is damaged or missing")
@@ -265,6 +268,7 @@ class Inspection:
     def _look_at_checkpoint(self, row: Row) -> None:
         if row.session_id != self._session_id:  # a lookup in a tree that is out of order ends anywhere
             return self._say("checkpoints", _MISPLACED, self._session_id)
+        self._newest[row.checkpoint_ns] = max(row.checkpoint_id, self._newest.get(row.checkpoint_ns, ""), key=str)
         try:
             row.check()
             for ref in row.refs.values():
@@ -277,6 +281,7 @@ class Inspection:
     def _look_at_write(self, write: WriteRow) -> None:
         if write.session_id != self._session_id:
             return self._say("writes", _MISPLACED, self._session_id)
+        self._written[write[:3]] += 1
         try:
             write.check()
             self._pieces.check_written(json.loads(write.value))
@@ -285,6 +290,31 @@ class Inspection:
             self._found.lost_tasks.add((write[:3], write.task_id))
             self._torn.add(write[:3])
             self._say("writes", f"what task {write.task_id} wrote{what}", *write[:3])
+
+    def _look_at_heads(self) -> None:
+        """Whether the newest checkpoints, and their writes, are those that are noted to be."""
+        sql = "SELECT checkpoint_ns FROM heads WHERE session_id = ?"
+        try:
+            noted = {namespace for (namespace,) in self._connection.execute(sql, (self._session_id,))}
+            for namespace in sorted(noted.union(self._newest), key=str):
+                self._look_at_head(namespace)
+        except (sqlite3.Error, *_WRONG_TYPE) as error:
+            self._say("heads", f"some of its rows cannot be read ({_first_line(error)})", self._session_id)
+
+    def _look_at_head(self, namespace: str) -> None:
+        try:
+            head = heads.find(self._connection, self._session_id, namespace)
+        except Damaged as damage:
+            return self._say("heads", str(damage), self._session_id, namespace)
+        newest = self._newest.get(namespace)
+        if head is None:
+            return self._say("heads", "there is no note of its head", self._session_id, namespace)
+        key = (self._session_id, namespace, head.checkpoint_id)
+        if head.checkpoint_id != newest:
+            return self._say("checkpoints", "its row cannot be found, and it is noted as the newest one", *key)
+        if self._written[key] != head.write_count:
+            self._say("writes", f"{self._written[key]} pending writes, and {head.write_count} were noted", *key)
+        return None
 
     def _is_replayable(self, row: Row, channel: str) -> bool:
         """Whether every ancestor from which a channel is made again is there, with all its writes."""
