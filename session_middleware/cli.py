@@ -161,7 +161,7 @@ def import_command(source: str, db: str | None, allowed: tuple[str, ...], user_k
 
     with open_source(source) as saver, Sessions(db, allowed_types=types) as sessions:
         target = sessions.settings.storage_url
-        with _progress() as progress:
+        with _progress("checkpoints") as progress:
             imported = import_checkpoints(saver, sessions, user_key=user_key, progress=progress)
     _say_imported(imported)
     sizes = [f"{name} {_size(path)}" for name in (source, target) if (path := Path(name)).is_file()]
@@ -169,6 +169,67 @@ def import_command(source: str, db: str | None, allowed: tuple[str, ...], user_k
     for left in imported.not_copied:
         click.echo(f"not copied: thread {left.thread_id!r}: {left.reason}", err=True)
     if imported.not_copied:
+        raise click.exceptions.Exit(1)
+
+
+@cli.command()
+@_db_option()
+@_json_option
+def verify(db: str | None, as_json: bool) -> None:
+    """Look for damage in a database: exit code 0 when it is whole, 1 when it is not."""
+    path = _file(db)
+    from session_middleware.storage.sqlite.verifying import verify as verify_file
+
+    with _progress("sessions", quiet=as_json) as progress:
+        found = verify_file(str(path), progress)
+    if as_json:
+        _print_json(found.model_dump(mode="json"))
+    else:
+        from session_middleware.render_health import verified
+
+        _console().print(verified(found))
+    if not found.is_clean:
+        raise click.exceptions.Exit(1)
+
+
+@cli.command()
+@click.argument("target", metavar="NEW_FILE")
+@_db_option("The damaged database; it is only read.")
+@_json_option
+def salvage(target: str, db: str | None, as_json: bool) -> None:
+    """Copy what is whole of a damaged database into a new one: exit code 1 when something was lost."""
+    path = _file(db)
+    from session_middleware.storage.sqlite.salvaging import salvage as salvage_file
+
+    with _progress("rows", quiet=as_json) as progress:
+        saved = salvage_file(str(path), target, progress)
+    if as_json:
+        _print_json(saved.model_dump(mode="json"))
+    else:
+        from session_middleware.render_health import salvaged
+
+        _console().print(salvaged(saved))
+    if not saved.is_all:
+        raise click.exceptions.Exit(1)
+
+
+@cli.command()
+@_db_option()
+@_json_option
+def doctor(db: str | None, as_json: bool) -> None:
+    """Say what is installed, and how the database stands: exit code 1 when something should be done."""
+    from session_middleware.doctor import examine
+    from session_middleware.settings import load_settings
+
+    settings = load_settings(**({"storage_url": db} if db else {}))
+    found = examine(str(_path_of(settings.storage_url)), settings)
+    if as_json:
+        _print_json(found.model_dump(mode="json"))
+    else:
+        from session_middleware.render_health import diagnosis
+
+        _console().print(diagnosis(found))
+    if found.problems:
         raise click.exceptions.Exit(1)
 
 
@@ -191,9 +252,12 @@ def _say_imported(imported: Imported) -> None:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[int, int], None]]:
+def _progress(noun: str, *, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
     """A bar on a terminal; else a line for each tenth."""
     console = _console()
+    if quiet:
+        yield lambda *_: None
+        return
     if not console.is_terminal:
         tenths = 0
 
@@ -201,15 +265,15 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
             nonlocal tenths
             if done * 10 // total > tenths:
                 tenths = done * 10 // total
-                click.echo(f"{done:,} of {total:,} checkpoints")
+                click.echo(f"{done:,} of {total:,} {noun}")
 
         yield say
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("checkpoints"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn(noun), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task("import", total=None)
+        task = bar.add_task(noun, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
@@ -251,18 +315,37 @@ def _existing(db: str | None, **settings: Any) -> Iterator[Sessions]:
     from session_middleware.settings import load_settings
 
     url = load_settings(**({"storage_url": db} if db else {})).storage_url
-    _check_there(url)
+    if _is_file(url):
+        _check_there(_path_of(url))  # of anything else `Sessions` says what is wrong
     from session_middleware.sessions import Sessions
 
     with Sessions(url, **settings) as sessions:
         yield sessions
 
 
-def _check_there(url: str) -> None:
-    scheme, separator, rest = url.partition("://")
-    if separator and scheme != "sqlite":
-        return  # not a file; `Sessions` says what is wrong
-    path = Path(rest.removeprefix("/") if separator else url)
+def _file(db: str | None) -> Path:
+    """The path of a database that is there."""
+    from session_middleware.settings import load_settings
+
+    url = load_settings(**({"storage_url": db} if db else {})).storage_url
+    path = _path_of(url)
+    _check_there(path)
+    return path
+
+
+def _is_file(url: str) -> bool:
+    scheme, separator, _ = url.partition("://")
+    return not separator or scheme == "sqlite"
+
+
+def _path_of(url: str) -> Path:
+    if not _is_file(url):
+        raise StorageError(url, "it is no file", advice="name one with --db FILE")
+    _, separator, rest = url.partition("://")
+    return Path(rest.removeprefix("/") if separator else url).expanduser()
+
+
+def _check_there(path: Path) -> None:
     if not path.is_file():
         raise StorageError(str(path), "there is no such database", advice="name one with --db FILE")
     if not _holds_sessions(path):

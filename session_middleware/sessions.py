@@ -21,7 +21,7 @@ from session_middleware.checkpoint.saver import SessionSaver
 from session_middleware.checkpoint.serde import StrictSerializer, TypeName
 from session_middleware.errors import InvalidSettings, SessionNotFound
 from session_middleware.memory.store import SessionStore
-from session_middleware.model import Clock, Ended, NewId, SessionInfo, Status, utc_now
+from session_middleware.model import Clock, Ended, NewId, Salvaged, SessionInfo, Status, Verified, utc_now
 from session_middleware.recording.messages import describe
 from session_middleware.recording.recorder import SessionRecorder
 from session_middleware.session import Session
@@ -29,6 +29,8 @@ from session_middleware.settings import SessionSettings, load_settings
 from session_middleware.storage.offload import Offload
 from session_middleware.storage.port import Deleted, SessionDetails, SessionFilter, Storage, Visit
 from session_middleware.storage.sqlite.engine import SqliteStorage
+from session_middleware.storage.sqlite.salvaging import salvage
+from session_middleware.storage.sqlite.verifying import Progress, verify
 from session_middleware.visits import Visits, acting_as, identity_of
 
 G = TypeVar("G")
@@ -253,6 +255,37 @@ class Sessions:
 
     async def asweep(self, now: datetime | None = None, *, dry_run: bool = False) -> EndedList:
         return await self._offload.run(self.sweep, now, dry_run=dry_run)
+
+    # Damage
+
+    def verify(self, progress: Progress | None = None) -> Verified:
+        """Look for damage in the whole file, which others may use meanwhile. Only reads; linear in its size.
+
+        `progress` is told how many of how many sessions are done. The command line offers this and
+        `salvage` for files that cannot be opened any more.
+
+        Raises:
+            StorageError: SQLite cannot read any of it, or it is in memory.
+        """
+        self.recorder.drain()
+        return verify(self._storage.name, progress)
+
+    async def averify(self, progress: Progress | None = None) -> Verified:
+        return await self._offload.run(self.verify, progress)
+
+    def salvage(self, target: str | Path, progress: Progress | None = None) -> Salvaged:
+        """Copy what is whole into a new file, and say what was lost. This file is only read.
+
+        `progress` is told of rows. What was pruned or deleted does not come back.
+
+        Raises:
+            StorageError: `target` exists or cannot be written, or nothing can be read.
+        """
+        self.recorder.drain()
+        return salvage(self._storage.name, str(target), progress)
+
+    async def asalvage(self, target: str | Path, progress: Progress | None = None) -> Salvaged:
+        return await self._offload.run(self.salvage, target, progress)
 
     def _session(self, info: SessionInfo) -> Session:
         seen = lifecycle.as_of(info, self.settings, self._clock())

@@ -25,6 +25,8 @@ LAYERS = {  # the longest prefix wins
     "session": 4,
     "sessions": 4,
     "cli": 5,
+    "doctor": 5,
+    "render_health": 5,
     "importing": 5,
     "sources": 5,
     "render": 5,
