@@ -197,13 +197,15 @@ PARTS = ("thread", "namespace", "checkpoint", "channel", "task", "path", "metada
 BROKEN = {("channel", "separator"): "a channel's name with \\x1f in it is stored, and a KeyError when it is read"}
 
 
-def odd_parts() -> Iterator[Any]:
+def odd_parts() -> list[Any]:
+    params = []
     for part in PARTS:
         for name, odd in ODD.items():
             if (part, name) != ("checkpoint", "empty"):  # no id at all, for LangGraph
                 reason = BROKEN.get((part, name))
                 marks = [pytest.mark.xfail(strict=True, reason=reason)] if reason else []
-                yield pytest.param(part, odd, id=f"{part}-{name}", marks=marks)
+                params.append(pytest.param(part, odd, id=f"{part}-{name}", marks=marks))
+    return params
 
 
 @pytest.mark.parametrize(("part", "odd"), odd_parts())
