@@ -19,6 +19,7 @@ from session_middleware.model import Identity, utc_now
 from session_middleware.settings import load_settings
 from session_middleware.storage.port import MessageSeen, SessionDetails, Visit
 from session_middleware.storage.sqlite.engine import SqliteStorage
+from tests.integrations import scenarios
 
 ROOT = str(Path(__file__).parents[2])
 SCALE = int(os.environ.get("SESSION_FAULT_ROUNDS", "1"))
@@ -28,7 +29,60 @@ def storage_at(path: Path, **settings: object) -> SqliteStorage:
     return SqliteStorage(str(path), load_settings(**settings), clock=utc_now, new_id=lambda: "x")
 
 
+def run_together(script: str, *arguments: object, processes: int = 4) -> None:
+    """Start processes that begin at the same moment; none of them has anything to complain of."""
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, *map(str, arguments), str(number)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": ROOT},
+        )
+        for number in range(processes)
+    ]
+    assert [process.stdout.readline() for process in started] == ["ready\n"] * processes  # type: ignore[union-attr]
+    for process in started:
+        process.stdin.write("go\n")  # type: ignore[union-attr]
+        process.stdin.flush()  # type: ignore[union-attr]
+    assert [process.communicate()[1] for process in started] == [""] * processes
+
+
 OPENER = """
+import sys, threading
+from concurrent.futures import ThreadPoolExecutor
+from session_middleware import Sessions
+
+path, count, name = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+together = threading.Barrier(count)
+print("ready", flush=True)
+sys.stdin.readline()
+
+def work(number):
+    together.wait()
+    with Sessions(path) as sessions:
+        sessions.open(f"{name}-{number}")
+
+with ThreadPoolExecutor(count) as pool:
+    list(pool.map(work, range(count)))
+"""
+
+
+def test_simultaneous_first_openings_all_succeed(tmp_path: Path) -> None:
+    path, threads = tmp_path / "sessions.db", min(40, 8 * SCALE)
+    run_together(OPENER, path, threads)
+    with Sessions(path) as sessions:
+        assert {session.id for session in sessions.list(limit=None)} == {
+            f"{process}-{thread}" for process in range(4) for thread in range(threads)
+        }
+    connection = sqlite3.connect(path)
+    assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    connection.close()
+
+
+APPENDER = """
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from session_middleware.model import Identity, utc_now
@@ -37,6 +91,7 @@ from session_middleware.storage.port import MessageSeen, Visit
 from session_middleware.storage.sqlite.engine import SqliteStorage
 
 path, name = sys.argv[1:]
+print("ready", flush=True)
 sys.stdin.readline()
 
 def work(number):
@@ -51,28 +106,63 @@ with ThreadPoolExecutor(4) as pool:
 """
 
 
-def test_simultaneous_first_openings_all_succeed_and_lose_nothing(tmp_path: Path) -> None:
+def test_many_who_write_to_one_session_lose_nothing(tmp_path: Path) -> None:
     path = tmp_path / "sessions.db"
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", OPENER, str(path), str(number)],
-            stdin=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": ROOT},
-        )
-        for number in range(4)
-    ]
-    for process in processes:
-        process.stdin.write("go\n")  # type: ignore[union-attr]
-        process.stdin.flush()  # type: ignore[union-attr]
-    assert [process.communicate()[1] for process in processes] == [""] * 4
+    run_together(APPENDER, path)
     storage = storage_at(path)
     messages = storage.list_messages("shared")
     assert len(messages) == 4 * 4 * 10
     assert len({m.seq for m in messages}) == 160
     assert [event.kind for event in storage.list_events("shared")].count("opened") == 1
     storage.close()
+
+
+TURNS = 5 * min(SCALE, 10)
+
+TALKER = """
+import asyncio, sys
+from concurrent.futures import ThreadPoolExecutor
+from session_middleware import Sessions
+from tests.integrations import scenarios
+
+path, turns, mode, name = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]
+print("ready", flush=True)
+sys.stdin.readline()
+
+def talk(number):
+    for turn in range(turns):
+        agent.invoke(scenarios.say(f"turn {turn}"), sessions.config(f"{name}-{number}"), durability="sync")
+
+async def atalk(number):
+    for turn in range(turns):
+        await agent.ainvoke(scenarios.say(f"turn {turn}"), sessions.config(f"{name}-{number}"), durability="sync")
+
+async def all_talk():
+    await asyncio.gather(*map(atalk, range(4)))
+
+with Sessions(path) as sessions:
+    agent = sessions.attach(scenarios.chat().compile())
+    if mode == "async":
+        asyncio.run(all_talk())
+    else:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(talk, range(4)))
+"""
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_many_graphs_in_many_processes_lose_no_write(mode: str, tmp_path: Path) -> None:
+    path = tmp_path / "sessions.db"
+    run_together(TALKER, path, TURNS, mode)
+    said = [text for turn in range(TURNS) for text in (f"turn {turn}", f"{turn + 1}: you said turn {turn}")]
+    with Sessions(path) as sessions:
+        agent = sessions.attach(scenarios.chat().compile())
+        for name in (f"{process}-{number}" for process in range(4) for number in range(4)):
+            states = list(agent.get_state_history(sessions.config(name)))
+            assert [message.text for message in states[0].values["messages"]] == said
+            assert len(states) == 4 * TURNS  # input, start, answer, note
+            assert [message.text for message in sessions.get(name).messages()] == said
+            assert [run.outcome for run in sessions.get(name).runs()] == ["ok"] * TURNS
 
 
 def test_operations_that_wait_together_share_a_commit_and_fail_apart(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.tools import tool
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode, tools_condition
@@ -33,10 +33,17 @@ def model(state: MessagesState) -> dict[str, list[AIMessage]]:
     return {"messages": [AIMessage(f"it is {last.content}", id=f"answer-{last.tool_call_id}")]}
 
 
+def tools(state: MessagesState) -> dict[str, list[ToolMessage]]:
+    answers = ToolNode([double]).invoke(state)["messages"]
+    for answer in answers:  # else the reducer does so, while what the task wrote is being stored
+        answer.id = f"tool-{answer.tool_call_id}"
+    return {"messages": answers}
+
+
 def graph() -> StateGraph:
     builder = StateGraph(MessagesState)
     builder.add_node("model", model)
-    builder.add_node("tools", ToolNode([double]))
+    builder.add_node("tools", tools)
     builder.add_edge(START, "model")
     builder.add_conditional_edges("model", tools_condition)
     builder.add_edge("tools", "model")

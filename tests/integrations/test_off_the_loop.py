@@ -1,0 +1,147 @@
+"""An async call never makes the event loop wait for storage: no statement runs on the loop's thread."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import sqlite3
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langgraph.checkpoint.base import BaseCheckpointSaver, empty_checkpoint
+from langgraph.types import Command
+
+import session_middleware
+from session_middleware import Sessions
+from session_middleware.checkpoint.saver import SessionSaver
+from tests.integrations import agents, scenarios
+from tests.integrations.agents import human
+
+PACKAGE = Path(session_middleware.__file__).parent
+
+
+class Noting(sqlite3.Connection):
+    """Remembers which threads it was used on."""
+
+    threads: set[int] = set()  # noqa: RUF012
+
+    def execute(self, *args: Any) -> Any:
+        self.threads.add(threading.get_ident())
+        return super().execute(*args)
+
+    def executemany(self, *args: Any) -> Any:
+        self.threads.add(threading.get_ident())
+        return super().executemany(*args)
+
+    def executescript(self, *args: Any) -> Any:
+        self.threads.add(threading.get_ident())
+        return super().executescript(*args)
+
+
+@pytest.fixture
+def sessions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sessions]:
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *args, **options: connect(*args, factory=Noting, **options))
+    with Sessions(tmp_path / "sessions.db") as sessions:
+        Noting.threads.clear()
+        yield sessions
+
+
+def assert_off_the_loop() -> None:
+    assert Noting.threads, "nothing was noted: the connections are made in another way now"
+    assert threading.get_ident() not in Noting.threads
+    Noting.threads.clear()
+
+
+async def test_a_graph_runs_without_a_statement_on_the_loop(sessions: Sessions) -> None:
+    graph, asking = sessions.attach(agents.tool_graph()), sessions.attach(agents.own_subgraph(asks=True))
+    await graph.ainvoke(human("both tea"), sessions.config("t", user_id="alice"))
+    assert_off_the_loop()
+    runs = [graph.ainvoke(human("look up tea"), sessions.config(f"t{number}")) for number in range(10)]
+    await asyncio.gather(*runs)
+    assert_off_the_loop()
+    await asking.ainvoke(human("hi"), sessions.config("asks"))
+    await asking.aget_state(sessions.config("asks"), subgraphs=True)
+    await asking.ainvoke(Command(resume="so"), sessions.config("asks"))
+    assert [state async for state in asking.aget_state_history(sessions.config("asks"))]
+    await asking.aupdate_state(sessions.config("asks"), human("more"), as_node="begin")
+    assert_off_the_loop()
+    chunks = [chunk async for chunk in graph.astream(human("ask tea"), sessions.config("stream"))]
+    assert chunks
+    assert_off_the_loop()
+
+
+async def test_every_method_of_the_checkpointer_is_off_the_loop(sessions: Sessions) -> None:
+    saver, config = sessions.checkpointer, sessions.config("t", checkpoint_ns="")
+    checkpoint = {**empty_checkpoint(), "channel_values": {"v": [1]}, "channel_versions": {"v": 1}}
+    put = await saver.aput(config, checkpoint, {"source": "loop", "step": 1}, {"v": 1})
+    calls: dict[str, Any] = {
+        "aput": lambda: saver.aput(config, {**checkpoint, "id": "z"}, {"source": "loop", "step": 2}, {"v": 1}),
+        "aput_writes": lambda: saver.aput_writes(put, [("v", 1)], "task"),
+        "aget_tuple": lambda: saver.aget_tuple(config),
+        "aget": lambda: saver.aget(config),
+        "alist": lambda: collected(saver.alist(config)),
+        "aget_delta_channel_history": lambda: saver.aget_delta_channel_history(config=config, channels=["v"]),
+        "acopy_thread": lambda: saver.acopy_thread("t", "u"),
+        "aprune": lambda: saver.aprune(["t"]),
+        "adelete_for_runs": lambda: saver.adelete_for_runs(["r"]),
+        "adelete_thread": lambda: saver.adelete_thread("t"),
+    }
+    contract = {name for name in dir(BaseCheckpointSaver) if name.startswith("a") and hasattr(SessionSaver, name[1:])}
+    assert contract == set(calls)
+    Noting.threads.clear()
+    for call in calls.values():
+        await call()
+        assert_off_the_loop()
+
+
+async def collected(found: Any) -> list[Any]:
+    return [one async for one in found]
+
+
+async def test_a_session_its_memory_and_the_store_are_off_the_loop(sessions: Sessions) -> None:
+    session = await sessions.aopen("t", user_id="alice")
+    await sessions.attach(scenarios.chat().compile()).ainvoke(scenarios.say("hi"), session.config())
+    for call in (
+        sessions.aget("t"), sessions.afind("t"), sessions.alist(), sessions.acount(), sessions.asweep(),
+        session.amessages(), session.atool_calls(), session.aruns(), session.aevents(), session.atimeline(),
+        session.astats(), session.aupdate(title="x"), session.memory.aremember("tea", "k"),
+        session.memory.arecall("tea"), session.memory.alist(), session.memory.aforget("k"),
+        sessions.store.aput(("notes",), "k", {"text": "tea"}), sessions.store.aget(("notes",), "k"),
+        sessions.store.asearch(("notes",), query="tea"), sessions.store.alist_namespaces(),
+        sessions.store.adelete(("notes",), "k"), session.adelete(), sessions.adelete("u"),
+    ):  # fmt: skip
+        await call
+        assert_off_the_loop()
+
+
+LONGER = {  # and still hand everything over
+    "SessionSaver.alist",  # page by page
+    "SessionStore.alist_namespaces",  # once it has put into words what is asked
+    "_Attached.aget_state",  # to LangGraph's own method
+}
+
+
+def test_an_async_twin_is_one_statement_that_hands_the_call_over() -> None:
+    """So that a new one cannot do storage's work on the loop, nor differ from the sync method."""
+    wrong = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for kind in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ClassDef)):
+            methods = {
+                node.name: node for node in kind.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            }
+            for name, method in methods.items():
+                is_twin = isinstance(method, ast.AsyncFunctionDef) and name[0] == "a" and name[1:] in methods
+                if is_twin and f"{kind.name}.{name}" not in LONGER and not _hands_over(method):
+                    wrong.append(f"{path.relative_to(PACKAGE)}: {kind.name}.{name}")
+    assert wrong == []
+
+
+def _hands_over(method: ast.AsyncFunctionDef) -> bool:
+    body = [node for node in method.body if not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))]
+    calls = {node.func.attr for node in ast.walk(method) if isinstance(node, ast.Call) and hasattr(node.func, "attr")}
+    awaits = sum(isinstance(node, ast.Await) for node in ast.walk(method))
+    return len(body) == 1 and awaits == 1 and bool(calls & {"run", "write", "abatch", "aput"})
