@@ -18,7 +18,7 @@ from session_middleware.checkpoint.known import Known, KnownList
 from session_middleware.errors import UnserializableValue
 from session_middleware.storage.state import Blob, Chunk, ListPut, StoredList, Write
 
-_PART = "\x1f"  # in a stored name: between a channel and the part of its value
+_INPUT = f"{START}\x1f"  # begins the stored name of a list in what a graph was called with
 
 
 @contextmanager
@@ -98,7 +98,7 @@ class Split:
         """Take the parent's value of a channel, if it is the same; say whether."""
         if self._parent is None or not self._parent.holds(name, version):
             return False
-        self.inherited += [stored for stored in self._parent.names if stored.split(_PART)[0] == name]
+        self.inherited += [stored for stored in self._parent.names if stored == name or _holder(stored) == name]
         return True
 
     def add(self, name: str, value: Any) -> None:
@@ -116,7 +116,7 @@ class Split:
         lists = {key: part for key, part in value.items() if type(part) is list and type(key) is str}
         self.values[name] = self._codec.dump(name, value | dict.fromkeys(lists))
         for key, part in lists.items():
-            self._add_list(name + _PART + key, part)
+            self._add_list(_INPUT + key, part)
 
     def _add_list(self, name: str, value: list[Any]) -> None:
         marks = self._codec.fingerprints(value)
@@ -146,20 +146,23 @@ def _longest(marks: array[int], lists: Sequence[KnownList]) -> tuple[KnownList |
 
 def is_input(name: str) -> bool:
     """Whether a stored name is of a list in what a graph was called with."""
-    return _PART in name
+    return name.startswith(_INPUT)
+
+
+def _holder(name: str) -> str | None:
+    """The channel whose value a stored name is a part of."""
+    return START if is_input(name) else None
 
 
 def part(values: dict[str, Any], name: str) -> Any:
     """The value that is stored under `name`, of channel values that are whole."""
-    channel, _, key = name.partition(_PART)
-    return values[channel][key] if key else values[channel]
+    return values[START][name.removeprefix(_INPUT)] if is_input(name) else values[name]
 
 
 def whole(values: dict[str, Any]) -> dict[str, Any]:
     """Channel values as they were before `Split`: with the lists of an input back in it."""
-    for name in [name for name in values if _PART in name]:
-        channel, _, key = name.partition(_PART)
-        values[channel][key] = values.pop(name)
+    for name in [name for name in values if is_input(name)]:
+        values[START][name.removeprefix(_INPUT)] = values.pop(name)
     return values
 
 

@@ -56,7 +56,6 @@ def damaged(whole: Path, path: Path, table: str) -> Iterator[str]:
 TABLES = ("checkpoints", "writes", "list_items", "blobs", "sessions")
 
 
-@pytest.mark.xfail(strict=True, reason="a TypeError, ValueError or AttributeError where it should be a StorageError")
 @pytest.mark.parametrize("table", TABLES)
 def test_a_value_of_another_type_than_was_written_is_an_error_of_ours(table: str, whole: Path, tmp_path: Path) -> None:
     wrong = []

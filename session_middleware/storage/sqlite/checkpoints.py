@@ -20,7 +20,16 @@ from typing import Any, NamedTuple
 from session_middleware.errors import StorageError
 from session_middleware.storage.port import CheckpointPut, StaleParent, WritesPut
 from session_middleware.storage.sqlite import heads
-from session_middleware.storage.sqlite.pieces import Damaged, Pieces, get_blob, get_value, put_blob, put_list
+from session_middleware.storage.sqlite.pieces import (
+    Damaged,
+    Pieces,
+    as_written,
+    get_blob,
+    get_value,
+    is_sum,
+    put_blob,
+    put_list,
+)
 from session_middleware.storage.state import (
     Blob,
     Chunk,
@@ -33,6 +42,7 @@ from session_middleware.storage.state import (
 Key = tuple[str, str, str]  # session id, namespace, checkpoint id
 
 REPLAYED = "writes"
+WRONG = -1  # the checksum of a row that was damaged when it was copied
 
 
 class Row(NamedTuple):
@@ -65,7 +75,7 @@ class Row(NamedTuple):
         return zlib.crc32(self.body, zlib.crc32("\0".join(text).encode()))
 
     def check(self) -> None:
-        if self.sum() != self.checksum:
+        if not is_sum(self.sum, self.checksum):
             raise Damaged("its row")
 
 
@@ -84,7 +94,7 @@ class WriteRow(NamedTuple):
         return zlib.crc32("\0".join([*self[:4], str(self.idx), *self[5:8]]).encode())
 
     def check(self) -> None:
-        if self.sum() != self.checksum:
+        if not is_sum(self.sum, self.checksum):
             raise Damaged(f"write {self.idx} of task {self.task_id}")
 
 
@@ -237,16 +247,19 @@ def blaming(path: str, key: Key) -> Iterator[None]:
         yield
     except Damaged as damage:
         raise damaged(path, key, str(damage)) from None
+    except (TypeError, AttributeError) as error:
+        raise damaged(path, key, "a value of another type than was written") from error
 
 
 def _with_pieces(connection: sqlite3.Connection, rows: Sequence[Row], path: str) -> list[StoredCheckpoint]:
     """Join the rows with what they refer to, in a number of statements that does not grow with theirs."""
-    writes = _writes_of(connection, rows)
-    pieces = Pieces(
-        connection,
-        (ref for row in rows for ref in row.refs.values()),
-        (json.loads(write.value) for found in writes.values() for write in found),
-    )
+    with as_written():
+        writes = _writes_of(connection, rows)
+        pieces = Pieces(
+            connection,
+            (ref for row in rows for ref in row.refs.values()),
+            (json.loads(write.value) for found in writes.values() for write in found),
+        )
     stored = []
     for row in rows:
         with blaming(path, row.key):
@@ -349,13 +362,13 @@ def copy(connection: sqlite3.Connection, session_id: str, to: str) -> int:
     for found in connection.execute("SELECT * FROM checkpoints WHERE session_id = ?", (session_id,)).fetchall():
         row = Row(*found)
         renamed = row._replace(session_id=to)
-        checksum = renamed.sum() if row.sum() == row.checksum else ~renamed.sum()
+        checksum = renamed.sum() if is_sum(row.sum, row.checksum) else WRONG
         connection.execute(_INSERT, (*renamed[:-1], checksum))
         copied += 1
     for found in connection.execute("SELECT * FROM writes WHERE session_id = ?", (session_id,)).fetchall():
         write = WriteRow(*found)
         renamed_write = write._replace(session_id=to)
-        checksum = renamed_write.sum() if write.sum() == write.checksum else ~renamed_write.sum()
+        checksum = renamed_write.sum() if is_sum(write.sum, write.checksum) else WRONG
         connection.execute("INSERT INTO writes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (*renamed_write[:-1], checksum))
     heads.renew(connection, to)
     return copied

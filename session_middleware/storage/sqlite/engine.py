@@ -322,25 +322,31 @@ class SqliteStorage:
         return self._database.read(lambda connection: checkpoints.count(connection, session_id))
 
     def copy_session(self, source: str, target: str) -> SessionInfo:
-        return self._database.write(lambda connection: forks.copy(connection, source, target, self._rules))
+        def operation(connection: Connection) -> SessionInfo:
+            with pieces.as_written(source):
+                return forks.copy(connection, source, target, self._rules)
+
+        return self._database.write(operation)
 
     def prune_checkpoints(self, session_ids: Sequence[str]) -> Deleted:
         return self._erased(sum(self._prune_one(session_id) for session_id in session_ids))
 
     def _prune_one(self, session_id: str) -> int:
         def operation(connection: Connection) -> int:
-            gone = pruning.prune(connection, session_id)
-            if gone:
-                self._free_unused(connection, session_id)
+            with pieces.as_written(session_id):
+                gone = pruning.prune(connection, session_id)
+                if gone:
+                    self._free_unused(connection, session_id)
             return gone
 
         return self._database.write(operation)
 
     def delete_for_runs(self, run_ids: Sequence[str]) -> Deleted:
         def operation(connection: Connection) -> int:
-            gone = pruning.delete_for_runs(connection, run_ids)
-            for session_id in gone:
-                self._free_unused(connection, session_id)
+            with pieces.as_written():
+                gone = pruning.delete_for_runs(connection, run_ids)
+                for session_id in gone:
+                    self._free_unused(connection, session_id)
             return sum(gone.values())
 
         return self._erased(self._database.write(operation))

@@ -13,7 +13,8 @@ import sqlite3
 import zlib
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
 
@@ -46,6 +47,24 @@ def put_blob(connection: sqlite3.Connection, family_id: str, blob: Blob) -> tupl
     return row[0], digest
 
 
+@contextmanager
+def as_written(session_id: str | None = None) -> Iterator[None]:
+    """Work in the block on rows nobody has checked: a value of another type than was written is damage."""
+    try:
+        yield
+    except (TypeError, AttributeError) as error:
+        where = "" if session_id is None else f" of session {session_id!r}"
+        raise sqlite3.DatabaseError(f"malformed row{where}: a value of another type than was written") from error
+
+
+def is_sum(made: Callable[[], int], stored: Any) -> bool:
+    """Whether a checksum is what is stored; a value of another type than was written makes none."""
+    try:
+        return bool(made() == stored)
+    except (TypeError, AttributeError, UnicodeEncodeError):
+        return False
+
+
 def _checksum(digest: bytes, blob: Blob) -> int:
     """Bound to the digest, and several times cheaper to make again at each read."""
     return zlib.crc32(blob.data, zlib.crc32(blob.type.encode(), zlib.crc32(digest)))
@@ -55,7 +74,7 @@ def _blob(row: tuple[str, bytes, bytes, int], where: str) -> Blob:
     """A blob from (type, data, digest, checksum), once its bytes are what they were."""
     kind, data, digest, checksum = row
     blob = Blob(kind, data)
-    if _checksum(digest, blob) != checksum:
+    if not is_sum(lambda: _checksum(digest, blob), checksum):
         raise Damaged(where)
     return blob
 

@@ -48,12 +48,17 @@ def value_of(model: type[V], cursor: sqlite3.Cursor, row: tuple[Any, ...]) -> V:
     for column, value in zip((c[0] for c in cursor.description), row, strict=True):
         if column not in fields or value is None:
             continue
-        if column in _JSON_COLUMNS:
-            value = json.loads(value)
-        elif column.endswith("_at"):
-            value = from_text(value)
-        found[column] = value
+        try:
+            found[column] = _read(column, value)
+        except (TypeError, ValueError) as error:
+            raise sqlite3.DatabaseError(f"malformed {column} in a row of {model.__name__}: {error}") from error
     return model(**found)
+
+
+def _read(column: str, value: Any) -> Any:
+    if column in _JSON_COLUMNS:
+        return json.loads(value)
+    return from_text(value) if column.endswith("_at") else value
 
 
 def values_of(model: type[V], cursor: sqlite3.Cursor) -> list[V]:
