@@ -44,8 +44,8 @@ def problem_of(table: str, cursor: sqlite3.Cursor, row: tuple[Any, ...]) -> str 
         if not is_text(row):
             return "its text is not valid UTF-8"
         if table in ("checkpoints", "writes"):
-            (Row(*row) if table == "checkpoints" else WriteRow(*row)).check()
-        elif table in ("lists", "list_items"):
+            return _problem_of_row(Row(*row) if table == "checkpoints" else WriteRow(*row))
+        if table in ("lists", "list_items"):
             _check_integers(table, row)
         elif table in RECORDS:
             value_of(RECORDS[table], cursor, row)
@@ -55,6 +55,14 @@ def problem_of(table: str, cursor: sqlite3.Cursor, row: tuple[Any, ...]) -> str 
         return "it is not what was written"
     except _WRONG_TYPE as error:
         return f"it cannot be read ({_first_line(error)})"
+    return None
+
+
+def _problem_of_row(row: Row | WriteRow) -> str | None:
+    try:
+        row.check()
+    except (Damaged, *_WRONG_TYPE):
+        return "it is not what was written"
     return None
 
 
@@ -137,7 +145,7 @@ class Pieces:
             self.owners[owner].add(("blobs", blob_id))
             return bytes(digest)
         except Damaged as damage:
-            return str(damage)
+            return str(damage) if " is " in str(damage) else f"{damage} is not what was written"
         except (sqlite3.Error, *_WRONG_TYPE) as error:
             return f"blob {blob_id} cannot be read ({_first_line(error)})"
 
@@ -269,27 +277,33 @@ class Inspection:
         if row.session_id != self._session_id:  # a lookup in a tree that is out of order ends anywhere
             return self._say("checkpoints", _MISPLACED, self._session_id)
         self._newest[row.checkpoint_ns] = max(row.checkpoint_id, self._newest.get(row.checkpoint_ns, ""), key=str)
-        try:
-            row.check()
-            for ref in row.refs.values():
-                self._pieces.check(ref)
-        except (Damaged, *_WRONG_TYPE) as error:
-            self._lose(row.key, _first_line(error) if isinstance(error, Damaged) else "its row")
-        else:
-            self._rows[row.key] = row._replace(body=b"")
+        problem = _problem_of_row(row)
+        if problem is None:
+            try:
+                for ref in row.refs.values():
+                    self._pieces.check(ref)
+            except Damaged as damage:
+                problem = str(damage)
+        if problem is not None:
+            return self._lose(row.key, problem)
+        self._rows[row.key] = row._replace(body=b"")
+        return None
 
     def _look_at_write(self, write: WriteRow) -> None:
         if write.session_id != self._session_id:
             return self._say("writes", _MISPLACED, self._session_id)
         self._written[write[:3]] += 1
-        try:
-            write.check()
-            self._pieces.check_written(json.loads(write.value))
-        except (Damaged, *_WRONG_TYPE) as error:
-            what = f": {error}" if isinstance(error, Damaged) else ""
+        problem = _problem_of_row(write)
+        if problem is None:
+            try:
+                self._pieces.check_written(json.loads(write.value))
+            except Damaged as damage:
+                problem = str(damage)
+        if problem is not None:
             self._found.lost_tasks.add((write[:3], write.task_id))
             self._torn.add(write[:3])
-            self._say("writes", f"what task {write.task_id} wrote{what}", *write[:3])
+            self._say("writes", f"what task {write.task_id} wrote: {problem}", *write[:3])
+        return None
 
     def _look_at_heads(self) -> None:
         """Whether the newest checkpoints, and their writes, are those that are noted to be."""
