@@ -1,7 +1,8 @@
 """What is whole of a session's state, with all that it refers to.
 
-A read of one checkpoint finds damage in what it needs. Here everything is looked at: each piece that any checkpoint refers to, and the ancestors that a replayed channel is
-made from. The cost is linear in what is stored.
+A read of one checkpoint finds damage in what it needs. Here everything is looked at: each piece that
+any checkpoint refers to, and the ancestors that a replayed channel is made from. The cost is linear
+in what is stored.
 """
 
 from __future__ import annotations
