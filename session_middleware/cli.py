@@ -10,7 +10,7 @@ import json
 import sqlite3
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -180,7 +180,7 @@ def verify(db: str | None, as_json: bool) -> None:
     path = _file(db)
     from session_middleware.storage.sqlite.verifying import verify as verify_file
 
-    with _progress("sessions", quiet=as_json) as progress:
+    with _progress("sessions", quiet=as_json or not sys.stdout.isatty()) as progress:
         found = verify_file(str(path), progress)
     if as_json:
         _print_json(found.model_dump(mode="json"))
@@ -201,7 +201,7 @@ def salvage(target: str, db: str | None, as_json: bool) -> None:
     path = _file(db)
     from session_middleware.storage.sqlite.salvaging import salvage as salvage_file
 
-    with _progress("rows", quiet=as_json) as progress:
+    with _progress("rows", quiet=as_json or not sys.stdout.isatty()) as progress:
         saved = salvage_file(str(path), target, progress)
     if as_json:
         _print_json(saved.model_dump(mode="json"))
@@ -272,7 +272,7 @@ def _progress(noun: str, *, quiet: bool = False) -> Iterator[Callable[[int, int]
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn(noun), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
+    with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(noun, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
@@ -353,11 +353,13 @@ def _check_there(path: Path) -> None:
 
 
 def _holds_sessions(path: Path) -> bool:
-    """Whether it has our table, or else is something `Sessions` will refuse with a better reason."""
+    """Whether it has a table of ours, or else is something that will be refused with a better reason."""
+    from session_middleware.storage.sqlite.reading import Source
+
     try:
-        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
-            return bool(connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'sessions'").fetchall())
-    except sqlite3.Error:
+        with Source(str(path)) as source:
+            return not source.tables().isdisjoint(("sessions", "list_items"))
+    except (StorageError, sqlite3.Error):
         return True
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
 from rich import box
@@ -14,6 +14,7 @@ from session_middleware.doctor import Diagnosis
 from session_middleware.model import Damage, Salvaged, Verified
 from session_middleware.render import shortened, visible
 
+_WIDTH = 40  # of the sessions' ids
 _LINES = 20  # of damage, before the rest is only counted
 
 
@@ -52,15 +53,19 @@ def _counts(found: Verified | Salvaged) -> str:
 
 
 def _damage(structure: Sequence[str], damage: Iterable[Damage]) -> RenderableType:
-    """The same finding about many checkpoints of a session is one line."""
-    grouped = Counter((one.session_id, one.table, one.problem) for one in damage)
-    rows = [(session_id, _in(table, count), problem) for (session_id, table, problem), count in grouped.items()]
-    rows += [(None, "the file", line) for line in structure]
+    """The same finding in many places is one line."""
+    sessions: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+    for one in damage:
+        sessions[one.table, one.problem][one.session_id or ""] += 1
+    rows = [
+        (", ".join(filter(None, ids)), _in(table, ids.total()), problem) for (table, problem), ids in sessions.items()
+    ]
+    rows += [("", "the file", line) for line in structure]
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
     for name in ("session", "where", "what is wrong"):
         table.add_column(name, overflow="fold")
-    for session_id, where, problem in rows[:_LINES]:
-        table.add_row(Text(visible(session_id or "–")), Text(where), Text(visible(problem)))  # noqa: RUF001 - as in render
+    for ids, where, problem in rows[:_LINES]:
+        table.add_row(Text(shortened(visible(ids), _WIDTH) or "–"), Text(where), Text(visible(problem)))  # noqa: RUF001 - as in render
     if len(rows) <= _LINES:
         return table
     return Group(table, Text(f"and {len(rows) - _LINES:,} more; see all with --json", style="dim"))

@@ -19,7 +19,7 @@ from typing import Any
 
 from session_middleware.errors import StorageError
 from session_middleware.model import Damage, Salvaged, from_text, to_text, utc_now
-from session_middleware.storage.sqlite import heads, pieces, whole
+from session_middleware.storage.sqlite import heads, pieces, soundness, whole
 from session_middleware.storage.sqlite.checkpoints import Key
 from session_middleware.storage.sqlite.database import OWN_TABLES, SqliteDatabase
 from session_middleware.storage.sqlite.reading import Source, is_text
@@ -115,7 +115,7 @@ class _Salvage:
         )
 
     def _say(self, table: str, problem: str, *key: Any) -> None:
-        self._lost.append(whole.damage(table, problem, *key))
+        self._lost.append(soundness.damage(table, problem, *key))
 
     def _count(self, connection: sqlite3.Connection, table: str) -> int:
         try:
@@ -135,7 +135,7 @@ class _Salvage:
             self._done += 1
             if self._done % 500 == 0:
                 self._progress(min(self._done, self._total), self._total)
-            problem = whole.problem_of(table, walk.description, row)
+            problem = soundness.problem_of(table, walk.description, row)
             if problem is None and self._target.execute(copy, row).rowcount == 0 and not self._has(table, columns, row):
                 problem = "it contradicts another row"
             if problem is not None:

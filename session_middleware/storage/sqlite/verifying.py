@@ -12,14 +12,14 @@ import sqlite3
 from collections.abc import Callable, Sequence
 
 from session_middleware.model import Damage, Verified
-from session_middleware.storage.sqlite import whole
+from session_middleware.storage.sqlite import soundness, whole
 from session_middleware.storage.sqlite.database import OWN_TABLES
 from session_middleware.storage.sqlite.reading import Source, is_text
 
 Progress = Callable[[int, int], None]  # how many of how many are done
 
 _WORTH_SAYING = 100  # of SQLite's findings; a torn page leads to thousands
-RECORDS = sorted(OWN_TABLES - {"sessions", "memories", *whole.STATE})
+RECORDS = sorted(OWN_TABLES - {"sessions", "memories", *soundness.STATE})
 
 
 def verify(path: str, progress: Progress | None = None) -> Verified:
@@ -67,7 +67,7 @@ class _Verification:
         )
 
     def _say(self, table: str, problem: str, session_id: str | None = None) -> None:
-        self._damage.append(whole.damage(table, problem, session_id))
+        self._damage.append(soundness.damage(table, problem, session_id))
 
     def _families(self) -> dict[str, list[str]]:
         with self._source.snapshot() as connection:
@@ -129,7 +129,7 @@ class _Verification:
                 self._say(table, "its row cannot be found by its id", session_id)
             for row in rows:
                 self._records += table != "sessions"
-                if problem := whole.problem_of(table, cursor, row):
+                if problem := soundness.problem_of(table, cursor, row):
                     self._say(table, f"{_place(cursor, row)}: {problem}", session_id)
         except (sqlite3.Error, UnicodeEncodeError) as error:
             self._say(table, f"some of its rows cannot be read ({error})", session_id)
@@ -140,7 +140,7 @@ class _Verification:
                 cursor = connection.execute("SELECT * FROM memories")
                 for row in cursor:
                     self._records += 1
-                    if problem := whole.problem_of("memories", cursor, row):
+                    if problem := soundness.problem_of("memories", cursor, row):
                         self._say("memories", f"{_place(cursor, row)}: {problem}")
         except sqlite3.Error as error:
             self._say("memories", f"some of its rows cannot be read ({error})")

@@ -1,8 +1,8 @@
-"""What is whole: a row by itself, and a session's state with all that it refers to.
+"""What is whole of a session's state, with all that it refers to.
 
-A read of one checkpoint finds damage in what it needs. Here everything is looked at: each row of
-each table, each piece that any checkpoint refers to, and the ancestors that a replayed channel is
-made from. The cost is linear in what is stored.
+A read of one checkpoint finds damage in what it needs. Here everything is looked at: each piece that
+any checkpoint refers to, and the ancestors that a replayed channel is made from. The cost is linear
+in what is stored.
 """
 
 from __future__ import annotations
@@ -12,68 +12,15 @@ import sqlite3
 import zlib
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from session_middleware.model import Damage, Event, Message, Run, SessionInfo, ToolCall, Value, from_text
+from session_middleware.model import Damage
 from session_middleware.storage.sqlite import heads, pieces
 from session_middleware.storage.sqlite.checkpoints import REPLAYED, Key, Row, WriteRow
 from session_middleware.storage.sqlite.pieces import Damaged
-from session_middleware.storage.sqlite.reading import is_text
-from session_middleware.storage.sqlite.rows import value_of
-
-RECORDS: Mapping[str, type[Value]] = {
-    "sessions": SessionInfo,
-    "runs": Run,
-    "messages": Message,
-    "tool_calls": ToolCall,
-    "events": Event,
-}
-STATE = ("checkpoints", "heads", "writes", "lists", "list_items", "blobs")
-
-_WRONG_TYPE = (TypeError, AttributeError, ValueError)  # what a value that is no text, or no bytes, leads to
-
-
-# A row by itself
-
-
-def problem_of(table: str, cursor: sqlite3.Cursor, row: tuple[Any, ...]) -> str | None:
-    """What is wrong with a row of ``SELECT *``, if anything is."""
-    try:
-        if not is_text(row):
-            return "its text is not valid UTF-8"
-        if table in ("checkpoints", "writes"):
-            (Row(*row) if table == "checkpoints" else WriteRow(*row)).check()
-        elif table in ("lists", "list_items"):
-            _check_integers(table, row)
-        elif table in RECORDS:
-            value_of(RECORDS[table], cursor, row)
-        elif table == "memories":
-            _check_memory(dict(zip((c[0] for c in cursor.description), row, strict=True)))
-    except Damaged:
-        return "it is not what was written"
-    except _WRONG_TYPE as error:
-        return f"it cannot be read ({_first_line(error)})"
-    return None
-
-
-def _check_integers(table: str, row: tuple[Any, ...]) -> None:
-    texts = (1,) if table == "lists" else ()
-    if any(not isinstance(value, str if place in texts else int | None) for place, value in enumerate(row)):
-        raise Damaged
-
-
-def _check_memory(row: dict[str, Any]) -> None:
-    if not isinstance(json.loads(row["namespace"]), list) or not isinstance(json.loads(row["value"]), dict):
-        raise ValueError("its namespace or value is no JSON of the right kind")
-    from_text(row["created_at"])
-    from_text(row["updated_at"])
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:120]
-
+from session_middleware.storage.sqlite.soundness import WRONG_TYPE, damage, first_line, problem_of_row
 
 # Pieces
 
@@ -137,9 +84,9 @@ class Pieces:
             self.owners[owner].add(("blobs", blob_id))
             return bytes(digest)
         except Damaged as damage:
-            return str(damage)
-        except (sqlite3.Error, *_WRONG_TYPE) as error:
-            return f"blob {blob_id} cannot be read ({_first_line(error)})"
+            return str(damage) if " is " in str(damage) else f"{damage} is not what was written"
+        except (sqlite3.Error, *WRONG_TYPE) as error:
+            return f"blob {blob_id} cannot be read ({first_line(error)})"
 
     def _list(self, list_id: int) -> _List:
         if list_id not in self._lists:
@@ -163,8 +110,8 @@ class Pieces:
             return self._look_at_items(list_id, parent, start if parent else 0)
         except Damaged as damage:
             return str(damage)
-        except (sqlite3.Error, *_WRONG_TYPE) as error:
-            return f"list {list_id} cannot be read ({_first_line(error)})"
+        except (sqlite3.Error, *WRONG_TYPE) as error:
+            return f"list {list_id} cannot be read ({first_line(error)})"
 
     def _look_at_items(self, list_id: int, parent: _List | None, start: int) -> _List:
         ends: list[int] = []
@@ -183,8 +130,8 @@ class Pieces:
                 checks.append(check)
         except Damaged as damage:
             problem = str(damage)
-        except (sqlite3.Error, *_WRONG_TYPE) as error:
-            problem = f"list {list_id} cannot be read ({_first_line(error)})"
+        except (sqlite3.Error, *WRONG_TYPE) as error:
+            problem = f"list {list_id} cannot be read ({first_line(error)})"
         return _List(parent, start, ends, checks, problem)
 
 
@@ -269,27 +216,33 @@ class Inspection:
         if row.session_id != self._session_id:  # a lookup in a tree that is out of order ends anywhere
             return self._say("checkpoints", _MISPLACED, self._session_id)
         self._newest[row.checkpoint_ns] = max(row.checkpoint_id, self._newest.get(row.checkpoint_ns, ""), key=str)
-        try:
-            row.check()
-            for ref in row.refs.values():
-                self._pieces.check(ref)
-        except (Damaged, *_WRONG_TYPE) as error:
-            self._lose(row.key, _first_line(error) if isinstance(error, Damaged) else "its row")
-        else:
-            self._rows[row.key] = row._replace(body=b"")
+        problem = problem_of_row(row)
+        if problem is None:
+            try:
+                for ref in row.refs.values():
+                    self._pieces.check(ref)
+            except Damaged as damage:
+                problem = str(damage)
+        if problem is not None:
+            return self._lose(row.key, problem)
+        self._rows[row.key] = row._replace(body=b"")
+        return None
 
     def _look_at_write(self, write: WriteRow) -> None:
         if write.session_id != self._session_id:
             return self._say("writes", _MISPLACED, self._session_id)
         self._written[write[:3]] += 1
-        try:
-            write.check()
-            self._pieces.check_written(json.loads(write.value))
-        except (Damaged, *_WRONG_TYPE) as error:
-            what = f": {error}" if isinstance(error, Damaged) else ""
+        problem = problem_of_row(write)
+        if problem is None:
+            try:
+                self._pieces.check_written(json.loads(write.value))
+            except Damaged as damage:
+                problem = str(damage)
+        if problem is not None:
             self._found.lost_tasks.add((write[:3], write.task_id))
             self._torn.add(write[:3])
-            self._say("writes", f"what task {write.task_id} wrote{what}", *write[:3])
+            self._say("writes", f"what task {write.task_id} wrote: {problem}", *write[:3])
+        return None
 
     def _look_at_heads(self) -> None:
         """Whether the newest checkpoints, and their writes, are those that are noted to be."""
@@ -298,8 +251,8 @@ class Inspection:
             noted = {namespace for (namespace,) in self._connection.execute(sql, (self._session_id,))}
             for namespace in sorted(noted.union(self._newest), key=str):
                 self._look_at_head(namespace)
-        except (sqlite3.Error, *_WRONG_TYPE) as error:
-            self._say("heads", f"some of its rows cannot be read ({_first_line(error)})", self._session_id)
+        except (sqlite3.Error, *WRONG_TYPE) as error:
+            self._say("heads", f"some of its rows cannot be read ({first_line(error)})", self._session_id)
 
     def _look_at_head(self, namespace: str) -> None:
         try:
@@ -339,13 +292,6 @@ class Inspection:
 
 def _replayed(row: Row) -> list[str]:
     return [name for name, ref in json.loads(row.channels).items() if ref == REPLAYED]
-
-
-def damage(table: str, problem: str, *key: Any) -> Damage:
-    """Damage in a table, at as much of a key as is known: whatever that has become, it can be printed."""
-    texts = [None if part is None else str(part).encode("utf-8", "replace").decode() for part in (problem, *key)]
-    names = ("problem", "session_id", "checkpoint_ns", "checkpoint_id")
-    return Damage(table=table, **dict(zip(names, texts, strict=False)))
 
 
 def families(connection: sqlite3.Connection) -> tuple[dict[str, list[str]], str]:
