@@ -49,6 +49,8 @@ class Row(NamedTuple):
     channels: str
     type: str
     body: bytes
+    branch: str | None = None  # of the record, which went as far as this `seq`; no part of the checksum
+    seq: int | None = None
     checksum: int = 0
 
     @property
@@ -110,7 +112,7 @@ def put(connection: sqlite3.Connection, family_id: str, put: CheckpointPut) -> t
 _json = json.JSONEncoder(separators=(",", ":")).encode  # `json.dumps` would make an encoder for each call
 
 
-_INSERT = "INSERT OR REPLACE INTO checkpoints VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_INSERT = "INSERT OR REPLACE INTO checkpoints VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
 
 def insert(connection: sqlite3.Connection, row: Row) -> None:

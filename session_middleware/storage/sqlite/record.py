@@ -13,7 +13,7 @@ from session_middleware.storage.port import MessageSeen, ToolStart
 from session_middleware.storage.processes import is_gone, this_process
 from session_middleware.storage.sqlite.rows import clean, to_json, values_of
 
-_TABLES = ("runs", "messages", "tool_calls", "model_calls", "events")
+_TABLES = ("runs", "messages", "tool_calls", "model_calls", "events", "branches", "files")
 
 
 def next_seq(connection: sqlite3.Connection, session_id: str) -> int | None:
@@ -133,7 +133,7 @@ def _words(message: MessageSeen) -> tuple[Any, ...]:
 
 
 _MESSAGE_COLUMNS = (
-    *("session_id", "seq", "run_id", "message_id", "version", "role", "name", "text", "content", "tool_calls"),
+    *("session_id", "seq", "place", "run_id", "message_id", "version", "role", "name", "text", "content", "tool_calls"),
     *("tool_call_id", "model", "input_tokens", "output_tokens", "checkpoint_ns", "created_at"),
 )
 
@@ -154,7 +154,7 @@ def _add_message(
         connection,
         "messages",
         _MESSAGE_COLUMNS,
-        (session_id, seq, run_id, message.message_id, known[1] + 1 if known else 1, role, message.name, text)
+        (session_id, seq, seq, run_id, message.message_id, known[1] + 1 if known else 1, role, message.name, text)
         + (content, calls, message.tool_call_id, message.model, *tokens, message.checkpoint_ns, to_text(now)),
     )
     if known:

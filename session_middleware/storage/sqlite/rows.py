@@ -12,7 +12,8 @@ from session_middleware.model import Value, from_text, to_text
 V = TypeVar("V", bound=Value)
 
 _JSON_COLUMNS = frozenset(
-    {"tags", "metadata", "context", "client", "content", "tool_calls", "arguments", "result", "detail"}
+    {"tags", "metadata", "context", "client", "content", "tool_calls", "arguments", "result", "artifact"}
+    | {"marks", "detail"}
 )
 
 
