@@ -10,7 +10,7 @@ from langchain_core.runnables import RunnableConfig
 from pydantic import ConfigDict, PrivateAttr
 
 from session_middleware.memory.session_memory import SessionMemory
-from session_middleware.model import Event, Message, NewId, Run, SessionInfo, Stats, ToolCall
+from session_middleware.model import Branch, Event, Message, ModelCall, NewId, Run, SessionInfo, Stats, ToolCall
 from session_middleware.recording.recorder import SessionRecorder
 from session_middleware.storage.offload import Offload
 from session_middleware.storage.port import Deleted, SessionDetails, Storage
@@ -63,6 +63,22 @@ class Session(SessionInfo):
 
     async def atool_calls(self, **options: Any) -> builtins.list[ToolCall]:
         return await self._offload.run(self.tool_calls, **options)
+
+    def model_calls(self, *, after: int = 0, limit: int | None = None) -> builtins.list[ModelCall]:
+        """Each call of a model, in order: what it took and what it cost."""
+        self._recorder.drain(self.id)
+        return self._storage.list_model_calls(self.id, after=after, limit=limit)
+
+    async def amodel_calls(self, **options: Any) -> builtins.list[ModelCall]:
+        return await self._offload.run(self.model_calls, **options)
+
+    def branches(self) -> builtins.list[Branch]:
+        """The lines of conversation that left another one; ``"main"`` is the first, and not among them."""
+        self._recorder.drain(self.id)
+        return self._storage.list_branches(self.id)
+
+    async def abranches(self) -> builtins.list[Branch]:
+        return await self._offload.run(self.branches)
 
     def runs(self, *, after: int = 0, limit: int | None = None) -> builtins.list[Run]:
         """Each invocation of the graph, in order."""

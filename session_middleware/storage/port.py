@@ -26,10 +26,12 @@ from typing import Any, NamedTuple, Protocol
 
 from session_middleware.model import (
     Admission,
+    Branch,
     Ended,
     Event,
     Identity,
     Message,
+    ModelCall,
     Run,
     SessionInfo,
     Status,
@@ -283,6 +285,11 @@ class Storage(Protocol):
         """By `seq`, from after `after`; only the latest version of each unless `all_versions`."""
 
     def list_tool_calls(self, session_id: str, *, after: int = 0, limit: int | None = None) -> list[ToolCall]: ...
+
+    def list_model_calls(self, session_id: str, *, after: int = 0, limit: int | None = None) -> list[ModelCall]: ...
+
+    def list_branches(self, session_id: str) -> list[Branch]:
+        """Those beside ``"main"``, in the order they were begun."""
 
     def list_runs(self, session_id: str, *, after: int = 0, limit: int | None = None) -> list[Run]: ...
 

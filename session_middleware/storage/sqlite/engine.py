@@ -10,10 +10,12 @@ from typing import Any, TypeVar
 
 from session_middleware.errors import SessionError, SessionExists
 from session_middleware.model import (
+    Branch,
     Clock,
     Ended,
     Event,
     Message,
+    ModelCall,
     NewId,
     Run,
     SessionInfo,
@@ -236,6 +238,14 @@ class SqliteStorage:
         return self._database.read(
             lambda connection: record.list_tool_calls(connection, session_id, after=after, limit=limit)
         )
+
+    def list_model_calls(self, session_id: str, *, after: int = 0, limit: int | None = None) -> list[ModelCall]:
+        return self._database.read(
+            lambda connection: record.list_model_calls(connection, session_id, after=after, limit=limit)
+        )
+
+    def list_branches(self, session_id: str) -> list[Branch]:
+        return self._database.read(lambda connection: record.list_branches(connection, session_id))
 
     def list_runs(self, session_id: str, *, after: int = 0, limit: int | None = None) -> list[Run]:
         return self._database.read(

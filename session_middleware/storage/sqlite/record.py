@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from session_middleware.model import Event, Message, Run, ToolCall, to_text
+from session_middleware.model import Branch, Event, Message, ModelCall, Run, ToolCall, to_text
 from session_middleware.storage.port import MessageSeen, ToolStart
 from session_middleware.storage.processes import is_gone, this_process
 from session_middleware.storage.sqlite.rows import clean, to_json, values_of
@@ -308,6 +308,21 @@ def list_tool_calls(
         (session_id, after, _limit(limit)),
     )
     return values_of(ToolCall, cursor)
+
+
+def list_model_calls(
+    connection: sqlite3.Connection, session_id: str, *, after: int, limit: int | None
+) -> list[ModelCall]:
+    cursor = connection.execute(
+        "SELECT * FROM model_calls WHERE session_id = ? AND seq > ? ORDER BY seq LIMIT ?",
+        (session_id, after, _limit(limit)),
+    )
+    return values_of(ModelCall, cursor)
+
+
+def list_branches(connection: sqlite3.Connection, session_id: str) -> list[Branch]:
+    cursor = connection.execute("SELECT * FROM branches WHERE session_id = ? ORDER BY created_at, id", (session_id,))
+    return values_of(Branch, cursor)
 
 
 def list_runs(connection: sqlite3.Connection, session_id: str, *, after: int, limit: int | None) -> list[Run]:
