@@ -44,14 +44,19 @@ class Session(SessionInfo):
     # The record
 
     def messages(
-        self, *, after: int = 0, limit: int | None = None, all_versions: bool = False
+        self, *, after: int = 0, limit: int | None = None, all_versions: bool = False, branch: str | None = None
     ) -> builtins.list[Message]:
-        """What was said, in order; of an edited message the latest version, unless `all_versions`.
+        """What was said, in the order of the conversation; of an edited message the latest version, in its own place.
 
-        `after` is a `seq`: what follows it.
+        Args:
+            after: the `seq` of the last message had.
+            limit: at most so many.
+            all_versions: each version of an edited message, too.
+            branch: one of `branches`, or ``"main"``; by default where the session is now, without what
+                was left behind by going back. ``"all"``: everything, by `seq`.
         """
         self._recorder.drain(self.id)
-        return self._storage.list_messages(self.id, after=after, limit=limit, all_versions=all_versions)
+        return self._storage.list_messages(self.id, after=after, limit=limit, all_versions=all_versions, branch=branch)
 
     async def amessages(self, **options: Any) -> builtins.list[Message]:
         return await self._offload.run(self.messages, **options)
@@ -99,7 +104,7 @@ class Session(SessionInfo):
     def timeline(self, *, after: int = 0, limit: int | None = None) -> builtins.list[Entry]:
         """All of the record in one order: runs, messages, tool calls and events, by `seq`."""
         entries: builtins.list[Entry] = [
-            *self.messages(after=after, limit=limit),
+            *self.messages(after=after, limit=limit, branch="all"),
             *self.tool_calls(after=after, limit=limit),
             *self.runs(after=after, limit=limit),
             *self.events(after=after, limit=limit),

@@ -18,11 +18,12 @@ is not there, its owner is checked, and its expiry is applied. It raises `Sessio
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from session_middleware.model import (
     Admission,
@@ -55,6 +56,9 @@ class Visit:
     `admission` is decided once, when a run first reads its session, and stays for the whole run, so
     a run that takes longer than ``idle_timeout`` ends as it began. The engine fills it in when it
     is ``None``, and sets `admitted` once the visit is in the database.
+
+    `entries` are what the record has yet to learn of the visit: the next operation of it, whichever
+    that is, writes them first, in its own transaction.
     """
 
     session_id: str
@@ -66,6 +70,13 @@ class Visit:
     announced: bool = False  # and so is the event that says so
     guessed: bool = False  # its identity is the first look's, which may be somebody else's
     checkpointed: bool = False  # a checkpointer of ours serves this run, and records what its checkpoints bring
+    begun: bool = False  # its run has a row
+    checkpoint_id: str | None = None  # of the outermost graph: the latest that was read or put in it
+    started_from: str | None = None  # the first one that was read in it
+    branch: str | None = None  # what it says goes there; None: where its checkpoint, or else the session, is
+    entries: deque[Entry] = field(default_factory=deque)
+    unclaimed: dict[str, str] = field(default_factory=dict)  # what models said that no state holds yet: ids by text
+    tell: Callable[[Exception], None] | None = None  # is told of what could not be recorded
 
 
 class CheckpointPut(NamedTuple):
@@ -94,6 +105,14 @@ class WritesPut(NamedTuple):
     writes: Sequence[Write]
 
 
+class FileSeen(NamedTuple):
+    """An image or a file of a message's content, which refers to it by its hash."""
+
+    hash: str  # "sha256:" and 64 hexadecimal digits
+    media_type: str | None
+    data: bytes
+
+
 class MessageSeen(NamedTuple):
     """A message as somebody saw it; whether it is new, known or a new version is the engine's to say."""
 
@@ -109,15 +128,86 @@ class MessageSeen(NamedTuple):
     input_tokens: int | None = None
     output_tokens: int | None = None
     checkpoint_ns: str = ""
+    complete: bool = True  # False: as much of it as has been streamed
+    refused: bool = False  # a tool message that says no, from somebody who did not run the tool
+    minted: bool = False  # it came without an id, and this one was made for it
+    followed_by: str | None = None  # the id of the message it stands before, where there is one
+    marks: Sequence[str] = ()
+    files: Sequence[FileSeen] = ()
+    created_at: datetime | None = None  # when it was said, where that is not now
+
+
+class HistorySeen(NamedTuple):
+    """A whole conversation as a loop or a model was given it, to be aligned with what is recorded.
+
+    `align` is given what the branch holds and what was given, and says what is new in it.
+    """
+
+    messages: Sequence[MessageSeen]
+    align: Callable[[Sequence[Said], Sequence[Said]], Alignment]
+
+
+class Said(NamedTuple):
+    """A message as `HistorySeen.align` compares it: its id, if it has one, and its words."""
+
+    message_id: str | None
+    words: tuple[Any, ...]
+
+
+class Alignment(NamedTuple):
+    """What a conversation says that is not recorded."""
+
+    ids: Sequence[str | None]  # of each message given: the recorded one that it is, or an edit of it
+    branch_after: int | None = None  # it leaves what is recorded after so many messages
 
 
 class ToolStart(NamedTuple):
     execution_id: str  # unique to this execution: what `end_tool_call` names it by
-    tool_call_id: str
+    tool_call_id: str | None  # None: the latest request for these arguments that was not executed, or else its own
     name: str
     arguments: Any
     checkpoint_ns: str = ""
     node: str | None = None
+    message_id: str | None = None  # the message that asked for it, where that is known
+    marks: Sequence[str] = ()
+
+
+class ToolEnd(NamedTuple):
+    execution_id: str
+    status: str
+    result: Any = None
+    error: str | None = None
+    duration_ms: float | None = None
+    artifact: Any = None
+    marks: Sequence[str] = ()
+
+
+class ModelCallSeen(NamedTuple):
+    id: str
+    model: str | None = None
+    provider: str | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cached_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    cost: float | None = None
+    first_token_ms: float | None = None
+    duration_ms: float | None = None
+    error: str | None = None
+    message_id: str | None = None
+    checkpoint_ns: str = ""
+    node: str | None = None
+    marks: Sequence[str] = ()
+    started_at: datetime | None = None
+
+
+class RunEnd(NamedTuple):
+    outcome: str
+    error: str | None
+    duration_ms: float
+
+
+Entry: TypeAlias = MessageSeen | HistorySeen | ToolStart | ToolEnd | ModelCallSeen | RunEnd
 
 
 class SessionDetails(NamedTuple):
@@ -246,21 +336,23 @@ class Storage(Protocol):
         Earlier runs of the session whose process has died are interrupted, and their tool calls too.
         """
 
+    def append(self, visit: Visit, entries: Sequence[Entry] = ()) -> None:
+        """Add `visit.entries` and then these to the record, in order; nothing without ``tracking``.
+
+        A message with a known id and the same words adds nothing; with other words it adds a
+        version in the same place, and the old row says which replaced it. One that was incomplete is
+        completed. A tool message whose call has no row of its own adds one.
+
+        A tool's start is a row with status ``running``; executions of the same call before it count
+        its attempt, and those that still say ``running`` were cut off: they become ``interrupted``.
+        """
+
     def end_run(self, visit: Visit, *, outcome: str, error: str | None, duration_ms: float) -> None:
-        """Close the row of the visit's run; nothing if there is none."""
+        """`append` with a `RunEnd`: close the row of the visit's run; nothing if there is none."""
 
-    def append_messages(self, visit: Visit, messages: Sequence[MessageSeen]) -> None:
-        """Add the messages that are not recorded yet, in order.
+    def append_messages(self, visit: Visit, messages: Sequence[MessageSeen]) -> None: ...
 
-        A known id with the same words adds nothing; with other words it adds a version, and the
-        old row says which replaced it. A tool message whose call has no row of its own adds one.
-        """
-
-    def start_tool_call(self, visit: Visit, call: ToolStart) -> None:
-        """A row with status ``running``; executions of the same call before it count its `attempt`.
-
-        Earlier executions of the call that still say ``running`` were cut off: they become ``interrupted``.
-        """
+    def start_tool_call(self, visit: Visit, call: ToolStart) -> None: ...
 
     def end_tool_call(
         self,
@@ -271,8 +363,7 @@ class Storage(Protocol):
         result: Any,
         error: str | None,
         duration_ms: float,
-    ) -> None:
-        """Close that execution."""
+    ) -> None: ...
 
     def append_event(
         self, session_id: str, kind: str, *, reason: str | None = None, detail: dict[str, Any] | None = None
@@ -280,9 +371,22 @@ class Storage(Protocol):
         """Add an event; nothing when the session is not there."""
 
     def list_messages(
-        self, session_id: str, *, after: int = 0, limit: int | None = None, all_versions: bool = False
+        self,
+        session_id: str,
+        *,
+        after: int = 0,
+        limit: int | None = None,
+        all_versions: bool = False,
+        branch: str | None = None,
     ) -> list[Message]:
-        """By `seq`, from after `after`; only the latest version of each unless `all_versions`."""
+        """What was said on a branch, in the order of the conversation; by default the session's own branch.
+
+        Each message is as the branch has it, in the place it was first said at. `after` is the `seq`
+        of the last one had. ``branch="all"``: of all branches, by `seq`, as they were written.
+        """
+
+    def get_file(self, session_id: str, hash: str) -> bytes | None:
+        """A file of the session's messages, by its hash."""
 
     def list_tool_calls(self, session_id: str, *, after: int = 0, limit: int | None = None) -> list[ToolCall]: ...
 

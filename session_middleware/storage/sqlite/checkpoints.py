@@ -93,7 +93,9 @@ class WriteRow(NamedTuple):
 # Checkpoints
 
 
-def put(connection: sqlite3.Connection, family_id: str, put: CheckpointPut) -> tuple[str, dict[str, ListRef]]:
+def put(
+    connection: sqlite3.Connection, family_id: str, put: CheckpointPut, branch: str | None, seq: int | None
+) -> tuple[str, dict[str, ListRef]]:
     channels = _inherited(connection, put)
     lists: dict[str, ListRef] = {}
     for name, value in put.values.items():
@@ -104,7 +106,9 @@ def put(connection: sqlite3.Connection, family_id: str, put: CheckpointPut) -> t
     channels.update(dict.fromkeys(put.replayed, REPLAYED))
     text, enclosing = _json(channels), _json(dict(put.enclosing))
     key = (put.visit.session_id, put.checkpoint_ns, put.checkpoint_id)
-    insert(connection, Row(*key, put.parent_id, enclosing, put.run_id, put.source, put.step, text, *put.body))
+    insert(
+        connection, Row(*key, put.parent_id, enclosing, put.run_id, put.source, put.step, text, *put.body, branch, seq)
+    )
     heads.put(connection, key)
     return text, lists
 
