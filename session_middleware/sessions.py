@@ -6,7 +6,6 @@ import threading
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeAlias, TypeVar
@@ -22,7 +21,7 @@ from session_middleware.checkpoint.serde import StrictSerializer, TypeName
 from session_middleware.errors import InvalidSettings, SessionNotFound
 from session_middleware.memory.store import SessionStore
 from session_middleware.model import Clock, Ended, NewId, SessionInfo, Status, utc_now
-from session_middleware.recording.messages import describe
+from session_middleware.recording.journal import Journal
 from session_middleware.recording.recorder import SessionRecorder
 from session_middleware.session import Session
 from session_middleware.settings import SessionSettings, load_settings
@@ -71,15 +70,27 @@ class Sessions:
         self._storage: Storage = _open_storage(self.settings, clock, new_id)
         self._offload = Offload(self._storage.name, self._storage.together)
         self._visits = Visits()
+        self._journal = Journal(
+            self._storage,
+            self._offload,
+            redact=self.settings.redact,
+            record=self.settings.record,
+            tracking=self.settings.tracking,
+        )
         self.recorder = SessionRecorder(
-            self._storage, self._offload, self._visits, new_id=new_id, tracking=self.settings.tracking
+            self._storage,
+            self._journal,
+            self._visits,
+            new_id=new_id,
+            clock=clock,
+            stream_flush=self.settings.stream_flush.total_seconds(),
         )
         self.checkpointer = SessionSaver(
             self._storage,
             self._offload,
             self._visits,
             serde=serde or StrictSerializer(allowed_types),
-            describe_messages=partial(describe, new_id=new_id),
+            describe_messages=self.recorder.describe_new,
             settle=self.recorder.drain,
         )
         self.store: BaseStore = SessionStore(self._storage, self._offload)

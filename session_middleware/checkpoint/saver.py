@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeAlias, cast
 
-from langchain_core.messages import BaseMessage
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import (
     BaseCheckpointSaver,
@@ -26,19 +25,20 @@ from langgraph.checkpoint.base import (
 )
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
-from session_middleware.checkpoint.codec import Codec, Split, is_input, part, replayed, uncollected, whole
+from session_middleware.checkpoint.codec import Codec, NewMessage, Split, is_input, part, replayed, uncollected, whole
 from session_middleware.checkpoint.kept import KeptLists, Shelf
 from session_middleware.checkpoint.known import Key, Known, KnownCheckpoints, KnownList
 from session_middleware.errors import SessionError, UnknownStrategy
 from session_middleware.lifecycle import session_id_of
 from session_middleware.model import Identity
 from session_middleware.storage.offload import Offload
-from session_middleware.storage.port import CheckpointPut, MessageSeen, StaleParent, Storage, Visit, WritesPut
+from session_middleware.storage.port import CheckpointPut, StaleParent, Storage, Visit, WritesPut
+from session_middleware.storage.seen import MessageSeen
 from session_middleware.storage.state import Blob, Parent, StoredCheckpoint, StoredList
 from session_middleware.visits import Visits
 
 _PAGE = 32  # checkpoints read at a time by `list`
-DescribeMessages = Callable[[Sequence[BaseMessage], str], list[MessageSeen]]
+DescribeMessages = Callable[[Sequence[NewMessage], str], list[MessageSeen]]
 Page: TypeAlias = tuple[list[CheckpointTuple], Key | None]  # and where to go on; None at the end
 
 
@@ -97,6 +97,8 @@ class SessionSaver(BaseCheckpointSaver[int]):
                 raise
             if stored is None:
                 return None
+            if not namespace and visit.started_from is None:  # a run reads the thread's head as well
+                visit.started_from = visit.checkpoint_id = stored.checkpoint_id
             found = self._tuple(stored, visit.identity, shelf)
             self._remember(stored, found.checkpoint)
         self._kept.keep(visit.session_id, shelf)
@@ -240,7 +242,6 @@ class SessionSaver(BaseCheckpointSaver[int]):
             UnserializableValue: naming the channel, and where in its value the culprit is.
         """
         visit = self._visits.present(config["configurable"])
-        self._settle(visit.session_id)
         if not visit.announced:
             visit.is_run = metadata.get("source") != "update"
         key = (visit.session_id, config["configurable"].get("checkpoint_ns", ""), checkpoint["id"])

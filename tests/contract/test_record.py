@@ -7,7 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from session_middleware.model import Identity
-from session_middleware.storage.port import MessageSeen, Storage, ToolStart, Visit
+from session_middleware.storage.port import Storage, Visit
+from session_middleware.storage.seen import MessageSeen, ToolStart
 
 CALL = {"name": "add", "args": {"a": 1}, "id": "c1", "type": "tool_call"}
 

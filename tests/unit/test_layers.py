@@ -12,9 +12,11 @@ PACKAGE = Path(session_middleware.__file__).parent
 LAYERS = {  # the longest prefix wins
     "errors": 0,
     "model": 0,
+    "plain": 0,
     "settings": 0,
     "lifecycle": 1,
     "storage.state": 0,
+    "storage.seen": 0,
     "storage.port": 1,
     "storage": 2,
     "visits": 2,

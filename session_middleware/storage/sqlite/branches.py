@@ -10,6 +10,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 from datetime import datetime
+from typing import NamedTuple
 
 from session_middleware.model import to_text
 from session_middleware.storage.port import CheckpointPut, Visit
@@ -48,14 +49,21 @@ def line(connection: sqlite3.Connection, session_id: str, branch: str) -> Line:
     return found
 
 
-def place_put(connection: sqlite3.Connection, put: CheckpointPut, tally: Tally, now: datetime) -> str | None:
-    """The branch of a checkpoint that is being put; a new one where its parent has another child.
+class Place(NamedTuple):
+    """Where in the record a checkpoint is: its branch, and the seq of the last message it knows."""
 
-    ``None``: a subgraph's, which goes where its graph does.
+    branch: str | None = None
+    seq: int | None = None
+
+
+def place_put(connection: sqlite3.Connection, put: CheckpointPut, tally: Tally, now: datetime) -> Place:
+    """The branch of a checkpoint that is being put, a new one where its parent has another child; its parent's seq.
+
+    A subgraph's goes where its graph does.
     """
     visit = put.visit
     if put.checkpoint_ns:
-        return None
+        return Place()
     row = None
     if put.parent_id is not None:
         row = connection.execute(_PARENT, (put.checkpoint_id, visit.session_id, put.parent_id)).fetchone()
@@ -67,7 +75,7 @@ def place_put(connection: sqlite3.Connection, put: CheckpointPut, tally: Tally, 
             branch = _put_before(connection, put) or _part(connection, visit, branch, row[1] or 0, now)
     visit.branch, visit.checkpoint_id = branch, put.checkpoint_id
     tally.move_to(branch)
-    return branch
+    return Place(branch, row[1] or 0 if row else 0)
 
 
 # A child has a greater id than its parent, so for a thread's latest checkpoint nothing is looked through.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
 from session_middleware.model import to_text
-from session_middleware.storage.port import MessageSeen, ModelCallSeen, ToolEnd, ToolStart, Visit
+from session_middleware.storage.port import Visit
+from session_middleware.storage.seen import FileSeen, MessageSeen, ModelCallSeen, ToolEnd, ToolStart
 from session_middleware.storage.sqlite import tally as tallies
 from session_middleware.storage.sqlite.rows import clean, to_json
 from session_middleware.storage.sqlite.tally import Tally
@@ -54,6 +56,14 @@ def end(connection: sqlite3.Connection, visit: Visit, call: ToolEnd, tally: Tall
     ).rowcount
     if call.status == "error" and changed:
         tally.count_error()
+    store_files(connection, visit.session_id, call.files)
+
+
+def store_files(connection: sqlite3.Connection, session_id: str, files: Sequence[FileSeen]) -> None:
+    for file in files:
+        connection.execute(
+            "INSERT OR IGNORE INTO files (session_id, hash, media_type, data) VALUES (?, ?, ?, ?)", (session_id, *file)
+        )
 
 
 def answer(connection: sqlite3.Connection, visit: Visit, message: MessageSeen, tally: Tally) -> None:
@@ -145,12 +155,13 @@ _MODEL_COLUMNS = (
 
 
 def add_model_call(connection: sqlite3.Connection, visit: Visit, call: ModelCallSeen, tally: Tally) -> None:
-    values = call._replace(
-        error=call.error and clean(call.error), model=call.model and clean(call.model), marks=(), started_at=None
-    )
+    cost = call.cost() if call.cost is not None else None
     started_at = call.started_at and to_text(call.started_at)
-    row = (visit.session_id, tally.next_seq(), visit.run_id, *values[:-2], _marks(call.marks), started_at)
-    tallies.insert(connection, "model_calls", _MODEL_COLUMNS, [row])
+    values = call._replace(error=call.error and clean(call.error), model=call.model and clean(call.model))
+    row = [*values._replace(cost=cost)[:-2], _marks(call.marks), started_at]  # type: ignore[arg-type]
+    tallies.insert(
+        connection, "model_calls", _MODEL_COLUMNS, [(visit.session_id, tally.next_seq(), visit.run_id, *row)]
+    )
     tally.model_calls += 1
-    tally.unpriced += call.cost is None and call.error is None
-    tally.cost += call.cost or 0.0
+    tally.unpriced += cost is None and call.error is None
+    tally.cost += cost or 0.0

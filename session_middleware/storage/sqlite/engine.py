@@ -26,19 +26,15 @@ from session_middleware.settings import SessionSettings
 from session_middleware.storage.port import (
     CheckpointPut,
     Deleted,
-    Entry,
     MemoryPut,
     MemoryQuery,
-    MessageSeen,
-    RunEnd,
     SessionDetails,
     SessionFilter,
     StoredMemory,
-    ToolEnd,
-    ToolStart,
     Visit,
     WritesPut,
 )
+from session_middleware.storage.seen import Entry, MessageSeen, RunEnd, ToolEnd, ToolStart
 from session_middleware.storage.sqlite import (
     checkpoints,
     forks,
@@ -51,8 +47,9 @@ from session_middleware.storage.sqlite import (
     said,
     sessions,
 )
+from session_middleware.storage.sqlite.branches import Place
 from session_middleware.storage.sqlite.database import SqliteDatabase
-from session_middleware.storage.sqlite.entries import Before, Fault, Place, write
+from session_middleware.storage.sqlite.entries import Before, Fault, write
 from session_middleware.storage.sqlite.writer import Refusal
 from session_middleware.storage.state import Blob, ListRef, StoredCheckpoint, StoredHistory
 

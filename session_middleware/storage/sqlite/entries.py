@@ -13,20 +13,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
 from itertools import groupby
-from typing import NamedTuple
 
-from session_middleware.storage.port import (
-    CheckpointPut,
-    Entry,
-    HistorySeen,
-    MessageSeen,
-    ModelCallSeen,
-    RunEnd,
-    ToolEnd,
-    ToolStart,
-    Visit,
-)
+from session_middleware.storage.port import CheckpointPut, Visit
+from session_middleware.storage.seen import Entry, HistorySeen, MessageSeen, ModelCallSeen, RunEnd, ToolEnd, ToolStart
 from session_middleware.storage.sqlite import branches, calls, record, said, tally
+from session_middleware.storage.sqlite.branches import Place
 from session_middleware.storage.sqlite.tally import Tally
 
 _FAULTS = (
@@ -37,13 +28,6 @@ _FAULTS = (
 
 class Fault(Exception):
     """Something could not be written down; its transaction is to be carried out again, with care."""
-
-
-class Place(NamedTuple):
-    """Where in the record a checkpoint is put."""
-
-    branch: str | None = None
-    seq: int | None = None
 
 
 class Before:
@@ -85,7 +69,7 @@ def write(
     counted = tally.read(connection, visit.session_id)
     if counted is None:
         return Place()
-    branch = None if put is None else branches.place_put(connection, put, counted, now)
+    place = Place() if put is None else branches.place_put(connection, put, counted, now)
     if put is not None:
         entries = _merged(entries, put.messages)
     if careful:
@@ -96,27 +80,31 @@ def write(
         except _FAULTS as error:
             raise Fault from error
     tally.write(connection, counted)
-    return Place() if branch is None else Place(branch, counted.last_seq)
+    if put is None or place.seq is None:
+        return Place()
+    return Place(place.branch, max([place.seq, *(counted.rows.get(m.message_id, 0) for m in put.messages)]))
 
 
 def _merged(entries: Sequence[Entry], brought: Sequence[MessageSeen]) -> list[Entry]:
-    """The entries, with what a checkpoint brings in its own order; what both have is one, as the entries have it."""
+    """The entries and what a checkpoint brings; what both have is one, as the entries have it.
+
+    A checkpoint may come late, after what followed from it has been seen. So what only it has goes
+    before the messages at the end of the entries, and what both have goes where the entries have it,
+    in the checkpoint's order.
+    """
     seen = {entry.message_id: entry for entry in entries if isinstance(entry, MessageSeen)}
-    known = {
-        message.message_id for message in brought if said.words_of(message) == _words(seen.get(message.message_id))
-    }
-    rest = [entry for entry in entries if not isinstance(entry, MessageSeen) or entry.message_id not in known]
-    return [*rest, *(_with(message, seen.get(message.message_id), known) for message in brought)]
-
-
-def _words(message: MessageSeen | None) -> object:
-    return message and said.words_of(message)
-
-
-def _with(message: MessageSeen, seen: MessageSeen | None, known: set[str]) -> MessageSeen:
-    if seen is None or message.message_id not in known:
-        return message
-    return seen._replace(followed_by=message.followed_by)
+    both = [m for m in brought if m.message_id in seen and said.words_of(m) == said.words_of(seen[m.message_id])]
+    ids = {message.message_id for message in both}
+    ordered = iter([seen[m.message_id]._replace(followed_by=m.followed_by) for m in both])
+    merged: list[Entry] = [
+        next(ordered, entry) if isinstance(entry, MessageSeen) and entry.message_id in ids else entry
+        for entry in entries
+    ]
+    end = len(merged)
+    while end and isinstance(last := merged[end - 1], MessageSeen) and last.message_id not in ids:
+        end -= 1
+    merged[end:end] = [message for message in brought if message.message_id not in ids]
+    return merged
 
 
 def _append(

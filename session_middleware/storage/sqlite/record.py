@@ -6,8 +6,9 @@ import sqlite3
 from datetime import datetime
 
 from session_middleware.model import Branch, Event, ModelCall, Run, ToolCall, to_text
-from session_middleware.storage.port import RunEnd, Visit
+from session_middleware.storage.port import Visit
 from session_middleware.storage.processes import is_gone, this_process
+from session_middleware.storage.seen import RunEnd
 from session_middleware.storage.sqlite.rows import clean, values_of
 from session_middleware.storage.sqlite.tally import Tally
 

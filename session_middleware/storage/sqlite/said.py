@@ -8,7 +8,8 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from session_middleware.model import Message, to_text
-from session_middleware.storage.port import HistorySeen, MessageSeen, Said, Visit
+from session_middleware.storage.port import Visit
+from session_middleware.storage.seen import HistorySeen, MessageSeen, Said
 from session_middleware.storage.sqlite import branches, calls, tally
 from session_middleware.storage.sqlite.branches import MAIN, Line
 from session_middleware.storage.sqlite.rows import clean, to_json, values_of
@@ -24,6 +25,7 @@ class _Row(NamedTuple):
     place: float
     branch: str
     status: str
+    checkpoint_ns: str
     role: str
     text: str
     content: str | None
@@ -31,10 +33,10 @@ class _Row(NamedTuple):
 
     @property
     def words(self) -> tuple[Any, ...]:
-        return self[6:]
+        return self[7:]
 
 
-_FIELDS = "message_id, seq, version, place, branch, status, role, text, content, tool_calls"
+_FIELDS = "message_id, seq, version, place, branch, status, checkpoint_ns, role, text, content, tool_calls"
 _AT_ONCE = 500  # ids looked for by one statement
 
 
@@ -57,12 +59,15 @@ class _Appending:
         self._known: dict[str, list[_Row]] = {}
         self._new: list[tuple[Any, ...]] = []
         self._answers: list[MessageSeen] = []
+        self._again: dict[str, _Row] = {}  # known, and the same
 
     def append(self, messages: Sequence[MessageSeen]) -> None:
         self._look_up(messages)
         for message in messages:
             self._append_one(message)
         self._insert()
+        if len(self._again) > 1:
+            self._put_in_order(messages)
         for answer in self._answers:
             calls.answer(self._connection, self._visit, answer, self._tally)
 
@@ -86,14 +91,17 @@ class _Appending:
 
     def _append_one(self, message: MessageSeen) -> None:
         known = self._known.get(message.message_id, [])
-        if not known and message.role == "assistant" and self._visit.unclaimed:
-            known = self._claim(message)
+        if message.role == "assistant" and self._visit.unclaimed:
+            known = self._claim(message) or known
         words = words_of(message)
         here = next((row for row in reversed(known) if self._sees(row)), None)
         if here is not None and here.status == "incomplete":
             self._complete(message, words, here)
         elif here is not None:
-            if here.words != words and message.complete:
+            self._tally.rows[message.message_id] = here.seq
+            if here.words == words:
+                self._again[message.message_id] = here
+            elif message.complete:
                 self._add(message, words, version=known[-1].version + 1, place=here.place, replaces=here)
         elif known:
             if known[-1].words != words or not self._follow(known[-1]):
@@ -101,9 +109,23 @@ class _Appending:
         else:
             self._add(message, words, place=self._place_before(message.followed_by))
 
+    def _put_in_order(self, messages: Sequence[MessageSeen]) -> None:
+        """What was written as it came, and came in another order than the conversation's, trades places."""
+        for message in messages:
+            first, second = self._again.get(message.message_id), self._again.get(message.followed_by or "")
+            if first is None or second is None or first.place < second.place:
+                continue
+            for row, place in ((first, second.place), (second, first.place)):
+                self._connection.execute(
+                    "UPDATE messages SET place = ? WHERE session_id = ? AND seq = ?",
+                    (place, self._visit.session_id, row.seq),
+                )
+                self._again[row.message_id] = row._replace(place=place)
+
     def _follow(self, row: _Row) -> bool:
         self._insert()
         self._line = None
+        self._tally.rows[row.message_id] = row.seq
         return branches.follow_parent(self._connection, self._visit.session_id, self._branch, row.seq, row.message_id)
 
     def _sees(self, row: _Row) -> bool:
@@ -115,11 +137,12 @@ class _Appending:
         return any(row.branch == branch and row.seq <= upto for branch, upto in self._line)
 
     def _claim(self, message: MessageSeen) -> list[_Row]:
-        """What a model was heard saying is now a message of the state, under another id: it stays one row."""
+        """What a model was heard saying is now a message of the state, maybe under another id: it stays one row."""
         said = self._visit.unclaimed.get(message.text)
         known = self._known.get(said, []) if said is not None else []
-        if not known:
+        if not known or (message.message_id == said and message.checkpoint_ns == known[0].checkpoint_ns):
             return []
+        self._insert()
         del self._visit.unclaimed[message.text]
         self._connection.execute(
             "UPDATE messages SET message_id = ?, checkpoint_ns = ? WHERE session_id = ? AND message_id = ?",
@@ -137,7 +160,8 @@ class _Appending:
             + (message.checkpoint_ns, _marks(message), self._visit.session_id, here.seq),
         )
         status = _status(message)
-        self._known[message.message_id] = [_Row(*here[:5], status, *words)]
+        self._tally.rows[message.message_id] = here.seq
+        self._known[message.message_id] = [_Row(*here[:5], status, message.checkpoint_ns, *words)]
         if here.version == 1 and message.complete:
             self._tally.count_tokens(message.input_tokens, message.output_tokens)
 
@@ -150,9 +174,10 @@ class _Appending:
         place: float | None = None,
         replaces: _Row | None = None,
     ) -> None:
-        seq = self._tally.next_seq()
+        seq = self._tally.rows[message.message_id] = self._tally.next_seq()
         row = _Row(
-            message.message_id, seq, version, seq if place is None else place, self._branch, _status(message), *words
+            *(message.message_id, seq, version, seq if place is None else place, self._branch),
+            *(_status(message), message.checkpoint_ns, *words),
         )
         self._known.setdefault(message.message_id, []).append(row)
         self._new.append(
@@ -165,11 +190,7 @@ class _Appending:
                 "UPDATE messages SET replaced_by = ? WHERE session_id = ? AND seq = ?",
                 (seq, self._visit.session_id, replaces.seq),
             )
-        for file in message.files:
-            self._connection.execute(
-                "INSERT OR IGNORE INTO files (session_id, hash, media_type, data) VALUES (?, ?, ?, ?)",
-                (self._visit.session_id, *file),
-            )
+        calls.store_files(self._connection, self._visit.session_id, message.files)
         if version == 1:
             self._tally.messages += 1
             self._tally.count_tokens(message.input_tokens, message.output_tokens)
@@ -229,7 +250,7 @@ def append_history(
     messages = [_clean(message) for message in seen.messages]
     branch = branches.branch_of(connection, visit, tally)
     rows = [row for row in _view(connection, visit.session_id, branch) if row[5] == "complete"]
-    recorded = [Said(row[0], (*row[6:10], row[10])) for row in rows]
+    recorded = [Said(row[0], row[7:12], row[12]) for row in rows]
     given = [Said(None if m.minted else m.message_id, (*words_of(m), m.tool_call_id)) for m in messages]
     found = seen.align(recorded, given)
     if found.branch_after is not None:
@@ -251,7 +272,7 @@ def append_history(
 def _view(connection: sqlite3.Connection, session_id: str, branch: str) -> list[tuple[Any, ...]]:
     """What a branch holds, in its order, each message as the branch has it."""
     latest: dict[str, tuple[Any, ...]] = {}
-    for row in _rows_of(connection, f"{_FIELDS}, tool_call_id", session_id, branch):
+    for row in _rows_of(connection, f"{_FIELDS}, tool_call_id, run_id", session_id, branch):
         latest[row[0]] = row
     return sorted(latest.values(), key=lambda row: row[3])
 

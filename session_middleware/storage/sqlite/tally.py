@@ -7,7 +7,7 @@ lets go of the interpreter, which under load costs more than what the statement 
 from __future__ import annotations
 
 import sqlite3
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(slots=True)
@@ -24,6 +24,7 @@ class Tally:
     output_tokens: int = 0
     cost: float = 0.0
     changed: bool = False
+    rows: dict[str, int] = field(default_factory=dict)  # the seq of each message that was seen
 
     def next_seq(self) -> int:
         self.changed = True
