@@ -23,6 +23,7 @@ from session_middleware.memory.store import SessionStore
 from session_middleware.model import Clock, Ended, NewId, SessionInfo, Status, utc_now
 from session_middleware.recording.journal import Journal
 from session_middleware.recording.recorder import SessionRecorder
+from session_middleware.recording.witness import CheckpointWitness
 from session_middleware.session import Session
 from session_middleware.settings import SessionSettings, load_settings
 from session_middleware.storage.offload import Offload
@@ -85,12 +86,13 @@ class Sessions:
             clock=clock,
             stream_flush=self.settings.stream_flush.total_seconds(),
         )
+        self._witness = CheckpointWitness(self._journal, new_id=new_id)
         self.checkpointer = SessionSaver(
             self._storage,
             self._offload,
             self._visits,
             serde=serde or StrictSerializer(allowed_types),
-            describe_messages=self.recorder.describe_new,
+            witness=self._witness,
             settle=self.recorder.drain,
         )
         self.store: BaseStore = SessionStore(self._storage, self._offload)

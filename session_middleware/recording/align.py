@@ -78,6 +78,11 @@ def go_back(recorded: Sequence[Said], given: Sequence[Said]) -> Alignment:
     return Alignment(ids, branch_after=last + 1 if last + 1 < len(recorded) else None)
 
 
+def leave(recorded: Sequence[Said], given: Sequence[Said]) -> Alignment:
+    """For a conversation that begins anew: all that is recorded is left behind."""
+    return Alignment([None] * len(given), branch_after=0 if recorded else None)
+
+
 def _same(old: Said, new: Said) -> bool:
     return old.words == new.words if new.message_id is None else old.message_id == new.message_id
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from functools import partial
@@ -37,6 +37,7 @@ class Journal:
         self.keeping = Keeping(redact, record, tell=self.fault)
         self._open: dict[int, Visit] = {}  # visits that may have entries
         self._handed_over: dict[str, Future[None]] = {}  # the last write that was, by session
+        self.forgetting: list[Callable[[str], None]] = []  # those who keep something of sessions in mind
         self.faults = 0
         self.delays = 0  # waits on an event loop that were given up
 
@@ -85,6 +86,11 @@ class Journal:
         for visit in list(self._open.values()):
             if visit.entries and visit.admitted and session_id in (None, visit.session_id):
                 self._carry_out(visit)
+
+    def forget(self, session_id: str) -> None:
+        """A session was deleted, or begins anew."""
+        for forget in self.forgetting:
+            forget(session_id)
 
     def fault(self, error: Exception) -> None:
         self.faults += 1

@@ -84,6 +84,12 @@ class Keeping:
             return list(entries)
         return [kept for entry in entries if (kept := self._entry(entry)) is not None]
 
+    def messages(self, messages: Sequence[MessageSeen]) -> list[MessageSeen]:
+        """As `entries`."""
+        if self._record == "all" and not self._detectors:
+            return list(messages)
+        return [self._message(message) for message in messages] if self.keeps("messages") else []
+
     def _entry(self, entry: Entry) -> Entry | None:
         if isinstance(entry, MessageSeen):
             return self._message(entry) if self.keeps("messages") else None

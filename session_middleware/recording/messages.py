@@ -10,7 +10,7 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, System
 from langgraph.types import Command
 
 from session_middleware.model import NewId
-from session_middleware.plain import to_json
+from session_middleware.plain import plain
 from session_middleware.recording.files import take_out
 from session_middleware.recording.prices import Tokens
 from session_middleware.storage.seen import FileSeen, MessageSeen
@@ -191,11 +191,9 @@ def outcome_of(output: Any) -> Outcome:
     return Outcome("error" if failed else "ok", content, str(output.text) if failed else None, output.artifact, files)
 
 
-def text_of(value: Any) -> str:
-    """What a person answered a graph, as words."""
-    return value if isinstance(value, str) else str(to_json(value) or "")
-
-
-def content_of(value: Any) -> Any:
-    """The same as it was, where it is more than words."""
-    return None if isinstance(value, str) else value
+def answer_of(value: Any, message_id: str) -> MessageSeen:
+    """What a person answered a graph that had stopped to ask."""
+    if isinstance(value, str):
+        return MessageSeen(message_id, "user", value)
+    content = plain(value)
+    return MessageSeen(message_id, "user", json.dumps(content, ensure_ascii=False), content=content)

@@ -28,12 +28,11 @@ from session_middleware.recording.align import add_asked, align, go_back
 from session_middleware.recording.journal import DENIALS, WAIT_SECONDS, Journal
 from session_middleware.recording.messages import (
     Outcome,
-    content_of,
+    answer_of,
     describe,
     lists_in,
     mark_of,
     outcome_of,
-    text_of,
     unseen,
     without_ids,
 )
@@ -184,8 +183,7 @@ class SessionRecorder(GraphCallbackHandler):
         """What a person answers a graph that stopped to ask is something said."""
         if isinstance(inputs, Command) and inputs.resume is not None and not trace.is_resumed:
             trace.is_resumed = True
-            answer = HumanMessage(text_of(inputs.resume), id=f"resume-{trace.visit.run_id}")
-            self.journal.keep(trace.visit, self.describe([answer], content=content_of(inputs.resume)))
+            self.journal.keep(trace.visit, [answer_of(inputs.resume, f"resume-{trace.visit.run_id}")])
 
     def _begin(self, trace: Trace) -> None:
         if trace.begun:
@@ -217,17 +215,6 @@ class SessionRecorder(GraphCallbackHandler):
 
     def describe(self, messages: Iterable[BaseMessage], namespace: str = "", **fields: Any) -> list[MessageSeen]:
         return describe(messages, namespace, new_id=self._new_id, **fields)
-
-    def describe_new(self, messages: Sequence[tuple[BaseMessage, str | None]], namespace: str) -> list[MessageSeen]:
-        """The messages a checkpoint brings, each with the id of what follows it, as the record keeps them."""
-        found: list[MessageSeen] = []
-        for message, following in messages:
-            try:
-                described = self.describe([message], namespace, followed_by=following)
-                found += self.journal.keeping.entries(described)  # type: ignore[arg-type]
-            except Exception as error:  # noqa: BLE001  # a fault here must not break a checkpoint
-                self.journal.fault(error)
-        return found
 
     def _append_input(self, trace: Trace, inputs: Any, node: Node) -> None:
         """What a node is given is the state. Where no checkpointer of ours keeps that, it may have gone back."""
@@ -272,10 +259,13 @@ class SessionRecorder(GraphCallbackHandler):
     def forget(self, session_id: str) -> None:
         """Keep nothing in mind of a session that was deleted."""
         self._known.pop(session_id, None)
+        self.journal.forget(session_id)
 
-    def run_of(self, session_id: str) -> str | None:
-        """The id of the run of a session that is in progress here, if there is one."""
-        return next((t.visit.run_id for t in self._traces.values() if t.visit.session_id == session_id), None)
+    def visit_of(self, session_id: str) -> Visit | None:
+        """The run of a session that is in progress here, if there is one."""
+        return next(
+            (trace.visit for trace in list(self._traces.values()) if trace.visit.session_id == session_id), None
+        )
 
     def drain(self, session_id: str | None = None) -> None:
         self.journal.drain(session_id)

@@ -77,6 +77,7 @@ class Visit:
     branch: str | None = None  # what it says goes there; None: where its checkpoint, or else the session, is
     entries: deque[Entry] = field(default_factory=deque)
     unclaimed: dict[str, str] = field(default_factory=dict)  # what models said that no state holds yet: ids by text
+    resume_id: str | None = None  # of the message that is a person's answer, where the checkpointer has seen it
     tell: Callable[[Exception], None] | None = None  # is told of what could not be recorded
 
 
@@ -280,6 +281,9 @@ class Storage(Protocol):
         Each message is as the branch has it, in the place it was first said at. `after` is the `seq`
         of the last one had. ``branch="all"``: of all branches, by `seq`, as they were written.
         """
+
+    def get_message(self, session_id: str, message_id: str) -> Message | None:
+        """The latest version of a message."""
 
     def get_file(self, session_id: str, hash: str) -> bytes | None:
         """A file of the session's messages, by its hash."""

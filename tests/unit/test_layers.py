@@ -38,6 +38,7 @@ WITHIN_A_LAYER = {  # pairs in one layer, or out of its order, that may lean on 
     ("sessions", "session"),
     ("visits", "storage"),
     ("attaching", "checkpoint"),
+    ("recording", "checkpoint"),  # it is the witness that the checkpointer asks for
 }
 
 

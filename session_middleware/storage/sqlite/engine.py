@@ -242,6 +242,9 @@ class SqliteStorage:
             )
         )
 
+    def get_message(self, session_id: str, message_id: str) -> Message | None:
+        return self._database.read(lambda connection: said.get_message(connection, session_id, message_id))
+
     def get_file(self, session_id: str, hash: str) -> bytes | None:
         return self._database.read(lambda connection: said.get_file(connection, session_id, hash))
 

@@ -89,7 +89,7 @@ def _merged(entries: Sequence[Entry], brought: Sequence[MessageSeen]) -> list[En
     """The entries and what a checkpoint brings; what both have is one, as the entries have it.
 
     A checkpoint may come late, after what followed from it has been seen. So what only it has goes
-    before the messages at the end of the entries, and what both have goes where the entries have it,
+    before the answers at the end of the entries, and what both have goes where the entries have it,
     in the checkpoint's order.
     """
     seen = {entry.message_id: entry for entry in entries if isinstance(entry, MessageSeen)}
@@ -102,6 +102,8 @@ def _merged(entries: Sequence[Entry], brought: Sequence[MessageSeen]) -> list[En
     ]
     end = len(merged)
     while end and isinstance(last := merged[end - 1], MessageSeen) and last.message_id not in ids:
+        if last.role == "user":
+            break
         end -= 1
     merged[end:end] = [message for message in brought if message.message_id not in ids]
     return merged

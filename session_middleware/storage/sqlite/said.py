@@ -321,6 +321,14 @@ _SHAPE = """
 """
 
 
+def get_message(connection: sqlite3.Connection, session_id: str, message_id: str) -> Message | None:
+    cursor = connection.execute(
+        "SELECT * FROM messages WHERE session_id = ? AND message_id = ? ORDER BY version DESC LIMIT 1",
+        (session_id, message_id),
+    )
+    return next(iter(values_of(Message, cursor)), None)
+
+
 def get_file(connection: sqlite3.Connection, session_id: str, hash: str) -> bytes | None:
     row = connection.execute("SELECT data FROM files WHERE session_id = ? AND hash = ?", (session_id, hash)).fetchone()
     return row and bytes(row[0])
