@@ -124,7 +124,7 @@ class Message(Record):
     output_tokens: int | None = None
     status: Literal["complete", "incomplete"] = "complete"  # incomplete: cut off while it was streamed
     checkpoint_ns: str = ""
-    marks: tuple[str, ...] = ()  # what is not as it was: "redacted:email", "withheld:arguments", "invalid:tokens" …
+    marks: tuple[str, ...] = ()  # "aside": said by a model, in no state; "redacted:emails", "withheld:arguments" …
     created_at: datetime
 
 

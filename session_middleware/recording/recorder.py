@@ -137,6 +137,8 @@ class SessionRecorder(GraphCallbackHandler):
         if trace.visit.run_id == str(run_id):
             self._begin(trace)
             self._hear(trace, None, outputs)
+            if trace.first_step is not None:  # a graph's: its whole state, as far as it is given out
+                self._align(trace, outputs, "")
             self._append(trace, outputs, "")
             self._end(trace, "interrupted" if trace.interrupted else "ok", None)
         elif (node := trace.nodes.pop(run_id, None)) is not None:
@@ -222,9 +224,13 @@ class SessionRecorder(GraphCallbackHandler):
             if trace.went_back_to is not None and (histories := list(lists_in(inputs))):
                 trace.went_back_to = None
                 self.journal.keep(trace.visit, [HistorySeen(self.describe(histories[0]), go_back)])
-            for history in without_ids(inputs):
-                self.journal.keep(trace.visit, [HistorySeen(self.describe(history, node.graph_namespace), align)])
+            self._align(trace, inputs, node.graph_namespace)
         self._append(trace, inputs, node.graph_namespace)
+
+    def _align(self, trace: Trace, state: Any, namespace: str) -> None:
+        if not trace.visit.checkpointed:
+            for history in without_ids(state):
+                self.journal.keep(trace.visit, [HistorySeen(self.describe(history, namespace), align)])
 
     def _append(self, trace: Trace, value: Any, namespace: str, node: Node | None = None) -> None:
         """Take down the messages that are new here; where no checkpointer of ours writes them, write them."""

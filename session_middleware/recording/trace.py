@@ -91,15 +91,17 @@ class Trace:
             self.said.append(message)
 
     def take_said(self, namespace: str | None, told: Iterable[str] = ()) -> list[MessageSeen]:
-        """What models said in a node (or anywhere), but what the node has `told` itself; each is then expected
-        to be claimed by the state under another id."""
+        """What models said in a node (or anywhere), but what the node has `told` itself.
+
+        It was said aside, unless the state turns out to hold the same under another id.
+        """
         own = set(told)
         with self.lock:
             mine = [m for m in self.said if namespace is None or _is_inside(m.checkpoint_ns, namespace)]
             self.said = [m for m in self.said if m not in mine]
         taken = [message for message in mine if message.message_id not in own]
         self.visit.unclaimed.update({message.text: message.message_id for message in taken if message.text})
-        return taken
+        return [message._replace(marks=(*message.marks, "aside")) for message in taken]
 
 
 def _is_inside(namespace: str, outer: str) -> bool:

@@ -145,8 +145,8 @@ class _Appending:
         self._insert()
         del self._visit.unclaimed[message.text]
         self._connection.execute(
-            "UPDATE messages SET message_id = ?, checkpoint_ns = ? WHERE session_id = ? AND message_id = ?",
-            (message.message_id, message.checkpoint_ns, self._visit.session_id, said),
+            "UPDATE messages SET message_id = ?, checkpoint_ns = ?, marks = ? WHERE session_id = ? AND message_id = ?",
+            (message.message_id, message.checkpoint_ns, _marks(message), self._visit.session_id, said),
         )
         self._known[message.message_id] = [row._replace(message_id=message.message_id) for row in known]
         return self._known[message.message_id]
