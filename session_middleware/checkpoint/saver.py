@@ -241,6 +241,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
             UnserializableValue: naming the channel, and where in its value the culprit is.
         """
         visit = self._visits.present(config["configurable"])
+        visit.puts = True
         if not visit.announced:
             visit.is_run = metadata.get("source") != "update"
         key = (visit.session_id, config["configurable"].get("checkpoint_ns", ""), checkpoint["id"])

@@ -209,8 +209,8 @@ class SessionRecorder(GraphCallbackHandler):
             self._traces.pop(run_id, None)  # what was cancelled in it never said that it ended
         if trace.begun or trace.visit.admitted:
             self._models.cut_off(trace)
-            self.journal.keep(trace.visit, trace.take_said(None))
-            self.journal.keep(trace.visit, [RunEnd(outcome, error, since(trace.started))])
+            end = RunEnd(outcome, error, since(trace.started), cut_off=bool(trace.tools))
+            self.journal.keep(trace.visit, [*trace.take_said(None), end])
             self.journal.flush(trace.visit, wait=WAIT_SECONDS)
 
     # Messages

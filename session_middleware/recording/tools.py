@@ -50,5 +50,5 @@ class Tools:
             files=outcome.files,
         )
         self._journal.keep(trace.visit, [end])
-        if trace.visit.run_id != str(run_id):
-            self._journal.flush(trace.visit)
+        if trace.visit.run_id != str(run_id) and (not trace.visit.puts or trace.tools):
+            self._journal.flush(trace.visit)  # else with the writes of its node, which are stored at once

@@ -58,8 +58,8 @@ class Visit:
     a run that takes longer than ``idle_timeout`` ends as it began. The engine fills it in when it
     is ``None``, and sets `admitted` once the visit is in the database.
 
-    `entries` are what the record has yet to learn of the visit: the next operation of it, whichever
-    that is, writes them first, in its own transaction.
+    `entries` are what the record has yet to learn of the visit: the next `append` or `put_checkpoint`
+    of it writes them first, in its own transaction.
     """
 
     session_id: str
@@ -72,6 +72,7 @@ class Visit:
     guessed: bool = False  # its identity is the first look's, which may be somebody else's
     checkpointed: bool = False  # a checkpointer of ours serves this run, and records what its checkpoints bring
     begun: bool = False  # its run has a row
+    puts: bool = False  # it puts checkpoints as it goes
     checkpoint_id: str | None = None  # of the outermost graph: the latest that was read or put in it
     started_from: str | None = None  # the first one that was read in it
     branch: str | None = None  # what it says goes there; None: where its checkpoint, or else the session, is

@@ -114,6 +114,7 @@ class RunEnd(NamedTuple):
     outcome: str
     error: str | None
     duration_ms: float
+    cut_off: bool = True  # tools may still be at work in it
 
 
 Entry: TypeAlias = MessageSeen | HistorySeen | ToolStart | ToolEnd | ModelCallSeen | RunEnd

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from session_middleware.model import to_text
 from session_middleware.storage.port import CheckpointPut, Visit
+from session_middleware.storage.sqlite import tally as tallies
 from session_middleware.storage.sqlite.tally import Tally
 
 MAIN = "main"
@@ -56,37 +57,41 @@ class Place(NamedTuple):
     seq: int | None = None
 
 
-def place_put(connection: sqlite3.Connection, put: CheckpointPut, tally: Tally, now: datetime) -> Place:
-    """The branch of a checkpoint that is being put, a new one where its parent has another child; its parent's seq.
+def place_put(connection: sqlite3.Connection, put: CheckpointPut, now: datetime) -> tuple[Tally, Place] | None:
+    """Where a checkpoint goes that is being put: a new branch, where its parent has another child; its parent's seq.
 
-    A subgraph's goes where its graph does.
+    A subgraph's goes where its graph does. ``None``: there is no such session.
     """
     visit = put.visit
     if put.checkpoint_ns:
-        return Place()
-    row = None
-    if put.parent_id is not None:
-        row = connection.execute(_PARENT, (put.checkpoint_id, visit.session_id, put.parent_id)).fetchone()
+        counted = tallies.read(connection, visit.session_id)
+        return None if counted is None else (counted, Place())
+    parent = (put.checkpoint_id, put.parent_id or "", visit.session_id)
+    row = connection.execute(_SESSION_AND_PARENT, parent).fetchone()
     if row is None:
+        return None
+    tally = Tally(visit.session_id, *row[:2])
+    is_known, branch, seq, has_child = row[2:]
+    if not is_known:
         branch = branch_of(connection, visit, tally)
-    else:
-        branch = row[0] or MAIN
-        if row[2]:
-            branch = _put_before(connection, put) or _part(connection, visit, branch, row[1] or 0, now)
-    visit.branch, visit.checkpoint_id = branch, put.checkpoint_id
-    tally.move_to(branch)
-    return Place(branch, row[1] or 0 if row else 0)
+    elif has_child:
+        branch = _put_before(connection, put) or _part(connection, visit, branch or MAIN, seq or 0, now)
+    visit.branch, visit.checkpoint_id = branch or MAIN, put.checkpoint_id
+    tally.move_to(visit.branch)
+    return tally, Place(visit.branch, seq or 0)
 
 
 # A child has a greater id than its parent, so for a thread's latest checkpoint nothing is looked through.
-_PARENT = """
-    SELECT branch, seq, EXISTS (
+_SESSION_AND_PARENT = """
+    SELECT last_seq, sessions.branch, parent.checkpoint_id IS NOT NULL, parent.branch, parent.seq, EXISTS (
         SELECT 1 FROM checkpoints AS child
-        WHERE child.session_id = parent.session_id AND child.checkpoint_ns = ''
+        WHERE child.session_id = sessions.id AND child.checkpoint_ns = ''
         AND child.checkpoint_id > parent.checkpoint_id AND child.parent_id = parent.checkpoint_id
         AND child.checkpoint_id != ?
     )
-    FROM checkpoints AS parent WHERE session_id = ? AND checkpoint_ns = '' AND checkpoint_id = ?
+    FROM sessions LEFT JOIN checkpoints AS parent
+    ON parent.session_id = sessions.id AND parent.checkpoint_ns = '' AND parent.checkpoint_id = ?
+    WHERE sessions.id = ?
 """
 
 

@@ -26,25 +26,29 @@ def start(connection: sqlite3.Connection, visit: Visit, call: ToolStart, tally: 
     arguments = to_json(call.arguments)
     if call_id is None:
         asked, call_id = _find_request(connection, visit.session_id, call) or (None, call.execution_id)
-    earlier = connection.execute(
-        "SELECT COUNT(*), MAX(status = 'running') FROM tool_calls WHERE session_id = ? AND tool_call_id = ?",
-        (visit.session_id, call_id),
-    ).fetchone()
-    if earlier[1]:
-        connection.execute(
-            "UPDATE tool_calls SET status = 'interrupted'"
-            " WHERE session_id = ? AND tool_call_id = ? AND status = 'running'",
-            (visit.session_id, call_id),
-        )
     if asked is None:
         request = _request(connection, visit.session_id, call_id)
         asked = request and request[0]
-    _insert(
-        connection,
-        tally,
-        (visit.run_id, call.execution_id, call_id, earlier[0] + 1, clean(call.name), arguments, None, "running", None)
-        + (asked, call.checkpoint_ns, call.node, _marks(call.marks), to_text(now)),
+    row = (
+        *(visit.session_id, tally.next_seq(), visit.run_id, call.execution_id, call_id, clean(call.name), arguments),
+        *(asked, call.checkpoint_ns, call.node, _marks(call.marks), to_text(now), visit.session_id, call_id),
     )
+    tally.tool_calls += 1
+    if connection.execute(_START, row).fetchone()[0] > 1:
+        connection.execute(
+            "UPDATE tool_calls SET status = 'interrupted'"
+            " WHERE session_id = ? AND tool_call_id = ? AND status = 'running' AND seq < ?",
+            (visit.session_id, call_id, tally.last_seq),
+        )
+
+
+_START = """
+    INSERT INTO tool_calls (session_id, seq, run_id, execution_id, tool_call_id, name, arguments, status,
+    message_id, checkpoint_ns, node, marks, started_at, attempt)
+    VALUES (?, ?, ?, ?, ?, ?, ?, 'running', ?, ?, ?, ?, ?,
+    (SELECT COUNT(*) + 1 FROM tool_calls WHERE session_id = ? AND tool_call_id = ?))
+    RETURNING attempt
+"""
 
 
 def end(connection: sqlite3.Connection, visit: Visit, call: ToolEnd, tally: Tally) -> None:

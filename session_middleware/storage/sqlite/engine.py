@@ -94,8 +94,7 @@ class SqliteStorage:
                 family_id = sessions.admit(connection, visit, self._rules, announce=announce)
             except sessions.REFUSALS as error:
                 return self._refused(connection, visit, error)
-            kept = before[0].take() if visit.announced else []
-            return then(connection, family_id, partial(self._write, connection, visit, kept, careful))
+            return then(connection, family_id, partial(self._write, connection, visit, before[0], careful))
 
         def undo() -> None:
             for each in before:
@@ -111,15 +110,16 @@ class SqliteStorage:
         self,
         connection: Connection,
         visit: Visit,
-        kept: Sequence[Entry],
+        before: Before,
         careful: bool,
         entries: Sequence[Entry] = (),
         put: CheckpointPut | None = None,
     ) -> Place:
         """Write down what the visit has kept for the record, and what came now."""
-        if not self._rules.settings.tracking or not (kept or entries or put):
+        entries = [*before.take(), *entries]
+        if not self._rules.settings.tracking or not (entries or put):
             return Place()
-        return write(connection, visit, [*kept, *entries], self._rules.clock(), careful=careful, put=put)
+        return write(connection, visit, entries, self._rules.clock(), careful=careful, put=put)
 
     def _refused(self, connection: Connection, visit: Visit, error: SessionError) -> Refusal:
         sessions.refuse(connection, visit, error, self._rules)
@@ -282,7 +282,8 @@ class SqliteStorage:
 
     def put_writes(self, put: WritesPut) -> None:
         def then(connection: Connection, family_id: str, write_down: WriteDown) -> None:
-            write_down()
+            if any(isinstance(entry, ToolEnd) for entry in put.visit.entries):
+                write_down()  # what was executed is not executed again, so the record must not say that it was cut off
             checkpoints.put_writes(connection, family_id, put)
 
         self._visit(put.visit, then, announce=False, patient=True)

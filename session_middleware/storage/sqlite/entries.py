@@ -66,12 +66,14 @@ def write(
     put: CheckpointPut | None = None,
 ) -> Place:
     """Write down the entries and what a put brings; where that puts its checkpoint. Raises `Fault` unless `careful`."""
-    counted = tally.read(connection, visit.session_id)
+    place = Place()
+    if put is None:
+        counted = tally.read(connection, visit.session_id)
+    else:
+        counted, place = branches.place_put(connection, put, now) or (None, place)
+        entries = _merged(entries, put.messages) if entries else put.messages
     if counted is None:
-        return Place()
-    place = Place() if put is None else branches.place_put(connection, put, counted, now)
-    if put is not None:
-        entries = _merged(entries, put.messages)
+        return place
     if careful:
         _append_each(connection, visit, entries, counted, now)
     else:

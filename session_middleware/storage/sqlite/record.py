@@ -28,18 +28,17 @@ def next_seq(connection: sqlite3.Connection, session_id: str) -> int | None:
 
 def begin_run(connection: sqlite3.Connection, visit: Visit, now: datetime) -> None:
     visit.begun = True
-    if connection.execute("SELECT 1 FROM runs WHERE id = ?", (visit.run_id,)).fetchone():
-        return
-    _interrupt_dead_runs(connection, visit.session_id)
-    seq = connection.execute(
-        "UPDATE sessions SET last_seq = last_seq + 1, run_count = run_count + 1 WHERE id = ? RETURNING last_seq",
-        (visit.session_id,),
-    ).fetchone()[0]
-    connection.execute(
+    begun = connection.execute(
         "INSERT INTO runs (session_id, seq, id, outcome, started_at, started_from, process)"
-        " VALUES (?, ?, ?, 'running', ?, ?, ?)",
-        (visit.session_id, seq, visit.run_id, to_text(now), visit.started_from, this_process()),
+        " SELECT id, last_seq + 1, ?, 'running', ?, ?, ? FROM sessions WHERE id = ? ON CONFLICT (id) DO NOTHING",
+        (visit.run_id, to_text(now), visit.started_from, this_process(), visit.session_id),
+    ).rowcount
+    if not begun:
+        return
+    connection.execute(
+        "UPDATE sessions SET last_seq = last_seq + 1, run_count = run_count + 1 WHERE id = ?", (visit.session_id,)
     )
+    _interrupt_dead_runs(connection, visit.session_id)
 
 
 def has_live_run(connection: sqlite3.Connection, session_id: str) -> bool:
@@ -71,31 +70,28 @@ def _interrupt_calls(connection: sqlite3.Connection, session_id: str, run_id: st
 
 def end_run(connection: sqlite3.Connection, visit: Visit, end: RunEnd, counted: Tally) -> None:
     row = connection.execute(
-        "SELECT seq FROM runs WHERE id = ? AND session_id = ?", (visit.run_id, visit.session_id)
+        _END_RUN,
+        (end.outcome, end.error and clean(end.error), end.duration_ms, visit.checkpoint_id)
+        + (visit.run_id, visit.session_id),
     ).fetchone()
-    if row is None or visit.run_id is None:
+    if row is None:
         return
-    since = (visit.session_id, row[0], visit.run_id)
-    said_ = connection.execute(
-        "SELECT SUM(input_tokens), SUM(output_tokens) FROM messages"
-        " WHERE session_id = ? AND seq > ? AND run_id = ? AND version = 1",
-        since,
-    ).fetchone()
-    asked = connection.execute(
-        "SELECT SUM(input_tokens), SUM(output_tokens), SUM(cost) FROM model_calls"
-        " WHERE session_id = ? AND seq > ? AND run_id = ?",
-        since,
-    ).fetchone()
-    tokens = [said_[n] if said_[n] is not None else asked[n] for n in (0, 1)]
-    connection.execute(
-        "UPDATE runs SET outcome = ?, error = ?, duration_ms = ?, input_tokens = ?, output_tokens = ?, cost = ?,"
-        " checkpoint_id = ? WHERE id = ?",
-        (end.outcome, end.error and clean(end.error), end.duration_ms, *tokens, asked[2], visit.checkpoint_id)
-        + (visit.run_id,),
-    )
-    _interrupt_calls(connection, visit.session_id, visit.run_id, row[0])
+    if end.cut_off:
+        _interrupt_calls(connection, visit.session_id, str(visit.run_id), row[0])
     if end.outcome == "error":
         counted.count_error()
+
+
+# What was said and asked in a run stands behind it in the session's order, so no more than that is read.
+_MESSAGES = "FROM messages WHERE session_id = runs.session_id AND seq > runs.seq AND run_id = runs.id AND version = 1"
+_MODEL_CALLS = "FROM model_calls WHERE session_id = runs.session_id AND seq > runs.seq AND run_id = runs.id"
+_END_RUN = f"""
+    UPDATE runs SET outcome = ?, error = ?, duration_ms = ?, checkpoint_id = ?,
+    input_tokens = COALESCE((SELECT SUM(input_tokens) {_MESSAGES}), (SELECT SUM(input_tokens) {_MODEL_CALLS})),
+    output_tokens = COALESCE((SELECT SUM(output_tokens) {_MESSAGES}), (SELECT SUM(output_tokens) {_MODEL_CALLS})),
+    cost = (SELECT SUM(cost) {_MODEL_CALLS})
+    WHERE id = ? AND session_id = ? RETURNING seq
+"""
 
 
 # Reading
