@@ -70,12 +70,16 @@ class SessionInfo(Value):
     last_active_at: datetime
     ended_at: datetime | None = None
     expires_at: datetime | None = None
+    branch: str = "main"  # the branch of the record that the session is on
     run_count: int = 0
     message_count: int = 0
     tool_call_count: int = 0
-    error_count: int = 0
-    input_tokens: int = 0
+    model_call_count: int = 0
+    unpriced_count: int = 0  # model calls whose cost is not known
+    error_count: int = 0  # failed runs and failed tool calls
+    input_tokens: int = 0  # of its messages
     output_tokens: int = 0
+    cost: float = 0.0  # of its model calls, in US dollars
 
 
 class Record(Value):
@@ -87,7 +91,7 @@ class Record(Value):
 
 
 class Run(Record):
-    """One invocation of the graph."""
+    """One invocation of the graph, or one sitting of a hand-written loop."""
 
     id: str
     outcome: Literal["running", "ok", "error", "interrupted"]
@@ -96,8 +100,9 @@ class Run(Record):
     duration_ms: float | None = None
     input_tokens: int | None = None
     output_tokens: int | None = None
-    cost: float | None = None
-    checkpoint_id: str | None = None
+    cost: float | None = None  # US dollars; None when no model call of it has a known price
+    started_from: str | None = None  # the checkpoint it went on from
+    checkpoint_id: str | None = None  # the checkpoint it ended at
 
 
 class Message(Record):
@@ -106,18 +111,31 @@ class Message(Record):
     message_id: str
     version: int = 1
     replaced_by: int | None = None  # the seq of the next version
-    branch: str | None = None
+    branch: str = "main"
+    place: float = 0.0  # where it stands in its conversation, whatever its version
     role: Role
     name: str | None = None
     text: str
-    content: Any = None  # the full content, where it is more than the text
+    content: Any = None  # the full content, where it is more than the text; files in it by their hash
     tool_calls: tuple[dict[str, Any], ...] = ()  # what an assistant asked for
     tool_call_id: str | None = None  # what a tool message answers
     model: str | None = None
     input_tokens: int | None = None
     output_tokens: int | None = None
-    status: Literal["complete", "incomplete"] = "complete"
+    status: Literal["complete", "incomplete"] = "complete"  # incomplete: cut off while it was streamed
     checkpoint_ns: str = ""
+    marks: tuple[str, ...] = ()  # "aside": said by a model, in no state; "redacted:emails", "withheld:arguments" …
+    created_at: datetime
+
+
+class Branch(Value):
+    """A line of the conversation that left another: what its parent had up to a seq, and its own."""
+
+    session_id: str
+    id: str
+    parent_id: str
+    parent_seq: int
+    run_id: str | None = None
     created_at: datetime
 
 
@@ -129,13 +147,36 @@ class ToolCall(Record):
     name: str
     arguments: Any = None
     result: Any = None
+    artifact: Any = None
     status: Literal["running", "ok", "error", "refused", "interrupted"]
     error: str | None = None
     message_id: str | None = None
     checkpoint_ns: str = ""
     node: str | None = None
+    marks: tuple[str, ...] = ()
     started_at: datetime | None = None
     duration_ms: float | None = None
+
+
+class ModelCall(Record):
+    """What a model was asked, and what that cost."""
+
+    id: str
+    model: str | None = None
+    provider: str | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cached_tokens: int | None = None  # of the input
+    reasoning_tokens: int | None = None  # of the output
+    cost: float | None = None  # US dollars; None: the model's price is not known
+    first_token_ms: float | None = None  # where it was streamed
+    duration_ms: float | None = None
+    error: str | None = None
+    message_id: str | None = None  # what it answered
+    checkpoint_ns: str = ""
+    node: str | None = None
+    marks: tuple[str, ...] = ()
+    started_at: datetime | None = None
 
 
 class Event(Record):
@@ -178,9 +219,12 @@ class Stats(Value):
     run_count: int
     message_count: int
     tool_call_count: int
+    model_call_count: int
+    unpriced_count: int
     error_count: int
     input_tokens: int
     output_tokens: int
+    cost: float
     tools: dict[str, int]  # executions by tool name
     duration: timedelta  # the sum over its runs
     checkpoint_count: int

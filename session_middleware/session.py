@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 import builtins
-from datetime import timedelta
-from typing import Any
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from functools import partial
+from types import TracebackType
+from typing import Any, Literal, Self, overload
 
 from langchain_core.runnables import RunnableConfig
 from pydantic import ConfigDict, PrivateAttr
 
 from session_middleware.memory.session_memory import SessionMemory
-from session_middleware.model import Event, Message, NewId, Run, SessionInfo, Stats, ToolCall
+from session_middleware.model import (
+    Branch,
+    Event,
+    Identity,
+    Message,
+    ModelCall,
+    NewId,
+    Run,
+    SessionInfo,
+    Stats,
+    ToolCall,
+)
+from session_middleware.recording.history import SessionHistory
+from session_middleware.recording.loop import F, Loop, Sayable
 from session_middleware.recording.recorder import SessionRecorder
 from session_middleware.storage.offload import Offload
 from session_middleware.storage.port import Deleted, SessionDetails, Storage
@@ -31,6 +47,7 @@ class Session(SessionInfo):
     _offload: Offload = PrivateAttr()
     _recorder: SessionRecorder = PrivateAttr()
     _new_id: NewId = PrivateAttr()
+    _loop: Loop = PrivateAttr()
 
     @classmethod
     def of(
@@ -39,19 +56,26 @@ class Session(SessionInfo):
         session = cls.model_construct(**dict(info))
         session._storage, session._offload = storage, offload
         session._recorder, session._new_id = recorder, new_id
+        owner = Identity(user_id=info.user_id, group_id=info.group_id)
+        session._loop = Loop(storage, offload, recorder.journal, info.id, owner, new_id)
         return session
 
     # The record
 
     def messages(
-        self, *, after: int = 0, limit: int | None = None, all_versions: bool = False
+        self, *, after: int = 0, limit: int | None = None, all_versions: bool = False, branch: str | None = None
     ) -> builtins.list[Message]:
-        """What was said, in order; of an edited message the latest version, unless `all_versions`.
+        """What was said, in the order of the conversation; of an edited message the latest version, in its own place.
 
-        `after` is a `seq`: what follows it.
+        Args:
+            after: the `seq` of the last message had.
+            limit: at most so many.
+            all_versions: each version of an edited message, too.
+            branch: one of `branches`, or ``"main"``; by default where the session is now, without what
+                was left behind by going back. ``"all"``: everything, by `seq`.
         """
         self._recorder.drain(self.id)
-        return self._storage.list_messages(self.id, after=after, limit=limit, all_versions=all_versions)
+        return self._storage.list_messages(self.id, after=after, limit=limit, all_versions=all_versions, branch=branch)
 
     async def amessages(self, **options: Any) -> builtins.list[Message]:
         return await self._offload.run(self.messages, **options)
@@ -63,6 +87,22 @@ class Session(SessionInfo):
 
     async def atool_calls(self, **options: Any) -> builtins.list[ToolCall]:
         return await self._offload.run(self.tool_calls, **options)
+
+    def model_calls(self, *, after: int = 0, limit: int | None = None) -> builtins.list[ModelCall]:
+        """Each call of a model, in order: what it took and what it cost."""
+        self._recorder.drain(self.id)
+        return self._storage.list_model_calls(self.id, after=after, limit=limit)
+
+    async def amodel_calls(self, **options: Any) -> builtins.list[ModelCall]:
+        return await self._offload.run(self.model_calls, **options)
+
+    def branches(self) -> builtins.list[Branch]:
+        """The lines of conversation that left another one; ``"main"`` is the first, and not among them."""
+        self._recorder.drain(self.id)
+        return self._storage.list_branches(self.id)
+
+    async def abranches(self) -> builtins.list[Branch]:
+        return await self._offload.run(self.branches)
 
     def runs(self, *, after: int = 0, limit: int | None = None) -> builtins.list[Run]:
         """Each invocation of the graph, in order."""
@@ -83,7 +123,7 @@ class Session(SessionInfo):
     def timeline(self, *, after: int = 0, limit: int | None = None) -> builtins.list[Entry]:
         """All of the record in one order: runs, messages, tool calls and events, by `seq`."""
         entries: builtins.list[Entry] = [
-            *self.messages(after=after, limit=limit),
+            *self.messages(after=after, limit=limit, branch="all"),
             *self.tool_calls(after=after, limit=limit),
             *self.runs(after=after, limit=limit),
             *self.events(after=after, limit=limit),
@@ -105,9 +145,12 @@ class Session(SessionInfo):
             run_count=info.run_count,
             message_count=info.message_count,
             tool_call_count=info.tool_call_count,
+            model_call_count=info.model_call_count,
+            unpriced_count=info.unpriced_count,
             error_count=info.error_count,
             input_tokens=info.input_tokens,
             output_tokens=info.output_tokens,
+            cost=info.cost,
             tools=tools,
             duration=timedelta(milliseconds=sum(run.duration_ms or 0 for run in runs)),
             checkpoint_count=self._storage.count_checkpoints(self.id),
@@ -116,6 +159,101 @@ class Session(SessionInfo):
 
     async def astats(self) -> Stats:
         return await self._offload.run(self.stats)
+
+    def file(self, hash: str) -> bytes | None:
+        """An image or a file of a message's content, by the ``"sha256:…"`` that stands for it there."""
+        return self._storage.get_file(self.id, hash)
+
+    async def afile(self, hash: str) -> bytes | None:
+        return await self._offload.run(self.file, hash)
+
+    # Recording by hand
+
+    def __enter__(self) -> Self:
+        """Begin a run; it ends with the block, and has failed if that raises. All that was recorded stays."""
+        self._loop.begin()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._loop.end(error)
+
+    async def __aenter__(self) -> Self:
+        await self._offload.run(self._loop.begin)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._offload.run(self._loop.end, error)
+
+    def add(self, message: Sayable, at: datetime | None = None) -> Message:
+        """Record a message: LangChain's, or a dict in OpenAI's format. `at` is when it was said, if not now.
+
+        One with an id that is recorded adds nothing, or a version if its words differ.
+        """
+        return self._loop.add(message, at)
+
+    async def aadd(self, message: Sayable, at: datetime | None = None) -> Message:
+        return await self._offload.run(self._loop.add, message, at)
+
+    def add_history(self, messages: Sequence[Sayable]) -> None:
+        """Record what is new in a whole conversation, compared with the recorded one by role and words, in order.
+
+        The same again adds nothing; one whose beginning was trimmed adds what is new at its end; one
+        message that differs is a new version of the recorded one; one that goes another way begins a branch.
+        """
+        self._loop.add_history(messages)
+
+    async def aadd_history(self, messages: Sequence[Sayable]) -> None:
+        await self._offload.run(self._loop.add_history, messages)
+
+    @overload
+    def tool(self, function: F) -> F: ...
+
+    @overload
+    def tool(self, *, name: str | None = None) -> Callable[[F], F]: ...
+
+    def tool(self, function: F | None = None, *, name: str | None = None) -> F | Callable[[F], F]:
+        """A decorator: each execution of the function, sync or async, is a tool call of this session.
+
+        Called with ``tool_call_id=…`` it is the execution of that request; without one, of the latest
+        message's request for this tool and these arguments, if there is one.
+        """
+        if function is not None:
+            return self._loop.tool(function, name)
+        return lambda decorated: self._loop.tool(decorated, name)
+
+    def record_tool(
+        self,
+        name: str,
+        arguments: Any = None,
+        result: Any = None,
+        *,
+        error: str | BaseException | None = None,
+        status: Literal["ok", "error", "refused", "interrupted"] | None = None,
+        tool_call_id: str | None = None,
+        duration: timedelta | None = None,
+    ) -> None:
+        """Record an execution of a tool that is over; `status` is by default what `error` and `result` say."""
+        self._loop.record_tool(
+            name, arguments, result, error=error, status=status, tool_call_id=tool_call_id, duration=duration
+        )
+
+    async def arecord_tool(self, name: str, arguments: Any = None, result: Any = None, **options: Any) -> None:
+        await self._offload.run(partial(self.record_tool, name, arguments, result, **options))
+
+    def history(self) -> SessionHistory:
+        """The conversation as LangChain's `BaseChatMessageHistory`, for `RunnableWithMessageHistory`."""
+        return SessionHistory(
+            self._storage,
+            self._offload,
+            self._recorder,
+            session_id=self.id,
+            owner=Identity(user_id=self.user_id, group_id=self.group_id),
+            new_id=self._new_id,
+        )
 
     # Memory
 

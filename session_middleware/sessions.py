@@ -6,7 +6,6 @@ import threading
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeAlias, TypeVar
@@ -22,8 +21,9 @@ from session_middleware.checkpoint.serde import StrictSerializer, TypeName
 from session_middleware.errors import InvalidSettings, SessionNotFound
 from session_middleware.memory.store import SessionStore
 from session_middleware.model import Clock, Ended, NewId, Salvaged, SessionInfo, Status, Verified, utc_now
-from session_middleware.recording.messages import describe
+from session_middleware.recording.journal import Journal
 from session_middleware.recording.recorder import SessionRecorder
+from session_middleware.recording.witness import CheckpointWitness
 from session_middleware.session import Session
 from session_middleware.settings import SessionSettings, load_settings
 from session_middleware.storage.offload import Offload
@@ -73,15 +73,28 @@ class Sessions:
         self._storage: Storage = _open_storage(self.settings, clock, new_id)
         self._offload = Offload(self._storage.name, self._storage.together)
         self._visits = Visits()
-        self.recorder = SessionRecorder(
-            self._storage, self._offload, self._visits, new_id=new_id, tracking=self.settings.tracking
+        self._journal = Journal(
+            self._storage,
+            self._offload,
+            redact=self.settings.redact,
+            record=self.settings.record,
+            tracking=self.settings.tracking,
         )
+        self.recorder = SessionRecorder(
+            self._storage,
+            self._journal,
+            self._visits,
+            new_id=new_id,
+            clock=clock,
+            stream_flush=self.settings.stream_flush.total_seconds(),
+        )
+        self._witness = CheckpointWitness(self._journal, new_id=new_id)
         self.checkpointer = SessionSaver(
             self._storage,
             self._offload,
             self._visits,
             serde=serde or StrictSerializer(allowed_types),
-            describe_messages=partial(describe, new_id=new_id),
+            witness=self._witness,
             settle=self.recorder.drain,
         )
         self.store: BaseStore = SessionStore(self._storage, self._offload)

@@ -6,12 +6,14 @@ seconds, or `timedelta`.
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from session_middleware.errors import InvalidSettings
 
@@ -47,6 +49,40 @@ Duration = Annotated[timedelta, BeforeValidator(parse_duration)]
 OptionalDuration = Annotated[timedelta | None, BeforeValidator(parse_no_duration)]
 
 
+DETECTORS = frozenset({"emails", "keys", "card_numbers"})  # what `redact` may name
+RECORDED = frozenset({"messages", "tool_arguments", "tool_results", "model_calls"})  # what `record` may name
+
+Redact: TypeAlias = Callable[[str], str] | tuple[str, ...] | None
+Record: TypeAlias = Literal["all"] | frozenset[str] | Mapping[str, frozenset[str]]
+
+
+def parse_redact(value: Any) -> Any:
+    """A function from text to text, or names of detectors: a list, or a text with commas."""
+    if value is None or callable(value):
+        return value
+    return tuple(_names(value, DETECTORS))
+
+
+def parse_record(value: Any) -> Any:
+    """``"all"``, the names of what is kept, or those of each tool by its name, with ``"*"`` for all others."""
+    if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
+        value = json.loads(value)
+    if isinstance(value, Mapping):
+        return {
+            tool: frozenset(RECORDED if kinds == "all" else _names(kinds, RECORDED)) for tool, kinds in value.items()
+        }
+    return "all" if value == "all" else frozenset(_names(value, RECORDED))
+
+
+def _names(value: Any, known: frozenset[str]) -> list[str]:
+    if isinstance(value, str):
+        value = json.loads(value) if value.lstrip().startswith("[") else value.split(",")
+    names = [name for given in value if (name := str(given).strip()) not in ("", "none")]
+    if unknown := sorted(set(names) - known):
+        raise ValueError(f"{unknown[0]!r} is not one of {', '.join(sorted(known))}")
+    return names
+
+
 class SessionSettings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix="SESSION_", env_file=".env", extra="ignore", frozen=True, hide_input_in_errors=True
@@ -58,6 +94,9 @@ class SessionSettings(BaseSettings):
     idle_timeout: OptionalDuration = timedelta(days=7)  # expired
     on_expire: Literal["keep", "delete"] = "keep"
     on_resume: Literal["revive", "fresh", "reject"] = "revive"
+    redact: Annotated[Redact, NoDecode, BeforeValidator(parse_redact)] = None  # what is taken out of the record's texts
+    record: Annotated[Record, NoDecode, BeforeValidator(parse_record)] = "all"  # what is kept, of each tool too
+    stream_flush: Duration = timedelta(milliseconds=500)  # how far what is kept of a streamed text may lag behind
     synchronous: Literal["full", "normal"] = "full"
 
 

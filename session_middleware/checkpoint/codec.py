@@ -6,7 +6,7 @@ import gc
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 from langchain_core.messages import BaseMessage
 from langgraph.checkpoint.base import WRITES_IDX_MAP, Checkpoint, CheckpointMetadata
@@ -35,6 +35,9 @@ def uncollected() -> Iterator[None]:
     finally:
         if was_on:
             gc.enable()
+
+
+NewMessage: TypeAlias = tuple[BaseMessage, str | None]  # and the id of the message that follows it in its list
 
 
 class Codec:
@@ -92,7 +95,7 @@ class Split:
         self.inherited: list[str] = []
         self.values: dict[str, Blob | ListPut | None] = {}
         self.marks: dict[str, array[int]] = {}  # the fingerprints of each new list
-        self.messages: list[BaseMessage] = []  # those the parent did not have
+        self.messages: list[NewMessage] = []  # those the parent did not have
 
     def inherit(self, name: str, version: Any) -> bool:
         """Take the parent's value of a channel, if it is the same; say whether."""
@@ -134,7 +137,16 @@ class Split:
                 recorded, beginning = _longest(marks, own)
             old = recorded.fingerprints if recorded else array("q")
             new = pieces.added(value, marks, old, beginning)
-            self.messages += [element for element in new if isinstance(element, BaseMessage)]
+            self.messages += _with_following(value, beginning, new)
+
+
+def _with_following(value: list[Any], beginning: int, new: list[Any]) -> Iterator[NewMessage]:
+    """Those of the new elements that are messages, each with the id of what it stands before."""
+    are_new = set(map(id, new))
+    for place in range(beginning, len(value)) if new else ():
+        if id(value[place]) in are_new and isinstance(value[place], BaseMessage):
+            following = value[place + 1] if place + 1 < len(value) else None
+            yield value[place], getattr(following, "id", None)
 
 
 def _longest(marks: array[int], lists: Sequence[KnownList]) -> tuple[KnownList | None, int]:

@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeAlias, cast
 
-from langchain_core.messages import BaseMessage
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import (
     BaseCheckpointSaver,
@@ -29,16 +28,16 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from session_middleware.checkpoint.codec import Codec, Split, is_input, part, replayed, uncollected, whole
 from session_middleware.checkpoint.kept import KeptLists, Shelf
 from session_middleware.checkpoint.known import Key, Known, KnownCheckpoints, KnownList
+from session_middleware.checkpoint.witness import Witness
 from session_middleware.errors import SessionError, UnknownStrategy
 from session_middleware.lifecycle import session_id_of
 from session_middleware.model import Identity
 from session_middleware.storage.offload import Offload
-from session_middleware.storage.port import CheckpointPut, MessageSeen, StaleParent, Storage, Visit, WritesPut
+from session_middleware.storage.port import CheckpointPut, StaleParent, Storage, Visit, WritesPut
 from session_middleware.storage.state import Blob, Parent, StoredCheckpoint, StoredList
 from session_middleware.visits import Visits
 
 _PAGE = 32  # checkpoints read at a time by `list`
-DescribeMessages = Callable[[Sequence[BaseMessage], str], list[MessageSeen]]
 Page: TypeAlias = tuple[list[CheckpointTuple], Key | None]  # and where to go on; None at the end
 
 
@@ -56,14 +55,14 @@ class SessionSaver(BaseCheckpointSaver[int]):
         visits: Visits,
         *,
         serde: SerializerProtocol,
-        describe_messages: DescribeMessages,
+        witness: Witness,
         settle: Callable[[str], None] = lambda _: None,
     ) -> None:
         super().__init__(serde=serde)
         self._storage = storage
         self._offload = offload
         self._visits = visits
-        self._describe_messages = describe_messages
+        self._witness = witness
         self._settle = settle  # what the recorder has handed over comes before what follows from it
         self._known = KnownCheckpoints()
         self._kept = KeptLists()
@@ -97,6 +96,8 @@ class SessionSaver(BaseCheckpointSaver[int]):
                 raise
             if stored is None:
                 return None
+            if not namespace and visit.started_from is None:  # a run reads the thread's head as well
+                visit.started_from = visit.checkpoint_id = stored.checkpoint_id
             found = self._tuple(stored, visit.identity, shelf)
             self._remember(stored, found.checkpoint)
         self._kept.keep(visit.session_id, shelf)
@@ -240,7 +241,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
             UnserializableValue: naming the channel, and where in its value the culprit is.
         """
         visit = self._visits.present(config["configurable"])
-        self._settle(visit.session_id)
+        visit.puts = True
         if not visit.announced:
             visit.is_run = metadata.get("source") != "update"
         key = (visit.session_id, config["configurable"].get("checkpoint_ns", ""), checkpoint["id"])
@@ -292,7 +293,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
                 parent=Parent(parent_id, parent.channels) if parent and parent_id else None,
                 inherited=split.inherited,
                 values=split.values,
-                messages=self._describe_messages(split.messages, key[1]),
+                messages=self._witness.brought(key, checkpoint, metadata, split.messages),
                 replayed=replayed(checkpoint, metadata),
                 enclosing=metadata.get("parents") or {},
                 run_id=None if (run_id := metadata.get("run_id")) is None else str(run_id),
@@ -309,16 +310,11 @@ class SessionSaver(BaseCheckpointSaver[int]):
     ) -> None:
         """Store what a task wrote; its checkpoint may come later."""
         conf, codec = config["configurable"], self._codec
-        self._storage.put_writes(
-            WritesPut(
-                visit=self._visits.present(conf),
-                checkpoint_ns=conf.get("checkpoint_ns", ""),
-                checkpoint_id=conf["checkpoint_id"],
-                task_id=task_id,
-                task_path=task_path,
-                writes=[codec.dump_write(place, channel, value) for place, (channel, value) in enumerate(writes)],
-            )
-        )
+        visit = self._visits.present(conf)
+        key = (visit.session_id, conf.get("checkpoint_ns", ""), conf["checkpoint_id"])
+        self._witness.wrote(visit, key, task_id, writes)
+        dumped = [codec.dump_write(place, channel, value) for place, (channel, value) in enumerate(writes)]
+        self._storage.put_writes(WritesPut(visit, key[1], key[2], task_id, task_path, dumped))
 
     async def aput_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""

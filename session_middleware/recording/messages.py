@@ -2,61 +2,142 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
 from langgraph.types import Command
 
 from session_middleware.model import NewId
-from session_middleware.storage.port import MessageSeen
+from session_middleware.plain import plain
+from session_middleware.recording.files import take_out
+from session_middleware.recording.prices import Tokens
+from session_middleware.storage.seen import FileSeen, MessageSeen
 
 _ROLES = {"human": "user", "ai": "assistant", "system": "system", "tool": "tool", "function": "tool"}
 _DEPTH = 3  # how far below a node's input or output messages are looked for
 
 
-def describe(messages: Sequence[BaseMessage], checkpoint_ns: str, *, new_id: NewId) -> list[MessageSeen]:
+def describe(
+    messages: Iterable[BaseMessage], checkpoint_ns: str = "", *, new_id: NewId, **fields: Any
+) -> list[MessageSeen]:
     """The messages as the record keeps them. One without an id gets one; removals are no messages."""
-    return [_describe(message, checkpoint_ns, new_id) for message in messages if message.type != "remove"]
+    return [_describe(message, checkpoint_ns, new_id, fields) for message in messages if message.type != "remove"]
 
 
-def _describe(message: BaseMessage, checkpoint_ns: str, new_id: NewId) -> MessageSeen:
-    role = getattr(message, "role", message.type) if message.type == "chat" else message.type
-    usage = message.usage_metadata if isinstance(message, AIMessage) else None
+def _describe(message: BaseMessage, checkpoint_ns: str, new_id: NewId, fields: dict[str, Any]) -> MessageSeen:
     is_text = isinstance(message.content, str)
+    content, files = (None, []) if is_text else take_out(message.content)
+    metadata = message.response_metadata if isinstance(message.response_metadata, dict) else {}
+    tokens, marks = count_tokens(message.usage_metadata if isinstance(message, AIMessage) else None)
     return MessageSeen(
-        message_id=message.id or new_id(),
-        role=_ROLES.get(role.removesuffix("MessageChunk").lower(), "user" if role != "assistant" else role),
+        message_id=str(message.id or new_id()),
+        role=role_of(message),
         text=str(message.content) if is_text else str(message.text),
-        content=None if is_text else message.content,
+        content=content,
         name=message.name,
-        tool_calls=tuple(map(dict, message.tool_calls)) if isinstance(message, AIMessage) else (),
-        tool_call_id=message.tool_call_id if isinstance(message, ToolMessage) else None,
+        tool_calls=tool_calls_of(message),
+        tool_call_id=str(message.tool_call_id) if isinstance(message, ToolMessage) else None,
         tool_error=isinstance(message, ToolMessage) and message.status == "error",
-        model=message.response_metadata.get("model_name") or message.response_metadata.get("model"),
-        input_tokens=usage and usage.get("input_tokens"),
-        output_tokens=usage and usage.get("output_tokens"),
+        model=metadata.get("model_name") or metadata.get("model"),
+        input_tokens=tokens.input,
+        output_tokens=tokens.output,
         checkpoint_ns=checkpoint_ns,
+        minted=not message.id,
+        marks=marks,
+        files=files,
+    )._replace(**fields)
+
+
+def role_of(message: BaseMessage) -> str:
+    role = getattr(message, "role", message.type) if message.type == "chat" else message.type
+    return _ROLES.get(role.removesuffix("MessageChunk").lower(), "user" if role != "assistant" else role)
+
+
+def tool_calls_of(message: BaseMessage) -> tuple[dict[str, Any], ...]:
+    """What a message asks for; what a model asked for and nobody could parse as well."""
+    if not isinstance(message, AIMessage):
+        return ()
+    asked = [dict(call) for call in message.tool_calls]
+    asked += [{**call, "type": "invalid_tool_call"} for call in message.invalid_tool_calls]
+    return tuple(asked)
+
+
+def count_tokens(usage: Any) -> tuple[Tokens, tuple[str, ...]]:
+    """The token counts of a message's or a model's usage; what cannot be a count is left out, with a mark."""
+    if not isinstance(usage, Mapping):
+        return Tokens(), ()
+    inside, outside = (usage.get(name) or {} for name in ("input_token_details", "output_token_details"))
+    given = (
+        *(usage.get("input_tokens"), usage.get("output_tokens")),
+        *(inside.get("cache_read"), inside.get("cache_creation"), outside.get("reasoning")),
     )
+    counts = [count if isinstance(count, int) and 0 <= count < 2**53 else None for count in given]
+    return Tokens(*counts), () if counts == list(given) else ("invalid:tokens",)
 
 
-def unseen(value: Any, known: Container[str]) -> list[BaseMessage]:
-    """The messages in a node's input or output that have an id which is not `known`, in order.
+def to_message(given: BaseMessage | Mapping[str, Any]) -> BaseMessage:
+    """A message of LangChain's, from one or from a dict in OpenAI's format."""
+    if isinstance(given, BaseMessage):
+        return given
+    role = str(given.get("role") or given.get("type") or "user")
+    fields = {name: given[name] for name in ("id", "name") if given.get(name) is not None}
+    content = given.get("content")
+    content = "" if content is None else content if isinstance(content, (str, list)) else str(content)
+    if role in ("tool", "function"):
+        call_id = str(given.get("tool_call_id") or given.get("name") or "")
+        return ToolMessage(content, tool_call_id=call_id, status=given.get("status", "success"), **fields)
+    if role in ("assistant", "ai"):
+        calls, invalid = parse_calls(given.get("tool_calls") or ())
+        return AIMessage(content, tool_calls=calls, invalid_tool_calls=invalid, **fields)
+    return (SystemMessage if role in ("system", "developer") else HumanMessage)(content, **fields)
+
+
+def parse_calls(given: Iterable[Mapping[str, Any]]) -> tuple[list[Any], list[Any]]:
+    """Tool calls in OpenAI's format or LangChain's, as LangChain has them: those it can parse, and the others."""
+    calls: list[Any] = []
+    invalid: list[Any] = []
+    for call in given:
+        function = call.get("function") or {}
+        name, arguments = function.get("name") or call.get("name"), function.get("arguments", call.get("args"))
+        try:
+            parsed = json.loads(arguments or "{}") if isinstance(arguments, str) else dict(arguments or {})
+        except ValueError as error:
+            invalid.append({"name": name, "args": arguments, "id": call.get("id"), "error": str(error)})
+            continue
+        if not isinstance(parsed, dict):
+            parsed = {"value": parsed}
+        calls.append({"name": str(name), "args": parsed, "id": call.get("id"), "type": "tool_call"})
+    return calls, invalid
+
+
+def unseen(value: Any, known: Mapping[str, int]) -> list[BaseMessage]:
+    """The messages in a node's input or output that have an id and are not `known` with the same words, in order.
 
     A list is read from its end and only until a known one, so a long history costs what is new in it.
     """
     found: list[BaseMessage] = []
-    for messages in _lists(value, _DEPTH):
+    for messages in lists_in(value):
         tail: list[BaseMessage] = []
         for message in reversed(messages):
-            if not isinstance(message, BaseMessage) or message.id in known:
+            if not isinstance(message, BaseMessage) or known.get(message.id or "") == mark_of(message):
                 break
             tail.append(message)
         found += [message for message in reversed(tail) if message.id is not None]
     return found
 
 
-def _lists(value: Any, depth: int) -> Iterator[Sequence[Any]]:
+def without_ids(value: Any) -> list[Sequence[BaseMessage]]:
+    """The conversations in a node's input whose latest message has no id: only their order tells what is new."""
+    return [
+        messages
+        for messages in lists_in(value)
+        if messages[-1].id is None and all(isinstance(message, BaseMessage) for message in messages)
+    ]
+
+
+def lists_in(value: Any, depth: int = _DEPTH) -> Iterator[Sequence[Any]]:
     """The lists of messages in a value: a state, an update, a `Command`, or several of them."""
     if isinstance(value, BaseMessage):
         yield (value,)
@@ -65,10 +146,10 @@ def _lists(value: Any, depth: int) -> Iterator[Sequence[Any]]:
             yield value
         elif depth:
             for part in value:
-                yield from _lists(part, depth - 1)
+                yield from lists_in(part, depth - 1)
     elif depth:
         for part in _parts(value):
-            yield from _lists(part, depth - 1)
+            yield from lists_in(part, depth - 1)
 
 
 def _parts(value: Any) -> Iterable[Any]:
@@ -78,3 +159,41 @@ def _parts(value: Any) -> Iterable[Any]:
         return value.values()
     fields = getattr(value, "__dict__", None)  # a state of pydantic or dataclass type
     return fields.values() if isinstance(fields, dict) and not isinstance(value, type) else ()
+
+
+def mark_of(message: BaseMessage) -> int:
+    """What changes when the words of a message do."""
+    content = message.content if isinstance(message.content, str) else repr(message.content)
+    return hash((content, len(getattr(message, "tool_calls", ()))))
+
+
+class Outcome(NamedTuple):
+    """What came of a tool's execution."""
+
+    status: str
+    result: Any
+    error: str | None = None
+    artifact: Any = None
+    files: Sequence[FileSeen] = ()
+
+
+def outcome_of(output: Any) -> Outcome:
+    """Of what a tool gave back: a message, a `Command` that may hold one, or anything else."""
+    if isinstance(output, Command):
+        answer = next((m for messages in lists_in(output) for m in messages if isinstance(m, ToolMessage)), None)
+        fields = {name: part for name in ("update", "goto", "graph", "resume") if (part := getattr(output, name))}
+        told = outcome_of(answer) if answer is not None else Outcome("ok", None)
+        return told._replace(result={"__type__": "Command", **fields})
+    if not isinstance(output, ToolMessage):
+        return Outcome("ok", output)
+    content, files = take_out(output.content)
+    failed = output.status == "error"
+    return Outcome("error" if failed else "ok", content, str(output.text) if failed else None, output.artifact, files)
+
+
+def answer_of(value: Any, message_id: str) -> MessageSeen:
+    """What a person answered a graph that had stopped to ask."""
+    if isinstance(value, str):
+        return MessageSeen(message_id, "user", value)
+    content = plain(value)
+    return MessageSeen(message_id, "user", json.dumps(content, ensure_ascii=False), content=content)

@@ -1,9 +1,9 @@
 """The recorder: a callback handler that writes a run down while it happens.
 
-It sees what a checkpointer cannot: that a tool has started, how long it took, how a run ended. It
-runs inline, in the thread or on the event loop of the run, because a handler that goes through an
-executor costs milliseconds a call; on a loop it hands its writes to the storage's queue. Whatever
-goes wrong in it is logged once, counted, and kept from the run; only a denial stops one.
+It sees what a checkpointer cannot: that a tool has started, how long it took, what a model was asked
+and is saying, how a run ended. It runs inline, in the thread or on the event loop of the run, because
+a handler that goes through an executor costs milliseconds a call. Whatever goes wrong in it is logged
+once, counted, and kept from the run; only a denial stops one.
 
 Nothing of a run is written before its session admits it: a root's start comes before the
 checkpointer's first look, so it is kept in memory until the graph's first node starts.
@@ -11,51 +11,41 @@ checkpointer's first look, so it is kept in memory until the graph's first node 
 
 from __future__ import annotations
 
-import asyncio
 import functools
-import logging
-import threading
-import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 from uuid import UUID
 
-from langchain_core.messages import BaseMessage, ToolMessage
+from langchain_core.messages import BaseMessage, HumanMessage
 from langgraph.callbacks import GraphCallbackHandler, GraphInterruptEvent
 from langgraph.errors import GraphBubbleUp
+from langgraph.types import Command
 
-from session_middleware.errors import SessionAccessDenied, SessionExpired
 from session_middleware.lifecycle import session_id_of
-from session_middleware.model import NewId
-from session_middleware.recording.messages import describe, unseen
-from session_middleware.storage.offload import Offload
-from session_middleware.storage.port import MessageSeen, Storage, ToolStart, Visit
+from session_middleware.model import Clock, NewId
+from session_middleware.recording.align import add_asked, align, go_back
+from session_middleware.recording.journal import DENIALS, WAIT_SECONDS, Journal
+from session_middleware.recording.messages import (
+    Outcome,
+    answer_of,
+    describe,
+    lists_in,
+    mark_of,
+    outcome_of,
+    unseen,
+    without_ids,
+)
+from session_middleware.recording.models import Models
+from session_middleware.recording.tools import Tools
+from session_middleware.recording.trace import Node, Trace, since
+from session_middleware.storage.port import Storage, Visit
+from session_middleware.storage.seen import HistorySeen, MessageSeen, RunEnd
 from session_middleware.visits import Visits, identity_of
-
-logger = logging.getLogger("session_middleware")
 
 Method = TypeVar("Method", bound=Callable[..., None])
 
-_WAIT_SECONDS = 0.005  # how long the start of a tool, or the end of a run, may hold up an event loop
 _SESSIONS_REMEMBERED = 256  # sessions whose recorded message ids this process keeps in mind
-
-
-@dataclass(slots=True)
-class _Trace:
-    """A run in progress."""
-
-    visit: Visit
-    started: float
-    begun: bool = False
-    interrupted: bool = False
-    nodes: dict[UUID, str] = field(default_factory=dict)  # running nodes, and their graph's namespace
-    tools: dict[UUID, float] = field(default_factory=dict)  # running tools, and when they started
-    unwritten: list[MessageSeen] = field(default_factory=list)
-    lock: threading.Lock = field(default_factory=threading.Lock)  # tools and nodes may run side by side
 
 
 def _harmless(method: Method) -> Method:
@@ -65,16 +55,16 @@ def _harmless(method: Method) -> Method:
     def guarded(self: SessionRecorder, *args: Any, **kwargs: Any) -> None:
         try:
             method(self, *args, **kwargs)
-        except (SessionAccessDenied, SessionExpired):
+        except DENIALS:
             raise
-        except Exception as error:  # noqa: BLE001  # the one place: a fault here must not break a run
-            self.fault(error)
+        except Exception as error:  # noqa: BLE001  # a fault here must not break a run
+            self.journal.fault(error)
 
     return cast("Method", guarded)
 
 
 class SessionRecorder(GraphCallbackHandler):
-    """A callback handler for any LangGraph graph: ``config={"callbacks": [sessions.recorder]}``.
+    """A callback handler for graphs, chains, models and tools: ``config={"callbacks": [sessions.recorder]}``.
 
     It needs the run's thread id, and for an owned session its user, in the config's ``metadata``;
     `Sessions.config` puts them there. A handler given twice records once.
@@ -84,19 +74,27 @@ class SessionRecorder(GraphCallbackHandler):
     raise_error = True  # for denials; all else is caught here
 
     def __init__(
-        self, storage: Storage, offload: Offload, visits: Visits, *, new_id: NewId, tracking: bool = True
+        self, storage: Storage, journal: Journal, visits: Visits, *, new_id: NewId, clock: Clock, stream_flush: float
     ) -> None:
         self._storage = storage
-        self._offload = offload
+        self.journal = journal
         self._visits = visits
         self._new_id = new_id
-        self._tracking = tracking
-        self._traces: dict[UUID, _Trace] = {}  # of each run and all that runs inside it
+        self._tools = Tools(journal)
+        self._models = Models(journal, new_id=new_id, clock=clock, flush_seconds=stream_flush)
+        self._traces: dict[UUID, Trace] = {}  # of each run and all that runs inside it
         self._outside: set[UUID] = set()
-        self._known: OrderedDict[str, set[str]] = OrderedDict()
-        self._handed_over: dict[str, Future[None]] = {}  # the last write that was, by session
-        self.faults = 0
-        self.delays = 0  # waits on an event loop that were given up
+        self._known: OrderedDict[str, dict[str, int]] = OrderedDict()
+
+    @property
+    def faults(self) -> int:
+        """How much this process could not record."""
+        return self.journal.faults
+
+    @property
+    def delays(self) -> int:
+        """How often a wait on an event loop was given up."""
+        return self.journal.delays
 
     # Runs and nodes
 
@@ -120,12 +118,15 @@ class SessionRecorder(GraphCallbackHandler):
         if parent_run_id in self._outside:
             return
         trace = self._enter(run_id, parent_run_id, metadata)
-        if trace is None or trace.visit.run_id == str(run_id):
+        if trace is None:
+            return
+        if trace.visit.run_id == str(run_id):
+            self._resume(trace, inputs)
             return
         self._begin(trace)
         if (node := metadata.get("langgraph_node")) and name == node and run_id not in trace.nodes:
-            trace.nodes[run_id] = _graph_namespace(metadata)
-            self._append(trace, inputs, trace.nodes[run_id])
+            trace.nodes[run_id] = trace.node_of(metadata)
+            self._append_input(trace, inputs, trace.nodes[run_id])
 
     @_harmless
     def on_chain_end(self, outputs: Any, *, run_id: UUID, **kwargs: Any) -> None:
@@ -135,10 +136,14 @@ class SessionRecorder(GraphCallbackHandler):
             return
         if trace.visit.run_id == str(run_id):
             self._begin(trace)
+            self._hear(trace, None, outputs)
+            if trace.first_step is not None:  # a graph's: its whole state, as far as it is given out
+                self._align(trace, outputs, "")
             self._append(trace, outputs, "")
             self._end(trace, "interrupted" if trace.interrupted else "ok", None)
-        elif (namespace := trace.nodes.pop(run_id, None)) is not None:
-            self._append(trace, outputs, namespace)
+        elif (node := trace.nodes.pop(run_id, None)) is not None:
+            self._hear(trace, node, outputs)
+            self._append(trace, outputs, node.graph_namespace, node)
 
     @_harmless
     def on_chain_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
@@ -146,10 +151,11 @@ class SessionRecorder(GraphCallbackHandler):
         if trace is None:
             self._outside.discard(run_id)
             return
-        trace.nodes.pop(run_id, None)
+        node = trace.nodes.pop(run_id, None)
         if trace.visit.run_id == str(run_id):
-            outcome = "error" if isinstance(error, Exception) else "interrupted"
-            self._end(trace, outcome, _sentence(error) if outcome == "error" else None)
+            self._fail(trace, error)
+        elif node is not None:
+            self._hear(trace, node, None)
 
     @_harmless
     def on_interrupt(self, event: GraphInterruptEvent) -> None:
@@ -157,7 +163,7 @@ class SessionRecorder(GraphCallbackHandler):
         if trace is not None:
             trace.interrupted = True
 
-    def _enter(self, run_id: UUID, parent_run_id: UUID | None, metadata: Mapping[str, Any]) -> _Trace | None:
+    def _enter(self, run_id: UUID, parent_run_id: UUID | None, metadata: Mapping[str, Any]) -> Trace | None:
         """The trace a run belongs to; a new one at a root, which is where the thread changes."""
         trace = self._traces.get(run_id)
         if trace is not None:
@@ -167,64 +173,90 @@ class SessionRecorder(GraphCallbackHandler):
         if parent is not None and (thread_id is None or str(thread_id) == parent.visit.session_id):
             trace = parent
         elif thread_id is not None:
-            visit = Visit(session_id_of(thread_id), identity_of(metadata), run_id=str(run_id))
-            trace = _Trace(visit, time.perf_counter())
-            self._visits.begin(visit)
+            trace = Trace(Visit(session_id_of(thread_id), identity_of(metadata), run_id=str(run_id)))
+            trace.went_back_to = metadata.get("checkpoint_id")
+            self._visits.begin(trace.visit)
         else:
             return None
         self._traces[run_id] = trace
         return trace
 
-    def _begin(self, trace: _Trace) -> None:
+    def _resume(self, trace: Trace, inputs: Any) -> None:
+        """What a person answers a graph that stopped to ask is something said."""
+        if isinstance(inputs, Command) and inputs.resume is not None and not trace.is_resumed:
+            trace.is_resumed = True
+            self.journal.keep(trace.visit, [answer_of(inputs.resume, f"resume-{trace.visit.run_id}")])
+
+    def _begin(self, trace: Trace) -> None:
         if trace.begun:
             return
         trace.begun = True
-        if not trace.visit.admitted:
-            if trace.visit.admission is None:  # no checkpointer of ours has asked at the door
-                self._storage.look(trace.visit)
-            if trace.visit.admission in ("opened", "fresh"):
-                self.forget(trace.visit.session_id)
-            self._write(self._storage.begin_run, trace.visit)
+        visit = trace.visit
+        if not visit.admitted:
+            if visit.admission is None:  # no checkpointer of ours has asked at the door
+                self._storage.look(visit)
+            if visit.admission in ("opened", "fresh"):
+                self.forget(visit.session_id)
+            self.journal.flush(visit)
 
-    def _end(self, trace: _Trace, outcome: str, error: str | None) -> None:
+    def _fail(self, trace: Trace, error: BaseException) -> None:
+        outcome = "error" if isinstance(error, Exception) else "interrupted"
+        self._end(trace, outcome, _sentence(error) if outcome == "error" else None)
+
+    def _end(self, trace: Trace, outcome: str, error: str | None) -> None:
         self._visits.end(trace.visit)
         for run_id in [run_id for run_id, other in list(self._traces.items()) if other is trace]:
             self._traces.pop(run_id, None)  # what was cancelled in it never said that it ended
         if trace.begun or trace.visit.admitted:
-            self._flush(trace)
-            milliseconds = _since(trace.started)
-            self._write(
-                self._storage.end_run,
-                trace.visit,
-                outcome=outcome,
-                error=error,
-                duration_ms=milliseconds,
-                wait=_WAIT_SECONDS,
-            )
+            self._models.cut_off(trace)
+            end = RunEnd(outcome, error, since(trace.started), cut_off=bool(trace.tools))
+            self.journal.keep(trace.visit, [*trace.take_said(None), end])
+            self.journal.flush(trace.visit, wait=WAIT_SECONDS)
 
-    def _append(self, trace: _Trace, value: Any, namespace: str) -> None:
-        """Take down the messages that are new here.
+    # Messages
 
-        Where a checkpointer of ours serves the run, its next checkpoint writes them as well; then
-        they are written here only before something that must come after them: a tool, or the end.
-        """
-        known = self._known_ids(trace.visit.session_id)
+    def describe(self, messages: Iterable[BaseMessage], namespace: str = "", **fields: Any) -> list[MessageSeen]:
+        return describe(messages, namespace, new_id=self._new_id, **fields)
+
+    def _append_input(self, trace: Trace, inputs: Any, node: Node) -> None:
+        """What a node is given is the state. Where no checkpointer of ours keeps that, it may have gone back."""
+        if not trace.visit.checkpointed:
+            if trace.went_back_to is not None and (histories := list(lists_in(inputs))):
+                trace.went_back_to = None
+                self.journal.keep(trace.visit, [HistorySeen(self.describe(histories[0]), go_back)])
+            self._align(trace, inputs, node.graph_namespace)
+        self._append(trace, inputs, node.graph_namespace)
+
+    def _align(self, trace: Trace, state: Any, namespace: str) -> None:
+        if not trace.visit.checkpointed:
+            for history in without_ids(state):
+                self.journal.keep(trace.visit, [HistorySeen(self.describe(history, namespace), align)])
+
+    def _append(self, trace: Trace, value: Any, namespace: str, node: Node | None = None) -> None:
+        """Take down the messages that are new here; where no checkpointer of ours writes them, write them."""
+        known = self._known_messages(trace.visit.session_id)
         with trace.lock:
             messages = unseen(value, known)
-            known.update(str(message.id) for message in messages)
-            trace.unwritten += describe(messages, namespace, new_id=self._new_id)
-        if not trace.visit.checkpointed:
-            self._flush(trace)
+            known.update({str(message.id): mark_of(message) for message in messages})
+            seen = [self._judge(trace, message, node) for message in self.describe(messages, namespace)]
+            trace.asking.update({str(call.get("id")): m.message_id for m in seen for call in m.tool_calls})
+            self.journal.keep(trace.visit, seen)
+        if not trace.visit.checkpointed and trace.visit.entries:
+            self.journal.flush(trace.visit)
 
-    def _flush(self, trace: _Trace) -> None:
-        """Write the messages taken down; whoever comes meanwhile waits, so as not to overtake them."""
-        with trace.lock:
-            messages, trace.unwritten = trace.unwritten, []
-            if messages:
-                self._write(self._storage.append_messages, trace.visit, messages)
+    def _judge(self, trace: Trace, message: MessageSeen, node: Node | None) -> MessageSeen:
+        """An answer for a tool that was not executed says no, if it is of a node that may say so."""
+        refused = message.tool_error and message.tool_call_id not in trace.executed
+        return message._replace(refused=True) if refused and node is not None and node.may_refuse else message
 
-    def _known_ids(self, session_id: str) -> set[str]:
-        known = self._known.setdefault(session_id, set())
+    def _hear(self, trace: Trace, node: Node | None, outputs: Any) -> None:
+        """What models said in a node that has ended, and the node does not pass on, was said all the same."""
+        if trace.said:
+            told = [str(m.id) for messages in lists_in(outputs) for m in messages if isinstance(m, BaseMessage)]
+            self.journal.keep(trace.visit, trace.take_said(node.namespace if node else None, told))
+
+    def _known_messages(self, session_id: str) -> dict[str, int]:
+        known = self._known.setdefault(session_id, {})
         self._known.move_to_end(session_id)
         while len(self._known) > _SESSIONS_REMEMBERED:
             self._known.popitem(last=False)
@@ -233,6 +265,16 @@ class SessionRecorder(GraphCallbackHandler):
     def forget(self, session_id: str) -> None:
         """Keep nothing in mind of a session that was deleted."""
         self._known.pop(session_id, None)
+        self.journal.forget(session_id)
+
+    def visit_of(self, session_id: str) -> Visit | None:
+        """The run of a session that is in progress here, if there is one."""
+        return next(
+            (trace.visit for trace in list(self._traces.values()) if trace.visit.session_id == session_id), None
+        )
+
+    def drain(self, session_id: str | None = None) -> None:
+        self.journal.drain(session_id)
 
     # Tools
 
@@ -250,117 +292,103 @@ class SessionRecorder(GraphCallbackHandler):
         **kwargs: Any,
     ) -> None:
         metadata = metadata or {}
-        trace = self._traces.get(parent_run_id) if parent_run_id else None
+        trace = self._enter(run_id, parent_run_id, metadata)
         if trace is None or run_id in trace.tools:
             return
         self._begin(trace)
-        trace.tools[run_id] = time.perf_counter()
-        self._traces[run_id] = trace
-        call = ToolStart(
-            execution_id=str(run_id),
-            tool_call_id=str(kwargs.get("tool_call_id") or run_id),
-            name=(serialized or {}).get("name") or kwargs.get("name") or "tool",
-            arguments=inputs if inputs is not None else input_str,
-            checkpoint_ns=_graph_namespace(metadata),
-            node=metadata.get("langgraph_node"),
-        )
-        self._flush(trace)
-        self._write(self._storage.start_tool_call, trace.visit, call, wait=_WAIT_SECONDS)
+        call_id = kwargs.get("tool_call_id")
+        name = str((serialized or {}).get("name") or kwargs.get("name") or "tool")
+        arguments = inputs if inputs is not None else input_str
+        self._tools.start(trace, run_id, name, arguments, str(call_id) if call_id else None, metadata)
 
     @_harmless
     def on_tool_end(self, output: Any, *, run_id: UUID, **kwargs: Any) -> None:
-        if isinstance(output, ToolMessage):
-            failed = output.status == "error"
-            self._end_tool(run_id, "error" if failed else "ok", output.content, str(output.text) if failed else None)
-        else:
-            self._end_tool(run_id, "ok", output, None)
+        trace = self._traces.pop(run_id, None)
+        if trace is not None:
+            self._tools.end(trace, run_id, outcome_of(output))
+            if trace.visit.run_id == str(run_id):
+                self._end(trace, "ok", None)
 
     @_harmless
     def on_tool_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
-        cut_off = isinstance(error, GraphBubbleUp) or not isinstance(error, Exception)
-        self._end_tool(run_id, "interrupted" if cut_off else "error", None, None if cut_off else _sentence(error))
-
-    def _end_tool(self, run_id: UUID, status: str, result: Any, error: str | None) -> None:
         trace = self._traces.pop(run_id, None)
-        started = trace.tools.pop(run_id, None) if trace else None
-        if trace is not None and started is not None:
-            self._write(
-                self._storage.end_tool_call,
-                trace.visit,
-                str(run_id),
-                status=status,
-                result=result.model_dump() if isinstance(result, BaseMessage) else result,
-                error=error,
-                duration_ms=_since(started),
-            )
+        if trace is None:
+            return
+        if isinstance(error, GraphBubbleUp) or not isinstance(error, Exception):
+            self._tools.end(trace, run_id, Outcome("interrupted", None))
+        else:
+            self._tools.end(trace, run_id, Outcome("error", None, _sentence(error)))
+        if trace.visit.run_id == str(run_id):
+            self._fail(trace, error)
 
-    # Writing
+    # Models
 
-    def _write(
-        self, call: Callable[..., Any], visit: Visit, /, *args: Any, wait: float | None = None, **kwargs: Any
+    @_harmless
+    def on_chat_model_start(
+        self,
+        serialized: dict[str, Any],
+        messages: list[list[BaseMessage]],
+        *,
+        run_id: UUID,
+        parent_run_id: UUID | None = None,
+        tags: list[str] | None = None,
+        metadata: dict[str, Any] | None = None,
+        **kwargs: Any,
     ) -> None:
-        """Write now; on an event loop hand over instead, and wait no longer than `wait` seconds."""
-        if not self._tracking:
+        self._ask(run_id, parent_run_id, metadata or {}, kwargs, messages[0] if messages else ())
+
+    @_harmless
+    def on_llm_start(
+        self,
+        serialized: dict[str, Any],
+        prompts: list[str],
+        *,
+        run_id: UUID,
+        parent_run_id: UUID | None = None,
+        tags: list[str] | None = None,
+        metadata: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self._ask(run_id, parent_run_id, metadata or {}, kwargs, [HumanMessage(prompt) for prompt in prompts])
+
+    def _ask(
+        self,
+        run_id: UUID,
+        parent_run_id: UUID | None,
+        metadata: Mapping[str, Any],
+        options: Mapping[str, Any],
+        messages: Sequence[BaseMessage],
+    ) -> None:
+        trace = self._enter(run_id, parent_run_id, metadata)
+        if trace is None or run_id in trace.models:
             return
-        if not _on_a_loop():
-            self.drain(visit.session_id)  # what was handed over before comes before
-            call(visit, *args, **kwargs)
+        self._begin(trace)
+        if "langgraph_node" not in metadata:  # a chain, or a model alone: what it is asked is the conversation
+            asked = functools.partial(add_asked, run_id=trace.visit.run_id)
+            self.journal.keep(trace.visit, [HistorySeen(self.describe(messages), asked)])
+        self._models.start(trace, run_id, metadata, options)
+
+    @_harmless
+    def on_llm_new_token(self, token: Any, *, chunk: Any = None, run_id: UUID, **kwargs: Any) -> None:
+        trace = self._traces.get(run_id)
+        if trace is not None:
+            self._models.hear(trace, run_id, token, chunk)
+
+    @_harmless
+    def on_llm_end(self, response: Any, *, run_id: UUID, **kwargs: Any) -> None:
+        trace = self._traces.pop(run_id, None)
+        if trace is not None and self._models.end(trace, run_id, response) and trace.visit.run_id == str(run_id):
+            self._end(trace, "ok", None)
+
+    @_harmless
+    def on_llm_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
+        trace = self._traces.pop(run_id, None)
+        if trace is None:
             return
-        write = functools.partial(call, visit, *args, **kwargs)
-        future = self._offload.submit(functools.partial(self._carry_out, write))
-        self._handed_over[visit.session_id] = future
-        if len(self._handed_over) > _SESSIONS_REMEMBERED:
-            self._handed_over = {of: last for of, last in self._handed_over.items() if not last.done()}
-        if wait is not None:
-            try:
-                future.result(wait)
-            except FutureTimeoutError:
-                self.delays += 1
-
-    def _carry_out(self, call: Callable[[], Any]) -> None:
-        try:
-            call()
-        except (SessionAccessDenied, SessionExpired):
-            pass  # an event says so, and the run is stopped by the checkpointer
-        except Exception as error:  # noqa: BLE001  # as in `_harmless`: nobody waits for this
-            self.fault(error)
-
-    def drain(self, session_id: str | None = None) -> None:
-        """Wait until all that was handed over, of one session or of all, is written, so that a reader sees it."""
-        if self._offload.is_writing:  # in order: what was handed over before was written before
-            return
-        for of in [session_id] if session_id is not None else list(self._handed_over):
-            if (future := self._handed_over.get(of)) is not None:
-                future.result()
-
-    def fault(self, error: Exception) -> None:
-        self.faults += 1
-        if self.faults == 1:
-            logger.warning(
-                "session_middleware could not record part of a run; the run goes on (%s). "
-                "Further faults are counted in Session.stats(), not logged.",
-                error,
-                exc_info=error,
-            )
-
-
-def _on_a_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
-
-
-def _graph_namespace(metadata: Mapping[str, Any]) -> str:
-    """The namespace of the graph a node belongs to: its own without the last part."""
-    namespace = str(metadata.get("langgraph_checkpoint_ns") or metadata.get("checkpoint_ns") or "")
-    return namespace.rpartition("|")[0]
+        self._models.fail(trace, run_id, _sentence(error))
+        if trace.visit.run_id == str(run_id):
+            self._fail(trace, error)
 
 
 def _sentence(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
-
-
-def _since(started: float) -> float:
-    return round((time.perf_counter() - started) * 1000, 3)

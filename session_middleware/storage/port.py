@@ -18,23 +18,27 @@ is not there, its owner is checked, and its expiry is applied. It raises `Sessio
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 from session_middleware.model import (
     Admission,
+    Branch,
     Ended,
     Event,
     Identity,
     Message,
+    ModelCall,
     Run,
     SessionInfo,
     Status,
     ToolCall,
 )
+from session_middleware.storage.seen import Entry, MessageSeen, ToolStart
 from session_middleware.storage.state import (
     Blob,
     ListPut,
@@ -53,6 +57,9 @@ class Visit:
     `admission` is decided once, when a run first reads its session, and stays for the whole run, so
     a run that takes longer than ``idle_timeout`` ends as it began. The engine fills it in when it
     is ``None``, and sets `admitted` once the visit is in the database.
+
+    `entries` are what the record has yet to learn of the visit: the next `append` or `put_checkpoint`
+    of it writes them first, in its own transaction.
     """
 
     session_id: str
@@ -64,6 +71,15 @@ class Visit:
     announced: bool = False  # and so is the event that says so
     guessed: bool = False  # its identity is the first look's, which may be somebody else's
     checkpointed: bool = False  # a checkpointer of ours serves this run, and records what its checkpoints bring
+    begun: bool = False  # its run has a row
+    puts: bool = False  # it puts checkpoints as it goes
+    checkpoint_id: str | None = None  # of the outermost graph: the latest that was read or put in it
+    started_from: str | None = None  # the first one that was read in it
+    branch: str | None = None  # what it says goes there; None: where its checkpoint, or else the session, is
+    entries: deque[Entry] = field(default_factory=deque)
+    unclaimed: dict[str, str] = field(default_factory=dict)  # what models said that no state holds yet: ids by text
+    resume_id: str | None = None  # of the message that is a person's answer, where the checkpointer has seen it
+    tell: Callable[[Exception], None] | None = None  # is told of what could not be recorded
 
 
 class CheckpointPut(NamedTuple):
@@ -90,32 +106,6 @@ class WritesPut(NamedTuple):
     task_id: str
     task_path: str
     writes: Sequence[Write]
-
-
-class MessageSeen(NamedTuple):
-    """A message as somebody saw it; whether it is new, known or a new version is the engine's to say."""
-
-    message_id: str
-    role: str
-    text: str
-    name: str | None = None
-    content: Any = None
-    tool_calls: Sequence[dict[str, Any]] = ()
-    tool_call_id: str | None = None
-    tool_error: bool = False  # a tool message that reports a failure
-    model: str | None = None
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    checkpoint_ns: str = ""
-
-
-class ToolStart(NamedTuple):
-    execution_id: str  # unique to this execution: what `end_tool_call` names it by
-    tool_call_id: str
-    name: str
-    arguments: Any
-    checkpoint_ns: str = ""
-    node: str | None = None
 
 
 class SessionDetails(NamedTuple):
@@ -244,21 +234,23 @@ class Storage(Protocol):
         Earlier runs of the session whose process has died are interrupted, and their tool calls too.
         """
 
+    def append(self, visit: Visit, entries: Sequence[Entry] = ()) -> None:
+        """Add `visit.entries` and then these to the record, in order; nothing without ``tracking``.
+
+        A message with a known id and the same words adds nothing; with other words it adds a
+        version in the same place, and the old row says which replaced it. One that was incomplete is
+        completed. A tool message whose call has no row of its own adds one.
+
+        A tool's start is a row with status ``running``; executions of the same call before it count
+        its attempt, and those that still say ``running`` were cut off: they become ``interrupted``.
+        """
+
     def end_run(self, visit: Visit, *, outcome: str, error: str | None, duration_ms: float) -> None:
-        """Close the row of the visit's run; nothing if there is none."""
+        """`append` with a `RunEnd`: close the row of the visit's run; nothing if there is none."""
 
-    def append_messages(self, visit: Visit, messages: Sequence[MessageSeen]) -> None:
-        """Add the messages that are not recorded yet, in order.
+    def append_messages(self, visit: Visit, messages: Sequence[MessageSeen]) -> None: ...
 
-        A known id with the same words adds nothing; with other words it adds a version, and the
-        old row says which replaced it. A tool message whose call has no row of its own adds one.
-        """
-
-    def start_tool_call(self, visit: Visit, call: ToolStart) -> None:
-        """A row with status ``running``; executions of the same call before it count its `attempt`.
-
-        Earlier executions of the call that still say ``running`` were cut off: they become ``interrupted``.
-        """
+    def start_tool_call(self, visit: Visit, call: ToolStart) -> None: ...
 
     def end_tool_call(
         self,
@@ -269,8 +261,7 @@ class Storage(Protocol):
         result: Any,
         error: str | None,
         duration_ms: float,
-    ) -> None:
-        """Close that execution."""
+    ) -> None: ...
 
     def append_event(
         self, session_id: str, kind: str, *, reason: str | None = None, detail: dict[str, Any] | None = None
@@ -278,11 +269,32 @@ class Storage(Protocol):
         """Add an event; nothing when the session is not there."""
 
     def list_messages(
-        self, session_id: str, *, after: int = 0, limit: int | None = None, all_versions: bool = False
+        self,
+        session_id: str,
+        *,
+        after: int = 0,
+        limit: int | None = None,
+        all_versions: bool = False,
+        branch: str | None = None,
     ) -> list[Message]:
-        """By `seq`, from after `after`; only the latest version of each unless `all_versions`."""
+        """What was said on a branch, in the order of the conversation; by default the session's own branch.
+
+        Each message is as the branch has it, in the place it was first said at. `after` is the `seq`
+        of the last one had. ``branch="all"``: of all branches, by `seq`, as they were written.
+        """
+
+    def get_message(self, session_id: str, message_id: str) -> Message | None:
+        """The latest version of a message."""
+
+    def get_file(self, session_id: str, hash: str) -> bytes | None:
+        """A file of the session's messages, by its hash."""
 
     def list_tool_calls(self, session_id: str, *, after: int = 0, limit: int | None = None) -> list[ToolCall]: ...
+
+    def list_model_calls(self, session_id: str, *, after: int = 0, limit: int | None = None) -> list[ModelCall]: ...
+
+    def list_branches(self, session_id: str) -> list[Branch]:
+        """Those beside ``"main"``, in the order they were begun."""
 
     def list_runs(self, session_id: str, *, after: int = 0, limit: int | None = None) -> list[Run]: ...
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from session_middleware.model import Identity
-from session_middleware.storage.port import CheckpointPut, MessageSeen, StaleParent, Storage, Visit, WritesPut
+from session_middleware.storage.port import CheckpointPut, StaleParent, Storage, Visit, WritesPut
+from session_middleware.storage.seen import MessageSeen
 from session_middleware.storage.state import Blob, Chunk, ListPut, ListRef, Parent, StoredList, Write
 
 BODY = Blob("msgpack", b"body")

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from session_middleware.model import Identity
-from session_middleware.storage.port import MessageSeen, Storage, ToolStart, Visit
+from session_middleware.storage.port import Storage, Visit
+from session_middleware.storage.seen import MessageSeen, ToolStart
 
 CALL = {"name": "add", "args": {"a": 1}, "id": "c1", "type": "tool_call"}
 
@@ -30,13 +31,13 @@ def test_the_same_history_again_adds_nothing(storage: Storage, run: Visit) -> No
     assert (session.message_count, session.input_tokens, session.output_tokens) == (2, 3, 4)
 
 
-def test_other_words_under_a_known_id_are_a_new_version(storage: Storage, run: Visit) -> None:
+def test_other_words_under_a_known_id_are_a_new_version_in_the_same_place(storage: Storage, run: Visit) -> None:
     storage.append_messages(run, [say("1", "hi"), say("2", "there")])
     storage.append_messages(run, [say("1", "hello")])
     latest = storage.list_messages("t")
-    assert [(m.text, m.version) for m in latest] == [("there", 1), ("hello", 2)]
+    assert [(m.text, m.version) for m in latest] == [("hello", 2), ("there", 1)]
     old = storage.list_messages("t", all_versions=True)[0]
-    assert (old.text, old.replaced_by) == ("hi", latest[1].seq)
+    assert (old.text, old.replaced_by) == ("hi", latest[0].seq)
     assert storage.find_session("t").message_count == 2
 
 

@@ -17,7 +17,8 @@ from session_middleware import Sessions
 from session_middleware.errors import StorageError
 from session_middleware.model import Identity, utc_now
 from session_middleware.settings import load_settings
-from session_middleware.storage.port import MessageSeen, SessionDetails, Visit
+from session_middleware.storage.port import SessionDetails, Visit
+from session_middleware.storage.seen import MessageSeen
 from session_middleware.storage.sqlite.engine import SqliteStorage
 from tests.integrations import scenarios
 
@@ -87,7 +88,8 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from session_middleware.model import Identity, utc_now
 from session_middleware.settings import load_settings
-from session_middleware.storage.port import MessageSeen, Visit
+from session_middleware.storage.port import Visit
+from session_middleware.storage.seen import MessageSeen
 from session_middleware.storage.sqlite.engine import SqliteStorage
 
 path, name = sys.argv[1:]

@@ -273,6 +273,9 @@ async def test_going_back_in_time_records_only_what_is_new(sessions: Sessions) -
     graph.invoke(None, fork)
     session = sessions.get("t")
     texts = ["one", "you said one", "two", "you said two", "you said two", "three", "you said three"]
-    assert [text for _, text in said(session)] == texts
+    assert [text for _, text in said(session, branch="all")] == texts
+    assert [text for _, text in said(session)] == ["one", "you said one", "two", "three", "you said three"]
+    assert [text for _, text in said(session, branch="main")] == texts[:4]
+    assert [branch.parent_id for branch in session.branches()] == ["main", "main"]
     assert [run.outcome for run in session.runs()] == ["ok"] * 4
-    assert len({m.message_id for m in session.messages()}) == len(texts)
+    assert len({m.message_id for m in session.messages(branch="all")}) == len(texts)

@@ -189,11 +189,12 @@ def test_the_record_has_each_message_once_and_in_order(source: Path, db: Path, t
 def test_the_record_of_a_fork_has_both_ways(source: Path, db: Path) -> None:
     move(source, db)
     with Sessions(db) as sessions:
-        texts = [message.text for message in sessions.get("chat").messages()]
-    assert texts == [
-        *("hello", "you said hello", "how are you", "you said how are you"),
-        *("another way", "you said another way", "put in by hand"),
-    ]
+        session = sessions.get("chat")
+        texts = {branch: [m.text for m in session.messages(branch=branch)] for branch in (None, "main")}
+    assert texts == {
+        None: ["hello", "you said hello", "another way", "you said another way", "put in by hand"],
+        "main": ["hello", "you said hello", "how are you", "you said how are you"],
+    }
 
 
 def test_edits_and_removals_are_recorded_as_they_were(tmp_path: Path, db: Path) -> None:

@@ -183,7 +183,8 @@ def test_an_interrupted_tool_is_a_second_attempt_when_it_goes_on(sessions: Sessi
     session = sessions.get("t")
     assert [(call.attempt, call.status) for call in session.tool_calls()] == [(1, "interrupted"), (2, "ok")]
     assert [run.outcome for run in session.runs()] == ["interrupted", "ok"]
-    assert [role for role, _ in said(session)] == ["user", "assistant", "tool", "assistant"]
+    assert said(session)[2] == ("user", "yes")
+    assert [role for role, _ in said(session)] == ["user", "assistant", "user", "tool", "assistant"]
 
 
 async def test_a_node_that_asks_a_person_goes_on_where_it_stopped(sessions: Sessions) -> None:
@@ -192,7 +193,7 @@ async def test_a_node_that_asks_a_person_goes_on_where_it_stopped(sessions: Sess
     await graph.ainvoke(human("go"), config)
     await graph.ainvoke(Command(resume="yes"), config)
     session = sessions.get("t")
-    assert said(session) == [("user", "go"), ("assistant", "approved: yes")]
+    assert said(session) == [("user", "go"), ("user", "yes"), ("assistant", "approved: yes")]
     assert [run.outcome for run in session.runs()] == ["interrupted", "ok"]
 
 

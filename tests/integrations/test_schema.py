@@ -14,14 +14,13 @@ from session_middleware.storage.port import (
     CheckpointPut,
     MemoryPut,
     MemoryQuery,
-    MessageSeen,
     SessionDetails,
     SessionFilter,
     Storage,
-    ToolStart,
     Visit,
     WritesPut,
 )
+from session_middleware.storage.seen import MessageSeen, ToolStart
 from session_middleware.storage.sqlite import database, schema
 from session_middleware.storage.sqlite.engine import SqliteStorage
 from session_middleware.storage.state import Blob, Chunk, ListPut, Write

@@ -12,9 +12,11 @@ PACKAGE = Path(session_middleware.__file__).parent
 LAYERS = {  # the longest prefix wins
     "errors": 0,
     "model": 0,
+    "plain": 0,
     "settings": 0,
     "lifecycle": 1,
     "storage.state": 0,
+    "storage.seen": 0,
     "storage.port": 1,
     "storage": 2,
     "visits": 2,
@@ -38,6 +40,7 @@ WITHIN_A_LAYER = {  # pairs in one layer, or out of its order, that may lean on 
     ("sessions", "session"),
     ("visits", "storage"),
     ("attaching", "checkpoint"),
+    ("recording", "checkpoint"),  # it is the witness that the checkpointer asks for
 }
 
 

@@ -59,6 +59,8 @@ class Row(NamedTuple):
     channels: str
     type: str
     body: bytes
+    branch: str | None = None  # of the record, which went as far as this `seq`; no part of the checksum
+    seq: int | None = None
     checksum: int = 0
 
     @property
@@ -101,7 +103,9 @@ class WriteRow(NamedTuple):
 # Checkpoints
 
 
-def put(connection: sqlite3.Connection, family_id: str, put: CheckpointPut) -> tuple[str, dict[str, ListRef]]:
+def put(
+    connection: sqlite3.Connection, family_id: str, put: CheckpointPut, branch: str | None, seq: int | None
+) -> tuple[str, dict[str, ListRef]]:
     channels = _inherited(connection, put)
     lists: dict[str, ListRef] = {}
     for name, value in put.values.items():
@@ -112,7 +116,9 @@ def put(connection: sqlite3.Connection, family_id: str, put: CheckpointPut) -> t
     channels.update(dict.fromkeys(put.replayed, REPLAYED))
     text, enclosing = _json(channels), _json(dict(put.enclosing))
     key = (put.visit.session_id, put.checkpoint_ns, put.checkpoint_id)
-    insert(connection, Row(*key, put.parent_id, enclosing, put.run_id, put.source, put.step, text, *put.body))
+    insert(
+        connection, Row(*key, put.parent_id, enclosing, put.run_id, put.source, put.step, text, *put.body, branch, seq)
+    )
     heads.put(connection, key)
     return text, lists
 
@@ -120,7 +126,7 @@ def put(connection: sqlite3.Connection, family_id: str, put: CheckpointPut) -> t
 _json = json.JSONEncoder(separators=(",", ":")).encode  # `json.dumps` would make an encoder for each call
 
 
-_INSERT = "INSERT OR REPLACE INTO checkpoints VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_INSERT = "INSERT OR REPLACE INTO checkpoints VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
 
 def insert(connection: sqlite3.Connection, row: Row) -> None:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from session_middleware.errors import SessionError, SessionExists
 from session_middleware.model import (
+    Branch,
     Clock,
     Ended,
     Event,
     Message,
+    ModelCall,
     NewId,
     Run,
     SessionInfo,
@@ -25,14 +28,13 @@ from session_middleware.storage.port import (
     Deleted,
     MemoryPut,
     MemoryQuery,
-    MessageSeen,
     SessionDetails,
     SessionFilter,
     StoredMemory,
-    ToolStart,
     Visit,
     WritesPut,
 )
+from session_middleware.storage.seen import Entry, MessageSeen, RunEnd, ToolEnd, ToolStart
 from session_middleware.storage.sqlite import (
     checkpoints,
     forks,
@@ -42,14 +44,23 @@ from session_middleware.storage.sqlite import (
     pruning,
     record,
     replayed,
+    said,
     sessions,
 )
+from session_middleware.storage.sqlite.branches import Place
 from session_middleware.storage.sqlite.database import SqliteDatabase
+from session_middleware.storage.sqlite.entries import Before, Fault, write
 from session_middleware.storage.sqlite.writer import Refusal
 from session_middleware.storage.state import Blob, ListRef, StoredCheckpoint, StoredHistory
 
 T = TypeVar("T")
 Connection = sqlite3.Connection
+
+
+class WriteDown(Protocol):
+    """Writes into the record what a visit has kept for it, and what came now."""
+
+    def __call__(self, entries: Sequence[Entry] = (), put: CheckpointPut | None = None) -> Place: ...
 
 
 class SqliteStorage:
@@ -67,29 +78,48 @@ class SqliteStorage:
     def _visit(
         self,
         visit: Visit,
-        then: Callable[[Connection, str], T],
+        then: Callable[[Connection, str, WriteDown], T],
         *,
         durable: bool = True,
         announce: bool = True,
         patient: bool = False,
+        careful: bool = False,
     ) -> T:
-        """Admit a visit and do what it came for, in one transaction; `then` is given the family."""
-        before: list[tuple[bool, bool]] = []
+        """Admit a visit and do what it came for, in one transaction; `then` is given the family, and the record."""
+        before: list[Before] = []
 
         def operation(connection: Connection) -> T | Refusal:
-            before[:] = [(visit.admitted, visit.announced)]
+            before[:] = [Before(visit)]
             try:
                 family_id = sessions.admit(connection, visit, self._rules, announce=announce)
             except sessions.REFUSALS as error:
                 return self._refused(connection, visit, error)
-            return then(connection, family_id)
+            return then(connection, family_id, partial(self._write, connection, visit, before[0], careful))
 
         def undo() -> None:
-            if before:
-                visit.admitted, visit.announced = before[0]
+            for each in before:
+                each.restore()
 
-        result: Any = self._database.write(operation, durable=durable, patient=patient, undo=undo)
+        try:
+            result: Any = self._database.write(operation, durable=durable, patient=patient, undo=undo)
+        except Fault:
+            return self._visit(visit, then, durable=durable, announce=announce, patient=patient, careful=True)
         return result  # type: ignore[no-any-return]  # a Refusal was raised by write
+
+    def _write(
+        self,
+        connection: Connection,
+        visit: Visit,
+        before: Before,
+        careful: bool,
+        entries: Sequence[Entry] = (),
+        put: CheckpointPut | None = None,
+    ) -> Place:
+        """Write down what the visit has kept for the record, and what came now."""
+        entries = [*before.take(), *entries]
+        if not self._rules.settings.tracking or not (entries or put):
+            return Place()
+        return write(connection, visit, entries, self._rules.clock(), careful=careful, put=put)
 
     def _refused(self, connection: Connection, visit: Visit, error: SessionError) -> Refusal:
         sessions.refuse(connection, visit, error, self._rules)
@@ -98,7 +128,7 @@ class SqliteStorage:
     # Sessions
 
     def open_session(self, visit: Visit, details: SessionDetails, *, must_be_new: bool = False) -> SessionInfo:
-        def then(connection: Connection, _: str) -> SessionInfo:
+        def then(connection: Connection, *_: Any) -> SessionInfo:
             if must_be_new and visit.admission not in ("opened", "fresh"):
                 raise SessionExists(visit.session_id)
             return sessions.update(connection, visit.session_id, details)
@@ -161,35 +191,20 @@ class SqliteStorage:
     # The record
 
     def begin_run(self, visit: Visit) -> None:
-        self._visit(visit, lambda *_: None, durable=False)
+        self._visit(visit, lambda _, __, write_down: write_down(), durable=False)
+
+    def append(self, visit: Visit, entries: Sequence[Entry] = ()) -> None:
+        self._visit(visit, lambda _, __, write_down: write_down(entries), durable=False)
 
     def end_run(self, visit: Visit, *, outcome: str, error: str | None, duration_ms: float) -> None:
-        if visit.run_id is None:
-            return
-        run_id = visit.run_id
-        self._database.write(
-            lambda connection: record.end_run(
-                connection, visit.session_id, run_id, outcome=outcome, error=error, duration_ms=duration_ms
-            ),
-            durable=False,
-        )
+        if visit.run_id is not None:
+            self.append(visit, [RunEnd(outcome, error, duration_ms)])
 
     def append_messages(self, visit: Visit, messages: Sequence[MessageSeen]) -> None:
-        self._visit(visit, lambda connection, _: self._append(connection, visit, messages), durable=False)
-
-    def _append(self, connection: Connection, visit: Visit, messages: Sequence[MessageSeen]) -> None:
-        if messages and self._rules.settings.tracking:
-            now = self._rules.clock()
-            record.append_messages(connection, visit.session_id, messages, run_id=visit.run_id, now=now)
+        self.append(visit, messages)
 
     def start_tool_call(self, visit: Visit, call: ToolStart) -> None:
-        self._visit(
-            visit,
-            lambda connection, _: record.start_tool_call(
-                connection, visit.session_id, call, run_id=visit.run_id, now=self._rules.clock()
-            ),
-            durable=False,
-        )
+        self.append(visit, [call])
 
     def end_tool_call(
         self,
@@ -201,18 +216,7 @@ class SqliteStorage:
         error: str | None,
         duration_ms: float,
     ) -> None:
-        self._database.write(
-            lambda connection: record.end_tool_call(
-                connection,
-                visit.session_id,
-                execution_id,
-                status=status,
-                result=result,
-                error=error,
-                duration_ms=duration_ms,
-            ),
-            durable=False,
-        )
+        self.append(visit, [ToolEnd(execution_id, status, result, error, duration_ms)])
 
     def append_event(
         self, session_id: str, kind: str, *, reason: str | None = None, detail: dict[str, Any] | None = None
@@ -224,18 +228,38 @@ class SqliteStorage:
         )
 
     def list_messages(
-        self, session_id: str, *, after: int = 0, limit: int | None = None, all_versions: bool = False
+        self,
+        session_id: str,
+        *,
+        after: int = 0,
+        limit: int | None = None,
+        all_versions: bool = False,
+        branch: str | None = None,
     ) -> list[Message]:
         return self._database.read(
-            lambda connection: record.list_messages(
-                connection, session_id, after=after, limit=limit, all_versions=all_versions
+            lambda connection: said.list_messages(
+                connection, session_id, after=after, limit=limit, all_versions=all_versions, branch=branch
             )
         )
+
+    def get_message(self, session_id: str, message_id: str) -> Message | None:
+        return self._database.read(lambda connection: said.get_message(connection, session_id, message_id))
+
+    def get_file(self, session_id: str, hash: str) -> bytes | None:
+        return self._database.read(lambda connection: said.get_file(connection, session_id, hash))
 
     def list_tool_calls(self, session_id: str, *, after: int = 0, limit: int | None = None) -> list[ToolCall]:
         return self._database.read(
             lambda connection: record.list_tool_calls(connection, session_id, after=after, limit=limit)
         )
+
+    def list_model_calls(self, session_id: str, *, after: int = 0, limit: int | None = None) -> list[ModelCall]:
+        return self._database.read(
+            lambda connection: record.list_model_calls(connection, session_id, after=after, limit=limit)
+        )
+
+    def list_branches(self, session_id: str) -> list[Branch]:
+        return self._database.read(lambda connection: record.list_branches(connection, session_id))
 
     def list_runs(self, session_id: str, *, after: int = 0, limit: int | None = None) -> list[Run]:
         return self._database.read(
@@ -250,20 +274,19 @@ class SqliteStorage:
     # Checkpoints
 
     def put_checkpoint(self, put: CheckpointPut) -> tuple[str, dict[str, ListRef]]:
-        def then(connection: Connection, family_id: str) -> tuple[str, dict[str, ListRef]]:
-            stored = checkpoints.put(connection, family_id, put)
-            self._append(connection, put.visit, put.messages)
-            return stored
+        def then(connection: Connection, family_id: str, write_down: WriteDown) -> tuple[str, dict[str, ListRef]]:
+            place = write_down(put=put)
+            return checkpoints.put(connection, family_id, put, *place)
 
         return self._visit(put.visit, then)
 
     def put_writes(self, put: WritesPut) -> None:
-        self._visit(
-            put.visit,
-            lambda connection, family_id: checkpoints.put_writes(connection, family_id, put),
-            announce=False,
-            patient=True,
-        )
+        def then(connection: Connection, family_id: str, write_down: WriteDown) -> None:
+            if any(isinstance(entry, ToolEnd) for entry in put.visit.entries):
+                write_down()  # what was executed is not executed again, so the record must not say that it was cut off
+            checkpoints.put_writes(connection, family_id, put)
+
+        self._visit(put.visit, then, announce=False, patient=True)
 
     def read_checkpoint(
         self,

@@ -24,6 +24,7 @@ def copy(connection: sqlite3.Connection, source_id: str, target_id: str, rules: 
     else:
         raise SessionExists(target_id)
     checkpoints.copy(connection, source_id, target_id)
+    connection.execute("UPDATE checkpoints SET branch = NULL, seq = NULL WHERE session_id = ?", (target_id,))
     sessions.append_event(connection, target_id, "forked", None, {"from": source_id}, now)
     return sessions.get(connection, target_id)
 

@@ -1,9 +1,13 @@
 """The tables, and how they came to be.
 
 Text ids, ISO-8601 UTC times and JSON columns, so that `sqlite3`, sqlite-utils and Datasette read
-them as they are. Two families of tables: what people read (sessions, runs, messages, tool_calls,
-model_calls, events, memories), and what the checkpointer restores state from (checkpoints, heads, writes,
-lists, list_items, blobs).
+them as they are. Two families of tables: what people read (sessions, runs, messages, branches, files,
+tool_calls, model_calls, events, memories), and what the checkpointer restores state from
+(checkpoints, heads, writes, lists, list_items, blobs).
+
+A message's place is where it stands in its conversation: the seq of its first version, unless it was
+put before a message that was there already. A branch goes on from its parent as that was at a seq;
+a checkpoint keeps the branch and the seq it was put at.
 
 A state's values are blobs, stored once per family by their digest. A list is rows of `list_items`;
 the list it was branched from is its parent and gives its first `parent_length` elements. Lists only
@@ -36,13 +40,17 @@ _TABLES = (
         last_active_at TEXT NOT NULL,
         ended_at TEXT,
         expires_at TEXT,
+        branch TEXT NOT NULL DEFAULT 'main',
         last_seq INTEGER NOT NULL DEFAULT 0,
         run_count INTEGER NOT NULL DEFAULT 0,
         message_count INTEGER NOT NULL DEFAULT 0,
         tool_call_count INTEGER NOT NULL DEFAULT 0,
+        model_call_count INTEGER NOT NULL DEFAULT 0,
+        unpriced_count INTEGER NOT NULL DEFAULT 0,
         error_count INTEGER NOT NULL DEFAULT 0,
         input_tokens INTEGER NOT NULL DEFAULT 0,
-        output_tokens INTEGER NOT NULL DEFAULT 0
+        output_tokens INTEGER NOT NULL DEFAULT 0,
+        cost REAL NOT NULL DEFAULT 0
     ) WITHOUT ROWID
     """,
     "CREATE INDEX sessions_by_family ON sessions (family_id)",
@@ -62,6 +70,7 @@ _TABLES = (
         input_tokens INTEGER,
         output_tokens INTEGER,
         cost REAL,
+        started_from TEXT,
         checkpoint_id TEXT,
         process TEXT,
         UNIQUE (session_id, seq)
@@ -76,7 +85,8 @@ _TABLES = (
         message_id TEXT NOT NULL,
         version INTEGER NOT NULL DEFAULT 1,
         replaced_by INTEGER,
-        branch TEXT,
+        branch TEXT NOT NULL DEFAULT 'main',
+        place REAL NOT NULL,
         role TEXT NOT NULL,
         name TEXT,
         text TEXT NOT NULL,
@@ -88,10 +98,33 @@ _TABLES = (
         output_tokens INTEGER,
         status TEXT NOT NULL DEFAULT 'complete',
         checkpoint_ns TEXT NOT NULL DEFAULT '',
+        marks TEXT,
         created_at TEXT NOT NULL,
         UNIQUE (session_id, seq),
         UNIQUE (session_id, message_id, version)
     )
+    """,
+    "CREATE INDEX messages_moved ON messages (session_id) WHERE place != seq",
+    "CREATE INDEX messages_asking ON messages (session_id, seq) WHERE tool_calls IS NOT NULL",
+    """
+    CREATE TABLE branches (
+        session_id TEXT NOT NULL,
+        id TEXT NOT NULL,
+        parent_id TEXT NOT NULL,
+        parent_seq INTEGER NOT NULL,
+        run_id TEXT,
+        created_at TEXT NOT NULL,
+        PRIMARY KEY (session_id, id)
+    ) WITHOUT ROWID
+    """,
+    """
+    CREATE TABLE files (
+        session_id TEXT NOT NULL,
+        hash TEXT NOT NULL,
+        media_type TEXT,
+        data BLOB NOT NULL,
+        PRIMARY KEY (session_id, hash)
+    ) WITHOUT ROWID
     """,
     """
     CREATE TABLE tool_calls (
@@ -104,11 +137,13 @@ _TABLES = (
         name TEXT NOT NULL,
         arguments TEXT,
         result TEXT,
+        artifact TEXT,
         status TEXT NOT NULL,
         error TEXT,
         message_id TEXT,
         checkpoint_ns TEXT NOT NULL DEFAULT '',
         node TEXT,
+        marks TEXT,
         started_at TEXT,
         duration_ms REAL,
         UNIQUE (session_id, seq),
@@ -121,6 +156,7 @@ _TABLES = (
         session_id TEXT NOT NULL,
         seq INTEGER NOT NULL,
         run_id TEXT,
+        id TEXT NOT NULL,
         model TEXT,
         provider TEXT,
         input_tokens INTEGER,
@@ -131,6 +167,10 @@ _TABLES = (
         first_token_ms REAL,
         duration_ms REAL,
         error TEXT,
+        message_id TEXT,
+        checkpoint_ns TEXT NOT NULL DEFAULT '',
+        node TEXT,
+        marks TEXT,
         started_at TEXT,
         UNIQUE (session_id, seq)
     )
@@ -160,6 +200,8 @@ _TABLES = (
         channels TEXT NOT NULL,
         type TEXT NOT NULL,
         body BLOB NOT NULL,
+        branch TEXT,
+        seq INTEGER,
         checksum INTEGER NOT NULL,
         PRIMARY KEY (session_id, checkpoint_ns, checkpoint_id)
     ) WITHOUT ROWID

@@ -75,13 +75,13 @@ def admit(connection: sqlite3.Connection, visit: Visit, rules: Rules, *, announc
     family_id = _admit_again(connection, visit, rules, now) if visit.admitted else None
     if family_id is None:
         family_id = _admit_first(connection, visit, rules, now)
-        visit.admitted = True
+        visit.admitted, visit.begun = True, False
     if announce and not visit.announced:
         visit.announced = True
         if visit.is_run and visit.admission == "resumed":
             _revive(connection, visit, "resumed", None, now)
-    if visit.run_id is not None and visit.announced and rules.settings.tracking:
-        record.begin_run(connection, visit.session_id, visit.run_id, now)
+    if visit.run_id is not None and visit.announced and not visit.begun and rules.settings.tracking:
+        record.begin_run(connection, visit, now)
     return family_id
 
 

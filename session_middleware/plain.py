@@ -1,0 +1,107 @@
+"""Values as JSON can hold them: as faithful as can be, marked where something could not be, and never an error.
+
+What a tool is given and gives back is anything at all. What JSON has no form for is kept as its
+``repr`` under ``"__repr__"``, beside the name of its type.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from pathlib import PurePath
+from typing import Any
+from uuid import UUID
+
+_REPR_LENGTH = 10_000  # characters of a `repr` that are kept
+_ARRAY_SIZE = 10_000  # elements of an array that are kept one by one
+_TEXTUAL = (UUID, PurePath, Decimal, date, time, timedelta)
+
+
+def to_json(value: Any) -> str | None:
+    """JSON text, or ``None`` for ``None``. Never raises."""
+    if value is None:
+        return None
+    try:
+        return clean(_encode(value))
+    except (ValueError, TypeError, RecursionError):  # a cycle, keys that are no strings, or a number that is none
+        pass
+    try:
+        return clean(_encode(_tame(value, ())))
+    except (ValueError, TypeError, RecursionError):
+        return clean(_encode(_unknown(value)))
+
+
+def plain(value: Any) -> Any:
+    """The value as it comes back from JSON."""
+    text = to_json(value)
+    return None if text is None else json.loads(text)
+
+
+def clean(text: str) -> str:
+    """Text a database can hold: lone surrogates become the replacement character."""
+    return text.encode("utf-8", "replace").decode() if not text.isascii() else text
+
+
+def _describe(value: Any) -> Any:
+    """What JSON has a form for, one level of it."""
+    if isinstance(value, (set, frozenset)):
+        return list(value)
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, _TEXTUAL):
+        return str(value)
+    if isinstance(value, type):
+        return _unknown(value)
+    if hasattr(value, "model_dump"):
+        return _fields(value, value.model_dump)
+    if dataclasses.is_dataclass(value):
+        fields = {field.name: getattr(value, field.name, None) for field in dataclasses.fields(value)}
+        return {**fields, "__type__": type(value).__qualname__}
+    if hasattr(value, "tolist") and getattr(value, "size", _ARRAY_SIZE + 1) <= _ARRAY_SIZE:
+        return _fields(value, value.tolist)
+    return _unknown(value)
+
+
+def _fields(value: Any, dump: Any) -> Any:
+    try:
+        return dump()
+    except Exception:  # noqa: BLE001  # it is a value of the user's, whose code may raise anything
+        return _unknown(value)
+
+
+def _unknown(value: Any) -> dict[str, Any]:
+    kind = type(value).__qualname__
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        value = bytes(value[:_REPR_LENGTH])
+    try:
+        text = clean(repr(value))
+    except Exception as error:  # noqa: BLE001  # as in `_fields`
+        text = f"<{kind}, whose repr failed with {type(error).__name__}>"
+    short = text[:_REPR_LENGTH]
+    return {"__repr__": short, "__type__": kind} | ({"__cut__": True} if short != text else {})
+
+
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=_describe).encode
+
+
+def _tame(value: Any, inside: tuple[int, ...]) -> Any:
+    """The value with texts for keys, and with numbers that are none as texts. Raises `ValueError` for a cycle."""
+    if value is None or isinstance(value, (str, bool, int)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else repr(value)
+    if id(value) in inside:
+        raise ValueError("it is inside itself")
+    inside = (*inside, id(value))
+    if isinstance(value, Mapping):
+        return {key if isinstance(key, str) else str(key): _tame(part, inside) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_tame(part, inside) for part in value]
+    return _tame(_describe(value), inside)

@@ -1,0 +1,75 @@
+"""Images and files in a message's content: taken out, and named there by a hash of their bytes.
+
+So the same picture is stored once however often a message with it is seen. Only what stands as
+base64 is taken: ``data:`` URLs, and the data of LangChain's, OpenAI's and Anthropic's content blocks.
+Pure functions.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import re
+from collections.abc import Callable
+from typing import Any
+
+from session_middleware.storage.seen import FileSeen
+
+_DATA_URL = re.compile(r"data:([^;,]*)(?:;[^;,]*)*?;base64,")
+_NAMED = re.compile(r"(?:data:([^;,]*);)?(sha256:[0-9a-f]{64})")
+_KEYS = frozenset({"base64", "data", "file_data", "bytes"})  # of a content block, where its bytes may be
+_SHORT = 128  # characters that may as well stay where they are
+
+
+def take_out(content: Any) -> tuple[Any, list[FileSeen]]:
+    """The content with each file's hash in its place, and the files."""
+    files: list[FileSeen] = []
+    if isinstance(content, list):
+        content = [_without(block, "", None, files) for block in content]
+    return content, files
+
+
+def put_back(content: Any, read: Callable[[str], bytes | None]) -> Any:
+    """The content as it was; `read` gives a file by its hash."""
+    if isinstance(content, dict):
+        return {key: put_back(part, read) for key, part in content.items()}
+    if isinstance(content, list):
+        return [put_back(part, read) for part in content]
+    named = _NAMED.fullmatch(content) if isinstance(content, str) else None
+    data = read(named[2]) if named else None
+    if named is None or data is None:
+        return content
+    text = base64.b64encode(data).decode()
+    return text if named[1] is None else f"data:{named[1]};base64,{text}"
+
+
+def _without(value: Any, key: str, media_type: str | None, files: list[FileSeen]) -> Any:
+    if isinstance(value, dict):
+        kind = value.get("mime_type") or value.get("media_type")
+        return {name: _without(part, name, kind, files) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_without(part, key, media_type, files) for part in value]
+    if isinstance(value, (bytes, bytearray)):
+        return _name(bytes(value), media_type, files)
+    if not isinstance(value, str) or len(value) < _SHORT:
+        return value
+    url = _DATA_URL.match(value)
+    if url is not None:
+        data = _decode(value[url.end() :])
+        return value if data is None else f"data:{url[1]};{_name(data, url[1], files)}"
+    data = _decode(value) if key in _KEYS else None
+    return value if data is None else _name(data, media_type, files)
+
+
+def _decode(text: str) -> bytes | None:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        return None
+
+
+def _name(data: bytes, media_type: str | None, files: list[FileSeen]) -> str:
+    name = f"sha256:{hashlib.sha256(data).hexdigest()}"
+    files.append(FileSeen(name, media_type or None, data))
+    return name

@@ -1,0 +1,85 @@
+"""A session's conversation as LangChain's `BaseChatMessageHistory`, for `RunnableWithMessageHistory` and the like."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from langchain_core.chat_history import BaseChatMessageHistory
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
+
+from session_middleware.model import Identity, Message, NewId
+from session_middleware.recording.align import add_behind, leave
+from session_middleware.recording.files import put_back
+from session_middleware.recording.messages import describe
+from session_middleware.recording.recorder import SessionRecorder
+from session_middleware.storage.offload import Offload
+from session_middleware.storage.port import Storage, Visit
+from session_middleware.storage.seen import HistorySeen
+
+
+class SessionHistory(BaseChatMessageHistory):
+    """What was said in a session, as messages of LangChain's.
+
+    They are as the record has them, so what is redacted there is redacted here. What the recorder has
+    seen of a run is not added a second time. Clearing begins another branch; nothing is deleted.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        offload: Offload,
+        recorder: SessionRecorder,
+        *,
+        session_id: str,
+        owner: Identity,
+        new_id: NewId,
+    ) -> None:
+        self._storage = storage
+        self._offload = offload
+        self._recorder = recorder
+        self._session_id = session_id
+        self._owner = owner
+        self._new_id = new_id
+
+    @property
+    def messages(self) -> list[BaseMessage]:  # type: ignore[override]
+        self._recorder.drain(self._session_id)
+        recorded = self._storage.list_messages(self._session_id)
+        return [self._message(message) for message in recorded if not message.checkpoint_ns]
+
+    async def aget_messages(self) -> list[BaseMessage]:
+        return await self._offload.run(lambda: self.messages)
+
+    def add_messages(self, messages: Sequence[BaseMessage]) -> None:
+        self._recorder.drain(self._session_id)
+        visit = self._recorder.visit_of(self._session_id) or self._visit()
+        behind = partial(add_behind, run_id=visit.run_id)
+        self._write(visit, HistorySeen(describe(messages, new_id=self._new_id), behind))
+
+    async def aadd_messages(self, messages: Sequence[BaseMessage]) -> None:
+        await self._offload.run(self.add_messages, messages)
+
+    def clear(self) -> None:
+        self._write(self._visit(), HistorySeen((), leave))
+
+    async def aclear(self) -> None:
+        await self._offload.run(self.clear)
+
+    def _visit(self) -> Visit:
+        return Visit(self._session_id, self._owner, admitted=True, announced=True)
+
+    def _write(self, visit: Visit, history: HistorySeen) -> None:
+        self._storage.append(visit, self._recorder.journal.keeping.entries([history]))
+
+    def _message(self, message: Message) -> BaseMessage:
+        content = put_back(message.content, partial(self._storage.get_file, self._session_id))
+        said = message.text if content is None else content
+        if message.role == "assistant":
+            calls = [call for call in message.tool_calls if call.get("type") != "invalid_tool_call"]
+            return AIMessage(said, id=message.message_id, name=message.name, tool_calls=calls)
+        if message.role == "tool":
+            call_id = message.tool_call_id or ""
+            return ToolMessage(said, id=message.message_id, name=message.name, tool_call_id=call_id)
+        kind = SystemMessage if message.role == "system" else HumanMessage
+        return kind(said, id=message.message_id, name=message.name)

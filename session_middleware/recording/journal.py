@@ -1,0 +1,111 @@
+"""What is on its way into the record: kept with its visit, and written by whichever comes first.
+
+A visit's entries are written by the next operation of it, often the checkpoint that would be put
+anyway, or at once where something must not run before it is down. On an event loop that is handed
+over to the storage's writer, and waited for no longer than a few milliseconds. What cannot be
+recorded is logged once, counted, and kept from the run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from functools import partial
+
+from session_middleware.errors import SessionAccessDenied, SessionExpired
+from session_middleware.recording.keeping import Keeping
+from session_middleware.settings import Record, Redact
+from session_middleware.storage.offload import Offload
+from session_middleware.storage.port import Storage, Visit
+from session_middleware.storage.seen import Entry
+
+logger = logging.getLogger("session_middleware")
+
+DENIALS = (SessionAccessDenied, SessionExpired)
+WAIT_SECONDS = 0.005  # how long the start of a tool, or the end of a run, may hold up an event loop
+_REMEMBERED = 256  # sessions whose last write that was handed over is kept in mind
+
+
+class Journal:
+    def __init__(self, storage: Storage, offload: Offload, *, redact: Redact, record: Record, tracking: bool) -> None:
+        self._storage = storage
+        self._offload = offload
+        self._tracking = tracking
+        self.keeping = Keeping(redact, record, tell=self.fault)
+        self._open: dict[int, Visit] = {}  # visits that may have entries
+        self._handed_over: dict[str, Future[None]] = {}  # the last write that was, by session
+        self.forgetting: list[Callable[[str], None]] = []  # those who keep something of sessions in mind
+        self.faults = 0
+        self.delays = 0  # waits on an event loop that were given up
+
+    def keep(self, visit: Visit, entries: Sequence[Entry]) -> None:
+        """Have these written by the next operation of the visit."""
+        if not self._tracking or not entries:
+            return
+        visit.tell = self.fault
+        visit.entries.extend(self.keeping.entries(entries))
+        self._open[id(visit)] = visit
+        if len(self._open) > _REMEMBERED:
+            self._open = {key: each for key, each in list(self._open.items()) if each.entries}
+
+    def flush(self, visit: Visit, *, wait: float = 0.0) -> None:
+        """Write what was kept; on an event loop hand it over, and wait no longer than `wait` seconds."""
+        if not self._tracking:
+            return
+        if not _on_a_loop():
+            self._storage.append(visit)
+            return
+        future = self._offload.submit(partial(self._carry_out, visit))
+        self._handed_over[visit.session_id] = future
+        if len(self._handed_over) > _REMEMBERED:
+            self._handed_over = {of: last for of, last in self._handed_over.items() if not last.done()}
+        if wait:
+            try:
+                future.result(wait)
+            except FutureTimeoutError:
+                self.delays += 1
+
+    def _carry_out(self, visit: Visit) -> None:
+        try:
+            self._storage.append(visit)
+        except DENIALS:
+            pass  # an event says so, and the run is stopped by the checkpointer
+        except Exception as error:  # noqa: BLE001  # nobody waits for this, and a fault here must not break a run
+            self.fault(error)
+
+    def drain(self, session_id: str | None = None) -> None:
+        """Have all written that was kept or handed over, of one session or of all, so that a reader sees it."""
+        if self._offload.is_writing:  # in order: what was handed over before was written before
+            return
+        for of in [session_id] if session_id is not None else list(self._handed_over):
+            if (future := self._handed_over.get(of)) is not None:
+                future.result()
+        for visit in list(self._open.values()):
+            if visit.entries and visit.admitted and session_id in (None, visit.session_id):
+                self._carry_out(visit)
+
+    def forget(self, session_id: str) -> None:
+        """A session was deleted, or begins anew."""
+        for forget in self.forgetting:
+            forget(session_id)
+
+    def fault(self, error: Exception) -> None:
+        self.faults += 1
+        if self.faults == 1:
+            logger.warning(
+                "session_middleware could not record part of a run; the run goes on (%s). "
+                "Further faults are counted in Session.stats(), not logged.",
+                error,
+                exc_info=error,
+            )
+
+
+def _on_a_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

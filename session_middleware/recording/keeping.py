@@ -1,0 +1,174 @@
+"""What the record keeps: the ``redact`` and ``record`` settings, applied to all that is on its way to storage.
+
+Live state is not touched. What was taken out of a row is told in its `marks`: ``"redacted:emails"``,
+``"redacted"`` by a function of the user's, ``"withheld:arguments"``, ``"withheld:result"``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from session_middleware.plain import plain
+from session_middleware.settings import DETECTORS, RECORDED, Record, Redact
+from session_middleware.storage.seen import Entry, HistorySeen, MessageSeen, ModelCallSeen, RunEnd, ToolEnd, ToolStart
+
+Detector = Callable[[str], str]
+
+HELD_BACK = 256  # characters at the end of a text that is still streamed: one of the secrets may be half there
+
+_EMAIL = re.compile(r"[\w.+%-]+@[\w-]+(?:\.[\w-]+)*\.[A-Za-z]{2,}")
+_KEY = re.compile(
+    r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"
+    r"|\b(?:sk|pk|rk)[-_](?:[A-Za-z0-9]+[-_])*[A-Za-z0-9_-]{16,}"
+    r"|\b(?:gh[pousr]_|github_pat_|glpat-|hf_|xox[abeprs]-|npm_|pypi-)[A-Za-z0-9_-]{16,}"
+    r"|\b(?:AKIA|ASIA)[A-Z0-9]{16}\b|\bAIza[A-Za-z0-9_-]{30,}"
+    r"|\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]+"
+    r"|(?<=[Bb]earer )[A-Za-z0-9._~+/-]{16,}=*",
+    re.DOTALL,
+)
+_CARD = re.compile(r"(?<![\d.])\d(?:[ -]?\d){12,18}(?![\d.]?\d)")
+
+
+def _is_card(digits: str) -> bool:
+    """By the check digit that card numbers have."""
+    numbers = [int(digit) for digit in reversed(digits)]
+    doubled = [sum(divmod(2 * number, 10)) for number in numbers[1::2]]
+    return 13 <= len(numbers) <= 19 and (sum(numbers[::2]) + sum(doubled)) % 10 == 0
+
+
+def _redact_card(found: re.Match[str]) -> str:
+    return "[redacted card number]" if _is_card(re.sub(r"\D", "", found[0])) else found[0]
+
+
+_DETECTORS: Mapping[str, Detector] = {
+    "emails": lambda text: _EMAIL.sub("[redacted email]", text),
+    "keys": lambda text: _KEY.sub("[redacted key]", text),
+    "card_numbers": lambda text: _CARD.sub(_redact_card, text),
+}
+assert frozenset(_DETECTORS) == DETECTORS
+
+
+class Keeping:
+    """Entries as the record keeps them."""
+
+    def __init__(
+        self, redact: Redact = None, record: Record = "all", *, tell: Callable[[Exception], None] = lambda _: None
+    ) -> None:
+        names = () if redact is None or callable(redact) else redact
+        self._detectors: list[tuple[str, Detector]] = [(f"redacted:{name}", _DETECTORS[name]) for name in names]
+        if callable(redact):
+            self._detectors.append(("redacted", redact))
+        self._record = record
+        self._tell = tell
+
+    @property
+    def redacts(self) -> bool:
+        return bool(self._detectors)
+
+    def keeps(self, kind: str, tool: str | None = None) -> bool:
+        """Whether one of `RECORDED` is kept; of a tool whose name is not known, if it is of every tool."""
+        if self._record == "all":
+            return True
+        if not isinstance(self._record, Mapping):
+            return kind in self._record
+        default = self._record.get("*", RECORDED)
+        if tool is None and kind.startswith("tool_"):
+            return all(kind in kinds for kinds in (default, *self._record.values()))
+        return kind in self._record.get(tool or "*", default)
+
+    def entries(self, entries: Iterable[Entry]) -> list[Entry]:
+        """Those that are kept, as they are kept."""
+        if self._record == "all" and not self._detectors:
+            return list(entries)
+        return [kept for entry in entries if (kept := self._entry(entry)) is not None]
+
+    def messages(self, messages: Sequence[MessageSeen]) -> list[MessageSeen]:
+        """As `entries`."""
+        if self._record == "all" and not self._detectors:
+            return list(messages)
+        return [self._message(message) for message in messages] if self.keeps("messages") else []
+
+    def _entry(self, entry: Entry) -> Entry | None:
+        if isinstance(entry, MessageSeen):
+            return self._message(entry) if self.keeps("messages") else None
+        if isinstance(entry, HistorySeen):
+            kept = [self._message(message) for message in entry.messages]
+            return entry._replace(messages=kept) if self.keeps("messages") else None
+        if isinstance(entry, ToolStart):
+            return self._start(entry)
+        if isinstance(entry, ToolEnd):
+            return self._end(entry)
+        if isinstance(entry, ModelCallSeen):
+            error, marks = self._text(entry.error)
+            return entry._replace(error=error, marks=(*entry.marks, *marks)) if self.keeps("model_calls") else None
+        if isinstance(entry, RunEnd):
+            return entry._replace(error=self._text(entry.error)[0])
+        return entry
+
+    def _message(self, message: MessageSeen) -> MessageSeen:
+        if message.role == "tool" and not self.keeps("tool_results", message.name):
+            return message._replace(text="", content=None, files=(), marks=(*message.marks, "withheld:result"))
+        text, marks = self._text(message.text)
+        content, more = self._value(message.content)
+        calls, others = self._calls(message.tool_calls)
+        marks = tuple(dict.fromkeys((*message.marks, *marks, *more, *others)))
+        return message._replace(text=text or "", content=content, tool_calls=calls, marks=marks)
+
+    def _calls(self, calls: Sequence[dict[str, Any]]) -> tuple[Sequence[dict[str, Any]], Sequence[str]]:
+        found: list[dict[str, Any]] = []
+        marks: list[str] = []
+        for call in calls:
+            if self.keeps("tool_arguments", call.get("name")):
+                arguments, more = self._value(call.get("args"))
+            else:
+                arguments, more = {}, ("withheld:arguments",)
+            found.append({**call, "args": arguments})
+            marks += more
+        return found, marks
+
+    def _start(self, call: ToolStart) -> ToolStart:
+        if not self.keeps("tool_arguments", call.name):
+            return call._replace(arguments=None, marks=(*call.marks, "withheld:arguments"))
+        arguments, marks = self._value(call.arguments)
+        return call._replace(arguments=arguments, marks=(*call.marks, *marks))
+
+    def _end(self, call: ToolEnd) -> ToolEnd:
+        if not self.keeps("tool_results", call.name):
+            error = call.error and call.error.partition(":")[0]
+            return call._replace(result=None, artifact=None, error=error, marks=(*call.marks, "withheld:result"))
+        result, marks = self._value(call.result)
+        artifact, more = self._value(call.artifact)
+        error, others = self._text(call.error)
+        marks = tuple(dict.fromkeys((*call.marks, *marks, *more, *others)))
+        return call._replace(result=result, artifact=artifact, error=error, marks=marks)
+
+    def _text(self, text: str | None) -> tuple[str | None, Sequence[str]]:
+        marks = []
+        for mark, detect in self._detectors if text else ():
+            try:
+                redacted = detect(str(text))
+            except Exception as error:  # noqa: BLE001  # it is the user's function: what it fails on is not kept
+                self._tell(error)
+                return "[not kept: redacting it failed]", ("redacted",)
+            if redacted != text:
+                text = redacted
+                marks.append(mark)
+        return text, marks
+
+    def _value(self, value: Any) -> tuple[Any, Sequence[str]]:
+        """A value with each of its texts redacted."""
+        if value is None or not self._detectors:
+            return value, ()
+        marks: list[str] = []
+        return self._walk(plain(value), marks), tuple(dict.fromkeys(marks))
+
+    def _walk(self, value: Any, marks: list[str]) -> Any:
+        if isinstance(value, str):
+            text, more = self._text(value)
+            marks += more
+            return text
+        if isinstance(value, dict):
+            return {key: self._walk(part, marks) for key, part in value.items()}
+        return [self._walk(part, marks) for part in value] if isinstance(value, list) else value

@@ -1,0 +1,184 @@
+"""Recording by hand: what a loop that no framework runs says and does in a session.
+
+Whoever writes the loop calls these on purpose, so an error is raised to them, except around a tool:
+there a fault is logged and counted, and the tool runs.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from typing import Any, TypeAlias, TypeVar, cast
+
+from langchain_core.messages import BaseMessage
+
+from session_middleware.model import Identity, Message, NewId
+from session_middleware.recording.align import align
+from session_middleware.recording.journal import Journal
+from session_middleware.recording.messages import describe, outcome_of, to_message
+from session_middleware.recording.trace import since
+from session_middleware.storage.offload import Offload
+from session_middleware.storage.port import Storage, Visit
+from session_middleware.storage.seen import Entry, HistorySeen, RunEnd, ToolEnd, ToolStart
+
+Sayable: TypeAlias = BaseMessage | Mapping[str, Any]
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Loop:
+    """One session, as a hand-written loop records it; between `begin` and `end` that is a run."""
+
+    def __init__(
+        self, storage: Storage, offload: Offload, journal: Journal, session_id: str, owner: Identity, new_id: NewId
+    ) -> None:
+        self._storage = storage
+        self._offload = offload
+        self._journal = journal
+        self._session_id = session_id
+        self._owner = owner
+        self._new_id = new_id
+        self._run: Visit | None = None
+        self._started = 0.0
+
+    def begin(self) -> None:
+        self._run, self._started = self._visit(self._new_id()), time.perf_counter()
+        self._storage.begin_run(self._run)
+
+    def end(self, error: BaseException | None) -> None:
+        """A run that ends with an exception has failed; what was recorded in it stays."""
+        run, self._run = self._run, None
+        if run is None:
+            return
+        outcome = "ok" if error is None else "error" if isinstance(error, Exception) else "interrupted"
+        told = None if error is None else f"{type(error).__name__}: {error}"
+        self._write([RunEnd(outcome, told, since(self._started))], run)
+
+    def add(self, message: Sayable, at: datetime | None) -> Message:
+        (seen,) = describe([to_message(message)], new_id=self._new_id, created_at=at)
+        self._write([seen])
+        return self._storage.get_message(self._session_id, seen.message_id) or _unkept(self._session_id, seen)
+
+    def add_history(self, messages: Sequence[Sayable]) -> None:
+        seen = describe(map(to_message, messages), new_id=self._new_id)
+        self._write([HistorySeen(seen, align)])
+
+    def record_tool(
+        self,
+        name: str,
+        arguments: Any,
+        result: Any,
+        *,
+        error: str | BaseException | None,
+        status: str | None,
+        tool_call_id: str | None,
+        duration: timedelta | None,
+    ) -> None:
+        execution_id = self._new_id()
+        told = f"{type(error).__name__}: {error}" if isinstance(error, BaseException) else error
+        found = outcome_of(result)
+        end = ToolEnd(
+            execution_id=execution_id,
+            status=status or ("error" if told else found.status),
+            result=found.result,
+            error=told or found.error,
+            duration_ms=None if duration is None else duration / timedelta(milliseconds=1),
+            artifact=found.artifact,
+            name=name,
+            files=found.files,
+        )
+        self._write([ToolStart(execution_id, tool_call_id, name, arguments), end])
+
+    def tool(self, function: F, name: str | None) -> F:
+        """The function, which records each of its executions."""
+        called = name or str(getattr(function, "__name__", "tool"))
+        signature = inspect.signature(function)
+
+        if inspect.iscoroutinefunction(function):
+
+            @functools.wraps(function)
+            async def aexecute(*args: Any, **kwargs: Any) -> Any:
+                start = self._start(called, signature, args, kwargs)
+                await self._offload.run(self._write_anyhow, [start])
+                ends: list[Entry] = []
+                try:
+                    with self._closing(start, ends) as execution:
+                        execution.append(result := await function(*args, **kwargs))
+                        return result
+                finally:
+                    await self._offload.run(self._write_anyhow, ends)
+
+            return cast("F", aexecute)
+
+        @functools.wraps(function)
+        def execute(*args: Any, **kwargs: Any) -> Any:
+            start = self._start(called, signature, args, kwargs)
+            self._write_anyhow([start])
+            ends: list[Entry] = []
+            try:
+                with self._closing(start, ends) as execution:
+                    execution.append(result := function(*args, **kwargs))
+                    return result
+            finally:
+                self._write_anyhow(ends)
+
+        return cast("F", execute)
+
+    def _start(
+        self, name: str, signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> ToolStart:
+        """`tool_call_id`, where the function does not take one itself, is for the record."""
+        takes_id = "tool_call_id" in signature.parameters
+        call_id = kwargs.get("tool_call_id") if takes_id else kwargs.pop("tool_call_id", None)
+        try:
+            arguments = dict(signature.bind(*args, **kwargs).arguments)
+        except TypeError:  # calling it will say what is wrong
+            arguments = {"args": list(args), **kwargs}
+        return ToolStart(self._new_id(), None if call_id is None else str(call_id), name, arguments)
+
+    @contextmanager
+    def _closing(self, start: ToolStart, ends: list[Entry]) -> Iterator[list[Any]]:
+        """Tells what came of the block: what was put into the list, or the exception it ended with."""
+        execution: list[Any] = []
+        started = time.perf_counter()
+        try:
+            yield execution
+        except BaseException as error:
+            failed = isinstance(error, Exception)
+            status, told = ("error", f"{type(error).__name__}: {error}") if failed else ("interrupted", None)
+            ends.append(ToolEnd(start.execution_id, status, None, told, since(started), name=start.name))
+            raise
+        found = outcome_of(execution[0])
+        ends.append(
+            ToolEnd(start.execution_id, found.status, found.result, found.error, since(started), found.artifact)
+            ._replace(name=start.name, files=found.files)
+        )  # fmt: skip
+
+    def _visit(self, run_id: str | None) -> Visit:
+        """The session is open already: nobody is let in again."""
+        return Visit(self._session_id, self._owner, run_id=run_id, admitted=True, announced=True)
+
+    def _write(self, entries: Sequence[Entry], visit: Visit | None = None) -> None:
+        self._storage.append(visit or self._run or self._visit(None), self._journal.keeping.entries(entries))
+
+    def _write_anyhow(self, entries: Sequence[Entry]) -> None:
+        try:
+            self._write(entries)
+        except Exception as error:  # noqa: BLE001  # a fault here must not keep a tool from running
+            self._journal.fault(error)
+
+
+def _unkept(session_id: str, seen: Any) -> Message:
+    """A message as it would be, where the settings say that it is not kept."""
+    return Message(
+        session_id=session_id,
+        seq=0,
+        message_id=seen.message_id,
+        role=seen.role,
+        text="",
+        marks=("withheld:message",),
+        created_at=seen.created_at or datetime.min,
+    )

@@ -1,0 +1,194 @@
+"""Models at work: what they take and cost, and what they are saying before they have said it.
+
+What is streamed is written down now and then as an ``incomplete`` message, never further behind than
+the ``stream_flush`` setting, so that it is kept when the process dies; the whole message then takes
+its place, or it stays incomplete.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+from uuid import UUID
+
+from langchain_core.messages import AIMessage, BaseMessage
+
+from session_middleware.model import Clock, NewId
+from session_middleware.recording.journal import Journal
+from session_middleware.recording.keeping import HELD_BACK
+from session_middleware.recording.messages import count_tokens, describe
+from session_middleware.recording.prices import Tokens, cost_of, load
+from session_middleware.recording.trace import Asked, Trace, namespace_of, since
+from session_middleware.storage.seen import MessageSeen, ModelCallSeen
+
+
+class Models:
+    def __init__(self, journal: Journal, *, new_id: NewId, clock: Clock, flush_seconds: float) -> None:
+        self._journal = journal
+        self._new_id = new_id
+        self._clock = clock
+        self._flush_seconds = flush_seconds
+
+    def start(self, trace: Trace, run_id: UUID, metadata: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+        given = options.get("invocation_params") or {}
+        model = metadata.get("ls_model_name") or given.get("model") or given.get("model_name")
+        trace.models[run_id] = Asked(
+            trace=trace,
+            id=str(run_id),
+            started=time.perf_counter(),
+            started_at=self._clock(),
+            model=None if model is None else str(model),
+            provider=metadata.get("ls_provider"),
+            namespace=namespace_of(metadata),
+            node=metadata.get("langgraph_node"),
+        )
+        load()
+
+    # Streaming
+
+    def hear(self, trace: Trace, run_id: UUID, token: Any, chunk: Any) -> None:
+        asked = trace.models.get(run_id)
+        if asked is None:
+            return
+        if asked.first_token_ms is None:
+            asked.first_token_ms = since(asked.started)
+        message = getattr(chunk, "message", None)
+        if asked.message_id is None:
+            asked.message_id = str(getattr(message, "id", None) or f"lc_run--{asked.id}")
+        text = token if isinstance(token, str) else str(message.text) if isinstance(message, BaseMessage) else ""
+        if text:
+            asked.parts.append(text)
+            if asked.timer is None:
+                self._set_timer(asked)
+
+    def _set_timer(self, asked: Asked) -> None:
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            asked.timer = threading.Timer(self._flush_seconds, self._flush, [asked])
+            asked.timer.daemon = True
+            asked.timer.start()
+        else:
+            asked.timer = loop.call_later(self._flush_seconds, self._flush, asked)
+
+    def _flush(self, asked: Asked) -> None:
+        """Write down what has been streamed so far."""
+        asked.timer = None
+        text = asked.text
+        if self._journal.keeping.redacts:
+            text = text[: max(text.rfind(" ", 0, max(len(text) - HELD_BACK, 0)), 0)]
+        if asked.done or not text:
+            return
+        try:
+            self._journal.keep(asked.trace.visit, [self._incomplete(asked, text)])
+            asked.flushed = True
+            self._journal.flush(asked.trace.visit)
+        except Exception as error:  # noqa: BLE001  # nobody waits for this, and a fault here must not break a run
+            self._journal.fault(error)
+
+    def _incomplete(self, asked: Asked, text: str) -> MessageSeen:
+        return MessageSeen(
+            message_id=str(asked.message_id),
+            role="assistant",
+            text=text,
+            model=asked.model,
+            checkpoint_ns=asked.namespace,
+            complete=False,
+        )
+
+    # Ends
+
+    def end(self, trace: Trace, run_id: UUID, response: Any) -> bool:
+        """Take down what the model said and took; whether it was at work."""
+        asked = self._finish(trace, run_id)
+        if asked is None:
+            return False
+        message = _message_of(response, asked)
+        (seen,) = describe([message], asked.namespace, new_id=self._new_id)
+        seen = seen._replace(model=seen.model or asked.model)
+        if asked.flushed:
+            trace.visit.unclaimed[seen.text] = str(asked.message_id)
+        tokens, marks = count_tokens(message.usage_metadata)
+        if tokens == Tokens():
+            tokens = _told_apart(response)
+        if asked.node is None:
+            self._journal.keep(trace.visit, [seen])
+        else:
+            trace.hear(seen)
+        self._journal.keep(trace.visit, [_call(asked, tokens, seen.model, message_id=seen.message_id, marks=marks)])
+        if not trace.visit.checkpointed and trace.visit.run_id != str(run_id):
+            self._journal.flush(trace.visit)
+        return True
+
+    def fail(self, trace: Trace, run_id: UUID, error: str) -> None:
+        """Take down that it failed, and what it had said by then."""
+        asked = self._finish(trace, run_id)
+        if asked is None:
+            return
+        if asked.text:
+            self._journal.keep(trace.visit, [self._incomplete(asked, asked.text)])
+        self._journal.keep(trace.visit, [_call(asked, Tokens(), asked.model, error=error)])
+        self._journal.flush(trace.visit)
+
+    def cut_off(self, trace: Trace) -> None:
+        """The run has ended; what is still being said in it is cut off."""
+        for run_id in list(trace.models):
+            asked = self._finish(trace, run_id)
+            if asked is not None and asked.text:
+                self._journal.keep(trace.visit, [self._incomplete(asked, asked.text)])
+                self._journal.keep(trace.visit, [_call(asked, Tokens(), asked.model, error="cut off")])
+
+    def _finish(self, trace: Trace, run_id: UUID) -> Asked | None:
+        asked = trace.models.pop(run_id, None)
+        if asked is not None:
+            asked.done = True
+            if asked.timer is not None:
+                asked.timer.cancel()
+        return asked
+
+
+def _message_of(response: Any, asked: Asked) -> AIMessage:
+    """What was said, as a message, whatever kind of model said it."""
+    first = next((generation for some in response.generations for generation in some), None)
+    message = getattr(first, "message", None)
+    if isinstance(message, AIMessage):
+        return message if message.id else message.model_copy(update={"id": f"lc_run--{asked.id}"})
+    text = str(message.text) if isinstance(message, BaseMessage) else str(getattr(first, "text", ""))
+    return AIMessage(text, id=getattr(message, "id", None) or f"lc_run--{asked.id}")
+
+
+def _told_apart(response: Any) -> Tokens:
+    """The token counts that some models tell beside their message."""
+    output = response.llm_output if isinstance(response.llm_output, dict) else {}
+    usage = output.get("token_usage") or output.get("usage") or {}
+    if not isinstance(usage, dict):
+        return Tokens()
+    counts = {
+        "input_tokens": usage.get("prompt_tokens", usage.get("input_tokens")),
+        "output_tokens": usage.get("completion_tokens", usage.get("output_tokens")),
+    }
+    return count_tokens(counts)[0]
+
+
+def _call(asked: Asked, tokens: Tokens, model: str | None, **more: Any) -> ModelCallSeen:
+    name = model or asked.model
+    return ModelCallSeen(
+        id=asked.id,
+        model=name,
+        provider=asked.provider,
+        input_tokens=tokens.input,
+        output_tokens=tokens.output,
+        cached_tokens=tokens.cached,
+        reasoning_tokens=tokens.reasoning,
+        cost=partial(cost_of, name, asked.provider, tokens),
+        first_token_ms=asked.first_token_ms,
+        duration_ms=since(asked.started),
+        checkpoint_ns=asked.namespace,
+        node=asked.node,
+        started_at=asked.started_at,
+        **more,
+    )

@@ -1,0 +1,54 @@
+"""Tools at work: each execution is down before the tool runs, and closed with what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from uuid import UUID
+
+from session_middleware.recording.journal import WAIT_SECONDS, Journal
+from session_middleware.recording.messages import Outcome
+from session_middleware.recording.trace import Tool, Trace, namespace_of, since
+from session_middleware.storage.seen import ToolEnd, ToolStart
+
+
+class Tools:
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+
+    def start(
+        self, trace: Trace, run_id: UUID, name: str, arguments: Any, call_id: str | None, metadata: Mapping[str, Any]
+    ) -> None:
+        """Have the start written before this returns, but on an event loop wait no longer than `WAIT_SECONDS`."""
+        trace.tools[run_id] = Tool(name)
+        if call_id:
+            trace.executed.add(call_id)
+        start = ToolStart(
+            execution_id=str(run_id),
+            tool_call_id=call_id,
+            name=name,
+            arguments=arguments,
+            checkpoint_ns=namespace_of(metadata).rpartition("|")[0],
+            node=metadata.get("langgraph_node"),
+            message_id=trace.asking.get(call_id or ""),
+        )
+        self._journal.keep(trace.visit, [*trace.take_said(None), start])
+        self._journal.flush(trace.visit, wait=WAIT_SECONDS)
+
+    def end(self, trace: Trace, run_id: UUID, outcome: Outcome) -> None:
+        tool = trace.tools.pop(run_id, None)
+        if tool is None:
+            return
+        end = ToolEnd(
+            execution_id=str(run_id),
+            status=outcome.status,
+            result=outcome.result,
+            error=outcome.error,
+            duration_ms=since(tool.started),
+            artifact=outcome.artifact,
+            name=tool.name,
+            files=outcome.files,
+        )
+        self._journal.keep(trace.visit, [end])
+        if trace.visit.run_id != str(run_id) and (not trace.visit.puts or trace.tools):
+            self._journal.flush(trace.visit)  # else with the writes of its node, which are stored at once

@@ -1,0 +1,100 @@
+"""What the record learns from checkpoints and writes, whether or not a recorder watches the run.
+
+Most messages are found by the checkpointer as the elements of a list that the parent checkpoint did
+not have. Two things are not in such a list: the messages of LangGraph's delta channels, whose values
+are made from the writes; and what a person answers a graph that has stopped to ask.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from langchain_core.messages import BaseMessage
+from langgraph._internal._constants import NULL_TASK_ID, RESUME
+from langgraph.checkpoint.base import Checkpoint, CheckpointMetadata
+from langgraph.checkpoint.serde.types import _DeltaSnapshot
+
+from session_middleware.checkpoint.codec import NewMessage
+from session_middleware.checkpoint.known import Key
+from session_middleware.model import NewId
+from session_middleware.recording.journal import Journal
+from session_middleware.recording.messages import answer_of, describe, lists_in
+from session_middleware.storage.port import Visit
+from session_middleware.storage.seen import MessageSeen
+
+_REMEMBERED = 256  # sessions with delta channels
+
+
+class CheckpointWitness:
+    def __init__(self, journal: Journal, *, new_id: NewId) -> None:
+        self._journal = journal
+        self._new_id = new_id
+        journal.forgetting.append(self.forget)
+        self._delta: OrderedDict[str, set[str]] = OrderedDict()  # the delta channels of a session
+        self._told: dict[str, set[str]] = {}  # ids of their messages
+        self._held: dict[str, dict[str, list[Any]]] = {}  # what was written since the last checkpoint, by channel
+
+    def brought(
+        self, key: Key, checkpoint: Checkpoint, metadata: CheckpointMetadata, new: Sequence[NewMessage]
+    ) -> list[MessageSeen]:
+        try:
+            held = self._held.pop(key[0], {})
+            if counted := metadata.get("counters_since_delta_snapshot"):
+                self._remember(key[0], counted)
+                new = [*new, *self._untold(key[0], [held.get(name, ()) for name in counted])]
+            if snapshots := [v.value for v in checkpoint["channel_values"].values() if isinstance(v, _DeltaSnapshot)]:
+                new = [*new, *self._untold(key[0], snapshots)]
+            return self._describe(key, new)
+        except Exception as error:  # noqa: BLE001  # a fault here must not break a checkpoint
+            self._journal.fault(error)
+            return []
+
+    def _describe(self, key: Key, new: Sequence[NewMessage]) -> list[MessageSeen]:
+        """One without an id gets one by its place, so that a checkpoint put again brings the same."""
+        found: list[MessageSeen] = []
+        for number, (message, following) in enumerate(new):
+            described = describe([message], key[1], new_id=f"{key[2]}-{number}".__str__, followed_by=following)
+            found += self._journal.keeping.messages(described)
+        return found
+
+    def _remember(self, session_id: str, channels: Any) -> None:
+        self._delta.setdefault(session_id, set()).update(channels)
+        self._delta.move_to_end(session_id)
+        while len(self._delta) > _REMEMBERED:
+            gone, _ = self._delta.popitem(last=False)
+            self._told.pop(gone, None)
+
+    def _untold(self, session_id: str, values: Iterable[Any]) -> Iterator[NewMessage]:
+        """The messages of delta channels that have not been told yet, each with the id of what follows it."""
+        told = self._told.setdefault(session_id, set())
+        for messages in (messages for value in values for messages in lists_in(value)):
+            for message, following in zip(messages, [*messages[1:], None], strict=True):
+                if isinstance(message, BaseMessage) and message.id not in told:
+                    told.add(str(message.id))
+                    yield message, getattr(following, "id", None)
+
+    def wrote(self, visit: Visit, key: Key, task_id: str, writes: Sequence[tuple[str, Any]]) -> None:
+        try:
+            for channel, value in writes:
+                if channel == RESUME and task_id == NULL_TASK_ID and visit.run_id is None:  # no recorder has seen it
+                    visit.resume_id = visit.resume_id or f"resume-{self._new_id()}"
+                    self._journal.keep(visit, [answer_of(value, visit.resume_id)])
+                elif channel in self._delta.get(key[0], ()):
+                    self._tell(visit, key, value)
+                elif any(True for _ in lists_in(value)):  # until a checkpoint says that it is a delta channel's
+                    self._held.setdefault(key[0], {}).setdefault(channel, []).append(value)
+        except Exception as error:  # noqa: BLE001  # as in `brought`
+            self._journal.fault(error)
+
+    def _tell(self, visit: Visit, key: Key, value: Any) -> None:
+        found = [m for messages in lists_in(value) for m in messages if isinstance(m, BaseMessage) and m.id]
+        self._told.setdefault(key[0], set()).update(str(message.id) for message in found)
+        self._journal.keep(visit, describe(found, key[1], new_id=self._new_id))
+
+    def forget(self, session_id: str) -> None:
+        """Keep nothing in mind of a session that was deleted."""
+        self._delta.pop(session_id, None)
+        self._told.pop(session_id, None)
+        self._held.pop(session_id, None)

@@ -1,0 +1,120 @@
+"""What somebody saw of a run, as it passes to an engine: the entries of the record.
+
+The recorder, the checkpointer and hand-written loops see the same things, some of them twice, and none
+of them knows what is recorded. So they tell what they saw, and the engine knows what is new in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple, TypeAlias
+
+
+class FileSeen(NamedTuple):
+    """An image or a file of a message's content, which refers to it by its hash."""
+
+    hash: str  # "sha256:" and 64 hexadecimal digits
+    media_type: str | None
+    data: bytes
+
+
+class MessageSeen(NamedTuple):
+    """A message as somebody saw it; whether it is new, known or a new version is the engine's to say."""
+
+    message_id: str
+    role: str
+    text: str
+    name: str | None = None
+    content: Any = None
+    tool_calls: Sequence[dict[str, Any]] = ()
+    tool_call_id: str | None = None
+    tool_error: bool = False  # a tool message that reports a failure
+    model: str | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    checkpoint_ns: str = ""
+    complete: bool = True  # False: as much of it as has been streamed
+    refused: bool = False  # a tool message that says no, from somebody who did not run the tool
+    minted: bool = False  # it came without an id, and this one was made for it
+    followed_by: str | None = None  # the id of the message it stands before, where there is one
+    marks: Sequence[str] = ()
+    files: Sequence[FileSeen] = ()
+    created_at: datetime | None = None  # when it was said, where that is not now
+
+
+class HistorySeen(NamedTuple):
+    """A whole conversation as a loop or a model was given it, to be aligned with what is recorded.
+
+    `align` is given what the branch holds and what was given, and says what is new in it.
+    """
+
+    messages: Sequence[MessageSeen]
+    align: Callable[[Sequence[Said], Sequence[Said]], Alignment]
+
+
+class Said(NamedTuple):
+    """A message as `HistorySeen.align` compares it: its id, if it has one, and its words."""
+
+    message_id: str | None
+    words: tuple[Any, ...]  # the role first
+    run_id: str | None = None  # of a recorded one: the run it was said in
+
+
+class Alignment(NamedTuple):
+    """What a conversation says that is not recorded."""
+
+    ids: Sequence[str | None]  # of each message given: the recorded one that it is, or an edit of it
+    branch_after: int | None = None  # it leaves what is recorded after so many messages
+
+
+class ToolStart(NamedTuple):
+    execution_id: str  # unique to this execution: what `end_tool_call` names it by
+    tool_call_id: str | None  # None: the latest request for these arguments that was not executed, or else its own
+    name: str
+    arguments: Any
+    checkpoint_ns: str = ""
+    node: str | None = None
+    message_id: str | None = None  # the message that asked for it, where that is known
+    marks: Sequence[str] = ()
+
+
+class ToolEnd(NamedTuple):
+    execution_id: str
+    status: str
+    result: Any = None
+    error: str | None = None
+    duration_ms: float | None = None
+    artifact: Any = None
+    marks: Sequence[str] = ()
+    name: str | None = None  # of the tool
+    files: Sequence[FileSeen] = ()
+
+
+class ModelCallSeen(NamedTuple):
+    id: str
+    model: str | None = None
+    provider: str | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cached_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    cost: Callable[[], float | None] | None = None  # asked by the writer: it may load the prices first
+    first_token_ms: float | None = None
+    duration_ms: float | None = None
+    error: str | None = None
+    message_id: str | None = None
+    checkpoint_ns: str = ""
+    node: str | None = None
+    marks: Sequence[str] = ()
+    started_at: datetime | None = None
+
+
+class RunEnd(NamedTuple):
+    outcome: str
+    error: str | None
+    duration_ms: float
+    cut_off: bool = True  # tools may still be at work in it
+
+
+Entry: TypeAlias = MessageSeen | HistorySeen | ToolStart | ToolEnd | ModelCallSeen | RunEnd
