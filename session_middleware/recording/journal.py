@@ -15,7 +15,13 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from functools import partial
 
-from session_middleware.errors import SessionAccessDenied, SessionExpired
+from session_middleware.errors import (
+    SessionAccessDenied,
+    SessionBusy,
+    SessionClosed,
+    SessionExpired,
+    SessionLimitReached,
+)
 from session_middleware.recording.keeping import Keeping
 from session_middleware.settings import Record, Redact
 from session_middleware.storage.offload import Offload
@@ -24,7 +30,7 @@ from session_middleware.storage.seen import Entry
 
 logger = logging.getLogger("session_middleware")
 
-DENIALS = (SessionAccessDenied, SessionExpired)
+DENIALS = (SessionAccessDenied, SessionBusy, SessionClosed, SessionExpired, SessionLimitReached)
 WAIT_SECONDS = 0.005  # how long the start of a tool, or the end of a run, may hold up an event loop
 _REMEMBERED = 256  # sessions whose last write that was handed over is kept in mind
 

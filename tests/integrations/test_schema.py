@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sqlite3
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from sqlite_utils import Database
 
-from session_middleware.model import Identity, utc_now
+from session_middleware.model import Identity, Pin, utc_now
 from session_middleware.settings import load_settings
 from session_middleware.storage.port import (
     CheckpointPut,
@@ -24,6 +25,7 @@ from session_middleware.storage.seen import MessageSeen, ToolStart
 from session_middleware.storage.sqlite import database, schema
 from session_middleware.storage.sqlite.engine import SqliteStorage
 from session_middleware.storage.state import Blob, Chunk, ListPut, Write
+from session_middleware.storage.upkeep import Lease
 
 
 def test_the_migrations_the_code_knows_are_those_there_are() -> None:
@@ -56,6 +58,8 @@ SCANS_BY_DESIGN = (
     "SELECT * FROM sessions WHERE 1 ORDER BY",  # all sessions, by the index of their activity
     "SELECT COUNT(*) FROM sessions WHERE 1",
     "FROM checkpoints WHERE 1 ORDER BY",  # the saver's list(None)
+    "FROM leases ORDER BY number",  # the runs in progress, of all sessions
+    "FROM outbox",  # what hooks are to be told, of all sessions
     "FROM sqlite_master",
     "CREATE TEMP TABLE",
 )
@@ -132,5 +136,29 @@ def use_everything(storage: Storage) -> None:
     storage.get_memories([(("session", "t"), "k")])
     storage.search_memories(MemoryQuery([("session", "t")], prefix=True))
     storage.list_messages("t"), storage.list_tool_calls("t"), storage.list_runs("t"), storage.list_events("t")
-    storage.end_expired(now=utc_now(), dry_run=False)
+    use_all_of_upkeep(storage)
     storage.delete_session("t")
+
+
+def use_all_of_upkeep(storage: Storage) -> None:
+    later = utc_now() + timedelta(days=900)
+    run = Visit("w", Identity(user_id="u"), lease=Lease())
+    storage.enter(run, wait=True), storage.enter(run, wait=True)
+    storage.append_messages(run, [])
+    storage.renew([run.lease]), storage.find_holder("w"), storage.release([run.lease])
+    storage.update_session("w", SessionDetails(idle_timeout_seconds=5.0, max_age_seconds=9.0, retention_seconds=9.0))
+    storage.ping_session("w", by=None)
+    storage.pin_session("w", Pin(at=later), by=None), storage.pin_session("w", None, by=None)
+    storage.postpone("w", later)
+    storage.list_due(later, sized=True), storage.list_older(utc_now()), storage.measure_session("w")
+    storage.end_due(storage.list_due(later + timedelta(days=1)), now=later + timedelta(days=1))
+    storage.open_session(Visit("e", Identity(user_id="u")), SessionDetails())
+    storage.end_session("e", "completed", reason="x", detail={}, by=None)
+    storage.tidy(utc_now() - timedelta(days=1), later)
+    storage.take_over("sweep")
+    storage.find_buried("w")
+    storage.announce(["opened", "completed"])
+    storage.open_session(Visit("x", Identity(user_id="v")), SessionDetails())
+    storage.acknowledge([told.number for told in storage.take_told()])
+    storage.revoke_user("v", reason=None), storage.lift_revocation("v")
+    storage.open_session(Visit("t", Identity(user_id="u")), SessionDetails())
