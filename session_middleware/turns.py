@@ -87,7 +87,8 @@ class Turns:
         try:
             with self._visits.claiming(visit):
                 while True:
-                    pause = self._pause(wait) if self._place(wait) else await self._offload.run(self._ask, wait)
+                    is_mine_to_ask = self._is_late(wait) or not self._place(wait)
+                    pause = await self._offload.run(self._ask, wait) if is_mine_to_ask else self._pause(wait)
                     if pause is None:
                         return visit
                     await asyncio.sleep(pause)
@@ -104,16 +105,19 @@ class Turns:
         return wait
 
     def _place(self, wait: _Wait) -> int:
-        """How many of this process are before it in the queue; none are before one that has no place there yet."""
-        if wait.number is None:
-            return 0
+        """How many of this process are before it; one that has no place in the queue yet takes it after those."""
         with self._lock:
-            others = [other.number for other in self._queues[wait.visit.session_id]]
-        return sum(number is not None and number < wait.number for number in others)
+            queue = list(self._queues[wait.visit.session_id])
+        if wait.number is None:
+            return sum(other.number is None for other in queue[: queue.index(wait)])
+        return sum(other.number is not None and other.number < wait.number for other in queue)
 
     def _ask(self, wait: _Wait) -> float | None:
-        """Ask for the turn; after how many seconds to ask again, ``None`` when it has come."""
+        """Ask for the turn; after how many seconds to ask again, ``None`` when it has come. Raises `SessionBusy`."""
         visit = wait.visit
+        if self._is_late(wait):
+            run_id, process = self._storage.find_holder(visit.session_id, but=visit.lease) or (None, None)
+            raise SessionBusy(visit.session_id, run_id=run_id, process=process)
         if self._place(wait) == 0:
             self._pulse.settle()
             if wait.asked == 0 and self._storage.find_holder(visit.session_id) is not None:
@@ -123,11 +127,10 @@ class Turns:
                 return None
         return self._pause(wait)
 
+    def _is_late(self, wait: _Wait) -> bool:
+        return time.monotonic() - wait.began > self._timeout_seconds
+
     def _pause(self, wait: _Wait) -> float:
-        if time.monotonic() - wait.began > self._timeout_seconds:
-            visit = wait.visit
-            run_id, process = self._storage.find_holder(visit.session_id, but=visit.lease) or (None, None)
-            raise SessionBusy(visit.session_id, run_id=run_id, process=process)
         return min(_LONGEST, _SHORTEST * (1 + wait.asked / 4 + 4 * self._place(wait)))
 
     def _part(self, wait: _Wait) -> None:

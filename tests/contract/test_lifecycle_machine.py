@@ -133,7 +133,7 @@ class Machine(RuleBasedStateMachine):
         assert self.model is not None
         assert self.run is not None
         self.storage.end_run(self.run, outcome="ok", error=None, duration_ms=1)
-        self.run, self.model.running = None, False
+        self.run, self.model.running, self.model.last_active = None, False, self.clock()
 
     @precondition(lambda self: self.model is not None)
     @rule(to=st.sampled_from(["completed", "failed", "abandoned"]))

@@ -180,6 +180,8 @@ def test_a_sweep_leaves_a_session_with_a_run_in_progress(make_storage: Callable[
         1,
     )
     storage.end_run(run, outcome="ok", error=None, duration_ms=1)
+    assert storage.find_session("busy").last_active_at == clock()
+    clock.advance(hours=2)
     assert [ended.session_id for ended in ended_now(storage, clock, False)] == ["busy"]
 
 
