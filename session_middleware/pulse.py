@@ -124,6 +124,12 @@ class Pulse:
             gc.collect()
         self.settle()
 
+    def is_untold(self, visit: Visit) -> bool:
+        """Whether another run goes on here in the visit's session, and nobody tells its end."""
+        with self._lock:
+            others = [each for lease, each in self._runs.items() if not (lease.is_told or lease.is_over)]
+        return any(each is not visit and each.session_id == visit.session_id for each in others)
+
     def beat(self) -> None:
         """Tell of the runs that live."""
         with self._lock:

@@ -21,6 +21,7 @@ from session_middleware.storage.port import Storage, Visit
 from session_middleware.visits import Visits
 
 _SHORTEST, _LONGEST = 0.01, 0.25  # seconds between two times a waiting run asks
+_PATIENCE = 5  # times it asks before it believes that a run is in progress whose end nobody will tell
 
 
 class _Wait:
@@ -68,7 +69,6 @@ class Turns:
         """The visit, when it has the session alone. Raises `SessionBusy`, or what refuses the visit."""
         if not self._is_needed(visit):
             return visit
-        self._settle(visit.session_id)
         wait = self._join(visit)
         try:
             with self._visits.claiming(visit):
@@ -82,7 +82,6 @@ class Turns:
         """As `take`. Nothing of the waiting is done on a thread."""
         if not self._is_needed(visit):
             return visit
-        await self._offload.run(self._settle, visit.session_id)
         wait = self._join(visit)
         try:
             with self._visits.claiming(visit):
@@ -119,10 +118,14 @@ class Turns:
             run_id, process = self._storage.find_holder(visit.session_id, but=visit.lease) or (None, None)
             raise SessionBusy(visit.session_id, run_id=run_id, process=process)
         if self._place(wait) == 0:
+            if not wait.asked:
+                self._settle(visit.session_id)
             self._pulse.settle()
-            if wait.asked == 0 and self._storage.find_holder(visit.session_id) is not None:
-                self._pulse.end_unheld()
             wait.asked += 1
+            if wait.number is None and self._storage.find_holder(visit.session_id) is not None:
+                self._pulse.end_unheld()
+                if wait.asked < _PATIENCE and self._pulse.is_untold(visit):
+                    return _SHORTEST  # it has just ended, maybe, and something of it is still on its way out
             if self._storage.enter(visit, wait=self._on_busy == "wait"):
                 return None
         return self._pause(wait)
