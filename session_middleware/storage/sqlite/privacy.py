@@ -88,11 +88,12 @@ def forget(connection: sqlite3.Connection, user_id: str, rules: Rules, *, dry_ru
 
 def _erase_traces(connection: sqlite3.Connection, user_id: str, theirs: Sequence[str]) -> int:
     """Mentions elsewhere: who was refused where, who runs, what hooks are to be told. How many."""
-    gone = connection.execute(
-        "UPDATE events SET detail = json_set(detail, '$.user_id', 'forgotten')"
-        " WHERE json_extract(detail, '$.user_id') = ?",
-        (user_id,),
-    ).rowcount
+    gone = 0
+    for name in ("$.user_id", "$.by"):
+        gone += connection.execute(
+            "UPDATE events SET detail = json_set(detail, ?, 'forgotten') WHERE json_extract(detail, ?) = ?",
+            (name, name, user_id),
+        ).rowcount
     gone += connection.execute(
         "UPDATE sessions SET pinned = json_set(pinned, '$.by', 'forgotten') WHERE json_extract(pinned, '$.by') = ?",
         (user_id,),
