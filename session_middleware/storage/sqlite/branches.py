@@ -72,13 +72,14 @@ def place_put(connection: sqlite3.Connection, put: CheckpointPut, now: datetime)
         return None
     tally = Tally(visit.session_id, *row[:2])
     is_known, branch, seq, has_child = row[2:]
+    seq = seq if isinstance(seq, int) else 0  # else it is damage, and the record must not break a put
     if not is_known:
         branch = branch_of(connection, visit, tally)
     elif has_child:
-        branch = _put_before(connection, put) or _part(connection, visit, branch or MAIN, seq or 0, now)
+        branch = _put_before(connection, put) or _part(connection, visit, branch or MAIN, seq, now)
     visit.branch, visit.checkpoint_id = branch or MAIN, put.checkpoint_id
     tally.move_to(visit.branch)
-    return tally, Place(visit.branch, seq or 0)
+    return tally, Place(visit.branch, seq)
 
 
 # A child has a greater id than its parent, so for a thread's latest checkpoint nothing is looked through.

@@ -162,6 +162,8 @@ def get(
                 raise Damaged("its row cannot be found")
             return None
         row.check()
+        if row.key[:2] != (session_id, checkpoint_ns) or checkpoint_id not in (None, row.checkpoint_id):
+            raise Damaged("another row stands in its place")
         if checkpoint_id is None and (head is None or row.checkpoint_id != head.checkpoint_id):
             raise Damaged("a newer one cannot be found")
         values = {name: get_value(connection, ref, have) for name, ref in row.refs.items()}

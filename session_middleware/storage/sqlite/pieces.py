@@ -87,7 +87,7 @@ Stored = tuple[int, bytes, int]  # of a chunk: its blob's id and digest, and how
 _CHAIN = """
     WITH RECURSIVE chain (id, upto) AS (
         VALUES (?, ?)
-        UNION ALL
+        UNION
         SELECT lists.parent_id, MIN(lists.parent_length, chain.upto)
         FROM chain JOIN lists ON lists.id = chain.id WHERE lists.parent_id IS NOT NULL
     )
@@ -242,7 +242,7 @@ def get_blob(connection: sqlite3.Connection, blob_id: int) -> Blob:
 _ITEMS = """
     WITH RECURSIVE chain (wanted, id, upto) AS (
         SELECT json_extract(value, '$[0]'), json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(?)
-        UNION ALL
+        UNION
         SELECT chain.wanted, lists.parent_id, MIN(lists.parent_length, chain.upto)
         FROM chain JOIN lists ON lists.id = chain.id WHERE lists.parent_id IS NOT NULL
     )

@@ -23,8 +23,8 @@ from session_middleware.storage.sqlite import heads, pieces, soundness, whole
 from session_middleware.storage.sqlite.checkpoints import Key
 from session_middleware.storage.sqlite.database import OWN_TABLES, SqliteDatabase
 from session_middleware.storage.sqlite.reading import Source, is_text
+from session_middleware.storage.sqlite.verifying import ORDERED, Progress, structure, verify
 from session_middleware.storage.sqlite.verifying import RECORDS as _RECORDS
-from session_middleware.storage.sqlite.verifying import Progress, structure, verify
 from session_middleware.storage.sqlite.walking import Row, Walk
 
 _TABLES = ("sessions", *sorted(OWN_TABLES - {"sessions", "heads"}))  # heads are made anew
@@ -202,7 +202,7 @@ class _Salvage:
         except (TypeError, ValueError):
             last_active_at = to_text(utc_now())
         seqs, counts = [0], []
-        for table in _RECORDS:
+        for table in ORDERED:
             sql = f"SELECT COUNT(*), MAX(seq) FROM {table} WHERE session_id = ?"
             count, last = self._target.execute(sql, (session_id,)).fetchone()
             seqs.append(last or 0)

@@ -7,7 +7,18 @@ import sqlite3
 from collections.abc import Mapping
 from typing import Any
 
-from session_middleware.model import Damage, Event, Message, Run, SessionInfo, ToolCall, Value, from_text
+from session_middleware.model import (
+    Branch,
+    Damage,
+    Event,
+    Message,
+    ModelCall,
+    Run,
+    SessionInfo,
+    ToolCall,
+    Value,
+    from_text,
+)
 from session_middleware.storage.sqlite.checkpoints import Row, WriteRow
 from session_middleware.storage.sqlite.pieces import Damaged
 from session_middleware.storage.sqlite.reading import is_text
@@ -17,7 +28,9 @@ RECORDS: Mapping[str, type[Value]] = {
     "sessions": SessionInfo,
     "runs": Run,
     "messages": Message,
+    "branches": Branch,
     "tool_calls": ToolCall,
+    "model_calls": ModelCall,
     "events": Event,
 }
 STATE = ("checkpoints", "heads", "writes", "lists", "list_items", "blobs")
@@ -40,7 +53,7 @@ def problem_of(table: str, cursor: sqlite3.Cursor, row: tuple[Any, ...]) -> str 
             _check_memory(dict(zip((c[0] for c in cursor.description), row, strict=True)))
     except Damaged:
         return "it is not what was written"
-    except WRONG_TYPE as error:
+    except (*WRONG_TYPE, sqlite3.DatabaseError) as error:
         return f"it cannot be read ({first_line(error)})"
     return None
 
