@@ -133,7 +133,7 @@ class Split:
         self.values[name] = ListPut(base.ref if base else None, keep, tail, is_parents=base is known)
         if not is_input(name):
             recorded, beginning = base, keep
-            if base is not None and base.is_input:
+            if own or (base is not None and base.is_input):  # what another list says may be news to this one
                 recorded, beginning = _longest(marks, own)
             old = recorded.fingerprints if recorded else array("q")
             new = pieces.added(value, marks, old, beginning)

@@ -149,6 +149,8 @@ class Keeping:
         for mark, detect in self._detectors if text else ():
             try:
                 redacted = detect(str(text))
+                if not isinstance(redacted, str):
+                    raise TypeError(f"redact gave back a {type(redacted).__name__}")
             except Exception as error:  # noqa: BLE001  # it is the user's function: what it fails on is not kept
                 self._tell(error)
                 return "[not kept: redacting it failed]", ("redacted",)

@@ -7,8 +7,9 @@ from collections.abc import Callable
 import pytest
 
 from session_middleware.model import Identity
-from session_middleware.storage.port import Storage, Visit
-from session_middleware.storage.seen import MessageSeen, ToolStart
+from session_middleware.storage.port import CheckpointPut, Storage, Visit
+from session_middleware.storage.seen import MessageSeen, ModelCallSeen, ToolStart
+from session_middleware.storage.state import Blob
 
 CALL = {"name": "add", "args": {"a": 1}, "id": "c1", "type": "tool_call"}
 
@@ -129,3 +130,137 @@ def test_without_tracking_nothing_said_is_kept(make_storage: Callable[..., Stora
     storage.append_messages(run, [say("1", "hi")])
     assert storage.list_messages("t") == []
     assert [event.kind for event in storage.list_events("t")] == ["opened"]
+
+
+# Branches and places
+
+
+def put(checkpoint_id: str, parent_id: str | None, *messages: MessageSeen, visit: Visit | None = None) -> CheckpointPut:
+    visit = visit or Visit("t", Identity())
+    body = Blob("t", b"body")
+    return CheckpointPut(visit, "", checkpoint_id, parent_id, body, "loop", 0, None, (), {}, messages=messages)
+
+
+def texts(storage: Storage, **options: object) -> list[str]:
+    return [message.text for message in storage.list_messages("t", **options)]  # type: ignore[arg-type]
+
+
+def test_a_second_child_of_a_checkpoint_begins_a_branch(storage: Storage) -> None:
+    storage.put_checkpoint(put("c1", None, say("1", "one")))
+    storage.put_checkpoint(put("c2", "c1", say("2", "two")))
+    storage.put_checkpoint(put("c3", "c1", say("3", "three")))
+    storage.put_checkpoint(put("c4", "c3", say("4", "four")))
+    assert texts(storage) == ["one", "three", "four"]
+    assert texts(storage, branch="main") == ["one", "two"]
+    assert texts(storage, branch="all") == ["one", "two", "three", "four"]
+    (branch,) = storage.list_branches("t")
+    assert (branch.id, branch.parent_id, storage.find_session("t").branch) == ("branch-2", "main", "branch-2")
+    storage.put_checkpoint(put("c5", "c2", say("5", "five")))
+    assert texts(storage) == ["one", "two", "five"]
+
+
+def test_what_a_run_said_before_its_checkpoint_parted_goes_with_it(storage: Storage) -> None:
+    storage.put_checkpoint(put("c1", None, say("1", "one")))
+    runs = [Visit("t", Identity(), run_id=name, checkpoint_id="c1") for name in ("r1", "r2")]
+    for visit, text in zip(runs, ("left", "right"), strict=True):
+        storage.append_messages(visit, [say(text, text)])
+    for number, (visit, text) in enumerate(zip(runs, ("left", "right"), strict=True)):
+        storage.put_checkpoint(put(f"c{2 + number}", "c1", say(text, text), visit=visit))
+    assert texts(storage, branch="main") == ["one", "left"]
+    assert texts(storage) == ["one", "right"]
+
+
+def test_what_is_replayed_the_same_stays_one_row(storage: Storage) -> None:
+    storage.put_checkpoint(put("c1", None, say("1", "one")))
+    storage.put_checkpoint(put("c2", "c1", say("2", "two"), say("3", "three")))
+    storage.put_checkpoint(put("c3", "c1", say("2", "two")))
+    storage.put_checkpoint(put("c4", "c3", say("4", "four")))
+    assert texts(storage) == ["one", "two", "four"]
+    assert texts(storage, branch="main") == ["one", "two", "three"]
+    assert storage.find_session("t").message_count == 4
+    assert len(storage.list_messages("t", branch="all", all_versions=True)) == 4
+
+
+def test_an_edit_on_a_branch_leaves_the_other_as_it_was(storage: Storage) -> None:
+    storage.put_checkpoint(put("c1", None, say("1", "one"), say("2", "two")))
+    storage.put_checkpoint(put("c2", "c1", say("3", "three")))
+    storage.put_checkpoint(put("c3", "c1", say("1", "uno")))
+    assert texts(storage) == ["uno", "two"]
+    assert texts(storage, branch="main") == ["one", "two", "three"]
+
+
+def test_a_checkpoint_put_again_is_where_it_was(storage: Storage) -> None:
+    storage.put_checkpoint(put("c1", None, say("1", "one")))
+    storage.put_checkpoint(put("c2", "c1", say("2", "two")))
+    for _ in range(2):
+        storage.put_checkpoint(put("c3", "c1", say("3", "three")))
+    assert texts(storage) == ["one", "three"]
+    assert len(storage.list_branches("t")) == 1
+
+
+def test_a_message_put_before_a_known_one_stands_there(storage: Storage, run: Visit) -> None:
+    storage.append_messages(run, [say("1", "one"), say("2", "two"), say("3", "three")])
+    storage.append_messages(run, [say("s", "so far", followed_by="3"), say("4", "four")])
+    assert texts(storage) == ["one", "two", "so far", "three", "four"]
+    storage.append_messages(run, [say("s2", "further", followed_by="3")])
+    first = storage.list_messages("t", limit=3)
+    assert [m.text for m in first] == ["one", "two", "so far"]
+    assert texts(storage, after=first[-1].seq) == ["further", "three", "four"]
+
+
+def test_what_was_written_as_it_came_is_put_into_the_order_of_its_checkpoint(storage: Storage, run: Visit) -> None:
+    storage.append_messages(run, [say("1", "one"), say("right", "right"), say("left", "left")])
+    ordered = [say("left", "left", followed_by="right"), say("right", "right")]
+    storage.put_checkpoint(put("c1", None, *ordered, visit=run))
+    assert texts(storage) == ["one", "left", "right"]
+
+
+# What is not whole
+
+
+def test_a_message_that_is_streamed_is_completed_in_its_place(storage: Storage, run: Visit) -> None:
+    for text in ("he", "hello"):
+        storage.append_messages(run, [say("1", text, "assistant", complete=False)])
+    assert [(m.text, m.status) for m in storage.list_messages("t")] == [("hello", "incomplete")]
+    storage.append_messages(run, [say("1", "hello you", "assistant", input_tokens=3)])
+    storage.append_messages(run, [say("1", "hel", "assistant", complete=False)])  # late
+    (message,) = storage.list_messages("t", all_versions=True)
+    assert (message.text, message.status, message.version, message.input_tokens) == ("hello you", "complete", 1, 3)
+    assert storage.find_session("t").input_tokens == 3
+
+
+def test_a_visit_writes_what_it_has_kept_before_what_comes(storage: Storage, run: Visit) -> None:
+    run.entries.append(say("1", "one"))
+    storage.put_checkpoint(put("c1", None, say("2", "two"), visit=run))
+    assert texts(storage) == ["one", "two"]
+    assert not run.entries
+
+
+def test_what_cannot_be_written_is_told_of_and_takes_nothing_with_it(storage: Storage, run: Visit) -> None:
+    told: list[Exception] = []
+    run.tell = told.append
+    run.entries += [say("1", "one"), say("2", "two", input_tokens=2**80), say("3", "three")]
+    storage.put_checkpoint(put("c1", None, say("4", "four"), visit=run))
+    assert texts(storage) == ["one", "three", "four"]
+    assert [type(error).__name__ for error in told] == ["OverflowError"]
+    session = storage.find_session("t")
+    assert (session.message_count, session.input_tokens) == (3, 0)
+    assert storage.get_checkpoint("t", "", "c1") is not None
+
+
+def test_a_fault_is_raised_to_whoever_writes_by_hand(storage: Storage, run: Visit) -> None:
+    with pytest.raises(OverflowError):
+        storage.append_messages(run, [say("2", "two", input_tokens=2**80)])
+    assert storage.list_messages("t") == []
+
+
+def test_counters_are_of_the_rows_there_are(storage: Storage, run: Visit) -> None:
+    storage.append(run, [ModelCallSeen("m1", cost=lambda: 0.5), ModelCallSeen("m2"), ModelCallSeen("m3", error="no")])
+    storage.append_messages(run, [say("1", "boom", "tool", tool_call_id="c1", tool_error=True)])
+    storage.append_messages(run, [say("2", "no!", "tool", tool_call_id="c2", tool_error=True, refused=True)])
+    assert [call.status for call in storage.list_tool_calls("t")] == ["error", "refused"]
+    session = storage.find_session("t")
+    assert (session.model_call_count, session.unpriced_count, session.cost) == (3, 1, 0.5)
+    assert (session.tool_call_count, session.error_count) == (2, 1)
+    storage.end_run(run, outcome="ok", error=None, duration_ms=1)
+    assert storage.list_runs("t")[0].cost == 0.5

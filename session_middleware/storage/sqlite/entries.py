@@ -145,10 +145,11 @@ def _append_each(
             with _savepoint(connection):
                 _append(connection, visit, [entry], counted, now)
         except _FAULTS as error:
+            if visit.tell is None:  # whoever made the visit is told by the exception
+                raise
             for name in Tally.__slots__:
                 setattr(counted, name, getattr(before, name))
-            if visit.tell is not None:
-                visit.tell(error)
+            visit.tell(error)
 
 
 @contextmanager

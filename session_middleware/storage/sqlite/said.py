@@ -258,7 +258,7 @@ def append_history(
         visit.branch = branches.begin(connection, visit, branch, seq, now)
         tally.move_to(visit.branch)
     ids = [known or message.message_id for known, message in zip(found.ids, messages, strict=True)]
-    following = [*ids[1:], None]
+    following = [*ids[1:], None][: len(ids)]
     named = [
         message._replace(message_id=own, followed_by=after)
         for message, own, after in zip(messages, ids, following, strict=True)

@@ -1,0 +1,202 @@
+"""Loops that no framework runs: messages, tools and histories recorded by hand."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langchain_core.messages import AIMessage, HumanMessage
+
+from session_middleware import Sessions
+from tests.integrations.agents import said
+from tests.integrations.test_exactly_once import counters, rows
+
+
+@pytest.fixture
+def sessions(tmp_path: Path) -> Iterator[Sessions]:
+    with Sessions(tmp_path / "sessions.db") as sessions:
+        yield sessions
+        assert sessions.recorder.faults == 0
+    assert counters(tmp_path / "sessions.db") == rows(tmp_path / "sessions.db")
+
+
+def asking(name: str, arguments: str, call_id: str = "c1") -> dict[str, Any]:
+    call = {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
+    return {"role": "assistant", "content": None, "tool_calls": [call]}
+
+
+def user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+def answer(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
+
+
+def test_a_loop_over_openais_dicts_is_recorded_as_a_run(sessions: Sessions) -> None:
+    with sessions.open("job-7", user_id="alice") as session:
+
+        @session.tool
+        def weather(city: str) -> dict[str, str]:
+            return {"sky": f"blue in {city}"}
+
+        session.add(user("how is it in Paris?"))
+        session.add(asking("weather", '{"city": "Paris"}'))
+        result = weather("Paris")
+        session.add({"role": "tool", "tool_call_id": "c1", "content": str(result)})
+        assert session.add(answer("blue")).text == "blue"
+    assert [role for role, _ in said(session)] == ["user", "assistant", "tool", "assistant"]
+    (call,) = session.tool_calls()
+    assert (call.tool_call_id, call.name, call.arguments, call.result) == ("c1", "weather", {"city": "Paris"}, result)
+    assert (call.status, call.message_id) == ("ok", session.messages()[1].message_id)
+    (run,) = session.runs()
+    assert (run.outcome, {message.run_id for message in session.messages()}) == ("ok", {run.id})
+    assert [event.kind for event in session.events()] == ["opened"]
+
+
+def test_leaving_by_an_exception_fails_the_run_and_keeps_everything(sessions: Sessions) -> None:
+    session = sessions.open("job")
+
+    @session.tool(name="go")
+    def move(steps: int) -> None:
+        raise ValueError("too far")
+
+    def loop() -> None:
+        with session:
+            session.add(user("go"))
+            move(steps=3)
+
+    with pytest.raises(ValueError, match="too far"):
+        loop()
+    assert said(session) == [("user", "go")]
+    (call,) = session.tool_calls()
+    assert (call.name, call.status, call.error, call.arguments) == ("go", "error", "ValueError: too far", {"steps": 3})
+    assert [(run.outcome, run.error) for run in session.runs()] == [("error", "ValueError: too far")]
+
+
+async def test_an_async_loop_is_recorded_the_same(sessions: Sessions) -> None:
+    async with await sessions.aopen("job") as session:
+
+        @session.tool
+        async def look(where: str) -> str:
+            await asyncio.sleep(0)
+            return f"nothing in {where}"
+
+        @session.tool
+        async def wait() -> None:
+            await asyncio.Event().wait()
+
+        await session.aadd(HumanMessage("look"))
+        assert await look("the box", tool_call_id="c9") == "nothing in the box"  # type: ignore[call-arg]
+        waiting = asyncio.ensure_future(wait())
+        while len(session.tool_calls()) < 2:
+            await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+    calls = await session.atool_calls()
+    assert [(c.name, c.tool_call_id == "c9", c.status) for c in calls] == [
+        ("look", True, "ok"),
+        ("wait", False, "interrupted"),
+    ]
+
+
+def test_a_tools_start_is_down_before_it_runs(sessions: Sessions, tmp_path: Path) -> None:
+    session = sessions.open("job")
+
+    @session.tool
+    def look() -> str:
+        with Sessions(tmp_path / "sessions.db") as others:
+            (call,) = others.get("job").tool_calls()
+            return call.status
+
+    assert look() == "running"
+
+
+def test_saying_the_same_twice_is_two_messages_and_the_same_message_twice_is_one(sessions: Sessions) -> None:
+    session = sessions.open("job")
+    for _ in range(2):
+        session.add(user("yes"))
+        session.add(AIMessage("fine", id="a1"))
+    assert said(session) == [("user", "yes"), ("assistant", "fine"), ("user", "yes")]
+    session.add(AIMessage("well", id="a1"))
+    assert said(session)[1] == ("assistant", "well")
+
+
+def test_a_message_may_have_been_said_earlier(sessions: Sessions) -> None:
+    then = datetime(2020, 1, 1, tzinfo=UTC)
+    assert sessions.open("job").add(user("hi"), at=then).created_at == then
+
+
+def test_a_history_that_is_passed_again_adds_what_is_new(sessions: Sessions) -> None:
+    session, history = sessions.open("job"), [user("hi"), answer("hello")]
+    for _ in range(3):
+        session.add_history(history)
+    session.add_history([*history, user("yes"), answer("ok"), user("yes")])
+    assert [text for _, text in said(session)] == ["hi", "hello", "yes", "ok", "yes"]
+    session.add_history([answer("ok"), user("yes"), answer("bye")])  # trimmed at the front
+    assert [text for _, text in said(session)][-2:] == ["yes", "bye"]
+    session.add_history([user("hi"), answer("hello"), user("yes"), answer("ok"), user("yes"), answer("see you")])
+    assert [text for _, text in said(session)][-2:] == ["yes", "see you"]
+    assert [m.version for m in session.messages()] == [1, 1, 1, 1, 1, 2]
+
+
+def test_a_history_that_goes_another_way_is_a_branch(sessions: Sessions) -> None:
+    session = sessions.open("job")
+    session.add_history([user("a"), answer("b"), user("c"), answer("d")])
+    session.add_history([user("a"), answer("b"), user("x")])
+    session.add(answer("y"))
+    assert [text for _, text in said(session)] == ["a", "b", "x", "y"]
+    assert [text for _, text in said(session, branch="main")] == ["a", "b", "c", "d"]
+    session.add_history([user("new")])
+    assert [text for _, text in said(session)] == ["new"]
+    assert len(session.messages(branch="all")) == 7
+    assert [branch.parent_id for branch in session.branches()] == ["main", "branch-2"]
+
+
+def test_a_summary_stands_where_it_was_put(sessions: Sessions) -> None:
+    session = sessions.open("job")
+    session.add_history([user("a"), answer("b"), user("c"), answer("d")])
+    session.add_history([{"role": "system", "content": "so far: a, b"}, user("c"), answer("d"), user("e")])
+    assert [text for _, text in said(session)] == ["a", "b", "so far: a, b", "c", "d", "e"]
+
+
+def test_tools_that_have_run_elsewhere_can_be_told_of(sessions: Sessions) -> None:
+    session = sessions.open("job")
+    session.record_tool("add", {"a": 1}, 3, duration=timedelta(milliseconds=5))
+    session.record_tool("add", {"a": 1}, error=KeyError("a"))
+    session.record_tool("pay", status="refused", tool_call_id="c1")
+    found = [(c.name, c.status, c.result, c.error, c.duration_ms) for c in session.tool_calls()]
+    assert found == [
+        ("add", "ok", 3, None, 5.0),
+        ("add", "error", None, "KeyError: 'a'", None),
+        ("pay", "refused", None, None, None),
+    ]
+
+
+@pytest.mark.parametrize("arguments", ["{not json", "[1, 2]", '"x"', ""])
+def test_arguments_that_do_not_parse_are_recorded_all_the_same(arguments: str, sessions: Sessions) -> None:
+    session = sessions.open("job")
+    session.add(asking("f", arguments))
+    assert session.messages()[0].tool_calls[0]["name"] == "f"
+
+
+def test_an_image_is_stored_once_and_read_by_its_hash(sessions: Sessions, tmp_path: Path) -> None:
+    import base64
+
+    picture = bytes(range(256)) * 400
+    url = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
+    session = sessions.open("job")
+    for text in ("one", "two"):
+        content = [{"type": "text", "text": text}, {"type": "image_url", "image_url": {"url": url}}]
+        session.add({"role": "user", "content": content})
+    first, second = session.messages()
+    assert (first.text, second.text) == ("one", "two")
+    name = first.content[1]["image_url"]["url"].removeprefix("data:image/png;")
+    assert session.file(name) == picture
+    assert session.history().messages[1].content[1]["image_url"]["url"] == url
+    stored = sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert stored < 3 * len(picture) + 400_000

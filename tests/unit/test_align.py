@@ -1,0 +1,128 @@
+"""Aligning a history that has no ids with what is recorded: every way in which the two can differ."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from session_middleware.recording.align import add_asked, add_behind, align, go_back
+from session_middleware.storage.seen import Alignment, Said
+
+
+def recorded(*texts: str, run_id: str | None = None) -> list[Said]:
+    """Who speaks is told by the first letter: a user or, in capitals, an assistant."""
+    return [Said(f"m{number}", words(text), run_id) for number, text in enumerate(texts)]
+
+
+def history(*texts: str) -> list[Said]:
+    return [Said(None, words(text)) for text in texts]
+
+
+def words(text: str) -> tuple[str, str]:
+    return ("assistant" if text[0].isupper() else "user", text)
+
+
+def test_the_same_history_again_adds_nothing() -> None:
+    assert align(recorded("hi", "Hello"), history("hi", "Hello")) == Alignment(["m0", "m1"])
+
+
+def test_what_follows_it_is_new() -> None:
+    assert align(recorded("hi"), history("hi", "Hello", "bye")) == Alignment(["m0", None, None])
+
+
+def test_a_beginning_of_it_adds_nothing() -> None:
+    assert align(recorded("hi", "Hello", "bye"), history("hi")) == Alignment(["m0"])
+
+
+def test_saying_the_same_twice_is_two_messages() -> None:
+    assert align(recorded("yes", "Ok"), history("yes", "Ok", "yes")) == Alignment(["m0", "m1", None])
+    assert align(recorded("yes"), history("yes", "yes")) == Alignment(["m0", None])
+
+
+def test_the_last_message_edited_is_another_version_of_it() -> None:
+    assert align(recorded("hi", "Hello"), history("hi", "Hullo")) == Alignment(["m0", "m1"])
+    assert align(recorded("hi", "Hello"), history("hi", "Hullo", "bye")) == Alignment(["m0", "m1", None])
+
+
+def test_a_message_edited_before_others_that_stay_is_another_version_of_it() -> None:
+    assert align(recorded("hi", "Hello", "bye"), history("hey", "Hello", "bye")) == Alignment(["m0", "m1", "m2"])
+
+
+def test_history_trimmed_at_the_front_adds_only_what_is_new_at_its_end() -> None:
+    said = recorded("a", "B", "c", "D")
+    assert align(said, history("c", "D")) == Alignment(["m2", "m3"])
+    assert align(said, history("c", "D", "e")) == Alignment(["m2", "m3", None])
+    assert align(said, history("a", "D", "e")) == Alignment(["m0", "m3", None])  # the first was kept
+
+
+def test_a_summary_in_place_of_what_was_trimmed_is_new_and_changes_nothing_behind_it() -> None:
+    said = recorded("a", "B", "c", "D")
+    assert align(said, history("so far", "D", "e")) == Alignment([None, "m3", None])
+    assert align(recorded("a", "B"), history("first", "a", "B")) == Alignment([None, "m0", "m1"])
+
+
+def test_another_way_is_a_branch_from_the_last_message_that_both_have() -> None:
+    assert align(recorded("a", "B", "c", "D"), history("a", "B", "x")) == Alignment(["m0", "m1", None], branch_after=2)
+
+
+def test_a_list_that_shares_no_beginning_starts_a_branch() -> None:
+    assert align(recorded("a", "B"), history("x", "Y", "z")) == Alignment([None] * 3, branch_after=0)
+
+
+def test_ids_count_more_than_words() -> None:
+    said = [Said("m0", words("yes")), Said("m1", words("Ok"))]
+    assert align(said, [*said, Said("other", words("yes"))]) == Alignment(["m0", "m1", None])
+
+
+def test_another_question_with_the_same_instructions_leaves_nothing_behind() -> None:
+    said = recorded("be nice", "one", "A", run_id="r1")
+    assert add_asked(said, history("be nice", "two"), run_id="r2") == Alignment(["m0", None])
+
+
+def test_a_question_asked_again_in_another_run_is_asked_again() -> None:
+    said = recorded("be nice", "one", "A", run_id="r1")
+    assert add_asked(said, history("be nice", "one"), run_id="r2") == Alignment(["m0", None])
+    assert add_asked(said, history("be nice", "one"), run_id="r1") == Alignment(["m0", "m1"])
+
+
+def test_what_the_recorder_has_just_seen_is_not_added_to_a_history_again() -> None:
+    said = recorded("one", "A", run_id="r1")
+    assert add_behind(said, history("one", "A"), run_id="r1") == Alignment(["m0", "m1"])
+    assert add_behind(said, history("one", "A"), run_id="r2") == Alignment([None, None])
+
+
+def test_a_state_that_went_back_leaves_what_it_does_not_know() -> None:
+    said = recorded("a", "B", "c")
+    assert go_back(said, said[:2]) == Alignment(["m0", "m1"], branch_after=2)
+    assert go_back(said, said) == Alignment(["m0", "m1", "m2"])
+
+
+SPOKEN = st.lists(st.sampled_from(["yes", "no", "Ok", "Well"]), max_size=6)
+
+
+@given(SPOKEN, SPOKEN)
+def test_a_conversation_that_grows_is_recorded_as_it_is(before: list[str], more: list[str]) -> None:
+    found = align(recorded(*before), history(*before, *more))
+    assert found == Alignment([*(f"m{number}" for number in range(len(before))), *[None] * len(more)])
+
+
+@given(SPOKEN, SPOKEN)
+def test_what_a_history_says_is_in_the_record_afterwards(before: list[str], passed: list[str]) -> None:
+    """Whatever it was taken for, the branch then ends as the history does."""
+    found = align(recorded(*before), history(*passed))
+    kept = [f"m{number}" for number in range(len(before))]
+    known = [message_id for message_id in found.ids if message_id is not None]
+    assert len(found.ids) == len(passed)
+    assert known == sorted(known, key=kept.index)
+    if found.branch_after is not None:
+        assert set(known) <= set(kept[: found.branch_after])
+
+
+@pytest.mark.parametrize("run_id", [None, "r"])
+@given(before=SPOKEN, passed=SPOKEN)
+def test_what_a_model_is_asked_never_leaves_anything_behind(
+    before: list[str], passed: list[str], run_id: str | None
+) -> None:
+    found = add_asked(recorded(*before), history(*passed), run_id=run_id)
+    assert (len(found.ids), found.branch_after) == (len(passed), None)

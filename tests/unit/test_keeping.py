@@ -1,0 +1,81 @@
+"""What the record keeps of what it is told, and what it takes out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from session_middleware.recording.keeping import Keeping
+from session_middleware.settings import load_settings
+from session_middleware.storage.seen import Entry, MessageSeen, ToolEnd, ToolStart
+
+
+def keeping(**settings: Any) -> Keeping:
+    loaded = load_settings(**settings)
+    return Keeping(loaded.redact, loaded.record)
+
+
+def only(keep: Keeping, entry: Entry) -> Any:
+    (kept,) = keep.entries([entry])
+    return kept
+
+
+@pytest.mark.parametrize(
+    ("detector", "text", "redacted"),
+    [
+        ("emails", "write to bob.smith+x@mail.example.co.uk, please", "write to [redacted email], please"),
+        ("emails", "a @ b is no address, nor is @handle", "a @ b is no address, nor is @handle"),
+        ("keys", "key sk-proj-abcdEFGH1234567890ijkl!", "key [redacted key]!"),
+        ("keys", "AKIAIOSFODNN7EXAMPLE and ghp_0123456789abcdefghij", "[redacted key] and [redacted key]"),
+        ("keys", "Authorization: Bearer abcdefghijklmnop.qrs", "Authorization: Bearer [redacted key]"),
+        ("keys", "task-list and risk-averse are words", "task-list and risk-averse are words"),
+        ("card_numbers", "pay with 4111 1111 1111 1111 now", "pay with [redacted card number] now"),
+        ("card_numbers", "order 4111111111111112", "order 4111111111111112"),
+    ],
+)
+def test_a_detector_takes_out_what_it_is_for(detector: str, text: str, redacted: str) -> None:
+    kept = only(keeping(redact=[detector]), MessageSeen("1", "user", text))
+    assert kept.text == redacted
+    assert kept.marks == ((f"redacted:{detector}",) if redacted != text else ())
+
+
+def test_content_arguments_results_and_errors_are_redacted_as_well() -> None:
+    keep = keeping(redact="emails")
+    call = {"name": "send", "args": {"to": ["a@b.com"]}, "id": "c"}
+    message = only(keep, MessageSeen("1", "assistant", "", content=[{"text": "a@b.com"}], tool_calls=[call]))
+    assert message.content == [{"text": "[redacted email]"}]
+    assert message.tool_calls[0]["args"] == {"to": ["[redacted email]"]}
+    start = only(keep, ToolStart("x", "c", "send", {"to": "a@b.com"}))
+    assert (start.arguments, start.marks) == ({"to": "[redacted email]"}, ("redacted:emails",))
+    end = only(keep, ToolEnd("x", "error", {"from": "c@d.com"}, "no such address: a@b.com"))
+    assert (end.result, end.error) == ({"from": "[redacted email]"}, "no such address: [redacted email]")
+
+
+def test_a_function_of_ones_own_redacts_and_one_that_fails_keeps_nothing() -> None:
+    kept = only(keeping(redact=lambda text: text.replace("secret", "…")), MessageSeen("1", "user", "my secret"))
+    assert (kept.text, kept.marks) == ("my …", ("redacted",))
+    told: list[Exception] = []
+    keep = Keeping(lambda text: str(1 / 0), tell=told.append)
+    assert "secret" not in only(keep, MessageSeen("1", "user", "my secret")).text
+    assert isinstance(told[0], ZeroDivisionError)
+
+
+def test_what_is_not_chosen_is_not_kept() -> None:
+    keep = keeping(record=["tool_arguments"])
+    assert keep.entries([MessageSeen("1", "user", "hi")]) == []
+    assert only(keep, ToolStart("x", "c", "add", {"a": 1})).arguments == {"a": 1}
+    end = only(keep, ToolEnd("x", "error", 3, "ValueError: 3 is secret", artifact=4))
+    assert (end.result, end.artifact, end.error, end.marks) == (None, None, "ValueError", ("withheld:result",))
+
+
+def test_a_tool_may_be_kept_otherwise_than_the_others_wherever_it_shows() -> None:
+    keep = keeping(record={"pay": ["messages"]})
+    asked = [{"name": name, "args": {"n": 1}, "id": name} for name in ("pay", "add")]
+    message = only(keep, MessageSeen("1", "assistant", "", tool_calls=asked))
+    assert [call["args"] for call in message.tool_calls] == [{}, {"n": 1}]
+    assert only(keep, ToolStart("x", "pay", "pay", {"n": 1})).arguments is None
+    assert only(keep, ToolStart("x", "add", "add", {"n": 1})).arguments == {"n": 1}
+    assert only(keep, MessageSeen("2", "tool", "paid", name="pay", tool_call_id="pay")).text == ""
+    assert only(keep, MessageSeen("2", "tool", "2", name="add", tool_call_id="add")).text == "2"
+    assert only(keep, MessageSeen("2", "tool", "paid?", tool_call_id="x")).text == ""  # of which tool, nobody knows

@@ -1,0 +1,75 @@
+"""Values that JSON has no form for are recorded as faithfully as can be, with a mark, and never fail."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+
+from session_middleware.plain import plain, to_json
+
+
+@dataclass
+class Point:
+    x: int
+    y: Any = None
+
+
+class Color(Enum):
+    RED = "red"
+
+
+class Odd:
+    def __repr__(self) -> str:
+        raise RuntimeError("no")
+
+
+@pytest.mark.parametrize(
+    ("value", "kept"),
+    [
+        ({"a": (1, 2)}, {"a": [1, 2]}),
+        (Point(1, Color.RED), {"x": 1, "y": "red", "__type__": "Point"}),
+        (b"ab", {"__repr__": "b'ab'", "__type__": "bytes"}),
+        (numpy.array([1, 2]), [1, 2]),
+        (numpy.float32(0.5), 0.5),
+        (datetime(2026, 1, 1, tzinfo=UTC), "2026-01-01T00:00:00+00:00"),
+        (Path("a/b"), "a/b"),
+        ({1: "one", None: 2}, {"1": "one", "null": 2}),
+        ({("a", 1): 2}, {"('a', 1)": 2}),
+        (float("nan"), "nan"),
+        ([float("inf"), 1.5], ["inf", 1.5]),
+        ("\ud800", "?"),
+        (Odd(), {"__repr__": "<Odd, whose repr failed with RuntimeError>", "__type__": "Odd"}),
+        (len, {"__repr__": "<built-in function len>", "__type__": "builtin_function_or_method"}),
+    ],
+)
+def test_a_value_becomes_what_is_nearest_to_it(value: Any, kept: Any) -> None:
+    assert plain(value) == kept
+
+
+def test_what_is_kept_is_json_for_anyone() -> None:
+    text = to_json({"a": float("nan"), "b": b"\xff", "c": "ü"})
+    assert json.loads(str(text), parse_constant=pytest.fail)["c"] == "ü"
+
+
+def test_a_cycle_and_great_depth_are_told_of() -> None:
+    cycle: dict[str, Any] = {}
+    cycle["self"] = cycle
+    assert "__repr__" in plain(cycle)
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    assert "__type__" in plain(deep)
+
+
+def test_great_values_that_are_no_text_are_cut_and_say_so() -> None:
+    kept = plain(bytes(5_000_000))
+    assert kept["__cut__"]
+    assert len(kept["__repr__"]) == 10_000
+    assert plain(numpy.zeros(1_000_000))["__type__"] == "ndarray"
