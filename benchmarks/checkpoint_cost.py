@@ -2,179 +2,147 @@
 
     python -m benchmarks.checkpoint_cost [--quick] [--turns 200]
 
-Each turn is: the user asks, the model calls a tool, the tool answers, the model answers; that is
-four messages and five checkpoints, under ``durability="sync"``, so that every write is waited for.
-All savers get the same words. Each has a process of its own, so that one's garbage is not collected
-on another's time; they go block by block, one at a time, in an order that is shuffled each time, so
-that a noisy moment of the machine hits all of them.
+The conversation is that of `benchmarks.chat`. Each saver has a process of its own; they go block by
+block, one at a time, in an order that is shuffled each time, so that a noisy moment of the machine
+hits all of them. A graph without a checkpointer, which is given the whole history each time, is the
+floor: nothing can take less.
+
+Then the same for five times as many turns, to see what grows. The peers begin at the last tenth of
+them, with all that came before in one checkpoint: to play it all, they would need some gigabytes.
 """
 
 from __future__ import annotations
 
 import random
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from multiprocessing import get_context
+from collections.abc import Sequence
+from contextlib import ExitStack
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import NamedTuple
 
-from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
-from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.checkpoint.sqlite import SqliteSaver
-from langgraph.graph import END, START, MessagesState, StateGraph
-
-from benchmarks.factories import checkpointer, checkpointer_untracked
+from benchmarks.chat import (
+    MEMORY,
+    NONE,
+    OURS,
+    SQLITE,
+    UNTRACKED,
+    Chat,
+    megabytes,
+    open_saver,
+    process,
+    transcript_megabytes,
+)
 from benchmarks.run import Figure, arguments, machine, middle, show
 
 _BLOCK = 5  # turns of one saver before it is the next one's
 _READS = 9
-_WORDS = ["".join(random.Random(number).choices("etaoinshrdlu", k=2 + number % 8)) for number in range(4000)]
-
-OURS, UNTRACKED, SQLITE, MEMORY = "session_middleware", "tracking=False", "SqliteSaver", "InMemorySaver"
+_LONGER = 5  # times as many turns, the second time
 
 
-@contextmanager
-def _memory(_: str) -> Iterator[InMemorySaver]:
-    yield InMemorySaver()
+class Measured(NamedTuple):
+    """By saver: seconds of each turn, read and look at the history, and megabytes afterwards."""
 
+    turns: dict[str, list[float]]
+    reads: dict[str, list[float]]
+    histories: dict[str, list[float]]
+    sizes: dict[str, float]
+    transcript: float
 
-_SAVERS: dict[str, Any] = {
-    OURS: checkpointer,
-    UNTRACKED: checkpointer_untracked,
-    SQLITE: SqliteSaver.from_conn_string,
-    MEMORY: _memory,
-}
-
-
-class Chat:
-    """One saver's thread: always the same conversation, whoever keeps it."""
-
-    def __init__(self, saver: Any) -> None:
-        self._random = random.Random(7)
-        self._calls = 0
-        self._graph = self._build().compile(checkpointer=saver)
-        self._config: Any = {"configurable": {"thread_id": "long"}}
-
-    def turn(self) -> float:
-        """Seconds of one more turn."""
-        message = HumanMessage(self._words(30))
-        start = time.perf_counter()
-        self._graph.invoke({"messages": [message]}, self._config, durability="sync")
-        return time.perf_counter() - start
-
-    def read(self) -> float:
-        """Seconds to read the whole state back."""
-        start = time.perf_counter()
-        state = self._graph.get_state(self._config)
-        taken = time.perf_counter() - start
-        assert len(state.values["messages"]) == 4 * self._calls
-        return taken
-
-    def _words(self, count: int) -> str:
-        return " ".join(self._random.choices(_WORDS, k=count))
-
-    def _model(self, state: MessagesState) -> dict[str, Any]:
-        usage: Any = {"input_tokens": 900, "output_tokens": 150, "total_tokens": 1050}
-        if isinstance(state["messages"][-1], ToolMessage):
-            about = {"model_name": "scripted", "finish_reason": "stop"}
-            return {"messages": [AIMessage(self._words(120), usage_metadata=usage, response_metadata=about)]}
-        self._calls += 1
-        call: Any = {"name": "search", "args": {"query": self._words(8)}, "id": f"call-{self._calls}"}
-        return {"messages": [AIMessage("", tool_calls=[call], usage_metadata=usage)]}
-
-    def _tool(self, state: MessagesState) -> dict[str, Any]:
-        call = state["messages"][-1].tool_calls[0]
-        return {"messages": [ToolMessage(self._words(200), tool_call_id=call["id"], name=call["name"])]}
-
-    def _build(self) -> StateGraph[Any, Any, Any, Any]:
-        graph = StateGraph(MessagesState)
-        graph.add_node("model", self._model)
-        graph.add_node("tool", self._tool)
-        graph.add_edge(START, "model")
-        graph.add_conditional_edges("model", lambda state: "tool" if state["messages"][-1].tool_calls else END)
-        graph.add_edge("tool", "model")
-        return graph
-
-
-def megabytes(folder: Path) -> float:
-    """What is in the folder, which is to be asked after the database was closed."""
-    return sum(path.stat().st_size for path in folder.iterdir()) / 1e6
+    def last(self, name: str, tenth: int) -> float:
+        return middle(self.turns[name][-tenth:])
 
 
 def _serve(connection: Connection, name: str, path: str) -> None:
-    """One saver's process: play as many turns as asked, read where ``0`` is asked, end at ``None``."""
-    with _SAVERS[name](path) as saver:
+    """One saver's process: do as often as told what is named."""
+    with open_saver(name, path) as saver:
         chat = Chat(saver)
-        while (turns := connection.recv()) is not None:
-            connection.send([chat.turn() for _ in range(turns)] if turns else [chat.read()])
+        while (told := connection.recv()) is not None:
+            what, count = told
+            if what == "skip":
+                connection.send(chat.skip(count))
+            elif what == "transcript":
+                connection.send(transcript_megabytes(chat.messages()))
+            else:
+                connection.send([getattr(chat, what)() for _ in range(count)])
 
 
-@contextmanager
-def _process(name: str, folder: Path) -> Iterator[Connection]:
-    here, there = (context := get_context("spawn")).Pipe()
-    folder.mkdir()
-    process = context.Process(target=_serve, args=(there, name, str(folder / "bench.db")))
-    process.start()
-    there.close()  # so that `recv` ends should the process die
-    try:
-        yield here
-    finally:
-        here.send(None)
-        process.join()
-
-
-def measure(turns: int) -> list[Figure]:
-    order = list(_SAVERS)
-    shuffle = random.Random(1).shuffle
-    seconds: dict[str, list[float]] = {name: [] for name in order}
-    reads: dict[str, list[float]] = {name: [] for name in order}
+def measure(names: Sequence[str], turns: int, *, begin_late: Sequence[str] = ()) -> Measured:
+    """Those who `begin_late` play the last tenth of the turns only."""
+    order, chance = list(names), random.Random(1)
+    found = Measured(*({name: [] for name in names} for _ in range(3)), {}, 0.0)  # type: ignore[arg-type]
     with TemporaryDirectory() as place:
-        folders = {name: Path(place) / str(number) for number, name in enumerate(order)}
+        folders = {name: Path(place) / str(number) for number, name in enumerate(names)}
         with ExitStack() as opened:
-            processes = {name: opened.enter_context(_process(name, folders[name])) for name in order}
+            processes: dict[str, Connection] = {}
+            for name, folder in folders.items():
+                folder.mkdir()
+                processes[name] = opened.enter_context(process(_serve, name, str(folder / "bench.db")))
 
-            def ask(count: int, answers: dict[str, list[float]]) -> None:
-                shuffle(order)
-                for name in order:
-                    processes[name].send(count)
+            def ask(who: Sequence[str], what: str, count: int, answers: dict[str, list[float]]) -> None:
+                for name in chance.sample(who, len(who)):
+                    processes[name].send((what, count))
                     answers[name] += processes[name].recv()
 
+            late = turns - max(1, turns // 10)
+            for name in begin_late:
+                processes[name].send(("skip", late))
+                processes[name].recv()
             for start in range(0, turns, _BLOCK):
-                ask(min(_BLOCK, turns - start), seconds)
+                who = [name for name in order if start >= late or name not in begin_late]
+                ask(who, "turn", min(_BLOCK, turns - start), found.turns)
             for _ in range(_READS):
-                ask(0, reads)
+                ask(order, "read", 1, found.reads)
+                ask([name for name in order if name in (OURS, SQLITE)], "history", 1, found.histories)
+            processes[OURS].send(("transcript", 1))
+            transcript = processes[OURS].recv()
         sizes = {name: megabytes(folder) for name, folder in folders.items()}
-    return _figures(seconds, reads, sizes)
+    return found._replace(sizes=sizes, transcript=transcript)
 
 
-def _figures(seconds: dict[str, list[float]], reads: dict[str, list[float]], sizes: dict[str, float]) -> list[Figure]:
-    tenth = max(1, len(seconds[OURS]) // 10)
-    last = {name: middle(taken[-tenth:]) for name, taken in seconds.items()}
-    first = 1000 * median(seconds[OURS][1 : tenth + 1])  # without the very first, which opens the session
-    read = {name: middle(taken) for name, taken in reads.items()}
+def _figures(found: Measured, turns: int) -> list[Figure]:
+    tenth = max(1, turns // 10)
+    last, sizes = {name: found.last(name, tenth) for name in found.turns}, found.sizes
+    read = {name: middle(taken) for name, taken in found.reads.items()}
+    history = {name: middle(taken) for name, taken in found.histories.items() if taken}
+    first = 1000 * median(found.turns[OURS][1 : tenth + 1])  # without the very first, which opens the session
     return [
-        Figure("a turn, last tenth", last[OURS], "ms", SQLITE, last[SQLITE], aim=1),
-        Figure("", last[OURS], "ms", MEMORY, last[MEMORY], aim=1),
-        Figure("", last[OURS], "ms", "ours, first tenth", first, aim=2),
+        Figure("a turn, last tenth", last[OURS], "ms", SQLITE, last[SQLITE], aim=0.35),
+        Figure("", last[OURS], "ms", MEMORY, last[MEMORY], aim=0.6),
+        Figure("", last[OURS], "ms", NONE, last[NONE]),
+        Figure("", last[OURS], "ms", "ours, first tenth", first),
         Figure("the same, tracking=False", last[UNTRACKED], "ms", MEMORY, last[MEMORY]),
-        Figure("file", sizes[OURS], "MB", SQLITE, sizes[SQLITE], aim=0.03, aim_of_ours=10),
-        Figure("the same, tracking=False", sizes[UNTRACKED], "MB", SQLITE, sizes[SQLITE]),
+        Figure("file", sizes[OURS], "MB", SQLITE, sizes[SQLITE], aim=0.0167),
+        Figure("the same, tracking=False", sizes[UNTRACKED], "MB", "the transcript's JSON", found.transcript, aim=4),
         Figure("whole state read back", read[OURS], "ms", SQLITE, read[SQLITE], aim=1),
         Figure("", read[OURS], "ms", MEMORY, read[MEMORY]),
+        Figure("the last 20 checkpoints", history[OURS], "ms", SQLITE, history[SQLITE], aim=0.2),
+    ]
+
+
+def _figures_of_longer(found: Measured, shorter: Measured, turns: int) -> list[Figure]:
+    tenth = max(1, turns // 10)
+    last = {name: found.last(name, tenth) for name in found.turns}
+    before = f"ours, {turns // _LONGER} turns"
+    return [
+        Figure("a turn, last tenth", last[OURS], "ms", MEMORY, last[MEMORY], aim=0.35),
+        Figure("", last[OURS], "ms", NONE, last[NONE]),
+        Figure("", last[OURS], "ms", before, shorter.last(OURS, max(1, tenth // _LONGER))),
+        Figure("file", found.sizes[OURS], "MB", before, shorter.sizes[OURS], aim=5.5),
+        Figure("the same, tracking=False", found.sizes[UNTRACKED], "MB", before, shorter.sizes[UNTRACKED], aim=5.5),
+        Figure("whole state read back", middle(found.reads[OURS]), "ms", MEMORY, middle(found.reads[MEMORY])),
     ]
 
 
 def report(*, quick: bool, turns: int | None = None) -> None:
-    turns = turns or (40 if quick else 200)
-    show(
-        f"Checkpoints: one thread, {turns} turns of 4 messages with a tool call (medians)",
-        measure(turns),
-        judged=not quick,
-    )
+    turns = turns or (20 if quick else 200)
+    of = "turns of 4 messages with a tool call (medians)"
+    shorter = measure((OURS, UNTRACKED, SQLITE, MEMORY, NONE), turns)
+    show(f"Checkpoints: one thread, {turns:,} {of}", _figures(shorter, turns), judged=not quick)
+    turns *= _LONGER
+    longer = measure((OURS, UNTRACKED, MEMORY, NONE), turns, begin_late=(MEMORY, NONE))
+    show(f"Checkpoints: one thread, {turns:,} {of}", _figures_of_longer(longer, shorter, turns), judged=not quick)
 
 
 def main() -> None:

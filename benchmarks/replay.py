@@ -18,7 +18,7 @@ from typing import Any
 from langchain_core.messages import BaseMessage
 from langgraph.checkpoint.sqlite import SqliteSaver
 
-from benchmarks.checkpoint_cost import megabytes
+from benchmarks.chat import megabytes
 from benchmarks.factories import checkpointer
 from benchmarks.run import Figure, arguments, machine, show
 from session_middleware import Sessions

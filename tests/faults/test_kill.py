@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from langchain_core.callbacks import BaseCallbackHandler
 
 from session_middleware import Sessions
+from tests.faults.disk import read_log
+from tests.faults.marked_writer import calls_in
 from tests.faults.writer import graph
 
 ROUNDS = int(os.environ.get("SESSION_FAULT_ROUNDS", "2"))
@@ -62,6 +67,43 @@ def test_nothing_acknowledged_is_lost(tmp_path: Path, durability: str, mode: str
     assert set(state) == set(recorded)
     assert {f"call-{message_id}" for message_id in acknowledged} <= {c.tool_call_id for c in calls if c.status == "ok"}
     assert sqlite3.connect(path).execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+class Tasks(BaseCallbackHandler):
+    """The ids of the tasks that ran."""
+
+    run_inline = True
+
+    def __init__(self) -> None:
+        self.ran: set[str] = set()
+
+    def on_chain_start(self, *args: Any, metadata: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        self.ran.add((metadata or {}).get("langgraph_checkpoint_ns", "").rpartition(":")[2])
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_a_task_whose_writes_were_acknowledged_does_not_run_again(mode: str, tmp_path: Path) -> None:
+    waiting = 0
+    for round_ in range(ROUNDS):
+        path, log = tmp_path / f"{round_}.db", tmp_path / f"{round_}.log"
+        command = [sys.executable, str(WRITER.with_name("marked_writer.py")), str(path), str(log), "full", mode]
+        environment = {**os.environ, "PYTHONPATH": str(WRITER.parents[2])}
+        killed = subprocess.run([*command, str(random.randrange(8, 120))], env=environment, check=False)
+        assert killed.returncode == -signal.SIGKILL
+        calls = calls_in(read_log(log)).values()
+        written = {call.given[1] for call in calls if call.kind == "writes" and call.done < float("inf")}
+        tasks = Tasks()
+        with Sessions(path) as sessions:
+            agent = sessions.attach(graph().compile())
+            for thread_id in {call.thread_id for call in calls}:
+                config = sessions.config(thread_id)
+                waiting += len(agent.get_state(config).next)
+                agent.invoke(None, {**config, "callbacks": [tasks]})
+                assert agent.get_state(config).next == ()
+                state = [message.id for message in agent.get_state(config).values["messages"]]
+                assert [message.message_id for message in sessions.get(thread_id).messages()] == state
+        assert not written & tasks.ran
+    assert waiting
 
 
 def test_a_tool_cut_off_by_a_kill_is_recorded_as_started(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ rebuilt as it may be after a cut at some moment, and opened. Some moments by def
 from __future__ import annotations
 
 import os
-import pickle
 import shutil
 import sqlite3
 import subprocess
@@ -23,7 +22,8 @@ from typing import Any
 import pytest
 
 from session_middleware import Sessions
-from tests.faults.disk import MARK, Disk, Record, read_log
+from tests.faults.disk import Disk, Record, read_log
+from tests.faults.marked_writer import Call, calls_in
 
 HERE = Path(__file__).parent
 CUTS = 24 * min(int(os.environ.get("SESSION_FAULT_ROUNDS", "1")), 25)
@@ -39,26 +39,6 @@ pytestmark = [
         reason="a C compiler is needed to log what a process writes; install one (apt-get install gcc libc6-dev)",
     ),
 ]
-
-
-@dataclass
-class Call:
-    """A write of the process, and where in the log it began and returned."""
-
-    kind: str  # put, writes, delete
-    where: dict[str, Any]  # the config's ``configurable``
-    given: tuple[Any, ...]
-    begun: int
-    done: float = float("inf")
-
-    @property
-    def thread_id(self) -> str:
-        return str(self.where["thread_id"])
-
-    @property
-    def key(self) -> tuple[str, str, str]:
-        checkpoint_id = self.given[0]["id"] if self.kind == "put" else self.where["checkpoint_id"]
-        return self.thread_id, self.where["checkpoint_ns"], checkpoint_id
 
 
 @dataclass
@@ -88,26 +68,13 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Hi
         database, log = folder / "sessions.db", folder / "log"
         environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1])}
         environment |= {"LD_PRELOAD": str(logger(folder)), "WRITE_LOG": str(log), "WRITE_LOG_OF": str(database)}
-        command = [sys.executable, str(HERE / "power_writer.py"), str(database), str(log), synchronous, mode]
+        command = [sys.executable, str(HERE / "marked_writer.py"), str(database), str(log), synchronous, mode]
         subprocess.run(command, check=True, timeout=100, env=environment)
         records = read_log(log)
         assert {record.what for record in records} >= set("OWTSUM"), "the log misses what must have been done"
         return History(records, list(calls_in(records).values()))
 
     return run
-
-
-def calls_in(records: list[Record]) -> dict[int, Call]:
-    found: dict[int, Call] = {}
-    for place, record in enumerate(records):
-        if record.what == MARK:
-            what, number, *said = pickle.loads(record.data)
-            if what == "begun":
-                kind, where, *given = said
-                found[number] = Call(kind, where, tuple(given), place)
-            else:
-                found[number].done = place
-    return found
 
 
 def moments(history: History, chance: Random) -> list[int]:

@@ -10,9 +10,11 @@ import itertools
 import os
 import pickle
 import random
+import signal
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from langchain_core.messages import HumanMessage
@@ -27,12 +29,46 @@ OPENINGS, TURNS, SESSIONS = 3, 4, 3
 _words = random.Random(1)
 
 
+@dataclass
+class Call:
+    """A write of such a process, and where in the log it began and returned."""
+
+    kind: str  # put, writes, delete
+    where: dict[str, Any]  # the config's ``configurable``
+    given: tuple[Any, ...]
+    begun: int
+    done: float = float("inf")
+
+    @property
+    def thread_id(self) -> str:
+        return str(self.where["thread_id"])
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        checkpoint_id = self.given[0]["id"] if self.kind == "put" else self.where["checkpoint_id"]
+        return self.thread_id, self.where["checkpoint_ns"], checkpoint_id
+
+
+def calls_in(records: list[disk.Record]) -> dict[int, Call]:
+    found: dict[int, Call] = {}
+    for place, record in enumerate(records):
+        if record.what == disk.MARK:
+            what, number, *said = pickle.loads(record.data)
+            if what == "begun":
+                kind, where, *given = said
+                found[number] = Call(kind, where, tuple(given), place)
+            else:
+                found[number].done = place
+    return found
+
+
 class Marks:
     """Appended to the log that also has what is done to the disk, so that their order is known."""
 
-    def __init__(self, path: str) -> None:
-        self._file = os.open(path, os.O_WRONLY | os.O_APPEND)
+    def __init__(self, path: str, die_after: float) -> None:
+        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         self._numbers = itertools.count()
+        self._left = die_after
 
     @contextmanager
     def around(self, kind: str, where: dict[str, Any], *given: Any) -> Iterator[None]:
@@ -41,6 +77,9 @@ class Marks:
         self._mark("begun", number, kind, {name: where[name] for name in names if name in where}, *given)
         yield
         self._mark("done", number)
+        self._left -= 1
+        if self._left <= 0:
+            os.kill(os.getpid(), signal.SIGKILL)
 
     def _mark(self, *mark: Any) -> None:
         os.write(self._file, disk.mark(pickle.dumps(mark)))
@@ -109,8 +148,8 @@ async def atalk(agent: Any, sessions: Sessions, opening: int) -> None:
     await asyncio.gather(*(one(f"s{name}") for name in range(SESSIONS)))
 
 
-def main(path: str, log: str, synchronous: str, mode: str) -> None:
-    marks = Marks(log)
+def main(path: str, log: str, synchronous: str, mode: str, die_after: str = "inf") -> None:
+    marks = Marks(log, float(die_after))
     for opening in range(OPENINGS):
         with Sessions(path, synchronous=synchronous) as sessions:
             saver = Witness(sessions.checkpointer, marks)
