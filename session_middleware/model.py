@@ -202,6 +202,21 @@ class Memory(Value):
     score: float | None = None
 
 
+class RepairedCall(Value):
+    """A tool call that had no answer, and the answer it was given.
+
+    "interrupted" and "unreadable" (its arguments) say so to the model; "known" is what the tool did
+    say, from a part of the step that was finished.
+    """
+
+    tool_call_id: str
+    name: str
+    message_id: str | None  # the message that asks for it
+    answer_id: str  # the message that answers
+    answer: Literal["interrupted", "unreadable", "known"]
+    checkpoint_ns: str = ""
+
+
 class Ended(Value):
     """What a sweep ended, or would end: a session, why, and what was done with it."""
 

@@ -20,6 +20,7 @@ from session_middleware.model import (
     Message,
     ModelCall,
     NewId,
+    RepairedCall,
     Run,
     SessionInfo,
     Stats,
@@ -48,16 +49,25 @@ class Session(SessionInfo):
     _recorder: SessionRecorder = PrivateAttr()
     _new_id: NewId = PrivateAttr()
     _loop: Loop = PrivateAttr()
+    _repair: Callable[..., builtins.list[RepairedCall]] = PrivateAttr()
 
     @classmethod
     def of(
-        cls, info: SessionInfo, storage: Storage, offload: Offload, recorder: SessionRecorder, new_id: NewId
+        cls,
+        info: SessionInfo,
+        storage: Storage,
+        offload: Offload,
+        recorder: SessionRecorder,
+        new_id: NewId,
+        *,
+        repair: Callable[..., builtins.list[RepairedCall]],
     ) -> Session:
         session = cls.model_construct(**dict(info))
         session._storage, session._offload = storage, offload
         session._recorder, session._new_id = recorder, new_id
         owner = Identity(user_id=info.user_id, group_id=info.group_id)
         session._loop = Loop(storage, offload, recorder.journal, info.id, owner, new_id)
+        session._repair = repair
         return session
 
     # The record
@@ -295,10 +305,25 @@ class Session(SessionInfo):
         details = SessionDetails(title, purpose, tags, metadata, context, client)
         info = self._storage.update_session(self.id, details)
         kept = info.model_copy(update={"status": self.status, "expires_at": self.expires_at})
-        return Session.of(kept, self._storage, self._offload, self._recorder, self._new_id)
+        return Session.of(kept, self._storage, self._offload, self._recorder, self._new_id, repair=self._repair)
 
     async def aupdate(self, **details: Any) -> Session:
         return await self._offload.run(self.update, **details)
+
+    def repair(self, *, dry_run: bool = False) -> builtins.list[RepairedCall]:
+        """Answer the tool calls that were cut off, so that a model takes the history again; `dry_run` only says which.
+
+        New input does this by itself, unless the setting ``repair`` is ``"off"``. Nothing while the
+        graph waits for a person, who may yet approve the call.
+
+        Raises:
+            SessionBusy: a run is in progress, and may give the answers itself.
+        """
+        self._recorder.drain(self.id)
+        return self._repair(dry_run=dry_run)
+
+    async def arepair(self, *, dry_run: bool = False) -> builtins.list[RepairedCall]:
+        return await self._offload.run(self.repair, dry_run=dry_run)
 
     def delete(self) -> Deleted:
         """Delete everything of it, and say how much that was."""

@@ -28,6 +28,7 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from session_middleware.checkpoint.codec import Codec, Split, is_input, part, replayed, uncollected, whole
 from session_middleware.checkpoint.kept import KeptLists, Shelf
 from session_middleware.checkpoint.known import Key, Known, KnownCheckpoints, KnownList
+from session_middleware.checkpoint.repair import Repairs
 from session_middleware.checkpoint.witness import Witness
 from session_middleware.errors import SessionError, UnknownStrategy
 from session_middleware.lifecycle import session_id_of
@@ -57,6 +58,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
         serde: SerializerProtocol,
         witness: Witness,
         settle: Callable[[str], None] = lambda _: None,
+        repairs: Repairs | None = None,
     ) -> None:
         super().__init__(serde=serde)
         self._storage = storage
@@ -64,6 +66,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
         self._visits = visits
         self._witness = witness
         self._settle = settle  # what the recorder has handed over comes before what follows from it
+        self._repairs = repairs
         self._known = KnownCheckpoints()
         self._kept = KeptLists()
 
@@ -86,6 +89,11 @@ class SessionSaver(BaseCheckpointSaver[int]):
 
     def _read(self, config: RunnableConfig, visit: Visit) -> CheckpointTuple | None:
         self._settle(visit.session_id)
+        found = self.load(config, visit)
+        return self._repairs.before_input(self, config, visit, found) if self._repairs else found
+
+    def load(self, config: RunnableConfig, visit: Visit) -> CheckpointTuple | None:
+        """What `get_tuple` returns, for a visit that has been found."""
         namespace = config["configurable"].get("checkpoint_ns", "")
         shelf = self._kept.shelf(visit.session_id)
         with uncollected():

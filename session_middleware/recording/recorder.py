@@ -121,6 +121,7 @@ class SessionRecorder(GraphCallbackHandler):
         if trace is None:
             return
         if trace.visit.run_id == str(run_id):
+            trace.visit.given = inputs
             self._resume(trace, inputs)
             return
         self._begin(trace)

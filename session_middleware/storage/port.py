@@ -33,6 +33,7 @@ from session_middleware.model import (
     Identity,
     Message,
     ModelCall,
+    RepairedCall,
     Run,
     SessionInfo,
     Status,
@@ -80,6 +81,8 @@ class Visit:
     unclaimed: dict[str, str] = field(default_factory=dict)  # what models said that no state holds yet: ids by text
     resume_id: str | None = None  # of the message that is a person's answer, where the checkpointer has seen it
     tell: Callable[[Exception], None] | None = None  # is told of what could not be recorded
+    given: Any = None  # what a run was called with, until it has read its state
+    looked: set[str] = field(default_factory=set)  # the namespaces whose state it has read
 
 
 class CheckpointPut(NamedTuple):
@@ -300,7 +303,20 @@ class Storage(Protocol):
 
     def list_events(self, session_id: str, *, after: int = 0, limit: int | None = None) -> list[Event]: ...
 
+    # Repair
+
+    def find_live_run(self, session_id: str, *, besides: str | None = None) -> str | None:
+        """A run of the session other than `besides`, in progress in a process that is still there."""
+
+    def find_executions(self, session_id: str, tool_call_ids: Sequence[str]) -> list[ToolCall]:
+        """All executions of these calls, by `seq`."""
+
+    def note_repair(self, visit: Visit, calls: Sequence[RepairedCall], *, reason: str, checkpoint_id: str) -> None:
+        """An event ``repaired``; calls that were cut off, or not executed at all, say ``interrupted``."""
+
     # Checkpoints
+
+    def list_checkpoint_namespaces(self, session_id: str) -> list[str]: ...
 
     def put_checkpoint(self, put: CheckpointPut) -> tuple[str, dict[str, ListRef]]:
         """Store a checkpoint, and what the record learns from it. Idempotent by its id.

@@ -18,6 +18,7 @@ from session_middleware.model import (
     Message,
     ModelCall,
     NewId,
+    RepairedCall,
     Run,
     SessionInfo,
     ToolCall,
@@ -43,6 +44,7 @@ from session_middleware.storage.sqlite import (
     pieces,
     pruning,
     record,
+    repairs,
     replayed,
     said,
     sessions,
@@ -271,7 +273,25 @@ class SqliteStorage:
             lambda connection: record.list_events(connection, session_id, after=after, limit=limit)
         )
 
+    # Repair
+
+    def find_live_run(self, session_id: str, *, besides: str | None = None) -> str | None:
+        return self._database.read(lambda connection: record.find_live_run(connection, session_id, besides=besides))
+
+    def find_executions(self, session_id: str, tool_call_ids: Sequence[str]) -> list[ToolCall]:
+        return self._database.read(lambda connection: repairs.find_executions(connection, session_id, tool_call_ids))
+
+    def note_repair(self, visit: Visit, calls: Sequence[RepairedCall], *, reason: str, checkpoint_id: str) -> None:
+        self._database.write(
+            lambda connection: repairs.note(
+                connection, visit, calls, reason=reason, checkpoint_id=checkpoint_id, now=self._rules.clock()
+            )
+        )
+
     # Checkpoints
+
+    def list_checkpoint_namespaces(self, session_id: str) -> list[str]:
+        return self._database.read(lambda connection: checkpoints.list_namespaces(connection, session_id))
 
     def put_checkpoint(self, put: CheckpointPut) -> tuple[str, dict[str, ListRef]]:
         def then(connection: Connection, family_id: str, write_down: WriteDown) -> tuple[str, dict[str, ListRef]]:
