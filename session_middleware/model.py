@@ -202,6 +202,30 @@ class Memory(Value):
     score: float | None = None
 
 
+class Usage(Value):
+    """What calls took, all together: of models, or with ``by="tool"`` of tools.
+
+    The percentiles are durations that did occur (nearest rank); calls without one are not in them.
+    """
+
+    key: str | None  # the user, session, model, tool or day; None: calls that have none
+    calls: int
+    errors: int
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0  # of the input
+    reasoning_tokens: int = 0  # of the output
+    cost: float = 0.0  # US dollars
+    unpriced: int = 0  # calls whose cost is not known, and not in `cost`
+    p50_ms: float | None = None
+    p95_ms: float | None = None
+    p99_ms: float | None = None
+
+    @property
+    def error_rate(self) -> float:
+        return self.errors / self.calls if self.calls else 0.0
+
+
 class RepairedCall(Value):
     """A tool call that had no answer, and the answer it was given.
 

@@ -235,7 +235,7 @@ class Repairs:
         key = (visit.session_id, found.config["configurable"]["checkpoint_ns"], checkpoint["id"])
         at: RunnableConfig = {**config, "configurable": config["configurable"] | found.config["configurable"]}
         saver._put(visit, key, at, checkpoint, metadata, new_versions)
-        self._storage.note_repair(visit, calls, reason=reason, checkpoint_id=key[2])
+        self._storage.note_repair(key[0], calls, run_id=visit.run_id, reason=reason, checkpoint_id=key[2])
         at["configurable"]["checkpoint_id"] = key[2]
         return saver.load(at, visit), calls
 

@@ -33,12 +33,12 @@ from session_middleware.model import (
     Identity,
     Message,
     ModelCall,
-    RepairedCall,
     Run,
     SessionInfo,
     Status,
     ToolCall,
 )
+from session_middleware.storage.reporting import Reporting
 from session_middleware.storage.seen import Entry, MessageSeen, ToolStart
 from session_middleware.storage.state import (
     Blob,
@@ -177,7 +177,7 @@ class StaleParent(Exception):
     """
 
 
-class Storage(Protocol):
+class Storage(Reporting, Protocol):
     name: str  # for messages to people: the path, or ":memory:"
 
     def close(self) -> None:
@@ -303,20 +303,7 @@ class Storage(Protocol):
 
     def list_events(self, session_id: str, *, after: int = 0, limit: int | None = None) -> list[Event]: ...
 
-    # Repair
-
-    def find_live_run(self, session_id: str, *, besides: str | None = None) -> str | None:
-        """A run of the session other than `besides`, in progress in a process that is still there."""
-
-    def find_executions(self, session_id: str, tool_call_ids: Sequence[str]) -> list[ToolCall]:
-        """All executions of these calls, by `seq`."""
-
-    def note_repair(self, visit: Visit, calls: Sequence[RepairedCall], *, reason: str, checkpoint_id: str) -> None:
-        """An event ``repaired``; calls that were cut off, or not executed at all, say ``interrupted``."""
-
     # Checkpoints
-
-    def list_checkpoint_namespaces(self, session_id: str) -> list[str]: ...
 
     def put_checkpoint(self, put: CheckpointPut) -> tuple[str, dict[str, ListRef]]:
         """Store a checkpoint, and what the record learns from it. Idempotent by its id.

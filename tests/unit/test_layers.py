@@ -18,6 +18,9 @@ LAYERS = {  # the longest prefix wins
     "storage.state": 0,
     "storage.seen": 0,
     "storage.port": 1,
+    "storage.reporting": 1,
+    "timeline": 1,
+    "following": 3,
     "storage": 2,
     "visits": 2,
     "checkpoint": 3,
@@ -37,6 +40,9 @@ LAYERS = {  # the longest prefix wins
 }
 WITHIN_A_LAYER = {  # pairs in one layer, or out of its order, that may lean on each other this way round
     ("settings", "errors"),
+    ("timeline", "model"),
+    ("storage.port", "storage.reporting"),
+    ("storage.reporting", "timeline"),
     ("sessions", "session"),
     ("visits", "storage"),
     ("attaching", "checkpoint"),

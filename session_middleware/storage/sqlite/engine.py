@@ -18,7 +18,6 @@ from session_middleware.model import (
     Message,
     ModelCall,
     NewId,
-    RepairedCall,
     Run,
     SessionInfo,
     ToolCall,
@@ -44,7 +43,6 @@ from session_middleware.storage.sqlite import (
     pieces,
     pruning,
     record,
-    repairs,
     replayed,
     said,
     sessions,
@@ -52,6 +50,7 @@ from session_middleware.storage.sqlite import (
 from session_middleware.storage.sqlite.branches import Place
 from session_middleware.storage.sqlite.database import SqliteDatabase
 from session_middleware.storage.sqlite.entries import Before, Fault, write
+from session_middleware.storage.sqlite.reports import SqliteReports
 from session_middleware.storage.sqlite.writer import Refusal
 from session_middleware.storage.state import Blob, ListRef, StoredCheckpoint, StoredHistory
 
@@ -65,7 +64,7 @@ class WriteDown(Protocol):
     def __call__(self, entries: Sequence[Entry] = (), put: CheckpointPut | None = None) -> Place: ...
 
 
-class SqliteStorage:
+class SqliteStorage(SqliteReports):
     def __init__(self, path: str, settings: SessionSettings, *, clock: Clock, new_id: NewId) -> None:
         self.name = path
         self._rules = sessions.Rules(settings, clock, new_id, path)
@@ -273,25 +272,7 @@ class SqliteStorage:
             lambda connection: record.list_events(connection, session_id, after=after, limit=limit)
         )
 
-    # Repair
-
-    def find_live_run(self, session_id: str, *, besides: str | None = None) -> str | None:
-        return self._database.read(lambda connection: record.find_live_run(connection, session_id, besides=besides))
-
-    def find_executions(self, session_id: str, tool_call_ids: Sequence[str]) -> list[ToolCall]:
-        return self._database.read(lambda connection: repairs.find_executions(connection, session_id, tool_call_ids))
-
-    def note_repair(self, visit: Visit, calls: Sequence[RepairedCall], *, reason: str, checkpoint_id: str) -> None:
-        self._database.write(
-            lambda connection: repairs.note(
-                connection, visit, calls, reason=reason, checkpoint_id=checkpoint_id, now=self._rules.clock()
-            )
-        )
-
     # Checkpoints
-
-    def list_checkpoint_namespaces(self, session_id: str) -> list[str]:
-        return self._database.read(lambda connection: checkpoints.list_namespaces(connection, session_id))
 
     def put_checkpoint(self, put: CheckpointPut) -> tuple[str, dict[str, ListRef]]:
         def then(connection: Connection, family_id: str, write_down: WriteDown) -> tuple[str, dict[str, ListRef]]:

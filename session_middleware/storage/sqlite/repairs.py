@@ -5,9 +5,9 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 
 from session_middleware.model import RepairedCall, ToolCall
-from session_middleware.storage.port import Visit
 from session_middleware.storage.sqlite import sessions
 from session_middleware.storage.sqlite.rows import clean, values_of
 
@@ -24,21 +24,20 @@ def find_executions(connection: sqlite3.Connection, session_id: str, tool_call_i
 
 def note(
     connection: sqlite3.Connection,
-    visit: Visit,
+    session_id: str,
     calls: Sequence[RepairedCall],
     *,
+    run_id: str | None,
     reason: str,
-    checkpoint_id: str,
+    detail: dict[str, Any],
     now: datetime,
 ) -> None:
     for call in calls:
         if call.answer == "interrupted":
-            _interrupt(connection, visit.session_id, call)
-    detail = {
-        "checkpoint_id": checkpoint_id,
-        "tool_calls": [{"id": call.tool_call_id, "name": call.name, "answer": call.answer} for call in calls],
-    }
-    sessions.append_event(connection, visit.session_id, "repaired", reason, detail, now, run_id=visit.run_id)
+            _interrupt(connection, session_id, call)
+    named = [{"id": call.tool_call_id, "name": call.name, "answer": call.answer} for call in calls]
+    detail = {**detail, "tool_calls": named}
+    sessions.append_event(connection, session_id, "repaired", reason, detail, now, run_id=run_id)
 
 
 def _interrupt(connection: sqlite3.Connection, session_id: str, call: RepairedCall) -> None:

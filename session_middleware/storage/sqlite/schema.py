@@ -151,6 +151,9 @@ _TABLES = (
         UNIQUE (session_id, execution_id)
     )
     """,
+    "CREATE INDEX tool_calls_by_time ON tool_calls (COALESCE(started_at, ''), session_id, seq, status)",
+    "CREATE INDEX tool_calls_by_name"
+    " ON tool_calls (name, COALESCE(started_at, ''), session_id, seq, status, duration_ms)",
     """
     CREATE TABLE model_calls (
         session_id TEXT NOT NULL,
@@ -172,8 +175,8 @@ _TABLES = (
         node TEXT,
         marks TEXT,
         started_at TEXT,
-        UNIQUE (session_id, seq)
-    )
+        PRIMARY KEY (session_id, seq)
+    ) WITHOUT ROWID
     """,
     """
     CREATE TABLE events (
