@@ -51,7 +51,9 @@ class Following:
             self._after = new[-1].seq
         is_all = len(new) < _PAGE
         self._version = version if is_all else None
-        return Look([*changed, *new], has_ended and is_all)
+        calls = [entry for entry in changed if not isinstance(entry, Run)]
+        runs = [entry for entry in changed if isinstance(entry, Run)]  # their end comes after what was said in them
+        return Look([*calls, *new, *runs], has_ended and is_all)
 
     def _changed(self) -> list[Entry]:
         if self._unfinished is None:

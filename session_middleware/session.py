@@ -157,7 +157,8 @@ class Session(SessionInfo):
         changed; `seq` says that it is the same. It ends when the session has ended or was deleted.
 
         Args:
-            after: The `seq` of the last one had, to go on from there.
+            after: The `seq` of the last one had, to go on from there. What was going on then and has
+                ended meanwhile is not told again.
             timeout: A duration, such as ``"30s"``: end when nothing has come for so long. None: never.
             until: End after the first record for which it is true.
         """

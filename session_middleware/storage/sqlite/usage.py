@@ -109,9 +109,9 @@ def list_tool_calls(
 ) -> list[ToolCall]:
     conditions, values = _tool_conditions(where)
     if before is not None:
-        conditions.append(f"({_START}, session_id, seq) < (?, ?, ?)")
+        conditions.append(f"{_START} <= ? AND ({_START}, session_id, seq) < (?, ?, ?)")  # the first is for the index
         started = to_text(before.started_at) if before.started_at else ""
-        values += [started, before.session_id, before.seq]
+        values += [started, started, before.session_id, before.seq]
     cursor = connection.execute(
         f"SELECT * FROM tool_calls WHERE {' AND '.join(conditions) or '1'}"
         f" ORDER BY {_START} DESC, session_id DESC, seq DESC LIMIT ?",
