@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+from langchain_core.runnables import RunnableConfig
+
 from session_middleware import lifecycle
 from session_middleware.model import Identity
 from session_middleware.storage.port import Visit
@@ -45,6 +47,12 @@ def identity_of(configurable: Mapping[str, Any]) -> Identity:
         user_id=None if user_id is None else lifecycle.owner_id_of("user_id", user_id),
         group_id=None if group_id is None else lifecycle.owner_id_of("group_id", group_id),
     )
+
+
+def config_of(identity: Identity, key: tuple[str, str, str | None]) -> RunnableConfig:
+    """A config that names a checkpoint (session, namespace, id) and carries on who asked for it."""
+    who = identity.model_dump(exclude_none=True)
+    return {"configurable": {"thread_id": key[0], "checkpoint_ns": key[1], "checkpoint_id": key[2], **who}}
 
 
 class Visits:

@@ -24,7 +24,7 @@ def visit(session_id: str, user_id: str | None = None, run_id: str | None = None
 
 
 def asked(number: int, clock: Callable[[], datetime], **fields: Any) -> ModelCallSeen:
-    given = {"model": "small", "input_tokens": 10, "output_tokens": 2, "cost": 0.5, "duration_ms": 100.0}
+    given = {"model": "small", "input_tokens": 10, "output_tokens": 2, "cost": lambda: 0.5, "duration_ms": 100.0}
     return ModelCallSeen(id=f"call-{number}", started_at=clock(), **(given | fields))
 
 
