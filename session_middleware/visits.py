@@ -92,12 +92,7 @@ class Visits:
             return here
         visit = self._claim(session_id, identity) or Visit(session_id, identity)
         self._here.set(visit)
-        with self._lock:
-            self._latest[session_id] = visit
-            self._latest.move_to_end(session_id)
-            if len(self._latest) > _REMEMBERED:
-                self._latest.popitem(last=False)
-        return visit
+        return self._remember(visit)
 
     def present(self, configurable: Mapping[str, Any]) -> Visit:
         """The visit this write belongs to; a new one for a write out of the blue.
@@ -108,6 +103,20 @@ class Visits:
         session_id, identity = lifecycle.session_id_of(configurable.get("thread_id")), identity_of(configurable)
         found = self._matching(session_id, identity) or self._last(session_id, identity)
         return found or Visit(session_id, identity)
+
+    def alone(self, configurable: Mapping[str, Any], *, anew: bool) -> Visit:
+        """The visit of a run that neither a checkpointer nor a recorder of ours serves."""
+        session_id, identity = lifecycle.session_id_of(configurable.get("thread_id")), identity_of(configurable)
+        found = None if anew else self._last(session_id, identity)
+        return found or self._remember(Visit(session_id, identity))
+
+    def _remember(self, visit: Visit) -> Visit:
+        with self._lock:
+            self._latest[visit.session_id] = visit
+            self._latest.move_to_end(visit.session_id)
+            if len(self._latest) > _REMEMBERED:
+                self._latest.popitem(last=False)
+        return visit
 
     def _matching(self, session_id: str, identity: Identity) -> Visit | None:
         here = self._here.get()

@@ -274,6 +274,10 @@ class SessionRecorder(GraphCallbackHandler):
             (trace.visit for trace in list(self._traces.values()) if trace.visit.session_id == session_id), None
         )
 
+    def trace_of(self, run_id: UUID | None) -> Trace | None:
+        """What is followed of the run that this one is, or is a part of."""
+        return None if run_id is None else self._traces.get(run_id)
+
     def drain(self, session_id: str | None = None) -> None:
         self.journal.drain(session_id)
 

@@ -70,7 +70,13 @@ class Reporting(Protocol):
         """All executions of these calls, by `seq`."""
 
     def note_repair(
-        self, session_id: str, calls: Sequence[RepairedCall], *, run_id: str | None, reason: str, checkpoint_id: str
+        self,
+        session_id: str,
+        calls: Sequence[RepairedCall],
+        *,
+        run_id: str | None,
+        reason: str,
+        checkpoint_id: str | None,
     ) -> None:
         """An event ``repaired``; calls that were cut off, or not executed at all, say ``interrupted``."""
 

@@ -32,6 +32,7 @@ LAYERS = {  # the longest prefix wins
     "cli": 5,
     "doctor": 5,
     "render_health": 5,
+    "integrations": 5,
     "importing": 5,
     "sources": 5,
     "render": 5,

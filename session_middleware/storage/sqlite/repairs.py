@@ -42,11 +42,13 @@ def note(
 
 def _interrupt(connection: sqlite3.Connection, session_id: str, call: RepairedCall) -> None:
     """The row that the answer alone made, as of a call nobody saw executed, and any that was cut off."""
-    connection.execute(
+    made = connection.execute(
         "UPDATE tool_calls SET status = 'interrupted', result = NULL, error = NULL"
-        " WHERE session_id = ? AND execution_id = ?",
+        " WHERE session_id = ? AND execution_id = ? AND status = 'error'",
         (session_id, call.answer_id),
-    )
+    ).rowcount
+    if made:  # it counted as a failure
+        connection.execute("UPDATE sessions SET error_count = error_count - ? WHERE id = ?", (made, session_id))
     connection.execute(
         "UPDATE tool_calls SET status = 'interrupted' WHERE session_id = ? AND tool_call_id = ? AND status = 'running'",
         (session_id, clean(call.tool_call_id)),

@@ -49,9 +49,15 @@ class SqliteReports:
         return self._database.read(lambda connection: repairs.find_executions(connection, session_id, tool_call_ids))
 
     def note_repair(
-        self, session_id: str, calls: Sequence[RepairedCall], *, run_id: str | None, reason: str, checkpoint_id: str
+        self,
+        session_id: str,
+        calls: Sequence[RepairedCall],
+        *,
+        run_id: str | None,
+        reason: str,
+        checkpoint_id: str | None,
     ) -> None:
-        detail = {"checkpoint_id": checkpoint_id}
+        detail = {} if checkpoint_id is None else {"checkpoint_id": checkpoint_id}
         self._database.write(
             lambda connection: repairs.note(
                 connection, session_id, calls, run_id=run_id, reason=reason, detail=detail, now=self._rules.clock()
