@@ -260,11 +260,7 @@ class Repairs:
         """What some of them did say, though it is not in the history yet: others beside them were cut off."""
         written = [value for _, name, value in found.pending_writes or () if name == channel]
         known = {message.tool_call_id: message for value in written for message in _tool_messages(value)}
-        asked = {one.call["id"]: one.message_id for one in missing if one.call["id"] not in known}
-        for call in self._storage.find_executions(session_id, list(asked)):
-            if call.message_id == asked[call.tool_call_id] and (message := _from_record(call)) is not None:
-                known[call.tool_call_id] = message
-        return known
+        return recorded_answers(self._storage, session_id, missing) | known
 
 
 def _brings_input(given: Any, visit: Visit, config: RunnableConfig, found: CheckpointTuple | None) -> bool:
@@ -297,6 +293,14 @@ def _answers_in(given: Any, depth: int) -> Iterator[str]:
 def _tool_messages(value: Any) -> Iterable[ToolMessage]:
     parts = value if isinstance(value, (list, tuple)) else (value,)
     return (part for part in parts if isinstance(part, ToolMessage))
+
+
+def recorded_answers(storage: Storage, session_id: str, missing: Sequence[Asked]) -> dict[str, ToolMessage]:
+    """What some of the calls did say, by the record of their executions."""
+    asked = {one.call["id"]: one.message_id for one in missing}
+    found = storage.find_executions(session_id, list(asked))
+    answers = {call.tool_call_id: _from_record(call) for call in found if call.message_id == asked[call.tool_call_id]}
+    return {call_id: answer for call_id, answer in answers.items() if answer is not None}
 
 
 def _from_record(call: ToolCall) -> ToolMessage | None:

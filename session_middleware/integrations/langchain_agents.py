@@ -20,7 +20,7 @@ from langgraph.graph.message import REMOVE_ALL_MESSAGES
 from langgraph.prebuilt.tool_node import ToolCallRequest
 from langgraph.types import Command
 
-from session_middleware.checkpoint.repair import Mended, mend, unanswered
+from session_middleware.checkpoint.repair import Asked, Mended, mend, recorded_answers, unanswered
 from session_middleware.recording.hooks import Hooks, Place, Watched
 from session_middleware.session import Session
 from session_middleware.sessions import Sessions
@@ -84,11 +84,12 @@ class SessionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
         missing = self._missing(messages)
         if not missing:
             return None
-        mended = mend(messages, missing, new_id=self._sessions.new_id, namespace=place.namespace)
+        known = recorded_answers(self._sessions._storage, place.visit.session_id, missing)
+        mended = mend(messages, missing, known=known, new_id=self._sessions.new_id, namespace=place.namespace)
         self._note(place, mended)
         return {"messages": [RemoveMessage(REMOVE_ALL_MESSAGES), *mended.messages]}
 
-    def _missing(self, messages: Sequence[BaseMessage]) -> list[Any]:
+    def _missing(self, messages: Sequence[BaseMessage]) -> list[Asked]:
         return unanswered(messages) if self._sessions.settings.repair == "auto" else []
 
     def _note(self, place: Place, mended: Mended) -> None:
@@ -143,8 +144,13 @@ class SessionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
 
     def _context_for(self, place: Place, request: ModelRequest[Any]) -> str | None:
         said = next((m.text for m in reversed(request.messages) if isinstance(m, HumanMessage)), None)
-        session = self._sessions.find(place.visit.session_id) if self._context is not None and said else None
-        return self._context(session, said) if self._context is not None and session is not None and said else None
+        if self._context is None or not said:
+            return None
+        session = self._sessions.find(place.visit.session_id)
+        if session is None:
+            self._hooks.open(place)
+            session = self._sessions.find(place.visit.session_id)
+        return self._context(session, said) if session is not None else None
 
     @staticmethod
     def _with(request: ModelRequest[Any], context: str | None) -> ModelRequest[Any]:
@@ -190,7 +196,8 @@ class SessionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
     def _watch(self, request: ToolCallRequest) -> Watched | None:
         config = request.runtime.config
         place = self._hooks.enter(config)
-        call = request.tool_call
         if place is None:
             return None
-        return self._hooks.watch(place, config, call["name"], call["args"], call["id"], exists=request.tool is not None)
+        state = request.state
+        history = state["messages"] if isinstance(state, dict) else getattr(state, "messages", ())
+        return self._hooks.watch(place, config, request.tool_call, history, exists=request.tool is not None)

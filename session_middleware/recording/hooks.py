@@ -17,13 +17,13 @@ from typing import Any, NamedTuple, TypeVar, cast
 from uuid import UUID
 
 from langchain_core.callbacks import BaseCallbackHandler, BaseCallbackManager
-from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
+from langchain_core.messages import AIMessage, BaseMessage, ToolCall, ToolMessage
 from langchain_core.runnables import RunnableConfig
 from langgraph.errors import GraphBubbleUp
 
 from session_middleware.model import Clock, NewId, RepairedCall
 from session_middleware.recording.journal import DENIALS
-from session_middleware.recording.messages import Outcome, count_tokens, describe, mark_of, outcome_of, unseen
+from session_middleware.recording.messages import Outcome, count_tokens, describe, mark_of, outcome_of
 from session_middleware.recording.prices import cost_of, load
 from session_middleware.recording.recorder import SessionRecorder
 from session_middleware.recording.trace import Trace, namespace_of, since
@@ -61,7 +61,7 @@ class Watched:
     place: Place
     start: ToolStart
     exists: bool  # there is such a tool
-    executed: set[str]  # the calls whose tool has begun
+    executed: dict[str, Any]  # the calls whose tool has begun, where nobody else knows, and its arguments
     begun: float = field(default_factory=time.perf_counter)
     written: bool = False  # its start is
 
@@ -75,15 +75,17 @@ class Asked:
 
 
 class _Executions(BaseCallbackHandler):
-    """Tells a tool that has run from one that somebody answered for."""
+    """Tells a tool that has run from one that somebody answered for, and what it was given."""
 
     run_inline = True
 
-    def __init__(self, executed: set[str]) -> None:
+    def __init__(self, executed: dict[str, Any]) -> None:
         self._executed = executed
 
-    def on_tool_start(self, serialized: Any, input_str: str, *, run_id: UUID, **kwargs: Any) -> None:
-        self._executed.add(str(kwargs.get("tool_call_id")))
+    def on_tool_start(
+        self, serialized: Any, input_str: str, *, run_id: UUID, inputs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        self._executed[str(kwargs.get("tool_call_id"))] = inputs
 
 
 def _harmless(method: Method) -> Method:
@@ -146,6 +148,11 @@ class Hooks:
         if place.is_alone and place.visit.admission is None:
             self._storage.look(place.visit)
 
+    @_harmless
+    def open(self, place: Place) -> None:
+        """Have the session there, before anything else has been written of the run."""
+        self._storage.append(place.visit)
+
     def write(self, place: Place) -> None:
         """Write down what was kept."""
         self._journal.write(place.visit)
@@ -162,9 +169,10 @@ class Hooks:
             return
         self.admit(place)
         known = self._known_messages(place.visit.session_id)
-        new = unseen(messages, known)
-        known.update({str(message.id): mark_of(message) for message in new})
-        self.keep(place, new)
+        for message, following in zip(messages, [*messages[1:], None], strict=True):
+            if message.id is not None and known.get(message.id) != mark_of(message):
+                known[message.id] = mark_of(message)
+                self.keep(place, [message], followed_by=following and following.id)
         self.write(place)
 
     def _known_messages(self, session_id: str) -> dict[str, int]:
@@ -226,13 +234,19 @@ class Hooks:
     # Tools
 
     def watch(
-        self, place: Place, config: RunnableConfig, name: str, arguments: Any, call_id: str | None, *, exists: bool
+        self, place: Place, config: RunnableConfig, call: ToolCall, history: Sequence[BaseMessage], *, exists: bool
     ) -> Watched:
-        executed = place.trace.executed if place.trace is not None else set()
+        """A call that passes by, and the messages that led to it."""
+        executed: dict[str, Any] = {}
         manager = config.get("callbacks")
         if place.trace is None and isinstance(manager, BaseCallbackManager):
             manager.add_handler(_Executions(executed))
-        start = ToolStart(self._new_id(), call_id, name, arguments, place.namespace, place.node)
+        if place.trace is None:  # who asked comes before what was asked for
+            asking = [
+                m for m in history if isinstance(m, AIMessage) and any(c["id"] == call["id"] for c in m.tool_calls)
+            ]
+            self.keep(place, [message for message in asking[-1:] if message.id])
+        start = ToolStart(self._new_id(), call["id"], call["name"], call["args"], place.namespace, place.node)
         return Watched(place, start, exists, executed)
 
     @_harmless
@@ -249,11 +263,15 @@ class Hooks:
     def end(self, watched: Watched, came: Any) -> None:
         """Close the call, unless the recorder has; a tool that did not run and is answered for was refused."""
         place, call_id = watched.place, str(watched.start.tool_call_id)
-        executed = call_id in watched.executed
+        executed = call_id in (watched.executed if place.trace is None else place.trace.executed)
         if place.trace is not None:
             place.trace.foretold.pop(call_id, None)
             if executed:
                 return
+        start = watched.start
+        given = watched.executed.get(call_id)
+        if given is not None and given != start.arguments:  # somebody has changed them on the way
+            self._journal.keep(place.visit, [start._replace(arguments=given, corrects=True)])
         outcome = _outcome(came)
         if outcome.status == "error" and not executed and watched.exists and not isinstance(came, BaseException):
             outcome = outcome._replace(status="refused", error=None)
@@ -268,9 +286,9 @@ class Hooks:
                 name=watched.start.name,
                 files=outcome.files,
             )
-            self._journal.keep(place.visit, [end] if watched.written else [watched.start, end])
-        if isinstance(came, ToolMessage):
-            came.id = came.id or self._new_id()
+            self._journal.keep(place.visit, [end] if watched.written else [start, end])
+        if place.is_alone and isinstance(came, ToolMessage):
+            came.id = came.id or self._new_id()  # as the state would, but before it is recorded
             self.hear(place, [came])
         self.write(place)
 
