@@ -31,19 +31,17 @@ from session_middleware.model import (
     Salvaged,
     SessionInfo,
     Status,
-    ToolCall,
-    Usage,
     Verified,
     utc_now,
 )
 from session_middleware.recording.journal import Journal
 from session_middleware.recording.recorder import SessionRecorder
 from session_middleware.recording.witness import CheckpointWitness
+from session_middleware.reports import Reports
 from session_middleware.session import Session
 from session_middleware.settings import SessionSettings, load_settings
 from session_middleware.storage.offload import Offload
 from session_middleware.storage.port import Deleted, SessionDetails, SessionFilter, Storage, Visit
-from session_middleware.storage.reporting import ToolCallFilter, UsageBy, UsageFilter
 from session_middleware.storage.sqlite.engine import SqliteStorage
 from session_middleware.storage.sqlite.salvaging import salvage
 from session_middleware.storage.sqlite.verifying import Progress, verify
@@ -53,11 +51,9 @@ G = TypeVar("G")
 SessionList: TypeAlias = list[Session]  # in the class below, `list` is its own method
 EndedList: TypeAlias = list[Ended]
 RepairedCalls: TypeAlias = list[RepairedCall]
-ToolCallList: TypeAlias = list[ToolCall]
-UsageList: TypeAlias = list[Usage]
 
 
-class Sessions:
+class Sessions(Reports):
     """The sessions of one database.
 
     Args:
@@ -179,54 +175,6 @@ class Sessions:
     def acting_as(self, user_id: str | None = None, group_id: str | None = None) -> AbstractContextManager[None]:
         """A context manager: in the block, calls whose config names nobody are made by this user."""
         return acting_as(identity_of({"user_id": user_id, "group_id": group_id}))
-
-    # All sessions together
-
-    def usage(
-        self,
-        by: UsageBy = "user",
-        *,
-        user_id: str | None = None,
-        group_id: str | None = None,
-        session_id: object = None,
-        since: datetime | None = None,
-        until: datetime | None = None,
-    ) -> UsageList:
-        """What model calls took and cost, summed by user, group, session, model or day; by tool: what tool calls took.
-
-        Calls that began at or after `since` and before `until`. Dearest first, then most calls; days in order.
-        """
-        self.recorder.drain()
-        chosen = None if session_id is None else lifecycle.session_id_of(session_id)
-        found = self._storage.usage(by, UsageFilter(user_id, group_id, chosen, since, until))
-        if by == "day":
-            return sorted(found, key=lambda one: one.key or "")
-        return sorted(found, key=lambda one: (-one.cost, -one.calls, one.key or ""))
-
-    async def ausage(self, by: UsageBy = "user", **options: Any) -> UsageList:
-        return await self._offload.run(self.usage, by, **options)
-
-    def tool_calls(
-        self,
-        *,
-        name: str | None = None,
-        status: str | None = None,
-        user_id: str | None = None,
-        since: datetime | None = None,
-        until: datetime | None = None,
-        limit: int | None = 50,
-        after: ToolCall | None = None,
-    ) -> ToolCallList:
-        """Executions of tools in all sessions, latest first. The next page is what follows `after`, the last one had.
-
-        Those whose start nobody saw, as without the recorder, come last, and `since` leaves them out.
-        """
-        self.recorder.drain()
-        where = ToolCallFilter(name, status, user_id, since, until)
-        return self._storage.list_all_tool_calls(where, limit=limit, before=after)
-
-    async def atool_calls(self, **options: Any) -> ToolCallList:
-        return await self._offload.run(self.tool_calls, **options)
 
     # Sessions
 

@@ -21,6 +21,7 @@ LAYERS = {  # the longest prefix wins
     "storage.reporting": 1,
     "timeline": 1,
     "following": 3,
+    "reports": 3,
     "storage": 2,
     "visits": 2,
     "checkpoint": 3,
@@ -45,6 +46,7 @@ WITHIN_A_LAYER = {  # pairs in one layer, or out of its order, that may lean on 
     ("storage.port", "storage.reporting"),
     ("storage.reporting", "timeline"),
     ("sessions", "session"),
+    ("reports", "recording"),
     ("visits", "storage"),
     ("attaching", "checkpoint"),
     ("recording", "checkpoint"),  # it is the witness that the checkpointer asks for
