@@ -69,8 +69,10 @@ def sessions(tmp_path: Path) -> Iterator[Sessions]:
 
 @pytest.fixture(params=["sync", "async"])
 def run(request: pytest.FixtureRequest) -> Any:
-    async def run(agent: Any, value: Any, config: Any) -> Any:
-        return agent.invoke(value, config) if request.param == "sync" else await agent.ainvoke(value, config)
+    async def run(agent: Any, value: Any, config: Any, **options: Any) -> Any:
+        if request.param == "sync":
+            return agent.invoke(value, config, **options)
+        return await agent.ainvoke(value, config, **options)
 
     return run
 
@@ -378,7 +380,7 @@ async def test_beside_summaries_nothing_that_was_said_is_lost(
 async def test_beside_redaction_of_personal_data(mode: str, first: bool, run: Any, sessions: Sessions) -> None:
     hide = PIIMiddleware("email", strategy="redact", apply_to_input=True, apply_to_output=True)
     agent, config = build(sessions, mode, hide, first=first), sessions.config("t")
-    await run(agent, human("hello a@b.example"), config)
+    await run(agent, human("hello a@b.example"), config, durability="sync")
     check_record(sessions, agent, config)
     latest = {m.message_id: m.text for m in sessions.get("t").messages()}
     for message in agent.get_state(config).values["messages"]:
