@@ -1,6 +1,6 @@
 """All benchmarks, or those named: each figure beside its peer's from the same run, and what is aimed at.
 
-    python -m benchmarks.run [--quick] [checkpoint_cost] [recorder_cost] [import_time] [replay]
+    python -m benchmarks.run [--quick] [checkpoint_cost] [recorder_cost] [import_time] [replay] [reports]
 
 This file also holds what the benchmarks share: the figure, the table, the line about the machine.
 """
@@ -18,7 +18,7 @@ from os import cpu_count
 from statistics import median
 from typing import NamedTuple
 
-NAMES = ("checkpoint_cost", "recorder_cost", "import_time", "replay")
+NAMES = ("checkpoint_cost", "recorder_cost", "import_time", "replay", "reports")
 _LIBRARIES = ("langgraph", "langchain-core", "langgraph-checkpoint-sqlite", "pydantic")
 
 

@@ -38,6 +38,7 @@ from session_middleware.model import (
     Status,
     ToolCall,
 )
+from session_middleware.storage.conversations import Conversations
 from session_middleware.storage.reporting import Reporting
 from session_middleware.storage.seen import Entry, MessageSeen, ToolStart
 from session_middleware.storage.state import (
@@ -177,7 +178,7 @@ class StaleParent(Exception):
     """
 
 
-class Storage(Reporting, Protocol):
+class Storage(Reporting, Conversations, Protocol):
     name: str  # for messages to people: the path, or ":memory:"
 
     def close(self) -> None:

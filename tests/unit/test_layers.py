@@ -19,6 +19,7 @@ LAYERS = {  # the longest prefix wins
     "storage.seen": 0,
     "storage.port": 1,
     "storage.reporting": 1,
+    "storage.conversations": 1,
     "timeline": 1,
     "following": 3,
     "reports": 3,
@@ -44,6 +45,9 @@ WITHIN_A_LAYER = {  # pairs in one layer, or out of its order, that may lean on 
     ("settings", "errors"),
     ("timeline", "model"),
     ("storage.port", "storage.reporting"),
+    ("storage.port", "storage.conversations"),
+    ("storage.conversations", "storage.port"),  # for its types only
+    ("storage.conversations", "storage.seen"),
     ("storage.reporting", "timeline"),
     ("sessions", "session"),
     ("reports", "recording"),

@@ -231,6 +231,7 @@ def _migrate(connection: sqlite3.Connection) -> None:
 
 OWN_TABLES = frozenset(
     {"sessions", "runs", "messages", "tool_calls", "model_calls", "events", "memories", "branches", "files"}
+    | {"conversation_items"}
     | {"checkpoints", "heads", "writes", "lists", "list_items", "blobs"}
 )
 KNOWN_MIGRATIONS = frozenset({"m001_initial"})  # `schema` costs an import of sqlite-utils; a test holds them equal

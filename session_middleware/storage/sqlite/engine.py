@@ -48,6 +48,7 @@ from session_middleware.storage.sqlite import (
     sessions,
 )
 from session_middleware.storage.sqlite.branches import Place
+from session_middleware.storage.sqlite.conversations import SqliteConversations
 from session_middleware.storage.sqlite.database import SqliteDatabase
 from session_middleware.storage.sqlite.entries import Before, Fault, write
 from session_middleware.storage.sqlite.reports import SqliteReports
@@ -64,7 +65,7 @@ class WriteDown(Protocol):
     def __call__(self, entries: Sequence[Entry] = (), put: CheckpointPut | None = None) -> Place: ...
 
 
-class SqliteStorage(SqliteReports):
+class SqliteStorage(SqliteReports, SqliteConversations):
     def __init__(self, path: str, settings: SessionSettings, *, clock: Clock, new_id: NewId) -> None:
         self.name = path
         self._rules = sessions.Rules(settings, clock, new_id, path)

@@ -12,7 +12,7 @@ from session_middleware.storage.seen import RunEnd
 from session_middleware.storage.sqlite.rows import clean, values_of
 from session_middleware.storage.sqlite.tally import Tally
 
-_TABLES = ("runs", "messages", "tool_calls", "model_calls", "events", "branches", "files")
+_TABLES = ("runs", "messages", "tool_calls", "model_calls", "events", "branches", "files", "conversation_items")
 
 
 def next_seq(connection: sqlite3.Connection, session_id: str) -> int | None:

@@ -191,6 +191,17 @@ _TABLES = (
     )
     """,
     """
+    CREATE TABLE conversation_items (
+        session_id TEXT NOT NULL,
+        position INTEGER NOT NULL,
+        item TEXT NOT NULL,
+        message_id TEXT NOT NULL,
+        removed INTEGER NOT NULL DEFAULT 0,
+        PRIMARY KEY (session_id, position)
+    ) WITHOUT ROWID
+    """,
+    "CREATE INDEX conversation_items_present ON conversation_items (session_id, position) WHERE removed = 0",
+    """
     CREATE TABLE checkpoints (
         session_id TEXT NOT NULL,
         checkpoint_ns TEXT NOT NULL,

@@ -37,13 +37,13 @@ class _Latencies:
 
 
 _MODEL_SUMS = """
-    COUNT(*), TOTAL(m.error IS NOT NULL), TOTAL(m.input_tokens), TOTAL(m.output_tokens), TOTAL(m.cached_tokens),
-    TOTAL(m.reasoning_tokens), TOTAL(m.cost), TOTAL(m.cost IS NULL AND m.error IS NULL),
+    COUNT(*), COUNT(m.error), SUM(m.input_tokens), SUM(m.output_tokens), SUM(m.cached_tokens),
+    SUM(m.reasoning_tokens), SUM(m.cost), COUNT(*) FILTER (WHERE m.cost IS NULL AND m.error IS NULL),
     latencies(m.duration_ms) FILTER (WHERE m.duration_ms IS NOT NULL)
     FROM sessions AS s CROSS JOIN model_calls AS m ON m.session_id = s.id
 """
 _TOOL_SUMS = """
-    SELECT t.name, COUNT(*), TOTAL(t.status = 'error'), 0, 0, 0, 0, 0, 0,
+    SELECT t.name, COUNT(*), COUNT(*) FILTER (WHERE t.status = 'error'), 0, 0, 0, 0, 0, 0,
     latencies(t.duration_ms) FILTER (WHERE t.duration_ms IS NOT NULL)
     FROM tool_calls AS t INDEXED BY tool_calls_by_name CROSS JOIN sessions AS s ON s.id = t.session_id
 """
@@ -73,13 +73,13 @@ def _usage(row: tuple[Any, ...]) -> Usage:
     return Usage(
         key=key,
         calls=calls,
-        errors=int(errors),
-        input_tokens=int(given),
-        output_tokens=int(answered),
-        cached_tokens=int(cached),
-        reasoning_tokens=int(reasoning),
-        cost=cost,
-        unpriced=int(unpriced),
+        errors=errors,
+        input_tokens=given or 0,
+        output_tokens=answered or 0,
+        cached_tokens=cached or 0,
+        reasoning_tokens=reasoning or 0,
+        cost=cost or 0.0,
+        unpriced=unpriced,
         p50_ms=percentiles[0],
         p95_ms=percentiles[1],
         p99_ms=percentiles[2],
