@@ -119,16 +119,12 @@ def describe_item(item: Any, message_id: str) -> MessageSeen:
         return MessageSeen(message_id, "assistant", "", tool_calls=[call])
     if kind.endswith("_output") and "call_id" in item:
         output = item.get("output")
-        is_text = isinstance(output, str)
-        text = output if is_text else _text(output)
-        return MessageSeen(
-            message_id, "tool", text, content=None if is_text else output, tool_call_id=str(item["call_id"])
-        )
+        content = None if isinstance(output, str) else output
+        return MessageSeen(message_id, "tool", _text(output), content=content, tool_call_id=str(item["call_id"]))
     if kind == "message" and item.get("role") in _ROLES:
         content = item.get("content")
-        is_text = isinstance(content, str)
-        text = content if is_text else _text(content)
-        return MessageSeen(message_id, _ROLES[item["role"]], text, content=None if is_text else content)
+        parts = None if isinstance(content, str) else content
+        return MessageSeen(message_id, _ROLES[item["role"]], _text(content), content=parts)
     return MessageSeen(message_id, "assistant", _text(item.get("summary")), content=item, marks=(f"item:{kind}",))
 
 

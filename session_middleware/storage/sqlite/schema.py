@@ -3,7 +3,7 @@
 Text ids, ISO-8601 UTC times and JSON columns, so that `sqlite3`, sqlite-utils and Datasette read
 them as they are. Two families of tables: what people read (sessions, runs, messages, branches, files,
 tool_calls, model_calls, events, memories), and what the checkpointer restores state from
-(checkpoints, heads, writes, lists, list_items, blobs).
+(checkpoints, heads, writes, lists, list_items, blobs); and between them the conversation_items of other SDKs.
 
 A message's place is where it stands in its conversation: the seq of its first version, unless it was
 put before a message that was there already. A branch goes on from its parent as that was at a seq;
