@@ -378,8 +378,9 @@ def _console() -> Console:
 
 
 def _as_json(session: Session) -> dict[str, Any]:
-    names = {"Message": "message", "ToolCall": "tool_call", "Run": "run", "Event": "event"}
-    rows = [{"record": names[type(one).__name__], **one.model_dump(mode="json")} for one in session.timeline()]
+    from session_middleware.timeline import kind_of
+
+    rows = [{"record": kind_of(one), **one.model_dump(mode="json")} for one in session.timeline()]
     return {
         "session": session.model_dump(mode="json"),
         "stats": session.stats().model_dump(mode="json"),

@@ -17,6 +17,7 @@
     ├── InvalidSettings       (ValueError)       a setting that does not parse
     ├── MemoryScopeUnavailable (ValueError)      a scope the session has no id for
     ├── UnknownStrategy       (ValueError)       prune() was asked for one there is not
+    ├── UnknownGrouping       (ValueError)       usage() was asked to sum by what there is not
     ├── UnserializableValue   (TypeError)        a value the checkpointer cannot store or give back
     └── StorageError          (OSError)          the database: missing, damaged, full, not ours
 
@@ -26,6 +27,7 @@ exception never leaves an engine: it is mapped, ``from`` the original.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 
 
@@ -164,6 +166,12 @@ class UnknownStrategy(SessionError, ValueError):
             f"there is no way to prune called {strategy!r}; use 'keep_latest', which keeps the latest checkpoint "
             "of each namespace, or 'delete', which deletes the sessions"
         )
+
+
+class UnknownGrouping(SessionError, ValueError):
+    def __init__(self, by: str, *, known: Sequence[str]) -> None:
+        self.by = by
+        super().__init__(f"usage cannot be summed by {by!r}; sum it by one of: {', '.join(known)}")
 
 
 class UnserializableValue(SessionError, TypeError):

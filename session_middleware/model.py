@@ -202,6 +202,45 @@ class Memory(Value):
     score: float | None = None
 
 
+class Usage(Value):
+    """What calls took, all together: of models, or with ``by="tool"`` of tools.
+
+    The percentiles are durations that did occur (nearest rank); calls without one are not in them.
+    """
+
+    key: str | None  # the user, session, model, tool or day; None: calls that have none
+    calls: int
+    errors: int
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0  # of the input
+    reasoning_tokens: int = 0  # of the output
+    cost: float = 0.0  # US dollars
+    unpriced: int = 0  # calls whose cost is not known, and not in `cost`
+    p50_ms: float | None = None
+    p95_ms: float | None = None
+    p99_ms: float | None = None
+
+    @property
+    def error_rate(self) -> float:
+        return self.errors / self.calls if self.calls else 0.0
+
+
+class RepairedCall(Value):
+    """A tool call that had no answer, and the answer it was given.
+
+    "interrupted" and "unreadable" (its arguments) say so to the model; "known" is what the tool did
+    say, from a part of the step that was finished.
+    """
+
+    tool_call_id: str
+    name: str
+    message_id: str | None  # the message that asks for it
+    answer_id: str  # the message that answers
+    answer: Literal["interrupted", "unreadable", "known"]
+    checkpoint_ns: str = ""
+
+
 class Ended(Value):
     """What a sweep ended, or would end: a session, why, and what was done with it."""
 

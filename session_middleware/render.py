@@ -19,9 +19,9 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from session_middleware.model import Ended, Event, Message, Run, SessionInfo, ToolCall
+from session_middleware.model import Ended, Event, Message, ModelCall, Run, SessionInfo, ToolCall
 
-Record: TypeAlias = Message | ToolCall | Run | Event
+Record: TypeAlias = Message | ToolCall | ModelCall | Run | Event
 
 SHORT_CHARACTERS = 110  # two lines of the text column at 80 columns
 _SHORT_PART = 70  # each of a tool call's arguments and result
@@ -86,7 +86,8 @@ def timeline(session: SessionInfo, records: Iterable[Record], *, full: bool = Fa
     """A session from its first event to its last: a panel of facts, then a row for each record.
 
     Unless `full`, long text is cut to about two lines, a tool message is left to the row of the
-    call it answers, and the event with which a run opened the session is told in the run's row.
+    call it answers and a model call to its answer, and the event with which a run opened the session
+    is told in the run's row. What was said and done in a subgraph is told with the way to it.
     """
     records = list(records)
     runs = {} if full else _openings(records)
@@ -161,6 +162,8 @@ def _folded(records: Sequence[Record], runs: dict[str, str]) -> Iterator[Record]
             continue
         if isinstance(record, Event) and record.run_id in runs and _says_only_how(record):
             continue
+        if isinstance(record, ModelCall) and record.error is None:
+            continue
         yield record
 
 
@@ -175,17 +178,19 @@ def _row(record: Record, full: bool, runs: dict[str, str], latest_run: int) -> t
     if isinstance(record, Message):
         return _message_row(record, full)
     if isinstance(record, ToolCall):
-        return Text("tool", style=_ROLE_STYLES["tool"]), _tool_text(record, full)
+        return Text("tool", style=_ROLE_STYLES["tool"]), _way(record).append_text(_tool_text(record, full))
+    if isinstance(record, ModelCall):
+        return Text("model", style="dim"), _way(record).append_text(_model_text(record, full))
     if isinstance(record, Run):
         return Text("run", style="dim"), _run_text(record, full, runs.get(record.id), record.seq < latest_run)
     return Text("event", style="dim"), _event_text(record, full)
 
 
 def _message_row(message: Message, full: bool) -> tuple[Text, Text]:
-    text = _cut(message.text, full, SHORT_CHARACTERS)
+    text = _way(message).append_text(_cut(message.text, full, SHORT_CHARACTERS))
     for call in message.tool_calls:
         asked = f"{call.get('name')}({_arguments(call.get('args'), full)})"
-        text.append_text(_text(f"{' ' if text.plain else ''}asks for {asked}", "dim"))
+        text.append_text(_text(f"{' ' if message.text else ''}asks for {asked}", "dim"))
     if message.status == "incomplete":
         text.append(" (incomplete)", style="yellow")
     if message.replaced_by is not None:
@@ -204,6 +209,26 @@ def _tool_text(call: ToolCall, full: bool) -> Text:
     if outcome is not None:
         text.append(":\n" if full else ": ").append_text(_text(_json(outcome, full), "red" if call.error else ""))
     return text
+
+
+def _model_text(call: ModelCall, full: bool) -> Text:
+    text = Text.assemble(_text(call.model or "a model"), (f": {call.input_tokens or 0:,}", "dim"))
+    text.append(f" + {call.output_tokens or 0:,} tokens", style="dim")
+    if call.cost is not None:
+        text.append(f", ${call.cost:.4g}", style="dim")
+    if call.duration_ms is not None:
+        text.append(f", {_duration(call.duration_ms)}", style="dim")
+    if call.error is not None:
+        text.append(": ").append_text(_cut(call.error, full, SHORT_CHARACTERS)).stylize("red")
+    return text
+
+
+def _way(record: Message | ToolCall | ModelCall) -> Text:
+    """The way to the subgraph it happened in, such as ``team › writer``; nothing in the graph itself."""  # noqa: RUF002
+    names = [part.partition(":")[0] for part in record.checkpoint_ns.split("|")]
+    is_models = isinstance(record, ModelCall) or (isinstance(record, Message) and record.model is not None)
+    way = " › ".join(names[:-1] if is_models else names)  # noqa: RUF001 - a model's own node says nothing
+    return Text(f"{visible(way)}: ", style="dim") if way else Text("")
 
 
 def _run_text(run: Run, full: bool, opening: str | None, overtaken: bool) -> Text:
@@ -233,7 +258,7 @@ def _event_text(event: Event, full: bool) -> Text:
 
 
 def _time_of(record: Record) -> datetime | None:
-    moment = record.started_at if isinstance(record, (Run, ToolCall)) else record.created_at
+    moment = record.started_at if isinstance(record, (Run, ToolCall, ModelCall)) else record.created_at
     return moment.astimezone(UTC) if moment is not None else None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from types import TracebackType
@@ -12,6 +12,7 @@ from typing import Any, Literal, Self, overload
 from langchain_core.runnables import RunnableConfig
 from pydantic import ConfigDict, PrivateAttr
 
+from session_middleware.following import Following, afollow, follow
 from session_middleware.memory.session_memory import SessionMemory
 from session_middleware.model import (
     Branch,
@@ -20,6 +21,7 @@ from session_middleware.model import (
     Message,
     ModelCall,
     NewId,
+    RepairedCall,
     Run,
     SessionInfo,
     Stats,
@@ -28,10 +30,10 @@ from session_middleware.model import (
 from session_middleware.recording.history import SessionHistory
 from session_middleware.recording.loop import F, Loop, Sayable
 from session_middleware.recording.recorder import SessionRecorder
+from session_middleware.settings import parse_no_duration
 from session_middleware.storage.offload import Offload
 from session_middleware.storage.port import Deleted, SessionDetails, Storage
-
-Entry = Message | ToolCall | Run | Event
+from session_middleware.timeline import Entry, Timeline
 
 
 class Session(SessionInfo):
@@ -48,16 +50,27 @@ class Session(SessionInfo):
     _recorder: SessionRecorder = PrivateAttr()
     _new_id: NewId = PrivateAttr()
     _loop: Loop = PrivateAttr()
+    _repair: Callable[..., builtins.list[RepairedCall]] = PrivateAttr()
+    _has_ended: Callable[[], bool] = PrivateAttr()
 
     @classmethod
     def of(
-        cls, info: SessionInfo, storage: Storage, offload: Offload, recorder: SessionRecorder, new_id: NewId
+        cls,
+        info: SessionInfo,
+        storage: Storage,
+        offload: Offload,
+        recorder: SessionRecorder,
+        new_id: NewId,
+        *,
+        repair: Callable[..., builtins.list[RepairedCall]],
+        has_ended: Callable[[], bool],
     ) -> Session:
         session = cls.model_construct(**dict(info))
         session._storage, session._offload = storage, offload
         session._recorder, session._new_id = recorder, new_id
         owner = Identity(user_id=info.user_id, group_id=info.group_id)
         session._loop = Loop(storage, offload, recorder.journal, info.id, owner, new_id)
+        session._repair, session._has_ended = repair, has_ended
         return session
 
     # The record
@@ -120,19 +133,44 @@ class Session(SessionInfo):
     async def aevents(self, **options: Any) -> builtins.list[Event]:
         return await self._offload.run(self.events, **options)
 
-    def timeline(self, *, after: int = 0, limit: int | None = None) -> builtins.list[Entry]:
-        """All of the record in one order: runs, messages, tool calls and events, by `seq`."""
-        entries: builtins.list[Entry] = [
-            *self.messages(after=after, limit=limit, branch="all"),
-            *self.tool_calls(after=after, limit=limit),
-            *self.runs(after=after, limit=limit),
-            *self.events(after=after, limit=limit),
-        ]
-        entries.sort(key=lambda entry: entry.seq)
-        return entries[:limit]
+    def timeline(self, *, after: int = 0, limit: int | None = None) -> Timeline:
+        """All of the record in one order, by `seq`; its ``tree`` is the same by run and namespace.
 
-    async def atimeline(self, **options: Any) -> builtins.list[Entry]:
+        `after` is the `seq` of the last one had: with it and `limit`, page by page. A page costs what it shows.
+        """
+        self._recorder.drain(self.id)
+        return Timeline(*self._storage.list_entries(self.id, after=after, limit=limit))
+
+    async def atimeline(self, **options: Any) -> Timeline:
         return await self._offload.run(self.timeline, **options)
+
+    def follow(
+        self,
+        *,
+        after: int = 0,
+        timeout: Any = None,
+        until: Callable[[Entry], bool] | None = None,
+    ) -> Iterator[Entry]:
+        """What is recorded, as it is committed, also by another process: first what is there, then what comes.
+
+        A run, a tool call or a message that was going on when it was told is told again when it has
+        changed; `seq` says that it is the same. It ends when the session has ended or was deleted.
+
+        Args:
+            after: The `seq` of the last one had, to go on from there. What was going on then and has
+                ended meanwhile is not told again.
+            timeout: A duration, such as ``"30s"``: end when nothing has come for so long. None: never.
+            until: End after the first record for which it is true.
+        """
+        return follow(self._following(after), timeout=parse_no_duration(timeout), until=until)
+
+    def afollow(
+        self, *, after: int = 0, timeout: Any = None, until: Callable[[Entry], bool] | None = None
+    ) -> AsyncIterator[Entry]:
+        return afollow(self._following(after), self._offload, timeout=parse_no_duration(timeout), until=until)
+
+    def _following(self, after: int) -> Following:
+        return Following(self._storage, self.id, after=after, has_ended=self._has_ended)
 
     def stats(self) -> Stats:
         """The session in numbers, as of now."""
@@ -295,10 +333,33 @@ class Session(SessionInfo):
         details = SessionDetails(title, purpose, tags, metadata, context, client)
         info = self._storage.update_session(self.id, details)
         kept = info.model_copy(update={"status": self.status, "expires_at": self.expires_at})
-        return Session.of(kept, self._storage, self._offload, self._recorder, self._new_id)
+        return Session.of(
+            kept,
+            self._storage,
+            self._offload,
+            self._recorder,
+            self._new_id,
+            repair=self._repair,
+            has_ended=self._has_ended,
+        )
 
     async def aupdate(self, **details: Any) -> Session:
         return await self._offload.run(self.update, **details)
+
+    def repair(self, *, dry_run: bool = False) -> builtins.list[RepairedCall]:
+        """Answer the tool calls that were cut off, so that a model takes the history again; `dry_run` only says which.
+
+        New input does this by itself, unless the setting ``repair`` is ``"off"``. Nothing while the
+        graph waits for a person, who may yet approve the call.
+
+        Raises:
+            SessionBusy: a run is in progress, and may give the answers itself.
+        """
+        self._recorder.drain(self.id)
+        return self._repair(dry_run=dry_run)
+
+    async def arepair(self, *, dry_run: bool = False) -> builtins.list[RepairedCall]:
+        return await self._offload.run(self.repair, dry_run=dry_run)
 
     def delete(self) -> Deleted:
         """Delete everything of it, and say how much that was."""

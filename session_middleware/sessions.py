@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeAlias, TypeVar
@@ -16,14 +17,27 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.store.base import BaseStore
 
 from session_middleware import lifecycle
+from session_middleware.checkpoint.repair import Repairs
 from session_middleware.checkpoint.saver import SessionSaver
 from session_middleware.checkpoint.serde import StrictSerializer, TypeName
 from session_middleware.errors import InvalidSettings, SessionNotFound
 from session_middleware.memory.store import SessionStore
-from session_middleware.model import Clock, Ended, NewId, Salvaged, SessionInfo, Status, Verified, utc_now
+from session_middleware.model import (
+    Clock,
+    Ended,
+    Identity,
+    NewId,
+    RepairedCall,
+    Salvaged,
+    SessionInfo,
+    Status,
+    Verified,
+    utc_now,
+)
 from session_middleware.recording.journal import Journal
 from session_middleware.recording.recorder import SessionRecorder
 from session_middleware.recording.witness import CheckpointWitness
+from session_middleware.reports import Reports
 from session_middleware.session import Session
 from session_middleware.settings import SessionSettings, load_settings
 from session_middleware.storage.offload import Offload
@@ -36,9 +50,10 @@ from session_middleware.visits import Visits, acting_as, identity_of
 G = TypeVar("G")
 SessionList: TypeAlias = list[Session]  # in the class below, `list` is its own method
 EndedList: TypeAlias = list[Ended]
+RepairedCalls: TypeAlias = list[RepairedCall]
 
 
-class Sessions:
+class Sessions(Reports):
     """The sessions of one database.
 
     Args:
@@ -73,6 +88,7 @@ class Sessions:
         self._storage: Storage = _open_storage(self.settings, clock, new_id)
         self._offload = Offload(self._storage.name, self._storage.together)
         self._visits = Visits()
+        self._repairs = Repairs(self._storage, new_id=new_id, on_input=self.settings.repair == "auto")
         self._journal = Journal(
             self._storage,
             self._offload,
@@ -96,6 +112,7 @@ class Sessions:
             serde=serde or StrictSerializer(allowed_types),
             witness=self._witness,
             settle=self.recorder.drain,
+            repairs=self._repairs,
         )
         self.store: BaseStore = SessionStore(self._storage, self._offload)
         self._closing = threading.Lock()
@@ -302,7 +319,24 @@ class Sessions:
 
     def _session(self, info: SessionInfo) -> Session:
         seen = lifecycle.as_of(info, self.settings, self._clock())
-        return Session.of(seen, self._storage, self._offload, self.recorder, self.new_id)
+        return Session.of(
+            seen,
+            self._storage,
+            self._offload,
+            self.recorder,
+            self.new_id,
+            repair=partial(self._repair, info),
+            has_ended=partial(self._has_ended, info.id),
+        )
+
+    def _has_ended(self, session_id: str) -> bool:
+        info = self._storage.find_session(session_id)
+        return info is None or lifecycle.status_at(info, self.settings, self._clock()) not in ("active", "idle")
+
+    def _repair(self, info: SessionInfo, *, dry_run: bool) -> RepairedCalls:
+        owner = Identity(user_id=info.user_id, group_id=info.group_id)
+        config = self.config(info.id, **owner.model_dump())
+        return self._repairs.now(self.checkpointer, config, Visit(info.id, owner, is_run=False), dry_run=dry_run)
 
 
 def _open_storage(settings: SessionSettings, clock: Clock, new_id: NewId) -> Storage:

@@ -97,6 +97,7 @@ class SessionSettings(BaseSettings):
     redact: Annotated[Redact, NoDecode, BeforeValidator(parse_redact)] = None  # what is taken out of the record's texts
     record: Annotated[Record, NoDecode, BeforeValidator(parse_record)] = "all"  # what is kept, of each tool too
     stream_flush: Duration = timedelta(milliseconds=500)  # how far what is kept of a streamed text may lag behind
+    repair: Literal["auto", "off"] = "auto"  # auto: unanswered tool calls are answered when new input arrives
     synchronous: Literal["full", "normal"] = "full"
 
 

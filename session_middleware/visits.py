@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+from langchain_core.runnables import RunnableConfig
+
 from session_middleware import lifecycle
 from session_middleware.model import Identity
 from session_middleware.storage.port import Visit
@@ -45,6 +47,12 @@ def identity_of(configurable: Mapping[str, Any]) -> Identity:
         user_id=None if user_id is None else lifecycle.owner_id_of("user_id", user_id),
         group_id=None if group_id is None else lifecycle.owner_id_of("group_id", group_id),
     )
+
+
+def config_of(identity: Identity, key: tuple[str, str, str | None]) -> RunnableConfig:
+    """A config that names a checkpoint (session, namespace, id) and carries on who asked for it."""
+    who = identity.model_dump(exclude_none=True)
+    return {"configurable": {"thread_id": key[0], "checkpoint_ns": key[1], "checkpoint_id": key[2], **who}}
 
 
 class Visits:
@@ -84,12 +92,7 @@ class Visits:
             return here
         visit = self._claim(session_id, identity) or Visit(session_id, identity)
         self._here.set(visit)
-        with self._lock:
-            self._latest[session_id] = visit
-            self._latest.move_to_end(session_id)
-            if len(self._latest) > _REMEMBERED:
-                self._latest.popitem(last=False)
-        return visit
+        return self._remember(visit)
 
     def present(self, configurable: Mapping[str, Any]) -> Visit:
         """The visit this write belongs to; a new one for a write out of the blue.
@@ -100,6 +103,20 @@ class Visits:
         session_id, identity = lifecycle.session_id_of(configurable.get("thread_id")), identity_of(configurable)
         found = self._matching(session_id, identity) or self._last(session_id, identity)
         return found or Visit(session_id, identity)
+
+    def alone(self, configurable: Mapping[str, Any], *, anew: bool) -> Visit:
+        """The visit of a run that neither a checkpointer nor a recorder of ours serves."""
+        session_id, identity = lifecycle.session_id_of(configurable.get("thread_id")), identity_of(configurable)
+        found = None if anew else self._last(session_id, identity)
+        return found or self._remember(Visit(session_id, identity))
+
+    def _remember(self, visit: Visit) -> Visit:
+        with self._lock:
+            self._latest[visit.session_id] = visit
+            self._latest.move_to_end(visit.session_id)
+            if len(self._latest) > _REMEMBERED:
+                self._latest.popitem(last=False)
+        return visit
 
     def _matching(self, session_id: str, identity: Identity) -> Visit | None:
         here = self._here.get()

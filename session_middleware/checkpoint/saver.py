@@ -28,6 +28,7 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from session_middleware.checkpoint.codec import Codec, Split, is_input, part, replayed, uncollected, whole
 from session_middleware.checkpoint.kept import KeptLists, Shelf
 from session_middleware.checkpoint.known import Key, Known, KnownCheckpoints, KnownList
+from session_middleware.checkpoint.repair import Repairs
 from session_middleware.checkpoint.witness import Witness
 from session_middleware.errors import SessionError, UnknownStrategy
 from session_middleware.lifecycle import session_id_of
@@ -35,7 +36,7 @@ from session_middleware.model import Identity
 from session_middleware.storage.offload import Offload
 from session_middleware.storage.port import CheckpointPut, StaleParent, Storage, Visit, WritesPut
 from session_middleware.storage.state import Blob, Parent, StoredCheckpoint, StoredList
-from session_middleware.visits import Visits
+from session_middleware.visits import Visits, config_of
 
 _PAGE = 32  # checkpoints read at a time by `list`
 Page: TypeAlias = tuple[list[CheckpointTuple], Key | None]  # and where to go on; None at the end
@@ -57,6 +58,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
         serde: SerializerProtocol,
         witness: Witness,
         settle: Callable[[str], None] = lambda _: None,
+        repairs: Repairs | None = None,
     ) -> None:
         super().__init__(serde=serde)
         self._storage = storage
@@ -64,6 +66,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
         self._visits = visits
         self._witness = witness
         self._settle = settle  # what the recorder has handed over comes before what follows from it
+        self._repairs = repairs
         self._known = KnownCheckpoints()
         self._kept = KeptLists()
 
@@ -86,6 +89,11 @@ class SessionSaver(BaseCheckpointSaver[int]):
 
     def _read(self, config: RunnableConfig, visit: Visit) -> CheckpointTuple | None:
         self._settle(visit.session_id)
+        found = self.load(config, visit)
+        return self._repairs.before_input(self, config, visit, found) if self._repairs else found
+
+    def load(self, config: RunnableConfig, visit: Visit) -> CheckpointTuple | None:
+        """What `get_tuple` returns, for a visit that has been found."""
         namespace = config["configurable"].get("checkpoint_ns", "")
         shelf = self._kept.shelf(visit.session_id)
         with uncollected():
@@ -202,10 +210,10 @@ class SessionSaver(BaseCheckpointSaver[int]):
             }
         )
         return CheckpointTuple(
-            config=self._config(identity, key),
+            config=config_of(identity, key),
             checkpoint=cast("Checkpoint", {**body["checkpoint"], "channel_values": values}),
             metadata=body["metadata"],
-            parent_config=self._config(identity, (*key[:2], stored.parent_id)) if stored.parent_id else None,
+            parent_config=config_of(identity, (*key[:2], stored.parent_id)) if stored.parent_id else None,
             pending_writes=[(w.task_id, w.channel, codec.load(w.value)) for w in stored.writes],
         )
 
@@ -249,7 +257,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
             self._put(visit, key, config, checkpoint, metadata, new_versions)
         except StaleParent:
             self._put(visit, key, config, checkpoint, metadata, new_versions, anew=True)
-        return self._config(visit.identity, key)
+        return config_of(visit.identity, key)
 
     async def aput(
         self,
@@ -388,9 +396,3 @@ class SessionSaver(BaseCheckpointSaver[int]):
         if known is None and (stored := self._storage.get_checkpoint(*key)) is not None:
             known = self._remember(stored, self._tuple(stored, Identity(), Shelf({})).checkpoint)
         return known
-
-    @staticmethod
-    def _config(identity: Identity, key: tuple[str, str, str | None]) -> RunnableConfig:
-        """A config that names a checkpoint and carries on who asked for it."""
-        who = identity.model_dump(exclude_none=True)
-        return {"configurable": {"thread_id": key[0], "checkpoint_ns": key[1], "checkpoint_id": key[2], **who}}

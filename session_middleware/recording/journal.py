@@ -68,6 +68,11 @@ class Journal:
             except FutureTimeoutError:
                 self.delays += 1
 
+    def write(self, visit: Visit) -> None:
+        """Write what was kept, and wait for it; not for an event loop."""
+        if self._tracking and visit.entries:
+            self._carry_out(visit)
+
     def _carry_out(self, visit: Visit) -> None:
         try:
             self._storage.append(visit)

@@ -121,6 +121,7 @@ class SessionRecorder(GraphCallbackHandler):
         if trace is None:
             return
         if trace.visit.run_id == str(run_id):
+            trace.visit.given = inputs
             self._resume(trace, inputs)
             return
         self._begin(trace)
@@ -272,6 +273,10 @@ class SessionRecorder(GraphCallbackHandler):
         return next(
             (trace.visit for trace in list(self._traces.values()) if trace.visit.session_id == session_id), None
         )
+
+    def trace_of(self, run_id: UUID | None) -> Trace | None:
+        """What is followed of the run that this one is, or is a part of."""
+        return None if run_id is None else self._traces.get(run_id)
 
     def drain(self, session_id: str | None = None) -> None:
         self.journal.drain(session_id)

@@ -20,17 +20,21 @@ class Tools:
         self, trace: Trace, run_id: UUID, name: str, arguments: Any, call_id: str | None, metadata: Mapping[str, Any]
     ) -> None:
         """Have the start written before this returns, but on an event loop wait no longer than `WAIT_SECONDS`."""
-        trace.tools[run_id] = Tool(name)
+        foretold = trace.foretold.pop(call_id or "", None)
+        trace.tools[run_id] = Tool(name, foretold.execution_id if foretold else str(run_id))
         if call_id:
             trace.executed.add(call_id)
+        if foretold is not None and foretold.arguments == arguments:
+            return
         start = ToolStart(
-            execution_id=str(run_id),
+            execution_id=trace.tools[run_id].execution_id,
             tool_call_id=call_id,
             name=name,
             arguments=arguments,
             checkpoint_ns=namespace_of(metadata).rpartition("|")[0],
             node=metadata.get("langgraph_node"),
             message_id=trace.asking.get(call_id or ""),
+            corrects=foretold is not None,
         )
         self._journal.keep(trace.visit, [*trace.take_said(None), start])
         self._journal.flush(trace.visit, wait=WAIT_SECONDS)
@@ -40,7 +44,7 @@ class Tools:
         if tool is None:
             return
         end = ToolEnd(
-            execution_id=str(run_id),
+            execution_id=tool.execution_id,
             status=outcome.status,
             result=outcome.result,
             error=outcome.error,

@@ -11,7 +11,7 @@ from typing import Any
 from uuid import UUID
 
 from session_middleware.storage.port import Visit
-from session_middleware.storage.seen import MessageSeen
+from session_middleware.storage.seen import MessageSeen, ToolStart
 
 _HOOKS = (".before_agent", ".before_model", ".after_model", ".after_agent")  # how LangChain names middleware's nodes
 
@@ -35,6 +35,7 @@ class Node:
 @dataclass(slots=True)
 class Tool:
     name: str
+    execution_id: str
     started: float = field(default_factory=time.perf_counter)
 
 
@@ -75,6 +76,7 @@ class Trace:
     tools: dict[UUID, Tool] = field(default_factory=dict)  # running
     models: dict[UUID, Asked] = field(default_factory=dict)  # at work
     executed: set[str] = field(default_factory=set)  # ids of tool calls that were
+    foretold: dict[str, ToolStart] = field(default_factory=dict)  # starts that are written down before the tool's own
     asking: dict[str, str] = field(default_factory=dict)  # the message that asked for a tool call
     said: list[MessageSeen] = field(default_factory=list)  # by models, and not yet seen in a node's output
     lock: threading.Lock = field(default_factory=threading.Lock)  # tools and nodes may run side by side

@@ -38,6 +38,8 @@ from session_middleware.model import (
     Status,
     ToolCall,
 )
+from session_middleware.storage.conversations import Conversations
+from session_middleware.storage.reporting import Reporting
 from session_middleware.storage.seen import Entry, MessageSeen, ToolStart
 from session_middleware.storage.state import (
     Blob,
@@ -80,6 +82,8 @@ class Visit:
     unclaimed: dict[str, str] = field(default_factory=dict)  # what models said that no state holds yet: ids by text
     resume_id: str | None = None  # of the message that is a person's answer, where the checkpointer has seen it
     tell: Callable[[Exception], None] | None = None  # is told of what could not be recorded
+    given: Any = None  # what a run was called with, until it has read its state
+    looked: set[str] = field(default_factory=set)  # the namespaces whose state it has read
 
 
 class CheckpointPut(NamedTuple):
@@ -174,7 +178,7 @@ class StaleParent(Exception):
     """
 
 
-class Storage(Protocol):
+class Storage(Reporting, Conversations, Protocol):
     name: str  # for messages to people: the path, or ":memory:"
 
     def close(self) -> None:

@@ -77,6 +77,7 @@ class ToolStart(NamedTuple):
     node: str | None = None
     message_id: str | None = None  # the message that asked for it, where that is known
     marks: Sequence[str] = ()
+    corrects: bool = False  # it is known by its execution id, and is executed with these arguments
 
 
 class ToolEnd(NamedTuple):

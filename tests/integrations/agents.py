@@ -29,6 +29,7 @@ from typing_extensions import TypedDict
 class Scripted(BaseChatModel):
     """Answers by rule, calls tools with ids of its own, and counts what it was asked."""
 
+    has_tools: bool = True
     _numbers: Any = PrivateAttr(default_factory=lambda: itertools.count(1))
 
     @property
@@ -49,7 +50,7 @@ class Scripted(BaseChatModel):
             return AIMessage(f"it said {last.text}", usage_metadata=usage, response_metadata=metadata)
         calls = [
             {"name": name, "args": {"thing": last.text.split()[-1]}, "id": f"call-{next(self._numbers)}"}
-            for name in _ASKED.get(last.text.split(" ")[0], ())
+            for name in (_ASKED.get(last.text.split(" ")[0], ()) if self.has_tools else ())
         ]
         text = "" if calls else f"you said {last.text}"
         return AIMessage(text, tool_calls=calls, usage_metadata=usage, response_metadata=metadata)
@@ -92,8 +93,8 @@ TOOLS = [look_up, price, failing, asking]
 
 
 def chat() -> Any:
-    """One node: a model."""
-    model = Scripted()
+    """One node: a model, which has no tools to ask for."""
+    model = Scripted(has_tools=False)
 
     def answer(state: MessagesState) -> dict[str, Any]:
         return {"messages": [model.invoke(state["messages"])]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from sqlite_utils import Database
@@ -20,8 +21,9 @@ from session_middleware.storage.port import (
     Visit,
     WritesPut,
 )
+from session_middleware.storage.reporting import ToolCallFilter, UsageBy, UsageFilter
 from session_middleware.storage.seen import MessageSeen, ToolStart
-from session_middleware.storage.sqlite import database, schema
+from session_middleware.storage.sqlite import database, schema, usage
 from session_middleware.storage.sqlite.engine import SqliteStorage
 from session_middleware.storage.state import Blob, Chunk, ListPut, Write
 
@@ -55,6 +57,7 @@ SCANS_BY_DESIGN = (
     "SELECT DISTINCT namespace FROM memories",  # an index is scanned: there is no list of namespaces
     "SELECT * FROM sessions WHERE 1 ORDER BY",  # all sessions, by the index of their activity
     "SELECT COUNT(*) FROM sessions WHERE 1",
+    "SELECT * FROM tool_calls WHERE 1 ORDER BY",  # all tool calls, by the index of their start
     "FROM checkpoints WHERE 1 ORDER BY",  # the saver's list(None)
     "FROM sqlite_master",
     "CREATE TEMP TABLE",
@@ -84,6 +87,7 @@ def test_no_statement_scans_a_table(statements: list[str], tmp_path: Path) -> No
     storage.close()
     plain = sqlite3.connect(path)
     plain.set_trace_callback(None)
+    plain.create_aggregate("latencies", 1, usage._Latencies)
     scans = {}
     for statement in dict.fromkeys(statements):
         if not statement.lstrip().startswith(("SELECT", "UPDATE", "DELETE", "INSERT", "WITH")):
@@ -132,5 +136,43 @@ def use_everything(storage: Storage) -> None:
     storage.get_memories([(("session", "t"), "k")])
     storage.search_memories(MemoryQuery([("session", "t")], prefix=True))
     storage.list_messages("t"), storage.list_tool_calls("t"), storage.list_runs("t"), storage.list_events("t")
+    report_everything(storage)
     storage.end_expired(now=utc_now(), dry_run=False)
     storage.delete_session("t")
+
+
+def report_everything(storage: Storage) -> None:
+    now = utc_now()
+    for by in get_args(UsageBy):
+        for where in (UsageFilter(), UsageFilter(user_id="u", since=now), UsageFilter(session_id="t", until=now)):
+            storage.usage(by, where)
+    for where in (ToolCallFilter(), ToolCallFilter(name="f"), ToolCallFilter(status="ok", user_id="u", since=now)):
+        found = storage.list_all_tool_calls(where, limit=5)
+        storage.list_all_tool_calls(where, limit=5, before=found[-1] if found else None)
+    storage.list_entries("t", after=1, limit=5)
+    storage.list_unfinished("t", up_to=100)
+    storage.find_entry("t", 2)
+    storage.find_live_run("t")
+    storage.find_executions("t", ["c"])
+    storage.note_repair("t", [], run_id=None, reason="x", checkpoint_id="c0")
+    storage.list_checkpoint_namespaces("t")
+
+
+@pytest.mark.parametrize("by", get_args(UsageBy))
+def test_usage_reads_calls_by_an_index_and_sessions_that_it_is_about(by: UsageBy, tmp_path: Path) -> None:
+    storage = SqliteStorage(str(tmp_path / "sessions.db"), load_settings(), clock=utc_now, new_id=lambda: "x")
+    found = storage._database.read(lambda connection: explain(connection, by))
+    storage.close()
+    if by == "tool":
+        assert found[0] == "SCAN t USING COVERING INDEX tool_calls_by_name"
+    else:
+        assert found[0].startswith("SCAN s") or "USING INDEX sessions" in found[0]
+        assert "SEARCH m USING PRIMARY KEY (session_id=?)" in found
+    grouped = [step for step in found if "TEMP B-TREE" in step]
+    assert bool(grouped) == (by in ("model", "day"))  # all others come in the order they are summed in
+
+
+def explain(connection: sqlite3.Connection, by: UsageBy) -> list[str]:
+    connection.create_aggregate("latencies", 1, usage._Latencies)
+    beginning, end = usage._SUMS[by]
+    return [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {beginning} {end}")]

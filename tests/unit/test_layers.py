@@ -18,6 +18,11 @@ LAYERS = {  # the longest prefix wins
     "storage.state": 0,
     "storage.seen": 0,
     "storage.port": 1,
+    "storage.reporting": 1,
+    "storage.conversations": 1,
+    "timeline": 1,
+    "following": 3,
+    "reports": 3,
     "storage": 2,
     "visits": 2,
     "checkpoint": 3,
@@ -29,6 +34,7 @@ LAYERS = {  # the longest prefix wins
     "cli": 5,
     "doctor": 5,
     "render_health": 5,
+    "integrations": 5,
     "importing": 5,
     "sources": 5,
     "render": 5,
@@ -37,7 +43,14 @@ LAYERS = {  # the longest prefix wins
 }
 WITHIN_A_LAYER = {  # pairs in one layer, or out of its order, that may lean on each other this way round
     ("settings", "errors"),
+    ("timeline", "model"),
+    ("storage.port", "storage.reporting"),
+    ("storage.port", "storage.conversations"),
+    ("storage.conversations", "storage.port"),  # for its types only
+    ("storage.conversations", "storage.seen"),
+    ("storage.reporting", "timeline"),
     ("sessions", "session"),
+    ("reports", "recording"),
     ("visits", "storage"),
     ("attaching", "checkpoint"),
     ("recording", "checkpoint"),  # it is the witness that the checkpointer asks for

@@ -24,6 +24,12 @@ _COLUMNS = (
 def start(connection: sqlite3.Connection, visit: Visit, call: ToolStart, tally: Tally, now: datetime) -> None:
     asked, call_id = call.message_id, call.tool_call_id and clean(call.tool_call_id)
     arguments = to_json(call.arguments)
+    if call.corrects:
+        connection.execute(
+            "UPDATE tool_calls SET name = ?, arguments = ?, marks = ? WHERE session_id = ? AND execution_id = ?",
+            (clean(call.name), arguments, _marks(call.marks), visit.session_id, call.execution_id),
+        )
+        return
     if call_id is None:
         asked, call_id = _find_request(connection, visit.session_id, call) or (None, call.execution_id)
     if asked is None:

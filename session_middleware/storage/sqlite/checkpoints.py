@@ -278,6 +278,11 @@ def _with_pieces(connection: sqlite3.Connection, rows: Sequence[Row], path: str)
     return stored
 
 
+def list_namespaces(connection: sqlite3.Connection, session_id: str) -> list[str]:
+    rows = connection.execute("SELECT DISTINCT checkpoint_ns FROM checkpoints WHERE session_id = ?", (session_id,))
+    return [namespace for (namespace,) in rows]
+
+
 def count(connection: sqlite3.Connection, session_id: str) -> int:
     row = connection.execute("SELECT COUNT(*) FROM checkpoints WHERE session_id = ?", (session_id,)).fetchone()
     return int(row[0])

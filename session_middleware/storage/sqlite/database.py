@@ -22,6 +22,7 @@ from pydantic import ValidationError
 
 from session_middleware.errors import StorageError
 from session_middleware.storage.sqlite.log import BUSY_SECONDS, Log
+from session_middleware.storage.sqlite.watch import Watch
 from session_middleware.storage.sqlite.writer import Ticket, Undo, Writer
 
 T = TypeVar("T")
@@ -39,6 +40,7 @@ class SqliteDatabase:
         self._closed = False
         self._process = os.getpid()
         self._inherited: list[sqlite3.Connection] = []
+        self._watch = Watch(self._connect)
         with self.mapped():
             if not self.in_memory:
                 _check_file(path)
@@ -49,6 +51,7 @@ class SqliteDatabase:
             if self._closed:
                 return
             self._closed = True
+            self._watch.close()
             while self._readers:
                 self._readers.pop().close()
             self._writer.connection.close()
@@ -78,6 +81,14 @@ class SqliteDatabase:
             else:
                 self._readers.append(connection)
             return result
+
+    def version(self) -> int:
+        """Differs from what it was if anything was committed meanwhile."""
+        self._check_open()
+        if self.in_memory:
+            return self._writer.connection.total_changes
+        with self.mapped():
+            return self._watch.version()
 
     def _reader(self) -> sqlite3.Connection:
         try:
@@ -220,6 +231,7 @@ def _migrate(connection: sqlite3.Connection) -> None:
 
 OWN_TABLES = frozenset(
     {"sessions", "runs", "messages", "tool_calls", "model_calls", "events", "memories", "branches", "files"}
+    | {"conversation_items"}
     | {"checkpoints", "heads", "writes", "lists", "list_items", "blobs"}
 )
 KNOWN_MIGRATIONS = frozenset({"m001_initial"})  # `schema` costs an import of sqlite-utils; a test holds them equal

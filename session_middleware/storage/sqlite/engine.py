@@ -48,8 +48,10 @@ from session_middleware.storage.sqlite import (
     sessions,
 )
 from session_middleware.storage.sqlite.branches import Place
+from session_middleware.storage.sqlite.conversations import SqliteConversations
 from session_middleware.storage.sqlite.database import SqliteDatabase
 from session_middleware.storage.sqlite.entries import Before, Fault, write
+from session_middleware.storage.sqlite.reports import SqliteReports
 from session_middleware.storage.sqlite.writer import Refusal
 from session_middleware.storage.state import Blob, ListRef, StoredCheckpoint, StoredHistory
 
@@ -63,7 +65,7 @@ class WriteDown(Protocol):
     def __call__(self, entries: Sequence[Entry] = (), put: CheckpointPut | None = None) -> Place: ...
 
 
-class SqliteStorage:
+class SqliteStorage(SqliteReports, SqliteConversations):
     def __init__(self, path: str, settings: SessionSettings, *, clock: Clock, new_id: NewId) -> None:
         self.name = path
         self._rules = sessions.Rules(settings, clock, new_id, path)

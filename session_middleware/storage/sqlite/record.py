@@ -12,7 +12,7 @@ from session_middleware.storage.seen import RunEnd
 from session_middleware.storage.sqlite.rows import clean, values_of
 from session_middleware.storage.sqlite.tally import Tally
 
-_TABLES = ("runs", "messages", "tool_calls", "model_calls", "events", "branches", "files")
+_TABLES = ("runs", "messages", "tool_calls", "model_calls", "events", "branches", "files", "conversation_items")
 
 
 def next_seq(connection: sqlite3.Connection, session_id: str) -> int | None:
@@ -43,7 +43,12 @@ def begin_run(connection: sqlite3.Connection, visit: Visit, now: datetime) -> No
 
 def has_live_run(connection: sqlite3.Connection, session_id: str) -> bool:
     """Whether a run of the session is in progress in a process that is still there."""
-    return any(not is_gone(process) for _, process, _ in _in_progress(connection, session_id))
+    return find_live_run(connection, session_id) is not None
+
+
+def find_live_run(connection: sqlite3.Connection, session_id: str, *, besides: str | None = None) -> str | None:
+    running = _in_progress(connection, session_id)
+    return next((run_id for run_id, process, _ in running if run_id != besides and not is_gone(process)), None)
 
 
 def _in_progress(connection: sqlite3.Connection, session_id: str) -> list[tuple[str, str, int]]:

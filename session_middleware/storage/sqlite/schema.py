@@ -3,7 +3,7 @@
 Text ids, ISO-8601 UTC times and JSON columns, so that `sqlite3`, sqlite-utils and Datasette read
 them as they are. Two families of tables: what people read (sessions, runs, messages, branches, files,
 tool_calls, model_calls, events, memories), and what the checkpointer restores state from
-(checkpoints, heads, writes, lists, list_items, blobs).
+(checkpoints, heads, writes, lists, list_items, blobs); and between them the conversation_items of other SDKs.
 
 A message's place is where it stands in its conversation: the seq of its first version, unless it was
 put before a message that was there already. A branch goes on from its parent as that was at a seq;
@@ -151,6 +151,9 @@ _TABLES = (
         UNIQUE (session_id, execution_id)
     )
     """,
+    "CREATE INDEX tool_calls_by_time ON tool_calls (COALESCE(started_at, ''), session_id, seq, status)",
+    "CREATE INDEX tool_calls_by_name"
+    " ON tool_calls (name, COALESCE(started_at, ''), session_id, seq, status, duration_ms)",
     """
     CREATE TABLE model_calls (
         session_id TEXT NOT NULL,
@@ -172,8 +175,8 @@ _TABLES = (
         node TEXT,
         marks TEXT,
         started_at TEXT,
-        UNIQUE (session_id, seq)
-    )
+        PRIMARY KEY (session_id, seq)
+    ) WITHOUT ROWID
     """,
     """
     CREATE TABLE events (
@@ -187,6 +190,17 @@ _TABLES = (
         UNIQUE (session_id, seq)
     )
     """,
+    """
+    CREATE TABLE conversation_items (
+        session_id TEXT NOT NULL,
+        position INTEGER NOT NULL,
+        item TEXT NOT NULL,
+        message_id TEXT NOT NULL,
+        removed INTEGER NOT NULL DEFAULT 0,
+        PRIMARY KEY (session_id, position)
+    ) WITHOUT ROWID
+    """,
+    "CREATE INDEX conversation_items_present ON conversation_items (session_id, position) WHERE removed = 0",
     """
     CREATE TABLE checkpoints (
         session_id TEXT NOT NULL,

@@ -1,0 +1,310 @@
+"""Repair: a history that asks for a tool and has no answer is refused by model APIs for ever.
+
+A run that was cut off leaves one, and the next thing its user says makes it worse. So when new input
+arrives, the missing answers are added first, as a checkpoint of their own (source ``update``) and
+with an event. Never for ``None``, a `Command` or a pending interrupt: they carry the call out after
+all. What was loaded is not altered: the run reads the checkpoint that was added.
+
+The check costs one pass over the messages that were just read. The repair itself is one transaction
+that reads, decides and writes, so that two processes do not both make it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import cache, partial
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import ChannelVersions, Checkpoint, CheckpointMetadata, CheckpointTuple
+from langgraph.checkpoint.base.id import uuid6
+from langgraph.types import Command
+
+from session_middleware.errors import SessionBusy
+from session_middleware.model import NewId, RepairedCall, ToolCall
+
+if TYPE_CHECKING:
+    from session_middleware.checkpoint.saver import SessionSaver
+    from session_middleware.storage.port import Storage, Visit
+
+INTERRUPTED = "This tool call was interrupted: it gave no result, and was carried out in part or not at all."
+UNREADABLE = "This tool call was not carried out: its arguments could not be read."
+
+_TASK, _RESUMING = "__pregel_task_id", "__pregel_resuming"  # a subgraph has both when it is told to go on
+_DEPTH = 3  # how far below what a graph was called with answers are looked for
+_INTERRUPT, _TASKS, _ROUTE = "__interrupt__", "__pregel_tasks", "branch:to:"
+
+
+# What is missing, and the answers: pure functions
+
+
+class Asked(NamedTuple):
+    """A tool call that was asked for."""
+
+    message_id: str | None
+    call: Mapping[str, Any]
+    is_readable: bool  # its arguments
+
+
+class Mended(NamedTuple):
+    messages: list[BaseMessage]
+    calls: list[RepairedCall]
+
+
+def unanswered(messages: Sequence[Any]) -> list[Asked]:
+    """The calls without an answer, in order; none unless this is a conversation: messages, and not a model's only."""
+    found: list[Asked] = []
+    answered: set[str] = set()
+    is_conversation = False
+    for message in reversed(messages):
+        kind = _kind_of(type(message))  # type: ignore[arg-type]  # a class is hashable
+        if kind is None:
+            return []
+        if kind is AIMessage:
+            for calls in (message.invalid_tool_calls, message.tool_calls):
+                for call in reversed(calls):
+                    if (call_id := call["id"]) in answered:
+                        answered.remove(call_id)  # an id may have been used before
+                    elif call_id:
+                        found.append(Asked(message.id, call, calls is message.tool_calls))
+        elif kind is not BaseMessage:
+            is_conversation = True
+            if kind is ToolMessage:
+                answered.add(message.tool_call_id)
+    return found[::-1] if is_conversation else []
+
+
+@cache
+def _kind_of(cls: Hashable) -> type[BaseMessage] | None:
+    """Which kind of message a class is, for pydantic's `isinstance` is slow; ``None`` for what is no message."""
+    return next(
+        (kind for kind in (ToolMessage, HumanMessage, AIMessage, BaseMessage) if issubclass(cast("type", cls), kind)),
+        None,
+    )
+
+
+def mend(
+    messages: Sequence[BaseMessage],
+    missing: Sequence[Asked],
+    *,
+    new_id: NewId,
+    known: Mapping[str, ToolMessage] = MappingProxyType({}),
+    namespace: str = "",
+) -> Mended:
+    """The messages with an answer after each request that is `missing` one: a `known` one, or that there is none."""
+    answers: dict[str, list[ToolMessage]] = {}
+    calls: list[RepairedCall] = []
+    for asked in missing:
+        answer, kind = _answer(asked, known.get(asked.call["id"]), new_id)
+        answers.setdefault(asked.call["id"], []).append(answer)
+        calls.append(
+            RepairedCall(
+                tool_call_id=asked.call["id"],
+                name=asked.call.get("name") or "tool",
+                message_id=asked.message_id,
+                answer_id=str(answer.id),
+                answer=kind,
+                checkpoint_ns=namespace,
+            )
+        )
+    return Mended(list(_with_answers(messages, missing, answers)), calls)
+
+
+def _answer(asked: Asked, known: ToolMessage | None, new_id: NewId) -> tuple[ToolMessage, Any]:
+    if known is not None and asked.is_readable:
+        return known if known.id else known.model_copy(update={"id": new_id()}), "known"
+    text, kind = (INTERRUPTED, "interrupted") if asked.is_readable else (UNREADABLE, "unreadable")
+    name, call_id = asked.call.get("name"), asked.call["id"]
+    return ToolMessage(text, name=name, tool_call_id=call_id, status="error", id=new_id()), kind
+
+
+def _with_answers(
+    messages: Sequence[BaseMessage], missing: Sequence[Asked], answers: dict[str, list[ToolMessage]]
+) -> Iterator[BaseMessage]:
+    """Each answer after the message that asked, and after the answers it had."""
+    wanted = {id(asked.call): answers[asked.call["id"]].pop(0) for asked in missing}
+    due: list[ToolMessage] = []
+    for message in messages:
+        if due and message.type != "tool":
+            yield from due
+            due = []
+        yield message
+        if isinstance(message, AIMessage) and wanted:
+            asked = (*message.tool_calls, *message.invalid_tool_calls)
+            due += [wanted.pop(id(call)) for call in asked if id(call) in wanted]
+    yield from due
+
+
+# The checkpoint that has them
+
+
+def _child(
+    found: CheckpointTuple, changed: dict[str, Any], *, version: Any
+) -> tuple[Checkpoint, CheckpointMetadata, ChannelVersions]:
+    """A checkpoint with other values, in which nothing waits to run: new input ends what did."""
+    before, step = found.checkpoint, found.metadata.get("step", -1) + 1
+    values = before["channel_values"]
+    ended = [name for name in values if name == _TASKS or name.startswith(_ROUTE)]
+    new_versions = dict.fromkeys([*changed, *ended], version)
+    checkpoint: Checkpoint = {
+        **before,
+        "id": str(uuid6(clock_seq=step)),
+        "ts": datetime.now(UTC).isoformat(),
+        "channel_values": {name: value for name, value in values.items() if name not in ended} | changed,
+        "channel_versions": before["channel_versions"] | new_versions,
+        "updated_channels": sorted(new_versions),
+    }
+    metadata: CheckpointMetadata = {"source": "update", "step": step, "parents": found.metadata.get("parents", {})}
+    return checkpoint, metadata, new_versions
+
+
+def _is_waiting(found: CheckpointTuple) -> bool:
+    """Whether it waits for a person; or its values are made from writes, and only the graph knows how."""
+    writes = found.pending_writes or ()
+    interrupted = {task for task, channel, _ in writes if channel == _INTERRUPT}
+    finished = {task for task, channel, _ in writes if not channel.startswith("__")}
+    return bool(interrupted - finished) or bool(found.metadata.get("counters_since_delta_snapshot"))
+
+
+def _lacking(values: Mapping[str, Any]) -> Iterator[str]:
+    return (name for name, value in values.items() if type(value) is list and unanswered(value))
+
+
+def _next_version(saver: SessionSaver, checkpoint: Checkpoint) -> Any:
+    return saver.get_next_version(max(checkpoint["channel_versions"].values()), None)
+
+
+class Repairs:
+    """Looks for what is missing, and adds it, by whichever saver reads the state."""
+
+    def __init__(self, storage: Storage, *, new_id: NewId, on_input: bool) -> None:
+        self._storage = storage
+        self._new_id = new_id
+        self._on_input = on_input
+
+    def before_input(
+        self, saver: SessionSaver, config: RunnableConfig, visit: Visit, found: CheckpointTuple | None
+    ) -> CheckpointTuple | None:
+        """What a run goes on from: as it was found, or with the answers its new input would have left out."""
+        given, visit.given = visit.given, None
+        is_new = self._on_input and _brings_input(given, visit, config, found)
+        if not is_new or found is None or _is_waiting(found) or not any(_lacking(found.checkpoint["channel_values"])):
+            return found
+        answered = frozenset(_answers_in(given, _DEPTH))
+        work = partial(self._repair, saver, config, visit, answered, reason="new input", dry_run=False)
+        mended: CheckpointTuple | None = self._storage.together([work], durable=True)[0]()[0]
+        return mended
+
+    def now(self, saver: SessionSaver, config: RunnableConfig, visit: Visit, *, dry_run: bool) -> list[RepairedCall]:
+        """Repair a session on demand: the latest state of its graph, and of subgraphs that keep theirs.
+
+        Raises:
+            SessionBusy: a run is in progress, and may give the answers itself.
+        """
+        if (run_id := self._storage.find_live_run(visit.session_id)) is not None:
+            raise SessionBusy(visit.session_id, run_id=run_id)
+        done: list[RepairedCall] = []
+        for namespace in self._storage.list_checkpoint_namespaces(visit.session_id):
+            if ":" not in namespace:  # with a task's id in it, it is of one run only
+                at: RunnableConfig = {**config, "configurable": {**config["configurable"], "checkpoint_ns": namespace}}
+                work = partial(self._repair, saver, at, visit, reason="asked for", dry_run=dry_run)
+                done += self._storage.together([work], durable=True)[0]()[1]
+        return done
+
+    def _repair(
+        self,
+        saver: SessionSaver,
+        config: RunnableConfig,
+        visit: Visit,
+        answered: frozenset[str] = frozenset(),
+        *,
+        reason: str,
+        dry_run: bool,
+    ) -> tuple[CheckpointTuple | None, list[RepairedCall]]:
+        """In one transaction: what is there now, and what was added to it."""
+        found = saver.load(config, visit)
+        if found is None or _is_waiting(found) or self._storage.find_live_run(visit.session_id, besides=visit.run_id):
+            return found, []
+        changed, calls = self._mended(found, visit.session_id, answered)
+        if dry_run or not calls:
+            return found, calls
+        checkpoint, metadata, new_versions = _child(found, changed, version=_next_version(saver, found.checkpoint))
+        key = (visit.session_id, found.config["configurable"]["checkpoint_ns"], checkpoint["id"])
+        at: RunnableConfig = {**config, "configurable": config["configurable"] | found.config["configurable"]}
+        saver._put(visit, key, at, checkpoint, metadata, new_versions)
+        self._storage.note_repair(key[0], calls, run_id=visit.run_id, reason=reason, checkpoint_id=key[2])
+        at["configurable"]["checkpoint_id"] = key[2]
+        return saver.load(at, visit), calls
+
+    def _mended(
+        self, found: CheckpointTuple, session_id: str, answered: frozenset[str]
+    ) -> tuple[dict[str, Any], list[RepairedCall]]:
+        values, namespace = found.checkpoint["channel_values"], found.config["configurable"]["checkpoint_ns"]
+        changed: dict[str, Any] = {}
+        calls: list[RepairedCall] = []
+        for name in _lacking(values):
+            missing = [asked for asked in unanswered(values[name]) if asked.call["id"] not in answered]
+            if missing:
+                known = self._known_answers(session_id, missing, name, found)
+                mended = mend(values[name], missing, new_id=self._new_id, known=known, namespace=namespace)
+                changed[name] = mended.messages
+                calls += mended.calls
+        return changed, calls
+
+    def _known_answers(
+        self, session_id: str, missing: Sequence[Asked], channel: str, found: CheckpointTuple
+    ) -> dict[str, ToolMessage]:
+        """What some of them did say, though it is not in the history yet: others beside them were cut off."""
+        written = [value for _, name, value in found.pending_writes or () if name == channel]
+        known = {message.tool_call_id: message for value in written for message in _tool_messages(value)}
+        return recorded_answers(self._storage, session_id, missing) | known
+
+
+def _brings_input(given: Any, visit: Visit, config: RunnableConfig, found: CheckpointTuple | None) -> bool:
+    """Whether this is the first look of a run that brings new input, which goes on from what it finds.
+
+    Later ones are reads from inside the run, and what has no answer by then is being carried out.
+    """
+    namespace = config["configurable"].get("checkpoint_ns", "")
+    if namespace in visit.looked:
+        return False
+    visit.looked.add(namespace)
+    if namespace:
+        return _TASK in config["configurable"] and not config["configurable"].get(_RESUMING)
+    run_id = config.get("metadata", {}).get("run_id")  # LangGraph takes the same id again for the same run
+    is_same = found is not None and run_id is not None and run_id == found.metadata.get("run_id")
+    return bool(given) and not isinstance(given, Command) and not is_same
+
+
+def _answers_in(given: Any, depth: int) -> Iterator[str]:
+    """The calls that an input answers itself, as when a client has carried them out."""
+    if isinstance(given, ToolMessage):
+        yield given.tool_call_id
+    elif isinstance(given, Mapping) and "tool_call_id" in given:
+        yield str(given["tool_call_id"])
+    elif depth and isinstance(given, (Mapping, list, tuple)):
+        for part in given.values() if isinstance(given, Mapping) else given:
+            yield from _answers_in(part, depth - 1)
+
+
+def _tool_messages(value: Any) -> Iterable[ToolMessage]:
+    parts = value if isinstance(value, (list, tuple)) else (value,)
+    return (part for part in parts if isinstance(part, ToolMessage))
+
+
+def recorded_answers(storage: Storage, session_id: str, missing: Sequence[Asked]) -> dict[str, ToolMessage]:
+    """What some of the calls did say, by the record of their executions."""
+    asked = {one.call["id"]: one.message_id for one in missing}
+    found = storage.find_executions(session_id, list(asked))
+    answers = {call.tool_call_id: _from_record(call) for call in found if call.message_id == asked[call.tool_call_id]}
+    return {call_id: answer for call_id, answer in answers.items() if answer is not None}
+
+
+def _from_record(call: ToolCall) -> ToolMessage | None:
+    """A recorded result, where it is whole and a message could have had it as its content."""
+    if call.status != "ok" or call.marks or not isinstance(call.result, (str, list)):
+        return None
+    return ToolMessage(call.result, name=call.name, tool_call_id=call.tool_call_id)

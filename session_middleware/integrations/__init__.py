@@ -1,0 +1,1 @@
+"""One file for each outside protocol; each needs an optional extra, and none imports another."""

@@ -1,0 +1,203 @@
+"""LangChain's `create_agent`: a middleware for what only a middleware can do.
+
+It learns of refusals that no callback tells of, has a tool's start written down before the tool runs
+without holding up the event loop, answers calls that were cut off before the agent starts, and adds
+text to what the model is asked without adding it to the state. With `Sessions.attach` the recorder
+and the checkpointer record all the rest, and this leaves it to them. Without them it records the
+messages, tool calls and model calls that pass by, but no runs: it does not learn how one ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeAlias
+
+from langchain.agents.middleware import AgentMiddleware
+from langchain.agents.middleware.types import AgentState, ModelRequest, ModelResponse
+from langchain_core.messages import BaseMessage, HumanMessage, RemoveMessage, SystemMessage, ToolMessage
+from langgraph.config import get_config
+from langgraph.graph.message import REMOVE_ALL_MESSAGES
+from langgraph.prebuilt.tool_node import ToolCallRequest
+from langgraph.types import Command
+
+from session_middleware.checkpoint.repair import Asked, Mended, mend, recorded_answers, unanswered
+from session_middleware.recording.hooks import Hooks, Place, Watched
+from session_middleware.session import Session
+from session_middleware.sessions import Sessions
+
+ToolResult: TypeAlias = ToolMessage | Command[Any]
+Context: TypeAlias = Callable[[Session, str], str | None]
+Update: TypeAlias = dict[str, Any] | None
+
+
+class SessionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
+    """``create_agent(model, tools, middleware=[SessionMiddleware(sessions), …])``; first in the list it sees most.
+
+    An agent that runs without a thread id is left as it is.
+
+    Args:
+        sessions: where to record. With its checkpointer and recorder, or alone.
+        context: what to add to the system message of each model call, and nowhere else: a function
+            of the session and of what its user said last. Under asyncio it is called off the loop.
+    """
+
+    def __init__(self, sessions: Sessions, *, context: Context | None = None) -> None:
+        super().__init__()
+        self._sessions = sessions
+        self._hooks = Hooks(
+            sessions._storage,
+            sessions.recorder,
+            sessions._visits,
+            is_ours=sessions.checkpointer.serves_with,
+            new_id=sessions.new_id,
+            clock=sessions._clock,
+        )
+        self._off_loop = sessions._offload.run
+        self._context = context
+
+    # Before the agent starts: who asks, and what has no answer
+
+    def before_agent(self, state: AgentState[Any], runtime: Any) -> Update:
+        """Open the session where nobody has, and answer what was cut off.
+
+        Raises:
+            SessionAccessDenied: it is another user's.
+            SessionExpired: it has expired and ``on_resume`` is ``"reject"``.
+        """
+        place = self._hooks.enter(get_config(), begins=True)
+        if place is None:
+            return None
+        self._hooks.admit(place)
+        return self._begin(place, state["messages"])
+
+    async def abefore_agent(self, state: AgentState[Any], runtime: Any) -> Update:
+        place = self._hooks.enter(get_config(), begins=True)
+        if place is None:
+            return None
+        await self._off_loop(self._hooks.admit, place)
+        if place.is_alone or self._missing(state["messages"]):
+            return await self._off_loop(self._begin, place, state["messages"])
+        return None
+
+    def _begin(self, place: Place, messages: Sequence[BaseMessage]) -> Update:
+        self._hooks.hear(place, messages)
+        missing = self._missing(messages)
+        if not missing:
+            return None
+        known = recorded_answers(self._sessions._storage, place.visit.session_id, missing)
+        mended = mend(messages, missing, known=known, new_id=self._sessions.new_id, namespace=place.namespace)
+        self._note(place, mended)
+        return {"messages": [RemoveMessage(REMOVE_ALL_MESSAGES), *mended.messages]}
+
+    def _missing(self, messages: Sequence[BaseMessage]) -> list[Asked]:
+        return unanswered(messages) if self._sessions.settings.repair == "auto" else []
+
+    def _note(self, place: Place, mended: Mended) -> None:
+        added = {call.answer_id for call in mended.calls}
+        following = {str(m.id): after.id for m, after in zip(mended.messages, mended.messages[1:], strict=False)}
+        for message in reversed(mended.messages):
+            if message.id in added:
+                self._hooks.keep(place, [message], followed_by=following.get(str(message.id)))
+        self._hooks.write(place)
+        self._hooks.note_repair(place, mended.calls)
+
+    # What the model is asked
+
+    def wrap_model_call(
+        self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
+    ) -> ModelResponse[Any]:
+        place = self._hooks.enter(get_config())
+        if place is None:
+            return handler(request)
+        request = self._with(request, self._context_for(place, request))
+        if place.trace is not None:
+            return handler(request)
+        self._hooks.hear(place, request.state["messages"])
+        asked = self._hooks.ask(request.model)
+        try:
+            response = handler(request)
+        except BaseException as error:
+            self._hooks.answer(place, asked, error)
+            raise
+        self._hooks.answer(place, asked, response.result)
+        return response
+
+    async def awrap_model_call(
+        self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
+    ) -> ModelResponse[Any]:
+        place = self._hooks.enter(get_config())
+        if place is None:
+            return await handler(request)
+        if self._context is not None:
+            request = self._with(request, await self._off_loop(self._context_for, place, request))
+        if place.trace is not None:
+            return await handler(request)
+        await self._off_loop(self._hooks.hear, place, request.state["messages"])
+        asked = self._hooks.ask(request.model)
+        try:
+            response = await handler(request)
+        except BaseException as error:
+            await self._off_loop(self._hooks.answer, place, asked, error)
+            raise
+        await self._off_loop(self._hooks.answer, place, asked, response.result)
+        return response
+
+    def _context_for(self, place: Place, request: ModelRequest[Any]) -> str | None:
+        said = next((m.text for m in reversed(request.messages) if isinstance(m, HumanMessage)), None)
+        if self._context is None or not said:
+            return None
+        session = self._sessions.find(place.visit.session_id)
+        if session is None:
+            self._hooks.open(place)
+            session = self._sessions.find(place.visit.session_id)
+        return self._context(session, said) if session is not None else None
+
+    @staticmethod
+    def _with(request: ModelRequest[Any], context: str | None) -> ModelRequest[Any]:
+        """The request with the text added to its system message; the state is not touched."""
+        if not context:
+            return request
+        own = request.system_message.content_blocks if request.system_message else []
+        added: Any = {"type": "text", "text": context}
+        whole = SystemMessage(content_blocks=[*own, added]) if own else SystemMessage(context)
+        return request.override(system_message=whole)
+
+    # Tools
+
+    def wrap_tool_call(self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], ToolResult]) -> ToolResult:
+        watched = self._watch(request)
+        if watched is None:
+            return handler(request)
+        if watched.place.trace is None:
+            self._hooks.start(watched)
+        try:
+            result = handler(request)
+        except BaseException as error:
+            self._hooks.end(watched, error)
+            raise
+        self._hooks.end(watched, result)
+        return result
+
+    async def awrap_tool_call(
+        self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Awaitable[ToolResult]]
+    ) -> ToolResult:
+        watched = self._watch(request)
+        if watched is None:
+            return await handler(request)
+        await self._off_loop(self._hooks.start, watched)
+        try:
+            result = await handler(request)
+        except BaseException as error:
+            await self._off_loop(self._hooks.end, watched, error)
+            raise
+        await self._off_loop(self._hooks.end, watched, result)
+        return result
+
+    def _watch(self, request: ToolCallRequest) -> Watched | None:
+        config = request.runtime.config
+        place = self._hooks.enter(config)
+        if place is None:
+            return None
+        state = request.state
+        history = state["messages"] if isinstance(state, dict) else getattr(state, "messages", ())
+        return self._hooks.watch(place, config, request.tool_call, history, exists=request.tool is not None)

@@ -1,0 +1,145 @@
+"""OpenAI's Agents SDK: a `Session` of its protocol that is one of ours.
+
+``await Runner.run(agent, "hi", session=OpenAIAgentsSession(sessions, "thread-42", user_id="alice"))``
+
+Items are kept as they were given and come back so; beside them each is a message of the record.
+What the SDK removes is gone for the SDK, and stays in the record with the mark ``removed``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from agents.items import TResponseInputItem
+from agents.memory import SessionSettings
+
+from session_middleware import lifecycle
+from session_middleware.errors import UnserializableValue
+from session_middleware.sessions import Sessions
+from session_middleware.storage.conversations import ItemPut
+from session_middleware.storage.port import Visit
+from session_middleware.storage.seen import MessageSeen
+from session_middleware.visits import identity_of
+
+_TEXTS = ("text", "refusal", "transcript")  # the fields of a content's parts that hold text
+_ROLES = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
+
+
+class OpenAIAgentsSession:
+    """One conversation for `Runner`; any number of runs may use it, at once and one after the other.
+
+    Every method raises `SessionAccessDenied` when the session is another user's, and `SessionExpired`
+    when it has expired and ``on_resume`` is ``"reject"``.
+
+    Args:
+        sessions: where to keep it.
+        session_id: an id of yours; a new one is made if none is given.
+        session_settings: the SDK's, such as how many items a run begins with.
+    """
+
+    def __init__(
+        self,
+        sessions: Sessions,
+        session_id: object = None,
+        *,
+        user_id: str | None = None,
+        group_id: str | None = None,
+        session_settings: SessionSettings | None = None,
+    ) -> None:
+        self.session_id = sessions.new_id() if session_id is None else lifecycle.session_id_of(session_id)
+        self.session_settings = session_settings
+        self._sessions = sessions
+        self._identity = identity_of({"user_id": user_id, "group_id": group_id})
+        self._visit: Visit | None = None
+
+    async def get_items(self, limit: int | None = None) -> list[TResponseInputItem]:
+        """The items in order; the last `limit` of them. A run begins with this."""
+        settings = self.session_settings
+        wanted = limit if limit is not None or settings is None else settings.limit
+        return await self._sessions._offload.run(self._get, wanted)
+
+    def _get(self, limit: int | None) -> list[TResponseInputItem]:
+        visit, storage = self._visit_anew(), self._sessions._storage
+        if storage.look(visit) is None:
+            return []
+        return storage.get_items(self.session_id, limit=limit)
+
+    async def add_items(self, items: list[TResponseInputItem]) -> None:
+        """Add items, all or none; when this returns they are safe from a crash.
+
+        Raises:
+            UnserializableValue: one of them is not JSON.
+        """
+        if items:
+            puts = list(self._puts(items))
+            await self._write(partial(self._sessions._storage.append_items, self._present_visit(), puts))
+
+    async def pop_item(self) -> TResponseInputItem | None:
+        """Remove the last item and return it; ``None`` when there is none."""
+        removed = await self._write(partial(self._sessions._storage.remove_items, self._present_visit(), limit=1))
+        return removed[0] if removed else None
+
+    async def clear_session(self) -> None:
+        """Remove all items. The record stays; `Sessions.delete` deletes it."""
+        await self._write(partial(self._sessions._storage.remove_items, self._present_visit()))
+
+    async def _write(self, call: Any) -> Any:
+        return await self._sessions._offload.write(call)
+
+    def _visit_anew(self) -> Visit:
+        self._visit = Visit(self.session_id, self._identity)
+        return self._visit
+
+    def _present_visit(self) -> Visit:
+        return self._visit or self._visit_anew()
+
+    def _puts(self, items: Sequence[TResponseInputItem]) -> Iterator[ItemPut]:
+        keeping, settings = self._sessions.recorder.journal.keeping, self._sessions.settings
+        for number, item in enumerate(items):
+            try:
+                json.dumps(item)
+            except (TypeError, ValueError, RecursionError) as error:
+                problem = f"item {number} of a conversation is not JSON ({error})"
+                raise UnserializableValue(problem, advice="give the SDK's own items, or plain dicts") from error
+            message = describe_item(item, self._sessions.new_id())
+            recorded = keeping.messages([message]) if settings.tracking else ()
+            yield ItemPut(item, message.message_id, recorded)
+
+
+def describe_item(item: Any, message_id: str) -> MessageSeen:
+    """An item of the Responses API as a message of the record."""
+    if not isinstance(item, Mapping):
+        return MessageSeen(message_id, "assistant", "", content=item, marks=("item",))
+    kind = str(item.get("type") or "message")
+    if kind == "function_call":
+        call = {"id": item.get("call_id"), "name": item.get("name"), "args": _arguments(item.get("arguments"))}
+        return MessageSeen(message_id, "assistant", "", tool_calls=[call])
+    if kind.endswith("_output") and "call_id" in item:
+        output = item.get("output")
+        content = None if isinstance(output, str) else output
+        return MessageSeen(message_id, "tool", _text(output), content=content, tool_call_id=str(item["call_id"]))
+    if kind == "message" and item.get("role") in _ROLES:
+        content = item.get("content")
+        parts = None if isinstance(content, str) else content
+        return MessageSeen(message_id, _ROLES[item["role"]], _text(content), content=parts)
+    return MessageSeen(message_id, "assistant", _text(item.get("summary")), content=item, marks=(f"item:{kind}",))
+
+
+def _text(parts: Any) -> str:
+    """What a content, or a summary, says in words."""
+    if isinstance(parts, str):
+        return parts
+    if not isinstance(parts, (list, tuple)):
+        return ""
+    texts = [part.get(name) for part in parts if isinstance(part, Mapping) for name in _TEXTS]
+    return "\n".join(text for text in texts if isinstance(text, str))
+
+
+def _arguments(text: Any) -> Any:
+    try:
+        return json.loads(text) if isinstance(text, str) else text
+    except ValueError:
+        return {"arguments": text}

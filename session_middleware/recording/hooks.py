@@ -1,0 +1,304 @@
+"""Recording from inside an agent: what a middleware sees around its model calls and tool calls.
+
+Where the recorder watches the run, it has a `Trace`, and these only add to that: a tool's start that
+is written down already, and a refusal, which no callback tells of. Otherwise they record by
+themselves. A fault of theirs is logged once and counted, and the agent goes on.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, NamedTuple, TypeVar, cast
+from uuid import UUID
+
+from langchain_core.callbacks import BaseCallbackHandler, BaseCallbackManager
+from langchain_core.messages import AIMessage, BaseMessage, ToolCall, ToolMessage
+from langchain_core.runnables import RunnableConfig
+from langgraph.errors import GraphBubbleUp
+
+from session_middleware.model import Clock, NewId, RepairedCall
+from session_middleware.recording.journal import DENIALS
+from session_middleware.recording.messages import Outcome, count_tokens, describe, mark_of, outcome_of
+from session_middleware.recording.prices import cost_of, load
+from session_middleware.recording.recorder import SessionRecorder
+from session_middleware.recording.trace import Trace, namespace_of, since
+from session_middleware.storage.port import Storage, Visit
+from session_middleware.storage.seen import ModelCallSeen, ToolEnd, ToolStart
+from session_middleware.visits import Visits
+
+_REMEMBERED = 256  # sessions whose messages are kept in mind
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+class Place(NamedTuple):
+    """Where in a run a hook is called."""
+
+    visit: Visit
+    trace: Trace | None  # the recorder's, where it watches the run
+    is_checkpointed: bool  # a checkpointer of ours serves the run, and records its messages
+    own_namespace: str
+    node: str | None
+
+    @property
+    def namespace(self) -> str:
+        """That of the graph."""
+        return self.own_namespace.rpartition("|")[0]
+
+    @property
+    def is_alone(self) -> bool:
+        return self.trace is None and not self.is_checkpointed
+
+
+@dataclass(slots=True)
+class Watched:
+    """A tool call that passes by."""
+
+    place: Place
+    start: ToolStart
+    exists: bool  # there is such a tool
+    executed: dict[str, Any]  # the calls whose tool has begun, where nobody else knows, and its arguments
+    begun: float = field(default_factory=time.perf_counter)
+    written: bool = False  # its start is
+
+
+@dataclass(slots=True)
+class Asked:
+    model: str | None
+    provider: str | None
+    started_at: datetime
+    begun: float = field(default_factory=time.perf_counter)
+
+
+class _Executions(BaseCallbackHandler):
+    """Tells a tool that has run from one that somebody answered for, and what it was given."""
+
+    run_inline = True
+
+    def __init__(self, executed: dict[str, Any]) -> None:
+        self._executed = executed
+
+    def on_tool_start(
+        self, serialized: Any, input_str: str, *, run_id: UUID, inputs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        self._executed[str(kwargs.get("tool_call_id"))] = inputs
+
+
+def _harmless(method: Method) -> Method:
+    @functools.wraps(method)
+    def guarded(self: Hooks, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return method(self, *args, **kwargs)
+        except DENIALS:
+            raise
+        except Exception as error:  # noqa: BLE001  # a fault here must not break a run
+            self._journal.fault(error)
+            return None
+
+    return cast("Method", guarded)
+
+
+class Hooks:
+    def __init__(
+        self,
+        storage: Storage,
+        recorder: SessionRecorder,
+        visits: Visits,
+        *,
+        is_ours: Callable[[object], bool],
+        new_id: NewId,
+        clock: Clock,
+    ) -> None:
+        self._storage = storage
+        self._recorder = recorder
+        self._journal = recorder.journal
+        self._visits = visits
+        self._is_ours = is_ours  # a checkpointer
+        self._new_id = new_id
+        self._clock = clock
+        self._known: OrderedDict[str, dict[str, int]] = OrderedDict()
+        self._journal.forgetting.append(self.forget)
+
+    def forget(self, session_id: str) -> None:
+        """Keep nothing in mind of a session that was deleted."""
+        self._known.pop(session_id, None)
+
+    def enter(self, config: RunnableConfig, *, begins: bool = False) -> Place | None:
+        """Where this is called; ``None`` outside of any session. A run that `begins` alone is a visit of its own."""
+        configurable = config.get("configurable") or {}
+        if configurable.get("thread_id") is None:
+            return None
+        trace = self._recorder.trace_of(getattr(config.get("callbacks"), "parent_run_id", None))
+        checkpointed = self._is_ours(configurable.get("__pregel_checkpointer"))
+        if trace is not None:
+            visit = trace.visit
+        elif checkpointed:
+            visit = self._visits.present(configurable)
+        else:
+            visit = self._visits.alone(configurable, anew=begins)
+        metadata = config.get("metadata") or {}
+        return Place(visit, trace, checkpointed, namespace_of(metadata), metadata.get("langgraph_node"))
+
+    def admit(self, place: Place) -> None:
+        """Ask at the door, where nobody else has. Raises what the door does."""
+        if place.is_alone and place.visit.admission is None:
+            self._storage.look(place.visit)
+
+    @_harmless
+    def open(self, place: Place) -> None:
+        """Have the session there, before anything else has been written of the run."""
+        self._storage.append(place.visit)
+
+    def write(self, place: Place) -> None:
+        """Write down what was kept."""
+        self._journal.write(place.visit)
+
+    # Messages
+
+    def keep(self, place: Place, messages: Sequence[BaseMessage], **fields: Any) -> None:
+        self._journal.keep(place.visit, describe(messages, place.namespace, new_id=self._new_id, **fields))
+
+    @_harmless
+    def hear(self, place: Place, messages: Sequence[BaseMessage]) -> None:
+        """Take down what is new in the agent's messages, where nobody else does."""
+        if not place.is_alone:
+            return
+        self.admit(place)
+        known = self._known_messages(place.visit.session_id)
+        for message, following in zip(messages, [*messages[1:], None], strict=True):
+            if message.id is not None and known.get(message.id) != mark_of(message):
+                known[message.id] = mark_of(message)
+                self.keep(place, [message], followed_by=following and following.id)
+        self.write(place)
+
+    def _known_messages(self, session_id: str) -> dict[str, int]:
+        known = self._known.setdefault(session_id, {})
+        self._known.move_to_end(session_id)
+        while len(self._known) > _REMEMBERED:
+            self._known.popitem(last=False)
+        return known
+
+    @_harmless
+    def note_repair(self, place: Place, calls: Sequence[RepairedCall]) -> None:
+        visit = place.visit
+        self._storage.note_repair(visit.session_id, calls, run_id=visit.run_id, reason="new input", checkpoint_id=None)
+
+    # Models
+
+    def ask(self, model: Any) -> Asked:
+        try:
+            told = model._get_ls_params()
+        except Exception as error:  # noqa: BLE001  # it is the user's own model class
+            self._journal.fault(error)
+            told = {}
+        load()
+        return Asked(told.get("ls_model_name"), told.get("ls_provider"), self._clock())
+
+    @_harmless
+    def answer(self, place: Place, asked: Asked, came: Sequence[BaseMessage] | BaseException) -> None:
+        """Take down what a model call took, and where nobody else does what it said."""
+        failed = isinstance(came, BaseException)
+        said = [] if isinstance(came, BaseException) else [m for m in came if isinstance(m, AIMessage)]
+        for message in said:
+            message.id = message.id or self._new_id()  # as the state would, but before it is recorded
+        message = said[0] if said else AIMessage("")
+        tokens, marks = count_tokens(message.usage_metadata)
+        metadata = message.response_metadata
+        model = metadata.get("model_name") or metadata.get("model") or asked.model
+        call = ModelCallSeen(
+            id=self._new_id(),
+            model=model,
+            provider=asked.provider,
+            input_tokens=tokens.input,
+            output_tokens=tokens.output,
+            cached_tokens=tokens.cached,
+            reasoning_tokens=tokens.reasoning,
+            cost=None if failed else functools.partial(cost_of, model, asked.provider, tokens),
+            duration_ms=since(asked.begun),
+            error=_sentence(came) if isinstance(came, BaseException) else None,
+            message_id=message.id,
+            checkpoint_ns=place.own_namespace,
+            node=place.node,
+            marks=marks,
+            started_at=asked.started_at,
+        )
+        self._journal.keep(place.visit, [call])
+        if said:
+            self.hear(place, said)
+        self.write(place)
+
+    # Tools
+
+    def watch(
+        self, place: Place, config: RunnableConfig, call: ToolCall, history: Sequence[BaseMessage], *, exists: bool
+    ) -> Watched:
+        """A call that passes by, and the messages that led to it."""
+        executed: dict[str, Any] = {}
+        manager = config.get("callbacks")
+        if place.trace is None and isinstance(manager, BaseCallbackManager):
+            manager.add_handler(_Executions(executed))
+        if place.trace is None:  # who asked comes before what was asked for
+            asking = [
+                m for m in history if isinstance(m, AIMessage) and any(c["id"] == call["id"] for c in m.tool_calls)
+            ]
+            self.keep(place, [message for message in asking[-1:] if message.id])
+        start = ToolStart(self._new_id(), call["id"], call["name"], call["args"], place.namespace, place.node)
+        return Watched(place, start, exists, executed)
+
+    @_harmless
+    def start(self, watched: Watched) -> None:
+        """Have the start of a call written down before its tool runs; the recorder goes on from there."""
+        self.admit(watched.place)
+        self._journal.keep(watched.place.visit, [watched.start])
+        self.write(watched.place)
+        watched.written = True
+        if watched.place.trace is not None:
+            watched.place.trace.foretold[str(watched.start.tool_call_id)] = watched.start
+
+    @_harmless
+    def end(self, watched: Watched, came: Any) -> None:
+        """Close the call, unless the recorder has; a tool that did not run and is answered for was refused."""
+        place, call_id = watched.place, str(watched.start.tool_call_id)
+        executed = call_id in (watched.executed if place.trace is None else place.trace.executed)
+        if place.trace is not None:
+            place.trace.foretold.pop(call_id, None)
+            if executed:
+                return
+        start = watched.start
+        given = watched.executed.get(call_id)
+        if given is not None and given != start.arguments:  # somebody has changed them on the way
+            self._journal.keep(place.visit, [start._replace(arguments=given, corrects=True)])
+        outcome = _outcome(came)
+        if outcome.status == "error" and not executed and watched.exists and not isinstance(came, BaseException):
+            outcome = outcome._replace(status="refused", error=None)
+        if watched.written or outcome.status == "refused":
+            end = ToolEnd(
+                execution_id=watched.start.execution_id,
+                status=outcome.status,
+                result=outcome.result,
+                error=outcome.error,
+                duration_ms=since(watched.begun) if executed else None,
+                artifact=outcome.artifact,
+                name=watched.start.name,
+                files=outcome.files,
+            )
+            self._journal.keep(place.visit, [end] if watched.written else [start, end])
+        if place.is_alone and isinstance(came, ToolMessage):
+            came.id = came.id or self._new_id()  # as the state would, but before it is recorded
+            self.hear(place, [came])
+        self.write(place)
+
+
+def _outcome(came: Any) -> Outcome:
+    if not isinstance(came, BaseException):
+        return outcome_of(came)
+    is_failure = isinstance(came, Exception) and not isinstance(came, GraphBubbleUp)
+    return Outcome("error", None, _sentence(came)) if is_failure else Outcome("interrupted", None)
+
+
+def _sentence(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,65 @@
+"""The part of `Sessions` that asks how things went in all sessions together."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from session_middleware import lifecycle
+from session_middleware.model import ToolCall, Usage
+from session_middleware.recording.recorder import SessionRecorder
+from session_middleware.storage.offload import Offload
+from session_middleware.storage.port import Storage
+from session_middleware.storage.reporting import ToolCallFilter, UsageBy, UsageFilter
+
+
+class Reports:
+    _storage: Storage
+    _offload: Offload
+    recorder: SessionRecorder
+
+    def usage(
+        self,
+        by: UsageBy = "user",
+        *,
+        user_id: str | None = None,
+        group_id: str | None = None,
+        session_id: object = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+    ) -> list[Usage]:
+        """What model calls took and cost, summed by user, group, session, model or day; by tool: what tool calls took.
+
+        Calls that began at or after `since` and before `until`. Dearest first, then most calls; days in order.
+        """
+        self.recorder.drain()
+        chosen = None if session_id is None else lifecycle.session_id_of(session_id)
+        found = self._storage.usage(by, UsageFilter(user_id, group_id, chosen, since, until))
+        if by == "day":
+            return sorted(found, key=lambda one: one.key or "")
+        return sorted(found, key=lambda one: (-one.cost, -one.calls, one.key or ""))
+
+    async def ausage(self, by: UsageBy = "user", **options: Any) -> list[Usage]:
+        return await self._offload.run(self.usage, by, **options)
+
+    def tool_calls(
+        self,
+        *,
+        name: str | None = None,
+        status: str | None = None,
+        user_id: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        limit: int | None = 50,
+        after: ToolCall | None = None,
+    ) -> list[ToolCall]:
+        """Executions of tools in all sessions, latest first. The next page is what follows `after`, the last one had.
+
+        Those whose start nobody saw, as without the recorder, come last, and `since` leaves them out.
+        """
+        self.recorder.drain()
+        where = ToolCallFilter(name, status, user_id, since, until)
+        return self._storage.list_all_tool_calls(where, limit=limit, before=after)
+
+    async def atool_calls(self, **options: Any) -> list[ToolCall]:
+        return await self._offload.run(self.tool_calls, **options)

@@ -1,0 +1,31 @@
+"""`Conversations`: the part of the storage contract that keeps what another SDK calls a conversation.
+
+Its items are state, not record: they come back as they were given, whatever the record keeps of
+them. It is a part of `Storage` in a file of its own, and holds to the same rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from session_middleware.storage.port import Visit
+    from session_middleware.storage.seen import MessageSeen
+
+
+class ItemPut(NamedTuple):
+    item: Any  # as JSON has it
+    message_id: str  # of the message it is in the record
+    message: Sequence[MessageSeen] = ()  # that message, or nothing if it is not to be recorded
+
+
+class Conversations(Protocol):
+    def append_items(self, visit: Visit, items: Sequence[ItemPut]) -> None:
+        """Add items after those that are there, all or none, and what the record learns of them."""
+
+    def get_items(self, session_id: str, *, limit: int | None = None) -> list[Any]:
+        """In order; the last `limit` of them. Those that were removed are not among them."""
+
+    def remove_items(self, visit: Visit, *, limit: int | None = None) -> list[Any]:
+        """Remove the last `limit` items, or all; which they were, in order. Their messages are marked ``removed``."""

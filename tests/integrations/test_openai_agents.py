@@ -1,0 +1,274 @@
+"""OpenAI's Agents SDK, by its own `Runner` and its own scripted model."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from agents import Agent, RunConfig, Runner, SQLiteSession, function_tool
+from agents.memory import Session as SessionProtocol
+from agents.memory import SessionSettings
+from agents.testing import ScriptedModel, assistant_message, function_call
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from session_middleware import SessionAccessDenied, SessionExpired, Sessions, UnserializableValue
+from session_middleware.integrations.openai_agents import OpenAIAgentsSession
+from tests.integrations.agents import said
+
+QUIET = RunConfig(tracing_disabled=True)
+ITEMS: list[Any] = [
+    {"role": "user", "content": "hi"},
+    {
+        "role": "user",
+        "content": [{"type": "input_text", "text": "look"}, {"type": "input_image", "image_url": "x"}],
+    },
+    {"type": "reasoning", "id": "rs_1", "summary": [{"type": "summary_text", "text": "hm"}], "encrypted_content": None},
+    {"type": "function_call", "id": "fc_1", "call_id": "c1", "name": "price", "arguments": '{"thing": "tea"}'},
+    {"type": "function_call_output", "call_id": "c1", "output": "3"},
+    {"type": "function_call", "call_id": "c2", "name": "price", "arguments": "{broken"},
+    {"type": "function_call_output", "call_id": "c2", "output": [{"type": "output_text", "text": "no"}]},
+    {"type": "message", "id": "msg_1", "role": "assistant", "status": "completed"}
+    | {"content": [{"type": "output_text", "text": "tea is 3", "annotations": []}]},
+    {"type": "web_search_call", "id": "ws_1", "status": "completed"},
+    {"role": "developer", "content": "be kind \ud800 ☕"},
+]
+
+
+@pytest.fixture
+def sessions(tmp_path: Path) -> Iterator[Sessions]:
+    with Sessions(tmp_path / "sessions.db") as sessions:
+        yield sessions
+
+
+@function_tool
+def price(thing: str) -> str:
+    """What a thing costs."""
+    return f"{thing}: 3"
+
+
+def agent(*steps: Any) -> Agent[Any]:
+    return Agent(name="shop", model=ScriptedModel(list(steps)), tools=[price])
+
+
+def kinds(items: list[Any]) -> list[str]:
+    return [item.get("type", item.get("role")) for item in items]
+
+
+async def test_it_is_a_session_by_the_protocol(sessions: Sessions) -> None:
+    assert isinstance(OpenAIAgentsSession(sessions), SessionProtocol)
+
+
+async def test_a_conversation_goes_on_where_it_was(sessions: Sessions) -> None:
+    shop = agent([function_call("price", {"thing": "tea"}, call_id="c1")], [assistant_message("3, please")])
+    await Runner.run(shop, "how much is tea?", session=OpenAIAgentsSession(sessions, "t"), run_config=QUIET)
+
+    later = agent([assistant_message("as I said")])
+    await Runner.run(later, "and now?", session=OpenAIAgentsSession(sessions, "t"), run_config=QUIET)
+    [call] = later.model.calls  # type: ignore[union-attr]
+    assert kinds(call.input) == ["user", "function_call", "function_call_output", "message", "user"]
+
+    session = sessions.get("t")
+    assert said(session) == [
+        ("user", "how much is tea?"),
+        ("assistant", ""),
+        ("tool", "tea: 3"),
+        ("assistant", "3, please"),
+        ("user", "and now?"),
+        ("assistant", "as I said"),
+    ]
+    [tool_call] = session.tool_calls()
+    assert (tool_call.name, tool_call.arguments, tool_call.result) == ("price", {"thing": "tea"}, "tea: 3")
+    assert [event.kind for event in session.events()] == ["opened", "resumed"]
+
+
+async def test_it_does_what_the_sdks_own_session_does(sessions: Sessions) -> None:
+    """The same runs over both, and the same answers from both."""
+    ours, theirs = OpenAIAgentsSession(sessions, "t"), SQLiteSession("t")
+    for session in (ours, theirs):
+        shop = agent([function_call("price", {"thing": "tea"}, call_id="c1")], [assistant_message("3", item_id="m1")])
+        await Runner.run(shop, "how much?", session=session, run_config=QUIET)
+        await session.add_items([{"role": "user", "content": "one more"}])
+    assert await ours.get_items() == await theirs.get_items()
+    for limit in (0, 1, 2, 100):
+        assert await ours.get_items(limit) == await theirs.get_items(limit)
+    for _ in range(6):
+        assert await ours.pop_item() == await theirs.pop_item()
+    await ours.clear_session()
+    assert await ours.get_items() == []
+    theirs.close()
+
+
+async def test_a_streamed_run_is_kept_as_well(sessions: Sessions) -> None:
+    streamed = Runner.run_streamed(
+        agent([assistant_message("hello")]), "hi", session=OpenAIAgentsSession(sessions, "t"), run_config=QUIET
+    )
+    async for _ in streamed.stream_events():
+        pass
+    assert said(sessions.get("t")) == [("user", "hi"), ("assistant", "hello")]
+
+
+async def test_items_come_back_as_they_were_given(sessions: Sessions) -> None:
+    session = OpenAIAgentsSession(sessions, "t")
+    await session.add_items(ITEMS[:4])
+    await session.add_items(ITEMS[4:])
+    assert await OpenAIAgentsSession(sessions, "t").get_items() == ITEMS
+    assert await session.get_items(3) == ITEMS[-3:]
+
+
+async def test_each_item_is_a_message_of_the_record(sessions: Sessions) -> None:
+    session = OpenAIAgentsSession(sessions, "t")
+    await session.add_items(ITEMS)
+    found = sessions.get("t").messages()
+    assert [(m.role, m.text) for m in found] == [
+        *[("user", "hi"), ("user", "look"), ("assistant", "hm"), ("assistant", ""), ("tool", "3"), ("assistant", "")],
+        *[("tool", "no"), ("assistant", "tea is 3"), ("assistant", ""), ("system", "be kind ? ☕")],
+    ]
+    assert found[3].tool_calls[0]["args"] == {"thing": "tea"}
+    assert found[5].tool_calls[0]["args"] == {"arguments": "{broken"}
+    assert [m.marks for m in found if m.marks] == [("item:reasoning",), ("item:web_search_call",)]
+    assert {call.tool_call_id: call.status for call in sessions.get("t").tool_calls()} == {"c1": "ok", "c2": "ok"}
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.fixed_dictionaries({"type": st.none() | st.text(), "x": json_values}) | json_values, max_size=5))
+def test_whatever_is_json_comes_back(items: list[Any]) -> None:
+    async def there_and_back() -> None:
+        with Sessions(":memory:") as sessions:
+            session = OpenAIAgentsSession(sessions, "t")
+            await session.add_items(items)
+            assert await session.get_items() == items
+            assert sessions.recorder.faults == 0
+
+    asyncio.run(there_and_back())
+
+
+async def test_what_is_no_json_is_refused_and_nothing_of_it_is_kept(sessions: Sessions) -> None:
+    session = OpenAIAgentsSession(sessions, "t")
+    with pytest.raises(UnserializableValue, match="item 1"):
+        await session.add_items([ITEMS[0], {"role": "user", "content": object()}])  # type: ignore[list-item]
+    assert await session.get_items() == []
+
+
+async def test_what_is_popped_or_cleared_stays_in_the_record_with_a_mark(sessions: Sessions) -> None:
+    session = OpenAIAgentsSession(sessions, "t")
+    await session.add_items(ITEMS[:3])
+    assert await session.pop_item() == ITEMS[2]
+    assert await session.get_items() == ITEMS[:2]
+    await session.add_items(ITEMS[3:5])
+    await session.clear_session()
+    assert await session.get_items() == []
+    assert await session.pop_item() is None
+    await session.add_items(ITEMS[:1])
+    assert await session.get_items() == ITEMS[:1]
+    found = sessions.get("t").messages()
+    assert [("removed" in message.marks) for message in found] == [True] * 5 + [False]
+    assert found[0].text == "hi"
+
+
+async def test_the_settings_limit_how_much_a_run_begins_with(sessions: Sessions) -> None:
+    await OpenAIAgentsSession(sessions, "t").add_items(ITEMS[:2])
+    session = OpenAIAgentsSession(sessions, "t", session_settings=SessionSettings(limit=1))
+    assert await session.get_items() == ITEMS[1:2]
+    assert await session.get_items(2) == ITEMS[:2]
+
+
+async def test_another_user_is_refused(sessions: Sessions) -> None:
+    own = OpenAIAgentsSession(sessions, "t", user_id="alice")
+    await own.add_items(ITEMS[:2])
+    for user_id in ("bob", None):
+        other = OpenAIAgentsSession(sessions, "t", user_id=user_id)
+        for attempt in (other.get_items, other.pop_item, other.clear_session, lambda o=other: o.add_items(ITEMS[:1])):
+            with pytest.raises(SessionAccessDenied):
+                await attempt()
+        with pytest.raises(SessionAccessDenied):
+            await Runner.run(agent([assistant_message("psst")]), "hi", session=other, run_config=QUIET)
+    assert await own.get_items() == ITEMS[:2]
+    assert sessions.get("t").message_count == 2
+
+
+async def test_an_expired_session_does_what_on_resume_says(tmp_path: Path, clock: Any) -> None:
+    for on_resume, items in (("revive", ITEMS[:2]), ("fresh", ITEMS[1:2])):
+        with Sessions(tmp_path / f"{on_resume}.db", clock=clock, idle_timeout="1h", on_resume=on_resume) as sessions:
+            session = OpenAIAgentsSession(sessions, "t")
+            await session.add_items(ITEMS[:1])
+            clock.advance(hours=2)
+            assert await session.get_items() == (ITEMS[:1] if on_resume == "revive" else [])
+            await session.add_items(ITEMS[1:2])
+            assert await session.get_items() == items
+    with Sessions(tmp_path / "reject.db", clock=clock, idle_timeout="1h", on_resume="reject") as sessions:
+        session = OpenAIAgentsSession(sessions, "t")
+        await session.add_items(ITEMS[:1])
+        clock.advance(hours=2)
+        with pytest.raises(SessionExpired):
+            await session.get_items()
+
+
+async def test_adding_at_once_keeps_each_call_together_and_loses_nothing(tmp_path: Path) -> None:
+    doors = [Sessions(tmp_path / "sessions.db") for _ in range(3)]
+    pairs = [[{"role": "user", "content": f"{n}a"}, {"role": "user", "content": f"{n}b"}] for n in range(30)]
+    await asyncio.gather(*(OpenAIAgentsSession(doors[n % 3], "t").add_items(pair) for n, pair in enumerate(pairs)))  # type: ignore[arg-type]
+    found: list[Any] = await OpenAIAgentsSession(doors[0], "t").get_items()
+    assert sorted(found, key=lambda item: (int(item["content"][:-1]), item["content"])) == [i for p in pairs for i in p]
+    assert all(found[n + 1]["content"] == found[n]["content"][:-1] + "b" for n in range(0, 60, 2))
+    for sessions in doors:
+        sessions.close()
+
+
+async def test_only_one_of_many_pops_gets_an_item(sessions: Sessions) -> None:
+    session = OpenAIAgentsSession(sessions, "t")
+    await session.add_items(ITEMS)
+    popped = await asyncio.gather(*(session.pop_item() for _ in range(len(ITEMS) + 3)))
+    assert [item for item in popped if item is not None] == ITEMS[::-1]
+
+
+async def test_redaction_is_of_the_record_and_not_of_the_conversation(tmp_path: Path) -> None:
+    with Sessions(tmp_path / "sessions.db", redact=["emails"]) as sessions:
+        session = OpenAIAgentsSession(sessions, "t")
+        await session.add_items([{"role": "user", "content": "I am a@b.example"}])
+        assert (await session.get_items())[0]["content"] == "I am a@b.example"  # type: ignore[typeddict-item]
+        assert "a@b" not in sessions.get("t").messages()[0].text
+
+
+async def test_without_tracking_the_conversation_goes_on_all_the_same(tmp_path: Path) -> None:
+    with Sessions(tmp_path / "sessions.db", tracking=False) as sessions:
+        session = OpenAIAgentsSession(sessions, "t")
+        await session.add_items(ITEMS[:2])
+        assert await session.pop_item() == ITEMS[1]
+        assert await session.get_items() == ITEMS[:1]
+        assert sessions.get("t").messages() == []
+
+
+async def test_deleting_the_session_deletes_its_items(sessions: Sessions) -> None:
+    session = OpenAIAgentsSession(sessions, "t")
+    await session.add_items(ITEMS[:2])
+    sessions.delete("t")
+    assert await session.get_items() == []
+
+
+def test_what_was_added_survives_a_kill(tmp_path: Path) -> None:
+    code = (
+        "import asyncio, os, signal, sys\n"
+        "from session_middleware import Sessions\n"
+        "from session_middleware.integrations.openai_agents import OpenAIAgentsSession\n"
+        "session = OpenAIAgentsSession(Sessions(sys.argv[1]), 't')\n"
+        "asyncio.run(session.add_items([{'role': 'user', 'content': 'hi'}]))\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    path = str(tmp_path / "sessions.db")
+    root = str(Path(__file__).parents[2])
+    assert subprocess.run([sys.executable, "-c", code, path], check=False, env={"PYTHONPATH": root}).returncode != 0
+    with Sessions(path) as sessions:
+        assert asyncio.run(OpenAIAgentsSession(sessions, "t").get_items()) == [{"role": "user", "content": "hi"}]

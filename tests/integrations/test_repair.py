@@ -1,0 +1,375 @@
+"""A thread whose tool call was cut off takes new input, and a model takes its history."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langchain.agents import create_agent
+from langchain_core.messages import AnyMessage, BaseMessage, HumanMessage
+from langchain_core.outputs import ChatResult
+from langchain_core.tools import tool
+from langgraph.graph import START, StateGraph
+from langgraph.types import Command
+from typing_extensions import TypedDict
+
+from session_middleware import Sessions
+from session_middleware.checkpoint.repair import INTERRUPTED, unanswered
+from session_middleware.errors import SessionBusy
+from tests.integrations import agents
+from tests.integrations.agents import RUNNERS, Runner, Scripted, human, invoke, kinds
+
+
+class Strict(Scripted):
+    """Refuses a history that asks for a tool and has no answer, as model APIs do."""
+
+    def _generate(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> ChatResult:
+        if missing := unanswered(messages):
+            raise ValueError(f"400: no answer to {[asked.call['id'] for asked in missing]}")
+        return super()._generate(messages)
+
+
+class CutOff(BaseException):
+    """The process is being stopped."""
+
+
+class Price:
+    """A tool that is cut off while `works` is false."""
+
+    works = False
+
+
+@pytest.fixture
+def price() -> Iterator[Any]:
+    @tool
+    def price(thing: str) -> str:
+        """What a thing costs."""
+        if not Price.works:
+            raise CutOff
+        return f"{thing}: 3"
+
+    Price.works = False
+    yield price
+    Price.works = True
+
+
+def tool_graph(price: Any) -> Any:
+    return agents.tool_graph(price, model=Strict())
+
+
+def agent(price: Any) -> Any:
+    return create_agent(Strict(), [agents.look_up, price])
+
+
+MAKERS: list[Callable[[Any], Any]] = [tool_graph, agent]
+
+
+@pytest.fixture
+def sessions(tmp_path: Any) -> Iterator[Sessions]:
+    with Sessions(tmp_path / "sessions.db") as sessions:
+        yield sessions
+        assert sessions.recorder.faults == 0
+
+
+async def cut_off(runner: Runner, graph: Any, config: Any, text: str = "both tea") -> None:
+    with pytest.raises(CutOff):
+        await runner(graph, human(text), config)
+
+
+def answers(graph: Any, config: Any) -> dict[str, str]:
+    return {m.tool_call_id: m.text for m in graph.get_state(config).values["messages"] if m.type == "tool"}
+
+
+def repairs(session: Any) -> list[Any]:
+    return [event for event in session.events() if event.kind == "repaired"]
+
+
+@pytest.mark.parametrize("runner", RUNNERS, ids=lambda runner: runner.__name__)
+@pytest.mark.parametrize("make", MAKERS)
+async def test_new_input_finds_the_missing_answers(
+    make: Callable[[Any], Any], runner: Runner, sessions: Sessions, price: Any
+) -> None:
+    graph, config = sessions.attach(make(price)), sessions.config("t", user_id="alice")
+    await cut_off(runner, graph, config)
+    await runner(graph, human("hello"), config)
+    state = graph.get_state(config).values["messages"]
+    assert [m.type for m in state] == ["human", "ai", "tool", "tool", "human", "ai"]
+    session = sessions.get("t")
+    assert [m.message_id for m in session.messages()] == [m.id for m in state]
+    assert kinds(session).count("price") == 1
+    assert {call.name: call.status for call in session.tool_calls()} == {"look_up": "ok", "price": "interrupted"}
+    assert [run.outcome for run in session.runs()] == ["interrupted", "ok"]
+
+
+@pytest.mark.parametrize("make", MAKERS)
+async def test_the_part_of_a_step_that_was_finished_is_not_lost(
+    make: Callable[[Any], Any], sessions: Sessions, price: Any
+) -> None:
+    graph, config = sessions.attach(make(price)), sessions.config("t")
+    await cut_off(invoke, graph, config)
+    graph.invoke(human("hello"), config)
+    assert list(answers(graph, config).values()) == ["tea is nice", INTERRUPTED]
+
+
+async def test_it_is_a_checkpoint_of_its_own_with_an_event(sessions: Sessions, price: Any) -> None:
+    graph, config = sessions.attach(tool_graph(price)), sessions.config("t")
+    await cut_off(invoke, graph, config)
+    before = graph.get_state(config)
+    graph.invoke(human("hello"), config)
+    [added] = [state for state in graph.get_state_history(config) if state.metadata["source"] == "update"]
+    assert added.parent_config["configurable"]["checkpoint_id"] == before.config["configurable"]["checkpoint_id"]
+    assert (added.metadata["step"], added.next) == (before.metadata["step"] + 1, ())
+    [event] = repairs(sessions.get("t"))
+    assert event.reason == "new input"
+    assert event.detail["checkpoint_id"] == added.config["configurable"]["checkpoint_id"]
+    assert [call["answer"] for call in event.detail["tool_calls"]] == ["known", "interrupted"]
+    assert event.run_id == sessions.get("t").runs()[-1].id
+
+
+async def test_what_was_there_is_not_altered(sessions: Sessions, price: Any) -> None:
+    graph, config = sessions.attach(tool_graph(price)), sessions.config("t")
+    await cut_off(invoke, graph, config)
+    before = graph.get_state(config)
+    graph.invoke(human("hello"), config)
+    assert graph.get_state(before.config).values == before.values
+    assert graph.get_state(before.config).next == ("tools",)
+
+
+async def test_reading_a_thread_repairs_nothing(sessions: Sessions, price: Any) -> None:
+    graph, config = sessions.attach(tool_graph(price)), sessions.config("t")
+    await cut_off(invoke, graph, config)
+    states = [graph.get_state(config), await graph.aget_state(config), next(iter(graph.get_state_history(config)))]
+    assert {state.next for state in states} == {("tools",)}
+    assert repairs(sessions.get("t")) == []
+
+
+@pytest.mark.parametrize("runner", RUNNERS, ids=lambda runner: runner.__name__)
+@pytest.mark.parametrize("make", MAKERS)
+async def test_resuming_with_none_still_executes_the_pending_tool(
+    make: Callable[[Any], Any], runner: Runner, sessions: Sessions, price: Any
+) -> None:
+    graph, config = sessions.attach(make(price)), sessions.config("t")
+    await cut_off(invoke, graph, config)
+    Price.works = True
+    await runner(graph, None, config)
+    assert list(answers(graph, config).values()) == ["tea is nice", "tea: 3"]
+    assert repairs(sessions.get("t")) == []
+
+
+async def test_a_command_repairs_nothing(sessions: Sessions, price: Any) -> None:
+    graph, config = sessions.attach(tool_graph(price)), sessions.config("t")
+    await cut_off(invoke, graph, config, "look up tea" if Price.works else "both tea")
+    Price.works = True
+    graph.invoke(Command(update={"messages": []}), config)
+    assert repairs(sessions.get("t")) == []
+
+
+def test_what_waits_for_a_person_is_not_repaired(sessions: Sessions) -> None:
+    graph, config = sessions.attach(agents.tool_graph(model=Scripted())), sessions.config("t")
+    graph.invoke(human("ask tea"), config)
+    assert graph.get_state(config).interrupts
+    assert sessions.get("t").repair() == []
+    graph.invoke(human("never mind"), config)
+    assert repairs(sessions.get("t")) == []
+
+
+def test_what_a_person_has_left_behind_is_repaired_with_the_next_input(sessions: Sessions) -> None:
+    graph, config = sessions.attach(agents.tool_graph(model=Strict())), sessions.config("t")
+    graph.invoke(human("ask tea"), config)
+    with pytest.raises(ValueError, match="no answer"):  # the model is asked although the call still waits
+        graph.invoke(human("never mind"), config)
+    graph.invoke(human("hello"), config)
+    assert [m.type for m in graph.get_state(config).values["messages"]] == [
+        *("human", "ai", "tool", "human", "human", "ai")
+    ]
+
+
+async def test_an_answer_that_the_input_brings_is_the_answer(sessions: Sessions, price: Any) -> None:
+    graph, config = sessions.attach(tool_graph(price)), sessions.config("t")
+    await cut_off(invoke, graph, config, "both tea")
+    asked = graph.get_state(config).values["messages"][-1].tool_calls
+    given = [{"role": "tool", "content": "by hand", "tool_call_id": call["id"]} for call in asked]
+    graph.invoke({"messages": given}, config)
+    assert list(answers(graph, config).values()) == ["by hand", "by hand"]
+    assert repairs(sessions.get("t")) == []
+
+
+async def test_it_can_be_turned_off(tmp_path: Path, price: Any) -> None:
+    with Sessions(tmp_path / "sessions.db", repair="off") as sessions:
+        graph, config = sessions.attach(tool_graph(price)), sessions.config("t")
+        await cut_off(invoke, graph, config)
+        with pytest.raises(ValueError, match="no answer"):
+            graph.invoke(human("hello"), config)
+        [first, second] = sessions.get("t").repair()
+        assert (first.answer, second.answer) == ("known", "interrupted")
+        graph.invoke(human("hello"), config)
+
+
+async def test_a_dry_run_says_what_would_be_answered_and_changes_nothing(sessions: Sessions, price: Any) -> None:
+    graph, config = sessions.attach(tool_graph(price)), sessions.config("t", user_id="alice")
+    await cut_off(invoke, graph, config)
+    before, events = graph.get_state(config), sessions.get("t").events()
+    said = sessions.get("t").repair(dry_run=True)
+    assert [(call.name, call.answer) for call in said] == [("look_up", "known"), ("price", "interrupted")]
+    assert graph.get_state(config) == before
+    assert sessions.get("t").events() == events
+    done = await sessions.get("t").arepair()
+    assert [call.tool_call_id for call in done] == [call.tool_call_id for call in said]
+    assert graph.get_state(config).next == ()
+    assert [event.reason for event in repairs(sessions.get("t"))] == ["asked for"]
+    assert sessions.get("t").repair() == []
+
+
+async def test_the_checkpointer_alone_is_repaired_when_asked(sessions: Sessions, price: Any) -> None:
+    config = sessions.config("t")
+    graph = sessions.attach(tool_graph(price), recorder=False)
+    await cut_off(invoke, graph, config)
+    assert [call.answer for call in sessions.get("t").repair()] == ["interrupted", "interrupted"]
+    graph.invoke(human("hello"), config)
+    assert {call.status for call in sessions.get("t").tool_calls()} == {"interrupted"}
+
+
+async def test_a_run_in_progress_gives_its_answers_itself(sessions: Sessions) -> None:
+    found = []
+
+    @tool
+    def price(thing: str) -> str:
+        """What a thing costs."""
+        with pytest.raises(SessionBusy, match="busy"):
+            sessions.get("t").repair()
+        found.append(graph.get_state(config).next)  # a read from inside the run
+        plain.invoke(human("meanwhile"), config)  # and another run beside it
+        return f"{thing}: 3"
+
+    graph, config = sessions.attach(tool_graph(price)), sessions.config("t")
+    plain = sessions.attach(agents.chat())
+    graph.invoke(human("both tea"), config, durability="sync")
+    assert found == [("tools",)]
+    assert repairs(sessions.get("t")) == []
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+async def test_a_subgraph_that_keeps_its_state_is_repaired_too(is_async: bool, sessions: Sessions, price: Any) -> None:
+    class Question(TypedDict):
+        question: str
+
+    class Team(TypedDict):
+        messages: list[AnyMessage]
+
+    team = agents.tool_graph(price, model=Strict(), checkpointer=True)
+
+    def ask(state: Question) -> Question:
+        return {"question": team.invoke({"messages": [HumanMessage(state["question"])]})["messages"][-1].text}
+
+    async def aask(state: Question) -> Question:
+        reply = await team.ainvoke({"messages": [HumanMessage(state["question"])]})
+        return {"question": reply["messages"][-1].text}
+
+    outer = StateGraph(Question).add_node("team", aask if is_async else ask).add_edge(START, "team").compile()
+    graph, config = sessions.attach(outer), sessions.config("t")
+    with pytest.raises(CutOff):
+        await graph.ainvoke({"question": "both tea"}, config) if is_async else graph.invoke(
+            {"question": "both tea"}, config
+        )
+    out = (
+        await graph.ainvoke({"question": "hello"}, config) if is_async else graph.invoke({"question": "hello"}, config)
+    )
+    assert out["question"] == "you said hello"
+    [event] = repairs(sessions.get("t"))
+    assert [call["answer"] for call in event.detail["tool_calls"]] == ["known", "interrupted"]
+
+
+@pytest.mark.parametrize("count", [2, 5])
+async def test_of_many_at_once_one_repairs(count: int, tmp_path: Path, price: Any) -> None:
+    with Sessions(tmp_path / "sessions.db") as first:
+        await cut_off(invoke, first.attach(tool_graph(price)), first.config("t"))
+    others = [Sessions(tmp_path / "sessions.db") for _ in range(count)]
+    together = threading.Barrier(count)
+
+    def take_turn(sessions: Sessions) -> None:
+        together.wait()
+        sessions.attach(agents.chat()).invoke(human("hello"), sessions.config("t"))
+
+    await asyncio.gather(*(asyncio.to_thread(take_turn, sessions) for sessions in others))
+    assert len(repairs(others[0].get("t"))) == 1
+    for sessions in others:
+        sessions.close()
+
+
+def test_a_process_that_was_killed_leaves_a_thread_that_takes_new_input(tmp_path: Path) -> None:
+    path, script = tmp_path / "sessions.db", tmp_path / "killed.py"
+    script.write_text(KILLED)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    assert subprocess.run([sys.executable, str(script), str(path)], env=environment, check=False).returncode != 0
+    with Sessions(path) as sessions:
+        graph, config = sessions.attach(agents.tool_graph(model=Strict())), sessions.config("t", user_id="ada")
+        graph.invoke(human("hello"), config)
+        assert [m.type for m in graph.get_state(config).values["messages"]] == ["human", "ai", "tool", "human", "ai"]
+        [call] = sessions.get("t").tool_calls()
+        assert (call.status, call.name) == ("interrupted", "die")
+
+
+KILLED = '''
+import os, signal, sys
+from langchain_core.messages import AIMessage
+from langchain_core.tools import tool
+from langgraph.graph import START, MessagesState, StateGraph
+from langgraph.prebuilt import ToolNode
+from session_middleware import Sessions
+
+@tool
+def die() -> str:
+    """Die."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+builder = StateGraph(MessagesState)
+builder.add_node("model", lambda _: {"messages": [AIMessage("", tool_calls=[{"name": "die", "args": {}, "id": "c"}])]})
+builder.add_node("tools", ToolNode([die]))
+builder.add_edge(START, "model").add_edge("model", "tools")
+sessions = Sessions(sys.argv[1])
+sessions.attach(builder.compile()).invoke({"messages": "go"}, sessions.config("t", user_id="ada"), durability="sync")
+'''
+
+
+async def test_another_user_is_refused_before_anything_is_repaired(sessions: Sessions, price: Any) -> None:
+    graph = sessions.attach(tool_graph(price))
+    await cut_off(invoke, graph, sessions.config("t", user_id="alice"))
+    with pytest.raises(PermissionError):
+        graph.invoke(human("hello"), sessions.config("t", user_id="bob"))
+    assert repairs(sessions.get("t")) == []
+
+
+async def test_a_fork_from_an_old_checkpoint_is_repaired_there(sessions: Sessions, price: Any) -> None:
+    graph, config = sessions.attach(tool_graph(price)), sessions.config("t")
+    await cut_off(invoke, graph, config)
+    old = graph.get_state(config).config
+    graph.invoke(human("hello"), config)
+    out = graph.invoke(human("another way"), old)
+    assert [m.type for m in out["messages"]] == ["human", "ai", "tool", "tool", "human", "ai"]
+    assert out["messages"][-1].text == "you said another way"
+
+
+async def test_the_same_run_id_goes_on_with_the_same_run(sessions: Sessions, price: Any) -> None:
+    graph, config = sessions.attach(tool_graph(price)), sessions.config("t")
+    config["metadata"] |= {"run_id": "r-1"}
+    await cut_off(invoke, graph, config)
+    Price.works = True
+    graph.invoke(human("both tea"), config)
+    assert list(answers(graph, config).values()) == ["tea is nice", "tea: 3"]
+    assert repairs(sessions.get("t")) == []
+
+
+def test_a_whole_thread_costs_no_write_and_no_read(sessions: Sessions, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(sessions._storage, "together", lambda *a, **k: asked.append(a))
+    graph, config = sessions.attach(agents.tool_graph(model=Strict())), sessions.config("t")
+    for _ in range(3):
+        graph.invoke(human("look up tea"), config)
+    assert asked == []
