@@ -156,7 +156,7 @@ def test_another_process_is_followed(sessions: Sessions, tmp_path: Path) -> None
     writer = subprocess.Popen([sys.executable, "-c", WRITER, path], env=environment)
     ended = 0
     found = []
-    for entry in session.follow(timeout="40s"):
+    for entry in session.follow(timeout="100s"):
         found.append(entry)
         ended += run_ended(entry)
         if ended == 5:
