@@ -37,7 +37,7 @@ from session_middleware.recording.messages import (
 )
 from session_middleware.recording.models import Models
 from session_middleware.recording.tools import Tools
-from session_middleware.recording.trace import KnownMessages, Node, Trace, since
+from session_middleware.recording.trace import KnownMessages, Node, Trace, sentence, since
 from session_middleware.storage.port import Storage, Visit
 from session_middleware.storage.seen import HistorySeen, MessageSeen, RunEnd
 from session_middleware.visits import Visits, identity_of
@@ -86,8 +86,7 @@ class SessionRecorder(GraphCallbackHandler):
 
     @property
     def faults(self) -> int:
-        """How much this process could not record."""
-        return self.journal.faults
+        return self.journal.faults  # how much this process could not record
 
     @property
     def delays(self) -> int:
@@ -199,7 +198,7 @@ class SessionRecorder(GraphCallbackHandler):
 
     def _fail(self, trace: Trace, error: BaseException) -> None:
         outcome = "error" if isinstance(error, Exception) else "interrupted"
-        self._end(trace, outcome, _sentence(error) if outcome == "error" else None)
+        self._end(trace, outcome, sentence(error) if outcome == "error" else None)
 
     def _end(self, trace: Trace, outcome: str, error: str | None) -> None:
         self._visits.end(trace.visit)
@@ -330,7 +329,7 @@ class SessionRecorder(GraphCallbackHandler):
         if isinstance(error, GraphBubbleUp) or not isinstance(error, Exception):
             self._tools.end(trace, run_id, Outcome("interrupted", None))
         else:
-            self._tools.end(trace, run_id, Outcome("error", None, _sentence(error)))
+            self._tools.end(trace, run_id, Outcome("error", None, sentence(error)))
         if trace.visit.run_id == str(run_id):
             self._fail(trace, error)
 
@@ -396,10 +395,6 @@ class SessionRecorder(GraphCallbackHandler):
         trace = self._traces.pop(run_id, None)
         if trace is None:
             return
-        self._models.fail(trace, run_id, _sentence(error))
+        self._models.fail(trace, run_id, sentence(error))
         if trace.visit.run_id == str(run_id):
             self._fail(trace, error)
-
-
-def _sentence(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"

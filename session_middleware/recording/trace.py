@@ -136,3 +136,7 @@ class KnownMessages:
 
     def forget(self, session_id: str) -> None:
         self._found.pop(session_id, None)
+
+
+def sentence(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
