@@ -8,6 +8,8 @@ threads of a few turns; what is told is the median of the differences between tu
 round. A handler that does nothing shows what LangGraph itself charges for having a handler.
 
 Under asyncio the recorder hands its writes to a thread: "until written" waits for that thread, too.
+"50 tasks" are as many threads at once, and what is told is a round's time for each turn of it; "a long
+thread" is one that has a thousand turns already.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from langchain_core.callbacks import BaseCallbackHandler
-from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.runnables.config import merge_configs
 from langchain_core.tools import tool
 from langgraph.graph import END, START, MessagesState, StateGraph
@@ -32,6 +34,8 @@ from benchmarks.run import Figure, arguments, machine, show
 from session_middleware import Sessions
 
 _THREAD_LENGTH = 20  # turns of a thread before the next one
+_LONG = 1000  # turns of a long thread before its turns are measured
+_TASKS = 50
 _WARM_UP = 5  # rounds that are not counted
 WITH, WITHOUT, EMPTY = "with the recorder", "attach(recorder=False)", "an empty handler"
 
@@ -82,6 +86,30 @@ class Variant:
         await self.graph.ainvoke(given, config, durability="sync")
         self._end(start)
 
+    async def around(self, number: int) -> None:
+        """A turn of many threads at once."""
+        given = {"messages": [HumanMessage("how is the weather? " * 5)]}
+        configs = [self.sessions.config(f"task-{task}-{number // _THREAD_LENGTH}") for task in range(_TASKS)]
+        start = time.perf_counter()
+        await asyncio.gather(*(self.graph.ainvoke(given, config, durability="sync") for config in configs))
+        self._end(start)
+
+    def lengthen(self, turns: int) -> None:
+        """Make the thread long, by its state."""
+        config = self.sessions.config("long", user_id="alice")
+        said: list[Any] = []
+        for number in range(turns):
+            call: Any = {"name": "search", "args": {"query": "weather"}, "id": f"long-{number}", "type": "tool_call"}
+            said += [HumanMessage("how is the weather? " * 5), AIMessage("", tool_calls=[call])]
+            said += [ToolMessage("found: weather", tool_call_id=call["id"]), AIMessage("It is sunny. " * 20)]
+        self.graph.update_state(config, {"messages": said}, as_node="model")
+        self.sessions.recorder.drain()
+
+    def long_turn(self, number: int) -> None:
+        _, given, start = self._begin(number)
+        self.graph.invoke(given, self.sessions.config("long", user_id="alice"), durability="sync")
+        self._end(start)
+
     def _begin(self, number: int) -> tuple[Any, dict[str, Any], float]:
         config = self.sessions.config(f"thread-{number // _THREAD_LENGTH}", user_id="alice")
         return config, {"messages": [HumanMessage("how is the weather? " * 5)]}, time.perf_counter()
@@ -111,6 +139,25 @@ def _async(variants: list[Variant], turns: int) -> None:
                 await variant.aturn(number)
 
     asyncio.run(play())
+
+
+def _long(variants: list[Variant], turns: int) -> None:
+    for variant in variants:
+        variant.lengthen(_LONG)
+    for number, order in _rounds(variants, turns):
+        for variant in order:
+            variant.long_turn(number)
+
+
+def _crowd(variants: list[Variant], turns: int) -> None:
+    async def play() -> None:
+        for number, order in _rounds(variants, turns // 5 + _WARM_UP):
+            for variant in order:
+                await variant.around(number)
+
+    asyncio.run(play())
+    for variant in variants:
+        variant.returned = [seconds / _TASKS for seconds in variant.returned]
 
 
 def measure(play: Callable[[list[Variant], int], None], turns: int) -> dict[str, Variant]:
@@ -145,9 +192,8 @@ def _figures(kind: str, variants: dict[str, Variant]) -> list[Figure]:
 
 def report(*, quick: bool, turns: int | None = None) -> None:
     turns = turns or (30 if quick else 200)
-    figures = [
-        figure for kind, play in (("sync", _sync), ("async", _async)) for figure in _figures(kind, measure(play, turns))
-    ]
+    plays = (("sync", _sync), ("async", _async), ("a long thread", _long), (f"{_TASKS} tasks", _crowd))
+    figures = [figure for kind, play in plays for figure in _figures(kind, measure(play, turns))]
     show(f"Recorder: {turns} turns with a tool call (medians of paired differences)", figures, judged=not quick)
 
 

@@ -2,7 +2,7 @@
 
 A visit's entries are written by the next operation of it, often the checkpoint that would be put
 anyway, or at once where something must not run before it is down. On an event loop that is handed
-over to the storage's writer, and waited for no longer than a few milliseconds. What cannot be
+over to the storage's writer, and a tool waits for it a few milliseconds at most. What cannot be
 recorded is logged once, counted, and kept from the run.
 """
 
@@ -12,7 +12,6 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from functools import partial
 
 from session_middleware.errors import SessionAccessDenied, SessionExpired
@@ -25,7 +24,7 @@ from session_middleware.storage.seen import Entry
 logger = logging.getLogger("session_middleware")
 
 DENIALS = (SessionAccessDenied, SessionExpired)
-WAIT_SECONDS = 0.005  # how long the start of a tool, or the end of a run, may hold up an event loop
+WAIT_SECONDS = 0.005  # how long the start of a tool under asyncio may wait until it is down
 _REMEMBERED = 256  # sessions whose last write that was handed over is kept in mind
 
 
@@ -39,7 +38,7 @@ class Journal:
         self._handed_over: dict[str, Future[None]] = {}  # the last write that was, by session
         self.forgetting: list[Callable[[str], None]] = []  # those who keep something of sessions in mind
         self.faults = 0
-        self.delays = 0  # waits on an event loop that were given up
+        self.delays = 0  # tools that ran before their start was down
 
     def keep(self, visit: Visit, entries: Sequence[Entry]) -> None:
         """Have these written by the next operation of the visit."""
@@ -51,22 +50,27 @@ class Journal:
         if len(self._open) > _REMEMBERED:
             self._open = {key: each for key, each in list(self._open.items()) if each.entries}
 
-    def flush(self, visit: Visit, *, wait: float = 0.0) -> None:
-        """Write what was kept; on an event loop hand it over, and wait no longer than `wait` seconds."""
+    def flush(self, visit: Visit) -> None:
+        """Write what was kept; on an event loop hand it over, and do not wait for it."""
         if not self._tracking:
             return
-        if not _on_a_loop():
+        if is_on_a_loop():
+            self._hand_over(visit)
+        else:
             self._storage.append(visit)
-            return
+
+    async def aflush(self, visit: Visit) -> None:
+        """Write what was kept, and wait no longer for it than `WAIT_SECONDS`; the loop goes on meanwhile."""
+        if self._tracking:
+            done, _ = await asyncio.wait([asyncio.wrap_future(self._hand_over(visit))], timeout=WAIT_SECONDS)
+            self.delays += not done
+
+    def _hand_over(self, visit: Visit) -> Future[None]:
         future = self._offload.submit(partial(self._carry_out, visit))
         self._handed_over[visit.session_id] = future
         if len(self._handed_over) > _REMEMBERED:
             self._handed_over = {of: last for of, last in self._handed_over.items() if not last.done()}
-        if wait:
-            try:
-                future.result(wait)
-            except FutureTimeoutError:
-                self.delays += 1
+        return future
 
     def write(self, visit: Visit) -> None:
         """Write what was kept, and wait for it; not for an event loop."""
@@ -108,7 +112,7 @@ class Journal:
             )
 
 
-def _on_a_loop() -> bool:
+def is_on_a_loop() -> bool:
     try:
         asyncio.get_running_loop()
     except RuntimeError:

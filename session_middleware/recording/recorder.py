@@ -12,7 +12,6 @@ checkpointer's first look, so it is kept in memory until the graph's first node 
 from __future__ import annotations
 
 import functools
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 from uuid import UUID
@@ -25,7 +24,7 @@ from langgraph.types import Command
 from session_middleware.lifecycle import session_id_of
 from session_middleware.model import Clock, NewId
 from session_middleware.recording.align import add_asked, align, go_back
-from session_middleware.recording.journal import DENIALS, WAIT_SECONDS, Journal
+from session_middleware.recording.journal import DENIALS, Journal, is_on_a_loop
 from session_middleware.recording.messages import (
     Outcome,
     answer_of,
@@ -38,14 +37,12 @@ from session_middleware.recording.messages import (
 )
 from session_middleware.recording.models import Models
 from session_middleware.recording.tools import Tools
-from session_middleware.recording.trace import Node, Trace, since
+from session_middleware.recording.trace import KnownMessages, Node, Trace, sentence, since
 from session_middleware.storage.port import Storage, Visit
 from session_middleware.storage.seen import HistorySeen, MessageSeen, RunEnd
 from session_middleware.visits import Visits, identity_of
 
 Method = TypeVar("Method", bound=Callable[..., None])
-
-_SESSIONS_REMEMBERED = 256  # sessions whose recorded message ids this process keeps in mind
 
 
 def _harmless(method: Method) -> Method:
@@ -78,22 +75,22 @@ class SessionRecorder(GraphCallbackHandler):
     ) -> None:
         self._storage = storage
         self.journal = journal
+        self.drain = journal.drain
         self._visits = visits
         self._new_id = new_id
         self._tools = Tools(journal)
         self._models = Models(journal, new_id=new_id, clock=clock, flush_seconds=stream_flush)
         self._traces: dict[UUID, Trace] = {}  # of each run and all that runs inside it
         self._outside: set[UUID] = set()
-        self._known: OrderedDict[str, dict[str, int]] = OrderedDict()
+        self._known = KnownMessages()
 
     @property
     def faults(self) -> int:
-        """How much this process could not record."""
-        return self.journal.faults
+        return self.journal.faults  # how much this process could not record
 
     @property
     def delays(self) -> int:
-        """How often a wait on an event loop was given up."""
+        """How many tools ran under asyncio before their start was down."""
         return self.journal.delays
 
     # Runs and nodes
@@ -106,7 +103,6 @@ class SessionRecorder(GraphCallbackHandler):
         *,
         run_id: UUID,
         parent_run_id: UUID | None = None,
-        tags: list[str] | None = None,
         metadata: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -202,7 +198,7 @@ class SessionRecorder(GraphCallbackHandler):
 
     def _fail(self, trace: Trace, error: BaseException) -> None:
         outcome = "error" if isinstance(error, Exception) else "interrupted"
-        self._end(trace, outcome, _sentence(error) if outcome == "error" else None)
+        self._end(trace, outcome, sentence(error) if outcome == "error" else None)
 
     def _end(self, trace: Trace, outcome: str, error: str | None) -> None:
         self._visits.end(trace.visit)
@@ -212,7 +208,7 @@ class SessionRecorder(GraphCallbackHandler):
             self._models.cut_off(trace)
             end = RunEnd(outcome, error, since(trace.started), cut_off=bool(trace.tools))
             self.journal.keep(trace.visit, [*trace.take_said(None), end])
-            self.journal.flush(trace.visit, wait=WAIT_SECONDS)
+            self.journal.flush(trace.visit)
 
     # Messages
 
@@ -235,7 +231,7 @@ class SessionRecorder(GraphCallbackHandler):
 
     def _append(self, trace: Trace, value: Any, namespace: str, node: Node | None = None) -> None:
         """Take down the messages that are new here; where no checkpointer of ours writes them, write them."""
-        known = self._known_messages(trace.visit.session_id)
+        known = self._known.of(trace.visit.session_id)
         with trace.lock:
             messages = unseen(value, known)
             known.update({str(message.id): mark_of(message) for message in messages})
@@ -256,16 +252,9 @@ class SessionRecorder(GraphCallbackHandler):
             told = [str(m.id) for messages in lists_in(outputs) for m in messages if isinstance(m, BaseMessage)]
             self.journal.keep(trace.visit, trace.take_said(node.namespace if node else None, told))
 
-    def _known_messages(self, session_id: str) -> dict[str, int]:
-        known = self._known.setdefault(session_id, {})
-        self._known.move_to_end(session_id)
-        while len(self._known) > _SESSIONS_REMEMBERED:
-            self._known.popitem(last=False)
-        return known
-
     def forget(self, session_id: str) -> None:
         """Keep nothing in mind of a session that was deleted."""
-        self._known.pop(session_id, None)
+        self._known.forget(session_id)
         self.journal.forget(session_id)
 
     def visit_of(self, session_id: str) -> Visit | None:
@@ -278,33 +267,51 @@ class SessionRecorder(GraphCallbackHandler):
         """What is followed of the run that this one is, or is a part of."""
         return None if run_id is None else self._traces.get(run_id)
 
-    def drain(self, session_id: str | None = None) -> None:
-        self.journal.drain(session_id)
-
     # Tools
 
+    @property
+    def on_tool_start(self) -> Callable[..., Any]:
+        """Under asyncio a coroutine function, which LangChain awaits: no other task waits for this one's start."""
+        return self._astart_tool if is_on_a_loop() else self._start_tool
+
     @_harmless
-    def on_tool_start(
+    def _start_tool(self, *args: Any, **kwargs: Any) -> None:
+        visit = self._see_tool(*args, **kwargs)
+        if visit is not None:
+            self.journal.flush(visit)
+
+    async def _astart_tool(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            visit = self._see_tool(*args, **kwargs)
+            if visit is not None:
+                await self.journal.aflush(visit)
+        except DENIALS:
+            raise
+        except Exception as error:  # noqa: BLE001  # as in `_harmless`
+            self.journal.fault(error)
+
+    def _see_tool(
         self,
         serialized: dict[str, Any] | None,
         input_str: str,
         *,
         run_id: UUID,
         parent_run_id: UUID | None = None,
-        tags: list[str] | None = None,
         metadata: dict[str, Any] | None = None,
         inputs: dict[str, Any] | None = None,
         **kwargs: Any,
-    ) -> None:
+    ) -> Visit | None:
+        """The visit a tool is started in; ``None`` if that is known already, or nobody's."""
         metadata = metadata or {}
         trace = self._enter(run_id, parent_run_id, metadata)
         if trace is None or run_id in trace.tools:
-            return
+            return None
         self._begin(trace)
         call_id = kwargs.get("tool_call_id")
         name = str((serialized or {}).get("name") or kwargs.get("name") or "tool")
         arguments = inputs if inputs is not None else input_str
         self._tools.start(trace, run_id, name, arguments, str(call_id) if call_id else None, metadata)
+        return trace.visit if trace.visit.entries else None
 
     @_harmless
     def on_tool_end(self, output: Any, *, run_id: UUID, **kwargs: Any) -> None:
@@ -322,7 +329,7 @@ class SessionRecorder(GraphCallbackHandler):
         if isinstance(error, GraphBubbleUp) or not isinstance(error, Exception):
             self._tools.end(trace, run_id, Outcome("interrupted", None))
         else:
-            self._tools.end(trace, run_id, Outcome("error", None, _sentence(error)))
+            self._tools.end(trace, run_id, Outcome("error", None, sentence(error)))
         if trace.visit.run_id == str(run_id):
             self._fail(trace, error)
 
@@ -336,7 +343,6 @@ class SessionRecorder(GraphCallbackHandler):
         *,
         run_id: UUID,
         parent_run_id: UUID | None = None,
-        tags: list[str] | None = None,
         metadata: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -350,7 +356,6 @@ class SessionRecorder(GraphCallbackHandler):
         *,
         run_id: UUID,
         parent_run_id: UUID | None = None,
-        tags: list[str] | None = None,
         metadata: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -390,10 +395,6 @@ class SessionRecorder(GraphCallbackHandler):
         trace = self._traces.pop(run_id, None)
         if trace is None:
             return
-        self._models.fail(trace, run_id, _sentence(error))
+        self._models.fail(trace, run_id, sentence(error))
         if trace.visit.run_id == str(run_id):
             self._fail(trace, error)
-
-
-def _sentence(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"

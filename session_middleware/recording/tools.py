@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
-from session_middleware.recording.journal import WAIT_SECONDS, Journal
+from session_middleware.recording.journal import Journal
 from session_middleware.recording.messages import Outcome
 from session_middleware.recording.trace import Tool, Trace, namespace_of, since
 from session_middleware.storage.seen import ToolEnd, ToolStart
@@ -19,7 +19,7 @@ class Tools:
     def start(
         self, trace: Trace, run_id: UUID, name: str, arguments: Any, call_id: str | None, metadata: Mapping[str, Any]
     ) -> None:
-        """Have the start written before this returns, but on an event loop wait no longer than `WAIT_SECONDS`."""
+        """Take down the start, unless it was foretold; it is to be written before the tool runs."""
         foretold = trace.foretold.pop(call_id or "", None)
         trace.tools[run_id] = Tool(name, foretold.execution_id if foretold else str(run_id))
         if call_id:
@@ -37,7 +37,6 @@ class Tools:
             corrects=foretold is not None,
         )
         self._journal.keep(trace.visit, [*trace.take_said(None), start])
-        self._journal.flush(trace.visit, wait=WAIT_SECONDS)
 
     def end(self, trace: Trace, run_id: UUID, outcome: Outcome) -> None:
         tool = trace.tools.pop(run_id, None)

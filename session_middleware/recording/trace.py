@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -13,6 +14,7 @@ from uuid import UUID
 from session_middleware.storage.port import Visit
 from session_middleware.storage.seen import MessageSeen, ToolStart
 
+_SESSIONS_REMEMBERED = 256
 _HOOKS = (".before_agent", ".before_model", ".after_model", ".after_agent")  # how LangChain names middleware's nodes
 
 
@@ -117,3 +119,24 @@ def namespace_of(metadata: Mapping[str, Any]) -> str:
 def since(started: float) -> float:
     """Milliseconds."""
     return round((time.perf_counter() - started) * 1000, 3)
+
+
+class KnownMessages:
+    """The messages this process has recorded lately: what their words were, by their ids."""
+
+    def __init__(self) -> None:
+        self._found: OrderedDict[str, dict[str, int]] = OrderedDict()  # by session
+
+    def of(self, session_id: str) -> dict[str, int]:
+        known = self._found.setdefault(session_id, {})
+        self._found.move_to_end(session_id)
+        while len(self._found) > _SESSIONS_REMEMBERED:
+            self._found.popitem(last=False)
+        return known
+
+    def forget(self, session_id: str) -> None:
+        self._found.pop(session_id, None)
+
+
+def sentence(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
