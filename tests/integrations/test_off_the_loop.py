@@ -119,6 +119,7 @@ async def test_a_session_its_memory_and_the_store_are_off_the_loop(sessions: Ses
 
 
 LONGER = {  # and still hand everything over
+    "Journal.aflush",  # only where there is something to write
     "SessionSaver.alist",  # page by page
     "SessionStore.alist_namespaces",  # once it has put into words what is asked
     "_Attached.aget_state",  # to LangGraph's own method
