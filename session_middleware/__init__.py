@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from session_middleware.errors import (
+        EmbeddingFailed,
         GraphHasPart,
         InvalidIdentity,
         InvalidSessionId,
         InvalidSettings,
         MemoryAccessDenied,
+        MemoryNotFound,
         MemoryScopeUnavailable,
         NotAGraph,
         SessionAccessDenied,
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
         StorageError,
         UnserializableValue,
     )
+    from session_middleware.memory.tools import memory_tools
     from session_middleware.session import Session
     from session_middleware.sessions import Sessions
     from session_middleware.settings import SessionSettings
@@ -41,11 +44,13 @@ _HOMES = {
     "Session": "session",
     "Sessions": "sessions",
     "SessionSettings": "settings",
+    "EmbeddingFailed": "errors",
     "GraphHasPart": "errors",
     "InvalidIdentity": "errors",
     "InvalidSessionId": "errors",
     "InvalidSettings": "errors",
     "MemoryAccessDenied": "errors",
+    "MemoryNotFound": "errors",
     "MemoryScopeUnavailable": "errors",
     "NotAGraph": "errors",
     "SessionAccessDenied": "errors",
@@ -55,14 +60,17 @@ _HOMES = {
     "SessionNotFound": "errors",
     "StorageError": "errors",
     "UnserializableValue": "errors",
+    "memory_tools": "memory.tools",
 }
 
 __all__ = [  # the names above, spelled out for type checkers
+    "EmbeddingFailed",
     "GraphHasPart",
     "InvalidIdentity",
     "InvalidSessionId",
     "InvalidSettings",
     "MemoryAccessDenied",
+    "MemoryNotFound",
     "MemoryScopeUnavailable",
     "NotAGraph",
     "Session",
@@ -75,6 +83,7 @@ __all__ = [  # the names above, spelled out for type checkers
     "Sessions",
     "StorageError",
     "UnserializableValue",
+    "memory_tools",
 ]
 
 

@@ -189,17 +189,36 @@ class Event(Record):
 
 
 class Memory(Value):
-    """Something remembered, as `recall` returns it."""
+    """Something remembered, as `recall` returns it: an item put on purpose, or a recorded message."""
 
     text: str
     value: dict[str, Any]
-    key: str
+    key: str  # of a message: its message_id
+    kind: Literal["item", "message"] = "item"
     scope: Scope
-    session_id: str | None = None
-    message_id: str | None = None
+    session_id: str | None = None  # where it was remembered or said
+    message_id: str | None = None  # the message it is, or came from
+    seq: int | None = None  # of a message: its place in its session
     created_at: datetime
     updated_at: datetime
+    expires_at: datetime | None = None
     score: float | None = None
+    parts: dict[str, float] | None = None  # of the score: "words", "vector", "recency"; with explain=True
+    around: tuple[Message, ...] = ()  # a message among its neighbours; with window=n
+
+
+class Found(Value):
+    """A recorded message that a search found."""
+
+    session_id: str
+    seq: int
+    message_id: str
+    role: Role
+    name: str | None = None
+    snippet: str  # where the words are
+    text: str
+    created_at: datetime
+    score: float
 
 
 class Usage(Value):

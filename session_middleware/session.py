@@ -13,6 +13,7 @@ from langchain_core.runnables import RunnableConfig
 from pydantic import ConfigDict, PrivateAttr
 
 from session_middleware.following import Following, afollow, follow
+from session_middleware.memory.parts import Parts
 from session_middleware.memory.session_memory import SessionMemory
 from session_middleware.model import (
     Branch,
@@ -20,7 +21,6 @@ from session_middleware.model import (
     Identity,
     Message,
     ModelCall,
-    NewId,
     RepairedCall,
     Run,
     SessionInfo,
@@ -48,7 +48,7 @@ class Session(SessionInfo):
     _storage: Storage = PrivateAttr()
     _offload: Offload = PrivateAttr()
     _recorder: SessionRecorder = PrivateAttr()
-    _new_id: NewId = PrivateAttr()
+    _memory: Parts = PrivateAttr()
     _loop: Loop = PrivateAttr()
     _repair: Callable[..., builtins.list[RepairedCall]] = PrivateAttr()
     _has_ended: Callable[[], bool] = PrivateAttr()
@@ -60,16 +60,16 @@ class Session(SessionInfo):
         storage: Storage,
         offload: Offload,
         recorder: SessionRecorder,
-        new_id: NewId,
+        memory: Parts,
         *,
         repair: Callable[..., builtins.list[RepairedCall]],
         has_ended: Callable[[], bool],
     ) -> Session:
         session = cls.model_construct(**dict(info))
         session._storage, session._offload = storage, offload
-        session._recorder, session._new_id = recorder, new_id
+        session._recorder, session._memory = recorder, memory
         owner = Identity(user_id=info.user_id, group_id=info.group_id)
-        session._loop = Loop(storage, offload, recorder.journal, info.id, owner, new_id)
+        session._loop = Loop(storage, offload, recorder.journal, info.id, owner, memory.new_id)
         session._repair, session._has_ended = repair, has_ended
         return session
 
@@ -290,7 +290,7 @@ class Session(SessionInfo):
             self._recorder,
             session_id=self.id,
             owner=Identity(user_id=self.user_id, group_id=self.group_id),
-            new_id=self._new_id,
+            new_id=self._memory.new_id,
         )
 
     # Memory
@@ -298,14 +298,7 @@ class Session(SessionInfo):
     @property
     def memory(self) -> SessionMemory:
         """What this session remembers, and what it may recall of its user's and its group's."""
-        return SessionMemory(
-            self._storage,
-            self._offload,
-            session_id=self.id,
-            user_id=self.user_id,
-            group_id=self.group_id,
-            new_id=self._new_id,
-        )
+        return SessionMemory(self._memory, session_id=self.id, user_id=self.user_id, group_id=self.group_id)
 
     # Changing
 
@@ -338,7 +331,7 @@ class Session(SessionInfo):
             self._storage,
             self._offload,
             self._recorder,
-            self._new_id,
+            self._memory,
             repair=self._repair,
             has_ended=self._has_ended,
         )

@@ -21,6 +21,9 @@ from session_middleware.checkpoint.repair import Repairs
 from session_middleware.checkpoint.saver import SessionSaver
 from session_middleware.checkpoint.serde import StrictSerializer, TypeName
 from session_middleware.errors import InvalidSettings, SessionNotFound
+from session_middleware.memory.door import MemoryDoor
+from session_middleware.memory.embedding import Embedder
+from session_middleware.memory.parts import Parts
 from session_middleware.memory.store import SessionStore
 from session_middleware.model import (
     Clock,
@@ -53,7 +56,7 @@ EndedList: TypeAlias = list[Ended]
 RepairedCalls: TypeAlias = list[RepairedCall]
 
 
-class Sessions(Reports):
+class Sessions(Reports, MemoryDoor):
     """The sessions of one database.
 
     Args:
@@ -114,12 +117,22 @@ class Sessions(Reports):
             settle=self.recorder.drain,
             repairs=self._repairs,
         )
-        self.store: BaseStore = SessionStore(self._storage, self._offload)
+        self._parts = Parts(
+            self._storage,
+            self._offload,
+            clock=clock,
+            new_id=new_id,
+            embedder=None if self.settings.index is None else Embedder(self._storage, self.settings.index),
+            settle=self.recorder.drain,
+        )
+        self._visits.on_end(self._parts.wake)
+        self.store: BaseStore = SessionStore(self._parts, ttl=self.settings.memory_ttl)  # type: ignore[arg-type]
         self._closing = threading.Lock()
 
     def close(self) -> None:
         """Finish what is being written and release the file. Closing twice is allowed."""
         with self._closing:
+            self._parts.close()
             self._offload.close()
             self._storage.close()
 
@@ -274,6 +287,8 @@ class Sessions(Reports):
     async def adelete(self, session_id: object) -> Deleted:
         return await self._offload.run(self.delete, session_id)
 
+    # Ends
+
     def sweep(self, now: datetime | None = None, *, dry_run: bool = False) -> EndedList:
         """End what is due, as ``on_expire`` says, and say what that was; `dry_run` only says.
 
@@ -281,6 +296,8 @@ class Sessions(Reports):
         a sweep is for the status others read in the database, and for ``on_expire="delete"``.
         """
         self.recorder.drain()
+        if not dry_run:
+            self._storage.sweep_memories()
         return self._storage.end_expired(now=now or self._clock(), dry_run=dry_run, leave=self._visits.live())
 
     async def asweep(self, now: datetime | None = None, *, dry_run: bool = False) -> EndedList:
@@ -324,7 +341,7 @@ class Sessions(Reports):
             self._storage,
             self._offload,
             self.recorder,
-            self.new_id,
+            self._parts,
             repair=partial(self._repair, info),
             has_ended=partial(self._has_ended, info.id),
         )

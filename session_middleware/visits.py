@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -63,6 +63,7 @@ class Visits:
         self._runs: dict[str, list[Visit]] = {}
         self._unclaimed: dict[str, list[Visit]] = {}
         self._latest: OrderedDict[str, Visit] = OrderedDict()  # by session; for writes that have lost their context
+        self._ended: list[Callable[[], object]] = []
         self._here: ContextVar[Visit | None] = ContextVar("session_middleware_visit", default=None)
 
     def begin(self, visit: Visit) -> None:
@@ -71,6 +72,10 @@ class Visits:
             self._runs.setdefault(visit.session_id, []).append(visit)
             self._unclaimed.setdefault(visit.session_id, []).append(visit)
 
+    def on_end(self, call: Callable[[], object]) -> None:
+        """Have `call` made after each run; it must not wait."""
+        self._ended.append(call)
+
     def end(self, visit: Visit) -> None:
         with self._lock:
             for visits in (self._runs, self._unclaimed):
@@ -78,6 +83,8 @@ class Visits:
                 visits[visit.session_id] = remaining
                 if not remaining:
                     del visits[visit.session_id]
+        for call in self._ended:
+            call()
 
     def live(self) -> frozenset[str]:
         """The ids of the sessions with a run in progress."""

@@ -23,6 +23,10 @@ LAYERS = {  # the longest prefix wins
     "timeline": 1,
     "following": 3,
     "reports": 3,
+    "storage.memory_port": 1,
+    "storage.words": 0,
+    "storage.stemming": 0,
+    "storage.ranking": 0,
     "storage": 2,
     "visits": 2,
     "checkpoint": 3,
@@ -52,6 +56,8 @@ WITHIN_A_LAYER = {  # pairs in one layer, or out of its order, that may lean on 
     ("sessions", "session"),
     ("reports", "recording"),
     ("visits", "storage"),
+    ("storage.port", "storage.memory_port"),
+    ("storage.words", "storage.stemming"),
     ("attaching", "checkpoint"),
     ("recording", "checkpoint"),  # it is the witness that the checkpointer asks for
 }
