@@ -24,7 +24,7 @@ from langgraph.checkpoint.base.id import uuid6
 from langgraph.types import Command
 
 from session_middleware.errors import SessionBusy
-from session_middleware.model import NewId, RepairedCall, ToolCall
+from session_middleware.model import Message, NewId, RepairedCall, ToolCall
 
 if TYPE_CHECKING:
     from session_middleware.checkpoint.saver import SessionSaver
@@ -296,15 +296,28 @@ def _tool_messages(value: Any) -> Iterable[ToolMessage]:
 
 
 def recorded_answers(storage: Storage, session_id: str, missing: Sequence[Asked]) -> dict[str, ToolMessage]:
-    """What some of the calls did say, by the record of their executions."""
+    """What some of the calls did say, by the record of their executions and of the messages that answer them."""
     asked = {one.call["id"]: one.message_id for one in missing}
-    found = storage.find_executions(session_id, list(asked))
-    answers = {call.tool_call_id: _from_record(call) for call in found if call.message_id == asked[call.tool_call_id]}
+    executions = {
+        call.tool_call_id: call
+        for call in storage.find_executions(session_id, list(asked))
+        if call.message_id == asked[call.tool_call_id] and call.status in ("ok", "error")
+    }
+    messages = {m.tool_call_id: m for m in storage.find_answers(session_id, list(executions))} if executions else {}
+    answers = {call_id: _from_record(call, messages.get(call_id)) for call_id, call in executions.items()}
     return {call_id: answer for call_id, answer in answers.items() if answer is not None}
 
 
-def _from_record(call: ToolCall) -> ToolMessage | None:
-    """A recorded result, where it is whole and a message could have had it as its content."""
+def _from_record(call: ToolCall, message: Message | None) -> ToolMessage | None:
+    """The message as it was recorded, or else the result; where it is whole and was not withheld."""
+    if message is not None and message.seq > call.seq and message.content is None and not message.marks:
+        return ToolMessage(
+            message.text,
+            name=call.name,
+            tool_call_id=call.tool_call_id,
+            id=message.message_id,
+            status="error" if call.status == "error" else "success",
+        )
     if call.status != "ok" or call.marks or not isinstance(call.result, (str, list)):
         return None
     return ToolMessage(call.result, name=call.name, tool_call_id=call.tool_call_id)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
-from session_middleware.model import RepairedCall, Run, ToolCall, Usage
+from session_middleware.model import Message, RepairedCall, Run, ToolCall, Usage
 from session_middleware.timeline import Entry
 
 UsageBy: TypeAlias = Literal["user", "group", "session", "model", "tool", "day"]
@@ -68,6 +68,9 @@ class Reporting(Protocol):
 
     def find_executions(self, session_id: str, tool_call_ids: Sequence[str]) -> list[ToolCall]:
         """All executions of these calls, by `seq`."""
+
+    def find_answers(self, session_id: str, tool_call_ids: Sequence[str]) -> list[Message]:
+        """The messages that answer these calls, by `seq`. Reads the session's messages."""
 
     def note_repair(
         self,

@@ -123,6 +123,9 @@ LONGER = {  # and still hand everything over
     "SessionSaver.alist",  # page by page
     "SessionStore.alist_namespaces",  # once it has put into words what is asked
     "_Attached.aget_state",  # to LangGraph's own method
+    "SessionMiddleware.abefore_agent",  # unless there is nothing to do
+    "SessionMiddleware.awrap_model_call",  # what comes before the model, and what comes after it
+    "SessionMiddleware.awrap_tool_call",  # as above
 }
 
 

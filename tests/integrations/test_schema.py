@@ -154,6 +154,7 @@ def report_everything(storage: Storage) -> None:
     storage.find_entry("t", 2)
     storage.find_live_run("t")
     storage.find_executions("t", ["c"])
+    storage.find_answers("t", ["c", "d"])
     storage.note_repair("t", [], run_id=None, reason="x", checkpoint_id="c0")
     storage.list_checkpoint_namespaces("t")
 

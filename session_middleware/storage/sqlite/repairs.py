@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from session_middleware.model import RepairedCall, ToolCall
+from session_middleware.model import Message, RepairedCall, ToolCall
 from session_middleware.storage.sqlite import sessions
 from session_middleware.storage.sqlite.rows import clean, values_of
 
@@ -20,6 +20,16 @@ def find_executions(connection: sqlite3.Connection, session_id: str, tool_call_i
         )
         found += values_of(ToolCall, cursor)
     return sorted(found, key=lambda call: call.seq)
+
+
+def find_answers(connection: sqlite3.Connection, session_id: str, tool_call_ids: Sequence[str]) -> list[Message]:
+    marks = ", ".join("?" * len(tool_call_ids))
+    cursor = connection.execute(
+        f"SELECT * FROM messages WHERE session_id = ? AND tool_call_id IN ({marks}) AND replaced_by IS NULL"
+        " ORDER BY seq",
+        (session_id, *map(clean, tool_call_ids)),
+    )
+    return values_of(Message, cursor)
 
 
 def note(

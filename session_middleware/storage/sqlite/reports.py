@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from session_middleware.model import RepairedCall, ToolCall, Usage
+from session_middleware.model import Message, RepairedCall, ToolCall, Usage
 from session_middleware.storage.reporting import Page, ToolCallFilter, UsageBy, UsageFilter
 from session_middleware.storage.sqlite import checkpoints, record, repairs, timeline, usage
 from session_middleware.storage.sqlite.database import SqliteDatabase
@@ -47,6 +47,9 @@ class SqliteReports:
 
     def find_executions(self, session_id: str, tool_call_ids: Sequence[str]) -> list[ToolCall]:
         return self._database.read(lambda connection: repairs.find_executions(connection, session_id, tool_call_ids))
+
+    def find_answers(self, session_id: str, tool_call_ids: Sequence[str]) -> list[Message]:
+        return self._database.read(lambda connection: repairs.find_answers(connection, session_id, tool_call_ids))
 
     def note_repair(
         self,
