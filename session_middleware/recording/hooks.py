@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -26,12 +25,11 @@ from session_middleware.recording.journal import DENIALS
 from session_middleware.recording.messages import Outcome, count_tokens, describe, mark_of, outcome_of
 from session_middleware.recording.prices import cost_of, load
 from session_middleware.recording.recorder import SessionRecorder
-from session_middleware.recording.trace import Trace, namespace_of, since
+from session_middleware.recording.trace import KnownMessages, Trace, namespace_of, since
 from session_middleware.storage.port import Storage, Visit
 from session_middleware.storage.seen import ModelCallSeen, ToolEnd, ToolStart
 from session_middleware.visits import Visits
 
-_REMEMBERED = 256  # sessions whose messages are kept in mind
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
@@ -120,12 +118,12 @@ class Hooks:
         self._is_ours = is_ours  # a checkpointer
         self._new_id = new_id
         self._clock = clock
-        self._known: OrderedDict[str, dict[str, int]] = OrderedDict()
+        self._known = KnownMessages()
         self._journal.forgetting.append(self.forget)
 
     def forget(self, session_id: str) -> None:
         """Keep nothing in mind of a session that was deleted."""
-        self._known.pop(session_id, None)
+        self._known.forget(session_id)
 
     def enter(self, config: RunnableConfig, *, begins: bool = False) -> Place | None:
         """Where this is called; ``None`` outside of any session. A run that `begins` alone is a visit of its own."""
@@ -168,19 +166,12 @@ class Hooks:
         if not place.is_alone:
             return
         self.admit(place)
-        known = self._known_messages(place.visit.session_id)
+        known = self._known.of(place.visit.session_id)
         for message, following in zip(messages, [*messages[1:], None], strict=True):
             if message.id is not None and known.get(message.id) != mark_of(message):
                 known[message.id] = mark_of(message)
                 self.keep(place, [message], followed_by=following and following.id)
         self.write(place)
-
-    def _known_messages(self, session_id: str) -> dict[str, int]:
-        known = self._known.setdefault(session_id, {})
-        self._known.move_to_end(session_id)
-        while len(self._known) > _REMEMBERED:
-            self._known.popitem(last=False)
-        return known
 
     @_harmless
     def note_repair(self, place: Place, calls: Sequence[RepairedCall]) -> None:

@@ -284,7 +284,7 @@ class SqliteStorage(SqliteReports, SqliteConversations):
 
     def put_writes(self, put: WritesPut) -> None:
         def then(connection: Connection, family_id: str, write_down: WriteDown) -> None:
-            if any(isinstance(entry, ToolEnd) for entry in put.visit.entries):
+            if any(isinstance(entry, ToolEnd) for entry in tuple(put.visit.entries)):  # others add to it meanwhile
                 write_down()  # what was executed is not executed again, so the record must not say that it was cut off
             checkpoints.put_writes(connection, family_id, put)
 
