@@ -298,7 +298,7 @@ def raw(path: Path) -> dict[str, Any]:
     """The rows of each thread by its keys, as SQLite gives them, or the error."""
     rows: dict[str, Any] = {}
     with closing(sqlite3.connect(f"{path.as_uri()}?immutable=1", uri=True)) as connection:
-        connection.text_factory = bytes
+        connection.text_factory = lambda data: data.decode("utf-8", "surrogateescape")
         for thread in OWNERS:
             try:
                 rows[thread] = _raw_rows(connection, thread)

@@ -26,6 +26,7 @@ class Source:
             raise StorageError(path, "there is no such file", advice="name the file of a database")
         self.path = path
         self.log_left_out = False  # its write-ahead log could not be read with it
+        self.schema_problem = ""
         self._open()
 
     def close(self) -> None:
@@ -81,6 +82,7 @@ class Source:
         connection = sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         connection.text_factory = _decoded
         try:
+            self.schema_problem = _problem_of_schema(connection)
             connection.execute("PRAGMA writable_schema=ON")  # goes past what cannot be read of the schema
             connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
         except sqlite3.OperationalError:
@@ -92,6 +94,17 @@ class Source:
                 self.path, f"SQLite cannot read any of it ({error})", advice="restore a backup"
             ) from error
         return connection
+
+
+def _problem_of_schema(connection: sqlite3.Connection) -> str:
+    """Why the file cannot be opened as usual, if that is so."""
+    try:
+        connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
+    except sqlite3.OperationalError:
+        raise
+    except sqlite3.Error as error:
+        return f"it cannot be opened as usual ({error})"
+    return ""
 
 
 def _decoded(data: bytes) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import re
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -129,6 +129,8 @@ class _Salvage:
         ours = [row[1] for row in self._target.execute(f"PRAGMA table_info({table})")]
         theirs = set(self._columns(connection, table))
         columns = [name for name in ours if name in theirs]
+        if not columns:
+            return self._say(table, "the table cannot be read")
         copy = f"INSERT OR IGNORE INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"
         walk = Walk(connection, table, columns, self._entries)
         for row in walk.rows():
@@ -147,6 +149,7 @@ class _Salvage:
             self._say(table, problem)
         if table == "writes":
             self._torn_sessions.update(walk.unread)
+        return None
 
     @staticmethod
     def _columns(connection: sqlite3.Connection, table: str) -> Sequence[str]:
@@ -239,6 +242,7 @@ class _Salvage:
     def _drop_what_is_not_whole(self) -> None:
         """Until nothing is found that refers to what is missing; that is mostly at the second look."""
         self._mind_lost_writes()
+        self._reunite_families()
         looking = True
         while looking:
             families, _ = whole.families(self._target)
@@ -259,7 +263,7 @@ class _Salvage:
             self._is_torn |= not self._target.execute(f"SELECT 1 FROM checkpoints WHERE {where}", key).fetchone()
 
     def _drop_of_family(self, family_id: str, members: Sequence[str]) -> bool:
-        family, dropped = whole.Pieces(self._target), False
+        family, dropped = whole.Pieces(self._target, family_id), False
         torn = {key for key, _ in self._torn}
         for session_id in members:
             heads.renew(self._target, session_id)
@@ -269,20 +273,28 @@ class _Salvage:
             self._delete(found)
             heads.renew(self._target, session_id)
             dropped = dropped or bool(found.damage)
-        self._reunite(family_id, members, family)
         return dropped
 
-    def _reunite(self, family_id: str, members: Sequence[str], family: whole.Pieces) -> None:
-        """Keep a family and its state under one id, that of most of it: what nobody refers to is freed by it."""
-        if not family.owners:
-            return
-        most = max(family.owners, key=lambda owner: len(family.owners[owner]))
-        if most != family_id:
+    def _reunite_families(self) -> None:
+        """Put each session into the family that most of its state is kept for; what then has no owner is freed."""
+        families, _ = whole.families(self._target)
+        for family_id, members in families.items():
             for session_id in members:
-                self._target.execute("UPDATE sessions SET family_id = ? WHERE id = ?", (most, session_id))
-        for owner, kept in family.owners.items():
-            for table, number in kept if owner != most else ():
-                self._target.execute(f"UPDATE OR IGNORE {table} SET family_id = ? WHERE id = ?", (most, number))
+                owners = self._owners(session_id)
+                most = max(owners, key=lambda owner: len(owners[owner]), default=family_id)
+                if most != family_id:
+                    self._target.execute("UPDATE sessions SET family_id = ? WHERE id = ?", (most, session_id))
+                for owner in owners.keys() - families.keys() - {most}:
+                    self._adopt(owners[owner], most)
+
+    def _owners(self, session_id: str) -> dict[str, set[tuple[str, int]]]:
+        pieces_of_one = whole.Pieces(self._target)
+        whole.Inspection(self._target, session_id, pieces_of_one).run()
+        return pieces_of_one.owners
+
+    def _adopt(self, kept: Collection[tuple[str, int]], family_id: str) -> None:
+        for table, number in kept:
+            self._target.execute(f"UPDATE OR IGNORE {table} SET family_id = ? WHERE id = ?", (family_id, number))
 
     def _delete(self, found: whole.Inspected) -> None:
         where = "session_id = ? AND checkpoint_ns = ? AND checkpoint_id = ?"

@@ -110,7 +110,7 @@ class _Verification:
 
     def _look_at_members(self, family_id: str | None, members: Sequence[str]) -> None:
         with self._source.snapshot() as connection:
-            family = whole.Pieces(connection)
+            family = whole.Pieces(connection, family_id)
             for session_id in members:
                 found = whole.Inspection(connection, session_id, family).run()
                 self._checkpoints += found.checkpoints
@@ -119,8 +119,6 @@ class _Verification:
                 self._look_at_rows(connection, "sessions", "id", session_id)
                 for table in RECORDS:
                     self._look_at_rows(connection, table, "session_id", session_id)
-            if family_id is not None and family.owners.keys() - {family_id}:
-                self._say("sessions", "some of its state is kept under another family", members[0])
 
     def _look_at_rows(self, connection: sqlite3.Connection, table: str, column: str, session_id: str) -> None:
         try:
@@ -149,7 +147,9 @@ class _Verification:
 
 def structure(source: Source) -> list[str]:
     """What SQLite's own check says of a file; nothing when all is well."""
-    found = ["its write-ahead log cannot be read here, and was left out"] if source.log_left_out else []
+    found = [source.schema_problem] if source.schema_problem else []
+    if source.log_left_out:
+        found.append("its write-ahead log cannot be read here, and was left out")
     try:
         with source.snapshot() as connection:
             rows = connection.execute(f"PRAGMA integrity_check({_WORTH_SAYING})").fetchall()

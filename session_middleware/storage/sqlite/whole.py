@@ -45,9 +45,14 @@ class _List(NamedTuple):
 
 
 class Pieces:
-    """The lists and blobs of one family, each looked at once. `owners` says under which families they are kept."""
+    """The lists and blobs of one family, each looked at once.
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    What is kept for another family than `family_id`, if that is given, may be freed with it: it is
+    damage. `owners` says for which families there are pieces.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, family_id: str | None = None) -> None:
+        self._family_id = family_id
         self._connection = connection
         self._digests: dict[int, bytes | str] = {}  # or what is wrong with the blob
         self._lists: dict[int, _List | str] = {}
@@ -81,12 +86,17 @@ class Pieces:
             pieces.get_blob(self._connection, blob_id)
             sql = "SELECT digest, family_id FROM blobs WHERE id = ?"
             digest, owner = self._connection.execute(sql, (blob_id,)).fetchone()
-            self.owners[owner].add(("blobs", blob_id))
+            self._check_owner(owner, "blob", blob_id)
             return bytes(digest)
         except Damaged as damage:
             return str(damage) if " is " in str(damage) else f"{damage} is not what was written"
         except (sqlite3.Error, *WRONG_TYPE) as error:
             return f"blob {blob_id} cannot be read ({first_line(error)})"
+
+    def _check_owner(self, owner: str, kind: str, number: int) -> None:
+        self.owners[owner].add((f"{kind}s", number))
+        if self._family_id not in (None, owner):
+            raise Damaged(f"{kind} {number} is kept for another family")
 
     def _list(self, list_id: int) -> _List:
         if list_id not in self._lists:
@@ -103,7 +113,8 @@ class Pieces:
             if row is None:
                 return f"list {list_id} is missing"
             parent_id, start, owner = row
-            self.owners[owner].add(("lists", list_id))
+            self._check_owner(owner, "list", list_id)
+            parent_id = parent_id if start else None  # it gives nothing
             if parent_id is not None and parent_id >= list_id:
                 return f"list {list_id} is said to come from a later one"
             parent = None if parent_id is None else self._list(parent_id)
