@@ -113,6 +113,11 @@ DAMAGE = {
     "a session's row": ("DELETE FROM sessions WHERE id = 'n'", "no such session"),
     "a time in the record": ("UPDATE messages SET created_at = 'once' WHERE session_id = 'n'", "cannot be read"),
     "a memory": ("UPDATE memories SET value = 'no JSON'", "cannot be read"),
+    "a blob kept for nobody": ("UPDATE blobs SET family_id = 'x' WHERE id % 3 = 0", "another family"),
+    "a list that begins as another family's": (
+        "UPDATE lists SET parent_id = 1, parent_length = 1 WHERE family_id = 'n'",
+        "list",
+    ),
     "a family": ("UPDATE sessions SET family_id = 'b' WHERE id = 'a'", "another family"),
 }
 
@@ -132,6 +137,19 @@ def test_what_is_saved_after_it_is_whole(statement: str, says: str, db: Path, ca
     saved = db.with_name("saved.db")
     assert call("salvage", str(saved), "--db", str(db)).exit_code in (0, 1)
     assert call("verify", "--db", str(saved)).exit_code == 0
+
+
+def test_a_schema_that_cannot_be_read_hides_no_rows(db: Path, call: Call) -> None:
+    with closing(sqlite3.connect(db)) as connection, connection:
+        connection.execute("PRAGMA writable_schema=ON")
+        connection.execute("UPDATE sqlite_master SET sql = 'CREATE INDEX x ON' WHERE name = 'sessions_by_status'")
+    with pytest.raises(StorageError, match="damaged"):
+        Sessions(db)
+    assert "cannot be opened as usual" in " ".join(call("verify", "--db", str(db)).output.split())
+    saved = db.with_name("saved.db")
+    assert call("salvage", str(saved), "--db", str(db)).exit_code == 1
+    with Sessions(saved) as sessions:
+        assert len(sessions.get("a").messages()) == 8
 
 
 async def test_verify_works_while_others_write_and_sees_what_is_in_the_log(db: Path) -> None:
