@@ -6,8 +6,10 @@
     ├── SessionExpired        (LookupError)      on_resume="reject" and the session has expired
     ├── SessionClosed         (ValueError)       on_closed="reject" and the session has ended
     ├── SessionAccessDenied   (PermissionError)  the session is owned by somebody else
-    │   └── MemoryAccessDenied                   the memory is
+    │   ├── MemoryAccessDenied                   the memory is
+    │   └── UserRevoked                          sessions.revoke() refuses this user
     ├── SessionBusy           (TimeoutError)     another run holds the session
+    │   └── LeaseLost                            it took over while this run was taken for dead
     ├── SessionLimitReached   (ValueError)       max_sessions is reached
     ├── GraphHasPart          (ValueError)       attach() would replace a checkpointer or store
     ├── NotAGraph             (TypeError)        attach() was given something else
@@ -16,6 +18,8 @@
     ├── InvalidIdentity       (ValueError)       a user or group id no owner can have
     ├── InvalidSettings       (ValueError)       a setting that does not parse
     ├── MemoryScopeUnavailable (ValueError)      a scope the session has no id for
+    ├── PathTemplateError     (ValueError)       a path over {session_id} … that cannot be filled in
+    ├── UnknownStatus         (ValueError)       sessions were asked for by a status there is not
     ├── UnknownStrategy       (ValueError)       prune() was asked for one there is not
     ├── UnknownGrouping       (ValueError)       usage() was asked to sum by what there is not
     ├── UnserializableValue   (TypeError)        a value the checkpointer cannot store or give back
@@ -53,12 +57,12 @@ class SessionExists(SessionError, ValueError):
 
 
 class SessionExpired(SessionError, LookupError):
-    def __init__(self, session_id: str, *, since: datetime | None) -> None:
+    def __init__(self, session_id: str, *, since: datetime | None, how: str = "expired") -> None:
         self.session_id = session_id
         self.since = since
         when = f" at {since.isoformat(timespec='seconds')}" if since else ""
         super().__init__(
-            f"session {session_id!r} expired{when} and on_resume='reject' refuses to resume it; "
+            f"session {session_id!r} {how}{when} and on_resume='reject' refuses to resume it; "
             "start another thread id, or set on_resume to 'revive' or 'fresh'"
         )
 
@@ -67,7 +71,10 @@ class SessionClosed(SessionError, ValueError):
     def __init__(self, session_id: str, *, status: str) -> None:
         self.session_id = session_id
         self.status = status
-        super().__init__(f"session {session_id!r} is {status} and takes no more runs; start another thread id")
+        super().__init__(
+            f"session {session_id!r} is {status} and takes no more of this; start another thread id, "
+            "or, if it was completed, failed or abandoned, set on_closed to 'reopen'"
+        )
 
 
 class SessionAccessDenied(SessionError, PermissionError):
@@ -78,6 +85,15 @@ class SessionAccessDenied(SessionError, PermissionError):
         super().__init__(
             f"session {session_id!r} is owned by another user and {who} may not use it; "
             f"pass its owner with sessions.config({session_id!r}, user_id=…)"
+        )
+
+
+class UserRevoked(SessionAccessDenied):
+    def __init__(self, session_id: str, *, user_id: str | None) -> None:
+        self.session_id = session_id
+        self.user_id = user_id
+        SessionError.__init__(
+            self, f"user {user_id!r} was revoked and is refused; sessions.revoke({user_id!r}, lift=True) lifts it"
         )
 
 
@@ -114,10 +130,30 @@ class NotAGraph(SessionError, TypeError):
 
 
 class SessionBusy(SessionError, TimeoutError):
-    def __init__(self, session_id: str, *, run_id: str | None = None) -> None:
+    def __init__(self, session_id: str, *, run_id: str | None = None, process: str | None = None) -> None:
         self.session_id = session_id
         self.run_id = run_id
-        super().__init__(f"session {session_id!r} is busy with run {run_id!r}; try again when it has ended")
+        self.process = process
+        which = f"run {run_id!r}" if run_id is not None else "another run"
+        where = f" of process {process}" if process is not None else ""
+        super().__init__(
+            f"session {session_id!r} is busy with {which}{where}; try again when it has ended, "
+            "or set on_busy to 'wait' or 'allow'"
+        )
+
+
+class LeaseLost(SessionBusy):
+    """This run was taken for dead, and another may have gone on in its place."""
+
+    def __init__(self, session_id: str, *, number: int) -> None:
+        self.session_id = session_id
+        self.run_id = self.process = None
+        self.number = number
+        SessionError.__init__(
+            self,
+            f"session {session_id!r} was given to another run, because this one (lease {number}) was taken for dead, "
+            "and nothing it still writes is kept; run it again",
+        )
 
 
 class SessionLimitReached(SessionError, ValueError):
@@ -133,7 +169,10 @@ class InvalidTransition(SessionError, ValueError):
         self.session_id = session_id
         self.status = status
         self.to = to
-        super().__init__(f"session {session_id!r} is {status} and cannot become {to}; open it again first")
+        super().__init__(
+            f"session {session_id!r} is {status} and cannot become {to}; "
+            "sessions.explain(…) says why it is so, and opening it again resumes it"
+        )
 
 
 class InvalidSessionId(SessionError, ValueError):
@@ -157,6 +196,21 @@ class InvalidSettings(SessionError, ValueError):
             + "; ".join(problems)
             + "; correct the argument of Sessions(...), the SESSION_… variable or the .env file"
         )
+
+
+class PathTemplateError(SessionError, ValueError):
+    def __init__(self, template: str, problem: str) -> None:
+        self.template = template
+        super().__init__(
+            f"the path {template!r} cannot be filled in: {problem}; use {{session_id}}, which every session has, "
+            "or open the session with what is missing"
+        )
+
+
+class UnknownStatus(SessionError, ValueError):
+    def __init__(self, status: str, *, known: tuple[str, ...]) -> None:
+        self.status = status
+        super().__init__(f"there is no status {status!r}; use one of {', '.join(known)}")
 
 
 class UnknownStrategy(SessionError, ValueError):

@@ -1,16 +1,81 @@
 """What a session is at a moment, and what may be done with it: pure functions.
 
-Each takes a session, the settings and the clock's reading; none touches storage. Expiry is decided
-here at every read, so it holds whether or not a sweep has run.
+Each takes a session, the settings and the clock's reading; none touches storage. `TRANSITIONS` is the
+whole machine. Expiry is decided here at every read, so it holds whether or not a sweep has run: what
+is stored as active is seen as idle or expired by the clock.
 """
 
 from __future__ import annotations
 
-from datetime import datetime
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from types import MappingProxyType
+from typing import NamedTuple
 
-from session_middleware.errors import InvalidIdentity, InvalidSessionId, SessionAccessDenied, SessionExpired
-from session_middleware.model import MAX_ID_LENGTH, Admission, Identity, OpenedAs, SessionInfo, Status
+from session_middleware.errors import (
+    InvalidIdentity,
+    InvalidSessionId,
+    InvalidTransition,
+    SessionAccessDenied,
+    SessionClosed,
+    SessionExpired,
+)
+from session_middleware.model import (
+    MAX_ID_LENGTH,
+    Admission,
+    Closed,
+    Identity,
+    OnExpire,
+    OnResume,
+    SessionInfo,
+    Status,
+)
 from session_middleware.settings import SessionSettings
+
+# The machine
+
+TRANSITIONS: Mapping[tuple[Status, Status], str] = MappingProxyType(
+    {
+        ("opening", "active"): "opened",
+        ("active", "idle"): "idle",  # by the clock
+        ("idle", "active"): "resumed",
+        ("active", "closing"): "closing",
+        ("idle", "closing"): "closing",
+        ("closing", "completed"): "completed",
+        ("closing", "failed"): "failed",
+        ("closing", "abandoned"): "abandoned",
+        ("closing", "expired"): "expired",
+        ("expired", "active"): "revived",
+        ("completed", "active"): "reopened",
+        ("failed", "active"): "reopened",
+        ("abandoned", "active"): "reopened",
+    }
+)
+OPEN: frozenset[Status] = frozenset({"active", "idle"})
+
+
+def check_transition(session_id: str, status: Status, to: Status) -> str:
+    """The kind of event it is. Raises `InvalidTransition`, naming both states."""
+    try:
+        return TRANSITIONS[status, to]
+    except KeyError:
+        raise InvalidTransition(session_id, status=status, to=to) from None
+
+
+def check_end(session_id: str, status: Status, to: Closed) -> None:
+    """An end is two steps, through ``closing``. Raises `InvalidTransition`."""
+    if (status, "closing") not in TRANSITIONS:
+        raise InvalidTransition(session_id, status=status, to=to)
+    check_transition(session_id, "closing", to)
+
+
+def check_open(session_id: str, status: Status) -> None:
+    """What keeps a session alive may not bring one back. Raises `InvalidTransition`."""
+    if status not in OPEN:
+        raise InvalidTransition(session_id, status=status, to="active")
+
+
+# Ids
 
 
 def session_id_of(given: object) -> str:
@@ -50,33 +115,121 @@ def _problem_of(text: str) -> str | None:
     return None
 
 
-def expires_at(session: SessionInfo, settings: SessionSettings) -> datetime | None:
-    """When the session expires if nothing more happens; ``None``: never."""
-    if session.status not in ("active", "idle", "expired") or settings.idle_timeout is None:
+# Expiry
+
+
+class Terms(NamedTuple):
+    """What holds for one session: its own settings, and else those of all."""
+
+    idle_timeout: timedelta | None
+    max_age: timedelta | None
+    retention: timedelta | None
+    on_expire: OnExpire
+    on_resume: OnResume
+
+
+def terms_of(session: SessionInfo, settings: SessionSettings) -> Terms:
+    return Terms(
+        _own(session.idle_timeout_seconds, settings.idle_timeout),
+        _own(session.max_age_seconds, settings.max_age),
+        _own(session.retention_seconds, settings.retention),
+        session.on_expire or settings.on_expire,
+        session.on_resume or settings.on_resume,
+    )
+
+
+def _own(seconds: float | None, otherwise: timedelta | None) -> timedelta | None:
+    if seconds is None:
+        return otherwise
+    return timedelta(seconds=seconds) if seconds else None
+
+
+class Expiry(NamedTuple):
+    at: datetime
+    reason: str  # idle_timeout, max_age
+
+
+def expiry_of(session: SessionInfo, settings: SessionSettings) -> Expiry | None:
+    """When and why an open session expires if nothing more happens; ``None``: never."""
+    if session.pinned is not None:
         return None
-    return session.last_active_at + settings.idle_timeout
+    terms = terms_of(session, settings)
+    ends = []
+    if terms.idle_timeout is not None:
+        ends.append(Expiry(session.last_active_at + terms.idle_timeout, "idle_timeout"))
+    if terms.max_age is not None:
+        ends.append(Expiry((session.began_at or session.created_at) + terms.max_age, "max_age"))
+    if not ends:
+        return None
+    end = min(ends)
+    if session.postponed_until is not None and session.postponed_until > end.at:
+        return Expiry(session.postponed_until, end.reason)
+    return end
+
+
+def expires_at(session: SessionInfo, settings: SessionSettings) -> datetime | None:
+    """As `expiry_of`; of a session that has expired, when that was; of one that has ended otherwise, ``None``."""
+    if session.status == "expired" and session.ended_at is not None:
+        return session.ended_at
+    if session.status not in ("active", "idle", "expired"):
+        return None
+    end = expiry_of(session, settings)
+    return None if end is None else end.at
+
+
+def deleted_at(session: SessionInfo, settings: SessionSettings) -> datetime | None:
+    """When ``retention`` deletes a session that has ended; ``None``: never."""
+    retention = terms_of(session, settings).retention
+    if retention is None or session.ended_at is None or session.pinned is not None:
+        return None
+    return session.ended_at + retention
 
 
 def status_at(session: SessionInfo, settings: SessionSettings, now: datetime) -> Status:
-    """The status that holds now, whatever a sweep has written. A clock set back changes nothing."""
-    if session.status != "active":
+    """The status that holds now, whatever a sweep has written. A clock set back changes nothing.
+
+    A run in progress keeps its session active, however long it takes.
+    """
+    if session.status != "active" or session.is_running:
         return session.status
-    end = expires_at(session, settings)
-    if end is not None and now >= end:
+    end = expiry_of(session, settings)
+    if end is not None and now >= end.at:
         return "expired"
     return "idle" if now - session.last_active_at >= settings.idle_after else "active"
 
 
 def as_of(session: SessionInfo, settings: SessionSettings, now: datetime) -> SessionInfo:
     """The session as a reader sees it at `now`."""
-    return session.model_copy(
-        update={"status": status_at(session, settings, now), "expires_at": expires_at(session, settings)}
-    )
+    status, reason = status_at(session, settings, now), session.reason
+    if status == "expired" and session.status != "expired" and (end := expiry_of(session, settings)) is not None:
+        reason = end.reason
+    return session.model_copy(update={"status": status, "reason": reason, "expires_at": expires_at(session, settings)})
 
 
-def check_access(session: SessionInfo, identity: Identity) -> None:
-    """Raises `SessionAccessDenied` unless the session is unowned or owned by `identity`."""
-    if session.user_id is not None and session.user_id != identity.user_id:
+# The door
+
+
+def may_read(session: SessionInfo, identity: Identity) -> bool:
+    return may_write(session, identity) or (session.visibility == "group" and session.group_id in identity.groups)
+
+
+def may_write(session: SessionInfo, identity: Identity) -> bool:
+    """A session without an owner is everybody's."""
+    if session.user_id is None or session.user_id == identity.user_id:
+        return True
+    return session.visibility == "group-write" and session.group_id in identity.groups
+
+
+def is_theirs(session: SessionInfo, identity: Identity, *, reading: bool = False) -> bool:
+    """What a guarded door shows and lets change: not what belongs to nobody."""
+    if session.user_id is None:
+        return False
+    return (may_read if reading else may_write)(session, identity)
+
+
+def check_access(session: SessionInfo, identity: Identity, *, reading: bool = False) -> None:
+    """Raises `SessionAccessDenied` unless `identity` may run in the session, or read it."""
+    if not (may_read if reading else may_write)(session, identity):
         raise SessionAccessDenied(session.id, user_id=identity.user_id)
 
 
@@ -85,17 +238,18 @@ def admit(session: SessionInfo | None, settings: SessionSettings, now: datetime)
 
     Raises:
         SessionExpired: it has expired and ``on_resume`` is ``"reject"``.
+        SessionClosed: it was ended otherwise and ``on_closed`` is ``"reject"``.
     """
     if session is None:
         return "opened"
     status = status_at(session, settings, now)
-    if status == "expired":
-        if settings.on_resume == "reject":
+    if status in ("expired", "closing"):
+        on_resume = terms_of(session, settings).on_resume
+        if on_resume == "reject":
             raise SessionExpired(session.id, since=expires_at(session, settings))
-        return "revived" if settings.on_resume == "revive" else "fresh"
-    return "resumed" if status in ("active", "idle") else "reopened"
-
-
-def opened_as(admission: Admission) -> OpenedAs:
-    """A fresh start opens a session; the old one was put aside under another id."""
-    return "opened" if admission == "fresh" else admission
+        return "revived" if on_resume == "revive" else "fresh"
+    if status in OPEN or status == "opening":
+        return "resumed"
+    if settings.on_closed == "reject":
+        raise SessionClosed(session.id, status=status)
+    return "reopened"

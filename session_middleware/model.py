@@ -15,7 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field
 Clock: TypeAlias = Callable[[], datetime]
 NewId: TypeAlias = Callable[[], str]
 
-Status: TypeAlias = Literal["active", "idle", "expired", "completed", "failed", "abandoned"]
+Status: TypeAlias = Literal["opening", "active", "idle", "closing", "expired", "completed", "failed", "abandoned"]
+Closed: TypeAlias = Literal["completed", "failed", "abandoned"]  # what a session is ended as on purpose
+Visibility: TypeAlias = Literal["private", "group", "group-write"]
+OnExpire: TypeAlias = Literal["keep", "prune", "archive", "delete"]
+OnResume: TypeAlias = Literal["revive", "fresh", "reject"]
 OpenedAs: TypeAlias = Literal["opened", "resumed", "revived", "reopened", "forked"]
 Admission: TypeAlias = Literal["opened", "resumed", "revived", "reopened", "fresh"]
 Scope: TypeAlias = Literal["session", "user", "group", "global"]
@@ -48,6 +52,19 @@ class Identity(Value):
 
     user_id: str | None = None
     group_id: str | None = None
+    group_ids: tuple[str, ...] = ()  # further groups they are in
+
+    @property
+    def groups(self) -> frozenset[str]:
+        return frozenset(self.group_ids) | ({self.group_id} if self.group_id is not None else frozenset())
+
+
+class Pin(Value):
+    """Why a session does not expire and is not cleaned away: a legal hold, say."""
+
+    by: str | None = None
+    why: str | None = None
+    at: datetime
 
 
 class SessionInfo(Value):
@@ -58,7 +75,10 @@ class SessionInfo(Value):
     parent_id: str | None = None  # the session this one was forked from
     user_id: str | None = None  # the owner; None: open to everyone
     group_id: str | None = None
+    visibility: Visibility = "private"  # what the owner's group may do: nothing, read, or read and write
     status: Status = "active"
+    reason: str | None = None  # why it is in its status
+    is_running: bool = False  # a run is in progress, in whichever process
     opened_as: OpenedAs = "opened"  # how it was last opened
     title: str | None = None
     purpose: str | None = None
@@ -66,8 +86,17 @@ class SessionInfo(Value):
     metadata: dict[str, Any] = Field(default_factory=dict)
     context: dict[str, Any] = Field(default_factory=dict)
     client: dict[str, Any] = Field(default_factory=dict)
+    idle_timeout_seconds: float | None = None  # its own settings; None: as the settings say, 0: never
+    max_age_seconds: float | None = None
+    retention_seconds: float | None = None
+    on_expire: OnExpire | None = None
+    on_resume: OnResume | None = None
+    pinned: Pin | None = None
     created_at: datetime
+    began_at: datetime | None = None  # when it was opened, revived or reopened: its age counts from here
+    incarnation: int = 1  # of its id: one more each time a deleted id is opened again
     last_active_at: datetime
+    postponed_until: datetime | None = None
     ended_at: datetime | None = None
     expires_at: datetime | None = None
     branch: str = "main"  # the branch of the record that the session is on
@@ -246,14 +275,55 @@ class Ended(Value):
 
     session_id: str
     user_id: str | None = None
-    reason: Literal["idle_timeout"] = "idle_timeout"
-    action: Literal["keep", "delete"]
+    reason: str = "idle_timeout"  # or max_age, retention, older_than
+    action: OnExpire
     last_active_at: datetime
-    expired_at: datetime
+    expired_at: datetime  # when it became due
+    bytes: int | None = None  # what it holds, of a dry run: about what would be freed
+
+
+class Explanation(Value):
+    """Why a session is as it is, and what comes next if nothing happens."""
+
+    session_id: str
+    status: Status | Literal["unknown", "deleted", "archived", "put aside", "forgotten"]
+    reason: str | None = None
+    since: datetime | None = None
+    next_status: Status | Literal["deleted", "archived"] | None = None
+    next_reason: str | None = None
+    next_at: datetime | None = None
+    text: str  # all of it in words
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class Forgotten(Value):
+    """The receipt for forgetting a user: how much went. `pending`: the files may still hold some of it."""
+
+    sessions: int = 0
+    checkpoints: int = 0
+    messages: int = 0
+    tool_calls: int = 0
+    memories: int = 0
+    archives: int = 0
+    traces: int = 0  # mentions in the record of other sessions
+    bytes_freed: int = 0
+    dry_run: bool = False
+    pending: bool = False  # a reader elsewhere holds an older snapshot; call again when it has ended
+
+
+class Problem(Value):
+    """Something that should hold and does not, as `Sessions.check` found it."""
+
+    kind: str  # counter, orphan, stuck, dead_lease, damage …
+    session_id: str | None = None
+    text: str
+    repaired: bool = False
 
 
 class Stats(Value):
-    """A session in numbers; `recorder_faults` counts this process's own failures to record."""
+    """A session in numbers; the faults are this process's own, of all sessions."""
 
     run_count: int
     message_count: int
@@ -267,7 +337,13 @@ class Stats(Value):
     tools: dict[str, int]  # executions by tool name
     duration: timedelta  # the sum over its runs
     checkpoint_count: int
+    created_at: datetime
+    last_active_at: datetime
+    messages_in: int  # of users
+    messages_out: int  # of assistants
+    bytes: int  # stored for it, its share of what its family has in common included
     recorder_faults: int = 0
+    hook_faults: int = 0
 
 
 class Damage(Value):

@@ -9,68 +9,35 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self, overload
 
-from langchain_core.runnables import RunnableConfig
-from pydantic import ConfigDict, PrivateAttr
+from pydantic import PrivateAttr
 
+from session_middleware import lifecycle
 from session_middleware.following import Following, afollow, follow
+from session_middleware.living import LivingSession, Parts
 from session_middleware.memory.session_memory import SessionMemory
-from session_middleware.model import (
-    Branch,
-    Event,
-    Identity,
-    Message,
-    ModelCall,
-    NewId,
-    RepairedCall,
-    Run,
-    SessionInfo,
-    Stats,
-    ToolCall,
-)
+from session_middleware.model import Branch, Event, Message, ModelCall, RepairedCall, Run, SessionInfo, Stats, ToolCall
 from session_middleware.recording.history import SessionHistory
 from session_middleware.recording.loop import F, Loop, Sayable
-from session_middleware.recording.recorder import SessionRecorder
 from session_middleware.settings import parse_no_duration
-from session_middleware.storage.offload import Offload
-from session_middleware.storage.port import Deleted, SessionDetails, Storage
 from session_middleware.timeline import Entry, Timeline
 
 
-class Session(SessionInfo):
+class Session(LivingSession):
     """A session: the fields of `SessionInfo` as they were when it was read, and what can be asked of it.
 
     Reading one neither revives it nor counts as activity. The methods with the prefix ``a`` are the
     same for asyncio.
     """
 
-    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True, defer_build=True)
-
-    _storage: Storage = PrivateAttr()
-    _offload: Offload = PrivateAttr()
-    _recorder: SessionRecorder = PrivateAttr()
-    _new_id: NewId = PrivateAttr()
     _loop: Loop = PrivateAttr()
-    _repair: Callable[..., builtins.list[RepairedCall]] = PrivateAttr()
-    _has_ended: Callable[[], bool] = PrivateAttr()
 
     @classmethod
-    def of(
-        cls,
-        info: SessionInfo,
-        storage: Storage,
-        offload: Offload,
-        recorder: SessionRecorder,
-        new_id: NewId,
-        *,
-        repair: Callable[..., builtins.list[RepairedCall]],
-        has_ended: Callable[[], bool],
-    ) -> Session:
-        session = cls.model_construct(**dict(info))
-        session._storage, session._offload = storage, offload
-        session._recorder, session._new_id = recorder, new_id
-        owner = Identity(user_id=info.user_id, group_id=info.group_id)
-        session._loop = Loop(storage, offload, recorder.journal, info.id, owner, new_id)
-        session._repair, session._has_ended = repair, has_ended
+    def of(cls, info: SessionInfo, parts: Parts) -> Self:
+        session = super().of(info, parts)
+        owner = session.acting
+        session._loop = Loop(
+            parts.storage, parts.offload, parts.recorder.journal, info.id, owner, parts.new_id, info.incarnation
+        )
         return session
 
     # The record
@@ -172,9 +139,14 @@ class Session(SessionInfo):
     def _following(self, after: int) -> Following:
         return Following(self._storage, self.id, after=after, has_ended=self._has_ended)
 
+    def _has_ended(self) -> bool:
+        info = self._storage.find_session(self.id)
+        parts = self._parts
+        return info is None or lifecycle.status_at(info, parts.settings, parts.clock()) not in lifecycle.OPEN
+
     def stats(self) -> Stats:
         """The session in numbers, as of now."""
-        runs, calls = self.runs(), self.tool_calls()
+        runs, calls, said = self.runs(), self.tool_calls(), self.messages()
         info = self._storage.find_session(self.id) or self
         tools: dict[str, int] = {}
         for call in calls:
@@ -192,7 +164,13 @@ class Session(SessionInfo):
             tools=tools,
             duration=timedelta(milliseconds=sum(run.duration_ms or 0 for run in runs)),
             checkpoint_count=self._storage.count_checkpoints(self.id),
+            created_at=info.created_at,
+            last_active_at=info.last_active_at,
+            messages_in=sum(message.role == "user" for message in said),
+            messages_out=sum(message.role == "assistant" for message in said),
+            bytes=self._storage.measure_session(self.id),
             recorder_faults=self._recorder.faults,
+            hook_faults=self._parts.hooks.faults,
         )
 
     async def astats(self) -> Stats:
@@ -289,8 +267,9 @@ class Session(SessionInfo):
             self._offload,
             self._recorder,
             session_id=self.id,
-            owner=Identity(user_id=self.user_id, group_id=self.group_id),
+            owner=self.acting,
             new_id=self._new_id,
+            incarnation=self.incarnation,
         )
 
     # Memory
@@ -302,49 +281,10 @@ class Session(SessionInfo):
             self._storage,
             self._offload,
             session_id=self.id,
-            user_id=self.user_id,
+            user_id=self.acting.user_id,
             group_id=self.group_id,
             new_id=self._new_id,
         )
-
-    # Changing
-
-    def config(self, **configurable: Any) -> RunnableConfig:
-        """The config of a run in this session, as its owner."""
-        given = {"thread_id": self.id, "user_id": self.user_id, "group_id": self.group_id}
-        identity = {name: value for name, value in given.items() if value is not None}
-        return {"configurable": {**configurable, **identity}, "metadata": identity}
-
-    def update(
-        self,
-        *,
-        title: str | None = None,
-        purpose: str | None = None,
-        tags: builtins.list[str] | tuple[str, ...] | None = None,
-        metadata: dict[str, Any] | None = None,
-        context: dict[str, Any] | None = None,
-        client: dict[str, Any] | None = None,
-    ) -> Session:
-        """The session with what is given replaced; `metadata`, `context` and `client` merge by key.
-
-        Raises:
-            SessionNotFound: it was deleted meanwhile.
-        """
-        details = SessionDetails(title, purpose, tags, metadata, context, client)
-        info = self._storage.update_session(self.id, details)
-        kept = info.model_copy(update={"status": self.status, "expires_at": self.expires_at})
-        return Session.of(
-            kept,
-            self._storage,
-            self._offload,
-            self._recorder,
-            self._new_id,
-            repair=self._repair,
-            has_ended=self._has_ended,
-        )
-
-    async def aupdate(self, **details: Any) -> Session:
-        return await self._offload.run(self.update, **details)
 
     def repair(self, *, dry_run: bool = False) -> builtins.list[RepairedCall]:
         """Answer the tool calls that were cut off, so that a model takes the history again; `dry_run` only says which.
@@ -356,16 +296,7 @@ class Session(SessionInfo):
             SessionBusy: a run is in progress, and may give the answers itself.
         """
         self._recorder.drain(self.id)
-        return self._repair(dry_run=dry_run)
+        return self._parts.repair(self.config(), dry_run=dry_run)
 
     async def arepair(self, *, dry_run: bool = False) -> builtins.list[RepairedCall]:
         return await self._offload.run(self.repair, dry_run=dry_run)
-
-    def delete(self) -> Deleted:
-        """Delete everything of it, and say how much that was."""
-        self._recorder.drain(self.id)
-        self._recorder.forget(self.id)
-        return self._storage.delete_session(self.id)
-
-    async def adelete(self) -> Deleted:
-        return await self._offload.run(self.delete)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeAlias, TypeVar
@@ -21,39 +21,45 @@ from session_middleware.checkpoint.repair import Repairs
 from session_middleware.checkpoint.saver import SessionSaver
 from session_middleware.checkpoint.serde import StrictSerializer, TypeName
 from session_middleware.errors import InvalidSettings, SessionNotFound
+from session_middleware.guarded import GuardedStorage, UserSessions
+from session_middleware.hooks import Hookable, Hooks
+from session_middleware.living import Parts, Timeout
 from session_middleware.memory.store import SessionStore
 from session_middleware.model import (
     Clock,
-    Ended,
     Identity,
     NewId,
+    OnExpire,
+    OnResume,
     RepairedCall,
-    Salvaged,
     SessionInfo,
     Status,
-    Verified,
+    Visibility,
     utc_now,
 )
+from session_middleware.names import check_names, checked_status
+from session_middleware.operating import Operated
+from session_middleware.pulse import Pulse
 from session_middleware.recording.journal import Journal
 from session_middleware.recording.recorder import SessionRecorder
 from session_middleware.recording.witness import CheckpointWitness
 from session_middleware.reports import Reports
+from session_middleware.resources import Resources
 from session_middleware.session import Session
-from session_middleware.settings import SessionSettings, load_settings
+from session_middleware.settings import SessionSettings, load_settings, own_seconds
 from session_middleware.storage.offload import Offload
 from session_middleware.storage.port import Deleted, SessionDetails, SessionFilter, Storage, Visit
 from session_middleware.storage.sqlite.engine import SqliteStorage
-from session_middleware.storage.sqlite.salvaging import salvage
-from session_middleware.storage.sqlite.verifying import Progress, verify
-from session_middleware.visits import Visits, acting_as, identity_of
+from session_middleware.sweeping import Sweeper
+from session_middleware.turns import Turns
+from session_middleware.visits import Visits, acting_as, as_config, identity_of
 
 G = TypeVar("G")
 SessionList: TypeAlias = list[Session]  # in the class below, `list` is its own method
-EndedList: TypeAlias = list[Ended]
 RepairedCalls: TypeAlias = list[RepairedCall]
 
 
-class Sessions(Reports):
+class Sessions(Operated, Reports, Hookable):
     """The sessions of one database.
 
     Args:
@@ -87,7 +93,8 @@ class Sessions(Reports):
         self._clock = clock
         self._storage: Storage = _open_storage(self.settings, clock, new_id)
         self._offload = Offload(self._storage.name, self._storage.together)
-        self._visits = Visits()
+        self._pulse = Pulse(self._storage, at_once=self.settings.on_busy != "allow")
+        self._visits = Visits(self._pulse, tracking=self.settings.tracking)
         self._repairs = Repairs(self._storage, new_id=new_id, on_input=self.settings.repair == "auto")
         self._journal = Journal(
             self._storage,
@@ -109,19 +116,63 @@ class Sessions(Reports):
             self._storage,
             self._offload,
             self._visits,
+            Turns(
+                self._storage,
+                self._offload,
+                self._pulse,
+                self._visits,
+                settle=self.recorder.drain,
+                on_busy=self.settings.on_busy,
+                timeout_seconds=self.settings.busy_timeout.total_seconds(),
+            ),
             serde=serde or StrictSerializer(allowed_types),
             witness=self._witness,
             settle=self.recorder.drain,
             repairs=self._repairs,
         )
         self.store: BaseStore = SessionStore(self._storage, self._offload)
+        self.hooks = Hooks(self._storage)
+        self._resources = Resources(self._offload, limit=self.settings.max_open_resources)
+        self._parts = Parts(
+            self._storage,
+            self._offload,
+            self.recorder,
+            new_id,
+            clock,
+            self.settings,
+            self._visits,
+            self._pulse,
+            self.hooks,
+            self._resources,
+            self._repair,
+        )
+        self._sweeper = Sweeper(self._parts)
+        self._sweeper.go_on()
         self._closing = threading.Lock()
 
+    _is_closed = False
+
     def close(self) -> None:
-        """Finish what is being written and release the file. Closing twice is allowed."""
+        """Finish what is being written, call the hooks for it, and release the file. Closing twice is allowed."""
         with self._closing:
+            if self._is_closed:
+                return
+            self._is_closed = True
+            self._resources.close_all()
+            self.settle()
+            self._pulse.close()
             self._offload.close()
             self._storage.close()
+
+    async def aclose(self) -> None:
+        await self._resources.aclose_all()
+        self.close()
+
+    def settle(self) -> None:
+        """Wait until what was handed over is written, and the hooks have been called for it."""
+        self.recorder.drain()
+        self._pulse.settle()
+        self.hooks.deliver()
 
     def __enter__(self) -> Self:
         return self
@@ -137,7 +188,7 @@ class Sessions(Reports):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        await self.aclose()
 
     # Plugging in
 
@@ -164,17 +215,35 @@ class Sessions(Reports):
         *,
         user_id: str | None = None,
         group_id: str | None = None,
+        group_ids: Iterable[str] = (),
         **configurable: Any,
     ) -> RunnableConfig:
-        """A run's config: its session, new if none is named, and who asks. Anything else goes into ``configurable``."""
+        """A run's config: its session, new if none is named, and who asks. Anything else goes into ``configurable``.
+
+        Args:
+            group_id: the group that a session opened by this run is for.
+            group_ids: further groups the user is in.
+
+        Raises:
+            TypeError: a name that is nearly one of these, such as ``user``, and would name nobody.
+        """
+        check_names(configurable, "config", ("user_id", "group_id", "group_ids", "session_id"))
         thread_id = self.new_id() if session_id is None else lifecycle.session_id_of(session_id)
-        who = identity_of({"user_id": user_id, "group_id": group_id}).model_dump(exclude_none=True)
-        identity = {"thread_id": thread_id, **who}
+        who = identity_of({"user_id": user_id, "group_id": group_id, "group_ids": tuple(group_ids)})
+        identity = {"thread_id": thread_id, **as_config(who)}
         return {"configurable": {**configurable, **identity}, "metadata": identity}
 
-    def acting_as(self, user_id: str | None = None, group_id: str | None = None) -> AbstractContextManager[None]:
+    def acting_as(
+        self, user_id: str | None = None, group_id: str | None = None, group_ids: Iterable[str] = ()
+    ) -> AbstractContextManager[None]:
         """A context manager: in the block, calls whose config names nobody are made by this user."""
-        return acting_as(identity_of({"user_id": user_id, "group_id": group_id}))
+        return acting_as(identity_of({"user_id": user_id, "group_id": group_id, "group_ids": tuple(group_ids)}))
+
+    def for_user(self, user_id: str, group_ids: Iterable[str] = (), *, group_id: str | None = None) -> UserSessions:
+        """The same door with every access checked: what is not theirs is not found."""
+        return UserSessions(
+            self, self._offload, identity_of({"user_id": user_id, "group_id": group_id, "group_ids": tuple(group_ids)})
+        )
 
     # Sessions
 
@@ -190,18 +259,42 @@ class Sessions(Reports):
         metadata: dict[str, Any] | None = None,
         context: dict[str, Any] | None = None,
         client: dict[str, Any] | None = None,
+        visibility: Visibility | None = None,
+        idle_timeout: Timeout = None,
+        max_age: Timeout = None,
+        retention: Timeout = None,
+        on_expire: OnExpire | None = None,
+        on_resume: OnResume | None = None,
         if_exists: Literal["resume", "raise"] = "resume",
     ) -> Session:
         """Open a session or resume it; `Session.opened_as` says which. A new id is made if none is given.
+
+        From `idle_timeout` to `on_resume` they are settings of this session alone; a timeout of
+        ``"never"`` is none, whatever the settings of all say.
 
         Raises:
             SessionAccessDenied: it is another user's.
             SessionExists: it is there and `if_exists` is ``"raise"``.
             SessionExpired: it has expired and ``on_resume`` is ``"reject"``.
+            SessionLimitReached: as many are open as may be, and ``on_limit`` is ``"reject"``.
         """
         chosen = self.new_id() if session_id is None else lifecycle.session_id_of(session_id)
         visit = Visit(chosen, identity_of({"user_id": user_id, "group_id": group_id}))
-        details = SessionDetails(title, purpose, tags, metadata, context, client)
+        details = SessionDetails(
+            title,
+            purpose,
+            tags,
+            metadata,
+            context,
+            client,
+            visibility,
+            own_seconds("idle_timeout", idle_timeout),
+            own_seconds("max_age", max_age),
+            own_seconds("retention", retention),
+            on_expire,
+            on_resume,
+        )
+        self._pulse.start()
         return self._session(self._storage.open_session(visit, details, must_be_new=if_exists == "raise"))
 
     async def aopen(self, session_id: object = None, **options: Any) -> Session:
@@ -209,7 +302,7 @@ class Sessions(Reports):
 
     def find(self, session_id: object) -> Session | None:
         """The session, or ``None``."""
-        self.recorder.drain()
+        self._settle()
         info = self._storage.find_session(lifecycle.session_id_of(session_id))
         return None if info is None else self._session(info)
 
@@ -235,12 +328,17 @@ class Sessions(Reports):
         tags: Sequence[str] = (),
         since: datetime | None = None,
         until: datetime | None = None,
+        visible_to: Identity | None = None,
         limit: int | None = 50,
         after: Session | None = None,
     ) -> SessionList:
-        """Sessions, latest activity first. The next page is what follows `after`, the last one had."""
-        self.recorder.drain()
-        where = SessionFilter(user_id, group_id, status, tuple(tags), since, until)
+        """Sessions, latest activity first. The next page is what follows `after`, the last one had.
+
+        Raises:
+            UnknownStatus: there is no such status.
+        """
+        self._settle()
+        where = SessionFilter(user_id, group_id, checked_status(status), tuple(tags), since, until, visible_to)
         before = None if after is None else (after.last_active_at, after.id)
         return [self._session(info) for info in self._storage.list_sessions(where, limit=limit, before=before)]
 
@@ -256,87 +354,36 @@ class Sessions(Reports):
         tags: Sequence[str] = (),
         since: datetime | None = None,
         until: datetime | None = None,
+        visible_to: Identity | None = None,
     ) -> int:
         """How many sessions there are, filtered as in `list`."""
-        self.recorder.drain()
-        return self._storage.count_sessions(SessionFilter(user_id, group_id, status, tuple(tags), since, until))
+        self._settle()
+        where = SessionFilter(user_id, group_id, checked_status(status), tuple(tags), since, until, visible_to)
+        return self._storage.count_sessions(where)
 
     async def acount(self, **options: Any) -> int:
         return await self._offload.run(self.count, **options)
 
     def delete(self, session_id: object) -> Deleted:
         """Delete everything of a session, and say how much that was. Nothing for an unknown id."""
-        self.recorder.drain()
-        chosen = lifecycle.session_id_of(session_id)
-        self.recorder.forget(chosen)
-        return self._storage.delete_session(chosen)
+        session = self.find(session_id)
+        return Deleted() if session is None else session.delete()
 
     async def adelete(self, session_id: object) -> Deleted:
         return await self._offload.run(self.delete, session_id)
 
-    def sweep(self, now: datetime | None = None, *, dry_run: bool = False) -> EndedList:
-        """End what is due, as ``on_expire`` says, and say what that was; `dry_run` only says.
-
-        Sessions with a run in progress in this process are not due. Expiry holds without it:
-        a sweep is for the status others read in the database, and for ``on_expire="delete"``.
-        """
-        self.recorder.drain()
-        return self._storage.end_expired(now=now or self._clock(), dry_run=dry_run, leave=self._visits.live())
-
-    async def asweep(self, now: datetime | None = None, *, dry_run: bool = False) -> EndedList:
-        return await self._offload.run(self.sweep, now, dry_run=dry_run)
-
-    # Damage
-
-    def verify(self, progress: Progress | None = None) -> Verified:
-        """Look for damage in the whole file, which others may use meanwhile. Only reads; linear in its size.
-
-        `progress` is told how many of how many sessions are done. The command line offers this and
-        `salvage` for files that cannot be opened any more.
-
-        Raises:
-            StorageError: SQLite cannot read any of it, or it is in memory.
-        """
-        self.recorder.drain()
-        return verify(self._storage.name, progress)
-
-    async def averify(self, progress: Progress | None = None) -> Verified:
-        return await self._offload.run(self.verify, progress)
-
-    def salvage(self, target: str | Path, progress: Progress | None = None) -> Salvaged:
-        """Copy what is whole into a new file, and say what was lost. This file is only read.
-
-        `progress` is told of rows. What was pruned or deleted does not come back.
-
-        Raises:
-            StorageError: `target` exists or cannot be written, or nothing can be read.
-        """
-        self.recorder.drain()
-        return salvage(self._storage.name, str(target), progress)
-
-    async def asalvage(self, target: str | Path, progress: Progress | None = None) -> Salvaged:
-        return await self._offload.run(self.salvage, target, progress)
+    def in_hand(self, info: SessionInfo, identity: Identity) -> Session:
+        """A session for somebody: what it gives and takes is checked each time."""
+        storage: Any = GuardedStorage(self._storage, info, identity)
+        return Session.of(info, replace(self._parts, storage=storage, by=identity))
 
     def _session(self, info: SessionInfo) -> Session:
-        seen = lifecycle.as_of(info, self.settings, self._clock())
-        return Session.of(
-            seen,
-            self._storage,
-            self._offload,
-            self.recorder,
-            self.new_id,
-            repair=partial(self._repair, info),
-            has_ended=partial(self._has_ended, info.id),
-        )
+        return Session.of(info, self._parts)
 
-    def _has_ended(self, session_id: str) -> bool:
-        info = self._storage.find_session(session_id)
-        return info is None or lifecycle.status_at(info, self.settings, self._clock()) not in ("active", "idle")
-
-    def _repair(self, info: SessionInfo, *, dry_run: bool) -> RepairedCalls:
-        owner = Identity(user_id=info.user_id, group_id=info.group_id)
-        config = self.config(info.id, **owner.model_dump())
-        return self._repairs.now(self.checkpointer, config, Visit(info.id, owner, is_run=False), dry_run=dry_run)
+    def _repair(self, config: RunnableConfig, *, dry_run: bool) -> RepairedCalls:
+        configurable = config["configurable"]
+        visit = Visit(configurable["thread_id"], identity_of(configurable), is_run=False)
+        return self._repairs.now(self.checkpointer, config, visit, dry_run=dry_run)
 
 
 def _open_storage(settings: SessionSettings, clock: Clock, new_id: NewId) -> Storage:

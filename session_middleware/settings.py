@@ -12,10 +12,11 @@ from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BeforeValidator, ValidationError
+from pydantic import BeforeValidator, PositiveInt, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from session_middleware.errors import InvalidSettings
+from session_middleware.model import OnExpire, OnResume
 
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _LONGEST = timedelta(days=36_525)
@@ -92,13 +93,35 @@ class SessionSettings(BaseSettings):
     tracking: bool = True  # False: no runs, messages and tool calls are recorded; all else goes on
     idle_after: Duration = timedelta(minutes=5)  # shown as idle
     idle_timeout: OptionalDuration = timedelta(days=7)  # expired
-    on_expire: Literal["keep", "delete"] = "keep"
-    on_resume: Literal["revive", "fresh", "reject"] = "revive"
+    max_age: OptionalDuration = None  # expired however active, between runs
+    on_expire: OnExpire = "keep"
+    on_resume: OnResume = "revive"
+    on_closed: Literal["reopen", "reject"] = "reopen"
+    retention: OptionalDuration = None  # how long after its end a session is deleted
+    archive_path: str | None = None  # None: a folder beside the database
+    sweep_interval: OptionalDuration = timedelta(minutes=5)
+    max_sessions: PositiveInt | None = None
+    max_sessions_per_user: PositiveInt | None = None
+    on_limit: Literal["reject", "expire_oldest"] = "reject"
+    on_busy: Literal["allow", "wait", "reject"] = "allow"
+    busy_timeout: Duration = timedelta(minutes=1)  # how long a run waits for another
+    max_open_resources: PositiveInt = 32
     redact: Annotated[Redact, NoDecode, BeforeValidator(parse_redact)] = None  # what is taken out of the record's texts
     record: Annotated[Record, NoDecode, BeforeValidator(parse_record)] = "all"  # what is kept, of each tool too
     stream_flush: Duration = timedelta(milliseconds=500)  # how far what is kept of a streamed text may lag behind
     repair: Literal["auto", "off"] = "auto"  # auto: unanswered tool calls are answered when new input arrives
     synchronous: Literal["full", "normal"] = "full"
+
+
+def own_seconds(name: str, value: Any) -> float | None:
+    """A session's own duration as it is stored: ``None`` leaves it, "never" is 0. Raises `InvalidSettings`."""
+    if value is None:
+        return None
+    try:
+        duration = parse_no_duration(value)
+    except ValueError as error:
+        raise InvalidSettings([f"{name}: {error}"]) from error
+    return 0.0 if duration is None else float(duration.total_seconds())
 
 
 def load_settings(**given: Any) -> SessionSettings:

@@ -1,14 +1,16 @@
 """Which visit a call belongs to: what ties a run's first look, its writes and its callbacks together.
 
 LangGraph tells a saver nothing of the run it saves for, and a callback handler nothing of the saver.
-What they share is the thread id and the context: a variable that is set while the run reads its
-first state is seen by everything the run does later. So a `Visit` is made when a run begins, by the
-recorder if it is there and else by the saver's first look, and all that follows finds it here.
+What they share is the thread id, the context, and the config that a run keeps from its first look to its
+last write. So a `Visit` is made when a run begins, by the recorder if it is there and else by the
+saver's first look; a `Presence` put into that config leads back to it, and says when the run is over
+where no handler does, since it dies with the config.
 """
 
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,13 +18,18 @@ from contextvars import ContextVar
 from typing import Any
 
 from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables.config import var_child_runnable_config
 
 from session_middleware import lifecycle
+from session_middleware.errors import SessionError
 from session_middleware.model import Identity
+from session_middleware.pulse import Pulse
 from session_middleware.storage.port import Visit
+from session_middleware.storage.upkeep import Lease
 
 _REMEMBERED = 1024  # sessions whose latest visit is kept in mind
-
+_RUNTIME = "__pregel_runtime"  # LangGraph puts it into the config of a run, and of nothing else
+_PRESENCE = "__pregel_session_visit"  # ours; what begins so is kept out of metadata and of what is streamed
 
 _NOBODY = Identity()
 _acting_as: ContextVar[Identity] = ContextVar("session_middleware_identity", default=_NOBODY)
@@ -40,27 +47,53 @@ def acting_as(identity: Identity) -> Iterator[None]:
 
 def identity_of(configurable: Mapping[str, Any]) -> Identity:
     """Who asks, by a config's ``configurable`` or a callback's metadata, else by `acting_as`."""
-    user_id, group_id = configurable.get("user_id"), configurable.get("group_id")
-    if user_id is None and group_id is None:
+    user_id, group_id, group_ids = (configurable.get(name) for name in ("user_id", "group_id", "group_ids"))
+    if user_id is None and group_id is None and not group_ids:
         return _acting_as.get()
     return Identity(
         user_id=None if user_id is None else lifecycle.owner_id_of("user_id", user_id),
         group_id=None if group_id is None else lifecycle.owner_id_of("group_id", group_id),
+        group_ids=tuple(
+            lifecycle.owner_id_of("group_ids", each)
+            for each in ([group_ids] if isinstance(group_ids, str) else group_ids or ())
+        ),
     )
 
 
 def config_of(identity: Identity, key: tuple[str, str, str | None]) -> RunnableConfig:
     """A config that names a checkpoint (session, namespace, id) and carries on who asked for it."""
-    who = identity.model_dump(exclude_none=True)
-    return {"configurable": {"thread_id": key[0], "checkpoint_ns": key[1], "checkpoint_id": key[2], **who}}
+    named = {"thread_id": key[0], "checkpoint_ns": key[1], "checkpoint_id": key[2]}
+    return {"configurable": named | as_config(identity)}
+
+
+def as_config(identity: Identity) -> dict[str, Any]:
+    """As `identity_of` reads it."""
+    found: dict[str, Any] = {}
+    if identity.user_id is not None:
+        found["user_id"] = identity.user_id
+    if identity.group_id is not None:
+        found["group_id"] = identity.group_id
+    if identity.group_ids:
+        found["group_ids"] = list(identity.group_ids)
+    return found
+
+
+class Presence:
+    """Of a run, in its config. Holds its visit, and is held by nothing but the run."""
+
+    __slots__ = ("__weakref__", "visit")
+
+    def __init__(self, visit: Visit) -> None:
+        self.visit = visit
 
 
 class Visits:
     """The runs in progress of one `Sessions`, and the visit of the present context."""
 
-    def __init__(self) -> None:
+    def __init__(self, pulse: Pulse, *, tracking: bool = True) -> None:
+        self._pulse = pulse
+        self._tracking = tracking  # the end of a run that was announced is written down
         self._lock = threading.Lock()
-        self._runs: dict[str, list[Visit]] = {}
         self._unclaimed: dict[str, list[Visit]] = {}
         self._latest: OrderedDict[str, Visit] = OrderedDict()  # by session; for writes that have lost their context
         self._here: ContextVar[Visit | None] = ContextVar("session_middleware_visit", default=None)
@@ -68,41 +101,50 @@ class Visits:
     def begin(self, visit: Visit) -> None:
         """A run was announced; it is in progress until `end`."""
         with self._lock:
-            self._runs.setdefault(visit.session_id, []).append(visit)
             self._unclaimed.setdefault(visit.session_id, []).append(visit)
+        if visit.lease is not None:
+            visit.lease.is_told = self._tracking
+            self._pulse.begin(visit)
 
     def end(self, visit: Visit) -> None:
         with self._lock:
-            for visits in (self._runs, self._unclaimed):
-                remaining = [v for v in visits.get(visit.session_id, ()) if v is not visit]
-                visits[visit.session_id] = remaining
-                if not remaining:
-                    del visits[visit.session_id]
+            remaining = [v for v in self._unclaimed.pop(visit.session_id, ()) if v is not visit]
+            if remaining:
+                self._unclaimed[visit.session_id] = remaining
+        if visit.lease is not None:
+            self._pulse.end(visit.lease)
 
-    def live(self) -> frozenset[str]:
-        """The ids of the sessions with a run in progress."""
-        with self._lock:
-            return frozenset(self._runs)
+    def arrive(self, configurable: dict[str, Any]) -> Visit:
+        """The visit of a first look: an announced run's, else the running one's, else a new one.
 
-    def arrive(self, configurable: Mapping[str, Any]) -> Visit:
-        """The visit of a first look: an announced run's, else the running one's, else a new one."""
+        `configurable` is the run's own, and is given the run's `Presence`.
+        """
         session_id, identity = lifecycle.session_id_of(configurable.get("thread_id")), identity_of(configurable)
-        here = self._matching(session_id, identity)
-        if here is not None and (configurable.get("checkpoint_ns") or self._is_running(here)):
-            return here
-        visit = self._claim(session_id, identity) or Visit(session_id, identity)
+        around = self._around(configurable, session_id)
+        if around is not None and around.identity == identity:
+            return around
+        is_run = _RUNTIME in configurable
+        visit = (self._claim(session_id, identity) if is_run else None) or Visit(session_id, identity)
+        visit.reading = not is_run
+        if is_run:
+            self._attend(visit, configurable, around)
         self._here.set(visit)
         return self._remember(visit)
 
-    def present(self, configurable: Mapping[str, Any]) -> Visit:
+    def present(self, configurable: Mapping[str, Any], *, has_failed: bool = False) -> Visit:
         """The visit this write belongs to; a new one for a write out of the blue.
 
-        LangGraph makes some writes from threads that have lost the run's context, so the latest visit
-        of the same session and identity is looked for as well.
+        LangGraph makes some writes from threads that have lost the run's context, and a caller may have
+        made a config of his own: the latest visit of the same session and identity is looked for then.
+        `has_failed`: what is written is that a task of the run has.
         """
         session_id, identity = lifecycle.session_id_of(configurable.get("thread_id")), identity_of(configurable)
-        found = self._matching(session_id, identity) or self._last(session_id, identity)
-        return found or Visit(session_id, identity)
+        presence = configurable.get(_PRESENCE)
+        if isinstance(presence, Presence) and _is_same(presence.visit, session_id, identity):
+            if has_failed and presence.visit.lease is not None and not configurable.get("checkpoint_ns"):
+                presence.visit.lease.has_failed = True
+            return presence.visit
+        return self._last(session_id, identity) or Visit(session_id, identity)
 
     def alone(self, configurable: Mapping[str, Any], *, anew: bool) -> Visit:
         """The visit of a run that neither a checkpointer nor a recorder of ours serves."""
@@ -118,25 +160,60 @@ class Visits:
                 self._latest.popitem(last=False)
         return visit
 
-    def _matching(self, session_id: str, identity: Identity) -> Visit | None:
-        here = self._here.get()
-        return here if here is not None and here.session_id == session_id and here.identity == identity else None
-
-    def _is_running(self, visit: Visit) -> bool:
-        with self._lock:
-            return any(running is visit for running in self._runs.get(visit.session_id, ()))
-
     def _last(self, session_id: str, identity: Identity) -> Visit | None:
         with self._lock:
             latest = self._latest.get(session_id)
-        return latest if latest is not None and latest.identity == identity else None
+        for visit in (self._here.get(), latest):
+            if visit is not None and _is_same(visit, session_id, identity):
+                return visit
+        return None
 
-    def give_back(self, visit: Visit) -> None:
-        """The first look was refused: the announced run it claimed was somebody else's."""
+    def forget(self, session_id: str) -> None:
+        """The session was deleted here: what is written to its id now, other than by a run, opens it anew."""
         with self._lock:
-            if visit.guessed and not visit.admitted:
-                visit.identity, visit.guessed, visit.checkpointed = _NOBODY, False, False
-                self._unclaimed.setdefault(visit.session_id, []).append(visit)
+            visit = self._latest.pop(session_id, None)
+        for each in (visit, self._here.get()):
+            if each is not None and each.session_id == session_id and not _is_running(each):
+                each.session_id = ""  # which is nobody's
+
+    @contextmanager
+    def claiming(self, visit: Visit) -> Iterator[None]:
+        """A first look. If it is refused in the block, the announced run it claimed was somebody else's."""
+        try:
+            yield
+        except SessionError:
+            with self._lock:
+                if visit.guessed and not visit.admitted:
+                    visit.identity, visit.guessed, visit.checkpointed = _NOBODY, False, False
+                    self._unclaimed.setdefault(visit.session_id, []).append(visit)
+            raise
+
+    def _around(self, configurable: Mapping[str, Any], session_id: str) -> Visit | None:
+        """The run in progress in this session that this call is made inside of."""
+        presence = configurable.get(_PRESENCE)
+        if isinstance(presence, Presence) and presence.visit.session_id == session_id:
+            return presence.visit
+        here = self._here.get()
+        if here is None or here.session_id != session_id:
+            return None
+        if configurable.get("checkpoint_ns"):
+            return here
+        if not _is_running(here):
+            return None
+        if here.run_id is not None or var_child_runnable_config.get() is not None:
+            return here
+        return None
+
+    def _attend(self, visit: Visit, configurable: dict[str, Any], around: Visit | None) -> None:
+        """See that the run is known to live for as long as it does."""
+        presence = Presence(visit)
+        configurable[_PRESENCE] = presence
+        if around is not None and around.lease is not None:
+            visit.lease = around.lease
+        elif visit.lease is None:
+            visit.lease = Lease()
+            self._pulse.begin(visit)
+            weakref.finalize(presence, self._pulse.end, visit.lease).atexit = False
 
     def _claim(self, session_id: str, identity: Identity) -> Visit | None:
         with self._lock:
@@ -149,3 +226,11 @@ class Visits:
                     visit.checkpointed = True
                     return visit
         return None
+
+
+def _is_running(visit: Visit) -> bool:
+    return visit.lease is not None and not visit.lease.is_over
+
+
+def _is_same(visit: Visit, session_id: str, identity: Identity) -> bool:
+    return visit.session_id == session_id and visit.identity == identity

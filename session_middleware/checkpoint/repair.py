@@ -204,8 +204,8 @@ class Repairs:
         Raises:
             SessionBusy: a run is in progress, and may give the answers itself.
         """
-        if (run_id := self._storage.find_live_run(visit.session_id)) is not None:
-            raise SessionBusy(visit.session_id, run_id=run_id)
+        if (holder := self._storage.find_holder(visit.session_id)) is not None:
+            raise SessionBusy(visit.session_id, run_id=holder[0], process=holder[1])
         done: list[RepairedCall] = []
         for namespace in self._storage.list_checkpoint_namespaces(visit.session_id):
             if ":" not in namespace:  # with a task's id in it, it is of one run only
@@ -226,7 +226,7 @@ class Repairs:
     ) -> tuple[CheckpointTuple | None, list[RepairedCall]]:
         """In one transaction: what is there now, and what was added to it."""
         found = saver.load(config, visit)
-        if found is None or _is_waiting(found) or self._storage.find_live_run(visit.session_id, besides=visit.run_id):
+        if found is None or _is_waiting(found) or self._storage.find_holder(visit.session_id, but=visit.lease):
             return found, []
         changed, calls = self._mended(found, visit.session_id, answered)
         if dry_run or not calls:

@@ -24,18 +24,20 @@ from langgraph.checkpoint.base import (
     get_checkpoint_metadata,
 )
 from langgraph.checkpoint.serde.base import SerializerProtocol
+from langgraph.checkpoint.serde.types import ERROR
 
 from session_middleware.checkpoint.codec import Codec, Split, is_input, part, replayed, uncollected, whole
 from session_middleware.checkpoint.kept import KeptLists, Shelf
 from session_middleware.checkpoint.known import Key, Known, KnownCheckpoints, KnownList
 from session_middleware.checkpoint.repair import Repairs
 from session_middleware.checkpoint.witness import Witness
-from session_middleware.errors import SessionError, UnknownStrategy
+from session_middleware.errors import UnknownStrategy
 from session_middleware.lifecycle import session_id_of
 from session_middleware.model import Identity
 from session_middleware.storage.offload import Offload
 from session_middleware.storage.port import CheckpointPut, StaleParent, Storage, Visit, WritesPut
 from session_middleware.storage.state import Blob, Parent, StoredCheckpoint, StoredList
+from session_middleware.turns import Turns
 from session_middleware.visits import Visits, config_of
 
 _PAGE = 32  # checkpoints read at a time by `list`
@@ -54,18 +56,20 @@ class SessionSaver(BaseCheckpointSaver[int]):
         storage: Storage,
         offload: Offload,
         visits: Visits,
+        turns: Turns,
         *,
         serde: SerializerProtocol,
         witness: Witness,
-        settle: Callable[[str], None] = lambda _: None,
+        settle: Callable[[str], None] = lambda _: None,  # what the recorder handed over comes before what follows it
         repairs: Repairs | None = None,
     ) -> None:
         super().__init__(serde=serde)
         self._storage = storage
         self._offload = offload
         self._visits = visits
+        self._turns = turns
         self._witness = witness
-        self._settle = settle  # what the recorder has handed over comes before what follows from it
+        self._settle = settle
         self._repairs = repairs
         self._known = KnownCheckpoints()
         self._kept = KeptLists()
@@ -82,10 +86,11 @@ class SessionSaver(BaseCheckpointSaver[int]):
         Raises:
             StorageError: what is stored is damaged; it says which checkpoint of which session.
         """
-        return self._read(config, self._visits.arrive(config["configurable"]))
+        return self._read(config, self._turns.take(self._visits.arrive(config["configurable"])))
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
-        return await self._offload.run(self._read, config, self._visits.arrive(config["configurable"]))
+        visit = await self._turns.atake(self._visits.arrive(config["configurable"]))
+        return await self._offload.run(self._read, config, visit)
 
     def _read(self, config: RunnableConfig, visit: Visit) -> CheckpointTuple | None:
         self._settle(visit.session_id)
@@ -97,11 +102,8 @@ class SessionSaver(BaseCheckpointSaver[int]):
         namespace = config["configurable"].get("checkpoint_ns", "")
         shelf = self._kept.shelf(visit.session_id)
         with uncollected():
-            try:
+            with self._visits.claiming(visit):
                 stored = self._storage.read_checkpoint(visit, namespace, get_checkpoint_id(config), shelf.refs())
-            except SessionError:
-                self._visits.give_back(visit)
-                raise
             if stored is None:
                 return None
             if not namespace and visit.started_from is None:  # a run reads the thread's head as well
@@ -310,15 +312,14 @@ class SessionSaver(BaseCheckpointSaver[int]):
         lists = {name: KnownList(ref, split.marks[name], is_input(name)) for name, ref in refs.items()}
         if parent:
             lists.update({name: parent.lists[name] for name in split.inherited if name in parent.lists})
-        names = frozenset(split.values) | frozenset(split.inherited)
-        self._known.keep(key, Known(versions.copy(), channels, names, lists))
+        self._known.keep(key, Known(versions.copy(), channels, frozenset({**split.values, **split.inherited}), lists))
 
     def put_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
         """Store what a task wrote; its checkpoint may come later."""
         conf, codec = config["configurable"], self._codec
-        visit = self._visits.present(conf)
+        visit = self._visits.present(conf, has_failed=any(channel == ERROR for channel, _ in writes))
         key = (visit.session_id, conf.get("checkpoint_ns", ""), conf["checkpoint_id"])
         self._witness.wrote(visit, key, task_id, writes)
         dumped = [codec.dump_write(place, channel, value) for place, (channel, value) in enumerate(writes)]
@@ -333,6 +334,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
         """Delete the session: its checkpoints and writes, its record, and what it remembers."""
         session_id = session_id_of(thread_id)
         self._storage.delete_session(session_id)
+        self._visits.forget(session_id)
         self._known.forget(session_id)
         self._kept.forget(session_id)
 

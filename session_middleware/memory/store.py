@@ -28,10 +28,11 @@ from langgraph.store.base import (
     SearchOp,
 )
 
+from session_middleware.lifecycle import check_access as check_session_access
 from session_middleware.memory.ops import check_access, check_op, check_root, puts_of, select_namespaces, visible
 from session_middleware.memory.scopes import Namespace, Owners
 from session_middleware.storage.offload import Offload
-from session_middleware.storage.port import MemoryQuery, Storage, StoredMemory
+from session_middleware.storage.port import MemoryQuery, Storage, StoredMemory, Visit
 from session_middleware.visits import identity_of
 
 Gotten: TypeAlias = dict[tuple[Namespace, str], StoredMemory | None]
@@ -77,6 +78,8 @@ class SessionStore(BaseStore):
         """Carry out all or none: reads see what was there before the puts, which go in together."""
         ops = list(ops)
         owners = running_owners()
+        if owners is not None and owners.session is not None:
+            self._check_session(owners.session, changes=any(isinstance(op, PutOp) for op in ops))
         for op in ops:
             check_op(op)
             if owners is not None:
@@ -90,6 +93,13 @@ class SessionStore(BaseStore):
 
     async def abatch(self, ops: Iterable[Op]) -> list[Result]:
         return await self._offload.run(self.batch, list(ops))
+
+    def _check_session(self, session_id: str, *, changes: bool) -> None:
+        """The running graph may have no checkpointer, so that nobody has asked yet whose session this is."""
+        identity = identity_of(get_config().get("configurable") or {})
+        session = self._storage.look(Visit(session_id, identity, reading=True))
+        if session is not None and changes:
+            check_session_access(session, identity)
 
     def _get(self, ops: Sequence[GetOp]) -> Gotten:
         keys = [(tuple(op.namespace), op.key) for op in ops]

@@ -34,6 +34,7 @@ class SessionHistory(BaseChatMessageHistory):
         session_id: str,
         owner: Identity,
         new_id: NewId,
+        incarnation: int,
     ) -> None:
         self._storage = storage
         self._offload = offload
@@ -41,6 +42,7 @@ class SessionHistory(BaseChatMessageHistory):
         self._session_id = session_id
         self._owner = owner
         self._new_id = new_id
+        self._incarnation = incarnation
 
     @property
     def messages(self) -> list[BaseMessage]:  # type: ignore[override]
@@ -67,7 +69,7 @@ class SessionHistory(BaseChatMessageHistory):
         await self._offload.run(self.clear)
 
     def _visit(self) -> Visit:
-        return Visit(self._session_id, self._owner, admitted=True, announced=True)
+        return Visit(self._session_id, self._owner, admitted=True, announced=True, incarnation=self._incarnation)
 
     def _write(self, visit: Visit, history: HistorySeen) -> None:
         self._storage.append(visit, self._recorder.journal.keeping.entries([history]))

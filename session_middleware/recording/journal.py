@@ -14,7 +14,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
 
-from session_middleware.errors import SessionAccessDenied, SessionExpired
+from session_middleware.errors import (
+    SessionAccessDenied,
+    SessionBusy,
+    SessionClosed,
+    SessionExpired,
+    SessionLimitReached,
+)
 from session_middleware.recording.keeping import Keeping
 from session_middleware.settings import Record, Redact
 from session_middleware.storage.offload import Offload
@@ -23,7 +29,7 @@ from session_middleware.storage.seen import Entry
 
 logger = logging.getLogger("session_middleware")
 
-DENIALS = (SessionAccessDenied, SessionExpired)
+DENIALS = (SessionAccessDenied, SessionBusy, SessionClosed, SessionExpired, SessionLimitReached)
 WAIT_SECONDS = 0.005  # how long the start of a tool under asyncio may wait until it is down
 _REMEMBERED = 256  # sessions whose last write that was handed over is kept in mind
 

@@ -33,7 +33,14 @@ class Loop:
     """One session, as a hand-written loop records it; between `begin` and `end` that is a run."""
 
     def __init__(
-        self, storage: Storage, offload: Offload, journal: Journal, session_id: str, owner: Identity, new_id: NewId
+        self,
+        storage: Storage,
+        offload: Offload,
+        journal: Journal,
+        session_id: str,
+        owner: Identity,
+        new_id: NewId,
+        incarnation: int,
     ) -> None:
         self._storage = storage
         self._offload = offload
@@ -41,6 +48,7 @@ class Loop:
         self._session_id = session_id
         self._owner = owner
         self._new_id = new_id
+        self._incarnation = incarnation
         self._run: Visit | None = None
         self._started = 0.0
 
@@ -159,7 +167,9 @@ class Loop:
 
     def _visit(self, run_id: str | None) -> Visit:
         """The session is open already: nobody is let in again."""
-        return Visit(self._session_id, self._owner, run_id=run_id, admitted=True, announced=True)
+        visit = Visit(self._session_id, self._owner, run_id=run_id, admitted=True, announced=True)
+        visit.incarnation = self._incarnation
+        return visit
 
     def _write(self, entries: Sequence[Entry], visit: Visit | None = None) -> None:
         self._storage.append(visit or self._run or self._visit(None), self._journal.keeping.entries(entries))

@@ -12,14 +12,15 @@ once. Driver exceptions never leave: they become `StorageError`, naming the file
 Times come from the clock the storage was made with.
 
 A method that takes a `Visit` first admits it, in the same transaction: the session is opened if it
-is not there, its owner is checked, and its expiry is applied. It raises `SessionAccessDenied` or
-`SessionExpired` and then has changed nothing but the event that says so.
+is not there, its owner is checked, and its expiry is applied. It raises `SessionAccessDenied`,
+`SessionExpired`, `SessionClosed`, `SessionLimitReached` or `LeaseLost`, and then has changed nothing
+but the event that says so.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from types import MappingProxyType
@@ -28,15 +29,17 @@ from typing import Any, NamedTuple, Protocol
 from session_middleware.model import (
     Admission,
     Branch,
-    Ended,
     Event,
     Identity,
     Message,
     ModelCall,
+    OnExpire,
+    OnResume,
     Run,
     SessionInfo,
     Status,
     ToolCall,
+    Visibility,
 )
 from session_middleware.storage.conversations import Conversations
 from session_middleware.storage.reporting import Reporting
@@ -50,6 +53,7 @@ from session_middleware.storage.state import (
     StoredHistory,
     Write,
 )
+from session_middleware.storage.upkeep import Lease, Upkeep
 
 
 @dataclass(slots=True)
@@ -84,6 +88,13 @@ class Visit:
     tell: Callable[[Exception], None] | None = None  # is told of what could not be recorded
     given: Any = None  # what a run was called with, until it has read its state
     looked: set[str] = field(default_factory=set)  # the namespaces whose state it has read
+    reading: bool = False  # a look that is no run: it may be at what one may read and not change
+    incarnation: int | None = None  # the session's, as it was found: a deleted one that is opened again is another
+    lease: Lease | None = None  # of a run in progress
+
+    def __post_init__(self) -> None:
+        if self.run_id is not None and self.lease is None:
+            self.lease = Lease()
 
 
 class CheckpointPut(NamedTuple):
@@ -121,6 +132,12 @@ class SessionDetails(NamedTuple):
     metadata: dict[str, Any] | None = None
     context: dict[str, Any] | None = None
     client: dict[str, Any] | None = None
+    visibility: Visibility | None = None
+    idle_timeout_seconds: float | None = None  # its own settings; 0 means never
+    max_age_seconds: float | None = None
+    retention_seconds: float | None = None
+    on_expire: OnExpire | None = None
+    on_resume: OnResume | None = None
 
 
 class SessionFilter(NamedTuple):
@@ -130,6 +147,7 @@ class SessionFilter(NamedTuple):
     tags: Sequence[str] = ()  # all of them
     since: datetime | None = None  # active at or after
     until: datetime | None = None  # active before
+    visible_to: Identity | None = None  # theirs, or their groups' where these may see it
 
 
 class MemoryPut(NamedTuple):
@@ -178,7 +196,7 @@ class StaleParent(Exception):
     """
 
 
-class Storage(Reporting, Conversations, Protocol):
+class Storage(Upkeep, Reporting, Conversations, Protocol):
     name: str  # for messages to people: the path, or ":memory:"
 
     def close(self) -> None:
@@ -204,7 +222,7 @@ class Storage(Reporting, Conversations, Protocol):
         """
 
     def find_session(self, session_id: str) -> SessionInfo | None:
-        """The session as stored; status and expiry are the reader's to derive from the clock."""
+        """The session as stored, and whether a run is in progress in it; the rest is derived from the clock."""
 
     def list_sessions(
         self, where: SessionFilter, *, limit: int | None, before: tuple[datetime, str] | None = None
@@ -212,23 +230,6 @@ class Storage(Reporting, Conversations, Protocol):
         """Latest activity first, then by id; `before` is the (last_active_at, id) of the last one had."""
 
     def count_sessions(self, where: SessionFilter) -> int: ...
-
-    def update_session(self, session_id: str, details: SessionDetails) -> SessionInfo:
-        """Replace what is given; metadata, context and client merge by key. Raises `SessionNotFound`."""
-
-    def delete_session(self, session_id: str) -> Deleted:
-        """Everything of the session: checkpoints, writes, record, memory. Counts; 0 for an unknown id.
-
-        Pieces shared with the rest of its family stay as long as a member refers to them. When this
-        returns, none of the text is left in the database's files, unless a reader elsewhere still holds
-        an older snapshot: then it goes with a later checkpoint of the write-ahead log.
-        """
-
-    def end_expired(self, *, now: datetime, dry_run: bool, leave: Collection[str] = ()) -> list[Ended]:
-        """Expire what is due at `now`, oldest first, as ``on_expire`` says, and say what was done.
-
-        One transaction a session. Those named in `leave` are left alone: a run is going on in them.
-        """
 
     # The record
 
@@ -250,7 +251,7 @@ class Storage(Reporting, Conversations, Protocol):
         """
 
     def end_run(self, visit: Visit, *, outcome: str, error: str | None, duration_ms: float) -> None:
-        """`append` with a `RunEnd`: close the row of the visit's run; nothing if there is none."""
+        """`append` with a `RunEnd`: close the row of the visit's run, nothing if there is none; give back its lease."""
 
     def append_messages(self, visit: Visit, messages: Sequence[MessageSeen]) -> None: ...
 

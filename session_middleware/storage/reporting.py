@@ -63,9 +63,6 @@ class Reporting(Protocol):
 
     # Repair
 
-    def find_live_run(self, session_id: str, *, besides: str | None = None) -> str | None:
-        """A run of the session other than `besides`, in progress in a process that is still there."""
-
     def find_executions(self, session_id: str, tool_call_ids: Sequence[str]) -> list[ToolCall]:
         """All executions of these calls, by `seq`."""
 

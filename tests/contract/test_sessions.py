@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from session_middleware.errors import SessionAccessDenied, SessionExists, SessionExpired, SessionNotFound
-from session_middleware.model import Identity
+from session_middleware.model import Ended, Identity
 from session_middleware.storage.port import MemoryPut, SessionDetails, SessionFilter, Storage, Visit
 from session_middleware.storage.seen import MessageSeen
 from tests.conftest import Clock
@@ -17,6 +17,11 @@ NOTHING = SessionDetails()
 
 def visit(session_id: str = "t", user_id: str | None = None, **fields: object) -> Visit:
     return Visit(session_id, Identity(user_id=user_id), **fields)  # type: ignore[arg-type]
+
+
+def ended_now(storage: Storage, clock: Clock, dry_run: bool) -> list[Ended]:
+    due = storage.list_due(clock())
+    return due if dry_run else storage.end_due(due, now=clock())
 
 
 def kinds(storage: Storage, session_id: str = "t") -> list[str]:
@@ -54,8 +59,8 @@ def test_a_stranger_is_denied_and_only_the_denial_is_recorded(storage: Storage) 
         with pytest.raises(SessionAccessDenied):
             storage.look(stranger)
     assert storage.list_messages("t") == []
-    assert kinds(storage) == ["opened", "denied", "denied", "denied", "denied"]
-    assert storage.list_events("t")[-1].detail == {"user_id": "bob"}
+    assert kinds(storage) == ["opened", "denied", "denied"]
+    assert [(e.detail["user_id"], e.detail["times"]) for e in storage.list_events("t")[1:]] == [(None, 2), ("bob", 2)]
     assert storage.find_session("t").last_active_at == before.last_active_at
 
 
@@ -156,26 +161,35 @@ def test_a_sweep_ends_what_is_due_and_a_dry_run_only_says_so(
     storage.open_session(visit("young"), NOTHING)
     clock.advance(minutes=20)
     for dry_run in (True, False):
-        [ended] = storage.end_expired(now=clock(), dry_run=dry_run)
+        [ended] = ended_now(storage, clock, dry_run)
         assert (ended.session_id, ended.reason, ended.action) == ("old", "idle_timeout", "keep")
         assert (storage.find_session("old").status == "active") is dry_run
-    assert storage.end_expired(now=clock(), dry_run=False) == []
+    assert ended_now(storage, clock, False) == []
     assert storage.list_events("old")[-1].reason == "idle_timeout"
     assert storage.find_session("old").ended_at == ended.expired_at
 
 
-def test_a_sweep_leaves_those_it_is_told_to(make_storage: Callable[..., Storage], clock: Clock) -> None:
+def test_a_sweep_leaves_a_session_with_a_run_in_progress(make_storage: Callable[..., Storage], clock: Clock) -> None:
     storage = make_storage(idle_timeout="1h")
-    storage.open_session(visit("busy"), NOTHING)
+    run = visit("busy", run_id="r")
+    storage.begin_run(run)
     clock.advance(hours=2)
-    assert storage.end_expired(now=clock(), dry_run=False, leave={"busy"}) == []
+    assert ended_now(storage, clock, False) == []
+    assert (storage.find_session("busy").is_running, storage.count_sessions(SessionFilter(status="active"))) == (
+        True,
+        1,
+    )
+    storage.end_run(run, outcome="ok", error=None, duration_ms=1)
+    assert storage.find_session("busy").last_active_at == clock()
+    clock.advance(hours=2)
+    assert [ended.session_id for ended in ended_now(storage, clock, False)] == ["busy"]
 
 
 def test_on_expire_delete_deletes_everything_of_the_session(make_storage: Callable[..., Storage], clock: Clock) -> None:
     storage = make_storage(idle_timeout="1h", on_expire="delete")
     storage.append_messages(visit(), [MessageSeen("m", "user", "hi")])
     clock.advance(hours=2)
-    assert [ended.action for ended in storage.end_expired(now=clock(), dry_run=False)] == ["delete"]
+    assert [ended.action for ended in ended_now(storage, clock, False)] == ["delete"]
     assert storage.find_session("t") is None
     assert storage.list_messages("t") == []
 

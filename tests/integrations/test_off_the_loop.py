@@ -120,8 +120,14 @@ async def test_a_session_its_memory_and_the_store_are_off_the_loop(sessions: Ses
 
 LONGER = {  # and still hand everything over
     "Journal.aflush",  # only where there is something to write
+    "SessionSaver.aget_tuple",  # when its turn has come
     "SessionSaver.alist",  # page by page
     "SessionStore.alist_namespaces",  # once it has put into words what is asked
+    "Turns.atake",  # which waits on the loop, and asks off it
+    "LivingSession.aresource",  # opened by a task of the loop
+    "Resources.aget",
+    "Resources.aclose_all",
+    "Sessions.aclose",
     "_Attached.aget_state",  # to LangGraph's own method
     "SessionMiddleware.abefore_agent",  # unless there is nothing to do
     "SessionMiddleware.awrap_model_call",  # what comes before the model, and what comes after it

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sqlite3
+from datetime import timedelta
 from pathlib import Path
 from typing import get_args
 
 import pytest
 from sqlite_utils import Database
 
-from session_middleware.model import Identity, utc_now
+from session_middleware.model import Identity, Pin, utc_now
 from session_middleware.settings import load_settings
 from session_middleware.storage.port import (
     CheckpointPut,
@@ -26,6 +27,7 @@ from session_middleware.storage.seen import MessageSeen, ToolStart
 from session_middleware.storage.sqlite import database, schema, usage
 from session_middleware.storage.sqlite.engine import SqliteStorage
 from session_middleware.storage.state import Blob, Chunk, ListPut, Write
+from session_middleware.storage.upkeep import Lease
 
 
 def test_the_migrations_the_code_knows_are_those_there_are() -> None:
@@ -59,6 +61,8 @@ SCANS_BY_DESIGN = (
     "SELECT COUNT(*) FROM sessions WHERE 1",
     "SELECT * FROM tool_calls WHERE 1 ORDER BY",  # all tool calls, by the index of their start
     "FROM checkpoints WHERE 1 ORDER BY",  # the saver's list(None)
+    "FROM leases ORDER BY number",  # the runs in progress, of all sessions
+    "FROM outbox",  # what hooks are to be told, of all sessions
     "FROM sqlite_master",
     "CREATE TEMP TABLE",
 )
@@ -137,7 +141,7 @@ def use_everything(storage: Storage) -> None:
     storage.search_memories(MemoryQuery([("session", "t")], prefix=True))
     storage.list_messages("t"), storage.list_tool_calls("t"), storage.list_runs("t"), storage.list_events("t")
     report_everything(storage)
-    storage.end_expired(now=utc_now(), dry_run=False)
+    use_all_of_upkeep(storage)
     storage.delete_session("t")
 
 
@@ -152,7 +156,6 @@ def report_everything(storage: Storage) -> None:
     storage.list_entries("t", after=1, limit=5)
     storage.list_unfinished("t", up_to=100)
     storage.find_entry("t", 2)
-    storage.find_live_run("t")
     storage.find_executions("t", ["c"])
     storage.find_answers("t", ["c", "d"])
     storage.note_repair("t", [], run_id=None, reason="x", checkpoint_id="c0")
@@ -177,3 +180,27 @@ def explain(connection: sqlite3.Connection, by: UsageBy) -> list[str]:
     connection.create_aggregate("latencies", 1, usage._Latencies)
     beginning, end = usage._SUMS[by]
     return [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {beginning} {end}")]
+
+
+def use_all_of_upkeep(storage: Storage) -> None:
+    later = utc_now() + timedelta(days=900)
+    run = Visit("w", Identity(user_id="u"), lease=Lease())
+    storage.enter(run, wait=True), storage.enter(run, wait=True)
+    storage.append_messages(run, [])
+    storage.renew([run.lease]), storage.find_holder("w"), storage.release([run.lease])
+    storage.update_session("w", SessionDetails(idle_timeout_seconds=5.0, max_age_seconds=9.0, retention_seconds=9.0))
+    storage.ping_session("w", by=None)
+    storage.pin_session("w", Pin(at=later), by=None), storage.pin_session("w", None, by=None)
+    storage.postpone("w", later)
+    storage.list_due(later, sized=True), storage.list_older(utc_now()), storage.measure_session("w")
+    storage.end_due(storage.list_due(later + timedelta(days=1)), now=later + timedelta(days=1))
+    storage.open_session(Visit("e", Identity(user_id="u")), SessionDetails())
+    storage.end_session("e", "completed", reason="x", detail={}, by=None)
+    storage.tidy(utc_now() - timedelta(days=1), later)
+    storage.take_over("sweep")
+    storage.find_buried("w")
+    storage.announce(["opened", "completed"])
+    storage.open_session(Visit("x", Identity(user_id="v")), SessionDetails())
+    storage.acknowledge([told.number for told in storage.take_told()])
+    storage.revoke_user("v", reason=None), storage.lift_revocation("v")
+    storage.open_session(Visit("t", Identity(user_id="u")), SessionDetails())

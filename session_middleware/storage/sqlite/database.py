@@ -28,6 +28,7 @@ from session_middleware.storage.sqlite.writer import Ticket, Undo, Writer
 T = TypeVar("T")
 
 _SIZES = ("page_size", "freelist_count")
+_PAGES = 1000  # cut off at a time: a few milliseconds
 _IDLE_READERS = 8  # connections kept open for the next reader
 
 
@@ -38,6 +39,7 @@ class SqliteDatabase:
         self._synchronous = synchronous
         self._readers: deque[sqlite3.Connection] = deque()
         self._closed = False
+        self._is_to_erase = False  # when the present operation is committed
         self._process = os.getpid()
         self._inherited: list[sqlite3.Connection] = []
         self._watch = Watch(self._connect)
@@ -130,24 +132,53 @@ class SqliteDatabase:
     def erase(self) -> int:
         """Leave nothing of what was deleted in the files; how many bytes the file system got back.
 
-        Unused pages are cut off, and the write-ahead log is emptied, unless a reader still needs it.
+        Unused pages are cut off, some at a time so that nobody waits for long, and the write-ahead log is
+        emptied, unless a reader still needs it. Inside an operation it is put off until that is committed.
         """
+        if self._writer.is_mine:
+            self._is_to_erase = True
+            return 0
+        freed = 0
+        while True:
+            with self._writer.lock, self.mapped():
+                cut = self._cut_off()
+                freed += cut
+                if not cut:
+                    self._empty_log()
+                    return freed
+
+    def _cut_off(self) -> int:
+        """Give some unused pages back to the file system; how many bytes."""
         connection = self._writer.connection
-        with self._writer.lock, self.mapped():
-            page, unused = (connection.execute(f"PRAGMA {name}").fetchone()[0] for name in _SIZES)
-            connection.executescript("PRAGMA incremental_vacuum")  # `execute` would stop at its first page
-            left = connection.execute("PRAGMA freelist_count").fetchone()[0]
-            if self._log is not None:
-                self._log.empty(connection)
+        page, unused = (connection.execute(f"PRAGMA {name}").fetchone()[0] for name in _SIZES)
+        connection.executescript(f"PRAGMA incremental_vacuum({_PAGES})")  # `execute` would stop at its first page
+        left = connection.execute("PRAGMA freelist_count").fetchone()[0]
         return int((unused - left) * page)
+
+    def _empty_log(self) -> None:
+        if self._log is not None:
+            self._log.empty(self._writer.connection)
+
+    def _after_commit(self) -> None:
+        if self._log is not None:
+            self._log.committed()
+        if self._is_to_erase:
+            self._is_to_erase = False
+            while self._cut_off():
+                pass
+            self._empty_log()
+
+    def is_erased(self) -> bool:
+        """Whether the write-ahead log is empty: a reader of an older snapshot keeps it, and what is in it."""
+        log = Path(f"{self.path}-wal")
+        return self.in_memory or not log.exists() or log.stat().st_size == 0
 
     # Opening
 
     def _open_writer(self) -> Writer:
         connection = self._open()
         self._log = None if self.in_memory else Log(self.path, connection)
-        committed = self._log.committed if self._log is not None else lambda: None
-        return Writer(connection, synchronous=self._synchronous, mapped=self.mapped, committed=committed)
+        return Writer(connection, synchronous=self._synchronous, mapped=self.mapped, committed=self._after_commit)
 
     def _open(self) -> sqlite3.Connection:
         connection = self._connect()
@@ -233,6 +264,7 @@ OWN_TABLES = frozenset(
     {"sessions", "runs", "messages", "tool_calls", "model_calls", "events", "memories", "branches", "files"}
     | {"conversation_items"}
     | {"checkpoints", "heads", "writes", "lists", "list_items", "blobs"}
+    | {"leases", "tombstones", "revoked", "outbox"}
 )
 KNOWN_MIGRATIONS = frozenset({"m001_initial"})  # `schema` costs an import of sqlite-utils; a test holds them equal
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol, TypeVar
 
-from session_middleware.errors import SessionError, SessionExists
+from session_middleware.errors import SessionExists
 from session_middleware.model import (
     Branch,
     Clock,
-    Ended,
     Event,
     Message,
     ModelCall,
@@ -37,8 +37,11 @@ from session_middleware.storage.port import (
 from session_middleware.storage.seen import Entry, MessageSeen, RunEnd, ToolEnd, ToolStart
 from session_middleware.storage.sqlite import (
     checkpoints,
+    door,
+    events,
     forks,
     heads,
+    leases,
     memories,
     pieces,
     pruning,
@@ -52,6 +55,8 @@ from session_middleware.storage.sqlite.conversations import SqliteConversations
 from session_middleware.storage.sqlite.database import SqliteDatabase
 from session_middleware.storage.sqlite.entries import Before, Fault, write
 from session_middleware.storage.sqlite.reports import SqliteReports
+from session_middleware.storage.sqlite.rules import Rules
+from session_middleware.storage.sqlite.upkeep import SqliteUpkeep
 from session_middleware.storage.sqlite.writer import Refusal
 from session_middleware.storage.state import Blob, ListRef, StoredCheckpoint, StoredHistory
 
@@ -65,11 +70,12 @@ class WriteDown(Protocol):
     def __call__(self, entries: Sequence[Entry] = (), put: CheckpointPut | None = None) -> Place: ...
 
 
-class SqliteStorage(SqliteReports, SqliteConversations):
+class SqliteStorage(SqliteUpkeep, SqliteReports, SqliteConversations):
     def __init__(self, path: str, settings: SessionSettings, *, clock: Clock, new_id: NewId) -> None:
         self.name = path
-        self._rules = sessions.Rules(settings, clock, new_id, path)
+        self._rules = Rules(settings, clock, new_id, path)
         self._database = SqliteDatabase(path, synchronous=settings.synchronous)
+        self._archives = _archives_of(self._database, settings)
 
     def close(self) -> None:
         self._database.close()
@@ -93,8 +99,8 @@ class SqliteStorage(SqliteReports, SqliteConversations):
         def operation(connection: Connection) -> T | Refusal:
             before[:] = [Before(visit)]
             try:
-                family_id = sessions.admit(connection, visit, self._rules, announce=announce)
-            except sessions.REFUSALS as error:
+                family_id = door.admit(connection, visit, self._rules, announce=announce)
+            except door.REFUSALS as error:
                 return self._refused(connection, visit, error)
             return then(connection, family_id, partial(self._write, connection, visit, before[0], careful))
 
@@ -121,11 +127,18 @@ class SqliteStorage(SqliteReports, SqliteConversations):
         entries = [*before.take(), *entries]
         if not self._rules.settings.tracking or not (entries or put):
             return Place()
-        return write(connection, visit, entries, self._rules.clock(), careful=careful, put=put)
+        place = write(connection, visit, entries, self._rules.clock(), careful=careful, put=put)
+        for entry in entries:
+            if isinstance(entry, RunEnd):
+                self._run_ended(connection, visit, entry)
+        return place
 
-    def _refused(self, connection: Connection, visit: Visit, error: SessionError) -> Refusal:
-        sessions.refuse(connection, visit, error, self._rules)
-        return Refusal(error)
+    def _run_ended(self, connection: Connection, visit: Visit, end: RunEnd) -> None:
+        if visit.lease is not None and visit.lease.number is not None:
+            leases.release(connection, [visit.lease.number])
+        if end.outcome == "error":
+            detail = {"run_id": visit.run_id, "error": end.error}
+            events.announce(connection, visit.session_id, "error", None, self._rules, self._now(), detail=detail)
 
     # Sessions
 
@@ -133,31 +146,33 @@ class SqliteStorage(SqliteReports, SqliteConversations):
         def then(connection: Connection, *_: Any) -> SessionInfo:
             if must_be_new and visit.admission not in ("opened", "fresh"):
                 raise SessionExists(visit.session_id)
-            return sessions.update(connection, visit.session_id, details)
+            return sessions.update(connection, visit.session_id, details, self._rules)
 
         return self._visit(visit, then)
 
     def look(self, visit: Visit) -> SessionInfo | None:
+        if visit.run_id is not None and not visit.admitted and self._rules.settings.on_busy == "reject":
+            self.enter(visit, wait=False)
         return self._looking(visit, lambda _, session: session)
 
     def _looking(self, visit: Visit, then: Callable[[Connection, SessionInfo], T]) -> T | None:
         """Check a visit and read what it came for in one snapshot; ``None`` when there is nothing for it."""
 
         def operation(connection: Connection) -> T | None:
-            session = sessions.look(connection, visit, self._rules)
+            session = door.look(connection, visit, self._rules)
             if session is None and visit.admission == "opened":
                 heads.check_new(connection, visit.session_id, self.name)
             return None if session is None else then(connection, session)
 
         try:
-            return self._database.read(operation)
-        except sessions.REFUSALS as error:
+            return self._restoring(lambda: self._database.read(operation))
+        except door.REFUSALS as error:
             refusal = error
         self._database.write(lambda connection: self._refused(connection, visit, refusal))
         return None  # never: the refusal was raised
 
     def find_session(self, session_id: str) -> SessionInfo | None:
-        return self._database.read(lambda connection: sessions.find(connection, session_id))
+        return self._database.read(lambda connection: sessions.seen(connection, session_id, self._rules))
 
     def list_sessions(
         self, where: SessionFilter, *, limit: int | None, before: tuple[datetime, str] | None = None
@@ -168,27 +183,6 @@ class SqliteStorage(SqliteReports, SqliteConversations):
 
     def count_sessions(self, where: SessionFilter) -> int:
         return self._database.read(lambda connection: sessions.count(connection, where, self._rules))
-
-    def update_session(self, session_id: str, details: SessionDetails) -> SessionInfo:
-        return self._database.write(lambda connection: sessions.update(connection, session_id, details))
-
-    def delete_session(self, session_id: str) -> Deleted:
-        deleted = self._database.write(lambda connection: sessions.delete(connection, session_id))
-        return deleted._replace(bytes_freed=self._database.erase()) if deleted.sessions else deleted
-
-    def end_expired(self, *, now: datetime, dry_run: bool, leave: Collection[str] = ()) -> list[Ended]:
-        due = self._database.read(lambda connection: sessions.list_due(connection, self._rules, now))
-        due = [session for session in due if session.id not in leave]
-        if dry_run:
-            return [sessions.ended(session, self._rules) for session in due]
-        done = [self._end_one(session.id, now) for session in due]
-        found = [ended for ended in done if ended is not None]
-        if any(ended.action == "delete" for ended in found):
-            self._database.erase()
-        return found
-
-    def _end_one(self, session_id: str, now: datetime) -> Ended | None:
-        return self._database.write(lambda connection: sessions.end_one(connection, session_id, self._rules, now))
 
     # The record
 
@@ -224,9 +218,7 @@ class SqliteStorage(SqliteReports, SqliteConversations):
         self, session_id: str, kind: str, *, reason: str | None = None, detail: dict[str, Any] | None = None
     ) -> None:
         self._database.write(
-            lambda connection: sessions.append_event(
-                connection, session_id, kind, reason, detail or {}, self._rules.clock()
-            )
+            lambda connection: events.append(connection, session_id, kind, reason, detail or {}, self._now())
         )
 
     def list_messages(
@@ -396,3 +388,10 @@ class SqliteStorage(SqliteReports, SqliteConversations):
 
     def list_namespaces(self) -> list[tuple[str, ...]]:
         return self._database.read(memories.list_namespaces)
+
+
+def _archives_of(database: SqliteDatabase, settings: SessionSettings) -> Path | None:
+    """The folder for archives: beside the database, unless it is named."""
+    if settings.archive_path is not None:
+        return Path(settings.archive_path).expanduser()
+    return None if database.in_memory else Path(f"{database.path}.archive")

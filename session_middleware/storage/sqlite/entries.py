@@ -36,6 +36,8 @@ class Before:
     def __init__(self, visit: Visit) -> None:
         self._visit = visit
         self._flags = (visit.admitted, visit.announced, visit.begun)
+        self._admission = (visit.admission, visit.incarnation)
+        self._number = None if visit.lease is None else visit.lease.number
         self._where = (visit.branch, visit.checkpoint_id)
         self._unclaimed = dict(visit.unclaimed)
         self._taken: list[Entry] = []
@@ -50,6 +52,9 @@ class Before:
     def restore(self) -> None:
         visit = self._visit
         visit.admitted, visit.announced, visit.begun = self._flags
+        visit.admission, visit.incarnation = self._admission
+        if visit.lease is not None:
+            visit.lease.number = self._number
         visit.branch, visit.checkpoint_id = self._where
         visit.unclaimed.update(self._unclaimed)
         visit.entries.extendleft(reversed(self._taken))

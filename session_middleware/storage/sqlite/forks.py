@@ -7,8 +7,8 @@ from datetime import datetime
 
 from session_middleware.errors import SessionExists
 from session_middleware.model import SessionInfo, to_text
-from session_middleware.storage.sqlite import checkpoints, sessions
-from session_middleware.storage.sqlite.sessions import Rules
+from session_middleware.storage.sqlite import checkpoints, events, limits, sessions, tombstones
+from session_middleware.storage.sqlite.rules import Rules
 
 
 def copy(connection: sqlite3.Connection, source_id: str, target_id: str, rules: Rules) -> SessionInfo:
@@ -25,19 +25,19 @@ def copy(connection: sqlite3.Connection, source_id: str, target_id: str, rules: 
         raise SessionExists(target_id)
     checkpoints.copy(connection, source_id, target_id)
     connection.execute("UPDATE checkpoints SET branch = NULL, seq = NULL WHERE session_id = ?", (target_id,))
-    sessions.append_event(connection, target_id, "forked", None, {"from": source_id}, now)
+    events.tell(connection, target_id, "forked", None, rules, now, detail={"from": source_id})
     return sessions.get(connection, target_id)
 
 
 def _insert(connection: sqlite3.Connection, source: SessionInfo, target_id: str, rules: Rules, now: datetime) -> None:
-    timeout = rules.settings.idle_timeout
+    limits.make_room(connection, source.user_id, rules, now)
     connection.execute(
-        "INSERT INTO sessions"
-        " (id, family_id, parent_id, user_id, group_id, opened_as, created_at, last_active_at, expires_at)"
-        " VALUES (?, ?, ?, ?, ?, 'forked', ?, ?, ?)",
-        (target_id, source.family_id, source.id, source.user_id, source.group_id, to_text(now), to_text(now))
-        + (None if timeout is None else to_text(now + timeout),),
+        "INSERT INTO sessions (id, family_id, parent_id, user_id, group_id, visibility, opened_as, reason,"
+        " created_at, began_at, incarnation, last_active_at) VALUES (?, ?, ?, ?, ?, ?, 'forked', 'forked', ?, ?, ?, ?)",
+        (target_id, source.family_id, source.id, source.user_id, source.group_id, source.visibility)
+        + (to_text(now), to_text(now), tombstones.next_incarnation(connection, target_id), to_text(now)),
     )
+    sessions.touch(connection, target_id, rules, now)
 
 
 def _may_be_filled(connection: sqlite3.Connection, target: SessionInfo, source: SessionInfo) -> bool:

@@ -104,7 +104,7 @@ def list_namespaces(connection: sqlite3.Connection) -> list[tuple[str, ...]]:
 # With their session
 
 
-def _own(session_id: str) -> tuple[str, str, str]:
+def own_namespaces(session_id: str) -> tuple[str, str, str]:
     """The namespace a session owns, and the range of those below it."""
     exact = namespace_text(("session", session_id))
     return exact, exact[:-1] + ",", exact[:-1] + "-"
@@ -115,7 +115,7 @@ def rename(connection: sqlite3.Connection, session_id: str, to: str) -> None:
     connection.execute(
         "UPDATE memories SET namespace = ? || substr(namespace, ?)"
         " WHERE namespace = ? OR namespace >= ? AND namespace < ?",
-        (new, len(old) + 1, *_own(session_id)),
+        (new, len(old) + 1, *own_namespaces(session_id)),
     )
     connection.execute("UPDATE memories SET session_id = ? WHERE session_id = ?", (to, session_id))
 
@@ -123,8 +123,23 @@ def rename(connection: sqlite3.Connection, session_id: str, to: str) -> None:
 def delete_session(connection: sqlite3.Connection, session_id: str) -> int:
     """What the session remembers ends with it; what it gave to its user or group stays."""
     deleted = connection.execute(
-        "DELETE FROM memories WHERE namespace = ? OR namespace >= ? AND namespace < ?", _own(session_id)
+        "DELETE FROM memories WHERE namespace = ? OR namespace >= ? AND namespace < ?", own_namespaces(session_id)
     ).rowcount
     if deleted:  # the index keeps deleted words until its segments are merged
+        connection.execute("INSERT INTO memories_fts (memories_fts) VALUES ('optimize')")
+    return deleted
+
+
+def delete_of_user(connection: sqlite3.Connection, user_id: str, session_ids: Sequence[str]) -> int:
+    """What a user remembers, and what was remembered in these sessions, for whomever."""
+    exact = namespace_text(("user", user_id))
+    deleted = connection.execute(
+        "DELETE FROM memories WHERE namespace = ? OR namespace >= ? AND namespace < ?",
+        (exact, exact[:-1] + ",", exact[:-1] + "-"),
+    ).rowcount
+    deleted += connection.execute(
+        "DELETE FROM memories WHERE session_id IN (SELECT value FROM json_each(?))", (json.dumps(list(session_ids)),)
+    ).rowcount
+    if deleted:
         connection.execute("INSERT INTO memories_fts (memories_fts) VALUES ('optimize')")
     return deleted

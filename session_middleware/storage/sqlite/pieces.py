@@ -65,6 +65,11 @@ def is_sum(made: Callable[[], int], stored: Any) -> bool:
         return False
 
 
+def find_blob(connection: sqlite3.Connection, family_id: str, digest: bytes) -> int | None:
+    row = connection.execute("SELECT id FROM blobs WHERE family_id = ? AND digest = ?", (family_id, digest)).fetchone()
+    return None if row is None else int(row[0])
+
+
 def _checksum(digest: bytes, blob: Blob) -> int:
     """Bound to the digest, and several times cheaper to make again at each read."""
     return zlib.crc32(blob.data, zlib.crc32(blob.type.encode(), zlib.crc32(digest)))

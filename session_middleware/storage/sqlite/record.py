@@ -12,7 +12,7 @@ from session_middleware.storage.seen import RunEnd
 from session_middleware.storage.sqlite.rows import clean, values_of
 from session_middleware.storage.sqlite.tally import Tally
 
-_TABLES = ("runs", "messages", "tool_calls", "model_calls", "events", "branches", "files", "conversation_items")
+TABLES = ("runs", "messages", "tool_calls", "model_calls", "events", "branches", "files", "conversation_items")
 
 
 def next_seq(connection: sqlite3.Connection, session_id: str) -> int | None:
@@ -39,16 +39,6 @@ def begin_run(connection: sqlite3.Connection, visit: Visit, now: datetime) -> No
         "UPDATE sessions SET last_seq = last_seq + 1, run_count = run_count + 1 WHERE id = ?", (visit.session_id,)
     )
     _interrupt_dead_runs(connection, visit.session_id)
-
-
-def has_live_run(connection: sqlite3.Connection, session_id: str) -> bool:
-    """Whether a run of the session is in progress in a process that is still there."""
-    return find_live_run(connection, session_id) is not None
-
-
-def find_live_run(connection: sqlite3.Connection, session_id: str, *, besides: str | None = None) -> str | None:
-    running = _in_progress(connection, session_id)
-    return next((run_id for run_id, process, _ in running if run_id != besides and not is_gone(process)), None)
 
 
 def _in_progress(connection: sqlite3.Connection, session_id: str) -> list[tuple[str, str, int]]:
@@ -151,7 +141,7 @@ def _limit(limit: int | None) -> int:
 
 
 def rename(connection: sqlite3.Connection, session_id: str, to: str) -> None:
-    for table in _TABLES:
+    for table in TABLES:
         connection.execute(f"UPDATE {table} SET session_id = ? WHERE session_id = ?", (to, session_id))
 
 
@@ -159,6 +149,6 @@ def delete(connection: sqlite3.Connection, session_id: str) -> tuple[int, int]:
     """Delete the session's record; how many messages and tool calls that was."""
     counts = {
         table: connection.execute(f"DELETE FROM {table} WHERE session_id = ?", (session_id,)).rowcount
-        for table in _TABLES
+        for table in TABLES
     }
     return counts["messages"], counts["tool_calls"]

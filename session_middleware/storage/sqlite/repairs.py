@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from session_middleware.model import Message, RepairedCall, ToolCall
-from session_middleware.storage.sqlite import sessions
+from session_middleware.storage.sqlite import events
 from session_middleware.storage.sqlite.rows import clean, values_of
 
 
@@ -47,7 +47,7 @@ def note(
             _interrupt(connection, session_id, call)
     named = [{"id": call.tool_call_id, "name": call.name, "answer": call.answer} for call in calls]
     detail = {**detail, "tool_calls": named}
-    sessions.append_event(connection, session_id, "repaired", reason, detail, now, run_id=run_id)
+    events.append(connection, session_id, "repaired", reason, detail, now, run_id=run_id)
 
 
 def _interrupt(connection: sqlite3.Connection, session_id: str, call: RepairedCall) -> None:

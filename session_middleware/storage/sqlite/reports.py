@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from session_middleware.model import Message, RepairedCall, ToolCall, Usage
 from session_middleware.storage.reporting import Page, ToolCallFilter, UsageBy, UsageFilter
-from session_middleware.storage.sqlite import checkpoints, record, repairs, timeline, usage
+from session_middleware.storage.sqlite import checkpoints, repairs, timeline, usage
 from session_middleware.storage.sqlite.database import SqliteDatabase
-from session_middleware.storage.sqlite.sessions import Rules
+from session_middleware.storage.sqlite.rules import Rules
 from session_middleware.timeline import Entry
 
 
@@ -41,9 +41,6 @@ class SqliteReports:
         return self._database.version()
 
     # Repair
-
-    def find_live_run(self, session_id: str, *, besides: str | None = None) -> str | None:
-        return self._database.read(lambda connection: record.find_live_run(connection, session_id, besides=besides))
 
     def find_executions(self, session_id: str, tool_call_ids: Sequence[str]) -> list[ToolCall]:
         return self._database.read(lambda connection: repairs.find_executions(connection, session_id, tool_call_ids))

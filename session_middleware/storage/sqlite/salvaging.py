@@ -27,7 +27,7 @@ from session_middleware.storage.sqlite.verifying import ORDERED, Progress, struc
 from session_middleware.storage.sqlite.verifying import RECORDS as _RECORDS
 from session_middleware.storage.sqlite.walking import Row, Walk
 
-_TABLES = ("sessions", *sorted(OWN_TABLES - {"sessions", "heads"}))  # heads are made anew
+_TABLES = ("sessions", *sorted(OWN_TABLES - {"sessions", "heads", "leases"}))  # heads are made anew, runs are over
 
 
 def salvage(source: str, target: str, progress: Progress | None = None) -> Salvaged:
@@ -212,9 +212,9 @@ class _Salvage:
             if table in ("runs", "messages", "tool_calls"):
                 counts.append(count)
         self._target.execute(
-            "INSERT INTO sessions (id, family_id, user_id, group_id, opened_as, created_at, last_active_at,"
-            " last_seq, message_count, run_count, tool_call_count) VALUES (?, ?, ?, ?, 'resumed', ?, ?, ?, ?, ?, ?)",
-            (session_id, family_id, user_id, group_id, last_active_at, last_active_at, max(seqs), *counts),
+            "INSERT INTO sessions (id, family_id, user_id, group_id, opened_as, created_at, began_at, last_active_at,"
+            " last_seq, message_count, run_count, tool_call_count) VALUES (?, ?, ?, ?, 'resumed', ?, ?, ?, ?, ?, ?, ?)",
+            (session_id, family_id, user_id, group_id, *[last_active_at] * 3, max(seqs), *counts),
         )
 
     def _drop_orphans(self) -> None:

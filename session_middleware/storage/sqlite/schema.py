@@ -4,6 +4,10 @@ Text ids, ISO-8601 UTC times and JSON columns, so that `sqlite3`, sqlite-utils a
 them as they are. Two families of tables: what people read (sessions, runs, messages, branches, files,
 tool_calls, model_calls, events, memories), and what the checkpointer restores state from
 (checkpoints, heads, writes, lists, list_items, blobs); and between them the conversation_items of other SDKs.
+The rest serves the lifecycle: leases (who runs in a session now), tombstones (which ids were deleted or
+archived), revoked (users who are refused), outbox (hooks not called yet).
+
+A session's own settings are columns of it: null means as the settings say, and 0 seconds mean never.
 
 A message's place is where it stands in its conversation: the seq of its first version, unless it was
 put before a message that was there already. A branch goes on from its parent as that was at a seq;
@@ -28,7 +32,9 @@ _TABLES = (
         parent_id TEXT,
         user_id TEXT,
         group_id TEXT,
+        visibility TEXT NOT NULL DEFAULT 'private',
         status TEXT NOT NULL DEFAULT 'active',
+        reason TEXT,
         opened_as TEXT NOT NULL,
         title TEXT,
         purpose TEXT,
@@ -36,8 +42,17 @@ _TABLES = (
         metadata TEXT NOT NULL DEFAULT '{}',
         context TEXT NOT NULL DEFAULT '{}',
         client TEXT NOT NULL DEFAULT '{}',
+        idle_timeout_seconds REAL,
+        max_age_seconds REAL,
+        retention_seconds REAL,
+        on_expire TEXT,
+        on_resume TEXT,
+        pinned TEXT,
         created_at TEXT NOT NULL,
+        began_at TEXT NOT NULL,
+        incarnation INTEGER NOT NULL DEFAULT 1,
         last_active_at TEXT NOT NULL,
+        postponed_until TEXT,
         ended_at TEXT,
         expires_at TEXT,
         branch TEXT NOT NULL DEFAULT 'main',
@@ -57,7 +72,63 @@ _TABLES = (
     "CREATE INDEX sessions_by_activity ON sessions (last_active_at, id)",
     "CREATE INDEX sessions_by_user ON sessions (user_id, last_active_at, id)",
     "CREATE INDEX sessions_by_group ON sessions (group_id, last_active_at, id)",
-    "CREATE INDEX sessions_by_status ON sessions (status, last_active_at, id)",
+    "CREATE INDEX sessions_by_status ON sessions (status, last_active_at, id, idle_timeout_seconds, pinned)",
+    "CREATE INDEX sessions_by_end ON sessions (ended_at) WHERE ended_at IS NOT NULL",
+    "CREATE INDEX sessions_by_age ON sessions (began_at) WHERE ended_at IS NULL",
+    """
+    CREATE INDEX sessions_by_own_idle_timeout ON sessions (idle_timeout_seconds, last_active_at)
+    WHERE idle_timeout_seconds IS NOT NULL
+    """,
+    "CREATE INDEX sessions_by_own_max_age ON sessions (max_age_seconds, began_at) WHERE max_age_seconds IS NOT NULL",
+    """
+    CREATE INDEX sessions_by_own_retention ON sessions (retention_seconds, ended_at)
+    WHERE retention_seconds IS NOT NULL
+    """,
+    """
+    CREATE TABLE leases (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        session_id TEXT NOT NULL,
+        run_id TEXT,
+        user_id TEXT,
+        process TEXT NOT NULL,
+        started_at TEXT NOT NULL,
+        renewed_at TEXT NOT NULL
+    )
+    """,
+    "CREATE INDEX leases_by_session ON leases (session_id, number)",
+    """
+    CREATE TABLE tombstones (
+        id TEXT PRIMARY KEY,
+        user_id TEXT,
+        group_id TEXT,
+        incarnation INTEGER NOT NULL,
+        action TEXT NOT NULL,
+        reason TEXT,
+        archive TEXT,
+        digest TEXT,
+        ended_at TEXT,
+        buried_at TEXT NOT NULL
+    ) WITHOUT ROWID
+    """,
+    "CREATE INDEX tombstones_by_user ON tombstones (user_id) WHERE user_id IS NOT NULL",
+    """
+    CREATE TABLE revoked (
+        user_hash TEXT PRIMARY KEY,
+        reason TEXT,
+        since TEXT NOT NULL
+    ) WITHOUT ROWID
+    """,
+    """
+    CREATE TABLE outbox (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        session_id TEXT NOT NULL,
+        kind TEXT NOT NULL,
+        reason TEXT,
+        detail TEXT NOT NULL DEFAULT '{}',
+        created_at TEXT NOT NULL,
+        process TEXT
+    )
+    """,
     """
     CREATE TABLE runs (
         session_id TEXT NOT NULL,

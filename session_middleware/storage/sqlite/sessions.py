@@ -1,30 +1,20 @@
-"""Sessions in SQLite: the door of each operation, and their rows."""
+"""Sessions in SQLite: their rows, how they are found, changed, listed and counted."""
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from session_middleware import lifecycle
-from session_middleware.errors import SessionAccessDenied, SessionError, SessionExpired, SessionNotFound
-from session_middleware.model import Admission, Clock, Ended, NewId, SessionInfo, to_text
-from session_middleware.settings import SessionSettings
-from session_middleware.storage.port import Deleted, SessionDetails, SessionFilter, Visit
-from session_middleware.storage.sqlite import checkpoints, heads, memories, pieces, record
+from session_middleware.errors import SessionNotFound
+from session_middleware.model import Identity, Pin, SessionInfo, to_text
+from session_middleware.storage.port import SessionDetails, SessionFilter
+from session_middleware.storage.sqlite import events, leases
 from session_middleware.storage.sqlite.rows import clean, to_json, value_of, values_of
-
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """What every operation needs to know besides its arguments."""
-
-    settings: SessionSettings
-    clock: Clock
-    new_id: NewId
-    path: str  # for messages to people
+from session_middleware.storage.sqlite.rules import Rules
 
 
 def find(connection: sqlite3.Connection, session_id: str) -> SessionInfo | None:
@@ -40,193 +30,111 @@ def get(connection: sqlite3.Connection, session_id: str) -> SessionInfo:
     return session
 
 
-# The door
-
-_SECOND = len("2026-01-31T12:00:00")
-
-
-def look(connection: sqlite3.Connection, visit: Visit, rules: Rules) -> SessionInfo | None:
-    session = find(connection, visit.session_id)
-    if session is not None:
-        lifecycle.check_access(session, visit.identity)
-    if visit.admission is None:
-        visit.admission = _admission(connection, session, rules, rules.clock())
-    return None if visit.admission == "fresh" and not visit.admitted else session
-
-
-def _admission(connection: sqlite3.Connection, session: SessionInfo | None, rules: Rules, now: datetime) -> Admission:
-    """As `lifecycle.admit`; but a session with a run in progress has not expired, however long that takes."""
-    if session is not None and _has_expired(session, rules, now) and record.has_live_run(connection, session.id):
-        return "resumed"
-    return lifecycle.admit(session, rules.settings, now)
-
-
-def _has_expired(session: SessionInfo, rules: Rules, now: datetime) -> bool:
-    return lifecycle.status_at(session, rules.settings, now) == "expired"
-
-
-def admit(connection: sqlite3.Connection, visit: Visit, rules: Rules, *, announce: bool = True) -> str:
-    """Let a visit in, opening or reviving its session; returns the family. Raises one of `REFUSALS`.
-
-    Without `announce`, that an active session was resumed is left for a later operation to say.
-    The visit's flags are set here, in the writer's turn, so that no second operation admits it again.
-    """
-    now = rules.clock()
-    family_id = _admit_again(connection, visit, rules, now) if visit.admitted else None
-    if family_id is None:
-        family_id = _admit_first(connection, visit, rules, now)
-        visit.admitted, visit.begun = True, False
-    if announce and not visit.announced:
-        visit.announced = True
-        if visit.is_run and visit.admission == "resumed":
-            _revive(connection, visit, "resumed", None, now)
-    if visit.run_id is not None and visit.announced and not visit.begun and rules.settings.tracking:
-        record.begin_run(connection, visit, now)
-    return family_id
-
-
-def _admit_first(connection: sqlite3.Connection, visit: Visit, rules: Rules, now: datetime) -> str:
-    session = find(connection, visit.session_id)
-    if session is not None:
-        lifecycle.check_access(session, visit.identity)
-        if visit.admission is None:
-            visit.admission = _admission(connection, session, rules, now)
-        session = _apply(connection, session, visit, rules, now)
-    if session is None:
-        session = _insert(connection, visit, rules, now)
-    return session.family_id
-
-
-def _admit_again(connection: sqlite3.Connection, visit: Visit, rules: Rules, now: datetime) -> str | None:
-    """A visit goes on: its owner is checked and its clock set back; ``None`` when the session is gone."""
-    row = connection.execute(
-        "SELECT family_id, status, last_active_at FROM sessions WHERE id = ? AND (user_id IS NULL OR user_id = ?)",
-        (visit.session_id, visit.identity.user_id),
-    ).fetchone()
-    if row is None:
-        return None
-    if row[2][:_SECOND] != to_text(now)[:_SECOND]:  # each touch rewrites four indexes: once a second will do
-        _touch(connection, visit.session_id, rules, now)
-    if row[1] == "expired":  # by a sweep that did not know of this run
-        _revive(connection, visit, "revived", "running", now)
-    return str(row[0])
-
-
-def refuse(connection: sqlite3.Connection, visit: Visit, error: SessionError, rules: Rules) -> None:
-    """Leave an event of a refusal, which says who and why and nothing of what was asked."""
-    reason = "owner" if isinstance(error, SessionAccessDenied) else "expired"
-    detail = {"user_id": visit.identity.user_id}
-    append_event(connection, visit.session_id, "denied", reason, detail, rules.clock())
-
-
-REFUSALS = (SessionAccessDenied, SessionExpired)
-
-
-def _apply(
-    connection: sqlite3.Connection, session: SessionInfo, visit: Visit, rules: Rules, now: datetime
-) -> SessionInfo | None:
-    """Carry out what was decided when the visit was first looked at; ``None``: the id is free now."""
-    status = lifecycle.status_at(session, rules.settings, now)
-    if visit.admission == "fresh" and status == "expired":
-        _put_aside(connection, session, rules, now)
-        return None
-    _touch(connection, session.id, rules, now)
-    if visit.admission in ("revived", "reopened") and status not in ("active", "idle"):
-        _revive(connection, visit, visit.admission, "idle_timeout" if status == "expired" else None, now)
-    elif session.status != "active":  # ended by another process since this visit was let in
-        _revive(connection, visit, "revived", "running", now)
+def seen(connection: sqlite3.Connection, session_id: str, rules: Rules) -> SessionInfo | None:
+    """As `find`, and whether a run is in progress in it."""
+    session = find(connection, session_id)
+    if session is not None and leases.is_live(connection, session_id, rules):
+        return session.model_copy(update={"is_running": True})
     return session
 
 
-def _revive(connection: sqlite3.Connection, visit: Visit, kind: str, reason: str | None, now: datetime) -> None:
-    connection.execute(
-        "UPDATE sessions SET status = 'active', ended_at = NULL, opened_as = ? WHERE id = ?", (kind, visit.session_id)
-    )
-    append_event(connection, visit.session_id, kind, reason, {}, now, run_id=visit.run_id)
+def get_for(connection: sqlite3.Connection, session_id: str, by: Identity | None, rules: Rules) -> SessionInfo:
+    """The session, for somebody who is to change it (``None``: the operator). Raises `SessionNotFound`."""
+    session = seen(connection, session_id, rules)
+    if session is None or (by is not None and not lifecycle.is_theirs(session, by)):
+        raise SessionNotFound(session_id)
+    return session
 
 
-def _insert(connection: sqlite3.Connection, visit: Visit, rules: Rules, now: datetime) -> SessionInfo:
-    identity = visit.identity
-    heads.check_new(connection, visit.session_id, rules.path)
-    connection.execute(
-        "INSERT INTO sessions (id, family_id, user_id, group_id, opened_as, created_at, last_active_at, expires_at)"
-        " VALUES (?, ?, ?, ?, 'opened', ?, ?, ?)",
-        (visit.session_id,) * 2 + (identity.user_id, identity.group_id) + (to_text(now),) * 2 + (_expiry(rules, now),),
-    )
-    append_event(connection, visit.session_id, "opened", None, {}, now, run_id=visit.run_id)
-    return get(connection, visit.session_id)
+def members(connection: sqlite3.Connection, family_id: str) -> Sequence[str]:
+    rows = connection.execute("SELECT id FROM sessions WHERE family_id = ?", (family_id,))
+    return [session_id for (session_id,) in rows]
 
 
-def _touch(connection: sqlite3.Connection, session_id: str, rules: Rules, now: datetime) -> None:
-    connection.execute(
-        "UPDATE sessions SET last_active_at = ?, expires_at = ? WHERE id = ?",
-        (to_text(now), _expiry(rules, now), session_id),
-    )
+# Changing
 
 
-def _expiry(rules: Rules, now: datetime) -> str | None:
+def touch(connection: sqlite3.Connection, session_id: str, rules: Rules, now: datetime) -> None:
+    """Activity: the idle time begins again."""
     timeout = rules.settings.idle_timeout
-    return None if timeout is None else to_text(now + timeout)
+    row = connection.execute(
+        "UPDATE sessions SET last_active_at = ?, postponed_until = NULL, expires_at = ? WHERE id = ?"
+        " RETURNING idle_timeout_seconds IS NULL AND max_age_seconds IS NULL AND pinned IS NULL",
+        (to_text(now), None if timeout is None else to_text(now + timeout), session_id),
+    ).fetchone()
+    if row is not None and (not row[0] or rules.settings.max_age is not None):
+        write_expiry(connection, session_id, rules)
 
 
-def _put_aside(connection: sqlite3.Connection, session: SessionInfo, rules: Rules, now: datetime) -> None:
-    """Keep an expired session under another id, so that its own is free for a fresh one.
-
-    It is abandoned, not expired: it can be read, and resumed by its new id, like any that has ended.
-    """
-    number = 1
-    while find(connection, aside := f"{session.id}~{number}") is not None:
-        number += 1
-    _expire(connection, session, rules, now)
-    family = aside if session.family_id == session.id else session.family_id
+def write_expiry(connection: sqlite3.Connection, session_id: str, rules: Rules) -> None:
+    """For those who read the table: we ourselves go by the clock and the settings of the moment."""
+    end = lifecycle.expires_at(get(connection, session_id), rules.settings)
     connection.execute(
-        "UPDATE sessions SET id = ?, family_id = ?, status = 'abandoned' WHERE id = ?", (aside, family, session.id)
+        "UPDATE sessions SET expires_at = ? WHERE id = ?", (None if end is None else to_text(end), session_id)
     )
-    record.rename(connection, session.id, aside)
-    memories.rename(connection, session.id, aside)
-    checkpoints.rename(connection, session.id, aside)
-    if family == aside:
-        connection.execute("UPDATE sessions SET family_id = ? WHERE family_id = ?", (aside, session.id))
-        pieces.rename_family(connection, session.id, aside)
-    append_event(connection, aside, "put_aside", "fresh", {"was": session.id}, now)
 
 
-# Rows
-
-
-def append_event(
-    connection: sqlite3.Connection,
-    session_id: str,
-    kind: str,
-    reason: str | None,
-    detail: dict[str, Any],
-    now: datetime,
-    *,
-    run_id: str | None = None,
-) -> None:
-    seq = record.next_seq(connection, session_id)
-    if seq is not None:
-        connection.execute(
-            "INSERT INTO events (session_id, seq, run_id, kind, reason, detail, created_at)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (session_id, seq, run_id, kind, reason, to_json(detail), to_text(now)),
-        )
-
-
-def update(connection: sqlite3.Connection, session_id: str, details: SessionDetails) -> SessionInfo:
-    session = get(connection, session_id)
-    changes: dict[str, Any] = {}
-    for name in ("title", "purpose"):
-        if (text := getattr(details, name)) is not None:
-            changes[name] = clean(text)
-    if details.tags is not None:
-        changes["tags"] = to_json(list(details.tags))
-    for name in ("metadata", "context", "client"):
-        if (given := getattr(details, name)) is not None:
-            changes[name] = to_json({**getattr(session, name), **given})
-    for name, value in changes.items():
-        connection.execute(_SET[name], (value, session_id))
+def ping(connection: sqlite3.Connection, session_id: str, rules: Rules, by: Identity | None) -> SessionInfo:
+    now = rules.clock()
+    session = get_for(connection, session_id, by, rules)
+    lifecycle.check_open(session_id, lifecycle.status_at(session, rules.settings, now))
+    touch(connection, session_id, rules, now)
     return get(connection, session_id)
+
+
+def pin(
+    connection: sqlite3.Connection, session_id: str, given: Pin | None, rules: Rules, by: Identity | None
+) -> SessionInfo:
+    now = rules.clock()
+    session = get_for(connection, session_id, by, rules)
+    if given is None and session.pinned is None:
+        return session
+    text = None if given is None else given.model_dump_json()
+    connection.execute("UPDATE sessions SET pinned = ? WHERE id = ?", (text, session_id))
+    detail = {"by": given.by} if given is not None else {}
+    events.append(connection, session_id, "pinned" if given else "unpinned", given.why if given else None, detail, now)
+    if given is None:  # it has been exempt until now
+        touch(connection, session_id, rules, now)
+    write_expiry(connection, session_id, rules)
+    return get(connection, session_id)
+
+
+def update(
+    connection: sqlite3.Connection, session_id: str, details: SessionDetails, rules: Rules, by: Identity | None = None
+) -> SessionInfo:
+    session = get_for(connection, session_id, by, rules)
+    for name, value in _changes(session, details).items():
+        connection.execute(_SET[name], (value, session_id))
+    if any(getattr(details, name) is not None for name in ("idle_timeout_seconds", "max_age_seconds")):
+        write_expiry(connection, session_id, rules)
+    if details.client is not None and details.client != session.client:
+        events.append(connection, session_id, "connected", None, details.client, rules.clock())
+    return get(connection, session_id)
+
+
+def _changes(session: SessionInfo, details: SessionDetails) -> dict[str, Any]:
+    given: dict[str, Any] = {name: value for name, value in details._asdict().items() if value is not None}
+    for name in given.keys() & {"title", "purpose"}:
+        given[name] = clean(given[name])
+    for name in given.keys() & {"metadata", "context", "client"}:
+        given[name] = to_json(merged(getattr(session, name), given[name]))
+    if "tags" in given:
+        given["tags"] = to_json(list(given["tags"]))
+    return given
+
+
+def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """As JSON merge patch (RFC 7396): dicts merge at every depth, and ``None`` takes a key away."""
+    found = dict(old)
+    for key, value in new.items():
+        if value is None:
+            found.pop(key, None)
+        elif isinstance(value, dict):
+            under = found.get(key)
+            found[key] = merged(under if isinstance(under, dict) else {}, value)
+        else:
+            found[key] = value
+    return found
 
 
 _SET = {
@@ -236,32 +144,78 @@ _SET = {
     "metadata": "UPDATE sessions SET metadata = ? WHERE id = ?",
     "context": "UPDATE sessions SET context = ? WHERE id = ?",
     "client": "UPDATE sessions SET client = ? WHERE id = ?",
+    "visibility": "UPDATE sessions SET visibility = ? WHERE id = ?",
+    "idle_timeout_seconds": "UPDATE sessions SET idle_timeout_seconds = ? WHERE id = ?",
+    "max_age_seconds": "UPDATE sessions SET max_age_seconds = ? WHERE id = ?",
+    "retention_seconds": "UPDATE sessions SET retention_seconds = ? WHERE id = ?",
+    "on_expire": "UPDATE sessions SET on_expire = ? WHERE id = ?",
+    "on_resume": "UPDATE sessions SET on_resume = ? WHERE id = ?",
 }
 
 
-def _conditions(where: SessionFilter, rules: Rules) -> tuple[list[str], list[Any]]:
-    """`where` as fixed fragments of SQL and their parameters."""
-    settings, now = rules.settings, rules.clock()
-    idle = to_text(now - settings.idle_after)
-    gone = to_text(now - settings.idle_timeout) if settings.idle_timeout else ""
-    by_status: dict[str, tuple[str, list[Any]]] = {
-        "active": ("status = 'active' AND last_active_at > ? AND last_active_at > ?", [idle, gone]),
-        "idle": ("status = 'active' AND last_active_at <= ? AND last_active_at > ?", [idle, gone]),
-        "expired": ("(status = 'expired' OR status = 'active' AND last_active_at <= ?)", [gone]),
+# Listing
+
+
+# The moments of expiry as `lifecycle.expiry_of` has them, of a session that is stored as active. To the millisecond.
+DUE = """
+    (pinned IS NULL AND (postponed_until IS NULL OR postponed_until <= :now)
+    AND id NOT IN (SELECT value FROM json_each(:live)) AND (
+        (idle_timeout_seconds IS NULL AND last_active_at <= :gone)
+        OR (max_age_seconds IS NULL AND began_at <= :born)
+        OR (IFNULL(idle_timeout_seconds, 0) > 0
+            AND ROUND((julianday(:now) - julianday(last_active_at)) * 86400.0, 3) >= idle_timeout_seconds)
+        OR (IFNULL(max_age_seconds, 0) > 0
+            AND ROUND((julianday(:now) - julianday(began_at)) * 86400.0, 3) >= max_age_seconds)
+    ))
+"""
+_LIVE = "id IN (SELECT value FROM json_each(:live))"
+_BY_STATUS = {
+    "active": f"status = 'active' AND (last_active_at > :idle AND NOT {DUE} OR {_LIVE})",
+    "idle": f"status = 'active' AND last_active_at <= :idle AND NOT {DUE} AND NOT {_LIVE}",
+    "expired": f"(status = 'expired' OR status = 'active' AND {DUE})",
+}
+_CONDITIONS = {
+    "user_id": "user_id = :user_id",
+    "group_id": "group_id = :group_id",
+    "since": "last_active_at >= :since",
+    "until": "last_active_at < :until",
+    "tags": "NOT EXISTS (SELECT 1 FROM json_each(:tags) AS wanted"
+    " WHERE NOT EXISTS (SELECT 1 FROM json_each(sessions.tags) AS own WHERE own.value = wanted.value))",
+    "visible_to": "(user_id = :viewer"
+    " OR visibility != 'private' AND group_id IN (SELECT value FROM json_each(:viewers_groups)))",
+}
+
+
+def moments(rules: Rules, now: datetime) -> dict[str, Any]:
+    """The bounds that `DUE` compares with."""
+    settings = rules.settings
+    return {
+        "now": to_text(now),
+        "idle": to_text(now - settings.idle_after),
+        "gone": "" if settings.idle_timeout is None else to_text(now - settings.idle_timeout),
+        "born": "" if settings.max_age is None else to_text(now - settings.max_age),
     }
-    found: list[tuple[str, list[Any]]] = []
-    if where.user_id is not None:
-        found.append(("user_id = ?", [where.user_id]))
-    if where.group_id is not None:
-        found.append(("group_id = ?", [where.group_id]))
+
+
+def _conditions(connection: sqlite3.Connection, where: SessionFilter, rules: Rules) -> tuple[str, dict[str, Any]]:
+    """`where` as fixed fragments of SQL and their parameters."""
+    now = rules.clock()
+    values = moments(rules, now)
+    values["live"] = json.dumps(sorted(leases.live(connection, rules))) if where.status in _BY_STATUS else "[]"
+    found: list[str] = []
     if where.status is not None:
-        found.append(by_status.get(where.status) or ("status = ?", [where.status]))
-    if where.since is not None:
-        found.append(("last_active_at >= ?", [to_text(where.since)]))
-    if where.until is not None:
-        found.append(("last_active_at < ?", [to_text(where.until)]))
-    found += [("EXISTS (SELECT 1 FROM json_each(tags) WHERE value = ?)", [tag]) for tag in where.tags]
-    return [sql for sql, _ in found], [value for _, values in found for value in values]
+        values["status"] = where.status
+        found.append(_BY_STATUS.get(where.status, "status = :status"))
+    for name, condition in _CONDITIONS.items():
+        if (given := getattr(where, name)) is None or given == ():
+            continue
+        found.append(condition)
+        if isinstance(given, Identity):
+            values |= {"viewer": given.user_id, "viewers_groups": json.dumps(sorted(given.groups))}
+        else:
+            values[name] = to_text(given) if isinstance(given, datetime) else given
+    values["tags"] = json.dumps(list(where.tags))
+    return " AND ".join(found) or "1", values
 
 
 def list_(
@@ -272,84 +226,19 @@ def list_(
     limit: int | None,
     before: tuple[datetime, str] | None,
 ) -> list[SessionInfo]:
-    conditions, values = _conditions(where, rules)
+    conditions, values = _conditions(connection, where, rules)
     if before is not None:
-        conditions.append("(last_active_at, id) < (?, ?)")
-        values += [to_text(before[0]), before[1]]
+        conditions += " AND (last_active_at, id) < (:before_at, :before_id)"
+        values |= {"before_at": to_text(before[0]), "before_id": before[1]}
     cursor = connection.execute(
-        f"SELECT * FROM sessions WHERE {' AND '.join(conditions) or '1'} ORDER BY last_active_at DESC, id DESC LIMIT ?",
-        (*values, -1 if limit is None else limit),
+        f"SELECT * FROM sessions WHERE {conditions} ORDER BY last_active_at DESC, id DESC LIMIT :limit",
+        values | {"limit": -1 if limit is None else limit},
     )
-    return values_of(SessionInfo, cursor)
+    found = values_of(SessionInfo, cursor)
+    live = leases.live(connection, rules)
+    return [session.model_copy(update={"is_running": True}) if session.id in live else session for session in found]
 
 
 def count(connection: sqlite3.Connection, where: SessionFilter, rules: Rules) -> int:
-    conditions, values = _conditions(where, rules)
-    sql = f"SELECT COUNT(*) FROM sessions WHERE {' AND '.join(conditions) or '1'}"
-    return int(connection.execute(sql, values).fetchone()[0])
-
-
-# Ends
-
-
-def list_due(connection: sqlite3.Connection, rules: Rules, now: datetime) -> list[SessionInfo]:
-    """Sessions that have expired at `now` but do not say so yet, oldest first."""
-    if rules.settings.idle_timeout is None:
-        return []
-    cursor = connection.execute(
-        "SELECT * FROM sessions WHERE status = 'active' AND last_active_at <= ? ORDER BY last_active_at, id",
-        (to_text(now - rules.settings.idle_timeout),),
-    )
-    due = values_of(SessionInfo, cursor)
-    return [session for session in due if not record.has_live_run(connection, session.id)]
-
-
-def ended(session: SessionInfo, rules: Rules) -> Ended:
-    end = lifecycle.expires_at(session, rules.settings)
-    return Ended(
-        session_id=session.id,
-        user_id=session.user_id,
-        action=rules.settings.on_expire,
-        last_active_at=session.last_active_at,
-        expired_at=end or session.last_active_at,
-    )
-
-
-def end_one(connection: sqlite3.Connection, session_id: str, rules: Rules, now: datetime) -> Ended | None:
-    """Expire one session if it is still due; ``None`` when it has been used meanwhile, or is gone."""
-    session = find(connection, session_id)
-    if session is None or session.status != "active":
-        return None
-    if not _has_expired(session, rules, now) or record.has_live_run(connection, session_id):
-        return None
-    if rules.settings.on_expire == "delete":
-        delete(connection, session_id)
-    else:
-        _expire(connection, session, rules, now)
-    return ended(session, rules)
-
-
-def _expire(connection: sqlite3.Connection, session: SessionInfo, rules: Rules, now: datetime) -> None:
-    if session.status == "expired":
-        return
-    end = lifecycle.expires_at(session, rules.settings) or now
-    connection.execute("UPDATE sessions SET status = 'expired', ended_at = ? WHERE id = ?", (to_text(end), session.id))
-    detail = {"last_active_at": to_text(session.last_active_at)}
-    append_event(connection, session.id, "expired", "idle_timeout", detail, now)
-
-
-def delete(connection: sqlite3.Connection, session_id: str) -> Deleted:
-    session = find(connection, session_id)
-    if session is None:
-        return Deleted()
-    connection.execute("DELETE FROM sessions WHERE id = ?", (session_id,))
-    messages, tool_calls = record.delete(connection, session_id)
-    remembered = memories.delete_session(connection, session_id)
-    kept = checkpoints.delete(connection, session_id)
-    pieces.free_unused(connection, session.family_id, members(connection, session.family_id))
-    return Deleted(1, kept, messages, tool_calls, remembered)
-
-
-def members(connection: sqlite3.Connection, family_id: str) -> Sequence[str]:
-    rows = connection.execute("SELECT id FROM sessions WHERE family_id = ?", (family_id,))
-    return [session_id for (session_id,) in rows]
+    conditions, values = _conditions(connection, where, rules)
+    return int(connection.execute(f"SELECT COUNT(*) FROM sessions WHERE {conditions}", values).fetchone()[0])

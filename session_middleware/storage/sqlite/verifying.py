@@ -19,7 +19,7 @@ from session_middleware.storage.sqlite.reading import Source, is_text
 Progress = Callable[[int, int], None]  # how many of how many are done
 
 _WORTH_SAYING = 100  # of SQLite's findings; a torn page leads to thousands
-RECORDS = sorted(OWN_TABLES - {"sessions", "memories", *soundness.STATE})
+RECORDS = sorted(OWN_TABLES - {"sessions", "memories", *soundness.STATE, *soundness.UPKEEP})
 ORDERED = ("events", "messages", "model_calls", "runs", "tool_calls")  # each row has its seq in the session
 
 

@@ -15,7 +15,12 @@ from typing import Any
 Row = tuple[Any, ...]
 
 _BY_SESSION = ("checkpoints", "writes", "model_calls", "branches", "files", "conversation_items")
-_BY_KEY = {"sessions": "id", **dict.fromkeys(_BY_SESSION, "session_id")}  # tables kept in the order of a text
+_BY_KEY = {  # tables kept in the order of a text
+    "sessions": "id",
+    "tombstones": "id",
+    "revoked": "user_hash",
+    **dict.fromkeys(_BY_SESSION, "session_id"),
+}
 _BY_NUMBER = {"list_items": "list_id"}  # all others are in the order of their rowid
 _PATIENCE = 1000  # ranges of a table tried in vain, before a part of it is given up
 

@@ -152,7 +152,7 @@ class Writer:
                     for ticket in batch:
                         self._carry_out_one(ticket)
                 finally:
-                    self._thread = None
+                    self._thread = self._current = None  # which would keep alive what it was called with
                 self.connection.execute("COMMIT")
         except Exception as error:  # noqa: BLE001  # it is raised again, to each of those who wait
             self._roll_back(batch)

@@ -1,0 +1,205 @@
+"""`UserSessions`: the sessions of one user. What is not theirs is not found.
+
+The check is made where the data is. A write asks in its own transaction. A read is made, and then it is
+asked whether the session is still the one it was, and still in reach; only then is it handed out. So
+a session that is deleted and opened again by another between two calls is not seen by anybody
+who held the old one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from session_middleware import lifecycle
+from session_middleware.errors import SessionAccessDenied, SessionNotFound, UserRevoked
+from session_middleware.model import Identity, SessionInfo, ToolCall, Usage
+from session_middleware.session import Session
+from session_middleware.storage.offload import Offload
+from session_middleware.storage.port import Deleted, MemoryPut, Storage
+from session_middleware.storage.reporting import UsageBy
+from session_middleware.visits import acting_as, as_config
+
+if TYPE_CHECKING:
+    from langchain_core.runnables import RunnableConfig
+
+    from session_middleware.sessions import Sessions
+
+SessionList: TypeAlias = list[Session]
+Usages: TypeAlias = list[Usage]
+ToolCalls: TypeAlias = list[ToolCall]
+
+_WRITES = frozenset({"append_event", "append_messages", "copy_session", "prune_checkpoints"})  # that take no `by`
+_BY = frozenset({"delete_session", "end_session", "pin_session", "ping_session", "update_session"})
+_READS = frozenset({"find_entry", "find_session", "measure_session", "version"})
+
+
+class GuardedStorage:
+    """The storage as a session in somebody's hand may use it: of that session, as long as it is theirs."""
+
+    def __init__(self, storage: Storage, session: SessionInfo, identity: Identity) -> None:
+        self._storage = storage
+        self._session_id = session.id
+        self._incarnation = session.incarnation
+        self._identity = identity
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._storage, name)
+        if not callable(found) or name in _BY:
+            return found
+        if name in _WRITES:
+            return partial(self._write, found)
+        if name in _READS or name.startswith(("list_", "count_", "get_", "search_")):
+            return partial(self._read, found)
+        raise AttributeError(f"{name} is not for a session got by for_user(); use the operator's")
+
+    def put_memories(self, puts: Sequence[MemoryPut]) -> None:
+        """What is put for the session itself changes the session."""
+        reading = all(put.namespace[:1] != ("session",) for put in puts)
+        self._together(partial(self._storage.put_memories, puts), reading=reading)
+
+    def _read(self, call: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        result = call(*args, **options)
+        self._check(reading=True)
+        return result
+
+    def _write(self, call: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        return self._together(partial(call, *args, **options), reading=False)
+
+    def _together(self, call: Callable[[], Any], *, reading: bool) -> Any:
+        def checked() -> Any:
+            self._check(reading=reading)
+            return call()
+
+        (outcome,) = self._storage.together([checked], durable=True)
+        return outcome()
+
+    def _check(self, *, reading: bool) -> None:
+        session = self._storage.find_session(self._session_id)
+        if (
+            session is None
+            or session.incarnation != self._incarnation
+            or not lifecycle.is_theirs(session, self._identity, reading=reading)
+        ):
+            raise SessionNotFound(self._session_id)
+
+
+class UserSessions:
+    """The door of `Sessions`, for one user: each access is checked, and what is not theirs is not found.
+
+    Sessions without an owner are nobody's, and not found either. What is shared with a group of
+    theirs (``visibility="group"`` or ``"group-write"``) is found, and may be read, or also changed.
+    """
+
+    def __init__(self, sessions: Sessions, offload: Offload, identity: Identity) -> None:
+        self._sessions = sessions
+        self._offload = offload
+        self.identity = identity
+
+    def config(self, session_id: object = None, **configurable: Any) -> RunnableConfig:
+        """A run's config, as this user."""
+        return self._sessions.config(session_id, **as_config(self.identity), **configurable)
+
+    def open(self, session_id: object = None, **options: Any) -> Session:
+        """As `Sessions.open`, as this user. Raises `SessionNotFound` where the id is another's."""
+        if session_id is not None:
+            found = self._sessions.find(session_id)
+            if found is not None and not lifecycle.is_theirs(found, self.identity):
+                raise SessionNotFound(found.id)
+        try:
+            with acting_as(self.identity):
+                return self._sessions.in_hand(self._sessions.open(session_id, **options), self.identity)
+        except UserRevoked:
+            raise
+        except SessionAccessDenied:
+            raise SessionNotFound(str(session_id)) from None
+
+    async def aopen(self, session_id: object = None, **options: Any) -> Session:
+        return await self._offload.run(self.open, session_id, **options)
+
+    def find(self, session_id: object) -> Session | None:
+        """The session, or ``None``: also when it is another's."""
+        found = self._sessions.find(session_id)
+        if found is None or not lifecycle.is_theirs(found, self.identity, reading=True):
+            return None
+        return self._sessions.in_hand(found, self.identity)
+
+    async def afind(self, session_id: object) -> Session | None:
+        return await self._offload.run(self.find, session_id)
+
+    def get(self, session_id: object) -> Session:
+        """The session. Raises `SessionNotFound`, also when it is another's."""
+        session = self.find(session_id)
+        if session is None:
+            raise SessionNotFound(str(session_id))
+        return session
+
+    async def aget(self, session_id: object) -> Session:
+        return await self._offload.run(self.get, session_id)
+
+    def list(self, **filters: Any) -> SessionList:
+        """Theirs and those shared with their groups, filtered as `Sessions.list` does."""
+        found = self._sessions.list(visible_to=self.identity, **filters)
+        return [self._sessions.in_hand(session, self.identity) for session in found]
+
+    async def alist(self, **filters: Any) -> SessionList:
+        return await self._offload.run(self.list, **filters)
+
+    def count(self, **filters: Any) -> int:
+        """How many `list` would find without a limit."""
+        return self._sessions.count(visible_to=self.identity, **filters)
+
+    async def acount(self, **filters: Any) -> int:
+        return await self._offload.run(self.count, **filters)
+
+    def delete(self, session_id: object) -> Deleted:
+        """Delete one of theirs. Raises `SessionNotFound`, also for what they may only read."""
+        return self.get(session_id).delete()
+
+    async def adelete(self, session_id: object) -> Deleted:
+        return await self._offload.run(self.delete, session_id)
+
+    def prune(self, session_id: object) -> None:
+        """Keep only the latest checkpoints of one of theirs. Raises `SessionNotFound`."""
+        session = self.get(session_id)
+        session._storage.prune_checkpoints([session.id])
+
+    async def aprune(self, session_id: object) -> None:
+        await self._offload.run(self.prune, session_id)
+
+    def copy(self, session_id: object, to: object = None) -> Session:
+        """Fork one of theirs, under a new id unless one is named.
+
+        Raises:
+            SessionNotFound: it is not theirs to change: a fork belongs to the owner of what was forked.
+            SessionExists: there is a session with the id it is to have.
+        """
+        source = self.get(session_id)
+        target = self._sessions.new_id() if to is None else lifecycle.session_id_of(to)
+        source._storage.copy_session(source.id, target)
+        return self.get(target)
+
+    async def acopy(self, session_id: object, to: object = None) -> Session:
+        return await self._offload.run(self.copy, session_id, to)
+
+    def explain(self, session_id: object) -> Any:
+        """As `Sessions.explain`, of one of theirs. Raises `SessionNotFound`."""
+        return self._sessions.explain(self.get(session_id).id)
+
+    async def aexplain(self, session_id: object) -> Any:
+        return await self._offload.run(self.explain, session_id)
+
+    def usage(self, by: UsageBy = "session", **filters: Any) -> Usages:
+        """As `Sessions.usage`, of their own sessions."""
+        return self._sessions.usage(by, user_id=self.identity.user_id, **filters)
+
+    async def ausage(self, by: UsageBy = "session", **filters: Any) -> Usages:
+        return await self._offload.run(self.usage, by, **filters)
+
+    def tool_calls(self, **filters: Any) -> ToolCalls:
+        """As `Sessions.tool_calls`, of their own sessions."""
+        return self._sessions.tool_calls(user_id=self.identity.user_id, **filters)
+
+    async def atool_calls(self, **filters: Any) -> ToolCalls:
+        return await self._offload.run(self.tool_calls, **filters)

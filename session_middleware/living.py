@@ -1,0 +1,251 @@
+"""`LivingSession`: how a session in hand is kept alive, changed and ended; and what belongs to it while it lives."""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, Self, cast
+
+from langchain_core.runnables import RunnableConfig
+from pydantic import ConfigDict, PrivateAttr
+
+from session_middleware import lifecycle
+from session_middleware.hooks import Hooks
+from session_middleware.model import (
+    Clock,
+    Closed,
+    Identity,
+    NewId,
+    OnExpire,
+    OnResume,
+    Pin,
+    RepairedCall,
+    SessionInfo,
+    Visibility,
+)
+from session_middleware.pulse import Pulse
+from session_middleware.recording.recorder import SessionRecorder
+from session_middleware.resources import Resources, path_of
+from session_middleware.settings import SessionSettings, own_seconds
+from session_middleware.storage.offload import Offload
+from session_middleware.storage.port import Deleted, SessionDetails, Storage
+from session_middleware.visits import Visits, as_config
+
+Timeout = str | float | timedelta | None  # "never" for none at all; None leaves what is there
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a session in hand needs of the `Sessions` it is from."""
+
+    storage: Storage
+    offload: Offload
+    recorder: SessionRecorder
+    new_id: NewId
+    clock: Clock
+    settings: SessionSettings
+    visits: Visits
+    pulse: Pulse
+    hooks: Hooks
+    resources: Resources
+    repair: Callable[..., list[RepairedCall]]
+    by: Identity | None = None  # who has it in hand; None: the operator
+
+
+class LivingSession(SessionInfo):
+    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True, defer_build=True)
+
+    _parts: Parts = PrivateAttr()
+    _storage: Storage = PrivateAttr()
+    _offload: Offload = PrivateAttr()
+    _recorder: SessionRecorder = PrivateAttr()
+    _new_id: NewId = PrivateAttr()
+
+    @classmethod
+    def of(cls, info: SessionInfo, parts: Parts) -> Self:
+        """A session in hand, seen as of now."""
+        seen = lifecycle.as_of(info, parts.settings, parts.clock())
+        session = cast("Self", cls.model_construct(**dict(seen)))
+        session._parts = parts
+        session._storage, session._offload = parts.storage, parts.offload
+        session._recorder, session._new_id = parts.recorder, parts.new_id
+        return session
+
+    @property
+    def acting(self) -> Identity:
+        """Who acts in it: its owner, or whoever it was got for."""
+        return self._parts.by or Identity(user_id=self.user_id, group_id=self.group_id)
+
+    def _again(self, info: SessionInfo) -> Self:
+        self._parts.pulse.wake()
+        return type(self).of(info, self._parts)
+
+    # Changing
+
+    def config(self, **configurable: Any) -> RunnableConfig:
+        """The config of a run in this session, as its owner, or as whoever it was got for."""
+        given = {"thread_id": self.id, **as_config(self.acting)}
+        return {"configurable": {**configurable, **given}, "metadata": given}
+
+    def update(
+        self,
+        *,
+        title: str | None = None,
+        purpose: str | None = None,
+        tags: builtins.list[str] | tuple[str, ...] | None = None,
+        metadata: dict[str, Any] | None = None,
+        context: dict[str, Any] | None = None,
+        client: dict[str, Any] | None = None,
+        visibility: Visibility | None = None,
+        idle_timeout: Timeout = None,
+        max_age: Timeout = None,
+        retention: Timeout = None,
+        on_expire: OnExpire | None = None,
+        on_resume: OnResume | None = None,
+    ) -> Self:
+        """The session with what is given replaced.
+
+        `metadata`, `context` and `client` merge at every depth, and ``None`` takes a key away. A timeout
+        of ``"never"`` is none, whatever the settings say.
+
+        Raises:
+            SessionNotFound: it was deleted meanwhile.
+        """
+        details = SessionDetails(
+            title,
+            purpose,
+            tags,
+            metadata,
+            context,
+            client,
+            visibility,
+            own_seconds("idle_timeout", idle_timeout),
+            own_seconds("max_age", max_age),
+            own_seconds("retention", retention),
+            on_expire,
+            on_resume,
+        )
+        return self._again(self._storage.update_session(self.id, details, by=self._parts.by))
+
+    async def aupdate(self, **details: Any) -> Self:
+        return await self._offload.run(self.update, **details)
+
+    def connect(self, **client: Any) -> Self:
+        """Say which client is there now: ``name``, ``version``, ``capabilities`` … An event."""
+        info = self._storage.update_session(self.id, SessionDetails(client=client), by=self._parts.by)
+        return self._again(info)
+
+    async def aconnect(self, **client: Any) -> Self:
+        return await self._offload.run(self.connect, **client)
+
+    def disconnect(self, reason: str | None = None) -> None:
+        """Say that the client has gone. An event; the session goes on."""
+        self._storage.append_event(self.id, "disconnected", reason=reason, detail=self.client)
+
+    async def adisconnect(self, reason: str | None = None) -> None:
+        await self._offload.run(self.disconnect, reason)
+
+    # Staying alive
+
+    def ping(self) -> datetime | None:
+        """Keep it alive without a run; when it expires now if nothing more happens, ``None``: never.
+
+        Raises:
+            InvalidTransition: it has ended. A ping revives nothing.
+        """
+        info = self._storage.ping_session(self.id, by=self._parts.by)
+        return lifecycle.expires_at(info, self._parts.settings)
+
+    async def aping(self) -> datetime | None:
+        return await self._offload.run(self.ping)
+
+    def pin(self, why: str | None = None, *, by: str | None = None) -> Self:
+        """Exempt it from expiry, retention and cleaning until `unpin`; an event says on whose word, and why."""
+        pin = Pin(by=by, why=why, at=self._parts.clock())
+        return self._again(self._storage.pin_session(self.id, pin, by=self._parts.by))
+
+    async def apin(self, why: str | None = None, *, by: str | None = None) -> Self:
+        return await self._offload.run(self.pin, why, by=by)
+
+    def unpin(self) -> Self:
+        """No longer exempt; its idle time begins now."""
+        return self._again(self._storage.pin_session(self.id, None, by=self._parts.by))
+
+    async def aunpin(self) -> Self:
+        return await self._offload.run(self.unpin)
+
+    # Ending
+
+    def complete(self, *, reason: str = "by_user", detail: dict[str, Any] | None = None) -> Self:
+        """End it as done. Running it again reopens it, unless ``on_closed`` is ``"reject"``.
+
+        Raises:
+            InvalidTransition: it has ended already.
+        """
+        return self._end("completed", reason, detail or {})
+
+    async def acomplete(self, **options: Any) -> Self:
+        return await self._offload.run(self.complete, **options)
+
+    def fail(
+        self, error: BaseException | str | None = None, *, reason: str = "by_user", detail: dict[str, Any] | None = None
+    ) -> Self:
+        """End it as failed. Raises `InvalidTransition` when it has ended already."""
+        told = f"{type(error).__name__}: {error}" if isinstance(error, BaseException) else error
+        return self._end("failed", reason, {**(detail or {}), **({"error": told} if told else {})})
+
+    async def afail(self, error: BaseException | str | None = None, **options: Any) -> Self:
+        return await self._offload.run(self.fail, error, **options)
+
+    def abandon(self, *, reason: str = "by_user", detail: dict[str, Any] | None = None) -> Self:
+        """End it as given up. Raises `InvalidTransition` when it has ended already."""
+        return self._end("abandoned", reason, detail or {})
+
+    async def aabandon(self, **options: Any) -> Self:
+        return await self._offload.run(self.abandon, **options)
+
+    def _end(self, status: Closed, reason: str, detail: dict[str, Any]) -> Self:
+        self._recorder.drain(self.id)
+        info = self._storage.end_session(self.id, status, reason=reason, detail=detail, by=self._parts.by)
+        self._parts.resources.close([self.id])
+        return self._again(info)
+
+    def delete(self) -> Deleted:
+        """Delete everything of it, and say how much that was."""
+        self._recorder.drain(self.id)
+        deleted = self._storage.delete_session(self.id, by=self._parts.by)
+        self._recorder.forget(self.id)
+        self._parts.visits.forget(self.id)
+        self._parts.resources.close([self.id])
+        self._parts.pulse.wake()
+        return deleted
+
+    async def adelete(self) -> Deleted:
+        return await self._offload.run(self.delete)
+
+    # What belongs to it
+
+    def resource(self, name: str, *, open: Callable[[], Any], close: Callable[[Any], Any] | None = None) -> Any:
+        """What `open` returned when it was first asked for, until the session ends; then `close` is called with it.
+
+        The same object in all runs of this process. It is closed as well when more than
+        ``max_open_resources`` are open and this is the one not asked for the longest, and at exit.
+        """
+        return self._parts.resources.get((self.id, name), open, close)
+
+    async def aresource(
+        self, name: str, *, open: Callable[[], Awaitable[Any]], close: Callable[[Any], Awaitable[None]] | None = None
+    ) -> Any:
+        """As `resource`, of asynchronous functions. Both are awaited in one task, on the loop that asked first."""
+        return await self._parts.resources.aget((self.id, name), open, close)
+
+    def path(self, template: str) -> Path:
+        """A path from a template over ``{session_id}``, ``{user_id}`` and ``{group_id}``, safe whatever these hold.
+
+        Raises:
+            PathTemplateError: the session has no value for one of them.
+        """
+        return path_of(template, {"session_id": self.id, "user_id": self.user_id, "group_id": self.group_id})

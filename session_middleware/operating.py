@@ -1,0 +1,145 @@
+"""What an operator does with sessions: sweeping, explaining, checking, forgetting and refusing users."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from session_middleware import lifecycle
+from session_middleware.explaining import explain, explain_absence
+from session_middleware.living import Parts, Timeout
+from session_middleware.model import Ended, Explanation, Forgotten, Problem, Salvaged, Status, Verified
+from session_middleware.names import checked_status
+from session_middleware.storage.port import SessionFilter
+from session_middleware.storage.sqlite.salvaging import salvage
+from session_middleware.storage.sqlite.verifying import Progress, verify
+from session_middleware.sweeping import Sweeper
+
+
+class Operated:
+    """The part of `Sessions` that is the operator's."""
+
+    _parts: Parts
+    _sweeper: Sweeper
+
+    def sweep(
+        self,
+        now: datetime | None = None,
+        *,
+        dry_run: bool = False,
+        older_than: Timeout = None,
+        status: Status | None = None,
+    ) -> list[Ended]:
+        """End what is due, as ``on_expire`` and ``retention`` say, and say what that was; `dry_run` only says.
+
+        Sessions that are pinned, or that a run is in progress in, are not due. Expiry holds without a sweep:
+        this is for the status that others read in the database, and for pruning, archiving and deleting.
+        One process sweeps at a time; where another is at it, nothing is done, and nothing returned.
+
+        Args:
+            older_than: delete the sessions that were last active so long ago instead, such as ``"90d"``.
+            status: only those with this status; with `older_than` only.
+        """
+        return self._sweeper.sweep(now, dry_run=dry_run, older_than=older_than, status=checked_status(status))
+
+    async def asweep(self, now: datetime | None = None, **options: Any) -> list[Ended]:
+        return await self._parts.offload.run(self.sweep, now, **options)
+
+    def explain(self, session_id: object) -> Explanation:
+        """Why a session is as it is, and what comes next if nothing happens; also of a deleted or unknown id."""
+        self._settle()
+        chosen = lifecycle.session_id_of(session_id)
+        session = self._parts.storage.find_session(chosen)
+        if session is None:
+            return explain_absence(chosen, self._parts.storage.find_buried(chosen), self._parts.settings)
+        return explain(session, self._parts.settings, self._parts.clock())
+
+    async def aexplain(self, session_id: object) -> Explanation:
+        return await self._parts.offload.run(self.explain, session_id)
+
+    def check(self, *, repair: bool = False) -> list[Problem]:
+        """What should hold between the rows of sessions and does not; `repair` mends it, with events."""
+        self._settle()
+        return self._parts.storage.check(repair=repair)
+
+    async def acheck(self, *, repair: bool = False) -> list[Problem]:
+        return await self._parts.offload.run(self.check, repair=repair)
+
+    # Users
+
+    def forget_user(self, user_id: str, *, dry_run: bool = False) -> Forgotten:
+        """Delete all that is kept of a user, and give a receipt.
+
+        Sessions, their state, record and memories, what they remember, archives, and mentions elsewhere.
+        When a reader elsewhere still holds a snapshot from before, the receipt says `pending`: call again
+        when it has ended, to erase the last of it.
+        """
+        self._settle()
+        chosen = lifecycle.owner_id_of("user_id", user_id)
+        where = SessionFilter(user_id=chosen)
+        theirs = [session.id for session in self._parts.storage.list_sessions(where, limit=None)]
+        forgotten = self._parts.storage.forget_user(chosen, dry_run=dry_run)
+        if not dry_run:
+            for session_id in theirs:
+                self._parts.recorder.forget(session_id)
+                self._parts.visits.forget(session_id)
+            self._parts.resources.close(theirs)
+        return forgotten
+
+    async def aforget_user(self, user_id: str, *, dry_run: bool = False) -> Forgotten:
+        return await self._parts.offload.run(self.forget_user, user_id, dry_run=dry_run)
+
+    def revoke(self, user_id: str, *, reason: str | None = None, lift: bool = False) -> list[str]:
+        """Refuse a user from now on, in all processes, and abandon their open sessions, whose ids are returned.
+
+        `lift` takes it back; the sessions stay as they are.
+        """
+        self._settle()
+        chosen = lifecycle.owner_id_of("user_id", user_id)
+        if lift:
+            self._parts.storage.lift_revocation(chosen)
+            return []
+        ended = self._parts.storage.revoke_user(chosen, reason=reason)
+        self._parts.resources.close(ended)
+        self._parts.pulse.wake()
+        return ended
+
+    async def arevoke(self, user_id: str, **options: Any) -> list[str]:
+        return await self._parts.offload.run(self.revoke, user_id, **options)
+
+    # Damage
+
+    def verify(self, progress: Progress | None = None) -> Verified:
+        """Look for damage in the whole file, which others may use meanwhile. Only reads; linear in its size.
+
+        `progress` is told how many of how many sessions are done. The command line offers this and
+        `salvage` for files that cannot be opened any more.
+
+        Raises:
+            StorageError: SQLite cannot read any of it, or it is in memory.
+        """
+        self._parts.recorder.drain()
+        return verify(self._parts.storage.name, progress)
+
+    async def averify(self, progress: Progress | None = None) -> Verified:
+        return await self._parts.offload.run(self.verify, progress)
+
+    def salvage(self, target: str | Path, progress: Progress | None = None) -> Salvaged:
+        """Copy what is whole into a new file, and say what was lost. This file is only read.
+
+        `progress` is told of rows. What was pruned or deleted does not come back.
+
+        Raises:
+            StorageError: `target` exists or cannot be written, or nothing can be read.
+        """
+        self._parts.recorder.drain()
+        return salvage(self._parts.storage.name, str(target), progress)
+
+    async def asalvage(self, target: str | Path, progress: Progress | None = None) -> Salvaged:
+        return await self._parts.offload.run(self.salvage, target, progress)
+
+    def _settle(self) -> None:
+        """What has happened in this process is in the database before it is read."""
+        self._parts.recorder.drain()
+        self._parts.pulse.settle()

@@ -1,0 +1,228 @@
+"""Resources: what is expensive and belongs to a session while it lives, such as a server process or a database handle.
+
+Opened at its first use in this process, the same object over later runs, and closed when the session
+ends, when room is needed for another (the least recently used goes), and when the process ends. An
+asynchronous one is opened and closed by one task of its own, as cancel scopes want it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import os
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Collection
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from string import Formatter
+from typing import Any
+from urllib.parse import quote
+
+from session_middleware.errors import PathTemplateError
+from session_middleware.storage.offload import Offload
+
+logger = logging.getLogger("session_middleware")
+
+Key = tuple[str, str]  # a session's id, and the name of the resource
+_CLOSING_SECONDS = 10.0  # how long the closing of an asynchronous resource is waited for on another loop
+
+
+@dataclass(eq=False)
+class _Resource:
+    """One resource: opened once, by whoever asks first, while others wait for it."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    is_open: bool = False
+    value: Any = None
+    close: Callable[[Any], Any] | None = None
+    task: _Owner | None = None
+
+
+_LONGEST_PART = 150  # characters of a path that a value may fill; most file systems take 255 in a name
+
+
+class _Owner:
+    """The task that opens an asynchronous resource, and closes it when it is told to."""
+
+    def __init__(self, open: Callable[[], Awaitable[Any]], close: Callable[[Any], Awaitable[None]] | None) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.opened: asyncio.Future[Any] = self.loop.create_future()
+        self.closed: Future[None] = Future()
+        self._end = asyncio.Event()
+        self._task = self.loop.create_task(self._live(open, close))
+
+    async def _live(self, open: Callable[[], Awaitable[Any]], close: Callable[[Any], Awaitable[None]] | None) -> None:
+        try:
+            value = await open()
+        except BaseException as error:
+            if not self.opened.done():
+                self.opened.set_exception(error)
+            self.closed.set_result(None)
+            if not isinstance(error, Exception):
+                raise
+            return
+        self.opened.set_result(value)
+        try:
+            await self._end.wait()
+        finally:
+            try:
+                if close is not None:
+                    await close(value)
+            except Exception as error:  # noqa: BLE001  # of the app's own function; the session ends all the same
+                _tell(error)
+            finally:
+                self.closed.set_result(None)
+
+    def end(self) -> None:
+        """Have it closed, and wait for that where that does not hold up its own loop."""
+        if self.loop.is_closed():
+            return
+        self.loop.call_soon_threadsafe(self._end.set)
+        try:
+            on_it = asyncio.get_running_loop() is self.loop
+        except RuntimeError:
+            on_it = False
+        if not on_it and self.loop.is_running():
+            try:
+                self.closed.result(_CLOSING_SECONDS)
+            except TimeoutError:
+                logger.warning("a session's resource did not close within %.0f s", _CLOSING_SECONDS)
+
+
+class Resources:
+    """The open resources of one `Sessions` in this process."""
+
+    def __init__(self, offload: Offload, *, limit: int) -> None:
+        self._offload = offload
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._process = [os.getpid()]
+        self._held: OrderedDict[Key, _Resource] = OrderedDict()
+        self._finalizer = weakref.finalize(self, _close_all, self._held, self._process)  # also when the process ends
+
+    def get(self, key: Key, open: Callable[[], Any], close: Callable[[Any], Any] | None) -> Any:
+        resource = self._find(key)
+        with resource.lock:
+            if not resource.is_open:
+                try:
+                    resource.value, resource.close, resource.is_open = open(), close, True
+                except BaseException:
+                    self._drop(key, resource)
+                    raise
+        self._make_room()
+        return resource.value
+
+    async def aget(
+        self, key: Key, open: Callable[[], Awaitable[Any]], close: Callable[[Any], Awaitable[None]] | None
+    ) -> Any:
+        resource = self._find(key)
+        if resource.task is None and not resource.is_open:
+            resource.task = _Owner(open, close)
+        if resource.task is not None:
+            try:
+                resource.value = await asyncio.shield(resource.task.opened)
+            except Exception:
+                self._drop(key, resource)
+                raise
+            resource.is_open = True
+        await self._offload.run(self._make_room)
+        return resource.value
+
+    def sessions(self) -> frozenset[str]:
+        """The ids of those that have something open."""
+        with self._lock:
+            return frozenset(session_id for session_id, _ in self._held)
+
+    def close(self, session_ids: Collection[str]) -> None:
+        """Close what these sessions have open."""
+        with self._lock:
+            chosen = [key for key in self._held if key[0] in session_ids]
+            resources = [self._held.pop(key) for key in chosen]
+        for resource in resources:
+            _close(resource)
+
+    def close_all(self) -> None:
+        _close_all(self._held, self._process)
+
+    async def aclose_all(self) -> None:
+        """As `close_all`, and wait for those that are closed on this loop."""
+        tasks = [resource.task for resource in self._held.values() if resource.task is not None]
+        await self._offload.run(self.close_all)
+        for task in tasks:
+            await asyncio.wrap_future(task.closed)
+
+    def _find(self, key: Key) -> _Resource:
+        with self._lock:
+            if self._process != [os.getpid()]:  # a fork's parent's are its parent's, and are not closed here
+                self._process[0] = os.getpid()
+                self._held.clear()
+            resource = self._held.setdefault(key, _Resource())
+            self._held.move_to_end(key)
+            return resource
+
+    def _drop(self, key: Key, resource: _Resource) -> None:
+        with self._lock:
+            if self._held.get(key) is resource:
+                del self._held[key]
+
+    def _make_room(self) -> None:
+        surplus: list[_Resource] = []
+        with self._lock:
+            while len(self._held) > self._limit:
+                surplus.append(self._held.popitem(last=False)[1])
+        for resource in surplus:
+            _close(resource)
+
+
+def _close(resource: _Resource) -> None:
+    with resource.lock:
+        if not resource.is_open:
+            return
+        resource.is_open = False
+    if resource.task is not None:
+        resource.task.end()
+    elif resource.close is not None:
+        try:
+            resource.close(resource.value)
+        except Exception as error:  # noqa: BLE001  # of the app's own function; the session ends all the same
+            _tell(error)
+
+
+def _close_all(held: OrderedDict[Key, _Resource], process: list[int]) -> None:
+    if process != [os.getpid()]:
+        return
+    while held:
+        _close(held.popitem()[1])
+
+
+def _tell(error: Exception) -> None:
+    logger.warning("closing a session's resource raised %r", error, exc_info=error)
+
+
+# Paths
+
+
+def path_of(template: str, values: dict[str, str | None]) -> Path:
+    """A path from a template over ``{session_id}``, ``{user_id}`` and ``{group_id}``.
+
+    What a value holds beyond letters, digits, ``-`` and ``_`` is percent-encoded, so that no value
+    leaves its place in the path and no two values have the same.
+
+    Raises:
+        PathTemplateError: a name nobody knows, or one the session has no value for.
+    """
+    for _, name, _, _ in Formatter().parse(template):
+        if name is not None and name not in values:
+            raise PathTemplateError(template, f"{{{name}}} is not one of {', '.join(values)}")
+        if name is not None and values[name] is None:
+            raise PathTemplateError(template, f"the session has no {name}")
+    return Path(template.format_map({name: _safe(value or "") for name, value in values.items()})).expanduser()
+
+
+def _safe(value: str) -> str:
+    text = quote(value, safe="").replace(".", "%2E").replace("~", "%7E")
+    return text if len(text) <= _LONGEST_PART else f"{text[:100]}-{hashlib.sha256(value.encode()).hexdigest()[:32]}"

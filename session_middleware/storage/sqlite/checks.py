@@ -1,0 +1,150 @@
+"""Checks of what should hold between the rows of sessions, and how it is mended where it does not.
+
+Each check is one statement that finds what is wrong and, where that can be, one that puts it right.
+A finding that a run in progress explains is none.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from datetime import timedelta
+from typing import NamedTuple
+
+from session_middleware.model import Problem, to_text
+from session_middleware.storage.processes import is_gone
+from session_middleware.storage.sqlite import ends, events, leases, pieces, sessions
+from session_middleware.storage.sqlite.rules import Rules
+
+ORPHANED = timedelta(minutes=10)  # writes may come before their checkpoint, but not so long before
+
+
+class Counter(NamedTuple):
+    """A column of `sessions` that counts rows."""
+
+    name: str
+    counted: str
+
+
+COUNTERS = (
+    Counter("run_count", "SELECT COUNT(*) FROM runs WHERE session_id = sessions.id"),
+    Counter("message_count", "SELECT COUNT(*) FROM messages WHERE session_id = sessions.id AND version = 1"),
+    Counter("tool_call_count", "SELECT COUNT(*) FROM tool_calls WHERE session_id = sessions.id"),
+)
+_LAST_SEQ = " UNION ALL ".join(
+    f"SELECT MAX(seq) FROM {table} WHERE session_id = sessions.id"  # noqa: RUF100
+    for table in ("runs", "messages", "tool_calls", "model_calls", "events")
+)
+_WITHOUT_SESSION = {
+    table: f"SELECT DISTINCT session_id FROM {table} WHERE session_id NOT IN (SELECT id FROM sessions)"
+    for table in ("runs", "messages", "tool_calls", "model_calls", "events", "checkpoints", "writes")
+}
+_ORPHANED_WRITES = (
+    "SELECT session_id, COUNT(*) FROM writes WHERE NOT EXISTS (SELECT 1 FROM checkpoints AS own"
+    " WHERE own.session_id = writes.session_id AND own.checkpoint_ns = writes.checkpoint_ns"
+    " AND own.checkpoint_id = writes.checkpoint_id) AND session_id IN (SELECT id FROM sessions"
+    " WHERE last_active_at < ?) GROUP BY session_id"
+)
+
+
+def find(connection: sqlite3.Connection, rules: Rules) -> list[Problem]:
+    now = rules.clock()
+    live = leases.live(connection, rules)
+    found = [
+        Problem(kind="dead_lease", session_id=place.session_id, text=f"lease {place.number} of {place.process}, gone")
+        for place in leases.dead(connection, rules)
+    ]
+    for session_id, status in connection.execute(
+        "SELECT id, status FROM sessions WHERE status IN ('opening', 'closing')"
+    ):
+        if session_id not in live:
+            found.append(Problem(kind="stuck", session_id=session_id, text=f"it is {status}"))
+    found += _dead_runs(connection)
+    found += _counters(connection)
+    for table, statement in _WITHOUT_SESSION.items():
+        for (session_id,) in connection.execute(statement):
+            found.append(Problem(kind="orphan", session_id=session_id, text=f"rows of {table} without their session"))
+    for session_id, count in connection.execute(_ORPHANED_WRITES, (to_text(now - ORPHANED),)):
+        if session_id not in live:
+            text = f"{count} writes whose checkpoint never came"
+            found.append(Problem(kind="orphaned_writes", session_id=session_id, text=text))
+    for (family_id,) in connection.execute(
+        "SELECT DISTINCT family_id FROM blobs WHERE family_id NOT IN (SELECT family_id FROM sessions)"
+        " UNION SELECT DISTINCT family_id FROM lists WHERE family_id NOT IN (SELECT family_id FROM sessions)"
+    ):
+        found.append(Problem(kind="orphan", session_id=family_id, text="stored values that no session refers to"))
+    return found
+
+
+def _dead_runs(connection: sqlite3.Connection) -> list[Problem]:
+    rows = connection.execute("SELECT session_id, id, process FROM runs WHERE outcome = 'running'")
+    return [
+        Problem(kind="dead_run", session_id=session_id, text=f"run {run_id} of {process}, gone")
+        for session_id, run_id, process in rows
+        if is_gone(process)
+    ]
+
+
+def _counters(connection: sqlite3.Connection) -> list[Problem]:
+    found = []
+    for counter in COUNTERS:
+        rows = connection.execute(
+            f"SELECT id, {counter.name}, ({counter.counted}) AS counted FROM sessions WHERE {counter.name} != counted"
+        )
+        for session_id, kept, counted in rows:
+            text = f"{counter.name} is {kept} and there are {counted}"
+            found.append(Problem(kind="counter", session_id=session_id, text=text))
+    for session_id, kept, highest in connection.execute(
+        f"SELECT id, last_seq, (SELECT MAX(seq) FROM ({_LAST_SEQ.replace('MAX(seq)', 'MAX(seq) AS seq')})) AS highest"
+        " FROM sessions WHERE last_seq < highest"
+    ):
+        found.append(Problem(kind="counter", session_id=session_id, text=f"last_seq is {kept}, and {highest} is used"))
+    return found
+
+
+def repair(connection: sqlite3.Connection, rules: Rules) -> list[Problem]:
+    """Mend what can be; what was found, each saying whether it was."""
+    now = rules.clock()
+    problems = find(connection, rules)
+    leases.bury(connection, leases.dead(connection, rules))
+    mended = [_mend(connection, problem, rules) for problem in problems]
+    for problem in mended:
+        if problem.repaired and problem.session_id is not None and not problem.session_id.startswith("\0"):
+            events.append(connection, problem.session_id, "repaired", problem.kind, {"was": problem.text}, now)
+    return mended
+
+
+def _mend(connection: sqlite3.Connection, problem: Problem, rules: Rules) -> Problem:
+    session_id = problem.session_id
+    if problem.kind == "counter":
+        for counter in COUNTERS:
+            connection.execute(f"UPDATE sessions SET {counter.name} = ({counter.counted}) WHERE id = ?", (session_id,))
+        connection.execute(
+            "UPDATE sessions SET last_seq = MAX(last_seq, COALESCE((SELECT MAX(seq) FROM"
+            f" ({_LAST_SEQ.replace('MAX(seq)', 'MAX(seq) AS seq')})), 0)) WHERE id = ?",
+            (session_id,),
+        )
+    elif problem.kind == "stuck":
+        connection.execute(
+            "UPDATE sessions SET status = CASE status WHEN 'opening' THEN 'active' ELSE 'expired' END WHERE id = ?",
+            (session_id,),
+        )
+    elif problem.kind == "dead_run":
+        connection.execute(
+            "UPDATE runs SET outcome = 'interrupted' WHERE session_id = ? AND outcome = 'running' AND id = ?",
+            (session_id, problem.text.split()[1]),
+        )
+        connection.execute(
+            "UPDATE tool_calls SET status = 'interrupted' WHERE session_id = ? AND run_id = ? AND status = 'running'",
+            (session_id, problem.text.split()[1]),
+        )
+    elif problem.kind == "orphan" and problem.text.startswith("rows of "):
+        table = problem.text.split()[2]
+        assert table in _WITHOUT_SESSION
+        connection.execute(f"DELETE FROM {table} WHERE session_id = ?", (session_id,))
+    elif problem.kind == "orphan":
+        assert session_id is not None
+        pieces.free_unused(connection, session_id, sessions.members(connection, session_id))
+    elif problem.kind == "orphaned_writes":
+        assert session_id is not None
+        ends.free_orphans(connection, session_id, rules)
+    return problem.model_copy(update={"repaired": True})

@@ -1,0 +1,82 @@
+"""Tombstones in SQLite: which ids were deleted or archived, whose they were, and why.
+
+They outlive their session for good. So a run that is slower than the deletion of its session is told
+apart from one that opens the id anew: each time an id is used again is one more incarnation of it.
+Of what was forgotten on its user's wish, only the hash of the id is kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from datetime import datetime
+from typing import NamedTuple
+
+from session_middleware.model import SessionInfo, from_text, to_text
+
+
+class Tombstone(NamedTuple):
+    id: str
+    user_id: str | None
+    group_id: str | None
+    incarnation: int
+    action: str  # deleted, archived, put aside, forgotten
+    reason: str | None
+    archive: str | None  # where it is, if it was archived
+    digest: str | None
+    ended_at: datetime | None
+    buried_at: datetime
+
+
+def hashed(text: str) -> str:
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def find(connection: sqlite3.Connection, session_id: str) -> Tombstone | None:
+    row = connection.execute(
+        "SELECT id, user_id, group_id, incarnation, action, reason, archive, digest, ended_at, buried_at"
+        " FROM tombstones WHERE id IN (?, ?) ORDER BY buried_at DESC LIMIT 1",
+        (session_id, hashed(session_id)),
+    ).fetchone()
+    if row is None:
+        return None
+    stone = Tombstone(*row)
+    return stone._replace(
+        ended_at=None if row[-2] is None else from_text(row[-2]),
+        buried_at=from_text(row[-1]),
+    )
+
+
+def next_incarnation(connection: sqlite3.Connection, session_id: str) -> int:
+    row = connection.execute(
+        "SELECT MAX(incarnation) FROM tombstones WHERE id IN (?, ?)", (session_id, hashed(session_id))
+    ).fetchone()
+    return 1 if row[0] is None else int(row[0]) + 1
+
+
+def put(
+    connection: sqlite3.Connection,
+    session: SessionInfo,
+    action: str,
+    reason: str | None,
+    now: datetime,
+    *,
+    archive: str | None = None,
+    digest: str | None = None,
+) -> None:
+    forgotten = action == "forgotten"
+    connection.execute(
+        "INSERT OR REPLACE INTO tombstones"
+        " (id, user_id, group_id, incarnation, action, reason, archive, digest, ended_at, buried_at)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (hashed(session.id) if forgotten else session.id, None if forgotten else session.user_id)
+        + (None if forgotten else session.group_id, session.incarnation, action, reason, archive, digest)
+        + (None if session.ended_at is None else to_text(session.ended_at), to_text(now)),
+    )
+
+
+def restored(connection: sqlite3.Connection, session_id: str) -> None:
+    """What was archived is back; the stone stays for the incarnations there were."""
+    connection.execute(
+        "UPDATE tombstones SET action = 'restored', archive = NULL, digest = NULL WHERE id = ?", (session_id,)
+    )

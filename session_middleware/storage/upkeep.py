@@ -1,0 +1,163 @@
+"""`Upkeep`: the part of `Storage` that minds how sessions live and end. Its docstrings are the contract.
+
+Where a method takes `by`, it is done for that user, and a session that is not theirs is not found;
+``None`` is the operator. As everywhere in the port, each method is one operation, whole or not at all,
+but for those that say that they are done in several transactions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from session_middleware.model import Closed, Ended, Event, Forgotten, Identity, Pin, Problem, SessionInfo, Status
+
+if TYPE_CHECKING:
+    from session_middleware.storage.port import Deleted, SessionDetails, Visit
+
+
+@dataclass(slots=True, eq=False)
+class Lease:
+    """That a run goes on in a session, as long as it does. Runs inside a run have its lease in common.
+
+    Its number is one more than any before it, so of two runs that both take a session for theirs, the
+    one with the lower number is the one that has lost it.
+    """
+
+    number: int | None = None  # once it is in the database
+    is_exclusive: bool = False  # no other run goes on in the session meanwhile
+    is_over: bool = False  # the run has ended; the row in the database may still be there
+    is_told: bool = False  # somebody says when the run ends; else that is seen by what it leaves behind
+    has_failed: bool = False  # a task of it has: unless something handles that, the run has ended
+
+
+class Told(NamedTuple):
+    """An event that hooks are to be called for, and the number to acknowledge it by."""
+
+    number: int
+    event: Event
+
+
+class Buried(NamedTuple):
+    """What is remembered of a deleted id."""
+
+    session_id: str
+    action: str  # deleted, archived, put aside, restored, forgotten
+    reason: str | None
+    archive: str | None
+    ended_at: datetime | None
+    buried_at: datetime
+
+
+class Upkeep(Protocol):
+    # Runs
+
+    def enter(self, visit: Visit, *, wait: bool) -> bool:
+        """Ask for the session alone, for a visit with a lease; whether it has it now.
+
+        The first call checks the visit as `look` does and takes a place behind those who came before;
+        the visit has the session when none of them lives. Without `wait`, `SessionBusy` is raised where
+        somebody does, and an event says so.
+        """
+
+    def hold(self, visit: Visit) -> None:
+        """A run goes on in the session, even if it has written nothing yet."""
+
+    def leave(self, lease: Lease) -> None:
+        """The run has ended: from now on it is not alive to this process; `release` tells the others.
+
+        Takes no lock and no time, so that it may be called from anywhere.
+        """
+
+    def release(self, leases: Sequence[Lease]) -> None:
+        """These runs have ended, or do not wait any longer. Those that have no row are passed over."""
+
+    def renew(self, leases: Sequence[Lease]) -> None:
+        """These runs live. By this, those of processes that cannot be asked are told from the dead."""
+
+    def find_holder(self, session_id: str, *, but: Lease | None = None) -> tuple[str | None, str] | None:
+        """The run and the process of the first run alive in a session."""
+
+    # Changes and ends
+
+    def update_session(self, session_id: str, details: SessionDetails, *, by: Identity | None = None) -> SessionInfo:
+        """Replace what is given; metadata, context and client merge at every depth, and ``None`` takes a key away.
+
+        Raises `SessionNotFound`, also when it is not theirs for whom it is done (`by`).
+        """
+
+    def delete_session(self, session_id: str, *, by: Identity | None = None) -> Deleted:
+        """Everything of the session: checkpoints, writes, record, memory. Counts; 0 for an unknown id.
+
+        A tombstone stays: a run that was admitted before is refused what it still writes.
+
+        Pieces shared with the rest of its family stay as long as a member refers to them. When this
+        returns, none of the text is left in the database's files, unless a reader elsewhere still holds
+        an older snapshot: then it goes with a later checkpoint of the write-ahead log.
+        """
+
+    def end_session(
+        self, session_id: str, status: Closed, *, reason: str, detail: Mapping[str, Any], by: Identity | None
+    ) -> SessionInfo:
+        """Complete, fail or abandon. Raises `InvalidTransition` when it has ended, `SessionNotFound`."""
+
+    def ping_session(self, session_id: str, *, by: Identity | None) -> SessionInfo:
+        """Activity without a run. Raises `InvalidTransition` when it has ended: a ping revives nothing."""
+
+    def pin_session(self, session_id: str, pin: Pin | None, *, by: Identity | None) -> SessionInfo:
+        """Exempt from expiry and deletion, or no longer; then its idle time begins now."""
+
+    def postpone(self, session_id: str, until: datetime) -> None:
+        """It does not expire before that. Activity ends it."""
+
+    def list_due(self, now: datetime, *, sized: bool = False) -> list[Ended]:
+        """What is due at `now`, first due first; `sized`: with their bytes, which takes longer."""
+
+    def list_older(self, before: datetime, *, status: Status | None = None, sized: bool = False) -> list[Ended]:
+        """What was last active before a moment and has neither a pin nor a run in progress."""
+
+    def measure_session(self, session_id: str) -> int:
+        """About how many bytes it holds, without reading them."""
+
+    def end_due(self, due: Sequence[Ended], *, now: datetime) -> list[Ended]:
+        """End those of `due` that still are, in transactions of a few milliseconds; which those were.
+
+        Those to be archived are written to their files, verified, and then deleted.
+        """
+
+    def take_over(self, duty: str) -> Lease | None:
+        """A lease on something that one process does at a time; ``None`` when another process is at it."""
+
+    def tidy(self, since: datetime, before: datetime) -> None:
+        """Take away what the dead have left: leases; and writes whose checkpoint never came, of sessions without
+        a run, last active between the two moments."""
+
+    def find_buried(self, session_id: str) -> Buried | None: ...
+
+    # Users
+
+    def forget_user(self, user_id: str, *, dry_run: bool) -> Forgotten:
+        """Delete all that is kept of a user: sessions, their record, state and memories, archives, traces elsewhere."""
+
+    def revoke_user(self, user_id: str, *, reason: str | None) -> list[str]:
+        """Refuse a user from now on, and abandon their open sessions, whose ids are returned."""
+
+    def lift_revocation(self, user_id: str) -> bool:
+        """Whether there was one."""
+
+    # Hooks
+
+    def announce(self, kinds: Collection[str]) -> None:
+        """From now on, keep events of these kinds in the outbox until they are acknowledged."""
+
+    def take_told(self, *, limit: int = 100) -> list[Told]:
+        """The next events in the outbox that no living process has taken, first come first. They are taken now."""
+
+    def acknowledge(self, numbers: Sequence[int]) -> None: ...
+
+    # Health
+
+    def check(self, *, repair: bool) -> list[Problem]:
+        """What should hold of sessions and does not; with `repair`, mended where it can be, with events."""

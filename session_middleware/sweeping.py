@@ -1,0 +1,103 @@
+"""Sweeping: ending what is due, in one process at a time, and tidying up what died without saying so."""
+
+from __future__ import annotations
+
+import logging
+from datetime import datetime, timedelta
+
+from session_middleware.errors import InvalidSettings, StorageError
+from session_middleware.living import Parts, Timeout
+from session_middleware.model import Ended, Status
+from session_middleware.settings import own_seconds
+
+logger = logging.getLogger("session_middleware")
+
+_DUTY = "sweep"
+_ORPHANED = timedelta(minutes=10)  # how long after a session's last activity its writes wait for their checkpoint
+_FIRST = timedelta(days=1)  # how far back the first sweep of a process looks for such writes
+_DELIVER_SECONDS = 5.0  # how often hooks are called for what other processes have left, at least
+
+
+class Sweeper:
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._tidied: datetime | None = None  # up to where
+
+    def go_on(self) -> None:
+        """Sweep every ``sweep_interval`` from the first run on, and do all else that is to be done beside runs."""
+        pulse, interval = self._parts.pulse, self._parts.settings.sweep_interval
+        pulse.add_chore(self._parts.hooks.deliver, _DELIVER_SECONDS, on_wake=True)
+        pulse.add_chore(self._close_resources, _DELIVER_SECONDS)
+        if interval is not None:
+            pulse.add_chore(self._sweep_beside, interval.total_seconds())
+
+    def sweep(self, now: datetime | None, *, dry_run: bool, older_than: Timeout, status: Status | None) -> list[Ended]:
+        parts, moment = self._parts, now or self._parts.clock()
+        parts.recorder.drain()
+        parts.pulse.settle()
+        age = own_seconds("older_than", older_than)
+        if age is None and status is not None:
+            raise InvalidSettings(["status: a sweep chooses by it only with older_than"])
+        if dry_run:
+            return self._list(moment, age, status)
+        lease = parts.storage.take_over(_DUTY)
+        if lease is None:
+            return []
+        try:
+            ended = self._end(self._list(moment, age, status), moment)
+            if age is None and ended:  # what has expired now may have been expired for longer than it is kept
+                ended += self._end(self._list(moment, None, None), moment)
+            self._tidy()
+        finally:
+            parts.storage.release([lease])
+        return ended
+
+    def _list(self, now: datetime, age: float | None, status: Status | None) -> list[Ended]:
+        storage = self._parts.storage
+        if age is None:
+            return storage.list_due(now, sized=True)
+        return storage.list_older(now - timedelta(seconds=age), status=status, sized=True)
+
+    def _end(self, due: list[Ended], now: datetime) -> list[Ended]:
+        parts = self._parts
+        ended = parts.storage.end_due([each for each in due if not self._is_postponed(each, now)], now=now)
+        for each in ended:
+            if each.action in ("delete", "archive"):
+                parts.recorder.forget(each.session_id)
+                parts.visits.forget(each.session_id)
+        parts.resources.close([each.session_id for each in ended])
+        parts.pulse.wake()
+        return ended
+
+    def _is_postponed(self, ended: Ended, now: datetime) -> bool:
+        parts = self._parts
+        if ended.reason not in ("idle_timeout", "max_age") or not parts.hooks.minds_expiry:
+            return False
+        session = parts.storage.find_session(ended.session_id)
+        if session is None or session.postponed_until is not None:
+            return False
+        until = parts.hooks.postponed(ended, now)
+        if until is not None:
+            parts.storage.postpone(ended.session_id, until)
+        return until is not None
+
+    def _tidy(self) -> None:
+        """Take away what the dead have left: leases, and writes whose checkpoint never came."""
+        now = self._parts.clock()
+        before = now - _ORPHANED
+        self._parts.storage.tidy(self._tidied or before - _FIRST, before)
+        self._tidied = before
+
+    def _sweep_beside(self) -> None:
+        try:
+            self.sweep(None, dry_run=False, older_than=None, status=None)
+        except StorageError as error:
+            logger.warning("a sweep beside the runs failed, and is tried again (%s)", error)
+
+    def _close_resources(self) -> None:
+        """Of sessions that another process has ended."""
+        parts = self._parts
+        for session_id in parts.resources.sessions():
+            session = parts.storage.find_session(session_id)
+            if session is None or session.status not in ("active", "idle", "opening"):
+                parts.resources.close([session_id])

@@ -1,0 +1,149 @@
+"""One run at a time in a session, where ``on_busy`` asks for it: taking a turn, waiting for it, or being refused.
+
+The queue is in the database, so it holds across processes. Of those that wait in this process for one
+session, only the first asks the database, and under asyncio they wait on the event loop: a hundred
+waiting runs are a hundred sleeping tasks. A thread that waits for a run that waits for the thread
+does not come about, because a run inside a run has its turn already.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from typing import Literal
+
+from session_middleware.errors import SessionBusy
+from session_middleware.pulse import Pulse
+from session_middleware.storage.offload import Offload
+from session_middleware.storage.port import Storage, Visit
+from session_middleware.visits import Visits
+
+_SHORTEST, _LONGEST = 0.01, 0.25  # seconds between two times a waiting run asks
+_PATIENCE = 5  # times it asks before it believes that a run is in progress whose end nobody will tell
+
+
+class _Wait:
+    """A run that waits, and since when."""
+
+    def __init__(self, visit: Visit) -> None:
+        self.visit = visit
+        self.began = time.monotonic()
+        self.asked = 0
+
+    @property
+    def number(self) -> int | None:
+        """Its place in the queue."""
+        return self.visit.lease.number if self.visit.lease is not None else None
+
+
+class Turns:
+    def __init__(
+        self,
+        storage: Storage,
+        offload: Offload,
+        pulse: Pulse,
+        visits: Visits,
+        *,
+        settle: Callable[[str], None],
+        on_busy: Literal["allow", "wait", "reject"],
+        timeout_seconds: float,
+    ) -> None:
+        self._storage = storage
+        self._offload = offload
+        self._pulse = pulse
+        self._visits = visits
+        self._settle = settle  # what the recorder has handed over may be the end of the last run
+        self._on_busy = on_busy
+        self._timeout_seconds = timeout_seconds
+        self._lock = threading.Lock()
+        self._queues: dict[str, list[_Wait]] = {}
+
+    def _is_needed(self, visit: Visit) -> bool:
+        """Whether this visit has to ask for its turn."""
+        lease = visit.lease
+        return self._on_busy != "allow" and lease is not None and not lease.is_exclusive and not visit.reading
+
+    def take(self, visit: Visit) -> Visit:
+        """The visit, when it has the session alone. Raises `SessionBusy`, or what refuses the visit."""
+        if not self._is_needed(visit):
+            return visit
+        wait = self._join(visit)
+        try:
+            with self._visits.claiming(visit):
+                while (pause := self._ask(wait)) is not None:
+                    time.sleep(pause)
+        finally:
+            self._part(wait)
+        return visit
+
+    async def atake(self, visit: Visit) -> Visit:
+        """As `take`. Nothing of the waiting is done on a thread."""
+        if not self._is_needed(visit):
+            return visit
+        wait = self._join(visit)
+        try:
+            with self._visits.claiming(visit):
+                while True:
+                    is_mine_to_ask = self._is_late(wait) or not self._place(wait)
+                    pause = await self._offload.run(self._ask, wait) if is_mine_to_ask else self._pause(wait)
+                    if pause is None:
+                        return visit
+                    await asyncio.sleep(pause)
+        finally:
+            if visit.lease is None or visit.lease.is_exclusive:
+                self._part(wait)
+            else:
+                await asyncio.shield(self._offload.run(self._part, wait))
+
+    def _join(self, visit: Visit) -> _Wait:
+        wait = _Wait(visit)
+        with self._lock:
+            self._queues.setdefault(visit.session_id, []).append(wait)
+        return wait
+
+    def _place(self, wait: _Wait) -> int:
+        """How many of this process are before it; one that has no place in the queue yet takes it after those."""
+        with self._lock:
+            queue = list(self._queues[wait.visit.session_id])
+        if wait.number is None:
+            return sum(other.number is None for other in queue[: queue.index(wait)])
+        return sum(other.number is not None and other.number < wait.number for other in queue)
+
+    def _ask(self, wait: _Wait) -> float | None:
+        """Ask for the turn; after how many seconds to ask again, ``None`` when it has come. Raises `SessionBusy`."""
+        visit = wait.visit
+        if self._is_late(wait):
+            run_id, process = self._storage.find_holder(visit.session_id, but=visit.lease) or (None, None)
+            raise SessionBusy(visit.session_id, run_id=run_id, process=process)
+        if self._place(wait) == 0:
+            if not wait.asked:
+                self._settle(visit.session_id)
+            self._pulse.settle()
+            wait.asked += 1
+            if wait.number is None and self._storage.find_holder(visit.session_id) is not None:
+                self._pulse.end_unheld()
+                if wait.asked < _PATIENCE and self._pulse.is_untold(visit):
+                    return _SHORTEST  # it has just ended, maybe, and something of it is still on its way out
+            if self._storage.enter(visit, wait=self._on_busy == "wait"):
+                return None
+        return self._pause(wait)
+
+    def _is_late(self, wait: _Wait) -> bool:
+        return time.monotonic() - wait.began > self._timeout_seconds
+
+    def _pause(self, wait: _Wait) -> float:
+        return min(_LONGEST, _SHORTEST * (1 + wait.asked / 4 + 4 * self._place(wait)))
+
+    def _part(self, wait: _Wait) -> None:
+        """It waits no more; if it has not had its turn, it gives its place away."""
+        with self._lock:
+            queue = self._queues[wait.visit.session_id]
+            queue.remove(wait)
+            if not queue:
+                del self._queues[wait.visit.session_id]
+        lease = wait.visit.lease
+        if lease is not None and not lease.is_exclusive:
+            self._storage.release([lease])
+            lease.number = None

@@ -1,0 +1,191 @@
+"""Limits, leases and sweeps across processes, some of which are killed in the middle of it."""
+
+from __future__ import annotations
+
+import os
+import random
+import selectors
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from session_middleware import Sessions
+from session_middleware.storage.processes import is_gone, is_near, this_process
+
+ROOT = str(Path(__file__).parents[2])
+ROUNDS = int(os.environ.get("SESSION_FAULT_ROUNDS", "2"))
+ENVIRONMENT = {**os.environ, "PYTHONPATH": ROOT}
+
+
+def start(script: str, *arguments: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+    )
+
+
+OPENING = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from session_middleware import Sessions, SessionLimitReached
+
+path, name, on_limit = sys.argv[1:]
+sessions = Sessions(path, max_sessions=30, max_sessions_per_user=12, on_limit=on_limit)
+
+def work(number):
+    try:
+        sessions.open(f"{name}-{number}", user_id=f"u{number % 4}")
+    except SessionLimitReached:
+        return "refused"
+    return "opened"
+
+sys.stdin.readline()
+with ThreadPoolExecutor(50) as pool:
+    print(*pool.map(work, range(50)))
+sessions.close()
+"""
+
+
+@pytest.mark.parametrize("on_limit", ["reject", "expire_oldest"])
+def test_limits_are_exact_under_many_opens_at_once_in_several_processes(tmp_path: Path, on_limit: str) -> None:
+    path = tmp_path / "sessions.db"
+    processes = [start(OPENING, path, number, on_limit) for number in range(4)]
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    outcomes = " ".join(process.communicate(timeout=100)[0] for process in processes).split()
+    with Sessions(path) as sessions:
+        opened = outcomes.count("opened")
+        assert len(outcomes) == 200
+        assert sessions.count(status="active") == 30
+        assert sessions.count() == opened == (30 if on_limit == "reject" else 200)
+        assert all(sessions.count(status="active", user_id=f"u{n}") <= 12 for n in range(4))
+        assert sessions.check() == []
+
+
+RUNNING = """
+import sys, time
+from langgraph.graph import START, MessagesState, StateGraph
+from session_middleware import Sessions
+
+path, on_busy, part = sys.argv[1:]
+sessions = Sessions(path, on_busy=on_busy)
+
+def node(state):
+    print("inside", flush=True)
+    sys.stdin.readline()
+    return {"messages": [("ai", "done")]}
+
+builder = StateGraph(MessagesState).add_node("node", node).add_edge(START, "node")
+if part == "attached":
+    graph = sessions.attach(builder.compile())
+else:
+    graph = builder.compile(checkpointer=sessions.checkpointer)
+graph.invoke({"messages": "hi"}, sessions.config("t"), durability="sync")
+print("ended", flush=True)
+sessions.close()
+"""
+
+
+@pytest.mark.parametrize("part", ["attached", "checkpointer"])
+def test_a_run_waits_for_another_processes_run_and_takes_over_when_that_is_killed(tmp_path: Path, part: str) -> None:
+    path = tmp_path / "sessions.db"
+    first, second = start(RUNNING, path, "wait", part), start(RUNNING, path, "wait", part)
+    inside = _first_to_speak([first, second])
+    assert inside.stdout.readline() == "inside\n"
+    other = second if inside is first else first
+    with Sessions(path) as sessions:
+        assert sessions.get("t").is_running
+        assert sessions.sweep() == []
+    inside.kill()
+    assert other.stdout.readline() == "inside\n"
+    other.communicate("go\n", timeout=60)
+    inside.communicate()
+    assert (inside.returncode, other.returncode) == (-9, 0)
+    with Sessions(path) as sessions:
+        assert not sessions.get("t").is_running
+        sessions.check(repair=True)
+        assert sessions.check() == []
+
+
+def _first_to_speak(processes: list[Any]) -> Any:
+    with selectors.DefaultSelector() as selector:
+        for process in processes:
+            selector.register(process.stdout, selectors.EVENT_READ, process)
+        ready = selector.select(60)
+        assert ready
+        return ready[0][0].data
+
+
+BUSY = """
+import random, sys
+from langgraph.graph import START, MessagesState, StateGraph
+from session_middleware import SessionError, Sessions
+
+path, seed = sys.argv[1:]
+random.seed(seed)
+sessions = Sessions(path, idle_timeout="50ms", retention="200ms", on_busy="wait", sweep_interval="20ms",
+                    on_expire=random.choice(["keep", "delete", "archive", "prune"]))
+def node(state):
+    return {"messages": [("ai", "you said " + state["messages"][-1].text)]}
+graph = sessions.attach(StateGraph(MessagesState).add_node("node", node).add_edge(START, "node").compile())
+print("ready", flush=True)
+while True:
+    name, act = f"s{random.randrange(6)}", random.randrange(12)
+    try:
+        if act < 7:
+            graph.invoke({"messages": "hi"}, sessions.config(name), durability=random.choice(["sync", "async", "exit"]))
+        elif act == 7:
+            sessions.sweep()
+        elif act == 8 and (session := sessions.find(name)):
+            session.complete()
+        elif act == 9:
+            sessions.delete(name)
+        elif act == 10 and (session := sessions.find(name)):
+            session.memory.remember("x")
+        else:
+            sessions.checkpointer.copy_thread(name, name + "-copy")
+    except SessionError:
+        pass
+    print("did", act, flush=True)
+"""
+
+
+def test_processes_killed_at_random_leave_nothing_that_a_check_finds(tmp_path: Path) -> None:
+    path = tmp_path / "sessions.db"
+    for round_ in range(ROUNDS):
+        processes = [start(BUSY, path, f"{round_}-{number}") for number in range(3)]
+        for process in processes:
+            for _ in range(random.randrange(3, 25)):
+                assert process.stdout.readline()
+            process.kill()
+        for process in processes:
+            process.communicate()
+        with Sessions(path, idle_timeout="50ms", on_expire="archive", sweep_interval=None) as sessions:
+            sessions.sweep()
+            found = sessions.check(repair=True)
+            assert {problem.kind for problem in found} <= {"dead_lease", "dead_run", "orphaned_writes", "stuck"}
+            assert all(problem.repaired for problem in found)
+            assert sessions.check() == []
+            verified = sessions.verify()
+            assert verified.is_clean, verified
+
+
+def test_a_process_is_known_from_another_that_has_its_number(tmp_path: Path) -> None:
+    mine = this_process()
+    host, number, started = mine.rsplit(":", 2)
+    assert is_near(mine)
+    assert not is_gone(mine)
+    assert is_gone(f"{host}:{number}:{int(started) + 1}") == (int(started) != 0)
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    assert is_gone(f"{host}:{ended.pid}:12345")
+    assert not is_gone(f"elsewhere:{ended.pid}:12345")
+    assert not is_near(f"elsewhere:{ended.pid}:12345")

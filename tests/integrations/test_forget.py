@@ -1,0 +1,117 @@
+"""Forgetting a user leaves no byte of theirs, and nobody else's is touched."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from session_middleware import SessionAccessDenied, Sessions
+from tests.conftest import Clock
+from tests.integrations import agents
+from tests.integrations.agents import human, said
+
+PLANTED = "PLUGHXYZZY"  # in what alice says, in her id and in those of her sessions
+ALICE = f"alice-{PLANTED}"
+
+
+@pytest.fixture
+def sessions(tmp_path: Path, clock: Clock) -> Iterator[Sessions]:
+    with Sessions(tmp_path / "sessions.db", clock=clock, idle_timeout="1h") as sessions:
+        yield sessions
+
+
+@pytest.fixture
+def graph(sessions: Sessions, clock: Clock) -> Any:
+    """Attached; alice has left something everywhere, and bob something beside it."""
+    graph = sessions.attach(agents.tool_graph())
+    for name in ("one", "two", "archived"):
+        config = sessions.config(f"{name}-{PLANTED}", user_id=ALICE, group_id="team")
+        graph.invoke(human(f"look up {PLANTED}"), config)
+        sessions.get(f"{name}-{PLANTED}").update(title=PLANTED, context={"likes": PLANTED}, on_expire="archive")
+    graph.invoke(human("look up tea"), sessions.config("b", user_id="bob", group_id="team"))
+    mine = sessions.get(f"one-{PLANTED}")
+    for scope in ("session", "user", "group", "global"):
+        mine.memory.remember(f"{PLANTED} was here", scope=scope)
+    sessions.get("b").memory.remember("bob was here", scope="group")
+    sessions.get("b").pin("for the court", by=ALICE)
+    for name in ("one", "two"):
+        sessions.get(f"{name}-{PLANTED}").update(idle_timeout="never")
+    with pytest.raises(SessionAccessDenied):
+        graph.invoke(human("mine"), sessions.config("b", user_id=ALICE))
+    clock.advance(hours=2)
+    sessions.sweep()
+    sessions.checkpointer.copy_thread(f"two-{PLANTED}", f"fork-{PLANTED}")
+    sessions.delete(f"two-{PLANTED}")
+    return graph
+
+
+def everything_stored(folder: Path) -> bytes:
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    return b"".join(str(file).encode() + file.read_bytes() for file in files)
+
+
+async def test_no_byte_is_left_of_a_forgotten_user(sessions: Sessions, graph: Any, tmp_path: Path) -> None:
+    before = sessions.get("b").model_dump(exclude={"pinned"})
+    bobs = (said(sessions.get("b")), graph.get_state(sessions.config("b", user_id="bob")).values)
+    assert PLANTED.encode() in everything_stored(tmp_path)
+    planned = await sessions.aforget_user(ALICE, dry_run=True)
+    assert planned.dry_run
+    assert sessions.count(user_id=ALICE) == 2
+    forgotten = sessions.forget_user(ALICE)
+    assert forgotten.model_dump(exclude={"dry_run", "bytes_freed"}) == planned.model_dump(
+        exclude={"dry_run", "bytes_freed"}
+    )
+    assert (forgotten.sessions, forgotten.archives, forgotten.memories, forgotten.pending) == (2, 1, 4, False)
+    assert forgotten.messages == 4
+    assert forgotten.traces == 3  # that she was refused, and that she has pinned, and an event that says so
+    assert PLANTED.encode() not in everything_stored(tmp_path)
+    assert sessions.get("b").model_dump(exclude={"pinned"}) == before
+    assert (said(sessions.get("b")), graph.get_state(sessions.config("b", user_id="bob")).values) == bobs
+    assert [memory.text for memory in sessions.get("b").memory.recall("was here")] == ["bob was here"]
+    assert sessions.check() == []
+    assert sessions.verify().is_clean
+    assert sessions.forget_user(ALICE).sessions == 0
+
+
+def test_what_was_forgotten_is_not_brought_back_by_a_slow_run(sessions: Sessions, graph: Any, tmp_path: Path) -> None:
+    from langchain_core.tools import tool
+
+    from session_middleware import SessionClosed
+
+    @tool
+    def look_up(thing: str) -> str:
+        """The operator acts meanwhile."""
+        sessions.forget_user(ALICE)
+        return PLANTED
+
+    slow = sessions.attach(agents.tool_graph(look_up))
+    with pytest.raises(SessionClosed):
+        slow.invoke(human("look up tea"), sessions.config(f"one-{PLANTED}", user_id=ALICE))
+    assert sessions.find(f"one-{PLANTED}") is None
+    assert PLANTED.encode() not in everything_stored(tmp_path)
+    assert sessions.explain(f"one-{PLANTED}").status == "forgotten"
+
+
+def test_a_reader_of_an_older_snapshot_makes_the_receipt_say_that_it_is_pending(
+    sessions: Sessions, graph: Any, tmp_path: Path
+) -> None:
+    reader = sqlite3.connect(tmp_path / "sessions.db", isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT COUNT(*) FROM sessions").fetchone()
+    assert sessions.forget_user(ALICE).pending
+    reader.execute("ROLLBACK")
+    reader.close()
+    assert not sessions.forget_user(ALICE).pending
+    assert PLANTED.encode() not in everything_stored(tmp_path)
+
+
+def test_a_revocation_outlives_what_it_was_of(sessions: Sessions, graph: Any, tmp_path: Path) -> None:
+    sessions.revoke(ALICE)
+    sessions.forget_user(ALICE)
+    assert PLANTED.encode() not in everything_stored(tmp_path)
+    with pytest.raises(SessionAccessDenied):
+        graph.invoke(human("back"), sessions.config("new", user_id=ALICE))

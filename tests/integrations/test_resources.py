@@ -1,0 +1,138 @@
+"""Resources belong to a session while it lives: opened once, and closed when it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from session_middleware import PathTemplateError, Sessions
+from tests.conftest import Clock
+
+
+@pytest.fixture
+def sessions(tmp_path: Path, clock: Clock) -> Iterator[Sessions]:
+    with Sessions(tmp_path / "s.db", clock=clock, idle_timeout="30m", max_open_resources=2) as sessions:
+        yield sessions
+
+
+@pytest.fixture
+def log() -> list[str]:
+    return []
+
+
+def use(session: Any, log: list[str]) -> Any:
+    def open_() -> list[str]:
+        log.append(f"open {session.id}")
+        return [session.id]
+
+    return session.resource("server", open=open_, close=lambda value: log.append(f"close {value[0]}"))
+
+
+def test_a_resource_is_opened_once_and_closed_when_its_session_ends(
+    sessions: Sessions, log: list[str], clock: Clock
+) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: use(sessions.open("t"), log), range(20)))
+    assert all(value is found[0] for value in found)
+    sessions.get("t").complete()
+    assert log == ["open t", "close t"]
+    use(sessions.open("t"), log)
+    clock.advance(hours=1)
+    sessions.sweep()
+    assert log == ["open t", "close t"] * 2
+
+
+def test_the_one_used_least_recently_makes_room_and_the_rest_is_closed_at_the_end(
+    tmp_path: Path, log: list[str]
+) -> None:
+    with Sessions(tmp_path / "s.db", max_open_resources=2) as sessions:
+        for name in ("a", "b", "a", "c"):
+            use(sessions.open(name), log)
+        assert log == ["open a", "open b", "open c", "close b"]
+    assert sorted(log[4:]) == ["close a", "close c"]
+
+
+def test_one_that_cannot_be_opened_is_tried_again_and_one_that_cannot_be_closed_breaks_nothing(
+    sessions: Sessions, caplog: pytest.LogCaptureFixture
+) -> None:
+    session = sessions.open("t")
+
+    def refuse(*_: Any) -> None:
+        raise OSError("no")
+
+    with pytest.raises(OSError, match="no"):
+        session.resource("x", open=refuse)
+    assert session.resource("x", open=lambda: 1, close=refuse) == 1
+    assert session.complete().status == "completed"
+    assert "OSError('no')" in caplog.text
+
+
+async def test_an_async_resource_is_opened_and_closed_by_one_task(tmp_path: Path, log: list[str]) -> None:
+    tasks: list[Any] = []
+
+    async def open_() -> str:
+        tasks.append(asyncio.current_task())
+        await asyncio.sleep(0)
+        log.append("open")
+        return "server"
+
+    async def close(value: str) -> None:
+        tasks.append(asyncio.current_task())
+        log.append(f"close {value}")
+
+    async with Sessions(tmp_path / "s.db") as sessions:
+        session = await sessions.aopen("t")
+        values = await asyncio.gather(*(session.aresource("mcp", open=open_, close=close) for _ in range(5)))
+        assert values == ["server"] * 5
+        await session.acomplete()
+        again = await sessions.aopen("t")
+        await again.aresource("mcp", open=open_, close=close)
+    assert log == ["open", "close server"] * 2
+    assert tasks[0] is tasks[1] is not tasks[2]
+
+
+def test_another_process_ending_the_session_closes_it_here(
+    sessions: Sessions, tmp_path: Path, log: list[str], clock: Clock
+) -> None:
+    use(sessions.open("t"), log)
+    with Sessions(tmp_path / "s.db", clock=clock) as others:
+        others.get("t").complete()
+    sessions._sweeper._close_resources()
+    assert log == ["open t", "close t"]
+
+
+AT_EXIT = """
+import sys
+from session_middleware import Sessions
+sessions = Sessions(sys.argv[1])
+sessions.open("t").resource("x", open=lambda: "x", close=lambda value: print("closed", value, flush=True))
+"""
+
+
+def test_what_is_left_open_is_closed_when_the_interpreter_ends(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", AT_EXIT, str(tmp_path / "s.db")],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    assert done.stdout == "closed x\n"
+
+
+def test_a_path_is_filled_in_safely_or_refused(sessions: Sessions) -> None:
+    session = sessions.open("../../etc/passwd", user_id="a.b~c", group_id=None)
+    path = session.path("work/{user_id}/{session_id}")
+    assert path == Path("work/a%2Eb%7Ec/%2E%2E%2F%2E%2E%2Fetc%2Fpasswd")
+    assert sessions.open("x" * 900).path("{session_id}").name != sessions.open("x" * 901).path("{session_id}").name
+    for template in ("{group_id}", "{nobody}", "{}", "{session_id.__class__}"):
+        with pytest.raises(PathTemplateError):
+            session.path(template)

@@ -1,0 +1,367 @@
+"""What becomes of sessions that have ended: pruned, archived, deleted, remembered; and how many may be open."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langchain_core.tools import tool
+
+from session_middleware import (
+    SessionClosed,
+    SessionExpired,
+    SessionLimitReached,
+    Sessions,
+    StorageError,
+)
+from session_middleware.model import Identity
+from session_middleware.storage.port import Visit
+from session_middleware.storage.seen import MessageSeen
+from tests.conftest import Clock
+from tests.integrations import agents
+from tests.integrations.agents import human, said
+
+Open = Callable[..., Sessions]
+
+
+@pytest.fixture
+def open_sessions(tmp_path: Path, clock: Clock) -> Iterator[Open]:
+    opened: list[Sessions] = []
+
+    def open_(**settings: Any) -> Sessions:
+        opened.append(Sessions(tmp_path / "sessions.db", **{"idle_timeout": "30m", "clock": clock} | settings))
+        return opened[-1]
+
+    yield open_
+    for sessions in opened:
+        sessions.close()
+
+
+def kinds(session: Any) -> list[str]:
+    return [event.kind for event in session.events()]
+
+
+# Archives
+
+
+def archived(sessions: Sessions, clock: Clock, **configurable: Any) -> tuple[Any, Any, Path]:
+    """A session with two turns, a branch and a memory, which a sweep has archived."""
+    graph, config = sessions.attach(agents.tool_graph()), sessions.config("t", **configurable)
+    graph.invoke(human("look up tea"), config)
+    graph.invoke(human("both tea"), config)
+    past = list(graph.get_state_history(config))[-2].config
+    graph.update_state(past, {"messages": [human("other")["messages"][0]]}, as_node="__start__")
+    sessions.get("t").memory.remember("alice likes tea", "k")
+    clock.advance(hours=1)
+    (ended,) = sessions.sweep()
+    assert (ended.session_id, ended.action) == ("t", "archive")
+    assert sessions.find("t") is None
+    (path,) = Path(f"{sessions.settings.storage_url}.archive").iterdir()
+    return graph, config, path
+
+
+def everything(sessions: Sessions, graph: Any, config: Any) -> Any:
+    session = sessions.get("t")
+    history = [
+        (state.values, state.config["configurable"]["checkpoint_id"], state.next)
+        for state in graph.get_state_history(config)
+    ]
+    rows = [row.model_dump(exclude={"seq"}) for row in (*session.messages(branch="all"), *session.tool_calls())]
+    return history, rows, [memory.text for memory in session.memory.list()]
+
+
+def test_an_archived_session_is_a_file_of_json_lines_and_comes_back_whole(
+    open_sessions: Open, clock: Clock, tmp_path: Path
+) -> None:
+    sessions = open_sessions(on_expire="keep")
+    graph, config = sessions.attach(agents.tool_graph()), sessions.config("t", user_id="alice")
+    graph.invoke(human("look up tea"), config)
+    graph.invoke(human("both tea"), config)
+    past = list(graph.get_state_history(config))[-2].config
+    graph.update_state(past, {"messages": [human("other")["messages"][0]]}, as_node="__start__")
+    sessions.get("t").memory.remember("alice likes tea", "k")
+    before = everything(sessions, graph, config)
+    sessions = open_sessions(on_expire="archive")
+    graph = sessions.attach(agents.tool_graph())
+    clock.advance(hours=1)
+    assert [(ended.session_id, ended.action) for ended in sessions.sweep()] == [("t", "archive")]
+    assert sessions.find("t") is None
+    assert sessions.explain("t").status == "archived"
+    stored = b"".join(file.read_bytes() for file in tmp_path.iterdir() if file.is_file())
+    assert b"likes tea" not in stored
+    (path,) = (tmp_path / "sessions.db.archive").iterdir()
+    lines = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
+    assert [line[0] for line in lines][:2] == ["archive", "sessions"]
+    assert "both tea" in {line[1]["text"] for line in lines if line[0] == "messages"}
+    assert lines[-1] == ["end", {"rows": len(lines) - 1}]
+    assert graph.get_state(config).values == {}  # to read brings nothing back
+    assert sessions.find("t") is None
+    sessions.open("t", user_id="alice")
+    assert everything(sessions, graph, config) == before
+    session = sessions.get("t")
+    assert (session.status, session.opened_as, kinds(session)[-2:]) == ("active", "revived", ["restored", "revived"])
+    assert graph.invoke(None, config)["messages"][-1].text == "you said other"  # as it was left
+    assert sessions.verify().is_clean
+    assert sessions.check() == []
+
+
+async def test_an_archive_is_its_owners_and_comes_back_by_open_as_well(open_sessions: Open, clock: Clock) -> None:
+    sessions = open_sessions(on_expire="archive")
+    graph, _, _ = archived(sessions, clock, user_id="alice")
+    with pytest.raises(PermissionError):
+        await graph.ainvoke(human("mine"), sessions.config("t", user_id="mallory"))
+    assert sessions.find("t") is None
+    opened = sessions.open("t", user_id="alice")
+    assert (opened.opened_as, len(opened.tool_calls())) == ("revived", 3)
+
+
+def test_an_archive_that_is_not_what_was_written_brings_nothing_back(open_sessions: Open, clock: Clock) -> None:
+    sessions = open_sessions(on_expire="archive")
+    graph, config, path = archived(sessions, clock)
+    path.write_bytes(gzip.compress(b'["archive",{}]\n'))
+    with pytest.raises(StorageError, match=r"jsonl\.gz.*not what was written"):
+        graph.invoke(human("hi"), config)
+    assert sessions.find("t") is None
+    path.unlink()
+    with pytest.raises(StorageError, match="cannot be read"):
+        graph.invoke(human("hi"), config)
+
+
+def test_nothing_is_deleted_when_the_archive_cannot_be_written(
+    open_sessions: Open, clock: Clock, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    sessions = open_sessions(on_expire="archive", archive_path=str(tmp_path / "file"))
+    sessions.attach(agents.chat()).invoke(human("hi"), sessions.config("t"))
+    clock.advance(hours=1)
+    with pytest.raises(StorageError, match="nothing was deleted"):
+        sessions.sweep()
+    session = sessions.get("t")
+    assert (session.status, len(said(session))) == ("closing", 2)
+    assert [problem.kind for problem in sessions.check()] == ["stuck"]
+    (tmp_path / "file").unlink()
+    sessions.sweep()
+    assert sessions.find("t") is None
+
+
+def test_a_fork_comes_back_beside_the_one_it_shares_with(open_sessions: Open, clock: Clock) -> None:
+    sessions = open_sessions(on_expire="archive")
+    graph = sessions.attach(agents.chat())
+    graph.invoke(human("hi"), sessions.config("t"))
+    sessions.checkpointer.copy_thread("t", "u")
+    clock.advance(minutes=20)
+    graph.invoke(human("only here"), sessions.config("u"))
+    clock.advance(minutes=20)
+    assert [ended.session_id for ended in sessions.sweep()] == ["t"]
+    graph.invoke(human("again"), sessions.config("t"))
+    texts = {name: [m.text for m in graph.get_state(sessions.config(name)).values["messages"]] for name in "tu"}
+    assert texts == {
+        "t": ["hi", "you said hi", "again", "you said again"],
+        "u": ["hi", "you said hi", "only here", "you said only here"],
+    }
+    assert sessions.verify().is_clean
+
+
+# Pruning and deleting
+
+
+def test_prune_keeps_the_latest_checkpoint_and_the_record(open_sessions: Open, clock: Clock) -> None:
+    sessions = open_sessions(on_expire="prune")
+    graph, config = sessions.attach(agents.chat()), sessions.config("t")
+    for text in ("one", "two"):
+        graph.invoke(human(text), config)
+    clock.advance(hours=1)
+    (planned,) = sessions.sweep(dry_run=True)
+    assert planned.bytes > 500
+    assert [ended.action for ended in sessions.sweep()] == ["prune"]
+    session = sessions.get("t")
+    assert (session.status, session.stats().checkpoint_count, len(said(session))) == ("expired", 1, 4)
+    assert len(graph.invoke(human("three"), config)["messages"]) == 6
+
+
+def test_retention_deletes_what_has_ended_long_ago_and_remembers_the_id(open_sessions: Open, clock: Clock) -> None:
+    sessions = open_sessions(retention="7d")
+    sessions.open("t", user_id="alice").complete()
+    sessions.open("short", retention="1d").abandon()
+    sessions.open("kept", retention="never").complete()
+    sessions.open("idle")
+    clock.advance(days=1)
+    assert [(e.session_id, e.reason, e.action) for e in sessions.sweep()] == [
+        ("idle", "idle_timeout", "keep"),
+        ("short", "retention", "delete"),
+    ]
+    clock.advance(days=6)
+    assert {(e.session_id, e.reason) for e in sessions.sweep()} == {("t", "retention")}
+    explained = sessions.explain("t")
+    assert (explained.status, explained.reason, explained.since) == ("deleted", "retention", clock())
+    assert {session.id for session in sessions.list()} == {"kept", "idle"}
+    clock.advance(days=1)
+    assert [e.session_id for e in sessions.sweep()] == ["idle"]
+
+
+def test_one_sweep_ends_and_deletes_what_has_been_due_for_both(open_sessions: Open, clock: Clock) -> None:
+    sessions = open_sessions(retention="1d")
+    sessions.open("t")
+    clock.advance(days=2)
+    assert [(e.session_id, e.action) for e in sessions.sweep()] == [("t", "keep"), ("t", "delete")]
+    assert sessions.find("t") is None
+
+
+def test_older_than_cleans_by_age_and_status(open_sessions: Open, clock: Clock) -> None:
+    sessions = open_sessions(idle_timeout=None)
+    for name in ("a", "b"):
+        sessions.open(name)
+    sessions.get("b").complete()
+    clock.advance(days=89)
+    sessions.open("young")
+    clock.advance(days=1, seconds=1)
+    planned = sessions.sweep(older_than="90d", status="completed", dry_run=True)
+    assert [(e.session_id, e.reason, e.action) for e in planned] == [("b", "older_than", "delete")]
+    assert sessions.sweep(older_than="90d", status="completed") == planned
+    assert [e.session_id for e in sessions.sweep(older_than=timedelta(days=90))] == ["a"]
+    assert [session.id for session in sessions.list()] == ["young"]
+    with pytest.raises(ValueError, match="older_than"):
+        sessions.sweep(status="idle")
+
+
+# Tombstones
+
+
+@pytest.mark.parametrize("part", ["attached", "checkpointer"])
+@pytest.mark.parametrize("reopened", [False, True])
+def test_a_run_that_is_slower_than_its_sessions_deletion_brings_nothing_back(
+    reopened: bool, part: str, open_sessions: Open
+) -> None:
+    sessions, others = open_sessions(), open_sessions()
+
+    @tool
+    def look_up(thing: str) -> str:
+        """The operator acts meanwhile."""
+        others.delete("t")
+        if reopened:
+            others.attach(agents.chat()).invoke(human("anew"), others.config("t"))
+        return thing
+
+    if part == "attached":
+        graph = sessions.attach(agents.tool_graph(look_up))
+    else:
+        graph = agents.tool_graph(look_up, checkpointer=sessions.checkpointer)
+    graph.invoke(human("hi"), sessions.config("t"))
+    with pytest.raises(SessionClosed, match="is deleted"):
+        graph.invoke(human("look up tea"), sessions.config("t"))
+    if reopened:
+        assert said(sessions.get("t")) == [("user", "anew"), ("assistant", "you said anew")]
+        assert sessions.get("t").incarnation == 2
+    else:
+        assert sessions.find("t") is None
+    assert sessions.check() == []
+    assert sessions.verify().is_clean
+
+
+def test_a_deleted_id_is_resumed_as_on_resume_says(open_sessions: Open) -> None:
+    strict, lenient = open_sessions(on_resume="reject"), open_sessions()
+    strict.open("t")
+    strict.delete("t")
+    with pytest.raises(SessionExpired, match="was deleted"):
+        strict.attach(agents.chat()).invoke(human("hi"), strict.config("t"))
+    assert strict.find("t") is None
+    lenient.attach(agents.chat()).invoke(human("hi"), lenient.config("t"))
+    assert (lenient.get("t").incarnation, kinds(lenient.get("t"))) == (2, ["opened"])
+
+
+def test_a_visit_of_another_process_that_looked_before_the_deletion_is_refused(open_sessions: Open) -> None:
+    sessions = open_sessions()
+    storage = sessions._storage
+    sessions.open("t")
+    visit = Visit("t", Identity())
+    assert storage.look(visit) is not None
+    sessions.delete("t")
+    with pytest.raises(SessionClosed):
+        storage.append_messages(visit, [MessageSeen("m", "user", "late")])
+    assert sessions.find("t") is None
+
+
+# Limits
+
+
+def test_a_limit_refuses_one_more_and_counts_only_what_is_open(open_sessions: Open, clock: Clock) -> None:
+    sessions = open_sessions(max_sessions=3, max_sessions_per_user=2)
+    graph = sessions.attach(agents.chat())
+    for name in ("a", "b"):
+        graph.invoke(human("hi"), sessions.config(name, user_id="alice"))
+    with pytest.raises(SessionLimitReached, match="limit of 2 open sessions for user 'alice'"):
+        graph.invoke(human("hi"), sessions.config("c", user_id="alice"))
+    assert sessions.find("c") is None
+    graph.invoke(human("hi"), sessions.config("a", user_id="alice"))
+    sessions.open("d", user_id="bob")
+    with pytest.raises(SessionLimitReached, match="limit of 3 open sessions is"):
+        sessions.open("e", user_id="eve")
+    with pytest.raises(SessionLimitReached):
+        sessions.checkpointer.copy_thread("d", "f")
+    sessions.get("a").complete()
+    graph.invoke(human("hi"), sessions.config("c", user_id="alice"))
+    with pytest.raises(SessionLimitReached):
+        graph.invoke(human("hi"), sessions.config("a", user_id="alice"))  # to reopen it would be one more
+    clock.advance(hours=1)
+    graph.invoke(human("hi"), sessions.config("a", user_id="alice"))
+
+
+def test_expire_oldest_makes_room_of_what_was_used_least_recently(open_sessions: Open, clock: Clock) -> None:
+    sessions = open_sessions(max_sessions=2, on_limit="expire_oldest")
+    sessions.open("pinned").pin()
+    clock.advance(minutes=1)
+    sessions.open("old")
+    clock.advance(minutes=1)
+    sessions.open("new")
+    old = sessions.get("old")
+    assert (old.status, old.reason, kinds(old)) == ("expired", "limit", ["opened", "expired"])
+    sessions.get("new").pin()
+    with pytest.raises(SessionLimitReached):
+        sessions.open("more")
+
+
+# Sweeping
+
+
+def test_one_process_sweeps_at_a_time(open_sessions: Open, clock: Clock) -> None:
+    sessions, others = open_sessions(), open_sessions()
+    sessions.open("t")
+    clock.advance(hours=1)
+    lease = others._storage.take_over("sweep")
+    assert sessions.sweep() == []
+    others._storage.release([lease])
+    assert [ended.session_id for ended in sessions.sweep()] == ["t"]
+
+
+def test_writes_whose_checkpoint_never_came_are_swept_away(open_sessions: Open, clock: Clock) -> None:
+    sessions = open_sessions()
+    graph, config = sessions.attach(agents.chat()), sessions.config("t")
+    graph.invoke(human("hi"), config)
+    lost = {"configurable": {"thread_id": "t", "checkpoint_ns": "", "checkpoint_id": "2"}}
+    sessions.checkpointer.put_writes(lost, [("messages", "never")], "task")
+    sessions.sweep()
+    count = "SELECT COUNT(*) FROM writes WHERE checkpoint_id = '2'"
+    assert sessions._storage._database.read(lambda c: c.execute(count).fetchone()) == (1,)
+    clock.advance(minutes=11)
+    assert [problem.kind for problem in sessions.check()] == ["orphaned_writes"]
+    sessions.sweep()
+    assert sessions._storage._database.read(lambda c: c.execute(count).fetchone()) == (0,)
+    assert sessions.check() == []
+    assert len(graph.get_state(config).values["messages"]) == 2
+    assert kinds(sessions.get("t"))[-1] == "repaired"
+
+
+def test_a_sweep_goes_on_beside_runs_by_itself(open_sessions: Open, clock: Clock) -> None:
+    sessions = open_sessions(sweep_interval="1h")
+    sessions.open("t")
+    clock.advance(hours=1)
+    sessions.open("u")
+    for chore in sessions._pulse._chores:
+        chore.next_at = 0.0  # by the clock of the thread
+    sessions._pulse.do_chores(woken=False)
+    assert kinds(sessions.get("t")) == ["opened", "expired"]
