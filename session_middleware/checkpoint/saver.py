@@ -312,7 +312,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
         lists = {name: KnownList(ref, split.marks[name], is_input(name)) for name, ref in refs.items()}
         if parent:
             lists.update({name: parent.lists[name] for name in split.inherited if name in parent.lists})
-        self._known.keep(key, Known(versions.copy(), channels, frozenset({**split.values, **split.inherited}), lists))
+        self._known.keep(key, Known(versions.copy(), channels, frozenset((*split.values, *split.inherited)), lists))
 
     def put_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
