@@ -33,18 +33,25 @@ def _digest(blob: Blob) -> bytes:
 
 
 def put_blob(connection: sqlite3.Connection, family_id: str, blob: Blob) -> tuple[int, bytes]:
-    """Most are new, so it is not looked for first."""
-    digest = _digest(blob)
+    """Most are new, so it is not looked for first. One that is there and was damaged is whole again after this."""
+    checksum = _checksum(digest := _digest(blob), blob)
     cursor = connection.execute(
         "INSERT INTO blobs (family_id, digest, checksum, type, data) VALUES (?, ?, ?, ?, ?)"
         " ON CONFLICT (family_id, digest) DO NOTHING",
-        (family_id, digest, _checksum(digest, blob), blob.type, blob.data),
+        (family_id, digest, checksum, blob.type, blob.data),
     )
     if cursor.rowcount:
         assert cursor.lastrowid is not None
         return cursor.lastrowid, digest
-    row = connection.execute("SELECT id FROM blobs WHERE family_id = ? AND digest = ?", (family_id, digest)).fetchone()
-    return row[0], digest
+    blob_id, is_whole = connection.execute(
+        "SELECT id, checksum IS ? AND type IS ? AND data IS ? FROM blobs WHERE family_id = ? AND digest = ?",
+        (checksum, blob.type, blob.data, family_id, digest),
+    ).fetchone()
+    if not is_whole:
+        connection.execute(
+            "UPDATE blobs SET checksum = ?, type = ?, data = ? WHERE id = ?", (checksum, blob.type, blob.data, blob_id)
+        )
+    return blob_id, digest
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from session_middleware import lifecycle
 from session_middleware.errors import SessionNotFound
 from session_middleware.model import Identity, Pin, SessionInfo, to_text
 from session_middleware.storage.port import SessionDetails, SessionFilter
-from session_middleware.storage.sqlite import events, leases
+from session_middleware.storage.sqlite import events, heads, leases
 from session_middleware.storage.sqlite.rows import clean, to_json, value_of, values_of
 from session_middleware.storage.sqlite.rules import Rules
 
@@ -31,9 +31,11 @@ def get(connection: sqlite3.Connection, session_id: str) -> SessionInfo:
 
 
 def seen(connection: sqlite3.Connection, session_id: str, rules: Rules) -> SessionInfo | None:
-    """As `find`, and whether a run is in progress in it."""
+    """As `find`, and whether a run is in progress in it; an error when only its row is missing."""
     session = find(connection, session_id)
-    if session is not None and leases.is_live(connection, session_id, rules):
+    if session is None:
+        heads.check_new(connection, session_id, rules.path)
+    elif leases.is_live(connection, session_id, rules):
         return session.model_copy(update={"is_running": True})
     return session
 
