@@ -11,8 +11,6 @@ import os
 import random
 import shutil
 import sqlite3
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -28,6 +26,7 @@ from tests.faults import damage
 from tests.faults.damage import Key, Readings
 from tests.integrations import agents
 from tests.integrations.agents import human
+from tests.processes import Process
 
 ROUNDS = int(os.environ.get("SESSION_FAULT_ROUNDS", "2"))
 ROOT = Path(__file__).parents[2]
@@ -272,14 +271,9 @@ def test_lists_that_make_a_ring_are_found(file: Path) -> None:
         "try: sessions.checkpointer.get_tuple({'configurable': {'thread_id': 't', 'checkpoint_ns': ''}})\n"
         "except StorageError: print('found')\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen([sys.executable, "-c", code, str(file)], stdout=subprocess.PIPE, env=environment)
-    try:
-        output, _ = process.communicate(timeout=8)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        output, _ = process.communicate()
-    assert output == b"found\n"
+    with Process("-c", code, file) as process:  # one that can be killed, if it goes round and round
+        process.wait(timeout=20)
+        assert process.stdout.read() == "found\n"
 
 
 @pytest.mark.parametrize(("table", "column"), [("checkpoints", "enclosing"), ("writes", "channel"), ("blobs", "type")])

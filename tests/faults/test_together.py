@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,8 +19,8 @@ from session_middleware.storage.port import SessionDetails, Visit
 from session_middleware.storage.seen import MessageSeen
 from session_middleware.storage.sqlite.engine import SqliteStorage
 from tests.integrations import scenarios
+from tests.processes import Process, run
 
-ROOT = str(Path(__file__).parents[2])
 SCALE = int(os.environ.get("SESSION_FAULT_ROUNDS", "1"))
 
 
@@ -32,21 +30,10 @@ def storage_at(path: Path, **settings: object) -> SqliteStorage:
 
 def run_together(script: str, *arguments: object, processes: int = 4) -> None:
     """Start processes that begin at the same moment; none of them has anything to complain of."""
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", script, *map(str, arguments), str(number)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": ROOT},
-        )
-        for number in range(processes)
-    ]
-    assert [process.stdout.readline() for process in started] == ["ready\n"] * processes  # type: ignore[union-attr]
+    started = [Process("-c", script, *arguments, number, stdin=True) for number in range(processes)]
+    assert [process.stdout.readline() for process in started] == ["ready\n"] * processes
     for process in started:
-        process.stdin.write("go\n")  # type: ignore[union-attr]
-        process.stdin.flush()  # type: ignore[union-attr]
+        process.say("go")
     assert [process.communicate()[1] for process in started] == [""] * processes
 
 
@@ -126,6 +113,7 @@ import asyncio, sys
 from concurrent.futures import ThreadPoolExecutor
 from session_middleware import Sessions
 from tests.integrations import scenarios
+from tests.processes import Process, run
 
 path, turns, mode, name = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]
 print("ready", flush=True)
@@ -310,12 +298,5 @@ print(sessions.count())
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
 def test_a_fork_goes_on_with_connections_and_threads_of_its_own(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", FORKING, str(tmp_path / "sessions.db")],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        env={**os.environ, "PYTHONPATH": ROOT},
-    )
+    done = run("-c", FORKING, tmp_path / "sessions.db", timeout=60)
     assert (done.stdout, done.stderr) == ("8\n", "")

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from datetime import timedelta
@@ -20,6 +17,7 @@ from session_middleware.model import Message, Run, ToolCall
 from session_middleware.timeline import Entry
 from tests.integrations import agents
 from tests.integrations.agents import human
+from tests.processes import Process
 
 
 @pytest.fixture
@@ -151,9 +149,7 @@ with Sessions(sys.argv[1]) as sessions:
 
 def test_another_process_is_followed(sessions: Sessions, tmp_path: Path) -> None:
     session = sessions.open("t")
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    path = str(tmp_path / "sessions.db")
-    writer = subprocess.Popen([sys.executable, "-c", WRITER, path], env=environment)
+    writer = Process("-c", WRITER, tmp_path / "sessions.db")
     ended = 0
     found = []
     for entry in session.follow(timeout="100s"):
@@ -161,7 +157,7 @@ def test_another_process_is_followed(sessions: Sessions, tmp_path: Path) -> None
         ended += run_ended(entry)  # one that is over when it is first seen is told before what was said in it
         if ended == 5 and len({each.seq for each in found if isinstance(each, Message)}) == 20:
             break
-    assert writer.wait() == 0
+    assert writer.communicate() == ("", "")
     whole = session.timeline()
     assert [entry.seq for entry in latest(found)] == [entry.seq for entry in whole[: len(latest(found))]]
 

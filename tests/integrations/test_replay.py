@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -17,8 +14,8 @@ from langgraph.checkpoint.memory import InMemorySaver
 from session_middleware import Sessions
 from tests.integrations import replay
 from tests.integrations.replay import THREAD, Sittings
+from tests.processes import run
 
-ROOT = Path(__file__).parents[2]
 TURNS_FILE = replay.find_turns_file()
 
 pytestmark = pytest.mark.skipif(TURNS_FILE is None, reason=replay.ABSENT)
@@ -49,14 +46,8 @@ def replayed(database: Path, sittings: Sittings, *, processes: int, killed: bool
     acknowledged: list[str] = []
     for start in range(0, len(numbers), size):
         part = numbers[start : start + size]
-        command = [sys.executable, replay.__file__, str(TURNS_FILE), str(database), str(part[0]), str(part[-1])]
-        done = subprocess.run(
-            [*command, *(["--killed"] if killed else [])],
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+        command = (replay.__file__, TURNS_FILE, database, part[0], part[-1])
+        done = run(*command, *(["--killed"] if killed else []), timeout=60)
         assert done.returncode == (-signal.SIGKILL if killed else 0), done.stderr
         acknowledged += done.stdout.split()
     return acknowledged
