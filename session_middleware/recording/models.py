@@ -111,7 +111,7 @@ class Models:
         (seen,) = describe([message], asked.namespace, new_id=self._new_id)
         seen = seen._replace(model=seen.model or asked.model)
         if asked.flushed:
-            trace.visit.unclaimed[seen.text] = str(asked.message_id)
+            trace.visit.unclaimed[seen.claim] = str(asked.message_id)
         tokens, marks = count_tokens(message.usage_metadata)
         if tokens == Tokens():
             tokens = _told_apart(response)

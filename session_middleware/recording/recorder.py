@@ -117,7 +117,7 @@ class SessionRecorder(GraphCallbackHandler):
         if trace is None:
             return
         if trace.visit.run_id == str(run_id):
-            trace.visit.given = inputs
+            trace.visit.given, trace.visit.goes_on = inputs, inputs is None
             self._resume(trace, inputs)
             return
         self._begin(trace)

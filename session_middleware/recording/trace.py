@@ -104,7 +104,7 @@ class Trace:
             mine = [m for m in self.said if namespace is None or _is_inside(m.checkpoint_ns, namespace)]
             self.said = [m for m in self.said if m not in mine]
         taken = [message for message in mine if message.message_id not in own]
-        self.visit.unclaimed.update({message.text: message.message_id for message in taken if message.text})
+        self.visit.unclaimed.update({message.claim: message.message_id for message in taken if message.text})
         return [message._replace(marks=(*message.marks, "aside")) for message in taken]
 
 

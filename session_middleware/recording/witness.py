@@ -55,7 +55,8 @@ class CheckpointWitness:
         """One without an id gets one by its place, so that a checkpoint put again brings the same."""
         found: list[MessageSeen] = []
         for number, (message, following) in enumerate(new):
-            described = describe([message], key[1], new_id=f"{key[2]}-{number}".__str__, followed_by=following)
+            by_place = f"{key[2]}-{number}".__str__
+            described = describe([message], key[1], new_id=by_place, followed_by=following, brought=True)
             found += self._journal.keeping.messages(described)
         return found
 

@@ -43,7 +43,7 @@ from session_middleware.model import (
 )
 from session_middleware.storage.conversations import Conversations
 from session_middleware.storage.reporting import Reporting
-from session_middleware.storage.seen import Entry, MessageSeen, ToolStart
+from session_middleware.storage.seen import Claim, Entry, MessageSeen, ToolStart
 from session_middleware.storage.state import (
     Blob,
     ListPut,
@@ -81,9 +81,10 @@ class Visit:
     puts: bool = False  # it puts checkpoints as it goes
     checkpoint_id: str | None = None  # of the outermost graph: the latest that was read or put in it
     started_from: str | None = None  # the first one that was read in it
+    goes_on: bool = False  # where the last run stopped, with nothing new
     branch: str | None = None  # what it says goes there; None: where its checkpoint, or else the session, is
     entries: deque[Entry] = field(default_factory=deque)
-    unclaimed: dict[str, str] = field(default_factory=dict)  # what models said that no state holds yet: ids by text
+    unclaimed: dict[Claim, str] = field(default_factory=dict)  # what was said that no state holds yet, by its id
     resume_id: str | None = None  # of the message that is a person's answer, where the checkpointer has seen it
     tell: Callable[[Exception], None] | None = None  # is told of what could not be recorded
     given: Any = None  # what a run was called with, until it has read its state

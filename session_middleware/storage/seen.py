@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple, TypeAlias
 
+Claim: TypeAlias = tuple[str, str]  # what a message is found by where its id may have changed: who, and what
+
 
 class FileSeen(NamedTuple):
     """An image or a file of a message's content, which refers to it by its hash."""
@@ -37,10 +39,15 @@ class MessageSeen(NamedTuple):
     complete: bool = True  # False: as much of it as has been streamed
     refused: bool = False  # a tool message that says no, from somebody who did not run the tool
     minted: bool = False  # it came without an id, and this one was made for it
+    brought: bool = False  # by a checkpoint, which may come after what followed from it has been seen
     followed_by: str | None = None  # the id of the message it stands before, where there is one
     marks: Sequence[str] = ()
     files: Sequence[FileSeen] = ()
     created_at: datetime | None = None  # when it was said, where that is not now
+
+    @property
+    def claim(self) -> Claim:
+        return self.role, self.tool_call_id or self.text
 
 
 class HistorySeen(NamedTuple):

@@ -9,6 +9,7 @@ import pytest
 from session_middleware.model import Identity
 from session_middleware.storage.port import CheckpointPut, Storage, Visit
 from session_middleware.storage.seen import MessageSeen, ModelCallSeen, ToolStart
+from session_middleware.storage.sqlite import record
 from session_middleware.storage.state import Blob
 
 CALL = {"name": "add", "args": {"a": 1}, "id": "c1", "type": "tool_call"}
@@ -213,6 +214,41 @@ def test_what_was_written_as_it_came_is_put_into_the_order_of_its_checkpoint(sto
     ordered = [say("left", "left", followed_by="right"), say("right", "right")]
     storage.put_checkpoint(put("c1", None, *ordered, visit=run))
     assert texts(storage) == ["one", "left", "right"]
+
+
+def test_a_checkpoint_that_comes_late_takes_no_newer_version_back(storage: Storage, run: Visit) -> None:
+    storage.append_messages(run, [say("1", "my mail is al@x.com")])
+    storage.append_messages(run, [say("1", "my mail is hidden")])
+    storage.put_checkpoint(put("c1", None, say("1", "my mail is al@x.com", brought=True), visit=run))
+    storage.put_checkpoint(put("c2", "c1", say("1", "my mail is hidden", brought=True), visit=run))
+    assert [(m.text, m.version) for m in storage.list_messages("t")] == [("my mail is hidden", 2)]
+    edit = Visit("t", Identity(), is_run=False)  # on purpose, and not in the run
+    storage.put_checkpoint(put("c3", "c2", say("1", "my mail is al@x.com", brought=True), visit=edit))
+    assert [(m.text, m.version) for m in storage.list_messages("t")] == [("my mail is al@x.com", 3)]
+
+
+def test_what_a_model_was_heard_saying_is_one_row_with_the_message_of_the_state(storage: Storage, run: Visit) -> None:
+    run.tell = pytest.fail
+    run.unclaimed["assistant", "fine"] = "heard"
+    run.entries.append(say("heard", "fine", "assistant", marks=("aside",)))
+    of_state = say("own", "fine", "assistant", brought=True)
+    storage.put_checkpoint(put("c1", None, of_state, visit=run))
+    storage.append_messages(run, [of_state])
+    assert [(m.message_id, m.marks) for m in storage.list_messages("t")] == [("own", ())]
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_what_a_process_died_before_putting_is_one_row_when_its_run_goes_on(
+    storage: Storage, run: Visit, monkeypatch: pytest.MonkeyPatch, goes_on: bool
+) -> None:
+    storage.put_checkpoint(put("c1", None, say("1", "hello"), visit=run))
+    storage.append_messages(run, [say("2", "yes")])
+    storage.append_messages(run, [say("3", "5", "tool", tool_call_id="c1")])
+    monkeypatch.setattr(record, "is_gone", lambda process: True)
+    after = Visit("t", Identity(), run_id="r2", started_from="c1", checkpoint_id="c1", goes_on=goes_on)
+    storage.append_messages(after, [say("2b", "yes"), say("3b", "5", "tool", tool_call_id="c1"), say("4", "yes")])
+    again = ["2b", "3b"] if goes_on else ["2", "3", "2b", "3b"]
+    assert [m.message_id for m in storage.list_messages("t")] == ["1", *again, "4"]
 
 
 # What is not whole

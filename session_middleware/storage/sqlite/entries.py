@@ -96,8 +96,8 @@ def _merged(entries: Sequence[Entry], brought: Sequence[MessageSeen]) -> list[En
     """The entries and what a checkpoint brings; what both have is one, as the entries have it.
 
     A checkpoint may come late, after what followed from it has been seen. So what only it has goes
-    before the answers at the end of the entries, and what both have goes where the entries have it,
-    in the checkpoint's order.
+    before the answers at the end of the entries, but after one that may be the same under another id;
+    and what both have goes where the entries have it, in the checkpoint's order.
     """
     seen = {entry.message_id: entry for entry in entries if isinstance(entry, MessageSeen)}
     both = [m for m in brought if m.message_id in seen and said.words_of(m) == said.words_of(seen[m.message_id])]
@@ -107,9 +107,10 @@ def _merged(entries: Sequence[Entry], brought: Sequence[MessageSeen]) -> list[En
         next(ordered, entry) if isinstance(entry, MessageSeen) and entry.message_id in ids else entry
         for entry in entries
     ]
+    claims = {message.claim for message in brought}
     end = len(merged)
     while end and isinstance(last := merged[end - 1], MessageSeen) and last.message_id not in ids:
-        if last.role == "user":
+        if last.role == "user" or (last.text and last.claim in claims):
             break
         end -= 1
     merged[end:end] = [message for message in brought if message.message_id not in ids]

@@ -8,7 +8,7 @@ from datetime import datetime
 from session_middleware.model import Branch, Event, ModelCall, Run, ToolCall, to_text
 from session_middleware.storage.port import Visit
 from session_middleware.storage.processes import is_gone, this_process
-from session_middleware.storage.seen import RunEnd
+from session_middleware.storage.seen import Claim, RunEnd
 from session_middleware.storage.sqlite.rows import clean, values_of
 from session_middleware.storage.sqlite.tally import Tally
 
@@ -38,7 +38,7 @@ def begin_run(connection: sqlite3.Connection, visit: Visit, now: datetime) -> No
     connection.execute(
         "UPDATE sessions SET last_seq = last_seq + 1, run_count = run_count + 1 WHERE id = ?", (visit.session_id,)
     )
-    _interrupt_dead_runs(connection, visit.session_id)
+    _interrupt_dead_runs(connection, visit)
 
 
 def _in_progress(connection: sqlite3.Connection, session_id: str) -> list[tuple[str, str, int]]:
@@ -47,12 +47,26 @@ def _in_progress(connection: sqlite3.Connection, session_id: str) -> list[tuple[
     ).fetchall()
 
 
-def _interrupt_dead_runs(connection: sqlite3.Connection, session_id: str) -> None:
+def _interrupt_dead_runs(connection: sqlite3.Connection, visit: Visit) -> None:
     """Runs whose process has died without ending them were interrupted, and so were their tool calls."""
-    for run_id, process, seq in _in_progress(connection, session_id):
+    for run_id, process, seq in _in_progress(connection, visit.session_id):
         if is_gone(process):
             connection.execute("UPDATE runs SET outcome = 'interrupted' WHERE id = ?", (run_id,))
-            _interrupt_calls(connection, session_id, run_id, seq)
+            _interrupt_calls(connection, visit.session_id, run_id, seq)
+            if visit.goes_on:
+                visit.unclaimed.update(_ahead_of_state(connection, visit, run_id))
+
+
+def _ahead_of_state(connection: sqlite3.Connection, visit: Visit, run_id: str) -> dict[Claim, str]:
+    """What a run said that its state does not hold, for it died before that was put: it will be said again."""
+    rows = connection.execute(
+        "SELECT role, COALESCE(tool_call_id, text), message_id FROM messages WHERE session_id = ? AND run_id = ?"
+        " AND seq > COALESCE((SELECT seq FROM checkpoints"
+        " WHERE session_id = ? AND checkpoint_ns = '' AND checkpoint_id = ?), 0) AND checkpoint_ns = ''"
+        " AND COALESCE(tool_call_id, text) != ''",
+        (visit.session_id, run_id, visit.session_id, visit.started_from),
+    )
+    return {(role, what): message_id for role, what, message_id in rows}
 
 
 def _interrupt_calls(connection: sqlite3.Connection, session_id: str, run_id: str, since: int) -> None:

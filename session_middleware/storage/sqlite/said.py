@@ -30,13 +30,14 @@ class _Row(NamedTuple):
     text: str
     content: str | None
     tool_calls: str | None
+    run_id: str | None
 
     @property
     def words(self) -> tuple[Any, ...]:
-        return self[7:]
+        return self[7:11]
 
 
-_FIELDS = "message_id, seq, version, place, branch, status, checkpoint_ns, role, text, content, tool_calls"
+_FIELDS = "message_id, seq, version, place, branch, status, checkpoint_ns, role, text, content, tool_calls, run_id"
 _AT_ONCE = 500  # ids looked for by one statement
 
 
@@ -78,7 +79,7 @@ class _Appending:
     def _look_up(self, messages: Sequence[MessageSeen]) -> None:
         ids = {message.message_id for message in messages}
         ids |= {message.followed_by for message in messages if message.followed_by}
-        ids |= {heard for message in messages if (heard := self._visit.unclaimed.get(message.text))}
+        ids |= {heard for message in messages if (heard := self._visit.unclaimed.get(message.claim))}
         wanted = list(ids)
         for start in range(0, len(wanted), _AT_ONCE):
             some = wanted[start : start + _AT_ONCE]
@@ -91,13 +92,14 @@ class _Appending:
 
     def _append_one(self, message: MessageSeen) -> None:
         known = self._known.get(message.message_id, [])
-        if message.role == "assistant" and self._visit.unclaimed:
+        if self._visit.unclaimed:
             known = self._claim(message) or known
         words = words_of(message)
         here = next((row for row in reversed(known) if self._sees(row)), None)
         if here is not None and here.status == "incomplete":
             self._complete(message, words, here)
         elif here is not None:
+            here = self._as_brought(message, words, known, here)
             self._tally.rows[message.message_id] = here.seq
             if here.words == words:
                 self._again[message.message_id] = here
@@ -108,6 +110,12 @@ class _Appending:
                 self._add(message, words, version=known[-1].version + 1)
         else:
             self._add(message, words, place=self._place_before(message.followed_by))
+
+    def _as_brought(self, message: MessageSeen, words: tuple[Any, ...], known: list[_Row], here: _Row) -> _Row:
+        """The version that a checkpoint has, where its run has been seen to go on from that to the latest one."""
+        if not message.brought or self._visit.run_id is None or here.run_id != self._visit.run_id:
+            return here
+        return next((row for row in known if row.words == words and self._sees(row)), here)
 
     def _put_in_order(self, messages: Sequence[MessageSeen]) -> None:
         """What was written as it came, and came in another order than the conversation's, trades places."""
@@ -137,13 +145,17 @@ class _Appending:
         return any(row.branch == branch and row.seq <= upto for branch, upto in self._line)
 
     def _claim(self, message: MessageSeen) -> list[_Row]:
-        """What a model was heard saying is now a message of the state, maybe under another id: it stays one row."""
-        said = self._visit.unclaimed.get(message.text)
+        """What was heard before is now a message of the state, maybe under another id: it stays one row."""
+        said = self._visit.unclaimed.get(message.claim)
         known = self._known.get(said, []) if said is not None else []
-        if not known or (message.message_id == said and message.checkpoint_ns == known[0].checkpoint_ns):
+        if not known or (message.message_id != said and message.message_id in self._known):
+            return []
+        if message.message_id == said and message.checkpoint_ns == known[0].checkpoint_ns:
+            if "aside" not in message.marks:
+                del self._visit.unclaimed[message.claim]
             return []
         self._insert()
-        del self._visit.unclaimed[message.text]
+        del self._visit.unclaimed[message.claim]
         self._connection.execute(
             "UPDATE messages SET message_id = ?, checkpoint_ns = ?, marks = ? WHERE session_id = ? AND message_id = ?",
             (message.message_id, message.checkpoint_ns, _marks(message), self._visit.session_id, said),
@@ -161,7 +173,7 @@ class _Appending:
         )
         status = _status(message)
         self._tally.rows[message.message_id] = here.seq
-        self._known[message.message_id] = [_Row(*here[:5], status, message.checkpoint_ns, *words)]
+        self._known[message.message_id] = [_Row(*here[:5], status, message.checkpoint_ns, *words, here.run_id)]
         if here.version == 1 and message.complete:
             self._tally.count_tokens(message.input_tokens, message.output_tokens)
 
@@ -177,7 +189,7 @@ class _Appending:
         seq = self._tally.rows[message.message_id] = self._tally.next_seq()
         row = _Row(
             *(message.message_id, seq, version, seq if place is None else place, self._branch),
-            *(_status(message), message.checkpoint_ns, *words),
+            *(_status(message), message.checkpoint_ns, *words, self._visit.run_id),
         )
         self._known.setdefault(message.message_id, []).append(row)
         self._new.append(
@@ -250,7 +262,7 @@ def append_history(
     messages = [_clean(message) for message in seen.messages]
     branch = branches.branch_of(connection, visit, tally)
     rows = [row for row in _view(connection, visit.session_id, branch) if row[5] == "complete"]
-    recorded = [Said(row[0], row[7:12], row[12]) for row in rows]
+    recorded = [Said(row[0], (*row[7:11], row[12]), row[11]) for row in rows]
     given = [Said(None if m.minted else m.message_id, (*words_of(m), m.tool_call_id)) for m in messages]
     found = seen.align(recorded, given)
     if found.branch_after is not None:
@@ -272,7 +284,7 @@ def append_history(
 def _view(connection: sqlite3.Connection, session_id: str, branch: str) -> list[tuple[Any, ...]]:
     """What a branch holds, in its order, each message as the branch has it."""
     latest: dict[str, tuple[Any, ...]] = {}
-    for row in _rows_of(connection, f"{_FIELDS}, tool_call_id, run_id", session_id, branch):
+    for row in _rows_of(connection, f"{_FIELDS}, tool_call_id", session_id, branch):
         latest[row[0]] = row
     return sorted(latest.values(), key=lambda row: row[3])
 
