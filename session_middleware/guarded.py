@@ -30,7 +30,7 @@ SessionList: TypeAlias = list[Session]
 Usages: TypeAlias = list[Usage]
 ToolCalls: TypeAlias = list[ToolCall]
 
-_WRITES = frozenset({"append_event", "append_messages", "copy_session", "prune_checkpoints"})  # that take no `by`
+_WRITES = frozenset({"append", "append_event", "begin_run", "copy_session", "prune_checkpoints"})  # that take no `by`
 _BY = frozenset({"delete_session", "end_session", "pin_session", "ping_session", "update_session"})
 _READS = frozenset({"find_entry", "find_session", "measure_session", "version"})
 
@@ -85,6 +85,12 @@ class GuardedStorage:
             raise SessionNotFound(self._session_id)
 
 
+def _check_names_nobody(given: dict[str, Any]) -> None:
+    """Who asks was said once, by `Sessions.for_user`: not by what may come from a request."""
+    if named := sorted({"user_id", "group_id", "group_ids"} & set(given)):
+        raise TypeError(f"{named[0]} is what for_user() was given; ask for_user() of another user instead")
+
+
 class UserSessions:
     """The door of `Sessions`, for one user: each access is checked, and what is not theirs is not found.
 
@@ -98,17 +104,29 @@ class UserSessions:
         self.identity = identity
 
     def config(self, session_id: object = None, **configurable: Any) -> RunnableConfig:
-        """A run's config, as this user."""
+        """A run's config, as this user. Raises `TypeError` for another `user_id`, and for groups."""
+        _check_names_nobody(configurable)
         return self._sessions.config(session_id, **as_config(self.identity), **configurable)
 
-    def open(self, session_id: object = None, **options: Any) -> Session:
-        """As `Sessions.open`, as this user. Raises `SessionNotFound` where the id is another's."""
+    def open(self, session_id: object = None, *, group_id: str | None = None, **options: Any) -> Session:
+        """As `Sessions.open`, as this user, for one of their groups. Raises `TypeError` for another `user_id`.
+
+        Raises:
+            SessionNotFound: the id is another's.
+            SessionAccessDenied: they are not in the group.
+        """
+        _check_names_nobody(options)
+        identity = self.identity
+        if group_id is not None:
+            if group_id not in identity.groups:
+                raise SessionAccessDenied(str(session_id), user_id=identity.user_id)
+            identity = identity.model_copy(update={"group_id": group_id, "group_ids": tuple(identity.groups)})
         if session_id is not None:
             found = self._sessions.find(session_id)
             if found is not None and not lifecycle.is_theirs(found, self.identity):
                 raise SessionNotFound(found.id)
         try:
-            with acting_as(self.identity):
+            with acting_as(identity):
                 return self._sessions.in_hand(self._sessions.open(session_id, **options), self.identity)
         except UserRevoked:
             raise

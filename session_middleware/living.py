@@ -13,6 +13,7 @@ from langchain_core.runnables import RunnableConfig
 from pydantic import ConfigDict, PrivateAttr
 
 from session_middleware import lifecycle
+from session_middleware.errors import SessionNotFound
 from session_middleware.hooks import Hooks
 from session_middleware.model import (
     Clock,
@@ -53,6 +54,10 @@ class Parts:
     resources: Resources
     repair: Callable[..., list[RepairedCall]]
     by: Identity | None = None  # who has it in hand; None: the operator
+
+    def group_of(self, session: SessionInfo) -> str | None:
+        """The session's group, if whoever has it in hand is in it."""
+        return session.group_id if self.by is None or session.group_id in self.by.groups else None
 
 
 class LivingSession(SessionInfo):
@@ -233,14 +238,29 @@ class LivingSession(SessionInfo):
 
         The same object in all runs of this process. It is closed as well when more than
         ``max_open_resources`` are open and this is the one not asked for the longest, and at exit.
+
+        Raises:
+            SessionNotFound: it was deleted, or may only be read.
+            InvalidTransition: it has ended.
         """
+        self._check_lives()
         return self._parts.resources.get((self.id, name), open, close)
 
     async def aresource(
         self, name: str, *, open: Callable[[], Awaitable[Any]], close: Callable[[Any], Awaitable[None]] | None = None
     ) -> Any:
         """As `resource`, of asynchronous functions. Both are awaited in one task, on the loop that asked first."""
+        await self._offload.run(self._check_lives)
         return await self._parts.resources.aget((self.id, name), open, close)
+
+    def _check_lives(self) -> None:
+        """It is still the one it was, open, and theirs to change: nothing of another's is handed out."""
+        info, by = self._storage.find_session(self.id), self._parts.by
+        if info is None or info.incarnation != self.incarnation:
+            raise SessionNotFound(self.id)
+        if by is not None and not lifecycle.is_theirs(info, by):
+            raise SessionNotFound(self.id)
+        lifecycle.check_open(self.id, lifecycle.status_at(info, self._parts.settings, self._parts.clock()))
 
     def path(self, template: str) -> Path:
         """A path from a template over ``{session_id}``, ``{user_id}`` and ``{group_id}``, safe whatever these hold.

@@ -282,7 +282,7 @@ class Session(LivingSession):
             self._offload,
             session_id=self.id,
             user_id=self.acting.user_id,
-            group_id=self.group_id,
+            group_id=self._parts.group_of(self),
             new_id=self._new_id,
         )
 

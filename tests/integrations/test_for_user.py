@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from session_middleware import SessionAccessDenied, SessionNotFound, Sessions, UserRevoked
+from session_middleware.errors import MemoryScopeUnavailable
 from session_middleware.guarded import UserSessions
 from session_middleware.living import LivingSession
 from session_middleware.session import Session
@@ -217,6 +218,51 @@ def test_a_revoked_users_run_is_stopped_at_its_next_checkpoint(sessions: Session
     assert [role for role, _ in said(sessions.get("t"))] == ["user", "assistant"]
 
 
+def test_who_asks_cannot_be_said_again(sessions: Sessions, graph: Any) -> None:
+    """Arguments that come from a request must not make somebody else of the user the door is for."""
+    alice = sessions.for_user("alice", ["red", "blue"])
+    for said_again in ({"user_id": "bob"}, {"group_ids": ["green"]}):
+        with pytest.raises(TypeError, match="for_user"):
+            alice.open("new", **said_again)
+        with pytest.raises(TypeError, match="for_user"):
+            alice.config("new", **said_again)
+    with pytest.raises(SessionAccessDenied):
+        alice.open("new", group_id="green")
+    opened = alice.open("new", group_id="blue")
+    assert (opened.user_id, opened.group_id) == ("alice", "blue")
+
+
+def test_the_owner_records_by_hand_and_a_stranger_who_held_the_id_does_not(sessions: Sessions) -> None:
+    held = sessions.for_user("alice").open("t")
+    with held:
+        held.add({"role": "user", "content": "hello"})
+    held.history().add_user_message("again")
+    assert [message.text for message in held.messages()] == ["hello", "again"]
+    sessions.forget_user("alice")
+    sessions.for_user("bob").open("t")
+    for act in (held.__enter__, lambda: held.add({"role": "user", "content": "mine"}), held.history().clear):
+        with pytest.raises(SessionNotFound):
+            act()
+    assert sessions.get("t").messages() == []
+
+
+def test_a_resource_is_not_handed_to_who_held_the_id_before(sessions: Sessions) -> None:
+    held = sessions.for_user("alice").open("t")
+    sessions.forget_user("alice")
+    assert sessions.for_user("bob").open("t").resource("place", open=lambda: "bob's") == "bob's"
+    with pytest.raises(SessionNotFound):
+        held.resource("place", open=lambda: "alice's")
+
+
+def test_who_has_left_the_group_recalls_nothing_of_it(sessions: Sessions) -> None:
+    sessions.open("t", user_id="alice", group_id="red").memory.remember("the red plan", scope="group")
+    assert sessions.for_user("alice", ["red"]).get("t").memory.recall("plan")
+    left = sessions.for_user("alice").get("t").memory
+    assert left.recall("plan") == []
+    with pytest.raises(MemoryScopeUnavailable):
+        left.remember("more", scope="group")
+
+
 # Every entry
 
 OPERATORS = {
@@ -253,9 +299,13 @@ def test_all_that_a_guarded_session_asks_of_storage_is_guarded() -> None:
     import re
 
     from session_middleware.guarded import GuardedStorage
+    from session_middleware.following import Following
     from session_middleware.memory.session_memory import SessionMemory
+    from session_middleware.recording.history import SessionHistory
+    from session_middleware.recording.loop import Loop
 
-    source = "".join(inspect.getsource(kind) for kind in (Session, LivingSession, SessionMemory))
+    parts = (Session, LivingSession, SessionMemory, Loop, SessionHistory, Following)
+    source = "".join(inspect.getsource(kind) for kind in parts)
     used = set(re.findall(r"_storage\.(\w+)\(", source))
     assert {"list_messages", "update_session", "put_memories"} <= used
     for name in used:
