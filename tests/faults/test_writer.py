@@ -16,6 +16,7 @@ from session_middleware.errors import StorageError
 from session_middleware.storage.lane import Lane
 from session_middleware.storage.sqlite import log
 from session_middleware.storage.sqlite.database import SqliteDatabase
+from tests.processes import Process
 
 
 class Failed(Exception):
@@ -168,3 +169,29 @@ def test_the_log_is_written_back_and_does_not_grow_with_what_is_written(database
     for number in range(600):
         note(database, "x" * 20_000 + str(number))
     assert Path(f"{database.path}-wal").stat().st_size <= 16 * 1024 * 1024
+
+
+HOLDER = """
+import fcntl, os, sys
+fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), fcntl.LOCK_EX)
+print("held", flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.mark.skipif(sqlite3.sqlite_version_info >= log.FIXED_IN, reason="this SQLite needs no lock of ours")
+def test_the_log_is_not_written_back_while_another_process_is_at_it(
+    database: SqliteDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log, "_PAGES", 1)
+    with Process("-c", HOLDER, Path(database.path).parent, stdin=True) as other:
+        assert other.stdout.readline() == "held\n"
+        before = Path(database.path).read_bytes()
+        for number in range(8):
+            note(database, "x" * 10_000 + str(number))
+        assert Path(database.path).read_bytes() == before
+        other.say("go")
+        assert other.wait() == 0
+    note(database, "last")
+    assert Path(database.path).stat().st_size > len(before)
+    assert len(notes(database)) == 9
