@@ -25,6 +25,7 @@ from langgraph.store.memory import InMemoryStore
 from typing_extensions import TypedDict
 
 from session_middleware.errors import InvalidIdentity, MemoryAccessDenied, UnserializableValue
+from session_middleware.memory.parts import MemoryParts
 from session_middleware.memory.store import SessionStore
 from session_middleware.storage.offload import Offload
 from session_middleware.storage.port import Storage
@@ -32,15 +33,17 @@ from tests.conftest import Clock
 
 
 @pytest.fixture
-def offload(storage: Storage) -> Iterator[Offload]:
+def parts(storage: Storage, clock: Clock, new_id: Callable[[], str]) -> Iterator[MemoryParts]:
     offload = Offload(storage.name, storage.together, threads=2)
-    yield offload
+    parts = MemoryParts(storage, offload, clock=clock, new_id=new_id)
+    yield parts
+    parts.close()
     offload.close()
 
 
 @pytest.fixture
-def store(storage: Storage, offload: Offload) -> SessionStore:
-    return SessionStore(storage, offload)
+def store(parts: MemoryParts) -> SessionStore:
+    return SessionStore(parts)
 
 
 # As LangGraph's own store
@@ -212,12 +215,6 @@ async def test_an_owner_may_be_an_email_address(store: SessionStore) -> None:
     store.delete(namespace, "k")
     await store.adelete(namespace, "l")
     assert store.search(namespace) == []
-
-
-def test_a_time_to_live_is_not_supported_and_said_so(store: SessionStore) -> None:
-    with pytest.raises(NotImplementedError, match="ttl"):
-        store.put(("n",), "k", {}, ttl=5)
-    store.put(("n",), "k", {}, ttl=None)
 
 
 def test_pages_are_not_counted_from_the_end(store: SessionStore) -> None:
