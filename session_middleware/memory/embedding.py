@@ -51,7 +51,7 @@ class Embedder:
         self._tell(
             f"the vectors in the database are of the model {stored[0]!r} with {stored[1]} dimensions, and index= names "
             f"{self.name!r} with {self._dimensions}; memories are found by words only until "
-            "sessions.index_memory(rebuild=True), or `session-middleware index --rebuild`, has made new ones"
+            "sessions.index_memory(rebuild=True) has made new ones"
         )
         return False
 
