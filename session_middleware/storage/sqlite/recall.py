@@ -24,6 +24,7 @@ from session_middleware.storage.words import QueryWord, query_words
 _FIRST = 4  # times what was asked for is read in order; more only when the filter leaves too few
 _IN_PART = (1 << PART_BITS) - 1
 _PAGE = 200  # results; who asks for more gets all of them, however long that takes
+_NEAREST = 500  # vectors that are looked at, and more where more results are wanted
 VECTOR_WEIGHT = 1.5  # of the cosine, beside words as a share of the best
 
 
@@ -143,7 +144,14 @@ def _ranking(connection: sqlite3.Connection, scope: _Scope, query: MemoryQuery) 
     by_vector: Scores = {}
     total = by_words
     if query.vector is not None:
-        by_vector = vectors.cosines(connection, [*scope.items, *scope.messages], query.vector)
+        wanted = _wanted(query)
+        by_vector = vectors.cosines(
+            connection,
+            [*scope.items, *scope.messages],
+            query.vector,
+            nearest=None if wanted is None else _NEAREST + _FIRST * wanted,
+            besides=by_words,
+        )
         best = max(by_words.values(), default=1.0)
         total = {place: VECTOR_WEIGHT * cosine for place, cosine in by_vector.items()}
         for place, score in by_words.items():
@@ -155,9 +163,7 @@ def _ranking(connection: sqlite3.Connection, scope: _Scope, query: MemoryQuery) 
 
 
 def _by_words(connection: sqlite3.Connection, scope: _Scope, query: MemoryQuery, said: Sequence[QueryWord]) -> Scores:
-    wanted: int | None = query.offset + query.limit
-    if query.filter is not None or query.since is not None or query.offset + query.limit > _PAGE:
-        wanted = None
+    wanted = _wanted(query)
     found = ranking.scores(
         [_word(connection, scope, word) for word in said],
         scope.statistics,
@@ -167,6 +173,12 @@ def _by_words(connection: sqlite3.Connection, scope: _Scope, query: MemoryQuery,
     if wanted is not None and query.vector is None:
         found = ranking.contenders(found, wanted)
     return _told(connection, scope, found)
+
+
+def _wanted(query: MemoryQuery) -> int | None:
+    """How many of the best are enough; ``None``: nobody can know, or so many that all are needed."""
+    most = query.offset + query.limit
+    return None if query.filter is not None or query.since is not None or most > _PAGE else most
 
 
 def _is_speaker(connection: sqlite3.Connection, scope: _Scope, word: QueryWord) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 from zlib import crc32
 
@@ -20,8 +20,18 @@ BEFORE = 2  # messages that a message's vector is made with
 # Comparing
 
 
-def cosines(connection: sqlite3.Connection, sources: Sequence[Source], query: Sequence[float]) -> dict[int, float]:
-    """How near each text with a vector is to the query; of several vectors, the nearest."""
+def cosines(
+    connection: sqlite3.Connection,
+    sources: Sequence[Source],
+    query: Sequence[float],
+    *,
+    nearest: int | None,
+    besides: Collection[int],
+) -> dict[int, float]:
+    """How near texts are to the query: of several vectors of one, the nearest.
+
+    Of the `nearest` so many vectors, and of the places in `besides`; ``None``: of all.
+    """
     import numpy as np
 
     rows: list[tuple[int, bytes]] = []
@@ -34,9 +44,13 @@ def cosines(connection: sqlite3.Connection, sources: Sequence[Source], query: Se
         return {}
     matrix = np.frombuffer(b"".join([vector for _, vector in rows]), dtype="<f4").reshape(len(rows), -1)
     near = matrix @ unit(query)
-    order = np.argsort(near, kind="stable").tolist()  # of several, the nearest comes last and stays
-    values = near.tolist()
-    return {rows[row][0]: values[row] for row in order}
+    places = np.fromiter((place for place, _ in rows), dtype="<i8", count=len(rows))
+    if nearest is not None and nearest < len(rows):
+        wanted = np.isin(places, np.fromiter(besides, dtype="<i8", count=len(besides)))
+        wanted[np.argpartition(near, -nearest)[-nearest:]] = True
+        places, near = places[wanted], near[wanted]
+    order = np.argsort(near, kind="stable")  # of several, the nearest comes last and stays
+    return dict(zip(places[order].tolist(), near[order].tolist(), strict=True))
 
 
 def unit(vector: Sequence[float]) -> Any:
