@@ -12,8 +12,9 @@ from langchain_core.runnables import RunnableConfig
 
 from session_middleware.memory.completing import complete
 from session_middleware.memory.context import CountTokens, about_tokens
+from session_middleware.memory.door import MemoryDoor
 from session_middleware.memory.found import Memory
-from session_middleware.memory.retriever import MemoryOf, SessionRetriever, as_document, asking_config
+from session_middleware.memory.retriever import SessionRetriever, as_document, asking_config
 from session_middleware.memory.scopes import SCOPES
 from session_middleware.memory.session_memory import KINDS, Kind, SessionMemory
 from session_middleware.model import Scope
@@ -32,7 +33,7 @@ class AugmentedRetriever(SessionRetriever):
     """
 
     retriever: BaseRetriever
-    memory_of: MemoryOf
+    sessions: MemoryDoor
     memory: SessionMemory | None = None
     k: int = 8
     scopes: Sequence[Scope] = SCOPES
@@ -47,7 +48,7 @@ class AugmentedRetriever(SessionRetriever):
     ) -> list[Document]:
         k = self.k if k is None else k
         config = _within(run_manager)
-        memory = self.memory or self.memory_of(asking_config())
+        memory = self.memory or self.sessions.memory(asking_config())
         query = self.complete(query, memory.last_said())
         documents = self.retriever.invoke(query, config)
         return self._fused(documents, memory.recall(query, k, scopes=self.scopes, kinds=self.kinds), k)
@@ -57,7 +58,7 @@ class AugmentedRetriever(SessionRetriever):
     ) -> list[Document]:
         k = self.k if k is None else k
         config = _within(run_manager)
-        memory = self.memory or self.memory_of(asking_config())
+        memory = self.memory or await self.sessions.amemory(asking_config())
         query = self.complete(query, await memory.alast_said())
         documents = await self.retriever.ainvoke(query, config)
         return self._fused(documents, await memory.arecall(query, k, scopes=self.scopes, kinds=self.kinds), k)

@@ -17,7 +17,8 @@ from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import InMemoryVectorStore, VectorStore
 from pydantic import ConfigDict
 
-from session_middleware.memory.retriever import MemoryOf, SessionRetriever, asking_config
+from session_middleware.memory.door import MemoryDoor
+from session_middleware.memory.retriever import SessionRetriever, asking_config
 from session_middleware.memory.scopes import SCOPES
 from session_middleware.memory.session_memory import SessionMemory
 from session_middleware.model import Scope
@@ -44,7 +45,7 @@ class ScopedVectorStore(VectorStore):
     def __init__(
         self,
         store: VectorStore,
-        memory_of: MemoryOf,
+        sessions: MemoryDoor,
         *,
         memory: SessionMemory | None = None,
         scope: Scope = "session",
@@ -52,7 +53,7 @@ class ScopedVectorStore(VectorStore):
         filter_for: FilterFor,
     ) -> None:
         self._store = store
-        self._memory_of = memory_of
+        self._sessions = sessions
         self._memory = memory
         self._scope = scope
         self._scopes = scopes
@@ -110,7 +111,7 @@ class ScopedVectorStore(VectorStore):
         raise NotImplementedError("make a vector store first, then sessions.scope(store).add_texts(…)")
 
     def _here(self) -> SessionMemory:
-        return self._memory or self._memory_of(asking_config())
+        return self._memory or self._sessions.memory(asking_config())
 
     def _visible(self) -> list[str]:
         return [_stamp(namespace) for namespace in self._here().namespaces(self._scopes)]

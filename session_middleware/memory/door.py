@@ -84,7 +84,7 @@ class MemoryDoor:
         """A LangChain retriever of what a session may recall: of the one the run's config names, or of `session`."""
         from session_middleware.memory.retriever import MemoryRetriever
 
-        return MemoryRetriever(memory_of=self.memory, memory=_own(session), k=k, scopes=scopes, **options)
+        return MemoryRetriever(sessions=self, memory=_own(session), k=k, scopes=scopes, **options)
 
     def augment(
         self, retriever: BaseRetriever, *, session: HasOwnMemory | None = None, **options: Any
@@ -96,7 +96,7 @@ class MemoryDoor:
         """
         from session_middleware.memory.augment import AugmentedRetriever
 
-        return AugmentedRetriever(retriever=retriever, memory_of=self.memory, memory=_own(session), **options)
+        return AugmentedRetriever(retriever=retriever, sessions=self, memory=_own(session), **options)
 
     def scope(
         self,
@@ -121,7 +121,7 @@ class MemoryDoor:
 
         return documents.ScopedVectorStore(
             vectorstore,
-            self.memory,
+            self,
             memory=_own(session),
             scope=scope,
             scopes=scopes,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextvars import ContextVar
-from typing import Any, TypeAlias
+from typing import Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
@@ -12,12 +12,11 @@ from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import ensure_config
 
+from session_middleware.memory.door import MemoryDoor
 from session_middleware.memory.found import Memory
 from session_middleware.memory.scopes import SCOPES
 from session_middleware.memory.session_memory import KINDS, Kind, SessionMemory
 from session_middleware.model import Scope
-
-MemoryOf: TypeAlias = Callable[[RunnableConfig], SessionMemory]
 
 _asking: ContextVar[RunnableConfig | None] = ContextVar("session_middleware_asking", default=None)
 
@@ -51,7 +50,7 @@ class MemoryRetriever(SessionRetriever):
     The session is the one the run's config names, or `memory`, which is fixed then.
     """
 
-    memory_of: MemoryOf
+    sessions: MemoryDoor
     memory: SessionMemory | None = None
     k: int = 5
     scopes: Sequence[Scope] = SCOPES
@@ -60,18 +59,16 @@ class MemoryRetriever(SessionRetriever):
     def _get_relevant_documents(
         self, query: str, *, run_manager: CallbackManagerForRetrieverRun, k: int | None = None
     ) -> list[Document]:
-        return [as_document(memory) for memory in self._found(query, k)]
+        memory = self.memory or self.sessions.memory(asking_config())
+        found = memory.recall(query, self.k if k is None else k, scopes=self.scopes, kinds=self.kinds)
+        return [as_document(each) for each in found]
 
     async def _aget_relevant_documents(
         self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, k: int | None = None
     ) -> list[Document]:
-        memory = self.memory or self.memory_of(asking_config())
+        memory = self.memory or await self.sessions.amemory(asking_config())
         found = await memory.arecall(query, self.k if k is None else k, scopes=self.scopes, kinds=self.kinds)
         return [as_document(each) for each in found]
-
-    def _found(self, query: str, k: int | None) -> list[Memory]:
-        memory = self.memory or self.memory_of(asking_config())
-        return memory.recall(query, self.k if k is None else k, scopes=self.scopes, kinds=self.kinds)
 
 
 def as_document(memory: Memory) -> Document:

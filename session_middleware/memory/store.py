@@ -178,8 +178,9 @@ class SessionStore(BaseStore):
         offset: int = 0,
         refresh_ttl: bool | None = None,
     ) -> list[SearchItem]:
-        op = SearchOp(namespace_prefix, filter, limit, offset, query, self._refreshes(refresh_ttl))
-        return (await self.abatch([op]))[0]  # type: ignore[return-value]
+        return (  # type: ignore[return-value]
+            await self.abatch([SearchOp(namespace_prefix, filter, limit, offset, query, self._refreshes(refresh_ttl))])
+        )[0]
 
     def put(
         self,

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool, StructuredTool
 
 from session_middleware.memory.context import line
+from session_middleware.memory.door import MemoryDoor
 from session_middleware.memory.found import Memory
 from session_middleware.memory.scopes import SCOPES
 from session_middleware.memory.session_memory import HasOwnMemory, SessionMemory
 from session_middleware.model import Scope
 
 
-class HasMemory(Protocol):
-    """`Sessions`, as far as tools need it."""
-
-    def memory(self, config: RunnableConfig, /) -> SessionMemory: ...
-
-
 def memory_tools(
-    sessions: HasMemory,
+    sessions: MemoryDoor,
     *,
     scope: Scope | None = None,
     scopes: Sequence[Scope] = SCOPES,
@@ -47,9 +41,10 @@ def memory_tools(
 
 class _Tools:
     def __init__(
-        self, sessions: HasMemory, scope: Scope | None, scopes: Sequence[Scope], session: HasOwnMemory | None
+        self, sessions: MemoryDoor, scope: Scope | None, scopes: Sequence[Scope], session: HasOwnMemory | None
     ) -> None:
         self._sessions, self._session = sessions, session
+        self._offload = sessions._memory.offload
         self._scope, self._scopes = scope, scopes
 
     def remember(self, text: str, config: RunnableConfig) -> str:
@@ -58,15 +53,14 @@ class _Tools:
         return _kept(memory.remember(text, scope=scope))
 
     async def aremember(self, text: str, config: RunnableConfig) -> str:
-        memory, scope = self._here(config)
-        return _kept(await memory.aremember(text, scope=scope))
+        return await self._offload.run(self.remember, text, config)
 
     def recall(self, query: str, config: RunnableConfig, limit: int = 5) -> str:
         """Look up what was remembered or said before. Ask with the words that were probably used."""
         return _listed(self._here(config)[0].recall(query, _few(limit), scopes=self._scopes))
 
     async def arecall(self, query: str, config: RunnableConfig, limit: int = 5) -> str:
-        return _listed(await self._here(config)[0].arecall(query, _few(limit), scopes=self._scopes))
+        return await self._offload.run(self.recall, query, config, limit)
 
     def forget(self, key: str, config: RunnableConfig) -> str:
         """Forget something that was remembered, by the key that recall shows."""
@@ -74,8 +68,7 @@ class _Tools:
         return _forgotten(key, memory.forget(key, scope=scope))
 
     async def aforget(self, key: str, config: RunnableConfig) -> str:
-        memory, scope = self._here(config)
-        return _forgotten(key, await memory.aforget(key, scope=scope))
+        return await self._offload.run(self.forget, key, config)
 
     def _here(self, config: RunnableConfig) -> tuple[SessionMemory, Scope]:
         memory = self._sessions.memory(config) if self._session is None else self._session.memory

@@ -33,7 +33,7 @@ class TestStandard(RetrieversIntegrationTests):
         session = sessions.open("t", user_id="alice")
         for n in range(5):
             session.memory.remember(f"cherry number {n}")
-        return {"memory_of": sessions.memory, "memory": session.memory}
+        return {"sessions": sessions, "memory": session.memory}
 
     @property
     def retriever_query_example(self) -> str:
