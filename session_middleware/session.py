@@ -284,6 +284,7 @@ class Session(LivingSession):
             owner_id=self.user_id,
             user_id=self.acting.user_id,
             group_id=self.group_id,
+            groups=self.acting.groups,
         )
 
     def repair(self, *, dry_run: bool = False) -> builtins.list[RepairedCall]:

@@ -73,6 +73,7 @@ class MemoryDoor:
             owner_id=identity.user_id if session is None else session.user_id,
             user_id=identity.user_id,
             group_id=identity.group_id,
+            groups=identity.groups,
         )
 
     async def amemory(self, config: RunnableConfig) -> SessionMemory:

@@ -47,12 +47,13 @@ class SessionMemory:
         owner_id: str | None,
         user_id: str | None,
         group_id: str | None,
+        groups: frozenset[str] = frozenset(),
     ) -> None:
         self._parts = parts
         self._storage = storage  # of whoever has the session in hand
         self._owner_id = owner_id
         self._session_id = session_id
-        self._owners = Owners(session_id, user_id, group_id)
+        self._owners = Owners(session_id, user_id, group_id, groups)
 
     def remember(
         self,

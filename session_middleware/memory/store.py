@@ -51,7 +51,7 @@ def running_owners() -> Owners | None:
         return None
     identity, thread_id = identity_of(configurable), configurable.get("thread_id")
     session = None if thread_id is None else str(thread_id)
-    owners = Owners(session, identity.user_id, identity.group_id)
+    owners = Owners(session, identity.user_id, identity.group_id, identity.groups)
     return None if owners == Owners() else owners
 
 

@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -181,3 +182,62 @@ def test_assistant_messages_are_recalled_too(tmp_path: Path) -> None:
         messages = [HumanMessage("book something"), AIMessage("I booked the Lisbon flight")]
         sessions.attach(echo()).update_state(sessions.config("1"), {"messages": messages})
         assert sessions.get("1").memory.recall("Lisbon", 1)[0].value["role"] == "assistant"
+
+
+def test_a_session_shared_with_a_group_is_recalled_by_who_may_read_it(tmp_path: Path) -> None:
+    with Sessions(tmp_path / "s.db") as sessions:
+        agent = sessions.attach(echo())
+        agent.invoke({"messages": "the flight is on friday"}, sessions.config("1", user_id="alice", group_id="red"))
+        agent.invoke({"messages": "my own flight"}, sessions.config("2", user_id="bob"))
+        sessions.get("1").update(visibility="group").memory.remember("flights are booked by Ann", scope="group")
+        bob, eve = sessions.for_user("bob", ["red"]), sessions.for_user("eve", ["blue"])
+        assert {each.session_id for each in bob.get("1").memory.recall("flight", kinds=["message"])} == {"1"}
+        assert [each.text for each in bob.get("2").memory.recall("flights booked", kinds=["item"])] == [
+            "flights are booked by Ann"
+        ]
+        assert {each.session_id for each in bob.search("flight")} == {"2"}
+        assert eve.find("1") is None
+        assert eve.search("flight") == []
+        assert eve.open("3").memory.recall("flight") == []
+
+
+def test_what_was_archived_is_recalled_again_when_it_is_back(tmp_path: Path) -> None:
+    now = [datetime(2030, 1, 1, tzinfo=UTC)]
+    index = {"dims": 4, "embed": SubjectEmbeddings()}
+    with Sessions(
+        tmp_path / "s.db", clock=lambda: now[0], idle_timeout="1h", on_expire="archive", index=index
+    ) as sessions:
+        agent, config = sessions.attach(echo()), sessions.config("1", user_id="alice")
+        agent.invoke({"messages": "my flight leaves on friday"}, config)
+        sessions.get("1").memory.remember("prefers a seat at the window")
+        sessions.get("1").memory.remember("Alice flies often", scope="user")
+        sessions.index_memory()
+        now[0] += timedelta(hours=2)
+        assert [ended.action for ended in sessions.sweep()] == ["archive"]
+        other = sessions.open("2", user_id="alice").memory
+        assert [each.text for each in other.recall("flight friday window flies")] == ["Alice flies often"]
+        agent.invoke({"messages": "hello"}, config)
+        sessions.index_memory()
+        memory = sessions.get("1").memory
+        assert [each.text for each in memory.recall("seat window", kinds=["item"], k=1)] == [
+            "prefers a seat at the window"
+        ]
+        assert "my flight leaves on friday" in [each.text for each in other.recall("flight")]
+
+
+def test_a_forgotten_user_is_in_no_index(tmp_path: Path) -> None:
+    path = tmp_path / "s.db"
+    with Sessions(path, index={"dims": 4, "embed": SubjectEmbeddings()}) as sessions:
+        agent = sessions.attach(echo())
+        agent.invoke({"messages": "xyzzyplugh flight"}, sessions.config("1", user_id="alice"))
+        sessions.get("1").memory.remember("grue xyzzyplugh", scope="user")
+        sessions.get("1").memory.remember("grue xyzzyplugh", scope="global")
+        sessions.index_memory()
+        sessions.forget_user("alice")
+        assert sessions.search("xyzzyplugh") == []
+        assert sessions.open("2", user_id="alice").memory.recall("xyzzyplugh") == []
+        left = sqlite3.connect(path)
+        for table in ("index_scopes", "index_sessions", "index_parts", "index_words", "index_stale", "vectors"):
+            assert left.execute(f"SELECT COUNT(*) FROM {table}").fetchone() == (0,), table
+        left.close()
+    assert not any(b"xyzzyplugh" in file.read_bytes() for file in tmp_path.iterdir())
