@@ -28,6 +28,7 @@ NAMES = (
     "replay",
     "reports",
     "memory_speed",
+    "follow_ups",
 )
 _LIBRARIES = ("langgraph", "langchain-core", "langgraph-checkpoint-sqlite", "pydantic")
 

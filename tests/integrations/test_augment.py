@@ -2,68 +2,22 @@
 
 from __future__ import annotations
 
-import math
-import re
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from langchain_core.documents import Document
-from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.retrievers import BaseRetriever
-from langgraph.graph import START, MessagesState, StateGraph
 
+from benchmarks.follow_ups import DOCUMENTS, WordRetriever, hits, names, said
 from session_middleware import Sessions
 from session_middleware.memory.completing import complete, leans
 
-DOCUMENTS = {
-    "aurora": "The Aurora lamp costs 89 euros and comes in brass and black. Its bulb lasts ten years.",
-    "borea": "The Borea heater costs 140 euros. It warms a room of thirty square metres.",
-    "cirrus": "The Cirrus fan costs 60 euros, runs for twelve hours on its battery and makes no noise.",
-    "delta": "The Delta desk is made of oak, costs 420 euros and can be raised by hand.",
-    "ember": "The Ember stove burns wood; it costs 900 euros and needs a chimney.",
-    "returns": "Whatever you bought can be returned within thirty days, if it was not used.",
-    "delivery": "Delivery takes three working days and is free above fifty euros.",
-    "warranty-lamp": "The warranty of lamps is five years and covers the driver, not the shade.",
-    "warranty-desk": "The warranty of desks is ten years and covers the frame and the legs.",
-    "care-oak": "Oak should be oiled once a year, and never be cleaned with alcohol.",
-    "mount": "Lamps are mounted to the ceiling with two screws, which are in the box.",
-    "jobs": "We are looking for carpenters in Bremen and for drivers everywhere.",
-}
-FOLLOW_UPS = [  # what was said before, the question, the documents that answer it
-    (["Do you have the Aurora lamp?", "Yes, in brass and black."], "And how much is it?", {"aurora"}),
-    (["I like the Delta desk.", "A good choice, it is made of oak."], "What about its warranty?", {"warranty-desk"}),
-    (["Is the Cirrus fan any good?", "Customers like it."], "How long does that one run?", {"cirrus"}),
-    (["Tell me about the Ember stove", "It burns wood."], "Does it need anything else?", {"ember"}),
-    (["I bought the Borea heater last week.", "I hope you like it."], "Can I return it?", {"returns"}),
-    (["I have an oak table here", "How nice, oak lasts long."], "How do I clean it?", {"care-oak"}),
-    (["The Aurora lamp arrived today", "Great!"], "How is it mounted to the ceiling?", {"mount"}),
-    (["What does the Ember cost?", "900 euros."], "And the Delta?", {"delta"}),
-    (["Which heater is the best?", "The Borea, for a room of thirty square metres."], "Its price?", {"borea"}),
-    (["Do lamps have a warranty?", "They do."], "What does that cover?", {"warranty-lamp"}),
-]
 ALONE = [
     ("How long does delivery take?", {"delivery"}),
     ("Are you looking for carpenters in Bremen?", {"jobs"}),
     ("How much does the Cirrus fan cost?", {"cirrus"}),
 ]
-
-
-class WordRetriever(BaseRetriever):
-    """Documents by the words they share with the question, rare ones first: a stand-in for any retriever."""
-
-    k: int = 3
-    asked: list[str] = []  # noqa: RUF012
-
-    def _get_relevant_documents(self, query: str, *, run_manager: Any) -> list[Document]:
-        self.asked.append(query)
-        words = {name: Counter(re.findall(r"[a-z]+", text.lower())) for name, text in DOCUMENTS.items()}
-        wanted = set(re.findall(r"[a-z]+", query.lower()))
-        rarity = {word: math.log(len(words) / (1 + sum(word in had for had in words.values()))) for word in wanted}
-        scores = {name: sum(rarity[word] for word in wanted if word in had) for name, had in words.items()}
-        best = sorted(scores, key=lambda name: -scores[name])[: self.k]
-        return [Document(DOCUMENTS[name], metadata={"name": name, "score": scores[name]}) for name in best]
 
 
 @pytest.fixture
@@ -72,34 +26,8 @@ def sessions() -> Iterator[Sessions]:
         yield sessions
 
 
-def said(sessions: Sessions, session_id: str, texts: list[str], user_id: str | None = None) -> Any:
-    """A session in which user and assistant said this in turn; its config."""
-    builder = StateGraph(MessagesState)
-    builder.add_node("said", lambda state: {})
-    builder.add_edge(START, "said")
-    config = sessions.config(session_id, user_id=user_id)
-    messages = [(HumanMessage if n % 2 == 0 else AIMessage)(text) for n, text in enumerate(texts)]
-    sessions.attach(builder.compile()).update_state(config, {"messages": messages})
-    return config
-
-
-def names(found: list[Document]) -> list[str]:
-    return [document.metadata["name"] for document in found if document.metadata["from"] == "documents"]
-
-
-def hits(sessions: Sessions, *, completed: bool) -> float:
-    """The share of the follow-up questions that find a document that answers them among the first three."""
-    options = {} if completed else {"complete": lambda query, before: query}
-    retriever = sessions.augment(WordRetriever(), kinds=["item"], **options)  # type: ignore[arg-type]
-    found = 0
-    for number, (before, question, wanted) in enumerate(FOLLOW_UPS):
-        config = said(sessions, f"{completed}-{number}", before)
-        found += bool(wanted & set(names(retriever.invoke(question, config))[:3]))
-    return found / len(FOLLOW_UPS)
-
-
 def test_follow_up_questions_find_their_documents(sessions: Sessions) -> None:
-    without, with_completion = hits(sessions, completed=False), hits(sessions, completed=True)
+    without, with_completion = (hits(sessions, WordRetriever(), completed=which) for which in (False, True))
     assert with_completion >= 0.9
     assert with_completion - without >= 0.3
 
