@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 from langgraph.store.base import get_text_at_path, tokenize_path
@@ -55,7 +55,7 @@ def words_of(value: Mapping[str, Any], index: Index = None) -> str | None:
     if index is False:
         return None
     everything = index is None or "$" in index  # as words: nobody says the names of its fields
-    texts = list(_texts(value)) if everything else texts_at(value, index or ())
+    texts = _texts(value) if everything else texts_at(value, index or ())
     # What is not UTF-8 is no word of any language, and no reason to refuse the value it is in.
     return "\n".join(texts).encode(errors="replace").decode() or None
 
@@ -65,13 +65,15 @@ def texts_at(value: Mapping[str, Any], paths: Sequence[str]) -> list[str]:
     return [text for path in paths for text in get_text_at_path(value, path if path == "$" else tokenize_path(path))]
 
 
-def _texts(value: Any) -> Iterator[str]:
-    waiting = [value]  # not by recursion: JSON may be nested deeper than Python's stack
+def _texts(value: Mapping[str, Any]) -> list[str]:
+    found: list[str] = []
+    waiting: list[Any] = [*value.values()][::-1]  # not by recursion: JSON may be nested deeper than Python's stack
     while waiting:
         item = waiting.pop()
         if isinstance(item, str):
-            yield item
-        elif isinstance(item, Mapping):
-            waiting.extend(reversed(list(item.values())))
+            found.append(item)
+        elif isinstance(item, dict):
+            waiting.extend(reversed(item.values()))
         elif isinstance(item, list | tuple):
             waiting.extend(reversed(item))
+    return found

@@ -28,7 +28,8 @@ _LIVE = "(expires_at IS NULL OR expires_at > ?)"
 def put(connection: sqlite3.Connection, puts: Sequence[MemoryPut], now: datetime) -> None:
     """Store them; what they say is indexed later, or read from here by a search that comes before that."""
     latest = {(namespace_text(item.namespace), item.key): item for item in puts}
-    rows = [_row(namespace, item, now) for (namespace, _), item in latest.items() if item.value is not None]
+    written = to_text(now)
+    rows = [_row(namespace, item, now, written) for (namespace, _), item in latest.items() if item.value is not None]
     last = connection.execute("SELECT MAX(id) FROM memories").fetchone()[0] or 0
     delete(
         connection, [found[0] for at, item in latest.items() if item.value is None and (found := _find(connection, at))]
@@ -46,8 +47,7 @@ def put(connection: sqlite3.Connection, puts: Sequence[MemoryPut], now: datetime
                 _update(connection, row, known, now)
 
 
-def _row(namespace: str, item: MemoryPut, now: datetime) -> tuple[Any, ...]:
-    written = to_text(now)
+def _row(namespace: str, item: MemoryPut, now: datetime, written: str) -> tuple[Any, ...]:
     return (
         json.dumps(item.value) if item.encoded is None else item.encoded,
         item.text,
