@@ -20,6 +20,7 @@ from session_middleware.storage.offload import Offload
 from session_middleware.storage.port import Storage
 
 _AT_ONCE = 200  # messages in one transaction
+_MANY = 1_000  # as many when somebody waits for all: the same pages are written for more of them
 _log = logging.getLogger("session_middleware")
 
 
@@ -72,7 +73,7 @@ class MemoryParts:
         """Index all that is not; with `rebuild` vectors are made anew."""
         self.settle()
         indexed = 0
-        while (found := self.storage.index_messages(_AT_ONCE)) > 0:
+        while (found := self.storage.index_messages(_MANY)) > 0:
             indexed += found
         if self.embedder is None:
             return Indexed(indexed, 0)
