@@ -124,14 +124,13 @@ def test_what_is_deleted_is_in_no_byte_of_the_files(tmp_path: Path) -> None:
     with Sessions(tmp_path / "sessions.db") as sessions:
         agent = sessions.attach(graph().compile())
         for name in ("kept", "gone"):
-            config = sessions.config(name, user_id=f"user-of-{name}")
-            agent.invoke({"messages": f"{name}: {secret if name == 'gone' else 'x'}"}, config)
+            agent.invoke({"messages": f"{name}: {secret if name == 'gone' else 'x'}"}, sessions.config(name))
         sessions.get("gone").memory.remember(f"about {secret}")
         sessions.index_memory()
         assert sessions.get("gone").memory.recall("xyzzyplugh")
         sessions.checkpointer.delete_thread("gone")
         files = list(tmp_path.glob("sessions.db*"))
         assert len(files) >= 2
-        for part in ("the-secret-word", "xyzzyplugh", "user-of-gone"):
+        for part in ("the-secret-word", "xyzzyplugh"):
             assert [file.name for file in files if part.encode() in file.read_bytes()] == []
         assert sessions.get("kept").message_count == 2
