@@ -42,9 +42,9 @@ def cosines(
         ).fetchall()
     if not rows:
         return {}
-    matrix = np.frombuffer(b"".join([vector for _, vector in rows]), dtype="<f4").reshape(len(rows), -1)
-    near = matrix @ unit(query)
-    places = np.fromiter((place for place, _ in rows), dtype="<i8", count=len(rows))
+    of, found = zip(*rows, strict=True)
+    near = np.frombuffer(b"".join(found), dtype="<f4").reshape(len(rows), -1) @ unit(query)
+    places = np.array(of, dtype="<i8")
     if nearest is not None and nearest < len(rows):
         wanted = np.isin(places, np.fromiter(besides, dtype="<i8", count=len(besides)))
         wanted[np.argpartition(near, -nearest)[-nearest:]] = True
