@@ -237,7 +237,7 @@ class State(TypedDict, total=False):
     out: Any
 
 
-ALICE = {"configurable": {"thread_id": 1, "user_id": "alice", "group_id": "red"}}
+ALICE = {"configurable": {"thread_id": 1, "user_id": "alice", "group_id": "red", "group_ids": ["green"]}}
 Node = Callable[[SessionStore], Any]
 
 
@@ -257,7 +257,10 @@ async def arun(store: SessionStore, node: Node, config: Any = ALICE) -> Any:
     return (await graph.ainvoke({}, config))["out"]
 
 
-OWN = [("session", "1"), ("user", "alice"), ("user", "alice", "prefs"), ("group", "red"), ("global",), ("docs", "bob")]
+OWN = [
+    *(("session", "1"), ("user", "alice"), ("user", "alice", "prefs"), ("group", "red"), ("group", "green", "x")),
+    *(("global",), ("docs", "bob")),
+]
 OTHERS = [("session", "2"), ("user", "bob"), ("user", "alice2", "prefs"), ("group", "blue"), ("user",), ("session",)]
 
 
