@@ -18,7 +18,18 @@ from os import cpu_count
 from statistics import median
 from typing import NamedTuple
 
-NAMES = ("checkpoint_cost", "fleet", "crowd", "loop_lag", "recorder_cost", "import_time", "replay", "reports")
+NAMES = (
+    "checkpoint_cost",
+    "fleet",
+    "crowd",
+    "loop_lag",
+    "recorder_cost",
+    "import_time",
+    "replay",
+    "reports",
+    "memory_speed",
+    "follow_ups",
+)
 _LIBRARIES = ("langgraph", "langchain-core", "langgraph-checkpoint-sqlite", "pydantic")
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from session_middleware.errors import (
+        EmbeddingFailed,
         GraphHasPart,
         InvalidIdentity,
         InvalidSessionId,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
         InvalidTransition,
         LeaseLost,
         MemoryAccessDenied,
+        MemoryNotFound,
         MemoryScopeUnavailable,
         NotAGraph,
         PathTemplateError,
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
         UnserializableValue,
         UserRevoked,
     )
+    from session_middleware.memory.tools import memory_tools
     from session_middleware.session import Session
     from session_middleware.sessions import Sessions
     from session_middleware.settings import SessionSettings
@@ -49,6 +52,7 @@ _HOMES = {
     "Session": "session",
     "Sessions": "sessions",
     "SessionSettings": "settings",
+    "EmbeddingFailed": "errors",
     "GraphHasPart": "errors",
     "InvalidIdentity": "errors",
     "InvalidSessionId": "errors",
@@ -56,6 +60,7 @@ _HOMES = {
     "InvalidTransition": "errors",
     "LeaseLost": "errors",
     "MemoryAccessDenied": "errors",
+    "MemoryNotFound": "errors",
     "MemoryScopeUnavailable": "errors",
     "NotAGraph": "errors",
     "PathTemplateError": "errors",
@@ -71,9 +76,11 @@ _HOMES = {
     "UnknownStatus": "errors",
     "UnserializableValue": "errors",
     "UserRevoked": "errors",
+    "memory_tools": "memory.tools",
 }
 
 __all__ = [  # the names above, spelled out for type checkers
+    "EmbeddingFailed",
     "GraphHasPart",
     "InvalidIdentity",
     "InvalidSessionId",
@@ -81,6 +88,7 @@ __all__ = [  # the names above, spelled out for type checkers
     "InvalidTransition",
     "LeaseLost",
     "MemoryAccessDenied",
+    "MemoryNotFound",
     "MemoryScopeUnavailable",
     "NotAGraph",
     "PathTemplateError",
@@ -99,6 +107,7 @@ __all__ = [  # the names above, spelled out for type checkers
     "UnknownStatus",
     "UnserializableValue",
     "UserRevoked",
+    "memory_tools",
 ]
 
 

@@ -17,6 +17,8 @@
     ├── InvalidSessionId      (ValueError)       an id no session can have, or none at all
     ├── InvalidIdentity       (ValueError)       a user or group id no owner can have
     ├── InvalidSettings       (ValueError)       a setting that does not parse
+    ├── EmbeddingFailed       (RuntimeError)     the embedding model's answer is no vector
+    ├── MemoryNotFound        (KeyError)         promote() names a memory there is not
     ├── MemoryScopeUnavailable (ValueError)      a scope the session has no id for
     ├── PathTemplateError     (ValueError)       a path over {session_id} … that cannot be filled in
     ├── UnknownStatus         (ValueError)       sessions were asked for by a status there is not
@@ -252,3 +254,23 @@ class MemoryScopeUnavailable(SessionError, ValueError):
             f"{whose} no {scope}_id to keep memories of scope {scope!r} under; give one with "
             f"sessions.config(…, {scope}_id=…) or sessions.open(…, {scope}_id=…), or use another scope"
         )
+
+
+class MemoryNotFound(SessionError, KeyError):
+    def __init__(self, key: str, *, scope: str) -> None:
+        self.key = key
+        self.scope = scope
+        super().__init__(
+            f"there is no memory {key!r} of scope {scope!r}; list what there is with session.memory.list()"
+        )
+
+    def __str__(self) -> str:  # a KeyError shows its argument's repr
+        return str(self.args[0])
+
+
+class EmbeddingFailed(SessionError, RuntimeError):
+    """Logged, not raised: what has no vector is found by its words."""
+
+    def __init__(self, model: str, problem: str) -> None:
+        self.model = model
+        super().__init__(f"the embedding model {model!r} cannot be used: {problem}; correct index= of Sessions(...)")

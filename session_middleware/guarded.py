@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from session_middleware import lifecycle
 from session_middleware.errors import SessionAccessDenied, SessionNotFound, UserRevoked
+from session_middleware.memory.found import Found
 from session_middleware.model import Identity, SessionInfo, ToolCall, Usage
 from session_middleware.session import Session
+from session_middleware.storage.memory_port import MemoryPut
 from session_middleware.storage.offload import Offload
-from session_middleware.storage.port import Deleted, MemoryPut, Storage
+from session_middleware.storage.port import Deleted, Storage
 from session_middleware.storage.reporting import UsageBy
 from session_middleware.visits import acting_as, as_config
 
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 SessionList: TypeAlias = list[Session]
 Usages: TypeAlias = list[Usage]
 ToolCalls: TypeAlias = list[ToolCall]
+FoundList: TypeAlias = list[Found]
 
 _WRITES = frozenset({"append", "append_event", "begin_run", "copy_session", "prune_checkpoints"})  # that take no `by`
 _BY = frozenset({"delete_session", "end_session", "pin_session", "ping_session", "update_session"})
@@ -207,6 +210,13 @@ class UserSessions:
 
     async def aexplain(self, session_id: object) -> Any:
         return await self._offload.run(self.explain, session_id)
+
+    def search(self, query: str, **options: Any) -> FoundList:
+        """As `Sessions.search`, in their own sessions."""
+        return self._sessions.search(query, user_id=self.identity.user_id, **options)
+
+    async def asearch(self, query: str, **options: Any) -> FoundList:
+        return await self._offload.run(self.search, query, **options)
 
     def usage(self, by: UsageBy = "session", **filters: Any) -> Usages:
         """As `Sessions.usage`, of their own sessions."""

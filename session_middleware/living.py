@@ -15,6 +15,7 @@ from pydantic import ConfigDict, PrivateAttr
 from session_middleware import lifecycle
 from session_middleware.errors import SessionNotFound
 from session_middleware.hooks import Hooks
+from session_middleware.memory.parts import MemoryParts
 from session_middleware.model import (
     Clock,
     Closed,
@@ -52,6 +53,7 @@ class Parts:
     pulse: Pulse
     hooks: Hooks
     resources: Resources
+    memory: MemoryParts
     repair: Callable[..., list[RepairedCall]]
     by: Identity | None = None  # who has it in hand; None: the operator
 

@@ -217,20 +217,6 @@ class Event(Record):
     created_at: datetime
 
 
-class Memory(Value):
-    """Something remembered, as `recall` returns it."""
-
-    text: str
-    value: dict[str, Any]
-    key: str
-    scope: Scope
-    session_id: str | None = None
-    message_id: str | None = None
-    created_at: datetime
-    updated_at: datetime
-    score: float | None = None
-
-
 class Usage(Value):
     """What calls took, all together: of models, or with ``by="tool"`` of tools.
 

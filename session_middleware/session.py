@@ -278,12 +278,13 @@ class Session(LivingSession):
     def memory(self) -> SessionMemory:
         """What this session remembers, and what it may recall of its user's and its group's."""
         return SessionMemory(
+            self._parts.memory,
             self._storage,
-            self._offload,
             session_id=self.id,
+            owner_id=self.user_id,
             user_id=self.acting.user_id,
             group_id=self._parts.group_of(self),
-            new_id=self._new_id,
+            groups=self.acting.groups,
         )
 
     def repair(self, *, dry_run: bool = False) -> builtins.list[RepairedCall]:

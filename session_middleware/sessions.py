@@ -20,10 +20,13 @@ from session_middleware import lifecycle
 from session_middleware.checkpoint.repair import Repairs
 from session_middleware.checkpoint.saver import SessionSaver
 from session_middleware.checkpoint.serde import StrictSerializer, TypeName
-from session_middleware.errors import InvalidSettings, SessionNotFound
+from session_middleware.errors import SessionNotFound
 from session_middleware.guarded import GuardedStorage, UserSessions
 from session_middleware.hooks import Hookable, Hooks
 from session_middleware.living import Parts, Timeout
+from session_middleware.memory.door import MemoryDoor
+from session_middleware.memory.embedding import Embedder
+from session_middleware.memory.parts import MemoryParts
 from session_middleware.memory.store import SessionStore
 from session_middleware.model import (
     Clock,
@@ -48,8 +51,8 @@ from session_middleware.resources import Resources
 from session_middleware.session import Session
 from session_middleware.settings import SessionSettings, load_settings, own_seconds
 from session_middleware.storage.offload import Offload
+from session_middleware.storage.opening import open_storage
 from session_middleware.storage.port import Deleted, SessionDetails, SessionFilter, Storage, Visit
-from session_middleware.storage.sqlite.engine import SqliteStorage
 from session_middleware.sweeping import Sweeper
 from session_middleware.turns import Turns
 from session_middleware.visits import Visits, acting_as, as_config, identity_of
@@ -59,7 +62,7 @@ SessionList: TypeAlias = list[Session]  # in the class below, `list` is its own 
 RepairedCalls: TypeAlias = list[RepairedCall]
 
 
-class Sessions(Operated, Reports, Hookable):
+class Sessions(Operated, Reports, Hookable, MemoryDoor):
     """The sessions of one database.
 
     Args:
@@ -91,7 +94,7 @@ class Sessions(Operated, Reports, Hookable):
         self.settings: SessionSettings = load_settings(**settings)
         self.new_id = new_id
         self._clock = clock
-        self._storage: Storage = _open_storage(self.settings, clock, new_id)
+        self._storage: Storage = open_storage(self.settings, clock, new_id)
         self._offload = Offload(self._storage.name, self._storage.together)
         self._pulse = Pulse(self._storage, at_once=self.settings.on_busy != "allow")
         self._visits = Visits(self._pulse, tracking=self.settings.tracking)
@@ -130,7 +133,15 @@ class Sessions(Operated, Reports, Hookable):
             settle=self.recorder.drain,
             repairs=self._repairs,
         )
-        self.store: BaseStore = SessionStore(self._storage, self._offload)
+        self._memory = MemoryParts(
+            self._storage,
+            self._offload,
+            clock=clock,
+            new_id=new_id,
+            embedder=None if self.settings.index is None else Embedder(self._storage, self.settings.index),
+            settle=self.recorder.drain,
+        )
+        self.store: BaseStore = SessionStore(self._memory, ttl=self.settings.memory_ttl)  # type: ignore[arg-type]
         self.hooks = Hooks(self._storage)
         self._resources = Resources(self._offload, limit=self.settings.max_open_resources)
         self._parts = Parts(
@@ -144,6 +155,7 @@ class Sessions(Operated, Reports, Hookable):
             self._pulse,
             self.hooks,
             self._resources,
+            self._memory,
             self._repair,
         )
         self._sweeper = Sweeper(self._parts)
@@ -161,6 +173,7 @@ class Sessions(Operated, Reports, Hookable):
             self._resources.close_all()
             self.settle()
             self._pulse.close()
+            self._memory.close()
             self._offload.close()
             self._storage.close()
 
@@ -384,14 +397,3 @@ class Sessions(Operated, Reports, Hookable):
         configurable = config["configurable"]
         visit = Visit(configurable["thread_id"], identity_of(configurable), is_run=False)
         return self._repairs.now(self.checkpointer, config, visit, dry_run=dry_run)
-
-
-def _open_storage(settings: SessionSettings, clock: Clock, new_id: NewId) -> Storage:
-    url = settings.storage_url
-    scheme, separator, rest = url.partition("://")
-    if separator and scheme != "sqlite":
-        raise InvalidSettings([f"storage_url: {scheme}:// is not supported; name a file, or ':memory:'"])
-    path = rest.removeprefix("/") or ":memory:" if separator else url
-    if path.startswith("~"):
-        path = str(Path(path).expanduser())
-    return SqliteStorage(path, settings, clock=clock, new_id=new_id)

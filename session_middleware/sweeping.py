@@ -26,6 +26,7 @@ class Sweeper:
     def go_on(self) -> None:
         """Sweep every ``sweep_interval`` from the first run on, and do all else that is to be done beside runs."""
         pulse, interval = self._parts.pulse, self._parts.settings.sweep_interval
+        self._parts.visits.on_end(self._parts.memory.wake)
         pulse.add_chore(self._parts.hooks.deliver, _DELIVER_SECONDS, on_wake=True)
         pulse.add_chore(self._close_resources, _DELIVER_SECONDS)
         if interval is not None:
@@ -82,9 +83,10 @@ class Sweeper:
         return until is not None
 
     def _tidy(self) -> None:
-        """Take away what the dead have left: leases, and writes whose checkpoint never came."""
+        """Take away memories whose time is over, and what the dead have left: leases, and stray writes."""
         now = self._parts.clock()
         before = now - _ORPHANED
+        self._parts.storage.sweep_memories()
         self._parts.storage.tidy(self._tidied or before - _FIRST, before)
         self._tidied = before
 

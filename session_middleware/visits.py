@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -96,6 +96,7 @@ class Visits:
         self._lock = threading.Lock()
         self._unclaimed: dict[str, list[Visit]] = {}
         self._latest: OrderedDict[str, Visit] = OrderedDict()  # by session; for writes that have lost their context
+        self._ended: list[Callable[[], object]] = []
         self._here: ContextVar[Visit | None] = ContextVar("session_middleware_visit", default=None)
 
     def begin(self, visit: Visit) -> None:
@@ -106,6 +107,10 @@ class Visits:
             visit.lease.is_told = self._tracking
             self._pulse.begin(visit)
 
+    def on_end(self, call: Callable[[], object]) -> None:
+        """Have `call` made after each run; it must not wait."""
+        self._ended.append(call)
+
     def end(self, visit: Visit) -> None:
         with self._lock:
             remaining = [v for v in self._unclaimed.pop(visit.session_id, ()) if v is not visit]
@@ -113,6 +118,8 @@ class Visits:
                 self._unclaimed[visit.session_id] = remaining
         if visit.lease is not None:
             self._pulse.end(visit.lease)
+        for call in self._ended:
+            call()
 
     def arrive(self, configurable: dict[str, Any]) -> Visit:
         """The visit of a first look: an announced run's, else the running one's, else a new one.

@@ -10,17 +10,21 @@ messages, tool calls and model calls that pass by, but no runs: it does not lear
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from langchain.agents.middleware import AgentMiddleware
 from langchain.agents.middleware.types import AgentState, ModelRequest, ModelResponse
-from langchain_core.messages import BaseMessage, HumanMessage, RemoveMessage, SystemMessage, ToolMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, RemoveMessage, SystemMessage, ToolMessage
 from langgraph.config import get_config
 from langgraph.graph.message import REMOVE_ALL_MESSAGES
 from langgraph.prebuilt.tool_node import ToolCallRequest
 from langgraph.types import Command
 
 from session_middleware.checkpoint.repair import Asked, Mended, mend, recorded_answers, unanswered
+from session_middleware.memory.completing import complete
+from session_middleware.memory.scopes import SCOPES
+from session_middleware.memory.session_memory import KINDS, Kind
+from session_middleware.model import Scope
 from session_middleware.recording.hooks import Hooks, Place, Watched
 from session_middleware.session import Session
 from session_middleware.sessions import Sessions
@@ -28,6 +32,15 @@ from session_middleware.sessions import Sessions
 ToolResult: TypeAlias = ToolMessage | Command[Any]
 Context: TypeAlias = Callable[[Session, str], str | None]
 Update: TypeAlias = dict[str, Any] | None
+
+
+class Recall(NamedTuple):
+    """What of its memory is put before the model: at most `k` memories and about `budget_tokens`."""
+
+    k: int = 8
+    scopes: Sequence[Scope] = SCOPES
+    kinds: Sequence[Kind] = KINDS
+    budget_tokens: int = 1_000
 
 
 class SessionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
@@ -39,9 +52,11 @@ class SessionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
         sessions: where to record. With its checkpointer and recorder, or alone.
         context: what to add to the system message of each model call, and nowhere else: a function
             of the session and of what its user said last. Under asyncio it is called off the loop.
+        recall: what to add there of the session's memory: what fits what its user said last, without
+            the messages that the model is given anyhow.
     """
 
-    def __init__(self, sessions: Sessions, *, context: Context | None = None) -> None:
+    def __init__(self, sessions: Sessions, *, context: Context | None = None, recall: Recall | None = None) -> None:
         super().__init__()
         self._sessions = sessions
         self._hooks = Hooks(
@@ -54,6 +69,7 @@ class SessionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
         )
         self._off_loop = sessions._offload.run
         self._context = context
+        self._recall = recall
 
     # Before the agent starts: who asks, and what has no answer
 
@@ -128,7 +144,7 @@ class SessionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
         place = self._hooks.enter(get_config())
         if place is None:
             return await handler(request)
-        if self._context is not None:
+        if self._context is not None or self._recall is not None:
             request = self._with(request, await self._off_loop(self._context_for, place, request))
         if place.trace is not None:
             return await handler(request)
@@ -143,14 +159,19 @@ class SessionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
         return response
 
     def _context_for(self, place: Place, request: ModelRequest[Any]) -> str | None:
-        said = next((m.text for m in reversed(request.messages) if isinstance(m, HumanMessage)), None)
-        if self._context is None or not said:
+        messages = request.messages
+        last = next((n for n in reversed(range(len(messages))) if isinstance(messages[n], HumanMessage)), None)
+        if last is None or not messages[last].text or (self._context is None and self._recall is None):
             return None
         session = self._sessions.find(place.visit.session_id)
         if session is None:
             self._hooks.open(place)
             session = self._sessions.find(place.visit.session_id)
-        return self._context(session, said) if session is not None else None
+        if session is None:
+            return None
+        own = self._context(session, messages[last].text) if self._context is not None else None
+        recalled = _recalled(self._recall, session, messages, last) if self._recall is not None else None
+        return "\n\n".join(filter(None, (own, recalled)))
 
     @staticmethod
     def _with(request: ModelRequest[Any], context: str | None) -> ModelRequest[Any]:
@@ -201,3 +222,10 @@ class SessionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
         state = request.state
         history = state["messages"] if isinstance(state, dict) else getattr(state, "messages", ())
         return self._hooks.watch(place, config, request.tool_call, history, exists=request.tool is not None)
+
+
+def _recalled(recall: Recall, session: Session, messages: Sequence[BaseMessage], last: int) -> str | None:
+    """What is remembered that fits what was said `last`, which may lean on what was said before it."""
+    before = [message.text for message in messages[:last] if isinstance(message, HumanMessage | AIMessage)]
+    known = {message.id for message in messages if message.id}
+    return session.memory.context_for(complete(messages[last].text, before), unless_in=known, **recall._asdict())

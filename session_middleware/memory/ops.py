@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from datetime import timedelta
 
 from langgraph.store.base import (
     GetOp,
@@ -16,25 +17,34 @@ from langgraph.store.base import (
 
 from session_middleware.memory.scopes import OWNED, Namespace, Owners, check_namespace, is_visible
 from session_middleware.memory.values import check_key, checked_value, is_text, words_of
-from session_middleware.storage.port import MemoryPut
+from session_middleware.storage.memory_port import MemoryPut
+
+_LONGEST_TTL = 60 * 24 * 36_525  # minutes
 
 
-def check_op(op: Op) -> None:
+def check_ops(ops: Iterable[Op]) -> None:
     """Refuse what no store may do, before anything is done.
 
     Raises:
         InvalidNamespaceError: as LangGraph has it, but see `check_labels`.
-        NotImplementedError: a time to live.
         UnserializableValue: a key that is not UTF-8.
-        ValueError: not an operation, or a page that ends before it begins.
+        ValueError: not an operation, a page that ends before it begins, or a ttl that is no time.
     """
+    checked: set[Namespace] = set()  # most batches are of a few namespaces
+    for op in ops:
+        _check_op(op, checked)
+
+
+def _check_op(op: Op, checked: set[Namespace]) -> None:
     if isinstance(op, SearchOp | ListNamespacesOp) and min(op.limit, op.offset) < 0:
         raise ValueError(f"limit={op.limit}, offset={op.offset}: neither may be negative")
     if isinstance(op, GetOp | PutOp):
-        check_labels(op.namespace)
+        if not isinstance(op.namespace, tuple) or op.namespace not in checked:
+            check_labels(op.namespace)
+            checked.add(tuple(op.namespace))
         check_key(op.key)
-        if isinstance(op, PutOp) and op.ttl is not None:
-            raise NotImplementedError("SessionStore keeps no time to live; leave out ttl, or set it to None")
+        if isinstance(op, PutOp) and op.ttl is not None and not 0 < op.ttl <= _LONGEST_TTL:
+            raise ValueError(f"ttl={op.ttl}: give minutes, more than none and less than a century of them")
     elif isinstance(op, SearchOp):
         check_labels(op.namespace_prefix)
     elif isinstance(op, ListNamespacesOp):
@@ -90,18 +100,28 @@ def check_access(op: Op, owners: Owners) -> None:
         check_namespace(tuple(op.namespace_prefix), owners)
 
 
-def puts_of(ops: Iterable[Op], owners: Owners | None) -> list[MemoryPut]:
+def puts_of(ops: Iterable[Op], owners: Owners | None, *, embed: bool) -> list[MemoryPut]:
     """What a batch puts: of the same key, the last. Raises `UnserializableValue`."""
-    puts = [_put(op, owners) for op in ops if isinstance(op, PutOp)]
+    puts = [_put(op, owners, embed) for op in ops if isinstance(op, PutOp)]
     return list({(put.namespace, put.key): put for put in puts}.values())
 
 
-def _put(op: PutOp, owners: Owners | None) -> MemoryPut:
+def _put(op: PutOp, owners: Owners | None, embed: bool) -> MemoryPut:
     namespace = tuple(op.namespace)
     if op.value is None:
         return MemoryPut(namespace, op.key, None, None)
-    value = checked_value(namespace, op.key, op.value)
-    return MemoryPut(namespace, op.key, value, words_of(value, op.index), _remembered_in(namespace, owners))
+    value, encoded = checked_value(namespace, op.key, op.value)
+    return MemoryPut(
+        namespace,
+        op.key,
+        value,
+        words_of(value, op.index),
+        _remembered_in(namespace, owners),
+        paths=op.index or None,
+        embed=embed and op.index is not False,
+        encoded=encoded,
+        ttl=None if op.ttl is None else timedelta(minutes=op.ttl),
+    )
 
 
 def _remembered_in(namespace: Namespace, owners: Owners | None) -> str | None:

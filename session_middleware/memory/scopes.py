@@ -19,14 +19,20 @@ SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 
 class Owners(NamedTuple):
-    """The ids whose memories are in reach. The field names are the scopes that have an owner."""
+    """The ids whose memories are in reach; `session`, `user` and `group` are the scopes that have an owner."""
 
     session: str | None = None
     user: str | None = None
-    group: str | None = None
+    group: str | None = None  # for which new memories are kept
+    groups: frozenset[str] = frozenset()  # further ones whose memories are seen
+
+    def of(self, scope: str) -> set[str]:
+        """All ids of a scope; none of one that nobody owns."""
+        own: str | None = getattr(self, scope, None)
+        return {*([own] if own else ()), *(self.groups if scope == "group" else ())}
 
 
-OWNED = frozenset(Owners._fields)
+OWNED = frozenset({"session", "user", "group"})
 
 
 def namespace_of(scope: Scope, owners: Owners) -> Namespace:
@@ -48,14 +54,18 @@ def namespace_of(scope: Scope, owners: Owners) -> Namespace:
 
 def visible_namespaces(owners: Owners, scopes: Sequence[Scope] = SCOPES) -> list[Namespace]:
     """The namespaces of these scopes, without those that nobody here has an id for."""
-    return [namespace_of(scope, owners) for scope in scopes if scope not in OWNED or getattr(owners, scope)]
+    found: list[Namespace] = []
+    for scope in scopes:
+        owned = [(scope, owner) for owner in sorted(owners.of(scope))]
+        found += owned if scope in OWNED else [namespace_of(scope, owners)]
+    return found
 
 
 def is_visible(namespace: Namespace, owners: Owners) -> bool:
     """Whether a run of these owners may use it: the bare ``("user",)`` would be everybody's, so not."""
     if not namespace or namespace[0] not in OWNED:
         return True
-    return len(namespace) > 1 and namespace[1] == getattr(owners, namespace[0])
+    return len(namespace) > 1 and namespace[1] in owners.of(namespace[0])
 
 
 def check_namespace(namespace: Namespace, owners: Owners) -> None:

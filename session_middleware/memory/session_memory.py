@@ -6,18 +6,33 @@ model through a tool, chooses among the session's own scopes and cannot name any
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Sequence
-from typing import Any, TypeAlias
+from collections.abc import Collection, Sequence
+from datetime import datetime, timedelta
+from typing import Any, Literal, Protocol, TypeAlias
 
-from session_middleware.errors import StorageError
+from session_middleware.errors import MemoryNotFound, StorageError
+from session_middleware.memory.context import CountTokens, about_tokens, render, within_budget
+from session_middleware.memory.found import Memory
+from session_middleware.memory.parts import MemoryParts
 from session_middleware.memory.scopes import SCOPES, Namespace, Owners, namespace_of, visible_namespaces
 from session_middleware.memory.values import check_key, checked_value, words_of
-from session_middleware.model import Memory, NewId, Scope
-from session_middleware.storage.offload import Offload
-from session_middleware.storage.port import MemoryPut, MemoryQuery, Storage, StoredMemory
+from session_middleware.model import Scope
+from session_middleware.settings import parse_duration
+from session_middleware.storage.memory_port import MemoryPut, MemoryQuery, MemoryStorage, MessageScope, StoredMemory
+from session_middleware.storage.words import terms_of
 
 Memories: TypeAlias = list[Memory]  # in the class below, `list` is its own method
+Kind: TypeAlias = Literal["item", "message"]
+Stored: TypeAlias = list[StoredMemory]
+Vector: TypeAlias = list[float]
+Texts: TypeAlias = list[str]
+Namespaces: TypeAlias = list[Namespace]
+KINDS: tuple[Kind, ...] = ("item", "message")
+Duration: TypeAlias = timedelta | str | float
+
+_FADES_BY_HALF = timedelta(days=30)
 
 
 class SessionMemory:
@@ -25,19 +40,20 @@ class SessionMemory:
 
     def __init__(
         self,
-        storage: Storage,
-        offload: Offload,
+        parts: MemoryParts,
+        storage: MemoryStorage,
         *,
         session_id: str,
+        owner_id: str | None,
         user_id: str | None,
         group_id: str | None,
-        new_id: NewId,
+        groups: frozenset[str] = frozenset(),
     ) -> None:
-        self._storage = storage
-        self._offload = offload
+        self._parts = parts
+        self._storage = storage  # of whoever has the session in hand
+        self._owner_id = owner_id
         self._session_id = session_id
-        self._owners = Owners(session_id, user_id, group_id)
-        self._new_id = new_id
+        self._owners = Owners(session_id, user_id, group_id, groups)
 
     def remember(
         self,
@@ -46,19 +62,200 @@ class SessionMemory:
         *,
         scope: Scope = "session",
         metadata: dict[str, Any] | None = None,
+        ttl: Duration | None = None,
+        message_id: str | None = None,
     ) -> Memory:
         """Keep something; under a `key` that is there already, in place of what it held.
 
         A text is kept as ``{"text": …}``. `metadata` is kept with it, under ``"metadata"``: to
-        filter by, not to be found by its words.
+        filter by, not to be found by its words. `ttl` is how long it is kept. `message_id` names the
+        message of this session it came from, and with which it is deleted.
 
         Raises:
             MemoryScopeUnavailable: the session has no id for the scope.
             UnserializableValue: the dict holds what JSON cannot keep.
         """
-        namespace, key = namespace_of(scope, self._owners), self._new_id() if key is None else str(key)
+        namespace, key = namespace_of(scope, self._owners), self._parts.new_id() if key is None else str(key)
         put = self._put(namespace, key, text_or_dict, metadata)
+        put = put._replace(message_id=message_id, ttl=None if ttl is None else parse_duration(ttl))
         self._storage.put_memories([put])
+        self._parts.embed_items()
+        return self._kept(namespace, key)
+
+    def recall(
+        self,
+        query: str,
+        k: int = 5,
+        *,
+        scopes: Sequence[Scope] = SCOPES,
+        kinds: Sequence[Kind] = KINDS,
+        since: datetime | None = None,
+        filter: dict[str, Any] | None = None,
+        window: int = 0,
+        recency: float = 0.0,
+        explain: bool = False,
+    ) -> Memories:
+        """The `k` memories that fit `query` best, best first, over all these scopes at once.
+
+        Items are what was put with `remember` or through the store. Messages are what was said: in
+        this session (scope ``"session"``), and by this user in all of theirs (scope ``"user"``).
+        Scopes the session has no id for are passed over. A query without a word that says something
+        finds nothing by words.
+
+        Args:
+            since: only what was kept or said at or after this time.
+            filter: as in LangGraph's store, on an item's value; a message's value has ``text``,
+                ``role`` and, where it has one, ``name``.
+            window: messages come with so many neighbours each way, in `Memory.around`.
+            recency: what newer counts for: a share of the score that halves every 30 days.
+            explain: say in `Memory.parts` what the score is made of.
+        """
+        asked = self._query(query, scopes, kinds)._replace(filter=filter, since=since, limit=k)
+        if not asked.namespaces and asked.messages is None:
+            return []
+        self._parts.settle()
+        if recency:
+            asked = asked._replace(limit=4 * k)
+        asked = asked._replace(vector=self._vector(asked))
+        found = self._storage.search_memories(asked)
+        memories = [self._memory(stored, recency=recency, explain=explain) for stored in found]
+        if recency:
+            memories.sort(key=lambda memory: -(memory.score or 0.0))
+        self._parts.wake()
+        return [self._with_neighbours(memory, window) for memory in memories[:k]]
+
+    def context_for(
+        self,
+        query: str,
+        *,
+        k: int = 8,
+        scopes: Sequence[Scope] = SCOPES,
+        kinds: Sequence[Kind] = KINDS,
+        budget_tokens: int = 1_000,
+        unless_in: Collection[str] = (),
+        count_tokens: CountTokens = about_tokens,
+    ) -> str | None:
+        """What of this memory belongs into a prompt that asks `query`; ``None`` when nothing does.
+
+        At most `k` memories and about `budget_tokens`. Messages whose ids are in `unless_in` are left
+        out: those the prompt holds already.
+        """
+        found = self.recall(query, k + len(unless_in), scopes=scopes, kinds=kinds)
+        left = [memory for memory in found if memory.kind == "item" or memory.message_id not in unless_in]
+        return render(within_budget(left[:k], budget_tokens, count_tokens=count_tokens))
+
+    def forget(
+        self, key: str | None = None, *, query: str | None = None, all: bool = False, scope: Scope = "session"
+    ) -> int:
+        """Forget items of a scope: the one of this key, those that hold all words of `query`, or `all`.
+
+        Returns how many there were. What was said is not forgotten by this: delete the message.
+
+        Raises:
+            MemoryScopeUnavailable: the session has no id for the scope.
+            ValueError: not exactly one of `key`, `query` and `all` is given.
+        """
+        if (key is not None) + (query is not None) + all != 1:
+            raise ValueError("forget() takes one of: a key, query=…, or all=True")
+        namespace = namespace_of(scope, self._owners)
+        if key is not None:
+            check_key(key)
+            [found] = self._storage.get_memories([(namespace, key)])
+            items = [] if found is None else [found]
+        else:
+            items = self._search(MemoryQuery([namespace], prefix=True, limit=sys.maxsize))
+            wanted = set(terms_of(query or ""))
+            if query is not None:
+                items = [item for item in items if wanted and wanted <= set(terms_of(item.text or ""))]
+        self._storage.put_memories([MemoryPut(item.namespace, item.key, None, None) for item in items])
+        return len(items)
+
+    def promote(self, key: str, to: Scope = "user", *, scope: Scope = "session") -> Memory:
+        """Move an item to another scope, where it outlives this session. It has no time to live there.
+
+        Raises:
+            MemoryNotFound: there is no item of this key in `scope`.
+            MemoryScopeUnavailable: the session has no id for one of the scopes.
+        """
+        source, target = namespace_of(scope, self._owners), namespace_of(to, self._owners)
+        check_key(key)
+        [found] = self._storage.get_memories([(source, key)])
+        if found is None:
+            raise MemoryNotFound(key, scope=scope)
+        if source == target:
+            return self._memory(found)
+        moved = MemoryPut(
+            target,
+            key,
+            found.value,
+            found.text,
+            found.session_id,
+            found.message_id,
+            found.paths,
+            embed=found.text is not None and self._parts.embeds,
+        )
+        self._storage.put_memories([MemoryPut(source, key, None, None), moved])
+        self._parts.embed_items()
+        return self._kept(target, key)
+
+    def list(self, scopes: Sequence[Scope] = ("session",), *, filter: dict[str, Any] | None = None) -> Memories:
+        """All items of these scopes, first kept first; scopes the session has no id for are passed over."""
+        namespaces = visible_namespaces(self._owners, scopes)
+        return [
+            self._memory(stored)
+            for stored in self._search(MemoryQuery(namespaces, prefix=True, limit=sys.maxsize, filter=filter))
+        ]
+
+    def last_said(self, count: int = 12) -> Texts:
+        """The texts of the last messages of this session, oldest first; nobody's but the user's and the assistant's."""
+        self._parts.settle()
+        messages = self._storage.list_last_messages(self._session_id, count)
+        return [message.text for message in messages if message.role in ("user", "assistant")]
+
+    def has(self, scope: Scope) -> bool:
+        """Whether there is an id to keep memories of this scope under."""
+        return bool(self.namespaces([scope]))
+
+    def namespace(self, scope: Scope) -> Namespace:
+        """Where memories of this scope are. Raises `MemoryScopeUnavailable`."""
+        return namespace_of(scope, self._owners)
+
+    def namespaces(self, scopes: Sequence[Scope] = SCOPES) -> Namespaces:
+        """Where memories of these scopes are, without those the session has no id for."""
+        return visible_namespaces(self._owners, scopes)
+
+    async def alast_said(self, count: int = 12) -> Texts:
+        return await self._parts.offload.run(self.last_said, count)
+
+    async def aremember(self, text_or_dict: str | dict[str, Any], key: str | None = None, **options: Any) -> Memory:
+        return await self._parts.offload.run(self.remember, text_or_dict, key, **options)
+
+    async def arecall(self, query: str, k: int = 5, **options: Any) -> Memories:
+        return await self._parts.offload.run(self.recall, query, k, **options)
+
+    async def acontext_for(self, query: str, **options: Any) -> str | None:
+        return await self._parts.offload.run(self.context_for, query, **options)
+
+    async def aforget(self, key: str | None = None, **options: Any) -> int:
+        return await self._parts.offload.run(self.forget, key, **options)
+
+    async def apromote(self, key: str, to: Scope = "user", **options: Any) -> Memory:
+        return await self._parts.offload.run(self.promote, key, to, **options)
+
+    async def alist(self, scopes: Sequence[Scope] = ("session",), **options: Any) -> Memories:
+        return await self._parts.offload.run(self.list, scopes, **options)
+
+    def _put(
+        self, namespace: Namespace, key: str, what: str | dict[str, Any], metadata: dict[str, Any] | None
+    ) -> MemoryPut:
+        check_key(key)
+        value, _ = checked_value(namespace, key, {"text": what} if isinstance(what, str) else what)
+        words = words_of(value)
+        if metadata is not None:
+            value, _ = checked_value(namespace, key, value | {"metadata": metadata})
+        return MemoryPut(namespace, key, value, words, self._session_id, paths=(), embed=self._parts.embeds)
+
+    def _kept(self, namespace: Namespace, key: str) -> Memory:
         [stored] = self._storage.get_memories([(namespace, key)])
         if stored is None:
             raise StorageError(
@@ -66,73 +263,65 @@ class SessionMemory:
                 f"memory {key!r} in {namespace!r} was forgotten by somebody else as soon as it was kept",
                 advice="remember it again",
             )
-        return _memory(stored)
+        return self._memory(stored)
 
-    def recall(self, query: str, k: int = 5, *, scopes: Sequence[Scope] = SCOPES) -> Memories:
-        """The `k` memories that fit the words of `query` best, best first, over all these scopes at once.
-
-        Scopes the session has no id for are passed over. Without a word in the query, nothing is found.
-        """
-        return self._search(scopes, query=query, limit=k)
-
-    def forget(self, key: str, scope: Scope = "session") -> bool:
-        """Whether there was something to forget. Raises `MemoryScopeUnavailable`."""
-        namespace = namespace_of(scope, self._owners)
-        check_key(key)
-        if self._storage.get_memories([(namespace, key)]) == [None]:
-            return False
-        self._storage.put_memories([MemoryPut(namespace, key, value=None, text=None)])
-        return True
-
-    def list(self, scopes: Sequence[Scope] = ("session",)) -> Memories:
-        """All memories of these scopes, first kept first; scopes the session has no id for are passed over."""
-        return self._search(scopes, query=None, limit=sys.maxsize)
-
-    async def aremember(
-        self,
-        text_or_dict: str | dict[str, Any],
-        key: str | None = None,
-        *,
-        scope: Scope = "session",
-        metadata: dict[str, Any] | None = None,
-    ) -> Memory:
-        return await self._offload.run(self.remember, text_or_dict, key, scope=scope, metadata=metadata)
-
-    async def arecall(self, query: str, k: int = 5, *, scopes: Sequence[Scope] = SCOPES) -> Memories:
-        return await self._offload.run(self.recall, query, k, scopes=scopes)
-
-    async def aforget(self, key: str, scope: Scope = "session") -> bool:
-        return await self._offload.run(self.forget, key, scope)
-
-    async def alist(self, scopes: Sequence[Scope] = ("session",)) -> Memories:
-        return await self._offload.run(self.list, scopes)
-
-    def _put(
-        self, namespace: Namespace, key: str, what: str | dict[str, Any], metadata: dict[str, Any] | None
-    ) -> MemoryPut:
-        check_key(key)
-        value = checked_value(namespace, key, {"text": what} if isinstance(what, str) else what)
-        words = words_of(value)
-        if metadata is not None:
-            value = checked_value(namespace, key, value | {"metadata": metadata})
-        return MemoryPut(namespace, key, value, words, self._session_id)
-
-    def _search(self, scopes: Sequence[Scope], *, query: str | None, limit: int) -> Memories:
+    def _query(self, query: str, scopes: Sequence[Scope], kinds: Sequence[Kind]) -> MemoryQuery:
         """What lies below a scope's namespace, put there through the store, belongs to the scope too."""
         namespaces = visible_namespaces(self._owners, scopes)
-        found = self._storage.search_memories(MemoryQuery(namespaces, prefix=True, query=query, limit=limit))
-        return [_memory(stored) for stored in found]
+        messages = None
+        is_shared = self._owner_id != self._owners.user  # then what is said in it is theirs to find by being in it
+        if "message" in kinds and "session" in scopes and (is_shared or "user" not in scopes or not self._owners.user):
+            messages = MessageScope(self._session_id, self._owner_id)
+        elif "message" in kinds and "user" in scopes and self._owners.user:
+            messages = MessageScope(user_id=self._owners.user)
+        return MemoryQuery(namespaces if "item" in kinds else [], prefix=True, query=query, messages=messages)
+
+    def _vector(self, asked: MemoryQuery) -> Vector | None:
+        """The query's vector, without the names of those who speak: they are on every second message."""
+        if self._parts.embedder is None or asked.query is None:
+            return None
+        query = asked.query
+        if asked.messages is not None:
+            said = dict.fromkeys(re.findall(r"\w+", query))
+            for name in self._storage.list_speakers(list(said), asked.messages):
+                query = re.sub(rf"\b{re.escape(name)}\b('s\b)?", "", query)
+        return self._parts.embedder.query(query if query.strip() else asked.query)
+
+    def _search(self, query: MemoryQuery) -> Stored:
+        return self._storage.search_memories(query) if query.namespaces else []
+
+    def _memory(self, stored: StoredMemory, *, recency: float = 0.0, explain: bool = False) -> Memory:
+        scope: Any = stored.namespace[0]
+        if stored.seq is not None and stored.session_id != self._session_id:
+            scope = "user"
+        fresh = 0.5 ** ((self._parts.clock() - stored.updated_at) / _FADES_BY_HALF)
+        score = None if stored.score is None else stored.score * (1 + recency * fresh)
+        parts = {"words": stored.words or 0.0, "vector": stored.vector or 0.0, "recency": fresh}
+        return Memory(
+            text=words_of(stored.value) or "" if stored.text is None else stored.text,
+            value=stored.value,
+            key=stored.key,
+            kind="item" if stored.seq is None else "message",
+            scope=scope,
+            session_id=stored.session_id,
+            message_id=stored.message_id,
+            seq=stored.seq,
+            created_at=stored.created_at,
+            updated_at=stored.updated_at,
+            expires_at=stored.expires_at,
+            score=score,
+            parts=parts if explain and score is not None else None,
+        )
+
+    def _with_neighbours(self, memory: Memory, each_way: int) -> Memory:
+        if memory.seq is None or not memory.session_id or each_way < 1:
+            return memory
+        around = self._storage.list_messages_around(memory.session_id, memory.seq, each_way=each_way)
+        return memory.model_copy(update={"around": tuple(around)})
 
 
-def _memory(stored: StoredMemory) -> Memory:
-    scope: Any = stored.namespace[0]
-    return Memory(
-        text=words_of(stored.value) or "" if stored.text is None else stored.text,
-        value=stored.value,
-        key=stored.key,
-        scope=scope,
-        session_id=stored.session_id,
-        created_at=stored.created_at,
-        updated_at=stored.updated_at,
-        score=stored.score,
-    )
+class HasOwnMemory(Protocol):
+    """A `Session`, as far as it matters to what is made of its memory."""
+
+    @property
+    def memory(self) -> SessionMemory: ...

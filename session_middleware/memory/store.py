@@ -26,13 +26,15 @@ from langgraph.store.base import (
     Result,
     SearchItem,
     SearchOp,
+    TTLConfig,
 )
 
 from session_middleware.lifecycle import check_access as check_session_access
-from session_middleware.memory.ops import check_access, check_op, check_root, puts_of, select_namespaces, visible
+from session_middleware.memory.ops import check_access, check_ops, check_root, puts_of, select_namespaces, visible
+from session_middleware.memory.parts import MemoryParts
 from session_middleware.memory.scopes import Namespace, Owners
-from session_middleware.storage.offload import Offload
-from session_middleware.storage.port import MemoryQuery, Storage, StoredMemory, Visit
+from session_middleware.storage.memory_port import MemoryQuery, StoredMemory
+from session_middleware.storage.port import Visit
 from session_middleware.visits import identity_of
 
 Gotten: TypeAlias = dict[tuple[Namespace, str], StoredMemory | None]
@@ -49,30 +51,31 @@ def running_owners() -> Owners | None:
         return None
     identity, thread_id = identity_of(configurable), configurable.get("thread_id")
     session = None if thread_id is None else str(thread_id)
-    owners = Owners(session, identity.user_id, identity.group_id)
+    owners = Owners(session, identity.user_id, identity.group_id, identity.groups)
     return None if owners == Owners() else owners
 
 
 class SessionStore(BaseStore):
     """A store of JSON values by namespace and key, with filters and word search.
 
-    A search with a query finds the items that hold any of its words, best first, with a score.
-    `put` with ``index=False`` keeps an item out of word search; with paths, only these are searched.
-    Items put again keep their `created_at`.
+    A search with a query finds the items that hold any of its words, best first, with a score; with an
+    embedding model, also those whose vector is near. `put` with ``index=False`` keeps an item out of
+    this; with paths, only these are searched. Items put again keep their `created_at`. An item whose
+    time to live is over is not there, whether or not it was swept.
 
     Raises, from every method:
         MemoryAccessDenied: inside a graph, a namespace owned by another session, user or group.
         InvalidNamespaceError: LangGraph's; periods are allowed in the id of an owned namespace.
         UnserializableValue: a value that JSON cannot keep; nothing of its batch is stored.
-        ValueError: a filter with an unknown operator.
-        NotImplementedError: a time to live.
+        ValueError: a filter with an unknown operator; a time to live that is none.
     """
 
-    __slots__ = ("_offload", "_storage")
+    supports_ttl = True
 
-    def __init__(self, storage: Storage, offload: Offload) -> None:
-        self._storage = storage
-        self._offload = offload
+    def __init__(self, parts: MemoryParts, *, ttl: TTLConfig | None = None) -> None:
+        self._parts = parts
+        self._storage = parts.storage
+        self.ttl_config = ttl
 
     def batch(self, ops: Iterable[Op]) -> list[Result]:
         """Carry out all or none: reads see what was there before the puts, which go in together."""
@@ -80,19 +83,24 @@ class SessionStore(BaseStore):
         owners = running_owners()
         if owners is not None and owners.session is not None:
             self._check_session(owners.session, changes=any(isinstance(op, PutOp) for op in ops))
-        for op in ops:
-            check_op(op)
-            if owners is not None:
+        check_ops(ops)
+        if owners is not None:
+            for op in ops:
                 check_access(op, owners)
-        puts = puts_of(ops, owners)
+        puts = puts_of(ops, owners, embed=self._parts.embeds)
         gotten = self._get([op for op in ops if isinstance(op, GetOp)])
         results = [self._answer(op, owners, gotten) for op in ops]
         if puts:
             self._storage.put_memories(puts)
+            self._parts.embed_items()
         return results
 
     async def abatch(self, ops: Iterable[Op]) -> list[Result]:
-        return await self._offload.run(self.batch, list(ops))
+        return await self._parts.offload.run(self.batch, list(ops))
+
+    def sweep_ttl(self) -> int:
+        """Delete the items whose time to live is over; how many. `Sessions.sweep` does it too."""
+        return self._storage.sweep_memories()
 
     def _check_session(self, session_id: str, *, changes: bool) -> None:
         """The running graph may have no checkpointer, so that nobody has asked yet whose session this is."""
@@ -103,7 +111,9 @@ class SessionStore(BaseStore):
 
     def _get(self, ops: Sequence[GetOp]) -> Gotten:
         keys = [(tuple(op.namespace), op.key) for op in ops]
-        return dict(zip(keys, self._storage.get_memories(keys), strict=True)) if keys else {}
+        refresh = [place for place, op in enumerate(ops) if op.refresh_ttl]
+        found = self._storage.get_memories(keys, refresh=refresh) if keys else []
+        return dict(zip(keys, found, strict=True))
 
     def _answer(self, op: Op, owners: Owners | None, gotten: Gotten) -> Result:
         if isinstance(op, GetOp):
@@ -126,17 +136,22 @@ class SessionStore(BaseStore):
                 filter=op.filter,
                 limit=op.limit,
                 offset=op.offset,
+                vector=self._vector(op.query),
+                refresh=op.refresh_ttl,
             )
         )
+
+    def _vector(self, query: str | None) -> list[float] | None:
+        return self._parts.embedder.query(query) if self._parts.embedder is not None and query else None
 
     # The methods of the base class check labels before they call `batch`, and refuse the periods of
     # an owner's e-mail address. So they are here again: `batch` does all the checking there is.
 
-    def get(self, namespace: Namespace, key: str, *, refresh_ttl: bool | None = None) -> Item | None:  # noqa: ARG002
-        return self.batch([_get_op(namespace, key)])[0]  # type: ignore[return-value]
+    def get(self, namespace: Namespace, key: str, *, refresh_ttl: bool | None = None) -> Item | None:
+        return self.batch([self._get_op(namespace, key, refresh_ttl)])[0]  # type: ignore[return-value]
 
-    async def aget(self, namespace: Namespace, key: str, *, refresh_ttl: bool | None = None) -> Item | None:  # noqa: ARG002
-        return (await self.abatch([_get_op(namespace, key)]))[0]  # type: ignore[return-value]
+    async def aget(self, namespace: Namespace, key: str, *, refresh_ttl: bool | None = None) -> Item | None:
+        return (await self.abatch([self._get_op(namespace, key, refresh_ttl)]))[0]  # type: ignore[return-value]
 
     def search(
         self,
@@ -147,9 +162,10 @@ class SessionStore(BaseStore):
         filter: dict[str, Any] | None = None,
         limit: int = 10,
         offset: int = 0,
-        refresh_ttl: bool | None = None,  # noqa: ARG002
+        refresh_ttl: bool | None = None,
     ) -> list[SearchItem]:
-        return self.batch([SearchOp(namespace_prefix, filter, limit, offset, query)])[0]  # type: ignore[return-value]
+        op = SearchOp(namespace_prefix, filter, limit, offset, query, self._refreshes(refresh_ttl))
+        return self.batch([op])[0]  # type: ignore[return-value]
 
     async def asearch(
         self,
@@ -160,9 +176,11 @@ class SessionStore(BaseStore):
         filter: dict[str, Any] | None = None,
         limit: int = 10,
         offset: int = 0,
-        refresh_ttl: bool | None = None,  # noqa: ARG002
+        refresh_ttl: bool | None = None,
     ) -> list[SearchItem]:
-        return (await self.abatch([SearchOp(namespace_prefix, filter, limit, offset, query)]))[0]  # type: ignore[return-value]
+        return (  # type: ignore[return-value]
+            await self.abatch([SearchOp(namespace_prefix, filter, limit, offset, query, self._refreshes(refresh_ttl))])
+        )[0]
 
     def put(
         self,
@@ -173,7 +191,7 @@ class SessionStore(BaseStore):
         *,
         ttl: float | NotProvided | None = NOT_PROVIDED,
     ) -> None:
-        self.batch([_put_op(namespace, key, value, index, ttl)])
+        self.batch([self._put_op(namespace, key, value, index, ttl)])
 
     async def aput(
         self,
@@ -184,7 +202,7 @@ class SessionStore(BaseStore):
         *,
         ttl: float | NotProvided | None = NOT_PROVIDED,
     ) -> None:
-        await self.abatch([_put_op(namespace, key, value, index, ttl)])
+        await self.abatch([self._put_op(namespace, key, value, index, ttl)])
 
     def delete(self, namespace: Namespace, key: str) -> None:
         self.batch([PutOp(namespace, str(key), None)])
@@ -216,20 +234,26 @@ class SessionStore(BaseStore):
         op = ListNamespacesOp(_conditions(prefix, suffix), max_depth, limit, offset)
         return (await self.abatch([op]))[0]  # type: ignore[return-value]
 
+    def _get_op(self, namespace: Namespace, key: str, refresh_ttl: bool | None) -> GetOp:
+        return GetOp(namespace, str(key), self._refreshes(refresh_ttl))
 
-def _get_op(namespace: Namespace, key: str) -> GetOp:
-    return GetOp(namespace, str(key))
+    def _refreshes(self, refresh_ttl: bool | None) -> bool:
+        if refresh_ttl is not None:
+            return refresh_ttl
+        return self.ttl_config is None or self.ttl_config.get("refresh_on_read", True)
 
-
-def _put_op(
-    namespace: Namespace,
-    key: str,
-    value: Mapping[str, Any],
-    index: Literal[False] | list[str] | None,
-    ttl: float | NotProvided | None,
-) -> PutOp:
-    check_root(namespace)
-    return PutOp(namespace, str(key), value, index, None if isinstance(ttl, NotProvided) else ttl)
+    def _put_op(
+        self,
+        namespace: Namespace,
+        key: str,
+        value: Mapping[str, Any],
+        index: Literal[False] | list[str] | None,
+        ttl: float | NotProvided | None,
+    ) -> PutOp:
+        check_root(namespace)
+        if isinstance(ttl, NotProvided):
+            ttl = (self.ttl_config or {}).get("default_ttl")
+        return PutOp(namespace, str(key), value, index, ttl)
 
 
 def _conditions(prefix: NamespacePath | None, suffix: NamespacePath | None) -> tuple[MatchCondition, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 from langgraph.store.base import get_text_at_path, tokenize_path
@@ -29,46 +29,51 @@ def check_key(key: str) -> None:
         )
 
 
-def checked_value(namespace: tuple[str, ...], key: str, value: Any) -> dict[str, Any]:
-    """The value as a dict that JSON can keep. As JSON has it, tuples become lists and all keys text.
+def checked_value(namespace: tuple[str, ...], key: str, value: Any) -> tuple[dict[str, Any], str]:
+    """The value as a dict that JSON can keep, and as JSON, where tuples become lists and all keys text.
 
     Raises:
         UnserializableValue: it is not a mapping, or holds what JSON has no word for.
     """
-    where = f"memory {key!r} in {namespace!r}"
     if not isinstance(value, Mapping):
         raise UnserializableValue(
-            f"{where} is a {type(value).__name__}, not a dict", advice='put it in one, such as {"text": …}'
+            f"memory {key!r} in {namespace!r} is a {type(value).__name__}, not a dict",
+            advice='put it in one, such as {"text": …}',
         )
     try:
-        json.dumps(dict(value))
+        found = dict(value)
+        return found, json.dumps(found)
     except (TypeError, ValueError, RecursionError) as error:  # a foreign type, a cycle, too deep
         raise UnserializableValue(
-            f"{where} cannot be kept as JSON ({error})",
+            f"memory {key!r} in {namespace!r} cannot be kept as JSON ({error})",
             advice="convert it to text, numbers, lists and dicts first, for example with model_dump(mode='json')",
         ) from error
-    return dict(value)
 
 
 def words_of(value: Mapping[str, Any], index: Index = None) -> str | None:
     """The text a word search sees: every text in the value, depth first, or what is at the paths of `index`."""
     if index is False:
         return None
-    if index is None:
-        texts = list(_texts(value))
-    else:
-        texts = [text for path in index for text in get_text_at_path(value, tokenize_path(path))]
+    everything = index is None or "$" in index  # as words: nobody says the names of its fields
+    texts = _texts(value) if everything else texts_at(value, index or ())
     # What is not UTF-8 is no word of any language, and no reason to refuse the value it is in.
     return "\n".join(texts).encode(errors="replace").decode() or None
 
 
-def _texts(value: Any) -> Iterator[str]:
-    waiting = [value]  # not by recursion: JSON may be nested deeper than Python's stack
+def texts_at(value: Mapping[str, Any], paths: Sequence[str]) -> list[str]:
+    """What is at LangGraph's paths; ``"$"`` is all of the value, as JSON."""
+    return [text for path in paths for text in get_text_at_path(value, path if path == "$" else tokenize_path(path))]
+
+
+def _texts(value: Mapping[str, Any]) -> list[str]:
+    found: list[str] = []
+    waiting: list[Any] = [*value.values()][::-1]  # not by recursion: JSON may be nested deeper than Python's stack
     while waiting:
         item = waiting.pop()
         if isinstance(item, str):
-            yield item
-        elif isinstance(item, Mapping):
-            waiting.extend(reversed(list(item.values())))
+            found.append(item)
+        elif isinstance(item, dict):
+            waiting.extend(reversed(item.values()))
         elif isinstance(item, list | tuple):
             waiting.extend(reversed(item))
+    return found

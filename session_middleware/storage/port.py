@@ -42,6 +42,7 @@ from session_middleware.model import (
     Visibility,
 )
 from session_middleware.storage.conversations import Conversations
+from session_middleware.storage.memory_port import MemoryStorage
 from session_middleware.storage.reporting import Reporting
 from session_middleware.storage.seen import Claim, Entry, MessageSeen, ToolStart
 from session_middleware.storage.state import (
@@ -151,34 +152,6 @@ class SessionFilter(NamedTuple):
     visible_to: Identity | None = None  # theirs, or their groups' where these may see it
 
 
-class MemoryPut(NamedTuple):
-    namespace: tuple[str, ...]
-    key: str
-    value: dict[str, Any] | None  # None deletes
-    text: str | None  # what word search sees; None keeps the item out of it
-    session_id: str | None = None  # the session it is remembered in
-
-
-class MemoryQuery(NamedTuple):
-    namespaces: Sequence[tuple[str, ...]]  # any of these
-    prefix: bool  # these and everything below them; False: exactly these
-    query: str | None = None  # words; ranked when given
-    filter: dict[str, Any] | None = None
-    limit: int = 10
-    offset: int = 0
-
-
-class StoredMemory(NamedTuple):
-    namespace: tuple[str, ...]
-    key: str
-    value: dict[str, Any]
-    text: str | None
-    session_id: str | None
-    created_at: datetime
-    updated_at: datetime
-    score: float | None = None  # of a search by words: greater is better
-
-
 class Deleted(NamedTuple):
     """How much went: rows of each kind."""
 
@@ -197,7 +170,7 @@ class StaleParent(Exception):
     """
 
 
-class Storage(Upkeep, Reporting, Conversations, Protocol):
+class Storage(Upkeep, Reporting, Conversations, MemoryStorage, Protocol):
     name: str  # for messages to people: the path, or ":memory:"
 
     def close(self) -> None:
@@ -380,20 +353,3 @@ class Storage(Upkeep, Reporting, Conversations, Protocol):
 
         Those stay whose writes a checkpoint that stays is replayed from.
         """
-
-    # Memories
-
-    def put_memories(self, puts: Sequence[MemoryPut]) -> None:
-        """All of them or none, in order; a key put again keeps its `created_at`."""
-
-    def get_memories(self, keys: Sequence[tuple[tuple[str, ...], str]]) -> list[StoredMemory | None]:
-        """In the order asked."""
-
-    def search_memories(self, query: MemoryQuery) -> list[StoredMemory]:
-        """Those that pass `filter`, best first when words are given, else in order of first put.
-
-        The namespaces are in the ``WHERE``. Words that are only punctuation find nothing.
-        """
-
-    def list_namespaces(self) -> list[tuple[str, ...]]:
-        """All that hold an item, sorted."""

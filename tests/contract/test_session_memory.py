@@ -3,36 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from session_middleware.errors import MemoryScopeUnavailable, UnserializableValue
+from session_middleware.errors import MemoryNotFound, MemoryScopeUnavailable, UnserializableValue
+from session_middleware.memory.parts import MemoryParts
 from session_middleware.memory.session_memory import SessionMemory
 from session_middleware.memory.store import SessionStore
+from session_middleware.model import Identity
 from session_middleware.storage.offload import Offload
-from session_middleware.storage.port import Storage
+from session_middleware.storage.port import MessageSeen, SessionDetails, Storage, Visit
 from tests.conftest import Clock
 
 
 @pytest.fixture
-def offload(storage: Storage) -> Iterator[Offload]:
+def parts(storage: Storage, clock: Clock, new_id: Callable[[], str]) -> Iterator[MemoryParts]:
     offload = Offload(storage.name, storage.together, threads=2)
-    yield offload
+    parts = MemoryParts(storage, offload, clock=clock, new_id=new_id)
+    yield parts
+    parts.close()
     offload.close()
 
 
 @pytest.fixture
-def memory_of(storage: Storage, offload: Offload, new_id: Callable[[], str]) -> Callable[..., SessionMemory]:
+def memory_of(parts: MemoryParts) -> Callable[..., SessionMemory]:
     def make(session_id: str, user_id: str | None = None, group_id: str | None = None) -> SessionMemory:
-        return SessionMemory(storage, offload, session_id=session_id, user_id=user_id, group_id=group_id, new_id=new_id)
+        return SessionMemory(
+            parts, parts.storage, session_id=session_id, owner_id=user_id, user_id=user_id, group_id=group_id
+        )
 
     return make
 
 
 def test_a_text_is_remembered_under_a_new_key(memory_of: Callable[..., SessionMemory], clock: Clock) -> None:
     memory = memory_of("t1").remember("I like apples", metadata={"source": "chat"})
-    assert memory.model_dump(exclude_none=True) == {
+    assert memory.model_dump(exclude_none=True, exclude_defaults=True) == {
         "text": "I like apples",
         "value": {"text": "I like apples", "metadata": {"source": "chat"}},
         "key": "id-1",
@@ -97,9 +104,9 @@ def test_a_query_without_words_recalls_nothing(memory_of: Callable[..., SessionM
 def test_what_is_forgotten_is_gone(memory_of: Callable[..., SessionMemory]) -> None:
     memory = memory_of("t1", "alice")
     memory.remember("apple", "k", scope="user")
-    assert memory.forget("k") is False
-    assert memory.forget("k", scope="user") is True
-    assert memory.forget("k", scope="user") is False
+    assert memory.forget("k") == 0
+    assert memory.forget("k", scope="user") == 1
+    assert memory.forget("k", scope="user") == 0
     assert memory.recall("apple") == []
 
 
@@ -122,9 +129,9 @@ def test_a_scope_without_an_id_takes_no_memories(memory_of: Callable[..., Sessio
 
 
 def test_a_session_recalls_what_the_store_keeps_below_its_namespaces(
-    memory_of: Callable[..., SessionMemory], storage: Storage, offload: Offload
+    memory_of: Callable[..., SessionMemory], parts: MemoryParts
 ) -> None:
-    store = SessionStore(storage, offload)
+    store = SessionStore(parts)
     store.put(("user", "alice", "prefs"), "k", {"fruit": "apple"})
     store.put(("user", "alice"), "hidden", {"fruit": "apple"}, index=False)
     memory = memory_of("t1", "alice")
@@ -138,7 +145,7 @@ async def test_every_method_has_an_async_twin(memory_of: Callable[..., SessionMe
     kept = await memory.aremember("apple", scope="user", metadata={"n": 1})
     assert await memory.arecall("apple", scopes=["user"]) == memory.recall("apple")
     assert await memory.alist(["user"]) == [kept]
-    assert await memory.aforget(kept.key, scope="user") is True
+    assert await memory.aforget(kept.key, scope="user") == 1
     assert await memory.alist(["user"]) == []
 
 
@@ -154,3 +161,171 @@ def test_what_cannot_be_remembered_is_refused(memory_of: Callable[..., SessionMe
         with pytest.raises(UnserializableValue):
             memory.remember(what, **rest)
     assert memory.list() == []
+
+
+# What was said
+
+
+def say(storage: Storage, session_id: str, *texts: str, user_id: str | None = None, **fields: Any) -> None:
+    visit = Visit(session_id, Identity(user_id=user_id), is_run=False)
+    storage.append_messages(
+        visit, [MessageSeen(f"{session_id}-{n}", "user", text, **fields) for n, text in enumerate(texts)]
+    )
+
+
+def test_what_was_said_is_recalled_without_any_call(
+    memory_of: Callable[..., SessionMemory], storage: Storage, clock: Clock
+) -> None:
+    say(storage, "t1", "I am allergic to nuts", user_id="alice")
+    here, elsewhere = memory_of("t1", "alice").recall("allergies to nuts"), memory_of("t2", "alice").recall("nuts")
+    assert [(m.text, m.kind, m.scope) for m in here] == [("I am allergic to nuts", "message", "session")]
+    assert [(m.text, m.kind, m.scope) for m in elsewhere] == [("I am allergic to nuts", "message", "user")]
+    assert (here[0].session_id, here[0].message_id, here[0].key) == ("t1", "t1-0", "t1-0")
+    assert here[0].created_at == clock.now
+    assert memory_of("t1", "bob").recall("nuts") == memory_of("t3", "bob").recall("nuts") == []
+
+
+def test_scopes_and_kinds_choose_what_is_recalled(memory_of: Callable[..., SessionMemory], storage: Storage) -> None:
+    say(storage, "t1", "apple one", user_id="alice")
+    say(storage, "t2", "apple two", user_id="alice")
+    memory = memory_of("t1", "alice")
+    memory.remember("apple three", scope="user")
+
+    def recalled(**options: Any) -> set[str]:
+        return {found.text for found in memory.recall("apple", 10, **options)}
+
+    assert recalled() == {"apple one", "apple two", "apple three"}
+    assert recalled(kinds=["item"]) == {"apple three"}
+    assert recalled(kinds=["message"]) == {"apple one", "apple two"}
+    assert recalled(scopes=["session"]) == {"apple one"}
+    assert recalled(scopes=["group", "global"]) == recalled(kinds=[]) == recalled(scopes=[]) == set()
+
+
+def test_a_message_comes_with_its_neighbours(memory_of: Callable[..., SessionMemory], storage: Storage) -> None:
+    say(storage, "t1", "one", "two", "apples", "four", "five")
+    memory = memory_of("t1")
+    memory.remember("apples in a fact")
+    found = {item.text: item for item in memory.recall("apples", window=1)}
+    assert [message.text for message in found["apples"].around] == ["two", "apples", "four"]
+    assert found["apples in a fact"].around == ()
+
+
+def test_a_recall_can_be_narrowed_by_time_and_filter(
+    memory_of: Callable[..., SessionMemory], storage: Storage, clock: Clock
+) -> None:
+    memory = memory_of("t1")
+    memory.remember("old apple", "old", metadata={"kind": "fact"})
+    clock.advance(days=2)
+    memory.remember("new apple", "new", metadata={"kind": "plan"})
+    say(storage, "t1", "an apple was said", name="Bob")
+    since = clock.now - timedelta(days=1)
+    assert {found.key for found in memory.recall("apple", since=since)} == {"new", "t1-0"}
+    assert [found.key for found in memory.recall("apple", filter={"metadata": {"kind": "fact"}})] == ["old"]
+    assert [found.key for found in memory.recall("apple", filter={"name": "Bob"})] == ["t1-0"]
+
+
+def test_a_score_is_explained_when_asked(memory_of: Callable[..., SessionMemory], clock: Clock) -> None:
+    memory = memory_of("t1")
+    memory.remember("apple pie")
+    clock.advance(days=30)
+    [plain], [explained] = memory.recall("apple"), memory.recall("apple", explain=True)
+    assert plain.parts is None
+    assert explained.parts == {"words": explained.score, "vector": 0.0, "recency": 0.5}
+
+
+def test_newer_counts_for_more_when_asked(memory_of: Callable[..., SessionMemory], clock: Clock) -> None:
+    memory = memory_of("t1")
+    memory.remember("the apple", "old")
+    clock.advance(days=365)
+    memory.remember("the apple", "new")
+    assert [found.key for found in memory.recall("apple")] == ["old", "new"]
+    assert [found.key for found in memory.recall("apple", recency=0.5)] == ["new", "old"]
+
+
+# Keeping and forgetting
+
+
+def test_a_memory_with_a_time_to_live_goes_when_it_is_over(
+    memory_of: Callable[..., SessionMemory], clock: Clock
+) -> None:
+    memory = memory_of("t1")
+    kept = memory.remember("apple", ttl="30m")
+    assert kept.expires_at == clock.now + timedelta(minutes=30)
+    clock.advance(minutes=29)
+    assert len(memory.recall("apple")) == len(memory.list()) == 1
+    clock.advance(minutes=1)
+    assert memory.recall("apple") == memory.list() == []
+    assert memory.forget(kept.key) == 0
+
+
+def test_items_are_forgotten_by_their_words_or_all_at_once(memory_of: Callable[..., SessionMemory]) -> None:
+    memory = memory_of("t1", "alice")
+    for key, text in {"a": "red apples", "b": "green apples", "c": "red pears"}.items():
+        memory.remember(text, key)
+    memory.remember("red apples of all sessions", scope="user")
+    assert memory.forget(query="a red apple") == 1
+    assert [item.key for item in memory.list()] == ["b", "c"]
+    assert memory.forget(query="the of") == memory.forget(query="") == 0
+    assert memory.forget(all=True) == 2
+    assert memory.list() == []
+    assert len(memory.list(["user"])) == 1
+
+
+@pytest.mark.parametrize("given", [{}, {"key": "k", "all": True}, {"key": "k", "query": "x"}])
+def test_what_to_forget_is_said_in_one_way(memory_of: Callable[..., SessionMemory], given: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="one of"):
+        memory_of("t1").forget(**given)
+
+
+def test_what_is_promoted_outlives_its_session(memory_of: Callable[..., SessionMemory], storage: Storage) -> None:
+    storage.open_session(Visit("t1", Identity(user_id="alice"), is_run=False), SessionDetails())
+    memory = memory_of("t1", "alice")
+    memory.remember({"text": "apple"}, "kept", metadata={"n": 1}, ttl="1h")
+    memory.remember("apple", "gone")
+    promoted = memory.promote("kept")
+    assert (promoted.scope, promoted.session_id, promoted.expires_at) == ("user", "t1", None)
+    assert promoted.value == {"text": "apple", "metadata": {"n": 1}}
+    assert [item.key for item in memory.list()] == ["gone"]
+    storage.delete_session("t1")
+    assert [item.key for item in memory_of("t2", "alice").recall("apple")] == ["kept"]
+    with pytest.raises(MemoryNotFound, match="'gone'"):
+        memory.promote("gone")
+    with pytest.raises(MemoryScopeUnavailable, match="group_id"):
+        memory_of("t2", "alice").promote("kept", "group", scope="user")
+
+
+def test_what_came_from_a_message_says_so(memory_of: Callable[..., SessionMemory], storage: Storage) -> None:
+    say(storage, "t1", "I like apples")
+    memory = memory_of("t1")
+    memory.remember("likes apples", "fact", message_id="t1-0")
+    assert memory.list()[0].message_id == "t1-0"
+
+
+# For a prompt
+
+
+def test_context_for_a_prompt_says_when_and_who_and_what(
+    memory_of: Callable[..., SessionMemory], storage: Storage, clock: Clock
+) -> None:
+    say(storage, "t1", "I am allergic to nuts", user_id="alice", name="Alice")
+    clock.advance(days=1)
+    memory = memory_of("t2", "alice")
+    memory.remember("nuts are off the menu", scope="user")
+    assert memory.context_for("a cake with nuts?") == (
+        "What is remembered that may matter here:\n"
+        "- [2026-01-01, Alice] I am allergic to nuts\n"
+        "- [2026-01-02] nuts are off the menu"
+    )
+    assert memory.context_for("rain") is memory.context_for("") is None
+
+
+def test_context_for_a_prompt_keeps_to_its_budget_and_leaves_out_what_is_there(
+    memory_of: Callable[..., SessionMemory], storage: Storage
+) -> None:
+    say(storage, "t1", "apple one", "apple two " * 50, "apple three", "apple three", user_id="alice")
+    memory = memory_of("t1", "alice")
+    context = memory.context_for("apple", budget_tokens=60, unless_in={"t1-0"}) or ""
+    assert context.count("apple") == 1
+    assert "apple three" in context
+    assert memory.context_for("apple", budget_tokens=60, k=0) is None
+    assert memory.context_for("apple", count_tokens=lambda text: 1001) is None

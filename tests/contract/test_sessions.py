@@ -8,7 +8,8 @@ import pytest
 
 from session_middleware.errors import SessionAccessDenied, SessionExists, SessionExpired, SessionNotFound
 from session_middleware.model import Ended, Identity
-from session_middleware.storage.port import MemoryPut, SessionDetails, SessionFilter, Storage, Visit
+from session_middleware.storage.memory_port import MemoryPut
+from session_middleware.storage.port import SessionDetails, SessionFilter, Storage, Visit
 from session_middleware.storage.seen import MessageSeen
 from tests.conftest import Clock
 

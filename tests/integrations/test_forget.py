@@ -71,7 +71,7 @@ async def test_no_byte_is_left_of_a_forgotten_user(sessions: Sessions, graph: An
     assert PLANTED.encode() not in everything_stored(tmp_path)
     assert sessions.get("b").model_dump(exclude={"pinned"}) == before
     assert (said(sessions.get("b")), graph.get_state(sessions.config("b", user_id="bob")).values) == bobs
-    assert [memory.text for memory in sessions.get("b").memory.recall("was here")] == ["bob was here"]
+    assert [memory.text for memory in sessions.get("b").memory.recall("bob", kinds=["item"])] == ["bob was here"]
     assert sessions.check() == []
     assert sessions.verify().is_clean
     assert sessions.forget_user(ALICE).sessions == 0

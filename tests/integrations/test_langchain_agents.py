@@ -32,7 +32,7 @@ from pydantic import PrivateAttr
 
 from session_middleware import SessionAccessDenied, Sessions
 from session_middleware.checkpoint.repair import INTERRUPTED
-from session_middleware.integrations.langchain_agents import SessionMiddleware
+from session_middleware.integrations.langchain_agents import Recall, SessionMiddleware
 from tests.integrations.agents import TOOLS, Scripted, human, said
 
 MODES = ("attached", "checkpointer only", "alone")
@@ -79,7 +79,7 @@ def run(request: pytest.FixtureRequest) -> Any:
 
 def build(sessions: Sessions, mode: str, *others: AgentMiddleware, first: bool = True, **options: Any) -> Any:
     """An agent with the middleware, before or after the others."""
-    own = SessionMiddleware(sessions, context=options.pop("context", None))
+    own = SessionMiddleware(sessions, context=options.pop("context", None), recall=options.pop("recall", None))
     middleware = [own, *others] if first else [*others, own]
     model, tools = options.pop("model", None) or Scripted(), options.pop("tools", TOOLS)
     if mode == "alone":
@@ -442,6 +442,67 @@ async def test_context_reaches_the_model_and_nothing_else(
     assert third == ([prompt] if prompt else [])
     assert not any("knows" in m.text for m in agent.get_state(config).values["messages"])
     assert not any("knows" in text for _, text in said(sessions.get("t")))
+
+
+def systems(model: Remembering) -> list[str]:
+    """What the system messages of each call said."""
+    return ["".join(m.text for m in asked if isinstance(m, SystemMessage)) for asked in model._asked]
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_what_is_recalled_reaches_the_model_and_not_the_state(mode: str, run: Any, sessions: Sessions) -> None:
+    sessions.open("before", user_id="alice").memory.remember("Alice drinks green tea", scope="user")
+    sessions.open("other", user_id="bob").memory.remember("Bob drinks black tea", scope="user")
+    model = Remembering()
+    agent = build(sessions, mode, model=model, recall=Recall(), system_prompt="be kind")
+    config = sessions.config("t", user_id="alice")
+    await run(agent, human("what tea do I drink"), config)
+    await run(agent, human("and is it green?"), config)
+    assert len(model._asked) >= 2
+    assert all("be kind" in text and text.count("Alice drinks green tea") == 1 for text in systems(model))
+    assert not any("Bob" in text for text in systems(model))
+    assert not any("what tea do I drink" in text for text in systems(model)), "it is in the prompt already"
+    assert not any("Alice drinks" in m.text for m in agent.get_state(config).values["messages"])
+    assert not any("Alice drinks" in text for _, text in said(sessions.get("t")))
+
+
+async def test_a_turn_recalls_what_another_session_said(run: Any, sessions: Sessions) -> None:
+    model = Remembering()
+    agent = build(sessions, "attached", model=model, recall=Recall(kinds=["message"]))
+    await run(agent, human("my flight leaves on friday"), sessions.config("1", user_id="alice"))
+    await run(agent, human("when is the flight?"), sessions.config("2", user_id="alice"))
+    await run(agent, human("when is the flight?"), sessions.config("3", user_id="bob"))
+    assert ["friday" in text for text in systems(model)] == [False, True, False]
+
+
+def test_settings_say_how_much_is_recalled_and_of_which_scopes(sessions: Sessions) -> None:
+    memory = sessions.open("t", user_id="alice").memory
+    for number in range(20):
+        memory.remember(f"green tea number {number}")
+    memory.remember("green tea of the user", scope="user")
+
+    def count(recall: Recall) -> int:
+        model = Remembering()
+        build(sessions, "attached", model=model, recall=recall).invoke(
+            {"messages": "green tea, please"}, sessions.config("t", user_id="alice")
+        )
+        return systems(model)[0].count("green tea")
+
+    assert count(Recall(kinds=["item"])) == 8
+    assert count(Recall(3, kinds=["item"])) == 3
+    assert count(Recall(scopes=["user"], kinds=["item"])) == 1
+    assert count(Recall(20, kinds=["item"], budget_tokens=60)) in range(2, 8)
+    assert count(Recall(budget_tokens=0)) == 0
+
+
+def test_context_and_recall_go_together(sessions: Sessions) -> None:
+    sessions.open("t").memory.remember("green tea is best")
+    model = Remembering()
+    agent = build(sessions, "attached", model=model, recall=Recall(), context=lambda session, said: f"in {session.id}")
+    agent.invoke({"messages": "green tea, please"}, sessions.config("t"))
+    [text] = systems(model)
+    assert text.startswith("in t\n\n")
+    assert text.endswith("green tea is best")
 
 
 def test_the_package_is_imported_without_langchain() -> None:

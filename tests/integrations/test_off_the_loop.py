@@ -128,6 +128,7 @@ LONGER = {  # and still hand everything over
     "Resources.aget",
     "Resources.aclose_all",
     "Sessions.aclose",
+    "SessionRetriever.ainvoke",  # to LangChain's own method, saying who asks
     "_Attached.aget_state",  # to LangGraph's own method
     "SessionMiddleware.abefore_agent",  # unless there is nothing to do
     "SessionMiddleware.awrap_model_call",  # what comes before the model, and what comes after it

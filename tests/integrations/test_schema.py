@@ -12,10 +12,9 @@ from sqlite_utils import Database
 
 from session_middleware.model import Identity, Pin, utc_now
 from session_middleware.settings import load_settings
+from session_middleware.storage.memory_port import MemoryPut, MemoryQuery
 from session_middleware.storage.port import (
     CheckpointPut,
-    MemoryPut,
-    MemoryQuery,
     SessionDetails,
     SessionFilter,
     Storage,
@@ -50,7 +49,7 @@ def test_a_database_migrated_step_by_step_equals_a_fresh_one(tmp_path: Path) -> 
 def test_the_tables_are_ours_to_name(tmp_path: Path) -> None:
     db = Database(memory=True)
     schema.apply(db)
-    tables = {name for name in db.table_names() if not name.startswith(("sqlite_", "_sqlite", "memories_fts"))}
+    tables = {name for name in db.table_names() if not name.startswith(("sqlite_", "_sqlite"))}
     assert tables == database.OWN_TABLES
     db.close()
 

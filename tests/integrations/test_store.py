@@ -25,6 +25,7 @@ from langgraph.store.memory import InMemoryStore
 from typing_extensions import TypedDict
 
 from session_middleware.errors import InvalidIdentity, MemoryAccessDenied, UnserializableValue
+from session_middleware.memory.parts import MemoryParts
 from session_middleware.memory.store import SessionStore
 from session_middleware.storage.offload import Offload
 from session_middleware.storage.port import Storage
@@ -32,15 +33,17 @@ from tests.conftest import Clock
 
 
 @pytest.fixture
-def offload(storage: Storage) -> Iterator[Offload]:
+def parts(storage: Storage, clock: Clock, new_id: Callable[[], str]) -> Iterator[MemoryParts]:
     offload = Offload(storage.name, storage.together, threads=2)
-    yield offload
+    parts = MemoryParts(storage, offload, clock=clock, new_id=new_id)
+    yield parts
+    parts.close()
     offload.close()
 
 
 @pytest.fixture
-def store(storage: Storage, offload: Offload) -> SessionStore:
-    return SessionStore(storage, offload)
+def store(parts: MemoryParts) -> SessionStore:
+    return SessionStore(parts)
 
 
 # As LangGraph's own store
@@ -214,12 +217,6 @@ async def test_an_owner_may_be_an_email_address(store: SessionStore) -> None:
     assert store.search(namespace) == []
 
 
-def test_a_time_to_live_is_not_supported_and_said_so(store: SessionStore) -> None:
-    with pytest.raises(NotImplementedError, match="ttl"):
-        store.put(("n",), "k", {}, ttl=5)
-    store.put(("n",), "k", {}, ttl=None)
-
-
 def test_pages_are_not_counted_from_the_end(store: SessionStore) -> None:
     with pytest.raises(ValueError, match="negative"):
         store.search(("n",), limit=-1)
@@ -240,7 +237,7 @@ class State(TypedDict, total=False):
     out: Any
 
 
-ALICE = {"configurable": {"thread_id": 1, "user_id": "alice", "group_id": "red"}}
+ALICE = {"configurable": {"thread_id": 1, "user_id": "alice", "group_id": "red", "group_ids": ["green"]}}
 Node = Callable[[SessionStore], Any]
 
 
@@ -260,7 +257,10 @@ async def arun(store: SessionStore, node: Node, config: Any = ALICE) -> Any:
     return (await graph.ainvoke({}, config))["out"]
 
 
-OWN = [("session", "1"), ("user", "alice"), ("user", "alice", "prefs"), ("group", "red"), ("global",), ("docs", "bob")]
+OWN = [
+    *(("session", "1"), ("user", "alice"), ("user", "alice", "prefs"), ("group", "red"), ("group", "green", "x")),
+    *(("global",), ("docs", "bob")),
+]
 OTHERS = [("session", "2"), ("user", "bob"), ("user", "alice2", "prefs"), ("group", "blue"), ("user",), ("session",)]
 
 

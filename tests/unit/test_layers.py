@@ -24,6 +24,10 @@ LAYERS = {  # the longest prefix wins
     "following": 3,
     "reports": 3,
     "storage.upkeep": 1,
+    "storage.memory_port": 1,
+    "storage.words": 0,
+    "storage.stemming": 0,
+    "storage.ranking": 0,
     "storage": 2,
     "explaining": 2,
     "hooks": 2,
@@ -85,6 +89,8 @@ WITHIN_A_LAYER = {  # pairs in one layer, or out of its order, that may lean on 
     ("visits", "storage"),
     ("storage.port", "storage.upkeep"),
     ("storage.upkeep", "storage.port"),
+    ("storage.port", "storage.memory_port"),
+    ("storage.words", "storage.stemming"),
     ("attaching", "checkpoint"),
     ("recording", "checkpoint"),  # it is the witness that the checkpointer asks for
 }

@@ -49,6 +49,16 @@ def test_only_scopes_with_an_id_are_visible() -> None:
     assert visible_namespaces(ANONYMOUS, ["user"]) == []
 
 
+def test_memories_are_kept_for_one_group_and_seen_of_all_of_them() -> None:
+    owners = Owners(session="t1", group="red", groups=frozenset({"blue"}))
+    assert namespace_of("group", owners) == ("group", "red")
+    assert visible_namespaces(owners, ["group"]) == [("group", "blue"), ("group", "red")]
+    assert is_visible(("group", "blue", "x"), owners)
+    assert not is_visible(("group", "green"), owners)
+    with pytest.raises(MemoryScopeUnavailable):
+        namespace_of("group", Owners(session="t1", groups=frozenset({"blue"})))
+
+
 @pytest.mark.parametrize(
     "namespace",
     [

@@ -175,7 +175,7 @@ def restore(connection: sqlite3.Connection, stone: Tombstone, now: datetime) -> 
         for row in rows.get(table, ()):
             _insert(connection, table, row)
     for row in rows.get("memories", ()):
-        _insert(connection, "memories", {**row, "id": None})
+        _insert(connection, "memories", {**row, "id": None, **memories.as_not_indexed(row)})
     _restore_state(connection, session["family_id"], rows)
     connection.execute("UPDATE sessions SET status = 'expired' WHERE id = ?", (stone.id,))
     tombstones.restored(connection, stone.id)

@@ -260,11 +260,16 @@ def _migrate(connection: sqlite3.Connection) -> None:
         raise
 
 
+INDEX_TABLES = frozenset(  # what they hold can be made anew from the others
+    {"index_scopes", "index_sessions", "index_parts", "index_words", "index_progress", "index_stale"}
+    | {"vectors", "vector_models"}
+)
 OWN_TABLES = frozenset(
     {"sessions", "runs", "messages", "tool_calls", "model_calls", "events", "memories", "branches", "files"}
     | {"conversation_items"}
     | {"checkpoints", "heads", "writes", "lists", "list_items", "blobs"}
     | {"leases", "tombstones", "revoked", "outbox"}
+    | INDEX_TABLES
 )
 KNOWN_MIGRATIONS = frozenset({"m001_initial"})  # `schema` costs an import of sqlite-utils; a test holds them equal
 

@@ -26,11 +26,8 @@ from session_middleware.settings import SessionSettings
 from session_middleware.storage.port import (
     CheckpointPut,
     Deleted,
-    MemoryPut,
-    MemoryQuery,
     SessionDetails,
     SessionFilter,
-    StoredMemory,
     Visit,
     WritesPut,
 )
@@ -42,7 +39,6 @@ from session_middleware.storage.sqlite import (
     forks,
     heads,
     leases,
-    memories,
     pieces,
     pruning,
     record,
@@ -54,6 +50,7 @@ from session_middleware.storage.sqlite.branches import Place
 from session_middleware.storage.sqlite.conversations import SqliteConversations
 from session_middleware.storage.sqlite.database import SqliteDatabase
 from session_middleware.storage.sqlite.entries import Before, Fault, write
+from session_middleware.storage.sqlite.memory_engine import SqliteMemories
 from session_middleware.storage.sqlite.reports import SqliteReports
 from session_middleware.storage.sqlite.rules import Rules
 from session_middleware.storage.sqlite.upkeep import SqliteUpkeep
@@ -70,7 +67,7 @@ class WriteDown(Protocol):
     def __call__(self, entries: Sequence[Entry] = (), put: CheckpointPut | None = None) -> Place: ...
 
 
-class SqliteStorage(SqliteUpkeep, SqliteReports, SqliteConversations):
+class SqliteStorage(SqliteUpkeep, SqliteReports, SqliteConversations, SqliteMemories):
     def __init__(self, path: str, settings: SessionSettings, *, clock: Clock, new_id: NewId) -> None:
         self.name = path
         self._rules = Rules(settings, clock, new_id, path)
@@ -374,20 +371,6 @@ class SqliteStorage(SqliteUpkeep, SqliteReports, SqliteConversations):
 
     def _erased(self, checkpoints_gone: int) -> Deleted:
         return Deleted(checkpoints=checkpoints_gone, bytes_freed=self._database.erase() if checkpoints_gone else 0)
-
-    # Memories
-
-    def put_memories(self, puts: Sequence[MemoryPut]) -> None:
-        self._database.write(lambda connection: memories.put(connection, puts, self._rules.clock()))
-
-    def get_memories(self, keys: Sequence[tuple[tuple[str, ...], str]]) -> list[StoredMemory | None]:
-        return self._database.read(lambda connection: memories.get(connection, keys))
-
-    def search_memories(self, query: MemoryQuery) -> list[StoredMemory]:
-        return self._database.read(lambda connection: memories.search(connection, query))
-
-    def list_namespaces(self) -> list[tuple[str, ...]]:
-        return self._database.read(memories.list_namespaces)
 
 
 def _archives_of(database: SqliteDatabase, settings: SessionSettings) -> Path | None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from session_middleware.model import Value, from_text
 from session_middleware.plain import clean, to_json
 
-__all__ = ["clean", "to_json", "value_of", "values_of"]
+__all__ = ["clean", "namespace_text", "to_json", "value_of", "values_of"]
 
 V = TypeVar("V", bound=Value)
 
@@ -17,6 +18,12 @@ _JSON_COLUMNS = frozenset(
     {"tags", "metadata", "context", "client", "content", "tool_calls", "arguments", "result", "artifact"}
     | {"marks", "detail", "pinned"}
 )
+
+
+@lru_cache(maxsize=1024)
+def namespace_text(namespace: tuple[str, ...]) -> str:
+    """A namespace as JSON in ASCII: one text a namespace, and prefixes are ranges of it."""
+    return json.dumps(namespace, separators=(",", ":"))
 
 
 def value_of(model: type[V], cursor: sqlite3.Cursor, row: tuple[Any, ...]) -> V:

@@ -21,13 +21,14 @@ from session_middleware.errors import StorageError
 from session_middleware.model import Damage, Salvaged, from_text, to_text, utc_now
 from session_middleware.storage.sqlite import heads, pieces, soundness, whole
 from session_middleware.storage.sqlite.checkpoints import Key
-from session_middleware.storage.sqlite.database import OWN_TABLES, SqliteDatabase
+from session_middleware.storage.sqlite.database import INDEX_TABLES, OWN_TABLES, SqliteDatabase
 from session_middleware.storage.sqlite.reading import Source, is_text
 from session_middleware.storage.sqlite.verifying import ORDERED, Progress, structure, verify
 from session_middleware.storage.sqlite.verifying import RECORDS as _RECORDS
 from session_middleware.storage.sqlite.walking import Row, Walk
 
-_TABLES = ("sessions", *sorted(OWN_TABLES - {"sessions", "heads", "leases"}))  # heads are made anew, runs are over
+_TABLES = ("sessions", *sorted(OWN_TABLES - {"sessions", "heads", "leases", *INDEX_TABLES}))
+# heads and the index are made anew, runs are over
 
 
 def salvage(source: str, target: str, progress: Progress | None = None) -> Salvaged:
@@ -103,6 +104,7 @@ class _Salvage:
             self._compare_heads(connection)
         self._drop_orphans()
         self._drop_what_is_not_whole()
+        self._target.execute("UPDATE memories SET indexed = text IS NULL, embedded = embedded AND 0")
         return Salvaged(
             path="",
             sessions=0,

@@ -16,11 +16,15 @@ a checkpoint keeps the branch and the seq it was put at.
 A state's values are blobs, stored once per family by their digest. A list is rows of `list_items`;
 the list it was branched from is its parent and gives its first `parent_length` elements. Lists only
 grow, and their ids are never used twice, so "the first n elements of list i" means the same for ever.
+
+What makes memories and messages findable is in `index_schema.py`.
 """
 
 from __future__ import annotations
 
 from sqlite_utils import Database, Migrations
+
+from session_middleware.storage.sqlite.index_schema import INDEX_TABLES
 
 migrations = Migrations("session_middleware")
 
@@ -353,23 +357,31 @@ _TABLES = (
         key TEXT NOT NULL,
         value TEXT NOT NULL,
         text TEXT,
+        paths TEXT,
         session_id TEXT,
         message_id TEXT,
         created_at TEXT NOT NULL,
         updated_at TEXT NOT NULL,
         expires_at TEXT,
+        ttl_minutes REAL,
+        indexed INTEGER NOT NULL,
+        embedded INTEGER,
         UNIQUE (namespace, key)
     )
     """,
-    "CREATE INDEX memories_by_session ON memories (session_id)",
+    "CREATE INDEX memories_by_message ON memories (session_id, message_id) WHERE message_id IS NOT NULL",
+    "CREATE INDEX memories_by_session ON memories (session_id) WHERE session_id IS NOT NULL",
+    "CREATE INDEX memories_by_expiry ON memories (expires_at) WHERE expires_at IS NOT NULL",
+    "CREATE INDEX memories_to_index ON memories (id) WHERE indexed = 0",
+    "CREATE INDEX memories_to_embed ON memories (id) WHERE embedded = 0",
 )
 
 
 @migrations()
 def m001_initial(db: Database) -> None:
-    for statement in _TABLES:
+    for statement in (*_TABLES, *INDEX_TABLES):
         db.execute(statement)
-    db.table("memories").enable_fts(["text"], create_triggers=True, tokenize="porter unicode61")
+    db.execute("INSERT INTO index_progress (id) VALUES (1)")
 
 
 def latest() -> frozenset[str]:

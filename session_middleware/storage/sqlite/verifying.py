@@ -13,13 +13,13 @@ from collections.abc import Callable, Sequence
 
 from session_middleware.model import Damage, Verified
 from session_middleware.storage.sqlite import soundness, whole
-from session_middleware.storage.sqlite.database import OWN_TABLES
+from session_middleware.storage.sqlite.database import INDEX_TABLES, OWN_TABLES
 from session_middleware.storage.sqlite.reading import Source, is_text
 
 Progress = Callable[[int, int], None]  # how many of how many are done
 
 _WORTH_SAYING = 100  # of SQLite's findings; a torn page leads to thousands
-RECORDS = sorted(OWN_TABLES - {"sessions", "memories", *soundness.STATE, *soundness.UPKEEP})
+RECORDS = sorted(OWN_TABLES - {"sessions", "memories", *soundness.STATE, *soundness.UPKEEP, *INDEX_TABLES})
 ORDERED = ("events", "messages", "model_calls", "runs", "tool_calls")  # each row has its seq in the session
 
 

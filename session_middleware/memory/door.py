@@ -1,0 +1,145 @@
+"""`MemoryDoor`: what `Sessions` offers of memory, over all its sessions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from langchain_core.runnables import RunnableConfig
+
+from session_middleware import lifecycle
+from session_middleware.memory.found import Found
+from session_middleware.memory.parts import Indexed, MemoryParts
+from session_middleware.memory.scopes import SCOPES
+from session_middleware.memory.search import search
+from session_middleware.memory.session_memory import HasOwnMemory, SessionMemory
+from session_middleware.model import Scope
+from session_middleware.storage.memory_port import MessageScope
+from session_middleware.visits import identity_of
+
+if TYPE_CHECKING:
+    from langchain_core.retrievers import BaseRetriever
+    from langchain_core.vectorstores import VectorStore
+
+    from session_middleware.memory.documents import ScopedVectorStore
+
+
+class MemoryDoor:
+    _memory: MemoryParts
+
+    def search(
+        self,
+        query: str,
+        *,
+        user_id: str | None = None,
+        session_id: object = None,
+        since: datetime | None = None,
+        limit: int = 20,
+        offset: int = 0,
+        marks: tuple[str, str] = ("", ""),
+    ) -> list[Found]:
+        """What was said that holds words of `query`, best first: of a user, of a session, or of everybody.
+
+        Of a session with a `user_id`: only if it is that user's. Each comes with a snippet, in which
+        `marks` are put around the words.
+        """
+        self._memory.settle()
+        session = None if session_id is None else lifecycle.session_id_of(session_id)
+        whose = MessageScope(session, None if user_id is None else lifecycle.owner_id_of("user_id", user_id))
+        storage = self._memory.storage
+        return search(storage, query, whose, since=since, limit=limit, offset=offset, marks=marks)
+
+    async def asearch(self, query: str, **options: Any) -> list[Found]:
+        return await self._memory.offload.run(self.search, query, **options)
+
+    def memory(self, config: RunnableConfig) -> SessionMemory:
+        """The memory of the session a run's config names, for the caller it names.
+
+        Raises:
+            InvalidSessionId: it names none.
+            SessionAccessDenied: it is another user's.
+        """
+        configurable = config.get("configurable") or {}
+        session_id = lifecycle.session_id_of(configurable.get("thread_id"))
+        identity = identity_of(configurable)
+        session = self._memory.storage.find_session(session_id)
+        if session is not None:
+            lifecycle.check_access(session, identity)
+        return SessionMemory(
+            self._memory,
+            self._memory.storage,
+            session_id=session_id,
+            owner_id=identity.user_id if session is None else session.user_id,
+            user_id=identity.user_id,
+            group_id=identity.group_id,
+            groups=identity.groups,
+        )
+
+    async def amemory(self, config: RunnableConfig) -> SessionMemory:
+        return await self._memory.offload.run(self.memory, config)
+
+    def retriever(
+        self, *, k: int = 5, scopes: Sequence[Scope] = SCOPES, session: HasOwnMemory | None = None, **options: Any
+    ) -> BaseRetriever:
+        """A LangChain retriever of what a session may recall: of the one the run's config names, or of `session`."""
+        from session_middleware.memory.retriever import MemoryRetriever
+
+        return MemoryRetriever(sessions=self, memory=_own(session), k=k, scopes=scopes, **options)
+
+    def augment(
+        self, retriever: BaseRetriever, *, session: HasOwnMemory | None = None, **options: Any
+    ) -> BaseRetriever:
+        """A document retriever joined with the session's memory; `options` are `AugmentedRetriever`'s fields.
+
+        A question that leans on what came before is completed with the words the last turns were about,
+        or by ``complete=``, a function of the question and the texts before it.
+        """
+        from session_middleware.memory.augment import AugmentedRetriever
+
+        return AugmentedRetriever(retriever=retriever, sessions=self, memory=_own(session), **options)
+
+    def scope(
+        self,
+        vectorstore: VectorStore,
+        *,
+        scope: Scope = "session",
+        scopes: Sequence[Scope] = SCOPES,
+        session: HasOwnMemory | None = None,
+        filter_for: Callable[[str, Sequence[str]], Any] | None = None,
+    ) -> ScopedVectorStore:
+        """A vector store in which documents belong to a session, its user or its group.
+
+        Args:
+            vectorstore: any LangChain vector store.
+            scope: whose the documents are that are added through it.
+            scopes: whose documents are found.
+            session: always this session, instead of the one the run's config names.
+            filter_for: makes the store's filter from a metadata key and its allowed values; by default
+                ``{key: {"$in": values}}``, or a function for LangChain's in-memory store.
+        """
+        from session_middleware.memory import documents
+
+        return documents.ScopedVectorStore(
+            vectorstore,
+            self,
+            memory=_own(session),
+            scope=scope,
+            scopes=scopes,
+            filter_for=filter_for or documents.filter_for(vectorstore),
+        )
+
+    def index_memory(self, *, rebuild: bool = False) -> Indexed:
+        """Index now what is not indexed yet: the words of messages and, where ``index`` is set, vectors.
+
+        Nobody has to call it: a search finds all words anyhow, and the rest is done in the background
+        after a run. `rebuild` makes all vectors anew, as it must be after a change of the model.
+        """
+        return self._memory.index(rebuild=rebuild)
+
+    async def aindex_memory(self, *, rebuild: bool = False) -> Indexed:
+        return await self._memory.offload.run(self.index_memory, rebuild=rebuild)
+
+
+def _own(session: HasOwnMemory | None) -> SessionMemory | None:
+    return None if session is None else session.memory

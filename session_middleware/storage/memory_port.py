@@ -1,0 +1,139 @@
+"""`MemoryStorage`: what an engine promises of memories; the rest of the contract is `Storage`'s.
+
+An item is a JSON value by namespace and key. A recorded message is a memory without anybody's doing.
+Both are found by words, and by vectors where they have them; vectors are made by the caller, outside
+of any transaction, and put when they are ready.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple, Protocol
+
+from session_middleware.model import Message
+
+
+class MemoryPut(NamedTuple):
+    namespace: tuple[str, ...]
+    key: str
+    value: dict[str, Any] | None  # None deletes
+    text: str | None  # what word search sees; None keeps the item out of it
+    session_id: str | None = None  # the session it is remembered in
+    message_id: str | None = None  # the message it came from; deleted with it
+    paths: Sequence[str] | None = None  # which of its texts get vectors; None: as the settings say; none: `text`
+    embed: bool = False  # it waits for vectors
+    encoded: str | None = None  # the value as JSON, where the caller has it
+    ttl: timedelta | None = None  # how long it is kept after it is put, or got with `refresh`
+
+
+class MessageScope(NamedTuple):
+    """Whose recorded messages: one session's, one user's, one session's if it is that user's, or everybody's."""
+
+    session_id: str | None = None
+    user_id: str | None = None
+
+
+class MemoryQuery(NamedTuple):
+    namespaces: Sequence[tuple[str, ...]]  # items of any of these
+    prefix: bool  # these and everything below them; False: exactly these
+    query: str | None = None  # words; ranked when given
+    filter: dict[str, Any] | None = None
+    limit: int = 10
+    offset: int = 0
+    messages: MessageScope | None = None  # recorded messages too
+    since: datetime | None = None  # created at or after
+    vector: Sequence[float] | None = None  # of the query; ranked by both when given
+    neighbours: bool = True  # a message is found by the words of those around it as well
+    refresh: bool = False  # give what is found its whole time to live again
+
+
+class StoredMemory(NamedTuple):
+    """An item, or a recorded message: then the namespace is its session's, and the key its message id."""
+
+    namespace: tuple[str, ...]
+    key: str
+    value: dict[str, Any]
+    text: str | None
+    session_id: str | None
+    created_at: datetime
+    updated_at: datetime
+    score: float | None = None  # of a search by words or vectors: greater is better
+    message_id: str | None = None
+    seq: int | None = None  # of a recorded message
+    words: float | None = None  # the parts of the score: BM25,
+    vector: float | None = None  # the cosine
+    expires_at: datetime | None = None
+    paths: Sequence[str] | None = None
+
+
+class ToEmbed(NamedTuple):
+    """What waits for its vectors. `scope_id`, `place` and `version` are the engine's own."""
+
+    scope_id: int
+    place: int
+    version: int  # so that what changed meanwhile is not given an old vector
+    item: StoredMemory | None = None  # which of its texts are wanted, its `paths` or the settings say
+    texts: Sequence[str] = ()  # of a message: its own, and with those before it; its vector is their mean
+
+
+class Vectors(NamedTuple):
+    of: ToEmbed
+    vectors: Sequence[Sequence[float]]
+
+
+class MemoryStorage(Protocol):
+    name: str  # for messages to people
+
+    def put_memories(self, puts: Sequence[MemoryPut]) -> None:
+        """All of them or none, in order; a key put again keeps its `created_at`."""
+
+    def get_memories(
+        self, keys: Sequence[tuple[tuple[str, ...], str]], *, refresh: Collection[int] = ()
+    ) -> list[StoredMemory | None]:
+        """In the order asked. Those at the places in `refresh` get their whole time to live again.
+
+        What has expired is not there, whether or not it was swept.
+        """
+
+    def search_memories(self, query: MemoryQuery) -> list[StoredMemory]:
+        """Those that pass `filter`, best first when words or a vector are given, else in order of first put.
+
+        The scope is in the ``WHERE``, and all figures the ranking uses are of that scope: what others
+        keep changes neither the order nor the cost. Queries without a word that says something find
+        nothing by words. Every recorded message is found, also one that was written a moment ago; when
+        very many are not indexed yet, this indexes them first.
+        """
+
+    def list_namespaces(self) -> list[tuple[str, ...]]:
+        """All that hold an item, sorted."""
+
+    def sweep_memories(self) -> int:
+        """Delete the items whose time to live is over; how many."""
+
+    def list_messages_around(self, session_id: str, seq: int, *, each_way: int) -> list[Message]:
+        """The message at `seq` among so many before and after it, in order."""
+
+    def list_last_messages(self, session_id: str, count: int) -> list[Message]:
+        """The last messages of a session, in order, each in its latest version."""
+
+    def index_messages(self, limit: int, *, leave: int = 0) -> int:
+        """Index the words of the next recorded messages, at most `limit`, in one transaction; how many that was.
+
+        Nothing is done when about `leave` or fewer wait: a search reads those from the record.
+        """
+
+    def list_to_embed(self, limit: int, *, messages: bool) -> list[ToEmbed]:
+        """Items, and with `messages` indexed messages too, that wait for their vectors, oldest first."""
+
+    def list_speakers(self, words: Sequence[str], whose: MessageScope) -> set[str]:
+        """Those of these words that are part of the name of somebody who speaks there."""
+
+    def put_vectors(self, vectors: Sequence[Vectors]) -> None:
+        """Store vectors and mark what they are of as embedded; what changed or went meanwhile is passed over."""
+
+    def vector_model(self) -> tuple[str, int] | None:
+        """The name and dimensions of the model the stored vectors are of; ``None`` when there are none."""
+
+    def set_vector_model(self, name: str, dimensions: int) -> None:
+        """Name the model. If it is another than before, delete all vectors; everything waits for new ones."""
