@@ -174,6 +174,23 @@ class Hooks:
         self.write(place)
 
     @_harmless
+    def take_as_given(self, place: Place, messages: Sequence[BaseMessage]) -> None:
+        """The failures that an agent begins with refuse nothing: whoever called it has carried them out."""
+        if not place.is_alone:
+            known = self._known.of(place.visit.session_id)
+            known.update({str(message.id): mark_of(message) for message, _ in _failures(messages)})
+
+    @_harmless
+    def hear_before_model(self, place: Place, messages: Sequence[BaseMessage]) -> None:
+        """As `hear`. Failures that no tool told of were said by a person or another middleware: they refuse."""
+        known = self._known.of(place.visit.session_id)
+        for message, following in _failures(messages):
+            if message.id is not None and known.get(message.id) != mark_of(message):
+                known[message.id] = mark_of(message)
+                self.keep(place, [message], followed_by=following, refused=True)
+        self.hear(place, messages)
+
+    @_harmless
     def note_repair(self, place: Place, calls: Sequence[RepairedCall]) -> None:
         visit = place.visit
         self._storage.note_repair(visit.session_id, calls, run_id=visit.run_id, reason="new input", checkpoint_id=None)
@@ -282,6 +299,19 @@ class Hooks:
             came.id = came.id or self._new_id()  # as the state would, but before it is recorded
             self.hear(place, [came])
         self.write(place)
+
+
+def _failures(messages: Sequence[BaseMessage]) -> list[tuple[ToolMessage, str | None]]:
+    """Of the answers to what was asked for last those that report one, and the id of what follows each."""
+    found: list[tuple[ToolMessage, str | None]] = []
+    following: str | None = None
+    for message in reversed(messages):
+        if isinstance(message, AIMessage):
+            break
+        if isinstance(message, ToolMessage) and message.status == "error":
+            found.append((message, following))
+        following = message.id
+    return found
 
 
 def _outcome(came: Any) -> Outcome:

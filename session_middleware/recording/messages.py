@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, RemoveMessage, SystemMessage, ToolMessage
 from langgraph.types import Command
 
 from session_middleware.model import NewId
@@ -112,20 +112,32 @@ def parse_calls(given: Iterable[Mapping[str, Any]]) -> tuple[list[Any], list[Any
     return calls, invalid
 
 
-def unseen(value: Any, known: Mapping[str, int]) -> list[BaseMessage]:
+def unseen(value: Any, known: Mapping[str, int], *, whole: bool = False) -> list[tuple[BaseMessage, str | None]]:
     """The messages in a node's input or output that have an id and are not `known` with the same words, in order.
 
     A list is read from its end and only until a known one, so a long history costs what is new in it.
+    One that removes messages may put others in front of known ones: it is read `whole`, as a state is that
+    comes of it, and with each message is the id of the one that follows.
     """
-    found: list[BaseMessage] = []
+    found: list[tuple[BaseMessage, str | None]] = []
     for messages in lists_in(value):
-        tail: list[BaseMessage] = []
+        is_whole = whole or isinstance(messages[0], RemoveMessage)
+        tail: list[tuple[BaseMessage, str | None]] = []
+        following: str | None = None
         for message in reversed(messages):
-            if not isinstance(message, BaseMessage) or known.get(message.id or "") == mark_of(message):
+            if not isinstance(message, BaseMessage):
                 break
-            tail.append(message)
-        found += [message for message in reversed(tail) if message.id is not None]
+            if known.get(message.id or "") != mark_of(message):
+                tail.append((message, following))
+            elif not is_whole:
+                break
+            following = message.id if is_whole else None
+        found += [(message, following) for message, following in reversed(tail) if message.id is not None]
     return found
+
+
+def removes(value: Any) -> bool:
+    return any(isinstance(messages[0], RemoveMessage) for messages in lists_in(value))
 
 
 def without_ids(value: Any) -> list[Sequence[BaseMessage]]:

@@ -32,6 +32,7 @@ from session_middleware.recording.messages import (
     lists_in,
     mark_of,
     outcome_of,
+    removes,
     unseen,
     without_ids,
 )
@@ -233,9 +234,11 @@ class SessionRecorder(GraphCallbackHandler):
         """Take down the messages that are new here; where no checkpointer of ours writes them, write them."""
         known = self._known.of(trace.visit.session_id)
         with trace.lock:
-            messages = unseen(value, known)
-            known.update({str(message.id): mark_of(message) for message in messages})
-            seen = [self._judge(trace, message, node) for message in self.describe(messages, namespace)]
+            found = unseen(value, known, whole=node is None and trace.rewritten)
+            trace.rewritten = node is not None and removes(value)
+            known.update({str(message.id): mark_of(message) for message, _ in found})
+            told = (one for m, after in found for one in self.describe([m], namespace, followed_by=after))
+            seen = [self._judge(trace, message, node) for message in told]
             trace.asking.update({str(call.get("id")): m.message_id for m in seen for call in m.tool_calls})
             self.journal.keep(trace.visit, seen)
         if not trace.visit.checkpointed and trace.visit.entries:
@@ -259,9 +262,7 @@ class SessionRecorder(GraphCallbackHandler):
 
     def visit_of(self, session_id: str) -> Visit | None:
         """The run of a session that is in progress here, if there is one."""
-        return next(
-            (trace.visit for trace in list(self._traces.values()) if trace.visit.session_id == session_id), None
-        )
+        return next((t.visit for t in list(self._traces.values()) if t.visit.session_id == session_id), None)
 
     def trace_of(self, run_id: UUID | None) -> Trace | None:
         """What is followed of the run that this one is, or is a part of."""
@@ -369,8 +370,7 @@ class SessionRecorder(GraphCallbackHandler):
         options: Mapping[str, Any],
         messages: Sequence[BaseMessage],
     ) -> None:
-        trace = self._enter(run_id, parent_run_id, metadata)
-        if trace is None or run_id in trace.models:
+        if (trace := self._enter(run_id, parent_run_id, metadata)) is None or run_id in trace.models:
             return
         self._begin(trace)
         if "langgraph_node" not in metadata:  # a chain, or a model alone: what it is asked is the conversation
