@@ -85,7 +85,7 @@ class Loop:
         tool_call_id: str | None,
         duration: timedelta | None,
     ) -> None:
-        execution_id = self._new_id()
+        execution_id, name = self._new_id(), str(name)
         told = f"{type(error).__name__}: {error}" if isinstance(error, BaseException) else error
         found = outcome_of(result)
         end = ToolEnd(

@@ -82,14 +82,17 @@ def to_message(given: BaseMessage | Mapping[str, Any]) -> BaseMessage:
     if isinstance(given, BaseMessage):
         return given
     role = str(given.get("role") or given.get("type") or "user")
-    fields = {name: given[name] for name in ("id", "name") if given.get(name) is not None}
-    content = given.get("content")
-    content = "" if content is None else content if isinstance(content, (str, list)) else str(content)
+    fields = {name: str(given[name]) for name in ("id", "name") if given.get(name) is not None}
+    content: Any = given.get("content")
+    is_parts = isinstance(content, list) and all(isinstance(part, (str, dict)) for part in content)
+    content = "" if content is None else content if is_parts else str(content)
     if role in ("tool", "function"):
         call_id = str(given.get("tool_call_id") or given.get("name") or "")
-        return ToolMessage(content, tool_call_id=call_id, status=given.get("status", "success"), **fields)
+        status: Any = "error" if given.get("status") == "error" else "success"
+        return ToolMessage(content, tool_call_id=call_id, status=status, **fields)
     if role in ("assistant", "ai"):
-        calls, invalid = parse_calls(given.get("tool_calls") or ())
+        asked = given.get("tool_calls") or ()
+        calls, invalid = parse_calls(asked if isinstance(asked, (list, tuple)) else [asked])
         return AIMessage(content, tool_calls=calls, invalid_tool_calls=invalid, **fields)
     return (SystemMessage if role in ("system", "developer") else HumanMessage)(content, **fields)
 
@@ -99,16 +102,19 @@ def parse_calls(given: Iterable[Mapping[str, Any]]) -> tuple[list[Any], list[Any
     calls: list[Any] = []
     invalid: list[Any] = []
     for call in given:
-        function = call.get("function") or {}
+        if not isinstance(call, Mapping):
+            invalid.append({"name": None, "args": str(call), "id": None, "error": "not a tool call"})
+            continue
+        function, call_id = call.get("function") or {}, call.get("id") and str(call["id"])
         name, arguments = function.get("name") or call.get("name"), function.get("arguments", call.get("args"))
         try:
             parsed = json.loads(arguments or "{}") if isinstance(arguments, str) else dict(arguments or {})
-        except ValueError as error:
-            invalid.append({"name": name, "args": arguments, "id": call.get("id"), "error": str(error)})
+        except (TypeError, ValueError) as error:
+            invalid.append({"name": name, "args": str(arguments), "id": call_id, "error": str(error)})
             continue
         if not isinstance(parsed, dict):
             parsed = {"value": parsed}
-        calls.append({"name": str(name), "args": parsed, "id": call.get("id"), "type": "tool_call"})
+        calls.append({"name": str(name), "args": parsed, "id": call_id, "type": "tool_call"})
     return calls, invalid
 
 

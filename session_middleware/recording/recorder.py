@@ -235,7 +235,7 @@ class SessionRecorder(GraphCallbackHandler):
         known = self._known.of(trace.visit.session_id)
         with trace.lock:
             found = unseen(value, known, whole=node is None and trace.rewritten)
-            trace.rewritten = node is not None and removes(value)
+            trace.rewritten = node is not None and not trace.visit.checkpointed and removes(value)
             known.update({str(message.id): mark_of(message) for message, _ in found})
             told = (one for m, after in found for one in self.describe([m], namespace, followed_by=after))
             seen = [self._judge(trace, message, node) for message in told]
