@@ -191,7 +191,7 @@ ODD = [
     {"role": "user", "content": [5, "\ud800"]},
     {"role": "assistant", "tool_calls": "abc"},
     {"role": "assistant", "tool_calls": [{"id": 1, "function": {"name": None, "arguments": 5}}, {}]},
-    {"role": "tool", "content": {"a": object()}, "status": "odd"},
+    {"role": "tool", "content": {"a": 1j}, "status": "odd"},
 ]
 
 
