@@ -140,4 +140,7 @@ class KnownMessages:
 
 
 def sentence(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # noqa: BLE001  # it is the user's own, whose code may raise anything
+        return type(error).__name__

@@ -203,6 +203,23 @@ def test_a_dict_that_is_no_message_is_recorded_as_well_as_can_be(message: Any, s
     assert (len(session.messages()), session.tool_calls()[-1].name) == (1, "None")
 
 
+def test_an_error_that_cannot_be_told_is_raised_as_it_is(sessions: Sessions) -> None:
+    class Mute(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("no")
+
+    session = sessions.open("job")
+
+    @session.tool
+    def fail() -> None:
+        raise Mute
+
+    with pytest.raises(Mute), session:
+        fail()
+    assert [(call.status, call.error) for call in session.tool_calls()] == [("error", "Mute")]
+    assert [(run.outcome, run.error) for run in session.runs()] == [("error", "Mute")]
+
+
 def test_an_image_is_stored_once_and_read_by_its_hash(sessions: Sessions, tmp_path: Path) -> None:
     import base64
 
