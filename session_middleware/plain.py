@@ -28,11 +28,11 @@ def to_json(value: Any) -> str | None:
         return None
     try:
         return clean(_encode(value))
-    except (ValueError, TypeError, RecursionError):  # a cycle, keys that are no strings, or a number that is none
+    except Exception:  # noqa: BLE001, S110  # a cycle, keys that are no strings, a number that is none; as in `_fields`
         pass
     try:
         return clean(_encode(_tame(value, ())))
-    except (ValueError, TypeError, RecursionError):
+    except Exception:  # noqa: BLE001  # as in `_fields`
         return clean(_encode(_unknown(value)))
 
 

@@ -84,6 +84,7 @@ class SessionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
         if place is None:
             return None
         self._hooks.admit(place)
+        self._hooks.take_as_given(place, state["messages"])
         return self._begin(place, state["messages"])
 
     async def abefore_agent(self, state: AgentState[Any], runtime: Any) -> Update:
@@ -91,6 +92,7 @@ class SessionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
         if place is None:
             return None
         await self._off_loop(self._hooks.admit, place)
+        self._hooks.take_as_given(place, state["messages"])
         if place.is_alone or self._missing(state["messages"]):
             return await self._off_loop(self._begin, place, state["messages"])
         return None
@@ -128,7 +130,7 @@ class SessionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
         request = self._with(request, self._context_for(place, request))
         if place.trace is not None:
             return handler(request)
-        self._hooks.hear(place, request.state["messages"])
+        self._hooks.hear_before_model(place, request.state["messages"])
         asked = self._hooks.ask(request.model)
         try:
             response = handler(request)
@@ -148,7 +150,7 @@ class SessionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
             request = self._with(request, await self._off_loop(self._context_for, place, request))
         if place.trace is not None:
             return await handler(request)
-        await self._off_loop(self._hooks.hear, place, request.state["messages"])
+        await self._off_loop(self._hooks.hear_before_model, place, request.state["messages"])
         asked = self._hooks.ask(request.model)
         try:
             response = await handler(request)

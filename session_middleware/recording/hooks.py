@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from langchain_core.callbacks import BaseCallbackHandler, BaseCallbackManager
@@ -21,16 +21,14 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.errors import GraphBubbleUp
 
 from session_middleware.model import Clock, NewId, RepairedCall
-from session_middleware.recording.journal import DENIALS
+from session_middleware.recording.journal import harmless
 from session_middleware.recording.messages import Outcome, count_tokens, describe, mark_of, outcome_of
 from session_middleware.recording.prices import cost_of, load
 from session_middleware.recording.recorder import SessionRecorder
-from session_middleware.recording.trace import KnownMessages, Trace, namespace_of, since
+from session_middleware.recording.trace import KnownMessages, Trace, namespace_of, sentence, since
 from session_middleware.storage.port import Storage, Visit
 from session_middleware.storage.seen import ModelCallSeen, ToolEnd, ToolStart
 from session_middleware.visits import Visits
-
-Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 class Place(NamedTuple):
@@ -86,20 +84,6 @@ class _Executions(BaseCallbackHandler):
         self._executed[str(kwargs.get("tool_call_id"))] = inputs
 
 
-def _harmless(method: Method) -> Method:
-    @functools.wraps(method)
-    def guarded(self: Hooks, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return method(self, *args, **kwargs)
-        except DENIALS:
-            raise
-        except Exception as error:  # noqa: BLE001  # a fault here must not break a run
-            self._journal.fault(error)
-            return None
-
-    return cast("Method", guarded)
-
-
 class Hooks:
     def __init__(
         self,
@@ -113,13 +97,13 @@ class Hooks:
     ) -> None:
         self._storage = storage
         self._recorder = recorder
-        self._journal = recorder.journal
+        self.journal = recorder.journal
         self._visits = visits
         self._is_ours = is_ours  # a checkpointer
         self._new_id = new_id
         self._clock = clock
         self._known = KnownMessages()
-        self._journal.forgetting.append(self.forget)
+        self.journal.forgetting.append(self.forget)
 
     def forget(self, session_id: str) -> None:
         """Keep nothing in mind of a session that was deleted."""
@@ -146,21 +130,21 @@ class Hooks:
         if place.is_alone and place.visit.admission is None:
             self._storage.look(place.visit)
 
-    @_harmless
+    @harmless
     def open(self, place: Place) -> None:
         """Have the session there, before anything else has been written of the run."""
         self._storage.append(place.visit)
 
     def write(self, place: Place) -> None:
         """Write down what was kept."""
-        self._journal.write(place.visit)
+        self.journal.write(place.visit)
 
     # Messages
 
     def keep(self, place: Place, messages: Sequence[BaseMessage], **fields: Any) -> None:
-        self._journal.keep(place.visit, describe(messages, place.namespace, new_id=self._new_id, **fields))
+        self.journal.keep(place.visit, describe(messages, place.namespace, new_id=self._new_id, **fields))
 
-    @_harmless
+    @harmless
     def hear(self, place: Place, messages: Sequence[BaseMessage]) -> None:
         """Take down what is new in the agent's messages, where nobody else does."""
         if not place.is_alone:
@@ -173,7 +157,24 @@ class Hooks:
                 self.keep(place, [message], followed_by=following and following.id)
         self.write(place)
 
-    @_harmless
+    @harmless
+    def take_as_given(self, place: Place, messages: Sequence[BaseMessage]) -> None:
+        """The failures that an agent begins with refuse nothing: whoever called it has carried them out."""
+        if not place.is_alone:
+            known = self._known.of(place.visit.session_id)
+            known.update({str(message.id): mark_of(message) for message, _ in _failures(messages)})
+
+    @harmless
+    def hear_before_model(self, place: Place, messages: Sequence[BaseMessage]) -> None:
+        """As `hear`. Failures that no tool told of were said by a person or another middleware: they refuse."""
+        known = self._known.of(place.visit.session_id)
+        for message, following in _failures(messages):
+            if message.id is not None and known.get(message.id) != mark_of(message):
+                known[message.id] = mark_of(message)
+                self.keep(place, [message], followed_by=following, refused=True)
+        self.hear(place, messages)
+
+    @harmless
     def note_repair(self, place: Place, calls: Sequence[RepairedCall]) -> None:
         visit = place.visit
         self._storage.note_repair(visit.session_id, calls, run_id=visit.run_id, reason="new input", checkpoint_id=None)
@@ -184,12 +185,12 @@ class Hooks:
         try:
             told = model._get_ls_params()
         except Exception as error:  # noqa: BLE001  # it is the user's own model class
-            self._journal.fault(error)
+            self.journal.fault(error)
             told = {}
         load()
         return Asked(told.get("ls_model_name"), told.get("ls_provider"), self._clock())
 
-    @_harmless
+    @harmless
     def answer(self, place: Place, asked: Asked, came: Sequence[BaseMessage] | BaseException) -> None:
         """Take down what a model call took, and where nobody else does what it said."""
         failed = isinstance(came, BaseException)
@@ -210,14 +211,14 @@ class Hooks:
             reasoning_tokens=tokens.reasoning,
             cost=None if failed else functools.partial(cost_of, model, asked.provider, tokens),
             duration_ms=since(asked.begun),
-            error=_sentence(came) if isinstance(came, BaseException) else None,
+            error=sentence(came) if isinstance(came, BaseException) else None,
             message_id=message.id,
             checkpoint_ns=place.own_namespace,
             node=place.node,
             marks=marks,
             started_at=asked.started_at,
         )
-        self._journal.keep(place.visit, [call])
+        self.journal.keep(place.visit, [call])
         if said:
             self.hear(place, said)
         self.write(place)
@@ -240,17 +241,17 @@ class Hooks:
         start = ToolStart(self._new_id(), call["id"], call["name"], call["args"], place.namespace, place.node)
         return Watched(place, start, exists, executed)
 
-    @_harmless
+    @harmless
     def start(self, watched: Watched) -> None:
         """Have the start of a call written down before its tool runs; the recorder goes on from there."""
         self.admit(watched.place)
-        self._journal.keep(watched.place.visit, [watched.start])
+        self.journal.keep(watched.place.visit, [watched.start])
         self.write(watched.place)
         watched.written = True
         if watched.place.trace is not None:
             watched.place.trace.foretold[str(watched.start.tool_call_id)] = watched.start
 
-    @_harmless
+    @harmless
     def end(self, watched: Watched, came: Any) -> None:
         """Close the call, unless the recorder has; a tool that did not run and is answered for was refused."""
         place, call_id = watched.place, str(watched.start.tool_call_id)
@@ -262,7 +263,7 @@ class Hooks:
         start = watched.start
         given = watched.executed.get(call_id)
         if given is not None and given != start.arguments:  # somebody has changed them on the way
-            self._journal.keep(place.visit, [start._replace(arguments=given, corrects=True)])
+            self.journal.keep(place.visit, [start._replace(arguments=given, corrects=True)])
         outcome = _outcome(came)
         if outcome.status == "error" and not executed and watched.exists and not isinstance(came, BaseException):
             outcome = outcome._replace(status="refused", error=None)
@@ -277,19 +278,28 @@ class Hooks:
                 name=watched.start.name,
                 files=outcome.files,
             )
-            self._journal.keep(place.visit, [end] if watched.written else [start, end])
+            self.journal.keep(place.visit, [end] if watched.written else [start, end])
         if place.is_alone and isinstance(came, ToolMessage):
             came.id = came.id or self._new_id()  # as the state would, but before it is recorded
             self.hear(place, [came])
         self.write(place)
 
 
+def _failures(messages: Sequence[BaseMessage]) -> list[tuple[ToolMessage, str | None]]:
+    """Of the answers to what was asked for last those that report one, and the id of what follows each."""
+    found: list[tuple[ToolMessage, str | None]] = []
+    following: str | None = None
+    for message in reversed(messages):
+        if isinstance(message, AIMessage):
+            break
+        if isinstance(message, ToolMessage) and message.status == "error":
+            found.append((message, following))
+        following = message.id
+    return found
+
+
 def _outcome(came: Any) -> Outcome:
     if not isinstance(came, BaseException):
         return outcome_of(came)
     is_failure = isinstance(came, Exception) and not isinstance(came, GraphBubbleUp)
-    return Outcome("error", None, _sentence(came)) if is_failure else Outcome("interrupted", None)
-
-
-def _sentence(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
+    return Outcome("error", None, sentence(came)) if is_failure else Outcome("interrupted", None)

@@ -12,7 +12,8 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from functools import partial
+from functools import partial, wraps
+from typing import Any, TypeVar, cast
 
 from session_middleware.errors import (
     SessionAccessDenied,
@@ -116,6 +117,25 @@ class Journal:
                 error,
                 exc_info=error,
             )
+
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def harmless(method: Method) -> Method:
+    """A method of somebody with a `journal` that keeps its own faults from the run, and lets denials through."""
+
+    @wraps(method)
+    def guarded(self: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return method(self, *args, **kwargs)
+        except DENIALS:
+            raise
+        except Exception as error:  # noqa: BLE001  # a fault here must not break a run
+            self.journal.fault(error)
+            return None
+
+    return cast("Method", guarded)
 
 
 def is_on_a_loop() -> bool:

@@ -20,7 +20,7 @@ from session_middleware.model import Identity, Message, NewId
 from session_middleware.recording.align import align
 from session_middleware.recording.journal import Journal
 from session_middleware.recording.messages import describe, outcome_of, to_message
-from session_middleware.recording.trace import since
+from session_middleware.recording.trace import sentence, since
 from session_middleware.storage.offload import Offload
 from session_middleware.storage.port import Storage, Visit
 from session_middleware.storage.seen import Entry, HistorySeen, RunEnd, ToolEnd, ToolStart
@@ -62,7 +62,7 @@ class Loop:
         if run is None:
             return
         outcome = "ok" if error is None else "error" if isinstance(error, Exception) else "interrupted"
-        told = None if error is None else f"{type(error).__name__}: {error}"
+        told = None if error is None else sentence(error)
         self._write([RunEnd(outcome, told, since(self._started))], run)
 
     def add(self, message: Sayable, at: datetime | None) -> Message:
@@ -85,8 +85,8 @@ class Loop:
         tool_call_id: str | None,
         duration: timedelta | None,
     ) -> None:
-        execution_id = self._new_id()
-        told = f"{type(error).__name__}: {error}" if isinstance(error, BaseException) else error
+        execution_id, name = self._new_id(), str(name)
+        told = sentence(error) if isinstance(error, BaseException) else error
         found = outcome_of(result)
         end = ToolEnd(
             execution_id=execution_id,
@@ -156,7 +156,7 @@ class Loop:
             yield execution
         except BaseException as error:
             failed = isinstance(error, Exception)
-            status, told = ("error", f"{type(error).__name__}: {error}") if failed else ("interrupted", None)
+            status, told = ("error", sentence(error)) if failed else ("interrupted", None)
             ends.append(ToolEnd(start.execution_id, status, None, told, since(started), name=start.name))
             raise
         found = outcome_of(execution[0])

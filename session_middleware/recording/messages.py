@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, RemoveMessage, SystemMessage, ToolMessage
 from langgraph.types import Command
 
 from session_middleware.model import NewId
@@ -82,14 +82,17 @@ def to_message(given: BaseMessage | Mapping[str, Any]) -> BaseMessage:
     if isinstance(given, BaseMessage):
         return given
     role = str(given.get("role") or given.get("type") or "user")
-    fields = {name: given[name] for name in ("id", "name") if given.get(name) is not None}
-    content = given.get("content")
-    content = "" if content is None else content if isinstance(content, (str, list)) else str(content)
+    fields = {name: str(given[name]) for name in ("id", "name") if given.get(name) is not None}
+    content: Any = given.get("content")
+    is_parts = isinstance(content, list) and all(isinstance(part, (str, dict)) for part in content)
+    content = "" if content is None else content if is_parts else str(content)
     if role in ("tool", "function"):
         call_id = str(given.get("tool_call_id") or given.get("name") or "")
-        return ToolMessage(content, tool_call_id=call_id, status=given.get("status", "success"), **fields)
+        status: Any = "error" if given.get("status") == "error" else "success"
+        return ToolMessage(content, tool_call_id=call_id, status=status, **fields)
     if role in ("assistant", "ai"):
-        calls, invalid = parse_calls(given.get("tool_calls") or ())
+        asked = given.get("tool_calls") or ()
+        calls, invalid = parse_calls(asked if isinstance(asked, (list, tuple)) else [asked])
         return AIMessage(content, tool_calls=calls, invalid_tool_calls=invalid, **fields)
     return (SystemMessage if role in ("system", "developer") else HumanMessage)(content, **fields)
 
@@ -99,33 +102,48 @@ def parse_calls(given: Iterable[Mapping[str, Any]]) -> tuple[list[Any], list[Any
     calls: list[Any] = []
     invalid: list[Any] = []
     for call in given:
-        function = call.get("function") or {}
+        if not isinstance(call, Mapping):
+            invalid.append({"name": None, "args": str(call), "id": None, "error": "not a tool call"})
+            continue
+        function, call_id = call.get("function") or {}, call.get("id") and str(call["id"])
         name, arguments = function.get("name") or call.get("name"), function.get("arguments", call.get("args"))
         try:
             parsed = json.loads(arguments or "{}") if isinstance(arguments, str) else dict(arguments or {})
-        except ValueError as error:
-            invalid.append({"name": name, "args": arguments, "id": call.get("id"), "error": str(error)})
+        except (TypeError, ValueError) as error:
+            invalid.append({"name": name, "args": str(arguments), "id": call_id, "error": str(error)})
             continue
         if not isinstance(parsed, dict):
             parsed = {"value": parsed}
-        calls.append({"name": str(name), "args": parsed, "id": call.get("id"), "type": "tool_call"})
+        calls.append({"name": str(name), "args": parsed, "id": call_id, "type": "tool_call"})
     return calls, invalid
 
 
-def unseen(value: Any, known: Mapping[str, int]) -> list[BaseMessage]:
+def unseen(value: Any, known: Mapping[str, int], *, whole: bool = False) -> list[tuple[BaseMessage, str | None]]:
     """The messages in a node's input or output that have an id and are not `known` with the same words, in order.
 
     A list is read from its end and only until a known one, so a long history costs what is new in it.
+    One that removes messages may put others in front of known ones: it is read `whole`, as a state is that
+    comes of it, and with each message is the id of the one that follows.
     """
-    found: list[BaseMessage] = []
+    found: list[tuple[BaseMessage, str | None]] = []
     for messages in lists_in(value):
-        tail: list[BaseMessage] = []
+        is_whole = whole or isinstance(messages[0], RemoveMessage)
+        tail: list[tuple[BaseMessage, str | None]] = []
+        following: str | None = None
         for message in reversed(messages):
-            if not isinstance(message, BaseMessage) or known.get(message.id or "") == mark_of(message):
+            if not isinstance(message, BaseMessage):
                 break
-            tail.append(message)
-        found += [message for message in reversed(tail) if message.id is not None]
+            if known.get(message.id or "") != mark_of(message):
+                tail.append((message, following))
+            elif not is_whole:
+                break
+            following = message.id if is_whole else None
+        found += [(message, following) for message, following in reversed(tail) if message.id is not None]
     return found
+
+
+def removes(value: Any) -> bool:
+    return any(isinstance(messages[0], RemoveMessage) for messages in lists_in(value))
 
 
 def without_ids(value: Any) -> list[Sequence[BaseMessage]]:

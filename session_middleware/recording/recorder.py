@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any
 from uuid import UUID
 
 from langchain_core.messages import BaseMessage, HumanMessage
@@ -24,7 +24,7 @@ from langgraph.types import Command
 from session_middleware.lifecycle import session_id_of
 from session_middleware.model import Clock, NewId
 from session_middleware.recording.align import add_asked, align, go_back
-from session_middleware.recording.journal import DENIALS, Journal, is_on_a_loop
+from session_middleware.recording.journal import DENIALS, Journal, harmless, is_on_a_loop
 from session_middleware.recording.messages import (
     Outcome,
     answer_of,
@@ -32,6 +32,7 @@ from session_middleware.recording.messages import (
     lists_in,
     mark_of,
     outcome_of,
+    removes,
     unseen,
     without_ids,
 )
@@ -41,23 +42,6 @@ from session_middleware.recording.trace import KnownMessages, Node, Trace, sente
 from session_middleware.storage.port import Storage, Visit
 from session_middleware.storage.seen import HistorySeen, MessageSeen, RunEnd
 from session_middleware.visits import Visits, identity_of
-
-Method = TypeVar("Method", bound=Callable[..., None])
-
-
-def _harmless(method: Method) -> Method:
-    """A handler's method that keeps its own faults from the run, and lets denials through."""
-
-    @functools.wraps(method)
-    def guarded(self: SessionRecorder, *args: Any, **kwargs: Any) -> None:
-        try:
-            method(self, *args, **kwargs)
-        except DENIALS:
-            raise
-        except Exception as error:  # noqa: BLE001  # a fault here must not break a run
-            self.journal.fault(error)
-
-    return cast("Method", guarded)
 
 
 class SessionRecorder(GraphCallbackHandler):
@@ -95,7 +79,7 @@ class SessionRecorder(GraphCallbackHandler):
 
     # Runs and nodes
 
-    @_harmless
+    @harmless
     def on_chain_start(
         self,
         serialized: dict[str, Any],
@@ -125,7 +109,7 @@ class SessionRecorder(GraphCallbackHandler):
             trace.nodes[run_id] = trace.node_of(metadata)
             self._append_input(trace, inputs, trace.nodes[run_id])
 
-    @_harmless
+    @harmless
     def on_chain_end(self, outputs: Any, *, run_id: UUID, **kwargs: Any) -> None:
         trace = self._traces.pop(run_id, None)
         if trace is None:
@@ -142,7 +126,7 @@ class SessionRecorder(GraphCallbackHandler):
             self._hear(trace, node, outputs)
             self._append(trace, outputs, node.graph_namespace, node)
 
-    @_harmless
+    @harmless
     def on_chain_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
         trace = self._traces.pop(run_id, None)
         if trace is None:
@@ -154,7 +138,7 @@ class SessionRecorder(GraphCallbackHandler):
         elif node is not None:
             self._hear(trace, node, None)
 
-    @_harmless
+    @harmless
     def on_interrupt(self, event: GraphInterruptEvent) -> None:
         trace = self._traces.get(event.run_id) if event.run_id else None
         if trace is not None:
@@ -233,9 +217,11 @@ class SessionRecorder(GraphCallbackHandler):
         """Take down the messages that are new here; where no checkpointer of ours writes them, write them."""
         known = self._known.of(trace.visit.session_id)
         with trace.lock:
-            messages = unseen(value, known)
-            known.update({str(message.id): mark_of(message) for message in messages})
-            seen = [self._judge(trace, message, node) for message in self.describe(messages, namespace)]
+            found = unseen(value, known, whole=node is None and trace.rewritten)
+            trace.rewritten = node is not None and not trace.visit.checkpointed and removes(value)
+            known.update({str(message.id): mark_of(message) for message, _ in found})
+            told = (one for m, after in found for one in self.describe([m], namespace, followed_by=after))
+            seen = [self._judge(trace, message, node) for message in told]
             trace.asking.update({str(call.get("id")): m.message_id for m in seen for call in m.tool_calls})
             self.journal.keep(trace.visit, seen)
         if not trace.visit.checkpointed and trace.visit.entries:
@@ -259,9 +245,7 @@ class SessionRecorder(GraphCallbackHandler):
 
     def visit_of(self, session_id: str) -> Visit | None:
         """The run of a session that is in progress here, if there is one."""
-        return next(
-            (trace.visit for trace in list(self._traces.values()) if trace.visit.session_id == session_id), None
-        )
+        return next((t.visit for t in list(self._traces.values()) if t.visit.session_id == session_id), None)
 
     def trace_of(self, run_id: UUID | None) -> Trace | None:
         """What is followed of the run that this one is, or is a part of."""
@@ -274,7 +258,7 @@ class SessionRecorder(GraphCallbackHandler):
         """Under asyncio a coroutine function, which LangChain awaits: no other task waits for this one's start."""
         return self._astart_tool if is_on_a_loop() else self._start_tool
 
-    @_harmless
+    @harmless
     def _start_tool(self, *args: Any, **kwargs: Any) -> None:
         visit = self._see_tool(*args, **kwargs)
         if visit is not None:
@@ -287,7 +271,7 @@ class SessionRecorder(GraphCallbackHandler):
                 await self.journal.aflush(visit)
         except DENIALS:
             raise
-        except Exception as error:  # noqa: BLE001  # as in `_harmless`
+        except Exception as error:  # noqa: BLE001  # as in `harmless`
             self.journal.fault(error)
 
     def _see_tool(
@@ -313,7 +297,7 @@ class SessionRecorder(GraphCallbackHandler):
         self._tools.start(trace, run_id, name, arguments, str(call_id) if call_id else None, metadata)
         return trace.visit if trace.visit.entries else None
 
-    @_harmless
+    @harmless
     def on_tool_end(self, output: Any, *, run_id: UUID, **kwargs: Any) -> None:
         trace = self._traces.pop(run_id, None)
         if trace is not None:
@@ -321,7 +305,7 @@ class SessionRecorder(GraphCallbackHandler):
             if trace.visit.run_id == str(run_id):
                 self._end(trace, "ok", None)
 
-    @_harmless
+    @harmless
     def on_tool_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
         trace = self._traces.pop(run_id, None)
         if trace is None:
@@ -335,7 +319,7 @@ class SessionRecorder(GraphCallbackHandler):
 
     # Models
 
-    @_harmless
+    @harmless
     def on_chat_model_start(
         self,
         serialized: dict[str, Any],
@@ -348,7 +332,7 @@ class SessionRecorder(GraphCallbackHandler):
     ) -> None:
         self._ask(run_id, parent_run_id, metadata or {}, kwargs, messages[0] if messages else ())
 
-    @_harmless
+    @harmless
     def on_llm_start(
         self,
         serialized: dict[str, Any],
@@ -369,8 +353,7 @@ class SessionRecorder(GraphCallbackHandler):
         options: Mapping[str, Any],
         messages: Sequence[BaseMessage],
     ) -> None:
-        trace = self._enter(run_id, parent_run_id, metadata)
-        if trace is None or run_id in trace.models:
+        if (trace := self._enter(run_id, parent_run_id, metadata)) is None or run_id in trace.models:
             return
         self._begin(trace)
         if "langgraph_node" not in metadata:  # a chain, or a model alone: what it is asked is the conversation
@@ -378,19 +361,19 @@ class SessionRecorder(GraphCallbackHandler):
             self.journal.keep(trace.visit, [HistorySeen(self.describe(messages), asked)])
         self._models.start(trace, run_id, metadata, options)
 
-    @_harmless
+    @harmless
     def on_llm_new_token(self, token: Any, *, chunk: Any = None, run_id: UUID, **kwargs: Any) -> None:
         trace = self._traces.get(run_id)
         if trace is not None:
             self._models.hear(trace, run_id, token, chunk)
 
-    @_harmless
+    @harmless
     def on_llm_end(self, response: Any, *, run_id: UUID, **kwargs: Any) -> None:
         trace = self._traces.pop(run_id, None)
         if trace is not None and self._models.end(trace, run_id, response) and trace.visit.run_id == str(run_id):
             self._end(trace, "ok", None)
 
-    @_harmless
+    @harmless
     def on_llm_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
         trace = self._traces.pop(run_id, None)
         if trace is None:

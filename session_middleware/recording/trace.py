@@ -72,6 +72,7 @@ class Trace:
     begun: bool = False
     interrupted: bool = False
     is_resumed: bool = False
+    rewritten: bool = False  # by the latest node: what its state begins with may be new
     first_step: Any = None  # LangGraph's number of the first step that was seen
     went_back_to: str | None = None  # the checkpoint a run without a checkpointer of ours was sent back to
     nodes: dict[UUID, Node] = field(default_factory=dict)  # running
@@ -139,4 +140,7 @@ class KnownMessages:
 
 
 def sentence(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # noqa: BLE001  # it is the user's own, whose code may raise anything
+        return type(error).__name__

@@ -160,6 +160,18 @@ def test_a_second_child_of_a_checkpoint_begins_a_branch(storage: Storage) -> Non
     assert texts(storage) == ["one", "two", "five"]
 
 
+def test_two_runs_that_both_begin_a_thread_are_two_branches(storage: Storage) -> None:
+    one, two = (Visit("t", Identity(), run_id=run_id) for run_id in ("r1", "r2"))
+    storage.append_messages(one, [say("1", "one")])
+    storage.append_messages(two, [say("2", "two")])
+    storage.put_checkpoint(put("c1", None, say("1", "one"), visit=one))
+    for _ in range(2):
+        storage.put_checkpoint(put("c2", None, say("2", "two"), visit=two))
+    storage.append_messages(one, [say("3", "three")])
+    assert (texts(storage, branch="main"), texts(storage)) == (["one", "three"], ["two"])
+    assert len(storage.list_branches("t")) == 1
+
+
 def test_what_a_run_said_before_its_checkpoint_parted_goes_with_it(storage: Storage) -> None:
     storage.put_checkpoint(put("c1", None, say("1", "one")))
     runs = [Visit("t", Identity(), run_id=name, checkpoint_id="c1") for name in ("r1", "r2")]

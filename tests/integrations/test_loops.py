@@ -184,6 +184,42 @@ def test_arguments_that_do_not_parse_are_recorded_all_the_same(arguments: str, s
     assert session.messages()[0].tool_calls[0]["name"] == "f"
 
 
+ODD = [
+    {},
+    {"role": None, "content": None},
+    {"role": "user", "content": b"bytes", "name": 5, "id": 7},
+    {"role": "user", "content": [5, "\ud800"]},
+    {"role": "assistant", "tool_calls": "abc"},
+    {"role": "assistant", "tool_calls": [{"id": 1, "function": {"name": None, "arguments": 5}}, {}]},
+    {"role": "tool", "content": {"a": 1j}, "status": "odd"},
+]
+
+
+@pytest.mark.parametrize("message", ODD, ids=str)
+def test_a_dict_that_is_no_message_is_recorded_as_well_as_can_be(message: Any, sessions: Sessions) -> None:
+    with sessions.open("t") as session:
+        assert session.add(message).seq
+        session.record_tool(None, message)  # type: ignore[arg-type]
+    assert (len(session.messages()), session.tool_calls()[-1].name) == (1, "None")
+
+
+def test_an_error_that_cannot_be_told_is_raised_as_it_is(sessions: Sessions) -> None:
+    class Mute(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("no")
+
+    session = sessions.open("job")
+
+    @session.tool
+    def fail() -> None:
+        raise Mute
+
+    with pytest.raises(Mute), session:
+        fail()
+    assert [(call.status, call.error) for call in session.tool_calls()] == [("error", "Mute")]
+    assert [(run.outcome, run.error) for run in session.runs()] == [("error", "Mute")]
+
+
 def test_an_image_is_stored_once_and_read_by_its_hash(sessions: Sessions, tmp_path: Path) -> None:
     import base64
 

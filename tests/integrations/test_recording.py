@@ -16,7 +16,7 @@ import pytest
 from langchain.agents import create_agent
 from langchain.agents.middleware import HumanInTheLoopMiddleware, ToolCallLimitMiddleware
 from langchain_core.language_models import FakeListLLM
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage, ToolMessage
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage, RemoveMessage, ToolMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.outputs import ChatGenerationChunk
 from langchain_core.prompts import ChatPromptTemplate
@@ -24,6 +24,7 @@ from langchain_core.runnables.history import RunnableWithMessageHistory
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, MessagesState, StateGraph
+from langgraph.graph.message import REMOVE_ALL_MESSAGES
 from langgraph.types import Command, interrupt
 from typing_extensions import TypedDict
 
@@ -124,6 +125,21 @@ def test_what_a_model_says_in_a_node_that_keeps_it_to_itself_is_said_aside(sessi
     sessions.attach(one_node(route)).invoke(human("hi"), sessions.config("t"))
     found = [(m.text, m.marks, bool(m.checkpoint_ns)) for m in sessions.get("t").messages()]
     assert found == [("hi", (), False), ("you said which way?", ("aside",), True), ("you said hi", (), False)]
+
+
+def test_a_summary_that_a_node_puts_before_known_messages_stands_there_without_a_checkpointer(
+    sessions: Sessions,
+) -> None:
+    def trim(state: MessagesState) -> dict[str, Any]:
+        kept = state["messages"][-1:]
+        return {"messages": [RemoveMessage(REMOVE_ALL_MESSAGES), HumanMessage("so far: two left out"), *kept]}
+
+    builder = StateGraph(MessagesState).add_node("trim", trim).add_node("bot", lambda _: {"messages": [("ai", "ok")]})
+    graph = builder.add_edge(START, "trim").add_edge("trim", "bot").compile()
+    given = [HumanMessage("one"), AIMessage("two"), HumanMessage("three")]
+    graph.invoke({"messages": given}, sessions.config("t") | {"callbacks": [sessions.recorder]})
+    texts = [m.text for m in sessions.get("t").messages()]
+    assert texts == ["one", "two", "so far: two left out", "three", "ok"]
 
 
 # Streams

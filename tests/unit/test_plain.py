@@ -30,9 +30,18 @@ class Odd:
         raise RuntimeError("no")
 
 
+class Hostile:
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError("no")
+
+    def __repr__(self) -> str:
+        return "hostile"
+
+
 @pytest.mark.parametrize(
     ("value", "kept"),
     [
+        ([Hostile()], {"__repr__": "[hostile]", "__type__": "list"}),
         ({"a": (1, 2)}, {"a": [1, 2]}),
         (Point(1, Color.RED), {"x": 1, "y": "red", "__type__": "Point"}),
         (b"ab", {"__repr__": "b'ab'", "__type__": "bytes"}),

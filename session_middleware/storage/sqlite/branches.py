@@ -60,6 +60,7 @@ class Place(NamedTuple):
 def place_put(connection: sqlite3.Connection, put: CheckpointPut, now: datetime) -> tuple[Tally, Place] | None:
     """Where a checkpoint goes that is being put: a new branch, where its parent has another child; its parent's seq.
 
+    A second one without a parent begins a branch too: two runs at once have both begun the thread.
     A subgraph's goes where its graph does. ``None``: there is no such session.
     """
     visit = put.visit
@@ -73,7 +74,9 @@ def place_put(connection: sqlite3.Connection, put: CheckpointPut, now: datetime)
     tally = Tally(visit.session_id, *row[:2])
     is_known, branch, seq, has_child = row[2:]
     seq = seq if isinstance(seq, int) else 0  # else it is damage, and the record must not break a put
-    if not is_known:
+    if put.parent_id is None and connection.execute(_OTHER_ROOT, (visit.session_id, put.checkpoint_id)).fetchone():
+        branch = _put_before(connection, put) or _part(connection, visit, MAIN, 0, now)
+    elif not is_known:
         branch = branch_of(connection, visit, tally)
     elif has_child:
         branch = _put_before(connection, put) or _part(connection, visit, branch or MAIN, seq, now)
@@ -93,6 +96,12 @@ _SESSION_AND_PARENT = """
     FROM sessions LEFT JOIN checkpoints AS parent
     ON parent.session_id = sessions.id AND parent.checkpoint_ns = '' AND parent.checkpoint_id = ?
     WHERE sessions.id = ?
+"""
+
+
+_OTHER_ROOT = """
+    SELECT 1 FROM checkpoints
+    WHERE session_id = ? AND checkpoint_ns = '' AND parent_id IS NULL AND checkpoint_id != ? LIMIT 1
 """
 
 

@@ -79,6 +79,8 @@ def store_files(connection: sqlite3.Connection, session_id: str, files: Sequence
 def answer(connection: sqlite3.Connection, visit: Visit, message: MessageSeen, tally: Tally) -> None:
     """A row for a call whose execution nobody watched, from the message that answers it."""
     call_id = str(message.tool_call_id)
+    if message.refused and _refuse(connection, visit.session_id, message, tally):
+        return
     latest = connection.execute(
         "SELECT seq, run_id, attempt FROM tool_calls WHERE session_id = ? AND tool_call_id = ?"
         " ORDER BY attempt DESC LIMIT 1",
@@ -102,6 +104,17 @@ def answer(connection: sqlite3.Connection, visit: Visit, message: MessageSeen, t
     )
     if failed:
         tally.count_error()
+
+
+def _refuse(connection: sqlite3.Connection, session_id: str, answer: MessageSeen, tally: Tally) -> bool:
+    """What was taken for a failure was said by somebody who did not run the tool; whether it was."""
+    changed = connection.execute(
+        "UPDATE tool_calls SET status = 'refused', error = NULL"
+        " WHERE session_id = ? AND execution_id = ? AND status = 'error'",
+        (session_id, answer.message_id),
+    ).rowcount
+    tally.count_error(-changed)
+    return bool(changed)
 
 
 def _insert(connection: sqlite3.Connection, tally: Tally, values: tuple[Any, ...]) -> None:

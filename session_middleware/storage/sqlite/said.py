@@ -103,6 +103,8 @@ class _Appending:
             self._tally.rows[message.message_id] = here.seq
             if here.words == words:
                 self._again[message.message_id] = here
+                if message.refused:
+                    self._answers.append(message)
             elif message.complete:
                 self._add(message, words, version=known[-1].version + 1, place=here.place, replaces=here)
         elif known:
@@ -173,7 +175,7 @@ class _Appending:
         )
         status = _status(message)
         self._tally.rows[message.message_id] = here.seq
-        self._known[message.message_id] = [_Row(*here[:5], status, message.checkpoint_ns, *words, here.run_id)]
+        self._known[message.message_id] = [_Row(*(*here[:5], status, message.checkpoint_ns, *words, here.run_id))]
         if here.version == 1 and message.complete:
             self._tally.count_tokens(message.input_tokens, message.output_tokens)
 

@@ -35,8 +35,8 @@ class Tally:
         if branch != self.branch:
             self.branch, self.changed = branch, True
 
-    def count_error(self) -> None:
-        self.errors, self.changed = self.errors + 1, True
+    def count_error(self, by: int = 1) -> None:
+        self.errors, self.changed = self.errors + by, True
 
     def count_tokens(self, input_tokens: int | None, output_tokens: int | None) -> None:
         self.input_tokens += input_tokens or 0
