@@ -86,12 +86,20 @@ class SqliteUpkeep:
         return self._database.read(lambda connection: not leases.before(connection, session_id, number, self._rules))
 
     def _restoring(self, operation: Callable[[], T]) -> T:
-        """Carry out a look; if what it looks for is in an archive, bring that back and look again."""
+        """Carry it out; if what it is for is in an archive, bring that back and do it again."""
         try:
             return operation()
         except door.Archived as found:
             stone = found.stone
-        self._database.write(lambda connection: archives.restore(connection, stone, self._now()))
+
+        def restore(connection: Connection) -> bool:
+            is_there = tombstones.find(connection, stone.id) == stone  # others may have been quicker
+            if is_there:
+                archives.restore(connection, stone, self._now())
+            return is_there
+
+        if self._database.write(restore) and not self._database.is_inside:  # there it is not committed yet
+            archives.remove(stone.archive)
         return operation()
 
     def hold(self, visit: Visit) -> None:
@@ -222,13 +230,17 @@ class SqliteUpkeep:
             raise StorageError(self.name, "there is no folder for archives", advice="set archive_path")
         archive = archives.write(lines, self._archives, session)
 
-        def delete(connection: Connection) -> None:
-            is_same = sessions.find(connection, session_id) == session  # whoever comes in makes it active again
-            if is_same and not leases.is_live(connection, session_id, self._rules):
-                kept = {"archive": archive.path, "digest": archive.digest}
-                ends.delete(connection, session_id, self._rules, action="archived", reason=session.reason, **kept)
+        def delete(connection: Connection) -> bool:
+            if sessions.find(connection, session_id) != session:  # whoever comes in makes it active again
+                return False
+            if leases.is_live(connection, session_id, self._rules):
+                return False
+            kept = {"archive": archive.path, "digest": archive.digest}
+            ends.delete(connection, session_id, self._rules, action="archived", reason=session.reason, **kept)
+            return True
 
-        self._database.write(delete)
+        if not self._database.write(delete):
+            archives.remove(archive.path)
 
     def take_over(self, duty: str) -> Lease | None:
         visit = Visit(f"\0{duty}", Identity(), lease=Lease())
@@ -265,13 +277,15 @@ class SqliteUpkeep:
     # Users
 
     def forget_user(self, user_id: str, *, dry_run: bool) -> Forgotten:
-        forgotten, paths = self._database.write(
-            lambda connection: privacy.forget(connection, user_id, self._rules, dry_run=dry_run)
-        )
+        def operation(connection: Connection) -> Forgotten:
+            forgotten, paths = privacy.forget(connection, user_id, self._rules, self._archives, dry_run=dry_run)
+            for path in paths:  # before it is committed, when nothing would lead to them any more
+                archives.remove(path)
+            return forgotten
+
+        forgotten = self._database.write(operation)
         if dry_run:
             return forgotten
-        for path in paths:
-            Path(path).unlink(missing_ok=True)
         freed = self._database.erase()
         return forgotten.model_copy(update={"bytes_freed": freed, "pending": not self._database.is_erased()})
 
