@@ -129,14 +129,14 @@ async def _run_and_wait(steps: int, count: int) -> float:
         inside, all_wait = asyncio.Event(), asyncio.Event()
         taken: list[float] = []
 
-        async def step(state: MessagesState) -> dict[str, Any]:
+        async def step(_: MessagesState) -> dict[str, Any]:
             if not taken:
                 inside.set()
                 await all_wait.wait()
                 taken.append(time.perf_counter())
             return {"messages": [("ai", "a word or two")]}
 
-        async def last(state: MessagesState) -> dict[str, Any]:
+        async def last(_: MessagesState) -> dict[str, Any]:
             if len(taken) == 1:
                 taken.append(time.perf_counter())
             return {}
@@ -184,7 +184,7 @@ def _turn(name: str, turns: int) -> float:
     with TemporaryDirectory() as place, _opened(place, on_busy="wait" if name == "wait" else "allow") as sessions:
         begin: Callable[..., None] = Pulse.begin
         if name == "none":
-            Pulse.begin = lambda self, visit: setattr(visit.lease, "is_over", True)  # type: ignore[method-assign]
+            Pulse.begin = lambda _, visit: setattr(visit.lease, "is_over", True)  # type: ignore[method-assign]
         try:
             chat = Chat(sessions.checkpointer)
             for _ in range(5):

@@ -302,8 +302,8 @@ def test_all_that_a_guarded_session_asks_of_storage_is_guarded() -> None:
     """What is not known to read or to write is refused, so this fails when a session begins to use something new."""
     import re
 
-    from session_middleware.guarded import GuardedStorage
     from session_middleware.following import Following
+    from session_middleware.guarded import GuardedStorage
     from session_middleware.memory.session_memory import SessionMemory
     from session_middleware.recording.history import SessionHistory
     from session_middleware.recording.loop import Loop

@@ -96,6 +96,20 @@ def test_what_was_forgotten_is_not_brought_back_by_a_slow_run(sessions: Sessions
     assert sessions.explain(f"one-{PLANTED}").status == "forgotten"
 
 
+def test_what_a_killed_sweep_and_hooks_never_called_have_left_goes_too(
+    sessions: Sessions, graph: Any, tmp_path: Path
+) -> None:
+    """An archive not yet in the database; what hooks were still to be told; what a deleted session gave its group."""
+    from session_middleware.storage.sqlite.archives import file_name
+
+    sessions._storage.announce(["deleted", "expired"])
+    sessions.delete(f"one-{PLANTED}")
+    left = tmp_path / "sessions.db.archive" / f"{file_name(f'fork-{PLANTED}')}.1.jsonl.gz"
+    left.write_bytes(PLANTED.encode())
+    sessions.forget_user(ALICE)
+    assert PLANTED.encode() not in everything_stored(tmp_path)
+
+
 def test_a_reader_of_an_older_snapshot_makes_the_receipt_say_that_it_is_pending(
     sessions: Sessions, graph: Any, tmp_path: Path
 ) -> None:

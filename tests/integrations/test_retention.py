@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,48 @@ def test_an_archived_session_is_a_file_of_json_lines_and_comes_back_whole(
     assert graph.invoke(None, config)["messages"][-1].text == "you said other"  # as it was left
     assert sessions.verify().is_clean
     assert sessions.check() == []
+
+
+def test_an_archive_that_was_brought_back_leaves_no_file(open_sessions: Open, clock: Clock) -> None:
+    sessions = open_sessions(on_expire="archive")
+    graph, config, path = archived(sessions, clock, user_id="alice")
+    graph.invoke(human("again"), config)
+    assert not path.exists()
+    clock.advance(hours=1)
+    sessions.sweep()
+    (second,) = path.parent.iterdir()
+    sessions.open("t", user_id="alice")
+    assert not second.exists()
+
+
+def test_threads_that_resume_an_archived_session_at_once_bring_it_back_once(open_sessions: Open, clock: Clock) -> None:
+    sessions = open_sessions(on_expire="archive")
+    archived(sessions, clock, user_id="alice")
+    with ThreadPoolExecutor(8) as pool:
+        opened = list(pool.map(lambda _: sessions.open("t", user_id="alice").opened_as, range(8)))
+    assert set(opened) <= {"revived", "resumed"}
+    assert kinds(sessions.get("t")).count("restored") == 1
+    assert sessions.check() == []
+
+
+def test_a_session_used_while_it_is_archived_leaves_no_file(
+    open_sessions: Open, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from session_middleware.storage.sqlite import archives
+
+    sessions, write = open_sessions(on_expire="archive"), archives.write
+    sessions.open("t", user_id="alice")
+    clock.advance(hours=1)
+
+    def slowly(*given: Any) -> Any:
+        archive = write(*given)
+        sessions.open("t", user_id="alice")
+        return archive
+
+    monkeypatch.setattr(archives, "write", slowly)
+    sessions.sweep()
+    assert sessions.get("t").status == "active"
+    assert list(Path(f"{sessions.settings.storage_url}.archive").iterdir()) == []
 
 
 async def test_an_archive_is_its_owners_and_comes_back_by_open_as_well(open_sessions: Open, clock: Clock) -> None:

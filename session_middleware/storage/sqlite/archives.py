@@ -123,6 +123,17 @@ def file_name(text: str) -> str:
     return kept if kept == text else f"{kept}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
+def names_of(folder: Path, session_id: str, incarnation: int) -> list[str]:
+    """Where archives of a session may be, up to this incarnation: also one whose writer has died meanwhile."""
+    stem = folder / file_name(session_id)
+    return [f"{stem}.{n}.jsonl.{end}" for n in range(1, incarnation + 1) for end in ("gz", "partial")]
+
+
+def remove(path: str | None) -> None:
+    if path is not None:
+        Path(path).unlink(missing_ok=True)
+
+
 def _sync_folder(folder: Path) -> None:
     if os.name == "nt":
         return

@@ -129,6 +129,11 @@ class SqliteDatabase:
         self._mind_forks()
         return self._writer.together(calls, durable=durable)
 
+    @property
+    def is_inside(self) -> bool:
+        """Whether the calling thread is inside an operation, which may yet be undone."""
+        return self._writer.is_mine
+
     def erase(self) -> int:
         """Leave nothing of what was deleted in the files; how many bytes the file system got back.
 

@@ -24,7 +24,6 @@ from session_middleware.errors import (
 from session_middleware.model import Admission, SessionInfo, to_text
 from session_middleware.storage.port import Visit
 from session_middleware.storage.sqlite import (
-    archives,
     ends,
     events,
     heads,
@@ -40,7 +39,7 @@ from session_middleware.storage.sqlite.tombstones import Tombstone
 
 
 class Archived(Exception):
-    """Raised by a look, which cannot bring the session back itself."""
+    """The session is in its archive, and is to be brought back before this."""
 
     def __init__(self, stone: Tombstone) -> None:
         self.stone = stone
@@ -127,7 +126,7 @@ def _admit_first(connection: sqlite3.Connection, visit: Visit, rules: Rules, now
     privacy.check_not_revoked(connection, visit.session_id, visit.identity)
     session = sessions.find(connection, visit.session_id)
     if session is None and (stone := _archived(connection, visit, rules)) is not None:
-        session = archives.restore(connection, stone, now)
+        raise Archived(stone)
     if session is not None:
         lifecycle.check_access(session, visit.identity)
     if visit.admission is None:

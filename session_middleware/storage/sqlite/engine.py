@@ -106,7 +106,9 @@ class SqliteStorage(SqliteUpkeep, SqliteReports, SqliteConversations, SqliteMemo
                 each.restore()
 
         try:
-            result: Any = self._database.write(operation, durable=durable, patient=patient, undo=undo)
+            result: Any = self._restoring(
+                lambda: self._database.write(operation, durable=durable, patient=patient, undo=undo)
+            )
         except Fault:
             return self._visit(visit, then, durable=durable, announce=announce, patient=patient, careful=True)
         return result  # type: ignore[no-any-return]  # a Refusal was raised by write

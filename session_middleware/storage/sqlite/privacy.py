@@ -6,11 +6,12 @@ import json
 import sqlite3
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
 
 from session_middleware import lifecycle
 from session_middleware.errors import UserRevoked
 from session_middleware.model import Forgotten, Identity, to_text
-from session_middleware.storage.sqlite import ends, memories, sessions
+from session_middleware.storage.sqlite import archives, ends, memories, sessions
 from session_middleware.storage.sqlite.rules import Rules
 from session_middleware.storage.sqlite.tombstones import hashed
 
@@ -55,35 +56,43 @@ def lift(connection: sqlite3.Connection, user_id: str) -> bool:
 # Forgetting
 
 
-def forget(connection: sqlite3.Connection, user_id: str, rules: Rules, *, dry_run: bool) -> tuple[Forgotten, list[str]]:
-    """All that is kept of a user, in one transaction; what that was, and the archives that are to go."""
+def forget(
+    connection: sqlite3.Connection, user_id: str, rules: Rules, folder: Path | None, *, dry_run: bool
+) -> tuple[Forgotten, list[str]]:
+    """All that is kept of a user, in one transaction; what that was, and the files of archives that are to go."""
     connection.execute("SAVEPOINT forgetting")
-    theirs = [id_ for (id_,) in connection.execute("SELECT id FROM sessions WHERE user_id = ?", (user_id,))]
-    stones = connection.execute("SELECT id, archive FROM tombstones WHERE user_id = ?", (user_id,)).fetchall()
-    memories_gone = memories.delete_of_user(connection, user_id, theirs)
+    rows = connection.execute("SELECT id, incarnation FROM sessions WHERE user_id = ?", (user_id,)).fetchall()
+    theirs = [session_id for session_id, _ in rows]
+    stones = connection.execute(
+        "SELECT id, incarnation, archive FROM tombstones WHERE user_id = ?", (user_id,)
+    ).fetchall()
+    gone = [session_id for session_id, _, _ in stones]
+    memories_gone = memories.delete_of_user(connection, user_id, [*theirs, *gone])
     deleted = [ends.delete(connection, session_id, rules, action="forgotten") for session_id in theirs]
-    traces = _erase_traces(connection, user_id, theirs)
-    for session_id, _ in stones:
+    traces = _erase_traces(connection, user_id, [*theirs, *gone])
+    for session_id, _, _ in stones:
         connection.execute(
             "UPDATE OR REPLACE tombstones SET id = ?, user_id = NULL, group_id = NULL, action = 'forgotten',"
             " reason = NULL, archive = NULL, digest = NULL WHERE id = ?",
             (hashed(session_id), session_id),
         )
-    archives = [path for _, path in stones if path is not None]
+    kept = [path for _, _, path in stones if path is not None]
+    rows += [(session_id, incarnation) for session_id, incarnation, _ in stones]
+    files = [] if folder is None else [name for row in rows for name in archives.names_of(folder, *row)]
     forgotten = Forgotten(
         sessions=len(theirs),
         checkpoints=sum(each.checkpoints for each in deleted),
         messages=sum(each.messages for each in deleted),
         tool_calls=sum(each.tool_calls for each in deleted),
         memories=memories_gone + sum(each.memories for each in deleted),
-        archives=len(archives),
+        archives=len(kept),
         traces=traces,
         dry_run=dry_run,
     )
     if dry_run:
         connection.execute("ROLLBACK TO forgetting")
     connection.execute("RELEASE forgetting")
-    return forgotten, [] if dry_run else archives
+    return forgotten, [] if dry_run else [*kept, *files]
 
 
 def _erase_traces(connection: sqlite3.Connection, user_id: str, theirs: Sequence[str]) -> int:

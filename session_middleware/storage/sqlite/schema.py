@@ -76,7 +76,8 @@ _TABLES = (
     "CREATE INDEX sessions_by_activity ON sessions (last_active_at, id)",
     "CREATE INDEX sessions_by_user ON sessions (user_id, last_active_at, id)",
     "CREATE INDEX sessions_by_group ON sessions (group_id, last_active_at, id)",
-    "CREATE INDEX sessions_by_status ON sessions (status, last_active_at, id, idle_timeout_seconds, pinned)",
+    "CREATE INDEX sessions_by_status ON sessions"
+    " (status, last_active_at, id, idle_timeout_seconds, pinned, on_expire, postponed_until, user_id)",
     "CREATE INDEX sessions_by_end ON sessions (ended_at) WHERE ended_at IS NOT NULL",
     "CREATE INDEX sessions_by_age ON sessions (began_at) WHERE ended_at IS NULL",
     """

@@ -6,6 +6,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,6 +34,7 @@ T = TypeVar("T")
 Connection = sqlite3.Connection
 
 _TURN_SECONDS = 0.005  # how long a transaction of a sweep may take; then others have their turn
+_TOGETHER = 50  # sessions that are expired by one statement, at most
 _SIZED = 1000  # sessions measured in one read
 
 
@@ -86,12 +88,20 @@ class SqliteUpkeep:
         return self._database.read(lambda connection: not leases.before(connection, session_id, number, self._rules))
 
     def _restoring(self, operation: Callable[[], T]) -> T:
-        """Carry out a look; if what it looks for is in an archive, bring that back and look again."""
+        """Carry it out; if what it is for is in an archive, bring that back and do it again."""
         try:
             return operation()
         except door.Archived as found:
             stone = found.stone
-        self._database.write(lambda connection: archives.restore(connection, stone, self._now()))
+
+        def restore(connection: Connection) -> bool:
+            is_there = tombstones.find(connection, stone.id) == stone  # others may have been quicker
+            if is_there:
+                archives.restore(connection, stone, self._now())
+            return is_there
+
+        if self._database.write(restore) and not self._database.is_inside:  # there it is not committed yet
+            archives.remove(stone.archive)
         return operation()
 
     def hold(self, visit: Visit) -> None:
@@ -181,9 +191,9 @@ class SqliteUpkeep:
         waiting = list(reversed(due))
         while waiting:
             began = time.perf_counter()
-            done += self._database.write(lambda connection: self._end_some(connection, waiting, now))
+            done += self._database.write(lambda connection: self._end_some(connection, waiting, now), durable=False)
             if waiting:
-                time.sleep(min(time.perf_counter() - began, 10 * _TURN_SECONDS))  # others' turn
+                time.sleep(min(2 * (time.perf_counter() - began), 10 * _TURN_SECONDS))  # others' turn
         self._archive_closing()
         if any(ended.action in ("delete", "archive", "prune") for ended in done):
             self._database.erase()
@@ -194,10 +204,13 @@ class SqliteUpkeep:
         until = time.perf_counter() + _TURN_SECONDS
         done, tried = [], 0
         while tried < len(waiting) and (tried == 0 or time.perf_counter() < until):
-            tried += 1
-            ended = waiting[-tried]
-            if ends.end_due(connection, ended, self._rules, now):
-                done.append(ended)
+            some = waiting[-tried - 1 : -tried - 1 - _TOGETHER : -1]
+            plain = list(takewhile(ends.is_plain, some))
+            tried += len(plain) or 1
+            expired = ends.expire_plain(connection, plain, self._rules, now) if plain else []
+            is_done = {each.session_id for each in expired}
+            rest = [each for each in plain or some[:1] if each.session_id not in is_done]
+            done += expired + [each for each in rest if ends.end_due(connection, each, self._rules, now)]
         del waiting[len(waiting) - tried :]
         return done
 
@@ -222,13 +235,17 @@ class SqliteUpkeep:
             raise StorageError(self.name, "there is no folder for archives", advice="set archive_path")
         archive = archives.write(lines, self._archives, session)
 
-        def delete(connection: Connection) -> None:
-            is_same = sessions.find(connection, session_id) == session  # whoever comes in makes it active again
-            if is_same and not leases.is_live(connection, session_id, self._rules):
-                kept = {"archive": archive.path, "digest": archive.digest}
-                ends.delete(connection, session_id, self._rules, action="archived", reason=session.reason, **kept)
+        def delete(connection: Connection) -> bool:
+            if sessions.find(connection, session_id) != session:  # whoever comes in makes it active again
+                return False
+            if leases.is_live(connection, session_id, self._rules):
+                return False
+            kept = {"archive": archive.path, "digest": archive.digest}
+            ends.delete(connection, session_id, self._rules, action="archived", reason=session.reason, **kept)
+            return True
 
-        self._database.write(delete)
+        if not self._database.write(delete):
+            archives.remove(archive.path)
 
     def take_over(self, duty: str) -> Lease | None:
         visit = Visit(f"\0{duty}", Identity(), lease=Lease())
@@ -265,13 +282,15 @@ class SqliteUpkeep:
     # Users
 
     def forget_user(self, user_id: str, *, dry_run: bool) -> Forgotten:
-        forgotten, paths = self._database.write(
-            lambda connection: privacy.forget(connection, user_id, self._rules, dry_run=dry_run)
-        )
+        def operation(connection: Connection) -> Forgotten:
+            forgotten, paths = privacy.forget(connection, user_id, self._rules, self._archives, dry_run=dry_run)
+            for path in paths:  # before it is committed, when nothing would lead to them any more
+                archives.remove(path)
+            return forgotten
+
+        forgotten = self._database.write(operation)
         if dry_run:
             return forgotten
-        for path in paths:
-            Path(path).unlink(missing_ok=True)
         freed = self._database.erase()
         return forgotten.model_copy(update={"bytes_freed": freed, "pending": not self._database.is_erased()})
 
