@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -275,6 +276,20 @@ def test_words_of_scripts_without_spaces_are_found(storage: Storage, settle: Cal
     say(storage, "t", "昨日は京都の寺を訪れました", "今日は雨です")
     settle()
     assert keys(look(storage, "京都", "t"))[0] == "t-0"
+
+
+def test_what_came_from_a_message_knows_it_under_its_new_id(tmp_path: Path, clock: Clock) -> None:
+    path = tmp_path / "s.db"
+    storage = SqliteStorage(str(path), load_settings(), clock=clock, new_id=lambda: "x")
+    say(storage, "t", "apple")
+    storage.put_memories([MemoryPut(("session", "t"), "k", {"t": "apple"}, "apple", "t", "t-0")])
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("UPDATE messages SET message_id = 'final' WHERE message_id = 't-0'")
+        connection.commit()
+    [memory] = storage.get_memories([(("session", "t"), "k")])
+    assert memory is not None
+    assert memory.message_id == "final"
+    storage.close()
 
 
 def test_a_deleted_message_leaves_the_index_and_takes_what_came_from_it_along(tmp_path: Path, clock: Clock) -> None:

@@ -80,6 +80,14 @@ INDEX_TABLES = (
     BEGIN UPDATE memories SET expires_at = '0' WHERE session_id = old.session_id AND message_id = old.message_id; END
     """,
     """
+    CREATE TRIGGER message_renamed AFTER UPDATE OF message_id ON messages
+    WHEN new.message_id != old.message_id
+    BEGIN
+        UPDATE memories SET message_id = new.message_id
+        WHERE session_id = old.session_id AND message_id = old.message_id;
+    END
+    """,
+    """
     CREATE TABLE vectors (
         id INTEGER PRIMARY KEY,
         scope_id INTEGER NOT NULL,
