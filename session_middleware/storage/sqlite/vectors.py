@@ -66,10 +66,14 @@ def unit(vector: Sequence[float]) -> Any:
 
 
 def to_embed(connection: sqlite3.Connection, limit: int, *, messages: bool) -> list[ToEmbed]:
+    """What has no vectors yet; of items those whose words are indexed, which is what takes vectors away again."""
     found = []
-    waiting = connection.execute("SELECT id, namespace FROM memories WHERE embedded = 0 ORDER BY id LIMIT ?", (limit,))
+    waiting = connection.execute(
+        "SELECT id, namespace FROM memories WHERE embedded = 0 AND indexed = 1 ORDER BY id LIMIT ?", (limit,)
+    )
     for number, namespace in waiting.fetchall():
-        scope_id = words.find_scope(connection, "item", namespace) or 0
+        scope_id = words.find_scope(connection, "item", namespace)
+        assert scope_id is not None
         item = items.get_any(connection, number)
         found.append(ToEmbed(scope_id, ITEM | number, _fingerprint(item.value), item=item))
     return [*found, *(_messages(connection, limit - len(found)) if messages else ())]
@@ -127,8 +131,10 @@ def put(connection: sqlite3.Connection, found: Sequence[Vectors]) -> None:
 
 
 def _is_same_item(connection: sqlite3.Connection, of: ToEmbed) -> bool:
-    row = connection.execute("SELECT embedded FROM memories WHERE id = ?", (of.place - ITEM,)).fetchone()
-    if row is None or row[0] is None:
+    row = connection.execute(
+        "SELECT namespace FROM memories WHERE id = ? AND embedded IS NOT NULL AND indexed = 1", (of.place - ITEM,)
+    ).fetchone()
+    if row is None or words.find_scope(connection, "item", row[0]) != of.scope_id:
         return False
     return _fingerprint(items.get_any(connection, of.place - ITEM).value) == of.version
 
