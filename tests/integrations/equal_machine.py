@@ -11,6 +11,8 @@ import copy
 import shutil
 import tempfile
 from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,7 +24,7 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.types import Send
 
-from session_middleware import Sessions
+from session_middleware import SessionClosed, Sessions
 from tests.integrations import equal_values as values
 from tests.integrations.equal_values import same
 
@@ -68,6 +70,7 @@ class Machine(RuleBasedStateMachine):
         self.reader = self._open()
         self.threads: dict[tuple[str, str], Thread] = defaultdict(Thread)
         self.count = 0
+        self.unseen: set[tuple[int, str]] = set()  # of writers and threads: another deleted it, and they do not know
 
     @classmethod
     def _empty(cls) -> Path:
@@ -224,11 +227,22 @@ class Machine(RuleBasedStateMachine):
         config, checkpoint, metadata, new_versions = put
         before = copy.deepcopy(checkpoint)
         for saver in self._savers(writer):
-            found = saver.put(copy.deepcopy(config), checkpoint, metadata, new_versions)
+            call = partial(saver.put, copy.deepcopy(config), checkpoint, metadata, new_versions)
+            found = self._write(writer, at, call)
             assert _where(found) == (*at, checkpoint["id"])
         assert same(checkpoint, before), "a put must not change what it is given"
         self.check_one(at, checkpoint["id"])
         self.check_one(at, None)
+
+    def _write(self, writer: int, at: tuple[str, str], call: Callable[[], Any]) -> Any:
+        """Ours refuses who does not know yet that the thread was deleted, until he has looked."""
+        try:
+            return call()
+        except SessionClosed:
+            assert (writer, at[0]) in self.unseen
+            self.unseen.discard((writer, at[0]))
+            self.writers[writer].checkpointer.get_tuple(self._config(at, None))
+            return call()
 
     @rule(at=threads, writer=writers, place=places)
     def put_again(self, at: tuple[str, str], writer: int, place: int) -> None:
@@ -273,7 +287,7 @@ class Machine(RuleBasedStateMachine):
         else:
             checkpoint_id = self._pick(thread, place)
         for saver in self._savers(writer):
-            saver.put_writes(self._config(at, checkpoint_id), writes, task, path)
+            self._write(writer, at, partial(saver.put_writes, self._config(at, checkpoint_id), writes, task, path))
         self.check_one(at, checkpoint_id)
 
     @precondition(lambda self: any(thread.puts for thread in self.threads.values()))
@@ -281,6 +295,7 @@ class Machine(RuleBasedStateMachine):
     def delete_thread(self, name: str, writer: int, forget: bool) -> None:
         for saver in self._savers(writer):
             saver.delete_thread(name)
+        self.unseen.add((1 - writer, name))
         for at, thread in self.threads.items():
             if at[0] == name:
                 thread.versions, thread.stored = {}, {}
@@ -291,6 +306,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(writer=writers)
     def reopen(self, writer: int) -> None:
+        self.unseen -= {(writer, name) for name in THREADS}
         self.writers[writer].close()
         self.writers[writer] = self._open()
 
@@ -298,6 +314,7 @@ class Machine(RuleBasedStateMachine):
     def read(self, at: tuple[str, str], writer: int) -> None:
         """As a run does before its first step, which fills that writer's cache."""
         saver = self.writers[writer].checkpointer
+        self.unseen.discard((writer, at[0]))
         assert_same(saver.get_tuple(self._config(at, None)), self.oracle.get_tuple(self._config(at, None)))
 
     # Comparing
