@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from langchain_core.callbacks import BaseCallbackHandler, BaseCallbackManager
-from langchain_core.messages import AIMessage, BaseMessage, ToolCall, ToolMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolCall, ToolMessage
 from langchain_core.runnables import RunnableConfig
 from langgraph.errors import GraphBubbleUp
 
@@ -225,6 +225,7 @@ class Hooks:
 
     # Tools
 
+    @harmless
     def watch(
         self, place: Place, config: RunnableConfig, call: ToolCall, history: Sequence[BaseMessage], *, exists: bool
     ) -> Watched:
@@ -233,13 +234,28 @@ class Hooks:
         manager = config.get("callbacks")
         if place.trace is None and isinstance(manager, BaseCallbackManager):
             manager.add_handler(_Executions(executed))
-        if place.trace is None:  # who asked comes before what was asked for
-            asking = [
-                m for m in history if isinstance(m, AIMessage) and any(c["id"] == call["id"] for c in m.tool_calls)
-            ]
-            self.keep(place, [message for message in asking[-1:] if message.id])
+        if place.trace is None:
+            self._keep_request(place, call, history)
         start = ToolStart(self._new_id(), call["id"], call["name"], call["args"], place.namespace, place.node)
         return Watched(place, start, exists, executed)
+
+    def _keep_request(self, place: Place, call: ToolCall, history: Sequence[BaseMessage]) -> None:
+        """Who asked comes before what was asked for, and before them what led to that: its checkpoint may come late."""
+        known = self._known.of(place.visit.session_id)
+        found: list[tuple[BaseMessage, str | None]] = []
+        is_asked = False
+        following: str | None = None
+        for message in reversed(history):
+            is_asked = is_asked or any(asked["id"] == call["id"] for asked in getattr(message, "tool_calls", ()))
+            if is_asked:
+                found.append((message, following))
+                following = message.id
+                if isinstance(message, HumanMessage):
+                    break
+        for message, after in reversed(found):
+            if message.id is not None and known.get(message.id) != mark_of(message):
+                known[message.id] = mark_of(message)
+                self.keep(place, [message], followed_by=after)
 
     @harmless
     def start(self, watched: Watched) -> None:

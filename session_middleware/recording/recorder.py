@@ -124,7 +124,7 @@ class SessionRecorder(GraphCallbackHandler):
             self._end(trace, "interrupted" if trace.interrupted else "ok", None)
         elif (node := trace.nodes.pop(run_id, None)) is not None:
             self._hear(trace, node, outputs)
-            self._append(trace, outputs, node.graph_namespace, node)
+            self._append(trace, outputs, node.graph_namespace, node, node.step)
 
     @harmless
     def on_chain_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
@@ -206,14 +206,16 @@ class SessionRecorder(GraphCallbackHandler):
                 trace.went_back_to = None
                 self.journal.keep(trace.visit, [HistorySeen(self.describe(histories[0]), go_back)])
             self._align(trace, inputs, node.graph_namespace)
-        self._append(trace, inputs, node.graph_namespace)
+        self._append(trace, inputs, node.graph_namespace, step=None if node.step is None else node.step - 1)
 
     def _align(self, trace: Trace, state: Any, namespace: str) -> None:
         if not trace.visit.checkpointed:
             for history in without_ids(state):
                 self.journal.keep(trace.visit, [HistorySeen(self.describe(history, namespace), align)])
 
-    def _append(self, trace: Trace, value: Any, namespace: str, node: Node | None = None) -> None:
+    def _append(
+        self, trace: Trace, value: Any, namespace: str, node: Node | None = None, step: int | None = None
+    ) -> None:
         """Take down the messages that are new here; where no checkpointer of ours writes them, write them."""
         known = self._known.of(trace.visit.session_id)
         with trace.lock:
@@ -223,6 +225,8 @@ class SessionRecorder(GraphCallbackHandler):
             told = (one for m, after in found for one in self.describe([m], namespace, followed_by=after))
             seen = [self._judge(trace, message, node) for message in told]
             trace.asking.update({str(call.get("id")): m.message_id for m in seen for call in m.tool_calls})
+            if step is not None and not namespace:
+                trace.visit.seen_at.update(dict.fromkeys((message.message_id for message in seen), step))
             self.journal.keep(trace.visit, seen)
         if not trace.visit.checkpointed and trace.visit.entries:
             self.journal.flush(trace.visit)

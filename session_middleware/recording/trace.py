@@ -23,6 +23,7 @@ class Node:
     name: str
     namespace: str  # its own: that of its graph, and its task's
     is_resumed: bool  # a person has just answered what the run stopped for, and this is where it goes on
+    step: int | None = None  # LangGraph's number of the step it is carried out in
 
     @property
     def graph_namespace(self) -> str:
@@ -89,7 +90,7 @@ class Trace:
         if self.first_step is None:
             self.first_step = step
         namespace = namespace_of(metadata)
-        return Node(str(metadata.get("langgraph_node")), namespace, self.is_resumed and step == self.first_step)
+        return Node(str(metadata.get("langgraph_node")), namespace, self.is_resumed and step == self.first_step, step)
 
     def hear(self, message: MessageSeen) -> None:
         with self.lock:

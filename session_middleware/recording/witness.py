@@ -56,7 +56,7 @@ class CheckpointWitness:
         found: list[MessageSeen] = []
         for number, (message, following) in enumerate(new):
             by_place = f"{key[2]}-{number}".__str__
-            described = describe([message], key[1], new_id=by_place, followed_by=following, brought=True)
+            described = describe([message], key[1], new_id=by_place, followed_by=following)
             found += self._journal.keeping.messages(described)
         return found
 

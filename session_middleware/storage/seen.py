@@ -39,7 +39,7 @@ class MessageSeen(NamedTuple):
     complete: bool = True  # False: as much of it as has been streamed
     refused: bool = False  # a tool message that says no, from somebody who did not run the tool
     minted: bool = False  # it came without an id, and this one was made for it
-    brought: bool = False  # by a checkpoint, which may come after what followed from it has been seen
+    late: bool = False  # it is of a checkpoint, and a later state of the run has been seen
     followed_by: str | None = None  # the id of the message it stands before, where there is one
     marks: Sequence[str] = ()
     files: Sequence[FileSeen] = ()

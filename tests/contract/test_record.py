@@ -136,10 +136,12 @@ def test_without_tracking_nothing_said_is_kept(make_storage: Callable[..., Stora
 # Branches and places
 
 
-def put(checkpoint_id: str, parent_id: str | None, *messages: MessageSeen, visit: Visit | None = None) -> CheckpointPut:
+def put(
+    checkpoint_id: str, parent_id: str | None, *messages: MessageSeen, visit: Visit | None = None, step: int = 0
+) -> CheckpointPut:
     visit = visit or Visit("t", Identity())
     body = Blob("t", b"body")
-    return CheckpointPut(visit, "", checkpoint_id, parent_id, body, "loop", 0, None, (), {}, messages=messages)
+    return CheckpointPut(visit, "", checkpoint_id, parent_id, body, "loop", step, None, (), {}, messages=messages)
 
 
 def texts(storage: Storage, **options: object) -> list[str]:
@@ -231,11 +233,11 @@ def test_what_was_written_as_it_came_is_put_into_the_order_of_its_checkpoint(sto
 def test_a_checkpoint_that_comes_late_takes_no_newer_version_back(storage: Storage, run: Visit) -> None:
     storage.append_messages(run, [say("1", "my mail is al@x.com")])
     storage.append_messages(run, [say("1", "my mail is hidden")])
-    storage.put_checkpoint(put("c1", None, say("1", "my mail is al@x.com", brought=True), visit=run))
-    storage.put_checkpoint(put("c2", "c1", say("1", "my mail is hidden", brought=True), visit=run))
+    run.seen_at["1"] = 1
+    storage.put_checkpoint(put("c1", None, say("1", "my mail is al@x.com"), visit=run, step=0))
+    storage.put_checkpoint(put("c2", "c1", say("1", "my mail is hidden"), visit=run, step=1))
     assert [(m.text, m.version) for m in storage.list_messages("t")] == [("my mail is hidden", 2)]
-    edit = Visit("t", Identity(), is_run=False)  # on purpose, and not in the run
-    storage.put_checkpoint(put("c3", "c2", say("1", "my mail is al@x.com", brought=True), visit=edit))
+    storage.put_checkpoint(put("c3", "c2", say("1", "my mail is al@x.com"), visit=run, step=1))  # of the same step
     assert [(m.text, m.version) for m in storage.list_messages("t")] == [("my mail is al@x.com", 3)]
 
 
@@ -243,7 +245,7 @@ def test_what_a_model_was_heard_saying_is_one_row_with_the_message_of_the_state(
     run.tell = pytest.fail
     run.unclaimed["assistant", "fine"] = "heard"
     run.entries.append(say("heard", "fine", "assistant", marks=("aside",)))
-    of_state = say("own", "fine", "assistant", brought=True)
+    of_state = say("own", "fine", "assistant")
     storage.put_checkpoint(put("c1", None, of_state, visit=run))
     storage.append_messages(run, [of_state])
     assert [(m.message_id, m.marks) for m in storage.list_messages("t")] == [("own", ())]

@@ -6,6 +6,7 @@ import asyncio
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -411,6 +412,28 @@ async def test_what_was_cut_off_is_answered_before_the_agent_starts(mode: str, r
     assert INTERRUPTED in [m.text for m in out["messages"]]
     assert {call.name: call.status for call in session.tool_calls()} == {"look_up": "ok", "price": "interrupted"}
     assert session.error_count == 0
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_record_is_in_order_where_checkpoints_come_late(
+    mode: str, sessions: Sessions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_working, put = threading.Event(), sessions._storage.put_checkpoint
+
+    def put_late(given: Any) -> Any:
+        is_working.wait(5)
+        return put(given)
+
+    @tool
+    def look_up(thing: str) -> str:
+        """Takes its time."""
+        is_working.set()
+        return "nice"
+
+    monkeypatch.setattr(sessions._storage, "put_checkpoint", put_late)
+    agent, config = build(sessions, mode, tools=[look_up]), sessions.config("t")
+    out = agent.invoke(human("look up tea"), config)
+    assert [m.message_id for m in sessions.get("t").messages()] == [m.id for m in out["messages"]]
 
 
 async def test_what_waited_for_a_person_is_answered_when_new_input_has_ended_that(run: Any, sessions: Sessions) -> None:

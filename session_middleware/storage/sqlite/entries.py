@@ -76,7 +76,8 @@ def write(
         counted = tally.read(connection, visit.session_id)
     else:
         counted, place = branches.place_put(connection, put, now) or (None, place)
-        entries = _merged(entries, put.messages) if entries else put.messages
+        brought = _with_late(put)
+        entries = _merged(entries, brought) if entries else brought
     if counted is None:
         return place
     if careful:
@@ -90,6 +91,14 @@ def write(
     if put is None or place.seq is None:
         return Place()
     return Place(place.branch, max([place.seq, *(counted.rows.get(m.message_id, 0) for m in put.messages)]))
+
+
+def _with_late(put: CheckpointPut) -> Sequence[MessageSeen]:
+    """A checkpoint is put while its run goes on, and what that has been seen to say since is not taken back."""
+    steps = put.visit.seen_at
+    if put.checkpoint_ns or put.step is None or not steps:
+        return put.messages
+    return [m._replace(late=steps.get(m.message_id, put.step) > put.step) for m in put.messages]
 
 
 def _merged(entries: Sequence[Entry], brought: Sequence[MessageSeen]) -> list[Entry]:

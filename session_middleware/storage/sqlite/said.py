@@ -30,14 +30,13 @@ class _Row(NamedTuple):
     text: str
     content: str | None
     tool_calls: str | None
-    run_id: str | None
 
     @property
     def words(self) -> tuple[Any, ...]:
-        return self[7:11]
+        return self[7:]
 
 
-_FIELDS = "message_id, seq, version, place, branch, status, checkpoint_ns, role, text, content, tool_calls, run_id"
+_FIELDS = "message_id, seq, version, place, branch, status, checkpoint_ns, role, text, content, tool_calls"
 _AT_ONCE = 500  # ids looked for by one statement
 
 
@@ -98,8 +97,10 @@ class _Appending:
         here = next((row for row in reversed(known) if self._sees(row)), None)
         if here is not None and here.status == "incomplete":
             self._complete(message, words, here)
+        elif here is not None and message.late:
+            same = (row.seq for row in known if row.words == words and self._sees(row))
+            self._tally.rows[message.message_id] = next(same, here.seq)
         elif here is not None:
-            here = self._as_brought(message, words, known, here)
             self._tally.rows[message.message_id] = here.seq
             if here.words == words:
                 self._again[message.message_id] = here
@@ -112,12 +113,6 @@ class _Appending:
                 self._add(message, words, version=known[-1].version + 1)
         else:
             self._add(message, words, place=self._place_before(message.followed_by))
-
-    def _as_brought(self, message: MessageSeen, words: tuple[Any, ...], known: list[_Row], here: _Row) -> _Row:
-        """The version that a checkpoint has, where its run has been seen to go on from that to the latest one."""
-        if not message.brought or self._visit.run_id is None or here.run_id != self._visit.run_id:
-            return here
-        return next((row for row in known if row.words == words and self._sees(row)), here)
 
     def _put_in_order(self, messages: Sequence[MessageSeen]) -> None:
         """What was written as it came, and came in another order than the conversation's, trades places."""
@@ -175,7 +170,7 @@ class _Appending:
         )
         status = _status(message)
         self._tally.rows[message.message_id] = here.seq
-        self._known[message.message_id] = [_Row(*(*here[:5], status, message.checkpoint_ns, *words, here.run_id))]
+        self._known[message.message_id] = [_Row(*here[:5], status, message.checkpoint_ns, *words)]
         if here.version == 1 and message.complete:
             self._tally.count_tokens(message.input_tokens, message.output_tokens)
 
@@ -191,7 +186,7 @@ class _Appending:
         seq = self._tally.rows[message.message_id] = self._tally.next_seq()
         row = _Row(
             *(message.message_id, seq, version, seq if place is None else place, self._branch),
-            *(_status(message), message.checkpoint_ns, *words, self._visit.run_id),
+            *(_status(message), message.checkpoint_ns, *words),
         )
         self._known.setdefault(message.message_id, []).append(row)
         self._new.append(
@@ -264,7 +259,7 @@ def append_history(
     messages = [_clean(message) for message in seen.messages]
     branch = branches.branch_of(connection, visit, tally)
     rows = [row for row in _view(connection, visit.session_id, branch) if row[5] == "complete"]
-    recorded = [Said(row[0], (*row[7:11], row[12]), row[11]) for row in rows]
+    recorded = [Said(row[0], row[7:12], row[12]) for row in rows]
     given = [Said(None if m.minted else m.message_id, (*words_of(m), m.tool_call_id)) for m in messages]
     found = seen.align(recorded, given)
     if found.branch_after is not None:
@@ -286,7 +281,7 @@ def append_history(
 def _view(connection: sqlite3.Connection, session_id: str, branch: str) -> list[tuple[Any, ...]]:
     """What a branch holds, in its order, each message as the branch has it."""
     latest: dict[str, tuple[Any, ...]] = {}
-    for row in _rows_of(connection, f"{_FIELDS}, tool_call_id", session_id, branch):
+    for row in _rows_of(connection, f"{_FIELDS}, tool_call_id, run_id", session_id, branch):
         latest[row[0]] = row
     return sorted(latest.values(), key=lambda row: row[3])
 
