@@ -29,6 +29,7 @@ NAMES = (
     "reports",
     "memory_speed",
     "follow_ups",
+    "lifecycle",
 )
 _LIBRARIES = ("langgraph", "langchain-core", "langgraph-checkpoint-sqlite", "pydantic")
 

@@ -6,30 +6,32 @@ code 1, and a command that only looks never makes a file.
 
 from __future__ import annotations
 
-import json
-import sqlite3
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from session_middleware import __version__
+from session_middleware import __version__, upkeep_commands
 from session_middleware.errors import SessionError, StorageError
+from session_middleware.terminal import (
+    STATUSES,
+    console_of_stdout,
+    db_option,
+    existing,
+    file_of,
+    json_option,
+    path_of,
+    print_json,
+)
 
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
-    from rich.console import Console
 
     from session_middleware.importing import Imported
     from session_middleware.session import Session
-    from session_middleware.sessions import Sessions
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-STATUSES = ("active", "idle", "expired", "completed", "failed", "abandoned")
 
 
 class _Commands(click.Group):
@@ -42,14 +44,6 @@ class _Commands(click.Group):
             raise click.ClickException(" ".join(str(error).split())) from error
 
 
-def _db_option(help: str = "The database file.") -> Callable[[F], F]:
-    text = f"{help} [default: SESSION_STORAGE_URL, or sessions.db]"
-    return click.option("--db", metavar="FILE", default=None, help=text)
-
-
-_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
-
-
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, package_name="session-middleware")
 def cli() -> None:
@@ -57,21 +51,21 @@ def cli() -> None:
 
 
 @cli.command("list")
-@_db_option()
+@db_option()
 @click.option("--user", "user_id", metavar="ID", help="Only sessions this user owns.")
 @click.option("--status", type=click.Choice(STATUSES), help="Only sessions with this status.")
 @click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="At most so many.")
-@_json_option
+@json_option
 def list_command(db: str | None, user_id: str | None, status: Any, limit: int, as_json: bool) -> None:
     """List sessions, latest activity first."""
-    with _existing(db) as sessions:
+    with existing(db) as sessions:
         found = sessions.list(user_id=user_id, status=status, limit=limit)
         if as_json:
-            _print_json([session.model_dump(mode="json") for session in found])
+            print_json([session.model_dump(mode="json") for session in found])
             return
         from session_middleware.render import sessions_table
 
-        console = _console()
+        console = console_of_stdout()
         console.print(sessions_table(found))
         total = sessions.count(user_id=user_id, status=status)
         if total > len(found):
@@ -80,44 +74,23 @@ def list_command(db: str | None, user_id: str | None, status: Any, limit: int, a
 
 @cli.command()
 @click.argument("session_id", metavar="ID")
-@_db_option()
+@db_option()
 @click.option("--full", is_flag=True, help="All rows, and their whole text.")
-@_json_option
+@json_option
 def show(session_id: str, db: str | None, full: bool, as_json: bool) -> None:
     """Show what was said and done in a session."""
-    with _existing(db) as sessions:
+    with existing(db) as sessions:
         session = sessions.get(session_id)
         if as_json:
-            _print_json(_as_json(session))
+            print_json(_as_json(session))
             return
         from session_middleware.render import timeline
 
-        _console().print(timeline(session, session.timeline(), full=full))
+        console_of_stdout().print(timeline(session, session.timeline(), full=full))
 
 
 @cli.command()
-@_db_option()
-@click.option("--dry-run", is_flag=True, help="Only say what would be ended.")
-@click.option("--idle-timeout", metavar="DURATION", help="Such as 30m or 7d. [default: SESSION_IDLE_TIMEOUT, or 7d]")
-@_json_option
-def sweep(db: str | None, dry_run: bool, idle_timeout: str | None, as_json: bool) -> None:
-    """End the sessions that have been idle for too long."""
-    with _existing(db, **({"idle_timeout": idle_timeout} if idle_timeout else {})) as sessions:
-        ended = sessions.sweep(dry_run=dry_run)
-        if as_json:
-            _print_json([one.model_dump(mode="json") for one in ended])
-            return
-        from session_middleware.render import sweep_table
-
-        console = _console()
-        console.print(sweep_table(ended))
-        word = "would be ended" if dry_run else "ended"
-        rule = sessions.settings.idle_timeout
-        console.print(f"{len(ended)} {word}; the rule is " + (f"idle for {rule}" if rule else "that none expires"))
-
-
-@cli.command()
-@_db_option("The database file; made if it is not there.")
+@db_option("The database file; made if it is not there.")
 @click.option("--thread", metavar="ID", help="The session to open or resume. [default: a new one]")
 @click.option("--user", "user_id", metavar="ID", help="Whose session it is.")
 @click.option("--model", "name", metavar="PROVIDER:NAME", help="A model of LangChain's. [default: a scripted one]")
@@ -128,7 +101,7 @@ def chat(db: str | None, thread: str | None, user_id: str | None, name: str | No
     from session_middleware.sessions import Sessions
 
     with Sessions(db) as sessions:
-        converse(sessions, _console(), thread=thread, user_id=user_id, model=model)
+        converse(sessions, console_of_stdout(), thread=thread, user_id=user_id, model=model)
 
 
 @cli.command()
@@ -139,12 +112,12 @@ def demo(db: str | None) -> None:
         raise StorageError(db, "it exists already", advice="name a file that does not, for the tour to make")
     from session_middleware.demo.run import run
 
-    run(_console(), keep=Path(db).absolute() if db is not None else None)
+    run(console_of_stdout(), keep=Path(db).absolute() if db is not None else None)
 
 
 @cli.command("import-checkpoints")
 @click.argument("source")
-@_db_option("The database to copy into; made if it is not there.")
+@db_option("The database to copy into; made if it is not there.")
 @click.option(
     "--allow", "allowed", multiple=True, metavar="MODULE:CLASS", help="A class of the state; may be repeated."
 )
@@ -173,62 +146,62 @@ def import_command(source: str, db: str | None, allowed: tuple[str, ...], user_k
 
 
 @cli.command()
-@_db_option()
-@_json_option
+@db_option()
+@json_option
 def verify(db: str | None, as_json: bool) -> None:
     """Look for damage in a database: exit code 0 when it is whole, 1 when it is not."""
-    path = _file(db)
+    path = file_of(db)
     from session_middleware.storage.sqlite.verifying import verify as verify_file
 
     with _progress("sessions", quiet=as_json or not sys.stdout.isatty()) as progress:
         found = verify_file(str(path), progress)
     if as_json:
-        _print_json(found.model_dump(mode="json"))
+        print_json(found.model_dump(mode="json"))
     else:
         from session_middleware.render_health import verified
 
-        _console().print(verified(found))
+        console_of_stdout().print(verified(found))
     if not found.is_clean:
         raise click.exceptions.Exit(1)
 
 
 @cli.command()
 @click.argument("target", metavar="NEW_FILE")
-@_db_option("The damaged database; it is only read.")
-@_json_option
+@db_option("The damaged database; it is only read.")
+@json_option
 def salvage(target: str, db: str | None, as_json: bool) -> None:
     """Copy what is whole of a damaged database into a new one: exit code 1 when something was lost."""
-    path = _file(db)
+    path = file_of(db)
     from session_middleware.storage.sqlite.salvaging import salvage as salvage_file
 
     with _progress("rows", quiet=as_json or not sys.stdout.isatty()) as progress:
         saved = salvage_file(str(path), target, progress)
     if as_json:
-        _print_json(saved.model_dump(mode="json"))
+        print_json(saved.model_dump(mode="json"))
     else:
         from session_middleware.render_health import salvaged
 
-        _console().print(salvaged(saved))
+        console_of_stdout().print(salvaged(saved))
     if not saved.is_all:
         raise click.exceptions.Exit(1)
 
 
 @cli.command()
-@_db_option()
-@_json_option
+@db_option()
+@json_option
 def doctor(db: str | None, as_json: bool) -> None:
     """Say what is installed, and how the database stands: exit code 1 when something should be done."""
     from session_middleware.doctor import examine
     from session_middleware.settings import load_settings
 
     settings = load_settings(**({"storage_url": db} if db else {}))
-    found = examine(str(_path_of(settings.storage_url)), settings)
+    found = examine(str(path_of(settings.storage_url)), settings)
     if as_json:
-        _print_json(found.model_dump(mode="json"))
+        print_json(found.model_dump(mode="json"))
     else:
         from session_middleware.render_health import diagnosis
 
-        _console().print(diagnosis(found))
+        console_of_stdout().print(diagnosis(found))
     if found.problems:
         raise click.exceptions.Exit(1)
 
@@ -254,7 +227,7 @@ def _say_imported(imported: Imported) -> None:
 @contextmanager
 def _progress(noun: str, *, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
     """A bar on a terminal; else a line for each tenth."""
-    console = _console()
+    console = console_of_stdout()
     if quiet:
         yield lambda *_: None
         return
@@ -306,75 +279,7 @@ def _make_model(name: str | None) -> BaseChatModel:
         raise click.ClickException(f"{name!r} cannot be used: {' '.join(str(error).split())}") from error
 
 
-# Databases
-
-
-@contextmanager
-def _existing(db: str | None, **settings: Any) -> Iterator[Sessions]:
-    """The sessions of a database that is there; the check comes first, since `Sessions` would make it."""
-    from session_middleware.settings import load_settings
-
-    url = load_settings(**({"storage_url": db} if db else {})).storage_url
-    if _is_file(url):
-        _check_there(_path_of(url))  # of anything else `Sessions` says what is wrong
-    from session_middleware.sessions import Sessions
-
-    with Sessions(url, **settings) as sessions:
-        yield sessions
-
-
-def _file(db: str | None) -> Path:
-    """The path of a database that is there."""
-    from session_middleware.settings import load_settings
-
-    url = load_settings(**({"storage_url": db} if db else {})).storage_url
-    path = _path_of(url)
-    _check_there(path)
-    return path
-
-
-def _is_file(url: str) -> bool:
-    scheme, separator, _ = url.partition("://")
-    return not separator or scheme == "sqlite"
-
-
-def _path_of(url: str) -> Path:
-    if not _is_file(url):
-        raise StorageError(url, "it is no file", advice="name one with --db FILE")
-    _, separator, rest = url.partition("://")
-    return Path(rest.removeprefix("/") if separator else url).expanduser()
-
-
-def _check_there(path: Path) -> None:
-    if not path.is_file():
-        raise StorageError(str(path), "there is no such database", advice="name one with --db FILE")
-    if not _holds_sessions(path):
-        raise StorageError(str(path), "it holds no sessions", advice="name another database with --db FILE")
-
-
-def _holds_sessions(path: Path) -> bool:
-    """Whether it has a table of ours, or else is something that will be refused with a better reason."""
-    from session_middleware.storage.sqlite.reading import Source
-
-    try:
-        with Source(str(path)) as source:
-            return not source.tables().isdisjoint(("sessions", "list_items"))
-    except (StorageError, sqlite3.Error):
-        return True
-
-
 # Printing
-
-
-def _console() -> Console:
-    """A console on the present stdout; a character its encoding lacks becomes a question mark."""
-    from io import TextIOWrapper
-
-    from rich.console import Console
-
-    if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")
-    return Console(highlight=False)
 
 
 def _as_json(session: Session) -> dict[str, Any]:
@@ -388,8 +293,7 @@ def _as_json(session: Session) -> dict[str, Any]:
     }
 
 
-def _print_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2))
+upkeep_commands.add_to(cli)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

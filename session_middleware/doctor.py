@@ -13,10 +13,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from session_middleware.errors import StorageError
-from session_middleware.model import Value
+from session_middleware.model import Value, utc_now
 from session_middleware.settings import SessionSettings
+from session_middleware.storage.sqlite import checks
 from session_middleware.storage.sqlite.log import FIXED_IN
 from session_middleware.storage.sqlite.reading import Source
+from session_middleware.storage.sqlite.rules import Rules
 
 _PACKAGES = ("session-middleware", "langgraph", "langgraph-checkpoint", "langchain-core")
 _LITTLE_BYTES = 256 * 1024 * 1024  # of free space on the disk
@@ -46,6 +48,8 @@ def examine(path: str, settings: SessionSettings) -> Diagnosis:
     file = Path(path)
     is_writable = _may_write(file)
     facts, problems = _facts_of(path) if file.is_file() else ({}, [])
+    unsound, left = _rows_of(path, settings) if facts.get("sessions") else ([], [])
+    problems += unsound
     if not is_writable:
         problems.append(f"{file if file.exists() else file.absolute().parent} may not be written to by this process")
     free = shutil.disk_usage(file.absolute().parent).free if file.absolute().parent.is_dir() else None
@@ -57,7 +61,7 @@ def examine(path: str, settings: SessionSettings) -> Diagnosis:
         synchronous=settings.synchronous,
         is_writable=is_writable,
         free_bytes=free,
-        notes=tuple(_notes(settings)),
+        notes=(*_notes(settings), *left),
         problems=tuple(problems),
         **facts,
     )
@@ -111,6 +115,27 @@ def _facts_of(path: str) -> tuple[dict[str, int | str], list[str]]:
         reason = str(error)
         return facts, [f"it cannot be read ({reason}): run session-middleware verify"]
     return facts, []
+
+
+_LEFT = frozenset({"dead_lease", "dead_run", "orphaned_writes", "stuck"})  # by processes that were killed
+
+
+def _rows_of(path: str, settings: SessionSettings) -> tuple[list[str], list[str]]:
+    """What does not hold between the rows of sessions, and what the next sweep or run will tidy up."""
+    try:
+        with Source(path) as source, source.snapshot() as connection:
+            found = checks.find(connection, Rules(settings, utc_now, new_id=str, path=path))
+    except (StorageError, sqlite3.Error) as error:
+        return [f"it cannot be checked ({error}): run session-middleware verify"], []
+    told: tuple[list[str], list[str]] = ([], [])
+    for kind in dict.fromkeys(problem.kind for problem in found):
+        those = [problem for problem in found if problem.kind == kind]
+        first, count = those[0], len(those)
+        where = "" if first.session_id is None else f"session {first.session_id!r}: "
+        more = f", and {count - 1:,} more like it" if count > 1 else ""
+        advice = "run session-middleware " + ("verify" if kind == "damage" else "check --repair")
+        told[kind in _LEFT].append(f"{where}{first.text}{more}; {advice}")
+    return told
 
 
 def _journal_mode(path: str) -> str:

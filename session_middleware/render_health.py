@@ -1,4 +1,4 @@
-"""Pictures of a database's health: what `verify`, `salvage` and `doctor` found."""
+"""Pictures of a database's health: what `verify`, `salvage`, `doctor` and `check` found."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from session_middleware.doctor import Diagnosis
-from session_middleware.model import Damage, Salvaged, Verified
+from session_middleware.model import Damage, Forgotten, Problem, Salvaged, Verified
 from session_middleware.render import shortened, visible
 
 _WIDTH = 40  # of the sessions' ids
@@ -87,6 +87,33 @@ def diagnosis(found: Diagnosis) -> RenderableType:
     lines += [Text.assemble(("problem  ", "red"), visible(problem)) for problem in found.problems]
     lines.append(Text(_verdict(found), style="bold red" if found.problems else "bold green"))
     return Group(*lines)
+
+
+def checked(problems: Sequence[Problem]) -> RenderableType:
+    """What does not hold, a line each, and what was done about it."""
+    if not problems:
+        return Text("all that should hold does", style="bold green")
+    lines = []
+    for problem in problems:
+        word, style = ("mended  ", "green") if problem.repaired else ("problem  ", "red")
+        where = "" if problem.session_id is None else f"session {problem.session_id!r}: "
+        lines.append(Text.assemble((word, style), visible(f"{where}{problem.text}")))
+    if not all(problem.repaired for problem in problems):
+        lines.append(Text("session-middleware check --repair mends what can be mended"))
+    return Group(*lines)
+
+
+def forgotten(receipt: Forgotten) -> RenderableType:
+    """How much of a user went, or would go."""
+    facts = Table.grid(padding=(0, 2, 0, 0))
+    for name in ("sessions", "checkpoints", "messages", "tool_calls", "memories", "archives", "traces"):
+        facts.add_row(name.replace("_", " "), f"{getattr(receipt, name):,}")
+    if receipt.dry_run:
+        return Group(facts, Text("nothing was deleted"))
+    said = "all of it is gone from the files"
+    if receipt.pending:
+        said = "a reader still holds an older snapshot of the file: run this again when it has ended"
+    return Group(facts, Text(said, style="bold red" if receipt.pending else "bold green"))
 
 
 def _facts(found: Diagnosis) -> list[tuple[str, str]]:

@@ -40,7 +40,7 @@ class Sweeper:
         if age is None and status is not None:
             raise InvalidSettings(["status: a sweep chooses by it only with older_than"])
         if dry_run:
-            return self._list(moment, age, status)
+            return self._list(moment, age, status, sized=True)
         lease = parts.storage.take_over(_DUTY)
         if lease is None:
             return []
@@ -53,11 +53,11 @@ class Sweeper:
             parts.storage.release([lease])
         return ended
 
-    def _list(self, now: datetime, age: float | None, status: Status | None) -> list[Ended]:
+    def _list(self, now: datetime, age: float | None, status: Status | None, *, sized: bool = False) -> list[Ended]:
         storage = self._parts.storage
         if age is None:
-            return storage.list_due(now, sized=True)
-        return storage.list_older(now - timedelta(seconds=age), status=status, sized=True)
+            return storage.list_due(now, sized=sized)
+        return storage.list_older(now - timedelta(seconds=age), status=status, sized=sized)
 
     def _end(self, due: list[Ended], now: datetime) -> list[Ended]:
         parts = self._parts

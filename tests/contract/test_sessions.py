@@ -65,6 +65,16 @@ def test_a_stranger_is_denied_and_only_the_denial_is_recorded(storage: Storage) 
     assert storage.find_session("t").last_active_at == before.last_active_at
 
 
+def test_ever_new_strangers_are_counted_together_and_fill_nothing(storage: Storage) -> None:
+    storage.open_session(visit(user_id="alice"), NOTHING)
+    for number in range(300):
+        with pytest.raises(SessionAccessDenied):
+            storage.look(visit(user_id=f"stranger {number % 150}"))
+    denied = storage.list_events("t")[1:]
+    assert len(denied) == 11
+    assert sum(event.detail.get("times", 1) for event in denied) == 300
+
+
 def test_looking_is_no_activity_and_opens_nothing(storage: Storage, clock: Clock) -> None:
     assert storage.look(visit()) is None
     assert storage.find_session("t") is None

@@ -82,6 +82,70 @@ def test_database_is_the_setting_s_when_none_is_named(call: Call, db: str, monke
     assert len(json.loads(call("list", "--json").output)) == 3
 
 
+# Upkeep
+
+
+def test_sweep_cleans_by_age_and_status(call: Call, db: str) -> None:
+    with Sessions(db) as sessions:
+        sessions.get("a1").complete()
+    old = ("sweep", "--db", db, "--older-than", "1ms", "--status", "completed")
+    (planned,) = json.loads(call(*old, "--dry-run", "--json").output)
+    assert (planned["session_id"], planned["reason"], planned["bytes"] > 0) == ("a1", "older_than", True)
+    assert "1 ended; the rule is older than 1ms" in call(*old).output
+    assert call("show", "a1", "--db", db).exit_code == 1
+    assert "was deleted" in call("explain", "a1", "--db", db).output
+    assert "it is active" in call("explain", "a2", "--db", db).output
+
+
+def test_check_finds_and_mends_and_doctor_says_so(call: Call, db: str) -> None:
+    assert "all that should hold does" in call("check", "--db", db).output
+    assert call("doctor", "--db", db).exit_code == 0
+    with closing(sqlite3.connect(db)) as connection, connection:
+        connection.execute("UPDATE sessions SET message_count = 9, cost = 1 WHERE id = 'a1'")
+        connection.execute("INSERT INTO files (session_id, hash, data) VALUES ('gone', 'h', x'00')")
+        connection.execute("UPDATE sessions SET status = 'opening' WHERE id = 'n1'")
+        connection.execute(
+            "INSERT INTO leases (session_id, process, started_at, renewed_at) VALUES ('a1', 'x', '', '')"
+        )
+    doctor = call("doctor", "--db", db)
+    assert doctor.exit_code == 1
+    assert "message_count is 9 and there are 2, and 1 more like it" in " ".join(doctor.output.split())
+    found = call("check", "--db", db, "--json")
+    assert (found.exit_code, {each["kind"] for each in json.loads(found.output)}) == (
+        1,
+        {"counter", "orphan", "stuck", "dead_lease"},
+    )
+    assert call("check", "--db", db, "--repair").output.count("mended") == 5
+    assert json.loads(call("check", "--db", db, "--json").output) == []
+    with Sessions(db) as sessions:
+        assert (sessions.get("a1").message_count, sessions.get("n1").status) == (2, "active")
+        assert "repaired" in [event.kind for event in sessions.get("a1").events()]
+
+
+def test_check_finds_a_checkpoint_with_a_missing_piece(call: Call, db: str) -> None:
+    with closing(sqlite3.connect(db)) as connection, connection:
+        connection.execute("DELETE FROM lists WHERE family_id = 'a1'")
+    result = call("check", "--db", db, "--repair")
+    assert result.exit_code == 1
+    assert "lacks a part of its state" in " ".join(result.output.split())
+
+
+def test_forget_asks_and_gives_a_receipt(call: Call, db: str) -> None:
+    assert call("forget", "ada", "--db", db, said="n\n").exit_code == 1
+    assert json.loads(call("forget", "ada", "--db", db, "--dry-run", "--json").output)["sessions"] == 2
+    assert "gone from the files" in call("forget", "ada", "--db", db, "--yes").output
+    assert [each["id"] for each in json.loads(call("list", "--db", db, "--json").output)] == ["n1"]
+
+
+def test_revoke_ends_and_refuses_until_it_is_lifted(call: Call, db: str) -> None:
+    assert "2 open sessions were ended" in call("revoke", "ada", "--db", db).output
+    with Sessions(db) as sessions, pytest.raises(PermissionError):
+        sessions.open("a1", user_id="ada")
+    assert "lifted" in call("revoke", "ada", "--db", db, "--lift").output
+    with Sessions(db) as sessions:
+        assert sessions.open("a1", user_id="ada").opened_as == "reopened"
+
+
 # show
 
 

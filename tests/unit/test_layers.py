@@ -48,6 +48,8 @@ LAYERS = {  # the longest prefix wins
     "sessions": 4,
     "cli": 5,
     "doctor": 5,
+    "terminal": 5,
+    "upkeep_commands": 5,
     "render_health": 5,
     "integrations": 5,
     "importing": 5,

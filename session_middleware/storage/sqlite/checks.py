@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from session_middleware.model import Problem, to_text
 from session_middleware.storage.processes import is_gone
-from session_middleware.storage.sqlite import ends, events, leases, pieces, sessions
+from session_middleware.storage.sqlite import ends, events, leases, pieces, record, sessions
 from session_middleware.storage.sqlite.rules import Rules
 
 ORPHANED = timedelta(minutes=10)  # writes may come before their checkpoint, but not so long before
@@ -29,6 +29,12 @@ COUNTERS = (
     Counter("run_count", "SELECT COUNT(*) FROM runs WHERE session_id = sessions.id"),
     Counter("message_count", "SELECT COUNT(*) FROM messages WHERE session_id = sessions.id AND version = 1"),
     Counter("tool_call_count", "SELECT COUNT(*) FROM tool_calls WHERE session_id = sessions.id"),
+    Counter("model_call_count", "SELECT COUNT(*) FROM model_calls WHERE session_id = sessions.id"),
+    Counter(
+        "unpriced_count",
+        "SELECT COUNT(*) FROM model_calls WHERE session_id = sessions.id AND cost IS NULL AND error IS NULL",
+    ),
+    Counter("cost", "SELECT COALESCE(SUM(cost), 0) FROM model_calls WHERE session_id = sessions.id"),
 )
 _LAST_SEQ = " UNION ALL ".join(
     f"SELECT MAX(seq) FROM {table} WHERE session_id = sessions.id"  # noqa: RUF100
@@ -36,7 +42,7 @@ _LAST_SEQ = " UNION ALL ".join(
 )
 _WITHOUT_SESSION = {
     table: f"SELECT DISTINCT session_id FROM {table} WHERE session_id NOT IN (SELECT id FROM sessions)"
-    for table in ("runs", "messages", "tool_calls", "model_calls", "events", "checkpoints", "writes")
+    for table in (*record.TABLES, "checkpoints", "heads", "writes")
 }
 _ORPHANED_WRITES = (
     "SELECT session_id, COUNT(*) FROM writes WHERE NOT EXISTS (SELECT 1 FROM checkpoints AS own"
@@ -58,6 +64,7 @@ def find(connection: sqlite3.Connection, rules: Rules) -> list[Problem]:
     ):
         if session_id not in live:
             found.append(Problem(kind="stuck", session_id=session_id, text=f"it is {status}"))
+    found += _damage(connection)
     found += _dead_runs(connection)
     found += _counters(connection)
     for table, statement in _WITHOUT_SESSION.items():
@@ -75,6 +82,25 @@ def find(connection: sqlite3.Connection, rules: Rules) -> list[Problem]:
     return found
 
 
+_MISSING = """
+    SELECT own.session_id, own.checkpoint_id FROM checkpoints AS own, json_each(own.channels) AS ref
+    WHERE CASE ref.type
+        WHEN 'integer' THEN NOT EXISTS (SELECT 1 FROM blobs WHERE id = ref.value)
+        WHEN 'array' THEN NOT EXISTS (SELECT 1 FROM lists WHERE id = json_extract(ref.value, '$[0]'))
+    END
+"""
+
+
+def _damage(connection: sqlite3.Connection) -> list[Problem]:
+    """What SQLite's own check says of the file, and checkpoints with pieces missing. `verify` looks at every byte."""
+    says = [text for (text,) in connection.execute("PRAGMA quick_check(20)") if text != "ok"]
+    found = [Problem(kind="damage", text=text) for text in says]
+    for session_id, checkpoint_id in connection.execute(_MISSING):
+        text = f"checkpoint {checkpoint_id!r} lacks a part of its state; resume from an earlier one"
+        found.append(Problem(kind="damage", session_id=session_id, text=text))
+    return found
+
+
 def _dead_runs(connection: sqlite3.Connection) -> list[Problem]:
     rows = connection.execute("SELECT session_id, id, process FROM runs WHERE outcome = 'running'")
     return [
@@ -88,7 +114,8 @@ def _counters(connection: sqlite3.Connection) -> list[Problem]:
     found = []
     for counter in COUNTERS:
         rows = connection.execute(
-            f"SELECT id, {counter.name}, ({counter.counted}) AS counted FROM sessions WHERE {counter.name} != counted"
+            f"SELECT id, {counter.name}, ({counter.counted}) AS counted FROM sessions"
+            f" WHERE ABS({counter.name} - counted) > 1e-6"
         )
         for session_id, kept, counted in rows:
             text = f"{counter.name} is {kept} and there are {counted}"
@@ -101,21 +128,24 @@ def _counters(connection: sqlite3.Connection) -> list[Problem]:
     return found
 
 
-def repair(connection: sqlite3.Connection, rules: Rules) -> list[Problem]:
-    """Mend what can be; what was found, each saying whether it was."""
-    now = rules.clock()
-    problems = find(connection, rules)
-    leases.bury(connection, leases.dead(connection, rules))
-    mended = [_mend(connection, problem, rules) for problem in problems]
-    for problem in mended:
-        if problem.repaired and problem.session_id is not None and not problem.session_id.startswith("\0"):
-            events.append(connection, problem.session_id, "repaired", problem.kind, {"was": problem.text}, now)
-    return mended
+def mend(connection: sqlite3.Connection, problem: Problem, rules: Rules) -> Problem:
+    """Mend what was found, as it is now; the problem, which says that it was. What cannot be mended is given back."""
+    if problem.kind not in _MENDABLE:
+        return problem
+    _mend(connection, problem, rules)
+    if problem.session_id is not None and not problem.session_id.startswith("\0"):
+        events.append(connection, problem.session_id, "repaired", problem.kind, {"was": problem.text}, rules.clock())
+    return problem.model_copy(update={"repaired": True})
 
 
-def _mend(connection: sqlite3.Connection, problem: Problem, rules: Rules) -> Problem:
+_MENDABLE = frozenset({"counter", "stuck", "dead_run", "dead_lease", "orphan", "orphaned_writes"})
+
+
+def _mend(connection: sqlite3.Connection, problem: Problem, rules: Rules) -> None:
     session_id = problem.session_id
-    if problem.kind == "counter":
+    if problem.kind == "dead_lease":
+        leases.bury(connection, leases.dead(connection, rules))
+    elif problem.kind == "counter":
         for counter in COUNTERS:
             connection.execute(f"UPDATE sessions SET {counter.name} = ({counter.counted}) WHERE id = ?", (session_id,))
         connection.execute(
@@ -125,7 +155,8 @@ def _mend(connection: sqlite3.Connection, problem: Problem, rules: Rules) -> Pro
         )
     elif problem.kind == "stuck":
         connection.execute(
-            "UPDATE sessions SET status = CASE status WHEN 'opening' THEN 'active' ELSE 'expired' END WHERE id = ?",
+            "UPDATE sessions SET status = CASE status WHEN 'opening' THEN 'active' ELSE 'expired' END"
+            " WHERE id = ? AND status IN ('opening', 'closing')",
             (session_id,),
         )
     elif problem.kind == "dead_run":
@@ -140,11 +171,13 @@ def _mend(connection: sqlite3.Connection, problem: Problem, rules: Rules) -> Pro
     elif problem.kind == "orphan" and problem.text.startswith("rows of "):
         table = problem.text.split()[2]
         assert table in _WITHOUT_SESSION
-        connection.execute(f"DELETE FROM {table} WHERE session_id = ?", (session_id,))
+        connection.execute(
+            f"DELETE FROM {table} WHERE session_id = ?1 AND NOT EXISTS (SELECT 1 FROM sessions WHERE id = ?1)",
+            (session_id,),
+        )
     elif problem.kind == "orphan":
         assert session_id is not None
         pieces.free_unused(connection, session_id, sessions.members(connection, session_id))
     elif problem.kind == "orphaned_writes":
         assert session_id is not None
         ends.free_orphans(connection, session_id, rules)
-    return problem.model_copy(update={"repaired": True})

@@ -13,7 +13,9 @@ from session_middleware.storage.sqlite.rows import to_json
 from session_middleware.storage.sqlite.rules import Rules
 
 _RECENT = timedelta(hours=1)  # within it, the same refusal again is counted and not told again
-_NEAR = 20  # rows of the record that are looked at for it
+_NEAR = 50  # rows of the record that are looked at for it
+_OTHERS = "(others)"
+_TOLD_APART = 10  # of those who are refused in that time; the others are counted together
 
 
 def append(
@@ -71,14 +73,19 @@ def announce(
 
 
 def deny(connection: sqlite3.Connection, session_id: str, reason: str, user_id: str | None, now: datetime) -> None:
-    """A refusal. The same again within the hour makes the event there is say how often, and adds none."""
+    """A refusal. The same again within the hour makes the event there is say how often, and adds none.
+
+    So that nobody fills the disk by it: of ever new names, only the first few have events of their own.
+    """
     rows = connection.execute(
         "SELECT seq, detail FROM events WHERE session_id = ? AND kind = 'denied' AND reason = ? AND created_at > ?"
         " AND seq > (SELECT last_seq FROM sessions WHERE id = ?) - ?",
         (session_id, reason, to_text(now - _RECENT), session_id, _NEAR),
     )
-    for seq, text in rows.fetchall():
-        detail = json.loads(text)
+    recent = [(seq, json.loads(text)) for seq, text in rows]
+    if len(recent) >= _TOLD_APART and user_id not in [detail.get("user_id") for _, detail in recent]:
+        user_id = _OTHERS
+    for seq, detail in recent:
         if detail.get("user_id") == user_id:
             again = {**detail, "times": detail.get("times", 1) + 1, "last_at": to_text(now)}
             connection.execute(

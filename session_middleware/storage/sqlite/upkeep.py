@@ -319,9 +319,13 @@ class SqliteUpkeep:
     # Health
 
     def check(self, *, repair: bool) -> list[Problem]:
+        found = self._database.read(lambda connection: checks.find(connection, self._rules))
         if not repair:
-            return self._database.read(lambda connection: checks.find(connection, self._rules))
-        return self._database.write(lambda connection: checks.repair(connection, self._rules))
+            return found
+        return [self._mend(problem) for problem in found]  # each on its own: runs go on meanwhile
+
+    def _mend(self, problem: Problem) -> Problem:
+        return self._database.write(lambda connection: checks.mend(connection, problem, self._rules), durable=False)
 
 
 def _forgetting(lease: Lease) -> Callable[[], None]:

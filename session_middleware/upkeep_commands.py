@@ -1,0 +1,108 @@
+"""The commands of an operator: sweeping, explaining, checking, forgetting and refusing users."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from session_middleware.terminal import STATUSES, console_of_stdout, db_option, existing, json_option, print_json
+
+
+@click.command()
+@db_option()
+@click.option("--dry-run", is_flag=True, help="Only say what would be ended.")
+@click.option("--idle-timeout", metavar="DURATION", help="Such as 30m or 7d. [default: SESSION_IDLE_TIMEOUT, or 7d]")
+@click.option("--older-than", metavar="DURATION", help="Delete what was last active so long ago instead, such as 90d.")
+@click.option("--status", type=click.Choice(STATUSES), help="With --older-than: only sessions with this status.")
+@json_option
+def sweep(
+    db: str | None, dry_run: bool, idle_timeout: str | None, older_than: str | None, status: Any, as_json: bool
+) -> None:
+    """End the sessions that are due, as on_expire and retention say; or delete old ones."""
+    with existing(db, **({"idle_timeout": idle_timeout} if idle_timeout else {})) as sessions:
+        ended = sessions.sweep(dry_run=dry_run, older_than=older_than, status=status)
+        if as_json:
+            print_json([one.model_dump(mode="json") for one in ended])
+            return
+        from session_middleware.render import sweep_table
+
+        console = console_of_stdout()
+        console.print(sweep_table(ended))
+        word = "would be ended" if dry_run else "ended"
+        rule = sessions.settings.idle_timeout
+        told = f"idle for {rule}" if rule else "that none expires"
+        console.print(f"{len(ended)} {word}; the rule is " + (f"older than {older_than}" if older_than else told))
+
+
+@click.command()
+@click.argument("session_id", metavar="ID")
+@db_option()
+@json_option
+def explain(session_id: str, db: str | None, as_json: bool) -> None:
+    """Say why a session is as it is, and what comes next; also of a deleted one."""
+    with existing(db) as sessions:
+        found = sessions.explain(session_id)
+        if as_json:
+            print_json(found.model_dump(mode="json"))
+        else:
+            click.echo(str(found))
+
+
+@click.command()
+@db_option()
+@click.option("--repair", is_flag=True, help="Mend what can be mended.")
+@json_option
+def check(db: str | None, repair: bool, as_json: bool) -> None:
+    """Check what should hold between the rows of sessions: exit code 1 when something is left that does not."""
+    with existing(db, sweep_interval=None) as sessions:
+        problems = sessions.check(repair=repair)
+        if as_json:
+            print_json([problem.model_dump(mode="json") for problem in problems])
+        else:
+            from session_middleware.render_health import checked
+
+            console_of_stdout().print(checked(problems))
+    if not all(problem.repaired for problem in problems):
+        raise click.exceptions.Exit(1)
+
+
+@click.command()
+@click.argument("user_id", metavar="USER")
+@db_option()
+@click.option("--dry-run", is_flag=True, help="Only say how much there is.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
+def forget(user_id: str, db: str | None, dry_run: bool, yes: bool, as_json: bool) -> None:
+    """Delete all that is kept of a user, and give a receipt: exit code 1 when some of it is still in the files."""
+    with existing(db) as sessions:
+        receipt = sessions.forget_user(user_id, dry_run=True)
+        if not dry_run:
+            if not yes:
+                click.confirm(f"Delete {receipt.sessions} sessions and all else of {user_id!r}?", abort=True, err=True)
+            receipt = sessions.forget_user(user_id)
+        if as_json:
+            print_json(receipt.model_dump(mode="json"))
+        else:
+            from session_middleware.render_health import forgotten
+
+            console_of_stdout().print(forgotten(receipt))
+    if receipt.pending:
+        raise click.exceptions.Exit(1)
+
+
+@click.command()
+@click.argument("user_id", metavar="USER")
+@db_option()
+@click.option("--reason", metavar="TEXT", help="Kept with the events.")
+@click.option("--lift", is_flag=True, help="Take it back.")
+def revoke(user_id: str, db: str | None, reason: str | None, lift: bool) -> None:
+    """Refuse a user from now on, and end their open sessions."""
+    with existing(db) as sessions:
+        ended = sessions.revoke(user_id, reason=reason, lift=lift)
+    click.echo("lifted" if lift else f"revoked; {len(ended)} open sessions were ended")
+
+
+def add_to(group: click.Group) -> None:
+    for command in (sweep, explain, check, forget, revoke):
+        group.add_command(command)
