@@ -222,11 +222,12 @@ class SessionRecorder(GraphCallbackHandler):
             found = unseen(value, known, whole=node is None and trace.rewritten)
             trace.rewritten = node is not None and not trace.visit.checkpointed and removes(value)
             known.update({str(message.id): mark_of(message) for message, _ in found})
-            told = (one for m, after in found for one in self.describe([m], namespace, followed_by=after))
+            told = [one for m, after in found for one in self.describe([m], namespace, followed_by=after)]
             seen = [self._judge(trace, message, node) for message in told]
             trace.asking.update({str(call.get("id")): m.message_id for m in seen for call in m.tool_calls})
             if step is not None and not namespace:
-                trace.visit.seen_at.update(dict.fromkeys((message.message_id for message in seen), step))
+                for message in seen:
+                    trace.visit.seen_at[message.message_id] = step
             self.journal.keep(trace.visit, seen)
         if not trace.visit.checkpointed and trace.visit.entries:
             self.journal.flush(trace.visit)

@@ -98,7 +98,8 @@ def _with_late(put: CheckpointPut) -> Sequence[MessageSeen]:
     steps = put.visit.seen_at
     if put.checkpoint_ns or put.step is None or not steps:
         return put.messages
-    return [m._replace(late=steps.get(m.message_id, put.step) > put.step) for m in put.messages]
+    late = {m.message_id for m in put.messages if steps.get(m.message_id, put.step) > put.step}
+    return [m._replace(late=m.message_id in late) for m in put.messages] if late else put.messages
 
 
 def _merged(entries: Sequence[Entry], brought: Sequence[MessageSeen]) -> list[Entry]:
