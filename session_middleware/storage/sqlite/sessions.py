@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from session_middleware import lifecycle
@@ -171,10 +171,14 @@ DUE = """
     ))
 """
 _LIVE = "id IN (SELECT value FROM json_each(:live))"
+# Each is one range of an index: SQLite reads all that are active for the two of them together.
 _BY_STATUS = {
-    "active": f"status = 'active' AND (last_active_at > :idle AND NOT {DUE} OR {_LIVE})",
-    "idle": f"status = 'active' AND last_active_at <= :idle AND NOT {DUE} AND NOT {_LIVE}",
-    "expired": f"(status = 'expired' OR status = 'active' AND {DUE})",
+    "active": (
+        f"status = 'active' AND last_active_at > :idle AND NOT {DUE} AND NOT {_LIVE}",
+        f"+status = 'active' AND {_LIVE}",
+    ),
+    "idle": (f"status = 'active' AND last_active_at <= :idle AND NOT {DUE} AND NOT {_LIVE}",),
+    "expired": ("status = 'expired'", f"status = 'active' AND last_active_at <= :latest AND {DUE}"),
 }
 _CONDITIONS = {
     "user_id": "user_id = :user_id",
@@ -199,15 +203,28 @@ def moments(rules: Rules, now: datetime) -> dict[str, Any]:
     }
 
 
-def _conditions(connection: sqlite3.Connection, where: SessionFilter, rules: Rules) -> tuple[str, dict[str, Any]]:
-    """`where` as fixed fragments of SQL and their parameters."""
+def _latest(connection: sqlite3.Connection, rules: Rules, now: datetime) -> str:
+    """When the latest active of those that are due may have been active last."""
+    settings = rules.settings
+    own = [
+        {seconds for (seconds,) in connection.execute(f"SELECT DISTINCT {name} FROM sessions WHERE {name} IS NOT NULL")}
+        for name in ("idle_timeout_seconds", "max_age_seconds")
+    ]
+    if settings.max_age is not None or own[1] - {0.0}:
+        return to_text(now)
+    timeouts = [timedelta(seconds=seconds) for seconds in own[0] if seconds]
+    timeouts += [] if settings.idle_timeout is None else [settings.idle_timeout]
+    return to_text(now - min(timeouts)) if timeouts else ""
+
+
+def _conditions(connection: sqlite3.Connection, where: SessionFilter, rules: Rules) -> tuple[list[str], dict[str, Any]]:
+    """`where` as fixed fragments of SQL, each a condition for some of what is wanted, and their parameters."""
     now = rules.clock()
     values = moments(rules, now)
     values["live"] = json.dumps(sorted(leases.live(connection, rules))) if where.status in _BY_STATUS else "[]"
+    if where.status == "expired":
+        values["latest"] = _latest(connection, rules, now)
     found: list[str] = []
-    if where.status is not None:
-        values["status"] = where.status
-        found.append(_BY_STATUS.get(where.status, "status = :status"))
     for name, condition in _CONDITIONS.items():
         if (given := getattr(where, name)) is None or given == ():
             continue
@@ -216,8 +233,9 @@ def _conditions(connection: sqlite3.Connection, where: SessionFilter, rules: Rul
             values |= {"viewer": given.user_id, "viewers_groups": json.dumps(sorted(given.groups))}
         else:
             values[name] = to_text(given) if isinstance(given, datetime) else given
-    values["tags"] = json.dumps(list(where.tags))
-    return " AND ".join(found) or "1", values
+    values |= {"tags": json.dumps(list(where.tags)), "status": where.status}
+    by_status = ("1",) if where.status is None else _BY_STATUS.get(where.status, ("status = :status",))
+    return [" AND ".join([one, *found]) for one in by_status], values
 
 
 def list_(
@@ -229,18 +247,26 @@ def list_(
     before: tuple[datetime, str] | None,
 ) -> list[SessionInfo]:
     conditions, values = _conditions(connection, where, rules)
+    page = ""
     if before is not None:
-        conditions += " AND (last_active_at, id) < (:before_at, :before_id)"
+        page = " AND (last_active_at, id) < (:before_at, :before_id)"
         values |= {"before_at": to_text(before[0]), "before_id": before[1]}
-    cursor = connection.execute(
-        f"SELECT * FROM sessions WHERE {conditions} ORDER BY last_active_at DESC, id DESC LIMIT :limit",
-        values | {"limit": -1 if limit is None else limit},
-    )
-    found = values_of(SessionInfo, cursor)
+    values["limit"] = -1 if limit is None else limit
+    found = []
+    for condition in conditions:
+        cursor = connection.execute(
+            f"SELECT * FROM sessions WHERE {condition}{page} ORDER BY last_active_at DESC, id DESC LIMIT :limit", values
+        )
+        found += values_of(SessionInfo, cursor)
+    if len(conditions) > 1:
+        found = sorted(found, key=lambda session: (session.last_active_at, session.id), reverse=True)[:limit]
     live = leases.live(connection, rules)
     return [session.model_copy(update={"is_running": True}) if session.id in live else session for session in found]
 
 
 def count(connection: sqlite3.Connection, where: SessionFilter, rules: Rules) -> int:
     conditions, values = _conditions(connection, where, rules)
-    return int(connection.execute(f"SELECT COUNT(*) FROM sessions WHERE {conditions}", values).fetchone()[0])
+    return sum(
+        int(connection.execute(f"SELECT COUNT(*) FROM sessions WHERE {condition}", values).fetchone()[0])
+        for condition in conditions
+    )
