@@ -22,8 +22,8 @@ from typing import Any
 from benchmarks.run import Figure, arguments, machine, show
 from session_middleware import Sessions
 from session_middleware.model import Identity, to_text
-from session_middleware.storage.port import Visit
 from session_middleware.storage.seen import MessageSeen, ModelCallSeen, RunEnd, ToolEnd, ToolStart
+from session_middleware.storage.visit import Visit
 
 _SESSIONS, _USERS = 10_000, 1_000
 _COLUMNS = (

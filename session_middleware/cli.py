@@ -151,7 +151,7 @@ def import_command(source: str, db: str | None, allowed: tuple[str, ...], user_k
 def verify(db: str | None, as_json: bool) -> None:
     """Look for damage in a database: exit code 0 when it is whole, 1 when it is not."""
     path = file_of(db)
-    from session_middleware.storage.sqlite.verifying import verify as verify_file
+    from session_middleware.storage.sqlite.damage.verifying import verify as verify_file
 
     with _progress("sessions", quiet=as_json or not sys.stdout.isatty()) as progress:
         found = verify_file(str(path), progress)
@@ -172,7 +172,7 @@ def verify(db: str | None, as_json: bool) -> None:
 def salvage(target: str, db: str | None, as_json: bool) -> None:
     """Copy what is whole of a damaged database into a new one: exit code 1 when something was lost."""
     path = file_of(db)
-    from session_middleware.storage.sqlite.salvaging import salvage as salvage_file
+    from session_middleware.storage.sqlite.damage.salvaging import salvage as salvage_file
 
     with _progress("rows", quiet=as_json or not sys.stdout.isatty()) as progress:
         saved = salvage_file(str(path), target, progress)

@@ -15,9 +15,9 @@ from pathlib import Path
 from session_middleware.errors import StorageError
 from session_middleware.model import Value, utc_now
 from session_middleware.settings import SessionSettings
-from session_middleware.storage.sqlite import checks
+from session_middleware.storage.sqlite.damage.reading import Source
+from session_middleware.storage.sqlite.lifecycle import checks
 from session_middleware.storage.sqlite.log import FIXED_IN
-from session_middleware.storage.sqlite.reading import Source
 from session_middleware.storage.sqlite.rules import Rules
 
 _PACKAGES = ("session-middleware", "langgraph", "langgraph-checkpoint", "langchain-core")

@@ -19,8 +19,9 @@ from session_middleware.model import Identity, SessionInfo, ToolCall, Usage
 from session_middleware.session import Session
 from session_middleware.storage.memory_port import MemoryPut
 from session_middleware.storage.offload import Offload
-from session_middleware.storage.port import Deleted, Storage
+from session_middleware.storage.port import Storage
 from session_middleware.storage.reporting import UsageBy
+from session_middleware.storage.upkeep import Deleted
 from session_middleware.visits import acting_as, as_config
 
 if TYPE_CHECKING:

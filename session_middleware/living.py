@@ -33,7 +33,8 @@ from session_middleware.recording.recorder import SessionRecorder
 from session_middleware.resources import Resources, path_of
 from session_middleware.settings import SessionSettings, own_seconds
 from session_middleware.storage.offload import Offload
-from session_middleware.storage.port import Deleted, SessionDetails, Storage
+from session_middleware.storage.port import Storage
+from session_middleware.storage.upkeep import Deleted, SessionDetails
 from session_middleware.visits import Visits, as_config
 
 Timeout = str | float | timedelta | None  # "never" for none at all; None leaves what is there

@@ -12,8 +12,8 @@ from session_middleware.living import Parts, Timeout
 from session_middleware.model import Ended, Explanation, Forgotten, Problem, Salvaged, Status, Verified
 from session_middleware.names import checked_status
 from session_middleware.storage.port import SessionFilter
-from session_middleware.storage.sqlite.salvaging import salvage
-from session_middleware.storage.sqlite.verifying import Progress, verify
+from session_middleware.storage.sqlite.damage.salvaging import salvage
+from session_middleware.storage.sqlite.damage.verifying import Progress, verify
 from session_middleware.sweeping import Sweeper
 
 

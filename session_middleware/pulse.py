@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
 from session_middleware.errors import SessionError
-from session_middleware.storage.port import Storage, Visit
-from session_middleware.storage.upkeep import Lease
+from session_middleware.storage.port import Storage
+from session_middleware.storage.visit import Lease, Visit
 
 logger = logging.getLogger("session_middleware")
 

@@ -52,7 +52,9 @@ from session_middleware.session import Session
 from session_middleware.settings import SessionSettings, load_settings, own_seconds
 from session_middleware.storage.offload import Offload
 from session_middleware.storage.opening import open_storage
-from session_middleware.storage.port import Deleted, SessionDetails, SessionFilter, Storage, Visit
+from session_middleware.storage.port import SessionFilter, Storage
+from session_middleware.storage.upkeep import Deleted, SessionDetails
+from session_middleware.storage.visit import Visit
 from session_middleware.sweeping import Sweeper
 from session_middleware.turns import Turns
 from session_middleware.visits import Visits, acting_as, as_config, identity_of
@@ -160,9 +162,7 @@ class Sessions(Operated, Reports, Hookable, MemoryDoor):
         )
         self._sweeper = Sweeper(self._parts)
         self._sweeper.go_on()
-        self._closing = threading.Lock()
-
-    _is_closed = False
+        self._closing, self._is_closed = threading.Lock(), False
 
     def close(self) -> None:
         """Finish what is being written, call the hooks for it, and release the file. Closing twice is allowed."""

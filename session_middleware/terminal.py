@@ -80,7 +80,7 @@ def _check_there(path: Path) -> None:
 
 def _holds_sessions(path: Path) -> bool:
     """Whether it has a table of ours, or else is something that will be refused with a better reason."""
-    from session_middleware.storage.sqlite.reading import Source
+    from session_middleware.storage.sqlite.damage.reading import Source
 
     try:
         with Source(str(path)) as source:

@@ -17,7 +17,8 @@ from typing import Literal
 from session_middleware.errors import SessionBusy
 from session_middleware.pulse import Pulse
 from session_middleware.storage.offload import Offload
-from session_middleware.storage.port import Storage, Visit
+from session_middleware.storage.port import Storage
+from session_middleware.storage.visit import Visit
 from session_middleware.visits import Visits
 
 _SHORTEST, _LONGEST = 0.01, 0.25  # seconds between two times a waiting run asks

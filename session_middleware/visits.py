@@ -24,8 +24,7 @@ from session_middleware import lifecycle
 from session_middleware.errors import SessionError
 from session_middleware.model import Identity
 from session_middleware.pulse import Pulse
-from session_middleware.storage.port import Visit
-from session_middleware.storage.upkeep import Lease
+from session_middleware.storage.visit import Lease, Visit
 
 _REMEMBERED = 1024  # sessions whose latest visit is kept in mind
 _RUNTIME = "__pregel_runtime"  # LangGraph puts it into the config of a run, and of nothing else

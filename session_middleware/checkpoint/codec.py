@@ -16,7 +16,7 @@ from langgraph.constants import START
 from session_middleware.checkpoint import pieces
 from session_middleware.checkpoint.known import Known, KnownList
 from session_middleware.errors import UnserializableValue
-from session_middleware.storage.state import Blob, Chunk, ListPut, StoredList, Write
+from session_middleware.storage.state import Blob, Chunk, ListPut, StoredCheckpoint, StoredList, Write
 
 _INPUT = f"{START}\x1f"  # begins the stored name of a list in what a graph was called with
 
@@ -59,6 +59,21 @@ class Codec:
 
     def fingerprints(self, elements: Sequence[Any]) -> array[int]:
         return pieces.fingerprints(elements, self._serde)
+
+    def dump_body(self, checkpoint: Checkpoint, metadata: CheckpointMetadata) -> Blob:
+        """All but the values of its channels."""
+        rest = {name: value for name, value in checkpoint.items() if name != "channel_values"}
+        return self.dump("(checkpoint)", {"checkpoint": rest, "metadata": metadata})
+
+    def known(self, stored: StoredCheckpoint, checkpoint: Checkpoint) -> Known:
+        """What a put on top of a checkpoint that was read needs of it."""
+        values = checkpoint["channel_values"]
+        lists = {
+            name: KnownList(value.ref, self.fingerprints(part(values, name)), is_input(name))
+            for name, value in stored.values.items()
+            if isinstance(value, StoredList)
+        }
+        return Known(checkpoint["channel_versions"].copy(), stored.channels, frozenset(stored.values), lists)
 
     def dump_write(self, place: int, channel: str, value: Any) -> Write:
         idx = WRITES_IDX_MAP.get(channel, place)

@@ -28,7 +28,8 @@ from session_middleware.model import Message, NewId, RepairedCall, ToolCall
 
 if TYPE_CHECKING:
     from session_middleware.checkpoint.saver import SessionSaver
-    from session_middleware.storage.port import Storage, Visit
+    from session_middleware.storage.port import Storage
+    from session_middleware.storage.visit import Visit
 
 INTERRUPTED = "This tool call was interrupted: it gave no result, and was carried out in part or not at all."
 UNREADABLE = "This tool call was not carried out: its arguments could not be read."

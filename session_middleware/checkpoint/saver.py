@@ -26,7 +26,7 @@ from langgraph.checkpoint.base import (
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.types import ERROR
 
-from session_middleware.checkpoint.codec import Codec, Split, is_input, part, replayed, uncollected, whole
+from session_middleware.checkpoint.codec import Codec, Split, is_input, replayed, uncollected, whole
 from session_middleware.checkpoint.kept import KeptLists, Shelf
 from session_middleware.checkpoint.known import Key, Known, KnownCheckpoints, KnownList
 from session_middleware.checkpoint.repair import Repairs
@@ -35,8 +35,17 @@ from session_middleware.errors import UnknownStrategy
 from session_middleware.lifecycle import session_id_of
 from session_middleware.model import Identity
 from session_middleware.storage.offload import Offload
-from session_middleware.storage.port import CheckpointPut, StaleParent, Storage, Visit, WritesPut
-from session_middleware.storage.state import Blob, Parent, StoredCheckpoint, StoredList
+from session_middleware.storage.port import Storage
+from session_middleware.storage.state import (
+    Blob,
+    CheckpointPut,
+    Parent,
+    StaleParent,
+    StoredCheckpoint,
+    StoredList,
+    WritesPut,
+)
+from session_middleware.storage.visit import Visit
 from session_middleware.turns import Turns
 from session_middleware.visits import Visits, config_of
 
@@ -221,14 +230,9 @@ class SessionSaver(BaseCheckpointSaver[int]):
 
     def _remember(self, stored: StoredCheckpoint, checkpoint: Checkpoint) -> Known:
         """Keep in mind what a put on top of this checkpoint will ask: a run goes on from what it reads."""
-        known, values = self._known.find(stored.key), checkpoint["channel_values"]
+        known = self._known.find(stored.key)
         if known is None or known.channels != stored.channels:
-            lists = {
-                name: KnownList(value.ref, self._codec.fingerprints(part(values, name)), is_input(name))
-                for name, value in stored.values.items()
-                if isinstance(value, StoredList)
-            }
-            known = Known(checkpoint["channel_versions"].copy(), stored.channels, frozenset(stored.values), lists)
+            known = self._codec.known(stored, checkpoint)
         self._known.keep(stored.key, known)
         return known
 
@@ -288,16 +292,14 @@ class SessionSaver(BaseCheckpointSaver[int]):
         for name, value in checkpoint["channel_values"].items():
             if name in new_versions or not split.inherit(name, versions.get(name)):
                 split.add(name, value)
-        rest = {name: value for name, value in checkpoint.items() if name != "channel_values"}
         metadata = get_checkpoint_metadata(config, metadata)
-        body = {"checkpoint": rest, "metadata": metadata}
         channels, refs = self._storage.put_checkpoint(
             CheckpointPut(
                 visit=visit,
                 checkpoint_ns=key[1],
                 checkpoint_id=key[2],
                 parent_id=parent_id,
-                body=codec.dump("(checkpoint)", body),
+                body=codec.dump_body(checkpoint, metadata),
                 source=metadata.get("source"),
                 step=metadata.get("step"),
                 parent=Parent(parent_id, parent.channels) if parent and parent_id else None,
@@ -384,10 +386,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
         await self._offload.run(self.prune, thread_ids, strategy=strategy)
 
     def get_next_version(self, current: Any, channel: None) -> Any:
-        """A count in the upper bits and chance in the lower 24, so that branches do not share versions.
-
-        Goes on in the form it finds: threads from LangGraph's own savers have texts.
-        """
+        """A count, and 24 bits of chance so that branches do not share it; LangGraph's texts go on as texts."""
         if isinstance(current, str):
             return f"{int(current.split('.')[0]) + 1:032}.{random.random():016}"  # noqa: S311
         return ((int(current or 0) >> 24) + 1 << 24) + random.getrandbits(24)

@@ -9,8 +9,8 @@ from langgraph.checkpoint.base import Checkpoint, CheckpointMetadata
 
 from session_middleware.checkpoint.codec import NewMessage
 from session_middleware.checkpoint.known import Key
-from session_middleware.storage.port import Visit
 from session_middleware.storage.seen import MessageSeen
+from session_middleware.storage.visit import Visit
 
 
 class Witness(Protocol):

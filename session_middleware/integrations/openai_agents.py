@@ -20,8 +20,8 @@ from session_middleware import lifecycle
 from session_middleware.errors import UnserializableValue
 from session_middleware.sessions import Sessions
 from session_middleware.storage.conversations import ItemPut
-from session_middleware.storage.port import Visit
 from session_middleware.storage.seen import MessageSeen
+from session_middleware.storage.visit import Visit
 from session_middleware.visits import identity_of
 
 _TEXTS = ("text", "refusal", "transcript")  # the fields of a content's parts that hold text

@@ -34,7 +34,7 @@ from session_middleware.memory.ops import check_access, check_ops, check_root, p
 from session_middleware.memory.parts import MemoryParts
 from session_middleware.memory.scopes import Namespace, Owners
 from session_middleware.storage.memory_port import MemoryQuery, StoredMemory
-from session_middleware.storage.port import Visit
+from session_middleware.storage.visit import Visit
 from session_middleware.visits import identity_of
 
 Gotten: TypeAlias = dict[tuple[Namespace, str], StoredMemory | None]

@@ -14,8 +14,9 @@ from session_middleware.recording.files import put_back
 from session_middleware.recording.messages import describe
 from session_middleware.recording.recorder import SessionRecorder
 from session_middleware.storage.offload import Offload
-from session_middleware.storage.port import Storage, Visit
+from session_middleware.storage.port import Storage
 from session_middleware.storage.seen import HistorySeen
+from session_middleware.storage.visit import Visit
 
 
 class SessionHistory(BaseChatMessageHistory):

@@ -26,8 +26,9 @@ from session_middleware.recording.messages import Outcome, count_tokens, describ
 from session_middleware.recording.prices import cost_of, load
 from session_middleware.recording.recorder import SessionRecorder
 from session_middleware.recording.trace import KnownMessages, Trace, namespace_of, sentence, since
-from session_middleware.storage.port import Storage, Visit
+from session_middleware.storage.port import Storage
 from session_middleware.storage.seen import ModelCallSeen, ToolEnd, ToolStart
+from session_middleware.storage.visit import Visit
 from session_middleware.visits import Visits
 
 

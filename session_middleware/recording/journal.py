@@ -25,8 +25,9 @@ from session_middleware.errors import (
 from session_middleware.recording.keeping import Keeping
 from session_middleware.settings import Record, Redact
 from session_middleware.storage.offload import Offload
-from session_middleware.storage.port import Storage, Visit
+from session_middleware.storage.port import Storage
 from session_middleware.storage.seen import Entry
+from session_middleware.storage.visit import Visit
 
 logger = logging.getLogger("session_middleware")
 

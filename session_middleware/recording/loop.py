@@ -22,8 +22,9 @@ from session_middleware.recording.journal import Journal
 from session_middleware.recording.messages import describe, outcome_of, to_message
 from session_middleware.recording.trace import sentence, since
 from session_middleware.storage.offload import Offload
-from session_middleware.storage.port import Storage, Visit
+from session_middleware.storage.port import Storage
 from session_middleware.storage.seen import Entry, HistorySeen, RunEnd, ToolEnd, ToolStart
+from session_middleware.storage.visit import Visit
 
 Sayable: TypeAlias = BaseMessage | Mapping[str, Any]
 F = TypeVar("F", bound=Callable[..., Any])

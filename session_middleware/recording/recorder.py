@@ -39,8 +39,9 @@ from session_middleware.recording.messages import (
 from session_middleware.recording.models import Models
 from session_middleware.recording.tools import Tools
 from session_middleware.recording.trace import KnownMessages, Node, Trace, sentence, since
-from session_middleware.storage.port import Storage, Visit
+from session_middleware.storage.port import Storage
 from session_middleware.storage.seen import HistorySeen, MessageSeen, RunEnd
+from session_middleware.storage.visit import Visit
 from session_middleware.visits import Visits, identity_of
 
 

@@ -11,8 +11,8 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from session_middleware.storage.port import Visit
 from session_middleware.storage.seen import MessageSeen, ToolStart
+from session_middleware.storage.visit import Visit
 
 _SESSIONS_REMEMBERED = 256
 _HOOKS = (".before_agent", ".before_model", ".after_model", ".after_agent")  # how LangChain names middleware's nodes

@@ -21,8 +21,8 @@ from session_middleware.checkpoint.known import Key
 from session_middleware.model import NewId
 from session_middleware.recording.journal import Journal
 from session_middleware.recording.messages import answer_of, describe, lists_in
-from session_middleware.storage.port import Visit
 from session_middleware.storage.seen import MessageSeen
+from session_middleware.storage.visit import Visit
 
 _REMEMBERED = 256  # sessions with delta channels
 

@@ -7,11 +7,10 @@ them. It is a part of `Storage` in a file of its own, and holds to the same rule
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
-if TYPE_CHECKING:
-    from session_middleware.storage.port import Visit
-    from session_middleware.storage.seen import MessageSeen
+from session_middleware.storage.seen import MessageSeen
+from session_middleware.storage.visit import Visit
 
 
 class ItemPut(NamedTuple):

@@ -19,128 +19,36 @@ but the event that says so.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 from session_middleware.model import (
-    Admission,
     Branch,
     Event,
     Identity,
     Message,
     ModelCall,
-    OnExpire,
-    OnResume,
     Run,
     SessionInfo,
     Status,
     ToolCall,
-    Visibility,
 )
 from session_middleware.storage.conversations import Conversations
 from session_middleware.storage.memory_port import MemoryStorage
 from session_middleware.storage.reporting import Reporting
-from session_middleware.storage.seen import Claim, Entry, MessageSeen, ToolStart
+from session_middleware.storage.seen import Entry, MessageSeen, ToolStart
 from session_middleware.storage.state import (
     Blob,
-    ListPut,
+    CheckpointPut,
     ListRef,
-    Parent,
     StoredCheckpoint,
     StoredHistory,
-    Write,
+    WritesPut,
 )
-from session_middleware.storage.upkeep import Lease, Upkeep
-
-
-@dataclass(slots=True)
-class Visit:
-    """Somebody at the door of a session: who, when, and what was decided at the first look.
-
-    `admission` is decided once, when a run first reads its session, and stays for the whole run, so
-    a run that takes longer than ``idle_timeout`` ends as it began. The engine fills it in when it
-    is ``None``, and sets `admitted` once the visit is in the database.
-
-    `entries` are what the record has yet to learn of the visit: the next `append` or `put_checkpoint`
-    of it writes them first, in its own transaction.
-    """
-
-    session_id: str
-    identity: Identity
-    run_id: str | None = None  # a run that begins when this visit is admitted
-    is_run: bool = True  # False: a change from outside, such as update_state; it resumes nothing
-    admission: Admission | None = None
-    admitted: bool = False  # it is in the database
-    announced: bool = False  # and so is the event that says so
-    guessed: bool = False  # its identity is the first look's, which may be somebody else's
-    checkpointed: bool = False  # a checkpointer of ours serves this run, and records what its checkpoints bring
-    begun: bool = False  # its run has a row
-    puts: bool = False  # it puts checkpoints as it goes
-    checkpoint_id: str | None = None  # of the outermost graph: the latest that was read or put in it
-    started_from: str | None = None  # the first one that was read in it
-    goes_on: bool = False  # where the last run stopped, with nothing new
-    branch: str | None = None  # what it says goes there; None: where its checkpoint, or else the session, is
-    entries: deque[Entry] = field(default_factory=deque)
-    unclaimed: dict[Claim, str] = field(default_factory=dict)  # what was said that no state holds yet, by its id
-    seen_at: dict[str, int] = field(default_factory=dict)  # messages of the outermost graph: the latest step seen
-    resume_id: str | None = None  # of the message that is a person's answer, where the checkpointer has seen it
-    tell: Callable[[Exception], None] | None = None  # is told of what could not be recorded
-    given: Any = None  # what a run was called with, until it has read its state
-    looked: set[str] = field(default_factory=set)  # the namespaces whose state it has read
-    reading: bool = False  # a look that is no run: it may be at what one may read and not change
-    incarnation: int | None = None  # the session's, as it was found: a deleted one that is opened again is another
-    lease: Lease | None = None  # of a run in progress
-
-    def __post_init__(self) -> None:
-        if self.run_id is not None and self.lease is None:
-            self.lease = Lease()
-
-
-class CheckpointPut(NamedTuple):
-    visit: Visit
-    checkpoint_ns: str
-    checkpoint_id: str
-    parent_id: str | None
-    body: Blob  # the checkpoint without its channel values, and its metadata
-    source: str | None
-    step: int | None
-    parent: Parent | None  # given when `inherited` or a `ListPut.base` leans on it
-    inherited: Sequence[str]  # channels whose value is the parent's
-    values: dict[str, Blob | ListPut | None]  # channels whose value is new
-    messages: Sequence[MessageSeen] = ()  # what the record learns from this checkpoint
-    replayed: Sequence[str] = ()  # channels whose value the writes of its ancestors make
-    enclosing: Mapping[str, str] = MappingProxyType({})  # the checkpoints it was made under, by namespace
-    run_id: str | None = None  # LangGraph's, of the metadata: what `delete_for_runs` goes by
-
-
-class WritesPut(NamedTuple):
-    visit: Visit
-    checkpoint_ns: str
-    checkpoint_id: str
-    task_id: str
-    task_path: str
-    writes: Sequence[Write]
-
-
-class SessionDetails(NamedTuple):
-    """What an opener may say of a session. ``None`` leaves what is there."""
-
-    title: str | None = None
-    purpose: str | None = None
-    tags: Sequence[str] | None = None
-    metadata: dict[str, Any] | None = None
-    context: dict[str, Any] | None = None
-    client: dict[str, Any] | None = None
-    visibility: Visibility | None = None
-    idle_timeout_seconds: float | None = None  # its own settings; 0 means never
-    max_age_seconds: float | None = None
-    retention_seconds: float | None = None
-    on_expire: OnExpire | None = None
-    on_resume: OnResume | None = None
+from session_middleware.storage.upkeep import Deleted, SessionDetails, Upkeep
+from session_middleware.storage.visit import Visit
 
 
 class SessionFilter(NamedTuple):
@@ -151,24 +59,6 @@ class SessionFilter(NamedTuple):
     since: datetime | None = None  # active at or after
     until: datetime | None = None  # active before
     visible_to: Identity | None = None  # theirs, or their groups' where these may see it
-
-
-class Deleted(NamedTuple):
-    """How much went: rows of each kind."""
-
-    sessions: int = 0
-    checkpoints: int = 0
-    messages: int = 0
-    tool_calls: int = 0
-    memories: int = 0
-    bytes_freed: int = 0  # given back to the file system; unused pages from before among them
-
-
-class StaleParent(Exception):
-    """A put leaned on a parent that is not what the writer believed; nothing was stored.
-
-    Never seen by users: the saver reads the parent afresh and puts again.
-    """
 
 
 class Storage(Upkeep, Reporting, Conversations, MemoryStorage, Protocol):

@@ -7,8 +7,12 @@ made again from the writes of the checkpoint's ancestors, which is how LangGraph
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
+
+from session_middleware.storage.seen import MessageSeen
+from session_middleware.storage.visit import Visit
 
 
 class Blob(NamedTuple):
@@ -94,3 +98,36 @@ class StoredHistory(NamedTuple):
     has_seed: bool
     seed: Blob | StoredList | None
     writes: Sequence[StoredWrite]
+
+
+class CheckpointPut(NamedTuple):
+    visit: Visit
+    checkpoint_ns: str
+    checkpoint_id: str
+    parent_id: str | None
+    body: Blob  # the checkpoint without its channel values, and its metadata
+    source: str | None
+    step: int | None
+    parent: Parent | None  # given when `inherited` or a `ListPut.base` leans on it
+    inherited: Sequence[str]  # channels whose value is the parent's
+    values: dict[str, Blob | ListPut | None]  # channels whose value is new
+    messages: Sequence[MessageSeen] = ()  # what the record learns from this checkpoint
+    replayed: Sequence[str] = ()  # channels whose value the writes of its ancestors make
+    enclosing: Mapping[str, str] = MappingProxyType({})  # the checkpoints it was made under, by namespace
+    run_id: str | None = None  # LangGraph's, of the metadata: what `delete_for_runs` goes by
+
+
+class WritesPut(NamedTuple):
+    visit: Visit
+    checkpoint_ns: str
+    checkpoint_id: str
+    task_id: str
+    task_path: str
+    writes: Sequence[Write]
+
+
+class StaleParent(Exception):
+    """A put leaned on a parent that is not what the writer believed; nothing was stored.
+
+    Never seen by users: the saver reads the parent afresh and puts again.
+    """

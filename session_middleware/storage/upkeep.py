@@ -8,29 +8,52 @@ but for those that say that they are done in several transactions.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from session_middleware.model import Closed, Ended, Event, Forgotten, Identity, Pin, Problem, SessionInfo, Status
+from session_middleware.model import (
+    Closed,
+    Ended,
+    Event,
+    Forgotten,
+    Identity,
+    OnExpire,
+    OnResume,
+    Pin,
+    Problem,
+    SessionInfo,
+    Status,
+    Visibility,
+)
+from session_middleware.storage.visit import Lease, Visit
 
-if TYPE_CHECKING:
-    from session_middleware.storage.port import Deleted, SessionDetails, Visit
+
+class SessionDetails(NamedTuple):
+    """What an opener may say of a session. ``None`` leaves what is there."""
+
+    title: str | None = None
+    purpose: str | None = None
+    tags: Sequence[str] | None = None
+    metadata: dict[str, Any] | None = None
+    context: dict[str, Any] | None = None
+    client: dict[str, Any] | None = None
+    visibility: Visibility | None = None
+    idle_timeout_seconds: float | None = None  # its own settings; 0 means never
+    max_age_seconds: float | None = None
+    retention_seconds: float | None = None
+    on_expire: OnExpire | None = None
+    on_resume: OnResume | None = None
 
 
-@dataclass(slots=True, eq=False)
-class Lease:
-    """That a run goes on in a session, as long as it does. Runs inside a run have its lease in common.
+class Deleted(NamedTuple):
+    """How much went: rows of each kind."""
 
-    Its number is one more than any before it, so of two runs that both take a session for theirs, the
-    one with the lower number is the one that has lost it.
-    """
-
-    number: int | None = None  # once it is in the database
-    is_exclusive: bool = False  # no other run goes on in the session meanwhile
-    is_over: bool = False  # the run has ended; the row in the database may still be there
-    is_told: bool = False  # somebody says when the run ends; else that is seen by what it leaves behind
-    has_failed: bool = False  # a task of it has: unless something handles that, the run has ended
+    sessions: int = 0
+    checkpoints: int = 0
+    messages: int = 0
+    tool_calls: int = 0
+    memories: int = 0
+    bytes_freed: int = 0  # given back to the file system; unused pages from before among them
 
 
 class Told(NamedTuple):

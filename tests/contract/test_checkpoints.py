@@ -7,9 +7,21 @@ from typing import Any
 import pytest
 
 from session_middleware.model import Identity
-from session_middleware.storage.port import CheckpointPut, StaleParent, Storage, Visit, WritesPut
+from session_middleware.storage.port import Storage
 from session_middleware.storage.seen import MessageSeen
-from session_middleware.storage.state import Blob, Chunk, ListPut, ListRef, Parent, StoredList, Write
+from session_middleware.storage.state import (
+    Blob,
+    CheckpointPut,
+    Chunk,
+    ListPut,
+    ListRef,
+    Parent,
+    StaleParent,
+    StoredList,
+    Write,
+    WritesPut,
+)
+from session_middleware.storage.visit import Visit
 
 BODY = Blob("msgpack", b"body")
 

@@ -9,8 +9,19 @@ import pytest
 
 from session_middleware.errors import SessionExists, SessionNotFound, StorageError
 from session_middleware.model import Identity
-from session_middleware.storage.port import CheckpointPut, SessionDetails, Storage, Visit, WritesPut
-from session_middleware.storage.state import Blob, Chunk, ListPut, ListRef, StoredHistory, Write
+from session_middleware.storage.port import Storage
+from session_middleware.storage.state import (
+    Blob,
+    CheckpointPut,
+    Chunk,
+    ListPut,
+    ListRef,
+    StoredHistory,
+    Write,
+    WritesPut,
+)
+from session_middleware.storage.upkeep import SessionDetails
+from session_middleware.storage.visit import Visit
 
 
 def blob(text: str) -> Blob:

@@ -14,8 +14,9 @@ from session_middleware import lifecycle
 from session_middleware.errors import InvalidTransition, SessionClosed, SessionExpired, SessionNotFound
 from session_middleware.model import Identity, Pin, Status
 from session_middleware.settings import load_settings
-from session_middleware.storage.port import MessageSeen, SessionFilter, Visit
+from session_middleware.storage.port import MessageSeen, SessionFilter
 from session_middleware.storage.sqlite.engine import SqliteStorage
+from session_middleware.storage.visit import Visit
 from tests.conftest import Clock
 
 IDLE_AFTER, IDLE_TIMEOUT, MAX_AGE, RETENTION = (timedelta(minutes=n) for n in (5, 30, 120, 300))

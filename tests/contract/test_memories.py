@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from session_middleware.model import Identity
 from session_middleware.storage.memory_port import MemoryPut, MemoryQuery, StoredMemory
-from session_middleware.storage.port import SessionDetails, Storage, Visit
+from session_middleware.storage.port import Storage
+from session_middleware.storage.upkeep import SessionDetails
+from session_middleware.storage.visit import Visit
 from tests.conftest import Clock
 
 HOSTILE = [

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from session_middleware.model import Identity
 from session_middleware.settings import load_settings
 from session_middleware.storage.memory_port import MemoryPut, MemoryQuery, MessageScope, StoredMemory
-from session_middleware.storage.port import MessageSeen, Storage, Visit
+from session_middleware.storage.port import MessageSeen, Storage
 from session_middleware.storage.sqlite.engine import SqliteStorage
+from session_middleware.storage.visit import Visit
 from tests.conftest import Clock
 
 WORDS = ("apple", "pear", "plum", "cherry", "garden", "harvest", "basket", "orchard", "cider", "ladder")

@@ -7,10 +7,11 @@ from collections.abc import Callable
 import pytest
 
 from session_middleware.model import Identity
-from session_middleware.storage.port import CheckpointPut, Storage, Visit
+from session_middleware.storage.port import Storage
 from session_middleware.storage.seen import MessageSeen, ModelCallSeen, ToolStart
-from session_middleware.storage.sqlite import record
-from session_middleware.storage.state import Blob
+from session_middleware.storage.sqlite.record import runs
+from session_middleware.storage.state import Blob, CheckpointPut
+from session_middleware.storage.visit import Visit
 
 CALL = {"name": "add", "args": {"a": 1}, "id": "c1", "type": "tool_call"}
 
@@ -258,7 +259,7 @@ def test_what_a_process_died_before_putting_is_one_row_when_its_run_goes_on(
     storage.put_checkpoint(put("c1", None, say("1", "hello"), visit=run))
     storage.append_messages(run, [say("2", "yes")])
     storage.append_messages(run, [say("3", "5", "tool", tool_call_id="c1")])
-    monkeypatch.setattr(record, "is_gone", lambda process: True)
+    monkeypatch.setattr(runs, "is_gone", lambda process: True)
     after = Visit("t", Identity(), run_id="r2", started_from="c1", checkpoint_id="c1", goes_on=goes_on)
     storage.append_messages(after, [say("2b", "yes"), say("3b", "5", "tool", tool_call_id="c1"), say("4", "yes")])
     again = ["2b", "3b"] if goes_on else ["2", "3", "2b", "3b"]

@@ -11,9 +11,10 @@ import pytest
 
 from session_middleware.errors import UnknownGrouping
 from session_middleware.model import Identity
-from session_middleware.storage.port import Storage, Visit
+from session_middleware.storage.port import Storage
 from session_middleware.storage.reporting import ToolCallFilter, UsageFilter
 from session_middleware.storage.seen import MessageSeen, ModelCallSeen, ToolEnd, ToolStart
+from session_middleware.storage.visit import Visit
 from session_middleware.timeline import Timeline
 
 EVERYTHING = UsageFilter()

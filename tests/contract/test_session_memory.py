@@ -14,7 +14,9 @@ from session_middleware.memory.session_memory import SessionMemory
 from session_middleware.memory.store import SessionStore
 from session_middleware.model import Identity
 from session_middleware.storage.offload import Offload
-from session_middleware.storage.port import MessageSeen, SessionDetails, Storage, Visit
+from session_middleware.storage.port import MessageSeen, Storage
+from session_middleware.storage.upkeep import SessionDetails
+from session_middleware.storage.visit import Visit
 from tests.conftest import Clock
 
 

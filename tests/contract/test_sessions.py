@@ -9,8 +9,10 @@ import pytest
 from session_middleware.errors import SessionAccessDenied, SessionExists, SessionExpired, SessionNotFound
 from session_middleware.model import Ended, Identity
 from session_middleware.storage.memory_port import MemoryPut
-from session_middleware.storage.port import SessionDetails, SessionFilter, Storage, Visit
+from session_middleware.storage.port import SessionFilter, Storage
 from session_middleware.storage.seen import MessageSeen
+from session_middleware.storage.upkeep import SessionDetails
+from session_middleware.storage.visit import Visit
 from tests.conftest import Clock
 
 NOTHING = SessionDetails()

@@ -20,8 +20,8 @@ from typing import Any
 import pytest
 
 from session_middleware import SessionAccessDenied, Sessions, StorageError
-from session_middleware.storage.sqlite.salvaging import salvage
-from session_middleware.storage.sqlite.verifying import verify
+from session_middleware.storage.sqlite.damage.salvaging import salvage
+from session_middleware.storage.sqlite.damage.verifying import verify
 from tests.faults import damage
 from tests.faults.damage import Key, Readings
 from tests.integrations import agents

@@ -15,9 +15,10 @@ from session_middleware import Sessions
 from session_middleware.errors import StorageError
 from session_middleware.model import Identity, utc_now
 from session_middleware.settings import load_settings
-from session_middleware.storage.port import SessionDetails, Visit
 from session_middleware.storage.seen import MessageSeen
 from session_middleware.storage.sqlite.engine import SqliteStorage
+from session_middleware.storage.upkeep import SessionDetails
+from session_middleware.storage.visit import Visit
 from tests.integrations import scenarios
 from tests.processes import Process, run
 
@@ -75,7 +76,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from session_middleware.model import Identity, utc_now
 from session_middleware.settings import load_settings
-from session_middleware.storage.port import Visit
+from session_middleware.storage.visit import Visit
 from session_middleware.storage.seen import MessageSeen
 from session_middleware.storage.sqlite.engine import SqliteStorage
 

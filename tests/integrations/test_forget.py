@@ -100,7 +100,7 @@ def test_what_a_killed_sweep_and_hooks_never_called_have_left_goes_too(
     sessions: Sessions, graph: Any, tmp_path: Path
 ) -> None:
     """An archive not yet in the database; what hooks were still to be told; what a deleted session gave its group."""
-    from session_middleware.storage.sqlite.archives import file_name
+    from session_middleware.storage.sqlite.lifecycle.archives import file_name
 
     sessions._storage.announce(["deleted", "expired"])
     sessions.delete(f"one-{PLANTED}")

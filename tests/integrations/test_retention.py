@@ -21,8 +21,8 @@ from session_middleware import (
     StorageError,
 )
 from session_middleware.model import Identity
-from session_middleware.storage.port import Visit
 from session_middleware.storage.seen import MessageSeen
+from session_middleware.storage.visit import Visit
 from tests.conftest import Clock
 from tests.integrations import agents
 from tests.integrations.agents import human, said
@@ -136,7 +136,7 @@ def test_threads_that_resume_an_archived_session_at_once_bring_it_back_once(open
 def test_a_session_used_while_it_is_archived_leaves_no_file(
     open_sessions: Open, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from session_middleware.storage.sqlite import archives
+    from session_middleware.storage.sqlite.lifecycle import archives
 
     sessions, write = open_sessions(on_expire="archive"), archives.write
     sessions.open("t", user_id="alice")

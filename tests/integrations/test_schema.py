@@ -13,20 +13,15 @@ from sqlite_utils import Database
 from session_middleware.model import Identity, Pin, utc_now
 from session_middleware.settings import load_settings
 from session_middleware.storage.memory_port import MemoryPut, MemoryQuery
-from session_middleware.storage.port import (
-    CheckpointPut,
-    SessionDetails,
-    SessionFilter,
-    Storage,
-    Visit,
-    WritesPut,
-)
+from session_middleware.storage.port import SessionFilter, Storage
 from session_middleware.storage.reporting import ToolCallFilter, UsageBy, UsageFilter
 from session_middleware.storage.seen import MessageSeen, ToolStart
-from session_middleware.storage.sqlite import database, schema, usage
+from session_middleware.storage.sqlite import database, schema
 from session_middleware.storage.sqlite.engine import SqliteStorage
-from session_middleware.storage.state import Blob, Chunk, ListPut, Write
-from session_middleware.storage.upkeep import Lease
+from session_middleware.storage.sqlite.record import usage
+from session_middleware.storage.state import Blob, CheckpointPut, Chunk, ListPut, Write, WritesPut
+from session_middleware.storage.upkeep import SessionDetails
+from session_middleware.storage.visit import Lease, Visit
 
 
 def test_the_migrations_the_code_knows_are_those_there_are() -> None:

@@ -17,6 +17,7 @@ LAYERS = {  # the longest prefix wins
     "lifecycle": 1,
     "storage.state": 0,
     "storage.seen": 0,
+    "storage.visit": 0,
     "storage.port": 1,
     "storage.reporting": 1,
     "storage.conversations": 1,
@@ -60,10 +61,13 @@ LAYERS = {  # the longest prefix wins
 }
 WITHIN_A_LAYER = {  # pairs in one layer, or out of its order, that may lean on each other this way round
     ("settings", "errors"),
+    ("storage.state", "storage.seen"),
+    ("storage.state", "storage.visit"),
+    ("storage.visit", "storage.seen"),
+    ("storage.visit", "model"),
     ("timeline", "model"),
     ("storage.port", "storage.reporting"),
     ("storage.port", "storage.conversations"),
-    ("storage.conversations", "storage.port"),  # for its types only
     ("storage.conversations", "storage.seen"),
     ("storage.reporting", "timeline"),
     ("sessions", "session"),
@@ -90,7 +94,6 @@ WITHIN_A_LAYER = {  # pairs in one layer, or out of its order, that may lean on 
     ("visits", "pulse"),
     ("visits", "storage"),
     ("storage.port", "storage.upkeep"),
-    ("storage.upkeep", "storage.port"),
     ("storage.port", "storage.memory_port"),
     ("storage.words", "storage.stemming"),
     ("attaching", "checkpoint"),

@@ -23,39 +23,23 @@ from session_middleware.model import (
     ToolCall,
 )
 from session_middleware.settings import SessionSettings
-from session_middleware.storage.port import (
-    CheckpointPut,
-    Deleted,
-    SessionDetails,
-    SessionFilter,
-    Visit,
-    WritesPut,
-)
+from session_middleware.storage.port import SessionFilter
 from session_middleware.storage.seen import Entry, MessageSeen, RunEnd, ToolEnd, ToolStart
-from session_middleware.storage.sqlite import (
-    checkpoints,
-    door,
-    events,
-    forks,
-    heads,
-    leases,
-    pieces,
-    pruning,
-    record,
-    replayed,
-    said,
-    sessions,
-)
-from session_middleware.storage.sqlite.branches import Place
-from session_middleware.storage.sqlite.conversations import SqliteConversations
 from session_middleware.storage.sqlite.database import SqliteDatabase
-from session_middleware.storage.sqlite.entries import Before, Fault, write
-from session_middleware.storage.sqlite.memory_engine import SqliteMemories
-from session_middleware.storage.sqlite.reports import SqliteReports
+from session_middleware.storage.sqlite.lifecycle import door, events, leases, sessions
+from session_middleware.storage.sqlite.lifecycle.upkeep import SqliteUpkeep
+from session_middleware.storage.sqlite.memory.engine import SqliteMemories
+from session_middleware.storage.sqlite.record import runs, said
+from session_middleware.storage.sqlite.record.branches import Place
+from session_middleware.storage.sqlite.record.conversations import SqliteConversations
+from session_middleware.storage.sqlite.record.entries import Before, Fault, write
+from session_middleware.storage.sqlite.record.reports import SqliteReports
 from session_middleware.storage.sqlite.rules import Rules
-from session_middleware.storage.sqlite.upkeep import SqliteUpkeep
+from session_middleware.storage.sqlite.state import checkpoints, forks, heads, pieces, pruning, replayed
 from session_middleware.storage.sqlite.writer import Refusal
-from session_middleware.storage.state import Blob, ListRef, StoredCheckpoint, StoredHistory
+from session_middleware.storage.state import Blob, CheckpointPut, ListRef, StoredCheckpoint, StoredHistory, WritesPut
+from session_middleware.storage.upkeep import Deleted, SessionDetails
+from session_middleware.storage.visit import Visit
 
 T = TypeVar("T")
 Connection = sqlite3.Connection
@@ -243,25 +227,23 @@ class SqliteStorage(SqliteUpkeep, SqliteReports, SqliteConversations, SqliteMemo
 
     def list_tool_calls(self, session_id: str, *, after: int = 0, limit: int | None = None) -> list[ToolCall]:
         return self._database.read(
-            lambda connection: record.list_tool_calls(connection, session_id, after=after, limit=limit)
+            lambda connection: runs.list_tool_calls(connection, session_id, after=after, limit=limit)
         )
 
     def list_model_calls(self, session_id: str, *, after: int = 0, limit: int | None = None) -> list[ModelCall]:
         return self._database.read(
-            lambda connection: record.list_model_calls(connection, session_id, after=after, limit=limit)
+            lambda connection: runs.list_model_calls(connection, session_id, after=after, limit=limit)
         )
 
     def list_branches(self, session_id: str) -> list[Branch]:
-        return self._database.read(lambda connection: record.list_branches(connection, session_id))
+        return self._database.read(lambda connection: runs.list_branches(connection, session_id))
 
     def list_runs(self, session_id: str, *, after: int = 0, limit: int | None = None) -> list[Run]:
-        return self._database.read(
-            lambda connection: record.list_runs(connection, session_id, after=after, limit=limit)
-        )
+        return self._database.read(lambda connection: runs.list_runs(connection, session_id, after=after, limit=limit))
 
     def list_events(self, session_id: str, *, after: int = 0, limit: int | None = None) -> list[Event]:
         return self._database.read(
-            lambda connection: record.list_events(connection, session_id, after=after, limit=limit)
+            lambda connection: runs.list_events(connection, session_id, after=after, limit=limit)
         )
 
     # Checkpoints

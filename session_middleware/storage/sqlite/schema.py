@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from sqlite_utils import Database, Migrations
 
-from session_middleware.storage.sqlite.index_schema import INDEX_TABLES
+from session_middleware.storage.sqlite.memory.schema import INDEX_TABLES
 
 migrations = Migrations("session_middleware")
 

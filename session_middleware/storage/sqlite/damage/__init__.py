@@ -1,0 +1,1 @@
+"""Files in any state: what is whole, and saving it."""

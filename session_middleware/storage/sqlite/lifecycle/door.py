@@ -1,0 +1,259 @@
+"""The door of every operation: who may come in, as what, and what that does to the session.
+
+A visit is looked at when it reads, and admitted when it first writes, in the same transaction. What
+was decided at the first look stays for the whole run. Each later write asks, in one statement,
+whether the session is still the one it was, still the visitor's, and still this run's.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from datetime import datetime
+
+from session_middleware import lifecycle
+from session_middleware.errors import (
+    LeaseLost,
+    SessionAccessDenied,
+    SessionBusy,
+    SessionClosed,
+    SessionError,
+    SessionExpired,
+    SessionLimitReached,
+    UserRevoked,
+)
+from session_middleware.model import Admission, SessionInfo, to_text
+from session_middleware.storage.sqlite.lifecycle import ends, events, leases, limits, privacy, sessions, tombstones
+from session_middleware.storage.sqlite.lifecycle.tombstones import Tombstone
+from session_middleware.storage.sqlite.record import runs
+from session_middleware.storage.sqlite.rules import Rules
+from session_middleware.storage.sqlite.state import heads
+from session_middleware.storage.visit import Visit
+
+
+class Archived(Exception):
+    """The session is in its archive, and is to be brought back before this."""
+
+    def __init__(self, stone: Tombstone) -> None:
+        self.stone = stone
+
+
+_SECOND = len("2026-01-31T12:00:00")
+
+REFUSALS = (SessionAccessDenied, SessionBusy, SessionClosed, SessionExpired, SessionLimitReached)
+
+
+def look(connection: sqlite3.Connection, visit: Visit, rules: Rules) -> SessionInfo | None:
+    privacy.check_not_revoked(connection, visit.session_id, visit.identity)
+    session = sessions.find(connection, visit.session_id)
+    if session is not None:
+        lifecycle.check_access(session, visit.identity, reading=visit.reading)
+    elif not visit.reading and (stone := _archived(connection, visit, rules)) is not None:
+        raise Archived(stone)
+    if visit.admission is None:
+        try:
+            _decide(connection, visit, session, rules, rules.clock())
+        except SessionClosed:
+            if not visit.reading:  # to read a closed session is no run of it, and decides nothing
+                raise
+    return None if visit.admission == "fresh" and not visit.admitted else session
+
+
+def _decide(
+    connection: sqlite3.Connection, visit: Visit, session: SessionInfo | None, rules: Rules, now: datetime
+) -> None:
+    visit.admission = _admission(connection, visit, session, rules, now)
+    visit.incarnation = None if session is None else session.incarnation
+
+
+def _admission(
+    connection: sqlite3.Connection, visit: Visit, session: SessionInfo | None, rules: Rules, now: datetime
+) -> Admission:
+    """As `lifecycle.admit`; but a session with a run in progress has not expired, however long that takes."""
+    if session is None:
+        stone = tombstones.find(connection, visit.session_id)
+        if stone is not None:
+            _check_stone(stone, visit, rules)
+        return "opened"
+    status = lifecycle.status_at(session, rules.settings, now)
+    if session.status == "active" and status == "expired":
+        number = None if visit.lease is None else visit.lease.number
+        if leases.before(connection, session.id, number, rules):
+            return "resumed"
+    return lifecycle.admit(session, rules.settings, now)
+
+
+def _check_stone(stone: Tombstone, visit: Visit, rules: Rules) -> None:
+    """A deleted id is its owner's still, and resumed as ``on_resume`` says."""
+    if stone.user_id is not None and stone.user_id != visit.identity.user_id:
+        raise SessionAccessDenied(visit.session_id, user_id=visit.identity.user_id)
+    if rules.settings.on_resume == "reject":
+        raise SessionExpired(visit.session_id, since=stone.buried_at, how=f"was {stone.action}")
+
+
+def admit(connection: sqlite3.Connection, visit: Visit, rules: Rules, *, announce: bool = True) -> str:
+    """Let a visit in, opening or reviving its session; returns the family. Raises one of `REFUSALS`.
+
+    Without `announce`, that an active session was resumed is left for a later operation to say.
+    The visit's flags are set here, in the writer's turn, so that no second operation admits it again.
+    """
+    now = rules.clock()
+    if visit.admitted:
+        family_id = _admit_again(connection, visit, rules, now)
+    else:
+        family_id = _admit_first(connection, visit, rules, now)
+        visit.admitted, visit.begun = True, False
+    lease = visit.lease
+    if lease is not None and lease.number is None and not lease.is_over:
+        leases.take(connection, visit, now)
+    if announce and not visit.announced:
+        visit.announced = True
+        if visit.is_run and visit.admission == "resumed":
+            _resume(connection, visit, rules, now)
+    if visit.run_id is not None and visit.announced and not visit.begun and rules.settings.tracking:
+        runs.begin_run(connection, visit, now)
+    return family_id
+
+
+def _admit_first(connection: sqlite3.Connection, visit: Visit, rules: Rules, now: datetime) -> str:
+    privacy.check_not_revoked(connection, visit.session_id, visit.identity)
+    session = sessions.find(connection, visit.session_id)
+    if session is None and (stone := _archived(connection, visit, rules)) is not None:
+        raise Archived(stone)
+    if session is not None:
+        lifecycle.check_access(session, visit.identity)
+    if visit.admission is None:
+        _decide(connection, visit, session, rules, now)
+    elif visit.incarnation != (None if session is None else session.incarnation):
+        _check_same(visit, session)
+    if visit.lease is not None and visit.lease.is_exclusive:
+        _check_lease(visit, leases.of(connection, visit.session_id))
+    if session is not None:
+        session = _apply(connection, session, visit, rules, now)
+    if session is None:
+        session = _insert(connection, visit, rules, now)
+    visit.incarnation = session.incarnation
+    return session.family_id
+
+
+def _archived(connection: sqlite3.Connection, visit: Visit, rules: Rules) -> Tombstone | None:
+    """The stone of a session that this visit is to bring back from its archive."""
+    if visit.admission is not None or rules.settings.on_resume != "revive":
+        return None
+    stone = tombstones.find(connection, visit.session_id)
+    if stone is None or stone.archive is None:
+        return None
+    _check_stone(stone, visit, rules)
+    return stone
+
+
+def _check_same(visit: Visit, session: SessionInfo | None) -> None:
+    """A session that was there at the first look has been deleted since, and may have been opened again.
+
+    One that was not there may have been opened by another meanwhile, and is resumed then.
+    """
+    if visit.incarnation is not None:
+        raise SessionClosed(visit.session_id, status="deleted")
+    if session is not None and visit.admission == "opened":
+        visit.admission = "resumed"
+
+
+def _check_lease(visit: Visit, places: list[leases.Place]) -> None:
+    assert visit.lease is not None
+    number = visit.lease.number
+    if number is not None and number not in [place.number for place in places]:
+        raise LeaseLost(visit.session_id, number=number)
+
+
+def _admit_again(connection: sqlite3.Connection, visit: Visit, rules: Rules, now: datetime) -> str:
+    """A visit goes on: all that may have changed is asked in one statement, and its clock set back."""
+    lease, identity = visit.lease, visit.identity
+    number = None if lease is None else lease.number
+    row = connection.execute(
+        "SELECT family_id, status, last_active_at, incarnation, user_id,"
+        " EXISTS (SELECT 1 FROM leases WHERE number = ?), EXISTS (SELECT 1 FROM revoked WHERE user_hash = ?)"
+        " FROM sessions WHERE id = ?",
+        (number, privacy.hash_of(identity.user_id), visit.session_id),
+    ).fetchone()
+    if row is None or row[3] != (visit.incarnation or row[3]):
+        raise SessionClosed(visit.session_id, status="deleted")
+    if row[6]:
+        raise UserRevoked(visit.session_id, user_id=identity.user_id)
+    if row[4] is not None and row[4] != identity.user_id:
+        lifecycle.check_access(sessions.get(connection, visit.session_id), identity)
+    if lease is not None and number is not None and not row[5] and not lease.is_over:
+        if lease.is_exclusive:
+            raise LeaseLost(visit.session_id, number=number)
+        lease.number = None  # somebody took this run for dead; it is not, and nobody minds
+    if row[2][:_SECOND] != to_text(now)[:_SECOND]:  # each touch rewrites four indexes: once a second will do
+        sessions.touch(connection, visit.session_id, rules, now)
+    if row[1] in ("expired", "closing"):  # by a sweep that did not know of this run
+        revive(connection, visit, "revived", "running", rules, now)
+    return str(row[0])
+
+
+def refuse(connection: sqlite3.Connection, visit: Visit, error: SessionError, rules: Rules) -> None:
+    """Leave an event of a refusal, which says who and why and nothing of what was asked."""
+    reason = next(reason for kind, reason in _REASONS.items() if isinstance(error, kind))
+    events.deny(connection, visit.session_id, reason, visit.identity.user_id, rules.clock())
+
+
+_REASONS: dict[type[SessionError], str] = {
+    SessionAccessDenied: "owner",
+    SessionExpired: "expired",
+    SessionClosed: "closed",
+    SessionLimitReached: "limit",
+    LeaseLost: "lease",
+    SessionBusy: "busy",
+}
+
+
+# What an admission does
+
+
+def _apply(
+    connection: sqlite3.Connection, session: SessionInfo, visit: Visit, rules: Rules, now: datetime
+) -> SessionInfo | None:
+    """Carry out what was decided when the visit was first looked at; ``None``: the id is free now."""
+    status = lifecycle.status_at(session, rules.settings, now)
+    if visit.admission == "fresh" and status in ("expired", "closing"):
+        ends.put_aside(connection, session, rules, now)
+        return None
+    if visit.admission in ("revived", "reopened") and status not in lifecycle.OPEN:
+        limits.make_room(connection, session.user_id, rules, now, but=session.id)
+        end = lifecycle.expiry_of(session, rules.settings)
+        reason = session.reason if session.status != "active" else end and end.reason
+        revive(connection, visit, visit.admission, reason, rules, now)
+    elif session.status in ("expired", "closing"):  # by another process, since this visit was let in
+        revive(connection, visit, "revived", "running", rules, now)
+    sessions.touch(connection, session.id, rules, now)
+    return session
+
+
+def _resume(connection: sqlite3.Connection, visit: Visit, rules: Rules, now: datetime) -> None:
+    connection.execute("UPDATE sessions SET opened_as = 'resumed' WHERE id = ?", (visit.session_id,))
+    events.tell(connection, visit.session_id, "resumed", None, rules, now, run_id=visit.run_id)
+
+
+def revive(
+    connection: sqlite3.Connection, visit: Visit, kind: str, reason: str | None, rules: Rules, now: datetime
+) -> None:
+    connection.execute(
+        "UPDATE sessions SET status = 'active', reason = ?, ended_at = NULL, began_at = ?, opened_as = ? WHERE id = ?",
+        (kind, to_text(now), kind, visit.session_id),
+    )
+    events.tell(connection, visit.session_id, kind, reason, rules, now, run_id=visit.run_id)
+
+
+def _insert(connection: sqlite3.Connection, visit: Visit, rules: Rules, now: datetime) -> SessionInfo:
+    identity, session_id = visit.identity, visit.session_id
+    heads.check_new(connection, session_id, rules.path)
+    limits.make_room(connection, identity.user_id, rules, now)
+    connection.execute(
+        "INSERT INTO sessions (id, family_id, user_id, group_id, opened_as, reason, created_at, began_at,"
+        " incarnation, last_active_at) VALUES (?, ?, ?, ?, 'opened', 'opened', ?, ?, ?, ?)",
+        (session_id, session_id, identity.user_id, identity.group_id, to_text(now), to_text(now))
+        + (tombstones.next_incarnation(connection, session_id), to_text(now)),
+    )
+    events.tell(connection, session_id, "opened", None, rules, now, run_id=visit.run_id)
+    sessions.touch(connection, session_id, rules, now)
+    return sessions.get(connection, session_id)

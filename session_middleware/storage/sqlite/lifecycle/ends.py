@@ -1,0 +1,371 @@
+"""How sessions end in SQLite: which are due, and what is done with one that is.
+
+Being due is decided as `lifecycle.expiry_of` has it; the statements here only find the candidates by
+an index. Whoever ends one asks again, in its transaction, since it may have been used meanwhile.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
+
+from session_middleware import lifecycle
+from session_middleware.model import Closed, Ended, Identity, OnExpire, SessionInfo, Status, from_text, to_text
+from session_middleware.storage.sqlite.lifecycle import events, leases, sessions, tombstones
+from session_middleware.storage.sqlite.memory import memories
+from session_middleware.storage.sqlite.record import runs
+from session_middleware.storage.sqlite.rows import values_of
+from session_middleware.storage.sqlite.rules import Rules
+from session_middleware.storage.sqlite.state import checkpoints, pieces, pruning
+from session_middleware.storage.upkeep import Deleted
+
+# On purpose
+
+
+def end(
+    connection: sqlite3.Connection,
+    session_id: str,
+    status: Closed,
+    rules: Rules,
+    *,
+    reason: str,
+    detail: dict[str, Any],
+    by: Identity | None,
+) -> SessionInfo:
+    """End a session as its user or the operator says. Raises `InvalidTransition`, `SessionNotFound`."""
+    now = rules.clock()
+    session = sessions.get_for(connection, session_id, by, rules)
+    lifecycle.check_end(session_id, lifecycle.status_at(session, rules.settings, now), status)
+    _close(connection, session, status, reason, now, rules, detail=detail)
+    return sessions.get(connection, session_id)
+
+
+def _close(
+    connection: sqlite3.Connection,
+    session: SessionInfo,
+    status: Status,
+    reason: str,
+    at: datetime,
+    rules: Rules,
+    *,
+    detail: dict[str, Any],
+) -> None:
+    connection.execute(
+        "UPDATE sessions SET status = ?, reason = ?, ended_at = ?, expires_at = ? WHERE id = ?",
+        (status, reason, to_text(at), to_text(at) if status == "expired" else None, session.id),
+    )
+    events.tell(connection, session.id, status, reason, rules, rules.clock(), detail=detail)
+
+
+def expire(connection: sqlite3.Connection, session: SessionInfo, reason: str, at: datetime, rules: Rules) -> None:
+    """Write down that a session has expired, and prune it where that is wanted."""
+    if session.status not in ("active", "closing"):
+        return
+    detail = {"last_active_at": to_text(session.last_active_at)}
+    _close(connection, session, "expired", reason, at, rules, detail=detail)
+    if lifecycle.terms_of(session, rules.settings).on_expire == "prune" and pruning.prune(connection, session.id):
+        pieces.free_unused(connection, session.family_id, sessions.members(connection, session.family_id))
+
+
+def put_aside(connection: sqlite3.Connection, session: SessionInfo, rules: Rules, now: datetime) -> None:
+    """Keep an expired session under another id, so that its own is free for a fresh one.
+
+    It is abandoned, not expired: it can be read, and resumed by its new id, like any that has ended.
+    """
+    number = 1
+    while sessions.find(connection, aside := f"{session.id}~{number}") is not None:
+        number += 1
+    due = lifecycle.expiry_of(session, rules.settings)
+    expire(connection, session, due.reason if due else "idle_timeout", due.at if due else now, rules)
+    family = aside if session.family_id == session.id else session.family_id
+    connection.execute(
+        "UPDATE sessions SET id = ?, family_id = ?, status = 'abandoned' WHERE id = ?", (aside, family, session.id)
+    )
+    runs.rename(connection, session.id, aside)
+    memories.rename(connection, session.id, aside)
+    checkpoints.rename(connection, session.id, aside)
+    if family == aside:
+        connection.execute("UPDATE sessions SET family_id = ? WHERE family_id = ?", (aside, session.id))
+        pieces.rename_family(connection, session.id, aside)
+    events.append(connection, aside, "put_aside", "fresh", {"was": session.id}, now)
+    tombstones.put(connection, session, "put aside", aside, now)
+
+
+def delete(
+    connection: sqlite3.Connection,
+    session_id: str,
+    rules: Rules,
+    *,
+    reason: str | None = None,
+    action: str = "deleted",
+    archive: str | None = None,
+    digest: str | None = None,
+) -> Deleted:
+    """Everything of a session, but for a tombstone."""
+    session = sessions.find(connection, session_id)
+    if session is None:
+        return Deleted()
+    now = rules.clock()
+    connection.execute("DELETE FROM sessions WHERE id = ?", (session_id,))
+    messages, tool_calls = runs.delete(connection, session_id)
+    remembered = memories.delete_session(connection, session_id)
+    kept = checkpoints.delete(connection, session_id)
+    pieces.free_unused(connection, session.family_id, sessions.members(connection, session.family_id))
+    tombstones.put(connection, session, action, reason or session.reason, now, archive=archive, digest=digest)
+    if action != "forgotten":
+        events.announce(connection, session_id, action, reason, rules, now, detail={"user_id": session.user_id})
+    return Deleted(1, kept, messages, tool_calls, remembered)
+
+
+# Which are due
+
+
+class Candidate(NamedTuple):
+    """A row of a session that an index has found."""
+
+    id: str
+    user_id: str | None
+    last_active_at: str
+    since: str  # what its time counts from
+    on_expire: OnExpire | None
+    postponed_until: str | None
+
+
+_ROW = "id, user_id, last_active_at, {since}, on_expire, postponed_until FROM sessions"
+_IDLE = f"SELECT {_ROW.format(since='last_active_at')} WHERE status = 'active' AND pinned IS NULL"
+_AGED = f"SELECT {_ROW.format(since='began_at')} WHERE status = 'active' AND pinned IS NULL AND ended_at IS NULL"
+_OVER = f"SELECT {_ROW.format(since='ended_at')} WHERE ended_at IS NOT NULL AND status != 'closing' AND pinned IS NULL"
+_OWN = {
+    "idle_timeout_seconds": (
+        "SELECT DISTINCT idle_timeout_seconds FROM sessions WHERE idle_timeout_seconds IS NOT NULL",
+        f"{_IDLE} AND idle_timeout_seconds = ? AND last_active_at <= ?",
+    ),
+    "max_age_seconds": (
+        "SELECT DISTINCT max_age_seconds FROM sessions WHERE max_age_seconds IS NOT NULL",
+        f"{_AGED} AND max_age_seconds = ? AND began_at <= ?",
+    ),
+    "retention_seconds": (
+        "SELECT DISTINCT retention_seconds FROM sessions WHERE retention_seconds IS NOT NULL",
+        f"{_OVER} AND retention_seconds = ? AND ended_at <= ?",
+    ),
+}
+
+
+def list_due(connection: sqlite3.Connection, rules: Rules, now: datetime) -> list[Ended]:
+    """What is due at `now`: sessions to expire, and ended ones whose retention is over. Oldest first."""
+    settings, live, moment = rules.settings, leases.live(connection, rules), to_text(now)
+    by_settings = {"idle_timeout": settings.idle_timeout, "max_age": settings.max_age, "retention": settings.retention}
+    found: dict[str, Ended] = {}
+    for reason, timeout in by_settings.items():
+        for candidates, duration in _candidates(connection, reason, timeout, now):
+            for row in candidates:
+                if row.id in live or (row.postponed_until or "") > moment:
+                    continue
+                if (
+                    reason == "max_age"
+                    and row.id in found
+                    and found[row.id].expired_at <= from_text(row.since) + duration
+                ):
+                    continue
+                found[row.id] = Ended.model_construct(
+                    session_id=row.id,
+                    user_id=row.user_id,
+                    reason=reason,
+                    action="delete" if reason == "retention" else row.on_expire or settings.on_expire,
+                    last_active_at=from_text(row.last_active_at),
+                    expired_at=from_text(row.since) + duration,
+                    bytes=None,
+                )
+    return sorted(found.values(), key=lambda ended: (ended.expired_at, ended.session_id))
+
+
+def _candidates(
+    connection: sqlite3.Connection, reason: str, timeout: timedelta | None, now: datetime
+) -> Iterator[tuple[Iterator[Candidate], timedelta]]:
+    """Those the settings are for, then those of each duration that sessions have of their own."""
+    if timeout is not None:
+        yield map(Candidate._make, connection.execute(_BY_SETTINGS[reason], (to_text(now - timeout),))), timeout
+    durations, statement = _OWN[f"{reason}_seconds"]
+    for (seconds,) in connection.execute(durations).fetchall():
+        if seconds:
+            own = timedelta(seconds=seconds)
+            yield map(Candidate._make, connection.execute(statement, (seconds, to_text(now - own)))), own
+
+
+_BY_SETTINGS = {
+    "idle_timeout": f"{_IDLE} AND idle_timeout_seconds IS NULL AND last_active_at <= ? ORDER BY last_active_at",
+    "max_age": f"{_AGED} AND max_age_seconds IS NULL AND began_at <= ?",
+    "retention": f"{_OVER} AND retention_seconds IS NULL AND ended_at <= ?",
+}
+
+
+def list_older(connection: sqlite3.Connection, before: datetime, status: Status | None, rules: Rules) -> list[Ended]:
+    """Sessions that were last active before a moment, but for those pinned and those a run is in progress in."""
+    now = rules.clock()
+    live = leases.live(connection, rules)
+    cursor = connection.execute(
+        "SELECT * FROM sessions WHERE last_active_at < ? AND pinned IS NULL ORDER BY last_active_at, id",
+        (to_text(before),),
+    )
+    found = []
+    for session in values_of(SessionInfo, cursor):
+        if session.id in live or status not in (None, lifecycle.status_at(session, rules.settings, now)):
+            continue
+        found.append(
+            Ended(
+                session_id=session.id,
+                user_id=session.user_id,
+                reason="older_than",
+                action="delete",
+                last_active_at=session.last_active_at,
+                expired_at=before,
+            )
+        )
+    return found
+
+
+_SIZES = (
+    "SELECT session_id, SUM(LENGTH(body) + LENGTH(channels)) FROM checkpoints",
+    "SELECT session_id, SUM(LENGTH(value)) FROM writes",
+    "SELECT session_id, SUM(LENGTH(text) + COALESCE(LENGTH(content), 0)) FROM messages",
+    "SELECT session_id, SUM(COALESCE(LENGTH(arguments), 0) + COALESCE(LENGTH(result), 0)) FROM tool_calls",
+)
+
+
+def sizes(connection: sqlite3.Connection, session_ids: Sequence[str]) -> dict[str, int]:
+    """About how many bytes sessions hold, their share of what their family has in common included. Reads no blob."""
+    wanted = json.dumps(list(session_ids))
+    found = dict.fromkeys(session_ids, 0)
+    for select in _SIZES:
+        sql = f"{select} WHERE session_id IN (SELECT value FROM json_each(?)) GROUP BY session_id"
+        for session_id, count in connection.execute(sql, (wanted,)):
+            found[session_id] += count or 0
+    shared = connection.execute(
+        "SELECT own.id, SUM(LENGTH(data)) / (SELECT COUNT(*) FROM sessions AS one WHERE one.family_id = own.family_id)"
+        " FROM sessions AS own JOIN blobs ON blobs.family_id = own.family_id"
+        " WHERE own.id IN (SELECT value FROM json_each(?)) GROUP BY own.id",
+        (wanted,),
+    )
+    for session_id, count in shared:
+        found[session_id] += count or 0
+    return found
+
+
+# Ending what is due
+
+
+def end_due(connection: sqlite3.Connection, due: Ended, rules: Rules, now: datetime) -> bool:
+    """End one session if it is still due. One that is to be archived is only marked as closing, for that."""
+    session = sessions.find(connection, due.session_id)
+    if session is None or session.pinned is not None or leases.is_live(connection, session.id, rules):
+        return False
+    if due.reason == "older_than":
+        if session.last_active_at >= due.expired_at:
+            return False
+        delete(connection, session.id, rules, reason=due.reason)
+        return True
+    if session.status == "active":
+        end = lifecycle.expiry_of(session, rules.settings)
+        if end is None or end.at > now:
+            return False
+        if due.action == "delete":
+            delete(connection, session.id, rules, reason=end.reason)
+        elif due.action == "archive":
+            begin_closing(connection, session, end, rules)
+        else:
+            expire(connection, session, end.reason, end.at, rules)
+        return True
+    until = lifecycle.deleted_at(session, rules.settings)
+    if session.status == "closing" or until is None or until > now:
+        return False
+    delete(connection, session.id, rules, reason="retention")
+    return True
+
+
+def is_plain(due: Ended) -> bool:
+    """Whether nothing is to be done to it but to write down that it has expired."""
+    return due.action == "keep" and due.reason in ("idle_timeout", "max_age")
+
+
+# By id, which the signs see to: SQLite would read all that are active.
+_EXPIRE = f"""
+    UPDATE sessions SET status = 'expired', reason = due.why, ended_at = due.at, expires_at = due.at,
+        last_seq = last_seq + 1
+    FROM (SELECT json_extract(value, '$[0]') AS one, json_extract(value, '$[1]') AS seen,
+        json_extract(value, '$[2]') AS why, json_extract(value, '$[3]') AS at FROM json_each(:due)) AS due
+    WHERE id = due.one AND +status = 'active' AND +last_active_at = due.seen AND postponed_until IS NULL
+        AND COALESCE(on_expire, :on_expire) = 'keep' AND {sessions.DUE}
+    RETURNING id
+"""
+_EXPIRED = """
+    SELECT id, last_seq, 'expired', reason, json_object('last_active_at', last_active_at), :now FROM sessions
+    WHERE id IN (SELECT value FROM json_each(:ids)) ORDER BY ended_at, id
+"""
+
+
+def expire_plain(connection: sqlite3.Connection, due: Sequence[Ended], rules: Rules, now: datetime) -> list[Ended]:
+    """As `end_due` of each, of those that `is_plain` and were not touched since they were listed, by one statement."""
+    live = json.dumps(sorted(leases.live(connection, rules)))
+    listed = [(one.session_id, to_text(one.last_active_at), one.reason, to_text(one.expired_at)) for one in due]
+    values = {"due": json.dumps(listed), "live": live, "on_expire": rules.settings.on_expire}
+    done = {id_ for (id_,) in connection.execute(_EXPIRE, sessions.moments(rules, now) | values)}
+    told = {"ids": json.dumps(sorted(done)), "now": to_text(rules.clock())}
+    connection.execute(f"INSERT INTO events (session_id, seq, kind, reason, detail, created_at) {_EXPIRED}", told)
+    if "expired" in rules.announced:
+        as_told = _EXPIRED.replace("last_seq, ", "")
+        connection.execute(f"INSERT INTO outbox (session_id, kind, reason, detail, created_at) {as_told}", told)
+    return [one for one in due if one.session_id in done]
+
+
+def begin_closing(connection: sqlite3.Connection, session: SessionInfo, end: lifecycle.Expiry, rules: Rules) -> None:
+    """The first of an end's two steps, where much is to be done between them."""
+    connection.execute(
+        "UPDATE sessions SET status = 'closing', reason = ?, ended_at = ? WHERE id = ?",
+        (end.reason, to_text(end.at), session.id),
+    )
+    events.append(connection, session.id, "closing", end.reason, {"to": "archive"}, rules.clock())
+
+
+def list_closing(connection: sqlite3.Connection) -> list[str]:
+    return [id_ for (id_,) in connection.execute("SELECT id FROM sessions WHERE status = 'closing'")]
+
+
+def postpone(connection: sqlite3.Connection, session_id: str, until: datetime, rules: Rules, now: datetime) -> None:
+    connection.execute("UPDATE sessions SET postponed_until = ? WHERE id = ?", (to_text(until), session_id))
+    events.append(connection, session_id, "postponed", None, {"until": to_text(until)}, now)
+    sessions.write_expiry(connection, session_id, rules)
+
+
+_LOST = (
+    "NOT EXISTS (SELECT 1 FROM checkpoints AS own WHERE own.session_id = writes.session_id"
+    " AND own.checkpoint_ns = writes.checkpoint_ns AND own.checkpoint_id = writes.checkpoint_id)"
+)
+
+
+def list_orphaned(connection: sqlite3.Connection, since: datetime, before: datetime) -> list[str]:
+    """Sessions last active between the two moments that have writes whose checkpoint never came."""
+    rows = connection.execute(
+        "SELECT id FROM sessions WHERE last_active_at >= ? AND last_active_at < ?"
+        f" AND EXISTS (SELECT 1 FROM writes WHERE session_id = sessions.id AND {_LOST})",
+        (to_text(since), to_text(before)),
+    )
+    return [session_id for (session_id,) in rows]
+
+
+def free_orphans(connection: sqlite3.Connection, session_id: str, rules: Rules) -> int:
+    """Delete a session's writes whose checkpoint never came, unless a run may still bring it; how many.
+
+    LangGraph stores a task's writes before the checkpoint they belong to, and a run may end in between.
+    """
+    now = rules.clock()
+    session = sessions.find(connection, session_id)
+    if session is None or leases.is_live(connection, session_id, rules):
+        return 0
+    lost = connection.execute(f"DELETE FROM writes WHERE session_id = ? AND {_LOST}", (session_id,)).rowcount
+    if lost:
+        pieces.free_unused(connection, session.family_id, sessions.members(connection, session.family_id))
+        events.append(connection, session_id, "repaired", "orphaned_writes", {"writes": lost}, now)
+    return lost

@@ -1,0 +1,116 @@
+"""Users in SQLite: refusing one, and forgetting one. A refused user is kept as a hash, which outlives them."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from session_middleware import lifecycle
+from session_middleware.errors import UserRevoked
+from session_middleware.model import Forgotten, Identity, to_text
+from session_middleware.storage.sqlite.lifecycle import archives, ends, sessions
+from session_middleware.storage.sqlite.lifecycle.tombstones import hashed
+from session_middleware.storage.sqlite.memory import memories
+from session_middleware.storage.sqlite.rules import Rules
+
+
+@lru_cache(maxsize=1024)
+def hash_of(user_id: str | None) -> str | None:
+    return None if user_id is None else hashed(user_id)
+
+
+def is_revoked(connection: sqlite3.Connection, user_id: str | None) -> bool:
+    row = connection.execute("SELECT 1 FROM revoked WHERE user_hash = ?", (hash_of(user_id),)).fetchone()
+    return row is not None
+
+
+def check_not_revoked(connection: sqlite3.Connection, session_id: str, identity: Identity) -> None:
+    """Raises `UserRevoked`."""
+    if identity.user_id is not None and is_revoked(connection, identity.user_id):
+        raise UserRevoked(session_id, user_id=identity.user_id)
+
+
+def revoke(connection: sqlite3.Connection, user_id: str, reason: str | None, rules: Rules) -> list[str]:
+    now = rules.clock()
+    connection.execute(
+        "INSERT INTO revoked (user_hash, reason, since) VALUES (?, ?, ?) ON CONFLICT (user_hash) DO NOTHING",
+        (hash_of(user_id), reason, to_text(now)),
+    )
+    theirs = connection.execute("SELECT id FROM sessions WHERE user_id = ? AND status = 'active'", (user_id,))
+    ended = []
+    for (session_id,) in theirs.fetchall():
+        session = sessions.get(connection, session_id)
+        if lifecycle.status_at(session, rules.settings, now) in lifecycle.OPEN:
+            detail = {} if reason is None else {"why": reason}
+            ends.end(connection, session_id, "abandoned", rules, reason="owner_revoked", detail=detail, by=None)
+            ended.append(session_id)
+    return ended
+
+
+def lift(connection: sqlite3.Connection, user_id: str) -> bool:
+    return bool(connection.execute("DELETE FROM revoked WHERE user_hash = ?", (hash_of(user_id),)).rowcount)
+
+
+# Forgetting
+
+
+def forget(
+    connection: sqlite3.Connection, user_id: str, rules: Rules, folder: Path | None, *, dry_run: bool
+) -> tuple[Forgotten, list[str]]:
+    """All that is kept of a user, in one transaction; what that was, and the files of archives that are to go."""
+    connection.execute("SAVEPOINT forgetting")
+    rows = connection.execute("SELECT id, incarnation FROM sessions WHERE user_id = ?", (user_id,)).fetchall()
+    theirs = [session_id for session_id, _ in rows]
+    stones = connection.execute(
+        "SELECT id, incarnation, archive FROM tombstones WHERE user_id = ?", (user_id,)
+    ).fetchall()
+    gone = [session_id for session_id, _, _ in stones]
+    memories_gone = memories.delete_of_user(connection, user_id, [*theirs, *gone])
+    deleted = [ends.delete(connection, session_id, rules, action="forgotten") for session_id in theirs]
+    traces = _erase_traces(connection, user_id, [*theirs, *gone])
+    for session_id, _, _ in stones:
+        connection.execute(
+            "UPDATE OR REPLACE tombstones SET id = ?, user_id = NULL, group_id = NULL, action = 'forgotten',"
+            " reason = NULL, archive = NULL, digest = NULL WHERE id = ?",
+            (hashed(session_id), session_id),
+        )
+    kept = [path for _, _, path in stones if path is not None]
+    rows += [(session_id, incarnation) for session_id, incarnation, _ in stones]
+    files = [] if folder is None else [name for row in rows for name in archives.names_of(folder, *row)]
+    forgotten = Forgotten(
+        sessions=len(theirs),
+        checkpoints=sum(each.checkpoints for each in deleted),
+        messages=sum(each.messages for each in deleted),
+        tool_calls=sum(each.tool_calls for each in deleted),
+        memories=memories_gone + sum(each.memories for each in deleted),
+        archives=len(kept),
+        traces=traces,
+        dry_run=dry_run,
+    )
+    if dry_run:
+        connection.execute("ROLLBACK TO forgetting")
+    connection.execute("RELEASE forgetting")
+    return forgotten, [] if dry_run else [*kept, *files]
+
+
+def _erase_traces(connection: sqlite3.Connection, user_id: str, theirs: Sequence[str]) -> int:
+    """Mentions elsewhere: who was refused where, who runs, what hooks are to be told. How many."""
+    gone = 0
+    for name in ("$.user_id", "$.by"):
+        gone += connection.execute(
+            "UPDATE events SET detail = json_set(detail, ?, 'forgotten') WHERE json_extract(detail, ?) = ?",
+            (name, name, user_id),
+        ).rowcount
+    gone += connection.execute(
+        "UPDATE sessions SET pinned = json_set(pinned, '$.by', 'forgotten') WHERE json_extract(pinned, '$.by') = ?",
+        (user_id,),
+    ).rowcount
+    ids = json.dumps(list(theirs))
+    connection.execute("DELETE FROM outbox WHERE session_id IN (SELECT value FROM json_each(?))", (ids,))
+    connection.execute(
+        "DELETE FROM leases WHERE user_id = ? OR session_id IN (SELECT value FROM json_each(?))", (user_id, ids)
+    )
+    return gone

@@ -1,0 +1,337 @@
+"""The SQLite engine's upkeep: each method of `storage/upkeep.py`, as transactions over the statements beside it."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from datetime import datetime
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, TypeVar
+
+from session_middleware.errors import SessionBusy, SessionError, StorageError
+from session_middleware.model import Closed, Ended, Forgotten, Identity, Pin, Problem, SessionInfo, Status
+from session_middleware.storage.processes import this_process
+from session_middleware.storage.sqlite.database import SqliteDatabase
+from session_middleware.storage.sqlite.lifecycle import (
+    archives,
+    checks,
+    door,
+    ends,
+    leases,
+    outbox,
+    privacy,
+    sessions,
+    tombstones,
+)
+from session_middleware.storage.sqlite.rules import Rules
+from session_middleware.storage.sqlite.writer import Refusal
+from session_middleware.storage.upkeep import Buried, Deleted, SessionDetails, Told
+from session_middleware.storage.visit import Lease, Visit
+
+T = TypeVar("T")
+Connection = sqlite3.Connection
+
+_TURN_SECONDS = 0.005  # how long a transaction of a sweep may take; then others have their turn
+_TOGETHER = 50  # sessions that are expired by one statement, at most
+_SIZED = 1000  # sessions measured in one read
+
+
+class SqliteUpkeep:
+    name: str
+    _database: SqliteDatabase
+    _rules: Rules
+    _archives: Path | None  # where to; None: nowhere, of a database in memory
+
+    def _now(self) -> datetime:
+        return self._rules.clock()
+
+    # Runs
+
+    def enter(self, visit: Visit, *, wait: bool) -> bool:
+        lease = visit.lease
+        assert lease is not None
+
+        def operation(connection: Connection) -> bool | Refusal:
+            now = self._now()
+            leases.bury(
+                connection, [place for place in leases.of(connection, visit.session_id) if place.is_dead(self._rules)]
+            )
+            try:
+                door.look(connection, visit, self._rules)
+                others = leases.before(connection, visit.session_id, None, self._rules)
+                if others and not wait:
+                    raise SessionBusy(visit.session_id, run_id=others[0].run_id, process=others[0].process)
+            except door.REFUSALS as error:
+                return self._refused(connection, visit, error)
+            leases.take(connection, visit, now)
+            return not others
+
+        if lease.number is None:
+            entered: Any = self._restoring(
+                lambda: self._database.write(operation, durable=False, undo=_forgetting(lease))
+            )
+            has_it = bool(entered)
+        else:
+            has_it = self._is_first(visit.session_id, lease.number)
+        if has_it:
+            lease.is_exclusive = True
+            visit.admission = None  # while it waited, another run may have changed what there is to admit
+        return has_it
+
+    def _refused(self, connection: Connection, visit: Visit, error: SessionError) -> Refusal:
+        door.refuse(connection, visit, error, self._rules)
+        return Refusal(error)
+
+    def _is_first(self, session_id: str, number: int) -> bool:
+        return self._database.read(lambda connection: not leases.before(connection, session_id, number, self._rules))
+
+    def _restoring(self, operation: Callable[[], T]) -> T:
+        """Carry it out; if what it is for is in an archive, bring that back and do it again."""
+        try:
+            return operation()
+        except door.Archived as found:
+            stone = found.stone
+
+        def restore(connection: Connection) -> bool:
+            is_there = tombstones.find(connection, stone.id) == stone  # others may have been quicker
+            if is_there:
+                archives.restore(connection, stone, self._now())
+            return is_there
+
+        if self._database.write(restore) and not self._database.is_inside:  # there it is not committed yet
+            archives.remove(stone.archive)
+        return operation()
+
+    def hold(self, visit: Visit) -> None:
+        lease = visit.lease
+        if lease is not None and lease.number is None:
+            self._database.write(
+                lambda connection: leases.take(connection, visit, self._now()), durable=False, undo=_forgetting(lease)
+            )
+
+    def leave(self, lease: Lease) -> None:
+        if lease.number is not None:
+            self._rules.over.add(lease.number)
+
+    def release(self, given: Sequence[Lease]) -> None:
+        numbers = [lease.number for lease in given if lease.number is not None]
+        if numbers:
+            self._database.write(lambda connection: leases.release(connection, numbers), durable=False)
+            self._rules.over.difference_update(numbers)
+
+    def renew(self, given: Sequence[Lease]) -> None:
+        numbers = [lease.number for lease in given if lease.number is not None]
+        if numbers:
+            self._database.write(lambda connection: leases.renew(connection, numbers, self._now()), durable=False)
+
+    def find_holder(self, session_id: str, *, but: Lease | None = None) -> tuple[str | None, str] | None:
+        number = None if but is None else but.number
+        places = self._database.read(lambda connection: leases.before(connection, session_id, None, self._rules))
+        others = [place for place in places if place.number != number]
+        return (others[0].run_id, others[0].process) if others else None
+
+    # Changes and ends
+
+    def update_session(self, session_id: str, details: SessionDetails, *, by: Identity | None = None) -> SessionInfo:
+        return self._database.write(
+            lambda connection: sessions.update(connection, session_id, details, self._rules, by)
+        )
+
+    def delete_session(self, session_id: str, *, by: Identity | None = None) -> Deleted:
+        def operation(connection: Connection) -> Deleted:
+            if by is not None:
+                sessions.get_for(connection, session_id, by, self._rules)
+            return ends.delete(connection, session_id, self._rules, reason="by_user")
+
+        deleted = self._database.write(operation)
+        return deleted._replace(bytes_freed=self._database.erase()) if deleted.sessions else deleted
+
+    def end_session(
+        self, session_id: str, status: Closed, *, reason: str, detail: Mapping[str, Any], by: Identity | None
+    ) -> SessionInfo:
+        return self._database.write(
+            lambda connection: ends.end(
+                connection, session_id, status, self._rules, reason=reason, detail=dict(detail), by=by
+            )
+        )
+
+    def ping_session(self, session_id: str, *, by: Identity | None) -> SessionInfo:
+        return self._database.write(lambda connection: sessions.ping(connection, session_id, self._rules, by))
+
+    def pin_session(self, session_id: str, pin: Pin | None, *, by: Identity | None) -> SessionInfo:
+        return self._database.write(lambda connection: sessions.pin(connection, session_id, pin, self._rules, by))
+
+    def postpone(self, session_id: str, until: datetime) -> None:
+        self._database.write(lambda connection: ends.postpone(connection, session_id, until, self._rules, self._now()))
+
+    def list_due(self, now: datetime, *, sized: bool = False) -> list[Ended]:
+        return self._sized(self._database.read(lambda connection: ends.list_due(connection, self._rules, now)), sized)
+
+    def list_older(self, before: datetime, *, status: Status | None = None, sized: bool = False) -> list[Ended]:
+        return self._sized(
+            self._database.read(lambda connection: ends.list_older(connection, before, status, self._rules)), sized
+        )
+
+    def _sized(self, due: list[Ended], sized: bool) -> list[Ended]:
+        if not sized:
+            return due
+        bytes_of: dict[str, int] = {}
+        for start in range(0, len(due), _SIZED):
+            ids = [ended.session_id for ended in due[start : start + _SIZED]]
+            bytes_of |= self._database.read(lambda connection, ids=ids: ends.sizes(connection, ids))  # type: ignore[misc]
+        return [ended.model_copy(update={"bytes": bytes_of[ended.session_id]}) for ended in due]
+
+    def measure_session(self, session_id: str) -> int:
+        return self._database.read(lambda connection: ends.sizes(connection, [session_id]))[session_id]
+
+    def end_due(self, due: Sequence[Ended], *, now: datetime) -> list[Ended]:
+        done: list[Ended] = []
+        waiting = list(reversed(due))
+        while waiting:
+            began = time.perf_counter()
+            done += self._database.write(lambda connection: self._end_some(connection, waiting, now), durable=False)
+            if waiting:
+                time.sleep(min(2 * (time.perf_counter() - began), 10 * _TURN_SECONDS))  # others' turn
+        self._archive_closing()
+        if any(ended.action in ("delete", "archive", "prune") for ended in done):
+            self._database.erase()
+        return done
+
+    def _end_some(self, connection: Connection, waiting: list[Ended], now: datetime) -> list[Ended]:
+        """As many as a turn's time is enough for. They are taken from `waiting` when all of them are done."""
+        until = time.perf_counter() + _TURN_SECONDS
+        done, tried = [], 0
+        while tried < len(waiting) and (tried == 0 or time.perf_counter() < until):
+            some = waiting[-tried - 1 : -tried - 1 - _TOGETHER : -1]
+            plain = list(takewhile(ends.is_plain, some))
+            tried += len(plain) or 1
+            expired = ends.expire_plain(connection, plain, self._rules, now) if plain else []
+            is_done = {each.session_id for each in expired}
+            rest = [each for each in plain or some[:1] if each.session_id not in is_done]
+            done += expired + [each for each in rest if ends.end_due(connection, each, self._rules, now)]
+        del waiting[len(waiting) - tried :]
+        return done
+
+    def _archive_closing(self) -> None:
+        for session_id in self._database.read(ends.list_closing):
+            self._archive(session_id)
+
+    def _archive(self, session_id: str) -> None:
+        """Write the file while runs go on; delete only if the session is still what was written."""
+
+        def read(connection: Connection) -> tuple[SessionInfo, list[archives.Line]] | None:
+            session = sessions.find(connection, session_id)
+            if session is None or session.status != "closing":
+                return None
+            return session, archives.read(connection, session)
+
+        found = self._database.read(read)
+        if found is None:
+            return
+        session, lines = found
+        if self._archives is None:
+            raise StorageError(self.name, "there is no folder for archives", advice="set archive_path")
+        archive = archives.write(lines, self._archives, session)
+
+        def delete(connection: Connection) -> bool:
+            if sessions.find(connection, session_id) != session:  # whoever comes in makes it active again
+                return False
+            if leases.is_live(connection, session_id, self._rules):
+                return False
+            kept = {"archive": archive.path, "digest": archive.digest}
+            ends.delete(connection, session_id, self._rules, action="archived", reason=session.reason, **kept)
+            return True
+
+        if not self._database.write(delete):
+            archives.remove(archive.path)
+
+    def take_over(self, duty: str) -> Lease | None:
+        visit = Visit(f"\0{duty}", Identity(), lease=Lease())
+
+        def operation(connection: Connection) -> bool:
+            now = self._now()
+            places = leases.of(connection, visit.session_id)
+            leases.release(connection, [place.number for place in places if place.is_dead(self._rules)])
+            if leases.before(connection, visit.session_id, None, self._rules):
+                return False
+            leases.take(connection, visit, now)
+            return True
+
+        return visit.lease if self._database.write(operation, durable=False) else None
+
+    def tidy(self, since: datetime, before: datetime) -> None:
+        def bury(connection: Connection) -> None:
+            leases.bury(connection, leases.dead(connection, self._rules))
+
+        if self._database.read(lambda connection: leases.dead(connection, self._rules)):
+            self._database.write(bury)
+        for session_id in self._database.read(lambda connection: ends.list_orphaned(connection, since, before)):
+            self._free_orphans(session_id)
+
+    def _free_orphans(self, session_id: str) -> int:
+        return self._database.write(lambda connection: ends.free_orphans(connection, session_id, self._rules))
+
+    def find_buried(self, session_id: str) -> Buried | None:
+        stone = self._database.read(lambda connection: tombstones.find(connection, session_id))
+        if stone is None:
+            return None
+        return Buried(session_id, stone.action, stone.reason, stone.archive, stone.ended_at, stone.buried_at)
+
+    # Users
+
+    def forget_user(self, user_id: str, *, dry_run: bool) -> Forgotten:
+        def operation(connection: Connection) -> Forgotten:
+            forgotten, paths = privacy.forget(connection, user_id, self._rules, self._archives, dry_run=dry_run)
+            for path in paths:  # before it is committed, when nothing would lead to them any more
+                archives.remove(path)
+            return forgotten
+
+        forgotten = self._database.write(operation)
+        if dry_run:
+            return forgotten
+        freed = self._database.erase()
+        return forgotten.model_copy(update={"bytes_freed": freed, "pending": not self._database.is_erased()})
+
+    def revoke_user(self, user_id: str, *, reason: str | None) -> list[str]:
+        return self._database.write(lambda connection: privacy.revoke(connection, user_id, reason, self._rules))
+
+    def lift_revocation(self, user_id: str) -> bool:
+        return self._database.write(lambda connection: privacy.lift(connection, user_id))
+
+    # Hooks
+
+    def announce(self, kinds: Collection[str]) -> None:
+        self._rules.announced.update(kinds)
+
+    def take_told(self, *, limit: int = 100) -> list[Told]:
+        if not self._database.read(outbox.has_any):
+            return []
+        kinds = frozenset(self._rules.announced)
+        return self._database.write(
+            lambda connection: outbox.take(connection, kinds, this_process(), limit), durable=False
+        )
+
+    def acknowledge(self, numbers: Sequence[int]) -> None:
+        self._database.write(lambda connection: outbox.acknowledge(connection, numbers), durable=False)
+
+    # Health
+
+    def check(self, *, repair: bool) -> list[Problem]:
+        found = self._database.read(lambda connection: checks.find(connection, self._rules))
+        if not repair:
+            return found
+        return [self._mend(problem) for problem in found]  # each on its own: runs go on meanwhile
+
+    def _mend(self, problem: Problem) -> Problem:
+        return self._database.write(lambda connection: checks.mend(connection, problem, self._rules), durable=False)
+
+
+def _forgetting(lease: Lease) -> Callable[[], None]:
+    """What undoes that a lease was taken."""
+
+    def undo() -> None:
+        lease.number = None
+
+    return undo

@@ -1,0 +1,1 @@
+"""What is remembered, and the index it is found by."""

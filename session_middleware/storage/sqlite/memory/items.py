@@ -1,0 +1,292 @@
+"""Memory items in SQLite: JSON values by namespace and key, their time to live, and their words in the index."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Collection, Sequence
+from datetime import datetime, timedelta
+from itertools import islice
+from typing import Any
+
+from session_middleware.model import from_text, to_text
+from session_middleware.storage.filters import passes
+from session_middleware.storage.memory_port import MemoryPut, MemoryQuery, StoredMemory
+from session_middleware.storage.ranking import ITEM, LENGTHS, Statistics, length_code
+from session_middleware.storage.sqlite.memory import words
+from session_middleware.storage.sqlite.memory.words import PART_BITS, PostingsByRow
+from session_middleware.storage.sqlite.rows import namespace_text
+from session_middleware.storage.words import terms_of
+
+_COLUMNS = "namespace, key, value, text, session_id, created_at, updated_at, message_id, expires_at, paths"
+_LIVE = "(expires_at IS NULL OR expires_at > ?)"
+
+
+# Putting
+
+
+def put(connection: sqlite3.Connection, puts: Sequence[MemoryPut], now: datetime) -> None:
+    """Store them; what they say is indexed later, or read from here by a search that comes before that."""
+    latest = {(namespace_text(item.namespace), item.key): item for item in puts}
+    written = to_text(now)
+    rows = [_row(namespace, item, now, written) for (namespace, _), item in latest.items() if item.value is not None]
+    last = connection.execute("SELECT MAX(id) FROM memories").fetchone()[0] or 0
+    delete(
+        connection, [found[0] for at, item in latest.items() if item.value is None and (found := _find(connection, at))]
+    )
+    inserted = connection.executemany(
+        "INSERT INTO memories (value, text, paths, session_id, message_id, updated_at, expires_at, ttl_minutes,"
+        " indexed, embedded, namespace, key, created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        " ON CONFLICT (namespace, key) DO NOTHING",
+        rows,
+    ).rowcount
+    if inserted < len(rows):
+        for row in rows:
+            known = _find(connection, row[10:12])
+            if known is not None and known[0] <= last:
+                _update(connection, row, known, now)
+
+
+def _row(namespace: str, item: MemoryPut, now: datetime, written: str) -> tuple[Any, ...]:
+    return (
+        json.dumps(item.value) if item.encoded is None else item.encoded,
+        item.text,
+        None if item.paths is None else json.dumps(list(item.paths)),
+        item.session_id,
+        item.message_id,
+        written,
+        None if item.ttl is None else to_text(now + item.ttl),
+        item.ttl and item.ttl.total_seconds() / 60,
+        item.text is None,
+        0 if item.embed and item.text is not None else None,
+        namespace,
+        item.key,
+        written,
+    )
+
+
+def _find(connection: sqlite3.Connection, at: tuple[str, str]) -> tuple[int, str | None] | None:
+    row: tuple[int, str | None] | None = connection.execute(
+        "SELECT id, expires_at FROM memories WHERE namespace = ? AND key = ?", at
+    ).fetchone()
+    return row
+
+
+def _update(connection: sqlite3.Connection, row: tuple[Any, ...], known: tuple[int, str | None], now: datetime) -> None:
+    unindex(connection, known[0])
+    connection.execute(
+        "UPDATE memories SET value = ?, text = ?, paths = ?, session_id = ?, message_id = ?, updated_at = ?,"
+        " expires_at = ?, ttl_minutes = ?, indexed = ?, embedded = ? WHERE id = ?",
+        (*row[:10], known[0]),
+    )
+    if known[1] is not None and known[1] <= to_text(now):  # what comes after its end is new
+        connection.execute("UPDATE memories SET created_at = updated_at WHERE id = ?", (known[0],))
+
+
+# Indexing
+
+
+def backlog(connection: sqlite3.Connection, up_to: int) -> int:
+    """How many items are not indexed; counted no further than `up_to`."""
+    return int(
+        connection.execute(
+            "SELECT COUNT(*) FROM (SELECT 1 FROM memories INDEXED BY memories_to_index WHERE indexed = 0 LIMIT ?)",
+            (up_to,),
+        ).fetchone()[0]
+    )
+
+
+def index_some(connection: sqlite3.Connection, limit: int) -> int:
+    """Index the words of the next items, at most `limit`; how many that was."""
+    rows = connection.execute(
+        "SELECT id, namespace, text FROM memories INDEXED BY memories_to_index WHERE indexed = 0 ORDER BY id LIMIT ?",
+        (limit,),
+    ).fetchall()
+    adding = _Adding(connection)
+    for number, namespace, text in rows:
+        adding.add(namespace, number, text)
+    adding.finish()
+    connection.executemany("UPDATE memories SET indexed = 1 WHERE id = ?", [(number,) for number, _, _ in rows])
+    return len(rows)
+
+
+def unindexed(
+    connection: sqlite3.Connection, namespaces: Sequence[tuple[str, ...]], *, prefix: bool
+) -> dict[int, list[str]]:
+    """The terms of the items in these namespaces that are not indexed yet, by their place."""
+    if not namespaces:
+        return {}
+    where, values = _visible(namespaces, prefix=prefix)
+    rows = connection.execute(
+        f"SELECT id, text FROM memories INDEXED BY memories_to_index WHERE indexed = 0 AND ({where})", values
+    )
+    return {ITEM | number: terms_of(text) for number, text in rows}
+
+
+def unindex(connection: sqlite3.Connection, number: int) -> None:
+    """Take an item's words and vectors out of the index; what it said tells which they are."""
+    namespace, text, indexed = connection.execute(
+        "SELECT namespace, text, indexed FROM memories WHERE id = ?", (number,)
+    ).fetchone()
+    if text is None or not indexed:
+        return
+    scope_id, place, terms = words.make_scope(connection, "item", namespace), ITEM | number, terms_of(text)
+    words.remove(connection, scope_id, place >> PART_BITS, terms, {place})
+    words.count(connection, scope_id, Statistics(*(-figure for figure in figures_of(terms))))
+    connection.execute("DELETE FROM vectors WHERE scope_id = ? AND place = ?", (scope_id, place))
+    words.drop_empty(connection, scope_id)
+
+
+class _Adding:
+    """Collects what the items of one batch add to the index, and adds it at once."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self._scopes: dict[str, tuple[int, Statistics]] = {}
+        self._rows: PostingsByRow = {}
+
+    def add(self, namespace: str, number: int, text: str) -> None:
+        if namespace not in self._scopes:
+            scope_id = words.make_scope(self._connection, "item", namespace)
+            self._scopes[namespace] = scope_id, Statistics(0, 0, 0)
+        scope_id, figures = self._scopes[namespace]
+        terms = terms_of(text)
+        words.merge(self._rows, words.postings_of(scope_id, ITEM | number, terms))
+        self._scopes[namespace] = scope_id, figures + figures_of(terms)
+
+    def finish(self) -> None:
+        words.add(self._connection, self._rows)
+        for scope_id, figures in self._scopes.values():
+            words.count(self._connection, scope_id, figures)
+
+
+def figures_of(terms: Sequence[str]) -> Statistics:
+    """What one item adds to its scope's figures."""
+    return Statistics(1, LENGTHS[length_code(len(terms))], 1)
+
+
+# Getting
+
+
+def get(
+    connection: sqlite3.Connection, keys: Sequence[tuple[tuple[str, ...], str]], now: datetime
+) -> list[StoredMemory | None]:
+    found: list[StoredMemory | None] = []
+    for namespace, key in keys:
+        row = connection.execute(
+            f"SELECT {_COLUMNS} FROM memories WHERE namespace = ? AND key = ? AND {_LIVE}",
+            (namespace_text(namespace), key, to_text(now)),
+        ).fetchone()
+        found.append(None if row is None else _stored(row))
+    return found
+
+
+def get_by_id(connection: sqlite3.Connection, id: int, now: datetime) -> StoredMemory | None:
+    row = connection.execute(f"SELECT {_COLUMNS} FROM memories WHERE id = ? AND {_LIVE}", (id, to_text(now))).fetchone()
+    return None if row is None else _stored(row)
+
+
+def get_any(connection: sqlite3.Connection, id: int) -> StoredMemory:
+    """Also one that has expired and was not swept yet."""
+    return _stored(connection.execute(f"SELECT {_COLUMNS} FROM memories WHERE id = ?", (id,)).fetchone())
+
+
+def list_(connection: sqlite3.Connection, query: MemoryQuery, now: datetime) -> list[StoredMemory]:
+    """The page of what passes the filter, first put first."""
+    where, values = _visible(query.namespaces, prefix=query.prefix)
+    since = "" if query.since is None else to_text(query.since)
+    statement = f"SELECT {_COLUMNS} FROM memories WHERE ({where}) AND {_LIVE} AND created_at >= ? ORDER BY id"
+    values += [to_text(now), since]
+    if not query.filter:
+        rows = connection.execute(f"{statement} LIMIT ? OFFSET ?", (*values, query.limit, query.offset))
+        return [_stored(row) for row in rows]
+    passing = (item for item in map(_stored, connection.execute(statement, values)) if passes(item.value, query.filter))
+    return list(islice(islice(passing, query.offset, None), query.limit))
+
+
+def _visible(
+    namespaces: Sequence[tuple[str, ...]], *, prefix: bool, column: str = "namespace"
+) -> tuple[str, list[Any]]:
+    if prefix and () in namespaces:
+        return "1", []
+    exact = [namespace_text(namespace) for namespace in namespaces]
+    if not prefix:  # one parameter: thousands of them, or of ORs, are more than SQLite takes
+        return f"{column} IN (SELECT value FROM json_each(?))", [json.dumps(exact)]
+    # ["a" is followed by , in whatever lies below it, and - comes after ,
+    below = [bound for text in exact for bound in (text, text[:-1] + ",", text[:-1] + "-")]
+    return " OR ".join([f"{column} = ? OR {column} >= ? AND {column} < ?"] * len(exact)) or "0", below
+
+
+def scope_ids(connection: sqlite3.Connection, namespaces: Sequence[tuple[str, ...]], *, prefix: bool) -> list[int]:
+    """The scopes of the index that these namespaces, or all below them, have."""
+    where, values = _visible(namespaces, prefix=prefix, column="name")
+    rows = connection.execute(f"SELECT id FROM index_scopes WHERE kind = 'item' AND ({where})", values)
+    return [scope_id for (scope_id,) in rows]
+
+
+def _stored(row: tuple[Any, ...]) -> StoredMemory:
+    namespace, key, value, text, session_id, created_at, updated_at, message_id, expires_at, paths = row
+    return StoredMemory(
+        tuple(json.loads(namespace)),
+        key,
+        json.loads(value),
+        text,
+        session_id,
+        from_text(created_at),
+        from_text(updated_at),
+        message_id=message_id,
+        expires_at=None if expires_at is None else from_text(expires_at),
+        paths=None if paths is None else json.loads(paths),
+    )
+
+
+def list_namespaces(connection: sqlite3.Connection, now: datetime) -> list[tuple[str, ...]]:
+    """From one namespace to the next, so that their number is what it costs."""
+    rows = connection.execute(
+        "WITH RECURSIVE following (name) AS (SELECT MIN(namespace) FROM memories UNION ALL"
+        " SELECT (SELECT MIN(namespace) FROM memories WHERE namespace > name) FROM following WHERE name IS NOT NULL)"
+        " SELECT name FROM following WHERE EXISTS"
+        " (SELECT 1 FROM memories WHERE namespace = name AND (expires_at IS NULL OR expires_at > ?))",
+        (to_text(now),),
+    )
+    return sorted(tuple(json.loads(namespace)) for (namespace,) in rows)
+
+
+# Time to live
+
+
+def refresh(connection: sqlite3.Connection, keys: Collection[tuple[tuple[str, ...], str]], now: datetime) -> None:
+    """Give items that have a time to live all of it again."""
+    for namespace, key in keys:
+        at = (namespace_text(namespace), key)
+        row = connection.execute(
+            f"SELECT ttl_minutes FROM memories WHERE namespace = ? AND key = ? AND {_LIVE}", (*at, to_text(now))
+        ).fetchone()
+        if row is not None and row[0] is not None:
+            connection.execute(
+                "UPDATE memories SET expires_at = ? WHERE namespace = ? AND key = ?",
+                (to_text(now + timedelta(minutes=row[0])), *at),
+            )
+
+
+def sweep(connection: sqlite3.Connection, now: datetime) -> int:
+    due = connection.execute("SELECT id FROM memories WHERE expires_at <= ?", (to_text(now),))
+    return delete(connection, [number for (number,) in due])
+
+
+def delete(connection: sqlite3.Connection, ids: Sequence[int]) -> int:
+    """Delete items, and all that the index has of them."""
+    for number in ids:
+        unindex(connection, number)
+        connection.execute("DELETE FROM memories WHERE id = ?", (number,))
+    return len(ids)
+
+
+def move(connection: sqlite3.Connection, ids: Sequence[int], namespace: str) -> None:
+    """Move items to another namespace; they are indexed there anew."""
+    for number in ids:
+        unindex(connection, number)
+        connection.execute(
+            "UPDATE memories SET namespace = ?, indexed = text IS NULL, embedded = embedded AND 0 WHERE id = ?",
+            (namespace, number),
+        )

@@ -1,0 +1,296 @@
+"""Search by words and vectors: what is in scope, ranked, read from the index and the record."""
+
+from __future__ import annotations
+
+import heapq
+import json
+import sqlite3
+import sys
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
+from typing import NamedTuple
+
+from session_middleware.model import from_text
+from session_middleware.storage import ranking
+from session_middleware.storage.filters import passes
+from session_middleware.storage.memory_port import MemoryQuery, MessageScope, StoredMemory
+from session_middleware.storage.ranking import BITS, ITEM, SPEAKER_BOOST, TOLD, Postings, Scores, Statistics, Word
+from session_middleware.storage.sqlite.memory import indexing, items, vectors, words
+from session_middleware.storage.sqlite.memory.indexing import POSITION_BITS, Place
+from session_middleware.storage.sqlite.memory.words import PART_BITS, Source
+from session_middleware.storage.words import QueryWord, query_words
+
+_FIRST = 4  # times what was asked for is read in order; more only when the filter leaves too few
+_IN_PART = (1 << PART_BITS) - 1
+_PAGE = 200  # results; who asks for more gets all of them, however long that takes
+_NEAREST = 500  # vectors that are looked at, and more where more results are wanted
+VECTOR_WEIGHT = 1.5  # of the cosine, beside words as a share of the best
+
+
+class _Scope(NamedTuple):
+    """What may be found, and its figures."""
+
+    items: list[Source]
+    messages: list[Source]
+    statistics: Statistics
+    fresh: dict[int, Place]  # messages that are not in the index yet, by their place
+    postings: dict[str, tuple[Postings, Postings]]  # of what is not in the index: messages' and items', by term
+
+
+class _Ranking(NamedTuple):
+    """How what may be found ranks, by place."""
+
+    total: Scores
+    words: Scores
+    vectors: Scores
+
+
+def search(connection: sqlite3.Connection, query: MemoryQuery, now: datetime) -> list[StoredMemory]:
+    """The page of what fits best that passes the filter."""
+    scope = _scope(connection, query)
+    ranked = _ranking(connection, scope, query)
+    wanted = query.offset + query.limit
+    found: list[StoredMemory] = []
+    for place in _in_order(ranked.total, _FIRST * wanted):
+        if len(found) >= wanted:
+            break
+        memory = _read(connection, scope, place, query, now)
+        if memory is not None and passes(memory.value, query.filter):
+            said, meant = ranked.words.get(place), ranked.vectors.get(place)
+            found.append(memory._replace(score=ranked.total[place], words=said, vector=meant))
+    return found[query.offset :]
+
+
+def speakers(connection: sqlite3.Connection, asked: Sequence[str], whose: MessageScope) -> set[str]:
+    """Those of these words that are part of a speaker's name."""
+    scope = _scope(connection, MemoryQuery([], prefix=False, messages=whose))
+    return {word for word in asked for each in query_words(word) if _is_speaker(connection, scope, each)}
+
+
+def _in_order(total: Scores, first: int) -> Iterator[int]:
+    """The places, best first. All are put in order only if somebody asks for more than the first."""
+
+    def best_first(place: int) -> tuple[float, int]:
+        return -total[place], place
+
+    best = heapq.nsmallest(first, total, key=best_first)
+    yield from best
+    if len(total) > len(best):
+        yield from sorted(total, key=best_first)[len(best) :]
+
+
+# The scope
+
+
+def _scope(connection: sqlite3.Connection, query: MemoryQuery) -> _Scope:
+    scope_ids = items.scope_ids(connection, query.namespaces, prefix=query.prefix)
+    statistics = words.statistics(connection, scope_ids)
+    sources: list[Source] = []
+    fresh: list[Place] = []
+    if query.messages is not None:
+        sources, figures = _message_sources(connection, query.messages)
+        statistics += figures
+        fresh, more = indexing.unindexed(connection, query.messages)
+        statistics += more
+    items_left = items.unindexed(connection, query.namespaces, prefix=query.prefix)
+    statistics = sum(map(items.figures_of, items_left.values()), statistics)
+    postings: dict[str, tuple[Postings, Postings]] = {}
+    for place in fresh:
+        _collect(postings, 0, place.place, place.terms, place.marks)
+    for at, terms in items_left.items():
+        _collect(postings, 1, at, terms, ())
+    by_place = {place.place: place for place in fresh}
+    return _Scope([Source(scope_id) for scope_id in scope_ids], sources, statistics, by_place, postings)
+
+
+def _collect(
+    into: dict[str, tuple[Postings, Postings]], kind: int, place: int, terms: Sequence[str], marks: Iterable[str]
+) -> None:
+    for (_, term, _), postings in words.postings_of(0, place, terms, marks).items():
+        into.setdefault(term, (array("q"), array("q")))[kind].extend(postings)
+
+
+def _message_sources(connection: sqlite3.Connection, whose: MessageScope) -> tuple[list[Source], Statistics]:
+    if whose.session_id is not None:
+        return _one_session(connection, whose.session_id)
+    if whose.user_id is not None:
+        scope_id = words.find_scope(connection, "message", indexing.owner_name(whose.user_id))
+        scope_ids = [] if scope_id is None else [scope_id]
+    else:
+        scope_ids = [row[0] for row in connection.execute("SELECT id FROM index_scopes WHERE kind = 'message'")]
+    return [Source(scope_id) for scope_id in scope_ids], words.statistics(connection, scope_ids)
+
+
+def _one_session(connection: sqlite3.Connection, session_id: str) -> tuple[list[Source], Statistics]:
+    row = connection.execute(
+        "SELECT number, scope_id, texts, words, positions FROM index_sessions WHERE session_id = ?", (session_id,)
+    ).fetchone()
+    if row is None:
+        return [], Statistics(0, 0, 0)
+    number, scope_id, texts, length, positions = row
+    parts = indexing.parts_of(number)
+    return [Source(scope_id, parts.start, parts.stop - 1)], Statistics(texts, length, indexing.stretches(positions))
+
+
+# Ranking
+
+
+def _ranking(connection: sqlite3.Connection, scope: _Scope, query: MemoryQuery) -> _Ranking:
+    asked = query_words(query.query or "")
+    speakers = [word for word in asked if query.neighbours and _is_speaker(connection, scope, word)]
+    said = [word for word in asked if word not in speakers] or asked
+    by_words = _by_words(connection, scope, query, said)
+    by_vector: Scores = {}
+    total = by_words
+    if query.vector is not None:
+        wanted = _wanted(query)
+        by_vector = vectors.cosines(
+            connection,
+            [*scope.items, *scope.messages],
+            query.vector,
+            nearest=None if wanted is None else _NEAREST + _FIRST * wanted,
+            besides=by_words,
+        )
+        best = max(by_words.values(), default=1.0)
+        total = {place: VECTOR_WEIGHT * cosine for place, cosine in by_vector.items()}
+        for place, score in by_words.items():
+            total[place] = total.get(place, 0.0) + score / best
+    if said is not asked and len(said) < len(asked):
+        boosted = _said_by(connection, scope, speakers, total)
+        total = {place: score * SPEAKER_BOOST if place in boosted else score for place, score in total.items()}
+    return _Ranking(total, by_words, by_vector)
+
+
+def _by_words(connection: sqlite3.Connection, scope: _Scope, query: MemoryQuery, said: Sequence[QueryWord]) -> Scores:
+    wanted = _wanted(query)
+    found = ranking.scores(
+        [_word(connection, scope, word) for word in said],
+        scope.statistics,
+        neighbours=ranking.NEIGHBOURS if query.neighbours else ranking.ALONE,
+        wanted=wanted,
+    )
+    if wanted is not None and query.vector is None:
+        found = ranking.contenders(found, wanted)
+    return _told(connection, scope, found)
+
+
+def _wanted(query: MemoryQuery) -> int | None:
+    """How many of the best are enough; ``None``: nobody can know, or so many that all are needed."""
+    most = query.offset + query.limit
+    return None if query.filter is not None or query.since is not None or most > _PAGE else most
+
+
+def _is_speaker(connection: sqlite3.Connection, scope: _Scope, word: QueryWord) -> bool:
+    return word.speaker in scope.postings or words.has(connection, scope.messages, word.speaker)
+
+
+def _word(connection: sqlite3.Connection, scope: _Scope, word: QueryWord) -> Word:
+    messages = _current(scope, words.read(connection, scope.messages, word.term))
+    dated = array("q")
+    if word.date is not None:
+        dated = _current(scope, words.read(connection, scope.messages, word.date))
+    found = words.read(connection, scope.items, word.term)
+    if word.term in scope.postings:
+        fresh_messages, fresh_items = scope.postings[word.term]
+        messages.extend(fresh_messages)
+        found.extend(fresh_items)
+    if word.date in scope.postings:
+        dated.extend(scope.postings[word.date][0])
+    return Word(messages, found, dated)
+
+
+def _current(scope: _Scope, postings: Postings) -> Postings:
+    """Without those of messages that have a new version, which is not indexed yet."""
+    replaced = {place for place, fresh in scope.fresh.items() if fresh.replaces}
+    if not replaced:
+        return postings
+    return array("q", [posting for posting in postings if posting >> BITS not in replaced])
+
+
+def _told(connection: sqlite3.Connection, scope: _Scope, scores: Scores) -> Scores:
+    """The scores by how much each text says, without the places where there is none."""
+    lengths = _lengths(connection, {place >> PART_BITS for place in scores if place < ITEM})
+    found: Scores = {}
+    for place, score in scores.items():
+        if place >= ITEM:
+            found[place] = score
+        elif place in scope.fresh:
+            found[place] = score * TOLD[scope.fresh[place].length_code]
+        else:
+            here, position = lengths.get(place >> PART_BITS, b""), place & _IN_PART
+            if position < len(here) and here[position]:
+                found[place] = score * TOLD[here[position]]
+    return found
+
+
+def _lengths(connection: sqlite3.Connection, parts: Iterable[int]) -> dict[int, bytes]:
+    rows = connection.execute(
+        "SELECT part, lengths FROM index_parts WHERE part IN (SELECT value FROM json_each(?))",
+        (json.dumps(sorted(parts)),),
+    )
+    return dict(rows)
+
+
+def _said_by(connection: sqlite3.Connection, scope: _Scope, speakers: Sequence[QueryWord], among: Scores) -> set[int]:
+    """Those of these places where one of these speakers speaks."""
+    parts = {place >> PART_BITS for place in among if place < ITEM}
+    found: set[int] = set()
+    for speaker in speakers:
+        for source in scope.messages:
+            postings = words.read_parts(connection, source.scope_id, speaker.speaker, parts)
+            found.update(posting >> BITS for posting in postings)
+        found.update(place for place, fresh in scope.fresh.items() if speaker.speaker in fresh.marks)
+    return found & among.keys()
+
+
+# Reading what was found
+
+
+def _read(
+    connection: sqlite3.Connection, scope: _Scope, place: int, query: MemoryQuery, now: datetime
+) -> StoredMemory | None:
+    """``None`` for what is not to be found: expired, replaced, too old, or somebody else's by now."""
+    if place >= ITEM:
+        found = items.get_by_id(connection, place - ITEM, now)
+    else:
+        found = _message(connection, scope, place, query)
+    if found is None or (query.since is not None and found.created_at < query.since):
+        return None
+    return found
+
+
+def _message(connection: sqlite3.Connection, scope: _Scope, place: int, query: MemoryQuery) -> StoredMemory | None:
+    whose = query.messages or MessageScope()
+    at = _where(connection, scope, place)
+    row = (
+        at
+        and connection.execute(
+            "SELECT m.session_id, m.seq, m.message_id, m.role, m.name, m.text, m.created_at"
+            " FROM messages AS m JOIN sessions AS s ON s.id = m.session_id"
+            " WHERE m.session_id = ? AND m.seq = ? AND m.replaced_by IS NULL"
+            " AND COALESCE(m.marks, '') NOT LIKE '%\"removed\"%'"
+            " AND (s.id = ? OR ? IS NULL) AND (s.user_id = ? OR ? IS NULL)",
+            (*at, *(whose.session_id,) * 2, *(whose.user_id,) * 2),
+        ).fetchone()
+    )
+    if not row:
+        return None
+    session_id, seq, message_id, role, name, text, created_at = row
+    value = {"text": text, "role": role} | ({"name": name} if name else {})
+    when = from_text(created_at)
+    namespace = ("session", session_id)
+    return StoredMemory(namespace, message_id, value, text, session_id, when, when, message_id=message_id, seq=seq)
+
+
+def _where(connection: sqlite3.Connection, scope: _Scope, place: int) -> tuple[str, int] | None:
+    """The session and seq of the message at a place."""
+    if place in scope.fresh:
+        message = scope.fresh[place].message
+        return message.session_id, message.seq
+    row = connection.execute(
+        "SELECT s.session_id, substr(p.seqs, ?, 4) FROM index_parts AS p, index_sessions AS s"
+        " WHERE p.part = ? AND s.number = ?",
+        (4 * (place & _IN_PART) + 1, place >> PART_BITS, place >> POSITION_BITS),
+    ).fetchone()
+    return None if row is None else (row[0], int.from_bytes(row[1], sys.byteorder))

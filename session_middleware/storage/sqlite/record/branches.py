@@ -1,0 +1,160 @@
+"""Branches in SQLite: which line of a conversation something belongs to, and what that line holds.
+
+A session begins on ``"main"``. A branch has what its parent had up to a seq, and then its own. It is
+begun by a checkpoint that is put beside another child of its parent, which is how LangGraph goes back
+in time and how two runs at once part; and by a history that leaves what is recorded.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from datetime import datetime
+from typing import NamedTuple
+
+from session_middleware.model import to_text
+from session_middleware.storage.sqlite.record import tally as tallies
+from session_middleware.storage.sqlite.record.tally import Tally
+from session_middleware.storage.state import CheckpointPut
+from session_middleware.storage.visit import Visit
+
+MAIN = "main"
+Line = Sequence[tuple[str, int]]  # a branch and its ancestors, each with the seq up to which it counts
+
+_EVERYTHING = 2**62
+
+
+def branch_of(connection: sqlite3.Connection, visit: Visit, tally: Tally) -> str:
+    """The branch that a visit's words go to: where its checkpoint is, or else where the session is."""
+    if visit.branch is None:
+        row = None
+        if visit.checkpoint_id is not None:
+            row = connection.execute(
+                "SELECT branch FROM checkpoints WHERE session_id = ? AND checkpoint_ns = '' AND checkpoint_id = ?",
+                (visit.session_id, visit.checkpoint_id),
+            ).fetchone()
+        visit.branch = (row and row[0]) or tally.branch
+    return visit.branch
+
+
+def line(connection: sqlite3.Connection, session_id: str, branch: str) -> Line:
+    """The branch, then what it came from, nearest first."""
+    parents = {}
+    if branch != MAIN:
+        rows = connection.execute("SELECT id, parent_id, parent_seq FROM branches WHERE session_id = ?", (session_id,))
+        parents = {child: (parent, seq) for child, parent, seq in rows}
+    found, upto = [(branch, _EVERYTHING)], _EVERYTHING
+    while branch in parents and len(found) <= len(parents):
+        branch, seq = parents[branch]
+        upto = min(upto, seq)
+        found.append((branch, upto))
+    return found
+
+
+class Place(NamedTuple):
+    """Where in the record a checkpoint is: its branch, and the seq of the last message it knows."""
+
+    branch: str | None = None
+    seq: int | None = None
+
+
+def place_put(connection: sqlite3.Connection, put: CheckpointPut, now: datetime) -> tuple[Tally, Place] | None:
+    """Where a checkpoint goes that is being put: a new branch, where its parent has another child; its parent's seq.
+
+    A second one without a parent begins a branch too: two runs at once have both begun the thread.
+    A subgraph's goes where its graph does. ``None``: there is no such session.
+    """
+    visit = put.visit
+    if put.checkpoint_ns:
+        counted = tallies.read(connection, visit.session_id)
+        return None if counted is None else (counted, Place())
+    parent = (put.checkpoint_id, put.parent_id or "", visit.session_id)
+    row = connection.execute(_SESSION_AND_PARENT, parent).fetchone()
+    if row is None:
+        return None
+    tally = Tally(visit.session_id, *row[:2])
+    is_known, branch, seq, has_child = row[2:]
+    seq = seq if isinstance(seq, int) else 0  # else it is damage, and the record must not break a put
+    if put.parent_id is None and connection.execute(_OTHER_ROOT, (visit.session_id, put.checkpoint_id)).fetchone():
+        branch = _put_before(connection, put) or _part(connection, visit, MAIN, 0, now)
+    elif not is_known:
+        branch = branch_of(connection, visit, tally)
+    elif has_child:
+        branch = _put_before(connection, put) or _part(connection, visit, branch or MAIN, seq, now)
+    visit.branch, visit.checkpoint_id = branch or MAIN, put.checkpoint_id
+    tally.move_to(visit.branch)
+    return tally, Place(visit.branch, seq)
+
+
+# A child has a greater id than its parent, so for a thread's latest checkpoint nothing is looked through.
+_SESSION_AND_PARENT = """
+    SELECT last_seq, sessions.branch, parent.checkpoint_id IS NOT NULL, parent.branch, parent.seq, EXISTS (
+        SELECT 1 FROM checkpoints AS child
+        WHERE child.session_id = sessions.id AND child.checkpoint_ns = ''
+        AND child.checkpoint_id > parent.checkpoint_id AND child.parent_id = parent.checkpoint_id
+        AND child.checkpoint_id != ?
+    )
+    FROM sessions LEFT JOIN checkpoints AS parent
+    ON parent.session_id = sessions.id AND parent.checkpoint_ns = '' AND parent.checkpoint_id = ?
+    WHERE sessions.id = ?
+"""
+
+
+_OTHER_ROOT = """
+    SELECT 1 FROM checkpoints
+    WHERE session_id = ? AND checkpoint_ns = '' AND parent_id IS NULL AND checkpoint_id != ? LIMIT 1
+"""
+
+
+def _put_before(connection: sqlite3.Connection, put: CheckpointPut) -> str | None:
+    """The branch of a checkpoint that is put again."""
+    row = connection.execute(
+        "SELECT branch FROM checkpoints WHERE session_id = ? AND checkpoint_ns = '' AND checkpoint_id = ?",
+        (put.visit.session_id, put.checkpoint_id),
+    ).fetchone()
+    return row and (row[0] or MAIN)
+
+
+def _part(connection: sqlite3.Connection, visit: Visit, parent: str, seq: int, now: datetime) -> str:
+    """A new branch for a run, with what the run has said since it began on its parent."""
+    branch = begin(connection, visit, parent, seq, now)
+    if visit.run_id is not None:
+        connection.execute(
+            "UPDATE messages SET branch = ? WHERE session_id = ? AND seq > ? AND branch = ? AND run_id = ?",
+            (branch, visit.session_id, seq, parent, visit.run_id),
+        )
+    return branch
+
+
+def begin(connection: sqlite3.Connection, visit: Visit, parent: str, seq: int, now: datetime) -> str:
+    """A new branch, which has what its parent had up to `seq`."""
+    row = connection.execute("SELECT COUNT(*) FROM branches WHERE session_id = ?", (visit.session_id,)).fetchone()
+    branch = f"branch-{row[0] + 2}"
+    connection.execute(
+        "INSERT INTO branches (session_id, id, parent_id, parent_seq, run_id, created_at) VALUES (?, ?, ?, ?, ?, ?)",
+        (visit.session_id, branch, parent, seq, visit.run_id, to_text(now)),
+    )
+    return branch
+
+
+def follow_parent(connection: sqlite3.Connection, session_id: str, branch: str, seq: int, message_id: str) -> bool:
+    """Let a branch that has said nothing of its own share its parent's next message too, if this is it.
+
+    So what is replayed the same stays one row.
+    """
+    found = connection.execute(
+        "SELECT parent_id, parent_seq FROM branches WHERE session_id = ? AND id = ? AND NOT EXISTS"
+        " (SELECT 1 FROM messages WHERE session_id = branches.session_id AND seq > parent_seq AND branch = id)",
+        (session_id, branch),
+    ).fetchone()
+    if found is None:
+        return False
+    following = connection.execute(
+        "SELECT seq, message_id FROM messages WHERE session_id = ? AND seq > ? AND branch = ?"
+        " AND status = 'complete' ORDER BY seq LIMIT 1",
+        (session_id, found[1], found[0]),
+    ).fetchone()
+    if following != (seq, message_id):
+        return False
+    connection.execute("UPDATE branches SET parent_seq = ? WHERE session_id = ? AND id = ?", (seq, session_id, branch))
+    return True

@@ -1,0 +1,190 @@
+"""Tool calls and model calls in SQLite: one row an execution, whoever saw it."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from session_middleware.model import to_text
+from session_middleware.storage.seen import FileSeen, MessageSeen, ModelCallSeen, ToolEnd, ToolStart
+from session_middleware.storage.sqlite.record import tally as tallies
+from session_middleware.storage.sqlite.record.tally import Tally
+from session_middleware.storage.sqlite.rows import clean, to_json
+from session_middleware.storage.visit import Visit
+
+_COLUMNS = (
+    *("session_id", "seq", "run_id", "execution_id", "tool_call_id", "attempt", "name", "arguments", "result"),
+    *("status", "error", "message_id", "checkpoint_ns", "node", "marks", "started_at"),
+)
+
+
+def start(connection: sqlite3.Connection, visit: Visit, call: ToolStart, tally: Tally, now: datetime) -> None:
+    asked, call_id = call.message_id, call.tool_call_id and clean(call.tool_call_id)
+    arguments = to_json(call.arguments)
+    if call.corrects:
+        connection.execute(
+            "UPDATE tool_calls SET name = ?, arguments = ?, marks = ? WHERE session_id = ? AND execution_id = ?",
+            (clean(call.name), arguments, _marks(call.marks), visit.session_id, call.execution_id),
+        )
+        return
+    if call_id is None:
+        asked, call_id = _find_request(connection, visit.session_id, call) or (None, call.execution_id)
+    if asked is None:
+        request = _request(connection, visit.session_id, call_id)
+        asked = request and request[0]
+    row = (
+        *(visit.session_id, tally.next_seq(), visit.run_id, call.execution_id, call_id, clean(call.name), arguments),
+        *(asked, call.checkpoint_ns, call.node, _marks(call.marks), to_text(now), visit.session_id, call_id),
+    )
+    tally.tool_calls += 1
+    if connection.execute(_START, row).fetchone()[0] > 1:
+        connection.execute(
+            "UPDATE tool_calls SET status = 'interrupted'"
+            " WHERE session_id = ? AND tool_call_id = ? AND status = 'running' AND seq < ?",
+            (visit.session_id, call_id, tally.last_seq),
+        )
+
+
+_START = """
+    INSERT INTO tool_calls (session_id, seq, run_id, execution_id, tool_call_id, name, arguments, status,
+    message_id, checkpoint_ns, node, marks, started_at, attempt)
+    VALUES (?, ?, ?, ?, ?, ?, ?, 'running', ?, ?, ?, ?, ?,
+    (SELECT COUNT(*) + 1 FROM tool_calls WHERE session_id = ? AND tool_call_id = ?))
+    RETURNING attempt
+"""
+
+
+def end(connection: sqlite3.Connection, visit: Visit, call: ToolEnd, tally: Tally) -> None:
+    changed = connection.execute(
+        "UPDATE tool_calls SET status = ?, result = ?, artifact = ?, error = ?, duration_ms = ?,"
+        " marks = COALESCE(?, marks) WHERE session_id = ? AND execution_id = ?",
+        (call.status, to_json(call.result), to_json(call.artifact), call.error and clean(call.error))
+        + (call.duration_ms, _marks(call.marks), visit.session_id, call.execution_id),
+    ).rowcount
+    if call.status == "error" and changed:
+        tally.count_error()
+    store_files(connection, visit.session_id, call.files)
+
+
+def store_files(connection: sqlite3.Connection, session_id: str, files: Sequence[FileSeen]) -> None:
+    for file in files:
+        connection.execute(
+            "INSERT OR IGNORE INTO files (session_id, hash, media_type, data) VALUES (?, ?, ?, ?)", (session_id, *file)
+        )
+
+
+def answer(connection: sqlite3.Connection, visit: Visit, message: MessageSeen, tally: Tally) -> None:
+    """A row for a call whose execution nobody watched, from the message that answers it."""
+    call_id = str(message.tool_call_id)
+    if message.refused and _refuse(connection, visit.session_id, message, tally):
+        return
+    latest = connection.execute(
+        "SELECT seq, run_id, attempt FROM tool_calls WHERE session_id = ? AND tool_call_id = ?"
+        " ORDER BY attempt DESC LIMIT 1",
+        (visit.session_id, call_id),
+    ).fetchone()
+    if latest is not None and visit.run_id is not None and latest[1] == visit.run_id:
+        return
+    request = _request(connection, visit.session_id, call_id)
+    if latest is not None and latest[0] > (request[2] if request else 0):  # an id may be used again in a later turn
+        return
+    failed = message.tool_error and not message.refused
+    name = message.name or (request and request[1].get("name")) or "tool"
+    result = to_json(message.content if message.content is not None else message.text)
+    status = "refused" if message.refused else "error" if failed else "ok"
+    _insert(
+        connection,
+        tally,
+        (visit.run_id, message.message_id, call_id, latest[2] + 1 if latest else 1, clean(str(name)))
+        + (to_json(request and request[1].get("args")), result, status, message.text if failed else None)
+        + (request and request[0], message.checkpoint_ns, None, _marks(message.marks), None),
+    )
+    if failed:
+        tally.count_error()
+
+
+def _refuse(connection: sqlite3.Connection, session_id: str, answer: MessageSeen, tally: Tally) -> bool:
+    """What was taken for a failure was said by somebody who did not run the tool; whether it was."""
+    changed = connection.execute(
+        "UPDATE tool_calls SET status = 'refused', error = NULL"
+        " WHERE session_id = ? AND execution_id = ? AND status = 'error'",
+        (session_id, answer.message_id),
+    ).rowcount
+    tally.count_error(-changed)
+    return bool(changed)
+
+
+def _insert(connection: sqlite3.Connection, tally: Tally, values: tuple[Any, ...]) -> None:
+    tallies.insert(connection, "tool_calls", _COLUMNS, [(tally.session_id, tally.next_seq(), *values)])
+    tally.tool_calls += 1
+
+
+def asked_by(connection: sqlite3.Connection, session_id: str, message: MessageSeen) -> None:
+    """Executions that were recorded before the message which asked for them have it now."""
+    ids = [clean(str(call.get("id"))) for call in message.tool_calls]
+    connection.execute(
+        f"UPDATE tool_calls SET message_id = ? WHERE session_id = ? AND tool_call_id IN ({', '.join('?' * len(ids))})"
+        " AND message_id IS NULL",
+        (message.message_id, session_id, *ids),
+    )
+
+
+Request = tuple[str, dict[str, Any], int]  # the asking message's id, the request, the message's seq
+
+_REQUESTS = """
+    SELECT message_id, tool_calls, seq FROM (
+        SELECT message_id, tool_calls, seq FROM messages
+        WHERE session_id = ? AND tool_calls IS NOT NULL ORDER BY seq DESC LIMIT 64
+    ) WHERE instr(tool_calls, ?)
+"""
+
+
+def _request(connection: sqlite3.Connection, session_id: str, call_id: str) -> Request | None:
+    """The latest request for a call."""
+    for message_id, calls, seq in connection.execute(_REQUESTS, (session_id, to_json(call_id))):
+        for call in json.loads(calls):
+            if call.get("id") == call_id:
+                return message_id, call, seq
+    return None
+
+
+def _find_request(connection: sqlite3.Connection, session_id: str, call: ToolStart) -> tuple[str, str] | None:
+    """The latest message that asked for this tool, and the id of its request for such a call that nobody executed."""
+    found = connection.execute(_REQUESTS, (session_id, to_json(clean(call.name)))).fetchone()
+    arguments = to_json(call.arguments)
+    for request in json.loads(found[1]) if found else ():
+        call_id = request.get("id")
+        if request.get("name") == call.name and to_json(request.get("args")) == arguments and call_id:
+            executed = connection.execute(
+                "SELECT 1 FROM tool_calls WHERE session_id = ? AND tool_call_id = ?", (session_id, call_id)
+            ).fetchone()
+            if not executed:
+                return found[0], call_id
+    return None
+
+
+def _marks(marks: Any) -> str | None:
+    return to_json(list(marks)) if marks else None
+
+
+_MODEL_COLUMNS = (
+    *("session_id", "seq", "run_id", "id", "model", "provider", "input_tokens", "output_tokens", "cached_tokens"),
+    *("reasoning_tokens", "cost", "first_token_ms", "duration_ms", "error", "message_id", "checkpoint_ns", "node"),
+    *("marks", "started_at"),
+)
+
+
+def add_model_call(connection: sqlite3.Connection, visit: Visit, call: ModelCallSeen, tally: Tally) -> None:
+    cost = call.cost() if call.cost is not None else None
+    started_at = call.started_at and to_text(call.started_at)
+    values = call._replace(error=call.error and clean(call.error), model=call.model and clean(call.model))
+    row = [*values._replace(cost=cost)[:-2], _marks(call.marks), started_at]  # type: ignore[arg-type]
+    tallies.insert(
+        connection, "model_calls", _MODEL_COLUMNS, [(visit.session_id, tally.next_seq(), visit.run_id, *row)]
+    )
+    tally.model_calls += 1
+    tally.unpriced += cost is None and call.error is None
+    tally.cost += cost or 0.0

@@ -1,0 +1,67 @@
+"""The items of other SDKs' conversations in SQLite."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from session_middleware.storage.conversations import ItemPut
+from session_middleware.storage.sqlite.database import SqliteDatabase
+from session_middleware.storage.visit import Visit
+
+
+class SqliteConversations:
+    _database: SqliteDatabase
+    _visit: Callable[..., Any]
+
+    def append_items(self, visit: Visit, items: Sequence[ItemPut]) -> None:
+        def then(connection: sqlite3.Connection, _: str, write_down: Callable[..., Any]) -> None:
+            _append(connection, visit.session_id, items)
+            write_down([message for item in items for message in item.message])
+
+        self._visit(visit, then)
+
+    def get_items(self, session_id: str, *, limit: int | None = None) -> list[Any]:
+        return self._database.read(lambda connection: [item for _, item, _ in _last(connection, session_id, limit)])
+
+    def remove_items(self, visit: Visit, *, limit: int | None = None) -> list[Any]:
+        def then(connection: sqlite3.Connection, *_: Any) -> list[Any]:
+            return _remove(connection, visit.session_id, limit)
+
+        removed: list[Any] = self._visit(visit, then)
+        return removed
+
+
+def _append(connection: sqlite3.Connection, session_id: str, items: Sequence[ItemPut]) -> None:
+    (last,) = connection.execute(
+        "SELECT COALESCE(MAX(position), 0) FROM conversation_items WHERE session_id = ?", (session_id,)
+    ).fetchone()
+    connection.executemany(
+        "INSERT INTO conversation_items (session_id, position, item, message_id) VALUES (?, ?, ?, ?)",
+        [(session_id, last + place, json.dumps(put.item), put.message_id) for place, put in enumerate(items, 1)],
+    )
+
+
+def _last(connection: sqlite3.Connection, session_id: str, limit: int | None) -> list[tuple[int, Any, str]]:
+    rows = connection.execute(
+        "SELECT position, item, message_id FROM conversation_items WHERE session_id = ? AND removed = 0"
+        " ORDER BY position DESC LIMIT ?",
+        (session_id, -1 if limit is None else limit),
+    ).fetchall()
+    return [(position, json.loads(item), message_id) for position, item, message_id in reversed(rows)]
+
+
+def _remove(connection: sqlite3.Connection, session_id: str, limit: int | None) -> list[Any]:
+    found = _last(connection, session_id, limit)
+    for position, _, message_id in found:
+        connection.execute(
+            "UPDATE conversation_items SET removed = 1 WHERE session_id = ? AND position = ?", (session_id, position)
+        )
+        connection.execute(
+            "UPDATE messages SET marks = json_insert(COALESCE(marks, '[]'), '$[#]', 'removed')"
+            " WHERE session_id = ? AND message_id = ?",
+            (session_id, message_id),
+        )
+    return [item for _, item, _ in found]

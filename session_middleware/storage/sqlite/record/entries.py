@@ -1,0 +1,181 @@
+"""Writing the record in SQLite: what somebody saw of a visit, in order, as one transaction.
+
+What cannot be written must break nobody's run, least of all the checkpoint it came with. So a fault
+undoes the whole transaction, and it is carried out again with more care: entry by entry, each undone
+on its own, and told to whoever made the visit. That costs nothing where there is no fault.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import datetime
+from itertools import groupby
+
+from session_middleware.storage.seen import Entry, HistorySeen, MessageSeen, ModelCallSeen, RunEnd, ToolEnd, ToolStart
+from session_middleware.storage.sqlite.record import branches, calls, runs, said, tally
+from session_middleware.storage.sqlite.record.branches import Place
+from session_middleware.storage.sqlite.record.tally import Tally
+from session_middleware.storage.state import CheckpointPut
+from session_middleware.storage.visit import Visit
+
+_FAULTS = (
+    *(ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError),
+    *(sqlite3.DataError, sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.ProgrammingError),
+)
+
+
+class Fault(Exception):
+    """Something could not be written down; its transaction is to be carried out again, with care."""
+
+
+class Before:
+    """A visit as it was before an operation, in case all of that is undone."""
+
+    def __init__(self, visit: Visit) -> None:
+        self._visit = visit
+        self._flags = (visit.admitted, visit.announced, visit.begun)
+        self._admission = (visit.admission, visit.incarnation)
+        self._number = None if visit.lease is None else visit.lease.number
+        self._where = (visit.branch, visit.checkpoint_id)
+        self._unclaimed = dict(visit.unclaimed)
+        self._taken: list[Entry] = []
+
+    def take(self) -> list[Entry]:
+        """What the visit has kept for the record."""
+        entries = self._visit.entries
+        while entries:
+            self._taken.append(entries.popleft())
+        return list(self._taken)
+
+    def restore(self) -> None:
+        visit = self._visit
+        visit.admitted, visit.announced, visit.begun = self._flags
+        visit.admission, visit.incarnation = self._admission
+        if visit.lease is not None:
+            visit.lease.number = self._number
+        visit.branch, visit.checkpoint_id = self._where
+        visit.unclaimed.update(self._unclaimed)
+        visit.entries.extendleft(reversed(self._taken))
+        self._taken.clear()
+
+
+def write(
+    connection: sqlite3.Connection,
+    visit: Visit,
+    entries: Sequence[Entry],
+    now: datetime,
+    *,
+    careful: bool,
+    put: CheckpointPut | None = None,
+) -> Place:
+    """Write down the entries and what a put brings; where that puts its checkpoint. Raises `Fault` unless `careful`."""
+    place = Place()
+    if put is None:
+        counted = tally.read(connection, visit.session_id)
+    else:
+        counted, place = branches.place_put(connection, put, now) or (None, place)
+        brought = _with_late(put)
+        entries = _merged(entries, brought) if entries else brought
+    if counted is None:
+        return place
+    if careful:
+        _append_each(connection, visit, entries, counted, now)
+    else:
+        try:
+            _append(connection, visit, entries, counted, now)
+        except _FAULTS as error:
+            raise Fault from error
+    tally.write(connection, counted)
+    if put is None or place.seq is None:
+        return Place()
+    return Place(place.branch, max([place.seq, *(counted.rows.get(m.message_id, 0) for m in put.messages)]))
+
+
+def _with_late(put: CheckpointPut) -> Sequence[MessageSeen]:
+    """A checkpoint is put while its run goes on, and what that has been seen to say since is not taken back."""
+    steps = put.visit.seen_at
+    if put.checkpoint_ns or put.step is None or not steps:
+        return put.messages
+    late = {m.message_id for m in put.messages if steps.get(m.message_id, put.step) > put.step}
+    return [m._replace(late=m.message_id in late) for m in put.messages] if late else put.messages
+
+
+def _merged(entries: Sequence[Entry], brought: Sequence[MessageSeen]) -> list[Entry]:
+    """The entries and what a checkpoint brings; what both have is one, as the entries have it.
+
+    A checkpoint may come late, after what followed from it has been seen. So what only it has goes
+    before the answers at the end of the entries, but after one that may be the same under another id;
+    and what both have goes where the entries have it, in the checkpoint's order.
+    """
+    seen = {entry.message_id: entry for entry in entries if isinstance(entry, MessageSeen)}
+    both = [m for m in brought if m.message_id in seen and said.words_of(m) == said.words_of(seen[m.message_id])]
+    ids = {message.message_id for message in both}
+    ordered = iter([seen[m.message_id]._replace(followed_by=m.followed_by) for m in both])
+    merged: list[Entry] = [
+        next(ordered, entry) if isinstance(entry, MessageSeen) and entry.message_id in ids else entry
+        for entry in entries
+    ]
+    claims = {message.claim for message in brought}
+    end = len(merged)
+    while end and isinstance(last := merged[end - 1], MessageSeen) and last.message_id not in ids:
+        if last.role == "user" or (last.text and last.claim in claims):
+            break
+        end -= 1
+    merged[end:end] = [message for message in brought if message.message_id not in ids]
+    return merged
+
+
+def _append(
+    connection: sqlite3.Connection, visit: Visit, entries: Iterable[Entry], counted: Tally, now: datetime
+) -> None:
+    """Messages that stand together are one batch."""
+    for kind, some in groupby(entries, type):
+        if kind is MessageSeen:
+            said.append(connection, visit, [entry for entry in some if isinstance(entry, MessageSeen)], counted, now)
+            continue
+        for entry in some:
+            _append_one(connection, visit, entry, counted, now)
+
+
+def _append_one(connection: sqlite3.Connection, visit: Visit, entry: Entry, counted: Tally, now: datetime) -> None:
+    if isinstance(entry, HistorySeen):
+        said.append_history(connection, visit, entry, counted, now)
+    elif isinstance(entry, ToolStart):
+        calls.start(connection, visit, entry, counted, now)
+    elif isinstance(entry, ToolEnd):
+        calls.end(connection, visit, entry, counted)
+    elif isinstance(entry, ModelCallSeen):
+        calls.add_model_call(connection, visit, entry, counted)
+    elif isinstance(entry, RunEnd):
+        runs.end_run(connection, visit, entry, counted)
+
+
+def _append_each(
+    connection: sqlite3.Connection, visit: Visit, entries: Iterable[Entry], counted: Tally, now: datetime
+) -> None:
+    for entry in entries:
+        before = replace(counted)
+        try:
+            with _savepoint(connection):
+                _append(connection, visit, [entry], counted, now)
+        except _FAULTS as error:
+            if visit.tell is None:  # whoever made the visit is told by the exception
+                raise
+            for name in Tally.__slots__:
+                setattr(counted, name, getattr(before, name))
+            visit.tell(error)
+
+
+@contextmanager
+def _savepoint(connection: sqlite3.Connection) -> Iterator[None]:
+    connection.execute("SAVEPOINT entry")
+    try:
+        yield
+    except _FAULTS:
+        connection.execute("ROLLBACK TO entry")
+        raise
+    finally:
+        connection.execute("RELEASE entry")

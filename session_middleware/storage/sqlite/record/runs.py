@@ -1,0 +1,168 @@
+"""The record in SQLite: its runs, its order, and how it is read. What is written: see `entries.py`."""
+
+from __future__ import annotations
+
+import sqlite3
+from datetime import datetime
+
+from session_middleware.model import Branch, Event, ModelCall, Run, ToolCall, to_text
+from session_middleware.storage.processes import is_gone, this_process
+from session_middleware.storage.seen import Claim, RunEnd
+from session_middleware.storage.sqlite.record.tally import Tally
+from session_middleware.storage.sqlite.rows import clean, values_of
+from session_middleware.storage.visit import Visit
+
+TABLES = ("runs", "messages", "tool_calls", "model_calls", "events", "branches", "files", "conversation_items")
+
+
+def next_seq(connection: sqlite3.Connection, session_id: str) -> int | None:
+    """The next place in the session's order; ``None`` when there is no such session."""
+    row = connection.execute(
+        "UPDATE sessions SET last_seq = last_seq + 1 WHERE id = ? RETURNING last_seq", (session_id,)
+    ).fetchone()
+    return None if row is None else int(row[0])
+
+
+# Runs
+
+
+def begin_run(connection: sqlite3.Connection, visit: Visit, now: datetime) -> None:
+    visit.begun = True
+    begun = connection.execute(
+        "INSERT INTO runs (session_id, seq, id, outcome, started_at, started_from, process)"
+        " SELECT id, last_seq + 1, ?, 'running', ?, ?, ? FROM sessions WHERE id = ? ON CONFLICT (id) DO NOTHING",
+        (visit.run_id, to_text(now), visit.started_from, this_process(), visit.session_id),
+    ).rowcount
+    if not begun:
+        return
+    connection.execute(
+        "UPDATE sessions SET last_seq = last_seq + 1, run_count = run_count + 1 WHERE id = ?", (visit.session_id,)
+    )
+    _interrupt_dead_runs(connection, visit)
+
+
+def _in_progress(connection: sqlite3.Connection, session_id: str) -> list[tuple[str, str, int]]:
+    return connection.execute(
+        "SELECT id, process, seq FROM runs WHERE session_id = ? AND outcome = 'running'", (session_id,)
+    ).fetchall()
+
+
+def _interrupt_dead_runs(connection: sqlite3.Connection, visit: Visit) -> None:
+    """Runs whose process has died without ending them were interrupted, and so were their tool calls."""
+    for run_id, process, seq in _in_progress(connection, visit.session_id):
+        if is_gone(process):
+            connection.execute("UPDATE runs SET outcome = 'interrupted' WHERE id = ?", (run_id,))
+            _interrupt_calls(connection, visit.session_id, run_id, seq)
+            if visit.goes_on:
+                visit.unclaimed.update(_ahead_of_state(connection, visit, run_id))
+
+
+def _ahead_of_state(connection: sqlite3.Connection, visit: Visit, run_id: str) -> dict[Claim, str]:
+    """What a run said that its state does not hold, for it died before that was put: it will be said again."""
+    rows = connection.execute(
+        "SELECT role, COALESCE(tool_call_id, text), message_id FROM messages WHERE session_id = ? AND run_id = ?"
+        " AND seq > COALESCE((SELECT seq FROM checkpoints"
+        " WHERE session_id = ? AND checkpoint_ns = '' AND checkpoint_id = ?), 0) AND checkpoint_ns = ''"
+        " AND COALESCE(tool_call_id, text) != ''",
+        (visit.session_id, run_id, visit.session_id, visit.started_from),
+    )
+    return {(role, what): message_id for role, what, message_id in rows}
+
+
+def _interrupt_calls(connection: sqlite3.Connection, session_id: str, run_id: str, since: int) -> None:
+    connection.execute(
+        "UPDATE tool_calls SET status = 'interrupted'"
+        " WHERE session_id = ? AND seq > ? AND run_id = ? AND status = 'running'",
+        (session_id, since, run_id),
+    )
+
+
+def end_run(connection: sqlite3.Connection, visit: Visit, end: RunEnd, counted: Tally) -> None:
+    row = connection.execute(
+        _END_RUN,
+        (end.outcome, end.error and clean(end.error), end.duration_ms, visit.checkpoint_id)
+        + (visit.run_id, visit.session_id),
+    ).fetchone()
+    if row is None:
+        return
+    if end.cut_off:
+        _interrupt_calls(connection, visit.session_id, str(visit.run_id), row[0])
+    if end.outcome == "error":
+        counted.count_error()
+
+
+# What was said and asked in a run stands behind it in the session's order, so no more than that is read.
+_MESSAGES = "FROM messages WHERE session_id = runs.session_id AND seq > runs.seq AND run_id = runs.id AND version = 1"
+_MODEL_CALLS = "FROM model_calls WHERE session_id = runs.session_id AND seq > runs.seq AND run_id = runs.id"
+_END_RUN = f"""
+    UPDATE runs SET outcome = ?, error = ?, duration_ms = ?, checkpoint_id = ?,
+    input_tokens = COALESCE((SELECT SUM(input_tokens) {_MESSAGES}), (SELECT SUM(input_tokens) {_MODEL_CALLS})),
+    output_tokens = COALESCE((SELECT SUM(output_tokens) {_MESSAGES}), (SELECT SUM(output_tokens) {_MODEL_CALLS})),
+    cost = (SELECT SUM(cost) {_MODEL_CALLS})
+    WHERE id = ? AND session_id = ? RETURNING seq
+"""
+
+
+# Reading
+
+
+def list_tool_calls(
+    connection: sqlite3.Connection, session_id: str, *, after: int, limit: int | None
+) -> list[ToolCall]:
+    cursor = connection.execute(
+        "SELECT * FROM tool_calls WHERE session_id = ? AND seq > ? ORDER BY seq LIMIT ?",
+        (session_id, after, _limit(limit)),
+    )
+    return values_of(ToolCall, cursor)
+
+
+def list_model_calls(
+    connection: sqlite3.Connection, session_id: str, *, after: int, limit: int | None
+) -> list[ModelCall]:
+    cursor = connection.execute(
+        "SELECT * FROM model_calls WHERE session_id = ? AND seq > ? ORDER BY seq LIMIT ?",
+        (session_id, after, _limit(limit)),
+    )
+    return values_of(ModelCall, cursor)
+
+
+def list_branches(connection: sqlite3.Connection, session_id: str) -> list[Branch]:
+    cursor = connection.execute("SELECT * FROM branches WHERE session_id = ? ORDER BY created_at, id", (session_id,))
+    return values_of(Branch, cursor)
+
+
+def list_runs(connection: sqlite3.Connection, session_id: str, *, after: int, limit: int | None) -> list[Run]:
+    cursor = connection.execute(
+        "SELECT * FROM runs WHERE session_id = ? AND seq > ? ORDER BY seq LIMIT ?",
+        (session_id, after, _limit(limit)),
+    )
+    return values_of(Run, cursor)
+
+
+def list_events(connection: sqlite3.Connection, session_id: str, *, after: int, limit: int | None) -> list[Event]:
+    cursor = connection.execute(
+        "SELECT * FROM events WHERE session_id = ? AND seq > ? ORDER BY seq LIMIT ?",
+        (session_id, after, _limit(limit)),
+    )
+    return values_of(Event, cursor)
+
+
+def _limit(limit: int | None) -> int:
+    return -1 if limit is None else limit
+
+
+# With their session
+
+
+def rename(connection: sqlite3.Connection, session_id: str, to: str) -> None:
+    for table in TABLES:
+        connection.execute(f"UPDATE {table} SET session_id = ? WHERE session_id = ?", (to, session_id))
+
+
+def delete(connection: sqlite3.Connection, session_id: str) -> tuple[int, int]:
+    """Delete the session's record; how many messages and tool calls that was."""
+    counts = {
+        table: connection.execute(f"DELETE FROM {table} WHERE session_id = ?", (session_id,)).rowcount
+        for table in TABLES
+    }
+    return counts["messages"], counts["tool_calls"]

@@ -1,0 +1,343 @@
+"""Messages in SQLite: each is one row a version, in its place in the conversation, on its branch."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from session_middleware.model import Message, to_text
+from session_middleware.storage.seen import HistorySeen, MessageSeen, Said
+from session_middleware.storage.sqlite.record import branches, calls, tally
+from session_middleware.storage.sqlite.record.branches import MAIN, Line
+from session_middleware.storage.sqlite.record.tally import Tally
+from session_middleware.storage.sqlite.rows import clean, to_json, values_of
+from session_middleware.storage.visit import Visit
+
+
+class _Row(NamedTuple):
+    """A message as it is recorded, as far as another sighting of it asks."""
+
+    message_id: str
+    seq: int
+    version: int
+    place: float
+    branch: str
+    status: str
+    checkpoint_ns: str
+    role: str
+    text: str
+    content: str | None
+    tool_calls: str | None
+
+    @property
+    def words(self) -> tuple[Any, ...]:
+        return self[7:]
+
+
+_FIELDS = "message_id, seq, version, place, branch, status, checkpoint_ns, role, text, content, tool_calls"
+_AT_ONCE = 500  # ids looked for by one statement
+
+
+def append(
+    connection: sqlite3.Connection, visit: Visit, messages: Sequence[MessageSeen], tally: Tally, now: datetime
+) -> None:
+    _Appending(connection, visit, tally, now).append([_clean(message) for message in messages])
+
+
+class _Appending:
+    """One batch of messages on its way into the record."""
+
+    def __init__(self, connection: sqlite3.Connection, visit: Visit, tally: Tally, now: datetime) -> None:
+        self._connection = connection
+        self._visit = visit
+        self._tally = tally
+        self._now = now
+        self._branch = branches.branch_of(connection, visit, tally)
+        self._line: Line | None = None
+        self._known: dict[str, list[_Row]] = {}
+        self._new: list[tuple[Any, ...]] = []
+        self._answers: list[MessageSeen] = []
+        self._again: dict[str, _Row] = {}  # known, and the same
+
+    def append(self, messages: Sequence[MessageSeen]) -> None:
+        self._look_up(messages)
+        for message in messages:
+            self._append_one(message)
+        self._insert()
+        if len(self._again) > 1:
+            self._put_in_order(messages)
+        for answer in self._answers:
+            calls.answer(self._connection, self._visit, answer, self._tally)
+
+    def _insert(self) -> None:
+        tally.insert(self._connection, "messages", _COLUMNS, self._new)
+        self._new.clear()
+
+    def _look_up(self, messages: Sequence[MessageSeen]) -> None:
+        ids = {message.message_id for message in messages}
+        ids |= {message.followed_by for message in messages if message.followed_by}
+        ids |= {heard for message in messages if (heard := self._visit.unclaimed.get(message.claim))}
+        wanted = list(ids)
+        for start in range(0, len(wanted), _AT_ONCE):
+            some = wanted[start : start + _AT_ONCE]
+            for row in self._connection.execute(
+                f"SELECT {_FIELDS} FROM messages WHERE session_id = ?"
+                f" AND message_id IN ({', '.join('?' * len(some))}) ORDER BY version",
+                (self._visit.session_id, *some),
+            ):
+                self._known.setdefault(row[0], []).append(_Row(*row))
+
+    def _append_one(self, message: MessageSeen) -> None:
+        known = self._known.get(message.message_id, [])
+        if self._visit.unclaimed:
+            known = self._claim(message) or known
+        words = words_of(message)
+        here = next((row for row in reversed(known) if self._sees(row)), None)
+        if here is not None and here.status == "incomplete":
+            self._complete(message, words, here)
+        elif here is not None and message.late:
+            same = (row.seq for row in known if row.words == words and self._sees(row))
+            self._tally.rows[message.message_id] = next(same, here.seq)
+        elif here is not None:
+            self._tally.rows[message.message_id] = here.seq
+            if here.words == words:
+                self._again[message.message_id] = here
+                if message.refused:
+                    self._answers.append(message)
+            elif message.complete:
+                self._add(message, words, version=known[-1].version + 1, place=here.place, replaces=here)
+        elif known:
+            if known[-1].words != words or not self._follow(known[-1]):
+                self._add(message, words, version=known[-1].version + 1)
+        else:
+            self._add(message, words, place=self._place_before(message.followed_by))
+
+    def _put_in_order(self, messages: Sequence[MessageSeen]) -> None:
+        """What was written as it came, and came in another order than the conversation's, trades places."""
+        for message in messages:
+            first, second = self._again.get(message.message_id), self._again.get(message.followed_by or "")
+            if first is None or second is None or first.place < second.place:
+                continue
+            for row, place in ((first, second.place), (second, first.place)):
+                self._connection.execute(
+                    "UPDATE messages SET place = ? WHERE session_id = ? AND seq = ?",
+                    (place, self._visit.session_id, row.seq),
+                )
+                self._again[row.message_id] = row._replace(place=place)
+
+    def _follow(self, row: _Row) -> bool:
+        self._insert()
+        self._line = None
+        self._tally.rows[row.message_id] = row.seq
+        return branches.follow_parent(self._connection, self._visit.session_id, self._branch, row.seq, row.message_id)
+
+    def _sees(self, row: _Row) -> bool:
+        """Whether a row is of this branch, or of what the branch has of its ancestors."""
+        if row.branch == self._branch:
+            return True
+        if self._line is None:
+            self._line = branches.line(self._connection, self._visit.session_id, self._branch)
+        return any(row.branch == branch and row.seq <= upto for branch, upto in self._line)
+
+    def _claim(self, message: MessageSeen) -> list[_Row]:
+        """What was heard before is now a message of the state, maybe under another id: it stays one row."""
+        said = self._visit.unclaimed.get(message.claim)
+        known = self._known.get(said, []) if said is not None else []
+        if not known or (message.message_id != said and message.message_id in self._known):
+            return []
+        if message.message_id == said and message.checkpoint_ns == known[0].checkpoint_ns:
+            if "aside" not in message.marks:
+                del self._visit.unclaimed[message.claim]
+            return []
+        self._insert()
+        del self._visit.unclaimed[message.claim]
+        self._connection.execute(
+            "UPDATE messages SET message_id = ?, checkpoint_ns = ?, marks = ? WHERE session_id = ? AND message_id = ?",
+            (message.message_id, message.checkpoint_ns, _marks(message), self._visit.session_id, said),
+        )
+        self._known[message.message_id] = [row._replace(message_id=message.message_id) for row in known]
+        return self._known[message.message_id]
+
+    def _complete(self, message: MessageSeen, words: tuple[Any, ...], here: _Row) -> None:
+        self._connection.execute(
+            "UPDATE messages SET role = ?, text = ?, content = ?, tool_calls = ?, name = ?, model = ?,"
+            " input_tokens = ?, output_tokens = ?, status = ?, checkpoint_ns = ?, marks = ?"
+            " WHERE session_id = ? AND seq = ?",
+            (*words, message.name, message.model, message.input_tokens, message.output_tokens, _status(message))
+            + (message.checkpoint_ns, _marks(message), self._visit.session_id, here.seq),
+        )
+        status = _status(message)
+        self._tally.rows[message.message_id] = here.seq
+        self._known[message.message_id] = [_Row(*here[:5], status, message.checkpoint_ns, *words)]
+        if here.version == 1 and message.complete:
+            self._tally.count_tokens(message.input_tokens, message.output_tokens)
+
+    def _add(
+        self,
+        message: MessageSeen,
+        words: tuple[Any, ...],
+        *,
+        version: int = 1,
+        place: float | None = None,
+        replaces: _Row | None = None,
+    ) -> None:
+        seq = self._tally.rows[message.message_id] = self._tally.next_seq()
+        row = _Row(
+            *(message.message_id, seq, version, seq if place is None else place, self._branch),
+            *(_status(message), message.checkpoint_ns, *words),
+        )
+        self._known.setdefault(message.message_id, []).append(row)
+        self._new.append(
+            (self._visit.session_id, seq, row.place, self._visit.run_id, message.message_id, version, self._branch)
+            + (*words, message.name, message.tool_call_id, message.model, message.input_tokens, message.output_tokens)
+            + (row.status, message.checkpoint_ns, _marks(message), to_text(message.created_at or self._now))
+        )
+        if replaces is not None and replaces.branch == self._branch:
+            self._connection.execute(
+                "UPDATE messages SET replaced_by = ? WHERE session_id = ? AND seq = ?",
+                (seq, self._visit.session_id, replaces.seq),
+            )
+        calls.store_files(self._connection, self._visit.session_id, message.files)
+        if version == 1:
+            self._tally.messages += 1
+            self._tally.count_tokens(message.input_tokens, message.output_tokens)
+            if message.role == "tool" and message.tool_call_id:
+                self._answers.append(message)
+            if message.tool_calls:
+                calls.asked_by(self._connection, self._visit.session_id, message)
+
+    def _place_before(self, message_id: str | None) -> float | None:
+        """The place right before a message that is there already; ``None``: at the end."""
+        following = next((row for row in reversed(self._known.get(message_id or "", [])) if self._sees(row)), None)
+        if following is None:
+            return None
+        self._insert()
+        before = self._connection.execute(
+            "SELECT MAX(place) FROM messages WHERE session_id = ? AND place < ?",
+            (self._visit.session_id, following.place),
+        ).fetchone()[0]
+        return ((before or 0) + following.place) / 2
+
+
+def _clean(message: MessageSeen) -> MessageSeen:
+    """The message with all of its text such as a database can hold."""
+    texts: dict[str, Any] = {n: clean(value) for n in _TEXTS if isinstance(value := getattr(message, n), str)}
+    return message._replace(**texts) if any(getattr(message, name) != text for name, text in texts.items()) else message
+
+
+_TEXTS = ("message_id", "role", "text", "name", "tool_call_id", "model", "checkpoint_ns")
+
+_COLUMNS = (
+    *("session_id", "seq", "place", "run_id", "message_id", "version", "branch", "role", "text", "content"),
+    *("tool_calls", "name", "tool_call_id", "model", "input_tokens", "output_tokens", "status", "checkpoint_ns"),
+    *("marks", "created_at"),
+)
+
+
+def words_of(message: MessageSeen) -> tuple[Any, ...]:
+    """What makes two sightings of a message the same: who said what."""
+    calls = to_json(list(message.tool_calls)) if message.tool_calls else None
+    return message.role, message.text, to_json(message.content), calls
+
+
+def _status(message: MessageSeen) -> str:
+    return "complete" if message.complete else "incomplete"
+
+
+def _marks(message: MessageSeen) -> str | None:
+    return to_json(list(message.marks)) if message.marks else None
+
+
+# Whole conversations
+
+
+def append_history(
+    connection: sqlite3.Connection, visit: Visit, seen: HistorySeen, tally: Tally, now: datetime
+) -> None:
+    messages = [_clean(message) for message in seen.messages]
+    branch = branches.branch_of(connection, visit, tally)
+    rows = [row for row in _view(connection, visit.session_id, branch) if row[5] == "complete"]
+    recorded = [Said(row[0], row[7:12], row[12]) for row in rows]
+    given = [Said(None if m.minted else m.message_id, (*words_of(m), m.tool_call_id)) for m in messages]
+    found = seen.align(recorded, given)
+    if found.branch_after is not None:
+        seq = max((row[1] for row in rows[: found.branch_after]), default=0)
+        visit.branch = branches.begin(connection, visit, branch, seq, now)
+        tally.move_to(visit.branch)
+    ids = [known or message.message_id for known, message in zip(found.ids, messages, strict=True)]
+    following = [*ids[1:], None][: len(ids)]
+    named = [
+        message._replace(message_id=own, followed_by=after)
+        for message, own, after in zip(messages, ids, following, strict=True)
+    ]
+    append(connection, visit, named, tally, now)
+
+
+# Reading
+
+
+def _view(connection: sqlite3.Connection, session_id: str, branch: str) -> list[tuple[Any, ...]]:
+    """What a branch holds, in its order, each message as the branch has it."""
+    latest: dict[str, tuple[Any, ...]] = {}
+    for row in _rows_of(connection, f"{_FIELDS}, tool_call_id, run_id", session_id, branch):
+        latest[row[0]] = row
+    return sorted(latest.values(), key=lambda row: row[3])
+
+
+def _rows_of(connection: sqlite3.Connection, fields: str, session_id: str, branch: str) -> sqlite3.Cursor:
+    line = branches.line(connection, session_id, branch)
+    ours = " OR ".join(["branch = ? AND seq <= ?"] * len(line))
+    return connection.execute(
+        f"SELECT {fields} FROM messages WHERE session_id = ? AND ({ours}) ORDER BY seq",
+        (session_id, *(value for part in line for value in part)),
+    )
+
+
+def list_messages(
+    connection: sqlite3.Connection,
+    session_id: str,
+    *,
+    after: int,
+    limit: int | None,
+    all_versions: bool,
+    branch: str | None,
+) -> list[Message]:
+    session = connection.execute(_SHAPE, (session_id,)).fetchone()
+    if session is None:
+        return []
+    if branch == "all" or ((branch or session[0]) == MAIN and not session[1]):  # in the order it was written
+        cursor = connection.execute(
+            "SELECT * FROM messages WHERE session_id = ? AND seq > ? AND (? OR replaced_by IS NULL)"
+            " ORDER BY seq LIMIT ?",
+            (session_id, after, all_versions, -1 if limit is None else limit),
+        )
+        return values_of(Message, cursor)
+    messages = values_of(Message, _rows_of(connection, "*", session_id, branch or session[0]))
+    if not all_versions:
+        messages = list({message.message_id: message for message in messages}.values())
+    messages.sort(key=lambda message: (message.place, message.seq))
+    start = next((number for number, message in enumerate(messages, 1) if message.seq == after), 0)
+    return messages[start:][:limit]
+
+
+# A session that has neither moved messages nor branches is read in the order it was written.
+_SHAPE = """
+    SELECT branch, EXISTS (SELECT 1 FROM messages WHERE session_id = sessions.id AND place != seq)
+    OR EXISTS (SELECT 1 FROM branches WHERE session_id = sessions.id)
+    FROM sessions WHERE id = ?
+"""
+
+
+def get_message(connection: sqlite3.Connection, session_id: str, message_id: str) -> Message | None:
+    cursor = connection.execute(
+        "SELECT * FROM messages WHERE session_id = ? AND message_id = ? ORDER BY version DESC LIMIT 1",
+        (session_id, message_id),
+    )
+    return next(iter(values_of(Message, cursor)), None)
+
+
+def get_file(connection: sqlite3.Connection, session_id: str, hash: str) -> bytes | None:
+    row = connection.execute("SELECT data FROM files WHERE session_id = ? AND hash = ?", (session_id, hash)).fetchone()
+    return row and bytes(row[0])

@@ -1,0 +1,1 @@
+"""What the checkpointer restores state from: checkpoints, writes, and the pieces they share."""

@@ -1,0 +1,340 @@
+"""Checkpoints in SQLite: what refers to what, and how it is found damaged.
+
+A checkpoint's `channels` says, as JSON, where each channel's value is: ``null`` for ``None``, a
+blob's id, ``[list id, length, check]``, or ``"writes"`` when the writes of its ancestors make it. A
+write's `value` is ``null``, a blob's id, or the ``[blob id, length]`` of each chunk of a list. Rows
+carry a CRC-32 over their key and content.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import MappingProxyType
+from typing import Any
+
+from session_middleware.errors import StorageError
+from session_middleware.storage.sqlite.state import heads
+from session_middleware.storage.sqlite.state.pieces import (
+    Damaged,
+    Pieces,
+    as_written,
+    get_blob,
+    get_value,
+    is_sum,
+    put_blob,
+    put_list,
+)
+from session_middleware.storage.sqlite.state.sealed import REPLAYED, WRONG, Key, Row, WriteRow
+from session_middleware.storage.state import (
+    Blob,
+    CheckpointPut,
+    Chunk,
+    ListPut,
+    ListRef,
+    StaleParent,
+    StoredCheckpoint,
+    StoredWrite,
+    WritesPut,
+)
+
+# Checkpoints
+
+
+def put(
+    connection: sqlite3.Connection, family_id: str, put: CheckpointPut, branch: str | None, seq: int | None
+) -> tuple[str, dict[str, ListRef]]:
+    channels = _inherited(connection, put)
+    lists: dict[str, ListRef] = {}
+    for name, value in put.values.items():
+        if isinstance(value, ListPut):
+            channels[name] = lists[name] = put_list(connection, family_id, value)
+        else:
+            channels[name] = None if value is None else put_blob(connection, family_id, value)[0]
+    channels.update(dict.fromkeys(put.replayed, REPLAYED))
+    text, enclosing = _json(channels), _json(dict(put.enclosing))
+    key = (put.visit.session_id, put.checkpoint_ns, put.checkpoint_id)
+    insert(
+        connection, Row(*key, put.parent_id, enclosing, put.run_id, put.source, put.step, text, *put.body, branch, seq)
+    )
+    heads.put(connection, key)
+    return text, lists
+
+
+_json = json.JSONEncoder(separators=(",", ":")).encode  # `json.dumps` would make an encoder for each call
+
+
+_INSERT = "INSERT OR REPLACE INTO checkpoints VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+
+
+def insert(connection: sqlite3.Connection, row: Row) -> None:
+    connection.execute(_INSERT, (*row[:-1], row.sum()))
+
+
+def _inherited(connection: sqlite3.Connection, put: CheckpointPut) -> dict[str, Any]:
+    if put.parent is None:
+        return {}
+    row = connection.execute(
+        "SELECT channels FROM checkpoints WHERE session_id = ? AND checkpoint_ns = ? AND checkpoint_id = ?",
+        (put.visit.session_id, put.checkpoint_ns, put.parent.checkpoint_id),
+    ).fetchone()
+    if row is None or row[0] != put.parent.channels:
+        raise StaleParent
+    channels = json.loads(row[0])
+    return {name: channels[name] for name in put.inherited}
+
+
+def get(
+    connection: sqlite3.Connection,
+    session_id: str,
+    checkpoint_ns: str,
+    checkpoint_id: str | None,
+    path: str,
+    have: Mapping[int, ListRef] = MappingProxyType({}),
+) -> StoredCheckpoint | None:
+    row = find(connection, session_id, checkpoint_ns, checkpoint_id)
+    try:
+        head = heads.find(connection, session_id, checkpoint_ns)
+        if row is None:
+            if head is not None and checkpoint_id in (None, head.checkpoint_id):
+                raise Damaged("its row cannot be found")
+            return None
+        row.check()
+        if row.key[:2] != (session_id, checkpoint_ns) or checkpoint_id not in (None, row.checkpoint_id):
+            raise Damaged("another row stands in its place")
+        if checkpoint_id is None and (head is None or row.checkpoint_id != head.checkpoint_id):
+            raise Damaged("a newer one cannot be found")
+        values = {name: get_value(connection, ref, have) for name, ref in row.refs.items()}
+        writes = [
+            StoredWrite(write.task_id, write.channel, _written(connection, json.loads(write.value)))
+            for write in _writes(connection, row.key)
+        ]
+        if head is not None and row.checkpoint_id == head.checkpoint_id and len(writes) != head.write_count:
+            raise Damaged("a pending write cannot be found")
+    except Damaged as damage:
+        key = row.key if row else (session_id, checkpoint_ns, checkpoint_id or "(latest)")
+        raise damaged(path, key, str(damage)) from None
+    return StoredCheckpoint(*row.key, row.parent_id, Blob(row.type, row.body), row.channels, values, writes)
+
+
+def find(connection: sqlite3.Connection, session_id: str, checkpoint_ns: str, checkpoint_id: str | None) -> Row | None:
+    """That one, or the latest."""
+    if checkpoint_id is not None:
+        found = connection.execute(
+            "SELECT * FROM checkpoints WHERE session_id = ? AND checkpoint_ns = ? AND checkpoint_id = ?",
+            (session_id, checkpoint_ns, checkpoint_id),
+        ).fetchone()
+    else:
+        found = connection.execute(
+            "SELECT * FROM checkpoints WHERE session_id = ? AND checkpoint_ns = ? ORDER BY checkpoint_id DESC LIMIT 1",
+            (session_id, checkpoint_ns),
+        ).fetchone()
+    return None if found is None else Row(*found)
+
+
+def damaged(path: str, key: Key, what: str) -> StorageError:
+    return StorageError(
+        path,
+        f"checkpoint {key[2]} of session {key[0]!r} (namespace {key[1]!r}) is damaged: {what}",
+        advice="resume from an earlier checkpoint id, or restore a backup; other sessions are not concerned",
+    )
+
+
+def list_(
+    connection: sqlite3.Connection,
+    session_id: str | None,
+    *,
+    checkpoint_ns: str | None,
+    before: str | None,
+    checkpoint_id: str | None,
+    matches: Callable[[Blob], bool] | None,
+    limit: int | None,
+    after: Key | None,
+    path: str,
+) -> list[StoredCheckpoint]:
+    conditions, values = ["1"], []
+    for condition, value in (
+        ("session_id = ?", session_id),
+        ("checkpoint_ns = ?", checkpoint_ns),
+        ("checkpoint_id = ?", checkpoint_id),
+        ("checkpoint_id < ?", before),
+    ):
+        if value is not None:
+            conditions.append(condition)
+            values.append(value)
+    if after is not None:
+        conditions.append(
+            "((session_id, checkpoint_ns) > (?, ?) OR session_id = ? AND checkpoint_ns = ? AND checkpoint_id < ?)"
+        )
+        values += [*after[:2], *after]
+    cursor = connection.execute(
+        f"SELECT * FROM checkpoints WHERE {' AND '.join(conditions)}"
+        " ORDER BY session_id, checkpoint_ns, checkpoint_id DESC LIMIT ?",
+        (*values, -1 if limit is None or matches else limit),
+    )
+    if session_id is not None and checkpoint_id is None and before is None and after is None:
+        for namespace, missing in heads.list_missing(connection, session_id, checkpoint_ns):
+            raise damaged(path, (session_id, namespace, missing), "its row cannot be found")
+    rows: list[Row] = []
+    while (limit is None or len(rows) < limit) and (found := cursor.fetchone()) is not None:
+        row = Row(*found)
+        with blaming(path, row.key):
+            row.check()
+        if matches is None or matches(Blob(row.type, row.body)):
+            rows.append(row)
+    cursor.close()
+    return _with_pieces(connection, rows, path)
+
+
+@contextmanager
+def blaming(path: str, key: Key) -> Iterator[None]:
+    """Damage found in the block is told of this checkpoint."""
+    try:
+        yield
+    except Damaged as damage:
+        raise damaged(path, key, str(damage)) from None
+    except (TypeError, AttributeError) as error:
+        raise damaged(path, key, "a value of another type than was written") from error
+
+
+def _with_pieces(connection: sqlite3.Connection, rows: Sequence[Row], path: str) -> list[StoredCheckpoint]:
+    """Join the rows with what they refer to, in a number of statements that does not grow with theirs."""
+    with as_written():
+        writes = _writes_of(connection, rows)
+        pieces = Pieces(
+            connection,
+            (ref for row in rows for ref in row.refs.values()),
+            (json.loads(write.value) for found in writes.values() for write in found),
+        )
+    stored = []
+    for row in rows:
+        with blaming(path, row.key):
+            values = {name: pieces.value(ref) for name, ref in row.refs.items()}
+            body = Blob(row.type, row.body)
+            written = [stored_write(write, pieces) for write in writes.get(row.key, ())]
+        stored.append(StoredCheckpoint(*row.key, row.parent_id, body, row.channels, values, written))
+    return stored
+
+
+def list_namespaces(connection: sqlite3.Connection, session_id: str) -> list[str]:
+    rows = connection.execute("SELECT DISTINCT checkpoint_ns FROM checkpoints WHERE session_id = ?", (session_id,))
+    return [namespace for (namespace,) in rows]
+
+
+def count(connection: sqlite3.Connection, session_id: str) -> int:
+    row = connection.execute("SELECT COUNT(*) FROM checkpoints WHERE session_id = ?", (session_id,)).fetchone()
+    return int(row[0])
+
+
+# Writes
+
+
+def put_writes(connection: sqlite3.Connection, family_id: str, put: WritesPut) -> None:
+    key = (put.visit.session_id, put.checkpoint_ns, put.checkpoint_id, put.task_id)
+    rows: list[WriteRow] = []
+    for write in put.writes:
+        if isinstance(write.value, Blob):
+            value: Any = put_blob(connection, family_id, write.value)[0]
+        elif write.value is not None:
+            value = [[put_blob(connection, family_id, chunk.blob)[0], chunk.length] for chunk in write.value]
+        else:
+            value = None
+        rows.append(WriteRow(*key, write.idx, put.task_path, write.channel, _json(value)))
+    insert_writes(connection, [row for row in rows if row.idx >= 0], keep_first=True)
+    insert_writes(connection, [row for row in rows if row.idx < 0], keep_first=False)
+    heads.count_writes(connection, key[:3])
+
+
+_VALUES = "(?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_ROWS = 16  # inserted by one statement, at most
+
+
+def insert_writes(connection: sqlite3.Connection, rows: Sequence[WriteRow], *, keep_first: bool) -> None:
+    """Each statement lets go of the interpreter, which under load costs more than what it does."""
+    how = "IGNORE" if keep_first else "REPLACE"
+    for start in range(0, len(rows), _ROWS):
+        some = rows[start : start + _ROWS]
+        values = [value for row in some for value in (*row[:-1], row.sum())]
+        connection.execute(f"INSERT OR {how} INTO writes VALUES {', '.join([_VALUES] * len(some))}", values)
+
+
+def has_writes(connection: sqlite3.Connection, session_id: str) -> bool:
+    return connection.execute("SELECT 1 FROM writes WHERE session_id = ? LIMIT 1", (session_id,)).fetchone() is not None
+
+
+def _writes(connection: sqlite3.Connection, key: Key) -> list[WriteRow]:
+    rows = connection.execute(
+        "SELECT * FROM writes WHERE session_id = ? AND checkpoint_ns = ? AND checkpoint_id = ?"
+        " ORDER BY task_path, task_id, idx",
+        key,
+    )
+    found = [WriteRow(*row) for row in rows.fetchall()]
+    for write in found:
+        write.check()
+    return found
+
+
+def _written(connection: sqlite3.Connection, ref: Any) -> Blob | list[Chunk] | None:
+    if isinstance(ref, list):
+        return [Chunk(get_blob(connection, blob_id), count) for blob_id, count in ref]
+    return None if ref is None else get_blob(connection, ref)
+
+
+def stored_write(write: WriteRow, pieces: Pieces) -> StoredWrite:
+    write.check()
+    return StoredWrite(write.task_id, write.channel, pieces.written(json.loads(write.value)))
+
+
+def _writes_of(connection: sqlite3.Connection, rows: Sequence[Row]) -> dict[Key, list[WriteRow]]:
+    """The writes of many checkpoints, each's in their order: one statement for each namespace among them."""
+    namespaces: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for row in rows:
+        namespaces[row.session_id, row.checkpoint_ns].append(row.checkpoint_id)
+    found: dict[Key, list[WriteRow]] = defaultdict(list)
+    for (session_id, checkpoint_ns), ids in namespaces.items():
+        for write in connection.execute(
+            "SELECT * FROM writes WHERE session_id = ? AND checkpoint_ns = ?"
+            f" AND checkpoint_id IN ({', '.join('?' * len(ids))}) ORDER BY task_path, task_id, idx",
+            (session_id, checkpoint_ns, *ids),
+        ):
+            found[write[:3]].append(WriteRow(*write))
+    return found
+
+
+# With their session
+
+
+def copy(connection: sqlite3.Connection, session_id: str, to: str) -> int:
+    """Give another session the same checkpoints and writes; how many checkpoints.
+
+    Checksums are bound to the id, so they are made anew; those that were wrong stay wrong.
+    """
+    copied = 0
+    for found in connection.execute("SELECT * FROM checkpoints WHERE session_id = ?", (session_id,)).fetchall():
+        row = Row(*found)
+        renamed = row._replace(session_id=to)
+        checksum = renamed.sum() if is_sum(row.sum, row.checksum) else WRONG
+        connection.execute(_INSERT, (*renamed[:-1], checksum))
+        copied += 1
+    for found in connection.execute("SELECT * FROM writes WHERE session_id = ?", (session_id,)).fetchall():
+        write = WriteRow(*found)
+        renamed_write = write._replace(session_id=to)
+        checksum = renamed_write.sum() if is_sum(write.sum, write.checksum) else WRONG
+        connection.execute("INSERT INTO writes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (*renamed_write[:-1], checksum))
+    heads.renew(connection, to)
+    return copied
+
+
+def rename(connection: sqlite3.Connection, session_id: str, to: str) -> None:
+    copy(connection, session_id, to)
+    delete(connection, session_id)
+
+
+def delete(connection: sqlite3.Connection, session_id: str) -> int:
+    """Delete a session's checkpoints and writes; how many checkpoints. Pieces: see `free_unused`."""
+    connection.execute("DELETE FROM writes WHERE session_id = ?", (session_id,))
+    connection.execute("DELETE FROM heads WHERE session_id = ?", (session_id,))
+    return connection.execute("DELETE FROM checkpoints WHERE session_id = ?", (session_id,)).rowcount

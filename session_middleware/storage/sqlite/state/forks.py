@@ -1,0 +1,52 @@
+"""Forks in SQLite: a session that begins with another's state, and shares what is stored of it."""
+
+from __future__ import annotations
+
+import sqlite3
+from datetime import datetime
+
+from session_middleware.errors import SessionExists
+from session_middleware.model import SessionInfo, to_text
+from session_middleware.storage.sqlite.lifecycle import events, limits, sessions, tombstones
+from session_middleware.storage.sqlite.rules import Rules
+from session_middleware.storage.sqlite.state import checkpoints
+
+
+def copy(connection: sqlite3.Connection, source_id: str, target_id: str, rules: Rules) -> SessionInfo:
+    source, now = sessions.get(connection, source_id), rules.clock()
+    target = sessions.find(connection, target_id)
+    if target is None:
+        _insert(connection, source, target_id, rules, now)
+    elif _may_be_filled(connection, target, source):
+        connection.execute(
+            "UPDATE sessions SET family_id = ?, parent_id = ?, opened_as = 'forked' WHERE id = ?",
+            (source.family_id, source_id, target_id),
+        )
+    else:
+        raise SessionExists(target_id)
+    checkpoints.copy(connection, source_id, target_id)
+    connection.execute("UPDATE checkpoints SET branch = NULL, seq = NULL WHERE session_id = ?", (target_id,))
+    events.tell(connection, target_id, "forked", None, rules, now, detail={"from": source_id})
+    return sessions.get(connection, target_id)
+
+
+def _insert(connection: sqlite3.Connection, source: SessionInfo, target_id: str, rules: Rules, now: datetime) -> None:
+    limits.make_room(connection, source.user_id, rules, now)
+    connection.execute(
+        "INSERT INTO sessions (id, family_id, parent_id, user_id, group_id, visibility, opened_as, reason,"
+        " created_at, began_at, incarnation, last_active_at) VALUES (?, ?, ?, ?, ?, ?, 'forked', 'forked', ?, ?, ?, ?)",
+        (target_id, source.family_id, source.id, source.user_id, source.group_id, source.visibility)
+        + (to_text(now), to_text(now), tombstones.next_incarnation(connection, target_id), to_text(now)),
+    )
+    sessions.touch(connection, target_id, rules, now)
+
+
+def _may_be_filled(connection: sqlite3.Connection, target: SessionInfo, source: SessionInfo) -> bool:
+    """Whether a session was only opened yet: it holds no state, and no other leans on its family."""
+    return (
+        target.id != source.id
+        and (target.user_id, target.group_id) == (source.user_id, source.group_id)
+        and list(sessions.members(connection, target.family_id)) == [target.id]
+        and not checkpoints.count(connection, target.id)
+        and not checkpoints.has_writes(connection, target.id)
+    )

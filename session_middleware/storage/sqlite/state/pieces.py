@@ -1,0 +1,399 @@
+"""Blobs and lists in SQLite: values that are each stored once in a family, and who refers to them.
+
+A blob's digest covers its type and bytes, and its checksum the digest with them. A list's check
+covers the digests of its chunks, so that a reference which leads to other elements than it was made
+for is found when it is followed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+import zlib
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import MappingProxyType
+from typing import Any
+
+from session_middleware.storage.state import Blob, Chunk, ListPut, ListRef, StaleParent, StoredList
+
+MAX_DEPTH = 16  # of lists branched from lists, before a branch copies its references instead
+
+
+class Damaged(Exception):
+    """Stored pieces are not what they were; the message says which."""
+
+
+def _digest(blob: Blob) -> bytes:
+    return hashlib.sha256(blob.type.encode() + b"\0" + blob.data).digest()[:16]
+
+
+def put_blob(connection: sqlite3.Connection, family_id: str, blob: Blob) -> tuple[int, bytes]:
+    """Most are new, so it is not looked for first. One that is there and was damaged is whole again after this."""
+    checksum = _checksum(digest := _digest(blob), blob)
+    cursor = connection.execute(
+        "INSERT INTO blobs (family_id, digest, checksum, type, data) VALUES (?, ?, ?, ?, ?)"
+        " ON CONFLICT (family_id, digest) DO NOTHING",
+        (family_id, digest, checksum, blob.type, blob.data),
+    )
+    if cursor.rowcount:
+        assert cursor.lastrowid is not None
+        return cursor.lastrowid, digest
+    blob_id, is_whole = connection.execute(
+        "SELECT id, checksum IS ? AND type IS ? AND data IS ? FROM blobs WHERE family_id = ? AND digest = ?",
+        (checksum, blob.type, blob.data, family_id, digest),
+    ).fetchone()
+    if not is_whole:
+        connection.execute(
+            "UPDATE blobs SET checksum = ?, type = ?, data = ? WHERE id = ?", (checksum, blob.type, blob.data, blob_id)
+        )
+    return blob_id, digest
+
+
+@contextmanager
+def as_written(session_id: str | None = None) -> Iterator[None]:
+    """Work in the block on rows nobody has checked: a value of another type than was written is damage."""
+    try:
+        yield
+    except (TypeError, AttributeError) as error:
+        where = "" if session_id is None else f" of session {session_id!r}"
+        raise sqlite3.DatabaseError(f"malformed row{where}: a value of another type than was written") from error
+
+
+def is_sum(made: Callable[[], int], stored: Any) -> bool:
+    """Whether a checksum is what is stored; a value of another type than was written makes none."""
+    try:
+        return bool(made() == stored)
+    except (TypeError, AttributeError, UnicodeEncodeError):
+        return False
+
+
+def find_blob(connection: sqlite3.Connection, family_id: str, digest: bytes) -> int | None:
+    row = connection.execute("SELECT id FROM blobs WHERE family_id = ? AND digest = ?", (family_id, digest)).fetchone()
+    return None if row is None else int(row[0])
+
+
+def _checksum(digest: bytes, blob: Blob) -> int:
+    """Bound to the digest, and several times cheaper to make again at each read."""
+    return zlib.crc32(blob.data, zlib.crc32(blob.type.encode(), zlib.crc32(digest)))
+
+
+def _blob(row: tuple[str, bytes, bytes, int], where: str) -> Blob:
+    """A blob from (type, data, digest, checksum), once its bytes are what they were."""
+    kind, data, digest, checksum = row
+    blob = Blob(kind, data)
+    if not is_sum(lambda: _checksum(digest, blob), checksum):
+        raise Damaged(where)
+    return blob
+
+
+# Lists
+
+
+Stored = tuple[int, bytes, int]  # of a chunk: its blob's id and digest, and how many elements it is
+
+_CHAIN = """
+    WITH RECURSIVE chain (id, upto) AS (
+        VALUES (?, ?)
+        UNION
+        SELECT lists.parent_id, MIN(lists.parent_length, chain.upto)
+        FROM chain JOIN lists ON lists.id = chain.id WHERE lists.parent_id IS NOT NULL
+    )
+"""
+
+
+def put_list(connection: sqlite3.Connection, family_id: str, put: ListPut) -> ListRef:
+    tail: Sequence[Stored] = [(*put_blob(connection, family_id, chunk.blob), chunk.length) for chunk in put.tail]
+    base = put.base if put.base is not None and put.keep else None
+    if base is None:
+        return _branch(connection, family_id, None, 0, 0, tail)
+    if not put.is_parents and _check_of(connection, base.list_id, base.length) != base.check:
+        raise StaleParent  # it was cut or deleted since this process has seen it
+    if base.length != put.keep:
+        base = ListRef(base.list_id, put.keep, _check_of(connection, base.list_id, put.keep))
+    base, tail, is_free = _follow(connection, base, tail)
+    if not tail:
+        return base
+    if is_free:
+        return _extend(connection, base, tail)
+    return _branch(connection, family_id, base, base.length, base.check, tail)
+
+
+def _follow(
+    connection: sqlite3.Connection, base: ListRef, tail: Sequence[Stored]
+) -> tuple[ListRef, Sequence[Stored], bool]:
+    """Go along what somebody has already added after `base` for as long as it is what is to be added.
+
+    A subgraph's list and its parent's share their elements so, and so does a step that is done again.
+    Returns how far that is, what remains to be added, and whether nothing else stands there.
+    """
+    list_id, length, check = base
+    if _ends(connection, list_id, length):
+        return base, tail, True
+    items = connection.execute(
+        "SELECT position, blob_id, count FROM list_items WHERE list_id = ? AND position >= ? ORDER BY position",
+        (list_id, length),
+    ).fetchmany(len(tail) + 1)
+    same = 0
+    while same < min(len(items), len(tail)) and items[same] == (length, tail[same][0], tail[same][2]):
+        length += tail[same][2]
+        check = zlib.crc32(tail[same][1], check)
+        same += 1
+    return ListRef(list_id, length, check), tail[same:], same == len(items) and _ends(connection, list_id, length)
+
+
+def _ends(connection: sqlite3.Connection, list_id: int, length: int) -> bool:
+    """Whether the list has no element after the first `length`, nor a run that is cut there."""
+    last = connection.execute(
+        "SELECT position + count FROM list_items WHERE list_id = ? ORDER BY position DESC LIMIT 1", (list_id,)
+    ).fetchone()
+    return last is not None and last[0] == length
+
+
+def _extend(connection: sqlite3.Connection, base: ListRef, tail: Sequence[Stored]) -> ListRef:
+    list_id, length, check = base
+    for blob_id, digest, count in tail:
+        connection.execute("INSERT INTO list_items VALUES (?, ?, ?, ?)", (list_id, length, count, blob_id))
+        length += count
+        check = zlib.crc32(digest, check)
+    return ListRef(list_id, length, check)
+
+
+def _branch(
+    connection: sqlite3.Connection,
+    family_id: str,
+    base: ListRef | None,
+    keep: int,
+    check: int,
+    tail: Sequence[Stored],
+) -> ListRef:
+    """A new list: the first `keep` elements of `base`, then `tail`."""
+    parent = depth = None
+    if base is not None:
+        depth = connection.execute("SELECT depth FROM lists WHERE id = ?", (base.list_id,)).fetchone()[0] + 1
+        parent = base.list_id if depth < MAX_DEPTH else None
+    cursor = connection.execute(
+        "INSERT INTO lists (family_id, parent_id, parent_length, depth) VALUES (?, ?, ?, ?)",
+        (family_id, parent, keep if parent else 0, depth if parent else 0),
+    )
+    list_id = cursor.lastrowid
+    assert list_id is not None
+    if base is not None and parent is None:
+        connection.execute(
+            f"{_CHAIN} INSERT INTO list_items SELECT ?, position, MIN(count, chain.upto - position), blob_id"
+            " FROM chain JOIN list_items ON list_id = chain.id AND position < chain.upto",
+            (base.list_id, keep, list_id),
+        )
+    return _extend(connection, ListRef(list_id, keep, check), tail)
+
+
+def _check_of(connection: sqlite3.Connection, list_id: int, length: int) -> int:
+    rows = connection.execute(
+        f"{_CHAIN} SELECT digest FROM chain JOIN list_items ON list_id = chain.id AND position < chain.upto"
+        " JOIN blobs ON blobs.id = blob_id ORDER BY position",
+        (list_id, length),
+    )
+    return zlib.crc32(b"".join([digest for (digest,) in rows]))
+
+
+def get_list(
+    connection: sqlite3.Connection, ref: ListRef, have: Mapping[int, ListRef] = MappingProxyType({})
+) -> StoredList:
+    """A list; without its beginning where the reader has that and it still is what it was."""
+    had = have.get(ref.list_id)
+    if had is not None and had.length <= ref.length:
+        chunks, check = _chunks(connection, ref, had.length, had.check)
+        if check == ref.check and had.length + sum(chunk.length for chunk in chunks) == ref.length:
+            return StoredList(ref, chunks, had.length)
+    chunks, check = _chunks(connection, ref, 0, 0)
+    if check != ref.check or sum(chunk.length for chunk in chunks) != ref.length:
+        raise Damaged(f"list {ref.list_id}")
+    return StoredList(ref, chunks)
+
+
+def _chunks(connection: sqlite3.Connection, ref: ListRef, start: int, check: int) -> tuple[list[Chunk], int]:
+    """The chunks of a list from an element on, and the check as it goes on over them."""
+    if start == ref.length:
+        return [], check
+    rows = connection.execute(
+        f"{_CHAIN} SELECT type, data, digest, checksum, position, MIN(count, chain.upto - position)"
+        " FROM chain JOIN list_items ON list_id = chain.id AND position >= ? AND position < chain.upto"
+        " JOIN blobs ON blobs.id = blob_id ORDER BY position",
+        (ref.list_id, ref.length, start),
+    ).fetchall()
+    where = f"list {ref.list_id}"
+    return [Chunk(_blob(row[:4], where), row[5]) for row in rows], zlib.crc32(b"".join([r[2] for r in rows]), check)
+
+
+def get_value(
+    connection: sqlite3.Connection, ref: Any, have: Mapping[int, ListRef] = MappingProxyType({})
+) -> Blob | StoredList | None:
+    if ref is None:
+        return None
+    if isinstance(ref, list):
+        return get_list(connection, ListRef(*ref), have)
+    row = connection.execute("SELECT type, data, digest, checksum FROM blobs WHERE id = ?", (ref,)).fetchone()
+    if row is None:
+        raise Damaged(f"blob {ref} is missing")
+    return _blob(row, f"blob {ref}")
+
+
+def get_blob(connection: sqlite3.Connection, blob_id: int) -> Blob:
+    value = get_value(connection, blob_id)
+    assert isinstance(value, Blob)
+    return value
+
+
+# Many at once
+
+
+_ITEMS = """
+    WITH RECURSIVE chain (wanted, id, upto) AS (
+        SELECT json_extract(value, '$[0]'), json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(?)
+        UNION
+        SELECT chain.wanted, lists.parent_id, MIN(lists.parent_length, chain.upto)
+        FROM chain JOIN lists ON lists.id = chain.id WHERE lists.parent_id IS NOT NULL
+    )
+    SELECT wanted, position, MIN(count, chain.upto - position), blob_id
+    FROM chain CROSS JOIN list_items ON list_id = chain.id AND position < chain.upto ORDER BY wanted, position
+"""
+
+
+class Pieces:
+    """What many references lead to: each list, at its greatest length, and each blob is read once.
+
+    Damage is raised when a value is asked for, so that it is told of whoever refers to it.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, values: Iterable[Any], writes: Iterable[Any]) -> None:
+        lengths: dict[int, int] = {}
+        blob_ids: set[int] = set()
+        for ref in values:
+            if isinstance(ref, list):
+                lengths[ref[0]] = max(lengths.get(ref[0], 0), ref[1])
+            elif isinstance(ref, int):
+                blob_ids.add(ref)
+        for ref in writes:
+            blob_ids.update([blob_id for blob_id, _ in ref] if isinstance(ref, list) else [ref] if ref else [])
+        self._items: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
+        for wanted, *item in connection.execute(_ITEMS, (json.dumps(list(lengths.items())),)) if lengths else ():
+            self._items[wanted].append((item[0], item[1], item[2]))
+            blob_ids.add(item[2])
+        rows = connection.execute(
+            "SELECT id, type, data, digest, checksum FROM blobs WHERE id IN (SELECT value FROM json_each(?))",
+            (json.dumps(sorted(blob_ids)),),
+        )
+        self._rows = {row[0]: row[1:] for row in rows}
+        self._checked: dict[int, Blob] = {}
+        self._lists: dict[int, tuple[list[Chunk], list[int], list[int]]] = {}
+
+    def value(self, ref: Any) -> Blob | StoredList | None:
+        """What a checkpoint's channel refers to."""
+        if ref is None:
+            return None
+        return self._list(ListRef(*ref)) if isinstance(ref, list) else self._blob(ref)
+
+    def written(self, ref: Any) -> Blob | list[Chunk] | None:
+        """What a write refers to."""
+        if isinstance(ref, list):
+            return [Chunk(self._blob(blob_id), count) for blob_id, count in ref]
+        return None if ref is None else self._blob(ref)
+
+    def _blob(self, blob_id: int) -> Blob:
+        found = self._checked.get(blob_id)
+        if found is None:
+            if blob_id not in self._rows:
+                raise Damaged(f"blob {blob_id} is missing")
+            found = self._checked[blob_id] = _blob(self._rows[blob_id], f"blob {blob_id}")
+        return found
+
+    def _list(self, ref: ListRef) -> StoredList:
+        if ref.list_id not in self._lists:
+            self._lists[ref.list_id] = self._whole(ref.list_id)
+        chunks, ends, checks = self._lists[ref.list_id]
+        count = bisect_left(ends, ref.length)  # whole chunks before the one in which the list ends
+        length, check, found = (ends[count - 1], checks[count - 1], chunks[:count]) if count else (0, 0, [])
+        if length < ref.length and count < len(chunks):
+            found.append(Chunk(chunks[count].blob, ref.length - length))
+            length, check = ref.length, checks[count]
+        if length != ref.length or check != ref.check:
+            raise Damaged(f"list {ref.list_id}")
+        return StoredList(ref, found)
+
+    def _whole(self, list_id: int) -> tuple[list[Chunk], list[int], list[int]]:
+        """A list's chunks; and how many elements there are, and what the check is, after each."""
+        chunks: list[Chunk] = []
+        ends: list[int] = []
+        checks: list[int] = []
+        check = 0
+        for position, count, blob_id in self._items.get(list_id, ()):
+            if position != (ends[-1] if ends else 0):
+                break
+            chunks.append(Chunk(self._blob(blob_id), count))
+            ends.append(position + count)
+            checks.append(check := zlib.crc32(self._rows[blob_id][2], check))
+        return chunks, ends, checks
+
+
+# With their family
+
+
+def rename_family(connection: sqlite3.Connection, family_id: str, to: str) -> None:
+    connection.execute("UPDATE lists SET family_id = ? WHERE family_id = ?", (to, family_id))
+    connection.execute("UPDATE blobs SET family_id = ? WHERE family_id = ?", (to, family_id))
+
+
+_USED = """
+    WITH RECURSIVE
+    direct (id, upto) AS (
+        SELECT json_extract(value, '$[0]'), MAX(json_extract(value, '$[1]')) FROM checkpoints, json_each(channels)
+        WHERE session_id IN (SELECT id FROM sessions WHERE family_id = ?) AND json_each.type = 'array' GROUP BY 1
+    ),
+    used (id, upto) AS (
+        SELECT id, upto FROM direct
+        UNION
+        SELECT parent_id, MIN(parent_length, upto) FROM used JOIN lists USING (id) WHERE parent_id IS NOT NULL
+    )
+    INSERT INTO used_lists SELECT id, MAX(upto) FROM used GROUP BY id
+"""
+
+
+def free_unused(connection: sqlite3.Connection, family_id: str, members: Sequence[str]) -> None:
+    """Delete what none of the `members` of a family refers to any more: lists, their ends, and blobs.
+
+    To cut the end off a list is safe: nobody refers to it, and whoever comes to append finds the
+    list as long as the reference he holds, or branches.
+    """
+    if not members:
+        connection.execute(
+            "DELETE FROM list_items WHERE list_id IN (SELECT id FROM lists WHERE family_id = ?)", (family_id,)
+        )
+        connection.execute("DELETE FROM lists WHERE family_id = ?", (family_id,))
+        connection.execute("DELETE FROM blobs WHERE family_id = ?", (family_id,))
+        return
+    connection.execute("CREATE TEMP TABLE used_lists (id INTEGER PRIMARY KEY, upto INTEGER NOT NULL)")
+    connection.execute(_USED, (family_id,))
+    connection.execute(
+        "DELETE FROM list_items WHERE list_id IN (SELECT id FROM lists WHERE family_id = ?)"
+        " AND position >= COALESCE((SELECT upto FROM used_lists WHERE id = list_id), 0)",
+        (family_id,),
+    )
+    connection.execute("DELETE FROM lists WHERE family_id = ? AND id NOT IN (SELECT id FROM used_lists)", (family_id,))
+    connection.execute("DROP TABLE used_lists")
+    connection.execute(
+        """
+        DELETE FROM blobs WHERE family_id = :family AND id NOT IN (
+            SELECT blob_id FROM list_items JOIN lists ON lists.id = list_id WHERE family_id = :family
+            UNION
+            SELECT value FROM checkpoints, json_each(channels)
+            WHERE session_id IN (SELECT id FROM sessions WHERE family_id = :family) AND json_each.type = 'integer'
+            UNION
+            SELECT COALESCE(atom, json_extract(json_each.value, '$[0]')) FROM writes, json_each(writes.value)
+            WHERE session_id IN (SELECT id FROM sessions WHERE family_id = :family) AND json_each.type != 'null'
+        )
+        """,
+        {"family": family_id},
+    )

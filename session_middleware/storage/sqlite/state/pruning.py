@@ -1,0 +1,82 @@
+"""Which of a session's checkpoints go, when not all of them do."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+
+from session_middleware.storage.sqlite.state import heads
+from session_middleware.storage.sqlite.state.replayed import ancestors_needed
+from session_middleware.storage.sqlite.state.sealed import Row
+
+Namespaces = Mapping[str, Mapping[str, Row]]  # the checkpoints of a session by namespace and id
+
+
+def prune(connection: sqlite3.Connection, session_id: str) -> int:
+    """Keep the latest checkpoint of each namespace that is still of use; how many went."""
+    namespaces = _read(connection, session_id)
+    latest = {namespace: max(rows) for namespace, rows in namespaces.items()}
+    kept = {
+        (namespace, checkpoint_id)
+        for namespace, rows in namespaces.items()
+        if _is_of_use(namespace, rows[latest[namespace]], latest)
+        for checkpoint_id in (latest[namespace], *ancestors_needed(rows, [latest[namespace]]))
+    }
+    gone = [(ns, checkpoint_id) for ns, rows in namespaces.items() for checkpoint_id in rows]
+    gone = [key for key in gone if key not in kept]
+    written = connection.execute(
+        "SELECT DISTINCT checkpoint_ns, checkpoint_id FROM writes WHERE session_id = ?", (session_id,)
+    )
+    lost = [key for key in written if key not in kept and key[1] < latest.get(key[0], "")]
+    _delete(connection, session_id, {*gone, *lost})
+    return len(gone)
+
+
+def _is_of_use(namespace: str, row: Row, latest: Mapping[str, str]) -> bool:
+    """Whether a run that goes on from the latest checkpoints can come to this namespace.
+
+    One with a task's id in it (``name:id``) serves the one task it was made for, which belongs to the
+    enclosing checkpoint; when that has been left behind, nothing leads there. One that is not stored
+    yet leaves nothing behind.
+    """
+    enclosing: dict[str, str] = json.loads(row.enclosing)
+    return ":" not in namespace or all(id_ >= latest.get(outer, "") for outer, id_ in enclosing.items())
+
+
+def delete_for_runs(connection: sqlite3.Connection, run_ids: Sequence[str]) -> dict[str, int]:
+    """Delete the checkpoints of some runs, but not those others are replayed from; how many, by session."""
+    found = connection.execute(
+        "SELECT session_id, checkpoint_ns, checkpoint_id FROM checkpoints"
+        " WHERE run_id IN (SELECT value FROM json_each(?))",
+        (json.dumps(list(run_ids)),),
+    )
+    theirs: dict[str, set[tuple[str, str]]] = defaultdict(set)
+    for session_id, namespace, checkpoint_id in found.fetchall():
+        theirs[session_id].add((namespace, checkpoint_id))
+    for session_id, keys in theirs.items():
+        namespaces = _read(connection, session_id)
+        for namespace in {namespace for namespace, _ in keys}:
+            rows = namespaces[namespace]
+            staying = [checkpoint_id for checkpoint_id in rows if (namespace, checkpoint_id) not in keys]
+            keys -= {(namespace, checkpoint_id) for checkpoint_id in ancestors_needed(rows, staying)}
+        _delete(connection, session_id, keys)
+    return {session_id: len(keys) for session_id, keys in theirs.items() if keys}
+
+
+def _read(connection: sqlite3.Connection, session_id: str) -> Namespaces:
+    found: dict[str, dict[str, Row]] = defaultdict(dict)
+    for values in connection.execute("SELECT * FROM checkpoints WHERE session_id = ?", (session_id,)):
+        row = Row(*values)
+        found[row.checkpoint_ns][row.checkpoint_id] = row._replace(body=b"")  # which is most of it
+    return found
+
+
+def _delete(connection: sqlite3.Connection, session_id: str, keys: Collection[tuple[str, str]]) -> None:
+    for table in ("checkpoints", "writes"):
+        connection.executemany(
+            f"DELETE FROM {table} WHERE session_id = ? AND checkpoint_ns = ? AND checkpoint_id = ?",
+            [(session_id, *key) for key in sorted(keys)],
+        )
+    heads.renew(connection, session_id)

@@ -1,0 +1,69 @@
+"""Rows of the state as they are stored: each with a checksum, which is bound to its key."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from typing import Any, NamedTuple
+
+from session_middleware.storage.sqlite.state.pieces import Damaged, is_sum
+
+Key = tuple[str, str, str]  # session id, namespace, checkpoint id
+
+REPLAYED = "writes"
+WRONG = -1  # the checksum of a row that was damaged when it was copied
+
+
+class Row(NamedTuple):
+    """A checkpoint as it is stored, its checksum last."""
+
+    session_id: str
+    checkpoint_ns: str
+    checkpoint_id: str
+    parent_id: str | None
+    enclosing: str
+    run_id: str | None
+    source: str | None
+    step: int | None
+    channels: str
+    type: str
+    body: bytes
+    branch: str | None = None  # of the record, which went as far as this `seq`; no part of the checksum
+    seq: int | None = None
+    checksum: int = 0
+
+    @property
+    def key(self) -> Key:
+        return self[:3]
+
+    @property
+    def refs(self) -> dict[str, Any]:
+        """Where each value is that the checkpoint holds itself."""
+        return {name: ref for name, ref in json.loads(self.channels).items() if ref != REPLAYED}
+
+    def sum(self) -> int:
+        text = (*self[:3], self.parent_id or "", self.enclosing, self.run_id or "", self.channels, self.type)
+        return zlib.crc32(self.body, zlib.crc32("\0".join(text).encode()))
+
+    def check(self) -> None:
+        if not is_sum(self.sum, self.checksum):
+            raise Damaged("its row")
+
+
+class WriteRow(NamedTuple):
+    session_id: str
+    checkpoint_ns: str
+    checkpoint_id: str
+    task_id: str
+    idx: int
+    task_path: str
+    channel: str
+    value: str
+    checksum: int = 0
+
+    def sum(self) -> int:
+        return zlib.crc32("\0".join([*self[:4], str(self.idx), *self[5:8]]).encode())
+
+    def check(self) -> None:
+        if not is_sum(self.sum, self.checksum):
+            raise Damaged(f"write {self.idx} of task {self.task_id}")

@@ -1,0 +1,69 @@
+"""Who is at the door of a session, and the run they are there for, as it passes to an engine and is filled in there."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from session_middleware.model import Admission, Identity
+from session_middleware.storage.seen import Claim, Entry
+
+
+@dataclass(slots=True, eq=False)
+class Lease:
+    """That a run goes on in a session, as long as it does. Runs inside a run have its lease in common.
+
+    Its number is one more than any before it, so of two runs that both take a session for theirs, the
+    one with the lower number is the one that has lost it.
+    """
+
+    number: int | None = None  # once it is in the database
+    is_exclusive: bool = False  # no other run goes on in the session meanwhile
+    is_over: bool = False  # the run has ended; the row in the database may still be there
+    is_told: bool = False  # somebody says when the run ends; else that is seen by what it leaves behind
+    has_failed: bool = False  # a task of it has: unless something handles that, the run has ended
+
+
+@dataclass(slots=True)
+class Visit:
+    """Somebody at the door of a session: who, when, and what was decided at the first look.
+
+    `admission` is decided once, when a run first reads its session, and stays for the whole run, so
+    a run that takes longer than ``idle_timeout`` ends as it began. The engine fills it in when it
+    is ``None``, and sets `admitted` once the visit is in the database.
+
+    `entries` are what the record has yet to learn of the visit: the next `append` or `put_checkpoint`
+    of it writes them first, in its own transaction.
+    """
+
+    session_id: str
+    identity: Identity
+    run_id: str | None = None  # a run that begins when this visit is admitted
+    is_run: bool = True  # False: a change from outside, such as update_state; it resumes nothing
+    admission: Admission | None = None
+    admitted: bool = False  # it is in the database
+    announced: bool = False  # and so is the event that says so
+    guessed: bool = False  # its identity is the first look's, which may be somebody else's
+    checkpointed: bool = False  # a checkpointer of ours serves this run, and records what its checkpoints bring
+    begun: bool = False  # its run has a row
+    puts: bool = False  # it puts checkpoints as it goes
+    checkpoint_id: str | None = None  # of the outermost graph: the latest that was read or put in it
+    started_from: str | None = None  # the first one that was read in it
+    goes_on: bool = False  # where the last run stopped, with nothing new
+    branch: str | None = None  # what it says goes there; None: where its checkpoint, or else the session, is
+    entries: deque[Entry] = field(default_factory=deque)
+    unclaimed: dict[Claim, str] = field(default_factory=dict)  # what was said that no state holds yet, by its id
+    seen_at: dict[str, int] = field(default_factory=dict)  # messages of the outermost graph: the latest step seen
+    resume_id: str | None = None  # of the message that is a person's answer, where the checkpointer has seen it
+    tell: Callable[[Exception], None] | None = None  # is told of what could not be recorded
+    given: Any = None  # what a run was called with, until it has read its state
+    looked: set[str] = field(default_factory=set)  # the namespaces whose state it has read
+    reading: bool = False  # a look that is no run: it may be at what one may read and not change
+    incarnation: int | None = None  # the session's, as it was found: a deleted one that is opened again is another
+    lease: Lease | None = None  # of a run in progress
+
+    def __post_init__(self) -> None:
+        if self.run_id is not None and self.lease is None:
+            self.lease = Lease()
