@@ -20,6 +20,7 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
+from uuid import uuid4
 
 from langgraph.graph import START, MessagesState, StateGraph
 
@@ -61,13 +62,15 @@ def fill(path: Path, count: int) -> None:
 def _serve(connection: Connection, path: str) -> None:
     """Talk, one turn after the other: so many turns first, then until told to stop; how long each took."""
     with Sessions(path, sweep_interval=None) as sessions:
-        chat = Chat(sessions.checkpointer, "beside")
-        for _ in range(10):
-            chat.turn()
+        for number in range(3):
+            Chat(sessions.checkpointer, f"first-{number}").turn()
         connection.send("ready")
         while (turns := connection.recv()) is not None:
             taken: list[float] = []
             while len(taken) < turns or (not turns and not connection.poll()):
+                if len(taken) % 10 == 0:  # a longer thread has longer turns
+                    chat = Chat(sessions.checkpointer, f"beside-{uuid4()}")
+                    chat.turn()
                 taken.append(chat.turn())
             if not turns:
                 connection.recv()

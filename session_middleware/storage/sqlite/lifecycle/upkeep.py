@@ -34,6 +34,7 @@ T = TypeVar("T")
 Connection = sqlite3.Connection
 
 _TURN_SECONDS = 0.005  # how long a transaction of a sweep may take; then others have their turn
+_PAUSE, _LONGEST_PAUSE_SECONDS = 3, 0.05  # so many times as long: what others wait for is the disk as well
 _TOGETHER = 50  # sessions that are expired by one statement, at most
 _SIZED = 1000  # sessions measured in one read
 
@@ -190,20 +191,22 @@ class SqliteUpkeep:
         done: list[Ended] = []
         waiting = list(reversed(due))
         while waiting:
-            began = time.perf_counter()
-            done += self._database.write(lambda connection: self._end_some(connection, waiting, now), durable=False)
+            ended, seconds = self._database.write(
+                lambda connection: self._end_some(connection, waiting, now), durable=False
+            )
+            done += ended
             if waiting:
-                time.sleep(min(2 * (time.perf_counter() - began), 10 * _TURN_SECONDS))  # others' turn
+                time.sleep(min(_PAUSE * seconds, _LONGEST_PAUSE_SECONDS))
         self._archive_closing()
         if any(ended.action in ("delete", "archive", "prune") for ended in done):
             self._database.erase()
         return done
 
-    def _end_some(self, connection: Connection, waiting: list[Ended], now: datetime) -> list[Ended]:
-        """As many as a turn's time is enough for. They are taken from `waiting` when all of them are done."""
-        until = time.perf_counter() + _TURN_SECONDS
+    def _end_some(self, connection: Connection, waiting: list[Ended], now: datetime) -> tuple[list[Ended], float]:
+        """As many as a turn's time is enough for, taken from `waiting` when all of them are done; in how long."""
+        began = time.perf_counter()
         done, tried = [], 0
-        while tried < len(waiting) and (tried == 0 or time.perf_counter() < until):
+        while tried < len(waiting) and (tried == 0 or time.perf_counter() < began + _TURN_SECONDS):
             some = waiting[-tried - 1 : -tried - 1 - _TOGETHER : -1]
             plain = list(takewhile(ends.is_plain, some))
             tried += len(plain) or 1
@@ -212,7 +215,7 @@ class SqliteUpkeep:
             rest = [each for each in plain or some[:1] if each.session_id not in is_done]
             done += expired + [each for each in rest if ends.end_due(connection, each, self._rules, now)]
         del waiting[len(waiting) - tried :]
-        return done
+        return done, time.perf_counter() - began
 
     def _archive_closing(self) -> None:
         for session_id in self._database.read(ends.list_closing):
