@@ -200,13 +200,9 @@ class Visits:
         if isinstance(presence, Presence) and presence.visit.session_id == session_id:
             return presence.visit
         here = self._here.get()
-        if here is None or here.session_id != session_id:
+        if here is None or here.session_id != session_id or not _is_running(here):
             return None
-        if configurable.get("checkpoint_ns"):
-            return here
-        if not _is_running(here):
-            return None
-        if here.run_id is not None or var_child_runnable_config.get() is not None:
+        if configurable.get("checkpoint_ns") or here.run_id is not None or var_child_runnable_config.get() is not None:
             return here
         return None
 
