@@ -115,11 +115,13 @@ class _Appending:
             self._add(message, words, place=self._place_before(message.followed_by))
 
     def _put_in_order(self, messages: Sequence[MessageSeen]) -> None:
-        """What was written as it came, and came in another order than the conversation's, trades places."""
+        """What this run wrote as it came, and came in another order than the conversation's, trades places."""
         for message in messages:
             first, second = self._again.get(message.message_id), self._again.get(message.followed_by or "")
             if first is None or second is None or first.place < second.place:
                 continue
+            if self._visit.written.isdisjoint((first.message_id, second.message_id)):
+                continue  # a state in which they were removed and put back
             for row, place in ((first, second.place), (second, first.place)):
                 self._connection.execute(
                     "UPDATE messages SET place = ? WHERE session_id = ? AND seq = ?",
@@ -201,6 +203,7 @@ class _Appending:
             )
         calls.store_files(self._connection, self._visit.session_id, message.files)
         if version == 1:
+            self._visit.written.add(message.message_id)
             self._tally.messages += 1
             self._tally.count_tokens(message.input_tokens, message.output_tokens)
             if message.role == "tool" and message.tool_call_id:
