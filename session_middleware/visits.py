@@ -184,11 +184,18 @@ class Visits:
 
     @contextmanager
     def claiming(self, visit: Visit) -> Iterator[None]:
-        """A first look. If it is refused in the block, the announced run it claimed was somebody else's."""
+        """A first look. If it is refused in the block, the announced run it claimed was somebody else's.
+
+        What is asked afterwards is no part of the visit that was refused.
+        """
         try:
             yield
         except SessionError:
+            if self._here.get() is visit:
+                self._here.set(None)
             with self._lock:
+                if self._latest.get(visit.session_id) is visit:
+                    del self._latest[visit.session_id]
                 if visit.guessed and not visit.admitted:
                     visit.identity, visit.guessed, visit.checkpointed = _NOBODY, False, False
                     self._unclaimed.setdefault(visit.session_id, []).append(visit)
@@ -202,9 +209,9 @@ class Visits:
         here = self._here.get()
         if here is None or here.session_id != session_id or not _is_running(here):
             return None
-        if configurable.get("checkpoint_ns") or here.run_id is not None or var_child_runnable_config.get() is not None:
+        if configurable.get("checkpoint_ns") or var_child_runnable_config.get() is not None:
             return here
-        return None
+        return None  # whoever reads a stream has its context, and is not inside the run
 
     def _attend(self, visit: Visit, configurable: dict[str, Any], around: Visit | None) -> None:
         """See that the run is known to live for as long as it does."""

@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from session_middleware.errors import StorageError
@@ -90,7 +91,8 @@ class MemoryParts:
                 return
             if self._thread is None:
                 self._thread = ThreadPoolExecutor(1, thread_name_prefix="session-index")
-            self._going = self._thread.submit(self._index_behind)
+            with suppress(RuntimeError):  # the interpreter is on its way out; the next search indexes
+                self._going = self._thread.submit(self._index_behind)
 
     def _index_behind(self) -> None:
         try:

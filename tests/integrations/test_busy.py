@@ -174,6 +174,33 @@ async def test_a_run_inside_a_run_of_the_same_session_has_its_turn_already(
 
 
 @pytest.mark.parametrize("part", PARTS)
+async def test_a_run_begun_while_a_stream_is_read_is_not_inside_it(part: str, open_sessions: Open) -> None:
+    """Whoever reads a stream has the context of its run."""
+    sessions = open_sessions(on_busy="wait", busy_timeout="20s")
+    graph = build(sessions, lambda state: {"messages": [("ai", "ok")]}, part)
+    second = None
+    async for _ in graph.astream(human("first"), sessions.config("t")):
+        second = second or asyncio.create_task(graph.ainvoke(human("second"), sessions.config("t")))
+    assert second is not None
+    assert [m.text for m in (await second)["messages"]] == ["first", "ok", "second", "ok"]
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_run_refused_while_a_stream_is_read_is_not_looked_for_by_what_comes_after(
+    part: str, open_sessions: Open
+) -> None:
+    sessions = open_sessions(on_busy="reject")
+    graph = build(sessions, lambda state: {"messages": [("ai", "ok")]}, part)
+    stream = graph.stream(human("first"), sessions.config("t"))
+    next(stream)
+    with pytest.raises(SessionBusy):
+        graph.invoke(human("second"), sessions.config("t"))
+    assert list(graph.get_state_history(sessions.config("t")))
+    assert list(stream) == []
+    assert [m.text for m in graph.get_state(sessions.config("t")).values["messages"]] == ["first", "ok"]
+
+
+@pytest.mark.parametrize("part", PARTS)
 def test_a_run_that_fails_leaves_the_session_free(part: str, open_sessions: Open) -> None:
     sessions = open_sessions(on_busy="reject")
 
