@@ -197,7 +197,7 @@ model = Priced()
 sessions = Sessions(sys.argv[1], stream_flush="10ms")
 
 def stop():
-    while not any(m.status == "incomplete" for m in sessions.get("t").messages(branch="all")):
+    while not any(m.text == "one two " for m in sessions.get("t").messages(branch="all")):
         time.sleep(0.005)
     print("streaming", flush=True)
     time.sleep(60)
