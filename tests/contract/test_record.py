@@ -231,6 +231,22 @@ def test_what_was_written_as_it_came_is_put_into_the_order_of_its_checkpoint(sto
     assert texts(storage) == ["one", "left", "right"]
 
 
+def test_a_checkpoint_that_comes_late_puts_what_was_written_before_it_in_order(storage: Storage, run: Visit) -> None:
+    storage.append_messages(run, [say("2", "an answer", "assistant")])
+    run.seen_at.update({"1": 2, "2": 2})
+    storage.put_checkpoint(put("c1", None, say("1", "a question"), visit=run, step=0))
+    both = (say("1", "a question")._replace(followed_by="2"), say("2", "an answer", "assistant"))
+    storage.put_checkpoint(put("c2", "c1", *both, visit=run, step=1))
+    assert texts(storage) == ["a question", "an answer"]
+
+
+def test_messages_that_were_removed_and_put_back_stay_where_they_were_said(storage: Storage) -> None:
+    storage.put_checkpoint(put("c1", None, say("1", "one")._replace(followed_by="2"), say("2", "two")))
+    again = (say("2", "two")._replace(followed_by="1"), say("1", "one"))
+    storage.put_checkpoint(put("c2", "c1", *again))
+    assert texts(storage) == ["one", "two"]
+
+
 def test_a_checkpoint_that_comes_late_takes_no_newer_version_back(storage: Storage, run: Visit) -> None:
     storage.append_messages(run, [say("1", "my mail is al@x.com")])
     storage.append_messages(run, [say("1", "my mail is hidden")])

@@ -98,8 +98,10 @@ class _Appending:
         if here is not None and here.status == "incomplete":
             self._complete(message, words, here)
         elif here is not None and message.late:
-            same = (row.seq for row in known if row.words == words and self._sees(row))
-            self._tally.rows[message.message_id] = next(same, here.seq)
+            same = next((row for row in known if row.words == words and self._sees(row)), here)
+            self._tally.rows[message.message_id] = same.seq
+            if here.words == words:
+                self._again[message.message_id] = here  # for its order, which may not have been known before
         elif here is not None:
             self._tally.rows[message.message_id] = here.seq
             if here.words == words:
