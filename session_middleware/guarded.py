@@ -1,7 +1,8 @@
 """`UserSessions`: the sessions of one user. What is not theirs is not found.
 
 The check is made where the data is. A write asks in its own transaction. A read is made, and then it is
-asked whether the session is still the one it was, and still in reach; only then is it handed out. So
+asked whether the session is still the one it was, and still in reach; only then is it handed out. A user
+who was revoked is told so, wherever they ask. So
 a session that is deleted and opened again by another between two calls is not seen by anybody
 who held the old one.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from session_middleware import lifecycle
 from session_middleware.errors import SessionAccessDenied, SessionNotFound, UserRevoked
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from session_middleware.sessions import Sessions
 
+T = TypeVar("T")
 SessionList: TypeAlias = list[Session]
 Usages: TypeAlias = list[Usage]
 ToolCalls: TypeAlias = list[ToolCall]
@@ -80,6 +82,8 @@ class GuardedStorage:
         return outcome()
 
     def _check(self, *, reading: bool) -> None:
+        if self._storage.is_revoked(self._identity.user_id):
+            raise UserRevoked(self._session_id, user_id=self._identity.user_id)
         session = self._storage.find_session(self._session_id)
         if (
             session is None
@@ -99,13 +103,19 @@ class UserSessions:
     """The door of `Sessions`, for one user: each access is checked, and what is not theirs is not found.
 
     Sessions without an owner are nobody's, and not found either. What is shared with a group of
-    theirs (``visibility="group"`` or ``"group-write"``) is found, and may be read, or also changed.
+    theirs (``visibility="group"`` or ``"group-write"``) is found, and may be read, or also changed. One who was
+    revoked gets `UserRevoked` from each method that touches storage, and from a session they hold.
     """
 
     def __init__(self, sessions: Sessions, offload: Offload, identity: Identity) -> None:
         self._sessions = sessions
         self._offload = offload
         self.identity = identity
+
+    def _given(self, found: T) -> T:
+        """What was found for them, unless they were revoked. Raises `UserRevoked`."""
+        self._sessions.check_not_revoked(self.identity)
+        return found
 
     def config(self, session_id: object = None, **configurable: Any) -> RunnableConfig:
         """A run's config, as this user. Raises `TypeError` for another `user_id`, and for groups."""
@@ -126,7 +136,7 @@ class UserSessions:
                 raise SessionAccessDenied(str(session_id), user_id=identity.user_id)
             identity = identity.model_copy(update={"group_id": group_id, "group_ids": tuple(identity.groups)})
         if session_id is not None:
-            found = self._sessions.find(session_id)
+            found = self._given(self._sessions.find(session_id))
             if found is not None and not lifecycle.is_theirs(found, self.identity):
                 raise SessionNotFound(found.id)
         try:
@@ -142,7 +152,7 @@ class UserSessions:
 
     def find(self, session_id: object) -> Session | None:
         """The session, or ``None``: also when it is another's."""
-        found = self._sessions.find(session_id)
+        found = self._given(self._sessions.find(session_id))
         if found is None or not lifecycle.is_theirs(found, self.identity, reading=True):
             return None
         return self._sessions.in_hand(found, self.identity)
@@ -162,7 +172,7 @@ class UserSessions:
 
     def list(self, **filters: Any) -> SessionList:
         """Theirs and those shared with their groups, filtered as `Sessions.list` does."""
-        found = self._sessions.list(visible_to=self.identity, **filters)
+        found = self._given(self._sessions.list(visible_to=self.identity, **filters))
         return [self._sessions.in_hand(session, self.identity) for session in found]
 
     async def alist(self, **filters: Any) -> SessionList:
@@ -170,7 +180,7 @@ class UserSessions:
 
     def count(self, **filters: Any) -> int:
         """How many `list` would find without a limit."""
-        return self._sessions.count(visible_to=self.identity, **filters)
+        return self._given(self._sessions.count(visible_to=self.identity, **filters))
 
     async def acount(self, **filters: Any) -> int:
         return await self._offload.run(self.count, **filters)
@@ -214,21 +224,21 @@ class UserSessions:
 
     def search(self, query: str, **options: Any) -> FoundList:
         """As `Sessions.search`, in their own sessions."""
-        return self._sessions.search(query, user_id=self.identity.user_id, **options)
+        return self._given(self._sessions.search(query, user_id=self.identity.user_id, **options))
 
     async def asearch(self, query: str, **options: Any) -> FoundList:
         return await self._offload.run(self.search, query, **options)
 
     def usage(self, by: UsageBy = "session", **filters: Any) -> Usages:
         """As `Sessions.usage`, of their own sessions."""
-        return self._sessions.usage(by, user_id=self.identity.user_id, **filters)
+        return self._given(self._sessions.usage(by, user_id=self.identity.user_id, **filters))
 
     async def ausage(self, by: UsageBy = "session", **filters: Any) -> Usages:
         return await self._offload.run(self.usage, by, **filters)
 
     def tool_calls(self, **filters: Any) -> ToolCalls:
         """As `Sessions.tool_calls`, of their own sessions."""
-        return self._sessions.tool_calls(user_id=self.identity.user_id, **filters)
+        return self._given(self._sessions.tool_calls(user_id=self.identity.user_id, **filters))
 
     async def atool_calls(self, **filters: Any) -> ToolCalls:
         return await self._offload.run(self.tool_calls, **filters)

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from session_middleware import lifecycle
+from session_middleware.errors import UserRevoked
 from session_middleware.explaining import explain, explain_absence
 from session_middleware.living import Parts, Timeout
-from session_middleware.model import Ended, Explanation, Forgotten, Problem, Salvaged, Status, Verified
+from session_middleware.model import Ended, Explanation, Forgotten, Identity, Problem, Salvaged, Status, Verified
 from session_middleware.names import checked_status
 from session_middleware.storage.port import SessionFilter
 from session_middleware.storage.sqlite.damage.salvaging import salvage
@@ -107,6 +108,11 @@ class Operated:
 
     async def arevoke(self, user_id: str, **options: Any) -> list[str]:
         return await self._parts.offload.run(self.revoke, user_id, **options)
+
+    def check_not_revoked(self, identity: Identity) -> None:
+        """Raises `UserRevoked`."""
+        if self._parts.storage.is_revoked(identity.user_id):
+            raise UserRevoked("", user_id=identity.user_id)
 
     # Damage
 

@@ -1,8 +1,9 @@
 """`Upkeep`: the part of `Storage` that minds how sessions live and end. Its docstrings are the contract.
 
-Where a method takes `by`, it is done for that user, and a session that is not theirs is not found;
-``None`` is the operator. As everywhere in the port, each method is one operation, whole or not at all,
-but for those that say that they are done in several transactions.
+Where a method takes `by`, it is done for that user: a session that is not theirs is not found, and a
+user who was revoked is refused (`UserRevoked`); ``None`` is the operator. As everywhere in the port, each
+method is one operation, whole or not at all, but for those that say that they are done in several
+transactions.
 """
 
 from __future__ import annotations
@@ -169,6 +170,8 @@ class Upkeep(Protocol):
 
     def lift_revocation(self, user_id: str) -> bool:
         """Whether there was one."""
+
+    def is_revoked(self, user_id: str | None) -> bool: ...
 
     # Hooks
 

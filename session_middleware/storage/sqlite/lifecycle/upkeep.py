@@ -22,6 +22,7 @@ from session_middleware.storage.sqlite.lifecycle import (
     leases,
     outbox,
     privacy,
+    revocations,
     sessions,
     tombstones,
 )
@@ -301,7 +302,10 @@ class SqliteUpkeep:
         return self._database.write(lambda connection: privacy.revoke(connection, user_id, reason, self._rules))
 
     def lift_revocation(self, user_id: str) -> bool:
-        return self._database.write(lambda connection: privacy.lift(connection, user_id))
+        return self._database.write(lambda connection: revocations.lift(connection, user_id))
+
+    def is_revoked(self, user_id: str | None) -> bool:
+        return self._database.read(lambda connection: revocations.is_revoked(connection, user_id))
 
     # Hooks
 
