@@ -42,10 +42,14 @@ class SessionError(Exception):
 
 
 class SessionNotFound(SessionError, LookupError):
-    def __init__(self, session_id: str) -> None:
+    def __init__(self, session_id: str, *, archived: bool = False) -> None:
         self.session_id = session_id
+        self.archived = archived
         super().__init__(
-            f"there is no session {session_id!r}; list what there is with sessions.list(), "
+            f"session {session_id!r} is archived; resume it, by a run or with sessions.open({session_id!r}), to bring "
+            "it back (on_resume='revive'), or ask sessions.explain(id)"
+            if archived
+            else f"there is no session {session_id!r}; list what there is with sessions.list(), "
             "or ask with sessions.find(id), which returns None instead of raising"
         )
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from session_middleware import lifecycle
 from session_middleware.errors import SessionAccessDenied, SessionNotFound, UserRevoked
+from session_middleware.explaining import explain_absence
 from session_middleware.memory.found import Found
 from session_middleware.model import Identity, SessionInfo, ToolCall, Usage
 from session_middleware.session import Session
@@ -22,7 +23,7 @@ from session_middleware.storage.memory_port import MemoryPut
 from session_middleware.storage.offload import Offload
 from session_middleware.storage.port import Storage
 from session_middleware.storage.reporting import UsageBy
-from session_middleware.storage.upkeep import Deleted
+from session_middleware.storage.upkeep import Buried, Deleted
 from session_middleware.visits import acting_as, as_config
 
 if TYPE_CHECKING:
@@ -107,15 +108,22 @@ class UserSessions:
     revoked gets `UserRevoked` from each method that touches storage, and from a session they hold.
     """
 
-    def __init__(self, sessions: Sessions, offload: Offload, identity: Identity) -> None:
+    def __init__(self, sessions: Sessions, storage: Storage, offload: Offload, identity: Identity) -> None:
         self._sessions = sessions
+        self._storage = storage
         self._offload = offload
         self.identity = identity
 
     def _given(self, found: T) -> T:
         """What was found for them, unless they were revoked. Raises `UserRevoked`."""
-        self._sessions.check_not_revoked(self.identity)
+        if self._storage.is_revoked(self.identity.user_id):
+            raise UserRevoked("", user_id=self.identity.user_id)
         return found
+
+    def _buried(self, session_id: object) -> Buried | None:
+        """What is remembered of an id that was theirs."""
+        buried = self._storage.find_buried(lifecycle.session_id_of(session_id))
+        return None if buried is None or buried.user_id != self.identity.user_id else buried
 
     def config(self, session_id: object = None, **configurable: Any) -> RunnableConfig:
         """A run's config, as this user. Raises `TypeError` for another `user_id`, and for groups."""
@@ -164,7 +172,9 @@ class UserSessions:
         """The session. Raises `SessionNotFound`, also when it is another's."""
         session = self.find(session_id)
         if session is None:
-            raise SessionNotFound(str(session_id))
+            buried = self._buried(session_id)
+            archived = buried is not None and buried.archive is not None
+            raise SessionNotFound(lifecycle.session_id_of(session_id), archived=archived)
         return session
 
     async def aget(self, session_id: object) -> Session:
@@ -186,7 +196,10 @@ class UserSessions:
         return await self._offload.run(self.count, **filters)
 
     def delete(self, session_id: object) -> Deleted:
-        """Delete one of theirs. Raises `SessionNotFound`, also for what they may only read."""
+        """Delete one of theirs, or its archive. Raises `SessionNotFound`, also for what they may only read."""
+        session = self.find(session_id)
+        if session is None and self._buried(session_id) is not None:
+            return self._storage.delete_session(lifecycle.session_id_of(session_id), by=self.identity)
         return self.get(session_id).delete()
 
     async def adelete(self, session_id: object) -> Deleted:
@@ -216,8 +229,14 @@ class UserSessions:
         return await self._offload.run(self.copy, session_id, to)
 
     def explain(self, session_id: object) -> Any:
-        """As `Sessions.explain`, of one of theirs. Raises `SessionNotFound`."""
-        return self._sessions.explain(self.get(session_id).id)
+        """As `Sessions.explain`, of one of theirs, also if it is archived or deleted. Raises `SessionNotFound`."""
+        session = self.find(session_id)
+        if session is not None:
+            return self._sessions.explain(session.id)
+        buried = self._buried(session_id)
+        if buried is None:
+            raise SessionNotFound(lifecycle.session_id_of(session_id))
+        return explain_absence(buried.session_id, buried, self._sessions.settings)
 
     async def aexplain(self, session_id: object) -> Any:
         return await self._offload.run(self.explain, session_id)

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from session_middleware import lifecycle
-from session_middleware.errors import UserRevoked
 from session_middleware.explaining import explain, explain_absence
 from session_middleware.living import Parts, Timeout
-from session_middleware.model import Ended, Explanation, Forgotten, Identity, Problem, Salvaged, Status, Verified
+from session_middleware.model import Ended, Explanation, Forgotten, Problem, Salvaged, Status, Verified
 from session_middleware.names import checked_status
+from session_middleware.session import Session
 from session_middleware.storage.port import SessionFilter
 from session_middleware.storage.sqlite.damage.salvaging import salvage
 from session_middleware.storage.sqlite.damage.verifying import Progress, verify
+from session_middleware.storage.upkeep import Deleted
 from session_middleware.sweeping import Sweeper
 
 
@@ -23,6 +24,18 @@ class Operated:
 
     _parts: Parts
     _sweeper: Sweeper
+
+    def delete(self, session_id: object) -> Deleted:
+        """Delete everything of a session, its archive too, and say how much that was. Nothing for an unknown id."""
+        self._settle()
+        chosen = lifecycle.session_id_of(session_id)
+        session = self._parts.storage.find_session(chosen)
+        return (
+            self._parts.storage.delete_session(chosen) if session is None else Session.of(session, self._parts).delete()
+        )
+
+    async def adelete(self, session_id: object) -> Deleted:
+        return await self._parts.offload.run(self.delete, session_id)
 
     def sweep(
         self,
@@ -108,11 +121,6 @@ class Operated:
 
     async def arevoke(self, user_id: str, **options: Any) -> list[str]:
         return await self._parts.offload.run(self.revoke, user_id, **options)
-
-    def check_not_revoked(self, identity: Identity) -> None:
-        """Raises `UserRevoked`."""
-        if self._parts.storage.is_revoked(identity.user_id):
-            raise UserRevoked("", user_id=identity.user_id)
 
     # Damage
 

@@ -53,7 +53,7 @@ from session_middleware.settings import SessionSettings, load_settings, own_seco
 from session_middleware.storage.offload import Offload
 from session_middleware.storage.opening import open_storage
 from session_middleware.storage.port import SessionFilter, Storage
-from session_middleware.storage.upkeep import Deleted, SessionDetails
+from session_middleware.storage.upkeep import SessionDetails
 from session_middleware.storage.visit import Visit
 from session_middleware.sweeping import Sweeper
 from session_middleware.turns import Turns
@@ -255,7 +255,10 @@ class Sessions(Operated, Reports, Hookable, MemoryDoor):
     def for_user(self, user_id: str, group_ids: Iterable[str] = (), *, group_id: str | None = None) -> UserSessions:
         """The same door with every access checked: what is not theirs is not found."""
         return UserSessions(
-            self, self._offload, identity_of({"user_id": user_id, "group_id": group_id, "group_ids": tuple(group_ids)})
+            self,
+            self._storage,
+            self._offload,
+            identity_of({"user_id": user_id, "group_id": group_id, "group_ids": tuple(group_ids)}),
         )
 
     # Sessions
@@ -323,10 +326,12 @@ class Sessions(Operated, Reports, Hookable, MemoryDoor):
         return await self._offload.run(self.find, session_id)
 
     def get(self, session_id: object) -> Session:
-        """The session. Raises `SessionNotFound`."""
+        """The session. Raises `SessionNotFound`, which says so where it is archived."""
         session = self.find(session_id)
         if session is None:
-            raise SessionNotFound(str(session_id))
+            chosen = lifecycle.session_id_of(session_id)
+            buried = self._storage.find_buried(chosen)
+            raise SessionNotFound(chosen, archived=buried is not None and buried.archive is not None)
         return session
 
     async def aget(self, session_id: object) -> Session:
@@ -376,14 +381,6 @@ class Sessions(Operated, Reports, Hookable, MemoryDoor):
 
     async def acount(self, **options: Any) -> int:
         return await self._offload.run(self.count, **options)
-
-    def delete(self, session_id: object) -> Deleted:
-        """Delete everything of a session, and say how much that was. Nothing for an unknown id."""
-        session = self.find(session_id)
-        return Deleted() if session is None else session.delete()
-
-    async def adelete(self, session_id: object) -> Deleted:
-        return await self._offload.run(self.delete, session_id)
 
     def in_hand(self, info: SessionInfo, identity: Identity) -> Session:
         """A session for somebody: what it gives and takes is checked each time."""

@@ -73,6 +73,7 @@ class Buried(NamedTuple):
     archive: str | None
     ended_at: datetime | None
     buried_at: datetime
+    user_id: str | None = None  # whose it was
 
 
 class Upkeep(Protocol):
@@ -113,8 +114,9 @@ class Upkeep(Protocol):
         """
 
     def delete_session(self, session_id: str, *, by: Identity | None = None) -> Deleted:
-        """Everything of the session: checkpoints, writes, record, memory. Counts; 0 for an unknown id.
+        """Everything of the session: checkpoints, writes, record, memory, archive. Counts; 0 for an unknown id.
 
+        Of one that is archived only that it was one session, and the bytes of its file, are known.
         A tombstone stays: a run that was admitted before is refused what it still writes.
 
         Pieces shared with the rest of its family stay as long as a member refers to them. When this

@@ -303,7 +303,6 @@ OPERATORS = {
         "acting_as",
         "attach",
         "check",
-        "check_not_revoked",
         "close",
         "aclose",
         "find_user",

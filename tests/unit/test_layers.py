@@ -78,6 +78,7 @@ WITHIN_A_LAYER = {  # pairs in one layer, or out of its order, that may lean on 
     ("session", "living"),
     ("sessions", "guarded"),
     ("operating", "living"),
+    ("operating", "session"),
     ("operating", "sweeping"),
     ("sessions", "living"),
     ("sessions", "operating"),
