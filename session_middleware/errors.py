@@ -17,6 +17,7 @@
     ├── InvalidSessionId      (ValueError)       an id no session can have, or none at all
     ├── InvalidIdentity       (ValueError)       a user or group id no owner can have
     ├── InvalidSettings       (ValueError)       a setting that does not parse
+    │   └── InvalidArgument                      an argument of a call that cannot be used
     ├── EmbeddingFailed       (RuntimeError)     the embedding model's answer is no vector
     ├── MemoryNotFound        (KeyError)         promote() names a memory there is not
     ├── MemoryScopeUnavailable (ValueError)      a scope the session has no id for
@@ -33,6 +34,7 @@ exception never leaves an engine: it is mapped, ``from`` the original.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from datetime import datetime
 
@@ -202,6 +204,15 @@ class InvalidSettings(SessionError, ValueError):
             + "; ".join(problems)
             + "; correct the argument of Sessions(...), the SESSION_… variable or the .env file"
         )
+
+
+class InvalidArgument(InvalidSettings):
+    """Found before anything is written."""
+
+    def __init__(self, name: str, value: object, *, wanted: str) -> None:
+        self.name = name
+        self.problems = [f"{name} cannot be {reprlib.repr(value)}"]
+        SessionError.__init__(self, f"{self.problems[0]}; give {wanted}")
 
 
 class PathTemplateError(SessionError, ValueError):

@@ -10,17 +10,18 @@ who held the old one.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from session_middleware import lifecycle
 from session_middleware.errors import SessionAccessDenied, SessionNotFound, UserRevoked
 from session_middleware.explaining import explain_absence
+from session_middleware.living import Parts
 from session_middleware.memory.found import Found
 from session_middleware.model import Identity, SessionInfo, ToolCall, Usage
 from session_middleware.session import Session
 from session_middleware.storage.memory_port import MemoryPut
-from session_middleware.storage.offload import Offload
 from session_middleware.storage.port import Storage
 from session_middleware.storage.reporting import UsageBy
 from session_middleware.storage.upkeep import Buried, Deleted
@@ -108,11 +109,16 @@ class UserSessions:
     revoked gets `UserRevoked` from each method that touches storage, and from a session they hold.
     """
 
-    def __init__(self, sessions: Sessions, storage: Storage, offload: Offload, identity: Identity) -> None:
+    def __init__(self, sessions: Sessions, parts: Parts, identity: Identity) -> None:
         self._sessions = sessions
-        self._storage = storage
-        self._offload = offload
+        self._parts = parts
+        self._storage, self._offload = parts.storage, parts.offload
         self.identity = identity
+
+    def _in_hand(self, info: SessionInfo) -> Session:
+        """A session for them: what it gives and takes is checked each time."""
+        storage: Any = GuardedStorage(self._storage, info, self.identity)
+        return Session.of(info, replace(self._parts, storage=storage, by=self.identity))
 
     def _given(self, found: T) -> T:
         """What was found for them, unless they were revoked. Raises `UserRevoked`."""
@@ -149,7 +155,7 @@ class UserSessions:
                 raise SessionNotFound(found.id)
         try:
             with acting_as(identity):
-                return self._sessions.in_hand(self._sessions.open(session_id, **options), self.identity)
+                return self._in_hand(self._sessions.open(session_id, **options))
         except UserRevoked:
             raise
         except SessionAccessDenied:
@@ -163,7 +169,7 @@ class UserSessions:
         found = self._given(self._sessions.find(session_id))
         if found is None or not lifecycle.is_theirs(found, self.identity, reading=True):
             return None
-        return self._sessions.in_hand(found, self.identity)
+        return self._in_hand(found)
 
     async def afind(self, session_id: object) -> Session | None:
         return await self._offload.run(self.find, session_id)
@@ -183,7 +189,7 @@ class UserSessions:
     def list(self, **filters: Any) -> SessionList:
         """Theirs and those shared with their groups, filtered as `Sessions.list` does."""
         found = self._given(self._sessions.list(visible_to=self.identity, **filters))
-        return [self._sessions.in_hand(session, self.identity) for session in found]
+        return [self._in_hand(session) for session in found]
 
     async def alist(self, **filters: Any) -> SessionList:
         return await self._offload.run(self.list, **filters)
@@ -236,7 +242,7 @@ class UserSessions:
         buried = self._buried(session_id)
         if buried is None:
             raise SessionNotFound(lifecycle.session_id_of(session_id))
-        return explain_absence(buried.session_id, buried, self._sessions.settings)
+        return explain_absence(buried.session_id, buried, self._parts.settings)
 
     async def aexplain(self, session_id: object) -> Any:
         return await self._offload.run(self.explain, session_id)

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from session_middleware.errors import (
+    InvalidArgument,
     InvalidIdentity,
     InvalidSessionId,
     InvalidTransition,
@@ -29,6 +30,7 @@ from session_middleware.model import (
     OnResume,
     SessionInfo,
     Status,
+    Visibility,
 )
 from session_middleware.settings import SessionSettings
 
@@ -67,6 +69,14 @@ def check_end(session_id: str, status: Status, to: Closed) -> None:
     if (status, "closing") not in TRANSITIONS:
         raise InvalidTransition(session_id, status=status, to=to)
     check_transition(session_id, "closing", to)
+
+
+def check_visibility(session: SessionInfo, visibility: Visibility | None) -> None:
+    """Raises `InvalidArgument` for sharing with a group there is not."""
+    if visibility in ("group", "group-write") and session.group_id is None:
+        raise InvalidArgument(
+            "visibility", visibility, wanted="the session a group_id when it is opened, to share with"
+        )
 
 
 def check_open(session_id: str, status: Status) -> None:

@@ -308,7 +308,6 @@ OPERATORS = {
         "find_user",
         "for_user",
         "forget_user",
-        "in_hand",
         "on_closed",
     ),
     *("on_error", "on_expiring", "on_opened", "on_resumed", "on_state_changed", "revoke", "settle", "sweep"),

@@ -112,6 +112,7 @@ def update(
     connection: sqlite3.Connection, session_id: str, details: SessionDetails, rules: Rules, by: Identity | None = None
 ) -> SessionInfo:
     session = get_for(connection, session_id, by, rules)
+    lifecycle.check_visibility(session, details.visibility)
     for name, value in _changes(session, details).items():
         connection.execute(_SET[name], (value, session_id))
     if any(getattr(details, name) is not None for name in ("idle_timeout_seconds", "max_age_seconds")):
