@@ -86,12 +86,21 @@ class SessionClosed(SessionError, ValueError):
 
 
 class SessionAccessDenied(SessionError, PermissionError):
-    def __init__(self, session_id: str, *, user_id: str | None) -> None:
+    """Also who may only read it (`may_read`), and who would open one for a group they are not in (`group_id`)."""
+
+    def __init__(
+        self, session_id: str, *, user_id: str | None, may_read: bool = False, group_id: str | None = None
+    ) -> None:
         self.session_id = session_id
         self.user_id = user_id
         who = f"user {user_id!r}" if user_id is not None else "a caller without a user_id"
         super().__init__(
-            f"session {session_id!r} is owned by another user and {who} may not use it; "
+            f"{who} is not in group {group_id!r}; name a group of theirs, or give it with for_user(…, group_ids=…)"
+            if group_id is not None
+            else f"session {session_id!r} is another user's, and {who} may only read it; start another thread id, "
+            "or have its owner set visibility='group-write'"
+            if may_read
+            else f"session {session_id!r} is owned by another user and {who} may not use it; "
             f"pass its owner with sessions.config({session_id!r}, user_id=…)"
         )
 

@@ -145,21 +145,22 @@ class UserSessions:
         """
         _check_names_nobody(options)
         identity = self.identity
+        chosen = None if session_id is None else lifecycle.session_id_of(session_id)
         if group_id is not None:
             if group_id not in identity.groups:
-                raise SessionAccessDenied(str(session_id), user_id=identity.user_id)
+                raise SessionAccessDenied(chosen or "", user_id=identity.user_id, group_id=group_id)
             identity = identity.model_copy(update={"group_id": group_id, "group_ids": tuple(identity.groups)})
-        if session_id is not None:
-            found = self._given(self._sessions.find(session_id))
+        if chosen is not None:
+            found = self._given(self._sessions.find(chosen))
             if found is not None and not lifecycle.is_theirs(found, self.identity):
                 raise SessionNotFound(found.id)
         try:
             with acting_as(identity):
-                return self._in_hand(self._sessions.open(session_id, **options))
+                return self._in_hand(self._sessions.open(chosen, **options))
         except UserRevoked:
             raise
         except SessionAccessDenied:
-            raise SessionNotFound(str(session_id)) from None
+            raise SessionNotFound(chosen or "") from None
 
     async def aopen(self, session_id: object = None, **options: Any) -> Session:
         return await self._offload.run(self.open, session_id, **options)

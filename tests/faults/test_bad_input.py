@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
+from uuid import UUID
 
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage
@@ -122,6 +123,39 @@ def test_an_identity_that_cannot_be_kept_is_an_error_of_ours(name: str, bad: str
     with pytest.raises(SessionError):
         sessions.open("t", **{name: bad})
     assert sessions.count() == 0
+
+
+@pytest.mark.parametrize("junk", [True, b"t", ["t"], {"id": "t"}, 1.5, object()], ids=lambda junk: type(junk).__name__)
+def test_what_is_no_id_is_not_taken_for_its_repr(junk: Any, sessions: Sessions) -> None:
+    alice = sessions.for_user("alice")
+    for door in (
+        sessions.open,
+        sessions.get,
+        sessions.delete,
+        sessions.config,
+        sessions.explain,
+        alice.open,
+        alice.get,
+    ):
+        with pytest.raises(InvalidSessionId, match=f"str, an int or a UUID, and no {type(junk).__name__}") as error:
+            door(junk)
+        assert advises(error)
+    assert sessions.count() == 0
+
+
+def test_a_run_is_recorded_under_the_text_that_langgraph_makes_of_its_thread_id(sessions: Sessions) -> None:
+    sessions.attach(agents.chat()).invoke(human("hi"), {"configurable": {"thread_id": 1.5}})
+    session = sessions.get("1.5")
+    assert (len(session.messages()), len(session.runs()), session.stats().recorder_faults) == (2, 1, 0)
+
+
+def test_a_number_a_uuid_and_a_session_in_hand_name_a_session(sessions: Sessions) -> None:
+    number = UUID(int=7)
+    assert [sessions.open(7).id, sessions.open(number).id] == ["7", str(number)]
+    session = sessions.for_user("alice").open("t")
+    assert sessions.get(session).id == sessions.for_user("alice").get(session).id == "t"
+    assert sessions.config(session)["configurable"]["thread_id"] == "t"
+    assert sessions.for_user("alice").delete(session).sessions == 1
 
 
 @pytest.mark.parametrize("odd", ODD_IDS.values(), ids=ODD_IDS)

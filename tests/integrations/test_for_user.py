@@ -251,6 +251,16 @@ def test_a_revoked_user_neither_reads_nor_changes_what_they_found_or_held_before
     assert held.messages()
 
 
+def test_a_refusal_says_what_is_the_case(sessions: Sessions, graph: Any) -> None:
+    sessions.get("t").update(visibility="group")
+    with pytest.raises(SessionAccessDenied, match=r"may only read it; .*'group-write'"):
+        graph.invoke(human("mine"), sessions.config("t", user_id="bob", group_ids=["team"]))
+    with pytest.raises(SessionAccessDenied, match="owned by another user"):
+        graph.invoke(human("mine"), sessions.config("t", user_id="eve", group_ids=["other"]))
+    with pytest.raises(SessionAccessDenied, match=r"'bob' is not in group 'others'; name a group of theirs"):
+        sessions.for_user("bob", "team").open("fg", group_id="others")
+
+
 def test_who_asks_cannot_be_said_again(sessions: Sessions, graph: Any) -> None:
     """Arguments that come from a request must not make somebody else of the user the door is for."""
     alice = sessions.for_user("alice", ["red", "blue"])
