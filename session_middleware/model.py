@@ -156,7 +156,7 @@ class Message(Record):
     output_tokens: int | None = None
     status: Literal["complete", "incomplete"] = "complete"  # incomplete: cut off while it was streamed
     checkpoint_ns: str = ""
-    marks: tuple[str, ...] = ()  # "aside": said by a model, in no state; "redacted:emails", "withheld:arguments" …
+    marks: tuple[str, ...] = ()  # "aside": said by a model, in no state; "redacted:emails", "unknown:role" …
     created_at: datetime
 
 

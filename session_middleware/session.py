@@ -216,7 +216,8 @@ class Session(LivingSession):
     def add(self, message: Sayable, at: datetime | None = None) -> Message:
         """Record a message: LangChain's, or a dict in OpenAI's format. `at` is when it was said, if not now.
 
-        One with an id that is recorded adds nothing, or a version if its words differ.
+        One with an id that is recorded adds nothing, or a version if its words differ. Raises
+        `InvalidArgument` for a role that nobody knows.
         """
         return self._loop.add(message, at)
 
