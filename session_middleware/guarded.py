@@ -221,7 +221,7 @@ class UserSessions:
         await self._offload.run(self.prune, session_id)
 
     def copy(self, session_id: object, to: object = None) -> Session:
-        """Fork one of theirs, under a new id unless one is named.
+        """As `Sessions.copy`, of one of theirs.
 
         Raises:
             SessionNotFound: it is not theirs to change: a fork belongs to the owner of what was forked.

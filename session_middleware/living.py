@@ -117,6 +117,7 @@ class LivingSession(SessionInfo):
     ) -> Self:
         """The session with what is given replaced.
 
+        ``None`` leaves what is there; ``""`` takes a title or purpose away, ``[]`` all tags.
         `metadata`, `context` and `client` merge at every depth, and ``None`` takes a key away. A timeout
         of ``"never"`` is none, whatever the settings say.
 

@@ -37,6 +37,20 @@ class Operated:
     async def adelete(self, session_id: object) -> Deleted:
         return await self._parts.offload.run(self.delete, session_id)
 
+    def copy(self, session_id: object, to: object = None) -> Session:
+        """Fork a session, under a new id unless one is named: its state, owner, title, tags and metadata; no record.
+
+        Raises:
+            SessionNotFound: there is none with this id.
+            SessionExists: there is a session with the id it is to have.
+        """
+        self._settle()
+        target = self._parts.new_id() if to is None else lifecycle.session_id_of(to)
+        return Session.of(self._parts.storage.copy_session(lifecycle.session_id_of(session_id), target), self._parts)
+
+    async def acopy(self, session_id: object, to: object = None) -> Session:
+        return await self._parts.offload.run(self.copy, session_id, to)
+
     def sweep(
         self,
         now: datetime | None = None,

@@ -17,8 +17,14 @@ from session_middleware.recording.prices import Tokens
 from session_middleware.storage.seen import FileSeen, MessageSeen
 
 _ROLES = {
-    "human": "user", "ai": "assistant", "system": "system", "tool": "tool", "function": "tool",
-    "user": "user", "assistant": "assistant", "developer": "system",
+    "human": "user",
+    "ai": "assistant",
+    "system": "system",
+    "tool": "tool",
+    "function": "tool",
+    "user": "user",
+    "assistant": "assistant",
+    "developer": "system",
 }
 _DEPTH = 3  # how far below a node's input or output messages are looked for
 

@@ -30,7 +30,7 @@ from session_middleware.storage.visit import Lease, Visit
 
 
 class SessionDetails(NamedTuple):
-    """What an opener may say of a session. ``None`` leaves what is there."""
+    """What an opener may say of a session. ``None`` leaves what is there; an empty title or purpose is none."""
 
     title: str | None = None
     purpose: str | None = None

@@ -125,7 +125,7 @@ def update(
 def _changes(session: SessionInfo, details: SessionDetails) -> dict[str, Any]:
     given: dict[str, Any] = {name: value for name, value in details._asdict().items() if value is not None}
     for name in given.keys() & {"title", "purpose"}:
-        given[name] = clean(given[name])
+        given[name] = clean(given[name]) or None  # an empty one is none
     for name in given.keys() & {"metadata", "context", "client"}:
         given[name] = to_json(merged(getattr(session, name), given[name]))
     if "tags" in given:
