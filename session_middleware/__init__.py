@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from session_middleware.errors import (
         EmbeddingFailed,
         GraphHasPart,
+        InvalidArgument,
         InvalidIdentity,
         InvalidSessionId,
         InvalidSettings,
@@ -54,6 +55,7 @@ _HOMES = {
     "SessionSettings": "settings",
     "EmbeddingFailed": "errors",
     "GraphHasPart": "errors",
+    "InvalidArgument": "errors",
     "InvalidIdentity": "errors",
     "InvalidSessionId": "errors",
     "InvalidSettings": "errors",
@@ -82,6 +84,7 @@ _HOMES = {
 __all__ = [  # the names above, spelled out for type checkers
     "EmbeddingFailed",
     "GraphHasPart",
+    "InvalidArgument",
     "InvalidIdentity",
     "InvalidSessionId",
     "InvalidSettings",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from session_middleware import __version__, upkeep_commands
-from session_middleware.errors import SessionError, StorageError
+from session_middleware.errors import SessionError, SessionNotFound, StorageError
 from session_middleware.terminal import (
     STATUSES,
     console_of_stdout,
@@ -40,6 +40,12 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except SessionNotFound as error:
+            if error.archived:
+                told = f"session {error.session_id!r} is archived; `session-middleware explain` says where"
+            else:
+                told = f"there is no session {error.session_id!r}; `session-middleware list` shows what there is"
+            raise click.ClickException(told) from error
         except SessionError as error:
             raise click.ClickException(" ".join(str(error).split())) from error
 

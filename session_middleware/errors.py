@@ -17,6 +17,7 @@
     ├── InvalidSessionId      (ValueError)       an id no session can have, or none at all
     ├── InvalidIdentity       (ValueError)       a user or group id no owner can have
     ├── InvalidSettings       (ValueError)       a setting that does not parse
+    │   └── InvalidArgument                      an argument of a call that cannot be used
     ├── EmbeddingFailed       (RuntimeError)     the embedding model's answer is no vector
     ├── MemoryNotFound        (KeyError)         promote() names a memory there is not
     ├── MemoryScopeUnavailable (ValueError)      a scope the session has no id for
@@ -33,6 +34,7 @@ exception never leaves an engine: it is mapped, ``from`` the original.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from datetime import datetime
 
@@ -42,10 +44,14 @@ class SessionError(Exception):
 
 
 class SessionNotFound(SessionError, LookupError):
-    def __init__(self, session_id: str) -> None:
+    def __init__(self, session_id: str, *, archived: bool = False) -> None:
         self.session_id = session_id
+        self.archived = archived
         super().__init__(
-            f"there is no session {session_id!r}; list what there is with sessions.list(), "
+            f"session {session_id!r} is archived; resume it, by a run or with sessions.open({session_id!r}), to bring "
+            "it back (on_resume='revive'), or ask sessions.explain(id)"
+            if archived
+            else f"there is no session {session_id!r}; list what there is with sessions.list(), "
             "or ask with sessions.find(id), which returns None instead of raising"
         )
 
@@ -80,12 +86,21 @@ class SessionClosed(SessionError, ValueError):
 
 
 class SessionAccessDenied(SessionError, PermissionError):
-    def __init__(self, session_id: str, *, user_id: str | None) -> None:
+    """Also who may only read it (`may_read`), and who would open one for a group they are not in (`group_id`)."""
+
+    def __init__(
+        self, session_id: str, *, user_id: str | None, may_read: bool = False, group_id: str | None = None
+    ) -> None:
         self.session_id = session_id
         self.user_id = user_id
         who = f"user {user_id!r}" if user_id is not None else "a caller without a user_id"
         super().__init__(
-            f"session {session_id!r} is owned by another user and {who} may not use it; "
+            f"{who} is not in group {group_id!r}; name a group of theirs, or give it with for_user(…, group_ids=…)"
+            if group_id is not None
+            else f"session {session_id!r} is another user's, and {who} may only read it; start another thread id, "
+            "or have its owner set visibility='group-write'"
+            if may_read
+            else f"session {session_id!r} is owned by another user and {who} may not use it; "
             f"pass its owner with sessions.config({session_id!r}, user_id=…)"
         )
 
@@ -198,6 +213,15 @@ class InvalidSettings(SessionError, ValueError):
             + "; ".join(problems)
             + "; correct the argument of Sessions(...), the SESSION_… variable or the .env file"
         )
+
+
+class InvalidArgument(InvalidSettings):
+    """Found before anything is written."""
+
+    def __init__(self, name: str, value: object, *, wanted: str) -> None:
+        self.name = name
+        self.problems = [f"{name} cannot be {reprlib.repr(value)}"]
+        SessionError.__init__(self, f"{self.problems[0]}; give {wanted}")
 
 
 class PathTemplateError(SessionError, ValueError):

@@ -1,7 +1,8 @@
 """`UserSessions`: the sessions of one user. What is not theirs is not found.
 
 The check is made where the data is. A write asks in its own transaction. A read is made, and then it is
-asked whether the session is still the one it was, and still in reach; only then is it handed out. So
+asked whether the session is still the one it was, and still in reach; only then is it handed out. A user
+who was revoked is told so, wherever they ask. So
 a session that is deleted and opened again by another between two calls is not seen by anybody
 who held the old one.
 """
@@ -9,19 +10,21 @@ who held the old one.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from session_middleware import lifecycle
 from session_middleware.errors import SessionAccessDenied, SessionNotFound, UserRevoked
+from session_middleware.explaining import explain_absence
+from session_middleware.living import Parts
 from session_middleware.memory.found import Found
 from session_middleware.model import Identity, SessionInfo, ToolCall, Usage
 from session_middleware.session import Session
 from session_middleware.storage.memory_port import MemoryPut
-from session_middleware.storage.offload import Offload
 from session_middleware.storage.port import Storage
 from session_middleware.storage.reporting import UsageBy
-from session_middleware.storage.upkeep import Deleted
+from session_middleware.storage.upkeep import Buried, Deleted
 from session_middleware.visits import acting_as, as_config
 
 if TYPE_CHECKING:
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 
     from session_middleware.sessions import Sessions
 
+T = TypeVar("T")
 SessionList: TypeAlias = list[Session]
 Usages: TypeAlias = list[Usage]
 ToolCalls: TypeAlias = list[ToolCall]
@@ -80,6 +84,8 @@ class GuardedStorage:
         return outcome()
 
     def _check(self, *, reading: bool) -> None:
+        if self._storage.is_revoked(self._identity.user_id):
+            raise UserRevoked(self._session_id, user_id=self._identity.user_id)
         session = self._storage.find_session(self._session_id)
         if (
             session is None
@@ -99,13 +105,31 @@ class UserSessions:
     """The door of `Sessions`, for one user: each access is checked, and what is not theirs is not found.
 
     Sessions without an owner are nobody's, and not found either. What is shared with a group of
-    theirs (``visibility="group"`` or ``"group-write"``) is found, and may be read, or also changed.
+    theirs (``visibility="group"`` or ``"group-write"``) is found, and may be read, or also changed. One who was
+    revoked gets `UserRevoked` from each method that touches storage, and from a session they hold.
     """
 
-    def __init__(self, sessions: Sessions, offload: Offload, identity: Identity) -> None:
+    def __init__(self, sessions: Sessions, parts: Parts, identity: Identity) -> None:
         self._sessions = sessions
-        self._offload = offload
+        self._parts = parts
+        self._storage, self._offload = parts.storage, parts.offload
         self.identity = identity
+
+    def _in_hand(self, info: SessionInfo) -> Session:
+        """A session for them: what it gives and takes is checked each time."""
+        storage: Any = GuardedStorage(self._storage, info, self.identity)
+        return Session.of(info, replace(self._parts, storage=storage, by=self.identity))
+
+    def _given(self, found: T) -> T:
+        """What was found for them, unless they were revoked. Raises `UserRevoked`."""
+        if self._storage.is_revoked(self.identity.user_id):
+            raise UserRevoked("", user_id=self.identity.user_id)
+        return found
+
+    def _buried(self, session_id: object) -> Buried | None:
+        """What is remembered of an id that was theirs."""
+        buried = self._storage.find_buried(lifecycle.session_id_of(session_id))
+        return None if buried is None or buried.user_id != self.identity.user_id else buried
 
     def config(self, session_id: object = None, **configurable: Any) -> RunnableConfig:
         """A run's config, as this user. Raises `TypeError` for another `user_id`, and for groups."""
@@ -121,31 +145,32 @@ class UserSessions:
         """
         _check_names_nobody(options)
         identity = self.identity
+        chosen = None if session_id is None else lifecycle.session_id_of(session_id)
         if group_id is not None:
             if group_id not in identity.groups:
-                raise SessionAccessDenied(str(session_id), user_id=identity.user_id)
+                raise SessionAccessDenied(chosen or "", user_id=identity.user_id, group_id=group_id)
             identity = identity.model_copy(update={"group_id": group_id, "group_ids": tuple(identity.groups)})
-        if session_id is not None:
-            found = self._sessions.find(session_id)
+        if chosen is not None:
+            found = self._given(self._sessions.find(chosen))
             if found is not None and not lifecycle.is_theirs(found, self.identity):
                 raise SessionNotFound(found.id)
         try:
             with acting_as(identity):
-                return self._sessions.in_hand(self._sessions.open(session_id, **options), self.identity)
+                return self._in_hand(self._sessions.open(chosen, **options))
         except UserRevoked:
             raise
         except SessionAccessDenied:
-            raise SessionNotFound(str(session_id)) from None
+            raise SessionNotFound(chosen or "") from None
 
     async def aopen(self, session_id: object = None, **options: Any) -> Session:
         return await self._offload.run(self.open, session_id, **options)
 
     def find(self, session_id: object) -> Session | None:
         """The session, or ``None``: also when it is another's."""
-        found = self._sessions.find(session_id)
+        found = self._given(self._sessions.find(session_id))
         if found is None or not lifecycle.is_theirs(found, self.identity, reading=True):
             return None
-        return self._sessions.in_hand(found, self.identity)
+        return self._in_hand(found)
 
     async def afind(self, session_id: object) -> Session | None:
         return await self._offload.run(self.find, session_id)
@@ -154,7 +179,9 @@ class UserSessions:
         """The session. Raises `SessionNotFound`, also when it is another's."""
         session = self.find(session_id)
         if session is None:
-            raise SessionNotFound(str(session_id))
+            buried = self._buried(session_id)
+            archived = buried is not None and buried.archive is not None
+            raise SessionNotFound(lifecycle.session_id_of(session_id), archived=archived)
         return session
 
     async def aget(self, session_id: object) -> Session:
@@ -162,21 +189,24 @@ class UserSessions:
 
     def list(self, **filters: Any) -> SessionList:
         """Theirs and those shared with their groups, filtered as `Sessions.list` does."""
-        found = self._sessions.list(visible_to=self.identity, **filters)
-        return [self._sessions.in_hand(session, self.identity) for session in found]
+        found = self._given(self._sessions.list(visible_to=self.identity, **filters))
+        return [self._in_hand(session) for session in found]
 
     async def alist(self, **filters: Any) -> SessionList:
         return await self._offload.run(self.list, **filters)
 
     def count(self, **filters: Any) -> int:
         """How many `list` would find without a limit."""
-        return self._sessions.count(visible_to=self.identity, **filters)
+        return self._given(self._sessions.count(visible_to=self.identity, **filters))
 
     async def acount(self, **filters: Any) -> int:
         return await self._offload.run(self.count, **filters)
 
     def delete(self, session_id: object) -> Deleted:
-        """Delete one of theirs. Raises `SessionNotFound`, also for what they may only read."""
+        """Delete one of theirs, or its archive. Raises `SessionNotFound`, also for what they may only read."""
+        session = self.find(session_id)
+        if session is None and self._buried(session_id) is not None:
+            return self._storage.delete_session(lifecycle.session_id_of(session_id), by=self.identity)
         return self.get(session_id).delete()
 
     async def adelete(self, session_id: object) -> Deleted:
@@ -191,7 +221,7 @@ class UserSessions:
         await self._offload.run(self.prune, session_id)
 
     def copy(self, session_id: object, to: object = None) -> Session:
-        """Fork one of theirs, under a new id unless one is named.
+        """As `Sessions.copy`, of one of theirs.
 
         Raises:
             SessionNotFound: it is not theirs to change: a fork belongs to the owner of what was forked.
@@ -206,29 +236,35 @@ class UserSessions:
         return await self._offload.run(self.copy, session_id, to)
 
     def explain(self, session_id: object) -> Any:
-        """As `Sessions.explain`, of one of theirs. Raises `SessionNotFound`."""
-        return self._sessions.explain(self.get(session_id).id)
+        """As `Sessions.explain`, of one of theirs, also if it is archived or deleted. Raises `SessionNotFound`."""
+        session = self.find(session_id)
+        if session is not None:
+            return self._sessions.explain(session.id)
+        buried = self._buried(session_id)
+        if buried is None:
+            raise SessionNotFound(lifecycle.session_id_of(session_id))
+        return explain_absence(buried.session_id, buried, self._parts.settings)
 
     async def aexplain(self, session_id: object) -> Any:
         return await self._offload.run(self.explain, session_id)
 
     def search(self, query: str, **options: Any) -> FoundList:
         """As `Sessions.search`, in their own sessions."""
-        return self._sessions.search(query, user_id=self.identity.user_id, **options)
+        return self._given(self._sessions.search(query, user_id=self.identity.user_id, **options))
 
     async def asearch(self, query: str, **options: Any) -> FoundList:
         return await self._offload.run(self.search, query, **options)
 
     def usage(self, by: UsageBy = "session", **filters: Any) -> Usages:
         """As `Sessions.usage`, of their own sessions."""
-        return self._sessions.usage(by, user_id=self.identity.user_id, **filters)
+        return self._given(self._sessions.usage(by, user_id=self.identity.user_id, **filters))
 
     async def ausage(self, by: UsageBy = "session", **filters: Any) -> Usages:
         return await self._offload.run(self.usage, by, **filters)
 
     def tool_calls(self, **filters: Any) -> ToolCalls:
         """As `Sessions.tool_calls`, of their own sessions."""
-        return self._sessions.tool_calls(user_id=self.identity.user_id, **filters)
+        return self._given(self._sessions.tool_calls(user_id=self.identity.user_id, **filters))
 
     async def atool_calls(self, **filters: Any) -> ToolCalls:
         return await self._offload.run(self.tool_calls, **filters)

@@ -11,8 +11,10 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import NamedTuple
+from uuid import UUID
 
 from session_middleware.errors import (
+    InvalidArgument,
     InvalidIdentity,
     InvalidSessionId,
     InvalidTransition,
@@ -29,6 +31,7 @@ from session_middleware.model import (
     OnResume,
     SessionInfo,
     Status,
+    Visibility,
 )
 from session_middleware.settings import SessionSettings
 
@@ -69,6 +72,14 @@ def check_end(session_id: str, status: Status, to: Closed) -> None:
     check_transition(session_id, "closing", to)
 
 
+def check_visibility(session: SessionInfo, visibility: Visibility | None) -> None:
+    """Raises `InvalidArgument` for sharing with a group there is not."""
+    if visibility in ("group", "group-write") and session.group_id is None:
+        raise InvalidArgument(
+            "visibility", visibility, wanted="the session a group_id when it is opened, to share with"
+        )
+
+
 def check_open(session_id: str, status: Status) -> None:
     """What keeps a session alive may not bring one back. Raises `InvalidTransition`."""
     if status not in OPEN:
@@ -79,13 +90,18 @@ def check_open(session_id: str, status: Status) -> None:
 
 
 def session_id_of(given: object) -> str:
-    """A thread id as a session id: coerced to ``str`` once, checked once.
+    """A thread id as a session id: coerced to ``str`` once, checked once. Of a session in hand, its own.
 
     Raises:
-        InvalidSessionId: none, empty, over 1,024 characters, or text no database can keep.
+        InvalidSessionId: none, no ``str``, ``int`` or `UUID`, empty, over 1,024 characters, or text no
+            database can keep.
     """
     if given is None:
         raise InvalidSessionId("this run has no thread id")
+    if isinstance(given, SessionInfo):
+        return given.id
+    if isinstance(given, bool) or not isinstance(given, (str, int, UUID)):
+        raise InvalidSessionId(f"a thread id is a str, an int or a UUID, and no {type(given).__name__}")
     text = str(given)
     if problem := _problem_of(text):
         raise InvalidSessionId(f"a thread id {problem}")
@@ -230,7 +246,7 @@ def is_theirs(session: SessionInfo, identity: Identity, *, reading: bool = False
 def check_access(session: SessionInfo, identity: Identity, *, reading: bool = False) -> None:
     """Raises `SessionAccessDenied` unless `identity` may run in the session, or read it."""
     if not (may_read if reading else may_write)(session, identity):
-        raise SessionAccessDenied(session.id, user_id=identity.user_id)
+        raise SessionAccessDenied(session.id, user_id=identity.user_id, may_read=may_read(session, identity))
 
 
 def admit(session: SessionInfo | None, settings: SessionSettings, now: datetime) -> Admission:

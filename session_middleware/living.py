@@ -28,13 +28,14 @@ from session_middleware.model import (
     SessionInfo,
     Visibility,
 )
+from session_middleware.names import details_of
 from session_middleware.pulse import Pulse
 from session_middleware.recording.recorder import SessionRecorder
 from session_middleware.resources import Resources, path_of
-from session_middleware.settings import SessionSettings, own_seconds
+from session_middleware.settings import SessionSettings
 from session_middleware.storage.offload import Offload
 from session_middleware.storage.port import Storage
-from session_middleware.storage.upkeep import Deleted, SessionDetails
+from session_middleware.storage.upkeep import Deleted
 from session_middleware.visits import Visits, as_config
 
 Timeout = str | float | timedelta | None  # "never" for none at all; None leaves what is there
@@ -116,25 +117,27 @@ class LivingSession(SessionInfo):
     ) -> Self:
         """The session with what is given replaced.
 
+        ``None`` leaves what is there; ``""`` takes a title or purpose away, ``[]`` all tags.
         `metadata`, `context` and `client` merge at every depth, and ``None`` takes a key away. A timeout
         of ``"never"`` is none, whatever the settings say.
 
         Raises:
+            InvalidArgument: what is given cannot be used; nothing was changed.
             SessionNotFound: it was deleted meanwhile.
         """
-        details = SessionDetails(
-            title,
-            purpose,
-            tags,
-            metadata,
-            context,
-            client,
-            visibility,
-            own_seconds("idle_timeout", idle_timeout),
-            own_seconds("max_age", max_age),
-            own_seconds("retention", retention),
-            on_expire,
-            on_resume,
+        details = details_of(
+            title=title,
+            purpose=purpose,
+            tags=tags,
+            metadata=metadata,
+            context=context,
+            client=client,
+            visibility=visibility,
+            idle_timeout=idle_timeout,
+            max_age=max_age,
+            retention=retention,
+            on_expire=on_expire,
+            on_resume=on_resume,
         )
         return self._again(self._storage.update_session(self.id, details, by=self._parts.by))
 
@@ -143,7 +146,7 @@ class LivingSession(SessionInfo):
 
     def connect(self, **client: Any) -> Self:
         """Say which client is there now: ``name``, ``version``, ``capabilities`` … An event."""
-        info = self._storage.update_session(self.id, SessionDetails(client=client), by=self._parts.by)
+        info = self._storage.update_session(self.id, details_of(client=client), by=self._parts.by)
         return self._again(info)
 
     async def aconnect(self, **client: Any) -> Self:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -24,6 +24,9 @@ OpenedAs: TypeAlias = Literal["opened", "resumed", "revived", "reopened", "forke
 Admission: TypeAlias = Literal["opened", "resumed", "revived", "reopened", "fresh"]
 Scope: TypeAlias = Literal["session", "user", "group", "global"]
 Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
+
+CallStatus: TypeAlias = Literal["running", "ok", "error", "refused", "interrupted"]
+CALL_STATUSES: tuple[CallStatus, ...] = get_args(CallStatus)
 
 MAX_ID_LENGTH = 1024
 
@@ -153,7 +156,7 @@ class Message(Record):
     output_tokens: int | None = None
     status: Literal["complete", "incomplete"] = "complete"  # incomplete: cut off while it was streamed
     checkpoint_ns: str = ""
-    marks: tuple[str, ...] = ()  # "aside": said by a model, in no state; "redacted:emails", "withheld:arguments" …
+    marks: tuple[str, ...] = ()  # "aside": said by a model, in no state; "redacted:emails", "unknown:role" …
     created_at: datetime
 
 
@@ -177,7 +180,7 @@ class ToolCall(Record):
     arguments: Any = None
     result: Any = None
     artifact: Any = None
-    status: Literal["running", "ok", "error", "refused", "interrupted"]
+    status: CallStatus
     error: str | None = None
     message_id: str | None = None
     checkpoint_ns: str = ""

@@ -1,15 +1,20 @@
-"""Names that are nearly right: refused, where passing them on would quietly do nothing."""
+"""Arguments that are nearly right: told before anything is written, where they would do harm or quietly nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
-from typing import get_args
+from typing import Any, TypeVar, get_args
 
-from session_middleware.errors import UnknownStatus
-from session_middleware.model import Status
+from session_middleware.errors import InvalidArgument, UnknownStatus
+from session_middleware.model import OnExpire, OnResume, Status, Visibility
+from session_middleware.settings import own_seconds
+from session_middleware.storage.upkeep import SessionDetails
+
+T = TypeVar("T")
 
 _STATUSES: tuple[Status, ...] = get_args(Status)
+_CHOICES = {"visibility": get_args(Visibility), "on_expire": get_args(OnExpire), "on_resume": get_args(OnResume)}
 _ALSO = {
     "user": "user_id",
     "owner": "user_id",
@@ -40,3 +45,53 @@ def checked_status(status: Status | None) -> Status | None:
     if status is not None and status not in _STATUSES:
         raise UnknownStatus(str(status), known=_STATUSES)
     return status
+
+
+# What follows raises `InvalidArgument`, which names the argument and what it may be
+
+
+def check_choice(name: str, value: object, known: Sequence[str]) -> None:
+    if not isinstance(value, str) or value not in known:
+        raise InvalidArgument(name, value, wanted=f"one of: {', '.join(map(repr, known))}")
+
+
+def checked_limit(limit: int | None) -> int | None:
+    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 0):
+        raise InvalidArgument("limit", limit, wanted="a number, 0 or more, or None for all")
+    return limit
+
+
+def check_after(after: object, kind: type, wanted: str) -> None:
+    """Where a page begins: what the one before ended with."""
+    if after is not None and (not isinstance(after, kind) or isinstance(after, bool)):
+        raise InvalidArgument("after", after, wanted=wanted)
+
+
+def texts_of(name: str, value: Any) -> tuple[str, ...]:
+    """Some texts; a single one is one of them, not its letters."""
+    found = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else (None,)
+    if not all(isinstance(text, str) for text in found):
+        raise InvalidArgument(name, value, wanted="a list of texts")
+    return found
+
+
+def details_of(*, idle_timeout: Any = None, max_age: Any = None, retention: Any = None, **given: Any) -> SessionDetails:
+    """What an opener says of a session, checked."""
+    for name, value in given.items():
+        if value is None:
+            continue
+        if name in _CHOICES:
+            check_choice(name, value, _CHOICES[name])
+        elif name == "tags":
+            given[name] = texts_of(name, value)
+        elif name in ("title", "purpose"):
+            if not isinstance(value, str):
+                raise InvalidArgument(name, value, wanted="a text")
+        elif not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+            raise InvalidArgument(name, value, wanted="a dict whose keys are texts")
+    return SessionDetails(
+        **given,
+        idle_timeout_seconds=own_seconds("idle_timeout", idle_timeout),
+        max_age_seconds=own_seconds("max_age", max_age),
+        retention_seconds=own_seconds("retention", retention),
+    )

@@ -11,9 +11,11 @@ from session_middleware.explaining import explain, explain_absence
 from session_middleware.living import Parts, Timeout
 from session_middleware.model import Ended, Explanation, Forgotten, Problem, Salvaged, Status, Verified
 from session_middleware.names import checked_status
+from session_middleware.session import Session
 from session_middleware.storage.port import SessionFilter
 from session_middleware.storage.sqlite.damage.salvaging import salvage
 from session_middleware.storage.sqlite.damage.verifying import Progress, verify
+from session_middleware.storage.upkeep import Deleted
 from session_middleware.sweeping import Sweeper
 
 
@@ -22,6 +24,32 @@ class Operated:
 
     _parts: Parts
     _sweeper: Sweeper
+
+    def delete(self, session_id: object) -> Deleted:
+        """Delete everything of a session, its archive too, and say how much that was. Nothing for an unknown id."""
+        self._settle()
+        chosen = lifecycle.session_id_of(session_id)
+        session = self._parts.storage.find_session(chosen)
+        return (
+            self._parts.storage.delete_session(chosen) if session is None else Session.of(session, self._parts).delete()
+        )
+
+    async def adelete(self, session_id: object) -> Deleted:
+        return await self._parts.offload.run(self.delete, session_id)
+
+    def copy(self, session_id: object, to: object = None) -> Session:
+        """Fork a session, under a new id unless one is named: its state, owner, title, tags and metadata; no record.
+
+        Raises:
+            SessionNotFound: there is none with this id.
+            SessionExists: there is a session with the id it is to have.
+        """
+        self._settle()
+        target = self._parts.new_id() if to is None else lifecycle.session_id_of(to)
+        return Session.of(self._parts.storage.copy_session(lifecycle.session_id_of(session_id), target), self._parts)
+
+    async def acopy(self, session_id: object, to: object = None) -> Session:
+        return await self._parts.offload.run(self.copy, session_id, to)
 
     def sweep(
         self,

@@ -6,7 +6,8 @@ from datetime import datetime
 from typing import Any
 
 from session_middleware import lifecycle
-from session_middleware.model import ToolCall, Usage
+from session_middleware.model import CALL_STATUSES, ToolCall, Usage
+from session_middleware.names import check_after, check_choice, checked_limit
 from session_middleware.recording.recorder import SessionRecorder
 from session_middleware.storage.offload import Offload
 from session_middleware.storage.port import Storage
@@ -58,8 +59,11 @@ class Reports:
         Those whose start nobody saw, as without the recorder, come last, and `since` leaves them out.
         """
         self.recorder.drain()
+        if status is not None:
+            check_choice("status", status, CALL_STATUSES)
+        check_after(after, ToolCall, "the last tool call of the page before")
         where = ToolCallFilter(name, status, user_id, since, until)
-        return self._storage.list_all_tool_calls(where, limit=limit, before=after)
+        return self._storage.list_all_tool_calls(where, limit=checked_limit(limit), before=after)
 
     async def atool_calls(self, **options: Any) -> list[ToolCall]:
         return await self._offload.run(self.tool_calls, **options)

@@ -16,9 +16,10 @@ from session_middleware.following import Following, afollow, follow
 from session_middleware.living import LivingSession, Parts
 from session_middleware.memory.session_memory import SessionMemory
 from session_middleware.model import Branch, Event, Message, ModelCall, RepairedCall, Run, SessionInfo, Stats, ToolCall
+from session_middleware.names import check_after, check_choice, checked_limit
 from session_middleware.recording.history import SessionHistory
 from session_middleware.recording.loop import F, Loop, Sayable
-from session_middleware.settings import parse_no_duration
+from session_middleware.settings import duration_of
 from session_middleware.timeline import Entry, Timeline
 
 
@@ -42,6 +43,12 @@ class Session(LivingSession):
 
     # The record
 
+    def _settle(self, after: int, limit: int | None) -> None:
+        """What is under way is in the database before a page of it is read."""
+        check_after(after, int, "the seq of the last one had")
+        checked_limit(limit)
+        self._recorder.drain(self.id)
+
     def messages(
         self, *, after: int = 0, limit: int | None = None, all_versions: bool = False, branch: str | None = None
     ) -> builtins.list[Message]:
@@ -54,7 +61,9 @@ class Session(LivingSession):
             branch: one of `branches`, or ``"main"``; by default where the session is now, without what
                 was left behind by going back. ``"all"``: everything, by `seq`.
         """
-        self._recorder.drain(self.id)
+        self._settle(after, limit)
+        if branch not in (None, "main", "all"):
+            check_choice("branch", branch, ("main", "all", *(each.id for each in self.branches())))
         return self._storage.list_messages(self.id, after=after, limit=limit, all_versions=all_versions, branch=branch)
 
     async def amessages(self, **options: Any) -> builtins.list[Message]:
@@ -62,7 +71,7 @@ class Session(LivingSession):
 
     def tool_calls(self, *, after: int = 0, limit: int | None = None) -> builtins.list[ToolCall]:
         """Each execution of a tool, in order."""
-        self._recorder.drain(self.id)
+        self._settle(after, limit)
         return self._storage.list_tool_calls(self.id, after=after, limit=limit)
 
     async def atool_calls(self, **options: Any) -> builtins.list[ToolCall]:
@@ -70,7 +79,7 @@ class Session(LivingSession):
 
     def model_calls(self, *, after: int = 0, limit: int | None = None) -> builtins.list[ModelCall]:
         """Each call of a model, in order: what it took and what it cost."""
-        self._recorder.drain(self.id)
+        self._settle(after, limit)
         return self._storage.list_model_calls(self.id, after=after, limit=limit)
 
     async def amodel_calls(self, **options: Any) -> builtins.list[ModelCall]:
@@ -86,7 +95,7 @@ class Session(LivingSession):
 
     def runs(self, *, after: int = 0, limit: int | None = None) -> builtins.list[Run]:
         """Each invocation of the graph, in order."""
-        self._recorder.drain(self.id)
+        self._settle(after, limit)
         return self._storage.list_runs(self.id, after=after, limit=limit)
 
     async def aruns(self, **options: Any) -> builtins.list[Run]:
@@ -94,7 +103,7 @@ class Session(LivingSession):
 
     def events(self, *, after: int = 0, limit: int | None = None) -> builtins.list[Event]:
         """What happened to the session itself, and why, in order."""
-        self._recorder.drain(self.id)
+        self._settle(after, limit)
         return self._storage.list_events(self.id, after=after, limit=limit)
 
     async def aevents(self, **options: Any) -> builtins.list[Event]:
@@ -105,7 +114,7 @@ class Session(LivingSession):
 
         `after` is the `seq` of the last one had: with it and `limit`, page by page. A page costs what it shows.
         """
-        self._recorder.drain(self.id)
+        self._settle(after, limit)
         return Timeline(*self._storage.list_entries(self.id, after=after, limit=limit))
 
     async def atimeline(self, **options: Any) -> Timeline:
@@ -129,12 +138,12 @@ class Session(LivingSession):
             timeout: A duration, such as ``"30s"``: end when nothing has come for so long. None: never.
             until: End after the first record for which it is true.
         """
-        return follow(self._following(after), timeout=parse_no_duration(timeout), until=until)
+        return follow(self._following(after), timeout=duration_of("timeout", timeout), until=until)
 
     def afollow(
         self, *, after: int = 0, timeout: Any = None, until: Callable[[Entry], bool] | None = None
     ) -> AsyncIterator[Entry]:
-        return afollow(self._following(after), self._offload, timeout=parse_no_duration(timeout), until=until)
+        return afollow(self._following(after), self._offload, timeout=duration_of("timeout", timeout), until=until)
 
     def _following(self, after: int) -> Following:
         return Following(self._storage, self.id, after=after, has_ended=self._has_ended)
@@ -207,7 +216,8 @@ class Session(LivingSession):
     def add(self, message: Sayable, at: datetime | None = None) -> Message:
         """Record a message: LangChain's, or a dict in OpenAI's format. `at` is when it was said, if not now.
 
-        One with an id that is recorded adds nothing, or a version if its words differ.
+        One with an id that is recorded adds nothing, or a version if its words differ. Raises
+        `InvalidArgument` for a role that nobody knows.
         """
         return self._loop.add(message, at)
 

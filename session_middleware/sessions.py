@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -16,12 +15,12 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.store.base import BaseStore
 
-from session_middleware import lifecycle
+from session_middleware import lifecycle, names
 from session_middleware.checkpoint.repair import Repairs
 from session_middleware.checkpoint.saver import SessionSaver
 from session_middleware.checkpoint.serde import StrictSerializer, TypeName
 from session_middleware.errors import SessionNotFound
-from session_middleware.guarded import GuardedStorage, UserSessions
+from session_middleware.guarded import UserSessions
 from session_middleware.hooks import Hookable, Hooks
 from session_middleware.living import Parts, Timeout
 from session_middleware.memory.door import MemoryDoor
@@ -40,7 +39,6 @@ from session_middleware.model import (
     Visibility,
     utc_now,
 )
-from session_middleware.names import check_names, checked_status
 from session_middleware.operating import Operated
 from session_middleware.pulse import Pulse
 from session_middleware.recording.journal import Journal
@@ -49,11 +47,10 @@ from session_middleware.recording.witness import CheckpointWitness
 from session_middleware.reports import Reports
 from session_middleware.resources import Resources
 from session_middleware.session import Session
-from session_middleware.settings import SessionSettings, load_settings, own_seconds
+from session_middleware.settings import SessionSettings, load_settings
 from session_middleware.storage.offload import Offload
 from session_middleware.storage.opening import open_storage
 from session_middleware.storage.port import SessionFilter, Storage
-from session_middleware.storage.upkeep import Deleted, SessionDetails
 from session_middleware.storage.visit import Visit
 from session_middleware.sweeping import Sweeper
 from session_middleware.turns import Turns
@@ -240,9 +237,9 @@ class Sessions(Operated, Reports, Hookable, MemoryDoor):
         Raises:
             TypeError: a name that is nearly one of these, such as ``user``, and would name nobody.
         """
-        check_names(configurable, "config", ("user_id", "group_id", "group_ids", "session_id"))
+        names.check_names(configurable, "config", ("user_id", "group_id", "group_ids", "session_id"))
         thread_id = self.new_id() if session_id is None else lifecycle.session_id_of(session_id)
-        who = identity_of({"user_id": user_id, "group_id": group_id, "group_ids": tuple(group_ids)})
+        who = identity_of({"user_id": user_id, "group_id": group_id, "group_ids": group_ids})
         identity = {"thread_id": thread_id, **as_config(who)}
         return {"configurable": {**configurable, **identity}, "metadata": identity}
 
@@ -250,13 +247,12 @@ class Sessions(Operated, Reports, Hookable, MemoryDoor):
         self, user_id: str | None = None, group_id: str | None = None, group_ids: Iterable[str] = ()
     ) -> AbstractContextManager[None]:
         """A context manager: in the block, calls whose config names nobody are made by this user."""
-        return acting_as(identity_of({"user_id": user_id, "group_id": group_id, "group_ids": tuple(group_ids)}))
+        return acting_as(identity_of({"user_id": user_id, "group_id": group_id, "group_ids": group_ids}))
 
     def for_user(self, user_id: str, group_ids: Iterable[str] = (), *, group_id: str | None = None) -> UserSessions:
         """The same door with every access checked: what is not theirs is not found."""
-        return UserSessions(
-            self, self._offload, identity_of({"user_id": user_id, "group_id": group_id, "group_ids": tuple(group_ids)})
-        )
+        who = identity_of({"user_id": user_id, "group_id": group_id, "group_ids": group_ids})
+        return UserSessions(self, self._parts, who)
 
     # Sessions
 
@@ -286,6 +282,7 @@ class Sessions(Operated, Reports, Hookable, MemoryDoor):
         ``"never"`` is none, whatever the settings of all say.
 
         Raises:
+            InvalidArgument: what is given cannot be used; nothing was written.
             SessionAccessDenied: it is another user's.
             SessionExists: it is there and `if_exists` is ``"raise"``.
             SessionExpired: it has expired and ``on_resume`` is ``"reject"``.
@@ -293,19 +290,20 @@ class Sessions(Operated, Reports, Hookable, MemoryDoor):
         """
         chosen = self.new_id() if session_id is None else lifecycle.session_id_of(session_id)
         visit = Visit(chosen, identity_of({"user_id": user_id, "group_id": group_id}))
-        details = SessionDetails(
-            title,
-            purpose,
-            tags,
-            metadata,
-            context,
-            client,
-            visibility,
-            own_seconds("idle_timeout", idle_timeout),
-            own_seconds("max_age", max_age),
-            own_seconds("retention", retention),
-            on_expire,
-            on_resume,
+        names.check_choice("if_exists", if_exists, ("resume", "raise"))
+        details = names.details_of(
+            title=title,
+            purpose=purpose,
+            tags=tags,
+            metadata=metadata,
+            context=context,
+            client=client,
+            visibility=visibility,
+            idle_timeout=idle_timeout,
+            max_age=max_age,
+            retention=retention,
+            on_expire=on_expire,
+            on_resume=on_resume,
         )
         self._pulse.start()
         return self._session(self._storage.open_session(visit, details, must_be_new=if_exists == "raise"))
@@ -323,10 +321,12 @@ class Sessions(Operated, Reports, Hookable, MemoryDoor):
         return await self._offload.run(self.find, session_id)
 
     def get(self, session_id: object) -> Session:
-        """The session. Raises `SessionNotFound`."""
+        """The session. Raises `SessionNotFound`, which says so where it is archived."""
         session = self.find(session_id)
         if session is None:
-            raise SessionNotFound(str(session_id))
+            chosen = lifecycle.session_id_of(session_id)
+            buried = self._storage.find_buried(chosen)
+            raise SessionNotFound(chosen, archived=buried is not None and buried.archive is not None)
         return session
 
     async def aget(self, session_id: object) -> Session:
@@ -351,9 +351,15 @@ class Sessions(Operated, Reports, Hookable, MemoryDoor):
             UnknownStatus: there is no such status.
         """
         self._settle()
-        where = SessionFilter(user_id, group_id, checked_status(status), tuple(tags), since, until, visible_to)
+        where = SessionFilter(
+            user_id, group_id, names.checked_status(status), names.texts_of("tags", tags), since, until, visible_to
+        )
+        names.check_after(after, SessionInfo, "the last session of the page before")
         before = None if after is None else (after.last_active_at, after.id)
-        return [self._session(info) for info in self._storage.list_sessions(where, limit=limit, before=before)]
+        return [
+            self._session(info)
+            for info in self._storage.list_sessions(where, limit=names.checked_limit(limit), before=before)
+        ]
 
     async def alist(self, **options: Any) -> SessionList:
         return await self._offload.run(self.list, **options)
@@ -371,24 +377,13 @@ class Sessions(Operated, Reports, Hookable, MemoryDoor):
     ) -> int:
         """How many sessions there are, filtered as in `list`."""
         self._settle()
-        where = SessionFilter(user_id, group_id, checked_status(status), tuple(tags), since, until, visible_to)
+        where = SessionFilter(
+            user_id, group_id, names.checked_status(status), names.texts_of("tags", tags), since, until, visible_to
+        )
         return self._storage.count_sessions(where)
 
     async def acount(self, **options: Any) -> int:
         return await self._offload.run(self.count, **options)
-
-    def delete(self, session_id: object) -> Deleted:
-        """Delete everything of a session, and say how much that was. Nothing for an unknown id."""
-        session = self.find(session_id)
-        return Deleted() if session is None else session.delete()
-
-    async def adelete(self, session_id: object) -> Deleted:
-        return await self._offload.run(self.delete, session_id)
-
-    def in_hand(self, info: SessionInfo, identity: Identity) -> Session:
-        """A session for somebody: what it gives and takes is checked each time."""
-        storage: Any = GuardedStorage(self._storage, info, identity)
-        return Session.of(info, replace(self._parts, storage=storage, by=identity))
 
     def _session(self, info: SessionInfo) -> Session:
         return Session.of(info, self._parts)

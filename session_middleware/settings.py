@@ -15,11 +15,12 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BeforeValidator, PositiveInt, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from session_middleware.errors import InvalidSettings
+from session_middleware.errors import InvalidArgument, InvalidSettings
 from session_middleware.model import OnExpire, OnResume
 
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _LONGEST = timedelta(days=36_525)
+_WANTED = "a duration of at most 100 years and longer than nothing, such as '30s', '15m', '12h' or '7d'"
 _DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)?\s*")
 
 
@@ -115,15 +116,31 @@ class SessionSettings(BaseSettings):
     synchronous: Literal["full", "normal"] = "full"
 
 
-def own_seconds(name: str, value: Any) -> float | None:
-    """A session's own duration as it is stored: ``None`` leaves it, "never" is 0. Raises `InvalidSettings`."""
-    if value is None:
-        return None
+def duration_of(name: str, value: Any) -> timedelta | None:
+    """An argument that is a duration, or ``None``. Raises `InvalidArgument`, which names it."""
     try:
         duration = parse_no_duration(value)
-    except ValueError as error:
-        raise InvalidSettings([f"{name}: {error}"]) from error
+    except ValueError:
+        duration = value
+    if duration is not None and not isinstance(duration, timedelta):
+        raise InvalidArgument(name, value, wanted=_WANTED)
+    return duration
+
+
+def own_seconds(name: str, value: Any) -> float | None:
+    """A session's own duration as it is stored: ``None`` leaves it, "never" is 0. Raises `InvalidArgument`."""
+    if value is None:
+        return None
+    duration = duration_of(name, value)
     return 0.0 if duration is None else float(duration.total_seconds())
+
+
+def age_of(name: str, value: Any) -> timedelta | None:
+    """A duration that cannot be "never", or ``None`` where none was given. Raises `InvalidArgument`."""
+    age = duration_of(name, value)
+    if age is None and value is not None:
+        raise InvalidArgument(name, value, wanted=_WANTED)
+    return age
 
 
 def load_settings(**given: Any) -> SessionSettings:

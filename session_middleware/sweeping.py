@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from datetime import datetime, timedelta
 
-from session_middleware.errors import InvalidSettings, StorageError
+from session_middleware.errors import InvalidArgument, StorageError
 from session_middleware.living import Parts, Timeout
 from session_middleware.model import Ended, Status
-from session_middleware.settings import own_seconds
+from session_middleware.settings import age_of
 
 logger = logging.getLogger("session_middleware")
 
@@ -36,9 +36,9 @@ class Sweeper:
         parts, moment = self._parts, now or self._parts.clock()
         parts.recorder.drain()
         parts.pulse.settle()
-        age = own_seconds("older_than", older_than)
+        age = age_of("older_than", older_than)
         if age is None and status is not None:
-            raise InvalidSettings(["status: a sweep chooses by it only with older_than"])
+            raise InvalidArgument("status", status, wanted="older_than too, as a sweep chooses by status only with it")
         if dry_run:
             return self._list(moment, age, status, sized=True)
         lease = parts.storage.take_over(_DUTY)
@@ -53,11 +53,11 @@ class Sweeper:
             parts.storage.release([lease])
         return ended
 
-    def _list(self, now: datetime, age: float | None, status: Status | None, *, sized: bool = False) -> list[Ended]:
+    def _list(self, now: datetime, age: timedelta | None, status: Status | None, *, sized: bool = False) -> list[Ended]:
         storage = self._parts.storage
         if age is None:
             return storage.list_due(now, sized=sized)
-        return storage.list_older(now - timedelta(seconds=age), status=status, sized=sized)
+        return storage.list_older(now - age, status=status, sized=sized)
 
     def _end(self, due: list[Ended], now: datetime) -> list[Ended]:
         parts = self._parts

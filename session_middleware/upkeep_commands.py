@@ -20,6 +20,10 @@ def sweep(
     db: str | None, dry_run: bool, idle_timeout: str | None, older_than: str | None, status: Any, as_json: bool
 ) -> None:
     """End the sessions that are due, as on_expire and retention say; or delete old ones."""
+    from session_middleware.settings import age_of, duration_of
+
+    duration_of("--idle-timeout", idle_timeout)
+    age_of("--older-than", older_than)
     with existing(db, **({"idle_timeout": idle_timeout} if idle_timeout else {})) as sessions:
         ended = sessions.sweep(dry_run=dry_run, older_than=older_than, status=status)
         if as_json:

@@ -16,7 +16,8 @@ from typing import Any, TypeAlias, TypeVar, cast
 
 from langchain_core.messages import BaseMessage
 
-from session_middleware.model import Identity, Message, NewId
+from session_middleware.model import CALL_STATUSES, Identity, Message, NewId
+from session_middleware.names import check_choice
 from session_middleware.recording.align import align
 from session_middleware.recording.journal import Journal
 from session_middleware.recording.messages import describe, outcome_of, to_message
@@ -86,6 +87,8 @@ class Loop:
         tool_call_id: str | None,
         duration: timedelta | None,
     ) -> None:
+        if status is not None:
+            check_choice("status", status, CALL_STATUSES[1:])  # it is over
         execution_id, name = self._new_id(), str(name)
         told = sentence(error) if isinstance(error, BaseException) else error
         found = outcome_of(result)

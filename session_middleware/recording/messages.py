@@ -9,13 +9,23 @@ from typing import Any, NamedTuple
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, RemoveMessage, SystemMessage, ToolMessage
 from langgraph.types import Command
 
+from session_middleware.errors import InvalidArgument
 from session_middleware.model import NewId
 from session_middleware.plain import plain
 from session_middleware.recording.files import take_out
 from session_middleware.recording.prices import Tokens
 from session_middleware.storage.seen import FileSeen, MessageSeen
 
-_ROLES = {"human": "user", "ai": "assistant", "system": "system", "tool": "tool", "function": "tool"}
+_ROLES = {
+    "human": "user",
+    "ai": "assistant",
+    "system": "system",
+    "tool": "tool",
+    "function": "tool",
+    "user": "user",
+    "assistant": "assistant",
+    "developer": "system",
+}
 _DEPTH = 3  # how far below a node's input or output messages are looked for
 
 
@@ -31,9 +41,12 @@ def _describe(message: BaseMessage, checkpoint_ns: str, new_id: NewId, fields: d
     content, files = (None, []) if is_text else take_out(message.content)
     metadata = message.response_metadata if isinstance(message.response_metadata, dict) else {}
     tokens, marks = count_tokens(message.usage_metadata if isinstance(message, AIMessage) else None)
+    role = role_of(message)
+    if role is None:
+        role, marks = "user", (*marks, "unknown:role")  # nothing that was said is lost
     return MessageSeen(
         message_id=str(message.id or new_id()),
-        role=role_of(message),
+        role=role,
         text=str(message.content) if is_text else str(message.text),
         content=content,
         name=message.name,
@@ -50,9 +63,10 @@ def _describe(message: BaseMessage, checkpoint_ns: str, new_id: NewId, fields: d
     )._replace(**fields)
 
 
-def role_of(message: BaseMessage) -> str:
+def role_of(message: BaseMessage) -> str | None:
+    """The record's role of a message; ``None``: nobody knows it."""
     role = getattr(message, "role", message.type) if message.type == "chat" else message.type
-    return _ROLES.get(role.removesuffix("MessageChunk").lower(), "user" if role != "assistant" else role)
+    return _ROLES.get(role.removesuffix("MessageChunk").lower())
 
 
 def tool_calls_of(message: BaseMessage) -> tuple[dict[str, Any], ...]:
@@ -78,23 +92,31 @@ def count_tokens(usage: Any) -> tuple[Tokens, tuple[str, ...]]:
 
 
 def to_message(given: BaseMessage | Mapping[str, Any]) -> BaseMessage:
-    """A message of LangChain's, from one or from a dict in OpenAI's format."""
+    """A message of LangChain's, from one or from a dict in OpenAI's format.
+
+    Raises `InvalidArgument` for anything else, and for a role that is not known in any case of its letters.
+    """
     if isinstance(given, BaseMessage):
         return given
-    role = str(given.get("role") or given.get("type") or "user")
+    if not isinstance(given, Mapping):
+        raise InvalidArgument("message", given, wanted="a message of LangChain's, or a dict with a role and a content")
+    said_by = given.get("role") or given.get("type") or "user"
+    role = _ROLES.get(str(said_by).lower())
+    if role is None:
+        raise InvalidArgument("role", said_by, wanted=f"one of: {', '.join(map(repr, _ROLES))}")
     fields = {name: str(given[name]) for name in ("id", "name") if given.get(name) is not None}
     content: Any = given.get("content")
     is_parts = isinstance(content, list) and all(isinstance(part, (str, dict)) for part in content)
     content = "" if content is None else content if is_parts else str(content)
-    if role in ("tool", "function"):
+    if role == "tool":
         call_id = str(given.get("tool_call_id") or given.get("name") or "")
         status: Any = "error" if given.get("status") == "error" else "success"
         return ToolMessage(content, tool_call_id=call_id, status=status, **fields)
-    if role in ("assistant", "ai"):
+    if role == "assistant":
         asked = given.get("tool_calls") or ()
         calls, invalid = parse_calls(asked if isinstance(asked, (list, tuple)) else [asked])
         return AIMessage(content, tool_calls=calls, invalid_tool_calls=invalid, **fields)
-    return (SystemMessage if role in ("system", "developer") else HumanMessage)(content, **fields)
+    return (SystemMessage if role == "system" else HumanMessage)(content, **fields)
 
 
 def parse_calls(given: Iterable[Mapping[str, Any]]) -> tuple[list[Any], list[Any]]:

@@ -154,8 +154,8 @@ class SessionRecorder(GraphCallbackHandler):
         thread_id = metadata.get("thread_id")
         if parent is not None and (thread_id is None or str(thread_id) == parent.visit.session_id):
             trace = parent
-        elif thread_id is not None:
-            trace = Trace(Visit(session_id_of(thread_id), identity_of(metadata), run_id=str(run_id)))
+        elif thread_id is not None:  # LangGraph makes a text of any
+            trace = Trace(Visit(session_id_of(str(thread_id)), identity_of(metadata), run_id=str(run_id)))
             trace.went_back_to = metadata.get("checkpoint_id")
             self._visits.begin(trace.visit)
         else:

@@ -227,8 +227,9 @@ class Storage(Upkeep, Reporting, Conversations, MemoryStorage, Protocol):
     def copy_session(self, source: str, target: str) -> SessionInfo:
         """Fork a session: the target has the source's checkpoints and writes, its owner, and none of its record.
 
-        They are one family and share what is stored. Raises `SessionNotFound` for an unknown source,
-        and `SessionExists` for a target that has a state, forks or another owner already.
+        It has its title, purpose, tags and metadata too, unless it was opened before. They are one family
+        and share what is stored. Raises `SessionNotFound` for an unknown source, and `SessionExists` for a
+        target that has a state, forks or another owner already.
         """
 
     def prune_checkpoints(self, session_ids: Sequence[str]) -> Deleted:

@@ -1,8 +1,9 @@
 """`Upkeep`: the part of `Storage` that minds how sessions live and end. Its docstrings are the contract.
 
-Where a method takes `by`, it is done for that user, and a session that is not theirs is not found;
-``None`` is the operator. As everywhere in the port, each method is one operation, whole or not at all,
-but for those that say that they are done in several transactions.
+Where a method takes `by`, it is done for that user: a session that is not theirs is not found, and a
+user who was revoked is refused (`UserRevoked`); ``None`` is the operator. As everywhere in the port, each
+method is one operation, whole or not at all, but for those that say that they are done in several
+transactions.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from session_middleware.storage.visit import Lease, Visit
 
 
 class SessionDetails(NamedTuple):
-    """What an opener may say of a session. ``None`` leaves what is there."""
+    """What an opener may say of a session. ``None`` leaves what is there; an empty title or purpose is none."""
 
     title: str | None = None
     purpose: str | None = None
@@ -72,6 +73,7 @@ class Buried(NamedTuple):
     archive: str | None
     ended_at: datetime | None
     buried_at: datetime
+    user_id: str | None = None  # whose it was
 
 
 class Upkeep(Protocol):
@@ -112,8 +114,9 @@ class Upkeep(Protocol):
         """
 
     def delete_session(self, session_id: str, *, by: Identity | None = None) -> Deleted:
-        """Everything of the session: checkpoints, writes, record, memory. Counts; 0 for an unknown id.
+        """Everything of the session: checkpoints, writes, record, memory, archive. Counts; 0 for an unknown id.
 
+        Of one that is archived only that it was one session, and the bytes of its file, are known.
         A tombstone stays: a run that was admitted before is refused what it still writes.
 
         Pieces shared with the rest of its family stay as long as a member refers to them. When this
@@ -169,6 +172,8 @@ class Upkeep(Protocol):
 
     def lift_revocation(self, user_id: str) -> bool:
         """Whether there was one."""
+
+    def is_revoked(self, user_id: str | None) -> bool: ...
 
     # Hooks
 

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
+from uuid import UUID
 
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage
@@ -19,6 +20,7 @@ from langgraph.graph import START, StateGraph
 from typing_extensions import TypedDict
 
 from session_middleware import (
+    InvalidArgument,
     InvalidSessionId,
     InvalidSettings,
     SessionError,
@@ -121,6 +123,39 @@ def test_an_identity_that_cannot_be_kept_is_an_error_of_ours(name: str, bad: str
     with pytest.raises(SessionError):
         sessions.open("t", **{name: bad})
     assert sessions.count() == 0
+
+
+@pytest.mark.parametrize("junk", [True, b"t", ["t"], {"id": "t"}, 1.5, object()], ids=lambda junk: type(junk).__name__)
+def test_what_is_no_id_is_not_taken_for_its_repr(junk: Any, sessions: Sessions) -> None:
+    alice = sessions.for_user("alice")
+    for door in (
+        sessions.open,
+        sessions.get,
+        sessions.delete,
+        sessions.config,
+        sessions.explain,
+        alice.open,
+        alice.get,
+    ):
+        with pytest.raises(InvalidSessionId, match=f"str, an int or a UUID, and no {type(junk).__name__}") as error:
+            door(junk)
+        assert advises(error)
+    assert sessions.count() == 0
+
+
+def test_a_run_is_recorded_under_the_text_that_langgraph_makes_of_its_thread_id(sessions: Sessions) -> None:
+    sessions.attach(agents.chat()).invoke(human("hi"), {"configurable": {"thread_id": 1.5}})
+    session = sessions.get("1.5")
+    assert (len(session.messages()), len(session.runs()), session.stats().recorder_faults) == (2, 1, 0)
+
+
+def test_a_number_a_uuid_and_a_session_in_hand_name_a_session(sessions: Sessions) -> None:
+    number = UUID(int=7)
+    assert [sessions.open(7).id, sessions.open(number).id] == ["7", str(number)]
+    session = sessions.for_user("alice").open("t")
+    assert sessions.get(session).id == sessions.for_user("alice").get(session).id == "t"
+    assert sessions.config(session)["configurable"]["thread_id"] == "t"
+    assert sessions.for_user("alice").delete(session).sessions == 1
 
 
 @pytest.mark.parametrize("odd", ODD_IDS.values(), ids=ODD_IDS)
@@ -328,6 +363,76 @@ def test_a_variable_that_cannot_be_used_is_named(folder: Path, monkeypatch: pyte
     with pytest.raises(InvalidSettings, match=r"idle_timeout.*SESSION_"):
         Sessions(folder / "sessions.db")
     assert contents(folder) == {}
+
+
+# Arguments
+
+BAD_DETAILS: dict[str, tuple[dict[str, Any], str]] = {
+    "visibility": ({"visibility": "public"}, "visibility cannot be 'public'; .*'group-write'"),
+    "on_expire": ({"on_expire": "foo"}, "on_expire cannot be 'foo'; .*'archive'"),
+    "on_resume": ({"on_resume": 3}, "on_resume cannot be 3; .*'revive'"),
+    "tags": ({"tags": [1]}, r"tags cannot be \[1\]; .*texts"),
+    "tag": ({"tags": 1}, "tags cannot be 1; .*texts"),
+    "title": ({"title": 5}, "title cannot be 5; .*text"),
+    "metadata": ({"metadata": "abc"}, "metadata cannot be 'abc'; .*dict"),
+    "keys": ({"context": {1: 2}}, r"context cannot be \{1: 2\}; .*dict"),
+    "nobody's group": ({"visibility": "group"}, "visibility cannot be 'group'; .*group_id"),
+    "duration": ({"idle_timeout": "soon"}, "idle_timeout cannot be 'soon'; .*'30s'"),
+    "negative": ({"max_age": -1}, "max_age cannot be -1; .*longer than nothing"),
+    "truth": ({"retention": True}, "retention cannot be True; .*duration"),
+}
+
+
+@pytest.mark.parametrize(("given", "says"), BAD_DETAILS.values(), ids=BAD_DETAILS)
+def test_what_cannot_be_said_of_a_session_is_named_and_nothing_is_written(
+    given: dict[str, Any], says: str, sessions: Sessions
+) -> None:
+    there = sessions.open("there", title="old")
+    for change in (lambda: sessions.open("new", **given), lambda: there.update(**{"purpose": "new"} | given)):
+        with pytest.raises(InvalidArgument, match=says) as error:
+            change()
+        assert advises(error)
+        assert "Sessions(" not in str(error.value)
+    assert sessions.find("new") is None
+    assert sessions.get("there").model_dump() == there.model_dump()
+
+
+ASKED_WRONGLY: dict[str, tuple[Callable[[Sessions, Any], Any], str]] = {
+    "if_exists": (lambda sessions, _: sessions.open("new", if_exists="foo"), "if_exists.*'resume', 'raise'"),
+    "after an id": (lambda sessions, _: sessions.list(after="a7"), "after.*last session"),
+    "limit": (lambda sessions, _: sessions.list(limit=-1), "limit cannot be -1; .*0 or more"),
+    "listed tags": (lambda sessions, _: sessions.count(tags=[1]), "tags"),
+    "calls": (lambda sessions, _: sessions.tool_calls(status="foo"), "status cannot be 'foo'; .*'running', 'ok'"),
+    "calls after": (lambda sessions, _: sessions.tool_calls(after="c1"), "after.*last tool call"),
+    "calls limit": (lambda sessions, _: sessions.tool_calls(limit=-1), "limit"),
+    "older_than": (lambda sessions, _: sessions.sweep(older_than="soon"), "older_than cannot be 'soon'; .*'12h'"),
+    "never older": (lambda sessions, _: sessions.sweep(older_than="never"), "older_than cannot be 'never'"),
+    "status": (lambda sessions, _: sessions.sweep(status="expired"), "status cannot be 'expired'; .*older_than"),
+    "branch": (lambda _, session: session.messages(branch="nope"), "branch cannot be 'nope'; .*'main', 'all'"),
+    "page": (lambda _, session: session.runs(limit=-1), "limit cannot be -1"),
+    "page after": (lambda _, session: session.events(after="m1"), "after cannot be 'm1'; .*seq"),
+    "timeout": (lambda _, session: session.follow(timeout="soon"), "timeout cannot be 'soon'"),
+    "outcome": (lambda _, session: session.record_tool("t", status="running"), "status cannot be 'running'; .*'ok'"),
+}
+
+
+@pytest.mark.parametrize(("ask", "says"), ASKED_WRONGLY.values(), ids=ASKED_WRONGLY)
+def test_what_cannot_be_asked_is_named_with_what_can(ask: Any, says: str, sessions: Sessions) -> None:
+    session = sessions.open("t")
+    with pytest.raises(InvalidArgument, match=says) as error:
+        ask(sessions, session)
+    assert advises(error)
+    assert [event.kind for event in session.events()] == ["opened"]
+    assert (sessions.count(), session.tool_calls()) == (1, [])
+
+
+def test_a_single_text_is_one_tag_and_one_group(sessions: Sessions) -> None:
+    assert sessions.open("t", tags="urgent").tags == ("urgent",)
+    assert sessions.get("t").update(tags="done").tags == ("done",)
+    assert [session.id for session in sessions.list(tags="done")] == ["t"]
+    assert sessions.count(tags="x") == 0
+    assert sessions.for_user("u", "team").identity.group_ids == ("team",)
+    assert sessions.config("t", user_id="u", group_ids="team")["configurable"]["group_ids"] == ["team"]
 
 
 # State

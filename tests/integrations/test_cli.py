@@ -224,8 +224,8 @@ def test_another_program_s_database_is_left_alone(call: Call, tmp_path: Path) ->
 
 
 def test_unknown_session_bad_setting_and_foreign_owner_are_one_line(call: Call, db: str) -> None:
-    assert_is_one_line(call("show", "nobody", "--db", db), "no session 'nobody'")
-    assert_is_one_line(call("sweep", "--db", db, "--idle-timeout", "soon"), "not a duration")
+    assert_is_one_line(call("show", "nobody", "--db", db), "no session 'nobody'", "session-middleware list")
+    assert_is_one_line(call("sweep", "--db", db, "--idle-timeout", "soon"), "a duration", "--idle-timeout")
     assert_is_one_line(call("list", "--db", "postgresql://host/db"), "not supported")
     assert_is_one_line(call("chat", "--db", db, "--thread", "a1", "--user", "bob"), "owned by another user")
 

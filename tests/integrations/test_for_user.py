@@ -221,6 +221,46 @@ def test_a_revoked_users_run_is_stopped_at_its_next_checkpoint(sessions: Session
     assert [role for role, _ in said(sessions.get("t"))] == ["user", "assistant"]
 
 
+@pytest.mark.parametrize("visibility", ["private", "group-write"])
+def test_a_revoked_user_neither_reads_nor_changes_what_they_found_or_held_before(
+    visibility: Any, sessions: Sessions, graph: Any
+) -> None:
+    """Their own, and what a group shares with them."""
+    sessions.get("t").update(visibility=visibility)
+    user = "bob" if visibility == "group-write" else "alice"
+    door = sessions.for_user(user, ["team"])
+    held, memory, going = door.get("t"), door.get("t").memory, door.get("t").follow()
+    next(going)
+    sessions.revoke(user)
+    before = sessions.get("t").model_dump(exclude={"last_seq"})  # refusals are events
+    names = ("find", "get", "open", "delete", "prune", "copy", "explain", "list", "count", "usage", "tool_calls")
+    read = (held.messages, held.tool_calls, held.runs, held.timeline, held.stats, held.branches, held.repair)
+    write = (held.delete, held.ping, held.pin, held.complete, held.disconnect, held.__enter__, held.history().clear)
+    for refused in (
+        *(lambda name=name: ask(door, name) for name in names),
+        *(lambda: door.search("alice"), lambda: list(going), lambda: list(held.follow())),
+        *(lambda: held.update(title="x"), lambda: held.add({"role": "user", "content": "x"})),
+        *(lambda: memory.recall("alice"), lambda: memory.remember("x"), lambda: memory.remember("x", scope="user")),
+        *(memory.list, lambda: memory.forget(all=True), lambda: held.resource("place", open=str)),
+        *(*read, *write),
+    ):
+        with pytest.raises(UserRevoked):
+            refused()
+    assert sessions.get("t").model_dump(exclude={"last_seq"}) == before
+    sessions.revoke(user, lift=True)
+    assert held.messages()
+
+
+def test_a_refusal_says_what_is_the_case(sessions: Sessions, graph: Any) -> None:
+    sessions.get("t").update(visibility="group")
+    with pytest.raises(SessionAccessDenied, match=r"may only read it; .*'group-write'"):
+        graph.invoke(human("mine"), sessions.config("t", user_id="bob", group_ids=["team"]))
+    with pytest.raises(SessionAccessDenied, match="owned by another user"):
+        graph.invoke(human("mine"), sessions.config("t", user_id="eve", group_ids=["other"]))
+    with pytest.raises(SessionAccessDenied, match=r"'bob' is not in group 'others'; name a group of theirs"):
+        sessions.for_user("bob", "team").open("fg", group_id="others")
+
+
 def test_who_asks_cannot_be_said_again(sessions: Sessions, graph: Any) -> None:
     """Arguments that come from a request must not make somebody else of the user the door is for."""
     alice = sessions.for_user("alice", ["red", "blue"])
@@ -278,7 +318,6 @@ OPERATORS = {
         "find_user",
         "for_user",
         "forget_user",
-        "in_hand",
         "on_closed",
     ),
     *("on_error", "on_expiring", "on_opened", "on_resumed", "on_state_changed", "revoke", "settle", "sweep"),

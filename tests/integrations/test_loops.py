@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.messages import AIMessage, ChatMessage, HumanMessage
 
-from session_middleware import Sessions
+from session_middleware import InvalidArgument, Sessions
+from tests.integrations import agents
 from tests.integrations.agents import said
 from tests.integrations.test_exactly_once import counters, rows
 
@@ -35,6 +36,30 @@ def user(text: str) -> dict[str, str]:
 
 def answer(text: str) -> dict[str, str]:
     return {"role": "assistant", "content": text}
+
+
+def test_a_role_is_known_in_any_case_and_an_unknown_one_is_refused(sessions: Sessions) -> None:
+    session = sessions.open("t")
+    for role in ("System", "USER", "Assistant", "Human", "AI", "developer"):
+        session.add({"role": role, "content": role})
+    roles = ["system", "user", "assistant", "user", "assistant", "system"]
+    assert [message.role for message in session.messages()] == roles
+    for given in ({"role": "bogus", "content": "x"}, {"role": ["user"], "content": "x"}):
+        for act in (lambda given=given: session.add(given), lambda given=given: session.add_history([given])):
+            with pytest.raises(InvalidArgument, match=r"role cannot be .*; give one of: .*'assistant'"):
+                act()
+    with pytest.raises(InvalidArgument, match="message cannot be 'hi'; give a message"):
+        session.add("hi")
+    assert len(session.messages()) == 6
+
+
+def test_a_message_in_a_graph_of_a_role_nobody_knows_is_recorded_with_a_mark(sessions: Sessions) -> None:
+    graph = sessions.attach(agents.chat())
+    chorus = ChatMessage("hear, hear", role="chorus")
+    graph.invoke({"messages": [chorus, ChatMessage("be brief", role="System")]}, sessions.config("t"))
+    first, second = sessions.get("t").messages()[:2]
+    assert (first.role, first.text, first.marks) == ("user", "hear, hear", ("unknown:role",))
+    assert (second.role, second.marks) == ("system", ())
 
 
 def test_a_loop_over_openais_dicts_is_recorded_as_a_run(sessions: Sessions) -> None:

@@ -17,6 +17,7 @@ from session_middleware import (
     SessionClosed,
     SessionExpired,
     SessionLimitReached,
+    SessionNotFound,
     Sessions,
     StorageError,
 )
@@ -161,6 +162,64 @@ async def test_an_archive_is_its_owners_and_comes_back_by_open_as_well(open_sess
     assert sessions.find("t") is None
     opened = sessions.open("t", user_id="alice")
     assert (opened.opened_as, len(opened.tool_calls())) == ("revived", 3)
+
+
+@pytest.mark.parametrize("door", ["operator", "owner", "checkpointer"])
+def test_an_archived_session_is_deleted_with_its_file(open_sessions: Open, clock: Clock, door: str) -> None:
+    sessions = open_sessions(on_expire="archive")
+    graph, config, path = archived(sessions, clock, user_id="alice", group_id="team")
+    size = path.stat().st_size
+    stranger, owner = sessions.for_user("mallory", ["team"]), sessions.for_user("alice")
+    for refused in (lambda: stranger.delete("t"), lambda: stranger.explain("t")):
+        with pytest.raises(SessionNotFound, match="there is no session"):
+            refused()
+    assert path.is_file()
+    if door == "checkpointer":
+        sessions.checkpointer.delete_thread("t")
+    else:
+        deleted = (sessions if door == "operator" else owner).delete("t")
+        assert (deleted.sessions, deleted.bytes_freed) == (1, size)
+    assert not path.exists()
+    assert sessions.explain("t").status == owner.explain("t").status == "deleted"
+    assert sessions.delete("t").sessions == 0
+    with pytest.raises(SessionNotFound, match="there is no session"):
+        owner.delete("t")
+    graph.invoke(human("hi"), config)
+    assert len(said(sessions.get("t"))) == 2
+
+
+def test_its_owner_is_told_that_a_session_is_archived_and_how_it_comes_back(open_sessions: Open, clock: Clock) -> None:
+    sessions = open_sessions(on_expire="archive")
+    archived(sessions, clock, user_id="alice")
+    owner = sessions.for_user("alice")
+    for door in (sessions, owner):
+        assert "restores it" in door.explain("t").text
+        with pytest.raises(SessionNotFound, match=r"is archived; resume it.* bring it back") as refusal:
+            door.get("t")
+        assert refusal.value.archived
+    assert owner.open("t").opened_as == "revived"
+    assert [said.role for said in owner.get("t").messages()][:1] == ["user"]
+
+
+def test_what_lies_in_an_archive_goes_with_the_session_that_took_its_id(open_sessions: Open, clock: Clock) -> None:
+    _, config, path = archived(open_sessions(on_expire="archive"), clock)
+    sessions = open_sessions(on_expire="archive", on_resume="fresh")
+    sessions.attach(agents.chat()).invoke(human("hi"), config)
+    assert path.is_file()
+    assert sessions.delete("t").messages == 2
+    assert not path.exists()
+
+
+def test_check_names_an_archive_whose_file_is_missing(open_sessions: Open, clock: Clock) -> None:
+    sessions = open_sessions(on_expire="archive")
+    _, _, path = archived(sessions, clock)
+    assert sessions.check() == []
+    path.unlink()
+    (problem,) = sessions.check(repair=True)
+    assert (problem.kind, problem.session_id, problem.repaired) == ("archive", "t", False)
+    assert str(path) in problem.text
+    assert sessions.delete("t").sessions == 1
+    assert sessions.check() == []
 
 
 def test_an_archive_that_is_not_what_was_written_brings_nothing_back(open_sessions: Open, clock: Clock) -> None:

@@ -196,5 +196,5 @@ def use_all_of_upkeep(storage: Storage) -> None:
     storage.announce(["opened", "completed"])
     storage.open_session(Visit("x", Identity(user_id="v")), SessionDetails())
     storage.acknowledge([told.number for told in storage.take_told()])
-    storage.revoke_user("v", reason=None), storage.lift_revocation("v")
+    storage.revoke_user("v", reason=None), storage.is_revoked("v"), storage.lift_revocation("v")
     storage.open_session(Visit("t", Identity(user_id="u")), SessionDetails())

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from session_middleware import InvalidTransition, SessionClosed, SessionNotFound, Sessions
+from session_middleware import InvalidTransition, SessionClosed, SessionExists, SessionNotFound, Sessions
 from session_middleware.errors import InvalidSettings, UnknownStatus
 from tests.conftest import Clock
 from tests.integrations import agents
@@ -290,3 +290,28 @@ def test_a_status_nobody_knows_is_refused_and_a_name_that_is_nearly_right(open_s
         with pytest.raises(TypeError, match=f"{wrong}.*{right}"):
             sessions.config("t", **{wrong: "alice"})
     assert sessions.config("t", model="large", checkpoint_id="1")["configurable"]["model"] == "large"
+
+
+def test_an_empty_title_takes_it_away_and_none_leaves_it(open_sessions: Open) -> None:
+    session = open_sessions().open("t", title="Tea", purpose="support", tags=["x"])
+    assert session.update(title=None).title == "Tea"
+    cleared = session.update(title="", purpose="", tags=[])
+    assert (cleared.title, cleared.purpose, cleared.tags) == (None, None, ())
+
+
+async def test_a_copy_keeps_title_tags_and_metadata_and_is_its_owners(open_sessions: Open) -> None:
+    sessions = open_sessions()
+    details: dict[str, Any] = {"title": "Tea", "purpose": "support", "tags": ["x"], "metadata": {"a": {"b": 1}}}
+    graph = sessions.attach(agents.chat())
+    sessions.open("t", user_id="alice", **details)
+    graph.invoke(human("hi"), sessions.config("t", user_id="alice"))
+    for copy in (sessions.copy("t"), await sessions.acopy("t", "named"), sessions.for_user("alice").copy("t")):
+        assert (copy.user_id, copy.parent_id, copy.opened_as) == ("alice", "t", "forked")
+        assert copy.model_dump(include={*details}) == details | {"tags": ("x",)}
+        assert len(graph.get_state(copy.config()).values["messages"]) == 2
+        assert copy.messages() == []
+    assert sessions.find("named") is not None
+    with pytest.raises(SessionExists):
+        sessions.copy("t", "named")
+    with pytest.raises(SessionNotFound):
+        sessions.copy("nowhere")

@@ -132,9 +132,17 @@ def names_of(folder: Path, session_id: str, incarnation: int) -> list[str]:
     return [f"{stem}.{n}.jsonl.{end}" for n in range(1, incarnation + 1) for end in ("gz", "partial")]
 
 
-def remove(path: str | None) -> None:
-    if path is not None:
-        Path(path).unlink(missing_ok=True)
+def remove(path: str | None) -> int:
+    """How many bytes it had; 0 where there is none. Raises `StorageError` when it cannot be deleted."""
+    try:
+        size = 0 if path is None else Path(path).stat().st_size
+        if path is not None:
+            Path(path).unlink()
+    except FileNotFoundError:
+        return 0
+    except OSError as error:
+        raise StorageError(str(path), f"it cannot be deleted ({error})", advice="see to its rights") from error
+    return size
 
 
 def _sync_folder(folder: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 from datetime import timedelta
+from pathlib import Path
 from typing import NamedTuple
 
 from session_middleware.model import Problem, to_text
@@ -67,6 +68,7 @@ def find(connection: sqlite3.Connection, rules: Rules) -> list[Problem]:
         if session_id not in live:
             found.append(Problem(kind="stuck", session_id=session_id, text=f"it is {status}"))
     found += _damage(connection)
+    found += _missing_archives(connection)
     found += _dead_runs(connection)
     found += _counters(connection)
     for table, statement in _WITHOUT_SESSION.items():
@@ -101,6 +103,15 @@ def _damage(connection: sqlite3.Connection) -> list[Problem]:
         text = f"checkpoint {checkpoint_id!r} lacks a part of its state; resume from an earlier one"
         found.append(Problem(kind="damage", session_id=session_id, text=text))
     return found
+
+
+def _missing_archives(connection: sqlite3.Connection) -> list[Problem]:
+    rows = connection.execute("SELECT id, archive FROM tombstones WHERE archive IS NOT NULL ORDER BY id").fetchall()
+    return [
+        Problem(kind="archive", session_id=session_id, text=f"{path} is missing; restore the file, or delete the id")
+        for session_id, path in rows
+        if not Path(path).is_file()
+    ]
 
 
 def _dead_runs(connection: sqlite3.Connection) -> list[Problem]:

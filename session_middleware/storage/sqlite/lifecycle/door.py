@@ -22,7 +22,7 @@ from session_middleware.errors import (
     UserRevoked,
 )
 from session_middleware.model import Admission, SessionInfo, to_text
-from session_middleware.storage.sqlite.lifecycle import ends, events, leases, limits, privacy, sessions, tombstones
+from session_middleware.storage.sqlite.lifecycle import ends, events, leases, limits, revocations, sessions, tombstones
 from session_middleware.storage.sqlite.lifecycle.tombstones import Tombstone
 from session_middleware.storage.sqlite.record import runs
 from session_middleware.storage.sqlite.rules import Rules
@@ -43,7 +43,7 @@ REFUSALS = (SessionAccessDenied, SessionBusy, SessionClosed, SessionExpired, Ses
 
 
 def look(connection: sqlite3.Connection, visit: Visit, rules: Rules) -> SessionInfo | None:
-    privacy.check_not_revoked(connection, visit.session_id, visit.identity)
+    revocations.check_not_revoked(connection, visit.session_id, visit.identity.user_id)
     session = sessions.find(connection, visit.session_id)
     if session is not None:
         lifecycle.check_access(session, visit.identity, reading=visit.reading)
@@ -115,7 +115,7 @@ def admit(connection: sqlite3.Connection, visit: Visit, rules: Rules, *, announc
 
 
 def _admit_first(connection: sqlite3.Connection, visit: Visit, rules: Rules, now: datetime) -> str:
-    privacy.check_not_revoked(connection, visit.session_id, visit.identity)
+    revocations.check_not_revoked(connection, visit.session_id, visit.identity.user_id)
     session = sessions.find(connection, visit.session_id)
     if session is None and (stone := _archived(connection, visit, rules)) is not None:
         raise Archived(stone)
@@ -172,7 +172,7 @@ def _admit_again(connection: sqlite3.Connection, visit: Visit, rules: Rules, now
         "SELECT family_id, status, last_active_at, incarnation, user_id,"
         " EXISTS (SELECT 1 FROM leases WHERE number = ?), EXISTS (SELECT 1 FROM revoked WHERE user_hash = ?)"
         " FROM sessions WHERE id = ?",
-        (number, privacy.hash_of(identity.user_id), visit.session_id),
+        (number, revocations.hash_of(identity.user_id), visit.session_id),
     ).fetchone()
     if row is None or row[3] != (visit.incarnation or row[3]):
         raise SessionClosed(visit.session_id, status="deleted")

@@ -13,8 +13,10 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from session_middleware import lifecycle
+from session_middleware.errors import SessionNotFound
 from session_middleware.model import Closed, Ended, Identity, OnExpire, SessionInfo, Status, from_text, to_text
-from session_middleware.storage.sqlite.lifecycle import events, leases, sessions, tombstones
+from session_middleware.storage.sqlite.lifecycle import events, leases, revocations, sessions, tombstones
+from session_middleware.storage.sqlite.lifecycle.tombstones import Tombstone
 from session_middleware.storage.sqlite.memory import memories
 from session_middleware.storage.sqlite.record import runs
 from session_middleware.storage.sqlite.rows import values_of
@@ -118,6 +120,18 @@ def delete(
     if action != "forgotten":
         events.announce(connection, session_id, action, reason, rules, now, detail={"user_id": session.user_id})
     return Deleted(1, kept, messages, tool_calls, remembered)
+
+
+def delete_archived(connection: sqlite3.Connection, stone: Tombstone, rules: Rules, by: Identity | None) -> Deleted:
+    """What leads to an archive, whose files the caller deletes. Raises `SessionNotFound` unless it is theirs."""
+    if by is not None:
+        revocations.check_not_revoked(connection, stone.id, by.user_id)
+        if stone.user_id is None or stone.user_id != by.user_id:
+            raise SessionNotFound(stone.id)
+    now = rules.clock()
+    tombstones.deleted(connection, stone.id, now)
+    events.announce(connection, stone.id, "deleted", "by_user", rules, now, detail={"user_id": stone.user_id})
+    return Deleted(1)
 
 
 # Which are due

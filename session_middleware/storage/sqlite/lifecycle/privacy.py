@@ -1,36 +1,19 @@
-"""Users in SQLite: refusing one, and forgetting one. A refused user is kept as a hash, which outlives them."""
+"""Users in SQLite: refusing one from now on, and forgetting one."""
 
 from __future__ import annotations
 
 import json
 import sqlite3
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 
 from session_middleware import lifecycle
-from session_middleware.errors import UserRevoked
-from session_middleware.model import Forgotten, Identity, to_text
+from session_middleware.model import Forgotten, to_text
 from session_middleware.storage.sqlite.lifecycle import archives, ends, sessions
+from session_middleware.storage.sqlite.lifecycle.revocations import hash_of
 from session_middleware.storage.sqlite.lifecycle.tombstones import hashed
 from session_middleware.storage.sqlite.memory import memories
 from session_middleware.storage.sqlite.rules import Rules
-
-
-@lru_cache(maxsize=1024)
-def hash_of(user_id: str | None) -> str | None:
-    return None if user_id is None else hashed(user_id)
-
-
-def is_revoked(connection: sqlite3.Connection, user_id: str | None) -> bool:
-    row = connection.execute("SELECT 1 FROM revoked WHERE user_hash = ?", (hash_of(user_id),)).fetchone()
-    return row is not None
-
-
-def check_not_revoked(connection: sqlite3.Connection, session_id: str, identity: Identity) -> None:
-    """Raises `UserRevoked`."""
-    if identity.user_id is not None and is_revoked(connection, identity.user_id):
-        raise UserRevoked(session_id, user_id=identity.user_id)
 
 
 def revoke(connection: sqlite3.Connection, user_id: str, reason: str | None, rules: Rules) -> list[str]:
@@ -48,10 +31,6 @@ def revoke(connection: sqlite3.Connection, user_id: str, reason: str | None, rul
             ends.end(connection, session_id, "abandoned", rules, reason="owner_revoked", detail=detail, by=None)
             ended.append(session_id)
     return ended
-
-
-def lift(connection: sqlite3.Connection, user_id: str) -> bool:
-    return bool(connection.execute("DELETE FROM revoked WHERE user_hash = ?", (hash_of(user_id),)).rowcount)
 
 
 # Forgetting

@@ -12,7 +12,7 @@ from session_middleware import lifecycle
 from session_middleware.errors import SessionNotFound
 from session_middleware.model import Identity, Pin, SessionInfo, to_text
 from session_middleware.storage.port import SessionFilter
-from session_middleware.storage.sqlite.lifecycle import events, leases
+from session_middleware.storage.sqlite.lifecycle import events, leases, revocations
 from session_middleware.storage.sqlite.rows import clean, to_json, value_of, values_of
 from session_middleware.storage.sqlite.rules import Rules
 from session_middleware.storage.sqlite.state import heads
@@ -43,7 +43,12 @@ def seen(connection: sqlite3.Connection, session_id: str, rules: Rules) -> Sessi
 
 
 def get_for(connection: sqlite3.Connection, session_id: str, by: Identity | None, rules: Rules) -> SessionInfo:
-    """The session, for somebody who is to change it (``None``: the operator). Raises `SessionNotFound`."""
+    """The session, for somebody who is to change it (``None``: the operator).
+
+    Raises `SessionNotFound`, also when it is not theirs; and `UserRevoked`.
+    """
+    if by is not None:
+        revocations.check_not_revoked(connection, session_id, by.user_id)
     session = seen(connection, session_id, rules)
     if session is None or (by is not None and not lifecycle.is_theirs(session, by)):
         raise SessionNotFound(session_id)
@@ -107,6 +112,7 @@ def update(
     connection: sqlite3.Connection, session_id: str, details: SessionDetails, rules: Rules, by: Identity | None = None
 ) -> SessionInfo:
     session = get_for(connection, session_id, by, rules)
+    lifecycle.check_visibility(session, details.visibility)
     for name, value in _changes(session, details).items():
         connection.execute(_SET[name], (value, session_id))
     if any(getattr(details, name) is not None for name in ("idle_timeout_seconds", "max_age_seconds")):
@@ -119,7 +125,7 @@ def update(
 def _changes(session: SessionInfo, details: SessionDetails) -> dict[str, Any]:
     given: dict[str, Any] = {name: value for name, value in details._asdict().items() if value is not None}
     for name in given.keys() & {"title", "purpose"}:
-        given[name] = clean(given[name])
+        given[name] = clean(given[name]) or None  # an empty one is none
     for name in given.keys() & {"metadata", "context", "client"}:
         given[name] = to_json(merged(getattr(session, name), given[name]))
     if "tags" in given:

@@ -75,6 +75,15 @@ def put(
     )
 
 
+def deleted(connection: sqlite3.Connection, session_id: str, now: datetime) -> None:
+    """What was archived is deleted too; the stone stays for the incarnations there were."""
+    connection.execute(
+        "UPDATE tombstones SET action = 'deleted', reason = 'by_user', archive = NULL, digest = NULL, buried_at = ?"
+        " WHERE id = ?",
+        (to_text(now), session_id),
+    )
+
+
 def restored(connection: sqlite3.Connection, session_id: str) -> None:
     """What was archived is back; the stone stays for the incarnations there were."""
     connection.execute(

@@ -22,6 +22,7 @@ from session_middleware.storage.sqlite.lifecycle import (
     leases,
     outbox,
     privacy,
+    revocations,
     sessions,
     tombstones,
 )
@@ -142,12 +143,23 @@ class SqliteUpkeep:
 
     def delete_session(self, session_id: str, *, by: Identity | None = None) -> Deleted:
         def operation(connection: Connection) -> Deleted:
-            if by is not None:
-                sessions.get_for(connection, session_id, by, self._rules)
-            return ends.delete(connection, session_id, self._rules, reason="by_user")
+            stone = tombstones.find(connection, session_id)
+            if sessions.find(connection, session_id) is None and stone is not None and stone.archive is not None:
+                deleted = ends.delete_archived(connection, stone, self._rules, by)
+            else:
+                if by is not None:
+                    sessions.get_for(connection, session_id, by, self._rules)
+                deleted = ends.delete(connection, session_id, self._rules, reason="by_user")
+            if stone is None or not deleted.sessions:
+                return deleted
+            paths = [] if self._archives is None else archives.names_of(self._archives, session_id, stone.incarnation)
+            # before it is committed, when nothing would lead to them any more
+            return deleted._replace(bytes_freed=sum(archives.remove(path) for path in {*paths, stone.archive}))
 
         deleted = self._database.write(operation)
-        return deleted._replace(bytes_freed=self._database.erase()) if deleted.sessions else deleted
+        if not deleted.sessions:
+            return deleted
+        return deleted._replace(bytes_freed=deleted.bytes_freed + self._database.erase())
 
     def end_session(
         self, session_id: str, status: Closed, *, reason: str, detail: Mapping[str, Any], by: Identity | None
@@ -280,7 +292,9 @@ class SqliteUpkeep:
         stone = self._database.read(lambda connection: tombstones.find(connection, session_id))
         if stone is None:
             return None
-        return Buried(session_id, stone.action, stone.reason, stone.archive, stone.ended_at, stone.buried_at)
+        return Buried(
+            session_id, stone.action, stone.reason, stone.archive, stone.ended_at, stone.buried_at, stone.user_id
+        )
 
     # Users
 
@@ -301,7 +315,10 @@ class SqliteUpkeep:
         return self._database.write(lambda connection: privacy.revoke(connection, user_id, reason, self._rules))
 
     def lift_revocation(self, user_id: str) -> bool:
-        return self._database.write(lambda connection: privacy.lift(connection, user_id))
+        return self._database.write(lambda connection: revocations.lift(connection, user_id))
+
+    def is_revoked(self, user_id: str | None) -> bool:
+        return self._database.read(lambda connection: revocations.is_revoked(connection, user_id))
 
     # Hooks
 

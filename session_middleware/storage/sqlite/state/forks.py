@@ -38,6 +38,11 @@ def _insert(connection: sqlite3.Connection, source: SessionInfo, target_id: str,
         (target_id, source.family_id, source.id, source.user_id, source.group_id, source.visibility)
         + (to_text(now), to_text(now), tombstones.next_incarnation(connection, target_id), to_text(now)),
     )
+    connection.execute(
+        "UPDATE sessions SET (title, purpose, tags, metadata) ="
+        " (SELECT title, purpose, tags, metadata FROM sessions WHERE id = ?) WHERE id = ?",
+        (source.id, target_id),
+    )
     sessions.touch(connection, target_id, rules, now)
 
 
