@@ -13,7 +13,7 @@ from session_middleware.model import NewId
 from session_middleware.plain import plain
 from session_middleware.recording.files import take_out
 from session_middleware.recording.prices import Tokens
-from session_middleware.storage.seen import FileSeen, MessageSeen
+from session_middleware.storage.seen import OF_MEMORY, FileSeen, MessageSeen
 
 _ROLES = {"human": "user", "ai": "assistant", "system": "system", "tool": "tool", "function": "tool"}
 _DEPTH = 3  # how far below a node's input or output messages are looked for
@@ -31,6 +31,8 @@ def _describe(message: BaseMessage, checkpoint_ns: str, new_id: NewId, fields: d
     content, files = (None, []) if is_text else take_out(message.content)
     metadata = message.response_metadata if isinstance(message.response_metadata, dict) else {}
     tokens, marks = count_tokens(message.usage_metadata if isinstance(message, AIMessage) else None)
+    if isinstance(message, ToolMessage) and message.artifact == OF_MEMORY:
+        marks = (*marks, "memory")
     return MessageSeen(
         message_id=str(message.id or new_id()),
         role=role_of(message),

@@ -8,6 +8,7 @@ is up to date whenever it is asked, also after a crash, and writes are many mess
 Each session has a number, each of its messages a position in it; the two make its place. A new
 version of a message takes the place of the old one. Messages that are changed or deleted after they
 were indexed are put down in `index_stale` by triggers, and looked at again before the next search.
+What our own memory tools answered is passed over: it is memory already, or was until it was forgotten.
 """
 
 from __future__ import annotations
@@ -33,7 +34,10 @@ LEFT_UNINDEXED = 200  # messages, or items, that a search may read from where th
 AT_ONCE = 200  # messages indexed in one transaction
 
 _COLUMNS = "m.rowid, m.session_id, m.seq, m.message_id, m.version, m.name, m.text, m.created_at, s.user_id"
-_SPOKEN = "m.role IN ('user', 'assistant', 'tool') AND m.text != '' AND m.replaced_by IS NULL"
+_SPOKEN = (
+    "m.role IN ('user', 'assistant', 'tool') AND m.text != '' AND m.replaced_by IS NULL"
+    " AND COALESCE(m.marks, '') NOT LIKE '%\"memory\"%'"
+)
 _NEW = (
     f"SELECT {_COLUMNS} FROM messages AS m CROSS JOIN sessions AS s ON s.id = m.session_id"
     " LEFT JOIN index_sessions AS i ON i.session_id = m.session_id"
@@ -212,13 +216,8 @@ def _sitting(connection: sqlite3.Connection, message: _New, making: bool, unknow
         return _Sitting(*row)
     if not making:
         scope_id = words.find_scope(connection, "message", name)
-        return _Sitting(
-            (1 << 27) + unknown,  # a number that nobody has
-            message.session_id,
-            scope_id or 0,
-            0,
-            0,
-        )
+        nobodys = (1 << 27) + unknown
+        return _Sitting(nobodys, message.session_id, scope_id or 0, 0, 0)
     scope_id = words.make_scope(connection, "message", name)
     cursor = connection.execute(
         "INSERT INTO index_sessions (session_id, scope_id) VALUES (?, ?)", (message.session_id, scope_id)
