@@ -149,7 +149,7 @@ class SessionMemory:
     ) -> int:
         """Forget items of a scope: the one of this key, those that hold all words of `query`, or `all`.
 
-        Returns how many there were. What was said is not forgotten by this: delete the message.
+        Returns how many there were. What was said is not forgotten by this, but by `Session.delete_message`.
 
         Raises:
             MemoryScopeUnavailable: the session has no id for the scope.
