@@ -269,7 +269,7 @@ class MemoryNotFound(SessionError, KeyError):
 
 
 class EmbeddingFailed(SessionError, RuntimeError):
-    """Logged, not raised: what has no vector is found by its words."""
+    """Raised by ``index_memory(rebuild=True)``, and else logged: what has no vector is found by its words."""
 
     def __init__(self, model: str, problem: str) -> None:
         self.model = model

@@ -134,6 +134,10 @@ class MemoryDoor:
 
         Nobody has to call it: a search finds all words anyhow, and the rest is done in the background
         after a run. `rebuild` makes all vectors anew, as it must be after a change of the model.
+
+        Raises:
+            EmbeddingFailed: the model did not answer a `rebuild`. Nothing is lost if it did not from the
+                start; else what is left gets its vectors by the next call, with `rebuild` or without.
         """
         return self._memory.index(rebuild=rebuild)
 
