@@ -18,6 +18,7 @@
     ├── InvalidIdentity       (ValueError)       a user or group id no owner can have
     ├── InvalidSettings       (ValueError)       a setting that does not parse
     ├── EmbeddingFailed       (RuntimeError)     the embedding model's answer is no vector
+    ├── InvalidMemoryArgument (TypeError, ValueError)  memory was asked with what it cannot use
     ├── MemoryNotFound        (KeyError)         promote() names a memory there is not
     ├── MemoryScopeUnavailable (ValueError)      a scope the session has no id for
     ├── PathTemplateError     (ValueError)       a path over {session_id} … that cannot be filled in
@@ -254,6 +255,11 @@ class MemoryScopeUnavailable(SessionError, ValueError):
             f"{whose} no {scope}_id to keep memories of scope {scope!r} under; give one with "
             f"sessions.config(…, {scope}_id=…) or sessions.open(…, {scope}_id=…), or use another scope"
         )
+
+
+class InvalidMemoryArgument(SessionError, TypeError, ValueError):
+    def __init__(self, problem: str, advice: str) -> None:
+        super().__init__(f"{problem}; {advice}")
 
 
 class MemoryNotFound(SessionError, KeyError):

@@ -17,6 +17,7 @@ from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import InMemoryVectorStore, VectorStore
 from pydantic import ConfigDict
 
+from session_middleware.memory.checking import check_names, check_options
 from session_middleware.memory.door import MemoryDoor
 from session_middleware.memory.retriever import SessionRetriever, asking_config
 from session_middleware.memory.scopes import SCOPES
@@ -52,6 +53,8 @@ class ScopedVectorStore(VectorStore):
         scopes: Sequence[Scope] = SCOPES,
         filter_for: FilterFor,
     ) -> None:
+        check_names("scope", [scope], SCOPES)
+        check_names("scopes", scopes, SCOPES)
         self._store = store
         self._sessions = sessions
         self._memory = memory
@@ -102,6 +105,8 @@ class ScopedVectorStore(VectorStore):
 
     def as_retriever(self, **kwargs: Any) -> ScopedRetriever:  # type: ignore[override]
         """A retriever for which the config it is invoked with says who asks. `search_kwargs` may hold ``k``."""
+        check_options(kwargs, "as_retriever", ["k", "search_kwargs"])
+        check_options(kwargs.get("search_kwargs", {}), "search_kwargs", ["k"])
         return ScopedRetriever(store=self, k=kwargs.get("search_kwargs", {}).get("k", kwargs.get("k", 4)))
 
     @classmethod

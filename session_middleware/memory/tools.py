@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool, StructuredTool
 
+from session_middleware.memory.checking import check_names
 from session_middleware.memory.context import line
 from session_middleware.memory.door import MemoryDoor
 from session_middleware.memory.found import Memory
@@ -39,6 +40,8 @@ def memory_tools(
         scopes: what ``recall`` may look into.
         session: for a loop that passes no config: always this session's memory.
     """
+    check_names("scopes", scopes, SCOPES)
+    check_names("scope", [scope or "session"], SCOPES)
     made = _Tools(sessions, scope, scopes, session)
     return [
         _tool("remember", made.remember, made.aremember),
