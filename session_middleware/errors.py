@@ -19,6 +19,7 @@
     ├── InvalidSettings       (ValueError)       a setting that does not parse
     │   └── InvalidArgument                      an argument of a call that cannot be used
     ├── EmbeddingFailed       (RuntimeError)     the embedding model's answer is no vector
+    ├── InvalidMemoryArgument (TypeError, ValueError)  memory was asked with what it cannot use
     ├── MemoryNotFound        (KeyError)         promote() names a memory there is not
     ├── MemoryScopeUnavailable (ValueError)      a scope the session has no id for
     ├── PathTemplateError     (ValueError)       a path over {session_id} … that cannot be filled in
@@ -280,6 +281,11 @@ class MemoryScopeUnavailable(SessionError, ValueError):
         )
 
 
+class InvalidMemoryArgument(SessionError, TypeError, ValueError):
+    def __init__(self, problem: str, advice: str) -> None:
+        super().__init__(f"{problem}; {advice}")
+
+
 class MemoryNotFound(SessionError, KeyError):
     def __init__(self, key: str, *, scope: str) -> None:
         self.key = key
@@ -293,7 +299,7 @@ class MemoryNotFound(SessionError, KeyError):
 
 
 class EmbeddingFailed(SessionError, RuntimeError):
-    """Logged, not raised: what has no vector is found by its words."""
+    """Raised by ``index_memory(rebuild=True)``, and else logged: what has no vector is found by its words."""
 
     def __init__(self, model: str, problem: str) -> None:
         self.model = model

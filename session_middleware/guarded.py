@@ -38,7 +38,9 @@ Usages: TypeAlias = list[Usage]
 ToolCalls: TypeAlias = list[ToolCall]
 FoundList: TypeAlias = list[Found]
 
-_WRITES = frozenset({"append", "append_event", "begin_run", "copy_session", "prune_checkpoints"})  # that take no `by`
+_WRITES = frozenset(  # that take no `by`
+    {"append", "append_event", "begin_run", "copy_session", "delete_message", "prune_checkpoints"}
+)
 _BY = frozenset({"delete_session", "end_session", "pin_session", "ping_session", "update_session"})
 _READS = frozenset({"find_entry", "find_session", "measure_session", "version"})
 

@@ -69,6 +69,22 @@ class Session(LivingSession):
     async def amessages(self, **options: Any) -> builtins.list[Message]:
         return await self._offload.run(self.messages, **options)
 
+    def delete_message(self, message_id: str) -> int:
+        """Delete a message from the record: all its versions, and how many these were; 0 if there is no such message.
+
+        Its files go with it, unless others use them, and so do its words in the index, its vectors, what
+        was remembered with this `message_id`, and its item of another SDK's conversation. Nothing of them
+        is left in the database's file. An event says that it was deleted, and it is not recorded again.
+
+        A graph's state is not touched, nor are the arguments and results of tool calls. Take the message
+        out of the state with LangGraph's ``RemoveMessage``, and older checkpoints away with `prune`.
+        """
+        self._recorder.drain(self.id)
+        return self._storage.delete_message(self.id, message_id)
+
+    async def adelete_message(self, message_id: str) -> int:
+        return await self._offload.run(self.delete_message, message_id)
+
     def tool_calls(self, *, after: int = 0, limit: int | None = None) -> builtins.list[ToolCall]:
         """Each execution of a tool, in order."""
         self._settle(after, limit)

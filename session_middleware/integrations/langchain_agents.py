@@ -10,7 +10,8 @@ messages, tool calls and model calls that pass by, but no runs: it does not lear
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 from langchain.agents.middleware import AgentMiddleware
 from langchain.agents.middleware.types import AgentState, ModelRequest, ModelResponse
@@ -21,6 +22,7 @@ from langgraph.prebuilt.tool_node import ToolCallRequest
 from langgraph.types import Command
 
 from session_middleware.checkpoint.repair import Asked, Mended, mend, recorded_answers, unanswered
+from session_middleware.memory.checking import check_count, check_names
 from session_middleware.memory.completing import complete
 from session_middleware.memory.scopes import SCOPES
 from session_middleware.memory.session_memory import KINDS, Kind
@@ -34,13 +36,23 @@ Context: TypeAlias = Callable[[Session, str], str | None]
 Update: TypeAlias = dict[str, Any] | None
 
 
-class Recall(NamedTuple):
-    """What of its memory is put before the model: at most `k` memories and about `budget_tokens`."""
+@dataclass(frozen=True)
+class Recall:
+    """What of its memory is put before the model: at most `k` memories and about `budget_tokens`.
+
+    Raises `InvalidMemoryArgument` for what cannot be used.
+    """
 
     k: int = 8
     scopes: Sequence[Scope] = SCOPES
     kinds: Sequence[Kind] = KINDS
     budget_tokens: int = 1_000
+
+    def __post_init__(self) -> None:
+        check_count("k", self.k)
+        check_count("budget_tokens", self.budget_tokens)
+        check_names("scopes", self.scopes, SCOPES)
+        check_names("kinds", self.kinds, KINDS)
 
 
 class SessionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
@@ -53,11 +65,17 @@ class SessionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
         context: what to add to the system message of each model call, and nowhere else: a function
             of the session and of what its user said last. Under asyncio it is called off the loop.
         recall: what to add there of the session's memory: what fits what its user said last, without
-            the messages that the model is given anyhow.
+            the messages that the model is given anyhow. ``True`` is ``Recall()``.
+
+    Raises:
+        TypeError: one of them is something else.
     """
 
-    def __init__(self, sessions: Sessions, *, context: Context | None = None, recall: Recall | None = None) -> None:
+    def __init__(
+        self, sessions: Sessions, *, context: Context | None = None, recall: Recall | bool | None = None
+    ) -> None:
         super().__init__()
+        _check_kinds(sessions, context, recall)
         self._sessions = sessions
         self._hooks = Hooks(
             sessions._storage,
@@ -69,7 +87,7 @@ class SessionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
         )
         self._off_loop = sessions._offload.run
         self._context = context
-        self._recall = recall
+        self._recall = Recall() if recall is True else recall or None
 
     # Before the agent starts: who asks, and what has no answer
 
@@ -226,8 +244,17 @@ class SessionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
         return self._hooks.watch(place, config, request.tool_call, history, exists=request.tool is not None)
 
 
+def _check_kinds(sessions: object, context: object, recall: object) -> None:
+    if not isinstance(sessions, Sessions):
+        raise TypeError(f"SessionMiddleware() takes a Sessions and was given {sessions!r}; make one: Sessions('x.db')")
+    if context is not None and not callable(context):
+        raise TypeError(f"context={context!r} cannot be called; give a function of the session and of what was said")
+    if recall is not None and not isinstance(recall, (Recall, bool)):
+        raise TypeError(f"recall={recall!r} is no Recall; give Recall(k=…, scopes=…), or True")
+
+
 def _recalled(recall: Recall, session: Session, messages: Sequence[BaseMessage], last: int) -> str | None:
     """What is remembered that fits what was said `last`, which may lean on what was said before it."""
     before = [message.text for message in messages[:last] if isinstance(message, HumanMessage | AIMessage)]
     known = {message.id for message in messages if message.id}
-    return session.memory.context_for(complete(messages[last].text, before), unless_in=known, **recall._asdict())
+    return session.memory.context_for(complete(messages[last].text, before), unless_in=known, **vars(recall))

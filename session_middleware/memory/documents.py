@@ -17,6 +17,8 @@ from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import InMemoryVectorStore, VectorStore
 from pydantic import ConfigDict
 
+from session_middleware.errors import InvalidMemoryArgument
+from session_middleware.memory.checking import check_names, check_options
 from session_middleware.memory.door import MemoryDoor
 from session_middleware.memory.retriever import SessionRetriever, asking_config
 from session_middleware.memory.scopes import SCOPES
@@ -52,6 +54,8 @@ class ScopedVectorStore(VectorStore):
         scopes: Sequence[Scope] = SCOPES,
         filter_for: FilterFor,
     ) -> None:
+        check_names("scope", [scope], SCOPES)
+        check_names("scopes", scopes, SCOPES)
         self._store = store
         self._sessions = sessions
         self._memory = memory
@@ -91,17 +95,42 @@ class ScopedVectorStore(VectorStore):
         found = self._store.similarity_search_with_score(query, k=k, filter=both, **kwargs)
         return [(document, score) for document, score in found if document.metadata.get(STAMP) in stamps]
 
-    def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
+    def max_marginal_relevance_search(
+        self, query: str, k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, *, filter: Any = None, **kwargs: Any
+    ) -> list[Document]:
+        """The nearest that are visible and differ. Raises `NotImplementedError` where the store has no such search."""
         stamps = self._visible()
-        return [document for document in self._store.get_by_ids(ids) if document.metadata.get(STAMP) in stamps]
+        both = _both(self._filter_for(STAMP, stamps), filter)
+        try:
+            found = self._store.max_marginal_relevance_search(
+                query, k=k, fetch_k=fetch_k, lambda_mult=lambda_mult, filter=both, **kwargs
+            )
+        except NotImplementedError as error:
+            raise NotImplementedError(
+                f"{type(self._store).__name__} has no search by marginal relevance; use similarity_search"
+            ) from error
+        return self._seen(found, stamps)
+
+    def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
+        return self._seen(self._store.get_by_ids(ids), self._visible())
 
     def delete(self, ids: list[str] | None = None, **kwargs: Any) -> bool | None:
-        """Delete those of these documents that are visible; nothing without ids."""
-        mine = [document.id for document in self.get_by_ids(ids or []) if document.id is not None]
-        return self._store.delete(mine, **kwargs) if mine else True
+        """Delete those of these documents that are visible; ``False`` unless that is all of them.
+
+        Raises:
+            InvalidMemoryArgument: no ids. A store cannot be asked for all documents of a scope.
+        """
+        if ids is None:
+            raise InvalidMemoryArgument("delete() was not told what", "give ids: those that add_texts gave")
+        mine = {document.id for document in self.get_by_ids(ids) if document.id is not None}
+        if mine and self._store.delete(sorted(mine), **kwargs) is False:
+            return False
+        return mine.issuperset(ids)
 
     def as_retriever(self, **kwargs: Any) -> ScopedRetriever:  # type: ignore[override]
         """A retriever for which the config it is invoked with says who asks. `search_kwargs` may hold ``k``."""
+        check_options(kwargs, "as_retriever", ["k", "search_kwargs"])
+        check_options(kwargs.get("search_kwargs", {}), "search_kwargs", ["k"])
         return ScopedRetriever(store=self, k=kwargs.get("search_kwargs", {}).get("k", kwargs.get("k", 4)))
 
     @classmethod
@@ -115,6 +144,11 @@ class ScopedVectorStore(VectorStore):
 
     def _visible(self) -> list[str]:
         return [_stamp(namespace) for namespace in self._here().namespaces(self._scopes)]
+
+    @staticmethod
+    def _seen(found: Iterable[Document], stamps: Sequence[str]) -> list[Document]:
+        """Those with a visible stamp, for stores that do not understand the filter."""
+        return [document for document in found if document.metadata.get(STAMP) in stamps]
 
     def _refuse_others(self, ids: Sequence[str]) -> None:
         """An id that is taken by a document of another scope is not overwritten."""

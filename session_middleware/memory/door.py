@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from langchain_core.runnables import RunnableConfig
 
 from session_middleware import lifecycle
+from session_middleware.memory.checking import check_count, check_moment, check_options, check_text
 from session_middleware.memory.found import Found
 from session_middleware.memory.parts import Indexed, MemoryParts
 from session_middleware.memory.scopes import SCOPES
@@ -44,6 +45,10 @@ class MemoryDoor:
         Of a session with a `user_id`: only if it is that user's. Each comes with a snippet, in which
         `marks` are put around the words.
         """
+        check_text("query", query)
+        check_moment("since", since)
+        check_count("limit", limit)
+        check_count("offset", offset)
         self._memory.settle()
         session = None if session_id is None else lifecycle.session_id_of(session_id)
         whose = MessageScope(session, None if user_id is None else lifecycle.owner_id_of("user_id", user_id))
@@ -82,9 +87,13 @@ class MemoryDoor:
     def retriever(
         self, *, k: int = 5, scopes: Sequence[Scope] = SCOPES, session: HasOwnMemory | None = None, **options: Any
     ) -> BaseRetriever:
-        """A LangChain retriever of what a session may recall: of the one the run's config names, or of `session`."""
+        """A LangChain retriever of what a session may recall: of the one the run's config names, or of `session`.
+
+        `options` are `MemoryRetriever`'s fields. Raises `TypeError` for one there is not.
+        """
         from session_middleware.memory.retriever import MemoryRetriever
 
+        check_options(options, "retriever", _fields(MemoryRetriever))
         return MemoryRetriever(sessions=self, memory=_own(session), k=k, scopes=scopes, **options)
 
     def augment(
@@ -93,10 +102,12 @@ class MemoryDoor:
         """A document retriever joined with the session's memory; `options` are `AugmentedRetriever`'s fields.
 
         A question that leans on what came before is completed with the words the last turns were about,
-        or by ``complete=``, a function of the question and the texts before it.
+        or by ``complete=``, a function of the question and the texts before it. Raises `TypeError` for an
+        option there is not.
         """
         from session_middleware.memory.augment import AugmentedRetriever
 
+        check_options(options, "augment", _fields(AugmentedRetriever) - {"retriever"})
         return AugmentedRetriever(retriever=retriever, sessions=self, memory=_own(session), **options)
 
     def scope(
@@ -134,6 +145,10 @@ class MemoryDoor:
 
         Nobody has to call it: a search finds all words anyhow, and the rest is done in the background
         after a run. `rebuild` makes all vectors anew, as it must be after a change of the model.
+
+        Raises:
+            EmbeddingFailed: the model did not answer a `rebuild`. Nothing is lost if it did not from the
+                start; else what is left gets its vectors by the next call, with `rebuild` or without.
         """
         return self._memory.index(rebuild=rebuild)
 
@@ -143,3 +158,8 @@ class MemoryDoor:
 
 def _own(session: HasOwnMemory | None) -> SessionMemory | None:
     return None if session is None else session.memory
+
+
+def _fields(kind: type[BaseRetriever]) -> set[str]:
+    """What may be said of such a retriever: `session` says whose memory it is."""
+    return {*kind.model_fields, "session"} - {"sessions", "memory"}

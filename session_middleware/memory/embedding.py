@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from langchain_core.embeddings import Embeddings
@@ -44,7 +45,7 @@ class Embedder:
         """Whether the stored vectors are of this model; those of another are left alone until `rebuild`."""
         stored = self._storage.vector_model()
         if stored is None:
-            self.rebuild()
+            self._storage.set_vector_model(self.name, self._dimensions)
             return True
         if stored == (self.name, self._dimensions):
             return True
@@ -55,9 +56,15 @@ class Embedder:
         )
         return False
 
-    def rebuild(self) -> None:
-        """Leave the vectors of another model behind: everything waits for new ones."""
+    def rebuild(self) -> int:
+        """Make all vectors anew; how many texts got theirs. Those there are stay if the model does not answer.
+
+        Raises:
+            EmbeddingFailed: it does not; or it has stopped to, and the rest waits for `catch_up`.
+        """
+        self._insist(lambda: self._valid(*self._embeddings.embed_documents(["Is anybody there?"])))
         self._storage.set_vector_model(self.name, self._dimensions)
+        return self._catch_up(self._insist, messages=True, limit=None)
 
     def query(self, text: str) -> list[float] | None:
         """The vector of a query; ``None`` when there are none to compare it with, or the model fails."""
@@ -67,12 +74,13 @@ class Embedder:
 
     def catch_up(self, *, messages: bool, limit: int | None = None) -> int:
         """Make the vectors that are waited for; how many texts got theirs. Ends when the model fails."""
-        if not self.is_current():
-            return 0
+        return self._catch_up(self._ask, messages=messages, limit=limit) if self.is_current() else 0
+
+    def _catch_up(self, ask: Callable[..., Any], *, messages: bool, limit: int | None) -> int:
         done = 0
         while limit is None or done < limit:
             waiting = self._storage.list_to_embed(_AT_ONCE, messages=messages)
-            made = self._ask(lambda these=waiting: self._vectors(these)) if waiting else None  # type: ignore[misc]
+            made = ask(partial(self._vectors, waiting)) if waiting else None
             if not made:
                 break
             self._storage.put_vectors(made)
@@ -116,6 +124,14 @@ class Embedder:
                 "words, and get their vectors once it answers"
             )
             return None
+
+    def _insist(self, call: Callable[[], R]) -> R:
+        try:
+            return call()
+        except EmbeddingFailed:
+            raise
+        except Exception as error:
+            raise EmbeddingFailed(self.name, f"it failed ({type(error).__name__}: {error})") from error
 
     def _tell(self, warning: str) -> None:
         """Each warning once."""

@@ -78,9 +78,7 @@ class MemoryParts:
             indexed += found
         if self.embedder is None:
             return Indexed(indexed, 0)
-        if rebuild:
-            self.embedder.rebuild()
-        return Indexed(indexed, self.embedder.catch_up(messages=True))
+        return Indexed(indexed, self.embedder.rebuild() if rebuild else self.embedder.catch_up(messages=True))
 
     def wake(self) -> None:
         """Index in the background, unless that is going on."""

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias, get_args
 
 from session_middleware.errors import MemoryAccessDenied, MemoryScopeUnavailable
+from session_middleware.memory.checking import check_names
 from session_middleware.model import Scope
 
 Namespace: TypeAlias = tuple[str, ...]
@@ -40,10 +41,9 @@ def namespace_of(scope: Scope, owners: Owners) -> Namespace:
 
     Raises:
         MemoryScopeUnavailable: there is no id to keep it under.
-        ValueError: a scope nobody knows.
+        InvalidMemoryArgument: a scope nobody knows.
     """
-    if scope not in SCOPES:
-        raise ValueError(f"there is no scope {scope!r}; use one of {', '.join(SCOPES)}")
+    check_names("scope", [scope], SCOPES)
     if scope not in OWNED:
         return (scope,)
     owner: str | None = getattr(owners, scope)
@@ -53,7 +53,8 @@ def namespace_of(scope: Scope, owners: Owners) -> Namespace:
 
 
 def visible_namespaces(owners: Owners, scopes: Sequence[Scope] = SCOPES) -> list[Namespace]:
-    """The namespaces of these scopes, without those that nobody here has an id for."""
+    """The namespaces of these scopes, without those that nobody here has an id for. Raises `InvalidMemoryArgument`."""
+    check_names("scopes", scopes, SCOPES)
     found: list[Namespace] = []
     for scope in scopes:
         owned = [(scope, owner) for owner in sorted(owners.of(scope))]

@@ -12,7 +12,8 @@ from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Literal, Protocol, TypeAlias
 
-from session_middleware.errors import MemoryNotFound, StorageError
+from session_middleware.errors import InvalidMemoryArgument, MemoryNotFound, StorageError
+from session_middleware.memory.checking import check_count, check_dict, check_moment, check_names, check_text
 from session_middleware.memory.context import CountTokens, about_tokens, render, within_budget
 from session_middleware.memory.found import Memory
 from session_middleware.memory.parts import MemoryParts
@@ -75,6 +76,9 @@ class SessionMemory:
             MemoryScopeUnavailable: the session has no id for the scope.
             UnserializableValue: the dict holds what JSON cannot keep.
         """
+        check_dict("metadata", metadata)
+        if message_id is not None:
+            check_text("message_id", message_id)
         namespace, key = namespace_of(scope, self._owners), self._parts.new_id() if key is None else str(key)
         put = self._put(namespace, key, text_or_dict, metadata)
         put = put._replace(message_id=message_id, ttl=None if ttl is None else parse_duration(ttl))
@@ -100,7 +104,7 @@ class SessionMemory:
         Items are what was put with `remember` or through the store. Messages are what was said: in
         this session (scope ``"session"``), and by this user in all of theirs (scope ``"user"``).
         Scopes the session has no id for are passed over. A query without a word that says something
-        finds nothing by words.
+        finds nothing by words. What cannot be used raises `InvalidMemoryArgument`.
 
         Args:
             since: only what was kept or said at or after this time.
@@ -110,6 +114,10 @@ class SessionMemory:
             recency: what newer counts for: a share of the score that halves every 30 days.
             explain: say in `Memory.parts` what the score is made of.
         """
+        check_count("k", k)
+        check_count("window", window)
+        check_moment("since", since)
+        check_dict("filter", filter)
         asked = self._query(query, scopes, kinds)._replace(filter=filter, since=since, limit=k)
         if not asked.namespaces and asked.messages is None:
             return []
@@ -149,16 +157,19 @@ class SessionMemory:
     ) -> int:
         """Forget items of a scope: the one of this key, those that hold all words of `query`, or `all`.
 
-        Returns how many there were. What was said is not forgotten by this: delete the message.
+        Returns how many there were. What was said is not forgotten by this, but by `Session.delete_message`.
 
         Raises:
             MemoryScopeUnavailable: the session has no id for the scope.
-            ValueError: not exactly one of `key`, `query` and `all` is given.
+            InvalidMemoryArgument: not exactly one of `key`, `query` and `all` is given, or not as text.
         """
-        if (key is not None) + (query is not None) + all != 1:
-            raise ValueError("forget() takes one of: a key, query=…, or all=True")
+        if [key is not None, query is not None, all is True].count(True) != 1 or not isinstance(all, bool):
+            raise InvalidMemoryArgument("forget() was not told what", "give one of: a key, query=…, or all=True")
         namespace = namespace_of(scope, self._owners)
+        if query is not None:
+            check_text("query", query)
         if key is not None:
+            check_text("key", key)
             check_key(key)
             [found] = self._storage.get_memories([(namespace, key)])
             items = [] if found is None else [found]
@@ -178,6 +189,7 @@ class SessionMemory:
             MemoryScopeUnavailable: the session has no id for one of the scopes.
         """
         source, target = namespace_of(scope, self._owners), namespace_of(to, self._owners)
+        check_text("key", key)
         check_key(key)
         [found] = self._storage.get_memories([(source, key)])
         if found is None:
@@ -200,6 +212,7 @@ class SessionMemory:
 
     def list(self, scopes: Sequence[Scope] = ("session",), *, filter: dict[str, Any] | None = None) -> Memories:
         """All items of these scopes, first kept first; scopes the session has no id for are passed over."""
+        check_dict("filter", filter)
         namespaces = visible_namespaces(self._owners, scopes)
         return [
             self._memory(stored)
@@ -267,6 +280,8 @@ class SessionMemory:
 
     def _query(self, query: str, scopes: Sequence[Scope], kinds: Sequence[Kind]) -> MemoryQuery:
         """What lies below a scope's namespace, put there through the store, belongs to the scope too."""
+        check_text("query", query)
+        check_names("kinds", kinds, KINDS)
         namespaces = visible_namespaces(self._owners, scopes)
         messages = None
         is_shared = self._owner_id != self._owners.user  # then what is said in it is theirs to find by being in it

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeAlias
 
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool, StructuredTool
 
+from session_middleware.memory.checking import check_names
 from session_middleware.memory.context import line
 from session_middleware.memory.door import MemoryDoor
 from session_middleware.memory.found import Memory
 from session_middleware.memory.scopes import SCOPES
 from session_middleware.memory.session_memory import HasOwnMemory, SessionMemory
 from session_middleware.model import Scope
+from session_middleware.storage.seen import OF_MEMORY
+
+Answer: TypeAlias = tuple[str, dict[str, Any]]  # what the model reads, and by what the record knows it
 
 
 def memory_tools(
@@ -24,6 +29,10 @@ def memory_tools(
 ) -> list[BaseTool]:
     """The tools ``remember``, ``recall`` and ``forget``, sync and async.
 
+    What they answer is recorded like any tool's answer, but not indexed: what was forgotten is not found
+    in it. It is known by its artifact, so a loop of your own adds the `ToolMessage` that ``tool.invoke(call)``
+    gives.
+
     Args:
         sessions: whose memory it is: of the session that the config of the run names.
         scope: where ``remember`` keeps things, and ``forget`` finds them. By default with the user,
@@ -31,12 +40,18 @@ def memory_tools(
         scopes: what ``recall`` may look into.
         session: for a loop that passes no config: always this session's memory.
     """
+    check_names("scopes", scopes, SCOPES)
+    check_names("scope", [scope or "session"], SCOPES)
     made = _Tools(sessions, scope, scopes, session)
     return [
-        StructuredTool.from_function(made.remember, made.aremember, name="remember"),
-        StructuredTool.from_function(made.recall, made.arecall, name="recall"),
-        StructuredTool.from_function(made.forget, made.aforget, name="forget"),
+        _tool("remember", made.remember, made.aremember),
+        _tool("recall", made.recall, made.arecall),
+        _tool("forget", made.forget, made.aforget),
     ]
+
+
+def _tool(name: str, function: Callable[..., Answer], coroutine: Callable[..., Awaitable[Answer]]) -> BaseTool:
+    return StructuredTool.from_function(function, coroutine, name=name, response_format="content_and_artifact")
 
 
 class _Tools:
@@ -47,27 +62,27 @@ class _Tools:
         self._offload = sessions._memory.offload
         self._scope, self._scopes = scope, scopes
 
-    def remember(self, text: str, config: RunnableConfig) -> str:
+    def remember(self, text: str, config: RunnableConfig) -> Answer:
         """Remember a fact for later conversations, as one sentence that can be understood alone."""
         memory, scope = self._here(config)
-        return _kept(memory.remember(text, scope=scope))
+        return _kept(memory.remember(text, scope=scope)), OF_MEMORY
 
-    async def aremember(self, text: str, config: RunnableConfig) -> str:
+    async def aremember(self, text: str, config: RunnableConfig) -> Answer:
         return await self._offload.run(self.remember, text, config)
 
-    def recall(self, query: str, config: RunnableConfig, limit: int = 5) -> str:
+    def recall(self, query: str, config: RunnableConfig, limit: int = 5) -> Answer:
         """Look up what was remembered or said before. Ask with the words that were probably used."""
-        return _listed(self._here(config)[0].recall(query, _few(limit), scopes=self._scopes))
+        return _listed(self._here(config)[0].recall(query, _few(limit), scopes=self._scopes)), OF_MEMORY
 
-    async def arecall(self, query: str, config: RunnableConfig, limit: int = 5) -> str:
+    async def arecall(self, query: str, config: RunnableConfig, limit: int = 5) -> Answer:
         return await self._offload.run(self.recall, query, config, limit)
 
-    def forget(self, key: str, config: RunnableConfig) -> str:
+    def forget(self, key: str, config: RunnableConfig) -> Answer:
         """Forget something that was remembered, by the key that recall shows."""
         memory, scope = self._here(config)
-        return _forgotten(key, memory.forget(key, scope=scope))
+        return _forgotten(key, memory.forget(key, scope=scope)), OF_MEMORY
 
-    async def aforget(self, key: str, config: RunnableConfig) -> str:
+    async def aforget(self, key: str, config: RunnableConfig) -> Answer:
         return await self._offload.run(self.forget, key, config)
 
     def _here(self, config: RunnableConfig) -> tuple[SessionMemory, Scope]:

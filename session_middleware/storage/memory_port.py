@@ -136,4 +136,4 @@ class MemoryStorage(Protocol):
         """The name and dimensions of the model the stored vectors are of; ``None`` when there are none."""
 
     def set_vector_model(self, name: str, dimensions: int) -> None:
-        """Name the model. If it is another than before, delete all vectors; everything waits for new ones."""
+        """Name the model and delete all vectors, also those of a model of this name; everything waits for new ones."""

@@ -156,6 +156,13 @@ class Storage(Upkeep, Reporting, Conversations, MemoryStorage, Protocol):
     def get_message(self, session_id: str, message_id: str) -> Message | None:
         """The latest version of a message."""
 
+    def delete_message(self, session_id: str, message_id: str) -> int:
+        """All versions of a message, with its files, what memory has of it and what came from it; how many versions.
+
+        Erased as by `delete_session`, with an event ``message_deleted``. It is not recorded again, also if
+        a checkpoint brings it.
+        """
+
     def get_file(self, session_id: str, hash: str) -> bytes | None:
         """A file of the session's messages, by its hash."""
 

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple, TypeAlias
 
+OF_MEMORY = {"session_middleware": "memory"}  # the artifact of what our memory tools answer: it is memory already
+
 Claim: TypeAlias = tuple[str, str]  # what a message is found by where its id may have changed: who, and what
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from session_middleware.errors import InvalidSettings
+from session_middleware.errors import EmbeddingFailed, InvalidSettings
 from session_middleware.memory.embedding import Embedder
 from session_middleware.memory.parts import MemoryParts
 from session_middleware.memory.session_memory import SessionMemory
@@ -183,6 +183,27 @@ def test_another_model_is_noticed_told_and_indexed_by_a_command(
     assert parts.index(rebuild=True).vectors == 2
     assert keys(store.search(("n",), query="pet")) == ["k", "l"]
     assert storage.vector_model() == ("tests.embeddings.SubjectEmbeddings:subjects-2", 6)
+
+
+def test_a_model_of_the_same_name_whose_weights_have_changed_can_make_all_vectors_anew(
+    parts: MemoryParts, store: SessionStore, model: SubjectEmbeddings
+) -> None:
+    store.put(("n",), "k", {"text": "puppy"})
+    assert parts.index() == (0, 0)
+    model.answers = [[0.0, 0.0, 1.0, 0.0]]
+    assert parts.index(rebuild=True).vectors == 1
+    assert store.search(("n",), query="dinner")[0].score > 1.4  # type: ignore[operator]
+
+
+def test_a_model_that_does_not_answer_a_rebuild_is_told_of_and_takes_no_vector(
+    parts: MemoryParts, store: SessionStore, model: SubjectEmbeddings
+) -> None:
+    store.put(("n",), "k", {"text": "puppy"})
+    model.fails = ConnectionError("nobody there")
+    with pytest.raises(EmbeddingFailed, match=r"ConnectionError: nobody there.*index="):
+        parts.index(rebuild=True)
+    model.fails = None
+    assert store.search(("n",), query="dog")[0].score > 1.4  # type: ignore[operator]
 
 
 def test_what_changes_while_the_model_works_is_given_no_old_vector(

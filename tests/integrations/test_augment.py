@@ -9,6 +9,7 @@ import pytest
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
 
+from benchmarks.follow_ups import ALONE as ALONE_TOO
 from benchmarks.follow_ups import DOCUMENTS, WordRetriever, hits, names, said
 from session_middleware import Sessions
 from session_middleware.memory.completing import complete, leans
@@ -40,6 +41,30 @@ def test_a_question_that_stands_alone_stays_as_it_is(sessions: Sessions) -> None
         assert retriever.asked[-1] == question
 
 
+def test_short_questions_that_stand_alone_find_what_they_found(sessions: Sessions) -> None:
+    without, with_completion = (
+        hits(sessions, WordRetriever(), completed=which, questions=ALONE_TOO, first=1) for which in (False, True)
+    )
+    assert with_completion == without >= 0.9
+
+
+def test_a_short_question_finds_the_memory_it_asks_for_whatever_was_said_before(sessions: Sessions) -> None:
+    before = ["I work at a bakery.", "How nice!", "Peanuts make me ill.", "I will remember it.", "The weather is bad."]
+    config = said(sessions, "t", before, user_id="alice")
+    memory = sessions.get("t").memory
+    memory.remember("Alice's cat is called Mimi", "cat", scope="user")
+    memory.remember("Peanuts make Alice ill, so she works at a bakery without them", "peanuts", scope="user")
+    found = sessions.augment(WordRetriever(), kinds=["item"]).invoke("What is the name of my cat?", config)
+    assert next(document for document in found if document.metadata["from"] == "memory").metadata["key"] == "cat"
+
+
+def test_the_more_a_question_says_the_less_is_added() -> None:
+    before = ["The Aurora lamp, in brass or black, with a shade."]
+    added = [len(complete(asked, before).split()) - len(asked.split()) for asked in ("it?", "it cost euros?")]
+    assert added == [5, 3]
+    assert complete("Does her cat Mimi sleep on the red sofa?", before) == "Does her cat Mimi sleep on the red sofa?"
+
+
 @pytest.mark.parametrize(
     ("question", "expected"),
     [
@@ -49,7 +74,13 @@ def test_a_question_that_stands_alone_stays_as_it_is(sessions: Sessions) -> None
         ("why?", True),
         ("", True),
         ("What about the warranty of the brass lamp?", True),
+        ("In brass?", True),
+        ("What does that cover?", True),
         ("How long does delivery to Bremen take?", False),
+        ("What is the name of my cat?", False),
+        ("Is there a stove that burns wood?", False),
+        ("oak desk", False),
+        ("Why is oak oiled?", False),
     ],
 )
 def test_what_leans_on_what_came_before(question: str, expected: bool) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from langchain_core.documents import Document
-from langchain_core.vectorstores import InMemoryVectorStore
+from langchain_core.vectorstores import InMemoryVectorStore, VectorStore
 
 from session_middleware import Sessions
 from session_middleware.errors import MemoryScopeUnavailable
@@ -86,7 +86,6 @@ def test_what_is_anothers_is_neither_got_nor_deleted_nor_overwritten(
     alice.add_texts(["my dog"], ids=["1"])
     assert bob.get_by_ids(["1"]) == []
     bob.delete(["1"])
-    bob.delete()
     with pytest.raises(ValueError, match="another scope"):
         bob.add_texts(["not yours"], ids=["1"])
     assert texts(alice.get_by_ids(["1"])) == {"my dog"}
@@ -103,3 +102,32 @@ def test_a_stamp_cannot_be_forged(sessions: Sessions, store: InMemoryVectorStore
 def test_a_scope_without_an_id_takes_no_documents(sessions: Sessions, store: InMemoryVectorStore) -> None:
     with pytest.raises(MemoryScopeUnavailable):
         sessions.scope(store, scope="user", session=sessions.open("t")).add_texts(["a dog"])
+
+
+def test_a_search_for_what_differs_shows_what_is_visible(sessions: Sessions, store: InMemoryVectorStore) -> None:
+    filled(sessions, store)
+    alices = sessions.scope(store, session=sessions.get("of-alice"))
+    seen = texts(alices.max_marginal_relevance_search("dog", 9))
+    assert seen == texts(alices.similarity_search("dog", 9))
+    assert "dog of bob (user)" not in seen
+    assert alices.max_marginal_relevance_search("dog", 9, filter=lambda document: False) == []
+
+
+async def test_a_store_without_it_says_so(sessions: Sessions, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(InMemoryVectorStore, "max_marginal_relevance_search", VectorStore.max_marginal_relevance_search)
+    mine = sessions.scope(InMemoryVectorStore(SubjectEmbeddings()), session=sessions.open("t"))
+    with pytest.raises(NotImplementedError, match="InMemoryVectorStore has no search by marginal relevance"):
+        await mine.amax_marginal_relevance_search("dog")
+
+
+def test_deleting_says_whether_all_were_there_to_be_deleted(sessions: Sessions, store: InMemoryVectorStore) -> None:
+    mine, others = (sessions.scope(store, session=sessions.open(name)) for name in ("a", "b"))
+    ids, foreign = mine.add_texts(["dog", "hound"]), others.add_texts(["puppy"])
+    assert mine.delete(foreign) is False
+    assert mine.delete(["nobody"]) is False
+    assert mine.delete([ids[0], *foreign]) is False
+    assert mine.delete([ids[1]]) is True
+    assert mine.get_by_ids(ids) == []
+    assert texts(others.get_by_ids(foreign)) == {"puppy"}
+    with pytest.raises(ValueError, match="give ids"):
+        mine.delete()

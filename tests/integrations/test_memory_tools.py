@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from langchain_core.messages import AIMessage
+from langchain_core.messages import AIMessage, ToolMessage
 from langchain_core.tools import BaseTool
 from langchain_tests.integration_tests import ToolsIntegrationTests
 from langchain_tests.unit_tests import ToolsUnitTests
@@ -149,3 +149,35 @@ def test_a_call_that_names_no_session_or_anothers_is_refused(sessions: Sessions)
         recall.invoke({"query": "cherries"})
     with pytest.raises(SessionAccessDenied):
         recall.invoke({"query": "cherries"}, sessions.config("a", user_id="bob"))
+
+
+def test_what_was_forgotten_is_not_recalled_from_what_the_tools_answered(sessions: Sessions) -> None:
+    config = sessions.config("t", user_id="alice")
+    memory = sessions.open("t", user_id="alice").memory
+    memory.remember("Alice is allergic to peanuts", "k", scope="user")
+    recall = {"name": "recall", "args": {"query": "allergic peanuts"}}
+    for _ in range(2):  # the second could find the answer of the first
+        said = agent_of(sessions, recall).invoke({"messages": []}, config)
+        assert answers(said)[-1].count("peanuts") == 1
+    agent_of(sessions, {"name": "forget", "args": {"key": "k"}}).invoke({"messages": []}, config)
+    sessions.index_memory()
+    assert memory.recall("allergic peanuts") == []
+    assert sessions.search("peanuts") == []
+    answered = [m for m in sessions.get("t").messages() if m.role == "tool"]
+    assert "peanuts" in answered[0].text  # the record has it all the same
+    assert answered[0].marks == ("memory",)
+
+
+def test_in_a_loop_of_ones_own_the_answers_of_the_tools_are_not_indexed_either(sessions: Sessions) -> None:
+    session = sessions.open("t")
+    session.memory.remember("The code word is heliotrope", "k")
+    call = {"name": "recall", "args": {"query": "heliotrope"}, "id": "c1", "type": "tool_call"}
+    session.add(tool_of(sessions, "recall", session=session).invoke(call))
+    session.memory.forget("k")
+    assert session.memory.recall("heliotrope") == []
+
+
+def test_the_answer_of_another_tool_of_that_name_is_found(sessions: Sessions) -> None:
+    session = sessions.open("t")
+    session.add(ToolMessage("Model X was called back for its brakes", tool_call_id="c1", name="recall"))
+    assert session.memory.recall("brakes")

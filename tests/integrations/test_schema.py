@@ -58,6 +58,9 @@ SCANS_BY_DESIGN = (
     "FROM leases ORDER BY number",  # the runs in progress, of all sessions
     "FROM outbox",  # what hooks are to be told, of all sessions
     "FROM sqlite_master",
+    "SELECT rowid, session_id, seq FROM messages WHERE",  # the last row
+    "FROM index_stale",  # the messages that were changed since the last search
+    "UPDATE index_progress",  # has one row
     "CREATE TEMP TABLE",
 )
 
@@ -134,6 +137,7 @@ def use_everything(storage: Storage) -> None:
     storage.get_memories([(("session", "t"), "k")])
     storage.search_memories(MemoryQuery([("session", "t")], prefix=True))
     storage.list_messages("t"), storage.list_tool_calls("t"), storage.list_runs("t"), storage.list_events("t")
+    storage.delete_message("t", "m"), storage.append_messages(visit, [message])
     report_everything(storage)
     use_all_of_upkeep(storage)
     storage.delete_session("t")

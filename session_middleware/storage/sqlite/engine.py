@@ -29,7 +29,7 @@ from session_middleware.storage.sqlite.database import SqliteDatabase
 from session_middleware.storage.sqlite.lifecycle import door, events, leases, sessions
 from session_middleware.storage.sqlite.lifecycle.upkeep import SqliteUpkeep
 from session_middleware.storage.sqlite.memory.engine import SqliteMemories
-from session_middleware.storage.sqlite.record import runs, said
+from session_middleware.storage.sqlite.record import deletions, runs, said
 from session_middleware.storage.sqlite.record.branches import Place
 from session_middleware.storage.sqlite.record.conversations import SqliteConversations
 from session_middleware.storage.sqlite.record.entries import Before, Fault, write
@@ -221,6 +221,14 @@ class SqliteStorage(SqliteUpkeep, SqliteReports, SqliteConversations, SqliteMemo
 
     def get_message(self, session_id: str, message_id: str) -> Message | None:
         return self._database.read(lambda connection: said.get_message(connection, session_id, message_id))
+
+    def delete_message(self, session_id: str, message_id: str) -> int:
+        gone = self._database.write(
+            lambda connection: deletions.delete_message(connection, session_id, message_id, self._now())
+        )
+        if gone:
+            self._database.erase()
+        return gone
 
     def get_file(self, session_id: str, hash: str) -> bytes | None:
         return self._database.read(lambda connection: said.get_file(connection, session_id, hash))

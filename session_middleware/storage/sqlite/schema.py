@@ -266,6 +266,7 @@ _TABLES = (
         UNIQUE (session_id, seq)
     )
     """,
+    "CREATE INDEX events_of_deletions ON events (session_id) WHERE kind = 'message_deleted'",
     """
     CREATE TABLE conversation_items (
         session_id TEXT NOT NULL,

@@ -8,6 +8,7 @@ is up to date whenever it is asked, also after a crash, and writes are many mess
 Each session has a number, each of its messages a position in it; the two make its place. A new
 version of a message takes the place of the old one. Messages that are changed or deleted after they
 were indexed are put down in `index_stale` by triggers, and looked at again before the next search.
+What our own memory tools answered is passed over: it is memory already, or was until it was forgotten.
 """
 
 from __future__ import annotations
@@ -33,7 +34,10 @@ LEFT_UNINDEXED = 200  # messages, or items, that a search may read from where th
 AT_ONCE = 200  # messages indexed in one transaction
 
 _COLUMNS = "m.rowid, m.session_id, m.seq, m.message_id, m.version, m.name, m.text, m.created_at, s.user_id"
-_SPOKEN = "m.role IN ('user', 'assistant', 'tool') AND m.text != '' AND m.replaced_by IS NULL"
+_SPOKEN = (
+    "m.role IN ('user', 'assistant', 'tool') AND m.text != '' AND m.replaced_by IS NULL"
+    " AND COALESCE(m.marks, '') NOT LIKE '%\"memory\"%'"
+)
 _NEW = (
     f"SELECT {_COLUMNS} FROM messages AS m CROSS JOIN sessions AS s ON s.id = m.session_id"
     " LEFT JOIN index_sessions AS i ON i.session_id = m.session_id"
@@ -113,10 +117,10 @@ def owner_name(user_id: str | None) -> str:
 def backlog(connection: sqlite3.Connection) -> int:
     """About how many messages are not indexed; 0 only when none is."""
     last = connection.execute("SELECT MAX(rowid) FROM messages").fetchone()[0] or 0
-    return max(0, last - _mark(connection))
+    return max(0, last - mark(connection))
 
 
-def _mark(connection: sqlite3.Connection) -> int:
+def mark(connection: sqlite3.Connection) -> int:
     """The row of the last message indexed; 0, to look through all, when it is not the message it was.
 
     Rows of messages have no number of their own: after a VACUUM, or once the last of them are deleted,
@@ -134,7 +138,7 @@ def index_some(connection: sqlite3.Connection, limit: int = AT_ONCE, *, of: Mess
     found = _next(connection, of, limit)
     _write(connection, _places(connection, found, making=True))
     if of == EVERYBODY:
-        _set_mark(connection, found[-1].rowid if len(found) == limit else None)
+        set_mark(connection, found[-1].rowid if len(found) == limit else None)
     return len(found)
 
 
@@ -144,11 +148,11 @@ def _next(connection: sqlite3.Connection, of: MessageScope, limit: int) -> list[
     elif of.user_id is not None:
         rows = connection.execute(f"{_NEW_OF_USER} ORDER BY m.rowid LIMIT ?", (of.user_id, limit))
     else:
-        rows = connection.execute(f"{_NEW} ORDER BY m.rowid LIMIT ?", (_mark(connection), limit))
+        rows = connection.execute(f"{_NEW} ORDER BY m.rowid LIMIT ?", (mark(connection), limit))
     return list(map(_New._make, rows))
 
 
-def _set_mark(connection: sqlite3.Connection, last: int | None) -> None:
+def set_mark(connection: sqlite3.Connection, last: int | None) -> None:
     """All messages up to this row of the record are indexed; ``None``: all there are."""
     row = connection.execute(
         "SELECT rowid, session_id, seq FROM messages WHERE ? IS NULL OR rowid <= ? ORDER BY rowid DESC LIMIT 1",
@@ -164,7 +168,7 @@ def unindexed(connection: sqlite3.Connection, whose: MessageScope) -> tuple[list
     else:
         rows = connection.execute(
             f"{_NEW} AND (? IS NULL OR s.user_id = ?) AND (? IS NULL OR s.id = ?) ORDER BY m.rowid",
-            (_mark(connection), *(whose.user_id,) * 2, *(whose.session_id,) * 2),
+            (mark(connection), *(whose.user_id,) * 2, *(whose.session_id,) * 2),
         )
         new = list(map(_New._make, rows))
     found = _places(connection, new, making=False)
@@ -212,13 +216,8 @@ def _sitting(connection: sqlite3.Connection, message: _New, making: bool, unknow
         return _Sitting(*row)
     if not making:
         scope_id = words.find_scope(connection, "message", name)
-        return _Sitting(
-            (1 << 27) + unknown,  # a number that nobody has
-            message.session_id,
-            scope_id or 0,
-            0,
-            0,
-        )
+        nobodys = (1 << 27) + unknown
+        return _Sitting(nobodys, message.session_id, scope_id or 0, 0, 0)
     scope_id = words.make_scope(connection, "message", name)
     cursor = connection.execute(
         "INSERT INTO index_sessions (session_id, scope_id) VALUES (?, ?)", (message.session_id, scope_id)
@@ -319,10 +318,10 @@ def refresh(connection: sqlite3.Connection) -> None:
         ).fetchone()
         if new is not None:
             _write(connection, [(_Sitting(*row), [_place(_New(*new), row[2], at, replaces=False)])])
-            connection.execute(
-                "UPDATE index_sessions SET embedded = MIN(embedded, ?) WHERE number = ?",
-                (at & ((1 << POSITION_BITS) - 1), row[0]),
-            )
+        connection.execute(  # the vectors of those after it are made with it
+            "UPDATE index_sessions SET embedded = MIN(embedded, ?) WHERE number = ?",
+            (at & ((1 << POSITION_BITS) - 1), row[0]),
+        )
     connection.execute("DELETE FROM index_stale")
 
 
@@ -384,7 +383,7 @@ def forget_session(connection: sqlite3.Connection, session_id: str) -> None:
     words.drop_empty(connection, scope_id)
     marked = connection.execute("SELECT message FROM index_progress WHERE session_id = ?", (session_id,)).fetchone()
     if marked is not None:
-        _set_mark(connection, marked[0])
+        set_mark(connection, marked[0])
 
 
 def rename_session(connection: sqlite3.Connection, session_id: str, to: str) -> None:

@@ -14,6 +14,8 @@ from session_middleware.storage.memory_port import MemoryQuery, StoredMemory
 from session_middleware.storage.sqlite.memory import indexing, items, recall
 from session_middleware.storage.sqlite.rows import namespace_text, values_of
 
+_SAID = "replaced_by IS NULL AND COALESCE(marks, '') NOT LIKE '%\"memory\"%'"  # by anybody but our memory tools
+
 
 def search(connection: sqlite3.Connection, query: MemoryQuery, now: datetime) -> list[StoredMemory]:
     if query.query is None and query.vector is None:
@@ -30,7 +32,7 @@ def refresh(connection: sqlite3.Connection, now: datetime) -> None:
 def list_messages_around(connection: sqlite3.Connection, session_id: str, seq: int, each_way: int) -> list[Message]:
     first = _up_to(connection, session_id, seq, each_way + 1)
     after = connection.execute(
-        "SELECT * FROM messages WHERE session_id = ? AND seq > ? AND replaced_by IS NULL ORDER BY seq LIMIT ?",
+        f"SELECT * FROM messages WHERE session_id = ? AND seq > ? AND {_SAID} ORDER BY seq LIMIT ?",
         (session_id, seq, each_way),
     )
     return [*first, *values_of(Message, after)]
@@ -42,7 +44,7 @@ def list_last_messages(connection: sqlite3.Connection, session_id: str, count: i
 
 def _up_to(connection: sqlite3.Connection, session_id: str, seq: int, count: int) -> list[Message]:
     cursor = connection.execute(
-        "SELECT * FROM messages WHERE session_id = ? AND seq <= ? AND replaced_by IS NULL ORDER BY seq DESC LIMIT ?",
+        f"SELECT * FROM messages WHERE session_id = ? AND seq <= ? AND {_SAID} ORDER BY seq DESC LIMIT ?",
         (session_id, seq, count),
     )
     return values_of(Message, cursor)[::-1]

@@ -158,8 +158,6 @@ def model(connection: sqlite3.Connection) -> tuple[str, int] | None:
 
 
 def set_model(connection: sqlite3.Connection, name: str, dimensions: int) -> None:
-    if model(connection) == (name, dimensions):
-        return
     connection.execute("DELETE FROM vectors")
     connection.execute("UPDATE memories SET embedded = 0 WHERE embedded = 1")
     connection.execute("UPDATE index_sessions SET embedded = 0 WHERE embedded > 0")

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from session_middleware.model import Message, to_text
 from session_middleware.storage.seen import HistorySeen, MessageSeen, Said
-from session_middleware.storage.sqlite.record import branches, calls, tally
+from session_middleware.storage.sqlite.record import branches, calls, deletions, tally
 from session_middleware.storage.sqlite.record.branches import MAIN, Line
 from session_middleware.storage.sqlite.record.tally import Tally
 from session_middleware.storage.sqlite.rows import clean, to_json, values_of
@@ -62,6 +62,9 @@ class _Appending:
         self._again: dict[str, _Row] = {}  # known, and the same
 
     def append(self, messages: Sequence[MessageSeen]) -> None:
+        gone = deletions.deleted(self._connection, self._visit.session_id)
+        if gone:
+            messages = [message for message in messages if message.message_id not in gone]
         self._look_up(messages)
         for message in messages:
             self._append_one(message)

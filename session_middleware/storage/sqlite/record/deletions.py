@@ -1,0 +1,63 @@
+"""Deleting a message from the record in SQLite, with all that was kept because of it.
+
+A graph's state may still hold the message and bring it back with its next checkpoint. So the event of
+its deletion stands for it: what it names is not recorded again.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Iterable
+from datetime import datetime
+
+from session_middleware.storage.sqlite.lifecycle import events
+from session_middleware.storage.sqlite.memory import indexing, memories
+
+_HASH = re.compile(r"sha256:[0-9a-f]{64}")
+
+
+def delete_message(connection: sqlite3.Connection, session_id: str, message_id: str, now: datetime) -> int:
+    """All versions of it; how many that were."""
+    marked = indexing.mark(connection)
+    rows = connection.execute(
+        "DELETE FROM messages WHERE session_id = ? AND message_id = ? RETURNING version, content",
+        (session_id, message_id),
+    ).fetchall()
+    if not rows:
+        return 0
+    connection.execute(
+        "UPDATE sessions SET message_count = message_count - ? WHERE id = ?",
+        (sum(version == 1 for version, _ in rows), session_id),
+    )
+    connection.execute(
+        "DELETE FROM conversation_items WHERE session_id = ? AND message_id = ?", (session_id, message_id)
+    )
+    _delete_files(connection, session_id, {name for _, content in rows for name in _HASH.findall(content or "")})
+    memories.refresh(connection, now)
+    indexing.set_mark(connection, marked)  # the message it was on may be the one
+    events.append(
+        connection, session_id, "message_deleted", None, {"message_id": message_id, "versions": len(rows)}, now
+    )
+    return len(rows)
+
+
+def _delete_files(connection: sqlite3.Connection, session_id: str, names: Iterable[str]) -> None:
+    """Those that nothing else in the session refers to."""
+    for name in names:
+        connection.execute(
+            "DELETE FROM files WHERE session_id = ?1 AND hash = ?2"
+            " AND NOT EXISTS (SELECT 1 FROM messages WHERE session_id = ?1 AND instr(content, ?2))"
+            " AND NOT EXISTS (SELECT 1 FROM tool_calls WHERE session_id = ?1"
+            " AND (instr(result, ?2) OR instr(artifact, ?2) OR instr(arguments, ?2)))",
+            (session_id, name),
+        )
+
+
+def deleted(connection: sqlite3.Connection, session_id: str) -> set[str]:
+    """The ids of the messages that were deleted from a session."""
+    rows = connection.execute(
+        "SELECT json_extract(detail, '$.message_id') FROM events WHERE session_id = ? AND kind = 'message_deleted'",
+        (session_id,),
+    )
+    return {message_id for (message_id,) in rows}
