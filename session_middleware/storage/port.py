@@ -236,7 +236,7 @@ class Storage(Upkeep, Reporting, Conversations, MemoryStorage, Protocol):
 
         It has its title, purpose, tags and metadata too, unless it was opened before. They are one family
         and share what is stored. Raises `SessionNotFound` for an unknown source, and `SessionExists` for a
-        target that has a state, forks or another owner already.
+        target that has a state, forks or another owner already, or is archived.
         """
 
     def prune_checkpoints(self, session_ids: Sequence[str]) -> Deleted:

@@ -15,6 +15,7 @@ from langchain_core.tools import tool
 
 from session_middleware import (
     SessionClosed,
+    SessionExists,
     SessionExpired,
     SessionLimitReached,
     SessionNotFound,
@@ -208,6 +209,19 @@ def test_what_lies_in_an_archive_goes_with_the_session_that_took_its_id(open_ses
     assert path.is_file()
     assert sessions.delete("t").messages == 2
     assert not path.exists()
+
+
+def test_a_copy_does_not_take_an_archived_id_nor_one_that_was_anothers(open_sessions: Open, clock: Clock) -> None:
+    sessions = open_sessions(on_expire="archive")
+    archived(sessions, clock, user_id="alice")
+    bob = sessions.for_user("bob")
+    bob.open("b")
+    for step in (lambda: None, lambda: sessions.delete("t")):
+        step()
+        with pytest.raises(SessionExists):
+            bob.copy("b", "t")
+    sessions.open("a", user_id="alice")
+    assert sessions.copy("a", "t").user_id == "alice"
 
 
 def test_check_names_an_archive_whose_file_is_missing(open_sessions: Open, clock: Clock) -> None:
