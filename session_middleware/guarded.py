@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from session_middleware import lifecycle
 from session_middleware.errors import SessionAccessDenied, SessionNotFound, UserRevoked
 from session_middleware.explaining import explain_absence
-from session_middleware.living import Parts
 from session_middleware.memory.found import Found
 from session_middleware.model import Identity, SessionInfo, ToolCall, Usage
+from session_middleware.parts import Parts
 from session_middleware.session import Session
 from session_middleware.storage.memory_port import MemoryPut
 from session_middleware.storage.port import Storage

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Self, cast
@@ -14,54 +13,26 @@ from pydantic import ConfigDict, PrivateAttr
 
 from session_middleware import lifecycle
 from session_middleware.errors import SessionNotFound
-from session_middleware.hooks import Hooks
-from session_middleware.memory.parts import MemoryParts
 from session_middleware.model import (
-    Clock,
     Closed,
     Identity,
     NewId,
     OnExpire,
     OnResume,
     Pin,
-    RepairedCall,
     SessionInfo,
     Visibility,
 )
 from session_middleware.names import details_of
-from session_middleware.pulse import Pulse
+from session_middleware.parts import Parts
 from session_middleware.recording.recorder import SessionRecorder
-from session_middleware.resources import Resources, path_of
-from session_middleware.settings import SessionSettings
+from session_middleware.resources import path_of
 from session_middleware.storage.offload import Offload
 from session_middleware.storage.port import Storage
 from session_middleware.storage.upkeep import Deleted
-from session_middleware.visits import Visits, as_config
+from session_middleware.visits import as_config
 
 Timeout = str | float | timedelta | None  # "never" for none at all; None leaves what is there
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What a session in hand needs of the `Sessions` it is from."""
-
-    storage: Storage
-    offload: Offload
-    recorder: SessionRecorder
-    new_id: NewId
-    clock: Clock
-    settings: SessionSettings
-    visits: Visits
-    pulse: Pulse
-    hooks: Hooks
-    resources: Resources
-    memory: MemoryParts
-    repair: Callable[..., list[RepairedCall]]
-    by: Identity | None = None  # who has it in hand; None: the operator
-
-    def group_of(self, session: SessionInfo) -> str | None:
-        """The session's group, if whoever has it in hand is in it."""
-        return session.group_id if self.by is None or session.group_id in self.by.groups else None
 
 
 class LivingSession(SessionInfo):

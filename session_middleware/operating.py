@@ -8,9 +8,10 @@ from typing import Any
 
 from session_middleware import lifecycle
 from session_middleware.explaining import explain, explain_absence
-from session_middleware.living import Parts, Timeout
+from session_middleware.living import Timeout
 from session_middleware.model import Ended, Explanation, Forgotten, Problem, Salvaged, Status, Verified
 from session_middleware.names import checked_status
+from session_middleware.parts import Parts
 from session_middleware.session import Session
 from session_middleware.storage.port import SessionFilter
 from session_middleware.storage.sqlite.damage.salvaging import salvage

@@ -13,10 +13,11 @@ from pydantic import PrivateAttr
 
 from session_middleware import lifecycle
 from session_middleware.following import Following, afollow, follow
-from session_middleware.living import LivingSession, Parts
+from session_middleware.living import LivingSession
 from session_middleware.memory.session_memory import SessionMemory
 from session_middleware.model import Branch, Event, Message, ModelCall, RepairedCall, Run, SessionInfo, Stats, ToolCall
 from session_middleware.names import check_after, check_choice, checked_limit
+from session_middleware.parts import Parts
 from session_middleware.recording.history import SessionHistory
 from session_middleware.recording.loop import F, Loop, Sayable
 from session_middleware.settings import duration_of

@@ -16,16 +16,12 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.store.base import BaseStore
 
 from session_middleware import lifecycle, names
-from session_middleware.checkpoint.repair import Repairs
-from session_middleware.checkpoint.saver import SessionSaver
 from session_middleware.checkpoint.serde import StrictSerializer, TypeName
 from session_middleware.errors import SessionNotFound
 from session_middleware.guarded import UserSessions
-from session_middleware.hooks import Hookable, Hooks
-from session_middleware.living import Parts, Timeout
+from session_middleware.hooks import Hookable
+from session_middleware.living import Timeout
 from session_middleware.memory.door import MemoryDoor
-from session_middleware.memory.embedding import Embedder
-from session_middleware.memory.parts import MemoryParts
 from session_middleware.memory.store import SessionStore
 from session_middleware.model import (
     Clock,
@@ -40,21 +36,14 @@ from session_middleware.model import (
     utc_now,
 )
 from session_middleware.operating import Operated
-from session_middleware.pulse import Pulse
-from session_middleware.recording.journal import Journal
-from session_middleware.recording.recorder import SessionRecorder
-from session_middleware.recording.witness import CheckpointWitness
+from session_middleware.parts import assemble
 from session_middleware.reports import Reports
-from session_middleware.resources import Resources
 from session_middleware.session import Session
 from session_middleware.settings import SessionSettings, load_settings
-from session_middleware.storage.offload import Offload
-from session_middleware.storage.opening import open_storage
-from session_middleware.storage.port import SessionFilter, Storage
+from session_middleware.storage.port import SessionFilter
 from session_middleware.storage.visit import Visit
 from session_middleware.sweeping import Sweeper
-from session_middleware.turns import Turns
-from session_middleware.visits import Visits, acting_as, as_config, identity_of
+from session_middleware.visits import acting_as, as_config, identity_of
 
 G = TypeVar("G")
 SessionList: TypeAlias = list[Session]  # in the class below, `list` is its own method
@@ -93,70 +82,12 @@ class Sessions(Operated, Reports, Hookable, MemoryDoor):
         self.settings: SessionSettings = load_settings(**settings)
         self.new_id = new_id
         self._clock = clock
-        self._storage: Storage = open_storage(self.settings, clock, new_id)
-        self._offload = Offload(self._storage.name, self._storage.together)
-        self._pulse = Pulse(self._storage, at_once=self.settings.on_busy != "allow")
-        self._visits = Visits(self._pulse, tracking=self.settings.tracking)
-        self._repairs = Repairs(self._storage, new_id=new_id, on_input=self.settings.repair == "auto")
-        self._journal = Journal(
-            self._storage,
-            self._offload,
-            redact=self.settings.redact,
-            record=self.settings.record,
-            tracking=self.settings.tracking,
-        )
-        self.recorder = SessionRecorder(
-            self._storage,
-            self._journal,
-            self._visits,
-            new_id=new_id,
-            clock=clock,
-            stream_flush=self.settings.stream_flush.total_seconds(),
-        )
-        self._witness = CheckpointWitness(self._journal, new_id=new_id)
-        self.checkpointer = SessionSaver(
-            self._storage,
-            self._offload,
-            self._visits,
-            Turns(
-                self._storage,
-                self._offload,
-                self._pulse,
-                self._visits,
-                settle=self.recorder.drain,
-                on_busy=self.settings.on_busy,
-                timeout_seconds=self.settings.busy_timeout.total_seconds(),
-            ),
-            serde=serde or StrictSerializer(allowed_types),
-            witness=self._witness,
-            settle=self.recorder.drain,
-            repairs=self._repairs,
-        )
-        self._memory = MemoryParts(
-            self._storage,
-            self._offload,
-            clock=clock,
-            new_id=new_id,
-            embedder=None if self.settings.index is None else Embedder(self._storage, self.settings.index),
-            settle=self.recorder.drain,
-        )
-        self.store: BaseStore = SessionStore(self._memory, ttl=self.settings.memory_ttl)  # type: ignore[arg-type]
-        self.hooks = Hooks(self._storage)
-        self._resources = Resources(self._offload, limit=self.settings.max_open_resources)
-        self._parts = Parts(
-            self._storage,
-            self._offload,
-            self.recorder,
-            new_id,
-            clock,
-            self.settings,
-            self._visits,
-            self._pulse,
-            self.hooks,
-            self._resources,
-            self._memory,
-            self._repair,
-        )
+        serde = serde or StrictSerializer(allowed_types)
+        self._parts = parts = assemble(self.settings, serde, clock=clock, new_id=new_id)
+        self._storage, self._offload, self._memory = parts.storage, parts.offload, parts.memory
+        self._pulse, self._visits, self._resources = parts.pulse, parts.visits, parts.resources
+        self.recorder, self.checkpointer, self.hooks = parts.recorder, parts.checkpointer, parts.hooks
+        self.store: BaseStore = SessionStore(parts.memory, ttl=self.settings.memory_ttl)  # type: ignore[arg-type]
         self._sweeper = Sweeper(self._parts)
         self._sweeper.go_on()
         self._closing, self._is_closed = threading.Lock(), False
@@ -387,8 +318,3 @@ class Sessions(Operated, Reports, Hookable, MemoryDoor):
 
     def _session(self, info: SessionInfo) -> Session:
         return Session.of(info, self._parts)
-
-    def _repair(self, config: RunnableConfig, *, dry_run: bool) -> RepairedCalls:
-        configurable = config["configurable"]
-        visit = Visit(configurable["thread_id"], identity_of(configurable), is_run=False)
-        return self._repairs.now(self.checkpointer, config, visit, dry_run=dry_run)

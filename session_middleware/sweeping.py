@@ -6,8 +6,9 @@ import logging
 from datetime import datetime, timedelta
 
 from session_middleware.errors import InvalidArgument, StorageError
-from session_middleware.living import Parts, Timeout
+from session_middleware.living import Timeout
 from session_middleware.model import Ended, Status
+from session_middleware.parts import Parts
 from session_middleware.settings import age_of
 
 logger = logging.getLogger("session_middleware")

@@ -1,0 +1,108 @@
+"""The parts of one `Sessions`, each made with what it leans on: what a session in hand needs of them as well."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.serde.base import SerializerProtocol
+
+from session_middleware.checkpoint.repair import Repairs
+from session_middleware.checkpoint.saver import SessionSaver
+from session_middleware.hooks import Hooks
+from session_middleware.memory.embedding import Embedder
+from session_middleware.memory.parts import MemoryParts
+from session_middleware.model import Clock, Identity, NewId, RepairedCall, SessionInfo
+from session_middleware.pulse import Pulse
+from session_middleware.recording.journal import Journal
+from session_middleware.recording.recorder import SessionRecorder
+from session_middleware.recording.witness import CheckpointWitness
+from session_middleware.resources import Resources
+from session_middleware.settings import SessionSettings
+from session_middleware.storage.offload import Offload
+from session_middleware.storage.opening import open_storage
+from session_middleware.storage.port import Storage
+from session_middleware.storage.visit import Visit
+from session_middleware.turns import Turns
+from session_middleware.visits import Visits, identity_of
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    settings: SessionSettings
+    clock: Clock
+    new_id: NewId
+    storage: Storage
+    offload: Offload
+    pulse: Pulse
+    visits: Visits
+    recorder: SessionRecorder
+    repairs: Repairs
+    checkpointer: SessionSaver
+    memory: MemoryParts
+    hooks: Hooks
+    resources: Resources
+    by: Identity | None = None  # who has a session in hand; None: the operator
+
+    def group_of(self, session: SessionInfo) -> str | None:
+        """The session's group, if whoever has it in hand is in it."""
+        return session.group_id if self.by is None or session.group_id in self.by.groups else None
+
+    def repair(self, config: RunnableConfig, *, dry_run: bool) -> list[RepairedCall]:
+        """See `Session.repair`."""
+        configurable = config["configurable"]
+        visit = Visit(configurable["thread_id"], identity_of(configurable), is_run=False)
+        return self.repairs.now(self.checkpointer, config, visit, dry_run=dry_run)
+
+
+def assemble(settings: SessionSettings, serde: SerializerProtocol, *, clock: Clock, new_id: NewId) -> Parts:
+    storage = open_storage(settings, clock, new_id)
+    offload = Offload(storage.name, storage.together)
+    pulse = Pulse(storage, at_once=settings.on_busy != "allow")
+    visits = Visits(pulse, tracking=settings.tracking)
+    recorder = _recorder(settings, storage, offload, visits, clock=clock, new_id=new_id)
+    repairs = Repairs(storage, new_id=new_id, on_input=settings.repair == "auto")
+    checkpointer = SessionSaver(
+        storage,
+        offload,
+        visits,
+        _turns(settings, storage, offload, pulse, visits, recorder),
+        serde=serde,
+        witness=CheckpointWitness(recorder.journal, new_id=new_id),
+        settle=recorder.drain,
+        repairs=repairs,
+    )
+    embedder = None if settings.index is None else Embedder(storage, settings.index)
+    memory = MemoryParts(storage, offload, clock=clock, new_id=new_id, embedder=embedder, settle=recorder.drain)
+    hooks, resources = Hooks(storage), Resources(offload, limit=settings.max_open_resources)
+    return Parts(
+        *(settings, clock, new_id, storage, offload, pulse, visits),
+        *(recorder, repairs, checkpointer, memory, hooks, resources),
+    )
+
+
+def _recorder(
+    settings: SessionSettings, storage: Storage, offload: Offload, visits: Visits, *, clock: Clock, new_id: NewId
+) -> SessionRecorder:
+    journal = Journal(storage, offload, redact=settings.redact, record=settings.record, tracking=settings.tracking)
+    stream_flush = settings.stream_flush.total_seconds()
+    return SessionRecorder(storage, journal, visits, new_id=new_id, clock=clock, stream_flush=stream_flush)
+
+
+def _turns(
+    settings: SessionSettings,
+    storage: Storage,
+    offload: Offload,
+    pulse: Pulse,
+    visits: Visits,
+    recorder: SessionRecorder,
+) -> Turns:
+    return Turns(
+        storage,
+        offload,
+        pulse,
+        visits,
+        settle=recorder.drain,
+        on_busy=settings.on_busy,
+        timeout_seconds=settings.busy_timeout.total_seconds(),
+    )
