@@ -59,6 +59,7 @@ SCANS_BY_DESIGN = (
     "FROM outbox",  # what hooks are to be told, of all sessions
     "FROM sqlite_master",
     "SELECT rowid, session_id, seq FROM messages WHERE",  # the last row
+    "FROM memories INDEXED BY memories_to_index",  # the items that wait, by an index of them alone
     "FROM index_stale",  # the messages that were changed since the last search
     "UPDATE index_progress",  # has one row
     "CREATE TEMP TABLE",
