@@ -42,6 +42,9 @@ class MemoryDoor:
     ) -> list[Found]:
         """What was said that holds words of `query`, best first: of a user, of a session, or of everybody.
 
+        A last word of three letters or more is found as the beginning of a longer one too, as it is while
+        somebody types; a space or a sign after it says that it is whole.
+
         Of a session with a `user_id`: only if it is that user's. Each comes with a snippet, in which
         `marks` are put around the words.
         """

@@ -22,7 +22,15 @@ def search(
 ) -> list[Found]:
     """The messages of this scope that hold words of `query`, best first."""
     asked = MemoryQuery(
-        [], prefix=False, query=query, messages=whose, since=since, limit=limit, offset=offset, neighbours=False
+        [],
+        prefix=False,
+        query=query,
+        messages=whose,
+        since=since,
+        limit=limit,
+        offset=offset,
+        begun=True,
+        neighbours=False,
     )
     return [_found(stored, query, marks) for stored in storage.search_memories(asked)]
 

@@ -44,6 +44,7 @@ class MemoryQuery(NamedTuple):
     messages: MessageScope | None = None  # recorded messages too
     since: datetime | None = None  # created at or after
     vector: Sequence[float] | None = None  # of the query; ranked by both when given
+    begun: bool = False  # the last word may be the beginning of one
     neighbours: bool = True  # a message is found by the words of those around it as well
     refresh: bool = False  # give what is found its whole time to live again
 

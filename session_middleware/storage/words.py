@@ -17,6 +17,7 @@ from session_middleware.storage.stemming import stem
 MAX_WORDS = 2000  # of one text that are indexed; of a query, 64
 MAX_TERMS = 64
 MAX_CHARACTERS = 65_536  # of one text that are looked at
+_BEGUN = 3  # characters that a word begins with, at least, to be found by them
 _LONGEST = 64  # characters of a word; what is longer is no word anybody looks for
 
 _WORD = re.compile(r"[^\W_]+")
@@ -94,11 +95,19 @@ def query_words(query: str) -> list[QueryWord]:
     return list(found.values())[:MAX_TERMS]
 
 
+def begun_word(query: str) -> str | None:
+    """The last word of a query, which may be the beginning of a longer one; ``None`` when it is too short for that."""
+    words = words_in(query)
+    if not words or not query[-1].isalnum() or len(words[-1]) < _BEGUN or words[-1] in _STOP:
+        return None
+    return words[-1]
+
+
 def snippet(text: str, query: str, *, length: int = 160, marks: tuple[str, str] = ("", "")) -> str:
     """The stretch of a text that holds the most of the query's words, about `length` characters, words marked."""
-    wanted = {word.term for word in query_words(query)}
+    wanted, begun = {word.term for word in query_words(query)}, begun_word(query)
     text = text[:MAX_CHARACTERS]
-    hits = [match for match in _WORD.finditer(text) if _term(match[0]) in wanted]
+    hits = [match for match in _WORD.finditer(text) if _is_hit(_term(match[0]), wanted, begun)]
     start = _best_start(hits, length)
     start = start and text.rfind(" ", 0, start) + 1
     end = len(text) if len(text) - start <= length else max(text.rfind(" ", start, start + length), start + 1)
@@ -108,6 +117,10 @@ def snippet(text: str, query: str, *, length: int = 160, marks: tuple[str, str] 
             shown += [text[place : match.start()], marks[0], match[0], marks[1]]
             place = match.end()
     return "".join([*shown, text[place:end], "…" if end < len(text) else ""])
+
+
+def _is_hit(term: str, wanted: set[str], begun: str | None) -> bool:
+    return term in wanted or (begun is not None and term.startswith(begun))
 
 
 def _term(word: str) -> str:

@@ -311,3 +311,26 @@ def test_a_deleted_message_leaves_the_index_and_takes_what_came_from_it_along(tm
     storage.close()
     files = [file.name for file in tmp_path.glob("s.db*") if b"xyzzyplugh" in file.read_bytes()]
     assert files == []
+
+
+def test_the_last_word_of_a_search_field_is_found_by_its_beginning(
+    storage: Storage, settle: Callable[[], None]
+) -> None:
+    say(storage, "t", "Peanuts make me ill", "a garden full of pears", "peace at last", user_id="u")
+    say(storage, "other", "peanut butter", user_id="v")
+    settle()
+    assert keys(look(storage, "pean", user_id="u", begun=True, neighbours=False)) == ["t-0"]
+    assert set(keys(look(storage, "pea", begun=True, neighbours=False))) == {"t-0", "t-1", "t-2", "other-0"}
+    assert keys(look(storage, "garden pea", "t", begun=True, neighbours=False))[0] == "t-1"
+    for whole in ("pean ", "pean?", "pe", "pean make"):  # finished, too short, not the last
+        assert "other-0" not in keys(look(storage, whole, begun=True, neighbours=False))
+    assert look(storage, "pean") == []  # recall looks for what is asked
+
+
+def test_what_is_the_word_itself_is_found_before_what_begins_with_it(
+    storage: Storage, settle: Callable[[], None]
+) -> None:
+    say(storage, "t", "a catalogue of lamps", "a cat of lamps", "a category of lamps")
+    settle()
+    assert keys(look(storage, "cat", begun=True, neighbours=False))[0] == "t-1"
+    assert len(look(storage, "cat", begun=True, neighbours=False)) == 3

@@ -241,3 +241,11 @@ def test_a_forgotten_user_is_in_no_index(tmp_path: Path) -> None:
             assert left.execute(f"SELECT COUNT(*) FROM {table}").fetchone() == (0,), table
         left.close()
     assert not any(b"xyzzyplugh" in file.read_bytes() for file in tmp_path.iterdir())
+
+
+def test_a_search_marks_what_begins_as_its_last_word() -> None:
+    with Sessions(":memory:") as sessions:
+        sessions.open("t").add({"role": "user", "content": "No peanuts, please"})
+        assert [found.snippet for found in sessions.search("pean", marks=("<b>", "</b>"))] == [
+            "No <b>peanuts</b>, please"
+        ]

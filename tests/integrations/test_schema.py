@@ -12,7 +12,7 @@ from sqlite_utils import Database
 
 from session_middleware.model import Identity, Pin, utc_now
 from session_middleware.settings import load_settings
-from session_middleware.storage.memory_port import MemoryPut, MemoryQuery
+from session_middleware.storage.memory_port import MemoryPut, MemoryQuery, MessageScope
 from session_middleware.storage.port import SessionFilter, Storage
 from session_middleware.storage.reporting import ToolCallFilter, UsageBy, UsageFilter
 from session_middleware.storage.seen import MessageSeen, ToolStart
@@ -59,6 +59,7 @@ SCANS_BY_DESIGN = (
     "FROM outbox",  # what hooks are to be told, of all sessions
     "FROM sqlite_master",
     "SELECT rowid, session_id, seq FROM messages WHERE",  # the last row
+    "FROM memories INDEXED BY memories_to_index",  # the items that wait, by an index of them alone
     "FROM index_stale",  # the messages that were changed since the last search
     "UPDATE index_progress",  # has one row
     "CREATE TEMP TABLE",
@@ -137,6 +138,7 @@ def use_everything(storage: Storage) -> None:
     storage.get_memories([(("session", "t"), "k")])
     storage.search_memories(MemoryQuery([("session", "t")], prefix=True))
     storage.list_messages("t"), storage.list_tool_calls("t"), storage.list_runs("t"), storage.list_events("t")
+    storage.search_memories(MemoryQuery([], prefix=False, query="beg", messages=MessageScope(), begun=True))
     storage.delete_message("t", "m"), storage.append_messages(visit, [message])
     report_everything(storage)
     use_all_of_upkeep(storage)

@@ -19,10 +19,11 @@ from session_middleware.storage.ranking import BITS, ITEM, SPEAKER_BOOST, TOLD, 
 from session_middleware.storage.sqlite.memory import indexing, items, vectors, words
 from session_middleware.storage.sqlite.memory.indexing import POSITION_BITS, Place
 from session_middleware.storage.sqlite.memory.words import PART_BITS, Source
-from session_middleware.storage.words import QueryWord, query_words
+from session_middleware.storage.words import QueryWord, begun_word, query_words
 
 _FIRST = 4  # times what was asked for is read in order; more only when the filter leaves too few
 _IN_PART = (1 << PART_BITS) - 1
+_BEGUN = 64  # words that a beginning stands for
 _PAGE = 200  # results; who asks for more gets all of them, however long that takes
 _NEAREST = 500  # vectors that are looked at, and more where more results are wanted
 VECTOR_WEIGHT = 1.5  # of the cosine, beside words as a share of the best
@@ -164,8 +165,11 @@ def _ranking(connection: sqlite3.Connection, scope: _Scope, query: MemoryQuery) 
 
 def _by_words(connection: sqlite3.Connection, scope: _Scope, query: MemoryQuery, said: Sequence[QueryWord]) -> Scores:
     wanted = _wanted(query)
+    asked = [_word(connection, scope, word) for word in said]
+    if query.begun and (begun := begun_word(query.query or "")) is not None:
+        asked.append(_begun(connection, scope, begun))
     found = ranking.scores(
-        [_word(connection, scope, word) for word in said],
+        asked,
         scope.statistics,
         neighbours=ranking.NEIGHBOURS if query.neighbours else ranking.ALONE,
         wanted=wanted,
@@ -198,6 +202,21 @@ def _word(connection: sqlite3.Connection, scope: _Scope, word: QueryWord) -> Wor
     if word.date in scope.postings:
         dated.extend(scope.postings[word.date][0])
     return Word(messages, found, dated)
+
+
+def _begun(connection: sqlite3.Connection, scope: _Scope, begun: str) -> Word:
+    """All words that begin so as one; what is said exactly so counts as that word too, and ranks before."""
+    terms = {*words.beginning(connection, [*scope.messages, *scope.items], begun, _BEGUN)}
+    terms.update(term for term in scope.postings if term.startswith(begun))
+    found = Word(array("q"), array("q"), array("q"))
+    for term in terms:
+        messages, of_items = words.read(connection, scope.messages, term), words.read(connection, scope.items, term)
+        found.messages.extend(_current(scope, messages))
+        found.items.extend(of_items)
+        if term in scope.postings:
+            found.messages.extend(scope.postings[term][0])
+            found.items.extend(scope.postings[term][1])
+    return found
 
 
 def _current(scope: _Scope, postings: Postings) -> Postings:

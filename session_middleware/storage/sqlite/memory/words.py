@@ -152,6 +152,17 @@ def _read_many(connection: sqlite3.Connection, sources: Sequence[Source], term: 
     return _array(b"".join([postings for (postings,) in rows]))
 
 
+def beginning(connection: sqlite3.Connection, sources: Sequence[Source], begun: str, most: int) -> list[str]:
+    """The terms in these sources that begin so, at most so many."""
+    rows = connection.execute(
+        "SELECT DISTINCT term FROM json_each(?) AS source CROSS JOIN index_words"
+        " ON scope_id = json_extract(source.value, '$[0]') AND term >= ? AND term < ?"
+        " AND part BETWEEN json_extract(source.value, '$[1]') AND json_extract(source.value, '$[2]') LIMIT ?",
+        (json.dumps(sources), begun, begun + "\U0010ffff", most),
+    )
+    return [term for (term,) in rows]
+
+
 def read_parts(connection: sqlite3.Connection, scope_id: int, term: str, parts: Collection[int]) -> Postings:
     """The postings of a term in some parts of a scope."""
     rows = connection.execute(
