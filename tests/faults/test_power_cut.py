@@ -26,7 +26,7 @@ from tests.faults.disk import Disk, Record, read_log
 from tests.faults.marked_writer import Call, calls_in
 
 HERE = Path(__file__).parent
-CUTS = 24 * min(int(os.environ.get("SESSION_FAULT_ROUNDS", "1")), 25)
+CUTS = 16 * min(int(os.environ.get("SESSION_FAULT_ROUNDS", "1")), 25)
 COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
 WAYS = [("full", "sync"), ("full", "async"), ("normal", "sync"), ("normal", "async")]
 

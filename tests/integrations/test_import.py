@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -53,11 +54,10 @@ def on(saver: Any, graph: Any) -> Any:
     return graph.copy(update={"checkpointer": saver})
 
 
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A database as it is found: several graphs, pending interrupts, a fork."""
-    path = tmp_path / "there" / "checkpoints.sqlite"
-    path.parent.mkdir()
+    path = tmp_path_factory.mktemp("found") / "checkpoints.sqlite"
     with saving(path) as saver:
         for thread, (build, texts) in THREADS.items():
             graph = on(saver, build())
@@ -68,6 +68,12 @@ def source(tmp_path: Path) -> Path:
         graph.invoke(agents.human("another way"), earlier)
         graph.update_state(config("chat"), {"messages": [AIMessage("put in by hand", id="by-hand")]})
     return path
+
+
+@pytest.fixture
+def source(found: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(found.parent, tmp_path / "there")) / found.name
 
 
 @pytest.fixture
