@@ -115,7 +115,8 @@ class _Appending:
                 self._add(message, words, version=known[-1].version + 1, place=here.place, replaces=here)
         elif known:
             if known[-1].words != words or not self._follow(known[-1]):
-                self._add(message, words, version=known[-1].version + 1)
+                place = self._place_before(message.followed_by)
+                self._add(message, words, version=known[-1].version + 1, place=place)
         else:
             self._add(message, words, place=self._place_before(message.followed_by))
 
