@@ -145,20 +145,20 @@ def test_a_summary_that_a_node_puts_before_known_messages_stands_there_without_a
 # Streams
 
 
+def wait_until_stored(sessions: Sessions, text: str) -> None:
+    """Until it is on disk: the session opens, and the text is flushed, in the background."""
+    for _ in range(4000):
+        session = sessions.find("t")
+        if session is not None and any(m.text == text for m in session.messages(branch="all")):
+            return
+        threading.Event().wait(0.005)
+    raise AssertionError(f"{text!r} was never stored")
+
+
 def test_what_is_streamed_is_down_before_it_is_whole_and_is_one_message_then(sessions: Sessions) -> None:
     model, seen = Priced(), []
-    flushed = threading.Event()
-    keep, journal = sessions.recorder.journal.flush, sessions.recorder.journal
-
-    def flush(visit: Any, **options: Any) -> None:
-        keep(visit, **options)
-        flushed.set()
-
-    journal.flush = flush  # type: ignore[method-assign]
-
     def stop() -> None:
-        flushed.clear()
-        assert flushed.wait(10)
+        wait_until_stored(sessions, "one two ")
         seen.extend((m.text, m.status) for m in sessions.get("t").messages())
 
     model._stop = stop
@@ -191,14 +191,13 @@ KILLED = """
 import sys, time
 from session_middleware import Sessions
 from tests.integrations.agents import human
-from tests.integrations.test_recording import Priced, one_node
+from tests.integrations.test_recording import Priced, one_node, wait_until_stored
 
 model = Priced()
 sessions = Sessions(sys.argv[1], stream_flush="10ms")
 
 def stop():
-    while not any(m.text == "one two " for m in sessions.get("t").messages(branch="all")):
-        time.sleep(0.005)
+    wait_until_stored(sessions, "one two ")
     print("streaming", flush=True)
     time.sleep(60)
 
