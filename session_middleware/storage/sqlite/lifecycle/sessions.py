@@ -66,12 +66,12 @@ def members(connection: sqlite3.Connection, family_id: str) -> Sequence[str]:
 def touch(connection: sqlite3.Connection, session_id: str, rules: Rules, now: datetime) -> None:
     """Activity: the idle time begins again."""
     timeout = rules.settings.idle_timeout
-    row = connection.execute(
+    own_terms = connection.execute(
         "UPDATE sessions SET last_active_at = ?, postponed_until = NULL, expires_at = ? WHERE id = ?"
-        " RETURNING idle_timeout_seconds IS NULL AND max_age_seconds IS NULL AND pinned IS NULL",
+        " RETURNING idle_timeout_seconds, max_age_seconds, pinned",  # `IS NULL` would be false of all, in SQLite 3.40
         (to_text(now), None if timeout is None else to_text(now + timeout), session_id),
     ).fetchone()
-    if row is not None and (not row[0] or rules.settings.max_age is not None):
+    if own_terms is not None and (own_terms != (None, None, None) or rules.settings.max_age is not None):
         write_expiry(connection, session_id, rules)
 
 
