@@ -59,6 +59,7 @@ SCANS_BY_DESIGN = (
     "SELECT * FROM tool_calls WHERE 1 ORDER BY",  # all tool calls, by the index of their start
     "FROM checkpoints WHERE 1 ORDER BY",  # the saver's list(None)
     "FROM leases ORDER BY number",  # the runs in progress, of all sessions
+    "FROM leases WHERE user_id",  # the same
     "FROM outbox",  # what hooks are to be told, of all sessions
     "FROM sqlite_master",
     "SELECT rowid, session_id, seq FROM messages WHERE",  # the last row
@@ -214,4 +215,5 @@ def use_all_of_upkeep(storage: Storage) -> None:
     storage.open_session(Visit("x", Identity(user_id="v")), SessionDetails())
     storage.acknowledge([told.number for told in storage.take_told()])
     storage.revoke_user("v", reason=None), storage.is_revoked("v"), storage.lift_revocation("v")
+    storage.forget_user("v", dry_run=False)
     storage.open_session(Visit("t", Identity(user_id="u")), SessionDetails())
