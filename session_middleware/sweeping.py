@@ -10,6 +10,7 @@ from session_middleware.living import Timeout
 from session_middleware.model import Ended, Status
 from session_middleware.parts import Parts
 from session_middleware.settings import age_of
+from session_middleware.storage.visit import Lease
 
 logger = logging.getLogger("session_middleware")
 
@@ -46,9 +47,9 @@ class Sweeper:
         if lease is None:
             return []
         try:
-            ended = self._end(self._list(moment, age, status), moment)
+            ended = self._end(self._list(moment, age, status), moment, lease)
             if age is None and ended:  # what has expired now may have been expired for longer than it is kept
-                ended += self._end(self._list(moment, None, None), moment)
+                ended += self._end(self._list(moment, None, None), moment, lease)
             self._tidy()
         finally:
             parts.storage.release([lease])
@@ -60,9 +61,10 @@ class Sweeper:
             return storage.list_due(now, sized=sized)
         return storage.list_older(now - age, status=status, sized=sized)
 
-    def _end(self, due: list[Ended], now: datetime) -> list[Ended]:
+    def _end(self, due: list[Ended], now: datetime, lease: Lease) -> list[Ended]:
         parts = self._parts
-        ended = parts.storage.end_due([each for each in due if not self._is_postponed(each, now)], now=now)
+        to_end = [each for each in due if not self._is_postponed(each, now, lease)]
+        ended = parts.storage.end_due(to_end, now=now, duty=lease)
         for each in ended:
             if each.action in ("delete", "archive"):
                 parts.recorder.forget(each.session_id)
@@ -71,7 +73,7 @@ class Sweeper:
         parts.pulse.wake()
         return ended
 
-    def _is_postponed(self, ended: Ended, now: datetime) -> bool:
+    def _is_postponed(self, ended: Ended, now: datetime, lease: Lease) -> bool:
         parts = self._parts
         if ended.reason not in ("idle_timeout", "max_age") or not parts.hooks.minds_expiry:
             return False
@@ -79,6 +81,7 @@ class Sweeper:
         if session is None or session.postponed_until is not None:
             return False
         until = parts.hooks.postponed(ended, now)
+        parts.storage.renew([lease])  # a hook takes what time it likes
         if until is not None:
             parts.storage.postpone(ended.session_id, until)
         return until is not None

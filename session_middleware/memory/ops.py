@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
+from itertools import groupby
+from operator import itemgetter
+from typing import Any
 
 from langgraph.store.base import (
     GetOp,
@@ -16,7 +19,7 @@ from langgraph.store.base import (
 )
 
 from session_middleware.memory.scopes import OWNED, Namespace, Owners, check_namespace, is_visible
-from session_middleware.memory.values import check_key, checked_value, is_text, words_of
+from session_middleware.memory.values import check_key, encoded_values, is_text, words_of
 from session_middleware.storage.memory_port import MemoryPut
 
 _LONGEST_TTL = 60 * 24 * 36_525  # minutes
@@ -32,20 +35,22 @@ def check_ops(ops: Iterable[Op]) -> None:
     """
     checked: set[Namespace] = set()  # most batches are of a few namespaces
     for op in ops:
-        _check_op(op, checked)
+        if isinstance(op, (PutOp, GetOp)):
+            if not isinstance(op.namespace, tuple) or op.namespace not in checked:
+                check_labels(op.namespace)
+                checked.add(tuple(op.namespace))
+            if not op.key.isascii():
+                check_key(op.key)
+            if isinstance(op, PutOp) and op.ttl is not None and not 0 < op.ttl <= _LONGEST_TTL:
+                raise ValueError(f"ttl={op.ttl}: give minutes, more than none and less than a century of them")
+        else:
+            _check_look(op)
 
 
-def _check_op(op: Op, checked: set[Namespace]) -> None:
-    if isinstance(op, SearchOp | ListNamespacesOp) and min(op.limit, op.offset) < 0:
+def _check_look(op: Op) -> None:
+    if isinstance(op, (SearchOp, ListNamespacesOp)) and min(op.limit, op.offset) < 0:
         raise ValueError(f"limit={op.limit}, offset={op.offset}: neither may be negative")
-    if isinstance(op, GetOp | PutOp):
-        if not isinstance(op.namespace, tuple) or op.namespace not in checked:
-            check_labels(op.namespace)
-            checked.add(tuple(op.namespace))
-        check_key(op.key)
-        if isinstance(op, PutOp) and op.ttl is not None and not 0 < op.ttl <= _LONGEST_TTL:
-            raise ValueError(f"ttl={op.ttl}: give minutes, more than none and less than a century of them")
-    elif isinstance(op, SearchOp):
+    if isinstance(op, SearchOp):
         check_labels(op.namespace_prefix)
     elif isinstance(op, ListNamespacesOp):
         for condition in op.match_conditions or ():
@@ -102,25 +107,28 @@ def check_access(op: Op, owners: Owners) -> None:
 
 def puts_of(ops: Iterable[Op], owners: Owners | None, *, embed: bool) -> list[MemoryPut]:
     """What a batch puts: of the same key, the last. Raises `UnserializableValue`."""
-    puts = [_put(op, owners, embed) for op in ops if isinstance(op, PutOp)]
-    return list({(put.namespace, put.key): put for put in puts}.values())
+    latest = {(tuple(op.namespace), op.key): op for op in ops if isinstance(op, PutOp)}
+    gone = [MemoryPut(namespace, [(key, None, None)]) for (namespace, key), op in latest.items() if op.value is None]
+    kept = [op for op in latest.values() if op.value is not None]
+    return [*gone, *(_put(list(alike), owners, embed) for _, alike in groupby(kept, _ALIKE))]
 
 
-def _put(op: PutOp, owners: Owners | None, embed: bool) -> MemoryPut:
-    namespace = tuple(op.namespace)
-    if op.value is None:
-        return MemoryPut(namespace, op.key, None, None)
-    value, encoded = checked_value(namespace, op.key, op.value)
+_ALIKE = itemgetter(*map(PutOp._fields.index, ("namespace", "index", "ttl")))
+
+
+def _put(ops: Sequence[PutOp], owners: Owners | None, embed: bool) -> MemoryPut:
+    namespace, index, ttl = tuple(ops[0].namespace), ops[0].index, ops[0].ttl
+    keys: list[str] = [op.key for op in ops]
+    values: list[Any] = [op.value for op in ops]
+    encoded = encoded_values(namespace, keys, values)
+    texts = [words_of(value, index) for value in values]
     return MemoryPut(
         namespace,
-        op.key,
-        value,
-        words_of(value, op.index),
+        list(zip(keys, encoded, texts, strict=True)),
         _remembered_in(namespace, owners),
-        paths=op.index or None,
-        embed=embed and op.index is not False,
-        encoded=encoded,
-        ttl=None if op.ttl is None else timedelta(minutes=op.ttl),
+        paths=index or None,
+        embed=embed and index is not False,
+        ttl=None if ttl is None else timedelta(minutes=ttl),
     )
 
 

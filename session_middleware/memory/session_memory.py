@@ -6,6 +6,7 @@ model through a tool, chooses among the session's own scopes and cannot name any
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Collection, Sequence
@@ -21,7 +22,14 @@ from session_middleware.memory.scopes import SCOPES, Namespace, Owners, namespac
 from session_middleware.memory.values import check_key, checked_value, words_of
 from session_middleware.model import Scope
 from session_middleware.settings import parse_duration
-from session_middleware.storage.memory_port import MemoryPut, MemoryQuery, MemoryStorage, MessageScope, StoredMemory
+from session_middleware.storage.memory_port import (
+    ItemPut,
+    MemoryPut,
+    MemoryQuery,
+    MemoryStorage,
+    MessageScope,
+    StoredMemory,
+)
 from session_middleware.storage.words import terms_of
 
 Memories: TypeAlias = list[Memory]  # in the class below, `list` is its own method
@@ -178,7 +186,7 @@ class SessionMemory:
             wanted = set(terms_of(query or ""))
             if query is not None:
                 items = [item for item in items if wanted and wanted <= set(terms_of(item.text or ""))]
-        self._storage.put_memories([MemoryPut(item.namespace, item.key, None, None) for item in items])
+        self._storage.put_memories([MemoryPut(item.namespace, [ItemPut(item.key, None, None)]) for item in items])
         return len(items)
 
     def promote(self, key: str, to: Scope = "user", *, scope: Scope = "session") -> Memory:
@@ -198,15 +206,13 @@ class SessionMemory:
             return self._memory(found)
         moved = MemoryPut(
             target,
-            key,
-            found.value,
-            found.text,
+            [ItemPut(key, json.dumps(found.value), found.text)],
             found.session_id,
             found.message_id,
             found.paths,
             embed=found.text is not None and self._parts.embeds,
         )
-        self._storage.put_memories([MemoryPut(source, key, None, None), moved])
+        self._storage.put_memories([MemoryPut(source, [ItemPut(key, None, None)]), moved])
         self._parts.embed_items()
         return self._kept(target, key)
 
@@ -262,11 +268,12 @@ class SessionMemory:
         self, namespace: Namespace, key: str, what: str | dict[str, Any], metadata: dict[str, Any] | None
     ) -> MemoryPut:
         check_key(key)
-        value, _ = checked_value(namespace, key, {"text": what} if isinstance(what, str) else what)
+        value, encoded = checked_value(namespace, key, {"text": what} if isinstance(what, str) else what)
         words = words_of(value)
         if metadata is not None:
-            value, _ = checked_value(namespace, key, value | {"metadata": metadata})
-        return MemoryPut(namespace, key, value, words, self._session_id, paths=(), embed=self._parts.embeds)
+            _, encoded = checked_value(namespace, key, value | {"metadata": metadata})
+        item = ItemPut(key, encoded, words)
+        return MemoryPut(namespace, [item], self._session_id, paths=(), embed=self._parts.embeds)
 
     def _kept(self, namespace: Namespace, key: str) -> Memory:
         [stored] = self._storage.get_memories([(namespace, key)])

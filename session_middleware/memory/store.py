@@ -89,7 +89,7 @@ class SessionStore(BaseStore):
                 check_access(op, owners)
         puts = puts_of(ops, owners, embed=self._parts.embeds)
         gotten = self._get([op for op in ops if isinstance(op, GetOp)])
-        results = [self._answer(op, owners, gotten) for op in ops]
+        results = [None if isinstance(op, PutOp) else self._answer(op, owners, gotten) for op in ops]
         if puts:
             self._storage.put_memories(puts)
             self._parts.embed_items()

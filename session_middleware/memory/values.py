@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Literal, TypeAlias
 
 from langgraph.store.base import get_text_at_path, tokenize_path
@@ -11,6 +12,9 @@ from langgraph.store.base import get_text_at_path, tokenize_path
 from session_middleware.errors import UnserializableValue
 
 Index: TypeAlias = Literal[False] | Sequence[str] | None  # LangGraph's: not at all, these paths, all of it
+
+_BETWEEN = "\0 between \0"
+_BETWEEN_ENCODED = f", {json.dumps(_BETWEEN)}, "
 
 
 def is_text(text: str) -> bool:
@@ -50,14 +54,30 @@ def checked_value(namespace: tuple[str, ...], key: str, value: Any) -> tuple[dic
         ) from error
 
 
+def encoded_values(namespace: tuple[str, ...], keys: Sequence[str], values: Sequence[Any]) -> list[str]:
+    """The values of these keys as JSON, each as `checked_value` has it.
+
+    One call of the encoder for all takes a third of the time. They are told apart by a text between
+    them; if a value has that too, each is encoded by itself, and if one cannot be, so that it is named.
+    """
+    if all(isinstance(value, dict) for value in values):
+        with suppress(TypeError, ValueError, RecursionError):
+            together = json.dumps([each for value in values for each in (value, _BETWEEN)])
+            found = together[1 : -len(_BETWEEN_ENCODED) + 1].split(_BETWEEN_ENCODED)
+            if len(found) == len(values):
+                return found
+    return [checked_value(namespace, key, value)[1] for key, value in zip(keys, values, strict=True)]
+
+
 def words_of(value: Mapping[str, Any], index: Index = None) -> str | None:
     """The text a word search sees: every text in the value, depth first, or what is at the paths of `index`."""
     if index is False:
         return None
     everything = index is None or "$" in index  # as words: nobody says the names of its fields
     texts = _texts(value) if everything else texts_at(value, index or ())
+    text = "\n".join(texts)
     # What is not UTF-8 is no word of any language, and no reason to refuse the value it is in.
-    return "\n".join(texts).encode(errors="replace").decode() or None
+    return (text if text.isascii() else text.encode(errors="replace").decode()) or None
 
 
 def texts_at(value: Mapping[str, Any], paths: Sequence[str]) -> list[str]:
@@ -67,13 +87,17 @@ def texts_at(value: Mapping[str, Any], paths: Sequence[str]) -> list[str]:
 
 def _texts(value: Mapping[str, Any]) -> list[str]:
     found: list[str] = []
-    waiting: list[Any] = [*value.values()][::-1]  # not by recursion: JSON may be nested deeper than Python's stack
+    waiting: list[Iterator[Any]] = [iter(value.values())]  # no recursion: JSON may be deeper than Python's stack
     while waiting:
-        item = waiting.pop()
-        if isinstance(item, str):
-            found.append(item)
-        elif isinstance(item, dict):
-            waiting.extend(reversed(item.values()))
-        elif isinstance(item, list | tuple):
-            waiting.extend(reversed(item))
+        for item in waiting[-1]:
+            if isinstance(item, str):
+                found.append(item)
+            elif isinstance(item, dict):
+                waiting.append(iter(item.values()))
+                break
+            elif isinstance(item, (list, tuple)):
+                waiting.append(iter(item))
+                break
+        else:
+            waiting.pop()
     return found

@@ -14,17 +14,24 @@ from typing import Any, NamedTuple, Protocol
 from session_middleware.model import Message
 
 
-class MemoryPut(NamedTuple):
-    namespace: tuple[str, ...]
+class ItemPut(NamedTuple):
+    """A plain tuple of the three will do, and is made more quickly where they are many."""
+
     key: str
-    value: dict[str, Any] | None  # None deletes
+    value: str | None  # as JSON; None deletes
     text: str | None  # what word search sees; None keeps the item out of it
-    session_id: str | None = None  # the session it is remembered in
-    message_id: str | None = None  # the message it came from; deleted with it
-    paths: Sequence[str] | None = None  # which of its texts get vectors; None: as the settings say; none: `text`
-    embed: bool = False  # it waits for vectors
-    encoded: str | None = None  # the value as JSON, where the caller has it
-    ttl: timedelta | None = None  # how long it is kept after it is put, or got with `refresh`
+
+
+class MemoryPut(NamedTuple):
+    """Items of one namespace that are put alike, each key once."""
+
+    namespace: tuple[str, ...]
+    items: Sequence[ItemPut] | Sequence[tuple[str, str | None, str | None]]
+    session_id: str | None = None  # the session they are remembered in
+    message_id: str | None = None  # the message they came from; deleted with it
+    paths: Sequence[str] | None = None  # which of their texts get vectors; None: as the settings say; none: `text`
+    embed: bool = False  # they wait for vectors
+    ttl: timedelta | None = None  # how long they are kept after they are put, or got with `refresh`
 
 
 class MessageScope(NamedTuple):

@@ -147,9 +147,10 @@ class Upkeep(Protocol):
     def measure_session(self, session_id: str) -> int:
         """About how many bytes it holds, without reading them."""
 
-    def end_due(self, due: Sequence[Ended], *, now: datetime) -> list[Ended]:
+    def end_due(self, due: Sequence[Ended], *, now: datetime, duty: Lease | None = None) -> list[Ended]:
         """End those of `due` that still are, in transactions of a few milliseconds; which those were.
 
+        Each transaction renews the lease of whose duty it is; once that is another's, the rest is left to it.
         Those to be archived are written to their files, verified, and then deleted.
         """
 

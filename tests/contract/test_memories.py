@@ -8,12 +8,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from session_middleware.errors import StorageError
 from session_middleware.model import Identity
-from session_middleware.storage.memory_port import MemoryPut, MemoryQuery, StoredMemory
+from session_middleware.storage.memory_port import MemoryQuery, StoredMemory
 from session_middleware.storage.port import Storage
 from session_middleware.storage.upkeep import SessionDetails
 from session_middleware.storage.visit import Visit
 from tests.conftest import Clock
+from tests.memories import put_of
 
 HOSTILE = [
     "it's",
@@ -36,7 +38,7 @@ HOSTILE = [
 
 
 def put(storage: Storage, namespace: tuple[str, ...], key: str, text: str | None = "", /, **value: Any) -> None:
-    storage.put_memories([MemoryPut(namespace, key, value or {"text": text}, text)])
+    storage.put_memories([put_of(namespace, key, value or {"text": text}, text)])
 
 
 def search(storage: Storage, *namespaces: tuple[str, ...], prefix: bool = True, **rest: Any) -> list[StoredMemory]:
@@ -53,7 +55,7 @@ def get(storage: Storage, namespace: tuple[str, ...], key: str) -> StoredMemory 
 
 def test_what_is_put_is_got_back_whole(storage: Storage, clock: Clock) -> None:
     value = {"a": [1, 2.5, None, True], "b": {"c": "d"}}
-    storage.put_memories([MemoryPut(("n", "m"), "k", value, "words", "t1")])
+    storage.put_memories([put_of(("n", "m"), "k", value, "words", "t1")])
     assert get(storage, ("n", "m"), "k") == StoredMemory(("n", "m"), "k", value, "words", "t1", clock.now, clock.now)
 
 
@@ -80,15 +82,15 @@ def test_a_key_put_again_keeps_its_created_at_and_its_place(storage: Storage, cl
 def test_a_value_of_none_deletes_and_deleting_again_does_nothing(storage: Storage) -> None:
     put(storage, ("n",), "a", "apple")
     for _ in range(2):
-        storage.put_memories([MemoryPut(("n",), "a", None, None)])
+        storage.put_memories([put_of(("n",), "a", None, None)])
     assert get(storage, ("n",), "a") is None
     assert search(storage, ("n",)) == search(storage, ("n",), query="apple") == []
     assert storage.list_namespaces() == []
 
 
 def test_puts_go_in_together_or_not_at_all(storage: Storage) -> None:
-    puts = [MemoryPut(("n",), "good", {"v": 1}, None), MemoryPut(("n",), "bad", {"v": object()}, None)]
-    with pytest.raises(TypeError):
+    puts = [put_of(("n",), "good", {"v": 1}, None), put_of(("n",), "bad \ud83d", {}, None)]
+    with pytest.raises(StorageError):
         storage.put_memories(puts)
     assert storage.list_namespaces() == []
 
@@ -115,7 +117,7 @@ def test_no_namespaces_find_nothing(storage: Storage) -> None:
 
 
 def test_thousands_of_namespaces_can_be_searched_at_once(storage: Storage) -> None:
-    storage.put_memories([MemoryPut((f"n{n}",), "k", {"n": n}, "apple") for n in range(2000)])
+    storage.put_memories([put_of((f"n{n}",), "k", {"n": n}, "apple") for n in range(2000)])
     namespaces = [(f"n{n}",) for n in range(0, 2000, 2)] + [(f"m{n}",) for n in range(40_000)]
     assert len(search(storage, *namespaces, prefix=False, limit=5000)) == 1000
     assert len(search(storage, *namespaces, prefix=False, limit=5000, query="apple")) == 1000
@@ -140,7 +142,7 @@ def test_a_page_is_of_those_that_pass_the_filter(storage: Storage) -> None:
 
 def test_filter_keys_and_values_are_data(storage: Storage) -> None:
     for word in HOSTILE:
-        storage.put_memories([MemoryPut(("n",), word, {word: word}, None)])
+        storage.put_memories([put_of(("n",), word, {word: word}, None)])
     for word in HOSTILE:
         assert keys(search(storage, ("n",), filter={word: word})) == [word]
 
@@ -231,7 +233,7 @@ def test_what_a_session_owns_ends_with_it_and_what_it_gave_stays(storage: Storag
     visit = Visit("t1", Identity(user_id="alice"), is_run=False)
     storage.open_session(visit, SessionDetails())
     puts = [
-        MemoryPut(namespace, "k", {"v": 1}, "apple", "t1")
+        put_of(namespace, "k", {"v": 1}, "apple", "t1")
         for namespace in [("session", "t1"), ("session", "t1", "notes"), ("session", "t10"), ("user", "alice")]
     ]
     storage.put_memories(puts)
@@ -250,5 +252,5 @@ def test_no_text_at_all_upsets_the_engine(storage: Storage, key: str, label: str
     put(storage, ("n", label), key, label)
     assert get(storage, ("n", label), key) is not None
     search(storage, ("n", label), query=query)
-    storage.put_memories([MemoryPut(("n", label), key, None, None)])
+    storage.put_memories([put_of(("n", label), key, None, None)])
     assert search(storage, ("n", label)) == []

@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 
 from session_middleware.model import Identity
 from session_middleware.settings import load_settings
-from session_middleware.storage.memory_port import MemoryPut, MemoryQuery, MessageScope, StoredMemory
+from session_middleware.storage.memory_port import MemoryQuery, MessageScope, StoredMemory
 from session_middleware.storage.port import MessageSeen, Storage
 from session_middleware.storage.sqlite.engine import SqliteStorage
 from session_middleware.storage.visit import Visit
 from tests.conftest import Clock
+from tests.memories import put_of
 
 WORDS = ("apple", "pear", "plum", "cherry", "garden", "harvest", "basket", "orchard", "cider", "ladder")
 
@@ -205,7 +206,7 @@ def test_a_session_put_aside_takes_its_messages_along(make_storage: Callable[...
     storage = make_storage(on_resume="fresh", idle_timeout="1h")
     say(storage, "t", "apple pie", user_id="alice")
     index(storage)
-    storage.put_memories([MemoryPut(("session", "t"), "k", {"text": "apple"}, "apple", "t")])
+    storage.put_memories([put_of(("session", "t"), "k", {"text": "apple"}, "apple", "t")])
     clock.advance(hours=2)
     say(storage, "t", "apple cake", user_id="alice")
     found = {(m.session_id, m.text) for m in look(storage, "apple", user_id="alice")}
@@ -244,7 +245,7 @@ def test_since_and_filter_and_pages(storage: Storage, settle: Callable[[], None]
 
 def test_items_and_messages_are_ranked_together(storage: Storage, settle: Callable[[], None]) -> None:
     say(storage, "t", "there is an apple somewhere in this long and winding message", user_id="alice")
-    storage.put_memories([MemoryPut(("user", "alice"), "fact", {"text": "apple allergy"}, "apple allergy")])
+    storage.put_memories([put_of(("user", "alice"), "fact", {"text": "apple allergy"}, "apple allergy")])
     settle()
     asked = MemoryQuery([("user", "alice")], prefix=True, query="apple allergy", messages=MessageScope("t"))
     assert keys(storage.search_memories(asked)) == ["fact", "t-0"]
@@ -283,7 +284,7 @@ def test_what_came_from_a_message_knows_it_under_its_new_id(tmp_path: Path, cloc
     path = tmp_path / "s.db"
     storage = SqliteStorage(str(path), load_settings(), clock=clock, new_id=lambda: "x")
     say(storage, "t", "apple")
-    storage.put_memories([MemoryPut(("session", "t"), "k", {"t": "apple"}, "apple", "t", "t-0")])
+    storage.put_memories([put_of(("session", "t"), "k", {"t": "apple"}, "apple", "t", "t-0")])
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("UPDATE messages SET message_id = 'final' WHERE message_id = 't-0'")
         connection.commit()
@@ -298,7 +299,7 @@ def test_a_deleted_message_leaves_the_index_and_takes_what_came_from_it_along(tm
     storage = SqliteStorage(str(path), load_settings(), clock=clock, new_id=lambda: "x")
     say(storage, "t", "xyzzyplugh is the word", "another apple", user_id="u")
     for namespace in (("session", "t"), ("user", "u")):
-        storage.put_memories([MemoryPut(namespace, "k", {"t": "plugh"}, "plugh", "t", "t-0")])
+        storage.put_memories([put_of(namespace, "k", {"t": "plugh"}, "plugh", "t", "t-0")])
     index(storage)
     connection = sqlite3.connect(path)
     connection.execute("DELETE FROM messages WHERE message_id = 't-0'")

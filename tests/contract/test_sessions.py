@@ -8,12 +8,12 @@ import pytest
 
 from session_middleware.errors import SessionAccessDenied, SessionExists, SessionExpired, SessionNotFound
 from session_middleware.model import Ended, Identity
-from session_middleware.storage.memory_port import MemoryPut
 from session_middleware.storage.port import SessionFilter, Storage
 from session_middleware.storage.seen import MessageSeen
 from session_middleware.storage.upkeep import SessionDetails
 from session_middleware.storage.visit import Visit
 from tests.conftest import Clock
+from tests.memories import put_of
 
 NOTHING = SessionDetails()
 
@@ -111,7 +111,7 @@ def test_a_rejected_session_stays_as_it_was(make_storage: Callable[..., Storage]
 def test_a_fresh_start_puts_the_old_session_aside_whole(make_storage: Callable[..., Storage], clock: Clock) -> None:
     storage = make_storage(idle_timeout="1h", on_resume="fresh")
     storage.append_messages(visit(user_id="alice"), [MessageSeen("m", "user", "old")])
-    storage.put_memories([MemoryPut(("session", "t"), "k", {"text": "old"}, "old", "t")])
+    storage.put_memories([put_of(("session", "t"), "k", {"text": "old"}, "old", "t")])
     clock.advance(hours=2)
     again = visit(user_id="alice")
     assert storage.look(again) is None
@@ -209,7 +209,7 @@ def test_on_expire_delete_deletes_everything_of_the_session(make_storage: Callab
 
 def test_deleting_counts_and_deleting_again_counts_nothing(storage: Storage) -> None:
     storage.append_messages(visit(), [MessageSeen("m", "user", "hi"), MessageSeen("n", "assistant", "ho")])
-    storage.put_memories([MemoryPut(("session", "t"), "k", {"text": "x"}, "x", "t")])
+    storage.put_memories([put_of(("session", "t"), "k", {"text": "x"}, "x", "t")])
     deleted = storage.delete_session("t")
     assert (deleted.sessions, deleted.messages, deleted.memories) == (1, 2, 1)
     assert storage.delete_session("t").sessions == 0

@@ -20,6 +20,7 @@ from session_middleware.storage.port import MessageSeen, Storage
 from session_middleware.storage.visit import Visit
 from tests.conftest import Clock
 from tests.embeddings import SubjectEmbeddings
+from tests.memories import put_of
 
 
 @pytest.fixture
@@ -209,12 +210,12 @@ def test_a_model_that_does_not_answer_a_rebuild_is_told_of_and_takes_no_vector(
 def test_what_changes_while_the_model_works_is_given_no_old_vector(
     storage: Storage, parts: MemoryParts, store: SessionStore, model: SubjectEmbeddings
 ) -> None:
-    from session_middleware.storage.memory_port import MemoryPut, Vectors
+    from session_middleware.storage.memory_port import Vectors
 
-    storage.put_memories([MemoryPut(("n",), "k", {"text": "puppy"}, "puppy", embed=True)])
+    storage.put_memories([put_of(("n",), "k", {"text": "puppy"}, "puppy", embed=True)])
     parts.embedder.is_current()  # type: ignore[union-attr]
     [waiting] = storage.list_to_embed(10, messages=False)
-    storage.put_memories([MemoryPut(("n",), "k", {"text": "soup"}, "soup", embed=True)])
+    storage.put_memories([put_of(("n",), "k", {"text": "soup"}, "soup", embed=True)])
     storage.put_vectors([Vectors(waiting, [[1.0, 0.0, 0.0, 0.0]])])
     assert len(storage.list_to_embed(10, messages=False)) == 1
     parts.embed_items()

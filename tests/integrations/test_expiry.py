@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -324,3 +325,64 @@ async def test_a_sweep_at_a_given_time_ends_what_is_due_then(open_sessions: Open
     with_a_turn(sessions)
     assert await sessions.asweep() == []
     assert [ended.session_id for ended in await sessions.asweep(clock() + timedelta(hours=1), dry_run=True)] == ["t"]
+
+
+def elsewhere(path: Path) -> None:
+    """Whoever has a lease is now on another machine, where only its silence tells that it is dead."""
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE leases SET process = 'elsewhere:1:1'")
+    connection.close()
+
+
+def test_a_sweep_stays_one_processs_however_long_hooks_take(open_sessions: Open, clock: Clock, tmp_path: Path) -> None:
+    sessions, others = open_sessions(), open_sessions()
+    sweeps: list[Any] = []
+
+    @sessions.on_expiring
+    def expiring(ended: Any) -> None:
+        elsewhere(tmp_path / "sessions.db")
+        clock.advance(seconds=40)
+        sweeps.append(others.sweep())
+
+    for name in "abc":
+        sessions.open(name)
+    clock.advance(minutes=30)
+    assert [ended.session_id for ended in sessions.sweep()] == ["a", "b", "c"]
+    assert sweeps == [[], [], []]
+
+
+def test_each_transaction_of_a_sweep_tells_that_it_goes_on(
+    open_sessions: Open, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from session_middleware.storage.sqlite.lifecycle import upkeep
+
+    monkeypatch.setattr(upkeep, "_TURN_SECONDS", 0)
+    monkeypatch.setattr(upkeep, "_TOGETHER", 1)
+    sessions, others = open_sessions(), open_sessions()
+    for name in "abc":
+        sessions.open(name)
+    clock.advance(minutes=30)
+    storage = sessions._storage
+    lease = storage.take_over("sweep")
+    elsewhere(tmp_path / "sessions.db")
+    sweeps: list[Any] = []
+
+    def pause(seconds: float) -> None:
+        clock.advance(seconds=40)
+        sweeps.append(others.sweep())
+
+    monkeypatch.setattr(upkeep.time, "sleep", pause)
+    assert len(storage.end_due(storage.list_due(clock()), now=clock(), duty=lease)) == 3
+    assert sweeps == [[], []]
+
+
+def test_a_sweep_whose_turn_is_over_leaves_the_rest_to_the_next(open_sessions: Open, clock: Clock) -> None:
+    sessions, others = open_sessions(), open_sessions()
+    sessions.open("t")
+    clock.advance(minutes=30)
+    storage = sessions._storage
+    lease = storage.take_over("sweep")
+    assert lease is not None
+    others._storage.release([lease])
+    assert storage.end_due(storage.list_due(clock()), now=clock(), duty=lease) == []
+    assert [ended.session_id for ended in others.sweep()] == ["t"]

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from langgraph.store.base import PutOp
 from sqlite_utils import Database
 
+from session_middleware import Sessions
 from session_middleware.model import Identity, Pin, utc_now
 from session_middleware.settings import load_settings
-from session_middleware.storage.memory_port import MemoryPut, MemoryQuery, MessageScope
+from session_middleware.storage.memory_port import MemoryQuery, MessageScope
 from session_middleware.storage.port import SessionFilter, Storage
 from session_middleware.storage.reporting import ToolCallFilter, UsageBy, UsageFilter
 from session_middleware.storage.seen import MessageSeen, ToolStart
@@ -22,6 +24,7 @@ from session_middleware.storage.sqlite.record import usage
 from session_middleware.storage.state import Blob, CheckpointPut, Chunk, ListPut, Write, WritesPut
 from session_middleware.storage.upkeep import SessionDetails
 from session_middleware.storage.visit import Lease, Visit
+from tests.memories import put_of
 
 
 def test_the_migrations_the_code_knows_are_those_there_are() -> None:
@@ -56,6 +59,7 @@ SCANS_BY_DESIGN = (
     "SELECT * FROM tool_calls WHERE 1 ORDER BY",  # all tool calls, by the index of their start
     "FROM checkpoints WHERE 1 ORDER BY",  # the saver's list(None)
     "FROM leases ORDER BY number",  # the runs in progress, of all sessions
+    "FROM leases WHERE user_id",  # the same
     "FROM outbox",  # what hooks are to be told, of all sessions
     "FROM sqlite_master",
     "SELECT rowid, session_id, seq FROM messages WHERE",  # the last row
@@ -103,6 +107,14 @@ def test_no_statement_scans_a_table(statements: list[str], tmp_path: Path) -> No
     assert scans == {}
 
 
+def test_a_batch_of_puts_is_a_few_statements(statements: list[str], tmp_path: Path) -> None:
+    with Sessions(tmp_path / "sessions.db", sweep_interval=None) as sessions:
+        puts = [PutOp(("n",), f"k{n}", {"text": f"item {n}"}) for n in range(1_000)]
+        statements.clear()
+        sessions.store.batch(puts)
+        assert len(statements) < 20
+
+
 def is_table(step: str) -> bool:
     return step.split()[1] in database.OWN_TABLES
 
@@ -134,7 +146,7 @@ def use_everything(storage: Storage) -> None:
     storage.copy_session("t", "u")
     storage.prune_checkpoints(["u"])
     storage.delete_for_runs(["r1"])
-    storage.put_memories([MemoryPut(("session", "t"), "k", {"a": 1}, "x")])
+    storage.put_memories([put_of(("session", "t"), "k", {"a": 1}, "x")])
     storage.get_memories([(("session", "t"), "k")])
     storage.search_memories(MemoryQuery([("session", "t")], prefix=True))
     storage.list_messages("t"), storage.list_tool_calls("t"), storage.list_runs("t"), storage.list_events("t")
@@ -203,4 +215,5 @@ def use_all_of_upkeep(storage: Storage) -> None:
     storage.open_session(Visit("x", Identity(user_id="v")), SessionDetails())
     storage.acknowledge([told.number for told in storage.take_told()])
     storage.revoke_user("v", reason=None), storage.is_revoked("v"), storage.lift_revocation("v")
+    storage.forget_user("v", dry_run=False)
     storage.open_session(Visit("t", Identity(user_id="u")), SessionDetails())

@@ -157,6 +157,20 @@ def test_a_batch_reads_what_was_there_before_its_puts_and_the_last_put_wins(stor
     assert store.get(("n",), "k").value == {"v": 2}  # type: ignore[union-attr]
 
 
+def test_a_large_batch_does_as_its_puts_one_by_one(store: SessionStore) -> None:
+    for n in range(0, 250, 3):
+        store.put(("n",), f"k{n}", {"text": "old", "v": n})
+    kinds: list[dict[str, Any]] = [{}, {"index": False}, {"ttl": 5.0}, {"index": ["text"]}]
+    puts = [PutOp(("n",), f"k{n}", {"text": f"new {n}", "v": n}, **kinds[n // 60 % 4]) for n in range(250)]
+    store.batch([*puts, PutOp(("n",), "k7", None), PutOp(("n",), "k8", {"text": "newest"})])
+    found = {item.key: item.value for item in store.search(("n",), limit=300)}
+    expected = {op.key: op.value for op in puts if op.key != "k7"} | {"k8": {"text": "newest"}}
+    assert found == expected
+    assert store.search(("n",), query="old") == []
+    indexed = {op.key for op in puts if op.index is not False} - {"k7", "k8"}
+    assert {item.key for item in store.search(("n",), query="new", limit=300)} == indexed
+
+
 def test_an_item_put_again_keeps_its_created_at(store: SessionStore, clock: Clock) -> None:
     store.put(("n",), "k", {"v": 1})
     clock.advance(minutes=1)

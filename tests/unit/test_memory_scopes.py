@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections import UserDict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 from langgraph.store.base import InvalidNamespaceError
 
 from session_middleware.errors import MemoryAccessDenied, MemoryScopeUnavailable, UnserializableValue
+from session_middleware.memory import values
 from session_middleware.memory.ops import check_labels
 from session_middleware.memory.scopes import (
     Owners,
@@ -17,7 +20,7 @@ from session_middleware.memory.scopes import (
     namespace_of,
     visible_namespaces,
 )
-from session_middleware.memory.values import checked_value, words_of
+from session_middleware.memory.values import checked_value, encoded_values, words_of
 
 ALICE = Owners(session="t1", user="alice", group="red")
 ANONYMOUS = Owners(session="t1")
@@ -146,6 +149,15 @@ def test_values_nested_deeper_than_the_stack_have_words() -> None:
     assert words_of({"v": value}) == "deep"
 
 
+def test_values_encoded_together_are_as_they_are_by_themselves() -> None:
+    between = json.loads(values._BETWEEN_ENCODED.strip(", "))
+    plain = [{"a": [1, None, {"b": "é \ud83d"}]}, {}, {"n": float("nan")}, UserDict(c=1)]
+    misleading: list[Any] = [{"a": [between, between]}, {"a": f'", "{between}", "'}, {between: between}]
+    for several in ([{}], plain[:3], plain, misleading, misleading[:1], misleading[1:], []):
+        keys = [f"k{n}" for n in range(len(several))]
+        assert encoded_values(("n",), keys, several) == [json.dumps(dict(value)) for value in several]
+
+
 def _cycle() -> dict[str, Any]:
     value: dict[str, Any] = {}
     value["self"] = value
@@ -167,4 +179,7 @@ def _cycle() -> dict[str, Any]:
 def test_what_json_cannot_keep_is_named_with_its_place(value: Any, reason: str) -> None:
     with pytest.raises(UnserializableValue, match=reason) as caught:
         checked_value(("docs",), "k", value)
+    assert "memory 'k' in ('docs',)" in str(caught.value)
+    with pytest.raises(UnserializableValue, match=reason) as caught:
+        encoded_values(("docs",), ["j", "k"], [{}, value])
     assert "memory 'k' in ('docs',)" in str(caught.value)

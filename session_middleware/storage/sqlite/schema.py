@@ -78,6 +78,7 @@ _TABLES = (
     "CREATE INDEX sessions_by_group ON sessions (group_id, last_active_at, id)",
     "CREATE INDEX sessions_by_status ON sessions"
     " (status, last_active_at, id, idle_timeout_seconds, pinned, on_expire, postponed_until, user_id)",
+    "CREATE INDEX sessions_by_pin ON sessions (json_extract(pinned, '$.by')) WHERE pinned IS NOT NULL",
     "CREATE INDEX sessions_by_end ON sessions (ended_at) WHERE ended_at IS NOT NULL",
     "CREATE INDEX sessions_by_age ON sessions (began_at) WHERE ended_at IS NULL",
     """
@@ -267,6 +268,10 @@ _TABLES = (
     )
     """,
     "CREATE INDEX events_of_deletions ON events (session_id) WHERE kind = 'message_deleted'",
+    "CREATE INDEX events_of_user ON events (json_extract(detail, '$.user_id'))"
+    " WHERE json_extract(detail, '$.user_id') IS NOT NULL",
+    "CREATE INDEX events_by_user ON events (json_extract(detail, '$.by'))"
+    " WHERE json_extract(detail, '$.by') IS NOT NULL",
     """
     CREATE TABLE conversation_items (
         session_id TEXT NOT NULL,

@@ -55,11 +55,12 @@ def release(connection: sqlite3.Connection, numbers: Iterable[int]) -> None:
     connection.execute("DELETE FROM leases WHERE number IN (SELECT value FROM json_each(?))", (json.dumps([*numbers]),))
 
 
-def renew(connection: sqlite3.Connection, numbers: Iterable[int], now: datetime) -> None:
-    connection.execute(
+def renew(connection: sqlite3.Connection, numbers: Iterable[int], now: datetime) -> int:
+    """How many of them are still there."""
+    return connection.execute(
         "UPDATE leases SET renewed_at = ? WHERE number IN (SELECT value FROM json_each(?))",
         (to_text(now), json.dumps([*numbers])),
-    )
+    ).rowcount
 
 
 def of(connection: sqlite3.Connection, session_id: str) -> list[Place]:

@@ -75,18 +75,17 @@ def forget(
     return forgotten, [] if dry_run else [*kept, *files]
 
 
+_TRACES = (  # each found by an index of such mentions alone
+    "UPDATE events SET detail = json_set(detail, '$.user_id', 'forgotten') WHERE json_extract(detail, '$.user_id') = ?",
+    "UPDATE events SET detail = json_set(detail, '$.by', 'forgotten') WHERE json_extract(detail, '$.by') = ?",
+    "UPDATE sessions SET pinned = json_set(pinned, '$.by', 'forgotten')"
+    " WHERE pinned IS NOT NULL AND json_extract(pinned, '$.by') = ?",
+)
+
+
 def _erase_traces(connection: sqlite3.Connection, user_id: str, theirs: Sequence[str]) -> int:
     """Mentions elsewhere: who was refused where, who runs, what hooks are to be told. How many."""
-    gone = 0
-    for name in ("$.user_id", "$.by"):
-        gone += connection.execute(
-            "UPDATE events SET detail = json_set(detail, ?, 'forgotten') WHERE json_extract(detail, ?) = ?",
-            (name, name, user_id),
-        ).rowcount
-    gone += connection.execute(
-        "UPDATE sessions SET pinned = json_set(pinned, '$.by', 'forgotten') WHERE json_extract(pinned, '$.by') = ?",
-        (user_id,),
-    ).rowcount
+    gone = sum(connection.execute(erase, (user_id,)).rowcount for erase in _TRACES)
     ids = json.dumps(list(theirs))
     connection.execute("DELETE FROM outbox WHERE session_id IN (SELECT value FROM json_each(?))", (ids,))
     connection.execute(

@@ -199,24 +199,35 @@ class SqliteUpkeep:
     def measure_session(self, session_id: str) -> int:
         return self._database.read(lambda connection: ends.sizes(connection, [session_id]))[session_id]
 
-    def end_due(self, due: Sequence[Ended], *, now: datetime) -> list[Ended]:
+    def end_due(self, due: Sequence[Ended], *, now: datetime, duty: Lease | None = None) -> list[Ended]:
         done: list[Ended] = []
         waiting = list(reversed(due))
         while waiting:
             ended, seconds = self._database.write(
-                lambda connection: self._end_some(connection, waiting, now), durable=False
+                lambda connection: self._end_some(connection, waiting, now, duty), durable=False
             )
             done += ended
             if waiting:
                 time.sleep(min(_PAUSE * seconds, _LONGEST_PAUSE_SECONDS))
-        self._archive_closing()
+        for session_id in self._database.read(ends.list_closing):
+            if not self._database.write(lambda connection: self._is_ours(connection, duty), durable=False):
+                break
+            self._archive(session_id)
         if any(ended.action in ("delete", "archive", "prune") for ended in done):
             self._database.erase()
         return done
 
-    def _end_some(self, connection: Connection, waiting: list[Ended], now: datetime) -> tuple[list[Ended], float]:
+    def _is_ours(self, connection: Connection, duty: Lease | None) -> bool:
+        """Whether a duty is still this process's, which is told again with it."""
+        return duty is None or duty.number is None or leases.renew(connection, [duty.number], self._now()) == 1
+
+    def _end_some(
+        self, connection: Connection, waiting: list[Ended], now: datetime, duty: Lease | None
+    ) -> tuple[list[Ended], float]:
         """As many as a turn's time is enough for, taken from `waiting` when all of them are done; in how long."""
         began = time.perf_counter()
+        if not self._is_ours(connection, duty):
+            waiting.clear()
         done, tried = [], 0
         while tried < len(waiting) and (tried == 0 or time.perf_counter() < began + _TURN_SECONDS):
             some = waiting[-tried - 1 : -tried - 1 - _TOGETHER : -1]
@@ -228,10 +239,6 @@ class SqliteUpkeep:
             done += expired + [each for each in rest if ends.end_due(connection, each, self._rules, now)]
         del waiting[len(waiting) - tried :]
         return done, time.perf_counter() - began
-
-    def _archive_closing(self) -> None:
-        for session_id in self._database.read(ends.list_closing):
-            self._archive(session_id)
 
     def _archive(self, session_id: str) -> None:
         """Write the file while runs go on; delete only if the session is still what was written."""

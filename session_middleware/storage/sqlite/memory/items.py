@@ -6,7 +6,7 @@ import json
 import sqlite3
 from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 from session_middleware.model import from_text, to_text
@@ -24,63 +24,69 @@ _LIVE = "(expires_at IS NULL OR expires_at > ?)"
 
 # Putting
 
+# What all of a put have in common is bound once, and a statement takes many of its items: most of what an
+# insert of a row by itself costs is binding.
+_INSERT = """
+    INSERT INTO memories (namespace, paths, session_id, message_id, created_at, updated_at, expires_at, ttl_minutes,
+        embedded, indexed, key, value, text)
+    SELECT ?1, ?2, ?3, ?4, ?5, ?5, ?6, ?7, CASE WHEN column3 IS NOT NULL THEN ?8 END, column3 IS NULL,
+        column1, column2, column3
+    FROM (VALUES (?, ?, ?){more}) WHERE true ON CONFLICT (namespace, key) DO NOTHING
+"""
+_INSERTS = {size: _INSERT.format(more=", (?, ?, ?)" * (size - 1)) for size in (100, 10, 1)}
+_UPDATE = """
+    UPDATE memories SET paths = ?2, session_id = ?3, message_id = ?4, updated_at = ?5, expires_at = ?6,
+        ttl_minutes = ?7, embedded = CASE WHEN ?11 IS NOT NULL THEN ?8 END, indexed = ?11 IS NULL,
+        value = ?10, text = ?11, created_at = CASE WHEN expires_at <= ?5 THEN ?5 ELSE created_at END
+    WHERE namespace = ?1 AND key = ?9
+"""  # what comes after its end is new
+
 
 def put(connection: sqlite3.Connection, puts: Sequence[MemoryPut], now: datetime) -> None:
     """Store them; what they say is indexed later, or read from here by a search that comes before that."""
-    latest = {(namespace_text(item.namespace), item.key): item for item in puts}
-    written = to_text(now)
-    rows = [_row(namespace, item, now, written) for (namespace, _), item in latest.items() if item.value is not None]
-    last = connection.execute("SELECT MAX(id) FROM memories").fetchone()[0] or 0
-    delete(
-        connection, [found[0] for at, item in latest.items() if item.value is None and (found := _find(connection, at))]
-    )
-    inserted = connection.executemany(
-        "INSERT INTO memories (value, text, paths, session_id, message_id, updated_at, expires_at, ttl_minutes,"
-        " indexed, embedded, namespace, key, created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-        " ON CONFLICT (namespace, key) DO NOTHING",
-        rows,
-    ).rowcount
-    if inserted < len(rows):
-        for row in rows:
-            known = _find(connection, row[10:12])
-            if known is not None and known[0] <= last:
-                _update(connection, row, known, now)
+    for each in puts:
+        shared = _shared(each, now)
+        namespace, last = shared[0], connection.execute("SELECT MAX(id) FROM memories").fetchone()[0] or 0
+        gone = (_find(connection, namespace, key) for key, value, _ in each.items if value is None)
+        delete(connection, [number for number in gone if number is not None])
+        kept = [item for item in each.items if item[1] is not None]
+        if _insert(connection, shared, kept) == len(kept):
+            continue
+        for item in kept:
+            known = _find(connection, namespace, item[0])
+            if known is not None and known <= last:
+                unindex(connection, known)
+                connection.execute(_UPDATE, (*shared, *item))
 
 
-def _row(namespace: str, item: MemoryPut, now: datetime, written: str) -> tuple[Any, ...]:
+def _shared(put: MemoryPut, now: datetime) -> tuple[Any, ...]:
+    """The first parameters of the statements above."""
     return (
-        json.dumps(item.value) if item.encoded is None else item.encoded,
-        item.text,
-        None if item.paths is None else json.dumps(list(item.paths)),
-        item.session_id,
-        item.message_id,
-        written,
-        None if item.ttl is None else to_text(now + item.ttl),
-        item.ttl and item.ttl.total_seconds() / 60,
-        item.text is None,
-        0 if item.embed and item.text is not None else None,
-        namespace,
-        item.key,
-        written,
+        namespace_text(put.namespace),
+        None if put.paths is None else json.dumps(list(put.paths)),
+        put.session_id,
+        put.message_id,
+        to_text(now),
+        None if put.ttl is None else to_text(now + put.ttl),
+        None if put.ttl is None else put.ttl.total_seconds() / 60,
+        0 if put.embed else None,
     )
 
 
-def _find(connection: sqlite3.Connection, at: tuple[str, str]) -> tuple[int, str | None] | None:
-    row: tuple[int, str | None] | None = connection.execute(
-        "SELECT id, expires_at FROM memories WHERE namespace = ? AND key = ?", at
-    ).fetchone()
-    return row
+def _insert(connection: sqlite3.Connection, shared: tuple[Any, ...], items: Sequence[Sequence[Any]]) -> int:
+    """Those that are not there; how many."""
+    inserted = first = 0
+    for size, statement in _INSERTS.items():
+        while first + size <= len(items):
+            some = chain.from_iterable(items[first : first + size])
+            inserted += connection.execute(statement, (*shared, *some)).rowcount
+            first += size
+    return inserted
 
 
-def _update(connection: sqlite3.Connection, row: tuple[Any, ...], known: tuple[int, str | None], now: datetime) -> None:
-    unindex(connection, known[0])
-    connection.execute(
-        "UPDATE memories SET value = ?, text = ?, paths = ?, session_id = ?, message_id = ?, updated_at = ?,"
-        " expires_at = ?, ttl_minutes = ?, indexed = ?, embedded = ? WHERE id = ?",
-        (*row[:10], known[0]),
-    )
-    if known[1] is not None and known[1] <= to_text(now):  # what comes after its end is new
-        connection.execute("UPDATE memories SET created_at = updated_at WHERE id = ?", (known[0],))
+def _find(connection: sqlite3.Connection, namespace: str, key: str) -> int | None:
+    row = connection.execute("SELECT id FROM memories WHERE namespace = ? AND key = ?", (namespace, key)).fetchone()
+    return None if row is None else int(row[0])
 
 
 # Indexing
