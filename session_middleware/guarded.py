@@ -19,6 +19,7 @@ from session_middleware.errors import SessionAccessDenied, SessionNotFound, User
 from session_middleware.explaining import explain_absence
 from session_middleware.memory.found import Found
 from session_middleware.model import Identity, SessionInfo, ToolCall, Usage
+from session_middleware.notebook import Rows
 from session_middleware.parts import Parts
 from session_middleware.session import Session
 from session_middleware.storage.memory_port import MemoryPut
@@ -117,6 +118,9 @@ class UserSessions:
         self._storage, self._offload = parts.storage, parts.offload
         self.identity = identity
 
+    def __repr__(self) -> str:
+        return f"{self._sessions!r}.for_user({self.identity.user_id!r})"
+
     def _in_hand(self, info: SessionInfo) -> Session:
         """A session for them: what it gives and takes is checked each time."""
         storage: Any = GuardedStorage(self._storage, info, self.identity)
@@ -192,7 +196,7 @@ class UserSessions:
     def list(self, **filters: Any) -> SessionList:
         """Theirs and those shared with their groups, filtered as `Sessions.list` does."""
         found = self._given(self._sessions.list(visible_to=self.identity, **filters))
-        return [self._in_hand(session) for session in found]
+        return Rows(self._in_hand(session) for session in found)
 
     async def alist(self, **filters: Any) -> SessionList:
         return await self._offload.run(self.list, **filters)

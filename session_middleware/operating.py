@@ -11,6 +11,7 @@ from session_middleware.explaining import explain, explain_absence
 from session_middleware.living import Timeout
 from session_middleware.model import Ended, Explanation, Forgotten, Problem, Salvaged, Status, Verified
 from session_middleware.names import checked_status
+from session_middleware.notebook import Rows
 from session_middleware.parts import Parts
 from session_middleware.session import Session
 from session_middleware.storage.port import SessionFilter
@@ -70,7 +71,7 @@ class Operated:
             older_than: delete the sessions that were last active so long ago instead, such as ``"90d"``.
             status: only those with this status; with `older_than` only.
         """
-        return self._sweeper.sweep(now, dry_run=dry_run, older_than=older_than, status=checked_status(status))
+        return Rows(self._sweeper.sweep(now, dry_run=dry_run, older_than=older_than, status=checked_status(status)))
 
     async def asweep(self, now: datetime | None = None, **options: Any) -> list[Ended]:
         return await self._parts.offload.run(self.sweep, now, **options)
@@ -90,7 +91,7 @@ class Operated:
     def check(self, *, repair: bool = False) -> list[Problem]:
         """What should hold between the rows of sessions and does not; `repair` mends it, with events."""
         self._settle()
-        return self._parts.storage.check(repair=repair)
+        return Rows(self._parts.storage.check(repair=repair))
 
     async def acheck(self, *, repair: bool = False) -> list[Problem]:
         return await self._parts.offload.run(self.check, repair=repair)

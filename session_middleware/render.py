@@ -7,8 +7,6 @@ columns and stay readable when the output is a file.
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeAlias
@@ -20,11 +18,11 @@ from rich.table import Table
 from rich.text import Text
 
 from session_middleware.model import Ended, Event, Message, ModelCall, Run, SessionInfo, ToolCall
+from session_middleware.wording import arguments_text, duration_text, json_text, plural, second_text, shortened, visible
 
 Record: TypeAlias = Message | ToolCall | ModelCall | Run | Event
 
 SHORT_CHARACTERS = 110  # two lines of the text column at 80 columns
-_SHORT_PART = 70  # each of a tool call's arguments and result
 _STATUS_STYLES = {
     "active": "green",
     "idle": "yellow",
@@ -63,7 +61,7 @@ def message_line(message: Message) -> Text:
 
 def request_text(name: str, arguments: Any) -> Text:
     """A tool call as it is asked for, shortened: ``name(key=value)``."""
-    return _text(f"{name}({_arguments(arguments, False)})")
+    return _text(f"{name}({arguments_text(arguments)})")
 
 
 def sweep_table(ended: Sequence[Ended]) -> RenderableType:
@@ -131,10 +129,10 @@ def _header(session: SessionInfo) -> RenderableType:
 
 def _counts(session: SessionInfo) -> str:
     parts = [
-        _plural(session.run_count, "run"),
-        _plural(session.message_count, "message"),
-        _plural(session.tool_call_count, "tool call"),
-        _plural(session.error_count, "error"),
+        plural(session.run_count, "run"),
+        plural(session.message_count, "message"),
+        plural(session.tool_call_count, "tool call"),
+        plural(session.error_count, "error"),
         f"{session.input_tokens:,} + {session.output_tokens:,} tokens",
     ]
     return ", ".join(parts)
@@ -189,7 +187,7 @@ def _row(record: Record, full: bool, runs: dict[str, str], latest_run: int) -> t
 def _message_row(message: Message, full: bool) -> tuple[Text, Text]:
     text = _way(message).append_text(_cut(message.text, full, SHORT_CHARACTERS))
     for call in message.tool_calls:
-        asked = f"{call.get('name')}({_arguments(call.get('args'), full)})"
+        asked = f"{call.get('name')}({arguments_text(call.get('args'), full=full)})"
         text.append_text(_text(f"{' ' if message.text else ''}asks for {asked}", "dim"))
     if message.status == "incomplete":
         text.append(" (incomplete)", style="yellow")
@@ -199,15 +197,17 @@ def _message_row(message: Message, full: bool) -> tuple[Text, Text]:
 
 
 def _tool_text(call: ToolCall, full: bool) -> Text:
-    text = Text.assemble(_text(call.name, "bold"), _text(f"({_arguments(call.arguments, full)})"))
+    text = Text.assemble(_text(call.name, "bold"), _text(f"({arguments_text(call.arguments, full=full)})"))
     text.append(" → ").append(call.status, style=_OUTCOME_STYLES[call.status])
     if call.attempt > 1:
         text.append(f", attempt {call.attempt}")
     if call.duration_ms is not None:
-        text.append(f", {_duration(call.duration_ms)}", style="dim")
+        text.append(f", {duration_text(call.duration_ms)}", style="dim")
     outcome = call.error if call.error is not None else call.result
     if outcome is not None:
-        text.append(":\n" if full else ": ").append_text(_text(_json(outcome, full), "red" if call.error else ""))
+        text.append(":\n" if full else ": ").append_text(
+            _text(json_text(outcome, full=full), "red" if call.error else "")
+        )
     return text
 
 
@@ -217,7 +217,7 @@ def _model_text(call: ModelCall, full: bool) -> Text:
     if call.cost is not None:
         text.append(f", ${call.cost:.4g}", style="dim")
     if call.duration_ms is not None:
-        text.append(f", {_duration(call.duration_ms)}", style="dim")
+        text.append(f", {duration_text(call.duration_ms)}", style="dim")
     if call.error is not None:
         text.append(": ").append_text(_cut(call.error, full, SHORT_CHARACTERS)).stylize("red")
     return text
@@ -236,7 +236,7 @@ def _run_text(run: Run, full: bool, opening: str | None, overtaken: bool) -> Tex
     outcome = "no end recorded" if run.outcome == "running" and overtaken else run.outcome
     text = Text("", style="dim").append(outcome, style=_OUTCOME_STYLES[run.outcome])
     if run.duration_ms is not None:
-        text.append(f", {_duration(run.duration_ms)}")
+        text.append(f", {duration_text(run.duration_ms)}")
     if run.input_tokens is not None or run.output_tokens is not None:
         text.append(f", {run.input_tokens or 0:,} + {run.output_tokens or 0:,} tokens")
     if run.error is not None:
@@ -253,7 +253,7 @@ def _event_text(event: Event, full: bool) -> Text:
     if event.reason is not None:
         text.append_text(_text(f": {event.reason}", "dim"))
     if event.detail:
-        text.append_text(_text(f" {_json(event.detail, full)}", "dim"))
+        text.append_text(_text(f" {json_text(event.detail, full=full)}", "dim"))
     return text
 
 
@@ -280,15 +280,6 @@ def _table(*columns: str) -> Table:
     return table
 
 
-_CONTROLS = dict.fromkeys((*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)), 0xFFFD)
-_CONTROLS |= {code: 0x2400 + code for code in range(0x20) if code not in (0x09, 0x0A)} | {0x7F: 0x2421}
-
-
-def visible(text: str) -> str:
-    """The text with control characters, escape sequences and direction overrides made visible."""
-    return text.translate(_CONTROLS)
-
-
 def _text(text: str, style: str = "") -> Text:
     return Text(visible(text), style=style)
 
@@ -297,41 +288,9 @@ def _cut(text: str, full: bool, limit: int) -> Text:
     return _text(text if full else shortened(text, limit))
 
 
-def shortened(text: str, limit: int) -> str:
-    """The text on one line, cut to `limit` characters."""
-    line = re.sub(r"\s+", " ", text[: limit * 8]).strip()
-    return line if len(line) <= limit and len(text) <= limit * 8 else line[: limit - 1].rstrip() + "…"
-
-
-def _arguments(value: Any, full: bool) -> str:
-    if not isinstance(value, dict):
-        return _json(value, full)
-    text = ", ".join(f"{name}={json.dumps(one, ensure_ascii=False, default=str)}" for name, one in value.items())
-    return text if full else shortened(text, _SHORT_PART)
-
-
-def _json(value: Any, full: bool) -> str:
-    """A recorded value as text: a text as it is, nothing for nothing, all else as JSON."""
-    if value is None:
-        return ""
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    return text if full else shortened(text, _SHORT_PART)
-
-
 def _moment(moment: datetime) -> Text:
-    return Text(f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S}")
+    return Text(second_text(moment))
 
 
 def _minute(moment: datetime) -> Text:
     return Text(f"{moment.astimezone(UTC):%Y-%m-%d %H:%M}")
-
-
-def _duration(milliseconds: float) -> str:
-    if milliseconds < 1_000:
-        return f"{milliseconds:.3g} ms"
-    seconds = milliseconds / 1_000
-    return f"{seconds:.1f} s" if seconds < 60 else f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

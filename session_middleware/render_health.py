@@ -12,7 +12,7 @@ from rich.text import Text
 
 from session_middleware.doctor import Diagnosis
 from session_middleware.model import Damage, Forgotten, Problem, Salvaged, Verified
-from session_middleware.render import shortened, visible
+from session_middleware.wording import shortened, visible
 
 _WIDTH = 40  # of the sessions' ids
 _LINES = 20  # of damage, before the rest is only counted
