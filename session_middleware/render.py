@@ -17,12 +17,13 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from session_middleware.model import Ended, Event, Message, ModelCall, Run, SessionInfo, ToolCall
+from session_middleware.model import Ended, Event, Message, ModelCall, Run, SessionInfo, ToolCall, Usage
 from session_middleware.wording import arguments_text, duration_text, json_text, plural, second_text, shortened, visible
 
 Record: TypeAlias = Message | ToolCall | ModelCall | Run | Event
 
 SHORT_CHARACTERS = 110  # two lines of the text column at 80 columns
+_TITLE_CHARACTERS = 40
 _STATUS_STYLES = {
     "active": "green",
     "idle": "yellow",
@@ -37,18 +38,20 @@ _OPENINGS = ("opened", "resumed", "revived", "reopened", "forked")
 
 
 def sessions_table(sessions: Sequence[SessionInfo]) -> RenderableType:
-    """One line a session, in the order given."""
+    """One line a session, in the order given; under its id its title, if it has one."""
     if not sessions:
         return Text("no sessions", style="dim")
-    table = _table("session", "owner", "status", "last active", "messages", "tools", "tokens")
+    table = _table("session", "owner", "status", "last active", "messages", "tools")
     for session in sessions:
-        tokens = session.input_tokens + session.output_tokens
+        name = _text(session.id)
+        if session.title:
+            name.append("\n").append_text(_text(shortened(session.title, _TITLE_CHARACTERS), "dim"))
         table.add_row(
-            _text(session.id),
+            name,
             _text(session.user_id or "–"),  # noqa: RUF001 - an en dash reads as "nobody"
             _text(session.status, _STATUS_STYLES[session.status]),
             _minute(session.last_active_at),
-            *(Text(f"{count:,}") for count in (session.message_count, session.tool_call_count, tokens)),
+            *(Text(f"{count:,}") for count in (session.message_count, session.tool_call_count)),
         )
     return table
 
@@ -78,6 +81,33 @@ def sweep_table(ended: Sequence[Ended]) -> RenderableType:
             _text(one.action, "red" if one.action == "delete" else ""),
         )
     return table
+
+
+def usage_table(by: str, used: Sequence[Usage]) -> RenderableType:
+    """What calls took, a line for each key, and all together."""
+    if not used:
+        return Text("no calls", style="dim")
+    of_models = by != "tool"
+    costs = ("in", "out", "cost") if of_models else ()
+    table = _table(by, "calls", "errors", *costs, "median", "p95", caption=None)
+    for one in used:
+        table.add_row(
+            _text(one.key or "–"),  # noqa: RUF001 - as above
+            *_amounts(one, of_models),
+            *("" if took is None else duration_text(took) for took in (one.p50_ms, one.p95_ms)),
+        )
+    sums = ("calls", "errors", "input_tokens", "output_tokens", "cost", "unpriced")
+    total = Usage(key=None, **{name: sum(getattr(one, name) for one in used) for name in sums})
+    table.add_section()
+    table.add_row("all", *_amounts(total, of_models), "", "")
+    if not total.unpriced:
+        return table
+    return Group(table, Text(f"{plural(total.unpriced, 'call')} of unknown price not in the cost", style="dim"))
+
+
+def _amounts(used: Usage, of_models: bool) -> list[str]:
+    cost = [f"{used.input_tokens:,}", f"{used.output_tokens:,}", f"${used.cost:,.4f}"] if of_models else []
+    return [f"{used.calls:,}", f"{used.errors:,}", *cost]
 
 
 def timeline(session: SessionInfo, records: Iterable[Record], *, full: bool = False) -> RenderableType:
@@ -265,19 +295,23 @@ def _time_of(record: Record) -> datetime | None:
 # Words
 
 
-def _table(*columns: str) -> Table:
+def _table(*columns: str, caption: str | None = "times are UTC") -> Table:
     """Ids are folded rather than cut, so that they can be copied; all else stays on its line."""
-    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, caption="times are UTC")
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, collapse_padding=True, caption=caption)
     table.caption_justify = "right"
     for name in columns:
-        number = name in ("messages", "tools", "tokens")
+        number = name in _NUMBERS
         table.add_column(
             name,
             justify="right" if number else "left",
             overflow="fold",
-            no_wrap=name not in ("session", "owner"),
+            no_wrap=name in _ON_ONE_LINE,
         )
     return table
+
+
+_NUMBERS = frozenset({"messages", "tools", "calls", "errors", "in", "out", "cost", "median", "p95"})
+_ON_ONE_LINE = _NUMBERS | {"status", "last active", "why", "expired", "action"}
 
 
 def _text(text: str, style: str = "") -> Text:
