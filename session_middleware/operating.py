@@ -83,7 +83,8 @@ class Operated:
         session = self._parts.storage.find_session(chosen)
         if session is None:
             return explain_absence(chosen, self._parts.storage.find_buried(chosen), self._parts.settings)
-        return explain(session, self._parts.settings, self._parts.clock())
+        events = self._parts.storage.list_events(chosen)
+        return explain(session, self._parts.settings, self._parts.clock(), events)
 
     async def aexplain(self, session_id: object) -> Explanation:
         return await self._parts.offload.run(self.explain, session_id)
