@@ -25,7 +25,7 @@ from session_middleware.session import Session
 from session_middleware.storage.memory_port import MemoryPut
 from session_middleware.storage.port import Storage
 from session_middleware.storage.reporting import UsageBy
-from session_middleware.storage.upkeep import Buried, Deleted
+from session_middleware.storage.upkeep import ArchivedSession, Buried, Deleted
 from session_middleware.visits import acting_as, as_config
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 SessionList: TypeAlias = list[Session]
+Archives: TypeAlias = list[ArchivedSession]
 Usages: TypeAlias = list[Usage]
 ToolCalls: TypeAlias = list[ToolCall]
 FoundList: TypeAlias = list[Found]
@@ -207,6 +208,13 @@ class UserSessions:
 
     async def acount(self, **filters: Any) -> int:
         return await self._offload.run(self.count, **filters)
+
+    def list_archived(self, **page: Any) -> Archives:
+        """As `Sessions.list_archived`, of those that were their own."""
+        return self._given(self._sessions.list_archived(user_id=self.identity.user_id, **page))
+
+    async def alist_archived(self, **page: Any) -> Archives:
+        return await self._offload.run(self.list_archived, **page)
 
     def delete(self, session_id: object) -> Deleted:
         """Delete one of theirs, or its archive. Raises `SessionNotFound`, also for what they may only read."""

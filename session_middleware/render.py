@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from session_middleware.model import Ended, Event, Message, ModelCall, Run, SessionInfo, ToolCall, Usage
+from session_middleware.storage.upkeep import ArchivedSession
 from session_middleware.wording import arguments_text, duration_text, json_text, plural, second_text, shortened, visible
 
 Record: TypeAlias = Message | ToolCall | ModelCall | Run | Event
@@ -43,17 +44,36 @@ def sessions_table(sessions: Sequence[SessionInfo]) -> RenderableType:
         return Text("no sessions", style="dim")
     table = _table("session", "owner", "status", "last active", "messages", "tools")
     for session in sessions:
-        name = _text(session.id)
-        if session.title:
-            name.append("\n").append_text(_text(shortened(session.title, _TITLE_CHARACTERS), "dim"))
         table.add_row(
-            name,
+            _named(session.id, session.title),
             _text(session.user_id or "–"),  # noqa: RUF001 - an en dash reads as "nobody"
             _text(session.status, _STATUS_STYLES[session.status]),
             _minute(session.last_active_at),
             *(Text(f"{count:,}") for count in (session.message_count, session.tool_call_count)),
         )
     return table
+
+
+def archives_table(archived: Sequence[ArchivedSession]) -> RenderableType:
+    """Archived sessions, in the order given, each with its file."""
+    if not archived:
+        return Text("no archived sessions", style="dim")
+    table = _table("session", "owner", "ended by", "archived", "file")
+    for one in archived:
+        table.add_row(
+            _named(one.session_id, one.title),
+            _text(one.user_id or "–"),  # noqa: RUF001 - as above
+            _text(one.reason or ""),
+            _minute(one.archived_at),
+            _text(one.path),
+        )
+    return table
+
+
+def _named(session_id: str, title: str | None) -> Text:
+    """An id, and under it the title, where there is one."""
+    name = _text(session_id)
+    return name if not title else name.append("\n").append_text(_text(shortened(title, _TITLE_CHARACTERS), "dim"))
 
 
 def message_line(message: Message) -> Text:
@@ -311,7 +331,7 @@ def _table(*columns: str, caption: str | None = "times are UTC") -> Table:
 
 
 _NUMBERS = frozenset({"messages", "tools", "calls", "errors", "in", "out", "cost", "median", "p95"})
-_ON_ONE_LINE = _NUMBERS | {"status", "last active", "why", "expired", "action"}
+_ON_ONE_LINE = _NUMBERS | {"status", "last active", "why", "expired", "action", "ended by", "archived"}
 
 
 def _text(text: str, style: str = "") -> Text:

@@ -134,6 +134,10 @@ def test_delete_takes_an_archive_away(call: Call, db: str, tmp_path: Path) -> No
     with Sessions(db, on_expire="archive", idle_timeout="1ms", archive_path=str(tmp_path / "old")) as sessions:
         sessions.sweep()
     assert len(list((tmp_path / "old").iterdir())) == 3
+    listed = json.loads(call("list", "--archived", "--user", "ada", "--db", db, "--json").output)
+    assert {one["session_id"] for one in listed} == {"a1", "a2"}
+    assert "idle_timeout" in call("list", "--archived", "--db", db).output
+    assert call("list", "--archived", "--status", "idle", "--db", db).exit_code == 2
     assert "Delete the archive of 'a1'?" in call("delete", "a1", "--db", db, said="n\n").stderr
     assert call("delete", "a1", "--db", db, "--dry-run").exit_code == 0
     assert call("delete", "a1", "--db", db, "--yes").exit_code == 0
