@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from session_middleware.importing import Imported
     from session_middleware.session import Session
+    from session_middleware.storage.upkeep import ArchivedSession
 
 
 class _Commands(click.Group):
@@ -60,11 +61,17 @@ def cli() -> None:
 @db_option()
 @click.option("--user", "user_id", metavar="ID", help="Only sessions this user owns.")
 @click.option("--status", type=click.Choice(STATUSES), help="Only sessions with this status.")
+@click.option("--archived", is_flag=True, help="Those that are in their archives instead.")
 @click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="At most so many.")
 @json_option
-def list_command(db: str | None, user_id: str | None, status: Any, limit: int, as_json: bool) -> None:
+def list_command(db: str | None, user_id: str | None, status: Any, archived: bool, limit: int, as_json: bool) -> None:
     """List sessions, latest activity first."""
+    if archived and status:
+        raise click.UsageError("--archived and --status do not go together: an archived session has no status")
     with existing(db) as sessions:
+        if archived:
+            _list_archived(sessions.list_archived(user_id=user_id, limit=limit), as_json)
+            return
         found = sessions.list(user_id=user_id, status=status, limit=limit)
         if as_json:
             print_json([session.model_dump(mode="json") for session in found])
@@ -76,6 +83,15 @@ def list_command(db: str | None, user_id: str | None, status: Any, limit: int, a
         total = sessions.count(user_id=user_id, status=status)
         if total > len(found):
             console.print(f"{len(found)} of {total}; see more with --limit {total}")
+
+
+def _list_archived(found: Sequence[ArchivedSession], as_json: bool) -> None:
+    if as_json:
+        print_json([one.model_dump(mode="json") for one in found])
+        return
+    from session_middleware.render import archives_table
+
+    console_of_stdout().print(archives_table(found))
 
 
 @cli.command()

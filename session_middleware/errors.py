@@ -237,7 +237,8 @@ class PathTemplateError(SessionError, ValueError):
 class UnknownStatus(SessionError, ValueError):
     def __init__(self, status: str, *, known: tuple[str, ...]) -> None:
         self.status = status
-        super().__init__(f"there is no status {status!r}; use one of {', '.join(known)}")
+        also = "; what is archived is in sessions.list_archived()" if status == "archived" else ""
+        super().__init__(f"there is no status {status!r}; use one of {', '.join(known)}{also}")
 
 
 class UnknownStrategy(SessionError, ValueError):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from session_middleware import lifecycle
-from session_middleware.model import Explanation, SessionInfo
+from session_middleware.model import Event, Explanation, SessionInfo
 from session_middleware.settings import SessionSettings
 from session_middleware.storage.upkeep import Buried
 
@@ -20,7 +21,10 @@ _WHY = {
 }
 
 
-def explain(session: SessionInfo, settings: SessionSettings, now: datetime) -> Explanation:
+def explain(
+    session: SessionInfo, settings: SessionSettings, now: datetime, events: Sequence[Event] = ()
+) -> Explanation:
+    """`events` are the session's: those that say what it took the place of, or what took its place."""
     seen = lifecycle.as_of(session, settings, now)
     terms = lifecycle.terms_of(session, settings)
     told = {name: _long(getattr(terms, name)) for name in ("idle_timeout", "max_age", "retention")}
@@ -60,6 +64,7 @@ def explain(session: SessionInfo, settings: SessionSettings, now: datetime) -> E
         elif until is not None:
             next_status, next_at, next_reason = "deleted", until, "retention"
             sentences.append(f"it is deleted at {_at(until)} (retention)")
+    sentences += _fresh_starts(events)
     return Explanation(
         session_id=session.id,
         status=seen.status,
@@ -70,6 +75,16 @@ def explain(session: SessionInfo, settings: SessionSettings, now: datetime) -> E
         next_at=next_at,
         text=f"session {session.id!r}: " + "; ".join(sentences),
     )
+
+
+def _fresh_starts(events: Sequence[Event]) -> list[str]:
+    told = []
+    for event in events:
+        if event.kind == "opened" and "put_aside" in event.detail:
+            told.append(f"it was started afresh, and what was said before is in session {event.detail['put_aside']!r}")
+        elif event.kind == "put_aside":
+            told.append(f"it was session {event.detail['was']!r} until that was started afresh")
+    return told
 
 
 def _after_end(seen: SessionInfo, terms: lifecycle.Terms, settings: SessionSettings) -> list[str]:

@@ -19,12 +19,13 @@ from session_middleware.errors import SessionAccessDenied, SessionNotFound, User
 from session_middleware.explaining import explain_absence
 from session_middleware.memory.found import Found
 from session_middleware.model import Identity, SessionInfo, ToolCall, Usage
+from session_middleware.notebook import Rows
 from session_middleware.parts import Parts
 from session_middleware.session import Session
 from session_middleware.storage.memory_port import MemoryPut
 from session_middleware.storage.port import Storage
 from session_middleware.storage.reporting import UsageBy
-from session_middleware.storage.upkeep import Buried, Deleted
+from session_middleware.storage.upkeep import ArchivedSession, Buried, Deleted
 from session_middleware.visits import acting_as, as_config
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 SessionList: TypeAlias = list[Session]
+Archives: TypeAlias = list[ArchivedSession]
 Usages: TypeAlias = list[Usage]
 ToolCalls: TypeAlias = list[ToolCall]
 FoundList: TypeAlias = list[Found]
@@ -117,6 +119,9 @@ class UserSessions:
         self._storage, self._offload = parts.storage, parts.offload
         self.identity = identity
 
+    def __repr__(self) -> str:
+        return f"{self._sessions!r}.for_user({self.identity.user_id!r})"
+
     def _in_hand(self, info: SessionInfo) -> Session:
         """A session for them: what it gives and takes is checked each time."""
         storage: Any = GuardedStorage(self._storage, info, self.identity)
@@ -192,7 +197,7 @@ class UserSessions:
     def list(self, **filters: Any) -> SessionList:
         """Theirs and those shared with their groups, filtered as `Sessions.list` does."""
         found = self._given(self._sessions.list(visible_to=self.identity, **filters))
-        return [self._in_hand(session) for session in found]
+        return Rows(self._in_hand(session) for session in found)
 
     async def alist(self, **filters: Any) -> SessionList:
         return await self._offload.run(self.list, **filters)
@@ -203,6 +208,13 @@ class UserSessions:
 
     async def acount(self, **filters: Any) -> int:
         return await self._offload.run(self.count, **filters)
+
+    def list_archived(self, **page: Any) -> Archives:
+        """As `Sessions.list_archived`, of those that were their own."""
+        return self._given(self._sessions.list_archived(user_id=self.identity.user_id, **page))
+
+    async def alist_archived(self, **page: Any) -> Archives:
+        return await self._offload.run(self.list_archived, **page)
 
     def delete(self, session_id: object) -> Deleted:
         """Delete one of theirs, or its archive. Raises `SessionNotFound`, also for what they may only read."""

@@ -24,6 +24,7 @@ from session_middleware.model import (
     Visibility,
 )
 from session_middleware.names import details_of
+from session_middleware.notebook import session_html
 from session_middleware.parts import Parts
 from session_middleware.recording.recorder import SessionRecorder
 from session_middleware.resources import path_of
@@ -31,6 +32,7 @@ from session_middleware.storage.offload import Offload
 from session_middleware.storage.port import Storage
 from session_middleware.storage.upkeep import Deleted
 from session_middleware.visits import as_config
+from session_middleware.wording import plural
 
 Timeout = str | float | timedelta | None  # "never" for none at all; None leaves what is there
 
@@ -53,6 +55,15 @@ class LivingSession(SessionInfo):
         session._storage, session._offload = parts.storage, parts.offload
         session._recorder, session._new_id = parts.recorder, parts.new_id
         return session
+
+    def __repr__(self) -> str:
+        told = [self.status, f"of {self.user_id!r}" if self.user_id is not None else "nobody's"]
+        told += [repr(self.title)] if self.title else []
+        told += [plural(self.message_count, "message"), plural(self.tool_call_count, "tool call")]
+        return f"<Session {self.id!r}: {', '.join(told)}>"
+
+    def _repr_html_(self) -> str:
+        return session_html(self)
 
     @property
     def acting(self) -> Identity:

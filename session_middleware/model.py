@@ -6,11 +6,13 @@ All are frozen pydantic models whose field names are the column names. Times are
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from session_middleware.wording import repr_parts
 
 Clock: TypeAlias = Callable[[], datetime]
 NewId: TypeAlias = Callable[[], str]
@@ -48,6 +50,15 @@ def from_text(text: str) -> datetime:
 
 class Value(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)  # built when first used
+    _unsaid: ClassVar[frozenset[str]] = frozenset()  # what `repr` leaves out, beside what says nothing
+
+    def __repr_args__(self) -> Iterator[tuple[str, Any]]:
+        fields = type(self).model_fields
+        said = {name: getattr(self, name) for name in fields if name not in self._unsaid}
+        return repr_parts(said, {name: field.default for name, field in fields.items()})
+
+    def __str__(self) -> str:
+        return repr(self)
 
 
 class Identity(Value):
@@ -116,6 +127,8 @@ class SessionInfo(Value):
 
 class Record(Value):
     """One row of the record: `seq` orders all rows of a session, whatever their table."""
+
+    _unsaid: ClassVar[frozenset[str]] = frozenset({"session_id", "run_id", "message_id", "place", "checkpoint_ns"})
 
     session_id: str
     seq: int

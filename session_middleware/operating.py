@@ -10,13 +10,14 @@ from session_middleware import lifecycle
 from session_middleware.explaining import explain, explain_absence
 from session_middleware.living import Timeout
 from session_middleware.model import Ended, Explanation, Forgotten, Problem, Salvaged, Status, Verified
-from session_middleware.names import checked_status
+from session_middleware.names import check_after, checked_limit, checked_status
+from session_middleware.notebook import Rows
 from session_middleware.parts import Parts
 from session_middleware.session import Session
 from session_middleware.storage.port import SessionFilter
 from session_middleware.storage.sqlite.damage.salvaging import salvage
 from session_middleware.storage.sqlite.damage.verifying import Progress, verify
-from session_middleware.storage.upkeep import Deleted
+from session_middleware.storage.upkeep import ArchivedSession, Deleted
 from session_middleware.sweeping import Sweeper
 
 
@@ -70,7 +71,7 @@ class Operated:
             older_than: delete the sessions that were last active so long ago instead, such as ``"90d"``.
             status: only those with this status; with `older_than` only.
         """
-        return self._sweeper.sweep(now, dry_run=dry_run, older_than=older_than, status=checked_status(status))
+        return Rows(self._sweeper.sweep(now, dry_run=dry_run, older_than=older_than, status=checked_status(status)))
 
     async def asweep(self, now: datetime | None = None, **options: Any) -> list[Ended]:
         return await self._parts.offload.run(self.sweep, now, **options)
@@ -82,15 +83,32 @@ class Operated:
         session = self._parts.storage.find_session(chosen)
         if session is None:
             return explain_absence(chosen, self._parts.storage.find_buried(chosen), self._parts.settings)
-        return explain(session, self._parts.settings, self._parts.clock())
+        events = self._parts.storage.list_events(chosen)
+        return explain(session, self._parts.settings, self._parts.clock(), events)
 
     async def aexplain(self, session_id: object) -> Explanation:
         return await self._parts.offload.run(self.explain, session_id)
 
+    def list_archived(
+        self, *, user_id: str | None = None, limit: int | None = 50, after: ArchivedSession | None = None
+    ) -> list[ArchivedSession]:
+        """Sessions that are in their archives, latest first. The next page is what follows `after`, the last one had.
+
+        Resuming one's id brings it back (``on_resume="revive"``); `delete` deletes it with its file.
+        """
+        self._settle()
+        check_after(after, ArchivedSession, "the last archived session of the page before")
+        before = None if after is None else (after.archived_at, after.session_id)
+        chosen = None if user_id is None else lifecycle.owner_id_of("user_id", user_id)
+        return Rows(self._parts.storage.list_archived(user_id=chosen, limit=checked_limit(limit), before=before))
+
+    async def alist_archived(self, **options: Any) -> list[ArchivedSession]:
+        return await self._parts.offload.run(self.list_archived, **options)
+
     def check(self, *, repair: bool = False) -> list[Problem]:
         """What should hold between the rows of sessions and does not; `repair` mends it, with events."""
         self._settle()
-        return self._parts.storage.check(repair=repair)
+        return Rows(self._parts.storage.check(repair=repair))
 
     async def acheck(self, *, repair: bool = False) -> list[Problem]:
         return await self._parts.offload.run(self.check, repair=repair)

@@ -7,8 +7,6 @@ columns and stay readable when the output is a file.
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeAlias
@@ -19,12 +17,14 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from session_middleware.model import Ended, Event, Message, ModelCall, Run, SessionInfo, ToolCall
+from session_middleware.model import Ended, Event, Message, ModelCall, Run, SessionInfo, ToolCall, Usage
+from session_middleware.storage.upkeep import ArchivedSession
+from session_middleware.wording import arguments_text, duration_text, json_text, plural, second_text, shortened, visible
 
 Record: TypeAlias = Message | ToolCall | ModelCall | Run | Event
 
 SHORT_CHARACTERS = 110  # two lines of the text column at 80 columns
-_SHORT_PART = 70  # each of a tool call's arguments and result
+_TITLE_CHARACTERS = 40
 _STATUS_STYLES = {
     "active": "green",
     "idle": "yellow",
@@ -39,20 +39,41 @@ _OPENINGS = ("opened", "resumed", "revived", "reopened", "forked")
 
 
 def sessions_table(sessions: Sequence[SessionInfo]) -> RenderableType:
-    """One line a session, in the order given."""
+    """One line a session, in the order given; under its id its title, if it has one."""
     if not sessions:
         return Text("no sessions", style="dim")
-    table = _table("session", "owner", "status", "last active", "messages", "tools", "tokens")
+    table = _table("session", "owner", "status", "last active", "messages", "tools")
     for session in sessions:
-        tokens = session.input_tokens + session.output_tokens
         table.add_row(
-            _text(session.id),
+            _named(session.id, session.title),
             _text(session.user_id or "–"),  # noqa: RUF001 - an en dash reads as "nobody"
             _text(session.status, _STATUS_STYLES[session.status]),
             _minute(session.last_active_at),
-            *(Text(f"{count:,}") for count in (session.message_count, session.tool_call_count, tokens)),
+            *(Text(f"{count:,}") for count in (session.message_count, session.tool_call_count)),
         )
     return table
+
+
+def archives_table(archived: Sequence[ArchivedSession]) -> RenderableType:
+    """Archived sessions, in the order given, each with its file."""
+    if not archived:
+        return Text("no archived sessions", style="dim")
+    table = _table("session", "owner", "ended by", "archived", "file")
+    for one in archived:
+        table.add_row(
+            _named(one.session_id, one.title),
+            _text(one.user_id or "–"),  # noqa: RUF001 - as above
+            _text(one.reason or ""),
+            _minute(one.archived_at),
+            _text(one.path),
+        )
+    return table
+
+
+def _named(session_id: str, title: str | None) -> Text:
+    """An id, and under it the title, where there is one."""
+    name = _text(session_id)
+    return name if not title else name.append("\n").append_text(_text(shortened(title, _TITLE_CHARACTERS), "dim"))
 
 
 def message_line(message: Message) -> Text:
@@ -63,7 +84,7 @@ def message_line(message: Message) -> Text:
 
 def request_text(name: str, arguments: Any) -> Text:
     """A tool call as it is asked for, shortened: ``name(key=value)``."""
-    return _text(f"{name}({_arguments(arguments, False)})")
+    return _text(f"{name}({arguments_text(arguments)})")
 
 
 def sweep_table(ended: Sequence[Ended]) -> RenderableType:
@@ -80,6 +101,33 @@ def sweep_table(ended: Sequence[Ended]) -> RenderableType:
             _text(one.action, "red" if one.action == "delete" else ""),
         )
     return table
+
+
+def usage_table(by: str, used: Sequence[Usage]) -> RenderableType:
+    """What calls took, a line for each key, and all together."""
+    if not used:
+        return Text("no calls", style="dim")
+    of_models = by != "tool"
+    costs = ("in", "out", "cost") if of_models else ()
+    table = _table(by, "calls", "errors", *costs, "median", "p95", caption=None)
+    for one in used:
+        table.add_row(
+            _text(one.key or "–"),  # noqa: RUF001 - as above
+            *_amounts(one, of_models),
+            *("" if took is None else duration_text(took) for took in (one.p50_ms, one.p95_ms)),
+        )
+    sums = ("calls", "errors", "input_tokens", "output_tokens", "cost", "unpriced")
+    total = Usage(key=None, **{name: sum(getattr(one, name) for one in used) for name in sums})
+    table.add_section()
+    table.add_row("all", *_amounts(total, of_models), "", "")
+    if not total.unpriced:
+        return table
+    return Group(table, Text(f"{plural(total.unpriced, 'call')} of unknown price not in the cost", style="dim"))
+
+
+def _amounts(used: Usage, of_models: bool) -> list[str]:
+    cost = [f"{used.input_tokens:,}", f"{used.output_tokens:,}", f"${used.cost:,.4f}"] if of_models else []
+    return [f"{used.calls:,}", f"{used.errors:,}", *cost]
 
 
 def timeline(session: SessionInfo, records: Iterable[Record], *, full: bool = False) -> RenderableType:
@@ -131,10 +179,10 @@ def _header(session: SessionInfo) -> RenderableType:
 
 def _counts(session: SessionInfo) -> str:
     parts = [
-        _plural(session.run_count, "run"),
-        _plural(session.message_count, "message"),
-        _plural(session.tool_call_count, "tool call"),
-        _plural(session.error_count, "error"),
+        plural(session.run_count, "run"),
+        plural(session.message_count, "message"),
+        plural(session.tool_call_count, "tool call"),
+        plural(session.error_count, "error"),
         f"{session.input_tokens:,} + {session.output_tokens:,} tokens",
     ]
     return ", ".join(parts)
@@ -189,7 +237,7 @@ def _row(record: Record, full: bool, runs: dict[str, str], latest_run: int) -> t
 def _message_row(message: Message, full: bool) -> tuple[Text, Text]:
     text = _way(message).append_text(_cut(message.text, full, SHORT_CHARACTERS))
     for call in message.tool_calls:
-        asked = f"{call.get('name')}({_arguments(call.get('args'), full)})"
+        asked = f"{call.get('name')}({arguments_text(call.get('args'), full=full)})"
         text.append_text(_text(f"{' ' if message.text else ''}asks for {asked}", "dim"))
     if message.status == "incomplete":
         text.append(" (incomplete)", style="yellow")
@@ -199,15 +247,17 @@ def _message_row(message: Message, full: bool) -> tuple[Text, Text]:
 
 
 def _tool_text(call: ToolCall, full: bool) -> Text:
-    text = Text.assemble(_text(call.name, "bold"), _text(f"({_arguments(call.arguments, full)})"))
+    text = Text.assemble(_text(call.name, "bold"), _text(f"({arguments_text(call.arguments, full=full)})"))
     text.append(" → ").append(call.status, style=_OUTCOME_STYLES[call.status])
     if call.attempt > 1:
         text.append(f", attempt {call.attempt}")
     if call.duration_ms is not None:
-        text.append(f", {_duration(call.duration_ms)}", style="dim")
+        text.append(f", {duration_text(call.duration_ms)}", style="dim")
     outcome = call.error if call.error is not None else call.result
     if outcome is not None:
-        text.append(":\n" if full else ": ").append_text(_text(_json(outcome, full), "red" if call.error else ""))
+        text.append(":\n" if full else ": ").append_text(
+            _text(json_text(outcome, full=full), "red" if call.error else "")
+        )
     return text
 
 
@@ -217,7 +267,7 @@ def _model_text(call: ModelCall, full: bool) -> Text:
     if call.cost is not None:
         text.append(f", ${call.cost:.4g}", style="dim")
     if call.duration_ms is not None:
-        text.append(f", {_duration(call.duration_ms)}", style="dim")
+        text.append(f", {duration_text(call.duration_ms)}", style="dim")
     if call.error is not None:
         text.append(": ").append_text(_cut(call.error, full, SHORT_CHARACTERS)).stylize("red")
     return text
@@ -236,7 +286,7 @@ def _run_text(run: Run, full: bool, opening: str | None, overtaken: bool) -> Tex
     outcome = "no end recorded" if run.outcome == "running" and overtaken else run.outcome
     text = Text("", style="dim").append(outcome, style=_OUTCOME_STYLES[run.outcome])
     if run.duration_ms is not None:
-        text.append(f", {_duration(run.duration_ms)}")
+        text.append(f", {duration_text(run.duration_ms)}")
     if run.input_tokens is not None or run.output_tokens is not None:
         text.append(f", {run.input_tokens or 0:,} + {run.output_tokens or 0:,} tokens")
     if run.error is not None:
@@ -253,7 +303,7 @@ def _event_text(event: Event, full: bool) -> Text:
     if event.reason is not None:
         text.append_text(_text(f": {event.reason}", "dim"))
     if event.detail:
-        text.append_text(_text(f" {_json(event.detail, full)}", "dim"))
+        text.append_text(_text(f" {json_text(event.detail, full=full)}", "dim"))
     return text
 
 
@@ -265,28 +315,23 @@ def _time_of(record: Record) -> datetime | None:
 # Words
 
 
-def _table(*columns: str) -> Table:
+def _table(*columns: str, caption: str | None = "times are UTC") -> Table:
     """Ids are folded rather than cut, so that they can be copied; all else stays on its line."""
-    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, caption="times are UTC")
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, collapse_padding=True, caption=caption)
     table.caption_justify = "right"
     for name in columns:
-        number = name in ("messages", "tools", "tokens")
+        number = name in _NUMBERS
         table.add_column(
             name,
             justify="right" if number else "left",
             overflow="fold",
-            no_wrap=name not in ("session", "owner"),
+            no_wrap=name in _ON_ONE_LINE,
         )
     return table
 
 
-_CONTROLS = dict.fromkeys((*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)), 0xFFFD)
-_CONTROLS |= {code: 0x2400 + code for code in range(0x20) if code not in (0x09, 0x0A)} | {0x7F: 0x2421}
-
-
-def visible(text: str) -> str:
-    """The text with control characters, escape sequences and direction overrides made visible."""
-    return text.translate(_CONTROLS)
+_NUMBERS = frozenset({"messages", "tools", "calls", "errors", "in", "out", "cost", "median", "p95"})
+_ON_ONE_LINE = _NUMBERS | {"status", "last active", "why", "expired", "action", "ended by", "archived"}
 
 
 def _text(text: str, style: str = "") -> Text:
@@ -297,41 +342,9 @@ def _cut(text: str, full: bool, limit: int) -> Text:
     return _text(text if full else shortened(text, limit))
 
 
-def shortened(text: str, limit: int) -> str:
-    """The text on one line, cut to `limit` characters."""
-    line = re.sub(r"\s+", " ", text[: limit * 8]).strip()
-    return line if len(line) <= limit and len(text) <= limit * 8 else line[: limit - 1].rstrip() + "…"
-
-
-def _arguments(value: Any, full: bool) -> str:
-    if not isinstance(value, dict):
-        return _json(value, full)
-    text = ", ".join(f"{name}={json.dumps(one, ensure_ascii=False, default=str)}" for name, one in value.items())
-    return text if full else shortened(text, _SHORT_PART)
-
-
-def _json(value: Any, full: bool) -> str:
-    """A recorded value as text: a text as it is, nothing for nothing, all else as JSON."""
-    if value is None:
-        return ""
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    return text if full else shortened(text, _SHORT_PART)
-
-
 def _moment(moment: datetime) -> Text:
-    return Text(f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S}")
+    return Text(second_text(moment))
 
 
 def _minute(moment: datetime) -> Text:
     return Text(f"{moment.astimezone(UTC):%Y-%m-%d %H:%M}")
-
-
-def _duration(milliseconds: float) -> str:
-    if milliseconds < 1_000:
-        return f"{milliseconds:.3g} ms"
-    seconds = milliseconds / 1_000
-    return f"{seconds:.1f} s" if seconds < 60 else f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

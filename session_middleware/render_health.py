@@ -12,7 +12,8 @@ from rich.text import Text
 
 from session_middleware.doctor import Diagnosis
 from session_middleware.model import Damage, Forgotten, Problem, Salvaged, Verified
-from session_middleware.render import shortened, visible
+from session_middleware.storage.upkeep import Deleted
+from session_middleware.wording import shortened, visible
 
 _WIDTH = 40  # of the sessions' ids
 _LINES = 20  # of damage, before the rest is only counted
@@ -114,6 +115,15 @@ def forgotten(receipt: Forgotten) -> RenderableType:
     if receipt.pending:
         said = "a reader still holds an older snapshot of the file: run this again when it has ended"
     return Group(facts, Text(said, style="bold red" if receipt.pending else "bold green"))
+
+
+def deletion(deleted: Deleted, *, dry_run: bool) -> RenderableType:
+    """How much of a session went, or would go."""
+    facts = Table.grid(padding=(0, 2, 0, 0))
+    for name in ("sessions", "checkpoints", "messages", "tool_calls", "memories"):
+        facts.add_row(name.replace("_", " "), f"{getattr(deleted, name):,}")
+    facts.add_row("about" if dry_run else "freed", _megabytes(deleted.bytes_freed))
+    return Group(facts, Text("nothing was deleted" if dry_run else "deleted"))
 
 
 def _facts(found: Diagnosis) -> list[tuple[str, str]]:

@@ -8,6 +8,7 @@ from typing import Any
 from session_middleware import lifecycle
 from session_middleware.model import CALL_STATUSES, ToolCall, Usage
 from session_middleware.names import check_after, check_choice, checked_limit
+from session_middleware.notebook import Rows
 from session_middleware.recording.recorder import SessionRecorder
 from session_middleware.storage.offload import Offload
 from session_middleware.storage.port import Storage
@@ -37,8 +38,8 @@ class Reports:
         chosen = None if session_id is None else lifecycle.session_id_of(session_id)
         found = self._storage.usage(by, UsageFilter(user_id, group_id, chosen, since, until))
         if by == "day":
-            return sorted(found, key=lambda one: one.key or "")
-        return sorted(found, key=lambda one: (-one.cost, -one.calls, one.key or ""))
+            return Rows(sorted(found, key=lambda one: one.key or ""))
+        return Rows(sorted(found, key=lambda one: (-one.cost, -one.calls, one.key or "")))
 
     async def ausage(self, by: UsageBy = "user", **options: Any) -> list[Usage]:
         return await self._offload.run(self.usage, by, **options)
@@ -63,7 +64,7 @@ class Reports:
             check_choice("status", status, CALL_STATUSES)
         check_after(after, ToolCall, "the last tool call of the page before")
         where = ToolCallFilter(name, status, user_id, since, until)
-        return self._storage.list_all_tool_calls(where, limit=checked_limit(limit), before=after)
+        return Rows(self._storage.list_all_tool_calls(where, limit=checked_limit(limit), before=after))
 
     async def atool_calls(self, **options: Any) -> list[ToolCall]:
         return await self._offload.run(self.tool_calls, **options)

@@ -17,6 +17,7 @@ from session_middleware.living import LivingSession
 from session_middleware.memory.session_memory import SessionMemory
 from session_middleware.model import Branch, Event, Message, ModelCall, RepairedCall, Run, SessionInfo, Stats, ToolCall
 from session_middleware.names import check_after, check_choice, checked_limit
+from session_middleware.notebook import Rows
 from session_middleware.parts import Parts
 from session_middleware.recording.history import SessionHistory
 from session_middleware.recording.loop import F, Loop, Sayable
@@ -65,7 +66,9 @@ class Session(LivingSession):
         self._settle(after, limit)
         if branch not in (None, "main", "all"):
             check_choice("branch", branch, ("main", "all", *(each.id for each in self.branches())))
-        return self._storage.list_messages(self.id, after=after, limit=limit, all_versions=all_versions, branch=branch)
+        return Rows(
+            self._storage.list_messages(self.id, after=after, limit=limit, all_versions=all_versions, branch=branch)
+        )
 
     async def amessages(self, **options: Any) -> builtins.list[Message]:
         return await self._offload.run(self.messages, **options)
@@ -89,7 +92,7 @@ class Session(LivingSession):
     def tool_calls(self, *, after: int = 0, limit: int | None = None) -> builtins.list[ToolCall]:
         """Each execution of a tool, in order."""
         self._settle(after, limit)
-        return self._storage.list_tool_calls(self.id, after=after, limit=limit)
+        return Rows(self._storage.list_tool_calls(self.id, after=after, limit=limit))
 
     async def atool_calls(self, **options: Any) -> builtins.list[ToolCall]:
         return await self._offload.run(self.tool_calls, **options)
@@ -97,7 +100,7 @@ class Session(LivingSession):
     def model_calls(self, *, after: int = 0, limit: int | None = None) -> builtins.list[ModelCall]:
         """Each call of a model, in order: what it took and what it cost."""
         self._settle(after, limit)
-        return self._storage.list_model_calls(self.id, after=after, limit=limit)
+        return Rows(self._storage.list_model_calls(self.id, after=after, limit=limit))
 
     async def amodel_calls(self, **options: Any) -> builtins.list[ModelCall]:
         return await self._offload.run(self.model_calls, **options)
@@ -113,7 +116,7 @@ class Session(LivingSession):
     def runs(self, *, after: int = 0, limit: int | None = None) -> builtins.list[Run]:
         """Each invocation of the graph, in order."""
         self._settle(after, limit)
-        return self._storage.list_runs(self.id, after=after, limit=limit)
+        return Rows(self._storage.list_runs(self.id, after=after, limit=limit))
 
     async def aruns(self, **options: Any) -> builtins.list[Run]:
         return await self._offload.run(self.runs, **options)
@@ -121,7 +124,7 @@ class Session(LivingSession):
     def events(self, *, after: int = 0, limit: int | None = None) -> builtins.list[Event]:
         """What happened to the session itself, and why, in order."""
         self._settle(after, limit)
-        return self._storage.list_events(self.id, after=after, limit=limit)
+        return Rows(self._storage.list_events(self.id, after=after, limit=limit))
 
     async def aevents(self, **options: Any) -> builtins.list[Event]:
         return await self._offload.run(self.events, **options)

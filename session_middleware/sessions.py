@@ -35,6 +35,7 @@ from session_middleware.model import (
     Visibility,
     utc_now,
 )
+from session_middleware.notebook import Rows
 from session_middleware.operating import Operated
 from session_middleware.parts import assemble
 from session_middleware.reports import Reports
@@ -91,6 +92,9 @@ class Sessions(Operated, Reports, Hookable, MemoryDoor):
         self._sweeper = Sweeper(self._parts)
         self._sweeper.go_on()
         self._closing, self._is_closed = threading.Lock(), False
+
+    def __repr__(self) -> str:
+        return f"Sessions({self._storage.name!r})"
 
     def close(self) -> None:
         """Finish what is being written, call the hooks for it, and release the file. Closing twice is allowed."""
@@ -287,10 +291,8 @@ class Sessions(Operated, Reports, Hookable, MemoryDoor):
         )
         names.check_after(after, SessionInfo, "the last session of the page before")
         before = None if after is None else (after.last_active_at, after.id)
-        return [
-            self._session(info)
-            for info in self._storage.list_sessions(where, limit=names.checked_limit(limit), before=before)
-        ]
+        found = self._storage.list_sessions(where, limit=names.checked_limit(limit), before=before)
+        return Rows(self._session(info) for info in found)
 
     async def alist(self, **options: Any) -> SessionList:
         return await self._offload.run(self.list, **options)

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from session_middleware.model import Event, Message, ModelCall, Run, ToolCall
+from session_middleware.notebook import tree_html
+from session_middleware.wording import plural
 
 Entry: TypeAlias = Message | ToolCall | ModelCall | Run | Event
 
@@ -39,6 +41,17 @@ class Timeline(list[Entry]):
     def __init__(self, entries: Iterable[Entry] = (), runs: Iterable[Run] = ()) -> None:
         super().__init__(entries)
         self._runs = {run.id: run for run in (*runs, *(entry for entry in self if isinstance(entry, Run)))}
+
+    def __repr__(self) -> str:
+        if not self:
+            return "<Timeline: no records>"
+        return (
+            f"<Timeline of {self[0].session_id!r}: {plural(len(self), 'record')}, seq {self[0].seq} to {self[-1].seq}>"
+        )
+
+    def _repr_html_(self) -> str:
+        nodes = (placed for root in self.tree for placed in root.walk())
+        return tree_html((depth, node.name, node.record) for depth, node in nodes)
 
     @property
     def tree(self) -> list[Node]:

@@ -1,12 +1,55 @@
-"""The commands of an operator: sweeping, explaining, checking, forgetting and refusing users."""
+"""The commands of an operator: what it costs; sweeping, explaining, pinning, deleting; users to forget and refuse."""
 
 from __future__ import annotations
 
-from typing import Any
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from session_middleware.terminal import STATUSES, console_of_stdout, db_option, existing, json_option, print_json
+from session_middleware.errors import SessionNotFound
+from session_middleware.terminal import (
+    STATUSES,
+    console_of_stdout,
+    db_option,
+    existing,
+    json_option,
+    print_json,
+)
+
+if TYPE_CHECKING:
+    from session_middleware.session import Session
+    from session_middleware.storage.upkeep import Deleted
+
+
+@click.command()
+@db_option()
+@click.option("--by", type=click.Choice(["user", "group", "session", "model", "tool", "day"]), default="user")
+@click.option("--user", "user_id", metavar="ID", help="Only sessions this user owns.")
+@click.option("--since", metavar="TIME", help="A day such as 2026-01-31, or how long ago, such as 7d.")
+@json_option
+def usage(db: str | None, by: Any, user_id: str | None, since: str | None, as_json: bool) -> None:
+    """Say what models took and cost, dearest first; with --by tool: what tools took."""
+    moment = _moment(since)
+    with existing(db) as sessions:
+        found = sessions.usage(by, user_id=user_id, since=moment)
+    if as_json:
+        print_json([one.model_dump(mode="json") for one in found])
+        return
+    from session_middleware.render import usage_table
+
+    console_of_stdout().print(usage_table(by, found))
+
+
+def _moment(since: str | None) -> datetime | None:
+    from session_middleware.settings import age_of
+
+    try:
+        moment = None if since is None else datetime.fromisoformat(since)
+    except ValueError:
+        age = age_of("--since", since)
+        return None if age is None else datetime.now(UTC) - age
+    return moment.replace(tzinfo=moment.tzinfo or UTC) if moment is not None else None
 
 
 @click.command()
@@ -51,6 +94,70 @@ def explain(session_id: str, db: str | None, as_json: bool) -> None:
             print_json(found.model_dump(mode="json"))
         else:
             click.echo(str(found))
+
+
+@click.command()
+@click.argument("session_id", metavar="ID")
+@db_option()
+@click.option("--dry-run", is_flag=True, help="Only say how much there is.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
+def delete(session_id: str, db: str | None, dry_run: bool, yes: bool, as_json: bool) -> None:
+    """Delete all of a session, or its archive. Its id stays its owner's."""
+    with existing(db) as sessions:
+        session = sessions.find(session_id)
+        if session is None and sessions.explain(session_id).status != "archived":
+            raise SessionNotFound(session_id)
+        if not dry_run and not yes:
+            what = f"Delete session {session_id!r}" if session is not None else f"Delete the archive of {session_id!r}"
+            running = ", in which a run is in progress" if session is not None and session.is_running else ""
+            click.confirm(f"{what}{running}?", abort=True, err=True)
+        deleted = _holdings(session) if dry_run else sessions.delete(session_id)
+        if as_json:
+            print_json({**deleted._asdict(), "dry_run": dry_run})
+        else:
+            from session_middleware.render_health import deletion
+
+            console_of_stdout().print(deletion(deleted, dry_run=dry_run))
+
+
+def _holdings(session: Session | None) -> Deleted:
+    """What deleting it would say; of an archive, that it is one."""
+    from session_middleware.storage.upkeep import Deleted
+
+    if session is None:
+        return Deleted(1)
+    stats, said = session.stats(), session.messages(all_versions=True, branch="all")
+    return Deleted(
+        sessions=1,
+        checkpoints=stats.checkpoint_count,
+        messages=len(said),
+        tool_calls=stats.tool_call_count,
+        memories=len(session.memory.list()),
+        bytes_freed=stats.bytes,
+    )
+
+
+@click.command()
+@click.argument("session_id", metavar="ID")
+@db_option()
+@click.option("--why", metavar="TEXT", help="Kept with it, and with the event.")
+@click.option("--by", metavar="NAME", help="On whose word.")
+def pin(session_id: str, db: str | None, why: str | None, by: str | None) -> None:
+    """Exempt a session from expiry and from sweeps."""
+    with existing(db) as sessions:
+        sessions.get(session_id).pin(why, by=by)
+        click.echo(str(sessions.explain(session_id)))
+
+
+@click.command()
+@click.argument("session_id", metavar="ID")
+@db_option()
+def unpin(session_id: str, db: str | None) -> None:
+    """Exempt it no longer; its idle time begins now."""
+    with existing(db) as sessions:
+        sessions.get(session_id).unpin()
+        click.echo(str(sessions.explain(session_id)))
 
 
 @click.command()
@@ -108,5 +215,5 @@ def revoke(user_id: str, db: str | None, reason: str | None, lift: bool) -> None
 
 
 def add_to(group: click.Group) -> None:
-    for command in (sweep, explain, check, forget, revoke):
+    for command in (usage, sweep, explain, pin, unpin, delete, check, forget, revoke):
         group.add_command(command)

@@ -18,9 +18,10 @@ from rich.text import Text
 from session_middleware.demo.agent import build_agent
 from session_middleware.demo.tools import make_report_tool, make_tools
 from session_middleware.demo.workspace import make_workspace
-from session_middleware.render import message_line, request_text, visible
+from session_middleware.render import message_line, request_text
 from session_middleware.session import Session
 from session_middleware.sessions import Sessions
+from session_middleware.wording import visible
 
 Agent = CompiledStateGraph[Any, Any, Any, Any]
 

@@ -35,7 +35,8 @@ from session_middleware.demo.tools import make_report_tool, make_tools
 from session_middleware.demo.worker import QUESTION
 from session_middleware.demo.workspace import make_workspace
 from session_middleware.model import ToolCall, utc_now
-from session_middleware.render import request_text, shortened, sweep_table, timeline, visible
+from session_middleware.render import request_text, sweep_table, timeline
+from session_middleware.wording import shortened, visible
 
 Agent = CompiledStateGraph[Any, Any, Any, Any]
 

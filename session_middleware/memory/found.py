@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from session_middleware.model import Message, Role, Scope, Value
 
 
 class Memory(Value):
     """Something remembered, as `recall` returns it: an item put on purpose, or a recorded message."""
+
+    columns: ClassVar = ("text", "scope", "kind", "key", "session_id", "created_at", "score")
 
     text: str
     value: dict[str, Any]
@@ -29,6 +31,8 @@ class Memory(Value):
 
 class Found(Value):
     """A recorded message that a search found."""
+
+    columns: ClassVar = ("session_id", "seq", "role", "snippet", "created_at", "score")
 
     session_id: str
     seq: int

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from session_middleware.memory.found import Found
+from session_middleware.notebook import Rows
 from session_middleware.storage.memory_port import MemoryQuery, MemoryStorage, MessageScope, StoredMemory
 from session_middleware.storage.words import snippet
 
@@ -32,7 +33,7 @@ def search(
         begun=True,
         neighbours=False,
     )
-    return [_found(stored, query, marks) for stored in storage.search_memories(asked)]
+    return Rows(_found(stored, query, marks) for stored in storage.search_memories(asked))
 
 
 def _found(stored: StoredMemory, query: str, marks: tuple[str, str]) -> Found:

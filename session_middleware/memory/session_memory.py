@@ -21,6 +21,7 @@ from session_middleware.memory.parts import MemoryParts
 from session_middleware.memory.scopes import SCOPES, Namespace, Owners, namespace_of, visible_namespaces
 from session_middleware.memory.values import check_key, checked_value, words_of
 from session_middleware.model import Scope
+from session_middleware.notebook import Rows
 from session_middleware.settings import parse_duration
 from session_middleware.storage.memory_port import (
     ItemPut,
@@ -128,7 +129,7 @@ class SessionMemory:
         check_dict("filter", filter)
         asked = self._query(query, scopes, kinds)._replace(filter=filter, since=since, limit=k)
         if not asked.namespaces and asked.messages is None:
-            return []
+            return Rows()
         self._parts.settle()
         if recency:
             asked = asked._replace(limit=4 * k)
@@ -138,7 +139,7 @@ class SessionMemory:
         if recency:
             memories.sort(key=lambda memory: -(memory.score or 0.0))
         self._parts.wake()
-        return [self._with_neighbours(memory, window) for memory in memories[:k]]
+        return Rows(self._with_neighbours(memory, window) for memory in memories[:k])
 
     def context_for(
         self,
@@ -220,10 +221,8 @@ class SessionMemory:
         """All items of these scopes, first kept first; scopes the session has no id for are passed over."""
         check_dict("filter", filter)
         namespaces = visible_namespaces(self._owners, scopes)
-        return [
-            self._memory(stored)
-            for stored in self._search(MemoryQuery(namespaces, prefix=True, limit=sys.maxsize, filter=filter))
-        ]
+        found = self._search(MemoryQuery(namespaces, prefix=True, limit=sys.maxsize, filter=filter))
+        return Rows(self._memory(stored) for stored in found)
 
     def last_said(self, count: int = 12) -> Texts:
         """The texts of the last messages of this session, oldest first; nobody's but the user's and the assistant's."""

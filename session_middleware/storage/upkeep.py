@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from session_middleware.model import (
     Closed,
@@ -24,6 +24,7 @@ from session_middleware.model import (
     Problem,
     SessionInfo,
     Status,
+    Value,
     Visibility,
 )
 from session_middleware.storage.visit import Lease, Visit
@@ -74,6 +75,21 @@ class Buried(NamedTuple):
     ended_at: datetime | None
     buried_at: datetime
     user_id: str | None = None  # whose it was
+
+
+class ArchivedSession(Value):
+    """A session that is in its archive: what is known of it without reading that."""
+
+    columns: ClassVar = ("session_id", "user_id", "title", "reason", "ended_at", "archived_at", "path")
+
+    session_id: str
+    user_id: str | None = None
+    group_id: str | None = None
+    title: str | None = None
+    reason: str | None = None  # why it had ended
+    ended_at: datetime | None = None
+    archived_at: datetime
+    path: str  # of the file
 
 
 class Upkeep(Protocol):
@@ -162,6 +178,11 @@ class Upkeep(Protocol):
         a run, last active between the two moments."""
 
     def find_buried(self, session_id: str) -> Buried | None: ...
+
+    def list_archived(
+        self, *, user_id: str | None, limit: int | None, before: tuple[datetime, str] | None = None
+    ) -> list[ArchivedSession]:
+        """Latest archived first, then by id; `before` is the (archived_at, session_id) of the last one had."""
 
     # Users
 

@@ -82,7 +82,76 @@ def test_database_is_the_setting_s_when_none_is_named(call: Call, db: str, monke
     assert len(json.loads(call("list", "--json").output)) == 3
 
 
+def test_list_tells_titles_under_their_ids(call: Call, db: str) -> None:
+    with Sessions(db) as sessions:
+        sessions.get("a1").update(title="Tea with [bold]Ada[/]")
+    lines = call("list", "--db", db).output.splitlines()
+    told = next(n for n, line in enumerate(lines) if line.split()[:1] == ["a1"])
+    assert lines[told + 1].strip() == "Tea with [bold]Ada[/]"
+
+
+# usage
+
+
+def test_usage_sums_by_user_and_by_tool(call: Call, db: str) -> None:
+    by_user = {each["key"]: each["calls"] for each in json.loads(call("usage", "--db", db, "--json").output)}
+    assert by_user == {"ada": 2, None: 1}
+    output = call("usage", "--db", db).output
+    assert [line.split()[:2] for line in output.splitlines() if line.split()[:1] in (["ada"], ["all"])] == [
+        ["ada", "2"],
+        ["all", "3"],
+    ]
+    assert "3 calls of unknown price" in output
+    assert "no calls" in call("usage", "--db", db, "--by", "tool").output
+    assert json.loads(call("usage", "--db", db, "--by", "session", "--user", "ada", "--json").output)[0]["calls"] == 1
+
+
+def test_usage_since_is_a_day_or_a_time_ago(call: Call, db: str) -> None:
+    assert len(json.loads(call("usage", "--db", db, "--since", "2020-01-31", "--json").output)) == 2
+    assert len(json.loads(call("usage", "--db", db, "--since", "1d", "--json").output)) == 2
+    assert json.loads(call("usage", "--db", db, "--since", "9999-01-01", "--json").output) == []
+    assert_is_one_line(call("usage", "--db", db, "--since", "soon"), "--since", "a duration")
+
+
 # Upkeep
+
+
+def test_delete_asks_and_says_how_much_that_was(call: Call, db: str) -> None:
+    planned = json.loads(call("delete", "a1", "--db", db, "--dry-run", "--json").output)
+    refused = call("delete", "a1", "--db", db, said="n\n")
+    assert (refused.exit_code, "Delete session 'a1'?" in refused.stderr) == (1, True)
+    assert call("show", "a1", "--db", db).exit_code == 0
+    deleted = json.loads(call("delete", "a1", "--db", db, "--yes", "--json").output)
+    same = ("sessions", "checkpoints", "messages", "tool_calls", "memories")
+    assert [planned[name] for name in same] == [deleted[name] for name in same]
+    assert (planned["dry_run"], deleted["dry_run"], deleted["messages"]) == (True, False, 2)
+    assert "was deleted" in call("explain", "a1", "--db", db).output
+    assert_is_one_line(call("delete", "a1", "--db", db, "--yes"), "no session 'a1'")
+    assert "deleted" in call("delete", "a2", "--db", db, said="y\n").output
+
+
+def test_delete_takes_an_archive_away(call: Call, db: str, tmp_path: Path) -> None:
+    with Sessions(db, on_expire="archive", idle_timeout="1ms", archive_path=str(tmp_path / "old")) as sessions:
+        sessions.sweep()
+    assert len(list((tmp_path / "old").iterdir())) == 3
+    listed = json.loads(call("list", "--archived", "--user", "ada", "--db", db, "--json").output)
+    assert {one["session_id"] for one in listed} == {"a1", "a2"}
+    assert "idle_timeout" in call("list", "--archived", "--db", db).output
+    assert call("list", "--archived", "--status", "idle", "--db", db).exit_code == 2
+    assert "Delete the archive of 'a1'?" in call("delete", "a1", "--db", db, said="n\n").stderr
+    assert call("delete", "a1", "--db", db, "--dry-run").exit_code == 0
+    assert call("delete", "a1", "--db", db, "--yes").exit_code == 0
+    assert len(list((tmp_path / "old").iterdir())) == 2
+
+
+def test_pin_exempts_until_unpin(call: Call, db: str) -> None:
+    assert (
+        "bob has pinned it (legal hold)" in call("pin", "a1", "--why", "legal hold", "--by", "bob", "--db", db).output
+    )
+    sweep = ("sweep", "--db", db, "--idle-timeout", "1ms", "--json")
+    assert {one["session_id"] for one in json.loads(call(*sweep, "--dry-run").output)} == {"a2", "n1"}
+    assert "it expires at" in call("unpin", "a1", "--db", db).output
+    assert_is_one_line(call("pin", "nobody", "--db", db), "no session 'nobody'")
 
 
 def test_sweep_cleans_by_age_and_status(call: Call, db: str) -> None:
@@ -203,7 +272,18 @@ def assert_is_one_line(result: Result, *words: str) -> None:
         assert word in line
 
 
-@pytest.mark.parametrize("command", [("list",), ("show", "a1"), ("sweep",), ("sweep", "--dry-run")])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("list",),
+        ("show", "a1"),
+        ("usage",),
+        ("sweep",),
+        ("sweep", "--dry-run"),
+        ("delete", "a1", "--yes"),
+        ("pin", "a1"),
+    ],
+)
 def test_database_that_is_not_there_is_an_error_and_stays_not_there(
     call: Call, tmp_path: Path, command: tuple[str, ...]
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,46 @@ def test_the_state_that_fresh_put_aside_can_still_be_read(open_sessions: Open, c
     (old,) = [session for session in sessions.list() if session.id != "t"]
     assert graph.get_state(old.config()).values == before
     assert len(list(graph.get_state_history(old.config()))) > 1
+
+
+def test_a_fresh_start_keeps_the_name_and_the_settings_and_leads_to_what_was_before(
+    open_sessions: Open, clock: Clock
+) -> None:
+    sessions = open_sessions(on_resume="fresh")
+    given = {"title": "Tea", "purpose": "shop", "tags": ["a"], "metadata": {"n": 1}}
+    sessions.open("t", user_id="alice", **given, context={"likes": "tea"}, idle_timeout="30m", on_expire="prune")
+    clock.advance(hours=1)
+    new, old = sessions.open("t", user_id="alice"), sessions.get("t~1")
+    for each in (new, old):
+        assert (each.title, each.purpose, each.tags, each.metadata) == ("Tea", "shop", ("a",), {"n": 1})
+        assert (each.idle_timeout_seconds, each.on_expire) == (1800, "prune")
+    assert (new.context, old.context) == ({}, {"likes": "tea"})
+    assert new.expires_at == clock() + timedelta(minutes=30)
+    (opened,) = new.events()
+    assert (opened.reason, opened.detail) == ("fresh", {"put_aside": "t~1"})
+    assert old.events()[-1].detail == {"was": "t"}
+    assert "what was said before is in session 't~1'" in sessions.explain("t").text
+    assert "it was session 't' until that was started afresh" in sessions.for_user("alice").explain("t~1").text
+    assert sessions.open("t", user_id="alice", title="Coffee").title == "Coffee"
+
+
+def test_a_fresh_start_by_another_of_the_group_stays_the_owner_s(open_sessions: Open, clock: Clock) -> None:
+    sessions = open_sessions(on_resume="fresh")
+    sessions.open("t", user_id="alice", group_id="team", visibility="group-write")
+    clock.advance(hours=1)
+    graph = sessions.attach(agents.chat())
+    graph.invoke(human("new"), sessions.config("t", user_id="bob", group_id="team"))
+    for each in (sessions.get("t"), sessions.get("t~1")):
+        assert (each.user_id, each.group_id, each.visibility) == ("alice", "team", "group-write")
+    assert said(sessions.get("t")) == [("user", "new"), ("assistant", "you said new")]
+
+
+def test_a_fresh_start_of_what_was_nobody_s_is_its_user_s(open_sessions: Open, clock: Clock) -> None:
+    sessions = open_sessions(on_resume="fresh")
+    sessions.open("t")
+    clock.advance(hours=1)
+    assert sessions.open("t", user_id="alice").user_id == "alice"
+    assert sessions.get("t~1").user_id is None
 
 
 def test_fresh_twice_keeps_both(open_sessions: Open, clock: Clock) -> None:

@@ -202,6 +202,39 @@ def test_its_owner_is_told_that_a_session_is_archived_and_how_it_comes_back(open
     assert [said.role for said in owner.get("t").messages()][:1] == ["user"]
 
 
+def test_archived_sessions_are_listed_in_pages_and_to_their_owner_only(open_sessions: Open, clock: Clock) -> None:
+    sessions = open_sessions(on_expire="archive")
+    for session_id, user_id in (("t1", "alice"), ("t2", "bob"), ("t3", "alice"), ("t4", None)):
+        sessions.open(session_id, user_id=user_id, title=f"about {session_id}")
+        clock.advance(hours=1)
+        sessions.sweep()
+    found = sessions.list_archived()
+    assert [(one.session_id, one.user_id, one.title) for one in found] == [
+        ("t4", None, "about t4"),
+        ("t3", "alice", "about t3"),
+        ("t2", "bob", "about t2"),
+        ("t1", "alice", "about t1"),
+    ]
+    assert {one.reason for one in found} == {"idle_timeout"}
+    assert all(Path(one.path).is_file() and one.ended_at is not None for one in found)
+    assert sessions.list_archived(limit=2, after=found[0]) == found[1:3]
+    alice = sessions.for_user("alice")
+    assert [one.session_id for one in alice.list_archived()] == ["t3", "t1"]
+    assert [one.session_id for one in alice.list_archived(after=found[1])] == ["t1"]
+    assert sessions.for_user("mallory").list_archived() == []
+    with pytest.raises(TypeError):
+        alice.list_archived(user_id="bob")
+    with pytest.raises(ValueError, match=r"sessions\.list_archived\(\)"):
+        sessions.list(status="archived")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="after"):
+        sessions.list_archived(after="t1")  # type: ignore[arg-type]
+    sessions.open("t1", user_id="alice")
+    sessions.delete("t3")
+    assert sessions.forget_user("bob").archives == 1
+    assert [one.session_id for one in sessions.list_archived()] == ["t4"]
+    assert sessions.check() == []
+
+
 def test_what_lies_in_an_archive_goes_with_the_session_that_took_its_id(open_sessions: Open, clock: Clock) -> None:
     _, config, path = archived(open_sessions(on_expire="archive"), clock)
     sessions = open_sessions(on_expire="archive", on_resume="fresh")

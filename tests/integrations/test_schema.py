@@ -58,6 +58,7 @@ SCANS_BY_DESIGN = (
     "SELECT COUNT(*) FROM sessions WHERE 1",
     "SELECT * FROM tool_calls WHERE 1 ORDER BY",  # all tool calls, by the index of their start
     "FROM checkpoints WHERE 1 ORDER BY",  # the saver's list(None)
+    "FROM tombstones WHERE archive IS NOT NULL AND 1",  # the archived sessions, by an index of them alone
     "FROM leases ORDER BY number",  # the runs in progress, of all sessions
     "FROM leases WHERE user_id",  # the same
     "FROM outbox",  # what hooks are to be told, of all sessions
@@ -211,6 +212,7 @@ def use_all_of_upkeep(storage: Storage) -> None:
     storage.tidy(utc_now() - timedelta(days=1), later)
     storage.take_over("sweep")
     storage.find_buried("w")
+    storage.list_archived(user_id=None, limit=5), storage.list_archived(user_id="u", limit=5, before=(later, "w"))
     storage.announce(["opened", "completed"])
     storage.open_session(Visit("x", Identity(user_id="v")), SessionDetails())
     storage.acknowledge([told.number for told in storage.take_told()])

@@ -12,8 +12,10 @@ PACKAGE = Path(session_middleware.__file__).parent
 LAYERS = {  # the longest prefix wins
     "errors": 0,
     "model": 0,
+    "notebook": 0,
     "plain": 0,
     "settings": 0,
+    "wording": 0,
     "lifecycle": 1,
     "storage.state": 0,
     "storage.seen": 0,
@@ -61,6 +63,9 @@ LAYERS = {  # the longest prefix wins
     "__init__": 6,
 }
 WITHIN_A_LAYER = {  # pairs in one layer, or out of its order, that may lean on each other this way round
+    ("model", "wording"),
+    ("notebook", "model"),
+    ("notebook", "wording"),
     ("settings", "errors"),
     ("storage.state", "storage.seen"),
     ("storage.state", "storage.visit"),

@@ -107,6 +107,7 @@ _TABLES = (
         id TEXT PRIMARY KEY,
         user_id TEXT,
         group_id TEXT,
+        title TEXT,
         incarnation INTEGER NOT NULL,
         action TEXT NOT NULL,
         reason TEXT,
@@ -117,6 +118,8 @@ _TABLES = (
     ) WITHOUT ROWID
     """,
     "CREATE INDEX tombstones_by_user ON tombstones (user_id) WHERE user_id IS NOT NULL",
+    "CREATE INDEX tombstones_archived ON tombstones (buried_at, id) WHERE archive IS NOT NULL",
+    "CREATE INDEX tombstones_archived_by_user ON tombstones (user_id, buried_at, id) WHERE archive IS NOT NULL",
     """
     CREATE TABLE revoked (
         user_hash TEXT PRIMARY KEY,

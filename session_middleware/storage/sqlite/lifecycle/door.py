@@ -21,7 +21,7 @@ from session_middleware.errors import (
     SessionLimitReached,
     UserRevoked,
 )
-from session_middleware.model import Admission, SessionInfo, to_text
+from session_middleware.model import Admission, Identity, SessionInfo, to_text
 from session_middleware.storage.sqlite.lifecycle import ends, events, leases, limits, revocations, sessions, tombstones
 from session_middleware.storage.sqlite.lifecycle.tombstones import Tombstone
 from session_middleware.storage.sqlite.record import runs
@@ -129,7 +129,7 @@ def _admit_first(connection: sqlite3.Connection, visit: Visit, rules: Rules, now
         _check_lease(visit, leases.of(connection, visit.session_id))
     if session is not None:
         session = _apply(connection, session, visit, rules, now)
-    if session is None:
+    else:
         session = _insert(connection, visit, rules, now)
     visit.incarnation = session.incarnation
     return session.family_id
@@ -212,12 +212,11 @@ _REASONS: dict[type[SessionError], str] = {
 
 def _apply(
     connection: sqlite3.Connection, session: SessionInfo, visit: Visit, rules: Rules, now: datetime
-) -> SessionInfo | None:
-    """Carry out what was decided when the visit was first looked at; ``None``: the id is free now."""
+) -> SessionInfo:
+    """Carry out what was decided when the visit was first looked at; the session that the id names now."""
     status = lifecycle.status_at(session, rules.settings, now)
     if visit.admission == "fresh" and status in ("expired", "closing"):
-        ends.put_aside(connection, session, rules, now)
-        return None
+        return _start_over(connection, session, visit, rules, now)
     if visit.admission in ("revived", "reopened") and status not in lifecycle.OPEN:
         limits.make_room(connection, session.user_id, rules, now, but=session.id)
         end = lifecycle.expiry_of(session, rules.settings)
@@ -244,16 +243,47 @@ def revive(
     events.tell(connection, visit.session_id, kind, reason, rules, now, run_id=visit.run_id)
 
 
-def _insert(connection: sqlite3.Connection, visit: Visit, rules: Rules, now: datetime) -> SessionInfo:
-    identity, session_id = visit.identity, visit.session_id
+def _start_over(
+    connection: sqlite3.Connection, session: SessionInfo, visit: Visit, rules: Rules, now: datetime
+) -> SessionInfo:
+    """The id with nothing said in it yet: whose it is, what it is called and its own settings stay."""
+    aside = ends.put_aside(connection, session, rules, now)
+    _insert(
+        connection, visit, rules, now, owner=session if session.user_id is not None else visit.identity, aside=aside
+    )
+    connection.execute(_KEPT, (aside, session.id))
+    sessions.write_expiry(connection, session.id, rules)
+    return sessions.get(connection, session.id)
+
+
+_KEPT = """
+    UPDATE sessions SET (title, purpose, tags, metadata, visibility, idle_timeout_seconds, max_age_seconds,
+        retention_seconds, on_expire, on_resume) = (SELECT title, purpose, tags, metadata, visibility,
+        idle_timeout_seconds, max_age_seconds, retention_seconds, on_expire, on_resume FROM sessions WHERE id = ?)
+    WHERE id = ?
+"""
+
+
+def _insert(
+    connection: sqlite3.Connection,
+    visit: Visit,
+    rules: Rules,
+    now: datetime,
+    *,
+    owner: Identity | SessionInfo | None = None,
+    aside: str | None = None,
+) -> SessionInfo:
+    """Open a session for the visitor, or for another `owner`; `aside` is where one with this id was put."""
+    owner, session_id = owner or visit.identity, visit.session_id
     heads.check_new(connection, session_id, rules.path)
-    limits.make_room(connection, identity.user_id, rules, now)
+    limits.make_room(connection, owner.user_id, rules, now)
     connection.execute(
         "INSERT INTO sessions (id, family_id, user_id, group_id, opened_as, reason, created_at, began_at,"
         " incarnation, last_active_at) VALUES (?, ?, ?, ?, 'opened', 'opened', ?, ?, ?, ?)",
-        (session_id, session_id, identity.user_id, identity.group_id, to_text(now), to_text(now))
+        (session_id, session_id, owner.user_id, owner.group_id, to_text(now), to_text(now))
         + (tombstones.next_incarnation(connection, session_id), to_text(now)),
     )
-    events.tell(connection, session_id, "opened", None, rules, now, run_id=visit.run_id)
+    reason, detail = (None, {}) if aside is None else ("fresh", {"put_aside": aside})
+    events.tell(connection, session_id, "opened", reason, rules, now, detail=detail, run_id=visit.run_id)
     sessions.touch(connection, session_id, rules, now)
     return sessions.get(connection, session_id)

@@ -72,8 +72,8 @@ def expire(connection: sqlite3.Connection, session: SessionInfo, reason: str, at
         pieces.free_unused(connection, session.family_id, sessions.members(connection, session.family_id))
 
 
-def put_aside(connection: sqlite3.Connection, session: SessionInfo, rules: Rules, now: datetime) -> None:
-    """Keep an expired session under another id, so that its own is free for a fresh one.
+def put_aside(connection: sqlite3.Connection, session: SessionInfo, rules: Rules, now: datetime) -> str:
+    """Keep an expired session under another id, which is returned, so that its own is free for a fresh one.
 
     It is abandoned, not expired: it can be read, and resumed by its new id, like any that has ended.
     """
@@ -94,6 +94,7 @@ def put_aside(connection: sqlite3.Connection, session: SessionInfo, rules: Rules
         pieces.rename_family(connection, session.id, aside)
     events.append(connection, aside, "put_aside", "fresh", {"was": session.id}, now)
     tombstones.put(connection, session, "put aside", aside, now)
+    return aside
 
 
 def delete(

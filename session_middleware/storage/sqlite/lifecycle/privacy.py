@@ -52,8 +52,8 @@ def forget(
     traces = _erase_traces(connection, user_id, [*theirs, *gone])
     for session_id, _, _ in stones:
         connection.execute(
-            "UPDATE OR REPLACE tombstones SET id = ?, user_id = NULL, group_id = NULL, action = 'forgotten',"
-            " reason = NULL, archive = NULL, digest = NULL WHERE id = ?",
+            "UPDATE OR REPLACE tombstones SET id = ?, user_id = NULL, group_id = NULL, title = NULL,"
+            " action = 'forgotten', reason = NULL, archive = NULL, digest = NULL WHERE id = ?",
             (hashed(session_id), session_id),
         )
     kept = [path for _, _, path in stones if path is not None]

@@ -13,6 +13,8 @@ from datetime import datetime
 from typing import NamedTuple
 
 from session_middleware.model import SessionInfo, from_text, to_text
+from session_middleware.storage.sqlite.rows import values_of
+from session_middleware.storage.upkeep import ArchivedSession
 
 
 class Tombstone(NamedTuple):
@@ -67,10 +69,11 @@ def put(
     forgotten = action == "forgotten"
     connection.execute(
         "INSERT OR REPLACE INTO tombstones"
-        " (id, user_id, group_id, incarnation, action, reason, archive, digest, ended_at, buried_at)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        " (id, user_id, group_id, title, incarnation, action, reason, archive, digest, ended_at, buried_at)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (hashed(session.id) if forgotten else session.id, None if forgotten else session.user_id)
-        + (None if forgotten else session.group_id, session.incarnation, action, reason, archive, digest)
+        + (None if forgotten else session.group_id, None if archive is None else session.title)
+        + (session.incarnation, action, reason, archive, digest)
         + (None if session.ended_at is None else to_text(session.ended_at), to_text(now)),
     )
 
@@ -78,7 +81,8 @@ def put(
 def deleted(connection: sqlite3.Connection, session_id: str, now: datetime) -> None:
     """What was archived is deleted too; the stone stays for the incarnations there were."""
     connection.execute(
-        "UPDATE tombstones SET action = 'deleted', reason = 'by_user', archive = NULL, digest = NULL, buried_at = ?"
+        "UPDATE tombstones SET action = 'deleted', reason = 'by_user', title = NULL, archive = NULL, digest = NULL,"
+        " buried_at = ?"
         " WHERE id = ?",
         (to_text(now), session_id),
     )
@@ -87,5 +91,22 @@ def deleted(connection: sqlite3.Connection, session_id: str, now: datetime) -> N
 def restored(connection: sqlite3.Connection, session_id: str) -> None:
     """What was archived is back; the stone stays for the incarnations there were."""
     connection.execute(
-        "UPDATE tombstones SET action = 'restored', archive = NULL, digest = NULL WHERE id = ?", (session_id,)
+        "UPDATE tombstones SET action = 'restored', title = NULL, archive = NULL, digest = NULL WHERE id = ?",
+        (session_id,),
     )
+
+
+_ARCHIVED = """
+    SELECT id AS session_id, user_id, group_id, title, reason, ended_at, buried_at AS archived_at, archive AS path
+    FROM tombstones WHERE archive IS NOT NULL AND {whose} {page} ORDER BY buried_at DESC, id DESC LIMIT ?
+"""
+
+
+def list_archived(
+    connection: sqlite3.Connection, user_id: str | None, *, limit: int | None, before: tuple[datetime, str] | None
+) -> list[ArchivedSession]:
+    whose, values = ("1", []) if user_id is None else ("user_id = ?", [user_id])
+    page = "" if before is None else "AND (buried_at, id) < (?, ?)"
+    values += [] if before is None else [to_text(before[0]), before[1]]
+    statement = _ARCHIVED.format(whose=whose, page=page)
+    return values_of(ArchivedSession, connection.execute(statement, (*values, -1 if limit is None else limit)))

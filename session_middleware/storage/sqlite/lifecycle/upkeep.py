@@ -28,7 +28,7 @@ from session_middleware.storage.sqlite.lifecycle import (
 )
 from session_middleware.storage.sqlite.rules import Rules
 from session_middleware.storage.sqlite.writer import Refusal
-from session_middleware.storage.upkeep import Buried, Deleted, SessionDetails, Told
+from session_middleware.storage.upkeep import ArchivedSession, Buried, Deleted, SessionDetails, Told
 from session_middleware.storage.visit import Lease, Visit
 
 T = TypeVar("T")
@@ -301,6 +301,13 @@ class SqliteUpkeep:
             return None
         return Buried(
             session_id, stone.action, stone.reason, stone.archive, stone.ended_at, stone.buried_at, stone.user_id
+        )
+
+    def list_archived(
+        self, *, user_id: str | None, limit: int | None, before: tuple[datetime, str] | None = None
+    ) -> list[ArchivedSession]:
+        return self._database.read(
+            lambda connection: tombstones.list_archived(connection, user_id, limit=limit, before=before)
         )
 
     # Users

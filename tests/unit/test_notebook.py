@@ -1,0 +1,163 @@
+"""What a notebook shows of sessions and their record, and what `repr` says of them in a line."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from html.parser import HTMLParser
+from typing import Any
+
+from session_middleware import Sessions
+from session_middleware.model import Event, Message, Run, SessionInfo, ToolCall, Usage
+from session_middleware.notebook import MOST_ROWS, Rows, session_html
+from session_middleware.timeline import Timeline
+
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+EVIL = "<script>alert('x')</script> & \x1b[31m"
+
+RUN = Run(session_id="t1", seq=1, id="r1", outcome="ok", started_at=NOON, duration_ms=12.5)
+ASKED = Message(session_id="t1", seq=2, run_id="r1", message_id="m1", role="user", text="hello", created_at=NOON)
+CALL = ToolCall(
+    session_id="t1", seq=3, run_id="r1", tool_call_id="c1", name="search", arguments={"q": "tea"}, status="ok",
+    result="found", checkpoint_ns="tools:1", started_at=NOON,
+)  # fmt: skip
+CLOSED = Event(session_id="t1", seq=4, kind="completed", reason="by_user", created_at=NOON)
+
+
+def session(**changes: Any) -> SessionInfo:
+    given = {"id": "t1", "family_id": "t1", "created_at": NOON, "last_active_at": NOON + timedelta(hours=1)} | changes
+    return SessionInfo(**given)
+
+
+def rows_of(html: str) -> list[list[str]]:
+    """The texts of the cells; fails on tags that are not closed in their order."""
+    parser = _Reader()
+    parser.feed(html)
+    parser.close()
+    assert parser.open == []
+    return parser.rows
+
+
+class _Reader(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.rows: list[list[str]] = []
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        assert tag in ("table", "thead", "tbody", "tr", "th", "td", "p"), tag
+        self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open[-1] in ("td", "th"):
+            self.rows[-1][-1] += data
+
+
+def test_a_session_is_one_line_and_in_a_notebook_a_table() -> None:
+    with Sessions(":memory:") as sessions:
+        one = sessions.open("t1", user_id="ada", title="Tea")
+        assert repr(one) == str(one) == "<Session 't1': active, of 'ada', 'Tea', 0 messages, 0 tool calls>"
+        assert repr(sessions.open("t2")) == "<Session 't2': active, nobody's, 0 messages, 0 tool calls>"
+        facts = dict(row for row in rows_of(one._repr_html_()) if row)
+    assert (facts["session"], facts["owner"], facts["title"], facts["status"]) == (
+        "t1",
+        "ada",
+        "Tea",
+        "active (opened)",
+    )
+    assert facts["holds"].startswith("0 runs, 0 messages, 0 tool calls, 0 errors")
+    assert {"last active", "expires"} <= set(facts)
+
+
+def test_sessions_say_which_database_and_whose_door_it_is() -> None:
+    with Sessions(":memory:") as sessions:
+        assert repr(sessions) == "Sessions(':memory:')"
+        assert repr(sessions.for_user("ada")) == "Sessions(':memory:').for_user('ada')"
+
+
+def test_lists_are_lists_and_in_a_notebook_tables() -> None:
+    with Sessions(":memory:") as sessions:
+        one = sessions.open("t1", user_id="ada")
+        one.add({"role": "user", "content": "hello"})
+        for found in (sessions.list(), sessions.for_user("ada").list(), one.messages(), one.events()):
+            assert isinstance(found, list)
+            head, *body = rows_of(found._repr_html_())  # type: ignore[attr-defined]
+            assert len(body) == len(found) > 0
+            assert len(head) == len(body[0])
+        assert sessions.list(status="expired")._repr_html_() == "<p>nothing</p>"  # type: ignore[attr-defined]
+        for empty in (one.tool_calls(), one.model_calls(), one.runs(), sessions.usage(), sessions.sweep()):
+            assert empty == []
+            assert isinstance(empty, Rows)
+
+
+def test_a_timeline_is_one_line_and_in_a_notebook_its_tree() -> None:
+    timeline = Timeline([RUN, ASKED, CALL, CLOSED])
+    assert repr(timeline) == "<Timeline of 't1': 4 records, seq 1 to 4>"
+    assert repr(Timeline()) == "<Timeline: no records>"
+    what = [row[2] for row in rows_of(timeline._repr_html_())[1:]]
+    assert what == [
+        "run: ok, 12.5 ms",
+        "\u2003user: hello",
+        "\u2003tools",
+        '\u2003\u2003tool call: search(q="tea") → ok: found',
+        "event: completed (by_user)",
+    ]
+
+
+def test_records_say_what_is_worth_saying_in_a_line() -> None:
+    assert repr(ASKED) == "Message(seq=2, role='user', text='hello', created_at=2026-01-01 12:00:00)"
+    long = ASKED.model_copy(update={"text": "word \n" * 1000})
+    assert len(repr(long)) < 200
+    assert "\n" not in repr(long)
+
+
+def test_usage_is_a_table_with_a_row_a_key() -> None:
+    head, row = rows_of(Rows([Usage(key="ada", calls=3, errors=1, cost=0.25)])._repr_html_())
+    assert dict(zip(head, row, strict=True))["cost"] == "0.25"
+    assert row[:3] == ["ada", "3", "1"]
+
+
+def test_rows_of_several_sessions_say_whose_they_are() -> None:
+    other = CALL.model_copy(update={"session_id": "t2"})
+    assert rows_of(Rows([CALL, CALL])._repr_html_())[0][0] == "seq"
+    assert [row[0] for row in rows_of(Rows([CALL, other])._repr_html_())] == ["session id", "t1", "t2"]
+
+
+def test_nothing_recorded_is_read_as_html() -> None:
+    evil = {"id": EVIL, "user_id": EVIL, "title": EVIL, "group_id": EVIL}
+    record = [
+        RUN.model_copy(update={"error": EVIL}),
+        ASKED.model_copy(update={"text": EVIL}),
+        CALL.model_copy(update={"name": EVIL, "arguments": {EVIL: EVIL}, "result": EVIL, "checkpoint_ns": EVIL}),
+        CLOSED.model_copy(update={"reason": EVIL, "detail": {EVIL: EVIL}}),
+    ]
+    shown = [session_html(session(**evil)), Rows([session(**evil)])._repr_html_(), Timeline(record)._repr_html_()]
+    for html in (*shown, *(Rows([one])._repr_html_() for one in record)):
+        assert "alert" in html
+        assert "<script" not in html
+        assert "\x1b" not in html
+        rows_of(html)
+
+
+def test_a_long_list_is_cut_and_says_so() -> None:
+    html = Rows([ASKED] * (MOST_ROWS + 1_234))._repr_html_()
+    assert len(rows_of(html)) == MOST_ROWS + 1
+    assert "and 1,234 more" in html
+    assert re.search("and 1 more", Timeline([CLOSED] * (MOST_ROWS + 1))._repr_html_())
+
+
+def test_what_a_notebook_shows_needs_nothing_heavy() -> None:
+    code = (
+        "import sys, session_middleware.notebook; print([m for m in ('rich', 'IPython', 'pandas') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
