@@ -157,6 +157,7 @@ def wait_until_stored(sessions: Sessions, text: str) -> None:
 
 def test_what_is_streamed_is_down_before_it_is_whole_and_is_one_message_then(sessions: Sessions) -> None:
     model, seen = Priced(), []
+
     def stop() -> None:
         wait_until_stored(sessions, "one two ")
         seen.extend((m.text, m.status) for m in sessions.get("t").messages())
