@@ -234,8 +234,10 @@ class _Salvage:
     def _compare_notes(self, connection: sqlite3.Connection) -> None:
         """Say of the checkpoints and their writes what could not even be seen."""
         where = "session_id = ? AND checkpoint_ns = ? AND checkpoint_id = ?"
-        previous = "SELECT session_id, checkpoint_ns, previous_id, previous_writes FROM checkpoints"
-        noted = self._target.execute(f"{previous} WHERE previous_id IS NOT NULL").fetchall()
+        noted = self._target.execute(
+            "SELECT session_id, checkpoint_ns, COALESCE(previous_id, parent_id) AS id, previous_writes FROM checkpoints"
+            " WHERE id != ''"
+        ).fetchall()
         with suppress(sqlite3.Error):
             noted += connection.execute("SELECT session_id, checkpoint_ns, checkpoint_id, write_count FROM heads")
         for *key, write_count in filter(is_text, noted):

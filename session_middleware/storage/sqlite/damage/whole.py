@@ -229,8 +229,8 @@ class Inspection:
         if row.session_id != self._session_id:  # a lookup in a tree that is out of order ends anywhere
             return self._say("checkpoints", _MISPLACED, self._session_id)
         self._present.add(row.key)
-        if row.previous_id is not None:
-            self._noted[row.session_id, row.checkpoint_ns, row.previous_id] = row.previous_writes
+        if row.previous is not None:
+            self._noted[row.session_id, row.checkpoint_ns, row.previous.checkpoint_id] = row.previous.write_count
         problem = problem_of_row(row)
         if problem is None:
             try:

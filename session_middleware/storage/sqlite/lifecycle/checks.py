@@ -96,7 +96,8 @@ _MISSING = """
 
 _VANISHED = """
     WITH noted (session_id, checkpoint_ns, checkpoint_id, writes) AS (
-        SELECT session_id, checkpoint_ns, previous_id, previous_writes FROM checkpoints WHERE previous_id IS NOT NULL
+        SELECT session_id, checkpoint_ns, COALESCE(previous_id, parent_id), previous_writes FROM checkpoints
+        WHERE COALESCE(previous_id, parent_id, '') != ''
         UNION ALL SELECT session_id, checkpoint_ns, checkpoint_id, write_count FROM heads
     )
     SELECT session_id, checkpoint_id FROM noted

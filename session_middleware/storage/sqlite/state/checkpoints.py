@@ -67,15 +67,16 @@ def put(
 _json = json.JSONEncoder(separators=(",", ":")).encode  # `json.dumps` would make an encoder for each call
 
 
-# With it goes a note of the next older one, which is mostly the head until now.
+# With it goes a note of the next older one: mostly the head until now, and the parent, whose id is there already.
 _PUT = """
     INSERT OR REPLACE INTO checkpoints VALUES (
         ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13,
-        COALESCE(
+        NULLIF(COALESCE(
             (SELECT checkpoint_id FROM heads WHERE session_id = ?1 AND checkpoint_ns = ?2 AND checkpoint_id < ?3),
             (SELECT MAX(checkpoint_id) FROM checkpoints
-             WHERE session_id = ?1 AND checkpoint_ns = ?2 AND checkpoint_id < ?3)
-        ),
+             WHERE session_id = ?1 AND checkpoint_ns = ?2 AND checkpoint_id < ?3),
+            ''
+        ), COALESCE(?4, '')),
         COALESCE(
             (SELECT write_count FROM heads WHERE session_id = ?1 AND checkpoint_ns = ?2 AND checkpoint_id < ?3),
             (SELECT COUNT(*) FROM writes WHERE session_id = ?1 AND checkpoint_ns = ?2 AND checkpoint_id = (
@@ -200,7 +201,7 @@ def list_(
         row = Row(*found)
         with blaming(path, row.key):
             row.check()
-        passed.append(Passed(row.key, row.previous_id))
+        passed.append(Passed(row.key, row.previous))
         if matches is None or matches(Blob(row.type, row.body)):
             rows.append(row)
     is_end = limit is None or len(rows) < limit

@@ -33,7 +33,7 @@ def put(connection: sqlite3.Connection, key: Key) -> None:
     if not done.rowcount:
         connection.execute(
             f"UPDATE checkpoints SET previous_id = ?, previous_writes = {_COUNT} WHERE {_NEXT}"
-            " AND COALESCE(previous_id, '') < ?",
+            " AND COALESCE(previous_id, parent_id, '') < ?",
             (key[2], *key, *key[:2], *key, key[2]),
         )
 
@@ -46,7 +46,7 @@ def count_writes(connection: sqlite3.Connection, key: Key) -> None:
     )
     if not done.rowcount:
         connection.execute(
-            f"UPDATE checkpoints SET previous_writes = {_COUNT} WHERE {_NEXT} AND previous_id = ?",
+            f"UPDATE checkpoints SET previous_writes = {_COUNT} WHERE {_NEXT} AND COALESCE(previous_id, parent_id) = ?",
             (*key, *key[:2], *key, key[2]),
         )
 
@@ -88,7 +88,7 @@ def renote(connection: sqlite3.Connection, key: Key, note: Note | None) -> None:
     connection.execute(
         "UPDATE checkpoints SET previous_id = ?, previous_writes = ?"
         " WHERE session_id = ? AND checkpoint_ns = ? AND checkpoint_id = ?",
-        (*(note or (None, 0)), *key),
+        (*(note or ("", 0)), *key),
     )
 
 

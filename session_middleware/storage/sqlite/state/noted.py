@@ -34,7 +34,7 @@ class Passed(NamedTuple):
     """A row that a list came past, whether or not it is one that was wanted."""
 
     key: Key
-    previous_id: str | None
+    previous: Note | None
 
 
 def find(connection: sqlite3.Connection, session_id: str, checkpoint_ns: str, checkpoint_id: str | None) -> Note | None:
@@ -43,7 +43,8 @@ def find(connection: sqlite3.Connection, session_id: str, checkpoint_ns: str, ch
     if checkpoint_id is None or (head is not None and head.checkpoint_id == checkpoint_id):
         return head
     row = connection.execute(
-        "SELECT previous_id, previous_writes FROM checkpoints WHERE session_id = ? AND checkpoint_ns = ?"
+        "SELECT COALESCE(previous_id, parent_id), previous_writes FROM checkpoints"
+        " WHERE session_id = ? AND checkpoint_ns = ?"
         " AND checkpoint_id > ? ORDER BY checkpoint_id LIMIT 1",
         (session_id, checkpoint_ns, checkpoint_id),
     ).fetchone()
@@ -64,16 +65,16 @@ def check_absent(
 def _older_than(connection: sqlite3.Connection, session_id: str, checkpoint_ns: str, bound: str) -> str:
     """Which one was the newest below `bound`; or the head, if that is older or has been lost. "" if there was none."""
     row = connection.execute(
-        "SELECT previous_id FROM checkpoints WHERE session_id = ? AND checkpoint_ns = ? AND checkpoint_id >= ?"
-        " ORDER BY checkpoint_id LIMIT 1",
+        "SELECT COALESCE(previous_id, parent_id, '') FROM checkpoints"
+        " WHERE session_id = ? AND checkpoint_ns = ? AND checkpoint_id >= ? ORDER BY checkpoint_id LIMIT 1",
         (session_id, checkpoint_ns, bound),
     ).fetchone()
     if row is None:
         head = heads.find(connection, session_id, checkpoint_ns)
         return "" if head is None else head.checkpoint_id
-    if not isinstance(row[0], str | None):
+    if not isinstance(row[0], str):
         raise Damaged("its row")
-    return row[0] or ""
+    return row[0]
 
 
 def find_lost(connection: sqlite3.Connection, listed: Listed, passed: Sequence[Passed]) -> tuple[Key, str] | None:
@@ -94,13 +95,13 @@ def find_lost(connection: sqlite3.Connection, listed: Listed, passed: Sequence[P
 
 def _follow(expected: dict[tuple[str, str], str], passed: Sequence[Passed], *, is_end: bool) -> tuple[Key, str] | None:
     """Go from the first of each namespace to the one it notes, and so on."""
-    for key, previous_id in passed:
+    for key, previous in passed:
         wanted = expected.get(key[:2])
         if wanted is None:
             return key, "the note of its head cannot be found"
         if wanted != key[2]:
             return ((*key[:2], wanted), _GONE) if wanted > key[2] else (key, "it is not noted")
-        expected[key[:2]] = previous_id or ""
+        expected[key[:2]] = previous.checkpoint_id if previous else ""
     last = None if is_end else passed[-1].key[:2]
     return next((((*place, wanted), _GONE) for place, wanted in expected.items() if wanted and place != last), None)
 
@@ -137,7 +138,7 @@ def _heads(connection: sqlite3.Connection, listed: Listed, last: Key | None) -> 
 
 
 _COUNTS = """
-    SELECT previous_id, previous_writes FROM checkpoints
+    SELECT COALESCE(previous_id, parent_id), previous_writes FROM checkpoints
     WHERE session_id = :session AND checkpoint_ns = :ns AND checkpoint_id > :oldest
     AND checkpoint_id <= COALESCE((
         SELECT MIN(checkpoint_id) FROM checkpoints

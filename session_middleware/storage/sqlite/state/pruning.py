@@ -106,7 +106,7 @@ def _renote(
         return note
 
     for row in staying:
-        if row.previous_id in gone:
+        if row.previous is not None and row.previous.checkpoint_id in gone:
             heads.renote(connection, row.key, staying_one(row.previous))
     head = heads.find(connection, *place)
     if head is None or head.checkpoint_id in gone:

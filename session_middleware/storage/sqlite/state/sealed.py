@@ -37,7 +37,7 @@ class Row(NamedTuple):
     body: bytes
     branch: str | None = None  # of the record, which went as far as this `seq`; no part of the checksum
     seq: int | None = None
-    previous_id: str | None = None  # the next older one, and how many writes it has; no part of it either
+    previous_id: str | None = None  # see `previous`; no part of it either
     previous_writes: int = 0
     checksum: int = 0
 
@@ -47,7 +47,9 @@ class Row(NamedTuple):
 
     @property
     def previous(self) -> Note | None:
-        return None if self.previous_id is None else Note(self.previous_id, self.previous_writes)
+        """The next older one of the namespace. Mostly it is the parent, and then its id is not stored again."""
+        previous_id = self.parent_id if self.previous_id is None else self.previous_id
+        return Note(previous_id, self.previous_writes) if previous_id else None
 
     @property
     def refs(self) -> dict[str, Any]:
