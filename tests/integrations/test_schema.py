@@ -58,6 +58,7 @@ SCANS_BY_DESIGN = (
     "SELECT COUNT(*) FROM sessions WHERE 1",
     "SELECT * FROM tool_calls WHERE 1 ORDER BY",  # all tool calls, by the index of their start
     "FROM checkpoints WHERE 1 ORDER BY",  # the saver's list(None)
+    "FROM heads WHERE 1 ORDER BY",  # the same
     "FROM tombstones WHERE archive IS NOT NULL AND 1",  # the archived sessions, by an index of them alone
     "FROM leases ORDER BY number",  # the runs in progress, of all sessions
     "FROM leases WHERE user_id",  # the same

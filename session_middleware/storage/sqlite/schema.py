@@ -301,6 +301,8 @@ _TABLES = (
         body BLOB NOT NULL,
         branch TEXT,
         seq INTEGER,
+        previous_id TEXT,
+        previous_writes INTEGER NOT NULL,
         checksum INTEGER NOT NULL,
         PRIMARY KEY (session_id, checkpoint_ns, checkpoint_id)
     ) WITHOUT ROWID

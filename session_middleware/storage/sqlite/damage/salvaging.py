@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import re
 import sqlite3
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -87,6 +88,7 @@ class _Salvage:
         self._present = source.tables()
         self._lost: list[Damage] = []
         self._torn: set[tuple[Key, str]] = set()  # tasks of which writes are lost
+        self._lost_writes: Counter[Key] = Counter()  # of which is known whose they were
         self._torn_sessions: set[str] = set()  # sessions of which writes may be
         self._structure = tuple(structure(source))
         self._is_torn = any(re.search(r"\bwrites\b", line) for line in self._structure)  # those of any session may be
@@ -102,7 +104,7 @@ class _Salvage:
                 else:
                     self._say(table, "the table is missing")
             rebuilt = self._rebuild_sessions(connection)
-            self._compare_heads(connection)
+            self._compare_notes(connection)
         self._drop_orphans()
         self._drop_what_is_not_whole()
         self._target.execute("UPDATE memories SET indexed = text IS NULL, embedded = embedded AND 0")
@@ -147,6 +149,7 @@ class _Salvage:
                 self._say(table, f"a row: {problem}", *_key(table, columns, row))
                 if table == "writes" and is_text(row):
                     self._torn.add((row[:3], row[3]))
+                    self._lost_writes[row[:3]] += 1
                 self._is_torn |= table == "writes" and not is_text(row)
         for problem in walk.problems:
             self._say(table, problem)
@@ -228,19 +231,22 @@ class _Salvage:
 
     # State
 
-    def _compare_heads(self, connection: sqlite3.Connection) -> None:
-        """Say of the newest checkpoints and their writes what could not even be seen."""
+    def _compare_notes(self, connection: sqlite3.Connection) -> None:
+        """Say of the checkpoints and their writes what could not even be seen."""
         where = "session_id = ? AND checkpoint_ns = ? AND checkpoint_id = ?"
+        noted = self._target.execute(
+            "SELECT session_id, checkpoint_ns, COALESCE(previous_id, parent_id) AS id, previous_writes FROM checkpoints"
+            " WHERE id != ''"
+        ).fetchall()
         with suppress(sqlite3.Error):
-            for row in connection.execute("SELECT * FROM heads"):
-                if not is_text(row):
-                    continue
-                if not self._target.execute(f"SELECT 1 FROM checkpoints WHERE {where}", row[:3]).fetchone():
-                    self._say("checkpoints", "its row is lost, and it was the newest one", *row[:3])
-                elif (
-                    self._target.execute(f"SELECT COUNT(*) FROM writes WHERE {where}", row[:3]).fetchone()[0] != row[3]
-                ):
-                    self._say("writes", "some of what was pending is lost", *row[:3])
+            noted += connection.execute("SELECT session_id, checkpoint_ns, checkpoint_id, write_count FROM heads")
+        for *key, write_count in filter(is_text, noted):
+            tasks = self._target.execute(f"SELECT task_id FROM writes WHERE {where}", key).fetchall()
+            if not self._target.execute(f"SELECT 1 FROM checkpoints WHERE {where}", key).fetchone():
+                self._say("checkpoints", "its row is lost", *key)
+            elif len(tasks) + self._lost_writes[tuple(key)] != write_count:
+                self._say("writes", "some of them are lost", *key)
+                self._torn.update((tuple(key), task_id) for task_id in ("", *(task_id for (task_id,) in tasks)))
 
     def _drop_what_is_not_whole(self) -> None:
         """Until nothing is found that refers to what is missing; that is mostly at the second look."""

@@ -184,7 +184,8 @@ class Inspection:
         self._pieces = family
         self._found = Inspected()
         self._rows: dict[Key, Row] = {}  # those that are whole, without their bodies
-        self._newest: dict[str, str] = {}  # of each namespace
+        self._present: set[Key] = set()  # whether whole or not
+        self._noted: dict[Key, int] = {}  # and how many writes
         self._written: Counter[Key] = Counter()
         self._torn = set(torn)
         self._is_torn = is_torn
@@ -198,6 +199,7 @@ class Inspection:
             self._found.writes += 1
             self._look_at_write(WriteRow(*row))
         self._look_at_heads()
+        self._look_at_notes()
         while gone := self._unreplayable():  # which others may be replayed from
             for key in gone:
                 self._lose(key, "what one of its channels is replayed from is damaged or missing")
@@ -226,7 +228,9 @@ class Inspection:
     def _look_at_checkpoint(self, row: Row) -> None:
         if row.session_id != self._session_id:  # a lookup in a tree that is out of order ends anywhere
             return self._say("checkpoints", _MISPLACED, self._session_id)
-        self._newest[row.checkpoint_ns] = max(row.checkpoint_id, self._newest.get(row.checkpoint_ns, ""), key=str)
+        self._present.add(row.key)
+        if row.previous is not None:
+            self._noted[row.session_id, row.checkpoint_ns, row.previous.checkpoint_id] = row.previous.write_count
         problem = problem_of_row(row)
         if problem is None:
             try:
@@ -256,11 +260,10 @@ class Inspection:
         return None
 
     def _look_at_heads(self) -> None:
-        """Whether the newest checkpoints, and their writes, are those that are noted to be."""
         sql = "SELECT checkpoint_ns FROM heads WHERE session_id = ?"
         try:
             noted = {namespace for (namespace,) in self._connection.execute(sql, (self._session_id,))}
-            for namespace in sorted(noted.union(self._newest), key=str):
+            for namespace in sorted(noted.union(key[1] for key in self._present), key=str):
                 self._look_at_head(namespace)
         except (sqlite3.Error, *WRONG_TYPE) as error:
             self._say("heads", f"some of its rows cannot be read ({first_line(error)})", self._session_id)
@@ -270,15 +273,21 @@ class Inspection:
             head = heads.find(self._connection, self._session_id, namespace)
         except Damaged as damage:
             return self._say("heads", str(damage), self._session_id, namespace)
-        newest = self._newest.get(namespace)
         if head is None:
             return self._say("heads", "there is no note of its head", self._session_id, namespace)
-        key = (self._session_id, namespace, head.checkpoint_id)
-        if head.checkpoint_id != newest:
-            return self._say("checkpoints", "its row cannot be found, and it is noted as the newest one", *key)
-        if self._written[key] != head.write_count:
-            self._say("writes", f"{self._written[key]} pending writes, and {head.write_count} were noted", *key)
+        self._noted[self._session_id, namespace, head.checkpoint_id] = head.write_count
         return None
+
+    def _look_at_notes(self) -> None:
+        """Whether the checkpoints, and their writes, are those that are noted to be."""
+        for key, write_count in self._noted.items():
+            if key not in self._present:
+                self._say("checkpoints", "its row cannot be found", *key)
+            elif self._written[key] != write_count:
+                self._torn.add(key)
+                self._say("writes", f"there are {self._written[key]}, and {write_count} were noted", *key)
+        for key in self._present.difference(self._noted):
+            self._say("checkpoints", "the next newer one does not note it", *key)
 
     def _is_replayable(self, row: Row, channel: str) -> bool:
         """Whether every ancestor from which a channel is made again is there, with all its writes."""

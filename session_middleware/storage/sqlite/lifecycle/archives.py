@@ -25,7 +25,7 @@ from session_middleware.storage.sqlite.lifecycle import events, sessions, tombst
 from session_middleware.storage.sqlite.lifecycle.tombstones import Tombstone
 from session_middleware.storage.sqlite.memory import memories
 from session_middleware.storage.sqlite.record import runs
-from session_middleware.storage.sqlite.state import checkpoints, heads
+from session_middleware.storage.sqlite.state import checkpoints
 from session_middleware.storage.sqlite.state.pieces import find_blob, is_sum
 from session_middleware.storage.sqlite.state.sealed import WRONG, Row, WriteRow
 
@@ -46,7 +46,7 @@ def read(connection: sqlite3.Connection, session: SessionInfo) -> list[Line]:
     """Everything of a session, row by row: in one snapshot, as `connection` is."""
     lines: list[Line] = [("archive", {"version": VERSION})]
     lines += _rows(connection, "sessions", "SELECT * FROM sessions WHERE id = ?", session.id)
-    for table in (*runs.TABLES, "checkpoints", "writes"):
+    for table in (*runs.TABLES, "checkpoints", "heads", "writes"):
         lines += _rows(connection, table, f"SELECT * FROM {table} WHERE session_id = ?", session.id)
     exact, above, below = memories.own_namespaces(session.id)
     remembered = "SELECT * FROM memories WHERE namespace = ? OR namespace >= ? AND namespace < ? ORDER BY id"
@@ -219,24 +219,19 @@ def _restore_state(connection: sqlite3.Connection, family_id: str, rows: Mapping
     for row in rows.get("checkpoints", ()):
         found = Row(**row)
         channels = json.dumps(_mapped(json.loads(found.channels), lists, blobs), separators=(",", ":"))
-        checkpoints.insert(connection, found._replace(channels=channels))
-        if not is_sum(found.sum, found.checksum):  # what was damaged stays so
-            _spoil(connection, "checkpoints", found.key)
+        mapped = found._replace(channels=channels)  # what was damaged stays so
+        checkpoints.insert(connection, mapped, mapped.sum() if is_sum(found.sum, found.checksum) else WRONG)
     for row in rows.get("writes", ()):
         write = WriteRow(**row)
         value = json.dumps(_written(json.loads(write.value), blobs), separators=(",", ":"))
         checkpoints.insert_writes(connection, [write._replace(value=value)], keep_first=True)
         if not is_sum(write.sum, write.checksum):
-            _spoil(connection, "writes", write[:3])
-    for session in rows["sessions"]:
-        heads.renew(connection, session["id"])
-
-
-def _spoil(connection: sqlite3.Connection, table: str, key: tuple[str, str, str]) -> None:
-    connection.execute(
-        f"UPDATE {table} SET checksum = ? WHERE session_id = ? AND checkpoint_ns = ? AND checkpoint_id = ?",
-        (WRONG, *key),
-    )
+            connection.execute(
+                "UPDATE writes SET checksum = ? WHERE session_id = ? AND checkpoint_ns = ? AND checkpoint_id = ?",
+                (WRONG, *write[:3]),
+            )
+    for row in rows.get("heads", ()):
+        _insert(connection, "heads", row)
 
 
 def _mapped(refs: dict[str, Any], lists: Mapping[int, int], blobs: Mapping[int, int]) -> dict[str, Any]:

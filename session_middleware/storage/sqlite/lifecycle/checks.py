@@ -94,6 +94,19 @@ _MISSING = """
     END
 """
 
+_VANISHED = """
+    WITH noted (session_id, checkpoint_ns, checkpoint_id, writes) AS (
+        SELECT session_id, checkpoint_ns, COALESCE(previous_id, parent_id), previous_writes FROM checkpoints
+        WHERE COALESCE(previous_id, parent_id, '') != ''
+        UNION ALL SELECT session_id, checkpoint_ns, checkpoint_id, write_count FROM heads
+    )
+    SELECT session_id, checkpoint_id FROM noted
+    WHERE NOT EXISTS (SELECT 1 FROM checkpoints AS own WHERE own.session_id = noted.session_id
+        AND own.checkpoint_ns = noted.checkpoint_ns AND own.checkpoint_id = noted.checkpoint_id)
+    OR writes != (SELECT COUNT(*) FROM writes AS own WHERE own.session_id = noted.session_id
+        AND own.checkpoint_ns = noted.checkpoint_ns AND own.checkpoint_id = noted.checkpoint_id)
+"""
+
 
 def _damage(connection: sqlite3.Connection) -> list[Problem]:
     """What SQLite's own check says of the file, and checkpoints with pieces missing. `verify` looks at every byte."""
@@ -101,6 +114,9 @@ def _damage(connection: sqlite3.Connection) -> list[Problem]:
     found = [Problem(kind="damage", text=text) for text in says]
     for session_id, checkpoint_id in connection.execute(_MISSING):
         text = f"checkpoint {checkpoint_id!r} lacks a part of its state; resume from an earlier one"
+        found.append(Problem(kind="damage", session_id=session_id, text=text))
+    for session_id, checkpoint_id in connection.execute(_VANISHED):
+        text = f"checkpoint {checkpoint_id!r}, or a write of it, cannot be found; resume from another one"
         found.append(Problem(kind="damage", session_id=session_id, text=text))
     return found
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -68,8 +69,10 @@ def expire(connection: sqlite3.Connection, session: SessionInfo, reason: str, at
         return
     detail = {"last_active_at": to_text(session.last_active_at)}
     _close(connection, session, "expired", reason, at, rules, detail=detail)
-    if lifecycle.terms_of(session, rules.settings).on_expire == "prune" and pruning.prune(connection, session.id):
-        pieces.free_unused(connection, session.family_id, sessions.members(connection, session.family_id))
+    if lifecycle.terms_of(session, rules.settings).on_expire == "prune":
+        with suppress(pieces.Damaged):  # then all of it stays, and who reads it is told
+            if pruning.prune(connection, session.id):
+                pieces.free_unused(connection, session.family_id, sessions.members(connection, session.family_id))
 
 
 def put_aside(connection: sqlite3.Connection, session: SessionInfo, rules: Rules, now: datetime) -> str:

@@ -17,7 +17,8 @@ from types import MappingProxyType
 from typing import Any
 
 from session_middleware.errors import StorageError
-from session_middleware.storage.sqlite.state import heads
+from session_middleware.storage.sqlite.state import heads, noted
+from session_middleware.storage.sqlite.state.noted import Listed, Passed
 from session_middleware.storage.sqlite.state.pieces import (
     Damaged,
     Pieces,
@@ -57,9 +58,8 @@ def put(
     channels.update(dict.fromkeys(put.replayed, REPLAYED))
     text, enclosing = _json(channels), _json(dict(put.enclosing))
     key = (put.visit.session_id, put.checkpoint_ns, put.checkpoint_id)
-    insert(
-        connection, Row(*key, put.parent_id, enclosing, put.run_id, put.source, put.step, text, *put.body, branch, seq)
-    )
+    row = Row(*key, put.parent_id, enclosing, put.run_id, put.source, put.step, text, *put.body, branch, seq)
+    connection.execute(_PUT, (*row[:13], row.sum()))
     heads.put(connection, key)
     return text, lists
 
@@ -67,11 +67,32 @@ def put(
 _json = json.JSONEncoder(separators=(",", ":")).encode  # `json.dumps` would make an encoder for each call
 
 
-_INSERT = "INSERT OR REPLACE INTO checkpoints VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+# With it goes a note of the next older one: mostly the head until now, and the parent, whose id is there already.
+_PUT = """
+    INSERT OR REPLACE INTO checkpoints VALUES (
+        ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13,
+        NULLIF(COALESCE(
+            (SELECT checkpoint_id FROM heads WHERE session_id = ?1 AND checkpoint_ns = ?2 AND checkpoint_id < ?3),
+            (SELECT MAX(checkpoint_id) FROM checkpoints
+             WHERE session_id = ?1 AND checkpoint_ns = ?2 AND checkpoint_id < ?3),
+            ''
+        ), COALESCE(?4, '')),
+        COALESCE(
+            (SELECT write_count FROM heads WHERE session_id = ?1 AND checkpoint_ns = ?2 AND checkpoint_id < ?3),
+            (SELECT COUNT(*) FROM writes WHERE session_id = ?1 AND checkpoint_ns = ?2 AND checkpoint_id = (
+                SELECT MAX(checkpoint_id) FROM checkpoints
+                WHERE session_id = ?1 AND checkpoint_ns = ?2 AND checkpoint_id < ?3))
+        ),
+        ?14
+    )
+"""
 
 
-def insert(connection: sqlite3.Connection, row: Row) -> None:
-    connection.execute(_INSERT, (*row[:-1], row.sum()))
+def insert(connection: sqlite3.Connection, row: Row, checksum: int) -> None:
+    """As it was stored elsewhere, with its note of the next older one."""
+    connection.execute(
+        "INSERT INTO checkpoints VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (*row[:-1], checksum)
+    )
 
 
 def _inherited(connection: sqlite3.Connection, put: CheckpointPut) -> dict[str, Any]:
@@ -97,23 +118,22 @@ def get(
 ) -> StoredCheckpoint | None:
     row = find(connection, session_id, checkpoint_ns, checkpoint_id)
     try:
-        head = heads.find(connection, session_id, checkpoint_ns)
         if row is None:
-            if head is not None and checkpoint_id in (None, head.checkpoint_id):
-                raise Damaged("its row cannot be found")
+            noted.check_absent(connection, session_id, checkpoint_ns, checkpoint_id)
             return None
         row.check()
         if row.key[:2] != (session_id, checkpoint_ns) or checkpoint_id not in (None, row.checkpoint_id):
             raise Damaged("another row stands in its place")
-        if checkpoint_id is None and (head is None or row.checkpoint_id != head.checkpoint_id):
+        note = noted.find(connection, session_id, checkpoint_ns, checkpoint_id)
+        if checkpoint_id is None and (note is None or row.checkpoint_id != note.checkpoint_id):
             raise Damaged("a newer one cannot be found")
         values = {name: get_value(connection, ref, have) for name, ref in row.refs.items()}
         writes = [
             StoredWrite(write.task_id, write.channel, _written(connection, json.loads(write.value)))
             for write in _writes(connection, row.key)
         ]
-        if head is not None and row.checkpoint_id == head.checkpoint_id and len(writes) != head.write_count:
-            raise Damaged("a pending write cannot be found")
+        if note is not None and len(writes) != note.write_count:
+            raise Damaged("a write of it cannot be found")
     except Damaged as damage:
         key = row.key if row else (session_id, checkpoint_ns, checkpoint_id or "(latest)")
         raise damaged(path, key, str(damage)) from None
@@ -175,17 +195,20 @@ def list_(
         " ORDER BY session_id, checkpoint_ns, checkpoint_id DESC LIMIT ?",
         (*values, -1 if limit is None or matches else limit),
     )
-    if session_id is not None and checkpoint_id is None and before is None and after is None:
-        for namespace, missing in heads.list_missing(connection, session_id, checkpoint_ns):
-            raise damaged(path, (session_id, namespace, missing), "its row cannot be found")
     rows: list[Row] = []
+    passed: list[Passed] = []
     while (limit is None or len(rows) < limit) and (found := cursor.fetchone()) is not None:
         row = Row(*found)
         with blaming(path, row.key):
             row.check()
+        passed.append(Passed(row.key, row.previous))
         if matches is None or matches(Blob(row.type, row.body)):
             rows.append(row)
+    is_end = limit is None or len(rows) < limit
     cursor.close()
+    listed = Listed(session_id, checkpoint_ns, checkpoint_id, before, after, is_end)
+    if lost := noted.find_lost(connection, listed, passed):
+        raise damaged(path, *lost)
     return _with_pieces(connection, rows, path)
 
 
@@ -209,9 +232,12 @@ def _with_pieces(connection: sqlite3.Connection, rows: Sequence[Row], path: str)
             (ref for row in rows for ref in row.refs.values()),
             (json.loads(write.value) for found in writes.values() for write in found),
         )
+        counts = noted.count_writes(connection, [row.key for row in rows])
     stored = []
     for row in rows:
         with blaming(path, row.key):
+            if counts.get(row.key) != len(writes.get(row.key, ())):
+                raise Damaged("a write of it cannot be found")
             values = {name: pieces.value(ref) for name, ref in row.refs.items()}
             body = Blob(row.type, row.body)
             written = [stored_write(write, pieces) for write in writes.get(row.key, ())]
@@ -316,15 +342,14 @@ def copy(connection: sqlite3.Connection, session_id: str, to: str) -> int:
     for found in connection.execute("SELECT * FROM checkpoints WHERE session_id = ?", (session_id,)).fetchall():
         row = Row(*found)
         renamed = row._replace(session_id=to)
-        checksum = renamed.sum() if is_sum(row.sum, row.checksum) else WRONG
-        connection.execute(_INSERT, (*renamed[:-1], checksum))
+        insert(connection, renamed, renamed.sum() if is_sum(row.sum, row.checksum) else WRONG)
         copied += 1
     for found in connection.execute("SELECT * FROM writes WHERE session_id = ?", (session_id,)).fetchall():
         write = WriteRow(*found)
         renamed_write = write._replace(session_id=to)
         checksum = renamed_write.sum() if is_sum(write.sum, write.checksum) else WRONG
         connection.execute("INSERT INTO writes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (*renamed_write[:-1], checksum))
-    heads.renew(connection, to)
+    heads.copy(connection, session_id, to)
     return copied
 
 

@@ -8,16 +8,25 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 
 from session_middleware.storage.sqlite.state import heads
+from session_middleware.storage.sqlite.state.pieces import Damaged
 from session_middleware.storage.sqlite.state.replayed import ancestors_needed
-from session_middleware.storage.sqlite.state.sealed import Row
+from session_middleware.storage.sqlite.state.sealed import Note, Row
 
 Namespaces = Mapping[str, Mapping[str, Row]]  # the checkpoints of a session by namespace and id
 
 
 def prune(connection: sqlite3.Connection, session_id: str) -> int:
-    """Keep the latest checkpoint of each namespace that is still of use; how many went."""
+    """Keep the latest checkpoint of each namespace that is still of use; how many went.
+
+    Raises:
+        Damaged: the latest one cannot be found, so nothing of what is older may go.
+    """
     namespaces = _read(connection, session_id)
     latest = {namespace: max(rows) for namespace, rows in namespaces.items()}
+    for namespace in latest:
+        head = heads.find(connection, session_id, namespace)
+        if head is None or head.checkpoint_id != latest[namespace]:
+            raise Damaged("the newest checkpoint cannot be found")
     kept = {
         (namespace, checkpoint_id)
         for namespace, rows in namespaces.items()
@@ -30,7 +39,7 @@ def prune(connection: sqlite3.Connection, session_id: str) -> int:
         "SELECT DISTINCT checkpoint_ns, checkpoint_id FROM writes WHERE session_id = ?", (session_id,)
     )
     lost = [key for key in written if key not in kept and key[1] < latest.get(key[0], "")]
-    _delete(connection, session_id, {*gone, *lost})
+    _delete(connection, session_id, {*gone, *lost}, namespaces)
     return len(gone)
 
 
@@ -61,7 +70,7 @@ def delete_for_runs(connection: sqlite3.Connection, run_ids: Sequence[str]) -> d
             rows = namespaces[namespace]
             staying = [checkpoint_id for checkpoint_id in rows if (namespace, checkpoint_id) not in keys]
             keys -= {(namespace, checkpoint_id) for checkpoint_id in ancestors_needed(rows, staying)}
-        _delete(connection, session_id, keys)
+        _delete(connection, session_id, keys, namespaces)
     return {session_id: len(keys) for session_id, keys in theirs.items() if keys}
 
 
@@ -73,10 +82,32 @@ def _read(connection: sqlite3.Connection, session_id: str) -> Namespaces:
     return found
 
 
-def _delete(connection: sqlite3.Connection, session_id: str, keys: Collection[tuple[str, str]]) -> None:
+def _delete(
+    connection: sqlite3.Connection, session_id: str, keys: Collection[tuple[str, str]], namespaces: Namespaces
+) -> None:
     for table in ("checkpoints", "writes"):
         connection.executemany(
             f"DELETE FROM {table} WHERE session_id = ? AND checkpoint_ns = ? AND checkpoint_id = ?",
             [(session_id, *key) for key in sorted(keys)],
         )
-    heads.renew(connection, session_id)
+    for namespace, rows in namespaces.items():
+        gone = {checkpoint_id: row for checkpoint_id, row in rows.items() if (namespace, checkpoint_id) in keys}
+        _renote(connection, (session_id, namespace), [row for key, row in rows.items() if key not in gone], gone)
+
+
+def _renote(
+    connection: sqlite3.Connection, place: tuple[str, str], staying: Sequence[Row], gone: Mapping[str, Row]
+) -> None:
+    """Where one that has gone was noted, note the next older one instead. What was lost before stays noted."""
+
+    def staying_one(note: Note | None) -> Note | None:
+        while note is not None and note.checkpoint_id in gone:
+            note = gone[note.checkpoint_id].previous
+        return note
+
+    for row in staying:
+        if row.previous is not None and row.previous.checkpoint_id in gone:
+            heads.renote(connection, row.key, staying_one(row.previous))
+    head = heads.find(connection, *place)
+    if head is None or head.checkpoint_id in gone:
+        heads.move(connection, *place, staying_one(head))

@@ -12,8 +12,9 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from session_middleware.storage.sqlite.state import noted
 from session_middleware.storage.sqlite.state.checkpoints import blaming, find, stored_write
-from session_middleware.storage.sqlite.state.pieces import Pieces
+from session_middleware.storage.sqlite.state.pieces import Damaged, Pieces
 from session_middleware.storage.sqlite.state.sealed import REPLAYED, Row, WriteRow
 from session_middleware.storage.state import StoredHistory
 
@@ -41,6 +42,7 @@ def get_history(
 ) -> dict[str, StoredHistory]:
     target = find(connection, session_id, checkpoint_ns, checkpoint_id)
     line, seeds = _walk(connection, target, frozenset(channels), path) if target else ([], {})
+    _check_writes(connection, line, path)
     writes = _writes_of(connection, line, channels)
     refs = [line[depth].refs[channel] for channel, depth in seeds.items()]
     pieces = Pieces(connection, refs, [json.loads(write.value) for found in writes.values() for write in found])
@@ -83,7 +85,29 @@ def _walk(
             seeds.setdefault(channel, len(line))
         line.append(row)
     cursor.close()
+    last = line[-1] if line else target
+    if len(seeds) < len(channels) and last.parent_id is not None:
+        with blaming(path, (*last.key[:2], last.parent_id)):
+            noted.check_absent(connection, *last.key[:2], last.parent_id)
     return line, seeds
+
+
+def _check_writes(connection: sqlite3.Connection, line: Sequence[Row], path: str) -> None:
+    """Raises `StorageError` when a write of any of them cannot be found."""
+    if not line:
+        return
+    ids = [row.checkpoint_id for row in line]
+    found: dict[str, int] = dict(
+        connection.execute(
+            "SELECT checkpoint_id, COUNT(*) FROM writes WHERE session_id = ? AND checkpoint_ns = ?"
+            " AND checkpoint_id BETWEEN ? AND ? GROUP BY checkpoint_id",
+            (*line[0].key[:2], min(ids), max(ids)),
+        ).fetchall()
+    )
+    for key, count in noted.count_writes(connection, [row.key for row in line]).items():
+        if found.get(key[2], 0) != count:
+            with blaming(path, key):
+                raise Damaged("a write of it cannot be found")
 
 
 def _writes_of(

@@ -14,6 +14,13 @@ REPLAYED = "writes"
 WRONG = -1  # the checksum of a row that was damaged when it was copied
 
 
+class Note(NamedTuple):
+    """What is noted of a checkpoint where it is noted a second time."""
+
+    checkpoint_id: str
+    write_count: int
+
+
 class Row(NamedTuple):
     """A checkpoint as it is stored, its checksum last."""
 
@@ -30,11 +37,19 @@ class Row(NamedTuple):
     body: bytes
     branch: str | None = None  # of the record, which went as far as this `seq`; no part of the checksum
     seq: int | None = None
+    previous_id: str | None = None  # see `previous`; no part of it either
+    previous_writes: int = 0
     checksum: int = 0
 
     @property
     def key(self) -> Key:
         return self[:3]
+
+    @property
+    def previous(self) -> Note | None:
+        """The next older one of the namespace. Mostly it is the parent, and then its id is not stored again."""
+        previous_id = self.parent_id if self.previous_id is None else self.previous_id
+        return Note(previous_id, self.previous_writes) if previous_id else None
 
     @property
     def refs(self) -> dict[str, Any]:
@@ -46,7 +61,7 @@ class Row(NamedTuple):
         return zlib.crc32(self.body, zlib.crc32("\0".join(text).encode()))
 
     def check(self) -> None:
-        if not is_sum(self.sum, self.checksum):
+        if not is_sum(self.sum, self.checksum) or not isinstance(self.previous_id, str | None):
             raise Damaged("its row")
 
 

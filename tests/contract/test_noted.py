@@ -1,0 +1,147 @@
+"""Each checkpoint, and how many writes it has, is noted a second time: what vanished is missed, and nothing else is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langgraph.checkpoint.base import empty_checkpoint
+
+from session_middleware import Sessions, StorageError
+from session_middleware.storage.sqlite.damage.salvaging import salvage
+from session_middleware.storage.sqlite.damage.verifying import verify
+
+
+@pytest.fixture
+def sessions(tmp_path: Path) -> Any:
+    with Sessions(tmp_path / "sessions.db") as sessions:
+        yield sessions
+
+
+def at(checkpoint_id: str | None = None, thread: str = "t", ns: str = "") -> Any:
+    more = {"checkpoint_id": checkpoint_id} if checkpoint_id else {}
+    return {"configurable": {"thread_id": thread, "checkpoint_ns": ns, **more}}
+
+
+def put(sessions: Any, checkpoint_id: str, parent: str | None = None, **metadata: Any) -> None:
+    checkpoint = {**empty_checkpoint(), "id": checkpoint_id}
+    sessions.checkpointer.put(at(parent), checkpoint, {"source": "loop", **metadata}, {})
+
+
+def write(sessions: Any, checkpoint_id: str, task: str = "task") -> None:
+    sessions.checkpointer.put_writes(at(checkpoint_id), [("a", 1), ("b", 2)], task)
+
+
+def thread(sessions: Any) -> None:
+    """A line of three, from the first of which a branch has been tried, with a write each; and another thread."""
+    for checkpoint_id, parent in (("1", None), ("2", "1"), ("3", "1"), ("4", "3")):
+        put(sessions, checkpoint_id, parent, run_id=f"run {checkpoint_id}")
+        write(sessions, checkpoint_id)
+    sessions.checkpointer.copy_thread("t", "u")
+
+
+def vanish(sessions: Any, table: str, checkpoint_id: str, thread: str = "t") -> None:
+    sql = f"DELETE FROM {table} WHERE session_id = ? AND checkpoint_id = ?"
+    sql += " AND channel = 'a'" if table == "writes" else ""
+    sessions._storage._database.write(lambda c: c.execute(sql, (thread, checkpoint_id)))
+
+
+def listed(sessions: Any, config: Any, **how: Any) -> list[str]:
+    return [found.config["configurable"]["checkpoint_id"] for found in sessions.checkpointer.list(config, **how)]
+
+
+def is_clean(sessions: Any) -> bool:
+    return verify(sessions._storage.name).is_clean and not sessions.check()
+
+
+@pytest.mark.parametrize("table", ["checkpoints", "writes"])
+@pytest.mark.parametrize("lost", ["1", "2", "3", "4"])
+def test_whichever_has_vanished_every_reading_that_should_show_it_says_so(
+    sessions: Any, tmp_path: Path, table: str, lost: str
+) -> None:
+    thread(sessions)
+    vanish(sessions, table, lost)
+    for reading in (
+        lambda: sessions.checkpointer.get_tuple(at(lost)),
+        lambda: listed(sessions, at()),
+        lambda: listed(sessions, None),
+        lambda: listed(sessions, at(lost)),
+        lambda: listed(sessions, at(), limit=4),
+        lambda: listed(sessions, at(), filter={"run_id": f"run {lost}"}),
+        lambda: listed(sessions, at(), before=at("9")),
+        lambda: [listed(sessions, at(), before=at(str(number)), limit=1) for number in (2, 3, 4, 5)],
+    ):
+        with pytest.raises(StorageError, match=f"checkpoint {lost} of session 't'.*damaged"):
+            reading()
+    assert listed(sessions, at(thread="u")) == ["4", "3", "2", "1"]
+    assert not verify(sessions._storage.name).is_clean
+    assert any(lost in problem.text for problem in sessions.check())
+    saved = salvage(sessions._storage.name, str(tmp_path / "saved.db"))
+    assert any(loss.table == table and loss.checkpoint_id == lost for loss in saved.lost)
+    with Sessions(tmp_path / "saved.db") as others:
+        assert listed(others, at()) == [each for each in "4321" if table == "writes" or each != lost]
+        assert is_clean(others)
+
+
+def test_one_that_never_was_is_not_there_and_no_damage(sessions: Any) -> None:
+    for checkpoint_id in ("2", "4"):
+        put(sessions, checkpoint_id)
+    for checkpoint_id in ("1", "3", "5"):
+        assert sessions.checkpointer.get_tuple(at(checkpoint_id)) is None
+        assert listed(sessions, at(checkpoint_id)) == []
+    assert sessions.checkpointer.get_tuple(at("1", thread="other")) is None
+
+
+def test_what_comes_out_of_order_is_noted_in_its_place(sessions: Any) -> None:
+    write(sessions, "5")  # long before its checkpoint
+    for checkpoint_id in ("4", "2", "5", "1", "3", "3", "5"):
+        put(sessions, checkpoint_id)
+        write(sessions, checkpoint_id)
+        write(sessions, "2", f"late, after {checkpoint_id}")
+    assert listed(sessions, at()) == ["5", "4", "3", "2", "1"]
+    assert len(sessions.checkpointer.get_tuple(at("2")).pending_writes) == 12
+    assert is_clean(sessions)
+    vanish(sessions, "checkpoints", "3")
+    with pytest.raises(StorageError, match="checkpoint 3"):
+        listed(sessions, at())
+
+
+@pytest.mark.parametrize("runs", [["1"], ["2", "3"], ["4"], ["1", "4"], ["1", "2", "3", "4"]])
+def test_what_is_deleted_on_purpose_is_not_missed_and_what_had_vanished_still_is(
+    sessions: Any, runs: list[str]
+) -> None:
+    thread(sessions)
+    sessions.checkpointer.delete_for_runs([f"run {run}" for run in runs])
+    left = [each for each in "4321" if each not in runs]
+    assert listed(sessions, at()) == left
+    assert [sessions.checkpointer.get_tuple(at(run)) for run in runs] == [None] * len(runs)
+    put(sessions, "6", left[0] if left else None)
+    assert listed(sessions, at()) == ["6", *left]
+    assert is_clean(sessions)
+    for lost in left:
+        vanish(sessions, "checkpoints", lost)
+        sessions.checkpointer.delete_for_runs(["run 6"])
+        with pytest.raises(StorageError, match=f"checkpoint {lost}"):
+            sessions.checkpointer.get_tuple(at(lost))
+
+
+def test_a_thread_whose_newest_has_vanished_is_not_pruned_to_an_older_one(sessions: Any) -> None:
+    thread(sessions)
+    vanish(sessions, "checkpoints", "4")
+    with pytest.raises(StorageError, match=r"session .t.*newest"):
+        sessions.checkpointer.prune(["t"])
+    assert sessions.checkpointer.get_tuple(at("3")) is not None
+    sessions.checkpointer.prune(["u"])
+    assert listed(sessions, at(thread="u")) == ["4"]
+
+
+def test_a_copy_misses_what_its_source_misses(sessions: Any) -> None:
+    thread(sessions)
+    vanish(sessions, "checkpoints", "4")
+    vanish(sessions, "writes", "1")
+    sessions.checkpointer.copy_thread("t", "copy")
+    for lost in ("1", "4"):
+        with pytest.raises(StorageError, match="of session 'copy'"):
+            sessions.checkpointer.get_tuple(at(lost, thread="copy"))
+    assert sessions.checkpointer.get_tuple(at("3", thread="copy")) is not None
