@@ -13,11 +13,7 @@ A message's place is where it stands in its conversation: the seq of its first v
 put before a message that was there already. A branch goes on from its parent as that was at a seq;
 a checkpoint keeps the branch and the seq it was put at.
 
-A state's values are blobs, stored once per family by their digest. A list is rows of `list_items`;
-the list it was branched from is its parent and gives its first `parent_length` elements. Lists only
-grow, and their ids are never used twice, so "the first n elements of list i" means the same for ever.
-
-What makes memories and messages findable is in `index_schema.py`.
+The tables of a state are in `state/schema.py`, what makes memories and messages findable in `memory/schema.py`.
 """
 
 from __future__ import annotations
@@ -25,6 +21,7 @@ from __future__ import annotations
 from sqlite_utils import Database, Migrations
 
 from session_middleware.storage.sqlite.memory.schema import INDEX_TABLES
+from session_middleware.storage.sqlite.state.schema import STATE_TABLES
 
 migrations = Migrations("session_middleware")
 
@@ -287,82 +284,6 @@ _TABLES = (
     """,
     "CREATE INDEX conversation_items_present ON conversation_items (session_id, position) WHERE removed = 0",
     """
-    CREATE TABLE checkpoints (
-        session_id TEXT NOT NULL,
-        checkpoint_ns TEXT NOT NULL,
-        checkpoint_id TEXT NOT NULL,
-        parent_id TEXT,
-        enclosing TEXT NOT NULL,
-        run_id TEXT,
-        source TEXT,
-        step INTEGER,
-        channels TEXT NOT NULL,
-        type TEXT NOT NULL,
-        body BLOB NOT NULL,
-        branch TEXT,
-        seq INTEGER,
-        previous_id TEXT,
-        previous_writes INTEGER NOT NULL,
-        checksum INTEGER NOT NULL,
-        PRIMARY KEY (session_id, checkpoint_ns, checkpoint_id)
-    ) WITHOUT ROWID
-    """,
-    """
-    CREATE TABLE heads (
-        session_id TEXT NOT NULL,
-        checkpoint_ns TEXT NOT NULL,
-        checkpoint_id TEXT NOT NULL,
-        write_count INTEGER NOT NULL,
-        checksum INTEGER NOT NULL,
-        PRIMARY KEY (session_id, checkpoint_ns)
-    ) WITHOUT ROWID
-    """,
-    "CREATE INDEX checkpoints_by_run ON checkpoints (run_id) WHERE run_id IS NOT NULL",
-    """
-    CREATE TABLE writes (
-        session_id TEXT NOT NULL,
-        checkpoint_ns TEXT NOT NULL,
-        checkpoint_id TEXT NOT NULL,
-        task_id TEXT NOT NULL,
-        idx INTEGER NOT NULL,
-        task_path TEXT NOT NULL,
-        channel TEXT NOT NULL,
-        value TEXT,
-        checksum INTEGER NOT NULL,
-        PRIMARY KEY (session_id, checkpoint_ns, checkpoint_id, task_id, idx)
-    ) WITHOUT ROWID
-    """,
-    """
-    CREATE TABLE lists (
-        id INTEGER PRIMARY KEY AUTOINCREMENT,
-        family_id TEXT NOT NULL,
-        parent_id INTEGER,
-        parent_length INTEGER NOT NULL DEFAULT 0,
-        depth INTEGER NOT NULL DEFAULT 0
-    )
-    """,
-    "CREATE INDEX lists_by_family ON lists (family_id)",
-    """
-    CREATE TABLE list_items (
-        list_id INTEGER NOT NULL,
-        position INTEGER NOT NULL,
-        count INTEGER NOT NULL,
-        blob_id INTEGER NOT NULL,
-        PRIMARY KEY (list_id, position)
-    ) WITHOUT ROWID
-    """,
-    """
-    CREATE TABLE blobs (
-        id INTEGER PRIMARY KEY,
-        family_id TEXT NOT NULL,
-        digest BLOB NOT NULL,
-        checksum INTEGER NOT NULL,
-        type TEXT NOT NULL,
-        data BLOB NOT NULL,
-        UNIQUE (family_id, digest)
-    )
-    """,
-    """
     CREATE TABLE memories (
         id INTEGER PRIMARY KEY,
         namespace TEXT NOT NULL,
@@ -391,7 +312,7 @@ _TABLES = (
 
 @migrations()
 def m001_initial(db: Database) -> None:
-    for statement in (*_TABLES, *INDEX_TABLES):
+    for statement in (*_TABLES, *STATE_TABLES, *INDEX_TABLES):
         db.execute(statement)
     db.execute("INSERT INTO index_progress (id) VALUES (1)")
 

@@ -1,0 +1,85 @@
+"""The tables that a graph's state is restored from.
+
+Its values are blobs, stored once per family by their digest. A list is rows of `list_items`; the
+list it was branched from is its parent and gives its first `parent_length` elements. Lists only
+grow, and their ids are never used twice, so "the first n elements of list i" means the same for ever.
+"""
+
+STATE_TABLES = (
+    """
+    CREATE TABLE checkpoints (
+        session_id TEXT NOT NULL,
+        checkpoint_ns TEXT NOT NULL,
+        checkpoint_id TEXT NOT NULL,
+        parent_id TEXT,
+        enclosing TEXT NOT NULL,
+        run_id TEXT,
+        source TEXT,
+        step INTEGER,
+        channels TEXT NOT NULL,
+        type TEXT NOT NULL,
+        body BLOB NOT NULL,
+        branch TEXT,
+        seq INTEGER,
+        previous_id TEXT,
+        previous_writes INTEGER NOT NULL,
+        checksum INTEGER NOT NULL,
+        PRIMARY KEY (session_id, checkpoint_ns, checkpoint_id)
+    ) WITHOUT ROWID
+    """,
+    """
+    CREATE TABLE heads (
+        session_id TEXT NOT NULL,
+        checkpoint_ns TEXT NOT NULL,
+        checkpoint_id TEXT NOT NULL,
+        write_count INTEGER NOT NULL,
+        checksum INTEGER NOT NULL,
+        PRIMARY KEY (session_id, checkpoint_ns)
+    ) WITHOUT ROWID
+    """,
+    "CREATE INDEX checkpoints_by_run ON checkpoints (run_id) WHERE run_id IS NOT NULL",
+    """
+    CREATE TABLE writes (
+        session_id TEXT NOT NULL,
+        checkpoint_ns TEXT NOT NULL,
+        checkpoint_id TEXT NOT NULL,
+        task_id TEXT NOT NULL,
+        idx INTEGER NOT NULL,
+        task_path TEXT NOT NULL,
+        channel TEXT NOT NULL,
+        value TEXT,
+        checksum INTEGER NOT NULL,
+        PRIMARY KEY (session_id, checkpoint_ns, checkpoint_id, task_id, idx)
+    ) WITHOUT ROWID
+    """,
+    """
+    CREATE TABLE lists (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        family_id TEXT NOT NULL,
+        parent_id INTEGER,
+        parent_length INTEGER NOT NULL DEFAULT 0,
+        depth INTEGER NOT NULL DEFAULT 0
+    )
+    """,
+    "CREATE INDEX lists_by_family ON lists (family_id)",
+    """
+    CREATE TABLE list_items (
+        list_id INTEGER NOT NULL,
+        position INTEGER NOT NULL,
+        count INTEGER NOT NULL,
+        blob_id INTEGER NOT NULL,
+        PRIMARY KEY (list_id, position)
+    ) WITHOUT ROWID
+    """,
+    """
+    CREATE TABLE blobs (
+        id INTEGER PRIMARY KEY,
+        family_id TEXT NOT NULL,
+        digest BLOB NOT NULL,
+        checksum INTEGER NOT NULL,
+        type TEXT NOT NULL,
+        data BLOB NOT NULL,
+        UNIQUE (family_id, digest)
+    )
+    """,
+)
