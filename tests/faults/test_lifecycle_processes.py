@@ -14,20 +14,13 @@ import pytest
 
 from session_middleware import Sessions
 from session_middleware.storage.processes import is_gone, is_near, this_process
+from tests.processes import Process
 
-ROOT = str(Path(__file__).parents[2])
 ROUNDS = int(os.environ.get("SESSION_FAULT_ROUNDS", "2"))
-ENVIRONMENT = {**os.environ, "PYTHONPATH": ROOT}
 
 
-def start(script: str, *arguments: object) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", script, *map(str, arguments)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=ENVIRONMENT,
-    )
+def start(script: str, *arguments: object) -> Process:
+    return Process("-c", script, *arguments, stdin=True)
 
 
 OPENING = """
@@ -57,9 +50,7 @@ def test_limits_are_exact_under_many_opens_at_once_in_several_processes(tmp_path
     path = tmp_path / "sessions.db"
     processes = [start(OPENING, path, number, on_limit) for number in range(4)]
     for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
+        process.say("go")
     outcomes = " ".join(process.communicate(timeout=100)[0] for process in processes).split()
     with Sessions(path) as sessions:
         opened = outcomes.count("opened")

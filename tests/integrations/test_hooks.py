@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,11 +10,10 @@ import pytest
 
 from session_middleware import Sessions
 from session_middleware.model import Ended, Event
+from tests import processes
 from tests.conftest import Clock
 from tests.integrations import agents
 from tests.integrations.agents import human
-
-ROOT = str(Path(__file__).parents[2])
 
 
 @pytest.fixture
@@ -142,15 +138,6 @@ sessions.close()
 
 
 def test_a_hook_is_called_again_when_its_process_died_of_it(tmp_path: Path) -> None:
-    said = [
-        subprocess.run(
-            [sys.executable, "-c", CRASHING, str(tmp_path / "sessions.db"), how],
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**os.environ, "PYTHONPATH": ROOT},
-        )
-        for how in ("die", "live", "live")
-    ]
+    said = [processes.run("-c", CRASHING, tmp_path / "sessions.db", how) for how in ("die", "live", "live")]
     assert [done.stdout for done in said] == ["t solved\n", "t solved\n", ""]
     assert [done.returncode for done in said] == [-9, 0, 0]

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sqlite3
-import subprocess
-import sys
 import textwrap
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,6 +16,7 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.graph import START, MessagesState, StateGraph
 
 from session_middleware import InvalidSettings, SessionAccessDenied, Sessions
+from tests import processes
 from tests.embeddings import SubjectEmbeddings
 
 
@@ -83,7 +83,7 @@ def test_what_a_killed_process_said_is_found(tmp_path: Path) -> None:
         sessions.get("1").memory.recall("flight")
         os.kill(os.getpid(), signal.SIGKILL)
     """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], cwd=Path(__file__).parents[2], check=False)
+    assert processes.run("-c", textwrap.dedent(script)).returncode == -signal.SIGKILL
     with Sessions(path) as sessions:
         assert "my flight leaves on friday" in [found.text for found in sessions.get("1").memory.recall("flight")]
         assert sessions.index_memory().messages == 2

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from hypothesis import strategies as st
 
 from session_middleware import SessionAccessDenied, SessionExpired, Sessions, UnserializableValue
 from session_middleware.integrations.openai_agents import OpenAIAgentsSession
+from tests import processes
 from tests.integrations.agents import said
 
 QUIET = RunConfig(tracing_disabled=True)
@@ -268,7 +267,6 @@ def test_what_was_added_survives_a_kill(tmp_path: Path) -> None:
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     path = str(tmp_path / "sessions.db")
-    root = str(Path(__file__).parents[2])
-    assert subprocess.run([sys.executable, "-c", code, path], check=False, env={"PYTHONPATH": root}).returncode != 0
+    assert processes.run("-c", code, path).returncode != 0
     with Sessions(path) as sessions:
         assert asyncio.run(OpenAIAgentsSession(sessions, "t").get_items()) == [{"role": "user", "content": "hi"}]

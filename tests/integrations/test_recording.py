@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from operator import add
@@ -32,6 +28,7 @@ from session_middleware import Sessions
 from tests.integrations import agents
 from tests.integrations.agents import human, said
 from tests.integrations.test_exactly_once import counters, rows
+from tests.processes import Process
 
 
 @pytest.fixture
@@ -210,13 +207,9 @@ list(graph.stream(human("count"), sessions.config("t"), stream_mode="messages"))
 
 def test_text_cut_off_by_a_crash_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "sessions.db"
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    with subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE, text=True, env=environment
-    ) as process:
-        assert process.stdout is not None
+    with Process("-c", KILLED, path) as process:
         assert process.stdout.readline() == "streaming\n"
-        process.send_signal(signal.SIGKILL)
+        process.kill()
     with Sessions(path) as sessions:
         found = [(m.text, m.status) for m in sessions.get("t").messages()]
         assert found == [("count", "complete"), ("one two ", "incomplete")]

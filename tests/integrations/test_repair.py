@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +20,7 @@ from typing_extensions import TypedDict
 from session_middleware import Sessions
 from session_middleware.checkpoint.repair import INTERRUPTED, unanswered
 from session_middleware.errors import SessionBusy
+from tests import processes
 from tests.integrations import agents
 from tests.integrations.agents import RUNNERS, Runner, Scripted, human, invoke, kinds
 
@@ -306,8 +304,7 @@ async def test_of_many_at_once_one_repairs(count: int, tmp_path: Path, price: An
 def test_a_process_that_was_killed_leaves_a_thread_that_takes_new_input(tmp_path: Path) -> None:
     path, script = tmp_path / "sessions.db", tmp_path / "killed.py"
     script.write_text(KILLED)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    assert subprocess.run([sys.executable, str(script), str(path)], env=environment, check=False).returncode != 0
+    assert processes.run(script, path).returncode != 0
     with Sessions(path) as sessions:
         graph, config = sessions.attach(agents.tool_graph(model=Strict())), sessions.config("t", user_id="ada")
         graph.invoke(human("hello"), config)
