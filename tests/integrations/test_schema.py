@@ -178,7 +178,7 @@ def report_everything(storage: Storage) -> None:
 @pytest.mark.parametrize("reason", due._DUE)
 def test_what_is_due_is_read_in_its_order_by_an_index_of_the_moment(reason: str, tmp_path: Path) -> None:
     storage = SqliteStorage(str(tmp_path / "sessions.db"), load_settings(), clock=utc_now, new_id=lambda: "x")
-    values = {"now": "9", "live": "[]", "since": "9", "seconds": 5.0}
+    values = {"now": "9", "since": "9", "seconds": 5.0}
     by_settings, durations, of_own = (
         storage._database.read(lambda connection, sql=sql: plan(connection, sql, values)) for sql in due._DUE[reason]
     )

@@ -90,10 +90,7 @@ class _Alike(NamedTuple):
         )
 
 
-_FREE = (
-    "pinned IS NULL AND (postponed_until IS NULL OR postponed_until <= :now)"
-    " AND id NOT IN (SELECT value FROM json_each(:live))"
-)
+_FREE = "pinned IS NULL AND (postponed_until IS NULL OR postponed_until <= :now)"
 _IDLE = f"SELECT id, user_id, on_expire, last_active_at FROM sessions WHERE {_FREE} AND last_active_at <= :since AND"
 _AGED = (
     "SELECT id, user_id, on_expire, last_active_at, began_at FROM sessions"
@@ -139,18 +136,21 @@ def list_due(connection: sqlite3.Connection, rules: Rules, now: datetime) -> Due
 
 
 def _by_reason(connection: sqlite3.Connection, rules: Rules, now: datetime) -> Iterator[_Alike]:
-    settings = rules.settings
-    values = {"now": to_text(now), "live": json.dumps(sorted(leases.live(connection, rules)))}
+    settings, live, values = rules.settings, leases.live(connection, rules), {"now": to_text(now)}
+
+    def rows(statement: str, **more: Any) -> list[Row]:
+        found = connection.execute(statement, values | more).fetchall()
+        return [row for row in found if row[0] not in live] if live else found
+
     for reason, (by_settings, durations, of_own) in _DUE.items():
         timeout: timedelta | None = getattr(settings, reason)
         if timeout is not None:
-            rows = connection.execute(by_settings, values | {"since": to_text(now - timeout)}).fetchall()
-            yield _Alike(reason, timeout, settings.on_expire, rows)
+            yield _Alike(reason, timeout, settings.on_expire, rows(by_settings, since=to_text(now - timeout)))
         for (seconds,) in connection.execute(durations).fetchall():
             if seconds:
                 own = timedelta(seconds=seconds)
-                rows = connection.execute(of_own, values | {"since": to_text(now - own), "seconds": seconds}).fetchall()
-                yield _Alike(reason, own, settings.on_expire, rows)
+                found = rows(of_own, since=to_text(now - own), seconds=seconds)
+                yield _Alike(reason, own, settings.on_expire, found)
 
 
 def list_older(connection: sqlite3.Connection, before: datetime, status: Status | None, rules: Rules) -> Due:
