@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -60,8 +61,11 @@ class Operated:
         dry_run: bool = False,
         older_than: Timeout = None,
         status: Status | None = None,
-    ) -> list[Ended]:
+    ) -> Sequence[Ended]:
         """End what is due, as ``on_expire`` and ``retention`` say, and say what that was; `dry_run` only says.
+
+        However many are due, a dry run says at once how many, by the length of what it returns. What there is to
+        say of each, its bytes too, is found out when it is asked for.
 
         Sessions that are pinned, or that a run is in progress in, are not due. Expiry holds without a sweep:
         this is for the status that others read in the database, and for pruning, archiving and deleting.
@@ -74,7 +78,8 @@ class Operated:
         return Rows(self._sweeper.sweep(now, dry_run=dry_run, older_than=older_than, status=checked_status(status)))
 
     async def asweep(self, now: datetime | None = None, **options: Any) -> list[Ended]:
-        return await self._parts.offload.run(self.sweep, now, **options)
+        """As `sweep`; all there is to say is found out before it returns."""
+        return await self._parts.offload.run(lambda: list(self.sweep(now, **options)))
 
     def explain(self, session_id: object) -> Explanation:
         """Why a session is as it is, and what comes next if nothing happens; also of a deleted or unknown id."""

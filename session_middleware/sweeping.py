@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from session_middleware.errors import InvalidArgument, StorageError
@@ -34,7 +35,9 @@ class Sweeper:
         if interval is not None:
             pulse.add_chore(self._sweep_beside, interval.total_seconds())
 
-    def sweep(self, now: datetime | None, *, dry_run: bool, older_than: Timeout, status: Status | None) -> list[Ended]:
+    def sweep(
+        self, now: datetime | None, *, dry_run: bool, older_than: Timeout, status: Status | None
+    ) -> Sequence[Ended]:
         parts, moment = self._parts, now or self._parts.clock()
         parts.recorder.drain()
         parts.pulse.settle()
@@ -55,16 +58,19 @@ class Sweeper:
             parts.storage.release([lease])
         return ended
 
-    def _list(self, now: datetime, age: timedelta | None, status: Status | None, *, sized: bool = False) -> list[Ended]:
+    def _list(
+        self, now: datetime, age: timedelta | None, status: Status | None, *, sized: bool = False
+    ) -> Sequence[Ended]:
         storage = self._parts.storage
         if age is None:
             return storage.list_due(now, sized=sized)
         return storage.list_older(now - age, status=status, sized=sized)
 
-    def _end(self, due: list[Ended], now: datetime, lease: Lease) -> list[Ended]:
+    def _end(self, due: Sequence[Ended], now: datetime, lease: Lease) -> list[Ended]:
         parts = self._parts
-        to_end = [each for each in due if not self._is_postponed(each, now, lease)]
-        ended = parts.storage.end_due(to_end, now=now, duty=lease)
+        if parts.hooks.minds_expiry:
+            due = [each for each in due if not self._is_postponed(each, now, lease)]
+        ended = parts.storage.end_due(due, now=now, duty=lease)
         for each in ended:
             if each.action in ("delete", "archive"):
                 parts.recorder.forget(each.session_id)
@@ -75,7 +81,7 @@ class Sweeper:
 
     def _is_postponed(self, ended: Ended, now: datetime, lease: Lease) -> bool:
         parts = self._parts
-        if ended.reason not in ("idle_timeout", "max_age") or not parts.hooks.minds_expiry:
+        if ended.reason not in ("idle_timeout", "max_age"):
             return False
         session = parts.storage.find_session(ended.session_id)
         if session is None or session.postponed_until is not None:

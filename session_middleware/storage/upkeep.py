@@ -154,17 +154,21 @@ class Upkeep(Protocol):
     def postpone(self, session_id: str, until: datetime) -> None:
         """It does not expire before that. Activity ends it."""
 
-    def list_due(self, now: datetime, *, sized: bool = False) -> list[Ended]:
-        """What is due at `now`, first due first; `sized`: with their bytes, which takes longer."""
+    def list_due(self, now: datetime, *, sized: bool = False) -> Sequence[Ended]:
+        """What is due at `now`, first due first, all of one moment.
 
-    def list_older(self, before: datetime, *, status: Status | None = None, sized: bool = False) -> list[Ended]:
-        """What was last active before a moment and has neither a pin nor a run in progress."""
+        The length is known; values are made when they are asked for, since there may be very many. `sized`:
+        with their bytes, which are those of when they are asked for.
+        """
+
+    def list_older(self, before: datetime, *, status: Status | None = None, sized: bool = False) -> Sequence[Ended]:
+        """As `list_due`, what was last active before a moment and has neither a pin nor a run in progress."""
 
     def measure_session(self, session_id: str) -> int:
         """About how many bytes it holds, without reading them."""
 
-    def end_due(self, due: Sequence[Ended], *, now: datetime, duty: Lease | None = None) -> list[Ended]:
-        """End those of `due` that still are, in transactions of a few milliseconds; which those were.
+    def end_due(self, listed: Sequence[Ended], *, now: datetime, duty: Lease | None = None) -> list[Ended]:
+        """End those listed that are still due, in transactions of a few milliseconds; which those were.
 
         Each transaction renews the lease of whose duty it is; once that is another's, the rest is left to it.
         Those to be archived are written to their files, verified, and then deleted.

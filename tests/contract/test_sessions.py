@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -22,7 +22,7 @@ def visit(session_id: str = "t", user_id: str | None = None, **fields: object) -
     return Visit(session_id, Identity(user_id=user_id), **fields)  # type: ignore[arg-type]
 
 
-def ended_now(storage: Storage, clock: Clock, dry_run: bool) -> list[Ended]:
+def ended_now(storage: Storage, clock: Clock, dry_run: bool) -> Sequence[Ended]:
     due = storage.list_due(clock())
     return due if dry_run else storage.end_due(due, now=clock())
 

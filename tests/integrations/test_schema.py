@@ -20,6 +20,7 @@ from session_middleware.storage.reporting import ToolCallFilter, UsageBy, UsageF
 from session_middleware.storage.seen import MessageSeen, ToolStart
 from session_middleware.storage.sqlite import database, schema
 from session_middleware.storage.sqlite.engine import SqliteStorage
+from session_middleware.storage.sqlite.lifecycle import due
 from session_middleware.storage.sqlite.record import usage
 from session_middleware.storage.state import Blob, CheckpointPut, Chunk, ListPut, Write, WritesPut
 from session_middleware.storage.upkeep import SessionDetails
@@ -174,6 +175,26 @@ def report_everything(storage: Storage) -> None:
     storage.find_answers("t", ["c", "d"])
     storage.note_repair("t", [], run_id=None, reason="x", checkpoint_id="c0")
     storage.list_checkpoint_namespaces("t")
+
+
+@pytest.mark.parametrize("reason", due._DUE)
+def test_what_is_due_is_read_in_its_order_by_an_index_of_the_moment(reason: str, tmp_path: Path) -> None:
+    storage = SqliteStorage(str(tmp_path / "sessions.db"), load_settings(), clock=utc_now, new_id=lambda: "x")
+    values = {"now": "9", "since": "9", "seconds": 5.0}
+    by_settings, durations, of_own = (
+        storage._database.read(lambda connection, sql=sql: plan(connection, sql, values)) for sql in due._DUE[reason]
+    )
+    storage.close()
+    index = {"idle_timeout": "COVERING INDEX sessions_by_status (status=? AND last_active_at<?)"}
+    index |= {"max_age": "INDEX sessions_by_age (began_at<?)", "retention": "INDEX sessions_by_end (ended_at>?"}
+    assert by_settings[0].startswith(f"SEARCH sessions USING {index[reason]}")
+    assert durations == [f"SEARCH sessions USING COVERING INDEX sessions_by_own_{reason} ({reason}_seconds>?)"]
+    assert of_own[0].startswith(f"SEARCH sessions USING INDEX sessions_by_own_{reason} ({reason}_seconds=? AND ")
+    assert not any("TEMP B-TREE" in step for step in by_settings + of_own)
+
+
+def plan(connection: sqlite3.Connection, sql: str, values: dict[str, object]) -> list[str]:
+    return [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {sql}", values)]
 
 
 @pytest.mark.parametrize("by", get_args(UsageBy))

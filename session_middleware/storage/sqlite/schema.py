@@ -268,10 +268,9 @@ _TABLES = (
     )
     """,
     "CREATE INDEX events_of_deletions ON events (session_id) WHERE kind = 'message_deleted'",
-    "CREATE INDEX events_of_user ON events (json_extract(detail, '$.user_id'))"
+    "CREATE INDEX events_user ON events (json_extract(detail, '$.user_id'))"
     " WHERE json_extract(detail, '$.user_id') IS NOT NULL",
-    "CREATE INDEX events_by_user ON events (json_extract(detail, '$.by'))"
-    " WHERE json_extract(detail, '$.by') IS NOT NULL",
+    "CREATE INDEX events_actor ON events (json_extract(detail, '$.by')) WHERE json_extract(detail, '$.by') IS NOT NULL",
     """
     CREATE TABLE conversation_items (
         session_id TEXT NOT NULL,

@@ -1,26 +1,24 @@
-"""How sessions end in SQLite: which are due, and what is done with one that is.
+"""How sessions end in SQLite: on purpose, or because they are due.
 
-Being due is decided as `lifecycle.expiry_of` has it; the statements here only find the candidates by
-an index. Whoever ends one asks again, in its transaction, since it may have been used meanwhile.
+`due.py` lists which are. Whoever ends one asks again, in its transaction, since it may have been used meanwhile.
 """
 
 from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from datetime import datetime, timedelta
-from typing import Any, NamedTuple
+from datetime import datetime
+from typing import Any
 
 from session_middleware import lifecycle
 from session_middleware.errors import SessionNotFound
-from session_middleware.model import Closed, Ended, Identity, OnExpire, SessionInfo, Status, from_text, to_text
+from session_middleware.model import Closed, Ended, Identity, SessionInfo, Status, to_text
 from session_middleware.storage.sqlite.lifecycle import events, leases, revocations, sessions, tombstones
 from session_middleware.storage.sqlite.lifecycle.tombstones import Tombstone
 from session_middleware.storage.sqlite.memory import memories
 from session_middleware.storage.sqlite.record import runs
-from session_middleware.storage.sqlite.rows import values_of
 from session_middleware.storage.sqlite.rules import Rules
 from session_middleware.storage.sqlite.state import checkpoints, pieces, pruning
 from session_middleware.storage.upkeep import Deleted
@@ -136,140 +134,6 @@ def delete_archived(connection: sqlite3.Connection, stone: Tombstone, rules: Rul
     tombstones.deleted(connection, stone.id, now)
     events.announce(connection, stone.id, "deleted", "by_user", rules, now, detail={"user_id": stone.user_id})
     return Deleted(1)
-
-
-# Which are due
-
-
-class Candidate(NamedTuple):
-    """A row of a session that an index has found."""
-
-    id: str
-    user_id: str | None
-    last_active_at: str
-    since: str  # what its time counts from
-    on_expire: OnExpire | None
-    postponed_until: str | None
-
-
-_ROW = "id, user_id, last_active_at, {since}, on_expire, postponed_until FROM sessions"
-_IDLE = f"SELECT {_ROW.format(since='last_active_at')} WHERE status = 'active' AND pinned IS NULL"
-_AGED = f"SELECT {_ROW.format(since='began_at')} WHERE status = 'active' AND pinned IS NULL AND ended_at IS NULL"
-_OVER = f"SELECT {_ROW.format(since='ended_at')} WHERE ended_at IS NOT NULL AND status != 'closing' AND pinned IS NULL"
-_OWN = {
-    "idle_timeout_seconds": (
-        "SELECT DISTINCT idle_timeout_seconds FROM sessions WHERE idle_timeout_seconds IS NOT NULL",
-        f"{_IDLE} AND idle_timeout_seconds = ? AND last_active_at <= ?",
-    ),
-    "max_age_seconds": (
-        "SELECT DISTINCT max_age_seconds FROM sessions WHERE max_age_seconds IS NOT NULL",
-        f"{_AGED} AND max_age_seconds = ? AND began_at <= ?",
-    ),
-    "retention_seconds": (
-        "SELECT DISTINCT retention_seconds FROM sessions WHERE retention_seconds IS NOT NULL",
-        f"{_OVER} AND retention_seconds = ? AND ended_at <= ?",
-    ),
-}
-
-
-def list_due(connection: sqlite3.Connection, rules: Rules, now: datetime) -> list[Ended]:
-    """What is due at `now`: sessions to expire, and ended ones whose retention is over. Oldest first."""
-    settings, live, moment = rules.settings, leases.live(connection, rules), to_text(now)
-    by_settings = {"idle_timeout": settings.idle_timeout, "max_age": settings.max_age, "retention": settings.retention}
-    found: dict[str, Ended] = {}
-    for reason, timeout in by_settings.items():
-        for candidates, duration in _candidates(connection, reason, timeout, now):
-            for row in candidates:
-                if row.id in live or (row.postponed_until or "") > moment:
-                    continue
-                if (
-                    reason == "max_age"
-                    and row.id in found
-                    and found[row.id].expired_at <= from_text(row.since) + duration
-                ):
-                    continue
-                found[row.id] = Ended.model_construct(
-                    session_id=row.id,
-                    user_id=row.user_id,
-                    reason=reason,
-                    action="delete" if reason == "retention" else row.on_expire or settings.on_expire,
-                    last_active_at=from_text(row.last_active_at),
-                    expired_at=from_text(row.since) + duration,
-                    bytes=None,
-                )
-    return sorted(found.values(), key=lambda ended: (ended.expired_at, ended.session_id))
-
-
-def _candidates(
-    connection: sqlite3.Connection, reason: str, timeout: timedelta | None, now: datetime
-) -> Iterator[tuple[Iterator[Candidate], timedelta]]:
-    """Those the settings are for, then those of each duration that sessions have of their own."""
-    if timeout is not None:
-        yield map(Candidate._make, connection.execute(_BY_SETTINGS[reason], (to_text(now - timeout),))), timeout
-    durations, statement = _OWN[f"{reason}_seconds"]
-    for (seconds,) in connection.execute(durations).fetchall():
-        if seconds:
-            own = timedelta(seconds=seconds)
-            yield map(Candidate._make, connection.execute(statement, (seconds, to_text(now - own)))), own
-
-
-_BY_SETTINGS = {
-    "idle_timeout": f"{_IDLE} AND idle_timeout_seconds IS NULL AND last_active_at <= ? ORDER BY last_active_at",
-    "max_age": f"{_AGED} AND max_age_seconds IS NULL AND began_at <= ?",
-    "retention": f"{_OVER} AND retention_seconds IS NULL AND ended_at <= ?",
-}
-
-
-def list_older(connection: sqlite3.Connection, before: datetime, status: Status | None, rules: Rules) -> list[Ended]:
-    """Sessions that were last active before a moment, but for those pinned and those a run is in progress in."""
-    now = rules.clock()
-    live = leases.live(connection, rules)
-    cursor = connection.execute(
-        "SELECT * FROM sessions WHERE last_active_at < ? AND pinned IS NULL ORDER BY last_active_at, id",
-        (to_text(before),),
-    )
-    found = []
-    for session in values_of(SessionInfo, cursor):
-        if session.id in live or status not in (None, lifecycle.status_at(session, rules.settings, now)):
-            continue
-        found.append(
-            Ended(
-                session_id=session.id,
-                user_id=session.user_id,
-                reason="older_than",
-                action="delete",
-                last_active_at=session.last_active_at,
-                expired_at=before,
-            )
-        )
-    return found
-
-
-_SIZES = (
-    "SELECT session_id, SUM(LENGTH(body) + LENGTH(channels)) FROM checkpoints",
-    "SELECT session_id, SUM(LENGTH(value)) FROM writes",
-    "SELECT session_id, SUM(LENGTH(text) + COALESCE(LENGTH(content), 0)) FROM messages",
-    "SELECT session_id, SUM(COALESCE(LENGTH(arguments), 0) + COALESCE(LENGTH(result), 0)) FROM tool_calls",
-)
-
-
-def sizes(connection: sqlite3.Connection, session_ids: Sequence[str]) -> dict[str, int]:
-    """About how many bytes sessions hold, their share of what their family has in common included. Reads no blob."""
-    wanted = json.dumps(list(session_ids))
-    found = dict.fromkeys(session_ids, 0)
-    for select in _SIZES:
-        sql = f"{select} WHERE session_id IN (SELECT value FROM json_each(?)) GROUP BY session_id"
-        for session_id, count in connection.execute(sql, (wanted,)):
-            found[session_id] += count or 0
-    shared = connection.execute(
-        "SELECT own.id, SUM(LENGTH(data)) / (SELECT COUNT(*) FROM sessions AS one WHERE one.family_id = own.family_id)"
-        " FROM sessions AS own JOIN blobs ON blobs.family_id = own.family_id"
-        " WHERE own.id IN (SELECT value FROM json_each(?)) GROUP BY own.id",
-        (wanted,),
-    )
-    for session_id, count in shared:
-        found[session_id] += count or 0
-    return found
 
 
 # Ending what is due

@@ -18,6 +18,7 @@ from session_middleware.storage.sqlite.lifecycle import (
     archives,
     checks,
     door,
+    due,
     ends,
     leases,
     outbox,
@@ -37,7 +38,6 @@ Connection = sqlite3.Connection
 _TURN_SECONDS = 0.005  # how long a transaction of a sweep may take; then others have their turn
 _PAUSE, _LONGEST_PAUSE_SECONDS = 3, 0.05  # so many times as long: what others wait for is the disk as well
 _TOGETHER = 50  # sessions that are expired by one statement, at most
-_SIZED = 1000  # sessions measured in one read
 
 
 class SqliteUpkeep:
@@ -179,29 +179,23 @@ class SqliteUpkeep:
     def postpone(self, session_id: str, until: datetime) -> None:
         self._database.write(lambda connection: ends.postpone(connection, session_id, until, self._rules, self._now()))
 
-    def list_due(self, now: datetime, *, sized: bool = False) -> list[Ended]:
-        return self._sized(self._database.read(lambda connection: ends.list_due(connection, self._rules, now)), sized)
+    def list_due(self, now: datetime, *, sized: bool = False) -> Sequence[Ended]:
+        found = self._database.read(lambda connection: due.list_due(connection, self._rules, now))
+        return found.measured(self._measure) if sized else found
 
-    def list_older(self, before: datetime, *, status: Status | None = None, sized: bool = False) -> list[Ended]:
-        return self._sized(
-            self._database.read(lambda connection: ends.list_older(connection, before, status, self._rules)), sized
-        )
+    def list_older(self, before: datetime, *, status: Status | None = None, sized: bool = False) -> Sequence[Ended]:
+        found = self._database.read(lambda connection: due.list_older(connection, before, status, self._rules))
+        return found.measured(self._measure) if sized else found
 
-    def _sized(self, due: list[Ended], sized: bool) -> list[Ended]:
-        if not sized:
-            return due
-        bytes_of: dict[str, int] = {}
-        for start in range(0, len(due), _SIZED):
-            ids = [ended.session_id for ended in due[start : start + _SIZED]]
-            bytes_of |= self._database.read(lambda connection, ids=ids: ends.sizes(connection, ids))  # type: ignore[misc]
-        return [ended.model_copy(update={"bytes": bytes_of[ended.session_id]}) for ended in due]
+    def _measure(self, session_ids: Sequence[str]) -> dict[str, int]:
+        return self._database.read(lambda connection: due.sizes(connection, session_ids))
 
     def measure_session(self, session_id: str) -> int:
-        return self._database.read(lambda connection: ends.sizes(connection, [session_id]))[session_id]
+        return self._measure([session_id])[session_id]
 
-    def end_due(self, due: Sequence[Ended], *, now: datetime, duty: Lease | None = None) -> list[Ended]:
+    def end_due(self, listed: Sequence[Ended], *, now: datetime, duty: Lease | None = None) -> list[Ended]:
         done: list[Ended] = []
-        waiting = list(reversed(due))
+        waiting = list(listed)[::-1]
         while waiting:
             ended, seconds = self._database.write(
                 lambda connection: self._end_some(connection, waiting, now, duty), durable=False

@@ -1,0 +1,196 @@
+"""Which sessions are due in SQLite: found by an index, and kept as rows until somebody looks at one.
+
+Being due is decided as `lifecycle.expiry_of` has it; the statements here only find the candidates.
+Where a hundred thousand are due, making a value of each takes ten times as long as finding them.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime, timedelta
+from operator import itemgetter
+from typing import Any, NamedTuple, TypeAlias, overload
+
+from session_middleware import lifecycle
+from session_middleware.model import Ended, OnExpire, SessionInfo, Status, from_text, to_text
+from session_middleware.storage.sqlite.lifecycle import leases
+from session_middleware.storage.sqlite.rows import values_of
+from session_middleware.storage.sqlite.rules import Rules
+
+Row: TypeAlias = tuple[Any, ...]  # id, user_id, on_expire, last_active_at, and last what its time counts from
+Measure: TypeAlias = Callable[[Sequence[str]], dict[str, int]]
+
+_PAGE = 1000  # values made, and measured, at a time
+
+
+class Due(Sequence[Ended]):
+    """What is due, in order. Its length is known; values are made, and measured, when they are asked for."""
+
+    def __init__(self, rows: Sequence[Row], make: Callable[[Row], Ended], measure: Measure | None = None) -> None:
+        self._rows, self._make, self._measure = rows, make, measure
+
+    def measured(self, measure: Measure) -> Due:
+        return Due(self._rows, self._make, measure)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, place: int) -> Ended: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Ended]: ...
+    def __getitem__(self, place: int | slice) -> Ended | list[Ended]:
+        if isinstance(place, int):
+            return self._made([self._rows[place]])[0]
+        return self._made(self._rows[place])
+
+    def __iter__(self) -> Iterator[Ended]:
+        for first in range(0, len(self), _PAGE):
+            yield from self[first : first + _PAGE]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and len(self) == len(other) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"<{len(self):,} sessions that are due>"
+
+    def _made(self, rows: Sequence[Row]) -> list[Ended]:
+        made = [self._make(row) for row in rows]
+        if self._measure is None:
+            return made
+        bytes_of = self._measure([each.session_id for each in made])
+        return [each.model_copy(update={"bytes": bytes_of[each.session_id]}) for each in made]
+
+
+class _Alike(NamedTuple):
+    """Sessions that are due for one reason, after the same time. In order."""
+
+    reason: str
+    duration: timedelta
+    action: OnExpire  # of those that say nothing else
+    rows: list[Row]
+
+    def at(self, row: Row) -> datetime:
+        return from_text(row[-1]) + self.duration
+
+    def ended(self, row: Row) -> Ended:
+        session_id, user_id, on_expire, last_active_at = row[:4]
+        return Ended.model_construct(
+            session_id=session_id,
+            user_id=user_id,
+            reason=self.reason,
+            action="delete" if self.reason == "retention" else on_expire or self.action,
+            last_active_at=from_text(last_active_at),
+            expired_at=self.at(row),
+            bytes=None,
+        )
+
+
+_FREE = "pinned IS NULL AND (postponed_until IS NULL OR postponed_until <= :now)"
+_IDLE = f"SELECT id, user_id, on_expire, last_active_at FROM sessions WHERE {_FREE} AND last_active_at <= :since AND"
+_AGED = (
+    "SELECT id, user_id, on_expire, last_active_at, began_at FROM sessions"
+    f" WHERE +status = 'active' AND ended_at IS NULL AND {_FREE} AND began_at <= :since AND"
+)
+_OVER = (
+    "SELECT id, user_id, on_expire, last_active_at, ended_at FROM sessions"
+    f" WHERE ended_at IS NOT NULL AND status != 'closing' AND {_FREE} AND ended_at <= :since AND"
+)
+# The signs keep SQLite from reading all that are active, where few of these are due.
+# By reason: whom the settings are for; what durations sessions have of their own; and whose is one of these.
+_DUE = {
+    "idle_timeout": (
+        f"{_IDLE} status = 'active' AND idle_timeout_seconds IS NULL ORDER BY last_active_at, id",
+        "SELECT DISTINCT idle_timeout_seconds FROM sessions WHERE idle_timeout_seconds IS NOT NULL",
+        f"{_IDLE} +status = 'active' AND idle_timeout_seconds = :seconds ORDER BY last_active_at, id",
+    ),
+    "max_age": (
+        f"{_AGED} max_age_seconds IS NULL ORDER BY began_at, id",
+        "SELECT DISTINCT max_age_seconds FROM sessions WHERE max_age_seconds IS NOT NULL",
+        f"{_AGED} max_age_seconds = :seconds ORDER BY began_at, id",
+    ),
+    "retention": (
+        f"{_OVER} retention_seconds IS NULL ORDER BY ended_at, id",
+        "SELECT DISTINCT retention_seconds FROM sessions WHERE retention_seconds IS NOT NULL",
+        f"{_OVER} retention_seconds = :seconds ORDER BY ended_at, id",
+    ),
+}
+
+
+def list_due(connection: sqlite3.Connection, rules: Rules, now: datetime) -> Due:
+    """What is due at `now`: sessions to expire, and ended ones whose retention is over. Oldest first."""
+    found = [alike for alike in _by_reason(connection, rules, now) if alike.rows]
+    if len(found) == 1:
+        return Due(found[0].rows, found[0].ended)
+    first: dict[str, tuple[datetime, str, _Alike, Row]] = {}
+    for alike in found:
+        for row in alike.rows:
+            at = alike.at(row)
+            if row[0] not in first or at < first[row[0]][0]:  # of two reasons, the first to come
+                first[row[0]] = at, row[0], alike, row
+    return Due(sorted(first.values(), key=itemgetter(0, 1)), lambda entry: entry[2].ended(entry[3]))
+
+
+def _by_reason(connection: sqlite3.Connection, rules: Rules, now: datetime) -> Iterator[_Alike]:
+    settings, live, values = rules.settings, leases.live(connection, rules), {"now": to_text(now)}
+
+    def rows(statement: str, **more: Any) -> list[Row]:
+        found = connection.execute(statement, values | more).fetchall()
+        return [row for row in found if row[0] not in live] if live else found
+
+    for reason, (by_settings, durations, of_own) in _DUE.items():
+        timeout: timedelta | None = getattr(settings, reason)
+        if timeout is not None:
+            yield _Alike(reason, timeout, settings.on_expire, rows(by_settings, since=to_text(now - timeout)))
+        for (seconds,) in connection.execute(durations).fetchall():
+            if seconds:
+                own = timedelta(seconds=seconds)
+                found = rows(of_own, since=to_text(now - own), seconds=seconds)
+                yield _Alike(reason, own, settings.on_expire, found)
+
+
+def list_older(connection: sqlite3.Connection, before: datetime, status: Status | None, rules: Rules) -> Due:
+    """Sessions that were last active before a moment, but for those pinned and those a run is in progress in."""
+    now = rules.clock()
+    live = leases.live(connection, rules)
+    cursor = connection.execute(
+        "SELECT * FROM sessions WHERE last_active_at < ? AND pinned IS NULL ORDER BY last_active_at, id",
+        (to_text(before),),
+    )
+    rows = [
+        (session.id, session.user_id, None, to_text(session.last_active_at), to_text(before))
+        for session in values_of(SessionInfo, cursor)
+        if session.id not in live and status in (None, lifecycle.status_at(session, rules.settings, now))
+    ]
+    return Due(rows, _Alike("older_than", timedelta(0), "delete", rows).ended)
+
+
+_SIZES = (
+    "SELECT session_id, SUM(LENGTH(body) + LENGTH(channels)) FROM checkpoints",
+    "SELECT session_id, SUM(LENGTH(value)) FROM writes",
+    "SELECT session_id, SUM(LENGTH(text) + COALESCE(LENGTH(content), 0)) FROM messages",
+    "SELECT session_id, SUM(COALESCE(LENGTH(arguments), 0) + COALESCE(LENGTH(result), 0)) FROM tool_calls",
+)
+
+
+def sizes(connection: sqlite3.Connection, session_ids: Sequence[str]) -> dict[str, int]:
+    """About how many bytes sessions hold, their share of what their family has in common included. Reads no blob."""
+    wanted = json.dumps(list(session_ids))
+    found = dict.fromkeys(session_ids, 0)
+    for select in _SIZES:
+        sql = f"{select} WHERE session_id IN (SELECT value FROM json_each(?)) GROUP BY session_id"
+        for session_id, count in connection.execute(sql, (wanted,)):
+            found[session_id] += count or 0
+    shared = connection.execute(
+        "SELECT own.id, SUM(LENGTH(data)) / (SELECT COUNT(*) FROM sessions AS one WHERE one.family_id = own.family_id)"
+        " FROM sessions AS own JOIN blobs ON blobs.family_id = own.family_id"
+        " WHERE own.id IN (SELECT value FROM json_each(?)) GROUP BY own.id",
+        (wanted,),
+    )
+    for session_id, count in shared:
+        found[session_id] += count or 0
+    return found
