@@ -33,7 +33,7 @@ _COLUMNS: dict[type, tuple[str, ...]] = {  # others name theirs in `columns`, or
     Message: ("seq", "role", "text", "model", "output_tokens", "created_at"),
     ToolCall: ("seq", "name", "arguments", "status", "result", "error", "attempt", "duration_ms", "started_at"),
     ModelCall: ("seq", "model", "input_tokens", "output_tokens", "cost", "duration_ms", "error", "started_at"),
-    Run: ("seq", "outcome", "error", "duration_ms", "input_tokens", "output_tokens", "cost", "started_at"),
+    Run: ("seq", "user_id", "outcome", "error", "duration_ms", "input_tokens", "output_tokens", "cost", "started_at"),
     Event: ("seq", "kind", "reason", "detail", "created_at"),
     Usage: ("key", "calls", "errors", "input_tokens", "output_tokens", "cost", "p50_ms", "p95_ms", "p99_ms"),
     Ended: ("session_id", "user_id", "reason", "action", "last_active_at", "expired_at", "bytes"),
@@ -121,7 +121,8 @@ def line_of(record: Record) -> str:
         told = [record.model or "a model", tokens, cost, _took(record.duration_ms), record.error]
         return ", ".join(filter(None, told))
     if isinstance(record, Run):
-        return ", ".join(filter(None, [record.outcome, _took(record.duration_ms), record.error]))
+        by = record.user_id and f"by {record.user_id}"
+        return ", ".join(filter(None, [record.outcome, by, _took(record.duration_ms), record.error]))
     return " ".join(
         filter(None, [record.kind, record.reason and f"({record.reason})", json_text(record.detail or None)])
     )

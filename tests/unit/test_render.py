@@ -106,6 +106,13 @@ def test_run_without_an_end_is_running_only_while_none_began_after_it() -> None:
     assert "running" not in text
 
 
+def test_a_run_says_who_ran_it_where_that_is_not_the_owner() -> None:
+    rows = [run(1, user_id="ada"), run(2, user_id="bob[bold]", duration_ms=1)]
+    text = printed(timeline(session(user_id="ada"), rows))
+    assert "ok, by bob[bold], 1 ms" in text
+    assert "by ada" not in text
+
+
 def test_long_text_is_cut_unless_full() -> None:
     rows = [message(1, "user", "word " * 400)]
     short = printed(timeline(session(), rows))
