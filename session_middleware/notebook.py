@@ -106,9 +106,9 @@ def line_of(record: Record) -> str:
     """A record in a line of plain text, without its kind and its time."""
     if isinstance(record, Message):
         asks = (f"{call.get('name')}({arguments_text(call.get('args'))})" for call in record.tool_calls)
-        marks = (" (incomplete)" if record.status == "incomplete" else "") + (
-            " (edited later)" if record.replaced_by else ""
-        )
+        notes = {"incomplete": record.status == "incomplete", "edited later": record.replaced_by is not None}
+        notes[record.branch] = record.branch != "main"
+        marks = "".join(f" ({note})" for note, holds in notes.items() if holds)
         said = shortened(record.text, _CELL_CHARACTERS)
         return " ".join(filter(None, [said, *(f"asks for {asked}" for asked in asks)])) + marks
     if isinstance(record, ToolCall):

@@ -179,6 +179,9 @@ def _header(session: SessionInfo) -> RenderableType:
     if session.expires_at is not None:
         word = "expired" if session.status == "expired" else "expires"
         facts.add_row(word, _moment(session.expires_at).append("  (all times are UTC)", style="dim"))
+    if session.pinned is not None:
+        why = ", by ".join(filter(None, (session.pinned.why, session.pinned.by)))
+        facts.add_row("pinned", _text(why or "yes"))
     facts.add_row("holds", Text(_counts(session)))
     return Panel(facts, title=_text(session.id, "bold"), title_align="left", border_style="dim", padding=(0, 1))
 
@@ -249,6 +252,8 @@ def _message_row(message: Message, full: bool) -> tuple[Text, Text]:
         text.append(" (incomplete)", style="yellow")
     if message.replaced_by is not None:
         text.append(" (edited later)", style="dim")
+    if message.branch != "main":
+        text.append_text(_text(f" ({message.branch})", "dim"))
     return _text(message.role, _ROLE_STYLES[message.role]), text
 
 
