@@ -117,7 +117,7 @@ def show(session_id: str, db: str | None, full: bool, as_json: bool) -> None:
 @click.option("--user", "user_id", metavar="ID", help="Whose session it is.")
 @click.option("--model", "name", metavar="PROVIDER:NAME", help="A model of LangChain's. [default: a scripted one]")
 def chat(db: str | None, thread: str | None, user_id: str | None, name: str | None) -> None:
-    """Talk to a small agent with tools; the same --thread goes on where it ended."""
+    """Talk to a small agent with tools. The same --thread goes on where it ended."""
     model = _make_model(name)
     from session_middleware.demo.chat import converse
     from session_middleware.sessions import Sessions
@@ -129,7 +129,7 @@ def chat(db: str | None, thread: str | None, user_id: str | None, name: str | No
 @cli.command()
 @click.option("--db", metavar="FILE", default=None, help="Keep the tour's database here. [default: it is thrown away]")
 def demo(db: str | None) -> None:
-    """Take the tour: it needs no key and no network, and less than a minute."""
+    """Take the tour. It needs no key and no network, and less than a minute."""
     if db is not None and Path(db).exists():
         raise StorageError(db, "it exists already", advice="name a file that does not, for the tour to make")
     from session_middleware.demo.run import run
@@ -145,7 +145,9 @@ def demo(db: str | None) -> None:
 )
 @click.option("--user-key", metavar="KEY", help="What the runs' configs name the user by, who becomes the owner.")
 def import_command(source: str, db: str | None, allowed: tuple[str, ...], user_key: str | None) -> None:
-    """Move in: copy the threads of LangGraph's SqliteSaver (a path) or PostgresSaver (a postgresql:// URL).
+    """Move in from LangGraph's own savers.
+
+    Copies the threads of its SqliteSaver (a path) or PostgresSaver (a postgresql:// URL).
 
     SOURCE is only read. Run it again to go on after an interruption; what is there already is skipped.
     """
@@ -171,7 +173,7 @@ def import_command(source: str, db: str | None, allowed: tuple[str, ...], user_k
 @db_option()
 @json_option
 def verify(db: str | None, as_json: bool) -> None:
-    """Look for damage in a database: exit code 0 when it is whole, 1 when it is not."""
+    """Look for damage in a database. Exit code 0 when it is whole, 1 when it is not."""
     path = file_of(db)
     from session_middleware.storage.sqlite.damage.verifying import verify as verify_file
 
@@ -192,7 +194,7 @@ def verify(db: str | None, as_json: bool) -> None:
 @db_option("The damaged database; it is only read.")
 @json_option
 def salvage(target: str, db: str | None, as_json: bool) -> None:
-    """Copy what is whole of a damaged database into a new one: exit code 1 when something was lost."""
+    """Copy what is whole of a damaged database. Exit code 1 when something was lost."""
     path = file_of(db)
     from session_middleware.storage.sqlite.damage.salvaging import salvage as salvage_file
 
@@ -212,7 +214,7 @@ def salvage(target: str, db: str | None, as_json: bool) -> None:
 @db_option()
 @json_option
 def doctor(db: str | None, as_json: bool) -> None:
-    """Say what is installed, and how the database stands: exit code 1 when something should be done."""
+    """Say how the database stands, and what is installed. Exit code 1 when something should be done."""
     from session_middleware.doctor import examine
     from session_middleware.settings import load_settings
 

@@ -17,6 +17,7 @@ from datetime import datetime, timedelta
 from typing import Any, Literal, TypeAlias, TypeVar
 
 from session_middleware.model import Ended, Event
+from session_middleware.names import check_callable
 from session_middleware.settings import parse_duration
 from session_middleware.storage.port import Storage
 
@@ -111,6 +112,9 @@ def _awaited(answer: Awaitable[Any]) -> Any:
         return thread.submit(asyncio.run, wait()).result()
 
 
+_HOOK = "a function of one argument, as by @sessions.on_closed over its def"
+
+
 class Hookable:
     """The decorators: ``@sessions.on_closed``. A hook takes an `Event`, and may be ``async``.
 
@@ -145,9 +149,11 @@ class Hookable:
 
         It is asked on the sweep's thread, and once again only after the session has been active.
         """
+        check_callable("hook", hook, _HOOK)
         self.hooks.add_expiring(hook)
         return hook
 
     def _add(self, name: Name, hook: H) -> H:
+        check_callable("hook", hook, _HOOK)
         self.hooks.add(name, hook)
         return hook

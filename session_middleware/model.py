@@ -139,6 +139,7 @@ class Run(Record):
     """One invocation of the graph, or one sitting of a hand-written loop."""
 
     id: str
+    user_id: str | None = None  # who ran it, and so said what users say in it
     outcome: Literal["running", "ok", "error", "interrupted"]
     error: str | None = None
     started_at: datetime

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from difflib import get_close_matches
 from typing import Any, TypeVar, get_args
 
@@ -65,6 +66,43 @@ def check_after(after: object, kind: type, wanted: str) -> None:
     """Where a page begins: what the one before ended with."""
     if after is not None and (not isinstance(after, kind) or isinstance(after, bool)):
         raise InvalidArgument("after", after, wanted=wanted)
+
+
+def checked_moment(name: str, moment: datetime | None) -> datetime | None:
+    if moment is not None and (not isinstance(moment, datetime) or moment.tzinfo is None):
+        raise InvalidArgument(name, moment, wanted="a datetime with a time zone, such as datetime.now(timezone.utc)")
+    return moment
+
+
+def check_callable(name: str, value: object, wanted: str) -> None:
+    if not callable(value):
+        raise InvalidArgument(name, value, wanted=wanted)
+
+
+def check_clock(clock: Any) -> None:
+    check_callable("clock", clock, _CLOCK)
+    moment = clock()
+    if not isinstance(moment, datetime) or moment.tzinfo is None:
+        raise InvalidArgument("clock", moment, wanted=_CLOCK)
+
+
+_CLOCK = "a function that returns a datetime with a time zone, such as lambda: datetime.now(timezone.utc)"
+
+
+def check_serializer(serde: object) -> None:
+    for method in ("dumps_typed", "loads_typed"):
+        if not callable(getattr(serde, method, None)):
+            raise InvalidArgument("serde", serde, wanted="a serializer of LangGraph's, such as an EncryptedSerializer")
+
+
+def checked_types(allowed: Any) -> tuple[Any, ...]:
+    """Classes, and classes named by their module and name."""
+    found = tuple(allowed) if isinstance(allowed, Iterable) and not isinstance(allowed, str) else (None,)
+    for one in found:
+        is_name = isinstance(one, tuple) and len(one) > 1 and all(isinstance(part, str) for part in one)
+        if not isinstance(one, type) and not is_name:
+            raise InvalidArgument("allowed_types", allowed, wanted="a list of classes, such as [MyType]")
+    return found
 
 
 def texts_of(name: str, value: Any) -> tuple[str, ...]:

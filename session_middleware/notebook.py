@@ -33,7 +33,7 @@ _COLUMNS: dict[type, tuple[str, ...]] = {  # others name theirs in `columns`, or
     Message: ("seq", "role", "text", "model", "output_tokens", "created_at"),
     ToolCall: ("seq", "name", "arguments", "status", "result", "error", "attempt", "duration_ms", "started_at"),
     ModelCall: ("seq", "model", "input_tokens", "output_tokens", "cost", "duration_ms", "error", "started_at"),
-    Run: ("seq", "outcome", "error", "duration_ms", "input_tokens", "output_tokens", "cost", "started_at"),
+    Run: ("seq", "user_id", "outcome", "error", "duration_ms", "input_tokens", "output_tokens", "cost", "started_at"),
     Event: ("seq", "kind", "reason", "detail", "created_at"),
     Usage: ("key", "calls", "errors", "input_tokens", "output_tokens", "cost", "p50_ms", "p95_ms", "p99_ms"),
     Ended: ("session_id", "user_id", "reason", "action", "last_active_at", "expired_at", "bytes"),
@@ -106,9 +106,9 @@ def line_of(record: Record) -> str:
     """A record in a line of plain text, without its kind and its time."""
     if isinstance(record, Message):
         asks = (f"{call.get('name')}({arguments_text(call.get('args'))})" for call in record.tool_calls)
-        marks = (" (incomplete)" if record.status == "incomplete" else "") + (
-            " (edited later)" if record.replaced_by else ""
-        )
+        notes = {"incomplete": record.status == "incomplete", "edited later": record.replaced_by is not None}
+        notes[record.branch] = record.branch != "main"
+        marks = "".join(f" ({note})" for note, holds in notes.items() if holds)
         said = shortened(record.text, _CELL_CHARACTERS)
         return " ".join(filter(None, [said, *(f"asks for {asked}" for asked in asks)])) + marks
     if isinstance(record, ToolCall):
@@ -121,7 +121,8 @@ def line_of(record: Record) -> str:
         told = [record.model or "a model", tokens, cost, _took(record.duration_ms), record.error]
         return ", ".join(filter(None, told))
     if isinstance(record, Run):
-        return ", ".join(filter(None, [record.outcome, _took(record.duration_ms), record.error]))
+        by = record.user_id and f"by {record.user_id}"
+        return ", ".join(filter(None, [record.outcome, by, _took(record.duration_ms), record.error]))
     return " ".join(
         filter(None, [record.kind, record.reason and f"({record.reason})", json_text(record.detail or None)])
     )

@@ -137,7 +137,7 @@ def timeline(session: SessionInfo, records: Iterable[Record], *, full: bool = Fa
     call it answers and a model call to its answer, and the event with which a run opened the session
     is told in the run's row. What was said and done in a subgraph is told with the way to it.
     """
-    records = list(records)
+    records = [_by_another(record, session) for record in records]
     runs = {} if full else _openings(records)
     latest = max((record.seq for record in records if isinstance(record, Run)), default=0)
     rows = Table.grid(padding=(0, 2, 0, 0), expand=True)
@@ -152,6 +152,12 @@ def timeline(session: SessionInfo, records: Iterable[Record], *, full: bool = Fa
             rows.add_row(Text(""), Text(""), Text(day.isoformat(), style="dim"))
         rows.add_row(Text(f"{moment:%H:%M:%S}" if moment else ""), *_row(record, full, runs, latest))
     return Group(_header(session), rows)
+
+
+def _by_another(record: Record, session: SessionInfo) -> Record:
+    """A run says who ran it where that is not the owner."""
+    is_owner_s = isinstance(record, Run) and record.user_id == session.user_id
+    return record.model_copy(update={"user_id": None}) if is_owner_s else record
 
 
 # The panel
@@ -173,6 +179,9 @@ def _header(session: SessionInfo) -> RenderableType:
     if session.expires_at is not None:
         word = "expired" if session.status == "expired" else "expires"
         facts.add_row(word, _moment(session.expires_at).append("  (all times are UTC)", style="dim"))
+    if session.pinned is not None:
+        why = ", by ".join(filter(None, (session.pinned.why, session.pinned.by)))
+        facts.add_row("pinned", _text(why or "yes"))
     facts.add_row("holds", Text(_counts(session)))
     return Panel(facts, title=_text(session.id, "bold"), title_align="left", border_style="dim", padding=(0, 1))
 
@@ -243,6 +252,8 @@ def _message_row(message: Message, full: bool) -> tuple[Text, Text]:
         text.append(" (incomplete)", style="yellow")
     if message.replaced_by is not None:
         text.append(" (edited later)", style="dim")
+    if message.branch != "main":
+        text.append_text(_text(f" ({message.branch})", "dim"))
     return _text(message.role, _ROLE_STYLES[message.role]), text
 
 
@@ -285,6 +296,8 @@ def _run_text(run: Run, full: bool, opening: str | None, overtaken: bool) -> Tex
     """A run that still says "running" after another began was most likely killed: that much is not said."""
     outcome = "no end recorded" if run.outcome == "running" and overtaken else run.outcome
     text = Text("", style="dim").append(outcome, style=_OUTCOME_STYLES[run.outcome])
+    if run.user_id is not None:
+        text.append_text(_text(f", by {run.user_id}"))
     if run.duration_ms is not None:
         text.append(f", {duration_text(run.duration_ms)}")
     if run.input_tokens is not None or run.output_tokens is not None:

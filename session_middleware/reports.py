@@ -7,7 +7,7 @@ from typing import Any
 
 from session_middleware import lifecycle
 from session_middleware.model import CALL_STATUSES, ToolCall, Usage
-from session_middleware.names import check_after, check_choice, checked_limit
+from session_middleware.names import check_after, check_choice, checked_limit, checked_moment
 from session_middleware.notebook import Rows
 from session_middleware.recording.recorder import SessionRecorder
 from session_middleware.storage.offload import Offload
@@ -36,7 +36,7 @@ class Reports:
         """
         self.recorder.drain()
         chosen = None if session_id is None else lifecycle.session_id_of(session_id)
-        found = self._storage.usage(by, UsageFilter(user_id, group_id, chosen, since, until))
+        found = self._storage.usage(by, UsageFilter(user_id, group_id, chosen, *_within(since, until)))
         if by == "day":
             return Rows(sorted(found, key=lambda one: one.key or ""))
         return Rows(sorted(found, key=lambda one: (-one.cost, -one.calls, one.key or "")))
@@ -63,8 +63,12 @@ class Reports:
         if status is not None:
             check_choice("status", status, CALL_STATUSES)
         check_after(after, ToolCall, "the last tool call of the page before")
-        where = ToolCallFilter(name, status, user_id, since, until)
+        where = ToolCallFilter(name, status, user_id, *_within(since, until))
         return Rows(self._storage.list_all_tool_calls(where, limit=checked_limit(limit), before=after))
 
     async def atool_calls(self, **options: Any) -> list[ToolCall]:
         return await self._offload.run(self.tool_calls, **options)
+
+
+def _within(since: datetime | None, until: datetime | None) -> tuple[datetime | None, datetime | None]:
+    return checked_moment("since", since), checked_moment("until", until)

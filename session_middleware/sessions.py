@@ -17,7 +17,7 @@ from langgraph.store.base import BaseStore
 
 from session_middleware import lifecycle, names
 from session_middleware.checkpoint.serde import StrictSerializer, TypeName
-from session_middleware.errors import SessionNotFound
+from session_middleware.errors import InvalidArgument, SessionNotFound
 from session_middleware.guarded import UserSessions
 from session_middleware.hooks import Hookable
 from session_middleware.living import Timeout
@@ -64,7 +64,7 @@ class Sessions(Operated, Reports, Hookable, MemoryDoor):
         settings: those of `SessionSettings`.
 
     Raises:
-        InvalidSettings: a setting is unknown or does not parse.
+        InvalidSettings: a setting is unknown or does not parse, or an argument is not what it should be.
         StorageError: the file cannot be used; nothing on disk was changed.
     """
 
@@ -79,11 +79,15 @@ class Sessions(Operated, Reports, Hookable, MemoryDoor):
         **settings: Any,
     ) -> None:
         if storage_url is not None:
+            if not isinstance(storage_url, (str, Path)):
+                raise InvalidArgument("storage_url", storage_url, wanted="a path, or ':memory:'")
             settings["storage_url"] = str(storage_url)
+        names.check_clock(clock)
+        names.check_callable("new_id", new_id, "a function that returns a new id, such as lambda: uuid4().hex")
+        names.check_serializer(serde := serde or StrictSerializer(names.checked_types(allowed_types)))
         self.settings: SessionSettings = load_settings(**settings)
         self.new_id = new_id
         self._clock = clock
-        serde = serde or StrictSerializer(allowed_types)
         self._parts = parts = assemble(self.settings, serde, clock=clock, new_id=new_id)
         self._storage, self._offload, self._memory = parts.storage, parts.offload, parts.memory
         self._pulse, self._visits, self._resources = parts.pulse, parts.visits, parts.resources
@@ -286,9 +290,7 @@ class Sessions(Operated, Reports, Hookable, MemoryDoor):
             UnknownStatus: there is no such status.
         """
         self._settle()
-        where = SessionFilter(
-            user_id, group_id, names.checked_status(status), names.texts_of("tags", tags), since, until, visible_to
-        )
+        where = _filter(user_id, group_id, status, tags, since, until, visible_to)
         names.check_after(after, SessionInfo, "the last session of the page before")
         before = None if after is None else (after.last_active_at, after.id)
         found = self._storage.list_sessions(where, limit=names.checked_limit(limit), before=before)
@@ -310,9 +312,7 @@ class Sessions(Operated, Reports, Hookable, MemoryDoor):
     ) -> int:
         """How many sessions there are, filtered as in `list`."""
         self._settle()
-        where = SessionFilter(
-            user_id, group_id, names.checked_status(status), names.texts_of("tags", tags), since, until, visible_to
-        )
+        where = _filter(user_id, group_id, status, tags, since, until, visible_to)
         return self._storage.count_sessions(where)
 
     async def acount(self, **options: Any) -> int:
@@ -320,3 +320,23 @@ class Sessions(Operated, Reports, Hookable, MemoryDoor):
 
     def _session(self, info: SessionInfo) -> Session:
         return Session.of(info, self._parts)
+
+
+def _filter(
+    user_id: str | None,
+    group_id: str | None,
+    status: Status | None,
+    tags: Sequence[str],
+    since: datetime | None,
+    until: datetime | None,
+    visible_to: Identity | None,
+) -> SessionFilter:
+    return SessionFilter(
+        user_id,
+        group_id,
+        names.checked_status(status),
+        names.texts_of("tags", tags),
+        names.checked_moment("since", since),
+        names.checked_moment("until", until),
+        visible_to,
+    )

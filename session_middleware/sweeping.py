@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from session_middleware.errors import InvalidArgument, StorageError
 from session_middleware.living import Timeout
 from session_middleware.model import Ended, Status
+from session_middleware.names import checked_moment
 from session_middleware.parts import Parts
 from session_middleware.settings import age_of
 from session_middleware.storage.visit import Lease
@@ -38,7 +39,7 @@ class Sweeper:
     def sweep(
         self, now: datetime | None, *, dry_run: bool, older_than: Timeout, status: Status | None
     ) -> Sequence[Ended]:
-        parts, moment = self._parts, now or self._parts.clock()
+        parts, moment = self._parts, checked_moment("now", now) or self._parts.clock()
         parts.recorder.drain()
         parts.pulse.settle()
         age = age_of("older_than", older_than)

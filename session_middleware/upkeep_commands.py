@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 @click.option("--since", metavar="TIME", help="A day such as 2026-01-31, or how long ago, such as 7d.")
 @json_option
 def usage(db: str | None, by: Any, user_id: str | None, since: str | None, as_json: bool) -> None:
-    """Say what models took and cost, dearest first; with --by tool: what tools took."""
+    """Say what models took and cost, dearest first. With --by tool: what tools took."""
     moment = _moment(since)
     with existing(db) as sessions:
         found = sessions.usage(by, user_id=user_id, since=moment)
@@ -62,7 +62,7 @@ def _moment(since: str | None) -> datetime | None:
 def sweep(
     db: str | None, dry_run: bool, idle_timeout: str | None, older_than: str | None, status: Any, as_json: bool
 ) -> None:
-    """End the sessions that are due, as on_expire and retention say; or delete old ones."""
+    """End the sessions that are due, or delete old ones. As on_expire and retention say."""
     from session_middleware.settings import age_of, duration_of
 
     duration_of("--idle-timeout", idle_timeout)
@@ -87,7 +87,7 @@ def sweep(
 @db_option()
 @json_option
 def explain(session_id: str, db: str | None, as_json: bool) -> None:
-    """Say why a session is as it is, and what comes next; also of a deleted one."""
+    """Say why a session is as it is, and what comes next. Also of a deleted one."""
     with existing(db) as sessions:
         found = sessions.explain(session_id)
         if as_json:
@@ -165,7 +165,7 @@ def unpin(session_id: str, db: str | None) -> None:
 @click.option("--repair", is_flag=True, help="Mend what can be mended.")
 @json_option
 def check(db: str | None, repair: bool, as_json: bool) -> None:
-    """Check what should hold between the rows of sessions: exit code 1 when something is left that does not."""
+    """Check that the rows of sessions fit together. Exit code 1 when something is left that does not."""
     with existing(db, sweep_interval=None) as sessions:
         problems = sessions.check(repair=repair)
         if as_json:
@@ -185,7 +185,7 @@ def check(db: str | None, repair: bool, as_json: bool) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
 def forget(user_id: str, db: str | None, dry_run: bool, yes: bool, as_json: bool) -> None:
-    """Delete all that is kept of a user, and give a receipt: exit code 1 when some of it is still in the files."""
+    """Delete all that is kept of a user, and give a receipt. Exit code 1 when some of it is still in the files."""
     with existing(db) as sessions:
         receipt = sessions.forget_user(user_id, dry_run=True)
         if not dry_run:
@@ -208,7 +208,7 @@ def forget(user_id: str, db: str | None, dry_run: bool, yes: bool, as_json: bool
 @click.option("--reason", metavar="TEXT", help="Kept with the events.")
 @click.option("--lift", is_flag=True, help="Take it back.")
 def revoke(user_id: str, db: str | None, reason: str | None, lift: bool) -> None:
-    """Refuse a user from now on, and end their open sessions."""
+    """Refuse a user from now on. Their open sessions are ended."""
     with existing(db) as sessions:
         ended = sessions.revoke(user_id, reason=reason, lift=lift)
     click.echo("lifted" if lift else f"revoked; {len(ended)} open sessions were ended")

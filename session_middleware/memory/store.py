@@ -205,10 +205,10 @@ class SessionStore(BaseStore):
         await self.abatch([self._put_op(namespace, key, value, index, ttl)])
 
     def delete(self, namespace: Namespace, key: str) -> None:
-        self.batch([PutOp(namespace, str(key), None)])
+        self.batch([PutOp(namespace, _key(key), None)])
 
     async def adelete(self, namespace: Namespace, key: str) -> None:
-        await self.abatch([PutOp(namespace, str(key), None)])
+        await self.abatch([PutOp(namespace, _key(key), None)])
 
     def list_namespaces(
         self,
@@ -235,7 +235,7 @@ class SessionStore(BaseStore):
         return (await self.abatch([op]))[0]  # type: ignore[return-value]
 
     def _get_op(self, namespace: Namespace, key: str, refresh_ttl: bool | None) -> GetOp:
-        return GetOp(namespace, str(key), self._refreshes(refresh_ttl))
+        return GetOp(namespace, _key(key), self._refreshes(refresh_ttl))
 
     def _refreshes(self, refresh_ttl: bool | None) -> bool:
         if refresh_ttl is not None:
@@ -253,7 +253,12 @@ class SessionStore(BaseStore):
         check_root(namespace)
         if isinstance(ttl, NotProvided):
             ttl = (self.ttl_config or {}).get("default_ttl")
-        return PutOp(namespace, str(key), value, index, ttl)
+        return PutOp(namespace, _key(key), value, index, ttl)
+
+
+def _key(key: Any) -> Any:
+    """As text, which LangGraph makes of numbers too; nothing is not made "None"."""
+    return key if key is None else str(key)
 
 
 def _conditions(prefix: NamespacePath | None, suffix: NamespacePath | None) -> tuple[MatchCondition, ...]:

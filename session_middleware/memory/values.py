@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 
 from langgraph.store.base import get_text_at_path, tokenize_path
 
-from session_middleware.errors import UnserializableValue
+from session_middleware.errors import InvalidMemoryArgument, UnserializableValue
 
 Index: TypeAlias = Literal[False] | Sequence[str] | None  # LangGraph's: not at all, these paths, all of it
 
@@ -26,7 +26,9 @@ def is_text(text: str) -> bool:
     return True
 
 
-def check_key(key: str) -> None:
+def check_key(key: object) -> None:
+    if not isinstance(key, str):
+        raise InvalidMemoryArgument(f"the memory key {key!r} is a {type(key).__name__}", "give a text")
     if not is_text(key):
         raise UnserializableValue(
             f"the memory key {key!r} holds half of a surrogate pair", advice="use text that can be written as UTF-8"

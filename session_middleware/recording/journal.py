@@ -21,6 +21,7 @@ from session_middleware.errors import (
     SessionClosed,
     SessionExpired,
     SessionLimitReached,
+    UserRevoked,
 )
 from session_middleware.recording.keeping import Keeping
 from session_middleware.settings import Record, Redact
@@ -32,6 +33,17 @@ from session_middleware.storage.visit import Visit
 logger = logging.getLogger("session_middleware")
 
 DENIALS = (SessionAccessDenied, SessionBusy, SessionClosed, SessionExpired, SessionLimitReached)
+_TOLD_BY = "SessionRecorder"
+
+
+def _is_no_denial(record: logging.LogRecord) -> bool:
+    """A denial reaches whoever started the run, and is an event. LangChain would log it as an error of ours, too."""
+    told = record.args if isinstance(record.args, tuple) else ()
+    names = (kind.__name__ for kind in (*DENIALS, UserRevoked))
+    return not (len(told) == 3 and told[0] == _TOLD_BY and str(told[2]).startswith(tuple(f"{name}(" for name in names)))
+
+
+logging.getLogger("langchain_core.callbacks.manager").addFilter(_is_no_denial)
 WAIT_SECONDS = 0.005  # how long the start of a tool under asyncio may wait until it is down
 _REMEMBERED = 256  # sessions whose last write that was handed over is kept in mind
 

@@ -174,12 +174,17 @@ class SessionRecorder(GraphCallbackHandler):
             return
         trace.begun = True
         visit = trace.visit
-        if not visit.admitted:
+        if visit.admitted:
+            return
+        try:
             if visit.admission is None:  # no checkpointer of ours has asked at the door
                 self._storage.look(visit)
             if visit.admission in ("opened", "fresh"):
                 self.forget(visit.session_id)
             self.journal.flush(visit)
+        except DENIALS:
+            trace.begun = False  # there is nothing to end
+            raise
 
     def _fail(self, trace: Trace, error: BaseException) -> None:
         outcome = "error" if isinstance(error, Exception) else "interrupted"

@@ -7,7 +7,9 @@ import shutil
 import sqlite3
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 from uuid import UUID
@@ -397,11 +399,38 @@ def test_what_cannot_be_said_of_a_session_is_named_and_nothing_is_written(
     assert sessions.get("there").model_dump() == there.model_dump()
 
 
+MADE_WRONGLY: dict[str, tuple[dict[str, Any], str]] = {
+    "storage_url": ({"storage_url": 5}, "storage_url cannot be 5; .*a path"),
+    "clock": ({"clock": 5}, "clock cannot be 5; .*a function"),
+    "clock without a zone": ({"clock": lambda: datetime(2026, 1, 1)}, "clock cannot be .*time zone"),
+    "clock in seconds": ({"clock": time.time}, "clock cannot be .*time zone"),
+    "new_id": ({"new_id": "x"}, "new_id cannot be 'x'; .*a function"),
+    "serde": ({"serde": "x"}, "serde cannot be 'x'; .*EncryptedSerializer"),
+    "allowed_types": ({"allowed_types": dict}, "allowed_types cannot be .*a list of classes"),
+    "allowed names": ({"allowed_types": ["app.MyType"]}, "allowed_types cannot be .*a list of classes"),
+}
+
+
+@pytest.mark.parametrize(("given", "says"), MADE_WRONGLY.values(), ids=MADE_WRONGLY)
+def test_what_sessions_cannot_be_made_with_is_named_and_no_file_is_made(
+    given: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InvalidArgument, match=says) as error:
+        Sessions(**({"storage_url": tmp_path / "sessions.db"} | given))
+    assert advises(error)
+    assert list(tmp_path.iterdir()) == []
+
+
 ASKED_WRONGLY: dict[str, tuple[Callable[[Sessions, Any], Any], str]] = {
     "if_exists": (lambda sessions, _: sessions.open("new", if_exists="foo"), "if_exists.*'resume', 'raise'"),
     "after an id": (lambda sessions, _: sessions.list(after="a7"), "after.*last session"),
     "limit": (lambda sessions, _: sessions.list(limit=-1), "limit cannot be -1; .*0 or more"),
     "listed tags": (lambda sessions, _: sessions.count(tags=[1]), "tags"),
+    "since": (lambda sessions, _: sessions.list(since="7d"), "since cannot be '7d'; .*time zone"),
+    "until": (lambda sessions, _: sessions.count(until=datetime(2026, 1, 1)), "until cannot be .*time zone"),
+    "usage since": (lambda sessions, _: sessions.usage(since=5), "since cannot be 5"),
+    "now": (lambda sessions, _: sessions.sweep(now="2026-01-01"), "now cannot be '2026-01-01'"),
+    "hook": (lambda sessions, _: sessions.on_closed(5), "hook cannot be 5; .*a function"),
     "calls": (lambda sessions, _: sessions.tool_calls(status="foo"), "status cannot be 'foo'; .*'running', 'ok'"),
     "calls after": (lambda sessions, _: sessions.tool_calls(after="c1"), "after.*last tool call"),
     "calls limit": (lambda sessions, _: sessions.tool_calls(limit=-1), "limit"),

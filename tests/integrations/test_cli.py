@@ -191,6 +191,24 @@ def test_check_finds_and_mends_and_doctor_says_so(call: Call, db: str) -> None:
         assert "repaired" in [event.kind for event in sessions.get("a1").events()]
 
 
+def test_check_compares_errors_and_tokens_with_their_rows(call: Call, db: str) -> None:
+    with Sessions(db) as sessions:
+        session = sessions.get("a1")
+        session.record_tool("f", error="no")
+        was = sessions.get("a1")
+        assert (was.error_count, was.input_tokens > 0, was.output_tokens > 0) == (1, True, True)
+    with closing(sqlite3.connect(db)) as connection, connection:
+        connection.execute(
+            "UPDATE sessions SET error_count = 0, input_tokens = 1, output_tokens = output_tokens + 1 WHERE id = 'a1'"
+        )
+    found = json.loads(call("check", "--db", db, "--json").output)
+    assert [each["text"].split()[0] for each in found] == ["error_count", "input_tokens", "output_tokens"]
+    assert call("check", "--db", db, "--repair").exit_code == 0
+    with Sessions(db) as sessions:
+        now = sessions.get("a1")
+        assert (now.error_count, now.input_tokens, now.output_tokens) == (1, was.input_tokens, was.output_tokens)
+
+
 def test_check_finds_a_checkpoint_with_a_missing_piece(call: Call, db: str) -> None:
     with closing(sqlite3.connect(db)) as connection, connection:
         connection.execute("DELETE FROM lists WHERE family_id = 'a1'")

@@ -59,6 +59,18 @@ def test_a_deleted_message_is_neither_in_the_record_nor_found(sessions: Sessions
     assert sessions.check() == []
 
 
+def test_its_tokens_go_from_the_session_s_sums(sessions: Sessions) -> None:
+    session = sessions.open("t")
+    usage = {"input_tokens": 5, "output_tokens": 3, "total_tokens": 8}
+    for each in ("a", "b"):
+        session.add(AIMessage(f"I said {each}", id=each, usage_metadata=usage))
+    session.add(AIMessage("I meant b", id="b", usage_metadata=usage))
+    assert (sessions.get("t").input_tokens, sessions.get("t").output_tokens) == (10, 6)
+    assert session.delete_message("b") == 2
+    assert (sessions.get("t").input_tokens, sessions.get("t").output_tokens) == (5, 3)
+    assert sessions.check() == []
+
+
 def test_its_event_says_that_it_was_deleted_and_nothing_of_what_it_said(sessions: Sessions) -> None:
     session = sessions.open("t")
     session.add({"role": "user", "content": "one", "id": "m"})

@@ -129,6 +129,22 @@ def test_a_deleted_id_is_kept_for_its_owner(sessions: Sessions, graph: Any) -> N
 # Groups
 
 
+def test_a_run_says_who_ran_it(sessions: Sessions) -> None:
+    session = sessions.open("shared", user_id="alice", group_id="team", visibility="group-write")
+    graph = sessions.attach(agents.tool_graph())
+    graph.invoke(human("mine"), sessions.config("shared", user_id="alice", group_id="team"))
+    graph.invoke(human("look up tea"), sessions.config("shared", user_id="bob", group_id="team"))
+    with sessions.for_user("carol", ["team"]).get("shared") as by_hand:
+        by_hand.add({"role": "user", "content": "and mine"})
+    who = {run.id: run.user_id for run in session.runs()}
+    assert list(who.values()) == ["alice", "bob", "carol"]
+    asked = [(message.text, who[message.run_id or ""]) for message in session.messages() if message.role == "user"]
+    assert asked == [("mine", "alice"), ("look up tea", "bob"), ("and mine", "carol")]
+    assert {who[call.run_id or ""] for call in session.tool_calls()} == {"bob"}
+    assert sessions.forget_user("bob").traces == 1
+    assert [run.user_id for run in session.runs()] == ["alice", "forgotten", "carol"]
+
+
 @pytest.mark.parametrize("visibility", ["group", "group-write"])
 def test_a_group_reads_what_is_shared_with_it_and_changes_it_where_it_may(
     visibility: Any, sessions: Sessions, graph: Any

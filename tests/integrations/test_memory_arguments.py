@@ -11,9 +11,10 @@ from langchain_core.documents import Document
 from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.vectorstores import InMemoryVectorStore
+from langgraph.store.base import PutOp
 
 from session_middleware import Sessions, memory_tools
-from session_middleware.errors import SessionError
+from session_middleware.errors import InvalidMemoryArgument, SessionError
 from session_middleware.integrations.langchain_agents import Recall, SessionMiddleware
 
 
@@ -88,6 +89,26 @@ def test_the_door_and_the_tools_refuse_it_too(sessions: Sessions) -> None:
     ):
         with pytest.raises(SessionError):
             call()
+
+
+@pytest.mark.parametrize("key", [None, 5])
+def test_the_store_takes_a_number_for_its_text_as_langgraph_does_and_nothing_for_no_key(
+    sessions: Sessions, key: Any
+) -> None:
+    store = sessions.store
+    if key is not None:
+        store.put(("a",), key, {"text": "x"})
+        assert store.get(("a",), "5") == store.get(("a",), key)
+        return
+    for call in (
+        lambda: store.put(("a",), key, {"text": "x"}),
+        lambda: store.get(("a",), key),
+        lambda: store.delete(("a",), key),
+        lambda: store.batch([PutOp(("a",), key, {"text": "x"})]),
+    ):
+        with pytest.raises(InvalidMemoryArgument, match="the memory key None is a NoneType; give a text"):
+            call()
+    assert store.search(("a",)) == []
 
 
 def test_recall_may_simply_be_wanted(sessions: Sessions) -> None:

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import HumanMessage
+from langchain_core.runnables import RunnableLambda
 from langgraph.types import Command
 
 from session_middleware import SessionAccessDenied, SessionError, Sessions
@@ -134,7 +136,9 @@ async def test_a_stranger_is_refused_at_every_door_and_leaves_only_an_event(
 
 
 @pytest.mark.parametrize("door", [invoke, ainvoke, stream, astream], ids=lambda door: door.__name__)
-async def test_the_recorder_alone_stops_a_strangers_run(door: Door, graph: Any, sessions: Sessions) -> None:
+async def test_the_recorder_alone_stops_a_strangers_run_and_logs_no_error(
+    door: Door, graph: Any, sessions: Sessions, caplog: pytest.LogCaptureFixture
+) -> None:
     ran: list[str] = []
 
     def node(state: Any) -> dict[str, Any]:
@@ -148,7 +152,18 @@ async def test_the_recorder_alone_stops_a_strangers_run(door: Door, graph: Any, 
     with pytest.raises(SessionAccessDenied):
         await door(bare, {**proper("mallory"), "callbacks": [sessions.recorder]})
     assert (ran, sessions.get("t").messages(), len(sessions.get("t").runs())) == ([], before, 1)
-    assert sessions.get("t").events()[-1].kind == "denied"
+    event = sessions.get("t").events()[-1]
+    assert (event.kind, event.detail) == ("denied", {"user_id": "mallory"})  # once
+    assert caplog.records == []
+
+
+def test_errors_of_other_callbacks_are_still_logged(sessions: Sessions, caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(BaseCallbackHandler):
+        def on_chain_start(self, *args: Any, **kwargs: Any) -> None:
+            raise SessionAccessDenied("t", user_id="x")
+
+    RunnableLambda(str).invoke(1, {"callbacks": [Broken(), sessions.recorder]})
+    assert ["Error in Broken.on_chain_start callback" in record.message for record in caplog.records] == [True]
 
 
 @pytest.mark.parametrize("written", [raw, proper], ids=["raw", "proper"])

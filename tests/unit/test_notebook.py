@@ -11,7 +11,7 @@ from typing import Any
 
 from session_middleware import Sessions
 from session_middleware.model import Event, Message, Run, SessionInfo, ToolCall, Usage
-from session_middleware.notebook import MOST_ROWS, Rows, session_html
+from session_middleware.notebook import MOST_ROWS, Rows, line_of, session_html
 from session_middleware.timeline import Timeline
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -118,6 +118,13 @@ def test_records_say_what_is_worth_saying_in_a_line() -> None:
     long = ASKED.model_copy(update={"text": "word \n" * 1000})
     assert len(repr(long)) < 200
     assert "\n" not in repr(long)
+
+
+def test_a_message_says_what_became_of_it() -> None:
+    changed = {"status": "incomplete", "replaced_by": 9, "branch": "branch-2"}
+    assert line_of(ASKED.model_copy(update=changed)) == "hello (incomplete) (edited later) (branch-2)"
+    calls = ({"id": "c1", "name": "search", "args": {"q": 1}},)
+    assert line_of(ASKED.model_copy(update={"text": "", "tool_calls": calls})) == "asks for search(q=1)"
 
 
 def test_usage_is_a_table_with_a_row_a_key() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console, RenderableType
 
-from session_middleware.model import Ended, Event, Message, Run, SessionInfo, ToolCall
+from session_middleware.model import Ended, Event, Message, Pin, Run, SessionInfo, ToolCall
 from session_middleware.render import sessions_table, sweep_table, timeline
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -104,6 +104,20 @@ def test_run_without_an_end_is_running_only_while_none_began_after_it() -> None:
     text = printed(timeline(session(), [run(1, "running"), run(2)]))
     assert "no end recorded" in text
     assert "running" not in text
+
+
+def test_a_pin_and_a_branch_are_told() -> None:
+    one = session(pinned=Pin(by="bob", why="legal hold", at=NOON))
+    text = words(printed(timeline(one, [message(1, "user", "hi"), message(2, "user", "ho", branch="branch-2")])))
+    assert "pinned legal hold, by bob" in text
+    assert "user hi 12:00:00 user ho (branch-2)" in text
+
+
+def test_a_run_says_who_ran_it_where_that_is_not_the_owner() -> None:
+    rows = [run(1, user_id="ada"), run(2, user_id="bob[bold]", duration_ms=1)]
+    text = printed(timeline(session(user_id="ada"), rows))
+    assert "ok, by bob[bold], 1 ms" in text
+    assert "by ada" not in text
 
 
 def test_long_text_is_cut_unless_full() -> None:

@@ -140,6 +140,7 @@ _TABLES = (
         session_id TEXT NOT NULL,
         seq INTEGER NOT NULL,
         id TEXT NOT NULL UNIQUE,
+        user_id TEXT,
         outcome TEXT NOT NULL,
         error TEXT,
         started_at TEXT NOT NULL,
@@ -154,6 +155,7 @@ _TABLES = (
     )
     """,
     "CREATE INDEX runs_in_progress ON runs (session_id) WHERE outcome = 'running'",
+    "CREATE INDEX runs_by_user ON runs (user_id) WHERE user_id IS NOT NULL",
     """
     CREATE TABLE messages (
         session_id TEXT NOT NULL,

@@ -22,12 +22,13 @@ ORPHANED = timedelta(minutes=10)  # writes may come before their checkpoint, but
 
 
 class Counter(NamedTuple):
-    """A column of `sessions` that counts rows."""
+    """A column of `sessions` that counts rows, or sums them up."""
 
     name: str
     counted: str
 
 
+_SAID = "SELECT COALESCE(SUM({}), 0) FROM messages WHERE session_id = sessions.id AND version = 1"
 COUNTERS = (
     Counter("run_count", "SELECT COUNT(*) FROM runs WHERE session_id = sessions.id"),
     Counter("message_count", "SELECT COUNT(*) FROM messages WHERE session_id = sessions.id AND version = 1"),
@@ -38,6 +39,13 @@ COUNTERS = (
         "SELECT COUNT(*) FROM model_calls WHERE session_id = sessions.id AND cost IS NULL AND error IS NULL",
     ),
     Counter("cost", "SELECT COALESCE(SUM(cost), 0) FROM model_calls WHERE session_id = sessions.id"),
+    Counter(
+        "error_count",
+        "SELECT (SELECT COUNT(*) FROM runs WHERE session_id = sessions.id AND outcome = 'error')"
+        " + (SELECT COUNT(*) FROM tool_calls WHERE session_id = sessions.id AND status = 'error')",
+    ),
+    Counter("input_tokens", _SAID.format("input_tokens")),
+    Counter("output_tokens", _SAID.format("output_tokens")),
 )
 _LAST_SEQ = " UNION ALL ".join(
     f"SELECT MAX(seq) FROM {table} WHERE session_id = sessions.id"  # noqa: RUF100

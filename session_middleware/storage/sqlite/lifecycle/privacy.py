@@ -80,11 +80,12 @@ _TRACES = (  # each found by an index of such mentions alone
     "UPDATE events SET detail = json_set(detail, '$.by', 'forgotten') WHERE json_extract(detail, '$.by') = ?",
     "UPDATE sessions SET pinned = json_set(pinned, '$.by', 'forgotten')"
     " WHERE pinned IS NOT NULL AND json_extract(pinned, '$.by') = ?",
+    "UPDATE runs SET user_id = 'forgotten' WHERE user_id = ?",
 )
 
 
 def _erase_traces(connection: sqlite3.Connection, user_id: str, theirs: Sequence[str]) -> int:
-    """Mentions elsewhere: who was refused where, who runs, what hooks are to be told. How many."""
+    """Mentions elsewhere: who was refused where, who ran and runs, what hooks are to be told. How many."""
     gone = sum(connection.execute(erase, (user_id,)).rowcount for erase in _TRACES)
     ids = json.dumps(list(theirs))
     connection.execute("DELETE FROM outbox WHERE session_id IN (SELECT value FROM json_each(?))", (ids,))

@@ -21,19 +21,22 @@ def delete_message(connection: sqlite3.Connection, session_id: str, message_id: 
     """All versions of it; how many that were."""
     marked = indexing.mark(connection)
     rows = connection.execute(
-        "DELETE FROM messages WHERE session_id = ? AND message_id = ? RETURNING version, content",
+        "DELETE FROM messages WHERE session_id = ? AND message_id = ?"
+        " RETURNING version, content, input_tokens, output_tokens",
         (session_id, message_id),
     ).fetchall()
     if not rows:
         return 0
+    counted = [row for row in rows if row[0] == 1]
     connection.execute(
-        "UPDATE sessions SET message_count = message_count - ? WHERE id = ?",
-        (sum(version == 1 for version, _ in rows), session_id),
+        "UPDATE sessions SET message_count = message_count - ?, input_tokens = input_tokens - ?,"
+        " output_tokens = output_tokens - ? WHERE id = ?",
+        (len(counted), sum(row[2] or 0 for row in counted), sum(row[3] or 0 for row in counted), session_id),
     )
     connection.execute(
         "DELETE FROM conversation_items WHERE session_id = ? AND message_id = ?", (session_id, message_id)
     )
-    _delete_files(connection, session_id, {name for _, content in rows for name in _HASH.findall(content or "")})
+    _delete_files(connection, session_id, {name for _, content, *_ in rows for name in _HASH.findall(content or "")})
     memories.refresh(connection, now)
     indexing.set_mark(connection, marked)  # the message it was on may be the one
     events.append(

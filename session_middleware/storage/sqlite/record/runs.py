@@ -29,9 +29,9 @@ def next_seq(connection: sqlite3.Connection, session_id: str) -> int | None:
 def begin_run(connection: sqlite3.Connection, visit: Visit, now: datetime) -> None:
     visit.begun = True
     begun = connection.execute(
-        "INSERT INTO runs (session_id, seq, id, outcome, started_at, started_from, process)"
-        " SELECT id, last_seq + 1, ?, 'running', ?, ?, ? FROM sessions WHERE id = ? ON CONFLICT (id) DO NOTHING",
-        (visit.run_id, to_text(now), visit.started_from, this_process(), visit.session_id),
+        "INSERT INTO runs (session_id, seq, id, user_id, outcome, started_at, started_from, process)"
+        " SELECT id, last_seq + 1, ?, ?, 'running', ?, ?, ? FROM sessions WHERE id = ? ON CONFLICT (id) DO NOTHING",
+        (visit.run_id, visit.identity.user_id, to_text(now), visit.started_from, this_process(), visit.session_id),
     ).rowcount
     if not begun:
         return
