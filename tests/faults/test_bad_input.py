@@ -26,6 +26,7 @@ from session_middleware import (
     InvalidArgument,
     InvalidSessionId,
     InvalidSettings,
+    SessionAccessDenied,
     SessionError,
     Sessions,
     StorageError,
@@ -331,7 +332,11 @@ def test_a_folder_that_does_not_exist_is_named_and_not_made(folder: Path) -> Non
 def make_whole(file: Path) -> None:
     with Sessions(file) as sessions:
         sessions.attach(agents.tool_graph()).invoke(human("look up tea"), sessions.config("t", user_id="ada"))
-        sessions.get("t").memory.remember("Ada drinks tea")
+        session = sessions.get("t")
+        session.memory.remember("Ada drinks tea")
+        for number in range(300):  # more than are left out of the index for long
+            session.add({"role": "user", "content": f"word {number}"})
+        sessions.store.put(("app",), "key", {"a": 1}, ttl=60)
 
 
 PROTECTED = {"the file and its folder": (0o444, 0o555), "the folder": (0o644, 0o555), "the file": (0o444, 0o755)}
@@ -357,6 +362,8 @@ def everything(sessions: Sessions) -> list[Any]:
         session.timeline(),
         session.stats(),
         [memory.text for memory in session.memory.recall("tea")],
+        [memory.text for memory in session.memory.recall("word 7", 1)],
+        sessions.store.get(("app",), "key"),
         graph.get_state(sessions.config("t", user_id="ada")),
         list(graph.get_state_history(sessions.config("t", user_id="ada"))),
     ]
@@ -369,6 +376,8 @@ def test_what_may_only_be_read_is_read(protected: Path, folder: Path, request: p
     request.getfixturevalue("ordinary_user")
     with Sessions(protected) as sessions:
         assert everything(sessions) == expected
+        with pytest.raises(SessionAccessDenied):
+            sessions.checkpointer.get_tuple(sessions.config("t", user_id="eve"))
     assert contents(folder) == before
     for command in (["list"], ["show", "t"], ["explain", "t"], ["check"], ["sweep", "--dry-run"]):
         result = CliRunner().invoke(cli, [*command, "--db", str(protected)])

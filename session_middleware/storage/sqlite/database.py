@@ -35,6 +35,8 @@ _IDLE_READERS = 8  # connections kept open for the next reader
 
 
 class SqliteDatabase:
+    is_writable = True
+
     def __init__(self, path: str, *, synchronous: str = "full") -> None:
         self.path = path
         self.in_memory = path == ":memory:"

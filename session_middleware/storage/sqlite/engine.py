@@ -152,6 +152,8 @@ class SqliteStorage(SqliteUpkeep, SqliteReports, SqliteConversations, SqliteMemo
             return self._restoring(lambda: self._database.read(operation))
         except door.REFUSALS as error:
             refusal = error
+        if not self._database.is_writable:  # nor can the event be
+            raise refusal
         self._database.write(lambda connection: self._refused(connection, visit, refusal))
         return None  # never: the refusal was raised
 

@@ -40,6 +40,8 @@ def _may_write(path: Path) -> bool:
 
 
 class ReadOnlyDatabase(SqliteDatabase):
+    is_writable = False
+
     def __init__(self, path: str) -> None:
         self.path = path
         self.in_memory = False
