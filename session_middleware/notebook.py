@@ -44,12 +44,17 @@ class Rows(list[V]):
     """A list of values that a notebook shows as a table."""
 
     def _repr_html_(self) -> str:
-        if not self:
-            return "<p>nothing</p>"
-        names = _columns(self[:MOST_ROWS])
-        cells = [[_field(one, name) for name in names] for one in self[:MOST_ROWS]]
-        left = len(self) - MOST_ROWS
-        return _table([name.replace("_", " ") for name in names], cells, f"and {left:,} more" if left > 0 else "")
+        return rows_html(self)
+
+
+def rows_html(values: Sequence[Any]) -> str:
+    """Values of one kind, a row each."""
+    if not values:
+        return "<p>nothing</p>"
+    shown, left = values[:MOST_ROWS], len(values) - MOST_ROWS
+    names = _columns(shown)
+    cells = [[_field(one, name) for name in names] for one in shown]
+    return _table([name.replace("_", " ") for name in names], cells, f"and {left:,} more" if left > 0 else "")
 
 
 def _columns(values: Sequence[Any]) -> Sequence[str]:

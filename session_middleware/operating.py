@@ -75,7 +75,8 @@ class Operated:
             older_than: delete the sessions that were last active so long ago instead, such as ``"90d"``.
             status: only those with this status; with `older_than` only.
         """
-        return Rows(self._sweeper.sweep(now, dry_run=dry_run, older_than=older_than, status=checked_status(status)))
+        found = self._sweeper.sweep(now, dry_run=dry_run, older_than=older_than, status=checked_status(status))
+        return found if dry_run else Rows(found)
 
     async def asweep(self, now: datetime | None = None, **options: Any) -> list[Ended]:
         """As `sweep`; all there is to say is found out before it returns."""

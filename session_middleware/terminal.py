@@ -75,6 +75,9 @@ def _check_there(path: Path) -> None:
     if not path.is_file():
         raise StorageError(str(path), "there is no such database", advice="name one with --db FILE")
     if not _holds_sessions(path):
+        from session_middleware.storage.sqlite.database import check_file
+
+        check_file(str(path))  # says whose it is, if it is anybody's
         raise StorageError(str(path), "it holds no sessions", advice="name another database with --db FILE")
 
 

@@ -417,6 +417,8 @@ def damage_cell(path: Path, table: str, column: str, chance: random.Random) -> s
 def altered(value: Any, chance: random.Random) -> Any:
     if value is None:
         return chance.choice((1, "x"))
+    if isinstance(value, float):
+        return chance.choice((value + 1, -value - 0.5, "x"))
     if isinstance(value, int):
         return chance.choice((value + 1, value ^ (1 << chance.randrange(16)), 0 if value else 1, "x"))
     if not value:

@@ -9,29 +9,35 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 from uuid import UUID
 
 import pytest
+from click.testing import CliRunner
 from langchain_core.messages import AIMessage, HumanMessage
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.graph import START, StateGraph
+from langgraph.store.sqlite import SqliteStore
 from typing_extensions import TypedDict
 
 from session_middleware import (
     InvalidArgument,
     InvalidSessionId,
     InvalidSettings,
+    SessionAccessDenied,
     SessionError,
     Sessions,
     StorageError,
     UnserializableValue,
 )
+from session_middleware.cli import cli
 from tests.integrations import agents
 from tests.integrations.agents import human, said
+from tests.processes import Process
 
 
 @pytest.fixture
@@ -247,11 +253,18 @@ def make_langgraphs(file: Path) -> None:
         agents.tool_graph(checkpointer=saver).invoke(human("hi"), {"configurable": {"thread_id": "t"}})
 
 
-def make_other(*tables: str) -> Callable[[Path], None]:
+def make_langgraphs_store(file: Path) -> None:
+    with SqliteStore.from_conn_string(str(file)) as store:
+        store.setup()
+
+
+def make_other(*tables: str, journal: str = "delete") -> Callable[[Path], None]:
     def make(file: Path) -> None:
         connection = sqlite3.connect(file)
+        connection.execute(f"PRAGMA journal_mode={journal}")
         for table in tables:
-            connection.execute(f"CREATE TABLE {table} (id)")
+            connection.execute(f"CREATE TABLE {table if '(' in table else f'{table} (id)'}")
+        connection.commit()
         connection.close()
 
     return make
@@ -270,10 +283,17 @@ UNUSABLE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "short": (lambda file: file.write_bytes(b"SQLite"), "not an SQLite database"),
     "folder": (lambda file: file.mkdir(), "folder"),
     "newer": (make_newer, "newer.*upgrade"),
-    "langgraph's": (make_langgraphs, "another program's tables.*checkpoints.*file of its own"),
+    "langgraph's": (make_langgraphs, r"LangGraph's own saver \(tables checkpoints, writes\).*import-checkpoints .*db"),
+    "langgraph's store's": (make_langgraphs_store, "another program's tables.*store.*file of its own"),
     "another's lists": (make_other("lists"), "another program's tables.*lists.*file of its own"),
     "another's blobs": (make_other("notes", "blobs"), "another program's tables.*blobs.*file of its own"),
     "another's sessions": (make_other("Sessions"), "another program's tables.*file of its own"),
+    "another's": (
+        make_other(*"abcdefgh"),
+        r"another program's tables \(a, b, c, d, e, f and 2 more\).*file of its own",
+    ),
+    "another's in a log": (make_other("notes", journal="wal"), r"another program's tables \(notes\)"),
+    "sqlite-utils'": (make_other("_sqlite_migrations (migration_set, name)"), "another program's tables"),
 }
 
 
@@ -289,32 +309,158 @@ def test_a_file_that_is_not_ours_is_refused_and_not_touched(make: Any, says: str
     assert contents(folder) == before
 
 
+def test_a_file_without_tables_becomes_ours_and_tables_may_be_added_to_it(folder: Path) -> None:
+    file = folder / "sessions.db"
+    make_other("notes")(file)
+    change(file, "DROP TABLE notes")
+    with Sessions(file) as sessions:
+        sessions.open("t")
+    change(file, "CREATE TABLE notes (session_id TEXT REFERENCES sessions)")
+    with Sessions(file) as sessions:
+        assert sessions.get("t").id == "t"
+
+
+def change(file: Path, sql: str) -> None:
+    with closing(sqlite3.connect(file)) as connection, connection:
+        connection.execute(sql)
+
+
 def test_a_folder_that_does_not_exist_is_named_and_not_made(folder: Path) -> None:
     with pytest.raises(StorageError, match=r"folder does not exist.*create"):
         Sessions(folder / "no" / "sessions.db")
     assert contents(folder) == {}
 
 
-@pytest.fixture
-def protected(folder: Path) -> Iterator[Path]:
-    """A database that may be read and not written, as may its folder."""
-    file = folder / "sessions.db"
+def make_whole(file: Path) -> None:
     with Sessions(file) as sessions:
-        sessions.open("t")
-    file.chmod(0o444)
-    folder.chmod(0o555)
+        sessions.attach(agents.tool_graph()).invoke(human("look up tea"), sessions.config("t", user_id="ada"))
+        session = sessions.get("t")
+        session.memory.remember("Ada drinks tea")
+        for number in range(300):  # more than are left out of the index for long
+            session.add({"role": "user", "content": f"word {number}"})
+        sessions.store.put(("app",), "key", {"a": 1}, ttl=60)
+
+
+PROTECTED = {"the file and its folder": (0o444, 0o555), "the folder": (0o644, 0o555), "the file": (0o444, 0o755)}
+
+
+@pytest.fixture(params=PROTECTED.values(), ids=PROTECTED)
+def protected(folder: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A database that may be read and not written, where another user's file or folder, or both, are in the way."""
+    file = folder / "sessions.db"
+    make_whole(file)
+    file.chmod(request.param[0])
+    folder.chmod(request.param[1])
     yield file
     folder.chmod(0o755)
 
 
-def test_a_database_that_may_not_be_written_to_says_so(protected: Path, folder: Path, ordinary_user: None) -> None:
-    file, before = protected, contents(folder)
-    with pytest.raises(StorageError, match="write") as error:
-        Sessions(file)
-    assert advises(error)
+def everything(sessions: Sessions) -> list[Any]:
+    session, graph = sessions.get("t"), sessions.attach(agents.tool_graph())
+    return [
+        [each.id for each in sessions.list()],
+        session.messages(),
+        session.tool_calls(),
+        session.timeline(),
+        session.stats(),
+        [memory.text for memory in session.memory.recall("tea")],
+        [memory.text for memory in session.memory.recall("word 7", 1)],
+        sessions.store.get(("app",), "key"),
+        graph.get_state(sessions.config("t", user_id="ada")),
+        list(graph.get_state_history(sessions.config("t", user_id="ada"))),
+    ]
+
+
+def test_what_may_only_be_read_is_read(protected: Path, folder: Path, request: pytest.FixtureRequest) -> None:
+    with Sessions(shutil.copy(protected, folder.parent / f"{folder.name}.db")) as sessions:
+        expected = everything(sessions)
+    before = contents(folder)
+    request.getfixturevalue("ordinary_user")
+    with Sessions(protected) as sessions:
+        assert everything(sessions) == expected
+        with pytest.raises(SessionAccessDenied):
+            sessions.checkpointer.get_tuple(sessions.config("t", user_id="eve"))
+    assert contents(folder) == before
+    for command in (["list"], ["show", "t"], ["explain", "t"], ["check"], ["sweep", "--dry-run"]):
+        result = CliRunner().invoke(cli, [*command, "--db", str(protected)])
+        assert result.exit_code == 0, result.output
+    assert contents(folder) == before
+
+
+def test_writing_to_what_may_only_be_read_says_so(protected: Path, folder: Path, ordinary_user: None) -> None:
+    before = contents(folder)
+    with Sessions(protected) as sessions:
+        graph = sessions.attach(agents.tool_graph())
+        for write in (
+            lambda: sessions.open("new"),
+            lambda: sessions.get("t").update(title="x"),
+            lambda: graph.invoke(human("more"), sessions.config("t", user_id="ada")),
+            lambda: sessions.checkpointer.delete_thread("t"),
+            sessions.sweep,
+        ):
+            with pytest.raises(StorageError, match="may not be written to by this process") as error:
+                write()
+            assert str(protected) in str(error.value)
+            assert advises(error)
+        assert graph.get_state(sessions.config("t", user_id="ada")).values
+    assert contents(folder) == before
+
+
+async def test_writing_to_what_may_only_be_read_says_so_on_a_loop(protected: Path, ordinary_user: None) -> None:
+    async with Sessions(protected) as sessions:
+        graph = sessions.attach(agents.tool_graph())
+        with pytest.raises(StorageError, match="may not be written to by this process"):
+            await graph.ainvoke(human("more"), sessions.config("t", user_id="ada"))
+        assert (await graph.aget_state(sessions.config("t", user_id="ada"))).values
+
+
+_READ = """
+import os, sys
+from session_middleware import Sessions
+if os.geteuid() == 0:
+    os.seteuid(65534)
+with Sessions(sys.argv[1]) as sessions:
+    for _ in sys.stdin:
+        print(sorted(session.id for session in sessions.list()), flush=True)
+"""
+
+
+def test_what_may_only_be_read_is_read_as_it_is_now(folder: Path) -> None:
+    """Its owner writes to it meanwhile, and closes it or does not."""
+    file = folder / "sessions.db"
+    Sessions(file).close()
+    file.chmod(0o444)
+    with Process("-c", _READ, file, stdin=True) as reader:
+        for number in range(3):
+            file.chmod(0o644)  # who is not root may write to it only so
+            with Sessions(file) as owner:
+                file.chmod(0o444)
+                owner.open(f"s{number}")
+                told = []
+                for _ in range(2):
+                    reader.say("")
+                    told.append(reader.stdout.readline().strip())
+                    owner.close()
+            assert told == [str([f"s{n}" for n in range(number + 1)])] * 2
+
+
+def test_a_log_that_cannot_be_read_is_named(folder: Path, request: pytest.FixtureRequest) -> None:
+    file = folder / "sessions.db"
+    with Sessions(file) as sessions:
+        sessions.open("t")
+        for suffix in ("", "-wal"):
+            shutil.copy(f"{file}{suffix}", folder / f"copy.db{suffix}")
+    folder.chmod(0o555)
+    (folder / "copy.db").chmod(0o444)
+    request.getfixturevalue("ordinary_user")
+    with pytest.raises(StorageError, match=r"write-ahead log.*copy it, with copy\.db-wal"):
+        Sessions(folder / "copy.db")
+
+
+def test_no_file_can_be_made_where_nothing_may_be_written(folder: Path, ordinary_user: None) -> None:
     with pytest.raises(StorageError, match="may be written to"):
         Sessions(folder / "new.db")
-    assert contents(folder) == before
+    assert contents(folder) == {}
 
 
 def test_a_damaged_database_is_an_error_of_ours(folder: Path) -> None:

@@ -44,6 +44,7 @@ def damaged(whole: Path, path: Path, table: str) -> Iterator[str]:
             shutil.copy(whole, path)
             connection = sqlite3.connect(path)
             try:
+                connection.execute("DROP INDEX sessions_by_pin")  # SQLite would not store what it cannot index
                 connection.execute(f"UPDATE OR IGNORE {table} SET {column} = ?", (value,))
                 connection.commit()
             except sqlite3.IntegrityError:

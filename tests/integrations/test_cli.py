@@ -315,7 +315,8 @@ def test_another_program_s_database_is_left_alone(call: Call, tmp_path: Path) ->
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("CREATE TABLE things (x)")
     before = path.read_bytes()
-    assert_is_one_line(call("list", "--db", str(path)), "holds no sessions")
+    for command in ("list", "verify"):
+        assert_is_one_line(call(command, "--db", str(path)), "another program's tables (things)")
     assert path.read_bytes() == before
     path.write_text("a letter to a friend, not a database at all")
     assert_is_one_line(call("list", "--db", str(path)), "not an SQLite database")

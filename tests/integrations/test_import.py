@@ -501,7 +501,7 @@ def test_the_source_cannot_be_the_target(call: Call, source: Path) -> None:
     before = files(source)
     result = call("import-checkpoints", source, "--db", source)
     assert result.exit_code == 1
-    assert "another program's tables" in result.stderr
+    assert "the checkpoints of LangGraph's own saver" in result.stderr
     assert files(source) == before
 
 

@@ -22,6 +22,7 @@ from pydantic import ValidationError
 
 from session_middleware.errors import StorageError
 from session_middleware.storage.sqlite.log import BUSY_SECONDS, Log
+from session_middleware.storage.sqlite.looking import looking
 from session_middleware.storage.sqlite.watch import Watch
 from session_middleware.storage.sqlite.writer import Ticket, Undo, Writer
 
@@ -29,10 +30,13 @@ T = TypeVar("T")
 
 _SIZES = ("page_size", "freelist_count")
 _PAGES = 1000  # cut off at a time: a few milliseconds
+_NAMED = 6  # of another program's tables
 _IDLE_READERS = 8  # connections kept open for the next reader
 
 
 class SqliteDatabase:
+    is_writable = True
+
     def __init__(self, path: str, *, synchronous: str = "full") -> None:
         self.path = path
         self.in_memory = path == ":memory:"
@@ -45,7 +49,7 @@ class SqliteDatabase:
         self._watch = Watch(self._connect)
         with self.mapped():
             if not self.in_memory:
-                _check_file(path)
+                check_file(path)
             self._writer = self._open_writer()
 
     def close(self) -> None:
@@ -192,7 +196,7 @@ class SqliteDatabase:
             connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # of a new file: before its first page is written
             if not self.in_memory:
                 _switch_to_wal(connection)
-            if _pending(connection):
+            if is_pending(connection):
                 _migrate(connection)
         except BaseException:
             connection.close()
@@ -279,7 +283,7 @@ OWN_TABLES = frozenset(
 KNOWN_MIGRATIONS = frozenset({"m001_initial"})  # `schema` costs an import of sqlite-utils; a test holds them equal
 
 
-def _pending(connection: sqlite3.Connection) -> bool:
+def is_pending(connection: sqlite3.Connection) -> bool:
     return bool(KNOWN_MIGRATIONS - _applied(connection))
 
 
@@ -295,8 +299,8 @@ def _tables(connection: sqlite3.Connection) -> frozenset[str]:
     return frozenset(name.lower() for (name,) in rows)  # as SQLite compares them
 
 
-def _check_file(path: str) -> None:
-    """Refuse what is not ours to write to, before anything on disk is changed."""
+def check_file(path: str) -> None:
+    """Refuse what is not ours to write to, before anything on disk is changed. One without tables may become ours."""
     file = Path(path)
     if file.is_dir():
         raise StorageError(path, "it is a folder", advice="name a file in it, such as sessions.db")
@@ -304,24 +308,28 @@ def _check_file(path: str) -> None:
         raise StorageError(path, "its folder does not exist", advice=f"create {str(file.parent)!r} first")
     if not file.exists() or file.stat().st_size == 0:
         return
-    log = Path(f"{path}-wal")
-    how = "mode=ro" if log.exists() and log.stat().st_size else "immutable=1"  # which makes no -wal and -shm files
-    connection = sqlite3.connect(f"{file.absolute().as_uri()}?{how}", uri=True, timeout=BUSY_SECONDS)
-    try:
-        applied, tables = _applied(connection), _tables(connection)
-    finally:
-        connection.close()
+    applied, tables, is_langgraphs = looking(path, _look)
     if applied - KNOWN_MIGRATIONS:
         raise StorageError(
             path, "it was written by a newer session-middleware", advice="upgrade the package to open it"
         )
-    taken = tables & OWN_TABLES
-    if not applied and taken:
-        raise StorageError(
-            path,
-            f"it holds another program's tables ({', '.join(sorted(taken))})",
-            advice="choose a file of its own for sessions",
-        )
+    if applied or not tables:
+        return
+    names = ", ".join(sorted(tables)[:_NAMED]) + (f" and {len(tables) - _NAMED} more" if len(tables) > _NAMED else "")
+    if is_langgraphs:
+        problem = f"it holds the checkpoints of LangGraph's own saver (tables {names})"
+        advice = f"choose a new file, and copy them into it: session-middleware import-checkpoints {path} --db NEW_FILE"
+    else:
+        problem = f"it holds another program's tables ({names})"
+        advice = "choose a file of its own for sessions, to which you may add tables; this one was not touched"
+    raise StorageError(path, problem, advice=advice)
+
+
+def _look(connection: sqlite3.Connection) -> tuple[frozenset[str], frozenset[str], bool]:
+    """Our migrations and the tables, without SQLite's own; and whether these are of LangGraph's saver."""
+    tables = frozenset(name for name in _tables(connection) if not name.startswith("sqlite_"))
+    columns = {row[1] for row in connection.execute("PRAGMA table_info(checkpoints)")}
+    return _applied(connection), tables, "writes" in tables and "thread_id" in columns
 
 
 def _explain(path: str, error: sqlite3.Error) -> StorageError:

@@ -29,6 +29,7 @@ from session_middleware.storage.sqlite.database import SqliteDatabase
 from session_middleware.storage.sqlite.lifecycle import door, events, leases, sessions
 from session_middleware.storage.sqlite.lifecycle.upkeep import SqliteUpkeep
 from session_middleware.storage.sqlite.memory.engine import SqliteMemories
+from session_middleware.storage.sqlite.readonly import open_database
 from session_middleware.storage.sqlite.record import deletions, runs, said
 from session_middleware.storage.sqlite.record.branches import Place
 from session_middleware.storage.sqlite.record.conversations import SqliteConversations
@@ -55,7 +56,7 @@ class SqliteStorage(SqliteUpkeep, SqliteReports, SqliteConversations, SqliteMemo
     def __init__(self, path: str, settings: SessionSettings, *, clock: Clock, new_id: NewId) -> None:
         self.name = path
         self._rules = Rules(settings, clock, new_id, path)
-        self._database = SqliteDatabase(path, synchronous=settings.synchronous)
+        self._database = open_database(path, synchronous=settings.synchronous)
         self._archives = _archives_of(self._database, settings)
 
     def close(self) -> None:
@@ -151,6 +152,8 @@ class SqliteStorage(SqliteUpkeep, SqliteReports, SqliteConversations, SqliteMemo
             return self._restoring(lambda: self._database.read(operation))
         except door.REFUSALS as error:
             refusal = error
+        if not self._database.is_writable:  # nor can the event be
+            raise refusal
         self._database.write(lambda connection: self._refused(connection, visit, refusal))
         return None  # never: the refusal was raised
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeAlias, overload
 
 from session_middleware import lifecycle
 from session_middleware.model import Ended, OnExpire, SessionInfo, Status, from_text, to_text
+from session_middleware.notebook import rows_html
 from session_middleware.storage.sqlite.lifecycle import leases
 from session_middleware.storage.sqlite.rows import values_of
 from session_middleware.storage.sqlite.rules import Rules
@@ -23,6 +24,7 @@ Row: TypeAlias = tuple[Any, ...]  # id, user_id, on_expire, last_active_at, and 
 Measure: TypeAlias = Callable[[Sequence[str]], dict[str, int]]
 
 _PAGE = 1000  # values made, and measured, at a time
+_SHOWN = 20  # by `repr`
 
 
 class Due(Sequence[Ended]):
@@ -56,7 +58,10 @@ class Due(Sequence[Ended]):
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        return f"<{len(self):,} sessions that are due>"
+        return repr(self[:]) if len(self) <= _SHOWN else f"<{len(self):,} sessions that are due>"
+
+    def _repr_html_(self) -> str:
+        return rows_html(self)
 
     def _made(self, rows: Sequence[Row]) -> list[Ended]:
         made = [self._make(row) for row in rows]

@@ -47,12 +47,14 @@ class SqliteMemories:
 
     def _refresh(self, found: Sequence[StoredMemory]) -> None:
         keys = [(memory.namespace, memory.key) for memory in found if memory.expires_at is not None]
-        if keys:
+        if keys and self._database.is_writable:
             now = self._rules.clock()
             self._database.write(lambda connection: items.refresh(connection, keys, now), durable=False)
 
     def _catch_up(self, whose: MessageScope | None) -> None:
-        """Leave no more unindexed than a search may read from where it was written."""
+        """Leave no more unindexed than a search may read from where it was written, unless it has to read all."""
+        if not self._database.is_writable:
+            return
         most = indexing.LEFT_UNINDEXED
         messages, left, is_stale = self._database.read(
             lambda connection: (
@@ -105,6 +107,8 @@ class SqliteMemories:
         return self._database.read(lambda connection: memories.list_last_messages(connection, session_id, count))
 
     def index_messages(self, limit: int, *, leave: int = 0) -> int:
+        if not self._database.is_writable:
+            return 0
         if self._database.read(indexing.is_stale):
             self._refresh_index()
         if self._database.read(indexing.backlog) <= leave:
@@ -112,6 +116,8 @@ class SqliteMemories:
         return self._index_some(limit, indexing.EVERYBODY)
 
     def list_to_embed(self, limit: int, *, messages: bool) -> list[ToEmbed]:
+        if not self._database.is_writable:
+            return []
         self._index_items()
         return self._database.read(lambda connection: vectors.to_embed(connection, limit, messages=messages))
 

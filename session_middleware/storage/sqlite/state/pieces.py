@@ -58,16 +58,10 @@ def as_written(session_id: str | None = None) -> Iterator[None]:
     """Work in the block on rows nobody has checked: a value of another type than was written is damage."""
     try:
         yield
-    except Damaged as damage:
-        raise sqlite3.DatabaseError(f"malformed row{_of(session_id)}: {damage}") from None
-    except (TypeError, AttributeError) as error:
-        raise sqlite3.DatabaseError(
-            f"malformed row{_of(session_id)}: a value of another type than was written"
-        ) from error
-
-
-def _of(session_id: str | None) -> str:
-    return "" if session_id is None else f" of session {session_id!r}"
+    except (Damaged, TypeError, AttributeError) as error:
+        where = "" if session_id is None else f" of session {session_id!r}"
+        what = error if isinstance(error, Damaged) else "a value of another type than was written"
+        raise sqlite3.DatabaseError(f"malformed row{where}: {what}") from error
 
 
 def is_sum(made: Callable[[], int], stored: Any) -> bool:

@@ -3,6 +3,9 @@
 Its values are blobs, stored once per family by their digest. A list is rows of `list_items`; the
 list it was branched from is its parent and gives its first `parent_length` elements. Lists only
 grow, and their ids are never used twice, so "the first n elements of list i" means the same for ever.
+
+A checkpoint's row notes the next older one of its namespace and how many writes that has (`previous_id`:
+null for its parent, empty for none); `heads` notes the newest. So a row that has vanished is missed.
 """
 
 STATE_TABLES = (
