@@ -69,6 +69,7 @@ def find(connection: sqlite3.Connection, rules: Rules) -> list[Problem]:
     found = [
         Problem(kind="dead_lease", session_id=place.session_id, text=f"lease {place.number} of {place.process}, gone")
         for place in leases.dead(connection, rules)
+        if place.number not in rules.over  # one of this process that is about to go
     ]
     for session_id, status in connection.execute(
         "SELECT id, status FROM sessions WHERE status IN ('opening', 'closing')"
