@@ -111,6 +111,7 @@ class Split:
         self.values: dict[str, Blob | ListPut | None] = {}
         self.marks: dict[str, array[int]] = {}  # the fingerprints of each new list
         self.messages: list[NewMessage] = []  # those the parent did not have
+        self.preceding: str | None = None  # the id of the message that stands before them
 
     def inherit(self, name: str, version: Any) -> bool:
         """Take the parent's value of a channel, if it is the same; say whether."""
@@ -153,6 +154,7 @@ class Split:
             old = recorded.fingerprints if recorded else array("q")
             new = pieces.added(value, marks, old, beginning)
             self.messages += _with_following(value, beginning, new)
+            self.preceding = getattr(value[beginning - 1], "id", None) if beginning and new else self.preceding
 
 
 def _with_following(value: list[Any], beginning: int, new: list[Any]) -> Iterator[NewMessage]:

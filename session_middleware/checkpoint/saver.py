@@ -306,6 +306,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
                 inherited=split.inherited,
                 values=split.values,
                 messages=self._witness.brought(key, checkpoint, metadata, split.messages),
+                preceding=split.preceding,
                 replayed=replayed(checkpoint, metadata),
                 enclosing=metadata.get("parents") or {},
                 run_id=None if (run_id := metadata.get("run_id")) is None else str(run_id),

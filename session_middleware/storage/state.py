@@ -112,6 +112,7 @@ class CheckpointPut(NamedTuple):
     inherited: Sequence[str]  # channels whose value is the parent's
     values: dict[str, Blob | ListPut | None]  # channels whose value is new
     messages: Sequence[MessageSeen] = ()  # what the record learns from this checkpoint
+    preceding: str | None = None  # the id of the message they come after, in the state
     replayed: Sequence[str] = ()  # channels whose value the writes of its ancestors make
     enclosing: Mapping[str, str] = MappingProxyType({})  # the checkpoints it was made under, by namespace
     run_id: str | None = None  # LangGraph's, of the metadata: what `delete_for_runs` goes by

@@ -56,7 +56,7 @@ class Visit:
     entries: deque[Entry] = field(default_factory=deque)
     unclaimed: dict[Claim, str] = field(default_factory=dict)  # what was said that no state holds yet, by its id
     seen_at: dict[str, int] = field(default_factory=dict)  # messages of the outermost graph: the latest step seen
-    written: set[str] = field(default_factory=set)  # messages that it was the first to bring into the record
+    written: dict[str, int] = field(default_factory=dict)  # messages that it brought into the record first: their seqs
     resume_id: str | None = None  # of the message that is a person's answer, where the checkpointer has seen it
     tell: Callable[[Exception], None] | None = None  # is told of what could not be recorded
     given: Any = None  # what a run was called with, until it has read its state

@@ -49,7 +49,7 @@ class Gate:
 
     def node(self, state: MessagesState) -> dict[str, Any]:
         self.entered.set()
-        assert self.leave.wait(20)
+        assert self.leave.wait(60)
         return {"messages": [("ai", f"you said {state['messages'][-1].text}")]}
 
 
@@ -74,7 +74,7 @@ def test_reject_names_the_run_that_is_in_progress_and_admits_the_next(
     gate.hold()
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(graph.invoke, human("one"), sessions.config("t"))
-        assert gate.entered.wait(20)
+        assert gate.entered.wait(60)
         with pytest.raises(SessionBusy, match="busy with") as busy:
             graph.invoke(human("two"), sessions.config("t"))
         if part == "attached":
@@ -119,7 +119,7 @@ def test_threads_wait_too_and_give_up_after_the_timeout(open_sessions: Open, gat
     gate.hold()
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(graph.invoke, human("one"), sessions.config("t"))
-        assert gate.entered.wait(20)
+        assert gate.entered.wait(60)
         second = pool.submit(graph.invoke, human("two"), sessions.config("t"))
         with pytest.raises(SessionBusy, match=sessions.get("t").runs()[0].id):
             second.result(20)
@@ -241,7 +241,7 @@ def test_a_run_that_was_taken_for_dead_cannot_write_any_more(part: str, open_ses
     gate.hold()
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(graph.invoke, human("one"), sessions.config("t"))
-        assert gate.entered.wait(20)
+        assert gate.entered.wait(60)
         (number,) = others._storage._database.read(
             lambda c: c.execute("SELECT number FROM leases WHERE session_id = 't'").fetchone()
         )
@@ -305,7 +305,7 @@ def test_the_recorder_alone_refuses_a_second_run_too(open_sessions: Open, gate: 
     gate.hold()
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(graph.invoke, human("one"), config)
-        assert gate.entered.wait(20)
+        assert gate.entered.wait(60)
         with pytest.raises(SessionBusy):
             graph.invoke(human("two"), config)
         gate.leave.set()

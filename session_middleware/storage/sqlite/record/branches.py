@@ -73,7 +73,7 @@ def place_put(connection: sqlite3.Connection, put: CheckpointPut, now: datetime)
     if row is None:
         return None
     tally = Tally(visit.session_id, *row[:2])
-    is_known, branch, seq, has_child = row[2:]
+    is_known, branch, seq, has_child, newest = row[2:]
     seq = seq if isinstance(seq, int) else 0  # else it is damage, and the record must not break a put
     if put.parent_id is None and connection.execute(_OTHER_ROOT, (visit.session_id, put.checkpoint_id)).fetchone():
         branch = _put_before(connection, put) or _part(connection, visit, MAIN, 0, now)
@@ -82,7 +82,8 @@ def place_put(connection: sqlite3.Connection, put: CheckpointPut, now: datetime)
     elif has_child:
         branch = _put_before(connection, put) or _part(connection, visit, branch or MAIN, seq, now)
     visit.branch, visit.checkpoint_id = branch or MAIN, put.checkpoint_id
-    tally.move_to(visit.branch)
+    if newest is None or put.checkpoint_id >= newest:  # where a thread is, its newest checkpoint says
+        tally.move_to(visit.branch)
     return tally, Place(visit.branch, seq)
 
 
@@ -93,7 +94,7 @@ _SESSION_AND_PARENT = """
         WHERE child.session_id = sessions.id AND child.checkpoint_ns = ''
         AND child.checkpoint_id > parent.checkpoint_id AND child.parent_id = parent.checkpoint_id
         AND child.checkpoint_id != ?
-    )
+    ), (SELECT checkpoint_id FROM heads WHERE session_id = sessions.id AND checkpoint_ns = '')
     FROM sessions LEFT JOIN checkpoints AS parent
     ON parent.session_id = sessions.id AND parent.checkpoint_ns = '' AND parent.checkpoint_id = ?
     WHERE sessions.id = ?
@@ -116,12 +117,12 @@ def _put_before(connection: sqlite3.Connection, put: CheckpointPut) -> str | Non
 
 
 def _part(connection: sqlite3.Connection, visit: Visit, parent: str, seq: int, now: datetime) -> str:
-    """A new branch for a run, with what the run has said since it began on its parent."""
+    """A new branch for a run, with what it has said since it began: on the parent, or where it took itself to be."""
     branch = begin(connection, visit, parent, seq, now)
     if visit.run_id is not None:
         connection.execute(
-            "UPDATE messages SET branch = ? WHERE session_id = ? AND seq > ? AND branch = ? AND run_id = ?",
-            (branch, visit.session_id, seq, parent, visit.run_id),
+            "UPDATE messages SET branch = ? WHERE session_id = ? AND seq > ? AND branch IN (?, ?) AND run_id = ?",
+            (branch, visit.session_id, seq, parent, visit.branch or parent, visit.run_id),
         )
     return branch
 

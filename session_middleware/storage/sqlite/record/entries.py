@@ -88,10 +88,16 @@ def write(
             _append(connection, visit, entries, counted, now)
         except _FAULTS as error:
             raise Fault from error
+    conversation = _conversation(entries) if put is None else [put.preceding, *_conversation(put.messages)]
+    said.put_in_order(connection, visit, conversation, counted)
     tally.write(connection, counted)
     if put is None or place.seq is None:
         return Place()
     return Place(place.branch, max([place.seq, *(counted.rows.get(m.message_id, 0) for m in put.messages)]))
+
+
+def _conversation(entries: Iterable[Entry]) -> list[str]:
+    return [entry.message_id for entry in entries if isinstance(entry, MessageSeen)]
 
 
 def _with_late(put: CheckpointPut) -> Sequence[MessageSeen]:

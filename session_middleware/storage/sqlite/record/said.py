@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -59,7 +59,6 @@ class _Appending:
         self._known: dict[str, list[_Row]] = {}
         self._new: list[tuple[Any, ...]] = []
         self._answers: list[MessageSeen] = []
-        self._again: dict[str, _Row] = {}  # known, and the same
 
     def append(self, messages: Sequence[MessageSeen]) -> None:
         gone = deletions.deleted(self._connection, self._visit.session_id)
@@ -69,8 +68,6 @@ class _Appending:
         for message in messages:
             self._append_one(message)
         self._insert()
-        if len(self._again) > 1:
-            self._put_in_order(messages)
         for answer in self._answers:
             calls.answer(self._connection, self._visit, answer, self._tally)
 
@@ -103,12 +100,9 @@ class _Appending:
         elif here is not None and message.late:
             same = next((row for row in known if row.words == words and self._sees(row)), here)
             self._tally.rows[message.message_id] = same.seq
-            if here.words == words:
-                self._again[message.message_id] = here  # for its order, which may not have been known before
         elif here is not None:
             self._tally.rows[message.message_id] = here.seq
             if here.words == words:
-                self._again[message.message_id] = here
                 if message.refused:
                     self._answers.append(message)
             elif message.complete:
@@ -119,21 +113,6 @@ class _Appending:
                 self._add(message, words, version=known[-1].version + 1, place=place)
         else:
             self._add(message, words, place=self._place_before(message.followed_by))
-
-    def _put_in_order(self, messages: Sequence[MessageSeen]) -> None:
-        """What this run wrote as it came, and came in another order than the conversation's, trades places."""
-        for message in messages:
-            first, second = self._again.get(message.message_id), self._again.get(message.followed_by or "")
-            if first is None or second is None or first.place < second.place:
-                continue
-            if self._visit.written.isdisjoint((first.message_id, second.message_id)):
-                continue  # a state in which they were removed and put back
-            for row, place in ((first, second.place), (second, first.place)):
-                self._connection.execute(
-                    "UPDATE messages SET place = ? WHERE session_id = ? AND seq = ?",
-                    (place, self._visit.session_id, row.seq),
-                )
-                self._again[row.message_id] = row._replace(place=place)
 
     def _follow(self, row: _Row) -> bool:
         self._insert()
@@ -209,7 +188,7 @@ class _Appending:
             )
         calls.store_files(self._connection, self._visit.session_id, message.files)
         if version == 1:
-            self._visit.written.add(message.message_id)
+            self._visit.written[message.message_id] = seq
             self._tally.messages += 1
             self._tally.count_tokens(message.input_tokens, message.output_tokens)
             if message.role == "tool" and message.tool_call_id:
@@ -228,6 +207,28 @@ class _Appending:
             (self._visit.session_id, following.place),
         ).fetchone()[0]
         return ((before or 0) + following.place) / 2
+
+
+def put_in_order(connection: sqlite3.Connection, visit: Visit, ids: Iterable[str | None], tally: Tally) -> None:
+    """What this run wrote as it came, and came in another order than the conversation's, trades places.
+
+    What others wrote stays: in a state in which it was removed and put back, say.
+    """
+    seqs = {tally.rows.get(own, visit.written[own]): own for own in ids if own in visit.written}
+    for start in range(0, len(seqs) if len(seqs) > 1 else 0, _AT_ONCE):
+        some = list(seqs)[start : start + _AT_ONCE]
+        found = connection.execute(
+            f"SELECT seq, place, message_id FROM messages WHERE session_id = ?"
+            f" AND seq IN ({', '.join('?' * len(some))})",
+            (visit.session_id, *some),
+        )
+        places = {seq: place for seq, place, message_id in found if message_id == seqs[seq]}
+        ordered = [seq for seq in some if seq in places]
+        for seq, place in zip(ordered, sorted(places.values()), strict=True):
+            if place != places[seq]:
+                connection.execute(
+                    "UPDATE messages SET place = ? WHERE session_id = ? AND seq = ?", (place, visit.session_id, seq)
+                )
 
 
 def _clean(message: MessageSeen) -> MessageSeen:
