@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from langchain_core.runnables import RunnableConfig
 
 from session_middleware import lifecycle
+from session_middleware.errors import UserRevoked
 from session_middleware.memory.checking import check_count, check_moment, check_options, check_text
 from session_middleware.memory.found import Found
 from session_middleware.memory.parts import Indexed, MemoryParts
@@ -67,10 +68,13 @@ class MemoryDoor:
         Raises:
             InvalidSessionId: it names none.
             SessionAccessDenied: it is another user's.
+            UserRevoked: `Sessions.revoke` refuses the caller.
         """
         configurable = config.get("configurable") or {}
         session_id = lifecycle.session_id_of(configurable.get("thread_id"))
         identity = identity_of(configurable)
+        if self._memory.storage.is_revoked(identity.user_id):
+            raise UserRevoked(session_id, user_id=identity.user_id)
         session = self._memory.storage.find_session(session_id)
         if session is not None:
             lifecycle.check_access(session, identity)
@@ -147,7 +151,8 @@ class MemoryDoor:
         """Index now what is not indexed yet: the words of messages and, where ``index`` is set, vectors.
 
         Nobody has to call it: a search finds all words anyhow, and the rest is done in the background
-        after a run. `rebuild` makes all vectors anew, as it must be after a change of the model.
+        after a run. `rebuild` makes all vectors anew, as it must be after a change of the model. Words need no
+        such thing: they go in and out with what they are of, and `salvage` makes them anew where a file is damaged.
 
         Raises:
             EmbeddingFailed: the model did not answer a `rebuild`. Nothing is lost if it did not from the

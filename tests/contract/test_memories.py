@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from session_middleware.errors import StorageError
 from session_middleware.model import Identity
-from session_middleware.storage.memory_port import MemoryQuery, StoredMemory
+from session_middleware.storage.memory_port import ItemPut, MemoryPut, MemoryQuery, StoredMemory
 from session_middleware.storage.port import Storage
 from session_middleware.storage.upkeep import SessionDetails
 from session_middleware.storage.visit import Visit
@@ -254,3 +254,27 @@ def test_no_text_at_all_upsets_the_engine(storage: Storage, key: str, label: str
     search(storage, ("n", label), query=query)
     storage.put_memories([put_of(("n", label), key, None, None)])
     assert search(storage, ("n", label)) == []
+
+
+def test_many_put_again_or_deleted_together_leave_nothing_of_what_they_said(storage: Storage) -> None:
+    def put_all(text: str) -> None:
+        storage.put_memories([put_of(("n", str(n % 2)), f"k{n}", {}, f"{text} number{n}") for n in range(600)])
+        assert len(search(storage, ("n",), query=text, limit=1000)) == 600  # by then they are indexed
+
+    put_all("apple")
+    put_all("pear")
+    assert search(storage, ("n",), query="apple") == []
+    assert keys(search(storage, ("n",), query="number7")) == ["k7"]
+    storage.put_memories(
+        [MemoryPut(("n", str(m)), [ItemPut(f"k{n}", None, None) for n in range(m, 500, 2)]) for m in range(2)]
+    )
+    assert len(search(storage, ("n",), query="pear", limit=1000)) == 100
+    assert search(storage, ("n",), query="number7") == []
+    storage.put_memories([put_of(("n", str(n % 2)), f"k{n}", None, None) for n in range(500, 600)])
+    left = storage._database.read(  # type: ignore[attr-defined]
+        lambda connection: [
+            connection.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0]
+            for table in ("memories", "index_words", "index_scopes", "vectors")
+        ]
+    )
+    assert left == [0, 0, 0, 0]

@@ -213,6 +213,8 @@ async def test_a_revoked_user_is_refused_everywhere_until_it_is_lifted(sessions:
         lambda: graph.get_state(sessions.config("t", user_id="alice")),
         lambda: sessions.open("t", user_id="alice"),
         lambda: sessions.for_user("alice").open("t"),
+        lambda: sessions.memory(sessions.config("t", user_id="alice")),
+        lambda: sessions.memory(sessions.config("new", user_id="alice")),
     ):
         with pytest.raises(UserRevoked, match="lift"):
             refused()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
-from itertools import chain, islice
+from itertools import chain, groupby, islice
+from operator import itemgetter
 from typing import Any
 
 from session_middleware.model import from_text, to_text
@@ -45,18 +46,17 @@ _UPDATE = """
 def put(connection: sqlite3.Connection, puts: Sequence[MemoryPut], now: datetime) -> None:
     """Store them; what they say is indexed later, or read from here by a search that comes before that."""
     for each in puts:
-        shared = _shared(each, now)
-        namespace, last = shared[0], connection.execute("SELECT MAX(id) FROM memories").fetchone()[0] or 0
-        gone = (_find(connection, namespace, key) for key, value, _ in each.items if value is None)
-        delete(connection, [number for number in gone if number is not None])
+        namespace, *_ = shared = _shared(each, now)
+        gone = [key for key, value, _ in each.items if value is None]
+        delete(connection, list(_find(connection, namespace, gone).values()))
+        last = connection.execute("SELECT MAX(id) FROM memories").fetchone()[0] or 0
         kept = [item for item in each.items if item[1] is not None]
         if _insert(connection, shared, kept) == len(kept):
             continue
-        for item in kept:
-            known = _find(connection, namespace, item[0])
-            if known is not None and known <= last:
-                unindex(connection, known)
-                connection.execute(_UPDATE, (*shared, *item))
+        found = _find(connection, namespace, [key for key, _, _ in kept])
+        known = {key: number for key, number in found.items() if number <= last}
+        unindex(connection, list(known.values()))
+        connection.executemany(_UPDATE, [(*shared, *item) for item in kept if item[0] in known])
 
 
 def _shared(put: MemoryPut, now: datetime) -> tuple[Any, ...]:
@@ -84,9 +84,14 @@ def _insert(connection: sqlite3.Connection, shared: tuple[Any, ...], items: Sequ
     return inserted
 
 
-def _find(connection: sqlite3.Connection, namespace: str, key: str) -> int | None:
-    row = connection.execute("SELECT id FROM memories WHERE namespace = ? AND key = ?", (namespace, key)).fetchone()
-    return None if row is None else int(row[0])
+def _find(connection: sqlite3.Connection, namespace: str, keys: Sequence[str]) -> dict[str, int]:
+    """The ids of those of these keys that are there. One by one: as JSON, a key would end at a NUL."""
+    found = {}
+    for key in keys:
+        row = connection.execute("SELECT id FROM memories WHERE namespace = ? AND key = ?", (namespace, key)).fetchone()
+        if row is not None:
+            found[key] = int(row[0])
+    return found
 
 
 # Indexing
@@ -129,18 +134,29 @@ def unindexed(
     return {ITEM | number: terms_of(text) for number, text in rows}
 
 
-def unindex(connection: sqlite3.Connection, number: int) -> None:
-    """Take an item's words and vectors out of the index; what it said tells which they are."""
-    namespace, text, indexed = connection.execute(
-        "SELECT namespace, text, indexed FROM memories WHERE id = ?", (number,)
-    ).fetchone()
-    if text is None or not indexed:
-        return
-    scope_id, place, terms = words.make_scope(connection, "item", namespace), ITEM | number, terms_of(text)
-    words.remove(connection, scope_id, place >> PART_BITS, terms, {place})
-    words.count(connection, scope_id, Statistics(*(-figure for figure in figures_of(terms))))
-    connection.execute("DELETE FROM vectors WHERE scope_id = ? AND place = ?", (scope_id, place))
-    words.drop_empty(connection, scope_id)
+def unindex(connection: sqlite3.Connection, ids: Sequence[int]) -> None:
+    """Take the words and vectors of items out of the index; what they said tells which those are."""
+    rows = connection.execute(
+        "SELECT namespace, m.id, text FROM json_each(?) AS wanted CROSS JOIN memories AS m ON m.id = wanted.value"
+        " WHERE indexed AND text IS NOT NULL ORDER BY namespace, m.id",
+        (json.dumps(ids),),
+    ).fetchall()
+    for namespace, said in groupby(rows, itemgetter(0)):
+        scope_id = words.make_scope(connection, "item", namespace)
+        _unindex(connection, scope_id, {ITEM | number: terms_of(text) for _, number, text in said})
+        words.drop_empty(connection, scope_id)
+
+
+def _unindex(connection: sqlite3.Connection, scope_id: int, terms: Mapping[int, Sequence[str]]) -> None:
+    """By place, in order. Each row of the index is written once a part, however many of it go."""
+    for part, places in groupby(terms, lambda place: place >> PART_BITS):
+        gone = set(places)
+        words.remove(connection, scope_id, part, chain.from_iterable(terms[place] for place in gone), gone)
+    figures = sum(map(figures_of, terms.values()), Statistics(0, 0, 0))
+    words.count(connection, scope_id, Statistics(*(-figure for figure in figures)))
+    connection.executemany(
+        "DELETE FROM vectors WHERE scope_id = ? AND place = ?", [(scope_id, place) for place in terms]
+    )
 
 
 class _Adding:
@@ -282,17 +298,15 @@ def sweep(connection: sqlite3.Connection, now: datetime) -> int:
 
 def delete(connection: sqlite3.Connection, ids: Sequence[int]) -> int:
     """Delete items, and all that the index has of them."""
-    for number in ids:
-        unindex(connection, number)
-        connection.execute("DELETE FROM memories WHERE id = ?", (number,))
+    unindex(connection, ids)
+    connection.executemany("DELETE FROM memories WHERE id = ?", [(number,) for number in ids])
     return len(ids)
 
 
 def move(connection: sqlite3.Connection, ids: Sequence[int], namespace: str) -> None:
     """Move items to another namespace; they are indexed there anew."""
-    for number in ids:
-        unindex(connection, number)
-        connection.execute(
-            "UPDATE memories SET namespace = ?, indexed = text IS NULL, embedded = embedded AND 0 WHERE id = ?",
-            (namespace, number),
-        )
+    unindex(connection, ids)
+    connection.executemany(
+        "UPDATE memories SET namespace = ?, indexed = text IS NULL, embedded = embedded AND 0 WHERE id = ?",
+        [(namespace, number) for number in ids],
+    )
