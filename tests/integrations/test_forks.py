@@ -82,6 +82,18 @@ def test_what_ran_before_the_fork_is_not_counted_again_in_it(sessions: Sessions)
     assert [one.calls for one in sessions.usage(by="tool")] == [2]
 
 
+def test_what_forks_have_in_common_is_found_once(sessions: Sessions) -> None:
+    graph = sessions.attach(agents.chat())
+    graph.invoke(human("tea for two"), sessions.config("a", user_id="alice"))
+    fork = sessions.copy("a", "b")
+    graph.invoke(human("tea for three"), fork.config())
+    sessions.open("other", user_id="alice").add({"role": "user", "content": "tea for two"})
+    found = [(one.session_id, one.text) for one in sessions.search("tea", user_id="alice") if one.role == "user"]
+    assert sorted(found) == [("a", "tea for two"), ("b", "tea for three"), ("other", "tea for two")]
+    remembered = [memory.text for memory in fork.memory.recall("two", 9, kinds=["message"], scopes=["session"])]
+    assert remembered.count("tea for two") == 1
+
+
 def test_images_come_along_and_what_was_deleted_does_not_come_back(sessions: Sessions) -> None:
     graph = sessions.attach(agents.chat())
     picture = b"picture" * 1_000
