@@ -41,7 +41,7 @@ class Operated:
         return await self._parts.offload.run(self.delete, session_id)
 
     def copy(self, session_id: object, to: object = None) -> Session:
-        """Fork a session, under a new id unless one is named: its state, owner, title, tags and metadata; no record.
+        """Fork a session, under a new id unless one is named: its state, owner, title, tags, metadata, and messages.
 
         Raises:
             SessionNotFound: there is none with this id.

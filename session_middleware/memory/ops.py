@@ -39,7 +39,7 @@ def check_ops(ops: Iterable[Op]) -> None:
             if not isinstance(op.namespace, tuple) or op.namespace not in checked:
                 check_labels(op.namespace)
                 checked.add(tuple(op.namespace))
-            if not op.key.isascii():
+            if not (isinstance(op.key, str) and op.key.isascii()):
                 check_key(op.key)
             if isinstance(op, PutOp) and op.ttl is not None and not 0 < op.ttl <= _LONGEST_TTL:
                 raise ValueError(f"ttl={op.ttl}: give minutes, more than none and less than a century of them")

@@ -232,11 +232,13 @@ class Storage(Upkeep, Reporting, Conversations, MemoryStorage, Protocol):
     def count_checkpoints(self, session_id: str) -> int: ...
 
     def copy_session(self, source: str, target: str) -> SessionInfo:
-        """Fork a session: the target has the source's checkpoints and writes, its owner, and none of its record.
+        """Fork a session: the target has the source's checkpoints and writes, its owner, and what was said.
+
+        The messages are copied with their branches and ids, and without their tokens; runs, calls and events are not.
 
         It has its title, purpose, tags and metadata too, unless it was opened before. They are one family
         and share what is stored. Raises `SessionNotFound` for an unknown source, and `SessionExists` for a
-        target that has a state, forks or another owner already, or is archived.
+        target that has a state, messages, forks or another owner already, or is archived.
         """
 
     def prune_checkpoints(self, session_ids: Sequence[str]) -> Deleted:

@@ -10,6 +10,7 @@ import pytest
 from session_middleware.errors import SessionExists, SessionNotFound, StorageError
 from session_middleware.model import Identity
 from session_middleware.storage.port import Storage
+from session_middleware.storage.seen import MessageSeen, ToolStart
 from session_middleware.storage.state import (
     Blob,
     CheckpointPut,
@@ -194,12 +195,15 @@ def test_a_runs_checkpoint_stays_when_another_is_replayed_from_its_writes(storag
 # Forks
 
 
-def test_a_fork_has_the_state_the_owner_and_none_of_the_record(storage: Storage) -> None:
+def test_a_fork_has_the_state_the_owner_and_what_was_said_and_nothing_of_what_ran(storage: Storage) -> None:
     visit = Visit("t", Identity(user_id="alice", group_id="team"))
     storage.open_session(visit, SessionDetails(title="x"))
     put(storage, "t", "c0", visit=visit, values={"m": ListPut(None, 0, chunks("ab"))})
     put(storage, "t", "s0", "sub:1", visit=visit, run_id="r", enclosing={"": "c0"})
     storage.put_writes(WritesPut(visit, "", "c0", "task", "path", [Write(0, "x", chunks("12"))]))
+    run = Visit("t", visit.identity, run_id="r1")
+    storage.append(run, [MessageSeen("m", "assistant", "hi", input_tokens=5, output_tokens=3)])
+    storage.start_tool_call(run, ToolStart("e", "c", "f", {}))
     fork = storage.copy_session("t", "u")
     assert (fork.id, fork.parent_id, fork.family_id, fork.opened_as) == ("u", "t", "t", "forked")
     assert (fork.user_id, fork.group_id, fork.status) == ("alice", "team", "active")
@@ -207,7 +211,12 @@ def test_a_fork_has_the_state_the_owner_and_none_of_the_record(storage: Storage)
         replaced(r)[1:] for r in storage.list_checkpoints("t")
     ]
     assert [(event.kind, event.detail) for event in storage.list_events("u")] == [("forked", {"from": "t"})]
-    assert storage.list_messages("u") == []
+    assert [(message.message_id, message.text, message.run_id) for message in storage.list_messages("u")] == [
+        ("m", "hi", None)
+    ]
+    assert (storage.list_runs("u"), storage.list_tool_calls("u")) == ([], [])
+    assert (fork.message_count, fork.tool_call_count, fork.run_count, fork.input_tokens) == (1, 0, 0, 0)
+    assert storage.check(repair=False) == []
 
 
 def test_a_fork_outlives_what_it_came_from_and_costs_no_piece(storage: Storage) -> None:
@@ -241,12 +250,14 @@ def test_a_session_that_was_only_opened_may_be_filled(storage: Storage) -> None:
     assert keys(storage, "u") == ["c0", "c1"]
 
 
-@pytest.mark.parametrize("taken", ["checkpoint", "write", "owner", "fork", "itself"])
+@pytest.mark.parametrize("taken", ["checkpoint", "write", "message", "owner", "fork", "itself"])
 def test_a_target_that_is_taken_is_refused(taken: str, storage: Storage) -> None:
     grow(storage, "t", "ab")
     target = "t" if taken == "itself" else "u"
     if taken == "checkpoint":
         put(storage, "u", "c0")
+    elif taken == "message":
+        storage.append_messages(Visit("u", Identity()), [MessageSeen("m", "user", "mine")])
     elif taken == "write":
         write(storage, "u", "c0", Write(0, "x", blob("w")))
     else:

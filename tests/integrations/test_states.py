@@ -309,7 +309,7 @@ async def test_a_copy_keeps_title_tags_and_metadata_and_is_its_owners(open_sessi
         assert (copy.user_id, copy.parent_id, copy.opened_as) == ("alice", "t", "forked")
         assert copy.model_dump(include={*details}) == details | {"tags": ("x",)}
         assert len(graph.get_state(copy.config()).values["messages"]) == 2
-        assert copy.messages() == []
+        assert [message.text for message in copy.messages()] == ["hi", "you said hi"]
     assert sessions.find("named") is not None
     with pytest.raises(SessionExists):
         sessions.copy("t", "named")

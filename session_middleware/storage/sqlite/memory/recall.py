@@ -48,15 +48,16 @@ class _Ranking(NamedTuple):
 
 
 def search(connection: sqlite3.Connection, query: MemoryQuery, now: datetime) -> list[StoredMemory]:
-    """The page of what fits best that passes the filter."""
+    """The page of what fits best that passes the filter; what forks have in common once."""
     scope = _scope(connection, query)
     ranked = _ranking(connection, scope, query)
     wanted = query.offset + query.limit
     found: list[StoredMemory] = []
+    said_in: dict[_Said, str] = {}
     for place in _in_order(ranked.total, _FIRST * wanted):
         if len(found) >= wanted:
             break
-        memory = _read(connection, scope, place, query, now)
+        memory = _read(connection, scope, place, query, now, said_in)
         if memory is not None and passes(memory.value, query.filter):
             said, meant = ranked.words.get(place), ranked.vectors.get(place)
             found.append(memory._replace(score=ranked.total[place], words=said, vector=meant))
@@ -265,27 +266,36 @@ def _said_by(connection: sqlite3.Connection, scope: _Scope, speakers: Sequence[Q
 
 # Reading what was found
 
+_Said = tuple[str, str, str]  # a message of a family, by its id and its text: in which session it was found
+
 
 def _read(
-    connection: sqlite3.Connection, scope: _Scope, place: int, query: MemoryQuery, now: datetime
+    connection: sqlite3.Connection,
+    scope: _Scope,
+    place: int,
+    query: MemoryQuery,
+    now: datetime,
+    said_in: dict[_Said, str],
 ) -> StoredMemory | None:
-    """``None`` for what is not to be found: expired, replaced, too old, or somebody else's by now."""
+    """``None`` for what is not to be found: expired, replaced, too old, found in a fork, or somebody else's by now."""
     if place >= ITEM:
         found = items.get_by_id(connection, place - ITEM, now)
     else:
-        found = _message(connection, scope, place, query)
+        found = _message(connection, scope, place, query, said_in)
     if found is None or (query.since is not None and found.created_at < query.since):
         return None
     return found
 
 
-def _message(connection: sqlite3.Connection, scope: _Scope, place: int, query: MemoryQuery) -> StoredMemory | None:
+def _message(
+    connection: sqlite3.Connection, scope: _Scope, place: int, query: MemoryQuery, said_in: dict[_Said, str]
+) -> StoredMemory | None:
     whose = query.messages or MessageScope()
     at = _where(connection, scope, place)
     row = (
         at
         and connection.execute(
-            "SELECT m.session_id, m.seq, m.message_id, m.role, m.name, m.text, m.created_at"
+            "SELECT m.session_id, m.seq, m.message_id, m.role, m.name, m.text, m.created_at, s.family_id"
             " FROM messages AS m JOIN sessions AS s ON s.id = m.session_id"
             " WHERE m.session_id = ? AND m.seq = ? AND m.replaced_by IS NULL"
             " AND COALESCE(m.marks, '') NOT LIKE '%\"removed\"%'"
@@ -295,7 +305,9 @@ def _message(connection: sqlite3.Connection, scope: _Scope, place: int, query: M
     )
     if not row:
         return None
-    session_id, seq, message_id, role, name, text, created_at = row
+    session_id, seq, message_id, role, name, text, created_at, family_id = row
+    if said_in.setdefault((family_id, message_id, text), session_id) != session_id:
+        return None
     value = {"text": text, "role": role} | ({"name": name} if name else {})
     when = from_text(created_at)
     namespace = ("session", session_id)

@@ -159,6 +159,46 @@ def rename(connection: sqlite3.Connection, session_id: str, to: str) -> None:
         connection.execute(f"UPDATE {table} SET session_id = ? WHERE session_id = ?", (to, session_id))
 
 
+def copy(connection: sqlite3.Connection, session_id: str, to: str) -> None:
+    """Give a fork what was said, on each branch and in its order. What ran, and what it cost, stays where it did."""
+    values = {"source": session_id, "to": to}
+    for statement in _COPY:
+        connection.execute(statement, values)
+
+
+# The seqs of what is copied come after those the target has. What was deleted is not to come back in a fork.
+_SHIFT = "(SELECT last_seq FROM sessions WHERE id = :to)"
+_COPY = (
+    f"""
+    INSERT INTO messages (session_id, seq, message_id, version, replaced_by, branch, place, role, name, text, content,
+    tool_calls, tool_call_id, model, status, checkpoint_ns, marks, created_at)
+    SELECT :to, seq + {_SHIFT}, message_id, version, replaced_by + {_SHIFT}, branch, place + {_SHIFT}, role, name, text,
+    content, tool_calls, tool_call_id, model, status, checkpoint_ns, marks, created_at
+    FROM messages WHERE session_id = :source ORDER BY seq
+    """,
+    f"""
+    INSERT INTO branches (session_id, id, parent_id, parent_seq, created_at)
+    SELECT :to, id, parent_id, parent_seq + {_SHIFT}, created_at FROM branches WHERE session_id = :source
+    """,
+    f"""
+    INSERT INTO events (session_id, seq, kind, reason, detail, created_at)
+    SELECT :to, seq + {_SHIFT}, kind, reason, detail, created_at FROM events
+    WHERE session_id = :source AND kind = 'message_deleted'
+    """,
+    """
+    INSERT INTO files (session_id, hash, media_type, data)
+    SELECT :to, hash, media_type, data FROM files AS own WHERE session_id = :source
+    AND EXISTS (SELECT 1 FROM messages WHERE session_id = :source AND instr(content, own.hash))
+    """,
+    f"UPDATE checkpoints SET seq = seq + {_SHIFT} WHERE session_id = :to",
+    """
+    UPDATE sessions SET (last_seq, branch) = (SELECT sessions.last_seq + source.last_seq, source.branch
+    FROM sessions AS source WHERE source.id = :source), message_count = message_count
+    + (SELECT COUNT(*) FROM messages WHERE session_id = :source AND version = 1) WHERE id = :to
+    """,
+)
+
+
 def delete(connection: sqlite3.Connection, session_id: str) -> tuple[int, int]:
     """Delete the session's record; how many messages and tool calls that was."""
     counts = {

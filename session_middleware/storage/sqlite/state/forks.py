@@ -8,6 +8,7 @@ from datetime import datetime
 from session_middleware.errors import SessionExists
 from session_middleware.model import SessionInfo, to_text
 from session_middleware.storage.sqlite.lifecycle import events, limits, sessions, tombstones
+from session_middleware.storage.sqlite.record import runs
 from session_middleware.storage.sqlite.rules import Rules
 from session_middleware.storage.sqlite.state import checkpoints
 
@@ -25,7 +26,7 @@ def copy(connection: sqlite3.Connection, source_id: str, target_id: str, rules: 
     else:
         raise SessionExists(target_id)
     checkpoints.copy(connection, source_id, target_id)
-    connection.execute("UPDATE checkpoints SET branch = NULL, seq = NULL WHERE session_id = ?", (target_id,))
+    runs.copy(connection, source_id, target_id)
     events.tell(connection, target_id, "forked", None, rules, now, detail={"from": source_id})
     return sessions.get(connection, target_id)
 
@@ -50,9 +51,10 @@ def _insert(connection: sqlite3.Connection, source: SessionInfo, target_id: str,
 
 
 def _may_be_filled(connection: sqlite3.Connection, target: SessionInfo, source: SessionInfo) -> bool:
-    """Whether a session was only opened yet: it holds no state, and no other leans on its family."""
+    """Whether a session was only opened yet: nothing was said in it, and no other leans on its family."""
     return (
         target.id != source.id
+        and not target.message_count
         and (target.user_id, target.group_id) == (source.user_id, source.group_id)
         and list(sessions.members(connection, target.family_id)) == [target.id]
         and not checkpoints.count(connection, target.id)
