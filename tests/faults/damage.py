@@ -312,6 +312,7 @@ def _raw_rows(connection: sqlite3.Connection, thread: str) -> list[Any]:
     family = "(SELECT family_id FROM sessions WHERE id = :id)"
     lists = f"(SELECT id FROM lists WHERE family_id = {family})"
     queries = (
+        "SELECT name, sql FROM sqlite_master",  # where that has changed, all are concerned
         "SELECT * FROM sessions WHERE id = :id",
         "SELECT * FROM checkpoints WHERE session_id = :id",
         "SELECT * FROM writes WHERE session_id = :id",

@@ -291,3 +291,12 @@ def test_a_session_that_left_its_state_behind_is_not_said_never_to_have_been(fil
     change(file, "DELETE FROM sessions WHERE id = 't'")
     with Sessions(file) as sessions, pytest.raises(StorageError, match=NAMED):
         sessions.find("t")
+
+
+def test_a_schema_that_says_something_else_is_found(file: Path) -> None:
+    with closing(sqlite3.connect(file)) as connection, connection:
+        connection.execute("PRAGMA writable_schema=ON")
+        connection.execute("UPDATE sqlite_master SET sql = replace(sql, 'parent_id', 'pardnt_id') WHERE name = 'heads'")
+        assert verify(str(file)).is_clean
+        connection.execute("UPDATE sqlite_master SET sql = replace(sql, 'step', 'stfp') WHERE name = 'checkpoints'")
+    assert verify(str(file)).structure == ("the schema's entry of checkpoints is not what was made",)

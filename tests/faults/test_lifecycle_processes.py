@@ -155,7 +155,7 @@ def test_processes_killed_at_random_leave_nothing_that_a_check_finds(tmp_path: P
         processes = [start(BUSY, path, f"{round_}-{number}") for number in range(3)]
         for process in processes:
             for _ in range(random.randrange(3, 25)):
-                assert process.stdout.readline()
+                assert process.stdout.readline(), process.stderr.read()
             process.kill()
         for process in processes:
             process.communicate()

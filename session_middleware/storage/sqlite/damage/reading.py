@@ -58,8 +58,11 @@ class Source:
         self._open()
 
     def tables(self) -> frozenset[str]:
-        with self.snapshot() as connection:
-            return frozenset(name for (name,) in connection.execute("SELECT name FROM sqlite_master"))
+        """Those that the schema names, as far as it can be read: SQLite itself comes no further."""
+        found: set[str] = set()
+        with self.snapshot() as connection, suppress(sqlite3.DatabaseError):
+            found.update(name for (name,) in connection.execute("SELECT name FROM sqlite_master"))
+        return frozenset(found)
 
     def columns(self, table: str) -> Sequence[str]:
         with self.snapshot() as connection:
@@ -79,7 +82,9 @@ class Source:
 
     def _connect(self, how: str) -> sqlite3.Connection:
         uri = f"{Path(self.path).absolute().as_uri()}?{how}"
-        connection = sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        connection = sqlite3.connect(
+            uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, factory=_Connection
+        )
         connection.text_factory = _decoded
         try:
             self.schema_problem = _problem_of_schema(connection)
@@ -94,6 +99,14 @@ class Source:
                 self.path, f"SQLite cannot read any of it ({error})", advice="restore a backup"
             ) from error
         return connection
+
+
+class _Connection(sqlite3.Connection):
+    def execute(self, *args: Any) -> sqlite3.Cursor:
+        try:
+            return super().execute(*args)
+        except UnicodeDecodeError as error:  # what SQLite says of a damaged schema quotes it
+            raise sqlite3.DatabaseError("malformed database schema: a name in it is not valid UTF-8") from error
 
 
 def _problem_of_schema(connection: sqlite3.Connection) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import sqlite3
 from collections.abc import Callable, Sequence
+from contextlib import closing
 
 from session_middleware.model import Damage, Verified
 from session_middleware.storage.sqlite.damage import soundness, whole
@@ -154,9 +155,34 @@ def structure(source: Source) -> list[str]:
         with source.snapshot() as connection:
             rows = connection.execute(f"PRAGMA integrity_check({_WORTH_SAYING})").fetchall()
             found += [line for (text,) in rows if text != "ok" for line in text.splitlines()]
-            return _with_names(connection, found)
+            return [*_with_names(connection, found), *_altered(connection)]
     except sqlite3.Error as error:
         return [*found, f"the check could not be finished ({error})"]
+
+
+def _altered(connection: sqlite3.Connection) -> list[str]:
+    """What the schema of a file says of our tables that it should not say: SQLite would do as it says."""
+    entries = "SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL"
+    there = dict(connection.execute(entries).fetchall())
+    if "_sqlite_migrations" not in there or "sessions" not in there:
+        return []  # which is said elsewhere
+    return [
+        f"the schema's entry of {name} is {'not what was made' if name in there else 'missing'}"
+        for name, sql in _made().items()
+        if there.get(name) != sql and (name in there or name not in OWN_TABLES)
+    ]
+
+
+def _made() -> dict[str, str]:
+    """The schema as a new file has it."""
+    from sqlite_utils import Database
+
+    from session_middleware.storage.sqlite import schema
+
+    with closing(Database(memory=True)) as database:
+        schema.apply(database)
+        found = database.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
+    return dict(found)
 
 
 def _place(cursor: sqlite3.Cursor, row: tuple[object, ...]) -> str:
