@@ -36,7 +36,7 @@ from session_middleware.storage.sqlite.record.conversations import SqliteConvers
 from session_middleware.storage.sqlite.record.entries import Before, Fault, write
 from session_middleware.storage.sqlite.record.reports import SqliteReports
 from session_middleware.storage.sqlite.rules import Rules
-from session_middleware.storage.sqlite.state import checkpoints, forks, heads, pieces, pruning, replayed
+from session_middleware.storage.sqlite.state import blobs, checkpoints, forks, heads, pieces, pruning, replayed
 from session_middleware.storage.sqlite.writer import Refusal
 from session_middleware.storage.state import Blob, CheckpointPut, ListRef, StoredCheckpoint, StoredHistory, WritesPut
 from session_middleware.storage.upkeep import Deleted, SessionDetails
@@ -332,7 +332,7 @@ class SqliteStorage(SqliteUpkeep, SqliteReports, SqliteConversations, SqliteMemo
 
     def copy_session(self, source: str, target: str) -> SessionInfo:
         def operation(connection: Connection) -> SessionInfo:
-            with pieces.as_written(source):
+            with blobs.as_written(source):
                 return forks.copy(connection, source, target, self._rules)
 
         return self._database.write(operation)
@@ -342,7 +342,7 @@ class SqliteStorage(SqliteUpkeep, SqliteReports, SqliteConversations, SqliteMemo
 
     def _prune_one(self, session_id: str) -> int:
         def operation(connection: Connection) -> int:
-            with pieces.as_written(session_id):
+            with blobs.as_written(session_id):
                 gone = pruning.prune(connection, session_id)
                 if gone:
                     self._free_unused(connection, session_id)
@@ -352,7 +352,7 @@ class SqliteStorage(SqliteUpkeep, SqliteReports, SqliteConversations, SqliteMemo
 
     def delete_for_runs(self, run_ids: Sequence[str]) -> Deleted:
         def operation(connection: Connection) -> int:
-            with pieces.as_written():
+            with blobs.as_written():
                 gone = pruning.delete_for_runs(connection, run_ids)
                 for session_id in gone:
                     self._free_unused(connection, session_id)

@@ -21,7 +21,7 @@ from session_middleware.model import (
 )
 from session_middleware.storage.sqlite.damage.reading import is_text
 from session_middleware.storage.sqlite.rows import value_of
-from session_middleware.storage.sqlite.state.pieces import Damaged
+from session_middleware.storage.sqlite.state.blobs import Damaged
 from session_middleware.storage.sqlite.state.sealed import Row, WriteRow
 
 RECORDS: Mapping[str, type[Value]] = {

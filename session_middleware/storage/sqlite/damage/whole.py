@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from session_middleware.model import Damage
 from session_middleware.storage.sqlite.damage.soundness import WRONG_TYPE, damage, first_line, problem_of_row
 from session_middleware.storage.sqlite.state import heads, pieces
-from session_middleware.storage.sqlite.state.pieces import Damaged
+from session_middleware.storage.sqlite.state.blobs import Damaged
 from session_middleware.storage.sqlite.state.sealed import REPLAYED, Key, Row, WriteRow
 
 # Pieces

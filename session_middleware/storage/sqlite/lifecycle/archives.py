@@ -26,7 +26,7 @@ from session_middleware.storage.sqlite.lifecycle.tombstones import Tombstone
 from session_middleware.storage.sqlite.memory import memories
 from session_middleware.storage.sqlite.record import runs
 from session_middleware.storage.sqlite.state import checkpoints
-from session_middleware.storage.sqlite.state.pieces import find_blob, is_sum
+from session_middleware.storage.sqlite.state.blobs import find_blob, is_sum
 from session_middleware.storage.sqlite.state.sealed import WRONG, Row, WriteRow
 
 VERSION = 1

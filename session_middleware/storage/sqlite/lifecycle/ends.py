@@ -20,7 +20,7 @@ from session_middleware.storage.sqlite.lifecycle.tombstones import Tombstone
 from session_middleware.storage.sqlite.memory import memories
 from session_middleware.storage.sqlite.record import runs
 from session_middleware.storage.sqlite.rules import Rules
-from session_middleware.storage.sqlite.state import checkpoints, pieces, pruning
+from session_middleware.storage.sqlite.state import blobs, checkpoints, pieces, pruning
 from session_middleware.storage.upkeep import Deleted
 
 # On purpose
@@ -68,7 +68,7 @@ def expire(connection: sqlite3.Connection, session: SessionInfo, reason: str, at
     detail = {"last_active_at": to_text(session.last_active_at)}
     _close(connection, session, "expired", reason, at, rules, detail=detail)
     if lifecycle.terms_of(session, rules.settings).on_expire == "prune":
-        with suppress(pieces.Damaged):  # then all of it stays, and who reads it is told
+        with suppress(blobs.Damaged):  # then all of it stays, and who reads it is told
             if pruning.prune(connection, session.id):
                 pieces.free_unused(connection, session.family_id, sessions.members(connection, session.family_id))
 

@@ -18,17 +18,9 @@ from typing import Any
 
 from session_middleware.errors import StorageError
 from session_middleware.storage.sqlite.state import heads, noted
+from session_middleware.storage.sqlite.state.blobs import Damaged, as_written, is_sum, put_blob
 from session_middleware.storage.sqlite.state.noted import Listed, Passed
-from session_middleware.storage.sqlite.state.pieces import (
-    Damaged,
-    Pieces,
-    as_written,
-    get_blob,
-    get_value,
-    is_sum,
-    put_blob,
-    put_list,
-)
+from session_middleware.storage.sqlite.state.pieces import Pieces, get_blob, get_value, put_list
 from session_middleware.storage.sqlite.state.sealed import REPLAYED, WRONG, Key, Row, WriteRow
 from session_middleware.storage.state import (
     Blob,

@@ -12,7 +12,7 @@ import zlib
 from functools import partial
 
 from session_middleware.errors import StorageError
-from session_middleware.storage.sqlite.state.pieces import Damaged, is_sum
+from session_middleware.storage.sqlite.state.blobs import Damaged, is_sum
 from session_middleware.storage.sqlite.state.sealed import WRONG, Key, Note
 
 _COUNT = "(SELECT COUNT(*) FROM writes WHERE session_id = ? AND checkpoint_ns = ? AND checkpoint_id = ?)"

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from session_middleware.storage.sqlite.state import heads
-from session_middleware.storage.sqlite.state.pieces import Damaged
+from session_middleware.storage.sqlite.state.blobs import Damaged
 from session_middleware.storage.sqlite.state.sealed import Key, Note
 
 _GONE = "its row cannot be found"

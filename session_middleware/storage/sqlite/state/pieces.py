@@ -1,94 +1,24 @@
-"""Blobs and lists in SQLite: values that are each stored once in a family, and who refers to them.
+"""Lists in SQLite, and values of either kind: each is stored once in a family, and may be referred to by many.
 
-A blob's digest covers its type and bytes, and its checksum the digest with them. A list's check
-covers the digests of its chunks, so that a reference which leads to other elements than it was made
-for is found when it is followed.
+A list's check covers the digests of its chunks, so that a reference which leads to other elements
+than it was made for is found when it is followed.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sqlite3
 import zlib
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+from session_middleware.storage.sqlite.state.blobs import Damaged, checked_blob, put_blob
 from session_middleware.storage.state import Blob, Chunk, ListPut, ListRef, StaleParent, StoredList
 
 MAX_DEPTH = 16  # of lists branched from lists, before a branch copies its references instead
-
-
-class Damaged(Exception):
-    """Stored pieces are not what they were; the message says which."""
-
-
-def _digest(blob: Blob) -> bytes:
-    return hashlib.sha256(blob.type.encode() + b"\0" + blob.data).digest()[:16]
-
-
-def put_blob(connection: sqlite3.Connection, family_id: str, blob: Blob) -> tuple[int, bytes]:
-    """Most are new, so it is not looked for first. One that is there and was damaged is whole again after this."""
-    checksum = _checksum(digest := _digest(blob), blob)
-    cursor = connection.execute(
-        "INSERT INTO blobs (family_id, digest, checksum, type, data) VALUES (?, ?, ?, ?, ?)"
-        " ON CONFLICT (family_id, digest) DO NOTHING",
-        (family_id, digest, checksum, blob.type, blob.data),
-    )
-    if cursor.rowcount:
-        assert cursor.lastrowid is not None
-        return cursor.lastrowid, digest
-    blob_id, is_whole = connection.execute(
-        "SELECT id, checksum IS ? AND type IS ? AND data IS ? FROM blobs WHERE family_id = ? AND digest = ?",
-        (checksum, blob.type, blob.data, family_id, digest),
-    ).fetchone()
-    if not is_whole:
-        connection.execute(
-            "UPDATE blobs SET checksum = ?, type = ?, data = ? WHERE id = ?", (checksum, blob.type, blob.data, blob_id)
-        )
-    return blob_id, digest
-
-
-@contextmanager
-def as_written(session_id: str | None = None) -> Iterator[None]:
-    """Work in the block on rows nobody has checked: a value of another type than was written is damage."""
-    try:
-        yield
-    except (Damaged, TypeError, AttributeError) as error:
-        where = "" if session_id is None else f" of session {session_id!r}"
-        what = error if isinstance(error, Damaged) else "a value of another type than was written"
-        raise sqlite3.DatabaseError(f"malformed row{where}: {what}") from error
-
-
-def is_sum(made: Callable[[], int], stored: Any) -> bool:
-    """Whether a checksum is what is stored; a value of another type than was written makes none."""
-    try:
-        return bool(made() == stored)
-    except (TypeError, AttributeError, UnicodeEncodeError):
-        return False
-
-
-def find_blob(connection: sqlite3.Connection, family_id: str, digest: bytes) -> int | None:
-    row = connection.execute("SELECT id FROM blobs WHERE family_id = ? AND digest = ?", (family_id, digest)).fetchone()
-    return None if row is None else int(row[0])
-
-
-def _checksum(digest: bytes, blob: Blob) -> int:
-    """Bound to the digest, and several times cheaper to make again at each read."""
-    return zlib.crc32(blob.data, zlib.crc32(blob.type.encode(), zlib.crc32(digest)))
-
-
-def _blob(row: tuple[str, bytes, bytes, int], where: str) -> Blob:
-    """A blob from (type, data, digest, checksum), once its bytes are what they were."""
-    kind, data, digest, checksum = row
-    blob = Blob(kind, data)
-    if not is_sum(lambda: _checksum(digest, blob), checksum):
-        raise Damaged(where)
-    return blob
 
 
 # Lists
@@ -226,7 +156,9 @@ def _chunks(connection: sqlite3.Connection, ref: ListRef, start: int, check: int
         (ref.list_id, ref.length, start),
     ).fetchall()
     where = f"list {ref.list_id}"
-    return [Chunk(_blob(row[:4], where), row[5]) for row in rows], zlib.crc32(b"".join([r[2] for r in rows]), check)
+    return [Chunk(checked_blob(row[:4], where), row[5]) for row in rows], zlib.crc32(
+        b"".join([r[2] for r in rows]), check
+    )
 
 
 def get_value(
@@ -239,7 +171,7 @@ def get_value(
     row = connection.execute("SELECT type, data, digest, checksum FROM blobs WHERE id = ?", (ref,)).fetchone()
     if row is None:
         raise Damaged(f"blob {ref} is missing")
-    return _blob(row, f"blob {ref}")
+    return checked_blob(row, f"blob {ref}")
 
 
 def get_blob(connection: sqlite3.Connection, blob_id: int) -> Blob:
@@ -308,7 +240,7 @@ class Pieces:
         if found is None:
             if blob_id not in self._rows:
                 raise Damaged(f"blob {blob_id} is missing")
-            found = self._checked[blob_id] = _blob(self._rows[blob_id], f"blob {blob_id}")
+            found = self._checked[blob_id] = checked_blob(self._rows[blob_id], f"blob {blob_id}")
         return found
 
     def _list(self, ref: ListRef) -> StoredList:

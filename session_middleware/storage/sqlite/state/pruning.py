@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 
 from session_middleware.storage.sqlite.state import heads
-from session_middleware.storage.sqlite.state.pieces import Damaged
+from session_middleware.storage.sqlite.state.blobs import Damaged
 from session_middleware.storage.sqlite.state.replayed import ancestors_needed
 from session_middleware.storage.sqlite.state.sealed import Note, Row
 

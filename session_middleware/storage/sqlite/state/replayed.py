@@ -13,8 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from session_middleware.storage.sqlite.state import noted
+from session_middleware.storage.sqlite.state.blobs import Damaged
 from session_middleware.storage.sqlite.state.checkpoints import blaming, find, stored_write
-from session_middleware.storage.sqlite.state.pieces import Damaged, Pieces
+from session_middleware.storage.sqlite.state.pieces import Pieces
 from session_middleware.storage.sqlite.state.sealed import REPLAYED, Row, WriteRow
 from session_middleware.storage.state import StoredHistory
 

@@ -6,7 +6,7 @@ import json
 import zlib
 from typing import Any, NamedTuple
 
-from session_middleware.storage.sqlite.state.pieces import Damaged, is_sum
+from session_middleware.storage.sqlite.state.blobs import Damaged, is_sum
 
 Key = tuple[str, str, str]  # session id, namespace, checkpoint id
 
