@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache
 from typing import Any, TypeVar, cast
 
-from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.callbacks import BaseCallbackManager
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import merge_configs
 from langchain_core.tools import BaseTool
@@ -18,6 +18,7 @@ from langgraph.types import StateSnapshot
 from session_middleware.checkpoint.saver import SessionSaver
 from session_middleware.errors import GraphHasPart, NotAGraph
 from session_middleware.model import Identity
+from session_middleware.recording.recorder import SessionRecorder
 from session_middleware.visits import acting_as, identity_of
 
 G = TypeVar("G")
@@ -50,24 +51,41 @@ def _attached_class(base: type) -> type:
     return type(base.__name__, (_Attached, base), {"__module__": base.__module__})
 
 
-def attached(graph: G, parts: dict[str, Any], handlers: Sequence[BaseCallbackHandler], *, replace: bool) -> G:
-    """A copy of `graph` with `parts` (its checkpointer, its store) and `handlers` in place."""
+def attached(graph: G, parts: dict[str, Any], recorder: SessionRecorder | None, *, replace: bool) -> G:
+    """A copy of `graph` with `parts` (its checkpointer, its store) and the recorder in place."""
     if not isinstance(graph, Pregel):
         raise NotAGraph(type(graph).__name__)
     for name, part in parts.items():
         own = getattr(graph, name, None)
         if own is not None and not _is_ours(own, part) and not replace:
             raise GraphHasPart(name)
+    config = None if recorder is None else _recorded_by(recorder, graph.config, replace=replace)
     made_of: Any = _attached_class(type(graph))
     found: Any = made_of.__new__(made_of)
     found.__dict__.update(graph.__dict__)
     for name, part in parts.items():
         setattr(found, name, _allowing(part, graph) if name == "checkpointer" else part)
-    if handlers:
-        given = (graph.config or {}).get("callbacks")
-        missing = [handler for handler in handlers if not isinstance(given, list) or handler not in given]
-        found.config = merge_configs(graph.config, {"callbacks": missing})
+    if config is not None:
+        found.config = config
     return cast("G", found)
+
+
+def _recorded_by(recorder: SessionRecorder, config: RunnableConfig | None, *, replace: bool) -> RunnableConfig:
+    """A graph's config with this recorder in it, and no other one: two would each record what they see."""
+    given = (config or {}).get("callbacks")
+    handlers = given.handlers if isinstance(given, BaseCallbackManager) else given or []
+    others = [handler for handler in handlers if isinstance(handler, SessionRecorder) and handler is not recorder]
+    if others and not replace:
+        raise GraphHasPart("recorder")
+    kept: Any = given
+    if isinstance(given, BaseCallbackManager):
+        kept = given.copy()
+        for other in others:
+            kept.remove_handler(other)
+    elif given:
+        kept = [handler for handler in given if handler not in others]
+    own: Any = [] if recorder in handlers else [recorder]
+    return merge_configs({**(config or {}), "callbacks": kept}, {"callbacks": own})
 
 
 def _is_ours(own: object, part: object) -> bool:

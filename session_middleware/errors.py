@@ -11,7 +11,7 @@
     ├── SessionBusy           (TimeoutError)     another run holds the session
     │   └── LeaseLost                            it took over while this run was taken for dead
     ├── SessionLimitReached   (ValueError)       max_sessions is reached
-    ├── GraphHasPart          (ValueError)       attach() would replace a checkpointer or store
+    ├── GraphHasPart          (ValueError)       attach() would replace a checkpointer, store or recorder
     ├── NotAGraph             (TypeError)        attach() was given something else
     ├── InvalidTransition     (ValueError)       a status that cannot follow the present one
     ├── InvalidSessionId      (ValueError)       an id no session can have, or none at all

@@ -147,7 +147,8 @@ class Sessions(Operated, Reports, Hookable, MemoryDoor):
         """A copy of a compiled graph with the parts in place; everything else is kept.
 
         Raises:
-            GraphHasPart: the graph has a checkpointer or a store already, and `replace` is false.
+            GraphHasPart: the graph has a checkpointer or a store already, or the recorder of another
+                `Sessions`, and `replace` is false.
         """
         from session_middleware.attaching import attached
 
@@ -156,7 +157,7 @@ class Sessions(Operated, Reports, Hookable, MemoryDoor):
             parts["checkpointer"] = self.checkpointer
         if store:
             parts["store"] = self.store
-        return attached(graph, parts, [self.recorder] if recorder else [], replace=replace)
+        return attached(graph, parts, self.recorder if recorder else None, replace=replace)
 
     def config(
         self,

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import random
 from array import array
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -78,15 +78,39 @@ def kept(new: array[int], old: array[int]) -> int:
 
 
 def added(elements: Sequence[Any], new: array[int], old: array[int], keep: int) -> list[Any]:
-    """The elements after the first `keep` that the old list did not have at all, in order."""
-    gone = Counter(old[keep:])
-    found = []
-    for element, mark in zip(elements[keep:], new[keep:], strict=True):
-        if gone[mark]:
-            gone[mark] -= 1
-        else:
-            found.append(element)
-    return found
+    """The elements after the first `keep` that the old list did not have, in order.
+
+    A message without an id is known by its place among the others, so an equal one said again is new.
+    Anything else is old wherever it stood.
+    """
+    rest, more, after = old[keep:], new[keep:], elements[keep:]
+    if not rest:
+        return list(after)
+    had = set(rest)
+    unnamed = {place for place, element in enumerate(after) if isinstance(element, BaseMessage) and not element.id}
+    again = unnamed.difference(_aligned(rest, more)) if unnamed else unnamed
+    return [element for place, element in enumerate(after) if more[place] not in had or place in again]
+
+
+def _aligned(old: array[int], new: array[int]) -> Iterable[int]:
+    """The places in `new` of what is left of `old`: all of it, its end, or else what is in the same order."""
+    if len(new) > len(old) and new[-len(old) :] == old:
+        return range(len(new) - len(old), len(new))
+    had = set(old)
+    start = next((place for place, mark in enumerate(new) if mark in had), len(new))
+    for trimmed, mark in enumerate(old if start < len(new) else ()):
+        end = start + len(old) - trimmed
+        if mark == new[start] and old[trimmed:] == new[start:end]:
+            return range(start, end)
+    return list(_in_the_same_order(old, new))
+
+
+def _in_the_same_order(old: array[int], new: array[int]) -> Iterator[int]:
+    upto = 0
+    for place, mark in enumerate(new):
+        with suppress(ValueError):
+            upto = old.index(mark, upto) + 1
+            yield place
 
 
 def chunks(elements: Sequence[Any], serde: SerializerProtocol) -> list[Chunk]:

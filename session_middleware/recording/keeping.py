@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain, count
 from typing import Any
 
 from session_middleware.plain import plain
@@ -48,6 +49,8 @@ _DETECTORS: Mapping[str, Detector] = {
     "card_numbers": lambda text: _CARD.sub(_redact_card, text),
 }
 assert frozenset(_DETECTORS) == DETECTORS
+
+_OF_ARGUMENTS = ("args", "error")  # of a tool call; the error is of one that could not be parsed, and quotes it
 
 
 class Keeping:
@@ -113,18 +116,20 @@ class Keeping:
         text, marks = self._text(message.text)
         content, more = self._value(message.content)
         calls, others = self._calls(message.tool_calls)
-        marks = tuple(dict.fromkeys((*message.marks, *marks, *more, *others)))
-        return message._replace(text=text or "", content=content, tool_calls=calls, marks=marks)
+        name, of_name = self._text(message.name)
+        marks = tuple(dict.fromkeys((*message.marks, *marks, *more, *others, *of_name)))
+        return message._replace(text=text or "", content=content, tool_calls=calls, name=name, marks=marks)
 
     def _calls(self, calls: Sequence[dict[str, Any]]) -> tuple[Sequence[dict[str, Any]], Sequence[str]]:
         found: list[dict[str, Any]] = []
         marks: list[str] = []
         for call in calls:
+            told: Any = {name: call[name] for name in _OF_ARGUMENTS if name in call}
             if self.keeps("tool_arguments", call.get("name")):
-                arguments, more = self._value(call.get("args"))
+                told, more = self._value(told)
             else:
-                arguments, more = {}, ("withheld:arguments",)
-            found.append({**call, "args": arguments})
+                told, more = {**dict.fromkeys(told), "args": {}}, ("withheld:arguments",)
+            found.append({**call, **told})
             marks += more
         return found, marks
 
@@ -172,5 +177,14 @@ class Keeping:
             marks += more
             return text
         if isinstance(value, dict):
-            return {key: self._walk(part, marks) for key, part in value.items()}
+            found: dict[str, Any] = {}
+            for key, part in value.items():
+                found[_other_than(found, self._walk(key, marks))] = self._walk(part, marks)
+            return found
         return [self._walk(part, marks) for part in value] if isinstance(value, list) else value
+
+
+def _other_than(taken: Mapping[str, Any], key: str) -> str:
+    """The key, or with a number what several keys became when they were redacted."""
+    numbered = (f"{key} {number}" for number in count(2))
+    return next(name for name in chain([key], numbered) if name not in taken)

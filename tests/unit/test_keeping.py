@@ -52,6 +52,23 @@ def test_content_arguments_results_and_errors_are_redacted_as_well() -> None:
     assert (end.result, end.error) == ({"from": "[redacted email]"}, "no such address: [redacted email]")
 
 
+def test_names_and_the_keys_of_arguments_results_and_content_are_redacted_as_well() -> None:
+    keep = keeping(redact="emails")
+    message = only(keep, MessageSeen("1", "user", "hi", name="a@b.com", content=[{"type": "text", "a@b.com": 1}]))
+    assert (message.name, message.content) == ("[redacted email]", [{"type": "text", "[redacted email]": 1}])
+    assert message.marks == ("redacted:emails",)
+    end = only(keep, ToolEnd("x", "ok", {"a@b.com": 1, "c@d.com": 2, "n": 3, "e@f.com": 4}))
+    assert end.result == {"[redacted email]": 1, "[redacted email] 2": 2, "n": 3, "[redacted email] 3": 4}
+
+
+def test_the_error_of_a_call_that_could_not_be_parsed_quotes_its_arguments_and_is_kept_as_they_are() -> None:
+    call = {"name": "send", "args": "{a@b.com", "id": "c", "type": "invalid_tool_call", "error": "no JSON: {a@b.com"}
+    (kept,) = only(keeping(redact="emails"), MessageSeen("1", "assistant", "", tool_calls=[call])).tool_calls
+    assert (kept["args"], kept["error"]) == ("{[redacted email]", "no JSON: {[redacted email]")
+    (kept,) = only(keeping(record=["messages"]), MessageSeen("1", "assistant", "", tool_calls=[call])).tool_calls
+    assert (kept["args"], kept["error"]) == ({}, None)
+
+
 def test_a_function_of_ones_own_redacts_and_one_that_fails_keeps_nothing() -> None:
     kept = only(keeping(redact=lambda text: text.replace("secret", "…")), MessageSeen("1", "user", "my secret"))
     assert (kept.text, kept.marks) == ("my …", ("redacted",))

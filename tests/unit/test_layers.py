@@ -112,6 +112,7 @@ WITHIN_A_LAYER = {  # pairs in one layer, or out of its order, that may lean on 
     ("storage.port", "storage.memory_port"),
     ("storage.words", "storage.stemming"),
     ("attaching", "checkpoint"),
+    ("attaching", "recording"),
     ("recording", "checkpoint"),  # it is the witness that the checkpointer asks for
 }
 

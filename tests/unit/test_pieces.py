@@ -57,9 +57,44 @@ def test_kept_is_the_common_beginning() -> None:
 
 
 def test_added_are_elements_the_old_list_did_not_have_however_they_moved() -> None:
-    old = array("q", [1, 2, 2, 3])
-    new = array("q", [1, 3, 2, 4, 2, 2])
-    assert pieces.added(["a", "b", "c", "d", "e", "f"], new, old, 1) == ["d", "f"]
+    old = array("q", [1, 2, 3, 4])
+    new = array("q", [1, 4, 5, 3, 2, 6])
+    assert pieces.added(["a", "b", "c", "d", "e", "f"], new, old, 1) == ["c", "f"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ("hr", "rH", "H"),
+        ("ayby", "ybyC", "C"),
+        ("ybyc", "bycY", "Y"),
+        ("yoyo", "oyoY", "Y"),
+        ("abcd", "ScdE", "SE"),  # a summary in front of what is left
+        ("ba", "Aba", "A"),  # the newest first
+        ("abc", "acD", "D"),
+        ("abc", "aXcC", "XC"),
+        ("ab", "XY", "XY"),
+        ("ab", "", ""),
+    ],
+)
+def test_an_equal_message_without_an_id_is_new_where_it_is_said_again(before: str, after: str, said: str) -> None:
+    """What is new is in capitals here, and else the same letter."""
+    elements = [HumanMessage(letter) for letter in after]
+    old, new = (array("q", map(ord, letters.lower())) for letters in (before, after))
+    assert "".join(m.text for m in pieces.added(elements, new, old, pieces.kept(new, old))) == said
+
+
+@given(st.lists(st.sampled_from("yno"), max_size=12), st.integers(1, 6))
+def test_of_a_window_over_what_is_said_each_message_is_new_once_unless_nothing_shows(said: str, size: int) -> None:
+    window, found = array("q"), 0
+    for letter in said:
+        moved = array("q", [*window, ord(letter)])[-size:]
+        found += len(
+            pieces.added([HumanMessage(chr(mark)) for mark in moved], moved, window, pieces.kept(moved, window))
+        )
+        found += moved == window  # a window full of the same word stays as it is
+        window = moved
+    assert found == len(said)
 
 
 def test_a_fingerprint_is_of_the_value_not_the_object() -> None:

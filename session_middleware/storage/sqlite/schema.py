@@ -254,7 +254,8 @@ _TABLES = (
         node TEXT,
         marks TEXT,
         started_at TEXT,
-        PRIMARY KEY (session_id, seq)
+        PRIMARY KEY (session_id, seq),
+        UNIQUE (session_id, id)
     ) WITHOUT ROWID
     """,
     """

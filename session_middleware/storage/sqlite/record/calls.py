@@ -36,11 +36,15 @@ def start(connection: sqlite3.Connection, visit: Visit, call: ToolStart, tally: 
         request = _request(connection, visit.session_id, call_id)
         asked = request and request[0]
     row = (
-        *(visit.session_id, tally.next_seq(), visit.run_id, call.execution_id, call_id, clean(call.name), arguments),
+        *(visit.session_id, tally.last_seq + 1, visit.run_id, call.execution_id, call_id, clean(call.name), arguments),
         *(asked, call.checkpoint_ns, call.node, _marks(call.marks), to_text(now), visit.session_id, call_id),
     )
+    started = connection.execute(_START, row).fetchone()
+    if started is None:  # another recorder has seen it
+        return
+    tally.next_seq()
     tally.tool_calls += 1
-    if connection.execute(_START, row).fetchone()[0] > 1:
+    if started[0] > 1:
         connection.execute(
             "UPDATE tool_calls SET status = 'interrupted'"
             " WHERE session_id = ? AND tool_call_id = ? AND status = 'running' AND seq < ?",
@@ -53,14 +57,15 @@ _START = """
     message_id, checkpoint_ns, node, marks, started_at, attempt)
     VALUES (?, ?, ?, ?, ?, ?, ?, 'running', ?, ?, ?, ?, ?,
     (SELECT COUNT(*) + 1 FROM tool_calls WHERE session_id = ? AND tool_call_id = ?))
-    RETURNING attempt
+    ON CONFLICT (session_id, execution_id) DO NOTHING RETURNING attempt
 """
 
 
 def end(connection: sqlite3.Connection, visit: Visit, call: ToolEnd, tally: Tally) -> None:
     changed = connection.execute(
         "UPDATE tool_calls SET status = ?, result = ?, artifact = ?, error = ?, duration_ms = ?,"
-        " marks = COALESCE(?, marks) WHERE session_id = ? AND execution_id = ?",
+        " marks = COALESCE(?, marks)"
+        " WHERE session_id = ? AND execution_id = ? AND status IN ('running', 'interrupted')",  # else it has ended
         (call.status, to_json(call.result), to_json(call.artifact), call.error and clean(call.error))
         + (call.duration_ms, _marks(call.marks), visit.session_id, call.execution_id),
     ).rowcount
@@ -175,6 +180,10 @@ _MODEL_COLUMNS = (
     *("reasoning_tokens", "cost", "first_token_ms", "duration_ms", "error", "message_id", "checkpoint_ns", "node"),
     *("marks", "started_at"),
 )
+_ADD_MODEL_CALL = f"""
+    INSERT INTO model_calls ({", ".join(_MODEL_COLUMNS)}) VALUES ({", ".join("?" * len(_MODEL_COLUMNS))})
+    ON CONFLICT (session_id, id) DO NOTHING
+"""
 
 
 def add_model_call(connection: sqlite3.Connection, visit: Visit, call: ModelCallSeen, tally: Tally) -> None:
@@ -182,9 +191,9 @@ def add_model_call(connection: sqlite3.Connection, visit: Visit, call: ModelCall
     started_at = call.started_at and to_text(call.started_at)
     values = call._replace(error=call.error and clean(call.error), model=call.model and clean(call.model))
     row = [*values._replace(cost=cost)[:-2], _marks(call.marks), started_at]  # type: ignore[arg-type]
-    tallies.insert(
-        connection, "model_calls", _MODEL_COLUMNS, [(visit.session_id, tally.next_seq(), visit.run_id, *row)]
-    )
+    if not connection.execute(_ADD_MODEL_CALL, (visit.session_id, tally.last_seq + 1, visit.run_id, *row)).rowcount:
+        return  # another recorder has seen it
+    tally.next_seq()
     tally.model_calls += 1
     tally.unpriced += cost is None and call.error is None
     tally.cost += cost or 0.0
