@@ -44,7 +44,7 @@ from session_middleware.settings import SessionSettings, load_settings
 from session_middleware.storage.port import SessionFilter
 from session_middleware.storage.visit import Visit
 from session_middleware.sweeping import Sweeper
-from session_middleware.visits import acting_as, as_config, identity_of
+from session_middleware.visits import acting_as, as_config, checked_identity, identity_of
 
 G = TypeVar("G")
 SessionList: TypeAlias = list[Session]  # in the class below, `list` is its own method
@@ -187,12 +187,16 @@ class Sessions(Operated, Reports, Hookable, MemoryDoor):
         self, user_id: str | None = None, group_id: str | None = None, group_ids: Iterable[str] = ()
     ) -> AbstractContextManager[None]:
         """A context manager: in the block, calls whose config names nobody are made by this user."""
-        return acting_as(identity_of({"user_id": user_id, "group_id": group_id, "group_ids": group_ids}))
+        return acting_as(checked_identity(user_id, group_id, group_ids))
 
     def for_user(self, user_id: str, group_ids: Iterable[str] = (), *, group_id: str | None = None) -> UserSessions:
-        """The same door with every access checked: what is not theirs is not found."""
-        who = identity_of({"user_id": user_id, "group_id": group_id, "group_ids": group_ids})
-        return UserSessions(self, self._parts, who)
+        """The same door with every access checked: what is not theirs is not found.
+
+        Raises `InvalidArgument` for ``None``, which would be everybody's door, and `InvalidIdentity`.
+        """
+        if user_id is None:
+            raise InvalidArgument("user_id", user_id, wanted="the id of the user who asks: who has none has no door")
+        return UserSessions(self, self._parts, checked_identity(user_id, group_id, group_ids))
 
     # Sessions
 

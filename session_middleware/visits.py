@@ -49,6 +49,11 @@ def identity_of(configurable: Mapping[str, Any]) -> Identity:
     user_id, group_id, group_ids = (configurable.get(name) for name in ("user_id", "group_id", "group_ids"))
     if user_id is None and group_id is None and not group_ids:
         return _acting_as.get()
+    return checked_identity(user_id, group_id, group_ids)
+
+
+def checked_identity(user_id: Any, group_id: Any, group_ids: Any) -> Identity:
+    """Raises `InvalidIdentity`."""
     return Identity(
         user_id=None if user_id is None else lifecycle.owner_id_of("user_id", user_id),
         group_id=None if group_id is None else lifecycle.owner_id_of("group_id", group_id),

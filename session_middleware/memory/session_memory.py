@@ -315,7 +315,8 @@ class SessionMemory:
         scope: Any = stored.namespace[0]
         if stored.seq is not None and stored.session_id != self._session_id:
             scope = "user"
-        fresh = 0.5 ** ((self._parts.clock() - stored.updated_at) / _FADES_BY_HALF)
+        age = max(self._parts.clock() - stored.updated_at, timedelta(0))  # a clock may have been set back
+        fresh = 0.5 ** (age / _FADES_BY_HALF)
         score = None if stored.score is None else stored.score * (1 + recency * fresh)
         parts = {"words": stored.words or 0.0, "vector": stored.vector or 0.0, "recency": fresh}
         return Memory(

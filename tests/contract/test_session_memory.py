@@ -244,6 +244,18 @@ def test_newer_counts_for_more_when_asked(memory_of: Callable[..., SessionMemory
     assert [found.key for found in memory.recall("apple", recency=0.5)] == ["new", "old"]
 
 
+def test_what_is_of_a_time_to_come_is_as_recent_as_can_be(
+    memory_of: Callable[..., SessionMemory], clock: Clock
+) -> None:
+    memory = memory_of("t1")
+    clock.advance(days=365 * 1000)
+    memory.remember("a peanut")
+    clock.advance(days=-365 * 1000)
+    [found] = memory.recall("peanut", recency=1.0, explain=True)
+    assert found.parts is not None
+    assert found.parts["recency"] == 1.0
+
+
 # Keeping and forgetting
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from session_middleware import SessionAccessDenied, SessionNotFound, Sessions, UserRevoked
-from session_middleware.errors import MemoryScopeUnavailable
+from session_middleware.errors import InvalidArgument, MemoryScopeUnavailable
 from session_middleware.guarded import UserSessions
 from session_middleware.living import LivingSession
 from session_middleware.session import Session
@@ -141,7 +141,7 @@ def test_a_run_says_who_ran_it(sessions: Sessions) -> None:
     asked = [(message.text, who[message.run_id or ""]) for message in session.messages() if message.role == "user"]
     assert asked == [("mine", "alice"), ("look up tea", "bob"), ("and mine", "carol")]
     assert {who[call.run_id or ""] for call in session.tool_calls()} == {"bob"}
-    assert sessions.forget_user("bob").traces == 1
+    assert sessions.forget_user("bob").traces == 6  # the run, and what it put
     assert [run.user_id for run in session.runs()] == ["alice", "forgotten", "carol"]
 
 
@@ -196,6 +196,18 @@ def test_acting_as_names_the_groups_too(sessions: Sessions, graph: Any) -> None:
         assert graph.get_state({"configurable": {"thread_id": "t"}}).values["messages"]
     with sessions.acting_as("bob"), pytest.raises(SessionAccessDenied):
         graph.get_state({"configurable": {"thread_id": "t"}})
+
+
+def test_whoever_has_no_id_has_no_door(sessions: Sessions, graph: Any) -> None:
+    for step in (lambda: sessions.for_user(None), lambda: sessions.for_user(None, ["team"])):  # type: ignore[arg-type]
+        with pytest.raises(InvalidArgument, match="the id of the user who asks"):
+            step()
+    with sessions.acting_as("alice"):
+        with sessions.acting_as(None), pytest.raises(SessionAccessDenied):
+            graph.get_state({"configurable": {"thread_id": "t"}})
+        with pytest.raises(InvalidArgument):
+            sessions.for_user(None)  # type: ignore[arg-type]
+        assert graph.get_state({"configurable": {"thread_id": "t"}}).values["messages"]
 
 
 # Revoking

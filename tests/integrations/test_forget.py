@@ -77,6 +77,21 @@ async def test_no_byte_is_left_of_a_forgotten_user(sessions: Sessions, graph: An
     assert sessions.forget_user(ALICE).sessions == 0
 
 
+@pytest.mark.parametrize("recorder", [True, False])
+def test_no_byte_is_left_of_who_ran_in_anothers_session(tmp_path: Path, recorder: bool) -> None:
+    with Sessions(tmp_path / "sessions.db") as sessions:
+        graph, bobs = sessions.attach(agents.chat(), recorder=recorder), sessions.config("b", user_id="bob")
+        sessions.open("b", user_id="bob", group_id="team").update(visibility="group-write")
+        graph.invoke(human("hi"), bobs)
+        graph.invoke(human("hello"), sessions.config("b", user_id=ALICE, group_id="team"))
+        assert PLANTED.encode() in everything_stored(tmp_path)
+        before = graph.get_state(bobs).values
+        sessions.forget_user(ALICE)
+        assert graph.get_state(bobs).values == before
+        assert sessions.verify().is_clean
+        assert PLANTED.encode() not in everything_stored(tmp_path)
+
+
 def test_what_was_forgotten_is_not_brought_back_by_a_slow_run(sessions: Sessions, graph: Any, tmp_path: Path) -> None:
     from langchain_core.tools import tool
 

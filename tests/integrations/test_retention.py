@@ -235,13 +235,13 @@ def test_archived_sessions_are_listed_in_pages_and_to_their_owner_only(open_sess
     assert sessions.check() == []
 
 
-def test_what_lies_in_an_archive_goes_with_the_session_that_took_its_id(open_sessions: Open, clock: Clock) -> None:
+def test_what_lies_in_an_archive_comes_out_of_it_when_its_id_is_taken(open_sessions: Open, clock: Clock) -> None:
     _, config, path = archived(open_sessions(on_expire="archive"), clock)
     sessions = open_sessions(on_expire="archive", on_resume="fresh")
     sessions.attach(agents.chat()).invoke(human("hi"), config)
-    assert path.is_file()
-    assert sessions.delete("t").messages == 2
     assert not path.exists()
+    assert sessions.delete("t").messages == 2
+    assert sessions.get("t~1").message_count > 0
 
 
 def test_a_copy_does_not_take_an_archived_id_nor_one_that_was_anothers(open_sessions: Open, clock: Clock) -> None:

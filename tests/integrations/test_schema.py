@@ -61,6 +61,7 @@ SCANS_BY_DESIGN = (
     "FROM checkpoints WHERE 1 ORDER BY",  # the saver's list(None)
     "FROM heads WHERE 1 ORDER BY",  # the same
     "FROM tombstones WHERE archive IS NOT NULL AND 1",  # the archived sessions, by an index of them alone
+    "UNION SELECT id FROM sessions WHERE visibility = 'group-write'",  # those that groups write in, by an index of them
     "FROM leases ORDER BY number",  # the runs in progress, of all sessions
     "FROM leases WHERE user_id",  # the same
     "FROM outbox",  # what hooks are to be told, of all sessions

@@ -6,7 +6,6 @@ import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol, TypeVar
 
@@ -25,7 +24,6 @@ from session_middleware.model import (
 from session_middleware.settings import SessionSettings
 from session_middleware.storage.port import SessionFilter
 from session_middleware.storage.seen import Entry, MessageSeen, RunEnd, ToolEnd, ToolStart
-from session_middleware.storage.sqlite.database import SqliteDatabase
 from session_middleware.storage.sqlite.lifecycle import door, events, leases, sessions
 from session_middleware.storage.sqlite.lifecycle.upkeep import SqliteUpkeep
 from session_middleware.storage.sqlite.memory.engine import SqliteMemories
@@ -57,7 +55,6 @@ class SqliteStorage(SqliteUpkeep, SqliteReports, SqliteConversations, SqliteMemo
         self.name = path
         self._rules = Rules(settings, clock, new_id, path)
         self._database = open_database(path, synchronous=settings.synchronous)
-        self._archives = _archives_of(self._database, settings)
 
     def close(self) -> None:
         self._database.close()
@@ -366,10 +363,3 @@ class SqliteStorage(SqliteUpkeep, SqliteReports, SqliteConversations, SqliteMemo
 
     def _erased(self, checkpoints_gone: int) -> Deleted:
         return Deleted(checkpoints=checkpoints_gone, bytes_freed=self._database.erase() if checkpoints_gone else 0)
-
-
-def _archives_of(database: SqliteDatabase, settings: SessionSettings) -> Path | None:
-    """The folder for archives: beside the database, unless it is named."""
-    if settings.archive_path is not None:
-        return Path(settings.archive_path).expanduser()
-    return None if database.in_memory else Path(f"{database.path}.archive")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from session_middleware.model import Clock, NewId
 from session_middleware.settings import SessionSettings
@@ -16,3 +17,15 @@ class Rules:
     path: str  # for messages to people
     over: set[int] = field(default_factory=set)  # leases of this process's ended runs, whose rows may still be there
     announced: set[str] = field(default_factory=set)  # kinds of events somebody in this process is to be told of
+
+    @property
+    def archives(self) -> Path | None:
+        """The folder for archives: beside the database, unless it is named; none, of a database in memory."""
+        if self.settings.archive_path is not None:
+            return Path(self.settings.archive_path).expanduser()
+        return None if self.path == ":memory:" else Path(f"{self.path}.archive")
+
+    def archive_at(self, path: str) -> str:
+        """Where an archive is that was written to `path`: maybe the folder was moved since, with the database."""
+        here = None if self.archives is None else self.archives / Path(path).name
+        return str(here) if here is not None and here.is_file() else path

@@ -15,7 +15,6 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterator, Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +24,7 @@ from session_middleware.storage.sqlite.lifecycle import events, sessions, tombst
 from session_middleware.storage.sqlite.lifecycle.tombstones import Tombstone
 from session_middleware.storage.sqlite.memory import memories
 from session_middleware.storage.sqlite.record import runs
+from session_middleware.storage.sqlite.rules import Rules
 from session_middleware.storage.sqlite.state import checkpoints
 from session_middleware.storage.sqlite.state.blobs import find_blob, is_sum
 from session_middleware.storage.sqlite.state.sealed import WRONG, Row, WriteRow
@@ -117,7 +117,7 @@ def write(lines: list[Line], folder: Path, session: SessionInfo) -> Archive:
         raise StorageError(str(path), f"it cannot be written ({error})", advice="nothing was deleted") from error
     if _text(path, digest) != text:
         raise StorageError(str(path), "it does not read as it was written", advice="nothing was deleted")
-    return Archive(str(path), digest, len(lines))
+    return Archive(str(path.absolute()), digest, len(lines))
 
 
 def file_name(text: str) -> str:
@@ -126,18 +126,19 @@ def file_name(text: str) -> str:
     return kept if kept == text else f"{kept}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
-def names_of(folder: Path, session_id: str, incarnation: int) -> list[str]:
+def names_of(folder: Path | None, session_id: str, incarnation: int) -> list[str]:
     """Where archives of a session may be, up to this incarnation: also one whose writer has died meanwhile."""
+    if folder is None:
+        return []
     stem = folder / file_name(session_id)
     return [f"{stem}.{n}.jsonl.{end}" for n in range(1, incarnation + 1) for end in ("gz", "partial")]
 
 
-def remove(path: str | None) -> int:
+def remove(path: str) -> int:
     """How many bytes it had; 0 where there is none. Raises `StorageError` when it cannot be deleted."""
     try:
-        size = 0 if path is None else Path(path).stat().st_size
-        if path is not None:
-            Path(path).unlink()
+        size = Path(path).stat().st_size
+        Path(path).unlink()
     except FileNotFoundError:
         return 0
     except OSError as error:
@@ -181,11 +182,11 @@ def _text(path: Path, digest: str) -> str:
     return text
 
 
-def restore(connection: sqlite3.Connection, stone: Tombstone, now: datetime) -> SessionInfo:
+def restore(connection: sqlite3.Connection, stone: Tombstone, rules: Rules) -> SessionInfo:
     """Make the session again, expired as it was; whoever resumes it then revives it. Raises `StorageError`."""
     assert stone.archive is not None
     assert stone.digest is not None
-    text = _text(Path(stone.archive), stone.digest)
+    text = _text(Path(rules.archive_at(stone.archive)), stone.digest)
     rows: dict[str, list[dict[str, Any]]] = {}
     for line in text.splitlines():
         table, row = json.loads(line)
@@ -201,7 +202,7 @@ def restore(connection: sqlite3.Connection, stone: Tombstone, now: datetime) -> 
     _restore_state(connection, session["family_id"], rows)
     connection.execute("UPDATE sessions SET status = 'expired' WHERE id = ?", (stone.id,))
     tombstones.restored(connection, stone.id)
-    events.append(connection, stone.id, "restored", "archive", {"archived_at": to_text(stone.buried_at)}, now)
+    events.append(connection, stone.id, "restored", "archive", {"archived_at": to_text(stone.buried_at)}, rules.clock())
     return sessions.get(connection, stone.id)
 
 

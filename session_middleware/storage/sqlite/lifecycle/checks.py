@@ -77,7 +77,7 @@ def find(connection: sqlite3.Connection, rules: Rules) -> list[Problem]:
         if session_id not in live:
             found.append(Problem(kind="stuck", session_id=session_id, text=f"it is {status}"))
     found += _damage(connection)
-    found += _missing_archives(connection)
+    found += _missing_archives(connection, rules)
     found += _dead_runs(connection)
     found += _counters(connection)
     for table, statement in _WITHOUT_SESSION.items():
@@ -130,12 +130,12 @@ def _damage(connection: sqlite3.Connection) -> list[Problem]:
     return found
 
 
-def _missing_archives(connection: sqlite3.Connection) -> list[Problem]:
+def _missing_archives(connection: sqlite3.Connection, rules: Rules) -> list[Problem]:
     rows = connection.execute("SELECT id, archive FROM tombstones WHERE archive IS NOT NULL ORDER BY id").fetchall()
     return [
         Problem(kind="archive", session_id=session_id, text=f"{path} is missing; restore the file, or delete the id")
         for session_id, path in rows
-        if not Path(path).is_file()
+        if not Path(rules.archive_at(path)).is_file()
     ]
 
 

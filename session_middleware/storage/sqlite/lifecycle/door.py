@@ -136,8 +136,8 @@ def _admit_first(connection: sqlite3.Connection, visit: Visit, rules: Rules, now
 
 
 def _archived(connection: sqlite3.Connection, visit: Visit, rules: Rules) -> Tombstone | None:
-    """The stone of a session that this visit is to bring back from its archive."""
-    if visit.admission is not None or rules.settings.on_resume != "revive":
+    """The stone of a session that this visit is to bring back from its archive: to go on, or to be put aside."""
+    if visit.admission is not None or rules.settings.on_resume == "reject":
         return None
     stone = tombstones.find(connection, visit.session_id)
     if stone is None or stone.archive is None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Sequence
-from pathlib import Path
 
 from session_middleware import lifecycle
 from session_middleware.model import Forgotten, to_text
@@ -14,6 +13,8 @@ from session_middleware.storage.sqlite.lifecycle.revocations import hash_of
 from session_middleware.storage.sqlite.lifecycle.tombstones import hashed
 from session_middleware.storage.sqlite.memory import memories
 from session_middleware.storage.sqlite.rules import Rules
+from session_middleware.storage.sqlite.state.blobs import is_sum
+from session_middleware.storage.sqlite.state.sealed import WRONG, Row
 
 
 def revoke(connection: sqlite3.Connection, user_id: str, reason: str | None, rules: Rules) -> list[str]:
@@ -36,9 +37,7 @@ def revoke(connection: sqlite3.Connection, user_id: str, reason: str | None, rul
 # Forgetting
 
 
-def forget(
-    connection: sqlite3.Connection, user_id: str, rules: Rules, folder: Path | None, *, dry_run: bool
-) -> tuple[Forgotten, list[str]]:
+def forget(connection: sqlite3.Connection, user_id: str, rules: Rules, *, dry_run: bool) -> tuple[Forgotten, list[str]]:
     """All that is kept of a user, in one transaction; what that was, and the files of archives that are to go."""
     connection.execute("SAVEPOINT forgetting")
     rows = connection.execute("SELECT id, incarnation FROM sessions WHERE user_id = ?", (user_id,)).fetchall()
@@ -49,16 +48,16 @@ def forget(
     gone = [session_id for session_id, _, _ in stones]
     memories_gone = memories.delete_of_user(connection, user_id, [*theirs, *gone])
     deleted = [ends.delete(connection, session_id, rules, action="forgotten") for session_id in theirs]
-    traces = _erase_traces(connection, user_id, [*theirs, *gone])
+    traces = _erase_from_checkpoints(connection, user_id) + _erase_traces(connection, user_id, [*theirs, *gone])
     for session_id, _, _ in stones:
         connection.execute(
             "UPDATE OR REPLACE tombstones SET id = ?, user_id = NULL, group_id = NULL, title = NULL,"
             " action = 'forgotten', reason = NULL, archive = NULL, digest = NULL WHERE id = ?",
             (hashed(session_id), session_id),
         )
-    kept = [path for _, _, path in stones if path is not None]
+    kept = [rules.archive_at(path) for _, _, path in stones if path is not None]
     rows += [(session_id, incarnation) for session_id, incarnation, _ in stones]
-    files = [] if folder is None else [name for row in rows for name in archives.names_of(folder, *row)]
+    files = [name for row in rows for name in archives.names_of(rules.archives, *row)]
     forgotten = Forgotten(
         sessions=len(theirs),
         checkpoints=sum(each.checkpoints for each in deleted),
@@ -82,6 +81,34 @@ _TRACES = (  # each found by an index of such mentions alone
     " WHERE pinned IS NOT NULL AND json_extract(pinned, '$.by') = ?",
     "UPDATE runs SET user_id = 'forgotten' WHERE user_id = ?",
 )
+
+
+def _erase_from_checkpoints(connection: sqlite3.Connection, user_id: str) -> int:
+    """LangGraph keeps a run's config in the metadata of its checkpoints, also of a run in another's session."""
+    name, other = (_as_msgpack(text) for text in (user_id, "forgotten"))
+    found = connection.execute(
+        "SELECT * FROM checkpoints WHERE session_id IN (SELECT session_id FROM runs WHERE user_id = ?"
+        " UNION SELECT id FROM sessions WHERE visibility = 'group-write') AND instr(body, ?)",
+        (user_id, name),
+    )
+    rows = [Row(*row) for row in found.fetchall()]
+    for row in rows:
+        erased = row._replace(body=row.body.replace(name, other))
+        connection.execute(
+            "UPDATE checkpoints SET body = ?, checksum = ?"
+            " WHERE session_id = ? AND checkpoint_ns = ? AND checkpoint_id = ?",
+            (erased.body, erased.sum() if is_sum(row.sum, row.checksum) else WRONG, *row.key),
+        )
+    return len(rows)
+
+
+def _as_msgpack(text: str) -> bytes:
+    """https://github.com/msgpack/msgpack/blob/master/spec.md#str-format-family"""
+    data = text.encode()
+    if len(data) < 32:
+        return bytes([0xA0 | len(data)]) + data
+    size = next(size for size in (1, 2, 4) if len(data) < 256**size)
+    return {1: b"\xd9", 2: b"\xda", 4: b"\xdb"}[size] + len(data).to_bytes(size, "big") + data
 
 
 def _erase_traces(connection: sqlite3.Connection, user_id: str, theirs: Sequence[str]) -> int:

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from itertools import takewhile
-from pathlib import Path
 from typing import Any, TypeVar
 
 from session_middleware.errors import SessionBusy, SessionError, StorageError
@@ -44,7 +43,6 @@ class SqliteUpkeep:
     name: str
     _database: SqliteDatabase
     _rules: Rules
-    _archives: Path | None  # where to; None: nowhere, of a database in memory
 
     def _now(self) -> datetime:
         return self._rules.clock()
@@ -96,14 +94,16 @@ class SqliteUpkeep:
         except door.Archived as found:
             stone = found.stone
 
+        assert stone.archive is not None
+
         def restore(connection: Connection) -> bool:
             is_there = tombstones.find(connection, stone.id) == stone  # others may have been quicker
             if is_there:
-                archives.restore(connection, stone, self._now())
+                archives.restore(connection, stone, self._rules)
             return is_there
 
         if self._database.write(restore) and not self._database.is_inside:  # there it is not committed yet
-            archives.remove(stone.archive)
+            archives.remove(self._rules.archive_at(stone.archive))
         return operation()
 
     def hold(self, visit: Visit) -> None:
@@ -152,9 +152,11 @@ class SqliteUpkeep:
                 deleted = ends.delete(connection, session_id, self._rules, reason="by_user")
             if stone is None or not deleted.sessions:
                 return deleted
-            paths = [] if self._archives is None else archives.names_of(self._archives, session_id, stone.incarnation)
+            paths = set(archives.names_of(self._rules.archives, session_id, stone.incarnation))
+            if stone.archive is not None:
+                paths.add(self._rules.archive_at(stone.archive))
             # before it is committed, when nothing would lead to them any more
-            return deleted._replace(bytes_freed=sum(archives.remove(path) for path in {*paths, stone.archive}))
+            return deleted._replace(bytes_freed=sum(archives.remove(path) for path in paths))
 
         deleted = self._database.write(operation)
         if not deleted.sessions:
@@ -247,9 +249,9 @@ class SqliteUpkeep:
         if found is None:
             return
         session, lines = found
-        if self._archives is None:
+        if self._rules.archives is None:
             raise StorageError(self.name, "there is no folder for archives", advice="set archive_path")
-        archive = archives.write(lines, self._archives, session)
+        archive = archives.write(lines, self._rules.archives, session)
 
         def delete(connection: Connection) -> bool:
             if sessions.find(connection, session_id) != session:  # whoever comes in makes it active again
@@ -301,14 +303,17 @@ class SqliteUpkeep:
         self, *, user_id: str | None, limit: int | None, before: tuple[datetime, str] | None = None
     ) -> list[ArchivedSession]:
         return self._database.read(
-            lambda connection: tombstones.list_archived(connection, user_id, limit=limit, before=before)
+            lambda connection: [
+                each.model_copy(update={"path": self._rules.archive_at(each.path)})
+                for each in tombstones.list_archived(connection, user_id, limit=limit, before=before)
+            ]
         )
 
     # Users
 
     def forget_user(self, user_id: str, *, dry_run: bool) -> Forgotten:
         def operation(connection: Connection) -> Forgotten:
-            forgotten, paths = privacy.forget(connection, user_id, self._rules, self._archives, dry_run=dry_run)
+            forgotten, paths = privacy.forget(connection, user_id, self._rules, dry_run=dry_run)
             for path in paths:  # before it is committed, when nothing would lead to them any more
                 archives.remove(path)
             return forgotten
