@@ -9,6 +9,8 @@ way taken. Pure functions.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from difflib import SequenceMatcher
+from typing import Any
 
 from session_middleware.storage.seen import Alignment, Said
 
@@ -48,9 +50,34 @@ def add_asked(recorded: Sequence[Said], given: Sequence[Said], *, run_id: str | 
     if found.branch_after is not None or edits:
         shared = _shared(recorded, given)
         return Alignment([*(said.message_id for said in recorded[:shared]), *[None] * (len(given) - shared)])
+    return _asked_anew(recorded, found, run_id)
+
+
+def add_given(recorded: Sequence[Said], given: Sequence[Said], *, run_id: str | None) -> Alignment:
+    """As `add_asked` for what a graph is called with, where nothing else keeps its state.
+
+    Whoever calls it may leave out what is shown to nobody, such as what its tools said, or put other
+    instructions in front. So the two may differ anywhere, and what they share is in the same order.
+    """
+    named = {said.message_id for said in given}
+    old = [said.message_id if said.message_id in named else _spoken(said.words) for said in recorded]
+    new = [said.message_id or _spoken(said.words) for said in given]
+    ids: list[str | None] = [None] * len(given)
+    for start, place, length in SequenceMatcher(None, old, new, autojunk=False).get_matching_blocks():
+        ids[place : place + length] = [said.message_id for said in recorded[start : start + length]]
+    return _asked_anew(recorded, Alignment(ids, renamed=True), run_id)
+
+
+def _spoken(words: tuple[Any, ...]) -> tuple[Any, ...]:
+    """An assistant's text is all that is passed on of how it was said."""
+    return words[:2] if words[0] == "assistant" and words[1] else words
+
+
+def _asked_anew(recorded: Sequence[Said], found: Alignment, run_id: str | None) -> Alignment:
+    """The last message is new, where it is a question that an earlier run has answered."""
     last = next((said for said in recorded if found.ids and said.message_id == found.ids[-1]), None)
     if last is not None and last is not recorded[-1] and last.run_id != run_id and last.words[0] == "user":
-        return Alignment([*found.ids[:-1], None])
+        return found._replace(ids=[*found.ids[:-1], None])
     return found
 
 

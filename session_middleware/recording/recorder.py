@@ -12,6 +12,7 @@ checkpointer's first look, so it is kept in memory until the graph's first node 
 from __future__ import annotations
 
 import functools
+from collections import ChainMap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
@@ -23,7 +24,8 @@ from langgraph.types import Command
 
 from session_middleware.lifecycle import session_id_of
 from session_middleware.model import Clock, NewId
-from session_middleware.recording.align import add_asked, align, go_back
+from session_middleware.recording.align import add_asked
+from session_middleware.recording.histories import Histories
 from session_middleware.recording.journal import DENIALS, Journal, harmless, is_on_a_loop
 from session_middleware.recording.messages import (
     Outcome,
@@ -34,7 +36,6 @@ from session_middleware.recording.messages import (
     outcome_of,
     removes,
     unseen,
-    without_ids,
 )
 from session_middleware.recording.models import Models
 from session_middleware.recording.tools import Tools
@@ -63,6 +64,7 @@ class SessionRecorder(GraphCallbackHandler):
         self.drain = journal.drain
         self._visits = visits
         self._new_id = new_id
+        self._histories = Histories(journal, new_id=new_id)
         self._tools = Tools(journal)
         self._models = Models(journal, new_id=new_id, clock=clock, flush_seconds=stream_flush)
         self._traces: dict[UUID, Trace] = {}  # of each run and all that runs inside it
@@ -102,7 +104,7 @@ class SessionRecorder(GraphCallbackHandler):
         if trace is None:
             return
         if trace.visit.run_id == str(run_id):
-            trace.visit.given, trace.visit.goes_on = inputs, inputs is None
+            self._histories.begin(trace, inputs)
             self._resume(trace, inputs)
             return
         self._begin(trace)
@@ -120,7 +122,7 @@ class SessionRecorder(GraphCallbackHandler):
             self._begin(trace)
             self._hear(trace, None, outputs)
             if trace.first_step is not None:  # a graph's: its whole state, as far as it is given out
-                self._align(trace, outputs, "")
+                self._histories.align(trace, outputs, "")
             self._append(trace, outputs, "")
             self._end(trace, "interrupted" if trace.interrupted else "ok", None)
         elif (node := trace.nodes.pop(run_id, None)) is not None:
@@ -206,24 +208,15 @@ class SessionRecorder(GraphCallbackHandler):
         return describe(messages, namespace, new_id=self._new_id, **fields)
 
     def _append_input(self, trace: Trace, inputs: Any, node: Node) -> None:
-        """What a node is given is the state. Where no checkpointer of ours keeps that, it may have gone back."""
-        if not trace.visit.checkpointed:
-            if trace.went_back_to is not None and (histories := list(lists_in(inputs))):
-                trace.went_back_to = None
-                self.journal.keep(trace.visit, [HistorySeen(self.describe(histories[0]), go_back)])
-            self._align(trace, inputs, node.graph_namespace)
+        """What a node is given is the state."""
+        self._histories.enter(trace, inputs, node.graph_namespace)
         self._append(trace, inputs, node.graph_namespace, step=None if node.step is None else node.step - 1)
-
-    def _align(self, trace: Trace, state: Any, namespace: str) -> None:
-        if not trace.visit.checkpointed:
-            for history in without_ids(state):
-                self.journal.keep(trace.visit, [HistorySeen(self.describe(history, namespace), align)])
 
     def _append(
         self, trace: Trace, value: Any, namespace: str, node: Node | None = None, step: int | None = None
     ) -> None:
         """Take down the messages that are new here; where no checkpointer of ours writes them, write them."""
-        known = self._known.of(trace.visit.session_id)
+        known = ChainMap(self._known.of(trace.visit.session_id), trace.given)
         with trace.lock:
             found = unseen(value, known, whole=node is None and trace.rewritten)
             trace.rewritten = node is not None and not trace.visit.checkpointed and removes(value)

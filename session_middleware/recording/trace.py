@@ -75,6 +75,8 @@ class Trace:
     is_resumed: bool = False
     rewritten: bool = False  # by the latest node: what its state begins with may be new
     first_step: Any = None  # LangGraph's number of the first step that was seen
+    ids_given: frozenset[str] = frozenset()  # of the messages it was called with
+    given: dict[str, int] = field(default_factory=dict)  # what those are in its state: their words, by their ids
     went_back_to: str | None = None  # the checkpoint a run without a checkpointer of ours was sent back to
     nodes: dict[UUID, Node] = field(default_factory=dict)  # running
     tools: dict[UUID, Tool] = field(default_factory=dict)  # running

@@ -75,6 +75,7 @@ class Alignment(NamedTuple):
 
     ids: Sequence[str | None]  # of each message given: the recorded one that it is, or an edit of it
     branch_after: int | None = None  # it leaves what is recorded after so many messages
+    renamed: bool = False  # those known are the recorded ones, in other words or not, and are seen again by their ids
 
 
 class ToolStart(NamedTuple):

@@ -55,6 +55,7 @@ class Visit:
     branch: str | None = None  # what it says goes there; None: where its checkpoint, or else the session, is
     entries: deque[Entry] = field(default_factory=deque)
     unclaimed: dict[Claim, str] = field(default_factory=dict)  # what was said that no state holds yet, by its id
+    aliases: dict[str, str] = field(default_factory=dict)  # ids its state gave to recorded messages, and theirs
     seen_at: dict[str, int] = field(default_factory=dict)  # messages of the outermost graph: the latest step seen
     written: dict[str, int] = field(default_factory=dict)  # messages that it brought into the record first: their seqs
     resume_id: str | None = None  # of the message that is a person's answer, where the checkpointer has seen it

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from session_middleware.recording.align import add_asked, add_behind, align, go_back
+from session_middleware.recording.align import add_asked, add_behind, add_given, align, go_back
 from session_middleware.storage.seen import Alignment, Said
 
 
@@ -86,6 +86,15 @@ def test_a_question_asked_again_in_another_run_is_asked_again() -> None:
     assert add_asked(said, history("be nice", "one"), run_id="r1") == Alignment(["m0", "m1"])
 
 
+def test_of_what_a_graph_is_called_with_only_what_is_not_recorded_is_new_wherever_it_stands() -> None:
+    said = recorded("a", "Tool", "B", "c", "D", run_id="r1")
+    assert add_given(said, history("now", "a", "B", "x", "c", "D", "e"), run_id="r2").ids == [
+        *(None, "m0", "m2", None, "m3", "m4", None),
+    ]
+    assert add_given(said, history("a"), run_id="r2").ids == [None]  # asked again
+    assert add_given(said, history("a"), run_id="r1").ids == ["m0"]
+
+
 def test_what_the_recorder_has_just_seen_is_not_added_to_a_history_again() -> None:
     said = recorded("one", "A", run_id="r1")
     assert add_behind(said, history("one", "A"), run_id="r1") == Alignment(["m0", "m1"])
@@ -124,5 +133,6 @@ def test_what_a_history_says_is_in_the_record_afterwards(before: list[str], pass
 def test_what_a_model_is_asked_never_leaves_anything_behind(
     before: list[str], passed: list[str], run_id: str | None
 ) -> None:
-    found = add_asked(recorded(*before), history(*passed), run_id=run_id)
-    assert (len(found.ids), found.branch_after) == (len(passed), None)
+    for add in (add_asked, add_given):
+        found = add(recorded(*before), history(*passed), run_id=run_id)
+        assert (len(found.ids), found.branch_after) == (len(passed), None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -61,6 +61,8 @@ class _Appending:
         self._answers: list[MessageSeen] = []
 
     def append(self, messages: Sequence[MessageSeen]) -> None:
+        if aliases := self._visit.aliases:
+            messages = [_under_its_own_id(message, aliases) for message in messages]
         gone = deletions.deleted(self._connection, self._visit.session_id)
         if gone:
             messages = [message for message in messages if message.message_id not in gone]
@@ -231,6 +233,14 @@ def put_in_order(connection: sqlite3.Connection, visit: Visit, ids: Iterable[str
                 )
 
 
+def _under_its_own_id(message: MessageSeen, aliases: Mapping[str, str]) -> MessageSeen:
+    """Where a state gave another id to a message that is recorded."""
+    own, following = message.message_id, message.followed_by
+    return message._replace(
+        message_id=aliases.get(own, own), followed_by=following and aliases.get(following, following)
+    )
+
+
 def _clean(message: MessageSeen) -> MessageSeen:
     """The message with all of its text such as a database can hold."""
     texts: dict[str, Any] = {n: clean(value) for n in _TEXTS if isinstance(value := getattr(message, n), str)}
@@ -278,9 +288,12 @@ def append_history(
         tally.move_to(visit.branch)
     ids = [known or message.message_id for known, message in zip(found.ids, messages, strict=True)]
     following = [*ids[1:], None][: len(ids)]
+    if found.renamed:
+        visit.aliases.update({m.message_id: own for m, own in zip(messages, ids, strict=True) if m.message_id != own})
     named = [
         message._replace(message_id=own, followed_by=after)
-        for message, own, after in zip(messages, ids, following, strict=True)
+        for message, own, after, known in zip(messages, ids, following, found.ids, strict=True)
+        if known is None or not found.renamed
     ]
     append(connection, visit, named, tally, now)
 

@@ -1,0 +1,97 @@
+"""Conversations that a run is given or holds as a whole, where no checkpointer of ours says what is new in them.
+
+A graph whose state nobody keeps is called with all that was ever said, each time, and its state gives ids to the
+messages that came without one. So the ids are new, and only the words and their order say what is known. With
+another checkpointer a graph is called with what is new; that its first state holds more tells the two apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from langchain_core.messages import BaseMessage, convert_to_messages
+
+from session_middleware.model import NewId
+from session_middleware.recording.align import add_given, align, go_back
+from session_middleware.recording.journal import Journal
+from session_middleware.recording.messages import describe, lists_in, mark_of, without_ids
+from session_middleware.recording.trace import Trace
+from session_middleware.storage.seen import HistorySeen
+
+
+class Histories:
+    def __init__(self, journal: Journal, *, new_id: NewId) -> None:
+        self._journal = journal
+        self._new_id = new_id
+
+    def begin(self, trace: Trace, inputs: Any) -> None:
+        """What a run is called with, before its state puts ids into it."""
+        trace.visit.given, trace.visit.goes_on = inputs, inputs is None
+        trace.ids_given = _ids_in(inputs)
+
+    def enter(self, trace: Trace, state: Any, namespace: str) -> None:
+        """The state as a node is given it: it may have gone back, or be what the graph was called with."""
+        if trace.visit.checkpointed:
+            return
+        if trace.went_back_to is not None and (found := list(lists_in(state))):
+            trace.went_back_to = None
+            self._journal.keep(trace.visit, [HistorySeen(describe(found[0], new_id=self._new_id), go_back)])
+        self._recognise(trace, state, namespace)
+        self.align(trace, state, namespace)
+
+    def _recognise(self, trace: Trace, state: Any, namespace: str) -> None:
+        with trace.lock:
+            given, trace.visit.given = trace.visit.given, None
+            messages = _given_in(state, given) if given is not None else ()
+            unnamed = {message.id for message in messages if message.id not in trace.ids_given}
+            if None in unnamed or not unnamed:  # as any other state without ids; or known by its own
+                return
+            trace.given = {str(message.id): mark_of(message) for message in messages}
+            seen = [
+                message._replace(minted=message.message_id in unnamed)
+                for message in describe(messages, namespace, new_id=self._new_id)
+            ]
+            self._journal.keep(trace.visit, [HistorySeen(seen, partial(add_given, run_id=trace.visit.run_id))])
+
+    def align(self, trace: Trace, state: Any, namespace: str) -> None:
+        if not trace.visit.checkpointed:
+            for history in without_ids(state):
+                seen = describe(history, namespace, new_id=self._new_id)
+                self._journal.keep(trace.visit, [HistorySeen(seen, align)])
+
+
+def _ids_in(inputs: Any) -> frozenset[str]:
+    found = (
+        message.get("id") if isinstance(message, Mapping) else getattr(message, "id", None)
+        for part in _parts(inputs)
+        for message in (part if part and _may_be_message(part[-1]) else ())
+    )
+    return frozenset(str(message_id) for message_id in found if message_id)
+
+
+def _may_be_message(value: Any) -> bool:
+    return isinstance(value, BaseMessage) or (isinstance(value, Mapping) and "content" in value)
+
+
+def _given_in(state: Any, inputs: Any) -> Sequence[BaseMessage]:
+    """The messages of a state that are what its graph was called with and nothing else; none, if it holds more."""
+    for messages in lists_in(state):
+        for part in _parts(inputs):
+            if len(part) == len(messages) and _same(part, messages):
+                return messages
+    return ()
+
+
+def _parts(inputs: Any) -> Iterator[Sequence[Any]]:
+    for part in inputs.values() if isinstance(inputs, Mapping) else (inputs,):
+        yield part if isinstance(part, list) else (part,)
+
+
+def _same(given: Sequence[Any], messages: Sequence[BaseMessage]) -> bool:
+    try:
+        converted = convert_to_messages(given)
+    except (AttributeError, LookupError, NotImplementedError, TypeError, ValueError):  # these are no messages
+        return False
+    return [(m.type, m.content) for m in converted] == [(m.type, m.content) for m in messages]
