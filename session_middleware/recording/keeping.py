@@ -7,6 +7,7 @@ Live state is not touched. What was taken out of a row is told in its `marks`: `
 from __future__ import annotations
 
 import re
+import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain, count
 from typing import Any
@@ -17,7 +18,9 @@ from session_middleware.storage.seen import Entry, HistorySeen, MessageSeen, Mod
 
 Detector = Callable[[str], str]
 
-HELD_BACK = 256  # characters at the end of a text that is still streamed: one of the secrets may be half there
+_HELD_BACK = 256  # characters at the end of a text that is still streamed, for functions of the user's
+_OF_NUMBERS = string.digits + " -"
+_OF_WORDS = string.ascii_letters + string.digits + "_.+%@~/=-"  # of addresses and keys
 
 _EMAIL = re.compile(r"[\w.+%-]+@[\w-]+(?:\.[\w-]+)*\.[A-Za-z]{2,}")
 _KEY = re.compile(
@@ -66,9 +69,12 @@ class Keeping:
         self._record = record
         self._tell = tell
 
-    @property
-    def redacts(self) -> bool:
-        return bool(self._detectors)
+    def begun(self, text: str, *, cut_off: bool) -> str:
+        """What may be kept of a text that is still streamed, or was cut off: not what a secret may begin with."""
+        if not self._detectors:
+            return text
+        text = text if cut_off else text[:-_HELD_BACK]
+        return min(text.rstrip(_OF_NUMBERS), text.rstrip(_OF_WORDS), key=len)
 
     def keeps(self, kind: str, tool: str | None = None) -> bool:
         """Whether one of `RECORDED` is kept; of a tool whose name is not known, if it is of every tool."""
