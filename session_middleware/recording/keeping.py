@@ -118,23 +118,36 @@ class Keeping:
 
     def _message(self, message: MessageSeen) -> MessageSeen:
         if message.role == "tool" and not self.keeps("tool_results", message.name):
-            return message._replace(text="", content=None, files=(), marks=(*message.marks, "withheld:result"))
+            extra = {"status": "error"} if message.tool_error else None
+            left = message._replace(text="", content=None, extra=extra, files=())
+            return left._replace(marks=(*message.marks, "withheld:result"))
         text, marks = self._text(message.text)
         content, more = self._value(message.content)
         calls, others = self._calls(message.tool_calls)
         name, of_name = self._text(message.name)
-        marks = tuple(dict.fromkeys((*message.marks, *marks, *more, *others, *of_name)))
-        return message._replace(text=text or "", content=content, tool_calls=calls, name=name, marks=marks)
+        extra, of_extra = self._fields(message.extra or {})
+        marks = tuple(dict.fromkeys((*message.marks, *marks, *more, *others, *of_name, *of_extra)))
+        kept = message._replace(text=text or "", content=content, tool_calls=calls, name=name)
+        return kept._replace(extra=extra or None, marks=marks)
+
+    def _fields(self, fields: Mapping[str, Any]) -> tuple[dict[str, Any], Sequence[str]]:
+        """The values of a message's fields redacted; their names, and whether a tool failed, are nobody's words."""
+        found: dict[str, Any] = {}
+        marks: list[str] = []
+        for name, value in fields.items():
+            found[name], more = (value, ()) if name == "status" else self._value(value)
+            marks += more
+        return found, marks
 
     def _calls(self, calls: Sequence[dict[str, Any]]) -> tuple[Sequence[dict[str, Any]], Sequence[str]]:
         found: list[dict[str, Any]] = []
         marks: list[str] = []
         for call in calls:
-            told: Any = {name: call[name] for name in _OF_ARGUMENTS if name in call}
             if self.keeps("tool_arguments", call.get("name")):
-                told, more = self._value(told)
+                told, more = self._fields({name: call[name] for name in _OF_ARGUMENTS if name in call})
             else:
-                told, more = {**dict.fromkeys(told), "args": {}}, ("withheld:arguments",)
+                told = {"args": None, "error": None} if call.get("type") == "invalid_tool_call" else {"args": {}}
+                more = ("withheld:arguments",)
             found.append({**call, **told})
             marks += more
         return found, marks
