@@ -52,7 +52,7 @@ def _describe(message: BaseMessage, checkpoint_ns: str, new_id: NewId, fields: d
     return MessageSeen(
         message_id=str(message.id or new_id()),
         role=role,
-        text=str(message.content) if is_text else str(message.text),
+        text=(str(message.content) if is_text else str(message.text)) or _said_otherwise(message),
         content=content,
         name=message.name,
         tool_calls=tool_calls_of(message),
@@ -78,6 +78,14 @@ def _extra_of(message: BaseMessage) -> tuple[dict[str, Any] | None, list[FileSee
         found["status"] = "error"
     (extra,), files = take_out([{name: fields for name, fields in found.items() if fields}])
     return extra or None, files
+
+
+def _said_otherwise(message: BaseMessage) -> str:
+    """What a message without text says: that the model refuses, or what it said aloud."""
+    parts = [message.additional_kwargs, message.additional_kwargs.get("audio")]
+    parts += message.content if isinstance(message.content, list) else ()
+    texts = (part.get(name) for part in parts if isinstance(part, Mapping) for name in ("refusal", "transcript"))
+    return "\n".join(text for text in texts if isinstance(text, str))
 
 
 def role_of(message: BaseMessage) -> str | None:
@@ -131,8 +139,12 @@ def to_message(given: BaseMessage | Mapping[str, Any]) -> BaseMessage:
         return ToolMessage(content, tool_call_id=call_id, status=status, **fields)
     if role == "assistant":
         asked = given.get("tool_calls") or ()
-        calls, invalid = parse_calls(asked if isinstance(asked, (list, tuple)) else [asked])
-        return AIMessage(content, tool_calls=calls, invalid_tool_calls=invalid, **fields)
+        asked = list(asked) if isinstance(asked, (list, tuple)) else [asked]
+        if isinstance(function := given.get("function_call"), Mapping):  # it has no id, and its answer has its name
+            asked.append({"id": function.get("name"), "function": function})
+        calls, invalid = parse_calls(asked)
+        more = {name: given[name] for name in ("refusal", "audio") if given.get(name)}
+        return AIMessage(content, tool_calls=calls, invalid_tool_calls=invalid, additional_kwargs=more, **fields)
     return (SystemMessage if role == "system" else HumanMessage)(content, **fields)
 
 
