@@ -170,6 +170,7 @@ class Message(Record):
     output_tokens: int | None = None
     status: Literal["complete", "incomplete"] = "complete"  # incomplete: cut off while it was streamed
     checkpoint_ns: str = ""
+    extra: dict[str, Any] | None = None  # more of LangChain's fields: `usage_metadata`, `status` of a tool's failure …
     marks: tuple[str, ...] = ()  # "aside": said by a model, in no state; "redacted:emails", "unknown:role" …
     created_at: datetime
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 from langchain_core.chat_history import BaseChatMessageHistory
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
@@ -76,13 +77,20 @@ class SessionHistory(BaseChatMessageHistory):
         self._storage.append(visit, self._recorder.journal.keeping.entries([history]))
 
     def _message(self, message: Message) -> BaseMessage:
-        content = put_back(message.content, partial(self._storage.get_file, self._session_id))
-        said = message.text if content is None else content
-        if message.role == "assistant":
-            calls = [call for call in message.tool_calls if call.get("type") != "invalid_tool_call"]
-            return AIMessage(said, id=message.message_id, name=message.name, tool_calls=calls)
-        if message.role == "tool":
-            call_id = message.tool_call_id or ""
-            return ToolMessage(said, id=message.message_id, name=message.name, tool_call_id=call_id)
-        kind = SystemMessage if message.role == "system" else HumanMessage
-        return kind(said, id=message.message_id, name=message.name)
+        content, extra = put_back([message.content, message.extra], partial(self._storage.get_file, self._session_id))
+        told = _plain(message, message.text if content is None else content)
+        return told.model_copy(update=extra) if extra else told  # as it is recorded, be it valid or not
+
+
+def _plain(message: Message, said: Any) -> BaseMessage:
+    """The message by what the record has columns for."""
+    if message.role == "assistant":
+        valid = [call for call in message.tool_calls if call.get("type") != "invalid_tool_call"]
+        invalid = [call for call in message.tool_calls if call.get("type") == "invalid_tool_call"]
+        asking = AIMessage(said, id=message.message_id, name=message.name, tool_calls=valid)
+        return asking.model_copy(update={"invalid_tool_calls": invalid}) if invalid else asking
+    if message.role == "tool":
+        call_id = message.tool_call_id or ""
+        return ToolMessage(said, id=message.message_id, name=message.name, tool_call_id=call_id)
+    kind = SystemMessage if message.role == "system" else HumanMessage
+    return kind(said, id=message.message_id, name=message.name)

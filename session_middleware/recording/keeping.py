@@ -7,6 +7,7 @@ Live state is not touched. What was taken out of a row is told in its `marks`: `
 from __future__ import annotations
 
 import re
+import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain, count
 from typing import Any
@@ -17,7 +18,9 @@ from session_middleware.storage.seen import Entry, HistorySeen, MessageSeen, Mod
 
 Detector = Callable[[str], str]
 
-HELD_BACK = 256  # characters at the end of a text that is still streamed: one of the secrets may be half there
+_HELD_BACK = 256  # characters at the end of a text that is still streamed, for functions of the user's
+_OF_NUMBERS = string.digits + " -"
+_OF_WORDS = string.ascii_letters + string.digits + "_.+%@~/=-"  # of addresses and keys
 
 _EMAIL = re.compile(r"[\w.+%-]+@[\w-]+(?:\.[\w-]+)*\.[A-Za-z]{2,}")
 _KEY = re.compile(
@@ -66,9 +69,12 @@ class Keeping:
         self._record = record
         self._tell = tell
 
-    @property
-    def redacts(self) -> bool:
-        return bool(self._detectors)
+    def begun(self, text: str, *, cut_off: bool) -> str:
+        """What may be kept of a text that is still streamed, or was cut off: not what a secret may begin with."""
+        if not self._detectors:
+            return text
+        text = text if cut_off else text[:-_HELD_BACK]
+        return min(text.rstrip(_OF_NUMBERS), text.rstrip(_OF_WORDS), key=len)
 
     def keeps(self, kind: str, tool: str | None = None) -> bool:
         """Whether one of `RECORDED` is kept; of a tool whose name is not known, if it is of every tool."""
@@ -112,23 +118,36 @@ class Keeping:
 
     def _message(self, message: MessageSeen) -> MessageSeen:
         if message.role == "tool" and not self.keeps("tool_results", message.name):
-            return message._replace(text="", content=None, files=(), marks=(*message.marks, "withheld:result"))
+            extra = {"status": "error"} if message.tool_error else None
+            left = message._replace(text="", content=None, extra=extra, files=())
+            return left._replace(marks=(*message.marks, "withheld:result"))
         text, marks = self._text(message.text)
         content, more = self._value(message.content)
         calls, others = self._calls(message.tool_calls)
         name, of_name = self._text(message.name)
-        marks = tuple(dict.fromkeys((*message.marks, *marks, *more, *others, *of_name)))
-        return message._replace(text=text or "", content=content, tool_calls=calls, name=name, marks=marks)
+        extra, of_extra = self._fields(message.extra or {})
+        marks = tuple(dict.fromkeys((*message.marks, *marks, *more, *others, *of_name, *of_extra)))
+        kept = message._replace(text=text or "", content=content, tool_calls=calls, name=name)
+        return kept._replace(extra=extra or None, marks=marks)
+
+    def _fields(self, fields: Mapping[str, Any]) -> tuple[dict[str, Any], Sequence[str]]:
+        """The values of a message's fields redacted; their names, and whether a tool failed, are nobody's words."""
+        found: dict[str, Any] = {}
+        marks: list[str] = []
+        for name, value in fields.items():
+            found[name], more = (value, ()) if name == "status" else self._value(value)
+            marks += more
+        return found, marks
 
     def _calls(self, calls: Sequence[dict[str, Any]]) -> tuple[Sequence[dict[str, Any]], Sequence[str]]:
         found: list[dict[str, Any]] = []
         marks: list[str] = []
         for call in calls:
-            told: Any = {name: call[name] for name in _OF_ARGUMENTS if name in call}
             if self.keeps("tool_arguments", call.get("name")):
-                told, more = self._value(told)
+                told, more = self._fields({name: call[name] for name in _OF_ARGUMENTS if name in call})
             else:
-                told, more = {**dict.fromkeys(told), "args": {}}, ("withheld:arguments",)
+                told = {"args": None, "error": None} if call.get("type") == "invalid_tool_call" else {"args": {}}
+                more = ("withheld:arguments",)
             found.append({**call, **told})
             marks += more
         return found, marks

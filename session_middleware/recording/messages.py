@@ -26,6 +26,8 @@ _ROLES = {
     "assistant": "assistant",
     "developer": "system",
 }
+_EXTRA = ("additional_kwargs", "response_metadata", "usage_metadata")
+_ASKING = ("tool_calls", "function_call")
 _DEPTH = 3  # how far below a node's input or output messages are looked for
 
 
@@ -39,6 +41,7 @@ def describe(
 def _describe(message: BaseMessage, checkpoint_ns: str, new_id: NewId, fields: dict[str, Any]) -> MessageSeen:
     is_text = isinstance(message.content, str)
     content, files = (None, []) if is_text else take_out(message.content)
+    extra, more_files = _extra_of(message)
     metadata = message.response_metadata if isinstance(message.response_metadata, dict) else {}
     tokens, marks = count_tokens(message.usage_metadata if isinstance(message, AIMessage) else None)
     role = role_of(message)
@@ -49,20 +52,40 @@ def _describe(message: BaseMessage, checkpoint_ns: str, new_id: NewId, fields: d
     return MessageSeen(
         message_id=str(message.id or new_id()),
         role=role,
-        text=str(message.content) if is_text else str(message.text),
+        text=(str(message.content) if is_text else str(message.text)) or _said_otherwise(message),
         content=content,
         name=message.name,
         tool_calls=tool_calls_of(message),
         tool_call_id=str(message.tool_call_id) if isinstance(message, ToolMessage) else None,
         tool_error=isinstance(message, ToolMessage) and message.status == "error",
+        extra=extra,
         model=metadata.get("model_name") or metadata.get("model"),
         input_tokens=tokens.input,
         output_tokens=tokens.output,
         checkpoint_ns=checkpoint_ns,
         minted=not message.id,
         marks=marks,
-        files=files,
+        files=[*files, *more_files],
     )._replace(**fields)
+
+
+def _extra_of(message: BaseMessage) -> tuple[dict[str, Any] | None, list[FileSeen]]:
+    """The fields of a message that say something beside what the record has columns for, and the files in them."""
+    found = {name: fields for name in _EXTRA if (fields := getattr(message, name, None))}
+    if isinstance(raw := found.get("additional_kwargs"), dict):  # what is asked for in it is told by `tool_calls_of`
+        found["additional_kwargs"] = {name: part for name, part in raw.items() if name not in _ASKING}
+    if getattr(message, "status", None) == "error":
+        found["status"] = "error"
+    (extra,), files = take_out([{name: fields for name, fields in found.items() if fields}])
+    return extra or None, files
+
+
+def _said_otherwise(message: BaseMessage) -> str:
+    """What a message without text says: that the model refuses, or what it said aloud."""
+    parts = [message.additional_kwargs, message.additional_kwargs.get("audio")]
+    parts += message.content if isinstance(message.content, list) else ()
+    texts = (part.get(name) for part in parts if isinstance(part, Mapping) for name in ("refusal", "transcript"))
+    return "\n".join(text for text in texts if isinstance(text, str))
 
 
 def role_of(message: BaseMessage) -> str | None:
@@ -116,8 +139,12 @@ def to_message(given: BaseMessage | Mapping[str, Any]) -> BaseMessage:
         return ToolMessage(content, tool_call_id=call_id, status=status, **fields)
     if role == "assistant":
         asked = given.get("tool_calls") or ()
-        calls, invalid = parse_calls(asked if isinstance(asked, (list, tuple)) else [asked])
-        return AIMessage(content, tool_calls=calls, invalid_tool_calls=invalid, **fields)
+        asked = list(asked) if isinstance(asked, (list, tuple)) else [asked]
+        if isinstance(function := given.get("function_call"), Mapping):  # it has no id, and its answer has its name
+            asked.append({"id": function.get("name"), "function": function})
+        calls, invalid = parse_calls(asked)
+        more = {name: given[name] for name in ("refusal", "audio") if given.get(name)}
+        return AIMessage(content, tool_calls=calls, invalid_tool_calls=invalid, additional_kwargs=more, **fields)
     return (SystemMessage if role == "system" else HumanMessage)(content, **fields)
 
 

@@ -19,7 +19,6 @@ from langchain_core.messages import AIMessage, BaseMessage
 
 from session_middleware.model import Clock, NewId
 from session_middleware.recording.journal import Journal
-from session_middleware.recording.keeping import HELD_BACK
 from session_middleware.recording.messages import count_tokens, describe
 from session_middleware.recording.prices import Tokens, cost_of, load
 from session_middleware.recording.trace import Asked, Trace, namespace_of, since
@@ -78,20 +77,20 @@ class Models:
     def _flush(self, asked: Asked) -> None:
         """Write down what has been streamed so far."""
         asked.timer = None
-        text = asked.text
-        if self._journal.keeping.redacts:
-            text = text[: max(text.rfind(" ", 0, max(len(text) - HELD_BACK, 0)), 0)]
-        if asked.done or not text:
+        seen = self._incomplete(asked, cut_off=False)
+        if asked.done or not seen:
             return
         try:
-            self._journal.keep(asked.trace.visit, [self._incomplete(asked, text)])
+            self._journal.keep(asked.trace.visit, seen)
             asked.flushed = True
             self._journal.flush(asked.trace.visit)
         except Exception as error:  # noqa: BLE001  # nobody waits for this, and a fault here must not break a run
             self._journal.fault(error)
 
-    def _incomplete(self, asked: Asked, text: str) -> MessageSeen:
-        return MessageSeen(
+    def _incomplete(self, asked: Asked, *, cut_off: bool) -> list[MessageSeen]:
+        """What is kept of what has been said so far, if anything is."""
+        text = self._journal.keeping.begun(asked.text, cut_off=cut_off)
+        seen = MessageSeen(
             message_id=str(asked.message_id),
             role="assistant",
             text=text,
@@ -99,6 +98,7 @@ class Models:
             checkpoint_ns=asked.namespace,
             complete=False,
         )
+        return [seen] if text else []
 
     # Ends
 
@@ -129,8 +129,7 @@ class Models:
         asked = self._finish(trace, run_id)
         if asked is None:
             return
-        if asked.text:
-            self._journal.keep(trace.visit, [self._incomplete(asked, asked.text)])
+        self._journal.keep(trace.visit, self._incomplete(asked, cut_off=True))
         self._journal.keep(trace.visit, [_call(asked, Tokens(), asked.model, error=error)])
         self._journal.flush(trace.visit)
 
@@ -139,7 +138,7 @@ class Models:
         for run_id in list(trace.models):
             asked = self._finish(trace, run_id)
             if asked is not None and asked.text:
-                self._journal.keep(trace.visit, [self._incomplete(asked, asked.text)])
+                self._journal.keep(trace.visit, self._incomplete(asked, cut_off=True))
                 self._journal.keep(trace.visit, [_call(asked, Tokens(), asked.model, error="cut off")])
 
     def _finish(self, trace: Trace, run_id: UUID) -> Asked | None:

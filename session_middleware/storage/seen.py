@@ -34,6 +34,7 @@ class MessageSeen(NamedTuple):
     tool_calls: Sequence[dict[str, Any]] = ()
     tool_call_id: str | None = None
     tool_error: bool = False  # a tool message that reports a failure
+    extra: dict[str, Any] | None = None  # more fields of the message, by their names; `status` where a tool failed
     model: str | None = None
     input_tokens: int | None = None
     output_tokens: int | None = None

@@ -66,7 +66,7 @@ def test_the_error_of_a_call_that_could_not_be_parsed_quotes_its_arguments_and_i
     (kept,) = only(keeping(redact="emails"), MessageSeen("1", "assistant", "", tool_calls=[call])).tool_calls
     assert (kept["args"], kept["error"]) == ("{[redacted email]", "no JSON: {[redacted email]")
     (kept,) = only(keeping(record=["messages"]), MessageSeen("1", "assistant", "", tool_calls=[call])).tool_calls
-    assert (kept["args"], kept["error"]) == ({}, None)
+    assert (kept["args"], kept["error"]) == (None, None)
 
 
 def test_a_function_of_ones_own_redacts_and_one_that_fails_keeps_nothing() -> None:

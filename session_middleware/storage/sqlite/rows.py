@@ -16,7 +16,7 @@ V = TypeVar("V", bound=Value)
 
 _JSON_COLUMNS = frozenset(
     {"tags", "metadata", "context", "client", "content", "tool_calls", "arguments", "result", "artifact"}
-    | {"marks", "detail", "pinned"}
+    | {"marks", "detail", "pinned", "extra"}
 )
 
 

@@ -178,6 +178,7 @@ _TABLES = (
         output_tokens INTEGER,
         status TEXT NOT NULL DEFAULT 'complete',
         checkpoint_ns TEXT NOT NULL DEFAULT '',
+        extra TEXT,
         marks TEXT,
         created_at TEXT NOT NULL,
         UNIQUE (session_id, seq),

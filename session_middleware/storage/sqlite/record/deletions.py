@@ -22,7 +22,7 @@ def delete_message(connection: sqlite3.Connection, session_id: str, message_id: 
     marked = indexing.mark(connection)
     rows = connection.execute(
         "DELETE FROM messages WHERE session_id = ? AND message_id = ?"
-        " RETURNING version, content, input_tokens, output_tokens",
+        " RETURNING version, COALESCE(content, '') || COALESCE(extra, ''), input_tokens, output_tokens",
         (session_id, message_id),
     ).fetchall()
     if not rows:
@@ -36,7 +36,7 @@ def delete_message(connection: sqlite3.Connection, session_id: str, message_id: 
     connection.execute(
         "DELETE FROM conversation_items WHERE session_id = ? AND message_id = ?", (session_id, message_id)
     )
-    _delete_files(connection, session_id, {name for _, content, *_ in rows for name in _HASH.findall(content or "")})
+    _delete_files(connection, session_id, {name for _, content, *_ in rows for name in _HASH.findall(content)})
     memories.refresh(connection, now)
     indexing.set_mark(connection, marked)  # the message it was on may be the one
     events.append(
@@ -50,7 +50,8 @@ def _delete_files(connection: sqlite3.Connection, session_id: str, names: Iterab
     for name in names:
         connection.execute(
             "DELETE FROM files WHERE session_id = ?1 AND hash = ?2"
-            " AND NOT EXISTS (SELECT 1 FROM messages WHERE session_id = ?1 AND instr(content, ?2))"
+            " AND NOT EXISTS (SELECT 1 FROM messages WHERE session_id = ?1"
+            " AND (instr(content, ?2) OR instr(extra, ?2)))"
             " AND NOT EXISTS (SELECT 1 FROM tool_calls WHERE session_id = ?1"
             " AND (instr(result, ?2) OR instr(artifact, ?2) OR instr(arguments, ?2)))",
             (session_id, name),

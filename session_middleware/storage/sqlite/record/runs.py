@@ -171,9 +171,9 @@ _SHIFT = "(SELECT last_seq FROM sessions WHERE id = :to)"
 _COPY = (
     f"""
     INSERT INTO messages (session_id, seq, message_id, version, replaced_by, branch, place, role, name, text, content,
-    tool_calls, tool_call_id, model, status, checkpoint_ns, marks, created_at)
+    tool_calls, tool_call_id, model, status, checkpoint_ns, extra, marks, created_at)
     SELECT :to, seq + {_SHIFT}, message_id, version, replaced_by + {_SHIFT}, branch, place + {_SHIFT}, role, name, text,
-    content, tool_calls, tool_call_id, model, status, checkpoint_ns, marks, created_at
+    content, tool_calls, tool_call_id, model, status, checkpoint_ns, extra, marks, created_at
     FROM messages WHERE session_id = :source ORDER BY seq
     """,
     f"""
@@ -188,7 +188,8 @@ _COPY = (
     """
     INSERT INTO files (session_id, hash, media_type, data)
     SELECT :to, hash, media_type, data FROM files AS own WHERE session_id = :source
-    AND EXISTS (SELECT 1 FROM messages WHERE session_id = :source AND instr(content, own.hash))
+    AND EXISTS (SELECT 1 FROM messages WHERE session_id = :source
+    AND (instr(content, own.hash) OR instr(extra, own.hash)))
     """,
     f"UPDATE checkpoints SET seq = seq + {_SHIFT} WHERE session_id = :to",
     """

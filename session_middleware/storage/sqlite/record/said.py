@@ -152,10 +152,10 @@ class _Appending:
     def _complete(self, message: MessageSeen, words: tuple[Any, ...], here: _Row) -> None:
         self._connection.execute(
             "UPDATE messages SET role = ?, text = ?, content = ?, tool_calls = ?, name = ?, model = ?,"
-            " input_tokens = ?, output_tokens = ?, status = ?, checkpoint_ns = ?, marks = ?"
+            " input_tokens = ?, output_tokens = ?, status = ?, checkpoint_ns = ?, extra = ?, marks = ?"
             " WHERE session_id = ? AND seq = ?",
             (*words, message.name, message.model, message.input_tokens, message.output_tokens, _status(message))
-            + (message.checkpoint_ns, _marks(message), self._visit.session_id, here.seq),
+            + (message.checkpoint_ns, to_json(message.extra), _marks(message), self._visit.session_id, here.seq),
         )
         status = _status(message)
         self._tally.rows[message.message_id] = here.seq
@@ -181,7 +181,8 @@ class _Appending:
         self._new.append(
             (self._visit.session_id, seq, row.place, self._visit.run_id, message.message_id, version, self._branch)
             + (*words, message.name, message.tool_call_id, message.model, message.input_tokens, message.output_tokens)
-            + (row.status, message.checkpoint_ns, _marks(message), to_text(message.created_at or self._now))
+            + (row.status, message.checkpoint_ns, to_json(message.extra), _marks(message))
+            + (to_text(message.created_at or self._now),)
         )
         if replaces is not None and replaces.branch == self._branch:
             self._connection.execute(
@@ -252,7 +253,7 @@ _TEXTS = ("message_id", "role", "text", "name", "tool_call_id", "model", "checkp
 _COLUMNS = (
     *("session_id", "seq", "place", "run_id", "message_id", "version", "branch", "role", "text", "content"),
     *("tool_calls", "name", "tool_call_id", "model", "input_tokens", "output_tokens", "status", "checkpoint_ns"),
-    *("marks", "created_at"),
+    *("extra", "marks", "created_at"),
 )
 
 

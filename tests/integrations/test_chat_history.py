@@ -1,0 +1,101 @@
+"""A session as a chat history: what comes back is what was added, for a model to go on from."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
+
+from session_middleware import Sessions
+from tests.integrations import agents
+from tests.integrations.agents import human
+
+CALL = {"name": "f", "args": {}, "id": "1", "type": "tool_call"}
+INVALID = {"name": "g", "args": "{bad", "id": "2", "error": "no JSON", "type": "invalid_tool_call"}
+USAGE = {"input_tokens": 3, "output_tokens": 2, "total_tokens": 5, "input_token_details": {"cache_read": 1}}
+TURN: list[BaseMessage] = [
+    HumanMessage("q", id="q", additional_kwargs={"sent_by": "phone"}),
+    AIMessage("", id="asks", tool_calls=[CALL], invalid_tool_calls=[INVALID]),
+    ToolMessage("no such thing", id="fails", tool_call_id="1", status="error"),
+    AIMessage(
+        [{"type": "reasoning", "summary": []}, {"type": "text", "text": "x"}],
+        id="answers",
+        additional_kwargs={"signature": "s"},
+        response_metadata={"model_name": "m", "finish_reason": "stop"},
+        usage_metadata=USAGE,  # type: ignore[arg-type]
+    ),
+]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "sessions.db"
+
+
+@pytest.fixture
+def sessions(path: Path) -> Iterator[Sessions]:
+    with Sessions(path) as sessions:
+        yield sessions
+        assert sessions.recorder.faults == 0
+
+
+def test_what_was_added_comes_back_with_all_of_its_fields(sessions: Sessions) -> None:
+    history = sessions.open("t").history()
+    history.add_messages(TURN)
+    assert history.messages == TURN
+    history.add_messages(TURN)
+    assert history.messages == TURN
+
+
+def test_a_model_is_never_told_that_a_failed_call_succeeded(sessions: Sessions) -> None:
+    sessions.attach(agents.tool_graph()).invoke(human("fail tea"), sessions.config("graph"))
+    sessions.open("dict").add({"role": "tool", "content": "boom", "tool_call_id": "c", "status": "error"})
+    for session_id in ("graph", "dict"):
+        answers = [m for m in sessions.open(session_id).history().messages if isinstance(m, ToolMessage)]
+        assert [answer.status for answer in answers] == ["error"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"redact": str.upper}, {"record": ["messages"]}, {"redact": lambda text: "…", "record": {"f": ["messages"]}}],
+)
+def test_whether_a_call_failed_or_could_not_be_parsed_is_told_whatever_is_kept_of_it(path: Path, settings: Any) -> None:
+    with Sessions(path, **settings) as sessions:
+        history = sessions.open("t").history()
+        history.add_messages(TURN)
+        _, asks, fails, _ = history.messages
+        assert isinstance(asks, AIMessage)
+        assert isinstance(fails, ToolMessage)
+        assert fails.status == "error"
+        assert [(len(asks.tool_calls), len(asks.invalid_tool_calls))] == [(1, 1)]
+
+
+def test_the_words_in_a_messages_other_fields_are_redacted_and_its_calls_are_not_kept_twice(path: Path) -> None:
+    raw = {"id": "c", "type": "function", "function": {"name": "mail", "arguments": '{"to": "a@b.com"}'}}
+    said = AIMessage("", additional_kwargs={"reasoning": "to a@b.com", "tool_calls": [raw]})
+    with Sessions(path, redact=["emails"], record=["messages"]) as sessions:
+        session = sessions.open("t")
+        session.add(said)
+        (kept,) = session.history().messages
+        assert kept.additional_kwargs == {"reasoning": "to [redacted email]"}
+        assert "a@b.com" not in repr(session.messages())
+
+
+def test_sound_in_a_messages_other_fields_is_stored_once_comes_back_and_goes_with_it(sessions: Sessions) -> None:
+    sound = {"id": "a", "data": base64.b64encode(b"what was spoken" * 20).decode(), "transcript": "hello"}
+    session = sessions.open("t")
+    for name in ("first", "second"):
+        session.add(AIMessage("", id=name, additional_kwargs={"audio": sound}))
+    assert [m.additional_kwargs["audio"] for m in session.history().messages] == [sound, sound]
+    name = session.messages()[0].extra["additional_kwargs"]["audio"]["data"]  # type: ignore[index]
+    sessions.copy("t", "copy")
+    assert sessions.get("copy").history().messages[1].additional_kwargs["audio"] == sound
+    assert session.delete_message("first") == 1
+    assert session.history().messages[0].additional_kwargs["audio"] == sound
+    session.delete_message("second")
+    assert name.startswith("sha256:")
+    assert sessions._storage.get_file("t", name) is None
