@@ -36,6 +36,7 @@ class Parts:
     offload: Offload
     pulse: Pulse
     visits: Visits
+    turns: Turns
     recorder: SessionRecorder
     repairs: Repairs
     checkpointer: SessionSaver
@@ -61,12 +62,13 @@ def assemble(settings: SessionSettings, serde: SerializerProtocol, *, clock: Clo
     pulse = Pulse(storage, at_once=settings.on_busy != "allow")
     visits = Visits(pulse, tracking=settings.tracking)
     recorder = _recorder(settings, storage, offload, visits, clock=clock, new_id=new_id)
+    turns = _turns(settings, storage, offload, pulse, visits, recorder)
     repairs = Repairs(storage, new_id=new_id, on_input=settings.repair == "auto")
     checkpointer = SessionSaver(
         storage,
         offload,
         visits,
-        _turns(settings, storage, offload, pulse, visits, recorder),
+        turns,
         serde=serde,
         witness=CheckpointWitness(recorder.journal, new_id=new_id),
         settle=recorder.drain,
@@ -76,7 +78,7 @@ def assemble(settings: SessionSettings, serde: SerializerProtocol, *, clock: Clo
     memory = MemoryParts(storage, offload, clock=clock, new_id=new_id, embedder=embedder, settle=recorder.drain)
     hooks, resources = Hooks(storage), Resources(offload, limit=settings.max_open_resources)
     return Parts(
-        *(settings, clock, new_id, storage, offload, pulse, visits),
+        *(settings, clock, new_id, storage, offload, pulse, visits, turns),
         *(recorder, repairs, checkpointer, memory, hooks, resources),
     )
 

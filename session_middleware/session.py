@@ -37,9 +37,12 @@ class Session(LivingSession):
     @classmethod
     def of(cls, info: SessionInfo, parts: Parts) -> Self:
         session = super().of(info, parts)
-        owner = session.acting
         session._loop = Loop(
-            parts.storage, parts.offload, parts.recorder.journal, info.id, owner, parts.new_id, info.incarnation
+            *(parts.storage, parts.offload, parts.recorder.journal, parts.visits, parts.turns),
+            session_id=info.id,
+            owner=session.acting,
+            new_id=parts.new_id,
+            incarnation=info.incarnation,
         )
         return session
 
@@ -215,23 +218,30 @@ class Session(LivingSession):
     # Recording by hand
 
     def __enter__(self) -> Self:
-        """Begin a run; it ends with the block, and has failed if that raises. All that was recorded stays."""
-        self._loop.begin()
+        """Begin a run; it ends with the block, and has failed if that raises. All that was recorded stays.
+
+        A block inside it is part of the run. One that another task or thread enters beside it is a run
+        of its own, as `on_busy` allows.
+
+        Raises:
+            SessionBusy: another run is in progress, and the setting ``on_busy`` is not ``"allow"``.
+        """
+        self._loop.blocks.enter()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._loop.end(error)
+        self._loop.blocks.leave(error)
 
     async def __aenter__(self) -> Self:
-        await self._offload.run(self._loop.begin)
+        await self._loop.blocks.aenter()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._offload.run(self._loop.end, error)
+        await self._loop.blocks.aleave(error)
 
     def add(self, message: Sayable, at: datetime | None = None) -> Message:
         """Record a message: LangChain's, or a dict in OpenAI's format. `at` is when it was said, if not now.

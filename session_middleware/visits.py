@@ -107,6 +107,10 @@ class Visits:
         """A run was announced; it is in progress until `end`."""
         with self._lock:
             self._unclaimed.setdefault(visit.session_id, []).append(visit)
+        self.keep_alive(visit)
+
+    def keep_alive(self, visit: Visit) -> None:
+        """Have a run, whose end will be told, known to live until `end`."""
         if visit.lease is not None:
             visit.lease.is_told = self._tracking
             self._pulse.begin(visit)

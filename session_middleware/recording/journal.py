@@ -64,11 +64,16 @@ class Journal:
         """Have these written by the next operation of the visit."""
         if not self._tracking or not entries:
             return
-        visit.tell = self.fault
-        visit.entries.extend(self.keeping.entries(entries))
+        self.leave(visit, entries)
         self._open[id(visit)] = visit
         if len(self._open) > _REMEMBERED:
             self._open = {key: each for key, each in list(self._open.items()) if each.entries}
+
+    def leave(self, visit: Visit, entries: Sequence[Entry]) -> None:
+        """Have these written by an operation of the visit, if there is one still: nobody waits for it."""
+        if self._tracking:
+            visit.tell = self.fault
+            visit.entries.extend(self.keeping.entries(entries))
 
     def flush(self, visit: Visit) -> None:
         """Write what was kept; on an event loop hand it over, and do not wait for it."""

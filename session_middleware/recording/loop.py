@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, TypeAlias, TypeVar, cast
 
 from langchain_core.messages import BaseMessage
@@ -19,26 +20,32 @@ from langchain_core.messages import BaseMessage
 from session_middleware.model import CALL_STATUSES, Identity, Message, NewId
 from session_middleware.names import check_choice
 from session_middleware.recording.align import align
+from session_middleware.recording.blocks import Blocks
 from session_middleware.recording.journal import Journal
 from session_middleware.recording.messages import describe, outcome_of, to_message
 from session_middleware.recording.trace import sentence, since
 from session_middleware.storage.offload import Offload
 from session_middleware.storage.port import Storage
-from session_middleware.storage.seen import Entry, HistorySeen, RunEnd, ToolEnd, ToolStart
+from session_middleware.storage.seen import Entry, HistorySeen, ToolEnd, ToolStart
 from session_middleware.storage.visit import Visit
+from session_middleware.turns import Turns
+from session_middleware.visits import Visits
 
 Sayable: TypeAlias = BaseMessage | Mapping[str, Any]
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Loop:
-    """One session, as a hand-written loop records it; between `begin` and `end` that is a run."""
+    """One session, as a hand-written loop records it; inside of one of its `blocks` that is a run."""
 
     def __init__(
         self,
         storage: Storage,
         offload: Offload,
         journal: Journal,
+        visits: Visits,
+        turns: Turns,
+        *,
         session_id: str,
         owner: Identity,
         new_id: NewId,
@@ -51,21 +58,8 @@ class Loop:
         self._owner = owner
         self._new_id = new_id
         self._incarnation = incarnation
-        self._run: Visit | None = None
-        self._started = 0.0
-
-    def begin(self) -> None:
-        self._run, self._started = self._visit(self._new_id()), time.perf_counter()
-        self._storage.begin_run(self._run)
-
-    def end(self, error: BaseException | None) -> None:
-        """A run that ends with an exception has failed; what was recorded in it stays."""
-        run, self._run = self._run, None
-        if run is None:
-            return
-        outcome = "ok" if error is None else "error" if isinstance(error, Exception) else "interrupted"
-        told = None if error is None else sentence(error)
-        self._write([RunEnd(outcome, told, since(self._started))], run)
+        new_visit = partial(self._visit, is_run=True)
+        self.blocks = Blocks(storage, offload, journal, visits, turns, outside=self._visit(), new_visit=new_visit)
 
     def add(self, message: Sayable, at: datetime | None) -> Message:
         (seen,) = describe([to_message(message)], new_id=self._new_id, created_at=at)
@@ -169,14 +163,15 @@ class Loop:
             ._replace(name=start.name, files=found.files)
         )  # fmt: skip
 
-    def _visit(self, run_id: str | None) -> Visit:
+    def _visit(self, *, is_run: bool = False) -> Visit:
         """The session is open already: nobody is let in again."""
+        run_id = self._new_id() if is_run else None
         visit = Visit(self._session_id, self._owner, run_id=run_id, admitted=True, announced=True)
         visit.incarnation = self._incarnation
         return visit
 
-    def _write(self, entries: Sequence[Entry], visit: Visit | None = None) -> None:
-        self._storage.append(visit or self._run or self._visit(None), self._journal.keeping.entries(entries))
+    def _write(self, entries: Sequence[Entry]) -> None:
+        self._storage.append(self.blocks.visit or self._visit(), self._journal.keeping.entries(entries))
 
     def _write_anyhow(self, entries: Sequence[Entry]) -> None:
         try:

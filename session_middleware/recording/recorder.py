@@ -196,11 +196,15 @@ class SessionRecorder(GraphCallbackHandler):
         self._visits.end(trace.visit)
         for run_id in [run_id for run_id, other in list(self._traces.items()) if other is trace]:
             self._traces.pop(run_id, None)  # what was cancelled in it never said that it ended
-        if trace.begun or trace.visit.admitted:
+        visit, end = trace.visit, RunEnd(outcome, error, since(trace.started), cut_off=bool(trace.tools))
+        if trace.begun or visit.admitted:
             self._models.cut_off(trace)
-            end = RunEnd(outcome, error, since(trace.started), cut_off=bool(trace.tools))
-            self.journal.keep(trace.visit, [*trace.take_said(None), end])
-            self.journal.flush(trace.visit)
+            self.journal.keep(visit, [*trace.take_said(None), end])
+            self.journal.flush(visit)
+            return
+        self.journal.leave(visit, [end])  # it was cancelled, and what a thread still writes of it may let it in
+        if visit.admitted:
+            self.journal.flush(visit)
 
     # Messages
 
