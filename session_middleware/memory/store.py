@@ -41,18 +41,14 @@ Gotten: TypeAlias = dict[tuple[Namespace, str], StoredMemory | None]
 
 
 def running_owners() -> Owners | None:
-    """Whose memories the running graph may use, by its config; ``None`` outside a graph.
-
-    A config that names nobody, neither thread nor user nor group, guards nothing and counts as outside.
-    """
+    """Whose memories the running graph may use, by its config: if it names nobody, nobody's. ``None``: no graph runs."""
     try:
         configurable = get_config().get("configurable") or {}
     except RuntimeError:  # LangGraph's way to say that nothing runs here
         return None
     identity, thread_id = identity_of(configurable), configurable.get("thread_id")
     session = None if thread_id is None else str(thread_id)
-    owners = Owners(session, identity.user_id, identity.group_id, identity.groups)
-    return None if owners == Owners() else owners
+    return Owners(session, identity.user_id, identity.group_id, identity.groups)
 
 
 class SessionStore(BaseStore):

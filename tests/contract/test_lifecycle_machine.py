@@ -41,6 +41,14 @@ class Model:
             return "expired"
         return "idle" if now - self.last_active >= IDLE_AFTER else "active"
 
+    def expire(self, now: datetime) -> bool:
+        """Write down that it has expired, if it has and nobody did."""
+        is_due = self.stored == "active" and self.status(now) == "expired"
+        if is_due:
+            self.ended = min(self.last_active + IDLE_TIMEOUT, self.began + MAX_AGE)
+            self.stored = "expired"
+        return is_due
+
 
 class Machine(RuleBasedStateMachine):
     @initialize(
@@ -165,6 +173,8 @@ class Machine(RuleBasedStateMachine):
     def it_is_pinned_or_not(self, pinned: bool) -> None:
         assert self.model is not None
         self.storage.pin_session("t", Pin(at=self.clock()) if pinned else None, by=None)
+        if pinned:
+            self.model.expire(self.clock())  # what has expired stays so
         if self.model.pinned and not pinned:
             self.model.last_active = self.clock()
         self.model.pinned = pinned
@@ -181,9 +191,7 @@ class Machine(RuleBasedStateMachine):
         model = self.model
         if model is None or model.running or model.pinned:
             return
-        if model.stored == "active" and model.status(now) == "expired":
-            model.ended = min(model.last_active + IDLE_TIMEOUT, model.began + MAX_AGE)
-            model.stored = "expired"
+        if model.expire(now):
             if self.settings.on_expire == "delete":
                 self.model, self.was_deleted = None, True
         elif model.ended is not None and now >= model.ended + RETENTION:

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.runnables import RunnableConfig
+from langgraph.config import get_store
 from langgraph.graph import START, MessagesState, StateGraph
 
-from session_middleware import InvalidSettings, SessionAccessDenied, Sessions
+from session_middleware import InvalidSettings, MemoryAccessDenied, SessionAccessDenied, Sessions
 from tests import processes
 from tests.embeddings import SubjectEmbeddings
 
@@ -249,3 +250,18 @@ def test_a_search_marks_what_begins_as_its_last_word() -> None:
         assert [found.snippet for found in sessions.search("pean", marks=("<b>", "</b>"))] == [
             "No <b>peanuts</b>, please"
         ]
+
+
+def test_in_a_graph_that_names_nobody_the_store_gives_nobodys_memories(tmp_path: Path) -> None:
+    with Sessions(tmp_path / "s.db") as sessions:
+        sessions.store.put(("user", "alice"), "k", {"text": "secret"})
+
+        def look(state: MessagesState) -> dict[str, Any]:
+            store = get_store()
+            store.put(("app",), "k", {"text": "open to all"})
+            return {"messages": [AIMessage(str(store.search(("user", "alice"))))]}
+
+        graph = StateGraph(MessagesState).add_node("look", look).add_edge(START, "look").compile(store=sessions.store)
+        with pytest.raises(MemoryAccessDenied):
+            graph.invoke({"messages": "hi"})
+        assert sessions.store.get(("app",), "k") is not None

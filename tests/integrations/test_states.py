@@ -97,6 +97,20 @@ def test_what_cannot_follow_is_refused_naming_both_states(open_sessions: Open, c
         session.ping()
 
 
+@pytest.mark.parametrize("swept", [True, False])
+def test_one_that_has_expired_is_not_revived_by_a_pin(open_sessions: Open, clock: Clock, swept: bool) -> None:
+    sessions = open_sessions(on_expire="prune")
+    session = sessions.open("t")
+    clock.advance(hours=1)
+    if swept:
+        sessions.sweep()
+    session.pin("hold")
+    assert sessions.get("t").status == "expired"
+    session.unpin()
+    assert sessions.get("t").status == "expired"
+    assert [event.kind for event in session.events()] == ["opened", "expired", "pinned", "unpinned"]
+
+
 def test_a_session_that_is_ended_by_its_own_run_stays_ended(open_sessions: Open) -> None:
     from langgraph.graph import START, MessagesState, StateGraph
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from session_middleware import lifecycle
 from session_middleware.errors import SessionNotFound
-from session_middleware.model import Closed, Ended, Identity, SessionInfo, Status, to_text
+from session_middleware.model import Closed, Ended, Identity, Pin, SessionInfo, Status, to_text
 from session_middleware.storage.sqlite.lifecycle import events, leases, revocations, sessions, tombstones
 from session_middleware.storage.sqlite.lifecycle.tombstones import Tombstone
 from session_middleware.storage.sqlite.memory import memories
@@ -65,12 +65,36 @@ def expire(connection: sqlite3.Connection, session: SessionInfo, reason: str, at
     """Write down that a session has expired, and prune it where that is wanted."""
     if session.status not in ("active", "closing"):
         return
-    detail = {"last_active_at": to_text(session.last_active_at)}
-    _close(connection, session, "expired", reason, at, rules, detail=detail)
+    _close(connection, session, "expired", reason, at, rules, detail=_idle_since(session))
     if lifecycle.terms_of(session, rules.settings).on_expire == "prune":
         with suppress(blobs.Damaged):  # then all of it stays, and who reads it is told
             if pruning.prune(connection, session.id):
                 pieces.free_unused(connection, session.family_id, sessions.members(connection, session.family_id))
+
+
+def pin(
+    connection: sqlite3.Connection, session_id: str, given: Pin | None, rules: Rules, by: Identity | None
+) -> SessionInfo:
+    """Exempt a session from ending, or end that. One that has expired stays so, whether or not a sweep came."""
+    now = rules.clock()
+    session = sessions.get_for(connection, session_id, by, rules)
+    if given is None and session.pinned is None:
+        return session
+    due, status = lifecycle.expiry_of(session, rules.settings), lifecycle.status_at(session, rules.settings, now)
+    if due is not None and (session.status, status) == ("active", "expired"):
+        _close(connection, session, "expired", due.reason, due.at, rules, detail=_idle_since(session))
+    text = None if given is None else given.model_dump_json()
+    connection.execute("UPDATE sessions SET pinned = ? WHERE id = ?", (text, session_id))
+    detail = {"by": given.by} if given is not None else {}
+    events.append(connection, session_id, "pinned" if given else "unpinned", given.why if given else None, detail, now)
+    if given is None:  # it has been exempt until now
+        sessions.touch(connection, session_id, rules, now)
+    sessions.write_expiry(connection, session_id, rules)
+    return sessions.get(connection, session_id)
+
+
+def _idle_since(session: SessionInfo) -> dict[str, Any]:
+    return {"last_active_at": to_text(session.last_active_at)}
 
 
 def put_aside(connection: sqlite3.Connection, session: SessionInfo, rules: Rules, now: datetime) -> str:

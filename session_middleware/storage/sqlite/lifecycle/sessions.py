@@ -10,7 +10,7 @@ from typing import Any
 
 from session_middleware import lifecycle
 from session_middleware.errors import SessionNotFound
-from session_middleware.model import Identity, Pin, SessionInfo, to_text
+from session_middleware.model import Identity, SessionInfo, to_text
 from session_middleware.storage.port import SessionFilter
 from session_middleware.storage.sqlite.lifecycle import events, leases, revocations
 from session_middleware.storage.sqlite.rows import clean, to_json, value_of, values_of
@@ -88,23 +88,6 @@ def ping(connection: sqlite3.Connection, session_id: str, rules: Rules, by: Iden
     session = get_for(connection, session_id, by, rules)
     lifecycle.check_open(session_id, lifecycle.status_at(session, rules.settings, now))
     touch(connection, session_id, rules, now)
-    return get(connection, session_id)
-
-
-def pin(
-    connection: sqlite3.Connection, session_id: str, given: Pin | None, rules: Rules, by: Identity | None
-) -> SessionInfo:
-    now = rules.clock()
-    session = get_for(connection, session_id, by, rules)
-    if given is None and session.pinned is None:
-        return session
-    text = None if given is None else given.model_dump_json()
-    connection.execute("UPDATE sessions SET pinned = ? WHERE id = ?", (text, session_id))
-    detail = {"by": given.by} if given is not None else {}
-    events.append(connection, session_id, "pinned" if given else "unpinned", given.why if given else None, detail, now)
-    if given is None:  # it has been exempt until now
-        touch(connection, session_id, rules, now)
-    write_expiry(connection, session_id, rules)
     return get(connection, session_id)
 
 

@@ -176,7 +176,7 @@ class SqliteUpkeep:
         return self._database.write(lambda connection: sessions.ping(connection, session_id, self._rules, by))
 
     def pin_session(self, session_id: str, pin: Pin | None, *, by: Identity | None) -> SessionInfo:
-        return self._database.write(lambda connection: sessions.pin(connection, session_id, pin, self._rules, by))
+        return self._database.write(lambda connection: ends.pin(connection, session_id, pin, self._rules, by))
 
     def postpone(self, session_id: str, until: datetime) -> None:
         self._database.write(lambda connection: ends.postpone(connection, session_id, until, self._rules, self._now()))

@@ -54,12 +54,14 @@ def cosines(
 
 
 def unit(vector: Sequence[float]) -> Any:
-    """The vector as float32, of length one."""
+    """The vector as float32, of length one, however large or small its numbers are."""
     import numpy as np
 
-    found = np.asarray(vector, dtype="<f4")
-    length = float(np.linalg.norm(found))
-    return found / length if length else found
+    found = np.asarray(vector, dtype="<f8")
+    if largest := float(np.abs(found).max(initial=0.0)):
+        found = found / largest
+        found = found / np.linalg.norm(found)
+    return found.astype("<f4")
 
 
 # Making
