@@ -64,7 +64,7 @@ class Loop:
         if run is None:
             return
         outcome = "ok" if error is None else "error" if isinstance(error, Exception) else "interrupted"
-        told = None if error is None else sentence(error)
+        told = sentence(error) if error is not None and outcome == "error" else None
         self._write([RunEnd(outcome, told, since(self._started))], run)
 
     def add(self, message: Sayable, at: datetime | None) -> Message:
