@@ -278,3 +278,15 @@ def test_a_loop_that_is_cancelled_was_interrupted_and_has_no_error(
     with pytest.raises(type(error)), sessions.open("t"):
         raise error
     assert [(run.outcome, run.error) for run in sessions.get("t").runs()] == [(outcome, told)]
+
+
+def test_arguments_in_another_order_are_the_same_request(sessions: Sessions) -> None:
+    session, said = sessions.open("t"), [user("a"), asking("f", '{"x": 1, "y": {"a": 1, "b": 2}}')]
+    session.add_history(said)
+    said[1] = asking("f", '{"y":{"b":2,"a":1},"x":1}')
+    session.add_history([*said, {"role": "tool", "tool_call_id": "c1", "content": "r"}])
+    assert [(m.role, m.version) for m in session.messages(branch="all", all_versions=True)] == [
+        *(("user", 1), ("assistant", 1), ("tool", 1)),
+    ]
+    session.add_history([user("a"), asking("f", '{"x": 2, "y": {"a": 1, "b": 2}}'), user("b")])
+    assert len(session.messages(branch="all", all_versions=True)) == 5

@@ -15,7 +15,7 @@ from session_middleware.storage.visit import Visit
 
 def append(connection: sqlite3.Connection, visit: Visit, history: HistorySeen, tally: Tally, now: datetime) -> None:
     messages = [said.cleaned(message) for message in history.messages]
-    given = [Said(None if m.minted else m.message_id, (*said.words_of(m), m.tool_call_id)) for m in messages]
+    given = [Said(None if m.minted else m.message_id, _words(*said.words_of(m), m.tool_call_id)) for m in messages]
     branch = branches.branch_of(connection, visit, tally)
     seqs, recorded = _view(connection, visit.session_id, branch)
     found = history.align(recorded, given)
@@ -73,9 +73,14 @@ def _holding_more(connection: sqlite3.Connection, session_id: str, given: Sequen
 
 
 _SAYING = """
-    SELECT branch FROM messages WHERE session_id = ? AND role = ? AND text = ? AND content IS ? AND tool_calls IS ?
-    AND tool_call_id IS ? AND status = 'complete' GROUP BY branch ORDER BY MAX(seq) DESC
+    SELECT branch FROM messages WHERE session_id = ? AND role = ? AND text = ? AND content IS ?
+    AND (tool_calls IS NULL) = (? IS NULL) AND tool_call_id IS ? AND status = 'complete'
+    GROUP BY branch ORDER BY MAX(seq) DESC
 """
+
+
+def _words(*words: Any) -> tuple[Any, ...]:
+    return said.in_any_order(words)
 
 
 def _beginning(recorded: Sequence[Said], given: Sequence[Said]) -> int:
@@ -90,4 +95,4 @@ def _view(connection: sqlite3.Connection, session_id: str, branch: str) -> tuple
     for row in said.rows_of(connection, f"{said.FIELDS}, tool_call_id, run_id", session_id, branch):
         latest[row[0]] = row
     rows = [row for row in sorted(latest.values(), key=lambda row: row[3]) if row[5] == "complete"]
-    return [row[1] for row in rows], [Said(row[0], row[7:12], row[12]) for row in rows]
+    return [row[1] for row in rows], [Said(row[0], _words(*row[7:12]), row[12]) for row in rows]

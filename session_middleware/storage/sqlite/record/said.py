@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
@@ -30,6 +31,9 @@ class _Row(NamedTuple):
     text: str
     content: str | None
     tool_calls: str | None
+
+    def says(self, words: tuple[Any, ...]) -> bool:
+        return self.words == words or in_any_order(self.words) == in_any_order(words)
 
     @property
     def words(self) -> tuple[Any, ...]:
@@ -100,17 +104,17 @@ class _Appending:
         if here is not None and here.status == "incomplete":
             self._complete(message, words, here)
         elif here is not None and message.late:
-            same = next((row for row in known if row.words == words and self._sees(row)), here)
+            same = next((row for row in known if row.says(words) and self._sees(row)), here)
             self._tally.rows[message.message_id] = same.seq
         elif here is not None:
             self._tally.rows[message.message_id] = here.seq
-            if here.words == words:
+            if here.says(words):
                 if message.refused:
                     self._answers.append(message)
             elif message.complete:
                 self._add(message, words, version=known[-1].version + 1, place=here.place, replaces=here)
         elif known:
-            if known[-1].words != words or not self._follow(known[-1]):
+            if not known[-1].says(words) or not self._follow(known[-1]):
                 place = self._place_before(message.followed_by)
                 self._add(message, words, version=known[-1].version + 1, place=place)
         else:
@@ -260,6 +264,14 @@ def words_of(message: MessageSeen) -> tuple[Any, ...]:
     """What makes two sightings of a message the same: who said what."""
     calls = to_json(list(message.tool_calls)) if message.tool_calls else None
     return message.role, message.text, to_json(message.content), calls
+
+
+def in_any_order(words: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The words with the arguments of what is asked for in one order, as theirs says nothing."""
+    try:
+        return (*words[:3], json.dumps(json.loads(words[3]), sort_keys=True), *words[4:]) if words[3] else words
+    except ValueError:  # it is damaged, and like nothing else
+        return words
 
 
 def _status(message: MessageSeen) -> str:
