@@ -187,7 +187,10 @@ class Branch(Value):
 
 
 class ToolCall(Record):
-    """One execution of a tool: `tool_call_id` and `attempt` name it."""
+    """One execution of a tool: `tool_call_id` and `attempt` name it among those that one message asked for.
+
+    Models may use an id again, for what another message asks.
+    """
 
     tool_call_id: str
     attempt: int = 1

@@ -14,6 +14,7 @@ from session_middleware.storage.upkeep import SessionDetails
 
 T = TypeVar("T")
 
+_HIGHEST = 2**63 - 1  # what a database counts to
 _STATUSES: tuple[Status, ...] = get_args(Status)
 _CHOICES = {"visibility": get_args(Visibility), "on_expire": get_args(OnExpire), "on_resume": get_args(OnResume)}
 _ALSO = {
@@ -57,7 +58,7 @@ def check_choice(name: str, value: object, known: Sequence[str]) -> None:
 
 
 def checked_limit(limit: int | None) -> int | None:
-    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 0):
+    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or not 0 <= limit <= _HIGHEST):
         raise InvalidArgument("limit", limit, wanted="a number, 0 or more, or None for all")
     return limit
 
@@ -66,6 +67,16 @@ def check_after(after: object, kind: type, wanted: str) -> None:
     """Where a page begins: what the one before ended with."""
     if after is not None and (not isinstance(after, kind) or isinstance(after, bool)):
         raise InvalidArgument("after", after, wanted=wanted)
+
+
+def check_seq(after: object) -> None:
+    """Where a page of a session's record begins."""
+    check_after(after, int, _SEQ)
+    if isinstance(after, int) and abs(after) > _HIGHEST:
+        raise InvalidArgument("after", after, wanted=_SEQ)
+
+
+_SEQ = "the seq of the last one had"
 
 
 def checked_moment(name: str, moment: datetime | None) -> datetime | None:

@@ -16,7 +16,7 @@ from session_middleware.following import Following, afollow, follow
 from session_middleware.living import LivingSession
 from session_middleware.memory.session_memory import SessionMemory
 from session_middleware.model import Branch, Event, Message, ModelCall, RepairedCall, Run, SessionInfo, Stats, ToolCall
-from session_middleware.names import check_after, check_choice, checked_limit
+from session_middleware.names import check_choice, check_seq, checked_limit
 from session_middleware.notebook import Rows
 from session_middleware.parts import Parts
 from session_middleware.recording.history import SessionHistory
@@ -50,7 +50,7 @@ class Session(LivingSession):
 
     def _settle(self, after: int, limit: int | None) -> None:
         """What is under way is in the database before a page of it is read."""
-        check_after(after, int, "the seq of the last one had")
+        check_seq(after)
         checked_limit(limit)
         self._recorder.drain(self.id)
 
@@ -169,6 +169,7 @@ class Session(LivingSession):
         return afollow(self._following(after), self._offload, timeout=duration_of("timeout", timeout), until=until)
 
     def _following(self, after: int) -> Following:
+        check_seq(after)
         return Following(self._storage, self.id, after=after, has_ended=self._has_ended)
 
     def _has_ended(self) -> bool:

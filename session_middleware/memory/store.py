@@ -41,7 +41,7 @@ Gotten: TypeAlias = dict[tuple[Namespace, str], StoredMemory | None]
 
 
 def running_owners() -> Owners | None:
-    """Whose memories the running graph may use, by its config: if it names nobody, nobody's. ``None``: no graph runs."""
+    """Whose memories the running graph may use, by its config: if that names nobody, nobody's. ``None``: none runs."""
     try:
         configurable = get_config().get("configurable") or {}
     except RuntimeError:  # LangGraph's way to say that nothing runs here

@@ -110,18 +110,14 @@ def leave(recorded: Sequence[Said], given: Sequence[Said]) -> Alignment:
     return Alignment([None] * len(given), branch_after=0 if recorded else None)
 
 
-def _same(old: Said, new: Said) -> bool:
-    return old.words == new.words if new.message_id is None else old.message_id == new.message_id
-
-
 def _same_all(old: Sequence[Said], new: Sequence[Said]) -> bool:
-    return len(old) == len(new) and all(map(_same, old, new))
+    return len(old) == len(new) and all(map(Said.is_same_as, new, old))
 
 
 def _shared(recorded: Sequence[Said], given: Sequence[Said]) -> int:
     """How many messages the two have in common at their beginning."""
     length = min(len(recorded), len(given))
-    return next((n for n in range(length) if not _same(recorded[n], given[n])), length)
+    return next((n for n in range(length) if not given[n].is_same_as(recorded[n])), length)
 
 
 def _trimmed(rest: Sequence[Said], more: Sequence[Said]) -> tuple[int, int] | None:

@@ -141,5 +141,6 @@ class Blocks:
         """A run that ends with an exception has failed; what was recorded in it stays."""
         self._visits.end(block.visit)
         outcome = "ok" if error is None else "error" if isinstance(error, Exception) else "interrupted"
-        end = RunEnd(outcome, None if error is None else sentence(error), since(block.started))
+        told = sentence(error) if error is not None and outcome == "error" else None
+        end = RunEnd(outcome, told, since(block.started))
         self._storage.append(block.visit, self._journal.keeping.entries([end]))

@@ -144,6 +144,7 @@ class KnownMessages:
 
 def sentence(error: BaseException) -> str:
     try:
-        return f"{type(error).__name__}: {error}"
+        text = str(error)
     except Exception:  # noqa: BLE001  # it is the user's own, whose code may raise anything
-        return type(error).__name__
+        text = ""
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

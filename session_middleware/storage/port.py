@@ -111,8 +111,9 @@ class Storage(Upkeep, Reporting, Conversations, MemoryStorage, Protocol):
         version in the same place, and the old row says which replaced it. One that was incomplete is
         completed. A tool message whose call has no row of its own adds one.
 
-        A tool's start is a row with status ``running``; executions of the same call before it count
-        its attempt, and those that still say ``running`` were cut off: they become ``interrupted``.
+        A tool's start is a row with status ``running``; executions of the same call of the same message
+        before it count its attempt, and those of them in its namespace that still say ``running`` were
+        cut off: they become ``interrupted``.
         """
 
     def end_run(self, visit: Visit, *, outcome: str, error: str | None, duration_ms: float) -> None:

@@ -70,6 +70,9 @@ class Said(NamedTuple):
     words: tuple[Any, ...]  # the role first
     run_id: str | None = None  # of a recorded one: the run it was said in
 
+    def is_same_as(self, recorded: Said) -> bool:
+        return self.words == recorded.words if self.message_id is None else self.message_id == recorded.message_id
+
 
 class Alignment(NamedTuple):
     """What a conversation says that is not recorded."""

@@ -586,6 +586,10 @@ ASKED_WRONGLY: dict[str, tuple[Callable[[Sessions, Any], Any], str]] = {
     "branch": (lambda _, session: session.messages(branch="nope"), "branch cannot be 'nope'; .*'main', 'all'"),
     "page": (lambda _, session: session.runs(limit=-1), "limit cannot be -1"),
     "page after": (lambda _, session: session.events(after="m1"), "after cannot be 'm1'; .*seq"),
+    "page after all": (lambda _, session: session.messages(after=10**30), "after cannot be 10+.*seq"),
+    "page of all": (lambda _, session: session.messages(limit=10**30), "limit cannot be 10+.*None for all"),
+    "follow after": (lambda _, session: session.follow(after="m1"), "after cannot be 'm1'; .*seq"),
+    "follow after all": (lambda _, session: session.follow(after=10**30), "after cannot be 10+.*seq"),
     "timeout": (lambda _, session: session.follow(timeout="soon"), "timeout cannot be 'soon'"),
     "outcome": (lambda _, session: session.record_tool("t", status="running"), "status cannot be 'running'; .*'ok'"),
 }

@@ -261,3 +261,32 @@ def test_an_image_is_stored_once_and_read_by_its_hash(sessions: Sessions, tmp_pa
     assert session.history().messages[1].content[1]["image_url"]["url"] == url
     stored = sum(path.stat().st_size for path in tmp_path.iterdir())
     assert stored < 3 * len(picture) + 400_000
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome", "told"),
+    [
+        (ValueError("no luck"), "error", "ValueError: no luck"),
+        (ValueError(), "error", "ValueError"),
+        (asyncio.CancelledError(), "interrupted", None),
+        (KeyboardInterrupt(), "interrupted", None),
+    ],
+)
+def test_a_loop_that_is_cancelled_was_interrupted_and_has_no_error(
+    sessions: Sessions, error: BaseException, outcome: str, told: str | None
+) -> None:
+    with pytest.raises(type(error)), sessions.open("t"):
+        raise error
+    assert [(run.outcome, run.error) for run in sessions.get("t").runs()] == [(outcome, told)]
+
+
+def test_arguments_in_another_order_are_the_same_request(sessions: Sessions) -> None:
+    session, said = sessions.open("t"), [user("a"), asking("f", '{"x": 1, "y": {"a": 1, "b": 2}}')]
+    session.add_history(said)
+    said[1] = asking("f", '{"y":{"b":2,"a":1},"x":1}')
+    session.add_history([*said, {"role": "tool", "tool_call_id": "c1", "content": "r"}])
+    assert [(m.role, m.version) for m in session.messages(branch="all", all_versions=True)] == [
+        *(("user", 1), ("assistant", 1), ("tool", 1)),
+    ]
+    session.add_history([user("a"), asking("f", '{"x": 2, "y": {"a": 1, "b": 2}}'), user("b")])
+    assert len(session.messages(branch="all", all_versions=True)) == 5

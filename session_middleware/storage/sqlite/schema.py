@@ -228,7 +228,7 @@ _TABLES = (
         started_at TEXT,
         duration_ms REAL,
         UNIQUE (session_id, seq),
-        UNIQUE (session_id, tool_call_id, attempt),
+        UNIQUE (session_id, tool_call_id, message_id, attempt),
         UNIQUE (session_id, execution_id)
     )
     """,

@@ -37,7 +37,7 @@ def start(connection: sqlite3.Connection, visit: Visit, call: ToolStart, tally: 
         asked = request and request[0]
     row = (
         *(visit.session_id, tally.last_seq + 1, visit.run_id, call.execution_id, call_id, clean(call.name), arguments),
-        *(asked, call.checkpoint_ns, call.node, _marks(call.marks), to_text(now), visit.session_id, call_id),
+        *(asked, call.checkpoint_ns, call.node, _marks(call.marks), to_text(now), visit.session_id, call_id, asked),
     )
     started = connection.execute(_START, row).fetchone()
     if started is None:  # another recorder has seen it
@@ -47,8 +47,9 @@ def start(connection: sqlite3.Connection, visit: Visit, call: ToolStart, tally: 
     if started[0] > 1:
         connection.execute(
             "UPDATE tool_calls SET status = 'interrupted'"
-            " WHERE session_id = ? AND tool_call_id = ? AND status = 'running' AND seq < ?",
-            (visit.session_id, call_id, tally.last_seq),
+            " WHERE session_id = ? AND tool_call_id = ? AND message_id IS ? AND checkpoint_ns = ?"
+            " AND status = 'running' AND seq < ?",
+            (visit.session_id, call_id, asked, call.checkpoint_ns, tally.last_seq),
         )
 
 
@@ -56,7 +57,8 @@ _START = """
     INSERT INTO tool_calls (session_id, seq, run_id, execution_id, tool_call_id, name, arguments, status,
     message_id, checkpoint_ns, node, marks, started_at, attempt)
     VALUES (?, ?, ?, ?, ?, ?, ?, 'running', ?, ?, ?, ?, ?,
-    (SELECT COUNT(*) + 1 FROM tool_calls WHERE session_id = ? AND tool_call_id = ?))
+    (SELECT COALESCE(MAX(attempt), 0) + 1 FROM tool_calls
+    WHERE session_id = ? AND tool_call_id = ? AND message_id IS ?))
     ON CONFLICT (session_id, execution_id) DO NOTHING RETURNING attempt
 """
 
@@ -87,13 +89,17 @@ def answer(connection: sqlite3.Connection, visit: Visit, message: MessageSeen, t
     if message.refused and _refuse(connection, visit.session_id, message, tally):
         return
     latest = connection.execute(
-        "SELECT seq, run_id, attempt FROM tool_calls WHERE session_id = ? AND tool_call_id = ?"
-        " ORDER BY attempt DESC LIMIT 1",
+        "SELECT seq, run_id, attempt, message_id FROM tool_calls WHERE session_id = ? AND tool_call_id = ?"
+        " ORDER BY seq DESC LIMIT 1",
         (visit.session_id, call_id),
     ).fetchone()
-    if latest is not None and visit.run_id is not None and latest[1] == visit.run_id:
+    was_watched = latest is not None and visit.run_id is not None and latest[1] == visit.run_id
+    if was_watched and not message.refused:
         return
     request = _request(connection, visit.session_id, call_id)
+    is_another = latest is None or (request is not None and latest[3] not in (None, request[0]))
+    if was_watched and not is_another:
+        return
     if latest is not None and latest[0] > (request[2] if request else 0):  # an id may be used again in a later turn
         return
     failed = message.tool_error and not message.refused
@@ -103,7 +109,7 @@ def answer(connection: sqlite3.Connection, visit: Visit, message: MessageSeen, t
     _insert(
         connection,
         tally,
-        (visit.run_id, message.message_id, call_id, latest[2] + 1 if latest else 1, clean(str(name)))
+        (visit.run_id, message.message_id, call_id, 1 if is_another else latest[2] + 1, clean(str(name)))
         + (to_json(request and request[1].get("args")), result, status, message.text if failed else None)
         + (request and request[0], message.checkpoint_ns, None, _marks(message.marks), None),
     )
@@ -131,8 +137,8 @@ def asked_by(connection: sqlite3.Connection, session_id: str, message: MessageSe
     """Executions that were recorded before the message which asked for them have it now."""
     ids = [clean(str(call.get("id"))) for call in message.tool_calls]
     connection.execute(
-        f"UPDATE tool_calls SET message_id = ? WHERE session_id = ? AND tool_call_id IN ({', '.join('?' * len(ids))})"
-        " AND message_id IS NULL",
+        "UPDATE OR IGNORE tool_calls SET message_id = ?"
+        f" WHERE session_id = ? AND tool_call_id IN ({', '.join('?' * len(ids))}) AND message_id IS NULL",
         (message.message_id, session_id, *ids),
     )
 
@@ -164,7 +170,8 @@ def _find_request(connection: sqlite3.Connection, session_id: str, call: ToolSta
         call_id = request.get("id")
         if request.get("name") == call.name and to_json(request.get("args")) == arguments and call_id:
             executed = connection.execute(
-                "SELECT 1 FROM tool_calls WHERE session_id = ? AND tool_call_id = ?", (session_id, call_id)
+                "SELECT 1 FROM tool_calls WHERE session_id = ? AND tool_call_id = ? AND COALESCE(message_id, ?) = ?",
+                (session_id, call_id, found[0], found[0]),
             ).fetchone()
             if not executed:
                 return found[0], call_id

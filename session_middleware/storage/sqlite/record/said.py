@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
 from session_middleware.model import Message, to_text
-from session_middleware.storage.seen import HistorySeen, MessageSeen, Said
+from session_middleware.storage.seen import MessageSeen
 from session_middleware.storage.sqlite.record import branches, calls, deletions, tally
 from session_middleware.storage.sqlite.record.branches import MAIN, Line
 from session_middleware.storage.sqlite.record.tally import Tally
@@ -31,19 +32,22 @@ class _Row(NamedTuple):
     content: str | None
     tool_calls: str | None
 
+    def says(self, words: tuple[Any, ...]) -> bool:
+        return self.words == words or in_any_order(self.words) == in_any_order(words)
+
     @property
     def words(self) -> tuple[Any, ...]:
         return self[7:]
 
 
-_FIELDS = "message_id, seq, version, place, branch, status, checkpoint_ns, role, text, content, tool_calls"
+FIELDS = "message_id, seq, version, place, branch, status, checkpoint_ns, role, text, content, tool_calls"
 _AT_ONCE = 500  # ids looked for by one statement
 
 
 def append(
     connection: sqlite3.Connection, visit: Visit, messages: Sequence[MessageSeen], tally: Tally, now: datetime
 ) -> None:
-    _Appending(connection, visit, tally, now).append([_clean(message) for message in messages])
+    _Appending(connection, visit, tally, now).append([cleaned(message) for message in messages])
 
 
 class _Appending:
@@ -85,7 +89,7 @@ class _Appending:
         for start in range(0, len(wanted), _AT_ONCE):
             some = wanted[start : start + _AT_ONCE]
             for row in self._connection.execute(
-                f"SELECT {_FIELDS} FROM messages WHERE session_id = ?"
+                f"SELECT {FIELDS} FROM messages WHERE session_id = ?"
                 f" AND message_id IN ({', '.join('?' * len(some))}) ORDER BY version",
                 (self._visit.session_id, *some),
             ):
@@ -100,17 +104,17 @@ class _Appending:
         if here is not None and here.status == "incomplete":
             self._complete(message, words, here)
         elif here is not None and message.late:
-            same = next((row for row in known if row.words == words and self._sees(row)), here)
+            same = next((row for row in known if row.says(words) and self._sees(row)), here)
             self._tally.rows[message.message_id] = same.seq
         elif here is not None:
             self._tally.rows[message.message_id] = here.seq
-            if here.words == words:
+            if here.says(words):
                 if message.refused:
                     self._answers.append(message)
             elif message.complete:
                 self._add(message, words, version=known[-1].version + 1, place=here.place, replaces=here)
         elif known:
-            if known[-1].words != words or not self._follow(known[-1]):
+            if not known[-1].says(words) or not self._follow(known[-1]):
                 place = self._place_before(message.followed_by)
                 self._add(message, words, version=known[-1].version + 1, place=place)
         else:
@@ -242,7 +246,7 @@ def _under_its_own_id(message: MessageSeen, aliases: Mapping[str, str]) -> Messa
     )
 
 
-def _clean(message: MessageSeen) -> MessageSeen:
+def cleaned(message: MessageSeen) -> MessageSeen:
     """The message with all of its text such as a database can hold."""
     texts: dict[str, Any] = {n: clean(value) for n in _TEXTS if isinstance(value := getattr(message, n), str)}
     return message._replace(**texts) if any(getattr(message, name) != text for name, text in texts.items()) else message
@@ -263,6 +267,14 @@ def words_of(message: MessageSeen) -> tuple[Any, ...]:
     return message.role, message.text, to_json(message.content), calls
 
 
+def in_any_order(words: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The words with the arguments of what is asked for in one order, as theirs says nothing."""
+    try:
+        return (*words[:3], json.dumps(json.loads(words[3]), sort_keys=True), *words[4:]) if words[3] else words
+    except ValueError:  # it is damaged, and like nothing else
+        return words
+
+
 def _status(message: MessageSeen) -> str:
     return "complete" if message.complete else "incomplete"
 
@@ -271,46 +283,10 @@ def _marks(message: MessageSeen) -> str | None:
     return to_json(list(message.marks)) if message.marks else None
 
 
-# Whole conversations
-
-
-def append_history(
-    connection: sqlite3.Connection, visit: Visit, seen: HistorySeen, tally: Tally, now: datetime
-) -> None:
-    messages = [_clean(message) for message in seen.messages]
-    branch = branches.branch_of(connection, visit, tally)
-    rows = [row for row in _view(connection, visit.session_id, branch) if row[5] == "complete"]
-    recorded = [Said(row[0], row[7:12], row[12]) for row in rows]
-    given = [Said(None if m.minted else m.message_id, (*words_of(m), m.tool_call_id)) for m in messages]
-    found = seen.align(recorded, given)
-    if found.branch_after is not None:
-        seq = max((row[1] for row in rows[: found.branch_after]), default=0)
-        visit.branch = branches.begin(connection, visit, branch, seq, now)
-        tally.move_to(visit.branch)
-    ids = [known or message.message_id for known, message in zip(found.ids, messages, strict=True)]
-    following = [*ids[1:], None][: len(ids)]
-    if found.renamed:
-        visit.aliases.update({m.message_id: own for m, own in zip(messages, ids, strict=True) if m.message_id != own})
-    named = [
-        message._replace(message_id=own, followed_by=after)
-        for message, own, after, known in zip(messages, ids, following, found.ids, strict=True)
-        if known is None or not found.renamed
-    ]
-    append(connection, visit, named, tally, now)
-
-
 # Reading
 
 
-def _view(connection: sqlite3.Connection, session_id: str, branch: str) -> list[tuple[Any, ...]]:
-    """What a branch holds, in its order, each message as the branch has it."""
-    latest: dict[str, tuple[Any, ...]] = {}
-    for row in _rows_of(connection, f"{_FIELDS}, tool_call_id, run_id", session_id, branch):
-        latest[row[0]] = row
-    return sorted(latest.values(), key=lambda row: row[3])
-
-
-def _rows_of(connection: sqlite3.Connection, fields: str, session_id: str, branch: str) -> sqlite3.Cursor:
+def rows_of(connection: sqlite3.Connection, fields: str, session_id: str, branch: str) -> sqlite3.Cursor:
     line = branches.line(connection, session_id, branch)
     ours = " OR ".join(["branch = ? AND seq <= ?"] * len(line))
     return connection.execute(
@@ -338,7 +314,7 @@ def list_messages(
             (session_id, after, all_versions, -1 if limit is None else limit),
         )
         return values_of(Message, cursor)
-    messages = values_of(Message, _rows_of(connection, "*", session_id, branch or session[0]))
+    messages = values_of(Message, rows_of(connection, "*", session_id, branch or session[0]))
     if not all_versions:
         messages = list({message.message_id: message for message in messages}.values())
     messages.sort(key=lambda message: (message.place, message.seq))
