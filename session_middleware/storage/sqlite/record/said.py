@@ -8,9 +8,10 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from session_middleware.model import Message, to_text
-from session_middleware.storage.seen import HistorySeen, MessageSeen, Said
+from session_middleware.storage.seen import Alignment, HistorySeen, MessageSeen, Said
 from session_middleware.storage.sqlite.record import branches, calls, deletions, tally
 from session_middleware.storage.sqlite.record.branches import MAIN, Line
+from session_middleware.storage.sqlite.record.deletions import Deleted
 from session_middleware.storage.sqlite.record.tally import Tally
 from session_middleware.storage.sqlite.rows import clean, to_json, values_of
 from session_middleware.storage.visit import Visit
@@ -61,7 +62,7 @@ class _Appending:
         self._answers: list[MessageSeen] = []
 
     def append(self, messages: Sequence[MessageSeen]) -> None:
-        gone = deletions.deleted(self._connection, self._visit.session_id)
+        gone = {each.message_id for each in deletions.deleted(self._connection, self._visit.session_id)}
         if gone:
             messages = [message for message in messages if message.message_id not in gone]
         self._look_up(messages)
@@ -270,20 +271,49 @@ def append_history(
     messages = [_clean(message) for message in seen.messages]
     branch = branches.branch_of(connection, visit, tally)
     rows = [row for row in _view(connection, visit.session_id, branch) if row[5] == "complete"]
-    recorded = [Said(row[0], row[7:12], row[12]) for row in rows]
+    recorded = [_Standing(row[3], row[1], Said(row[0], row[7:12], row[12])) for row in rows]
     given = [Said(None if m.minted else m.message_id, (*words_of(m), m.tool_call_id)) for m in messages]
-    found = seen.align(recorded, given)
+    gone = deletions.deleted(connection, visit.session_id)
+    found = seen.align([each.said for each in recorded], given)
+    if gone and (brought := _brought_back(gone, given, branches.line(connection, visit.session_id, branch))):
+        with_gone = sorted([*recorded, *brought], key=lambda each: each[:2])
+        other = seen.align([each.said for each in with_gone], given)
+        if _known(other) > _known(found):
+            recorded, found = with_gone, other
     if found.branch_after is not None:
-        seq = max((row[1] for row in rows[: found.branch_after]), default=0)
+        seq = max((each.seq for each in recorded[: found.branch_after]), default=0)
         visit.branch = branches.begin(connection, visit, branch, seq, now)
         tally.move_to(visit.branch)
     ids = [known or message.message_id for known, message in zip(found.ids, messages, strict=True)]
-    following = [*ids[1:], None][: len(ids)]
-    named = [
-        message._replace(message_id=own, followed_by=after)
-        for message, own, after in zip(messages, ids, following, strict=True)
-    ]
+    left = {each.message_id for each in gone}
+    kept = [message._replace(message_id=own) for message, own in zip(messages, ids, strict=True) if own not in left]
+    following = [*(message.message_id for message in kept[1:]), None]
+    named = [message._replace(followed_by=after) for message, after in zip(kept, following, strict=False)]
     append(connection, visit, named, tally, now)
+
+
+class _Standing(NamedTuple):
+    """A message where it stands in a conversation, or stood before it was deleted."""
+
+    place: float
+    seq: int
+    said: Said
+
+
+def _brought_back(gone: Sequence[Deleted], given: Sequence[Said], line: Line) -> list[_Standing]:
+    """Those deleted from this line of the conversation that a history may bring back, with the words it has."""
+    found = []
+    told = [(said, deletions.in_bytes(said.words)) for said in given]
+    for each in gone:
+        is_ours = any(each.branch == branch and each.place <= upto for branch, upto in line)
+        same = (said for said, words in told if said.message_id == each.message_id or each.is_same(words))
+        if is_ours and (said := next(same, None)) is not None:
+            found.append(_Standing(each.place, int(each.place), Said(each.message_id, said.words)))
+    return found
+
+
+def _known(found: Alignment) -> int:
+    return sum(known is not None for known in found.ids)
 
 
 # Reading
