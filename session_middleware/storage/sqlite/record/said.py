@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
 from session_middleware.model import Message, to_text
-from session_middleware.storage.seen import Alignment, HistorySeen, MessageSeen, Said
+from session_middleware.storage.seen import ASIDE, Alignment, HistorySeen, MessageSeen, Said
 from session_middleware.storage.sqlite.record import branches, calls, deletions, tally
 from session_middleware.storage.sqlite.record.branches import MAIN, Line
 from session_middleware.storage.sqlite.record.deletions import Deleted
@@ -136,7 +137,7 @@ class _Appending:
         if not known or (message.message_id != said and message.message_id in self._known):
             return []
         if message.message_id == said and message.checkpoint_ns == known[0].checkpoint_ns:
-            if "aside" not in message.marks:
+            if ASIDE not in message.marks:
                 del self._visit.unclaimed[message.claim]
             return []
         self._insert()
@@ -290,6 +291,15 @@ def append_history(
     following = [*(message.message_id for message in kept[1:]), None]
     named = [message._replace(followed_by=after) for message, after in zip(kept, following, strict=False)]
     append(connection, visit, named, tally, now)
+    if seen.is_said:
+        connection.execute(_NOT_ASIDE, (visit.session_id, json.dumps([message.message_id for message in named])))
+
+
+_NOT_ASIDE = """
+    UPDATE messages SET marks = (SELECT NULLIF(json_group_array(value), '[]') FROM json_each(marks)
+    WHERE value != 'aside') WHERE session_id = ? AND message_id IN (SELECT value FROM json_each(?))
+    AND marks LIKE '%"aside"%'
+"""
 
 
 class _Standing(NamedTuple):
