@@ -15,7 +15,7 @@ from datetime import datetime
 from itertools import groupby
 
 from session_middleware.storage.seen import Entry, HistorySeen, MessageSeen, ModelCallSeen, RunEnd, ToolEnd, ToolStart
-from session_middleware.storage.sqlite.record import branches, calls, runs, said, tally
+from session_middleware.storage.sqlite.record import branches, calls, histories, runs, said, tally
 from session_middleware.storage.sqlite.record.branches import Place
 from session_middleware.storage.sqlite.record.tally import Tally
 from session_middleware.storage.state import CheckpointPut
@@ -148,7 +148,7 @@ def _append(
 
 def _append_one(connection: sqlite3.Connection, visit: Visit, entry: Entry, counted: Tally, now: datetime) -> None:
     if isinstance(entry, HistorySeen):
-        said.append_history(connection, visit, entry, counted, now)
+        histories.append(connection, visit, entry, counted, now)
     elif isinstance(entry, ToolStart):
         calls.start(connection, visit, entry, counted, now)
     elif isinstance(entry, ToolEnd):

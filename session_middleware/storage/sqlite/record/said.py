@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
 from session_middleware.model import Message, to_text
-from session_middleware.storage.seen import ASIDE, Alignment, HistorySeen, MessageSeen, Said
+from session_middleware.storage.seen import ASIDE, MessageSeen
 from session_middleware.storage.sqlite.record import branches, calls, deletions, tally
 from session_middleware.storage.sqlite.record.branches import MAIN, Line
-from session_middleware.storage.sqlite.record.deletions import Deleted
 from session_middleware.storage.sqlite.record.tally import Tally
 from session_middleware.storage.sqlite.rows import clean, to_json, values_of
 from session_middleware.storage.visit import Visit
@@ -45,7 +43,7 @@ _AT_ONCE = 500  # ids looked for by one statement
 def append(
     connection: sqlite3.Connection, visit: Visit, messages: Sequence[MessageSeen], tally: Tally, now: datetime
 ) -> None:
-    _Appending(connection, visit, tally, now).append([_clean(message) for message in messages])
+    _Appending(connection, visit, tally, now).append([clean_message(message) for message in messages])
 
 
 class _Appending:
@@ -234,7 +232,7 @@ def put_in_order(connection: sqlite3.Connection, visit: Visit, ids: Iterable[str
                 )
 
 
-def _clean(message: MessageSeen) -> MessageSeen:
+def clean_message(message: MessageSeen) -> MessageSeen:
     """The message with all of its text such as a database can hold."""
     texts: dict[str, Any] = {n: clean(value) for n in _TEXTS if isinstance(value := getattr(message, n), str)}
     return message._replace(**texts) if any(getattr(message, name) != text for name, text in texts.items()) else message
@@ -263,73 +261,10 @@ def _marks(message: MessageSeen) -> str | None:
     return to_json(list(message.marks)) if message.marks else None
 
 
-# Whole conversations
-
-
-def append_history(
-    connection: sqlite3.Connection, visit: Visit, seen: HistorySeen, tally: Tally, now: datetime
-) -> None:
-    messages = [_clean(message) for message in seen.messages]
-    branch = branches.branch_of(connection, visit, tally)
-    rows = [row for row in _view(connection, visit.session_id, branch) if row[5] == "complete"]
-    recorded = [_Standing(row[3], row[1], Said(row[0], row[7:12], row[12])) for row in rows]
-    given = [Said(None if m.minted else m.message_id, (*words_of(m), m.tool_call_id)) for m in messages]
-    gone = deletions.deleted(connection, visit.session_id)
-    found = seen.align([each.said for each in recorded], given)
-    if gone and (brought := _brought_back(gone, given, branches.line(connection, visit.session_id, branch))):
-        with_gone = sorted([*recorded, *brought], key=lambda each: each[:2])
-        other = seen.align([each.said for each in with_gone], given)
-        if _known(other) > _known(found):
-            recorded, found = with_gone, other
-    if found.branch_after is not None:
-        seq = max((each.seq for each in recorded[: found.branch_after]), default=0)
-        visit.branch = branches.begin(connection, visit, branch, seq, now)
-        tally.move_to(visit.branch)
-    ids = [known or message.message_id for known, message in zip(found.ids, messages, strict=True)]
-    left = {each.message_id for each in gone}
-    kept = [message._replace(message_id=own) for message, own in zip(messages, ids, strict=True) if own not in left]
-    following = [*(message.message_id for message in kept[1:]), None]
-    named = [message._replace(followed_by=after) for message, after in zip(kept, following, strict=False)]
-    append(connection, visit, named, tally, now)
-    if seen.is_said:
-        connection.execute(_NOT_ASIDE, (visit.session_id, json.dumps([message.message_id for message in named])))
-
-
-_NOT_ASIDE = """
-    UPDATE messages SET marks = (SELECT NULLIF(json_group_array(value), '[]') FROM json_each(marks)
-    WHERE value != 'aside') WHERE session_id = ? AND message_id IN (SELECT value FROM json_each(?))
-    AND marks LIKE '%"aside"%'
-"""
-
-
-class _Standing(NamedTuple):
-    """A message where it stands in a conversation, or stood before it was deleted."""
-
-    place: float
-    seq: int
-    said: Said
-
-
-def _brought_back(gone: Sequence[Deleted], given: Sequence[Said], line: Line) -> list[_Standing]:
-    """Those deleted from this line of the conversation that a history may bring back, with the words it has."""
-    found = []
-    told = [(said, deletions.in_bytes(said.words)) for said in given]
-    for each in gone:
-        is_ours = any(each.branch == branch and each.place <= upto for branch, upto in line)
-        same = (said for said, words in told if said.message_id == each.message_id or each.is_same(words))
-        if is_ours and (said := next(same, None)) is not None:
-            found.append(_Standing(each.place, int(each.place), Said(each.message_id, said.words)))
-    return found
-
-
-def _known(found: Alignment) -> int:
-    return sum(known is not None for known in found.ids)
-
-
 # Reading
 
 
-def _view(connection: sqlite3.Connection, session_id: str, branch: str) -> list[tuple[Any, ...]]:
+def view(connection: sqlite3.Connection, session_id: str, branch: str) -> list[tuple[Any, ...]]:
     """What a branch holds, in its order, each message as the branch has it."""
     latest: dict[str, tuple[Any, ...]] = {}
     for row in _rows_of(connection, f"{_FIELDS}, tool_call_id, run_id", session_id, branch):
