@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Mapping
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
@@ -19,6 +20,8 @@ from uuid import UUID
 
 _REPR_LENGTH = 10_000  # characters of a `repr` that are kept
 _ARRAY_SIZE = 10_000  # elements of an array that are kept one by one
+REPLACED = "\ufffd"  # where there was something that is no character
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _TEXTUAL = (UUID, PurePath, Decimal, date, time, timedelta)
 
 
@@ -44,7 +47,11 @@ def plain(value: Any) -> Any:
 
 def clean(text: str) -> str:
     """Text a database can hold: lone surrogates become the replacement character."""
-    return text.encode("utf-8", "replace").decode() if not text.isascii() else text
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return _SURROGATE.sub(REPLACED, text)
+    return text
 
 
 def _describe(value: Any) -> Any:

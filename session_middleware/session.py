@@ -81,7 +81,9 @@ class Session(LivingSession):
 
         Its files go with it, unless others use them, and so do its words in the index, its vectors, what
         was remembered with this `message_id`, and its item of another SDK's conversation. Nothing of them
-        is left in the database's file. An event says that it was deleted, and it is not recorded again.
+        is left in the database's file. An event says that it was deleted, and it is not recorded again:
+        its id is known, and for histories without ids its place and four hexadecimal digits of a digest of its
+        words. Who says the same again, later in the conversation, has said it again.
 
         A graph's state is not touched, nor are the arguments and results of tool calls. Take the message
         out of the state with LangGraph's ``RemoveMessage``, and older checkpoints away with `prune`.

@@ -8,6 +8,7 @@ from typing import Any
 
 from langchain_core.chat_history import BaseChatMessageHistory
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.runnables.config import var_child_runnable_config
 
 from session_middleware.model import Identity, Message, NewId
 from session_middleware.recording.align import add_behind, leave
@@ -16,7 +17,7 @@ from session_middleware.recording.messages import describe
 from session_middleware.recording.recorder import SessionRecorder
 from session_middleware.storage.offload import Offload
 from session_middleware.storage.port import Storage
-from session_middleware.storage.seen import HistorySeen
+from session_middleware.storage.seen import ASIDE, HistorySeen
 from session_middleware.storage.visit import Visit
 
 
@@ -24,7 +25,9 @@ class SessionHistory(BaseChatMessageHistory):
     """What was said in a session, as messages of LangChain's.
 
     They are as the record has them, so what is redacted there is redacted here. What the recorder has
-    seen of a run is not added a second time. Clearing begins another branch; nothing is deleted.
+    seen of a run is not added a second time. What a run that reads the history asks its models, and is
+    told by them, is in the history only if it is added; until then the record has it as said ``aside``.
+    Clearing begins another branch; nothing is deleted.
     """
 
     def __init__(
@@ -48,18 +51,30 @@ class SessionHistory(BaseChatMessageHistory):
 
     @property
     def messages(self) -> list[BaseMessage]:  # type: ignore[override]
-        self._recorder.drain(self._session_id)
-        recorded = self._storage.list_messages(self._session_id)
-        return [self._message(message) for message in recorded if not message.checkpoint_ns]
+        self._tell_run()
+        return self._read()
 
     async def aget_messages(self) -> list[BaseMessage]:
-        return await self._offload.run(lambda: self.messages)
+        self._tell_run()
+        return await self._offload.run(self._read)
+
+    def _tell_run(self) -> None:
+        """What this run says is of the history only as far as it is added: a prompt is not."""
+        config = var_child_runnable_config.get() or {}
+        trace = self._recorder.trace_of(getattr(config.get("callbacks"), "parent_run_id", None))
+        if trace is not None and trace.visit.session_id == self._session_id and not trace.visit.checkpointed:
+            trace.visit.has_history = True
+
+    def _read(self) -> list[BaseMessage]:
+        self._recorder.drain(self._session_id)
+        recorded = self._storage.list_messages(self._session_id)
+        return [self._message(m) for m in recorded if not m.checkpoint_ns and ASIDE not in m.marks]
 
     def add_messages(self, messages: Sequence[BaseMessage]) -> None:
         self._recorder.drain(self._session_id)
         visit = self._recorder.visit_of(self._session_id) or self._visit()
         behind = partial(add_behind, run_id=visit.run_id)
-        self._write(visit, HistorySeen(describe(messages, new_id=self._new_id), behind))
+        self._write(visit, HistorySeen(describe(messages, new_id=self._new_id), behind, is_said=True))
 
     async def aadd_messages(self, messages: Sequence[BaseMessage]) -> None:
         await self._offload.run(self.add_messages, messages)

@@ -27,7 +27,7 @@ from session_middleware.recording.keeping import Keeping
 from session_middleware.settings import Record, Redact
 from session_middleware.storage.offload import Offload
 from session_middleware.storage.port import Storage
-from session_middleware.storage.seen import Entry
+from session_middleware.storage.seen import ASIDE, Entry, HistorySeen, MessageSeen
 from session_middleware.storage.visit import Visit
 
 logger = logging.getLogger("session_middleware")
@@ -73,6 +73,8 @@ class Journal:
         """Have these written by an operation of the visit, if there is one still: nobody waits for it."""
         if self._tracking:
             visit.tell = self.fault
+            if visit.has_history:
+                entries = list(map(_aside, entries))
             visit.entries.extend(self.keeping.entries(entries))
 
     def flush(self, visit: Visit) -> None:
@@ -135,6 +137,14 @@ class Journal:
                 error,
                 exc_info=error,
             )
+
+
+def _aside(entry: Entry) -> Entry:
+    if isinstance(entry, MessageSeen) and ASIDE not in entry.marks:
+        return entry._replace(marks=(*entry.marks, ASIDE))
+    if isinstance(entry, HistorySeen):
+        return entry._replace(messages=[m._replace(marks=(*m.marks, ASIDE)) for m in entry.messages])
+    return entry
 
 
 Method = TypeVar("Method", bound=Callable[..., Any])

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from session_middleware.storage.seen import MessageSeen, ToolStart
+from session_middleware.storage.seen import ASIDE, MessageSeen, ToolStart
 from session_middleware.storage.visit import Visit
 
 _SESSIONS_REMEMBERED = 256
@@ -109,7 +109,7 @@ class Trace:
             self.said = [m for m in self.said if m not in mine]
         taken = [message for message in mine if message.message_id not in own]
         self.visit.unclaimed.update({message.claim: message.message_id for message in taken if message.text})
-        return [message._replace(marks=(*message.marks, "aside")) for message in taken]
+        return [message._replace(marks=(*message.marks, ASIDE)) for message in taken]
 
 
 def _is_inside(namespace: str, outer: str) -> bool:

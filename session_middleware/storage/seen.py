@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple, TypeAlias
 
+ASIDE = "aside"  # the mark of what was said to or by a model, and is in no state and no history
 OF_MEMORY = {"session_middleware": "memory"}  # the artifact of what our memory tools answer: it is memory already
 
 Claim: TypeAlias = tuple[str, str]  # what a message is found by where its id may have changed: who, and what
@@ -56,11 +57,13 @@ class MessageSeen(NamedTuple):
 class HistorySeen(NamedTuple):
     """A whole conversation as a loop or a model was given it, to be aligned with what is recorded.
 
-    `align` is given what the branch holds and what was given, and says what is new in it.
+    `align` is given what the branch holds and what was given, and says what is new in it. What `is_said`
+    is no longer said aside, if it was.
     """
 
     messages: Sequence[MessageSeen]
     align: Callable[[Sequence[Said], Sequence[Said]], Alignment]
+    is_said: bool = False
 
 
 class Said(NamedTuple):

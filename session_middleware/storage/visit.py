@@ -51,6 +51,7 @@ class Visit:
     puts: bool = False  # it puts checkpoints as it goes
     checkpoint_id: str | None = None  # of the outermost graph: the latest that was read or put in it
     started_from: str | None = None  # the first one that was read in it
+    has_history: bool = False  # it was given a history: what it says and does not add to that is said aside
     goes_on: bool = False  # where the last run stopped, with nothing new
     branch: str | None = None  # what it says goes there; None: where its checkpoint, or else the session, is
     entries: deque[Entry] = field(default_factory=deque)

@@ -123,7 +123,8 @@ def test_what_json_cannot_hold_is_recorded_with_a_mark(storage: Storage, run: Vi
     assert len(calls) == 6
     assert calls[0].result["__repr__"] == "b'bytes'"
     assert calls[1].result == [1, 2]
-    assert calls[2].result["__repr__"] == "<odd ?>"
+    assert calls[2].result["__repr__"] == "<odd \ufffd>"
+    assert {call.marks for call in calls} == {("invalid:unicode",)}
     assert "__repr__" in calls[3].result
 
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from langchain_core.chat_history import InMemoryChatMessageHistory
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
+from langchain_core.prompts import ChatPromptTemplate
+from langchain_core.runnables import RunnableLambda
+from langchain_core.runnables.history import RunnableWithMessageHistory
+from pydantic import PrivateAttr
 
 from session_middleware import Sessions
 from tests.integrations import agents
@@ -99,3 +105,83 @@ def test_sound_in_a_messages_other_fields_is_stored_once_comes_back_and_goes_wit
     session.delete_message("second")
     assert name.startswith("sha256:")
     assert sessions._storage.get_file("t", name) is None
+
+
+class Asked(agents.Scripted):
+    """Keeps what it is asked, and fails where it is told to."""
+
+    _asked: list[Any] = PrivateAttr(default_factory=list)
+
+    def _reply(self, messages: list[BaseMessage]) -> AIMessage:
+        self._asked.append([(message.type, message.text) for message in messages])
+        if messages[-1].text.endswith("break"):
+            raise ConnectionError("gone")
+        return super()._reply(messages)
+
+
+PROMPTS: dict[str, list[Any]] = {
+    "the same each time": [("system", "be nice"), ("placeholder", "{history}"), ("human", "{question}")],
+    "another each time": [("system", "at {number}"), ("placeholder", "{history}"), ("human", "{question}")],
+    "with examples": [("human", "2"), ("ai", "4"), ("placeholder", "{history}"), ("human", "{question}")],
+    "with a frame": [("placeholder", "{history}"), ("human", "Now, {number}: {question}")],
+    "with an end": [("placeholder", "{history}"), ("human", "{question}"), ("system", "in one word")],
+}
+
+
+async def ask(chain: Any, given: dict[str, Any], config: Any, *, how: str) -> None:
+    with contextlib.suppress(ConnectionError):
+        if how == "invoke":
+            chain.invoke(given, config)
+        elif how == "ainvoke":
+            await chain.ainvoke(given, config)
+        else:
+            _ = [chunk async for chunk in chain.astream(given, config)]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("how", ["invoke", "ainvoke", "astream"])
+@pytest.mark.parametrize("prompt", PROMPTS.values(), ids=PROMPTS)
+async def test_a_model_is_asked_the_same_with_the_recorder_and_without_any_of_ours(
+    sessions: Sessions, prompt: list[Any], how: str
+) -> None:
+    theirs, ours = Asked(has_tools=False), Asked(has_tools=False)
+    memory = InMemoryChatMessageHistory()
+    for model in (theirs, ours):
+        chain = RunnableWithMessageHistory(
+            ChatPromptTemplate.from_messages(prompt) | model,
+            (lambda session_id: memory)
+            if model is theirs
+            else (lambda session_id: sessions.open(session_id).history()),
+            input_messages_key="question",
+            history_messages_key="history",
+        )
+        config: Any = {"configurable": {"session_id": "t"}}
+        if model is ours:
+            config |= {"metadata": {"thread_id": "t"}, "callbacks": [sessions.recorder]}
+        for number, question in enumerate(("yes", "no", "break", "yes", "again: break", "and?")):
+            await ask(chain, {"question": question, "number": str(number)}, config, how=how)
+    assert ours._asked == theirs._asked
+    assert [(m.type, m.text) for m in sessions.get("t").history().messages] == [
+        (m.type, m.text) for m in memory.messages
+    ]
+
+
+def test_what_a_prompt_adds_is_in_the_record_as_said_aside(sessions: Sessions) -> None:
+    prompt = ChatPromptTemplate.from_messages([("system", "be nice"), ("human", "{question}")])
+    history = sessions.open("t").history()
+    config: Any = {"metadata": {"thread_id": "t"}, "callbacks": [sessions.recorder]}
+
+    def answer(given: dict[str, str]) -> None:
+        assert history.messages == []
+        said = (prompt | agents.Scripted()).invoke(given)
+        history.add_messages([HumanMessage(given["question"]), said])
+
+    RunnableLambda(answer).invoke({"question": "hi"}, config)
+    found = [(m.role, m.text, m.marks) for m in sessions.get("t").messages()]
+    assert found == [("system", "be nice", ("aside",)), ("user", "hi", ()), ("assistant", "you said hi", ())]
+
+
+def test_what_a_model_says_in_a_run_that_has_no_history_is_in_the_history(sessions: Sessions) -> None:
+    config: Any = {"metadata": {"thread_id": "t"}, "callbacks": [sessions.recorder]}
+    agents.Scripted().invoke("hi", config)
+    assert [m.text for m in sessions.get("t").history().messages] == ["hi", "you said hi"]

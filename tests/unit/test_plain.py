@@ -53,7 +53,7 @@ class Hostile:
         ({("a", 1): 2}, {"('a', 1)": 2}),
         (float("nan"), "nan"),
         ([float("inf"), 1.5], ["inf", 1.5]),
-        ("\ud800", "?"),
+        ("\ud800", "\ufffd"),
         (Odd(), {"__repr__": "<Odd, whose repr failed with RuntimeError>", "__type__": "Odd"}),
         (len, {"__repr__": "<built-in function len>", "__type__": "builtin_function_or_method"}),
     ],

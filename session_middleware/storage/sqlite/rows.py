@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, TypeVar
 
 from session_middleware.model import Value, from_text
-from session_middleware.plain import clean, to_json
+from session_middleware.plain import REPLACED, clean, to_json
 
-__all__ = ["clean", "namespace_text", "to_json", "value_of", "values_of"]
+__all__ = ["clean", "marks_of", "namespace_text", "to_json", "value_of", "values_of"]
 
 V = TypeVar("V", bound=Value)
 
@@ -24,6 +25,14 @@ _JSON_COLUMNS = frozenset(
 def namespace_text(namespace: tuple[str, ...]) -> str:
     """A namespace as JSON in ASCII: one text a namespace, and prefixes are ranges of it."""
     return json.dumps(namespace, separators=(",", ":"))
+
+
+def marks_of(marks: Iterable[str], *texts: str | None) -> str | None:
+    """The marks of a row as JSON; its texts get one where something in them is no character."""
+    found = list(marks)
+    if any(text is not None and REPLACED in text for text in texts):
+        found.append("invalid:unicode")
+    return to_json(list(dict.fromkeys(found))) if found else None
 
 
 def value_of(model: type[V], cursor: sqlite3.Cursor, row: tuple[Any, ...]) -> V:

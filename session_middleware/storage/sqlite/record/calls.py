@@ -12,7 +12,7 @@ from session_middleware.model import to_text
 from session_middleware.storage.seen import FileSeen, MessageSeen, ModelCallSeen, ToolEnd, ToolStart
 from session_middleware.storage.sqlite.record import tally as tallies
 from session_middleware.storage.sqlite.record.tally import Tally
-from session_middleware.storage.sqlite.rows import clean, to_json
+from session_middleware.storage.sqlite.rows import clean, marks_of, to_json
 from session_middleware.storage.visit import Visit
 
 _COLUMNS = (
@@ -23,11 +23,11 @@ _COLUMNS = (
 
 def start(connection: sqlite3.Connection, visit: Visit, call: ToolStart, tally: Tally, now: datetime) -> None:
     asked, call_id = call.message_id, call.tool_call_id and clean(call.tool_call_id)
-    arguments = to_json(call.arguments)
+    name, arguments = clean(call.name), to_json(call.arguments)
     if call.corrects:
         connection.execute(
             "UPDATE tool_calls SET name = ?, arguments = ?, marks = ? WHERE session_id = ? AND execution_id = ?",
-            (clean(call.name), arguments, _marks(call.marks), visit.session_id, call.execution_id),
+            (name, arguments, marks_of(call.marks, name, arguments), visit.session_id, call.execution_id),
         )
         return
     if call_id is None:
@@ -36,8 +36,9 @@ def start(connection: sqlite3.Connection, visit: Visit, call: ToolStart, tally: 
         request = _request(connection, visit.session_id, call_id)
         asked = request and request[0]
     row = (
-        *(visit.session_id, tally.last_seq + 1, visit.run_id, call.execution_id, call_id, clean(call.name), arguments),
-        *(asked, call.checkpoint_ns, call.node, _marks(call.marks), to_text(now), visit.session_id, call_id, asked),
+        *(visit.session_id, tally.last_seq + 1, visit.run_id, call.execution_id, call_id, name, arguments),
+        *(asked, call.checkpoint_ns, call.node, marks_of(call.marks, name, arguments), to_text(now)),
+        *(visit.session_id, call_id, asked),
     )
     started = connection.execute(_START, row).fetchone()
     if started is None:  # another recorder has seen it
@@ -64,16 +65,24 @@ _START = """
 
 
 def end(connection: sqlite3.Connection, visit: Visit, call: ToolEnd, tally: Tally) -> None:
+    told = (to_json(call.result), to_json(call.artifact), call.error and clean(call.error))
     changed = connection.execute(
-        "UPDATE tool_calls SET status = ?, result = ?, artifact = ?, error = ?, duration_ms = ?,"
-        " marks = COALESCE(?, marks)"
+        "UPDATE tool_calls SET status = ?, result = ?, artifact = ?, error = ?, duration_ms = ?"
         " WHERE session_id = ? AND execution_id = ? AND status IN ('running', 'interrupted')",  # else it has ended
-        (call.status, to_json(call.result), to_json(call.artifact), call.error and clean(call.error))
-        + (call.duration_ms, _marks(call.marks), visit.session_id, call.execution_id),
+        (call.status, *told, call.duration_ms, visit.session_id, call.execution_id),
     ).rowcount
+    if changed and (marks := marks_of(call.marks, *told)) is not None:
+        connection.execute(_MARK, (marks, visit.session_id, call.execution_id))
     if call.status == "error" and changed:
         tally.count_error()
     store_files(connection, visit.session_id, call.files)
+
+
+_MARK = """
+    UPDATE tool_calls SET marks = (SELECT json_group_array(DISTINCT value) FROM
+    (SELECT value FROM json_each(COALESCE(marks, '[]')) UNION ALL SELECT value FROM json_each(?)))
+    WHERE session_id = ? AND execution_id = ?
+"""
 
 
 def store_files(connection: sqlite3.Connection, session_id: str, files: Sequence[FileSeen]) -> None:
@@ -111,7 +120,7 @@ def answer(connection: sqlite3.Connection, visit: Visit, message: MessageSeen, t
         tally,
         (visit.run_id, message.message_id, call_id, 1 if is_another else latest[2] + 1, clean(str(name)))
         + (to_json(request and request[1].get("args")), result, status, message.text if failed else None)
-        + (request and request[0], message.checkpoint_ns, None, _marks(message.marks), None),
+        + (request and request[0], message.checkpoint_ns, None, marks_of(message.marks, result), None),
     )
     if failed:
         tally.count_error()
@@ -178,10 +187,6 @@ def _find_request(connection: sqlite3.Connection, session_id: str, call: ToolSta
     return None
 
 
-def _marks(marks: Any) -> str | None:
-    return to_json(list(marks)) if marks else None
-
-
 _MODEL_COLUMNS = (
     *("session_id", "seq", "run_id", "id", "model", "provider", "input_tokens", "output_tokens", "cached_tokens"),
     *("reasoning_tokens", "cost", "first_token_ms", "duration_ms", "error", "message_id", "checkpoint_ns", "node"),
@@ -197,7 +202,8 @@ def add_model_call(connection: sqlite3.Connection, visit: Visit, call: ModelCall
     cost = call.cost() if call.cost is not None else None
     started_at = call.started_at and to_text(call.started_at)
     values = call._replace(error=call.error and clean(call.error), model=call.model and clean(call.model))
-    row = [*values._replace(cost=cost)[:-2], _marks(call.marks), started_at]  # type: ignore[arg-type]
+    marks = marks_of(call.marks, values.error, values.model)
+    row = [*values._replace(cost=cost)[:-2], marks, started_at]  # type: ignore[arg-type]
     if not connection.execute(_ADD_MODEL_CALL, (visit.session_id, tally.last_seq + 1, visit.run_id, *row)).rowcount:
         return  # another recorder has seen it
     tally.next_seq()

@@ -1,20 +1,47 @@
 """Deleting a message from the record in SQLite, with all that was kept because of it.
 
 A graph's state may still hold the message and bring it back with its next checkpoint. So the event of
-its deletion stands for it: what it names is not recorded again.
+its deletion stands for it: what it names is not recorded again. A history without ids brings it back by
+its words, so the event knows these again where they stood: by so little of a digest that who reads it
+and guesses at them learns next to nothing.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
+from typing import Any, NamedTuple
 
 from session_middleware.storage.sqlite.lifecycle import events
 from session_middleware.storage.sqlite.memory import indexing, memories
 
 _HASH = re.compile(r"sha256:[0-9a-f]{64}")
+_DIGITS = 4  # of a digest of its words: one text in 65,536 has the same
+
+
+class Deleted(NamedTuple):
+    """What is known of a message that was deleted."""
+
+    message_id: str
+    place: float
+    branch: str
+    digests: Sequence[str]  # of its versions' words
+
+    def is_same(self, words: bytes) -> bool:
+        return _digest(self.message_id, words) in self.digests
+
+
+def in_bytes(words: Sequence[Any]) -> bytes:
+    """A message's words as they are compared with those of deleted ones."""
+    return json.dumps(words).encode()
+
+
+def _digest(message_id: str, words: bytes) -> str:
+    return hashlib.sha256(message_id.encode() + words).hexdigest()[:_DIGITS]
 
 
 def delete_message(connection: sqlite3.Connection, session_id: str, message_id: str, now: datetime) -> int:
@@ -22,11 +49,13 @@ def delete_message(connection: sqlite3.Connection, session_id: str, message_id: 
     marked = indexing.mark(connection)
     rows = connection.execute(
         "DELETE FROM messages WHERE session_id = ? AND message_id = ?"
-        " RETURNING version, COALESCE(content, '') || COALESCE(extra, ''), input_tokens, output_tokens",
+        " RETURNING version, COALESCE(content, '') || COALESCE(extra, ''), input_tokens, output_tokens, place, branch,"
+        " role, text, content, tool_calls, tool_call_id",
         (session_id, message_id),
     ).fetchall()
     if not rows:
         return 0
+    rows.sort()
     counted = [row for row in rows if row[0] == 1]
     connection.execute(
         "UPDATE sessions SET message_count = message_count - ?, input_tokens = input_tokens - ?,"
@@ -39,9 +68,9 @@ def delete_message(connection: sqlite3.Connection, session_id: str, message_id: 
     _delete_files(connection, session_id, {name for _, content, *_ in rows for name in _HASH.findall(content)})
     memories.refresh(connection, now)
     indexing.set_mark(connection, marked)  # the message it was on may be the one
-    events.append(
-        connection, session_id, "message_deleted", None, {"message_id": message_id, "versions": len(rows)}, now
-    )
+    digests = [_digest(message_id, in_bytes(row[6:])) for row in rows]
+    detail = {"message_id": message_id, "versions": len(rows), "place": rows[0][4], "branch": rows[0][5]}
+    events.append(connection, session_id, "message_deleted", None, {**detail, "digests": digests}, now)
     return len(rows)
 
 
@@ -58,10 +87,9 @@ def _delete_files(connection: sqlite3.Connection, session_id: str, names: Iterab
         )
 
 
-def deleted(connection: sqlite3.Connection, session_id: str) -> set[str]:
-    """The ids of the messages that were deleted from a session."""
+def deleted(connection: sqlite3.Connection, session_id: str) -> list[Deleted]:
+    """The messages that were deleted from a session."""
     rows = connection.execute(
-        "SELECT json_extract(detail, '$.message_id') FROM events WHERE session_id = ? AND kind = 'message_deleted'",
-        (session_id,),
+        "SELECT detail FROM events WHERE session_id = ? AND kind = 'message_deleted'", (session_id,)
     )
-    return {message_id for (message_id,) in rows}
+    return [Deleted(*(detail[name] for name in Deleted._fields)) for (text,) in rows if (detail := json.loads(text))]

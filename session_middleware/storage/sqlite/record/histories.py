@@ -1,75 +1,128 @@
-"""Whole conversations in SQLite: each is aligned with the branch that holds most of it, and then added to that."""
+"""Whole conversations in SQLite: each is aligned with the branch that holds most of it, and then added to that.
+
+A message that was deleted from the branch takes part in that as long as the history may bring it back.
+"""
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from session_middleware.storage.seen import Alignment, HistorySeen, MessageSeen, Said
-from session_middleware.storage.sqlite.record import branches, said
+from session_middleware.storage.sqlite.record import branches, deletions, said
+from session_middleware.storage.sqlite.record.branches import Line
+from session_middleware.storage.sqlite.record.deletions import Deleted
 from session_middleware.storage.sqlite.record.tally import Tally
 from session_middleware.storage.visit import Visit
 
 
+class _Standing(NamedTuple):
+    """A message where it stands in a conversation, or stood before it was deleted."""
+
+    place: float
+    seq: int
+    said: Said
+
+
+class _Given(NamedTuple):
+    """A message of a history, as it is compared with those recorded, and with those deleted."""
+
+    said: Said
+    words: tuple[Any, ...]
+
+
+class _Aligning:
+    """A history beside what is recorded of a session."""
+
+    def __init__(self, connection: sqlite3.Connection, visit: Visit, history: HistorySeen) -> None:
+        self._connection = connection
+        self._session_id = visit.session_id
+        self._align = history.align
+        self.messages = [said.cleaned(message) for message in history.messages]
+        self._given = [_given(message) for message in self.messages]
+        self.gone = deletions.deleted(connection, visit.session_id)
+
+    def beside(self, branch: str) -> tuple[list[_Standing], Alignment]:
+        """What a branch holds, and how the history is aligned with it."""
+        given = [each.said for each in self._given]
+        recorded = _view(self._connection, self._session_id, branch)
+        found = self._align([each.said for each in recorded], given)
+        line = branches.line(self._connection, self._session_id, branch) if self.gone else ()
+        if brought := _brought_back(self.gone, self._given, line):
+            with_gone = sorted([*recorded, *brought], key=lambda each: each[:2])
+            other = self._align([each.said for each in with_gone], given)
+            if _known(other) > _known(found):
+                return with_gone, other
+        return recorded, found
+
+    def better(self, recorded: Sequence[_Standing], found: Alignment) -> str | None:
+        """A branch that begins with more of the history, where this one says something else; or ``None``.
+
+        It has said the first message that is missing itself, or a branch has that it came from, and is looked at
+        in turn.
+        """
+        given = [each.said for each in self._given]
+        held, best = _beginning(recorded, given), None
+        if held == len(given) or not _differs(found, recorded, given):
+            return None
+        for (branch,) in self._connection.execute(_SAYING, (self._session_id, *given[held].words)).fetchall():
+            length = _beginning(_view(self._connection, self._session_id, branch), given)
+            if length > held:
+                best, held = branch, length
+        return best
+
+
 def append(connection: sqlite3.Connection, visit: Visit, history: HistorySeen, tally: Tally, now: datetime) -> None:
-    messages = [said.cleaned(message) for message in history.messages]
-    given = [Said(None if m.minted else m.message_id, _words(*said.words_of(m), m.tool_call_id)) for m in messages]
+    aligning = _Aligning(connection, visit, history)
     branch = branches.branch_of(connection, visit, tally)
-    seqs, recorded = _view(connection, visit.session_id, branch)
-    found = history.align(recorded, given)
-    while _differs(found, recorded, given):
-        held = _beginning(recorded, given)
-        better = _holding_more(connection, visit.session_id, given, held)
-        if better is None:
-            break
+    recorded, found = aligning.beside(branch)
+    while (better := aligning.better(recorded, found)) is not None:
         visit.branch = branch = better
         tally.move_to(branch)
-        seqs, recorded = _view(connection, visit.session_id, branch)
-        found = history.align(recorded, given)
+        recorded, found = aligning.beside(branch)
     if found.branch_after is not None:
-        visit.branch = branches.begin(connection, visit, branch, max(seqs[: found.branch_after], default=0), now)
+        seq = max((each.seq for each in recorded[: found.branch_after]), default=0)
+        visit.branch = branches.begin(connection, visit, branch, seq, now)
         tally.move_to(visit.branch)
-    said.append(connection, visit, _named(visit, messages, found), tally, now)
+    named = _named(visit, aligning, found)
+    # what is recorded under another id cannot be a new version of it
+    said.append(connection, visit, [m for m, known in named if known is None or not found.renamed], tally, now)
+    if history.is_said:
+        connection.execute(_NOT_ASIDE, (visit.session_id, json.dumps([message.message_id for message, _ in named])))
 
 
-def _named(visit: Visit, messages: Sequence[MessageSeen], found: Alignment) -> list[MessageSeen]:
-    """The messages as what they were found to be; without those that are recorded and cannot be new versions."""
-    ids = [known or message.message_id for known, message in zip(found.ids, messages, strict=True)]
+_NOT_ASIDE = """
+    UPDATE messages SET marks = (SELECT NULLIF(json_group_array(value), '[]') FROM json_each(marks)
+    WHERE value != 'aside') WHERE session_id = ? AND message_id IN (SELECT value FROM json_each(?))
+    AND marks LIKE '%"aside"%'
+"""
+
+
+def _named(visit: Visit, aligning: _Aligning, found: Alignment) -> list[tuple[MessageSeen, str | None]]:
+    """The messages but those deleted, as what they were found to be; and as which recorded ones."""
+    ids = [known or message.message_id for known, message in zip(found.ids, aligning.messages, strict=True)]
+    pairs = list(zip(aligning.messages, ids, found.ids, strict=True))
     if found.renamed:
-        visit.aliases.update({m.message_id: own for m, own in zip(messages, ids, strict=True) if m.message_id != own})
-    following = [*ids[1:], None][: len(ids)]
+        visit.aliases.update({message.message_id: own for message, own, _ in pairs if message.message_id != own})
+    gone = {each.message_id for each in aligning.gone}
+    kept = [(message._replace(message_id=own), known) for message, own, known in pairs if own not in gone]
+    following = [*(message.message_id for message, _ in kept[1:]), None]
     return [
-        message._replace(message_id=own, followed_by=after)
-        for message, own, after, known in zip(messages, ids, following, found.ids, strict=True)
-        if known is None or not found.renamed
+        (message._replace(followed_by=after), known) for (message, known), after in zip(kept, following, strict=False)
     ]
 
 
-def _differs(found: Alignment, recorded: Sequence[Said], given: Sequence[Said]) -> bool:
+def _differs(found: Alignment, recorded: Sequence[_Standing], given: Sequence[Said]) -> bool:
     """Whether the branch says something else than what was given: that leaves it, or is an edit of it."""
     if found.renamed:
         return False
     if found.branch_after is not None:
         return True
-    words = {old.message_id: old.words for old in recorded}
+    words = {old.said.message_id: old.said.words for old in recorded}
     return any(known is not None and words[known] != new.words for known, new in zip(found.ids, given, strict=True))
-
-
-def _holding_more(connection: sqlite3.Connection, session_id: str, given: Sequence[Said], held: int) -> str | None:
-    """The branch that begins with most of what was given; ``None``: none does with more than `held` messages.
-
-    It has said the first message that is missing itself, or a branch has that it came from, and is looked at in turn.
-    """
-    if held == len(given):
-        return None
-    best = None
-    for (branch,) in connection.execute(_SAYING, (session_id, *given[held].words)).fetchall():
-        length = _beginning(_view(connection, session_id, branch)[1], given)
-        if length > held:
-            best, held = branch, length
-    return best
 
 
 _SAYING = """
@@ -79,20 +132,37 @@ _SAYING = """
 """
 
 
-def _words(*words: Any) -> tuple[Any, ...]:
-    return said.in_any_order(words)
-
-
-def _beginning(recorded: Sequence[Said], given: Sequence[Said]) -> int:
+def _beginning(recorded: Sequence[_Standing], given: Sequence[Said]) -> int:
     """How many messages the two have in common at their beginning."""
     length = min(len(recorded), len(given))
-    return next((place for place in range(length) if not given[place].is_same_as(recorded[place])), length)
+    return next((place for place in range(length) if not given[place].is_same_as(recorded[place].said)), length)
 
 
-def _view(connection: sqlite3.Connection, session_id: str, branch: str) -> tuple[list[int], list[Said]]:
-    """What a branch holds, in its order, each message as the branch has it; and the seqs of its rows."""
+def _view(connection: sqlite3.Connection, session_id: str, branch: str) -> list[_Standing]:
+    """What a branch holds, in its order, each message as the branch has it."""
     latest: dict[str, tuple[Any, ...]] = {}
     for row in said.rows_of(connection, f"{said.FIELDS}, tool_call_id, run_id", session_id, branch):
         latest[row[0]] = row
     rows = [row for row in sorted(latest.values(), key=lambda row: row[3]) if row[5] == "complete"]
-    return [row[1] for row in rows], [Said(row[0], _words(*row[7:12]), row[12]) for row in rows]
+    return [_Standing(row[3], row[1], Said(row[0], said.in_any_order(row[7:12]), row[12])) for row in rows]
+
+
+def _given(message: MessageSeen) -> _Given:
+    words = (*said.words_of(message), message.tool_call_id)
+    return _Given(Said(None if message.minted else message.message_id, said.in_any_order(words)), words)
+
+
+def _brought_back(gone: Sequence[Deleted], given: Sequence[_Given], line: Line) -> list[_Standing]:
+    """Those deleted from this line of the conversation that a history may bring back, with the words it has."""
+    found = []
+    told = [(one.said, deletions.in_bytes(one.words)) for one in given] if gone else []
+    for each in gone:
+        is_ours = any(each.branch == branch and each.place <= upto for branch, upto in line)
+        same = (one for one, words in told if one.message_id == each.message_id or each.is_same(words))
+        if is_ours and (one := next(same, None)) is not None:
+            found.append(_Standing(each.place, int(each.place), Said(each.message_id, one.words)))
+    return found
+
+
+def _known(found: Alignment) -> int:
+    return sum(known is not None for known in found.ids)

@@ -182,8 +182,9 @@ _COPY = (
     """,
     f"""
     INSERT INTO events (session_id, seq, kind, reason, detail, created_at)
-    SELECT :to, seq + {_SHIFT}, kind, reason, detail, created_at FROM events
-    WHERE session_id = :source AND kind = 'message_deleted'
+    SELECT :to, seq + {_SHIFT}, kind, reason,
+    json_set(detail, '$.place', json_extract(detail, '$.place') + {_SHIFT}), created_at
+    FROM events WHERE session_id = :source AND kind = 'message_deleted'
     """,
     """
     INSERT INTO files (session_id, hash, media_type, data)

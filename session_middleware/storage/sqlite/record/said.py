@@ -9,11 +9,11 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from session_middleware.model import Message, to_text
-from session_middleware.storage.seen import MessageSeen
+from session_middleware.storage.seen import ASIDE, MessageSeen
 from session_middleware.storage.sqlite.record import branches, calls, deletions, tally
 from session_middleware.storage.sqlite.record.branches import MAIN, Line
 from session_middleware.storage.sqlite.record.tally import Tally
-from session_middleware.storage.sqlite.rows import clean, to_json, values_of
+from session_middleware.storage.sqlite.rows import clean, marks_of, to_json, values_of
 from session_middleware.storage.visit import Visit
 
 
@@ -67,7 +67,7 @@ class _Appending:
     def append(self, messages: Sequence[MessageSeen]) -> None:
         if aliases := self._visit.aliases:
             messages = [_under_its_own_id(message, aliases) for message in messages]
-        gone = deletions.deleted(self._connection, self._visit.session_id)
+        gone = {each.message_id for each in deletions.deleted(self._connection, self._visit.session_id)}
         if gone:
             messages = [message for message in messages if message.message_id not in gone]
         self._look_up(messages)
@@ -96,10 +96,9 @@ class _Appending:
                 self._known.setdefault(row[0], []).append(_Row(*row))
 
     def _append_one(self, message: MessageSeen) -> None:
-        known = self._known.get(message.message_id, [])
+        known, words = self._known.get(message.message_id, []), words_of(message)
         if self._visit.unclaimed:
-            known = self._claim(message) or known
-        words = words_of(message)
+            known = self._claim(message, words) or known
         here = next((row for row in reversed(known) if self._sees(row)), None)
         if here is not None and here.status == "incomplete":
             self._complete(message, words, here)
@@ -134,21 +133,21 @@ class _Appending:
             self._line = branches.line(self._connection, self._visit.session_id, self._branch)
         return any(row.branch == branch and row.seq <= upto for branch, upto in self._line)
 
-    def _claim(self, message: MessageSeen) -> list[_Row]:
+    def _claim(self, message: MessageSeen, words: tuple[Any, ...]) -> list[_Row]:
         """What was heard before is now a message of the state, maybe under another id: it stays one row."""
         said = self._visit.unclaimed.get(message.claim)
         known = self._known.get(said, []) if said is not None else []
         if not known or (message.message_id != said and message.message_id in self._known):
             return []
         if message.message_id == said and message.checkpoint_ns == known[0].checkpoint_ns:
-            if "aside" not in message.marks:
+            if ASIDE not in message.marks:
                 del self._visit.unclaimed[message.claim]
             return []
         self._insert()
         del self._visit.unclaimed[message.claim]
         self._connection.execute(
             "UPDATE messages SET message_id = ?, checkpoint_ns = ?, marks = ? WHERE session_id = ? AND message_id = ?",
-            (message.message_id, message.checkpoint_ns, _marks(message), self._visit.session_id, said),
+            (message.message_id, message.checkpoint_ns, _marks(message, words), self._visit.session_id, said),
         )
         self._known[message.message_id] = [row._replace(message_id=message.message_id) for row in known]
         return self._known[message.message_id]
@@ -159,7 +158,7 @@ class _Appending:
             " input_tokens = ?, output_tokens = ?, status = ?, checkpoint_ns = ?, extra = ?, marks = ?"
             " WHERE session_id = ? AND seq = ?",
             (*words, message.name, message.model, message.input_tokens, message.output_tokens, _status(message))
-            + (message.checkpoint_ns, to_json(message.extra), _marks(message), self._visit.session_id, here.seq),
+            + (message.checkpoint_ns, to_json(message.extra), _marks(message, words), self._visit.session_id, here.seq),
         )
         status = _status(message)
         self._tally.rows[message.message_id] = here.seq
@@ -185,7 +184,7 @@ class _Appending:
         self._new.append(
             (self._visit.session_id, seq, row.place, self._visit.run_id, message.message_id, version, self._branch)
             + (*words, message.name, message.tool_call_id, message.model, message.input_tokens, message.output_tokens)
-            + (row.status, message.checkpoint_ns, to_json(message.extra), _marks(message))
+            + (row.status, message.checkpoint_ns, to_json(message.extra), _marks(message, words))
             + (to_text(message.created_at or self._now),)
         )
         if replaces is not None and replaces.branch == self._branch:
@@ -279,8 +278,8 @@ def _status(message: MessageSeen) -> str:
     return "complete" if message.complete else "incomplete"
 
 
-def _marks(message: MessageSeen) -> str | None:
-    return to_json(list(message.marks)) if message.marks else None
+def _marks(message: MessageSeen, words: tuple[Any, ...]) -> str | None:
+    return marks_of(message.marks, message.name, *words)
 
 
 # Reading
