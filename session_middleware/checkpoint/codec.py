@@ -14,6 +14,7 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.constants import START
 
 from session_middleware.checkpoint import pieces
+from session_middleware.checkpoint.elements import id_of, is_message
 from session_middleware.checkpoint.known import Known, KnownList
 from session_middleware.errors import UnserializableValue
 from session_middleware.storage.state import Blob, Chunk, ListPut, StoredCheckpoint, StoredList, Write
@@ -37,7 +38,8 @@ def uncollected() -> Iterator[None]:
             gc.enable()
 
 
-NewMessage: TypeAlias = tuple[BaseMessage, str | None]  # and the id of the message that follows it in its list
+# A message, or a dict that is one; and the id of the message that follows it in its list
+NewMessage: TypeAlias = tuple[BaseMessage | dict[str, Any], str | None]
 
 
 class Codec:
@@ -154,16 +156,15 @@ class Split:
             old = recorded.fingerprints if recorded else array("q")
             new = pieces.added(value, marks, old, beginning)
             self.messages += _with_following(value, beginning, new)
-            self.preceding = getattr(value[beginning - 1], "id", None) if beginning and new else self.preceding
+            self.preceding = id_of(value[beginning - 1]) if beginning and new else self.preceding
 
 
 def _with_following(value: list[Any], beginning: int, new: list[Any]) -> Iterator[NewMessage]:
     """Those of the new elements that are messages, each with the id of what it stands before."""
     are_new = set(map(id, new))
     for place in range(beginning, len(value)) if new else ():
-        if id(value[place]) in are_new and isinstance(value[place], BaseMessage):
-            following = value[place + 1] if place + 1 < len(value) else None
-            yield value[place], getattr(following, "id", None)
+        if id(value[place]) in are_new and is_message(value[place]):
+            yield value[place], id_of(value[place + 1]) if place + 1 < len(value) else None
 
 
 def _longest(marks: array[int], lists: Sequence[KnownList]) -> tuple[KnownList | None, int]:

@@ -21,6 +21,7 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer, _msgpack_enc
 
+from session_middleware.checkpoint.elements import id_of, is_message
 from session_middleware.storage.state import Blob, Chunk
 
 _SCALARS = frozenset({str, int, float, bool, type(None)})
@@ -87,7 +88,7 @@ def added(elements: Sequence[Any], new: array[int], old: array[int], keep: int) 
     if not rest:
         return list(after)
     had = set(rest)
-    unnamed = {place for place, element in enumerate(after) if isinstance(element, BaseMessage) and not element.id}
+    unnamed = {place for place, element in enumerate(after) if is_message(element) and not id_of(element)}
     again = unnamed.difference(_aligned(rest, more)) if unnamed else unnamed
     return [element for place, element in enumerate(after) if more[place] not in had or place in again]
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, RemoveMessage, SystemMessage, ToolMessage
 from langgraph.types import Command
 
+from session_middleware.checkpoint.elements import id_of, is_message
 from session_middleware.errors import InvalidArgument
 from session_middleware.model import NewId
 from session_middleware.plain import plain
@@ -198,27 +199,40 @@ def removes(value: Any) -> bool:
 
 
 def without_ids(value: Any) -> list[Sequence[BaseMessage]]:
-    """The conversations in a node's input whose latest message has no id: only their order tells what is new."""
-    return [
+    """The conversations in a node's input whose latest message has no id: only their order tells what is new.
+
+    Dicts in OpenAI's format are messages there as well, if they are a list, and the only one: else which of
+    them is what was said, and which are examples, say, nobody knows.
+    """
+    found = [
         messages
-        for messages in lists_in(value)
-        if messages[-1].id is None and all(isinstance(message, BaseMessage) for message in messages)
+        for messages in lists_in(value, is_one=is_message)
+        if id_of(messages[-1]) is None and all(map(is_message, messages))
     ]
+    if len(found) != 1 or type(found[0]) is tuple:
+        found = [messages for messages in found if isinstance(messages[-1], BaseMessage)]
+    return [[to_message(message) for message in messages] for messages in found]
 
 
-def lists_in(value: Any, depth: int = _DEPTH) -> Iterator[Sequence[Any]]:
+def _is_langchains(value: Any) -> bool:
+    return isinstance(value, BaseMessage)
+
+
+def lists_in(
+    value: Any, depth: int = _DEPTH, *, is_one: Callable[[Any], bool] = _is_langchains
+) -> Iterator[Sequence[Any]]:
     """The lists of messages in a value: a state, an update, a `Command`, or several of them."""
-    if isinstance(value, BaseMessage):
+    if is_one(value):
         yield (value,)
     elif isinstance(value, (list, tuple)):
-        if value and isinstance(value[-1], BaseMessage):
+        if value and is_one(value[-1]):
             yield value
         elif depth:
             for part in value:
-                yield from lists_in(part, depth - 1)
+                yield from lists_in(part, depth - 1, is_one=is_one)
     elif depth:
         for part in _parts(value):
-            yield from lists_in(part, depth - 1)
+            yield from lists_in(part, depth - 1, is_one=is_one)
 
 
 def _parts(value: Any) -> Iterable[Any]:

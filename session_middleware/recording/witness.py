@@ -20,7 +20,7 @@ from session_middleware.checkpoint.codec import NewMessage
 from session_middleware.checkpoint.known import Key
 from session_middleware.model import NewId
 from session_middleware.recording.journal import Journal
-from session_middleware.recording.messages import answer_of, describe, lists_in
+from session_middleware.recording.messages import answer_of, describe, lists_in, to_message
 from session_middleware.storage.seen import MessageSeen
 from session_middleware.storage.visit import Visit
 
@@ -56,7 +56,7 @@ class CheckpointWitness:
         found: list[MessageSeen] = []
         for number, (message, following) in enumerate(new):
             by_place = f"{key[2]}-{number}".__str__
-            described = describe([message], key[1], new_id=by_place, followed_by=following)
+            described = describe([to_message(message)], key[1], new_id=by_place, followed_by=following)
             found += self._journal.keeping.messages(described)
         return found
 

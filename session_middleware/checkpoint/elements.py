@@ -1,0 +1,30 @@
+"""Which elements of a state's lists are messages: LangChain's, and dicts in OpenAI's format.
+
+A dict is one only if all of it is as that format has it, for a state may hold other dicts with a role.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from langchain_core.messages import BaseMessage
+
+_ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+_KEYS = frozenset(
+    {"role", "content", "id", "name", "tool_calls", "tool_call_id", "function_call", "refusal", "audio", "annotations"}
+)
+
+
+def is_message(element: Any) -> bool:
+    return isinstance(element, BaseMessage) or (type(element) is dict and _is_in_openais_format(element))
+
+
+def id_of(element: Any) -> Any:
+    """A message's id, if it has one."""
+    return (element.get("id") if type(element) is dict else getattr(element, "id", None)) or None
+
+
+def _is_in_openais_format(element: dict[Any, Any]) -> bool:
+    content = element.get("content", element)
+    has_content = content is None or isinstance(content, (str, list))
+    return has_content and element.get("role") in _ROLES and element.keys() <= _KEYS
