@@ -44,7 +44,12 @@ class MemoryDoor:
         """What was said that holds words of `query`, best first: of a user, of a session, or of everybody.
 
         A last word of three letters or more is found as the beginning of a longer one too, as it is while
-        somebody types; a space or a sign after it says that it is whole.
+        somebody types; a space or a sign after it says that it is whole. A query of nothing but words that say
+        nothing ("the who") or signs (an emoji) finds what holds it as it is written, the latest first; that
+        reads all the texts there are to look in.
+
+        Searched are the texts of messages, each up to 65,536 characters: what users, assistants and tools said.
+        Arguments, and what functions under `Session.tool` gave back, are no messages: `tool_calls` lists them.
 
         Of a session with a `user_id`: only if it is that user's. Each comes with a snippet, in which
         `marks` are put around the words.

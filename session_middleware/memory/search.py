@@ -8,7 +8,7 @@ from typing import Any
 from session_middleware.memory.found import Found
 from session_middleware.notebook import Rows
 from session_middleware.storage.memory_port import MemoryQuery, MemoryStorage, MessageScope, StoredMemory
-from session_middleware.storage.words import snippet
+from session_middleware.storage.words import begun_word, query_words, snippet
 
 
 def search(
@@ -32,6 +32,7 @@ def search(
         offset=offset,
         begun=True,
         neighbours=False,
+        as_written=not query_words(query) and begun_word(query) is None,
     )
     return Rows(_found(stored, query, marks) for stored in storage.search_memories(asked))
 

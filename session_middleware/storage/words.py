@@ -14,7 +14,7 @@ from datetime import datetime
 
 from session_middleware.storage.stemming import stem
 
-MAX_WORDS = 2000  # of one text that are indexed; of a query, 64
+MAX_WORDS = 20_000  # of one text that are indexed; of a query, 64
 MAX_TERMS = 64
 MAX_CHARACTERS = 65_536  # of one text that are looked at
 _BEGUN = 3  # characters that a word begins with, at least, to be found by them
@@ -103,11 +103,28 @@ def begun_word(query: str) -> str | None:
     return words[-1]
 
 
+def phrase_parts(query: str) -> list[str]:
+    """The words of a query as they are written, or else its signs."""
+    return _WORD.findall(query)[:MAX_TERMS] or [signs for signs in [query.strip()[:MAX_TERMS]] if signs]
+
+
+def phrase(query: str) -> re.Pattern[str]:
+    """What finds a query as it is written, in any case of its letters and whatever stands between its words."""
+    written = r"[\W_]+".join(map(re.escape, phrase_parts(query)))
+    return re.compile(rf"(?<![^\W_]){written}(?![^\W_])" if _WORD.search(query) else written, re.IGNORECASE)
+
+
 def snippet(text: str, query: str, *, length: int = 160, marks: tuple[str, str] = ("", "")) -> str:
-    """The stretch of a text that holds the most of the query's words, about `length` characters, words marked."""
+    """The stretch of a text that holds the most of the query's words, about `length` characters, words marked.
+
+    Where the query has none that say something: the stretch that holds it as it is written.
+    """
     wanted, begun = {word.term for word in query_words(query)}, begun_word(query)
     text = text[:MAX_CHARACTERS]
-    hits = [match for match in _WORD.finditer(text) if _is_hit(_term(match[0]), wanted, begun)]
+    if wanted or begun:
+        hits = [match for match in _WORD.finditer(text) if _is_hit(_term(match[0]), wanted, begun)]
+    else:
+        hits = list(phrase(query).finditer(text)) if phrase_parts(query) else []
     start = _best_start(hits, length)
     start = start and text.rfind(" ", 0, start) + 1
     end = len(text) if len(text) - start <= length else max(text.rfind(" ", start, start + length), start + 1)

@@ -37,7 +37,7 @@ class SqliteMemories:
         return found
 
     def search_memories(self, query: MemoryQuery) -> list[StoredMemory]:
-        if query.query is not None:
+        if query.query is not None and not query.as_written:
             self._catch_up(query.messages)
         now = self._rules.clock()
         found = self._database.read(lambda connection: memories.search(connection, query, now))

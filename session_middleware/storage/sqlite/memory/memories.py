@@ -11,7 +11,7 @@ from typing import Any
 
 from session_middleware.model import Message
 from session_middleware.storage.memory_port import MemoryQuery, StoredMemory
-from session_middleware.storage.sqlite.memory import indexing, items, recall
+from session_middleware.storage.sqlite.memory import indexing, items, phrases, recall
 from session_middleware.storage.sqlite.rows import namespace_text, values_of
 
 _SAID = "replaced_by IS NULL AND COALESCE(marks, '') NOT LIKE '%\"memory\"%'"  # by anybody but our memory tools
@@ -20,6 +20,8 @@ _SAID = "replaced_by IS NULL AND COALESCE(marks, '') NOT LIKE '%\"memory\"%'"  #
 def search(connection: sqlite3.Connection, query: MemoryQuery, now: datetime) -> list[StoredMemory]:
     if query.query is None and query.vector is None:
         return items.list_(connection, query, now)
+    if query.as_written:
+        return phrases.search(connection, query)
     return recall.search(connection, query, now)
 
 
