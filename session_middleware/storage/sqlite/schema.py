@@ -281,6 +281,7 @@ _TABLES = (
         session_id TEXT NOT NULL,
         position INTEGER NOT NULL,
         item TEXT NOT NULL,
+        files TEXT,
         message_id TEXT NOT NULL,
         removed INTEGER NOT NULL DEFAULT 0,
         PRIMARY KEY (session_id, position)
