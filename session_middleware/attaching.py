@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from functools import cache
 from typing import Any, TypeVar, cast
@@ -11,11 +11,11 @@ from langchain_core.callbacks import BaseCallbackManager
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import merge_configs
 from langchain_core.tools import BaseTool
-from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.pregel import Pregel
 from langgraph.types import StateSnapshot
 
 from session_middleware.checkpoint.saver import SessionSaver
+from session_middleware.checkpoint.serde import TypeName
 from session_middleware.errors import GraphHasPart, NotAGraph
 from session_middleware.model import Identity
 from session_middleware.recording.recorder import SessionRecorder
@@ -51,8 +51,13 @@ def _attached_class(base: type) -> type:
     return type(base.__name__, (_Attached, base), {"__module__": base.__module__})
 
 
-def attached(graph: G, parts: dict[str, Any], recorder: SessionRecorder | None, *, replace: bool) -> G:
-    """A copy of `graph` with `parts` (its checkpointer, its store) and the recorder in place."""
+def attached(
+    graph: G, parts: dict[str, Any], recorder: SessionRecorder | None, *, replace: bool, allowed: set[TypeName]
+) -> G:
+    """A copy of `graph` with `parts` (its checkpointer, its store) and the recorder in place.
+
+    `allowed` is given the types that its state may hold, for whoever reads that without the graph.
+    """
     if not isinstance(graph, Pregel):
         raise NotAGraph(type(graph).__name__)
     for name, part in parts.items():
@@ -64,7 +69,11 @@ def attached(graph: G, parts: dict[str, Any], recorder: SessionRecorder | None, 
     found: Any = made_of.__new__(made_of)
     found.__dict__.update(graph.__dict__)
     for name, part in parts.items():
-        setattr(found, name, _allowing(part, graph) if name == "checkpointer" else part)
+        if name == "checkpointer":
+            types = _types_of(graph)
+            allowed.update(types)
+            part = part.with_allowlist(types)
+        setattr(found, name, part)
     if config is not None:
         found.config = config
     return cast("G", found)
@@ -92,12 +101,12 @@ def _is_ours(own: object, part: object) -> bool:
     return own is part or (isinstance(part, SessionSaver) and part.serves_with(own))
 
 
-def _allowing(saver: BaseCheckpointSaver[Any], graph: Pregel[Any, Any, Any, Any]) -> BaseCheckpointSaver[Any]:
-    """The saver, with the types that the schemas of the graph and its subgraphs name allowed in its state."""
+def _types_of(graph: Pregel[Any, Any, Any, Any]) -> Collection[TypeName]:
+    """The types that the schemas of the graph and its subgraphs name."""
     try:
         from langgraph._internal._serde import collect_allowlist_from_schemas
     except ImportError:  # a later LangGraph may have moved it: types are then allowed by hand
-        return saver
+        return ()
     graphs = [graph, *(subgraph for _, subgraph in graph.get_subgraphs(recurse=True))]
     schemas: list[type] = []
     channels: dict[str, Any] = {}
@@ -108,8 +117,7 @@ def _allowing(saver: BaseCheckpointSaver[Any], graph: Pregel[Any, Any, Any, Any]
             schemas += [builder.state_schema, builder.input_schema, builder.output_schema]
             for node in builder.nodes.values():
                 schemas += [node.input_schema, *_response_schemas(node.runnable)]
-    allowed = collect_allowlist_from_schemas(schemas=[s for s in schemas if s is not None], channels=channels)
-    return saver.with_allowlist(allowed)
+    return collect_allowlist_from_schemas(schemas=[s for s in schemas if s is not None], channels=channels)
 
 
 def _response_schemas(node: Any) -> Iterator[type]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import cast
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from session_middleware.checkpoint.repair import Repairs
 from session_middleware.checkpoint.saver import SessionSaver
+from session_middleware.checkpoint.serde import TypeName
 from session_middleware.hooks import Hooks
 from session_middleware.memory.embedding import Embedder
 from session_middleware.memory.parts import MemoryParts
@@ -43,6 +45,7 @@ class Parts:
     memory: MemoryParts
     hooks: Hooks
     resources: Resources
+    allowed: set[TypeName] = field(default_factory=set)  # types of the state of graphs that were attached
     by: Identity | None = None  # who has a session in hand; None: the operator
 
     def group_of(self, session: SessionInfo) -> str | None:
@@ -53,7 +56,8 @@ class Parts:
         """See `Session.repair`."""
         configurable = config["configurable"]
         visit = Visit(configurable["thread_id"], identity_of(configurable), is_run=False)
-        return self.repairs.now(self.checkpointer, config, visit, dry_run=dry_run)
+        saver = self.checkpointer.with_allowlist(frozenset(self.allowed)) if self.allowed else self.checkpointer
+        return self.repairs.now(cast("SessionSaver", saver), config, visit, dry_run=dry_run)
 
 
 def assemble(settings: SessionSettings, serde: SerializerProtocol, *, clock: Clock, new_id: NewId) -> Parts:

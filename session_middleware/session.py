@@ -250,7 +250,7 @@ class Session(LivingSession):
         """Record a message: LangChain's, or a dict in OpenAI's format. `at` is when it was said, if not now.
 
         One with an id that is recorded adds nothing, or a version if its words differ. Raises
-        `InvalidArgument` for a role that nobody knows.
+        `InvalidArgument` for a role that nobody knows, and for a moment without a time zone.
         """
         return self._loop.add(message, at)
 

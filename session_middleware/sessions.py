@@ -157,7 +157,8 @@ class Sessions(Operated, Reports, Hookable, MemoryDoor):
             parts["checkpointer"] = self.checkpointer
         if store:
             parts["store"] = self.store
-        return attached(graph, parts, self.recorder if recorder else None, replace=replace)
+        chosen = self.recorder if recorder else None
+        return attached(graph, parts, chosen, replace=replace, allowed=self._parts.allowed)
 
     def config(
         self,

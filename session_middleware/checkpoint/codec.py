@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 from langchain_core.messages import BaseMessage
 from langgraph.checkpoint.base import WRITES_IDX_MAP, Checkpoint, CheckpointMetadata
 from langgraph.checkpoint.serde.base import SerializerProtocol
+from langgraph.checkpoint.serde.types import INTERRUPT, RESUME, TASKS
 from langgraph.constants import START
 
 from session_middleware.checkpoint import pieces
@@ -20,6 +21,7 @@ from session_middleware.errors import UnserializableValue
 from session_middleware.storage.state import Blob, Chunk, ListPut, StoredCheckpoint, StoredList, Write
 
 _INPUT = f"{START}\x1f"  # begins the stored name of a list in what a graph was called with
+_REST = "checkpoint"  # what a checkpoint has beside its channels
 
 
 @contextmanager
@@ -65,7 +67,7 @@ class Codec:
     def dump_body(self, checkpoint: Checkpoint, metadata: CheckpointMetadata) -> Blob:
         """All but the values of its channels."""
         rest = {name: value for name, value in checkpoint.items() if name != "channel_values"}
-        return self.dump("(checkpoint)", {"checkpoint": rest, "metadata": metadata})
+        return self.dump(_REST, {"checkpoint": rest, "metadata": metadata})
 
     def known(self, stored: StoredCheckpoint, checkpoint: Checkpoint) -> Known:
         """What a put on top of a checkpoint that was read needs of it."""
@@ -93,13 +95,26 @@ class Codec:
         return None if value is None else pieces.join(value, self._serde)
 
     def _culprit(self, channel: str, value: Any, error: Exception) -> UnserializableValue:
-        path, part = pieces.find_culprit(value, f"state.{channel}", self._serde)
+        for key, part in value.items() if channel == START and isinstance(value, dict) else ():
+            if (problem := pieces.problem_of(part, self._serde)) is not None:
+                return self._culprit(_INPUT + str(key), part, problem)
+        path, part, error = pieces.find_culprit(value, _place(channel), self._serde, error)
         if isinstance(error, UnserializableValue):
             return UnserializableValue(f"{path}: {error.problem}", advice=error.advice)
         return UnserializableValue(
             f"{path} is a {type(part).__qualname__}, which {type(self._serde).__name__} cannot store ({error})",
             advice="keep it out of the graph's state, or pass a serializer that can with Sessions(..., serde=…)",
         )
+
+
+def _place(channel: str) -> str:
+    """A channel in its user's words."""
+    if is_input(channel):
+        return f"input.{channel.removeprefix(_INPUT)}"
+    return _PLACES.get(channel, f"state.{channel}")
+
+
+_PLACES = {START: "input", TASKS: "Send", INTERRUPT: "interrupt", RESUME: "resume", _REST: _REST}
 
 
 class Split:

@@ -11,8 +11,11 @@ from __future__ import annotations
 
 import random
 from array import array
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import fields, is_dataclass
+from enum import Enum
 from functools import partial
 from typing import Any
 
@@ -20,6 +23,8 @@ from langchain_core.messages import BaseMessage
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer, _msgpack_enc
+from langgraph.types import Send
+from pydantic import BaseModel
 
 from session_middleware.checkpoint.elements import id_of, is_message
 from session_middleware.storage.state import Blob, Chunk
@@ -147,20 +152,48 @@ def join(parts: Sequence[Chunk], serde: SerializerProtocol) -> list[Any]:
     return elements
 
 
-def find_culprit(value: Any, path: str, serde: SerializerProtocol) -> tuple[str, Any]:
-    """The innermost part of `value` that cannot be serialised, and the path to it, such as ``state.frame[2]``."""
-    for step, part in _parts(value):
-        try:
-            serde.dumps_typed(part)
-        except Exception:  # noqa: BLE001  # a serializer of the user's may raise anything
-            return find_culprit(part, path + step, serde)
-    return path, value
+def find_culprit(value: Any, path: str, serde: SerializerProtocol, error: Exception) -> tuple[str, Any, Exception]:
+    """The innermost part of `value` that cannot be serialised, the path to it, and what is wrong with it.
+
+    `path` and `error` are those of `value` itself; the path goes on from there, as in ``state.frame[2]``.
+    """
+    above: set[int] = set()  # a value may hold itself
+    while len(above) < _DEEPEST:
+        above.add(id(value))
+        for step, part in _parts(value):
+            if id(part) not in above and (problem := problem_of(part, serde)) is not None:
+                path, value, error = path + step, part, problem
+                break
+        else:
+            break
+    return path, value, error
+
+
+_DEEPEST = 100  # parts within parts that are looked into
+
+
+def problem_of(value: Any, serde: SerializerProtocol) -> Exception | None:
+    try:
+        serde.dumps_typed(value)
+    except Exception as error:  # noqa: BLE001  # a serializer of the user's may raise anything
+        return error
+    return None
 
 
 def _parts(value: Any) -> Iterable[tuple[str, Any]]:
+    """What a serializer takes apart; any other object it can store as a whole, or not at all."""
     if isinstance(value, Mapping):
-        return [(f"[{key!r}]", part) for key, part in value.items()]
-    if isinstance(value, (list, tuple)):
+        return [*((f"[{key!r}]", part) for key, part in value.items()), *((".keys()", key) for key in value)]
+    if isinstance(value, (list, tuple, deque)):
         return [(f"[{place}]", part) for place, part in enumerate(value)]
-    fields = getattr(value, "__dict__", None)
-    return [(f".{name}", part) for name, part in fields.items()] if isinstance(fields, dict) else []
+    if isinstance(value, (set, frozenset)):
+        return [("[…]", part) for part in value]
+    if isinstance(value, Send):
+        return [(".arg", value.arg)]
+    if isinstance(value, Enum):
+        return [(".value", value.value)]
+    if isinstance(value, BaseModel):
+        return [(f".{name}", part) for name, part in {**value.__dict__, **(value.__pydantic_extra__ or {})}.items()]
+    if is_dataclass(value) and not isinstance(value, type):
+        return [(f".{field.name}", getattr(value, field.name, None)) for field in fields(value)]
+    return ()

@@ -61,7 +61,7 @@ class StrictSerializer(JsonPlusSerializer):
             typed = super().dumps_typed(obj)
         except (ormsgpack.MsgpackEncodeError, TypeError, ValueError, RecursionError) as error:
             raise UnserializableValue(
-                f"a {_describe(type(obj))} cannot be stored ({error})",
+                f"{_describe(type(obj))} cannot be stored ({error})",
                 advice="keep it out of the graph's state, or store a form of it, such as a text or a dict",
             ) from error
         if type(obj) not in _PLAIN:
@@ -150,7 +150,8 @@ def _name(item: type | TypeName) -> TypeName:
 
 
 def _describe(cls: type) -> str:
-    return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
+    name = cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
+    return f"an {name}" if name[0] in "aeiou" else f"a {name}"
 
 
 def _unreadable(parts: Any, error: Exception) -> UnserializableValue:

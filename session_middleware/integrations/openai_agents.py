@@ -18,9 +18,10 @@ from agents.memory import SessionSettings
 
 from session_middleware import lifecycle
 from session_middleware.errors import UnserializableValue
+from session_middleware.recording.files import put_back, take_out
 from session_middleware.sessions import Sessions
-from session_middleware.storage.conversations import ItemPut
-from session_middleware.storage.seen import MessageSeen
+from session_middleware.storage.conversations import ItemPut, StoredItem
+from session_middleware.storage.seen import FileSeen, MessageSeen
 from session_middleware.storage.visit import Visit
 from session_middleware.visits import identity_of
 
@@ -65,7 +66,7 @@ class OpenAIAgentsSession:
         visit, storage = self._visit_anew(), self._sessions._storage
         if storage.look(visit) is None:
             return []
-        return storage.get_items(self.session_id, limit=limit)
+        return list(map(_whole, storage.get_items(self.session_id, limit=limit)))
 
     async def add_items(self, items: list[TResponseInputItem]) -> None:
         """Add items, all or none; when this returns they are safe from a crash.
@@ -80,7 +81,7 @@ class OpenAIAgentsSession:
     async def pop_item(self) -> TResponseInputItem | None:
         """Remove the last item and return it; ``None`` when there is none."""
         removed = await self._write(partial(self._sessions._storage.remove_items, self._present_visit(), limit=1))
-        return removed[0] if removed else None
+        return _whole(removed[0]) if removed else None
 
     async def clear_session(self) -> None:
         """Remove all items. The record stays; `Sessions.delete` deletes it."""
@@ -106,11 +107,29 @@ class OpenAIAgentsSession:
                 raise UnserializableValue(problem, advice="give the SDK's own items, or plain dicts") from error
             message = describe_item(item, self._sessions.new_id())
             recorded = keeping.messages([message]) if settings.tracking else ()
-            yield ItemPut(item, message.message_id, recorded)
+            rest, files = _without_files(item)
+            yield ItemPut(rest, message.message_id, recorded, files)
+
+
+def _without_files(item: Any) -> tuple[Any, Sequence[FileSeen]]:
+    """An item with hashes in the places of its files; as it is, where it would not come back exactly from that."""
+    (rest,), files = take_out([item])
+    held = {file.hash: file.data for file in files}
+    return (rest, files) if put_back(rest, held.get) == item else (item, ())
+
+
+def _whole(stored: StoredItem) -> Any:
+    return put_back(stored.item, stored.files.get) if stored.files else stored.item
 
 
 def describe_item(item: Any, message_id: str) -> MessageSeen:
     """An item of the Responses API as a message of the record."""
+    described = _described(item, message_id)
+    (content,), files = take_out([described.content])
+    return described._replace(content=content, files=files)
+
+
+def _described(item: Any, message_id: str) -> MessageSeen:
     if not isinstance(item, Mapping):
         return MessageSeen(message_id, "assistant", "", content=item, marks=("item",))
     kind = str(item.get("type") or "message")

@@ -47,7 +47,8 @@ def put_back(content: Any, read: Callable[[str], bytes | None]) -> Any:
 def _without(value: Any, key: str, media_type: str | None, files: list[FileSeen]) -> Any:
     if isinstance(value, dict):
         kind = value.get("mime_type") or value.get("media_type")
-        return {name: _without(part, name, kind, files) for name, part in value.items()}
+        own = "result" if value.get("type") == "image_generation_call" else None  # where OpenAI puts the image
+        return {name: _without(part, "data" if name == own else name, kind, files) for name, part in value.items()}
     if isinstance(value, list):
         return [_without(part, key, media_type, files) for part in value]
     if isinstance(value, (bytes, bytearray)):

@@ -18,7 +18,7 @@ from typing import Any, TypeAlias, TypeVar, cast
 from langchain_core.messages import BaseMessage
 
 from session_middleware.model import CALL_STATUSES, Identity, Message, NewId
-from session_middleware.names import check_choice
+from session_middleware.names import check_choice, checked_moment
 from session_middleware.recording.align import align
 from session_middleware.recording.blocks import Blocks
 from session_middleware.recording.journal import Journal
@@ -62,7 +62,8 @@ class Loop:
         self.blocks = Blocks(storage, offload, journal, visits, turns, outside=self._visit(), new_visit=new_visit)
 
     def add(self, message: Sayable, at: datetime | None) -> Message:
-        (seen,) = describe([to_message(message)], new_id=self._new_id, created_at=at)
+        said_at = checked_moment("at", at)
+        (seen,) = describe([to_message(message)], new_id=self._new_id, created_at=said_at)
         self._write([seen])
         return self._storage.get_message(self._session_id, seen.message_id) or _unkept(self._session_id, seen)
 

@@ -6,25 +6,31 @@ them. It is a part of `Storage` in a file of its own, and holds to the same rule
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from session_middleware.storage.seen import MessageSeen
+from session_middleware.storage.seen import FileSeen, MessageSeen
 from session_middleware.storage.visit import Visit
 
 
 class ItemPut(NamedTuple):
-    item: Any  # as JSON has it
+    item: Any  # as JSON has it, with the hashes of files in their places
     message_id: str  # of the message it is in the record
     message: Sequence[MessageSeen] = ()  # that message, or nothing if it is not to be recorded
+    files: Sequence[FileSeen] = ()
+
+
+class StoredItem(NamedTuple):
+    item: Any
+    files: Mapping[str, bytes]  # those it names, by their hashes
 
 
 class Conversations(Protocol):
     def append_items(self, visit: Visit, items: Sequence[ItemPut]) -> None:
         """Add items after those that are there, all or none, and what the record learns of them."""
 
-    def get_items(self, session_id: str, *, limit: int | None = None) -> list[Any]:
+    def get_items(self, session_id: str, *, limit: int | None = None) -> list[StoredItem]:
         """In order; the last `limit` of them. Those that were removed are not among them."""
 
-    def remove_items(self, visit: Visit, *, limit: int | None = None) -> list[Any]:
+    def remove_items(self, visit: Visit, *, limit: int | None = None) -> list[StoredItem]:
         """Remove the last `limit` items, or all; which they were, in order. Their messages are marked ``removed``."""

@@ -636,6 +636,17 @@ UNSTORABLE: dict[str, tuple[Callable[[], Any], str]] = {
 }
 
 
+def test_the_culprit_of_an_input_is_named_as_its_user_knows_it(sessions: Sessions) -> None:
+    graph = sessions.attach(returning(None))
+    for things, says in (
+        ([{"k": threading.Lock()}], r"input\.things\[0\]\['k'\]: a _thread\.lock"),
+        ({"k": (1, 2**80)}, r"input\.things\['k'\]\[1\]: an int "),
+        (2**80, r"input\.things: an int "),
+    ):
+        with pytest.raises(UnserializableValue, match=f"^{says}"):
+            graph.invoke({**human("hi"), "things": things}, sessions.config())
+
+
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.parametrize(("make", "says"), UNSTORABLE.values(), ids=UNSTORABLE)
 async def test_a_value_that_cannot_be_stored_is_named_with_its_channel_and_path(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +154,14 @@ def test_saying_the_same_twice_is_two_messages_and_the_same_message_twice_is_one
 def test_a_message_may_have_been_said_earlier(sessions: Sessions) -> None:
     then = datetime(2020, 1, 1, tzinfo=UTC)
     assert sessions.open("job").add(user("hi"), at=then).created_at == then
+
+
+@pytest.mark.parametrize("at", ["2020-01-01", 5, date(2020, 1, 1), datetime(2020, 1, 1)], ids=repr)
+def test_a_moment_that_names_no_point_in_time_is_refused(at: Any, sessions: Sessions) -> None:
+    session = sessions.open("job")
+    with pytest.raises(InvalidArgument, match=r"at cannot be .*; give a datetime with a time zone"):
+        session.add(user("hi"), at=at)
+    assert session.messages() == []
 
 
 def test_a_history_that_is_passed_again_adds_what_is_new(sessions: Sessions) -> None:

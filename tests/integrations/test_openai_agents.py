@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -270,3 +274,58 @@ def test_what_was_added_survives_a_kill(tmp_path: Path) -> None:
     assert processes.run("-c", code, path).returncode != 0
     with Sessions(path) as sessions:
         assert asyncio.run(OpenAIAgentsSession(sessions, "t").get_items()) == [{"role": "user", "content": "hi"}]
+
+
+PICTURE = base64.b64encode(bytes(range(256)) * 400).decode()
+WITH_FILES: dict[str, Any] = {
+    "input_image": {
+        "role": "user",
+        "content": [{"type": "input_image", "image_url": f"data:image/png;base64,{PICTURE}"}],
+    },
+    "input_file": {"role": "user", "content": [{"type": "input_file", "file_data": PICTURE, "filename": "a.pdf"}]},
+    "screenshot": {"type": "computer_call_output", "call_id": "c1"}
+    | {"output": {"type": "computer_screenshot", "image_url": f"data:image/png;base64,{PICTURE}"}},
+    "generated": {"type": "image_generation_call", "id": "ig_1", "status": "completed", "result": PICTURE},
+}
+
+
+@pytest.mark.parametrize("item", WITH_FILES.values(), ids=WITH_FILES)
+async def test_an_image_is_stored_once_and_comes_back_as_it_was_given(item: Any, tmp_path: Path) -> None:
+    with Sessions(tmp_path / "sessions.db") as sessions:
+        session = OpenAIAgentsSession(sessions, "t")
+        await session.add_items([item, item])
+        await session.add_items([item, {"role": "user", "content": "what is it?"}])
+        assert await session.get_items() == [item, item, item, {"role": "user", "content": "what is it?"}]
+    with closing(sqlite3.connect(tmp_path / "sessions.db")) as connection:
+        (inline,) = connection.execute("SELECT SUM(length(item)) FROM conversation_items").fetchone()
+        (told,) = connection.execute("SELECT SUM(length(content)) FROM messages").fetchone()
+        (stored,) = connection.execute("SELECT SUM(length(data)) FROM files").fetchone()
+    assert (inline < 1500, told < 1500, stored) == (True, True, 256 * 400)
+
+
+async def test_a_file_stays_while_an_item_has_it(sessions: Sessions) -> None:
+    item, session = WITH_FILES["input_image"], OpenAIAgentsSession(sessions, "t")
+    await session.add_items([item, item])
+    record = sessions.get("t")
+    first, second = (message.message_id for message in record.messages())
+    record.delete_message(first)
+    assert await session.get_items() == [item]
+    assert await session.pop_item() == item
+    record.delete_message(second)
+    assert record.file(f"sha256:{hashlib.sha256(bytes(range(256)) * 400).hexdigest()}") is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"data:image/png;charset=utf-8;base64,{PICTURE}",  # with a parameter that a hash does not keep
+        PICTURE[:-2] + "x=",  # not as an encoder would have ended it
+        f"sha256:{hashlib.sha256(bytes(range(256)) * 400).hexdigest()}",
+    ],
+    ids=["parameter", "ending", "name"],
+)
+async def test_what_only_looks_like_a_file_comes_back_as_it_was_given(text: str, sessions: Sessions) -> None:
+    content = [{"type": "input_file", "file_data": text}, *WITH_FILES["input_file"]["content"]]
+    session, item = OpenAIAgentsSession(sessions, "t"), {"role": "user", "content": content}
+    await session.add_items([item, WITH_FILES["input_image"], {"role": "user", "content": text}])  # type: ignore[list-item]
+    assert await session.get_items() == [item, WITH_FILES["input_image"], {"role": "user", "content": text}]

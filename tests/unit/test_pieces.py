@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from array import array
+from collections import deque
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+from langgraph.types import Interrupt, Send
 
 from session_middleware.checkpoint import pieces
 from session_middleware.checkpoint.serde import StrictSerializer
+from session_middleware.errors import UnserializableValue
 from session_middleware.storage.state import Chunk
 
 SERDE = StrictSerializer()
@@ -132,13 +138,45 @@ def test_values_that_only_compare_equal_have_other_fingerprints(pair: tuple[obje
     assert fingerprint(pair[0]) != fingerprint(pair[1])
 
 
-def test_the_culprit_is_named_by_its_path() -> None:
-    class Unknown:
-        pass
+class Unknown:
+    pass
 
-    value = {"frame": {"columns": [1, 2, Unknown()]}}
-    path, part = pieces.find_culprit(value, "state.data", SERDE)
-    assert path == "state.data['frame']['columns'][2]"
-    assert isinstance(part, Unknown)
-    path, _ = pieces.find_culprit(ToolMessage("x", tool_call_id="1", artifact=[Unknown()]), "state.messages", SERDE)
-    assert path == "state.messages.artifact[0]"
+
+class Colour(Enum):
+    RED = "red"
+
+
+@dataclass
+class Row:
+    cells: Any
+
+
+UNKNOWN = Unknown()
+CULPRITS: dict[str, tuple[Any, str, Any]] = {
+    "list": ({"columns": [1, 2, UNKNOWN]}, "['columns'][2]", UNKNOWN),
+    "set": ({("a", 1): {UNKNOWN}}, "[('a', 1)][…]", UNKNOWN),
+    "deque": (deque([UNKNOWN]), "[0]", UNKNOWN),
+    "key": ({UNKNOWN: 1}, ".keys()", UNKNOWN),
+    "message": (ToolMessage("x", tool_call_id="1", artifact=[UNKNOWN]), ".artifact[0]", UNKNOWN),
+    "dataclass": ([Row(cells=[UNKNOWN])], "[0].cells[0]", UNKNOWN),
+    "send": (Send("node", {"x": UNKNOWN}), ".arg['x']", UNKNOWN),
+    "interrupt": ((Interrupt({"q": UNKNOWN}),), "[0].value['q']", UNKNOWN),
+    "enum": ([Colour.RED], "[0]", Colour.RED),
+    "itself": (UNKNOWN, "", UNKNOWN),
+}
+
+
+@pytest.mark.parametrize(("value", "path", "part"), CULPRITS.values(), ids=CULPRITS)
+def test_the_culprit_is_named_by_its_path_and_what_is_wrong_with_it(value: Any, path: str, part: Any) -> None:
+    with pytest.raises(UnserializableValue) as outer:
+        SERDE.dumps_typed(value)
+    found, culprit, problem = pieces.find_culprit(value, "state.data", SERDE, outer.value)
+    assert (found, culprit) == (f"state.data{path}", part)
+    assert f"{type(part).__module__}.{type(part).__name__}" in str(problem)
+
+
+def test_a_value_that_holds_itself_is_its_own_culprit() -> None:
+    value: list[Any] = [1]
+    value.append({"again": value})
+    path, culprit, _ = pieces.find_culprit(value, "state.data", SERDE, ValueError())
+    assert (path, culprit is value[1]) == ("state.data[1]", True)

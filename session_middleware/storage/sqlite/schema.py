@@ -11,7 +11,7 @@ A session's own settings are columns of it: null means as the settings say, and 
 
 A message's place is where it stands in its conversation: the seq of its first version, unless it was
 put before a message that was there already. A branch goes on from its parent as that was at a seq;
-a checkpoint keeps the branch and the seq it was put at.
+a checkpoint keeps the branch and the seq it was put at. A tool call has a process while it runs outside of any run.
 
 The tables of a state are in `state/schema.py`, what makes memories and messages findable in `memory/schema.py`.
 """
@@ -227,11 +227,13 @@ _TABLES = (
         marks TEXT,
         started_at TEXT,
         duration_ms REAL,
+        process TEXT,
         UNIQUE (session_id, seq),
         UNIQUE (session_id, tool_call_id, message_id, attempt),
         UNIQUE (session_id, execution_id)
     )
     """,
+    "CREATE INDEX tool_calls_outside ON tool_calls (session_id) WHERE process IS NOT NULL",
     "CREATE INDEX tool_calls_by_time ON tool_calls (COALESCE(started_at, ''), session_id, seq, status)",
     "CREATE INDEX tool_calls_by_name"
     " ON tool_calls (name, COALESCE(started_at, ''), session_id, seq, status, duration_ms)",
@@ -281,6 +283,7 @@ _TABLES = (
         session_id TEXT NOT NULL,
         position INTEGER NOT NULL,
         item TEXT NOT NULL,
+        files TEXT,
         message_id TEXT NOT NULL,
         removed INTEGER NOT NULL DEFAULT 0,
         PRIMARY KEY (session_id, position)

@@ -24,7 +24,7 @@ from session_middleware.errors import (
 from session_middleware.model import Admission, Identity, SessionInfo, to_text
 from session_middleware.storage.sqlite.lifecycle import ends, events, leases, limits, revocations, sessions, tombstones
 from session_middleware.storage.sqlite.lifecycle.tombstones import Tombstone
-from session_middleware.storage.sqlite.record import runs
+from session_middleware.storage.sqlite.record import calls, runs
 from session_middleware.storage.sqlite.rules import Rules
 from session_middleware.storage.sqlite.state import heads
 from session_middleware.storage.visit import Visit
@@ -224,6 +224,7 @@ def _apply(
         revive(connection, visit, visit.admission, reason, rules, now)
     elif session.status in ("expired", "closing"):  # by another process, since this visit was let in
         revive(connection, visit, "revived", "running", rules, now)
+    calls.interrupt_gone(connection, session.id)
     sessions.touch(connection, session.id, rules, now)
     return session
 

@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from session_middleware.model import to_text
+from session_middleware.storage.processes import is_gone, this_process
 from session_middleware.storage.seen import FileSeen, MessageSeen, ModelCallSeen, ToolEnd, ToolStart
 from session_middleware.storage.sqlite.record import tally as tallies
 from session_middleware.storage.sqlite.record.tally import Tally
@@ -38,7 +39,7 @@ def start(connection: sqlite3.Connection, visit: Visit, call: ToolStart, tally: 
     row = (
         *(visit.session_id, tally.last_seq + 1, visit.run_id, call.execution_id, call_id, name, arguments),
         *(asked, call.checkpoint_ns, call.node, marks_of(call.marks, name, arguments), to_text(now)),
-        *(visit.session_id, call_id, asked),
+        *(this_process() if visit.run_id is None else None, visit.session_id, call_id, asked),
     )
     started = connection.execute(_START, row).fetchone()
     if started is None:  # another recorder has seen it
@@ -56,8 +57,8 @@ def start(connection: sqlite3.Connection, visit: Visit, call: ToolStart, tally: 
 
 _START = """
     INSERT INTO tool_calls (session_id, seq, run_id, execution_id, tool_call_id, name, arguments, status,
-    message_id, checkpoint_ns, node, marks, started_at, attempt)
-    VALUES (?, ?, ?, ?, ?, ?, ?, 'running', ?, ?, ?, ?, ?,
+    message_id, checkpoint_ns, node, marks, started_at, process, attempt)
+    VALUES (?, ?, ?, ?, ?, ?, ?, 'running', ?, ?, ?, ?, ?, ?,
     (SELECT COALESCE(MAX(attempt), 0) + 1 FROM tool_calls
     WHERE session_id = ? AND tool_call_id = ? AND message_id IS ?))
     ON CONFLICT (session_id, execution_id) DO NOTHING RETURNING attempt
@@ -67,7 +68,7 @@ _START = """
 def end(connection: sqlite3.Connection, visit: Visit, call: ToolEnd, tally: Tally) -> None:
     told = (to_json(call.result), to_json(call.artifact), call.error and clean(call.error))
     changed = connection.execute(
-        "UPDATE tool_calls SET status = ?, result = ?, artifact = ?, error = ?, duration_ms = ?"
+        "UPDATE tool_calls SET status = ?, result = ?, artifact = ?, error = ?, duration_ms = ?, process = NULL"
         " WHERE session_id = ? AND execution_id = ? AND status IN ('running', 'interrupted')",  # else it has ended
         (call.status, *told, call.duration_ms, visit.session_id, call.execution_id),
     ).rowcount
@@ -83,6 +84,19 @@ _MARK = """
     (SELECT value FROM json_each(COALESCE(marks, '[]')) UNION ALL SELECT value FROM json_each(?)))
     WHERE session_id = ? AND execution_id = ?
 """
+
+
+def interrupt_gone(connection: sqlite3.Connection, session_id: str) -> None:
+    """Calls outside of any run were interrupted if their process has died; those of a run are its affair."""
+    outside = connection.execute(
+        "SELECT seq, process FROM tool_calls WHERE session_id = ? AND process IS NOT NULL", (session_id,)
+    ).fetchall()
+    for seq, process in outside:
+        if is_gone(process):
+            connection.execute(
+                "UPDATE tool_calls SET status = 'interrupted', process = NULL WHERE session_id = ? AND seq = ?",
+                (session_id, seq),
+            )
 
 
 def store_files(connection: sqlite3.Connection, session_id: str, files: Sequence[FileSeen]) -> None:

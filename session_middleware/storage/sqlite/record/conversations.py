@@ -7,8 +7,10 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from session_middleware.storage.conversations import ItemPut
+from session_middleware.storage.conversations import ItemPut, StoredItem
+from session_middleware.storage.seen import FileSeen
 from session_middleware.storage.sqlite.database import SqliteDatabase
+from session_middleware.storage.sqlite.record import calls, said
 from session_middleware.storage.visit import Visit
 
 
@@ -23,14 +25,14 @@ class SqliteConversations:
 
         self._visit(visit, then)
 
-    def get_items(self, session_id: str, *, limit: int | None = None) -> list[Any]:
+    def get_items(self, session_id: str, *, limit: int | None = None) -> list[StoredItem]:
         return self._database.read(lambda connection: [item for _, item, _ in _last(connection, session_id, limit)])
 
-    def remove_items(self, visit: Visit, *, limit: int | None = None) -> list[Any]:
-        def then(connection: sqlite3.Connection, *_: Any) -> list[Any]:
+    def remove_items(self, visit: Visit, *, limit: int | None = None) -> list[StoredItem]:
+        def then(connection: sqlite3.Connection, *_: Any) -> list[StoredItem]:
             return _remove(connection, visit.session_id, limit)
 
-        removed: list[Any] = self._visit(visit, then)
+        removed: list[StoredItem] = self._visit(visit, then)
         return removed
 
 
@@ -39,21 +41,38 @@ def _append(connection: sqlite3.Connection, session_id: str, items: Sequence[Ite
         "SELECT COALESCE(MAX(position), 0) FROM conversation_items WHERE session_id = ?", (session_id,)
     ).fetchone()
     connection.executemany(
-        "INSERT INTO conversation_items (session_id, position, item, message_id) VALUES (?, ?, ?, ?)",
-        [(session_id, last + place, json.dumps(put.item), put.message_id) for place, put in enumerate(items, 1)],
+        "INSERT INTO conversation_items (session_id, position, item, message_id, files) VALUES (?, ?, ?, ?, ?)",
+        [
+            (session_id, last + place, json.dumps(put.item), put.message_id, _names(put.files))
+            for place, put in enumerate(items, 1)
+        ],
     )
+    for put in items:
+        calls.store_files(connection, session_id, put.files)
 
 
-def _last(connection: sqlite3.Connection, session_id: str, limit: int | None) -> list[tuple[int, Any, str]]:
+def _names(files: Sequence[FileSeen]) -> str | None:
+    return json.dumps([file.hash for file in files]) if files else None
+
+
+def _last(connection: sqlite3.Connection, session_id: str, limit: int | None) -> list[tuple[int, StoredItem, str]]:
     rows = connection.execute(
-        "SELECT position, item, message_id FROM conversation_items WHERE session_id = ? AND removed = 0"
+        "SELECT position, item, message_id, files FROM conversation_items WHERE session_id = ? AND removed = 0"
         " ORDER BY position DESC LIMIT ?",
         (session_id, -1 if limit is None else limit),
     ).fetchall()
-    return [(position, json.loads(item), message_id) for position, item, message_id in reversed(rows)]
+    return [
+        (position, StoredItem(json.loads(item), _files(connection, session_id, json.loads(names or "[]"))), message_id)
+        for position, item, message_id, names in reversed(rows)
+    ]
 
 
-def _remove(connection: sqlite3.Connection, session_id: str, limit: int | None) -> list[Any]:
+def _files(connection: sqlite3.Connection, session_id: str, names: Sequence[str]) -> dict[str, bytes]:
+    found = {name: said.get_file(connection, session_id, name) for name in names}
+    return {name: data for name, data in found.items() if data is not None}
+
+
+def _remove(connection: sqlite3.Connection, session_id: str, limit: int | None) -> list[StoredItem]:
     found = _last(connection, session_id, limit)
     for position, _, message_id in found:
         connection.execute(

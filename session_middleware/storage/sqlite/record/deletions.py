@@ -82,7 +82,8 @@ def _delete_files(connection: sqlite3.Connection, session_id: str, names: Iterab
             " AND NOT EXISTS (SELECT 1 FROM messages WHERE session_id = ?1"
             " AND (instr(content, ?2) OR instr(extra, ?2)))"
             " AND NOT EXISTS (SELECT 1 FROM tool_calls WHERE session_id = ?1"
-            " AND (instr(result, ?2) OR instr(artifact, ?2) OR instr(arguments, ?2)))",
+            " AND (instr(result, ?2) OR instr(artifact, ?2) OR instr(arguments, ?2)))"
+            " AND NOT EXISTS (SELECT 1 FROM conversation_items WHERE session_id = ?1 AND instr(files, ?2))",
             (session_id, name),
         )
 
