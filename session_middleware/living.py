@@ -27,7 +27,7 @@ from session_middleware.names import details_of
 from session_middleware.notebook import session_html
 from session_middleware.parts import Parts
 from session_middleware.recording.recorder import SessionRecorder
-from session_middleware.resources import path_of
+from session_middleware.resources import Key, path_of
 from session_middleware.storage.offload import Offload
 from session_middleware.storage.port import Storage
 from session_middleware.storage.upkeep import Deleted
@@ -232,14 +232,18 @@ class LivingSession(SessionInfo):
             InvalidTransition: it has ended.
         """
         self._check_lives()
-        return self._parts.resources.get((self.id, name), open, close)
+        return self._parts.resources.get(self._key(name), open, close)
 
     async def aresource(
         self, name: str, *, open: Callable[[], Awaitable[Any]], close: Callable[[Any], Awaitable[None]] | None = None
     ) -> Any:
         """As `resource`, of asynchronous functions. Both are awaited in one task, on the loop that asked first."""
         await self._offload.run(self._check_lives)
-        return await self._parts.resources.aget((self.id, name), open, close)
+        return await self._parts.resources.aget(self._key(name), open, close)
+
+    def _key(self, name: str) -> Key:
+        self._parts.pulse.start()  # it closes what belongs to sessions that have ended elsewhere
+        return Key(self.id, self.incarnation, name)
 
     def _check_lives(self) -> None:
         """It is still the one it was, open, and theirs to change: nothing of another's is handed out."""

@@ -19,7 +19,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import Formatter
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from session_middleware.errors import PathTemplateError
@@ -27,7 +27,13 @@ from session_middleware.storage.offload import Offload
 
 logger = logging.getLogger("session_middleware")
 
-Key = tuple[str, str]  # a session's id, and the name of the resource
+
+class Key(NamedTuple):
+    session_id: str
+    incarnation: int  # of that id: who has it next gets nothing of what was open before
+    name: str
+
+
 _CLOSING_SECONDS = 10.0  # how long the closing of an asynchronous resource is waited for on another loop
 
 
@@ -105,6 +111,7 @@ class Resources:
         self._finalizer = weakref.finalize(self, _close_all, self._held, self._process)  # also when the process ends
 
     def get(self, key: Key, open: Callable[[], Any], close: Callable[[Any], Any] | None) -> Any:
+        self._close_before(key)
         resource = self._find(key)
         with resource.lock:
             if not resource.is_open:
@@ -119,6 +126,7 @@ class Resources:
     async def aget(
         self, key: Key, open: Callable[[], Awaitable[Any]], close: Callable[[Any], Awaitable[None]] | None
     ) -> Any:
+        await self._offload.run(self._close_before, key)
         resource = self._find(key)
         if resource.task is None and not resource.is_open:
             resource.task = _Owner(open, close)
@@ -132,16 +140,28 @@ class Resources:
         await self._offload.run(self._make_room)
         return resource.value
 
-    def sessions(self) -> frozenset[str]:
-        """The ids of those that have something open."""
+    def sessions(self) -> frozenset[tuple[str, int]]:
+        """The ids and incarnations of those that have something open."""
         with self._lock:
-            return frozenset(session_id for session_id, _ in self._held)
+            self._leave_parents()
+            return frozenset(key[:2] for key in self._held)
 
     def close(self, session_ids: Collection[str]) -> None:
         """Close what these sessions have open."""
+        self._close_those(lambda key: key.session_id in session_ids)
+
+    def close_of(self, session_id: str, incarnation: int) -> None:
+        """Close what one session has open, and none that has had its id since."""
+        self._close_those(lambda key: key[:2] == (session_id, incarnation))
+
+    def _close_before(self, key: Key) -> None:
+        """Close what was left open by those that had its id before, for it may be in the way of what is opened now."""
+        self._close_those(lambda other: other.session_id == key.session_id and other.incarnation < key.incarnation)
+
+    def _close_those(self, are_meant: Callable[[Key], bool]) -> None:
         with self._lock:
-            chosen = [key for key in self._held if key[0] in session_ids]
-            resources = [self._held.pop(key) for key in chosen]
+            self._leave_parents()
+            resources = [self._held.pop(key) for key in list(self._held) if are_meant(key)]
         for resource in resources:
             _close(resource)
 
@@ -157,12 +177,16 @@ class Resources:
 
     def _find(self, key: Key) -> _Resource:
         with self._lock:
-            if self._process != [os.getpid()]:  # a fork's parent's are its parent's, and are not closed here
-                self._process[0] = os.getpid()
-                self._held.clear()
+            self._leave_parents()
             resource = self._held.setdefault(key, _Resource())
             self._held.move_to_end(key)
             return resource
+
+    def _leave_parents(self) -> None:
+        """A fork's parent's are its parent's, and are not closed here."""
+        if self._process != [os.getpid()]:
+            self._process[0] = os.getpid()
+            self._held.clear()
 
     def _drop(self, key: Key, resource: _Resource) -> None:
         with self._lock:

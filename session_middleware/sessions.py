@@ -118,10 +118,11 @@ class Sessions(Operated, Reports, Hookable, MemoryDoor):
         self.close()
 
     def settle(self) -> None:
-        """Wait until what was handed over is written, and the hooks have been called for it."""
+        """Wait until what was handed over is written, hooks have been called for it, and what has ended is closed."""
         self.recorder.drain()
         self._pulse.settle()
         self.hooks.deliver()
+        self._sweeper.close_resources()
 
     def __enter__(self) -> Self:
         return self

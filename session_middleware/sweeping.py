@@ -32,7 +32,7 @@ class Sweeper:
         pulse, interval = self._parts.pulse, self._parts.settings.sweep_interval
         self._parts.visits.on_end(self._parts.memory.wake)
         pulse.add_chore(self._parts.hooks.deliver, _DELIVER_SECONDS, on_wake=True)
-        pulse.add_chore(self._close_resources, _DELIVER_SECONDS)
+        pulse.add_chore(self.close_resources, _DELIVER_SECONDS)
         if interval is not None:
             pulse.add_chore(self._sweep_beside, interval.total_seconds())
 
@@ -107,10 +107,10 @@ class Sweeper:
         except StorageError as error:
             logger.warning("a sweep beside the runs failed, and is tried again (%s)", error)
 
-    def _close_resources(self) -> None:
-        """Of sessions that another process has ended."""
+    def close_resources(self) -> None:
+        """Of sessions that have ended, whichever way and in whichever process."""
         parts = self._parts
-        for session_id in parts.resources.sessions():
+        for session_id, incarnation in parts.resources.sessions():
             session = parts.storage.find_session(session_id)
-            if session is None or session.status not in ("active", "idle", "opening"):
-                parts.resources.close([session_id])
+            if session is None or session.incarnation != incarnation or session.status not in ("active", "opening"):
+                parts.resources.close_of(session_id, incarnation)

@@ -105,7 +105,7 @@ def test_another_process_ending_the_session_closes_it_here(
     use(sessions.open("t"), log)
     with Sessions(tmp_path / "s.db", clock=clock) as others:
         others.get("t").complete()
-    sessions._sweeper._close_resources()
+    sessions._sweeper.close_resources()
     assert log == ["open t", "close t"]
 
 
