@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from session_middleware import Sessions
+from session_middleware import Session, Sessions
 from session_middleware.errors import StorageError
+from session_middleware.model import Status
 from tests.conftest import Clock
 from tests.integrations import agents
 from tests.integrations.agents import human
@@ -39,10 +41,11 @@ def file(tmp_path: Path, clock: Clock) -> Path:
     """Three sessions of one user."""
     file = tmp_path / "sessions.db"
     with Sessions(file, clock=clock, sweep_interval=None) as sessions:
-        graph = sessions.attach(agents.chat())
-        for name in ("a", "b", "c"):
-            graph.invoke(human("hi"), sessions.config(name, user_id="alice"))
-            clock.advance(seconds=1)
+        sessions.open("a", user_id="alice")
+        clock.advance(seconds=1)
+        sessions.attach(agents.chat()).invoke(human("hi"), sessions.config("b", user_id="alice"))
+        clock.advance(seconds=1)
+        sessions.open("c", user_id="alice")
     return file
 
 
@@ -70,3 +73,35 @@ def test_a_session_whose_row_cannot_be_read_is_named_with_its_file_and_found_by_
         sessions.get("b")
     assert [(found.table, found.session_id) for found in sessions.verify().damage] == [("sessions", "b")]
     assert sessions.get("a").id == "a"
+
+
+def ids(found: Iterable[Session]) -> list[str]:
+    return [session.id for session in found]
+
+
+@bad
+def test_lists_leave_it_out_and_say_so_once(
+    sessions: Sessions, file: Path, what: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    spoil(file, what)
+    assert ids(sessions.list()) == ids(sessions.for_user("alice").list(tags=())) == ["c", "a"]
+    for status in get_args(Status):
+        sessions.list(status=status)
+    assert sessions.list(tags=["x"]) == []
+    said = [record.message for record in caplog.records if "left out" in record.message]
+    assert len(said) == 1
+    assert str(file) in said[0]
+    assert "session 'b'" in said[0]
+
+
+def test_a_page_of_a_list_is_full_although_one_on_it_is_left_out(sessions: Sessions, file: Path) -> None:
+    spoil(file, "metadata = '{bad'")
+    assert ids(sessions.list(limit=2)) == ["c", "a"]
+    assert ids(sessions.list(limit=1, after=sessions.get("c"))) == ["a"]
+
+
+def test_room_for_a_session_is_made_by_the_oldest_that_can_be_read(file: Path, clock: Clock) -> None:
+    spoil(file, "metadata = '{bad', last_active_at = '2020-01-01T00:00:00.000Z'")
+    with Sessions(file, clock=clock, idle_timeout="never", max_sessions=3, on_limit="expire_oldest") as sessions:
+        sessions.open("d", user_id="alice")
+        assert sessions.get("a").status == "expired"

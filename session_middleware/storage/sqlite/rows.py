@@ -20,6 +20,10 @@ V = TypeVar("V", bound=Value)
 class Malformed(sqlite3.DatabaseError):
     """A row that holds what nobody of us writes. It says whose row that is."""
 
+    def __init__(self, model: type[Value], session_id: str, *, column: str, problem: str) -> None:
+        self.session_id = session_id
+        super().__init__(f"malformed {column} in a row of {model.__name__}, session {session_id!r}: {problem}")
+
 
 _JSON_COLUMNS = frozenset(
     {"tags", "metadata", "context", "client", "content", "tool_calls", "arguments", "result", "artifact"}
@@ -43,19 +47,14 @@ def value_of(model: type[V], cursor: sqlite3.Cursor, row: tuple[Any, ...]) -> V:
             if column in fields and value is not None:
                 found[column] = _read(column, value)
         return model(**found)
-    except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        raise _malformed(model, cursor, row, ".".join(map(str, problem["loc"])), problem["msg"]) from error
     except (TypeError, ValueError, RecursionError) as error:
-        raise _malformed(model, cursor, row, column, str(error)) from error
-
-
-def _malformed(
-    model: type[Value], cursor: sqlite3.Cursor, row: tuple[Any, ...], column: str, problem: str
-) -> Malformed:
-    found = dict(zip((c[0] for c in cursor.description), row, strict=True))
-    session_id = found.get("session_id", found.get("id"))
-    return Malformed(f"malformed {column} in a row of {model.__name__}, session {session_id!r}: {problem}")
+        problem = str(error)
+        if isinstance(error, ValidationError):
+            first = error.errors(include_url=False)[0]
+            column, problem = ".".join(map(str, first["loc"])), first["msg"]
+        columns = dict(zip((c[0] for c in cursor.description), row, strict=True))
+        session_id = str(columns.get("session_id", columns.get("id")))
+        raise Malformed(model, session_id, column=column, problem=problem) from error
 
 
 def _read(column: str, value: Any) -> Any:
