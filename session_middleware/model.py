@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any, ClassVar, Literal, TypeAlias, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from session_middleware.wording import repr_parts
 
@@ -31,6 +31,11 @@ CallStatus: TypeAlias = Literal["running", "ok", "error", "refused", "interrupte
 CALL_STATUSES: tuple[CallStatus, ...] = get_args(CallStatus)
 
 MAX_ID_LENGTH = 1024
+LONGEST = timedelta(days=36_525)  # that a duration of a setting may be
+
+# What a session's row may say, so that the moments of its expiry can be computed.
+Seconds: TypeAlias = Annotated[float, Field(ge=0, le=LONGEST.total_seconds())]
+Moment: TypeAlias = Annotated[AwareDatetime, Field(lt=datetime(9000, 1, 1, tzinfo=UTC))]
 
 
 def utc_now() -> datetime:
@@ -100,19 +105,19 @@ class SessionInfo(Value):
     metadata: dict[str, Any] = Field(default_factory=dict)
     context: dict[str, Any] = Field(default_factory=dict)
     client: dict[str, Any] = Field(default_factory=dict)
-    idle_timeout_seconds: float | None = None  # its own settings; None: as the settings say, 0: never
-    max_age_seconds: float | None = None
-    retention_seconds: float | None = None
+    idle_timeout_seconds: Seconds | None = None  # its own settings; None: as the settings say, 0: never
+    max_age_seconds: Seconds | None = None
+    retention_seconds: Seconds | None = None
     on_expire: OnExpire | None = None
     on_resume: OnResume | None = None
     pinned: Pin | None = None
-    created_at: datetime
-    began_at: datetime | None = None  # when it was opened, revived or reopened: its age counts from here
+    created_at: Moment
+    began_at: Moment | None = None  # when it was opened, revived or reopened: its age counts from here
     incarnation: int = 1  # of its id: one more each time a deleted id is opened again
-    last_active_at: datetime
-    postponed_until: datetime | None = None
-    ended_at: datetime | None = None
-    expires_at: datetime | None = None
+    last_active_at: Moment
+    postponed_until: Moment | None = None
+    ended_at: Moment | None = None
+    expires_at: Moment | None = None
     branch: str = "main"  # the branch of the record that the session is on
     run_count: int = 0
     message_count: int = 0

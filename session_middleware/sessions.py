@@ -293,6 +293,8 @@ class Sessions(Operated, Reports, Hookable, MemoryDoor):
     ) -> SessionList:
         """Sessions, latest activity first. The next page is what follows `after`, the last one had.
 
+        One whose row was damaged and cannot be read is left out, with a warning; `get` of it raises `StorageError`.
+
         Raises:
             UnknownStatus: there is no such status.
         """

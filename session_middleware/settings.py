@@ -16,10 +16,9 @@ from pydantic import BeforeValidator, PositiveInt, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from session_middleware.errors import InvalidArgument, InvalidSettings
-from session_middleware.model import OnExpire, OnResume
+from session_middleware.model import LONGEST, OnExpire, OnResume
 
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
-_LONGEST = timedelta(days=36_525)
 _WANTED = "a duration of at most 100 years and longer than nothing, such as '30s', '15m', '12h' or '7d'"
 _DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)?\s*")
 
@@ -34,8 +33,8 @@ def parse_duration(value: Any) -> Any:
             raise ValueError(f"{value!r} is not a duration; write '30s', '15m', '12h' or '7d'")
         value = float(match[1]) * _UNITS[match[2] or "s"]
     if isinstance(value, (int, float)):
-        value = timedelta(seconds=min(value, 2 * _LONGEST.total_seconds()))
-    if isinstance(value, timedelta) and not timedelta(0) < value <= _LONGEST:
+        value = timedelta(seconds=min(value, 2 * LONGEST.total_seconds()))
+    if isinstance(value, timedelta) and not timedelta(0) < value <= LONGEST:
         raise ValueError("a duration must be longer than nothing and at most 100 years; None means never")
     return value
 

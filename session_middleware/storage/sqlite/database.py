@@ -23,6 +23,7 @@ from pydantic import ValidationError
 from session_middleware.errors import StorageError
 from session_middleware.storage.sqlite.log import BUSY_SECONDS, Log
 from session_middleware.storage.sqlite.looking import looking
+from session_middleware.storage.sqlite.rows import Malformed
 from session_middleware.storage.sqlite.watch import Watch
 from session_middleware.storage.sqlite.writer import Ticket, Undo, Writer
 
@@ -334,6 +335,9 @@ def _look(connection: sqlite3.Connection) -> tuple[frozenset[str], frozenset[str
 
 def _explain(path: str, error: sqlite3.Error) -> StorageError:
     text = str(error)
+    if isinstance(error, Malformed):
+        advice = "delete that session, or restore a backup; session-middleware verify lists all that is damaged"
+        return StorageError(path, f"it is damaged ({text})", advice=advice)
     for sign, problem, advice in (
         ("not a database", "it is not an SQLite database", "choose another file; this one was not touched"),
         ("malformed", "it is damaged", "restore a backup; do not write to it"),

@@ -8,12 +8,23 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, TypeVar
 
+from pydantic import ValidationError
+
 from session_middleware.model import Value, from_text
 from session_middleware.plain import REPLACED, clean, to_json
 
-__all__ = ["clean", "marks_of", "namespace_text", "to_json", "value_of", "values_of"]
+__all__ = ["Malformed", "clean", "marks_of", "namespace_text", "to_json", "value_of", "values_of"]
 
 V = TypeVar("V", bound=Value)
+
+
+class Malformed(sqlite3.DatabaseError):
+    """A row that holds what nobody of us writes. It says whose row that is."""
+
+    def __init__(self, model: type[Value], session_id: str, *, column: str, problem: str) -> None:
+        self.session_id = session_id
+        super().__init__(f"malformed {column} in a row of {model.__name__}, session {session_id!r}: {problem}")
+
 
 _JSON_COLUMNS = frozenset(
     {"tags", "metadata", "context", "client", "content", "tool_calls", "arguments", "result", "artifact"}
@@ -36,23 +47,34 @@ def marks_of(marks: Iterable[str], *texts: str | None) -> str | None:
 
 
 def value_of(model: type[V], cursor: sqlite3.Cursor, row: tuple[Any, ...]) -> V:
-    """A row as a value of `model`; columns it has no field for are left out."""
+    """A row as a value of `model`; columns it has no field for are left out. Raises `Malformed`."""
     fields = model.model_fields
     found: dict[str, Any] = {}
-    for column, value in zip((c[0] for c in cursor.description), row, strict=True):
-        if column not in fields or value is None:
-            continue
-        try:
-            found[column] = _read(column, value)
-        except (TypeError, ValueError) as error:
-            raise sqlite3.DatabaseError(f"malformed {column} in a row of {model.__name__}: {error}") from error
-    return model(**found)
+    column = ""
+    try:
+        for column, value in zip((c[0] for c in cursor.description), row, strict=True):
+            if column in fields and value is not None:
+                found[column] = _read(column, value)
+        return model(**found)
+    except (TypeError, ValueError, RecursionError) as error:
+        problem = str(error)
+        if isinstance(error, ValidationError):
+            first = error.errors(include_url=False)[0]
+            column, problem = ".".join(map(str, first["loc"])), first["msg"]
+        columns = dict(zip((c[0] for c in cursor.description), row, strict=True))
+        session_id = str(columns.get("session_id", columns.get("id")))
+        raise Malformed(model, session_id, column=column, problem=problem) from error
 
 
 def _read(column: str, value: Any) -> Any:
     if column in _JSON_COLUMNS:
         return json.loads(value)
-    return from_text(value) if column.endswith("_at") else value
+    if not column.endswith("_at"):
+        return value
+    moment = from_text(value)
+    if moment.tzinfo is None:
+        raise ValueError(f"{value!r} has no time zone")
+    return moment
 
 
 def values_of(model: type[V], cursor: sqlite3.Cursor) -> list[V]:

@@ -18,6 +18,8 @@ class Rules:
     over: set[int] = field(default_factory=set)  # leases of this process's ended runs, whose rows may still be there
     announced: set[str] = field(default_factory=set)  # kinds of events somebody in this process is to be told of
 
+    unreadable: set[str] = field(default_factory=set)  # sessions of which it was said that their row cannot be read
+
     @property
     def archives(self) -> Path | None:
         """The folder for archives: beside the database, unless it is named; none, of a database in memory."""

@@ -53,14 +53,13 @@ def _make_room(
         return
     oldest = []
     if rules.settings.on_limit == "expire_oldest":
-        oldest = connection.execute(
-            f"SELECT id {chosen} AND pinned IS NULL AND id NOT IN (SELECT value FROM json_each(:live))"
-            " ORDER BY last_active_at, id LIMIT :surplus",
-            values | {"surplus": surplus},
-        ).fetchall()
+        select = (
+            f"SELECT * {chosen} AND pinned IS NULL AND id NOT IN (SELECT value FROM json_each(:live))"
+            " ORDER BY last_active_at, id LIMIT :limit"
+        )
+        oldest = sessions.first(connection, select, values, surplus, rules)
     if len(oldest) < surplus:
         raise SessionLimitReached(limit, user_id=user_id)
-    for (session_id,) in oldest:
-        session = sessions.get(connection, session_id)
-        lifecycle.check_end(session_id, "active", "abandoned")
+    for session in oldest:
+        lifecycle.check_end(session.id, "active", "abandoned")
         ends.expire(connection, session, "limit", rules.clock(), rules)

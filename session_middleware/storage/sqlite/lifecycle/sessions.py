@@ -3,26 +3,66 @@
 from __future__ import annotations
 
 import json
+import logging
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
 from session_middleware import lifecycle
 from session_middleware.errors import SessionNotFound
-from session_middleware.model import Identity, SessionInfo, to_text
+from session_middleware.model import LONGEST, Identity, SessionInfo, to_text
 from session_middleware.storage.port import SessionFilter
 from session_middleware.storage.sqlite.lifecycle import events, leases, revocations
-from session_middleware.storage.sqlite.rows import clean, to_json, value_of, values_of
+from session_middleware.storage.sqlite.rows import Malformed, clean, to_json, value_of
 from session_middleware.storage.sqlite.rules import Rules
 from session_middleware.storage.sqlite.state import heads
 from session_middleware.storage.upkeep import SessionDetails
+
+logger = logging.getLogger("session_middleware")
 
 
 def find(connection: sqlite3.Connection, session_id: str) -> SessionInfo | None:
     cursor = connection.execute("SELECT * FROM sessions WHERE id = ?", (session_id,))
     row = cursor.fetchone()
     return None if row is None else value_of(SessionInfo, cursor, row)
+
+
+def readable(cursor: sqlite3.Cursor, rules: Rules) -> list[SessionInfo | None]:
+    """Sessions row by row; ``None`` for one that cannot be read, of which it is told, and which holds up no other."""
+    found: list[SessionInfo | None] = []
+    for row in cursor.fetchall():
+        try:
+            found.append(value_of(SessionInfo, cursor, row))
+        except Malformed as error:
+            leave_out(error, rules)
+            found.append(None)
+    return found
+
+
+def first(
+    connection: sqlite3.Connection, select: str, values: Mapping[str, Any], limit: int | None, rules: Rules
+) -> list[SessionInfo]:
+    """The first `limit` (``None``: all) that can be read of what `select`, with its ``LIMIT :limit``, finds."""
+    left_out = 0
+    while True:
+        most = -1 if limit is None else limit + left_out
+        rows = readable(connection.execute(select, {**values, "limit": most}), rules)
+        if limit is None or rows.count(None) == left_out:
+            return [session for session in rows if session is not None]
+        left_out = rows.count(None)
+
+
+def leave_out(error: Malformed, rules: Rules) -> None:
+    if error.session_id not in rules.unreadable:
+        rules.unreadable.add(error.session_id)
+        logger.warning(
+            "%s: session %r is left out of lists and sweeps, since its row cannot be read (%s); "
+            "mend the row, or delete the session",
+            rules.path,
+            error.session_id,
+            error,
+        )
 
 
 def get(connection: sqlite3.Connection, session_id: str) -> SessionInfo:
@@ -177,7 +217,8 @@ _CONDITIONS = {
     "since": "last_active_at >= :since",
     "until": "last_active_at < :until",
     "tags": "NOT EXISTS (SELECT 1 FROM json_each(:tags) AS wanted"
-    " WHERE NOT EXISTS (SELECT 1 FROM json_each(sessions.tags) AS own WHERE own.value = wanted.value))",
+    " WHERE NOT EXISTS (SELECT 1 FROM json_each(CASE WHEN json_valid(sessions.tags) THEN sessions.tags END) AS own"
+    " WHERE own.value = wanted.value))",
     "visible_to": "(user_id = :viewer"
     " OR visibility != 'private' AND group_id IN (SELECT value FROM json_each(:viewers_groups)))",
 }
@@ -194,6 +235,12 @@ def moments(rules: Rules, now: datetime) -> dict[str, Any]:
     }
 
 
+def duration_of(seconds: Any) -> timedelta | None:
+    """A session's own duration, as it is stored; ``None`` for never, and for what is none."""
+    is_one = isinstance(seconds, float) and 0 < seconds <= LONGEST.total_seconds()
+    return timedelta(seconds=seconds) if is_one else None
+
+
 def _latest(connection: sqlite3.Connection, rules: Rules, now: datetime) -> str:
     """When the latest active of those that are due may have been active last."""
     settings = rules.settings
@@ -203,7 +250,7 @@ def _latest(connection: sqlite3.Connection, rules: Rules, now: datetime) -> str:
     ]
     if settings.max_age is not None or own[1] - {0.0}:
         return to_text(now)
-    timeouts = [timedelta(seconds=seconds) for seconds in own[0] if seconds]
+    timeouts = [duration for seconds in own[0] if (duration := duration_of(seconds)) is not None]
     timeouts += [] if settings.idle_timeout is None else [settings.idle_timeout]
     return to_text(now - min(timeouts)) if timeouts else ""
 
@@ -242,13 +289,10 @@ def list_(
     if before is not None:
         page = " AND (last_active_at, id) < (:before_at, :before_id)"
         values |= {"before_at": to_text(before[0]), "before_id": before[1]}
-    values["limit"] = -1 if limit is None else limit
-    found = []
+    found: list[SessionInfo] = []
     for condition in conditions:
-        cursor = connection.execute(
-            f"SELECT * FROM sessions WHERE {condition}{page} ORDER BY last_active_at DESC, id DESC LIMIT :limit", values
-        )
-        found += values_of(SessionInfo, cursor)
+        select = f"SELECT * FROM sessions WHERE {condition}{page} ORDER BY last_active_at DESC, id DESC LIMIT :limit"
+        found += first(connection, select, values, limit, rules)
     if len(conditions) > 1:
         found = sorted(found, key=lambda session: (session.last_active_at, session.id), reverse=True)[:limit]
     live = leases.live(connection, rules)
