@@ -54,3 +54,18 @@ def test_a_fresh_start_keeps_what_was_archived_under_another_id(tmp_path: Path, 
         found = {session.id: said(session)[0][1] for session in sessions.list()}
         assert found == {"t~1": "one", "t~2": "two"}
         assert [archived.session_id for archived in sessions.list_archived()] == ["t"]
+
+
+def test_two_databases_may_have_one_folder_of_archives(tmp_path: Path, clock: Clock) -> None:
+    folder = {"archive_path": str(tmp_path / "archives")} | SETTINGS
+    with (
+        Sessions(tmp_path / "1.db", clock=clock, **folder) as one,
+        Sessions(tmp_path / "2.db", clock=clock, **folder) as two,
+    ):
+        for sessions, owner in ((one, "alice"), (two, "bob")):
+            sessions.attach(agents.chat()).invoke(human(owner), sessions.config("t", user_id=owner))
+        clock.advance(hours=2)
+        for sessions in (one, two):
+            sessions.sweep()
+        assert one.forget_user("alice").archives == 1
+        assert said(two.open("t", user_id="bob")) == [("user", "bob"), ("assistant", "you said bob")]

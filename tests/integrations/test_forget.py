@@ -115,13 +115,17 @@ def test_what_a_killed_sweep_and_hooks_never_called_have_left_goes_too(
     sessions: Sessions, graph: Any, tmp_path: Path
 ) -> None:
     """An archive not yet in the database; what hooks were still to be told; what a deleted session gave its group."""
-    from session_middleware.storage.sqlite.lifecycle.archives import file_name
+    from session_middleware.storage.sqlite.lifecycle import archives
 
     sessions._storage.announce(["deleted", "expired"])
     sessions.delete(f"one-{PLANTED}")
-    left = tmp_path / "sessions.db.archive" / f"{file_name(f'fork-{PLANTED}')}.1.jsonl.gz"
-    left.write_bytes(PLANTED.encode())
+    fork = sessions._storage.find_session(f"fork-{PLANTED}")
+    assert fork is not None
+    lines = sessions._storage._database.read(lambda connection: archives.read(connection, fork))
+    left = Path(archives.write(lines, tmp_path / "sessions.db.archive", fork).path)
+    assert left.is_file()
     sessions.forget_user(ALICE)
+    assert not left.exists()
     assert PLANTED.encode() not in everything_stored(tmp_path)
 
 

@@ -44,7 +44,7 @@ class Archive(NamedTuple):
 
 def read(connection: sqlite3.Connection, session: SessionInfo) -> list[Line]:
     """Everything of a session, row by row: in one snapshot, as `connection` is."""
-    lines: list[Line] = [("archive", {"version": VERSION})]
+    lines: list[Line] = [("archive", {"version": VERSION, "database": _mark_of(connection)})]
     lines += _rows(connection, "sessions", "SELECT * FROM sessions WHERE id = ?", session.id)
     for table in (*runs.TABLES, "checkpoints", "heads", "writes"):
         lines += _rows(connection, table, f"SELECT * FROM {table} WHERE session_id = ?", session.id)
@@ -102,8 +102,7 @@ def write(lines: list[Line], folder: Path, session: SessionInfo) -> Archive:
     text = "".join(json.dumps([table, _packed(row)], separators=(",", ":")) + "\n" for table, row in lines)
     text += json.dumps(["end", {"rows": len(lines)}]) + "\n"
     digest = hashlib.sha256(text.encode()).hexdigest()
-    name = f"{file_name(session.id)}.{session.incarnation}.jsonl.gz"
-    path = folder / name
+    path = folder / f"{file_name(session.id)}.{session.incarnation}.{lines[0][1]['database']}-{digest[:8]}.jsonl.gz"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".partial")
@@ -126,12 +125,21 @@ def file_name(text: str) -> str:
     return kept if kept == text else f"{kept}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
-def names_of(folder: Path | None, session_id: str, incarnation: int) -> list[str]:
-    """Where archives of a session may be, up to this incarnation: also one whose writer has died meanwhile."""
-    if folder is None:
+def _mark_of(connection: sqlite3.Connection) -> str:
+    """What tells the archives of this database from another's in the same folder: when it was made."""
+    made = connection.execute(
+        "SELECT applied_at FROM _sqlite_migrations WHERE migration_set = 'session_middleware' ORDER BY id LIMIT 1"
+    ).fetchone()
+    return hashlib.sha256(str(made[0]).encode()).hexdigest()[:8]
+
+
+def names_of(connection: sqlite3.Connection, rules: Rules, session_id: str, incarnation: int) -> list[str]:
+    """The archives there are of a session, up to this incarnation: also one whose writer has died meanwhile."""
+    if rules.archives is None:
         return []
-    stem = folder / file_name(session_id)
-    return [f"{stem}.{n}.jsonl.{end}" for n in range(1, incarnation + 1) for end in ("gz", "partial")]
+    stem, mark = file_name(session_id), _mark_of(connection)
+    found = (rules.archives.glob(f"{stem}.{n}.{mark}-*.jsonl.*") for n in range(1, incarnation + 1))
+    return [str(path) for paths in found for path in paths]
 
 
 def remove(path: str) -> int:

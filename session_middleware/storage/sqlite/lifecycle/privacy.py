@@ -57,7 +57,7 @@ def forget(connection: sqlite3.Connection, user_id: str, rules: Rules, *, dry_ru
         )
     kept = [rules.archive_at(path) for _, _, path in stones if path is not None]
     rows += [(session_id, incarnation) for session_id, incarnation, _ in stones]
-    files = [name for row in rows for name in archives.names_of(rules.archives, *row)]
+    files = [name for row in rows for name in archives.names_of(connection, rules, *row)]
     forgotten = Forgotten(
         sessions=len(theirs),
         checkpoints=sum(each.checkpoints for each in deleted),

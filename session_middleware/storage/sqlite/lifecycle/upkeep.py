@@ -152,7 +152,7 @@ class SqliteUpkeep:
                 deleted = ends.delete(connection, session_id, self._rules, reason="by_user")
             if stone is None or not deleted.sessions:
                 return deleted
-            paths = set(archives.names_of(self._rules.archives, session_id, stone.incarnation))
+            paths = set(archives.names_of(connection, self._rules, session_id, stone.incarnation))
             if stone.archive is not None:
                 paths.add(self._rules.archive_at(stone.archive))
             # before it is committed, when nothing would lead to them any more
