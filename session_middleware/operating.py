@@ -125,6 +125,7 @@ class Operated:
         """Delete all that is kept of a user, and give a receipt.
 
         Sessions, their state, record and memories, what they remember, archives, and mentions elsewhere.
+        What they said in others' sessions is the others', and stays without their name.
         When a reader elsewhere still holds a snapshot from before, the receipt says `pending`: call again
         when it has ended, to erase the last of it.
         """

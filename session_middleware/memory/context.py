@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from session_middleware.memory.found import Memory
 
@@ -15,6 +17,19 @@ def about_tokens(text: str) -> int:
     """A token is about four characters of English; scripts without spaces have one for about each sign."""
     wide = sum(sign > "\u2e7f" for sign in text)
     return wide + (len(text) - wide + 3) // 4
+
+
+def facts_within_budget(
+    context: Mapping[str, Any], budget_tokens: int, *, count_tokens: CountTokens = about_tokens
+) -> tuple[list[str], int]:
+    """A session's preferences and facts as lines, those that fit; and what is left of the budget."""
+    lines = []
+    for name, value in context.items():
+        told = f"- {name}: {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
+        if (cost := count_tokens(told)) <= budget_tokens:
+            lines.append(told)
+            budget_tokens -= cost
+    return lines, budget_tokens
 
 
 def within_budget(
@@ -39,8 +54,8 @@ def line(memory: Memory) -> str:
     return f"- [{memory.created_at:%Y-%m-%d}{said_by}] {' '.join(memory.text.split())}"
 
 
-def render(memories: Sequence[Memory], *, opening: str = _OPENING) -> str | None:
-    """Oldest first, as a story is told; ``None`` when there is nothing to say."""
-    if not memories:
+def render(memories: Sequence[Memory], facts: Sequence[str] = (), *, opening: str = _OPENING) -> str | None:
+    """The facts, then what was said or remembered, oldest first; ``None`` when there is nothing to say."""
+    if not memories and not facts:
         return None
-    return "\n".join([opening, *map(line, sorted(memories, key=lambda memory: memory.created_at))])
+    return "\n".join([opening, *facts, *map(line, sorted(memories, key=lambda memory: memory.created_at))])

@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 from session_middleware.errors import InvalidMemoryArgument, MemoryNotFound, StorageError
 from session_middleware.memory.checking import check_count, check_dict, check_moment, check_names, check_text
-from session_middleware.memory.context import CountTokens, about_tokens, render, within_budget
+from session_middleware.memory.context import CountTokens, about_tokens, facts_within_budget, render, within_budget
 from session_middleware.memory.found import Memory
 from session_middleware.memory.parts import MemoryParts
 from session_middleware.memory.scopes import SCOPES, Namespace, Owners, namespace_of, visible_namespaces
@@ -154,12 +154,16 @@ class SessionMemory:
     ) -> str | None:
         """What of this memory belongs into a prompt that asks `query`; ``None`` when nothing does.
 
-        At most `k` memories and about `budget_tokens`. Messages whose ids are in `unless_in` are left
+        First the session's `context`, where its scope is asked for: preferences and facts belong into every prompt.
+        Then at most `k` memories; all of it about `budget_tokens`. Messages whose ids are in `unless_in` are left
         out: those the prompt holds already.
         """
         found = self.recall(query, k + len(unless_in), scopes=scopes, kinds=kinds)
         left = [memory for memory in found if memory.kind == "item" or memory.message_id not in unless_in]
-        return render(within_budget(left[:k], budget_tokens, count_tokens=count_tokens))
+        session = self._storage.find_session(self._session_id) if "session" in scopes else None
+        context = {} if session is None else session.context
+        facts, budget_tokens = facts_within_budget(context, budget_tokens, count_tokens=count_tokens)
+        return render(within_budget(left[:k], budget_tokens, count_tokens=count_tokens), facts)
 
     def forget(
         self, key: str | None = None, *, query: str | None = None, all: bool = False, scope: Scope = "session"

@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, Protocol
 
-from session_middleware.model import Message
+from session_middleware.model import Message, SessionInfo
 
 
 class ItemPut(NamedTuple):
@@ -93,6 +93,9 @@ class Vectors(NamedTuple):
 
 class MemoryStorage(Protocol):
     name: str  # for messages to people
+
+    def find_session(self, session_id: str) -> SessionInfo | None:
+        """As in `Storage`: what is remembered with a session is also what it keeps of itself."""
 
     def put_memories(self, puts: Sequence[MemoryPut]) -> None:
         """All of them or none, in order; a key put again keeps its `created_at`."""
