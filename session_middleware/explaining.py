@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from session_middleware import lifecycle
-from session_middleware.model import Event, Explanation, SessionInfo
+from session_middleware.findings import Explanation
+from session_middleware.model import Event, SessionInfo
 from session_middleware.settings import SessionSettings
 from session_middleware.storage.upkeep import Buried
 

@@ -16,7 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from typing import Any, Literal, TypeAlias, TypeVar
 
-from session_middleware.model import Ended, Event
+from session_middleware.findings import Ended
+from session_middleware.model import Event
 from session_middleware.names import check_callable
 from session_middleware.settings import parse_duration
 from session_middleware.storage.port import Storage

@@ -284,58 +284,6 @@ class RepairedCall(Value):
     checkpoint_ns: str = ""
 
 
-class Ended(Value):
-    """What a sweep ended, or would end: a session, why, and what was done with it."""
-
-    session_id: str
-    user_id: str | None = None
-    reason: str = "idle_timeout"  # or max_age, retention, older_than
-    action: OnExpire
-    last_active_at: datetime
-    expired_at: datetime  # when it became due
-    bytes: int | None = None  # what it holds, of a dry run: about what would be freed
-
-
-class Explanation(Value):
-    """Why a session is as it is, and what comes next if nothing happens."""
-
-    session_id: str
-    status: Status | Literal["unknown", "deleted", "archived", "put aside", "forgotten"]
-    reason: str | None = None
-    since: datetime | None = None
-    next_status: Status | Literal["deleted", "archived"] | None = None
-    next_reason: str | None = None
-    next_at: datetime | None = None
-    text: str  # all of it in words
-
-    def __str__(self) -> str:
-        return self.text
-
-
-class Forgotten(Value):
-    """The receipt for forgetting a user: how much went. `pending`: the files may still hold some of it."""
-
-    sessions: int = 0
-    checkpoints: int = 0
-    messages: int = 0
-    tool_calls: int = 0
-    memories: int = 0
-    archives: int = 0
-    traces: int = 0  # mentions in the record of other sessions
-    bytes_freed: int = 0
-    dry_run: bool = False
-    pending: bool = False  # a reader elsewhere holds an older snapshot; call again when it has ended
-
-
-class Problem(Value):
-    """Something that should hold and does not, as `Sessions.check` found it."""
-
-    kind: str  # counter, orphan, stuck, dead_lease, damage …
-    session_id: str | None = None
-    text: str
-    repaired: bool = False
-
-
 class Stats(Value):
     """A session in numbers; the faults are this process's own, of all sessions."""
 
@@ -358,47 +306,3 @@ class Stats(Value):
     bytes: int  # stored for it, its share of what its family has in common included
     recorder_faults: int = 0
     hook_faults: int = 0
-
-
-class Damage(Value):
-    """Something in a database that is not what was written: where it is, and what is wrong."""
-
-    table: str
-    session_id: str | None = None
-    checkpoint_ns: str | None = None
-    checkpoint_id: str | None = None
-    problem: str
-
-
-class Verified(Value):
-    """What `verify` looked at, and what it found."""
-
-    path: str
-    sessions: int
-    checkpoints: int
-    writes: int
-    records: int  # rows of the record, and memories
-    structure: tuple[str, ...] = ()  # what SQLite's own check of the file says, unless all is well
-    damage: tuple[Damage, ...] = ()
-
-    @property
-    def is_clean(self) -> bool:
-        return not self.structure and not self.damage
-
-
-class Salvaged(Value):
-    """What `salvage` copied into a new file, and what could not be saved."""
-
-    path: str
-    sessions: int
-    checkpoints: int
-    writes: int
-    records: int
-    rebuilt: tuple[str, ...] = ()  # sessions whose row was lost: owner and family were kept, title and counts not
-    structure: tuple[str, ...] = ()  # what SQLite's own check says of the damaged file: rows may be hidden
-    lost: tuple[Damage, ...] = ()
-
-    @property
-    def is_all(self) -> bool:
-        """Whether nothing that is known of was lost."""
-        return not (self.lost or self.rebuilt or self.structure)

@@ -11,7 +11,8 @@ from datetime import datetime
 from html import escape
 from typing import Any, TypeAlias, TypeVar
 
-from session_middleware.model import Ended, Event, Message, ModelCall, Run, SessionInfo, ToolCall, Usage, Value
+from session_middleware.findings import Ended
+from session_middleware.model import Event, Message, ModelCall, Run, SessionInfo, ToolCall, Usage, Value
 from session_middleware.wording import (
     arguments_text,
     duration_text,

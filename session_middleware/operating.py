@@ -9,8 +9,9 @@ from typing import Any
 
 from session_middleware import lifecycle
 from session_middleware.explaining import explain, explain_absence
+from session_middleware.findings import Ended, Explanation, Forgotten, Problem, Salvaged, Verified
 from session_middleware.living import Timeout
-from session_middleware.model import Ended, Explanation, Forgotten, Problem, Salvaged, Status, Verified
+from session_middleware.model import Status
 from session_middleware.names import check_after, checked_limit, checked_status
 from session_middleware.notebook import Rows
 from session_middleware.parts import Parts

@@ -17,7 +17,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from session_middleware.model import Ended, Event, Message, ModelCall, Run, SessionInfo, ToolCall, Usage
+from session_middleware.findings import Ended
+from session_middleware.model import Event, Message, ModelCall, Run, SessionInfo, ToolCall, Usage
 from session_middleware.storage.upkeep import ArchivedSession
 from session_middleware.wording import arguments_text, duration_text, json_text, plural, second_text, shortened, visible
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from session_middleware.doctor import Diagnosis
-from session_middleware.model import Damage, Forgotten, Problem, Salvaged, Verified
+from session_middleware.findings import Damage, Forgotten, Problem, Salvaged, Verified
 from session_middleware.storage.upkeep import Deleted
 from session_middleware.wording import shortened, visible
 

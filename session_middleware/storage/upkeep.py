@@ -12,16 +12,14 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, ClassVar, NamedTuple, Protocol
 
+from session_middleware.findings import Ended, Forgotten, Problem
 from session_middleware.model import (
     Closed,
-    Ended,
     Event,
-    Forgotten,
     Identity,
     OnExpire,
     OnResume,
     Pin,
-    Problem,
     SessionInfo,
     Status,
     Value,

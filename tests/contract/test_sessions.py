@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from session_middleware.errors import SessionAccessDenied, SessionExists, SessionExpired, SessionNotFound
-from session_middleware.model import Ended, Identity
+from session_middleware.findings import Ended
+from session_middleware.model import Identity
 from session_middleware.storage.port import SessionFilter, Storage
 from session_middleware.storage.seen import MessageSeen
 from session_middleware.storage.upkeep import SessionDetails

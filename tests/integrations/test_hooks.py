@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from session_middleware import Sessions
-from session_middleware.model import Ended, Event
+from session_middleware.findings import Ended
+from session_middleware.model import Event
 from tests import processes
 from tests.conftest import Clock
 from tests.integrations import agents

@@ -11,6 +11,7 @@ PACKAGE = Path(session_middleware.__file__).parent
 
 LAYERS = {  # the longest prefix wins
     "errors": 0,
+    "findings": 0,
     "model": 0,
     "notebook": 0,
     "plain": 0,
@@ -63,7 +64,9 @@ LAYERS = {  # the longest prefix wins
     "__init__": 6,
 }
 WITHIN_A_LAYER = {  # pairs in one layer, or out of its order, that may lean on each other this way round
+    ("findings", "model"),
     ("model", "wording"),
+    ("notebook", "findings"),
     ("notebook", "model"),
     ("notebook", "wording"),
     ("settings", "errors"),

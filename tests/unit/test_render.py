@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from rich.console import Console, RenderableType
 
-from session_middleware.model import Ended, Event, Message, Pin, Run, SessionInfo, ToolCall
+from session_middleware.findings import Ended
+from session_middleware.model import Event, Message, Pin, Run, SessionInfo, ToolCall
 from session_middleware.render import sessions_table, sweep_table, timeline
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from session_middleware.errors import StorageError
-from session_middleware.model import Damage, Salvaged, from_text, to_text, utc_now
+from session_middleware.findings import Damage, Salvaged
+from session_middleware.model import from_text, to_text, utc_now
 from session_middleware.storage.sqlite.damage import soundness, whole
 from session_middleware.storage.sqlite.damage.reading import Source, is_text
 from session_middleware.storage.sqlite.damage.verifying import ORDERED, Progress, structure, verify

@@ -7,18 +7,8 @@ import sqlite3
 from collections.abc import Mapping
 from typing import Any
 
-from session_middleware.model import (
-    Branch,
-    Damage,
-    Event,
-    Message,
-    ModelCall,
-    Run,
-    SessionInfo,
-    ToolCall,
-    Value,
-    from_text,
-)
+from session_middleware.findings import Damage
+from session_middleware.model import Branch, Event, Message, ModelCall, Run, SessionInfo, ToolCall, Value, from_text
 from session_middleware.storage.sqlite.damage.reading import is_text
 from session_middleware.storage.sqlite.rows import value_of
 from session_middleware.storage.sqlite.state.blobs import Damaged

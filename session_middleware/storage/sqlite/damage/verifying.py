@@ -12,7 +12,7 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import closing
 
-from session_middleware.model import Damage, Verified
+from session_middleware.findings import Damage, Verified
 from session_middleware.storage.sqlite.damage import soundness, whole
 from session_middleware.storage.sqlite.damage.reading import Source, is_text
 from session_middleware.storage.sqlite.database import INDEX_TABLES, OWN_TABLES

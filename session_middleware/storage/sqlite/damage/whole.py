@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from session_middleware.model import Damage
+from session_middleware.findings import Damage
 from session_middleware.storage.sqlite.damage.soundness import WRONG_TYPE, damage, first_line, problem_of_row
 from session_middleware.storage.sqlite.state import heads, pieces
 from session_middleware.storage.sqlite.state.blobs import Damaged

@@ -11,7 +11,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
-from session_middleware.model import Problem, to_text
+from session_middleware.findings import Problem
+from session_middleware.model import to_text
 from session_middleware.storage.processes import is_gone
 from session_middleware.storage.sqlite.lifecycle import ends, events, leases, sessions
 from session_middleware.storage.sqlite.record import runs

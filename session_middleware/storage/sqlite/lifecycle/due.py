@@ -14,7 +14,8 @@ from operator import itemgetter
 from typing import Any, NamedTuple, TypeAlias, overload
 
 from session_middleware import lifecycle
-from session_middleware.model import Ended, OnExpire, SessionInfo, Status, from_text, to_text
+from session_middleware.findings import Ended
+from session_middleware.model import OnExpire, SessionInfo, Status, from_text, to_text
 from session_middleware.notebook import rows_html
 from session_middleware.storage.sqlite.lifecycle import leases
 from session_middleware.storage.sqlite.rows import values_of

@@ -14,7 +14,8 @@ from typing import Any
 
 from session_middleware import lifecycle
 from session_middleware.errors import SessionNotFound
-from session_middleware.model import Closed, Ended, Identity, Pin, SessionInfo, Status, to_text
+from session_middleware.findings import Ended
+from session_middleware.model import Closed, Identity, Pin, SessionInfo, Status, to_text
 from session_middleware.storage.sqlite.lifecycle import events, leases, revocations, sessions, tombstones
 from session_middleware.storage.sqlite.lifecycle.tombstones import Tombstone
 from session_middleware.storage.sqlite.memory import memories

@@ -7,7 +7,8 @@ import sqlite3
 from collections.abc import Sequence
 
 from session_middleware import lifecycle
-from session_middleware.model import Forgotten, to_text
+from session_middleware.findings import Forgotten
+from session_middleware.model import to_text
 from session_middleware.storage.sqlite.lifecycle import archives, ends, sessions
 from session_middleware.storage.sqlite.lifecycle.revocations import hash_of
 from session_middleware.storage.sqlite.lifecycle.tombstones import hashed

@@ -10,7 +10,8 @@ from itertools import takewhile
 from typing import Any, TypeVar
 
 from session_middleware.errors import SessionBusy, SessionError, StorageError
-from session_middleware.model import Closed, Ended, Forgotten, Identity, Pin, Problem, SessionInfo, Status
+from session_middleware.findings import Ended, Forgotten, Problem
+from session_middleware.model import Closed, Identity, Pin, SessionInfo, Status
 from session_middleware.storage.processes import this_process
 from session_middleware.storage.sqlite.database import SqliteDatabase
 from session_middleware.storage.sqlite.lifecycle import (
