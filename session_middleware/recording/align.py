@@ -59,9 +59,11 @@ def add_given(recorded: Sequence[Said], given: Sequence[Said], *, run_id: str | 
     Whoever calls it may leave out what is shown to nobody, such as what its tools said, or put other
     instructions in front. So the two may differ anywhere, and what they share is in the same order.
     """
-    named = {said.message_id for said in given}
-    old = [said.message_id if said.message_id in named else _spoken(said.words) for said in recorded]
-    new = [said.message_id or _spoken(said.words) for said in given]
+    ids_of_both = {said.message_id for said in recorded} & {said.message_id for said in given}
+    old, new = (
+        [said.message_id if said.message_id in ids_of_both else _spoken(said.words) for said in conversation]
+        for conversation in (recorded, given)
+    )
     ids: list[str | None] = [None] * len(given)
     for start, place, length in SequenceMatcher(None, old, new, autojunk=False).get_matching_blocks():
         ids[place : place + length] = [said.message_id for said in recorded[start : start + length]]
@@ -74,9 +76,10 @@ def _spoken(words: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _asked_anew(recorded: Sequence[Said], found: Alignment, run_id: str | None) -> Alignment:
-    """The last message is new, where it is a question that an earlier run has answered."""
+    """The last message is new, where it is a question that an earlier run (of ``None``, any) has answered."""
     last = next((said for said in recorded if found.ids and said.message_id == found.ids[-1]), None)
-    if last is not None and last is not recorded[-1] and last.run_id != run_id and last.words[0] == "user":
+    is_earlier = last is not None and last is not recorded[-1] and (run_id is None or last.run_id != run_id)
+    if last is not None and is_earlier and last.words[0] == "user":
         return found._replace(ids=[*found.ids[:-1], None])
     return found
 

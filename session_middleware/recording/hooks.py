@@ -21,13 +21,14 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.errors import GraphBubbleUp
 
 from session_middleware.model import Clock, NewId, RepairedCall
+from session_middleware.recording.align import add_given
 from session_middleware.recording.journal import harmless
 from session_middleware.recording.messages import Outcome, count_tokens, describe, mark_of, outcome_of
 from session_middleware.recording.prices import cost_of, load
 from session_middleware.recording.recorder import SessionRecorder
 from session_middleware.recording.trace import KnownMessages, Trace, namespace_of, sentence, since
 from session_middleware.storage.port import Storage
-from session_middleware.storage.seen import ModelCallSeen, ToolEnd, ToolStart
+from session_middleware.storage.seen import HistorySeen, ModelCallSeen, ToolEnd, ToolStart
 from session_middleware.storage.visit import Visit
 from session_middleware.visits import Visits
 
@@ -38,6 +39,7 @@ class Place(NamedTuple):
     visit: Visit
     trace: Trace | None  # the recorder's, where it watches the run
     is_checkpointed: bool  # a checkpointer of ours serves the run, and records its messages
+    is_kept: bool  # some checkpointer keeps its state
     own_namespace: str
     node: str | None
 
@@ -116,7 +118,8 @@ class Hooks:
         if configurable.get("thread_id") is None:
             return None
         trace = self._recorder.trace_of(getattr(config.get("callbacks"), "parent_run_id", None))
-        checkpointed = self._is_ours(configurable.get("__pregel_checkpointer"))
+        checkpointer = configurable.get("__pregel_checkpointer")
+        checkpointed = self._is_ours(checkpointer)
         if trace is not None:
             visit = trace.visit
         elif checkpointed:
@@ -124,7 +127,8 @@ class Hooks:
         else:
             visit = self._visits.alone(configurable, anew=begins)
         metadata = config.get("metadata") or {}
-        return Place(visit, trace, checkpointed, namespace_of(metadata), metadata.get("langgraph_node"))
+        is_kept = checkpointer is not None
+        return Place(visit, trace, checkpointed, is_kept, namespace_of(metadata), metadata.get("langgraph_node"))
 
     def admit(self, place: Place) -> None:
         """Ask at the door, where nobody else has. Raises what the door does."""
@@ -160,10 +164,17 @@ class Hooks:
 
     @harmless
     def take_as_given(self, place: Place, messages: Sequence[BaseMessage]) -> None:
-        """The failures that an agent begins with refuse nothing: whoever called it has carried them out."""
+        """The failures that an agent begins with refuse nothing: whoever called it has carried them out.
+
+        Where nothing keeps its state, that is all that was ever said, maybe under new ids.
+        """
+        known = self._known.of(place.visit.session_id)
         if not place.is_alone:
-            known = self._known.of(place.visit.session_id)
             known.update({str(message.id): mark_of(message) for message, _ in _failures(messages)})
+        elif not place.is_kept:
+            known.update({str(message.id): mark_of(message) for message in messages})
+            seen = describe(messages, place.namespace, new_id=self._new_id)
+            self.journal.keep(place.visit, [HistorySeen(seen, functools.partial(add_given, run_id=place.visit.run_id))])
 
     @harmless
     def hear_before_model(self, place: Place, messages: Sequence[BaseMessage]) -> None:

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from langchain.agents import create_agent
 from langchain_core.messages import AIMessage, HumanMessage
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, MessagesState, StateGraph
 
 from session_middleware import Sessions
+from session_middleware.integrations.langchain_agents import SessionMiddleware
 from tests.integrations import agents
 
 Shape = Callable[[str, str], Any]
@@ -66,6 +68,22 @@ def test_a_conversation_passed_whole_each_time_is_recorded_once(
     said = talk(graph(), sessions, ["hi", "yes", "yes", "hi"], shape)
     assert recorded(sessions) == said
     assert sessions.get("t").branches() == []
+
+
+@pytest.mark.parametrize("recorder", [True, False])
+def test_an_agents_middleware_recognises_what_is_passed_whole(sessions: Sessions, recorder: bool) -> None:
+    agent = create_agent(agents.Scripted(), agents.TOOLS, middleware=[SessionMiddleware(sessions)])
+    watched = config(sessions) if recorder else sessions.config("t")
+    said: list[Any] = []
+    for text in ("hi", "look up tea", "yes", "yes"):
+        said.append(as_dict("user", text))
+        answered = agent.invoke({"messages": said}, watched)
+        said.append(as_dict("assistant", answered["messages"][-1].text))
+    expected = [(message["role"], message["content"]) for message in said]
+    assert shown_of(recorded(sessions, branch="all")) == expected
+    assert len(recorded(sessions)) == len(said) + 2
+    agent.invoke({"messages": [as_dict("user", "hi")]}, watched)
+    assert shown_of(recorded(sessions)) == [*expected, ("user", "hi"), ("assistant", "you said hi")]
 
 
 @pytest.mark.parametrize("graph", [agents.tool_graph, agents.shared_subgraph])
