@@ -10,11 +10,13 @@ where no handler does, since it dies with the config.
 from __future__ import annotations
 
 import threading
+import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any
 
 from langchain_core.runnables import RunnableConfig
@@ -91,6 +93,15 @@ class Presence:
         self.visit = visit
 
 
+@dataclass(slots=True, eq=False)
+class Block:
+    """A run that is recorded by hand, while a block of code is carried out."""
+
+    visit: Visit
+    started: float = field(default_factory=time.perf_counter)
+    is_over: bool = False
+
+
 class Visits:
     """The runs in progress of one `Sessions`, and the visit of the present context."""
 
@@ -102,6 +113,8 @@ class Visits:
         self._latest: OrderedDict[str, Visit] = OrderedDict()  # by session; for writes that have lost their context
         self._ended: list[Callable[[], object]] = []
         self._here: ContextVar[Visit | None] = ContextVar("session_middleware_visit", default=None)
+        # Those that are around, once for each time they were entered.
+        self.blocks: ContextVar[tuple[Block, ...]] = ContextVar("session_middleware_blocks", default=())
 
     def begin(self, visit: Visit) -> None:
         """A run was announced; it is in progress until `end`."""
@@ -113,7 +126,13 @@ class Visits:
         """Have a run, whose end will be told, known to live until `end`."""
         if visit.lease is not None:
             visit.lease.is_told = self._tracking
-            self._pulse.begin(visit)
+            self._begin(visit, visit.lease)
+
+    def _begin(self, visit: Visit, lease: Lease) -> None:
+        """A run inside a block of the same session has its turn already, where the block has."""
+        around = [block.visit for block in self.blocks.get() if block.visit.session_id == visit.session_id]
+        lease.is_exclusive = any(_is_running(each) and each.lease and each.lease.is_exclusive for each in around)
+        self._pulse.begin(visit)
 
     def on_end(self, call: Callable[[], object]) -> None:
         """Have `call` made after each run; it must not wait."""
@@ -230,7 +249,7 @@ class Visits:
             visit.lease = around.lease
         elif visit.lease is None:
             visit.lease = Lease()
-            self._pulse.begin(visit)
+            self._begin(visit, visit.lease)
             weakref.finalize(presence, self._pulse.end, visit.lease).atexit = False
 
     def _claim(self, session_id: str, identity: Identity) -> Visit | None:

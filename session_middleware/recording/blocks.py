@@ -2,16 +2,13 @@
 
 A block inside a block of the same session, in the same task or in one begun in it, is part of that run.
 Blocks that other tasks and threads enter beside it are runs of their own, and take their turns as
-``on_busy`` says.
+``on_busy`` says; a graph that is run inside a block has its turn already.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
-from contextvars import ContextVar
-from dataclasses import dataclass, field
 
 from session_middleware.recording.journal import Journal
 from session_middleware.recording.trace import sentence, since
@@ -20,18 +17,7 @@ from session_middleware.storage.port import Storage
 from session_middleware.storage.seen import RunEnd
 from session_middleware.storage.visit import Visit
 from session_middleware.turns import Turns
-from session_middleware.visits import Visits
-
-
-@dataclass(slots=True, eq=False)
-class Block:
-    visit: Visit
-    storage: Storage
-    started: float = field(default_factory=time.perf_counter)
-    is_over: bool = False
-
-
-_entered: ContextVar[tuple[Block, ...]] = ContextVar("session_middleware_blocks", default=())  # once for each entry
+from session_middleware.visits import Block, Visits
 
 
 class Blocks:
@@ -65,11 +51,11 @@ class Blocks:
 
     def enter(self) -> None:
         block = self._around() or self._begin()
-        _entered.set((*_entered.get(), block))
+        self._visits.blocks.set((*self._visits.blocks.get(), block))
 
     async def aenter(self) -> None:
         block = self._around() or await self._abegin()
-        _entered.set((*_entered.get(), block))
+        self._visits.blocks.set((*self._visits.blocks.get(), block))
 
     def leave(self, error: BaseException | None) -> None:
         if (block := self._left()) is not None:
@@ -80,13 +66,13 @@ class Blocks:
             await asyncio.shield(self._offload.run(self._end, block, error))
 
     def _around(self) -> Block | None:
-        return next((block for block in reversed(_entered.get()) if self._is_ours(block) and not block.is_over), None)
+        return next(
+            (block for block in reversed(self._visits.blocks.get()) if self._is_ours(block) and not block.is_over), None
+        )
 
     def _is_ours(self, block: Block) -> bool:
         of, own = block.visit, self._outside
-        return block.storage is self._storage and (of.session_id, of.identity, of.incarnation) == (
-            *(own.session_id, own.identity, own.incarnation),
-        )
+        return (of.session_id, of.identity, of.incarnation) == (own.session_id, own.identity, own.incarnation)
 
     def _begin(self) -> Block:
         visit = self._new_visit()
@@ -118,7 +104,7 @@ class Blocks:
         return self._opened(visit)
 
     def _opened(self, visit: Visit) -> Block:
-        block = Block(visit, self._storage)
+        block = Block(visit)
         self._open.append(block)
         return block
 
@@ -127,10 +113,10 @@ class Blocks:
 
         Some frameworks leave a block in another context than they entered it in.
         """
-        entered = list(_entered.get())
+        entered = list(self._visits.blocks.get())
         place = next((n for n in reversed(range(len(entered))) if self._is_ours(entered[n])), None)
         block = entered.pop(place) if place is not None else self._open[-1] if self._open else None
-        _entered.set(tuple(entered))
+        self._visits.blocks.set(tuple(entered))
         if block is None or block.is_over or block in entered:
             return None
         block.is_over = True

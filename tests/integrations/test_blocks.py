@@ -7,11 +7,14 @@ import contextvars
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from session_middleware import Session, SessionBusy, Sessions
 from tests.conftest import Clock
+from tests.integrations import agents
+from tests.integrations.agents import human
 from tests.integrations.test_exactly_once import counters, rows
 
 
@@ -126,6 +129,23 @@ async def test_a_block_waits_for_another_where_one_run_at_a_time_is_wanted(tmp_p
         await asyncio.gather(part("a"), part("b"))
         assert sorted(order[:2]) in (["a in", "a out"], ["b in", "b out"])
         assert sorted(runs_of(session)) == [("ok", ["a"]), ("ok", ["b"])]
+
+
+@pytest.mark.parametrize("on_busy", ["wait", "reject"])
+@pytest.mark.parametrize("parts", [{}, {"checkpointer": False}, {"recorder": False}], ids=str)
+async def test_a_graph_inside_a_block_has_its_turn_already(
+    on_busy: Any, parts: dict[str, bool], tmp_path: Path
+) -> None:
+    with Sessions(tmp_path / "sessions.db", on_busy=on_busy, busy_timeout="100ms") as sessions:
+        session, graph = sessions.open("t"), sessions.attach(agents.tool_graph(), **parts)
+        with session:
+            graph.invoke(human("look up tea"), session.config())
+            await graph.ainvoke(human("hello"), session.config())
+            with ThreadPoolExecutor(1) as threads, pytest.raises(SessionBusy):
+                threads.submit(sessions.get("t").__enter__).result()
+        graph.invoke(human("bye"), session.config())
+        assert {run.outcome for run in session.runs()} == {"ok"}
+        assert "you said bye" in [message.text for message in session.messages(branch="all")]
 
 
 async def test_a_block_that_is_cancelled_as_it_begins_leaves_no_run_behind(sessions: Sessions) -> None:

@@ -132,7 +132,8 @@ class SqliteStorage(SqliteUpkeep, SqliteReports, SqliteConversations, SqliteMemo
         return self._visit(visit, then)
 
     def look(self, visit: Visit) -> SessionInfo | None:
-        if visit.run_id is not None and not visit.admitted and self._rules.settings.on_busy == "reject":
+        alone = self._rules.settings.on_busy == "reject" and visit.lease is not None and not visit.lease.is_exclusive
+        if alone and visit.run_id is not None and not visit.admitted:
             self.enter(visit, wait=False)
         return self._looking(visit, lambda _, session: session)
 
