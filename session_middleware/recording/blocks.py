@@ -84,8 +84,9 @@ class Blocks:
 
     def _is_ours(self, block: Block) -> bool:
         of, own = block.visit, self._outside
+        incarnation = None if own.hand is None else own.hand.incarnation
         return block.storage is self._storage and (of.session_id, of.identity, of.incarnation) == (
-            *(own.session_id, own.identity, own.incarnation),
+            *(own.session_id, own.identity, incarnation),
         )
 
     def _begin(self) -> Block:
