@@ -102,6 +102,7 @@ class Visits:
         self._latest: OrderedDict[str, Visit] = OrderedDict()  # by session; for writes that have lost their context
         self._ended: list[Callable[[], object]] = []
         self._here: ContextVar[Visit | None] = ContextVar("session_middleware_visit", default=None)
+        self._entered: ContextVar[tuple[Visit, ...]] = ContextVar("session_middleware_entered", default=())
 
     def begin(self, visit: Visit) -> None:
         """A run was announced; it is in progress until `end`."""
@@ -111,9 +112,23 @@ class Visits:
 
     def keep_alive(self, visit: Visit) -> None:
         """Have a run, whose end will be told, known to live until `end`."""
-        if visit.lease is not None:
+        around = self._with_turn(visit.session_id)
+        if visit.lease is not None and around is not None:
+            visit.lease, visit.is_inside = around.lease, True
+        elif visit.lease is not None:
             visit.lease.is_told = self._tracking
             self._pulse.begin(visit)
+
+    def enter(self, visit: Visit) -> None:
+        """What is begun in this context from now on, until the visit's run ends, is inside of that."""
+        self._entered.set((*filter(_is_running, self._entered.get()), visit))
+
+    def _with_turn(self, session_id: str) -> Visit | None:
+        """The run of this session that this call is made inside of, if that has the session alone."""
+        for visit in (self._around({}, session_id), *self._entered.get()):
+            if visit is not None and visit.session_id == session_id and _is_running(visit):
+                return visit if visit.lease is not None and visit.lease.is_exclusive else None
+        return None
 
     def on_end(self, call: Callable[[], object]) -> None:
         """Have `call` made after each run; it must not wait."""
@@ -124,7 +139,7 @@ class Visits:
             remaining = [v for v in self._unclaimed.pop(visit.session_id, ()) if v is not visit]
             if remaining:
                 self._unclaimed[visit.session_id] = remaining
-        if visit.lease is not None:
+        if visit.lease is not None and not visit.is_inside:
             self._pulse.end(visit.lease)
         for call in self._ended:
             call()
@@ -226,6 +241,7 @@ class Visits:
         """See that the run is known to live for as long as it does."""
         presence = Presence(visit)
         configurable[_PRESENCE] = presence
+        around = around or self._with_turn(visit.session_id)
         if around is not None and around.lease is not None:
             visit.lease = around.lease
         elif visit.lease is None:

@@ -121,6 +121,7 @@ class Blocks:
     def _opened(self, visit: Visit) -> Block:
         block = Block(visit, self._storage)
         self._open.append(block)
+        self._visits.enter(visit)
         return block
 
     def _left(self) -> Block | None:

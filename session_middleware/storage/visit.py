@@ -77,6 +77,7 @@ class Visit:
     incarnation: int | None = None  # the session's, as it was found: a deleted one that is opened again is another
     hand: Hand | None = None  # in which the session is: no other that has its id is let in instead
     lease: Lease | None = None  # of a run in progress
+    is_inside: bool = False  # of another run of its session, whose turn and lease it has, and does not end
 
     def __post_init__(self) -> None:
         if self.run_id is not None and self.lease is None:
