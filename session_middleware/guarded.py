@@ -26,6 +26,7 @@ from session_middleware.storage.memory_port import MemoryPut
 from session_middleware.storage.port import Storage
 from session_middleware.storage.reporting import UsageBy
 from session_middleware.storage.upkeep import ArchivedSession, Buried, Deleted
+from session_middleware.storage.visit import Hand
 from session_middleware.visits import acting_as, as_config
 
 if TYPE_CHECKING:
@@ -50,10 +51,10 @@ _READS = frozenset({"find_entry", "find_session", "measure_session", "version"})
 class GuardedStorage:
     """The storage as a session in somebody's hand may use it: of that session, as long as it is theirs."""
 
-    def __init__(self, storage: Storage, session: SessionInfo, identity: Identity) -> None:
+    def __init__(self, storage: Storage, session_id: str, hand: Hand, identity: Identity) -> None:
         self._storage = storage
-        self._session_id = session.id
-        self._incarnation = session.incarnation
+        self._session_id = session_id
+        self._hand = hand
         self._identity = identity
 
     def __getattr__(self, name: str) -> Any:
@@ -93,7 +94,7 @@ class GuardedStorage:
         session = self._storage.find_session(self._session_id)
         if (
             session is None
-            or session.incarnation != self._incarnation
+            or session.incarnation != self._hand.incarnation
             or not lifecycle.is_theirs(session, self._identity, reading=reading)
         ):
             raise SessionNotFound(self._session_id)
@@ -124,8 +125,9 @@ class UserSessions:
 
     def _in_hand(self, info: SessionInfo) -> Session:
         """A session for them: what it gives and takes is checked each time."""
-        storage: Any = GuardedStorage(self._storage, info, self.identity)
-        return Session.of(info, replace(self._parts, storage=storage, by=self.identity))
+        hand = Hand(info.incarnation)
+        storage: Any = GuardedStorage(self._storage, info.id, hand, self.identity)
+        return Session.of(info, replace(self._parts, storage=storage, by=self.identity, hand=hand))
 
     def _given(self, found: T) -> T:
         """What was found for them, unless they were revoked. Raises `UserRevoked`."""

@@ -31,6 +31,7 @@ from session_middleware.resources import Key, path_of
 from session_middleware.storage.offload import Offload
 from session_middleware.storage.port import Storage
 from session_middleware.storage.upkeep import Deleted
+from session_middleware.storage.visit import Hand
 from session_middleware.visits import as_config
 from session_middleware.wording import plural
 
@@ -45,6 +46,7 @@ class LivingSession(SessionInfo):
     _offload: Offload = PrivateAttr()
     _recorder: SessionRecorder = PrivateAttr()
     _new_id: NewId = PrivateAttr()
+    _hand: Hand = PrivateAttr()
 
     @classmethod
     def of(cls, info: SessionInfo, parts: Parts) -> Self:
@@ -54,6 +56,7 @@ class LivingSession(SessionInfo):
         session._parts = parts
         session._storage, session._offload = parts.storage, parts.offload
         session._recorder, session._new_id = parts.recorder, parts.new_id
+        session._hand = parts.hand or Hand(info.incarnation)
         return session
 
     def __repr__(self) -> str:
@@ -243,12 +246,12 @@ class LivingSession(SessionInfo):
 
     def _key(self, name: str) -> Key:
         self._parts.pulse.start()  # it closes what belongs to sessions that have ended elsewhere
-        return Key(self.id, self.incarnation, name)
+        return Key(self.id, self._hand.incarnation, name)
 
     def _check_lives(self) -> None:
         """It is still the one it was, open, and theirs to change: nothing of another's is handed out."""
         info, by = self._storage.find_session(self.id), self._parts.by
-        if info is None or info.incarnation != self.incarnation:
+        if info is None or info.incarnation != self._hand.incarnation:
             raise SessionNotFound(self.id)
         if by is not None and not lifecycle.is_theirs(info, by):
             raise SessionNotFound(self.id)

@@ -24,7 +24,7 @@ from session_middleware.settings import SessionSettings
 from session_middleware.storage.offload import Offload
 from session_middleware.storage.opening import open_storage
 from session_middleware.storage.port import Storage
-from session_middleware.storage.visit import Visit
+from session_middleware.storage.visit import Hand, Visit
 from session_middleware.turns import Turns
 from session_middleware.visits import Visits, identity_of
 
@@ -47,6 +47,7 @@ class Parts:
     resources: Resources
     allowed: set[TypeName] = field(default_factory=set)  # types of the state of graphs that were attached
     by: Identity | None = None  # who has a session in hand; None: the operator
+    hand: Hand | None = None  # and theirs
 
     def group_of(self, session: SessionInfo) -> str | None:
         """The session's group, if whoever has it in hand is in it."""

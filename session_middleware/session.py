@@ -42,7 +42,7 @@ class Session(LivingSession):
             session_id=info.id,
             owner=session.acting,
             new_id=parts.new_id,
-            incarnation=info.incarnation,
+            hand=session._hand,
         )
         return session
 
@@ -228,6 +228,8 @@ class Session(LivingSession):
 
         Raises:
             SessionBusy: another run is in progress, and the setting ``on_busy`` is not ``"allow"``.
+            SessionExpired: it has expired, and ``on_resume`` is ``"reject"``. So raises whatever records here.
+            SessionClosed: it has ended, and ``on_closed`` is ``"reject"``; or it was deleted.
         """
         self._loop.blocks.enter()
         return self
@@ -312,7 +314,7 @@ class Session(LivingSession):
             session_id=self.id,
             owner=self.acting,
             new_id=self._new_id,
-            incarnation=self.incarnation,
+            hand=self._hand,
         )
 
     # Memory

@@ -10,13 +10,11 @@ where no handler does, since it dies with the config.
 from __future__ import annotations
 
 import threading
-import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from typing import Any
 
 from langchain_core.runnables import RunnableConfig
@@ -93,15 +91,6 @@ class Presence:
         self.visit = visit
 
 
-@dataclass(slots=True, eq=False)
-class Block:
-    """A run that is recorded by hand, while a block of code is carried out."""
-
-    visit: Visit
-    started: float = field(default_factory=time.perf_counter)
-    is_over: bool = False
-
-
 class Visits:
     """The runs in progress of one `Sessions`, and the visit of the present context."""
 
@@ -113,8 +102,7 @@ class Visits:
         self._latest: OrderedDict[str, Visit] = OrderedDict()  # by session; for writes that have lost their context
         self._ended: list[Callable[[], object]] = []
         self._here: ContextVar[Visit | None] = ContextVar("session_middleware_visit", default=None)
-        # Those that are around, once for each time they were entered.
-        self.blocks: ContextVar[tuple[Block, ...]] = ContextVar("session_middleware_blocks", default=())
+        self._entered: ContextVar[tuple[Visit, ...]] = ContextVar("session_middleware_entered", default=())
 
     def begin(self, visit: Visit) -> None:
         """A run was announced; it is in progress until `end`."""
@@ -124,15 +112,23 @@ class Visits:
 
     def keep_alive(self, visit: Visit) -> None:
         """Have a run, whose end will be told, known to live until `end`."""
-        if visit.lease is not None:
+        around = self._with_turn(visit.session_id)
+        if visit.lease is not None and around is not None:
+            visit.lease, visit.is_inside = around.lease, True
+        elif visit.lease is not None:
             visit.lease.is_told = self._tracking
-            self._begin(visit, visit.lease)
+            self._pulse.begin(visit)
 
-    def _begin(self, visit: Visit, lease: Lease) -> None:
-        """A run inside a block of the same session has its turn already, where the block has."""
-        around = [block.visit for block in self.blocks.get() if block.visit.session_id == visit.session_id]
-        lease.is_exclusive = any(_is_running(each) and each.lease and each.lease.is_exclusive for each in around)
-        self._pulse.begin(visit)
+    def enter(self, visit: Visit) -> None:
+        """What is begun in this context from now on, until the visit's run ends, is inside of that."""
+        self._entered.set((*filter(_is_running, self._entered.get()), visit))
+
+    def _with_turn(self, session_id: str) -> Visit | None:
+        """The run of this session that this call is made inside of, if that has the session alone."""
+        for visit in (self._around({}, session_id), *self._entered.get()):
+            if visit is not None and visit.session_id == session_id and _is_running(visit):
+                return visit if visit.lease is not None and visit.lease.is_exclusive else None
+        return None
 
     def on_end(self, call: Callable[[], object]) -> None:
         """Have `call` made after each run; it must not wait."""
@@ -143,7 +139,7 @@ class Visits:
             remaining = [v for v in self._unclaimed.pop(visit.session_id, ()) if v is not visit]
             if remaining:
                 self._unclaimed[visit.session_id] = remaining
-        if visit.lease is not None:
+        if visit.lease is not None and not visit.is_inside:
             self._pulse.end(visit.lease)
         for call in self._ended:
             call()
@@ -245,11 +241,12 @@ class Visits:
         """See that the run is known to live for as long as it does."""
         presence = Presence(visit)
         configurable[_PRESENCE] = presence
+        around = around or self._with_turn(visit.session_id)
         if around is not None and around.lease is not None:
             visit.lease = around.lease
         elif visit.lease is None:
             visit.lease = Lease()
-            self._begin(visit, visit.lease)
+            self._pulse.begin(visit)
             weakref.finalize(presence, self._pulse.end, visit.lease).atexit = False
 
     def _claim(self, session_id: str, identity: Identity) -> Visit | None:

@@ -2,13 +2,16 @@
 
 A block inside a block of the same session, in the same task or in one begun in it, is part of that run.
 Blocks that other tasks and threads enter beside it are runs of their own, and take their turns as
-``on_busy`` says; a graph that is run inside a block has its turn already.
+``on_busy`` says.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 
 from session_middleware.recording.journal import Journal
 from session_middleware.recording.trace import sentence, since
@@ -17,7 +20,18 @@ from session_middleware.storage.port import Storage
 from session_middleware.storage.seen import RunEnd
 from session_middleware.storage.visit import Visit
 from session_middleware.turns import Turns
-from session_middleware.visits import Block, Visits
+from session_middleware.visits import Visits
+
+
+@dataclass(slots=True, eq=False)
+class Block:
+    visit: Visit
+    storage: Storage
+    started: float = field(default_factory=time.perf_counter)
+    is_over: bool = False
+
+
+_entered: ContextVar[tuple[Block, ...]] = ContextVar("session_middleware_blocks", default=())  # once for each entry
 
 
 class Blocks:
@@ -51,11 +65,11 @@ class Blocks:
 
     def enter(self) -> None:
         block = self._around() or self._begin()
-        self._visits.blocks.set((*self._visits.blocks.get(), block))
+        _entered.set((*_entered.get(), block))
 
     async def aenter(self) -> None:
         block = self._around() or await self._abegin()
-        self._visits.blocks.set((*self._visits.blocks.get(), block))
+        _entered.set((*_entered.get(), block))
 
     def leave(self, error: BaseException | None) -> None:
         if (block := self._left()) is not None:
@@ -66,13 +80,14 @@ class Blocks:
             await asyncio.shield(self._offload.run(self._end, block, error))
 
     def _around(self) -> Block | None:
-        return next(
-            (block for block in reversed(self._visits.blocks.get()) if self._is_ours(block) and not block.is_over), None
-        )
+        return next((block for block in reversed(_entered.get()) if self._is_ours(block) and not block.is_over), None)
 
     def _is_ours(self, block: Block) -> bool:
         of, own = block.visit, self._outside
-        return (of.session_id, of.identity, of.incarnation) == (own.session_id, own.identity, own.incarnation)
+        incarnation = None if own.hand is None else own.hand.incarnation
+        return block.storage is self._storage and (of.session_id, of.identity, of.incarnation) == (
+            *(own.session_id, own.identity, incarnation),
+        )
 
     def _begin(self) -> Block:
         visit = self._new_visit()
@@ -104,8 +119,9 @@ class Blocks:
         return self._opened(visit)
 
     def _opened(self, visit: Visit) -> Block:
-        block = Block(visit)
+        block = Block(visit, self._storage)
         self._open.append(block)
+        self._visits.enter(visit)
         return block
 
     def _left(self) -> Block | None:
@@ -113,10 +129,10 @@ class Blocks:
 
         Some frameworks leave a block in another context than they entered it in.
         """
-        entered = list(self._visits.blocks.get())
+        entered = list(_entered.get())
         place = next((n for n in reversed(range(len(entered))) if self._is_ours(entered[n])), None)
         block = entered.pop(place) if place is not None else self._open[-1] if self._open else None
-        self._visits.blocks.set(tuple(entered))
+        _entered.set(tuple(entered))
         if block is None or block.is_over or block in entered:
             return None
         block.is_over = True

@@ -18,7 +18,7 @@ from session_middleware.recording.recorder import SessionRecorder
 from session_middleware.storage.offload import Offload
 from session_middleware.storage.port import Storage
 from session_middleware.storage.seen import ASIDE, HistorySeen
-from session_middleware.storage.visit import Visit
+from session_middleware.storage.visit import Hand, Visit
 
 
 class SessionHistory(BaseChatMessageHistory):
@@ -39,7 +39,7 @@ class SessionHistory(BaseChatMessageHistory):
         session_id: str,
         owner: Identity,
         new_id: NewId,
-        incarnation: int,
+        hand: Hand,
     ) -> None:
         self._storage = storage
         self._offload = offload
@@ -47,7 +47,7 @@ class SessionHistory(BaseChatMessageHistory):
         self._session_id = session_id
         self._owner = owner
         self._new_id = new_id
-        self._incarnation = incarnation
+        self._hand = hand
 
     @property
     def messages(self) -> list[BaseMessage]:  # type: ignore[override]
@@ -86,7 +86,7 @@ class SessionHistory(BaseChatMessageHistory):
         await self._offload.run(self.clear)
 
     def _visit(self) -> Visit:
-        return Visit(self._session_id, self._owner, admitted=True, announced=True, incarnation=self._incarnation)
+        return Visit(self._session_id, self._owner, announced=True, hand=self._hand)
 
     def _write(self, visit: Visit, history: HistorySeen) -> None:
         self._storage.append(visit, self._recorder.journal.keeping.entries([history]))

@@ -27,7 +27,7 @@ from session_middleware.recording.trace import sentence, since
 from session_middleware.storage.offload import Offload
 from session_middleware.storage.port import Storage
 from session_middleware.storage.seen import Entry, HistorySeen, ToolEnd, ToolStart
-from session_middleware.storage.visit import Visit
+from session_middleware.storage.visit import Hand, Visit
 from session_middleware.turns import Turns
 from session_middleware.visits import Visits
 
@@ -49,7 +49,7 @@ class Loop:
         session_id: str,
         owner: Identity,
         new_id: NewId,
-        incarnation: int,
+        hand: Hand,
     ) -> None:
         self._storage = storage
         self._offload = offload
@@ -57,7 +57,7 @@ class Loop:
         self._session_id = session_id
         self._owner = owner
         self._new_id = new_id
-        self._incarnation = incarnation
+        self._hand = hand
         new_visit = partial(self._visit, is_run=True)
         self.blocks = Blocks(storage, offload, journal, visits, turns, outside=self._visit(), new_visit=new_visit)
 
@@ -165,11 +165,9 @@ class Loop:
         )  # fmt: skip
 
     def _visit(self, *, is_run: bool = False) -> Visit:
-        """The session is open already: nobody is let in again."""
+        """Let in by the clock and the settings, as any run is; that it was resumed was said when it was opened."""
         run_id = self._new_id() if is_run else None
-        visit = Visit(self._session_id, self._owner, run_id=run_id, admitted=True, announced=True)
-        visit.incarnation = self._incarnation
-        return visit
+        return Visit(self._session_id, self._owner, run_id=run_id, announced=True, hand=self._hand)
 
     def _write(self, entries: Sequence[Entry]) -> None:
         self._storage.append(self.blocks.visit or self._visit(), self._journal.keeping.entries(entries))

@@ -26,6 +26,16 @@ class Lease:
     has_failed: bool = False  # a task of it has: unless something handles that, the run has ended
 
 
+@dataclass(slots=True, eq=False)
+class Hand:
+    """Whoever has a session in hand has one of those that have had its id, and no other.
+
+    Where ``on_resume="fresh"`` has what is in hand start over, that is the one from then on.
+    """
+
+    incarnation: int
+
+
 @dataclass(slots=True)
 class Visit:
     """Somebody at the door of a session: who, when, and what was decided at the first look.
@@ -65,7 +75,9 @@ class Visit:
     looked: set[str] = field(default_factory=set)  # the namespaces whose state it has read
     reading: bool = False  # a look that is no run: it may be at what one may read and not change
     incarnation: int | None = None  # the session's, as it was found: a deleted one that is opened again is another
+    hand: Hand | None = None  # in which the session is: no other that has its id is let in instead
     lease: Lease | None = None  # of a run in progress
+    is_inside: bool = False  # of another run of its session, whose turn and lease it has, and does not end
 
     def __post_init__(self) -> None:
         if self.run_id is not None and self.lease is None:

@@ -382,8 +382,8 @@ def test_all_that_a_guarded_session_asks_of_storage_is_guarded() -> None:
     used = set(re.findall(r"_storage\.(\w+)\(", source))
     assert {"list_messages", "update_session", "put_memories"} <= used
     for name in used:
-        GuardedStorage(_Any(), _Any(), _Any()).__getattribute__ if name == "put_memories" else getattr(
-            GuardedStorage(_Any(), _Any(), _Any()), name
+        GuardedStorage(_Any(), "", _Any(), _Any()).__getattribute__ if name == "put_memories" else getattr(
+            GuardedStorage(_Any(), "", _Any(), _Any()), name
         )
 
 

@@ -115,7 +115,7 @@ class SqliteStorage(SqliteUpkeep, SqliteReports, SqliteConversations, SqliteMemo
         return place
 
     def _run_ended(self, connection: Connection, visit: Visit, end: RunEnd) -> None:
-        if visit.lease is not None and visit.lease.number is not None:
+        if visit.lease is not None and visit.lease.number is not None and not visit.is_inside:
             leases.release(connection, [visit.lease.number])
         if end.outcome == "error":
             detail = {"run_id": visit.run_id, "error": end.error}
@@ -132,8 +132,8 @@ class SqliteStorage(SqliteUpkeep, SqliteReports, SqliteConversations, SqliteMemo
         return self._visit(visit, then)
 
     def look(self, visit: Visit) -> SessionInfo | None:
-        alone = self._rules.settings.on_busy == "reject" and visit.lease is not None and not visit.lease.is_exclusive
-        if alone and visit.run_id is not None and not visit.admitted:
+        is_new = visit.run_id is not None and not visit.admitted and not visit.is_inside
+        if is_new and self._rules.settings.on_busy == "reject":
             self.enter(visit, wait=False)
         return self._looking(visit, lambda _, session: session)
 

@@ -44,7 +44,7 @@ REFUSALS = (SessionAccessDenied, SessionBusy, SessionClosed, SessionExpired, Ses
 
 def look(connection: sqlite3.Connection, visit: Visit, rules: Rules) -> SessionInfo | None:
     revocations.check_not_revoked(connection, visit.session_id, visit.identity.user_id)
-    session = sessions.find(connection, visit.session_id)
+    session = _find(connection, visit)
     if session is not None:
         lifecycle.check_access(session, visit.identity, reading=visit.reading)
     elif not visit.reading and (stone := _archived(connection, visit, rules)) is not None:
@@ -56,6 +56,13 @@ def look(connection: sqlite3.Connection, visit: Visit, rules: Rules) -> SessionI
             if not visit.reading:  # to read a closed session is no run of it, and decides nothing
                 raise
     return None if visit.admission == "fresh" and not visit.admitted else session
+
+
+def _find(connection: sqlite3.Connection, visit: Visit) -> SessionInfo | None:
+    session = sessions.find(connection, visit.session_id)
+    if visit.hand is not None and (session is None or session.incarnation != visit.hand.incarnation):
+        raise SessionClosed(visit.session_id, status="deleted")
+    return session
 
 
 def _decide(
@@ -116,7 +123,7 @@ def admit(connection: sqlite3.Connection, visit: Visit, rules: Rules, *, announc
 
 def _admit_first(connection: sqlite3.Connection, visit: Visit, rules: Rules, now: datetime) -> str:
     revocations.check_not_revoked(connection, visit.session_id, visit.identity.user_id)
-    session = sessions.find(connection, visit.session_id)
+    session = _find(connection, visit)
     if session is None and (stone := _archived(connection, visit, rules)) is not None:
         raise Archived(stone)
     if session is not None:
@@ -132,6 +139,8 @@ def _admit_first(connection: sqlite3.Connection, visit: Visit, rules: Rules, now
     else:
         session = _insert(connection, visit, rules, now)
     visit.incarnation = session.incarnation
+    if visit.hand is not None:
+        visit.hand.incarnation = session.incarnation
     return session.family_id
 
 
@@ -184,7 +193,7 @@ def _admit_again(connection: sqlite3.Connection, visit: Visit, rules: Rules, now
         if lease.is_exclusive:
             raise LeaseLost(visit.session_id, number=number)
         lease.number = None  # somebody took this run for dead; it is not, and nobody minds
-    if row[2][:_SECOND] != to_text(now)[:_SECOND]:  # each touch rewrites four indexes: once a second will do
+    if not _is_same_second(row[2], now):
         sessions.touch(connection, visit.session_id, rules, now)
     if row[1] in ("expired", "closing"):  # by a sweep that did not know of this run
         revive(connection, visit, "revived", "running", rules, now)
@@ -224,9 +233,16 @@ def _apply(
         revive(connection, visit, visit.admission, reason, rules, now)
     elif session.status in ("expired", "closing"):  # by another process, since this visit was let in
         revive(connection, visit, "revived", "running", rules, now)
+    elif visit.hand is not None and visit.lease is None and _is_same_second(to_text(session.last_active_at), now):
+        return session
     calls.interrupt_gone(connection, session.id)
     sessions.touch(connection, session.id, rules, now)
     return session
+
+
+def _is_same_second(last_active_at: str, now: datetime) -> bool:
+    """Each touch rewrites four indexes: once a second will do for what is many times written."""
+    return last_active_at[:_SECOND] == to_text(now)[:_SECOND]
 
 
 def _resume(connection: sqlite3.Connection, visit: Visit, rules: Rules, now: datetime) -> None:

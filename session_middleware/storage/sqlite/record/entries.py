@@ -38,6 +38,7 @@ class Before:
         self._visit = visit
         self._flags = (visit.admitted, visit.announced, visit.begun)
         self._admission = (visit.admission, visit.incarnation)
+        self._in_hand = None if visit.hand is None else visit.hand.incarnation
         self._number = None if visit.lease is None else visit.lease.number
         self._where = (visit.branch, visit.checkpoint_id)
         self._unclaimed = dict(visit.unclaimed)
@@ -54,6 +55,8 @@ class Before:
         visit = self._visit
         visit.admitted, visit.announced, visit.begun = self._flags
         visit.admission, visit.incarnation = self._admission
+        if visit.hand is not None and self._in_hand is not None:
+            visit.hand.incarnation = self._in_hand
         if visit.lease is not None:
             visit.lease.number = self._number
         visit.branch, visit.checkpoint_id = self._where
