@@ -51,6 +51,15 @@ def test_wherever_it_stood_the_same_history_with_more_after_it_adds_only_what_is
     assert session.branches() == []
 
 
+def test_it_is_not_taken_for_an_edit_of_what_came_after_it(sessions: Sessions) -> None:
+    session, told = sessions.open("t"), [{"role": "user", "content": text} for text in (SECRET, "well?")]
+    session.add_history(told)
+    delete(session, SECRET)
+    session.add_history(told[:1])
+    session.add_history(told)
+    assert texts(session, branch="all", all_versions=True) == ["well?"]
+
+
 def test_several_that_stood_beside_each_other_stay_away_and_start_no_branch(sessions: Sessions) -> None:
     session, told = sessions.open("t"), ["one", "Two", "three", "Four", "five"]
     session.add_history(history(*told))

@@ -54,7 +54,7 @@ class _Aligning:
         if brought := _brought_back(self.gone, self._given, line):
             with_gone = sorted([*recorded, *brought], key=lambda each: each[:2])
             other = self._align([each.said for each in with_gone], given)
-            if _known(other) > _known(found):
+            if _known(other) >= _known(found):  # else the history has other words like those of one deleted
                 return with_gone, other
         return recorded, found
 
