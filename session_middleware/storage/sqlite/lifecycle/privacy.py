@@ -26,8 +26,8 @@ def revoke(connection: sqlite3.Connection, user_id: str, reason: str | None, rul
     theirs = connection.execute("SELECT id FROM sessions WHERE user_id = ? AND status = 'active'", (user_id,))
     ended = []
     for (session_id,) in theirs.fetchall():
-        session = sessions.get(connection, session_id)
-        if lifecycle.status_at(session, rules.settings, now) in lifecycle.OPEN:
+        session = sessions.find_readable(connection, session_id, rules)
+        if session is not None and lifecycle.status_at(session, rules.settings, now) in lifecycle.OPEN:
             detail = {} if reason is None else {"why": reason}
             ends.end(connection, session_id, "abandoned", rules, reason="owner_revoked", detail=detail, by=None)
             ended.append(session_id)

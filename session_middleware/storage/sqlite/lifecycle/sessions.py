@@ -28,6 +28,15 @@ def find(connection: sqlite3.Connection, session_id: str) -> SessionInfo | None:
     return None if row is None else value_of(SessionInfo, cursor, row)
 
 
+def find_readable(connection: sqlite3.Connection, session_id: str, rules: Rules) -> SessionInfo | None:
+    """As `find`, for what is done to many; one that cannot be read is passed over, and told of."""
+    try:
+        return find(connection, session_id)
+    except Malformed as error:
+        leave_out(error.session_id, str(error), rules)
+        return None
+
+
 def readable(cursor: sqlite3.Cursor, rules: Rules) -> list[SessionInfo | None]:
     """Sessions row by row; ``None`` for one that cannot be read, of which it is told, and which holds up no other."""
     found: list[SessionInfo | None] = []
@@ -35,7 +44,7 @@ def readable(cursor: sqlite3.Cursor, rules: Rules) -> list[SessionInfo | None]:
         try:
             found.append(value_of(SessionInfo, cursor, row))
         except Malformed as error:
-            leave_out(error, rules)
+            leave_out(error.session_id, str(error), rules)
             found.append(None)
     return found
 
@@ -53,15 +62,15 @@ def first(
         left_out = rows.count(None)
 
 
-def leave_out(error: Malformed, rules: Rules) -> None:
-    if error.session_id not in rules.unreadable:
-        rules.unreadable.add(error.session_id)
+def leave_out(session_id: str, problem: str, rules: Rules) -> None:
+    if session_id not in rules.unreadable:
+        rules.unreadable.add(session_id)
         logger.warning(
             "%s: session %r is left out of lists and sweeps, since its row cannot be read (%s); "
             "mend the row, or delete the session",
             rules.path,
-            error.session_id,
-            error,
+            session_id,
+            problem,
         )
 
 

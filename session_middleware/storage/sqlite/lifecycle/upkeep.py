@@ -240,7 +240,7 @@ class SqliteUpkeep:
         """Write the file while runs go on; delete only if the session is still what was written."""
 
         def read(connection: Connection) -> tuple[SessionInfo, list[archives.Line]] | None:
-            session = sessions.find(connection, session_id)
+            session = sessions.find_readable(connection, session_id, self._rules)
             if session is None or session.status != "closing":
                 return None
             return session, archives.read(connection, session)
