@@ -131,3 +131,17 @@ def test_those_that_were_being_archived_hold_up_no_sweep(sessions: Sessions, fil
 
 def test_their_user_can_be_revoked(sessions: Sessions) -> None:
     assert sessions.revoke("alice") == ["a", "c"]
+
+
+def test_each_can_be_deleted_with_all_there_is_of_it(sessions: Sessions, file: Path) -> None:
+    assert [sessions.delete(name).sessions for name in BAD] == [1] * len(BAD)
+    assert sessions.verify().sessions == 2
+    assert sessions.verify().is_clean
+    assert sessions.check() == []
+    assert all(sessions.find(name) is None for name in BAD)
+
+
+def test_their_user_can_be_forgotten(sessions: Sessions) -> None:
+    assert sessions.forget_user("alice", dry_run=True).sessions == len(BAD) + 2
+    assert sessions.forget_user("alice").sessions == len(BAD) + 2
+    assert (sessions.count(), sessions.check(), sessions.verify().is_clean) == (0, [], True)

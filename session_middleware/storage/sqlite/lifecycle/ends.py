@@ -132,8 +132,8 @@ def delete(
     archive: str | None = None,
     digest: str | None = None,
 ) -> Deleted:
-    """Everything of a session, but for a tombstone."""
-    session = sessions.find(connection, session_id)
+    """Everything of a session, but for a tombstone; also of one that cannot be read."""
+    session = sessions.find_remains(connection, session_id)
     if session is None:
         return Deleted()
     now = rules.clock()

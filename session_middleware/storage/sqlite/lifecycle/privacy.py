@@ -40,7 +40,9 @@ def revoke(connection: sqlite3.Connection, user_id: str, reason: str | None, rul
 def forget(connection: sqlite3.Connection, user_id: str, rules: Rules, *, dry_run: bool) -> tuple[Forgotten, list[str]]:
     """All that is kept of a user, in one transaction; what that was, and the files of archives that are to go."""
     connection.execute("SAVEPOINT forgetting")
-    rows = connection.execute("SELECT id, incarnation FROM sessions WHERE user_id = ?", (user_id,)).fetchall()
+    rows = connection.execute(
+        "SELECT id, CAST(incarnation AS INTEGER) FROM sessions WHERE user_id = ?", (user_id,)
+    ).fetchall()
     theirs = [session_id for session_id, _ in rows]
     stones = connection.execute(
         "SELECT id, incarnation, archive FROM tombstones WHERE user_id = ?", (user_id,)

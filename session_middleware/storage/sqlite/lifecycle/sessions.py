@@ -6,6 +6,7 @@ import json
 import logging
 import sqlite3
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -35,6 +36,19 @@ def find_readable(connection: sqlite3.Connection, session_id: str, rules: Rules)
     except Malformed as error:
         leave_out(error.session_id, str(error), rules)
         return None
+
+
+def find_remains(connection: sqlite3.Connection, session_id: str) -> SessionInfo | None:
+    """As `find`, for who deletes it: of one that cannot be read, as much as that takes."""
+    with suppress(Malformed):
+        return find(connection, session_id)
+    cursor = connection.execute(
+        "SELECT id, family_id, user_id, group_id, CAST(incarnation AS INTEGER) AS incarnation"
+        " FROM sessions WHERE id = ?",
+        (session_id,),
+    )
+    remains: dict[str, Any] = dict(zip((c[0] for c in cursor.description), cursor.fetchone(), strict=True))
+    return SessionInfo.model_construct(**remains)
 
 
 def readable(cursor: sqlite3.Cursor, rules: Rules) -> list[SessionInfo | None]:

@@ -144,7 +144,8 @@ class SqliteUpkeep:
     def delete_session(self, session_id: str, *, by: Identity | None = None) -> Deleted:
         def operation(connection: Connection) -> Deleted:
             stone = tombstones.find(connection, session_id)
-            if sessions.find(connection, session_id) is None and stone is not None and stone.archive is not None:
+            session = sessions.find_remains(connection, session_id)
+            if session is None and stone is not None and stone.archive is not None:
                 deleted = ends.delete_archived(connection, stone, self._rules, by)
             else:
                 if by is not None:
