@@ -145,3 +145,13 @@ def test_their_user_can_be_forgotten(sessions: Sessions) -> None:
     assert sessions.forget_user("alice", dry_run=True).sessions == len(BAD) + 2
     assert sessions.forget_user("alice").sessions == len(BAD) + 2
     assert (sessions.count(), sessions.check(), sessions.verify().is_clean) == (0, [], True)
+
+
+def test_each_is_a_finding_of_a_check_whose_repair_mends_all_else(sessions: Sessions, file: Path) -> None:
+    change(file, "UPDATE sessions SET message_count = 7 WHERE id = 'a'")
+    change(file, "UPDATE sessions SET message_count = 7 WHERE id = ?", next(iter(BAD)))
+    change(file, "UPDATE runs SET outcome = 'running', process = 'nobody:1:1' WHERE session_id > 'bad'")
+    sessions.check(repair=True)
+    found = sessions.check()
+    assert [(problem.kind, problem.session_id) for problem in found] == [("damage", name) for name in sorted(BAD)]
+    assert sessions.get("a").message_count == 2
