@@ -211,13 +211,7 @@ class LivingSession(SessionInfo):
 
     def delete(self) -> Deleted:
         """Delete everything of it, and say how much that was."""
-        self._recorder.drain(self.id)
-        deleted = self._storage.delete_session(self.id, by=self._parts.by)
-        self._recorder.forget(self.id)
-        self._parts.visits.forget(self.id)
-        self._parts.resources.close([self.id])
-        self._parts.pulse.wake()
-        return deleted
+        return delete(self.id, self._parts)
 
     async def adelete(self) -> Deleted:
         return await self._offload.run(self.delete)
@@ -264,3 +258,14 @@ class LivingSession(SessionInfo):
             PathTemplateError: the session has no value for one of them.
         """
         return path_of(template, {"session_id": self.id, "user_id": self.user_id, "group_id": self.group_id})
+
+
+def delete(session_id: str, parts: Parts) -> Deleted:
+    """Everything of a session, also of one that cannot be read."""
+    parts.recorder.drain(session_id)
+    deleted = parts.storage.delete_session(session_id, by=parts.by)
+    parts.recorder.forget(session_id)
+    parts.visits.forget(session_id)
+    parts.resources.close([session_id])
+    parts.pulse.wake()
+    return deleted

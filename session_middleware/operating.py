@@ -10,7 +10,7 @@ from typing import Any
 from session_middleware import lifecycle
 from session_middleware.explaining import explain, explain_absence
 from session_middleware.findings import Ended, Explanation, Forgotten, Problem, Salvaged, Verified
-from session_middleware.living import Timeout
+from session_middleware.living import Timeout, delete
 from session_middleware.model import Status
 from session_middleware.names import check_after, checked_limit, checked_status
 from session_middleware.notebook import Rows
@@ -33,10 +33,7 @@ class Operated:
         """Delete everything of a session, its archive too, and say how much that was. Nothing for an unknown id."""
         self._settle()
         chosen = lifecycle.session_id_of(session_id)
-        session = self._parts.storage.find_session(chosen)
-        return (
-            self._parts.storage.delete_session(chosen) if session is None else Session.of(session, self._parts).delete()
-        )
+        return delete(chosen, self._parts)
 
     async def adelete(self, session_id: object) -> Deleted:
         return await self._parts.offload.run(self.delete, session_id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 
 from session_middleware.errors import InvalidArgument, StorageError
@@ -85,7 +86,10 @@ class Sweeper:
         parts = self._parts
         if ended.reason not in ("idle_timeout", "max_age"):
             return False
-        session = parts.storage.find_session(ended.session_id)
+        try:
+            session = parts.storage.find_session(ended.session_id)
+        except StorageError:  # its row cannot be read: storage passes over it, and tells of it
+            return False
         if session is None or session.postponed_until is not None:
             return False
         until = parts.hooks.postponed(ended, now)
@@ -112,6 +116,8 @@ class Sweeper:
         """Of sessions that have ended, whichever way and in whichever process."""
         parts = self._parts
         for session_id, incarnation in parts.resources.sessions():
-            session = parts.storage.find_session(session_id)
-            if session is None or session.incarnation != incarnation or session.status not in ("active", "opening"):
-                parts.resources.close_of(session_id, incarnation)
+            with suppress(StorageError):  # who asks for it is told
+                session = parts.storage.find_session(session_id)
+                is_same = session is not None and session.incarnation == incarnation
+                if session is None or not is_same or session.status not in ("active", "opening"):
+                    parts.resources.close_of(session_id, incarnation)

@@ -1,4 +1,4 @@
-"""A session whose row cannot be read, after an edit by hand, say, is named as damaged, and all others go on."""
+"""Sessions whose row cannot be read, after an edit by hand, say, are named as damaged, and all others go on."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import pytest
 
 from session_middleware import Session, Sessions
 from session_middleware.errors import StorageError
-from session_middleware.model import Status
+from session_middleware.model import OnExpire, Status
 from tests.conftest import Clock
 from tests.integrations import agents
 from tests.integrations.agents import human
 
-BAD = (
+SPOILT = (
     "metadata = '{bad'",
     "tags = '7'",
     "metadata = '" + "[" * 20_000 + "'",
@@ -36,17 +36,28 @@ BAD = (
 )
 
 
+BAD = {f"bad {what[:40]}": what for what in SPOILT}
+
+
 @pytest.fixture
 def file(tmp_path: Path, clock: Clock) -> Path:
-    """Three sessions of one user."""
+    """Sessions of one user: ``a``, then those of `BAD`, then ``c``."""
     file = tmp_path / "sessions.db"
     with Sessions(file, clock=clock, sweep_interval=None) as sessions:
-        sessions.open("a", user_id="alice")
-        clock.advance(seconds=1)
-        sessions.attach(agents.chat()).invoke(human("hi"), sessions.config("b", user_id="alice"))
-        clock.advance(seconds=1)
-        sessions.open("c", user_id="alice")
+        graph = sessions.attach(agents.chat())
+        graph.invoke(human("hi"), sessions.config("a", user_id="alice"))
+        graph.invoke(human("hi"), sessions.config(next(iter(BAD)), user_id="alice"))
+        for name in (*BAD, "c"):
+            clock.advance(seconds=1)
+            sessions.open(name, user_id="alice")
+    for name, what in BAD.items():
+        change(file, f"UPDATE sessions SET {what} WHERE id = ?", name)
     return file
+
+
+def change(file: Path, statement: str, *values: str) -> None:
+    with closing(sqlite3.connect(file)) as connection, connection:
+        connection.execute(statement, values)
 
 
 @pytest.fixture
@@ -55,53 +66,92 @@ def sessions(file: Path, clock: Clock) -> Iterator[Sessions]:
         yield sessions
 
 
-def spoil(file: Path, what: str) -> None:
-    """Edit the row of session ``b`` by hand."""
-    with closing(sqlite3.connect(file)) as connection, connection:
-        connection.execute(f"UPDATE sessions SET {what} WHERE id = 'b'")
-
-
-bad = pytest.mark.parametrize("what", BAD, ids=lambda what: what[:40])
-
-
-@bad
-def test_a_session_whose_row_cannot_be_read_is_named_with_its_file_and_found_by_verify(
-    sessions: Sessions, file: Path, what: str
-) -> None:
-    spoil(file, what)
-    with pytest.raises(StorageError, match=re.escape(str(file)) + r".*damaged.*session 'b'.*delete"):
-        sessions.get("b")
-    assert [(found.table, found.session_id) for found in sessions.verify().damage] == [("sessions", "b")]
-    assert sessions.get("a").id == "a"
-
-
 def ids(found: Iterable[Session]) -> list[str]:
     return [session.id for session in found]
 
 
-@bad
-def test_lists_leave_it_out_and_say_so_once(
-    sessions: Sessions, file: Path, what: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    spoil(file, what)
+def test_each_is_named_with_its_file_and_found_by_verify(sessions: Sessions, file: Path) -> None:
+    for name in BAD:
+        with pytest.raises(StorageError, match=f"{re.escape(str(file))}.*damaged.*{re.escape(repr(name))}.*delete"):
+            sessions.get(name)
+    assert sorted((found.table, found.session_id) for found in sessions.verify().damage) == [
+        ("sessions", name) for name in sorted(BAD)
+    ]
+    assert sessions.get("a").id == "a"
+
+
+def test_lists_leave_them_out_and_say_so_once(sessions: Sessions, file: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert ids(sessions.list()) == ids(sessions.for_user("alice").list(tags=())) == ["c", "a"]
     for status in get_args(Status):
         sessions.list(status=status)
     assert sessions.list(tags=["x"]) == []
     said = [record.message for record in caplog.records if "left out" in record.message]
-    assert len(said) == 1
-    assert str(file) in said[0]
-    assert "session 'b'" in said[0]
+    assert len(said) == len(BAD)
+    assert all(str(file) in text for text in said)
 
 
-def test_a_page_of_a_list_is_full_although_one_on_it_is_left_out(sessions: Sessions, file: Path) -> None:
-    spoil(file, "metadata = '{bad'")
+def test_a_page_of_a_list_is_full_although_some_on_it_are_left_out(sessions: Sessions) -> None:
     assert ids(sessions.list(limit=2)) == ["c", "a"]
     assert ids(sessions.list(limit=1, after=sessions.get("c"))) == ["a"]
 
 
 def test_room_for_a_session_is_made_by_the_oldest_that_can_be_read(file: Path, clock: Clock) -> None:
-    spoil(file, "metadata = '{bad', last_active_at = '2020-01-01T00:00:00.000Z'")
+    oldest = next(iter(BAD))
+    change(file, "DELETE FROM sessions WHERE id GLOB 'bad*' AND id != ?", oldest)
+    change(file, "UPDATE sessions SET last_active_at = '2020-01-01T00:00:00.000Z' WHERE id = ?", oldest)
     with Sessions(file, clock=clock, idle_timeout="never", max_sessions=3, on_limit="expire_oldest") as sessions:
         sessions.open("d", user_id="alice")
         assert sessions.get("a").status == "expired"
+
+
+@pytest.mark.parametrize("on_expire", get_args(OnExpire))
+def test_a_sweep_ends_all_others(file: Path, clock: Clock, on_expire: str) -> None:
+    settings = {"idle_timeout": "1h", "retention": "2h", "on_expire": on_expire}
+    clock.advance(hours=2)
+    with Sessions(file, clock=clock, sweep_interval=None, **settings) as sessions:
+        sessions.on_expiring(lambda ended: None)
+        assert {"a", "c"} <= {ended.session_id for ended in sessions.sweep(dry_run=True)}
+        assert {"a", "c"} <= {ended.session_id for ended in sessions.sweep()}
+        clock.advance(hours=3)
+        sessions.sweep()
+        assert ids(sessions.list()) == []
+
+
+def test_cleaning_by_age_passes_over_them(sessions: Sessions, clock: Clock) -> None:
+    clock.advance(days=9)
+    assert [ended.session_id for ended in sessions.sweep(older_than="2d")] == ["a", "c"]
+
+
+def test_those_that_were_being_archived_hold_up_no_sweep(sessions: Sessions, file: Path, clock: Clock) -> None:
+    change(file, "UPDATE sessions SET status = 'closing' WHERE id > 'bad'")
+    change(file, "UPDATE sessions SET status = 'active' WHERE id = 'c'")
+    clock.advance(hours=2)
+    assert [ended.session_id for ended in sessions.sweep()] == ["a", "c"]
+
+
+def test_their_user_can_be_revoked(sessions: Sessions) -> None:
+    assert sessions.revoke("alice") == ["a", "c"]
+
+
+def test_each_can_be_deleted_with_all_there_is_of_it(sessions: Sessions, file: Path) -> None:
+    assert [sessions.delete(name).sessions for name in BAD] == [1] * len(BAD)
+    assert sessions.verify().sessions == 2
+    assert sessions.verify().is_clean
+    assert sessions.check() == []
+    assert all(sessions.find(name) is None for name in BAD)
+
+
+def test_their_user_can_be_forgotten(sessions: Sessions) -> None:
+    assert sessions.forget_user("alice", dry_run=True).sessions == len(BAD) + 2
+    assert sessions.forget_user("alice").sessions == len(BAD) + 2
+    assert (sessions.count(), sessions.check(), sessions.verify().is_clean) == (0, [], True)
+
+
+def test_each_is_a_finding_of_a_check_whose_repair_mends_all_else(sessions: Sessions, file: Path) -> None:
+    change(file, "UPDATE sessions SET message_count = 7 WHERE id = 'a'")
+    change(file, "UPDATE sessions SET message_count = 7 WHERE id = ?", next(iter(BAD)))
+    change(file, "UPDATE runs SET outcome = 'running', process = 'nobody:1:1' WHERE session_id > 'bad'")
+    sessions.check(repair=True)
+    found = sessions.check()
+    assert [(problem.kind, problem.session_id) for problem in found] == [("damage", name) for name in sorted(BAD)]
+    assert sessions.get("a").message_count == 2

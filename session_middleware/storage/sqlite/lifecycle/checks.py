@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from session_middleware.findings import Problem
-from session_middleware.model import to_text
+from session_middleware.model import SessionInfo, to_text
 from session_middleware.storage.processes import is_gone
 from session_middleware.storage.sqlite.lifecycle import ends, events, leases, sessions
 from session_middleware.storage.sqlite.record import runs
+from session_middleware.storage.sqlite.rows import Malformed, value_of
 from session_middleware.storage.sqlite.rules import Rules
 from session_middleware.storage.sqlite.state import pieces
 
@@ -119,7 +120,8 @@ _VANISHED = """
 
 
 def _damage(connection: sqlite3.Connection) -> list[Problem]:
-    """What SQLite's own check says of the file, and checkpoints with pieces missing. `verify` looks at every byte."""
+    """What SQLite's own check says of the file, and checkpoints with pieces missing, and sessions that
+    cannot be read. `verify` looks at every byte."""
     says = [text for (text,) in connection.execute("PRAGMA quick_check(20)") if text != "ok"]
     found = [Problem(kind="damage", text=text) for text in says]
     for session_id, checkpoint_id in connection.execute(_MISSING):
@@ -128,6 +130,17 @@ def _damage(connection: sqlite3.Connection) -> list[Problem]:
     for session_id, checkpoint_id in connection.execute(_VANISHED):
         text = f"checkpoint {checkpoint_id!r}, or a write of it, cannot be found; resume from another one"
         found.append(Problem(kind="damage", session_id=session_id, text=text))
+    return found + _unreadable(connection)
+
+
+def _unreadable(connection: sqlite3.Connection) -> list[Problem]:
+    cursor, found = connection.execute("SELECT * FROM sessions"), []
+    for row in cursor:
+        try:
+            value_of(SessionInfo, cursor, row)
+        except Malformed as error:
+            text = f"its row cannot be read ({error}); mend the row, or delete the session"
+            found.append(Problem(kind="damage", session_id=error.session_id, text=text))
     return found
 
 

@@ -133,8 +133,8 @@ def delete(
     archive: str | None = None,
     digest: str | None = None,
 ) -> Deleted:
-    """Everything of a session, but for a tombstone."""
-    session = sessions.find(connection, session_id)
+    """Everything of a session, but for a tombstone; also of one that cannot be read."""
+    session = sessions.find_remains(connection, session_id)
     if session is None:
         return Deleted()
     now = rules.clock()
@@ -166,7 +166,7 @@ def delete_archived(connection: sqlite3.Connection, stone: Tombstone, rules: Rul
 
 def end_due(connection: sqlite3.Connection, due: Ended, rules: Rules, now: datetime) -> bool:
     """End one session if it is still due. One that is to be archived is only marked as closing, for that."""
-    session = sessions.find(connection, due.session_id)
+    session = sessions.find_readable(connection, due.session_id, rules)
     if session is None or session.pinned is not None or leases.is_live(connection, session.id, rules):
         return False
     if due.reason == "older_than":
@@ -268,7 +268,7 @@ def free_orphans(connection: sqlite3.Connection, session_id: str, rules: Rules) 
     LangGraph stores a task's writes before the checkpoint they belong to, and a run may end in between.
     """
     now = rules.clock()
-    session = sessions.find(connection, session_id)
+    session = sessions.find_readable(connection, session_id, rules)
     if session is None or leases.is_live(connection, session_id, rules):
         return 0
     lost = connection.execute(f"DELETE FROM writes WHERE session_id = ? AND {_LOST}", (session_id,)).rowcount

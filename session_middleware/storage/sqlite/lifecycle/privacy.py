@@ -27,8 +27,8 @@ def revoke(connection: sqlite3.Connection, user_id: str, reason: str | None, rul
     theirs = connection.execute("SELECT id FROM sessions WHERE user_id = ? AND status = 'active'", (user_id,))
     ended = []
     for (session_id,) in theirs.fetchall():
-        session = sessions.get(connection, session_id)
-        if lifecycle.status_at(session, rules.settings, now) in lifecycle.OPEN:
+        session = sessions.find_readable(connection, session_id, rules)
+        if session is not None and lifecycle.status_at(session, rules.settings, now) in lifecycle.OPEN:
             detail = {} if reason is None else {"why": reason}
             ends.end(connection, session_id, "abandoned", rules, reason="owner_revoked", detail=detail, by=None)
             ended.append(session_id)
@@ -41,7 +41,9 @@ def revoke(connection: sqlite3.Connection, user_id: str, reason: str | None, rul
 def forget(connection: sqlite3.Connection, user_id: str, rules: Rules, *, dry_run: bool) -> tuple[Forgotten, list[str]]:
     """All that is kept of a user, in one transaction; what that was, and the files of archives that are to go."""
     connection.execute("SAVEPOINT forgetting")
-    rows = connection.execute("SELECT id, incarnation FROM sessions WHERE user_id = ?", (user_id,)).fetchall()
+    rows = connection.execute(
+        "SELECT id, CAST(incarnation AS INTEGER) FROM sessions WHERE user_id = ?", (user_id,)
+    ).fetchall()
     theirs = [session_id for session_id, _ in rows]
     stones = connection.execute(
         "SELECT id, incarnation, archive FROM tombstones WHERE user_id = ?", (user_id,)

@@ -6,6 +6,7 @@ import json
 import logging
 import sqlite3
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -28,6 +29,28 @@ def find(connection: sqlite3.Connection, session_id: str) -> SessionInfo | None:
     return None if row is None else value_of(SessionInfo, cursor, row)
 
 
+def find_readable(connection: sqlite3.Connection, session_id: str, rules: Rules) -> SessionInfo | None:
+    """As `find`, for what is done to many; one that cannot be read is passed over, and told of."""
+    try:
+        return find(connection, session_id)
+    except Malformed as error:
+        leave_out(error.session_id, str(error), rules)
+        return None
+
+
+def find_remains(connection: sqlite3.Connection, session_id: str) -> SessionInfo | None:
+    """As `find`, for who deletes it: of one that cannot be read, as much as that takes."""
+    with suppress(Malformed):
+        return find(connection, session_id)
+    cursor = connection.execute(
+        "SELECT id, family_id, user_id, group_id, CAST(incarnation AS INTEGER) AS incarnation"
+        " FROM sessions WHERE id = ?",
+        (session_id,),
+    )
+    remains: dict[str, Any] = dict(zip((c[0] for c in cursor.description), cursor.fetchone(), strict=True))
+    return SessionInfo.model_construct(**remains)
+
+
 def readable(cursor: sqlite3.Cursor, rules: Rules) -> list[SessionInfo | None]:
     """Sessions row by row; ``None`` for one that cannot be read, of which it is told, and which holds up no other."""
     found: list[SessionInfo | None] = []
@@ -35,7 +58,7 @@ def readable(cursor: sqlite3.Cursor, rules: Rules) -> list[SessionInfo | None]:
         try:
             found.append(value_of(SessionInfo, cursor, row))
         except Malformed as error:
-            leave_out(error, rules)
+            leave_out(error.session_id, str(error), rules)
             found.append(None)
     return found
 
@@ -53,15 +76,15 @@ def first(
         left_out = rows.count(None)
 
 
-def leave_out(error: Malformed, rules: Rules) -> None:
-    if error.session_id not in rules.unreadable:
-        rules.unreadable.add(error.session_id)
+def leave_out(session_id: str, problem: str, rules: Rules) -> None:
+    if session_id not in rules.unreadable:
+        rules.unreadable.add(session_id)
         logger.warning(
             "%s: session %r is left out of lists and sweeps, since its row cannot be read (%s); "
             "mend the row, or delete the session",
             rules.path,
-            error.session_id,
-            error,
+            session_id,
+            problem,
         )
 
 

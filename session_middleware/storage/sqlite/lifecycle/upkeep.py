@@ -145,7 +145,8 @@ class SqliteUpkeep:
     def delete_session(self, session_id: str, *, by: Identity | None = None) -> Deleted:
         def operation(connection: Connection) -> Deleted:
             stone = tombstones.find(connection, session_id)
-            if sessions.find(connection, session_id) is None and stone is not None and stone.archive is not None:
+            session = sessions.find_remains(connection, session_id)
+            if session is None and stone is not None and stone.archive is not None:
                 deleted = ends.delete_archived(connection, stone, self._rules, by)
             else:
                 if by is not None:
@@ -241,7 +242,7 @@ class SqliteUpkeep:
         """Write the file while runs go on; delete only if the session is still what was written."""
 
         def read(connection: Connection) -> tuple[SessionInfo, list[archives.Line]] | None:
-            session = sessions.find(connection, session_id)
+            session = sessions.find_readable(connection, session_id, self._rules)
             if session is None or session.status != "closing":
                 return None
             return session, archives.read(connection, session)
