@@ -14,11 +14,11 @@ from typing import NamedTuple
 from session_middleware.findings import Problem
 from session_middleware.model import SessionInfo, to_text
 from session_middleware.storage.processes import is_gone
-from session_middleware.storage.sqlite.lifecycle import ends, events, leases, sessions
+from session_middleware.storage.sqlite.lifecycle import ends, events, leases
 from session_middleware.storage.sqlite.record import runs
 from session_middleware.storage.sqlite.rows import Malformed, value_of
 from session_middleware.storage.sqlite.rules import Rules
-from session_middleware.storage.sqlite.state import pieces
+from session_middleware.storage.sqlite.state import families, pieces
 
 ORPHANED = timedelta(minutes=10)  # writes may come before their checkpoint, but not so long before
 
@@ -79,6 +79,11 @@ def find(connection: sqlite3.Connection, rules: Rules) -> list[Problem]:
         if session_id not in live:
             found.append(Problem(kind="stuck", session_id=session_id, text=f"it is {status}"))
     found += _damage(connection)
+    # before what frees values by their family
+    for session_id, (named, kept) in families.wrong(connection).items():
+        text = f"its family is {named!r}, and its values are kept under {', '.join(map(repr, sorted(kept)))}"
+        kind = "family" if len(kept) == 1 else "damage"  # which one of several is its own, nobody can tell
+        found.append(Problem(kind=kind, session_id=session_id, text=text))
     found += _missing_archives(connection, rules)
     found += _dead_runs(connection)
     found += _counters(connection)
@@ -89,10 +94,7 @@ def find(connection: sqlite3.Connection, rules: Rules) -> list[Problem]:
         if session_id not in live:
             text = f"{count} writes whose checkpoint never came"
             found.append(Problem(kind="orphaned_writes", session_id=session_id, text=text))
-    for (family_id,) in connection.execute(
-        "SELECT DISTINCT family_id FROM blobs WHERE family_id NOT IN (SELECT family_id FROM sessions)"
-        " UNION SELECT DISTINCT family_id FROM lists WHERE family_id NOT IN (SELECT family_id FROM sessions)"
-    ):
+    for family_id in families.orphaned(connection):
         found.append(Problem(kind="orphan", session_id=family_id, text="stored values that no session refers to"))
     return found
 
@@ -190,7 +192,7 @@ def mend(connection: sqlite3.Connection, problem: Problem, rules: Rules) -> Prob
     return problem.model_copy(update={"repaired": True})
 
 
-_MENDABLE = frozenset({"counter", "stuck", "dead_run", "dead_lease", "orphan", "orphaned_writes"})
+_MENDABLE = frozenset({"counter", "stuck", "dead_run", "dead_lease", "orphan", "orphaned_writes", "family"})
 
 
 def _mend(connection: sqlite3.Connection, problem: Problem, rules: Rules) -> None:
@@ -229,7 +231,12 @@ def _mend(connection: sqlite3.Connection, problem: Problem, rules: Rules) -> Non
         )
     elif problem.kind == "orphan":
         assert session_id is not None
-        pieces.free_unused(connection, session_id, sessions.members(connection, session_id))
+        if session_id in families.orphaned(connection):  # still: somebody may refer to it by now
+            pieces.free_unused(connection, session_id, ())
+    elif problem.kind == "family":
+        _, kept = families.wrong(connection).get(str(session_id), ("", set()))
+        if len(kept) == 1:
+            connection.execute("UPDATE sessions SET family_id = ? WHERE id = ?", (*kept, session_id))
     elif problem.kind == "orphaned_writes":
         assert session_id is not None
         ends.free_orphans(connection, session_id, rules)
