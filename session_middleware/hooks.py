@@ -1,8 +1,8 @@
 """Hooks: the app's own functions, called when something happens to a session.
 
-What happened is told by a row in the outbox, written in the transaction in which it happened and
-taken away when the hooks have returned. So each hook is called at least once, after a crash too, by
-whichever process has hooks for it; and it may be called twice.
+What happened is told by a row in the outbox, written in the transaction in which it happened, by whichever
+process, and taken away when the hooks have returned. So hooks are called at least once, after a crash too, by
+one of the processes that have them; and they may be called twice. The row waits for such a process for 30 days.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar, cast
 
 from session_middleware.findings import Ended
 from session_middleware.model import Event
@@ -50,7 +50,7 @@ class Hooks:
 
     def add(self, name: Name, hook: Hook) -> None:
         self._hooks[name].append(hook)
-        self._storage.announce(_KINDS[name])
+        self._storage.announce(name, _KINDS[name])
 
     @property
     def minds_expiry(self) -> bool:
@@ -65,11 +65,9 @@ class Hooks:
             return
         with self._turn:
             while told := self._storage.take_told():
-                for number, event in told:
-                    for name, hooks in self._hooks.items():
-                        if event.kind in _KINDS[name]:
-                            for hook in hooks:
-                                self._call(hook, event)
+                for number, name, event in told:
+                    for hook in self._hooks[cast("Name", name)]:
+                        self._call(hook, event)
                     self._storage.acknowledge([number])
 
     def postponed(self, ended: Ended, now: datetime) -> datetime | None:
@@ -120,7 +118,8 @@ class Hookable:
     """The decorators: ``@sessions.on_closed``. A hook takes an `Event`, and may be ``async``.
 
     Hooks are called soon after what they are for, one at a time and in order, on a thread of their own;
-    an ``async`` one on an event loop of its own. `Sessions.settle` waits for them.
+    an ``async`` one on an event loop of its own. `Sessions.settle` waits for them. What a process without such hooks
+    has done, as a sweep from the command line, waits for one that has registered them on this database, for 30 days.
     """
 
     hooks: Hooks

@@ -57,9 +57,10 @@ class Deleted(NamedTuple):
 
 
 class Told(NamedTuple):
-    """An event that hooks are to be called for, and the number to acknowledge it by."""
+    """An event that a hook is to be called for, and the number to acknowledge it by."""
 
     number: int
+    hook: str
     event: Event
 
 
@@ -176,8 +177,8 @@ class Upkeep(Protocol):
         """A lease on something that one process does at a time; ``None`` when another process is at it."""
 
     def tidy(self, since: datetime, before: datetime) -> None:
-        """Take away what the dead have left: leases; and writes whose checkpoint never came, of sessions without
-        a run, last active between the two moments."""
+        """Take away what the dead have left: leases; what waits for hooks that no process has any more; and
+        writes whose checkpoint never came, of sessions without a run, last active between the two moments."""
 
     def find_buried(self, session_id: str) -> Buried | None: ...
 
@@ -201,11 +202,15 @@ class Upkeep(Protocol):
 
     # Hooks
 
-    def announce(self, kinds: Collection[str]) -> None:
-        """From now on, keep events of these kinds in the outbox until they are acknowledged."""
+    def announce(self, hook: str, kinds: Collection[str]) -> None:
+        """This process has such a hook. From now on, events of these kinds are kept for it until they are
+        acknowledged, whichever process they happen in, and whether or not this one lives."""
 
     def take_told(self, *, limit: int = 100) -> list[Told]:
-        """The next events in the outbox that no living process has taken, first come first. They are taken now."""
+        """The next events for the hooks of this process that no living one has taken, first come first.
+
+        They are taken now.
+        """
 
     def acknowledge(self, numbers: Sequence[int]) -> None: ...
 

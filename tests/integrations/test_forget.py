@@ -117,7 +117,7 @@ def test_what_a_killed_sweep_and_hooks_never_called_have_left_goes_too(
     """An archive not yet in the database; what hooks were still to be told; what a deleted session gave its group."""
     from session_middleware.storage.sqlite.lifecycle import archives
 
-    sessions._storage.announce(["deleted", "expired"])
+    sessions._storage.announce("closed", ["deleted", "expired"])
     sessions.delete(f"one-{PLANTED}")
     fork = sessions._storage.find_session(f"fork-{PLANTED}")
     assert fork is not None

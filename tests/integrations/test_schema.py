@@ -64,6 +64,9 @@ SCANS_BY_DESIGN = (
     "UNION SELECT id FROM sessions WHERE visibility = 'group-write'",  # those that groups write in, by an index of them
     "FROM leases ORDER BY number",  # the runs in progress, of all sessions
     "FROM leases WHERE user_id",  # the same
+    "SELECT hook, kind FROM hooks",  # a few
+    "DELETE FROM hooks WHERE hook",  # the same
+    "DELETE FROM outbox WHERE hook",  # of all sessions
     "FROM outbox",  # what hooks are to be told, of all sessions
     "FROM sqlite_master",
     "SELECT rowid, session_id, seq FROM messages WHERE",  # the last row
@@ -238,7 +241,7 @@ def use_all_of_upkeep(storage: Storage) -> None:
     storage.take_over("sweep")
     storage.find_buried("w")
     storage.list_archived(user_id=None, limit=5), storage.list_archived(user_id="u", limit=5, before=(later, "w"))
-    storage.announce(["opened", "completed"])
+    storage.announce("closed", ["opened", "completed"])
     storage.open_session(Visit("x", Identity(user_id="v")), SessionDetails())
     storage.acknowledge([told.number for told in storage.take_told()])
     storage.revoke_user("v", reason=None), storage.is_revoked("v"), storage.lift_revocation("v")

@@ -278,7 +278,7 @@ OWN_TABLES = frozenset(
     {"sessions", "runs", "messages", "tool_calls", "model_calls", "events", "memories", "branches", "files"}
     | {"conversation_items"}
     | {"checkpoints", "heads", "writes", "lists", "list_items", "blobs"}
-    | {"leases", "tombstones", "revoked", "outbox"}
+    | {"leases", "tombstones", "revoked", "hooks", "outbox"}
     | INDEX_TABLES
 )
 KNOWN_MIGRATIONS = frozenset({"m001_initial"})  # `schema` costs an import of sqlite-utils; a test holds them equal

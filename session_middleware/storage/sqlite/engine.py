@@ -119,7 +119,7 @@ class SqliteStorage(SqliteUpkeep, SqliteReports, SqliteConversations, SqliteMemo
             leases.release(connection, [visit.lease.number])
         if end.outcome == "error":
             detail = {"run_id": visit.run_id, "error": end.error}
-            events.announce(connection, visit.session_id, "error", None, self._rules, self._now(), detail=detail)
+            events.announce(connection, visit.session_id, "error", None, self._now(), detail=detail)
 
     # Sessions
 

@@ -115,7 +115,7 @@ def admit(connection: sqlite3.Connection, visit: Visit, rules: Rules, *, announc
     if announce and not visit.announced:
         visit.announced = True
         if visit.is_run and visit.admission == "resumed":
-            _resume(connection, visit, rules, now)
+            _resume(connection, visit, now)
     if visit.run_id is not None and visit.announced and not visit.begun and rules.settings.tracking:
         runs.begin_run(connection, visit, now)
     return family_id
@@ -196,7 +196,7 @@ def _admit_again(connection: sqlite3.Connection, visit: Visit, rules: Rules, now
     if not _is_same_second(row[2], now):
         sessions.touch(connection, visit.session_id, rules, now)
     if row[1] in ("expired", "closing"):  # by a sweep that did not know of this run
-        revive(connection, visit, "revived", "running", rules, now)
+        revive(connection, visit, "revived", "running", now)
     return str(row[0])
 
 
@@ -230,9 +230,9 @@ def _apply(
         limits.make_room(connection, session.user_id, rules, now, but=session.id)
         end = lifecycle.expiry_of(session, rules.settings)
         reason = session.reason if session.status != "active" else end and end.reason
-        revive(connection, visit, visit.admission, reason, rules, now)
+        revive(connection, visit, visit.admission, reason, now)
     elif session.status in ("expired", "closing"):  # by another process, since this visit was let in
-        revive(connection, visit, "revived", "running", rules, now)
+        revive(connection, visit, "revived", "running", now)
     elif visit.hand is not None and visit.lease is None and _is_same_second(to_text(session.last_active_at), now):
         return session
     calls.interrupt_gone(connection, session.id)
@@ -245,19 +245,17 @@ def _is_same_second(last_active_at: str, now: datetime) -> bool:
     return last_active_at[:_SECOND] == to_text(now)[:_SECOND]
 
 
-def _resume(connection: sqlite3.Connection, visit: Visit, rules: Rules, now: datetime) -> None:
+def _resume(connection: sqlite3.Connection, visit: Visit, now: datetime) -> None:
     connection.execute("UPDATE sessions SET opened_as = 'resumed' WHERE id = ?", (visit.session_id,))
-    events.tell(connection, visit.session_id, "resumed", None, rules, now, run_id=visit.run_id)
+    events.tell(connection, visit.session_id, "resumed", None, now, run_id=visit.run_id)
 
 
-def revive(
-    connection: sqlite3.Connection, visit: Visit, kind: str, reason: str | None, rules: Rules, now: datetime
-) -> None:
+def revive(connection: sqlite3.Connection, visit: Visit, kind: str, reason: str | None, now: datetime) -> None:
     connection.execute(
         "UPDATE sessions SET status = 'active', reason = ?, ended_at = NULL, began_at = ?, opened_as = ? WHERE id = ?",
         (kind, to_text(now), kind, visit.session_id),
     )
-    events.tell(connection, visit.session_id, kind, reason, rules, now, run_id=visit.run_id)
+    events.tell(connection, visit.session_id, kind, reason, now, run_id=visit.run_id)
 
 
 def _start_over(
@@ -301,6 +299,6 @@ def _insert(
         + (tombstones.next_incarnation(connection, session_id), to_text(now)),
     )
     reason, detail = (None, {}) if aside is None else ("fresh", {"put_aside": aside})
-    events.tell(connection, session_id, "opened", reason, rules, now, detail=detail, run_id=visit.run_id)
+    events.tell(connection, session_id, "opened", reason, now, detail=detail, run_id=visit.run_id)
     sessions.touch(connection, session_id, rules, now)
     return sessions.get(connection, session_id)

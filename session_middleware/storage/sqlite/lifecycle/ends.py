@@ -59,7 +59,7 @@ def _close(
         "UPDATE sessions SET status = ?, reason = ?, ended_at = ?, expires_at = ? WHERE id = ?",
         (status, reason, to_text(at), to_text(at) if status == "expired" else None, session.id),
     )
-    events.tell(connection, session.id, status, reason, rules, rules.clock(), detail=detail)
+    events.tell(connection, session.id, status, reason, rules.clock(), detail=detail)
 
 
 def expire(connection: sqlite3.Connection, session: SessionInfo, reason: str, at: datetime, rules: Rules) -> None:
@@ -145,7 +145,7 @@ def delete(
     pieces.free_unused(connection, session.family_id, sessions.members(connection, session.family_id))
     tombstones.put(connection, session, action, reason or session.reason, now, archive=archive, digest=digest)
     if action != "forgotten":
-        events.announce(connection, session_id, action, reason, rules, now, detail={"user_id": session.user_id})
+        events.announce(connection, session_id, action, reason, now, detail={"user_id": session.user_id})
     return Deleted(1, kept, messages, tool_calls, remembered)
 
 
@@ -157,7 +157,7 @@ def delete_archived(connection: sqlite3.Connection, stone: Tombstone, rules: Rul
             raise SessionNotFound(stone.id)
     now = rules.clock()
     tombstones.deleted(connection, stone.id, now)
-    events.announce(connection, stone.id, "deleted", "by_user", rules, now, detail={"user_id": stone.user_id})
+    events.announce(connection, stone.id, "deleted", "by_user", now, detail={"user_id": stone.user_id})
     return Deleted(1)
 
 
@@ -208,8 +208,15 @@ _EXPIRE = f"""
     RETURNING id
 """
 _EXPIRED = """
+    INSERT INTO events (session_id, seq, kind, reason, detail, created_at)
     SELECT id, last_seq, 'expired', reason, json_object('last_active_at', last_active_at), :now FROM sessions
     WHERE id IN (SELECT value FROM json_each(:ids)) ORDER BY ended_at, id
+"""
+_EXPIRED_TO_TELL = """
+    INSERT INTO outbox (hook, session_id, kind, reason, detail, created_at)
+    SELECT hook, id, kind, reason, json_object('last_active_at', last_active_at), :now
+    FROM hooks CROSS JOIN sessions WHERE kind = 'expired' AND id IN (SELECT value FROM json_each(:ids))
+    ORDER BY ended_at, id
 """
 
 
@@ -220,10 +227,8 @@ def expire_plain(connection: sqlite3.Connection, due: Sequence[Ended], rules: Ru
     values = {"due": json.dumps(listed), "live": live, "on_expire": rules.settings.on_expire}
     done = {id_ for (id_,) in connection.execute(_EXPIRE, sessions.moments(rules, now) | values)}
     told = {"ids": json.dumps(sorted(done)), "now": to_text(rules.clock())}
-    connection.execute(f"INSERT INTO events (session_id, seq, kind, reason, detail, created_at) {_EXPIRED}", told)
-    if "expired" in rules.announced:
-        as_told = _EXPIRED.replace("last_seq, ", "")
-        connection.execute(f"INSERT INTO outbox (session_id, kind, reason, detail, created_at) {as_told}", told)
+    connection.execute(_EXPIRED, told)
+    connection.execute(_EXPIRED_TO_TELL, told)
     return [one for one in due if one.session_id in done]
 
 

@@ -10,7 +10,6 @@ from typing import Any
 from session_middleware.model import to_text
 from session_middleware.storage.sqlite.record import runs
 from session_middleware.storage.sqlite.rows import to_json
-from session_middleware.storage.sqlite.rules import Rules
 
 _RECENT = timedelta(hours=1)  # within it, the same refusal again is counted and not told again
 _NEAR = 50  # rows of the record that are looked at for it
@@ -44,15 +43,14 @@ def tell(
     session_id: str,
     kind: str,
     reason: str | None,
-    rules: Rules,
     now: datetime,
     *,
     detail: dict[str, Any] | None = None,
     run_id: str | None = None,
 ) -> None:
-    """`append`, and where hooks wait for it, a row that says they have not been called yet."""
+    """`append`, and `announce`."""
     append(connection, session_id, kind, reason, detail or {}, now, run_id=run_id)
-    announce(connection, session_id, kind, reason, rules, now, detail=detail)
+    announce(connection, session_id, kind, reason, now, detail=detail)
 
 
 def announce(
@@ -60,16 +58,16 @@ def announce(
     session_id: str,
     kind: str,
     reason: str | None,
-    rules: Rules,
     now: datetime,
     *,
     detail: dict[str, Any] | None = None,
 ) -> None:
-    if kind in rules.announced:
-        connection.execute(
-            "INSERT INTO outbox (session_id, kind, reason, detail, created_at) VALUES (?, ?, ?, ?, ?)",
-            (session_id, kind, reason, to_json(detail or {}), to_text(now)),
-        )
+    """A row for each hook that is for it, in whichever process: it has not been called yet."""
+    connection.execute(
+        "INSERT INTO outbox (hook, session_id, kind, reason, detail, created_at)"
+        " SELECT hook, ?, kind, ?, ?, ? FROM hooks WHERE kind = ?",
+        (session_id, reason, to_json(detail or {}), to_text(now), kind),
+    )
 
 
 def deny(connection: sqlite3.Connection, session_id: str, reason: str, user_id: str | None, now: datetime) -> None:

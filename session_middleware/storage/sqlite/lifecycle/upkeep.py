@@ -287,6 +287,11 @@ class SqliteUpkeep:
 
         if self._database.read(lambda connection: leases.dead(connection, self._rules)):
             self._database.write(bury)
+        given_up = self._database.read(
+            lambda connection: outbox.list_given_up(connection, self._rules.hooks, self._now())
+        )
+        if given_up:
+            self._database.write(lambda connection: outbox.give_up(connection, given_up))
         for session_id in self._database.read(lambda connection: ends.list_orphaned(connection, since, before)):
             self._free_orphans(session_id)
 
@@ -337,15 +342,25 @@ class SqliteUpkeep:
 
     # Hooks
 
-    def announce(self, kinds: Collection[str]) -> None:
-        self._rules.announced.update(kinds)
+    def announce(self, hook: str, kinds: Collection[str]) -> None:
+        self._rules.hooks[hook] = frozenset(kinds)
+        if self._database.is_writable:
+            self._note_hooks()
+
+    def _note_hooks(self) -> None:
+        hooks = dict(self._rules.hooks)
+        if not self._database.read(lambda connection: outbox.knows(connection, hooks)):
+            self._database.write(lambda connection: outbox.note(connection, hooks))
 
     def take_told(self, *, limit: int = 100) -> list[Told]:
-        if not self._database.read(outbox.has_any):
+        hooks = frozenset(self._rules.hooks)
+        if not self._database.is_writable:
             return []
-        kinds = frozenset(self._rules.announced)
+        self._note_hooks()  # another process may have given them up meanwhile
+        if not self._database.read(lambda connection: outbox.has_any(connection, hooks)):
+            return []
         return self._database.write(
-            lambda connection: outbox.take(connection, kinds, this_process(), limit), durable=False
+            lambda connection: outbox.take(connection, hooks, this_process(), limit), durable=False
         )
 
     def acknowledge(self, numbers: Sequence[int]) -> None:

@@ -27,7 +27,7 @@ def copy(connection: sqlite3.Connection, source_id: str, target_id: str, rules: 
         raise SessionExists(target_id)
     checkpoints.copy(connection, source_id, target_id)
     runs.copy(connection, source_id, target_id)
-    events.tell(connection, target_id, "forked", None, rules, now, detail={"from": source_id})
+    events.tell(connection, target_id, "forked", None, now, detail={"from": source_id})
     return sessions.get(connection, target_id)
 
 
