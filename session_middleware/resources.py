@@ -84,7 +84,7 @@ class _Owner:
                 self.closed.set_result(None)
 
     def end(self) -> None:
-        """Have it closed, and wait for that where that does not hold up its own loop."""
+        """Have it closed, once it is open; and wait for that where that does not hold up its own loop."""
         if self.loop.is_closed():
             return
         self.loop.call_soon_threadsafe(self._end.set)
@@ -92,7 +92,7 @@ class _Owner:
             on_it = asyncio.get_running_loop() is self.loop
         except RuntimeError:
             on_it = False
-        if not on_it and self.loop.is_running():
+        if not on_it and self.loop.is_running() and self.opened.done():
             try:
                 self.closed.result(_CLOSING_SECONDS)
             except TimeoutError:
@@ -204,7 +204,7 @@ class Resources:
 
 def _close(resource: _Resource) -> None:
     with resource.lock:
-        if not resource.is_open:
+        if not resource.is_open and resource.task is None:
             return
         resource.is_open = False
     if resource.task is not None:

@@ -99,6 +99,32 @@ async def test_an_async_resource_is_opened_and_closed_by_one_task(tmp_path: Path
     assert tasks[0] is tasks[1] is not tasks[2]
 
 
+@pytest.mark.parametrize("is_cancelled", [False, True])
+async def test_an_async_resource_that_is_being_opened_when_its_session_ends_is_closed_too(
+    is_cancelled: bool, tmp_path: Path
+) -> None:
+    opening, opened, closed = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def open_() -> str:
+        opening.set()
+        await opened.wait()
+        return "server"
+
+    async def close(value: str) -> None:
+        closed.set()
+
+    async with Sessions(tmp_path / "s.db") as sessions:
+        session = await sessions.aopen("t")
+        use = asyncio.create_task(session.aresource("mcp", open=open_, close=close))
+        await opening.wait()
+        if is_cancelled:
+            use.cancel()
+        await session.acomplete()
+        opened.set()
+        await closed.wait()
+        await asyncio.gather(use, return_exceptions=True)
+
+
 def test_another_process_ending_the_session_closes_it_here(
     sessions: Sessions, tmp_path: Path, log: list[str], clock: Clock
 ) -> None:
