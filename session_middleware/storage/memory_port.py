@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple, Protocol
 
 from session_middleware.model import Message
+from session_middleware.storage.visit import Visit
 
 
 class ItemPut(NamedTuple):
@@ -94,8 +95,16 @@ class Vectors(NamedTuple):
 class MemoryStorage(Protocol):
     name: str  # for messages to people
 
-    def put_memories(self, puts: Sequence[MemoryPut]) -> None:
-        """All of them or none, in order; a key put again keeps its `created_at`."""
+    def put_memories(self, puts: Sequence[MemoryPut], *, visit: Visit | None = None) -> None:
+        """All of them or none, in order; a key put again keeps its `created_at`.
+
+        A `visit` is asked for in the same transaction: whether its session is still the one that it found. What
+        it puts for a session that is not there opens it, so that it has an owner.
+
+        Raises:
+            SessionClosed: the session was deleted since, or the visit's user forgotten.
+            SessionAccessDenied: it is another user's, or what is put for the session is by one who may only read it.
+        """
 
     def get_memories(
         self, keys: Sequence[tuple[tuple[str, ...], str]], *, refresh: Collection[int] = ()
