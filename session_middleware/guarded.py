@@ -26,7 +26,7 @@ from session_middleware.storage.memory_port import MemoryPut
 from session_middleware.storage.port import Storage
 from session_middleware.storage.reporting import UsageBy
 from session_middleware.storage.upkeep import ArchivedSession, Buried, Deleted
-from session_middleware.storage.visit import Hand
+from session_middleware.storage.visit import Hand, Visit
 from session_middleware.visits import acting_as, as_config
 
 if TYPE_CHECKING:
@@ -67,10 +67,10 @@ class GuardedStorage:
             return partial(self._read, found)
         raise AttributeError(f"{name} is not for a session got by for_user(); use the operator's")
 
-    def put_memories(self, puts: Sequence[MemoryPut]) -> None:
+    def put_memories(self, puts: Sequence[MemoryPut], *, visit: Visit | None = None) -> None:
         """What is put for the session itself changes the session."""
         reading = all(put.namespace[:1] != ("session",) for put in puts)
-        self._together(partial(self._storage.put_memories, puts), reading=reading)
+        self._together(partial(self._storage.put_memories, puts, visit=visit), reading=reading)
 
     def _read(self, call: Callable[..., Any], *args: Any, **options: Any) -> Any:
         result = call(*args, **options)

@@ -80,7 +80,14 @@ def assemble(settings: SessionSettings, serde: SerializerProtocol, *, clock: Clo
         repairs=repairs,
     )
     embedder = None if settings.index is None else Embedder(storage, settings.index)
-    memory = MemoryParts(storage, offload, clock=clock, new_id=new_id, embedder=embedder, settle=recorder.drain)
+    memory = MemoryParts(
+        *(storage, offload),
+        clock=clock,
+        new_id=new_id,
+        embedder=embedder,
+        settle=recorder.drain,
+        inside=visits.inside,
+    )
     hooks, resources = Hooks(storage), Resources(offload, limit=settings.max_open_resources)
     return Parts(
         *(settings, clock, new_id, storage, offload, pulse, visits, turns),

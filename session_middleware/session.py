@@ -22,6 +22,7 @@ from session_middleware.parts import Parts
 from session_middleware.recording.history import SessionHistory
 from session_middleware.recording.loop import F, Loop, Sayable
 from session_middleware.settings import duration_of
+from session_middleware.storage.visit import Visit
 from session_middleware.timeline import Entry, Timeline
 
 
@@ -325,11 +326,9 @@ class Session(LivingSession):
         return SessionMemory(
             self._parts.memory,
             self._storage,
-            session_id=self.id,
+            Visit(self.id, self.acting, is_run=False, incarnation=self.incarnation),
             owner_id=self.user_id,
-            user_id=self.acting.user_id,
             group_id=self._parts.group_of(self),
-            groups=self.acting.groups,
         )
 
     def repair(self, *, dry_run: bool = False) -> builtins.list[RepairedCall]:

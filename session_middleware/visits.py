@@ -182,6 +182,16 @@ class Visits:
         found = None if anew else self._last(session_id, identity)
         return found or self._remember(Visit(session_id, identity))
 
+    def inside(self, configurable: Mapping[str, Any]) -> Visit | None:
+        """The run in progress that this config is of; ``None`` outside of any, or if nothing of ours serves it."""
+        session_id, identity = lifecycle.session_id_of(configurable.get("thread_id")), identity_of(configurable)
+        around = self._around(configurable, session_id)
+        if around is None and var_child_runnable_config.get() is not None:
+            with self._lock:  # a run that has a recorder and no checkpointer
+                announced = self._unclaimed.get(session_id, [])
+                around = next((visit for visit in reversed(announced) if visit.identity == identity), None)
+        return around if around is not None and around.identity == identity else None
+
     def _remember(self, visit: Visit) -> Visit:
         with self._lock:
             self._latest[visit.session_id] = visit

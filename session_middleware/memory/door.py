@@ -18,6 +18,7 @@ from session_middleware.memory.search import search
 from session_middleware.memory.session_memory import HasOwnMemory, SessionMemory
 from session_middleware.model import Scope
 from session_middleware.storage.memory_port import MessageScope
+from session_middleware.storage.visit import Visit
 from session_middleware.visits import identity_of
 
 if TYPE_CHECKING:
@@ -83,14 +84,12 @@ class MemoryDoor:
         session = self._memory.storage.find_session(session_id)
         if session is not None:
             lifecycle.check_access(session, identity)
+        incarnation = None if session is None else session.incarnation
+        visit = Visit(session_id, identity, is_run=False, incarnation=incarnation)
         return SessionMemory(
-            self._memory,
-            self._memory.storage,
-            session_id=session_id,
+            *(self._memory, self._memory.storage, self._memory.inside(configurable) or visit),
             owner_id=identity.user_id if session is None else session.user_id,
-            user_id=identity.user_id,
             group_id=identity.group_id,
-            groups=identity.groups,
         )
 
     async def amemory(self, config: RunnableConfig) -> SessionMemory:

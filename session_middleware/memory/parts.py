@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ from session_middleware.memory.embedding import Embedder
 from session_middleware.model import Clock, NewId
 from session_middleware.storage.offload import Offload
 from session_middleware.storage.port import Storage
+from session_middleware.storage.visit import Visit
 
 _AT_ONCE = 200  # messages in one transaction
 _MANY = 1_000  # as many when somebody waits for all: the same pages are written for more of them
@@ -35,10 +36,13 @@ class Indexed(NamedTuple):
 def _nothing() -> None: ...
 
 
+def _nowhere(_: Mapping[str, Any]) -> None: ...
+
+
 class MemoryParts:
     """Storage, threads, the clock and the embedding model of one `Sessions`.
 
-    `settle` makes what the recorder has in hand readable.
+    `settle` makes what the recorder has in hand readable. `inside` knows the run that a config is of.
     """
 
     def __init__(
@@ -50,11 +54,12 @@ class MemoryParts:
         new_id: NewId,
         embedder: Embedder | None = None,
         settle: Callable[[], object] = _nothing,
+        inside: Callable[[Mapping[str, Any]], Visit | None] = _nowhere,
     ) -> None:
         self.storage, self.offload = storage, offload
         self.clock, self.new_id = clock, new_id
         self.embedder = embedder
-        self.settle = settle
+        self.settle, self.inside = settle, inside
         self._lock = threading.Lock()
         self._process = os.getpid()
         self._thread: ThreadPoolExecutor | None = None

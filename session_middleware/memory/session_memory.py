@@ -31,6 +31,7 @@ from session_middleware.storage.memory_port import (
     MessageScope,
     StoredMemory,
 )
+from session_middleware.storage.visit import Visit
 from session_middleware.storage.words import terms_of
 
 Memories: TypeAlias = list[Memory]  # in the class below, `list` is its own method
@@ -52,18 +53,17 @@ class SessionMemory:
         self,
         parts: MemoryParts,
         storage: MemoryStorage,
+        visit: Visit,
         *,
-        session_id: str,
         owner_id: str | None,
-        user_id: str | None,
         group_id: str | None,
-        groups: frozenset[str] = frozenset(),
     ) -> None:
         self._parts = parts
         self._storage = storage  # of whoever has the session in hand
         self._owner_id = owner_id
-        self._session_id = session_id
-        self._owners = Owners(session_id, user_id, group_id, groups)
+        self._visit = visit  # who remembers, and in which incarnation of the session
+        self._session_id = visit.session_id
+        self._owners = Owners(visit.session_id, visit.identity.user_id, group_id, visit.identity.groups)
 
     def remember(
         self,
@@ -79,9 +79,11 @@ class SessionMemory:
 
         A text is kept as ``{"text": …}``. `metadata` is kept with it, under ``"metadata"``: to
         filter by, not to be found by its words. `ttl` is how long it is kept. `message_id` names the
-        message of this session it came from, and with which it is deleted.
+        message of this session it came from, and with which it is deleted. A session that is not there
+        yet is opened, for whoever this is, by what is kept for the session.
 
         Raises:
+            SessionClosed: the session was deleted since.
             MemoryScopeUnavailable: the session has no id for the scope.
             UnserializableValue: the dict holds what JSON cannot keep.
         """
@@ -91,7 +93,7 @@ class SessionMemory:
         namespace, key = namespace_of(scope, self._owners), self._parts.new_id() if key is None else str(key)
         put = self._put(namespace, key, text_or_dict, metadata)
         put = put._replace(message_id=message_id, ttl=None if ttl is None else parse_duration(ttl))
-        self._storage.put_memories([put])
+        self._storage.put_memories([put], visit=self._visit)
         self._parts.embed_items()
         return self._kept(namespace, key)
 
@@ -191,7 +193,9 @@ class SessionMemory:
             wanted = set(terms_of(query or ""))
             if query is not None:
                 items = [item for item in items if wanted and wanted <= set(terms_of(item.text or ""))]
-        self._storage.put_memories([MemoryPut(item.namespace, [ItemPut(item.key, None, None)]) for item in items])
+        gone = [MemoryPut(item.namespace, [ItemPut(item.key, None, None)]) for item in items]
+        if gone:
+            self._storage.put_memories(gone, visit=self._visit)
         return len(items)
 
     def promote(self, key: str, to: Scope = "user", *, scope: Scope = "session") -> Memory:
@@ -217,7 +221,7 @@ class SessionMemory:
             found.paths,
             embed=found.text is not None and self._parts.embeds,
         )
-        self._storage.put_memories([MemoryPut(source, [ItemPut(key, None, None)]), moved])
+        self._storage.put_memories([MemoryPut(source, [ItemPut(key, None, None)]), moved], visit=self._visit)
         self._parts.embed_items()
         return self._kept(target, key)
 

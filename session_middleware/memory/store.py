@@ -87,7 +87,7 @@ class SessionStore(BaseStore):
         gotten = self._get([op for op in ops if isinstance(op, GetOp)])
         results = [None if isinstance(op, PutOp) else self._answer(op, owners, gotten) for op in ops]
         if puts:
-            self._storage.put_memories(puts)
+            self._storage.put_memories(puts, visit=self._visit(owners))
             self._parts.embed_items()
         return results
 
@@ -104,6 +104,13 @@ class SessionStore(BaseStore):
         session = self._storage.look(Visit(session_id, identity, reading=True))
         if session is not None and changes:
             check_session_access(session, identity)
+
+    def _visit(self, owners: Owners | None) -> Visit | None:
+        """Who puts something: the running graph's visit of its session."""
+        if owners is None or owners.session is None:
+            return None
+        configurable = get_config().get("configurable") or {}
+        return self._parts.inside(configurable) or Visit(owners.session, identity_of(configurable))
 
     def _get(self, ops: Sequence[GetOp]) -> Gotten:
         keys = [(tuple(op.namespace), op.key) for op in ops]

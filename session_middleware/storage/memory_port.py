@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple, Protocol
 
 from session_middleware.model import Message, SessionInfo
+from session_middleware.storage.visit import Visit
 
 
 class ItemPut(NamedTuple):
@@ -97,8 +98,16 @@ class MemoryStorage(Protocol):
     def find_session(self, session_id: str) -> SessionInfo | None:
         """As in `Storage`: what is remembered with a session is also what it keeps of itself."""
 
-    def put_memories(self, puts: Sequence[MemoryPut]) -> None:
-        """All of them or none, in order; a key put again keeps its `created_at`."""
+    def put_memories(self, puts: Sequence[MemoryPut], *, visit: Visit | None = None) -> None:
+        """All of them or none, in order; a key put again keeps its `created_at`.
+
+        A `visit` is asked for in the same transaction: whether its session is still the one that it found. What
+        it puts for a session that is not there opens it, so that it has an owner.
+
+        Raises:
+            SessionClosed: the session was deleted since, or the visit's user forgotten.
+            SessionAccessDenied: it is another user's, or what is put for the session is by one who may only read it.
+        """
 
     def get_memories(
         self, keys: Sequence[tuple[tuple[str, ...], str]], *, refresh: Collection[int] = ()

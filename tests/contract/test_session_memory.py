@@ -32,9 +32,8 @@ def parts(storage: Storage, clock: Clock, new_id: Callable[[], str]) -> Iterator
 @pytest.fixture
 def memory_of(parts: MemoryParts) -> Callable[..., SessionMemory]:
     def make(session_id: str, user_id: str | None = None, group_id: str | None = None) -> SessionMemory:
-        return SessionMemory(
-            parts, parts.storage, session_id=session_id, owner_id=user_id, user_id=user_id, group_id=group_id
-        )
+        visit = Visit(session_id, Identity(user_id=user_id, group_id=group_id), is_run=False)
+        return SessionMemory(parts, parts.storage, visit, owner_id=user_id, group_id=group_id)
 
     return make
 

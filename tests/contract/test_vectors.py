@@ -116,7 +116,7 @@ def test_an_item_put_again_or_deleted_loses_its_old_vector(store: SessionStore) 
 def test_messages_are_found_by_what_is_meant(storage: Storage, parts: MemoryParts) -> None:
     say(storage, "I walked my puppy", "Nice.", "Then I had soup", "Fine.")
     assert parts.index() == (4, 4)
-    memory = SessionMemory(parts, parts.storage, session_id="t", owner_id=None, user_id=None, group_id=None)
+    memory = SessionMemory(parts, parts.storage, Visit("t", Identity()), owner_id=None, group_id=None)
     assert keys(memory.recall("what about the hound?", 1)) == ["m0"]
     [found] = memory.recall("the hound", 1, explain=True)
     assert found.parts is not None
@@ -129,7 +129,7 @@ def test_names_of_speakers_are_not_part_of_what_is_meant(
 ) -> None:
     say(storage, "I walked my puppy", user_id="u", name="Carol")
     parts.index()
-    memory = SessionMemory(parts, parts.storage, session_id="t", owner_id="u", user_id="u", group_id=None)
+    memory = SessionMemory(parts, parts.storage, Visit("t", Identity(user_id="u")), owner_id="u", group_id=None)
     memory.recall("What is Carol's dog called?")
     assert model.queries == ["What is  dog called?"]
 
@@ -227,7 +227,7 @@ def test_vectors_go_with_their_session(storage: Storage, parts: MemoryParts) -> 
     say(storage, "my hound", session_id="other", user_id="u")
     parts.index()
     storage.delete_session("t")
-    memory = SessionMemory(parts, parts.storage, session_id="other", owner_id="u", user_id="u", group_id=None)
+    memory = SessionMemory(parts, parts.storage, Visit("other", Identity(user_id="u")), owner_id="u", group_id=None)
     assert [m.session_id for m in memory.recall("dog")] == ["other"]
 
 

@@ -22,10 +22,12 @@ from session_middleware.model import (
     ToolCall,
 )
 from session_middleware.settings import SessionSettings
+from session_middleware.storage.memory_port import MemoryPut
 from session_middleware.storage.port import SessionFilter
 from session_middleware.storage.seen import Entry, MessageSeen, RunEnd, ToolEnd, ToolStart
 from session_middleware.storage.sqlite.lifecycle import door, events, leases, sessions
 from session_middleware.storage.sqlite.lifecycle.upkeep import SqliteUpkeep
+from session_middleware.storage.sqlite.memory import items
 from session_middleware.storage.sqlite.memory.engine import SqliteMemories
 from session_middleware.storage.sqlite.readonly import open_database
 from session_middleware.storage.sqlite.record import deletions, runs, said
@@ -71,14 +73,16 @@ class SqliteStorage(SqliteUpkeep, SqliteReports, SqliteConversations, SqliteMemo
         announce: bool = True,
         patient: bool = False,
         careful: bool = False,
+        admit: Callable[[Connection, Visit, Rules], str] | None = None,
     ) -> T:
         """Admit a visit and do what it came for, in one transaction; `then` is given the family, and the record."""
+        admit = admit or partial(door.admit, announce=announce)
         before: list[Before] = []
 
         def operation(connection: Connection) -> T | Refusal:
             before[:] = [Before(visit)]
             try:
-                family_id = door.admit(connection, visit, self._rules, announce=announce)
+                family_id = admit(connection, visit, self._rules)
             except door.REFUSALS as error:
                 return self._refused(connection, visit, error)
             return then(connection, family_id, partial(self._write, connection, visit, before[0], careful))
@@ -92,7 +96,9 @@ class SqliteStorage(SqliteUpkeep, SqliteReports, SqliteConversations, SqliteMemo
                 lambda: self._database.write(operation, durable=durable, patient=patient, undo=undo)
             )
         except Fault:
-            return self._visit(visit, then, durable=durable, announce=announce, patient=patient, careful=True)
+            return self._visit(
+                visit, then, durable=durable, announce=announce, patient=patient, careful=True, admit=admit
+            )
         return result  # type: ignore[no-any-return]  # a Refusal was raised by write
 
     def _write(
@@ -254,6 +260,18 @@ class SqliteStorage(SqliteUpkeep, SqliteReports, SqliteConversations, SqliteMemo
         return self._database.read(
             lambda connection: runs.list_events(connection, session_id, after=after, limit=limit)
         )
+
+    # Memories
+
+    def put_memories(self, puts: Sequence[MemoryPut], *, visit: Visit | None = None) -> None:
+        def operation(connection: Connection, *_: object) -> None:
+            items.put(connection, puts, self._now())
+
+        if visit is None:
+            self._database.write(operation)
+        else:
+            changes = any(put.namespace[0] == "session" for put in puts)
+            self._visit(visit, operation, admit=partial(door.admit_memories, changes=changes))
 
     # Checkpoints
 

@@ -121,6 +121,26 @@ def admit(connection: sqlite3.Connection, visit: Visit, rules: Rules, *, announc
     return family_id
 
 
+def admit_memories(connection: sqlite3.Connection, visit: Visit, rules: Rules, *, changes: bool) -> str:
+    """Let in what a visit remembers, as a change of its session or not; one that is not there is opened by a change.
+
+    A run changes its session as with every other write. Who has the session in hand does not go on
+    with it by that: nothing is revived.
+    """
+    session_id, identity = visit.session_id, visit.identity
+    revocations.check_not_revoked(connection, session_id, identity.user_id)
+    session = sessions.find(connection, session_id)
+    if visit.incarnation is not None and (session is None or session.incarnation != visit.incarnation):
+        raise SessionClosed(session_id, status="deleted")
+    if runs.is_forgotten(connection, visit):
+        raise SessionClosed(session_id, status="closed to a user who was forgotten")
+    if session is not None:
+        lifecycle.check_access(session, identity, reading=not changes)
+    if changes and (session is None or visit.is_run):
+        return admit(connection, visit, rules, announce=False)
+    return session_id if session is None else session.family_id
+
+
 def _admit_first(connection: sqlite3.Connection, visit: Visit, rules: Rules, now: datetime) -> str:
     revocations.check_not_revoked(connection, visit.session_id, visit.identity.user_id)
     session = _find(connection, visit)

@@ -6,7 +6,6 @@ from collections.abc import Collection, Sequence
 
 from session_middleware.model import Message
 from session_middleware.storage.memory_port import (
-    MemoryPut,
     MemoryQuery,
     MessageScope,
     StoredMemory,
@@ -24,9 +23,6 @@ _ALL_FIRST = 2000  # messages; of a longer backlog, only those in scope are inde
 class SqliteMemories:
     _database: SqliteDatabase
     _rules: Rules
-
-    def put_memories(self, puts: Sequence[MemoryPut]) -> None:
-        self._database.write(lambda connection: items.put(connection, puts, self._rules.clock()))
 
     def get_memories(
         self, keys: Sequence[tuple[tuple[str, ...], str]], *, refresh: Collection[int] = ()

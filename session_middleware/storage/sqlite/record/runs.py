@@ -131,6 +131,14 @@ def list_branches(connection: sqlite3.Connection, session_id: str) -> list[Branc
     return values_of(Branch, cursor)
 
 
+def is_forgotten(connection: sqlite3.Connection, visit: Visit) -> bool:
+    """Whether the run's user was forgotten while it went on: then its row names somebody else."""
+    if not visit.begun:
+        return False
+    row = connection.execute("SELECT user_id FROM runs WHERE id = ?", (visit.run_id,)).fetchone()
+    return row is not None and row[0] == "forgotten" != visit.identity.user_id
+
+
 def list_runs(connection: sqlite3.Connection, session_id: str, *, after: int, limit: int | None) -> list[Run]:
     cursor = connection.execute(
         "SELECT * FROM runs WHERE session_id = ? AND seq > ? ORDER BY seq LIMIT ?",
