@@ -238,7 +238,8 @@ def revive(
     connection: sqlite3.Connection, visit: Visit, kind: str, reason: str | None, rules: Rules, now: datetime
 ) -> None:
     connection.execute(
-        "UPDATE sessions SET status = 'active', reason = ?, ended_at = NULL, began_at = ?, opened_as = ? WHERE id = ?",
+        "UPDATE sessions SET status = 'active', reason = ?, ended_at = NULL, began_at = ?, opened_as = ?, pruned = 0"
+        " WHERE id = ?",
         (kind, to_text(now), kind, visit.session_id),
     )
     events.tell(connection, visit.session_id, kind, reason, rules, now, run_id=visit.run_id)
