@@ -58,7 +58,7 @@ def explain(
         sentences.append(f"it is {seen.status} since {_at(since)}" + (f": {why}" if why else ""))
         sentences += _after_end(seen, terms, settings)
         until = lifecycle.deleted_at(seen.model_copy(update={"ended_at": since}), settings)
-        if seen.status == "expired" and session.status == "active" and terms.on_expire in ("delete", "archive"):
+        if seen.status == "expired" and session.pinned is None and terms.on_expire in ("delete", "archive"):
             next_status = "archived" if terms.on_expire == "archive" else "deleted"
             next_at, next_reason = since, "on_expire"
             sentences.append(f"the next sweep makes it {next_status} (on_expire)")

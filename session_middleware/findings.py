@@ -13,7 +13,7 @@ class Ended(Value):
 
     session_id: str
     user_id: str | None = None
-    reason: str = "idle_timeout"  # or max_age, retention, older_than
+    reason: str = "idle_timeout"  # or max_age, on_expire (of one that had expired before), retention, older_than
     action: OnExpire
     last_active_at: datetime
     expired_at: datetime  # when it became due

@@ -8,6 +8,7 @@ The rest serves the lifecycle: leases (who runs in a session now), tombstones (w
 archived), revoked (users who are refused), hooks (what some process has hooks for), outbox (hooks not called yet).
 
 A session's own settings are columns of it: null means as the settings say, and 0 seconds mean never.
+`pruned` says of one that has expired that it was pruned for that: there is nothing more to prune of it.
 
 A message's place is where it stands in its conversation: the seq of its first version, unless it was
 put before a message that was there already. A branch goes on from its parent as that was at a seq;
@@ -56,6 +57,7 @@ _TABLES = (
         postponed_until TEXT,
         ended_at TEXT,
         expires_at TEXT,
+        pruned INTEGER NOT NULL DEFAULT 0,
         branch TEXT NOT NULL DEFAULT 'main',
         last_seq INTEGER NOT NULL DEFAULT 0,
         run_count INTEGER NOT NULL DEFAULT 0,
@@ -78,6 +80,11 @@ _TABLES = (
     "CREATE INDEX sessions_of_groups ON sessions (id) WHERE visibility = 'group-write'",
     "CREATE INDEX sessions_by_pin ON sessions (json_extract(pinned, '$.by')) WHERE pinned IS NOT NULL",
     "CREATE INDEX sessions_by_end ON sessions (ended_at) WHERE ended_at IS NOT NULL",
+    """
+    CREATE INDEX sessions_by_on_expire ON sessions
+    (status, on_expire, pruned, ended_at, id, pinned, postponed_until, user_id, last_active_at)
+    WHERE status = 'expired'
+    """,
     "CREATE INDEX sessions_by_age ON sessions (began_at) WHERE ended_at IS NULL",
     """
     CREATE INDEX sessions_by_own_idle_timeout ON sessions (idle_timeout_seconds, last_active_at)

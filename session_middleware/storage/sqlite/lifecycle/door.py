@@ -272,7 +272,8 @@ def _resume(connection: sqlite3.Connection, visit: Visit, now: datetime) -> None
 
 def revive(connection: sqlite3.Connection, visit: Visit, kind: str, reason: str | None, now: datetime) -> None:
     connection.execute(
-        "UPDATE sessions SET status = 'active', reason = ?, ended_at = NULL, began_at = ?, opened_as = ? WHERE id = ?",
+        "UPDATE sessions SET status = 'active', reason = ?, ended_at = NULL, began_at = ?, opened_as = ?, pruned = 0"
+        " WHERE id = ?",
         (kind, to_text(now), kind, visit.session_id),
     )
     events.tell(connection, visit.session_id, kind, reason, now, run_id=visit.run_id)

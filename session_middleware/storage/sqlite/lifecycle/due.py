@@ -126,8 +126,17 @@ _DUE = {
 }
 
 
+# Those that had expired before they were to be pruned, archived or deleted, and of which that is still to be done.
+_UNDONE = (
+    "SELECT id, user_id, on_expire, last_active_at, ended_at FROM sessions"
+    f" WHERE status = 'expired' AND on_expire IS :own AND pruned = :pruned AND {_FREE} ORDER BY ended_at, id"
+)
+_ACTIONS: tuple[OnExpire, ...] = ("prune", "archive", "delete")
+
+
 def list_due(connection: sqlite3.Connection, rules: Rules, now: datetime) -> Due:
-    """What is due at `now`: sessions to expire, and ended ones whose retention is over. Oldest first."""
+    """What is due at `now`: sessions to expire, or expired ones to do more with, and ended ones whose retention
+    is over. Oldest first."""
     found = [alike for alike in _by_reason(connection, rules, now) if alike.rows]
     if len(found) == 1:
         return Due(found[0].rows, found[0].ended)
@@ -157,6 +166,10 @@ def _by_reason(connection: sqlite3.Connection, rules: Rules, now: datetime) -> I
             if own is not None:
                 found = rows(of_own, since=to_text(now - own), seconds=seconds)
                 yield _Alike(reason, own, settings.on_expire, found)
+    for said in (None, *_ACTIONS):
+        action = said or settings.on_expire
+        for pruned in () if action == "keep" else (0,) if action == "prune" else (0, 1):
+            yield _Alike("on_expire", timedelta(0), action, rows(_UNDONE, own=said, pruned=pruned))
 
 
 def _can_be_read(rows: Sequence[Row]) -> bool:

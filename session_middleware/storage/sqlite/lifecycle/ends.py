@@ -15,7 +15,7 @@ from typing import Any
 from session_middleware import lifecycle
 from session_middleware.errors import SessionNotFound
 from session_middleware.findings import Ended
-from session_middleware.model import Closed, Identity, Pin, SessionInfo, Status, to_text
+from session_middleware.model import Closed, Identity, OnExpire, Pin, SessionInfo, Status, to_text
 from session_middleware.storage.sqlite.lifecycle import events, leases, revocations, sessions, tombstones
 from session_middleware.storage.sqlite.lifecycle.tombstones import Tombstone
 from session_middleware.storage.sqlite.memory import memories
@@ -68,9 +68,17 @@ def expire(connection: sqlite3.Connection, session: SessionInfo, reason: str, at
         return
     _close(connection, session, "expired", reason, at, rules, detail=_idle_since(session))
     if lifecycle.terms_of(session, rules.settings).on_expire == "prune":
+        prune(connection, session)
+
+
+def prune(connection: sqlite3.Connection, session: SessionInfo) -> bool:
+    """Prune a session that has expired, unless that was done; whether it was not."""
+    pruned = connection.execute("UPDATE sessions SET pruned = 1 WHERE id = ? AND pruned = 0", (session.id,)).rowcount
+    if pruned:
         with suppress(blobs.Damaged):  # then all of it stays, and who reads it is told
             if pruning.prune(connection, session.id):
                 pieces.free_unused(connection, session.family_id, sessions.members(connection, session.family_id))
+    return bool(pruned)
 
 
 def pin(
@@ -174,6 +182,8 @@ def end_due(connection: sqlite3.Connection, due: Ended, rules: Rules, now: datet
             return False
         delete(connection, session.id, rules, reason=due.reason)
         return True
+    if due.reason == "on_expire":
+        return _follow_up(connection, session, due.action, rules)
     if session.status == "active":
         end = lifecycle.expiry_of(session, rules.settings)
         if end is None or end.at > now:
@@ -181,7 +191,7 @@ def end_due(connection: sqlite3.Connection, due: Ended, rules: Rules, now: datet
         if due.action == "delete":
             delete(connection, session.id, rules, reason=end.reason)
         elif due.action == "archive":
-            begin_closing(connection, session, end, rules)
+            begin_closing(connection, session, end.reason, end.at, rules)
         else:
             expire(connection, session, end.reason, end.at, rules)
         return True
@@ -189,6 +199,19 @@ def end_due(connection: sqlite3.Connection, due: Ended, rules: Rules, now: datet
     if session.status == "closing" or until is None or until > now:
         return False
     delete(connection, session.id, rules, reason="retention")
+    return True
+
+
+def _follow_up(connection: sqlite3.Connection, session: SessionInfo, action: OnExpire, rules: Rules) -> bool:
+    """Do with a session that expired some time ago what is to be done with it now."""
+    if session.status != "expired" or lifecycle.terms_of(session, rules.settings).on_expire != action:
+        return False
+    if action == "prune":
+        return prune(connection, session)
+    if action == "delete":
+        delete(connection, session.id, rules, reason=session.reason)
+    else:
+        begin_closing(connection, session, session.reason, session.ended_at or rules.clock(), rules)
     return True
 
 
@@ -232,13 +255,15 @@ def expire_plain(connection: sqlite3.Connection, due: Sequence[Ended], rules: Ru
     return [one for one in due if one.session_id in done]
 
 
-def begin_closing(connection: sqlite3.Connection, session: SessionInfo, end: lifecycle.Expiry, rules: Rules) -> None:
+def begin_closing(
+    connection: sqlite3.Connection, session: SessionInfo, reason: str | None, at: datetime, rules: Rules
+) -> None:
     """The first of an end's two steps, where much is to be done between them."""
     connection.execute(
         "UPDATE sessions SET status = 'closing', reason = ?, ended_at = ? WHERE id = ?",
-        (end.reason, to_text(end.at), session.id),
+        (reason, to_text(at), session.id),
     )
-    events.append(connection, session.id, "closing", end.reason, {"to": "archive"}, rules.clock())
+    events.append(connection, session.id, "closing", reason, {"to": "archive"}, rules.clock())
 
 
 def list_closing(connection: sqlite3.Connection) -> list[str]:
