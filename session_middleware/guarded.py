@@ -45,7 +45,7 @@ _WRITES = frozenset(  # that take no `by`
     {"append", "append_event", "begin_run", "copy_session", "delete_message", "prune_checkpoints"}
 )
 _BY = frozenset({"delete_session", "end_session", "pin_session", "ping_session", "update_session"})
-_READS = frozenset({"find_entry", "find_session", "measure_session", "version"})
+_READS = frozenset({"find_entry", "find_origin", "find_session", "measure_session", "version"})
 
 
 class GuardedStorage:

@@ -21,7 +21,7 @@ from session_middleware.errors import InvalidMemoryArgument
 from session_middleware.memory.checking import check_names, check_options
 from session_middleware.memory.door import MemoryDoor
 from session_middleware.memory.retriever import SessionRetriever, asking_config
-from session_middleware.memory.scopes import SCOPES
+from session_middleware.memory.scopes import SCOPES, Namespace
 from session_middleware.memory.session_memory import SessionMemory
 from session_middleware.model import Scope
 
@@ -75,12 +75,17 @@ class ScopedVectorStore(VectorStore):
         ids: list[str] | None = None,
         **kwargs: Any,
     ) -> list[str]:
-        """Add texts of this scope. Ids are the store's own: choose some that nobody else can have."""
-        texts = list(texts)
-        stamp = {STAMP: _stamp(self._here().namespace(self._scope))}
+        """Add texts of this scope. Ids are the store's own: choose some that nobody else can have.
+
+        Raises:
+            SessionError: as `SessionMemory.remember`; one who may only read a session adds nothing to it.
+        """
+        texts, memory = list(texts), self._here()
+        memory.check_may_change([memory.namespace(self._scope)])
+        stamp = {STAMP: memory.stamps([self._scope])[0]}
         stamped = [{**metadata, **stamp} for metadata in metadatas or [{} for _ in texts]]
         if ids is not None:
-            self._refuse_others(ids)
+            self._refuse_others(ids, memory)
         return self._store.add_texts(texts, stamped, ids=ids, **kwargs)
 
     def similarity_search(self, query: str, k: int = 4, **kwargs: Any) -> list[Document]:
@@ -119,10 +124,14 @@ class ScopedVectorStore(VectorStore):
 
         Raises:
             InvalidMemoryArgument: no ids. A store cannot be asked for all documents of a scope.
+            SessionError: one of them belongs to a session that whoever asks may only read, or to one that is gone.
         """
         if ids is None:
             raise InvalidMemoryArgument("delete() was not told what", "give ids: those that add_texts gave")
-        mine = {document.id for document in self.get_by_ids(ids) if document.id is not None}
+        memory = self._here()
+        found = self._seen(self._store.get_by_ids(ids), memory.stamps(self._scopes))
+        memory.check_may_change(_namespaces(found))
+        mine = {document.id for document in found if document.id is not None}
         if mine and self._store.delete(sorted(mine), **kwargs) is False:
             return False
         return mine.issuperset(ids)
@@ -143,21 +152,22 @@ class ScopedVectorStore(VectorStore):
         return self._memory or self._sessions.memory(asking_config())
 
     def _visible(self) -> list[str]:
-        return [_stamp(namespace) for namespace in self._here().namespaces(self._scopes)]
+        return self._here().stamps(self._scopes)
 
     @staticmethod
     def _seen(found: Iterable[Document], stamps: Sequence[str]) -> list[Document]:
         """Those with a visible stamp, for stores that do not understand the filter."""
         return [document for document in found if document.metadata.get(STAMP) in stamps]
 
-    def _refuse_others(self, ids: Sequence[str]) -> None:
+    def _refuse_others(self, ids: Sequence[str], memory: SessionMemory) -> None:
         """An id that is taken by a document of another scope is not overwritten."""
-        stamps = self._visible()
-        for document in self._store.get_by_ids(ids):
+        stamps, found = memory.stamps(self._scopes), self._store.get_by_ids(ids)
+        for document in found:
             if document.metadata.get(STAMP) not in stamps:
                 raise ValueError(
                     f"a document of the id {document.id!r} is there already, in another scope; choose another id"
                 )
+        memory.check_may_change(_namespaces(found))
 
 
 class ScopedRetriever(SessionRetriever):
@@ -179,8 +189,9 @@ class ScopedRetriever(SessionRetriever):
         return await self.store.asimilarity_search(query, self.k if k is None else k)
 
 
-def _stamp(namespace: tuple[str, ...]) -> str:
-    return json.dumps(namespace, separators=(",", ":"))
+def _namespaces(documents: Iterable[Document]) -> set[Namespace]:
+    """Whose these are, by their stamps."""
+    return {tuple(json.loads(document.metadata[STAMP])[:2]) for document in documents}
 
 
 def _both(ours: Any, theirs: Any) -> Any:

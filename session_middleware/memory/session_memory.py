@@ -250,6 +250,24 @@ class SessionMemory:
         """Where memories of these scopes are, without those the session has no id for."""
         return visible_namespaces(self._owners, scopes)
 
+    def stamps(self, scopes: Sequence[Scope] = SCOPES) -> Texts:
+        """`namespaces`, as text to mark what is kept elsewhere: who has the session's id next has another stamp.
+
+        Without the session's while that is not there, or no longer. Raises what `recall` does out of reach.
+        """
+        visit = self._visit
+        begins = visit.admission == "fresh" and not visit.admitted  # then what is there is put aside
+        incarnation = None if begins else visit.incarnation
+        origin = self._storage.find_origin(self._session_id, incarnation or 0)
+        found = self.namespaces(scopes)
+        if origin is None:
+            return [_stamp(*namespace) for namespace in found if namespace[0] != "session"]
+        return [_stamp(*namespace, *([origin] if namespace[0] == "session" else [])) for namespace in found]
+
+    def check_may_change(self, namespaces: Collection[Namespace]) -> None:
+        """Ask as `remember` does, for what is kept elsewhere: opens what that opens, and raises what that does."""
+        self._storage.put_memories([MemoryPut(namespace, []) for namespace in namespaces], visit=self._visit)
+
     async def alast_said(self, count: int = 12) -> Texts:
         return await self._parts.offload.run(self.last_said, count)
 
@@ -348,6 +366,10 @@ class SessionMemory:
             return memory
         around = self._storage.list_messages_around(memory.session_id, memory.seq, each_way=each_way)
         return memory.model_copy(update={"around": tuple(around)})
+
+
+def _stamp(*parts: object) -> str:
+    return json.dumps(parts, separators=(",", ":"))
 
 
 class HasOwnMemory(Protocol):

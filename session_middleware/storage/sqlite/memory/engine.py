@@ -24,6 +24,9 @@ class SqliteMemories:
     _database: SqliteDatabase
     _rules: Rules
 
+    def find_origin(self, session_id: str, incarnation: int) -> int | None:
+        return self._database.read(lambda connection: memories.find_origin(connection, session_id, incarnation))
+
     def get_memories(
         self, keys: Sequence[tuple[tuple[str, ...], str]], *, refresh: Collection[int] = ()
     ) -> list[StoredMemory | None]:

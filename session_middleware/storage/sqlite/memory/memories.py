@@ -70,6 +70,15 @@ def rename(connection: sqlite3.Connection, session_id: str, to: str) -> None:
     indexing.rename_session(connection, session_id, to)
 
 
+def find_origin(connection: sqlite3.Connection, session_id: str, incarnation: int) -> int | None:
+    row = connection.execute(
+        "SELECT incarnation - (SELECT COUNT(*) FROM events WHERE session_id = sessions.id AND kind = 'restored')"
+        " FROM sessions WHERE id = ? AND incarnation = ?",
+        (session_id, incarnation),
+    ).fetchone()
+    return None if row is None else int(row[0])
+
+
 def delete_session(connection: sqlite3.Connection, session_id: str) -> int:
     """What the session remembers ends with it; what it gave to its user or group stays."""
     deleted = _delete_below(connection, ("session", session_id))
