@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 from langchain.agents.middleware import AgentMiddleware
@@ -65,7 +66,8 @@ class SessionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
         context: what to add to the system message of each model call, and nowhere else: a function
             of the session and of what its user said last. Under asyncio it is called off the loop.
         recall: what to add there of the session's memory: what fits what its user said last, without
-            the messages that the model is given anyhow. ``True`` is ``Recall()``.
+            the messages that the model is given anyhow. ``True`` is ``Recall()``. A failure is logged once
+            and counted among the recorder's faults, and the agent goes on without.
 
     Raises:
         TypeError: one of them is something else.
@@ -190,7 +192,9 @@ class SessionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
         if session is None:
             return None
         own = self._context(session, messages[last].text) if self._context is not None else None
-        recalled = _recalled(self._recall, session, messages, last) if self._recall is not None else None
+        recalled = None
+        if self._recall is not None:
+            recalled = self._hooks.attempt(partial(_recalled, self._recall, session, messages, last))
         return "\n\n".join(filter(None, (own, recalled)))
 
     @staticmethod

@@ -315,22 +315,25 @@ class SessionMemory:
         check_text("query", query)
         check_names("kinds", kinds, KINDS)
         namespaces = visible_namespaces(self._owners, scopes)
-        messages = None
+        whose: list[MessageScope] = []
         is_shared = self._owner_id != self._owners.user  # then what is said in it is theirs to find by being in it
-        if "message" in kinds and "session" in scopes and (is_shared or "user" not in scopes or not self._owners.user):
-            messages = MessageScope(self._session_id, self._owner_id)
-        elif "message" in kinds and "user" in scopes and self._owners.user:
-            messages = MessageScope(user_id=self._owners.user)
-        return MemoryQuery(namespaces if "item" in kinds else [], prefix=True, query=query, messages=messages)
+        if "user" in scopes and self._owners.user:
+            whose.append(MessageScope(user_id=self._owners.user))
+        if "session" in scopes and (is_shared or not whose):
+            whose.append(MessageScope(self._session_id, self._owner_id))
+        messages, more = [*(whose if "message" in kinds else []), None, None][:2]
+        return MemoryQuery(
+            namespaces if "item" in kinds else [], prefix=True, query=query, messages=messages, more=more
+        )
 
     def _vector(self, asked: MemoryQuery) -> Vector | None:
         """The query's vector, without the names of those who speak: they are on every second message."""
         if self._parts.embedder is None or asked.query is None:
             return None
         query = asked.query
-        if asked.messages is not None:
-            said = dict.fromkeys(re.findall(r"\w+", query))
-            for name in self._storage.list_speakers(list(said), asked.messages):
+        said = dict.fromkeys(re.findall(r"\w+", query))
+        for whose in asked.whose:
+            for name in self._storage.list_speakers(list(said), whose):
                 query = re.sub(rf"\b{re.escape(name)}\b('s\b)?", "", query)
         return self._parts.embedder.query(query if query.strip() else asked.query)
 

@@ -140,6 +140,11 @@ class Hooks:
         """Have the session there, before anything else has been written of the run."""
         self._storage.append(place.visit)
 
+    @harmless
+    def attempt(self, call: Callable[[], str | None]) -> str | None:
+        """What `call` gives, which the agent can do without: nothing, where it fails."""
+        return call()
+
     def write(self, place: Place) -> None:
         """Write down what was kept."""
         self.journal.write(place.visit)

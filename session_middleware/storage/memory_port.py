@@ -49,13 +49,19 @@ class MemoryQuery(NamedTuple):
     filter: dict[str, Any] | None = None
     limit: int = 10
     offset: int = 0
-    messages: MessageScope | None = None  # recorded messages too
+    messages: MessageScope | None = None  # recorded messages too,
+    more: MessageScope | None = None  # and these; none of the sessions of the first
     since: datetime | None = None  # created at or after
     vector: Sequence[float] | None = None  # of the query; ranked by both when given
     begun: bool = False  # the last word may be the beginning of one
     neighbours: bool = True  # a message is found by the words of those around it as well
     as_written: bool = False  # messages that hold the query as it stands there, the latest first, and no items
     refresh: bool = False  # give what is found its whole time to live again
+
+    @property
+    def whose(self) -> list[MessageScope]:
+        """Of whose messages any are found."""
+        return [each for each in (self.messages, self.more) if each is not None]
 
 
 class StoredMemory(NamedTuple):

@@ -192,7 +192,7 @@ def test_a_session_shared_with_a_group_is_recalled_by_who_may_read_it(tmp_path: 
         agent.invoke({"messages": "my own flight"}, sessions.config("2", user_id="bob"))
         sessions.get("1").update(visibility="group").memory.remember("flights are booked by Ann", scope="group")
         bob, eve = sessions.for_user("bob", ["red"]), sessions.for_user("eve", ["blue"])
-        assert {each.session_id for each in bob.get("1").memory.recall("flight", kinds=["message"])} == {"1"}
+        assert {each.session_id for each in bob.get("1").memory.recall("flight", kinds=["message"])} == {"1", "2"}
         assert [each.text for each in bob.get("2").memory.recall("flights booked", kinds=["item"])] == [
             "flights are booked by Ann"
         ]

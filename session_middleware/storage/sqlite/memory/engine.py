@@ -37,7 +37,7 @@ class SqliteMemories:
 
     def search_memories(self, query: MemoryQuery) -> list[StoredMemory]:
         if query.query is not None and not query.as_written:
-            self._catch_up(query.messages)
+            self._catch_up(query.whose)
         now = self._rules.clock()
         found = self._database.read(lambda connection: memories.search(connection, query, now))
         if query.refresh:
@@ -50,7 +50,7 @@ class SqliteMemories:
             now = self._rules.clock()
             self._database.write(lambda connection: items.refresh(connection, keys, now), durable=False)
 
-    def _catch_up(self, whose: MessageScope | None) -> None:
+    def _catch_up(self, whose: Sequence[MessageScope]) -> None:
         """Leave no more unindexed than a search may read from where it was written, unless it has to read all."""
         if not self._database.is_writable:
             return
@@ -59,17 +59,17 @@ class SqliteMemories:
             lambda connection: (
                 indexing.backlog(connection) if whose else 0,
                 items.backlog(connection, most + 1),
-                whose is not None and indexing.is_stale(connection),
+                bool(whose) and indexing.is_stale(connection),
             )
         )
         if is_stale:
             self._refresh_index()
         if left > most:
             self._index_items()
-        if whose is not None and messages > most:
-            of = indexing.EVERYBODY if messages <= _ALL_FIRST else whose
-            while self._index_some(indexing.AT_ONCE, of) == indexing.AT_ONCE:
-                pass
+        if whose and messages > most:
+            for of in [indexing.EVERYBODY] if messages <= _ALL_FIRST else whose:
+                while self._index_some(indexing.AT_ONCE, of) == indexing.AT_ONCE:
+                    pass
 
     def _refresh_index(self) -> None:
         now = self._rules.clock()

@@ -161,19 +161,22 @@ def set_mark(connection: sqlite3.Connection, last: int | None) -> None:
     connection.execute("UPDATE index_progress SET message = ?, session_id = ?, seq = ?", row or (0, None, None))
 
 
-def unindexed(connection: sqlite3.Connection, whose: MessageScope) -> tuple[list[Place], Statistics]:
-    """The messages of this scope that are not indexed yet, and what they add to its figures."""
-    if backlog(connection) > LEFT_UNINDEXED:  # the scope's own were indexed before those of others
-        new = _next(connection, whose, LEFT_UNINDEXED)
-    else:
-        rows = connection.execute(
-            f"{_NEW} AND (? IS NULL OR s.user_id = ?) AND (? IS NULL OR s.id = ?) ORDER BY m.rowid",
-            (mark(connection), *(whose.user_id,) * 2, *(whose.session_id,) * 2),
-        )
-        new = list(map(_New._make, rows))
+def unindexed(connection: sqlite3.Connection, whose: Sequence[MessageScope]) -> tuple[list[Place], Statistics]:
+    """The messages of these scopes that are not indexed yet, and what they add to their figures."""
+    new = [message for of in whose for message in _unindexed(connection, of)]
     found = _places(connection, new, making=False)
     figures = [_added(sitting, places) for sitting, places in found]
     return [place for _, places in found for place in places], sum(figures, Statistics(0, 0, 0))
+
+
+def _unindexed(connection: sqlite3.Connection, whose: MessageScope) -> list[_New]:
+    if backlog(connection) > LEFT_UNINDEXED:  # the scope's own were indexed before those of others
+        return _next(connection, whose, LEFT_UNINDEXED)
+    rows = connection.execute(
+        f"{_NEW} AND (? IS NULL OR s.user_id = ?) AND (? IS NULL OR s.id = ?) ORDER BY m.rowid",
+        (mark(connection), *(whose.user_id,) * 2, *(whose.session_id,) * 2),
+    )
+    return list(map(_New._make, rows))
 
 
 def _added(sitting: _Sitting, places: Sequence[Place]) -> Statistics:

@@ -90,11 +90,13 @@ def _scope(connection: sqlite3.Connection, query: MemoryQuery) -> _Scope:
     statistics = words.statistics(connection, scope_ids)
     sources: list[Source] = []
     fresh: list[Place] = []
-    if query.messages is not None:
-        sources, figures = _message_sources(connection, query.messages)
+    for whose in query.whose:
+        more, figures = _message_sources(connection, whose)
+        sources += more
         statistics += figures
-        fresh, more = indexing.unindexed(connection, query.messages)
-        statistics += more
+    if query.whose:
+        fresh, figures = indexing.unindexed(connection, query.whose)
+        statistics += figures
     items_left = items.unindexed(connection, query.namespaces, prefix=query.prefix)
     statistics = sum(map(items.figures_of, items_left.values()), statistics)
     postings: dict[str, tuple[Postings, Postings]] = {}
@@ -290,22 +292,22 @@ def _read(
 def _message(
     connection: sqlite3.Connection, scope: _Scope, place: int, query: MemoryQuery, said_in: dict[_Said, str]
 ) -> StoredMemory | None:
-    whose = query.messages or MessageScope()
     at = _where(connection, scope, place)
     row = (
         at
         and connection.execute(
-            "SELECT m.session_id, m.seq, m.message_id, m.role, m.name, m.text, m.created_at, s.family_id"
+            "SELECT m.session_id, m.seq, m.message_id, m.role, m.name, m.text, m.created_at, s.family_id, s.user_id"
             " FROM messages AS m JOIN sessions AS s ON s.id = m.session_id"
             " WHERE m.session_id = ? AND m.seq = ? AND m.replaced_by IS NULL"
-            " AND COALESCE(m.marks, '') NOT LIKE '%\"removed\"%'"
-            " AND (s.id = ? OR ? IS NULL) AND (s.user_id = ? OR ? IS NULL)",
-            (*at, *(whose.session_id,) * 2, *(whose.user_id,) * 2),
+            " AND COALESCE(m.marks, '') NOT LIKE '%\"removed\"%'",
+            at,
         ).fetchone()
     )
     if not row:
         return None
-    session_id, seq, message_id, role, name, text, created_at, family_id = row
+    session_id, seq, message_id, role, name, text, created_at, family_id, user_id = row
+    if not any(whose.session_id in (None, session_id) and whose.user_id in (None, user_id) for whose in query.whose):
+        return None
     if said_in.setdefault((family_id, message_id, text), session_id) != session_id:
         return None
     value = {"text": text, "role": role} | ({"name": name} if name else {})
