@@ -58,6 +58,7 @@ class Visit:
     guessed: bool = False  # its identity is the first look's, which may be somebody else's
     checkpointed: bool = False  # a checkpointer of ours serves this run, and records what its checkpoints bring
     begun: bool = False  # its run has a row
+    refused: bool = False  # it was turned away, and an event says so
     puts: bool = False  # it puts checkpoints as it goes
     checkpoint_id: str | None = None  # of the outermost graph: the latest that was read or put in it
     started_from: str | None = None  # the first one that was read in it

@@ -221,9 +221,14 @@ def _admit_again(connection: sqlite3.Connection, visit: Visit, rules: Rules, now
 
 
 def refuse(connection: sqlite3.Connection, visit: Visit, error: SessionError, rules: Rules) -> None:
-    """Leave an event of a refusal, which says who and why and nothing of what was asked."""
-    reason = next(reason for kind, reason in _REASONS.items() if isinstance(error, kind))
-    events.deny(connection, visit.session_id, reason, visit.identity.user_id, rules.clock())
+    """Leave an event of a refusal, one of a whole run, which says who and why and nothing of what was asked."""
+    if not visit.refused:
+        events.deny(connection, visit.session_id, reason_of(error), visit.identity.user_id, rules.clock())
+        visit.refused = visit.run_id is not None
+
+
+def reason_of(error: SessionError) -> str:
+    return next(reason for kind, reason in _REASONS.items() if isinstance(error, kind))
 
 
 _REASONS: dict[type[SessionError], str] = {
