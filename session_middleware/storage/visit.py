@@ -52,6 +52,7 @@ class Visit:
     identity: Identity
     run_id: str | None = None  # a run that begins when this visit is admitted
     is_run: bool = True  # False: a change from outside, such as update_state; it resumes nothing
+    must_be_new: bool = False  # it opens a session, and resumes none
     admission: Admission | None = None
     admitted: bool = False  # it is in the database
     announced: bool = False  # and so is the event that says so

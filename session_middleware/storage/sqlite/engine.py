@@ -144,6 +144,8 @@ class SqliteStorage(SqliteUpkeep, SqliteReports, SqliteConversations, SqliteMemo
     # Sessions
 
     def open_session(self, visit: Visit, details: SessionDetails, *, must_be_new: bool = False) -> SessionInfo:
+        visit.must_be_new = must_be_new
+
         def then(connection: Connection, *_: Any) -> SessionInfo:
             if must_be_new and visit.admission not in ("opened", "fresh"):
                 raise SessionExists(visit.session_id)
