@@ -101,8 +101,9 @@ def explain_absence(session_id: str, buried: Buried | None, settings: SessionSet
     if buried is None or buried.action == "restored":
         text = f"session {session_id!r}: there is none with this id, and no trace of one"
         return Explanation(session_id=session_id, status="unknown", text=text)
-    resume = "is refused" if settings.on_resume == "reject" else "opens it anew"
-    if buried.archive is not None and settings.on_resume == "revive":
+    on_resume = buried.on_resume or settings.on_resume
+    resume = "is refused" if on_resume == "reject" else "opens it anew"
+    if buried.archive is not None and on_resume == "revive":
         resume = "restores it"
     where = f" to {buried.archive}" if buried.archive is not None else ""
     why = f" ({buried.reason})" if buried.reason else ""

@@ -25,6 +25,7 @@ from session_middleware.session import Session
 from session_middleware.storage.memory_port import MemoryPut
 from session_middleware.storage.port import Storage
 from session_middleware.storage.reporting import UsageBy
+from session_middleware.storage.seen import Entry, RunEnd
 from session_middleware.storage.upkeep import ArchivedSession, Buried, Deleted
 from session_middleware.storage.visit import Hand, Visit
 from session_middleware.visits import acting_as, as_config
@@ -42,7 +43,7 @@ ToolCalls: TypeAlias = list[ToolCall]
 FoundList: TypeAlias = list[Found]
 
 _WRITES = frozenset(  # that take no `by`
-    {"append", "append_event", "begin_run", "copy_session", "delete_message", "prune_checkpoints"}
+    {"append_event", "begin_run", "copy_session", "delete_message", "prune_checkpoints"}
 )
 _BY = frozenset({"delete_session", "end_session", "pin_session", "ping_session", "update_session"})
 _READS = frozenset({"find_entry", "find_origin", "find_session", "measure_session", "version"})
@@ -66,6 +67,17 @@ class GuardedStorage:
         if name in _READS or name.startswith(("list_", "count_", "get_", "search_")):
             return partial(self._read, found)
         raise AttributeError(f"{name} is not for a session got by for_user(); use the operator's")
+
+    def append(self, visit: Visit, entries: Sequence[Entry] = ()) -> None:
+        """The end of a run that was let in is no access: the door writes it down, also where it refuses the rest."""
+        if not any(isinstance(entry, RunEnd) for entry in entries):
+            self._write(self._storage.append, visit, entries)
+            return
+        try:
+            self._storage.append(visit, entries)
+        except SessionAccessDenied:
+            self._check(reading=False)
+            raise
 
     def put_memories(self, puts: Sequence[MemoryPut], *, visit: Visit | None = None) -> None:
         """What is put for the session itself changes the session."""

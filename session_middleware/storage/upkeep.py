@@ -74,6 +74,7 @@ class Buried(NamedTuple):
     ended_at: datetime | None
     buried_at: datetime
     user_id: str | None = None  # whose it was
+    on_resume: OnResume | None = None  # its own, if it had one
 
 
 class ArchivedSession(Value):

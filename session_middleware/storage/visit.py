@@ -52,12 +52,14 @@ class Visit:
     identity: Identity
     run_id: str | None = None  # a run that begins when this visit is admitted
     is_run: bool = True  # False: a change from outside, such as update_state; it resumes nothing
+    must_be_new: bool = False  # it opens a session, and resumes none
     admission: Admission | None = None
     admitted: bool = False  # it is in the database
     announced: bool = False  # and so is the event that says so
     guessed: bool = False  # its identity is the first look's, which may be somebody else's
     checkpointed: bool = False  # a checkpointer of ours serves this run, and records what its checkpoints bring
     begun: bool = False  # its run has a row
+    refused: bool = False  # it was turned away, and an event says so
     puts: bool = False  # it puts checkpoints as it goes
     checkpoint_id: str | None = None  # of the outermost graph: the latest that was read or put in it
     started_from: str | None = None  # the first one that was read in it

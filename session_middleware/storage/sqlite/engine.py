@@ -33,7 +33,7 @@ from session_middleware.storage.sqlite.readonly import open_database
 from session_middleware.storage.sqlite.record import deletions, runs, said
 from session_middleware.storage.sqlite.record.branches import Place
 from session_middleware.storage.sqlite.record.conversations import SqliteConversations
-from session_middleware.storage.sqlite.record.entries import Before, Fault, write
+from session_middleware.storage.sqlite.record.entries import Before, Fault, write, write_end
 from session_middleware.storage.sqlite.record.reports import SqliteReports
 from session_middleware.storage.sqlite.rules import Rules
 from session_middleware.storage.sqlite.state import blobs, checkpoints, forks, heads, pieces, pruning, replayed
@@ -74,8 +74,12 @@ class SqliteStorage(SqliteUpkeep, SqliteReports, SqliteConversations, SqliteMemo
         patient: bool = False,
         careful: bool = False,
         admit: Callable[[Connection, Visit, Rules], str] | None = None,
+        entries: Sequence[Entry] = (),
     ) -> T:
-        """Admit a visit and do what it came for, in one transaction; `then` is given the family, and the record."""
+        """Admit a visit and do what it came for, in one transaction; `then` is given the family, and the record.
+
+        `entries` are what it brings for that: of a run that is refused, only its end is written.
+        """
         admit = admit or partial(door.admit, announce=announce)
         before: list[Before] = []
 
@@ -84,6 +88,9 @@ class SqliteStorage(SqliteUpkeep, SqliteReports, SqliteConversations, SqliteMemo
             try:
                 family_id = admit(connection, visit, self._rules)
             except door.REFUSALS as error:
+                end = write_end(connection, visit, before[0], entries, door.reason_of(error), self._now())
+                if end is not None:
+                    self._run_ended(connection, visit, end)
                 return self._refused(connection, visit, error)
             return then(connection, family_id, partial(self._write, connection, visit, before[0], careful))
 
@@ -97,7 +104,14 @@ class SqliteStorage(SqliteUpkeep, SqliteReports, SqliteConversations, SqliteMemo
             )
         except Fault:
             return self._visit(
-                visit, then, durable=durable, announce=announce, patient=patient, careful=True, admit=admit
+                visit,
+                then,
+                durable=durable,
+                announce=announce,
+                patient=patient,
+                careful=True,
+                admit=admit,
+                entries=entries,
             )
         return result  # type: ignore[no-any-return]  # a Refusal was raised by write
 
@@ -130,6 +144,8 @@ class SqliteStorage(SqliteUpkeep, SqliteReports, SqliteConversations, SqliteMemo
     # Sessions
 
     def open_session(self, visit: Visit, details: SessionDetails, *, must_be_new: bool = False) -> SessionInfo:
+        visit.must_be_new = must_be_new
+
         def then(connection: Connection, *_: Any) -> SessionInfo:
             if must_be_new and visit.admission not in ("opened", "fresh"):
                 raise SessionExists(visit.session_id)
@@ -180,7 +196,7 @@ class SqliteStorage(SqliteUpkeep, SqliteReports, SqliteConversations, SqliteMemo
         self._visit(visit, lambda _, __, write_down: write_down(), durable=False)
 
     def append(self, visit: Visit, entries: Sequence[Entry] = ()) -> None:
-        self._visit(visit, lambda _, __, write_down: write_down(entries), durable=False)
+        self._visit(visit, lambda _, __, write_down: write_down(entries), durable=False, entries=entries)
 
     def end_run(self, visit: Visit, *, outcome: str, error: str | None, duration_ms: float) -> None:
         if visit.run_id is not None:

@@ -118,6 +118,8 @@ _TABLES = (
         reason TEXT,
         archive TEXT,
         digest TEXT,
+        on_resume TEXT,
+        visibility TEXT,
         ended_at TEXT,
         buried_at TEXT NOT NULL
     ) WITHOUT ROWID

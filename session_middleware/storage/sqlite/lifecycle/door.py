@@ -17,6 +17,7 @@ from session_middleware.errors import (
     SessionBusy,
     SessionClosed,
     SessionError,
+    SessionExists,
     SessionExpired,
     SessionLimitReached,
     UserRevoked,
@@ -90,10 +91,14 @@ def _admission(
 
 
 def _check_stone(stone: Tombstone, visit: Visit, rules: Rules) -> None:
-    """A deleted id is its owner's still, and resumed as ``on_resume`` says."""
-    if stone.user_id is not None and stone.user_id != visit.identity.user_id:
+    """A deleted id is its owner's still, and resumed as ``on_resume`` says, its own before that of all.
+
+    Who could write in a session can bring it back from its archive.
+    """
+    groups = visit.identity.groups if stone.archive is not None and stone.visibility == "group-write" else ()
+    if stone.user_id not in (None, visit.identity.user_id) and stone.group_id not in groups:
         raise SessionAccessDenied(visit.session_id, user_id=visit.identity.user_id)
-    if rules.settings.on_resume == "reject":
+    if (stone.on_resume or rules.settings.on_resume) == "reject":
         raise SessionExpired(visit.session_id, since=stone.buried_at, how=f"was {stone.action}")
 
 
@@ -166,12 +171,14 @@ def _admit_first(connection: sqlite3.Connection, visit: Visit, rules: Rules, now
 
 def _archived(connection: sqlite3.Connection, visit: Visit, rules: Rules) -> Tombstone | None:
     """The stone of a session that this visit is to bring back from its archive: to go on, or to be put aside."""
-    if visit.admission is not None or rules.settings.on_resume == "reject":
+    if visit.admission is not None:
         return None
     stone = tombstones.find(connection, visit.session_id)
     if stone is None or stone.archive is None:
         return None
     _check_stone(stone, visit, rules)
+    if visit.must_be_new and (stone.on_resume or rules.settings.on_resume) == "revive":
+        raise SessionExists(visit.session_id)
     return stone
 
 
@@ -221,9 +228,14 @@ def _admit_again(connection: sqlite3.Connection, visit: Visit, rules: Rules, now
 
 
 def refuse(connection: sqlite3.Connection, visit: Visit, error: SessionError, rules: Rules) -> None:
-    """Leave an event of a refusal, which says who and why and nothing of what was asked."""
-    reason = next(reason for kind, reason in _REASONS.items() if isinstance(error, kind))
-    events.deny(connection, visit.session_id, reason, visit.identity.user_id, rules.clock())
+    """Leave an event of a refusal, one of a whole run, which says who and why and nothing of what was asked."""
+    if not visit.refused:
+        events.deny(connection, visit.session_id, reason_of(error), visit.identity.user_id, rules.clock())
+        visit.refused = visit.run_id is not None
+
+
+def reason_of(error: SessionError) -> str:
+    return next(reason for kind, reason in _REASONS.items() if isinstance(error, kind))
 
 
 _REASONS: dict[type[SessionError], str] = {

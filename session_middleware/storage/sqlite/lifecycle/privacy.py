@@ -55,7 +55,8 @@ def forget(connection: sqlite3.Connection, user_id: str, rules: Rules, *, dry_ru
     for session_id, _, _ in stones:
         connection.execute(
             "UPDATE OR REPLACE tombstones SET id = ?, user_id = NULL, group_id = NULL, title = NULL,"
-            " action = 'forgotten', reason = NULL, archive = NULL, digest = NULL WHERE id = ?",
+            " action = 'forgotten', reason = NULL, archive = NULL, digest = NULL, on_resume = NULL,"
+            " visibility = NULL WHERE id = ?",
             (hashed(session_id), session_id),
         )
     kept = [rules.archive_at(path) for _, _, path in stones if path is not None]

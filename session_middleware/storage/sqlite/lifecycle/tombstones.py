@@ -12,7 +12,7 @@ import sqlite3
 from datetime import datetime
 from typing import NamedTuple
 
-from session_middleware.model import SessionInfo, from_text, to_text
+from session_middleware.model import OnResume, SessionInfo, Visibility, from_text, to_text
 from session_middleware.storage.sqlite.rows import values_of
 from session_middleware.storage.upkeep import ArchivedSession
 
@@ -26,6 +26,8 @@ class Tombstone(NamedTuple):
     reason: str | None
     archive: str | None  # where it is, if it was archived
     digest: str | None
+    on_resume: OnResume | None  # its own, if it had one
+    visibility: Visibility | None
     ended_at: datetime | None
     buried_at: datetime
 
@@ -36,8 +38,8 @@ def hashed(text: str) -> str:
 
 def find(connection: sqlite3.Connection, session_id: str) -> Tombstone | None:
     row = connection.execute(
-        "SELECT id, user_id, group_id, incarnation, action, reason, archive, digest, ended_at, buried_at"
-        " FROM tombstones WHERE id IN (?, ?) ORDER BY buried_at DESC LIMIT 1",
+        "SELECT id, user_id, group_id, incarnation, action, reason, archive, digest, on_resume, visibility, ended_at,"
+        " buried_at FROM tombstones WHERE id IN (?, ?) ORDER BY buried_at DESC LIMIT 1",
         (session_id, hashed(session_id)),
     ).fetchone()
     if row is None:
@@ -69,11 +71,12 @@ def put(
     forgotten = action == "forgotten"
     connection.execute(
         "INSERT OR REPLACE INTO tombstones"
-        " (id, user_id, group_id, title, incarnation, action, reason, archive, digest, ended_at, buried_at)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        " (id, user_id, group_id, title, incarnation, action, reason, archive, digest, on_resume, visibility,"
+        " ended_at, buried_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (hashed(session.id) if forgotten else session.id, None if forgotten else session.user_id)
         + (None if forgotten else session.group_id, None if archive is None else session.title)
         + (session.incarnation, action, reason, archive, digest)
+        + ((None, None) if forgotten else (session.on_resume, session.visibility))
         + (None if session.ended_at is None else to_text(session.ended_at), to_text(now)),
     )
 

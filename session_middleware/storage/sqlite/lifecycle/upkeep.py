@@ -303,7 +303,14 @@ class SqliteUpkeep:
         if stone is None:
             return None
         return Buried(
-            session_id, stone.action, stone.reason, stone.archive, stone.ended_at, stone.buried_at, stone.user_id
+            session_id,
+            stone.action,
+            stone.reason,
+            stone.archive,
+            stone.ended_at,
+            stone.buried_at,
+            stone.user_id,
+            stone.on_resume,
         )
 
     def list_archived(

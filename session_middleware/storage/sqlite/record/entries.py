@@ -36,7 +36,7 @@ class Before:
 
     def __init__(self, visit: Visit) -> None:
         self._visit = visit
-        self._flags = (visit.admitted, visit.announced, visit.begun)
+        self._flags = (visit.admitted, visit.announced, visit.begun, visit.refused)
         self._admission = (visit.admission, visit.incarnation)
         self._in_hand = None if visit.hand is None else visit.hand.incarnation
         self._number = None if visit.lease is None else visit.lease.number
@@ -53,7 +53,7 @@ class Before:
 
     def restore(self) -> None:
         visit = self._visit
-        visit.admitted, visit.announced, visit.begun = self._flags
+        visit.admitted, visit.announced, visit.begun, visit.refused = self._flags
         visit.admission, visit.incarnation = self._admission
         if visit.hand is not None and self._in_hand is not None:
             visit.hand.incarnation = self._in_hand
@@ -97,6 +97,22 @@ def write(
     if put is None or place.seq is None:
         return Place()
     return Place(place.branch, max([place.seq, *(counted.rows.get(m.message_id, 0) for m in put.messages)]))
+
+
+def write_end(
+    connection: sqlite3.Connection, visit: Visit, before: Before, entries: Sequence[Entry], reason: str, now: datetime
+) -> RunEnd | None:
+    """Write down that a run has ended which was refused in its midst, and nothing else that it has to say.
+
+    ``None`` if it has not ended, or had not begun.
+    """
+    end = next((entry for entry in (*visit.entries, *entries) if isinstance(entry, RunEnd)), None)
+    if end is None or not visit.begun:
+        return None
+    before.take()
+    end = end._replace(outcome="error", error=f"refused ({reason})")
+    write(connection, visit, [end], now, careful=True)
+    return end
 
 
 def _conversation(entries: Iterable[Entry]) -> list[str]:
