@@ -134,7 +134,7 @@ async def test_each_item_is_a_message_of_the_record(sessions: Sessions) -> None:
     ]
     assert found[3].tool_calls[0]["args"] == {"thing": "tea"}
     assert found[5].tool_calls[0]["args"] == {"arguments": "{broken"}
-    assert [m.marks for m in found if m.marks] == [("item:reasoning",), ("item:web_search_call",)]
+    assert [m.marks for m in found if m.marks] == [("item:reasoning",), ("item:web_search_call",), ("invalid:unicode",)]
     assert {call.tool_call_id: call.status for call in sessions.get("t").tool_calls()} == {"c1": "ok", "c2": "ok"}
 
 
