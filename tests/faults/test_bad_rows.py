@@ -21,7 +21,6 @@ from tests.integrations.agents import human
 SPOILT = (
     "metadata = '{bad'",
     "tags = '7'",
-    "metadata = '" + "[" * 20_000 + "'",
     "visibility = 'all'",
     "run_count = 'many'",
     "last_active_at = '2025-01-01 00:00:00'",
