@@ -311,6 +311,7 @@ def test_a_process_that_was_killed_leaves_a_thread_that_takes_new_input(tmp_path
         assert [m.type for m in graph.get_state(config).values["messages"]] == ["human", "ai", "tool", "human", "ai"]
         [call] = sessions.get("t").tool_calls()
         assert (call.status, call.name) == ("interrupted", "die")
+        assert sessions.check() == []  # nothing of the dead run is left in the way
 
 
 KILLED = '''

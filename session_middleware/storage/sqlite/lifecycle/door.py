@@ -121,8 +121,10 @@ def admit(connection: sqlite3.Connection, visit: Visit, rules: Rules, *, announc
         visit.announced = True
         if visit.is_run and visit.admission == "resumed":
             _resume(connection, visit, now)
-    if visit.run_id is not None and visit.announced and not visit.begun and rules.settings.tracking:
-        runs.begin_run(connection, visit, now)
+    begins = visit.run_id is not None and visit.announced and not visit.begun and rules.settings.tracking
+    if begins and runs.begin_run(connection, visit, now):
+        left = leases.of(connection, visit.session_id)
+        leases.bury(connection, [place for place in left if place.is_dead(rules)])
     return family_id
 
 

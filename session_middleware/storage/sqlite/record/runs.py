@@ -26,7 +26,8 @@ def next_seq(connection: sqlite3.Connection, session_id: str) -> int | None:
 # Runs
 
 
-def begin_run(connection: sqlite3.Connection, visit: Visit, now: datetime) -> None:
+def begin_run(connection: sqlite3.Connection, visit: Visit, now: datetime) -> bool:
+    """Whether there were others in progress whose process has died: they were interrupted."""
     visit.begun = True
     begun = connection.execute(
         "INSERT INTO runs (session_id, seq, id, user_id, outcome, started_at, started_from, process)"
@@ -34,11 +35,11 @@ def begin_run(connection: sqlite3.Connection, visit: Visit, now: datetime) -> No
         (visit.run_id, visit.identity.user_id, to_text(now), visit.started_from, this_process(), visit.session_id),
     ).rowcount
     if not begun:
-        return
+        return False
     connection.execute(
         "UPDATE sessions SET last_seq = last_seq + 1, run_count = run_count + 1 WHERE id = ?", (visit.session_id,)
     )
-    _interrupt_dead_runs(connection, visit)
+    return _interrupt_dead_runs(connection, visit)
 
 
 def _in_progress(connection: sqlite3.Connection, session_id: str) -> list[tuple[str, str, int]]:
@@ -47,14 +48,15 @@ def _in_progress(connection: sqlite3.Connection, session_id: str) -> list[tuple[
     ).fetchall()
 
 
-def _interrupt_dead_runs(connection: sqlite3.Connection, visit: Visit) -> None:
+def _interrupt_dead_runs(connection: sqlite3.Connection, visit: Visit) -> bool:
     """Runs whose process has died without ending them were interrupted, and so were their tool calls."""
-    for run_id, process, seq in _in_progress(connection, visit.session_id):
-        if is_gone(process):
-            connection.execute("UPDATE runs SET outcome = 'interrupted' WHERE id = ?", (run_id,))
-            _interrupt_calls(connection, visit.session_id, run_id, seq)
-            if visit.goes_on:
-                visit.unclaimed.update(_ahead_of_state(connection, visit, run_id))
+    dead = [(run_id, seq) for run_id, process, seq in _in_progress(connection, visit.session_id) if is_gone(process)]
+    for run_id, seq in dead:
+        connection.execute("UPDATE runs SET outcome = 'interrupted' WHERE id = ?", (run_id,))
+        _interrupt_calls(connection, visit.session_id, run_id, seq)
+        if visit.goes_on:
+            visit.unclaimed.update(_ahead_of_state(connection, visit, run_id))
+    return bool(dead)
 
 
 def _ahead_of_state(connection: sqlite3.Connection, visit: Visit, run_id: str) -> dict[Claim, str]:
