@@ -45,12 +45,18 @@ class SessionError(Exception):
 
 
 class SessionNotFound(SessionError, LookupError):
-    def __init__(self, session_id: str, *, archived: bool = False) -> None:
+    """No such session, or not the caller's; `deleted`: there was one, and the caller holds it."""
+
+    def __init__(self, session_id: str, *, archived: bool = False, deleted: bool = False) -> None:
         self.session_id = session_id
         self.archived = archived
+        self.deleted = deleted
         super().__init__(
-            f"session {session_id!r} is archived; resume it, by a run or with sessions.open({session_id!r}), to bring "
-            "it back (on_resume='revive'), or ask sessions.explain(id)"
+            f"session {session_id!r} was deleted, or another one has its id since; get or open it anew with "
+            f"sessions.open({session_id!r}), or ask sessions.explain({session_id!r})"
+            if deleted
+            else f"session {session_id!r} is archived; resume it, by a run or with sessions.open({session_id!r}), to "
+            "bring it back (on_resume='revive'), or ask sessions.explain(id)"
             if archived
             else f"there is no session {session_id!r}; list what there is with sessions.list(), "
             "or ask with sessions.find(id), which returns None instead of raising"

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import timedelta
 from typing import NamedTuple
 
+from session_middleware.errors import SessionNotFound
 from session_middleware.model import Message, Run, ToolCall
 from session_middleware.storage.offload import Offload
 from session_middleware.storage.port import Storage
@@ -29,16 +30,35 @@ class Look(NamedTuple):
 class Following:
     """Where a follower stands: what it has had, and what of that was not finished then."""
 
-    def __init__(self, storage: Storage, session_id: str, *, after: int, has_ended: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        session_id: str,
+        *,
+        after: int,
+        has_ended: Callable[[], bool],
+        check: Callable[[], object],
+    ) -> None:
         self._storage = storage
         self._session_id = session_id
         self._after = after
         self._has_ended = has_ended
+        self._check = check  # raises where there is nothing to follow
         self._version: int | None = None
         self._unfinished: dict[int, Entry] | None = None
 
     def look(self) -> Look:
         """What is new, in order: records, and those that were going on when they were last told and have changed."""
+        if self._unfinished is None:
+            self._check()
+        try:
+            return self._look()
+        except SessionNotFound as error:
+            if not error.deleted:
+                raise
+            return Look([], True)
+
+    def _look(self) -> Look:
         version = self._storage.version()  # before the reads: what is committed during them is found the next time
         has_ended = self._has_ended()
         if version == self._version:

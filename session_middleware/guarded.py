@@ -9,9 +9,7 @@ who held the old one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from session_middleware import lifecycle
@@ -19,15 +17,14 @@ from session_middleware.errors import SessionAccessDenied, SessionNotFound, User
 from session_middleware.explaining import explain_absence
 from session_middleware.memory.found import Found
 from session_middleware.model import Identity, SessionInfo, ToolCall, Usage
+from session_middleware.names import suggesting
 from session_middleware.notebook import Rows
 from session_middleware.parts import Parts
 from session_middleware.session import Session
-from session_middleware.storage.memory_port import MemoryPut
-from session_middleware.storage.port import Storage
+from session_middleware.session_storage import SessionStorage
 from session_middleware.storage.reporting import UsageBy
-from session_middleware.storage.seen import Entry, RunEnd
 from session_middleware.storage.upkeep import ArchivedSession, Buried, Deleted
-from session_middleware.storage.visit import Hand, Visit
+from session_middleware.storage.visit import Hand
 from session_middleware.visits import acting_as, as_config
 
 if TYPE_CHECKING:
@@ -42,75 +39,6 @@ Usages: TypeAlias = list[Usage]
 ToolCalls: TypeAlias = list[ToolCall]
 FoundList: TypeAlias = list[Found]
 
-_WRITES = frozenset(  # that take no `by`
-    {"append_event", "begin_run", "copy_session", "delete_message", "prune_checkpoints"}
-)
-_BY = frozenset({"delete_session", "end_session", "pin_session", "ping_session", "update_session"})
-_READS = frozenset({"find_entry", "find_origin", "find_session", "measure_session", "version"})
-
-
-class GuardedStorage:
-    """The storage as a session in somebody's hand may use it: of that session, as long as it is theirs."""
-
-    def __init__(self, storage: Storage, session_id: str, hand: Hand, identity: Identity) -> None:
-        self._storage = storage
-        self._session_id = session_id
-        self._hand = hand
-        self._identity = identity
-
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(self._storage, name)
-        if not callable(found) or name in _BY:
-            return found
-        if name in _WRITES:
-            return partial(self._write, found)
-        if name in _READS or name.startswith(("list_", "count_", "get_", "search_")):
-            return partial(self._read, found)
-        raise AttributeError(f"{name} is not for a session got by for_user(); use the operator's")
-
-    def append(self, visit: Visit, entries: Sequence[Entry] = ()) -> None:
-        """The end of a run that was let in is no access: the door writes it down, also where it refuses the rest."""
-        if not any(isinstance(entry, RunEnd) for entry in entries):
-            self._write(self._storage.append, visit, entries)
-            return
-        try:
-            self._storage.append(visit, entries)
-        except SessionAccessDenied:
-            self._check(reading=False)
-            raise
-
-    def put_memories(self, puts: Sequence[MemoryPut], *, visit: Visit | None = None) -> None:
-        """What is put for the session itself changes the session."""
-        reading = all(put.namespace[:1] != ("session",) for put in puts)
-        self._together(partial(self._storage.put_memories, puts, visit=visit), reading=reading)
-
-    def _read(self, call: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        result = call(*args, **options)
-        self._check(reading=True)
-        return result
-
-    def _write(self, call: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        return self._together(partial(call, *args, **options), reading=False)
-
-    def _together(self, call: Callable[[], Any], *, reading: bool) -> Any:
-        def checked() -> Any:
-            self._check(reading=reading)
-            return call()
-
-        (outcome,) = self._storage.together([checked], durable=True)
-        return outcome()
-
-    def _check(self, *, reading: bool) -> None:
-        if self._storage.is_revoked(self._identity.user_id):
-            raise UserRevoked(self._session_id, user_id=self._identity.user_id)
-        session = self._storage.find_session(self._session_id)
-        if (
-            session is None
-            or session.incarnation != self._hand.incarnation
-            or not lifecycle.is_theirs(session, self._identity, reading=reading)
-        ):
-            raise SessionNotFound(self._session_id)
-
 
 def _check_names_nobody(given: dict[str, Any]) -> None:
     """Who asks was said once, by `Sessions.for_user`: not by what may come from a request."""
@@ -118,6 +46,7 @@ def _check_names_nobody(given: dict[str, Any]) -> None:
         raise TypeError(f"{named[0]} is what for_user() was given; ask for_user() of another user instead")
 
 
+@suggesting
 class UserSessions:
     """The door of `Sessions`, for one user: each access is checked, and what is not theirs is not found.
 
@@ -138,7 +67,7 @@ class UserSessions:
     def _in_hand(self, info: SessionInfo) -> Session:
         """A session for them: what it gives and takes is checked each time."""
         hand = Hand(info.incarnation)
-        storage: Any = GuardedStorage(self._storage, info.id, hand, self.identity)
+        storage: Any = SessionStorage(self._storage, info.id, hand, self.identity)
         return Session.of(info, replace(self._parts, storage=storage, by=self.identity, hand=hand))
 
     def _given(self, found: T) -> T:

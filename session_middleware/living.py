@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Awaitable, Callable
+from copy import deepcopy
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Self, cast
@@ -12,7 +13,6 @@ from langchain_core.runnables import RunnableConfig
 from pydantic import ConfigDict, PrivateAttr
 
 from session_middleware import lifecycle
-from session_middleware.errors import SessionNotFound
 from session_middleware.model import (
     Closed,
     Identity,
@@ -23,11 +23,12 @@ from session_middleware.model import (
     SessionInfo,
     Visibility,
 )
-from session_middleware.names import details_of
+from session_middleware.names import check_text, details_of
 from session_middleware.notebook import session_html
 from session_middleware.parts import Parts
 from session_middleware.recording.recorder import SessionRecorder
 from session_middleware.resources import Key, path_of
+from session_middleware.session_storage import SessionStorage
 from session_middleware.storage.offload import Offload
 from session_middleware.storage.port import Storage
 from session_middleware.storage.upkeep import Deleted
@@ -42,11 +43,12 @@ class LivingSession(SessionInfo):
     model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True, defer_build=True)
 
     _parts: Parts = PrivateAttr()
-    _storage: Storage = PrivateAttr()
+    _storage: Storage = PrivateAttr()  # a `SessionStorage`: each call finds this session, or raises
     _offload: Offload = PrivateAttr()
     _recorder: SessionRecorder = PrivateAttr()
     _new_id: NewId = PrivateAttr()
     _hand: Hand = PrivateAttr()
+    _check: Callable[..., SessionInfo] = PrivateAttr()  # that it is still there, and the caller's
 
     @classmethod
     def of(cls, info: SessionInfo, parts: Parts) -> Self:
@@ -54,10 +56,24 @@ class LivingSession(SessionInfo):
         seen = lifecycle.as_of(info, parts.settings, parts.clock())
         session = cast("Self", cls.model_construct(**dict(seen)))
         session._parts = parts
-        session._storage, session._offload = parts.storage, parts.offload
+        session._offload = parts.offload
         session._recorder, session._new_id = parts.recorder, parts.new_id
         session._hand = parts.hand or Hand(info.incarnation)
+        storage: Any = parts.storage
+        if parts.hand is None:
+            storage = SessionStorage(storage, info.id, session._hand, None)
+        session._storage, session._check = storage, storage.check
         return session
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled, it is its fields: a `SessionInfo`. Its record is where its database is."""
+        return SessionInfo.model_validate, (dict(self),)
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        """A copy of its fields, for the same session of the same database."""
+        copied = self.__copy__()
+        copied.__dict__.update(deepcopy(self.__dict__, memo))
+        return copied
 
     def __repr__(self) -> str:
         told = [self.status, f"of {self.user_id!r}" if self.user_id is not None else "nobody's"]
@@ -160,6 +176,9 @@ class LivingSession(SessionInfo):
 
     def pin(self, why: str | None = None, *, by: str | None = None) -> Self:
         """Exempt it from expiry, retention and cleaning until `unpin`; an event says on whose word, and why."""
+        for name, text in (("why", why), ("by", by)):
+            if text is not None:
+                check_text(name, text)
         pin = Pin(by=by, why=why, at=self._parts.clock())
         return self._again(self._storage.pin_session(self.id, pin, by=self._parts.by))
 
@@ -211,7 +230,7 @@ class LivingSession(SessionInfo):
 
     def delete(self) -> Deleted:
         """Delete everything of it, and say how much that was."""
-        return delete(self.id, self._parts)
+        return delete(self.id, self._parts, self._storage)
 
     async def adelete(self) -> Deleted:
         return await self._offload.run(self.delete)
@@ -244,11 +263,7 @@ class LivingSession(SessionInfo):
 
     def _check_lives(self) -> None:
         """It is still the one it was, open, and theirs to change: nothing of another's is handed out."""
-        info, by = self._storage.find_session(self.id), self._parts.by
-        if info is None or info.incarnation != self._hand.incarnation:
-            raise SessionNotFound(self.id)
-        if by is not None and not lifecycle.is_theirs(info, by):
-            raise SessionNotFound(self.id)
+        info = self._check(reading=False)
         lifecycle.check_open(self.id, lifecycle.status_at(info, self._parts.settings, self._parts.clock()))
 
     def path(self, template: str) -> Path:
@@ -260,10 +275,10 @@ class LivingSession(SessionInfo):
         return path_of(template, {"session_id": self.id, "user_id": self.user_id, "group_id": self.group_id})
 
 
-def delete(session_id: str, parts: Parts) -> Deleted:
-    """Everything of a session, also of one that cannot be read."""
+def delete(session_id: str, parts: Parts, storage: Storage | None = None) -> Deleted:
+    """Everything of a session, also of one that cannot be read; `storage`: a session handle's own."""
     parts.recorder.drain(session_id)
-    deleted = parts.storage.delete_session(session_id, by=parts.by)
+    deleted = (storage or parts.storage).delete_session(session_id, by=parts.by)
     parts.recorder.forget(session_id)
     parts.visits.forget(session_id)
     parts.resources.close([session_id])

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from difflib import get_close_matches
+from functools import wraps
+from inspect import CO_VARKEYWORDS, getmembers, iscoroutinefunction, isfunction
 from typing import Any, TypeVar, get_args
 
 from session_middleware.errors import InvalidArgument, UnknownStatus
@@ -13,6 +15,7 @@ from session_middleware.settings import own_seconds
 from session_middleware.storage.upkeep import SessionDetails
 
 T = TypeVar("T")
+C = TypeVar("C", bound=type)
 
 _HIGHEST = 2**63 - 1  # what a database counts to
 _STATUSES: tuple[Status, ...] = get_args(Status)
@@ -34,12 +37,57 @@ _ALSO = {
 def check_names(given: Iterable[str], function: str, known: Sequence[str]) -> None:
     """Raises `TypeError` for a name that is surely meant to be one of `known`."""
     for name in given:
-        if name in _ALSO and _ALSO[name] in known:
-            meant: str | None = _ALSO[name]
-        else:
-            meant = next(iter(get_close_matches(name.lower(), known, n=1, cutoff=0.8)), None)
-        if meant is not None:
-            raise TypeError(f"{function}() takes no {name!r}: it is called {meant!r}")
+        if (meant := meant_by(name, known)) is not None:
+            raise TypeError(f"{function}() has no argument {name!r}; write {meant}=…")
+
+
+def meant_by(name: str, known: Iterable[str]) -> str | None:
+    """The name of `known` that a mistyped one, or another word for it, stands for."""
+    names = {each: each for each in known}
+    if (also := _ALSO.get(name)) in names:
+        return also
+    if "session_id" in names:
+        names["thread_id"] = "session_id"
+    found = get_close_matches(name.lower(), names, n=1, cutoff=0.8)
+    return names[found[0]] if found else None
+
+
+def suggesting(cls: C) -> C:
+    """A class whose methods, given an argument that they do not have, say which one was meant."""
+    for name, method in getmembers(cls, isfunction):
+        if not name.startswith("_") and method.__module__.startswith("session_middleware."):
+            setattr(cls, name, _suggesting(method))
+    return cls
+
+
+def _suggesting(method: Any) -> Any:
+    if iscoroutinefunction(method):
+
+        @wraps(method)
+        async def acall(*args: Any, **options: Any) -> Any:
+            _check_options(method, options)
+            return await method(*args, **options)
+
+        return acall
+
+    @wraps(method)
+    def call(*args: Any, **options: Any) -> Any:
+        _check_options(method, options)
+        return method(*args, **options)
+
+    return call
+
+
+def _check_options(method: Any, options: dict[str, Any]) -> None:
+    """Raises `TypeError` for a keyword argument that `method` does not have."""
+    code = method.__code__
+    has_any = code.co_flags & CO_VARKEYWORDS
+    known = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
+    unknown = None if has_any else next((name for name in options if name not in known), None)
+    if unknown is not None:
+        meant = meant_by(unknown, known)
+        advice = f"write {meant}=…" if meant else f"it takes {', '.join(known) or 'none'}"
+        raise TypeError(f"{method.__name__}() has no argument {unknown!r}; {advice}")
 
 
 def checked_status(status: Status | None) -> Status | None:
@@ -116,6 +164,16 @@ def checked_types(allowed: Any) -> tuple[Any, ...]:
     return found
 
 
+_LONGEST_TEXT = 1_024  # characters of a title and the like: they are listed, and indexed
+_MOST_TAGS = 100
+
+
+def check_text(name: str, value: object, *, at_least: int = 0) -> None:
+    """A text that is a label: what is longer belongs into metadata, or into a message."""
+    if not isinstance(value, str) or not at_least <= len(value) <= _LONGEST_TEXT:
+        raise InvalidArgument(name, value, wanted=f"a text of {at_least} to {_LONGEST_TEXT:,} characters")
+
+
 def texts_of(name: str, value: Any) -> tuple[str, ...]:
     """Some texts; a single one is one of them, not its letters."""
     found = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else (None,)
@@ -132,10 +190,13 @@ def details_of(*, idle_timeout: Any = None, max_age: Any = None, retention: Any 
         if name in _CHOICES:
             check_choice(name, value, _CHOICES[name])
         elif name == "tags":
-            given[name] = texts_of(name, value)
+            given[name] = tags = texts_of(name, value)
+            if len(tags) > _MOST_TAGS:
+                raise InvalidArgument(name, tags, wanted=f"at most {_MOST_TAGS} tags")
+            for tag in tags:
+                check_text(name, tag, at_least=1)
         elif name in ("title", "purpose"):
-            if not isinstance(value, str):
-                raise InvalidArgument(name, value, wanted="a text")
+            check_text(name, value)
         elif not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
             raise InvalidArgument(name, value, wanted="a dict whose keys are texts")
     return SessionDetails(

@@ -16,7 +16,7 @@ from session_middleware.following import Following, afollow, follow
 from session_middleware.living import LivingSession
 from session_middleware.memory.session_memory import SessionMemory
 from session_middleware.model import Branch, Event, Message, ModelCall, RepairedCall, Run, SessionInfo, Stats, ToolCall
-from session_middleware.names import check_choice, check_seq, checked_limit
+from session_middleware.names import check_choice, check_seq, checked_limit, suggesting
 from session_middleware.notebook import Rows
 from session_middleware.parts import Parts
 from session_middleware.recording.history import SessionHistory
@@ -26,6 +26,7 @@ from session_middleware.storage.visit import Visit
 from session_middleware.timeline import Entry, Timeline
 
 
+@suggesting
 class Session(LivingSession):
     """A session: the fields of `SessionInfo` as they were when it was read, and what can be asked of it.
 
@@ -173,17 +174,18 @@ class Session(LivingSession):
 
     def _following(self, after: int) -> Following:
         check_seq(after)
-        return Following(self._storage, self.id, after=after, has_ended=self._has_ended)
+        check = partial(self._check, reading=True)
+        return Following(self._parts.storage, self.id, after=after, has_ended=self._has_ended, check=check)
 
     def _has_ended(self) -> bool:
-        info = self._storage.find_session(self.id)
+        info = self._parts.storage.find_session(self.id)
         parts = self._parts
         return info is None or lifecycle.status_at(info, parts.settings, parts.clock()) not in lifecycle.OPEN
 
     def stats(self) -> Stats:
         """The session in numbers, as of now."""
         runs, calls, said = self.runs(), self.tool_calls(), self.messages()
-        info = self._storage.find_session(self.id) or self
+        info = self._check(reading=True)
         tools: dict[str, int] = {}
         for call in calls:
             tools[call.name] = tools.get(call.name, 0) + 1
@@ -341,6 +343,7 @@ class Session(LivingSession):
             SessionBusy: a run is in progress, and may give the answers itself.
         """
         self._recorder.drain(self.id)
+        self._check(reading=False)
         return self._parts.repair(self.config(), dry_run=dry_run)
 
     async def arepair(self, *, dry_run: bool = False) -> builtins.list[RepairedCall]:

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, TypeAlias, TypeVar
+from typing import Any, Literal, NoReturn, Self, TypeAlias, TypeVar
 from uuid import uuid4
 
 from langchain_core.runnables import RunnableConfig
@@ -51,6 +51,12 @@ SessionList: TypeAlias = list[Session]  # in the class below, `list` is its own 
 RepairedCalls: TypeAlias = list[RepairedCall]
 
 
+def new_session_id() -> str:
+    """An id that nobody can guess."""
+    return uuid4().hex
+
+
+@names.suggesting
 class Sessions(Operated, Reports, Hookable, MemoryDoor):
     """The sessions of one database.
 
@@ -73,7 +79,7 @@ class Sessions(Operated, Reports, Hookable, MemoryDoor):
         storage_url: str | Path | None = None,
         *,
         clock: Clock = utc_now,
-        new_id: NewId = lambda: uuid4().hex,
+        new_id: NewId = new_session_id,
         serde: SerializerProtocol | None = None,
         allowed_types: Iterable[type | TypeName] = (),
         **settings: Any,
@@ -99,6 +105,12 @@ class Sessions(Operated, Reports, Hookable, MemoryDoor):
 
     def __repr__(self) -> str:
         return f"Sessions({self._storage.name!r})"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"{self!r} holds an open database and cannot be pickled or copied; keep the path, and open it with "
+            f"Sessions({self._storage.name!r}) where it is needed"
+        )
 
     def close(self) -> None:
         """Finish what is being written, call the hooks for it, and release the file. Closing twice is allowed."""

@@ -1,7 +1,7 @@
 """Every setting, once: keyword arguments, ``SESSION_…`` variables and a ``.env`` file.
 
-Keyword arguments win over variables, variables over ``.env``. Durations read ``"30m"``, ``"7d"``,
-seconds, or `timedelta`.
+Keyword arguments win over variables, variables over ``.env``. An empty variable counts as not set.
+Durations read ``"30m"``, ``"7d"``, seconds, or `timedelta`.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from datetime import timedelta
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator, PositiveInt, ValidationError
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from session_middleware.errors import InvalidArgument, InvalidSettings
 from session_middleware.model import LONGEST, OnExpire, OnResume
@@ -41,13 +42,18 @@ def parse_duration(value: Any) -> Any:
 
 def parse_no_duration(value: Any) -> Any:
     """A duration, or ``None`` (in a variable: ``none`` or ``never``)."""
-    if isinstance(value, str) and value.strip().lower() in ("none", "never", ""):
-        return None
+    value = parse_none(value)
     return value if value is None else parse_duration(value)
+
+
+def parse_none(value: Any) -> Any:
+    """``None`` as a variable has it."""
+    return None if isinstance(value, str) and value.strip().lower() in ("none", "never") else value
 
 
 Duration = Annotated[timedelta, BeforeValidator(parse_duration)]
 OptionalDuration = Annotated[timedelta | None, BeforeValidator(parse_no_duration)]
+OptionalCount = Annotated[PositiveInt | None, BeforeValidator(parse_none)]
 
 
 DETECTORS = frozenset({"emails", "keys", "card_numbers"})  # what `redact` may name
@@ -84,9 +90,18 @@ def _names(value: Any, known: frozenset[str]) -> list[str]:
     return names
 
 
+_PREFIX, _ENV_FILE = "SESSION_", ".env"
+_SIMILAR = 0.9  # a variable of ours mistyped; other programs have variables that begin as ours do, too
+
+
 class SessionSettings(BaseSettings):
     model_config = SettingsConfigDict(
-        env_prefix="SESSION_", env_file=".env", extra="ignore", frozen=True, hide_input_in_errors=True
+        env_prefix=_PREFIX,
+        env_file=_ENV_FILE,
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,
     )
 
     storage_url: str = "sessions.db"
@@ -100,8 +115,8 @@ class SessionSettings(BaseSettings):
     retention: OptionalDuration = None  # how long after its end a session is deleted
     archive_path: str | None = None  # None: a folder beside the database
     sweep_interval: OptionalDuration = timedelta(minutes=5)
-    max_sessions: PositiveInt | None = None
-    max_sessions_per_user: PositiveInt | None = None
+    max_sessions: OptionalCount = None
+    max_sessions_per_user: OptionalCount = None
     on_limit: Literal["reject", "expire_oldest"] = "reject"
     on_busy: Literal["allow", "wait", "reject"] = "allow"
     busy_timeout: Duration = timedelta(minutes=1)  # how long a run waits for another
@@ -113,6 +128,28 @@ class SessionSettings(BaseSettings):
     index: dict[str, Any] | None = None  # LangGraph's IndexConfig: the model of the vectors, and their dimensions
     memory_ttl: dict[str, Any] | None = None  # LangGraph's TTLConfig: how long the store keeps items, in minutes
     synchronous: Literal["full", "normal"] = "full"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003  # pydantic's signature
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003  # as above
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Where settings come from. Raises `InvalidSettings` for a variable that is one of them mistyped."""
+        found = {*getattr(env_settings, "env_vars", ()), *getattr(dotenv_settings, "env_vars", ())}
+        given = {name.upper() for name in found if name.upper().startswith(_PREFIX)}
+        known = {_PREFIX + name.upper() for name in cls.model_fields}
+        problems = [
+            f"{name} is not a setting; did you mean {meant[0]}?"
+            for name in sorted(given - known)
+            if (meant := get_close_matches(name, known, n=1, cutoff=_SIMILAR))
+        ]
+        if problems:
+            raise InvalidSettings(problems)
+        return init_settings, env_settings, dotenv_settings
 
 
 def duration_of(name: str, value: Any) -> timedelta | None:
@@ -151,9 +188,22 @@ def load_settings(**given: Any) -> SessionSettings:
     unknown = sorted(set(given) - set(SessionSettings.model_fields))
     if unknown:
         known = ", ".join(SessionSettings.model_fields)
-        raise InvalidSettings([f"{name} is not a setting (there are: {known})" for name in unknown])
+        raise InvalidSettings([f"{name} is not a setting{_meant(name)} (there are: {known})" for name in unknown])
     try:
         return SessionSettings(**given)
+    except UnicodeDecodeError as error:
+        raise InvalidSettings(
+            [f"{_ENV_FILE} is not UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8"]
+        ) from error
+    except OSError as error:
+        raise InvalidSettings([f"{_ENV_FILE} cannot be read ({error.strerror})"]) from error
+    except SettingsError as error:
+        raise InvalidSettings([f"{error} ({error.__cause__})"]) from error
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
         raise InvalidSettings(problems) from error
+
+
+def _meant(name: str) -> str:
+    found = get_close_matches(name, SessionSettings.model_fields, n=1, cutoff=0.7)
+    return f"; did you mean {found[0]}?" if found else ""

@@ -21,6 +21,7 @@ from session_middleware.memory.parts import MemoryParts
 from session_middleware.memory.scopes import SCOPES, Namespace, Owners, namespace_of, visible_namespaces
 from session_middleware.memory.values import check_key, checked_value, words_of
 from session_middleware.model import Scope
+from session_middleware.names import suggesting
 from session_middleware.notebook import Rows
 from session_middleware.settings import parse_duration
 from session_middleware.storage.memory_port import (
@@ -46,6 +47,7 @@ Duration: TypeAlias = timedelta | str | float
 _FADES_BY_HALF = timedelta(days=30)
 
 
+@suggesting
 class SessionMemory:
     """The memory of a session. Every method has an async twin with the prefix ``a``."""
 

@@ -112,9 +112,10 @@ def test_going_on_tells_of_what_was_not_finished_before(sessions: Sessions) -> N
 
 
 def test_it_ends_with_the_session(sessions: Sessions) -> None:
-    session = sessions.open("t")
+    found = sessions.open("t").follow()
+    assert next(found).kind == "opened"  # type: ignore[union-attr]
     sessions.delete("t")
-    assert list(session.follow()) == []
+    assert list(found) == []
 
 
 def test_it_ends_when_the_session_has_expired(tmp_path: Path, clock: Any) -> None:

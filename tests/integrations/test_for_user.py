@@ -372,18 +372,18 @@ def test_all_that_a_guarded_session_asks_of_storage_is_guarded() -> None:
     import re
 
     from session_middleware.following import Following
-    from session_middleware.guarded import GuardedStorage
     from session_middleware.memory.session_memory import SessionMemory
     from session_middleware.recording.history import SessionHistory
     from session_middleware.recording.loop import Loop
+    from session_middleware.session_storage import SessionStorage
 
     parts = (Session, LivingSession, SessionMemory, Loop, SessionHistory, Following)
     source = "".join(inspect.getsource(kind) for kind in parts)
     used = set(re.findall(r"_storage\.(\w+)\(", source))
     assert {"list_messages", "update_session", "put_memories"} <= used
     for name in used:
-        GuardedStorage(_Any(), "", _Any(), _Any()).__getattribute__ if name == "put_memories" else getattr(
-            GuardedStorage(_Any(), "", _Any(), _Any()), name
+        SessionStorage(_Any(), "", _Any(), _Any()).__getattribute__ if name == "put_memories" else getattr(
+            SessionStorage(_Any(), "", _Any(), _Any()), name
         )
 
 

@@ -11,7 +11,7 @@ import pytest
 from langgraph.config import get_store
 from langgraph.graph import START, MessagesState, StateGraph
 
-from session_middleware import SessionAccessDenied, SessionClosed, Sessions
+from session_middleware import SessionAccessDenied, SessionClosed, SessionNotFound, Sessions
 from tests.conftest import Clock
 
 NAMESPACES = (("session", "t"), ("user", "alice"))
@@ -73,17 +73,17 @@ def test_a_tool_of_a_run_remembers_nothing_for_a_session_that_was_deleted_and_op
 def test_a_session_in_hand_remembers_nothing_after_it_was_deleted(sessions: Sessions) -> None:
     session = sessions.open("t")
     sessions.delete("t")
-    with pytest.raises(SessionClosed):
+    with pytest.raises(SessionNotFound, match="was deleted"):
         session.memory.remember("secret")
     assert sessions.open("t", user_id="mallory").memory.list() == []
-    with pytest.raises(SessionClosed):
+    with pytest.raises(SessionNotFound, match="was deleted"):
         session.memory.remember("secret")
 
 
 def test_a_session_in_hand_remembers_nothing_for_a_user_who_was_forgotten(sessions: Sessions) -> None:
     session = sessions.open("t", user_id="alice")
     sessions.forget_user("alice")
-    with pytest.raises(SessionClosed):
+    with pytest.raises(SessionNotFound, match="was deleted"):
         session.memory.remember("secret", scope="user")
     assert sessions.store.search(("user", "alice")) == []
 

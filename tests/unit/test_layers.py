@@ -42,6 +42,7 @@ LAYERS = {  # the longest prefix wins
     "visits": 2,
     "checkpoint": 3,
     "recording": 3,
+    "session_storage": 3,
     "memory": 3,
     "attaching": 3,
     "guarded": 4,

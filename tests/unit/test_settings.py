@@ -40,8 +40,67 @@ def test_a_timeout_can_be_switched_off_from_the_environment(monkeypatch: pytest.
     assert load_settings().idle_timeout is None
 
 
+@pytest.mark.parametrize("name", ["IDLE_TIMEOUT", "MAX_SESSIONS", "TRACKING", "STORAGE_URL", "INDEX", "ON_EXPIRE"])
+@pytest.mark.parametrize("where", ["environment", "file"])
+def test_an_empty_variable_is_the_default(
+    name: str, where: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    default = load_settings()
+    monkeypatch.chdir(tmp_path)
+    if where == "file":
+        Path(".env").write_text(f"SESSION_{name}=\n")
+    else:
+        monkeypatch.setenv(f"SESSION_{name}", "")
+    assert load_settings() == default
+
+
+def test_an_empty_duration_is_an_error_where_it_is_an_argument() -> None:
+    with pytest.raises(InvalidSettings, match="idle_timeout"):
+        load_settings(idle_timeout="")
+
+
+def test_a_limit_can_be_switched_off_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SESSION_MAX_SESSIONS", "none")
+    assert load_settings().max_sessions is None
+
+
+@pytest.mark.parametrize("where", ["environment", "file"])
+def test_a_mistyped_variable_is_an_error_that_names_the_right_one(
+    where: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if where == "file":
+        Path(".env").write_text("session_idle_timout=5m\n")
+    else:
+        monkeypatch.setenv("SESSION_IDLE_TIMOUT", "5m")
+    with pytest.raises(InvalidSettings, match=r"SESSION_IDLE_TIMOUT .*SESSION_IDLE_TIMEOUT"):
+        load_settings()
+
+
+@pytest.mark.parametrize("name", ["SESSION_ID", "SESSION_SECRET", "SESSION_MANAGER", "SESSION_COOKIE_NAME"])
+def test_a_variable_of_another_program_is_left_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "theirs")
+    load_settings()
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_an_env_file_in_another_encoding_is_named(
+    encoding: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(".env").write_text("SESSION_STORAGE_URL=café.db\n", encoding=encoding)
+    with pytest.raises(InvalidSettings, match=r"\.env is not UTF-8"):
+        load_settings()
+
+
+def test_a_variable_that_is_no_json_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SESSION_INDEX", "{dims: 3}")
+    with pytest.raises(InvalidSettings, match="index"):
+        load_settings()
+
+
 def test_an_unknown_setting_is_named_with_those_there_are() -> None:
-    with pytest.raises(InvalidSettings, match=r"idle_timout is not a setting .*idle_timeout"):
+    with pytest.raises(InvalidSettings, match=r"idle_timout is not a setting; did you mean idle_timeout\? .*max_age"):
         load_settings(idle_timout="5m")
 
 

@@ -57,6 +57,9 @@ class Due(Sequence[Ended]):
 
     __hash__ = None  # type: ignore[assignment]
 
+    def __reduce__(self) -> tuple[type[list[Ended]], tuple[list[Ended]]]:
+        return list, (self[:],)  # a copy is a list of its values
+
     def __repr__(self) -> str:
         return repr(self[:]) if len(self) <= _SHOWN else f"<{len(self):,} sessions that are due>"
 
