@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, cast
 
 from langgraph.checkpoint.base import CheckpointTuple, get_checkpoint_metadata
@@ -50,8 +51,8 @@ def import_checkpoints(
 ) -> Imported:
     """Copy every checkpoint and write of a saver, the oldest first, and compare each with its source.
 
-    Messages get into the record on the way. The threads' idle time begins now. Nobody should write
-    to the source meanwhile.
+    Messages get into the record on the way. Sessions and messages have the times of their checkpoints, so a
+    thread that has idled for longer than `idle_timeout` is expired. Nobody should write to the source meanwhile.
 
     Args:
         source_saver: LangGraph's `SqliteSaver` or `PostgresSaver` (see `open_source`), or another
@@ -104,11 +105,15 @@ class _Import:
             self._imported.skipped += len(keys) - len(missing)
             self._imported.unowned += self._user_key is not None and owner is None
             self._advance(len(keys) - len(missing))
-            if missing:
-                self._saver.get_tuple(config_of(keys[0][0], ""))  # begins one visit for all that is written
-            for key in missing:
-                self._copy(key)
-                self._advance(1)
+            if not missing:
+                return
+            self._saver.date(config_of(keys[0][0], ""), _moment_of(self._source.read(missing[0])), anew=True)
+            try:
+                for key in missing:
+                    self._copy(key)
+                    self._advance(1)
+            finally:
+                self._saver.date(config_of(keys[0][0], ""), None)
 
     def _owner(self, keys: list[Key]) -> str | None:
         """The one user a thread names. All of it is read for that, so that what cannot be is found first."""
@@ -149,6 +154,7 @@ class _Import:
     def _copy(self, key: Key) -> None:
         theirs, here = self._source.read(key), config_of(*key)
         writes, paths = _by_task(theirs), self._source.task_paths(key)
+        self._saver.date(here, _moment_of(theirs))
         for task_id, written in writes.items():  # before the checkpoint: where that is, all of it is
             self._saver.put_writes(here, written, task_id, paths.get(task_id, ""))
         if self._ours(key) is None:
@@ -231,6 +237,15 @@ def _by_task(found: CheckpointTuple) -> WritesByTask:
     for task_id, channel, value in found.pending_writes or ():
         writes.setdefault(task_id, []).append((channel, value))
     return writes
+
+
+def _moment_of(found: CheckpointTuple) -> datetime | None:
+    """When a checkpoint was made, as far as it says so."""
+    try:
+        moment = datetime.fromisoformat(found.checkpoint["ts"])
+    except (TypeError, ValueError):
+        return None
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
 
 
 def _parent_id(found: CheckpointTuple) -> str | None:

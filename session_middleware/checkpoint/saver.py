@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from datetime import datetime
 from functools import partial
 from typing import Any, TypeAlias, cast
 
@@ -332,6 +333,15 @@ class SessionSaver(BaseCheckpointSaver[int]):
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
         await self._offload.write(partial(self.put_writes, config, writes, task_id, task_path), patient=True)
+
+    def date(self, config: RunnableConfig, moment: datetime | None, *, anew: bool = False) -> None:
+        """Record what is written for this thread outside of runs as of `moment`; ``None``: as of now. For importers.
+
+        `anew`: what is written from here on is one visit of the session, which opens or resumes it once.
+        """
+        configurable = config["configurable"]
+        visit = self._visits.arrive({**configurable}) if anew else self._visits.present(configurable)
+        visit.at = moment
 
     def delete_thread(self, thread_id: str) -> None:
         """Delete the session: its checkpoints and writes, its record, and what it remembers."""

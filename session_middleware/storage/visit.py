@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from session_middleware.model import Admission, Identity
@@ -79,6 +80,7 @@ class Visit:
     incarnation: int | None = None  # the session's, as it was found: a deleted one that is opened again is another
     hand: Hand | None = None  # in which the session is: no other that has its id is let in instead
     lease: Lease | None = None  # of a run in progress
+    at: datetime | None = None  # when it was, of what happened elsewhere and is copied here; None: now
     is_inside: bool = False  # of another run of its session, whose turn and lease it has, and does not end
 
     def __post_init__(self) -> None:

@@ -220,12 +220,53 @@ def test_edits_and_removals_are_recorded_as_they_were(tmp_path: Path, db: Path) 
     assert versions.count("hello") == versions.count("hullo") == versions.count("more") == 1
 
 
-def test_a_session_opens_once_and_its_idle_time_begins_now(source: Path, db: Path) -> None:
+def test_a_session_opens_once(source: Path, db: Path) -> None:
     move(source, db)
     with Sessions(db) as sessions:
         for session in sessions.list():
             assert [event.kind for event in session.events()] == ["opened"]
             assert (session.status, session.run_count) == ("active", 0)
+
+
+def dated(source: Path, *years: int) -> None:
+    """Two turns of a conversation, each said in a year of its own."""
+    with saving(source) as saver:
+        for year in years:
+            on(saver, agents.chat()).invoke(agents.human(f"in {year}"), config("t"))
+            for row in saver.conn.execute("SELECT checkpoint_id, type, checkpoint FROM checkpoints").fetchall():
+                checkpoint = saver.serde.loads_typed((row[1], row[2]))
+                if checkpoint["ts"] > "2026":
+                    checkpoint["ts"] = f"{year}-03-01T10:00:00+00:00"
+                    kind, body = saver.serde.dumps_typed(checkpoint)
+                    saver.conn.execute(
+                        "UPDATE checkpoints SET type = ?, checkpoint = ? WHERE checkpoint_id = ?", (kind, body, row[0])
+                    )
+        saver.conn.commit()
+
+
+def test_sessions_and_messages_have_the_times_of_their_checkpoints(tmp_path: Path, db: Path) -> None:
+    source = tmp_path / "old.sqlite"
+    dated(source, 2021, 2023)
+    move(source, db)
+    with Sessions(db, idle_timeout=None) as sessions:
+        session = sessions.get("t")
+        assert [m.created_at.year for m in session.messages()] == [2021, 2021, 2023, 2023]
+        assert (session.created_at.year, session.last_active_at.year) == (2021, 2023)
+        assert [(e.kind, e.created_at.year) for e in session.events()] == [("opened", 2021)]
+        sessions.attach(agents.chat()).invoke(agents.human("today"), sessions.config("t"))
+        assert sessions.get("t").last_active_at.year == session.messages()[-1].created_at.year > 2023
+
+
+def test_an_old_thread_that_is_brought_up_to_date_is_not_revived_by_that(tmp_path: Path, db: Path) -> None:
+    source = tmp_path / "old.sqlite"
+    dated(source, 2021)
+    move(source, db)
+    dated(source, 2022)
+    move(source, db)
+    with Sessions(db) as sessions:
+        session = sessions.get("t")
+        assert (session.status, session.last_active_at.year, session.message_count) == ("expired", 2022, 4)
+        assert "revived" not in [event.kind for event in session.events()]
 
 
 # Again

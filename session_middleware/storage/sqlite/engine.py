@@ -128,7 +128,7 @@ class SqliteStorage(SqliteUpkeep, SqliteReports, SqliteConversations, SqliteMemo
         entries = [*before.take(), *entries]
         if not self._rules.settings.tracking or not (entries or put):
             return Place()
-        place = write(connection, visit, entries, self._rules.clock(), careful=careful, put=put)
+        place = write(connection, visit, entries, visit.at or self._rules.clock(), careful=careful, put=put)
         for entry in entries:
             if isinstance(entry, RunEnd):
                 self._run_ended(connection, visit, entry)

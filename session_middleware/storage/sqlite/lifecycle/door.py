@@ -52,7 +52,7 @@ def look(connection: sqlite3.Connection, visit: Visit, rules: Rules) -> SessionI
         raise Archived(stone)
     if visit.admission is None:
         try:
-            _decide(connection, visit, session, rules, rules.clock())
+            _decide(connection, visit, session, rules, visit.at or rules.clock())
         except SessionClosed:
             if not visit.reading:  # to read a closed session is no run of it, and decides nothing
                 raise
@@ -108,7 +108,7 @@ def admit(connection: sqlite3.Connection, visit: Visit, rules: Rules, *, announc
     Without `announce`, that an active session was resumed is left for a later operation to say.
     The visit's flags are set here, in the writer's turn, so that no second operation admits it again.
     """
-    now = rules.clock()
+    now = visit.at or rules.clock()
     if visit.admitted:
         family_id = _admit_again(connection, visit, rules, now)
     else:
