@@ -26,6 +26,7 @@ from session_middleware.terminal import (
     path_of,
     print_json,
 )
+from session_middleware.wording import plural
 
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
@@ -79,7 +80,7 @@ def list_command(db: str | None, user_id: str | None, status: Any, archived: boo
         from session_middleware.render import sessions_table
 
         console = console_of_stdout()
-        console.print(sessions_table(found))
+        console.print(sessions_table(found), crop=False)
         total = sessions.count(user_id=user_id, status=status)
         if total > len(found):
             console.print(f"{len(found)} of {total}; see more with --limit {total}")
@@ -91,7 +92,7 @@ def _list_archived(found: Sequence[ArchivedSession], as_json: bool) -> None:
         return
     from session_middleware.render import archives_table
 
-    console_of_stdout().print(archives_table(found))
+    console_of_stdout().print(archives_table(found), crop=False)
 
 
 @cli.command()
@@ -108,7 +109,7 @@ def show(session_id: str, db: str | None, full: bool, as_json: bool) -> None:
             return
         from session_middleware.render import timeline
 
-        console_of_stdout().print(timeline(session, session.timeline(), full=full))
+        console_of_stdout().print(timeline(session, session.timeline(), full=full), crop=False)
 
 
 @cli.command()
@@ -127,7 +128,12 @@ def chat(db: str | None, thread: str | None, user_id: str | None, name: str | No
 
 
 @cli.command()
-@click.option("--db", metavar="FILE", default=None, help="Keep the tour's database here. [default: it is thrown away]")
+@click.option(
+    "--db",
+    metavar="FILE",
+    default=None,
+    help="Keep the tour's database here. [default: a new temporary folder]",
+)
 def demo(db: str | None) -> None:
     """Take the tour. It needs no key and no network, and less than a minute."""
     if db is not None and Path(db).exists():
@@ -241,11 +247,12 @@ def _types(allowed: Sequence[str]) -> list[tuple[str, str]]:
 
 def _say_imported(imported: Imported) -> None:
     click.echo(
-        f"copied {imported.checkpoints:,} checkpoints with {imported.writes:,} writes, and skipped "
-        f"{imported.skipped:,} that were there; {imported.threads:,} threads, {len(imported.not_copied):,} not copied"
+        f"copied {plural(imported.checkpoints, 'checkpoint')} with {plural(imported.writes, 'write')}, and skipped "
+        f"{imported.skipped:,} already there; {plural(imported.threads, 'thread')}, "
+        f"{len(imported.not_copied):,} not copied"
     )
     if imported.unowned:
-        click.echo(f"{imported.unowned:,} threads name no user: they have no owner, and are open to everybody")
+        click.echo(f"without a user, and so open to everybody: {plural(imported.unowned, 'thread')}")
 
 
 @contextmanager

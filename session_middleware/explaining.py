@@ -10,6 +10,7 @@ from session_middleware.findings import Explanation
 from session_middleware.model import Event, SessionInfo
 from session_middleware.settings import SessionSettings
 from session_middleware.storage.upkeep import Buried
+from session_middleware.wording import span_text
 
 _WHY = {
     "idle_timeout": "nothing happened in it for {idle_timeout}",
@@ -124,4 +125,4 @@ def _at(moment: datetime) -> str:
 
 
 def _long(duration: timedelta | None) -> str:
-    return "ever" if duration is None else str(duration)
+    return "ever" if duration is None else span_text(duration)

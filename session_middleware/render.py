@@ -1,8 +1,8 @@
 """Sessions as pictures in a terminal: a list, one session's timeline, what a sweep ended.
 
 Everything recorded is untrusted text: it is never read as markup, and control characters, which
-could move the cursor or recolour the screen, are shown as what they are. All pictures fit in 80
-columns and stay readable when the output is a file.
+could move the cursor or recolour the screen, are shown as what they are. Ids are whole at any width: print
+with ``crop=False``.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeAlias
 
-from rich import box
 from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
 from session_middleware.findings import Ended
+from session_middleware.listing import Listing
 from session_middleware.model import Event, Message, ModelCall, Run, SessionInfo, ToolCall, Usage
 from session_middleware.storage.upkeep import ArchivedSession
 from session_middleware.wording import arguments_text, duration_text, json_text, plural, second_text, shortened, visible
@@ -43,32 +43,32 @@ def sessions_table(sessions: Sequence[SessionInfo]) -> RenderableType:
     """One line a session, in the order given; under its id its title, if it has one."""
     if not sessions:
         return Text("no sessions", style="dim")
-    table = _table("session", "owner", "status", "last active", "messages", "tools")
+    listing = Listing("session", "owner", "status", "last active", "messages", "tools")
     for session in sessions:
-        table.add_row(
+        listing.add_row(
             _named(session.id, session.title),
             _text(session.user_id or "–"),  # noqa: RUF001 - an en dash reads as "nobody"
             _text(session.status, _STATUS_STYLES[session.status]),
             _minute(session.last_active_at),
             *(Text(f"{count:,}") for count in (session.message_count, session.tool_call_count)),
         )
-    return table
+    return listing
 
 
 def archives_table(archived: Sequence[ArchivedSession]) -> RenderableType:
     """Archived sessions, in the order given, each with its file."""
     if not archived:
         return Text("no archived sessions", style="dim")
-    table = _table("session", "owner", "ended by", "archived", "file")
+    listing = Listing("session", "owner", "ended by", "archived", "file")
     for one in archived:
-        table.add_row(
+        listing.add_row(
             _named(one.session_id, one.title),
             _text(one.user_id or "–"),  # noqa: RUF001 - as above
             _text(one.reason or ""),
             _minute(one.archived_at),
             _text(one.path),
         )
-    return table
+    return listing
 
 
 def _named(session_id: str, title: str | None) -> Text:
@@ -92,16 +92,16 @@ def sweep_table(ended: Sequence[Ended]) -> RenderableType:
     """What a sweep ended, or would end."""
     if not ended:
         return Text("nothing is due", style="dim")
-    table = _table("session", "owner", "why", "expired", "action")
+    listing = Listing("session", "owner", "why", "expired", "action")
     for one in ended:
-        table.add_row(
+        listing.add_row(
             _text(one.session_id),
             _text(one.user_id or "–"),  # noqa: RUF001 - as above
             Text("idle since ").append_text(_minute(one.last_active_at)),
             _minute(one.expired_at),
             _text(one.action, "red" if one.action == "delete" else ""),
         )
-    return table
+    return listing
 
 
 def usage_table(by: str, used: Sequence[Usage]) -> RenderableType:
@@ -110,20 +110,19 @@ def usage_table(by: str, used: Sequence[Usage]) -> RenderableType:
         return Text("no calls", style="dim")
     of_models = by != "tool"
     costs = ("in", "out", "cost") if of_models else ()
-    table = _table(by, "calls", "errors", *costs, "median", "p95", caption=None)
+    listing = Listing(by, "calls", "errors", *costs, "median", "p95", caption=None)
     for one in used:
-        table.add_row(
+        listing.add_row(
             _text(one.key or "–"),  # noqa: RUF001 - as above
-            *_amounts(one, of_models),
-            *("" if took is None else duration_text(took) for took in (one.p50_ms, one.p95_ms)),
+            *map(Text, _amounts(one, of_models)),
+            *(Text("" if took is None else duration_text(took)) for took in (one.p50_ms, one.p95_ms)),
         )
     sums = ("calls", "errors", "input_tokens", "output_tokens", "cost", "unpriced")
     total = Usage(key=None, **{name: sum(getattr(one, name) for one in used) for name in sums})
-    table.add_section()
-    table.add_row("all", *_amounts(total, of_models), "", "")
+    listing.add_row(Text("all", "bold"), *map(Text, _amounts(total, of_models)), Text(), Text())
     if not total.unpriced:
-        return table
-    return Group(table, Text(f"{plural(total.unpriced, 'call')} of unknown price not in the cost", style="dim"))
+        return listing
+    return Group(listing, Text(f"{plural(total.unpriced, 'call')} of unknown price not in the cost", style="dim"))
 
 
 def _amounts(used: Usage, of_models: bool) -> list[str]:
@@ -184,7 +183,9 @@ def _header(session: SessionInfo) -> RenderableType:
         why = ", by ".join(filter(None, (session.pinned.why, session.pinned.by)))
         facts.add_row("pinned", _text(why or "yes"))
     facts.add_row("holds", Text(_counts(session)))
-    return Panel(facts, title=_text(session.id, "bold"), title_align="left", border_style="dim", padding=(0, 1))
+    name = _text(session.id, "bold")
+    name.no_wrap, name.overflow = True, "ignore"
+    return Group(name, Panel(facts, border_style="dim", padding=(0, 1)))
 
 
 def _counts(session: SessionInfo) -> str:
@@ -327,25 +328,6 @@ def _time_of(record: Record) -> datetime | None:
 
 
 # Words
-
-
-def _table(*columns: str, caption: str | None = "times are UTC") -> Table:
-    """Ids are folded rather than cut, so that they can be copied; all else stays on its line."""
-    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, collapse_padding=True, caption=caption)
-    table.caption_justify = "right"
-    for name in columns:
-        number = name in _NUMBERS
-        table.add_column(
-            name,
-            justify="right" if number else "left",
-            overflow="fold",
-            no_wrap=name in _ON_ONE_LINE,
-        )
-    return table
-
-
-_NUMBERS = frozenset({"messages", "tools", "calls", "errors", "in", "out", "cost", "median", "p95"})
-_ON_ONE_LINE = _NUMBERS | {"status", "last active", "why", "expired", "action", "ended by", "archived"}
 
 
 def _text(text: str, style: str = "") -> Text:

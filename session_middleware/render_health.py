@@ -13,9 +13,9 @@ from rich.text import Text
 from session_middleware.doctor import Diagnosis
 from session_middleware.findings import Damage, Forgotten, Problem, Salvaged, Verified
 from session_middleware.storage.upkeep import Deleted
-from session_middleware.wording import shortened, visible
+from session_middleware.wording import plural, visible
 
-_WIDTH = 40  # of the sessions' ids
+_IDS = 3  # of sessions with the same damage, before the rest is only counted
 _LINES = 20  # of damage, before the rest is only counted
 
 
@@ -37,8 +37,8 @@ def salvaged(saved: Salvaged) -> RenderableType:
     head = Text.assemble("saved ", _counts(saved), " in ", (visible(saved.path), "bold"), ", which is whole")
     lines: list[RenderableType] = [head]
     if saved.rebuilt:
-        ids = shortened(visible(", ".join(saved.rebuilt)), 200)
-        lines.append(Text(f"the rows of {len(saved.rebuilt):,} sessions were made anew, without titles: {ids}"))
+        ids = _few(saved.rebuilt)
+        lines.append(Text(f"made anew, without title: the row of {plural(len(saved.rebuilt), 'session')}: {ids}"))
     if saved.is_all:
         lines.append(Text("nothing was lost", style="green"))
     else:
@@ -48,8 +48,8 @@ def salvaged(saved: Salvaged) -> RenderableType:
 
 def _counts(found: Verified | Salvaged) -> str:
     return (
-        f"{found.sessions:,} sessions, {found.checkpoints:,} checkpoints, {found.writes:,} writes, "
-        f"{found.records:,} rows of record and memory"
+        f"{plural(found.sessions, 'session')}, {plural(found.checkpoints, 'checkpoint')}, "
+        f"{plural(found.writes, 'write')}, {plural(found.records, 'row')} of record and memory"
     )
 
 
@@ -59,17 +59,23 @@ def _damage(structure: Sequence[str], damage: Iterable[Damage]) -> RenderableTyp
     for one in damage:
         sessions[one.table, one.problem][one.session_id or ""] += 1
     rows = [
-        (", ".join(filter(None, ids)), _in(table, ids.total()), problem) for (table, problem), ids in sessions.items()
+        (_few([*filter(None, ids)]), _in(table, ids.total()), problem) for (table, problem), ids in sessions.items()
     ]
     rows += [("", "the file", line) for line in structure]
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
     for name in ("session", "where", "what is wrong"):
         table.add_column(name, overflow="fold")
     for ids, where, problem in rows[:_LINES]:
-        table.add_row(Text(shortened(visible(ids), _WIDTH) or "–"), Text(where), Text(visible(problem)))  # noqa: RUF001 - as in render
+        table.add_row(Text(ids or "–"), Text(where), Text(visible(problem)))  # noqa: RUF001 - as in render
     if len(rows) <= _LINES:
         return table
     return Group(table, Text(f"and {len(rows) - _LINES:,} more; see all with --json", style="dim"))
+
+
+def _few(ids: Sequence[str]) -> str:
+    """The first of some ids, each whole."""
+    more = f" and {len(ids) - _IDS:,} more" if len(ids) > _IDS else ""
+    return visible(", ".join(ids[:_IDS])) + more
 
 
 def _in(table: str, count: int) -> str:

@@ -16,6 +16,7 @@ from session_middleware.terminal import (
     json_option,
     print_json,
 )
+from session_middleware.wording import plural, span_text
 
 if TYPE_CHECKING:
     from session_middleware.session import Session
@@ -38,7 +39,7 @@ def usage(db: str | None, by: Any, user_id: str | None, since: str | None, as_js
         return
     from session_middleware.render import usage_table
 
-    console_of_stdout().print(usage_table(by, found))
+    console_of_stdout().print(usage_table(by, found), crop=False)
 
 
 def _moment(since: str | None) -> datetime | None:
@@ -58,9 +59,16 @@ def _moment(since: str | None) -> datetime | None:
 @click.option("--idle-timeout", metavar="DURATION", help="Such as 30m or 7d. [default: SESSION_IDLE_TIMEOUT, or 7d]")
 @click.option("--older-than", metavar="DURATION", help="Delete what was last active so long ago instead, such as 90d.")
 @click.option("--status", type=click.Choice(STATUSES), help="With --older-than: only sessions with this status.")
+@click.option("--yes", is_flag=True, help="Do not ask before --older-than deletes.")
 @json_option
 def sweep(
-    db: str | None, dry_run: bool, idle_timeout: str | None, older_than: str | None, status: Any, as_json: bool
+    db: str | None,
+    dry_run: bool,
+    idle_timeout: str | None,
+    older_than: str | None,
+    status: Any,
+    yes: bool,
+    as_json: bool,
 ) -> None:
     """End the sessions that are due, or delete old ones. As on_expire and retention say."""
     from session_middleware.settings import age_of, duration_of
@@ -68,6 +76,11 @@ def sweep(
     duration_of("--idle-timeout", idle_timeout)
     age_of("--older-than", older_than)
     with existing(db, **({"idle_timeout": idle_timeout} if idle_timeout else {})) as sessions:
+        if older_than and not dry_run and not yes:
+            count = len(sessions.sweep(dry_run=True, older_than=older_than, status=status))
+            if count:
+                what = f"{plural(count, 'session')} last active more than {older_than} ago"
+                click.confirm(f"Delete {what}?", abort=True, err=True)
         ended = sessions.sweep(dry_run=dry_run, older_than=older_than, status=status)
         if as_json:
             print_json([one.model_dump(mode="json") for one in ended])
@@ -75,10 +88,10 @@ def sweep(
         from session_middleware.render import sweep_table
 
         console = console_of_stdout()
-        console.print(sweep_table(ended))
+        console.print(sweep_table(ended), crop=False)
         word = "would be ended" if dry_run else "ended"
         rule = sessions.settings.idle_timeout
-        told = f"idle for {rule}" if rule else "that none expires"
+        told = f"idle for {span_text(rule)}" if rule else "that none expires"
         console.print(f"{len(ended)} {word}; the rule is " + (f"older than {older_than}" if older_than else told))
 
 
@@ -190,7 +203,8 @@ def forget(user_id: str, db: str | None, dry_run: bool, yes: bool, as_json: bool
         receipt = sessions.forget_user(user_id, dry_run=True)
         if not dry_run:
             if not yes:
-                click.confirm(f"Delete {receipt.sessions} sessions and all else of {user_id!r}?", abort=True, err=True)
+                count = plural(receipt.sessions, "session")
+                click.confirm(f"Delete {count} and all else of {user_id!r}?", abort=True, err=True)
             receipt = sessions.forget_user(user_id)
         if as_json:
             print_json(receipt.model_dump(mode="json"))
@@ -211,7 +225,7 @@ def revoke(user_id: str, db: str | None, reason: str | None, lift: bool) -> None
     """Refuse a user from now on. Their open sessions are ended."""
     with existing(db) as sessions:
         ended = sessions.revoke(user_id, reason=reason, lift=lift)
-    click.echo("lifted" if lift else f"revoked; {len(ended)} open sessions were ended")
+    click.echo("lifted" if lift else f"revoked; ended {plural(len(ended), 'open session')}")
 
 
 def add_to(group: click.Group) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 SHORT_PART = 70  # of a tool call, each of its arguments and its result
@@ -55,6 +55,17 @@ def duration_text(milliseconds: float) -> str:
         return f"{milliseconds:.3g} ms"
     seconds = milliseconds / 1_000
     return f"{seconds:.1f} s" if seconds < 60 else f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+
+
+def span_text(duration: timedelta) -> str:
+    """A duration as people say it: its two largest units, such as ``"7 days"`` or ``"1 hour 30 minutes"``."""
+    seconds, parts = duration.total_seconds(), []
+    for noun, size in (("day", 86_400), ("hour", 3_600), ("minute", 60)):
+        count, seconds = divmod(seconds, size)
+        parts += [plural(int(count), noun)] if count else []
+    if seconds and not parts[1:]:
+        parts.append(f"{seconds:.3g} second" + ("s" if seconds != 1 else ""))
+    return " ".join(parts[:2]) or "0 seconds"
 
 
 def plural(count: int, noun: str) -> str:

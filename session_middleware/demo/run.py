@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import inspect
 import os
+import shlex
+import shutil
+import sys
 import tempfile
 import textwrap
 import time
@@ -36,7 +39,7 @@ from session_middleware.demo.worker import QUESTION
 from session_middleware.demo.workspace import make_workspace
 from session_middleware.model import ToolCall, utc_now
 from session_middleware.render import request_text, sweep_table, timeline
-from session_middleware.wording import shortened, visible
+from session_middleware.wording import plural, shortened, visible
 
 Agent = CompiledStateGraph[Any, Any, Any, Any]
 
@@ -69,8 +72,9 @@ class Tour:
 
 
 def run(console: Console, *, keep: Path | None = None) -> None:
-    """The whole tour; its database is kept at `keep`, or thrown away."""
+    """The whole tour; its database is kept at `keep`, or in a new folder of its own."""
     began = time.monotonic()
+    keep = keep or Path(tempfile.mkdtemp(prefix="session-middleware-tour-")) / "sessions.db"
     # On Windows a file of a killed process may be held for a moment longer: never fail over rubbish.
     with tempfile.TemporaryDirectory(prefix="session-middleware-", ignore_cleanup_errors=True) as name:
         folder = Path(name).resolve()
@@ -78,7 +82,7 @@ def run(console: Console, *, keep: Path | None = None) -> None:
         tools = make_tools(workspace.files, workspace.database)
         tools.append(make_report_tool(workspace.files, workspace.database))
         graph = build_agent(tools, ScriptedModel())
-        tour = Tour(console, folder, keep or folder / "sessions.db", graph)
+        tour = Tour(console, folder, keep, graph)
         with _undisturbed(folder):
             for number, (title, section) in enumerate(_SECTIONS, start=1):
                 console.print()
@@ -98,13 +102,26 @@ def _undisturbed(folder: Path) -> Iterator[None]:
         os.environ.update(before)
 
 
-def _end(console: Console, keep: Path | None, seconds: float) -> None:
+def _end(console: Console, keep: Path, seconds: float) -> None:
     console.print()
     console.rule(style="dim")
-    console.print(f"That took {seconds:.1f} seconds, without a key or a network. Go on by yourself:")
-    if keep is not None:
-        console.print(Text(f"  session-middleware show {THREAD} --db {keep}", style="cyan"), soft_wrap=True)
-    console.print(Text("  session-middleware chat --thread my-first --user me", style="cyan"))
+    console.print(f"That took {seconds:.1f} seconds, without a key or a network. Its sessions are kept in")
+    console.print(Text(f"  {keep}", style="bold"), soft_wrap=True)
+    console.print("Talk to the agent yourself, and look at what was recorded:")
+    for command in ("chat --thread my-first --user me", f"show {THREAD}"):
+        line = f"{_program()} {command} --db {shlex.quote(str(keep))}"
+        console.print(Text(line, style="cyan"), soft_wrap=True)
+
+
+def _program() -> str:
+    """How this program is called from where its user stands."""
+    called = Path(sys.argv[0])
+    found = shutil.which("session-middleware")
+    if found is not None and called.exists() and Path(found).samefile(called):
+        return "session-middleware"
+    if called.name == "session-middleware" and called.exists():
+        return shlex.quote(os.path.relpath(called) if called.is_relative_to(Path.cwd()) else str(called))
+    return f"{shlex.quote(sys.executable)} -m session_middleware.cli"
 
 
 # 1
@@ -127,8 +144,8 @@ def _conversation(tour: Tour) -> None:
             _ask(tour, agent, question, config)
         stats = sessions.get(THREAD).stats()
     tour.point(
-        f"{stats.run_count} runs, {stats.message_count} messages and {stats.tool_call_count} tool calls"
-        f" are rows in one file, {tour.path.name}"
+        f"{plural(stats.run_count, 'run')}, {plural(stats.message_count, 'message')} and"
+        f" {plural(stats.tool_call_count, 'tool call')} are rows in one file, {tour.path.name}"
     )
 
 

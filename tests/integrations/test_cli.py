@@ -160,7 +160,11 @@ def test_sweep_cleans_by_age_and_status(call: Call, db: str) -> None:
     old = ("sweep", "--db", db, "--older-than", "1ms", "--status", "completed")
     (planned,) = json.loads(call(*old, "--dry-run", "--json").output)
     assert (planned["session_id"], planned["reason"], planned["bytes"] > 0) == ("a1", "older_than", True)
-    assert "1 ended; the rule is older than 1ms" in call(*old).output
+    declined = call(*old, said="n\n")
+    assert declined.exit_code == 1
+    assert "Delete 1 session last active more than 1ms ago?" in declined.output
+    assert call("show", "a1", "--db", db).exit_code == 0
+    assert "1 ended; the rule is older than 1ms" in call(*old, said="y\n").output
     assert call("show", "a1", "--db", db).exit_code == 1
     assert "was deleted" in call("explain", "a1", "--db", db).output
     assert "it is active" in call("explain", "a2", "--db", db).output
@@ -225,7 +229,7 @@ def test_forget_asks_and_gives_a_receipt(call: Call, db: str) -> None:
 
 
 def test_revoke_ends_and_refuses_until_it_is_lifted(call: Call, db: str) -> None:
-    assert "2 open sessions were ended" in call("revoke", "ada", "--db", db).output
+    assert "ended 2 open sessions" in call("revoke", "ada", "--db", db).output
     with Sessions(db) as sessions, pytest.raises(PermissionError):
         sessions.open("a1", user_id="ada")
     assert "lifted" in call("revoke", "ada", "--db", db, "--lift").output

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -80,7 +82,23 @@ def test_tour_s_file_is_many_times_smaller(tour: str) -> None:
 
 def test_tour_is_plain_text_of_80_columns_when_it_is_not_a_terminal(tour: str) -> None:
     assert "\x1b" not in tour
-    assert [line for line in tour.splitlines() if len(line) > 80 and "session-middleware show" not in line] == []
+    assert [line for line in tour.splitlines() if len(line) > 80 and "kept.db" not in line] == []
+
+
+def test_tour_s_last_line_can_be_typed_as_it_stands(tour: str, place: Path) -> None:
+    last = tour.splitlines()[-1]
+    assert "show support-42 --db" in last
+    shown = subprocess.run(
+        ["sh", "-c", last], cwd=place, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert "What is our refund policy" in shown.stdout, shown.stderr
+
+
+def test_tour_keeps_its_database_and_names_it(place: Path) -> None:
+    last = run("demo", folder=place).stdout.splitlines()[-1]
+    path = Path(shlex.split(last)[-1])
+    assert path.is_file()
+    shutil.rmtree(path.parent)
 
 
 def test_tour_s_database_can_be_looked_at_and_is_not_overwritten(tour: str, place: Path) -> None:

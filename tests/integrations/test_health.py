@@ -79,7 +79,7 @@ def test_a_whole_database_is_said_to_be_in_one_line(call: Call, db: Path) -> Non
     before = {file.name: file.read_bytes() for file in db.parent.iterdir()}
     result = call("verify", "--db", str(db))
     assert result.exit_code == 0
-    assert " is whole: 3 sessions, " in result.output.replace("\n", " ")
+    assert " is whole: 3 sessions, " in " ".join(result.output.split())
     assert {file.name: file.read_bytes() for file in db.parent.iterdir()} == before
 
 
