@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, cast
 
-from langgraph.checkpoint.base import CheckpointTuple, get_checkpoint_metadata
+from langgraph.checkpoint.base import CheckpointTuple
 from langgraph.checkpoint.serde.jsonplus import _msgpack_enc
 
+from session_middleware.checkpoint.codec import own_metadata
 from session_middleware.checkpoint.serde import TypeName
 from session_middleware.errors import SessionError, StorageError
 from session_middleware.sessions import Sessions
@@ -200,7 +201,7 @@ def _difference(theirs: CheckpointTuple, ours: CheckpointTuple) -> str:
     """What differs between two checkpoints, or nothing."""
     if not _equal(theirs.checkpoint, ours.checkpoint):
         return "state"
-    if not _equal(get_checkpoint_metadata({}, theirs.metadata), ours.metadata):  # as every saver cleans it
+    if not _equal(own_metadata({}, theirs.metadata), ours.metadata):
         return "metadata"
     if _parent_id(theirs) != _parent_id(ours):
         return "parent"

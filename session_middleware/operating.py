@@ -172,6 +172,7 @@ class Operated:
             StorageError: SQLite cannot read any of it, or it is in memory.
         """
         self._parts.recorder.drain()
+        self._parts.storage.version()  # raises if another file has its name by now
         return verify(self._parts.storage.name, progress)
 
     async def averify(self, progress: Progress | None = None) -> Verified:
@@ -186,6 +187,7 @@ class Operated:
             StorageError: `target` exists or cannot be written, or nothing can be read.
         """
         self._parts.recorder.drain()
+        self._parts.storage.version()  # raises if another file has its name by now
         return salvage(self._parts.storage.name, str(target), progress)
 
     async def asalvage(self, target: str | Path, progress: Progress | None = None) -> Salvaged:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
@@ -17,7 +18,7 @@ from langgraph.store.base import BaseStore
 
 from session_middleware import lifecycle, names
 from session_middleware.checkpoint.serde import StrictSerializer, TypeName
-from session_middleware.errors import InvalidArgument, SessionNotFound
+from session_middleware.errors import InvalidArgument, SessionNotFound, StorageError
 from session_middleware.guarded import UserSessions
 from session_middleware.hooks import Hookable
 from session_middleware.living import Timeout
@@ -45,6 +46,8 @@ from session_middleware.storage.port import SessionFilter
 from session_middleware.storage.visit import Visit
 from session_middleware.sweeping import Sweeper
 from session_middleware.visits import acting_as, as_config, checked_identity, identity_of
+
+logger = logging.getLogger("session_middleware")
 
 G = TypeVar("G")
 SessionList: TypeAlias = list[Session]  # in the class below, `list` is its own method
@@ -119,8 +122,11 @@ class Sessions(Operated, Reports, Hookable, MemoryDoor):
                 return
             self._is_closed = True
             self._resources.close_all()
-            self.settle()
-            self._pulse.close()
+            for finish in (self.settle, self._pulse.close):
+                try:
+                    finish()
+                except StorageError as error:  # what cannot be written any more must not keep the file open
+                    logger.warning("session_middleware could not write down all that had ended (%s)", error)
             self._memory.close()
             self._offload.close()
             self._storage.close()

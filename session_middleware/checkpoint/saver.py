@@ -22,12 +22,11 @@ from langgraph.checkpoint.base import (
     CheckpointTuple,
     DeltaChannelHistory,
     get_checkpoint_id,
-    get_checkpoint_metadata,
 )
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.types import ERROR
 
-from session_middleware.checkpoint.codec import Codec, Split, is_input, replayed, uncollected, whole
+from session_middleware.checkpoint.codec import Codec, Split, is_input, own_metadata, replayed, uncollected, whole
 from session_middleware.checkpoint.kept import KeptLists, Shelf
 from session_middleware.checkpoint.known import Key, Known, KnownCheckpoints, KnownList
 from session_middleware.checkpoint.repair import Repairs
@@ -293,7 +292,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
         for name, value in checkpoint["channel_values"].items():
             if name in new_versions or not split.inherit(name, versions.get(name)):
                 split.add(name, value)
-        metadata = get_checkpoint_metadata(config, metadata)
+        metadata = own_metadata(config, metadata)
         channels, refs = self._storage.put_checkpoint(
             CheckpointPut(
                 visit=visit,

@@ -92,6 +92,49 @@ def test_no_byte_is_left_of_who_ran_in_anothers_session(tmp_path: Path, recorder
         assert PLANTED.encode() not in everything_stored(tmp_path)
 
 
+WORDS_OF_A_CHECKPOINT = ["id", "channel_versions", "loop", "ts", "v", "messages", "hello", "thread-of-bob", "writes"]
+
+
+@pytest.mark.parametrize("attach", [True, False])
+@pytest.mark.parametrize("user_id", WORDS_OF_A_CHECKPOINT)
+async def test_a_user_whose_id_is_a_word_of_the_state_is_forgotten_without_harm_to_it(
+    tmp_path: Path, user_id: str, attach: bool
+) -> None:
+    with Sessions(tmp_path / "sessions.db") as sessions:
+        graph = agents.chat() if not attach else sessions.attach(agents.chat())
+        graph.checkpointer = sessions.checkpointer
+        bobs = sessions.config("thread-of-bob", user_id="bob")
+        sessions.open("thread-of-bob", user_id="bob", group_id="team").update(visibility="group-write")
+        graph.invoke(human("hi"), bobs)
+        graph.invoke(human("hello"), sessions.config("thread-of-bob", user_id=user_id, group_id="team"))
+        before = list(graph.get_state_history(bobs))
+        sessions.forget_user(user_id)
+        assert list(graph.get_state_history(bobs)) == before
+        assert [snapshot async for snapshot in graph.aget_state_history(bobs)] == before
+        assert sessions.verify().is_clean
+        assert len(graph.invoke(human("and now?"), bobs)["messages"]) == 6
+
+
+@pytest.mark.parametrize("attach", [True, False])
+async def test_who_ran_is_no_part_of_a_checkpoint_and_all_else_of_a_config_is(tmp_path: Path, attach: bool) -> None:
+    with Sessions(tmp_path / "sessions.db") as sessions:
+        graph = agents.chat() if not attach else sessions.attach(agents.chat())
+        graph.checkpointer = sessions.checkpointer
+        mine = sessions.config("t", user_id=ALICE, group_id="team", group_ids=["other"], plan="gold")
+        mine["metadata"] = {**mine["metadata"], "city": "Ulm", "langgraph_auth_user_id": ALICE}
+        graph.invoke(human("hi"), mine)
+        await graph.ainvoke(human("hello"), mine)
+        graph.update_state(mine, human("by hand"))
+        history = list(graph.get_state_history(mine))
+        for snapshot in history:
+            assert not {"user_id", "group_id", "group_ids", "langgraph_auth_user_id"} & (snapshot.metadata or {}).keys()
+            assert snapshot.config["configurable"]["user_id"] == ALICE
+        assert len(list(graph.get_state_history(mine, filter={"city": "Ulm", "plan": "gold"}))) == len(history)
+        assert list(graph.get_state_history(mine, filter={"city": "Bonn"})) == []
+        bodies = sqlite3.connect(tmp_path / "sessions.db").execute("SELECT body FROM checkpoints").fetchall()
+        assert not any(PLANTED.encode() in body for (body,) in bodies)
+
+
 def test_what_was_forgotten_is_not_brought_back_by_a_slow_run(sessions: Sessions, graph: Any, tmp_path: Path) -> None:
     from langchain_core.tools import tool
 

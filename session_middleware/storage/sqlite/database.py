@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from session_middleware.errors import StorageError
+from session_middleware.storage.sqlite.files import OpenFiles, create_private
 from session_middleware.storage.sqlite.log import BUSY_SECONDS, Log
 from session_middleware.storage.sqlite.looking import looking
 from session_middleware.storage.sqlite.rows import Malformed
@@ -39,18 +40,20 @@ class SqliteDatabase:
     is_writable = True
 
     def __init__(self, path: str, *, synchronous: str = "full") -> None:
-        self.path = path
         self.in_memory = path == ":memory:"
+        self.path = path if self.in_memory else absolute(path)
         self._synchronous = synchronous
         self._readers: deque[sqlite3.Connection] = deque()
         self._closed = False
         self._is_to_erase = False  # when the present operation is committed
         self._process = os.getpid()
         self._inherited: list[sqlite3.Connection] = []
-        self._watch = Watch(self._connect)
+        self._watch = Watch(self._connect_again)
         with self.mapped():
             if not self.in_memory:
                 check_file(path)
+                create_private(self.path)
+            self._files = None if self.in_memory else OpenFiles(self.path)
             self._writer = self._open_writer()
 
     def close(self) -> None:
@@ -75,6 +78,7 @@ class SqliteDatabase:
                 return operation(self._writer.connection)
         self._mind_forks()
         with self.mapped():
+            self._check_files()
             connection = self._reader()
             try:
                 connection.execute("BEGIN")
@@ -95,13 +99,14 @@ class SqliteDatabase:
         if self.in_memory:
             return self._writer.connection.total_changes
         with self.mapped():
+            self._check_files()
             return self._watch.version()
 
     def _reader(self) -> sqlite3.Connection:
         try:
             return self._readers.pop()
         except IndexError:
-            return self._connect()
+            return self._connect_again()
 
     # Writing
 
@@ -187,8 +192,20 @@ class SqliteDatabase:
 
     def _open_writer(self) -> Writer:
         connection = self._open()
-        self._log = None if self.in_memory else Log(self.path, connection)
-        return Writer(connection, synchronous=self._synchronous, mapped=self.mapped, committed=self._after_commit)
+        try:
+            if self._files is not None:
+                self._files.opened()
+            self._log = None if self.in_memory else Log(self.path, connection)
+        except BaseException:
+            connection.close()
+            raise
+        return Writer(
+            connection,
+            synchronous=self._synchronous,
+            mapped=self.mapped,
+            begun=self._check_files,
+            committed=self._after_commit,
+        )
 
     def _open(self) -> sqlite3.Connection:
         connection = self._connect()
@@ -206,13 +223,26 @@ class SqliteDatabase:
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(
-            self.path,
+            ":memory:"
+            if self.in_memory
+            else f"{Path(self.path).as_uri()}?mode=rw",  # it is not made anew if it is gone
+            uri=not self.in_memory,
             timeout=BUSY_SECONDS,
             isolation_level=None,
             check_same_thread=False,
             cached_statements=256,
         )
         connection.execute("PRAGMA mmap_size=268435456")
+        return connection
+
+    def _connect_again(self) -> sqlite3.Connection:
+        """A further connection: it must not be to another file than the others are to."""
+        connection = self._connect()
+        try:
+            self._check_files()
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     def _mind_forks(self) -> None:
@@ -223,6 +253,10 @@ class SqliteDatabase:
             self._readers.clear()
             with self.mapped():
                 self._writer = self._open_writer()
+
+    def _check_files(self) -> None:
+        if self._files is not None:
+            self._files.check()
 
     def _check_open(self) -> None:
         if self._closed:
@@ -298,6 +332,11 @@ def _applied(connection: sqlite3.Connection) -> frozenset[str]:
 def _tables(connection: sqlite3.Connection) -> frozenset[str]:
     rows = connection.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')")
     return frozenset(name.lower() for (name,) in rows)  # as SQLite compares them
+
+
+def absolute(path: str) -> str:
+    """The same file whatever becomes the current folder, and never a URI, which many builds of SQLite look for."""
+    return str(Path(path).absolute())
 
 
 def check_file(path: str) -> None:

@@ -54,9 +54,9 @@ class WriteDown(Protocol):
 
 class SqliteStorage(SqliteUpkeep, SqliteReports, SqliteConversations, SqliteMemories):
     def __init__(self, path: str, settings: SessionSettings, *, clock: Clock, new_id: NewId) -> None:
-        self.name = path
-        self._rules = Rules(settings, clock, new_id, path)
         self._database = open_database(path, synchronous=settings.synchronous)
+        self.name = self._database.path
+        self._rules = Rules(settings, clock, new_id, self.name)
 
     def close(self) -> None:
         self._database.close()

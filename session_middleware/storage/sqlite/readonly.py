@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from session_middleware.errors import StorageError
-from session_middleware.storage.sqlite.database import SqliteDatabase, check_file, is_pending
+from session_middleware.storage.sqlite.database import SqliteDatabase, absolute, check_file, is_pending
 from session_middleware.storage.sqlite.looking import looking, stamp_of
 from session_middleware.storage.sqlite.writer import Ticket
 
@@ -43,7 +43,7 @@ class ReadOnlyDatabase(SqliteDatabase):
     is_writable = False
 
     def __init__(self, path: str) -> None:
-        self.path = path
+        self.path = absolute(path)
         self.in_memory = False
         self._closed = False
         with self.mapped():

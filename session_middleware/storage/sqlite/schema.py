@@ -77,7 +77,6 @@ _TABLES = (
     "CREATE INDEX sessions_by_group ON sessions (group_id, last_active_at, id)",
     "CREATE INDEX sessions_by_status ON sessions"
     " (status, last_active_at, id, idle_timeout_seconds, pinned, on_expire, postponed_until, user_id)",
-    "CREATE INDEX sessions_of_groups ON sessions (id) WHERE visibility = 'group-write'",
     "CREATE INDEX sessions_by_pin ON sessions (json_extract(pinned, '$.by')) WHERE pinned IS NOT NULL",
     "CREATE INDEX sessions_by_end ON sessions (ended_at) WHERE ended_at IS NOT NULL",
     """

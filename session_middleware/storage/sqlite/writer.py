@@ -76,6 +76,7 @@ class Writer:
         *,
         synchronous: str,
         mapped: Callable[[], AbstractContextManager[None]],
+        begun: Callable[[], None],
         committed: Callable[[], None],
     ) -> None:
         self.connection = connection
@@ -83,6 +84,7 @@ class Writer:
         self._durable_mode = synchronous.upper()
         self._mode = ""  # the synchronous pragma now in force
         self._mapped = mapped
+        self._begun = begun  # called in each transaction before anything is written; what it raises ends it
         self._committed = committed  # called after each commit, with the lock held
         self._waiting: deque[Ticket[Any]] = deque()
         self._thread: int | None = None  # that which is carrying out a batch
@@ -147,6 +149,7 @@ class Writer:
             with self._mapped():
                 self._set_synchronous(any(ticket.durable for ticket in batch))
                 self.connection.execute("BEGIN IMMEDIATE")
+                self._begun()
                 self._thread, self._is_alone = threading.get_ident(), len(batch) == 1
                 try:
                     for ticket in batch:

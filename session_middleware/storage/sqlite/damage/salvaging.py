@@ -26,7 +26,7 @@ from session_middleware.storage.sqlite.damage.reading import Source, is_text
 from session_middleware.storage.sqlite.damage.verifying import ORDERED, Progress, structure, verify
 from session_middleware.storage.sqlite.damage.verifying import RECORDS as _RECORDS
 from session_middleware.storage.sqlite.damage.walking import Row, Walk
-from session_middleware.storage.sqlite.database import INDEX_TABLES, OWN_TABLES, SqliteDatabase
+from session_middleware.storage.sqlite.database import INDEX_TABLES, OWN_TABLES, SqliteDatabase, absolute
 from session_middleware.storage.sqlite.state import heads, pieces
 from session_middleware.storage.sqlite.state.sealed import Key
 
@@ -65,7 +65,7 @@ def salvage(source: str, target: str, progress: Progress | None = None) -> Salva
 def _new_file(path: str) -> Iterator[sqlite3.Connection]:
     """A new database, filled without a log: as long as it has another name, nobody needs to go back."""
     SqliteDatabase(path).close()
-    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+    with closing(sqlite3.connect(absolute(path), isolation_level=None)) as connection:
         for pragma in ("journal_mode=OFF", "synchronous=OFF", "secure_delete=ON"):
             connection.execute(f"PRAGMA {pragma}").fetchone()
         connection.execute("BEGIN")

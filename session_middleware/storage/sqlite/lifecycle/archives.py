@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from session_middleware.errors import StorageError
 from session_middleware.model import SessionInfo, to_text
+from session_middleware.storage.sqlite.files import create_private
 from session_middleware.storage.sqlite.lifecycle import events, sessions, tombstones
 from session_middleware.storage.sqlite.lifecycle.tombstones import Tombstone
 from session_middleware.storage.sqlite.memory import memories
@@ -104,8 +105,12 @@ def write(lines: list[Line], folder: Path, session: SessionInfo) -> Archive:
     digest = hashlib.sha256(text.encode()).hexdigest()
     path = folder / f"{file_name(session.id)}.{session.incarnation}.{lines[0][1]['database']}-{digest[:8]}.jsonl.gz"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        if not folder.is_dir():
+            folder.mkdir(parents=True, exist_ok=True)
+            folder.chmod(0o700)  # the ids of sessions are in the names
         temporary = path.with_suffix(".partial")
+        temporary.unlink(missing_ok=True)
+        create_private(temporary)
         with temporary.open("wb") as file:
             file.write(gzip.compress(text.encode(), mtime=0))
             file.flush()

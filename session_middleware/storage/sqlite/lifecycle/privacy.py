@@ -14,8 +14,6 @@ from session_middleware.storage.sqlite.lifecycle.revocations import hash_of
 from session_middleware.storage.sqlite.lifecycle.tombstones import hashed
 from session_middleware.storage.sqlite.memory import memories
 from session_middleware.storage.sqlite.rules import Rules
-from session_middleware.storage.sqlite.state.blobs import is_sum
-from session_middleware.storage.sqlite.state.sealed import WRONG, Row
 
 
 def revoke(connection: sqlite3.Connection, user_id: str, reason: str | None, rules: Rules) -> list[str]:
@@ -51,7 +49,7 @@ def forget(connection: sqlite3.Connection, user_id: str, rules: Rules, *, dry_ru
     gone = [session_id for session_id, _, _ in stones]
     memories_gone = memories.delete_of_user(connection, user_id, [*theirs, *gone])
     deleted = [ends.delete(connection, session_id, rules, action="forgotten") for session_id in theirs]
-    traces = _erase_from_checkpoints(connection, user_id) + _erase_traces(connection, user_id, [*theirs, *gone])
+    traces = _erase_traces(connection, user_id, [*theirs, *gone])
     for session_id, _, _ in stones:
         connection.execute(
             "UPDATE OR REPLACE tombstones SET id = ?, user_id = NULL, group_id = NULL, title = NULL,"
@@ -85,34 +83,6 @@ _TRACES = (  # each found by an index of such mentions alone
     " WHERE pinned IS NOT NULL AND json_extract(pinned, '$.by') = ?",
     "UPDATE runs SET user_id = 'forgotten' WHERE user_id = ?",
 )
-
-
-def _erase_from_checkpoints(connection: sqlite3.Connection, user_id: str) -> int:
-    """LangGraph keeps a run's config in the metadata of its checkpoints, also of a run in another's session."""
-    name, other = (_as_msgpack(text) for text in (user_id, "forgotten"))
-    found = connection.execute(
-        "SELECT * FROM checkpoints WHERE session_id IN (SELECT session_id FROM runs WHERE user_id = ?"
-        " UNION SELECT id FROM sessions WHERE visibility = 'group-write') AND instr(body, ?)",
-        (user_id, name),
-    )
-    rows = [Row(*row) for row in found.fetchall()]
-    for row in rows:
-        erased = row._replace(body=row.body.replace(name, other))
-        connection.execute(
-            "UPDATE checkpoints SET body = ?, checksum = ?"
-            " WHERE session_id = ? AND checkpoint_ns = ? AND checkpoint_id = ?",
-            (erased.body, erased.sum() if is_sum(row.sum, row.checksum) else WRONG, *row.key),
-        )
-    return len(rows)
-
-
-def _as_msgpack(text: str) -> bytes:
-    """https://github.com/msgpack/msgpack/blob/master/spec.md#str-format-family"""
-    data = text.encode()
-    if len(data) < 32:
-        return bytes([0xA0 | len(data)]) + data
-    size = next(size for size in (1, 2, 4) if len(data) < 256**size)
-    return {1: b"\xd9", 2: b"\xda", 4: b"\xdb"}[size] + len(data).to_bytes(size, "big") + data
 
 
 def _erase_traces(connection: sqlite3.Connection, user_id: str, theirs: Sequence[str]) -> int:

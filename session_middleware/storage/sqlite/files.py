@@ -1,0 +1,72 @@
+"""The files of a database: private when they are made, and the same ones for as long as they are open.
+
+An open connection keeps its file when that is deleted, or when another takes its place: what is written
+then is gone, or lands beside what other processes read. SQLite does not notice, so the inodes behind the
+paths are compared before each transaction, which takes three calls of `stat`, about 5 µs.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+from session_middleware.errors import StorageError
+
+PRIVATE = 0o600  # of the user alone
+_creating = threading.Lock()  # closing a file would release the locks that another thread has on it by then
+
+_Inode = tuple[int, int]
+
+
+def create_private(path: str | Path) -> None:
+    """Make an empty file that only this user may read, whatever the umask; one that is there stays as it is."""
+    with _creating:
+        try:
+            file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, PRIVATE)
+        except FileExistsError:
+            return
+        except OSError as error:
+            advice = "check that the folder exists and may be written to"
+            raise StorageError(str(path), f"it cannot be created ({error.strerror})", advice=advice) from error
+        try:
+            if hasattr(os, "fchmod"):
+                os.fchmod(file, PRIVATE)
+        finally:
+            os.close(file)
+
+
+class OpenFiles:
+    """A database's file, its write-ahead log and that one's index, which exist while it is open."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._opened: list[tuple[str, _Inode]] = [(path, self._inode(path))]
+
+    def opened(self) -> None:
+        """The writer was opened, and has made what belongs to the file. Raises as `check` does."""
+        del self._opened[1:]
+        self.check()
+        for path in (f"{self._path}-wal", f"{self._path}-shm"):
+            if Path(path).exists():
+                self._opened.append((path, self._inode(path)))
+
+    def check(self) -> None:
+        """Raises `StorageError` if one was deleted or moved, or if another file is in its place."""
+        for path, inode in self._opened:
+            if self._inode(path) != inode:
+                raise self._lost(path, "another file is in its place")
+
+    def _inode(self, path: str) -> _Inode:
+        try:
+            found = os.stat(path)  # noqa: PTH116  # half the time of Path.stat
+        except OSError as error:
+            raise self._lost(path, "it was deleted or moved") from error
+        return found.st_dev, found.st_ino
+
+    def _lost(self, path: str, what: str) -> StorageError:
+        return StorageError(
+            path,
+            f"{what} while it was open",
+            advice="put back the file that was there, or open a new Sessions(...); nothing is written until then",
+        )
