@@ -15,8 +15,7 @@ from typing import Any, Generic, NamedTuple, NewType, TypeVar
 from uuid import UUID
 
 import pydantic.dataclasses
-from langchain_core.documents import Document
-from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+from langchain_core.messages import HumanMessage
 from pydantic import (
     AliasChoices,
     BaseModel,
@@ -329,9 +328,6 @@ VALUES: dict[str, Any] = {
     "pydantic dataclass": Checked(n=1, inner=Item(name="x")),
     "named tuple": Point(1, Point(2)),
     "message of one's own": MyMessage("hi", id="1", mood=Mode.FAST),
-    "message with a model": AIMessage("x", id="1", additional_kwargs={"parsed": Item(name="tea")}),
-    "tool's artifact": ToolMessage("x", id="1", tool_call_id="c", artifact=Outer.Row(1)),
-    "document": Document("x", metadata={"row": Outer.Row(1)}),
     "plain": {"d": Decimal("1.1"), "u": UUID(int=1), "p": Path("a/b"), "r": re.compile("x"), "q": deque([1], 3)},
     "keys": {1: Item(name="x"), ("a", 1): Point(1), None: Colour.RED},
 }

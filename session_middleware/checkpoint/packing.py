@@ -1,9 +1,10 @@
 """Values to bytes: LangGraph's msgpack, with all of a data class in it.
 
-LangGraph's `JsonPlusSerializer` reads these bytes too. They differ from its own where its lose something: a
-class is named by its qualified name, a model is stored as its fields and not as its own dump (which
-aliases, validators, excluded fields and subclasses do not survive), an enum member also by its name.
-A model some field of which only its own dump can encode is stored as that dump.
+LangGraph's `JsonPlusSerializer` reads these bytes too. They differ from the bytes that it writes where
+those lose something: a class is named by its qualified name, a model is stored as its fields and not
+as its own dump (which aliases, validators, excluded fields and subclasses do not survive), an enum
+member also by its name. LangChain's own messages, and a model some field of which only its own dump
+can encode, are stored as that dump.
 """
 
 from __future__ import annotations
@@ -117,13 +118,13 @@ def _is_langgraphs(cls: type) -> bool:
 
 
 def _model(model: BaseModel) -> ormsgpack.Ext:
-    cls, values = type(model), model.__dict__
+    cls = type(model)
     method = "model_validate_json"  # as LangGraph writes it, and nobody reads it
+    if _is_langgraphs(cls):
+        return _ext(PYDANTIC, cls, model.model_dump(), method)
     try:
-        if _is_langgraphs(cls):
-            return _ext(PYDANTIC, cls, {**values, **(model.__pydantic_extra__ or {})}, method)
         names = cls.model_fields
-        stored: Any = {name: value for name, value in values.items() if name in names}
+        stored: Any = {name: value for name, value in model.__dict__.items() if name in names}
         if isinstance(model, RootModel):
             stored = stored["root"]
         elif model.__pydantic_extra__:

@@ -2,8 +2,9 @@
 
 A list is stored as its elements, so that a thread costs what was said and not that times the number
 of checkpoints. To find what is new in a list, each element is compared with what was last stored by
-a fingerprint: a hash of its fields, encoded by the same encoder that stores them. Changes made in
-place show, because the fields themselves are read every time.
+a fingerprint: a hash of its fields, encoded by the same encoder that stores them but without a
+message's own dump, which is what makes it several times cheaper than serialising the message. Changes
+made in place show, because the fields themselves are read every time.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def _fingerprint(element: Any, encode: Callable[[Any], bytes]) -> int:
 
 
 def _encode(element: Any) -> bytes:
-    """What would be stored of an element; of a message, its fields as they are."""
+    """What would be stored of an element, without the cost of a message's dump."""
     if isinstance(element, BaseMessage):
         try:
             return pack((id(type(element)), element.__dict__, element.__pydantic_extra__))
