@@ -14,8 +14,8 @@ from langchain_core.tools import BaseTool
 from langgraph.pregel import Pregel
 from langgraph.types import StateSnapshot
 
+from session_middleware.checkpoint.classes import TypeName, name_of, named_in
 from session_middleware.checkpoint.saver import SessionSaver
-from session_middleware.checkpoint.serde import TypeName
 from session_middleware.errors import GraphHasPart, NotAGraph
 from session_middleware.model import Identity
 from session_middleware.recording.recorder import SessionRecorder
@@ -102,22 +102,18 @@ def _is_ours(own: object, part: object) -> bool:
 
 
 def _types_of(graph: Pregel[Any, Any, Any, Any]) -> Collection[TypeName]:
-    """The types that the schemas of the graph and its subgraphs name."""
-    try:
-        from langgraph._internal._serde import collect_allowlist_from_schemas
-    except ImportError:  # a later LangGraph may have moved it: types are then allowed by hand
-        return ()
+    """The data classes that the schemas of the graph and its subgraphs name."""
     graphs = [graph, *(subgraph for _, subgraph in graph.get_subgraphs(recurse=True))]
-    schemas: list[type] = []
-    channels: dict[str, Any] = {}
-    for number, each in enumerate(graphs):
-        channels.update({f"{number}.{name}": channel for name, channel in getattr(each, "channels", {}).items()})
+    schemas: list[Any] = []
+    for each in graphs:
+        for channel in getattr(each, "channels", {}).values():
+            schemas += [getattr(channel, "ValueType", None), getattr(channel, "UpdateType", None)]
         builder = getattr(each, "builder", None)
         if builder is not None:
             schemas += [builder.state_schema, builder.input_schema, builder.output_schema]
             for node in builder.nodes.values():
                 schemas += [node.input_schema, *_response_schemas(node.runnable)]
-    return collect_allowlist_from_schemas(schemas=[s for s in schemas if s is not None], channels=channels)
+    return {(cls.__module__, name_of(cls)) for cls in named_in(schemas)}
 
 
 def _response_schemas(node: Any) -> Iterator[type]:

@@ -6,6 +6,7 @@ code 1, and a command that only looks never makes a file.
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -242,7 +243,13 @@ def _types(allowed: Sequence[str]) -> list[tuple[str, str]]:
             raise click.BadParameter(f"{text!r} is not MODULE:CLASS, such as myapp.state:Order", param_hint="--allow")
     if allowed and (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)  # a command, unlike `python -m`, does not find the user's own modules
-    return [(module, name) for module, _, name in (text.rpartition(":") for text in allowed)]
+    types = [(module, name) for module, _, name in (text.rpartition(":") for text in allowed)]
+    for module, _ in types:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise click.BadParameter(f"{module} cannot be imported ({error})", param_hint="--allow") from error
+    return types
 
 
 def _say_imported(imported: Imported) -> None:

@@ -1,9 +1,10 @@
 """Moving in: copying the threads of LangGraph's own savers, each checkpoint checked after it is written.
 
-The source is only read, strictly: nothing in it is executed, and no type is built from it that is
-not allowed. A thread is read whole before anything of it is written, so one that cannot be copied is
-left out whole, and said. What is there already and equal is skipped, so an import that was cut off
-goes on when it is run again; nothing that is there is overwritten.
+The source is only read: nothing in it is executed, and nothing is imported because of it. A class
+whose module is not imported has to be allowed, or the copy would have a dict in its place. A thread
+is read whole before anything of it is written, so one that cannot be copied is left out whole, and
+said. What is there already and equal is skipped, so an import that was cut off goes on when it is
+run again; nothing that is there is overwritten.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from datetime import UTC, datetime
 from typing import Any, cast
 
 from langgraph.checkpoint.base import CheckpointTuple
-from langgraph.checkpoint.serde.jsonplus import _msgpack_enc
 
+from session_middleware.checkpoint.classes import TypeName
 from session_middleware.checkpoint.codec import own_metadata
-from session_middleware.checkpoint.serde import TypeName
+from session_middleware.checkpoint.packing import pack
 from session_middleware.errors import SessionError, StorageError
 from session_middleware.sessions import Sessions
 from session_middleware.sources import CannotCopy, Key, Saver, Source, config_of, name_of, reading_strictly
@@ -64,8 +65,10 @@ def import_checkpoints(
     Raises:
         StorageError: one of the two databases cannot be used; running it again goes on.
     """
-    allowed: Iterable[TypeName] = getattr(sessions.checkpointer.serde, "allowed", ())
-    source = Source(reading_strictly(source_saver, allowed))
+    serde = getattr(sessions.checkpointer.serde, "serde", sessions.checkpointer.serde)  # within one that encrypts
+    allowed: Iterable[TypeName] = getattr(serde, "allowed", ())
+    only_allowed = bool(getattr(serde, "only_allowed", False))
+    source = Source(reading_strictly(source_saver, allowed, only_allowed=only_allowed))
     return _Import(source, sessions, user_key, progress or (lambda *_: None)).run()
 
 
@@ -222,7 +225,7 @@ def _equal(one: Any, other: Any) -> bool:
     if isinstance(one, list):
         return len(one) == len(other) and all(map(_equal, one, other))
     try:
-        return bool(_msgpack_enc(one) == _msgpack_enc(other))
+        return pack(one) == pack(other)
     except (TypeError, ValueError):
         return False
 

@@ -149,7 +149,7 @@ _CLOCK = "a function that returns a datetime with a time zone, such as lambda: d
 
 
 def check_serializer(serde: object) -> None:
-    for method in ("dumps_typed", "loads_typed"):
+    for method in ("dumps_typed", "loads_typed") if serde is not None else ():
         if not callable(getattr(serde, method, None)):
             raise InvalidArgument("serde", serde, wanted="a serializer of LangGraph's, such as an EncryptedSerializer")
 

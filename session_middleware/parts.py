@@ -8,9 +8,9 @@ from typing import cast
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
+from session_middleware.checkpoint.classes import TypeName
 from session_middleware.checkpoint.repair import Repairs
 from session_middleware.checkpoint.saver import SessionSaver
-from session_middleware.checkpoint.serde import TypeName
 from session_middleware.hooks import Hooks
 from session_middleware.memory.embedding import Embedder
 from session_middleware.memory.parts import MemoryParts

@@ -17,7 +17,8 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.store.base import BaseStore
 
 from session_middleware import lifecycle, names
-from session_middleware.checkpoint.serde import StrictSerializer, TypeName
+from session_middleware.checkpoint.classes import TypeName
+from session_middleware.checkpoint.serde import StrictSerializer, own_within
 from session_middleware.errors import InvalidArgument, SessionNotFound, StorageError
 from session_middleware.guarded import UserSessions
 from session_middleware.hooks import Hookable
@@ -68,8 +69,9 @@ class Sessions(Operated, Reports, Hookable, MemoryDoor):
         clock: returns the time, an aware UTC ``datetime``; for tests.
         new_id: returns an id nobody can guess; for tests.
         serde: what serialises state instead of strict msgpack, such as an ``EncryptedSerializer``.
-        allowed_types: classes of the state's values that may be read back beside messages and plain
-            values. `attach` finds those of the graph's own schemas by itself.
+        allowed_types: classes of the state's values that may be read back although they are no data
+            classes of an imported module, or with ``strict_types`` beside messages and plain values.
+            `attach` finds the data classes of the graph's own schemas by itself.
         settings: those of `SessionSettings`.
 
     Raises:
@@ -93,8 +95,11 @@ class Sessions(Operated, Reports, Hookable, MemoryDoor):
             settings["storage_url"] = str(storage_url)
         names.check_clock(clock)
         names.check_callable("new_id", new_id, "a function that returns a new id, such as lambda: uuid4().hex")
-        names.check_serializer(serde := serde or StrictSerializer(names.checked_types(allowed_types)))
+        allowed = names.checked_types(allowed_types)
+        names.check_serializer(serde)
         self.settings: SessionSettings = load_settings(**settings)
+        own = StrictSerializer(allowed, only_allowed=self.settings.strict_types)
+        serde = own if serde is None else own_within(serde, own)
         self.new_id = new_id
         self._clock = clock
         self._parts = parts = assemble(self.settings, serde, clock=clock, new_id=new_id)

@@ -125,6 +125,7 @@ class SessionSettings(BaseSettings):
     record: Annotated[Record, NoDecode, BeforeValidator(parse_record)] = "all"  # what is kept, of each tool too
     stream_flush: Duration = timedelta(milliseconds=500)  # how far what is kept of a streamed text may lag behind
     repair: Literal["auto", "off"] = "auto"  # auto: unanswered tool calls are answered when new input arrives
+    strict_types: bool = False  # True: of the state's own classes only `allowed_types` and the schemas' are read back
     index: dict[str, Any] | None = None  # LangGraph's IndexConfig: the model of the vectors, and their dimensions
     memory_ttl: dict[str, Any] | None = None  # LangGraph's TTLConfig: how long the store keeps items, in minutes
     synchronous: Literal["full", "normal"] = "full"

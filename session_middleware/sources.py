@@ -1,6 +1,6 @@
 """LangGraph's own savers, to read from: opened without writing, and read without trusting.
 
-No type is built from a source that is not allowed. States come by the saver's own methods; what
+What is built of a source is what `StrictSerializer` builds. States come by the saver's own methods; what
 those do not tell (which checkpoints there are, short of reading every state, and the paths that
 order the writes of parallel tasks) comes from its tables.
 """
@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import copy
 import importlib
+import json
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +21,10 @@ from urllib.parse import urlsplit
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
-from langgraph.checkpoint.serde._msgpack import SAFE_MSGPACK_TYPES
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
-from session_middleware.checkpoint.serde import StrictSerializer, TypeName
+from session_middleware.checkpoint.classes import TypeName
+from session_middleware.checkpoint.serde import StrictSerializer
 from session_middleware.errors import StorageError, UnserializableValue
 
 Key = tuple[str, str, str]  # thread id, namespace, checkpoint id
@@ -116,42 +118,47 @@ def name_of(key: Key) -> str:
 
 
 class _SourceSerializer(StrictSerializer):
-    """Strict, and says of a type that is not allowed how to allow it here."""
+    """For a copy of what LangGraph wrote: a class that only has to be imported is an error, and no dict.
 
-    def __init__(self, allowed: Iterable[type | TypeName] = ()) -> None:
-        super().__init__(allowed)
+    It says of a type that is not read how to allow it here.
+    """
+
+    def __init__(self, allowed: Iterable[type | TypeName] = (), *, only_allowed: bool = False) -> None:
+        super().__init__(allowed, only_allowed=only_allowed)
         self._allowed_json_modules = {(*name[0].split("."), name[1]) for name in self.allowed}
 
-    def _class(self, module: str, name: str) -> Callable[..., Any]:
-        try:
-            return super()._class(module, name)
-        except UnserializableValue as error:
-            if (module, name) in self.allowed | SAFE_MSGPACK_TYPES:
-                raise
-            raise _not_allowed(module, name) from error
+    def loads_typed(self, data: tuple[str, bytes]) -> Any:
+        if data[0] == "json":
+            return json.loads(data[1], object_hook=self._reviver)
+        return super().loads_typed(data)
+
+    def _class(self, module: str, name: str, shape: int | None) -> type | None:
+        cls = super()._class(module, name, shape)
+        if cls is None and module not in sys.modules:
+            raise self._not_allowed(module, name)
+        return cls
+
+    def _not_allowed(self, module: str, name: str) -> UnserializableValue:
+        return UnserializableValue(
+            f"the type {module}.{name} is not one that may be read from the source",
+            advice=f"pass --allow {module}:{name}, or in Python Sessions(..., allowed_types=[{name}])",
+        )
 
     def _reviver(self, value: dict[str, Any]) -> Any:
         """Of JSON, which LangGraph wrote until 2024; what it does not revive, it would leave as a dict."""
         made = super()._reviver(value)
         if isinstance(made, dict) and made.get("lc") == 2 and made.get("type") == "constructor":
             *module, name = made["id"]
-            raise _not_allowed(".".join(module), name)
+            raise self._not_allowed(".".join(module), name)
         return made
 
 
-def _not_allowed(module: str, name: str) -> UnserializableValue:
-    return UnserializableValue(
-        f"the type {module}.{name} is not one that may be read from the source",
-        advice=f"pass --allow {module}:{name}, or in Python Sessions(..., allowed_types=[{name}])",
-    )
-
-
-def reading_strictly(saver: Saver, allowed: Iterable[TypeName]) -> Saver:
+def reading_strictly(saver: Saver, allowed: Iterable[TypeName], *, only_allowed: bool) -> Saver:
     """The saver with LangGraph's own serializer made strict; a serializer of the user's is kept."""
     if type(saver.serde) not in (JsonPlusSerializer, StrictSerializer):
         return saver
     strict = copy.copy(saver)
-    strict.serde = _SourceSerializer(allowed)
+    strict.serde = _SourceSerializer(allowed, only_allowed=only_allowed)
     return strict
 
 

@@ -6,7 +6,7 @@ import gc
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeAlias, cast
+from typing import Any, NoReturn, TypeAlias, cast
 
 from langchain_core.messages import BaseMessage
 from langchain_core.runnables import RunnableConfig
@@ -18,6 +18,7 @@ from langgraph.constants import START
 from session_middleware.checkpoint import pieces
 from session_middleware.checkpoint.elements import id_of, is_message
 from session_middleware.checkpoint.known import Known, KnownList
+from session_middleware.checkpoint.serde import said_by
 from session_middleware.errors import UnserializableValue
 from session_middleware.storage.state import Blob, Chunk, ListPut, StoredCheckpoint, StoredList, Write
 
@@ -59,17 +60,21 @@ class Codec:
         self._serde = serde
 
     def dump(self, channel: str, value: Any) -> Blob:
-        """Raises `UnserializableValue`, which names the channel and the culprit in its value."""
+        """Raises `UnserializableValue`, which names the channel and the culprit in its value.
+
+        What a serializer of the user's raises stays as it is, and a note names them, unless `UnserializableValue`
+        is of its class.
+        """
         try:
             return Blob(*self._serde.dumps_typed(value))
-        except Exception as error:
-            raise self._culprit(channel, value, error) from error
+        except Exception as error:  # noqa: BLE001  # raised again
+            self._refuse(channel, value, error)
 
     def dump_list(self, channel: str, elements: Sequence[Any]) -> list[Chunk]:
         try:
             return pieces.chunks(elements, self._serde)
-        except Exception as error:
-            raise self._culprit(channel, elements, error) from error
+        except Exception as error:  # noqa: BLE001  # raised again
+            self._refuse(channel, elements, error)
 
     def fingerprints(self, elements: Sequence[Any]) -> array[int]:
         return pieces.fingerprints(elements, self._serde)
@@ -104,6 +109,13 @@ class Codec:
             return pieces.join(value.chunks, self._serde)
         return None if value is None else pieces.join(value, self._serde)
 
+    def _refuse(self, channel: str, value: Any, error: Exception) -> NoReturn:
+        culprit = self._culprit(channel, value, error)
+        if isinstance(culprit, type(error)):
+            raise culprit from error
+        error.add_note(str(culprit))
+        raise error
+
     def _culprit(self, channel: str, value: Any, error: Exception) -> UnserializableValue:
         for key, part in value.items() if channel == START and isinstance(value, dict) else ():
             if (problem := pieces.problem_of(part, self._serde)) is not None:
@@ -111,8 +123,9 @@ class Codec:
         path, part, error = pieces.find_culprit(value, _place(channel), self._serde, error)
         if isinstance(error, UnserializableValue):
             return UnserializableValue(f"{path}: {error.problem}", advice=error.advice)
+        name = type(self._serde).__name__
         return UnserializableValue(
-            f"{path} is a {type(part).__qualname__}, which {type(self._serde).__name__} cannot store ({error})",
+            f"{path} is a {type(part).__qualname__}, which {name} cannot store ({said_by(error)})",
             advice="keep it out of the graph's state, or pass a serializer that can with Sessions(..., serde=…)",
         )
 

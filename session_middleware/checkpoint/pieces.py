@@ -2,8 +2,8 @@
 
 A list is stored as its elements, so that a thread costs what was said and not that times the number
 of checkpoints. To find what is new in a list, each element is compared with what was last stored by
-a fingerprint: a hash of its fields, encoded by the same encoder that stores them but without the
-model's own dump, which is what makes it several times cheaper than serialising the element. Changes
+a fingerprint: a hash of its fields, encoded by the same encoder that stores them but without a
+message's own dump, which is what makes it several times cheaper than serialising the message. Changes
 made in place show, because the fields themselves are read every time.
 """
 
@@ -22,11 +22,12 @@ from typing import Any
 from langchain_core.messages import BaseMessage
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
-from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer, _msgpack_enc
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.types import Send
 from pydantic import BaseModel
 
 from session_middleware.checkpoint.elements import id_of, is_message
+from session_middleware.checkpoint.packing import pack
 from session_middleware.storage.state import Blob, Chunk
 
 _SCALARS = frozenset({str, int, float, bool, type(None)})
@@ -56,18 +57,16 @@ def _fingerprint(element: Any, encode: Callable[[Any], bytes]) -> int:
 
 
 def _encode(element: Any) -> bytes:
-    """What LangGraph's encoder would store of an element, without the cost of a model's dump."""
+    """What would be stored of an element, without the cost of a message's dump."""
     if isinstance(element, BaseMessage):
         try:
-            return _msgpack_enc((id(type(element)), element.__dict__, element.__pydantic_extra__))
+            return pack((id(type(element)), element.__dict__, element.__pydantic_extra__))
         except Exception:  # noqa: BLE001  # only the model's own dump makes its fields into what can be encoded
-            return _msgpack_enc(element)
+            return pack(element)
     kind = type(element)
     if kind is bytearray or kind is bytes:  # told apart by their type tag when they stand alone
-        return _msgpack_enc((kind.__name__, element))
-    if kind is set or kind is frozenset:  # whose order is chance
-        return _msgpack_enc((kind.__name__, sorted(_msgpack_enc(member) for member in element)))
-    return _msgpack_enc(element)
+        return pack((kind.__name__, element))
+    return pack(element)
 
 
 def _encode_by(serde: SerializerProtocol, element: Any) -> bytes:

@@ -1,152 +1,236 @@
-"""How values become bytes: LangGraph's msgpack, strict in both directions.
+"""How values become bytes and values again: LangGraph's msgpack, without what makes it dangerous.
 
-What is written is exactly what LangGraph's `JsonPlusSerializer` writes. What is read is built only
-from types that LangGraph holds safe and those the user has allowed, whatever the environment says;
-any other type is an error that says how to allow it, and is found when the value is put, not when
-it is needed. A chat's own messages are rebuilt from their fields without validating them again:
-they were valid when they were stored, and that is most of what reading a long thread costs.
+What can be serialised is stored. What is read is built from the classes that LangGraph holds safe,
+from data classes of modules that are imported already (see `classes`), and from those that the user
+has allowed; the value of any other class is what was stored of it: a dict, most often. Nothing is
+imported, and no function or other class is called, because of what the bytes say. With
+``only_allowed``, data classes have to be allowed as well, and a value of another class is an error
+that says how to allow it, found when the value is put.
+
+A value whose class has not changed is rebuilt from its fields, without validating them again: they
+were valid when they were stored. One whose class has changed is read as LangGraph reads it: the
+class is asked to make it of what is stored; a model that refuses it takes it as it is, and for a
+dataclass that does, the value is the dict.
 """
 
 from __future__ import annotations
 
 import importlib
-import threading
+import json
 from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import fields
+from datetime import datetime
+from enum import Flag
+from functools import cache
 from typing import Any
 
 import ormsgpack
+import pydantic
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
 from langgraph.checkpoint.serde._msgpack import SAFE_MSGPACK_TYPES
+from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
-from pydantic import ValidationError
+from langgraph.types import Send
+from pydantic import BaseModel, RootModel, SecretBytes, SecretStr, ValidationError
 
+from session_middleware.checkpoint import packing
+from session_middleware.checkpoint.classes import TypeName, find, imports, kind_of, name_of, shape_of
+from session_middleware.checkpoint.packing import pack
 from session_middleware.errors import UnserializableValue
-
-TypeName = tuple[str, ...]
-
-# The extension codes of LangGraph's msgpack format.
-_SINGLE_ARGUMENT, _ARGUMENTS, _KEYWORDS, _METHOD, _PYDANTIC_V1, _PYDANTIC, _NUMPY, _DELTA_SNAPSHOT = range(8)
 
 _PLAIN = frozenset({str, int, float, bool, bytes, type(None)})
 MESSAGES: dict[TypeName, tuple[type[BaseMessage], set[str]]] = {  # the class, and the names of all of its fields
     (cls.__module__, cls.__name__): (cls, set(cls.model_fields))
     for cls in (HumanMessage, AIMessage, ToolMessage, SystemMessage)
 }
+_IS_BY_NAME = tuple(map(int, pydantic.VERSION.split(".")[:2])) >= (2, 11)
+_BY_NAME: dict[str, Any] = {"by_alias": False, "by_name": True} if _IS_BY_NAME else {}
 
 
 class StrictSerializer(JsonPlusSerializer):
-    """LangGraph's serializer without pickle, and with an allow-list that is enforced both ways.
+    """LangGraph's serializer without pickle, which imports nothing and calls nothing but data classes.
 
-    `allowed`: classes, or (module, name) pairs, beside those LangGraph holds safe.
+    `allowed`: further classes, or (module, name) pairs, whose modules may be imported; with
+    `only_allowed` no others are read, and none that is not read is written.
     """
 
-    def __init__(self, allowed: Iterable[type | TypeName] = ()) -> None:
+    def __init__(self, allowed: Iterable[type | TypeName] = (), *, only_allowed: bool = False) -> None:
         super().__init__(pickle_fallback=False, allowed_msgpack_modules=None)
         self.allowed = frozenset(_name(item) for item in allowed)
-        self._classes: dict[TypeName, Callable[..., Any]] = {}
-        self._refused = threading.local()  # ormsgpack drops what its hook raises; `.error` keeps it
+        self.only_allowed = only_allowed
+        self._safe = _safe()
 
     def with_msgpack_allowlist(self, extra_allowlist: Iterable[TypeName | type]) -> StrictSerializer:
         extra = {_name(item) for item in extra_allowlist} - SAFE_MSGPACK_TYPES
-        return self if extra <= self.allowed else StrictSerializer(self.allowed | extra)
+        if not self.only_allowed or extra <= self.allowed:
+            return self
+        return type(self)(self.allowed | extra, only_allowed=True)
 
     def dumps_typed(self, obj: Any) -> tuple[str, bytes]:
-        """Serialise, and make sure that it can be read back.
+        """Serialise.
 
         Raises:
-            UnserializableValue: naming the type.
+            UnserializableValue: naming the type, and why it cannot be stored.
         """
+        if obj is None or isinstance(obj, (bytes, bytearray)):
+            return super().dumps_typed(obj)
         try:
-            typed = super().dumps_typed(obj)
-        except (ormsgpack.MsgpackEncodeError, TypeError, ValueError, RecursionError) as error:
+            with packing.reasons():
+                typed = ("msgpack", pack(obj))
+        except Exception as error:  # a class's own code runs, and may raise anything
             raise UnserializableValue(
-                f"{_describe(type(obj))} cannot be stored ({error})",
+                f"{_describe(type(obj))} cannot be stored ({said_by(error)})",
                 advice="keep it out of the graph's state, or store a form of it, such as a text or a dict",
             ) from error
-        if type(obj) not in _PLAIN:
+        if self.only_allowed and type(obj) not in _PLAIN:
             self.loads_typed(typed)
         return typed
 
     def loads_typed(self, data: tuple[str, bytes]) -> Any:
-        """Deserialise. Raises `UnserializableValue` for a type that is not allowed, or cannot be made again."""
+        """Deserialise. Raises `UnserializableValue` for bytes that are not what `dumps_typed` makes."""
+        if data[0] == "json":  # LangGraph wrote it until 2024, and this package never: nothing is built from it
+            return json.loads(data[1])
         if data[0] != "msgpack":
             return super().loads_typed(data)
-        try:
+        with packing.reasons():
             return self._unpack(data[1])
-        except ValueError:
-            refused = getattr(self._refused, "error", None)
-            if refused is None:
-                raise
-            self._refused.error = None
-            raise refused from refused.__cause__
 
     def _unpack(self, data: bytes) -> Any:
         return ormsgpack.unpackb(data, ext_hook=self._revive, option=ormsgpack.OPT_NON_STR_KEYS)
 
     def _revive(self, code: int, data: bytes) -> Any:
         try:
-            if code != _PYDANTIC:
-                return self._build(code, data)
-            module, name, fields, _ = self._unpack(data)
-            known = MESSAGES.get((module, name))
-            if known is not None and fields.keys() == known[1]:
-                return message(known[0], fields, known[1].copy())
-            return _model(self._class(module, name), fields)
+            return self._value(code, data)
         except UnserializableValue as error:
-            self._refused.error = error
+            packing.note(error)
+            raise
+        except Exception as error:
+            problem = f"a stored value is none that LangGraph's format has ({said_by(error)})"
+            packing.note(UnserializableValue(problem, advice="the database was written by something else; distrust it"))
             raise
 
-    def _build(self, code: int, data: bytes) -> Any:
-        if code == _DELTA_SNAPSHOT:
+    def _value(self, code: int, data: bytes) -> Any:
+        if code == packing.DELTA_SNAPSHOT:
             return _DeltaSnapshot(self._unpack(data))
-        parts = self._unpack(data)
-        if code == _NUMPY:
-            return _array(*parts)
-        build = self._class(parts[0], parts[1])
-        if code == _METHOD:
-            return self._call(build, parts)
+        if code == packing.NUMPY:
+            return _array(*self._unpack(data))
+        module, name, stored, *more = self._unpack(data)
+        if code == packing.PYDANTIC:
+            known = MESSAGES.get((module, name))
+            if known is not None and stored.keys() == known[1]:
+                return message(known[0], stored, known[1].copy())
+        elif code == packing.METHOD:
+            return self._datetime(module, name, stored, more)
+        elif code not in _CODES:
+            raise ValueError(f"extension {code}")
+        build = self._safe.get((module, name))
         try:
-            if code == _SINGLE_ARGUMENT:
-                return build(parts[2])
-            return build(*parts[2]) if code == _ARGUMENTS else build(**parts[2])
-        except Exception as error:  # the class is the user's: it may raise anything
-            raise _unreadable(parts, error) from error
+            if build is not None:
+                return _called(build, code, stored)
+        except Exception:  # noqa: BLE001  # what was stored cannot be made again here, such as a Windows path
+            return stored
+        return self._instance(code, data, (module, name, stored, more))
 
-    def _class(self, module: str, name: str) -> Callable[..., Any]:
-        """The class of a stored value, looked up and allowed once."""
-        key = (module, name)
-        found = self._classes.get(key)
-        if found is None:
-            if key == ("langgraph.types", "Send"):
-                found = _send
-            elif key in SAFE_MSGPACK_TYPES or key in self.allowed:
-                try:
-                    found = getattr(importlib.import_module(module), name)
-                except (ImportError, AttributeError) as error:
-                    raise _unreadable(key, error) from error
-            else:
-                raise UnserializableValue(
-                    f"the type {module}.{name} is not one that may be read back from storage",
-                    advice=f"allow it with Sessions(..., allowed_types=[{name}]), "
-                    "or keep plain values and messages in the state",
-                )
-            self._classes[key] = found
-        return found
+    def _instance(self, code: int, data: bytes, parts: tuple[Any, ...]) -> Any:
+        """A value of a class that LangGraph does not know, or what is stored of it."""
+        module, name, stored, more = parts
+        is_model = code in (packing.PYDANTIC, packing.PYDANTIC_V1)
+        shape = None if code == packing.SINGLE_ARGUMENT else next((one for one in more if type(one) is int), None)
+        cls = self._class(module, name, shape)
+        kind = None if cls is None else kind_of(cls)
+        is_same = cls is not None and kind in _SHAPED and shape == shape_of(cls)
+        plain = self._unpack_plain(data)[2] if is_model and not is_same else stored
+        if cls is None:
+            return plain
+        try:
+            if kind == "enum":
+                return _member(cls, stored, more)
+            if kind == "model":
+                return _same_model(cls, stored, *more[-2:]) if is_same else _model(cls, stored, plain)
+            if kind == "model of pydantic v1":
+                return cls.construct(set(more[-1]), **stored) if is_same else _model_v1(cls, stored, plain)  # type: ignore[attr-defined]
+            if kind == "dataclass":
+                return _dataclass(cls, stored, is_same=is_same)
+            return _tuple(cls, stored) if kind == "named tuple" else _called(cls, code, stored)
+        except Exception:  # noqa: BLE001  # the class is the user's: its code may raise anything
+            return plain
 
-    @staticmethod
-    def _call(build: Any, parts: Any) -> Any:
-        """The one method LangGraph stores the name of; any other is a forgery."""
-        if tuple(parts[i] for i in (0, 1, 3)) != ("datetime", "datetime", "fromisoformat"):
-            raise UnserializableValue(
-                f"a stored value asks for the method {parts[0]}.{parts[1]}.{parts[3]}",
-                advice="the database was written by something else; do not trust it",
-            )
-        return build.fromisoformat(parts[2])
+    def _class(self, module: str, name: str, shape: int | None) -> type | None:
+        """The class of a stored value, if it may be read and is there."""
+        names = {(module, name), (module, name.partition("[")[0]), (module, name.rpartition(".")[2])}
+        is_allowed = not names.isdisjoint(self.allowed)
+        if self.only_allowed and not is_allowed:
+            raise self._not_allowed(module, name)
+        if is_allowed:
+            try:
+                importlib.import_module(module)
+            except ImportError:
+                return None
+        cls = find(module, name, shape)
+        return cls if cls is not None and (is_allowed or kind_of(cls) is not None) else None
+
+    def _not_allowed(self, module: str, name: str) -> UnserializableValue:
+        return UnserializableValue(
+            f"the type {module}.{name} is not one that may be read back from storage",
+            advice=f"allow it with Sessions(..., allowed_types=[{name}]), "
+            "or keep plain values and messages in the state",
+        )
+
+    def _datetime(self, module: str, name: str, text: Any, more: list[Any]) -> Any:
+        """Of the one method that LangGraph stores the name of; any other is a forgery, or of another class."""
+        if (module, name, *more) != ("datetime", "datetime", "fromisoformat"):
+            if self.only_allowed:
+                raise self._not_allowed(module, name)
+            return text
+        return datetime.fromisoformat(text)
+
+    def _unpack_plain(self, data: bytes) -> Any:
+        """With dicts for the models and dataclasses within, which a class that has changed makes them of again."""
+        return ormsgpack.unpackb(data, ext_hook=self._revive_plain, option=ormsgpack.OPT_NON_STR_KEYS)
+
+    def _revive_plain(self, code: int, data: bytes) -> Any:
+        if code in (packing.PYDANTIC, packing.PYDANTIC_V1, packing.KEYWORDS):
+            module, name, stored, *_ = self._unpack_plain(data)
+            if (module, name) not in self._safe:
+                return stored
+        return self._revive(code, data)
+
+
+_CODES = (packing.SINGLE_ARGUMENT, packing.ARGUMENTS, packing.KEYWORDS, packing.PYDANTIC_V1, packing.PYDANTIC)
+_SHAPED = ("model", "model of pydantic v1", "dataclass")
+
+
+@cache
+def _safe() -> dict[TypeName, Callable[..., Any]]:
+    """What LangGraph holds safe, and secrets, imported all at once and not when a value is read."""
+    found: dict[TypeName, Any] = {}
+    for module, name in SAFE_MSGPACK_TYPES:
+        try:
+            found[module, name] = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError):  # of another version of Python or LangGraph
+            continue
+    found["langgraph.types", "Send"] = _send
+    return found | {(cls.__module__, cls.__name__): cls for cls in (SecretStr, SecretBytes, tuple)}
+
+
+def own_within(serde: Any, own: StrictSerializer) -> Any:
+    """An encrypting serializer around LangGraph's default one, around ours instead.
+
+    It reads what is not encrypted as well, and LangGraph's imports and calls what that names.
+    """
+    if (
+        type(serde) is EncryptedSerializer
+        and type(serde.serde) is JsonPlusSerializer
+        and not serde.serde.pickle_fallback
+    ):
+        return EncryptedSerializer(serde.cipher, own)
+    return serde
 
 
 def _name(item: type | TypeName) -> TypeName:
-    return (item.__module__, item.__name__) if isinstance(item, type) else tuple(item)
+    return (item.__module__, name_of(item)) if isinstance(item, type) else tuple(item)
 
 
 def _describe(cls: type) -> str:
@@ -154,18 +238,99 @@ def _describe(cls: type) -> str:
     return f"an {name}" if name[0] in "aeiou" else f"a {name}"
 
 
-def _unreadable(parts: Any, error: Exception) -> UnserializableValue:
-    return UnserializableValue(
-        f"a stored {parts[0]}.{parts[1]} cannot be made again ({error})",
-        advice="keep the class where it was and able to take what it was stored with",
-    )
+def said_by(error: Exception) -> str:
+    return str(error) or type(error).__name__
 
 
-def _model(cls: Any, fields: dict[str, Any]) -> Any:
+# Building
+
+
+def _called(build: Callable[..., Any], code: int, stored: Any) -> Any:
+    if code == packing.SINGLE_ARGUMENT:
+        return build(stored)
+    if code == packing.ARGUMENTS:
+        return build(*stored)
     try:
-        return cls(**fields)
+        return build(**stored)
     except ValidationError:  # as LangGraph does: what was stored once is not lost to a stricter model
-        return cls.model_construct(**fields)
+        return build.model_construct(**stored)  # type: ignore[attr-defined]
+
+
+def _member(cls: Any, value: Any, more: list[Any]) -> Any:
+    """A member by its name, or else by its value, as after it was renamed."""
+    found = cls._member_map_.get(more[0]) if more else None
+    if found is not None:
+        return found
+    found = next((member for member in cls._member_map_.values() if member._value_ == value), None)
+    if found is None and issubclass(cls, Flag) and isinstance(value, int):
+        found = Flag._missing_.__func__(cls, value)  # type: ignore[attr-defined]
+    return value if found is None else found
+
+
+def _same_model(cls: type[BaseModel], stored: Any, was_set: list[str] | None, private: dict[str, Any] | None) -> Any:
+    """A model as it was, from its fields."""
+    if issubclass(cls, RootModel):
+        stored = {"root": stored}
+    values = {name: value for name, value in stored.items() if name in cls.model_fields}
+    model = _new(cls, stored)
+    set_attribute = object.__setattr__
+    set_attribute(model, "__dict__", {**model.__dict__, **values})
+    set_attribute(model, "__pydantic_fields_set__", set(cls.model_fields if was_set is None else was_set))
+    extra = {name: value for name, value in stored.items() if name not in values}
+    set_attribute(model, "__pydantic_extra__", extra if cls.model_config.get("extra") == "allow" else None)
+    if private is not None:
+        set_attribute(model, "__pydantic_private__", private)
+    elif cls.__pydantic_post_init__:
+        model.model_post_init(None)
+        model.__dict__.update(values)
+    return model
+
+
+def _new(cls: type[BaseModel], stored: dict[str, Any]) -> BaseModel:
+    if cls.__pydantic_custom_init__:  # such as SQLModel's, which makes more than the fields
+        with suppress(Exception):  # the class is the user's
+            return cls(**stored)
+    model = object.__new__(cls)
+    object.__setattr__(model, "__pydantic_private__", None)
+    return model
+
+
+def _model(cls: type[BaseModel], stored: Any, plain: Any) -> Any:
+    """A model that has changed since, or that LangGraph stored."""
+    if not imports(cls):
+        with suppress(Exception):  # the class is the user's; what was stored once is not lost to a stricter one
+            return cls(**plain) if cls.__pydantic_custom_init__ else cls.model_validate(plain, **_BY_NAME)
+    return cls.model_construct(stored) if issubclass(cls, RootModel) else cls.model_construct(**stored)
+
+
+def _model_v1(cls: Any, stored: dict[str, Any], plain: dict[str, Any]) -> Any:
+    if not imports(cls):
+        with suppress(Exception):
+            return cls(**plain)
+    return cls.construct(**stored)
+
+
+def _dataclass(cls: Any, stored: dict[str, Any], *, is_same: bool) -> Any:
+    """Of the same shape, each field is as it was, whatever the class makes of it."""
+    not_given = {field.name for field in fields(cls) if not field.init}
+    try:
+        if imports(cls):
+            raise TypeError("it is not validated")
+        made = cls(**{name: value for name, value in stored.items() if name not in not_given})
+    except Exception:
+        if not is_same:
+            raise
+        made = object.__new__(cls)
+    for name in stored if is_same else stored.keys() & not_given:
+        object.__setattr__(made, name, stored[name])
+    return made
+
+
+def _tuple(cls: Any, stored: dict[str, Any]) -> Any:
+    values = {**cls._field_defaults, **stored}
+    if values.keys() != set(cls._fields):
+        return stored
+    return tuple.__new__(cls, [values[name] for name in cls._fields])
 
 
 def message(cls: type[BaseMessage], fields: dict[str, Any], names: set[str]) -> BaseMessage:
@@ -180,12 +345,17 @@ def message(cls: type[BaseMessage], fields: dict[str, Any], names: set[str]) -> 
 
 
 def _send(node: str, arg: Any, timeout: Any = None) -> Any:
-    from langgraph.types import Send
-
     return Send(node, arg) if timeout is None else Send(node, arg, timeout=timeout)
 
 
-def _array(dtype: str, shape: Any, order: Any, buffer: bytes) -> Any:
+def _array(dtype: Any, shape: Any, order: Any, buffer: bytes) -> Any:
     import numpy
 
-    return numpy.frombuffer(buffer, dtype=numpy.dtype(dtype)).reshape(shape, order=order)
+    return numpy.frombuffer(buffer, dtype=numpy.dtype(_dtype(dtype))).reshape(shape, order=order)
+
+
+def _dtype(stored: Any) -> Any:
+    """A structured type is a list of its fields: name, type and, of some, shape."""
+    if not isinstance(stored, list):
+        return stored
+    return [(name, _dtype(kind), *map(tuple, shape)) for name, kind, *shape in stored]

@@ -637,7 +637,8 @@ UNSTORABLE: dict[str, tuple[Callable[[], Any], str]] = {
     "function": (lambda: {"a": [1, lambda: 1]}, r"state\.things\['a'\]\[1\].*function"),
     "file": (lambda: [{"f": open(os.devnull)}], r"state\.things\[0\]\['f'\]"),  # noqa: SIM115, PTH123
     "integer": (lambda: {"n": 2**80}, r"state\.things\['n'\]"),
-    "unlisted": (lambda: {"p": agents.Place("here")}, r"state\.things\['p'\].*Place.*allowed_types=\[Place\]"),
+    "model": (lambda: [agents.Place({"x": threading.Lock()})], r"state\.things\[0\]\.name\['x'\]: a _thread\.lock"),
+    "class": (lambda: {"p": agents.Place}, r"state\.things\['p'\].*Place is a class"),
 }
 
 
@@ -671,13 +672,23 @@ async def test_a_value_that_cannot_be_stored_is_named_with_its_channel_and_path(
     assert sessions.recorder.faults == 0
 
 
-def test_an_unlisted_type_is_refused_when_the_checkpointer_is_used_alone_until_it_is_allowed(tmp_path: Path) -> None:
+def test_with_strict_types_an_unlisted_type_is_refused_when_it_is_put(tmp_path: Path) -> None:
+    with Sessions(tmp_path / "sessions.db", strict_types=True) as sessions:
+        graph = sessions.attach(returning({"p": agents.Place("here")}))
+        with pytest.raises(UnserializableValue, match=r"state\.things\['p'\].*Place.*allowed_types=\[Place\]") as error:
+            graph.invoke(human("hi"), sessions.config("t"))
+        assert advises(error)
+
+
+def test_with_strict_types_a_type_is_refused_when_the_checkpointer_is_used_alone_until_it_is_allowed(
+    tmp_path: Path,
+) -> None:
     file = tmp_path / "sessions.db"
-    with Sessions(file) as sessions:
+    with Sessions(file, strict_types=True) as sessions:
         graph = agents.typed_graph(checkpointer=sessions.checkpointer)
         with pytest.raises(UnserializableValue, match=r"state\.(place|plans).*allowed_types=\[(Place|Plan)\]"):
             graph.invoke(human("rome"), sessions.config("t"))
-    with Sessions(file, allowed_types=[agents.Place, agents.Plan]) as sessions:
+    with Sessions(file, strict_types=True, allowed_types=[agents.Place, agents.Plan]) as sessions:
         graph = agents.typed_graph(checkpointer=sessions.checkpointer)
         for _ in range(2):
             graph.invoke(human("rome"), sessions.config("u"))
@@ -685,12 +696,13 @@ def test_an_unlisted_type_is_refused_when_the_checkpointer_is_used_alone_until_i
         assert (values["place"], values["plans"]) == (agents.Place("rome", 2), [agents.Plan(steps=["rome"])] * 2)
 
 
-def test_types_that_the_schema_names_are_allowed_by_attaching(sessions: Sessions) -> None:
-    graph = sessions.attach(agents.typed_graph())
-    for _ in range(2):
-        graph.invoke(human("rome"), sessions.config("t"))
-    values = graph.get_state(sessions.config("t")).values
-    assert (values["place"], values["plans"]) == (agents.Place("rome", 2), [agents.Plan(steps=["rome"])] * 2)
-    other = agents.typed_graph(checkpointer=sessions.checkpointer)
-    with pytest.raises(UnserializableValue, match="allowed_types"):
-        other.get_state(sessions.config("t"))
+def test_with_strict_types_those_that_the_schema_names_are_allowed_by_attaching(tmp_path: Path) -> None:
+    with Sessions(tmp_path / "sessions.db", strict_types=True) as sessions:
+        graph = sessions.attach(agents.typed_graph())
+        for _ in range(2):
+            graph.invoke(human("rome"), sessions.config("t"))
+        values = graph.get_state(sessions.config("t")).values
+        assert (values["place"], values["plans"]) == (agents.Place("rome", 2), [agents.Plan(steps=["rome"])] * 2)
+        other = agents.typed_graph(checkpointer=sessions.checkpointer)
+        with pytest.raises(UnserializableValue, match="allowed_types"):
+            other.get_state(sessions.config("t"))

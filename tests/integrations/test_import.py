@@ -407,7 +407,10 @@ def typed(tmp_path: Path) -> Path:
 PLACES = [f"{agents.__name__}:{cls.__name__}" for cls in (agents.Place, agents.Plan)]
 
 
-def test_a_type_that_is_not_allowed_is_named_and_the_rest_goes_on(call: Call, typed: Path, db: Path) -> None:
+def test_a_type_whose_module_is_not_imported_is_named_and_the_rest_goes_on(
+    call: Call, typed: Path, db: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, agents.__name__)
     result = call("import-checkpoints", typed, "--db", db)
     assert result.exit_code == 1
     [line] = result.stderr.splitlines()
@@ -415,6 +418,28 @@ def test_a_type_that_is_not_allowed_is_named_and_the_rest_goes_on(call: Call, ty
     assert f"pass --allow {agents.__name__}:P" in line
     with Sessions(db) as sessions:
         assert [session.id for session in sessions.list()] == ["plain"]
+
+
+def test_types_of_modules_that_are_imported_are_copied(typed: Path, db: Path) -> None:
+    assert move(typed, db).not_copied == []
+    with Sessions(db) as sessions:
+        values = agents.typed_graph(checkpointer=sessions.checkpointer).get_state(config("trip")).values
+    assert (values["place"], values["plans"]) == (agents.Place("Rome", 1), [agents.Plan(steps=["Rome"])])
+
+
+def test_with_strict_types_only_allowed_types_are_copied(typed: Path, db: Path) -> None:
+    with saving(typed) as saver, Sessions(db, strict_types=True) as sessions:
+        [left] = import_checkpoints(saver, sessions).not_copied
+    assert left.thread_id == "trip"
+    assert "--allow" in left.reason
+    with saving(typed) as saver, Sessions(db, strict_types=True, allowed_types=[agents.Place, agents.Plan]) as sessions:
+        assert import_checkpoints(saver, sessions).not_copied == []
+
+
+def test_a_module_to_allow_that_is_not_there_is_named(call: Call, typed: Path, db: Path) -> None:
+    result = call("import-checkpoints", typed, "--db", db, "--allow", "no_such_module:Order")
+    assert result.exit_code == 2
+    assert "no_such_module cannot be imported" in " ".join(result.stderr.split())
 
 
 def test_types_that_are_allowed_are_copied(call: Call, typed: Path, db: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from array import array
 from collections import deque
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
 import pytest
@@ -18,6 +17,7 @@ from session_middleware.checkpoint import pieces
 from session_middleware.checkpoint.serde import StrictSerializer
 from session_middleware.errors import UnserializableValue
 from session_middleware.storage.state import Chunk
+from tests.classes import Box
 
 SERDE = StrictSerializer()
 
@@ -142,10 +142,6 @@ class Unknown:
     pass
 
 
-class Colour(Enum):
-    RED = "red"
-
-
 @dataclass
 class Row:
     cells: Any
@@ -161,7 +157,7 @@ CULPRITS: dict[str, tuple[Any, str, Any]] = {
     "dataclass": ([Row(cells=[UNKNOWN])], "[0].cells[0]", UNKNOWN),
     "send": (Send("node", {"x": UNKNOWN}), ".arg['x']", UNKNOWN),
     "interrupt": ((Interrupt({"q": UNKNOWN}),), "[0].value['q']", UNKNOWN),
-    "enum": ([Colour.RED], "[0]", Colour.RED),
+    "model": ([Box(value=(1, UNKNOWN))], "[0].value[1]", UNKNOWN),
     "itself": (UNKNOWN, "", UNKNOWN),
 }
 

@@ -1,0 +1,139 @@
+"""Classes that a stored value may be made an instance of again, and how they are found.
+
+These are data classes: pydantic models, dataclasses, enums and named tuples. They are looked up by
+their module and qualified name among the modules that the process has imported already. A look-up
+imports nothing and reads the dictionaries of modules and classes directly, so that no
+``__getattr__``, property or lazy module runs because of a name in a file.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from dataclasses import fields
+from enum import Enum
+from functools import lru_cache
+from types import ModuleType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+from zlib import crc32
+
+from pydantic import BaseModel
+
+TypeName = tuple[str, ...]  # a module and a qualified name
+Kind = Literal["model", "model of pydantic v1", "dataclass", "enum", "named tuple"]
+
+_names_of_module = vars(ModuleType)["__dict__"].__get__
+_names_of_class = vars(type)["__dict__"].__get__
+_CLASSES = 4096  # remembered
+
+
+def _kind_of(cls: type) -> Kind | None:
+    """Which kind of data class it is; ``None`` for any other class."""
+    bases = cls.__mro__
+    if Enum in bases:
+        return "enum"
+    if BaseModel in bases:
+        return "model"
+    if (v1 := sys.modules.get("pydantic.v1.main")) is not None and v1.BaseModel in bases:
+        return "model of pydantic v1"
+    if tuple in bases and any(isinstance(vars(base).get("_fields"), tuple) for base in bases):
+        return "named tuple"
+    if any("__dataclass_fields__" in vars(base) for base in bases):
+        return "dataclass"
+    return None
+
+
+kind_of: Callable[[type], Kind | None] = lru_cache(_CLASSES)(_kind_of)
+
+
+def name_of(cls: type) -> str:
+    """The name under which `find` finds a class: its qualified name, and a generic's parameters."""
+    generic: type | None = getattr(cls, "__pydantic_generic_metadata__", {}).get("origin")
+    if generic is None:
+        return cls.__qualname__
+    return generic.__qualname__ + cls.__name__.removeprefix(generic.__name__)
+
+
+def find(module: str, name: str, shape: int | None = None) -> type | None:
+    """The class of an imported module; for parameters of a generic that nothing here uses, the generic."""
+    holder = sys.modules.get(module)
+    if not issubclass(type(holder), ModuleType):
+        return None
+    names, (outer, bracket, parameters), found = _names_of_module(holder), name.partition("["), None
+    for part in outer.split("."):
+        found = names.get(part)
+        if not issubclass(type(found), type):
+            return None
+        names = _names_of_class(found)
+    if not bracket or found is None:
+        return found
+    wanted = f"{found.__name__}[{parameters}"
+    made = [cls for cls in type.__subclasses__(found) if cls.__name__ == wanted]
+    return next((cls for cls in made if shape is None or shape_of(cls) == shape), found)
+
+
+def _shape_of(cls: type) -> int:
+    """A checksum of the fields' names and types: a value of another shape may not fit the class any more."""
+    kind = kind_of(cls)
+    if kind == "model":
+        model: type[BaseModel] = cls
+        if not model.__pydantic_complete__:
+            model.model_rebuild(raise_errors=False)
+        types: list[tuple[str, Any]] = [(name, field.annotation) for name, field in model.model_fields.items()]
+    elif kind == "model of pydantic v1":
+        types = [(name, field.outer_type_) for name, field in cls.__fields__.items()]  # type: ignore[attr-defined]
+    else:
+        types = [(field.name, field.type) for field in fields(cls)]
+    text = "\n".join(sorted(f"{name}: {type_!r}" for name, type_ in types))
+    return crc32(re.sub(r" at 0x[0-9a-f]+", "", text).encode())
+
+
+shape_of: Callable[[type], int] = lru_cache(_CLASSES)(_shape_of)
+
+
+@lru_cache(_CLASSES)
+def imports(cls: Hashable) -> bool:
+    """Whether to validate a value is to import what it names, as pydantic's `ImportString` does."""
+    schema = getattr(cls, "__pydantic_core_schema__", None) or getattr(cls, "__fields__", "")
+    return any(name in str(schema) for name in ("import_string", "PyObject"))
+
+
+# The classes that annotations name
+
+
+def named_in(annotations: Iterable[Any]) -> set[type]:
+    """The data classes that annotations name, those of their fields' annotations included."""
+    found: set[type] = set()
+    seen: set[int] = set()
+    rest = list(annotations)
+    while rest:
+        annotation = rest.pop()
+        if id(annotation) in seen:
+            continue
+        seen.add(id(annotation))
+        if isinstance(annotation, Enum):  # within a Literal
+            annotation = type(annotation)
+        if isinstance(annotation, type) and kind_of(annotation) is not None:
+            found.add(annotation)
+        rest += _within(annotation)
+    return found
+
+
+def _within(annotation: Any) -> Iterator[Any]:
+    yield from (get_origin(annotation), *get_args(annotation))
+    for name in ("__supertype__", "__value__", "__bound__"):  # of a NewType, an alias, a type variable
+        yield getattr(annotation, name, None)
+    yield from getattr(annotation, "__constraints__", ())
+    if isinstance(annotation, type) and annotation.__module__ != "builtins":
+        yield from getattr(annotation, "__pydantic_generic_metadata__", {}).get("args", ())
+        yield from _hints(annotation)
+
+
+def _hints(cls: type) -> Iterable[Any]:
+    """The types of a class's fields; those that cannot be resolved are left out."""
+    try:
+        return get_type_hints(cls, include_extras=True).values()
+    except Exception:  # noqa: BLE001  # annotations are evaluated, and may raise anything
+        declared: dict[str, Any] = getattr(cls, "model_fields", None) or getattr(cls, "__annotations__", {})
+        return [getattr(one, "annotation", one) for one in declared.values()]
