@@ -12,7 +12,8 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
-from session_middleware.storage.words import query_words, terms_of, words_in
+from session_middleware.storage.stemming import stem
+from session_middleware.storage.words import query_words, says_something, terms_of, words_in
 
 _POINTERS = """
     it its they them their theirs he him his she her hers this these those one ones both either neither
@@ -56,12 +57,11 @@ def complete(query: str, before: Sequence[str], *, most: int = 5) -> str:
     weights: dict[str, float] = defaultdict(float)
     spelled: dict[str, str] = {}
     for age, text in enumerate(reversed(before[-_TURNS:])):
-        for word in dict.fromkeys(words_in(text)):
-            for term in terms_of(word):
-                if term not in left_out:
-                    spelled.setdefault(term, word)
-                    stress = _STANDS_OUT if _stands_out(word, text) else 1.0
-                    weights[term] += stress * _FADES ** (age // 2) / (1 + math.log1p(earlier[term]))
+        for word in filter(says_something, dict.fromkeys(words_in(text))):
+            if (term := stem(word)) not in left_out:
+                spelled.setdefault(term, word)
+                stress = _STANDS_OUT if _stands_out(word, text) else 1.0
+                weights[term] += stress * _FADES ** (age // 2) / (1 + math.log1p(earlier[term]))
     best = sorted(weights, key=lambda term: (-weights[term], -len(term), term))[: max(0, most - len(own - _SAY_LITTLE))]
     return " ".join([query, *(spelled[term] for term in best)])
 

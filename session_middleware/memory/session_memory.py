@@ -32,7 +32,7 @@ from session_middleware.storage.memory_port import (
     StoredMemory,
 )
 from session_middleware.storage.visit import Visit
-from session_middleware.storage.words import terms_of
+from session_middleware.storage.words import holds
 
 Memories: TypeAlias = list[Memory]  # in the class below, `list` is its own method
 Kind: TypeAlias = Literal["item", "message"]
@@ -170,9 +170,11 @@ class SessionMemory:
     def forget(
         self, key: str | None = None, *, query: str | None = None, all: bool = False, scope: Scope = "session"
     ) -> int:
-        """Forget items of a scope: the one of this key, those that hold all words of `query`, or `all`.
+        """Forget items of a scope: the one of this key, those that hold every word of `query`, or `all`.
 
-        Returns how many there were. What was said is not forgotten by this, but by `Session.delete_message`.
+        A word is held as it is written, in any case of its letters: "apple" forgets no "apples", and "cafe" no "café".
+        A query without a word that says something forgets nothing. Returns how many there were. What was said is not
+        forgotten by this, but by `Session.delete_message`.
 
         Raises:
             MemoryScopeUnavailable: the session has no id for the scope.
@@ -190,9 +192,8 @@ class SessionMemory:
             items = [] if found is None else [found]
         else:
             items = self._search(MemoryQuery([namespace], prefix=True, limit=sys.maxsize))
-            wanted = set(terms_of(query or ""))
             if query is not None:
-                items = [item for item in items if wanted and wanted <= set(terms_of(item.text or ""))]
+                items = [item for item in items if holds(item.text or "", query)]
         gone = [MemoryPut(item.namespace, [ItemPut(item.key, None, None)]) for item in items]
         if gone:
             self._storage.put_memories(gone, visit=self._visit)

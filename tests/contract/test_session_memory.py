@@ -276,12 +276,35 @@ def test_items_are_forgotten_by_their_words_or_all_at_once(memory_of: Callable[.
     for key, text in {"a": "red apples", "b": "green apples", "c": "red pears"}.items():
         memory.remember(text, key)
     memory.remember("red apples of all sessions", scope="user")
-    assert memory.forget(query="a red apple") == 1
+    assert memory.forget(query="a red apple") == memory.forget(query="red apple") == 0
+    assert memory.forget(query="Apples, red") == 1
     assert [item.key for item in memory.list()] == ["b", "c"]
     assert memory.forget(query="the of") == memory.forget(query="") == 0
     assert memory.forget(all=True) == 2
     assert memory.list() == []
     assert len(memory.list(["user"])) == 1
+
+
+@pytest.mark.parametrize(
+    ("query", "kept", "gone"),
+    [
+        ("दूध", "दादा का धोबी रवि है", "मुझे दूध पसंद है"),
+        ("고양이", "고양시에 산다", "고양이를 키운다"),
+        ("猫", "我家养了一只狗", "我家养了一只猫"),
+        ("university", "the universe", "The University"),
+        ("not allergic", "allergic to nuts", "not allergic to nuts"),
+    ],
+)
+async def test_only_what_holds_the_words_is_forgotten(
+    memory_of: Callable[..., SessionMemory], query: str, kept: str, gone: str
+) -> None:
+    memory = memory_of("t1")
+    for forget in (memory.forget, memory.aforget):
+        memory.remember(kept, "kept")
+        memory.remember(gone, "gone")
+        count = forget(query=query)
+        assert (count if isinstance(count, int) else await count) == 1
+        assert [item.key for item in memory.list()] == ["kept"]
 
 
 @pytest.mark.parametrize("given", [{}, {"key": "k", "all": True}, {"key": "k", "query": "x"}])
