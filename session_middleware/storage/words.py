@@ -159,13 +159,11 @@ def terms_of(text: str) -> list[str]:
     return [term for _, term in zip(range(MAX_WORDS), found, strict=False)]
 
 
-def date_terms(moment: datetime) -> list[str]:
-    """What a question may name a day by: its month, year and number."""
-    return [f"{_DATE}{MONTHS[moment.month - 1]}", f"{_DATE}{moment.year}", f"{_DATE}{moment.day}"]
-
-
-def speaker_terms(name: str | None) -> list[str]:
-    return [f"{_SPEAKER}{word}" for word in dict.fromkeys(words_in(name))] if name else []
+def marks_of(moment: datetime, name: str | None) -> list[str]:
+    """What a question may name a message by: the month, year and day it was said, and who said it."""
+    speakers = dict.fromkeys(words_in(name)) if name else ()
+    day = (MONTHS[moment.month - 1], moment.year, moment.day)
+    return [*(f"{_DATE}{each}" for each in day), *(f"{_SPEAKER}{word}" for word in speakers)]
 
 
 class QueryWord:
