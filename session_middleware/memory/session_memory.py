@@ -329,14 +329,14 @@ class SessionMemory:
 
     def _vector(self, asked: MemoryQuery) -> Vector | None:
         """The query's vector, without the names of those who speak: they are on every second message."""
-        if self._parts.embedder is None or asked.query is None:
+        query = asked.query or ""
+        if self._parts.embedder is None or not query.strip():
             return None
-        query = asked.query
         said = dict.fromkeys(re.findall(r"\w+", query))
         for whose in asked.whose:
             for name in self._storage.list_speakers(list(said), whose):
                 query = re.sub(rf"\b{re.escape(name)}\b('s\b)?", "", query)
-        return self._parts.embedder.query(query if query.strip() else asked.query)
+        return self._parts.embedder.query(query if query.strip() else asked.query or "")
 
     def _search(self, query: MemoryQuery) -> Stored:
         return self._storage.search_memories(query) if query.namespaces else []

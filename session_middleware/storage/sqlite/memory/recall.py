@@ -64,6 +64,24 @@ def search(connection: sqlite3.Connection, query: MemoryQuery, now: datetime) ->
     return found[query.offset :]
 
 
+def nearest(connection: sqlite3.Connection, query: MemoryQuery, now: datetime) -> list[StoredMemory]:
+    """The page of all items that pass the filter: by their cosine, and after them those that have no vector."""
+    assert query.vector is not None
+    sources = [Source(scope_id) for scope_id in items.scope_ids(connection, query.namespaces, prefix=query.prefix)]
+    total = vectors.cosines(connection, sources, query.vector, nearest=None, besides=())
+    wanted = query.offset + query.limit
+    found: list[StoredMemory] = []
+    for place in _in_order(total, _FIRST * wanted):
+        if len(found) >= wanted:
+            break
+        item = items.get_by_id(connection, place - ITEM, now)
+        if item is not None and passes(item.value, query.filter):
+            found.append(item._replace(score=total[place], vector=total[place]))
+    if len(found) < wanted:
+        found += items.list_others(connection, query, now, [place - ITEM for place in total], wanted - len(found))
+    return found[query.offset :]
+
+
 def speakers(connection: sqlite3.Connection, asked: Sequence[str], whose: MessageScope) -> set[str]:
     """Those of these words that are part of a speaker's name."""
     scope = _scope(connection, MemoryQuery([], prefix=False, messages=whose))
