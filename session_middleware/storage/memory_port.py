@@ -51,6 +51,7 @@ class MemoryQuery(NamedTuple):
     offset: int = 0
     messages: MessageScope | None = None  # recorded messages too,
     more: MessageScope | None = None  # and these; none of the sessions of the first
+    roles: Collection[str] | None = None  # of messages: only what these said
     since: datetime | None = None  # created at or after
     vector: Sequence[float] | None = None  # of the query; ranked by both when given
     begun: bool = False  # the last word may be the beginning of one
