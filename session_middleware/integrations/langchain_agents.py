@@ -26,8 +26,8 @@ from session_middleware.checkpoint.repair import Asked, Mended, mend, recorded_a
 from session_middleware.memory.checking import check_count, check_names
 from session_middleware.memory.completing import complete
 from session_middleware.memory.scopes import SCOPES
-from session_middleware.memory.session_memory import KINDS, Kind
-from session_middleware.model import Scope
+from session_middleware.memory.session_recall import KINDS, ROLES, SPEAKERS, Kind
+from session_middleware.model import Role, Scope
 from session_middleware.recording.hooks import Hooks, Place, Watched
 from session_middleware.session import Session
 from session_middleware.sessions import Sessions
@@ -41,6 +41,9 @@ Update: TypeAlias = dict[str, Any] | None
 class Recall:
     """What of its memory is put before the model: at most `k` memories and about `budget_tokens`.
 
+    By default items, and what users and assistants said; `roles` chooses whose messages, and `always` whether
+    what was remembered with ``always=True`` comes first, besides those `k`. It is `SessionMemory.context_for`.
+
     Raises `InvalidMemoryArgument` for what cannot be used.
     """
 
@@ -48,12 +51,15 @@ class Recall:
     scopes: Sequence[Scope] = SCOPES
     kinds: Sequence[Kind] = KINDS
     budget_tokens: int = 1_000
+    roles: Sequence[Role] = SPEAKERS
+    always: bool = True
 
     def __post_init__(self) -> None:
         check_count("k", self.k)
         check_count("budget_tokens", self.budget_tokens)
         check_names("scopes", self.scopes, SCOPES)
         check_names("kinds", self.kinds, KINDS)
+        check_names("roles", self.roles, ROLES)
 
 
 class SessionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
@@ -65,9 +71,10 @@ class SessionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
         sessions: where to record. With its checkpointer and recorder, or alone.
         context: what to add to the system message of each model call, and nowhere else: a function
             of the session and of what its user said last. Under asyncio it is called off the loop.
-        recall: what to add there of the session's memory: what fits what its user said last, without
-            the messages that the model is given anyhow. ``True`` is ``Recall()``. A failure is logged once
-            and counted among the recorder's faults, and the agent goes on without.
+        recall: what of the session's memory the model is given as well: what fits what its user said last,
+            without the messages that it is given anyhow. It is data, so it is a message of its own before that of
+            the user, between marks, each line with its source and date. ``True`` is ``Recall()``. A failure is
+            logged once and counted among the recorder's faults, and the agent goes on without.
 
     Raises:
         TypeError: one of them is something else.
@@ -147,7 +154,7 @@ class SessionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
         place = self._hooks.enter(get_config())
         if place is None:
             return handler(request)
-        request = self._with(request, self._context_for(place, request))
+        request = self._with(request, *self._context_for(place, request))
         if place.trace is not None:
             return handler(request)
         self._hooks.hear_before_model(place, request.state["messages"])
@@ -167,7 +174,7 @@ class SessionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
         if place is None:
             return await handler(request)
         if self._context is not None or self._recall is not None:
-            request = self._with(request, await self._off_loop(self._context_for, place, request))
+            request = self._with(request, *await self._off_loop(self._context_for, place, request))
         if place.trace is not None:
             return await handler(request)
         await self._off_loop(self._hooks.hear_before_model, place, request.state["messages"])
@@ -180,26 +187,30 @@ class SessionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
         await self._off_loop(self._hooks.answer, place, asked, response.result)
         return response
 
-    def _context_for(self, place: Place, request: ModelRequest[Any]) -> str | None:
-        messages = request.messages
-        last = next((n for n in reversed(range(len(messages))) if isinstance(messages[n], HumanMessage)), None)
+    def _context_for(self, place: Place, request: ModelRequest[Any]) -> tuple[str | None, str | None]:
+        """What belongs into the system message, and what of the memory beside the user's words."""
+        messages, last = request.messages, _last_said(request.messages)
         if last is None or not messages[last].text or (self._context is None and self._recall is None):
-            return None
+            return None, None
         session = self._sessions.find(place.visit.session_id)
         if session is None:
             self._hooks.open(place)
             session = self._sessions.find(place.visit.session_id)
         if session is None:
-            return None
+            return None, None
         own = self._context(session, messages[last].text) if self._context is not None else None
         recalled = None
         if self._recall is not None:
             recalled = self._hooks.attempt(partial(_recalled, self._recall, session, messages, last))
-        return "\n\n".join(filter(None, (own, recalled)))
+        return own, recalled
 
     @staticmethod
-    def _with(request: ModelRequest[Any], context: str | None) -> ModelRequest[Any]:
-        """The request with the text added to its system message; the state is not touched."""
+    def _with(request: ModelRequest[Any], context: str | None, recalled: str | None) -> ModelRequest[Any]:
+        """The request with the one added to its system message and the other before what was said; not the state."""
+        last = _last_said(request.messages)
+        if recalled and last is not None:
+            messages = [*request.messages[:last], HumanMessage(recalled), *request.messages[last:]]
+            request = request.override(messages=messages)
         if not context:
             return request
         own = request.system_message.content_blocks if request.system_message else []
@@ -257,8 +268,12 @@ def _check_kinds(sessions: object, context: object, recall: object) -> None:
         raise TypeError(f"recall={recall!r} is no Recall; give Recall(k=…, scopes=…), or True")
 
 
+def _last_said(messages: Sequence[BaseMessage]) -> int | None:
+    return next((n for n in reversed(range(len(messages))) if isinstance(messages[n], HumanMessage)), None)
+
+
 def _recalled(recall: Recall, session: Session, messages: Sequence[BaseMessage], last: int) -> str | None:
     """What is remembered that fits what was said `last`, which may lean on what was said before it."""
     before = [message.text for message in messages[:last] if isinstance(message, HumanMessage | AIMessage)]
-    known = {message.id for message in messages if message.id}
+    known = {each for message in messages for each in (message.id, message.text) if each}
     return session.memory.context_for(complete(messages[last].text, before), unless_in=known, **vars(recall))

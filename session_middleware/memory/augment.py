@@ -16,8 +16,9 @@ from session_middleware.memory.door import MemoryDoor
 from session_middleware.memory.found import Memory
 from session_middleware.memory.retriever import SessionRetriever, as_document, asking_config
 from session_middleware.memory.scopes import SCOPES
-from session_middleware.memory.session_memory import KINDS, Kind, SessionMemory
-from session_middleware.model import Scope
+from session_middleware.memory.session_memory import SessionMemory
+from session_middleware.memory.session_recall import KINDS, SPEAKERS, Kind
+from session_middleware.model import Role, Scope
 
 Complete: TypeAlias = Callable[[str, Sequence[str]], str]  # the question and what was said before, oldest first
 
@@ -25,7 +26,8 @@ _SCORES = ("score", "relevance_score", "similarity_score", "_score")  # where re
 
 
 class AugmentedRetriever(SessionRetriever):
-    """The documents of `retriever` and the memories of the session, best first, in one list.
+    """The documents of `retriever` and the memories of the session, best first, in one list, after what was
+    remembered with ``always=True``.
 
     The question is completed from the last turns of the session where it leans on them. Both kinds are
     fused by their scores as shares of their best, each text once, under a token budget. A document's
@@ -38,6 +40,8 @@ class AugmentedRetriever(SessionRetriever):
     k: int = 8
     scopes: Sequence[Scope] = SCOPES
     kinds: Sequence[Kind] = KINDS
+    roles: Sequence[Role] = SPEAKERS
+    always: bool = True
     memory_weight: float = 0.8
     budget_tokens: int | None = None
     count_tokens: CountTokens = about_tokens
@@ -51,7 +55,7 @@ class AugmentedRetriever(SessionRetriever):
         memory = self.memory or self.sessions.memory(asking_config())
         query = self.complete(query, memory.last_said())
         documents = self.retriever.invoke(query, config)
-        return self._fused(documents, memory.recall(query, k, scopes=self.scopes, kinds=self.kinds), k)
+        return self._fused(documents, memory.select(query, k, **self._chosen), k)
 
     async def _aget_relevant_documents(
         self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, k: int | None = None
@@ -61,18 +65,23 @@ class AugmentedRetriever(SessionRetriever):
         memory = self.memory or await self.sessions.amemory(asking_config())
         query = self.complete(query, await memory.alast_said())
         documents = await self.retriever.ainvoke(query, config)
-        return self._fused(documents, await memory.arecall(query, k, scopes=self.scopes, kinds=self.kinds), k)
+        return self._fused(documents, await memory.aselect(query, k, **self._chosen), k)
+
+    @property
+    def _chosen(self) -> dict[str, Any]:
+        return {"scopes": self.scopes, "kinds": self.kinds, "roles": self.roles, "always": self.always}
 
     def _fused(self, documents: Sequence[Document], memories: Sequence[Memory], k: int) -> list[Document]:
+        first = [as_document(memory) for memory in memories if memory.always]
         found = [
             *_scored(documents, 1.0, about={"from": "documents"}),
-            *_scored([as_document(memory) for memory in memories], self.memory_weight, about={}),
+            *_scored([as_document(memory) for memory in memories if not memory.always], self.memory_weight, about={}),
         ]
         found.sort(key=lambda document: -document.metadata["fused_score"])
-        kept = _once(found)
+        kept = _once([*_scored(first, 1.0, about={}), *found])
         if self.budget_tokens is not None:
             kept = _affordable(kept, self.budget_tokens, self.count_tokens)
-        return list(kept)[:k]
+        return list(kept)[: len(first) + k]
 
 
 def _within(run_manager: CallbackManagerForRetrieverRun | AsyncCallbackManagerForRetrieverRun) -> RunnableConfig:

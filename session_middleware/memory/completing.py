@@ -11,8 +11,10 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from functools import lru_cache
 
-from session_middleware.storage.words import query_words, terms_of, words_in
+from session_middleware.storage.stemming import stem
+from session_middleware.storage.words import query_words, says_something, terms_of, words_in
 
 _POINTERS = """
     it its they them their theirs he him his she her hers this these those one ones both either neither
@@ -34,10 +36,15 @@ _FILLERS = """
     hope want need know think say tell look see get go come make take give thing things lot really maybe today help
     much many long often far
 """
-_SAY_LITTLE = frozenset(term for word in _FILLERS.split() for term in terms_of(word))
 _TURNS = 6  # messages before the question that it may lean on
 _FADES = 0.7  # what a word counts for, of the exchange before
 _STANDS_OUT = 1.5
+
+
+@lru_cache(maxsize=1)
+def say_little() -> frozenset[str]:
+    """The terms that are in many an answer and tell nothing of what it is about."""
+    return frozenset(terms_of(_FILLERS))
 
 
 def complete(query: str, before: Sequence[str], *, most: int = 5) -> str:
@@ -52,24 +59,25 @@ def complete(query: str, before: Sequence[str], *, most: int = 5) -> str:
         return query
     earlier = Counter(term for text in before[:-_TURNS] for term in set(terms_of(text)))
     own = {word.term for word in query_words(query)}
-    left_out = _SAY_LITTLE | own
+    left_out = say_little() | own
     weights: dict[str, float] = defaultdict(float)
     spelled: dict[str, str] = {}
     for age, text in enumerate(reversed(before[-_TURNS:])):
-        for word in dict.fromkeys(words_in(text)):
-            for term in terms_of(word):
-                if term not in left_out:
-                    spelled.setdefault(term, word)
-                    stress = _STANDS_OUT if _stands_out(word, text) else 1.0
-                    weights[term] += stress * _FADES ** (age // 2) / (1 + math.log1p(earlier[term]))
-    best = sorted(weights, key=lambda term: (-weights[term], -len(term), term))[: max(0, most - len(own - _SAY_LITTLE))]
+        for word in filter(says_something, dict.fromkeys(words_in(text))):
+            if (term := stem(word)) not in left_out:
+                spelled.setdefault(term, word)
+                stress = _STANDS_OUT if _stands_out(word, text) else 1.0
+                weights[term] += stress * _FADES ** (age // 2) / (1 + math.log1p(earlier[term]))
+    best = sorted(weights, key=lambda term: (-weights[term], -len(term), term))[
+        : max(0, most - len(own - say_little()))
+    ]
     return " ".join([query, *(spelled[term] for term in best)])
 
 
 def leans(query: str) -> bool:
     """Whether a question cannot be understood alone: it says nothing, is a part, or points at what was before."""
     words = words_in(query)
-    if all(term in _SAY_LITTLE for term in terms_of(query)):
+    if all(term in say_little() for term in terms_of(query)):
         return True
     if words[0] in _BEGINS or " ".join(words[:2]) in _BEGINS:
         return True

@@ -68,7 +68,7 @@ class Embedder:
 
     def query(self, text: str) -> list[float] | None:
         """The vector of a query; ``None`` when there are none to compare it with, or the model fails."""
-        if not text.strip() or not self.is_current():
+        if not text or not self.is_current():
             return None
         return self._ask(lambda: self._valid(self._embeddings.embed_query(text[:_LONGEST])))
 

@@ -17,6 +17,7 @@ class Memory(Value):
     value: dict[str, Any]
     key: str  # of a message: its message_id
     kind: Literal["item", "message"] = "item"
+    always: bool = False  # of an item: it belongs into every prompt
     scope: Scope
     session_id: str | None = None  # where it was remembered or said
     message_id: str | None = None  # the message it is, or came from

@@ -121,13 +121,14 @@ def _put(ops: Sequence[PutOp], owners: Owners | None, embed: bool) -> MemoryPut:
     keys: list[str] = [op.key for op in ops]
     values: list[Any] = [op.value for op in ops]
     encoded = encoded_values(namespace, keys, values)
-    texts = [words_of(value, index) for value in values]
+    embed = embed and index is not False and (index is None or len(index) > 0)
+    texts = [words_of(value, index) or ("" if embed else None) for value in values]  # numbers have vectors too
     return MemoryPut(
         namespace,
         list(zip(keys, encoded, texts, strict=True)),
         _remembered_in(namespace, owners),
         paths=index or None,
-        embed=embed and index is not False,
+        embed=embed,
         ttl=None if ttl is None else timedelta(minutes=ttl),
     )
 

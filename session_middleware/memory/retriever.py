@@ -15,8 +15,9 @@ from langchain_core.runnables.config import ensure_config
 from session_middleware.memory.door import MemoryDoor
 from session_middleware.memory.found import Memory
 from session_middleware.memory.scopes import SCOPES
-from session_middleware.memory.session_memory import KINDS, Kind, SessionMemory
-from session_middleware.model import Scope
+from session_middleware.memory.session_memory import SessionMemory
+from session_middleware.memory.session_recall import KINDS, SPEAKERS, Kind
+from session_middleware.model import Role, Scope
 
 _asking: ContextVar[RunnableConfig | None] = ContextVar("session_middleware_asking", default=None)
 
@@ -45,7 +46,9 @@ class SessionRetriever(BaseRetriever):
 
 
 class MemoryRetriever(SessionRetriever):
-    """What a session may recall, as documents; `k` may be given to `invoke` too.
+    """What a session may recall, as documents, each text once; `k` may be given to `invoke` too.
+
+    First and besides those `k` comes what was remembered with ``always=True``, unless `always` is false.
 
     The session is the one the run's config names, or `memory`, which is fixed then.
     """
@@ -55,20 +58,25 @@ class MemoryRetriever(SessionRetriever):
     k: int = 5
     scopes: Sequence[Scope] = SCOPES
     kinds: Sequence[Kind] = KINDS
+    roles: Sequence[Role] = SPEAKERS
+    always: bool = True
 
     def _get_relevant_documents(
         self, query: str, *, run_manager: CallbackManagerForRetrieverRun, k: int | None = None
     ) -> list[Document]:
         memory = self.memory or self.sessions.memory(asking_config())
-        found = memory.recall(query, self.k if k is None else k, scopes=self.scopes, kinds=self.kinds)
-        return [as_document(each) for each in found]
+        return [as_document(each) for each in memory.select(query, self.k if k is None else k, **self._chosen)]
 
     async def _aget_relevant_documents(
         self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, k: int | None = None
     ) -> list[Document]:
         memory = self.memory or await self.sessions.amemory(asking_config())
-        found = await memory.arecall(query, self.k if k is None else k, scopes=self.scopes, kinds=self.kinds)
+        found = await memory.aselect(query, self.k if k is None else k, **self._chosen)
         return [as_document(each) for each in found]
+
+    @property
+    def _chosen(self) -> dict[str, Any]:
+        return {"scopes": self.scopes, "kinds": self.kinds, "roles": self.roles, "always": self.always}
 
 
 def as_document(memory: Memory) -> Document:

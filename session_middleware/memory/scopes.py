@@ -34,6 +34,18 @@ class Owners(NamedTuple):
 
 
 OWNED = frozenset({"session", "user", "group"})
+ALWAYS = "always"  # the label, below a scope's namespace, of what belongs into every prompt
+
+
+def is_always(namespace: Namespace) -> bool:
+    """Whether what is there belongs into every prompt of its scope."""
+    return len(namespace) == (3 if namespace[0] in OWNED else 2) and namespace[-1] == ALWAYS
+
+
+def both_of(namespace: Namespace, *, always: bool) -> tuple[Namespace, Namespace]:
+    """Where something of a scope is, and where it is not, as it does or does not belong into every prompt."""
+    with_label = (*namespace, ALWAYS)
+    return (with_label, namespace) if always else (namespace, with_label)
 
 
 def namespace_of(scope: Scope, owners: Owners) -> Namespace:

@@ -52,10 +52,11 @@ def running_owners() -> Owners | None:
 
 
 class SessionStore(BaseStore):
-    """A store of JSON values by namespace and key, with filters and word search.
+    """A store of JSON values by namespace and key, with filters, vectors and word search.
 
-    A search with a query finds the items that hold any of its words, best first, with a score; with an
-    embedding model, also those whose vector is near. `put` with ``index=False`` keeps an item out of
+    With an embedding model a search with a query ranks as LangGraph's own stores do: all items by the cosine
+    of the query and the nearest of their vectors, which is their score, then those that have none. Without one it
+    finds the items that hold any word of the query, best first. `put` with ``index=False`` keeps an item out of
     this; with paths, only these are searched. Items put again keep their `created_at`. An item whose
     time to live is over is not there, whether or not it was swept.
 
@@ -140,6 +141,7 @@ class SessionStore(BaseStore):
                 limit=op.limit,
                 offset=op.offset,
                 vector=self._vector(op.query),
+                only_vector=True,
                 refresh=op.refresh_ttl,
             )
         )

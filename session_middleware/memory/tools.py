@@ -9,12 +9,13 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool, StructuredTool
 
 from session_middleware.memory.checking import check_names
-from session_middleware.memory.context import line
+from session_middleware.memory.context import render
 from session_middleware.memory.door import MemoryDoor
 from session_middleware.memory.found import Memory
 from session_middleware.memory.scopes import SCOPES
 from session_middleware.memory.session_memory import HasOwnMemory, SessionMemory
-from session_middleware.model import Scope
+from session_middleware.memory.session_recall import ROLES, SPEAKERS
+from session_middleware.model import Role, Scope
 from session_middleware.storage.seen import OF_MEMORY
 
 Answer: TypeAlias = tuple[str, dict[str, Any]]  # what the model reads, and by what the record knows it
@@ -25,6 +26,8 @@ def memory_tools(
     *,
     scope: Scope | None = None,
     scopes: Sequence[Scope] = SCOPES,
+    roles: Sequence[Role] = SPEAKERS,
+    always: bool = True,
     session: HasOwnMemory | None = None,
 ) -> list[BaseTool]:
     """The tools ``remember``, ``recall`` and ``forget``, sync and async.
@@ -38,11 +41,14 @@ def memory_tools(
         scope: where ``remember`` keeps things, and ``forget`` finds them. By default with the user,
             where the run has one, else with the session.
         scopes: what ``recall`` may look into.
+        roles: whose messages ``recall`` finds.
+        always: whether ``recall`` also gives what was remembered with ``always=True``; no model can remember so.
         session: for a loop that passes no config: always this session's memory.
     """
     check_names("scopes", scopes, SCOPES)
     check_names("scope", [scope or "session"], SCOPES)
-    made = _Tools(sessions, scope, scopes, session)
+    check_names("roles", roles, ROLES)
+    made = _Tools(sessions, scope, scopes, roles, always, session)
     return [
         _tool("remember", made.remember, made.aremember),
         _tool("recall", made.recall, made.arecall),
@@ -56,11 +62,18 @@ def _tool(name: str, function: Callable[..., Answer], coroutine: Callable[..., A
 
 class _Tools:
     def __init__(
-        self, sessions: MemoryDoor, scope: Scope | None, scopes: Sequence[Scope], session: HasOwnMemory | None
+        self,
+        sessions: MemoryDoor,
+        scope: Scope | None,
+        scopes: Sequence[Scope],
+        roles: Sequence[Role],
+        always: bool,
+        session: HasOwnMemory | None,
     ) -> None:
         self._sessions, self._session = sessions, session
         self._offload = sessions._memory.offload
         self._scope, self._scopes = scope, scopes
+        self._roles, self._always = roles, always
 
     def remember(self, text: str, config: RunnableConfig) -> Answer:
         """Remember a fact for later conversations, as one sentence that can be understood alone."""
@@ -72,7 +85,9 @@ class _Tools:
 
     def recall(self, query: str, config: RunnableConfig, limit: int = 5) -> Answer:
         """Look up what was remembered or said before. Ask with the words that were probably used."""
-        return _listed(self._here(config)[0].recall(query, _few(limit), scopes=self._scopes)), OF_MEMORY
+        memory, _ = self._here(config)
+        found = memory.select(query, _few(limit), scopes=self._scopes, roles=self._roles, always=self._always)
+        return render(found, with_keys=True) or "Nothing is remembered about that.", OF_MEMORY
 
     async def arecall(self, query: str, config: RunnableConfig, limit: int = 5) -> Answer:
         return await self._offload.run(self.recall, query, config, limit)
@@ -100,9 +115,3 @@ def _kept(memory: Memory) -> str:
 
 def _forgotten(key: str, count: int) -> str:
     return "Forgotten." if count else f"There is nothing under the key {key}; recall shows the keys."
-
-
-def _listed(memories: Sequence[Memory]) -> str:
-    if not memories:
-        return "Nothing is remembered about that."
-    return "\n".join(f"{line(each)} (key: {each.key})" if each.kind == "item" else line(each) for each in memories)

@@ -51,10 +51,12 @@ class MemoryQuery(NamedTuple):
     offset: int = 0
     messages: MessageScope | None = None  # recorded messages too,
     more: MessageScope | None = None  # and these; none of the sessions of the first
+    roles: Collection[str] | None = None  # of messages: only what these said
     since: datetime | None = None  # created at or after
     vector: Sequence[float] | None = None  # of the query; ranked by both when given
     begun: bool = False  # the last word may be the beginning of one
     neighbours: bool = True  # a message is found by the words of those around it as well
+    only_vector: bool = False  # items by the cosine of their vectors alone, then those that have none
     as_written: bool = False  # messages that hold the query as it stands there, the latest first, and no items
     refresh: bool = False  # give what is found its whole time to live again
 

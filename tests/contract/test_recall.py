@@ -14,7 +14,9 @@ from uuid import uuid4
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from langchain_core.messages import HumanMessage
 
+from session_middleware import Sessions
 from session_middleware.model import Identity
 from session_middleware.settings import load_settings
 from session_middleware.storage.memory_port import MemoryQuery, MessageScope, StoredMemory
@@ -22,6 +24,7 @@ from session_middleware.storage.port import MessageSeen, Storage
 from session_middleware.storage.sqlite.engine import SqliteStorage
 from session_middleware.storage.visit import Visit
 from tests.conftest import Clock
+from tests.embeddings import SubjectEmbeddings
 from tests.memories import put_of
 
 WORDS = ("apple", "pear", "plum", "cherry", "garden", "harvest", "basket", "orchard", "cider", "ladder")
@@ -335,3 +338,37 @@ def test_what_is_the_word_itself_is_found_before_what_begins_with_it(
     settle()
     assert keys(look(storage, "cat", begun=True, neighbours=False))[0] == "t-1"
     assert len(look(storage, "cat", begun=True, neighbours=False)) == 3
+
+
+def test_an_index_of_another_versions_words_is_made_anew_and_keeps_its_vectors(tmp_path: Path, clock: Clock) -> None:
+    path, model = tmp_path / "s.db", SubjectEmbeddings()
+
+    def found(sessions: Sessions, query: str) -> list[tuple[Any, Any]]:
+        return [(m.key, m.parts) for m in sessions.get("t").memory.recall(query, 9, explain=True)]
+
+    with Sessions(path, clock=clock, index={"embed": model, "dims": 4}) as sessions:
+        session = sessions.open("t", user_id="alice")
+        for n, text in enumerate(["my puppy eats दूध", "Łódź in March", "gone", "the last one"]):
+            session.add(HumanMessage(text, id=f"m{n}"))
+        session.memory.remember("a truck in Łódź", "kept")
+        session.memory.remember("a truck in Praha", "changed")
+        sessions.index_memory()
+        queries = ["दूध", "lodz", "2026-01-01", "vehicle", "one"]
+        expected = [found(sessions, query) for query in queries]
+        asked = len(model.calls)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("UPDATE index_progress SET words = 'before'")
+        connection.execute("UPDATE index_words SET term = 'x' || term")
+        connection.execute("UPDATE index_parts SET terms = 'xpuppi'")
+        connection.commit()
+    with Sessions(path, clock=clock, index={"embed": model, "dims": 4}) as sessions:
+        assert [found(sessions, query) for query in queries] == expected
+        sessions.index_memory()
+        assert [found(sessions, query) for query in queries] == expected
+        assert len(model.calls) == asked
+        sessions.get("t").memory.forget(all=True)
+        sessions.get("t").delete_message("m1")
+        assert sessions.search("lodz") == []
+        sessions.delete("t")
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT COUNT(*) FROM index_words").fetchone() == (0,)

@@ -131,7 +131,7 @@ def test_a_key_that_recall_shows_can_be_forgotten(sessions: Sessions) -> None:
     session = sessions.open("a", user_id="alice")
     session.memory.remember("cherries", "the-key", scope="user")
     config = sessions.config("a", user_id="alice")
-    assert "(key: the-key)" in tool_of(sessions, "recall").invoke({"query": "cherries"}, config)
+    assert ", key: the-key]" in tool_of(sessions, "recall").invoke({"query": "cherries"}, config)
     assert tool_of(sessions, "forget").invoke({"key": "the-key"}, config) == "Forgotten."
     assert session.memory.list(["user"]) == []
 
@@ -180,4 +180,6 @@ def test_in_a_loop_of_ones_own_the_answers_of_the_tools_are_not_indexed_either(s
 def test_the_answer_of_another_tool_of_that_name_is_found(sessions: Sessions) -> None:
     session = sessions.open("t")
     session.add(ToolMessage("Model X was called back for its brakes", tool_call_id="c1", name="recall"))
-    assert session.memory.recall("brakes")
+    assert session.memory.recall("brakes") == []  # what tools say may be anybody's words
+    assert session.memory.recall("brakes", roles=["tool"])
+    assert "called back" in tool_of(sessions, "recall", session=session, roles=["tool"]).invoke({"query": "brakes"})

@@ -73,6 +73,10 @@ SCANS_BY_DESIGN = (
     "FROM memories INDEXED BY memories_to_index",  # the items that wait, by an index of them alone
     "FROM index_stale",  # the messages that were changed since the last search
     "UPDATE index_progress",  # has one row
+    # the index is made anew, for words of another version
+    "SELECT number, session_id, scope_id, positions FROM index_sessions",
+    "UPDATE index_scopes SET texts = 0",
+    "UPDATE memories SET indexed = 0 WHERE indexed = 1",
     "CREATE TEMP TABLE",
 )
 

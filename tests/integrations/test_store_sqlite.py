@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -87,6 +88,60 @@ def test_operators_compare_the_same(store: SessionStore, values: list[int], oper
     fill(emptied(store), items)
     where = {"v": {operator: bound}}
     assert plain(store.search(("n",), filter=where, limit=100)) == plain(theirs.search(("n",), filter=where, limit=100))
+
+
+texts_and_numbers = st.integers(-12, 12) | st.floats(-12, 12, allow_nan=False) | st.booleans()
+
+
+@quick
+@given(
+    values=st.lists(texts_and_numbers | texts_and_numbers.map(lambda n: json.dumps(n)), max_size=8),
+    operator=numbers.filter(lambda name: name != "$eq"),
+    bound=st.integers(-12, 12),
+)
+def test_numbers_written_as_text_compare_the_same(
+    store: SessionStore, values: list[Any], operator: str, bound: int
+) -> None:
+    values = [value for value in values if value not in ("true", "false")]  # these are 0 to SQLite, and no number here
+    items = [(("n",), str(place), {"v": value}) for place, value in enumerate(values)]
+    theirs = theirs_of(items)
+    fill(emptied(store), items)
+    where = {"v": {operator: bound}}
+    assert plain(store.search(("n",), filter=where, limit=100)) == plain(theirs.search(("n",), filter=where, limit=100))
+
+
+nested = st.recursive(
+    st.integers(-2, 2) | st.sampled_from(["x", "y"]) | st.none() | st.lists(st.integers(0, 1), max_size=2),
+    lambda inner: st.dictionaries(st.sampled_from(["a", "b"]), inner, max_size=2),
+    max_leaves=6,
+)
+wanted = st.integers(-2, 2) | st.sampled_from(["x", "y"]) | st.none() | st.lists(st.integers(0, 1), max_size=2)
+operands = st.sampled_from(["$eq", "$gt", "$gte", "$lt", "$lte"])
+
+
+@quick
+@given(
+    values=st.lists(st.dictionaries(st.sampled_from(["a", "b"]), nested, max_size=2), max_size=6),
+    key=st.sampled_from(["a", "a.b", "a.b.a", "b.a"]),
+    wanted=wanted | st.tuples(operands, st.sampled_from(["x", "y"])).map(lambda pair: dict([pair])),
+)
+def test_keys_with_dots_reach_the_same(
+    store: SessionStore, values: list[dict[str, Any]], key: str, wanted: Any
+) -> None:
+    items = [(("n",), str(place), value) for place, value in enumerate(values)]
+    if isinstance(wanted, dict):  # to SQLite, an object or a list is text, and a number before all text
+        items = [item for item in items if isinstance(at(item[2], key), str | None)]
+    theirs = theirs_of(items)
+    fill(emptied(store), items)
+    assert plain(store.search(("n",), filter={key: wanted}, limit=100)) == plain(
+        theirs.search(("n",), filter={key: wanted}, limit=100)
+    )
+
+
+def at(value: Any, key: str) -> Any:
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
 
 
 @quick

@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 
 from session_middleware.storage.filters import passes
 
-VALUE = {"n": 5, "t": "m", "none": None, "tags": ["a", "b"], "deep": {"x": 1, "y": {"z": "q"}}, "flag": True}
+VALUE = {
+    "digits": "10",
+    "a.b": 1,
+    "n": 5,
+    "t": "m",
+    "none": None,
+    "tags": ["a", "b"],
+    "deep": {"x": 1, "y": {"z": "q"}},
+    "flag": True,
+}
 
 
 @pytest.mark.parametrize(
@@ -33,6 +42,19 @@ VALUE = {"n": 5, "t": "m", "none": None, "tags": ["a", "b"], "deep": {"x": 1, "y
         {"deep": {"x": {"$lt": 2}}},
         {"deep": {}},
         {"missing": {"$ne": 1}},
+        {"digits": {"$gt": 2}},
+        {"digits": {"$gt": "9", "$lte": "10.0"}},
+        {"n": {"$gt": "4"}},
+        {"flag": {"$gt": 0}},
+        {"deep.x": 1},
+        {"deep.y.z": {"$gte": "q"}},
+        {"deep.y": {"z": "q"}},
+        {"deep": {"y.z": "q"}},
+        {"deep.missing.z": None},
+        {"n.x": {"$ne": 1}},
+        {"a.b": 1},
+        {"tags": {"$eq": ["a", "b"], "$ne": ["a"]}},
+        {"deep": {"$eq": {"x": 1, "y": {"z": "q"}}}},
     ],
 )
 def test_these_hold(filter: dict[str, Any] | None) -> None:
@@ -55,6 +77,13 @@ def test_these_hold(filter: dict[str, Any] | None) -> None:
         {"deep": {"y": "q"}},
         {"n": {"x": 1}},
         {"n": {}},
+        {"digits": {"$lt": 2}},
+        {"digits": 10},
+        {"deep.x": {"$gt": 1}},
+        {"deep.y": "q"},
+        {"tags.x": 1},
+        {"tags": {"$gt": 0}},
+        {"tags": {"$lt": 9}},
     ],
 )
 def test_these_do_not_hold(filter: dict[str, Any]) -> None:
@@ -62,7 +91,7 @@ def test_these_do_not_hold(filter: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "filter", [{"n": {"$gt": "4"}}, {"t": {"$lt": 9}}, {"none": {"$gte": 0}}, {"deep": {"$lt": 1}}]
+    "filter", [{"n": {"$gt": "four"}}, {"t": {"$lt": 9}}, {"none": {"$gte": 0}}, {"deep": {"$lt": 1}}]
 )
 def test_what_has_no_order_holds_for_no_comparison(filter: dict[str, Any]) -> None:
     assert not passes(VALUE, filter)

@@ -31,6 +31,7 @@ LAYERS = {  # the longest prefix wins
     "storage.memory_port": 1,
     "storage.words": 0,
     "storage.stemming": 0,
+    "storage.dates": 0,
     "storage.ranking": 0,
     "storage": 2,
     "explaining": 2,
@@ -116,6 +117,7 @@ WITHIN_A_LAYER = {  # pairs in one layer, or out of its order, that may lean on 
     ("storage.port", "storage.upkeep"),
     ("storage.port", "storage.memory_port"),
     ("storage.words", "storage.stemming"),
+    ("storage.words", "storage.dates"),
     ("attaching", "checkpoint"),
     ("attaching", "recording"),
     ("recording", "checkpoint"),  # it is the witness that the checkpointer asks for

@@ -13,7 +13,7 @@ from session_middleware.storage.memory_port import (
     Vectors,
 )
 from session_middleware.storage.sqlite.database import SqliteDatabase
-from session_middleware.storage.sqlite.memory import indexing, items, memories, recall, vectors
+from session_middleware.storage.sqlite.memory import indexing, items, memories, recall, reindexing, vectors
 from session_middleware.storage.sqlite.rules import Rules
 
 _ITEMS_AT_ONCE = 500  # indexed in one transaction
@@ -23,6 +23,7 @@ _ALL_FIRST = 2000  # messages; of a longer backlog, only those in scope are inde
 class SqliteMemories:
     _database: SqliteDatabase
     _rules: Rules
+    _has_current_words = False  # as far as this process has looked
 
     def find_origin(self, session_id: str, incarnation: int) -> int | None:
         return self._database.read(lambda connection: memories.find_origin(connection, session_id, incarnation))
@@ -54,6 +55,7 @@ class SqliteMemories:
         """Leave no more unindexed than a search may read from where it was written, unless it has to read all."""
         if not self._database.is_writable:
             return
+        self._renew_words()
         most = indexing.LEFT_UNINDEXED
         messages, left, is_stale = self._database.read(
             lambda connection: (
@@ -70,6 +72,14 @@ class SqliteMemories:
             for of in [indexing.EVERYBODY] if messages <= _ALL_FIRST else whose:
                 while self._index_some(indexing.AT_ONCE, of) == indexing.AT_ONCE:
                     pass
+
+    def _renew_words(self) -> None:
+        """Make the index of words anew, where its words are those of another version of this package."""
+        if self._has_current_words:
+            return
+        if not self._database.read(reindexing.is_current):
+            self._database.write(reindexing.rebuild, durable=False)
+        self._has_current_words = True
 
     def _refresh_index(self) -> None:
         now = self._rules.clock()
@@ -108,6 +118,7 @@ class SqliteMemories:
     def index_messages(self, limit: int, *, leave: int = 0) -> int:
         if not self._database.is_writable:
             return 0
+        self._renew_words()
         if self._database.read(indexing.is_stale):
             self._refresh_index()
         if self._database.read(indexing.backlog) <= leave:
@@ -117,6 +128,7 @@ class SqliteMemories:
     def list_to_embed(self, limit: int, *, messages: bool) -> list[ToEmbed]:
         if not self._database.is_writable:
             return []
+        self._renew_words()
         self._index_items()
         return self._database.read(lambda connection: vectors.to_embed(connection, limit, messages=messages))
 

@@ -24,7 +24,7 @@ from session_middleware.storage.ranking import LENGTHS, STRETCH, Statistics, len
 from session_middleware.storage.sqlite.memory import words
 from session_middleware.storage.sqlite.memory.words import PART_BITS, PostingsByRow
 from session_middleware.storage.sqlite.rows import namespace_text
-from session_middleware.storage.words import date_terms, speaker_terms, terms_of
+from session_middleware.storage.words import marks_of, terms_of
 
 POSITION_BITS = 22  # a session's first four million messages are indexed
 _PARTS = POSITION_BITS - PART_BITS
@@ -205,7 +205,7 @@ def _places(connection: sqlite3.Connection, new: Iterable[_New], *, making: bool
 
 
 def _place(message: _New, scope_id: int, at: int, *, replaces: bool) -> Place:
-    marks = [*date_terms(from_text(message.created_at)), *speaker_terms(message.name)]
+    marks = marks_of(from_text(message.created_at), message.name)
     return Place(message, scope_id, at, terms_of(message.text), marks, replaces)
 
 
@@ -235,7 +235,7 @@ def _position_of_earlier(connection: sqlite3.Connection, sitting: _Sitting, mess
         (message.session_id, message.message_id, message.version),
     )
     wanted = {seq for (seq,) in earlier}
-    for part, seqs, _, _ in _read_parts(connection, sitting.parts):
+    for part, seqs, _, _ in read_parts(connection, sitting.parts):
         for place, seq in enumerate(seqs):
             if seq in wanted:
                 return (part - sitting.parts.start) << PART_BITS | place
@@ -247,10 +247,10 @@ def _position_of_earlier(connection: sqlite3.Connection, sitting: _Sitting, mess
 
 def seqs(connection: sqlite3.Connection, number: int) -> list[int]:
     """The seq of the message at each position of a session; 0 where it is gone."""
-    return [seq for part in _read_parts(connection, parts_of(number)) for seq in part[1].tolist()]
+    return [seq for part in read_parts(connection, parts_of(number)) for seq in part[1].tolist()]
 
 
-def _read_parts(connection: sqlite3.Connection, parts: range) -> list[tuple[int, array[int], bytearray, list[str]]]:
+def read_parts(connection: sqlite3.Connection, parts: range) -> list[tuple[int, array[int], bytearray, list[str]]]:
     rows = connection.execute(
         "SELECT part, seqs, lengths, terms FROM index_parts WHERE part BETWEEN ? AND ?", (parts.start, parts.stop - 1)
     )
@@ -329,7 +329,7 @@ def refresh(connection: sqlite3.Connection) -> None:
 
 
 def _place_of(connection: sqlite3.Connection, number: int, seq: int) -> int | None:
-    for part, found, _, _ in _read_parts(connection, parts_of(number)):
+    for part, found, _, _ in read_parts(connection, parts_of(number)):
         if seq in found:
             return part << PART_BITS | found.index(seq)
     return None
@@ -342,7 +342,7 @@ def forget_places(connection: sqlite3.Connection, number: int, places: Collectio
     """Take messages out of the index; those around them keep their places."""
     scope_id = int(connection.execute("SELECT scope_id FROM index_sessions WHERE number = ?", (number,)).fetchone()[0])
     for part in {place >> PART_BITS for place in places}:
-        for _, seqs, lengths, terms in _read_parts(connection, range(part, part + 1)):
+        for _, seqs, lengths, terms in read_parts(connection, range(part, part + 1)):
             here = {place & _IN_PART for place in places if place >> PART_BITS == part}
             here = {position for position in here if position < len(seqs) and seqs[position]}
             length = sum(LENGTHS[lengths[position]] for position in here)
@@ -373,7 +373,7 @@ def forget_session(connection: sqlite3.Connection, session_id: str) -> None:
         return
     number, scope_id, texts, length, positions = row
     parts = parts_of(number)
-    for part, _, _, terms in _read_parts(connection, parts):
+    for part, _, _, terms in read_parts(connection, parts):
         words.drop(connection, scope_id, part, terms)
     connection.execute("DELETE FROM index_parts WHERE part BETWEEN ? AND ?", (parts.start, parts.stop - 1))
     connection.execute(

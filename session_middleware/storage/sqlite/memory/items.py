@@ -226,6 +226,19 @@ def list_(connection: sqlite3.Connection, query: MemoryQuery, now: datetime) -> 
     return list(islice(islice(passing, query.offset, None), query.limit))
 
 
+def list_others(
+    connection: sqlite3.Connection, query: MemoryQuery, now: datetime, ids: Collection[int], limit: int
+) -> list[StoredMemory]:
+    """The first of those in the scope of the query that pass its filter and are none of `ids`."""
+    where, values = _visible(query.namespaces, prefix=query.prefix)
+    rows = connection.execute(
+        f"SELECT {_COLUMNS} FROM memories WHERE ({where}) AND {_LIVE}"
+        " AND id NOT IN (SELECT value FROM json_each(?)) ORDER BY id",
+        (*values, to_text(now), json.dumps(list(ids))),
+    )
+    return list(islice((item for item in map(_stored, rows) if passes(item.value, query.filter)), limit))
+
+
 def _visible(
     namespaces: Sequence[tuple[str, ...]], *, prefix: bool, column: str = "namespace"
 ) -> tuple[str, list[Any]]:

@@ -22,6 +22,8 @@ def search(connection: sqlite3.Connection, query: MemoryQuery, now: datetime) ->
         return items.list_(connection, query, now)
     if query.as_written:
         return phrases.search(connection, query)
+    if query.only_vector and query.vector is not None:
+        return recall.nearest(connection, query, now)
     return recall.search(connection, query, now)
 
 

@@ -45,22 +45,57 @@ class _Ranking(NamedTuple):
     total: Scores
     words: Scores
     vectors: Scores
+    is_whole: bool  # all that has a word is in it
 
 
 def search(connection: sqlite3.Connection, query: MemoryQuery, now: datetime) -> list[StoredMemory]:
     """The page of what fits best that passes the filter; what forks have in common once."""
     scope = _scope(connection, query)
+    wanted = query.offset + query.limit
+    found, is_all = _best(connection, scope, query, now)
+    if len(found) < wanted and not is_all:
+        found, _ = _best(connection, scope, query._replace(filter=query.filter or {}), now)
+    return found[query.offset :]
+
+
+def _best(
+    connection: sqlite3.Connection, scope: _Scope, query: MemoryQuery, now: datetime
+) -> tuple[list[StoredMemory], bool]:
+    """Up to the end of the page; and whether there is no more, for nothing was left out before it was looked at."""
     ranked = _ranking(connection, scope, query)
     wanted = query.offset + query.limit
     found: list[StoredMemory] = []
+    others = False
     said_in: dict[_Said, str] = {}
     for place in _in_order(ranked.total, _FIRST * wanted):
         if len(found) >= wanted:
             break
         memory = _read(connection, scope, place, query, now, said_in)
-        if memory is not None and passes(memory.value, query.filter):
+        if memory is None:
+            continue
+        if query.roles is not None and memory.seq is not None and memory.value["role"] not in query.roles:
+            others = True
+        elif passes(memory.value, query.filter):
             said, meant = ranked.words.get(place), ranked.vectors.get(place)
             found.append(memory._replace(score=ranked.total[place], words=said, vector=meant))
+    return found, _wanted(query) is None or (ranked.is_whole and not others)
+
+
+def nearest(connection: sqlite3.Connection, query: MemoryQuery, now: datetime) -> list[StoredMemory]:
+    """The page of all items that pass the filter: by their cosine, and after them those that have no vector."""
+    assert query.vector is not None
+    sources = [Source(scope_id) for scope_id in items.scope_ids(connection, query.namespaces, prefix=query.prefix)]
+    total = vectors.cosines(connection, sources, query.vector, nearest=None, besides=())
+    wanted = query.offset + query.limit
+    found: list[StoredMemory] = []
+    for place in _in_order(total, _FIRST * wanted):
+        if len(found) >= wanted:
+            break
+        item = items.get_by_id(connection, place - ITEM, now)
+        if item is not None and passes(item.value, query.filter):
+            found.append(item._replace(score=total[place], vector=total[place]))
+    if len(found) < wanted:
+        found += items.list_others(connection, query, now, [place - ITEM for place in total], wanted - len(found))
     return found[query.offset :]
 
 
@@ -144,7 +179,7 @@ def _ranking(connection: sqlite3.Connection, scope: _Scope, query: MemoryQuery) 
     asked = query_words(query.query or "")
     speakers = [word for word in asked if query.neighbours and _is_speaker(connection, scope, word)]
     said = [word for word in asked if word not in speakers] or asked
-    by_words = _by_words(connection, scope, query, said)
+    by_words, is_whole = _by_words(connection, scope, query, said)
     by_vector: Scores = {}
     total = by_words
     if query.vector is not None:
@@ -163,10 +198,12 @@ def _ranking(connection: sqlite3.Connection, scope: _Scope, query: MemoryQuery) 
     if said is not asked and len(said) < len(asked):
         boosted = _said_by(connection, scope, speakers, total)
         total = {place: score * SPEAKER_BOOST if place in boosted else score for place, score in total.items()}
-    return _Ranking(total, by_words, by_vector)
+    return _Ranking(total, by_words, by_vector, is_whole)
 
 
-def _by_words(connection: sqlite3.Connection, scope: _Scope, query: MemoryQuery, said: Sequence[QueryWord]) -> Scores:
+def _by_words(
+    connection: sqlite3.Connection, scope: _Scope, query: MemoryQuery, said: Sequence[QueryWord]
+) -> tuple[Scores, bool]:
     wanted = _wanted(query)
     asked = [_word(connection, scope, word) for word in said]
     if query.begun and (begun := begun_word(query.query or "")) is not None:
@@ -177,9 +214,8 @@ def _by_words(connection: sqlite3.Connection, scope: _Scope, query: MemoryQuery,
         neighbours=ranking.NEIGHBOURS if query.neighbours else ranking.ALONE,
         wanted=wanted,
     )
-    if wanted is not None and query.vector is None:
-        found = ranking.contenders(found, wanted)
-    return _told(connection, scope, found)
+    contenders = found if wanted is None or query.vector is not None else ranking.contenders(found, wanted)
+    return _told(connection, scope, contenders), len(contenders) == len(found)
 
 
 def _wanted(query: MemoryQuery) -> int | None:

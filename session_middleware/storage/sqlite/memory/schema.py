@@ -53,7 +53,8 @@ INDEX_TABLES = (
         id INTEGER PRIMARY KEY CHECK (id = 1),
         message INTEGER NOT NULL DEFAULT 0,
         session_id TEXT,
-        seq INTEGER
+        seq INTEGER,
+        words TEXT
     )
     """,
     """
