@@ -84,6 +84,7 @@ def assemble(settings: SessionSettings, serde: SerializerProtocol, *, clock: Clo
         *(storage, offload),
         clock=clock,
         new_id=new_id,
+        access=settings.access,
         embedder=embedder,
         settle=recorder.drain,
         inside=visits.inside,

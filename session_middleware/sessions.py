@@ -44,7 +44,7 @@ from session_middleware.settings import SessionSettings, load_settings
 from session_middleware.storage.port import SessionFilter
 from session_middleware.storage.visit import Visit
 from session_middleware.sweeping import Sweeper
-from session_middleware.visits import acting_as, as_config, checked_identity, identity_of
+from session_middleware.visits import acting_as, as_config, checked_identity, named_identity
 
 G = TypeVar("G")
 SessionList: TypeAlias = list[Session]  # in the class below, `list` is its own method
@@ -181,7 +181,7 @@ class Sessions(Operated, Reports, Hookable, MemoryDoor):
         """
         names.check_names(configurable, "config", ("user_id", "group_id", "group_ids", "session_id"))
         thread_id = self.new_id() if session_id is None else lifecycle.session_id_of(session_id)
-        who = identity_of({"user_id": user_id, "group_id": group_id, "group_ids": group_ids})
+        who = named_identity(user_id, group_id, group_ids)
         identity = {"thread_id": thread_id, **as_config(who)}
         return {"configurable": {**configurable, **identity}, "metadata": identity}
 
@@ -235,7 +235,7 @@ class Sessions(Operated, Reports, Hookable, MemoryDoor):
             SessionLimitReached: as many are open as may be, and ``on_limit`` is ``"reject"``.
         """
         chosen = self.new_id() if session_id is None else lifecycle.session_id_of(session_id)
-        visit = Visit(chosen, identity_of({"user_id": user_id, "group_id": group_id}))
+        visit = Visit(chosen, named_identity(user_id, group_id))
         names.check_choice("if_exists", if_exists, ("resume", "raise"))
         details = names.details_of(
             title=title,

@@ -30,6 +30,8 @@ _REMEMBERED = 1024  # sessions whose latest visit is kept in mind
 _RUNTIME = "__pregel_runtime"  # LangGraph puts it into the config of a run, and of nothing else
 _PRESENCE = "__pregel_session_visit"  # ours; what begins so is kept out of metadata and of what is streamed
 
+_AUTHENTICATED_ID, _AUTHENTICATED = "langgraph_auth_user_id", "langgraph_auth_user"  # LangGraph's server sets these
+
 _NOBODY = Identity()
 _acting_as: ContextVar[Identity] = ContextVar("session_middleware_identity", default=_NOBODY)
 
@@ -45,8 +47,30 @@ def acting_as(identity: Identity) -> Iterator[None]:
 
 
 def identity_of(configurable: Mapping[str, Any]) -> Identity:
-    """Who asks, by a config's ``configurable`` or a callback's metadata, else by `acting_as`."""
-    user_id, group_id, group_ids = (configurable.get(name) for name in ("user_id", "group_id", "group_ids"))
+    """The caller's identity, by a config's ``configurable`` or a callback's metadata, else by `acting_as`.
+
+    An empty id names nobody: LangGraph's server passes one for an anonymous user. A user whom that server has
+    authenticated comes before the ids in the config, which its client may have written.
+    """
+    authenticated = _given(configurable.get(_AUTHENTICATED_ID))
+    if authenticated is not None:
+        user: Any = configurable.get(_AUTHENTICATED)
+        return checked_identity(authenticated, *(_given(_field(user, name)) for name in ("group_id", "group_ids")))
+    return named_identity(*(_given(configurable.get(name)) for name in ("user_id", "group_id", "group_ids")))
+
+
+def _given(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [each for each in value if each != ""]
+    return None if isinstance(value, str) and not value else value
+
+
+def _field(user: Any, name: str) -> Any:
+    return user.get(name) if isinstance(user, Mapping) else getattr(user, name, None)
+
+
+def named_identity(user_id: Any, group_id: Any, group_ids: Any = ()) -> Identity:
+    """The identity that arguments name, else that of `acting_as`. Raises `InvalidIdentity`, for an empty id too."""
     if user_id is None and group_id is None and not group_ids:
         return _acting_as.get()
     return checked_identity(user_id, group_id, group_ids)
