@@ -41,6 +41,7 @@ from session_middleware.parts import assemble
 from session_middleware.reports import Reports
 from session_middleware.session import Session
 from session_middleware.settings import SessionSettings, load_settings
+from session_middleware.storage.offload import run_apart
 from session_middleware.storage.port import SessionFilter
 from session_middleware.storage.visit import Visit
 from session_middleware.sweeping import Sweeper
@@ -115,7 +116,7 @@ class Sessions(Operated, Reports, Hookable, MemoryDoor):
 
     async def aclose(self) -> None:
         await self._resources.aclose_all()
-        self.close()
+        await run_apart(self.close)
 
     def settle(self) -> None:
         """Wait until what was handed over is written, hooks have been called for it, and what has ended is closed."""
