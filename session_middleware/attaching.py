@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import suppress
 from functools import cache
 from typing import Any, TypeVar, cast
@@ -19,7 +19,7 @@ from session_middleware.checkpoint.saver import SessionSaver
 from session_middleware.errors import GraphHasPart, NotAGraph
 from session_middleware.model import Identity
 from session_middleware.recording.recorder import SessionRecorder
-from session_middleware.visits import acting_as, identity_of
+from session_middleware.visits import acting_as, as_config, identity_of
 
 G = TypeVar("G")
 
@@ -27,8 +27,8 @@ G = TypeVar("G")
 class _Attached:
     """Mixed into the class of an attached graph.
 
-    To read the state of subgraphs, LangGraph makes configs that name the thread and not who asked.
-    Within such a call whoever asked for the graph's state asks for its subgraphs'.
+    To read the state of subgraphs, LangGraph makes configs with the thread and without the caller's identity.
+    Within such a call the caller's identity holds, and the configs of subgraphs that it returns get it.
     """
 
     def _identity(self, config: RunnableConfig) -> Identity:
@@ -36,12 +36,38 @@ class _Attached:
         return identity_of({**bound.get("configurable", {}), **config.get("configurable", {})})
 
     def get_state(self, config: RunnableConfig, *, subgraphs: bool = False) -> StateSnapshot:
-        with acting_as(self._identity(config)):
-            return super().get_state(config, subgraphs=subgraphs)  # type: ignore[misc, no-any-return]
+        identity = self._identity(config)
+        with acting_as(identity):
+            return _named(super().get_state(config, subgraphs=subgraphs), identity)  # type: ignore[misc]
 
     async def aget_state(self, config: RunnableConfig, *, subgraphs: bool = False) -> StateSnapshot:
-        with acting_as(self._identity(config)):
-            return await super().aget_state(config, subgraphs=subgraphs)  # type: ignore[misc, no-any-return]
+        identity = self._identity(config)
+        with acting_as(identity):
+            return _named(await super().aget_state(config, subgraphs=subgraphs), identity)  # type: ignore[misc]
+
+    def get_state_history(self, config: RunnableConfig, **options: Any) -> Iterator[StateSnapshot]:
+        identity = self._identity(config)
+        for state in super().get_state_history(config, **options):  # type: ignore[misc]
+            yield _named(state, identity)
+
+    async def aget_state_history(self, config: RunnableConfig, **options: Any) -> AsyncIterator[StateSnapshot]:
+        identity = self._identity(config)
+        async for state in super().aget_state_history(config, **options):  # type: ignore[misc]
+            yield _named(state, identity)
+
+
+def _named(found: StateSnapshot, identity: Identity) -> StateSnapshot:
+    """The state with the identity in the configs of its subgraphs, so that they can be read and updated in turn."""
+    tasks = tuple(task._replace(state=_named_state(task.state, identity)) for task in found.tasks)
+    return found._replace(tasks=tasks)
+
+
+def _named_state(state: Any, identity: Identity) -> Any:
+    if isinstance(state, StateSnapshot):
+        return _named(state, identity)
+    if not state:
+        return state
+    return {**state, "configurable": {**state.get("configurable", {}), **as_config(identity)}}
 
 
 @cache

@@ -21,6 +21,7 @@ Status: TypeAlias = Literal["opening", "active", "idle", "closing", "expired", "
 Closed: TypeAlias = Literal["completed", "failed", "abandoned"]  # what a session is ended as on purpose
 Visibility: TypeAlias = Literal["private", "group", "group-write"]
 OnExpire: TypeAlias = Literal["keep", "prune", "archive", "delete"]
+Access: TypeAlias = Literal["owner", "host"]
 OnResume: TypeAlias = Literal["revive", "fresh", "reject"]
 OpenedAs: TypeAlias = Literal["opened", "resumed", "revived", "reopened", "forked"]
 Admission: TypeAlias = Literal["opened", "resumed", "revived", "reopened", "fresh"]

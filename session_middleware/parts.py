@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -65,7 +66,8 @@ def assemble(settings: SessionSettings, serde: SerializerProtocol, *, clock: Clo
     storage = open_storage(settings, clock, new_id)
     offload = Offload(storage.name, storage.together)
     pulse = Pulse(storage, at_once=settings.on_busy != "allow")
-    visits = Visits(pulse, tracking=settings.tracking)
+    path = "" if settings.storage_url == ":memory:" else os.path.realpath(settings.storage_url)
+    visits = Visits(pulse, tracking=settings.tracking, path=path)
     recorder = _recorder(settings, storage, offload, visits, clock=clock, new_id=new_id)
     turns = _turns(settings, storage, offload, pulse, visits, recorder)
     repairs = Repairs(storage, new_id=new_id, on_input=settings.repair == "auto")
@@ -84,6 +86,7 @@ def assemble(settings: SessionSettings, serde: SerializerProtocol, *, clock: Clo
         *(storage, offload),
         clock=clock,
         new_id=new_id,
+        access=settings.access,
         embedder=embedder,
         settle=recorder.drain,
         inside=visits.inside,

@@ -43,10 +43,11 @@ from session_middleware.parts import assemble
 from session_middleware.reports import Reports
 from session_middleware.session import Session
 from session_middleware.settings import SessionSettings, load_settings
+from session_middleware.storage.offload import run_apart
 from session_middleware.storage.port import SessionFilter
 from session_middleware.storage.visit import Visit
 from session_middleware.sweeping import Sweeper
-from session_middleware.visits import acting_as, as_config, checked_identity, identity_of
+from session_middleware.visits import acting_as, as_config, checked_identity, named_identity
 
 logger = logging.getLogger("session_middleware")
 
@@ -138,7 +139,7 @@ class Sessions(Operated, Reports, Hookable, MemoryDoor):
 
     async def aclose(self) -> None:
         await self._resources.aclose_all()
-        self.close()
+        await run_apart(self.close)
 
     def settle(self) -> None:
         """Wait until what was handed over is written, hooks have been called for it, and what has ended is closed."""
@@ -204,7 +205,7 @@ class Sessions(Operated, Reports, Hookable, MemoryDoor):
         """
         names.check_names(configurable, "config", ("user_id", "group_id", "group_ids", "session_id"))
         thread_id = self.new_id() if session_id is None else lifecycle.session_id_of(session_id)
-        who = identity_of({"user_id": user_id, "group_id": group_id, "group_ids": group_ids})
+        who = named_identity(user_id, group_id, group_ids)
         identity = {"thread_id": thread_id, **as_config(who)}
         return {"configurable": {**configurable, **identity}, "metadata": identity}
 
@@ -258,7 +259,7 @@ class Sessions(Operated, Reports, Hookable, MemoryDoor):
             SessionLimitReached: as many are open as may be, and ``on_limit`` is ``"reject"``.
         """
         chosen = self.new_id() if session_id is None else lifecycle.session_id_of(session_id)
-        visit = Visit(chosen, identity_of({"user_id": user_id, "group_id": group_id}))
+        visit = Visit(chosen, named_identity(user_id, group_id))
         names.check_choice("if_exists", if_exists, ("resume", "raise"))
         details = names.details_of(
             title=title,

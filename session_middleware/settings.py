@@ -17,7 +17,7 @@ from pydantic import BeforeValidator, PositiveInt, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from session_middleware.errors import InvalidArgument, InvalidSettings
-from session_middleware.model import LONGEST, OnExpire, OnResume
+from session_middleware.model import LONGEST, Access, OnExpire, OnResume
 
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _WANTED = "a duration of at most 100 years and longer than nothing, such as '30s', '15m', '12h' or '7d'"
@@ -121,6 +121,7 @@ class SessionSettings(BaseSettings):
     on_busy: Literal["allow", "wait", "reject"] = "allow"
     busy_timeout: Duration = timedelta(minutes=1)  # how long a run waits for another
     max_open_resources: PositiveInt = 32
+    access: Access = "owner"  # host: a server around us vouches for calls without an identity
     redact: Annotated[Redact, NoDecode, BeforeValidator(parse_redact)] = None  # what is taken out of the record's texts
     record: Annotated[Record, NoDecode, BeforeValidator(parse_record)] = "all"  # what is kept, of each tool too
     stream_flush: Duration = timedelta(milliseconds=500)  # how far what is kept of a streamed text may lag behind

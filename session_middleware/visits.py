@@ -30,7 +30,12 @@ _REMEMBERED = 1024  # sessions whose latest visit is kept in mind
 _RUNTIME = "__pregel_runtime"  # LangGraph puts it into the config of a run, and of nothing else
 _PRESENCE = "__pregel_session_visit"  # ours; what begins so is kept out of metadata and of what is streamed
 
+_AUTHENTICATED_ID, _AUTHENTICATED = "langgraph_auth_user_id", "langgraph_auth_user"  # LangGraph's server sets these
+
 _NOBODY = Identity()
+# Announced runs of all `Sessions` in this process, by file and run id. LangGraph's server loads the module that makes
+# a `Sessions` once for the graph and once for the checkpointer, so the recorder and the saver of a run are of two.
+_announced: dict[tuple[str, str], Visit] = {}
 _acting_as: ContextVar[Identity] = ContextVar("session_middleware_identity", default=_NOBODY)
 
 
@@ -45,8 +50,30 @@ def acting_as(identity: Identity) -> Iterator[None]:
 
 
 def identity_of(configurable: Mapping[str, Any]) -> Identity:
-    """Who asks, by a config's ``configurable`` or a callback's metadata, else by `acting_as`."""
-    user_id, group_id, group_ids = (configurable.get(name) for name in ("user_id", "group_id", "group_ids"))
+    """The caller's identity, by a config's ``configurable`` or a callback's metadata, else by `acting_as`.
+
+    An empty id names nobody: LangGraph's server passes one for an anonymous user. A user whom that server has
+    authenticated comes before the ids in the config, which its client may have written.
+    """
+    authenticated = _given(configurable.get(_AUTHENTICATED_ID))
+    if authenticated is not None:
+        user: Any = configurable.get(_AUTHENTICATED)
+        return checked_identity(authenticated, *(_given(_field(user, name)) for name in ("group_id", "group_ids")))
+    return named_identity(*(_given(configurable.get(name)) for name in ("user_id", "group_id", "group_ids")))
+
+
+def _given(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [each for each in value if each != ""]
+    return None if isinstance(value, str) and not value else value
+
+
+def _field(user: Any, name: str) -> Any:
+    return user.get(name) if isinstance(user, Mapping) else getattr(user, name, None)
+
+
+def named_identity(user_id: Any, group_id: Any, group_ids: Any = ()) -> Identity:
+    """The identity that arguments name, else that of `acting_as`. Raises `InvalidIdentity`, for an empty id too."""
     if user_id is None and group_id is None and not group_ids:
         return _acting_as.get()
     return checked_identity(user_id, group_id, group_ids)
@@ -94,8 +121,9 @@ class Presence:
 class Visits:
     """The runs in progress of one `Sessions`, and the visit of the present context."""
 
-    def __init__(self, pulse: Pulse, *, tracking: bool = True) -> None:
+    def __init__(self, pulse: Pulse, *, tracking: bool = True, path: str = "") -> None:
         self._pulse = pulse
+        self._path = path  # of the database file; empty where no other `Sessions` can have it
         self._tracking = tracking  # the end of a run that was announced is written down
         self._lock = threading.Lock()
         self._unclaimed: dict[str, list[Visit]] = {}
@@ -108,6 +136,8 @@ class Visits:
         """A run was announced; it is in progress until `end`."""
         with self._lock:
             self._unclaimed.setdefault(visit.session_id, []).append(visit)
+        if self._path and visit.run_id is not None:
+            _announced[self._path, visit.run_id] = visit
         self.keep_alive(visit)
 
     def keep_alive(self, visit: Visit) -> None:
@@ -135,6 +165,7 @@ class Visits:
         self._ended.append(call)
 
     def end(self, visit: Visit) -> None:
+        _announced.pop((self._path, str(visit.run_id)), None)
         with self._lock:
             remaining = [v for v in self._unclaimed.pop(visit.session_id, ()) if v is not visit]
             if remaining:
@@ -154,7 +185,8 @@ class Visits:
         if around is not None and around.identity == identity:
             return around
         is_run = _RUNTIME in configurable
-        visit = (self._claim(session_id, identity) if is_run else None) or Visit(session_id, identity)
+        claimed = self._claim(session_id, identity, configurable.get("run_id")) if is_run else None
+        visit = claimed or Visit(session_id, identity)
         visit.reading = not is_run
         if is_run:
             self._attend(visit, configurable, around)
@@ -259,10 +291,16 @@ class Visits:
             self._pulse.begin(visit)
             weakref.finalize(presence, self._pulse.end, visit.lease).atexit = False
 
-    def _claim(self, session_id: str, identity: Identity) -> Visit | None:
+    def _claim(self, session_id: str, identity: Identity, run_id: object) -> Visit | None:
+        named = _announced.pop((self._path, str(run_id)), None)
+        if named is not None and named.session_id == session_id and not named.admitted:
+            named.identity, named.checkpointed = identity, True  # the config's; metadata may be its client's
+            return named
         with self._lock:
             announced = self._unclaimed.get(session_id, [])
             for visit in announced:
+                if visit.checkpointed:
+                    continue
                 if visit.identity in (identity, _NOBODY):  # metadata may not say who, the config does
                     announced.remove(visit)
                     visit.guessed = visit.identity != identity

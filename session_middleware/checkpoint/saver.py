@@ -376,7 +376,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
         await self._offload.run(self.copy_thread, source_thread_id, target_thread_id)
 
     def prune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
-        """Keep only the latest checkpoint of each namespace, or (``"delete"``) delete the sessions.
+        """Keep only the latest checkpoint of each namespace, or (``"delete"``, ``"delete_all"``) delete the sessions.
 
         Each thread is done whole. Where delta channels are made from writes, the ancestors that have
         them stay too. The record and what the session remembers stay with ``"keep_latest"``.
@@ -386,7 +386,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
         """
         if strategy == "keep_latest":
             self._storage.prune_checkpoints([session_id_of(thread_id) for thread_id in thread_ids])
-        elif strategy == "delete":
+        elif strategy in ("delete", "delete_all"):  # in LangGraph's words, and in its server's
             for thread_id in thread_ids:
                 self.delete_thread(thread_id)
         else:

@@ -23,7 +23,7 @@ from session_middleware.sessions import Sessions
 from session_middleware.storage.conversations import ItemPut, StoredItem
 from session_middleware.storage.seen import FileSeen, MessageSeen
 from session_middleware.storage.visit import Visit
-from session_middleware.visits import identity_of
+from session_middleware.visits import named_identity
 
 _TEXTS = ("text", "refusal", "transcript")  # the fields of a content's parts that hold text
 _ROLES = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
@@ -53,7 +53,7 @@ class OpenAIAgentsSession:
         self.session_id = sessions.new_id() if session_id is None else lifecycle.session_id_of(session_id)
         self.session_settings = session_settings
         self._sessions = sessions
-        self._identity = identity_of({"user_id": user_id, "group_id": group_id})
+        self._identity = named_identity(user_id, group_id)
         self._visit: Visit | None = None
 
     async def get_items(self, limit: int | None = None) -> list[TResponseInputItem]:

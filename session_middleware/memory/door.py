@@ -83,7 +83,7 @@ class MemoryDoor:
             raise UserRevoked(session_id, user_id=identity.user_id)
         session = self._memory.storage.find_session(session_id)
         if session is not None:
-            lifecycle.check_access(session, identity)
+            lifecycle.check_access(session, identity, self._memory.access)
         incarnation = None if session is None else session.incarnation
         visit = Visit(session_id, identity, is_run=False, incarnation=incarnation)
         return SessionMemory(

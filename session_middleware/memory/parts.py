@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from session_middleware.errors import StorageError
 from session_middleware.memory.embedding import Embedder
-from session_middleware.model import Clock, NewId
+from session_middleware.model import Access, Clock, NewId
 from session_middleware.storage.offload import Offload
 from session_middleware.storage.port import Storage
 from session_middleware.storage.visit import Visit
@@ -52,12 +52,14 @@ class MemoryParts:
         *,
         clock: Clock,
         new_id: NewId,
+        access: Access = "owner",
         embedder: Embedder | None = None,
         settle: Callable[[], object] = _nothing,
         inside: Callable[[Mapping[str, Any]], Visit | None] = _nowhere,
     ) -> None:
         self.storage, self.offload = storage, offload
         self.clock, self.new_id = clock, new_id
+        self.access = access
         self.embedder = embedder
         self.settle, self.inside = settle, inside
         self._lock = threading.Lock()

@@ -104,7 +104,7 @@ class SessionStore(BaseStore):
         identity = identity_of(get_config().get("configurable") or {})
         session = self._storage.look(Visit(session_id, identity, reading=True))
         if session is not None and changes:
-            check_session_access(session, identity)
+            check_session_access(session, identity, self._parts.access)
 
     def _visit(self, owners: Owners | None) -> Visit | None:
         """Who puts something: the running graph's visit of its session."""

@@ -86,6 +86,10 @@ class Journal:
         else:
             self._storage.append(visit)
 
+    async def look(self, visit: Visit) -> None:
+        """Check access for a visit, off the event loop. Raises one of `DENIALS`."""
+        await self._offload.run(self._storage.look, visit)
+
     async def aflush(self, visit: Visit) -> None:
         """Write what was kept, and wait no longer for it than `WAIT_SECONDS`; the loop goes on meanwhile."""
         if self._tracking:

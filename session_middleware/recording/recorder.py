@@ -12,6 +12,8 @@ checkpointer's first look, so it is kept in memory until the graph's first node 
 from __future__ import annotations
 
 import functools
+import inspect
+import sys
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -26,7 +28,7 @@ from session_middleware.lifecycle import session_id_of
 from session_middleware.model import Clock, NewId
 from session_middleware.recording.align import add_asked
 from session_middleware.recording.histories import Histories
-from session_middleware.recording.journal import DENIALS, Journal, harmless, is_on_a_loop
+from session_middleware.recording.journal import DENIALS, Journal, harmless
 from session_middleware.recording.messages import (
     Outcome,
     answer_of,
@@ -44,6 +46,43 @@ from session_middleware.storage.port import Storage
 from session_middleware.storage.seen import HistorySeen, MessageSeen, RunEnd
 from session_middleware.storage.visit import Visit
 from session_middleware.visits import Visits, identity_of
+
+
+def is_awaited() -> bool:
+    """Whether the caller of the calling function is a coroutine, which awaits what it is given.
+
+    LangChain looks a handler's method up in a coroutine where it will await it. A synchronous run on the thread of
+    an event loop, as in a notebook, looks it up in a function, and would drop what a coroutine raises.
+    """
+    return bool(sys._getframe(2).f_code.co_flags & inspect.CO_COROUTINE)
+
+
+class awaited:  # noqa: N801  # a decorator
+    """A handler's method that may check access first: under asyncio a coroutine function, which LangChain awaits."""
+
+    def __init__(self, method: Callable[..., Any]) -> None:
+        self._method = method
+        self._may_enter = method.__name__.endswith(("llm_start", "model_start"))  # a model may run alone
+
+    def __get__(self, recorder: SessionRecorder | None, owner: type) -> Callable[..., Any]:
+        if recorder is None:
+            return self._method
+        call = functools.partial(self._method, recorder)
+        if not is_awaited():
+            return call
+
+        async def awaiting(*args: Any, **kwargs: Any) -> None:
+            metadata = kwargs.get("metadata") if self._may_enter else None
+            try:
+                await recorder.look(kwargs["run_id"], kwargs.get("parent_run_id"), metadata)
+            except DENIALS:
+                raise
+            except Exception as error:  # noqa: BLE001  # as in `harmless`
+                recorder.journal.fault(error)
+            else:
+                call(*args, **kwargs)
+
+        return awaiting
 
 
 class SessionRecorder(GraphCallbackHandler):
@@ -82,6 +121,7 @@ class SessionRecorder(GraphCallbackHandler):
 
     # Runs and nodes
 
+    @awaited
     @harmless
     def on_chain_start(
         self,
@@ -112,6 +152,7 @@ class SessionRecorder(GraphCallbackHandler):
             trace.nodes[run_id] = trace.node_of(metadata)
             self._append_input(trace, inputs, trace.nodes[run_id])
 
+    @awaited
     @harmless
     def on_chain_end(self, outputs: Any, *, run_id: UUID, **kwargs: Any) -> None:
         trace = self._traces.pop(run_id, None)
@@ -164,6 +205,14 @@ class SessionRecorder(GraphCallbackHandler):
             return None
         self._traces[run_id] = trace
         return trace
+
+    async def look(self, run_id: UUID, parent_run_id: UUID | None, metadata: Mapping[str, Any] | None) -> None:
+        """Check access off the event loop, where no checkpointer of ours has: `_begin` would do it on the loop."""
+        trace = self._traces.get(run_id) or (self._traces.get(parent_run_id) if parent_run_id else None)
+        if trace is None and metadata is not None:
+            trace = self._enter(run_id, parent_run_id, metadata)
+        if trace is not None and not trace.begun and not trace.visit.admitted and trace.visit.admission is None:
+            await self.journal.look(trace.visit)
 
     def _resume(self, trace: Trace, inputs: Any) -> None:
         """What a person answers a graph that stopped to ask is something said."""
@@ -264,7 +313,7 @@ class SessionRecorder(GraphCallbackHandler):
     @property
     def on_tool_start(self) -> Callable[..., Any]:
         """Under asyncio a coroutine function, which LangChain awaits: no other task waits for this one's start."""
-        return self._astart_tool if is_on_a_loop() else self._start_tool
+        return self._astart_tool if is_awaited() else self._start_tool
 
     @harmless
     def _start_tool(self, *args: Any, **kwargs: Any) -> None:
@@ -274,6 +323,7 @@ class SessionRecorder(GraphCallbackHandler):
 
     async def _astart_tool(self, *args: Any, **kwargs: Any) -> None:
         try:
+            await self.look(kwargs["run_id"], kwargs.get("parent_run_id"), kwargs.get("metadata"))
             visit = self._see_tool(*args, **kwargs)
             if visit is not None:
                 await self.journal.aflush(visit)
@@ -327,6 +377,7 @@ class SessionRecorder(GraphCallbackHandler):
 
     # Models
 
+    @awaited
     @harmless
     def on_chat_model_start(
         self,
@@ -340,6 +391,7 @@ class SessionRecorder(GraphCallbackHandler):
     ) -> None:
         self._ask(run_id, parent_run_id, metadata or {}, kwargs, messages[0] if messages else ())
 
+    @awaited
     @harmless
     def on_llm_start(
         self,

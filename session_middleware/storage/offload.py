@@ -22,6 +22,14 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+async def run_apart(call: Callable[[], R]) -> R:
+    """Run a call that waits for an `Offload`'s threads to end, on a thread of its own."""
+    thread = ThreadPoolExecutor(1, thread_name_prefix="session-apart")
+    future = thread.submit(contextvars.copy_context().run, call)
+    thread.shutdown(wait=False)
+    return await asyncio.wrap_future(future)
+
+
 class Offload:
     """`run` awaits calls side by side, on several threads; `write` and `submit` put them into one `Lane`, in order."""
 

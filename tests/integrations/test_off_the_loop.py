@@ -1,77 +1,114 @@
-"""An async call never makes the event loop wait for storage: no statement runs on the loop's thread."""
+"""An async call never makes the event loop wait: no statement, file or lock of ours blocks the loop's thread."""
 
 from __future__ import annotations
 
 import ast
 import asyncio
-import sqlite3
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from blockbuster import BlockingError, blockbuster_ctx
+from langchain.agents import create_agent
+from langchain_core.language_models import GenericFakeChatModel
+from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
+from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import BaseCheckpointSaver, empty_checkpoint
 from langgraph.types import Command
 
 import session_middleware
-from session_middleware import Sessions
+from session_middleware import SessionAccessDenied, Sessions, memory_tools
 from session_middleware.checkpoint.saver import SessionSaver
+from session_middleware.integrations.langchain_agents import SessionMiddleware
 from tests.integrations import agents, scenarios
 from tests.integrations.agents import human
 
 PACKAGE = Path(session_middleware.__file__).parent
 
 
-class Noting(sqlite3.Connection):
-    """Remembers which threads it was used on."""
-
-    threads: set[int] = set()  # noqa: RUF012
-
-    def execute(self, *args: Any) -> Any:
-        self.threads.add(threading.get_ident())
-        return super().execute(*args)
-
-    def executemany(self, *args: Any) -> Any:
-        self.threads.add(threading.get_ident())
-        return super().executemany(*args)
-
-    def executescript(self, *args: Any) -> Any:
-        self.threads.add(threading.get_ident())
-        return super().executescript(*args)
-
-
 @pytest.fixture
-def sessions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sessions]:
-    connect = sqlite3.connect
-    monkeypatch.setattr(sqlite3, "connect", lambda *args, **options: connect(*args, factory=Noting, **options))
-    with Sessions(tmp_path / "sessions.db") as sessions:
-        Noting.threads.clear()
+def sessions(tmp_path: Path) -> Iterator[Sessions]:
+    """Whatever of ours blocks an event loop raises, as under LangGraph's own server."""
+    with Sessions(tmp_path / "sessions.db") as sessions, blockbuster_ctx("session_middleware"):
         yield sessions
+        assert sessions.recorder.faults == 0, "something blocked, and the recorder kept that from the run"
 
 
-def assert_off_the_loop() -> None:
-    assert Noting.threads, "nothing was noted: the connections are made in another way now"
-    assert threading.get_ident() not in Noting.threads
-    Noting.threads.clear()
+async def test_a_call_that_waits_for_storage_on_the_loop_is_noticed(sessions: Sessions) -> None:
+    with pytest.raises(BlockingError):
+        sessions.list()
 
 
-async def test_a_graph_runs_without_a_statement_on_the_loop(sessions: Sessions) -> None:
+async def test_a_graph_runs_without_blocking_the_loop(sessions: Sessions) -> None:
     graph, asking = sessions.attach(agents.tool_graph()), sessions.attach(agents.own_subgraph(asks=True))
     await graph.ainvoke(human("both tea"), sessions.config("t", user_id="alice"))
-    assert_off_the_loop()
     runs = [graph.ainvoke(human("look up tea"), sessions.config(f"t{number}")) for number in range(10)]
     await asyncio.gather(*runs)
-    assert_off_the_loop()
     await asking.ainvoke(human("hi"), sessions.config("asks"))
     await asking.aget_state(sessions.config("asks"), subgraphs=True)
     await asking.ainvoke(Command(resume="so"), sessions.config("asks"))
     assert [state async for state in asking.aget_state_history(sessions.config("asks"))]
     await asking.aupdate_state(sessions.config("asks"), human("more"), as_node="begin")
-    assert_off_the_loop()
-    chunks = [chunk async for chunk in graph.astream(human("ask tea"), sessions.config("stream"))]
-    assert chunks
-    assert_off_the_loop()
+    assert [chunk async for chunk in graph.astream(human("ask tea"), sessions.config("stream"))]
+    recorded = await sessions.aget("t")
+    assert (recorded.message_count, recorded.tool_call_count) == (5, 2)
+
+
+async def test_a_graph_with_the_checkpointer_alone_runs_without_blocking_the_loop(sessions: Sessions) -> None:
+    graph = agents.tool_graph(checkpointer=sessions.checkpointer)
+    await graph.ainvoke(human("both tea"), sessions.config("t", user_id="alice"))
+    recorded = await sessions.aget("t")
+    assert (recorded.user_id, recorded.message_count, recorded.tool_call_count) == ("alice", 5, 2)
+
+
+async def test_a_graph_with_the_recorder_alone_runs_without_blocking_the_loop(sessions: Sessions) -> None:
+    graph, model = agents.tool_graph(), GenericFakeChatModel(messages=iter(["hello"]))
+    with_recorder: RunnableConfig = {"callbacks": [sessions.recorder]}
+    await graph.ainvoke(human("both tea"), sessions.config("t", user_id="alice") | with_recorder)
+    await model.ainvoke("hi", sessions.config("model", user_id="alice") | with_recorder)
+    await agents.look_up.ainvoke({"thing": "tea"}, sessions.config("tool", user_id="alice") | with_recorder)
+    counts = {each.id: (each.message_count, each.tool_call_count) for each in await sessions.alist()}
+    assert counts == {"t": (5, 2), "model": (2, 0), "tool": (0, 1)}
+    for call in (
+        graph.ainvoke(human("both tea"), sessions.config("t", user_id="mallory") | with_recorder),
+        model.ainvoke("hi", sessions.config("t", user_id="mallory") | with_recorder),
+        agents.look_up.ainvoke({"thing": "tea"}, sessions.config("t", user_id="mallory") | with_recorder),
+    ):
+        with pytest.raises(SessionAccessDenied):
+            await call
+
+
+async def test_a_synchronous_run_on_the_thread_of_a_loop_is_refused_as_elsewhere(tmp_path: Path) -> None:
+    """As in a notebook, where LangChain drops what a handler's coroutine raises."""
+    with Sessions(tmp_path / "sessions.db") as sessions:
+        graph = agents.tool_graph().with_config(callbacks=[sessions.recorder])
+        graph.invoke(human("both tea"), sessions.config("t", user_id="alice"))
+        with pytest.raises(SessionAccessDenied):
+            graph.invoke(human("both tea"), sessions.config("t", user_id="mallory"))
+        assert (sessions.get("t").message_count, sessions.get("t").tool_call_count) == (5, 2)
+
+
+class Remembering(agents.Scripted):
+    def _reply(self, messages: list[BaseMessage]) -> AIMessage:
+        if isinstance(messages[-1], ToolMessage):
+            return AIMessage("noted")
+        return AIMessage("", tool_calls=[{"name": "remember", "args": {"text": "Alice likes tea"}, "id": "call-1"}])
+
+
+async def test_an_agent_with_memory_and_the_middleware_runs_without_blocking_the_loop(sessions: Sessions) -> None:
+    tools, middleware = memory_tools(sessions), SessionMiddleware(sessions)
+    agent = create_agent(Remembering(), tools, middleware=[middleware], checkpointer=sessions.checkpointer)
+    await agent.ainvoke(human("I like tea"), sessions.config("t", user_id="alice"))
+    memory = await sessions.amemory(sessions.config("t", user_id="alice"))
+    assert [found.text for found in await memory.arecall("tea", kinds=["item"])] == ["Alice likes tea"]
+
+
+async def test_a_database_is_closed_without_blocking_the_loop(tmp_path: Path) -> None:
+    opened = Sessions(tmp_path / "sessions.db")
+    with blockbuster_ctx("session_middleware"):
+        await opened.attach(agents.tool_graph()).ainvoke(human("both tea"), opened.config("t"))
+        await opened.aclose()
 
 
 async def test_every_method_of_the_checkpointer_is_off_the_loop(sessions: Sessions) -> None:
@@ -92,10 +129,8 @@ async def test_every_method_of_the_checkpointer_is_off_the_loop(sessions: Sessio
     }
     contract = {name for name in dir(BaseCheckpointSaver) if name.startswith("a") and hasattr(SessionSaver, name[1:])}
     assert contract == set(calls)
-    Noting.threads.clear()
     for call in calls.values():
         await call()
-        assert_off_the_loop()
 
 
 async def collected(found: Any) -> list[Any]:
@@ -115,7 +150,6 @@ async def test_a_session_its_memory_and_the_store_are_off_the_loop(sessions: Ses
         sessions.store.adelete(("notes",), "k"), session.adelete(), sessions.adelete("u"),
     ):  # fmt: skip
         await call
-        assert_off_the_loop()
 
 
 LONGER = {  # and still hand everything over

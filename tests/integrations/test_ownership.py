@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from langchain_core.callbacks import BaseCallbackHandler
@@ -12,7 +13,7 @@ from langchain_core.messages import HumanMessage
 from langchain_core.runnables import RunnableLambda
 from langgraph.types import Command
 
-from session_middleware import SessionAccessDenied, SessionError, Sessions
+from session_middleware import InvalidIdentity, SessionAccessDenied, SessionError, Sessions
 from tests.integrations import agents
 from tests.integrations.agents import human, said
 
@@ -201,6 +202,98 @@ def test_an_identity_that_is_nearly_the_owners_is_a_strangers(stranger: Any, gra
         graph.get_state({"configurable": {"thread_id": "t", "user_id": stranger}})
 
 
+EMPTY = {"user_id": "", "group_id": "", "group_ids": [""]}
+
+
+@pytest.mark.parametrize("nobody", [EMPTY, {"user_id": ""}, {"user_id": "", "group_ids": ""}])
+async def test_empty_ids_in_a_config_name_nobody(nobody: dict[str, Any], sessions: Sessions) -> None:
+    graph = sessions.attach(agents.tool_graph())
+    config: Any = {"configurable": {"thread_id": "u"} | nobody}
+    with_metadata: Any = config | {"metadata": config["configurable"]}
+    graph.invoke(human("one"), config)
+    await graph.ainvoke(human("two"), with_metadata)
+    alone = agents.tool_graph(checkpointer=sessions.checkpointer)
+    await alone.ainvoke(human("three"), config)
+    agents.tool_graph().invoke(human("four"), with_metadata | {"callbacks": [sessions.recorder]})
+    assert (await graph.aget_state(config)).values["messages"][-1].text == "you said three"
+    assert sessions.get("u").user_id is None
+    assert [text for role, text in said(sessions.get("u")) if role == "user"] == ["one", "two", "three", "four"]
+    with sessions.acting_as("alice"):
+        graph.invoke(human("one"), {"configurable": {"thread_id": "of-alice"} | nobody})
+    assert sessions.get("of-alice").user_id == "alice"
+
+
+def test_an_empty_id_as_an_argument_is_refused(sessions: Sessions) -> None:
+    """An app that passes one has lost its user: the session would be open to everybody."""
+    for call in (sessions.config, sessions.open, sessions.acting_as, sessions.for_user):
+        with pytest.raises(InvalidIdentity):
+            call(user_id="")
+
+
+# A server around us
+
+
+async def test_a_host_vouches_for_calls_without_an_identity_and_for_no_others(path: Path) -> None:
+    with Sessions(path, access="host") as sessions:
+        graph = sessions.attach(agents.tool_graph())
+        graph.invoke(human("one"), sessions.config("t", user_id="alice"))
+        for config in (raw(None), raw("")):
+            assert graph.get_state(config).values["messages"][0].text == "one"
+            assert [state async for state in graph.aget_state_history(config)]
+            await graph.ainvoke(human("two"), config)
+            graph.update_state(config, human("by hand"))
+        assert sessions.memory(raw(None)).recall("one")
+        assert sessions.get("t").user_id == "alice"
+        for door in (get_state, get_state_history, update_state, invoke, ainvoke):
+            with pytest.raises(SessionAccessDenied):
+                await door(graph, proper("mallory"))
+        with pytest.raises(SessionAccessDenied):
+            graph.get_state({"configurable": {"thread_id": "t", "group_id": "team"}})
+        assert sessions.for_user("mallory").find("t") is None
+    with Sessions(path) as sessions, pytest.raises(SessionAccessDenied):
+        sessions.attach(agents.tool_graph()).get_state(raw(None))
+
+
+def test_a_host_vouches_for_the_id_of_a_deleted_session(path: Path) -> None:
+    with Sessions(path, access="host") as sessions:
+        graph = sessions.attach(agents.tool_graph())
+        graph.invoke(human("one"), sessions.config("t", user_id="alice"))
+        sessions.delete("t")
+        graph.invoke(human("anew"), raw(None))
+        assert [text for role, text in said(sessions.get("t")) if role == "user"] == ["anew"]
+
+
+async def test_a_user_whom_a_server_has_authenticated_comes_before_what_its_client_claims(sessions: Sessions) -> None:
+    """As LangGraph's server marks them: ``user_id`` there may be the client's, or that of the thread's last run."""
+    graph = sessions.attach(agents.tool_graph())
+    marks = {"langgraph_auth_user_id": "mallory", "langgraph_auth_user": {"group_ids": ["team"]}}
+    claims = {"user_id": "alice", "group_id": "board"}
+    config: Any = {"configurable": {"thread_id": "m"} | marks | claims, "run_id": uuid4()}
+    config["configurable"]["run_id"] = str(config["run_id"])
+    graph.invoke(human("one"), config | {"metadata": claims})
+    assert (sessions.get("m").user_id, sessions.get("m").group_id) == ("mallory", None)
+    sessions.open("a", user_id="alice", group_id="team", visibility="group")
+    sessions.open("b", user_id="alice", group_id="board", visibility="group")
+    assert graph.get_state({"configurable": {"thread_id": "a"} | marks | claims}).values == {}
+    with pytest.raises(SessionAccessDenied):
+        await graph.aget_state({"configurable": {"thread_id": "b"} | marks | claims})
+    assert sessions.get("m").runs()[0].outcome == "ok"
+
+
+def test_the_recorder_and_the_checkpointer_of_two_doors_to_one_file_serve_one_run(path: Path) -> None:
+    """LangGraph's server loads the module that makes a `Sessions` anew for each of its parts."""
+    with Sessions(path) as one, Sessions(path) as other:
+        graph = one.attach(agents.tool_graph(checkpointer=other.checkpointer), checkpointer=False, store=False)
+        run_id = uuid4()
+        config: Any = {"configurable": raw("alice")["configurable"] | {"run_id": str(run_id)}, "run_id": run_id}
+        graph.invoke(human("look up tea"), config)
+    with Sessions(path) as sessions:
+        found = sessions.get("t")
+        assert (found.user_id, [(run.id, run.outcome) for run in found.runs()]) == ("alice", [(str(run_id), "ok")])
+        assert [event.kind for event in found.events()] == ["opened"]
+        assert (found.message_count, found.tool_calls()[0].status) == (4, "ok")
+
+
 def test_two_users_in_one_batch_are_told_apart(graph: Any, sessions: Sessions) -> None:
     configs = [sessions.config("t", user_id=user) for user in ("alice", "mallory", "alice")]
     results = graph.batch([human("one"), human(SECRET), human("two")], configs, return_exceptions=True)
@@ -268,6 +361,35 @@ async def test_the_owner_sees_into_a_subgraph_and_answers_it(sessions: Sessions)
         assert graph.get_state(inner.config).values == {"draft": "Once"}
     graph.update_state(inner.config, {"draft": "Twice"})
     assert graph.get_state(owner, subgraphs=True).tasks[0].state.values == {"draft": "Twice"}
+    assert graph.invoke(Command(resume=" more"), owner)["messages"][-1].text == "Twice more"
+
+
+async def test_the_owner_reads_and_updates_a_subgraph_by_the_config_in_a_task(sessions: Sessions) -> None:
+    graph = sessions.attach(agents.own_subgraph(asks=True))
+    owner = sessions.config("s", user_id="alice", group_ids=["team"])
+    graph.invoke(human("Once"), owner)
+    history = [state async for state in graph.aget_state_history(owner)]
+    for number, state in enumerate(
+        (graph.get_state(owner), await graph.aget_state(owner), next(graph.get_state_history(owner)), history[0])
+    ):
+        config = state.tasks[0].state
+        assert config["configurable"]["user_id"] == "alice"
+        graph.update_state(config, {"draft": f"sync {number}"})
+        assert graph.get_state(config).values == {"draft": f"sync {number}"}
+        await graph.aupdate_state(config, {"draft": f"async {number}"})
+        assert (await graph.aget_state(config)).values == {"draft": f"async {number}"}
+    assert graph.invoke(Command(resume=" more"), owner)["messages"][-1].text == "async 3 more"
+
+
+def test_a_checkpointer_alone_updates_a_subgraph_as_whoever_it_acts_as(sessions: Sessions) -> None:
+    graph = agents.own_subgraph(asks=True, checkpointer=sessions.checkpointer)
+    owner = sessions.config("s", user_id="alice")
+    graph.invoke(human("Once"), owner)
+    config = graph.get_state(owner).tasks[0].state
+    with pytest.raises(SessionAccessDenied):
+        graph.update_state(config, {"draft": "Twice"})
+    with sessions.acting_as("alice"):
+        graph.update_state(config, {"draft": "Twice"})
     assert graph.invoke(Command(resume=" more"), owner)["messages"][-1].text == "Twice more"
 
 

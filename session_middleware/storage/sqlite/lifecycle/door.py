@@ -47,7 +47,7 @@ def look(connection: sqlite3.Connection, visit: Visit, rules: Rules) -> SessionI
     revocations.check_not_revoked(connection, visit.session_id, visit.identity.user_id)
     session = _find(connection, visit)
     if session is not None:
-        lifecycle.check_access(session, visit.identity, reading=visit.reading)
+        lifecycle.check_access(session, visit.identity, rules.settings.access, reading=visit.reading)
     elif not visit.reading and (stone := _archived(connection, visit, rules)) is not None:
         raise Archived(stone)
     if visit.admission is None:
@@ -95,8 +95,9 @@ def _check_stone(stone: Tombstone, visit: Visit, rules: Rules) -> None:
 
     Who could write in a session can bring it back from its archive.
     """
+    is_checked = not lifecycle.is_vouched_for(visit.identity, rules.settings.access)
     groups = visit.identity.groups if stone.archive is not None and stone.visibility == "group-write" else ()
-    if stone.user_id not in (None, visit.identity.user_id) and stone.group_id not in groups:
+    if is_checked and stone.user_id not in (None, visit.identity.user_id) and stone.group_id not in groups:
         raise SessionAccessDenied(visit.session_id, user_id=visit.identity.user_id)
     if (stone.on_resume or rules.settings.on_resume) == "reject":
         raise SessionExpired(visit.session_id, since=stone.buried_at, how=f"was {stone.action}")
@@ -142,7 +143,7 @@ def admit_memories(connection: sqlite3.Connection, visit: Visit, rules: Rules, *
     if runs.is_forgotten(connection, visit):
         raise SessionClosed(session_id, status="closed to a user who was forgotten")
     if session is not None:
-        lifecycle.check_access(session, identity, reading=not changes)
+        lifecycle.check_access(session, identity, rules.settings.access, reading=not changes)
     if changes and (session is None or visit.is_run):
         return admit(connection, visit, rules, announce=False)
     return session_id if session is None else session.family_id
@@ -154,7 +155,7 @@ def _admit_first(connection: sqlite3.Connection, visit: Visit, rules: Rules, now
     if session is None and (stone := _archived(connection, visit, rules)) is not None:
         raise Archived(stone)
     if session is not None:
-        lifecycle.check_access(session, visit.identity)
+        lifecycle.check_access(session, visit.identity, rules.settings.access)
     if visit.admission is None:
         _decide(connection, visit, session, rules, now)
     elif visit.incarnation != (None if session is None else session.incarnation):
@@ -217,7 +218,7 @@ def _admit_again(connection: sqlite3.Connection, visit: Visit, rules: Rules, now
     if row[6]:
         raise UserRevoked(visit.session_id, user_id=identity.user_id)
     if row[4] is not None and row[4] != identity.user_id:
-        lifecycle.check_access(sessions.get(connection, visit.session_id), identity)
+        lifecycle.check_access(sessions.get(connection, visit.session_id), identity, rules.settings.access)
     if lease is not None and number is not None and not row[5] and not lease.is_over:
         if lease.is_exclusive:
             raise LeaseLost(visit.session_id, number=number)
