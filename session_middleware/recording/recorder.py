@@ -26,7 +26,7 @@ from session_middleware.lifecycle import session_id_of
 from session_middleware.model import Clock, NewId
 from session_middleware.recording.align import add_asked
 from session_middleware.recording.histories import Histories
-from session_middleware.recording.journal import DENIALS, Journal, harmless, is_on_a_loop
+from session_middleware.recording.journal import DENIALS, Journal, harmless
 from session_middleware.recording.messages import (
     Outcome,
     answer_of,
@@ -40,6 +40,7 @@ from session_middleware.recording.messages import (
 from session_middleware.recording.models import Models
 from session_middleware.recording.tools import Tools
 from session_middleware.recording.trace import KnownMessages, Node, Trace, sentence, since
+from session_middleware.storage.offload import is_on_a_loop
 from session_middleware.storage.port import Storage
 from session_middleware.storage.seen import HistorySeen, MessageSeen, RunEnd
 from session_middleware.storage.visit import Visit
