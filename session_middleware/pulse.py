@@ -7,7 +7,6 @@ so telling it takes no lock.
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import threading
@@ -19,13 +18,14 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
 from session_middleware.errors import SessionError
+from session_middleware.storage.offload import is_on_a_loop
 from session_middleware.storage.port import Storage
 from session_middleware.storage.visit import Lease, Visit
 
 logger = logging.getLogger("session_middleware")
 
 BEAT_SECONDS = 10.0  # how often the leases of runs are renewed
-_COLLECT_SECONDS = 1.0  # how often garbage is collected for it, at most
+_SILENT_BEATS = 6  # a run whose end nothing tells is taken for dead when it has written nothing for so long
 
 
 @dataclass(slots=True)
@@ -44,7 +44,6 @@ class Pulse:
         self._at_once = at_once  # somebody may wait for the end of a run
         self._chores = [_Chore(self.beat, beat_seconds)]
         self._ended: deque[Lease] = deque()
-        self._collected = 0.0  # when garbage was
         self._start_afresh()
 
     def _start_afresh(self) -> None:
@@ -80,17 +79,23 @@ class Pulse:
                 )
                 self._thread.start()
 
-    def end(self, lease: Lease) -> None:
-        """The run has ended. May be called from anywhere, at any time, and again.
+    def end(self, lease: Lease, error: BaseException | None = None) -> None:
+        """The run has ended, by `error` if by one. May be called from anywhere, at any time, and again.
 
-        Its row goes with the next beat, or as soon as can be where another run may be waiting for that.
+        The lease's row goes with that of the run. Where the run has none, it goes with the next beat, or at once
+        where another run may be waiting for that; on an event loop, and in a generator that the garbage collector
+        closes, the thread does it.
         """
         if not lease.is_over:
             lease.is_over = True
             self._storage.leave(lease)
             self._ended.append(lease)
-            if self._at_once and not lease.is_told:  # else it goes with the row of the run
+            if not self._at_once or lease.has_row:
+                return
+            if isinstance(error, GeneratorExit) or is_on_a_loop():
                 self.wake()
+            else:
+                self.settle()
 
     def wake(self) -> None:
         self._wakeups.put(True)
@@ -107,41 +112,24 @@ class Pulse:
                         self._runs.pop(lease, None)
                 self._storage.release(ended)
 
-    def end_unheld(self) -> None:
-        """End runs whose end nobody tells: those that have failed, and those that garbage is left of.
-
-        Where no handler sees a run, its end is known by its config's. An error keeps that in its traceback.
-        """
-        now = time.monotonic()
-        with self._lock:
-            untold = [lease for lease in self._runs if not lease.is_told]
-            is_time = bool(untold) and now - self._collected > _COLLECT_SECONDS
-            self._collected = now if is_time else self._collected
-        for lease in untold:
-            if lease.has_failed:
-                self.end(lease)
-        if is_time:
-            gc.collect()
-        self.settle()
-
-    def is_untold(self, visit: Visit) -> bool:
-        """Whether another run goes on here in the visit's session, and nobody tells its end."""
-        with self._lock:
-            others = [each for lease, each in self._runs.items() if not (lease.is_told or lease.is_over)]
-        return any(each is not visit and each.session_id == visit.session_id for each in others)
+    def hear(self, visit: Visit) -> None:
+        """A run whose end nothing tells has written something, so it goes on."""
+        if visit.lease is not None and not visit.lease.is_over:
+            visit.lease.silent_beats = 0
+            self.begin(visit)
 
     def beat(self) -> None:
-        """Tell of the runs that live."""
-        with self._lock:
-            failed = [lease for lease in self._runs if lease.has_failed and not lease.is_told]
-        for lease in failed:
-            self.end(lease)
+        """Tell of the runs that live. One whose end nothing tells is taken for dead when it was silent for long."""
         self.settle()
         with self._lock:
+            silent = [lease for lease in self._runs if _falls_silent(lease)]
+            for lease in silent:
+                del self._runs[lease]
             living = [visit for lease, visit in self._runs.items() if not lease.is_over]
         for visit in living:
             self._storage.hold(visit)
         self._storage.renew([visit.lease for visit in living if visit.lease is not None])
+        self._storage.release(silent)
 
     def close(self) -> None:
         """Stop, and release all that is left."""
@@ -166,6 +154,13 @@ class Pulse:
                 chore.do()
                 chore.next_at = time.monotonic() + chore.every_seconds
         return max(0.0, min(chore.next_at for chore in self._chores) - time.monotonic())
+
+
+def _falls_silent(lease: Lease) -> bool:
+    if lease.silent_beats is None:
+        return False
+    lease.silent_beats += 1
+    return lease.silent_beats > _SILENT_BEATS
 
 
 def _go_on(pulse_ref: weakref.ref[Pulse], wakeups: SimpleQueue[bool]) -> None:

@@ -22,7 +22,6 @@ from session_middleware.storage.visit import Visit
 from session_middleware.visits import Visits
 
 _SHORTEST, _LONGEST = 0.01, 0.25  # seconds between two times a waiting run asks
-_PATIENCE = 5  # times it asks before it believes that a run is in progress whose end nobody will tell
 
 
 class _Wait:
@@ -123,10 +122,6 @@ class Turns:
                 self._settle(visit.session_id)
             self._pulse.settle()
             wait.asked += 1
-            if wait.number is None and self._storage.find_holder(visit.session_id) is not None:
-                self._pulse.end_unheld()
-                if wait.asked < _PATIENCE and self._pulse.is_untold(visit):
-                    return _SHORTEST  # it has just ended, maybe, and something of it is still on its way out
             if self._storage.enter(visit, wait=self._on_busy == "wait"):
                 return None
         return self._pause(wait)

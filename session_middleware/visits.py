@@ -3,19 +3,17 @@
 LangGraph tells a saver nothing of the run it saves for, and a callback handler nothing of the saver.
 What they share is the thread id, the context, and the config that a run keeps from its first look to its
 last write. So a `Visit` is made when a run begins, by the recorder if it is there and else by the
-saver's first look; a `Presence` put into that config leads back to it, and says when the run is over
-where no handler does, since it dies with the config.
+saver's first look; a `Presence` put into that config leads back to it.
 """
 
 from __future__ import annotations
 
 import threading
-import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeGuard
 
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import var_child_runnable_config
@@ -24,10 +22,12 @@ from session_middleware import lifecycle
 from session_middleware.errors import SessionError
 from session_middleware.model import Identity
 from session_middleware.pulse import Pulse
+from session_middleware.run_ends import Manager, call_at_end, find_manager
 from session_middleware.storage.visit import Lease, Visit
 
 _REMEMBERED = 1024  # sessions whose latest visit is kept in mind
-_RUNTIME = "__pregel_runtime"  # LangGraph puts it into the config of a run, and of nothing else
+_RUNTIME = "__pregel_runtime"  # LangGraph puts it into the config of a run, which what is called inside inherits
+_TASK = "__pregel_task_id"  # and this into that of each task
 _PRESENCE = "__pregel_session_visit"  # ours; what begins so is kept out of metadata and of what is streamed
 
 _AUTHENTICATED_ID, _AUTHENTICATED = "langgraph_auth_user_id", "langgraph_auth_user"  # LangGraph's server sets these
@@ -110,12 +110,14 @@ def as_config(identity: Identity) -> dict[str, Any]:
 
 
 class Presence:
-    """Of a run, in its config. Holds its visit, and is held by nothing but the run."""
+    """Of a run, in its config and in those of its tasks."""
 
-    __slots__ = ("__weakref__", "visit")
+    __slots__ = ("around", "of", "visit")
 
-    def __init__(self, visit: Visit) -> None:
+    def __init__(self, visit: Visit, of: Visits, around: Presence | None) -> None:
         self.visit = visit
+        self.of = of
+        self.around = around  # of the run whose task called this one
 
 
 class Visits:
@@ -146,7 +148,7 @@ class Visits:
         if visit.lease is not None and around is not None:
             visit.lease, visit.is_inside = around.lease, True
         elif visit.lease is not None:
-            visit.lease.is_told = self._tracking
+            visit.lease.has_row = self._tracking
             self._pulse.begin(visit)
 
     def enter(self, visit: Visit) -> None:
@@ -184,27 +186,27 @@ class Visits:
         around = self._around(configurable, session_id)
         if around is not None and around.identity == identity:
             return around
-        is_run = _RUNTIME in configurable
+        manager = find_manager() if _RUNTIME in configurable else None
+        is_run = manager is not None or (_RUNTIME in configurable and _TASK not in configurable)
         claimed = self._claim(session_id, identity, configurable.get("run_id")) if is_run else None
         visit = claimed or Visit(session_id, identity)
         visit.reading = not is_run
         if is_run:
-            self._attend(visit, configurable, around)
+            self._attend(visit, configurable, around, manager)
         self._here.set(visit)
         return self._remember(visit)
 
-    def present(self, configurable: Mapping[str, Any], *, has_failed: bool = False) -> Visit:
+    def present(self, configurable: Mapping[str, Any]) -> Visit:
         """The visit this write belongs to; a new one for a write out of the blue.
 
         LangGraph makes some writes from threads that have lost the run's context, and a caller may have
         made a config of his own: the latest visit of the same session and identity is looked for then.
-        `has_failed`: what is written is that a task of the run has.
         """
         session_id, identity = lifecycle.session_id_of(configurable.get("thread_id")), identity_of(configurable)
         presence = configurable.get(_PRESENCE)
-        if isinstance(presence, Presence) and _is_same(presence.visit, session_id, identity):
-            if has_failed and presence.visit.lease is not None and not configurable.get("checkpoint_ns"):
-                presence.visit.lease.has_failed = True
+        if self._is_own(presence) and _is_same(presence.visit, session_id, identity):
+            if presence.visit.lease is not None and presence.visit.lease.silent_beats is not None:
+                self._pulse.hear(presence.visit)
             return presence.visit
         return self._last(session_id, identity) or Visit(session_id, identity)
 
@@ -267,11 +269,19 @@ class Visits:
                     self._unclaimed.setdefault(visit.session_id, []).append(visit)
             raise
 
+    def _is_own(self, presence: Any) -> TypeGuard[Presence]:
+        return isinstance(presence, Presence) and presence.of is self
+
     def _around(self, configurable: Mapping[str, Any], session_id: str) -> Visit | None:
         """The run in progress in this session that this call is made inside of."""
         presence = configurable.get(_PRESENCE)
-        if isinstance(presence, Presence) and presence.visit.session_id == session_id:
+        if self._is_own(presence) and presence.visit.session_id == session_id:
             return presence.visit
+        presence = _of_task()
+        while presence is not None:
+            if self._is_own(presence) and presence.visit.session_id == session_id and _is_running(presence.visit):
+                return presence.visit
+            presence = presence.around
         here = self._here.get()
         if here is None or here.session_id != session_id or not _is_running(here):
             return None
@@ -279,17 +289,19 @@ class Visits:
             return here
         return None  # whoever reads a stream has its context, and is not inside the run
 
-    def _attend(self, visit: Visit, configurable: dict[str, Any], around: Visit | None) -> None:
+    def _attend(
+        self, visit: Visit, configurable: dict[str, Any], around: Visit | None, manager: Manager | None
+    ) -> None:
         """See that the run is known to live for as long as it does."""
-        presence = Presence(visit)
-        configurable[_PRESENCE] = presence
+        configurable[_PRESENCE] = Presence(visit, self, _of_task())
         around = around or self._with_turn(visit.session_id)
         if around is not None and around.lease is not None:
             visit.lease = around.lease
         elif visit.lease is None:
-            visit.lease = Lease()
+            visit.lease = lease = Lease(silent_beats=0 if manager is None else None)
             self._pulse.begin(visit)
-            weakref.finalize(presence, self._pulse.end, visit.lease).atexit = False
+            if manager is not None:
+                call_at_end(manager, lambda error: self._pulse.end(lease, error))
 
     def _claim(self, session_id: str, identity: Identity, run_id: object) -> Visit | None:
         named = _announced.pop((self._path, str(run_id)), None)
@@ -308,6 +320,13 @@ class Visits:
                     visit.checkpointed = True
                     return visit
         return None
+
+
+def _of_task() -> Presence | None:
+    """That of the run in a task of which this call is made."""
+    config = var_child_runnable_config.get() or {}
+    presence = (config.get("configurable") or {}).get(_PRESENCE)
+    return presence if isinstance(presence, Presence) else None
 
 
 def _is_running(visit: Visit) -> bool:

@@ -24,7 +24,6 @@ from langgraph.checkpoint.base import (
     get_checkpoint_id,
 )
 from langgraph.checkpoint.serde.base import SerializerProtocol
-from langgraph.checkpoint.serde.types import ERROR
 
 from session_middleware.checkpoint.codec import Codec, Split, is_input, own_metadata, replayed, uncollected, whole
 from session_middleware.checkpoint.kept import KeptLists, Shelf
@@ -322,7 +321,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
     ) -> None:
         """Store what a task wrote; its checkpoint may come later."""
         conf, codec = config["configurable"], self._codec
-        visit = self._visits.present(conf, has_failed=any(channel == ERROR for channel, _ in writes))
+        visit = self._visits.present(conf)
         key = (visit.session_id, conf.get("checkpoint_ns", ""), conf["checkpoint_id"])
         self._witness.wrote(visit, key, task_id, writes)
         dumped = [codec.dump_write(place, channel, value) for place, (channel, value) in enumerate(writes)]

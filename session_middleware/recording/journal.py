@@ -25,7 +25,7 @@ from session_middleware.errors import (
 )
 from session_middleware.recording.keeping import Keeping
 from session_middleware.settings import Record, Redact
-from session_middleware.storage.offload import Offload
+from session_middleware.storage.offload import Offload, is_on_a_loop
 from session_middleware.storage.port import Storage
 from session_middleware.storage.seen import ASIDE, Entry, HistorySeen, MessageSeen
 from session_middleware.storage.visit import Visit
@@ -168,11 +168,3 @@ def harmless(method: Method) -> Method:
             return None
 
     return cast("Method", guarded)
-
-
-def is_on_a_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True

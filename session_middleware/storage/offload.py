@@ -92,3 +92,11 @@ class Offload:
     def close(self) -> None:
         self._lane.close()
         self._threads.shutdown(wait=True)
+
+
+def is_on_a_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

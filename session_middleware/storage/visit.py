@@ -23,8 +23,8 @@ class Lease:
     number: int | None = None  # once it is in the database
     is_exclusive: bool = False  # no other run goes on in the session meanwhile
     is_over: bool = False  # the run has ended; the row in the database may still be there
-    is_told: bool = False  # somebody says when the run ends; else that is seen by what it leaves behind
-    has_failed: bool = False  # a task of it has: unless something handles that, the run has ended
+    has_row: bool = False  # the run has one in the record, and the lease goes when that is ended
+    silent_beats: int | None = None  # beats since the last write, where nothing tells the run's end; else None
 
 
 @dataclass(slots=True, eq=False)

@@ -15,6 +15,7 @@ LAYERS = {  # the longest prefix wins
     "model": 0,
     "notebook": 0,
     "plain": 0,
+    "run_ends": 0,
     "settings": 0,
     "wording": 0,
     "lifecycle": 1,

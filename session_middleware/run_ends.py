@@ -1,0 +1,60 @@
+"""When a run of LangGraph's ends, where no recorder sees it.
+
+LangGraph tells a saver nothing of the run it saves for. But the first look of a run is made by the loop that
+carries it out, and that loop holds the callback manager of this run, which hears the run's end in every case: when
+it is done, fails, is interrupted or cancelled, and when the reader of a stream closes it. So the manager is looked
+for on the stack of the first look, once per run, and given one more handler.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, TypeAlias
+from uuid import UUID
+
+from langchain_core.callbacks import AsyncParentRunManager, BaseCallbackHandler, ParentRunManager
+
+Manager: TypeAlias = ParentRunManager | AsyncParentRunManager
+OnEnd: TypeAlias = Callable[[BaseException | None], None]
+
+_ENTERING = ("__enter__", "__aenter__")  # of a loop, which makes the first look and nothing else that looks
+
+
+class _AtEnd(BaseCallbackHandler):
+    """Calls a function when one run ends, with the exception that ended it."""
+
+    run_inline = True
+
+    def __init__(self, run_id: UUID, call: OnEnd) -> None:
+        self._run_id = run_id
+        self._call = call
+
+    def on_chain_end(self, *args: Any, run_id: UUID, **kwargs: Any) -> None:
+        if run_id == self._run_id:
+            self._call(None)
+
+    def on_chain_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
+        if run_id == self._run_id:
+            self._call(error)
+
+
+def find_manager() -> Manager | None:
+    """That of the run whose loop makes the present call; ``None`` when no loop does."""
+    frame: FrameType | None = inspect.currentframe()
+    while frame is not None:
+        module = str(frame.f_globals.get("__name__"))
+        if frame.f_code.co_name in _ENTERING and module.startswith("langgraph.pregel"):
+            manager = getattr(frame.f_locals.get("self"), "manager", None)
+            return manager if isinstance(manager, (ParentRunManager, AsyncParentRunManager)) else None
+        frame = frame.f_back
+    return None
+
+
+def call_at_end(manager: Manager, call: OnEnd) -> None:
+    """Have `call` made when the manager's run ends: before other handlers, since one of them may raise.
+
+    The list is replaced, not added to, because runs that were given one callback manager have it in common.
+    """
+    manager.handlers = [_AtEnd(manager.run_id, call), *manager.handlers]
