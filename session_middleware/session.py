@@ -306,6 +306,91 @@ class Session(LivingSession):
     async def arecord_tool(self, name: str, arguments: Any = None, result: Any = None, **options: Any) -> None:
         await self._offload.run(partial(self.record_tool, name, arguments, result, **options))
 
+    def record_model_call(
+        self,
+        model: str | None = None,
+        *,
+        provider: str | None = None,
+        usage: Any = None,
+        input_tokens: int | None = None,
+        output_tokens: int | None = None,
+        cached_tokens: int | None = None,
+        reasoning_tokens: int | None = None,
+        cost: float | None = None,
+        error: str | BaseException | None = None,
+        message_id: str | None = None,
+        duration: timedelta | None = None,
+        at: datetime | None = None,
+    ) -> None:
+        """Record a call of a model that no callback has seen: through a provider's own client, say.
+
+        A message that tells of the same call, by its id or by the same tokens, before or after this, adds
+        nothing to it. One with usage that nothing is recorded of is a model call by itself.
+
+        Args:
+            model: as its provider names it.
+            provider: such as ``"openai"``, where the model's name does not say it.
+            usage: what it took: LangChain's `usage_metadata`, or what OpenAI's or Anthropic's API sent. Counts
+                given beside it replace those in it.
+            cached_tokens: of the input, those read from the provider's cache.
+            reasoning_tokens: of the output.
+            cost: in US dollars, where it is not what the prices of the genai-prices package say.
+            error: that the call failed; what it cost is then not known, unless `cost` says it.
+            message_id: of the message it answered with.
+            at: when it began, if not now.
+
+        Raises:
+            InvalidArgument: for a count or a cost that is none, and for a moment without a time zone.
+        """
+        self._loop.record_model_call(
+            model,
+            provider=provider,
+            usage=usage,
+            counts={
+                "input_tokens": input_tokens,
+                "output_tokens": output_tokens,
+                "cached_tokens": cached_tokens,
+                "reasoning_tokens": reasoning_tokens,
+            },
+            cost=cost,
+            error=error,
+            message_id=message_id,
+            duration=duration,
+            at=at,
+        )
+
+    async def arecord_model_call(
+        self,
+        model: str | None = None,
+        *,
+        provider: str | None = None,
+        usage: Any = None,
+        input_tokens: int | None = None,
+        output_tokens: int | None = None,
+        cached_tokens: int | None = None,
+        reasoning_tokens: int | None = None,
+        cost: float | None = None,
+        error: str | BaseException | None = None,
+        message_id: str | None = None,
+        duration: timedelta | None = None,
+        at: datetime | None = None,
+    ) -> None:
+        record = partial(
+            self.record_model_call,
+            provider=provider,
+            usage=usage,
+            input_tokens=input_tokens,
+            output_tokens=output_tokens,
+            cached_tokens=cached_tokens,
+            reasoning_tokens=reasoning_tokens,
+            cost=cost,
+            error=error,
+            message_id=message_id,
+            duration=duration,
+            at=at,
+        )
+        await self._offload.run(record, model)
+
     def history(self) -> SessionHistory:
         """The conversation as LangChain's `BaseChatMessageHistory`, for `RunnableWithMessageHistory`."""
         return SessionHistory(

@@ -14,7 +14,7 @@ from session_middleware.errors import InvalidArgument
 from session_middleware.model import NewId
 from session_middleware.plain import plain
 from session_middleware.recording.files import take_out
-from session_middleware.recording.prices import Tokens
+from session_middleware.recording.usage import call_told_by, model_in, usage_of
 from session_middleware.storage.seen import OF_MEMORY, FileSeen, MessageSeen
 
 _ROLES = {
@@ -28,6 +28,7 @@ _ROLES = {
     "developer": "system",
 }
 _EXTRA = ("additional_kwargs", "response_metadata", "usage_metadata")
+_OF_CALL = {"usage": "token_usage", "usage_metadata": "token_usage", "model": "model_name"}  # beside what was said
 _ASKING = ("tool_calls", "function_call")
 _DEPTH = 3  # how far below a node's input or output messages are looked for
 
@@ -43,15 +44,15 @@ def _describe(message: BaseMessage, checkpoint_ns: str, new_id: NewId, fields: d
     is_text = isinstance(message.content, str)
     content, files = (None, []) if is_text else take_out(message.content)
     extra, more_files = _extra_of(message)
-    metadata = message.response_metadata if isinstance(message.response_metadata, dict) else {}
-    tokens, marks = count_tokens(message.usage_metadata if isinstance(message, AIMessage) else None)
+    tokens, marks = usage_of(message)
+    message_id = str(message.id or new_id())
     role = role_of(message)
     if role is None:
         role, marks = "user", (*marks, "unknown:role")  # nothing that was said is lost
     if isinstance(message, ToolMessage) and message.artifact == OF_MEMORY:
         marks = (*marks, "memory")
     return MessageSeen(
-        message_id=str(message.id or new_id()),
+        message_id=message_id,
         role=role,
         text=(str(message.content) if is_text else str(message.text)) or _said_otherwise(message),
         content=content,
@@ -60,13 +61,14 @@ def _describe(message: BaseMessage, checkpoint_ns: str, new_id: NewId, fields: d
         tool_call_id=str(message.tool_call_id) if isinstance(message, ToolMessage) else None,
         tool_error=isinstance(message, ToolMessage) and message.status == "error",
         extra=extra,
-        model=metadata.get("model_name") or metadata.get("model"),
+        model=model_in(message.response_metadata),
         input_tokens=tokens.input,
         output_tokens=tokens.output,
         checkpoint_ns=checkpoint_ns,
         minted=not message.id,
         marks=marks,
         files=[*files, *more_files],
+        call=call_told_by(message, tokens, message_id, checkpoint_ns),
     )._replace(**fields)
 
 
@@ -104,19 +106,6 @@ def tool_calls_of(message: BaseMessage) -> tuple[dict[str, Any], ...]:
     return tuple(asked)
 
 
-def count_tokens(usage: Any) -> tuple[Tokens, tuple[str, ...]]:
-    """The token counts of a message's or a model's usage; what cannot be a count is left out, with a mark."""
-    if not isinstance(usage, Mapping):
-        return Tokens(), ()
-    inside, outside = (usage.get(name) or {} for name in ("input_token_details", "output_token_details"))
-    given = (
-        *(usage.get("input_tokens"), usage.get("output_tokens")),
-        *(inside.get("cache_read"), inside.get("cache_creation"), outside.get("reasoning")),
-    )
-    counts = [count if isinstance(count, int) and 0 <= count < 2**53 else None for count in given]
-    return Tokens(*counts), () if counts == list(given) else ("invalid:tokens",)
-
-
 def to_message(given: BaseMessage | Mapping[str, Any]) -> BaseMessage:
     """A message of LangChain's, from one or from a dict in OpenAI's format.
 
@@ -145,7 +134,15 @@ def to_message(given: BaseMessage | Mapping[str, Any]) -> BaseMessage:
             asked.append({"id": function.get("name"), "function": function})
         calls, invalid = parse_calls(asked)
         more = {name: given[name] for name in ("refusal", "audio") if given.get(name)}
-        return AIMessage(content, tool_calls=calls, invalid_tool_calls=invalid, additional_kwargs=more, **fields)
+        told = {own: given[name] for name, own in _OF_CALL.items() if given.get(name)}
+        return AIMessage(
+            content,
+            tool_calls=calls,
+            invalid_tool_calls=invalid,
+            additional_kwargs=more,
+            response_metadata=told,
+            **fields,
+        )
     return (SystemMessage if role == "system" else HumanMessage)(content, **fields)
 
 

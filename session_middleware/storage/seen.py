@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Any, NamedTuple, TypeAlias
 
 ASIDE = "aside"  # the mark of what was said to or by a model, and is in no state and no history
+TOLD = "told"  # the mark of a model call that nobody saw, and a message told of
 OF_MEMORY = {"session_middleware": "memory"}  # the artifact of what our memory tools answer: it is memory already
 
 Claim: TypeAlias = tuple[str, str]  # what a message is found by where its id may have changed: who, and what
@@ -48,6 +49,8 @@ class MessageSeen(NamedTuple):
     marks: Sequence[str] = ()
     files: Sequence[FileSeen] = ()
     created_at: datetime | None = None  # when it was said, where that is not now
+    call: ModelCallSeen | None = None  # the model call it tells of, in case nobody has seen that
+    again: str | None = None  # said from a cache: its id as a message of its own, if its own is of one said before
 
     @property
     def claim(self) -> Claim:
@@ -126,6 +129,17 @@ class ModelCallSeen(NamedTuple):
     node: str | None = None
     marks: Sequence[str] = ()
     started_at: datetime | None = None
+    by_hand: bool = False  # told by who made it: a message may have told of it already, or will
+
+
+def is_told_of(taken: Sequence[int | None], seen: Sequence[Sequence[int | None]]) -> bool:
+    """Whether these input and output tokens are those of a call that was seen, or of the latest ones together."""
+    given = answered = 0
+    for asked, said in reversed(seen):
+        given, answered = given + (asked or 0), answered + (said or 0)
+        if tuple(taken) in ((asked, said), (given, answered)):
+            return True
+    return False
 
 
 class RunEnd(NamedTuple):
