@@ -21,6 +21,7 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.errors import GraphBubbleUp
 
 from session_middleware.model import Clock, NewId, RepairedCall
+from session_middleware.plain import is_a
 from session_middleware.recording.align import add_given
 from session_middleware.recording.journal import harmless
 from session_middleware.recording.messages import Outcome, describe, mark_of, outcome_of
@@ -212,7 +213,7 @@ class Hooks:
     def answer(self, place: Place, asked: Asked, came: Sequence[BaseMessage] | BaseException) -> None:
         """Take down what a model call took, and where nobody else does what it said."""
         failed = isinstance(came, BaseException)
-        said = [] if isinstance(came, BaseException) else [m for m in came if isinstance(m, AIMessage)]
+        said = [] if isinstance(came, BaseException) else [m for m in came if is_a(m, AIMessage)]
         for message in said:
             message.id = message.id or self._new_id()  # as the state would, but before it is recorded
         message = said[0] if said else AIMessage("")
@@ -308,7 +309,7 @@ class Hooks:
                 files=outcome.files,
             )
             self.journal.keep(place.visit, [end] if watched.written else [start, end])
-        if place.is_alone and isinstance(came, ToolMessage):
+        if place.is_alone and is_a(came, ToolMessage):
             came.id = came.id or self._new_id()  # as the state would, but before it is recorded
             self.hear(place, [came])
         self.write(place)

@@ -14,9 +14,11 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
-from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.messages import AIMessage
+from langchain_core.outputs import ChatGeneration, Generation
 
 from session_middleware.model import Clock, NewId
+from session_middleware.plain import is_a
 from session_middleware.recording.journal import Journal
 from session_middleware.recording.messages import describe
 from session_middleware.recording.prices import Tokens, load
@@ -63,10 +65,10 @@ class Models:
             return
         if asked.first_token_ms is None:
             asked.first_token_ms = since(asked.started)
-        message = getattr(chunk, "message", None)
+        message = chunk.message if is_a(chunk, ChatGeneration) else None
         if asked.message_id is None:
-            asked.message_id = str(getattr(message, "id", None) or f"lc_run--{asked.id}")
-        text = token if isinstance(token, str) else str(message.text) if isinstance(message, BaseMessage) else ""
+            asked.message_id = str((message and message.id) or f"lc_run--{asked.id}")
+        text = token if is_a(token, str) else str(message.text) if message is not None else ""
         if text:
             asked.parts.append(text)
             if asked.timer is None:
@@ -168,11 +170,11 @@ class Models:
 def _message_of(response: Any, asked: Asked) -> AIMessage:
     """What was said, as a message, whatever kind of model said it."""
     first = next((generation for some in response.generations for generation in some), None)
-    message = getattr(first, "message", None)
-    if isinstance(message, AIMessage):
+    message = first.message if is_a(first, ChatGeneration) else None
+    if is_a(message, AIMessage):
         return message if message.id else message.model_copy(update={"id": f"lc_run--{asked.id}"})
-    text = str(message.text) if isinstance(message, BaseMessage) else str(getattr(first, "text", ""))
-    return AIMessage(text, id=getattr(message, "id", None) or f"lc_run--{asked.id}")
+    text = str(message.text) if message is not None else first.text if is_a(first, Generation) else ""
+    return AIMessage(text, id=(message and message.id) or f"lc_run--{asked.id}")
 
 
 def _call(asked: Asked, model: str | None) -> ModelCallSeen:

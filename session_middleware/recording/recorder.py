@@ -24,6 +24,7 @@ from langgraph.types import Command
 
 from session_middleware.lifecycle import session_id_of
 from session_middleware.model import Clock, NewId
+from session_middleware.plain import is_a
 from session_middleware.recording.align import add_asked
 from session_middleware.recording.histories import Histories
 from session_middleware.recording.journal import DENIALS, Journal, harmless, is_on_a_loop
@@ -167,7 +168,7 @@ class SessionRecorder(GraphCallbackHandler):
 
     def _resume(self, trace: Trace, inputs: Any) -> None:
         """What a person answers a graph that stopped to ask is something said."""
-        if isinstance(inputs, Command) and inputs.resume is not None and not trace.is_resumed:
+        if is_a(inputs, Command) and inputs.resume is not None and not trace.is_resumed:
             trace.is_resumed = True
             self.journal.keep(trace.visit, [answer_of(inputs.resume, f"resume-{trace.visit.run_id}")])
 
@@ -243,7 +244,7 @@ class SessionRecorder(GraphCallbackHandler):
     def _hear(self, trace: Trace, node: Node | None, outputs: Any) -> None:
         """What models said in a node that has ended, and the node does not pass on, was said all the same."""
         if trace.said:
-            told = [str(m.id) for messages in lists_in(outputs) for m in messages if isinstance(m, BaseMessage)]
+            told = [str(m.id) for messages in lists_in(outputs) for m in messages if is_a(m, BaseMessage)]
             self.journal.keep(trace.visit, trace.take_said(node.namespace if node else None, told))
 
     def forget(self, session_id: str) -> None:

@@ -108,7 +108,8 @@ class Trace:
         own = set(told)
         with self.lock:
             mine = [m for m in self.said if namespace is None or _is_inside(m.checkpoint_ns, namespace)]
-            self.said = [m for m in self.said if m not in mine]
+            others = set(map(id, mine))
+            self.said = [m for m in self.said if id(m) not in others]
         taken = [
             message._replace(message_id=message.again or message.message_id, again=None)
             for message in mine

@@ -17,6 +17,12 @@ OF_MEMORY = {"session_middleware": "memory"}  # the artifact of what our memory 
 Claim: TypeAlias = tuple[str, str]  # what a message is found by where its id may have changed: who, and what
 
 
+def is_of_memory(artifact: dict[Any, Any]) -> bool:
+    """Whether it is `OF_MEMORY`. Any other may hold values that cannot be compared."""
+    (value,) = artifact.values() if artifact.keys() == OF_MEMORY.keys() else (None,)
+    return type(value) is str and value in OF_MEMORY.values()
+
+
 class FileSeen(NamedTuple):
     """An image or a file of a message's content, which refers to it by its hash."""
 
@@ -35,6 +41,7 @@ class MessageSeen(NamedTuple):
     content: Any = None
     tool_calls: Sequence[dict[str, Any]] = ()
     tool_call_id: str | None = None
+    artifact: Any = None  # of a tool message: what the tool made for its caller and not for the model
     tool_error: bool = False  # a tool message that reports a failure
     extra: dict[str, Any] | None = None  # more fields of the message, by their names; `status` where a tool failed
     model: str | None = None

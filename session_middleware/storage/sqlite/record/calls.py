@@ -140,6 +140,21 @@ def answer(connection: sqlite3.Connection, visit: Visit, message: MessageSeen, t
         tally.count_error()
 
 
+def keep_artifact(connection: sqlite3.Connection, visit: Visit, message: MessageSeen) -> None:
+    """The artifact of a message belongs to the execution that it answers for, if nobody has seen it there."""
+    result = to_json(message.content if message.content is not None else message.text)
+    answered = (visit.session_id, message.tool_call_id, message.message_id, result)
+    connection.execute(_KEEP_ARTIFACT, (to_json(message.artifact), visit.session_id, *answered))
+
+
+_KEEP_ARTIFACT = """
+    UPDATE tool_calls SET artifact = ? WHERE session_id = ? AND artifact IS NULL AND seq = (
+        SELECT seq FROM tool_calls WHERE session_id = ? AND tool_call_id = ?
+        ORDER BY execution_id = ? DESC, result IS ? DESC, seq DESC LIMIT 1
+    )
+"""
+
+
 def _refuse(connection: sqlite3.Connection, session_id: str, answer: MessageSeen, tally: Tally) -> bool:
     """What was taken for a failure was said by somebody who did not run the tool; whether it was."""
     changed = connection.execute(

@@ -79,6 +79,8 @@ class _Appending:
         self._insert()
         for answer in self._answers:
             calls.answer(self._connection, self._visit, answer, self._tally)
+            if answer.artifact is not None:
+                calls.keep_artifact(self._connection, self._visit, answer)
 
     def _insert(self) -> None:
         tally.insert(self._connection, "messages", _COLUMNS, self._new)

@@ -76,8 +76,8 @@ def write(connection: sqlite3.Connection, tally: Tally) -> None:
     )
     if tally.replaced:
         connection.execute(
-            "UPDATE sessions SET cost = (SELECT SUM(cost) FROM model_calls WHERE session_id = sessions.id) WHERE id = ?",
-            (tally.session_id,),
+            "UPDATE sessions SET cost = (SELECT SUM(cost) FROM model_calls WHERE session_id = ?) WHERE id = ?",
+            (tally.session_id, tally.session_id),
         )
 
 
