@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from datetime import datetime, timedelta
-from functools import partial
+from functools import partial, wraps
 from types import TracebackType
 from typing import Any, Literal, Self, overload
 
@@ -328,14 +328,10 @@ class Session(LivingSession):
         nothing to it. One with usage that nothing is recorded of is a model call by itself.
 
         Args:
-            model: as its provider names it.
-            provider: such as ``"openai"``, where the model's name does not say it.
+            provider: such as ``"openai"``, where the name of the model does not say it.
             usage: what it took: LangChain's `usage_metadata`, or what OpenAI's or Anthropic's API sent. Counts
-                given beside it replace those in it.
-            cached_tokens: of the input, those read from the provider's cache.
-            reasoning_tokens: of the output.
-            cost: in US dollars, where it is not what the prices of the genai-prices package say.
-            error: that the call failed; what it cost is then not known, unless `cost` says it.
+                given beside it replace those in it; the cached ones are of the input, reasoning is of the output.
+            cost: in US dollars, where it is not what the genai-prices package says. None for a call that failed.
             message_id: of the message it answered with.
             at: when it began, if not now.
 
@@ -359,37 +355,9 @@ class Session(LivingSession):
             at=at,
         )
 
-    async def arecord_model_call(
-        self,
-        model: str | None = None,
-        *,
-        provider: str | None = None,
-        usage: Any = None,
-        input_tokens: int | None = None,
-        output_tokens: int | None = None,
-        cached_tokens: int | None = None,
-        reasoning_tokens: int | None = None,
-        cost: float | None = None,
-        error: str | BaseException | None = None,
-        message_id: str | None = None,
-        duration: timedelta | None = None,
-        at: datetime | None = None,
-    ) -> None:
-        record = partial(
-            self.record_model_call,
-            provider=provider,
-            usage=usage,
-            input_tokens=input_tokens,
-            output_tokens=output_tokens,
-            cached_tokens=cached_tokens,
-            reasoning_tokens=reasoning_tokens,
-            cost=cost,
-            error=error,
-            message_id=message_id,
-            duration=duration,
-            at=at,
-        )
-        await self._offload.run(record, model)
+    @wraps(record_model_call, assigned=("__doc__",))
+    async def arecord_model_call(self, *args: Any, **options: Any) -> None:
+        await self._offload.run(partial(self.record_model_call, *args, **options))
 
     def history(self) -> SessionHistory:
         """The conversation as LangChain's `BaseChatMessageHistory`, for `RunnableWithMessageHistory`."""

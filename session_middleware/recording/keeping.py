@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import chain, count
 from typing import Any
 
 from session_middleware.plain import plain
@@ -209,13 +208,17 @@ class Keeping:
             return text
         if isinstance(value, dict):
             found: dict[str, Any] = {}
+            numbers: dict[str, int] = {}
             for key, part in value.items():
-                found[_other_than(found, self._walk(key, marks))] = self._walk(part, marks)
+                found[_other_than(found, self._walk(key, marks), numbers)] = self._walk(part, marks)
             return found
         return [self._walk(part, marks) for part in value] if isinstance(value, list) else value
 
 
-def _other_than(taken: Mapping[str, Any], key: str) -> str:
-    """The key, or with a number what several keys became when they were redacted."""
-    numbered = (f"{key} {number}" for number in count(2))
-    return next(name for name in chain([key], numbered) if name not in taken)
+def _other_than(taken: Mapping[str, Any], key: str, numbers: dict[str, int]) -> str:
+    """The key, or with a number what several keys became when they were redacted; `numbers` go on from the last."""
+    name = key
+    while name in taken:
+        numbers[key] = numbers.get(key, 1) + 1
+        name = f"{key} {numbers[key]}"
+    return name
