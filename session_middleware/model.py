@@ -126,9 +126,9 @@ class SessionInfo(Value):
     model_call_count: int = 0
     unpriced_count: int = 0  # model calls whose cost is not known
     error_count: int = 0  # failed runs and failed tool calls
-    input_tokens: int = 0  # of its messages
+    input_tokens: int = 0  # of its model calls
     output_tokens: int = 0
-    cost: float = 0.0  # of its model calls, in US dollars
+    cost: float | None = None  # of its model calls, in US dollars; None: none of them has a known price
 
 
 class Record(Value):
@@ -150,7 +150,7 @@ class Run(Record):
     error: str | None = None
     started_at: datetime
     duration_ms: float | None = None
-    input_tokens: int | None = None
+    input_tokens: int | None = None  # of its model calls, as the session's are
     output_tokens: int | None = None
     cost: float | None = None  # US dollars; None when no model call of it has a known price
     started_from: str | None = None  # the checkpoint it went on from
@@ -217,7 +217,10 @@ class ToolCall(Record):
 
 
 class ModelCall(Record):
-    """What a model was asked, and what that cost."""
+    """What a model was asked, and what that cost.
+
+    Its marks: "told", nobody saw the call and a message told of it; "cached", the answer came from LangChain's cache.
+    """
 
     id: str
     model: str | None = None
@@ -259,7 +262,7 @@ class Usage(Value):
     output_tokens: int = 0
     cached_tokens: int = 0  # of the input
     reasoning_tokens: int = 0  # of the output
-    cost: float = 0.0  # US dollars
+    cost: float | None = None  # US dollars; None: no call of a known price
     unpriced: int = 0  # calls whose cost is not known, and not in `cost`
     p50_ms: float | None = None
     p95_ms: float | None = None
@@ -296,7 +299,7 @@ class Stats(Value):
     error_count: int
     input_tokens: int
     output_tokens: int
-    cost: float
+    cost: float | None
     tools: dict[str, int]  # executions by tool name
     duration: timedelta  # the sum over its runs
     checkpoint_count: int

@@ -79,13 +79,14 @@ def session_html(session: SessionInfo) -> str:
         (session.error_count, "error"),
     )
     holds = ", ".join(plural(count, noun) for count, noun in counts)
+    cost = "" if session.cost is None else f", ${session.cost:.4g}"
     facts: dict[str, Any] = {
         "session": session.id,
         "title": session.title,
         "owner": session.user_id or "nobody: open to everyone",
         "group": session.group_id,
         "status": f"{session.status} ({session.reason})" if session.reason else session.status,
-        "holds": f"{holds}, {session.input_tokens:,} + {session.output_tokens:,} tokens, ${session.cost:.4g}",
+        "holds": f"{holds}, {session.input_tokens:,} + {session.output_tokens:,} tokens{cost}",
         "last active": session.last_active_at,
         "expired" if session.status == "expired" else "expires": session.expires_at,
         "pinned": None if session.pinned is None else session.pinned.why or "yes",

@@ -10,19 +10,30 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Mapping
+import sys
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
 from pathlib import PurePath
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
+
+from pydantic import BaseModel
+from typing_extensions import TypeIs
+
+T = TypeVar("T")
 
 _REPR_LENGTH = 10_000  # characters of a `repr` that are kept
 _ARRAY_SIZE = 10_000  # elements of an array that are kept one by one
 REPLACED = "\ufffd"  # where there was something that is no character
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_ARRAYS = {"numpy": ("ndarray", "generic"), "pandas": ("Series", "Index")}
 _TEXTUAL = (UUID, PurePath, Decimal, date, time, timedelta)
+
+
+def is_a(value: object, kinds: type[T] | tuple[type[T], ...]) -> TypeIs[T]:
+    """As `isinstance`, but nothing of the value is asked: a mock or a proxy may claim to be of any class."""
+    return issubclass(type(value), kinds)
 
 
 def to_json(value: Any) -> str | None:
@@ -56,24 +67,28 @@ def clean(text: str) -> str:
 
 def _describe(value: Any) -> Any:
     """What JSON has a form for, one level of it."""
-    if isinstance(value, (set, frozenset)):
+    if is_a(value, (set, frozenset)):
         return list(value)
-    if isinstance(value, datetime):
+    if is_a(value, datetime):
         return value.isoformat()
-    if isinstance(value, Enum):
+    if is_a(value, Enum):
         return value.value
-    if isinstance(value, _TEXTUAL):
+    if is_a(value, _TEXTUAL):
         return str(value)
-    if isinstance(value, type):
-        return _unknown(value)
-    if hasattr(value, "model_dump"):
+    if is_a(value, BaseModel):
         return _fields(value, value.model_dump)
-    if dataclasses.is_dataclass(value):
-        fields = {field.name: getattr(value, field.name, None) for field in dataclasses.fields(value)}
+    if dataclasses.is_dataclass(type(value)):
+        fields = {field.name: getattr(value, field.name, None) for field in dataclasses.fields(type(value))}
         return {**fields, "__type__": type(value).__qualname__}
-    if hasattr(value, "tolist") and getattr(value, "size", _ARRAY_SIZE + 1) <= _ARRAY_SIZE:
+    if is_a(value, _arrays()) and value.size <= _ARRAY_SIZE:
         return _fields(value, value.tolist)
     return _unknown(value)
+
+
+def _arrays() -> tuple[type[Any], ...]:
+    """The classes of arrays and columns that this process can have made: those of what it has imported."""
+    found = (getattr(sys.modules.get(module), name, None) for module, names in _ARRAYS.items() for name in names)
+    return tuple(kind for kind in found if type(kind) is type)
 
 
 def _fields(value: Any, dump: Any) -> Any:
@@ -85,7 +100,7 @@ def _fields(value: Any, dump: Any) -> Any:
 
 def _unknown(value: Any) -> dict[str, Any]:
     kind = type(value).__qualname__
-    if isinstance(value, (bytes, bytearray, memoryview)):
+    if is_a(value, (bytes, bytearray, memoryview)):
         value = bytes(value[:_REPR_LENGTH])
     try:
         text = clean(repr(value))
@@ -100,15 +115,15 @@ _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=_describ
 
 def _tame(value: Any, inside: tuple[int, ...]) -> Any:
     """The value with texts for keys, and with numbers that are none as texts. Raises `ValueError` for a cycle."""
-    if value is None or isinstance(value, (str, bool, int)):
+    if value is None or is_a(value, (str, bool, int)):
         return value
-    if isinstance(value, float):
+    if is_a(value, float):
         return value if math.isfinite(value) else repr(value)
     if id(value) in inside:
         raise ValueError("it is inside itself")
     inside = (*inside, id(value))
-    if isinstance(value, Mapping):
-        return {key if isinstance(key, str) else str(key): _tame(part, inside) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
+    if is_a(value, dict):
+        return {key if is_a(key, str) else str(key): _tame(part, inside) for key, part in value.items()}
+    if is_a(value, (list, tuple)):
         return [_tame(part, inside) for part in value]
     return _tame(_describe(value), inside)

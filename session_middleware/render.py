@@ -117,8 +117,10 @@ def usage_table(by: str, used: Sequence[Usage]) -> RenderableType:
             *map(Text, _amounts(one, of_models)),
             *(Text("" if took is None else duration_text(took)) for took in (one.p50_ms, one.p95_ms)),
         )
-    sums = ("calls", "errors", "input_tokens", "output_tokens", "cost", "unpriced")
-    total = Usage(key=None, **{name: sum(getattr(one, name) for one in used) for name in sums})
+    sums = ("calls", "errors", "input_tokens", "output_tokens", "unpriced")
+    costs_known = [one.cost for one in used if one.cost is not None]
+    known_cost = sum(costs_known) if costs_known else None
+    total = Usage(key=None, **{name: sum(getattr(one, name) for one in used) for name in sums}, cost=known_cost)
     listing.add_row(Text("all", "bold"), *map(Text, _amounts(total, of_models)), Text(), Text())
     if not total.unpriced:
         return listing
@@ -126,8 +128,9 @@ def usage_table(by: str, used: Sequence[Usage]) -> RenderableType:
 
 
 def _amounts(used: Usage, of_models: bool) -> list[str]:
-    cost = [f"{used.input_tokens:,}", f"{used.output_tokens:,}", f"${used.cost:,.4f}"] if of_models else []
-    return [f"{used.calls:,}", f"{used.errors:,}", *cost]
+    cost = "–" if used.cost is None else f"${used.cost:,.4f}"  # noqa: RUF001 - as above
+    took = [f"{used.input_tokens:,}", f"{used.output_tokens:,}", cost] if of_models else []
+    return [f"{used.calls:,}", f"{used.errors:,}", *took]
 
 
 def timeline(session: SessionInfo, records: Iterable[Record], *, full: bool = False) -> RenderableType:

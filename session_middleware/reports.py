@@ -39,7 +39,7 @@ class Reports:
         found = self._storage.usage(by, UsageFilter(user_id, group_id, chosen, *_within(since, until)))
         if by == "day":
             return Rows(sorted(found, key=lambda one: one.key or ""))
-        return Rows(sorted(found, key=lambda one: (-one.cost, -one.calls, one.key or "")))
+        return Rows(sorted(found, key=lambda one: (-(one.cost or 0.0), -one.calls, one.key or "")))
 
     async def ausage(self, by: UsageBy = "user", **options: Any) -> list[Usage]:
         return await self._offload.run(self.usage, by, **options)

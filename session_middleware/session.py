@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from datetime import datetime, timedelta
-from functools import partial
+from functools import partial, wraps
 from types import TracebackType
 from typing import Any, Literal, Self, overload
 
@@ -307,6 +307,59 @@ class Session(LivingSession):
 
     async def arecord_tool(self, name: str, arguments: Any = None, result: Any = None, **options: Any) -> None:
         await self._offload.run(partial(self.record_tool, name, arguments, result, **options))
+
+    def record_model_call(
+        self,
+        model: str | None = None,
+        *,
+        provider: str | None = None,
+        usage: Any = None,
+        input_tokens: int | None = None,
+        output_tokens: int | None = None,
+        cached_tokens: int | None = None,
+        reasoning_tokens: int | None = None,
+        cost: float | None = None,
+        error: str | BaseException | None = None,
+        message_id: str | None = None,
+        duration: timedelta | None = None,
+        at: datetime | None = None,
+    ) -> None:
+        """Record a call of a model that no callback has seen: through a provider's own client, say.
+
+        A message that tells of the same call, by its id or by the same tokens, before or after this, adds
+        nothing to it. One with usage that nothing is recorded of is a model call by itself.
+
+        Args:
+            provider: such as ``"openai"``, where the name of the model does not say it.
+            usage: what it took: LangChain's `usage_metadata`, or what OpenAI's or Anthropic's API sent. Counts
+                given beside it replace those in it; the cached ones are of the input, reasoning is of the output.
+            cost: in US dollars, where it is not what the genai-prices package says. None for a call that failed.
+            message_id: of the message it answered with.
+            at: when it began, if not now.
+
+        Raises:
+            InvalidArgument: for a count or a cost that is none, and for a moment without a time zone.
+        """
+        self._loop.record_model_call(
+            model,
+            provider=provider,
+            usage=usage,
+            counts={
+                "input_tokens": input_tokens,
+                "output_tokens": output_tokens,
+                "cached_tokens": cached_tokens,
+                "reasoning_tokens": reasoning_tokens,
+            },
+            cost=cost,
+            error=error,
+            message_id=message_id,
+            duration=duration,
+            at=at,
+        )
+
+    @wraps(record_model_call, assigned=("__doc__",))
+    async def arecord_model_call(self, *args: Any, **options: Any) -> None:
+        await self._offload.run(partial(self.record_model_call, *args, **options))
 
     def history(self) -> SessionHistory:
         """The conversation as LangChain's `BaseChatMessageHistory`, for `RunnableWithMessageHistory`."""

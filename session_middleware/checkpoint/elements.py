@@ -9,6 +9,8 @@ from typing import Any
 
 from langchain_core.messages import BaseMessage
 
+from session_middleware.plain import is_a
+
 _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 _KEYS = frozenset(
     {"role", "content", "id", "name", "tool_calls", "tool_call_id", "function_call", "refusal", "audio", "annotations"}
@@ -16,15 +18,16 @@ _KEYS = frozenset(
 
 
 def is_message(element: Any) -> bool:
-    return isinstance(element, BaseMessage) or (type(element) is dict and _is_in_openais_format(element))
+    return is_a(element, BaseMessage) or (type(element) is dict and _is_in_openais_format(element))
 
 
 def id_of(element: Any) -> Any:
     """A message's id, if it has one."""
-    return (element.get("id") if type(element) is dict else getattr(element, "id", None)) or None
+    own = element.get("id") if type(element) is dict else element.id if is_a(element, BaseMessage) else None
+    return own if is_a(own, (str, int)) and own else None
 
 
 def _is_in_openais_format(element: dict[Any, Any]) -> bool:
     content = element.get("content", element)
-    has_content = content is None or isinstance(content, (str, list))
-    return has_content and element.get("role") in _ROLES and element.keys() <= _KEYS
+    has_content = content is None or is_a(content, (str, list))
+    return has_content and element.keys() <= _KEYS and is_a(role := element.get("role"), str) and role in _ROLES

@@ -28,6 +28,7 @@ from pydantic import BaseModel
 
 from session_middleware.checkpoint.elements import id_of, is_message
 from session_middleware.checkpoint.packing import pack
+from session_middleware.plain import is_a
 from session_middleware.storage.state import Blob, Chunk
 
 _SCALARS = frozenset({str, int, float, bool, type(None)})
@@ -58,7 +59,7 @@ def _fingerprint(element: Any, encode: Callable[[Any], bytes]) -> int:
 
 def _encode(element: Any) -> bytes:
     """What would be stored of an element, without the cost of a message's dump."""
-    if isinstance(element, BaseMessage):
+    if is_a(element, BaseMessage):
         try:
             return pack((id(type(element)), element.__dict__, element.__pydantic_extra__))
         except Exception:  # noqa: BLE001  # only the model's own dump makes its fields into what can be encoded
@@ -181,18 +182,18 @@ def problem_of(value: Any, serde: SerializerProtocol) -> Exception | None:
 
 def _parts(value: Any) -> Iterable[tuple[str, Any]]:
     """What a serializer takes apart; any other object it can store as a whole, or not at all."""
-    if isinstance(value, Mapping):
+    if is_a(value, Mapping):
         return [*((f"[{key!r}]", part) for key, part in value.items()), *((".keys()", key) for key in value)]
-    if isinstance(value, (list, tuple, deque)):
+    if is_a(value, (list, tuple, deque)):
         return [(f"[{place}]", part) for place, part in enumerate(value)]
-    if isinstance(value, (set, frozenset)):
+    if is_a(value, (set, frozenset)):
         return [("[…]", part) for part in value]
-    if isinstance(value, Send):
+    if is_a(value, Send):
         return [(".arg", value.arg)]
-    if isinstance(value, Enum):
+    if is_a(value, Enum):
         return [(".value", value.value)]
-    if isinstance(value, BaseModel):
+    if is_a(value, BaseModel):
         return [(f".{name}", part) for name, part in {**value.__dict__, **(value.__pydantic_extra__ or {})}.items()]
-    if is_dataclass(value) and not isinstance(value, type):
-        return [(f".{field.name}", getattr(value, field.name, None)) for field in fields(value)]
+    if is_dataclass(type(value)):
+        return [(f".{field.name}", getattr(value, field.name, None)) for field in fields(type(value))]
     return ()

@@ -8,6 +8,7 @@ What the SDK removes is gone for the SDK, and stays in the record with the mark 
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -38,7 +39,7 @@ class OpenAIAgentsSession:
     Args:
         sessions: where to keep it.
         session_id: an id of yours; a new one is made if none is given.
-        session_settings: the SDK's, such as how many items a run begins with.
+        session_settings: the SDK's, such as how many items a run begins with; or a dict of them.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class OpenAIAgentsSession:
         *,
         user_id: str | None = None,
         group_id: str | None = None,
-        session_settings: SessionSettings | None = None,
+        session_settings: SessionSettings | Mapping[str, Any] | None = None,
     ) -> None:
         self.session_id = sessions.new_id() if session_id is None else lifecycle.session_id_of(session_id)
         self.session_settings = session_settings
@@ -56,10 +57,17 @@ class OpenAIAgentsSession:
         self._identity = named_identity(user_id, group_id)
         self._visit: Visit | None = None
 
+    @property
+    def session_settings(self) -> SessionSettings:
+        return self._settings
+
+    @session_settings.setter
+    def session_settings(self, given: SessionSettings | Mapping[str, Any] | None) -> None:
+        self._settings = given if isinstance(given, SessionSettings) else SessionSettings(**(given or {}))
+
     async def get_items(self, limit: int | None = None) -> list[TResponseInputItem]:
         """The items in order; the last `limit` of them. A run begins with this."""
-        settings = self.session_settings
-        wanted = limit if limit is not None or settings is None else settings.limit
+        wanted = limit if limit is not None else self._settings.limit
         return await self._sessions._offload.run(self._get, wanted)
 
     def _get(self, limit: int | None) -> list[TResponseInputItem]:
@@ -88,7 +96,18 @@ class OpenAIAgentsSession:
         await self._write(partial(self._sessions._storage.remove_items, self._present_visit()))
 
     async def _write(self, call: Any) -> Any:
-        return await self._sessions._offload.write(call)
+        """Carry out a call, also where who waits for it is cancelled: the SDK goes on from what it has changed."""
+        writing = asyncio.ensure_future(self._sessions._offload.write(call))
+        cancelled: asyncio.CancelledError | None = None
+        while not writing.done():
+            try:
+                await asyncio.wait({writing})
+            except asyncio.CancelledError as error:
+                cancelled = cancelled or error
+        if cancelled is not None:
+            writing.exception()
+            raise cancelled
+        return writing.result()
 
     def _visit_anew(self) -> Visit:
         self._visit = Visit(self.session_id, self._identity)

@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from session_middleware.plain import is_a
 from session_middleware.storage.seen import FileSeen
 
 _DATA_URL = re.compile(r"data:([^;,]*)(?:;[^;,]*)*?;base64,")
@@ -25,7 +26,7 @@ _SHORT = 128  # characters that may as well stay where they are
 def take_out(content: Any) -> tuple[Any, list[FileSeen]]:
     """The content with each file's hash in its place, and the files."""
     files: list[FileSeen] = []
-    if isinstance(content, list):
+    if is_a(content, list):
         content = [_without(block, "", None, files) for block in content]
     return content, files
 
@@ -45,15 +46,17 @@ def put_back(content: Any, read: Callable[[str], bytes | None]) -> Any:
 
 
 def _without(value: Any, key: str, media_type: str | None, files: list[FileSeen]) -> Any:
-    if isinstance(value, dict):
-        kind = value.get("mime_type") or value.get("media_type")
-        own = "result" if value.get("type") == "image_generation_call" else None  # where OpenAI puts the image
+    if is_a(value, dict):
+        kinds = (value.get(name) for name in ("mime_type", "media_type"))
+        kind = next((kind for kind in kinds if type(kind) is str and kind), None)
+        is_generated = type(value.get("type")) is str and value["type"] == "image_generation_call"
+        own = "result" if is_generated else None  # where OpenAI puts the image
         return {name: _without(part, "data" if name == own else name, kind, files) for name, part in value.items()}
-    if isinstance(value, list):
+    if is_a(value, list):
         return [_without(part, key, media_type, files) for part in value]
-    if isinstance(value, (bytes, bytearray)):
+    if is_a(value, (bytes, bytearray)):
         return _name(bytes(value), media_type, files)
-    if not isinstance(value, str) or len(value) < _SHORT:
+    if not is_a(value, str) or len(value) < _SHORT:
         return value
     url = _DATA_URL.match(value)
     if url is not None:

@@ -7,13 +7,15 @@ another checkpointer a graph is called with what is new; that its first state ho
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
 from langchain_core.messages import BaseMessage, convert_to_messages
 
+from session_middleware.checkpoint.elements import id_of
 from session_middleware.model import NewId
+from session_middleware.plain import is_a
 from session_middleware.recording.align import add_given, align, go_back
 from session_middleware.recording.journal import Journal
 from session_middleware.recording.messages import describe, lists_in, mark_of, without_ids
@@ -64,15 +66,13 @@ class Histories:
 
 def _ids_in(inputs: Any) -> frozenset[str]:
     found = (
-        message.get("id") if isinstance(message, Mapping) else getattr(message, "id", None)
-        for part in _parts(inputs)
-        for message in (part if part and _may_be_message(part[-1]) else ())
+        id_of(message) for part in _parts(inputs) for message in (part if part and _may_be_message(part[-1]) else ())
     )
     return frozenset(str(message_id) for message_id in found if message_id)
 
 
 def _may_be_message(value: Any) -> bool:
-    return isinstance(value, BaseMessage) or (isinstance(value, Mapping) and "content" in value)
+    return is_a(value, BaseMessage) or (is_a(value, dict) and "content" in value)
 
 
 def _given_in(state: Any, inputs: Any) -> Sequence[BaseMessage]:
@@ -85,8 +85,8 @@ def _given_in(state: Any, inputs: Any) -> Sequence[BaseMessage]:
 
 
 def _parts(inputs: Any) -> Iterator[Sequence[Any]]:
-    for part in inputs.values() if isinstance(inputs, Mapping) else (inputs,):
-        yield part if isinstance(part, list) else (part,)
+    for part in inputs.values() if is_a(inputs, dict) else (inputs,):
+        yield part if is_a(part, list) else (part,)
 
 
 def _same(given: Sequence[Any], messages: Sequence[BaseMessage]) -> bool:

@@ -21,12 +21,14 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.errors import GraphBubbleUp
 
 from session_middleware.model import Clock, NewId, RepairedCall
+from session_middleware.plain import is_a
 from session_middleware.recording.align import add_given
 from session_middleware.recording.journal import harmless
-from session_middleware.recording.messages import Outcome, count_tokens, describe, mark_of, outcome_of
-from session_middleware.recording.prices import cost_of, load
+from session_middleware.recording.messages import Outcome, describe, mark_of, outcome_of
+from session_middleware.recording.prices import load
 from session_middleware.recording.recorder import SessionRecorder
 from session_middleware.recording.trace import KnownMessages, Trace, namespace_of, sentence, since
+from session_middleware.recording.usage import is_cached, model_in, usage_of, with_usage
 from session_middleware.storage.port import Storage
 from session_middleware.storage.seen import HistorySeen, ModelCallSeen, ToolEnd, ToolStart
 from session_middleware.storage.visit import Visit
@@ -211,22 +213,15 @@ class Hooks:
     def answer(self, place: Place, asked: Asked, came: Sequence[BaseMessage] | BaseException) -> None:
         """Take down what a model call took, and where nobody else does what it said."""
         failed = isinstance(came, BaseException)
-        said = [] if isinstance(came, BaseException) else [m for m in came if isinstance(m, AIMessage)]
+        said = [] if isinstance(came, BaseException) else [m for m in came if is_a(m, AIMessage)]
         for message in said:
             message.id = message.id or self._new_id()  # as the state would, but before it is recorded
         message = said[0] if said else AIMessage("")
-        tokens, marks = count_tokens(message.usage_metadata)
-        metadata = message.response_metadata
-        model = metadata.get("model_name") or metadata.get("model") or asked.model
+        tokens, marks = usage_of(message)
         call = ModelCallSeen(
             id=self._new_id(),
-            model=model,
+            model=model_in(message.response_metadata) or asked.model,
             provider=asked.provider,
-            input_tokens=tokens.input,
-            output_tokens=tokens.output,
-            cached_tokens=tokens.cached,
-            reasoning_tokens=tokens.reasoning,
-            cost=None if failed else functools.partial(cost_of, model, asked.provider, tokens),
             duration_ms=since(asked.begun),
             error=sentence(came) if isinstance(came, BaseException) else None,
             message_id=message.id,
@@ -235,6 +230,8 @@ class Hooks:
             marks=marks,
             started_at=asked.started_at,
         )
+        if not failed:
+            call = with_usage(call, tokens, cached=is_cached(message))
         self.journal.keep(place.visit, [call])
         if said:
             self.hear(place, said)
@@ -312,7 +309,7 @@ class Hooks:
                 files=outcome.files,
             )
             self.journal.keep(place.visit, [end] if watched.written else [start, end])
-        if place.is_alone and isinstance(came, ToolMessage):
+        if place.is_alone and is_a(came, ToolMessage):
             came.id = came.id or self._new_id()  # as the state would, but before it is recorded
             self.hear(place, [came])
         self.write(place)

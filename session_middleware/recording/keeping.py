@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import chain, count
 from typing import Any
 
 from session_middleware.plain import plain
@@ -22,16 +21,18 @@ _HELD_BACK = 256  # characters at the end of a text that is still streamed, for 
 _OF_NUMBERS = string.digits + " -"
 _OF_WORDS = string.ascii_letters + string.digits + "_.+%@~/=-"  # of addresses and keys
 
-_EMAIL = re.compile(r"[\w.+%-]+@[\w-]+(?:\.[\w-]+)*\.[A-Za-z]{2,}")
+# Each takes time in proportion to the text, whatever is in it: a run of characters is looked at once from its
+# beginning, and not again from each of them.
+_EMAIL = re.compile(r"[\w.+%-]++(@[\w-]++(?:\.[\w-]++)*\.[A-Za-z]{2,})?")
 _KEY = re.compile(
     r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"
-    r"|\b(?:sk|pk|rk)[-_](?:[A-Za-z0-9]+[-_])*[A-Za-z0-9_-]{16,}"
+    r"|\b(?:sk|pk|rk)[-_][A-Za-z0-9_-]{16,}"
     r"|\b(?:gh[pousr]_|github_pat_|glpat-|hf_|xox[abeprs]-|npm_|pypi-)[A-Za-z0-9_-]{16,}"
     r"|\b(?:AKIA|ASIA)[A-Z0-9]{16}\b|\bAIza[A-Za-z0-9_-]{30,}"
-    r"|\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]+"
     r"|(?<=[Bb]earer )[A-Za-z0-9._~+/-]{16,}=*",
     re.DOTALL,
 )
+_TOKEN = re.compile(r"\beyJ[A-Za-z0-9_-]{8,}+(\.[A-Za-z0-9_-]{8,}+\.[A-Za-z0-9_-]+)?")  # a JSON Web Token
 _CARD = re.compile(r"(?<![\d.])\d(?:[ -]?\d){12,18}(?![\d.]?\d)")
 
 
@@ -46,9 +47,18 @@ def _redact_card(found: re.Match[str]) -> str:
     return "[redacted card number]" if _is_card(re.sub(r"\D", "", found[0])) else found[0]
 
 
+def _redact_emails(text: str) -> str:
+    return _EMAIL.sub(lambda found: "[redacted email]" if found[1] else found[0], text) if "@" in text else text
+
+
+def _redact_keys(text: str) -> str:
+    text = _KEY.sub("[redacted key]", text)
+    return _TOKEN.sub(lambda found: "[redacted key]" if found[1] else found[0], text)
+
+
 _DETECTORS: Mapping[str, Detector] = {
-    "emails": lambda text: _EMAIL.sub("[redacted email]", text),
-    "keys": lambda text: _KEY.sub("[redacted key]", text),
+    "emails": _redact_emails,
+    "keys": _redact_keys,
     "card_numbers": lambda text: _CARD.sub(_redact_card, text),
 }
 assert frozenset(_DETECTORS) == DETECTORS
@@ -119,15 +129,16 @@ class Keeping:
     def _message(self, message: MessageSeen) -> MessageSeen:
         if message.role == "tool" and not self.keeps("tool_results", message.name):
             extra = {"status": "error"} if message.tool_error else None
-            left = message._replace(text="", content=None, extra=extra, files=())
+            left = message._replace(text="", content=None, artifact=None, extra=extra, files=())
             return left._replace(marks=(*message.marks, "withheld:result"))
         text, marks = self._text(message.text)
         content, more = self._value(message.content)
         calls, others = self._calls(message.tool_calls)
         name, of_name = self._text(message.name)
+        artifact, of_artifact = self._value(message.artifact)
         extra, of_extra = self._fields(message.extra or {})
-        marks = tuple(dict.fromkeys((*message.marks, *marks, *more, *others, *of_name, *of_extra)))
-        kept = message._replace(text=text or "", content=content, tool_calls=calls, name=name)
+        marks = tuple(dict.fromkeys((*message.marks, *marks, *more, *others, *of_name, *of_artifact, *of_extra)))
+        kept = message._replace(text=text or "", content=content, artifact=artifact, tool_calls=calls, name=name)
         return kept._replace(extra=extra or None, marks=marks)
 
     def _fields(self, fields: Mapping[str, Any]) -> tuple[dict[str, Any], Sequence[str]]:
@@ -197,13 +208,17 @@ class Keeping:
             return text
         if isinstance(value, dict):
             found: dict[str, Any] = {}
+            numbers: dict[str, int] = {}
             for key, part in value.items():
-                found[_other_than(found, self._walk(key, marks))] = self._walk(part, marks)
+                found[_other_than(found, self._walk(key, marks), numbers)] = self._walk(part, marks)
             return found
         return [self._walk(part, marks) for part in value] if isinstance(value, list) else value
 
 
-def _other_than(taken: Mapping[str, Any], key: str) -> str:
-    """The key, or with a number what several keys became when they were redacted."""
-    numbered = (f"{key} {number}" for number in count(2))
-    return next(name for name in chain([key], numbered) if name not in taken)
+def _other_than(taken: Mapping[str, Any], key: str, numbers: dict[str, int]) -> str:
+    """The key, or with a number what several keys became when they were redacted; `numbers` go on from the last."""
+    name = key
+    while name in taken:
+        numbers[key] = numbers.get(key, 1) + 1
+        name = f"{key} {numbers[key]}"
+    return name

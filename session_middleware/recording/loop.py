@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,9 @@ from functools import partial
 from typing import Any, TypeAlias, TypeVar, cast
 
 from langchain_core.messages import BaseMessage
+from pydantic import BaseModel
 
+from session_middleware.errors import InvalidArgument
 from session_middleware.model import CALL_STATUSES, Identity, Message, NewId
 from session_middleware.names import check_choice, checked_moment
 from session_middleware.recording.align import align
@@ -24,9 +27,10 @@ from session_middleware.recording.blocks import Blocks
 from session_middleware.recording.journal import Journal
 from session_middleware.recording.messages import describe, outcome_of, to_message
 from session_middleware.recording.trace import sentence, since
+from session_middleware.recording.usage import count_tokens, is_count, with_usage
 from session_middleware.storage.offload import Offload
 from session_middleware.storage.port import Storage
-from session_middleware.storage.seen import Entry, HistorySeen, ToolEnd, ToolStart
+from session_middleware.storage.seen import Entry, HistorySeen, ModelCallSeen, ToolEnd, ToolStart
 from session_middleware.storage.visit import Hand, Visit
 from session_middleware.turns import Turns
 from session_middleware.visits import Visits
@@ -98,6 +102,41 @@ class Loop:
             files=found.files,
         )
         self._write([ToolStart(execution_id, tool_call_id, name, arguments), end])
+
+    def record_model_call(
+        self,
+        model: str | None,
+        *,
+        provider: str | None,
+        usage: Any,
+        counts: Mapping[str, int | None],
+        cost: float | None,
+        error: str | BaseException | None,
+        message_id: str | None,
+        duration: timedelta | None,
+        at: datetime | None,
+    ) -> None:
+        for name, count in counts.items():
+            if count is not None and not is_count(count):
+                raise InvalidArgument(name, count, wanted="a number of tokens")
+        if cost is not None and not (isinstance(cost, (int, float)) and 0 <= cost < math.inf):
+            raise InvalidArgument("cost", cost, wanted="a number of US dollars")
+        tokens, marks = count_tokens(usage.model_dump() if isinstance(usage, BaseModel) else usage)
+        given = {name.removesuffix("_tokens"): count for name, count in counts.items() if count is not None}
+        call = ModelCallSeen(
+            self._new_id(),
+            model and str(model),
+            provider and str(provider),
+            duration_ms=None if duration is None else duration / timedelta(milliseconds=1),
+            error=sentence(error) if isinstance(error, BaseException) else error,
+            message_id=message_id and str(message_id),
+            marks=marks,
+            started_at=checked_moment("at", at),
+            by_hand=True,
+        )
+        call = with_usage(call, tokens._replace(**given))
+        price = call.cost if error is None else None
+        self._write([call._replace(cost=price if cost is None else lambda: float(cost))])
 
     def tool(self, function: F, name: str | None) -> F:
         """The function, which records each of its executions."""

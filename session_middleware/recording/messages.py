@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, RemoveMessage, SystemMessage, ToolMessage
 from langgraph.types import Command
+from pydantic import BaseModel
 
 from session_middleware.checkpoint.elements import id_of, is_message
 from session_middleware.errors import InvalidArgument
 from session_middleware.model import NewId
-from session_middleware.plain import plain
+from session_middleware.plain import is_a, plain
 from session_middleware.recording.files import take_out
-from session_middleware.recording.prices import Tokens
-from session_middleware.storage.seen import OF_MEMORY, FileSeen, MessageSeen
+from session_middleware.recording.usage import call_told_by, model_in, usage_of
+from session_middleware.storage.seen import FileSeen, MessageSeen, is_of_memory
 
 _ROLES = {
     "human": "user",
@@ -28,6 +30,7 @@ _ROLES = {
     "developer": "system",
 }
 _EXTRA = ("additional_kwargs", "response_metadata", "usage_metadata")
+_OF_CALL = {"usage": "token_usage", "usage_metadata": "token_usage", "model": "model_name"}  # beside what was said
 _ASKING = ("tool_calls", "function_call")
 _DEPTH = 3  # how far below a node's input or output messages are looked for
 
@@ -43,15 +46,16 @@ def _describe(message: BaseMessage, checkpoint_ns: str, new_id: NewId, fields: d
     is_text = isinstance(message.content, str)
     content, files = (None, []) if is_text else take_out(message.content)
     extra, more_files = _extra_of(message)
-    metadata = message.response_metadata if isinstance(message.response_metadata, dict) else {}
-    tokens, marks = count_tokens(message.usage_metadata if isinstance(message, AIMessage) else None)
+    tokens, marks = usage_of(message)
+    message_id = str(message.id or new_id())
     role = role_of(message)
     if role is None:
         role, marks = "user", (*marks, "unknown:role")  # nothing that was said is lost
-    if isinstance(message, ToolMessage) and message.artifact == OF_MEMORY:
+    artifact = message.artifact if isinstance(message, ToolMessage) else None
+    if type(artifact) is dict and is_of_memory(artifact):
         marks = (*marks, "memory")
     return MessageSeen(
-        message_id=str(message.id or new_id()),
+        message_id=message_id,
         role=role,
         text=(str(message.content) if is_text else str(message.text)) or _said_otherwise(message),
         content=content,
@@ -59,14 +63,16 @@ def _describe(message: BaseMessage, checkpoint_ns: str, new_id: NewId, fields: d
         tool_calls=tool_calls_of(message),
         tool_call_id=str(message.tool_call_id) if isinstance(message, ToolMessage) else None,
         tool_error=isinstance(message, ToolMessage) and message.status == "error",
+        artifact=artifact,
         extra=extra,
-        model=metadata.get("model_name") or metadata.get("model"),
+        model=model_in(message.response_metadata),
         input_tokens=tokens.input,
         output_tokens=tokens.output,
         checkpoint_ns=checkpoint_ns,
         minted=not message.id,
         marks=marks,
         files=[*files, *more_files],
+        call=call_told_by(message, tokens, message_id, checkpoint_ns),
     )._replace(**fields)
 
 
@@ -85,7 +91,7 @@ def _said_otherwise(message: BaseMessage) -> str:
     """What a message without text says: that the model refuses, or what it said aloud."""
     parts = [message.additional_kwargs, message.additional_kwargs.get("audio")]
     parts += message.content if isinstance(message.content, list) else ()
-    texts = (part.get(name) for part in parts if isinstance(part, Mapping) for name in ("refusal", "transcript"))
+    texts = (part.get(name) for part in parts if is_a(part, dict) for name in ("refusal", "transcript"))
     return "\n".join(text for text in texts if isinstance(text, str))
 
 
@@ -102,19 +108,6 @@ def tool_calls_of(message: BaseMessage) -> tuple[dict[str, Any], ...]:
     asked = [dict(call) for call in message.tool_calls]
     asked += [{**call, "type": "invalid_tool_call"} for call in message.invalid_tool_calls]
     return tuple(asked)
-
-
-def count_tokens(usage: Any) -> tuple[Tokens, tuple[str, ...]]:
-    """The token counts of a message's or a model's usage; what cannot be a count is left out, with a mark."""
-    if not isinstance(usage, Mapping):
-        return Tokens(), ()
-    inside, outside = (usage.get(name) or {} for name in ("input_token_details", "output_token_details"))
-    given = (
-        *(usage.get("input_tokens"), usage.get("output_tokens")),
-        *(inside.get("cache_read"), inside.get("cache_creation"), outside.get("reasoning")),
-    )
-    counts = [count if isinstance(count, int) and 0 <= count < 2**53 else None for count in given]
-    return Tokens(*counts), () if counts == list(given) else ("invalid:tokens",)
 
 
 def to_message(given: BaseMessage | Mapping[str, Any]) -> BaseMessage:
@@ -137,7 +130,7 @@ def to_message(given: BaseMessage | Mapping[str, Any]) -> BaseMessage:
     if role == "tool":
         call_id = str(given.get("tool_call_id") or given.get("name") or "")
         status: Any = "error" if given.get("status") == "error" else "success"
-        return ToolMessage(content, tool_call_id=call_id, status=status, **fields)
+        return ToolMessage(content, tool_call_id=call_id, status=status, artifact=given.get("artifact"), **fields)
     if role == "assistant":
         asked = given.get("tool_calls") or ()
         asked = list(asked) if isinstance(asked, (list, tuple)) else [asked]
@@ -145,7 +138,15 @@ def to_message(given: BaseMessage | Mapping[str, Any]) -> BaseMessage:
             asked.append({"id": function.get("name"), "function": function})
         calls, invalid = parse_calls(asked)
         more = {name: given[name] for name in ("refusal", "audio") if given.get(name)}
-        return AIMessage(content, tool_calls=calls, invalid_tool_calls=invalid, additional_kwargs=more, **fields)
+        told = {own: given[name] for name, own in _OF_CALL.items() if given.get(name)}
+        return AIMessage(
+            content,
+            tool_calls=calls,
+            invalid_tool_calls=invalid,
+            additional_kwargs=more,
+            response_metadata=told,
+            **fields,
+        )
     return (SystemMessage if role == "system" else HumanMessage)(content, **fields)
 
 
@@ -179,11 +180,11 @@ def unseen(value: Any, known: Mapping[str, int], *, whole: bool = False) -> list
     """
     found: list[tuple[BaseMessage, str | None]] = []
     for messages in lists_in(value):
-        is_whole = whole or isinstance(messages[0], RemoveMessage)
+        is_whole = whole or is_a(messages[0], RemoveMessage)
         tail: list[tuple[BaseMessage, str | None]] = []
         following: str | None = None
         for message in reversed(messages):
-            if not isinstance(message, BaseMessage):
+            if not is_a(message, BaseMessage):
                 break
             if known.get(message.id or "") != mark_of(message):
                 tail.append((message, following))
@@ -195,7 +196,7 @@ def unseen(value: Any, known: Mapping[str, int], *, whole: bool = False) -> list
 
 
 def removes(value: Any) -> bool:
-    return any(isinstance(messages[0], RemoveMessage) for messages in lists_in(value))
+    return any(is_a(messages[0], RemoveMessage) for messages in lists_in(value))
 
 
 def without_ids(value: Any) -> list[Sequence[BaseMessage]]:
@@ -210,12 +211,12 @@ def without_ids(value: Any) -> list[Sequence[BaseMessage]]:
         if id_of(messages[-1]) is None and all(map(is_message, messages))
     ]
     if len(found) != 1 or type(found[0]) is tuple:
-        found = [messages for messages in found if isinstance(messages[-1], BaseMessage)]
+        found = [messages for messages in found if is_a(messages[-1], BaseMessage)]
     return [[to_message(message) for message in messages] for messages in found]
 
 
 def _is_langchains(value: Any) -> bool:
-    return isinstance(value, BaseMessage)
+    return is_a(value, BaseMessage)
 
 
 def lists_in(
@@ -224,7 +225,7 @@ def lists_in(
     """The lists of messages in a value: a state, an update, a `Command`, or several of them."""
     if is_one(value):
         yield (value,)
-    elif isinstance(value, (list, tuple)):
+    elif is_a(value, (list, tuple)):
         if value and is_one(value[-1]):
             yield value
         elif depth:
@@ -236,12 +237,15 @@ def lists_in(
 
 
 def _parts(value: Any) -> Iterable[Any]:
-    if isinstance(value, Command):
+    if is_a(value, Command):
         return (value.update,)
-    if isinstance(value, Mapping):
+    if is_a(value, dict):
         return value.values()
-    fields = getattr(value, "__dict__", None)  # a state of pydantic or dataclass type
-    return fields.values() if isinstance(fields, dict) and not isinstance(value, type) else ()
+    if is_a(value, BaseModel):
+        return value.__dict__.values()
+    if is_dataclass(type(value)):
+        return [getattr(value, field.name, None) for field in fields(type(value))]
+    return ()
 
 
 def mark_of(message: BaseMessage) -> int:
@@ -262,12 +266,15 @@ class Outcome(NamedTuple):
 
 def outcome_of(output: Any) -> Outcome:
     """Of what a tool gave back: a message, a `Command` that may hold one, or anything else."""
-    if isinstance(output, Command):
-        answer = next((m for messages in lists_in(output) for m in messages if isinstance(m, ToolMessage)), None)
-        fields = {name: part for name in ("update", "goto", "graph", "resume") if (part := getattr(output, name))}
+    if is_a(output, Command):
+        answer = next((m for messages in lists_in(output) for m in messages if is_a(m, ToolMessage)), None)
+        given = {name: getattr(output, name) for name in ("update", "goto", "graph", "resume")}
+        said = {
+            name: part for name, part in given.items() if part is not None and not (type(part) is tuple and not part)
+        }
         told = outcome_of(answer) if answer is not None else Outcome("ok", None)
-        return told._replace(result={"__type__": "Command", **fields})
-    if not isinstance(output, ToolMessage):
+        return told._replace(result={"__type__": "Command", **said})
+    if not is_a(output, ToolMessage):
         return Outcome("ok", output)
     content, files = take_out(output.content)
     failed = output.status == "error"

@@ -11,18 +11,20 @@ import asyncio
 import threading
 import time
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 from uuid import UUID
 
-from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.messages import AIMessage
+from langchain_core.outputs import ChatGeneration, Generation
 
 from session_middleware.model import Clock, NewId
+from session_middleware.plain import is_a
 from session_middleware.recording.journal import Journal
-from session_middleware.recording.messages import count_tokens, describe
-from session_middleware.recording.prices import Tokens, cost_of, load
+from session_middleware.recording.messages import describe
+from session_middleware.recording.prices import Tokens, load
 from session_middleware.recording.trace import Asked, Trace, namespace_of, since
-from session_middleware.storage.seen import MessageSeen, ModelCallSeen
+from session_middleware.recording.usage import is_cached, model_in, told_beside, usage_of, with_usage
+from session_middleware.storage.seen import MessageSeen, ModelCallSeen, is_told_of
 
 
 class Models:
@@ -32,7 +34,14 @@ class Models:
         self._clock = clock
         self._flush_seconds = flush_seconds
 
-    def start(self, trace: Trace, run_id: UUID, metadata: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    def start(
+        self,
+        trace: Trace,
+        run_id: UUID,
+        parent_run_id: UUID | None,
+        metadata: Mapping[str, Any],
+        options: Mapping[str, Any],
+    ) -> None:
         given = options.get("invocation_params") or {}
         model = metadata.get("ls_model_name") or given.get("model") or given.get("model_name")
         trace.models[run_id] = Asked(
@@ -44,6 +53,7 @@ class Models:
             provider=metadata.get("ls_provider"),
             namespace=namespace_of(metadata),
             node=metadata.get("langgraph_node"),
+            outer=trace.models.get(parent_run_id) if parent_run_id is not None else None,
         )
         load()
 
@@ -55,10 +65,10 @@ class Models:
             return
         if asked.first_token_ms is None:
             asked.first_token_ms = since(asked.started)
-        message = getattr(chunk, "message", None)
+        message = chunk.message if is_a(chunk, ChatGeneration) else None
         if asked.message_id is None:
-            asked.message_id = str(getattr(message, "id", None) or f"lc_run--{asked.id}")
-        text = token if isinstance(token, str) else str(message.text) if isinstance(message, BaseMessage) else ""
+            asked.message_id = str((message and message.id) or f"lc_run--{asked.id}")
+        text = token if is_a(token, str) else str(message.text) if message is not None else ""
         if text:
             asked.parts.append(text)
             if asked.timer is None:
@@ -109,17 +119,24 @@ class Models:
             return False
         message = _message_of(response, asked)
         (seen,) = describe([message], asked.namespace, new_id=self._new_id)
-        seen = seen._replace(model=seen.model or asked.model)
+        cached = is_cached(message)
+        tokens, marks = usage_of(message)
+        if tokens == Tokens():
+            tokens, marks = told_beside(response.llm_output)
+        again = f"lc_run--{asked.id}" if cached and asked.id not in seen.message_id else None
+        model = seen.model or asked.model or model_in(response.llm_output)
+        seen = seen._replace(model=model, call=None, again=again)
         if asked.flushed:
             trace.visit.unclaimed[seen.claim] = str(asked.message_id)
-        tokens, marks = count_tokens(message.usage_metadata)
-        if tokens == Tokens():
-            tokens = _told_apart(response)
         if asked.node is None:
             self._journal.keep(trace.visit, [seen])
         else:
             trace.hear(seen)
-        self._journal.keep(trace.visit, [_call(asked, tokens, seen.model, message_id=seen.message_id, marks=marks)])
+        if asked.outer is not None:
+            asked.outer.inner.append(tokens[:2])
+        if not asked.inner or not (tokens == Tokens() or is_told_of(tokens[:2], asked.inner)):
+            call = _call(asked, model)._replace(message_id=seen.message_id, marks=marks)
+            self._journal.keep(trace.visit, [with_usage(call, tokens, cached=cached)])
         if not trace.visit.checkpointed and trace.visit.run_id != str(run_id):
             self._journal.flush(trace.visit)
         return True
@@ -130,7 +147,7 @@ class Models:
         if asked is None:
             return
         self._journal.keep(trace.visit, self._incomplete(asked, cut_off=True))
-        self._journal.keep(trace.visit, [_call(asked, Tokens(), asked.model, error=error)])
+        self._journal.keep(trace.visit, [_call(asked, asked.model)._replace(error=error)])
         self._journal.flush(trace.visit)
 
     def cut_off(self, trace: Trace) -> None:
@@ -139,7 +156,7 @@ class Models:
             asked = self._finish(trace, run_id)
             if asked is not None and asked.text:
                 self._journal.keep(trace.visit, self._incomplete(asked, cut_off=True))
-                self._journal.keep(trace.visit, [_call(asked, Tokens(), asked.model, error="cut off")])
+                self._journal.keep(trace.visit, [_call(asked, asked.model)._replace(error="cut off")])
 
     def _finish(self, trace: Trace, run_id: UUID) -> Asked | None:
         asked = trace.models.pop(run_id, None)
@@ -153,41 +170,21 @@ class Models:
 def _message_of(response: Any, asked: Asked) -> AIMessage:
     """What was said, as a message, whatever kind of model said it."""
     first = next((generation for some in response.generations for generation in some), None)
-    message = getattr(first, "message", None)
-    if isinstance(message, AIMessage):
+    message = first.message if is_a(first, ChatGeneration) else None
+    if is_a(message, AIMessage):
         return message if message.id else message.model_copy(update={"id": f"lc_run--{asked.id}"})
-    text = str(message.text) if isinstance(message, BaseMessage) else str(getattr(first, "text", ""))
-    return AIMessage(text, id=getattr(message, "id", None) or f"lc_run--{asked.id}")
+    text = str(message.text) if message is not None else first.text if is_a(first, Generation) else ""
+    return AIMessage(text, id=(message and message.id) or f"lc_run--{asked.id}")
 
 
-def _told_apart(response: Any) -> Tokens:
-    """The token counts that some models tell beside their message."""
-    output = response.llm_output if isinstance(response.llm_output, dict) else {}
-    usage = output.get("token_usage") or output.get("usage") or {}
-    if not isinstance(usage, dict):
-        return Tokens()
-    counts = {
-        "input_tokens": usage.get("prompt_tokens", usage.get("input_tokens")),
-        "output_tokens": usage.get("completion_tokens", usage.get("output_tokens")),
-    }
-    return count_tokens(counts)[0]
-
-
-def _call(asked: Asked, tokens: Tokens, model: str | None, **more: Any) -> ModelCallSeen:
-    name = model or asked.model
+def _call(asked: Asked, model: str | None) -> ModelCallSeen:
     return ModelCallSeen(
         id=asked.id,
-        model=name,
+        model=model or asked.model,
         provider=asked.provider,
-        input_tokens=tokens.input,
-        output_tokens=tokens.output,
-        cached_tokens=tokens.cached,
-        reasoning_tokens=tokens.reasoning,
-        cost=partial(cost_of, name, asked.provider, tokens),
         first_token_ms=asked.first_token_ms,
         duration_ms=since(asked.started),
         checkpoint_ns=asked.namespace,
         node=asked.node,
         started_at=asked.started_at,
-        **more,
     )

@@ -11,17 +11,22 @@ import threading
 from typing import NamedTuple
 
 _unknown: set[tuple[str | None, str]] = set()  # providers and models that were looked for in vain
+_REMEMBERED = 1024
 _loading = threading.Event()
 
 
 class Tokens(NamedTuple):
-    """What a call took; cached and written to the cache are parts of the input, reasoning is of the output."""
+    """What a call took; cached, written to the cache and heard are parts of the input, reasoning is of the output."""
 
     input: int | None = None
     output: int | None = None
     cached: int | None = None
-    written: int | None = None
+    written: int | None = None  # to the cache, for however long
     reasoning: int | None = None
+    written_5m: int | None = None  # of those written: to be kept for five minutes
+    written_1h: int | None = None
+    heard: int | None = None  # of audio
+    spoken: int | None = None
 
 
 def load() -> None:
@@ -43,16 +48,23 @@ def cost_of(model: str | None, provider: str | None, tokens: Tokens) -> float | 
         return None
     from genai_prices import Usage, calc_price
 
-    usage = Usage(
-        input_tokens=tokens.input,
-        output_tokens=tokens.output,
-        cache_read_tokens=tokens.cached,
-        cache_write_tokens=tokens.written,
-    )
+    details = {
+        "cache_read_tokens": tokens.cached,
+        "cache_write_tokens": tokens.written,
+        "cache_write_5m_tokens": tokens.written_5m,
+        "cache_write_1h_tokens": tokens.written_1h,
+        "output_reasoning_tokens": tokens.reasoning,
+    }
+    if not (tokens.cached or tokens.written):  # how much of the audio was cached, nobody says
+        details["input_audio_tokens"] = tokens.heard
+    if not tokens.reasoning:
+        details["output_audio_tokens"] = tokens.spoken
+    usage = Usage(input_tokens=tokens.input, output_tokens=tokens.output, **details)
     try:
         return float(calc_price(usage, model, provider_id=provider).total_price)
     except LookupError:
-        _unknown.add((provider, model))
+        if len(_unknown) < _REMEMBERED:
+            _unknown.add((provider, model))
         return None
     except ValueError:  # more cached than there were, and the like
         return None

@@ -26,6 +26,7 @@ from langgraph.types import Command
 
 from session_middleware.lifecycle import session_id_of
 from session_middleware.model import Clock, NewId
+from session_middleware.plain import is_a
 from session_middleware.recording.align import add_asked
 from session_middleware.recording.histories import Histories
 from session_middleware.recording.journal import DENIALS, Journal, harmless
@@ -216,7 +217,7 @@ class SessionRecorder(GraphCallbackHandler):
 
     def _resume(self, trace: Trace, inputs: Any) -> None:
         """What a person answers a graph that stopped to ask is something said."""
-        if isinstance(inputs, Command) and inputs.resume is not None and not trace.is_resumed:
+        if is_a(inputs, Command) and inputs.resume is not None and not trace.is_resumed:
             trace.is_resumed = True
             self.journal.keep(trace.visit, [answer_of(inputs.resume, f"resume-{trace.visit.run_id}")])
 
@@ -292,7 +293,7 @@ class SessionRecorder(GraphCallbackHandler):
     def _hear(self, trace: Trace, node: Node | None, outputs: Any) -> None:
         """What models said in a node that has ended, and the node does not pass on, was said all the same."""
         if trace.said:
-            told = [str(m.id) for messages in lists_in(outputs) for m in messages if isinstance(m, BaseMessage)]
+            told = [str(m.id) for messages in lists_in(outputs) for m in messages if is_a(m, BaseMessage)]
             self.journal.keep(trace.visit, trace.take_said(node.namespace if node else None, told))
 
     def forget(self, session_id: str) -> None:
@@ -419,7 +420,7 @@ class SessionRecorder(GraphCallbackHandler):
         if "langgraph_node" not in metadata:  # a chain, or a model alone: what it is asked is the conversation
             asked = functools.partial(add_asked, run_id=trace.visit.run_id)
             self.journal.keep(trace.visit, [HistorySeen(self.describe(messages), asked)])
-        self._models.start(trace, run_id, metadata, options)
+        self._models.start(trace, run_id, parent_run_id, metadata, options)
 
     @harmless
     def on_llm_new_token(self, token: Any, *, chunk: Any = None, run_id: UUID, **kwargs: Any) -> None:

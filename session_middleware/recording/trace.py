@@ -60,6 +60,8 @@ class Asked:
     flushed: bool = False  # some of it is written down
     timer: Any = None
     done: bool = False
+    outer: Asked | None = None  # the model that asks this one
+    inner: list[tuple[int | None, ...]] = field(default_factory=list)  # the tokens of those it asks itself
 
     @property
     def text(self) -> str:
@@ -106,10 +108,16 @@ class Trace:
         own = set(told)
         with self.lock:
             mine = [m for m in self.said if namespace is None or _is_inside(m.checkpoint_ns, namespace)]
-            self.said = [m for m in self.said if m not in mine]
-        taken = [message for message in mine if message.message_id not in own]
+            others = set(map(id, mine))
+            self.said = [m for m in self.said if id(m) not in others]
+        taken = [
+            message._replace(message_id=message.again or message.message_id, again=None)
+            for message in mine
+            if message.message_id not in own
+        ]
         self.visit.unclaimed.update({message.claim: message.message_id for message in taken if message.text})
-        return [message._replace(marks=(*message.marks, ASIDE)) for message in taken]
+        aside = [message._replace(marks=(*message.marks, ASIDE)) for message in taken]
+        return [*aside, *(message for message in mine if message.again and message.message_id in own)]
 
 
 def _is_inside(namespace: str, outer: str) -> bool:

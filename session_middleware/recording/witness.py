@@ -17,8 +17,10 @@ from langgraph.checkpoint.base import Checkpoint, CheckpointMetadata
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 
 from session_middleware.checkpoint.codec import NewMessage
+from session_middleware.checkpoint.elements import id_of
 from session_middleware.checkpoint.known import Key
 from session_middleware.model import NewId
+from session_middleware.plain import is_a
 from session_middleware.recording.journal import Journal
 from session_middleware.recording.messages import answer_of, describe, lists_in, to_message
 from session_middleware.storage.seen import MessageSeen
@@ -44,7 +46,7 @@ class CheckpointWitness:
             if counted := metadata.get("counters_since_delta_snapshot"):
                 self._remember(key[0], counted)
                 new = [*new, *self._untold(key[0], [held.get(name, ()) for name in counted])]
-            if snapshots := [v.value for v in checkpoint["channel_values"].values() if isinstance(v, _DeltaSnapshot)]:
+            if snapshots := [v.value for v in checkpoint["channel_values"].values() if is_a(v, _DeltaSnapshot)]:
                 new = [*new, *self._untold(key[0], snapshots)]
             return self._describe(key, new)
         except Exception as error:  # noqa: BLE001  # a fault here must not break a checkpoint
@@ -72,9 +74,9 @@ class CheckpointWitness:
         told = self._told.setdefault(session_id, set())
         for messages in (messages for value in values for messages in lists_in(value)):
             for message, following in zip(messages, [*messages[1:], None], strict=True):
-                if isinstance(message, BaseMessage) and message.id not in told:
+                if is_a(message, BaseMessage) and message.id not in told:
                     told.add(str(message.id))
-                    yield message, getattr(following, "id", None)
+                    yield message, id_of(following)
 
     def wrote(self, visit: Visit, key: Key, task_id: str, writes: Sequence[tuple[str, Any]]) -> None:
         try:
@@ -90,7 +92,7 @@ class CheckpointWitness:
             self._journal.fault(error)
 
     def _tell(self, visit: Visit, key: Key, value: Any) -> None:
-        found = [m for messages in lists_in(value) for m in messages if isinstance(m, BaseMessage) and m.id]
+        found = [m for messages in lists_in(value) for m in messages if is_a(m, BaseMessage) and m.id]
         self._told.setdefault(key[0], set()).update(str(message.id) for message in found)
         self._journal.keep(visit, describe(found, key[1], new_id=self._new_id))
 

@@ -11,9 +11,16 @@ from datetime import datetime
 from typing import Any, NamedTuple, TypeAlias
 
 ASIDE = "aside"  # the mark of what was said to or by a model, and is in no state and no history
+TOLD = "told"  # the mark of a model call that nobody saw, and a message told of
 OF_MEMORY = {"session_middleware": "memory"}  # the artifact of what our memory tools answer: it is memory already
 
 Claim: TypeAlias = tuple[str, str]  # what a message is found by where its id may have changed: who, and what
+
+
+def is_of_memory(artifact: dict[Any, Any]) -> bool:
+    """Whether it is `OF_MEMORY`. Any other may hold values that cannot be compared."""
+    (value,) = artifact.values() if artifact.keys() == OF_MEMORY.keys() else (None,)
+    return type(value) is str and value in OF_MEMORY.values()
 
 
 class FileSeen(NamedTuple):
@@ -34,6 +41,7 @@ class MessageSeen(NamedTuple):
     content: Any = None
     tool_calls: Sequence[dict[str, Any]] = ()
     tool_call_id: str | None = None
+    artifact: Any = None  # of a tool message: what the tool made for its caller and not for the model
     tool_error: bool = False  # a tool message that reports a failure
     extra: dict[str, Any] | None = None  # more fields of the message, by their names; `status` where a tool failed
     model: str | None = None
@@ -48,6 +56,8 @@ class MessageSeen(NamedTuple):
     marks: Sequence[str] = ()
     files: Sequence[FileSeen] = ()
     created_at: datetime | None = None  # when it was said, where that is not now
+    call: ModelCallSeen | None = None  # the model call it tells of, in case nobody has seen that
+    again: str | None = None  # said from a cache: its id as a message of its own, if its own is of one said before
 
     @property
     def claim(self) -> Claim:
@@ -126,6 +136,17 @@ class ModelCallSeen(NamedTuple):
     node: str | None = None
     marks: Sequence[str] = ()
     started_at: datetime | None = None
+    by_hand: bool = False  # told by who made it: a message may have told of it already, or will
+
+
+def is_told_of(taken: Sequence[int | None], seen: Sequence[Sequence[int | None]]) -> bool:
+    """Whether these input and output tokens are those of a call that was seen, or of the latest ones together."""
+    given = answered = 0
+    for asked, said in reversed(seen):
+        given, answered = given + (asked or 0), answered + (said or 0)
+        if tuple(taken) in ((asked, said), (given, answered)):
+            return True
+    return False
 
 
 class RunEnd(NamedTuple):

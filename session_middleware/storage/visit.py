@@ -37,6 +37,10 @@ class Hand:
     incarnation: int
 
 
+def _few() -> deque[Any]:
+    return deque(maxlen=256)
+
+
 @dataclass(slots=True)
 class Visit:
     """Somebody at the door of a session: who, when, and what was decided at the first look.
@@ -72,6 +76,7 @@ class Visit:
     aliases: dict[str, str] = field(default_factory=dict)  # ids its state gave to recorded messages, and theirs
     seen_at: dict[str, int] = field(default_factory=dict)  # messages of the outermost graph: the latest step seen
     written: dict[str, int] = field(default_factory=dict)  # messages that it brought into the record first: their seqs
+    asked: deque[tuple[str | None, int | None, int | None]] = field(default_factory=_few)  # its latest model calls
     resume_id: str | None = None  # of the message that is a person's answer, where the checkpointer has seen it
     tell: Callable[[Exception], None] | None = None  # is told of what could not be recorded
     given: Any = None  # what a run was called with, until it has read its state

@@ -26,10 +26,12 @@ def say(message_id: str, text: str, role: str = "user", **fields: object) -> Mes
 
 
 def test_the_same_history_again_adds_nothing(storage: Storage, run: Visit) -> None:
-    history = [say("1", "hi"), say("2", "ho", "assistant", input_tokens=3, output_tokens=4)]
+    call = ModelCallSeen("2", input_tokens=3, output_tokens=4)
+    history = [say("1", "hi"), say("2", "ho", "assistant", call=call)]
     for _ in range(3):
         storage.append_messages(run, history)
     assert [(m.seq, m.text) for m in storage.list_messages("t")] == [(3, "hi"), (4, "ho")]
+    assert [(call.message_id, call.marks) for call in storage.list_model_calls("t")] == [("2", ("told",))]
     session = storage.find_session("t")
     assert (session.message_count, session.input_tokens, session.output_tokens) == (2, 3, 4)
 
@@ -290,10 +292,10 @@ def test_a_message_that_is_streamed_is_completed_in_its_place(storage: Storage, 
     for text in ("he", "hello"):
         storage.append_messages(run, [say("1", text, "assistant", complete=False)])
     assert [(m.text, m.status) for m in storage.list_messages("t")] == [("hello", "incomplete")]
-    storage.append_messages(run, [say("1", "hello you", "assistant", input_tokens=3)])
+    storage.append_messages(run, [say("1", "hello you", "assistant", call=ModelCallSeen("1", input_tokens=3))])
     storage.append_messages(run, [say("1", "hel", "assistant", complete=False)])  # late
     (message,) = storage.list_messages("t", all_versions=True)
-    assert (message.text, message.status, message.version, message.input_tokens) == ("hello you", "complete", 1, 3)
+    assert (message.text, message.status, message.version) == ("hello you", "complete", 1)
     assert storage.find_session("t").input_tokens == 3
 
 

@@ -58,7 +58,7 @@ def test_tokens_cost_and_errors_are_summed_and_a_missing_price_is_counted_not_gu
     ada, bob = by_user["ada"], by_user["bob"]
     assert (ada.input_tokens, ada.output_tokens, ada.cached_tokens) == (30, 6, 4)
     assert (ada.cost, ada.unpriced, ada.errors) == (1.0, 1, 0)
-    assert (bob.cost, bob.unpriced, bob.errors, bob.error_rate) == (0.0, 0, 1, 1.0)
+    assert (bob.cost, bob.unpriced, bob.errors, bob.error_rate) == (None, 0, 1, 1.0)
 
 
 def test_percentiles_are_durations_that_occurred(storage: Storage, clock: Any) -> None:

@@ -59,7 +59,7 @@ def test_a_deleted_message_is_neither_in_the_record_nor_found(sessions: Sessions
     assert sessions.check() == []
 
 
-def test_its_tokens_go_from_the_session_s_sums(sessions: Sessions) -> None:
+def test_what_the_call_of_its_model_took_stays_in_the_sums(sessions: Sessions) -> None:
     session = sessions.open("t")
     usage = {"input_tokens": 5, "output_tokens": 3, "total_tokens": 8}
     for each in ("a", "b"):
@@ -67,7 +67,7 @@ def test_its_tokens_go_from_the_session_s_sums(sessions: Sessions) -> None:
     session.add(AIMessage("I meant b", id="b", usage_metadata=usage))
     assert (sessions.get("t").input_tokens, sessions.get("t").output_tokens) == (10, 6)
     assert session.delete_message("b") == 2
-    assert (sessions.get("t").input_tokens, sessions.get("t").output_tokens) == (5, 3)
+    assert (sessions.get("t").input_tokens, sessions.get("t").output_tokens) == (10, 6)
     assert sessions.check() == []
 
 

@@ -200,8 +200,8 @@ def rows(path: Path) -> list[Any]:
         (SELECT COUNT(*) FROM model_calls WHERE session_id = s.id AND cost IS NULL AND error IS NULL),
         (SELECT COUNT(*) FROM runs WHERE session_id = s.id AND outcome = 'error')
         + (SELECT COUNT(*) FROM tool_calls WHERE session_id = s.id AND status = 'error'),
-        (SELECT COALESCE(SUM(input_tokens), 0) FROM messages WHERE session_id = s.id AND version = 1),
-        (SELECT COALESCE(SUM(output_tokens), 0) FROM messages WHERE session_id = s.id AND version = 1)
+        (SELECT COALESCE(SUM(input_tokens), 0) FROM model_calls WHERE session_id = s.id),
+        (SELECT COALESCE(SUM(output_tokens), 0) FROM model_calls WHERE session_id = s.id)
         FROM sessions AS s ORDER BY id
         """,
     )

@@ -41,7 +41,7 @@ class Hostile:
 @pytest.mark.parametrize(
     ("value", "kept"),
     [
-        ([Hostile()], {"__repr__": "[hostile]", "__type__": "list"}),
+        ([Hostile()], [{"__repr__": "hostile", "__type__": "Hostile"}]),
         ({"a": (1, 2)}, {"a": [1, 2]}),
         (Point(1, Color.RED), {"x": 1, "y": "red", "__type__": "Point"}),
         (b"ab", {"__repr__": "b'ab'", "__type__": "bytes"}),

@@ -68,7 +68,7 @@ _TABLES = (
         error_count INTEGER NOT NULL DEFAULT 0,
         input_tokens INTEGER NOT NULL DEFAULT 0,
         output_tokens INTEGER NOT NULL DEFAULT 0,
-        cost REAL NOT NULL DEFAULT 0
+        cost REAL
     ) WITHOUT ROWID
     """,
     "CREATE INDEX sessions_by_family ON sessions (family_id)",

@@ -30,7 +30,7 @@ class Counter(NamedTuple):
     counted: str
 
 
-_SAID = "SELECT COALESCE(SUM({}), 0) FROM messages WHERE session_id = sessions.id AND version = 1"
+_TOOK = "SELECT COALESCE(SUM({}), 0) FROM model_calls WHERE session_id = sessions.id"
 COUNTERS = (
     Counter("run_count", "SELECT COUNT(*) FROM runs WHERE session_id = sessions.id"),
     Counter("message_count", "SELECT COUNT(*) FROM messages WHERE session_id = sessions.id AND version = 1"),
@@ -40,14 +40,14 @@ COUNTERS = (
         "unpriced_count",
         "SELECT COUNT(*) FROM model_calls WHERE session_id = sessions.id AND cost IS NULL AND error IS NULL",
     ),
-    Counter("cost", "SELECT COALESCE(SUM(cost), 0) FROM model_calls WHERE session_id = sessions.id"),
+    Counter("cost", "SELECT SUM(cost) FROM model_calls WHERE session_id = sessions.id"),
     Counter(
         "error_count",
         "SELECT (SELECT COUNT(*) FROM runs WHERE session_id = sessions.id AND outcome = 'error')"
         " + (SELECT COUNT(*) FROM tool_calls WHERE session_id = sessions.id AND status = 'error')",
     ),
-    Counter("input_tokens", _SAID.format("input_tokens")),
-    Counter("output_tokens", _SAID.format("output_tokens")),
+    Counter("input_tokens", _TOOK.format("input_tokens")),
+    Counter("output_tokens", _TOOK.format("output_tokens")),
 )
 _LAST_SEQ = " UNION ALL ".join(
     f"SELECT MAX(seq) FROM {table} WHERE session_id = sessions.id"  # noqa: RUF100
@@ -169,7 +169,7 @@ def _counters(connection: sqlite3.Connection) -> list[Problem]:
     for counter in COUNTERS:
         rows = connection.execute(
             f"SELECT id, {counter.name}, ({counter.counted}) AS counted FROM sessions"
-            f" WHERE ABS({counter.name} - counted) > 1e-6"
+            f" WHERE {counter.name} IS NOT counted AND COALESCE(ABS({counter.name} - counted) > 1e-6, 1)"
         )
         for session_id, kept, counted in rows:
             text = f"{counter.name} is {kept} and there are {counted}"

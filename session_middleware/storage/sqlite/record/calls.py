@@ -10,7 +10,7 @@ from typing import Any
 
 from session_middleware.model import to_text
 from session_middleware.storage.processes import is_gone, this_process
-from session_middleware.storage.seen import FileSeen, MessageSeen, ModelCallSeen, ToolEnd, ToolStart
+from session_middleware.storage.seen import TOLD, FileSeen, MessageSeen, ModelCallSeen, ToolEnd, ToolStart, is_told_of
 from session_middleware.storage.sqlite.record import tally as tallies
 from session_middleware.storage.sqlite.record.tally import Tally
 from session_middleware.storage.sqlite.rows import clean, marks_of, to_json
@@ -140,6 +140,21 @@ def answer(connection: sqlite3.Connection, visit: Visit, message: MessageSeen, t
         tally.count_error()
 
 
+def keep_artifact(connection: sqlite3.Connection, visit: Visit, message: MessageSeen) -> None:
+    """The artifact of a message belongs to the execution that it answers for, if nobody has seen it there."""
+    result = to_json(message.content if message.content is not None else message.text)
+    answered = (visit.session_id, message.tool_call_id, message.message_id, result)
+    connection.execute(_KEEP_ARTIFACT, (to_json(message.artifact), visit.session_id, *answered))
+
+
+_KEEP_ARTIFACT = """
+    UPDATE tool_calls SET artifact = ? WHERE session_id = ? AND artifact IS NULL AND seq = (
+        SELECT seq FROM tool_calls WHERE session_id = ? AND tool_call_id = ?
+        ORDER BY execution_id = ? DESC, result IS ? DESC, seq DESC LIMIT 1
+    )
+"""
+
+
 def _refuse(connection: sqlite3.Connection, session_id: str, answer: MessageSeen, tally: Tally) -> bool:
     """What was taken for a failure was said by somebody who did not run the tool; whether it was."""
     changed = connection.execute(
@@ -212,15 +227,72 @@ _ADD_MODEL_CALL = f"""
 """
 
 
-def add_model_call(connection: sqlite3.Connection, visit: Visit, call: ModelCallSeen, tally: Tally) -> None:
+def add_model_call(
+    connection: sqlite3.Connection, visit: Visit, call: ModelCallSeen, tally: Tally, now: datetime
+) -> None:
+    if call.by_hand:
+        call = _settle(connection, visit, call, tally)
+    else:
+        visit.asked.append((call.message_id, call.input_tokens, call.output_tokens))
+    _insert_model_call(connection, visit, call, tally, now)
+
+
+def add_told_call(
+    connection: sqlite3.Connection, visit: Visit, call: ModelCallSeen, tally: Tally, now: datetime
+) -> None:
+    """A model call that a message tells of, unless somebody has seen it, or it is another copy of what it answered."""
+    taken = (call.input_tokens, call.output_tokens)
+    if any(call.message_id == answer for answer, *_ in visit.asked):
+        return
+    if "cached" not in call.marks and is_told_of(taken, [counts for _, *counts in visit.asked]):
+        return
+    recent = max(0, tally.last_seq - _NEARBY)
+    seen = (call.message_id, visit.session_id, visit.session_id, recent, call.message_id, *taken, call.message_id)
+    if not connection.execute(_ANSWERED, seen).rowcount:
+        _insert_model_call(connection, visit, call._replace(marks=(*call.marks, TOLD)), tally, now)
+
+
+_NEARBY = 256  # places in a session's order; so near are a call and what it answered
+_ANSWERED = """
+    UPDATE model_calls SET message_id = ? WHERE session_id = ? AND seq = (
+        SELECT seq FROM model_calls WHERE session_id = ? AND seq > ? AND (message_id = ?
+        OR (message_id IS NULL AND error IS NULL AND input_tokens IS ? AND output_tokens IS ?))
+        ORDER BY message_id = ? DESC, seq LIMIT 1
+    )
+"""
+_TOLD_BEFORE = """
+    DELETE FROM model_calls WHERE session_id = ? AND seq = (
+        SELECT seq FROM model_calls WHERE session_id = ? AND seq > ? AND marks LIKE '%"told"%'
+        AND CASE WHEN ? IS NULL THEN input_tokens IS ? AND output_tokens IS ? ELSE message_id = ? END
+        ORDER BY seq LIMIT 1
+    ) RETURNING model, provider, message_id, input_tokens, output_tokens, cost
+"""
+
+
+def _settle(connection: sqlite3.Connection, visit: Visit, call: ModelCallSeen, tally: Tally) -> ModelCallSeen:
+    """The call takes the place of one that a message told of before."""
+    recent = max(0, tally.last_seq - _NEARBY)
+    row = (visit.session_id, visit.session_id, recent, call.message_id, call.input_tokens, call.output_tokens)
+    told = connection.execute(_TOLD_BEFORE, (*row, call.message_id)).fetchone()
+    if told is None:
+        return call
+    model, provider, message_id, given, answered, cost = told
+    tally.count_model_call(-(given or 0), -(answered or 0), cost, by=-1)
+    tally.replaced = True
+    return call._replace(model=call.model or model, provider=call.provider or provider, message_id=message_id)
+
+
+def _insert_model_call(
+    connection: sqlite3.Connection, visit: Visit, call: ModelCallSeen, tally: Tally, now: datetime
+) -> None:
     cost = call.cost() if call.cost is not None else None
-    started_at = call.started_at and to_text(call.started_at)
     values = call._replace(error=call.error and clean(call.error), model=call.model and clean(call.model))
-    marks = marks_of(call.marks, values.error, values.model)
-    row = [*values._replace(cost=cost)[:-2], marks, started_at]  # type: ignore[arg-type]
-    if not connection.execute(_ADD_MODEL_CALL, (visit.session_id, tally.last_seq + 1, visit.run_id, *row)).rowcount:
-        return  # another recorder has seen it
-    tally.next_seq()
-    tally.model_calls += 1
-    tally.unpriced += cost is None and call.error is None
-    tally.cost += cost or 0.0
+    row = (
+        *(visit.session_id, tally.last_seq + 1, visit.run_id, call.id, values.model, call.provider),
+        *(call.input_tokens, call.output_tokens, call.cached_tokens, call.reasoning_tokens, cost),
+        *(call.first_token_ms, call.duration_ms, values.error, call.message_id, call.checkpoint_ns, call.node),
+        *(marks_of(call.marks, values.error, values.model), to_text(call.started_at or now)),
+    )
+    if connection.execute(_ADD_MODEL_CALL, row).rowcount:  # else another recorder has seen it
+        tally.next_seq()
+        tally.count_model_call(call.input_tokens, call.output_tokens, cost, failed=call.error is not None)

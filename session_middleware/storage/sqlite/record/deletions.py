@@ -49,18 +49,16 @@ def delete_message(connection: sqlite3.Connection, session_id: str, message_id: 
     marked = indexing.mark(connection)
     rows = connection.execute(
         "DELETE FROM messages WHERE session_id = ? AND message_id = ?"
-        " RETURNING version, COALESCE(content, '') || COALESCE(extra, ''), input_tokens, output_tokens, place, branch,"
+        " RETURNING version, COALESCE(content, '') || COALESCE(extra, ''), place, branch,"
         " role, text, content, tool_calls, tool_call_id",
         (session_id, message_id),
     ).fetchall()
     if not rows:
         return 0
     rows.sort()
-    counted = [row for row in rows if row[0] == 1]
     connection.execute(
-        "UPDATE sessions SET message_count = message_count - ?, input_tokens = input_tokens - ?,"
-        " output_tokens = output_tokens - ? WHERE id = ?",
-        (len(counted), sum(row[2] or 0 for row in counted), sum(row[3] or 0 for row in counted), session_id),
+        "UPDATE sessions SET message_count = message_count - ? WHERE id = ?",
+        (sum(row[0] == 1 for row in rows), session_id),
     )
     connection.execute(
         "DELETE FROM conversation_items WHERE session_id = ? AND message_id = ?", (session_id, message_id)
@@ -68,8 +66,8 @@ def delete_message(connection: sqlite3.Connection, session_id: str, message_id: 
     _delete_files(connection, session_id, {name for _, content, *_ in rows for name in _HASH.findall(content)})
     memories.refresh(connection, now)
     indexing.set_mark(connection, marked)  # the message it was on may be the one
-    digests = [_digest(message_id, in_bytes(row[6:])) for row in rows]
-    detail = {"message_id": message_id, "versions": len(rows), "place": rows[0][4], "branch": rows[0][5]}
+    digests = [_digest(message_id, in_bytes(row[4:])) for row in rows]
+    detail = {"message_id": message_id, "versions": len(rows), "place": rows[0][2], "branch": rows[0][3]}
     events.append(connection, session_id, "message_deleted", None, {**detail, "digests": digests}, now)
     return len(rows)
 

@@ -173,7 +173,7 @@ def _append_one(connection: sqlite3.Connection, visit: Visit, entry: Entry, coun
     elif isinstance(entry, ToolEnd):
         calls.end(connection, visit, entry, counted)
     elif isinstance(entry, ModelCallSeen):
-        calls.add_model_call(connection, visit, entry, counted)
+        calls.add_model_call(connection, visit, entry, counted, now)
     elif isinstance(entry, RunEnd):
         runs.end_run(connection, visit, entry, counted)
 

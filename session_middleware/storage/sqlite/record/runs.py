@@ -93,14 +93,11 @@ def end_run(connection: sqlite3.Connection, visit: Visit, end: RunEnd, counted: 
         counted.count_error()
 
 
-# What was said and asked in a run stands behind it in the session's order, so no more than that is read.
-_MESSAGES = "FROM messages WHERE session_id = runs.session_id AND seq > runs.seq AND run_id = runs.id AND version = 1"
+# What a run's models were asked stands behind it in the session's order, so no more than that is read.
 _MODEL_CALLS = "FROM model_calls WHERE session_id = runs.session_id AND seq > runs.seq AND run_id = runs.id"
 _END_RUN = f"""
     UPDATE runs SET outcome = ?, error = ?, duration_ms = ?, checkpoint_id = ?,
-    input_tokens = COALESCE((SELECT SUM(input_tokens) {_MESSAGES}), (SELECT SUM(input_tokens) {_MODEL_CALLS})),
-    output_tokens = COALESCE((SELECT SUM(output_tokens) {_MESSAGES}), (SELECT SUM(output_tokens) {_MODEL_CALLS})),
-    cost = (SELECT SUM(cost) {_MODEL_CALLS})
+    (input_tokens, output_tokens, cost) = (SELECT SUM(input_tokens), SUM(output_tokens), SUM(cost) {_MODEL_CALLS})
     WHERE id = ? AND session_id = ? RETURNING seq
 """
 

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from session_middleware.model import Message, to_text
-from session_middleware.storage.seen import ASIDE, MessageSeen
+from session_middleware.storage.seen import ASIDE, MessageSeen, ModelCallSeen
 from session_middleware.storage.sqlite.record import branches, calls, deletions, tally
 from session_middleware.storage.sqlite.record.branches import MAIN, Line
 from session_middleware.storage.sqlite.record.tally import Tally
@@ -41,6 +41,9 @@ class _Row(NamedTuple):
 
 
 FIELDS = "message_id, seq, version, place, branch, status, checkpoint_ns, role, text, content, tool_calls"
+_IS_ASIDE = """
+    SELECT 1 FROM messages WHERE session_id = ? AND message_id = ? AND marks LIKE '%"aside"%'
+"""
 _AT_ONCE = 500  # ids looked for by one statement
 
 
@@ -76,6 +79,8 @@ class _Appending:
         self._insert()
         for answer in self._answers:
             calls.answer(self._connection, self._visit, answer, self._tally)
+            if answer.artifact is not None:
+                calls.keep_artifact(self._connection, self._visit, answer)
 
     def _insert(self) -> None:
         tally.insert(self._connection, "messages", _COLUMNS, self._new)
@@ -96,6 +101,8 @@ class _Appending:
                 self._known.setdefault(row[0], []).append(_Row(*row))
 
     def _append_one(self, message: MessageSeen) -> None:
+        if message.again is not None:
+            message = self._said_again(message)
         known, words = self._known.get(message.message_id, []), words_of(message)
         if self._visit.unclaimed:
             known = self._claim(message, words) or known
@@ -118,6 +125,15 @@ class _Appending:
                 self._add(message, words, version=known[-1].version + 1, place=place)
         else:
             self._add(message, words, place=self._place_before(message.followed_by))
+
+    def _said_again(self, message: MessageSeen) -> MessageSeen:
+        """From a cache comes the id of who said it first as well; if that was here, this is a message of its own."""
+        was_said = any(row.status == "complete" and self._sees(row) for row in self._known.get(message.message_id, ()))
+        aside = (
+            was_said and self._connection.execute(_IS_ASIDE, (self._visit.session_id, message.message_id)).fetchone()
+        )
+        own = str(message.again) if was_said and not aside else message.message_id
+        return message._replace(message_id=own, again=None)
 
     def _follow(self, row: _Row) -> bool:
         self._insert()
@@ -163,8 +179,8 @@ class _Appending:
         status = _status(message)
         self._tally.rows[message.message_id] = here.seq
         self._known[message.message_id] = [_Row(*here[:5], status, message.checkpoint_ns, *words)]
-        if here.version == 1 and message.complete:
-            self._tally.count_tokens(message.input_tokens, message.output_tokens)
+        if here.version == 1 and message.complete and message.call is not None:
+            self._add_told(message.call, message)
 
     def _add(
         self,
@@ -196,11 +212,16 @@ class _Appending:
         if version == 1:
             self._visit.written[message.message_id] = seq
             self._tally.messages += 1
-            self._tally.count_tokens(message.input_tokens, message.output_tokens)
+            if message.call is not None:
+                self._add_told(message.call, message)
             if message.role == "tool" and message.tool_call_id:
                 self._answers.append(message)
             if message.tool_calls:
                 calls.asked_by(self._connection, self._visit.session_id, message)
+
+    def _add_told(self, call: ModelCallSeen, message: MessageSeen) -> None:
+        call = call._replace(started_at=message.created_at, message_id=message.message_id)
+        calls.add_told_call(self._connection, self._visit, call, self._tally, self._now)
 
     def _place_before(self, message_id: str | None) -> float | None:
         """The place right before a message that is there already; ``None``: at the end."""

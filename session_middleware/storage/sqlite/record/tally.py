@@ -22,7 +22,8 @@ class Tally:
     errors: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
-    cost: float = 0.0
+    cost: float | None = None  # what is known of it
+    replaced: bool = False  # a model call took another one's place: the cost is summed anew
     changed: bool = False
     rows: dict[str, int] = field(default_factory=dict)  # the seq of each message that was seen
 
@@ -38,9 +39,21 @@ class Tally:
     def count_error(self, by: int = 1) -> None:
         self.errors, self.changed = self.errors + by, True
 
-    def count_tokens(self, input_tokens: int | None, output_tokens: int | None) -> None:
+    def count_model_call(
+        self,
+        input_tokens: int | None,
+        output_tokens: int | None,
+        cost: float | None,
+        *,
+        failed: bool = False,
+        by: int = 1,
+    ) -> None:
+        self.model_calls += by
         self.input_tokens += input_tokens or 0
         self.output_tokens += output_tokens or 0
+        self.unpriced += by * (cost is None and not failed)
+        if cost is not None:
+            self.cost = (self.cost or 0.0) + cost
         self.changed = True
 
 
@@ -57,10 +70,15 @@ def write(connection: sqlite3.Connection, tally: Tally) -> None:
         "UPDATE sessions SET last_seq = ?, branch = ?, message_count = message_count + ?,"
         " tool_call_count = tool_call_count + ?, model_call_count = model_call_count + ?,"
         " unpriced_count = unpriced_count + ?, error_count = error_count + ?, input_tokens = input_tokens + ?,"
-        " output_tokens = output_tokens + ?, cost = cost + ? WHERE id = ?",
+        " output_tokens = output_tokens + ?, cost = COALESCE(cost + ?, cost, ?) WHERE id = ?",
         (tally.last_seq, tally.branch, tally.messages, tally.tool_calls, tally.model_calls, tally.unpriced)
-        + (tally.errors, tally.input_tokens, tally.output_tokens, tally.cost, tally.session_id),
+        + (tally.errors, tally.input_tokens, tally.output_tokens, tally.cost, tally.cost, tally.session_id),
     )
+    if tally.replaced:
+        connection.execute(
+            "UPDATE sessions SET cost = (SELECT SUM(cost) FROM model_calls WHERE session_id = ?) WHERE id = ?",
+            (tally.session_id, tally.session_id),
+        )
 
 
 def insert(

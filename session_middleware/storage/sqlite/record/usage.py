@@ -43,7 +43,7 @@ _MODEL_SUMS = """
     FROM sessions AS s CROSS JOIN model_calls AS m ON m.session_id = s.id
 """
 _TOOL_SUMS = """
-    SELECT t.name, COUNT(*), COUNT(*) FILTER (WHERE t.status = 'error'), 0, 0, 0, 0, 0, 0,
+    SELECT t.name, COUNT(*), COUNT(*) FILTER (WHERE t.status = 'error'), 0, 0, 0, 0, NULL, 0,
     latencies(t.duration_ms) FILTER (WHERE t.duration_ms IS NOT NULL)
     FROM tool_calls AS t INDEXED BY tool_calls_by_name CROSS JOIN sessions AS s ON s.id = t.session_id
 """
@@ -78,7 +78,7 @@ def _usage(row: tuple[Any, ...]) -> Usage:
         output_tokens=answered or 0,
         cached_tokens=cached or 0,
         reasoning_tokens=reasoning or 0,
-        cost=cost or 0.0,
+        cost=cost,
         unpriced=unpriced,
         p50_ms=percentiles[0],
         p95_ms=percentiles[1],
