@@ -22,6 +22,7 @@ from langgraph.callbacks import GraphCallbackHandler, GraphInterruptEvent
 from langgraph.errors import GraphBubbleUp
 from langgraph.types import Command
 
+from session_middleware.checkpoint.answers import without_tasks
 from session_middleware.lifecycle import session_id_of
 from session_middleware.model import Clock, NewId
 from session_middleware.recording.align import add_asked
@@ -39,7 +40,7 @@ from session_middleware.recording.messages import (
 )
 from session_middleware.recording.models import Models
 from session_middleware.recording.tools import Tools
-from session_middleware.recording.trace import KnownMessages, Node, Trace, sentence, since
+from session_middleware.recording.trace import KnownMessages, Node, Trace, namespace_of, sentence, since
 from session_middleware.storage.port import Storage
 from session_middleware.storage.seen import HistorySeen, MessageSeen, RunEnd
 from session_middleware.storage.visit import Visit
@@ -108,6 +109,8 @@ class SessionRecorder(GraphCallbackHandler):
             self._resume(trace, inputs)
             return
         self._begin(trace)
+        if trace.visit.checkpointed:  # it may be a graph that keeps its state, and is about to read it
+            trace.visit.inside[without_tasks(namespace_of(metadata))] = inputs
         if (node := metadata.get("langgraph_node")) and name == node and run_id not in trace.nodes:
             trace.nodes[run_id] = trace.node_of(metadata)
             self._append_input(trace, inputs, trace.nodes[run_id])
@@ -125,7 +128,7 @@ class SessionRecorder(GraphCallbackHandler):
                 self._histories.align(trace, outputs, "")
             self._append(trace, outputs, "")
             self._end(trace, "interrupted" if trace.interrupted else "ok", None)
-        elif (node := trace.nodes.pop(run_id, None)) is not None:
+        elif (node := trace.take_node(run_id)) is not None:
             self._hear(trace, node, outputs)
             self._append(trace, outputs, node.graph_namespace, node, node.step)
 
@@ -135,7 +138,7 @@ class SessionRecorder(GraphCallbackHandler):
         if trace is None:
             self._outside.discard(run_id)
             return
-        node = trace.nodes.pop(run_id, None)
+        node = trace.take_node(run_id)
         if trace.visit.run_id == str(run_id):
             self._fail(trace, error)
         elif node is not None:
@@ -227,7 +230,7 @@ class SessionRecorder(GraphCallbackHandler):
             known.update({str(message.id): mark_of(message) for message, _ in found})
             told = [one for m, after in found for one in self.describe([m], namespace, followed_by=after)]
             seen = [self._judge(trace, message, node) for message in told]
-            trace.asking.update({str(call.get("id")): m.message_id for m in seen for call in m.tool_calls})
+            trace.note_asking(seen)
             if step is not None and not namespace:
                 for message in seen:
                     trace.visit.seen_at[message.message_id] = step
@@ -237,8 +240,12 @@ class SessionRecorder(GraphCallbackHandler):
 
     def _judge(self, trace: Trace, message: MessageSeen, node: Node | None) -> MessageSeen:
         """An answer for a tool that was not executed says no, if it is of a node that may say so."""
-        refused = message.tool_error and message.tool_call_id not in trace.executed
-        return message._replace(refused=True) if refused and node is not None and node.may_refuse else message
+        if node is None or message.tool_call_id is None:
+            return message
+        answers = trace.answers.setdefault(message.tool_call_id, set())
+        answers.add(message.message_id)
+        refused = message.tool_error and len(answers) > trace.executions_of(message.tool_call_id)
+        return message._replace(refused=True) if refused and node.may_refuse else message
 
     def _hear(self, trace: Trace, node: Node | None, outputs: Any) -> None:
         """What models said in a node that has ended, and the node does not pass on, was said all the same."""

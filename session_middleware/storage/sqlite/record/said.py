@@ -149,6 +149,8 @@ class _Appending:
             "UPDATE messages SET message_id = ?, checkpoint_ns = ?, marks = ? WHERE session_id = ? AND message_id = ?",
             (message.message_id, message.checkpoint_ns, _marks(message, words), self._visit.session_id, said),
         )
+        if message.tool_calls:
+            calls.asked_by_another_id(self._connection, self._visit.session_id, str(said), message)
         self._known[message.message_id] = [row._replace(message_id=message.message_id) for row in known]
         return self._known[message.message_id]
 
