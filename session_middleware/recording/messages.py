@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, RemoveMessage, SystemMessage, ToolMessage
@@ -15,7 +15,7 @@ from session_middleware.model import NewId
 from session_middleware.plain import plain
 from session_middleware.recording.files import take_out
 from session_middleware.recording.prices import Tokens
-from session_middleware.storage.seen import OF_MEMORY, FileSeen, MessageSeen
+from session_middleware.storage.seen import OF_MEMORY, RESUME, FileSeen, MessageSeen
 
 _ROLES = {
     "human": "user",
@@ -46,6 +46,8 @@ def _describe(message: BaseMessage, checkpoint_ns: str, new_id: NewId, fields: d
     metadata = message.response_metadata if isinstance(message.response_metadata, dict) else {}
     tokens, marks = count_tokens(message.usage_metadata if isinstance(message, AIMessage) else None)
     role = role_of(message)
+    if role == "user" and message.additional_kwargs.get("lc_source") == "summarization":
+        role, extra = "system", {**(extra or {}), "type": message.type}  # as LangChain's middleware marks it
     if role is None:
         role, marks = "user", (*marks, "unknown:role")  # nothing that was said is lost
     if isinstance(message, ToolMessage) and message.artifact == OF_MEMORY:
@@ -64,6 +66,7 @@ def _describe(message: BaseMessage, checkpoint_ns: str, new_id: NewId, fields: d
         input_tokens=tokens.input,
         output_tokens=tokens.output,
         checkpoint_ns=checkpoint_ns,
+        told=bool(checkpoint_ns) and role == "user",
         minted=not message.id,
         marks=marks,
         files=[*files, *more_files],
@@ -277,6 +280,28 @@ def outcome_of(output: Any) -> Outcome:
 def answer_of(value: Any, message_id: str) -> MessageSeen:
     """What a person answered a graph that had stopped to ask."""
     if isinstance(value, str):
-        return MessageSeen(message_id, "user", value)
+        return MessageSeen(message_id, "user", value, marks=(RESUME,))
     content = plain(value)
-    return MessageSeen(message_id, "user", json.dumps(content, ensure_ascii=False), content=content)
+    return MessageSeen(message_id, "user", json.dumps(content, ensure_ascii=False), content=content, marks=(RESUME,))
+
+
+def by_whom(message: MessageSeen, users_words: frozenset[str] | None, agents: Container[str]) -> MessageSeen:
+    """Whether a message in its user's name may be an agent's: one inside a subgraph, or that has the name of a node.
+
+    What a run was called with is its user's, and so is everything where that is not known.
+    """
+    may_be_told = message.told or (message.role == "user" and message.name in agents)
+    return message._replace(told=may_be_told and users_words is not None and message.text not in users_words)
+
+
+def texts_in(value: Any, depth: int = _DEPTH) -> Iterator[str]:
+    """The texts that a run was given, as its input or as an answer: its user's words, wherever they are repeated."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, BaseMessage):
+        yield str(value.text)
+    elif isinstance(value, Command):
+        yield from texts_in((value.resume, value.update), depth)
+    elif depth:
+        for part in value if isinstance(value, (list, tuple)) else _parts(value):
+            yield from texts_in(part, depth - 1)

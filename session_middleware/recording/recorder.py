@@ -31,11 +31,13 @@ from session_middleware.recording.journal import DENIALS, Journal, harmless, is_
 from session_middleware.recording.messages import (
     Outcome,
     answer_of,
+    by_whom,
     describe,
     lists_in,
     mark_of,
     outcome_of,
     removes,
+    texts_in,
     unseen,
 )
 from session_middleware.recording.models import Models
@@ -70,7 +72,8 @@ class SessionRecorder(GraphCallbackHandler):
         self._models = Models(journal, new_id=new_id, clock=clock, flush_seconds=stream_flush)
         self._traces: dict[UUID, Trace] = {}  # of each run and all that runs inside it
         self._outside: set[UUID] = set()
-        self._known = KnownMessages()
+        self._known = KnownMessages()  # in the outermost graph
+        self._known_inside = KnownMessages()
 
     @property
     def faults(self) -> int:
@@ -105,6 +108,7 @@ class SessionRecorder(GraphCallbackHandler):
         if trace is None:
             return
         if trace.visit.run_id == str(run_id):
+            trace.visit.users_words = frozenset(texts_in(inputs))
             self._histories.begin(trace, inputs)
             self._resume(trace, inputs)
             return
@@ -223,13 +227,18 @@ class SessionRecorder(GraphCallbackHandler):
         self, trace: Trace, value: Any, namespace: str, node: Node | None = None, step: int | None = None
     ) -> None:
         """Take down the messages that are new here; where no checkpointer of ours writes them, write them."""
-        known = ChainMap(self._known.of(trace.visit.session_id), trace.given)
+        outermost, inside = (each.of(trace.visit.session_id) for each in (self._known, self._known_inside))
+        known = ChainMap(outermost, trace.given)
+        if namespace:
+            known = ChainMap(inside, outermost)
+        elif trace.visit.checkpointed:  # the checkpoint of the outermost graph says what of it is in its state
+            known = ChainMap(outermost, inside, trace.given)
         with trace.lock:
             found = unseen(value, known, whole=node is None and trace.rewritten)
             trace.rewritten = node is not None and not trace.visit.checkpointed and removes(value)
             known.update({str(message.id): mark_of(message) for message, _ in found})
-            told = [one for m, after in found for one in self.describe([m], namespace, followed_by=after)]
-            seen = [self._judge(trace, message, node) for message in told]
+            described = [one for m, after in found for one in self.describe([m], namespace, followed_by=after)]
+            seen = [self._judge(trace, message, node) for message in described]
             trace.note_asking(seen)
             if step is not None and not namespace:
                 for message in seen:
@@ -239,7 +248,12 @@ class SessionRecorder(GraphCallbackHandler):
             self.journal.flush(trace.visit)
 
     def _judge(self, trace: Trace, message: MessageSeen, node: Node | None) -> MessageSeen:
-        """An answer for a tool that was not executed says no, if it is of a node that may say so."""
+        """By whom a message is that may be of its user.
+
+        And an answer for a tool that was not executed says no, if it is of a node that may say so.
+        """
+        if message.role == "user":
+            return by_whom(message, trace.visit.users_words, trace.agents)
         if node is None or message.tool_call_id is None:
             return message
         answers = trace.answers.setdefault(message.tool_call_id, set())
@@ -256,6 +270,7 @@ class SessionRecorder(GraphCallbackHandler):
     def forget(self, session_id: str) -> None:
         """Keep nothing in mind of a session that was deleted."""
         self._known.forget(session_id)
+        self._known_inside.forget(session_id)
         self.journal.forget(session_id)
 
     def visit_of(self, session_id: str) -> Visit | None:

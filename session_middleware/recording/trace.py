@@ -79,6 +79,7 @@ class Trace:
     is_resumed: bool = False
     rewritten: bool = False  # by the latest node: what its state begins with may be new
     first_step: Any = None  # LangGraph's number of the first step that was seen
+    agents: set[str] = field(default_factory=set)  # the names of the nodes that have run
     ids_given: frozenset[str] = frozenset()  # of the messages it was called with
     given: dict[str, int] = field(default_factory=dict)  # what those are in its state: their words, by their ids
     went_back_to: str | None = None  # the checkpoint a run without a checkpointer of ours was sent back to
@@ -97,7 +98,8 @@ class Trace:
         if self.first_step is None:
             self.first_step = step
         namespace = namespace_of(metadata)
-        return Node(str(metadata.get("langgraph_node")), namespace, self.is_resumed and step == self.first_step, step)
+        self.agents.add(name := str(metadata.get("langgraph_node")))
+        return Node(name, namespace, self.is_resumed and step == self.first_step, step)
 
     def take_node(self, run_id: UUID) -> Node | None:
         """A node that has ended, and what was called in it with it."""
