@@ -19,6 +19,7 @@ from rich.text import Text
 from session_middleware.findings import Ended
 from session_middleware.listing import Listing
 from session_middleware.model import Event, Message, ModelCall, Run, SessionInfo, ToolCall, Usage
+from session_middleware.storage.seen import ASIDE
 from session_middleware.storage.upkeep import ArchivedSession
 from session_middleware.wording import arguments_text, duration_text, json_text, plural, second_text, shortened, visible
 
@@ -292,7 +293,8 @@ def _model_text(call: ModelCall, full: bool) -> Text:
 def _way(record: Message | ToolCall | ModelCall) -> Text:
     """The way to the subgraph it happened in, such as ``team › writer``; nothing in the graph itself."""  # noqa: RUF002
     names = [part.partition(":")[0] for part in record.checkpoint_ns.split("|")]
-    is_models = isinstance(record, ModelCall) or (isinstance(record, Message) and record.model is not None)
+    is_heard = isinstance(record, Message) and (ASIDE in record.marks or record.status == "incomplete")
+    is_models = isinstance(record, ModelCall) or is_heard
     way = " › ".join(names[:-1] if is_models else names)  # noqa: RUF001 - a model's own node says nothing
     return Text(f"{visible(way)}: ", style="dim") if way else Text("")
 

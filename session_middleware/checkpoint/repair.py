@@ -2,8 +2,11 @@
 
 A run that was cut off leaves one, and the next thing its user says makes it worse. So when new input
 arrives, the missing answers are added first, as a checkpoint of their own (source ``update``) and
-with an event. Never for ``None``, a `Command` or a pending interrupt: they carry the call out after
-all. What was loaded is not altered: the run reads the checkpoint that was added.
+with an event. Never for ``None`` or a `Command`: they carry the call out after all. New input does not,
+not even where a call waits for a person: LangGraph drops what waits. What was loaded is not altered: the
+run reads the checkpoint that was added.
+
+Answers are counted as calls are, because some models use an id again, even in one message.
 
 The check costs one pass over the messages that were just read. The repair itself is one transaction
 that reads, decides and writes, so that two processes do not both make it.
@@ -11,10 +14,10 @@ that reads, decides and writes, so that two processes do not both make it.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache, partial
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
@@ -23,8 +26,17 @@ from langgraph.checkpoint.base import ChannelVersions, Checkpoint, CheckpointMet
 from langgraph.checkpoint.base.id import uuid6
 from langgraph.types import Command
 
+from session_middleware.checkpoint.answers import (
+    Asked,
+    left_open,
+    recorded_answers,
+    state_around,
+    tool_messages,
+    with_written,
+    without_tasks,
+)
 from session_middleware.errors import SessionBusy
-from session_middleware.model import Message, NewId, RepairedCall, ToolCall
+from session_middleware.model import NewId, RepairedCall
 
 if TYPE_CHECKING:
     from session_middleware.checkpoint.saver import SessionSaver
@@ -35,19 +47,10 @@ INTERRUPTED = "This tool call was interrupted: it gave no result, and was carrie
 UNREADABLE = "This tool call was not carried out: its arguments could not be read."
 
 _TASK, _RESUMING = "__pregel_task_id", "__pregel_resuming"  # a subgraph has both when it is told to go on
-_DEPTH = 3  # how far below what a graph was called with answers are looked for
 _INTERRUPT, _TASKS, _ROUTE = "__interrupt__", "__pregel_tasks", "branch:to:"
 
 
 # What is missing, and the answers: pure functions
-
-
-class Asked(NamedTuple):
-    """A tool call that was asked for."""
-
-    message_id: str | None
-    call: Mapping[str, Any]
-    is_readable: bool  # its arguments
 
 
 class Mended(NamedTuple):
@@ -58,23 +61,25 @@ class Mended(NamedTuple):
 def unanswered(messages: Sequence[Any]) -> list[Asked]:
     """The calls without an answer, in order; none unless this is a conversation: messages, and not a model's only."""
     found: list[Asked] = []
-    answered: set[str] = set()
+    answers: Counter[str] = Counter()
     is_conversation = False
     for message in reversed(messages):
         kind = _kind_of(type(message))  # type: ignore[arg-type]  # a class is hashable
         if kind is None:
             return []
         if kind is AIMessage:
-            for calls in (message.invalid_tool_calls, message.tool_calls):
-                for call in reversed(calls):
-                    if (call_id := call["id"]) in answered:
-                        answered.remove(call_id)  # an id may have been used before
-                    elif call_id:
-                        found.append(Asked(message.id, call, calls is message.tool_calls))
+            missing: list[Asked] = []
+            for calls in (message.tool_calls, message.invalid_tool_calls):
+                for call in calls:
+                    if answers[call["id"]] > 0:
+                        answers[call["id"]] -= 1
+                    elif call["id"]:
+                        missing.append(Asked(message.id, call, calls is message.tool_calls))
+            found += reversed(missing)
         elif kind is not BaseMessage:
             is_conversation = True
             if kind is ToolMessage:
-                answered.add(message.tool_call_id)
+                answers[message.tool_call_id] += 1
     return found[::-1] if is_conversation else []
 
 
@@ -87,20 +92,13 @@ def _kind_of(cls: Hashable) -> type[BaseMessage] | None:
     )
 
 
-def mend(
-    messages: Sequence[BaseMessage],
-    missing: Sequence[Asked],
-    *,
-    new_id: NewId,
-    known: Mapping[str, ToolMessage] = MappingProxyType({}),
-    namespace: str = "",
-) -> Mended:
-    """The messages with an answer after each request that is `missing` one: a `known` one, or that there is none."""
-    answers: dict[str, list[ToolMessage]] = {}
+def mend(messages: Sequence[BaseMessage], missing: Sequence[Asked], *, new_id: NewId, namespace: str = "") -> Mended:
+    """The messages with an answer after each request that is `missing` one: what is known, or that there is none."""
+    answers: dict[int, ToolMessage] = {}
     calls: list[RepairedCall] = []
     for asked in missing:
-        answer, kind = _answer(asked, known.get(asked.call["id"]), new_id)
-        answers.setdefault(asked.call["id"], []).append(answer)
+        answer, kind = _answer(asked, new_id)
+        answers[id(asked.call)] = answer
         calls.append(
             RepairedCall(
                 tool_call_id=asked.call["id"],
@@ -111,10 +109,11 @@ def mend(
                 checkpoint_ns=namespace,
             )
         )
-    return Mended(list(_with_answers(messages, missing, answers)), calls)
+    return Mended(list(_with_answers(messages, answers)), calls)
 
 
-def _answer(asked: Asked, known: ToolMessage | None, new_id: NewId) -> tuple[ToolMessage, Any]:
+def _answer(asked: Asked, new_id: NewId) -> tuple[ToolMessage, Any]:
+    known = asked.answer
     if known is not None and asked.is_readable:
         return known if known.id else known.model_copy(update={"id": new_id()}), "known"
     text, kind = (INTERRUPTED, "interrupted") if asked.is_readable else (UNREADABLE, "unreadable")
@@ -122,20 +121,17 @@ def _answer(asked: Asked, known: ToolMessage | None, new_id: NewId) -> tuple[Too
     return ToolMessage(text, name=name, tool_call_id=call_id, status="error", id=new_id()), kind
 
 
-def _with_answers(
-    messages: Sequence[BaseMessage], missing: Sequence[Asked], answers: dict[str, list[ToolMessage]]
-) -> Iterator[BaseMessage]:
+def _with_answers(messages: Sequence[BaseMessage], answers: dict[int, ToolMessage]) -> Iterator[BaseMessage]:
     """Each answer after the message that asked, and after the answers it had."""
-    wanted = {id(asked.call): answers[asked.call["id"]].pop(0) for asked in missing}
     due: list[ToolMessage] = []
     for message in messages:
         if due and message.type != "tool":
             yield from due
             due = []
         yield message
-        if isinstance(message, AIMessage) and wanted:
+        if isinstance(message, AIMessage) and answers:
             asked = (*message.tool_calls, *message.invalid_tool_calls)
-            due += [wanted.pop(id(call)) for call in asked if id(call) in wanted]
+            due += [answers.pop(id(call)) for call in asked if id(call) in answers]
     yield from due
 
 
@@ -163,11 +159,16 @@ def _child(
 
 
 def _is_waiting(found: CheckpointTuple) -> bool:
-    """Whether it waits for a person; or its values are made from writes, and only the graph knows how."""
+    """Whether it waits for a person."""
     writes = found.pending_writes or ()
     interrupted = {task for task, channel, _ in writes if channel == _INTERRUPT}
     finished = {task for task, channel, _ in writes if not channel.startswith("__")}
-    return bool(interrupted - finished) or bool(found.metadata.get("counters_since_delta_snapshot"))
+    return bool(interrupted - finished)
+
+
+def _is_made_of_writes(found: CheckpointTuple) -> bool:
+    """Whether only its graph knows how to make its values."""
+    return bool(found.metadata.get("counters_since_delta_snapshot"))
 
 
 def _lacking(values: Mapping[str, Any]) -> Iterator[str]:
@@ -190,12 +191,15 @@ class Repairs:
         self, saver: SessionSaver, config: RunnableConfig, visit: Visit, found: CheckpointTuple | None
     ) -> CheckpointTuple | None:
         """What a run goes on from: as it was found, or with the answers its new input would have left out."""
-        given, visit.given = visit.given, None
+        namespace = config["configurable"].get("checkpoint_ns", "")
+        given = visit.inside.pop(without_tasks(namespace), None) if namespace else visit.given
+        visit.given = None
         is_new = self._on_input and _brings_input(given, visit, config, found)
-        if not is_new or found is None or _is_waiting(found) or not any(_lacking(found.checkpoint["channel_values"])):
+        if not is_new or found is None or not any(_lacking(found.checkpoint["channel_values"])):
             return found
-        answered = frozenset(_answers_in(given, _DEPTH))
-        work = partial(self._repair, saver, config, visit, answered, reason="new input", dry_run=False)
+        if namespace and given is None:
+            given = state_around(config)
+        work = partial(self._repair, saver, config, visit, given, reason="new input", dry_run=False)
         mended: CheckpointTuple | None = self._storage.together([work], durable=True)[0]()[0]
         return mended
 
@@ -211,7 +215,7 @@ class Repairs:
         for namespace in self._storage.list_checkpoint_namespaces(visit.session_id):
             if ":" not in namespace:  # with a task's id in it, it is of one run only
                 at: RunnableConfig = {**config, "configurable": {**config["configurable"], "checkpoint_ns": namespace}}
-                work = partial(self._repair, saver, at, visit, reason="asked for", dry_run=dry_run)
+                work = partial(self._repair, saver, at, visit, None, reason="asked for", dry_run=dry_run)
                 done += self._storage.together([work], durable=True)[0]()[1]
         return done
 
@@ -220,16 +224,18 @@ class Repairs:
         saver: SessionSaver,
         config: RunnableConfig,
         visit: Visit,
-        answered: frozenset[str] = frozenset(),
+        given: Any,
         *,
         reason: str,
         dry_run: bool,
     ) -> tuple[CheckpointTuple | None, list[RepairedCall]]:
         """In one transaction: what is there now, and what was added to it."""
         found = saver.load(config, visit)
-        if found is None or _is_waiting(found) or self._storage.find_holder(visit.session_id, but=visit.lease):
+        if found is None or _is_made_of_writes(found) or (given is None and _is_waiting(found)):
             return found, []
-        changed, calls = self._mended(found, visit.session_id, answered)
+        if self._storage.find_holder(visit.session_id, but=visit.lease):
+            return found, []
+        changed, calls = self._mended(found, visit.session_id, given)
         if dry_run or not calls:
             return found, calls
         checkpoint, metadata, new_versions = _child(found, changed, version=_next_version(saver, found.checkpoint))
@@ -240,28 +246,20 @@ class Repairs:
         at["configurable"]["checkpoint_id"] = key[2]
         return saver.load(at, visit), calls
 
-    def _mended(
-        self, found: CheckpointTuple, session_id: str, answered: frozenset[str]
-    ) -> tuple[dict[str, Any], list[RepairedCall]]:
+    def _mended(self, found: CheckpointTuple, session_id: str, given: Any) -> tuple[dict[str, Any], list[RepairedCall]]:
         values, namespace = found.checkpoint["channel_values"], found.config["configurable"]["checkpoint_ns"]
         changed: dict[str, Any] = {}
         calls: list[RepairedCall] = []
         for name in _lacking(values):
-            missing = [asked for asked in unanswered(values[name]) if asked.call["id"] not in answered]
+            missing = left_open(unanswered(values[name]), given, name)
             if missing:
-                known = self._known_answers(session_id, missing, name, found)
-                mended = mend(values[name], missing, new_id=self._new_id, known=known, namespace=namespace)
+                written = [value for _, channel, value in found.pending_writes or () if channel == name]
+                answers = [message for value in written for message in tool_messages(value)]
+                missing = with_written(recorded_answers(self._storage, session_id, missing), answers)
+                mended = mend(values[name], missing, new_id=self._new_id, namespace=namespace)
                 changed[name] = mended.messages
                 calls += mended.calls
         return changed, calls
-
-    def _known_answers(
-        self, session_id: str, missing: Sequence[Asked], channel: str, found: CheckpointTuple
-    ) -> dict[str, ToolMessage]:
-        """What some of them did say, though it is not in the history yet: others beside them were cut off."""
-        written = [value for _, name, value in found.pending_writes or () if name == channel]
-        known = {message.tool_call_id: message for value in written for message in _tool_messages(value)}
-        return recorded_answers(self._storage, session_id, missing) | known
 
 
 def _brings_input(given: Any, visit: Visit, config: RunnableConfig, found: CheckpointTuple | None) -> bool:
@@ -278,47 +276,3 @@ def _brings_input(given: Any, visit: Visit, config: RunnableConfig, found: Check
     run_id = config.get("metadata", {}).get("run_id")  # LangGraph takes the same id again for the same run
     is_same = found is not None and run_id is not None and run_id == found.metadata.get("run_id")
     return bool(given) and not isinstance(given, Command) and not is_same
-
-
-def _answers_in(given: Any, depth: int) -> Iterator[str]:
-    """The calls that an input answers itself, as when a client has carried them out."""
-    if isinstance(given, ToolMessage):
-        yield given.tool_call_id
-    elif isinstance(given, Mapping) and "tool_call_id" in given:
-        yield str(given["tool_call_id"])
-    elif depth and isinstance(given, (Mapping, list, tuple)):
-        for part in given.values() if isinstance(given, Mapping) else given:
-            yield from _answers_in(part, depth - 1)
-
-
-def _tool_messages(value: Any) -> Iterable[ToolMessage]:
-    parts = value if isinstance(value, (list, tuple)) else (value,)
-    return (part for part in parts if isinstance(part, ToolMessage))
-
-
-def recorded_answers(storage: Storage, session_id: str, missing: Sequence[Asked]) -> dict[str, ToolMessage]:
-    """What some of the calls did say, by the record of their executions and of the messages that answer them."""
-    asked = {one.call["id"]: one.message_id for one in missing}
-    executions = {
-        call.tool_call_id: call
-        for call in storage.find_executions(session_id, list(asked))
-        if call.message_id == asked[call.tool_call_id] and call.status in ("ok", "error")
-    }
-    messages = {m.tool_call_id: m for m in storage.find_answers(session_id, list(executions))} if executions else {}
-    answers = {call_id: _from_record(call, messages.get(call_id)) for call_id, call in executions.items()}
-    return {call_id: answer for call_id, answer in answers.items() if answer is not None}
-
-
-def _from_record(call: ToolCall, message: Message | None) -> ToolMessage | None:
-    """The message as it was recorded, or else the result; where it is whole and was not withheld."""
-    if message is not None and message.seq > call.seq and message.content is None and not message.marks:
-        return ToolMessage(
-            message.text,
-            name=call.name,
-            tool_call_id=call.tool_call_id,
-            id=message.message_id,
-            status="error" if call.status == "error" else "success",
-        )
-    if call.status != "ok" or call.marks or not isinstance(call.result, (str, list)):
-        return None
-    return ToolMessage(call.result, name=call.name, tool_call_id=call.tool_call_id)

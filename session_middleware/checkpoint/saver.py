@@ -304,7 +304,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
                 parent=Parent(parent_id, parent.channels) if parent and parent_id else None,
                 inherited=split.inherited,
                 values=split.values,
-                messages=self._witness.brought(key, checkpoint, metadata, split.messages),
+                messages=self._witness.brought(visit, key, checkpoint, metadata, split.messages),
                 preceding=split.preceding,
                 replayed=replayed(checkpoint, metadata),
                 enclosing=metadata.get("parents") or {},

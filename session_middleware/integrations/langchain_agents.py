@@ -22,7 +22,8 @@ from langgraph.graph.message import REMOVE_ALL_MESSAGES
 from langgraph.prebuilt.tool_node import ToolCallRequest
 from langgraph.types import Command
 
-from session_middleware.checkpoint.repair import Asked, Mended, mend, recorded_answers, unanswered
+from session_middleware.checkpoint.answers import Asked, recorded_answers
+from session_middleware.checkpoint.repair import Mended, mend, unanswered
 from session_middleware.memory.checking import check_count, check_names
 from session_middleware.memory.completing import complete
 from session_middleware.memory.scopes import SCOPES
@@ -129,8 +130,8 @@ class SessionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
         missing = self._missing(messages)
         if not missing:
             return None
-        known = recorded_answers(self._sessions._storage, place.visit.session_id, missing)
-        mended = mend(messages, missing, known=known, new_id=self._sessions.new_id, namespace=place.namespace)
+        missing = recorded_answers(self._sessions._storage, place.visit.session_id, missing)
+        mended = mend(messages, missing, new_id=self._sessions.new_id, namespace=place.namespace)
         self._note(place, mended)
         return {"messages": [RemoveMessage(REMOVE_ALL_MESSAGES), *mended.messages]}
 

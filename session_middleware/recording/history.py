@@ -17,7 +17,7 @@ from session_middleware.recording.messages import describe
 from session_middleware.recording.recorder import SessionRecorder
 from session_middleware.storage.offload import Offload
 from session_middleware.storage.port import Storage
-from session_middleware.storage.seen import ASIDE, HistorySeen
+from session_middleware.storage.seen import ASIDE, RESUME, SHARED, HistorySeen
 from session_middleware.storage.visit import Hand, Visit
 
 
@@ -68,7 +68,7 @@ class SessionHistory(BaseChatMessageHistory):
     def _read(self) -> list[BaseMessage]:
         self._recorder.drain(self._session_id)
         recorded = self._storage.list_messages(self._session_id)
-        return [self._message(m) for m in recorded if not m.checkpoint_ns and ASIDE not in m.marks]
+        return [self._message(message) for message in recorded if _is_of_history(message)]
 
     def add_messages(self, messages: Sequence[BaseMessage]) -> None:
         self._recorder.drain(self._session_id)
@@ -93,12 +93,21 @@ class SessionHistory(BaseChatMessageHistory):
 
     def _message(self, message: Message) -> BaseMessage:
         content, extra = put_back([message.content, message.extra], partial(self._storage.get_file, self._session_id))
-        told = _plain(message, message.text if content is None else content)
+        extra = dict(extra or {})
+        told = _plain(message, message.text if content is None else content, extra.pop("type", None))
         return told.model_copy(update=extra) if extra else told  # as it is recorded, be it valid or not
 
 
-def _plain(message: Message, said: Any) -> BaseMessage:
-    """The message by what the record has columns for."""
+def _is_of_history(message: Message) -> bool:
+    """Whether it is in the state of the outermost graph, or of a history that was given or added."""
+    is_outermost = not message.checkpoint_ns or SHARED in message.marks
+    return is_outermost and ASIDE not in message.marks and RESUME not in message.marks
+
+
+def _plain(message: Message, said: Any, kind: str | None) -> BaseMessage:
+    """The message by what the record has columns for; of another `kind` than its role says, where that is known."""
+    if kind == "human":
+        return HumanMessage(said, id=message.message_id, name=message.name)
     if message.role == "assistant":
         valid = [call for call in message.tool_calls if call.get("type") != "invalid_tool_call"]
         invalid = [call for call in message.tool_calls if call.get("type") == "invalid_tool_call"]
@@ -107,5 +116,5 @@ def _plain(message: Message, said: Any) -> BaseMessage:
     if message.role == "tool":
         call_id = message.tool_call_id or ""
         return ToolMessage(said, id=message.message_id, name=message.name, tool_call_id=call_id)
-    kind = SystemMessage if message.role == "system" else HumanMessage
-    return kind(said, id=message.message_id, name=message.name)
+    speaker = SystemMessage if message.role == "system" else HumanMessage
+    return speaker(said, id=message.message_id, name=message.name)

@@ -27,7 +27,7 @@ from session_middleware.recording.journal import harmless
 from session_middleware.recording.messages import Outcome, describe, mark_of, outcome_of
 from session_middleware.recording.prices import load
 from session_middleware.recording.recorder import SessionRecorder
-from session_middleware.recording.trace import KnownMessages, Trace, namespace_of, sentence, since
+from session_middleware.recording.trace import CallKey, KnownMessages, Trace, namespace_of, sentence, since
 from session_middleware.recording.usage import is_cached, model_in, usage_of, with_usage
 from session_middleware.storage.port import Storage
 from session_middleware.storage.seen import HistorySeen, ModelCallSeen, ToolEnd, ToolStart
@@ -65,6 +65,10 @@ class Watched:
     executed: dict[str, Any]  # the calls whose tool has begun, where nobody else knows, and its arguments
     begun: float = field(default_factory=time.perf_counter)
     written: bool = False  # its start is
+
+    @property
+    def key(self) -> CallKey:
+        return self.place.own_namespace, str(self.start.tool_call_id)
 
 
 @dataclass(slots=True)
@@ -279,15 +283,15 @@ class Hooks:
         self.write(watched.place)
         watched.written = True
         if watched.place.trace is not None:
-            watched.place.trace.foretold[str(watched.start.tool_call_id)] = watched.start
+            watched.place.trace.foretold[watched.key] = watched.start
 
     @harmless
     def end(self, watched: Watched, came: Any) -> None:
         """Close the call, unless the recorder has; a tool that did not run and is answered for was refused."""
         place, call_id = watched.place, str(watched.start.tool_call_id)
-        executed = call_id in (watched.executed if place.trace is None else place.trace.executed)
+        executed = call_id in watched.executed if place.trace is None else place.trace.executed[watched.key] > 0
         if place.trace is not None:
-            place.trace.foretold.pop(call_id, None)
+            place.trace.foretold.pop(watched.key, None)
             if executed:
                 return
         start = watched.start

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from session_middleware.model import NewId
 from session_middleware.plain import is_a, plain
 from session_middleware.recording.files import take_out
 from session_middleware.recording.usage import call_told_by, model_in, usage_of
-from session_middleware.storage.seen import FileSeen, MessageSeen, is_of_memory
+from session_middleware.storage.seen import RESUME, FileSeen, MessageSeen, is_of_memory
 
 _ROLES = {
     "human": "user",
@@ -49,6 +49,8 @@ def _describe(message: BaseMessage, checkpoint_ns: str, new_id: NewId, fields: d
     tokens, marks = usage_of(message)
     message_id = str(message.id or new_id())
     role = role_of(message)
+    if role == "user" and message.additional_kwargs.get("lc_source") == "summarization":
+        role, extra = "system", {**(extra or {}), "type": message.type}  # as LangChain's middleware marks it
     if role is None:
         role, marks = "user", (*marks, "unknown:role")  # nothing that was said is lost
     artifact = message.artifact if isinstance(message, ToolMessage) else None
@@ -69,6 +71,7 @@ def _describe(message: BaseMessage, checkpoint_ns: str, new_id: NewId, fields: d
         input_tokens=tokens.input,
         output_tokens=tokens.output,
         checkpoint_ns=checkpoint_ns,
+        told=bool(checkpoint_ns) and role == "user",
         minted=not message.id,
         marks=marks,
         files=[*files, *more_files],
@@ -284,6 +287,28 @@ def outcome_of(output: Any) -> Outcome:
 def answer_of(value: Any, message_id: str) -> MessageSeen:
     """What a person answered a graph that had stopped to ask."""
     if isinstance(value, str):
-        return MessageSeen(message_id, "user", value)
+        return MessageSeen(message_id, "user", value, marks=(RESUME,))
     content = plain(value)
-    return MessageSeen(message_id, "user", json.dumps(content, ensure_ascii=False), content=content)
+    return MessageSeen(message_id, "user", json.dumps(content, ensure_ascii=False), content=content, marks=(RESUME,))
+
+
+def by_whom(message: MessageSeen, users_words: frozenset[str] | None, agents: Container[str]) -> MessageSeen:
+    """Whether a message in its user's name may be an agent's: one inside a subgraph, or that has the name of a node.
+
+    What a run was called with is its user's, and so is everything where that is not known.
+    """
+    may_be_told = message.told or (message.role == "user" and message.name in agents)
+    return message._replace(told=may_be_told and users_words is not None and message.text not in users_words)
+
+
+def texts_in(value: Any, depth: int = _DEPTH) -> Iterator[str]:
+    """The texts that a run was given, as its input or as an answer: its user's words, wherever they are repeated."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, BaseMessage):
+        yield str(value.text)
+    elif isinstance(value, Command):
+        yield from texts_in((value.resume, value.update), depth)
+    elif depth:
+        for part in value if isinstance(value, (list, tuple)) else _parts(value):
+            yield from texts_in(part, depth - 1)

@@ -24,6 +24,7 @@ from langgraph.callbacks import GraphCallbackHandler, GraphInterruptEvent
 from langgraph.errors import GraphBubbleUp
 from langgraph.types import Command
 
+from session_middleware.checkpoint.answers import without_tasks
 from session_middleware.lifecycle import session_id_of
 from session_middleware.model import Clock, NewId
 from session_middleware.plain import is_a
@@ -33,16 +34,18 @@ from session_middleware.recording.journal import DENIALS, Journal, harmless
 from session_middleware.recording.messages import (
     Outcome,
     answer_of,
+    by_whom,
     describe,
     lists_in,
     mark_of,
     outcome_of,
     removes,
+    texts_in,
     unseen,
 )
 from session_middleware.recording.models import Models
 from session_middleware.recording.tools import Tools
-from session_middleware.recording.trace import KnownMessages, Node, Trace, sentence, since
+from session_middleware.recording.trace import KnownMessages, Node, Trace, namespace_of, sentence, since
 from session_middleware.storage.port import Storage
 from session_middleware.storage.seen import HistorySeen, MessageSeen, RunEnd
 from session_middleware.storage.visit import Visit
@@ -109,7 +112,8 @@ class SessionRecorder(GraphCallbackHandler):
         self._models = Models(journal, new_id=new_id, clock=clock, flush_seconds=stream_flush)
         self._traces: dict[UUID, Trace] = {}  # of each run and all that runs inside it
         self._outside: set[UUID] = set()
-        self._known = KnownMessages()
+        self._known = KnownMessages()  # in the outermost graph
+        self._known_inside = KnownMessages()
 
     @property
     def faults(self) -> int:
@@ -145,10 +149,13 @@ class SessionRecorder(GraphCallbackHandler):
         if trace is None:
             return
         if trace.visit.run_id == str(run_id):
+            trace.visit.users_words = frozenset(texts_in(inputs))
             self._histories.begin(trace, inputs)
             self._resume(trace, inputs)
             return
         self._begin(trace)
+        if trace.visit.checkpointed:  # it may be a graph that keeps its state, and is about to read it
+            trace.visit.inside[without_tasks(namespace_of(metadata))] = inputs
         if (node := metadata.get("langgraph_node")) and name == node and run_id not in trace.nodes:
             trace.nodes[run_id] = trace.node_of(metadata)
             self._append_input(trace, inputs, trace.nodes[run_id])
@@ -167,7 +174,7 @@ class SessionRecorder(GraphCallbackHandler):
                 self._histories.align(trace, outputs, "")
             self._append(trace, outputs, "")
             self._end(trace, "interrupted" if trace.interrupted else "ok", None)
-        elif (node := trace.nodes.pop(run_id, None)) is not None:
+        elif (node := trace.take_node(run_id)) is not None:
             self._hear(trace, node, outputs)
             self._append(trace, outputs, node.graph_namespace, node, node.step)
 
@@ -177,7 +184,7 @@ class SessionRecorder(GraphCallbackHandler):
         if trace is None:
             self._outside.discard(run_id)
             return
-        node = trace.nodes.pop(run_id, None)
+        node = trace.take_node(run_id)
         if trace.visit.run_id == str(run_id):
             self._fail(trace, error)
         elif node is not None:
@@ -270,14 +277,19 @@ class SessionRecorder(GraphCallbackHandler):
         self, trace: Trace, value: Any, namespace: str, node: Node | None = None, step: int | None = None
     ) -> None:
         """Take down the messages that are new here; where no checkpointer of ours writes them, write them."""
-        known = ChainMap(self._known.of(trace.visit.session_id), trace.given)
+        outermost, inside = (each.of(trace.visit.session_id) for each in (self._known, self._known_inside))
+        known = ChainMap(outermost, trace.given)
+        if namespace:
+            known = ChainMap(inside, outermost)
+        elif trace.visit.checkpointed:  # the checkpoint of the outermost graph says what of it is in its state
+            known = ChainMap(outermost, inside, trace.given)
         with trace.lock:
             found = unseen(value, known, whole=node is None and trace.rewritten)
             trace.rewritten = node is not None and not trace.visit.checkpointed and removes(value)
             known.update({str(message.id): mark_of(message) for message, _ in found})
-            told = [one for m, after in found for one in self.describe([m], namespace, followed_by=after)]
-            seen = [self._judge(trace, message, node) for message in told]
-            trace.asking.update({str(call.get("id")): m.message_id for m in seen for call in m.tool_calls})
+            described = [one for m, after in found for one in self.describe([m], namespace, followed_by=after)]
+            seen = [self._judge(trace, message, node) for message in described]
+            trace.note_asking(seen)
             if step is not None and not namespace:
                 for message in seen:
                     trace.visit.seen_at[message.message_id] = step
@@ -286,9 +298,18 @@ class SessionRecorder(GraphCallbackHandler):
             self.journal.flush(trace.visit)
 
     def _judge(self, trace: Trace, message: MessageSeen, node: Node | None) -> MessageSeen:
-        """An answer for a tool that was not executed says no, if it is of a node that may say so."""
-        refused = message.tool_error and message.tool_call_id not in trace.executed
-        return message._replace(refused=True) if refused and node is not None and node.may_refuse else message
+        """By whom a message is that may be of its user.
+
+        And an answer for a tool that was not executed says no, if it is of a node that may say so.
+        """
+        if message.role == "user":
+            return by_whom(message, trace.visit.users_words, trace.agents)
+        if node is None or message.tool_call_id is None:
+            return message
+        answers = trace.answers.setdefault(message.tool_call_id, set())
+        answers.add(message.message_id)
+        refused = message.tool_error and len(answers) > trace.executions_of(message.tool_call_id)
+        return message._replace(refused=True) if refused and node.may_refuse else message
 
     def _hear(self, trace: Trace, node: Node | None, outputs: Any) -> None:
         """What models said in a node that has ended, and the node does not pass on, was said all the same."""
@@ -299,6 +320,7 @@ class SessionRecorder(GraphCallbackHandler):
     def forget(self, session_id: str) -> None:
         """Keep nothing in mind of a session that was deleted."""
         self._known.forget(session_id)
+        self._known_inside.forget(session_id)
         self.journal.forget(session_id)
 
     def visit_of(self, session_id: str) -> Visit | None:

@@ -20,10 +20,11 @@ class Tools:
         self, trace: Trace, run_id: UUID, name: str, arguments: Any, call_id: str | None, metadata: Mapping[str, Any]
     ) -> None:
         """Take down the start, unless it was foretold; it is to be written before the tool runs."""
-        foretold = trace.foretold.pop(call_id or "", None)
+        namespace = namespace_of(metadata)
+        foretold = trace.foretold.pop((namespace, call_id or ""), None)
         trace.tools[run_id] = Tool(name, foretold.execution_id if foretold else str(run_id))
         if call_id:
-            trace.executed.add(call_id)
+            trace.executed[namespace, call_id] += 1
         if foretold is not None and foretold.arguments == arguments:
             return
         start = ToolStart(
@@ -31,9 +32,9 @@ class Tools:
             tool_call_id=call_id,
             name=name,
             arguments=arguments,
-            checkpoint_ns=namespace_of(metadata).rpartition("|")[0],
+            checkpoint_ns=namespace.rpartition("|")[0],
             node=metadata.get("langgraph_node"),
-            message_id=trace.asking.get(call_id or ""),
+            message_id=trace.asked_by(namespace, call_id, arguments) if call_id else None,
             corrects=foretold is not None,
         )
         self._journal.keep(trace.visit, [*trace.take_said(None), start])

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeAlias
 from uuid import UUID
 
+from session_middleware.checkpoint.answers import without_tasks
 from session_middleware.storage.seen import ASIDE, MessageSeen, ToolStart
 from session_middleware.storage.visit import Visit
 
 _SESSIONS_REMEMBERED = 256
 _HOOKS = (".before_agent", ".before_model", ".after_model", ".after_agent")  # how LangChain names middleware's nodes
+
+CallKey: TypeAlias = tuple[str, str]  # the namespace of a node, or of its graph; and the id of a tool call
+Asking: TypeAlias = tuple[str, Mapping[str, Any]]  # the id of a message, and a tool call in it
 
 
 @dataclass(slots=True)
@@ -77,15 +81,17 @@ class Trace:
     is_resumed: bool = False
     rewritten: bool = False  # by the latest node: what its state begins with may be new
     first_step: Any = None  # LangGraph's number of the first step that was seen
+    agents: set[str] = field(default_factory=set)  # the names of the nodes that have run
     ids_given: frozenset[str] = frozenset()  # of the messages it was called with
     given: dict[str, int] = field(default_factory=dict)  # what those are in its state: their words, by their ids
     went_back_to: str | None = None  # the checkpoint a run without a checkpointer of ours was sent back to
     nodes: dict[UUID, Node] = field(default_factory=dict)  # running
     tools: dict[UUID, Tool] = field(default_factory=dict)  # running
     models: dict[UUID, Asked] = field(default_factory=dict)  # at work
-    executed: set[str] = field(default_factory=set)  # ids of tool calls that were
-    foretold: dict[str, ToolStart] = field(default_factory=dict)  # starts that are written down before the tool's own
-    asking: dict[str, str] = field(default_factory=dict)  # the message that asked for a tool call
+    executed: Counter[CallKey] = field(default_factory=Counter)  # tool calls, and how often
+    foretold: dict[CallKey, ToolStart] = field(default_factory=dict)  # starts that are written down before the tool's
+    asking: dict[CallKey, list[Asking]] = field(default_factory=dict)  # what was asked for
+    answers: dict[str, set[str]] = field(default_factory=dict)  # the messages that answer a tool call id
     said: list[MessageSeen] = field(default_factory=list)  # by models, and not yet seen in a node's output
     lock: threading.Lock = field(default_factory=threading.Lock)  # tools and nodes may run side by side
 
@@ -94,11 +100,38 @@ class Trace:
         if self.first_step is None:
             self.first_step = step
         namespace = namespace_of(metadata)
-        return Node(str(metadata.get("langgraph_node")), namespace, self.is_resumed and step == self.first_step, step)
+        self.agents.add(name := str(metadata.get("langgraph_node")))
+        return Node(name, namespace, self.is_resumed and step == self.first_step, step)
+
+    def take_node(self, run_id: UUID) -> Node | None:
+        """A node that has ended, and what was called in it with it."""
+        if (node := self.nodes.pop(run_id, None)) is not None:
+            self.visit.inside.pop(without_tasks(node.namespace), None)
+        return node
 
     def hear(self, message: MessageSeen) -> None:
         with self.lock:
             self.said.append(message)
+            self.note_asking([message])
+
+    def note_asking(self, messages: Iterable[MessageSeen]) -> None:
+        for message in messages:
+            for call in message.tool_calls:
+                key = message.checkpoint_ns, str(call.get("id"))
+                self.asking.setdefault(key, []).append((message.message_id, call))
+
+    def asked_by(self, namespace: str, call_id: str, arguments: Any) -> str | None:
+        """The id of the message that asked for what is executed in a node, or in a graph inside of it.
+
+        Models may use an id again: the latest with these arguments did, or else the latest.
+        """
+        while not (found := self.asking.get((namespace, call_id), [])) and namespace:
+            namespace = namespace.rpartition("|")[0]
+        same = [one for one in found if _has(arguments, one[1].get("args"))] if len(found) > 1 else ()
+        return (same or found)[-1][0] if found else None
+
+    def executions_of(self, call_id: str) -> int:
+        return sum(times for (_, each), times in self.executed.items() if each == call_id)
 
     def take_said(self, namespace: str | None, told: Iterable[str] = ()) -> list[MessageSeen]:
         """What models said in a node (or anywhere), but what the node has `told` itself.
@@ -118,6 +151,13 @@ class Trace:
         self.visit.unclaimed.update({message.claim: message.message_id for message in taken if message.text})
         aside = [message._replace(marks=(*message.marks, ASIDE)) for message in taken]
         return [*aside, *(message for message in mine if message.again and message.message_id in own)]
+
+
+def _has(arguments: Any, asked: Any) -> bool:
+    """Whether a tool was given what was asked for, and maybe what its graph adds to that."""
+    if not isinstance(arguments, Mapping) or not isinstance(asked, Mapping):
+        return False
+    return all(type(arguments.get(name)) is type(value) and arguments[name] == value for name, value in asked.items())
 
 
 def _is_inside(namespace: str, outer: str) -> bool:

@@ -8,13 +8,14 @@ are made from the writes; and what a person answers a graph that has stopped to 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any
 
 from langchain_core.messages import BaseMessage
 from langgraph._internal._constants import NULL_TASK_ID, RESUME
 from langgraph.checkpoint.base import Checkpoint, CheckpointMetadata
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
+from langgraph.constants import START
 
 from session_middleware.checkpoint.codec import NewMessage
 from session_middleware.checkpoint.elements import id_of
@@ -22,7 +23,7 @@ from session_middleware.checkpoint.known import Key
 from session_middleware.model import NewId
 from session_middleware.plain import is_a
 from session_middleware.recording.journal import Journal
-from session_middleware.recording.messages import answer_of, describe, lists_in, to_message
+from session_middleware.recording.messages import answer_of, by_whom, describe, lists_in, texts_in, to_message
 from session_middleware.storage.seen import MessageSeen
 from session_middleware.storage.visit import Visit
 
@@ -39,27 +40,34 @@ class CheckpointWitness:
         self._held: dict[str, dict[str, list[Any]]] = {}  # what was written since the last checkpoint, by channel
 
     def brought(
-        self, key: Key, checkpoint: Checkpoint, metadata: CheckpointMetadata, new: Sequence[NewMessage]
+        self,
+        visit: Visit,
+        key: Key,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new: Sequence[NewMessage],
     ) -> list[MessageSeen]:
         try:
+            if visit.users_words is None and metadata.get("source") == "input" and not key[1]:
+                visit.users_words = frozenset(texts_in(checkpoint["channel_values"].get(START)))
             held = self._held.pop(key[0], {})
             if counted := metadata.get("counters_since_delta_snapshot"):
                 self._remember(key[0], counted)
                 new = [*new, *self._untold(key[0], [held.get(name, ()) for name in counted])]
             if snapshots := [v.value for v in checkpoint["channel_values"].values() if is_a(v, _DeltaSnapshot)]:
                 new = [*new, *self._untold(key[0], snapshots)]
-            return self._describe(key, new)
+            return self._describe(visit, key, new, checkpoint["versions_seen"])
         except Exception as error:  # noqa: BLE001  # a fault here must not break a checkpoint
             self._journal.fault(error)
             return []
 
-    def _describe(self, key: Key, new: Sequence[NewMessage]) -> list[MessageSeen]:
+    def _describe(self, visit: Visit, key: Key, new: Sequence[NewMessage], agents: Container[str]) -> list[MessageSeen]:
         """One without an id gets one by its place, so that a checkpoint put again brings the same."""
         found: list[MessageSeen] = []
         for number, (message, following) in enumerate(new):
             by_place = f"{key[2]}-{number}".__str__
             described = describe([to_message(message)], key[1], new_id=by_place, followed_by=following)
-            found += self._journal.keeping.messages(described)
+            found += self._journal.keeping.messages([by_whom(one, visit.users_words, agents) for one in described])
         return found
 
     def _remember(self, session_id: str, channels: Any) -> None:
@@ -81,6 +89,8 @@ class CheckpointWitness:
     def wrote(self, visit: Visit, key: Key, task_id: str, writes: Sequence[tuple[str, Any]]) -> None:
         try:
             for channel, value in writes:
+                if channel == RESUME and task_id == NULL_TASK_ID and visit.users_words is None:
+                    visit.users_words = frozenset(texts_in(value))
                 if channel == RESUME and task_id == NULL_TASK_ID and visit.run_id is None:  # no recorder has seen it
                     visit.resume_id = visit.resume_id or f"resume-{self._new_id()}"
                     self._journal.keep(visit, [answer_of(value, visit.resume_id)])

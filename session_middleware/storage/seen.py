@@ -12,6 +12,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 ASIDE = "aside"  # the mark of what was said to or by a model, and is in no state and no history
 TOLD = "told"  # the mark of a model call that nobody saw, and a message told of
+SHARED = "shared"  # of what was said in a subgraph, and is in the state of the outermost graph as well
+RESUME = "resume"  # of what a person answered a graph that had stopped to ask: it is in no state, and not remembered
 OF_MEMORY = {"session_middleware": "memory"}  # the artifact of what our memory tools answer: it is memory already
 
 Claim: TypeAlias = tuple[str, str]  # what a message is found by where its id may have changed: who, and what
@@ -50,6 +52,7 @@ class MessageSeen(NamedTuple):
     checkpoint_ns: str = ""
     complete: bool = True  # False: as much of it as has been streamed
     refused: bool = False  # a tool message that says no, from somebody who did not run the tool
+    told: bool = False  # a message in its user's name that an agent or the app may have made; the engine makes sure
     minted: bool = False  # it came without an id, and this one was made for it
     late: bool = False  # it is of a checkpoint, and a later state of the run has been seen
     followed_by: str | None = None  # the id of the message it stands before, where there is one

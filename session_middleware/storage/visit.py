@@ -75,11 +75,16 @@ class Visit:
     unclaimed: dict[Claim, str] = field(default_factory=dict)  # what was said that no state holds yet, by its id
     aliases: dict[str, str] = field(default_factory=dict)  # ids its state gave to recorded messages, and theirs
     seen_at: dict[str, int] = field(default_factory=dict)  # messages of the outermost graph: the latest step seen
+    answers: dict[str, set[str]] = field(default_factory=dict)  # the messages it brought that answer a tool call id
     written: dict[str, int] = field(default_factory=dict)  # messages that it brought into the record first: their seqs
     asked: deque[tuple[str | None, int | None, int | None]] = field(default_factory=_few)  # its latest model calls
     resume_id: str | None = None  # of the message that is a person's answer, where the checkpointer has seen it
     tell: Callable[[Exception], None] | None = None  # is told of what could not be recorded
     given: Any = None  # what a run was called with, until it has read its state
+    users_words: frozenset[str] | None = None  # the texts its run was called with, where they are known
+    inside: dict[str, Any] = field(
+        default_factory=dict
+    )  # as `given`, of the graphs inside: by namespace, without tasks
     looked: set[str] = field(default_factory=set)  # the namespaces whose state it has read
     reading: bool = False  # a look that is no run: it may be at what one may read and not change
     incarnation: int | None = None  # the session's, as it was found: a deleted one that is opened again is another

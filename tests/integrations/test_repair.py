@@ -169,24 +169,32 @@ async def test_a_command_repairs_nothing(sessions: Sessions, price: Any) -> None
     assert repairs(sessions.get("t")) == []
 
 
-def test_what_waits_for_a_person_is_not_repaired(sessions: Sessions) -> None:
-    graph, config = sessions.attach(agents.tool_graph(model=Scripted())), sessions.config("t")
+def test_what_waits_for_a_person_is_not_repaired_when_asked(sessions: Sessions) -> None:
+    graph, config = sessions.attach(agents.tool_graph(model=Strict())), sessions.config("t")
     graph.invoke(human("ask tea"), config)
     assert graph.get_state(config).interrupts
     assert sessions.get("t").repair() == []
-    graph.invoke(human("never mind"), config)
+    graph.invoke(Command(resume=True), config)
     assert repairs(sessions.get("t")) == []
+    assert [call.status for call in sessions.get("t").tool_calls()] == ["interrupted", "ok"]
 
 
-def test_what_a_person_has_left_behind_is_repaired_with_the_next_input(sessions: Sessions) -> None:
-    graph, config = sessions.attach(agents.tool_graph(model=Strict())), sessions.config("t")
-    graph.invoke(human("ask tea"), config)
-    with pytest.raises(ValueError, match="no answer"):  # the model is asked although the call still waits
-        graph.invoke(human("never mind"), config)
-    graph.invoke(human("hello"), config)
-    assert [m.type for m in graph.get_state(config).values["messages"]] == [
-        *("human", "ai", "tool", "human", "human", "ai")
-    ]
+@pytest.mark.parametrize("runner", RUNNERS, ids=lambda runner: runner.__name__)
+@pytest.mark.parametrize(
+    "make", [lambda: agents.tool_graph(model=Strict()), lambda: create_agent(Strict(), agents.TOOLS)]
+)
+async def test_what_waits_for_a_person_is_given_up_by_new_input(
+    make: Callable[[], Any], runner: Runner, sessions: Sessions
+) -> None:
+    graph, config = sessions.attach(make()), sessions.config("t")
+    await runner(graph, human("ask tea"), config)
+    await runner(graph, human("never mind"), config)
+    await runner(graph, human("hello"), config)
+    state = graph.get_state(config).values["messages"]
+    assert [m.type for m in state] == ["human", "ai", "tool", "human", "ai", "human", "ai"]
+    assert [m.message_id for m in sessions.get("t").messages()] == [m.id for m in state]
+    assert [call.status for call in sessions.get("t").tool_calls()] == ["interrupted"]
+    assert len(repairs(sessions.get("t"))) == 1
 
 
 async def test_an_answer_that_the_input_brings_is_the_answer(sessions: Sessions, price: Any) -> None:

@@ -54,6 +54,15 @@ def test_an_id_used_again_in_a_later_turn_needs_an_answer_of_its_own() -> None:
     assert mended([HI, asks("a"), HI, asks("a"), answers("a")]) == ["human", "ai", "a", "human", "ai", "a"]
 
 
+def test_answers_are_counted_as_calls_are() -> None:
+    twice = [HI, asks("a", "a"), answers("a"), answers("a", "good"), AIMessage("there")]
+    beside = [HI, asks("a"), asks("a"), answers("a"), answers("a", "good")]
+    assert unanswered(twice) == unanswered(beside) == []
+    assert mended([HI, asks("a", "a"), answers("a"), HI]) == ["human", "ai", "a", "a", "human"]
+    assert mended([HI, asks("a", "a"), HI]) == ["human", "ai", "a", "a", "human"]
+    assert mended([HI, asks("a"), asks("a"), answers("a")]) == ["human", "ai", "a", "ai", "a"]
+
+
 def test_a_call_whose_arguments_could_not_be_read_is_answered_too() -> None:
     messages = [HI, asks("a", unreadable=["b"])]
     found = mend(messages, unanswered(messages), new_id=lambda: "x")
@@ -69,7 +78,8 @@ def test_the_answer_names_the_tool_and_has_an_id() -> None:
 
 def test_an_answer_that_is_known_is_taken() -> None:
     messages = [HI, asks("a", "b")]
-    found = mend(messages, unanswered(messages), known={"b": answers("b")}, new_id=lambda: "x")
+    first, second = unanswered(messages)
+    found = mend(messages, [first, second._replace(answer=answers("b"))], new_id=lambda: "x")
     assert [message.text for message in found.messages[2:]] == [INTERRUPTED, "nice"]
     assert [call.answer for call in found.calls] == ["interrupted", "known"]
 

@@ -36,7 +36,7 @@ AT_ONCE = 200  # messages indexed in one transaction
 _COLUMNS = "m.rowid, m.session_id, m.seq, m.message_id, m.version, m.name, m.text, m.created_at, s.user_id"
 _SPOKEN = (
     "m.role IN ('user', 'assistant', 'tool') AND m.text != '' AND m.replaced_by IS NULL"
-    " AND COALESCE(m.marks, '') NOT LIKE '%\"memory\"%'"
+    " AND COALESCE(m.marks, '') NOT LIKE '%\"memory\"%' AND COALESCE(m.marks, '') NOT LIKE '%\"resume\"%'"
 )
 _NEW = (
     f"SELECT {_COLUMNS} FROM messages AS m CROSS JOIN sessions AS s ON s.id = m.session_id"

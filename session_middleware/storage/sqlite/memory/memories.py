@@ -14,7 +14,10 @@ from session_middleware.storage.memory_port import MemoryQuery, StoredMemory
 from session_middleware.storage.sqlite.memory import indexing, items, phrases, recall
 from session_middleware.storage.sqlite.rows import namespace_text, values_of
 
-_SAID = "replaced_by IS NULL AND COALESCE(marks, '') NOT LIKE '%\"memory\"%'"  # by anybody but our memory tools
+_SAID = (
+    "replaced_by IS NULL AND COALESCE(marks, '') NOT LIKE '%\"memory\"%'"  # by anybody but our memory tools
+    " AND COALESCE(marks, '') NOT LIKE '%\"resume\"%'"
+)
 
 
 def search(connection: sqlite3.Connection, query: MemoryQuery, now: datetime) -> list[StoredMemory]:

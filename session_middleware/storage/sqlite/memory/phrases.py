@@ -17,6 +17,7 @@ from session_middleware.storage.words import phrase, phrase_parts
 _COLUMNS = "m.session_id, m.seq, m.message_id, m.role, m.name, m.text, m.created_at, s.family_id"
 _HOLDS = """
     m.role IN ('user', 'assistant', 'tool') AND m.text LIKE :pattern ESCAPE '\\' AND m.replaced_by IS NULL
+    AND COALESCE(m.marks, '') NOT LIKE '%"resume"%'
     AND COALESCE(m.marks, '') NOT LIKE '%"memory"%' AND COALESCE(m.marks, '') NOT LIKE '%"removed"%'
     AND (m.created_at >= :since OR :since IS NULL)
 """

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from session_middleware.model import to_text
 from session_middleware.storage.processes import is_gone, this_process
@@ -34,8 +34,10 @@ def start(connection: sqlite3.Connection, visit: Visit, call: ToolStart, tally: 
     if call_id is None:
         asked, call_id = _find_request(connection, visit.session_id, call) or (None, call.execution_id)
     if asked is None:
-        request = _request(connection, visit.session_id, call_id)
-        asked = request and request[0]
+        requests = _requests(connection, visit.session_id, call_id)
+        same = [request for request in requests if any(to_json(one.get("args")) == arguments for one in request.calls)]
+        asked = next((request.message_id for request in (*same, *requests)), None)
+    asked = asked and visit.aliases.get(asked, asked)
     row = (
         *(visit.session_id, tally.last_seq + 1, visit.run_id, call.execution_id, call_id, name, arguments),
         *(asked, call.checkpoint_ns, call.node, marks_of(call.marks, name, arguments), to_text(now)),
@@ -46,7 +48,7 @@ def start(connection: sqlite3.Connection, visit: Visit, call: ToolStart, tally: 
         return
     tally.next_seq()
     tally.tool_calls += 1
-    if started[0] > 1:
+    if started[0] > 1 and started[0] > _times_asked(connection, visit.session_id, asked, call_id):
         connection.execute(
             "UPDATE tool_calls SET status = 'interrupted'"
             " WHERE session_id = ? AND tool_call_id = ? AND message_id IS ? AND checkpoint_ns = ?"
@@ -107,34 +109,41 @@ def store_files(connection: sqlite3.Connection, session_id: str, files: Sequence
 
 
 def answer(connection: sqlite3.Connection, visit: Visit, message: MessageSeen, tally: Tally) -> None:
-    """A row for a call whose execution nobody watched, from the message that answers it."""
+    """A row for a call whose execution nobody watched, from the message that answers it.
+
+    Models may use an id again, even in one message. So calls, executions and answers are counted.
+    """
     call_id = str(message.tool_call_id)
     if message.refused and _refuse(connection, visit.session_id, message, tally):
         return
-    latest = connection.execute(
-        "SELECT seq, run_id, attempt, message_id FROM tool_calls WHERE session_id = ? AND tool_call_id = ?"
-        " ORDER BY seq DESC LIMIT 1",
-        (visit.session_id, call_id),
-    ).fetchone()
-    was_watched = latest is not None and visit.run_id is not None and latest[1] == visit.run_id
-    if was_watched and not message.refused:
+    executed = {
+        message_id: _Executed(*rest)
+        for message_id, *rest in connection.execute(_EXECUTED, (visit.run_id, visit.session_id, call_id))
+    }
+    watched = sum(found.in_run for found in executed.values()) if visit.run_id is not None else 0
+    answers = visit.answers.setdefault(call_id, set())
+    answers.add(message.message_id)
+    if watched >= len(answers) and not message.refused:
         return
-    request = _request(connection, visit.session_id, call_id)
-    is_another = latest is None or (request is not None and latest[3] not in (None, request[0]))
-    if was_watched and not is_another:
+    requests = _requests(connection, visit.session_id, call_id)
+    request = _open_request(connection, visit.session_id, requests, executed, message.checkpoint_ns)
+    if request is None and (requests or executed):
         return
-    if latest is not None and latest[0] > (request[2] if request else 0):  # an id may be used again in a later turn
-        return
+    known = {each.message_id for each in requests}
+    if request and any(one.last > request.seq for of, one in executed.items() if of not in known):
+        return  # it was asked for by a message that has another id by now
+    done = executed.get(request and request.message_id, _NOT_EXECUTED)
+    call: dict[str, Any] = request.calls[done.times] if request else {}
     failed = message.tool_error and not message.refused
-    name = message.name or (request and request[1].get("name")) or "tool"
+    name = message.name or call.get("name") or "tool"
     result = to_json(message.content if message.content is not None else message.text)
     status = "refused" if message.refused else "error" if failed else "ok"
     _insert(
         connection,
         tally,
-        (visit.run_id, message.message_id, call_id, 1 if is_another else latest[2] + 1, clean(str(name)))
-        + (to_json(request and request[1].get("args")), result, status, message.text if failed else None)
-        + (request and request[0], message.checkpoint_ns, None, marks_of(message.marks, result), None),
+        (visit.run_id, message.message_id, call_id, done.attempt + 1, clean(str(name)))
+        + (to_json(call.get("args")), result, status, message.text if failed else None)
+        + (request and request.message_id, message.checkpoint_ns, None, marks_of(message.marks, result), None),
     )
     if failed:
         tally.count_error()
@@ -152,6 +161,22 @@ _KEEP_ARTIFACT = """
         SELECT seq FROM tool_calls WHERE session_id = ? AND tool_call_id = ?
         ORDER BY execution_id = ? DESC, result IS ? DESC, seq DESC LIMIT 1
     )
+"""
+
+
+class _Executed(NamedTuple):
+    """The executions of a tool call id that one message asked for."""
+
+    times: int
+    attempt: int
+    last: int  # the seq of the latest
+    in_run: int
+
+
+_NOT_EXECUTED = _Executed(0, 0, 0, 0)
+_EXECUTED = """
+    SELECT message_id, COUNT(*), MAX(attempt), MAX(seq), SUM(run_id IS ?) FROM tool_calls
+    WHERE session_id = ? AND tool_call_id = ? GROUP BY message_id
 """
 
 
@@ -174,30 +199,88 @@ def _insert(connection: sqlite3.Connection, tally: Tally, values: tuple[Any, ...
 def asked_by(connection: sqlite3.Connection, session_id: str, message: MessageSeen) -> None:
     """Executions that were recorded before the message which asked for them have it now."""
     ids = [clean(str(call.get("id"))) for call in message.tool_calls]
-    connection.execute(
-        "UPDATE OR IGNORE tool_calls SET message_id = ?"
-        f" WHERE session_id = ? AND tool_call_id IN ({', '.join('?' * len(ids))}) AND message_id IS NULL",
-        (message.message_id, session_id, *ids),
+    found = connection.execute(
+        "SELECT seq, tool_call_id, arguments FROM tool_calls"
+        f" WHERE session_id = ? AND tool_call_id IN ({', '.join('?' * len(ids))}) AND message_id IS NULL ORDER BY seq",
+        (session_id, *ids),
+    ).fetchall()
+    asked = {(clean(str(call.get("id"))), to_json(call.get("args"))) for call in message.tool_calls}
+    same = {call_id for _, call_id, arguments in found if (call_id, arguments) in asked}
+    for seq, call_id, arguments in found:
+        if (call_id, arguments) in asked or call_id not in same:  # another message may have used the same id
+            connection.execute(_ASKED_BY, (message.message_id, message.message_id, session_id, seq))
+
+
+_ASKED_BY = """
+    UPDATE OR IGNORE tool_calls SET message_id = ?, attempt = (SELECT COALESCE(MAX(attempt), 0) + 1 FROM tool_calls AS t
+    WHERE t.session_id = tool_calls.session_id AND t.tool_call_id = tool_calls.tool_call_id AND t.message_id = ?)
+    WHERE session_id = ? AND seq = ?
+"""
+
+
+def asked_by_another_id(connection: sqlite3.Connection, session_id: str, before: str, message: MessageSeen) -> None:
+    """The message that asked for some executions has another id now."""
+    connection.executemany(
+        "UPDATE OR IGNORE tool_calls SET message_id = ? WHERE session_id = ? AND tool_call_id = ? AND message_id = ?",
+        [(message.message_id, session_id, clean(str(call.get("id"))), before) for call in message.tool_calls],
     )
 
 
-Request = tuple[str, dict[str, Any], int]  # the asking message's id, the request, the message's seq
+class _Request(NamedTuple):
+    """A message that asks for a tool call, once or more often."""
+
+    message_id: str
+    calls: list[dict[str, Any]]
+    seq: int
+    checkpoint_ns: str
+
 
 _REQUESTS = """
-    SELECT message_id, tool_calls, seq FROM (
-        SELECT message_id, tool_calls, seq FROM messages
+    SELECT message_id, tool_calls, seq, checkpoint_ns FROM (
+        SELECT message_id, tool_calls, seq, checkpoint_ns FROM messages
         WHERE session_id = ? AND tool_calls IS NOT NULL ORDER BY seq DESC LIMIT 64
     ) WHERE instr(tool_calls, ?)
 """
 
 
-def _request(connection: sqlite3.Connection, session_id: str, call_id: str) -> Request | None:
-    """The latest request for a call."""
-    for message_id, calls, seq in connection.execute(_REQUESTS, (session_id, to_json(call_id))):
-        for call in json.loads(calls):
-            if call.get("id") == call_id:
-                return message_id, call, seq
-    return None
+def _requests(connection: sqlite3.Connection, session_id: str, call_id: str) -> list[_Request]:
+    """The requests for a call, latest first."""
+    found: dict[str, _Request] = {}
+    for message_id, asked, *rest in connection.execute(_REQUESTS, (session_id, to_json(call_id))):
+        calls = [call for call in json.loads(asked) if call.get("id") == call_id]
+        if calls and message_id not in found:  # which is its latest version
+            found[message_id] = _Request(message_id, calls, *rest)
+    return list(found.values())
+
+
+def _times_asked(connection: sqlite3.Connection, session_id: str, message_id: str | None, call_id: str) -> int:
+    requests = _requests(connection, session_id, call_id)
+    return next((len(request.calls) for request in requests if request.message_id == message_id), 0)
+
+
+def _open_request(
+    connection: sqlite3.Connection,
+    session_id: str,
+    requests: Sequence[_Request],
+    executed: Mapping[str | None, _Executed],
+    namespace: str,
+) -> _Request | None:
+    """The request that an answer is for: of the latest ones without an execution, in one turn, the first.
+
+    Those in the answer's own graph come before others.
+    """
+    mine = [request for request in requests if request.checkpoint_ns == namespace] or requests
+    are_open = [len(each.calls) > executed.get(each.message_id, _NOT_EXECUTED).times for each in mine]
+    latest = mine[: are_open.index(False)] if False in are_open else mine
+    if len(latest) < 2:
+        return latest[0] if latest else None
+    (asked,) = connection.execute(_LAST_QUESTION, (session_id, latest[0].seq)).fetchone()
+    return [latest[0], *(each for each in latest[1:] if each.seq > asked)][-1]
+
+
+_LAST_QUESTION = """
+    SELECT COALESCE(MAX(seq), 0) FROM messages WHERE session_id = ? AND seq < ? AND role = 'user'
+"""
 
 
 def _find_request(connection: sqlite3.Connection, session_id: str, call: ToolStart) -> tuple[str, str] | None:

@@ -14,7 +14,17 @@ from dataclasses import replace
 from datetime import datetime
 from itertools import groupby
 
-from session_middleware.storage.seen import Entry, HistorySeen, MessageSeen, ModelCallSeen, RunEnd, ToolEnd, ToolStart
+from session_middleware.storage.seen import (
+    ASIDE,
+    SHARED,
+    Entry,
+    HistorySeen,
+    MessageSeen,
+    ModelCallSeen,
+    RunEnd,
+    ToolEnd,
+    ToolStart,
+)
 from session_middleware.storage.sqlite.record import branches, calls, histories, runs, said, tally
 from session_middleware.storage.sqlite.record.branches import Place
 from session_middleware.storage.sqlite.record.tally import Tally
@@ -138,7 +148,7 @@ def _merged(entries: Sequence[Entry], brought: Sequence[MessageSeen]) -> list[En
     seen = {entry.message_id: entry for entry in entries if isinstance(entry, MessageSeen)}
     both = [m for m in brought if m.message_id in seen and said.words_of(m) == said.words_of(seen[m.message_id])]
     ids = {message.message_id for message in both}
-    ordered = iter([seen[m.message_id]._replace(followed_by=m.followed_by) for m in both])
+    ordered = iter([_both(seen[m.message_id], m) for m in both])
     merged: list[Entry] = [
         next(ordered, entry) if isinstance(entry, MessageSeen) and entry.message_id in ids else entry
         for entry in entries
@@ -151,6 +161,15 @@ def _merged(entries: Sequence[Entry], brought: Sequence[MessageSeen]) -> list[En
         end -= 1
     merged[end:end] = [message for message in brought if message.message_id not in ids]
     return merged
+
+
+def _both(entry: MessageSeen, brought: MessageSeen) -> MessageSeen:
+    """As the entry has it; what was said in a subgraph, or aside, and is in the outermost state says so."""
+    if entry.checkpoint_ns and not brought.checkpoint_ns:
+        if ASIDE in entry.marks:
+            return brought
+        entry = entry._replace(marks=(*entry.marks, SHARED))
+    return entry._replace(followed_by=brought.followed_by)
 
 
 def _append(

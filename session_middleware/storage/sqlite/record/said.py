@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from session_middleware.model import Message, to_text
-from session_middleware.storage.seen import ASIDE, MessageSeen, ModelCallSeen
+from session_middleware.storage.seen import ASIDE, SHARED, MessageSeen, ModelCallSeen
 from session_middleware.storage.sqlite.record import branches, calls, deletions, tally
 from session_middleware.storage.sqlite.record.branches import MAIN, Line
 from session_middleware.storage.sqlite.record.tally import Tally
@@ -40,6 +40,15 @@ class _Row(NamedTuple):
         return self[7:]
 
 
+_OF_USER = "session_id = ? AND text = ? AND role = 'user' AND checkpoint_ns = ''"
+_NO_LONGER_ASIDE = """
+    UPDATE messages SET checkpoint_ns = '', marks = (SELECT NULLIF(json_group_array(value), '[]') FROM json_each(marks)
+    WHERE value != 'aside') WHERE session_id = ? AND message_id = ? AND marks LIKE '%"aside"%'
+"""
+_SHARED = f"""
+    UPDATE messages SET marks = json_insert(COALESCE(marks, '[]'), '$[#]', '{SHARED}')
+    WHERE session_id = ? AND message_id = ? AND COALESCE(marks, '') NOT LIKE '%"{SHARED}"%'
+"""
 FIELDS = "message_id, seq, version, place, branch, status, checkpoint_ns, role, text, content, tool_calls"
 _IS_ASIDE = """
     SELECT 1 FROM messages WHERE session_id = ? AND message_id = ? AND marks LIKE '%"aside"%'
@@ -103,9 +112,13 @@ class _Appending:
     def _append_one(self, message: MessageSeen) -> None:
         if message.again is not None:
             message = self._said_again(message)
-        known, words = self._known.get(message.message_id, []), words_of(message)
+        known = self._known.get(message.message_id, [])
+        message = self._by_whom(message, known)
+        words = words_of(message)
         if self._visit.unclaimed:
             known = self._claim(message, words) or known
+        if known and known[-1].checkpoint_ns and _is_outermost(message):
+            self._share(message.message_id)
         here = next((row for row in reversed(known) if self._sees(row)), None)
         if here is not None and here.status == "incomplete":
             self._complete(message, words, here)
@@ -134,6 +147,27 @@ class _Appending:
         )
         own = str(message.again) if was_said and not aside else message.message_id
         return message._replace(message_id=own, again=None)
+
+    def _by_whom(self, message: MessageSeen, known: list[_Row]) -> MessageSeen:
+        """Who said a message is decided when it is first seen: its user, or who spoke in the user's name."""
+        if message.role != "user":
+            return message
+        is_told = known[-1].role == "assistant" if known else message.told and not self._is_users(message.text)
+        if not is_told:
+            return message
+        return message._replace(role="assistant", extra={**(message.extra or {}), "type": "human"})
+
+    def _is_users(self, text: str) -> bool:
+        """Whether the session's user has said the same."""
+        self._insert()
+        query = f"SELECT 1 FROM messages WHERE {_OF_USER} LIMIT 1"
+        return self._connection.execute(query, (self._visit.session_id, text)).fetchone() is not None
+
+    def _share(self, message_id: str) -> None:
+        """What was said in a subgraph, or aside, is in the state of the outermost graph as well."""
+        self._insert()
+        if not self._connection.execute(_NO_LONGER_ASIDE, (self._visit.session_id, message_id)).rowcount:
+            self._connection.execute(_SHARED, (self._visit.session_id, message_id))
 
     def _follow(self, row: _Row) -> bool:
         self._insert()
@@ -165,6 +199,8 @@ class _Appending:
             "UPDATE messages SET message_id = ?, checkpoint_ns = ?, marks = ? WHERE session_id = ? AND message_id = ?",
             (message.message_id, message.checkpoint_ns, _marks(message, words), self._visit.session_id, said),
         )
+        if message.tool_calls:
+            calls.asked_by_another_id(self._connection, self._visit.session_id, str(said), message)
         self._known[message.message_id] = [row._replace(message_id=message.message_id) for row in known]
         return self._known[message.message_id]
 
@@ -293,6 +329,11 @@ def in_any_order(words: tuple[Any, ...]) -> tuple[Any, ...]:
         return (*words[:3], json.dumps(json.loads(words[3]), sort_keys=True), *words[4:]) if words[3] else words
     except ValueError:  # it is damaged, and like nothing else
         return words
+
+
+def _is_outermost(message: MessageSeen) -> bool:
+    """Whether it was seen in the outermost graph."""
+    return SHARED in message.marks or (not message.checkpoint_ns and ASIDE not in message.marks)
 
 
 def _status(message: MessageSeen) -> str:
