@@ -21,10 +21,12 @@ def is_message(element: Any) -> bool:
 
 def id_of(element: Any) -> Any:
     """A message's id, if it has one."""
-    return (element.get("id") if type(element) is dict else getattr(element, "id", None)) or None
+    found = element.get("id") if type(element) is dict else element.id if isinstance(element, BaseMessage) else None
+    return found if isinstance(found, (str, int)) and found else None
 
 
 def _is_in_openais_format(element: dict[Any, Any]) -> bool:
     content = element.get("content", element)
     has_content = content is None or isinstance(content, (str, list))
-    return has_content and element.get("role") in _ROLES and element.keys() <= _KEYS
+    role = element.get("role")
+    return has_content and isinstance(role, str) and role in _ROLES and element.keys() <= _KEYS

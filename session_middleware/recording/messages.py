@@ -12,7 +12,7 @@ from langgraph.types import Command
 from session_middleware.checkpoint.elements import id_of, is_message
 from session_middleware.errors import InvalidArgument
 from session_middleware.model import NewId
-from session_middleware.plain import plain
+from session_middleware.plain import is_nothing, plain
 from session_middleware.recording.files import take_out
 from session_middleware.recording.prices import Tokens
 from session_middleware.storage.seen import OF_MEMORY, FileSeen, MessageSeen
@@ -139,8 +139,8 @@ def to_message(given: BaseMessage | Mapping[str, Any]) -> BaseMessage:
         status: Any = "error" if given.get("status") == "error" else "success"
         return ToolMessage(content, tool_call_id=call_id, status=status, **fields)
     if role == "assistant":
-        asked = given.get("tool_calls") or ()
-        asked = list(asked) if isinstance(asked, (list, tuple)) else [asked]
+        asked = given.get("tool_calls")
+        asked = list(asked) if isinstance(asked, (list, tuple)) else [] if asked is None else [asked]
         if isinstance(function := given.get("function_call"), Mapping):  # it has no id, and its answer has its name
             asked.append({"id": function.get("name"), "function": function})
         calls, invalid = parse_calls(asked)
@@ -264,7 +264,8 @@ def outcome_of(output: Any) -> Outcome:
     """Of what a tool gave back: a message, a `Command` that may hold one, or anything else."""
     if isinstance(output, Command):
         answer = next((m for messages in lists_in(output) for m in messages if isinstance(m, ToolMessage)), None)
-        fields = {name: part for name in ("update", "goto", "graph", "resume") if (part := getattr(output, name))}
+        given = {name: getattr(output, name) for name in ("update", "goto", "graph", "resume")}
+        fields = {name: part for name, part in given.items() if not is_nothing(part)}
         told = outcome_of(answer) if answer is not None else Outcome("ok", None)
         return told._replace(result={"__type__": "Command", **fields})
     if not isinstance(output, ToolMessage):
