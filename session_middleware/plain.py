@@ -50,6 +50,11 @@ def to_json(value: Any) -> str | None:
         return clean(_encode(_unknown(value)))
 
 
+def is_nothing(value: Any) -> bool:
+    """Whether a value is ``None`` or empty. Its own truth is not asked for: that of an array is an error."""
+    return value is None or (type(value) in (dict, list, tuple, str) and len(value) == 0)
+
+
 def plain(value: Any) -> Any:
     """The value as it comes back from JSON."""
     text = to_json(value)

@@ -62,7 +62,7 @@ class Session(LivingSession):
         """What was said, in the order of the conversation; of an edited message the latest version, in its own place.
 
         Args:
-            after: the `seq` of the last message had.
+            after: the `seq` of the last message had; it may have been edited, deleted or left behind since.
             limit: at most so many.
             all_versions: each version of an edited message, too.
             branch: one of `branches`, or ``"main"``; by default where the session is now, without what
@@ -265,8 +265,10 @@ class Session(LivingSession):
     def add_history(self, messages: Sequence[Sayable]) -> None:
         """Record what is new in a whole conversation, compared with the recorded one by role and words, in order.
 
-        The same again adds nothing; one whose beginning was trimmed adds what is new at its end; one
-        message that differs is a new version of the recorded one; one that goes another way begins a branch.
+        The same again adds nothing; one that was trimmed, summarised or left something out adds what is new in
+        it; a message that differs, in the place of one of the same role, is a new version of the recorded one;
+        one that goes another way begins a branch. System messages are compared with each other, so a prompt
+        that tells the time is one message with versions.
         """
         self._loop.add_history(messages)
 

@@ -23,11 +23,12 @@ def is_message(element: Any) -> bool:
 
 def id_of(element: Any) -> Any:
     """A message's id, if it has one."""
-    own = element.get("id") if type(element) is dict else element.id if is_a(element, BaseMessage) else None
-    return own if is_a(own, (str, int)) and own else None
+    found = element.get("id") if type(element) is dict else element.id if is_a(element, BaseMessage) else None
+    return found if is_a(found, (str, int)) and found else None
 
 
 def _is_in_openais_format(element: dict[Any, Any]) -> bool:
     content = element.get("content", element)
     has_content = content is None or is_a(content, (str, list))
-    return has_content and element.keys() <= _KEYS and is_a(role := element.get("role"), str) and role in _ROLES
+    role = element.get("role")
+    return has_content and is_a(role, str) and role in _ROLES and element.keys() <= _KEYS

@@ -37,6 +37,7 @@ from session_middleware.checkpoint.answers import (
 )
 from session_middleware.errors import SessionBusy
 from session_middleware.model import NewId, RepairedCall
+from session_middleware.plain import is_nothing
 
 if TYPE_CHECKING:
     from session_middleware.checkpoint.saver import SessionSaver
@@ -275,4 +276,4 @@ def _brings_input(given: Any, visit: Visit, config: RunnableConfig, found: Check
         return _TASK in config["configurable"] and not config["configurable"].get(_RESUMING)
     run_id = config.get("metadata", {}).get("run_id")  # LangGraph takes the same id again for the same run
     is_same = found is not None and run_id is not None and run_id == found.metadata.get("run_id")
-    return bool(given) and not isinstance(given, Command) and not is_same
+    return not is_nothing(given) and not isinstance(given, Command) and not is_same

@@ -1,41 +1,164 @@
 """What a conversation says that is not recorded: a loop's history aligned with what its branch holds.
 
 Messages of hand-written loops have no ids, and the whole history is passed again and again. So the two
-lists are compared by role and words, in order: what they share at the beginning, and then, if the
-history goes on differently, whether its beginning was trimmed, its last message edited, or another
-way taken. Pure functions.
+lists are compared by role and words, in order: what they share, and then, where the history differs,
+whether something was left out, put in or edited, or another way taken. Pure functions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from difflib import SequenceMatcher
-from typing import Any
+from itertools import takewhile
+from operator import eq
+from typing import Any, NamedTuple
 
 from session_middleware.storage.seen import Alignment, Said
+
+_SYSTEM = "system"
 
 
 def align(recorded: Sequence[Said], given: Sequence[Said]) -> Alignment:
     """Which of the messages `given` are recorded ones, and where they leave what is recorded.
 
-    The same history again is all known; more after it is new; what was trimmed at its front, or put
-    before what is known, changes nothing behind; one message that differs is an edit of the recorded
-    one in its place, if nothing recorded behind it is given up; else it is another branch.
+    The same history again is all known; more after it is new; what was trimmed at its front, or left out
+    anywhere, changes nothing behind it; a message in the place of one of the same speaker is an edit of it,
+    if nothing recorded behind it is given up; else it is another branch. System messages may be made anew
+    for each call, so they are compared with each other, and all others without them.
     """
-    shared = _shared(recorded, given)
-    known = [said.message_id for said in recorded]
-    rest, more = recorded[shared:], given[shared:]
-    if not rest or not more:
-        return Alignment([*known[:shared], *[None] * len(more)])
-    if (found := _trimmed(rest, more)) is not None:
-        in_front, left_out = found
-        end = known[shared + left_out :]
-        behind = len(more) - in_front - len(end)
-        return Alignment([*known[:shared], *[None] * in_front, *end, *[None] * behind])
-    if _is_edit(rest, more):
-        behind = len(more) - len(rest)
-        return Alignment([*known[:shared], *known[shared:], *[None] * behind])
-    return Alignment([*known[:shared], *[None] * len(more)], branch_after=shared)
+    old, new = (
+        [place for place, said in enumerate(conversation) if said.words[0] != _SYSTEM]
+        for conversation in (recorded, given)
+    )
+    spoken = _align_spoken([recorded[place] for place in old], [given[place] for place in new])
+    ids: list[str | None] = [None] * len(given)
+    for place, known in zip(new, spoken.ids, strict=True):
+        ids[place] = known
+    branch_after = None if spoken.branch_after is None else old[spoken.branch_after]
+    _align_instructions(recorded[:branch_after], given, ids)
+    return Alignment(ids, branch_after)
+
+
+def _align_spoken(old: Sequence[Said], new: Sequence[Said]) -> Alignment:
+    """As `align`, of conversations without system messages."""
+    *gaps, tail = _gaps(old, new)
+    pairs = {in_new: in_old for gap in (*gaps, tail) for in_new, in_old in gap.before.items()}
+    edits = {in_new: in_old for gap in gaps for in_new, in_old in gap.edits(old, new).items()}
+    rest, more = old[tail.start : tail.end], new[tail.first : tail.last]
+    if rest and more and _are_edits(rest, more):
+        edits.update(zip(range(tail.first, tail.last), range(tail.start, tail.end), strict=False))
+        rest = ()
+    leaves = None
+    if rest:  # what both have behind a stretch that has nothing in common is chance
+        last = tail.start if more else None
+        leaves = next((gap.start for gap in gaps if gap.is_other(old, new)), last)
+    known = {in_new: at for in_new, at in (pairs | edits).items() if leaves is None or at < leaves}
+    return Alignment([old[known[place]].message_id if place in known else None for place in range(len(new))], leaves)
+
+
+class _Gap(NamedTuple):
+    """Where two conversations differ: the bounds in the old and in the new one, and the pairs right before it."""
+
+    start: int
+    end: int
+    first: int
+    last: int
+    before: dict[int, int]  # places in the old one, by those in the new one
+
+    def edits(self, old: Sequence[Said], new: Sequence[Said]) -> dict[int, int]:
+        """Messages that took the place of others, as both conversations go on in the same way."""
+        places, given = range(self.start, self.end), range(self.first, self.last)
+        if len(places) == len(given) and all(
+            _may_be(old[at], new[place]) for at, place in zip(places, given, strict=True)
+        ):
+            return dict(zip(given, places, strict=True))
+        found: dict[int, int] = {}
+        upto = self.start
+        for place in given:
+            fits = (
+                at for at in range(upto, self.end) if _may_be(old[at], new[place]) and _is_alike(old[at], new[place])
+            )
+            if (at := next(fits, None)) is not None:
+                found[place], upto = at, at + 1
+        return found
+
+    def is_other(self, old: Sequence[Said], new: Sequence[Said]) -> bool:
+        """Whether the new one says something of its own here."""
+        edits = self.edits(old, new)
+        is_own = any(
+            place not in edits or not _is_alike(old[edits[place]], new[place]) for place in range(self.first, self.last)
+        )
+        return is_own and self.start < self.end
+
+
+def _gaps(old: Sequence[Said], new: Sequence[Said]) -> Iterator[_Gap]:
+    """Where the two differ, in order; the last gap is behind all that they have in common, and may be empty."""
+    shared = _shared(old, new)
+    start, first, before = shared, shared, {place: place for place in range(shared)}
+    for at, place, length in _blocks(old, new, shared):
+        yield _Gap(start, at, first, place, before)
+        before = dict(zip(range(place, place + length), range(at, at + length), strict=True))
+        start, first = at + length, place + length
+    yield _Gap(start, len(old), first, len(new), before)
+
+
+def _blocks(old: Sequence[Said], new: Sequence[Said], start: int) -> Iterator[tuple[int, int, int]]:
+    """What the two have in common from `start` on, in order: first what each says once, then what is between that."""
+    ids = {said.message_id for said in old[start:]} & {said.message_id for said in new[start:]}
+    was: list[Any] = [said.message_id if said.message_id in ids else said.words for said in old]
+    now: list[Any] = [said.words if said.message_id is None else said.message_id for said in new]
+    counts = Counter(was), Counter(now)
+    once_old, once_new = (
+        [place for place in range(start, len(keys)) if all(count[keys[place]] == 1 for count in counts)]
+        for keys in (was, now)
+    )
+    anchors = [(len(old), len(new))]
+    found = _matching([was[at] for at in once_old], [now[place] for place in once_new])
+    anchors[:0] = [(once_old[n + m], once_new[k + m]) for n, k, length in found for m in range(length)]
+    at, place = start, start
+    for end, last in anchors:
+        for n, k, length in _matching(was[at:end], now[place:last]):
+            yield at + n, place + k, length
+        if end < len(old):
+            yield end, last, 1
+        at, place = end + 1, last + 1
+
+
+def _matching(was: Sequence[Any], now: Sequence[Any]) -> Iterator[tuple[int, int, int]]:
+    found = SequenceMatcher(None, was, now, autojunk=False).get_matching_blocks()
+    return ((at, place, length) for at, place, length in found if length)
+
+
+def _align_instructions(recorded: Sequence[Said], given: Sequence[Said], ids: list[str | None]) -> None:
+    """Fill in which recorded system messages those given are: the same, alike, or else in the same place."""
+    old = [place for place, said in enumerate(recorded) if said.words[0] == _SYSTEM]
+    new = [place for place, said in enumerate(given) if said.words[0] == _SYSTEM]
+    if not old or not new:
+        return
+    known = {message_id for message_id in ids if message_id is not None}
+    was_before = _following([said.message_id if said.message_id in known else None for said in recorded])
+    is_before = _following(ids)
+    ways: Sequence[Callable[[int, int], bool]] = (
+        lambda at, place: given[place].is_same_as(recorded[at]),
+        lambda at, place: given[place].message_id is None and _is_alike(recorded[at], given[place]),
+        lambda at, place: given[place].message_id is None and was_before[at] == is_before[place],
+    )
+    for is_it in ways:
+        for place in [place for place in new if ids[place] is None]:
+            if (at := next((at for at in old if is_it(at, place)), None)) is not None:
+                ids[place] = recorded[at].message_id
+                old.remove(at)
+
+
+def _following(ids: Sequence[str | None]) -> list[str | None]:
+    """Of each message, the id of the next one that has one."""
+    found: list[str | None] = []
+    following = None
+    for message_id in reversed(ids):
+        found.append(following)
+        following = message_id or following
+    return found[::-1]
 
 
 def add_asked(recorded: Sequence[Said], given: Sequence[Said], *, run_id: str | None) -> Alignment:
@@ -45,12 +168,14 @@ def add_asked(recorded: Sequence[Said], given: Sequence[Said], *, run_id: str | 
     question that was answered in an earlier run is asked again.
     """
     found = align(recorded, given)
-    words = {said.message_id: said.words for said in recorded}
-    edits = any(known is not None and words[known] != said.words for known, said in zip(found.ids, given, strict=True))
-    if found.branch_after is not None or edits:
-        shared = _shared(recorded, given)
-        return Alignment([*(said.message_id for said in recorded[:shared]), *[None] * (len(given) - shared)])
-    return _asked_anew(recorded, found, run_id)
+    old = {said.message_id: said for said in recorded}
+    ids = [
+        known
+        if known is not None and (old[known].words == said.words or (not is_last and _is_alike(old[known], said)))
+        else None
+        for known, said, is_last in zip(found.ids, given, [*[False] * (len(given) - 1), True], strict=False)
+    ]
+    return _asked_anew(recorded, Alignment(ids), run_id)
 
 
 def add_given(recorded: Sequence[Said], given: Sequence[Said], *, run_id: str | None) -> Alignment:
@@ -123,22 +248,29 @@ def _shared(recorded: Sequence[Said], given: Sequence[Said]) -> int:
     return next((n for n in range(length) if not given[n].is_same_as(recorded[n])), length)
 
 
-def _trimmed(rest: Sequence[Said], more: Sequence[Said]) -> tuple[int, int] | None:
-    """How many new messages stand in front of the recorded end in `more`, and how many recorded were left out.
-
-    What stands in front is a summary of what was left out, or a new first message: one at most.
-    """
-    for in_front in (0, 1):
-        for left_out in range(1 - in_front, len(rest)):
-            overlap = len(rest) - left_out
-            if not _same_all(rest[left_out:], more[in_front : in_front + overlap]):
-                continue
-            if in_front and left_out == 1 and rest[0].words[0] == more[0].words[0]:
-                return None  # one for one: an edit
-            return in_front, left_out
-    return None
+def _are_edits(rest: Sequence[Said], more: Sequence[Said]) -> bool:
+    """The last recorded message differs, by the same speaker; or all that are left are told in other words."""
+    if len(rest) == 1:
+        return _may_be(rest[0], more[0])
+    pairs = list(zip(rest, more, strict=False))
+    return len(pairs) == len(rest) and all(_may_be(old, new) and _is_alike(old, new) for old, new in pairs)
 
 
-def _is_edit(rest: Sequence[Said], more: Sequence[Said]) -> bool:
-    """One recorded message differs, by the same speaker, and all behind it is as it was."""
-    return rest[0].words[0] == more[0].words[0] and _same_all(rest[1:], more[1 : len(rest)])
+def _may_be(old: Said, new: Said) -> bool:
+    """Whether a message without a known id can be an edit of a recorded one: of the same speaker, or the same call."""
+    return old.words[0] == new.words[0] and old.words[4:] == new.words[4:]
+
+
+def _is_alike(old: Said, new: Said) -> bool:
+    """Whether at least half of a text is of another one: it was masked, say, or has another date."""
+    was, now = str(old.words[1]), str(new.words[1])
+    if old.words[0] == "tool" and any(old.words[4:]):
+        return True
+    if not now or old.words[3:4] != new.words[3:4]:  # what is asked for says who is who
+        return False
+    front = sum(takewhile(bool, map(eq, was, now)))
+    back = sum(takewhile(bool, map(eq, reversed(was[front:]), reversed(now[front:]))))
+    if 2 * (front + back) >= len(now):
+        return True
+    words = now.split()
+    return 2 * (Counter(was.split()) & Counter(words)).total() > len(words)

@@ -68,7 +68,7 @@ def _ids_in(inputs: Any) -> frozenset[str]:
     found = (
         id_of(message) for part in _parts(inputs) for message in (part if part and _may_be_message(part[-1]) else ())
     )
-    return frozenset(str(message_id) for message_id in found if message_id)
+    return frozenset(str(message_id) for message_id in found if isinstance(message_id, (str, int)) and message_id)
 
 
 def _may_be_message(value: Any) -> bool:
@@ -94,4 +94,4 @@ def _same(given: Sequence[Any], messages: Sequence[BaseMessage]) -> bool:
         converted = convert_to_messages(given)
     except (AttributeError, LookupError, NotImplementedError, TypeError, ValueError):  # these are no messages
         return False
-    return [(m.type, m.content) for m in converted] == [(m.type, m.content) for m in messages]
+    return [(m.type, mark_of(m)) for m in converted] == [(m.type, mark_of(m)) for m in messages]

@@ -21,7 +21,7 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.errors import GraphBubbleUp
 
 from session_middleware.model import Clock, NewId, RepairedCall
-from session_middleware.plain import is_a
+from session_middleware.plain import is_a, to_json
 from session_middleware.recording.align import add_given
 from session_middleware.recording.journal import harmless
 from session_middleware.recording.messages import Outcome, describe, mark_of, outcome_of
@@ -296,7 +296,7 @@ class Hooks:
                 return
         start = watched.start
         given = watched.executed.get(call_id)
-        if given is not None and given != start.arguments:  # somebody has changed them on the way
+        if given is not None and to_json(given) != to_json(start.arguments):  # somebody has changed them on the way
             self.journal.keep(place.visit, [start._replace(arguments=given, corrects=True)])
         outcome = _outcome(came)
         if outcome.status == "error" and not executed and watched.exists and not isinstance(came, BaseException):

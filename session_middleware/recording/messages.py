@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from session_middleware.checkpoint.elements import id_of, is_message
 from session_middleware.errors import InvalidArgument
 from session_middleware.model import NewId
-from session_middleware.plain import is_a, plain
+from session_middleware.plain import is_a, is_nothing, plain
 from session_middleware.recording.files import take_out
 from session_middleware.recording.usage import call_told_by, model_in, usage_of
 from session_middleware.storage.seen import RESUME, FileSeen, MessageSeen, is_of_memory
@@ -135,8 +135,8 @@ def to_message(given: BaseMessage | Mapping[str, Any]) -> BaseMessage:
         status: Any = "error" if given.get("status") == "error" else "success"
         return ToolMessage(content, tool_call_id=call_id, status=status, artifact=given.get("artifact"), **fields)
     if role == "assistant":
-        asked = given.get("tool_calls") or ()
-        asked = list(asked) if isinstance(asked, (list, tuple)) else [asked]
+        asked = given.get("tool_calls")
+        asked = list(asked) if isinstance(asked, (list, tuple)) else [] if asked is None else [asked]
         if isinstance(function := given.get("function_call"), Mapping):  # it has no id, and its answer has its name
             asked.append({"id": function.get("name"), "function": function})
         calls, invalid = parse_calls(asked)
@@ -272,9 +272,7 @@ def outcome_of(output: Any) -> Outcome:
     if is_a(output, Command):
         answer = next((m for messages in lists_in(output) for m in messages if is_a(m, ToolMessage)), None)
         given = {name: getattr(output, name) for name in ("update", "goto", "graph", "resume")}
-        said = {
-            name: part for name, part in given.items() if part is not None and not (type(part) is tuple and not part)
-        }
+        said = {name: part for name, part in given.items() if not is_nothing(part)}
         told = outcome_of(answer) if answer is not None else Outcome("ok", None)
         return told._replace(result={"__type__": "Command", **said})
     if not is_a(output, ToolMessage):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
+from session_middleware.plain import to_json
 from session_middleware.recording.journal import Journal
 from session_middleware.recording.messages import Outcome
 from session_middleware.recording.trace import Tool, Trace, namespace_of, since
@@ -25,7 +26,7 @@ class Tools:
         trace.tools[run_id] = Tool(name, foretold.execution_id if foretold else str(run_id))
         if call_id:
             trace.executed[namespace, call_id] += 1
-        if foretold is not None and foretold.arguments == arguments:
+        if foretold is not None and to_json(foretold.arguments) == to_json(arguments):
             return
         start = ToolStart(
             execution_id=trace.tools[run_id].execution_id,

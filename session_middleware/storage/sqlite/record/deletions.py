@@ -30,6 +30,7 @@ class Deleted(NamedTuple):
     place: float
     branch: str
     digests: Sequence[str]  # of its versions' words
+    seqs: Sequence[int] = ()  # of its versions
 
     def is_same(self, words: bytes) -> bool:
         return _digest(self.message_id, words) in self.digests
@@ -50,7 +51,7 @@ def delete_message(connection: sqlite3.Connection, session_id: str, message_id: 
     rows = connection.execute(
         "DELETE FROM messages WHERE session_id = ? AND message_id = ?"
         " RETURNING version, COALESCE(content, '') || COALESCE(extra, ''), place, branch,"
-        " role, text, content, tool_calls, tool_call_id",
+        " role, text, content, tool_calls, tool_call_id, seq",
         (session_id, message_id),
     ).fetchall()
     if not rows:
@@ -66,9 +67,10 @@ def delete_message(connection: sqlite3.Connection, session_id: str, message_id: 
     _delete_files(connection, session_id, {name for _, content, *_ in rows for name in _HASH.findall(content)})
     memories.refresh(connection, now)
     indexing.set_mark(connection, marked)  # the message it was on may be the one
-    digests = [_digest(message_id, in_bytes(row[4:])) for row in rows]
+    seqs = [row[-1] for row in rows]
+    digests = [_digest(message_id, in_bytes(row[4:-1])) for row in rows]
     detail = {"message_id": message_id, "versions": len(rows), "place": rows[0][2], "branch": rows[0][3]}
-    events.append(connection, session_id, "message_deleted", None, {**detail, "digests": digests}, now)
+    events.append(connection, session_id, "message_deleted", None, {**detail, "digests": digests, "seqs": seqs}, now)
     return len(rows)
 
 
@@ -91,4 +93,5 @@ def deleted(connection: sqlite3.Connection, session_id: str) -> list[Deleted]:
     rows = connection.execute(
         "SELECT detail FROM events WHERE session_id = ? AND kind = 'message_deleted'", (session_id,)
     )
-    return [Deleted(*(detail[name] for name in Deleted._fields)) for (text,) in rows if (detail := json.loads(text))]
+    details = (json.loads(text) for (text,) in rows)
+    return [Deleted(**{name: detail[name] for name in Deleted._fields if name in detail}) for detail in details]

@@ -64,9 +64,9 @@ class _Aligning:
         It has said the first message that is missing itself, or a branch has that it came from, and is looked at
         in turn.
         """
-        given = [each.said for each in self._given]
+        given = [each.said for each in self._given if each.said.words[0] != "system"]
         held, best = _beginning(recorded, given), None
-        if held == len(given) or not _differs(found, recorded, given):
+        if held == len(given) or not _differs(found, recorded, [each.said for each in self._given]):
             return None
         for (branch,) in self._connection.execute(_SAYING, (self._session_id, *given[held].words)).fetchall():
             length = _beginning(_view(self._connection, self._session_id, branch), given)
@@ -133,9 +133,10 @@ _SAYING = """
 
 
 def _beginning(recorded: Sequence[_Standing], given: Sequence[Said]) -> int:
-    """How many messages the two have in common at their beginning."""
-    length = min(len(recorded), len(given))
-    return next((place for place in range(length) if not given[place].is_same_as(recorded[place].said)), length)
+    """How many messages the two have in common at their beginning; system messages do not count."""
+    spoken = [each.said for each in recorded if each.said.words[0] != "system"]
+    length = min(len(spoken), len(given))
+    return next((place for place in range(length) if not given[place].is_same_as(spoken[place])), length)
 
 
 def _view(connection: sqlite3.Connection, session_id: str, branch: str) -> list[_Standing]:

@@ -190,7 +190,7 @@ _COPY = (
     f"""
     INSERT INTO events (session_id, seq, kind, reason, detail, created_at)
     SELECT :to, seq + {_SHIFT}, kind, reason,
-    json_set(detail, '$.place', json_extract(detail, '$.place') + {_SHIFT}), created_at
+    json_remove(json_set(detail, '$.place', json_extract(detail, '$.place') + {_SHIFT}), '$.seqs'), created_at
     FROM events WHERE session_id = :source AND kind = 'message_deleted'
     """,
     """

@@ -1,0 +1,169 @@
+"""Clients that pass the whole conversation each time, and never quite the same: each message is recorded once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
+
+from session_middleware import Session, Sessions
+from tests.integrations import agents
+from tests.integrations.test_exactly_once import counters, rows
+
+Talk = list[dict[str, Any]]
+TURNS = 12
+
+
+@pytest.fixture
+def sessions(tmp_path: Path) -> Iterator[Sessions]:
+    with Sessions(tmp_path / "sessions.db") as sessions:
+        yield sessions
+        assert sessions.recorder.faults == 0
+    assert counters(tmp_path / "sessions.db") == rows(tmp_path / "sessions.db")
+
+
+def user(text: str) -> dict[str, Any]:
+    return {"role": "user", "content": text}
+
+
+def answer(text: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": text}
+
+
+def system(text: str) -> dict[str, Any]:
+    return {"role": "system", "content": text}
+
+
+def with_clock(talk: Talk, turn: int) -> Talk:
+    return [system(f"Be helpful. It is 10:{turn:02}."), *talk]
+
+
+def with_clock_behind(talk: Talk, turn: int) -> Talk:
+    return [*talk, system(f"Reminder: it is 10:{turn:02}.")]
+
+
+def with_several_prompts(talk: Talk, turn: int) -> Talk:
+    return [system("Be helpful."), system(f"It is 10:{turn:02}."), system(f"Known facts: {turn}"), *talk]
+
+
+def with_documents(talk: Talk, turn: int) -> Talk:
+    """In the latest question only."""
+    place = max(number for number, message in enumerate(talk) if message["role"] == "user")
+    question = talk[place]["content"]
+    return [*talk[:place], user(f"Documents: report {turn}, page {turn}.\n\nQuestion: {question}"), *talk[place + 1 :]]
+
+
+def with_clock_and_documents(talk: Talk, turn: int) -> Talk:
+    return with_clock(with_documents(talk, turn), turn)
+
+
+def masked(talk: Talk, turn: int) -> Talk:
+    old = [{**message, "content": message["content"].replace("555", "***")} for message in talk[:-2]]
+    return [*old, *talk[-2:]]
+
+
+def windowed(talk: Talk, turn: int) -> Talk:
+    return [system("Be helpful."), *talk[-5:]]
+
+
+def windowed_with_clock(talk: Talk, turn: int) -> Talk:
+    return with_clock(talk[-5:], turn)
+
+
+def windowed_with_clock_and_documents(talk: Talk, turn: int) -> Talk:
+    return with_clock(with_documents(talk[-5:], turn), turn)
+
+
+def summarised(talk: Talk, turn: int) -> Talk:
+    return talk if len(talk) <= 6 else [system(f"Summary of the first {turn} turns: pleasant."), *talk[-4:]]
+
+
+def summarised_by_a_user(talk: Talk, turn: int) -> Talk:
+    front = [] if len(talk) <= 6 else [user(f"Summary of the first {turn} turns: pleasant.")]
+    return with_clock([*front, *talk[-4:]], turn)
+
+
+CLIENTS = [
+    *(with_clock, with_clock_behind, with_several_prompts, with_documents, with_clock_and_documents, masked),
+    *(windowed, windowed_with_clock, windowed_with_clock_and_documents, summarised, summarised_by_a_user),
+]
+
+
+def converse(session: Session, client: Callable[[Talk, int], Talk], *, question: str) -> Talk:
+    talk: Talk = []
+    for turn in range(TURNS):
+        talk.append(user(question.format(turn)))
+        session.add_history(client(talk, turn))
+        talk.append(answer(f"555 answers question {turn}"))
+        session.add_history(client(talk, turn))
+    return talk
+
+
+@pytest.mark.parametrize("question", ["what is the price of article 555-{}?", "next"])
+@pytest.mark.parametrize("client", CLIENTS)
+def test_twelve_turns_are_as_many_messages_as_were_said(
+    sessions: Sessions, client: Callable[[Talk, int], Talk], question: str
+) -> None:
+    session = sessions.open("t")
+    talk = converse(session, client, question=question)
+    assert session.branches() == []
+    recorded = [message for message in session.messages() if "Summary" not in message.text]
+    assert [message.role for message in recorded if message.role != "system"] == [m["role"] for m in talk]
+    assert [m.text[-2:] for m in recorded if m.role == "assistant"] == [m["content"][-2:] for m in talk[1::2]]
+    assert sessions.get("t").message_count == len(session.messages(branch="all")) <= 2 * TURNS + 3
+
+
+async def test_what_is_recorded_is_the_same_under_asyncio(sessions: Sessions) -> None:
+    session = await sessions.aopen("t")
+    talk: Talk = []
+    for turn in range(TURNS):
+        talk += [user(f"question {turn}"), answer(f"answer {turn}")]
+        await session.aadd_history(with_clock_and_documents(talk, turn))
+    assert len(await session.amessages()) == 2 * TURNS + 1
+
+
+def test_tools_that_a_client_leaves_out_or_clears_later_stay_in_the_record(sessions: Sessions) -> None:
+    asked = {"id": "c", "function": {"name": "look", "arguments": "{}"}}
+    turn = [user("look"), answer("") | {"tool_calls": [asked]}, {"role": "tool", "content": "r", "tool_call_id": "c"}]
+    session = sessions.open("t")
+    session.add_history([*turn, answer("seen")])
+    session.add_history([turn[0], answer("seen"), user("more"), answer("seen again")])
+    session.add_history([*turn[:2], turn[2] | {"content": "[cleared]"}, answer("seen"), user("more")])
+    assert agents.said(session) == [
+        *(("user", "look"), ("assistant", ""), ("tool", "[cleared]"), ("assistant", "seen")),
+        *(("user", "more"), ("assistant", "seen again")),
+    ]
+    assert session.branches() == []
+
+
+def test_another_way_under_another_prompt_is_a_branch_and_the_way_back_is_found(sessions: Sessions) -> None:
+    session = sessions.open("t")
+    first, second = [user("a"), answer("b"), user("c"), answer("d")], [user("a"), answer("b"), user("x"), answer("y")]
+    for turn, talk in enumerate([first, second, [*first, user("e")], [*second, user("z")]]):
+        session.add_history(with_clock(talk, turn))
+    assert [text for role, text in agents.said(session) if role != "system"] == ["a", "b", "x", "y", "z"]
+    assert [text for role, text in agents.said(session, branch="main")][1:] == ["a", "b", "c", "d", "e"]
+    assert len(session.branches()) == 1
+
+
+def test_a_conversation_that_begins_anew_shares_nothing_with_the_one_before(sessions: Sessions) -> None:
+    session = sessions.open("t")
+    session.add_history([user("book a flight"), answer("ok"), user("to Rome"), answer("booked")])
+    session.add_history([user("tell me a joke"), answer("ok"), user("a long one")])
+    assert [text for _, text in agents.said(session)] == ["tell me a joke", "ok", "a long one"]
+    assert len(agents.said(session, branch="main")) == 4
+    assert {message.version for message in session.messages(branch="all")} == {1}
+
+
+def test_a_model_alone_that_is_told_the_time_records_each_message_once(sessions: Sessions) -> None:
+    model, said = agents.Scripted(has_tools=False), []
+    config: Any = sessions.config("t") | {"callbacks": [sessions.recorder]}
+    for turn in range(TURNS):
+        said.append(HumanMessage(f"question {turn}"))
+        said.append(AIMessage(model.invoke([SystemMessage(f"Be nice. It is 10:{turn:02}."), *said], config).text))
+    recorded = sessions.get("t").messages()
+    assert [message.text for message in recorded if message.role != "system"] == [message.text for message in said]
+    assert len(recorded) == 2 * TURNS + 1
