@@ -16,7 +16,7 @@ from typing import Any, cast
 from langgraph.checkpoint.base import CheckpointTuple
 from langgraph.checkpoint.serde.jsonplus import _msgpack_enc
 
-from session_middleware.checkpoint.codec import own_metadata
+from session_middleware.checkpoint.metadata import own_metadata
 from session_middleware.checkpoint.serde import TypeName
 from session_middleware.errors import SessionError, StorageError
 from session_middleware.sessions import Sessions
