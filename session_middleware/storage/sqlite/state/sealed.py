@@ -69,10 +69,12 @@ class Row(NamedTuple):
         return zlib.crc32(self.body, zlib.crc32("\0".join(text).encode()))
 
     def check(self) -> None:
-        if not is_sum(self.sum, self.checksum) or not isinstance(self.previous_id, str | None):
+        texts = isinstance(self.previous_id, str | None) and isinstance(self.place, str)
+        if not is_sum(self.sum, self.checksum) or not texts or not self._is_placed():
             raise Damaged("its row")
-        if self.place != self.checkpoint_id and (self.place <= self.checkpoint_id or self.place[-9] != LATE):
-            raise Damaged("its place")
+
+    def _is_placed(self) -> bool:
+        return self.place == self.checkpoint_id or (self.place > self.checkpoint_id and self.place[-9:-8] == LATE)
 
 
 class WriteRow(NamedTuple):
