@@ -62,33 +62,42 @@ _json = json.JSONEncoder(separators=(",", ":")).encode  # `json.dumps` would mak
 # What follows from another checkpoint comes after all that are there; a beginning stands where its id says. With it
 # goes a note of the next older one: mostly the head until now, and the parent, whose id is there already.
 _PUT = f"""
-    WITH own (place) AS (SELECT COALESCE(
-        (SELECT place FROM checkpoints
-         WHERE session_id = ?1 AND checkpoint_ns = ?2 AND place >= ?3 AND checkpoint_id = ?3 LIMIT 1),
-        (SELECT CASE
-            WHEN ?4 IS NULL OR place < ?3 THEN ?3
-            WHEN substr(place, -9, 1) = '{LATE}'
-            THEN substr(place, 1, length(place) - 8) || printf('%08d', substr(place, -8) + 1)
-            ELSE place || '{LATE}00000001'
-         END FROM heads WHERE session_id = ?1 AND checkpoint_ns = ?2),
-        ?3
-    )), older (checkpoint_id, write_count) AS (
-        SELECT checkpoint_id, write_count FROM heads
-        WHERE session_id = ?1 AND checkpoint_ns = ?2 AND place < (SELECT place FROM own)
-        UNION ALL
-        SELECT checkpoint_id, (SELECT COUNT(*) FROM writes WHERE session_id = ?1 AND checkpoint_ns = ?2
-            AND checkpoint_id = found.checkpoint_id)
-        FROM (SELECT checkpoint_id FROM checkpoints WHERE session_id = ?1 AND checkpoint_ns = ?2
-            AND place < (SELECT place FROM own) ORDER BY place DESC LIMIT 1) AS found
-        LIMIT 1
-    )
-    INSERT OR REPLACE INTO checkpoints VALUES (
+    INSERT OR REPLACE INTO checkpoints SELECT
         ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13,
-        NULLIF(COALESCE((SELECT checkpoint_id FROM older), ''), COALESCE(?4, '')),
-        COALESCE((SELECT write_count FROM older), 0),
-        (SELECT place FROM own),
+        NULLIF(COALESCE(
+            CASE WHEN head < own THEN head_id END,
+            (SELECT checkpoint_id FROM checkpoints WHERE session_id = ?1 AND checkpoint_ns = ?2 AND place < own
+             ORDER BY place DESC LIMIT 1),
+            ''
+        ), COALESCE(?4, '')),
+        COALESCE(
+            CASE WHEN head < own THEN head_writes END,
+            (SELECT COUNT(*) FROM writes WHERE session_id = ?1 AND checkpoint_ns = ?2 AND checkpoint_id = (
+                SELECT checkpoint_id FROM checkpoints WHERE session_id = ?1 AND checkpoint_ns = ?2 AND place < own
+                ORDER BY place DESC LIMIT 1))
+        ),
+        own,
         ?14
-    ) RETURNING place
+    FROM (
+        SELECT heads.place AS head, heads.checkpoint_id AS head_id, heads.write_count AS head_writes, CASE
+            WHEN heads.place < ?3 THEN ?3
+            ELSE COALESCE(
+                (SELECT place FROM checkpoints  -- it is put again
+                 WHERE session_id = ?1 AND checkpoint_ns = ?2 AND place >= ?3 AND checkpoint_id = ?3 LIMIT 1),
+                CASE
+                    WHEN ?4 IS NULL THEN ?3
+                    WHEN substr(heads.place, -9, 1) = '{LATE}'
+                    THEN substr(heads.place, 1, length(heads.place) - 8)
+                        || printf('%08d', substr(heads.place, -8) + 1)
+                    ELSE heads.place || '{LATE}00000001'
+                END,
+                ?3
+            )
+        END AS own
+        FROM (SELECT 1) LEFT JOIN heads ON session_id = ?1 AND checkpoint_ns = ?2
+    )
+    WHERE 1
+    RETURNING place
 """
 
 
