@@ -18,7 +18,7 @@ from typing import Any, cast
 from langgraph.checkpoint.base import CheckpointTuple
 
 from session_middleware.checkpoint.classes import TypeName
-from session_middleware.checkpoint.codec import own_metadata
+from session_middleware.checkpoint.metadata import own_metadata
 from session_middleware.checkpoint.packing import pack
 from session_middleware.errors import SessionError, StorageError
 from session_middleware.sessions import Sessions

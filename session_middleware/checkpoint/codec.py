@@ -6,11 +6,10 @@ import gc
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn, TypeAlias, cast
+from typing import Any, NoReturn, TypeAlias
 
 from langchain_core.messages import BaseMessage
-from langchain_core.runnables import RunnableConfig
-from langgraph.checkpoint.base import WRITES_IDX_MAP, Checkpoint, CheckpointMetadata, get_checkpoint_metadata
+from langgraph.checkpoint.base import WRITES_IDX_MAP, Checkpoint, CheckpointMetadata
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.types import INTERRUPT, RESUME, TASKS
 from langgraph.constants import START
@@ -24,7 +23,6 @@ from session_middleware.storage.state import Blob, Chunk, ListPut, StoredCheckpo
 
 _INPUT = f"{START}\x1f"  # begins the stored name of a list in what a graph was called with
 _REST = "checkpoint"  # what a checkpoint has beside its channels
-_IDENTITY = ("user_id", "group_id", "group_ids", "langgraph_auth_user_id")  # the last: of LangGraph's own server
 
 
 @contextmanager
@@ -45,14 +43,6 @@ def uncollected() -> Iterator[None]:
 
 # A message, or a dict that is one; and the id of the message that follows it in its list
 NewMessage: TypeAlias = tuple[BaseMessage | dict[str, Any], str | None]
-
-
-def own_metadata(config: RunnableConfig, metadata: CheckpointMetadata) -> CheckpointMetadata:
-    """As every saver completes and cleans it, but for who ran: that is in the record, where a user can be forgotten."""
-    completed: Any = get_checkpoint_metadata(config, metadata)
-    for name in _IDENTITY:
-        completed.pop(name, None)
-    return cast("CheckpointMetadata", completed)
 
 
 class Codec:

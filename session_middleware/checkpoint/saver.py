@@ -25,9 +25,10 @@ from langgraph.checkpoint.base import (
 )
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
-from session_middleware.checkpoint.codec import Codec, Split, is_input, own_metadata, replayed, uncollected, whole
+from session_middleware.checkpoint.codec import Codec, Split, is_input, replayed, uncollected, whole
 from session_middleware.checkpoint.kept import KeptLists, Shelf
 from session_middleware.checkpoint.known import Key, Known, KnownCheckpoints, KnownList
+from session_middleware.checkpoint.metadata import matches, own_metadata
 from session_middleware.checkpoint.repair import Repairs
 from session_middleware.checkpoint.witness import Witness
 from session_middleware.errors import UnknownStrategy
@@ -36,7 +37,6 @@ from session_middleware.model import Identity
 from session_middleware.storage.offload import Offload
 from session_middleware.storage.port import Storage
 from session_middleware.storage.state import (
-    Blob,
     CheckpointPut,
     Parent,
     StaleParent,
@@ -49,6 +49,7 @@ from session_middleware.turns import Turns
 from session_middleware.visits import Visits, config_of
 
 _PAGE = 32  # checkpoints read at a time by `list`
+_WIDE_PAGE = 256  # of many namespaces, which have to be looked through for each page
 Page: TypeAlias = tuple[list[CheckpointTuple], Key | None]  # and where to go on; None at the end
 
 
@@ -129,7 +130,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
         before: RunnableConfig | None = None,
         limit: int | None = None,
     ) -> Iterator[CheckpointTuple]:
-        """Checkpoints, newest first in each namespace. Nothing is held open between them."""
+        """Checkpoints, newest first over all threads and namespaces. Nothing is held open between them."""
         after: Key | None = None
         while limit is None or limit > 0:
             page, after = self._page(config, filter, before, limit, after)
@@ -168,13 +169,14 @@ class SessionSaver(BaseCheckpointSaver[int]):
         visit = self._visits.present(wanted) if config else None
         if visit is not None and self._storage.look(visit) is None:
             return [], None
-        size = _PAGE if limit is None else min(limit, _PAGE)
+        size = _PAGE if "checkpoint_ns" in wanted else _WIDE_PAGE
+        size = size if limit is None else min(limit, size)
         rows = self._storage.list_checkpoints(
             visit.session_id if visit else None,
             checkpoint_ns=wanted.get("checkpoint_ns"),
             checkpoint_id=get_checkpoint_id(config) if config else None,
             before=get_checkpoint_id(before) if before else None,
-            matches=partial(self._matches, filter) if filter else None,
+            matches=partial(matches, self.serde, filter) if filter else None,
             limit=size,
             after=after,
         )
@@ -182,10 +184,6 @@ class SessionSaver(BaseCheckpointSaver[int]):
         with uncollected():
             page = [self._tuple(row, identity, shelf) for row in rows]
         return page, rows[-1].key if len(rows) == size else None
-
-    def _matches(self, filter: dict[str, Any], body: Blob) -> bool:
-        metadata = self.serde.loads_typed(body)["metadata"]
-        return all(metadata.get(name) == value for name, value in filter.items())
 
     def get_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]

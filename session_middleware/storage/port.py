@@ -202,7 +202,7 @@ class Storage(Upkeep, Reporting, Conversations, MemoryStorage, Protocol):
         """
 
     def get_checkpoint(self, session_id: str, checkpoint_ns: str, checkpoint_id: str | None) -> StoredCheckpoint | None:
-        """That checkpoint, or the latest (greatest id) of the namespace. Raises `StorageError` on damage."""
+        """That checkpoint, or the latest (put last) of the namespace. Raises `StorageError` on damage."""
 
     def list_checkpoints(
         self,
@@ -215,10 +215,11 @@ class Storage(Upkeep, Reporting, Conversations, MemoryStorage, Protocol):
         limit: int | None = None,
         after: tuple[str, str, str] | None = None,
     ) -> list[StoredCheckpoint]:
-        """By session and namespace, newest first in each; what they refer to is read once for all of them.
+        """Newest first over all sessions and namespaces; what they refer to is read once for all of them.
 
-        `before` keeps ids below it; `matches` those whose body it accepts; `after` is the key of the
-        last one had.
+        A checkpoint's id says how new it is, unless it follows from one with a greater id, as when the clock
+        was behind: then it is newer than all of its namespace. `before` keeps what is older than it;
+        `matches` those whose body it accepts; `after` is the key of the last one had.
         """
 
     def get_history(

@@ -77,10 +77,10 @@ def test_values_come_back_as_they_were_put(storage: Storage, visit: Visit) -> No
     assert found.values["e"].chunks == []  # type: ignore[union-attr]
 
 
-def test_the_latest_is_the_one_with_the_greatest_id(storage: Storage, visit: Visit) -> None:
+def test_the_latest_is_the_one_put_last(storage: Storage, visit: Visit) -> None:
     for checkpoint_id in ("c2", "c9", "c1"):
         put(storage, visit, checkpoint_id)
-    assert storage.get_checkpoint("t", "", None).checkpoint_id == "c9"  # type: ignore[union-attr]
+    assert storage.get_checkpoint("t", "", None).checkpoint_id == "c1"  # type: ignore[union-attr]
     assert storage.get_checkpoint("t", "other", None) is None
 
 
@@ -181,10 +181,11 @@ def test_checkpoints_are_listed_newest_first_and_by_pages(storage: Storage, visi
     for number in range(4):
         put(storage, visit, f"c{number}")
         put(storage, visit, f"d{number}", checkpoint_ns="sub")
+        put(storage, visit, f"c{number}+", checkpoint_ns="sub")
     put(storage, Visit("u", Identity()), "c9")
     assert [row.key[1:] for row in storage.list_checkpoints("t")] == [
-        *[("", f"c{n}") for n in (3, 2, 1, 0)],
         *[("sub", f"d{n}") for n in (3, 2, 1, 0)],
+        *[place for n in (3, 2, 1, 0) for place in (("sub", f"c{n}+"), ("", f"c{n}"))],
     ]
     assert ids(storage, "t", checkpoint_ns="", before="c2") == ["c1", "c0"]
     assert ids(storage, "t", checkpoint_id="d1") == ["d1"]
@@ -193,7 +194,7 @@ def test_checkpoints_are_listed_newest_first_and_by_pages(storage: Storage, visi
         paged += page
         after = page[-1].key
     assert paged == storage.list_checkpoints(None)
-    assert len(paged) == 9
+    assert len(paged) == 13
 
 
 def test_only_what_matches_is_listed_and_only_as_much_as_is_wanted(storage: Storage, visit: Visit) -> None:

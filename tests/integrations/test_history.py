@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
+from uuid import UUID
 
 import pytest
 from langchain_core.messages import HumanMessage
 from langgraph.checkpoint.base import empty_checkpoint
 from langgraph.checkpoint.base.id import uuid6
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.checkpoint.sqlite import SqliteSaver
 
 from session_middleware import SessionError, Sessions
 from tests.integrations import agents
@@ -52,7 +54,6 @@ FILTERS: list[dict[str, Any]] = [
     *({"nothing": nothing} for nothing in (None, 0, False, "", [], {})),
     *({"tags": tags} for tags in (["x", "y"], ["x"], ("x", "y"), [], "x")),
     *({"deep": deep} for deep in ({"a": {"b": [1, {"c": None}]}}, {"a": {"b": [1]}}, {"a": {}}, {}, None)),
-    {"deep.a": {}},
     {"a": {"b": 1}},
     {"a.b": 1},
     {"a.b": 1, "score": 1, "nothing": None, "absent": None},
@@ -94,18 +95,19 @@ def fill(savers: Any) -> list[str]:
     return ids
 
 
-def assert_lists_equal(savers: Any, where: Any, **options: Any) -> int:
-    ours, theirs = (list(saver.list(where, **options)) for saver in savers)
-    ours, theirs = sorted_alike(ours, theirs) if where is None else (ours, theirs)
+def assert_lists_equal(savers: Any, where: Any, *, limit: int | None = None, **options: Any) -> int:
+    """InMemorySaver lists one namespace after the other; all of LangGraph's that are databases list by id."""
+    ours = list(savers[0].list(where, limit=limit, **options))
+    theirs = sorted(savers[1].list(where, **options), key=id_of, reverse=True)
+    theirs = theirs if limit is None else theirs[: max(0, limit)]
     assert len(ours) == len(theirs)
     for mine, other in zip(ours, theirs, strict=True):
         assert_same(mine, other)
     return len(ours)
 
 
-def sorted_alike(*lists: Any) -> Any:
-    """InMemorySaver has the threads in the order of their first checkpoint, we by their ids."""
-    return ([*sorted(found, key=lambda one: sorted(one.config["configurable"].items()))] for found in lists)
+def id_of(found: Any) -> str:
+    return str(found.config["configurable"]["checkpoint_id"])
 
 
 def test_a_filter_finds_what_langgraphs_own_saver_finds(savers: Any) -> None:
@@ -114,6 +116,82 @@ def test_a_filter_finds_what_langgraphs_own_saver_finds(savers: Any) -> None:
         for where in (config(), config(namespace=None), config("u", "sub:1"), None):
             assert_lists_equal(savers, where, filter=wanted)
         assert_lists_equal(savers, config(), filter=wanted, limit=1)
+
+
+DOTTED: list[dict[str, Any]] = [
+    {"parents.sub": "p"},
+    {"parents": {"sub": "p"}},
+    {"deep.a": {}},
+    {"deep.a": {"b": [1, {"c": None}]}},
+    {"deep.a.b": [1, {"c": None}]},
+    {"deep.a.b.c": None},
+    {"deep.a.x": None},
+    {"source.x": None},
+    {"deep.n": 1},
+    {"deep.n": True},
+    {"deep.n": 1.0},
+    {"deep.n": "1"},
+    {"deep.yes": True},
+    {"deep.yes": 1},
+    {"deep.no": False},
+    {"deep.no": None},
+    {"deep.nothing": None},
+    {"deep.text": "a.b"},
+    {"deep.n": 1, "source": "loop"},
+    {"deep.n": 1, "source": "input"},
+    {"a-b.c_d": "x"},
+    {"deep.id": UUID(int=1)},
+    {"step": None},
+    {"step": True},
+]
+
+
+@pytest.mark.parametrize("wanted", DOTTED, ids=str)
+async def test_dots_in_a_filter_reach_into_values_as_in_langgraphs_saver_for_sqlite(
+    wanted: dict[str, Any], storage_url: str
+) -> None:
+    given: list[Any] = [
+        {"source": "loop", "step": 1, "parents": {"sub": "p"}, "a-b": {"c_d": "x"}},
+        {"source": "loop", "step": 2, "deep": {"a": {}, "n": 1, "yes": True, "no": False, "nothing": None}},
+        {"source": "input", "step": 3, "deep": {"a": {"b": [1, {"c": None}]}, "n": "1", "text": "a.b"}},
+        {"source": "fork", "step": 4, "deep": {"n": 1.0, "id": str(UUID(int=1)), "yes": 1, "no": 0}},
+        {"source": "fork"},
+    ]
+    with Sessions(storage_url) as sessions, SqliteSaver.from_conn_string(":memory:") as theirs:
+        for number, metadata in enumerate(given * 2):
+            for saver in (sessions.checkpointer, theirs):
+                where = config("tu"[number % 2], ("", "sub:1")[number % 3 == 0])
+                put(saver, where, f"{number:03}", dict(metadata), number, value=number)
+        for where in (config(), config("u", namespace=None), None):
+            found = [id_of(one) for one in sessions.checkpointer.list(where, filter=wanted)]
+            assert found == [id_of(one) for one in theirs.list(where, filter=wanted)]
+            assert found == [id_of(one) async for one in sessions.checkpointer.alist(where, filter=wanted)]
+            paged = [id_of(one) for one in sessions.checkpointer.list(where, filter=wanted, limit=2)]
+            assert paged == found[:2]
+            after = config(checkpoint_id="006")
+            assert [id_of(one) for one in sessions.checkpointer.list(where, filter=wanted, before=after)] == [
+                id_of(one) for one in theirs.list(where, filter=wanted, before=after)
+            ]
+
+
+async def test_a_list_over_many_pages_is_in_one_order_and_goes_on_where_it_was(storage_url: str) -> None:
+    """Three threads, whose namespaces have checkpoints of the same age; one is copied, so ids are there twice."""
+    with Sessions(storage_url) as sessions, SqliteSaver.from_conn_string(":memory:") as theirs:
+        for number in range(700):
+            where = config("tuv"[number % 3], f"sub:{number % 5}" if number % 4 else "")
+            for saver in (sessions.checkpointer, theirs):
+                put(saver, where, f"{number:05}", {"even": number % 2 == 0}, number, value=number)
+        for where in (None, config("t", namespace=None), config("u")):
+            for options in ({}, {"filter": {"even": True}}, {"before": config(checkpoint_id="00555")}, {"limit": 300}):
+                expected = [id_of(one) for one in theirs.list(where, **options)]
+                assert [id_of(one) for one in sessions.checkpointer.list(where, **options)] == expected
+                assert [id_of(one) async for one in sessions.checkpointer.alist(where, **options)] == expected
+        sessions.checkpointer.copy_thread("t", "copy")
+        ids = [id_of(one) for one in sessions.checkpointer.list(None)]
+        assert ids == sorted(ids, reverse=True)
+        assert len(ids) == 700 + 234
+        names = {(one.config["configurable"]["thread_id"], id_of(one)) for one in sessions.checkpointer.list(None)}
+        assert len(names) == len(ids)
 
 
 def test_a_limit_counts_what_passes_the_filter_and_not_what_is_looked_at(savers: Any) -> None:
@@ -154,9 +232,8 @@ async def test_every_thread_is_listed_whole_where_no_config_is_given(savers: Any
     found = [one async for one in savers[0].alist(None)]
     for mine, again in zip(savers[0].list(None), found, strict=True):
         assert_same(mine, again)
-    places = [(one.config["configurable"]["thread_id"], one.config["configurable"]["checkpoint_ns"]) for one in found]
-    assert places == sorted(places)
-    assert len(list(savers[0].list(None, limit=5))) == 5
+    assert [id_of(one) for one in found] == sorted(ids, reverse=True)
+    assert [id_of(one) for one in savers[0].list(None, limit=5)] == sorted(ids, reverse=True)[:5]
 
 
 def test_a_graphs_history_is_the_same_at_every_edge(storage_url: str) -> None:

@@ -78,7 +78,7 @@ class SqliteDatabase:
                 return operation(self._writer.connection)
         self._mind_forks()
         with self.mapped():
-            self._check_files()
+            self._check_files(log=False)
             connection = self._reader()
             try:
                 connection.execute("BEGIN")
@@ -254,9 +254,9 @@ class SqliteDatabase:
             with self.mapped():
                 self._writer = self._open_writer()
 
-    def _check_files(self) -> None:
+    def _check_files(self, *, log: bool = True) -> None:
         if self._files is not None:
-            self._files.check()
+            self._files.check(log=log)
 
     def _check_open(self) -> None:
         if self._closed:

@@ -28,7 +28,7 @@ from session_middleware.storage.sqlite.damage.verifying import RECORDS as _RECOR
 from session_middleware.storage.sqlite.damage.walking import Row, Walk
 from session_middleware.storage.sqlite.database import INDEX_TABLES, OWN_TABLES, SqliteDatabase, absolute
 from session_middleware.storage.sqlite.state import heads, pieces
-from session_middleware.storage.sqlite.state.sealed import Key
+from session_middleware.storage.sqlite.state.sealed import AT, Key, at
 
 _TABLES = ("sessions", *sorted(OWN_TABLES - {"sessions", "heads", "leases", *INDEX_TABLES}))
 # heads and the index are made anew, runs are over
@@ -243,7 +243,7 @@ class _Salvage:
             noted += connection.execute("SELECT session_id, checkpoint_ns, checkpoint_id, write_count FROM heads")
         for *key, write_count in filter(is_text, noted):
             tasks = self._target.execute(f"SELECT task_id FROM writes WHERE {where}", key).fetchall()
-            if not self._target.execute(f"SELECT 1 FROM checkpoints WHERE {where}", key).fetchone():
+            if not self._target.execute(f"SELECT 1 FROM checkpoints WHERE {AT}", at(*key)).fetchone():
                 self._say("checkpoints", "its row is lost", *key)
             elif len(tasks) + self._lost_writes[tuple(key)] != write_count:
                 self._say("writes", "some of them are lost", *key)
@@ -270,7 +270,7 @@ class _Salvage:
         where = "session_id = ? AND checkpoint_ns = ? AND checkpoint_id = ?"
         for key, task_id in self._torn:
             self._target.execute(f"DELETE FROM writes WHERE {where} AND task_id = ?", (*key, task_id))
-            self._is_torn |= not self._target.execute(f"SELECT 1 FROM checkpoints WHERE {where}", key).fetchone()
+            self._is_torn |= not self._target.execute(f"SELECT 1 FROM checkpoints WHERE {AT}", at(*key)).fetchone()
 
     def _drop_of_family(self, family_id: str, members: Sequence[str]) -> bool:
         family, dropped = whole.Pieces(self._target, family_id), False
@@ -309,7 +309,7 @@ class _Salvage:
     def _delete(self, found: whole.Inspected) -> None:
         where = "session_id = ? AND checkpoint_ns = ? AND checkpoint_id = ?"
         for key in found.lost:
-            self._target.execute(f"DELETE FROM checkpoints WHERE {where}", key)
+            self._target.execute(f"DELETE FROM checkpoints WHERE {where} AND place >= ?", (*key, key[2]))
             self._target.execute(f"DELETE FROM writes WHERE {where}", key)
         for key, task_id in found.lost_tasks:
             self._target.execute(f"DELETE FROM writes WHERE {where} AND task_id = ?", (*key, task_id))

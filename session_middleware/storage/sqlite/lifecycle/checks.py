@@ -60,7 +60,8 @@ _WITHOUT_SESSION = {
 _ORPHANED_WRITES = (
     "SELECT session_id, COUNT(*) FROM writes WHERE NOT EXISTS (SELECT 1 FROM checkpoints AS own"
     " WHERE own.session_id = writes.session_id AND own.checkpoint_ns = writes.checkpoint_ns"
-    " AND own.checkpoint_id = writes.checkpoint_id) AND session_id IN (SELECT id FROM sessions"
+    " AND own.checkpoint_id = writes.checkpoint_id AND own.place >= writes.checkpoint_id)"
+    " AND session_id IN (SELECT id FROM sessions"
     " WHERE last_active_at < ?) GROUP BY session_id"
 )
 
@@ -115,7 +116,8 @@ _VANISHED = """
     )
     SELECT session_id, checkpoint_id FROM noted
     WHERE NOT EXISTS (SELECT 1 FROM checkpoints AS own WHERE own.session_id = noted.session_id
-        AND own.checkpoint_ns = noted.checkpoint_ns AND own.checkpoint_id = noted.checkpoint_id)
+        AND own.checkpoint_ns = noted.checkpoint_ns AND own.checkpoint_id = noted.checkpoint_id
+        AND own.place >= noted.checkpoint_id)
     OR writes != (SELECT COUNT(*) FROM writes AS own WHERE own.session_id = noted.session_id
         AND own.checkpoint_ns = noted.checkpoint_ns AND own.checkpoint_id = noted.checkpoint_id)
 """

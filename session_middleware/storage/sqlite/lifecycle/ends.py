@@ -278,7 +278,8 @@ def postpone(connection: sqlite3.Connection, session_id: str, until: datetime, r
 
 _LOST = (
     "NOT EXISTS (SELECT 1 FROM checkpoints AS own WHERE own.session_id = writes.session_id"
-    " AND own.checkpoint_ns = writes.checkpoint_ns AND own.checkpoint_id = writes.checkpoint_id)"
+    " AND own.checkpoint_ns = writes.checkpoint_ns AND own.checkpoint_id = writes.checkpoint_id"
+    " AND own.place >= writes.checkpoint_id)"
 )
 
 

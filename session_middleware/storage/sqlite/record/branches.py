@@ -15,6 +15,7 @@ from typing import NamedTuple
 from session_middleware.model import to_text
 from session_middleware.storage.sqlite.record import tally as tallies
 from session_middleware.storage.sqlite.record.tally import Tally
+from session_middleware.storage.sqlite.state.sealed import AT, at
 from session_middleware.storage.state import CheckpointPut
 from session_middleware.storage.visit import Visit
 
@@ -30,8 +31,7 @@ def branch_of(connection: sqlite3.Connection, visit: Visit, tally: Tally) -> str
         row = None
         if visit.checkpoint_id is not None:
             row = connection.execute(
-                "SELECT branch FROM checkpoints WHERE session_id = ? AND checkpoint_ns = '' AND checkpoint_id = ?",
-                (visit.session_id, visit.checkpoint_id),
+                f"SELECT branch FROM checkpoints WHERE {AT}", at(visit.session_id, "", visit.checkpoint_id)
             ).fetchone()
         visit.branch = (row and row[0]) or tally.branch
     return visit.branch
@@ -68,7 +68,7 @@ def place_put(connection: sqlite3.Connection, put: CheckpointPut, now: datetime)
     if put.checkpoint_ns:
         counted = tallies.read(connection, visit.session_id)
         return None if counted is None else (counted, Place())
-    parent = (put.checkpoint_id, put.parent_id or "", visit.session_id)
+    parent = (put.checkpoint_id, *[put.parent_id or ""] * 2, visit.session_id)
     row = connection.execute(_SESSION_AND_PARENT, parent).fetchone()
     if row is None:
         return None
@@ -82,21 +82,24 @@ def place_put(connection: sqlite3.Connection, put: CheckpointPut, now: datetime)
     elif has_child:
         branch = _put_before(connection, put) or _part(connection, visit, branch or MAIN, seq, now)
     visit.branch, visit.checkpoint_id = branch or MAIN, put.checkpoint_id
-    if newest is None or put.checkpoint_id >= newest:  # where a thread is, its newest checkpoint says
-        tally.move_to(visit.branch)
+    if newest is None or put.checkpoint_id >= newest or _put_before(connection, put) is None:
+        tally.move_to(visit.branch)  # where a thread is, the checkpoint says that was put last
     return tally, Place(visit.branch, seq)
 
 
-# A child has a greater id than its parent, so for a thread's latest checkpoint nothing is looked through.
+# A child stands after its parent, so for a thread's latest checkpoint nothing is looked through.
 _SESSION_AND_PARENT = """
     SELECT last_seq, sessions.branch, parent.checkpoint_id IS NOT NULL, parent.branch, parent.seq, EXISTS (
         SELECT 1 FROM checkpoints AS child
         WHERE child.session_id = sessions.id AND child.checkpoint_ns = ''
-        AND child.checkpoint_id > parent.checkpoint_id AND child.parent_id = parent.checkpoint_id
+        AND child.place > parent.place AND child.parent_id = parent.checkpoint_id
         AND child.checkpoint_id != ?
-    ), (SELECT checkpoint_id FROM heads WHERE session_id = sessions.id AND checkpoint_ns = '')
+    ), (SELECT place FROM heads WHERE session_id = sessions.id AND checkpoint_ns = '')
     FROM sessions LEFT JOIN checkpoints AS parent
-    ON parent.session_id = sessions.id AND parent.checkpoint_ns = '' AND parent.checkpoint_id = ?
+    ON parent.session_id = sessions.id AND parent.checkpoint_ns = '' AND parent.place = (
+        SELECT place FROM checkpoints AS own WHERE own.session_id = sessions.id AND own.checkpoint_ns = ''
+        AND own.place >= ? AND own.checkpoint_id = ? LIMIT 1
+    )
     WHERE sessions.id = ?
 """
 
@@ -110,8 +113,7 @@ _OTHER_ROOT = """
 def _put_before(connection: sqlite3.Connection, put: CheckpointPut) -> str | None:
     """The branch of a checkpoint that is put again."""
     row = connection.execute(
-        "SELECT branch FROM checkpoints WHERE session_id = ? AND checkpoint_ns = '' AND checkpoint_id = ?",
-        (put.visit.session_id, put.checkpoint_id),
+        f"SELECT branch FROM checkpoints WHERE {AT}", at(put.visit.session_id, "", put.checkpoint_id)
     ).fetchone()
     return row and (row[0] or MAIN)
 

@@ -10,6 +10,7 @@ from session_middleware.storage.processes import is_gone, this_process
 from session_middleware.storage.seen import Claim, RunEnd
 from session_middleware.storage.sqlite.record.tally import Tally
 from session_middleware.storage.sqlite.rows import clean, values_of
+from session_middleware.storage.sqlite.state.sealed import AT, at
 from session_middleware.storage.visit import Visit
 
 TABLES = ("runs", "messages", "tool_calls", "model_calls", "events", "branches", "files", "conversation_items")
@@ -64,9 +65,9 @@ def _ahead_of_state(connection: sqlite3.Connection, visit: Visit, run_id: str) -
     rows = connection.execute(
         "SELECT role, COALESCE(tool_call_id, text), message_id FROM messages WHERE session_id = ? AND run_id = ?"
         " AND seq > COALESCE((SELECT seq FROM checkpoints"
-        " WHERE session_id = ? AND checkpoint_ns = '' AND checkpoint_id = ?), 0) AND checkpoint_ns = ''"
+        f" WHERE {AT}), 0) AND checkpoint_ns = ''"
         " AND COALESCE(tool_call_id, text) != ''",
-        (visit.session_id, run_id, visit.session_id, visit.started_from),
+        (visit.session_id, run_id, *at(visit.session_id, "", visit.started_from or "")),
     )
     return {(role, what): message_id for role, what, message_id in rows}
 

@@ -21,7 +21,7 @@ from session_middleware.storage.sqlite.state import heads, noted
 from session_middleware.storage.sqlite.state.blobs import Damaged, as_written, is_sum, put_blob
 from session_middleware.storage.sqlite.state.noted import Listed, Passed
 from session_middleware.storage.sqlite.state.pieces import Pieces, get_blob, get_value, put_list
-from session_middleware.storage.sqlite.state.sealed import REPLAYED, WRONG, Key, Row, WriteRow
+from session_middleware.storage.sqlite.state.sealed import AT, LATE, REPLAYED, WRONG, Key, Row, WriteRow, at
 from session_middleware.storage.state import (
     Blob,
     CheckpointPut,
@@ -51,48 +51,67 @@ def put(
     text, enclosing = _json(channels), _json(dict(put.enclosing))
     key = (put.visit.session_id, put.checkpoint_ns, put.checkpoint_id)
     row = Row(*key, put.parent_id, enclosing, put.run_id, put.source, put.step, text, *put.body, branch, seq)
-    connection.execute(_PUT, (*row[:13], row.sum()))
-    heads.put(connection, key)
+    ((place,),) = connection.execute(_PUT, (*row[:13], row.sum())).fetchall()
+    heads.put(connection, key, place)
     return text, lists
 
 
 _json = json.JSONEncoder(separators=(",", ":")).encode  # `json.dumps` would make an encoder for each call
 
 
-# With it goes a note of the next older one: mostly the head until now, and the parent, whose id is there already.
-_PUT = """
-    INSERT OR REPLACE INTO checkpoints VALUES (
+# What follows from another checkpoint comes after all that are there; a beginning stands where its id says. With it
+# goes a note of the next older one: mostly the head until now, and the parent, whose id is there already.
+_PUT = f"""
+    INSERT OR REPLACE INTO checkpoints SELECT
         ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13,
         NULLIF(COALESCE(
-            (SELECT checkpoint_id FROM heads WHERE session_id = ?1 AND checkpoint_ns = ?2 AND checkpoint_id < ?3),
-            (SELECT MAX(checkpoint_id) FROM checkpoints
-             WHERE session_id = ?1 AND checkpoint_ns = ?2 AND checkpoint_id < ?3),
+            CASE WHEN head < own THEN head_id END,
+            (SELECT checkpoint_id FROM checkpoints WHERE session_id = ?1 AND checkpoint_ns = ?2 AND place < own
+             ORDER BY place DESC LIMIT 1),
             ''
         ), COALESCE(?4, '')),
         COALESCE(
-            (SELECT write_count FROM heads WHERE session_id = ?1 AND checkpoint_ns = ?2 AND checkpoint_id < ?3),
+            CASE WHEN head < own THEN head_writes END,
             (SELECT COUNT(*) FROM writes WHERE session_id = ?1 AND checkpoint_ns = ?2 AND checkpoint_id = (
-                SELECT MAX(checkpoint_id) FROM checkpoints
-                WHERE session_id = ?1 AND checkpoint_ns = ?2 AND checkpoint_id < ?3))
+                SELECT checkpoint_id FROM checkpoints WHERE session_id = ?1 AND checkpoint_ns = ?2 AND place < own
+                ORDER BY place DESC LIMIT 1))
         ),
+        own,
         ?14
+    FROM (
+        SELECT heads.place AS head, heads.checkpoint_id AS head_id, heads.write_count AS head_writes, CASE
+            WHEN heads.place < ?3 THEN ?3
+            ELSE COALESCE(
+                (SELECT place FROM checkpoints  -- it is put again
+                 WHERE session_id = ?1 AND checkpoint_ns = ?2 AND place >= ?3 AND checkpoint_id = ?3 LIMIT 1),
+                CASE
+                    WHEN ?4 IS NULL THEN ?3
+                    WHEN substr(heads.place, -9, 1) = '{LATE}'
+                    THEN substr(heads.place, 1, length(heads.place) - 8)
+                        || printf('%08d', substr(heads.place, -8) + 1)
+                    ELSE heads.place || '{LATE}00000001'
+                END,
+                ?3
+            )
+        END AS own
+        FROM (SELECT 1) LEFT JOIN heads ON session_id = ?1 AND checkpoint_ns = ?2
     )
+    WHERE 1
+    RETURNING place
 """
 
 
 def insert(connection: sqlite3.Connection, row: Row, checksum: int) -> None:
     """As it was stored elsewhere, with its note of the next older one."""
-    connection.execute(
-        "INSERT INTO checkpoints VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (*row[:-1], checksum)
-    )
+    connection.execute(f"INSERT INTO checkpoints VALUES ({', '.join('?' * len(row))})", (*row[:-1], checksum))
 
 
 def _inherited(connection: sqlite3.Connection, put: CheckpointPut) -> dict[str, Any]:
     if put.parent is None:
         return {}
     row = connection.execute(
-        "SELECT channels FROM checkpoints WHERE session_id = ? AND checkpoint_ns = ? AND checkpoint_id = ?",
-        (put.visit.session_id, put.checkpoint_ns, put.parent.checkpoint_id),
+        f"SELECT channels FROM checkpoints WHERE {AT}",
+        at(put.visit.session_id, put.checkpoint_ns, put.parent.checkpoint_id),
     ).fetchone()
     if row is None or row[0] != put.parent.channels:
         raise StaleParent
@@ -116,9 +135,7 @@ def get(
         row.check()
         if row.key[:2] != (session_id, checkpoint_ns) or checkpoint_id not in (None, row.checkpoint_id):
             raise Damaged("another row stands in its place")
-        note = noted.find(connection, session_id, checkpoint_ns, checkpoint_id)
-        if checkpoint_id is None and (note is None or row.checkpoint_id != note.checkpoint_id):
-            raise Damaged("a newer one cannot be found")
+        note = noted.find(connection, row)
         values = {name: get_value(connection, ref, have) for name, ref in row.refs.items()}
         writes = [
             StoredWrite(write.task_id, write.channel, _written(connection, json.loads(write.value)))
@@ -136,15 +153,18 @@ def find(connection: sqlite3.Connection, session_id: str, checkpoint_ns: str, ch
     """That one, or the latest."""
     if checkpoint_id is not None:
         found = connection.execute(
-            "SELECT * FROM checkpoints WHERE session_id = ? AND checkpoint_ns = ? AND checkpoint_id = ?",
-            (session_id, checkpoint_ns, checkpoint_id),
+            f"SELECT * FROM checkpoints WHERE {AT}", at(session_id, checkpoint_ns, checkpoint_id)
         ).fetchone()
     else:
-        found = connection.execute(
-            "SELECT * FROM checkpoints WHERE session_id = ? AND checkpoint_ns = ? ORDER BY checkpoint_id DESC LIMIT 1",
-            (session_id, checkpoint_ns),
-        ).fetchone()
+        found = connection.execute(_LATEST, (session_id, checkpoint_ns)).fetchone()
     return None if found is None else Row(*found)
+
+
+_LATEST = """
+    SELECT * FROM checkpoints WHERE session_id = ?1 AND checkpoint_ns = ?2
+    AND place >= (SELECT latest_id FROM heads WHERE session_id = ?1 AND checkpoint_ns = ?2)
+    AND checkpoint_id = (SELECT latest_id FROM heads WHERE session_id = ?1 AND checkpoint_ns = ?2) LIMIT 1
+"""
 
 
 def damaged(path: str, key: Key, what: str) -> StorageError:
@@ -167,25 +187,29 @@ def list_(
     after: Key | None,
     path: str,
 ) -> list[StoredCheckpoint]:
+    is_one = None not in (session_id, checkpoint_ns, checkpoint_id)
+    bound = None if before is None else _place(connection, session_id, checkpoint_ns, before)
+    last = None if after is None else (_place(connection, *after), *after[:2])
     conditions, values = ["1"], []
     for condition, value in (
         ("session_id = ?", session_id),
         ("checkpoint_ns = ?", checkpoint_ns),
         ("checkpoint_id = ?", checkpoint_id),
-        ("checkpoint_id < ?", before),
+        ("place >= ?", checkpoint_id),
+        ("place < ?", bound),
+        ("place <= ?", last and last[0]),
     ):
         if value is not None:
             conditions.append(condition)
             values.append(value)
-    if after is not None:
-        conditions.append(
-            "((session_id, checkpoint_ns) > (?, ?) OR session_id = ? AND checkpoint_ns = ? AND checkpoint_id < ?)"
-        )
-        values += [*after[:2], *after]
-    cursor = connection.execute(
-        f"SELECT * FROM checkpoints WHERE {' AND '.join(conditions)}"
-        " ORDER BY session_id, checkpoint_ns, checkpoint_id DESC LIMIT ?",
-        (*values, -1 if limit is None or matches else limit),
+    if last is not None:
+        conditions.append("(place < ? OR (session_id, checkpoint_ns) > (?, ?))")
+        values += last
+    cursor = connection.execute(  # the bodies are read in the order of their keys, and none that is not wanted
+        "SELECT checkpoints.* FROM (SELECT session_id, checkpoint_ns, place FROM checkpoints"
+        f" WHERE {' AND '.join(conditions)} ORDER BY place DESC, session_id, checkpoint_ns LIMIT ?) AS wanted"
+        " CROSS JOIN checkpoints USING (session_id, checkpoint_ns, place)",
+        (*values, 1 if is_one else -1 if limit is None or matches else limit),
     )
     rows: list[Row] = []
     passed: list[Passed] = []
@@ -193,15 +217,29 @@ def list_(
         row = Row(*found)
         with blaming(path, row.key):
             row.check()
-        passed.append(Passed(row.key, row.previous))
+        passed.append(Passed(row.key, row.place, row.previous))
         if matches is None or matches(Blob(row.type, row.body)):
             rows.append(row)
     is_end = limit is None or len(rows) < limit
     cursor.close()
-    listed = Listed(session_id, checkpoint_ns, checkpoint_id, before, after, is_end)
+    listed = Listed(session_id, checkpoint_ns, checkpoint_id, bound, last, is_end)
     if lost := noted.find_lost(connection, listed, passed):
         raise damaged(path, *lost)
     return _with_pieces(connection, rows, path)
+
+
+def _place(
+    connection: sqlite3.Connection, session_id: str | None, checkpoint_ns: str | None, checkpoint_id: str
+) -> str:
+    """Where a checkpoint stands that a list begins after. One that is not there stands where its id says."""
+    found = None
+    if session_id is not None and checkpoint_ns is not None:
+        sql = f"SELECT place FROM checkpoints WHERE {AT}"
+        found = connection.execute(sql, at(session_id, checkpoint_ns, checkpoint_id)).fetchone()
+    elif session_id is not None:
+        sql = "SELECT place FROM checkpoints WHERE session_id = ? AND place >= ? AND checkpoint_id = ? LIMIT 1"
+        found = connection.execute(sql, (session_id, checkpoint_id, checkpoint_id)).fetchone()
+    return checkpoint_id if found is None else found[0]
 
 
 @contextmanager
@@ -224,7 +262,7 @@ def _with_pieces(connection: sqlite3.Connection, rows: Sequence[Row], path: str)
             (ref for row in rows for ref in row.refs.values()),
             (json.loads(write.value) for found in writes.values() for write in found),
         )
-        counts = noted.count_writes(connection, [row.key for row in rows])
+        counts = noted.count_writes(connection, rows)
     stored = []
     for row in rows:
         with blaming(path, row.key):

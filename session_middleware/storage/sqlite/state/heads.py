@@ -3,6 +3,8 @@
 A row whose key is damaged is not found by it. Without these notes an older checkpoint would pass for
 the newest one, or a task whose result is lost would run again, and nobody would know. What they are
 good for when something is read is in `noted.py`.
+
+The newest is the one with the greatest place. The latest, from which a thread goes on, is the one put last.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import sqlite3
 import zlib
 from functools import partial
+from typing import NamedTuple
 
 from session_middleware.errors import StorageError
 from session_middleware.storage.sqlite.state.blobs import Damaged, is_sum
@@ -17,25 +20,52 @@ from session_middleware.storage.sqlite.state.sealed import WRONG, Key, Note
 
 _COUNT = "(SELECT COUNT(*) FROM writes WHERE session_id = ? AND checkpoint_ns = ? AND checkpoint_id = ?)"
 _NEXT = (  # the row of the next newer one
-    "session_id = ? AND checkpoint_ns = ? AND checkpoint_id = (SELECT MIN(checkpoint_id) FROM checkpoints"
-    " WHERE session_id = ? AND checkpoint_ns = ? AND checkpoint_id > ?)"
+    "session_id = ? AND checkpoint_ns = ? AND place = (SELECT MIN(place) FROM checkpoints"
+    " WHERE session_id = ? AND checkpoint_ns = ? AND place > {})"
+)
+_PLACE = (
+    "(SELECT place FROM checkpoints"
+    " WHERE session_id = ? AND checkpoint_ns = ? AND place >= ? AND checkpoint_id = ? LIMIT 1)"
 )
 
 
-def put(connection: sqlite3.Connection, key: Key) -> None:
-    """A checkpoint was stored: it is the head, unless there is a newer one, which then notes it."""
+class Head(NamedTuple):
+    """What is noted of a namespace: its newest checkpoint, and the latest."""
+
+    checkpoint_id: str
+    place: str
+    latest_id: str
+    write_count: int
+
+
+def put(connection: sqlite3.Connection, key: Key, place: str) -> None:
+    """A checkpoint was stored: it is the latest, and the head unless there is a newer one, which notes it.
+
+    One that is put again stays what it was.
+    """
     done = connection.execute(
-        f"INSERT INTO heads VALUES (?, ?, ?, {_COUNT}, ?) ON CONFLICT (session_id, checkpoint_ns) DO UPDATE"
-        " SET checkpoint_id = excluded.checkpoint_id, write_count = excluded.write_count, checksum = excluded.checksum"
-        " WHERE excluded.checkpoint_id >= checkpoint_id",
-        (*key, *key, _sum(key)),
+        f"INSERT INTO heads VALUES (?, ?, ?, ?, ?, {_COUNT}, ?) ON CONFLICT (session_id, checkpoint_ns) DO UPDATE"
+        " SET checkpoint_id = excluded.checkpoint_id, place = excluded.place, latest_id = excluded.latest_id,"
+        " write_count = excluded.write_count, checksum = excluded.checksum WHERE excluded.place > place",
+        (*key, place, key[2], *key, _sum(*key, place, key[2])),
     )
     if not done.rowcount:
-        connection.execute(
-            f"UPDATE checkpoints SET previous_id = ?, previous_writes = {_COUNT} WHERE {_NEXT}"
+        noted = connection.execute(
+            f"UPDATE checkpoints SET previous_id = ?, previous_writes = {_COUNT} WHERE {_NEXT.format('?')}"
             " AND COALESCE(previous_id, parent_id, '') < ?",
-            (key[2], *key, *key[:2], *key, key[2]),
+            (key[2], *key, *key[:2], *key[:2], place, key[2]),
         )
+        if noted.rowcount:
+            _put_latest(connection, key)
+
+
+def _put_latest(connection: sqlite3.Connection, key: Key) -> None:
+    head = connection.execute("SELECT * FROM heads WHERE session_id = ? AND checkpoint_ns = ?", key[:2]).fetchone()
+    checksum = _sum(*head[:4], key[2]) if is_sum(partial(_sum, *head[:5]), head[6]) else WRONG
+    connection.execute(
+        "UPDATE heads SET latest_id = ?, checksum = ? WHERE session_id = ? AND checkpoint_ns = ?",
+        (key[2], checksum, *key[:2]),
+    )
 
 
 def count_writes(connection: sqlite3.Connection, key: Key) -> None:
@@ -46,23 +76,32 @@ def count_writes(connection: sqlite3.Connection, key: Key) -> None:
     )
     if not done.rowcount:
         connection.execute(
-            f"UPDATE checkpoints SET previous_writes = {_COUNT} WHERE {_NEXT} AND COALESCE(previous_id, parent_id) = ?",
-            (*key, *key[:2], *key, key[2]),
+            f"UPDATE checkpoints SET previous_writes = {_COUNT} WHERE {_NEXT.format(_PLACE)}"
+            " AND COALESCE(previous_id, parent_id) = ?",
+            (*key, *key[:2], *key[:2], *key, key[2], key[2]),
         )
 
 
-def find(connection: sqlite3.Connection, session_id: str, checkpoint_ns: str) -> Note | None:
+def find(connection: sqlite3.Connection, session_id: str, checkpoint_ns: str) -> Head | None:
     row = connection.execute(
-        "SELECT checkpoint_id, write_count, checksum FROM heads WHERE session_id = ? AND checkpoint_ns = ?",
-        (session_id, checkpoint_ns),
+        "SELECT * FROM heads WHERE session_id = ? AND checkpoint_ns = ?", (session_id, checkpoint_ns)
     ).fetchone()
-    return None if row is None else checked(session_id, checkpoint_ns, *row)
+    return None if row is None else checked(*row)
 
 
-def checked(session_id: str, checkpoint_ns: str, checkpoint_id: str, write_count: int, checksum: int) -> Note:
-    if not is_sum(partial(_sum, (session_id, checkpoint_ns, checkpoint_id)), checksum):
+def checked(
+    session_id: str,
+    checkpoint_ns: str,
+    checkpoint_id: str,
+    place: str,
+    latest_id: str,
+    write_count: int,
+    checksum: int,
+) -> Head:
+    """A row of `heads`. Raises `Damaged`."""
+    if not is_sum(partial(_sum, session_id, checkpoint_ns, checkpoint_id, place, latest_id), checksum):
         raise Damaged("the note of its head")
-    return Note(checkpoint_id, write_count)
+    return Head(checkpoint_id, place, latest_id, write_count)
 
 
 def check_new(connection: sqlite3.Connection, session_id: str, path: str) -> None:
@@ -78,45 +117,52 @@ def check_new(connection: sqlite3.Connection, session_id: str, path: str) -> Non
 def copy(connection: sqlite3.Connection, session_id: str, to: str) -> None:
     """With a copy of all that they note; those that were wrong stay wrong."""
     for row in connection.execute("SELECT * FROM heads WHERE session_id = ?", (session_id,)).fetchall():
-        is_right = is_sum(partial(_sum, row[:3]), row[4])
-        checksum = _sum((to, *row[1:3])) if is_right else WRONG
-        connection.execute("INSERT INTO heads VALUES (?, ?, ?, ?, ?)", (to, *row[1:4], checksum))
+        is_right = is_sum(partial(_sum, *row[:5]), row[6])
+        checksum = _sum(to, *row[1:5]) if is_right else WRONG
+        connection.execute("INSERT INTO heads VALUES (?, ?, ?, ?, ?, ?, ?)", (to, *row[1:6], checksum))
 
 
-def renote(connection: sqlite3.Connection, key: Key, note: Note | None) -> None:
-    """Change what a checkpoint's row notes, after the one it noted is gone."""
+def renote(connection: sqlite3.Connection, place: Key, note: Note | None) -> None:
+    """Change what the checkpoint at a place of a namespace notes, after the one it noted is gone."""
     connection.execute(
         "UPDATE checkpoints SET previous_id = ?, previous_writes = ?"
-        " WHERE session_id = ? AND checkpoint_ns = ? AND checkpoint_id = ?",
-        (*(note or ("", 0)), *key),
+        " WHERE session_id = ? AND checkpoint_ns = ? AND place = ?",
+        (*(note or ("", 0)), *place),
     )
 
 
-def move(connection: sqlite3.Connection, session_id: str, checkpoint_ns: str, note: Note | None) -> None:
-    """Another one is the newest now, or there is none any more."""
+def move(connection: sqlite3.Connection, session_id: str, checkpoint_ns: str, head: Head | None) -> None:
+    """Another one is the newest now, or the latest, or there is none any more."""
     connection.execute("DELETE FROM heads WHERE session_id = ? AND checkpoint_ns = ?", (session_id, checkpoint_ns))
-    if note is not None:
-        checksum = _sum((session_id, checkpoint_ns, note.checkpoint_id))
-        connection.execute("INSERT INTO heads VALUES (?, ?, ?, ?, ?)", (session_id, checkpoint_ns, *note, checksum))
+    if head is not None:
+        checksum = _sum(session_id, checkpoint_ns, *head[:3])
+        connection.execute(
+            "INSERT INTO heads VALUES (?, ?, ?, ?, ?, ?, ?)", (session_id, checkpoint_ns, *head, checksum)
+        )
 
 
 def renew(connection: sqlite3.Connection, session_id: str) -> None:
     """Note anew what is there of a session, and forget whatever else was noted."""
+    latest = set(connection.execute("SELECT checkpoint_ns, latest_id FROM heads WHERE session_id = ?", (session_id,)))
     connection.execute("DELETE FROM heads WHERE session_id = ?", (session_id,))
     rows = connection.execute(
-        "SELECT session_id, checkpoint_ns, checkpoint_id, (SELECT COUNT(*) FROM writes"
+        "SELECT checkpoint_ns, checkpoint_id, place, (SELECT COUNT(*) FROM writes"
         "  WHERE session_id = one.session_id AND checkpoint_ns = one.checkpoint_ns"
         "  AND checkpoint_id = one.checkpoint_id)"
-        " FROM checkpoints AS one WHERE session_id = ? ORDER BY session_id, checkpoint_ns, checkpoint_id",
+        " FROM checkpoints AS one WHERE session_id = ? ORDER BY session_id, checkpoint_ns, place",
         (session_id,),
     )
-    newest: dict[str, Note] = {}
-    for _, namespace, checkpoint_id, write_count in rows.fetchall():
-        renote(connection, (session_id, namespace, checkpoint_id), newest.get(namespace))
-        newest[namespace] = Note(checkpoint_id, write_count)
-    for namespace, note in newest.items():
-        move(connection, session_id, namespace, note)
+    newest: dict[str, Head] = {}
+    there: dict[str, str] = {}
+    for namespace, checkpoint_id, place, write_count in rows.fetchall():
+        head = newest.get(namespace)
+        renote(connection, (session_id, namespace, place), head and Note(head.checkpoint_id, head.write_count))
+        newest[namespace] = Head(checkpoint_id, place, checkpoint_id, write_count)
+        if (namespace, checkpoint_id) in latest:
+            there[namespace] = checkpoint_id
+    for namespace, head in newest.items():
+        move(connection, session_id, namespace, head._replace(latest_id=there.get(namespace, head.latest_id)))
 
 
-def _sum(key: Key) -> int:
-    return zlib.crc32("\0".join(key).encode())
+def _sum(*texts: str) -> int:
+    return zlib.crc32("\0".join(texts).encode())

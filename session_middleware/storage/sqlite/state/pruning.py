@@ -22,15 +22,16 @@ def prune(connection: sqlite3.Connection, session_id: str) -> int:
         Damaged: the latest one cannot be found, so nothing of what is older may go.
     """
     namespaces = _read(connection, session_id)
-    latest = {namespace: max(rows) for namespace, rows in namespaces.items()}
-    for namespace in latest:
+    latest: dict[str, str] = {}
+    for namespace, rows in namespaces.items():
         head = heads.find(connection, session_id, namespace)
-        if head is None or head.checkpoint_id != latest[namespace]:
+        if head is None or head.checkpoint_id not in rows or head.latest_id not in rows:
             raise Damaged("the newest checkpoint cannot be found")
+        latest[namespace] = head.latest_id
     kept = {
         (namespace, checkpoint_id)
         for namespace, rows in namespaces.items()
-        if _is_of_use(namespace, rows[latest[namespace]], latest)
+        if _is_of_use(namespace, rows[latest[namespace]], latest, namespaces)
         for checkpoint_id in (latest[namespace], *ancestors_needed(rows, [latest[namespace]]))
     }
     gone = [(ns, checkpoint_id) for ns, rows in namespaces.items() for checkpoint_id in rows]
@@ -43,7 +44,7 @@ def prune(connection: sqlite3.Connection, session_id: str) -> int:
     return len(gone)
 
 
-def _is_of_use(namespace: str, row: Row, latest: Mapping[str, str]) -> bool:
+def _is_of_use(namespace: str, row: Row, latest: Mapping[str, str], namespaces: Namespaces) -> bool:
     """Whether a run that goes on from the latest checkpoints can come to this namespace.
 
     One with a task's id in it (``name:id``) serves the one task it was made for, which belongs to the
@@ -51,7 +52,14 @@ def _is_of_use(namespace: str, row: Row, latest: Mapping[str, str]) -> bool:
     yet leaves nothing behind.
     """
     enclosing: dict[str, str] = json.loads(row.enclosing)
-    return ":" not in namespace or all(id_ >= latest.get(outer, "") for outer, id_ in enclosing.items())
+
+    def place(outer: str, checkpoint_id: str) -> str:
+        found = namespaces.get(outer, {}).get(checkpoint_id)
+        return checkpoint_id if found is None else found.place
+
+    return ":" not in namespace or all(
+        outer not in latest or place(outer, id_) >= place(outer, latest[outer]) for outer, id_ in enclosing.items()
+    )
 
 
 def delete_for_runs(connection: sqlite3.Connection, run_ids: Sequence[str]) -> dict[str, int]:
@@ -85,11 +93,19 @@ def _read(connection: sqlite3.Connection, session_id: str) -> Namespaces:
 def _delete(
     connection: sqlite3.Connection, session_id: str, keys: Collection[tuple[str, str]], namespaces: Namespaces
 ) -> None:
-    for table in ("checkpoints", "writes"):
-        connection.executemany(
-            f"DELETE FROM {table} WHERE session_id = ? AND checkpoint_ns = ? AND checkpoint_id = ?",
-            [(session_id, *key) for key in sorted(keys)],
-        )
+    connection.executemany(
+        "DELETE FROM writes WHERE session_id = ? AND checkpoint_ns = ? AND checkpoint_id = ?",
+        [(session_id, *key) for key in sorted(keys)],
+    )
+    connection.executemany(
+        "DELETE FROM checkpoints WHERE session_id = ? AND checkpoint_ns = ? AND place = ?",
+        [
+            (session_id, namespace, row.place)
+            for namespace, rows in namespaces.items()
+            for row in rows.values()
+            if (namespace, row.checkpoint_id) in keys
+        ],
+    )
     for namespace, rows in namespaces.items():
         gone = {checkpoint_id: row for checkpoint_id, row in rows.items() if (namespace, checkpoint_id) in keys}
         _renote(connection, (session_id, namespace), [row for key, row in rows.items() if key not in gone], gone)
@@ -107,7 +123,14 @@ def _renote(
 
     for row in staying:
         if row.previous is not None and row.previous.checkpoint_id in gone:
-            heads.renote(connection, row.key, staying_one(row.previous))
+            heads.renote(connection, (*place, row.place), staying_one(row.previous))
     head = heads.find(connection, *place)
-    if head is None or head.checkpoint_id in gone:
-        heads.move(connection, *place, staying_one(head))
+    if head is not None and gone.keys() & {head.checkpoint_id, head.latest_id}:
+        newest = staying_one(Note(head.checkpoint_id, head.write_count))
+        if newest is None:
+            return heads.move(connection, *place, None)
+        places = {row.checkpoint_id: row.place for row in staying}
+        latest_id = newest.checkpoint_id if head.latest_id in gone else head.latest_id
+        moved = heads.Head(newest.checkpoint_id, places.get(newest.checkpoint_id, newest.checkpoint_id), latest_id, 0)
+        heads.move(connection, *place, moved._replace(write_count=newest.write_count))
+    return None

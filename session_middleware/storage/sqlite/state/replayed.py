@@ -26,11 +26,14 @@ _LINE = """
         VALUES (:parent)
         UNION
         SELECT parent_id FROM line CROSS JOIN checkpoints
-        ON session_id = :session AND checkpoint_ns = :ns AND checkpoint_id = line.id WHERE parent_id IS NOT NULL
+        ON session_id = :session AND checkpoint_ns = :ns AND place = {place} WHERE parent_id IS NOT NULL
     )
     SELECT checkpoints.* FROM line CROSS JOIN checkpoints
-    ON session_id = :session AND checkpoint_ns = :ns AND checkpoint_id = line.id
-"""
+    ON session_id = :session AND checkpoint_ns = :ns AND place = {place}
+""".format(
+    place="(SELECT place FROM checkpoints AS own WHERE own.session_id = :session AND own.checkpoint_ns = :ns"
+    " AND own.place >= line.id AND own.checkpoint_id = line.id LIMIT 1)"
+)
 
 
 def get_history(
@@ -105,7 +108,7 @@ def _check_writes(connection: sqlite3.Connection, line: Sequence[Row], path: str
             (*line[0].key[:2], min(ids), max(ids)),
         ).fetchall()
     )
-    for key, count in noted.count_writes(connection, [row.key for row in line]).items():
+    for key, count in noted.count_writes(connection, line).items():
         if found.get(key[2], 0) != count:
             with blaming(path, key):
                 raise Damaged("a write of it cannot be found")

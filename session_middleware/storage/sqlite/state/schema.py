@@ -4,8 +4,12 @@ Its values are blobs, stored once per family by their digest. A list is rows of 
 list it was branched from is its parent and gives its first `parent_length` elements. Lists only
 grow, and their ids are never used twice, so "the first n elements of list i" means the same for ever.
 
+A checkpoint's `place` is where it stands among those of its namespace: it is its id, which begins with a time,
+unless the clock was behind that of a checkpoint which is there already; then it comes right after the newest.
+
 A checkpoint's row notes the next older one of its namespace and how many writes that has (`previous_id`:
-null for its parent, empty for none); `heads` notes the newest. So a row that has vanished is missed.
+null for its parent, empty for none); `heads` notes the newest, and `latest_id`, which was put last and is
+mostly the same. So a row that has vanished is missed.
 """
 
 STATE_TABLES = (
@@ -26,8 +30,9 @@ STATE_TABLES = (
         seq INTEGER,
         previous_id TEXT,
         previous_writes INTEGER NOT NULL,
+        place TEXT NOT NULL,
         checksum INTEGER NOT NULL,
-        PRIMARY KEY (session_id, checkpoint_ns, checkpoint_id)
+        PRIMARY KEY (session_id, checkpoint_ns, place)
     ) WITHOUT ROWID
     """,
     """
@@ -35,6 +40,8 @@ STATE_TABLES = (
         session_id TEXT NOT NULL,
         checkpoint_ns TEXT NOT NULL,
         checkpoint_id TEXT NOT NULL,
+        place TEXT NOT NULL,
+        latest_id TEXT NOT NULL,
         write_count INTEGER NOT NULL,
         checksum INTEGER NOT NULL,
         PRIMARY KEY (session_id, checkpoint_ns)

@@ -11,6 +11,8 @@ from session_middleware.storage.sqlite.state.blobs import Damaged, is_sum
 Key = tuple[str, str, str]  # session id, namespace, checkpoint id
 
 REPLAYED = "writes"
+LATE = "+"  # then comes a number, in the place of a checkpoint whose clock was behind another's
+AT = "session_id = ? AND checkpoint_ns = ? AND place >= ? AND checkpoint_id = ? LIMIT 1"  # see `at`
 WRONG = -1  # the checksum of a row that was damaged when it was copied
 
 
@@ -19,6 +21,11 @@ class Note(NamedTuple):
 
     checkpoint_id: str
     write_count: int
+
+
+def at(session_id: str, checkpoint_ns: str, checkpoint_id: str) -> tuple[str, str, str, str]:
+    """Where to find a checkpoint: a place is never before the id, and mostly it is the id."""
+    return session_id, checkpoint_ns, checkpoint_id, checkpoint_id
 
 
 class Row(NamedTuple):
@@ -39,6 +46,7 @@ class Row(NamedTuple):
     seq: int | None = None
     previous_id: str | None = None  # see `previous`; no part of it either
     previous_writes: int = 0
+    place: str = ""
     checksum: int = 0
 
     @property
@@ -61,8 +69,12 @@ class Row(NamedTuple):
         return zlib.crc32(self.body, zlib.crc32("\0".join(text).encode()))
 
     def check(self) -> None:
-        if not is_sum(self.sum, self.checksum) or not isinstance(self.previous_id, str | None):
+        texts = isinstance(self.previous_id, str | None) and isinstance(self.place, str)
+        if not is_sum(self.sum, self.checksum) or not texts or not self._is_placed():
             raise Damaged("its row")
+
+    def _is_placed(self) -> bool:
+        return self.place == self.checkpoint_id or (self.place > self.checkpoint_id and self.place[-9:-8] == LATE)
 
 
 class WriteRow(NamedTuple):
