@@ -23,7 +23,7 @@ from langgraph.prebuilt.tool_node import ToolCallRequest
 from langgraph.types import Command
 
 from session_middleware.checkpoint.repair import Asked, Mended, mend, recorded_answers, unanswered
-from session_middleware.memory.checking import check_count, check_names
+from session_middleware.memory.checking import check_always, check_count, check_names
 from session_middleware.memory.completing import complete
 from session_middleware.memory.scopes import SCOPES
 from session_middleware.memory.session_recall import KINDS, ROLES, SPEAKERS, Kind
@@ -60,6 +60,7 @@ class Recall:
         check_names("scopes", self.scopes, SCOPES)
         check_names("kinds", self.kinds, KINDS)
         check_names("roles", self.roles, ROLES)
+        check_always(self.always)
 
 
 class SessionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):

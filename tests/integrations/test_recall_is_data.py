@@ -137,6 +137,19 @@ def test_retrievers_and_tools_give_the_same(sessions: Sessions) -> None:
     assert [(d.page_content, d.metadata["role"], d.metadata["session_id"]) for d in tools] == [(EVIL, "tool", "before")]
 
 
+def test_a_fact_is_not_told_where_true_or_false_is_asked_for(sessions: Sessions) -> None:
+    memory, fact = sessions.get("before").memory, ["Alice is vegan"]
+    calls: list[Any] = [
+        lambda: Recall(always=fact),  # type: ignore[arg-type]
+        lambda: memory_tools(sessions, always=fact),  # type: ignore[arg-type]
+        lambda: memory.context_for("x", always=fact),  # type: ignore[arg-type]
+        lambda: memory.remember("x", always=fact),  # type: ignore[arg-type]
+    ]
+    for call in calls:
+        with pytest.raises(InvalidMemoryArgument, match=r"always=\['Alice is vegan'\] .*remember\(…, always=True\)"):
+            call()
+
+
 @pytest.mark.parametrize("roles", ["tool", ["human"], 7, ["system"]])
 def test_roles_there_are_not_are_told(sessions: Sessions, roles: Any) -> None:
     memory = sessions.get("before").memory
