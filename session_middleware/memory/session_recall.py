@@ -155,7 +155,8 @@ class SessionRecall:
         self._parts.settle()
         asked = asked._replace(vector=self._vector(asked))
         found: Memories = []
-        for limit in (2 * k + len(unless_in), 16 * (k + len(unless_in))):  # more, where much of it is the same
+        known = len(unless_in) // 2  # messages: each has an id and a text
+        for limit in (2 * k + known, 16 * (k + known)):  # more, where much of it is the same
             stored = self._storage.search_memories(asked._replace(limit=limit)) if k else []
             found = once([*first, *map(self._memory, stored)], query=query, unless_in=unless_in)
             if len(found) >= len(first) + k or len(stored) < limit:

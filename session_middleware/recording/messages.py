@@ -15,7 +15,7 @@ from session_middleware.model import NewId
 from session_middleware.plain import plain
 from session_middleware.recording.files import take_out
 from session_middleware.recording.prices import Tokens
-from session_middleware.storage.seen import OF_MEMORY, FileSeen, MessageSeen
+from session_middleware.storage.seen import OF_MEMORY, FileSeen, MessageSeen, is_recalled
 
 _ROLES = {
     "human": "user",
@@ -48,7 +48,7 @@ def _describe(message: BaseMessage, checkpoint_ns: str, new_id: NewId, fields: d
     role = role_of(message)
     if role is None:
         role, marks = "user", (*marks, "unknown:role")  # nothing that was said is lost
-    if isinstance(message, ToolMessage) and message.artifact == OF_MEMORY:
+    if (isinstance(message, ToolMessage) and message.artifact == OF_MEMORY) or is_recalled(message.content):
         marks = (*marks, "memory")
     return MessageSeen(
         message_id=str(message.id or new_id()),

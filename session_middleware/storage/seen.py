@@ -6,14 +6,21 @@ of them knows what is recorded. So they tell what they saw, and the engine knows
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple, TypeAlias
 
 ASIDE = "aside"  # the mark of what was said to or by a model, and is in no state and no history
 OF_MEMORY = {"session_middleware": "memory"}  # the artifact of what our memory tools answer: it is memory already
+_RECALLED = re.compile(r"<memory-([0-9a-f]{12})>\n.*\n</memory-\1>", re.DOTALL)
 
 Claim: TypeAlias = tuple[str, str]  # what a message is found by where its id may have changed: who, and what
+
+
+def is_recalled(content: object) -> bool:
+    """Whether a message is what `context_for` wrote, and nothing else: nobody's words, and memory already."""
+    return isinstance(content, str) and content.startswith("<memory-") and _RECALLED.fullmatch(content) is not None
 
 
 class FileSeen(NamedTuple):

@@ -113,6 +113,21 @@ async def test_what_the_prompt_holds_already_is_not_recalled_from_elsewhere(sess
     assert sum("any peanuts in it?" in message.text for message in given) == 1
 
 
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_what_a_chain_puts_before_its_model_is_not_remembered_as_said(sessions: Sessions, by_hand: bool) -> None:
+    session = sessions.open("now", user_id="alice")
+    given = [HumanMessage(session.memory.context_for("peanuts") or ""), HumanMessage("any in it?")]
+    if by_hand:
+        session.add_history([*given, AIMessage("No.")])
+    else:
+        config: Any = sessions.config("now", user_id="alice") | {"callbacks": [sessions.recorder]}
+        Asked().invoke(given, config)
+    assert [m.marks for m in session.messages() if m.role == "user"] == [("memory",), ()]
+    sessions.index_memory()
+    assert {found.session_id for found in session.memory.recall("peanuts", 9)} == {"before"}
+    assert {found.session_id for found in sessions.search("peanuts")} == {"before"}
+
+
 def test_retrievers_and_tools_give_the_same(sessions: Sessions) -> None:
     session = sessions.open("now", user_id="alice")
     session.memory.remember("PEANUTS make me ill", scope="user")
