@@ -191,7 +191,7 @@ class SessionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
     def _context_for(self, place: Place, request: ModelRequest[Any]) -> tuple[str | None, str | None]:
         """What belongs into the system message, and what of the memory beside the user's words."""
         messages, last = request.messages, _last_said(request.messages)
-        if last is None or not messages[last].text or (self._context is None and self._recall is None):
+        if last is None or (self._context is None and self._recall is None):
             return None, None
         session = self._sessions.find(place.visit.session_id)
         if session is None:
@@ -199,7 +199,8 @@ class SessionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
             session = self._sessions.find(place.visit.session_id)
         if session is None:
             return None, None
-        own = self._context(session, messages[last].text) if self._context is not None else None
+        text = messages[last].text
+        own = self._context(session, text) if self._context is not None and text else None
         recalled = None
         if self._recall is not None:
             recalled = self._hooks.attempt(partial(_recalled, self._recall, session, messages, last))

@@ -47,7 +47,7 @@ def sessions(tmp_path: Path) -> Iterator[Sessions]:
 
 
 async def ask(
-    sessions: Sessions, mode: str, is_async: bool, text: str, **options: Any
+    sessions: Sessions, mode: str, is_async: bool, text: Any, **options: Any
 ) -> tuple[list[BaseMessage], Sequence[BaseMessage]]:
     """What the model was given, and what the state is after it."""
     model, own = Asked(), SessionMiddleware(sessions, **{"recall": True, **options})
@@ -58,7 +58,7 @@ async def ask(
         agent = sessions.attach(agent, recorder=mode == "attached")
     if mode == "recorder":
         config = config | {"callbacks": [sessions.recorder]}
-    asked = {"messages": [HumanMessage(text, id="asked")]}
+    asked = {"messages": [HumanMessage(text, id=f"asked {text}")]}
     state = await agent.ainvoke(asked, config) if is_async else agent.invoke(asked, config)
     return model._asked[-1], state["messages"]
 
@@ -71,7 +71,7 @@ async def test_what_is_recalled_is_beside_the_users_words_and_nowhere_else(
     sessions.get("before").memory.remember("Alice carries an EpiPen for peanuts", scope="user")
     given, state = await ask(sessions, mode, is_async, "any peanuts in it?")
     system, recalled, said = given
-    assert (system.text, said.text, said.id) == ("be kind", "any peanuts in it?", "asked")
+    assert (system.text, said.text, said.id) == ("be kind", "any peanuts in it?", "asked any peanuts in it?")
     assert isinstance(recalled, HumanMessage)
     for text in ("EpiPen", "peanuts make me ill", "No peanuts for you, then"):
         assert recalled.text.count(text) == 1
@@ -103,6 +103,8 @@ async def test_facts_for_every_prompt_are_given_whatever_is_asked(sessions: Sess
     assert given[-2].text.splitlines()[2:-1] == [
         f"- [{sessions.get('before').created_at:%Y-%m-%d}, kept for the user] Alice is called Al"
     ]
+    pictured, _ = await ask(sessions, "attached", is_async, [{"type": "image", "url": "https://example.com/a.png"}])
+    assert "called Al" in pictured[-2].text
     without, _ = await ask(sessions, "attached", is_async, "and the rain?", recall=Recall(always=False))
     assert not any("called Al" in message.text for message in without)
 
