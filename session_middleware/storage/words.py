@@ -27,6 +27,7 @@ MAX_WORDS = 20_000  # of one text that are indexed; of a query, 64
 MAX_TERMS = 64
 MAX_CHARACTERS = 65_536  # of one text that are looked at
 _BEGUN = 3  # characters that a word begins with, at least, to be found by them
+_LONGEST_ENDING = 6  # characters that a stem may lack
 _LONGEST = 64  # characters of a word; what is longer is no word anybody looks for
 
 _SAY_NOTHING = """
@@ -191,6 +192,18 @@ def begun_word(query: str) -> str | None:
     return words[-1]
 
 
+def stems_within(begun: str) -> list[str]:
+    """The stems that words which begin so may have, and which are shorter: "painting" has the stem of "painti"."""
+    if not (begun.isascii() and begun.isalpha()):
+        return []
+    return [begun[:length] for length in range(max(_BEGUN, len(begun) - _LONGEST_ENDING), len(begun))]
+
+
+def has_word(text: str, query: str) -> bool:
+    """Whether a text has a word of a query, or one that begins as its last."""
+    return bool(_hits(text[:MAX_CHARACTERS], {word.term for word in query_words(query)}, begun_word(query)))
+
+
 def _is_of_word(sign: str) -> bool:
     return sign.isalnum() or unicodedata.category(sign)[0] == "M"
 
@@ -298,6 +311,8 @@ def _hits(text: str, wanted: set[str], begun: str | None) -> list[_Hit]:
     found: list[_Hit] = []
     for start, end, said in places:
         hit = next((term for term in _terms(said) if term in wanted or (begun and term.startswith(begun))), None)
+        if hit is None and begun and _plain(said).startswith(begun):
+            hit = begun
         if hit is not None and not said.isascii() and _unicode().run.search(said):
             found += _within(text, start, end, wanted)
         elif hit is not None:

@@ -156,6 +156,20 @@ def test_the_beginning_of_a_word_of_any_script_is_found(
     assert keys(look(storage, typed, user_id="alice", begun=True, neighbours=False)) == ["t-0"]
 
 
+def test_a_word_is_found_at_each_letter_that_is_typed_of_it(storage: Storage, settle: Callable[[], None]) -> None:
+    words = ["painting", "happiness", "children", "running", "cities"]
+    for n, word in enumerate(words):
+        say(storage, f"t{n}", f"we saw {word} there", user_id="alice")
+    say(storage, "other", "a pain, a child, a run, happily in a city with paint", user_id="alice")
+    settle()
+    for n, word in enumerate(words):
+        for length in range(3, len(word) + 1):
+            found = look(storage, word[:length], user_id="alice", begun=True, neighbours=False)
+            assert f"t{n}-0" in keys(found), word[:length]
+    assert keys(look(storage, "painti", user_id="alice", begun=True, neighbours=False)) == ["t0-0"]
+    assert keys(look(storage, "childr", user_id="alice", begun=True, neighbours=False, limit=1)) == ["t2-0"]
+
+
 def test_tool_results_are_found_and_system_prompts_are_not(storage: Storage, settle: Callable[[], None]) -> None:
     say(storage, "t", "You sell cider", role="system")
     say(storage, "t", "cider: 3 bottles", role="tool", tool_call_id="c")
