@@ -24,7 +24,7 @@ from langgraph.types import Command
 
 from session_middleware.checkpoint.answers import Asked, recorded_answers
 from session_middleware.checkpoint.repair import Mended, mend, unanswered
-from session_middleware.memory.checking import check_count, check_names
+from session_middleware.memory.checking import check_always, check_count, check_names
 from session_middleware.memory.completing import complete
 from session_middleware.memory.scopes import SCOPES
 from session_middleware.memory.session_recall import KINDS, ROLES, SPEAKERS, Kind
@@ -61,6 +61,7 @@ class Recall:
         check_names("scopes", self.scopes, SCOPES)
         check_names("kinds", self.kinds, KINDS)
         check_names("roles", self.roles, ROLES)
+        check_always(self.always)
 
 
 class SessionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
@@ -191,7 +192,7 @@ class SessionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
     def _context_for(self, place: Place, request: ModelRequest[Any]) -> tuple[str | None, str | None]:
         """What belongs into the system message, and what of the memory beside the user's words."""
         messages, last = request.messages, _last_said(request.messages)
-        if last is None or not messages[last].text or (self._context is None and self._recall is None):
+        if last is None or (self._context is None and self._recall is None):
             return None, None
         session = self._sessions.find(place.visit.session_id)
         if session is None:
@@ -199,7 +200,8 @@ class SessionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
             session = self._sessions.find(place.visit.session_id)
         if session is None:
             return None, None
-        own = self._context(session, messages[last].text) if self._context is not None else None
+        text = messages[last].text
+        own = self._context(session, text) if self._context is not None and text else None
         recalled = None
         if self._recall is not None:
             recalled = self._hooks.attempt(partial(_recalled, self._recall, session, messages, last))

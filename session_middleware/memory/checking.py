@@ -43,6 +43,14 @@ def check_count(name: str, given: Any) -> None:
         raise InvalidMemoryArgument(f"{name}={given!r} is no count", f"give a whole number, such as {name}=5")
 
 
+def check_always(given: Any) -> None:
+    if not isinstance(given, bool):
+        raise InvalidMemoryArgument(
+            f"always={given!r} is a {type(given).__name__}",
+            "give True or False; remember(…, always=True) says what belongs into every prompt",
+        )
+
+
 def check_moment(name: str, given: Any) -> None:
     """A moment with a time zone, or ``None``."""
     if given is not None and not (isinstance(given, datetime) and given.tzinfo is not None):

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from typing import Any, Protocol
 
 from session_middleware.errors import InvalidMemoryArgument, MemoryNotFound, StorageError
-from session_middleware.memory.checking import check_dict, check_text
+from session_middleware.memory.checking import check_always, check_dict, check_text
 from session_middleware.memory.found import Memory
 from session_middleware.memory.scopes import (
     SCOPES,
@@ -69,8 +69,7 @@ class SessionMemory(SessionRecall):
         check_dict("metadata", metadata)
         if message_id is not None:
             check_text("message_id", message_id)
-        if not isinstance(always, bool):
-            raise InvalidMemoryArgument(f"always={always!r} is a {type(always).__name__}", "give True or False")
+        check_always(always)
         namespace, other = both_of(namespace_of(scope, self._owners), always=always)
         key = self._parts.new_id() if key is None else str(key)
         put = self._put(namespace, key, text_or_dict, metadata)

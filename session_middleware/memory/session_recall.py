@@ -12,7 +12,14 @@ from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Literal, TypeAlias
 
-from session_middleware.memory.checking import check_count, check_dict, check_moment, check_names, check_text
+from session_middleware.memory.checking import (
+    check_always,
+    check_count,
+    check_dict,
+    check_moment,
+    check_names,
+    check_text,
+)
 from session_middleware.memory.context import (
     CountTokens,
     about_tokens,
@@ -140,6 +147,7 @@ class SessionRecall:
         Each text once, and no message that says nothing and is found by what was said around it alone.
         """
         check_count("k", k)
+        check_always(always)
         asked = self._query(query, scopes, kinds, roles)
         first = self._always(scopes) if always else []
         if not asked.namespaces and asked.messages is None:
@@ -147,7 +155,8 @@ class SessionRecall:
         self._parts.settle()
         asked = asked._replace(vector=self._vector(asked))
         found: Memories = []
-        for limit in (2 * k + len(unless_in), 16 * (k + len(unless_in))):  # more, where much of it is the same
+        known = len(unless_in) // 2  # messages: each has an id and a text
+        for limit in (2 * k + known, 16 * (k + known)):  # more, where much of it is the same
             stored = self._storage.search_memories(asked._replace(limit=limit)) if k else []
             found = once([*first, *map(self._memory, stored)], query=query, unless_in=unless_in)
             if len(found) >= len(first) + k or len(stored) < limit:

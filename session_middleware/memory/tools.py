@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool, StructuredTool
 
-from session_middleware.memory.checking import check_names
+from session_middleware.memory.checking import check_always, check_names
 from session_middleware.memory.context import render
 from session_middleware.memory.door import MemoryDoor
 from session_middleware.memory.found import Memory
@@ -48,6 +48,7 @@ def memory_tools(
     check_names("scopes", scopes, SCOPES)
     check_names("scope", [scope or "session"], SCOPES)
     check_names("roles", roles, ROLES)
+    check_always(always)
     made = _Tools(sessions, scope, scopes, roles, always, session)
     return [
         _tool("remember", made.remember, made.aremember),

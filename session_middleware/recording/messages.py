@@ -17,7 +17,7 @@ from session_middleware.model import NewId
 from session_middleware.plain import is_a, is_nothing, plain
 from session_middleware.recording.files import take_out
 from session_middleware.recording.usage import call_told_by, model_in, usage_of
-from session_middleware.storage.seen import RESUME, FileSeen, MessageSeen, is_of_memory
+from session_middleware.storage.seen import RESUME, FileSeen, MessageSeen, is_of_memory, is_recalled
 
 _ROLES = {
     "human": "user",
@@ -54,7 +54,7 @@ def _describe(message: BaseMessage, checkpoint_ns: str, new_id: NewId, fields: d
     if role is None:
         role, marks = "user", (*marks, "unknown:role")  # nothing that was said is lost
     artifact = message.artifact if isinstance(message, ToolMessage) else None
-    if type(artifact) is dict and is_of_memory(artifact):
+    if (type(artifact) is dict and is_of_memory(artifact)) or is_recalled(message.content):
         marks = (*marks, "memory")
     return MessageSeen(
         message_id=message_id,

@@ -6,6 +6,7 @@ What may be no date, or one of two, is left as it is.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 MONTHS = (
     *("january", "february", "march", "april", "may", "june", "july"),
@@ -13,33 +14,51 @@ MONTHS = (
 )
 _SHORT = {month[:3]: month for month in MONTHS if len(month) > 3} | {"sept": "september"}
 _YEAR, _ANY_SHORT = r"(?:1[89]|2[01])\d\d", "|".join(sorted(_SHORT, key=len, reverse=True))
-_DAY = [rf"\d{ending}" for ending in ("", ",", "st", "nd", "rd", "th")]
-_BEFORE = [*_DAY, *(rf"\b{word}" for word in ("in", "of", "by", "since", "until", "last", "next"))]
-DATES = re.compile(
+_DIGIT = re.compile(r"\d")
+_NUMERIC = re.compile(
     rf"""
-    \b(?P<y>{_YEAR})(?P<s>[-/.])(?P<m>0?[1-9]|1[0-2])(?P=s)(?P<d>0?[1-9]|[12]\d|3[01])(?=\b|t\d)
-    | \b(?P<y2>{_YEAR})-(?P<m2>0[1-9]|1[0-2])\b(?!-)
-    | \b(?P<first>\d\d?)(?P<between>[-/.])(?P<second>\d\d?)(?P=between)(?P<y3>{_YEAR})\b
+    \b(?=\d)(?:
+    (?P<y>{_YEAR})(?P<s>[-/.])(?P<m>0?[1-9]|1[0-2])(?P=s)(?P<d>0?[1-9]|[12]\d|3[01])(?=\b|t\d)
+    | (?P<y2>{_YEAR})-(?P<m2>0[1-9]|1[0-2])\b(?!-)
+    | (?P<first>\d\d?)(?P<between>[-/.])(?P<second>\d\d?)(?P=between)(?P<y3>{_YEAR})\b
     | (?P<y4>{_YEAR})\s?[年년]\s?(?P<m4>0?[1-9]|1[0-2])\s?[月월]\s?(?P<d4>\d\d?)\s?[日일]
-    | \b(?P<day>\d\d?)(?:st|nd|rd|th)\b
-    | (?:{"|".join(rf"(?<={before}[ ])" for before in _BEFORE)})(?P<short>{_ANY_SHORT})\b\.?
-    | \b(?P<short2>{_ANY_SHORT})\b\.?(?=,?[ ]?\d)
+    | (?P<day>\d\d?)(?:st|nd|rd|th)\b
+    )
     """,
     re.VERBOSE | re.ASCII,
 )
+_MONTH = re.compile(rf"(?:{_ANY_SHORT})\b\.?(?P<day>(?=,?[ ]?\d))?", re.ASCII)  # begins with letters: that is quick
+_BEFORE = re.compile(r"(?:\d(?:st|nd|rd|th)?,?|\b(?:in|of|by|since|until|last|next)) ", re.ASCII)
+_LONGEST_BEFORE = 7
 
 
 def with_dates(plain: str) -> str:
     """Each date by its month's name and its numbers; a short month only beside a number or after an "in"."""
-    return DATES.sub(written_out, plain)
+    if _DIGIT.search(plain):
+        plain = _NUMERIC.sub(_number, plain)
+    return _MONTH.sub(_month, plain)
 
 
-def written_out(found: re.Match[str]) -> str:
+def dates_in(plain: str) -> Iterator[tuple[int, int, str]]:
+    """Where dates, or parts of one, are, and how `with_dates` has them."""
+    for pattern, written in ((_NUMERIC, _number), (_MONTH, _month)):
+        yield from ((*found.span(), written(found)) for found in pattern.finditer(plain))
+
+
+def _month(found: re.Match[str]) -> str:
+    text, start = found.string, found.start()
+    if start and (text[start - 1].isalnum() or text[start - 1] == "_"):
+        return found[0]
+    is_date = found["day"] is not None or any(
+        before.end() == start for before in _BEFORE.finditer(text, max(0, start - _LONGEST_BEFORE), start)
+    )
+    return _SHORT[found[0].rstrip(".")] if is_date else found[0]
+
+
+def _number(found: re.Match[str]) -> str:
     part = {name: value for name, value in found.groupdict().items() if value is not None}
     if "day" in part:
         return str(int(part["day"]))
-    if short := part.get("short") or part.get("short2"):
-        return _SHORT[short]
     if "first" in part:
         day, month = int(part["first"]), int(part["second"])
         if month > 12 or (part["between"] == "/" and day == month):

@@ -6,6 +6,7 @@ of them knows what is recorded. So they tell what they saw, and the engine knows
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple, TypeAlias
@@ -15,6 +16,7 @@ TOLD = "told"  # the mark of a model call that nobody saw, and a message told of
 SHARED = "shared"  # of what was said in a subgraph, and is in the state of the outermost graph as well
 RESUME = "resume"  # of what a person answered a graph that had stopped to ask: it is in no state, and not remembered
 OF_MEMORY = {"session_middleware": "memory"}  # the artifact of what our memory tools answer: it is memory already
+_RECALLED = re.compile(r"<memory-([0-9a-f]{12})>\n.*\n</memory-\1>", re.DOTALL)
 
 Claim: TypeAlias = tuple[str, str]  # what a message is found by where its id may have changed: who, and what
 
@@ -23,6 +25,11 @@ def is_of_memory(artifact: dict[Any, Any]) -> bool:
     """Whether it is `OF_MEMORY`. Any other may hold values that cannot be compared."""
     (value,) = artifact.values() if artifact.keys() == OF_MEMORY.keys() else (None,)
     return type(value) is str and value in OF_MEMORY.values()
+
+
+def is_recalled(content: object) -> bool:
+    """Whether a message is what `context_for` wrote, and nothing else: nobody's words, and memory already."""
+    return isinstance(content, str) and content.startswith("<memory-") and _RECALLED.fullmatch(content) is not None
 
 
 class FileSeen(NamedTuple):

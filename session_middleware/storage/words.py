@@ -20,13 +20,14 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 from zlib import crc32
 
-from session_middleware.storage.dates import DATES, MONTHS, with_dates, written_out
+from session_middleware.storage.dates import MONTHS, dates_in, with_dates
 from session_middleware.storage.stemming import stem
 
 MAX_WORDS = 20_000  # of one text that are indexed; of a query, 64
 MAX_TERMS = 64
 MAX_CHARACTERS = 65_536  # of one text that are looked at
 _BEGUN = 3  # characters that a word begins with, at least, to be found by them
+_LONGEST_ENDING = 6  # characters that a stem may lack
 _LONGEST = 64  # characters of a word; what is longer is no word anybody looks for
 
 _SAY_NOTHING = """
@@ -119,18 +120,17 @@ def _plainer(sign: str) -> str:
 
 def words_in(text: str) -> list[str]:
     """The words of a text in lower case and without accents, in order; the empty ones among them too."""
-    return list(_words(text, signs=False))[:MAX_WORDS]
+    return _words(text, signs=False)[:MAX_WORDS]
 
 
-def _words(text: str, *, signs: bool) -> Iterator[str]:
+def _words(text: str, *, signs: bool) -> list[str]:
     plain = with_dates(_plain(text[:MAX_CHARACTERS]))
     if plain.isascii():
-        yield from (word for word in _WORD.findall(plain) if len(word) <= _LONGEST)
-        return
-    for word in _unicode().word.findall(plain):
-        for part in (word,) if word.isascii() else _split(word, signs=signs):
-            if len(part) <= _LONGEST:
-                yield part
+        found: list[str] = _WORD.findall(plain)
+    else:
+        written = _unicode().word.findall(plain)
+        found = [part for word in written for part in ((word,) if word.isascii() else _split(word, signs=signs))]
+    return [word for word in found if len(word) <= _LONGEST]
 
 
 def _split(word: str, *, signs: bool) -> Iterator[str]:
@@ -155,8 +155,7 @@ def says_something(word: str) -> bool:
 
 def terms_of(text: str) -> list[str]:
     """The stems of the words that say something, in order, as the index has them."""
-    found = (stem(word) for word in _words(text, signs=True) if says_something(word))
-    return [term for _, term in zip(range(MAX_WORDS), found, strict=False)]
+    return [stem(word) for word in _words(text, signs=True) if says_something(word)][:MAX_WORDS]
 
 
 def marks_of(moment: datetime, name: str | None) -> list[str]:
@@ -191,6 +190,18 @@ def begun_word(query: str) -> str | None:
     if not words or not _is_of_word(query[-1]) or len(words[-1]) < _BEGUN or not says_something(words[-1]):
         return None
     return words[-1]
+
+
+def stems_within(begun: str) -> list[str]:
+    """The stems that words which begin so may have, and which are shorter: "painting" has the stem of "painti"."""
+    if not (begun.isascii() and begun.isalpha()):
+        return []
+    return [begun[:length] for length in range(max(_BEGUN, len(begun) - _LONGEST_ENDING), len(begun))]
+
+
+def has_word(text: str, query: str) -> bool:
+    """Whether a text has a word of a query, or one that begins as its last."""
+    return bool(_hits(text[:MAX_CHARACTERS], {word.term for word in query_words(query)}, begun_word(query)))
 
 
 def _is_of_word(sign: str) -> bool:
@@ -295,11 +306,13 @@ class _Hit(NamedTuple):
 def _hits(text: str, wanted: set[str], begun: str | None) -> list[_Hit]:
     """Where words and dates of a query are, in order; in a script without spaces, as far as they reach."""
     lower = text.lower()
-    places = [(*match.span(), written_out(match)) for match in DATES.finditer(lower if len(lower) == len(text) else "")]
+    places = list(dates_in(lower if len(lower) == len(text) else ""))
     places += [(*match.span(), match[0]) for match in _written(text)]
     found: list[_Hit] = []
     for start, end, said in places:
-        hit = next((term for term in terms_of(said) if term in wanted or (begun and term.startswith(begun))), None)
+        hit = next((term for term in _terms(said) if term in wanted or (begun and term.startswith(begun))), None)
+        if hit is None and begun and _plain(said).startswith(begun):
+            hit = begun
         if hit is not None and not said.isascii() and _unicode().run.search(said):
             found += _within(text, start, end, wanted)
         elif hit is not None:
@@ -312,9 +325,19 @@ def _within(text: str, start: int, end: int, wanted: set[str]) -> Iterator[_Hit]
     places = [found.start() for found in _unicode().sign.finditer(text, start, end)] + [end]
     for size in (1, 2):
         for first, last in zip(places, places[size:], strict=False):
-            terms = words_in(text[first:last])
-            if len(terms) == 1 and stem(terms[0]) in wanted:
-                yield _Hit(first, last, terms[0])
+            if (term := _only_term(text[first:last])) in wanted:
+                yield _Hit(first, last, term)
+
+
+@lru_cache(maxsize=65_536)
+def _terms(word: str) -> tuple[str, ...]:
+    return tuple(terms_of(word))
+
+
+@lru_cache(maxsize=65_536)
+def _only_term(signs: str) -> str:
+    words = words_in(signs)
+    return stem(words[0]) if len(words) == 1 else ""
 
 
 def _joined(hits: Iterable[_Hit]) -> list[_Hit]:

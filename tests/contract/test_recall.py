@@ -103,6 +103,73 @@ def test_a_date_in_the_query_is_the_day_it_was_said(storage: Storage, settle: Ca
     assert keys(look(storage, "the orchard in March 2026", user_id="alice"))[0] == "t2-0"
 
 
+@pytest.mark.parametrize(
+    "day", ["March 4th", "Mar 4", "4 March 2026", "the 4th of Mar", "2026-03-04", "2026/3/4", "04.03.2026", "4-Mar"]
+)
+def test_a_day_is_found_however_it_is_written(
+    storage: Storage, settle: Callable[[], None], clock: Clock, day: str
+) -> None:
+    for n in range(9):
+        say(storage, f"t{n}", "we went to the orchard", user_id="alice")
+        clock.advance(days=31)
+    say(storage, "written", "The harvest is on March 4, 2026", user_id="alice")
+    settle()
+    assert keys(look(storage, f"the orchard on {day}", user_id="alice"))[0] == "t2-0"
+    assert "written-0" in keys(look(storage, f"harvest on {day}", user_id="alice"))[:1]
+
+
+@pytest.mark.parametrize(
+    ("query", "said", "other"),
+    [
+        ("दूध", "मुझे दूध पसंद है", "दादा का धोबी रवि है"),
+        ("பால்", "பால் வேண்டும்", "பாலம் கட்டினர்"),
+        ("고양이", "고양이를 키운다", "강아지가 좋아"),
+        ("猫", "我家养了一只猫", "我家养了一只狗"),
+        ("ねこ", "うちのねこは白い", "うちのいぬは白い"),
+        ("แมว", "ฉันมีแมวหนึ่งตัว", "ฉันมีหมาหนึ่งตัว"),
+        ("Lodz", "Byłem w Łódź", "Byłem w Warszawa"),
+        ("da nang", "Đà Nẵng", "Hà Nội"),
+        ("strasse", "Die Straße", "Der Weg"),
+        ("isparta", "ISPARTA \u0131sparta", "Ankara"),
+        ("كتاب", "كِتَابٌ جديد", "قلم جديد"),
+    ],
+)
+def test_words_of_any_script_are_found_by_all_that_searches(
+    storage: Storage, settle: Callable[[], None], query: str, said: str, other: str
+) -> None:
+    say(storage, "t", said, user_id="alice")
+    say(storage, "u", other, user_id="alice")
+    storage.put_memories([put_of(("n",), "said", {}, said), put_of(("n",), "other", {}, other)])
+    settle()
+    for options in ({}, {"begun": True, "neighbours": False}):
+        assert keys(look(storage, query, user_id="alice", **options)) == ["t-0"]
+    items = storage.search_memories(MemoryQuery([("n",)], prefix=True, query=query))
+    assert keys(items) == ["said"]
+
+
+@pytest.mark.parametrize(("typed", "said"), [("नमस", "नमस्ते दुनिया"), ("Łód", "w Łodzi i Łódź"), ("고양", "고양이를")])
+def test_the_beginning_of_a_word_of_any_script_is_found(
+    storage: Storage, settle: Callable[[], None], typed: str, said: str
+) -> None:
+    say(storage, "t", said, "something else", user_id="alice")
+    settle()
+    assert keys(look(storage, typed, user_id="alice", begun=True, neighbours=False)) == ["t-0"]
+
+
+def test_a_word_is_found_at_each_letter_that_is_typed_of_it(storage: Storage, settle: Callable[[], None]) -> None:
+    words = ["painting", "happiness", "children", "running", "cities"]
+    for n, word in enumerate(words):
+        say(storage, f"t{n}", f"we saw {word} there", user_id="alice")
+    say(storage, "other", "a pain, a child, a run, happily in a city with paint", user_id="alice")
+    settle()
+    for n, word in enumerate(words):
+        for length in range(3, len(word) + 1):
+            found = look(storage, word[:length], user_id="alice", begun=True, neighbours=False)
+            assert f"t{n}-0" in keys(found), word[:length]
+    assert keys(look(storage, "painti", user_id="alice", begun=True, neighbours=False)) == ["t0-0"]
+    assert keys(look(storage, "childr", user_id="alice", begun=True, neighbours=False, limit=1)) == ["t2-0"]
+
+
 def test_tool_results_are_found_and_system_prompts_are_not(storage: Storage, settle: Callable[[], None]) -> None:
     say(storage, "t", "You sell cider", role="system")
     say(storage, "t", "cider: 3 bottles", role="tool", tool_call_id="c")

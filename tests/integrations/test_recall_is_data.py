@@ -47,7 +47,7 @@ def sessions(tmp_path: Path) -> Iterator[Sessions]:
 
 
 async def ask(
-    sessions: Sessions, mode: str, is_async: bool, text: str, **options: Any
+    sessions: Sessions, mode: str, is_async: bool, text: Any, **options: Any
 ) -> tuple[list[BaseMessage], Sequence[BaseMessage]]:
     """What the model was given, and what the state is after it."""
     model, own = Asked(), SessionMiddleware(sessions, **{"recall": True, **options})
@@ -58,7 +58,7 @@ async def ask(
         agent = sessions.attach(agent, recorder=mode == "attached")
     if mode == "recorder":
         config = config | {"callbacks": [sessions.recorder]}
-    asked = {"messages": [HumanMessage(text, id="asked")]}
+    asked = {"messages": [HumanMessage(text, id=f"asked {text}")]}
     state = await agent.ainvoke(asked, config) if is_async else agent.invoke(asked, config)
     return model._asked[-1], state["messages"]
 
@@ -71,7 +71,7 @@ async def test_what_is_recalled_is_beside_the_users_words_and_nowhere_else(
     sessions.get("before").memory.remember("Alice carries an EpiPen for peanuts", scope="user")
     given, state = await ask(sessions, mode, is_async, "any peanuts in it?")
     system, recalled, said = given
-    assert (system.text, said.text, said.id) == ("be kind", "any peanuts in it?", "asked")
+    assert (system.text, said.text, said.id) == ("be kind", "any peanuts in it?", "asked any peanuts in it?")
     assert isinstance(recalled, HumanMessage)
     for text in ("EpiPen", "peanuts make me ill", "No peanuts for you, then"):
         assert recalled.text.count(text) == 1
@@ -103,6 +103,8 @@ async def test_facts_for_every_prompt_are_given_whatever_is_asked(sessions: Sess
     assert given[-2].text.splitlines()[2:-1] == [
         f"- [{sessions.get('before').created_at:%Y-%m-%d}, kept for the user] Alice is called Al"
     ]
+    pictured, _ = await ask(sessions, "attached", is_async, [{"type": "image", "url": "https://example.com/a.png"}])
+    assert "called Al" in pictured[-2].text
     without, _ = await ask(sessions, "attached", is_async, "and the rain?", recall=Recall(always=False))
     assert not any("called Al" in message.text for message in without)
 
@@ -111,6 +113,21 @@ async def test_what_the_prompt_holds_already_is_not_recalled_from_elsewhere(sess
     sessions.open("again", user_id="alice").add(HumanMessage("any peanuts in it?"))
     given, _ = await ask(sessions, "attached", False, "any peanuts in it?")
     assert sum("any peanuts in it?" in message.text for message in given) == 1
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_what_a_chain_puts_before_its_model_is_not_remembered_as_said(sessions: Sessions, by_hand: bool) -> None:
+    session = sessions.open("now", user_id="alice")
+    given = [HumanMessage(session.memory.context_for("peanuts") or ""), HumanMessage("any in it?")]
+    if by_hand:
+        session.add_history([*given, AIMessage("No.")])
+    else:
+        config: Any = sessions.config("now", user_id="alice") | {"callbacks": [sessions.recorder]}
+        Asked().invoke(given, config)
+    assert [m.marks for m in session.messages() if m.role == "user"] == [("memory",), ()]
+    sessions.index_memory()
+    assert {found.session_id for found in session.memory.recall("peanuts", 9)} == {"before"}
+    assert {found.session_id for found in sessions.search("peanuts")} == {"before"}
 
 
 def test_retrievers_and_tools_give_the_same(sessions: Sessions) -> None:
@@ -135,6 +152,19 @@ def test_retrievers_and_tools_give_the_same(sessions: Sessions) -> None:
         assert not any("IGNORE" in text for text in texts)
     tools = sessions.retriever(session=session, roles=["tool"], kinds=["message"], always=False).invoke("peanuts")
     assert [(d.page_content, d.metadata["role"], d.metadata["session_id"]) for d in tools] == [(EVIL, "tool", "before")]
+
+
+def test_a_fact_is_not_told_where_true_or_false_is_asked_for(sessions: Sessions) -> None:
+    memory, fact = sessions.get("before").memory, ["Alice is vegan"]
+    calls: list[Any] = [
+        lambda: Recall(always=fact),  # type: ignore[arg-type]
+        lambda: memory_tools(sessions, always=fact),  # type: ignore[arg-type]
+        lambda: memory.context_for("x", always=fact),  # type: ignore[arg-type]
+        lambda: memory.remember("x", always=fact),  # type: ignore[arg-type]
+    ]
+    for call in calls:
+        with pytest.raises(InvalidMemoryArgument, match=r"always=\['Alice is vegan'\] .*remember\(…, always=True\)"):
+            call()
 
 
 @pytest.mark.parametrize("roles", ["tool", ["human"], 7, ["system"]])

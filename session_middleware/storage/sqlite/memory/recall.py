@@ -19,7 +19,7 @@ from session_middleware.storage.ranking import BITS, ITEM, SPEAKER_BOOST, TOLD, 
 from session_middleware.storage.sqlite.memory import indexing, items, vectors, words
 from session_middleware.storage.sqlite.memory.indexing import POSITION_BITS, Place
 from session_middleware.storage.sqlite.memory.words import PART_BITS, Source
-from session_middleware.storage.words import QueryWord, begun_word, query_words
+from session_middleware.storage.words import QueryWord, begun_word, has_word, query_words, stems_within
 
 _FIRST = 4  # times what was asked for is read in order; more only when the filter leaves too few
 _IN_PART = (1 << PART_BITS) - 1
@@ -46,6 +46,7 @@ class _Ranking(NamedTuple):
     words: Scores
     vectors: Scores
     is_whole: bool  # all that has a word is in it
+    unsure: set[int]  # where a word may begin as the last of the query, and its stem does not say
 
 
 def search(connection: sqlite3.Connection, query: MemoryQuery, now: datetime) -> list[StoredMemory]:
@@ -73,12 +74,17 @@ def _best(
         memory = _read(connection, scope, place, query, now, said_in)
         if memory is None:
             continue
-        if query.roles is not None and memory.seq is not None and memory.value["role"] not in query.roles:
+        if _is_others(memory, query) or (place in ranked.unsure and not has_word(memory.text or "", query.query or "")):
             others = True
         elif passes(memory.value, query.filter):
             said, meant = ranked.words.get(place), ranked.vectors.get(place)
             found.append(memory._replace(score=ranked.total[place], words=said, vector=meant))
     return found, _wanted(query) is None or (ranked.is_whole and not others)
+
+
+def _is_others(memory: StoredMemory, query: MemoryQuery) -> bool:
+    """Whether it is a message by somebody whose messages are not asked for."""
+    return query.roles is not None and memory.seq is not None and memory.value["role"] not in query.roles
 
 
 def nearest(connection: sqlite3.Connection, query: MemoryQuery, now: datetime) -> list[StoredMemory]:
@@ -179,7 +185,7 @@ def _ranking(connection: sqlite3.Connection, scope: _Scope, query: MemoryQuery) 
     asked = query_words(query.query or "")
     speakers = [word for word in asked if query.neighbours and _is_speaker(connection, scope, word)]
     said = [word for word in asked if word not in speakers] or asked
-    by_words, is_whole = _by_words(connection, scope, query, said)
+    by_words, is_whole, unsure = _by_words(connection, scope, query, said)
     by_vector: Scores = {}
     total = by_words
     if query.vector is not None:
@@ -198,16 +204,19 @@ def _ranking(connection: sqlite3.Connection, scope: _Scope, query: MemoryQuery) 
     if said is not asked and len(said) < len(asked):
         boosted = _said_by(connection, scope, speakers, total)
         total = {place: score * SPEAKER_BOOST if place in boosted else score for place, score in total.items()}
-    return _Ranking(total, by_words, by_vector, is_whole)
+    return _Ranking(total, by_words, by_vector, is_whole, unsure)
 
 
 def _by_words(
     connection: sqlite3.Connection, scope: _Scope, query: MemoryQuery, said: Sequence[QueryWord]
-) -> tuple[Scores, bool]:
+) -> tuple[Scores, bool, set[int]]:
     wanted = _wanted(query)
     asked = [_word(connection, scope, word) for word in said]
+    unsure: set[int] = set()
     if query.begun and (begun := begun_word(query.query or "")) is not None:
-        asked.append(_begun(connection, scope, begun))
+        begins, may_begin = _begun(connection, scope, begun)
+        unsure = _places(may_begin).difference(*map(_places, [*asked, begins]))
+        asked += [begins, may_begin]
     found = ranking.scores(
         asked,
         scope.statistics,
@@ -215,7 +224,7 @@ def _by_words(
         wanted=wanted,
     )
     contenders = found if wanted is None or query.vector is not None else ranking.contenders(found, wanted)
-    return _told(connection, scope, contenders), len(contenders) == len(found)
+    return _told(connection, scope, contenders), len(contenders) == len(found), unsure
 
 
 def _wanted(query: MemoryQuery) -> int | None:
@@ -243,10 +252,14 @@ def _word(connection: sqlite3.Connection, scope: _Scope, word: QueryWord) -> Wor
     return Word(messages, found, dated)
 
 
-def _begun(connection: sqlite3.Connection, scope: _Scope, begun: str) -> Word:
-    """All words that begin so as one; what is said exactly so counts as that word too, and ranks before."""
+def _begun(connection: sqlite3.Connection, scope: _Scope, begun: str) -> tuple[Word, Word]:
+    """All words that begin so as one, and those that may. What is said exactly so is that word too, and ranks first."""
     terms = {*words.beginning(connection, [*scope.messages, *scope.items], begun, _BEGUN)}
     terms.update(term for term in scope.postings if term.startswith(begun))
+    return _any_of(connection, scope, terms), _any_of(connection, scope, stems_within(begun))
+
+
+def _any_of(connection: sqlite3.Connection, scope: _Scope, terms: Iterable[str]) -> Word:
     found = Word(array("q"), array("q"), array("q"))
     for term in terms:
         messages, of_items = words.read(connection, scope.messages, term), words.read(connection, scope.items, term)
@@ -256,6 +269,10 @@ def _begun(connection: sqlite3.Connection, scope: _Scope, begun: str) -> Word:
             found.messages.extend(scope.postings[term][0])
             found.items.extend(scope.postings[term][1])
     return found
+
+
+def _places(word: Word) -> set[int]:
+    return {posting >> BITS for postings in word for posting in postings}
 
 
 def _current(scope: _Scope, postings: Postings) -> Postings:
