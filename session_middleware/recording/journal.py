@@ -9,7 +9,9 @@ recorded is logged once, counted, and kept from the run.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial, wraps
@@ -87,8 +89,9 @@ class Journal:
             self._storage.append(visit)
 
     async def look(self, visit: Visit) -> None:
-        """Check access for a visit, off the event loop. Raises one of `DENIALS`."""
-        await self._offload.run(self._storage.look, visit)
+        """Check access for a visit off the event loop, unless that was done. Raises one of `DENIALS`."""
+        if visit.admission is None and not visit.admitted:
+            await self._offload.run(self._storage.look, visit)
 
     async def aflush(self, visit: Visit) -> None:
         """Write what was kept, and wait no longer for it than `WAIT_SECONDS`; the loop goes on meanwhile."""
@@ -168,3 +171,40 @@ def harmless(method: Method) -> Method:
             return None
 
     return cast("Method", guarded)
+
+
+def is_awaited() -> bool:
+    """Whether the caller of the calling function is a coroutine, which awaits what it is given.
+
+    LangChain looks a handler's method up in a coroutine where it will await it. A synchronous run on the thread of
+    an event loop, as in a notebook, looks it up in a function, and would drop what a coroutine raises.
+    """
+    return bool(sys._getframe(2).f_code.co_flags & inspect.CO_COROUTINE)
+
+
+class awaited:  # noqa: N801  # a decorator
+    """A handler's method that may check access first: under asyncio a coroutine function, which LangChain awaits."""
+
+    def __init__(self, method: Callable[..., Any]) -> None:
+        self._method = method
+        self._may_enter = method.__name__.endswith(("llm_start", "model_start"))  # a model may run alone
+
+    def __get__(self, recorder: Any, owner: type) -> Callable[..., Any]:
+        if recorder is None:
+            return self._method
+        call: Callable[..., Any] = partial(self._method, recorder)
+        if not is_awaited():
+            return call
+
+        async def awaiting(*args: Any, **kwargs: Any) -> None:
+            metadata = kwargs.get("metadata") if self._may_enter else None
+            try:
+                await recorder.look(kwargs["run_id"], kwargs.get("parent_run_id"), metadata)
+            except DENIALS:
+                raise
+            except Exception as error:  # noqa: BLE001  # as in `harmless`
+                recorder.journal.fault(error)
+            else:
+                call(*args, **kwargs)
+
+        return awaiting

@@ -12,8 +12,6 @@ checkpointer's first look, so it is kept in memory until the graph's first node 
 from __future__ import annotations
 
 import functools
-import inspect
-import sys
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -30,7 +28,7 @@ from session_middleware.model import Clock, NewId
 from session_middleware.plain import is_a
 from session_middleware.recording.align import add_asked
 from session_middleware.recording.histories import Histories
-from session_middleware.recording.journal import DENIALS, Journal, harmless
+from session_middleware.recording.journal import DENIALS, Journal, awaited, harmless, is_awaited
 from session_middleware.recording.messages import (
     Outcome,
     answer_of,
@@ -50,43 +48,6 @@ from session_middleware.storage.port import Storage
 from session_middleware.storage.seen import HistorySeen, MessageSeen, RunEnd
 from session_middleware.storage.visit import Visit
 from session_middleware.visits import Visits, identity_of
-
-
-def is_awaited() -> bool:
-    """Whether the caller of the calling function is a coroutine, which awaits what it is given.
-
-    LangChain looks a handler's method up in a coroutine where it will await it. A synchronous run on the thread of
-    an event loop, as in a notebook, looks it up in a function, and would drop what a coroutine raises.
-    """
-    return bool(sys._getframe(2).f_code.co_flags & inspect.CO_COROUTINE)
-
-
-class awaited:  # noqa: N801  # a decorator
-    """A handler's method that may check access first: under asyncio a coroutine function, which LangChain awaits."""
-
-    def __init__(self, method: Callable[..., Any]) -> None:
-        self._method = method
-        self._may_enter = method.__name__.endswith(("llm_start", "model_start"))  # a model may run alone
-
-    def __get__(self, recorder: SessionRecorder | None, owner: type) -> Callable[..., Any]:
-        if recorder is None:
-            return self._method
-        call = functools.partial(self._method, recorder)
-        if not is_awaited():
-            return call
-
-        async def awaiting(*args: Any, **kwargs: Any) -> None:
-            metadata = kwargs.get("metadata") if self._may_enter else None
-            try:
-                await recorder.look(kwargs["run_id"], kwargs.get("parent_run_id"), metadata)
-            except DENIALS:
-                raise
-            except Exception as error:  # noqa: BLE001  # as in `harmless`
-                recorder.journal.fault(error)
-            else:
-                call(*args, **kwargs)
-
-        return awaiting
 
 
 class SessionRecorder(GraphCallbackHandler):
@@ -121,8 +82,7 @@ class SessionRecorder(GraphCallbackHandler):
 
     @property
     def delays(self) -> int:
-        """How many tools ran under asyncio before their start was down."""
-        return self.journal.delays
+        return self.journal.delays  # how many tools ran under asyncio before their start was down
 
     # Runs and nodes
 
@@ -192,8 +152,7 @@ class SessionRecorder(GraphCallbackHandler):
 
     @harmless
     def on_interrupt(self, event: GraphInterruptEvent) -> None:
-        trace = self._traces.get(event.run_id) if event.run_id else None
-        if trace is not None:
+        if (trace := self.trace_of(event.run_id)) is not None:
             trace.interrupted = True
 
     def _enter(self, run_id: UUID, parent_run_id: UUID | None, metadata: Mapping[str, Any]) -> Trace | None:
@@ -216,10 +175,10 @@ class SessionRecorder(GraphCallbackHandler):
 
     async def look(self, run_id: UUID, parent_run_id: UUID | None, metadata: Mapping[str, Any] | None) -> None:
         """Check access off the event loop, where no checkpointer of ours has: `_begin` would do it on the loop."""
-        trace = self._traces.get(run_id) or (self._traces.get(parent_run_id) if parent_run_id else None)
+        trace = self._traces.get(run_id) or self._traces.get(parent_run_id or run_id)
         if trace is None and metadata is not None:
             trace = self._enter(run_id, parent_run_id, metadata)
-        if trace is not None and not trace.begun and not trace.visit.admitted and trace.visit.admission is None:
+        if trace is not None and not trace.begun:
             await self.journal.look(trace.visit)
 
     def _resume(self, trace: Trace, inputs: Any) -> None:
@@ -367,8 +326,7 @@ class SessionRecorder(GraphCallbackHandler):
         **kwargs: Any,
     ) -> Visit | None:
         """The visit a tool is started in; ``None`` if that is known already, or nobody's."""
-        metadata = metadata or {}
-        trace = self._enter(run_id, parent_run_id, metadata)
+        trace = self._enter(run_id, parent_run_id, metadata := metadata or {})
         if trace is None or run_id in trace.tools:
             return None
         self._begin(trace)
@@ -380,8 +338,7 @@ class SessionRecorder(GraphCallbackHandler):
 
     @harmless
     def on_tool_end(self, output: Any, *, run_id: UUID, **kwargs: Any) -> None:
-        trace = self._traces.pop(run_id, None)
-        if trace is not None:
+        if (trace := self._traces.pop(run_id, None)) is not None:
             self._tools.end(trace, run_id, outcome_of(output))
             if trace.visit.run_id == str(run_id):
                 self._end(trace, "ok", None)

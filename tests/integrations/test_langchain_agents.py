@@ -9,6 +9,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from session_middleware.checkpoint.repair import INTERRUPTED
 from session_middleware.integrations.langchain_agents import Recall, SessionMiddleware
 from tests.integrations.agents import TOOLS, Scripted, human, said
 
+INTERRUPT_MODES = ("batched", "per_call")[: 1 + ("interrupt_mode" in signature(HumanInTheLoopMiddleware).parameters)]
 MODES = ("attached", "checkpointer only", "alone")
 
 
@@ -215,12 +217,13 @@ async def test_arguments_are_those_the_tool_was_executed_with(mode: str, run: An
 
 
 @pytest.mark.parametrize("first", [True, False])
-@pytest.mark.parametrize("interrupt_mode", ["batched", "per_call"])
+@pytest.mark.parametrize("interrupt_mode", INTERRUPT_MODES)
 @pytest.mark.parametrize("mode", MODES)
 async def test_what_a_person_refuses_is_refused(
     mode: str, interrupt_mode: Any, first: bool, run: Any, sessions: Sessions
 ) -> None:
-    asks = HumanInTheLoopMiddleware(interrupt_on={"look_up": True}, interrupt_mode=interrupt_mode)
+    options = {} if interrupt_mode == "batched" else {"interrupt_mode": interrupt_mode}
+    asks = HumanInTheLoopMiddleware(interrupt_on={"look_up": True}, **options)
     agent, config = build(sessions, mode, asks, first=first), sessions.config("t", user_id="alice")
     await run(agent, human("both tea"), config)
     [waiting] = agent.get_state(config).interrupts
