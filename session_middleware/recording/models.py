@@ -44,6 +44,7 @@ class Models:
             provider=metadata.get("ls_provider"),
             namespace=namespace_of(metadata),
             node=metadata.get("langgraph_node"),
+            step=metadata.get("langgraph_step"),
         )
         load()
 
@@ -80,6 +81,9 @@ class Models:
         seen = self._incomplete(asked, cut_off=False)
         if asked.done or not seen:
             return
+        if asked.step is not None:
+            graph = asked.namespace.rpartition("|")[0]
+            asked.trace.visit.heard_at[str(asked.message_id)] = graph, asked.step
         try:
             self._journal.keep(asked.trace.visit, seen)
             asked.flushed = True

@@ -70,6 +70,7 @@ class Visit:
     unclaimed: dict[Claim, str] = field(default_factory=dict)  # what was said that no state holds yet, by its id
     aliases: dict[str, str] = field(default_factory=dict)  # ids its state gave to recorded messages, and theirs
     seen_at: dict[str, int] = field(default_factory=dict)  # messages of the outermost graph: the latest step seen
+    heard_at: dict[str, tuple[str, int]] = field(default_factory=dict)  # what models said: in which graph's step
     written: dict[str, int] = field(default_factory=dict)  # messages that it brought into the record first: their seqs
     resume_id: str | None = None  # of the message that is a person's answer, where the checkpointer has seen it
     tell: Callable[[Exception], None] | None = None  # is told of what could not be recorded
