@@ -54,6 +54,7 @@ class Models:
             namespace=namespace_of(metadata),
             node=metadata.get("langgraph_node"),
             outer=trace.models.get(parent_run_id) if parent_run_id is not None else None,
+            step=metadata.get("langgraph_step"),
         )
         load()
 
@@ -90,6 +91,9 @@ class Models:
         seen = self._incomplete(asked, cut_off=False)
         if asked.done or not seen:
             return
+        if asked.step is not None:
+            graph = asked.namespace.rpartition("|")[0]
+            asked.trace.visit.heard_at[str(asked.message_id)] = graph, asked.step
         try:
             self._journal.keep(asked.trace.visit, seen)
             asked.flushed = True

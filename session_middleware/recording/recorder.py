@@ -274,7 +274,10 @@ class SessionRecorder(GraphCallbackHandler):
         """What models said in a node that has ended, and the node does not pass on, was said all the same."""
         if trace.said:
             told = [str(m.id) for messages in lists_in(outputs) for m in messages if is_a(m, BaseMessage)]
-            self.journal.keep(trace.visit, trace.take_said(node.namespace if node else None, told))
+            said = trace.take_said(node.namespace if node else None, told)
+            if node is not None and node.step is not None:
+                trace.visit.heard_at.update({m.message_id: (node.graph_namespace, node.step) for m in said})
+            self.journal.keep(trace.visit, said)
 
     def forget(self, session_id: str) -> None:
         """Keep nothing in mind of a session that was deleted."""

@@ -58,6 +58,7 @@ class Asked:
     provider: str | None
     namespace: str
     node: str | None
+    step: int | None
     message_id: str | None = None  # of what it is saying
     first_token_ms: float | None = None
     parts: list[str] = field(default_factory=list)

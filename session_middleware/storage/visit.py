@@ -76,6 +76,7 @@ class Visit:
     aliases: dict[str, str] = field(default_factory=dict)  # ids its state gave to recorded messages, and theirs
     seen_at: dict[str, int] = field(default_factory=dict)  # messages of the outermost graph: the latest step seen
     answers: dict[str, set[str]] = field(default_factory=dict)  # the messages it brought that answer a tool call id
+    heard_at: dict[str, tuple[str, int]] = field(default_factory=dict)  # what models said: in which graph's step
     written: dict[str, int] = field(default_factory=dict)  # messages that it brought into the record first: their seqs
     asked: deque[tuple[str | None, int | None, int | None]] = field(default_factory=_few)  # its latest model calls
     resume_id: str | None = None  # of the message that is a person's answer, where the checkpointer has seen it

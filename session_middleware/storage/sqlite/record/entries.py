@@ -101,7 +101,9 @@ def write(
             _append(connection, visit, entries, counted, now)
         except _FAULTS as error:
             raise Fault from error
-    conversation = _conversation(entries) if put is None else [put.preceding, *_conversation(put.messages)]
+    conversation = (
+        _conversation(entries) if put is None else [put.preceding, *_conversation(put.messages), *_heard_since(put)]
+    )
     said.put_in_order(connection, visit, conversation, counted)
     tally.write(connection, counted)
     if put is None or place.seq is None:
@@ -127,6 +129,17 @@ def write_end(
 
 def _conversation(entries: Iterable[Entry]) -> list[str]:
     return [entry.message_id for entry in entries if isinstance(entry, MessageSeen)]
+
+
+def _heard_since(put: CheckpointPut) -> list[str]:
+    """What models were heard to say before this checkpoint was put, and in later steps than its own.
+
+    Where messages have no ids, nothing else says that it comes after what the checkpoint brings.
+    """
+    if put.step is None or not put.messages:
+        return []
+    at = put.visit.heard_at.items()
+    return [own for own, (graph, step) in at if graph == put.checkpoint_ns and step > put.step]
 
 
 def _with_late(put: CheckpointPut) -> Sequence[MessageSeen]:
