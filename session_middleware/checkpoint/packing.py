@@ -12,8 +12,8 @@ from __future__ import annotations
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import fields
 from datetime import date, datetime, timedelta
 from decimal import Decimal
@@ -37,63 +37,41 @@ _failed = threading.local()  # `.error`: what a hook raised first, for ormsgpack
 
 
 def pack(value: Any) -> bytes:
-    """The bytes of a value. Raises `TypeError` for what cannot be stored; see `reasons` for why."""
+    """The bytes of a value. Raises `TypeError` for what cannot be stored; see `reason_of` for why."""
     return ormsgpack.packb(value, default=_default, option=_option)
 
 
-@contextmanager
-def reasons() -> Iterator[None]:
-    """Within the block, what a hook raised is raised as it was, and not as ormsgpack's own error."""
+def begin() -> None:
+    """Forget what a hook raised before."""
     _failed.error = None
-    try:
-        yield
-    except (TypeError, ValueError) as error:
-        reason, _failed.error = _failed.error, None
-        if reason is None or reason is error:
-            raise
-        raise reason from reason.__cause__
+
+
+def reason_of(error: Exception) -> Exception:
+    """What a hook raised since `begin`, or else ormsgpack's own error."""
+    return getattr(_failed, "error", None) or error
 
 
 def note(error: Exception) -> None:
-    """Keep what a hook of ormsgpack's is about to raise, for `reasons`; the first is the cause of all others."""
+    """Keep what a hook of ormsgpack's is about to raise, for `reason_of`; the first is the cause of all others."""
     if getattr(_failed, "error", None) is None:
         _failed.error = error
 
 
 def _default(value: Any) -> Any:
     try:
-        return _encoded(value)
+        cls = type(value)
+        encode = _BY_KIND.get(kind_of(cls) or "") or _BY_CLASS.get(cls)
+        return _encoded(value) if encode is None else encode(value)
     except Exception as error:
         note(error)
         raise
 
 
-def _pack_exactly(parts: list[Any]) -> bytes:
-    """Bytes of which the same types are read. Raises `TypeError` where msgpack's own types are not enough."""
-    return ormsgpack.packb(parts, default=_default_exactly, option=_exactly)
-
-
-_exactly = (
-    (_option & ~ormsgpack.OPT_NON_STR_KEYS) | ormsgpack.OPT_PASSTHROUGH_TUPLE | ormsgpack.OPT_PASSTHROUGH_SUBCLASS
-)
-
-
-def _default_exactly(value: Any) -> Any:
-    if type(value) is tuple:
-        return ormsgpack.Ext(SINGLE_ARGUMENT, _pack_exactly(["builtins", "tuple", list(value)]))
-    if isinstance(value, (str, int, list, dict, bytearray, memoryview)) and kind_of(type(value)) is None:
-        raise TypeError(f"a {type(value).__name__} is read as another type")  # a defaultdict, for example
-    return _default(value)
-
-
 def _encoded(value: Any) -> Any:
-    cls = type(value)
-    encode = _BY_KIND.get(kind_of(cls) or "") or _BY_CLASS.get(cls)
-    if encode is not None:
-        return encode(value)
+    """Of a subclass of what msgpack or LangGraph know, an array, or anything else."""
     for base, of in _BY_BASE.items():
         if isinstance(value, base):
-            return _encoded(of(base, value))
+            return _BY_CLASS[base](of(base, value))
     array = _array_type()
     if array is not None and isinstance(value, array):
         return _array(value)
@@ -102,19 +80,46 @@ def _encoded(value: Any) -> Any:
     return _msgpack_default(value)
 
 
-def _ext(code: int, cls: type, *parts: Any) -> ormsgpack.Ext:
-    return ormsgpack.Ext(code, pack((cls.__module__, name_of(cls), *parts)))
+def _default_exactly(value: Any) -> Any:
+    if type(value) is tuple:
+        return _ext(SINGLE_ARGUMENT, tuple, list(value), mode=_EXACTLY)
+    if isinstance(value, (str, int, list, dict)) and kind_of(type(value)) is None:
+        raise TypeError(f"a {type(value).__name__} is read as another type")  # a defaultdict, for example
+    return _default(value)
 
 
-def _ext_exactly(code: int, cls: type, *parts: Any) -> ormsgpack.Ext:
-    return ormsgpack.Ext(code, _pack_exactly([cls.__module__, name_of(cls), *parts]))
+Mode = tuple[Callable[[Any], Any], int]  # ormsgpack's hook, and options
+_PLAINLY: Mode = (_default, _option)  # as LangGraph: tuples are read as lists
+_TUPLES: Mode = (_default, _option | ormsgpack.OPT_PASSTHROUGH_TUPLE)
+_EXACTLY: Mode = (  # raises `TypeError` for what would not be read as the same type
+    _default_exactly,
+    (_option & ~ormsgpack.OPT_NON_STR_KEYS) | ormsgpack.OPT_PASSTHROUGH_TUPLE | ormsgpack.OPT_PASSTHROUGH_SUBCLASS,
+)
+
+
+def _ext(code: int, cls: type, *parts: Any, mode: Mode = _PLAINLY) -> ormsgpack.Ext:
+    # no function between this and the next hook: Python's stack limits how deeply values may be nested
+    return ormsgpack.Ext(code, ormsgpack.packb([cls.__module__, name_of(cls), *parts], default=mode[0], option=mode[1]))
+
+
+# Data classes. An attempt that fails within another one's second attempt would double the time with each level: so
+# what a model's own dump holds is not attempted exactly.
+
+
+def _dumped(code: int, cls: type, *parts: Any) -> ormsgpack.Ext:
+    was, _failed.is_dumping = _is_dumping(), True
+    try:
+        return _ext(code, cls, *parts)
+    finally:
+        _failed.is_dumping = was
+
+
+def _is_dumping() -> bool:
+    return getattr(_failed, "is_dumping", False)
 
 
 def _is_langgraphs(cls: type) -> bool:
     return (cls.__module__, cls.__name__) in SAFE_MSGPACK_TYPES
-
-
-# Data classes
 
 
 def _model(model: BaseModel) -> ormsgpack.Ext:
@@ -122,40 +127,41 @@ def _model(model: BaseModel) -> ormsgpack.Ext:
     method = "model_validate_json"  # as LangGraph writes it, and nobody reads it
     if _is_langgraphs(cls):
         return _ext(PYDANTIC, cls, model.model_dump(), method)
-    try:
-        names = cls.model_fields
-        stored: Any = {name: value for name, value in model.__dict__.items() if name in names}
-        if isinstance(model, RootModel):
-            stored = stored["root"]
-        elif model.__pydantic_extra__:
-            stored |= model.__pydantic_extra__
-        was_set = None if (given := model.__pydantic_fields_set__) == names.keys() else sorted(given)
-        return _ext_exactly(PYDANTIC, cls, stored, method, shape_of(cls), was_set, _private(model))
-    except (TypeError, ValueError):
-        _failed.error = None
-        return _ext(PYDANTIC, cls, model.model_dump(), method)
+    if not _is_dumping():
+        with suppress(TypeError, ValueError):
+            names = cls.__pydantic_fields__
+            stored: Any = {name: value for name, value in model.__dict__.items() if name in names}
+            if isinstance(model, RootModel):
+                stored = stored["root"]
+            elif model.__pydantic_extra__:
+                stored |= model.__pydantic_extra__
+            was_set = None if (given := model.__pydantic_fields_set__) == names.keys() else sorted(given)
+            parts = (stored, method, shape_of(cls), was_set, _private(model))
+            return _ext(PYDANTIC, cls, *parts, mode=_EXACTLY)
+    begin()
+    return _dumped(PYDANTIC, cls, model.model_dump(), method)
 
 
-def _private(model: BaseModel) -> dict[str, Any] | None:
+def _private(model: BaseModel) -> bytes | None:
     """A model's private attributes, if all of them can be stored."""
     private = model.__pydantic_private__
     if not private:
         return None
     try:
-        _pack_exactly([private])
+        return ormsgpack.packb(private, default=_default_exactly, option=_EXACTLY[1])
     except (TypeError, ValueError):  # a lock, a client: they are made anew with the model, as LangGraph does
         _failed.error = None
         return None
-    return private
 
 
 def _model_v1(model: Any) -> ormsgpack.Ext:
     cls = type(model)
-    try:
-        return _ext_exactly(PYDANTIC_V1, cls, {**model.__dict__}, shape_of(cls), sorted(model.__fields_set__))
-    except (TypeError, ValueError):
-        _failed.error = None
-        return _ext(PYDANTIC_V1, cls, model.dict())
+    if not _is_dumping():
+        with suppress(TypeError, ValueError):
+            parts = ({**model.__dict__}, shape_of(cls), sorted(model.__fields_set__))
+            return _ext(PYDANTIC_V1, cls, *parts, mode=_EXACTLY)
+    begin()
+    return _dumped(PYDANTIC_V1, cls, model.dict())
 
 
 def _dataclass(value: Any) -> ormsgpack.Ext:
@@ -163,23 +169,18 @@ def _dataclass(value: Any) -> ormsgpack.Ext:
     stored = {field.name: getattr(value, field.name) for field in fields(value) if hasattr(value, field.name)}
     if _is_langgraphs(cls):
         return _ext(KEYWORDS, cls, stored)
-    try:
-        return _ext_exactly(KEYWORDS, cls, stored, shape_of(cls))
-    except (TypeError, ValueError):
-        _failed.error = None
-        validates = hasattr(cls, "__pydantic_validator__")
-        return _ext(KEYWORDS, cls, stored) if validates else _ext(KEYWORDS, cls, stored, shape_of(cls))
+    if not hasattr(cls, "__pydantic_serializer__"):
+        return _ext(KEYWORDS, cls, stored, shape_of(cls), mode=_TUPLES)
+    if not _is_dumping():
+        with suppress(TypeError, ValueError):
+            return _ext(KEYWORDS, cls, stored, shape_of(cls), mode=_EXACTLY)
+    begin()
+    return _dumped(KEYWORDS, cls, cls.__pydantic_serializer__.to_python(value))
 
 
 def _named_tuple(value: Any) -> ormsgpack.Ext:
-    cls, stored = type(value), dict(zip(value._fields, value, strict=True))
-    if _is_langgraphs(cls):
-        return _ext(KEYWORDS, cls, stored)
-    try:
-        return _ext_exactly(KEYWORDS, cls, stored)
-    except (TypeError, ValueError):
-        _failed.error = None
-        return _ext(KEYWORDS, cls, stored)
+    stored = dict(zip(value._fields, value, strict=True))
+    return _ext(KEYWORDS, type(value), stored, mode=_PLAINLY if _is_langgraphs(type(value)) else _TUPLES)
 
 
 _BY_KIND: dict[str, Callable[[Any], ormsgpack.Ext]] = {
@@ -195,8 +196,10 @@ _BY_KIND: dict[str, Callable[[Any], ormsgpack.Ext]] = {
 
 def _set(value: Any) -> ormsgpack.Ext:
     """Its members are in the order of their bytes, which is else chance; a tuple among them has to be one again."""
-    members = sorted(value, key=lambda member: _pack_exactly([member]))
-    return _ext_exactly(SINGLE_ARGUMENT, type(value), members)
+    members = sorted(ormsgpack.packb(member, default=_default, option=_TUPLES[1]) for member in value)
+    head = pack(["builtins", type(value).__name__, []])[:-1]  # without the empty list, which is one byte
+    length = len(members).to_bytes(4, "big")
+    return ormsgpack.Ext(SINGLE_ARGUMENT, b"".join((head, b"\xdd", length, *members)))
 
 
 def _deque(value: deque[Any]) -> ormsgpack.Ext:
@@ -211,6 +214,7 @@ def _send(send: Send) -> ormsgpack.Ext:
 
 
 _BY_CLASS: dict[type, Callable[[Any], Any]] = {
+    tuple: lambda value: _ext(SINGLE_ARGUMENT, tuple, list(value), mode=_TUPLES),
     set: _set,
     frozenset: _set,
     deque: _deque,

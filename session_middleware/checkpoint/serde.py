@@ -76,14 +76,15 @@ class StrictSerializer(JsonPlusSerializer):
         """
         if obj is None or isinstance(obj, (bytes, bytearray)):
             return super().dumps_typed(obj)
+        packing.begin()
         try:
-            with packing.reasons():
-                typed = ("msgpack", pack(obj))
-        except Exception as error:  # a class's own code runs, and may raise anything
+            typed = ("msgpack", pack(obj))
+        except (TypeError, ValueError, RecursionError) as error:
+            reason = packing.reason_of(error)
             raise UnserializableValue(
-                f"{_describe(type(obj))} cannot be stored ({said_by(error)})",
+                f"{_describe(type(obj))} cannot be stored ({said_by(reason)})",
                 advice="keep it out of the graph's state, or store a form of it, such as a text or a dict",
-            ) from error
+            ) from reason
         if self.only_allowed and type(obj) not in _PLAIN:
             self.loads_typed(typed)
         return typed
@@ -94,8 +95,12 @@ class StrictSerializer(JsonPlusSerializer):
             return json.loads(data[1])
         if data[0] != "msgpack":
             return super().loads_typed(data)
-        with packing.reasons():
+        packing.begin()
+        try:
             return self._unpack(data[1])
+        except ValueError as error:
+            reason = packing.reason_of(error)
+            raise reason from (None if reason is error else reason.__cause__)
 
     def _unpack(self, data: bytes) -> Any:
         return ormsgpack.unpackb(data, ext_hook=self._revive, option=ormsgpack.OPT_NON_STR_KEYS)
@@ -107,16 +112,19 @@ class StrictSerializer(JsonPlusSerializer):
             packing.note(error)
             raise
         except Exception as error:
-            problem = f"a stored value is none that LangGraph's format has ({said_by(error)})"
+            reason = said_by(error) if "ext_hook" not in str(error) else "it is nested too deeply"
+            problem = f"a stored value is none that LangGraph's format has ({reason})"
             packing.note(UnserializableValue(problem, advice="the database was written by something else; distrust it"))
             raise
 
     def _value(self, code: int, data: bytes) -> Any:
+        # no function between this and the next hook: Python's stack limits how deeply values may be nested
+        parts = ormsgpack.unpackb(data, ext_hook=self._revive, option=ormsgpack.OPT_NON_STR_KEYS)
         if code == packing.DELTA_SNAPSHOT:
-            return _DeltaSnapshot(self._unpack(data))
+            return _DeltaSnapshot(parts)
         if code == packing.NUMPY:
-            return _array(*self._unpack(data))
-        module, name, stored, *more = self._unpack(data)
+            return _array(*parts)
+        module, name, stored, *more = parts
         if code == packing.PYDANTIC:
             known = MESSAGES.get((module, name))
             if known is not None and stored.keys() == known[1]:
@@ -148,7 +156,8 @@ class StrictSerializer(JsonPlusSerializer):
             if kind == "enum":
                 return _member(cls, stored, more)
             if kind == "model":
-                return _same_model(cls, stored, *more[-2:]) if is_same else _model(cls, stored, plain)
+                private = self._unpack(more[-1]) if is_same and more[-1] is not None else None
+                return _same_model(cls, stored, more[-2], private) if is_same else _model(cls, stored, plain)
             if kind == "model of pydantic v1":
                 return cls.construct(set(more[-1]), **stored) if is_same else _model_v1(cls, stored, plain)  # type: ignore[attr-defined]
             if kind == "dataclass":
@@ -159,8 +168,9 @@ class StrictSerializer(JsonPlusSerializer):
 
     def _class(self, module: str, name: str, shape: int | None) -> type | None:
         """The class of a stored value, if it may be read and is there."""
-        names = {(module, name), (module, name.partition("[")[0]), (module, name.rpartition(".")[2])}
-        is_allowed = not names.isdisjoint(self.allowed)
+        is_allowed = bool(self.allowed) and not self.allowed.isdisjoint(
+            ((module, name), (module, name.partition("[")[0]), (module, name.rpartition(".")[2]))
+        )
         if self.only_allowed and not is_allowed:
             raise self._not_allowed(module, name)
         if is_allowed:
@@ -271,13 +281,18 @@ def _same_model(cls: type[BaseModel], stored: Any, was_set: list[str] | None, pr
     """A model as it was, from its fields."""
     if issubclass(cls, RootModel):
         stored = {"root": stored}
-    values = {name: value for name, value in stored.items() if name in cls.model_fields}
+    names = cls.__pydantic_fields__
+    values, extra = stored, None
+    if cls.model_config.get("extra") == "allow":
+        values = {name: value for name, value in stored.items() if name in names}
+        extra = {name: value for name, value in stored.items() if name not in names}
+    elif not stored.keys() <= names.keys():
+        raise ValueError("it has more than its class has fields")
     model = _new(cls, stored)
+    model.__dict__.update(values)
     set_attribute = object.__setattr__
-    set_attribute(model, "__dict__", {**model.__dict__, **values})
-    set_attribute(model, "__pydantic_fields_set__", set(cls.model_fields if was_set is None else was_set))
-    extra = {name: value for name, value in stored.items() if name not in values}
-    set_attribute(model, "__pydantic_extra__", extra if cls.model_config.get("extra") == "allow" else None)
+    set_attribute(model, "__pydantic_fields_set__", set(names if was_set is None else was_set))
+    set_attribute(model, "__pydantic_extra__", extra)
     if private is not None:
         set_attribute(model, "__pydantic_private__", private)
     elif cls.__pydantic_post_init__:
@@ -312,17 +327,19 @@ def _model_v1(cls: Any, stored: dict[str, Any], plain: dict[str, Any]) -> Any:
 
 def _dataclass(cls: Any, stored: dict[str, Any], *, is_same: bool) -> Any:
     """Of the same shape, each field is as it was, whatever the class makes of it."""
-    not_given = {field.name for field in fields(cls) if not field.init}
+    takes = {field.name: field.init for field in fields(cls)}
+    is_same = is_same and stored.keys() <= takes.keys()
     try:
         if imports(cls):
             raise TypeError("it is not validated")
-        made = cls(**{name: value for name, value in stored.items() if name not in not_given})
+        made = cls(**{name: value for name, value in stored.items() if takes.get(name, True)})
     except Exception:
         if not is_same:
             raise
         made = object.__new__(cls)
-    for name in stored if is_same else stored.keys() & not_given:
-        object.__setattr__(made, name, stored[name])
+    for name, value in stored.items():
+        if is_same or not takes[name]:
+            object.__setattr__(made, name, value)
     return made
 
 
