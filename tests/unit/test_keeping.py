@@ -8,7 +8,7 @@ import pytest
 
 from session_middleware.recording.keeping import Keeping
 from session_middleware.settings import load_settings
-from session_middleware.storage.seen import Entry, MessageSeen, ToolEnd, ToolStart
+from session_middleware.storage.seen import Entry, MessageSeen, ModelCallSeen, ToolEnd, ToolStart
 
 
 def keeping(**settings: Any) -> Keeping:
@@ -160,3 +160,10 @@ def test_redaction_takes_time_in_proportion_to_the_number_of_keys() -> None:
 )
 def test_secrets_that_stand_close_together_are_all_taken_out(text: str, redacted: str) -> None:
     assert only(keeping(redact=["emails", "keys"]), MessageSeen("1", "user", text)).text == redacted
+
+
+def test_a_message_tells_of_its_model_call_only_where_these_are_kept() -> None:
+    message = MessageSeen("1", "assistant", "hi", call=ModelCallSeen("1", input_tokens=3))
+    assert only(keeping(), message).call == message.call
+    assert only(keeping(record=["messages", "model_calls"]), message).call == message.call
+    assert only(keeping(record=["messages"]), message).call is None
