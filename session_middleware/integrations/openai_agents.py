@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from functools import partial
 from typing import Any
 
@@ -63,7 +64,7 @@ class OpenAIAgentsSession:
 
     @session_settings.setter
     def session_settings(self, given: SessionSettings | Mapping[str, Any] | None) -> None:
-        self._settings = given if isinstance(given, SessionSettings) else SessionSettings(**(given or {}))
+        self._settings = given if isinstance(given, SessionSettings) else _settings_of({} if given is None else given)
 
     async def get_items(self, limit: int | None = None) -> list[TResponseInputItem]:
         """The items in order; the last `limit` of them. A run begins with this."""
@@ -128,6 +129,13 @@ class OpenAIAgentsSession:
             recorded = keeping.messages([message]) if settings.tracking else ()
             rest, files = _without_files(item)
             yield ItemPut(rest, message.message_id, recorded, files)
+
+
+def _settings_of(given: Mapping[str, Any]) -> SessionSettings:
+    known = [field.name for field in fields(SessionSettings)]
+    if unknown := [name for name in dict(given) if name not in known]:
+        raise TypeError(f"there are no session settings {', '.join(map(repr, unknown))}; there are: {', '.join(known)}")
+    return SessionSettings(**given)
 
 
 def _without_files(item: Any) -> tuple[Any, Sequence[FileSeen]]:

@@ -138,7 +138,10 @@ class Keeping:
         artifact, of_artifact = self._value(message.artifact)
         extra, of_extra = self._fields(message.extra or {})
         marks = tuple(dict.fromkeys((*message.marks, *marks, *more, *others, *of_name, *of_artifact, *of_extra)))
-        kept = message._replace(text=text or "", content=content, artifact=artifact, tool_calls=calls, name=name)
+        call = message.call if self.keeps("model_calls") else None
+        kept = message._replace(
+            text=text or "", content=content, artifact=artifact, tool_calls=calls, name=name, call=call
+        )
         return kept._replace(extra=extra or None, marks=marks)
 
     def _fields(self, fields: Mapping[str, Any]) -> tuple[dict[str, Any], Sequence[str]]:

@@ -24,7 +24,7 @@ from session_middleware.recording.messages import describe
 from session_middleware.recording.prices import Tokens, load
 from session_middleware.recording.trace import Asked, Trace, namespace_of, since
 from session_middleware.recording.usage import is_cached, model_in, told_beside, usage_of, with_usage
-from session_middleware.storage.seen import MessageSeen, ModelCallSeen, is_told_of
+from session_middleware.storage.seen import MessageSeen, ModelCallSeen
 
 
 class Models:
@@ -34,14 +34,7 @@ class Models:
         self._clock = clock
         self._flush_seconds = flush_seconds
 
-    def start(
-        self,
-        trace: Trace,
-        run_id: UUID,
-        parent_run_id: UUID | None,
-        metadata: Mapping[str, Any],
-        options: Mapping[str, Any],
-    ) -> None:
+    def start(self, trace: Trace, run_id: UUID, metadata: Mapping[str, Any], options: Mapping[str, Any]) -> None:
         given = options.get("invocation_params") or {}
         model = metadata.get("ls_model_name") or given.get("model") or given.get("model_name")
         trace.models[run_id] = Asked(
@@ -53,7 +46,6 @@ class Models:
             provider=metadata.get("ls_provider"),
             namespace=namespace_of(metadata),
             node=metadata.get("langgraph_node"),
-            outer=trace.models.get(parent_run_id) if parent_run_id is not None else None,
             step=metadata.get("langgraph_step"),
         )
         load()
@@ -127,19 +119,20 @@ class Models:
         tokens, marks = usage_of(message)
         if tokens == Tokens():
             tokens, marks = told_beside(response.llm_output)
-        again = f"lc_run--{asked.id}" if cached and asked.id not in seen.message_id else None
         model = seen.model or asked.model or model_in(response.llm_output)
-        seen = seen._replace(model=model, call=None, again=again)
+        seen, said = seen._replace(model=model, call=None), seen.message_id
+        if cached and asked.id not in said:
+            seen = seen._replace(message_id=f"lc_run--{asked.id}", again=said)
         if asked.flushed:
             trace.visit.unclaimed[seen.claim] = str(asked.message_id)
         if asked.node is None:
             self._journal.keep(trace.visit, [seen])
         else:
             trace.hear(seen)
-        if asked.outer is not None:
-            asked.outer.inner.append(tokens[:2])
-        if not asked.inner or not (tokens == Tokens() or is_told_of(tokens[:2], asked.inner)):
-            call = _call(asked, model)._replace(message_id=seen.message_id, marks=marks)
+        for other in list(trace.models.values()):
+            other.inner.add(said)
+        if said not in asked.inner:  # else it only hands on what a model said that it has asked itself
+            call = _call(asked, model)._replace(message_id=said, marks=marks)
             self._journal.keep(trace.visit, [with_usage(call, tokens, cached=cached)])
         if not trace.visit.checkpointed and trace.visit.run_id != str(run_id):
             self._journal.flush(trace.visit)

@@ -402,7 +402,7 @@ class SessionRecorder(GraphCallbackHandler):
         if "langgraph_node" not in metadata:  # a chain, or a model alone: what it is asked is the conversation
             asked = functools.partial(add_asked, run_id=trace.visit.run_id)
             self.journal.keep(trace.visit, [HistorySeen(self.describe(messages), asked)])
-        self._models.start(trace, run_id, parent_run_id, metadata, options)
+        self._models.start(trace, run_id, metadata, options)
 
     @harmless
     def on_llm_new_token(self, token: Any, *, chunk: Any = None, run_id: UUID, **kwargs: Any) -> None:

@@ -65,8 +65,7 @@ class Asked:
     flushed: bool = False  # some of it is written down
     timer: Any = None
     done: bool = False
-    outer: Asked | None = None  # the model that asks this one
-    inner: list[tuple[int | None, ...]] = field(default_factory=list)  # the tokens of those it asks itself
+    inner: set[str] = field(default_factory=set)  # ids of what other models have said meanwhile
 
     @property
     def text(self) -> str:
@@ -144,14 +143,10 @@ class Trace:
             mine = [m for m in self.said if namespace is None or _is_inside(m.checkpoint_ns, namespace)]
             others = set(map(id, mine))
             self.said = [m for m in self.said if id(m) not in others]
-        taken = [
-            message._replace(message_id=message.again or message.message_id, again=None)
-            for message in mine
-            if message.message_id not in own
-        ]
+        taken = [m._replace(again=None) for m in mine if (m.again or m.message_id) not in own]
         self.visit.unclaimed.update({message.claim: message.message_id for message in taken if message.text})
         aside = [message._replace(marks=(*message.marks, ASIDE)) for message in taken]
-        return [*aside, *(message for message in mine if message.again and message.message_id in own)]
+        return [*aside, *(message for message in mine if message.again in own)]
 
 
 def _has(arguments: Any, asked: Any) -> bool:

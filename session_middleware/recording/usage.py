@@ -1,4 +1,4 @@
-"""What model calls took, as their messages, results and callers tell it: pure functions.
+"""What model calls took, as their messages, results and callers tell it.
 
 LangChain's `usage_metadata` comes first. Where a model gives none, there are the counts that its provider
 sent, in a message's `response_metadata` or a result's `llm_output`, under names of the provider's own.
@@ -12,7 +12,7 @@ from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage
 
-from session_middleware.recording.prices import Tokens, cost_of
+from session_middleware.recording.prices import Tokens, cost_of, load
 from session_middleware.storage.seen import ModelCallSeen
 
 _RAW = ("token_usage", "usage", "usage_metadata")  # where providers' own counts are
@@ -99,6 +99,7 @@ def with_usage(call: ModelCallSeen, tokens: Tokens, *, cached: bool = False) -> 
     if cached:
         marks = (*call.marks, "cached")
         return call._replace(input_tokens=0, output_tokens=0, cost=lambda: 0.0, marks=marks)
+    load()
     return call._replace(
         input_tokens=tokens.input,
         output_tokens=tokens.output,

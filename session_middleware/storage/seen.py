@@ -67,7 +67,7 @@ class MessageSeen(NamedTuple):
     files: Sequence[FileSeen] = ()
     created_at: datetime | None = None  # when it was said, where that is not now
     call: ModelCallSeen | None = None  # the model call it tells of, in case nobody has seen that
-    again: str | None = None  # said from a cache: its id as a message of its own, if its own is of one said before
+    again: str | None = None  # said from a cache: the id of what was said first, which it is itself where that is new
 
     @property
     def claim(self) -> Claim:

@@ -7,17 +7,32 @@ import base64
 import hashlib
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
-from agents import Agent, RunConfig, Runner, SQLiteSession, function_tool
+from agents import (
+    Agent,
+    AgentsException,
+    GuardrailFunctionOutput,
+    ModelRetrySettings,
+    ModelSettings,
+    RunConfig,
+    Runner,
+    RunState,
+    SQLiteSession,
+    function_tool,
+    input_guardrail,
+    output_guardrail,
+)
 from agents.memory import Session as SessionProtocol
 from agents.memory import SessionSettings
 from agents.testing import ScriptedModel, assistant_message, function_call
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from openai import BadRequestError, OpenAIError
 
 from session_middleware import SessionAccessDenied, SessionExpired, Sessions, UnserializableValue
 from session_middleware.integrations.openai_agents import OpenAIAgentsSession
@@ -329,3 +344,225 @@ async def test_what_only_looks_like_a_file_comes_back_as_it_was_given(text: str,
     session, item = OpenAIAgentsSession(sessions, "t"), {"role": "user", "content": content}
     await session.add_items([item, WITH_FILES["input_image"], {"role": "user", "content": text}])  # type: ignore[list-item]
     assert await session.get_items() == [item, WITH_FILES["input_image"], {"role": "user", "content": text}]
+
+
+# What is held after runs that do not go as planned
+
+
+@function_tool(failure_error_function=None)
+def breaking(thing: str) -> str:
+    """Ends the run."""
+    raise RuntimeError(f"no {thing}")
+
+
+@function_tool
+def failing(thing: str) -> str:
+    """Tells the model that it failed."""
+    raise RuntimeError(f"no {thing}")
+
+
+@function_tool(needs_approval=True)
+def pay(thing: str) -> str:
+    """Asks first."""
+    return f"paid {thing}"
+
+
+@input_guardrail(run_in_parallel=False)
+async def no_question(context: Any, asked: Any, given: Any) -> GuardrailFunctionOutput:
+    return GuardrailFunctionOutput(output_info=None, tripwire_triggered=True)
+
+
+@input_guardrail
+async def no_question_meanwhile(context: Any, asked: Any, given: Any) -> GuardrailFunctionOutput:
+    return GuardrailFunctionOutput(output_info=None, tripwire_triggered=True)
+
+
+@output_guardrail
+async def no_answer(context: Any, asked: Any, output: Any) -> GuardrailFunctionOutput:
+    return GuardrailFunctionOutput(output_info=None, tripwire_triggered=True)
+
+
+def shop(*steps: Any, **options: Any) -> Agent[Any]:
+    options = {"name": "shop", "tools": [price, breaking, failing, pay], **options}
+    return Agent(model=ScriptedModel(list(steps)), **options)
+
+
+def call(name: str, call_id: str) -> Any:
+    return function_call(name, {"thing": "tea"}, call_id=call_id, item_id=f"fc_{call_id}")
+
+
+def say(text: str = "so it is") -> Any:
+    return assistant_message(text, item_id=f"m_{text}")
+
+
+class Runs:
+    """Runs with one session, streamed or not; what a run ends with is given back, also an error."""
+
+    def __init__(self, session: Any, *, streamed: bool) -> None:
+        self.session = session
+        self._streamed = streamed
+
+    async def __call__(
+        self, agent: Agent[Any], given: Any = "how much?", *, cancel: tuple[int, Any] | None = None, **options: Any
+    ) -> Any:
+        config = {"session": self.session, "run_config": QUIET, **options}
+        try:
+            if not self._streamed and cancel is None:
+                return await Runner.run(agent, given, **config)
+            result = Runner.run_streamed(agent, given, **config)
+            number = 0
+            async for _ in result.stream_events():
+                number += 1
+                if cancel is not None and number == cancel[0]:
+                    result.cancel(mode=cancel[1])
+            return result
+        except (AgentsException, OpenAIError, RuntimeError) as error:
+            return error
+
+
+async def _a_tool_that_ends_the_run(run: Runs) -> None:
+    await run(shop([call("breaking", "c1"), call("price", "c2")], [say()]))
+
+
+async def _a_tool_that_fails(run: Runs) -> None:
+    await run(shop([call("failing", "c1"), call("price", "c2")], [say()]))
+
+
+async def _a_model_that_fails(run: Runs) -> None:
+    await run(shop(RuntimeError("no")))
+    await run(shop([call("price", "c1")], RuntimeError("no")))
+
+
+async def _too_many_turns(run: Runs) -> None:
+    await run(shop(*([call("price", f"c{n}")] for n in range(3))), max_turns=2)
+
+
+async def _a_guardrail_before(run: Runs) -> None:
+    await run(shop([say("never")], input_guardrails=[no_question]))
+
+
+async def _a_guardrail_beside(run: Runs) -> None:
+    await run(shop([say("never")], input_guardrails=[no_question_meanwhile]))
+
+
+async def _a_guardrail_behind(run: Runs) -> None:
+    await run(shop([call("price", "c1")], [say("never")], output_guardrails=[no_answer]))
+
+
+async def _a_handoff(run: Runs) -> None:
+    other = shop([call("price", "c1")], [say("from the other")], name="other")
+    await run(shop([function_call("transfer_to_other", {}, call_id="h1", item_id="h1")], handoffs=[other]))
+
+
+async def _an_approval(run: Runs) -> None:
+    asking = shop([call("pay", "c1"), call("pay", "c2"), call("price", "c3")], [say()])
+    result = await run(asking)
+    for answer in (RunState.approve, RunState.reject):  # one after the other
+        state = result.to_state()
+        answer(state, result.interruptions[0])
+        result = await run(asking, state)
+
+
+async def _an_approval_in_another_process(run: Runs) -> None:
+    asking = shop([call("pay", "c1")], [say()])
+    state = await RunState.from_json(asking, (await run(asking)).to_state().to_json())
+    state.approve(state.get_interruptions()[0])
+    await run(asking, state)
+
+
+async def _an_approval_that_never_comes(run: Runs) -> None:
+    await run(shop([call("pay", "c1")]))
+
+
+async def _a_conversation_that_is_locked(run: Runs) -> None:
+    response = httpx.Response(400, request=httpx.Request("POST", "http://x"))
+    locked = BadRequestError("locked", response=response, body={"code": "conversation_locked"})
+    await run(shop(locked, [call("price", "c1")], locked, [say()]))
+
+
+async def _a_model_that_is_asked_again(run: Runs) -> None:
+    again = ModelSettings(retry=ModelRetrySettings(max_retries=2, policy=lambda context: True))
+    await run(shop(RuntimeError("1"), [call("price", "c1")], RuntimeError("2"), [say()], model_settings=again))
+
+
+async def _an_input_of_several_items(run: Runs) -> None:
+    await run(shop([say("one")]), [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}])
+
+
+async def _a_run_that_stops_at_its_tool(run: Runs) -> None:
+    await run(shop([call("price", "c1")], tool_use_behavior="stop_on_first_tool"))
+
+
+async def _a_task_that_is_cancelled(run: Runs) -> None:
+    begun = asyncio.Event()
+
+    @function_tool
+    async def waiting(thing: str) -> str:
+        """Waits."""
+        begun.set()
+        await asyncio.Event().wait()
+        return thing
+
+    task = asyncio.ensure_future(run(shop([call("price", "c1"), call("waiting", "c2")], tools=[price, waiting])))
+    await begun.wait()
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+
+
+async def _writes_that_are_cancelled(run: Runs) -> None:
+    for steps in range(6):
+        task = asyncio.ensure_future(run.session.add_items([{"role": "user", "content": str(steps)}]))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+def _a_stream_that_is_cancelled(number: int, mode: str) -> Any:
+    async def story(run: Runs) -> None:
+        await run(shop([call("price", "c1")], [call("price", "c2")], [say()]), cancel=(number, mode))
+
+    return story
+
+
+STORIES = {
+    **{name[1:]: story for name, story in list(globals().items()) if name.startswith(("_a_", "_an_", "_too_", "_wri"))},
+    **{
+        f"a stream cancelled at event {number}, {mode}": _a_stream_that_is_cancelled(number, mode)
+        for number in range(1, 12)
+        for mode in ("immediate", "after_turn")
+    },
+}
+del STORIES["a_stream_that_is_cancelled"]
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("story", STORIES.values(), ids=STORIES)
+async def test_it_holds_the_same_items_as_the_sdks_own_session(sessions: Sessions, story: Any, streamed: bool) -> None:
+    ours = OpenAIAgentsSession(sessions, "t", session_settings={"limit": 50})
+    theirs = SQLiteSession("t", session_settings=SessionSettings(limit=50))
+    for session in (ours, theirs):
+        run = Runs(session, streamed=streamed)
+        await story(run)
+        await run(shop([say("and on")]), "and now?")
+    items = await theirs.get_items()
+    assert await ours.get_items() == items
+    assert kinds(items)[-1] == "message"
+    theirs.close()
+
+
+async def test_its_settings_may_be_a_dict(sessions: Sessions) -> None:
+    await OpenAIAgentsSession(sessions, "t").add_items(ITEMS[:3])
+    session = OpenAIAgentsSession(sessions, "t", session_settings={"limit": 1})
+    assert session.session_settings == SessionSettings(limit=1)
+    assert await session.get_items() == ITEMS[2:3]
+    later = shop([say()])
+    await Runner.run(later, "and now?", session=session, run_config=QUIET)
+    assert kinds(later.model.calls[0].input) == ["reasoning", "user"]  # type: ignore[union-attr]
+    session.session_settings = {"limit": 2}  # type: ignore[assignment]
+    assert len(await session.get_items()) == 2
+    assert OpenAIAgentsSession(sessions, "t").session_settings == SessionSettings()
+    with pytest.raises(TypeError, match="limits"):
+        OpenAIAgentsSession(sessions, "t", session_settings={"limits": 1})

@@ -8,7 +8,7 @@ import pytest
 
 from session_middleware.recording.keeping import Keeping
 from session_middleware.settings import load_settings
-from session_middleware.storage.seen import Entry, MessageSeen, ToolEnd, ToolStart
+from session_middleware.storage.seen import Entry, MessageSeen, ModelCallSeen, ToolEnd, ToolStart
 
 
 def keeping(**settings: Any) -> Keeping:
@@ -96,3 +96,74 @@ def test_a_tool_may_be_kept_otherwise_than_the_others_wherever_it_shows() -> Non
     assert only(keep, MessageSeen("2", "tool", "paid", name="pay", tool_call_id="pay")).text == ""
     assert only(keep, MessageSeen("2", "tool", "2", name="add", tool_call_id="add")).text == "2"
     assert only(keep, MessageSeen("2", "tool", "paid?", tool_call_id="x")).text == ""  # of which tool, nobody knows
+
+
+_WORD = "QWxhZGRpbjpvcGVuIHNlc2FtZSBhbmQgc28gb24"
+RUNS = {
+    **{f"of {sign!r}": sign for sign in ["a", "1", "@", ".", "-", "_", "+", "=", " ", "\n", "é"]},
+    "base64": _WORD,
+    "paths": f"/{_WORD}",
+    "digits apart": "1 ",
+    "digits and dashes": "1-",
+    "amounts": "1.5,",
+    "no domain": "a@",
+    "dots": "a.",
+    "half addresses": "@a.",
+    "short ends": "a@b.c1.",
+    "many ends": "a@b.co-",
+    "addresses": "a@b.co ",
+    "begun keys": "sk-",
+    "parts of keys": "sk-a-",
+    "short keys": "sk-aaaaaaaaaaaaaaa ",
+    "begun tokens": "-eyJaaaaaaaa",
+    "half tokens": "-eyJaaaaaaaa.",
+    "short tokens": "eyJaaaaaaaa.a.",
+    "tokens that go on": "-eyJaaaaaaaa.aaaaaaaa-",
+    "bearers": "Bearer ",
+    "AWS": "AKIA",
+    "long AWS": "AKIA" + "A" * 17,
+    "begun blocks": "-----BEGIN ",
+    "ended blocks": "-----END A ",
+    "blocks": "-----BEGIN A PRIVATE KEY-----",
+}
+
+
+@pytest.mark.timeout(60)  # a detector that goes back over a run for each of its characters takes hours for one of these
+@pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
+def test_redaction_takes_time_in_proportion_to_the_text(run: str) -> None:
+    text = run * (1_000_000 // len(run))
+    keep = keeping(redact=["emails", "keys", "card_numbers"])
+    kept = only(keep, MessageSeen("1", "user", text))
+    assert len(kept.text) <= max(len(text), 20 * text.count("@") + 20)
+    assert keep.begun(text, cut_off=True) is not None
+
+
+@pytest.mark.timeout(60)  # as above
+def test_redaction_takes_time_in_proportion_to_the_number_of_keys() -> None:
+    end = only(keeping(redact=["emails"]), ToolEnd("x", "ok", {f"a{n}@b.com": n for n in range(50_000)}))
+    assert list(end.result.values()) == list(range(50_000))
+    assert list(end.result)[:3] == ["[redacted email]", "[redacted email] 2", "[redacted email] 3"]
+
+
+@pytest.mark.parametrize(
+    ("text", "redacted"),
+    [
+        ("a@b.com_x@c.org", "[redacted email][redacted email]"),
+        ("a@b@c.org", "a@[redacted email]"),
+        ("<a.b@c.d.example>", "<[redacted email]>"),
+        ("eyJhbGciOiJIUzI1.eyJzdWIiOiIx.c2ln", "[redacted key]"),
+        ("id-eyJhbGciOiJIUzI1.eyJzdWIiOiIx.c2ln", "id-[redacted key]"),
+        ("eyJhbGciOiJI.x.eyJhbGciOiJI.eyJzdWIiOiIx.c2ln", "eyJhbGciOiJI.x.[redacted key]"),
+        ("eyJhbGciOiJI-sk-abcdefghijklmnop", "eyJhbGciOiJI-[redacted key]"),
+        ("-----BEGIN EC PRIVATE KEY-----\nx\n-----END EC PRIVATE KEY----- and on", "[redacted key] and on"),
+    ],
+)
+def test_secrets_that_stand_close_together_are_all_taken_out(text: str, redacted: str) -> None:
+    assert only(keeping(redact=["emails", "keys"]), MessageSeen("1", "user", text)).text == redacted
+
+
+def test_a_message_tells_of_its_model_call_only_where_these_are_kept() -> None:
+    message = MessageSeen("1", "assistant", "hi", call=ModelCallSeen("1", input_tokens=3))
+    assert only(keeping(), message).call == message.call
+    assert only(keeping(record=["messages", "model_calls"]), message).call == message.call
+    assert only(keeping(record=["messages"]), message).call is None

@@ -8,9 +8,11 @@ from datetime import UTC, datetime
 from enum import Enum
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy
 import pytest
+from pydantic import BaseModel
 
 from session_middleware.plain import plain, to_json
 
@@ -82,3 +84,36 @@ def test_great_values_that_are_no_text_are_cut_and_say_so() -> None:
     assert kept["__cut__"]
     assert len(kept["__repr__"]) == 10_000
     assert plain(numpy.zeros(1_000_000))["__type__"] == "ndarray"
+
+
+class Proxy:
+    """Stands for something far away: whatever it is asked goes there, and takes its time."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise AssertionError(f"it was asked for {name}")
+
+    def __bool__(self) -> bool:
+        raise AssertionError("it was asked whether it is true")
+
+    def __eq__(self, other: object) -> bool:
+        raise AssertionError("it was compared")
+
+    __hash__ = object.__hash__
+
+    def __repr__(self) -> str:
+        return "a proxy"
+
+
+@pytest.mark.parametrize("claims", [dict, list, str, BaseModel, datetime, numpy.ndarray, Color, Path, Point])
+def test_nothing_is_called_on_a_value_that_only_claims_to_be_of_a_class(claims: type[Any]) -> None:
+    mock = MagicMock(spec=claims)
+    assert plain({"a": [mock]})["a"][0]["__type__"] == "MagicMock"
+    assert mock.mock_calls == []
+
+
+def test_a_mock_and_a_proxy_are_kept_as_what_they_look_like() -> None:
+    mock = MagicMock()
+    assert plain(mock)["__type__"] == "MagicMock"
+    assert mock.mock_calls == []
+    assert plain([Proxy()]) == [{"__repr__": "a proxy", "__type__": "Proxy"}]
+    assert plain({("a", 1): Proxy()}) == {"('a', 1)": {"__repr__": "a proxy", "__type__": "Proxy"}}

@@ -28,3 +28,19 @@ def test_a_known_model_has_a_price_and_cached_tokens_are_cheaper() -> None:
 )
 def test_nothing_is_guessed(model: str | None, provider: str | None, tokens: Tokens) -> None:
     assert cost_of(model, provider, tokens) is None
+
+
+def test_what_is_kept_longer_in_the_cache_is_dearer() -> None:
+    def written(**tokens: int) -> float | None:
+        return cost_of("claude-sonnet-4-5", "anthropic", Tokens(1_000_000, 0, written=1_000_000, **tokens))
+
+    assert written(written_1h=1_000_000) == pytest.approx(12)
+    assert written(written_5m=1_000_000) == written() == pytest.approx(7.5)
+    assert written(written_5m=500_000, written_1h=500_000) == pytest.approx(9.75)
+
+
+def test_details_that_a_model_has_no_price_for_take_nothing_from_its_price() -> None:
+    plain = cost_of("gpt-4o-mini", "openai", Tokens(1000, 100))
+    assert cost_of("gpt-4o-mini", "openai", Tokens(1000, 100, reasoning=50, heard=10, spoken=5)) == plain
+    cached = cost_of("gpt-4o-mini", "openai", Tokens(1000, 100, cached=500))
+    assert cost_of("gpt-4o-mini", "openai", Tokens(1000, 100, cached=500, heard=10)) == cached

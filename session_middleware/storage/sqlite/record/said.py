@@ -97,7 +97,7 @@ class _Appending:
 
     def _look_up(self, messages: Sequence[MessageSeen]) -> None:
         ids = {message.message_id for message in messages}
-        ids |= {message.followed_by for message in messages if message.followed_by}
+        ids |= {other for message in messages for other in (message.followed_by, message.again) if other}
         ids |= {heard for message in messages if (heard := self._visit.unclaimed.get(message.claim))}
         wanted = list(ids)
         for start in range(0, len(wanted), _AT_ONCE):
@@ -140,12 +140,11 @@ class _Appending:
             self._add(message, words, place=self._place_before(message.followed_by))
 
     def _said_again(self, message: MessageSeen) -> MessageSeen:
-        """From a cache comes the id of who said it first as well; if that was here, this is a message of its own."""
-        was_said = any(row.status == "complete" and self._sees(row) for row in self._known.get(message.message_id, ()))
-        aside = (
-            was_said and self._connection.execute(_IS_ASIDE, (self._visit.session_id, message.message_id)).fetchone()
-        )
-        own = str(message.again) if was_said and not aside else message.message_id
+        """From a cache comes the id of what was said first as well; where that is new, this is it."""
+        first = str(message.again)
+        was_said = any(row.status == "complete" and self._sees(row) for row in self._known.get(first, ()))
+        aside = was_said and self._connection.execute(_IS_ASIDE, (self._visit.session_id, first)).fetchone()
+        own = message.message_id if was_said and not aside else first
         return message._replace(message_id=own, again=None)
 
     def _by_whom(self, message: MessageSeen, known: list[_Row]) -> MessageSeen:

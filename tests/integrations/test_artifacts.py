@@ -1,0 +1,252 @@
+"""What tools make for their callers and not for the model, and values of any class that pass by."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+from unittest.mock import MagicMock
+
+import numpy
+import pytest
+from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, ToolMessage
+from langchain_core.tools import tool
+from langgraph.graph import START, MessagesState, StateGraph
+from langgraph.graph.message import add_messages
+from langgraph.prebuilt import ToolNode
+from langgraph.types import Command
+from typing_extensions import TypedDict
+
+from session_middleware import Sessions
+from session_middleware.storage.seen import OF_MEMORY
+from tests.integrations.agents import human
+
+
+class Proxy:
+    """Stands for something far away. It may be shown; LangGraph may ask it anything else, and we may not."""
+
+    def __getattribute__(self, name: str) -> Any:
+        forbid(f"asked for {name}")
+        return object.__getattribute__(self, name)
+
+    def __bool__(self) -> bool:
+        forbid("asked whether it is true")
+        return True
+
+    def __eq__(self, other: object) -> bool:
+        forbid("compared")
+        return self is other
+
+    __hash__ = object.__hash__
+
+    def __repr__(self) -> str:
+        return "a proxy"
+
+
+def forbid(what: str) -> None:
+    caller = sys._getframe(2).f_globals["__name__"]
+    if caller.startswith("session_middleware"):
+        raise AssertionError(f"{caller}: it was {what}")
+
+
+class Frame(Proxy):
+    """A table."""
+
+
+STORABLE: dict[str, tuple[Any, Any]] = {
+    "a list": ([1, 2], [1, 2]),
+    "an array": (numpy.arange(3), [0, 1, 2]),
+    "an array in a dict": ({"rows": numpy.arange(2)}, {"rows": [0, 1]}),
+    "an array where our own mark would be": ({next(iter(OF_MEMORY)): numpy.arange(2)}, {next(iter(OF_MEMORY)): [0, 1]}),
+    "nothing much": (0, 0),
+    "an empty list": ([], []),
+    "bytes": (b"x", {"__repr__": "b'x'", "__type__": "bytes"}),
+}
+ANY = {
+    **STORABLE,
+    "a number of numpy": (numpy.float64(2.5), 2.5),
+    "a table": (Frame(), {"__repr__": "a proxy", "__type__": "Frame"}),
+    "an object": (Ellipsis, {"__repr__": "Ellipsis", "__type__": "ellipsis"}),
+}
+
+
+@pytest.fixture
+def sessions(tmp_path: Path) -> Iterator[Sessions]:
+    with Sessions(tmp_path / "sessions.db") as sessions:
+        yield sessions
+        assert sessions.recorder.faults == 0
+
+
+@pytest.fixture(params=["invoke", "ainvoke"])
+def invoke(request: pytest.FixtureRequest) -> Callable[..., Any]:
+    def call(graph: Any, *given: Any) -> Any:
+        return graph.invoke(*given) if request.param == "invoke" else asyncio.run(graph.ainvoke(*given))
+
+    return call
+
+
+def request(call_id: str = "c1") -> AIMessage:
+    return AIMessage("", tool_calls=[{"name": "look", "args": {"x": 1}, "id": call_id}])
+
+
+def looking(artifact: Any, *, by_node: bool) -> StateGraph[Any]:
+    """Asks for a tool, which is run by LangGraph's node, or by one that tells nobody of it; then says a word."""
+
+    @tool(response_format="content_and_artifact")
+    def look(x: int) -> tuple[str, Any]:
+        """Look."""
+        return "seen", artifact
+
+    def answer(state: MessagesState) -> Any:
+        return {"messages": [ToolMessage("seen", tool_call_id="c1", name="look", artifact=artifact)]}
+
+    builder = StateGraph(MessagesState)
+    builder.add_sequence(
+        [
+            ("ask", lambda state: {"messages": [request()]}),
+            ("tools", ToolNode([look]) if by_node else answer),  # type: ignore[list-item]
+            ("say", lambda state: {"messages": [AIMessage("done")]}),
+        ]
+    )
+    return builder.add_edge(START, "ask")
+
+
+def watched(sessions: Sessions, mode: str, builder: Any) -> tuple[Any, Any]:
+    config: Any = sessions.config("t")
+    if mode == "attach":
+        return sessions.attach(builder.compile()), config
+    if mode == "checkpointer":
+        return builder.compile(checkpointer=sessions.checkpointer), config
+    return builder.compile(), {**config, "callbacks": [sessions.recorder]}
+
+
+@pytest.mark.parametrize("by_node", [True, False])
+@pytest.mark.parametrize(
+    ("mode", "name"),
+    [(mode, name) for mode in ("attach", "checkpointer") for name in STORABLE] + [("recorder", name) for name in ANY],
+)
+def test_an_artifact_is_kept_and_takes_no_message_with_it(
+    sessions: Sessions, mode: str, name: str, by_node: bool, invoke: Callable[..., Any]
+) -> None:
+    artifact, kept = ANY[name]
+    graph, config = watched(sessions, mode, looking(artifact, by_node=by_node))
+    invoke(graph, human("hi"), config)
+    session = sessions.get("t")
+    assert [(m.role, m.text) for m in session.messages()] == [
+        ("user", "hi"),
+        ("assistant", ""),
+        ("tool", "seen"),
+        ("assistant", "done"),
+    ]
+    assert [m.marks for m in session.messages()] == [()] * 4
+    (call,) = session.tool_calls()
+    assert (call.name, call.arguments, call.result, call.status) == ("look", {"x": 1}, "seen", "ok")
+    assert call.artifact == kept
+
+
+@pytest.mark.parametrize("name", ANY)
+def test_an_artifact_is_kept_of_what_is_recorded_by_hand(sessions: Sessions, name: str) -> None:
+    artifact, kept = ANY[name]
+    session = sessions.open("t")
+
+    @session.tool
+    def look(x: int) -> str:
+        return "seen"
+
+    def answer(call_id: str) -> ToolMessage:
+        return ToolMessage("seen", tool_call_id=call_id, artifact=artifact)
+
+    session.add_history([HumanMessage("look"), request("passed"), answer("passed"), AIMessage("done")])
+    session.add(request("added"))
+    session.add(answer("added"))
+    session.record_tool("look", {"x": 1}, answer("recorded"), tool_call_id="recorded")
+    with session:
+        session.add(request("executed"))
+        look(x=1, tool_call_id="executed")
+        session.add(answer("executed"))
+    session.add({"role": "tool", "tool_call_id": "a dict", "content": "seen", "artifact": artifact})
+    calls = session.tool_calls()
+    assert [call.tool_call_id for call in calls] == ["passed", "added", "recorded", "executed", "a dict"]
+    assert [call.artifact for call in calls] == [kept] * 5
+    assert [message.text for message in session.messages()].count("seen") == 4
+
+
+def test_an_artifact_is_redacted_and_withheld_as_a_result_is(tmp_path: Path) -> None:
+    for settings, kept in (({"redact": ["emails"]}, {"to": "[redacted email]"}), ({"record": ["messages"]}, None)):
+        with Sessions(tmp_path / f"{next(iter(settings))}.db", **settings) as sessions:  # type: ignore[arg-type]
+            session = sessions.open("t")
+            session.add(request())
+            session.add(ToolMessage("seen", tool_call_id="c1", artifact={"to": "a@b.com"}))
+            assert session.tool_calls()[0].artifact == kept
+
+
+# Values that pass by
+
+
+class State(TypedDict):
+    messages: Annotated[list[AnyMessage], add_messages]
+    thing: Any
+    things: list[Any]
+
+
+@pytest.mark.parametrize("by_command", [False, True])
+def test_nothing_is_called_on_what_a_graph_holds_beside_its_messages(
+    sessions: Sessions, by_command: bool, invoke: Callable[..., Any]
+) -> None:
+    mock = MagicMock(spec=AIMessage)
+
+    def node(state: State) -> Any:
+        update = {"thing": Proxy(), "things": [mock, Proxy()], "messages": [AIMessage("hello")]}
+        return Command(update=update) if by_command else update
+
+    builder = StateGraph(State).add_node("node", node).add_edge(START, "node")
+    graph, config = watched(sessions, "recorder", builder)
+    invoke(graph, {"messages": "hi", "thing": mock, "things": [Proxy()]}, config)
+    assert [message.text for message in sessions.get("t").messages()] == ["hi", "hello"]
+    assert mock.mock_calls == []
+
+
+RESULTS: dict[str, Any] = {
+    "a mock": MagicMock(),
+    "a mock of a message": MagicMock(spec=ToolMessage),
+    "a mock of a command": MagicMock(spec=Command),
+    "a mock of a dict": MagicMock(spec=dict),
+    "a proxy": Proxy(),
+}
+
+
+@pytest.mark.parametrize("name", RESULTS)
+@pytest.mark.parametrize("is_async", [False, True])
+def test_nothing_is_called_on_what_a_tool_is_given_and_gives_back(
+    sessions: Sessions, name: str, is_async: bool
+) -> None:
+    result = RESULTS[name]
+    session = sessions.open("t")
+
+    @session.tool
+    def fetch(what: Any) -> Any:
+        return result
+
+    @session.tool(name="fetch")
+    async def afetch(what: Any) -> Any:
+        return result
+
+    @tool
+    def fetching(what: Any) -> Any:
+        """Fetch."""
+        return result
+
+    config: Any = {**sessions.config("t"), "callbacks": [sessions.recorder]}
+    came = asyncio.run(afetch(result)) if is_async else fetch(result)
+    assert came is result
+    session.record_tool("fetch", {"what": result}, result)
+    assert (
+        asyncio.run(fetching.ainvoke({"what": 1}, config)) if is_async else fetching.invoke({"what": 1}, config)
+    ) is result
+    calls = session.tool_calls()
+    assert [call.status for call in calls] == ["ok"] * 3
+    assert {call.result["__type__"] for call in calls} == {type(result).__name__}
+    if type(result) is MagicMock:
+        assert result.mock_calls == []
