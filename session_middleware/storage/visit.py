@@ -70,6 +70,7 @@ class Visit:
     unclaimed: dict[Claim, str] = field(default_factory=dict)  # what was said that no state holds yet, by its id
     aliases: dict[str, str] = field(default_factory=dict)  # ids its state gave to recorded messages, and theirs
     seen_at: dict[str, int] = field(default_factory=dict)  # messages of the outermost graph: the latest step seen
+    executions: dict[str, set[str]] = field(default_factory=dict)  # those it brought of a tool call id
     answers: dict[str, set[str]] = field(default_factory=dict)  # the messages it brought that answer a tool call id
     written: dict[str, int] = field(default_factory=dict)  # messages that it brought into the record first: their seqs
     resume_id: str | None = None  # of the message that is a person's answer, where the checkpointer has seen it
