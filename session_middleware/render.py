@@ -219,7 +219,7 @@ def _says_only_how(event: Event) -> bool:
 
 def _folded(records: Sequence[Record], runs: dict[str, str]) -> Iterator[Record]:
     """The records without those that another row tells."""
-    called = {record.tool_call_id for record in records if isinstance(record, ToolCall)}
+    called = {(record.message_id, record.tool_call_id) for record in records if isinstance(record, ToolCall)}
     for record in records:
         if isinstance(record, Message) and _told_by_calls(record, called):
             continue
@@ -230,10 +230,11 @@ def _folded(records: Sequence[Record], runs: dict[str, str]) -> Iterator[Record]
         yield record
 
 
-def _told_by_calls(message: Message, called: set[str]) -> bool:
+def _told_by_calls(message: Message, called: set[tuple[str | None, str]]) -> bool:
     if message.role == "tool":
-        return message.tool_call_id in called
-    asked = [call.get("id") in called for call in message.tool_calls]
+        return any(call_id == message.tool_call_id for _, call_id in called)
+    ids = [str(call.get("id")) for call in message.tool_calls]
+    asked = [(message.message_id, call_id) in called or (None, call_id) in called for call_id in ids]
     return not message.text and bool(asked) and all(asked)
 
 

@@ -15,6 +15,7 @@ from dataclasses import fields
 from functools import partial
 from typing import Any
 
+from agents import RunContextWrapper
 from agents.items import TResponseInputItem
 from agents.memory import SessionSettings
 
@@ -27,6 +28,8 @@ from session_middleware.storage.seen import FileSeen, MessageSeen
 from session_middleware.storage.visit import Visit
 from session_middleware.visits import named_identity
 
+_NOT_APPROVED = "Tool execution was not approved."  # the SDK's words, where its user gives no others
+_LOOKED_BACK = 200  # items among which a call is looked for whose answer is added later
 _TEXTS = ("text", "refusal", "transcript")  # the fields of a content's parts that hold text
 _ROLES = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
 
@@ -66,8 +69,13 @@ class OpenAIAgentsSession:
     def session_settings(self, given: SessionSettings | Mapping[str, Any] | None) -> None:
         self._settings = given if isinstance(given, SessionSettings) else _settings_of({} if given is None else given)
 
-    async def get_items(self, limit: int | None = None) -> list[TResponseInputItem]:
-        """The items in order; the last `limit` of them. A run begins with this."""
+    async def get_items(
+        self, limit: int | None = None, *, wrapper: RunContextWrapper[Any] | None = None
+    ) -> list[TResponseInputItem]:
+        """The items in order; the last `limit` of them. A run begins with this.
+
+        The SDK passes each method the `wrapper` of its run's context, which knows what was approved.
+        """
         wanted = limit if limit is not None else self._settings.limit
         return await self._sessions._offload.run(self._get, wanted)
 
@@ -77,22 +85,24 @@ class OpenAIAgentsSession:
             return []
         return list(map(_whole, storage.get_items(self.session_id, limit=limit)))
 
-    async def add_items(self, items: list[TResponseInputItem]) -> None:
+    async def add_items(
+        self, items: list[TResponseInputItem], *, wrapper: RunContextWrapper[Any] | None = None
+    ) -> None:
         """Add items, all or none; when this returns they are safe from a crash.
 
         Raises:
             UnserializableValue: one of them is not JSON.
         """
         if items:
-            puts = list(self._puts(items))
+            puts = list(self._puts(items, await self._find_refused(items, wrapper)))
             await self._write(partial(self._sessions._storage.append_items, self._present_visit(), puts))
 
-    async def pop_item(self) -> TResponseInputItem | None:
+    async def pop_item(self, *, wrapper: RunContextWrapper[Any] | None = None) -> TResponseInputItem | None:
         """Remove the last item and return it; ``None`` when there is none."""
         removed = await self._write(partial(self._sessions._storage.remove_items, self._present_visit(), limit=1))
         return _whole(removed[0]) if removed else None
 
-    async def clear_session(self) -> None:
+    async def clear_session(self, *, wrapper: RunContextWrapper[Any] | None = None) -> None:
         """Remove all items. The record stays; `Sessions.delete` deletes it."""
         await self._write(partial(self._sessions._storage.remove_items, self._present_visit()))
 
@@ -117,7 +127,23 @@ class OpenAIAgentsSession:
     def _present_visit(self) -> Visit:
         return self._visit or self._visit_anew()
 
-    def _puts(self, items: Sequence[TResponseInputItem]) -> Iterator[ItemPut]:
+    async def _find_refused(self, items: Sequence[Any], wrapper: RunContextWrapper[Any] | None) -> frozenset[str]:
+        """The ids of the calls that were not approved, of those that are answered here."""
+        answers = [item for item in items if isinstance(item, Mapping) and _is_answer(item)]
+        refused = {str(item["call_id"]) for item in answers if item.get("output") == _NOT_APPROVED}
+        if wrapper is not None and answers:
+            names = _names_of_calls(items)
+            if any(str(item["call_id"]) not in names for item in answers):
+                earlier = await self._sessions._offload.run(partial(self._get_stored, _LOOKED_BACK))
+                names = _names_of_calls(earlier) | names
+            asked = {call_id: names[call_id] for item in answers if (call_id := str(item["call_id"])) in names}
+            refused |= {call_id for call_id, name in asked.items() if wrapper.is_tool_approved(name, call_id) is False}
+        return frozenset(refused)
+
+    def _get_stored(self, limit: int) -> list[Any]:
+        return [stored.item for stored in self._sessions._storage.get_items(self.session_id, limit=limit)]
+
+    def _puts(self, items: Sequence[TResponseInputItem], refused: frozenset[str]) -> Iterator[ItemPut]:
         keeping, settings = self._sessions.recorder.journal.keeping, self._sessions.settings
         for number, item in enumerate(items):
             try:
@@ -126,6 +152,7 @@ class OpenAIAgentsSession:
                 problem = f"item {number} of a conversation is not JSON ({error})"
                 raise UnserializableValue(problem, advice="give the SDK's own items, or plain dicts") from error
             message = describe_item(item, self._sessions.new_id())
+            message = message._replace(refused=message.tool_call_id in refused)
             recorded = keeping.messages([message]) if settings.tracking else ()
             rest, files = _without_files(item)
             yield ItemPut(rest, message.message_id, recorded, files)
@@ -136,6 +163,15 @@ def _settings_of(given: Mapping[str, Any]) -> SessionSettings:
     if unknown := [name for name in dict(given) if name not in known]:
         raise TypeError(f"there are no session settings {', '.join(map(repr, unknown))}; there are: {', '.join(known)}")
     return SessionSettings(**given)
+
+
+def _is_answer(item: Mapping[str, Any]) -> bool:
+    return str(item.get("type")).endswith("_output") and "call_id" in item
+
+
+def _names_of_calls(items: Sequence[Any]) -> dict[str, str]:
+    calls = [item for item in items if isinstance(item, Mapping) and "call_id" in item]
+    return {str(item["call_id"]): name for item in calls if isinstance(name := item.get("name"), str)}
 
 
 def _without_files(item: Any) -> tuple[Any, Sequence[FileSeen]]:
@@ -163,7 +199,7 @@ def _described(item: Any, message_id: str) -> MessageSeen:
     if kind == "function_call":
         call = {"id": item.get("call_id"), "name": item.get("name"), "args": _arguments(item.get("arguments"))}
         return MessageSeen(message_id, "assistant", "", tool_calls=[call])
-    if kind.endswith("_output") and "call_id" in item:
+    if _is_answer(item):
         output = item.get("output")
         content = None if isinstance(output, str) else output
         return MessageSeen(message_id, "tool", _text(output), content=content, tool_call_id=str(item["call_id"]))

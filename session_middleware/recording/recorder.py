@@ -12,7 +12,6 @@ checkpointer's first look, so it is kept in memory until the graph's first node 
 from __future__ import annotations
 
 import functools
-from collections import ChainMap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
@@ -32,7 +31,6 @@ from session_middleware.recording.journal import DENIALS, Journal, awaited, harm
 from session_middleware.recording.messages import (
     Outcome,
     answer_of,
-    by_whom,
     describe,
     lists_in,
     mark_of,
@@ -73,8 +71,7 @@ class SessionRecorder(GraphCallbackHandler):
         self._models = Models(journal, new_id=new_id, clock=clock, flush_seconds=stream_flush)
         self._traces: dict[UUID, Trace] = {}  # of each run and all that runs inside it
         self._outside: set[UUID] = set()
-        self._known = KnownMessages()  # in the outermost graph
-        self._known_inside = KnownMessages()
+        self._known = KnownMessages()
 
     @property
     def faults(self) -> int:
@@ -236,18 +233,13 @@ class SessionRecorder(GraphCallbackHandler):
         self, trace: Trace, value: Any, namespace: str, node: Node | None = None, step: int | None = None
     ) -> None:
         """Take down the messages that are new here; where no checkpointer of ours writes them, write them."""
-        outermost, inside = (each.of(trace.visit.session_id) for each in (self._known, self._known_inside))
-        known = ChainMap(outermost, trace.given)
-        if namespace:
-            known = ChainMap(inside, outermost)
-        elif trace.visit.checkpointed:  # the checkpoint of the outermost graph says what of it is in its state
-            known = ChainMap(outermost, inside, trace.given)
+        known = self._known.to(trace, namespace)
         with trace.lock:
             found = unseen(value, known, whole=node is None and trace.rewritten)
             trace.rewritten = node is not None and not trace.visit.checkpointed and removes(value)
             known.update({str(message.id): mark_of(message) for message, _ in found})
             described = [one for m, after in found for one in self.describe([m], namespace, followed_by=after)]
-            seen = [self._judge(trace, message, node) for message in described]
+            seen = [trace.judged(message, node) for message in described]
             trace.note_asking(seen)
             if step is not None and not namespace:
                 for message in seen:
@@ -255,20 +247,6 @@ class SessionRecorder(GraphCallbackHandler):
             self.journal.keep(trace.visit, seen)
         if not trace.visit.checkpointed and trace.visit.entries:
             self.journal.flush(trace.visit)
-
-    def _judge(self, trace: Trace, message: MessageSeen, node: Node | None) -> MessageSeen:
-        """By whom a message is that may be of its user.
-
-        And an answer for a tool that was not executed says no, if it is of a node that may say so.
-        """
-        if message.role == "user":
-            return by_whom(message, trace.visit.users_words, trace.agents)
-        if node is None or message.tool_call_id is None:
-            return message
-        answers = trace.answers.setdefault(message.tool_call_id, set())
-        answers.add(message.message_id)
-        refused = message.tool_error and len(answers) > trace.executions_of(message.tool_call_id)
-        return message._replace(refused=True) if refused and node.may_refuse else message
 
     def _hear(self, trace: Trace, node: Node | None, outputs: Any) -> None:
         """What models said in a node that has ended, and the node does not pass on, was said all the same."""
@@ -282,7 +260,6 @@ class SessionRecorder(GraphCallbackHandler):
     def forget(self, session_id: str) -> None:
         """Keep nothing in mind of a session that was deleted."""
         self._known.forget(session_id)
-        self._known_inside.forget(session_id)
         self.journal.forget(session_id)
 
     def visit_of(self, session_id: str) -> Visit | None:

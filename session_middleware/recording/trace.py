@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter, OrderedDict
+from collections import ChainMap, Counter, OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 from uuid import UUID
 
 from session_middleware.checkpoint.answers import without_tasks
+from session_middleware.recording.messages import by_whom
 from session_middleware.storage.seen import ASIDE, MessageSeen, ToolStart
 from session_middleware.storage.visit import Visit
 
@@ -130,6 +131,17 @@ class Trace:
         same = [one for one in found if _has(arguments, one[1].get("args"))] if len(found) > 1 else ()
         return (same or found)[-1][0] if found else None
 
+    def judged(self, message: MessageSeen, node: Node | None) -> MessageSeen:
+        """Whose a message is; and whether an answer says no: no tool was executed, and its node may say so."""
+        if message.role == "user":
+            return by_whom(message, self.visit.users_words, self.agents)
+        if node is None or message.tool_call_id is None:
+            return message
+        answers = self.answers.setdefault(message.tool_call_id, set())
+        answers.add(message.message_id)
+        refused = message.tool_error and len(answers) > self.executions_of(message.tool_call_id)
+        return message._replace(refused=True) if refused and node.may_refuse else message
+
     def executions_of(self, call_id: str) -> int:
         return sum(times for (_, each), times in self.executed.items() if each == call_id)
 
@@ -174,16 +186,32 @@ class KnownMessages:
 
     def __init__(self) -> None:
         self._found: OrderedDict[str, dict[str, int]] = OrderedDict()  # by session
+        self._inside: dict[str, dict[str, int]] = {}  # of subgraphs only
+
+    def to(self, trace: Trace, namespace: str) -> ChainMap[str, int]:
+        """As a graph of a run knows them. What is known of its subgraphs may be news to the outermost graph's state.
+
+        Where a checkpointer of ours serves that, it says so.
+        """
+        session_id = trace.visit.session_id
+        outermost = self.of(session_id)
+        inside = self._inside.setdefault(session_id, {})
+        if namespace:
+            return ChainMap(inside, outermost, trace.given)
+        return ChainMap(outermost, trace.given, *([inside] if trace.visit.checkpointed else []))
 
     def of(self, session_id: str) -> dict[str, int]:
+        """In the outermost graph."""
         known = self._found.setdefault(session_id, {})
         self._found.move_to_end(session_id)
         while len(self._found) > _SESSIONS_REMEMBERED:
-            self._found.popitem(last=False)
+            gone, _ = self._found.popitem(last=False)
+            self._inside.pop(gone, None)
         return known
 
     def forget(self, session_id: str) -> None:
         self._found.pop(session_id, None)
+        self._inside.pop(session_id, None)
 
 
 def sentence(error: BaseException) -> str:

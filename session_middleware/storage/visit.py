@@ -75,6 +75,7 @@ class Visit:
     unclaimed: dict[Claim, str] = field(default_factory=dict)  # what was said that no state holds yet, by its id
     aliases: dict[str, str] = field(default_factory=dict)  # ids its state gave to recorded messages, and theirs
     seen_at: dict[str, int] = field(default_factory=dict)  # messages of the outermost graph: the latest step seen
+    executions: dict[str, set[str]] = field(default_factory=dict)  # those it brought of a tool call id
     answers: dict[str, set[str]] = field(default_factory=dict)  # the messages it brought that answer a tool call id
     heard_at: dict[str, tuple[str, int]] = field(default_factory=dict)  # what models said: in which graph's step
     written: dict[str, int] = field(default_factory=dict)  # messages that it brought into the record first: their seqs

@@ -56,6 +56,41 @@ class Scripted(BaseChatModel):
         return AIMessage(text, tool_calls=calls, usage_metadata=usage, response_metadata=metadata)
 
 
+class Saying(Scripted):
+    """Says what it was told to say, one after the other, and keeps what it was asked."""
+
+    says: list[AIMessage]
+    _asked: list[list[BaseMessage]] = PrivateAttr(default_factory=list)
+
+    def _reply(self, messages: list[BaseMessage]) -> AIMessage:
+        self._asked.append(messages)
+        return self.says.pop(0)
+
+    @property
+    def asked(self) -> list[list[BaseMessage]]:
+        return self._asked
+
+
+def asks(*calls: tuple[str, dict[str, Any]], id: str = "call_0") -> AIMessage:
+    """A message that asks for tools, all with one id, as some adapters give them."""
+    return AIMessage("", tool_calls=[{"name": name, "args": args, "id": id} for name, args in calls])
+
+
+def answered_at_once(messages: Sequence[BaseMessage]) -> bool:
+    """Whether each call is followed by its answers and by nothing else, as model APIs demand."""
+    due: list[str] = []
+    for message in messages:
+        if isinstance(message, ToolMessage):
+            if message.tool_call_id not in due:
+                return False
+            due.remove(message.tool_call_id)
+        elif due:
+            return False
+        elif isinstance(message, AIMessage):
+            due = [str(call["id"]) for call in message.tool_calls]
+    return not due
+
+
 _ASKED = {
     "look": ["look_up"],
     "both": ["look_up", "price"],

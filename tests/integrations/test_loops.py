@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -286,6 +287,59 @@ def test_a_loop_that_is_cancelled_was_interrupted_and_has_no_error(
     with pytest.raises(type(error)), sessions.open("t"):
         raise error
     assert [(run.outcome, run.error) for run in sessions.get("t").runs()] == [(outcome, told)]
+
+
+CALLS_OF_ONE_ID: list[Any] = [
+    {"role": "user", "content": "hi"},
+    *(
+        message
+        for asked in ([1, 2], [3], [4], [5], [6])
+        for message in (
+            {"role": "assistant", "content": ""}
+            | {
+                "tool_calls": [
+                    {"id": "call_0", "function": {"name": "add", "arguments": f'{{"a": {n}}}'}} for n in asked
+                ]
+            },
+            *({"role": "tool", "tool_call_id": "call_0", "content": f"sum {n}"} for n in asked),
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize("how", ["add", "add_history", "add_history again and again", "add in a block"])
+def test_calls_of_one_id_have_their_own_arguments_and_results(how: str, sessions: Sessions) -> None:
+    job = sessions.open("t")
+    if how == "add_history":
+        job.add_history(CALLS_OF_ONE_ID)
+    elif how == "add_history again and again":
+        for number in range(1, len(CALLS_OF_ONE_ID) + 1):
+            job.add_history(CALLS_OF_ONE_ID[:number])
+    else:
+        with job if how == "add in a block" else contextlib.nullcontext():
+            for message in CALLS_OF_ONE_ID:
+                job.add(message)
+    found = [(call.attempt, call.arguments["a"], call.result, call.status) for call in job.tool_calls()]
+    assert found == [(2 if n == 2 else 1, n, f"sum {n}", "ok") for n in (1, 2, 3, 4, 5, 6)]
+    assert len(job.messages()) == len(CALLS_OF_ONE_ID)
+
+
+def test_a_tool_executed_twice_for_one_id_is_two_executions(sessions: Sessions) -> None:
+    job = sessions.open("t")
+
+    @job.tool
+    def add(a: int) -> str:
+        return f"sum {a}"
+
+    with job:
+        for message in CALLS_OF_ONE_ID[:2]:
+            job.add(message)
+        for n in (1, 2):
+            job.add({"role": "tool", "tool_call_id": "call_0", "content": add(n)})
+    assert [(call.tool_call_id, call.attempt, call.arguments, call.result) for call in job.tool_calls()] == [
+        ("call_0", 1, {"a": 1}, "sum 1"),
+        ("call_0", 2, {"a": 2}, "sum 2"),
+    ]
 
 
 def test_arguments_in_another_order_are_the_same_request(sessions: Sessions) -> None:

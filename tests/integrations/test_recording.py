@@ -22,6 +22,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.graph.message import REMOVE_ALL_MESSAGES
 from langgraph.types import Command, interrupt
+from pydantic import BaseModel
 from typing_extensions import TypedDict
 
 from session_middleware import Sessions
@@ -215,6 +216,84 @@ def test_text_cut_off_by_a_crash_is_kept(tmp_path: Path) -> None:
         assert found == [("count", "complete"), ("one two ", "incomplete")]
 
 
+# Tool calls with one id
+
+PARTS = ["attach", "checkpointer", "recorder"]
+
+
+def with_parts(sessions: Sessions, builder: StateGraph[Any], parts: str) -> tuple[Any, Any]:
+    """A graph with some parts of ours, and the config of its runs."""
+    if parts == "checkpointer":
+        return builder.compile(checkpointer=sessions.checkpointer), sessions.config("t")
+    if parts == "recorder":
+        return builder.compile(), sessions.config("t") | {"callbacks": [sessions.recorder]}
+    return sessions.attach(builder.compile()), sessions.config("t")
+
+
+def executions(session: Any) -> list[Any]:
+    return sorted((call.attempt, call.arguments["thing"], call.result, call.status) for call in session.tool_calls())
+
+
+@pytest.mark.parametrize("runner", [agents.invoke, agents.ainvoke])
+@pytest.mark.parametrize("parts", PARTS)
+@pytest.mark.parametrize("is_agent", [False, True])
+async def test_two_calls_of_one_message_with_one_id_are_two_executions(
+    is_agent: bool, parts: str, runner: Any, sessions: Sessions
+) -> None:
+    model = agents.Saying(
+        says=[agents.asks(("look_up", {"thing": "tea"}), ("look_up", {"thing": "milk"})), AIMessage("done")]
+    )
+    inner = create_agent(model, agents.TOOLS) if is_agent else agents.tool_graph(model=model)
+    graph, config = with_parts(sessions, inner.builder, parts)
+    await runner(graph, human("hi"), config)
+    found = sessions.get("t").tool_calls()
+    assert sorted((call.arguments["thing"], call.result) for call in found) == [
+        ("milk", "milk is nice"),
+        ("tea", "tea is nice"),
+    ]
+    assert {(call.tool_call_id, call.status) for call in found} == {("call_0", "ok")}
+    assert sorted(call.attempt for call in found) == [1, 2]
+
+
+@pytest.mark.parametrize("runner", [agents.invoke, agents.ainvoke])
+@pytest.mark.parametrize("parts", PARTS)
+async def test_agents_side_by_side_that_use_one_id_each_have_their_own_execution(
+    parts: str, runner: Any, sessions: Sessions
+) -> None:
+    builder = StateGraph(MessagesState)
+    for thing in ("tea", "milk"):
+        model = agents.Saying(says=[agents.asks(("look_up", {"thing": thing})), AIMessage(f"{thing} done")])
+        builder.add_node(thing, create_agent(model, agents.TOOLS)).add_edge(START, thing)
+    graph, config = with_parts(sessions, builder, parts)
+    await runner(graph, human("hi"), config)
+    session = sessions.get("t")
+    assert executions(session) == [(1, "milk", "milk is nice", "ok"), (1, "tea", "tea is nice", "ok")]
+    asking = {m.message_id: m.tool_calls[0]["args"] for m in session.messages() if m.tool_calls}
+    assert [asking[call.message_id] for call in session.tool_calls()] == [
+        call.arguments for call in session.tool_calls()
+    ]
+
+
+@pytest.mark.parametrize("parts", PARTS)
+def test_branches_of_one_graph_that_use_one_id_each_have_their_own_execution(parts: str, sessions: Sessions) -> None:
+    builder = StateGraph(MessagesState)
+
+    def use(thing: str) -> Any:
+        model = agents.Saying(says=[agents.asks(("look_up", {"thing": thing}))])
+
+        def node(state: MessagesState) -> dict[str, Any]:
+            asked = model.invoke(state["messages"])
+            return {"messages": [asked, agents.look_up.invoke(asked.tool_calls[0])]}  # type: ignore[arg-type]
+
+        return node
+
+    for thing in ("tea", "milk"):
+        builder.add_node(thing, use(thing)).add_edge(START, thing)
+    graph, config = with_parts(sessions, builder, parts)
+    graph.invoke(human("hi"), config)
+    assert executions(sessions.get("t")) == [(1, "milk", "milk is nice", "ok"), (1, "tea", "tea is nice", "ok")]
+
+
 # Refusals and answers
 
 
@@ -247,6 +326,51 @@ def test_each_answer_of_a_person_is_one_message(recorder: bool, sessions: Sessio
     graph.invoke(Command(resume="yes"), config)
     graph.invoke(Command(resume="yes"), config)
     assert [text for _, text in said(sessions.get("t"))] == ["go", "yes", "yes", "yes, yes"]
+
+
+class Decision(BaseModel):
+    ok: bool
+
+
+APPROVALS = [True, False, 0, 1.5, {"ok": True}, ["zebra", 1], [True], Decision(ok=True), "yes to the zebra"]
+
+
+@pytest.mark.parametrize("runner", [agents.invoke, agents.ainvoke])
+@pytest.mark.parametrize("recorder", [True, False])
+@pytest.mark.parametrize("approval", APPROVALS, ids=repr)
+async def test_an_approval_is_neither_in_the_history_nor_in_memory(
+    approval: Any, recorder: bool, runner: Any, tmp_path: Path
+) -> None:
+    def ask(state: MessagesState) -> dict[str, Any]:
+        interrupt("may I?")
+        return {"messages": [AIMessage("done")]}
+
+    with Sessions(tmp_path / "sessions.db", allowed_types=[Decision]) as sessions:
+        graph, config = sessions.attach(one_node(ask), recorder=recorder), sessions.config("t", user_id="alice")
+        await runner(graph, human("go"), config)
+        await runner(graph, Command(resume=approval), config)
+        session = sessions.get("t")
+        assert session.history().messages == graph.get_state(config).values["messages"]
+        assert await session.history().aget_messages() == session.history().messages
+        words = str(approval)
+        assert {memory.text for memory in session.memory.recall(words, k=10)} <= {"go", "done"}
+        assert {found.text for found in sessions.search("zebra", user_id="alice")} == set()
+        [answer] = [message for message in session.messages() if "resume" in message.marks]
+        assert answer.message_id.startswith("resume-")
+
+
+@pytest.mark.parametrize("recorder", [True, False])
+def test_several_interrupts_answered_by_their_ids_leave_a_history(recorder: bool, sessions: Sessions) -> None:
+    def ask(name: str) -> Any:
+        return lambda state: {"messages": [AIMessage(f"{name}: {interrupt(name)}")]}
+
+    builder = StateGraph(MessagesState)
+    for name in ("left", "right"):
+        builder.add_node(name, ask(name)).add_edge(START, name)
+    graph, config = sessions.attach(builder.compile(), recorder=recorder), sessions.config("t")
+    graph.invoke(human("go"), config)
+    graph.invoke(Command(resume={one.id: True for one in graph.get_state(config).interrupts}), config)
+    assert sessions.get("t").history().messages == graph.get_state(config).values["messages"]
 
 
 # Tools

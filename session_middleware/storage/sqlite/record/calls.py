@@ -38,6 +38,7 @@ def start(connection: sqlite3.Connection, visit: Visit, call: ToolStart, tally: 
         same = [request for request in requests if any(to_json(one.get("args")) == arguments for one in request.calls)]
         asked = next((request.message_id for request in (*same, *requests)), None)
     asked = asked and visit.aliases.get(asked, asked)
+    visit.executions.setdefault(call_id, set()).add(call.execution_id)
     row = (
         *(visit.session_id, tally.last_seq + 1, visit.run_id, call.execution_id, call_id, name, arguments),
         *(asked, call.checkpoint_ns, call.node, marks_of(call.marks, name, arguments), to_text(now)),
@@ -117,15 +118,15 @@ def answer(connection: sqlite3.Connection, visit: Visit, message: MessageSeen, t
     if message.refused and _refuse(connection, visit.session_id, message, tally):
         return
     executed = {
-        message_id: _Executed(*rest)
-        for message_id, *rest in connection.execute(_EXECUTED, (visit.run_id, visit.session_id, call_id))
+        message_id: _Executed(*rest) for message_id, *rest in connection.execute(_EXECUTED, (visit.session_id, call_id))
     }
-    watched = sum(found.in_run for found in executed.values()) if visit.run_id is not None else 0
     answers = visit.answers.setdefault(call_id, set())
     answers.add(message.message_id)
-    if watched >= len(answers) and not message.refused:
+    if len(visit.executions.get(call_id, ())) >= len(answers) and not message.refused:
         return
     requests = _requests(connection, visit.session_id, call_id)
+    said_at = tally.rows.get(message.message_id, 0)
+    requests = [request for request in requests if request.seq < said_at] or requests
     request = _open_request(connection, visit.session_id, requests, executed, message.checkpoint_ns)
     if request is None and (requests or executed):
         return
@@ -170,12 +171,11 @@ class _Executed(NamedTuple):
     times: int
     attempt: int
     last: int  # the seq of the latest
-    in_run: int
 
 
-_NOT_EXECUTED = _Executed(0, 0, 0, 0)
+_NOT_EXECUTED = _Executed(0, 0, 0)
 _EXECUTED = """
-    SELECT message_id, COUNT(*), MAX(attempt), MAX(seq), SUM(run_id IS ?) FROM tool_calls
+    SELECT message_id, COUNT(*), MAX(attempt), MAX(seq) FROM tool_calls
     WHERE session_id = ? AND tool_call_id = ? GROUP BY message_id
 """
 
@@ -287,16 +287,22 @@ def _find_request(connection: sqlite3.Connection, session_id: str, call: ToolSta
     """The latest message that asked for this tool, and the id of its request for such a call that nobody executed."""
     found = connection.execute(_REQUESTS, (session_id, to_json(clean(call.name)))).fetchone()
     arguments = to_json(call.arguments)
-    for request in json.loads(found[1]) if found else ():
+    asked = [(request, to_json(request.get("args"))) for request in json.loads(found[1])] if found else []
+    for request, args in asked:
         call_id = request.get("id")
-        if request.get("name") == call.name and to_json(request.get("args")) == arguments and call_id:
-            executed = connection.execute(
-                "SELECT 1 FROM tool_calls WHERE session_id = ? AND tool_call_id = ? AND COALESCE(message_id, ?) = ?",
-                (session_id, call_id, found[0], found[0]),
-            ).fetchone()
-            if not executed:
+        if request.get("name") == call.name and args == arguments and call_id:
+            mine = [args for each, args in asked if each.get("id") == call_id]  # one id may be several calls
+            executed = [
+                args for (args,) in connection.execute(_EXECUTED_FOR, (session_id, call_id, found[0], found[0]))
+            ]
+            if len(executed) < len(mine) and executed.count(arguments) < mine.count(arguments):
                 return found[0], call_id
     return None
+
+
+_EXECUTED_FOR = """
+    SELECT arguments FROM tool_calls WHERE session_id = ? AND tool_call_id = ? AND COALESCE(message_id, ?) = ?
+"""
 
 
 _MODEL_COLUMNS = (

@@ -101,9 +101,10 @@ def write(
             _append(connection, visit, entries, counted, now)
         except _FAULTS as error:
             raise Fault from error
-    conversation = (
-        _conversation(entries) if put is None else [put.preceding, *_conversation(put.messages), *_heard_since(put)]
-    )
+    if put is None:
+        conversation = _conversation(e for e in entries if isinstance(e, MessageSeen) and not e.followed_by)
+    else:
+        conversation = [put.preceding, *_conversation(put.messages), *_heard_since(put)]
     said.put_in_order(connection, visit, conversation, counted)
     tally.write(connection, counted)
     if put is None or place.seq is None:
@@ -127,8 +128,14 @@ def write_end(
     return end
 
 
-def _conversation(entries: Iterable[Entry]) -> list[str]:
-    return [entry.message_id for entry in entries if isinstance(entry, MessageSeen)]
+def _conversation(messages: Iterable[MessageSeen]) -> list[str | None]:
+    """The order of what was said. What was seen in a subgraph and in the outermost state stands where that has it.
+
+    What is put before another message has its place by that.
+    """
+    seen = [message for message in messages if ASIDE not in message.marks]
+    outermost = {message.message_id for message in seen if not message.checkpoint_ns}
+    return [m.message_id for m in seen if not m.checkpoint_ns or m.message_id not in outermost]
 
 
 def _heard_since(put: CheckpointPut) -> list[str]:

@@ -200,7 +200,9 @@ class _Appending:
         )
         if message.tool_calls:
             calls.asked_by_another_id(self._connection, self._visit.session_id, str(said), message)
-        self._known[message.message_id] = [row._replace(message_id=message.message_id) for row in known]
+        self._known[message.message_id] = [
+            row._replace(message_id=message.message_id, checkpoint_ns=message.checkpoint_ns) for row in known
+        ]
         return self._known[message.message_id]
 
     def _complete(self, message: MessageSeen, words: tuple[Any, ...], here: _Row) -> None:
