@@ -109,7 +109,9 @@ class SessionRecorder(GraphCallbackHandler):
             return
         self._begin(trace)
         if (node := metadata.get("langgraph_node")) and name == node and run_id not in trace.nodes:
-            trace.nodes[run_id] = trace.node_of(metadata)
+            trace.nodes[run_id] = node = trace.node_of(metadata)
+            if parent_run_id is not None and node.graph_namespace:
+                trace.graphs[parent_run_id] = node.graph_namespace
             self._append_input(trace, inputs, trace.nodes[run_id])
 
     @harmless
@@ -128,6 +130,8 @@ class SessionRecorder(GraphCallbackHandler):
         elif (node := trace.nodes.pop(run_id, None)) is not None:
             self._hear(trace, node, outputs)
             self._append(trace, outputs, node.graph_namespace, node, node.step)
+        elif (namespace := trace.graphs.pop(run_id, None)) is not None:
+            self._append(trace, outputs, namespace)
 
     @harmless
     def on_chain_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
@@ -136,6 +140,7 @@ class SessionRecorder(GraphCallbackHandler):
             self._outside.discard(run_id)
             return
         node = trace.nodes.pop(run_id, None)
+        trace.graphs.pop(run_id, None)
         if trace.visit.run_id == str(run_id):
             self._fail(trace, error)
         elif node is not None:
@@ -228,7 +233,8 @@ class SessionRecorder(GraphCallbackHandler):
             told = [one for m, after in found for one in self.describe([m], namespace, followed_by=after)]
             seen = [self._judge(trace, message, node) for message in told]
             trace.asking.update({str(call.get("id")): m.message_id for m in seen for call in m.tool_calls})
-            if step is not None and not namespace:
+            step = trace.outer_step(namespace) if seen and namespace else step
+            if step is not None:
                 for message in seen:
                     trace.visit.seen_at[message.message_id] = step
             self.journal.keep(trace.visit, seen)
