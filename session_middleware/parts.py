@@ -101,7 +101,9 @@ def assemble(settings: SessionSettings, serde: SerializerProtocol, *, clock: Clo
 def _recorder(
     settings: SessionSettings, storage: Storage, offload: Offload, visits: Visits, *, clock: Clock, new_id: NewId
 ) -> SessionRecorder:
-    journal = Journal(storage, offload, redact=settings.redact, record=settings.record, tracking=settings.tracking)
+    journal = Journal(
+        storage, offload, clock=clock, redact=settings.redact, record=settings.record, tracking=settings.tracking
+    )
     stream_flush = settings.stream_flush.total_seconds()
     return SessionRecorder(storage, journal, visits, new_id=new_id, clock=clock, stream_flush=stream_flush)
 

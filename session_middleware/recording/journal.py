@@ -14,6 +14,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from datetime import datetime
 from functools import partial, wraps
 from typing import Any, TypeVar, cast
 
@@ -25,6 +26,7 @@ from session_middleware.errors import (
     SessionLimitReached,
     UserRevoked,
 )
+from session_middleware.model import Clock
 from session_middleware.recording.keeping import Keeping
 from session_middleware.settings import Record, Redact
 from session_middleware.storage.offload import Offload, is_on_a_loop
@@ -51,9 +53,12 @@ _REMEMBERED = 256  # sessions whose last write that was handed over is kept in m
 
 
 class Journal:
-    def __init__(self, storage: Storage, offload: Offload, *, redact: Redact, record: Record, tracking: bool) -> None:
+    def __init__(
+        self, storage: Storage, offload: Offload, *, clock: Clock, redact: Redact, record: Record, tracking: bool
+    ) -> None:
         self._storage = storage
         self._offload = offload
+        self._clock = clock
         self._tracking = tracking
         self.keeping = Keeping(redact, record, tell=self.fault)
         self._open: dict[int, Visit] = {}  # visits that may have entries
@@ -77,7 +82,8 @@ class Journal:
             visit.tell = self.fault
             if visit.has_history:
                 entries = list(map(_aside, entries))
-            visit.entries.extend(self.keeping.entries(entries))
+            now = self._clock()  # they may be written much later
+            visit.entries.extend(_said_at(entry, now) for entry in self.keeping.entries(entries))
 
     def flush(self, visit: Visit) -> None:
         """Write what was kept; on an event loop hand it over, and do not wait for it."""
@@ -144,6 +150,14 @@ class Journal:
                 error,
                 exc_info=error,
             )
+
+
+def _said_at(entry: Entry, now: datetime) -> Entry:
+    if isinstance(entry, MessageSeen):
+        return entry if entry.created_at is not None else entry._replace(created_at=now)
+    if isinstance(entry, HistorySeen):
+        return entry._replace(messages=[m if m.created_at else m._replace(created_at=now) for m in entry.messages])
+    return entry
 
 
 def _aside(entry: Entry) -> Entry:

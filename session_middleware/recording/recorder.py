@@ -114,7 +114,9 @@ class SessionRecorder(GraphCallbackHandler):
         if trace.visit.checkpointed:  # it may be a graph that keeps its state, and is about to read it
             trace.visit.inside[without_tasks(namespace_of(metadata))] = inputs
         if (node := metadata.get("langgraph_node")) and name == node and run_id not in trace.nodes:
-            trace.nodes[run_id] = trace.node_of(metadata)
+            trace.nodes[run_id] = node = trace.node_of(metadata)
+            if parent_run_id is not None and node.graph_namespace:
+                trace.graphs[parent_run_id] = node.graph_namespace
             self._append_input(trace, inputs, trace.nodes[run_id])
 
     @awaited
@@ -134,6 +136,8 @@ class SessionRecorder(GraphCallbackHandler):
         elif (node := trace.take_node(run_id)) is not None:
             self._hear(trace, node, outputs)
             self._append(trace, outputs, node.graph_namespace, node, node.step)
+        elif (namespace := trace.graphs.pop(run_id, None)) is not None:
+            self._append(trace, outputs, namespace)
 
     @harmless
     def on_chain_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
@@ -142,6 +146,7 @@ class SessionRecorder(GraphCallbackHandler):
             self._outside.discard(run_id)
             return
         node = trace.take_node(run_id)
+        trace.graphs.pop(run_id, None)
         if trace.visit.run_id == str(run_id):
             self._fail(trace, error)
         elif node is not None:
@@ -241,7 +246,8 @@ class SessionRecorder(GraphCallbackHandler):
             described = [one for m, after in found for one in self.describe([m], namespace, followed_by=after)]
             seen = [trace.judged(message, node) for message in described]
             trace.note_asking(seen)
-            if step is not None and not namespace:
+            step = trace.outer_step(namespace) if seen and namespace else step
+            if step is not None:
                 for message in seen:
                     trace.visit.seen_at[message.message_id] = step
             self.journal.keep(trace.visit, seen)

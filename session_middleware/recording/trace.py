@@ -87,6 +87,7 @@ class Trace:
     given: dict[str, int] = field(default_factory=dict)  # what those are in its state: their words, by their ids
     went_back_to: str | None = None  # the checkpoint a run without a checkpointer of ours was sent back to
     nodes: dict[UUID, Node] = field(default_factory=dict)  # running
+    graphs: dict[UUID, str] = field(default_factory=dict)  # running inside of nodes: their namespaces
     tools: dict[UUID, Tool] = field(default_factory=dict)  # running
     models: dict[UUID, Asked] = field(default_factory=dict)  # at work
     executed: Counter[CallKey] = field(default_factory=Counter)  # tool calls, and how often
@@ -109,6 +110,11 @@ class Trace:
         if (node := self.nodes.pop(run_id, None)) is not None:
             self.visit.inside.pop(without_tasks(node.namespace), None)
         return node
+
+    def outer_step(self, namespace: str) -> int | None:
+        """The step of the outermost graph that a graph with this namespace is carried out in."""
+        outermost = namespace.partition("|")[0]
+        return next((node.step for node in list(self.nodes.values()) if node.namespace == outermost), None)
 
     def hear(self, message: MessageSeen) -> None:
         with self.lock:

@@ -59,6 +59,7 @@ class Visit:
     is_run: bool = True  # False: a change from outside, such as update_state; it resumes nothing
     must_be_new: bool = False  # it opens a session, and resumes none
     admission: Admission | None = None
+    began_at: datetime | None = None  # when that was
     admitted: bool = False  # it is in the database
     announced: bool = False  # and so is the event that says so
     guessed: bool = False  # its identity is the first look's, which may be somebody else's

@@ -69,7 +69,7 @@ def _find(connection: sqlite3.Connection, visit: Visit) -> SessionInfo | None:
 def _decide(
     connection: sqlite3.Connection, visit: Visit, session: SessionInfo | None, rules: Rules, now: datetime
 ) -> None:
-    visit.admission = _admission(connection, visit, session, rules, now)
+    visit.admission, visit.began_at = _admission(connection, visit, session, rules, now), now
     visit.incarnation = None if session is None else session.incarnation
 
 

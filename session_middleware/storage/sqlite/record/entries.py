@@ -8,11 +8,11 @@ on its own, and told to whoever made the visit. That costs nothing where there i
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
-from itertools import groupby
+from itertools import groupby, takewhile
 
 from session_middleware.storage.seen import (
     ASIDE,
@@ -91,7 +91,7 @@ def write(
     else:
         counted, place = branches.place_put(connection, put, now) or (None, place)
         brought = _with_late(put)
-        entries = _merged(entries, brought) if entries else brought
+        entries = _merged(entries, brought, put) if entries else brought
     if counted is None:
         return place
     if careful:
@@ -158,29 +158,45 @@ def _with_late(put: CheckpointPut) -> Sequence[MessageSeen]:
     return [m._replace(late=m.message_id in late) for m in put.messages] if late else put.messages
 
 
-def _merged(entries: Sequence[Entry], brought: Sequence[MessageSeen]) -> list[Entry]:
+def _merged(entries: Sequence[Entry], brought: Sequence[MessageSeen], put: CheckpointPut) -> list[Entry]:
     """The entries and what a checkpoint brings; what both have is one, as the entries have it.
 
-    A checkpoint may come late, after what followed from it has been seen. So what only it has goes
-    before the answers at the end of the entries, but after one that may be the same under another id;
-    and what both have goes where the entries have it, in the checkpoint's order.
+    What both have goes where the entries have it, in the checkpoint's order, and what only the checkpoint
+    has before the next of those.
     """
     seen = {entry.message_id: entry for entry in entries if isinstance(entry, MessageSeen)}
     both = [m for m in brought if m.message_id in seen and said.words_of(m) == said.words_of(seen[m.message_id])]
     ids = {message.message_id for message in both}
-    ordered = iter([_both(seen[m.message_id], m) for m in both])
-    merged: list[Entry] = [
-        next(ordered, entry) if isinstance(entry, MessageSeen) and entry.message_id in ids else entry
-        for entry in entries
-    ]
+    ordered: Iterator[MessageSeen] = iter([_both(seen[m.message_id], m) for m in both])
+    rest = iter(brought)
+    merged: list[Entry] = []
+    for entry in entries:
+        is_both = isinstance(entry, MessageSeen) and entry.message_id in ids
+        own = next(ordered, None) if is_both else None  # it may have been seen twice
+        if own is not None:
+            before: list[MessageSeen] = list(takewhile(lambda message: message.message_id not in ids, rest))
+            merged += before
+        merged.append(own or entry)
+    end = _end_of(merged, brought, ids, put)
+    merged[end:end] = [message for message in rest if message.message_id not in ids]
+    return merged
+
+
+def _end_of(merged: Sequence[Entry], brought: Sequence[MessageSeen], ids: Set[str], put: CheckpointPut) -> int:
+    """Where a checkpoint's last messages go: it may come late, after what followed from it has been seen.
+
+    So they go before the answers at the end of what was seen, but for those that are known to be of its step
+    or an earlier one, and after one that may be the same under another id.
+    """
+    steps = {} if put.checkpoint_ns or put.step is None else put.visit.seen_at
     claims = {message.claim for message in brought}
     end = len(merged)
     while end and isinstance(last := merged[end - 1], MessageSeen) and last.message_id not in ids:
-        if last.role == "user" or (last.text and last.claim in claims):
+        is_earlier = put.step is not None and steps.get(last.message_id, put.step + 1) <= put.step
+        if is_earlier or last.role == "user" or (last.text and last.claim in claims):
             break
         end -= 1
-    merged[end:end] = [message for message in brought if message.message_id not in ids]
-    return merged
+    return end
 
 
 def _both(entry: MessageSeen, brought: MessageSeen) -> MessageSeen:

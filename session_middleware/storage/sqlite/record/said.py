@@ -84,12 +84,19 @@ class _Appending:
             messages = [message for message in messages if message.message_id not in gone]
         self._look_up(messages)
         for message in messages:
+            if self._answers and message.role != "tool":
+                self._answer()
             self._append_one(message)
+        self._answer()
+
+    def _answer(self) -> None:
+        """Rows for executions, after the messages that tell of them and before what was said then."""
         self._insert()
         for answer in self._answers:
             calls.answer(self._connection, self._visit, answer, self._tally)
             if answer.artifact is not None:
                 calls.keep_artifact(self._connection, self._visit, answer)
+        self._answers.clear()
 
     def _insert(self) -> None:
         tally.insert(self._connection, "messages", _COLUMNS, self._new)
@@ -238,7 +245,7 @@ class _Appending:
             (self._visit.session_id, seq, row.place, self._visit.run_id, message.message_id, version, self._branch)
             + (*words, message.name, message.tool_call_id, message.model, message.input_tokens, message.output_tokens)
             + (row.status, message.checkpoint_ns, to_json(message.extra), _marks(message, words))
-            + (to_text(message.created_at or self._now),)
+            + (to_text(message.created_at or self._said_at(message)),)
         )
         if replaces is not None and replaces.branch == self._branch:
             self._connection.execute(
@@ -259,6 +266,11 @@ class _Appending:
     def _add_told(self, call: ModelCallSeen, message: MessageSeen) -> None:
         call = call._replace(started_at=message.created_at, message_id=message.message_id)
         calls.add_told_call(self._connection, self._visit, call, self._tally, self._now)
+
+    def _said_at(self, message: MessageSeen) -> datetime:
+        """What a checkpoint brings may be put at the end of its run only; what a user said began that."""
+        began_at = self._visit.began_at if self._visit.puts and message.role == "user" else None
+        return began_at or self._now
 
     def _place_before(self, message_id: str | None) -> float | None:
         """The place right before a message that is there already; ``None``: at the end."""
