@@ -17,11 +17,14 @@ from langgraph.types import StateSnapshot
 from session_middleware.checkpoint.classes import TypeName, name_of, named_in
 from session_middleware.checkpoint.saver import SessionSaver
 from session_middleware.errors import GraphHasPart, NotAGraph
+from session_middleware.lifecycle import session_id_of
 from session_middleware.model import Identity
 from session_middleware.recording.recorder import SessionRecorder
 from session_middleware.visits import acting_as, as_config, identity_of
 
 G = TypeVar("G")
+
+_ATTACHED = "__pregel_session_attached"  # what begins so is kept out of metadata and of what is streamed
 
 
 class _Attached:
@@ -31,9 +34,12 @@ class _Attached:
     Within such a call the caller's identity holds, and the configs of subgraphs that it returns get it.
     """
 
-    def _identity(self, config: RunnableConfig) -> Identity:
+    def _identity(self, config: RunnableConfig | None) -> Identity:
+        """Whose state it is. Raises `InvalidSessionId` where neither the config nor the graph names a thread."""
         bound: Any = getattr(self, "config", None) or {}
-        return identity_of({**bound.get("configurable", {}), **config.get("configurable", {})})
+        configurable = {**bound.get("configurable", {}), **(config or {}).get("configurable", {})}
+        session_id_of(configurable.get("thread_id"))
+        return identity_of(configurable)
 
     def get_state(self, config: RunnableConfig, *, subgraphs: bool = False) -> StateSnapshot:
         identity = self._identity(config)
@@ -49,6 +55,14 @@ class _Attached:
         identity = self._identity(config)
         for state in super().get_state_history(config, **options):  # type: ignore[misc]
             yield _named(state, identity)
+
+    def bulk_update_state(self, config: RunnableConfig, supersteps: Any) -> RunnableConfig:
+        self._identity(config)
+        return super().bulk_update_state(config, supersteps)  # type: ignore[misc, no-any-return]
+
+    async def abulk_update_state(self, config: RunnableConfig, supersteps: Any) -> RunnableConfig:
+        self._identity(config)
+        return await super().abulk_update_state(config, supersteps)  # type: ignore[misc, no-any-return]
 
     async def aget_state_history(self, config: RunnableConfig, **options: Any) -> AsyncIterator[StateSnapshot]:
         identity = self._identity(config)
@@ -100,8 +114,8 @@ def attached(
             allowed.update(types)
             part = part.with_allowlist(types)
         setattr(found, name, part)
-    if config is not None:
-        found.config = config
+    # A run without any configurable would be refused by LangGraph, in words that do not say what to write instead.
+    found.config = merge_configs(config or graph.config, {"configurable": {_ATTACHED: True}})
     return cast("G", found)
 
 

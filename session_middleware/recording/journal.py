@@ -65,6 +65,7 @@ class Journal:
         self._handed_over: dict[str, Future[None]] = {}  # the last write that was, by session
         self.forgetting: list[Callable[[str], None]] = []  # those who keep something of sessions in mind
         self.faults = 0
+        self._has_warned = False
         self.delays = 0  # tools that ran before their start was down
 
     def keep(self, visit: Visit, entries: Sequence[Entry]) -> None:
@@ -140,6 +141,15 @@ class Journal:
         """A session was deleted, or begins anew."""
         for forget in self.forgetting:
             forget(session_id)
+
+    def warn_unnamed(self) -> None:
+        """Say once that a run names no session, and is not recorded."""
+        if not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                "session_middleware does not record a run without a thread id; "
+                "pass sessions.config('thread-42') to it, or sessions.config() for a new session"
+            )
 
     def fault(self, error: Exception) -> None:
         self.faults += 1

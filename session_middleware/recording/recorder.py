@@ -171,6 +171,8 @@ class SessionRecorder(GraphCallbackHandler):
             trace.went_back_to = metadata.get("checkpoint_id")
             self._visits.begin(trace.visit)
         else:
+            if parent_run_id is None:
+                self.journal.warn_unnamed()
             return None
         self._traces[run_id] = trace
         return trace

@@ -121,6 +121,59 @@ async def test_a_config_without_a_thread_id_says_which_is_missing(door: Any, ses
     assert sessions.count() == 0
 
 
+UNNAMED: dict[str, Any] = {"no config": None, "empty": {}, "empty configurable": {"configurable": {}}}
+
+
+@pytest.mark.parametrize("config", UNNAMED.values(), ids=UNNAMED)
+async def test_a_run_or_a_state_without_a_thread_says_what_to_pass(config: Any, sessions: Sessions) -> None:
+    graph: Any = sessions.attach(agents.chat())
+    update = {"messages": [HumanMessage("x")]}
+    attempts: list[Callable[[], Any]] = [
+        lambda: graph.invoke(human("hi"), config),
+        lambda: list(graph.stream(human("hi"), config)),
+        lambda: graph.batch([human("hi")], config),
+        lambda: graph.get_state(config),
+        lambda: list(graph.get_state_history(config)),
+        lambda: graph.update_state(config, update),
+    ]
+    for attempt in attempts:
+        with pytest.raises(InvalidSessionId, match=r"thread id.*sessions\.config") as error:
+            attempt()
+        assert advises(error)
+    for awaited in (
+        lambda: graph.ainvoke(human("hi"), config),
+        lambda: graph.aget_state(config),
+        lambda: graph.aupdate_state(config, update),
+    ):
+        with pytest.raises(InvalidSessionId, match=r"thread id.*sessions\.config"):
+            await awaited()
+    assert sessions.count() == 0
+
+
+def test_a_thread_that_the_graph_itself_names_will_do(sessions: Sessions) -> None:
+    graph: Any = sessions.attach(agents.chat().with_config(configurable={"thread_id": "t"}))
+    graph.invoke(human("hi"))
+    assert graph.get_state({"configurable": {}}).values["messages"]
+    assert sessions.find("t") is not None
+
+
+def test_an_attached_graph_is_a_node_of_another(sessions: Sessions) -> None:
+    inner = sessions.attach(agents.chat(), checkpointer=False, store=False)
+    outer = StateGraph(agents.MessagesState).add_node("inner", inner).add_edge(START, "inner")
+    sessions.attach(outer.compile()).invoke(human("hi"), sessions.config("t"))
+    assert said(sessions.get("t")) == [("user", "hi"), ("assistant", "you said hi")]
+
+
+def test_the_recorder_says_once_that_it_does_not_record_a_run_without_a_thread(
+    sessions: Sessions, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(2):
+        agents.chat().invoke(human("hi"), {"callbacks": [sessions.recorder]})
+    assert [record.message.partition(";")[0] for record in caplog.records] == [
+        "session_middleware does not record a run without a thread id"
+    ]
+
+
 @pytest.mark.parametrize("bad", [*BAD_IDS.values()][1:], ids=[*BAD_IDS][1:])
 @pytest.mark.parametrize("name", ["user_id", "group_id"])
 def test_an_identity_that_cannot_be_kept_is_an_error_of_ours(name: str, bad: str, sessions: Sessions) -> None:

@@ -10,7 +10,7 @@ import pytest
 from langchain_core.runnables import RunnableLambda
 from langchain_core.vectorstores import InMemoryVectorStore
 
-from session_middleware import SessionAccessDenied, SessionClosed, SessionNotFound, Sessions
+from session_middleware import SessionAccessDenied, SessionNotFound, Sessions
 from session_middleware.session import Session
 from tests.conftest import Clock
 from tests.embeddings import SubjectEmbeddings
@@ -80,7 +80,7 @@ def test_the_next_session_of_an_id_has_no_documents_of_the_one_before(
     sessions.forget_user(user_id) if user_id else sessions.delete("t")
     after = sessions.scope(store, session=sessions.open("t", user_id="mallory"))
     assert (texts(after), after.get_by_ids([id_]), after.delete([id_])) == ([], [], False)
-    with pytest.raises(SessionClosed):
+    with pytest.raises(SessionNotFound, match="was deleted"):
         scoped.add_texts(["a late dog"])
 
 

@@ -269,7 +269,8 @@ class _Appending:
 
     def _said_at(self, message: MessageSeen) -> datetime:
         """What a checkpoint brings may be put at the end of its run only; what a user said began that."""
-        began_at = self._visit.began_at if self._visit.puts and message.role == "user" else None
+        is_late = self._visit.puts and self._visit.at is None and message.role == "user"
+        began_at = self._visit.began_at if is_late else None
         return began_at or self._now
 
     def _place_before(self, message_id: str | None) -> float | None:
