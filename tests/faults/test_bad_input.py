@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sqlite3
 import tempfile
@@ -376,6 +377,31 @@ def test_a_file_without_tables_becomes_ours_and_tables_may_be_added_to_it(folder
 def change(file: Path, sql: str) -> None:
     with closing(sqlite3.connect(file)) as connection, connection:
         connection.execute(sql)
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("data/", "it is a folder; name a file in it, such as data/sessions.db"),
+        ("data", "it is a folder"),
+        (".", "it is a folder"),
+        ("", "the path is empty; name a file"),
+        ("  ", "the path is empty; name a file"),
+        ("~no-such-user/x.db", "'~no-such-user' has no home folder"),
+        ("a\0b.db", "the path holds a NUL character"),
+        ("x" * 5_000, "cannot be looked up"),
+    ],
+)
+def test_a_path_that_can_be_no_file_is_an_error_at_once_and_leaves_nothing(
+    path: str, says: str, tmp_path: Path
+) -> None:
+    if path == "data":
+        (tmp_path / path).mkdir()
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(StorageError, match=re.escape(says)) as error:
+        Sessions(path)
+    assert advises(error)
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_a_folder_that_does_not_exist_is_named_and_not_made(folder: Path) -> None:
