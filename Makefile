@@ -4,13 +4,19 @@
 # make fix     format, and mend what the linter can
 # make bench   print the figures, each against a named peer in the same run
 # make faults  the fault tests with many rounds
+# make floors  the core of the tests with the lowest releases that pyproject.toml allows
 
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test check fix bench faults docs clean
+FLOORS := .venv-floors
+UV     := VIRTUAL_ENV=$(FLOORS) $(FLOORS)/bin/uv pip install --quiet
+# These need what is not installed there: what comes with the suites of others, a server, or a notebook
+ABOVE_THE_FLOORS := conformance langgraph_server memory_tools notebooks openai_agents openai_items retriever
+
+.PHONY: demo test check fix bench faults floors docs clean
 
 demo: $(VENV)/demo.stamp
 	@$(BIN)/session-middleware demo
@@ -33,6 +39,11 @@ bench: $(VENV)/dev.stamp
 faults: $(VENV)/dev.stamp
 	SESSION_FAULT_ROUNDS=200 $(BIN)/python -m pytest --timeout 0 tests/faults
 
+floors: $(FLOORS)/floors.stamp
+	$(FLOORS)/bin/python -m pytest -n auto --dist loadfile tests/unit tests/contract tests/integrations \
+		$(ABOVE_THE_FLOORS:%=--ignore=tests/integrations/test_%.py)
+	$(FLOORS)-openai-agents/bin/python -m pytest tests/integrations/test_openai_items.py
+
 docs: $(VENV)/dev.stamp
 	$(BIN)/python notebooks/execute.py
 
@@ -50,5 +61,16 @@ $(VENV)/dev.stamp: pyproject.toml | $(VENV)/bin/python
 	$(PIP) --editable '.[demo,chat]' --group dev
 	@touch $@
 
+$(FLOORS)/floors.stamp: pyproject.toml
+	rm -rf $(FLOORS) $(FLOORS)-openai-agents
+	$(PYTHON) -m venv $(FLOORS)
+	$(PYTHON) -m venv $(FLOORS)-openai-agents
+	$(FLOORS)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(UV) --resolution lowest-direct --editable '.[demo,chat,vectors]'
+	$(UV) --group core-tests
+	$(UV) --python $(FLOORS)-openai-agents --resolution lowest-direct --editable '.[openai-agents]' 'openai>=2.9'
+	$(UV) --python $(FLOORS)-openai-agents --group core-tests
+	touch $@
+
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(FLOORS) $(FLOORS)-openai-agents .pytest_cache .mypy_cache .ruff_cache .hypothesis
