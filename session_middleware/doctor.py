@@ -16,6 +16,7 @@ from session_middleware.errors import StorageError
 from session_middleware.model import Value, utc_now
 from session_middleware.settings import SessionSettings
 from session_middleware.storage.sqlite.damage.reading import Source
+from session_middleware.storage.sqlite.files import beside
 from session_middleware.storage.sqlite.lifecycle import checks
 from session_middleware.storage.sqlite.log import FIXED_IN
 from session_middleware.storage.sqlite.rules import Rules
@@ -96,7 +97,7 @@ def _notes(settings: SessionSettings) -> list[str]:
 
 
 def _facts_of(path: str) -> tuple[dict[str, int | str], list[str]]:
-    log = Path(f"{path}-wal")
+    log = Path(beside(str(path), "-wal"))
     facts: dict[str, int | str] = {
         "file_bytes": Path(path).stat().st_size,
         "log_bytes": log.stat().st_size if log.exists() else 0,

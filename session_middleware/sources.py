@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import importlib
 import json
+import os
 import sqlite3
 import sys
 from collections.abc import Iterable, Iterator
@@ -210,7 +211,7 @@ def _open_sqlite(where: str) -> Iterator[Saver]:
 
 def _how_to_open(where: str) -> str:
     """Immutable makes no -wal and -shm files, but is only right when no other program has the file open."""
-    log, memory, journal = (Path(where + end) for end in ("-wal", "-shm", "-journal"))
+    log, memory, journal = (Path(os.path.realpath(where) + end) for end in ("-wal", "-shm", "-journal"))
     in_use = memory.exists() or journal.exists() or (log.exists() and log.stat().st_size > 0)
     return "mode=ro" if in_use else "immutable=1"
 

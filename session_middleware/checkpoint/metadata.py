@@ -9,6 +9,7 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import CheckpointMetadata, get_checkpoint_metadata
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
+from session_middleware.model import SessionInfo
 from session_middleware.storage.state import Blob
 
 IDENTITY = ("user_id", "group_id", "group_ids", "langgraph_auth_user_id")  # the last: of LangGraph's own server
@@ -20,6 +21,16 @@ def own_metadata(config: RunnableConfig, metadata: CheckpointMetadata) -> Checkp
     for name in IDENTITY:
         completed.pop(name, None)
     return cast("CheckpointMetadata", completed)
+
+
+def split_filter(filter: Mapping[str, Any] | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a filter wants of the metadata, and of whose session it is: other savers have that in the metadata too."""
+    owner = {name: value for name, value in (filter or {}).items() if name in ("user_id", "group_id")}
+    return {name: value for name, value in (filter or {}).items() if name not in owner}, owner
+
+
+def is_of(session: SessionInfo | None, owner: Mapping[str, Any]) -> bool:
+    return session is not None and all(getattr(session, name) == value for name, value in owner.items())
 
 
 def matches(serde: SerializerProtocol, filter: Mapping[str, Any], body: Blob) -> bool:

@@ -28,7 +28,7 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from session_middleware.checkpoint.codec import Codec, Split, is_input, replayed, uncollected, whole
 from session_middleware.checkpoint.kept import KeptLists, Shelf
 from session_middleware.checkpoint.known import Key, Known, KnownCheckpoints, KnownList
-from session_middleware.checkpoint.metadata import matches, own_metadata
+from session_middleware.checkpoint.metadata import is_of, matches, own_metadata, split_filter
 from session_middleware.checkpoint.repair import Repairs
 from session_middleware.checkpoint.witness import Witness
 from session_middleware.errors import UnknownStrategy
@@ -169,20 +169,22 @@ class SessionSaver(BaseCheckpointSaver[int]):
         visit = self._visits.present(wanted) if config else None
         if visit is not None and self._storage.look(visit) is None:
             return [], None
+        rest, owner = split_filter(filter)
         size = _PAGE if "checkpoint_ns" in wanted else _WIDE_PAGE
-        size = size if limit is None else min(limit, size)
+        size = size if limit is None or owner else min(limit, size)
         rows = self._storage.list_checkpoints(
             visit.session_id if visit else None,
             checkpoint_ns=wanted.get("checkpoint_ns"),
             checkpoint_id=get_checkpoint_id(config) if config else None,
             before=get_checkpoint_id(before) if before else None,
-            matches=partial(matches, self.serde, filter) if filter else None,
+            matches=partial(matches, self.serde, rest) if rest else None,
             limit=size,
             after=after,
         )
         identity, shelf = visit.identity if visit else Identity(), Shelf({}, is_snapshot=True)
+        theirs = [row for row in rows if not owner or is_of(self._storage.find_session(row.session_id), owner)]
         with uncollected():
-            page = [self._tuple(row, identity, shelf) for row in rows]
+            page = [self._tuple(row, identity, shelf) for row in theirs[:limit]]
         return page, rows[-1].key if len(rows) == size else None
 
     def get_delta_channel_history(

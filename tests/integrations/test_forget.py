@@ -131,6 +131,12 @@ async def test_who_ran_is_no_part_of_a_checkpoint_and_all_else_of_a_config_is(tm
             assert snapshot.config["configurable"]["user_id"] == ALICE
         assert len(list(graph.get_state_history(mine, filter={"city": "Ulm", "plan": "gold"}))) == len(history)
         assert list(graph.get_state_history(mine, filter={"city": "Bonn"})) == []
+        assert len(list(graph.get_state_history(mine, filter={"user_id": ALICE, "group_id": "team"}))) == len(history)
+        graph.invoke(human("hi"), sessions.config("u", user_id="bob"))
+        for wanted, ids in (({"user_id": "bob"}, {"u"}), ({"user_id": "bob", "plan": "gold"}, set()), ({}, {"t", "u"})):
+            found = list(sessions.checkpointer.list(None, filter=wanted))
+            assert {each.config["configurable"]["thread_id"] for each in found} == ids
+        assert len(list(sessions.checkpointer.list(None, filter={"user_id": ALICE}, limit=2))) == 2
         bodies = sqlite3.connect(tmp_path / "sessions.db").execute("SELECT body FROM checkpoints").fetchall()
         assert not any(PLANTED.encode() in body for (body,) in bodies)
 

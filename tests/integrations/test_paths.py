@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from session_middleware import InvalidSettings, Sessions
+from session_middleware import InvalidSettings, Sessions, StorageError
 from session_middleware.storage.sqlite.damage.salvaging import salvage
 from tests.conftest import Clock
 from tests.integrations import agents
@@ -96,6 +96,36 @@ def test_another_url_is_refused_and_no_file_is_made(url: str, tmp_path: Path) ->
     with pytest.raises(InvalidSettings, match=r"storage_url.*name a file, or ':memory:'"):
         Sessions(url)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("dangling", [True, False])
+def test_a_link_is_the_file_it_leads_to(dangling: bool, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    file, link = tmp_path / "there" / "real.db", tmp_path / "link.db"
+    link.symlink_to(file)
+    if not dangling:
+        with Sessions(file) as sessions:
+            sessions.open("t", user_id="alice")
+    with Sessions(link) as sessions:
+        first = turn(sessions)
+        assert sessions.verify().checkpoints == 3  # of which some are in the log
+        assert modes(file.parent) == {"real.db": 0o600, "real.db-wal": 0o600, "real.db-shm": 0o600}
+        assert [each.name for each in tmp_path.iterdir() if each.is_file()] == ["link.db"]
+        sessions.forget_user("alice")
+        assert (file.parent / "real.db-wal").stat().st_size == 0
+        turn(sessions)
+        with Sessions(file) as others:
+            assert said(others.get("t")) == first
+        other = tmp_path / "other.db"
+        with Sessions(other) as others:
+            others.open("o")
+        link.unlink()
+        link.symlink_to(other)
+        for call in (lambda: sessions.open("lost"), lambda: sessions.list()):
+            with pytest.raises(StorageError, match=r"link\.db"):
+                call()
+    with Sessions(other) as others:
+        assert [session.id for session in others.list()] == ["o"]
 
 
 # Who may read them

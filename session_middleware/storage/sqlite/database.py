@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from session_middleware.errors import StorageError
-from session_middleware.storage.sqlite.files import OpenFiles, create_private
+from session_middleware.storage.sqlite.files import OpenFiles, beside, create_private
 from session_middleware.storage.sqlite.log import BUSY_SECONDS, Log
 from session_middleware.storage.sqlite.looking import looking
 from session_middleware.storage.sqlite.rows import Malformed
@@ -185,7 +185,7 @@ class SqliteDatabase:
 
     def is_erased(self) -> bool:
         """Whether the write-ahead log is empty: a reader of an older snapshot keeps it, and what is in it."""
-        log = Path(f"{self.path}-wal")
+        log = Path(beside(self.path, "-wal"))
         return self.in_memory or not log.exists() or log.stat().st_size == 0
 
     # Opening
@@ -195,7 +195,7 @@ class SqliteDatabase:
         try:
             if self._files is not None:
                 self._files.opened()
-            self._log = None if self.in_memory else Log(self.path, connection)
+            self._log = None if self.in_memory else Log(os.path.realpath(self.path), connection)
         except BaseException:
             connection.close()
             raise

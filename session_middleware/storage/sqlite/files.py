@@ -20,11 +20,16 @@ _creating = threading.Lock()  # closing a file would release the locks that anot
 _Inode = tuple[int, int]
 
 
+def beside(path: str, end: str) -> str:
+    """What SQLite puts beside a database (``"-wal"``, ``"-shm"``): where the file is that a link leads to."""
+    return os.path.realpath(path) + end
+
+
 def create_private(path: str | Path) -> None:
     """Make an empty file that only this user may read, whatever the umask; one that is there stays as it is."""
     with _creating:
         try:
-            file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, PRIVATE)
+            file = os.open(os.path.realpath(path), os.O_CREAT | os.O_EXCL | os.O_WRONLY, PRIVATE)
         except FileExistsError:
             return
         except OSError as error:
@@ -48,7 +53,7 @@ class OpenFiles:
         """The writer was opened, and has made what belongs to the file. Raises as `check` does."""
         del self._opened[1:]
         self.check()
-        for path in (f"{self._path}-wal", f"{self._path}-shm"):
+        for path in (beside(self._path, "-wal"), beside(self._path, "-shm")):
             if Path(path).exists():
                 self._opened.append((path, self._inode(path)))
 

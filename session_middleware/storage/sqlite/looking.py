@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from session_middleware.errors import StorageError
+from session_middleware.storage.sqlite.files import beside
 from session_middleware.storage.sqlite.log import BUSY_SECONDS
 
 T = TypeVar("T")
@@ -35,7 +36,7 @@ def stamp_of(path: str) -> Stamp:
     except FileNotFoundError as error:
         raise StorageError(path, "it is not there any more", advice="put it back, or name another one") from error
     try:
-        return Stamp(stat.st_mtime_ns, stat.st_size, Path(f"{path}-wal").stat().st_size)
+        return Stamp(stat.st_mtime_ns, stat.st_size, Path(beside(path, "-wal")).stat().st_size)
     except FileNotFoundError:
         return Stamp(stat.st_mtime_ns, stat.st_size, 0)
 

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from session_middleware.errors import StorageError
+from session_middleware.storage.sqlite.files import beside
 from session_middleware.storage.sqlite.log import BUSY_SECONDS
 
 
@@ -69,7 +70,7 @@ class Source:
             return [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
 
     def _has_log(self) -> bool:
-        return Path(f"{self.path}-wal").exists()
+        return Path(beside(self.path, "-wal")).exists()
 
     def _open(self) -> None:
         """Without a log nobody has it open, and it can be read without making a log."""
@@ -77,7 +78,7 @@ class Source:
         try:
             self._connection = self._connect("immutable=1" if self._is_alone else "mode=ro")
         except sqlite3.OperationalError:  # the folder may not be written to, and the log needs an index there
-            self.log_left_out = Path(f"{self.path}-wal").stat().st_size > 0
+            self.log_left_out = Path(beside(self.path, "-wal")).stat().st_size > 0
             self._connection = self._connect("immutable=1")
 
     def _connect(self, how: str) -> sqlite3.Connection:
