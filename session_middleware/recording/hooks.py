@@ -237,6 +237,8 @@ class Hooks:
         if not failed:
             call = with_usage(call, tokens, cached=is_cached(message))
         self.journal.keep(place.visit, [call])
+        if is_cached(message) and place.is_alone:
+            self.keep(place, [message], message_id=self._new_id(), again=message.id, call=None)
         if said:
             self.hear(place, said)
         self.write(place)

@@ -25,6 +25,7 @@ from langchain.agents.middleware import (
     ToolCallLimitMiddleware,
     ToolRetryMiddleware,
 )
+from langchain_core.caches import InMemoryCache
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.outputs import ChatResult
 from langchain_core.tools import tool
@@ -117,7 +118,29 @@ async def test_a_turn_is_recorded_once(mode: str, run: Any, sessions: Sessions) 
     assert all(call.duration_ms is not None and call.started_at for call in session.tool_calls())
     assert {call.arguments["thing"] for call in session.tool_calls()} == {"tea"}
     assert [(call.model, call.input_tokens) for call in session.model_calls()] == [("scripted-1", 3)] * 3
+    assert (sessions.get("t").input_tokens, sessions.get("t").output_tokens) == (9, 6)
     assert len(session.runs()) == (2 if mode == "attached" else 0)
+
+
+class LastOnly(AgentMiddleware):
+    """Asks what was said last, and nothing before that."""
+
+    def wrap_model_call(self, request: Any, handler: Any) -> Any:
+        return handler(request.override(messages=request.messages[-1:]))
+
+    async def awrap_model_call(self, request: Any, handler: Any) -> Any:
+        return await handler(request.override(messages=request.messages[-1:]))
+
+
+@pytest.mark.parametrize("mode", ["attached", "alone"])  # a checkpoint has it once, where it was said first
+async def test_a_cached_answer_is_said_again_and_takes_no_tokens(mode: str, run: Any, sessions: Sessions) -> None:
+    agent = build(sessions, mode, LastOnly(), model=Scripted(cache=InMemoryCache()), tools=[])
+    for _ in range(3):
+        await run(agent, human("hello"), sessions.config("t"))
+    session = sessions.get("t")
+    assert said(session) == [("user", "hello"), ("assistant", "you said hello")] * 3
+    assert [(call.input_tokens, call.marks) for call in session.model_calls()] == [(3, ()), *[(0, ("cached",))] * 2]
+    assert (session.input_tokens, session.cost) == (3, 0.0)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -421,11 +421,11 @@ class Runs:
 
 
 async def _a_tool_that_ends_the_run(run: Runs) -> None:
-    await run(shop([call("breaking", "c1"), call("price", "c2")], [say()]))
+    await run(shop([call("price", "c1")], [call("breaking", "c2")], [say()]))
 
 
 async def _a_tool_that_fails(run: Runs) -> None:
-    await run(shop([call("failing", "c1"), call("price", "c2")], [say()]))
+    await run(shop([call("failing", "c1")], [call("price", "c2")], [say()]))
 
 
 async def _a_model_that_fails(run: Runs) -> None:
