@@ -18,6 +18,7 @@ from uuid import UUID
 
 from langchain_core.messages import BaseMessage, HumanMessage
 from langgraph.callbacks import GraphCallbackHandler, GraphInterruptEvent
+from langgraph.constants import START
 from langgraph.errors import GraphBubbleUp
 from langgraph.types import Command
 
@@ -114,7 +115,8 @@ class SessionRecorder(GraphCallbackHandler):
             trace.visit.inside[without_tasks(namespace_of(metadata))] = inputs
         if (node := metadata.get("langgraph_node")) and name == node and run_id not in trace.nodes:
             trace.nodes[run_id] = trace.node_of(metadata)
-            self._append_input(trace, inputs, trace.nodes[run_id])
+            if node != START:  # which is given what the graph was called with, and no state
+                self._append_input(trace, inputs, trace.nodes[run_id])
 
     @harmless
     def on_chain_end(self, outputs: Any, *, run_id: UUID, **kwargs: Any) -> None:
