@@ -308,6 +308,7 @@ async def test_agents_that_hand_over_to_each_other_answer_their_calls_themselves
     graph, config = sessions.attach(builder.compile(), recorder=recorder), sessions.config("t")
     for text in ("hi", "and?", "bob?"):
         await runner(graph, human(text), config)
+        assert not recorder or sessions.get("t").repair() == []
     session = sessions.get("t")
     assert repairs(session) == []
     state = graph.get_state(config, subgraphs=True).values["messages"]
