@@ -10,6 +10,7 @@ from langchain_core.messages import BaseMessage, ToolMessage
 from langchain_core.runnables import RunnableConfig
 
 from session_middleware.model import Message, ToolCall
+from session_middleware.storage.seen import SHARED
 
 if TYPE_CHECKING:
     from session_middleware.storage.port import Storage
@@ -147,7 +148,7 @@ def _from_record(call: ToolCall, messages: list[Message]) -> ToolMessage | None:
     message = (same or mine)[-1] if mine else None
     if message is not None:
         messages.remove(message)
-    if message is not None and message.content is None and not message.marks:
+    if message is not None and message.content is None and not set(message.marks) - {SHARED}:
         return ToolMessage(
             message.text,
             name=call.name,

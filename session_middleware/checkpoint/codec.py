@@ -133,10 +133,13 @@ _PLACES = {START: "input", TASKS: "Send", INTERRUPT: "interrupt", RESUME: "resum
 class Split:
     """The channel values of one put, sorted into what is the parent's and what is new."""
 
-    def __init__(self, codec: Codec, parent: Known | None, others: Sequence[KnownList] = ()) -> None:
+    def __init__(
+        self, codec: Codec, parent: Known | None, others: Sequence[KnownList] = (), *, is_outermost: bool = False
+    ) -> None:
         self._codec = codec
         self._parent = parent
         self._others = others  # lists of the session's other graphs
+        self._is_outermost = is_outermost
         self.inherited: list[str] = []
         self.values: dict[str, Blob | ListPut | None] = {}
         self.marks: dict[str, array[int]] = {}  # the fingerprints of each new list
@@ -179,7 +182,8 @@ class Split:
         self.values[name] = ListPut(base.ref if base else None, keep, tail, is_parents=base is known)
         if not is_input(name):
             recorded, beginning = base, keep
-            if own or (base is not None and base.is_input):  # what another list says may be news to this one
+            # what another list says may be news to this one, and to the outermost graph it always is
+            if own or self._is_outermost or (base is not None and base.is_input):
                 recorded, beginning = _longest(marks, own)
             old = recorded.fingerprints if recorded else array("q")
             new = pieces.added(value, marks, old, beginning)

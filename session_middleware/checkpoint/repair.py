@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 INTERRUPTED = "This tool call was interrupted: it gave no result, and was carried out in part or not at all."
 UNREADABLE = "This tool call was not carried out: its arguments could not be read."
 
+_NEW_INPUT = "new input"
 _TASK, _RESUMING = "__pregel_task_id", "__pregel_resuming"  # a subgraph has both when it is told to go on
 _INTERRUPT, _TASKS, _ROUTE = "__interrupt__", "__pregel_tasks", "branch:to:"
 
@@ -200,7 +201,7 @@ class Repairs:
             return found
         if namespace and given is None:
             given = state_around(config)
-        work = partial(self._repair, saver, config, visit, given, reason="new input", dry_run=False)
+        work = partial(self._repair, saver, config, visit, given, reason=_NEW_INPUT, dry_run=False)
         mended: CheckpointTuple | None = self._storage.together([work], durable=True)[0]()[0]
         return mended
 
@@ -216,7 +217,8 @@ class Repairs:
         for namespace in self._storage.list_checkpoint_namespaces(visit.session_id):
             if ":" not in namespace:  # with a task's id in it, it is of one run only
                 at: RunnableConfig = {**config, "configurable": {**config["configurable"], "checkpoint_ns": namespace}}
-                work = partial(self._repair, saver, at, visit, None, reason="asked for", dry_run=dry_run)
+                around = _stored_state_around(saver, at, visit) if namespace else None
+                work = partial(self._repair, saver, at, visit, around, reason="asked for", dry_run=dry_run)
                 done += self._storage.together([work], durable=True)[0]()[1]
         return done
 
@@ -232,8 +234,8 @@ class Repairs:
     ) -> tuple[CheckpointTuple | None, list[RepairedCall]]:
         """In one transaction: what is there now, and what was added to it."""
         found = saver.load(config, visit)
-        if found is None or _is_made_of_writes(found) or (given is None and _is_waiting(found)):
-            return found, []
+        if found is None or _is_made_of_writes(found) or (reason != _NEW_INPUT and _is_waiting(found)):
+            return found, []  # new input ends what waits
         if self._storage.find_holder(visit.session_id, but=visit.lease):
             return found, []
         changed, calls = self._mended(found, visit.session_id, given)
@@ -261,6 +263,17 @@ class Repairs:
                 changed[name] = mended.messages
                 calls += mended.calls
         return changed, calls
+
+
+def _stored_state_around(saver: SessionSaver, config: RunnableConfig, visit: Visit) -> Any:
+    """The state of the graph around a subgraph: the next input brings the answers that are there."""
+    namespace = config["configurable"]["checkpoint_ns"]
+    while namespace:
+        namespace = namespace.rpartition("|")[0]
+        at: RunnableConfig = {**config, "configurable": {**config["configurable"], "checkpoint_ns": namespace}}
+        if (found := saver.load(at, visit)) is not None:
+            return found.checkpoint["channel_values"]
+    return None
 
 
 def _brings_input(given: Any, visit: Visit, config: RunnableConfig, found: CheckpointTuple | None) -> bool:

@@ -286,7 +286,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
     ) -> None:
         parent_id, codec = get_checkpoint_id(config), self._codec
         parent = self._parent((*key[:2], parent_id), anew=anew) if parent_id else None
-        split = Split(codec, parent, () if anew else self._known.lists(key[0]))
+        split = Split(codec, parent, () if anew else self._known.lists(key[0]), is_outermost=not key[1])
         versions = checkpoint["channel_versions"]
         for name, value in checkpoint["channel_values"].items():
             if name in new_versions or not split.inherit(name, versions.get(name)):

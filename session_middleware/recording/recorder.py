@@ -18,6 +18,7 @@ from uuid import UUID
 
 from langchain_core.messages import BaseMessage, HumanMessage
 from langgraph.callbacks import GraphCallbackHandler, GraphInterruptEvent
+from langgraph.constants import START
 from langgraph.errors import GraphBubbleUp
 from langgraph.types import Command
 
@@ -114,10 +115,11 @@ class SessionRecorder(GraphCallbackHandler):
         if trace.visit.checkpointed:  # it may be a graph that keeps its state, and is about to read it
             trace.visit.inside[without_tasks(namespace_of(metadata))] = inputs
         if (node := metadata.get("langgraph_node")) and name == node and run_id not in trace.nodes:
-            trace.nodes[run_id] = node = trace.node_of(metadata)
-            if parent_run_id is not None and node.graph_namespace:
-                trace.graphs[parent_run_id] = node.graph_namespace
-            self._append_input(trace, inputs, trace.nodes[run_id])
+            trace.nodes[run_id] = begun = trace.node_of(metadata)
+            if parent_run_id is not None and begun.graph_namespace:
+                trace.graphs[parent_run_id] = begun.graph_namespace
+            if node != START:  # which is given what the graph was called with, and no state
+                self._append_input(trace, inputs, begun)
 
     @awaited
     @harmless

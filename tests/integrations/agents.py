@@ -17,11 +17,11 @@ from langchain.agents import create_agent
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage, ToolMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
-from langchain_core.tools import BaseTool, tool
+from langchain_core.tools import BaseTool, InjectedToolCallId, tool
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.graph.message import add_messages
-from langgraph.prebuilt import ToolNode, tools_condition
-from langgraph.types import Send, interrupt
+from langgraph.prebuilt import InjectedState, ToolNode, tools_condition
+from langgraph.types import Command, Send, interrupt
 from pydantic import BaseModel, PrivateAttr
 from typing_extensions import TypedDict
 
@@ -325,6 +325,81 @@ async def batch(graph: Any, value: Any, config: Any, **options: Any) -> None:
 
 async def abatch(graph: Any, value: Any, config: Any, **options: Any) -> None:
     await graph.abatch([value], [config], **options)
+
+
+def handing_over(sends: Callable[[list[BaseMessage]], list[BaseMessage]], *, blocks: bool = False) -> Any:
+    """Two agents that keep their state and hand over to each other: what of it goes along, `sends` says.
+
+    The first has a turn to itself; in the second one the call is handed there and back.
+    """
+
+    def handover(to: str) -> BaseTool:
+        @tool(f"to_{to}")
+        def hand_over(
+            state: Annotated[dict[str, Any], InjectedState], tool_call_id: Annotated[str, InjectedToolCallId]
+        ) -> Command[Any]:
+            """Lets another agent go on."""
+            text: Any = [{"type": "text", "text": f"over to {to}"}] if blocks else f"over to {to}"
+            answer = ToolMessage(text, tool_call_id=tool_call_id)
+            update = {"messages": [*sends(state["messages"]), answer]}
+            return Command(goto=to, graph=Command.PARENT, update=update)
+
+        return hand_over
+
+    alice = Saying(says=[asks(("to_bob", {})), asks(("to_bob", {}), id="call_1"), AIMessage("alice is back")])
+    bob = Saying(says=[AIMessage("bob here"), asks(("to_alice", {}), id="call_2"), AIMessage("bob again")])
+    builder = StateGraph(MessagesState)
+    for name, model, other in (("alice", alice, "bob"), ("bob", bob, "alice")):
+        node = create_agent(model, [handover(other)], name=name, checkpointer=True)
+        builder.add_node(name, node, destinations=(other,))
+    builder.add_conditional_edges(START, lambda state: "bob" if state["messages"][-1].text == "bob?" else "alice")
+    return builder, [alice, bob]
+
+
+def supervisor() -> StateGraph[Any]:
+    """An agent in a node, whose tool is another agent."""
+    helper = create_agent(Saying(says=[AIMessage("helped"), AIMessage("helped again")]), [], name="helper")
+
+    @tool
+    def ask_helper(task: str) -> str:
+        """Asks another agent."""
+        return str(helper.invoke({"messages": [HumanMessage(task)]})["messages"][-1].text)
+
+    says = [
+        message
+        for number in (1, 2)
+        for message in (asks(("ask_helper", {"task": "go and help"})), AIMessage(f"done {number}"))
+    ]
+    node = create_agent(Saying(says=says), [ask_helper], name="supervisor")
+    return StateGraph(MessagesState).add_node("supervisor", node).add_edge(START, "supervisor")
+
+
+def researchers() -> StateGraph[Any]:
+    """Agents whose answers are passed on in their user's name, with their own."""
+    facts = create_agent(Saying(says=[AIMessage("three facts"), AIMessage("four facts")]), [])
+    writer = Saying(says=[AIMessage("a draft"), AIMessage("another draft")])
+
+    def research(state: MessagesState) -> Command[Any]:
+        found = facts.invoke({"messages": [HumanMessage(f"find out: {state['messages'][-1].text}")]})
+        answer = HumanMessage(found["messages"][-1].text, name="research")
+        return Command(update={"messages": [answer]}, goto="write")
+
+    def write(state: MessagesState) -> dict[str, Any]:
+        return {"messages": [writer.invoke(state["messages"])]}
+
+    builder = StateGraph(MessagesState).add_node("research", research, destinations=("write",))
+    return builder.add_node("write", write).add_edge(START, "research")
+
+
+def nested() -> StateGraph[Any]:
+    """A graph in a graph in a graph, over the same messages."""
+
+    def say(state: MessagesState) -> dict[str, Any]:
+        return {"messages": [AIMessage(f"heard {state['messages'][-1].text}")]}
+
+    inner = StateGraph(MessagesState).add_node("say", say).add_edge(START, "say").compile()
+    middle = StateGraph(MessagesState).add_node("inner", inner).add_edge(START, "inner").compile()
+    return StateGraph(MessagesState).add_node("middle", middle).add_edge(START, "middle")
 
 
 RUNNERS = [invoke, ainvoke, stream, astream, batch, abatch]

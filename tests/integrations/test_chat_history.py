@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import base64
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from langchain.agents import create_agent
+from langchain.agents.middleware import SummarizationMiddleware
 from langchain_core.chat_history import InMemoryChatMessageHistory
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnableLambda
 from langchain_core.runnables.history import RunnableWithMessageHistory
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.graph import START, StateGraph
 from pydantic import PrivateAttr
+from typing_extensions import TypedDict
 
 from session_middleware import Sessions
 from tests.integrations import agents
@@ -164,6 +169,86 @@ async def test_a_model_is_asked_the_same_with_the_recorder_and_without_any_of_ou
     assert [(m.type, m.text) for m in sessions.get("t").history().messages] == [
         (m.type, m.text) for m in memory.messages
     ]
+
+
+# Of graphs of several agents
+
+MAKERS: dict[str, Callable[[], StateGraph[Any]]] = {
+    "hand over": lambda: agents.handing_over(lambda messages: messages[-1:])[0],
+    "hand over all": lambda: agents.handing_over(list)[0],
+    "supervisor": agents.supervisor,
+    "researchers": agents.researchers,
+    "nested": agents.nested,
+}
+INSIDE = {"go and help", "find out: hi", "find out: and?", "three facts", "four facts"}  # what agents tell each other
+
+
+def with_parts(sessions: Sessions, builder: StateGraph[Any], parts: str) -> tuple[Any, Any]:
+    """A graph that keeps its state with some parts of ours, and the config of its runs."""
+    config = sessions.config("t", user_id="alice")
+    if parts == "attach":
+        return sessions.attach(builder.compile()), config
+    if parts == "checkpointer":
+        return builder.compile(checkpointer=sessions.checkpointer), config
+    return builder.compile(checkpointer=InMemorySaver()), config | {"callbacks": [sessions.recorder]}
+
+
+@pytest.mark.parametrize("durability", ["async", "exit"])
+@pytest.mark.parametrize("runner", [agents.invoke, agents.ainvoke])
+@pytest.mark.parametrize("parts", ["attach", "checkpointer", "recorder"])
+@pytest.mark.parametrize("make", MAKERS)
+async def test_it_is_what_the_outermost_graph_has(
+    make: str, parts: str, runner: Any, durability: str, sessions: Sessions
+) -> None:
+    graph, config = with_parts(sessions, MAKERS[make](), parts)
+    for text in ("hi", "and?"):
+        await runner(graph, human(text), config, durability=durability)
+    session = sessions.get("t")
+    assert session.history().messages == graph.get_state(config).values["messages"]
+    if (parts, durability) != ("checkpointer", "exit"):  # whose only checkpoint has all of a run
+        assert [m.text for m in session.messages() if m.role == "user"] == ["hi", "and?"]
+        assert {m.role for m in session.messages() if m.text in INSIDE} <= {"assistant"}
+        roles = {message.message_id: message.role for message in session.messages()}
+        recalled = session.memory.recall(" ".join(INSIDE), k=20, kinds=["message"])
+        assert {memory.text for memory in recalled if roles[memory.message_id or ""] == "user"} <= {"hi", "and?"}
+
+
+@pytest.mark.parametrize("runner", [agents.invoke, agents.ainvoke])
+@pytest.mark.parametrize("parts", ["attach", "checkpointer", "recorder"])
+async def test_a_summary_is_not_said_by_the_user(parts: str, runner: Any, sessions: Sessions) -> None:
+    summaries = agents.Saying(says=[AIMessage("all about zebras") for _ in range(4)])
+    said = agents.Saying(says=[AIMessage(f"number {number}") for number in range(4)])
+    summing_up = SummarizationMiddleware(summaries, trigger=("messages", 4), keep=("messages", 2))
+    graph, config = with_parts(sessions, create_agent(said, [], middleware=[summing_up]).builder, parts)
+    for text in ("one", "two", "three"):
+        await runner(graph, human(text), config)
+    session, state = sessions.get("t"), graph.get_state(config).values["messages"]
+    assert [m.text for m in session.messages() if m.role == "user"] == ["one", "two", "three"]
+    assert [m.role for m in session.messages() if "conversation to date" in m.text] == ["system"]
+    assert all("conversation to date" not in memory.text for memory in session.memory.recall("zebras", k=9))
+    assert [message for message in session.history().messages if message in state] == state
+
+
+def test_a_question_that_a_node_passes_on_to_an_agent_is_its_users(sessions: Sessions) -> None:
+    class Question(TypedDict):
+        question: str
+
+    agent = create_agent(agents.Saying(says=[AIMessage("it is"), AIMessage("it was")]), [])
+
+    def ask(state: Question) -> Question:
+        agent.invoke({"messages": [HumanMessage(state["question"])]})
+        return state
+
+    graph = sessions.attach(StateGraph(Question).add_node("ask", ask).add_edge(START, "ask").compile())
+    for question in ("what is it?", "what was it?"):
+        graph.invoke({"question": question}, sessions.config("t"))
+    assert agents.said(sessions.get("t")) == [
+        *(("user", "what is it?"), ("assistant", "it is"), ("user", "what was it?"), ("assistant", "it was"))
+    ]
+    assert sessions.get("t").history().messages == []
+
+
+# What a prompt adds
 
 
 def test_what_a_prompt_adds_is_in_the_record_as_said_aside(sessions: Sessions) -> None:

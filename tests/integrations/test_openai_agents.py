@@ -122,6 +122,36 @@ async def test_it_does_what_the_sdks_own_session_does(sessions: Sessions) -> Non
     theirs.close()
 
 
+@pytest.mark.parametrize("words", [None, "by no means"])
+@pytest.mark.parametrize("formatted", [False, True])
+async def test_a_tool_that_is_not_approved_is_refused(words: str | None, formatted: bool, sessions: Sessions) -> None:
+    @function_tool(needs_approval=True)
+    def pay(amount: int) -> str:
+        """Pays."""
+        return f"paid {amount}"
+
+    asked = [function_call("pay", {"amount": n}, call_id=f"c{n}") for n in (1, 2)]
+    shop = Agent(name="shop", model=ScriptedModel([asked, [assistant_message("as you like")]]), tools=[pay])
+    quiet = RunConfig(tracing_disabled=True, tool_error_formatter=(lambda _: "rather not") if formatted else None)
+    stopped = await Runner.run(shop, "pay", session=OpenAIAgentsSession(sessions, "t"), run_config=quiet)
+    state = stopped.to_state()
+    state.reject(stopped.interruptions[0], rejection_message=words)
+    state.approve(stopped.interruptions[1])
+    await Runner.run(shop, state, session=OpenAIAgentsSession(sessions, "t"), run_config=quiet)
+    found = [(call.arguments["amount"], call.status, call.error) for call in sessions.get("t").tool_calls()]
+    assert found == [(1, "refused", None), (2, "ok", None)]
+    assert sessions.get("t").error_count == 0
+
+
+async def test_calls_with_one_id_are_executions_of_their_own(sessions: Sessions) -> None:
+    items: list[Any] = [{"role": "user", "content": "hi"}]
+    items += [{"type": "function_call", "call_id": "c", "name": "f", "arguments": f'{{"a": {n}}}'} for n in (1, 2)]
+    items += [{"type": "function_call_output", "call_id": "c", "output": f"is {n}"} for n in (1, 2)]
+    await OpenAIAgentsSession(sessions, "t").add_items(items)
+    found = sessions.get("t").tool_calls()
+    assert [(c.attempt, c.arguments, c.result) for c in found] == [(1, {"a": 1}, "is 1"), (1, {"a": 2}, "is 2")]
+
+
 async def test_a_streamed_run_is_kept_as_well(sessions: Sessions) -> None:
     streamed = Runner.run_streamed(
         agent([assistant_message("hello")]), "hi", session=OpenAIAgentsSession(sessions, "t"), run_config=QUIET

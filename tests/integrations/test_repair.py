@@ -6,14 +6,15 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from langchain.agents import create_agent
-from langchain_core.messages import AnyMessage, BaseMessage, HumanMessage
+from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage, ToolMessage
 from langchain_core.outputs import ChatResult
-from langchain_core.tools import tool
-from langgraph.graph import START, StateGraph
+from langchain_core.runnables import RunnableLambda
+from langchain_core.tools import InjectedToolCallId, tool
+from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.types import Command
 from typing_extensions import TypedDict
 
@@ -22,7 +23,7 @@ from session_middleware.checkpoint.repair import INTERRUPTED, unanswered
 from session_middleware.errors import SessionBusy
 from tests import processes
 from tests.integrations import agents
-from tests.integrations.agents import RUNNERS, Runner, Scripted, human, invoke, kinds
+from tests.integrations.agents import RUNNERS, Runner, Saying, Scripted, asks, human, invoke, kinds
 
 
 class Strict(Scripted):
@@ -290,6 +291,127 @@ async def test_a_subgraph_that_keeps_its_state_is_repaired_too(is_async: bool, s
     assert out["question"] == "you said hello"
     [event] = repairs(sessions.get("t"))
     assert [call["answer"] for call in event.detail["tool_calls"]] == ["known", "interrupted"]
+
+
+def last_one(messages: list[BaseMessage]) -> list[BaseMessage]:
+    return messages[-1:]
+
+
+@pytest.mark.parametrize("runner", [invoke, agents.ainvoke])
+@pytest.mark.parametrize("recorder", [True, False])
+@pytest.mark.parametrize("blocks", [False, True])
+@pytest.mark.parametrize("sends", [last_one, list])
+async def test_agents_that_hand_over_to_each_other_answer_their_calls_themselves(
+    sends: Callable[..., Any], blocks: bool, recorder: bool, runner: Runner, sessions: Sessions
+) -> None:
+    builder, models = agents.handing_over(sends, blocks=blocks)
+    graph, config = sessions.attach(builder.compile(), recorder=recorder), sessions.config("t")
+    for text in ("hi", "and?", "bob?"):
+        await runner(graph, human(text), config)
+        assert not recorder or sessions.get("t").repair() == []
+    session = sessions.get("t")
+    assert repairs(session) == []
+    state = graph.get_state(config, subgraphs=True).values["messages"]
+    assert [m.text for m in state if m.type == "tool"] == ["over to bob", "over to bob", "over to alice"]
+    assert all(agents.answered_at_once(asked) for model in models for asked in model.asked)
+    assert session.history().messages == state
+
+
+@pytest.mark.parametrize("runner", [invoke, agents.ainvoke])
+async def test_a_handover_that_an_agent_is_not_told_of_is_repaired_with_what_was_said(
+    runner: Runner, sessions: Sessions
+) -> None:
+    @tool("to_bob")
+    def hand_over(tool_call_id: Annotated[str, InjectedToolCallId]) -> Command[Any]:
+        """Lets another agent go on."""
+        return Command(
+            goto="bob", graph=Command.PARENT, update={"messages": [ToolMessage("ok", tool_call_id=tool_call_id)]}
+        )
+
+    model = Saying(says=[asks(("to_bob", {})), AIMessage("fine")])
+    alice = create_agent(model, [hand_over], checkpointer=True)
+
+    def last(state: MessagesState) -> dict[str, Any]:
+        return {"messages": alice.invoke({"messages": state["messages"][-1:]})["messages"][-1:]}
+
+    async def alast(state: MessagesState) -> dict[str, Any]:
+        return {"messages": (await alice.ainvoke({"messages": state["messages"][-1:]}))["messages"][-1:]}
+
+    builder = StateGraph(MessagesState).add_node("alice", RunnableLambda(last, alast), destinations=("bob",))
+    builder.add_node("bob", lambda state: {"messages": [AIMessage("bob here")]}).add_edge(START, "alice")
+    graph, config = sessions.attach(builder.compile()), sessions.config("t")
+    await runner(graph, human("hi"), config)
+    await runner(graph, human("and?"), config)
+    assert [m.text for m in model.asked[-1]] == ["hi", "", "ok", "and?"]
+    [event] = repairs(sessions.get("t"))
+    assert [call["answer"] for call in event.detail["tool_calls"]] == ["known"]
+
+
+@pytest.mark.parametrize("runner", RUNNERS, ids=lambda runner: runner.__name__)
+@pytest.mark.parametrize(
+    "make", [lambda model: agents.tool_graph(model=model), lambda model: create_agent(model, agents.TOOLS)]
+)
+async def test_a_history_in_which_every_call_has_its_answer_is_left_alone(
+    make: Callable[[Any], Any], runner: Runner, sessions: Sessions
+) -> None:
+    twice = asks(("look_up", {"thing": "tea"}), ("price", {"thing": "tea"}))
+    graph = sessions.attach(make(Saying(says=[twice, AIMessage("one"), AIMessage("two"), AIMessage("three")])))
+    config = sessions.config("t")
+    for text in ("hi", "again", "and again"):
+        await runner(graph, human(text), config)
+    state = graph.get_state(config).values["messages"]
+    assert [m.type for m in state] == ["human", "ai", "tool", "tool", "ai", "human", "ai", "human", "ai"]
+    assert repairs(sessions.get("t")) == sessions.get("t").repair() == []
+
+
+def test_branches_that_use_one_id_are_left_alone(sessions: Sessions) -> None:
+    def use(thing: str) -> Any:
+        asking = asks(("look_up", {"thing": thing}))
+        return lambda state: {"messages": [asking.model_copy()] if len(state["messages"]) == 1 else []}
+
+    def answer(state: MessagesState) -> dict[str, Any]:
+        calls = [call for m in state["messages"][-2:] for call in getattr(m, "tool_calls", ())]
+        return {"messages": [ToolMessage(str(call["args"]), tool_call_id=call["id"]) for call in calls]}
+
+    builder = StateGraph(MessagesState).add_node("tools", answer)
+    for thing in ("tea", "milk"):
+        builder.add_node(thing, use(thing)).add_edge(START, thing)
+    graph, config = sessions.attach(builder.add_edge(["tea", "milk"], "tools").compile()), sessions.config("t")
+    for text in ("hi", "again", "and again"):
+        graph.invoke(human(text), config)
+    assert [m.type for m in graph.get_state(config).values["messages"]] == [
+        *("human", "ai", "ai", "tool", "tool", "human", "human")
+    ]
+    assert repairs(sessions.get("t")) == []
+
+
+@pytest.mark.parametrize("finished", [0, 1])
+def test_of_two_calls_with_one_id_the_cut_off_one_is_answered(finished: int, sessions: Sessions) -> None:
+    things = ["tea", "milk"]
+    done = threading.Event()
+
+    @tool
+    def price(thing: str) -> str:
+        """What a thing costs."""
+        if thing == things[finished]:
+            done.set()
+            return f"{thing}: 3"
+        done.wait(10)
+        raise CutOff
+
+    model = Saying(says=[asks(*(("price", {"thing": thing}) for thing in things)), AIMessage("hello")])
+    graph, config = sessions.attach(create_agent(model, [price])), sessions.config("t")
+    with pytest.raises(CutOff):
+        graph.invoke(human("prices?"), config)
+    known = {call.arguments["thing"]: call.status for call in sessions.get("t").tool_calls()}
+    graph.invoke(human("hello"), config)
+    texts = [m.text for m in graph.get_state(config).values["messages"] if m.type == "tool"]
+    expected = [f"{things[n]}: 3" if n == finished else INTERRUPTED for n in (0, 1)]
+    assert (known[things[finished]], texts) == ("ok", expected)
+    assert {c.arguments["thing"]: c.status for c in sessions.get("t").tool_calls()} == {
+        things[finished]: "ok",
+        things[1 - finished]: "interrupted",
+    }
 
 
 @pytest.mark.parametrize("count", [2, 5])

@@ -71,6 +71,20 @@ def test_tool_call_is_told_with_arguments_status_duration_and_result() -> None:
     assert 'search(query="ö", k=3) → ok, 12.3 ms: found it' in words(printed(timeline(session(), rows)))
 
 
+def test_what_happened_in_a_subgraph_says_so_on_every_line() -> None:
+    inside: dict[str, Any] = {"checkpoint_ns": "team:1|writer:2"}
+    rows = [
+        message(1, "assistant", "hello", model="gpt", **inside),
+        message(2, "assistant", "", model="gpt", tool_calls=({"id": "c9", "name": "f", "args": {}},), **inside),
+        message(3, "user", "do it", **inside),
+        call(4, **inside),
+        message(5, "assistant", "aside", model="gpt", marks=("aside",), checkpoint_ns="team:1|writer:2|model:3"),
+    ]
+    lines = [line for line in printed(timeline(session(), rows)).splitlines() if line.startswith("12:00:00")]
+    assert ["team › writer: " in line for line in lines] == [True] * 5  # noqa: RUF001
+    assert "model" not in lines[-1]
+
+
 def test_failed_and_repeated_calls_say_so() -> None:
     rows = [call(1, "interrupted"), call(2, "error", attempt=2, error="ValueError: no", duration_ms=61_000)]
     text = words(printed(timeline(session(), rows)))

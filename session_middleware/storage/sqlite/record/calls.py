@@ -117,20 +117,20 @@ def answer(connection: sqlite3.Connection, visit: Visit, message: MessageSeen, t
     call_id = str(message.tool_call_id)
     if message.refused and _refuse(connection, visit.session_id, message, tally):
         return
-    executed = {
-        message_id: _Executed(*rest) for message_id, *rest in connection.execute(_EXECUTED, (visit.session_id, call_id))
-    }
     answers = visit.answers.setdefault(call_id, set())
     answers.add(message.message_id)
     if len(visit.executions.get(call_id, ())) >= len(answers) and not message.refused:
         return
+    executed = {
+        message_id: _Executed(*rest) for message_id, *rest in connection.execute(_EXECUTED, (visit.session_id, call_id))
+    }
     requests = _requests(connection, visit.session_id, call_id)
+    known = {each.message_id for each in requests}
     said_at = tally.rows.get(message.message_id, 0)
     requests = [request for request in requests if request.seq < said_at] or requests
     request = _open_request(connection, visit.session_id, requests, executed, message.checkpoint_ns)
     if request is None and (requests or executed):
         return
-    known = {each.message_id for each in requests}
     if request and any(one.last > request.seq for of, one in executed.items() if of not in known):
         return  # it was asked for by a message that has another id by now
     done = executed.get(request and request.message_id, _NOT_EXECUTED)
