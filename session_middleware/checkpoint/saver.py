@@ -287,7 +287,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
     ) -> None:
         parent_id, codec = get_checkpoint_id(config), self._codec
         parent = self._parent((*key[:2], parent_id), anew=anew) if parent_id else None
-        split = Split(codec, parent, () if anew else self._known.lists(key[0]))
+        split = Split(codec, parent, () if anew else self._known.lists(key[0]), is_outermost=not key[1])
         versions = checkpoint["channel_versions"]
         for name, value in checkpoint["channel_values"].items():
             if name in new_versions or not split.inherit(name, versions.get(name)):
@@ -305,7 +305,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
                 parent=Parent(parent_id, parent.channels) if parent and parent_id else None,
                 inherited=split.inherited,
                 values=split.values,
-                messages=self._witness.brought(key, checkpoint, metadata, split.messages),
+                messages=self._witness.brought(visit, key, checkpoint, metadata, split.messages),
                 preceding=split.preceding,
                 replayed=replayed(checkpoint, metadata),
                 enclosing=metadata.get("parents") or {},
