@@ -136,8 +136,7 @@ def _align_instructions(recorded: Sequence[Said], given: Sequence[Said], ids: li
     new = [place for place, said in enumerate(given) if said.words[0] == _SYSTEM]
     if not old or not new:
         return
-    known = {message_id for message_id in ids if message_id is not None}
-    was_before = _following([said.message_id if said.message_id in known else None for said in recorded])
+    was_before = _following([None if said.words[0] == _SYSTEM else said.message_id for said in recorded])
     is_before = _following(ids)
     ways: Sequence[Callable[[int, int], bool]] = (
         lambda at, place: given[place].is_same_as(recorded[at]),
