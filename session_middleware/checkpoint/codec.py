@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import gc
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn, TypeAlias
 
 from langchain_core.messages import BaseMessage
+from langgraph._internal._constants import PREVIOUS
 from langgraph.checkpoint.base import WRITES_IDX_MAP, Checkpoint, CheckpointMetadata
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.types import INTERRUPT, RESUME, TASKS
-from langgraph.constants import START
+from langgraph.constants import END, START
 
 from session_middleware.checkpoint import pieces
-from session_middleware.checkpoint.elements import id_of, is_message
+from session_middleware.checkpoint.elements import id_of, is_answer, is_message
 from session_middleware.checkpoint.known import Known, KnownList
 from session_middleware.checkpoint.serde import said_by
 from session_middleware.errors import UnserializableValue
 from session_middleware.storage.state import Blob, Chunk, ListPut, StoredCheckpoint, StoredList, Write
 
 _INPUT = f"{START}\x1f"  # begins the stored name of a list in what a graph was called with
+_WHOLE = frozenset({START, END, PREVIOUS, "__root__"})  # channels whose value is what a graph is given or gives back
 _REST = "checkpoint"  # what a checkpoint has beside its channels
 
 
@@ -136,15 +139,34 @@ class Split:
     def __init__(
         self, codec: Codec, parent: Known | None, others: Sequence[KnownList] = (), *, is_outermost: bool = False
     ) -> None:
+        self._is_outermost = is_outermost
         self._codec = codec
         self._parent = parent
         self._others = others  # lists of the session's other graphs
-        self._is_outermost = is_outermost
         self.inherited: list[str] = []
         self.values: dict[str, Blob | ListPut | None] = {}
         self.marks: dict[str, array[int]] = {}  # the fingerprints of each new list
-        self.messages: list[NewMessage] = []  # those the parent did not have
+        self._told: list[tuple[NewMessage, int]] = []  # the messages the parent did not have, and their fingerprints
+        given = parent.lists.get(START) if parent else None
+        self._given = Counter(given.fingerprints if given else ())
+        self._returned: list[tuple[NewMessage, int]] = []  # of those what an entrypoint gives back
         self.preceding: str | None = None  # the id of the message that stands before them
+
+    @property
+    def messages(self) -> list[NewMessage]:
+        """The messages the parent did not have, each once; what an entrypoint gives back is mostly what it saves."""
+        self._tell(self._returned)
+        self._returned = []
+        return [new for new, _ in self._told]
+
+    def _tell(self, found: Sequence[tuple[NewMessage, int]]) -> None:
+        """One without an id that another channel has as well is the same, and so is what the graph was given."""
+        others = Counter(mark for _, mark in self._told) + self._given
+        for new, mark in found:
+            if others[mark] and not id_of(new[0]):
+                others[mark] -= 1
+            else:
+                self._told.append((new, mark))
 
     def inherit(self, name: str, version: Any) -> bool:
         """Take the parent's value of a channel, if it is the same; say whether."""
@@ -161,6 +183,9 @@ class Split:
         elif name == START and type(value) is dict:
             self._add_dict(name, value)
         else:
+            if name in _WHOLE and is_message(value):
+                new = [((value, None), self._codec.fingerprints([value])[0])]
+                self._returned.extend(new) if name == END else self._tell(new)
             self.values[name] = self._codec.dump(name, value)
 
     def _add_dict(self, name: str, value: dict[Any, Any]) -> None:
@@ -182,21 +207,27 @@ class Split:
         self.values[name] = ListPut(base.ref if base else None, keep, tail, is_parents=base is known)
         if not is_input(name):
             recorded, beginning = base, keep
+            is_whole = self._is_outermost and name in _WHOLE
             # what another list says may be news to this one, and to the outermost graph it always is
             if own or self._is_outermost or (base is not None and base.is_input):
                 recorded, beginning = _longest(marks, own)
+            if is_whole and marks == getattr(known, "fingerprints", None) and all(map(is_answer, value)):
+                recorded, beginning = None, 0  # the same answer again: a conversation would have the question, too
             old = recorded.fingerprints if recorded else array("q")
             new = pieces.added(value, marks, old, beginning)
-            self.messages += _with_following(value, beginning, new)
+            told = list(_with_following(value, marks, beginning, new))
+            self._returned.extend(told) if name == END else self._tell(told)
             self.preceding = id_of(value[beginning - 1]) if beginning and new else self.preceding
 
 
-def _with_following(value: list[Any], beginning: int, new: list[Any]) -> Iterator[NewMessage]:
-    """Those of the new elements that are messages, each with the id of what it stands before."""
+def _with_following(
+    value: list[Any], marks: array[int], beginning: int, new: list[Any]
+) -> Iterator[tuple[NewMessage, int]]:
+    """Those of the new elements that are messages, each with the id of what it stands before, and its fingerprint."""
     are_new = set(map(id, new))
     for place in range(beginning, len(value)) if new else ():
         if id(value[place]) in are_new and is_message(value[place]):
-            yield value[place], id_of(value[place + 1]) if place + 1 < len(value) else None
+            yield (value[place], id_of(value[place + 1]) if place + 1 < len(value) else None), marks[place]
 
 
 def _longest(marks: array[int], lists: Sequence[KnownList]) -> tuple[KnownList | None, int]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from langchain_core.messages import BaseMessage
+from langchain_core.messages import AIMessage, BaseMessage
 
 from session_middleware.plain import is_a
 
@@ -19,6 +19,13 @@ _KEYS = frozenset(
 
 def is_message(element: Any) -> bool:
     return is_a(element, BaseMessage) or (type(element) is dict and _is_in_openais_format(element))
+
+
+def is_answer(element: Any) -> bool:
+    """Whether it is a message of an assistant's."""
+    if type(element) is dict:
+        return is_message(element) and element["role"] == "assistant"
+    return isinstance(element, AIMessage)
 
 
 def id_of(element: Any) -> Any:

@@ -15,12 +15,7 @@ from session_middleware.storage.visit import Visit
 
 class Witness(Protocol):
     def brought(
-        self,
-        visit: Visit,
-        key: Key,
-        checkpoint: Checkpoint,
-        metadata: CheckpointMetadata,
-        new: Sequence[NewMessage],
+        self, visit: Visit, key: Key, checkpoint: Checkpoint, metadata: CheckpointMetadata, new: Sequence[NewMessage]
     ) -> list[MessageSeen]:
         """What a checkpoint says that its parent does not. Never raises."""
 

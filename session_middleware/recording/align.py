@@ -136,8 +136,7 @@ def _align_instructions(recorded: Sequence[Said], given: Sequence[Said], ids: li
     new = [place for place, said in enumerate(given) if said.words[0] == _SYSTEM]
     if not old or not new:
         return
-    known = {message_id for message_id in ids if message_id is not None}
-    was_before = _following([said.message_id if said.message_id in known else None for said in recorded])
+    was_before = _following([None if said.words[0] == _SYSTEM else said.message_id for said in recorded])
     is_before = _following(ids)
     ways: Sequence[Callable[[int, int], bool]] = (
         lambda at, place: given[place].is_same_as(recorded[at]),
@@ -167,6 +166,11 @@ def add_asked(recorded: Sequence[Said], given: Sequence[Said], *, run_id: str | 
     A prompt may be made anew for each call, so nothing is left behind: what is not known is added. A
     question that was answered in an earlier run is asked again.
     """
+    return _asked_anew(recorded, _add_all(recorded, given), run_id)
+
+
+def _add_all(recorded: Sequence[Said], given: Sequence[Said]) -> Alignment:
+    """As `align`, but nothing is left behind, and the last message is no edit."""
     found = align(recorded, given)
     old = {said.message_id: said for said in recorded}
     ids = [
@@ -175,7 +179,7 @@ def add_asked(recorded: Sequence[Said], given: Sequence[Said], *, run_id: str | 
         else None
         for known, said, is_last in zip(found.ids, given, [*[False] * (len(given) - 1), True], strict=False)
     ]
-    return _asked_anew(recorded, Alignment(ids), run_id)
+    return Alignment(ids)
 
 
 def add_given(recorded: Sequence[Said], given: Sequence[Said], *, run_id: str | None) -> Alignment:
@@ -223,6 +227,19 @@ def add_behind(recorded: Sequence[Said], given: Sequence[Said], *, run_id: str |
         if proven and _same_all(end, given[:overlap]):
             return Alignment([*(said.message_id for said in end), *[None] * (len(given) - overlap)])
     return Alignment([None] * len(given))
+
+
+def add_state(recorded: Sequence[Said], given: Sequence[Said], *, run_id: str | None, goes_on: bool) -> Alignment:
+    """For the state of a run, whose messages have no ids: what the run was given may be all of it, or what is new.
+
+    It goes on from what is recorded of the present run; where nothing is, it is as what a model is asked. A
+    run that `goes_on` where another stopped is given nothing anew.
+    """
+    found = add_behind(recorded, given, run_id=run_id)
+    is_answer = len(given) == 1 and given[0].words[0] != "user"
+    if is_answer or any(known is not None for known in found.ids):
+        return found
+    return _add_all(recorded, given) if goes_on else add_asked(recorded, given, run_id=run_id)
 
 
 def go_back(recorded: Sequence[Said], given: Sequence[Said]) -> Alignment:

@@ -16,7 +16,7 @@ from langchain_core.messages import BaseMessage, convert_to_messages
 from session_middleware.checkpoint.elements import id_of
 from session_middleware.model import NewId
 from session_middleware.plain import is_a
-from session_middleware.recording.align import add_given, align, go_back
+from session_middleware.recording.align import add_given, add_state, go_back
 from session_middleware.recording.journal import Journal
 from session_middleware.recording.messages import describe, lists_in, mark_of, without_ids
 from session_middleware.recording.trace import Trace
@@ -59,9 +59,11 @@ class Histories:
 
     def align(self, trace: Trace, state: Any, namespace: str) -> None:
         if not trace.visit.checkpointed:
+            goes_on = trace.visit.goes_on or trace.is_resumed
+            aligned = partial(add_state, run_id=trace.visit.run_id, goes_on=goes_on)
             for history in without_ids(state):
                 seen = describe(history, namespace, new_id=self._new_id)
-                self._journal.keep(trace.visit, [HistorySeen(seen, align)])
+                self._journal.keep(trace.visit, [HistorySeen(seen, aligned)])
 
 
 def _ids_in(inputs: Any) -> frozenset[str]:

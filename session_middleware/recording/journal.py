@@ -84,7 +84,7 @@ class Journal:
             if visit.has_history:
                 entries = list(map(_aside, entries))
             now = self._clock()  # they may be written much later
-            visit.entries.extend(_said_at(entry, now) for entry in self.keeping.entries(entries))
+            visit.entries.extend([_said_at(entry, now) for entry in self.keeping.entries(entries)])
 
     def flush(self, visit: Visit) -> None:
         """Write what was kept; on an event loop hand it over, and do not wait for it."""
@@ -92,8 +92,11 @@ class Journal:
             return
         if is_on_a_loop():
             self._hand_over(visit)
-        else:
-            self._storage.append(visit)
+            return
+        handed_over = self._handed_over.get(visit.session_id)
+        if handed_over is not None and not self._offload.is_writing:
+            handed_over.result()  # an earlier run's, maybe: in order
+        self._storage.append(visit)
 
     async def look(self, visit: Visit) -> None:
         """Check access for a visit off the event loop, unless that was done. Raises one of `DENIALS`."""

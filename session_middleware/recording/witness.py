@@ -9,24 +9,27 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Container, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from langchain_core.messages import BaseMessage
-from langgraph._internal._constants import NULL_TASK_ID, RESUME
+from langgraph._internal._constants import NULL_TASK_ID, PREVIOUS, RESUME
 from langgraph.checkpoint.base import Checkpoint, CheckpointMetadata
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 from langgraph.constants import START
 
 from session_middleware.checkpoint.codec import NewMessage
-from session_middleware.checkpoint.elements import id_of
+from session_middleware.checkpoint.elements import id_of, is_message
 from session_middleware.checkpoint.known import Key
 from session_middleware.model import NewId
 from session_middleware.plain import is_a
+from session_middleware.recording.align import add_state
 from session_middleware.recording.journal import Journal
 from session_middleware.recording.messages import answer_of, by_whom, describe, lists_in, texts_in, to_message
-from session_middleware.storage.seen import MessageSeen
+from session_middleware.storage.seen import HistorySeen, MessageSeen
 from session_middleware.storage.visit import Visit
 
+_SAVED = (PREVIOUS, "__root__")
 _REMEMBERED = 256  # sessions with delta channels
 
 
@@ -40,12 +43,7 @@ class CheckpointWitness:
         self._held: dict[str, dict[str, list[Any]]] = {}  # what was written since the last checkpoint, by channel
 
     def brought(
-        self,
-        visit: Visit,
-        key: Key,
-        checkpoint: Checkpoint,
-        metadata: CheckpointMetadata,
-        new: Sequence[NewMessage],
+        self, visit: Visit, key: Key, checkpoint: Checkpoint, metadata: CheckpointMetadata, new: Sequence[NewMessage]
     ) -> list[MessageSeen]:
         try:
             if visit.users_words is None and metadata.get("source") == "input" and not key[1]:
@@ -56,10 +54,27 @@ class CheckpointWitness:
                 new = [*new, *self._untold(key[0], [held.get(name, ()) for name in counted])]
             if snapshots := [v.value for v in checkpoint["channel_values"].values() if is_a(v, _DeltaSnapshot)]:
                 new = [*new, *self._untold(key[0], snapshots)]
-            return self._describe(visit, key, new, checkpoint["versions_seen"])
+            described = self._describe(visit, key, new, checkpoint["versions_seen"])
+            if not key[1]:
+                self._take_whole(visit, checkpoint, described)
+            return described
         except Exception as error:  # noqa: BLE001  # a fault here must not break a checkpoint
             self._journal.fault(error)
             return []
+
+    def _take_whole(self, visit: Visit, checkpoint: Checkpoint, described: Sequence[MessageSeen]) -> None:
+        """Of a graph whose state is no dict of lists: one value, which it is given, and saves and gives back."""
+        values = checkpoint["channel_values"]
+        if START in values and type(values[START]) is not dict:  # its messages may get other ids in the state
+            visit.unclaimed.update({message.claim: message.message_id for message in described if message.minted})
+        for name in _SAVED:
+            if (value := values.get(name)) is not None and type(value) is not list and not is_message(value):
+                found = [m for messages in lists_in(value, is_one=is_message) for m in messages if is_message(m)]
+                if found:
+                    seen = describe(map(to_message, found), new_id=self._new_id)
+                    self._journal.keep(
+                        visit, [HistorySeen(seen, partial(add_state, run_id=visit.run_id, goes_on=True))]
+                    )
 
     def _describe(self, visit: Visit, key: Key, new: Sequence[NewMessage], agents: Container[str]) -> list[MessageSeen]:
         """One without an id gets one by its place, so that a checkpoint put again brings the same."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from session_middleware.recording.align import add_asked, add_behind, add_given, align, go_back
+from session_middleware.recording.align import add_asked, add_behind, add_given, add_state, align, go_back
 from session_middleware.storage.seen import Alignment, Said
 
 
@@ -99,6 +101,29 @@ def test_what_the_recorder_has_just_seen_is_not_added_to_a_history_again() -> No
     said = recorded("one", "A", run_id="r1")
     assert add_behind(said, history("one", "A"), run_id="r1") == Alignment(["m0", "m1"])
     assert add_behind(said, history("one", "A"), run_id="r2") == Alignment([None, None])
+
+
+def test_a_state_without_ids_goes_on_from_what_its_run_was_given() -> None:
+    said = recorded("yes", "Ok", run_id="r1") + [Said("m2", words("yes"), "r2")]
+    state = partial(add_state, run_id="r2", goes_on=False)
+    assert state(said, history("yes", "Ok")) == Alignment(["m2", None])
+    assert state(said, history("yes", "Ok", "yes", "Ok")) == Alignment(["m0", "m1", "m2", None])
+    assert state(said, history("Ok")) == Alignment([None])
+    assert state(said[:2], history("yes")) == Alignment([None])  # asked again
+    assert add_state(said[:2], history("yes"), run_id="r2", goes_on=True) == Alignment(["m0"])
+
+
+SYSTEM = [Said("s", ("system", "It is 10:01.")), *recorded("hi", "Hello")]
+
+
+def test_instructions_are_compared_with_instructions() -> None:
+    def told(*texts: str) -> list[Said]:
+        return [Said(None, ("system", texts[0])), *history(*texts[1:])]
+
+    assert align(SYSTEM, told("It is 10:02.", "hi", "Hello", "bye")) == Alignment(["s", "m0", "m1", None])
+    assert align(SYSTEM, told("Speak Dutch!", "hi", "Hello")) == Alignment(["s", "m0", "m1"])  # in the same place
+    assert align(SYSTEM, told("So far: greetings", "Hello", "bye")) == Alignment([None, "m1", None])
+    assert align(SYSTEM, told("It is 10:02.", "x", "Y", "z")) == Alignment(["s", None, None, None], branch_after=1)
 
 
 def test_a_state_that_went_back_leaves_what_it_does_not_know() -> None:
