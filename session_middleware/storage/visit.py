@@ -75,6 +75,7 @@ class Visit:
     resume_id: str | None = None  # of the message that is a person's answer, where the checkpointer has seen it
     tell: Callable[[Exception], None] | None = None  # is told of what could not be recorded
     given: Any = None  # what a run was called with, until it has read its state
+    is_exposed: bool = False  # the session may be ended by another process before this run's first write
     looked: set[str] = field(default_factory=set)  # the namespaces whose state it has read
     reading: bool = False  # a look that is no run: it may be at what one may read and not change
     incarnation: int | None = None  # the session's, as it was found: a deleted one that is opened again is another
