@@ -317,16 +317,8 @@ class SqliteUpkeep:
         stone = self._database.read(lambda connection: tombstones.find(connection, session_id))
         if stone is None:
             return None
-        return Buried(
-            session_id,
-            stone.action,
-            stone.reason,
-            stone.archive,
-            stone.ended_at,
-            stone.buried_at,
-            stone.user_id,
-            stone.on_resume,
-        )
+        when, archive = (stone.ended_at, stone.buried_at), stone.archive
+        return Buried(session_id, stone.action, stone.reason, archive, *when, stone.user_id, stone.on_resume)
 
     def list_archived(
         self, *, user_id: str | None, limit: int | None, before: tuple[datetime, str] | None = None
