@@ -169,7 +169,8 @@ class SqliteStorage(SqliteUpkeep, SqliteReports, SqliteConversations, SqliteMemo
             return None if session is None else then(connection, session)
 
         try:
-            return self._restoring(lambda: self._database.read(operation))
+            found = self._restoring(lambda: self._database.read(operation))
+            return self._looking(visit, then) if visit.is_exposed and not self._hold_seen(visit) else found
         except door.REFUSALS as error:
             refusal = error
         if not self._database.is_writable:  # nor can the event be
@@ -209,14 +210,7 @@ class SqliteStorage(SqliteUpkeep, SqliteReports, SqliteConversations, SqliteMemo
         self.append(visit, [call])
 
     def end_tool_call(
-        self,
-        visit: Visit,
-        execution_id: str,
-        *,
-        status: str,
-        result: Any,
-        error: str | None,
-        duration_ms: float,
+        self, visit: Visit, execution_id: str, *, status: str, result: Any, error: str | None, duration_ms: float
     ) -> None:
         self.append(visit, [ToolEnd(execution_id, status, result, error, duration_ms)])
 
