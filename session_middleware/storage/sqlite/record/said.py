@@ -40,7 +40,10 @@ class _Row(NamedTuple):
         return self[7:]
 
 
-_OF_USER = "session_id = ? AND text = ? AND role = 'user' AND checkpoint_ns = ''"
+_IS_USERS = """
+    SELECT EXISTS (SELECT 1 FROM messages WHERE session_id = ? AND text = ? AND role = 'user' AND checkpoint_ns = '')
+    OR NOT EXISTS (SELECT 1 FROM messages WHERE session_id = ? AND role = 'user')
+"""
 _NO_LONGER_ASIDE = """
     UPDATE messages SET checkpoint_ns = '', marks = (SELECT NULLIF(json_group_array(value), '[]') FROM json_each(marks)
     WHERE value != 'aside') WHERE session_id = ? AND message_id = ? AND marks LIKE '%"aside"%'
@@ -164,10 +167,10 @@ class _Appending:
         return message._replace(role="assistant", extra={**(message.extra or {}), "type": "human"})
 
     def _is_users(self, text: str) -> bool:
-        """Whether the session's user has said the same."""
+        """Whether the session's user has said the same, or nothing yet, so that this is how the session begins."""
         self._insert()
-        query = f"SELECT 1 FROM messages WHERE {_OF_USER} LIMIT 1"
-        return self._connection.execute(query, (self._visit.session_id, text)).fetchone() is not None
+        session_id = self._visit.session_id
+        return bool(self._connection.execute(_IS_USERS, (session_id, text, session_id)).fetchone()[0])
 
     def _share(self, message_id: str) -> None:
         """What was said in a subgraph, or aside, is in the state of the outermost graph as well."""
