@@ -30,7 +30,7 @@ from session_middleware.storage.sqlite.lifecycle.upkeep import SqliteUpkeep
 from session_middleware.storage.sqlite.memory import items
 from session_middleware.storage.sqlite.memory.engine import SqliteMemories
 from session_middleware.storage.sqlite.readonly import open_database
-from session_middleware.storage.sqlite.record import deletions, runs, said
+from session_middleware.storage.sqlite.record import deletions, pages, runs, said
 from session_middleware.storage.sqlite.record.branches import Place
 from session_middleware.storage.sqlite.record.conversations import SqliteConversations
 from session_middleware.storage.sqlite.record.entries import Before, Fault, write, write_end
@@ -231,7 +231,7 @@ class SqliteStorage(SqliteUpkeep, SqliteReports, SqliteConversations, SqliteMemo
         branch: str | None = None,
     ) -> list[Message]:
         return self._database.read(
-            lambda connection: said.list_messages(
+            lambda connection: pages.list_messages(
                 connection, session_id, after=after, limit=limit, all_versions=all_versions, branch=branch
             )
         )
