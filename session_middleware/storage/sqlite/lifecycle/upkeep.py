@@ -28,6 +28,7 @@ from session_middleware.storage.sqlite.lifecycle import (
     sessions,
     tombstones,
 )
+from session_middleware.storage.sqlite.lifecycle.tombstones import Tombstone
 from session_middleware.storage.sqlite.record import dead
 from session_middleware.storage.sqlite.rules import Rules
 from session_middleware.storage.sqlite.writer import Refusal
@@ -91,12 +92,14 @@ class SqliteUpkeep:
         return self._database.read(lambda connection: not leases.before(connection, session_id, number, self._rules))
 
     def _restoring(self, operation: Callable[[], T]) -> T:
-        """Carry it out; if what it is for is in an archive, bring that back and do it again."""
-        try:
-            return operation()
-        except door.Archived as found:
-            stone = found.stone
+        """Carry it out. If its session is archived, restore that and do it again; a sweep may archive it meanwhile."""
+        while True:
+            try:
+                return operation()
+            except door.Archived as found:
+                self._restore(found.stone)
 
+    def _restore(self, stone: Tombstone) -> None:
         assert stone.archive is not None
 
         def restore(connection: Connection) -> bool:
@@ -107,7 +110,6 @@ class SqliteUpkeep:
 
         if self._database.write(restore) and not self._database.is_inside:  # there it is not committed yet
             archives.remove(self._rules.archive_at(stone.archive))
-        return operation()
 
     def hold(self, visit: Visit) -> None:
         lease = visit.lease
