@@ -87,7 +87,7 @@ def append(connection: sqlite3.Connection, visit: Visit, history: HistorySeen, t
         seq = max((each.seq for each in recorded[: found.branch_after]), default=0)
         visit.branch = branches.begin(connection, visit, branch, seq, now)
         tally.move_to(visit.branch)
-    named = _named(visit, aligning, found)
+    named = _named(visit, aligning, found, recorded)
     # what is recorded under another id cannot be a new version of it
     said.append(connection, visit, [m for m, known in named if known is None or not found.renamed], tally, now)
     if not found.renamed:  # the graph may give them ids
@@ -103,7 +103,9 @@ _NOT_ASIDE = """
 """
 
 
-def _named(visit: Visit, aligning: _Aligning, found: Alignment) -> list[tuple[MessageSeen, str | None]]:
+def _named(
+    visit: Visit, aligning: _Aligning, found: Alignment, recorded: Sequence[_Standing]
+) -> list[tuple[MessageSeen, str | None]]:
     """The messages but those deleted, as what they were found to be; and as which recorded ones."""
     ids = [known or message.message_id for known, message in zip(found.ids, aligning.messages, strict=True)]
     pairs = list(zip(aligning.messages, ids, found.ids, strict=True))
@@ -111,10 +113,19 @@ def _named(visit: Visit, aligning: _Aligning, found: Alignment) -> list[tuple[Me
         visit.aliases.update({message.message_id: own for message, own, _ in pairs if message.message_id != own})
     gone = {each.message_id for each in aligning.gone}
     kept = [(message._replace(message_id=own), known) for message, own, known in pairs if own not in gone]
-    following = [*(message.message_id for message, _ in kept[1:]), None]
-    return [
-        (message._replace(followed_by=after), known) for (message, known), after in zip(kept, following, strict=False)
-    ]
+    places = {each.said.message_id: each.place for each in recorded}
+    reached, anchors = 0.0, []
+    for message, known in kept:
+        place = reached if known is None else places.get(known, reached)
+        # an instruction at the end of every prompt is recorded before what was said since: nothing goes before it
+        anchors.append(message.message_id if place >= reached else None)
+        reached = max(place, reached)
+    named: list[tuple[MessageSeen, str | None]] = []
+    following: str | None = None
+    for (message, known), anchor in zip(reversed(kept), reversed(anchors), strict=True):
+        named.append((message._replace(followed_by=following), known))
+        following = anchor or following
+    return named[::-1]
 
 
 def _differs(found: Alignment, recorded: Sequence[_Standing], given: Sequence[Said]) -> bool:
