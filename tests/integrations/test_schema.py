@@ -64,6 +64,8 @@ SCANS_BY_DESIGN = (
     "UNION SELECT id FROM sessions WHERE visibility = 'group-write'",  # those that groups write in, by an index of them
     "FROM leases ORDER BY number",  # the runs in progress, of all sessions
     "FROM leases WHERE user_id",  # the same
+    "FROM runs WHERE outcome = 'running'",  # the same, by an index of them alone
+    "FROM tool_calls WHERE process IS NOT NULL",  # what is executed outside of runs, by an index of it alone
     "SELECT hook, kind FROM hooks",  # a few
     "DELETE FROM hooks WHERE hook",  # the same
     "DELETE FROM outbox WHERE hook",  # of all sessions
