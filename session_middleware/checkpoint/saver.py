@@ -271,6 +271,10 @@ class SessionSaver(BaseCheckpointSaver[int]):
         metadata: CheckpointMetadata,
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
+        configurable = config["configurable"]  # a graph inside may put its own first, from another thread
+        self._witness.given(
+            self._visits.present(configurable), configurable.get("checkpoint_ns", ""), checkpoint, metadata
+        )
         return await self._offload.write(partial(self.put, config, checkpoint, metadata, new_versions))
 
     def _put(

@@ -14,6 +14,9 @@ from session_middleware.storage.visit import Visit
 
 
 class Witness(Protocol):
+    def given(self, visit: Visit, namespace: str, checkpoint: Checkpoint, metadata: CheckpointMetadata) -> None:
+        """A checkpoint is about to be put, which may hold what its run was called with. Never raises."""
+
     def brought(
         self, visit: Visit, key: Key, checkpoint: Checkpoint, metadata: CheckpointMetadata, new: Sequence[NewMessage]
     ) -> list[MessageSeen]:

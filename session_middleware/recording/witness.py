@@ -42,12 +42,18 @@ class CheckpointWitness:
         self._told: dict[str, set[str]] = {}  # ids of their messages
         self._held: dict[str, dict[str, list[Any]]] = {}  # what was written since the last checkpoint, by channel
 
+    def given(self, visit: Visit, namespace: str, checkpoint: Checkpoint, metadata: CheckpointMetadata) -> None:
+        try:
+            if visit.users_words is None and metadata.get("source") == "input" and not namespace:
+                visit.users_words = frozenset(texts_in(checkpoint["channel_values"].get(START)))
+        except Exception as error:  # noqa: BLE001  # as in `brought`
+            self._journal.fault(error)
+
     def brought(
         self, visit: Visit, key: Key, checkpoint: Checkpoint, metadata: CheckpointMetadata, new: Sequence[NewMessage]
     ) -> list[MessageSeen]:
         try:
-            if visit.users_words is None and metadata.get("source") == "input" and not key[1]:
-                visit.users_words = frozenset(texts_in(checkpoint["channel_values"].get(START)))
+            self.given(visit, key[1], checkpoint, metadata)
             held = self._held.pop(key[0], {})
             if counted := metadata.get("counters_since_delta_snapshot"):
                 self._remember(key[0], counted)
