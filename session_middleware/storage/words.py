@@ -58,7 +58,7 @@ class _Unicode(NamedTuple):
     foreign: Any  # letters and digits that have a plainer form
     run: Any  # signs of one script that is written without spaces
     sign: Any  # one of them, with its marks and, in Thai and Lao, the vowels before and after it
-    alone: Any  # one that is a word by itself
+    alone: Any  # one that may be a word by itself
     part: Any  # of a word, as `holds` tells them apart
 
 
@@ -80,7 +80,7 @@ def _unicode() -> _Unicode:
             + "".join(rf"|\p{{{name}}}[\p{{{name}}}\p{{M}}]*" for name in ("Thai", "Lao", "Khmer", "Myanmar"))
         ),
         sign=regex.compile(r"[\u0e40-\u0e44\u0ec0-\u0ec4]?\X[\u0e30-\u0e33\u0e45\u0eb0-\u0eb3]*"),
-        alone=regex.compile(r"[\p{Han}\p{Hangul}]"),
+        alone=regex.compile(r"[\p{Han}\p{Hangul}]|[\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{M}]{2,}"),
         part=regex.compile(
             rf"(?V1)(?P<unspaced>[{_UNSPACED}][{_UNSPACED}\p{{M}}]*)|(?P<korean>\p{{Hangul}}+)"
             rf"|[[\p{{L}}\p{{N}}\p{{M}}]--[{_UNSPACED}\p{{Hangul}}]]+"
@@ -140,8 +140,10 @@ def _split(word: str, *, signs: bool) -> Iterator[str]:
         if run.start() > place:
             yield word[place : run.start()]
         found = patterns.sign.findall(run[0])
-        if len(found) == 1 or (signs and patterns.alone.match(run[0])):
+        if len(found) == 1:
             yield from found
+        elif signs:
+            yield from filter(patterns.alone.match, found)
         yield from (first + second for first, second in pairwise(found))
         place = run.end()
     if place < len(word):
