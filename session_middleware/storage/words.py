@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from zlib import crc32
 
 from session_middleware.storage.dates import MONTHS, dates_in, with_dates
-from session_middleware.storage.stemming import stem
+from session_middleware.storage.stemming import stem, stems_of_irregular
 
 MAX_WORDS = 20_000  # of one text that are indexed; of a query, 64
 MAX_TERMS = 64
@@ -195,10 +195,11 @@ def begun_word(query: str) -> str | None:
 
 
 def stems_within(begun: str) -> list[str]:
-    """The stems that words which begin so may have, and which are shorter: "painting" has the stem of "painti"."""
+    """The stems that words which begin so may have, and which begin otherwise: "painting" has the stem of "painti"."""
     if not (begun.isascii() and begun.isalpha()):
         return []
-    return [begun[:length] for length in range(max(_BEGUN, len(begun) - _LONGEST_ENDING), len(begun))]
+    shorter = [begun[:length] for length in range(max(_BEGUN, len(begun) - _LONGEST_ENDING), len(begun))]
+    return [*shorter, *stems_of_irregular(begun)]
 
 
 def has_word(text: str, query: str) -> bool:
