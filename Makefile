@@ -15,6 +15,8 @@ FLOORS := .venv-floors
 UV     := VIRTUAL_ENV=$(FLOORS) $(FLOORS)/bin/uv pip install --quiet
 # These need what is not installed there: what comes with the suites of others, a server, or a notebook
 ABOVE_THE_FLOORS := conformance langgraph_server memory_tools notebooks openai_agents openai_items retriever
+# and these compare with LangGraph's own savers and stores of today
+ABOVE_THE_FLOORS += equal history import scenarios store_sqlite
 
 .PHONY: demo test check fix bench faults floors docs clean
 

@@ -10,7 +10,7 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from session_middleware.checkpoint.classes import TypeName
-from session_middleware.checkpoint.repair import Repairs
+from session_middleware.checkpoint.repair import Recorded, Repairs
 from session_middleware.checkpoint.saver import SessionSaver
 from session_middleware.hooks import Hooks
 from session_middleware.memory.embedding import Embedder
@@ -54,12 +54,15 @@ class Parts:
         """The session's group, if whoever has it in hand is in it."""
         return session.group_id if self.by is None or session.group_id in self.by.groups else None
 
-    def repair(self, config: RunnableConfig, *, dry_run: bool) -> list[RepairedCall]:
-        """See `Session.repair`."""
+    def repair(
+        self, config: RunnableConfig, recorded: Recorded, *, block: Visit | None, dry_run: bool
+    ) -> list[RepairedCall]:
+        """See `Session.repair`. `block` is the run of the block by hand that this is called in."""
         configurable = config["configurable"]
-        visit = Visit(configurable["thread_id"], identity_of(configurable), is_run=False)
+        visit = block if self.visits.inside(configurable) is None else None  # a graph's run answers its calls itself
+        visit = visit or Visit(configurable["thread_id"], identity_of(configurable), is_run=False)
         saver = self.checkpointer.with_allowlist(frozenset(self.allowed)) if self.allowed else self.checkpointer
-        return self.repairs.now(cast("SessionSaver", saver), config, visit, dry_run=dry_run)
+        return self.repairs.now(cast("SessionSaver", saver), config, visit, recorded, dry_run=dry_run)
 
 
 def assemble(settings: SessionSettings, serde: SerializerProtocol, *, clock: Clock, new_id: NewId) -> Parts:

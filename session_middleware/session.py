@@ -392,14 +392,16 @@ class Session(LivingSession):
         """Answer the tool calls that were cut off, so that a model takes the history again; `dry_run` only says which.
 
         New input does this by itself, unless the setting ``repair`` is ``"off"``. Nothing while the
-        graph waits for a person, who may yet approve the call.
+        graph waits for a person, who may yet approve the call. A session without checkpoints, such as
+        that of a loop recorded by hand, is repaired in its record.
 
         Raises:
-            SessionBusy: a run is in progress, and may give the answers itself.
+            SessionBusy: another run than the block this is called in is in progress, and may give the answers.
         """
         self._recorder.drain(self.id)
         self._check(reading=False)
-        return self._parts.repair(self.config(), dry_run=dry_run)
+        block = self._loop.blocks.visit
+        return self._parts.repair(self.config(), self.history(), block=block, dry_run=dry_run)
 
     async def arepair(self, *, dry_run: bool = False) -> builtins.list[RepairedCall]:
         return await self._offload.run(self.repair, dry_run=dry_run)

@@ -215,6 +215,8 @@ class Split:
                 recorded, beginning = None, 0  # the same answer again: a conversation would have the question, too
             old = recorded.fingerprints if recorded else array("q")
             new = pieces.added(value, marks, old, beginning)
+            if beginning and not own and self._is_outermost:  # another branch has said these, or another graph
+                new, beginning = [*filter(id_of, value[:beginning]), *new], 0
             told = list(_with_following(value, marks, beginning, new))
             self._returned.extend(told) if name == END else self._tell(told)
             self.preceding = id_of(value[beginning - 1]) if beginning and new else self.preceding

@@ -15,10 +15,10 @@ that reads, decides and writes, so that two processes do not both make it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
 from langchain_core.runnables import RunnableConfig
@@ -53,6 +53,15 @@ _INTERRUPT, _TASKS, _ROUTE = "__interrupt__", "__pregel_tasks", "branch:to:"
 
 
 # What is missing, and the answers: pure functions
+
+
+class Recorded(Protocol):
+    """A conversation as the record has it."""
+
+    def read(self) -> list[BaseMessage]: ...
+
+    def add_among(self, visit: Visit, messages: Sequence[BaseMessage], ids: Collection[str]) -> None:
+        """Record those of the messages that have these ids, each where it stands among the others."""
 
 
 class Mended(NamedTuple):
@@ -205,16 +214,31 @@ class Repairs:
         mended: CheckpointTuple | None = self._storage.together([work], durable=True)[0]()[0]
         return mended
 
-    def now(self, saver: SessionSaver, config: RunnableConfig, visit: Visit, *, dry_run: bool) -> list[RepairedCall]:
+    def now(
+        self,
+        saver: SessionSaver,
+        config: RunnableConfig,
+        visit: Visit,
+        recorded: Recorded,
+        *,
+        dry_run: bool,
+    ) -> list[RepairedCall]:
         """Repair a session on demand: the latest state of its graph, and of subgraphs that keep theirs.
+
+        Where it has no checkpoints, its conversation is repaired as it is `recorded`.
 
         Raises:
             SessionBusy: a run is in progress, and may give the answers itself.
         """
-        if (holder := self._storage.find_holder(visit.session_id)) is not None:
+        if (holder := self._storage.find_holder(visit.session_id, but=visit.lease)) is not None:
             raise SessionBusy(visit.session_id, run_id=holder[0], process=holder[1])
+        namespaces = self._storage.list_checkpoint_namespaces(visit.session_id)
+        if not namespaces:
+            by_hand = partial(self._repair_recorded, visit, recorded, dry_run=dry_run)
+            repaired: list[RepairedCall] = self._storage.together([by_hand], durable=True)[0]()
+            return repaired
         done: list[RepairedCall] = []
-        for namespace in self._storage.list_checkpoint_namespaces(visit.session_id):
+        for namespace in namespaces:
             if ":" not in namespace:  # with a task's id in it, it is of one run only
                 at: RunnableConfig = {**config, "configurable": {**config["configurable"], "checkpoint_ns": namespace}}
                 around = _stored_state_around(saver, at, visit) if namespace else None
@@ -248,6 +272,19 @@ class Repairs:
         self._storage.note_repair(key[0], calls, run_id=visit.run_id, reason=reason, checkpoint_id=key[2])
         at["configurable"]["checkpoint_id"] = key[2]
         return saver.load(at, visit), calls
+
+    def _repair_recorded(self, visit: Visit, recorded: Recorded, *, dry_run: bool) -> list[RepairedCall]:
+        """As `_repair`, of a conversation that was recorded by hand."""
+        messages = recorded.read()
+        missing = recorded_answers(self._storage, visit.session_id, unanswered(messages))
+        mended = mend(messages, missing, new_id=self._new_id)
+        if dry_run or not missing:
+            return mended.calls
+        recorded.add_among(visit, mended.messages, frozenset(call.answer_id for call in mended.calls))
+        self._storage.note_repair(
+            visit.session_id, mended.calls, run_id=visit.run_id, reason="asked for", checkpoint_id=None
+        )
+        return mended.calls
 
     def _mended(self, found: CheckpointTuple, session_id: str, given: Any) -> tuple[dict[str, Any], list[RepairedCall]]:
         values, namespace = found.checkpoint["channel_values"], found.config["configurable"]["checkpoint_ns"]

@@ -26,7 +26,6 @@ from functools import cache
 from typing import Any
 
 import ormsgpack
-import pydantic
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
 from langgraph.checkpoint.serde._msgpack import SAFE_MSGPACK_TYPES
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
@@ -45,8 +44,6 @@ MESSAGES: dict[TypeName, tuple[type[BaseMessage], set[str]]] = {  # the class, a
     (cls.__module__, cls.__name__): (cls, set(cls.model_fields))
     for cls in (HumanMessage, AIMessage, ToolMessage, SystemMessage)
 }
-_IS_BY_NAME = tuple(map(int, pydantic.VERSION.split(".")[:2])) >= (2, 11)
-_BY_NAME: dict[str, Any] = {"by_alias": False, "by_name": True} if _IS_BY_NAME else {}
 
 
 class StrictSerializer(JsonPlusSerializer):
@@ -314,7 +311,11 @@ def _model(cls: type[BaseModel], stored: Any, plain: Any) -> Any:
     """A model that has changed since, or that LangGraph stored."""
     if not imports(cls):
         with suppress(Exception):  # the class is the user's; what was stored once is not lost to a stricter one
-            return cls(**plain) if cls.__pydantic_custom_init__ else cls.model_validate(plain, **_BY_NAME)
+            return (
+                cls(**plain)
+                if cls.__pydantic_custom_init__
+                else cls.model_validate(plain, by_alias=False, by_name=True)
+            )
     return cls.model_construct(stored) if issubclass(cls, RootModel) else cls.model_construct(**stored)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from session_middleware.recording.messages import describe
 from session_middleware.recording.recorder import SessionRecorder
 from session_middleware.storage.offload import Offload
 from session_middleware.storage.port import Storage
-from session_middleware.storage.seen import ASIDE, RESUME, SHARED, HistorySeen
+from session_middleware.storage.seen import ASIDE, RESUME, SHARED, Entry, HistorySeen
 from session_middleware.storage.visit import Hand, Visit
 
 
@@ -67,6 +67,10 @@ class SessionHistory(BaseChatMessageHistory):
 
     def _read(self) -> list[BaseMessage]:
         self._recorder.drain(self._session_id)
+        return self.read()
+
+    def read(self) -> list[BaseMessage]:
+        """As it is written down by now."""
         recorded = self._storage.list_messages(self._session_id)
         return [self._message(message) for message in recorded if _is_of_history(message)]
 
@@ -78,6 +82,17 @@ class SessionHistory(BaseChatMessageHistory):
 
     async def aadd_messages(self, messages: Sequence[BaseMessage]) -> None:
         await self._offload.run(self.add_messages, messages)
+
+    def add_among(self, visit: Visit, messages: Sequence[BaseMessage], ids: Collection[str]) -> None:
+        """Record those of the messages that have these ids, each where it stands among the others."""
+        seen: list[Entry] = []
+        following: str | None = None
+        for message in reversed(messages):
+            if message.id in ids:
+                seen += describe([message], new_id=self._new_id, followed_by=following)
+            else:
+                following = message.id
+        self._storage.append(visit, self._recorder.journal.keeping.entries(seen[::-1]))
 
     def clear(self) -> None:
         self._write(self._visit(), HistorySeen((), leave))

@@ -66,7 +66,8 @@ class CheckpointWitness:
         """Of a graph whose state is no dict of lists: one value, which it is given, and saves and gives back."""
         values = checkpoint["channel_values"]
         if START in values and type(values[START]) is not dict:  # its messages may get other ids in the state
-            visit.unclaimed.update({message.claim: message.message_id for message in described if message.minted})
+            given = (message for message in described if message.minted or message.role == "user")
+            visit.unclaimed.update({message.claim: message.message_id for message in given})
         for name in _SAVED:
             if (value := values.get(name)) is not None and type(value) is not list and not is_message(value):
                 found = [m for messages in lists_in(value, is_one=is_message) for m in messages if is_message(m)]

@@ -30,7 +30,11 @@ def _file_of(path: str) -> str:
     if path.endswith(("/", os.sep)):
         raise StorageError(path, "it is a folder", advice=f"name a file in it, such as {path}sessions.db")
     try:
-        return str(Path(path).expanduser()) if path.startswith("~") else path
+        file = str(Path(path).expanduser()) if path.startswith("~") else path
+        Path(file).exists()
     except RuntimeError as error:
         user = path.partition("/")[0]
         raise StorageError(path, f"{user!r} has no home folder", advice="write the folder's whole path") from error
+    except OSError as error:
+        raise StorageError(path, f"it cannot be looked up ({error.strerror})", advice="choose another path") from error
+    return file

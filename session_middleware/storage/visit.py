@@ -88,6 +88,7 @@ class Visit:
     inside: dict[str, Any] = field(
         default_factory=dict
     )  # as `given`, of the graphs inside: by namespace, without tasks
+    is_exposed: bool = False  # the session may be ended by another process before this run's first write
     looked: set[str] = field(default_factory=set)  # the namespaces whose state it has read
     reading: bool = False  # a look that is no run: it may be at what one may read and not change
     incarnation: int | None = None  # the session's, as it was found: a deleted one that is opened again is another

@@ -111,8 +111,8 @@ def test_a_tool_cut_off_by_a_kill_is_recorded_as_started(tmp_path: Path) -> None
     assert run(script, path, "die").returncode == -signal.SIGKILL
     with Sessions(path) as sessions:
         [call] = sessions.get("t").tool_calls()
-        assert (call.status, call.name, call.arguments) == ("running", "work", {"how": "die"})
-        assert sessions.get("t").runs()[-1].outcome == "running"
+        assert (call.status, call.name, call.arguments) == ("interrupted", "work", {"how": "die"})
+        assert sessions.get("t").runs()[-1].outcome == "interrupted"
     run(script, path, "live", check=True)
     with Sessions(path) as sessions:
         assert [run.outcome for run in sessions.get("t").runs()] == ["interrupted", "ok"]

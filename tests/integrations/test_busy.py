@@ -12,7 +12,10 @@ from typing import Any
 
 import pytest
 from langchain_core.tools import tool
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.errors import EmptyInputError
 from langgraph.graph import START, MessagesState, StateGraph
+from langgraph.types import RetryPolicy, interrupt
 
 from session_middleware import LeaseLost, SessionBusy, Sessions
 from tests.conftest import Clock
@@ -21,6 +24,7 @@ from tests.integrations.agents import human, said
 
 Open = Callable[..., Sessions]
 PARTS = ["attached", "checkpointer"]
+AT_ONCE = RetryPolicy(max_attempts=2, initial_interval=0.0, jitter=False, retry_on=ValueError)
 
 
 @pytest.fixture
@@ -82,8 +86,7 @@ def test_reject_names_the_run_that_is_in_progress_and_admits_the_next(
         assert sessions.get("t").is_running
         gate.leave.set()
         first.result()
-    if part == "attached":  # else it ends when nothing is left of it
-        assert not sessions.get("t").is_running
+    assert not sessions.get("t").is_running
     graph.invoke(human("three"), sessions.config("t"))
     assert [text for role, text in said(sessions.get("t")) if role == "user"] == ["one", "three"]
     assert [event.reason for event in sessions.get("t").events() if event.kind == "denied"] == ["busy"]
@@ -169,8 +172,23 @@ async def test_a_run_inside_a_run_of_the_same_session_has_its_turn_already(
 
     assert build(sessions, node, part).invoke(human("hi"), sessions.config("t"))["messages"][-1].text == "outer"
     assert (await build(sessions, anode, part).ainvoke(human("hi"), sessions.config("t")))["messages"]
-    if part == "attached":
-        assert not sessions.get("t").is_running
+    assert not sessions.get("t").is_running
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_run_inside_a_run_has_its_turn_also_after_one_of_another_session(part: str, open_sessions: Open) -> None:
+    sessions = open_sessions(on_busy="reject")
+    inner = build(sessions, lambda state: {"messages": [("ai", "inner")]}, part)
+
+    def node(state: MessagesState) -> dict[str, Any]:
+        inner.invoke(human("nested"), sessions.config("u"))
+        assert (sessions.get("u").is_running, sessions.get("t").is_running) == (False, True)
+        inner.invoke(human("nested"), sessions.config("t"))
+        assert sessions.get("t").is_running
+        return {"messages": [("ai", "outer")]}
+
+    assert build(sessions, node, part).invoke(human("hi"), sessions.config("t"))["messages"][-1].text == "outer"
+    assert not sessions.get("t").is_running
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -220,7 +238,181 @@ def test_a_run_that_fails_leaves_the_session_free(part: str, open_sessions: Open
     assert len(kept) == 2
 
 
-def test_an_abandoned_stream_frees_the_session_when_it_is_collected(open_sessions: Open) -> None:
+@pytest.fixture
+def uncollected() -> Iterator[None]:
+    """The end of a run is known whether or not garbage is collected."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def asking(state: MessagesState) -> dict[str, Any]:
+    return {"messages": [("ai", str(interrupt("?")))]}
+
+
+def breaking(state: MessagesState) -> dict[str, Any]:
+    raise RuntimeError("no")
+
+
+def answering(state: MessagesState) -> dict[str, Any]:
+    return {"messages": [("ai", "ok")]}
+
+
+@pytest.mark.usefixtures("uncollected")
+@pytest.mark.parametrize("durability", ["sync", "async", "exit"])
+@pytest.mark.parametrize(
+    ("node", "given"),
+    [(answering, human("hi")), (breaking, human("hi")), (asking, human("hi")), (answering, {})],
+    ids=["ok", "error", "interrupt", "refused input"],
+)
+@pytest.mark.parametrize("part", PARTS)
+async def test_a_run_is_over_as_soon_as_its_caller_goes_on(
+    part: str, node: Any, given: Any, durability: Any, open_sessions: Open
+) -> None:
+    sessions, others = open_sessions(on_busy="reject"), open_sessions(on_busy="reject")
+    graph = build(sessions, node, part)
+    kept: list[BaseException] = []
+    sessions.open("t")
+    for _ in range(2):
+        try:
+            graph.invoke(given, sessions.config("t"), durability=durability)
+        except (RuntimeError, EmptyInputError) as error:
+            kept.append(error)
+        assert not sessions.get("t").is_running
+        assert not others.get("t").is_running
+        assert sessions.get("t").repair() == []
+        try:
+            await graph.ainvoke(given, sessions.config("t"), durability=durability)
+        except (RuntimeError, EmptyInputError) as error:
+            kept.append(error)
+        assert not sessions.get("t").is_running
+        assert sessions.get("t").repair() == []
+    assert len(kept) in (0, 4)
+
+
+@pytest.mark.usefixtures("uncollected")
+@pytest.mark.parametrize("part", PARTS)
+async def test_a_run_whose_reader_stops_or_that_is_cancelled_is_over(part: str, open_sessions: Open) -> None:
+    sessions = open_sessions(on_busy="reject")
+    graph = build(sessions, answering, part)
+    stream = graph.stream(human("hi"), sessions.config("t"))
+    next(stream)
+    assert sessions.get("t").is_running
+    stream.close()
+    assert not sessions.get("t").is_running
+    astream = graph.astream(human("hi"), sessions.config("t"))
+    await anext(astream)
+    await astream.aclose()
+    assert not sessions.get("t").is_running
+    entered = asyncio.Event()
+
+    async def waiting(state: MessagesState) -> dict[str, Any]:
+        entered.set()
+        await asyncio.Event().wait()
+        return {}
+
+    run = asyncio.create_task(build(sessions, waiting, part).ainvoke(human("hi"), sessions.config("t")))
+    await entered.wait()
+    assert sessions.get("t").is_running
+    run.cancel()
+    await asyncio.wait([run])
+    assert run.cancelled()
+    assert not sessions.get("t").is_running
+    await graph.ainvoke(human("hi"), sessions.config("t"))
+
+
+@pytest.mark.parametrize("part", PARTS)
+async def test_an_error_that_a_handler_takes_is_not_the_end_of_its_run(part: str, open_sessions: Open) -> None:
+    sessions = open_sessions(on_busy="reject")
+    quick = build(sessions, answering, part)
+    refused: list[bool] = []
+    tries = 0
+
+    def second_run_is_refused() -> None:
+        with ThreadPoolExecutor(1) as another, pytest.raises(SessionBusy):
+            another.submit(quick.invoke, human("beside"), sessions.config("t")).result()
+        sessions._pulse.beat()
+        refused.append(sessions.get("t").is_running)
+
+    def breaks(state: MessagesState) -> dict[str, Any]:
+        nonlocal tries
+        tries += 1
+        if tries % 2 == 0:
+            second_run_is_refused()  # it is tried again
+        raise ValueError("no")
+
+    def handle(state: MessagesState) -> dict[str, Any]:
+        second_run_is_refused()
+        return {"messages": [("ai", "handled")]}
+
+    builder = StateGraph(MessagesState).add_edge(START, "breaks")
+    builder.add_node("breaks", breaks, error_handler=handle, retry_policy=AT_ONCE)
+    if part == "attached":
+        graph = sessions.attach(builder.compile())
+    else:
+        graph = builder.compile(checkpointer=sessions.checkpointer)
+    assert graph.invoke(human("hi"), sessions.config("t"))["messages"][-1].text == "handled"
+    assert (await graph.ainvoke(human("hi"), sessions.config("t")))["messages"][-1].text == "handled"
+    assert refused == [True] * 4
+    assert not sessions.get("t").is_running
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_an_error_of_one_branch_is_not_the_end_of_a_run_that_another_goes_on_in(
+    part: str, open_sessions: Open, gate: Gate
+) -> None:
+    sessions = open_sessions(on_busy="reject")
+    quick = build(sessions, answering, part)
+    builder = StateGraph(MessagesState).add_node("slow", gate.node).add_node("breaks", breaking)
+    builder.add_edge(START, "slow").add_edge(START, "breaks")
+    if part == "attached":
+        graph = sessions.attach(builder.compile())
+    else:
+        graph = builder.compile(checkpointer=sessions.checkpointer)
+    gate.hold()
+    with ThreadPoolExecutor(1) as pool:
+        run = pool.submit(graph.invoke, human("hi"), sessions.config("t"))
+        assert gate.entered.wait(60)
+        sessions._pulse.beat()
+        with pytest.raises(SessionBusy):
+            quick.invoke(human("beside"), sessions.config("t"))
+        gate.leave.set()
+        assert isinstance(run.exception(), RuntimeError)
+    quick.invoke(human("afterwards"), sessions.config("t"))
+
+
+class Elsewhere(InMemorySaver):
+    """A saver that has another do everything on a thread of its own, where the run cannot be seen."""
+
+    def __init__(self, saver: Any) -> None:
+        super().__init__()
+        self.saver, self.pool = saver, ThreadPoolExecutor(1)
+
+    def get_tuple(self, config: Any) -> Any:
+        return self.pool.submit(self.saver.get_tuple, config).result()
+
+    def put(self, *args: Any) -> Any:
+        return self.pool.submit(self.saver.put, *args).result()
+
+    def put_writes(self, *args: Any) -> None:
+        self.pool.submit(self.saver.put_writes, *args).result()
+
+
+def test_a_run_that_cannot_be_seen_holds_its_session_until_it_is_silent_for_long(open_sessions: Open) -> None:
+    sessions = open_sessions(on_busy="reject")
+    builder = StateGraph(MessagesState).add_node("node", answering).add_edge(START, "node")
+    graph = builder.compile(checkpointer=Elsewhere(sessions.checkpointer))
+    graph.invoke(human("hi"), sessions.config("t"))
+    for _ in range(6):
+        sessions._pulse.beat()
+    assert sessions.get("t").is_running
+    sessions._pulse.beat()
+    assert not sessions.get("t").is_running
+    graph.invoke(human("hi"), sessions.config("t"))
+
+
+def test_an_abandoned_stream_frees_the_session(open_sessions: Open) -> None:
     sessions = open_sessions(on_busy="reject")
     graph = build(sessions, lambda state: {"messages": [("ai", "ok")]}, "checkpointer")
     stream = graph.stream(human("hi"), sessions.config("t"))
@@ -228,7 +420,6 @@ def test_an_abandoned_stream_frees_the_session_when_it_is_collected(open_session
     with ThreadPoolExecutor(1) as pool, pytest.raises(SessionBusy):
         pool.submit(graph.invoke, human("two"), sessions.config("t")).result()
     del stream
-    gc.collect()
     with ThreadPoolExecutor(1) as pool:
         pool.submit(graph.invoke, human("two"), sessions.config("t")).result()
 

@@ -54,7 +54,7 @@ def words(text: str) -> str:
     [
         "Your name is Ada: you told me earlier in this session.",
         "4 runs, 16 messages and 4 tool calls are rows in one file",
-        "the file says: export_report, attempt 1: running, no result",
+        "the file says: export_report, attempt 1: interrupted, no result",
         "waiting to run: tools",
         "support-42 was resumed; its question is recorded once",
         "the tool call: attempt 1 interrupted; attempt 2 ok",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +15,7 @@ from typing_extensions import TypedDict
 
 from session_middleware import Sessions
 from session_middleware.checkpoint.elements import is_message
+from session_middleware.checkpoint.serde import StrictSerializer
 from session_middleware.recording.messages import without_ids
 from tests.integrations import agents
 
@@ -55,6 +57,41 @@ def test_dicts_that_are_messages_are_recorded_once_each(sessions: Sessions, part
         state = app.invoke({"talk": [{"role": "user", "content": text}]}, config)
     recorded = [(message.role, message.text) for message in sessions.get("t").messages()]
     assert recorded == [(message["role"], message["content"]) for message in state["talk"]]
+
+
+class Late(StrictSerializer):
+    """Serialises nothing of a run before its models have answered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answered = threading.Event()
+
+    def dumps_typed(self, obj: Any) -> tuple[str, bytes]:
+        assert self.answered.wait(60)
+        return super().dumps_typed(obj)
+
+
+def test_what_is_asked_stays_before_its_answer_when_its_checkpoint_comes_late(tmp_path: Path) -> None:
+    serde, model = Late(), agents.Scripted(has_tools=False)
+
+    def answer(state: State) -> dict[str, Any]:
+        return {"talk": [{"role": "assistant", "content": model.invoke(state["talk"]).text}]}
+
+    def afterwards(state: State) -> dict[str, Any]:
+        serde.answered.set()
+        return {"talk": []}
+
+    builder = StateGraph(State).add_node("answer", answer).add_node("afterwards", afterwards)
+    builder.add_edge(START, "answer").add_edge("answer", "afterwards")
+    with Sessions(tmp_path / "late.db", serde=serde) as sessions:
+        app, config = sessions.attach(builder.compile()), sessions.config("t")
+        for text in ("yes", "no", "yes"):
+            serde.answered.clear()
+            app.invoke({"talk": [{"role": "user", "content": text}]}, config)
+        state = app.get_state(config).values
+        recorded = [(message.role, message.text) for message in sessions.get("t").messages()]
+        assert recorded == [(message["role"], message["content"]) for message in state["talk"]]
+        assert sessions.recorder.faults == 0
 
 
 def test_of_several_lists_of_dicts_the_recorder_alone_takes_none_for_the_conversation() -> None:

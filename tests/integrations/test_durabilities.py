@@ -139,6 +139,23 @@ def test_a_run_that_stops_to_ask_is_recorded_the_same_for_each_durability(sessio
     assert ("user", "yes") in conversations[0]
 
 
+@pytest.mark.parametrize("durability", DURABILITIES)
+@pytest.mark.parametrize("parts", ["attached", "checkpointer"])
+def test_a_run_that_goes_back_to_the_beginning_has_what_was_said_there(
+    tmp_path: Path, parts: str, durability: str
+) -> None:
+    for turn in range(2):  # by another process each time
+        with Sessions(tmp_path / "sessions.db") as sessions:
+            graph, config = prepared(sessions, agents.parallel(), "t", parts)
+            if not turn:
+                graph.invoke(human("yes"), config)
+                continue
+            beginning = list(graph.get_state_history(config))[-1]
+            graph.invoke(None, beginning.config, durability=durability)
+            recorded = [message.message_id for message in sessions.get("t").messages()]
+            assert recorded == [message.id for message in graph.get_state(config).values["messages"]]
+
+
 def slow(clock: Clock, text: str, *, by_model: bool) -> Callable[[Any], Any]:
     """A node that says something after a minute."""
 

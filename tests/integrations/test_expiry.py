@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -427,3 +428,52 @@ def test_a_sweep_whose_turn_is_over_leaves_the_rest_to_the_next(open_sessions: O
     others._storage.release([lease])
     assert storage.end_due(storage.list_due(clock()), now=clock(), duty=lease) == []
     assert [ended.session_id for ended in others.sweep()] == ["t"]
+
+
+# A run that has looked, and not written yet
+
+
+@pytest.mark.parametrize("on_resume", ["revive", "fresh"])
+@pytest.mark.parametrize("part", ["attached", "checkpointer"])
+@pytest.mark.parametrize(
+    "sweep",
+    [
+        lambda others: others.sweep(),
+        lambda others: others.sweep(older_than="10m"),
+    ],
+    ids=["on_expire", "older_than"],
+)
+async def test_a_run_holds_its_session_from_its_first_look(
+    sweep: Any, part: str, on_resume: Any, open_sessions: Open, clock: Clock
+) -> None:
+    settings: Any = {"on_expire": "delete", "on_resume": on_resume}
+    sessions, others = open_sessions(**settings), open_sessions(**settings)
+    swept: list[Any] = []
+
+    def node(state: MessagesState) -> dict[str, Any]:
+        swept.extend(sweep(others))
+        return {"messages": [AIMessage("ok")]}
+
+    builder = StateGraph(MessagesState).add_node("node", node).add_edge(START, "node")
+    if part == "attached":
+        graph = sessions.attach(builder.compile())
+    else:
+        graph = builder.compile(checkpointer=sessions.checkpointer)
+    config = sessions.config("t")
+    for _ in range(2):
+        clock.advance(minutes=29, seconds=59)  # it is about to expire
+        await asyncio.to_thread(graph.invoke, human("hi"), config, durability="exit")
+        clock.advance(hours=1)
+        result = await graph.ainvoke(human("hi"), config, durability="exit")
+        assert sessions.get("t").messages()  # what was handed over is written before the clock is moved
+    assert "t" not in [ended.session_id for ended in swept]
+    assert [message.text for message in result["messages"]] == ["hi", "ok"] * (1 if on_resume == "fresh" else 4)
+    assert not sessions.get("t").is_running
+
+
+def test_a_session_that_was_swept_before_a_run_looks_is_opened_anew(open_sessions: Open, clock: Clock) -> None:
+    sessions, others = open_sessions(on_expire="delete"), open_sessions(on_expire="delete")
+    graph, config = with_a_turn(sessions)
+    clock.advance(hours=1)
+    assert len(others.sweep()) == 1
+    assert len(graph.invoke(human("hi"), config)["messages"]) == 2

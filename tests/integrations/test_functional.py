@@ -99,6 +99,23 @@ def adding_messages(saver: Any) -> Any:
     return flow
 
 
+def asking_a_model(saver: Any) -> Any:
+    """As `adding_messages`, with a model in a task."""
+    model = agents.Scripted(has_tools=False)
+
+    @task
+    def ask(messages: Any) -> Any:
+        return model.invoke(messages)
+
+    @entrypoint(checkpointer=saver)
+    def flow(given: list[Any], *, previous: Any = None) -> Any:
+        messages: Any = add_messages(previous or [], given)
+        answer = ask(messages).result()
+        return entrypoint.final(value=answer, save=add_messages(messages, [answer]))
+
+    return flow
+
+
 def answering_only(saver: Any) -> Any:
     """Nothing of what it is given is kept."""
 
@@ -168,7 +185,8 @@ def alone(message: Any) -> Any:
 
 
 FLOWS: list[tuple[Build, Callable[[Any], Any]]] = [
-    *((build, as_list) for build in (with_a_task, without_tasks, with_final, adding_messages, answering_only)),
+    *((build, as_list) for build in (with_a_task, without_tasks, with_final, answering_only)),
+    *((build, as_list) for build in (adding_messages, asking_a_model)),
     *((saving_a_dict, as_dict), (of_one_message, alone)),
     *((list_as_state, as_list), (list_with_ids_as_state, as_list)),
 ]
@@ -204,8 +222,9 @@ async def test_each_message_of_a_flow_is_recorded_once(
     for number, text in enumerate(TURNS):
         await runner(graph, shape(message_of(text, number, has_ids=has_ids)), config)
     assert texts(sessions) == SAID
-    roles = [message.role for message in sessions.get("t").messages()]
-    assert roles == ["user", "assistant"] * len(TURNS)
+    recorded = sessions.get("t").messages()
+    assert [message.role for message in recorded] == ["user", "assistant"] * len(TURNS)
+    assert {message.checkpoint_ns for message in recorded if message.role == "user"} == {""}
 
 
 @pytest.mark.parametrize("durability", ["sync", "exit"])
@@ -218,6 +237,14 @@ def test_a_flow_is_recorded_the_same_for_each_durability(
     for text in TURNS:
         graph.invoke([HumanMessage(text)], config, durability=durability)
     assert texts(sessions) == SAID
+
+
+@pytest.mark.parametrize("parts", [*PARTS, "recorder"])
+def test_the_same_said_twice_at_once_is_two_messages(sessions: Sessions, parts: str) -> None:
+    graph, config = prepared(sessions, without_tasks, parts)
+    for _ in range(2):
+        graph.invoke([HumanMessage("yes"), HumanMessage("yes")], config)
+    assert texts(sessions) == ["yes", "yes", "you said yes"] * 2
 
 
 @pytest.mark.parametrize("parts", [*PARTS, "recorder"])

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from langchain.agents.structured_output import ToolStrategy
-from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.callbacks import AsyncCallbackManager, BaseCallbackHandler, CallbackManager
 from langchain_core.documents import Document
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.tools import tool
@@ -371,14 +371,26 @@ async def test_a_recorder_given_more_than_once_records_once(given: int, runner: 
     assert len(sessions.get("t").runs()) == 2
 
 
-def test_ones_own_callbacks_are_called_beside_the_recorder(sessions: Sessions) -> None:
-    class Counting(BaseCallbackHandler):
-        count = 0
+class CountingTools(BaseCallbackHandler):
+    def __init__(self) -> None:
+        self.count = 0
 
-        def on_tool_end(self, *args: Any, **kwargs: Any) -> None:
-            self.count += 1
+    def on_tool_end(self, *args: Any, **kwargs: Any) -> None:
+        self.count += 1
 
-    mine, later = Counting(), Counting()
-    graph = sessions.attach(agents.tool_graph().with_config(callbacks=[mine]))
-    graph.invoke(human("look up tea"), {**sessions.config("t"), "callbacks": [later]})
-    assert (mine.count, later.count, len(sessions.get("t").tool_calls())) == (1, 1, 1)
+
+def managed(kind: type[CallbackManager] | type[AsyncCallbackManager]) -> Callable[[CountingTools], Any]:
+    return lambda handler: kind([], inheritable_handlers=[handler])
+
+
+@pytest.mark.parametrize("run", RUNNERS)
+@pytest.mark.parametrize("given", [lambda handler: [handler], managed(CallbackManager), managed(AsyncCallbackManager)])
+async def test_ones_own_callbacks_are_called_beside_the_recorder(given: Any, run: Runner, sessions: Sessions) -> None:
+    before, bound, later = CountingTools(), CountingTools(), CountingTools()
+    graph = sessions.attach(agents.tool_graph().with_config(callbacks=given(before)))
+    config: Any = {**sessions.config("t"), "callbacks": given(later)}
+    await run(graph.with_config(callbacks=given(bound)), human("look up tea"), config)
+    assert (before.count, bound.count, later.count) == (1, 1, 1)
+    found = sessions.get("t")
+    assert ([run.outcome for run in found.runs()], found.message_count) == (["ok"], 4)
+    assert [call.duration_ms is not None for call in found.tool_calls()] == [True]

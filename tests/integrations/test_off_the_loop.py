@@ -166,6 +166,7 @@ LONGER = {  # and still hand everything over
     "SessionRetriever.ainvoke",  # to LangChain's own method, saying who asks
     "_Attached.aget_state",  # to LangGraph's own method
     "_Attached.aget_state_history",  # as above
+    "_Attached.abulk_update_state",  # as above
     "SessionMiddleware.abefore_agent",  # unless there is nothing to do
     "SessionMiddleware.awrap_model_call",  # what comes before the model, and what comes after it
     "SessionMiddleware.awrap_tool_call",  # as above

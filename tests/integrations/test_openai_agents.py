@@ -29,7 +29,7 @@ from agents import (
 )
 from agents.memory import Session as SessionProtocol
 from agents.memory import SessionSettings
-from agents.testing import ScriptedModel, assistant_message, function_call
+from agents.testing import ModelStep, ScriptedModel, assistant_message, function_call
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai import BadRequestError, OpenAIError
@@ -430,22 +430,18 @@ class Runs:
 
     def __init__(self, session: Any, *, streamed: bool) -> None:
         self.session = session
-        self._streamed = streamed
+        self.streamed = streamed
+        self.result: Any = None  # of the run in progress, if it is streamed
 
-    async def __call__(
-        self, agent: Agent[Any], given: Any = "how much?", *, cancel: tuple[int, Any] | None = None, **options: Any
-    ) -> Any:
+    async def __call__(self, agent: Agent[Any], given: Any = "how much?", **options: Any) -> Any:
         config = {"session": self.session, "run_config": QUIET, **options}
         try:
-            if not self._streamed and cancel is None:
+            if not self.streamed:
                 return await Runner.run(agent, given, **config)
-            result = Runner.run_streamed(agent, given, **config)
-            number = 0
-            async for _ in result.stream_events():
-                number += 1
-                if cancel is not None and number == cancel[0]:
-                    result.cancel(mode=cancel[1])
-            return result
+            self.result = Runner.run_streamed(agent, given, **config)
+            async for _ in self.result.stream_events():
+                pass
+            return self.result
         except (AgentsException, OpenAIError, RuntimeError) as error:
             return error
 
@@ -550,9 +546,22 @@ async def _writes_that_are_cancelled(run: Runs) -> None:
             await task
 
 
-def _a_stream_that_is_cancelled(number: int, mode: str) -> Any:
+def _a_stream_that_is_cancelled(where: str, mode: Any) -> Any:
     async def story(run: Runs) -> None:
-        await run(shop([call("price", "c1")], [call("price", "c2")], [say()]), cancel=(number, mode))
+        def cancel(asked: Any) -> list[Any]:
+            run.result.cancel(mode=mode)
+            return [say("cancelled")]
+
+        @function_tool
+        async def cancelling(thing: str) -> str:
+            """Has the run cancelled that it is called by."""
+            run.result.cancel(mode=mode)
+            return thing
+
+        first = ModelStep.respond(cancel) if where == "the first model call" else [call("price", "c1")]
+        second = [call("cancelling", "c2")] if where == "a tool" else ModelStep.respond(cancel)
+        run.streamed = True
+        await run(shop(first, second, [say()], tools=[price, cancelling]))
 
     return story
 
@@ -560,8 +569,8 @@ def _a_stream_that_is_cancelled(number: int, mode: str) -> Any:
 STORIES = {
     **{name[1:]: story for name, story in list(globals().items()) if name.startswith(("_a_", "_an_", "_too_", "_wri"))},
     **{
-        f"a stream cancelled at event {number}, {mode}": _a_stream_that_is_cancelled(number, mode)
-        for number in range(1, 12)
+        f"a stream that is cancelled in {where}, {mode}": _a_stream_that_is_cancelled(where, mode)
+        for where in ("the first model call", "a tool", "a later model call")
         for mode in ("immediate", "after_turn")
     },
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -501,3 +502,41 @@ def test_a_whole_thread_costs_no_write_and_no_read(sessions: Sessions, monkeypat
     for _ in range(3):
         graph.invoke(human("look up tea"), config)
     assert asked == []
+
+
+@pytest.mark.parametrize("is_inside", [True, False])
+@pytest.mark.parametrize("is_async", [True, False])
+async def test_a_loop_recorded_by_hand_is_repaired_in_its_record(
+    is_async: bool, is_inside: bool, sessions: Sessions
+) -> None:
+    async def repaired() -> list[Any]:
+        found = session.repair(dry_run=True)
+        done = await session.arepair() if is_async else session.repair()
+        assert [call.answer for call in found] == [call.answer for call in done]
+        assert (await session.arepair() if is_async else session.repair()) == []
+        return [call.answer for call in done]
+
+    session = sessions.open("t")
+    calls = [{"name": name, "args": {}, "id": f"call-{name}"} for name in ("cut_off", "done", "said")]
+    with session:
+        session.add({"role": "user", "content": "do three things"})
+        session.add(AIMessage("", tool_calls=calls))
+        session.record_tool("done", {}, "it is done", tool_call_id="call-done")
+        session.add(ToolMessage("said so", tool_call_id="call-said"))
+        session.add({"role": "user", "content": "well?"})
+        if is_inside:
+            assert await repaired() == ["interrupted", "known"]
+            with ThreadPoolExecutor(1) as another, pytest.raises(SessionBusy):
+                another.submit(sessions.get("t").repair).result()
+    if not is_inside:
+        assert await repaired() == ["interrupted", "known"]
+    history = session.history().messages
+    assert [message.type for message in history] == ["human", "ai", "tool", "tool", "tool", "human"]
+    assert [message.text for message in history[2:]] == ["said so", INTERRUPTED, "it is done", "well?"]
+    assert {call.tool_call_id: call.status for call in session.tool_calls()} == {
+        "call-cut_off": "interrupted",
+        "call-done": "ok",
+        "call-said": "ok",
+    }
+    assert [event.reason for event in repairs(session)] == ["asked for"]
+    assert sessions.check() == []

@@ -342,17 +342,15 @@ def absolute(path: str) -> str:
 def check_file(path: str) -> None:
     """Refuse what is not ours to write to, before anything on disk is changed. One without tables may become ours."""
     file = Path(path)
-    try:
-        is_folder, has_folder, is_there = file.is_dir(), file.parent.is_dir(), file.exists()
-    except OSError as error:
-        raise StorageError(path, f"it cannot be looked up ({error.strerror})", advice="choose another path") from error
-    if is_folder:
+    if file.is_dir():
         raise StorageError(path, "it is a folder", advice="name a file in it, such as sessions.db")
-    if not has_folder:
+    if not file.parent.is_dir():
         raise StorageError(path, "its folder does not exist", advice=f"create {str(file.parent)!r} first")
-    if is_there and not file.is_file():
+    if not file.exists():
+        return
+    if not file.is_file():
         raise StorageError(path, "it is a device or a pipe", advice="name a file, such as sessions.db")
-    if not is_there or file.stat().st_size == 0:
+    if file.stat().st_size == 0:
         return
     applied, tables, is_langgraphs = looking(path, _look)
     if applied - KNOWN_MIGRATIONS:

@@ -30,7 +30,7 @@ from session_middleware.storage.sqlite.lifecycle.upkeep import SqliteUpkeep
 from session_middleware.storage.sqlite.memory import items
 from session_middleware.storage.sqlite.memory.engine import SqliteMemories
 from session_middleware.storage.sqlite.readonly import open_database
-from session_middleware.storage.sqlite.record import deletions, runs, said
+from session_middleware.storage.sqlite.record import deletions, pages, runs, said
 from session_middleware.storage.sqlite.record.branches import Place
 from session_middleware.storage.sqlite.record.conversations import SqliteConversations
 from session_middleware.storage.sqlite.record.entries import Before, Fault, write, write_end
@@ -169,7 +169,8 @@ class SqliteStorage(SqliteUpkeep, SqliteReports, SqliteConversations, SqliteMemo
             return None if session is None else then(connection, session)
 
         try:
-            return self._restoring(lambda: self._database.read(operation))
+            found = self._restoring(lambda: self._database.read(operation))
+            return self._looking(visit, then) if visit.is_exposed and not self._hold_seen(visit) else found
         except door.REFUSALS as error:
             refusal = error
         if not self._database.is_writable:  # nor can the event be
@@ -209,14 +210,7 @@ class SqliteStorage(SqliteUpkeep, SqliteReports, SqliteConversations, SqliteMemo
         self.append(visit, [call])
 
     def end_tool_call(
-        self,
-        visit: Visit,
-        execution_id: str,
-        *,
-        status: str,
-        result: Any,
-        error: str | None,
-        duration_ms: float,
+        self, visit: Visit, execution_id: str, *, status: str, result: Any, error: str | None, duration_ms: float
     ) -> None:
         self.append(visit, [ToolEnd(execution_id, status, result, error, duration_ms)])
 
@@ -237,7 +231,7 @@ class SqliteStorage(SqliteUpkeep, SqliteReports, SqliteConversations, SqliteMemo
         branch: str | None = None,
     ) -> list[Message]:
         return self._database.read(
-            lambda connection: said.list_messages(
+            lambda connection: pages.list_messages(
                 connection, session_id, after=after, limit=limit, all_versions=all_versions, branch=branch
             )
         )

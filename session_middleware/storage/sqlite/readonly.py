@@ -23,8 +23,7 @@ T = TypeVar("T")
 def open_database(path: str, *, synchronous: str) -> SqliteDatabase:
     """For reading only where it may not be written to. Raises `StorageError`."""
     file = Path(path)
-    is_file = os.path.isfile(path)  # noqa: PTH113  # where a path cannot be looked up, `check_file` says why
-    if path == ":memory:" or not is_file or (_may_write(file) and _may_write(file.absolute().parent)):
+    if path == ":memory:" or not file.is_file() or (_may_write(file) and _may_write(file.absolute().parent)):
         return SqliteDatabase(path, synchronous=synchronous)
     if not _may_write(file):
         return ReadOnlyDatabase(path)

@@ -56,7 +56,30 @@ def look(connection: sqlite3.Connection, visit: Visit, rules: Rules) -> SessionI
         except SessionClosed:
             if not visit.reading:  # to read a closed session is no run of it, and decides nothing
                 raise
+    visit.is_exposed = _is_exposed(session, visit, rules)
     return None if visit.admission == "fresh" and not visit.admitted else session
+
+
+def _is_exposed(session: SessionInfo | None, visit: Visit, rules: Rules) -> bool:
+    """Whether another process may end the session before this run's first write, which is when others see the run.
+
+    One that was active a moment ago, and expires in a while, is ended by nobody before that.
+    """
+    if visit.lease is None or visit.lease.number is not None or visit.lease.is_over or visit.reading:
+        return False
+    if session is None or session.status != "active":
+        return session is not None
+    now, end = rules.clock(), lifecycle.expiry_of(session, rules.settings)
+    return now - session.last_active_at >= leases.STALE or (end is not None and end.at <= now + leases.STALE)
+
+
+def hold(connection: sqlite3.Connection, visit: Visit, now: datetime) -> bool:
+    """Take the lease of a run before its first write, if its session is still the one it has seen; whether it is."""
+    session = sessions.find(connection, visit.session_id)
+    if session is None or session.incarnation != visit.incarnation:
+        return False
+    leases.take(connection, visit, now)
+    return True
 
 
 def _find(connection: sqlite3.Connection, visit: Visit) -> SessionInfo | None:

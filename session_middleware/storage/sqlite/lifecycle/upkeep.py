@@ -6,6 +6,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from itertools import takewhile
 from typing import Any, TypeVar
 
@@ -27,6 +28,8 @@ from session_middleware.storage.sqlite.lifecycle import (
     sessions,
     tombstones,
 )
+from session_middleware.storage.sqlite.lifecycle.tombstones import Tombstone
+from session_middleware.storage.sqlite.record import dead
 from session_middleware.storage.sqlite.rules import Rules
 from session_middleware.storage.sqlite.writer import Refusal
 from session_middleware.storage.upkeep import ArchivedSession, Buried, Deleted, SessionDetails, Told
@@ -89,12 +92,14 @@ class SqliteUpkeep:
         return self._database.read(lambda connection: not leases.before(connection, session_id, number, self._rules))
 
     def _restoring(self, operation: Callable[[], T]) -> T:
-        """Carry it out; if what it is for is in an archive, bring that back and do it again."""
-        try:
-            return operation()
-        except door.Archived as found:
-            stone = found.stone
+        """Carry it out. If its session is archived, restore that and do it again; a sweep may archive it meanwhile."""
+        while True:
+            try:
+                return operation()
+            except door.Archived as found:
+                self._restore(found.stone)
 
+    def _restore(self, stone: Tombstone) -> None:
         assert stone.archive is not None
 
         def restore(connection: Connection) -> bool:
@@ -105,7 +110,6 @@ class SqliteUpkeep:
 
         if self._database.write(restore) and not self._database.is_inside:  # there it is not committed yet
             archives.remove(self._rules.archive_at(stone.archive))
-        return operation()
 
     def hold(self, visit: Visit) -> None:
         lease = visit.lease
@@ -113,6 +117,17 @@ class SqliteUpkeep:
             self._database.write(
                 lambda connection: leases.take(connection, visit, self._now()), durable=False, undo=_forgetting(lease)
             )
+
+    def _hold_seen(self, visit: Visit) -> bool:
+        """As `hold`, if the session is still the one that the visit has seen; else that is to look again."""
+        if not self._database.is_writable:
+            return True
+        is_same = self._database.write(
+            lambda connection: door.hold(connection, visit, self._now()), durable=False, undo=_forgetting(visit.lease)
+        )
+        if not is_same:
+            visit.admission = visit.incarnation = None
+        return is_same
 
     def leave(self, lease: Lease) -> None:
         if lease.number is not None:
@@ -287,6 +302,8 @@ class SqliteUpkeep:
 
         if self._database.read(lambda connection: leases.dead(connection, self._rules)):
             self._database.write(bury)
+        if any(self._database.read(dead.find)):
+            self._database.write(dead.interrupt, durable=False)
         given_up = self._database.read(
             lambda connection: outbox.list_given_up(connection, self._rules.hooks, self._now())
         )
@@ -302,16 +319,8 @@ class SqliteUpkeep:
         stone = self._database.read(lambda connection: tombstones.find(connection, session_id))
         if stone is None:
             return None
-        return Buried(
-            session_id,
-            stone.action,
-            stone.reason,
-            stone.archive,
-            stone.ended_at,
-            stone.buried_at,
-            stone.user_id,
-            stone.on_resume,
-        )
+        when, archive = (stone.ended_at, stone.buried_at), stone.archive
+        return Buried(session_id, stone.action, stone.reason, archive, *when, stone.user_id, stone.on_resume)
 
     def list_archived(
         self, *, user_id: str | None, limit: int | None, before: tuple[datetime, str] | None = None
@@ -385,10 +394,6 @@ class SqliteUpkeep:
         return self._database.write(lambda connection: checks.mend(connection, problem, self._rules), durable=False)
 
 
-def _forgetting(lease: Lease) -> Callable[[], None]:
+def _forgetting(lease: Lease | None) -> Callable[[], None]:
     """What undoes that a lease was taken."""
-
-    def undo() -> None:
-        lease.number = None
-
-    return undo
+    return partial(setattr, lease, "number", None)

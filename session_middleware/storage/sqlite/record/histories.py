@@ -90,6 +90,8 @@ def append(connection: sqlite3.Connection, visit: Visit, history: HistorySeen, t
     named = _named(visit, aligning, found)
     # what is recorded under another id cannot be a new version of it
     said.append(connection, visit, [m for m, known in named if known is None or not found.renamed], tally, now)
+    if not found.renamed:  # the graph may give them ids
+        visit.unclaimed.update({m.claim: m.message_id for m, known in named if known is None and m.minted and m.text})
     if history.is_said:
         connection.execute(_NOT_ASIDE, (visit.session_id, json.dumps([message.message_id for message, _ in named])))
 

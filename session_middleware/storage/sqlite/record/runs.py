@@ -8,6 +8,7 @@ from datetime import datetime
 from session_middleware.model import Branch, Event, ModelCall, Run, ToolCall, to_text
 from session_middleware.storage.processes import is_gone, this_process
 from session_middleware.storage.seen import Claim, RunEnd
+from session_middleware.storage.sqlite.record import dead
 from session_middleware.storage.sqlite.record.tally import Tally
 from session_middleware.storage.sqlite.rows import clean, values_of
 from session_middleware.storage.sqlite.state.sealed import AT, at
@@ -51,13 +52,23 @@ def _in_progress(connection: sqlite3.Connection, session_id: str) -> list[tuple[
 
 def _interrupt_dead_runs(connection: sqlite3.Connection, visit: Visit) -> bool:
     """Runs whose process has died without ending them were interrupted, and so were their tool calls."""
-    dead = [(run_id, seq) for run_id, process, seq in _in_progress(connection, visit.session_id) if is_gone(process)]
-    for run_id, seq in dead:
+    left = [(run_id, seq) for run_id, process, seq in _in_progress(connection, visit.session_id) if is_gone(process)]
+    for run_id, seq in left:
         connection.execute("UPDATE runs SET outcome = 'interrupted' WHERE id = ?", (run_id,))
-        _interrupt_calls(connection, visit.session_id, run_id, seq)
-        if visit.goes_on:
-            visit.unclaimed.update(_ahead_of_state(connection, visit, run_id))
-    return bool(dead)
+        dead.interrupt_calls(connection, visit.session_id, run_id, seq)
+    if visit.goes_on and (cut_off := _cut_off(connection, visit)) is not None:
+        visit.unclaimed.update(_ahead_of_state(connection, visit, cut_off))
+    return bool(left)
+
+
+def _cut_off(connection: sqlite3.Connection, visit: Visit) -> str | None:
+    """The run before this one, if its process died in it."""
+    row = connection.execute(
+        "SELECT id, outcome = 'interrupted' AND duration_ms IS NULL FROM runs WHERE session_id = ? AND id != ?"
+        " ORDER BY seq DESC LIMIT 1",
+        (visit.session_id, visit.run_id),
+    ).fetchone()
+    return row[0] if row is not None and row[1] else None
 
 
 def _ahead_of_state(connection: sqlite3.Connection, visit: Visit, run_id: str) -> dict[Claim, str]:
@@ -72,14 +83,6 @@ def _ahead_of_state(connection: sqlite3.Connection, visit: Visit, run_id: str) -
     return {(role, what): message_id for role, what, message_id in rows}
 
 
-def _interrupt_calls(connection: sqlite3.Connection, session_id: str, run_id: str, since: int) -> None:
-    connection.execute(
-        "UPDATE tool_calls SET status = 'interrupted'"
-        " WHERE session_id = ? AND seq > ? AND run_id = ? AND status = 'running'",
-        (session_id, since, run_id),
-    )
-
-
 def end_run(connection: sqlite3.Connection, visit: Visit, end: RunEnd, counted: Tally) -> None:
     row = connection.execute(
         _END_RUN,
@@ -89,7 +92,7 @@ def end_run(connection: sqlite3.Connection, visit: Visit, end: RunEnd, counted: 
     if row is None:
         return
     if end.cut_off:
-        _interrupt_calls(connection, visit.session_id, str(visit.run_id), row[0])
+        dead.interrupt_calls(connection, visit.session_id, str(visit.run_id), row[0])
     if end.outcome == "error":
         counted.count_error()
 
@@ -113,7 +116,7 @@ def list_tool_calls(
         "SELECT * FROM tool_calls WHERE session_id = ? AND seq > ? ORDER BY seq LIMIT ?",
         (session_id, after, _limit(limit)),
     )
-    return values_of(ToolCall, cursor)
+    return dead.as_known(connection, values_of(ToolCall, cursor))
 
 
 def list_model_calls(
@@ -144,7 +147,7 @@ def list_runs(connection: sqlite3.Connection, session_id: str, *, after: int, li
         "SELECT * FROM runs WHERE session_id = ? AND seq > ? ORDER BY seq LIMIT ?",
         (session_id, after, _limit(limit)),
     )
-    return values_of(Run, cursor)
+    return dead.as_known(connection, values_of(Run, cursor))
 
 
 def list_events(connection: sqlite3.Connection, session_id: str, *, after: int, limit: int | None) -> list[Event]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
 from session_middleware.model import Message, to_text
 from session_middleware.storage.seen import ASIDE, SHARED, MessageSeen, ModelCallSeen
 from session_middleware.storage.sqlite.record import branches, calls, deletions, tally
-from session_middleware.storage.sqlite.record.branches import MAIN, Line
+from session_middleware.storage.sqlite.record.branches import Line
 from session_middleware.storage.sqlite.record.tally import Tally
 from session_middleware.storage.sqlite.rows import clean, marks_of, to_json, values_of
 from session_middleware.storage.visit import Visit
@@ -40,7 +40,10 @@ class _Row(NamedTuple):
         return self[7:]
 
 
-_OF_USER = "session_id = ? AND text = ? AND role = 'user' AND checkpoint_ns = ''"
+_IS_USERS = """
+    SELECT EXISTS (SELECT 1 FROM messages WHERE session_id = ? AND text = ? AND role = 'user' AND checkpoint_ns = '')
+    OR NOT EXISTS (SELECT 1 FROM messages WHERE session_id = ? AND role = 'user')
+"""
 _NO_LONGER_ASIDE = """
     UPDATE messages SET checkpoint_ns = '', marks = (SELECT NULLIF(json_group_array(value), '[]') FROM json_each(marks)
     WHERE value != 'aside') WHERE session_id = ? AND message_id = ? AND marks LIKE '%"aside"%'
@@ -75,6 +78,7 @@ class _Appending:
         self._known: dict[str, list[_Row]] = {}
         self._new: list[tuple[Any, ...]] = []
         self._answers: list[MessageSeen] = []
+        self._minted: set[str] = set()
 
     def append(self, messages: Sequence[MessageSeen]) -> None:
         if aliases := self._visit.aliases:
@@ -83,6 +87,7 @@ class _Appending:
         if gone:
             messages = [message for message in messages if message.message_id not in gone]
         self._look_up(messages)
+        self._minted = {message.message_id for message in messages if message.minted}
         for message in messages:
             if self._answers and message.role != "tool":
                 self._answer()
@@ -123,6 +128,8 @@ class _Appending:
         message = self._by_whom(message, known)
         words = words_of(message)
         if self._visit.unclaimed:
+            if message.minted and not known and self._has_other_id(message):
+                return
             known = self._claim(message, words) or known
         if known and known[-1].checkpoint_ns and _is_outermost(message):
             self._share(message.message_id)
@@ -164,10 +171,10 @@ class _Appending:
         return message._replace(role="assistant", extra={**(message.extra or {}), "type": "human"})
 
     def _is_users(self, text: str) -> bool:
-        """Whether the session's user has said the same."""
+        """Whether the session's user has said the same, or nothing yet, so that this is how the session begins."""
         self._insert()
-        query = f"SELECT 1 FROM messages WHERE {_OF_USER} LIMIT 1"
-        return self._connection.execute(query, (self._visit.session_id, text)).fetchone() is not None
+        session_id = self._visit.session_id
+        return bool(self._connection.execute(_IS_USERS, (session_id, text, session_id)).fetchone()[0])
 
     def _share(self, message_id: str) -> None:
         """What was said in a subgraph, or aside, is in the state of the outermost graph as well."""
@@ -201,9 +208,10 @@ class _Appending:
             return []
         self._insert()
         del self._visit.unclaimed[message.claim]
+        namespace = message.checkpoint_ns if known[0].checkpoint_ns else ""  # what the outermost graph was given is its
         self._connection.execute(
             "UPDATE messages SET message_id = ?, checkpoint_ns = ?, marks = ? WHERE session_id = ? AND message_id = ?",
-            (message.message_id, message.checkpoint_ns, _marks(message, words), self._visit.session_id, said),
+            (message.message_id, namespace, _marks(message, words), self._visit.session_id, said),
         )
         if message.tool_calls:
             calls.asked_by_another_id(self._connection, self._visit.session_id, str(said), message)
@@ -211,6 +219,24 @@ class _Appending:
             row._replace(message_id=message.message_id, checkpoint_ns=message.checkpoint_ns) for row in known
         ]
         return self._known[message.message_id]
+
+    def _has_other_id(self, message: MessageSeen) -> bool:
+        """Whether what a graph was given without an id has been seen with the id that the graph gave it meanwhile."""
+        if self._visit.unclaimed.get(message.claim) != message.message_id or not self._visit.written:
+            return False
+        self._insert()
+        found = self._connection.execute(
+            "UPDATE messages SET checkpoint_ns = ? WHERE session_id = ? AND seq = (SELECT MIN(seq) FROM messages"
+            " WHERE session_id = ? AND seq >= ? AND run_id IS ? AND role = ? AND text = ? AND message_id NOT IN"
+            " (SELECT value FROM json_each(?))) RETURNING seq",
+            (message.checkpoint_ns, self._visit.session_id, self._visit.session_id, min(self._visit.written.values()))
+            + (self._visit.run_id, message.role, message.text, json.dumps(list(self._minted))),
+        ).fetchone()
+        if found is None:
+            return False
+        self._tally.rows[message.message_id] = found[0]
+        del self._visit.unclaimed[message.claim]
+        return True
 
     def _complete(self, message: MessageSeen, words: tuple[Any, ...], here: _Row) -> None:
         self._connection.execute(
@@ -368,74 +394,6 @@ def rows_of(connection: sqlite3.Connection, fields: str, session_id: str, branch
         f"SELECT {fields} FROM messages WHERE session_id = ? AND ({ours}) ORDER BY seq",
         (session_id, *(value for part in line for value in part)),
     )
-
-
-def list_messages(
-    connection: sqlite3.Connection,
-    session_id: str,
-    *,
-    after: int,
-    limit: int | None,
-    all_versions: bool,
-    branch: str | None,
-) -> list[Message]:
-    session = connection.execute(_SHAPE, (session_id,)).fetchone()
-    if session is None:
-        return []
-    if branch == "all" or ((branch or session[0]) == MAIN and not session[1]):  # in the order it was written
-        if branch != "all" and after and (gone := _deleted_at(connection, session_id, after)) is not None:
-            after = int(gone.place)
-        cursor = connection.execute(
-            "SELECT * FROM messages WHERE session_id = ? AND seq > ? AND (? OR replaced_by IS NULL)"
-            " ORDER BY seq LIMIT ?",
-            (session_id, after, all_versions, -1 if limit is None else limit),
-        )
-        return values_of(Message, cursor)
-    messages = values_of(Message, rows_of(connection, "*", session_id, branch or session[0]))
-    if not all_versions:
-        messages = list({message.message_id: message for message in messages}.values())
-    messages.sort(key=lambda message: (message.place, message.seq))
-    return messages[_start(connection, session_id, messages, after) :][:limit]
-
-
-def _start(connection: sqlite3.Connection, session_id: str, messages: Sequence[Message], after: int) -> int:
-    """How many of the messages somebody has had who has read as far as `after`.
-
-    That may be an older version, a message that was deleted, or one of another branch: then what both
-    lines have up to there.
-    """
-    if not after:
-        return 0
-    if (start := _behind(messages, lambda message: message.seq == after)) is not None:
-        return start
-    row = connection.execute(
-        "SELECT message_id, place, branch FROM messages WHERE session_id = ? AND seq = ?", (session_id, after)
-    ).fetchone()
-    gone = None if row is not None else _deleted_at(connection, session_id, after)
-    message_id, place, branch = row or ((gone.message_id, gone.place, gone.branch) if gone else ("", after, MAIN))
-    if (start := _behind(messages, lambda message: message.message_id == message_id)) is not None:
-        return start
-    line = branches.line(connection, session_id, branch)
-    seen = {(message.branch, message.seq) for message in messages if message.place <= place}
-    shared = {(of, seq) for of, seq in seen for ours, upto in line if of == ours and seq <= upto}
-    return _behind(messages, lambda message: (message.branch, message.seq) in shared) or 0
-
-
-def _behind(messages: Sequence[Message], is_it: Callable[[Message], bool]) -> int | None:
-    """How many messages there are up to the last one for which `is_it` is true."""
-    return next((number for number in range(len(messages), 0, -1) if is_it(messages[number - 1])), None)
-
-
-def _deleted_at(connection: sqlite3.Connection, session_id: str, seq: int) -> deletions.Deleted | None:
-    return next((each for each in deletions.deleted(connection, session_id) if seq in each.seqs), None)
-
-
-# A session that has neither moved messages nor branches is read in the order it was written.
-_SHAPE = """
-    SELECT branch, EXISTS (SELECT 1 FROM messages WHERE session_id = sessions.id AND place != seq)
-    OR EXISTS (SELECT 1 FROM branches WHERE session_id = sessions.id)
-    FROM sessions WHERE id = ?
-"""
 
 
 def get_message(connection: sqlite3.Connection, session_id: str, message_id: str) -> Message | None:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 from session_middleware.model import Event, Message, ModelCall, Run, ToolCall
 from session_middleware.storage.reporting import Page
+from session_middleware.storage.sqlite.record import dead
 from session_middleware.storage.sqlite.rows import value_of, values_of
 from session_middleware.timeline import Entry
 
@@ -42,7 +43,7 @@ def list_entries(connection: sqlite3.Connection, session_id: str, *, after: int,
         )
         entries += values_of(model, cursor)
     entries.sort(key=lambda entry: entry.seq)
-    return Page(entries, _runs(connection, entries))
+    return Page(dead.as_known(connection, entries), dead.as_known(connection, _runs(connection, entries)))
 
 
 def _keys(connection: sqlite3.Connection, session_id: str, after: int, limit: int) -> list[int]:
@@ -79,5 +80,5 @@ def find_entry(connection: sqlite3.Connection, session_id: str, seq: int) -> Ent
     for table, model, _ in _TABLES:
         cursor = connection.execute(f"SELECT * FROM {table} WHERE session_id = ? AND seq = ?", (session_id, seq))
         if (row := cursor.fetchone()) is not None:
-            return value_of(model, cursor, row)
+            return dead.as_known(connection, [value_of(model, cursor, row)])[0]
     return None

@@ -15,6 +15,7 @@ from typing import Any, cast
 from session_middleware.errors import UnknownGrouping
 from session_middleware.model import ToolCall, Usage, to_text
 from session_middleware.storage.reporting import ToolCallFilter, UsageBy, UsageFilter
+from session_middleware.storage.sqlite.record import dead
 from session_middleware.storage.sqlite.rows import clean, values_of
 
 _PERCENTILES = (50, 95, 99)
@@ -117,7 +118,7 @@ def list_tool_calls(
         f" ORDER BY {_START} DESC, session_id DESC, seq DESC LIMIT ?",
         (*values, -1 if limit is None else limit),
     )
-    return values_of(ToolCall, cursor)
+    return dead.as_known(connection, values_of(ToolCall, cursor))
 
 
 def _tool_conditions(where: ToolCallFilter) -> tuple[list[str], list[Any]]:
