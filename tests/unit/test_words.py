@@ -144,6 +144,7 @@ def test_a_text_does_not_hold_what_is_only_like_it(query: str, text: str) -> Non
 @pytest.mark.parametrize(
     ("text", "query", "marked"),
     [
+        ("hello世界へ iPhone15を買った", "hello iphone15", "[hello]世界へ [iPhone15]を買った"),
         ("मुझे दूध पसंद है", "दूध", "मुझे [दूध] पसंद है"),
         ("我家养了一只猫", "猫", "我家养了一只[猫]"),
         ("고양이를 키운다", "고양이", "[고양이]를 키운다"),
