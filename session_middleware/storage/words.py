@@ -327,7 +327,7 @@ def _within(text: str, start: int, end: int, wanted: set[str]) -> Iterator[_Hit]
     """Those of the pairs and single signs in a word, and of its parts in other scripts, that are wanted."""
     for found in _unicode().part.finditer(text, start, end):
         if found.lastgroup is None and (term := _only_term(found[0])) in wanted:
-            yield _Hit(*found.span(), term)
+            yield _Hit(found.start(), found.end(), term)
     places = [found.start() for found in _unicode().sign.finditer(text, start, end)] + [end]
     for size in (1, 2):
         for first, last in zip(places, places[size:], strict=False):
