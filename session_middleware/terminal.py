@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import sys
 from collections.abc import Callable, Iterator
@@ -72,7 +73,7 @@ def path_of(url: str) -> Path:
 
 
 def _check_there(path: Path) -> None:
-    if not path.is_file():
+    if not os.path.isfile(path):  # noqa: PTH113  # which asks for no more than a path can be
         raise StorageError(str(path), "there is no such database", advice="name one with --db FILE")
     if not _holds_sessions(path):
         from session_middleware.storage.sqlite.database import check_file

@@ -188,7 +188,8 @@ class Visits:
             return around
         manager = find_manager() if _RUNTIME in configurable else None
         is_run = manager is not None or (_RUNTIME in configurable and _TASK not in configurable)
-        claimed = self._claim(session_id, identity, configurable.get("run_id")) if is_run else None
+        run_id = configurable.get("run_id") if manager is None else manager.run_id
+        claimed = self._claim(session_id, identity, run_id) if is_run else None
         visit = claimed or Visit(session_id, identity)
         visit.reading = not is_run
         if is_run:
@@ -313,7 +314,8 @@ class Visits:
             for visit in announced:
                 if visit.checkpointed:
                     continue
-                if visit.identity in (identity, _NOBODY):  # metadata may not say who, the config does
+                is_it = identity != _NOBODY and visit.run_id == str(run_id)
+                if is_it or visit.identity in (identity, _NOBODY):  # metadata may not say who, the config does
                     announced.remove(visit)
                     visit.guessed = visit.identity != identity
                     visit.identity = identity

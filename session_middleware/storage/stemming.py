@@ -35,6 +35,11 @@ def stem(word: str) -> str:
         return str(_english().stemWord(word))
 
 
+def stems_of_irregular(begun: str) -> list[str]:
+    """The stems of verbs and plurals that change within, where a form of them begins so: "wen" is of "go"."""
+    return [stem(word) for form, word in _IRREGULAR.items() if form.startswith(begun)]
+
+
 @lru_cache(maxsize=1)
 def _english() -> Any:
     from snowballstemmer.english_stemmer import EnglishStemmer  # type: ignore[import-untyped]

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from zlib import crc32
 
 from session_middleware.storage.dates import MONTHS, dates_in, with_dates
-from session_middleware.storage.stemming import stem
+from session_middleware.storage.stemming import stem, stems_of_irregular
 
 MAX_WORDS = 20_000  # of one text that are indexed; of a query, 64
 MAX_TERMS = 64
@@ -58,7 +58,7 @@ class _Unicode(NamedTuple):
     foreign: Any  # letters and digits that have a plainer form
     run: Any  # signs of one script that is written without spaces
     sign: Any  # one of them, with its marks and, in Thai and Lao, the vowels before and after it
-    alone: Any  # one that is a word by itself
+    alone: Any  # one that may be a word by itself
     part: Any  # of a word, as `holds` tells them apart
 
 
@@ -80,7 +80,7 @@ def _unicode() -> _Unicode:
             + "".join(rf"|\p{{{name}}}[\p{{{name}}}\p{{M}}]*" for name in ("Thai", "Lao", "Khmer", "Myanmar"))
         ),
         sign=regex.compile(r"[\u0e40-\u0e44\u0ec0-\u0ec4]?\X[\u0e30-\u0e33\u0e45\u0eb0-\u0eb3]*"),
-        alone=regex.compile(r"[\p{Han}\p{Hangul}]"),
+        alone=regex.compile(r"[\p{Han}\p{Hangul}]|[\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{M}]{2,}"),
         part=regex.compile(
             rf"(?V1)(?P<unspaced>[{_UNSPACED}][{_UNSPACED}\p{{M}}]*)|(?P<korean>\p{{Hangul}}+)"
             rf"|[[\p{{L}}\p{{N}}\p{{M}}]--[{_UNSPACED}\p{{Hangul}}]]+"
@@ -140,8 +140,10 @@ def _split(word: str, *, signs: bool) -> Iterator[str]:
         if run.start() > place:
             yield word[place : run.start()]
         found = patterns.sign.findall(run[0])
-        if len(found) == 1 or (signs and patterns.alone.match(run[0])):
+        if len(found) == 1:
             yield from found
+        elif signs:
+            yield from filter(patterns.alone.match, found)
         yield from (first + second for first, second in pairwise(found))
         place = run.end()
     if place < len(word):
@@ -193,10 +195,11 @@ def begun_word(query: str) -> str | None:
 
 
 def stems_within(begun: str) -> list[str]:
-    """The stems that words which begin so may have, and which are shorter: "painting" has the stem of "painti"."""
+    """The stems that words which begin so may have, and which begin otherwise: "painting" has the stem of "painti"."""
     if not (begun.isascii() and begun.isalpha()):
         return []
-    return [begun[:length] for length in range(max(_BEGUN, len(begun) - _LONGEST_ENDING), len(begun))]
+    shorter = [begun[:length] for length in range(max(_BEGUN, len(begun) - _LONGEST_ENDING), len(begun))]
+    return [*shorter, *stems_of_irregular(begun)]
 
 
 def has_word(text: str, query: str) -> bool:
@@ -321,7 +324,10 @@ def _hits(text: str, wanted: set[str], begun: str | None) -> list[_Hit]:
 
 
 def _within(text: str, start: int, end: int, wanted: set[str]) -> Iterator[_Hit]:
-    """Those of the pairs and single signs in a word that are wanted."""
+    """Those of the pairs and single signs in a word, and of its parts in other scripts, that are wanted."""
+    for found in _unicode().part.finditer(text, start, end):
+        if found.lastgroup is None and (term := _only_term(found[0])) in wanted:
+            yield _Hit(found.start(), found.end(), term)
     places = [found.start() for found in _unicode().sign.finditer(text, start, end)] + [end]
     for size in (1, 2):
         for first, last in zip(places, places[size:], strict=False):

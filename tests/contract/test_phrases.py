@@ -47,6 +47,7 @@ def say(sessions: Sessions, session_id: str, *texts: str, user_id: str | None = 
         (" ", []),
         ("\ud83d", []),
         ("the " * 50_000, []),
+        ("x" * 100_000, []),
     ],
 )
 def test_it_finds_what_holds_it_as_it_is_written_the_latest_first(

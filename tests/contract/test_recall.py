@@ -157,7 +157,7 @@ def test_the_beginning_of_a_word_of_any_script_is_found(
 
 
 def test_a_word_is_found_at_each_letter_that_is_typed_of_it(storage: Storage, settle: Callable[[], None]) -> None:
-    words = ["painting", "happiness", "children", "running", "cities"]
+    words = ["painting", "happiness", "children", "running", "cities", "went", "thought"]
     for n, word in enumerate(words):
         say(storage, f"t{n}", f"we saw {word} there", user_id="alice")
     say(storage, "other", "a pain, a child, a run, happily in a city with paint", user_id="alice")

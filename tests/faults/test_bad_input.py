@@ -390,6 +390,8 @@ def change(file: Path, sql: str) -> None:
         ("~no-such-user/x.db", "'~no-such-user' has no home folder"),
         ("a\0b.db", "the path holds a NUL character"),
         ("x" * 5_000, "cannot be looked up"),
+        ("x" * 300, "cannot be looked up"),
+        ("/dev/null", "it is a device or a pipe; name a file"),
     ],
 )
 def test_a_path_that_can_be_no_file_is_an_error_at_once_and_leaves_nothing(

@@ -33,6 +33,12 @@ def restore(file: Path) -> None:
     file.write_bytes(content)
 
 
+def move_behind_a_link(file: Path) -> None:
+    """Others find the same file, and not its log."""
+    file.rename(file.with_name("moved.db"))
+    file.symlink_to("moved.db")
+
+
 def rename_folder(file: Path) -> None:
     file.parent.rename(file.parent.with_name("elsewhere"))
 
@@ -61,6 +67,7 @@ HARMS = [
     delete,
     replace,
     restore,
+    move_behind_a_link,
     rename_folder,
     replace_folder,
     delete_log,

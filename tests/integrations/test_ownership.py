@@ -164,7 +164,8 @@ def test_errors_of_other_callbacks_are_still_logged(sessions: Sessions, caplog: 
             raise SessionAccessDenied("t", user_id="x")
 
     RunnableLambda(str).invoke(1, {"callbacks": [Broken(), sessions.recorder]})
-    assert ["Error in Broken.on_chain_start callback" in record.message for record in caplog.records] == [True]
+    errors = [record.message for record in caplog.records if record.name.startswith("langchain")]
+    assert ["Error in Broken.on_chain_start callback" in message for message in errors] == [True]
 
 
 @pytest.mark.parametrize("written", [raw, proper], ids=["raw", "proper"])
@@ -252,6 +253,23 @@ async def test_a_host_vouches_for_calls_without_an_identity_and_for_no_others(pa
         assert sessions.for_user("mallory").find("t") is None
     with Sessions(path) as sessions, pytest.raises(SessionAccessDenied):
         sessions.attach(agents.tool_graph()).get_state(raw(None))
+
+
+@pytest.mark.parametrize("named", [{"user_id": "bob"}, {"user_id": "a tracer's id"}, {"group_id": "other"}])
+@pytest.mark.parametrize("alone", [True, False], ids=["checkpointer and recorder", "attached"])
+async def test_who_runs_is_in_the_config_whatever_metadata_says(
+    sessions: Sessions, named: dict[str, str], alone: bool
+) -> None:
+    sessions.open("t", user_id="alice", group_id="team", visibility="group-write")
+    graph = agents.tool_graph(checkpointer=sessions.checkpointer if alone else None)
+    graph = graph.with_config(callbacks=[sessions.recorder]) if alone else sessions.attach(graph)
+    config: Any = sessions.config("t", user_id="bob", group_ids=["team"]) | {"metadata": named}
+    graph.invoke(human("one"), config)
+    await graph.ainvoke(human("two"), config)
+    assert [(run.user_id, run.outcome) for run in sessions.get("t").runs()] == [("bob", "ok")] * 2
+    with pytest.raises(SessionAccessDenied):
+        graph.invoke(human(SECRET), sessions.config("t", user_id="mallory") | {"metadata": {"user_id": "alice"}})
+    assert SECRET not in str(said(sessions.get("t")))
 
 
 def test_a_host_vouches_for_the_id_of_a_deleted_session(path: Path) -> None:

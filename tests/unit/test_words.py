@@ -49,6 +49,11 @@ def test_a_word_is_whole_in_its_script(text: str, words: list[str]) -> None:
         ("京都", "昨日は京都の寺を訪れました"),
         ("コーヒー", "ｺｰﾋｰを飲む"),
         ("ปลา", "แมวกินปลา"),
+        ("งู", "ฉันเห็นงู"),
+        ("รถ", "ขับรถ"),
+        ("ឆ្មា", "ខ្ញុំស្រឡាញ់ឆ្មា"),
+        ("ງູ", "ເຫັນງູ"),
+        ("ရေ", "သူရေသောက်"),
         ("lodz", "Łódź"),
         ("दूध", "दूध, चाय"),
     ],
@@ -139,6 +144,7 @@ def test_a_text_does_not_hold_what_is_only_like_it(query: str, text: str) -> Non
 @pytest.mark.parametrize(
     ("text", "query", "marked"),
     [
+        ("hello世界へ iPhone15を買った", "hello iphone15", "[hello]世界へ [iPhone15]を買った"),
         ("मुझे दूध पसंद है", "दूध", "मुझे [दूध] पसंद है"),
         ("我家养了一只猫", "猫", "我家养了一只[猫]"),
         ("고양이를 키운다", "고양이", "[고양이]를 키운다"),

@@ -346,7 +346,11 @@ def check_file(path: str) -> None:
         raise StorageError(path, "it is a folder", advice="name a file in it, such as sessions.db")
     if not file.parent.is_dir():
         raise StorageError(path, "its folder does not exist", advice=f"create {str(file.parent)!r} first")
-    if not file.exists() or file.stat().st_size == 0:
+    if not file.exists():
+        return
+    if not file.is_file():
+        raise StorageError(path, "it is a device or a pipe", advice="name a file, such as sessions.db")
+    if file.stat().st_size == 0:
         return
     applied, tables, is_langgraphs = looking(path, _look)
     if applied - KNOWN_MIGRATIONS:

@@ -47,6 +47,8 @@ class OpenFiles:
 
     def __init__(self, path: str) -> None:
         self._path = path
+        # A file that was moved and left a link to where it is now has another log there, for others.
+        self._look = os.stat if os.path.islink(path) else os.lstat  # noqa: PTH114
         self._opened: list[tuple[str, _Inode]] = [(path, self._inode(path))]
 
     def opened(self) -> None:
@@ -68,7 +70,7 @@ class OpenFiles:
 
     def _inode(self, path: str) -> _Inode:
         try:
-            found = os.stat(path)  # noqa: PTH116  # half the time of Path.stat
+            found = self._look(path)  # half the time of Path.stat
         except OSError as error:
             raise self._lost(path, "it was deleted or moved") from error
         return found.st_dev, found.st_ino

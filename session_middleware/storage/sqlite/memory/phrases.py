@@ -14,6 +14,7 @@ from session_middleware.plain import clean
 from session_middleware.storage.memory_port import MemoryQuery, MessageScope, StoredMemory
 from session_middleware.storage.words import phrase, phrase_parts
 
+_LONGEST = 64  # characters of a word that SQLite looks for, which takes no longer pattern than 50,000; `phrase` all
 _COLUMNS = "m.session_id, m.seq, m.message_id, m.role, m.name, m.text, m.created_at, s.family_id"
 _HOLDS = """
     m.role IN ('user', 'assistant', 'tool') AND m.text LIKE :pattern ESCAPE '\\' AND m.replaced_by IS NULL
@@ -38,7 +39,9 @@ _OF_SESSION = f"""
 def search(connection: sqlite3.Connection, query: MemoryQuery) -> list[StoredMemory]:
     """The messages that hold the query as it is written; what forks have in common once."""
     asked, whose = clean(query.query or ""), query.messages or MessageScope()
-    parts = [part.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") for part in phrase_parts(asked)]
+    parts = [
+        part[:_LONGEST].replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") for part in phrase_parts(asked)
+    ]
     if not parts:
         return []
     values = {
