@@ -245,9 +245,21 @@ def trap(path: str) -> None:
 
 
 class Meta(type):
+    def __getattribute__(cls, name: str) -> Any:
+        TRAPPED.append(name)
+        return super().__getattribute__(name)
+
     def __getattr__(cls, name: str) -> Any:
         TRAPPED.append(name)
         raise AttributeError(name)
+
+    def __eq__(cls, other: object) -> bool:
+        TRAPPED.append("==")
+        return cls is other
+
+    def __hash__(cls) -> int:
+        TRAPPED.append("hash")
+        return super().__hash__()
 
     @property
     def prop(cls) -> Any:

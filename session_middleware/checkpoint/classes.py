@@ -24,27 +24,31 @@ TypeName = tuple[str, ...]  # a module and a qualified name
 Kind = Literal["model", "model of pydantic v1", "dataclass", "enum", "named tuple"]
 
 _names_of_module = vars(ModuleType)["__dict__"].__get__
-_names_of_class = vars(type)["__dict__"].__get__
+# What a metaclass may define differently, as `type` defines it.
+_names_of_class, _name_of_class, _bases_of = (vars(type)[name].__get__ for name in ("__dict__", "__name__", "__mro__"))
 _CLASSES = 4096  # remembered
 
 
-def _kind_of(cls: type) -> Kind | None:
-    """Which kind of data class it is; ``None`` for any other class."""
-    bases = cls.__mro__
-    if Enum in bases:
-        return "enum"
-    if BaseModel in bases:
-        return "model"
-    if (v1 := sys.modules.get("pydantic.v1.main")) is not None and v1.BaseModel in bases:
-        return "model of pydantic v1"
-    if tuple in bases and any(isinstance(vars(base).get("_fields"), tuple) for base in bases):
+def kind_found(cls: type) -> Kind | None:
+    """Which kind of data class it is; ``None`` for any other class. Runs no code of the class or its metaclass."""
+    bases = _bases_of(cls)
+    is_tuple = False
+    v1 = sys.modules.get("pydantic.v1.main")
+    for base in bases:
+        if base is Enum:
+            return "enum"
+        if base is BaseModel:
+            return "model"
+        if v1 is not None and base is v1.BaseModel:
+            return "model of pydantic v1"
+        is_tuple = is_tuple or base is tuple
+    names = [_names_of_class(base) for base in bases]
+    if is_tuple and any(type(each.get("_fields")) is tuple for each in names):
         return "named tuple"
-    if any("__dataclass_fields__" in vars(base) for base in bases):
-        return "dataclass"
-    return None
+    return "dataclass" if any("__dataclass_fields__" in each for each in names) else None
 
 
-kind_of: Callable[[type], Kind | None] = lru_cache(_CLASSES)(_kind_of)
+kind_of: Callable[[type], Kind | None] = lru_cache(_CLASSES)(kind_found)  # of a value's class, which is hashed
 
 
 def name_of(cls: type) -> str:
@@ -68,8 +72,8 @@ def find(module: str, name: str, shape: int | None = None) -> type | None:
         names = _names_of_class(found)
     if not bracket or found is None:
         return found
-    wanted = f"{found.__name__}[{parameters}"
-    made = [cls for cls in type.__subclasses__(found) if cls.__name__ == wanted]
+    wanted = f"{_name_of_class(found)}[{parameters}"
+    made = [cls for cls in type.__subclasses__(found) if _name_of_class(cls) == wanted]
     return next((cls for cls in made if shape is None or shape_of(cls) == shape), found)
 
 

@@ -35,7 +35,7 @@ from langgraph.types import Send
 from pydantic import BaseModel, RootModel, SecretBytes, SecretStr, ValidationError
 
 from session_middleware.checkpoint import packing
-from session_middleware.checkpoint.classes import TypeName, find, imports, kind_of, name_of, shape_of
+from session_middleware.checkpoint.classes import TypeName, find, imports, kind_found, kind_of, name_of, shape_of
 from session_middleware.checkpoint.packing import pack
 from session_middleware.errors import UnserializableValue
 
@@ -176,7 +176,7 @@ class StrictSerializer(JsonPlusSerializer):
             except ImportError:
                 return None
         cls = find(module, name, shape)
-        return cls if cls is not None and (is_allowed or kind_of(cls) is not None) else None
+        return cls if cls is not None and (is_allowed or kind_found(cls) is not None) else None
 
     def _not_allowed(self, module: str, name: str) -> UnserializableValue:
         return UnserializableValue(

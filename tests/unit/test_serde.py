@@ -400,7 +400,8 @@ def test_a_look_up_runs_no_code_of_a_module_or_class(monkeypatch: pytest.MonkeyP
     serde = StrictSerializer()
     for module in ("lazy_of_the_test", "odd_of_the_test"):
         assert serde.loads_typed(_forged(2, module, "Anything", {"x": 1})) == {"x": 1}
-    for name in ("no_such_class", "Watched.anything", "Watched.prop"):  # there is a module's __getattr__, a metaclass's
+    # There is a module's __getattr__, and a metaclass that sees what is asked of its class.
+    for name in ("no_such_class", "Watched", "Watched[int]", "Watched.anything", "Watched.prop"):
         assert serde.loads_typed(_forged(2, "tests.classes", name, {"x": 1})) == {"x": 1}
     assert serde.loads_typed(_forged(0, "tests.classes", "Guessing", "other")) == "other"
     assert classes.TRAPPED == []
