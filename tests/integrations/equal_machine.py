@@ -247,8 +247,13 @@ class Machine(RuleBasedStateMachine):
     @rule(at=threads, writer=writers, place=places)
     def put_again(self, at: tuple[str, str], writer: int, place: int) -> None:
         thread = self.threads[at]
-        if thread.puts:
-            self._put(at, writer, copy.deepcopy(thread.puts[self._pick(thread, place)]))
+        if not thread.puts:
+            return
+        checkpoint_id = self._pick(thread, place)
+        there = [_where(one.config)[2] for one in self.oracle.list(self._config(at, None))]
+        if checkpoint_id in there or checkpoint_id > max(there, default=""):
+            self._put(at, writer, copy.deepcopy(thread.puts[checkpoint_id]))
+        # else it would be the latest here, being put last, and for LangGraph's saver one of an earlier time
 
     @rule(at=threads, place=places, writer=writers, load=st.booleans())
     def fork(self, at: tuple[str, str], place: int, writer: int, load: bool) -> None:
