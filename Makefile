@@ -13,10 +13,9 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 FLOORS := .venv-floors
 UV     := VIRTUAL_ENV=$(FLOORS) $(FLOORS)/bin/uv pip install --quiet
-# These need what is not installed there: what comes with the suites of others, a server, or a notebook
-ABOVE_THE_FLOORS := conformance langgraph_server memory_tools notebooks openai_agents openai_items retriever
-# and these compare with LangGraph's own savers and stores of today
-ABOVE_THE_FLOORS += equal history import scenarios store_sqlite
+# What the tests of the floors are: storage, and each part in graphs
+CORE   := busy expiry history langchain_agents langgraph memory_in_graphs ownership recorder recording repair \
+	scenarios state_classes store
 
 .PHONY: demo test check fix bench faults floors docs clean
 
@@ -42,8 +41,8 @@ faults: $(VENV)/dev.stamp
 	SESSION_FAULT_ROUNDS=200 $(BIN)/python -m pytest --timeout 0 tests/faults
 
 floors: $(FLOORS)/floors.stamp
-	$(FLOORS)/bin/python -m pytest -n auto --dist loadfile tests/unit tests/contract tests/integrations \
-		$(ABOVE_THE_FLOORS:%=--ignore=tests/integrations/test_%.py)
+	$(FLOORS)/bin/python -m pytest -n auto --dist loadfile tests/unit tests/contract \
+		$(CORE:%=tests/integrations/test_%.py)
 	$(FLOORS)-openai-agents/bin/python -m pytest tests/integrations/test_openai_items.py
 
 docs: $(VENV)/dev.stamp
