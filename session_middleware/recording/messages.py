@@ -301,12 +301,12 @@ def by_whom(message: MessageSeen, users_words: frozenset[str] | None, agents: Co
 
 def texts_in(value: Any, depth: int = _DEPTH) -> Iterator[str]:
     """The texts that a run was given, as its input or as an answer: its user's words, wherever they are repeated."""
-    if isinstance(value, str):
+    if is_a(value, str):
         yield value
-    elif isinstance(value, BaseMessage):
+    elif is_a(value, BaseMessage):
         yield str(value.text)
-    elif isinstance(value, Command):
+    elif is_a(value, Command):
         yield from texts_in((value.resume, value.update), depth)
     elif depth:
-        for part in value if isinstance(value, (list, tuple)) else _parts(value):
+        for part in value if is_a(value, (list, tuple)) else _parts(value):
             yield from texts_in(part, depth - 1)
