@@ -163,7 +163,7 @@ def test_errors_of_other_callbacks_are_still_logged(sessions: Sessions, caplog: 
         def on_chain_start(self, *args: Any, **kwargs: Any) -> None:
             raise SessionAccessDenied("t", user_id="x")
 
-    RunnableLambda(str).invoke(1, {"callbacks": [Broken(), sessions.recorder]})
+    RunnableLambda(str).invoke(1, sessions.config("t") | {"callbacks": [Broken(), sessions.recorder]})
     assert ["Error in Broken.on_chain_start callback" in record.message for record in caplog.records] == [True]
 
 
