@@ -104,15 +104,15 @@ def test_a_task_whose_writes_were_acknowledged_does_not_run_again(mode: str, tmp
     assert waiting
 
 
-def test_a_tool_cut_off_by_a_kill_is_recorded_as_started(tmp_path: Path) -> None:
+def test_a_tool_cut_off_by_a_kill_is_recorded_as_interrupted(tmp_path: Path) -> None:
     script = tmp_path / "agent.py"
     script.write_text(CUT_OFF)
     path = tmp_path / "sessions.db"
     assert run(script, path, "die").returncode == -signal.SIGKILL
     with Sessions(path) as sessions:
         [call] = sessions.get("t").tool_calls()
-        assert (call.status, call.name, call.arguments) == ("running", "work", {"how": "die"})
-        assert sessions.get("t").runs()[-1].outcome == "running"
+        assert (call.status, call.name, call.arguments) == ("interrupted", "work", {"how": "die"})
+        assert sessions.get("t").runs()[-1].outcome == "interrupted"  # its process is gone
     run(script, path, "live", check=True)
     with Sessions(path) as sessions:
         assert [run.outcome for run in sessions.get("t").runs()] == ["interrupted", "ok"]
