@@ -104,7 +104,7 @@ def test_a_task_whose_writes_were_acknowledged_does_not_run_again(mode: str, tmp
     assert waiting
 
 
-def test_a_tool_cut_off_by_a_kill_is_recorded_as_started(tmp_path: Path) -> None:
+def test_a_tool_cut_off_by_a_kill_is_recorded_as_interrupted(tmp_path: Path) -> None:
     script = tmp_path / "agent.py"
     script.write_text(CUT_OFF)
     path = tmp_path / "sessions.db"

@@ -184,10 +184,14 @@ def test_what_is_due_can_be_pickled(sessions: Sessions) -> None:
 
 
 def test_an_open_database_says_what_to_keep_instead(sessions: Sessions) -> None:
-    for held in (sessions, sessions.for_user("alice")):
+    session = sessions.open("t")
+    parts = (sessions.recorder, sessions.store, session.memory, session.history())
+    for held in (sessions, sessions.for_user("alice"), *parts):
         for attempt in (pickle.dumps, copy.deepcopy):
             with pytest.raises(TypeError, match=r"keep the path, and open it with Sessions\("):
                 attempt(held)
+    with pytest.raises(TypeError, match=r"keep the path, and open it with Sessions\("):
+        copy.deepcopy(sessions.attach(agents.chat()))
 
 
 def test_every_error_that_is_raised_is_a_public_name() -> None:

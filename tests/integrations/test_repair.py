@@ -504,10 +504,11 @@ def test_a_whole_thread_costs_no_write_and_no_read(sessions: Sessions, monkeypat
     assert asked == []
 
 
+@pytest.mark.parametrize("user_id", [None, "alice"])
 @pytest.mark.parametrize("is_inside", [True, False])
 @pytest.mark.parametrize("is_async", [True, False])
 async def test_a_loop_recorded_by_hand_is_repaired_in_its_record(
-    is_async: bool, is_inside: bool, sessions: Sessions
+    is_async: bool, is_inside: bool, user_id: str | None, sessions: Sessions
 ) -> None:
     async def repaired() -> list[Any]:
         found = session.repair(dry_run=True)
@@ -516,7 +517,7 @@ async def test_a_loop_recorded_by_hand_is_repaired_in_its_record(
         assert (await session.arepair() if is_async else session.repair()) == []
         return [call.answer for call in done]
 
-    session = sessions.open("t")
+    session = sessions.open("t") if user_id is None else sessions.for_user(user_id).open("t")
     calls = [{"name": name, "args": {}, "id": f"call-{name}"} for name in ("cut_off", "done", "said")]
     with session:
         session.add({"role": "user", "content": "do three things"})

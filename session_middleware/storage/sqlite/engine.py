@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 from session_middleware.errors import SessionExists
 from session_middleware.model import (
@@ -57,6 +57,12 @@ class SqliteStorage(SqliteUpkeep, SqliteReports, SqliteConversations, SqliteMemo
         self._database = open_database(path, synchronous=settings.synchronous)
         self.name = self._database.path
         self._rules = Rules(settings, clock, new_id, self.name)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"what uses the open database {self.name!r} cannot be pickled or copied; keep the path, "
+            f"and open it with Sessions({self.name!r}) where it is needed"
+        )
 
     def close(self) -> None:
         self._database.close()

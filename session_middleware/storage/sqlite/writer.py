@@ -113,6 +113,11 @@ class Writer:
     def together(self, calls: Sequence[Callable[[], Any]], *, durable: bool) -> list[Ticket[Any]]:
         """Carry out whole calls, in order, in as few transactions as can be; a write inside one joins it."""
         tickets = [Ticket(lambda _, call=call: call(), durable=durable) for call in calls]  # type: ignore[misc]
+        if self.is_mine:  # inside such a call: they join it, and an error is raised at once
+            for ticket in tickets:
+                ticket.result = self._carry_out_inside(ticket.operation, None)
+                ticket.end()
+            return tickets
         self._waiting.extend(tickets)
         for ticket in tickets:
             self._see_to(ticket)
