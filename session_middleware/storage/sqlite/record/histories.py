@@ -111,10 +111,14 @@ def _named(visit: Visit, aligning: _Aligning, found: Alignment) -> list[tuple[Me
         visit.aliases.update({message.message_id: own for message, own, _ in pairs if message.message_id != own})
     gone = {each.message_id for each in aligning.gone}
     kept = [(message._replace(message_id=own), known) for message, own, known in pairs if own not in gone]
-    following = [*(message.message_id for message, _ in kept[1:]), None]
-    return [
-        (message._replace(followed_by=after), known) for (message, known), after in zip(kept, following, strict=False)
-    ]
+    named: list[tuple[MessageSeen, str | None]] = []
+    following = spoken = None
+    for message, known in reversed(kept):  # an instruction is repeated anywhere: nothing has its place by one
+        is_instruction = message.role == "system"
+        named.append((message._replace(followed_by=following if is_instruction else spoken), known))
+        following = message.message_id
+        spoken = spoken if is_instruction else following
+    return named[::-1]
 
 
 def _differs(found: Alignment, recorded: Sequence[_Standing], given: Sequence[Said]) -> bool:

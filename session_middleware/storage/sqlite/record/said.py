@@ -148,10 +148,10 @@ class _Appending:
                 self._add(message, words, version=known[-1].version + 1, place=here.place, replaces=here)
         elif known:
             if not known[-1].says(words) or not self._follow(known[-1]):
-                place = self._place_before(message.followed_by)
+                place = self._place_of(message)
                 self._add(message, words, version=known[-1].version + 1, place=place)
         else:
-            self._add(message, words, place=self._place_before(message.followed_by))
+            self._add(message, words, place=self._place_of(message))
 
     def _said_again(self, message: MessageSeen) -> MessageSeen:
         """From a cache comes the id of what was said first as well; where that is new, this is it."""
@@ -299,10 +299,17 @@ class _Appending:
         began_at = self._visit.began_at if is_late else None
         return began_at or self._now
 
-    def _place_before(self, message_id: str | None) -> float | None:
-        """The place right before a message that is there already; ``None``: at the end."""
-        following = next((row for row in reversed(self._known.get(message_id or "", [])) if self._sees(row)), None)
+    def _place_of(self, message: MessageSeen) -> float | None:
+        """The place right before the message that follows it, if that is there already; ``None``: at the end.
+
+        A subgraph's summary stands before messages of earlier runs in the subgraph's state only.
+        """
+        known = self._known.get(message.followed_by or "", [])
+        following = next((row for row in reversed(known) if self._sees(row)), None)
         if following is None:
+            return None
+        is_earlier = following.message_id not in self._visit.written
+        if message.checkpoint_ns and message.role == "system" and is_earlier:
             return None
         self._insert()
         before = self._connection.execute(
