@@ -245,6 +245,23 @@ async def test_a_summary_in_a_subgraph_stands_where_the_outermost_state_has_it(
         assert sessions.get("t").history().messages == graph.get_state(config).values["messages"]
 
 
+@pytest.mark.parametrize("runner", [agents.invoke, agents.ainvoke])
+@pytest.mark.parametrize("parts", ["attach", "checkpointer"])
+async def test_a_call_in_a_subgraph_that_is_given_up_stands_beside_its_answer(
+    parts: str, runner: Any, sessions: Sessions
+) -> None:
+    said = agents.Saying(says=[agents.asks(("asking", {"thing": "tea"})), AIMessage("never mind"), AIMessage("fine")])
+    agent = create_agent(said, [agents.asking], checkpointer=True)
+    builder = StateGraph(MessagesState).add_node("agent", agent).add_edge(START, "agent")
+    graph, config = with_parts(sessions, builder, parts)
+    for text in ("tea, please", "what is the time?", "thanks"):
+        await runner(graph, human(text), config)
+    told = sessions.get("t").history().messages
+    assert told == graph.get_state(config).values["messages"]
+    assert len(told) == 7
+    assert agents.answered_at_once(told)
+
+
 def test_a_question_that_a_node_passes_on_to_an_agent_is_its_users(sessions: Sessions) -> None:
     class Question(TypedDict):
         question: str

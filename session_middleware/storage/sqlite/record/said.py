@@ -52,6 +52,12 @@ _SHARED = f"""
     UPDATE messages SET marks = json_insert(COALESCE(marks, '[]'), '$[#]', '{SHARED}')
     WHERE session_id = ? AND message_id = ? AND COALESCE(marks, '') NOT LIKE '%"{SHARED}"%'
 """
+_MOVE_BEHIND = """
+    UPDATE messages SET place = asked.last + 0.5 FROM (SELECT MAX(place) AS last FROM messages WHERE session_id = ?1
+    AND seq IN (SELECT value FROM json_each(?3)) AND role = 'user' AND checkpoint_ns = ''
+    AND COALESCE(marks, '') NOT LIKE '%"resume"%') AS asked
+    WHERE session_id = ?1 AND message_id = ?2 AND place < asked.last
+"""
 FIELDS = "message_id, seq, version, place, branch, status, checkpoint_ns, role, text, content, tool_calls"
 _IS_ASIDE = """
     SELECT 1 FROM messages WHERE session_id = ? AND message_id = ? AND marks LIKE '%"aside"%'
@@ -132,7 +138,7 @@ class _Appending:
                 return
             known = self._claim(message, words) or known
         if known and known[-1].checkpoint_ns and _is_outermost(message):
-            self._share(message.message_id)
+            self._share(known[-1])
         here = next((row for row in reversed(known) if self._sees(row)), None)
         if here is not None and here.status == "incomplete":
             self._complete(message, words, here)
@@ -176,11 +182,20 @@ class _Appending:
         session_id = self._visit.session_id
         return bool(self._connection.execute(_IS_USERS, (session_id, text, session_id)).fetchone()[0])
 
-    def _share(self, message_id: str) -> None:
-        """What was said in a subgraph, or aside, is in the state of the outermost graph as well."""
+    def _share(self, row: _Row) -> None:
+        """What was said in a subgraph, or aside, is in the state of the outermost graph as well.
+
+        A subgraph that was cut off gives it out in a later run, after what the user has said since.
+        """
         self._insert()
-        if not self._connection.execute(_NO_LONGER_ASIDE, (self._visit.session_id, message_id)).rowcount:
-            self._connection.execute(_SHARED, (self._visit.session_id, message_id))
+        own = self._visit.session_id, row.message_id
+        if self._connection.execute(_NO_LONGER_ASIDE, own).rowcount:
+            return
+        is_new = self._connection.execute(_SHARED, own).rowcount
+        if is_new and row.message_id not in self._visit.written:
+            written = json.dumps(list(self._visit.written.values()))
+            if self._connection.execute(_MOVE_BEHIND, (*own, written)).rowcount:
+                self._visit.written[row.message_id] = row.seq
 
     def _follow(self, row: _Row) -> bool:
         self._insert()
