@@ -245,7 +245,8 @@ class SessionRecorder(GraphCallbackHandler):
         known = self._known.to(trace, namespace)
         with trace.lock:
             found = unseen(value, known, whole=node is None and trace.rewritten)
-            trace.rewritten = node is not None and not trace.visit.checkpointed and removes(value)
+            if node is not None and not trace.visit.checkpointed and removes(value):
+                trace.rewritten = True
             known.update({str(message.id): mark_of(message) for message, _ in found})
             described = [one for m, after in found for one in self.describe([m], namespace, followed_by=after)]
             seen = [trace.judged(message, node) for message in described]

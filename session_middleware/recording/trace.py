@@ -80,7 +80,7 @@ class Trace:
     begun: bool = False
     interrupted: bool = False
     is_resumed: bool = False
-    rewritten: bool = False  # by the latest node: what its state begins with may be new
+    rewritten: bool = False  # by a node: what a state begins with may be new
     first_step: Any = None  # LangGraph's number of the first step that was seen
     agents: set[str] = field(default_factory=set)  # the names of the nodes that have run
     ids_given: frozenset[str] = frozenset()  # of the messages it was called with

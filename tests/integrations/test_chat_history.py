@@ -17,7 +17,7 @@ from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnableLambda
 from langchain_core.runnables.history import RunnableWithMessageHistory
 from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.graph import START, StateGraph
+from langgraph.graph import START, MessagesState, StateGraph
 from pydantic import PrivateAttr
 from typing_extensions import TypedDict
 
@@ -227,6 +227,39 @@ async def test_a_summary_is_not_said_by_the_user(parts: str, runner: Any, sessio
     assert [m.role for m in session.messages() if "conversation to date" in m.text] == ["system"]
     assert all("conversation to date" not in memory.text for memory in session.memory.recall("zebras", k=9))
     assert [message for message in session.history().messages if message in state] == state
+
+
+@pytest.mark.parametrize("runner", [agents.invoke, agents.ainvoke])
+@pytest.mark.parametrize("parts", ["attach", "checkpointer", "recorder"])
+async def test_a_summary_in_a_subgraph_stands_where_the_outermost_state_has_it(
+    parts: str, runner: Any, sessions: Sessions
+) -> None:
+    summaries = agents.Saying(says=[AIMessage(f"all about {number}") for number in range(5)])
+    said = agents.Saying(says=[AIMessage(f"number {number}") for number in range(5)])
+    summing_up = SummarizationMiddleware(summaries, trigger=("messages", 4), keep=("messages", 2))
+    agent = create_agent(said, [], middleware=[summing_up], checkpointer=True)
+    builder = StateGraph(MessagesState).add_node("agent", agent).add_edge(START, "agent")
+    graph, config = with_parts(sessions, builder, parts)
+    for text in ("one", "two", "three", "four", "five"):
+        await runner(graph, human(text), config)
+        assert sessions.get("t").history().messages == graph.get_state(config).values["messages"]
+
+
+@pytest.mark.parametrize("runner", [agents.invoke, agents.ainvoke])
+@pytest.mark.parametrize("parts", ["attach", "checkpointer"])
+async def test_a_call_in_a_subgraph_that_is_given_up_stands_beside_its_answer(
+    parts: str, runner: Any, sessions: Sessions
+) -> None:
+    said = agents.Saying(says=[agents.asks(("asking", {"thing": "tea"})), AIMessage("never mind"), AIMessage("fine")])
+    agent = create_agent(said, [agents.asking], checkpointer=True)
+    builder = StateGraph(MessagesState).add_node("agent", agent).add_edge(START, "agent")
+    graph, config = with_parts(sessions, builder, parts)
+    for text in ("tea, please", "what is the time?", "thanks"):
+        await runner(graph, human(text), config)
+    told = sessions.get("t").history().messages
+    assert told == graph.get_state(config).values["messages"]
+    assert len(told) == 7
+    assert agents.answered_at_once(told)
 
 
 def test_a_question_that_a_node_passes_on_to_an_agent_is_its_users(sessions: Sessions) -> None:

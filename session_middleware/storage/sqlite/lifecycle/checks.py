@@ -70,7 +70,9 @@ def find(connection: sqlite3.Connection, rules: Rules) -> list[Problem]:
     now = rules.clock()
     live = leases.live(connection, rules)
     found = [
-        Problem(kind="dead_lease", session_id=place.session_id, text=f"lease {place.number} of {place.process}, gone")
+        Problem(
+            kind="dead_lease", session_id=place.session_id, text=f"held by the process {place.process}, which is gone"
+        )
         for place in leases.dead(connection, rules)
         if place.number not in rules.over  # one of this process that is about to go
     ]
@@ -160,7 +162,7 @@ def _missing_archives(connection: sqlite3.Connection, rules: Rules) -> list[Prob
 def _dead_runs(connection: sqlite3.Connection) -> list[Problem]:
     rows = connection.execute("SELECT session_id, id, process FROM runs WHERE outcome = 'running'")
     return [
-        Problem(kind="dead_run", session_id=session_id, text=f"run {run_id} of {process}, gone")
+        Problem(kind="dead_run", session_id=session_id, text=f"run {run_id} was cut off: its process is gone")
         for session_id, run_id, process in rows
         if is_gone(process)
     ]

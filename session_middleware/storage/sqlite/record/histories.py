@@ -87,7 +87,7 @@ def append(connection: sqlite3.Connection, visit: Visit, history: HistorySeen, t
         seq = max((each.seq for each in recorded[: found.branch_after]), default=0)
         visit.branch = branches.begin(connection, visit, branch, seq, now)
         tally.move_to(visit.branch)
-    named = _named(visit, aligning, found, recorded)
+    named = _named(visit, aligning, found)
     # what is recorded under another id cannot be a new version of it
     said.append(connection, visit, [m for m, known in named if known is None or not found.renamed], tally, now)
     if not found.renamed:  # the graph may give them ids
@@ -103,9 +103,7 @@ _NOT_ASIDE = """
 """
 
 
-def _named(
-    visit: Visit, aligning: _Aligning, found: Alignment, recorded: Sequence[_Standing]
-) -> list[tuple[MessageSeen, str | None]]:
+def _named(visit: Visit, aligning: _Aligning, found: Alignment) -> list[tuple[MessageSeen, str | None]]:
     """The messages but those deleted, as what they were found to be; and as which recorded ones."""
     ids = [known or message.message_id for known, message in zip(found.ids, aligning.messages, strict=True)]
     pairs = list(zip(aligning.messages, ids, found.ids, strict=True))
@@ -113,18 +111,13 @@ def _named(
         visit.aliases.update({message.message_id: own for message, own, _ in pairs if message.message_id != own})
     gone = {each.message_id for each in aligning.gone}
     kept = [(message._replace(message_id=own), known) for message, own, known in pairs if own not in gone]
-    places = {each.said.message_id: each.place for each in recorded}
-    reached, anchors = 0.0, []
-    for message, known in kept:
-        place = reached if known is None else places.get(known, reached)
-        # an instruction at the end of every prompt is recorded before what was said since: nothing goes before it
-        anchors.append(message.message_id if place >= reached else None)
-        reached = max(place, reached)
     named: list[tuple[MessageSeen, str | None]] = []
-    following: str | None = None
-    for (message, known), anchor in zip(reversed(kept), reversed(anchors), strict=True):
-        named.append((message._replace(followed_by=following), known))
-        following = anchor or following
+    following = spoken = None
+    for message, known in reversed(kept):  # an instruction is repeated anywhere: nothing has its place by one
+        is_instruction = message.role == "system"
+        named.append((message._replace(followed_by=following if is_instruction else spoken), known))
+        following = message.message_id
+        spoken = spoken if is_instruction else following
     return named[::-1]
 
 

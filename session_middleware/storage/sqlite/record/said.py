@@ -52,6 +52,12 @@ _SHARED = f"""
     UPDATE messages SET marks = json_insert(COALESCE(marks, '[]'), '$[#]', '{SHARED}')
     WHERE session_id = ? AND message_id = ? AND COALESCE(marks, '') NOT LIKE '%"{SHARED}"%'
 """
+_MOVE_BEHIND = """
+    UPDATE messages SET place = asked.last + 0.5 FROM (SELECT MAX(place) AS last FROM messages WHERE session_id = ?1
+    AND seq IN (SELECT value FROM json_each(?3)) AND role = 'user' AND checkpoint_ns = ''
+    AND COALESCE(marks, '') NOT LIKE '%"resume"%') AS asked
+    WHERE session_id = ?1 AND message_id = ?2 AND place < asked.last
+"""
 FIELDS = "message_id, seq, version, place, branch, status, checkpoint_ns, role, text, content, tool_calls"
 _IS_ASIDE = """
     SELECT 1 FROM messages WHERE session_id = ? AND message_id = ? AND marks LIKE '%"aside"%'
@@ -132,7 +138,7 @@ class _Appending:
                 return
             known = self._claim(message, words) or known
         if known and known[-1].checkpoint_ns and _is_outermost(message):
-            self._share(message.message_id)
+            self._share(known[-1])
         here = next((row for row in reversed(known) if self._sees(row)), None)
         if here is not None and here.status == "incomplete":
             self._complete(message, words, here)
@@ -148,10 +154,10 @@ class _Appending:
                 self._add(message, words, version=known[-1].version + 1, place=here.place, replaces=here)
         elif known:
             if not known[-1].says(words) or not self._follow(known[-1]):
-                place = self._place_before(message.followed_by)
+                place = self._place_of(message)
                 self._add(message, words, version=known[-1].version + 1, place=place)
         else:
-            self._add(message, words, place=self._place_before(message.followed_by))
+            self._add(message, words, place=self._place_of(message))
 
     def _said_again(self, message: MessageSeen) -> MessageSeen:
         """From a cache comes the id of what was said first as well; where that is new, this is it."""
@@ -176,11 +182,20 @@ class _Appending:
         session_id = self._visit.session_id
         return bool(self._connection.execute(_IS_USERS, (session_id, text, session_id)).fetchone()[0])
 
-    def _share(self, message_id: str) -> None:
-        """What was said in a subgraph, or aside, is in the state of the outermost graph as well."""
+    def _share(self, row: _Row) -> None:
+        """What was said in a subgraph, or aside, is in the state of the outermost graph as well.
+
+        A subgraph that was cut off gives it out in a later run, after what the user has said since.
+        """
         self._insert()
-        if not self._connection.execute(_NO_LONGER_ASIDE, (self._visit.session_id, message_id)).rowcount:
-            self._connection.execute(_SHARED, (self._visit.session_id, message_id))
+        own = self._visit.session_id, row.message_id
+        if self._connection.execute(_NO_LONGER_ASIDE, own).rowcount:
+            return
+        is_new = self._connection.execute(_SHARED, own).rowcount
+        if is_new and row.message_id not in self._visit.written:
+            written = json.dumps(list(self._visit.written.values()))
+            if self._connection.execute(_MOVE_BEHIND, (*own, written)).rowcount:
+                self._visit.written[row.message_id] = row.seq
 
     def _follow(self, row: _Row) -> bool:
         self._insert()
@@ -299,10 +314,17 @@ class _Appending:
         began_at = self._visit.began_at if is_late else None
         return began_at or self._now
 
-    def _place_before(self, message_id: str | None) -> float | None:
-        """The place right before a message that is there already; ``None``: at the end."""
-        following = next((row for row in reversed(self._known.get(message_id or "", [])) if self._sees(row)), None)
+    def _place_of(self, message: MessageSeen) -> float | None:
+        """The place right before the message that follows it, if that is there already; ``None``: at the end.
+
+        A subgraph's summary stands before messages of earlier runs in the subgraph's state only.
+        """
+        known = self._known.get(message.followed_by or "", [])
+        following = next((row for row in reversed(known) if self._sees(row)), None)
         if following is None:
+            return None
+        is_earlier = following.message_id not in self._visit.written
+        if message.checkpoint_ns and message.role == "system" and is_earlier:
             return None
         self._insert()
         before = self._connection.execute(
