@@ -8,6 +8,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, RemoveMessage, SystemMessage, ToolMessage
+from langgraph.func import entrypoint
 from langgraph.types import Command
 from pydantic import BaseModel
 
@@ -242,6 +243,8 @@ def lists_in(
 def _parts(value: Any) -> Iterable[Any]:
     if is_a(value, Command):
         return (value.update,)
+    if is_a(value, entrypoint.final):  # what is given back is mostly a part of the conversation that is saved
+        return (value.save, value.value)
     if is_a(value, dict):
         return value.values()
     if is_a(value, BaseModel):

@@ -223,6 +223,8 @@ class _Appending:
             return []
         self._insert()
         del self._visit.unclaimed[message.claim]
+        if (seq := self._visit.written.pop(str(said), None)) is not None:
+            self._visit.written[message.message_id] = seq
         namespace = message.checkpoint_ns if known[0].checkpoint_ns else ""  # what the outermost graph was given is its
         self._connection.execute(
             "UPDATE messages SET message_id = ?, checkpoint_ns = ?, marks = ? WHERE session_id = ? AND message_id = ?",
