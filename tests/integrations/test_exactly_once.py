@@ -223,3 +223,14 @@ Agents.TestCase.settings = settings(
     phases=(Phase.explicit, Phase.reuse, Phase.generate),  # making an example smaller takes minutes here
 )
 TestAgents = Agents.TestCase
+
+
+def test_a_question_from_another_branch_stays_before_its_answer_when_its_checkpoint_comes_late() -> None:
+    for _ in range(10):  # which of them is written first differs from run to run
+        machine = Agents()
+        machine.begin(kind="agent", recorder=True)
+        machine.talk(process=0, text="look up tea", durability="sync", on_a_loop=True)
+        machine.remove(process=0, which=0)
+        machine.go_back(process=0, back=29, text=None, durability="async")
+        machine.the_record_is_the_conversation()
+        machine.teardown()

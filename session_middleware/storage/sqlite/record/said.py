@@ -156,6 +156,7 @@ class _Appending:
             if not known[-1].says(words) or not self._follow(known[-1]):
                 place = self._place_of(message)
                 self._add(message, words, version=known[-1].version + 1, place=place)
+                self._visit.written[message.message_id] = self._tally.rows[message.message_id]
         else:
             self._add(message, words, place=self._place_of(message))
 
