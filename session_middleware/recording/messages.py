@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, RemoveMessage, SystemMessage, ToolMessage
-from langgraph.func import entrypoint
 from langgraph.types import Command
 from pydantic import BaseModel
 
@@ -243,8 +243,9 @@ def lists_in(
 def _parts(value: Any) -> Iterable[Any]:
     if is_a(value, Command):
         return (value.update,)
-    if is_a(value, entrypoint.final):  # what is given back is mostly a part of the conversation that is saved
-        return (value.save, value.value)
+    functional = sys.modules.get("langgraph.func")  # not imported here: it brings all of LangGraph's engine with it
+    if functional is not None and is_a(value, functional.entrypoint.final):
+        return (value.save, value.value)  # what is given back is mostly a part of the conversation that is saved
     if is_a(value, dict):
         return value.values()
     if is_a(value, BaseModel):
