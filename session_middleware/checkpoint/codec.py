@@ -148,7 +148,7 @@ class Split:
         self.marks: dict[str, array[int]] = {}  # the fingerprints of each new list
         self._told: list[tuple[NewMessage, int]] = []  # the messages the parent did not have, and their fingerprints
         given = parent.lists.get(START) if parent else None
-        self._given = Counter(given.fingerprints if given else ())
+        self._given = given.fingerprints if given else array("q")
         self._returned: list[tuple[NewMessage, int]] = []  # of those what an entrypoint gives back
         self.preceding: str | None = None  # the id of the message that stands before them
 
@@ -161,7 +161,7 @@ class Split:
 
     def _tell(self, found: Sequence[tuple[NewMessage, int]]) -> None:
         """One without an id that another channel has as well is the same, and so is what the graph was given."""
-        others = Counter(mark for _, mark in self._told) + self._given
+        others = Counter(mark for _, mark in self._told) + Counter(self._given)
         for new, mark in found:
             if others[mark] and not id_of(new[0]):
                 others[mark] -= 1
@@ -207,12 +207,11 @@ class Split:
         self.values[name] = ListPut(base.ref if base else None, keep, tail, is_parents=base is known)
         if not is_input(name):
             recorded, beginning = base, keep
-            is_whole = self._is_outermost and name in _WHOLE
             # what another list says may be news to this one, and to the outermost graph it always is
             if own or self._is_outermost or (base is not None and base.is_input):
                 recorded, beginning = _longest(marks, own)
-            if is_whole and marks == getattr(known, "fingerprints", None) and all(map(is_answer, value)):
-                recorded, beginning = None, 0  # the same answer again: a conversation would have the question, too
+            if self._is_outermost and name in _WHOLE and self._is_of_this_run(name, value, marks, known):
+                recorded, beginning = None, 0
             old = recorded.fingerprints if recorded else array("q")
             new = pieces.added(value, marks, old, beginning)
             if beginning and not own and self._is_outermost:  # another branch has said these, or another graph
@@ -220,6 +219,15 @@ class Split:
             told = list(_with_following(value, marks, beginning, new))
             self._returned.extend(told) if name == END else self._tell(told)
             self.preceding = id_of(value[beginning - 1]) if beginning and new else self.preceding
+
+    def _is_of_this_run(self, name: str, value: list[Any], marks: array[int], known: KnownList | None) -> bool:
+        """Whether a list is what was given and the answer to it, or the same answer again, and no conversation.
+
+        A conversation has the earlier questions, too.
+        """
+        asked = len(self._given) if name != START and marks[: len(self._given)] == self._given else 0
+        is_same = known is not None and marks == known.fingerprints
+        return (asked > 0 or is_same) and all(map(is_answer, value[asked:]))
 
 
 def _with_following(

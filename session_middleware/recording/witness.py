@@ -61,7 +61,10 @@ class CheckpointWitness:
             if snapshots := [v.value for v in checkpoint["channel_values"].values() if is_a(v, _DeltaSnapshot)]:
                 new = [*new, *self._untold(key[0], snapshots)]
             described = self._describe(visit, key, new, checkpoint["versions_seen"])
-            if not key[1]:
+            if key[1]:  # the outermost graph may give it out as well
+                answers = (one for one in described if one.minted and one.text and one.role == "assistant")
+                visit.unclaimed.update({one.claim: one.message_id for one in answers})
+            else:
                 self._take_whole(visit, checkpoint, described)
             return described
         except Exception as error:  # noqa: BLE001  # a fault here must not break a checkpoint

@@ -126,6 +126,28 @@ def answering_only(saver: Any) -> Any:
     return flow
 
 
+def answering_behind_the_question(saver: Any) -> Any:
+    """Nor is anything here, though each run gives back what it is given as well."""
+
+    @entrypoint(checkpointer=saver)
+    def flow(given: list[Any], *, previous: int | None = None) -> Any:
+        return entrypoint.final(value=[*given, reply(given)], save=(previous or 0) + 1)
+
+    return flow
+
+
+def calling_another_flow(saver: Any) -> Any:
+    @entrypoint()
+    def inner(messages: list[Any]) -> list[Any]:
+        return [*messages, reply(messages)]
+
+    @entrypoint(checkpointer=saver)
+    def flow(given: list[Any], *, previous: list[Any] | None = None) -> Any:
+        return inner.invoke([*(previous or []), *given])
+
+    return flow
+
+
 def saving_a_dict(saver: Any) -> Any:
     @entrypoint(checkpointer=saver)
     def flow(given: dict[str, Any], *, previous: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -186,6 +208,7 @@ def alone(message: Any) -> Any:
 
 FLOWS: list[tuple[Build, Callable[[Any], Any]]] = [
     *((build, as_list) for build in (with_a_task, without_tasks, with_final, answering_only)),
+    *((build, as_list) for build in (answering_behind_the_question, calling_another_flow)),
     *((build, as_list) for build in (adding_messages, asking_a_model)),
     *((saving_a_dict, as_dict), (of_one_message, alone)),
     *((list_as_state, as_list), (list_with_ids_as_state, as_list)),
