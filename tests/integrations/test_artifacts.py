@@ -250,3 +250,14 @@ def test_nothing_is_called_on_what_a_tool_is_given_and_gives_back(
     assert {call.result["__type__"] for call in calls} == {type(result).__name__}
     if type(result) is MagicMock:
         assert result.mock_calls == []
+
+
+def test_nothing_is_called_on_a_key_that_is_no_text(sessions: Sessions) -> None:
+    mock = MagicMock()
+    given = {mock: 1, 2: 3, (4, 5): 6, numpy.int64(7): 8}
+    mock.reset_mock()
+    session = sessions.open("t")
+    session.record_tool("fetch", given, {"deep": [given]})
+    (call,) = session.tool_calls()
+    assert call.arguments == call.result["deep"][0] == {repr(mock): 1, "2": 3, "(4, 5)": 6, "7": 8}
+    assert mock.mock_calls == []
