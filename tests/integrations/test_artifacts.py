@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 from unittest.mock import MagicMock
+from uuid import UUID
 
 import numpy
 import pytest
@@ -19,7 +20,7 @@ from langgraph.prebuilt import ToolNode
 from langgraph.types import Command
 from typing_extensions import TypedDict
 
-from session_middleware import Sessions
+from session_middleware import Sessions, UnserializableValue
 from session_middleware.storage.seen import OF_MEMORY
 from tests.integrations.agents import human
 
@@ -205,6 +206,23 @@ def test_nothing_is_called_on_what_a_graph_holds_beside_its_messages(
     graph, config = watched(sessions, "recorder", builder)
     invoke(graph, {"messages": "hi", "thing": mock, "things": [Proxy()]}, config)
     assert [message.text for message in sessions.get("t").messages()] == ["hi", "hello"]
+    assert mock.mock_calls == []
+
+
+@pytest.mark.parametrize("mode", ["attach", "checkpointer"])
+@pytest.mark.parametrize("spec", [None, Command, dict, UUID])
+@pytest.mark.parametrize("in_message", [False, True])
+def test_a_mock_in_a_state_that_is_stored_is_refused_and_asked_nothing(
+    sessions: Sessions, mode: str, spec: Any, in_message: bool, invoke: Callable[..., Any]
+) -> None:
+    mock = MagicMock(spec=spec)
+
+    def node(state: State) -> Any:
+        return {"messages": [AIMessage("hello", response_metadata={"by": mock})]} if in_message else {"thing": mock}
+
+    graph, config = watched(sessions, mode, StateGraph(State).add_node("node", node).add_edge(START, "node"))
+    with pytest.raises(UnserializableValue, match="MagicMock"):
+        invoke(graph, {"messages": "hi"}, config)
     assert mock.mock_calls == []
 
 
