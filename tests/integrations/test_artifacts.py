@@ -279,3 +279,14 @@ def test_nothing_is_called_on_a_key_that_is_no_text(sessions: Sessions) -> None:
     (call,) = session.tool_calls()
     assert call.arguments == call.result["deep"][0] == {repr(mock): 1, "2": 3, "(4, 5)": 6, "7": 8}
     assert mock.mock_calls == []
+
+
+@pytest.mark.parametrize("odd", [3, ["x"], numpy.arange(3), MagicMock(), MagicMock(spec=ValueError)])
+def test_an_error_and_an_id_of_any_class_are_recorded_as_what_they_show(sessions: Sessions, odd: Any) -> None:
+    session = sessions.open("t")
+    session.record_tool("fetch", {}, None, error=odd, tool_call_id=odd)
+    session.record_model_call("gpt-4o-mini", error=odd)
+    (call,) = session.tool_calls()
+    assert (call.status, call.error, call.tool_call_id) == ("error", repr(odd), repr(odd))
+    assert session.model_calls()[0].error == repr(odd)
+    assert not getattr(odd, "mock_calls", ())
