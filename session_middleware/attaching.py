@@ -19,6 +19,7 @@ from session_middleware.checkpoint.saver import SessionSaver
 from session_middleware.errors import GraphHasPart, NotAGraph
 from session_middleware.lifecycle import session_id_of
 from session_middleware.model import Identity
+from session_middleware.plain import is_a
 from session_middleware.recording.recorder import SessionRecorder
 from session_middleware.visits import acting_as, as_config, identity_of
 
@@ -162,7 +163,7 @@ def _response_schemas(node: Any) -> Iterator[type]:
     for cell in closure:
         with suppress(ValueError):  # the cell is empty
             held = cell.cell_contents
-            for each in held.values() if isinstance(held, dict) else (held,):
+            for each in held.values() if is_a(held, dict) else (held,):
                 schema = getattr(each, "schema", None)
                 if isinstance(schema, type) and not isinstance(each, (BaseTool, type)):
                     yield schema

@@ -128,7 +128,13 @@ def _tame(value: Any, inside: tuple[int, ...]) -> Any:
         raise ValueError("it is inside itself")
     inside = (*inside, id(value))
     if is_a(value, dict):
-        return {key if is_a(key, str) else str(key): _tame(part, inside) for key, part in value.items()}
+        return {_key(key): _tame(part, inside) for key, part in value.items()}
     if is_a(value, (list, tuple)):
         return [_tame(part, inside) for part in value]
     return _tame(_describe(value), inside)
+
+
+def _key(key: Any) -> str:
+    if is_a(key, str):
+        return key
+    return str(key) if is_a(key, (int, float, Enum, *_TEXTUAL, *_arrays())) else repr(key)

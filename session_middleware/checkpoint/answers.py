@@ -10,6 +10,7 @@ from langchain_core.messages import BaseMessage, ToolMessage
 from langchain_core.runnables import RunnableConfig
 
 from session_middleware.model import Message, ToolCall
+from session_middleware.plain import is_a
 from session_middleware.storage.seen import SHARED
 
 if TYPE_CHECKING:
@@ -78,22 +79,22 @@ def _is_answered(asked: Asked, answers: Counter[str], calls: Counter[tuple[str, 
 
 
 def _lists_in(value: Any, depth: int) -> Iterator[Sequence[Any]]:
-    if isinstance(value, (list, tuple)):
+    if is_a(value, (list, tuple)):
         yield value
-    elif isinstance(value, BaseMessage) or _field(value, "tool_call_id"):
+    elif is_a(value, BaseMessage) or _field(value, "tool_call_id"):
         yield (value,)
-    if depth and not isinstance(value, BaseMessage):
-        fields = value if isinstance(value, Mapping) else getattr(value, "__dict__", {})  # of a pydantic state, say
-        for part in value if isinstance(value, (list, tuple)) else fields.values():
-            if isinstance(part, (list, tuple, Mapping)) and not _field(part, "tool_call_id"):
+    if depth and not is_a(value, BaseMessage):
+        fields = value if is_a(value, Mapping) else getattr(value, "__dict__", {})  # of a pydantic state, say
+        for part in value if is_a(value, (list, tuple)) else fields.values():
+            if is_a(part, (list, tuple, Mapping)) and not _field(part, "tool_call_id"):
                 yield from _lists_in(part, depth - 1)
 
 
 def _field(value: Any, name: str) -> Any:
     """Of a message, or of a dict that may be one."""
-    if isinstance(value, Mapping):
+    if is_a(value, Mapping):
         return value.get(name)
-    return getattr(value, name, None) if isinstance(value, BaseMessage) else None
+    return getattr(value, name, None) if is_a(value, BaseMessage) else None
 
 
 # The answers that are known

@@ -29,6 +29,7 @@ from langgraph.types import Send
 from pydantic import BaseModel, RootModel
 
 from session_middleware.checkpoint.classes import kind_of, name_of, shape_of
+from session_middleware.plain import is_a
 
 # The extension codes of LangGraph's msgpack format.
 SINGLE_ARGUMENT, ARGUMENTS, KEYWORDS, METHOD, PYDANTIC_V1, PYDANTIC, NUMPY, DELTA_SNAPSHOT = range(8)
@@ -70,14 +71,24 @@ def _default(value: Any) -> Any:
 def _encoded(value: Any) -> Any:
     """Of a subclass of what msgpack or LangGraph know, an array, or anything else."""
     for base, of in _BY_BASE.items():
-        if isinstance(value, base):
+        if is_a(value, base):
             return _BY_CLASS[base](of(base, value))
     array = _array_type()
     if array is not None and isinstance(value, array):
         return _array(value)
     if isinstance(value, type):
         raise TypeError(f"{value.__name__} is a class, and not a value")
+    cls = type(value)
+    if _makes_attributes_up(cls) and not any(hasattr(cls, name) for name in _DUMPS):
+        raise TypeError(f"Object of type {cls.__name__} is not serializable")  # a mock or a proxy is asked nothing
     return _msgpack_default(value)
+
+
+_DUMPS = ("model_dump", "get_secret_value", "dict", "_asdict")  # what LangGraph calls, on a value that has it
+
+
+def _makes_attributes_up(cls: Any) -> bool:
+    return hasattr(cls, "__getattr__") or cls.__getattribute__ is not object.__getattribute__
 
 
 def _default_exactly(value: Any) -> Any:

@@ -28,7 +28,7 @@ from session_middleware.recording.messages import Outcome, describe, mark_of, ou
 from session_middleware.recording.prices import load
 from session_middleware.recording.recorder import SessionRecorder
 from session_middleware.recording.trace import CallKey, KnownMessages, Trace, namespace_of, sentence, since
-from session_middleware.recording.usage import is_cached, model_in, usage_of, with_usage
+from session_middleware.recording.usage import is_cached, model_in, text_in, usage_of, with_usage
 from session_middleware.storage.port import Storage
 from session_middleware.storage.seen import HistorySeen, ModelCallSeen, ToolEnd, ToolStart
 from session_middleware.storage.visit import Visit
@@ -211,7 +211,7 @@ class Hooks:
             self.journal.fault(error)
             told = {}
         load()
-        return Asked(told.get("ls_model_name"), told.get("ls_provider"), self._clock())
+        return Asked(text_in(told, "ls_model_name"), text_in(told, "ls_provider"), self._clock())
 
     @harmless
     def answer(self, place: Place, asked: Asked, came: Sequence[BaseMessage] | BaseException) -> None:

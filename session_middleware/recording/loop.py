@@ -22,6 +22,7 @@ from pydantic import BaseModel
 from session_middleware.errors import InvalidArgument
 from session_middleware.model import CALL_STATUSES, Identity, Message, NewId
 from session_middleware.names import check_choice, checked_moment
+from session_middleware.plain import is_a
 from session_middleware.recording.align import align
 from session_middleware.recording.blocks import Blocks
 from session_middleware.recording.journal import Journal
@@ -89,7 +90,7 @@ class Loop:
         if status is not None:
             check_choice("status", status, CALL_STATUSES[1:])  # it is over
         execution_id, name = self._new_id(), str(name)
-        told = sentence(error) if isinstance(error, BaseException) else error
+        told, call_id = _said(error), tool_call_id if tool_call_id is None else _text(tool_call_id)
         found = outcome_of(result)
         end = ToolEnd(
             execution_id=execution_id,
@@ -101,7 +102,7 @@ class Loop:
             name=name,
             files=found.files,
         )
-        self._write([ToolStart(execution_id, tool_call_id, name, arguments), end])
+        self._write([ToolStart(execution_id, call_id, name, arguments), end])
 
     def record_model_call(
         self,
@@ -128,7 +129,7 @@ class Loop:
             model and str(model),
             provider and str(provider),
             duration_ms=None if duration is None else duration / timedelta(milliseconds=1),
-            error=sentence(error) if isinstance(error, BaseException) else error,
+            error=_said(error),
             message_id=message_id and str(message_id),
             marks=marks,
             started_at=checked_moment("at", at),
@@ -216,6 +217,14 @@ class Loop:
             self._write(entries)
         except Exception as error:  # noqa: BLE001  # a fault here must not keep a tool from running
             self._journal.fault(error)
+
+
+def _said(error: Any) -> str | None:
+    return sentence(error) if is_a(error, BaseException) else None if error is None else _text(error)
+
+
+def _text(value: Any) -> str:
+    return value if is_a(value, str) else repr(value)
 
 
 def _unkept(session_id: str, seen: Any) -> Message:

@@ -23,7 +23,7 @@ from session_middleware.recording.journal import Journal
 from session_middleware.recording.messages import describe
 from session_middleware.recording.prices import Tokens, load
 from session_middleware.recording.trace import Asked, Trace, namespace_of, since
-from session_middleware.recording.usage import is_cached, model_in, told_beside, usage_of, with_usage
+from session_middleware.recording.usage import is_cached, model_in, text_in, told_beside, usage_of, with_usage
 from session_middleware.storage.seen import MessageSeen, ModelCallSeen
 
 
@@ -35,15 +35,15 @@ class Models:
         self._flush_seconds = flush_seconds
 
     def start(self, trace: Trace, run_id: UUID, metadata: Mapping[str, Any], options: Mapping[str, Any]) -> None:
-        given = options.get("invocation_params") or {}
-        model = metadata.get("ls_model_name") or given.get("model") or given.get("model_name")
+        given = options.get("invocation_params")
+        model = text_in(metadata, "ls_model_name") or text_in(given, "model") or text_in(given, "model_name")
         trace.models[run_id] = Asked(
             trace=trace,
             id=str(run_id),
             started=time.perf_counter(),
             started_at=self._clock(),
-            model=None if model is None else str(model),
-            provider=metadata.get("ls_provider"),
+            model=model,
+            provider=text_in(metadata, "ls_provider"),
             namespace=namespace_of(metadata),
             node=metadata.get("langgraph_node"),
             step=metadata.get("langgraph_step"),

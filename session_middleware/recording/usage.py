@@ -12,6 +12,7 @@ from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage
 
+from session_middleware.plain import is_a
 from session_middleware.recording.prices import Tokens, cost_of, load
 from session_middleware.storage.seen import ModelCallSeen
 
@@ -71,7 +72,7 @@ def told_beside(output: Any) -> tuple[Tokens, tuple[str, ...]]:
 
 def model_in(metadata: Any) -> str | None:
     """The model that a message's `response_metadata` or a result's `llm_output` names."""
-    return _text(metadata, "model_name") or _text(metadata, "model")
+    return text_in(metadata, "model_name") or text_in(metadata, "model")
 
 
 def is_cached(message: BaseMessage) -> bool:
@@ -88,8 +89,8 @@ def call_told_by(message: BaseMessage, tokens: Tokens, message_id: str, checkpoi
     """
     if tokens == Tokens():
         return None
-    model, provider = model_in(message.response_metadata), _text(message.response_metadata, "model_provider")
-    own_id = None if is_cached(message) else _text(message.response_metadata, "id")
+    model, provider = model_in(message.response_metadata), text_in(message.response_metadata, "model_provider")
+    own_id = None if is_cached(message) else text_in(message.response_metadata, "id")
     call = ModelCallSeen(own_id or message_id, model, provider, message_id=message_id, checkpoint_ns=checkpoint_ns)
     return with_usage(call, tokens, cached=is_cached(message))
 
@@ -125,6 +126,7 @@ def _first(counts: Mapping[str, Any], names: tuple[str, ...]) -> Any:
     return next((counts[name] for name in names if counts.get(name) is not None), None)
 
 
-def _text(fields: Any, name: str) -> str | None:
+def text_in(fields: Any, name: str) -> str | None:
+    """The text of that name; a value of any other class is asked nothing."""
     value = fields.get(name) if _is_mapping(fields) else None
-    return value if type(value) is str and value else None
+    return str.__str__(value) if is_a(value, str) and value else None

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 from unittest.mock import MagicMock
+from uuid import UUID
 
 import numpy
 import pytest
@@ -19,7 +20,7 @@ from langgraph.prebuilt import ToolNode
 from langgraph.types import Command
 from typing_extensions import TypedDict
 
-from session_middleware import Sessions
+from session_middleware import Sessions, UnserializableValue
 from session_middleware.storage.seen import OF_MEMORY
 from tests.integrations.agents import human
 
@@ -208,6 +209,23 @@ def test_nothing_is_called_on_what_a_graph_holds_beside_its_messages(
     assert mock.mock_calls == []
 
 
+@pytest.mark.parametrize("mode", ["attach", "checkpointer"])
+@pytest.mark.parametrize("spec", [None, Command, dict, UUID])
+@pytest.mark.parametrize("in_message", [False, True])
+def test_a_mock_in_a_state_that_is_stored_is_refused_and_asked_nothing(
+    sessions: Sessions, mode: str, spec: Any, in_message: bool, invoke: Callable[..., Any]
+) -> None:
+    mock = MagicMock(spec=spec)
+
+    def node(state: State) -> Any:
+        return {"messages": [AIMessage("hello", response_metadata={"by": mock})]} if in_message else {"thing": mock}
+
+    graph, config = watched(sessions, mode, StateGraph(State).add_node("node", node).add_edge(START, "node"))
+    with pytest.raises(UnserializableValue, match="MagicMock"):
+        invoke(graph, {"messages": "hi"}, config)
+    assert mock.mock_calls == []
+
+
 RESULTS: dict[str, Any] = {
     "a mock": MagicMock(),
     "a mock of a message": MagicMock(spec=ToolMessage),
@@ -250,3 +268,25 @@ def test_nothing_is_called_on_what_a_tool_is_given_and_gives_back(
     assert {call.result["__type__"] for call in calls} == {type(result).__name__}
     if type(result) is MagicMock:
         assert result.mock_calls == []
+
+
+def test_nothing_is_called_on_a_key_that_is_no_text(sessions: Sessions) -> None:
+    mock = MagicMock()
+    given = {mock: 1, 2: 3, (4, 5): 6, numpy.int64(7): 8}
+    mock.reset_mock()
+    session = sessions.open("t")
+    session.record_tool("fetch", given, {"deep": [given]})
+    (call,) = session.tool_calls()
+    assert call.arguments == call.result["deep"][0] == {repr(mock): 1, "2": 3, "(4, 5)": 6, "7": 8}
+    assert mock.mock_calls == []
+
+
+@pytest.mark.parametrize("odd", [3, ["x"], numpy.arange(3), MagicMock(), MagicMock(spec=ValueError)])
+def test_an_error_and_an_id_of_any_class_are_recorded_as_what_they_show(sessions: Sessions, odd: Any) -> None:
+    session = sessions.open("t")
+    session.record_tool("fetch", {}, None, error=odd, tool_call_id=odd)
+    session.record_model_call("gpt-4o-mini", error=odd)
+    (call,) = session.tool_calls()
+    assert (call.status, call.error, call.tool_call_id) == ("error", repr(odd), repr(odd))
+    assert session.model_calls()[0].error == repr(odd)
+    assert not getattr(odd, "mock_calls", ())

@@ -10,6 +10,7 @@ from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 from langchain_core.caches import InMemoryCache
@@ -195,6 +196,24 @@ def test_a_streamed_answer_counts_once(sessions: Sessions, mode: str) -> None:
     graph, config = watched(sessions, mode, lambda state: {"messages": [model.invoke(state["messages"])]})
     assert list(graph.stream(human("hi"), config, stream_mode="messages"))
     assert took(sessions.get("t")) == (1, 1000, 100, PRICE)
+
+
+@pytest.mark.parametrize("mode", ["attach", "recorder"])
+def test_a_model_whose_name_is_no_text_is_asked_nothing_and_its_call_is_kept(
+    sessions: Sessions, mode: str, invoke: Callable[..., Any]
+) -> None:
+    name = MagicMock()
+
+    class Nameless(Model):
+        def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> Any:
+            return {"ls_provider": name, "ls_model_name": name, "ls_model_type": "chat"}
+
+    model = Nameless(told_in="message")
+    graph, config = watched(sessions, mode, lambda state: {"messages": [model.invoke(state["messages"])]})
+    invoke(graph, human("hi"), config)
+    (call,) = sessions.get("t").model_calls()
+    assert (call.model, call.provider, call.input_tokens) == ("gpt-4o-mini", None, 1000)
+    assert not [each for each in name.mock_calls if "lower" in str(each)]  # which is what a table of prices asks
 
 
 def test_a_model_that_asks_another_one_counts_once(sessions: Sessions, invoke: Callable[..., Any]) -> None:
