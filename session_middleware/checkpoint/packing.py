@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import fields
 from datetime import date, datetime, timedelta
 from decimal import Decimal
+from types import FunctionType
 from typing import Any
 from uuid import UUID
 
@@ -79,7 +80,11 @@ def _encoded(value: Any) -> Any:
     if isinstance(value, type):
         raise TypeError(f"{value.__name__} is a class, and not a value")
     cls = type(value)
-    if _makes_attributes_up(cls) and not any(hasattr(cls, name) for name in _DUMPS):
+    if (
+        _makes_attributes_up(cls)
+        and not issubclass(cls, BaseException)
+        and not any(hasattr(cls, name) for name in _DUMPS)
+    ):
         raise TypeError(f"Object of type {cls.__name__} is not serializable")  # a mock or a proxy is asked nothing
     return _msgpack_default(value)
 
@@ -88,7 +93,8 @@ _DUMPS = ("model_dump", "get_secret_value", "dict", "_asdict")  # what LangGraph
 
 
 def _makes_attributes_up(cls: Any) -> bool:
-    return hasattr(cls, "__getattr__") or cls.__getattribute__ is not object.__getattribute__
+    is_made_up = hasattr(cls, "__getattr__") or isinstance(cls.__getattribute__, FunctionType)
+    return is_made_up and not issubclass(cls, BaseException)  # of which LangGraph stores the repr
 
 
 def _default_exactly(value: Any) -> Any:

@@ -68,7 +68,9 @@ class Histories:
 
 def _ids_in(inputs: Any) -> frozenset[str]:
     found = (
-        id_of(message) for part in _parts(inputs) for message in (part if part and _may_be_message(part[-1]) else ())
+        id_of(message)
+        for part in _parts(inputs)
+        for message in (part if len(part) and _may_be_message(part[-1]) else ())
     )
     return frozenset(str(message_id) for message_id in found if isinstance(message_id, (str, int)) and message_id)
 

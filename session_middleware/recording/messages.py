@@ -230,7 +230,7 @@ def lists_in(
     if is_one(value):
         yield (value,)
     elif is_a(value, (list, tuple)):
-        if value and is_one(value[-1]):
+        if len(value) and is_one(value[-1]):  # a list of the user's may refuse to say whether it is true
             yield value
         elif depth:
             for part in value:
