@@ -42,7 +42,7 @@ class _Row(NamedTuple):
 
 _IS_USERS = """
     SELECT EXISTS (SELECT 1 FROM messages WHERE session_id = ? AND text = ? AND role = 'user' AND checkpoint_ns = '')
-    OR NOT EXISTS (SELECT 1 FROM messages WHERE session_id = ? AND role = 'user')
+    OR (? AND NOT EXISTS (SELECT 1 FROM messages WHERE session_id = ? AND role = 'user'))
 """
 _NO_LONGER_ASIDE = """
     UPDATE messages SET checkpoint_ns = '', marks = (SELECT NULLIF(json_group_array(value), '[]') FROM json_each(marks)
@@ -178,10 +178,10 @@ class _Appending:
         return message._replace(role="assistant", extra={**(message.extra or {}), "type": "human"})
 
     def _is_users(self, text: str) -> bool:
-        """Whether the session's user has said the same, or nothing yet, so that this is how the session begins."""
+        """Whether the session's user has said the same; or nothing yet, neither there nor to this run."""
         self._insert()
-        session_id = self._visit.session_id
-        return bool(self._connection.execute(_IS_USERS, (session_id, text, session_id)).fetchone()[0])
+        session_id, is_silent = self._visit.session_id, not self._visit.users_words
+        return bool(self._connection.execute(_IS_USERS, (session_id, text, is_silent, session_id)).fetchone()[0])
 
     def _share(self, row: _Row) -> None:
         """What was said in a subgraph, or aside, is in the state of the outermost graph as well.
