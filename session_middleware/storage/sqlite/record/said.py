@@ -178,9 +178,12 @@ class _Appending:
         return message._replace(role="assistant", extra={**(message.extra or {}), "type": "human"})
 
     def _is_users(self, text: str) -> bool:
-        """Whether the session's user has said the same; or nothing yet, neither there nor to this run."""
+        """Whether the session's user has said the same, there or to this run; or nothing yet to either."""
+        words, session_id = self._visit.users_words or (), self._visit.session_id
+        if text in words:
+            return True
         self._insert()
-        session_id, is_silent = self._visit.session_id, not self._visit.users_words
+        is_silent = not words
         return bool(self._connection.execute(_IS_USERS, (session_id, text, is_silent, session_id)).fetchone()[0])
 
     def _share(self, row: _Row) -> None:
