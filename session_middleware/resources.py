@@ -30,29 +30,39 @@ logger = logging.getLogger("session_middleware")
 
 class Key(NamedTuple):
     session_id: str
-    incarnation: int  # of that id: who has it next gets nothing of what was open before
+    incarnation: int  # of that id: the next session with it is given nothing that was opened for this one
     name: str
 
 
 _CLOSING_SECONDS = 10.0  # how long the closing of an asynchronous resource is waited for on another loop
+_LONGEST_PART = 150  # characters of a path that a value may fill; most file systems take 255 in a name
 
 
 @dataclass(eq=False)
 class _Resource:
-    """One resource: opened once, by whoever asks first, while others wait for it."""
+    """One resource: opened once, by the first that asks for it, while others wait."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
+    process: int = field(default_factory=os.getpid)  # a fork closes nothing of its parent's
     is_open: bool = False
     value: Any = None
     close: Callable[[Any], Any] | None = None
-    task: _Owner | None = None
+    task: _Task | None = None
+
+    def end(self) -> None:
+        with self.lock:
+            is_open, self.is_open = self.is_open, False
+        if self.task is not None:
+            self.task.end()
+        elif is_open and self.close is not None:
+            try:
+                self.close(self.value)
+            except Exception as error:  # noqa: BLE001  # of the app's own function; the session ends all the same
+                _log(error)
 
 
-_LONGEST_PART = 150  # characters of a path that a value may fill; most file systems take 255 in a name
-
-
-class _Owner:
-    """The task that opens an asynchronous resource, and closes it when it is told to."""
+class _Task:
+    """The task that opens an asynchronous resource, and closes it in the end."""
 
     def __init__(self, open: Callable[[], Awaitable[Any]], close: Callable[[Any], Awaitable[None]] | None) -> None:
         self.loop = asyncio.get_running_loop()
@@ -63,25 +73,21 @@ class _Owner:
 
     async def _live(self, open: Callable[[], Awaitable[Any]], close: Callable[[Any], Awaitable[None]] | None) -> None:
         try:
-            value = await open()
+            self.opened.set_result(value := await open())
+            try:
+                await self._end.wait()
+            finally:
+                if close is not None:
+                    await close(value)
         except BaseException as error:
             if not self.opened.done():
                 self.opened.set_exception(error)
-            self.closed.set_result(None)
+            elif isinstance(error, Exception):
+                _log(error)  # of the app's own function; the session ends all the same
             if not isinstance(error, Exception):
                 raise
-            return
-        self.opened.set_result(value)
-        try:
-            await self._end.wait()
         finally:
-            try:
-                if close is not None:
-                    await close(value)
-            except Exception as error:  # noqa: BLE001  # of the app's own function; the session ends all the same
-                _tell(error)
-            finally:
-                self.closed.set_result(None)
+            self.closed.set_result(None)
 
     def end(self) -> None:
         """Have it closed, once it is open; and wait for that where that does not hold up its own loop."""
@@ -106,13 +112,11 @@ class Resources:
         self._offload = offload
         self._limit = limit
         self._lock = threading.Lock()
-        self._process = [os.getpid()]
         self._held: OrderedDict[Key, _Resource] = OrderedDict()
-        self._finalizer = weakref.finalize(self, _close_all, self._held, self._process)  # also when the process ends
+        self._finalizer = weakref.finalize(self, _close_all, self._held)  # also when the process ends
 
     def get(self, key: Key, open: Callable[[], Any], close: Callable[[Any], Any] | None) -> Any:
-        self._close_before(key)
-        resource = self._find(key)
+        resource = self._enter(key)
         with resource.lock:
             if not resource.is_open:
                 try:
@@ -126,10 +130,9 @@ class Resources:
     async def aget(
         self, key: Key, open: Callable[[], Awaitable[Any]], close: Callable[[Any], Awaitable[None]] | None
     ) -> Any:
-        await self._offload.run(self._close_before, key)
-        resource = self._find(key)
+        resource = await self._offload.run(self._enter, key)
         if resource.task is None and not resource.is_open:
-            resource.task = _Owner(open, close)
+            resource.task = _Task(open, close)
         if resource.task is not None:
             try:
                 resource.value = await asyncio.shield(resource.task.opened)
@@ -140,53 +143,38 @@ class Resources:
         await self._offload.run(self._make_room)
         return resource.value
 
-    def sessions(self) -> frozenset[tuple[str, int]]:
-        """The ids and incarnations of those that have something open."""
-        with self._lock:
-            self._leave_parents()
-            return frozenset(key[:2] for key in self._held)
-
     def close(self, session_ids: Collection[str]) -> None:
         """Close what these sessions have open."""
-        self._close_those(lambda key: key.session_id in session_ids)
+        self.close_where(lambda key: key.session_id in session_ids)
 
-    def close_of(self, session_id: str, incarnation: int) -> None:
-        """Close what one session has open, and none that has had its id since."""
-        self._close_those(lambda key: key[:2] == (session_id, incarnation))
-
-    def _close_before(self, key: Key) -> None:
-        """Close what was left open by those that had its id before, for it may be in the way of what is opened now."""
-        self._close_those(lambda other: other.session_id == key.session_id and other.incarnation < key.incarnation)
-
-    def _close_those(self, are_meant: Callable[[Key], bool]) -> None:
+    def close_where(self, is_meant: Callable[[Key], bool]) -> None:
         with self._lock:
-            self._leave_parents()
-            resources = [self._held.pop(key) for key in list(self._held) if are_meant(key)]
-        for resource in resources:
-            _close(resource)
+            keys = list(self._held)
+        for key in filter(is_meant, keys):
+            with self._lock:
+                resource = self._held.pop(key, None)
+            _end(resource)
 
     def close_all(self) -> None:
-        _close_all(self._held, self._process)
+        _close_all(self._held)
 
     async def aclose_all(self) -> None:
         """As `close_all`, and wait for those that are closed on this loop."""
-        tasks = [resource.task for resource in self._held.values() if resource.task is not None]
+        held = [resource for resource in self._held.values() if resource.process == os.getpid()]
         await self._offload.run(self.close_all)
-        for task in tasks:
-            await asyncio.wrap_future(task.closed)
+        for resource in held:
+            if resource.task is not None:
+                await asyncio.wrap_future(resource.task.closed)
 
-    def _find(self, key: Key) -> _Resource:
+    def _enter(self, key: Key) -> _Resource:
+        """The resource, open or not; what sessions with this id had open before is closed, for it may be in the way."""
+        self.close_where(lambda other: other.session_id == key.session_id and other.incarnation < key.incarnation)
         with self._lock:
-            self._leave_parents()
-            resource = self._held.setdefault(key, _Resource())
+            resource = self._held.get(key)
+            if resource is None or resource.process != os.getpid():
+                resource = self._held[key] = _Resource()
             self._held.move_to_end(key)
             return resource
-
-    def _leave_parents(self) -> None:
-        """A fork's parent's are its parent's, and are not closed here."""
-        if self._process != [os.getpid()]:
-            self._process[0] = os.getpid()
-            self._held.clear()
 
     def _drop(self, key: Key, resource: _Resource) -> None:
         with self._lock:
@@ -194,36 +182,23 @@ class Resources:
                 del self._held[key]
 
     def _make_room(self) -> None:
-        surplus: list[_Resource] = []
         with self._lock:
-            while len(self._held) > self._limit:
-                surplus.append(self._held.popitem(last=False)[1])
+            surplus = [self._held.popitem(last=False)[1] for _ in range(len(self._held) - self._limit)]
         for resource in surplus:
-            _close(resource)
+            _end(resource)
 
 
-def _close(resource: _Resource) -> None:
-    with resource.lock:
-        if not resource.is_open and resource.task is None:
-            return
-        resource.is_open = False
-    if resource.task is not None:
-        resource.task.end()
-    elif resource.close is not None:
-        try:
-            resource.close(resource.value)
-        except Exception as error:  # noqa: BLE001  # of the app's own function; the session ends all the same
-            _tell(error)
+def _end(resource: _Resource | None) -> None:
+    if resource is not None and resource.process == os.getpid():
+        resource.end()
 
 
-def _close_all(held: OrderedDict[Key, _Resource], process: list[int]) -> None:
-    if process != [os.getpid()]:
-        return
+def _close_all(held: OrderedDict[Key, _Resource]) -> None:
     while held:
-        _close(held.popitem()[1])
+        _end(held.popitem()[1])
 
 
-def _tell(error: Exception) -> None:
+def _log(error: Exception) -> None:
     logger.warning("closing a session's resource raised %r", error, exc_info=error)
 
 

@@ -13,6 +13,7 @@ from session_middleware.living import Timeout
 from session_middleware.model import Status
 from session_middleware.names import checked_moment
 from session_middleware.parts import Parts
+from session_middleware.resources import Key
 from session_middleware.settings import age_of
 from session_middleware.storage.visit import Lease
 
@@ -113,11 +114,12 @@ class Sweeper:
             logger.warning("a sweep beside the runs failed, and is tried again (%s)", error)
 
     def close_resources(self) -> None:
-        """Of sessions that have ended, whichever way and in whichever process."""
-        parts = self._parts
-        for session_id, incarnation in parts.resources.sessions():
-            with suppress(StorageError):  # who asks for it is told
-                session = parts.storage.find_session(session_id)
-                is_same = session is not None and session.incarnation == incarnation
-                if session is None or not is_same or session.status not in ("active", "opening"):
-                    parts.resources.close_of(session_id, incarnation)
+        """Close what belongs to sessions that have ended, whichever way and in whichever process."""
+        self._parts.resources.close_where(self._has_ended)
+
+    def _has_ended(self, key: Key) -> bool:
+        with suppress(StorageError):  # the next caller of the session is given it
+            session = self._parts.storage.find_session(key.session_id)
+            is_same = session is not None and session.incarnation == key.incarnation
+            return session is None or not is_same or session.status not in ("active", "opening")
+        return False
