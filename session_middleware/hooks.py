@@ -1,8 +1,7 @@
-"""Hooks: the app's own functions, called when something happens to a session.
+"""Hooks: the app's own functions, called when something has happened to a session.
 
-What happened is told by a row in the outbox, written in the transaction in which it happened, by whichever
-process, and taken away when the hooks have returned. So hooks are called at least once, after a crash too, by
-one of the processes that have them; and they may be called twice. The row waits for such a process for 30 days.
+The storage hands out the events that this process has committed; so no hook is called before the commit
+or in the transaction. What other processes do is in `Session.events`, and `Session.follow` gives it as it comes.
 """
 
 from __future__ import annotations
@@ -13,8 +12,9 @@ import logging
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import datetime, timedelta
-from typing import Any, Literal, TypeAlias, TypeVar, cast
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from session_middleware.findings import Ended
 from session_middleware.model import Event
@@ -36,6 +36,7 @@ _KINDS: dict[Name, frozenset[str]] = {
     "closed": frozenset({"completed", "failed", "abandoned", "expired", "deleted", "archived"}),
     "error": frozenset({"error"}),
 }
+_HOOK = "a function of one argument, as by @sessions.on_closed over its def"
 
 
 class Hooks:
@@ -44,35 +45,40 @@ class Hooks:
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
         self._hooks: dict[Name, list[Hook]] = {name: [] for name in _KINDS}
-        self._expiring: list[ExpiringHook] = []
-        self._turn = threading.RLock()  # events are told in order
+        self.expiring: list[ExpiringHook] = []
+        self._turn = threading.RLock()  # one at a time; a hook may itself call `deliver`
         self.faults = 0
 
-    def add(self, name: Name, hook: Hook) -> None:
+    def add(self, name: Name, hook: H) -> H:
+        check_callable("hook", hook, _HOOK)
         self._hooks[name].append(hook)
-        self._storage.announce(name, _KINDS[name])
+        self._storage.watch({kind for name, hooks in self._hooks.items() if hooks for kind in _KINDS[name]})
+        return hook
 
-    @property
-    def minds_expiry(self) -> bool:
-        return bool(self._expiring)
+    def wake(self) -> None:
+        """Call the hooks for all that has happened, on a thread of their own, and wait for nothing."""
+        if self._storage.has_events():
+            with suppress(RuntimeError):  # the interpreter is on its way out
+                threading.Thread(target=self._deliver_beside, name="session-hooks").start()
 
-    def add_expiring(self, hook: ExpiringHook) -> None:
-        self._expiring.append(hook)
+    def _deliver_beside(self) -> None:
+        while self._storage.has_events() and self._turn.acquire(blocking=False):  # else another thread does it
+            try:
+                self.deliver()
+            finally:
+                self._turn.release()
 
     def deliver(self) -> None:
         """Call the hooks for all that has happened; returns when they have returned."""
-        if not any(self._hooks.values()):
-            return
         with self._turn:
-            while told := self._storage.take_told():
-                for number, name, event in told:
-                    for hook in self._hooks[cast("Name", name)]:
+            while (event := self._storage.take_event()) is not None:
+                for name, hooks in self._hooks.items():
+                    for hook in tuple(hooks) if event.kind in _KINDS[name] else ():
                         self._call(hook, event)
-                    self._storage.acknowledge([number])
 
     def postponed(self, ended: Ended, now: datetime) -> datetime | None:
         """Until when the hooks want a session that is due to be spared; ``None``: they do not."""
-        asked = [self._call(hook, ended) for hook in self._expiring]
+        asked = [self._call(hook, ended) for hook in tuple(self.expiring)]
         durations: list[timedelta] = []
         for answer in asked:
             try:
@@ -111,38 +117,36 @@ def _awaited(answer: Awaitable[Any]) -> Any:
         return thread.submit(asyncio.run, wait()).result()
 
 
-_HOOK = "a function of one argument, as by @sessions.on_closed over its def"
-
-
 class Hookable:
     """The decorators: ``@sessions.on_closed``. A hook takes an `Event`, and may be ``async``.
 
-    Hooks are called soon after what they are for, one at a time and in order, on a thread of their own;
-    an ``async`` one on an event loop of its own. `Sessions.settle` waits for them. What a process without such hooks
-    has done, as a sweep from the command line, waits for one that has registered them on this database, for 30 days.
+    Hooks are called soon after the commit of what they are for, one at a time and in order, on a thread of their own;
+    an ``async`` one on an event loop of its own. `Sessions.settle` and `Sessions.close` wait for them. They are for
+    what is done through this `Sessions`, its sweeps among it; a process that is killed calls them no more.
+    `Event.seq` is 0 where the record has no such event: of an error of a run, and of a session that was deleted.
     """
 
     hooks: Hooks
 
     def on_opened(self, hook: H) -> H:
         """Called when a session was opened or forked."""
-        return self._add("opened", hook)
+        return self.hooks.add("opened", hook)
 
     def on_resumed(self, hook: H) -> H:
         """Called when a session was resumed, revived or reopened."""
-        return self._add("resumed", hook)
+        return self.hooks.add("resumed", hook)
 
     def on_state_changed(self, hook: H) -> H:
         """Called when a session's status has changed, but for idle, which is a matter of the clock."""
-        return self._add("state_changed", hook)
+        return self.hooks.add("state_changed", hook)
 
     def on_closed(self, hook: H) -> H:
         """Called when a session has ended, whichever way: `Event.kind` and `Event.reason` say how and why."""
-        return self._add("closed", hook)
+        return self.hooks.add("closed", hook)
 
     def on_error(self, hook: H) -> H:
         """Called when a run has ended with an error, which `Event.detail` has."""
-        return self._add("error", hook)
+        return self.hooks.add("error", hook)
 
     def on_expiring(self, hook: H) -> H:
         """Called with an `Ended` before a sweep expires a session. A duration returned postpones that, once.
@@ -150,10 +154,5 @@ class Hookable:
         It is asked on the sweep's thread, and once again only after the session has been active.
         """
         check_callable("hook", hook, _HOOK)
-        self.hooks.add_expiring(hook)
-        return hook
-
-    def _add(self, name: Name, hook: H) -> H:
-        check_callable("hook", hook, _HOOK)
-        self.hooks.add(name, hook)
+        self.hooks.expiring.append(hook)
         return hook

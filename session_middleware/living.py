@@ -90,7 +90,7 @@ class LivingSession(SessionInfo):
         return self._parts.by or Identity(user_id=self.user_id, group_id=self.group_id)
 
     def _again(self, info: SessionInfo) -> Self:
-        self._parts.pulse.wake()
+        self._parts.hooks.wake()
         return type(self).of(info, self._parts)
 
     # Changing
@@ -282,5 +282,5 @@ def delete(session_id: str, parts: Parts, storage: Storage | None = None) -> Del
     parts.recorder.forget(session_id)
     parts.visits.forget(session_id)
     parts.resources.close([session_id])
-    parts.pulse.wake()
+    parts.hooks.wake()
     return deleted

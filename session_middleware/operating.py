@@ -47,7 +47,9 @@ class Operated:
         """
         self._settle()
         target = self._parts.new_id() if to is None else lifecycle.session_id_of(to)
-        return Session.of(self._parts.storage.copy_session(lifecycle.session_id_of(session_id), target), self._parts)
+        info = self._parts.storage.copy_session(lifecycle.session_id_of(session_id), target)
+        self._parts.hooks.wake()
+        return Session.of(info, self._parts)
 
     async def acopy(self, session_id: object, to: object = None) -> Session:
         return await self._parts.offload.run(self.copy, session_id, to)
@@ -154,7 +156,7 @@ class Operated:
             return []
         ended = self._parts.storage.revoke_user(chosen, reason=reason)
         self._parts.resources.close(ended)
-        self._parts.pulse.wake()
+        self._parts.hooks.wake()
         return ended
 
     async def arevoke(self, user_id: str, **options: Any) -> list[str]:

@@ -1,4 +1,4 @@
-"""What goes on beside the runs of one `Sessions`, on one thread: telling that they live, sweeps, calling hooks.
+"""What goes on beside the runs of one `Sessions`, on one thread: telling that they live, and sweeps.
 
 The thread is started by the first run, again after a fork, and stops when the `Sessions` is closed or
 nobody holds it any more. A run's end may be told from anywhere, a garbage collector's callback included,
@@ -32,7 +32,6 @@ _SILENT_BEATS = 6  # a run whose end nothing tells is taken for dead when it has
 class _Chore:
     do: Callable[[], None]
     every_seconds: float
-    on_wake: bool = False  # also whenever the thread is woken
     next_at: float = 0.0  # by the monotonic clock
 
 
@@ -55,9 +54,9 @@ class Pulse:
         self._thread: threading.Thread | None = None
         self._ended.clear()
 
-    def add_chore(self, do: Callable[[], None], every_seconds: float, *, on_wake: bool = False) -> None:
+    def add_chore(self, do: Callable[[], None], every_seconds: float) -> None:
         """Have something done on the thread, as long as there is one."""
-        self._chores.append(_Chore(do, every_seconds, on_wake))
+        self._chores.append(_Chore(do, every_seconds))
 
     def begin(self, visit: Visit) -> None:
         """A run begins."""
@@ -146,11 +145,11 @@ class Pulse:
             lease.is_over = True
         self._storage.release(left)
 
-    def do_chores(self, *, woken: bool) -> float:
+    def do_chores(self) -> float:
         """Do what is due; how many seconds until something is again."""
         self.settle()
         for chore in self._chores:
-            if time.monotonic() >= chore.next_at or (woken and chore.on_wake):
+            if time.monotonic() >= chore.next_at:
                 chore.do()
                 chore.next_at = time.monotonic() + chore.every_seconds
         return max(0.0, min(chore.next_at for chore in self._chores) - time.monotonic())
@@ -168,16 +167,15 @@ def _go_on(pulse_ref: weakref.ref[Pulse], wakeups: SimpleQueue[bool]) -> None:
     pause = 0.0
     while True:
         try:
-            woken = wakeups.get(timeout=pause)
-            if not woken:
+            if not wakeups.get(timeout=pause):
                 return
         except Empty:
-            woken = False
+            pass
         pulse = pulse_ref()
         if pulse is None:
             return
         try:
-            pause = pulse.do_chores(woken=woken)
+            pause = pulse.do_chores()
         except SessionError as error:
             logger.warning("session_middleware's upkeep failed and goes on (%s)", error)
             pause = BEAT_SECONDS

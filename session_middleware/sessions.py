@@ -276,7 +276,9 @@ class Sessions(Operated, Reports, Hookable, MemoryDoor):
             on_resume=on_resume,
         )
         self._pulse.start()
-        return self._session(self._storage.open_session(visit, details, must_be_new=if_exists == "raise"))
+        info = self._storage.open_session(visit, details, must_be_new=if_exists == "raise")
+        self.hooks.wake()
+        return self._session(info)
 
     async def aopen(self, session_id: object = None, **options: Any) -> Session:
         return await self._offload.run(self.open, session_id, **options)

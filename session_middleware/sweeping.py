@@ -22,7 +22,8 @@ logger = logging.getLogger("session_middleware")
 _DUTY = "sweep"
 _ORPHANED = timedelta(minutes=10)  # how long after a session's last activity its writes wait for their checkpoint
 _FIRST = timedelta(days=1)  # how far back the first sweep of a process looks for such writes
-_DELIVER_SECONDS = 5.0  # how often hooks are called for what other processes have left, at least
+_HOOKS_SECONDS = 1.0  # how long after the commit hooks are called for what happens in a run, at most
+_RESOURCES_SECONDS = 5.0  # how often the sessions that have resources open are looked at
 
 
 class Sweeper:
@@ -34,8 +35,9 @@ class Sweeper:
         """Sweep every ``sweep_interval`` from the first run on, and do all else that is to be done beside runs."""
         pulse, interval = self._parts.pulse, self._parts.settings.sweep_interval
         self._parts.visits.on_end(self._parts.memory.wake)
-        pulse.add_chore(self._parts.hooks.deliver, _DELIVER_SECONDS, on_wake=True)
-        pulse.add_chore(self.close_resources, _DELIVER_SECONDS)
+        self._parts.visits.on_end(self._parts.hooks.wake)
+        pulse.add_chore(self._parts.hooks.wake, _HOOKS_SECONDS)
+        pulse.add_chore(self.close_resources, _RESOURCES_SECONDS)
         if interval is not None:
             pulse.add_chore(self._sweep_beside, interval.total_seconds())
 
@@ -72,7 +74,7 @@ class Sweeper:
 
     def _end(self, due: Sequence[Ended], now: datetime, lease: Lease) -> list[Ended]:
         parts = self._parts
-        if parts.hooks.minds_expiry:
+        if parts.hooks.expiring:
             due = [each for each in due if not self._is_postponed(each, now, lease)]
         ended = parts.storage.end_due(due, now=now, duty=lease)
         for each in ended:
@@ -80,7 +82,7 @@ class Sweeper:
                 parts.recorder.forget(each.session_id)
                 parts.visits.forget(each.session_id)
         parts.resources.close([each.session_id for each in ended])
-        parts.pulse.wake()
+        parts.hooks.wake()
         return ended
 
     def _is_postponed(self, ended: Ended, now: datetime, lease: Lease) -> bool:

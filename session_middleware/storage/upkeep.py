@@ -56,14 +56,6 @@ class Deleted(NamedTuple):
     bytes_freed: int = 0  # given back to the file system; unused pages from before among them
 
 
-class Told(NamedTuple):
-    """An event that a hook is to be called for, and the number to acknowledge it by."""
-
-    number: int
-    hook: str
-    event: Event
-
-
 class Buried(NamedTuple):
     """What is remembered of a deleted id."""
 
@@ -178,8 +170,8 @@ class Upkeep(Protocol):
         """A lease on something that one process does at a time; ``None`` when another process is at it."""
 
     def tidy(self, since: datetime, before: datetime) -> None:
-        """Take away what the dead have left: leases; what waits for hooks that no process has any more; and
-        writes whose checkpoint never came, of sessions without a run, last active between the two moments."""
+        """Take away what the dead have left: leases; and writes whose checkpoint never came, of sessions without
+        a run, last active between the two moments."""
 
     def find_buried(self, session_id: str) -> Buried | None: ...
 
@@ -203,17 +195,14 @@ class Upkeep(Protocol):
 
     # Hooks
 
-    def announce(self, hook: str, kinds: Collection[str]) -> None:
-        """This process has such a hook. From now on, events of these kinds are kept for it until they are
-        acknowledged, whichever process they happen in, and whether or not this one lives."""
+    def watch(self, kinds: Collection[str]) -> None:
+        """Hand out events of these kinds with `take_event`: those that are committed by this object from now on."""
 
-    def take_told(self, *, limit: int = 100) -> list[Told]:
-        """The next events for the hooks of this process that no living one has taken, first come first.
+    def has_events(self) -> bool:
+        """Whether there are any to take. Costs nothing."""
 
-        They are taken now.
-        """
-
-    def acknowledge(self, numbers: Sequence[int]) -> None: ...
+    def take_event(self) -> Event | None:
+        """The next event, in the order of the commits; ``None`` when all have been taken."""
 
     # Health
 

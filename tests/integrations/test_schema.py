@@ -66,10 +66,6 @@ SCANS_BY_DESIGN = (
     "FROM leases WHERE user_id",  # the same
     "FROM runs WHERE outcome = 'running'",  # the same, by an index of them alone
     "FROM tool_calls WHERE process IS NOT NULL",  # what is executed outside of runs, by an index of it alone
-    "SELECT hook, kind FROM hooks",  # a few
-    "DELETE FROM hooks WHERE hook",  # the same
-    "DELETE FROM outbox WHERE hook",  # of all sessions
-    "FROM outbox",  # what hooks are to be told, of all sessions
     "FROM sqlite_master",
     "SELECT rowid, session_id, seq FROM messages WHERE",  # the last row
     "FROM memories INDEXED BY memories_to_index",  # the items that wait, by an index of them alone
@@ -247,9 +243,9 @@ def use_all_of_upkeep(storage: Storage) -> None:
     storage.take_over("sweep")
     storage.find_buried("w")
     storage.list_archived(user_id=None, limit=5), storage.list_archived(user_id="u", limit=5, before=(later, "w"))
-    storage.announce("closed", ["opened", "completed"])
+    storage.watch(["opened", "completed"])
     storage.open_session(Visit("x", Identity(user_id="v")), SessionDetails())
-    storage.acknowledge([told.number for told in storage.take_told()])
+    storage.take_event()
     storage.revoke_user("v", reason=None), storage.is_revoked("v"), storage.lift_revocation("v")
     storage.forget_user("v", dry_run=False)
     storage.open_session(Visit("t", Identity(user_id="u")), SessionDetails())

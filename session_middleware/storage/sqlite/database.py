@@ -14,19 +14,20 @@ import sqlite3
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from session_middleware.errors import StorageError
+from session_middleware.model import Event
 from session_middleware.storage.sqlite.files import OpenFiles, beside, create_private
 from session_middleware.storage.sqlite.log import BUSY_SECONDS, Log
 from session_middleware.storage.sqlite.looking import looking
 from session_middleware.storage.sqlite.rows import Malformed
 from session_middleware.storage.sqlite.watch import Watch
-from session_middleware.storage.sqlite.writer import Ticket, Undo, Writer
+from session_middleware.storage.sqlite.writer import Ticket, Undo, Writer, WritingConnection
 
 T = TypeVar("T")
 
@@ -38,6 +39,7 @@ _IDLE_READERS = 8  # connections kept open for the next reader
 
 class SqliteDatabase:
     is_writable = True
+    _watched: frozenset[str] = frozenset()
 
     def __init__(self, path: str, *, synchronous: str = "full") -> None:
         self.in_memory = path == ":memory:"
@@ -139,6 +141,19 @@ class SqliteDatabase:
         self._mind_forks()
         return self._writer.together(calls, durable=durable)
 
+    def watch(self, kinds: frozenset[str]) -> None:
+        """Keep the events of these kinds that are committed from now on, until they are taken."""
+        self._watched = self._writer.connection.watched = kinds
+
+    def has_events(self) -> bool:
+        return bool(self._writer.events)
+
+    def take_event(self) -> Event | None:
+        self._mind_forks()
+        with suppress(IndexError):
+            return self._writer.events.popleft()
+        return None
+
     @property
     def is_inside(self) -> bool:
         """Whether the calling thread is inside an operation, which may yet be undone."""
@@ -199,6 +214,7 @@ class SqliteDatabase:
         except BaseException:
             connection.close()
             raise
+        connection.watched = self._watched
         return Writer(
             connection,
             synchronous=self._synchronous,
@@ -207,7 +223,7 @@ class SqliteDatabase:
             committed=self._after_commit,
         )
 
-    def _open(self) -> sqlite3.Connection:
+    def _open(self) -> WritingConnection:
         connection = self._connect()
         try:
             connection.execute("PRAGMA secure_delete=ON")  # deleted text is overwritten with zeros
@@ -221,7 +237,7 @@ class SqliteDatabase:
             raise
         return connection
 
-    def _connect(self) -> sqlite3.Connection:
+    def _connect(self) -> WritingConnection:
         connection = sqlite3.connect(
             ":memory:"
             if self.in_memory
@@ -231,6 +247,7 @@ class SqliteDatabase:
             isolation_level=None,
             check_same_thread=False,
             cached_statements=256,
+            factory=WritingConnection,
         )
         connection.execute("PRAGMA mmap_size=268435456")
         return connection
@@ -312,7 +329,7 @@ OWN_TABLES = frozenset(
     {"sessions", "runs", "messages", "tool_calls", "model_calls", "events", "memories", "branches", "files"}
     | {"conversation_items"}
     | {"checkpoints", "heads", "writes", "lists", "list_items", "blobs"}
-    | {"leases", "tombstones", "revoked", "hooks", "outbox"}
+    | {"leases", "tombstones", "revoked"}
     | INDEX_TABLES
 )
 KNOWN_MIGRATIONS = frozenset({"m001_initial"})  # `schema` costs an import of sqlite-utils; a test holds them equal

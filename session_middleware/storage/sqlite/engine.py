@@ -144,8 +144,8 @@ class SqliteStorage(SqliteUpkeep, SqliteReports, SqliteConversations, SqliteMemo
         if visit.lease is not None and visit.lease.number is not None and not visit.is_inside:
             leases.release(connection, [visit.lease.number])
         if end.outcome == "error":
-            detail = {"run_id": visit.run_id, "error": end.error}
-            events.announce(connection, visit.session_id, "error", None, self._now(), detail=detail)
+            detail, now = {"run_id": visit.run_id, "error": end.error}, self._now()
+            events.announce(connection, visit.session_id, "error", None, now, detail=detail, run_id=visit.run_id)
 
     # Sessions
 

@@ -79,6 +79,15 @@ class ReadOnlyDatabase(SqliteDatabase):
     def together(self, calls: Sequence[Callable[[], Any]], *, durable: bool = True) -> list[Ticket[Any]]:
         return [_carried_out(call, durable=durable) for call in calls]
 
+    def watch(self, kinds: frozenset[str]) -> None:
+        """Nothing is committed here."""
+
+    def has_events(self) -> bool:
+        return False
+
+    def take_event(self) -> None:
+        return None
+
     @property
     def is_inside(self) -> bool:
         return False

@@ -16,10 +16,6 @@ class Rules:
     new_id: NewId
     path: str  # for messages to people
     over: set[int] = field(default_factory=set)  # leases of this process's ended runs, whose rows may still be there
-    hooks: dict[str, frozenset[str]] = field(
-        default_factory=dict
-    )  # this process's, and the kinds of events they are for
-
     unreadable: set[str] = field(default_factory=set)  # sessions of which it was said that their row cannot be read
 
     @property

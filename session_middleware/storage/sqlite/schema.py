@@ -5,7 +5,7 @@ them as they are. Two families of tables: what people read (sessions, runs, mess
 tool_calls, model_calls, events, memories), and what the checkpointer restores state from
 (checkpoints, heads, writes, lists, list_items, blobs); and between them the conversation_items of other SDKs.
 The rest serves the lifecycle: leases (who runs in a session now), tombstones (which ids were deleted or
-archived), revoked (users who are refused), hooks (what some process has hooks for), outbox (hooks not called yet).
+archived), revoked (users who are refused).
 
 A session's own settings are columns of it: null means as the settings say, and 0 seconds mean never.
 `pruned` says of one that has expired that it was pruned for that: there is nothing more to prune of it.
@@ -132,25 +132,6 @@ _TABLES = (
         reason TEXT,
         since TEXT NOT NULL
     ) WITHOUT ROWID
-    """,
-    """
-    CREATE TABLE hooks (
-        kind TEXT NOT NULL,
-        hook TEXT NOT NULL,
-        PRIMARY KEY (kind, hook)
-    ) WITHOUT ROWID
-    """,
-    """
-    CREATE TABLE outbox (
-        id INTEGER PRIMARY KEY AUTOINCREMENT,
-        hook TEXT NOT NULL,
-        session_id TEXT NOT NULL,
-        kind TEXT NOT NULL,
-        reason TEXT,
-        detail TEXT NOT NULL DEFAULT '{}',
-        created_at TEXT NOT NULL,
-        process TEXT
-    )
     """,
     """
     CREATE TABLE runs (

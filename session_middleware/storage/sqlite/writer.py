@@ -15,12 +15,20 @@ from contextlib import AbstractContextManager, suppress
 from typing import Any, Generic, TypeVar
 
 from session_middleware.errors import StorageError
+from session_middleware.model import Event
 
 T = TypeVar("T")
 Undo = Callable[[], None]
 
 PATIENCE_SECONDS = 0.002  # how long a write that nobody waits for may wait for another's commit
 _BATCH = 128  # operations in one transaction, at most
+
+
+class WritingConnection(sqlite3.Connection):
+    """The connection that writes, and the watched events of the transaction it is in."""
+
+    watched: frozenset[str] = frozenset()  # kinds of events
+    written: list[Event]
 
 
 class Refusal(Exception):
@@ -72,7 +80,7 @@ class Ticket(Generic[T]):
 class Writer:
     def __init__(
         self,
-        connection: sqlite3.Connection,
+        connection: WritingConnection,
         *,
         synchronous: str,
         mapped: Callable[[], AbstractContextManager[None]],
@@ -80,6 +88,8 @@ class Writer:
         committed: Callable[[], None],
     ) -> None:
         self.connection = connection
+        self.connection.written = []
+        self.events: deque[Event] = deque()  # watched, committed, and not yet taken
         self.lock = threading.Lock()  # held by the thread that is carrying out a batch
         self._durable_mode = synchronous.upper()
         self._mode = ""  # the synchronous pragma now in force
@@ -162,6 +172,7 @@ class Writer:
                 finally:
                     self._thread = self._current = None  # which would keep alive what it was called with
                 self.connection.execute("COMMIT")
+                self._pass_on_events()
         except Exception as error:  # noqa: BLE001  # it is raised again, to each of those who wait
             self._roll_back(batch)
             for ticket in batch:
@@ -174,9 +185,13 @@ class Writer:
                 ticket.end()
             self._committed()
 
+    def _pass_on_events(self) -> None:
+        self.events.extend(self.connection.written)
+        self.connection.written.clear()
+
     def _carry_out_one(self, ticket: Ticket[Any]) -> None:
         self._current = ticket
-        before = self.connection.total_changes
+        before, written = self.connection.total_changes, len(self.connection.written)
         try:
             ticket.result = ticket.operation(self.connection)
         except Exception as error:  # it is raised again, to whoever's operation it is
@@ -188,6 +203,7 @@ class Writer:
             if self._has_spoiled(error, before):
                 ticket.error = None
                 raise _SpoiledError from error
+            del self.connection.written[written:]
             self._take_back(ticket)
 
     def _carry_out_inside(self, operation: Callable[[sqlite3.Connection], T], undo: Undo | None) -> T:
@@ -195,7 +211,7 @@ class Writer:
         assert self._current is not None
         if undo is not None:
             self._current.undo.append(undo)
-        before = self.connection.total_changes
+        before, written = self.connection.total_changes, len(self.connection.written)
         if self._is_alone:
             self.connection.execute("SAVEPOINT inside")
         try:
@@ -204,6 +220,7 @@ class Writer:
         except Exception as error:
             if undo is not None:
                 undo()
+            del self.connection.written[written:]
             if not self._is_alone and self._has_spoiled(error, before):
                 raise _SpoiledError from error
             if self._is_alone and self.connection.in_transaction:  # which a full disk has ended
@@ -224,6 +241,7 @@ class Writer:
         with suppress(sqlite3.Error):
             if self.connection.in_transaction:
                 self.connection.execute("ROLLBACK")
+        self.connection.written.clear()
         for ticket in reversed(batch):
             self._take_back(ticket)
             ticket.result = ticket.error = ticket.refused = None

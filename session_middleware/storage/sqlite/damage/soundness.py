@@ -24,7 +24,7 @@ RECORDS: Mapping[str, type[Value]] = {
     "events": Event,
 }
 STATE = ("checkpoints", "heads", "writes", "lists", "list_items", "blobs")
-UPKEEP = ("leases", "tombstones", "revoked", "hooks", "outbox")  # not of a session that is there
+UPKEEP = ("leases", "tombstones", "revoked")  # not of a session that is there
 
 WRONG_TYPE = (TypeError, AttributeError, ValueError)  # what a value that is no text, or no bytes, leads to
 

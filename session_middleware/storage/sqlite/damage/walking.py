@@ -19,7 +19,6 @@ _BY_KEY = {  # tables kept in the order of a text
     "sessions": "id",
     "tombstones": "id",
     "revoked": "user_hash",
-    "hooks": "kind",
     **dict.fromkeys(_BY_SESSION, "session_id"),
 }
 _BY_NUMBER = {"list_items": "list_id"}  # all others are in the order of their rowid

@@ -228,18 +228,12 @@ _EXPIRE = f"""
         json_extract(value, '$[2]') AS why, json_extract(value, '$[3]') AS at FROM json_each(:due)) AS due
     WHERE id = due.one AND +status = 'active' AND +last_active_at = due.seen AND postponed_until IS NULL
         AND COALESCE(on_expire, :on_expire) = 'keep' AND {sessions.DUE}
-    RETURNING id
+    RETURNING id, last_seq
 """
 _EXPIRED = """
     INSERT INTO events (session_id, seq, kind, reason, detail, created_at)
     SELECT id, last_seq, 'expired', reason, json_object('last_active_at', last_active_at), :now FROM sessions
     WHERE id IN (SELECT value FROM json_each(:ids)) ORDER BY ended_at, id
-"""
-_EXPIRED_TO_TELL = """
-    INSERT INTO outbox (hook, session_id, kind, reason, detail, created_at)
-    SELECT hook, id, kind, reason, json_object('last_active_at', last_active_at), :now
-    FROM hooks CROSS JOIN sessions WHERE kind = 'expired' AND id IN (SELECT value FROM json_each(:ids))
-    ORDER BY ended_at, id
 """
 
 
@@ -248,11 +242,13 @@ def expire_plain(connection: sqlite3.Connection, due: Sequence[Ended], rules: Ru
     live = json.dumps(sorted(leases.live(connection, rules)))
     listed = [(one.session_id, to_text(one.last_active_at), one.reason, to_text(one.expired_at)) for one in due]
     values = {"due": json.dumps(listed), "live": live, "on_expire": rules.settings.on_expire}
-    done = {id_ for (id_,) in connection.execute(_EXPIRE, sessions.moments(rules, now) | values)}
-    told = {"ids": json.dumps(sorted(done)), "now": to_text(rules.clock())}
-    connection.execute(_EXPIRED, told)
-    connection.execute(_EXPIRED_TO_TELL, told)
-    return [one for one in due if one.session_id in done]
+    seqs = dict(connection.execute(_EXPIRE, sessions.moments(rules, now) | values).fetchall())
+    done, at = [one for one in due if one.session_id in seqs], rules.clock()
+    connection.execute(_EXPIRED, {"ids": json.dumps(sorted(seqs)), "now": to_text(at)})
+    for one in done:
+        detail, seq = {"last_active_at": to_text(one.last_active_at)}, seqs[one.session_id]
+        events.announce(connection, one.session_id, "expired", one.reason, at, detail=detail, seq=seq)
+    return done
 
 
 def begin_closing(

@@ -1,4 +1,4 @@
-"""Events in SQLite: what happened to a session, and what others are to be told of it."""
+"""Events in SQLite: what happened to a session, in its record and for the hooks of this process."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import sqlite3
 from datetime import datetime, timedelta
 from typing import Any
 
-from session_middleware.model import to_text
+from session_middleware.model import Event, to_text
 from session_middleware.storage.sqlite.record import runs
 from session_middleware.storage.sqlite.rows import to_json
+from session_middleware.storage.sqlite.writer import WritingConnection
 
 _RECENT = timedelta(hours=1)  # within it, the same refusal again is counted and not told again
 _NEAR = 50  # rows of the record that are looked at for it
@@ -49,8 +50,8 @@ def tell(
     run_id: str | None = None,
 ) -> None:
     """`append`, and `announce`."""
-    append(connection, session_id, kind, reason, detail or {}, now, run_id=run_id)
-    announce(connection, session_id, kind, reason, now, detail=detail)
+    seq = append(connection, session_id, kind, reason, detail or {}, now, run_id=run_id)
+    announce(connection, session_id, kind, reason, now, detail=detail, run_id=run_id, seq=seq or 0)
 
 
 def announce(
@@ -61,13 +62,17 @@ def announce(
     now: datetime,
     *,
     detail: dict[str, Any] | None = None,
+    run_id: str | None = None,
+    seq: int = 0,
 ) -> None:
-    """A row for each hook that is for it, in whichever process: it has not been called yet."""
-    connection.execute(
-        "INSERT INTO outbox (hook, session_id, kind, reason, detail, created_at)"
-        " SELECT hook, ?, kind, ?, ?, ? FROM hooks WHERE kind = ?",
-        (session_id, reason, to_json(detail or {}), to_text(now), kind),
-    )
+    """Pass an event on to the hooks once the transaction is committed, if there are any for it."""
+    assert isinstance(connection, WritingConnection)
+    if kind in connection.watched:
+        plain = json.loads(to_json(detail) or "{}")
+        event = Event(
+            session_id=session_id, seq=seq, run_id=run_id, kind=kind, reason=reason, detail=plain, created_at=now
+        )
+        connection.written.append(event)
 
 
 def deny(connection: sqlite3.Connection, session_id: str, reason: str, user_id: str | None, now: datetime) -> None:

@@ -86,10 +86,9 @@ _TRACES = (  # each found by an index of such mentions alone
 
 
 def _erase_traces(connection: sqlite3.Connection, user_id: str, theirs: Sequence[str]) -> int:
-    """Mentions elsewhere: who was refused where, who ran and runs, what hooks are to be told. How many."""
+    """Mentions elsewhere: who was refused where, who ran and runs. How many."""
     gone = sum(connection.execute(erase, (user_id,)).rowcount for erase in _TRACES)
     ids = json.dumps(list(theirs))
-    connection.execute("DELETE FROM outbox WHERE session_id IN (SELECT value FROM json_each(?))", (ids,))
     connection.execute(
         "DELETE FROM leases WHERE user_id = ? OR session_id IN (SELECT value FROM json_each(?))", (user_id, ids)
     )

@@ -12,8 +12,7 @@ from typing import Any, TypeVar
 
 from session_middleware.errors import SessionBusy, SessionError, StorageError
 from session_middleware.findings import Ended, Forgotten, Problem
-from session_middleware.model import Closed, Identity, Pin, SessionInfo, Status
-from session_middleware.storage.processes import this_process
+from session_middleware.model import Closed, Event, Identity, Pin, SessionInfo, Status
 from session_middleware.storage.sqlite.database import SqliteDatabase
 from session_middleware.storage.sqlite.lifecycle import (
     archives,
@@ -22,7 +21,6 @@ from session_middleware.storage.sqlite.lifecycle import (
     due,
     ends,
     leases,
-    outbox,
     privacy,
     revocations,
     sessions,
@@ -32,7 +30,7 @@ from session_middleware.storage.sqlite.lifecycle.tombstones import Tombstone
 from session_middleware.storage.sqlite.record import dead
 from session_middleware.storage.sqlite.rules import Rules
 from session_middleware.storage.sqlite.writer import Refusal
-from session_middleware.storage.upkeep import ArchivedSession, Buried, Deleted, SessionDetails, Told
+from session_middleware.storage.upkeep import ArchivedSession, Buried, Deleted, SessionDetails
 from session_middleware.storage.visit import Lease, Visit
 
 T = TypeVar("T")
@@ -304,11 +302,6 @@ class SqliteUpkeep:
             self._database.write(bury)
         if any(self._database.read(dead.find)):
             self._database.write(dead.interrupt, durable=False)
-        given_up = self._database.read(
-            lambda connection: outbox.list_given_up(connection, self._rules.hooks, self._now())
-        )
-        if given_up:
-            self._database.write(lambda connection: outbox.give_up(connection, given_up))
         for session_id in self._database.read(lambda connection: ends.list_orphaned(connection, since, before)):
             self._free_orphans(session_id)
 
@@ -358,29 +351,14 @@ class SqliteUpkeep:
 
     # Hooks
 
-    def announce(self, hook: str, kinds: Collection[str]) -> None:
-        self._rules.hooks[hook] = frozenset(kinds)
-        if self._database.is_writable:
-            self._note_hooks()
+    def watch(self, kinds: Collection[str]) -> None:
+        self._database.watch(frozenset(kinds))
 
-    def _note_hooks(self) -> None:
-        hooks = dict(self._rules.hooks)
-        if not self._database.read(lambda connection: outbox.knows(connection, hooks)):
-            self._database.write(lambda connection: outbox.note(connection, hooks))
+    def has_events(self) -> bool:
+        return self._database.has_events()
 
-    def take_told(self, *, limit: int = 100) -> list[Told]:
-        hooks = frozenset(self._rules.hooks)
-        if not self._database.is_writable:
-            return []
-        self._note_hooks()  # another process may have given them up meanwhile
-        if not self._database.read(lambda connection: outbox.has_any(connection, hooks)):
-            return []
-        return self._database.write(
-            lambda connection: outbox.take(connection, hooks, this_process(), limit), durable=False
-        )
-
-    def acknowledge(self, numbers: Sequence[int]) -> None:
-        self._database.write(lambda connection: outbox.acknowledge(connection, numbers), durable=False)
+    def take_event(self) -> Event | None:
+        return self._database.take_event()
 
     # Health
 
