@@ -85,13 +85,22 @@ def meant_by(name: str, known: Iterable[str]) -> str | None:
 
 
 def spelled_out(options: type) -> Callable[[F], F]:
-    """Show the keys of ``**options: Unpack[options]`` as keyword arguments in `inspect.signature` and `help`."""
+    """Show what ``**options`` may be as keyword arguments in `inspect.signature` and `help`.
+
+    Args:
+        options: the `TypedDict` of ``**options: Unpack[…]``, or a pydantic model whose fields they are.
+    """
 
     def decorate(method: F) -> F:
         shown = signature(method)
         known = [one for one in shown.parameters.values() if one.kind is not Parameter.VAR_KEYWORD]
-        hints = get_type_hints(options).items()
-        added = [Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=hint) for name, hint in hints]
+        hints = get_type_hints(options)
+        fields = getattr(options, "model_fields", dict.fromkeys(hints))
+        added = [
+            Parameter(name, Parameter.KEYWORD_ONLY, default=getattr(field, "default", None), annotation=hints[name])
+            for name, field in fields.items()
+            if name not in shown.parameters
+        ]
         method.__signature__ = shown.replace(parameters=[*known, *added])  # type: ignore[attr-defined]
         return method
 

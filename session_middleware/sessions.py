@@ -76,6 +76,7 @@ class Sessions(Operated, Reports, Hookable, MemoryDoor):
         StorageError: the file cannot be used; nothing on disk was changed.
     """
 
+    @names.spelled_out(SessionSettings)
     def __init__(
         self,
         storage_url: str | Path | None = None,

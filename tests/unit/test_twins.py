@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from session_middleware import Session, Sessions
 from session_middleware.guarded import UserSessions
 from session_middleware.memory.session_memory import SessionMemory
 from session_middleware.model import SessionInfo
+from session_middleware.settings import SessionSettings
 
 CLASSES = (Sessions, UserSessions, Session, SessionMemory)
 ALONE = {  # methods that neither read nor write the database
@@ -59,6 +61,12 @@ def test_twins_have_one_signature_and_say_what_they_are(cls: type, method: Any, 
         f"{method.__qualname__.rpartition('.')[0]}.a{method.__name__}",
     )
     assert len((twin.__doc__ or "").strip().splitlines()) == 1
+
+
+def test_help_shows_each_setting_with_its_default() -> None:
+    shown = inspect.signature(Sessions).parameters
+    assert {"clock", *SessionSettings.model_fields} <= set(shown)
+    assert (shown["on_resume"].default, shown["idle_after"].default) == ("revive", timedelta(minutes=5))
 
 
 def test_help_shows_each_option_of_a_session() -> None:
