@@ -190,7 +190,9 @@ def compare_sizes() -> None:
             chat(build_graph(*answers).copy(update={"checkpointer": saver}), {"configurable": {"thread_id": "t"}})
         with Sessions(ours) as sessions:
             chat(sessions.attach(build_graph(*answers)), sessions.config("t"))
-        before, after = (path.stat().st_size / 1e6 for path in (theirs, ours))
+        before, after = (
+            sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*")) / 1e6 for path in (theirs, ours)
+        )
     print(f"   LangGraph's SqliteSaver  {before:6.2f} MB")
     print(f"   session-middleware       {after:6.2f} MB, {before / after:.0f} times less, with the record")
 

@@ -84,11 +84,9 @@ class Operated:
         status: Status | None = None,
     ) -> Sequence[Ended]:
         """`sweep`, for asyncio; all there is to say is found out before it returns."""
-
-        def sweep() -> list[Ended]:
-            return list(self.sweep(now, dry_run=dry_run, older_than=older_than, status=status))
-
-        return await self._offload.run(sweep)
+        return await self._offload.run(
+            lambda: list(self.sweep(now, dry_run=dry_run, older_than=older_than, status=status))
+        )
 
     def explain(self, session_id: object) -> Explanation:
         """Why a session is as it is, and what comes next if nothing happens; also of a deleted or unknown id."""
