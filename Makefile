@@ -20,7 +20,7 @@ CORE   := busy expiry langchain_agents langgraph memory_in_graphs ownership reco
 .PHONY: demo test check fix bench faults floors docs clean
 
 demo: $(VENV)/demo.stamp
-	@$(BIN)/session-middleware demo
+	@$(BIN)/python examples/demo.py
 
 test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -n auto --dist loadfile
@@ -55,11 +55,11 @@ $(VENV)/bin/python:
 
 $(VENV)/demo.stamp: pyproject.toml | $(VENV)/bin/python
 	@echo "Installing into $(VENV) (once) …"
-	@$(PIP) --editable '.[demo]'
+	@$(PIP) --editable . --group demo
 	@touch $@
 
 $(VENV)/dev.stamp: pyproject.toml | $(VENV)/bin/python
-	$(PIP) --editable '.[demo,chat]' --group dev
+	$(PIP) --editable '.[chat]' --group dev
 	@touch $@
 
 $(FLOORS)/floors.stamp: pyproject.toml
@@ -67,7 +67,7 @@ $(FLOORS)/floors.stamp: pyproject.toml
 	$(PYTHON) -m venv $(FLOORS)
 	$(PYTHON) -m venv $(FLOORS)-openai-agents
 	$(FLOORS)/bin/python -m pip install --quiet --disable-pip-version-check uv
-	$(UV) --resolution lowest-direct --editable '.[demo,chat,vectors]'
+	$(UV) --resolution lowest-direct --editable '.[chat,vectors]' --group demo
 	$(UV) --group core-tests
 	$(UV) --python $(FLOORS)-openai-agents --resolution lowest-direct --editable '.[openai-agents]' 'openai>=2.9'
 	$(UV) --python $(FLOORS)-openai-agents --group core-tests

@@ -1,4 +1,4 @@
-"""The command line: look at the sessions of a database, sweep it, move in, talk to a demo agent.
+"""The command line: look at the sessions of a database, sweep it, move in, talk to a model.
 
 Nothing heavy is imported until a command needs it. Errors of this package are one line and exit
 code 1, and a command that only looks never makes a file.
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from session_middleware import __version__, upkeep_commands
-from session_middleware.errors import SessionError, SessionNotFound, StorageError
+from session_middleware.errors import SessionError, SessionNotFound
 from session_middleware.terminal import (
     STATUSES,
     console_of_stdout,
@@ -117,31 +117,17 @@ def show(session_id: str, db: str | None, full: bool, as_json: bool) -> None:
 @db_option("The database file; made if it is not there.")
 @click.option("--thread", metavar="ID", help="The session to open or resume. [default: a new one]")
 @click.option("--user", "user_id", metavar="ID", help="Whose session it is.")
-@click.option("--model", "name", metavar="PROVIDER:NAME", help="A model of LangChain's. [default: a scripted one]")
+@click.option(
+    "--model", "name", metavar="PROVIDER:NAME", help="A model of LangChain's. [default: none; the answers only recount]"
+)
 def chat(db: str | None, thread: str | None, user_id: str | None, name: str | None) -> None:
-    """Talk to a small agent with tools. The same --thread goes on where it ended."""
+    """Talk to a model. The same --thread goes on where it ended."""
     model = _make_model(name)
-    from session_middleware.demo.chat import converse
+    from session_middleware.chat import converse
     from session_middleware.sessions import Sessions
 
     with Sessions(db) as sessions:
         converse(sessions, console_of_stdout(), thread=thread, user_id=user_id, model=model)
-
-
-@cli.command()
-@click.option(
-    "--db",
-    metavar="FILE",
-    default=None,
-    help="Keep the tour's database here. [default: a new temporary folder]",
-)
-def demo(db: str | None) -> None:
-    """Take the tour. It needs no key and no network, and less than a minute."""
-    if db is not None and Path(db).exists():
-        raise StorageError(db, "it exists already", advice="name a file that does not, for the tour to make")
-    from session_middleware.demo.run import run
-
-    run(console_of_stdout(), keep=Path(db).absolute() if db is not None else None)
 
 
 @cli.command("import-checkpoints")
@@ -295,11 +281,9 @@ def _size(path: Path) -> str:
     return f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size / 1e3:,.1f} kB"
 
 
-def _make_model(name: str | None) -> BaseChatModel:
+def _make_model(name: str | None) -> BaseChatModel | None:
     if name is None:
-        from session_middleware.demo.model import ScriptedModel
-
-        return ScriptedModel()
+        return None
     try:
         from langchain.chat_models import init_chat_model
     except ImportError as error:

@@ -10,18 +10,21 @@ who held the old one.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, TypeVar, Unpack
 
 from session_middleware import lifecycle
 from session_middleware.errors import SessionAccessDenied, SessionNotFound, UserRevoked
 from session_middleware.explaining import explain_absence
+from session_middleware.findings import Explanation
 from session_middleware.memory.found import Found
 from session_middleware.model import Identity, SessionInfo, ToolCall, Usage
-from session_middleware.names import suggesting
+from session_middleware.names import SessionFilters, SessionOptions, spelled_out, suggesting
 from session_middleware.notebook import Rows
 from session_middleware.parts import Parts
 from session_middleware.session import Session
 from session_middleware.session_storage import SessionStorage
+from session_middleware.storage.offload import async_twin
 from session_middleware.storage.reporting import UsageBy
 from session_middleware.storage.upkeep import ArchivedSession, Buried, Deleted
 from session_middleware.storage.visit import Hand
@@ -39,11 +42,7 @@ Usages: TypeAlias = list[Usage]
 ToolCalls: TypeAlias = list[ToolCall]
 FoundList: TypeAlias = list[Found]
 
-
-def _check_names_nobody(given: dict[str, Any]) -> None:
-    """Who asks was said once, by `Sessions.for_user`: not by what may come from a request."""
-    if named := sorted({"user_id", "group_id", "group_ids"} & set(given)):
-        raise TypeError(f"{named[0]} is what for_user() was given; ask for_user() of another user instead")
+_SAID_ONCE = "for_user() was given it; ask for_user() of another user instead"
 
 
 @suggesting
@@ -54,6 +53,8 @@ class UserSessions:
     theirs (``visibility="group"`` or ``"group-write"``) is found, and may be read, or also changed. One who was
     revoked gets `UserRevoked` from each method that touches storage, and from a session they hold.
     """
+
+    _elsewhere: ClassVar = dict.fromkeys(("user_id", "group_id", "group_ids"), _SAID_ONCE)
 
     def __init__(self, sessions: Sessions, parts: Parts, identity: Identity) -> None:
         self._sessions = sessions
@@ -83,17 +84,25 @@ class UserSessions:
 
     def config(self, session_id: object = None, **configurable: Any) -> RunnableConfig:
         """A run's config, as this user. Raises `TypeError` for another `user_id`, and for groups."""
-        _check_names_nobody(configurable)
+        if named := sorted(self._elsewhere.keys() & configurable):
+            raise TypeError(f"config() has no argument {named[0]!r}; {_SAID_ONCE}")
         return self._sessions.config(session_id, **as_config(self.identity), **configurable)
 
-    def open(self, session_id: object = None, *, group_id: str | None = None, **options: Any) -> Session:
+    @spelled_out(SessionOptions)
+    def open(
+        self,
+        session_id: object = None,
+        *,
+        group_id: str | None = None,
+        if_exists: Literal["resume", "raise"] = "resume",
+        **options: Unpack[SessionOptions],
+    ) -> Session:
         """As `Sessions.open`, as this user, for one of their groups. Raises `TypeError` for another `user_id`.
 
         Raises:
             SessionNotFound: the id is another's.
             SessionAccessDenied: they are not in the group.
         """
-        _check_names_nobody(options)
         identity = self.identity
         chosen = None if session_id is None else lifecycle.session_id_of(session_id)
         if group_id is not None:
@@ -106,14 +115,13 @@ class UserSessions:
                 raise SessionNotFound(found.id)
         try:
             with acting_as(identity):
-                return self._in_hand(self._sessions.open(chosen, **options))
+                return self._in_hand(self._sessions.open(chosen, if_exists=if_exists, **options))
         except UserRevoked:
             raise
         except SessionAccessDenied:
             raise SessionNotFound(chosen or "") from None
 
-    async def aopen(self, session_id: object = None, **options: Any) -> Session:
-        return await self._offload.run(self.open, session_id, **options)
+    aopen = async_twin(open)
 
     def find(self, session_id: object) -> Session | None:
         """The session, or ``None``: also when it is another's."""
@@ -122,8 +130,7 @@ class UserSessions:
             return None
         return self._in_hand(found)
 
-    async def afind(self, session_id: object) -> Session | None:
-        return await self._offload.run(self.find, session_id)
+    afind = async_twin(find)
 
     def get(self, session_id: object) -> Session:
         """The session. Raises `SessionNotFound`, also when it is another's."""
@@ -134,30 +141,31 @@ class UserSessions:
             raise SessionNotFound(lifecycle.session_id_of(session_id), archived=archived)
         return session
 
-    async def aget(self, session_id: object) -> Session:
-        return await self._offload.run(self.get, session_id)
+    aget = async_twin(get)
 
-    def list(self, **filters: Any) -> SessionList:
+    @spelled_out(SessionFilters)
+    def list(
+        self, *, limit: int | None = 50, after: Session | None = None, **filters: Unpack[SessionFilters]
+    ) -> SessionList:
         """Theirs and those shared with their groups, filtered as `Sessions.list` does."""
-        found = self._given(self._sessions.list(visible_to=self.identity, **filters))
+        found = self._given(self._sessions.list(visible_to=self.identity, limit=limit, after=after, **filters))
         return Rows(self._in_hand(session) for session in found)
 
-    async def alist(self, **filters: Any) -> SessionList:
-        return await self._offload.run(self.list, **filters)
+    alist = async_twin(list)
 
-    def count(self, **filters: Any) -> int:
+    @spelled_out(SessionFilters)
+    def count(self, **filters: Unpack[SessionFilters]) -> int:
         """How many `list` would find without a limit."""
         return self._given(self._sessions.count(visible_to=self.identity, **filters))
 
-    async def acount(self, **filters: Any) -> int:
-        return await self._offload.run(self.count, **filters)
+    acount = async_twin(count)
 
-    def list_archived(self, **page: Any) -> Archives:
+    def list_archived(self, *, limit: int | None = 50, after: ArchivedSession | None = None) -> Archives:
         """As `Sessions.list_archived`, of those that were their own."""
-        return self._given(self._sessions.list_archived(user_id=self.identity.user_id, **page))
+        user_id = self.identity.user_id
+        return self._given(self._sessions.list_archived(user_id=user_id, limit=limit, after=after))
 
-    async def alist_archived(self, **page: Any) -> Archives:
-        return await self._offload.run(self.list_archived, **page)
+    alist_archived = async_twin(list_archived)
 
     def delete(self, session_id: object) -> Deleted:
         """Delete one of theirs, or its archive. Raises `SessionNotFound`, also for what they may only read."""
@@ -166,16 +174,14 @@ class UserSessions:
             return self._storage.delete_session(lifecycle.session_id_of(session_id), by=self.identity)
         return self.get(session_id).delete()
 
-    async def adelete(self, session_id: object) -> Deleted:
-        return await self._offload.run(self.delete, session_id)
+    adelete = async_twin(delete)
 
     def prune(self, session_id: object) -> None:
         """Keep only the latest checkpoints of one of theirs. Raises `SessionNotFound`."""
         session = self.get(session_id)
         session._storage.prune_checkpoints([session.id])
 
-    async def aprune(self, session_id: object) -> None:
-        await self._offload.run(self.prune, session_id)
+    aprune = async_twin(prune)
 
     def copy(self, session_id: object, to: object = None) -> Session:
         """As `Sessions.copy`, of one of theirs.
@@ -189,10 +195,9 @@ class UserSessions:
         source._storage.copy_session(source.id, target)
         return self.get(target)
 
-    async def acopy(self, session_id: object, to: object = None) -> Session:
-        return await self._offload.run(self.copy, session_id, to)
+    acopy = async_twin(copy)
 
-    def explain(self, session_id: object) -> Any:
+    def explain(self, session_id: object) -> Explanation:
         """As `Sessions.explain`, of one of theirs, also if it is archived or deleted. Raises `SessionNotFound`."""
         session = self.find(session_id)
         if session is not None:
@@ -202,26 +207,65 @@ class UserSessions:
             raise SessionNotFound(lifecycle.session_id_of(session_id))
         return explain_absence(buried.session_id, buried, self._parts.settings)
 
-    async def aexplain(self, session_id: object) -> Any:
-        return await self._offload.run(self.explain, session_id)
+    aexplain = async_twin(explain)
 
-    def search(self, query: str, **options: Any) -> FoundList:
+    def search(
+        self,
+        query: str,
+        *,
+        session_id: object = None,
+        since: datetime | None = None,
+        limit: int = 20,
+        offset: int = 0,
+        marks: tuple[str, str] = ("", ""),
+    ) -> FoundList:
         """As `Sessions.search`, in their own sessions."""
-        return self._given(self._sessions.search(query, user_id=self.identity.user_id, **options))
+        found = self._sessions.search(
+            query,
+            user_id=self.identity.user_id,
+            session_id=session_id,
+            since=since,
+            limit=limit,
+            offset=offset,
+            marks=marks,
+        )
+        return self._given(found)
 
-    async def asearch(self, query: str, **options: Any) -> FoundList:
-        return await self._offload.run(self.search, query, **options)
+    asearch = async_twin(search)
 
-    def usage(self, by: UsageBy = "session", **filters: Any) -> Usages:
+    def usage(
+        self,
+        by: UsageBy = "session",
+        *,
+        group_id: str | None = None,
+        session_id: object = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+    ) -> Usages:
         """As `Sessions.usage`, of their own sessions."""
-        return self._given(self._sessions.usage(by, user_id=self.identity.user_id, **filters))
+        user_id = self.identity.user_id
+        found = self._sessions.usage(
+            by, user_id=user_id, group_id=group_id, session_id=session_id, since=since, until=until
+        )
+        return self._given(found)
 
-    async def ausage(self, by: UsageBy = "session", **filters: Any) -> Usages:
-        return await self._offload.run(self.usage, by, **filters)
+    ausage = async_twin(usage)
 
-    def tool_calls(self, **filters: Any) -> ToolCalls:
+    def tool_calls(
+        self,
+        *,
+        name: str | None = None,
+        status: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        limit: int | None = 50,
+        after: ToolCall | None = None,
+    ) -> ToolCalls:
         """As `Sessions.tool_calls`, of their own sessions."""
-        return self._given(self._sessions.tool_calls(user_id=self.identity.user_id, **filters))
+        user_id = self.identity.user_id
+        found = self._sessions.tool_calls(
+            name=name, status=status, user_id=user_id, since=since, until=until, limit=limit, after=after
+        )
+        return self._given(found)
 
-    async def atool_calls(self, **filters: Any) -> ToolCalls:
-        return await self._offload.run(self.tool_calls, **filters)
+    atool_calls = async_twin(tool_calls)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import builtins
 from collections.abc import Awaitable, Callable
 from copy import deepcopy
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self, Unpack, cast
 
 from langchain_core.runnables import RunnableConfig
 from pydantic import ConfigDict, PrivateAttr
@@ -17,26 +16,21 @@ from session_middleware.model import (
     Closed,
     Identity,
     NewId,
-    OnExpire,
-    OnResume,
     Pin,
     SessionInfo,
-    Visibility,
 )
-from session_middleware.names import check_text, details_of
+from session_middleware.names import SessionOptions, check_text, details_of, spelled_out
 from session_middleware.notebook import session_html
 from session_middleware.parts import Parts
 from session_middleware.recording.recorder import SessionRecorder
 from session_middleware.resources import Key, path_of
 from session_middleware.session_storage import SessionStorage
-from session_middleware.storage.offload import Offload
+from session_middleware.storage.offload import Offload, async_twin
 from session_middleware.storage.port import Storage
 from session_middleware.storage.upkeep import Deleted
 from session_middleware.storage.visit import Hand
 from session_middleware.visits import as_config
 from session_middleware.wording import plural
-
-Timeout = str | float | timedelta | None  # "never" for none at all; None leaves what is there
 
 
 class LivingSession(SessionInfo):
@@ -100,22 +94,8 @@ class LivingSession(SessionInfo):
         given = {"thread_id": self.id, **as_config(self.acting)}
         return {"configurable": {**configurable, **given}, "metadata": given}
 
-    def update(
-        self,
-        *,
-        title: str | None = None,
-        purpose: str | None = None,
-        tags: builtins.list[str] | tuple[str, ...] | None = None,
-        metadata: dict[str, Any] | None = None,
-        context: dict[str, Any] | None = None,
-        client: dict[str, Any] | None = None,
-        visibility: Visibility | None = None,
-        idle_timeout: Timeout = None,
-        max_age: Timeout = None,
-        retention: Timeout = None,
-        on_expire: OnExpire | None = None,
-        on_resume: OnResume | None = None,
-    ) -> Self:
+    @spelled_out(SessionOptions)
+    def update(self, **options: Unpack[SessionOptions]) -> Self:
         """The session with what is given replaced.
 
         ``None`` leaves what is there; ``""`` takes a title or purpose away, ``[]`` all tags.
@@ -126,39 +106,23 @@ class LivingSession(SessionInfo):
             InvalidArgument: what is given cannot be used; nothing was changed.
             SessionNotFound: it was deleted meanwhile.
         """
-        details = details_of(
-            title=title,
-            purpose=purpose,
-            tags=tags,
-            metadata=metadata,
-            context=context,
-            client=client,
-            visibility=visibility,
-            idle_timeout=idle_timeout,
-            max_age=max_age,
-            retention=retention,
-            on_expire=on_expire,
-            on_resume=on_resume,
-        )
-        return self._again(self._storage.update_session(self.id, details, by=self._parts.by))
+        info = self._storage.update_session(self.id, details_of(**options), by=self._parts.by)
+        return self._again(info)
 
-    async def aupdate(self, **details: Any) -> Self:
-        return await self._offload.run(self.update, **details)
+    aupdate = async_twin(update)
 
-    def connect(self, **client: Any) -> Self:
+    def connect(self, /, **client: Any) -> Self:
         """Say which client is there now: ``name``, ``version``, ``capabilities`` … An event."""
         info = self._storage.update_session(self.id, details_of(client=client), by=self._parts.by)
         return self._again(info)
 
-    async def aconnect(self, **client: Any) -> Self:
-        return await self._offload.run(self.connect, **client)
+    aconnect = async_twin(connect)
 
     def disconnect(self, reason: str | None = None) -> None:
         """Say that the client has gone. An event; the session goes on."""
         self._storage.append_event(self.id, "disconnected", reason=reason, detail=self.client)
 
-    async def adisconnect(self, reason: str | None = None) -> None:
-        await self._offload.run(self.disconnect, reason)
+    adisconnect = async_twin(disconnect)
 
     # Staying alive
 
@@ -171,8 +135,7 @@ class LivingSession(SessionInfo):
         info = self._storage.ping_session(self.id, by=self._parts.by)
         return lifecycle.expires_at(info, self._parts.settings)
 
-    async def aping(self) -> datetime | None:
-        return await self._offload.run(self.ping)
+    aping = async_twin(ping)
 
     def pin(self, why: str | None = None, *, by: str | None = None) -> Self:
         """Exempt it from expiry, retention and cleaning until `unpin`; an event says on whose word, and why."""
@@ -182,15 +145,13 @@ class LivingSession(SessionInfo):
         pin = Pin(by=by, why=why, at=self._parts.clock())
         return self._again(self._storage.pin_session(self.id, pin, by=self._parts.by))
 
-    async def apin(self, why: str | None = None, *, by: str | None = None) -> Self:
-        return await self._offload.run(self.pin, why, by=by)
+    apin = async_twin(pin)
 
     def unpin(self) -> Self:
         """No longer exempt; its idle time begins now."""
         return self._again(self._storage.pin_session(self.id, None, by=self._parts.by))
 
-    async def aunpin(self) -> Self:
-        return await self._offload.run(self.unpin)
+    aunpin = async_twin(unpin)
 
     # Ending
 
@@ -202,8 +163,7 @@ class LivingSession(SessionInfo):
         """
         return self._end("completed", reason, detail or {})
 
-    async def acomplete(self, **options: Any) -> Self:
-        return await self._offload.run(self.complete, **options)
+    acomplete = async_twin(complete)
 
     def fail(
         self, error: BaseException | str | None = None, *, reason: str = "by_user", detail: dict[str, Any] | None = None
@@ -212,15 +172,13 @@ class LivingSession(SessionInfo):
         told = f"{type(error).__name__}: {error}" if isinstance(error, BaseException) else error
         return self._end("failed", reason, {**(detail or {}), **({"error": told} if told else {})})
 
-    async def afail(self, error: BaseException | str | None = None, **options: Any) -> Self:
-        return await self._offload.run(self.fail, error, **options)
+    afail = async_twin(fail)
 
     def abandon(self, *, reason: str = "by_user", detail: dict[str, Any] | None = None) -> Self:
         """End it as given up. Raises `InvalidTransition` when it has ended already."""
         return self._end("abandoned", reason, detail or {})
 
-    async def aabandon(self, **options: Any) -> Self:
-        return await self._offload.run(self.abandon, **options)
+    aabandon = async_twin(abandon)
 
     def _end(self, status: Closed, reason: str, detail: dict[str, Any]) -> Self:
         self._recorder.drain(self.id)
@@ -232,8 +190,7 @@ class LivingSession(SessionInfo):
         """Delete everything of it, and say how much that was."""
         return delete(self.id, self._parts, self._storage)
 
-    async def adelete(self) -> Deleted:
-        return await self._offload.run(self.delete)
+    adelete = async_twin(delete)
 
     # What belongs to it
 
@@ -253,7 +210,7 @@ class LivingSession(SessionInfo):
     async def aresource(
         self, name: str, *, open: Callable[[], Awaitable[Any]], close: Callable[[Any], Awaitable[None]] | None = None
     ) -> Any:
-        """As `resource`, of asynchronous functions. Both are awaited in one task, on the loop that asked first."""
+        """`resource`, of asynchronous functions. Both are awaited in one task, on the loop that asked first."""
         await self._offload.run(self._check_lives)
         return await self._parts.resources.aget(self._key(name), open, close)
 

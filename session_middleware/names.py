@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
 from difflib import get_close_matches
 from functools import wraps
-from inspect import CO_VARKEYWORDS, getmembers, iscoroutinefunction, isfunction
-from typing import Any, TypeVar, get_args
+from inspect import Parameter, getmembers, iscoroutinefunction, isfunction, signature
+from typing import Any, TypedDict, TypeVar, get_args, get_type_hints
 
 from session_middleware.errors import InvalidArgument, UnknownStatus
 from session_middleware.model import OnExpire, OnResume, Status, Visibility
@@ -16,6 +16,38 @@ from session_middleware.storage.upkeep import SessionDetails
 
 T = TypeVar("T")
 C = TypeVar("C", bound=type)
+F = TypeVar("F", bound=Callable[..., Any])
+
+Timeout = str | float | timedelta | None  # "never" for none at all; None leaves what is there
+
+
+class SessionOptions(TypedDict, total=False):
+    """What can be said of a session when it is opened, and changed later. ``None`` leaves what is there."""
+
+    title: str | None
+    purpose: str | None
+    tags: Sequence[str] | None
+    metadata: dict[str, Any] | None
+    context: dict[str, Any] | None
+    client: dict[str, Any] | None
+    visibility: Visibility | None
+    idle_timeout: Timeout
+    max_age: Timeout
+    retention: Timeout
+    on_expire: OnExpire | None
+    on_resume: OnResume | None
+
+
+class SessionFilters(TypedDict, total=False):
+    """Which sessions are listed and counted. ``None`` is no condition."""
+
+    user_id: str | None
+    group_id: str | None
+    status: Status | None
+    tags: Sequence[str] | None
+    since: datetime | None
+    until: datetime | None
+
 
 _HIGHEST = 2**63 - 1  # what a database counts to
 _STATUSES: tuple[Status, ...] = get_args(Status)
@@ -52,42 +84,68 @@ def meant_by(name: str, known: Iterable[str]) -> str | None:
     return names[found[0]] if found else None
 
 
+def spelled_out(options: type) -> Callable[[F], F]:
+    """Show what ``**options`` may be as keyword arguments in `inspect.signature` and `help`.
+
+    Args:
+        options: the `TypedDict` of ``**options: Unpack[…]``, or a pydantic model whose fields they are.
+    """
+
+    def decorate(method: F) -> F:
+        shown = signature(method)
+        known = [one for one in shown.parameters.values() if one.kind is not Parameter.VAR_KEYWORD]
+        hints = get_type_hints(options)
+        fields = getattr(options, "model_fields", dict.fromkeys(hints))
+        added = [
+            Parameter(name, Parameter.KEYWORD_ONLY, default=getattr(field, "default", None), annotation=hints[name])
+            for name, field in fields.items()
+            if name not in shown.parameters
+        ]
+        method.__signature__ = shown.replace(parameters=[*known, *added])  # type: ignore[attr-defined]
+        return method
+
+    return decorate
+
+
 def suggesting(cls: C) -> C:
-    """A class whose methods, given an argument that they do not have, say which one was meant."""
+    """A class whose methods, given an argument that they do not have, say which one was meant.
+
+    Its `_elsewhere` says of names that no method has where they are given.
+    """
     for name, method in getmembers(cls, isfunction):
         if not name.startswith("_") and method.__module__.startswith("session_middleware."):
-            setattr(cls, name, _suggesting(method))
+            setattr(cls, name, _suggesting(method, getattr(cls, "_elsewhere", {})))
     return cls
 
 
-def _suggesting(method: Any) -> Any:
+def _suggesting(method: Any, elsewhere: Mapping[str, str]) -> Any:
+    parameters = signature(method).parameters.values()
+    if any(one.kind is Parameter.VAR_KEYWORD for one in parameters):
+        return method
+    known = [one.name for one in parameters][1:]
+
+    def check(options: dict[str, Any]) -> None:
+        unknown = next((name for name in options if name not in known), None)
+        if unknown is not None:
+            meant = meant_by(unknown, known)
+            advice = f"write {meant}=…" if meant else f"it takes {', '.join(known) or 'none'}"
+            raise TypeError(f"{method.__name__}() has no argument {unknown!r}; {elsewhere.get(unknown, advice)}")
+
     if iscoroutinefunction(method):
 
         @wraps(method)
         async def acall(*args: Any, **options: Any) -> Any:
-            _check_options(method, options)
+            check(options)
             return await method(*args, **options)
 
         return acall
 
     @wraps(method)
     def call(*args: Any, **options: Any) -> Any:
-        _check_options(method, options)
+        check(options)
         return method(*args, **options)
 
     return call
-
-
-def _check_options(method: Any, options: dict[str, Any]) -> None:
-    """Raises `TypeError` for a keyword argument that `method` does not have."""
-    code = method.__code__
-    has_any = code.co_flags & CO_VARKEYWORDS
-    known = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
-    unknown = None if has_any else next((name for name in options if name not in known), None)
-    if unknown is not None:
-        meant = meant_by(unknown, known)
-        advice = f"write {meant}=…" if meant else f"it takes {', '.join(known) or 'none'}"
-        raise TypeError(f"{method.__name__}() has no argument {unknown!r}; {advice}")
 
 
 def checked_status(status: Status | None) -> Status | None:

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from session_middleware import lifecycle
 from session_middleware.explaining import explain, explain_absence
 from session_middleware.findings import Ended, Explanation, Forgotten, Problem, Salvaged, Verified
-from session_middleware.living import Timeout, delete
+from session_middleware.living import delete
 from session_middleware.model import Status
-from session_middleware.names import check_after, checked_limit, checked_status
+from session_middleware.names import Timeout, check_after, checked_limit, checked_status
 from session_middleware.notebook import Rows
 from session_middleware.parts import Parts
 from session_middleware.session import Session
+from session_middleware.storage.offload import Offload, async_twin
 from session_middleware.storage.port import SessionFilter
 from session_middleware.storage.sqlite.damage.salvaging import salvage
 from session_middleware.storage.sqlite.damage.verifying import Progress, verify
@@ -27,6 +27,7 @@ class Operated:
     """The part of `Sessions` that is the operator's."""
 
     _parts: Parts
+    _offload: Offload
     _sweeper: Sweeper
 
     def delete(self, session_id: object) -> Deleted:
@@ -35,8 +36,7 @@ class Operated:
         chosen = lifecycle.session_id_of(session_id)
         return delete(chosen, self._parts)
 
-    async def adelete(self, session_id: object) -> Deleted:
-        return await self._parts.offload.run(self.delete, session_id)
+    adelete = async_twin(delete)
 
     def copy(self, session_id: object, to: object = None) -> Session:
         """Fork a session, under a new id unless one is named: its state, owner, title, tags, metadata, and messages.
@@ -51,8 +51,7 @@ class Operated:
         self._parts.hooks.wake()
         return Session.of(info, self._parts)
 
-    async def acopy(self, session_id: object, to: object = None) -> Session:
-        return await self._parts.offload.run(self.copy, session_id, to)
+    acopy = async_twin(copy)
 
     def sweep(
         self,
@@ -78,9 +77,18 @@ class Operated:
         found = self._sweeper.sweep(now, dry_run=dry_run, older_than=older_than, status=checked_status(status))
         return found if dry_run else Rows(found)
 
-    async def asweep(self, now: datetime | None = None, **options: Any) -> list[Ended]:
-        """As `sweep`; all there is to say is found out before it returns."""
-        return await self._parts.offload.run(lambda: list(self.sweep(now, **options)))
+    async def asweep(
+        self,
+        now: datetime | None = None,
+        *,
+        dry_run: bool = False,
+        older_than: Timeout = None,
+        status: Status | None = None,
+    ) -> Sequence[Ended]:
+        """`sweep`, for asyncio; all there is to say is found out before it returns."""
+        return await self._offload.run(
+            lambda: list(self.sweep(now, dry_run=dry_run, older_than=older_than, status=status))
+        )
 
     def explain(self, session_id: object) -> Explanation:
         """Why a session is as it is, and what comes next if nothing happens; also of a deleted or unknown id."""
@@ -92,8 +100,7 @@ class Operated:
         events = self._parts.storage.list_events(chosen)
         return explain(session, self._parts.settings, self._parts.clock(), events)
 
-    async def aexplain(self, session_id: object) -> Explanation:
-        return await self._parts.offload.run(self.explain, session_id)
+    aexplain = async_twin(explain)
 
     def list_archived(
         self, *, user_id: str | None = None, limit: int | None = 50, after: ArchivedSession | None = None
@@ -108,16 +115,14 @@ class Operated:
         chosen = None if user_id is None else lifecycle.owner_id_of("user_id", user_id)
         return Rows(self._parts.storage.list_archived(user_id=chosen, limit=checked_limit(limit), before=before))
 
-    async def alist_archived(self, **options: Any) -> list[ArchivedSession]:
-        return await self._parts.offload.run(self.list_archived, **options)
+    alist_archived = async_twin(list_archived)
 
     def check(self, *, repair: bool = False) -> list[Problem]:
         """What should hold between the rows of sessions and does not; `repair` mends it, with events."""
         self._settle()
         return Rows(self._parts.storage.check(repair=repair))
 
-    async def acheck(self, *, repair: bool = False) -> list[Problem]:
-        return await self._parts.offload.run(self.check, repair=repair)
+    acheck = async_twin(check)
 
     # Users
 
@@ -141,8 +146,7 @@ class Operated:
             self._parts.resources.close(theirs)
         return forgotten
 
-    async def aforget_user(self, user_id: str, *, dry_run: bool = False) -> Forgotten:
-        return await self._parts.offload.run(self.forget_user, user_id, dry_run=dry_run)
+    aforget_user = async_twin(forget_user)
 
     def revoke(self, user_id: str, *, reason: str | None = None, lift: bool = False) -> list[str]:
         """Refuse a user from now on, in all processes, and abandon their open sessions, whose ids are returned.
@@ -159,8 +163,7 @@ class Operated:
         self._parts.hooks.wake()
         return ended
 
-    async def arevoke(self, user_id: str, **options: Any) -> list[str]:
-        return await self._parts.offload.run(self.revoke, user_id, **options)
+    arevoke = async_twin(revoke)
 
     # Damage
 
@@ -177,8 +180,7 @@ class Operated:
         self._parts.storage.version()  # raises if another file has its name by now
         return verify(self._parts.storage.name, progress)
 
-    async def averify(self, progress: Progress | None = None) -> Verified:
-        return await self._parts.offload.run(self.verify, progress)
+    averify = async_twin(verify)
 
     def salvage(self, target: str | Path, progress: Progress | None = None) -> Salvaged:
         """Copy what is whole into a new file, and say what was lost. This file is only read.
@@ -192,8 +194,7 @@ class Operated:
         self._parts.storage.version()  # raises if another file has its name by now
         return salvage(self._parts.storage.name, str(target), progress)
 
-    async def asalvage(self, target: str | Path, progress: Progress | None = None) -> Salvaged:
-        return await self._parts.offload.run(self.salvage, target, progress)
+    asalvage = async_twin(salvage)
 
     def _settle(self) -> None:
         """What has happened in this process is in the database before it is read."""

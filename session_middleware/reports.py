@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
 
 from session_middleware import lifecycle
 from session_middleware.model import CALL_STATUSES, ToolCall, Usage
 from session_middleware.names import check_after, check_choice, checked_limit, checked_moment
 from session_middleware.notebook import Rows
 from session_middleware.recording.recorder import SessionRecorder
-from session_middleware.storage.offload import Offload
+from session_middleware.storage.offload import Offload, async_twin
 from session_middleware.storage.port import Storage
 from session_middleware.storage.reporting import ToolCallFilter, UsageBy, UsageFilter
 
@@ -41,8 +40,7 @@ class Reports:
             return Rows(sorted(found, key=lambda one: one.key or ""))
         return Rows(sorted(found, key=lambda one: (-(one.cost or 0.0), -one.calls, one.key or "")))
 
-    async def ausage(self, by: UsageBy = "user", **options: Any) -> list[Usage]:
-        return await self._offload.run(self.usage, by, **options)
+    ausage = async_twin(usage)
 
     def tool_calls(
         self,
@@ -66,8 +64,7 @@ class Reports:
         where = ToolCallFilter(name, status, user_id, *_within(since, until))
         return Rows(self._storage.list_all_tool_calls(where, limit=checked_limit(limit), before=after))
 
-    async def atool_calls(self, **options: Any) -> list[ToolCall]:
-        return await self._offload.run(self.tool_calls, **options)
+    atool_calls = async_twin(tool_calls)
 
 
 def _within(since: datetime | None, until: datetime | None) -> tuple[datetime | None, datetime | None]:

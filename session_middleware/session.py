@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from datetime import datetime, timedelta
-from functools import partial, wraps
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self, overload
 
@@ -22,6 +22,7 @@ from session_middleware.parts import Parts
 from session_middleware.recording.history import SessionHistory
 from session_middleware.recording.loop import F, Loop, Sayable
 from session_middleware.settings import duration_of
+from session_middleware.storage.offload import async_twin
 from session_middleware.storage.visit import Visit
 from session_middleware.timeline import Entry, Timeline
 
@@ -75,8 +76,7 @@ class Session(LivingSession):
             self._storage.list_messages(self.id, after=after, limit=limit, all_versions=all_versions, branch=branch)
         )
 
-    async def amessages(self, **options: Any) -> builtins.list[Message]:
-        return await self._offload.run(self.messages, **options)
+    amessages = async_twin(messages)
 
     def delete_message(self, message_id: str) -> int:
         """Delete a message from the record: all its versions, and how many these were; 0 if there is no such message.
@@ -93,48 +93,42 @@ class Session(LivingSession):
         self._recorder.drain(self.id)
         return self._storage.delete_message(self.id, message_id)
 
-    async def adelete_message(self, message_id: str) -> int:
-        return await self._offload.run(self.delete_message, message_id)
+    adelete_message = async_twin(delete_message)
 
     def tool_calls(self, *, after: int = 0, limit: int | None = None) -> builtins.list[ToolCall]:
         """Each execution of a tool, in order."""
         self._settle(after, limit)
         return Rows(self._storage.list_tool_calls(self.id, after=after, limit=limit))
 
-    async def atool_calls(self, **options: Any) -> builtins.list[ToolCall]:
-        return await self._offload.run(self.tool_calls, **options)
+    atool_calls = async_twin(tool_calls)
 
     def model_calls(self, *, after: int = 0, limit: int | None = None) -> builtins.list[ModelCall]:
         """Each call of a model, in order: what it took and what it cost."""
         self._settle(after, limit)
         return Rows(self._storage.list_model_calls(self.id, after=after, limit=limit))
 
-    async def amodel_calls(self, **options: Any) -> builtins.list[ModelCall]:
-        return await self._offload.run(self.model_calls, **options)
+    amodel_calls = async_twin(model_calls)
 
     def branches(self) -> builtins.list[Branch]:
         """The lines of conversation that left another one; ``"main"`` is the first, and not among them."""
         self._recorder.drain(self.id)
         return self._storage.list_branches(self.id)
 
-    async def abranches(self) -> builtins.list[Branch]:
-        return await self._offload.run(self.branches)
+    abranches = async_twin(branches)
 
     def runs(self, *, after: int = 0, limit: int | None = None) -> builtins.list[Run]:
         """Each invocation of the graph, in order."""
         self._settle(after, limit)
         return Rows(self._storage.list_runs(self.id, after=after, limit=limit))
 
-    async def aruns(self, **options: Any) -> builtins.list[Run]:
-        return await self._offload.run(self.runs, **options)
+    aruns = async_twin(runs)
 
     def events(self, *, after: int = 0, limit: int | None = None) -> builtins.list[Event]:
         """What happened to the session itself, and why, in order."""
         self._settle(after, limit)
         return Rows(self._storage.list_events(self.id, after=after, limit=limit))
 
-    async def aevents(self, **options: Any) -> builtins.list[Event]:
-        return await self._offload.run(self.events, **options)
+    aevents = async_twin(events)
 
     def timeline(self, *, after: int = 0, limit: int | None = None) -> Timeline:
         """All of the record in one order, by `seq`; its ``tree`` is the same by run and namespace.
@@ -144,8 +138,7 @@ class Session(LivingSession):
         self._settle(after, limit)
         return Timeline(*self._storage.list_entries(self.id, after=after, limit=limit))
 
-    async def atimeline(self, **options: Any) -> Timeline:
-        return await self._offload.run(self.timeline, **options)
+    atimeline = async_twin(timeline)
 
     def follow(
         self,
@@ -170,6 +163,7 @@ class Session(LivingSession):
     def afollow(
         self, *, after: int = 0, timeout: Any = None, until: Callable[[Entry], bool] | None = None
     ) -> AsyncIterator[Entry]:
+        """`follow`, for asyncio."""
         return afollow(self._following(after), self._offload, timeout=duration_of("timeout", timeout), until=until)
 
     def _following(self, after: int) -> Following:
@@ -211,15 +205,13 @@ class Session(LivingSession):
             hook_faults=self._parts.hooks.faults,
         )
 
-    async def astats(self) -> Stats:
-        return await self._offload.run(self.stats)
+    astats = async_twin(stats)
 
     def file(self, hash: str) -> bytes | None:
         """An image or a file of a message's content, by the ``"sha256:…"`` that stands for it there."""
         return self._storage.get_file(self.id, hash)
 
-    async def afile(self, hash: str) -> bytes | None:
-        return await self._offload.run(self.file, hash)
+    afile = async_twin(file)
 
     # Recording by hand
 
@@ -259,8 +251,7 @@ class Session(LivingSession):
         """
         return self._loop.add(message, at)
 
-    async def aadd(self, message: Sayable, at: datetime | None = None) -> Message:
-        return await self._offload.run(self._loop.add, message, at)
+    aadd = async_twin(add)
 
     def add_history(self, messages: Sequence[Sayable]) -> None:
         """Record what is new in a whole conversation, compared with the recorded one by role and words, in order.
@@ -272,8 +263,7 @@ class Session(LivingSession):
         """
         self._loop.add_history(messages)
 
-    async def aadd_history(self, messages: Sequence[Sayable]) -> None:
-        await self._offload.run(self._loop.add_history, messages)
+    aadd_history = async_twin(add_history)
 
     @overload
     def tool(self, function: F) -> F: ...
@@ -307,8 +297,7 @@ class Session(LivingSession):
             name, arguments, result, error=error, status=status, tool_call_id=tool_call_id, duration=duration
         )
 
-    async def arecord_tool(self, name: str, arguments: Any = None, result: Any = None, **options: Any) -> None:
-        await self._offload.run(partial(self.record_tool, name, arguments, result, **options))
+    arecord_tool = async_twin(record_tool)
 
     def record_model_call(
         self,
@@ -359,9 +348,7 @@ class Session(LivingSession):
             at=at,
         )
 
-    @wraps(record_model_call, assigned=("__doc__",))
-    async def arecord_model_call(self, *args: Any, **options: Any) -> None:
-        await self._offload.run(partial(self.record_model_call, *args, **options))
+    arecord_model_call = async_twin(record_model_call)
 
     def history(self) -> SessionHistory:
         """The conversation as LangChain's `BaseChatMessageHistory`, for `RunnableWithMessageHistory`."""
@@ -403,5 +390,4 @@ class Session(LivingSession):
         block = self._loop.blocks.visit
         return self._parts.repair(self.config(), self.history(), block=block, dry_run=dry_run)
 
-    async def arepair(self, *, dry_run: bool = False) -> builtins.list[RepairedCall]:
-        return await self._offload.run(self.repair, dry_run=dry_run)
+    arepair = async_twin(repair)

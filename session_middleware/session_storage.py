@@ -8,8 +8,8 @@ to the holder of the old one.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any
+from functools import partial, wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from session_middleware import lifecycle
 from session_middleware.errors import SessionAccessDenied, SessionNotFound, UserRevoked
@@ -19,13 +19,28 @@ from session_middleware.storage.port import Storage
 from session_middleware.storage.seen import Entry, RunEnd
 from session_middleware.storage.visit import Hand, Visit
 
-_WRITES = frozenset(
-    {
-        *("append_event", "begin_run", "copy_session", "delete_message", "delete_session", "end_session"),
-        *("pin_session", "ping_session", "prune_checkpoints", "update_session"),
-    }
-)
-_READS = frozenset({"find_entry", "find_origin", "find_session", "measure_session", "version"})
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _reading(method: Callable[Concatenate[Storage, P], R]) -> Callable[Concatenate[SessionStorage, P], R]:
+    @wraps(method)
+    def read(self: SessionStorage, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        result: R = getattr(self._storage, method.__name__)(*args, **kwargs)
+        self.check(reading=True)
+        return result
+
+    return read
+
+
+def _writing(method: Callable[Concatenate[Storage, P], R]) -> Callable[Concatenate[SessionStorage, P], R]:
+    @wraps(method)
+    def write(self: SessionStorage, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        call = partial(getattr(self._storage, method.__name__), *args, **kwargs)
+        result: R = self._together(call, reading=False)
+        return result
+
+    return write
 
 
 class SessionStorage:
@@ -41,20 +56,47 @@ class SessionStorage:
         self._hand = hand
         self._identity = identity
 
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(self._storage, name)
-        if not callable(found):
-            return found
-        if name in _WRITES:
-            return partial(self._write, found)
-        if name in _READS or name.startswith(("list_", "count_", "get_", "search_")):
-            return partial(self._read, found)
-        raise AttributeError(f"{name} is not for a session handle; use the operator's storage")
+    @property
+    def name(self) -> str:
+        return self._storage.name
+
+    count_checkpoints = _reading(Storage.count_checkpoints)
+    find_entry = _reading(Storage.find_entry)
+    find_origin = _reading(Storage.find_origin)
+    find_session = _reading(Storage.find_session)
+    get_file = _reading(Storage.get_file)
+    get_memories = _reading(Storage.get_memories)
+    get_message = _reading(Storage.get_message)
+    list_branches = _reading(Storage.list_branches)
+    list_entries = _reading(Storage.list_entries)
+    list_events = _reading(Storage.list_events)
+    list_last_messages = _reading(Storage.list_last_messages)
+    list_messages = _reading(Storage.list_messages)
+    list_messages_around = _reading(Storage.list_messages_around)
+    list_model_calls = _reading(Storage.list_model_calls)
+    list_runs = _reading(Storage.list_runs)
+    list_speakers = _reading(Storage.list_speakers)
+    list_tool_calls = _reading(Storage.list_tool_calls)
+    list_unfinished = _reading(Storage.list_unfinished)
+    measure_session = _reading(Storage.measure_session)
+    search_memories = _reading(Storage.search_memories)
+    version = _reading(Storage.version)
+
+    append_event = _writing(Storage.append_event)
+    begin_run = _writing(Storage.begin_run)
+    copy_session = _writing(Storage.copy_session)
+    delete_message = _writing(Storage.delete_message)
+    delete_session = _writing(Storage.delete_session)
+    end_session = _writing(Storage.end_session)
+    pin_session = _writing(Storage.pin_session)
+    ping_session = _writing(Storage.ping_session)
+    prune_checkpoints = _writing(Storage.prune_checkpoints)
+    update_session = _writing(Storage.update_session)
 
     def append(self, visit: Visit, entries: Sequence[Entry] = ()) -> None:
         """The end of a run that was let in is no access: the door writes it down, also where it refuses the rest."""
         if self._identity is not None and not any(isinstance(entry, RunEnd) for entry in entries):
-            self._write(self._storage.append, visit, entries)
+            self._together(partial(self._storage.append, visit, entries), reading=False)
             return
         try:
             self._storage.append(visit, entries)
@@ -66,14 +108,6 @@ class SessionStorage:
         """What is put for the session itself changes the session."""
         reading = all(put.namespace[:1] != ("session",) for put in puts)
         self._together(partial(self._storage.put_memories, puts, visit=visit), reading=reading)
-
-    def _read(self, call: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        result = call(*args, **options)
-        self.check(reading=True)
-        return result
-
-    def _write(self, call: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        return self._together(partial(call, *args, **options), reading=False)
 
     def _together(self, call: Callable[[], Any], *, reading: bool) -> Any:
         def checked() -> Any:

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, NoReturn, Self, TypeAlias, TypeVar
+from typing import Any, Literal, NoReturn, Self, TypeAlias, TypeVar, Unpack
 from uuid import uuid4
 
 from langchain_core.runnables import RunnableConfig
@@ -22,19 +22,15 @@ from session_middleware.checkpoint.serde import StrictSerializer, own_within
 from session_middleware.errors import InvalidArgument, SessionNotFound, StorageError
 from session_middleware.guarded import UserSessions
 from session_middleware.hooks import Hookable
-from session_middleware.living import Timeout
 from session_middleware.memory.door import MemoryDoor
 from session_middleware.memory.store import SessionStore
 from session_middleware.model import (
     Clock,
     Identity,
     NewId,
-    OnExpire,
-    OnResume,
     RepairedCall,
     SessionInfo,
     Status,
-    Visibility,
     utc_now,
 )
 from session_middleware.notebook import Rows
@@ -43,7 +39,7 @@ from session_middleware.parts import assemble
 from session_middleware.reports import Reports
 from session_middleware.session import Session
 from session_middleware.settings import SessionSettings, load_settings
-from session_middleware.storage.offload import run_apart
+from session_middleware.storage.offload import async_twin, run_apart
 from session_middleware.storage.port import SessionFilter
 from session_middleware.storage.visit import Visit
 from session_middleware.sweeping import Sweeper
@@ -80,6 +76,7 @@ class Sessions(Operated, Reports, Hookable, MemoryDoor):
         StorageError: the file cannot be used; nothing on disk was changed.
     """
 
+    @names.spelled_out(SessionSettings)
     def __init__(
         self,
         storage_url: str | Path | None = None,
@@ -138,6 +135,7 @@ class Sessions(Operated, Reports, Hookable, MemoryDoor):
             self._storage.close()
 
     async def aclose(self) -> None:
+        """`close`, for asyncio."""
         await self._resources.aclose_all()
         await run_apart(self.close)
 
@@ -147,6 +145,8 @@ class Sessions(Operated, Reports, Hookable, MemoryDoor):
         self._pulse.settle()
         self.hooks.deliver()
         self._sweeper.close_resources()
+
+    asettle = async_twin(settle)
 
     def __enter__(self) -> Self:
         return self
@@ -226,25 +226,15 @@ class Sessions(Operated, Reports, Hookable, MemoryDoor):
 
     # Sessions
 
+    @names.spelled_out(names.SessionOptions)
     def open(
         self,
         session_id: object = None,
         *,
         user_id: str | None = None,
         group_id: str | None = None,
-        title: str | None = None,
-        purpose: str | None = None,
-        tags: Sequence[str] | None = None,
-        metadata: dict[str, Any] | None = None,
-        context: dict[str, Any] | None = None,
-        client: dict[str, Any] | None = None,
-        visibility: Visibility | None = None,
-        idle_timeout: Timeout = None,
-        max_age: Timeout = None,
-        retention: Timeout = None,
-        on_expire: OnExpire | None = None,
-        on_resume: OnResume | None = None,
         if_exists: Literal["resume", "raise"] = "resume",
+        **options: Unpack[names.SessionOptions],
     ) -> Session:
         """Open a session or resume it; `Session.opened_as` says which. A new id is made if none is given.
 
@@ -261,27 +251,13 @@ class Sessions(Operated, Reports, Hookable, MemoryDoor):
         chosen = self.new_id() if session_id is None else lifecycle.session_id_of(session_id)
         visit = Visit(chosen, named_identity(user_id, group_id))
         names.check_choice("if_exists", if_exists, ("resume", "raise"))
-        details = names.details_of(
-            title=title,
-            purpose=purpose,
-            tags=tags,
-            metadata=metadata,
-            context=context,
-            client=client,
-            visibility=visibility,
-            idle_timeout=idle_timeout,
-            max_age=max_age,
-            retention=retention,
-            on_expire=on_expire,
-            on_resume=on_resume,
-        )
+        details = names.details_of(**options)
         self._pulse.start()
         info = self._storage.open_session(visit, details, must_be_new=if_exists == "raise")
         self.hooks.wake()
         return self._session(info)
 
-    async def aopen(self, session_id: object = None, **options: Any) -> Session:
-        return await self._offload.run(self.open, session_id, **options)
+    aopen = async_twin(open)
 
     def find(self, session_id: object) -> Session | None:
         """The session, or ``None``."""
@@ -289,8 +265,7 @@ class Sessions(Operated, Reports, Hookable, MemoryDoor):
         info = self._storage.find_session(lifecycle.session_id_of(session_id))
         return None if info is None else self._session(info)
 
-    async def afind(self, session_id: object) -> Session | None:
-        return await self._offload.run(self.find, session_id)
+    afind = async_twin(find)
 
     def get(self, session_id: object) -> Session:
         """The session. Raises `SessionNotFound`, which says so where it is archived."""
@@ -301,21 +276,16 @@ class Sessions(Operated, Reports, Hookable, MemoryDoor):
             raise SessionNotFound(chosen, archived=buried is not None and buried.archive is not None)
         return session
 
-    async def aget(self, session_id: object) -> Session:
-        return await self._offload.run(self.get, session_id)
+    aget = async_twin(get)
 
+    @names.spelled_out(names.SessionFilters)
     def list(
         self,
         *,
-        user_id: str | None = None,
-        group_id: str | None = None,
-        status: Status | None = None,
-        tags: Sequence[str] = (),
-        since: datetime | None = None,
-        until: datetime | None = None,
         visible_to: Identity | None = None,
         limit: int | None = 50,
         after: Session | None = None,
+        **filters: Unpack[names.SessionFilters],
     ) -> SessionList:
         """Sessions, latest activity first. The next page is what follows `after`, the last one had.
 
@@ -325,52 +295,42 @@ class Sessions(Operated, Reports, Hookable, MemoryDoor):
             UnknownStatus: there is no such status.
         """
         self._settle()
-        where = _filter(user_id, group_id, status, tags, since, until, visible_to)
+        where = _filter(visible_to, **filters)
         names.check_after(after, SessionInfo, "the last session of the page before")
         before = None if after is None else (after.last_active_at, after.id)
         found = self._storage.list_sessions(where, limit=names.checked_limit(limit), before=before)
         return Rows(self._session(info) for info in found)
 
-    async def alist(self, **options: Any) -> SessionList:
-        return await self._offload.run(self.list, **options)
+    alist = async_twin(list)
 
-    def count(
-        self,
-        *,
-        user_id: str | None = None,
-        group_id: str | None = None,
-        status: Status | None = None,
-        tags: Sequence[str] = (),
-        since: datetime | None = None,
-        until: datetime | None = None,
-        visible_to: Identity | None = None,
-    ) -> int:
+    @names.spelled_out(names.SessionFilters)
+    def count(self, *, visible_to: Identity | None = None, **filters: Unpack[names.SessionFilters]) -> int:
         """How many sessions there are, filtered as in `list`."""
         self._settle()
-        where = _filter(user_id, group_id, status, tags, since, until, visible_to)
+        where = _filter(visible_to, **filters)
         return self._storage.count_sessions(where)
 
-    async def acount(self, **options: Any) -> int:
-        return await self._offload.run(self.count, **options)
+    acount = async_twin(count)
 
     def _session(self, info: SessionInfo) -> Session:
         return Session.of(info, self._parts)
 
 
 def _filter(
-    user_id: str | None,
-    group_id: str | None,
-    status: Status | None,
-    tags: Sequence[str],
-    since: datetime | None,
-    until: datetime | None,
     visible_to: Identity | None,
+    *,
+    user_id: str | None = None,
+    group_id: str | None = None,
+    status: Status | None = None,
+    tags: Sequence[str] | None = None,
+    since: datetime | None = None,
+    until: datetime | None = None,
 ) -> SessionFilter:
     return SessionFilter(
         user_id,
         group_id,
         names.checked_status(status),
-        names.texts_of("tags", tags),
+        () if tags is None else names.texts_of("tags", tags),
         names.checked_moment("since", since),
         names.checked_moment("until", until),
         visible_to,

@@ -9,9 +9,8 @@ from datetime import datetime, timedelta
 
 from session_middleware.errors import InvalidArgument, StorageError
 from session_middleware.findings import Ended
-from session_middleware.living import Timeout
 from session_middleware.model import Status
-from session_middleware.names import checked_moment
+from session_middleware.names import Timeout, checked_moment
 from session_middleware.parts import Parts
 from session_middleware.resources import Key
 from session_middleware.settings import age_of

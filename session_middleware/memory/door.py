@@ -10,14 +10,18 @@ from langchain_core.runnables import RunnableConfig
 
 from session_middleware import lifecycle
 from session_middleware.errors import UserRevoked
-from session_middleware.memory.checking import check_count, check_moment, check_options, check_text
+from session_middleware.memory.checking import check_count, check_moment, check_text
+from session_middleware.memory.completing import complete
+from session_middleware.memory.context import CountTokens, about_tokens
 from session_middleware.memory.found import Found
 from session_middleware.memory.parts import Indexed, MemoryParts
 from session_middleware.memory.scopes import SCOPES
 from session_middleware.memory.search import search
 from session_middleware.memory.session_memory import HasOwnMemory, SessionMemory
-from session_middleware.model import Scope
+from session_middleware.memory.session_recall import KINDS, SPEAKERS, Kind
+from session_middleware.model import Role, Scope
 from session_middleware.storage.memory_port import MessageScope
+from session_middleware.storage.offload import Offload, async_twin
 from session_middleware.storage.visit import Visit
 from session_middleware.visits import identity_of
 
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
 
 class MemoryDoor:
     _memory: MemoryParts
+    _offload: Offload
 
     def search(
         self,
@@ -65,8 +70,7 @@ class MemoryDoor:
         storage = self._memory.storage
         return search(storage, query, whose, since=since, limit=limit, offset=offset, marks=marks)
 
-    async def asearch(self, query: str, **options: Any) -> list[Found]:
-        return await self._memory.offload.run(self.search, query, **options)
+    asearch = async_twin(search)
 
     def memory(self, config: RunnableConfig) -> SessionMemory:
         """The memory of the session a run's config names, for the caller it names.
@@ -92,34 +96,83 @@ class MemoryDoor:
             group_id=identity.group_id,
         )
 
-    async def amemory(self, config: RunnableConfig) -> SessionMemory:
-        return await self._memory.offload.run(self.memory, config)
+    amemory = async_twin(memory)
 
     def retriever(
-        self, *, k: int = 5, scopes: Sequence[Scope] = SCOPES, session: HasOwnMemory | None = None, **options: Any
+        self,
+        *,
+        k: int = 5,
+        scopes: Sequence[Scope] = SCOPES,
+        kinds: Sequence[Kind] = KINDS,
+        roles: Sequence[Role] = SPEAKERS,
+        always: bool = True,
+        session: HasOwnMemory | None = None,
+        name: str | None = None,
+        tags: list[str] | None = None,
+        metadata: dict[str, Any] | None = None,
     ) -> BaseRetriever:
         """A LangChain retriever of what a session may recall: of the one the run's config names, or of `session`.
 
-        `options` are `MemoryRetriever`'s fields. Raises `TypeError` for one there is not.
+        `name`, `tags` and `metadata` are LangChain's, for tracing.
         """
         from session_middleware.memory.retriever import MemoryRetriever
 
-        check_options(options, "retriever", _fields(MemoryRetriever))
-        return MemoryRetriever(sessions=self, memory=_own(session), k=k, scopes=scopes, **options)
+        return MemoryRetriever(
+            sessions=self,
+            memory=_own(session),
+            k=k,
+            scopes=scopes,
+            kinds=kinds,
+            roles=roles,
+            always=always,
+            name=name,
+            tags=tags,
+            metadata=metadata,
+        )
 
     def augment(
-        self, retriever: BaseRetriever, *, session: HasOwnMemory | None = None, **options: Any
+        self,
+        retriever: BaseRetriever,
+        *,
+        k: int = 8,
+        scopes: Sequence[Scope] = SCOPES,
+        kinds: Sequence[Kind] = KINDS,
+        roles: Sequence[Role] = SPEAKERS,
+        always: bool = True,
+        memory_weight: float = 0.8,
+        budget_tokens: int | None = None,
+        count_tokens: CountTokens = about_tokens,
+        complete: Callable[[str, Sequence[str]], str] = complete,
+        session: HasOwnMemory | None = None,
+        name: str | None = None,
+        tags: list[str] | None = None,
+        metadata: dict[str, Any] | None = None,
     ) -> BaseRetriever:
-        """A document retriever joined with the session's memory; `options` are `AugmentedRetriever`'s fields.
+        """A document retriever joined with the session's memory, as `AugmentedRetriever` describes it.
 
         A question that leans on what came before is completed with the words the last turns were about,
-        or by ``complete=``, a function of the question and the texts before it. Raises `TypeError` for an
-        option there is not.
+        or by `complete`, a function of the question and the texts before it. `memory_weight` is what a memory's
+        score counts for, beside a document's.
         """
         from session_middleware.memory.augment import AugmentedRetriever
 
-        check_options(options, "augment", _fields(AugmentedRetriever) - {"retriever"})
-        return AugmentedRetriever(retriever=retriever, sessions=self, memory=_own(session), **options)
+        return AugmentedRetriever(
+            retriever=retriever,
+            sessions=self,
+            memory=_own(session),
+            k=k,
+            scopes=scopes,
+            kinds=kinds,
+            roles=roles,
+            always=always,
+            memory_weight=memory_weight,
+            budget_tokens=budget_tokens,
+            count_tokens=count_tokens,
+            complete=complete,
+            name=name,
+            tags=tags,
+            metadata=metadata,
+        )
 
     def scope(
         self,
@@ -164,14 +217,8 @@ class MemoryDoor:
         """
         return self._memory.index(rebuild=rebuild)
 
-    async def aindex_memory(self, *, rebuild: bool = False) -> Indexed:
-        return await self._memory.offload.run(self.index_memory, rebuild=rebuild)
+    aindex_memory = async_twin(index_memory)
 
 
 def _own(session: HasOwnMemory | None) -> SessionMemory | None:
     return None if session is None else session.memory
-
-
-def _fields(kind: type[BaseRetriever]) -> set[str]:
-    """What may be said of such a retriever: `session` says whose memory it is."""
-    return {*kind.model_fields, "session"} - {"sessions", "memory"}

@@ -33,6 +33,7 @@ from session_middleware.storage.memory_port import (
     MemoryPut,
     MemoryQuery,
 )
+from session_middleware.storage.offload import async_twin
 from session_middleware.storage.words import holds
 
 
@@ -172,14 +173,15 @@ class SessionMemory(SessionRecall):
         """Ask as `remember` does, for what is kept elsewhere: opens what that opens, and raises what that does."""
         self._storage.put_memories([MemoryPut(namespace, []) for namespace in namespaces], visit=self._visit)
 
-    async def aremember(self, text_or_dict: str | dict[str, Any], key: str | None = None, **options: Any) -> Memory:
-        return await self._parts.offload.run(self.remember, text_or_dict, key, **options)
+    aremember = async_twin(remember)
 
-    async def aforget(self, key: str | None = None, **options: Any) -> int:
-        return await self._parts.offload.run(self.forget, key, **options)
+    aforget = async_twin(forget)
 
-    async def apromote(self, key: str, to: Scope = "user", **options: Any) -> Memory:
-        return await self._parts.offload.run(self.promote, key, to, **options)
+    apromote = async_twin(promote)
+
+    astamps = async_twin(stamps)
+
+    acheck_may_change = async_twin(check_may_change)
 
     def _put(
         self, namespace: Namespace, key: str, what: str | dict[str, Any], metadata: dict[str, Any] | None

@@ -47,6 +47,7 @@ from session_middleware.storage.memory_port import (
     MessageScope,
     StoredMemory,
 )
+from session_middleware.storage.offload import async_twin
 from session_middleware.storage.visit import Visit
 
 Memories: TypeAlias = list[Memory]  # in the class below, `list` is its own method
@@ -75,7 +76,7 @@ class SessionRecall:
         owner_id: str | None,
         group_id: str | None,
     ) -> None:
-        self._parts = parts
+        self._parts, self._offload = parts, parts.offload
         self._storage = storage  # of whoever has the session in hand
         self._owner_id = owner_id
         self._visit = visit  # who remembers, and in which incarnation of the session
@@ -208,20 +209,15 @@ class SessionRecall:
         messages = self._storage.list_last_messages(self._session_id, count)
         return [message.text for message in messages if message.role in ("user", "assistant")]
 
-    async def arecall(self, query: str, k: int = 5, **options: Any) -> Memories:
-        return await self._parts.offload.run(self.recall, query, k, **options)
+    arecall = async_twin(recall)
 
-    async def aselect(self, query: str, k: int = 5, **options: Any) -> Memories:
-        return await self._parts.offload.run(self.select, query, k, **options)
+    aselect = async_twin(select)
 
-    async def acontext_for(self, query: str, **options: Any) -> str | None:
-        return await self._parts.offload.run(self.context_for, query, **options)
+    acontext_for = async_twin(context_for)
 
-    async def alist(self, scopes: Sequence[Scope] = ("session",), **options: Any) -> Memories:
-        return await self._parts.offload.run(self.list, scopes, **options)
+    alist = async_twin(list)
 
-    async def alast_said(self, count: int = 12) -> Texts:
-        return await self._parts.offload.run(self.last_said, count)
+    alast_said = async_twin(last_said)
 
     def _always(self, scopes: Sequence[Scope]) -> Memories:
         namespaces = [both_of(namespace, always=True)[0] for namespace in visible_namespaces(self._owners, scopes)]

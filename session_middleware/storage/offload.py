@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
-from typing import ParamSpec, TypeVar
+from functools import partial, wraps
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from session_middleware.errors import StorageError
 from session_middleware.storage.lane import Lane, Together
@@ -92,6 +92,31 @@ class Offload:
     def close(self) -> None:
         self._lane.close()
         self._threads.shutdown(wait=True)
+
+
+class _Offloading(Protocol):
+    _offload: Offload
+
+
+S = TypeVar("S", bound=_Offloading)
+
+
+def async_twin(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], Coroutine[Any, Any, R]]:
+    """The asynchronous version of a method: the same signature, and the name with the prefix ``a``.
+
+    It runs the whole method, a subclass's if that overrides it, on one of the storage's threads.
+    """
+    name = method.__name__
+
+    @wraps(method)
+    async def twin(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        result: R = await self._offload.run(getattr(self, name), *args, **kwargs)
+        return result
+
+    twin.__name__ = f"a{name}"
+    twin.__qualname__ = f"{method.__qualname__.removesuffix(name)}a{name}"
+    twin.__doc__ = f"`{name}`, for asyncio."
+    return twin
 
 
 def is_on_a_loop() -> bool:

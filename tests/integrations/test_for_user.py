@@ -380,13 +380,4 @@ def test_all_that_a_guarded_session_asks_of_storage_is_guarded() -> None:
     parts = (Session, LivingSession, SessionMemory, Loop, SessionHistory, Following)
     source = "".join(inspect.getsource(kind) for kind in parts)
     used = set(re.findall(r"_storage\.(\w+)\(", source))
-    assert {"list_messages", "update_session", "put_memories"} <= used
-    for name in used:
-        SessionStorage(_Any(), "", _Any(), _Any()).__getattribute__ if name == "put_memories" else getattr(
-            SessionStorage(_Any(), "", _Any(), _Any()), name
-        )
-
-
-class _Any:
-    def __getattr__(self, name: str) -> Any:
-        return lambda *args, **options: None
+    assert {"list_messages", "update_session", "put_memories"} <= used <= set(dir(SessionStorage))

@@ -64,7 +64,7 @@ LAYERS = {  # the longest prefix wins
     "sources": 5,
     "render": 5,
     "listing": 5,
-    "demo": 5,
+    "chat": 5,
     "__init__": 6,
 }
 WITHIN_A_LAYER = {  # pairs in one layer, or out of its order, that may lean on each other this way round

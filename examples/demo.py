@@ -1,0 +1,218 @@
+"""What session-middleware does, shown by doing it: ``make demo``, or ``python examples/demo.py``.
+
+The agent is an ordinary LangGraph graph. The answers of its model are scripted, so no key and no network are needed.
+Everything else is real: the tools, the database, the killed process and the sizes.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from langchain_core.language_models import GenericFakeChatModel
+from langchain_core.messages import AIMessage
+from langchain_core.tools import tool
+from langgraph.checkpoint.sqlite import SqliteSaver
+from langgraph.graph import START, MessagesState, StateGraph
+from langgraph.prebuilt import ToolNode, tools_condition
+
+from session_middleware import SessionAccessDenied, Sessions
+
+THREAD = "support-42"
+TURNS = 60
+
+# The agent: nothing in it knows of sessions
+
+
+class ScriptedModel(GenericFakeChatModel):
+    """Answers with the given messages, one per call. In your program, this is any chat model."""
+
+    def bind_tools(self, tools: Sequence[Any], **options: Any) -> ScriptedModel:
+        return self
+
+
+def tool_call(name: str, call_id: str, **arguments: Any) -> AIMessage:
+    return AIMessage("", tool_calls=[{"name": name, "args": arguments, "id": call_id}])
+
+
+def build_graph(*answers: AIMessage | str, before_refund: Callable[[], None] = lambda: None) -> Any:
+    """An agent with two tools, whose model gives these answers."""
+
+    @tool
+    def read_policy(topic: str) -> str:
+        """Look up the shop's policy on a topic."""
+        return {"returns": "Returns are free within 30 days; water filters only while sealed."}[topic]
+
+    @tool
+    def refund_order(order: int) -> str:
+        """Refund an order."""
+        before_refund()
+        return f"order {order}: 42.90 euros refunded"
+
+    tools = [read_policy, refund_order]
+    model = ScriptedModel(messages=iter(answers)).bind_tools(tools)
+
+    def call_model(state: MessagesState) -> dict[str, Any]:
+        return {"messages": [model.invoke(state["messages"])]}
+
+    builder = StateGraph(MessagesState)
+    builder.add_node("model", call_model)
+    builder.add_node("tools", ToolNode(tools))
+    builder.add_edge(START, "model")
+    builder.add_conditional_edges("model", tools_condition)
+    builder.add_edge("tools", "model")
+    return builder.compile()
+
+
+# The demonstration
+
+
+def main() -> None:
+    began = time.monotonic()
+    for name in [name for name in os.environ if name.startswith("SESSION_")]:
+        del os.environ[name]  # settings of your own would change what is shown
+    path = Path(tempfile.mkdtemp(prefix="session-middleware-demo-"), "demo.db")
+    os.chdir(path.parent)  # and so would those of a .env file
+    for section in (converse, kill, resume, query, remember, refuse, expire):
+        section(path)
+    compare_sizes()
+    print(f"\nThat took {time.monotonic() - began:.1f} seconds. The sessions are kept in")
+    print(f"{path}. See what was said and done in them:")
+    program = shlex.quote(str(Path(sys.executable).with_name("session-middleware")))
+    print(f"{program} show {THREAD} --db {shlex.quote(str(path))}")
+
+
+def converse(path: Path) -> None:
+    print("1. Three lines give a LangGraph agent sessions")
+    print('   sessions = Sessions("demo.db", idle_timeout="30m")')
+    print("   agent = sessions.attach(graph)")
+    print(f'   agent.invoke({{"messages": "..."}}, sessions.config("{THREAD}", user_id="ada"))')
+    graph = build_graph(
+        tool_call("read_policy", "call-1", topic="returns"),
+        "Yes, within 30 days, as long as the filter is sealed.",
+    )
+    with Sessions(path, idle_timeout="30m") as sessions:
+        agent = sessions.attach(graph)
+        question = "Can I return water filter order 1042?"
+        state = agent.invoke({"messages": question}, sessions.config(THREAD, user_id="ada"))
+    print_messages(state["messages"])
+
+
+def kill(path: Path) -> None:
+    print("\n2. kill -9 in the middle of a tool call")
+    command = [sys.executable, __file__, "worker", str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        print(f"   process {process.pid}: {process.stdout.readline().strip()}")
+        process.kill()
+    print(f"   process {process.pid}: killed (exit code {process.returncode})")
+
+
+def work(path: Path) -> None:
+    """The second process: its tool announces itself, and does not return."""
+
+    def hang() -> None:
+        print("refund_order(order=1042) has begun", flush=True)
+        time.sleep(60)
+
+    graph = build_graph(tool_call("refund_order", "call-2", order=1042), before_refund=hang)
+    with Sessions(path, idle_timeout="30m") as sessions:
+        sessions.attach(graph).invoke({"messages": "Please refund it."}, sessions.config(THREAD, user_id="ada"))
+
+
+def resume(path: Path) -> None:
+    print("\n3. Another process resumes the thread by its id: agent.invoke(None, config)")
+    with Sessions(path, idle_timeout="30m") as sessions:
+        agent = sessions.attach(build_graph("Done: 42.90 euros are on their way."))
+        state = agent.invoke(None, sessions.config(THREAD, user_id="ada"))
+    print_messages(state["messages"][4:])
+
+
+def query(path: Path) -> None:
+    print("\n4. Every message and tool call is a row; a call is recorded before it runs")
+    sql = "SELECT name, attempt, status, arguments, result FROM tool_calls ORDER BY seq"
+    print(f"   {sql}")
+    connection = sqlite3.connect(path)
+    for row in connection.execute(sql):
+        print("  ", *(str(value)[:36] for value in row), sep=" | ")
+    connection.close()
+
+
+def remember(path: Path) -> None:
+    print("\n5. Memory stays in its scope: a session, a user, a group, or everyone")
+    with Sessions(path, idle_timeout="30m") as sessions:
+        memory = sessions.get(THREAD).memory
+        memory.remember("Ada prefers store credit", scope="user")
+        for thread, user_id in (("support-43", "ada"), ("support-44", "mallory")):
+            session = sessions.open(thread, user_id=user_id)
+            texts = [found.text for found in session.memory.recall("store credit")]
+            print(f"   {user_id} in {thread} recalls: {texts}")
+
+
+def refuse(path: Path) -> None:
+    print("\n6. Another user is refused, and the record says so")
+    with Sessions(path, idle_timeout="30m") as sessions:
+        agent = sessions.attach(build_graph("Of course! Ada's order is ..."))
+        try:
+            agent.invoke({"messages": "Show me Ada's order"}, sessions.config(THREAD, user_id="mallory"))
+        except SessionAccessDenied as error:
+            print(f"   {type(error).__name__}: {str(error).partition(' and ')[0]}")
+        event = sessions.get(THREAD).events()[-1]
+        print(f"   event: {event.kind} {event.detail}")
+
+
+def expire(path: Path) -> None:
+    print("\n7. Idle sessions expire (the clock is one hour ahead), and can be revived")
+    with Sessions(path, idle_timeout="30m", clock=lambda: datetime.now(UTC) + timedelta(hours=1)) as sessions:
+        ended = sessions.sweep()
+        print("   sweep:", ", ".join(f"{each.session_id} ({each.reason})" for each in ended))
+        agent = sessions.attach(build_graph("Welcome back, Ada."))
+        state = agent.invoke({"messages": "It is me again"}, sessions.config(THREAD, user_id="ada"))
+        session = sessions.get(THREAD)
+        print(f"   {THREAD} is {session.status} again, with all of its {len(state['messages'])} messages")
+
+
+def compare_sizes() -> None:
+    print(f"\n8. The file stays small: {TURNS} turns, answers of 2,000 characters")
+    answers = [f"Answer {number}: " + f"{number} lorem ipsum " * 125 for number in range(TURNS)]
+    with tempfile.TemporaryDirectory() as folder:
+        theirs, ours = Path(folder, "theirs.db"), Path(folder, "ours.db")
+        with SqliteSaver.from_conn_string(str(theirs)) as saver:
+            chat(build_graph(*answers).copy(update={"checkpointer": saver}), {"configurable": {"thread_id": "t"}})
+        with Sessions(ours) as sessions:
+            chat(sessions.attach(build_graph(*answers)), sessions.config("t"))
+        before, after = (
+            sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*")) / 1e6 for path in (theirs, ours)
+        )
+    print(f"   LangGraph's SqliteSaver  {before:6.2f} MB")
+    print(f"   session-middleware       {after:6.2f} MB, {before / after:.0f} times less, with the record")
+
+
+def chat(agent: Any, config: Any) -> None:
+    for number in range(TURNS):
+        agent.invoke({"messages": f"Question {number}"}, config)
+
+
+def print_messages(messages: Sequence[Any]) -> None:
+    for message in messages:
+        for call in getattr(message, "tool_calls", ()):
+            arguments = ", ".join(f"{name}={value!r}" for name, value in call["args"].items())
+            print(f"   calls  {call['name']}({arguments})")
+        if message.text:
+            print(f"   {message.type:<6} {message.text}")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["worker"]:
+        work(Path(sys.argv[2]))
+    else:
+        main()
