@@ -25,7 +25,7 @@ _WRITES = frozenset(
         *("pin_session", "ping_session", "prune_checkpoints", "update_session"),
     }
 )
-_READS = frozenset({"find_entry", "find_origin", "find_session", "measure_session", "version"})
+_READS = frozenset({"find_entry", "find_session", "measure_session", "version"})
 
 
 class SessionStorage:

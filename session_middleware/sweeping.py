@@ -119,5 +119,5 @@ class Sweeper:
             with suppress(StorageError):  # who asks for it is told
                 session = parts.storage.find_session(session_id)
                 is_same = session is not None and session.incarnation == incarnation
-                if session is None or not is_same or session.status not in ("active", "opening"):
+                if session is None or not is_same or session.status != "active":
                     parts.resources.close_of(session_id, incarnation)
