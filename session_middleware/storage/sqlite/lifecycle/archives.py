@@ -59,7 +59,7 @@ _QUERIES = (  # a parent list has a lower id than its branches
 
 def write(connection: sqlite3.Connection, session: SessionInfo, rules: Rules) -> tuple[str, str]:
     """Write everything of a session to its file; returns its path and digest."""
-    path = path_of(connection, session.id, session.incarnation, rules)
+    path = _path_of(connection, session.id, session.incarnation, rules)
     if path is None:
         raise StorageError(rules.path, "there is no folder for archives", advice="set archive_path")
     header = {"id": session.id, "user_id": session.user_id, "incarnation": session.incarnation}
@@ -76,7 +76,7 @@ def _rows(connection: sqlite3.Connection, session_id: str) -> Iterator[tuple[str
             yield table, dict(zip(names, row, strict=True))
 
 
-def path_of(connection: sqlite3.Connection, session_id: str, incarnation: int, rules: Rules) -> Path | None:
+def _path_of(connection: sqlite3.Connection, session_id: str, incarnation: int, rules: Rules) -> Path | None:
     """The file for one incarnation of an id; two databases may share a folder."""
     if rules.archives is None:
         return None
@@ -87,10 +87,10 @@ def path_of(connection: sqlite3.Connection, session_id: str, incarnation: int, r
     return rules.archives / f"{jsonl.file_name(session_id)}.{mark}.{incarnation}.jsonl"
 
 
-def remove(connection: sqlite3.Connection, session_id: str, incarnations: Iterable[int], rules: Rules) -> int:
-    """Delete the files of an id, also those whose writer was killed before it committed; how many bytes."""
-    paths = [path_of(connection, session_id, number, rules) for number in incarnations]
-    return sum(jsonl.remove(path) for path in paths if path is not None)
+def remove(connection: sqlite3.Connection, session_id: str, incarnation: int, rules: Rules) -> int:
+    """Delete the file that a killed process left of a session it did not archive; its bytes."""
+    path = _path_of(connection, session_id, incarnation, rules)
+    return 0 if path is None else jsonl.remove(path)
 
 
 # Restoring
@@ -111,12 +111,12 @@ def restore(connection: sqlite3.Connection, stone: Tombstone, path: Path, rules:
         place = {"namespace": memories.renamed(row["namespace"], was, stone.id)}
         if row["session_id"] == was:
             place["session_id"] = stone.id
-        _insert(connection, "memories", [row | place | {"id": None} | memories.as_not_indexed(row)])
+        restored = row | place | {"id": None} | memories.as_not_indexed(row)
+        _insert(connection, "memories", [restored], "INSERT OR IGNORE")  # one that the store was given since stays
     _restore_state(connection, stone.id, family_id, rows)
     tombstones.delete(connection, stone.id)
     sessions.touch(connection, stone.id, rules, now)
-    detail = {"archived_at": to_text(stone.buried_at)}
-    events.tell(connection, stone.id, "restored", "archive", now, detail=detail)
+    events.tell(connection, stone.id, "restored", "archive", now, detail={"archived_at": to_text(stone.buried_at)})
     return sessions.get(connection, stone.id)
 
 
@@ -158,14 +158,14 @@ def _json(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"))
 
 
-def _insert(connection: sqlite3.Connection, table: str, rows: Iterable[Mapping[str, Any]]) -> int:
+def _insert(connection: sqlite3.Connection, table: str, rows: Iterable[Mapping[str, Any]], how: str = "INSERT") -> int:
     """Insert rows, with those of their columns that the table has; the id of the last one."""
     there = {name for (name,) in connection.execute("SELECT name FROM pragma_table_info(?)", (table,))}
     last = 0
     for row in rows:
         columns = [name for name in row if name in there]
         cursor = connection.execute(
-            f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})",
+            f"{how} INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})",
             [row[name] for name in columns],
         )
         last = cursor.lastrowid or 0

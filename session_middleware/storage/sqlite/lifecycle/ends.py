@@ -123,6 +123,7 @@ def put_aside(connection: sqlite3.Connection, session: SessionInfo, rules: Rules
     if family == aside:
         connection.execute("UPDATE sessions SET family_id = ? WHERE family_id = ?", (aside, session.id))
         pieces.rename_family(connection, session.id, aside)
+    archives.remove(connection, session.id, session.incarnation, rules)
     events.append(connection, aside, "put_aside", "fresh", {"was": session.id}, now)
     tombstones.put(connection, session, "put aside", aside, now)
     return aside
@@ -171,7 +172,8 @@ def delete(
     tombstones.put(connection, session, action, reason or session.reason, now, archive=archive, digest=digest)
     if action != "forgotten":
         events.announce(connection, session_id, action, reason, now, detail={"user_id": session.user_id})
-    return Deleted(1, kept, messages, tool_calls, remembered)
+    left = archives.remove(connection, session_id, session.incarnation, rules) if action == "deleted" else 0
+    return Deleted(1, kept, messages, tool_calls, remembered, left)
 
 
 def delete_archived(connection: sqlite3.Connection, session_id: str, rules: Rules, by: Identity | None) -> Deleted:

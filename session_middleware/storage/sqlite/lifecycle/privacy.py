@@ -44,25 +44,22 @@ def forget(connection: sqlite3.Connection, user_id: str, rules: Rules, *, dry_ru
         "SELECT id, CAST(incarnation AS INTEGER) FROM sessions WHERE user_id = ?", (user_id,)
     ).fetchall()
     theirs = [session_id for session_id, _ in rows]
-    stones = connection.execute(
-        "SELECT id, incarnation, archive FROM tombstones WHERE user_id = ?", (user_id,)
-    ).fetchall()
-    gone = [session_id for session_id, _, _ in stones]
+    stones = connection.execute("SELECT id, archive FROM tombstones WHERE user_id = ?", (user_id,)).fetchall()
+    gone = [session_id for session_id, _ in stones]
     memories_gone = memories.delete_of_user(connection, user_id, [*theirs, *gone])
     deleted = [ends.delete(connection, session_id, rules, action="forgotten") for session_id in theirs]
     traces = _erase_traces(connection, user_id, [*theirs, *gone])
-    for session_id, _, _ in stones:
+    for session_id in gone:
         connection.execute(
             "UPDATE OR REPLACE tombstones SET id = ?, user_id = NULL, group_id = NULL, title = NULL,"
             " action = 'forgotten', reason = NULL, archive = NULL, digest = NULL, on_resume = NULL WHERE id = ?",
             (hashed(session_id), session_id),
         )
-    archived = [rules.archive_at(path) for _, _, path in stones if path is not None]
+    archived = [rules.archive_at(path) for _, path in stones if path is not None]
     bytes_freed = 0
     if not dry_run:  # before it is committed: afterwards nothing leads to the files any more
         bytes_freed = sum(jsonl.remove(path) for path in archived)
-        for session_id, incarnation in (*rows, *(stone[:2] for stone in stones)):
-            bytes_freed += archives.remove(connection, session_id, range(1, incarnation + 1), rules)
+        bytes_freed += sum(archives.remove(connection, id_, incarnation, rules) for id_, incarnation in rows)
     forgotten = Forgotten(
         sessions=len(theirs),
         checkpoints=sum(each.checkpoints for each in deleted),

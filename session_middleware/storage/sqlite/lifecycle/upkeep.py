@@ -139,17 +139,13 @@ class SqliteUpkeep:
 
     def delete_session(self, session_id: str, *, by: Identity | None = None) -> Deleted:
         def operation(connection: Connection) -> Deleted:
-            session = sessions.find_remains(connection, session_id)
             stone = tombstones.find(connection, session_id)
-            if session is None and stone is not None and stone.archive is not None:
+            is_archived = stone is not None and stone.archive is not None
+            if is_archived and sessions.find_remains(connection, session_id) is None:
                 return ends.delete_archived(connection, session_id, self._rules, by)
             if by is not None:
                 sessions.get_for(connection, session_id, by, self._rules)
-            deleted = ends.delete(connection, session_id, self._rules, reason="by_user")
-            if session is None:
-                return deleted
-            left = archives.remove(connection, session_id, [session.incarnation], self._rules)
-            return deleted._replace(bytes_freed=left)
+            return ends.delete(connection, session_id, self._rules, reason="by_user")
 
         deleted = self._database.write(operation)
         if not deleted.sessions:
