@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 from session_middleware.errors import StorageError
 
 FORMAT, VERSION = "session-middleware.session", 1
+_library = cache(lambda: version("session-middleware"))  # reads folders
 
 Row = dict[str, Any]
 
@@ -30,7 +32,7 @@ def write(path: Path, session: Mapping[str, Any], rows: Iterable[tuple[str, Row]
     Raises:
         StorageError: It cannot be written.
     """
-    header = {"format": FORMAT, "version": VERSION, "library": version("session-middleware"), "session": session}
+    header = {"format": FORMAT, "version": VERSION, "library": _library(), "session": session}
     temporary, digest, count = _temporary(path), hashlib.sha256(), 0
     try:
         if not path.parent.is_dir():

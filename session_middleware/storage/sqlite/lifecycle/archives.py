@@ -23,37 +23,26 @@ from session_middleware.storage.sqlite.record import runs
 from session_middleware.storage.sqlite.rules import Rules
 from session_middleware.storage.sqlite.state import heads
 from session_middleware.storage.sqlite.state.blobs import find_blob
+from session_middleware.storage.sqlite.state.pieces import USED_BY_SESSION
 from session_middleware.storage.sqlite.state.sealed import Row, WriteRow, resealed
 
 # Writing
 
-_USED = """
-    WITH RECURSIVE used_lists (id, length) AS (
-        SELECT json_extract(ref.value, '$[0]'), json_extract(ref.value, '$[1]')
-        FROM checkpoints, json_each(channels) AS ref WHERE session_id = :id AND ref.type = 'array'
-        UNION SELECT parent_id, MIN(length, parent_length)
-        FROM used_lists JOIN lists USING (id) WHERE parent_id IS NOT NULL
-    ),
-    used_items AS (
-        SELECT list_items.* FROM (SELECT id, MAX(length) AS length FROM used_lists GROUP BY id) AS used
-        JOIN list_items ON list_id = used.id AND position < length
-    ),
-    used_blobs (id) AS (
-        SELECT blob_id FROM used_items
-        UNION SELECT ref.value FROM checkpoints, json_each(channels) AS ref
-        WHERE session_id = :id AND ref.type = 'integer'
-        UNION SELECT COALESCE(ref.atom, json_extract(ref.value, '$[0]')) FROM writes, json_each(writes.value) AS ref
-        WHERE session_id = :id AND ref.type != 'null'
-    )
-"""
-_QUERIES = (  # a parent list has a lower id than its branches
+Rows = Mapping[str, list[dict[str, Any]]]  # by table
+
+_TABLES = (*runs.TABLES, "checkpoints", "heads", "writes")
+_OF_SESSION = ((table, f"SELECT * FROM {table} WHERE session_id = :id") for table in _TABLES)
+_ITEMS = "FROM used_lists JOIN list_items ON list_id = used_lists.id AND position < upto"
+_QUERIES = (
     ("sessions", "SELECT * FROM sessions WHERE id = :id"),
-    *((table, f"SELECT * FROM {table} WHERE session_id = :id") for table in runs.TABLES),
+    *_OF_SESSION,
     ("memories", "SELECT * FROM memories WHERE namespace = :own OR namespace >= :above AND namespace < :below"),
-    *((table, f"SELECT * FROM {table} WHERE session_id = :id") for table in ("checkpoints", "heads", "writes")),
-    ("lists", f"{_USED} SELECT * FROM lists WHERE id IN (SELECT id FROM used_lists) ORDER BY id"),
-    ("list_items", f"{_USED} SELECT * FROM used_items"),
-    ("blobs", f"{_USED} SELECT * FROM blobs WHERE id IN (SELECT id FROM used_blobs)"),
+    ("lists", f"{USED_BY_SESSION} SELECT * FROM lists WHERE id IN (SELECT id FROM used_lists) ORDER BY id"),
+    ("list_items", f"{USED_BY_SESSION} SELECT list_items.* {_ITEMS}"),
+    (
+        "blobs",
+        f"{USED_BY_SESSION} SELECT * FROM blobs WHERE id IN (SELECT blob_id {_ITEMS} UNION SELECT id FROM used_values)",
+    ),
 )
 
 
@@ -96,11 +85,10 @@ def remove(connection: sqlite3.Connection, session_id: str, incarnation: int, ru
 # Restoring
 
 
-def restore(connection: sqlite3.Connection, stone: Tombstone, path: Path, rules: Rules) -> SessionInfo:
-    """Insert an archived session as it was, active from now on; its tombstone goes. Raises `StorageError`."""
-    rows, now = jsonl.read(path, stone.digest), rules.clock()
+def restore(connection: sqlite3.Connection, stone: Tombstone, rows: Rows, rules: Rules) -> SessionInfo:
+    """Insert an archived session as it was, active from now on; its tombstone goes."""
     (session,) = rows["sessions"]
-    was = session["id"]
+    was, now = session["id"], rules.clock()
     family_id = stone.id if session["family_id"] == was else session["family_id"]
     active = {"status": "active", "reason": "restored", "opened_as": "revived", "ended_at": None, "pruned": 0}
     named = {"id": stone.id, "family_id": family_id, "began_at": to_text(now)}
@@ -120,16 +108,14 @@ def restore(connection: sqlite3.Connection, stone: Tombstone, path: Path, rules:
     return sessions.get(connection, stone.id)
 
 
-def _restore_state(
-    connection: sqlite3.Connection, session_id: str, family_id: str, rows: Mapping[str, list[dict[str, Any]]]
-) -> None:
+def _restore_state(connection: sqlite3.Connection, session_id: str, family_id: str, rows: Rows) -> None:
     blobs: dict[int, int] = {}
     for row in rows.get("blobs", ()):
         there = find_blob(connection, family_id, row["digest"])
         new = row | {"id": None, "family_id": family_id}
         blobs[row["id"]] = there if there is not None else _insert(connection, "blobs", [new])
     lists: dict[int | None, int | None] = {None: None}
-    for row in rows.get("lists", ()):
+    for row in rows.get("lists", ()):  # in the order of their ids: a parent is older than its branches
         new = row | {"id": None, "family_id": family_id, "parent_id": lists[row["parent_id"]]}
         lists[row["id"]] = _insert(connection, "lists", [new])
     items = [

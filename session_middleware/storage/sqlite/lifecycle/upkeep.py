@@ -160,7 +160,7 @@ class SqliteUpkeep:
             stone = tombstones.get_archived(connection, session_id, by)
             limits.make_room(connection, stone.user_id, self._rules, self._now())
             path = self._rules.archive_at(str(stone.archive))
-            return archives.restore(connection, stone, path, self._rules), path
+            return archives.restore(connection, stone, jsonl.read(path, stone.digest), self._rules), path
 
         session, path = self._database.write(operation)
         jsonl.remove(path)
