@@ -26,7 +26,6 @@ from session_middleware.model import (
     MAX_ID_LENGTH,
     Access,
     Admission,
-    Closed,
     Identity,
     OnExpire,
     OnResume,
@@ -65,11 +64,6 @@ def check_transition(session_id: str, status: Status, to: Status) -> str:
         return TRANSITIONS[status, to]
     except KeyError:
         raise InvalidTransition(session_id, status=status, to=to) from None
-
-
-def check_end(session_id: str, status: Status, to: Closed) -> None:
-    """Raises `InvalidTransition`."""
-    check_transition(session_id, status, to)
 
 
 def check_visibility(session: SessionInfo, visibility: Visibility | None) -> None:

@@ -39,7 +39,7 @@ def end(
     """End a session as its user or the operator says. Raises `InvalidTransition`, `SessionNotFound`."""
     now = rules.clock()
     session = sessions.get_for(connection, session_id, by, rules)
-    lifecycle.check_end(session_id, lifecycle.status_at(session, rules.settings, now), status)
+    lifecycle.check_transition(session_id, lifecycle.status_at(session, rules.settings, now), status)
     _close(connection, session, status, reason, now, rules, detail=detail)
     return sessions.get(connection, session_id)
 
