@@ -45,7 +45,7 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         except SessionNotFound as error:
             if error.archived:
-                told = f"session {error.session_id!r} is archived; `session-middleware explain` says where"
+                told = f"session {error.session_id!r} is archived; `session-middleware restore` brings it back"
             else:
                 told = f"there is no session {error.session_id!r}; `session-middleware list` shows what there is"
             raise click.ClickException(told) from error

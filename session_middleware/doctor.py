@@ -118,7 +118,7 @@ def _facts_of(path: str) -> tuple[dict[str, int | str], list[str]]:
     return facts, []
 
 
-_LEFT = frozenset({"dead_lease", "dead_run", "orphaned_writes", "stuck"})  # by processes that were killed
+_LEFT = frozenset({"dead_lease", "dead_run", "orphaned_writes"})  # by processes that were killed
 
 
 def _rows_of(path: str, settings: SessionSettings) -> tuple[list[str], list[str]]:

@@ -3,7 +3,7 @@
     SessionError
     ├── SessionNotFound       (LookupError)      no such session, or not the caller's
     ├── SessionExists         (ValueError)       open(..., if_exists="raise") on a known id
-    ├── SessionExpired        (LookupError)      on_resume="reject" and the session has expired
+    ├── SessionExpired        (LookupError)      the session has expired and on_resume="reject", or is archived
     ├── SessionClosed         (ValueError)       on_closed="reject" and the session has ended
     ├── SessionAccessDenied   (PermissionError)  the session is owned by somebody else
     │   ├── MemoryAccessDenied                   the memory is
@@ -55,8 +55,8 @@ class SessionNotFound(SessionError, LookupError):
             f"session {session_id!r} was deleted, or another one has its id since; get or open it anew with "
             f"sessions.open({session_id!r}), or ask sessions.explain({session_id!r})"
             if deleted
-            else f"session {session_id!r} is archived; resume it, by a run or with sessions.open({session_id!r}), to "
-            "bring it back (on_resume='revive'), or ask sessions.explain(id)"
+            else f"session {session_id!r} is archived; bring it back with sessions.restore({session_id!r}), "
+            "or ask sessions.explain(id)"
             if archived
             else f"there is no session {session_id!r}; list what there is with sessions.list(), "
             "or ask with sessions.find(id), which returns None instead of raising"
@@ -64,20 +64,29 @@ class SessionNotFound(SessionError, LookupError):
 
 
 class SessionExists(SessionError, ValueError):
-    def __init__(self, session_id: str) -> None:
+    def __init__(self, session_id: str, *, archived: bool = False) -> None:
         self.session_id = session_id
+        where, call = (" in its archive", "restore") if archived else ("", "open")
         super().__init__(
-            f"session {session_id!r} exists already; resume it with sessions.open({session_id!r}), or choose another id"
+            f"session {session_id!r} exists already{where}; resume it with sessions.{call}({session_id!r}), "
+            "or choose another id"
         )
 
 
 class SessionExpired(SessionError, LookupError):
-    def __init__(self, session_id: str, *, since: datetime | None, how: str = "expired") -> None:
+    """`archived`: it is in its archive, and no empty session takes its place unasked."""
+
+    def __init__(
+        self, session_id: str, *, since: datetime | None, how: str = "expired", archived: bool = False
+    ) -> None:
         self.session_id = session_id
         self.since = since
         when = f" at {since.isoformat(timespec='seconds')}" if since else ""
         super().__init__(
-            f"session {session_id!r} {how}{when} and on_resume='reject' refuses to resume it; "
+            f"session {session_id!r} {how}{when}; bring it back with sessions.restore({session_id!r}), "
+            "start another thread id, or set on_resume to 'fresh'"
+            if archived
+            else f"session {session_id!r} {how}{when} and on_resume='reject' refuses to resume it; "
             "start another thread id, or set on_resume to 'revive' or 'fresh'"
         )
 

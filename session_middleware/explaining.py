@@ -93,20 +93,19 @@ def _after_end(seen: SessionInfo, terms: lifecycle.Terms, settings: SessionSetti
     if seen.status == "expired":
         what = {"revive": "revives it", "fresh": "starts afresh and puts it aside", "reject": "is refused"}
         return [f"running it {what[terms.on_resume]} (on_resume)"]
-    if seen.status in ("opening", "closing"):
-        return ["another process is at work on it, or has died of it; sessions.check(repair=True) tells"]
     return ["running it " + ("reopens it" if settings.on_closed == "reopen" else "is refused") + " (on_closed)"]
 
 
 def explain_absence(session_id: str, buried: Buried | None, settings: SessionSettings) -> Explanation:
-    if buried is None or buried.action == "restored":
+    if buried is None:
         text = f"session {session_id!r}: there is none with this id, and no trace of one"
         return Explanation(session_id=session_id, status="unknown", text=text)
     on_resume = buried.on_resume or settings.on_resume
-    resume = "is refused" if on_resume == "reject" else "opens it anew"
-    if buried.archive is not None and on_resume == "revive":
-        resume = "restores it"
-    where = f" to {buried.archive}" if buried.archive is not None else ""
+    is_archived = buried.archive is not None
+    is_refused = on_resume == "reject" or (is_archived and on_resume == "revive")
+    resume = "is refused" if is_refused else "opens it anew"
+    where = f" to {buried.archive}" if is_archived else ""
+    back = f"; sessions.restore({session_id!r}) brings it back" if is_archived else ""
     why = f" ({buried.reason})" if buried.reason else ""
     return Explanation.model_validate(
         {
@@ -115,7 +114,7 @@ def explain_absence(session_id: str, buried: Buried | None, settings: SessionSet
             "reason": buried.reason,
             "since": buried.buried_at,
             "text": f"session {session_id!r}: it was {buried.action}{where} at {_at(buried.buried_at)}{why}; "
-            f"running it {resume} (on_resume)",
+            f"running it {resume} (on_resume){back}",
         }
     )
 

@@ -54,7 +54,7 @@ class Forgotten(Value):
 class Problem(Value):
     """Something that should hold and does not, as `Sessions.check` found it."""
 
-    kind: str  # counter, orphan, stuck, dead_lease, damage …
+    kind: str  # counter, orphan, dead_lease, damage …
     session_id: str | None = None
     text: str
     repaired: bool = False

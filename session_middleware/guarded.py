@@ -167,6 +167,13 @@ class UserSessions:
 
     alist_archived = async_twin(list_archived)
 
+    def restore(self, session_id: object) -> Session:
+        """As `Sessions.restore`, of one that was their own. Raises `SessionNotFound`, also for another's."""
+        return self._in_hand(self._storage.restore_session(lifecycle.session_id_of(session_id), by=self.identity))
+
+    async def arestore(self, session_id: object) -> Session:
+        return await self._offload.run(self.restore, session_id)
+
     def delete(self, session_id: object) -> Deleted:
         """Delete one of theirs, or its archive. Raises `SessionNotFound`, also for what they may only read."""
         session = self.find(session_id)

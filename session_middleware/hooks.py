@@ -32,7 +32,9 @@ Name: TypeAlias = Literal["opened", "resumed", "state_changed", "closed", "error
 _KINDS: dict[Name, frozenset[str]] = {
     "opened": frozenset({"opened", "forked"}),
     "resumed": frozenset({"resumed", "revived", "reopened"}),
-    "state_changed": frozenset({"opened", "revived", "reopened", "completed", "failed", "abandoned", "expired"}),
+    "state_changed": frozenset(
+        {"opened", "revived", "reopened", "restored", "completed", "failed", "abandoned", "expired"}
+    ),
     "closed": frozenset({"completed", "failed", "abandoned", "expired", "deleted", "archived"}),
     "error": frozenset({"error"}),
 }

@@ -26,7 +26,6 @@ from session_middleware.model import (
     MAX_ID_LENGTH,
     Access,
     Admission,
-    Closed,
     Identity,
     OnExpire,
     OnResume,
@@ -40,15 +39,16 @@ from session_middleware.settings import SessionSettings
 
 TRANSITIONS: Mapping[tuple[Status, Status], str] = MappingProxyType(
     {
-        ("opening", "active"): "opened",
         ("active", "idle"): "idle",  # by the clock
         ("idle", "active"): "resumed",
-        ("active", "closing"): "closing",
-        ("idle", "closing"): "closing",
-        ("closing", "completed"): "completed",
-        ("closing", "failed"): "failed",
-        ("closing", "abandoned"): "abandoned",
-        ("closing", "expired"): "expired",
+        ("active", "completed"): "completed",
+        ("active", "failed"): "failed",
+        ("active", "abandoned"): "abandoned",
+        ("active", "expired"): "expired",
+        ("idle", "completed"): "completed",
+        ("idle", "failed"): "failed",
+        ("idle", "abandoned"): "abandoned",
+        ("idle", "expired"): "expired",
         ("expired", "active"): "revived",
         ("completed", "active"): "reopened",
         ("failed", "active"): "reopened",
@@ -64,13 +64,6 @@ def check_transition(session_id: str, status: Status, to: Status) -> str:
         return TRANSITIONS[status, to]
     except KeyError:
         raise InvalidTransition(session_id, status=status, to=to) from None
-
-
-def check_end(session_id: str, status: Status, to: Closed) -> None:
-    """An end is two steps, through ``closing``. Raises `InvalidTransition`."""
-    if (status, "closing") not in TRANSITIONS:
-        raise InvalidTransition(session_id, status=status, to=to)
-    check_transition(session_id, "closing", to)
 
 
 def check_visibility(session: SessionInfo, visibility: Visibility | None) -> None:
@@ -267,12 +260,12 @@ def admit(session: SessionInfo | None, settings: SessionSettings, now: datetime)
     if session is None:
         return "opened"
     status = status_at(session, settings, now)
-    if status in ("expired", "closing"):
+    if status == "expired":
         on_resume = terms_of(session, settings).on_resume
         if on_resume == "reject":
             raise SessionExpired(session.id, since=expires_at(session, settings))
         return "revived" if on_resume == "revive" else "fresh"
-    if status in OPEN or status == "opening":
+    if status in OPEN:
         return "resumed"
     if settings.on_closed == "reject":
         raise SessionClosed(session.id, status=status)

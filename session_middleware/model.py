@@ -17,7 +17,7 @@ from session_middleware.wording import repr_parts
 Clock: TypeAlias = Callable[[], datetime]
 NewId: TypeAlias = Callable[[], str]
 
-Status: TypeAlias = Literal["opening", "active", "idle", "closing", "expired", "completed", "failed", "abandoned"]
+Status: TypeAlias = Literal["active", "idle", "expired", "completed", "failed", "abandoned"]
 Closed: TypeAlias = Literal["completed", "failed", "abandoned"]  # what a session is ended as on purpose
 Visibility: TypeAlias = Literal["private", "group", "group-write"]
 OnExpire: TypeAlias = Literal["keep", "prune", "archive", "delete"]

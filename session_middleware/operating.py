@@ -107,7 +107,7 @@ class Operated:
     ) -> list[ArchivedSession]:
         """Sessions that are in their archives, latest first. The next page is what follows `after`, the last one had.
 
-        Resuming one's id brings it back (``on_resume="revive"``); `delete` deletes it with its file.
+        `restore` brings one back; `delete` deletes it with its file.
         """
         self._settle()
         check_after(after, ArchivedSession, "the last archived session of the page before")
@@ -116,6 +116,22 @@ class Operated:
         return Rows(self._parts.storage.list_archived(user_id=chosen, limit=checked_limit(limit), before=before))
 
     alist_archived = async_twin(list_archived)
+
+    def restore(self, session_id: object) -> Session:
+        """Bring an archived session back as it was: id, owner, record, memories and state. Its idle time begins now.
+
+        Raises:
+            SessionNotFound: Nothing is archived under this id.
+            SessionExists: There is a session with this id.
+            SessionLimitReached: As many are open as may be, and ``on_limit`` is ``"reject"``.
+            StorageError: The archive's file is missing, or is not what was written.
+        """
+        self._settle()
+        chosen = lifecycle.session_id_of(session_id)
+        return Session.of(self._parts.storage.restore_session(chosen), self._parts)
+
+    async def arestore(self, session_id: object) -> Session:
+        return await self._parts.offload.run(self.restore, session_id)
 
     def check(self, *, repair: bool = False) -> list[Problem]:
         """What should hold between the rows of sessions and does not; `repair` mends it, with events."""

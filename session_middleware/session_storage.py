@@ -62,7 +62,6 @@ class SessionStorage:
 
     count_checkpoints = _reading(Storage.count_checkpoints)
     find_entry = _reading(Storage.find_entry)
-    find_origin = _reading(Storage.find_origin)
     find_session = _reading(Storage.find_session)
     get_file = _reading(Storage.get_file)
     get_memories = _reading(Storage.get_memories)

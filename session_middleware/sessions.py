@@ -245,7 +245,7 @@ class Sessions(Operated, Reports, Hookable, MemoryDoor):
             InvalidArgument: what is given cannot be used; nothing was written.
             SessionAccessDenied: it is another user's.
             SessionExists: it is there and `if_exists` is ``"raise"``.
-            SessionExpired: it has expired and ``on_resume`` is ``"reject"``.
+            SessionExpired: it has expired and ``on_resume`` is ``"reject"``, or is archived and it is not ``"fresh"``.
             SessionLimitReached: as many are open as may be, and ``on_limit`` is ``"reject"``.
         """
         chosen = self.new_id() if session_id is None else lifecycle.session_id_of(session_id)

@@ -122,5 +122,5 @@ class Sweeper:
         with suppress(StorageError):  # the next caller of the session is given it
             session = self._parts.storage.find_session(key.session_id)
             is_same = session is not None and session.incarnation == key.incarnation
-            return session is None or not is_same or session.status not in ("active", "opening")
+            return session is None or not is_same or session.status != "active"
         return False

@@ -134,6 +134,16 @@ def delete(session_id: str, db: str | None, dry_run: bool, yes: bool, as_json: b
             console_of_stdout().print(deletion(deleted, dry_run=dry_run))
 
 
+@click.command()
+@click.argument("session_id", metavar="ID")
+@db_option()
+def restore(session_id: str, db: str | None) -> None:
+    """Bring an archived session back, as it was; its idle time begins now."""
+    with existing(db) as sessions:
+        sessions.restore(session_id)
+        click.echo(str(sessions.explain(session_id)))
+
+
 def _holdings(session: Session | None) -> Deleted:
     """What deleting it would say; of an archive, that it is one."""
     from session_middleware.storage.upkeep import Deleted
@@ -229,5 +239,5 @@ def revoke(user_id: str, db: str | None, reason: str | None, lift: bool) -> None
 
 
 def add_to(group: click.Group) -> None:
-    for command in (usage, sweep, explain, pin, unpin, delete, check, forget, revoke):
+    for command in (usage, sweep, explain, pin, unpin, delete, restore, check, forget, revoke):
         group.add_command(command)

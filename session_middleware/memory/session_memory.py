@@ -163,11 +163,11 @@ class SessionMemory(SessionRecall):
         visit = self._visit
         begins = visit.admission == "fresh" and not visit.admitted  # then what is there is put aside
         incarnation = None if begins else visit.incarnation
-        origin = self._storage.find_origin(self._session_id, incarnation or 0)
+        session = self._storage.find_session(self._session_id)
         found = self.namespaces(scopes)
-        if origin is None:
+        if session is None or session.incarnation != incarnation:
             return [_stamp(*namespace) for namespace in found if namespace[0] != "session"]
-        return [_stamp(*namespace, *([origin] if namespace[0] == "session" else [])) for namespace in found]
+        return [_stamp(*namespace, *([incarnation] if namespace[0] == "session" else [])) for namespace in found]
 
     def check_may_change(self, namespaces: Collection[Namespace]) -> None:
         """Ask as `remember` does, for what is kept elsewhere: opens what that opens, and raises what that does."""

@@ -117,12 +117,6 @@ class MemoryStorage(Protocol):
             SessionAccessDenied: it is another user's, or what is put for the session is by one who may only read it.
         """
 
-    def find_origin(self, session_id: str, incarnation: int) -> int | None:
-        """The incarnation in which a session was opened that is in this one now; ``None`` if it is not there.
-
-        It is another one only for what was in an archive meanwhile: each time it comes back is one more.
-        """
-
     def get_memories(
         self, keys: Sequence[tuple[tuple[str, ...], str]], *, refresh: Collection[int] = ()
     ) -> list[StoredMemory | None]:

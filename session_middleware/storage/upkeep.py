@@ -60,7 +60,7 @@ class Buried(NamedTuple):
     """What is remembered of a deleted id."""
 
     session_id: str
-    action: str  # deleted, archived, put aside, restored, forgotten
+    action: str  # deleted, archived, put aside, forgotten
     reason: str | None
     archive: str | None
     ended_at: datetime | None
@@ -132,6 +132,16 @@ class Upkeep(Protocol):
         an older snapshot: then it goes with a later checkpoint of the write-ahead log.
         """
 
+    def restore_session(self, session_id: str, *, by: Identity | None = None) -> SessionInfo:
+        """Insert an archived session again, active from now on, and delete its file.
+
+        Raises:
+            SessionNotFound: Nothing is archived under this id, or it was another user's.
+            SessionExists: There is a session with this id.
+            SessionLimitReached: As many are open as may be.
+            StorageError: The file is missing, or is not what was written.
+        """
+
     def end_session(
         self, session_id: str, status: Closed, *, reason: str, detail: Mapping[str, Any], by: Identity | None
     ) -> SessionInfo:
@@ -163,7 +173,8 @@ class Upkeep(Protocol):
         """End those listed that are still due, in transactions of a few milliseconds; which those were.
 
         Each transaction renews the lease of whose duty it is; once that is another's, the rest is left to it.
-        Those to be archived are written to their files, verified, and then deleted.
+        A session to be archived is written to its file and deleted in one transaction; when that fails, the others
+        are ended before `StorageError` is raised.
         """
 
     def take_over(self, duty: str) -> Lease | None:

@@ -150,7 +150,7 @@ def test_changes_forks_and_copies_made_behind_time_are_the_latest(host: Host) ->
         assert sessions.verify().is_clean
 
 
-def test_what_is_kept_salvaged_or_brought_back_is_the_latest(host: Host, tmp_path: Path) -> None:
+def test_what_is_kept_salvaged_or_restored_is_the_latest(host: Host, tmp_path: Path) -> None:
     with host.process() as sessions:
         graph, config = attached(sessions), sessions.config("t", user_id="alice")
         graph.invoke(human("one"), config | {"metadata": {"run_id": "first"}})
@@ -166,6 +166,7 @@ def test_what_is_kept_salvaged_or_brought_back_is_the_latest(host: Host, tmp_pat
         host.clock.advance(days=30)
         sessions.sweep()
         assert sessions.find("t") is None
+        sessions.restore("t")
         graph.invoke(human("three"), config)
         assert_consistent(sessions, graph, config, ["one", "two", "three"])
         sessions.checkpointer.prune(["t"])

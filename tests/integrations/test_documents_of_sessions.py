@@ -84,9 +84,7 @@ def test_the_next_session_of_an_id_has_no_documents_of_the_one_before(
         scoped.add_texts(["a late dog"])
 
 
-def test_a_session_that_comes_back_from_its_archive_has_its_documents(
-    store: InMemoryVectorStore, clock: Clock, tmp_path: Path
-) -> None:
+def test_a_restored_session_has_its_documents(store: InMemoryVectorStore, clock: Clock, tmp_path: Path) -> None:
     sessions = Sessions(
         tmp_path / "sessions.db", clock=clock, idle_timeout="1h", on_expire="archive", sweep_interval=None
     )
@@ -95,7 +93,7 @@ def test_a_session_that_comes_back_from_its_archive_has_its_documents(
         clock.advance(hours=2)
         sessions.sweep()
         assert sessions.find("t") is None
-        assert texts(sessions.scope(store, session=sessions.open("t", user_id="alice"))) == ["dog"]
+        assert texts(sessions.scope(store, session=sessions.restore("t"))) == ["dog"]
 
 
 def test_documents_added_before_a_session_is_there_open_it(sessions: Sessions, store: InMemoryVectorStore) -> None:

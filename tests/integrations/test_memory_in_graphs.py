@@ -202,7 +202,7 @@ def test_a_session_shared_with_a_group_is_recalled_by_who_may_read_it(tmp_path: 
         assert eve.open("3").memory.recall("flight") == []
 
 
-def test_what_was_archived_is_recalled_again_when_it_is_back(tmp_path: Path) -> None:
+def test_what_was_archived_is_recalled_again_when_it_is_restored(tmp_path: Path) -> None:
     now = [datetime(2030, 1, 1, tzinfo=UTC)]
     index = {"dims": 4, "embed": SubjectEmbeddings()}
     with Sessions(
@@ -217,6 +217,7 @@ def test_what_was_archived_is_recalled_again_when_it_is_back(tmp_path: Path) -> 
         assert [ended.action for ended in sessions.sweep()] == ["archive"]
         other = sessions.open("2", user_id="alice").memory
         assert [each.text for each in other.recall("flight friday window flies")] == ["Alice flies often"]
+        sessions.restore("1")
         agent.invoke({"messages": "hello"}, config)
         sessions.index_memory()
         memory = sessions.get("1").memory

@@ -105,9 +105,7 @@ class SqliteStorage(SqliteUpkeep, SqliteReports, SqliteConversations, SqliteMemo
                 each.restore()
 
         try:
-            result: Any = self._restoring(
-                lambda: self._database.write(operation, durable=durable, patient=patient, undo=undo)
-            )
+            result: Any = self._database.write(operation, durable=durable, patient=patient, undo=undo)
         except Fault:
             return self._visit(
                 visit,
@@ -175,7 +173,7 @@ class SqliteStorage(SqliteUpkeep, SqliteReports, SqliteConversations, SqliteMemo
             return None if session is None else then(connection, session)
 
         try:
-            found = self._restoring(lambda: self._database.read(operation))
+            found = self._database.read(operation)
             return self._looking(visit, then) if visit.is_exposed and not self._hold_seen(visit) else found
         except door.REFUSALS as error:
             refusal = error

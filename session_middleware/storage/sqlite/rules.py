@@ -25,7 +25,7 @@ class Rules:
             return Path(self.settings.archive_path).expanduser()
         return None if self.path == ":memory:" else Path(f"{self.path}.archive")
 
-    def archive_at(self, path: str) -> str:
+    def archive_at(self, path: str) -> Path:
         """Where an archive is that was written to `path`: maybe the folder was moved since, with the database."""
         here = None if self.archives is None else self.archives / Path(path).name
-        return str(here) if here is not None and here.is_file() else path
+        return here if here is not None and here.is_file() else Path(path)

@@ -118,7 +118,6 @@ _TABLES = (
         archive TEXT,
         digest TEXT,
         on_resume TEXT,
-        visibility TEXT,
         ended_at TEXT,
         buried_at TEXT NOT NULL
     ) WITHOUT ROWID

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sqlite3
 from datetime import timedelta
-from pathlib import Path
 from typing import NamedTuple
 
 from session_middleware.findings import Problem
@@ -76,11 +75,6 @@ def find(connection: sqlite3.Connection, rules: Rules) -> list[Problem]:
         for place in leases.dead(connection, rules)
         if place.number not in rules.over  # one of this process that is about to go
     ]
-    for session_id, status in connection.execute(
-        "SELECT id, status FROM sessions WHERE status IN ('opening', 'closing')"
-    ):
-        if session_id not in live:
-            found.append(Problem(kind="stuck", session_id=session_id, text=f"it is {status}"))
     found += _damage(connection)
     # before what frees values by their family
     for session_id, (named, kept) in families.wrong(connection).items():
@@ -153,9 +147,13 @@ def _unreadable(connection: sqlite3.Connection) -> list[Problem]:
 def _missing_archives(connection: sqlite3.Connection, rules: Rules) -> list[Problem]:
     rows = connection.execute("SELECT id, archive FROM tombstones WHERE archive IS NOT NULL ORDER BY id").fetchall()
     return [
-        Problem(kind="archive", session_id=session_id, text=f"{path} is missing; restore the file, or delete the id")
+        Problem(
+            kind="archive",
+            session_id=session_id,
+            text=f"{path} is missing; put back the file from a backup, or delete the id",
+        )
         for session_id, path in rows
-        if not Path(rules.archive_at(path)).is_file()
+        if not rules.archive_at(path).is_file()
     ]
 
 
@@ -196,7 +194,7 @@ def mend(connection: sqlite3.Connection, problem: Problem, rules: Rules) -> Prob
     return problem.model_copy(update={"repaired": True})
 
 
-_MENDABLE = frozenset({"counter", "stuck", "dead_run", "dead_lease", "orphan", "orphaned_writes", "family"})
+_MENDABLE = frozenset({"counter", "dead_run", "dead_lease", "orphan", "orphaned_writes", "family"})
 
 
 def _mend(connection: sqlite3.Connection, problem: Problem, rules: Rules) -> None:
@@ -209,12 +207,6 @@ def _mend(connection: sqlite3.Connection, problem: Problem, rules: Rules) -> Non
         connection.execute(
             "UPDATE sessions SET last_seq = MAX(last_seq, COALESCE((SELECT MAX(seq) FROM"
             f" ({_LAST_SEQ.replace('MAX(seq)', 'MAX(seq) AS seq')})), 0)) WHERE id = ?",
-            (session_id,),
-        )
-    elif problem.kind == "stuck":
-        connection.execute(
-            "UPDATE sessions SET status = CASE status WHEN 'opening' THEN 'active' ELSE 'expired' END"
-            " WHERE id = ? AND status IN ('opening', 'closing')",
             (session_id,),
         )
     elif problem.kind == "dead_run":

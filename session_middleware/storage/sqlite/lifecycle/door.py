@@ -30,14 +30,6 @@ from session_middleware.storage.sqlite.rules import Rules
 from session_middleware.storage.sqlite.state import heads
 from session_middleware.storage.visit import Visit
 
-
-class Archived(Exception):
-    """The session is in its archive, and is to be brought back before this."""
-
-    def __init__(self, stone: Tombstone) -> None:
-        self.stone = stone
-
-
 _SECOND = len("2026-01-31T12:00:00")
 
 REFUSALS = (SessionAccessDenied, SessionBusy, SessionClosed, SessionExpired, SessionLimitReached)
@@ -48,8 +40,6 @@ def look(connection: sqlite3.Connection, visit: Visit, rules: Rules) -> SessionI
     session = _find(connection, visit)
     if session is not None:
         lifecycle.check_access(session, visit.identity, rules.settings.access, reading=visit.reading)
-    elif not visit.reading and (stone := _archived(connection, visit, rules)) is not None:
-        raise Archived(stone)
     if visit.admission is None:
         try:
             _decide(connection, visit, session, rules, visit.at or rules.clock())
@@ -116,14 +106,18 @@ def _admission(
 def _check_stone(stone: Tombstone, visit: Visit, rules: Rules) -> None:
     """A deleted id is its owner's still, and resumed as ``on_resume`` says, its own before that of all.
 
-    Who could write in a session can bring it back from its archive.
+    An archived session is not replaced by an empty one under its id, unless ``on_resume`` is ``"fresh"``.
     """
     is_checked = not lifecycle.is_vouched_for(visit.identity, rules.settings.access)
-    groups = visit.identity.groups if stone.archive is not None and stone.visibility == "group-write" else ()
-    if is_checked and stone.user_id not in (None, visit.identity.user_id) and stone.group_id not in groups:
+    if is_checked and stone.user_id not in (None, visit.identity.user_id):
         raise SessionAccessDenied(visit.session_id, user_id=visit.identity.user_id)
-    if (stone.on_resume or rules.settings.on_resume) == "reject":
-        raise SessionExpired(visit.session_id, since=stone.buried_at, how=f"was {stone.action}")
+    on_resume = stone.on_resume or rules.settings.on_resume
+    is_archived = stone.archive is not None
+    if is_archived and on_resume != "fresh" and visit.must_be_new:
+        raise SessionExists(visit.session_id, archived=True)
+    if on_resume == "reject" or (is_archived and on_resume == "revive"):
+        how = f"was {stone.action}"
+        raise SessionExpired(visit.session_id, since=stone.buried_at, how=how, archived=is_archived)
 
 
 def admit(connection: sqlite3.Connection, visit: Visit, rules: Rules, *, announce: bool = True) -> str:
@@ -175,8 +169,6 @@ def admit_memories(connection: sqlite3.Connection, visit: Visit, rules: Rules, *
 def _admit_first(connection: sqlite3.Connection, visit: Visit, rules: Rules, now: datetime) -> str:
     revocations.check_not_revoked(connection, visit.session_id, visit.identity.user_id)
     session = _find(connection, visit)
-    if session is None and (stone := _archived(connection, visit, rules)) is not None:
-        raise Archived(stone)
     if session is not None:
         lifecycle.check_access(session, visit.identity, rules.settings.access)
     if visit.admission is None:
@@ -193,19 +185,6 @@ def _admit_first(connection: sqlite3.Connection, visit: Visit, rules: Rules, now
     if visit.hand is not None:
         visit.hand.incarnation = session.incarnation
     return session.family_id
-
-
-def _archived(connection: sqlite3.Connection, visit: Visit, rules: Rules) -> Tombstone | None:
-    """The stone of a session that this visit is to bring back from its archive: to go on, or to be put aside."""
-    if visit.admission is not None:
-        return None
-    stone = tombstones.find(connection, visit.session_id)
-    if stone is None or stone.archive is None:
-        return None
-    _check_stone(stone, visit, rules)
-    if visit.must_be_new and (stone.on_resume or rules.settings.on_resume) == "revive":
-        raise SessionExists(visit.session_id)
-    return stone
 
 
 def _check_same(visit: Visit, session: SessionInfo | None) -> None:
@@ -248,7 +227,7 @@ def _admit_again(connection: sqlite3.Connection, visit: Visit, rules: Rules, now
         lease.number = None  # somebody took this run for dead; it is not, and nobody minds
     if not _is_same_second(row[2], now):
         sessions.touch(connection, visit.session_id, rules, now)
-    if row[1] in ("expired", "closing"):  # by a sweep that did not know of this run
+    if row[1] == "expired":  # by a sweep that did not know of this run
         revive(connection, visit, "revived", "running", now)
     return str(row[0])
 
@@ -282,14 +261,14 @@ def _apply(
 ) -> SessionInfo:
     """Carry out what was decided when the visit was first looked at; the session that the id names now."""
     status = lifecycle.status_at(session, rules.settings, now)
-    if visit.admission == "fresh" and status in ("expired", "closing"):
+    if visit.admission == "fresh" and status == "expired":
         return _start_over(connection, session, visit, rules, now)
     if visit.admission in ("revived", "reopened") and status not in lifecycle.OPEN:
         limits.make_room(connection, session.user_id, rules, now, but=session.id)
         end = lifecycle.expiry_of(session, rules.settings)
         reason = session.reason if session.status != "active" else end and end.reason
         revive(connection, visit, visit.admission, reason, now)
-    elif session.status in ("expired", "closing"):  # by another process, since this visit was let in
+    elif session.status == "expired":  # by another process, since this visit was let in
         revive(connection, visit, "revived", "running", now)
     elif visit.hand is not None and visit.lease is None and _is_same_second(to_text(session.last_active_at), now):
         return session
@@ -351,11 +330,12 @@ def _insert(
     owner, session_id = owner or visit.identity, visit.session_id
     heads.check_new(connection, session_id, rules.path)
     limits.make_room(connection, owner.user_id, rules, now)
+    incarnation = tombstones.next_incarnation(connection, session_id)
+    aside = aside or ends.put_archive_aside(connection, session_id)
     connection.execute(
         "INSERT INTO sessions (id, family_id, user_id, group_id, opened_as, reason, created_at, began_at,"
         " incarnation, last_active_at) VALUES (?, ?, ?, ?, 'opened', 'opened', ?, ?, ?, ?)",
-        (session_id, session_id, owner.user_id, owner.group_id, to_text(now), to_text(now))
-        + (tombstones.next_incarnation(connection, session_id), to_text(now)),
+        (session_id, session_id, owner.user_id, owner.group_id, to_text(now), to_text(now), incarnation, to_text(now)),
     )
     reason, detail = (None, {}) if aside is None else ("fresh", {"put_aside": aside})
     events.tell(connection, session_id, "opened", reason, now, detail=detail, run_id=visit.run_id)

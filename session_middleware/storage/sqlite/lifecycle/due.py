@@ -106,7 +106,7 @@ _AGED = (
 )
 _OVER = (
     "SELECT id, user_id, on_expire, last_active_at, ended_at FROM sessions"
-    f" WHERE ended_at IS NOT NULL AND status != 'closing' AND {_FREE} AND ended_at <= :since AND"
+    f" WHERE ended_at IS NOT NULL AND {_FREE} AND ended_at <= :since AND"
 )
 # The signs keep SQLite from reading all that are active, where few of these are due.
 # By reason: whom the settings are for; what durations sessions have of their own; and whose is one of these.

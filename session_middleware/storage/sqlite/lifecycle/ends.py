@@ -13,11 +13,10 @@ from datetime import datetime
 from typing import Any
 
 from session_middleware import lifecycle
-from session_middleware.errors import SessionNotFound
 from session_middleware.findings import Ended
 from session_middleware.model import Closed, Identity, OnExpire, Pin, SessionInfo, Status, to_text
-from session_middleware.storage.sqlite.lifecycle import events, leases, revocations, sessions, tombstones
-from session_middleware.storage.sqlite.lifecycle.tombstones import Tombstone
+from session_middleware.storage import jsonl
+from session_middleware.storage.sqlite.lifecycle import archives, events, leases, sessions, tombstones
 from session_middleware.storage.sqlite.memory import memories
 from session_middleware.storage.sqlite.record import runs
 from session_middleware.storage.sqlite.rules import Rules
@@ -40,7 +39,7 @@ def end(
     """End a session as its user or the operator says. Raises `InvalidTransition`, `SessionNotFound`."""
     now = rules.clock()
     session = sessions.get_for(connection, session_id, by, rules)
-    lifecycle.check_end(session_id, lifecycle.status_at(session, rules.settings, now), status)
+    lifecycle.check_transition(session_id, lifecycle.status_at(session, rules.settings, now), status)
     _close(connection, session, status, reason, now, rules, detail=detail)
     return sessions.get(connection, session_id)
 
@@ -64,7 +63,7 @@ def _close(
 
 def expire(connection: sqlite3.Connection, session: SessionInfo, reason: str, at: datetime, rules: Rules) -> None:
     """Write down that a session has expired, and prune it where that is wanted."""
-    if session.status not in ("active", "closing"):
+    if session.status != "active":
         return
     _close(connection, session, "expired", reason, at, rules, detail=_idle_since(session))
     if lifecycle.terms_of(session, rules.settings).on_expire == "prune":
@@ -111,9 +110,7 @@ def put_aside(connection: sqlite3.Connection, session: SessionInfo, rules: Rules
 
     It is abandoned, not expired: it can be read, and resumed by its new id, like any that has ended.
     """
-    number = 1
-    while sessions.find(connection, aside := f"{session.id}~{number}") is not None:
-        number += 1
+    aside = _free_id(connection, session.id)
     due = lifecycle.expiry_of(session, rules.settings)
     expire(connection, session, due.reason if due else "idle_timeout", due.at if due else now, rules)
     family = aside if session.family_id == session.id else session.family_id
@@ -126,8 +123,29 @@ def put_aside(connection: sqlite3.Connection, session: SessionInfo, rules: Rules
     if family == aside:
         connection.execute("UPDATE sessions SET family_id = ? WHERE family_id = ?", (aside, session.id))
         pieces.rename_family(connection, session.id, aside)
+    archives.remove(connection, session.id, session.incarnation, rules)
     events.append(connection, aside, "put_aside", "fresh", {"was": session.id}, now)
     tombstones.put(connection, session, "put aside", aside, now)
+    return aside
+
+
+def put_archive_aside(connection: sqlite3.Connection, session_id: str) -> str | None:
+    """As `put_aside`, of an archived session, which is restored by its new id; ``None`` where none is archived."""
+    stone = tombstones.find(connection, session_id)
+    if stone is None or stone.archive is None:
+        return None
+    aside = _free_id(connection, session_id)
+    tombstones.rename(connection, session_id, aside)
+    return aside
+
+
+def _free_id(connection: sqlite3.Connection, session_id: str) -> str:
+    number = 1
+    while (
+        sessions.find(connection, aside := f"{session_id}~{number}") is not None
+        or tombstones.find(connection, aside) is not None
+    ):
+        number += 1
     return aside
 
 
@@ -154,26 +172,25 @@ def delete(
     tombstones.put(connection, session, action, reason or session.reason, now, archive=archive, digest=digest)
     if action != "forgotten":
         events.announce(connection, session_id, action, reason, now, detail={"user_id": session.user_id})
-    return Deleted(1, kept, messages, tool_calls, remembered)
+    left = archives.remove(connection, session_id, session.incarnation, rules) if action == "deleted" else 0
+    return Deleted(1, kept, messages, tool_calls, remembered, left)
 
 
-def delete_archived(connection: sqlite3.Connection, stone: Tombstone, rules: Rules, by: Identity | None) -> Deleted:
-    """What leads to an archive, whose files the caller deletes. Raises `SessionNotFound` unless it is theirs."""
-    if by is not None:
-        revocations.check_not_revoked(connection, stone.id, by.user_id)
-        if stone.user_id is None or stone.user_id != by.user_id:
-            raise SessionNotFound(stone.id)
+def delete_archived(connection: sqlite3.Connection, session_id: str, rules: Rules, by: Identity | None) -> Deleted:
+    """An archived session, with its file. Raises `SessionNotFound`, also when it was another user's."""
+    stone = tombstones.get_archived(connection, session_id, by)
+    assert stone.archive is not None
     now = rules.clock()
     tombstones.deleted(connection, stone.id, now)
     events.announce(connection, stone.id, "deleted", "by_user", now, detail={"user_id": stone.user_id})
-    return Deleted(1)
+    return Deleted(1, bytes_freed=jsonl.remove(rules.archive_at(stone.archive)))  # nothing leads to it after the commit
 
 
 # Ending what is due
 
 
 def end_due(connection: sqlite3.Connection, due: Ended, rules: Rules, now: datetime) -> bool:
-    """End one session if it is still due. One that is to be archived is only marked as closing, for that."""
+    """End one session if it is still due."""
     session = sessions.find_readable(connection, due.session_id, rules)
     if session is None or session.pinned is not None or leases.is_live(connection, session.id, rules):
         return False
@@ -191,12 +208,12 @@ def end_due(connection: sqlite3.Connection, due: Ended, rules: Rules, now: datet
         if due.action == "delete":
             delete(connection, session.id, rules, reason=end.reason)
         elif due.action == "archive":
-            begin_closing(connection, session, end.reason, end.at, rules)
+            _archive(connection, session, end.reason, end.at, rules)
         else:
             expire(connection, session, end.reason, end.at, rules)
         return True
     until = lifecycle.deleted_at(session, rules.settings)
-    if session.status == "closing" or until is None or until > now:
+    if until is None or until > now:
         return False
     delete(connection, session.id, rules, reason="retention")
     return True
@@ -211,7 +228,7 @@ def _follow_up(connection: sqlite3.Connection, session: SessionInfo, action: OnE
     if action == "delete":
         delete(connection, session.id, rules, reason=session.reason)
     else:
-        begin_closing(connection, session, session.reason, session.ended_at or rules.clock(), rules)
+        _archive(connection, session, session.reason, session.ended_at or rules.clock(), rules)
     return True
 
 
@@ -251,19 +268,15 @@ def expire_plain(connection: sqlite3.Connection, due: Sequence[Ended], rules: Ru
     return done
 
 
-def begin_closing(
+def _archive(
     connection: sqlite3.Connection, session: SessionInfo, reason: str | None, at: datetime, rules: Rules
 ) -> None:
-    """The first of an end's two steps, where much is to be done between them."""
     connection.execute(
-        "UPDATE sessions SET status = 'closing', reason = ?, ended_at = ? WHERE id = ?",
+        "UPDATE sessions SET status = 'expired', reason = ?, ended_at = ? WHERE id = ?",
         (reason, to_text(at), session.id),
     )
-    events.append(connection, session.id, "closing", reason, {"to": "archive"}, rules.clock())
-
-
-def list_closing(connection: sqlite3.Connection) -> list[str]:
-    return [id_ for (id_,) in connection.execute("SELECT id FROM sessions WHERE status = 'closing'")]
+    archive, digest = archives.write(connection, session, rules)
+    delete(connection, session.id, rules, action="archived", reason=reason, archive=archive, digest=digest)
 
 
 def postpone(connection: sqlite3.Connection, session_id: str, until: datetime, rules: Rules, now: datetime) -> None:

@@ -6,7 +6,6 @@ import json
 import sqlite3
 from datetime import datetime
 
-from session_middleware import lifecycle
 from session_middleware.errors import SessionLimitReached
 from session_middleware.storage.sqlite.lifecycle import ends, leases, sessions
 from session_middleware.storage.sqlite.rules import Rules
@@ -61,5 +60,4 @@ def _make_room(
     if len(oldest) < surplus:
         raise SessionLimitReached(limit, user_id=user_id)
     for session in oldest:
-        lifecycle.check_end(session.id, "active", "abandoned")
         ends.expire(connection, session, "limit", rules.clock(), rules)

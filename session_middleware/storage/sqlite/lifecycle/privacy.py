@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from session_middleware import lifecycle
 from session_middleware.findings import Forgotten
 from session_middleware.model import to_text
+from session_middleware.storage import jsonl
 from session_middleware.storage.sqlite.lifecycle import archives, ends, sessions
 from session_middleware.storage.sqlite.lifecycle.revocations import hash_of
 from session_middleware.storage.sqlite.lifecycle.tombstones import hashed
@@ -36,44 +37,44 @@ def revoke(connection: sqlite3.Connection, user_id: str, reason: str | None, rul
 # Forgetting
 
 
-def forget(connection: sqlite3.Connection, user_id: str, rules: Rules, *, dry_run: bool) -> tuple[Forgotten, list[str]]:
-    """All that is kept of a user, in one transaction; what that was, and the files of archives that are to go."""
+def forget(connection: sqlite3.Connection, user_id: str, rules: Rules, *, dry_run: bool) -> Forgotten:
+    """Delete all that is kept of a user, archives too, in one transaction; how much that was."""
     connection.execute("SAVEPOINT forgetting")
     rows = connection.execute(
         "SELECT id, CAST(incarnation AS INTEGER) FROM sessions WHERE user_id = ?", (user_id,)
     ).fetchall()
     theirs = [session_id for session_id, _ in rows]
-    stones = connection.execute(
-        "SELECT id, incarnation, archive FROM tombstones WHERE user_id = ?", (user_id,)
-    ).fetchall()
-    gone = [session_id for session_id, _, _ in stones]
+    stones = connection.execute("SELECT id, archive FROM tombstones WHERE user_id = ?", (user_id,)).fetchall()
+    gone = [session_id for session_id, _ in stones]
     memories_gone = memories.delete_of_user(connection, user_id, [*theirs, *gone])
     deleted = [ends.delete(connection, session_id, rules, action="forgotten") for session_id in theirs]
     traces = _erase_traces(connection, user_id, [*theirs, *gone])
-    for session_id, _, _ in stones:
+    for session_id in gone:
         connection.execute(
             "UPDATE OR REPLACE tombstones SET id = ?, user_id = NULL, group_id = NULL, title = NULL,"
-            " action = 'forgotten', reason = NULL, archive = NULL, digest = NULL, on_resume = NULL,"
-            " visibility = NULL WHERE id = ?",
+            " action = 'forgotten', reason = NULL, archive = NULL, digest = NULL, on_resume = NULL WHERE id = ?",
             (hashed(session_id), session_id),
         )
-    kept = [rules.archive_at(path) for _, _, path in stones if path is not None]
-    rows += [(session_id, incarnation) for session_id, incarnation, _ in stones]
-    files = [name for row in rows for name in archives.names_of(connection, rules, *row)]
+    archived = [rules.archive_at(path) for _, path in stones if path is not None]
+    bytes_freed = 0
+    if not dry_run:  # before it is committed: afterwards nothing leads to the files any more
+        bytes_freed = sum(jsonl.remove(path) for path in archived)
+        bytes_freed += sum(archives.remove(connection, id_, incarnation, rules) for id_, incarnation in rows)
     forgotten = Forgotten(
         sessions=len(theirs),
         checkpoints=sum(each.checkpoints for each in deleted),
         messages=sum(each.messages for each in deleted),
         tool_calls=sum(each.tool_calls for each in deleted),
         memories=memories_gone + sum(each.memories for each in deleted),
-        archives=len(kept),
+        archives=len(archived),
         traces=traces,
+        bytes_freed=bytes_freed,
         dry_run=dry_run,
     )
     if dry_run:
         connection.execute("ROLLBACK TO forgetting")
     connection.execute("RELEASE forgetting")
-    return forgotten, [] if dry_run else [*kept, *files]
+    return forgotten
 
 
 _TRACES = (  # each found by an index of such mentions alone

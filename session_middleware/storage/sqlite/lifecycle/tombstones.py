@@ -12,7 +12,9 @@ import sqlite3
 from datetime import datetime
 from typing import NamedTuple
 
-from session_middleware.model import OnResume, SessionInfo, Visibility, from_text, to_text
+from session_middleware.errors import SessionNotFound
+from session_middleware.model import Identity, OnResume, SessionInfo, from_text, to_text
+from session_middleware.storage.sqlite.lifecycle import revocations
 from session_middleware.storage.sqlite.rows import values_of
 from session_middleware.storage.upkeep import ArchivedSession
 
@@ -27,7 +29,6 @@ class Tombstone(NamedTuple):
     archive: str | None  # where it is, if it was archived
     digest: str | None
     on_resume: OnResume | None  # its own, if it had one
-    visibility: Visibility | None
     ended_at: datetime | None
     buried_at: datetime
 
@@ -38,8 +39,8 @@ def hashed(text: str) -> str:
 
 def find(connection: sqlite3.Connection, session_id: str) -> Tombstone | None:
     row = connection.execute(
-        "SELECT id, user_id, group_id, incarnation, action, reason, archive, digest, on_resume, visibility, ended_at,"
-        " buried_at FROM tombstones WHERE id IN (?, ?) ORDER BY buried_at DESC LIMIT 1",
+        "SELECT id, user_id, group_id, incarnation, action, reason, archive, digest, on_resume, ended_at, buried_at"
+        " FROM tombstones WHERE id IN (?, ?) ORDER BY buried_at DESC LIMIT 1",
         (session_id, hashed(session_id)),
     ).fetchone()
     if row is None:
@@ -71,18 +72,35 @@ def put(
     forgotten = action == "forgotten"
     connection.execute(
         "INSERT OR REPLACE INTO tombstones"
-        " (id, user_id, group_id, title, incarnation, action, reason, archive, digest, on_resume, visibility,"
-        " ended_at, buried_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        " (id, user_id, group_id, title, incarnation, action, reason, archive, digest, on_resume, ended_at,"
+        " buried_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (hashed(session.id) if forgotten else session.id, None if forgotten else session.user_id)
         + (None if forgotten else session.group_id, None if archive is None else session.title)
         + (session.incarnation, action, reason, archive, digest)
-        + ((None, None) if forgotten else (session.on_resume, session.visibility))
-        + (None if session.ended_at is None else to_text(session.ended_at), to_text(now)),
+        + (
+            None if forgotten else session.on_resume,
+            None if session.ended_at is None else to_text(session.ended_at),
+            to_text(now),
+        ),
     )
 
 
+def get_archived(connection: sqlite3.Connection, session_id: str, by: Identity | None) -> Tombstone:
+    """The tombstone of an archived session, for its owner or the operator (``None``).
+
+    Raises `SessionNotFound`, also when the session was another user's; and `UserRevoked`.
+    """
+    if by is not None:
+        revocations.check_not_revoked(connection, session_id, by.user_id)
+    stone = find(connection, session_id)
+    is_theirs = by is None or (stone is not None and stone.user_id == by.user_id is not None)
+    if stone is None or stone.archive is None or not is_theirs:
+        raise SessionNotFound(session_id)
+    return stone
+
+
 def deleted(connection: sqlite3.Connection, session_id: str, now: datetime) -> None:
-    """What was archived is deleted too; the stone stays for the incarnations there were."""
+    """The archive is deleted; the tombstone stays for the incarnations there were."""
     connection.execute(
         "UPDATE tombstones SET action = 'deleted', reason = 'by_user', title = NULL, archive = NULL, digest = NULL,"
         " buried_at = ?"
@@ -91,12 +109,12 @@ def deleted(connection: sqlite3.Connection, session_id: str, now: datetime) -> N
     )
 
 
-def restored(connection: sqlite3.Connection, session_id: str) -> None:
-    """What was archived is back; the stone stays for the incarnations there were."""
-    connection.execute(
-        "UPDATE tombstones SET action = 'restored', title = NULL, archive = NULL, digest = NULL WHERE id = ?",
-        (session_id,),
-    )
+def delete(connection: sqlite3.Connection, session_id: str) -> None:
+    connection.execute("DELETE FROM tombstones WHERE id = ?", (session_id,))
+
+
+def rename(connection: sqlite3.Connection, session_id: str, to: str) -> None:
+    connection.execute("UPDATE tombstones SET id = ? WHERE id = ?", (to, session_id))
 
 
 _ARCHIVED = """

@@ -8,11 +8,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from itertools import takewhile
+from pathlib import Path
 from typing import Any, TypeVar
 
-from session_middleware.errors import SessionBusy, SessionError, StorageError
+from session_middleware.errors import SessionBusy, SessionError, SessionExists, StorageError
 from session_middleware.findings import Ended, Forgotten, Problem
 from session_middleware.model import Closed, Event, Identity, Pin, SessionInfo, Status
+from session_middleware.storage import jsonl
 from session_middleware.storage.sqlite.database import SqliteDatabase
 from session_middleware.storage.sqlite.lifecycle import (
     archives,
@@ -21,12 +23,12 @@ from session_middleware.storage.sqlite.lifecycle import (
     due,
     ends,
     leases,
+    limits,
     privacy,
     revocations,
     sessions,
     tombstones,
 )
-from session_middleware.storage.sqlite.lifecycle.tombstones import Tombstone
 from session_middleware.storage.sqlite.record import dead
 from session_middleware.storage.sqlite.rules import Rules
 from session_middleware.storage.sqlite.writer import Refusal
@@ -71,9 +73,7 @@ class SqliteUpkeep:
             return not others
 
         if lease.number is None:
-            entered: Any = self._restoring(
-                lambda: self._database.write(operation, durable=False, undo=_forgetting(lease))
-            )
+            entered: Any = self._database.write(operation, durable=False, undo=_forgetting(lease))
             has_it = bool(entered)
         else:
             has_it = self._is_first(visit.session_id, lease.number)
@@ -88,26 +88,6 @@ class SqliteUpkeep:
 
     def _is_first(self, session_id: str, number: int) -> bool:
         return self._database.read(lambda connection: not leases.before(connection, session_id, number, self._rules))
-
-    def _restoring(self, operation: Callable[[], T]) -> T:
-        """Carry it out. If its session is archived, restore that and do it again; a sweep may archive it meanwhile."""
-        while True:
-            try:
-                return operation()
-            except door.Archived as found:
-                self._restore(found.stone)
-
-    def _restore(self, stone: Tombstone) -> None:
-        assert stone.archive is not None
-
-        def restore(connection: Connection) -> bool:
-            is_there = tombstones.find(connection, stone.id) == stone  # others may have been quicker
-            if is_there:
-                archives.restore(connection, stone, self._rules)
-            return is_there
-
-        if self._database.write(restore) and not self._database.is_inside:  # there it is not committed yet
-            archives.remove(self._rules.archive_at(stone.archive))
 
     def hold(self, visit: Visit) -> None:
         lease = visit.lease
@@ -158,25 +138,31 @@ class SqliteUpkeep:
     def delete_session(self, session_id: str, *, by: Identity | None = None) -> Deleted:
         def operation(connection: Connection) -> Deleted:
             stone = tombstones.find(connection, session_id)
-            session = sessions.find_remains(connection, session_id)
-            if session is None and stone is not None and stone.archive is not None:
-                deleted = ends.delete_archived(connection, stone, self._rules, by)
-            else:
-                if by is not None:
-                    sessions.get_for(connection, session_id, by, self._rules)
-                deleted = ends.delete(connection, session_id, self._rules, reason="by_user")
-            if stone is None or not deleted.sessions:
-                return deleted
-            paths = set(archives.names_of(connection, self._rules, session_id, stone.incarnation))
-            if stone.archive is not None:
-                paths.add(self._rules.archive_at(stone.archive))
-            # before it is committed, when nothing would lead to them any more
-            return deleted._replace(bytes_freed=sum(archives.remove(path) for path in paths))
+            is_archived = stone is not None and stone.archive is not None
+            if is_archived and sessions.find_remains(connection, session_id) is None:
+                return ends.delete_archived(connection, session_id, self._rules, by)
+            if by is not None:
+                sessions.get_for(connection, session_id, by, self._rules)
+            return ends.delete(connection, session_id, self._rules, reason="by_user")
 
         deleted = self._database.write(operation)
         if not deleted.sessions:
             return deleted
         return deleted._replace(bytes_freed=deleted.bytes_freed + self._database.erase())
+
+    def restore_session(self, session_id: str, *, by: Identity | None = None) -> SessionInfo:
+        def operation(connection: Connection) -> tuple[SessionInfo, Path]:
+            if sessions.find(connection, session_id) is not None:
+                sessions.get_for(connection, session_id, by, self._rules)
+                raise SessionExists(session_id)
+            stone = tombstones.get_archived(connection, session_id, by)
+            limits.make_room(connection, stone.user_id, self._rules, self._now())
+            path = self._rules.archive_at(str(stone.archive))
+            return archives.restore(connection, stone, jsonl.read(path, stone.digest), self._rules), path
+
+        session, path = self._database.write(operation)
+        jsonl.remove(path)
+        return session
 
     def end_session(
         self, session_id: str, status: Closed, *, reason: str, detail: Mapping[str, Any], by: Identity | None
@@ -212,7 +198,7 @@ class SqliteUpkeep:
 
     def end_due(self, listed: Sequence[Ended], *, now: datetime, duty: Lease | None = None) -> list[Ended]:
         done: list[Ended] = []
-        waiting = list(listed)[::-1]
+        waiting = [each for each in reversed(listed) if each.action != "archive"]
         while waiting:
             ended, seconds = self._database.write(
                 lambda connection: self._end_some(connection, waiting, now, duty), durable=False
@@ -220,13 +206,22 @@ class SqliteUpkeep:
             done += ended
             if waiting:
                 time.sleep(min(_PAUSE * seconds, _LONGEST_PAUSE_SECONDS))
-        for session_id in self._database.read(ends.list_closing):
-            if not self._database.write(lambda connection: self._is_ours(connection, duty), durable=False):
-                break
-            self._archive(session_id)
+        failure = None
+        for each in listed:
+            if each.action == "archive":
+                try:
+                    done += self._database.write(partial(self._archive, due=each, now=now, duty=duty))
+                except StorageError as error:  # the others do not wait for it
+                    failure = failure or error
+        if failure is not None:
+            raise failure
         if any(ended.action in ("delete", "archive", "prune") for ended in done):
             self._database.erase()
         return done
+
+    def _archive(self, connection: Connection, *, due: Ended, now: datetime, duty: Lease | None) -> list[Ended]:
+        is_done = self._is_ours(connection, duty) and ends.end_due(connection, due, self._rules, now)
+        return [due] if is_done else []
 
     def _is_ours(self, connection: Connection, duty: Lease | None) -> bool:
         """Whether a duty is still this process's, which is told again with it."""
@@ -250,35 +245,6 @@ class SqliteUpkeep:
             done += expired + [each for each in rest if ends.end_due(connection, each, self._rules, now)]
         del waiting[len(waiting) - tried :]
         return done, time.perf_counter() - began
-
-    def _archive(self, session_id: str) -> None:
-        """Write the file while runs go on; delete only if the session is still what was written."""
-
-        def read(connection: Connection) -> tuple[SessionInfo, list[archives.Line]] | None:
-            session = sessions.find_readable(connection, session_id, self._rules)
-            if session is None or session.status != "closing":
-                return None
-            return session, archives.read(connection, session)
-
-        found = self._database.read(read)
-        if found is None:
-            return
-        session, lines = found
-        if self._rules.archives is None:
-            raise StorageError(self.name, "there is no folder for archives", advice="set archive_path")
-        archive = archives.write(lines, self._rules.archives, session)
-
-        def delete(connection: Connection) -> bool:
-            if sessions.find(connection, session_id) != session:  # whoever comes in makes it active again
-                return False
-            if leases.is_live(connection, session_id, self._rules):
-                return False
-            kept = {"archive": archive.path, "digest": archive.digest}
-            ends.delete(connection, session_id, self._rules, action="archived", reason=session.reason, **kept)
-            return True
-
-        if not self._database.write(delete):
-            archives.remove(archive.path)
 
     def take_over(self, duty: str) -> Lease | None:
         visit = Visit(f"\0{duty}", Identity(), lease=Lease())
@@ -320,7 +286,7 @@ class SqliteUpkeep:
     ) -> list[ArchivedSession]:
         return self._database.read(
             lambda connection: [
-                each.model_copy(update={"path": self._rules.archive_at(each.path)})
+                each.model_copy(update={"path": str(self._rules.archive_at(each.path))})
                 for each in tombstones.list_archived(connection, user_id, limit=limit, before=before)
             ]
         )
@@ -328,16 +294,12 @@ class SqliteUpkeep:
     # Users
 
     def forget_user(self, user_id: str, *, dry_run: bool) -> Forgotten:
-        def operation(connection: Connection) -> Forgotten:
-            forgotten, paths = privacy.forget(connection, user_id, self._rules, dry_run=dry_run)
-            for path in paths:  # before it is committed, when nothing would lead to them any more
-                archives.remove(path)
-            return forgotten
-
-        forgotten = self._database.write(operation)
+        forgotten = self._database.write(
+            lambda connection: privacy.forget(connection, user_id, self._rules, dry_run=dry_run)
+        )
         if dry_run:
             return forgotten
-        freed = self._database.erase()
+        freed = forgotten.bytes_freed + self._database.erase()
         return forgotten.model_copy(update={"bytes_freed": freed, "pending": not self._database.is_erased()})
 
     def revoke_user(self, user_id: str, *, reason: str | None) -> list[str]:

@@ -25,9 +25,6 @@ class SqliteMemories:
     _rules: Rules
     _has_current_words = False  # as far as this process has looked
 
-    def find_origin(self, session_id: str, incarnation: int) -> int | None:
-        return self._database.read(lambda connection: memories.find_origin(connection, session_id, incarnation))
-
     def get_memories(
         self, keys: Sequence[tuple[tuple[str, ...], str]], *, refresh: Collection[int] = ()
     ) -> list[StoredMemory | None]:

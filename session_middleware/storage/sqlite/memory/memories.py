@@ -61,27 +61,21 @@ def _up_to(connection: sqlite3.Connection, session_id: str, seq: int, count: int
 
 
 def rename(connection: sqlite3.Connection, session_id: str, to: str) -> None:
-    own = namespace_text(("session", session_id))
     by_namespace: dict[str, list[int]] = {}
     for number, namespace in connection.execute(
         "SELECT id, namespace FROM memories WHERE namespace = ? OR namespace >= ? AND namespace < ?",
         own_namespaces(session_id),
     ):
-        moved = namespace_text(("session", to))[:-1] + namespace[len(own) - 1 :]
-        by_namespace.setdefault(moved, []).append(number)
+        by_namespace.setdefault(renamed(namespace, session_id, to), []).append(number)
     for namespace, ids in by_namespace.items():
         items.move(connection, ids, namespace)
     connection.execute("UPDATE memories SET session_id = ? WHERE session_id = ?", (to, session_id))
     indexing.rename_session(connection, session_id, to)
 
 
-def find_origin(connection: sqlite3.Connection, session_id: str, incarnation: int) -> int | None:
-    row = connection.execute(
-        "SELECT incarnation - (SELECT COUNT(*) FROM events WHERE session_id = sessions.id AND kind = 'restored')"
-        " FROM sessions WHERE id = ? AND incarnation = ?",
-        (session_id, incarnation),
-    ).fetchone()
-    return None if row is None else int(row[0])
+def renamed(namespace: str, session_id: str, to: str) -> str:
+    """A namespace that a session owns, as another session's."""
+    return namespace_text(("session", to))[:-1] + namespace[len(namespace_text(("session", session_id))) - 1 :]
 
 
 def delete_session(connection: sqlite3.Connection, session_id: str) -> int:

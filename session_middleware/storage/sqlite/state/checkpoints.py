@@ -18,10 +18,10 @@ from typing import Any
 
 from session_middleware.errors import StorageError
 from session_middleware.storage.sqlite.state import heads, noted
-from session_middleware.storage.sqlite.state.blobs import Damaged, as_written, is_sum, put_blob
+from session_middleware.storage.sqlite.state.blobs import Damaged, as_written, put_blob
 from session_middleware.storage.sqlite.state.noted import Listed, Passed
 from session_middleware.storage.sqlite.state.pieces import Pieces, get_blob, get_value, put_list
-from session_middleware.storage.sqlite.state.sealed import AT, LATE, REPLAYED, WRONG, Key, Row, WriteRow, at
+from session_middleware.storage.sqlite.state.sealed import AT, LATE, REPLAYED, Key, Row, WriteRow, at, resealed
 from session_middleware.storage.state import (
     Blob,
     CheckpointPut,
@@ -370,15 +370,12 @@ def copy(connection: sqlite3.Connection, session_id: str, to: str) -> int:
     """
     copied = 0
     for found in connection.execute("SELECT * FROM checkpoints WHERE session_id = ?", (session_id,)).fetchall():
-        row = Row(*found)
-        renamed = row._replace(session_id=to)
-        insert(connection, renamed, renamed.sum() if is_sum(row.sum, row.checksum) else WRONG)
+        renamed = resealed(Row(*found), session_id=to)
+        insert(connection, renamed, renamed.checksum)
         copied += 1
     for found in connection.execute("SELECT * FROM writes WHERE session_id = ?", (session_id,)).fetchall():
-        write = WriteRow(*found)
-        renamed_write = write._replace(session_id=to)
-        checksum = renamed_write.sum() if is_sum(write.sum, write.checksum) else WRONG
-        connection.execute("INSERT INTO writes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (*renamed_write[:-1], checksum))
+        write = resealed(WriteRow(*found), session_id=to)
+        connection.execute("INSERT INTO writes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", write)
     heads.copy(connection, session_id, to)
     return copied
 

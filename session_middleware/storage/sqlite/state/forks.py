@@ -34,7 +34,8 @@ def copy(connection: sqlite3.Connection, source_id: str, target_id: str, rules: 
 def _insert(connection: sqlite3.Connection, source: SessionInfo, target_id: str, rules: Rules, now: datetime) -> None:
     stone = tombstones.find(connection, target_id)
     if stone is not None and (stone.archive is not None or stone.user_id not in (None, source.user_id)):
-        raise SessionExists(target_id)  # it is in its archive, or was another's, whose id it still is
+        # was another's, whose id it still is; only its owner is told where it is
+        raise SessionExists(target_id, archived=stone.user_id == source.user_id and stone.archive is not None)
     limits.make_room(connection, source.user_id, rules, now)
     connection.execute(
         "INSERT INTO sessions (id, family_id, parent_id, user_id, group_id, visibility, opened_as, reason,"

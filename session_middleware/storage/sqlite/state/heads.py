@@ -12,7 +12,7 @@ from __future__ import annotations
 import sqlite3
 import zlib
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from session_middleware.errors import StorageError
 from session_middleware.storage.sqlite.state.blobs import Damaged, is_sum
@@ -117,9 +117,13 @@ def check_new(connection: sqlite3.Connection, session_id: str, path: str) -> Non
 def copy(connection: sqlite3.Connection, session_id: str, to: str) -> None:
     """With a copy of all that they note; those that were wrong stay wrong."""
     for row in connection.execute("SELECT * FROM heads WHERE session_id = ?", (session_id,)).fetchall():
-        is_right = is_sum(partial(_sum, *row[:5]), row[6])
-        checksum = _sum(to, *row[1:5]) if is_right else WRONG
-        connection.execute("INSERT INTO heads VALUES (?, ?, ?, ?, ?, ?, ?)", (to, *row[1:6], checksum))
+        insert(connection, row, to)
+
+
+def insert(connection: sqlite3.Connection, row: tuple[Any, ...], session_id: str) -> None:
+    """A row as it was stored, for this session; one that was damaged stays so."""
+    checksum = _sum(session_id, *row[1:5]) if is_sum(partial(_sum, *row[:5]), row[6]) else WRONG
+    connection.execute("INSERT INTO heads VALUES (?, ?, ?, ?, ?, ?, ?)", (session_id, *row[1:6], checksum))
 
 
 def renote(connection: sqlite3.Connection, place: Key, note: Note | None) -> None:

@@ -283,15 +283,23 @@ _USED = """
     WITH RECURSIVE
     direct (id, upto) AS (
         SELECT json_extract(value, '$[0]'), MAX(json_extract(value, '$[1]')) FROM checkpoints, json_each(channels)
-        WHERE session_id IN (SELECT id FROM sessions WHERE family_id = ?) AND json_each.type = 'array' GROUP BY 1
+        WHERE {which} AND json_each.type = 'array' GROUP BY 1
     ),
-    used (id, upto) AS (
+    inherited (id, upto) AS (
         SELECT id, upto FROM direct
         UNION
-        SELECT parent_id, MIN(parent_length, upto) FROM used JOIN lists USING (id) WHERE parent_id IS NOT NULL
+        SELECT parent_id, MIN(parent_length, upto) FROM inherited JOIN lists USING (id) WHERE parent_id IS NOT NULL
+    ),
+    used_lists (id, upto) AS (SELECT id, MAX(upto) FROM inherited GROUP BY id),
+    used_values (id) AS (
+        SELECT value FROM checkpoints, json_each(channels) WHERE {which} AND json_each.type = 'integer'
+        UNION
+        SELECT COALESCE(atom, json_extract(json_each.value, '$[0]')) FROM writes, json_each(writes.value)
+        WHERE {which} AND json_each.type != 'null'
     )
-    INSERT INTO used_lists SELECT id, MAX(upto) FROM used GROUP BY id
 """
+USED_BY_SESSION = _USED.format(which="session_id = :id")  # what its checkpoints and writes refer to
+_USED_BY_FAMILY = _USED.format(which="session_id IN (SELECT id FROM sessions WHERE family_id = :family)")
 
 
 def free_unused(connection: sqlite3.Connection, family_id: str, members: Sequence[str]) -> None:
@@ -307,26 +315,20 @@ def free_unused(connection: sqlite3.Connection, family_id: str, members: Sequenc
         connection.execute("DELETE FROM lists WHERE family_id = ?", (family_id,))
         connection.execute("DELETE FROM blobs WHERE family_id = ?", (family_id,))
         return
-    connection.execute("CREATE TEMP TABLE used_lists (id INTEGER PRIMARY KEY, upto INTEGER NOT NULL)")
-    connection.execute(_USED, (family_id,))
+    values = {"family": family_id}
+    connection.execute("CREATE TEMP TABLE all_used_lists (id INTEGER PRIMARY KEY, upto INTEGER NOT NULL)")
+    connection.execute(f"{_USED_BY_FAMILY} INSERT INTO all_used_lists SELECT * FROM used_lists", values)
     connection.execute(
         "DELETE FROM list_items WHERE list_id IN (SELECT id FROM lists WHERE family_id = ?)"
-        " AND position >= COALESCE((SELECT upto FROM used_lists WHERE id = list_id), 0)",
+        " AND position >= COALESCE((SELECT upto FROM all_used_lists WHERE id = list_id), 0)",
         (family_id,),
     )
-    connection.execute("DELETE FROM lists WHERE family_id = ? AND id NOT IN (SELECT id FROM used_lists)", (family_id,))
-    connection.execute("DROP TABLE used_lists")
     connection.execute(
-        """
-        DELETE FROM blobs WHERE family_id = :family AND id NOT IN (
-            SELECT blob_id FROM list_items JOIN lists ON lists.id = list_id WHERE family_id = :family
-            UNION
-            SELECT value FROM checkpoints, json_each(channels)
-            WHERE session_id IN (SELECT id FROM sessions WHERE family_id = :family) AND json_each.type = 'integer'
-            UNION
-            SELECT COALESCE(atom, json_extract(json_each.value, '$[0]')) FROM writes, json_each(writes.value)
-            WHERE session_id IN (SELECT id FROM sessions WHERE family_id = :family) AND json_each.type != 'null'
-        )
-        """,
-        {"family": family_id},
+        "DELETE FROM lists WHERE family_id = ? AND id NOT IN (SELECT id FROM all_used_lists)", (family_id,)
+    )
+    connection.execute("DROP TABLE all_used_lists")
+    connection.execute(
+        f"{_USED_BY_FAMILY} DELETE FROM blobs WHERE family_id = :family AND id NOT IN (SELECT blob_id FROM list_items"
+        " JOIN lists ON lists.id = list_id WHERE family_id = :family UNION SELECT id FROM used_values)",
+        values,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from session_middleware.storage.sqlite.state.blobs import Damaged, is_sum
 
@@ -94,3 +94,12 @@ class WriteRow(NamedTuple):
     def check(self) -> None:
         if not is_sum(self.sum, self.checksum):
             raise Damaged(f"write {self.idx} of task {self.task_id}")
+
+
+Sealed = TypeVar("Sealed", Row, WriteRow)
+
+
+def resealed(row: Sealed, **changes: str) -> Sealed:
+    """The row with some columns changed, and the checksum of that; a row that was damaged stays so."""
+    changed = row._replace(**changes)  # type: ignore[arg-type]
+    return changed._replace(checksum=changed.sum() if is_sum(row.sum, row.checksum) else WRONG)
