@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sqlite3
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -84,12 +83,11 @@ def _check_there(path: Path) -> None:
 
 def _holds_sessions(path: Path) -> bool:
     """Whether it has a table of ours, or else is something that will be refused with a better reason."""
-    from session_middleware.storage.sqlite.damage.reading import Source
+    from session_middleware.storage.sqlite.integrity.reading import inspect, tables
 
     try:
-        with Source(str(path)) as source:
-            return not source.tables().isdisjoint(("sessions", "list_items"))
-    except (StorageError, sqlite3.Error):
+        return not inspect(str(path), tables).isdisjoint(("sessions", "list_items"))
+    except StorageError:
         return True
 
 

@@ -319,7 +319,7 @@ def test_another_program_s_database_is_left_alone(call: Call, tmp_path: Path) ->
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("CREATE TABLE things (x)")
     before = path.read_bytes()
-    for command in ("list", "verify"):
+    for command in ("list", "check"):
         assert_is_one_line(call(command, "--db", str(path)), "another program's tables (things)")
     assert path.read_bytes() == before
     path.write_text("a letter to a friend, not a database at all")
