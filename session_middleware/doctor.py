@@ -125,7 +125,7 @@ def _rows_of(path: str, settings: SessionSettings) -> tuple[list[str], list[str]
         first, count = those[0], len(those)
         where = "" if first.session_id is None else f"session {first.session_id!r}: "
         more = f", and {count - 1:,} more like it" if count > 1 else ""
-        advice = "run session-middleware check --" + ("repair" if kind in checks.REPAIRABLE else "deep")
+        advice = "run session-middleware check --" + ("repair" if kind in checks.REPAIRS else "deep")
         told[kind in _LEFT].append(f"{where}{first.text}{more}; {advice}")
     return told
 

@@ -170,7 +170,7 @@ def test_sweep_cleans_by_age_and_status(call: Call, db: str) -> None:
     assert "it is active" in call("explain", "a2", "--db", db).output
 
 
-def test_check_finds_and_mends_and_doctor_says_so(call: Call, db: str) -> None:
+def test_check_finds_and_repairs_and_doctor_says_so(call: Call, db: str) -> None:
     assert "all that should hold does" in call("check", "--db", db).output
     assert call("doctor", "--db", db).exit_code == 0
     with closing(sqlite3.connect(db)) as connection, connection:
@@ -188,7 +188,7 @@ def test_check_finds_and_mends_and_doctor_says_so(call: Call, db: str) -> None:
         1,
         {"counter", "orphan", "stuck", "dead_lease"},
     )
-    assert call("check", "--db", db, "--repair").output.count("mended") == 5
+    assert call("check", "--db", db, "--repair").output.count("repaired") == 5
     assert json.loads(call("check", "--db", db, "--json").output) == []
     with Sessions(db) as sessions:
         assert (sessions.get("a1").message_count, sessions.get("n1").status) == (2, "active")

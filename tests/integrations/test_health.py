@@ -103,9 +103,9 @@ def test_check_as_json_names_the_row(call: Call, db: Path) -> None:
 
 
 def test_the_same_problem_in_many_sessions_is_one_line(call: Call, db: Path) -> None:
-    change(db, "UPDATE sessions SET created_at = 'once'")
+    change(db, "UPDATE checkpoints SET body = zeroblob(9)")
     result = call("check", "--db", str(db), "--deep")
-    assert "session 'a', session 'fork', session 'n': sessions: " in " ".join(result.output.split())
+    assert "checkpoints: its row is not what was written" in " ".join(result.output.split())
     assert len(result.output.splitlines()) < 8
 
 

@@ -14,11 +14,11 @@ from typing import Any
 from session_middleware.findings import Problem
 from session_middleware.model import Branch, Event, Message, ModelCall, Run, SessionInfo, ToolCall, Value
 from session_middleware.storage.sqlite.database import INDEX_TABLES, OWN_TABLES
-from session_middleware.storage.sqlite.integrity.reading import UNREADABLE, damage, first_line
+from session_middleware.storage.sqlite.integrity.reading import UNREADABLE, first_line, problem
 from session_middleware.storage.sqlite.record import runs
 from session_middleware.storage.sqlite.rows import read_column, value_of
 from session_middleware.storage.sqlite.state import heads, pieces
-from session_middleware.storage.sqlite.state.blobs import Damaged
+from session_middleware.storage.sqlite.state.blobs import Damaged, checked_blob
 from session_middleware.storage.sqlite.state.sealed import Row, WriteRow
 
 _MODELS: Mapping[str, type[Value]] = {
@@ -31,10 +31,10 @@ _MODELS: Mapping[str, type[Value]] = {
     "events": Event,
 }
 _STATE = ("checkpoints", "heads", "writes", "lists", "list_items", "blobs")
-_BY_SESSION = ("sessions", *runs.TABLES, *_STATE[:3])
-_OTHERS = sorted(OWN_TABLES - INDEX_TABLES - {*_BY_SESSION, "blobs"})
+_BY_SESSION = (*runs.TABLES, *_STATE[:3])
+_OTHERS = sorted(OWN_TABLES - INDEX_TABLES - {*_BY_SESSION, "sessions", "blobs"})
 _TYPES = {"TEXT": str, "INTEGER": int, "REAL": int | float, "BLOB": bytes}
-_JSON = {"namespace": list, "value": dict, "item": dict}  # further columns, of memories and conversation_items
+_JSON = {("memories", "namespace"): list, ("memories", "value"): dict, ("conversation_items", "item"): object}
 
 _ITEMS = f"""
     {pieces.CHAIN} SELECT position, MIN(count, chain.upto - position), blob_id
@@ -43,9 +43,9 @@ _ITEMS = f"""
 _ENDLESS = 1 << 62
 
 
-def check(connection: sqlite3.Connection) -> list[Problem]:
-    """A row that cannot be read, or is not what was written, is named. What one session lacks hides no other's rows."""
-    return _Contents(connection).check()
+def check(connection: sqlite3.Connection, *, deep: bool) -> list[Problem]:
+    """Rows that cannot be read, or are not what was written: those of `sessions`, or `deep`, of all tables."""
+    return _Contents(connection).check(deep=deep)
 
 
 class _Contents:
@@ -56,11 +56,13 @@ class _Contents:
         self._lists: dict[int, tuple[list[int], list[int], str]] = {}  # see `_list`
         self._columns: dict[str, list[tuple[str, type | Any, bool]]] = {}
 
-    def check(self) -> list[Problem]:
+    def check(self, *, deep: bool) -> list[Problem]:
         for session_id in self._session_ids():
-            for table in _BY_SESSION:
-                column = "id" if table == "sessions" else "session_id"
-                self._read(table, f"WHERE {column} = ?", session_id)
+            self._read("sessions", "WHERE id = ?", session_id)
+            for table in _BY_SESSION if deep else ():
+                self._read(table, "WHERE session_id = ?", session_id)
+        if not deep:
+            return self._found
         for table in _OTHERS:
             self._read(table, "")
         with suppress(sqlite3.DatabaseError):  # which SQLite's own check has said
@@ -71,7 +73,7 @@ class _Contents:
     def _session_ids(self) -> list[str]:
         """All that can be found: where the table cannot be read, an index repeats its keys."""
         found: dict[str, None] = {}
-        for where in ("NOT INDEXED", "INDEXED BY sessions_by_family"):
+        for where in ("NOT INDEXED ORDER BY id", "INDEXED BY sessions_by_family"):
             try:
                 found.update((row[0], None) for row in self._connection.execute(f"SELECT id FROM sessions {where}"))
                 break
@@ -97,74 +99,67 @@ class _Contents:
         except UNREADABLE as error:
             self._say(f"some of its rows cannot be read ({first_line(error)})", session_id, table)
 
-    def _say(self, problem: str, session_id: Any, table: str, key: str | None = None) -> None:
+    def _say(self, what: str, session_id: Any, table: str, key: str | None = None) -> None:
         if table in _STATE:
             advice = "resume the session from another checkpoint, or delete it"
         elif session_id is not None:
             advice = "mend the row, or delete the session"
         else:
             advice = "mend or delete the row, or restore a backup"
-        self._found.append(damage(f"{problem}; {advice}", session_id, table=table, key=key))
+        self._found.append(problem("damage", f"{what}; {advice}", session_id, table=table, key=key))
 
     def _key(self, table: str, row: Mapping[str, Any]) -> str | None:
         """The primary key of a row within its session, as text."""
+        if table == "sessions":
+            return None
         names = [name for name, _, is_key in self._columns_of(table) if is_key and name != "session_id"] or ["seq"]
         if table == "checkpoints":
             names[-1] = "checkpoint_id"  # which says more than its place
-        parts = [str(row[name]) for name in names if row[name] != ""]
-        return "/".join(parts) if table != "sessions" else None
+        return "/".join(str(row[name]) for name in names if row[name] != "")
 
     def _columns_of(self, table: str) -> list[tuple[str, Any, bool]]:
+        """Name, type, and whether it belongs to the primary key."""
         if table not in self._columns:
-            rows = sorted(self._connection.execute(f"PRAGMA table_info({table})"), key=lambda row: int(row[0]))
+            rows = self._connection.execute(f"PRAGMA table_info({table})").fetchall()
             self._columns[table] = [(row[1], _TYPES.get(row[2], object), bool(row[5])) for row in rows]
         return self._columns[table]
-
-    # Rows
 
     def _problem_of(self, table: str, cursor: sqlite3.Cursor, row: tuple[Any, ...]) -> str:
         """What is wrong with a row of ``SELECT *``, if anything is."""
         try:
-            if any(isinstance(value, str) and not value.isascii() and not _is_text(value) for value in row):
-                return "its text is not valid UTF-8"
-            for (name, kind, _), value in zip(self._columns_of(table), row, strict=True):
-                if value is not None and not isinstance(value, kind):
-                    return f"{name} is of another type than was written"
-            self._check_row(table, cursor, row)
-        except Damaged as problem:
-            return str(problem) if " is " in str(problem) else f"{problem} is not what was written"
+            self._check(table, cursor, row)
+        except Damaged as what:
+            return str(what) if " is " in str(what) else f"{what} is not what was written"
         except UNREADABLE as error:
             return f"it cannot be read ({first_line(error)})"
         return ""
 
-    def _check_row(self, table: str, cursor: sqlite3.Cursor, row: tuple[Any, ...]) -> None:
+    def _check(self, table: str, cursor: sqlite3.Cursor, row: tuple[Any, ...]) -> None:
+        for (name, kind, _), value in zip(self._columns_of(table), row, strict=True):
+            if value is not None and not isinstance(value, kind):
+                raise Damaged(f"{name} is of another type than was written")
+            if isinstance(value, str) and not value.isascii() and not _is_text(value):
+                raise Damaged(f"{name} is not valid UTF-8")
+            if (table, name) in _JSON and not isinstance(json.loads(value or ""), _JSON[table, name]):
+                raise Damaged(name)
+            if table not in _MODELS and value is not None:
+                read_column(name, value)
         if table == "checkpoints":
-            checkpoint = Row(*row)
-            checkpoint.check()
+            (checkpoint := Row(*row)).check()
             for ref in checkpoint.refs.values():
                 self._check_reference(ref)
         elif table == "writes":
-            write = WriteRow(*row)
-            write.check()
+            (write := WriteRow(*row)).check()
             ref = json.loads(write.value)
             for blob_id in [part[0] for part in ref] if isinstance(ref, list) else [] if ref is None else [ref]:
                 self._check_blob(blob_id)
         elif table == "heads":
             heads.checked(*row)
+        elif table == "files":
+            if row[1] != f"sha256:{hashlib.sha256(row[3]).hexdigest()}":
+                raise Damaged("the file")
         elif table in _MODELS:
             value_of(_MODELS[table], cursor, row)
-        else:
-            self._check_columns(table, row)
-
-    def _check_columns(self, table: str, row: tuple[Any, ...]) -> None:
-        named = {name: value for (name, *_), value in zip(self._columns_of(table), row, strict=True)}
-        for name, value in named.items():
-            if value is not None:
-                read_column(name, value)
-            if name in _JSON and not isinstance(json.loads(value), _JSON[name]):
-                raise Damaged(name)
-        if table == "files" and named["hash"] != f"sha256:{hashlib.sha256(named['data']).hexdigest()}":
-            raise Damaged("the file")
 
     # References
 
@@ -196,23 +191,21 @@ class _Contents:
         return self._lists[list_id]
 
     def _check_blob(self, blob_id: int) -> None:
-        if problem := self._blob(blob_id)[1]:
-            raise Damaged(problem)
+        if what := self._blob(blob_id)[1]:
+            raise Damaged(what)
 
     def _blob(self, blob_id: int) -> tuple[bytes, str]:
         if blob_id not in self._blobs:
-            owner, digest, problem = None, b"", ""
+            row, what = None, f"blob {blob_id} is missing"
             try:
-                sql = "SELECT family_id, digest FROM blobs WHERE id = ?"
-                owner, digest = self._connection.execute(sql, (blob_id,)).fetchone() or (None, b"")
-                pieces.get_blob(self._connection, blob_id)
-            except Damaged as missing:
-                problem = str(missing) if " is " in str(missing) else f"{missing} is not what was written"
-            except UNREADABLE as error:
-                problem = f"blob {blob_id} is not readable ({first_line(error)})"
-            if problem and owner is not None:
-                self._say(problem, owner, "blobs", str(blob_id))
-            self._blobs[blob_id] = digest, problem
+                sql = "SELECT type, data, digest, checksum, family_id FROM blobs WHERE id = ?"
+                if row := self._connection.execute(sql, (blob_id,)).fetchone():
+                    checked_blob(row[:4], "")
+                    what = ""
+            except (Damaged, *UNREADABLE):
+                what = f"blob {blob_id} is not what was written"
+                self._say(what, row and row[4], "blobs", str(blob_id))
+            self._blobs[blob_id] = row[2] if row else b"", what
         return self._blobs[blob_id]
 
 

@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 from session_middleware.errors import StorageError
 from session_middleware.findings import Problem
-from session_middleware.storage.sqlite.database import OWN_TABLES
 from session_middleware.storage.sqlite.looking import looking
 
 T = TypeVar("T")
@@ -39,7 +38,7 @@ def tolerant(connection: sqlite3.Connection) -> Iterator[list[Problem]]:
     """Read past text that is not UTF-8, and past what is damaged of the schema; yields what is wrong with that."""
     text_factory, connection.text_factory = connection.text_factory, _decoded
     try:
-        yield [_file(f"it cannot be opened as usual ({why})") for why in _problems_of_schema(connection)]
+        yield [in_file(f"it cannot be opened as usual ({why})") for why in _problems_of_schema(connection)]
     finally:
         connection.text_factory = text_factory
         with suppress(sqlite3.Error):
@@ -61,8 +60,10 @@ def _problems_of_schema(connection: sqlite3.Connection) -> Iterator[str]:
 def tables(connection: sqlite3.Connection) -> frozenset[str]:
     """Those that the schema names, as far as it can be read."""
     found: set[str] = set()
-    with tolerant(connection), suppress(sqlite3.DatabaseError):
+    with tolerant(connection) as problems, suppress(sqlite3.DatabaseError):
         found.update(name for (name,) in connection.execute("SELECT name FROM sqlite_master"))
+    if len(problems) > 1:
+        raise sqlite3.DatabaseError(problems[1].text)
     return frozenset(found)
 
 
@@ -70,20 +71,16 @@ def _decoded(data: bytes) -> str:
     return data.decode("utf-8", "surrogateescape")
 
 
-def damage(text: str, session_id: Any = None, *, table: str | None = None, key: Any = None) -> Problem:
-    """Damage at as much of a place as is known; whatever that has become, it can be printed."""
+def problem(kind: str, text: str, session_id: Any = None, *, table: str | None = None, key: Any = None) -> Problem:
+    """A problem at as much of a place as is known; whatever that has become, it can be printed."""
     texts = (
         None if part is None else str(part).encode("utf-8", "replace").decode() for part in (session_id, key, text)
     )
-    return Problem(kind="damage", table=table, **dict(zip(("session_id", "key", "text"), texts, strict=True)))
+    return Problem(kind=kind, table=table, **dict(zip(("session_id", "key", "text"), texts, strict=True)))
 
 
-def _file(text: str, table: str | None = None) -> Problem:
-    return damage(f"{text}; {_RESTORE}", table=table).model_copy(update={"kind": "file"})
-
-
-def cannot_be_read(error: Exception) -> Problem:
-    return _file(f"it cannot be read to the end ({first_line(error)})")
+def in_file(text: str, table: str | None = None) -> Problem:
+    return problem("file", f"{text}; {_RESTORE}", table=table)
 
 
 def first_line(error: Exception) -> str:
@@ -106,10 +103,10 @@ def _structure(connection: sqlite3.Connection, pragma: str) -> list[Problem]:
     found = []
     for line in said:
         if index := _INDEX.search(line):
-            found.append(Problem(kind="index", key=index[1], text=line))
+            found.append(problem("index", line, key=index[1]))
         elif line != "ok" and not line.startswith("*** in database"):
             tree = re.search(r"\b[Tt]ree (\d+)", line)
-            found.append(_file(line, names.get(tree[1]) if tree else None))
+            found.append(in_file(line, names.get(tree[1]) if tree else None))
     return found
 
 
@@ -125,7 +122,7 @@ def _altered(connection: sqlite3.Connection) -> list[Problem]:
         schema.apply(database)
         made = dict(database.execute(entries).fetchall())
     return [
-        _file(f"the schema's entry of {name} is {'not what was made' if name in there else 'missing'}")
+        in_file(f"the schema's entry of {name} is {'not what was made' if name in there else 'missing'}")
         for name, sql in made.items()
         if there.get(name) != sql
-    ] + [_file("the table is missing", name) for name in sorted(OWN_TABLES - there.keys() - made.keys())]
+    ]

@@ -385,6 +385,7 @@ class SqliteUpkeep:
     # Health
 
     def check(self, *, repair: bool, deep: bool = False) -> list[Problem]:
+        self._database.version()  # raises when the file, or its log, is not the one that was opened
         found = self._database.read(lambda connection: checks.find(connection, self._rules, deep=deep))
         if not repair or not checks.is_repairable(found):
             return found
