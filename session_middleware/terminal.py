@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -83,11 +84,12 @@ def _check_there(path: Path) -> None:
 
 def _holds_sessions(path: Path) -> bool:
     """Whether it has a table of ours, or else is something that will be refused with a better reason."""
-    from session_middleware.storage.sqlite.integrity.reading import inspect, tables
+    from session_middleware.storage.sqlite.looking import looking
 
+    sql = "SELECT 1 FROM sqlite_master WHERE name IN ('sessions', 'list_items')"
     try:
-        return not inspect(str(path), tables).isdisjoint(("sessions", "list_items"))
-    except StorageError:
+        return looking(str(path), lambda connection: connection.execute(sql).fetchone()) is not None
+    except (StorageError, sqlite3.Error):
         return True
 
 

@@ -161,6 +161,17 @@ def test_a_page_that_cannot_be_read_is_found_and_nothing_is_repaired(table: str,
         assert connection.execute("SELECT session_id FROM files").fetchall() == [("gone",)]
 
 
+def test_a_row_that_a_check_cannot_read_is_named_and_the_rest_is_repaired(db: Path) -> None:
+    change(db, "UPDATE checkpoints SET channels = '{' WHERE session_id = 'n'", "UPDATE sessions SET run_count = 9")
+    with Sessions(db) as sessions:
+        assert {one.kind for one in sessions.check()} == {"damage", "counter"}
+        found = sessions.check(deep=True, repair=True)
+        assert {(one.kind, one.repaired) for one in found} == {("damage", False), ("counter", True)}
+        assert ("checkpoints", "n") in [(one.table, one.session_id) for one in found]
+        assert {one.kind for one in sessions.check(deep=True)} == {"damage"}
+        assert sessions.get("a").run_count == 2
+
+
 def test_a_cut_file_is_checked_and_not_opened(call: Call, db: Path) -> None:
     with db.open("r+b") as file:
         file.truncate(db.stat().st_size - 3 * 4096)

@@ -14,8 +14,7 @@ from session_middleware.findings import Problem
 from session_middleware.model import utc_now
 from session_middleware.settings import SessionSettings
 from session_middleware.storage.sqlite.integrity import contents
-from session_middleware.storage.sqlite.integrity.reading import UNREADABLE, first_line, full, inspect, quick, tolerant
-from session_middleware.storage.sqlite.integrity.reading import in_file as _in_file
+from session_middleware.storage.sqlite.integrity.reading import UNREADABLE, inspect, structure, tolerant, unfinished
 from session_middleware.storage.sqlite.integrity.reading import problem as _problem
 from session_middleware.storage.sqlite.lifecycle import ends, events, leases
 from session_middleware.storage.sqlite.record import dead, runs
@@ -75,27 +74,19 @@ _WRONG_COUNTER = """
     SELECT id, '{0}', {0}, ({1}) AS counted FROM sessions
     WHERE {0} IS NOT counted AND COALESCE(ABS({0} - counted) > 1e-6, 1)
 """
+_LOW_SEQ = f"SELECT id, 'last_seq', last_seq, ({_LAST_SEQ}) AS highest FROM sessions WHERE last_seq < highest"
+_ANOTHER = "; resume from another one"
 _OF_SESSIONS = (*runs.TABLES, "checkpoints", "heads", "writes")
 _WITHOUT_SESSION = "SELECT DISTINCT session_id, NULL FROM {} WHERE session_id NOT IN (SELECT id FROM sessions)"
 _STATEMENTS = (  # kind, table, a statement for session and key of each problem, and the text about it
-    ("damage", "checkpoints", _LACKING, "checkpoint {1!r} lacks a part of its state; resume from another one"),
-    (
-        "damage",
-        "checkpoints",
-        _VANISHED,
-        "checkpoint {1!r}, or a write of it, cannot be found; resume from another one",
-    ),
-    ("damage", "checkpoints", _NOT_NOTED, "checkpoint {1!r} is not noted by the next one; resume from another one"),
+    ("damage", "checkpoints", _LACKING, "checkpoint {1!r} lacks a part of its state" + _ANOTHER),
+    ("damage", "checkpoints", _VANISHED, "checkpoint {1!r}, or a write of it, cannot be found" + _ANOTHER),
+    ("damage", "checkpoints", _NOT_NOTED, "checkpoint {1!r} is not noted by the next one" + _ANOTHER),
     *(
         ("counter", "sessions", _WRONG_COUNTER.format(*counter), "{1} is {2} and there are {3}")
         for counter in _COUNTERS.items()
     ),
-    (
-        "counter",
-        "sessions",
-        f"SELECT id, 'last_seq', last_seq, ({_LAST_SEQ}) AS highest FROM sessions WHERE last_seq < highest",
-        "last_seq is {2}, and {3} is used",
-    ),
+    ("counter", "sessions", _LOW_SEQ, "last_seq is {2}, and {3} is used"),
     *(
         ("orphan", table, _WITHOUT_SESSION.format(table), f"rows of {table} without their session")
         for table in _OF_SESSIONS
@@ -116,7 +107,7 @@ def find(connection: sqlite3.Connection, rules: Rules, *, deep: bool = False) ->
         sqlite3.OperationalError: the file cannot be opened, or is locked.
     """
     checks: list[Callable[[], Iterable[Problem]]] = [
-        lambda: full(connection) if deep else quick(connection),
+        lambda: structure(connection, deep=deep),
         lambda: contents.check(connection, deep=deep),
         lambda: _families(connection),
         lambda: _left_behind(connection, rules),
@@ -127,7 +118,7 @@ def find(connection: sqlite3.Connection, rules: Rules, *, deep: bool = False) ->
             try:
                 found += check()
             except UNREADABLE as error:
-                found.append(_in_file(f"it cannot be read to the end ({first_line(error)})"))
+                found.append(unfinished(error))
         return list(dict.fromkeys(found))
 
 

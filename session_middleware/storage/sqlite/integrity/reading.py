@@ -57,16 +57,6 @@ def _problems_of_schema(connection: sqlite3.Connection) -> Iterator[str]:
             yield first_line(error)
 
 
-def tables(connection: sqlite3.Connection) -> frozenset[str]:
-    """Those that the schema names, as far as it can be read."""
-    found: set[str] = set()
-    with tolerant(connection) as problems, suppress(sqlite3.DatabaseError):
-        found.update(name for (name,) in connection.execute("SELECT name FROM sqlite_master"))
-    if len(problems) > 1:
-        raise sqlite3.DatabaseError(problems[1].text)
-    return frozenset(found)
-
-
 def _decoded(data: bytes) -> str:
     return data.decode("utf-8", "surrogateescape")
 
@@ -83,22 +73,21 @@ def in_file(text: str, table: str | None = None) -> Problem:
     return problem("file", f"{text}; {_RESTORE}", table=table)
 
 
+def unfinished(error: Exception) -> Problem:
+    """A check came upon pages that cannot be read, or upon a row that is not what was written."""
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_IOERR):
+        return in_file(f"it cannot be read to the end ({first_line(error)})")
+    return problem("damage", f"a check could not be finished ({first_line(error)}); check --deep names the row")
+
+
 def first_line(error: Exception) -> str:
     return " ".join(str(error).encode("utf-8", "replace").decode().split())[:120]
 
 
-def quick(connection: sqlite3.Connection) -> list[Problem]:
-    """What SQLite's own check says, without comparing indexes with their tables."""
-    return _structure(connection, "quick_check")
-
-
-def full(connection: sqlite3.Connection) -> list[Problem]:
-    """What SQLite's own check says of all of the file, and what its schema says that it should not say."""
-    return _structure(connection, "integrity_check") + _altered(connection)
-
-
-def _structure(connection: sqlite3.Connection, pragma: str) -> list[Problem]:
-    said = [line for (text,) in connection.execute(f"PRAGMA {pragma}({_LINES})") for line in text.splitlines()]
+def structure(connection: sqlite3.Connection, *, deep: bool) -> list[Problem]:
+    """What SQLite's own check says of the file; `deep`, also of its indexes, and whether the schema was altered."""
+    check = "integrity_check" if deep else "quick_check"
+    said = [line for (text,) in connection.execute(f"PRAGMA {check}({_LINES})") for line in text.splitlines()]
     names = {str(page): name for page, name in connection.execute("SELECT rootpage, name FROM sqlite_master")}
     found = []
     for line in said:
@@ -107,7 +96,7 @@ def _structure(connection: sqlite3.Connection, pragma: str) -> list[Problem]:
         elif line != "ok" and not line.startswith("*** in database"):
             tree = re.search(r"\b[Tt]ree (\d+)", line)
             found.append(in_file(line, names.get(tree[1]) if tree else None))
-    return found
+    return found + _altered(connection) if deep else found
 
 
 def _altered(connection: sqlite3.Connection) -> list[Problem]:
