@@ -76,6 +76,7 @@ _WRONG_COUNTER = """
 """
 _LOW_SEQ = f"SELECT id, 'last_seq', last_seq, ({_LAST_SEQ}) AS highest FROM sessions WHERE last_seq < highest"
 _ANOTHER = "; resume from another one"
+_DELETED = "; a repair deletes them, unless the session's row is added first"
 _OF_SESSIONS = (*runs.TABLES, "checkpoints", "heads", "writes")
 _WITHOUT_SESSION = "SELECT DISTINCT session_id, NULL FROM {} WHERE session_id NOT IN (SELECT id FROM sessions)"
 _STATEMENTS = (  # kind, table, a statement for session and key of each problem, and the text about it
@@ -88,7 +89,7 @@ _STATEMENTS = (  # kind, table, a statement for session and key of each problem,
     ),
     ("counter", "sessions", _LOW_SEQ, "last_seq is {2}, and {3} is used"),
     *(
-        ("orphan", table, _WITHOUT_SESSION.format(table), f"rows of {table} without their session")
+        ("orphan", table, _WITHOUT_SESSION.format(table), f"rows of {table} without their session" + _DELETED)
         for table in _OF_SESSIONS
     ),
 )
@@ -134,7 +135,7 @@ def _families(connection: sqlite3.Connection) -> Iterator[Problem]:
         text = f"its family_id is {named!r}, and its values are stored for {where}; {advice}"
         yield _problem(kind, text, session_id, table="sessions")
     for family_id in families.orphaned(connection):
-        yield _problem("orphan", "stored values that no session refers to", family_id, table="blobs")
+        yield _problem("orphan", "stored values that no session refers to" + _DELETED, family_id, table="blobs")
 
 
 def _left_behind(connection: sqlite3.Connection, rules: Rules) -> Iterator[Problem]:
