@@ -22,7 +22,6 @@ from session_middleware.terminal import (
     console_of_stdout,
     db_option,
     existing,
-    file_of,
     json_option,
     path_of,
     print_json,
@@ -165,47 +164,6 @@ def import_command(source: str, db: str | None, allowed: tuple[str, ...], user_k
 @cli.command()
 @db_option()
 @json_option
-def verify(db: str | None, as_json: bool) -> None:
-    """Look for damage in a database. Exit code 0 when it is whole, 1 when it is not."""
-    path = file_of(db)
-    from session_middleware.storage.sqlite.damage.verifying import verify as verify_file
-
-    with _progress("sessions", quiet=as_json or not sys.stdout.isatty()) as progress:
-        found = verify_file(str(path), progress)
-    if as_json:
-        print_json(found.model_dump(mode="json"))
-    else:
-        from session_middleware.render_health import verified
-
-        console_of_stdout().print(verified(found))
-    if not found.is_clean:
-        raise click.exceptions.Exit(1)
-
-
-@cli.command()
-@click.argument("target", metavar="NEW_FILE")
-@db_option("The damaged database; it is only read.")
-@json_option
-def salvage(target: str, db: str | None, as_json: bool) -> None:
-    """Copy what is whole of a damaged database. Exit code 1 when something was lost."""
-    path = file_of(db)
-    from session_middleware.storage.sqlite.damage.salvaging import salvage as salvage_file
-
-    with _progress("rows", quiet=as_json or not sys.stdout.isatty()) as progress:
-        saved = salvage_file(str(path), target, progress)
-    if as_json:
-        print_json(saved.model_dump(mode="json"))
-    else:
-        from session_middleware.render_health import salvaged
-
-        console_of_stdout().print(salvaged(saved))
-    if not saved.is_all:
-        raise click.exceptions.Exit(1)
-
-
-@cli.command()
-@db_option()
-@json_option
 def doctor(db: str | None, as_json: bool) -> None:
     """Say how the database stands, and what is installed. Exit code 1 when something should be done."""
     from session_middleware.doctor import examine
@@ -249,12 +207,9 @@ def _say_imported(imported: Imported) -> None:
 
 
 @contextmanager
-def _progress(noun: str, *, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
+def _progress(noun: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on a terminal; else a line for each tenth."""
     console = console_of_stdout()
-    if quiet:
-        yield lambda *_: None
-        return
     if not console.is_terminal:
         tenths = 0
 

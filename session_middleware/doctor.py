@@ -1,6 +1,6 @@
 """What an operator is asked first: which versions, which file, how large, and may it be written to.
 
-Nothing is opened for writing and no file is made. That the content is whole is what `verify` finds out.
+Nothing is opened for writing and no file is made. `check --deep` reads the content.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from session_middleware.errors import StorageError
-from session_middleware.model import Value, utc_now
+from session_middleware.model import Value
 from session_middleware.settings import SessionSettings
-from session_middleware.storage.sqlite.damage.reading import Source
 from session_middleware.storage.sqlite.files import beside
-from session_middleware.storage.sqlite.lifecycle import checks
+from session_middleware.storage.sqlite.integrity import checks
+from session_middleware.storage.sqlite.integrity.reading import inspect
 from session_middleware.storage.sqlite.log import FIXED_IN
-from session_middleware.storage.sqlite.rules import Rules
 
 _PACKAGES = ("session-middleware", "langgraph", "langgraph-checkpoint", "langchain-core")
 _LITTLE_BYTES = 256 * 1024 * 1024  # of free space on the disk
@@ -103,19 +102,15 @@ def _facts_of(path: str) -> tuple[dict[str, int | str], list[str]]:
         "log_bytes": log.stat().st_size if log.exists() else 0,
     }
     try:
-        with Source(path) as source, source.snapshot() as connection:
-            for name, pragma in (
-                ("page_bytes", "page_size"),
-                ("pages", "page_count"),
-                ("unused_pages", "freelist_count"),
-            ):
-                facts[name] = connection.execute(f"PRAGMA {pragma}").fetchone()[0]
-            facts["journal_mode"] = _journal_mode(path)
-            facts["sessions"] = connection.execute("SELECT COUNT(*) FROM sessions").fetchone()[0]
-    except (StorageError, sqlite3.Error) as error:
-        reason = str(error)
-        return facts, [f"it cannot be read ({reason}): run session-middleware verify"]
-    return facts, []
+        return facts | inspect(path, _pages) | {"journal_mode": _journal_mode(path)}, []
+    except StorageError as error:
+        return facts, [f"{error}; run session-middleware check --deep"]
+
+
+def _pages(connection: sqlite3.Connection) -> dict[str, int | str]:
+    wanted = {"page_bytes": "page_size", "pages": "page_count", "unused_pages": "freelist_count"}
+    facts = {name: connection.execute(f"PRAGMA {pragma}").fetchone()[0] for name, pragma in wanted.items()}
+    return facts | {"sessions": connection.execute("SELECT COUNT(*) FROM sessions").fetchone()[0]}
 
 
 _LEFT = frozenset({"dead_lease", "dead_run", "orphaned_writes"})  # by processes that were killed
@@ -123,18 +118,14 @@ _LEFT = frozenset({"dead_lease", "dead_run", "orphaned_writes"})  # by processes
 
 def _rows_of(path: str, settings: SessionSettings) -> tuple[list[str], list[str]]:
     """What does not hold between the rows of sessions, and what the next sweep or run will tidy up."""
-    try:
-        with Source(path) as source, source.snapshot() as connection:
-            found = checks.find(connection, Rules(settings, utc_now, new_id=str, path=path))
-    except (StorageError, sqlite3.Error) as error:
-        return [f"it cannot be checked ({error}): run session-middleware verify"], []
+    found = checks.check_file(path, settings)
     told: tuple[list[str], list[str]] = ([], [])
     for kind in dict.fromkeys(problem.kind for problem in found):
         those = [problem for problem in found if problem.kind == kind]
         first, count = those[0], len(those)
         where = "" if first.session_id is None else f"session {first.session_id!r}: "
         more = f", and {count - 1:,} more like it" if count > 1 else ""
-        advice = "run session-middleware " + ("verify" if kind == "damage" else "check --repair")
+        advice = "run session-middleware check --" + ("repair" if kind in checks.REPAIRS else "deep")
         told[kind in _LEFT].append(f"{where}{first.text}{more}; {advice}")
     return told
 

@@ -52,53 +52,11 @@ class Forgotten(Value):
 
 
 class Problem(Value):
-    """Something that should hold and does not, as `Sessions.check` found it."""
+    """Something that should hold and does not, as `Sessions.check` found it: where, what, and what to do."""
 
-    kind: str  # counter, orphan, dead_lease, damage …
+    kind: str  # file, damage, family, index, counter, orphan, orphaned_writes, dead_lease, dead_run, archive
+    table: str | None = None
     session_id: str | None = None
+    key: str | None = None  # of the row, within its session
     text: str
     repaired: bool = False
-
-
-class Damage(Value):
-    """Something in a database that is not what was written: where it is, and what is wrong."""
-
-    table: str
-    session_id: str | None = None
-    checkpoint_ns: str | None = None
-    checkpoint_id: str | None = None
-    problem: str
-
-
-class Verified(Value):
-    """What `verify` looked at, and what it found."""
-
-    path: str
-    sessions: int
-    checkpoints: int
-    writes: int
-    records: int  # rows of the record, and memories
-    structure: tuple[str, ...] = ()  # what SQLite's own check of the file says, unless all is well
-    damage: tuple[Damage, ...] = ()
-
-    @property
-    def is_clean(self) -> bool:
-        return not self.structure and not self.damage
-
-
-class Salvaged(Value):
-    """What `salvage` copied into a new file, and what could not be saved."""
-
-    path: str
-    sessions: int
-    checkpoints: int
-    writes: int
-    records: int
-    rebuilt: tuple[str, ...] = ()  # sessions whose row was lost: owner and family were kept, title and counts not
-    structure: tuple[str, ...] = ()  # what SQLite's own check says of the damaged file: rows may be hidden
-    lost: tuple[Damage, ...] = ()
-
-    @property
-    def is_all(self) -> bool:
-        """Whether nothing that is known of was lost."""
-        return not (self.lost or self.rebuilt or self.structure)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from pathlib import Path
 
 from session_middleware import lifecycle
 from session_middleware.explaining import explain, explain_absence
-from session_middleware.findings import Ended, Explanation, Forgotten, Problem, Salvaged, Verified
+from session_middleware.findings import Ended, Explanation, Forgotten, Problem
 from session_middleware.living import delete
 from session_middleware.model import Status
 from session_middleware.names import Timeout, check_after, checked_limit, checked_status
@@ -17,8 +16,6 @@ from session_middleware.parts import Parts
 from session_middleware.session import Session
 from session_middleware.storage.offload import Offload, async_twin
 from session_middleware.storage.port import SessionFilter
-from session_middleware.storage.sqlite.damage.salvaging import salvage
-from session_middleware.storage.sqlite.damage.verifying import Progress, verify
 from session_middleware.storage.upkeep import ArchivedSession, Deleted
 from session_middleware.sweeping import Sweeper
 
@@ -130,13 +127,20 @@ class Operated:
         chosen = lifecycle.session_id_of(session_id)
         return Session.of(self._parts.storage.restore_session(chosen), self._parts)
 
-    async def arestore(self, session_id: object) -> Session:
-        return await self._parts.offload.run(self.restore, session_id)
+    arestore = async_twin(restore)
 
-    def check(self, *, repair: bool = False) -> list[Problem]:
-        """What should hold between the rows of sessions and does not; `repair` mends it, with events."""
+    def check(self, *, repair: bool = False, deep: bool = False) -> list[Problem]:
+        """What does not hold in the database: damage, lost rows, wrong counters, orphans, what killed processes left.
+
+        Damage is listed and never raised. The cost is linear in the number of rows; others may write meanwhile.
+
+        Args:
+            repair: compute counters and SQLite's indexes again, delete orphans, end runs of processes that are gone;
+                each with an event. Nothing else is changed, and nothing in a file whose pages or schema are damaged.
+            deep: read every row, value, list and reference too, and compare it with its checksum.
+        """
         self._settle()
-        return Rows(self._parts.storage.check(repair=repair))
+        return Rows(self._parts.storage.check(repair=repair, deep=deep))
 
     acheck = async_twin(check)
 
@@ -180,37 +184,6 @@ class Operated:
         return ended
 
     arevoke = async_twin(revoke)
-
-    # Damage
-
-    def verify(self, progress: Progress | None = None) -> Verified:
-        """Look for damage in the whole file, which others may use meanwhile. Only reads; linear in its size.
-
-        `progress` is told how many of how many sessions are done. The command line offers this and
-        `salvage` for files that cannot be opened any more.
-
-        Raises:
-            StorageError: SQLite cannot read any of it, or it is in memory.
-        """
-        self._parts.recorder.drain()
-        self._parts.storage.version()  # raises if another file has its name by now
-        return verify(self._parts.storage.name, progress)
-
-    averify = async_twin(verify)
-
-    def salvage(self, target: str | Path, progress: Progress | None = None) -> Salvaged:
-        """Copy what is whole into a new file, and say what was lost. This file is only read.
-
-        `progress` is told of rows. What was pruned or deleted does not come back.
-
-        Raises:
-            StorageError: `target` exists or cannot be written, or nothing can be read.
-        """
-        self._parts.recorder.drain()
-        self._parts.storage.version()  # raises if another file has its name by now
-        return salvage(self._parts.storage.name, str(target), progress)
-
-    asalvage = async_twin(salvage)
 
     def _settle(self) -> None:
         """What has happened in this process is in the database before it is read."""

@@ -1,85 +1,20 @@
-"""Pictures of a database's health: what `verify`, `salvage`, `doctor` and `check` found."""
+"""Pictures of a database's health: what `doctor` and `check` found."""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from session_middleware.doctor import Diagnosis
-from session_middleware.findings import Damage, Forgotten, Problem, Salvaged, Verified
+from session_middleware.findings import Forgotten, Problem
 from session_middleware.storage.upkeep import Deleted
-from session_middleware.wording import plural, visible
+from session_middleware.wording import visible
 
-_IDS = 3  # of sessions with the same damage, before the rest is only counted
-_LINES = 20  # of damage, before the rest is only counted
-
-
-def verified(found: Verified) -> RenderableType:
-    """One line when all is well, else what is damaged, by session."""
-    name, counts = visible(found.path), _counts(found)
-    if found.is_clean:
-        return Text.assemble((name, "bold"), " is ", ("whole", "green"), f": {counts}")
-    head = Text.assemble((name, "bold"), " is ", ("damaged", "red"), f"; looked at {counts}")
-    return Group(head, _damage(found.structure, found.damage), _advice(found.path))
-
-
-def _advice(path: str) -> Text:
-    return Text(f"save what is whole with: session-middleware salvage NEW_FILE --db {visible(path)}", style="dim")
-
-
-def salvaged(saved: Salvaged) -> RenderableType:
-    """What is in the new file, and what is not."""
-    head = Text.assemble("saved ", _counts(saved), " in ", (visible(saved.path), "bold"), ", which is whole")
-    lines: list[RenderableType] = [head]
-    if saved.rebuilt:
-        ids = _few(saved.rebuilt)
-        lines.append(Text(f"made anew, without title: the row of {plural(len(saved.rebuilt), 'session')}: {ids}"))
-    if saved.is_all:
-        lines.append(Text("nothing was lost", style="green"))
-    else:
-        lines += [Text("lost, or maybe incomplete:", style="red"), _damage(saved.structure, saved.lost)]
-    return Group(*lines)
-
-
-def _counts(found: Verified | Salvaged) -> str:
-    return (
-        f"{plural(found.sessions, 'session')}, {plural(found.checkpoints, 'checkpoint')}, "
-        f"{plural(found.writes, 'write')}, {plural(found.records, 'row')} of record and memory"
-    )
-
-
-def _damage(structure: Sequence[str], damage: Iterable[Damage]) -> RenderableType:
-    """The same finding in many places is one line."""
-    sessions: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
-    for one in damage:
-        sessions[one.table, one.problem][one.session_id or ""] += 1
-    rows = [
-        (_few([*filter(None, ids)]), _in(table, ids.total()), problem) for (table, problem), ids in sessions.items()
-    ]
-    rows += [("", "the file", line) for line in structure]
-    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
-    for name in ("session", "where", "what is wrong"):
-        table.add_column(name, overflow="fold")
-    for ids, where, problem in rows[:_LINES]:
-        table.add_row(Text(ids or "–"), Text(where), Text(visible(problem)))  # noqa: RUF001 - as in render
-    if len(rows) <= _LINES:
-        return table
-    return Group(table, Text(f"and {len(rows) - _LINES:,} more; see all with --json", style="dim"))
-
-
-def _few(ids: Sequence[str]) -> str:
-    """The first of some ids, each whole."""
-    more = f" and {len(ids) - _IDS:,} more" if len(ids) > _IDS else ""
-    return visible(", ".join(ids[:_IDS])) + more
-
-
-def _in(table: str, count: int) -> str:
-    return table if count == 1 else f"{table} ({count:,})"
+_IDS = 3  # of sessions with the same problem, before the rest is only counted
+_LINES = 20  # of problems, before the rest is only counted
 
 
 def diagnosis(found: Diagnosis) -> RenderableType:
@@ -97,17 +32,33 @@ def diagnosis(found: Diagnosis) -> RenderableType:
 
 
 def checked(problems: Sequence[Problem]) -> RenderableType:
-    """What does not hold, a line each, and what was done about it."""
+    """What does not hold, a line for the same in many places, and what was done about it."""
     if not problems:
         return Text("all that should hold does", style="bold green")
-    lines = []
+    alike: dict[tuple[bool, str | None, str], list[Problem]] = {}
     for problem in problems:
-        word, style = ("mended  ", "green") if problem.repaired else ("problem  ", "red")
-        where = "" if problem.session_id is None else f"session {problem.session_id!r}: "
-        lines.append(Text.assemble((word, style), visible(f"{where}{problem.text}")))
+        alike.setdefault((problem.repaired, problem.table, problem.text), []).append(problem)
+    lines = []
+    for (repaired, table, text), those in alike.items():
+        word, style = ("repaired  ", "green") if repaired else ("problem  ", "red")
+        where = f"{table}: " if table else ""
+        lines.append(Text.assemble((word, style), visible(f"{_places(those)}{where}{text}")))
+    if len(lines) > _LINES:
+        lines[_LINES:] = [Text(f"and {len(lines) - _LINES:,} more; see all with --json", style="dim")]
     if not all(problem.repaired for problem in problems):
-        lines.append(Text("session-middleware check --repair mends what can be mended"))
+        lines.append(Text("session-middleware check --repair computes again what can be computed"))
     return Group(*lines)
+
+
+def _places(problems: Sequence[Problem]) -> str:
+    """The sessions and keys of the same problem, the first of them whole."""
+    names = [
+        f"session {one.session_id!r}" + ("" if one.key is None else f" ({one.key})")
+        for one in problems
+        if one.session_id is not None
+    ]
+    more = f" and {len(names) - _IDS:,} more" if len(names) > _IDS else ""
+    return f"{', '.join(names[:_IDS])}{more}: " if names else ""
 
 
 def forgotten(receipt: Forgotten) -> RenderableType:

@@ -84,11 +84,11 @@ def _check_there(path: Path) -> None:
 
 def _holds_sessions(path: Path) -> bool:
     """Whether it has a table of ours, or else is something that will be refused with a better reason."""
-    from session_middleware.storage.sqlite.damage.reading import Source
+    from session_middleware.storage.sqlite.looking import looking
 
+    sql = "SELECT 1 FROM sqlite_master WHERE name IN ('sessions', 'list_items')"
     try:
-        with Source(str(path)) as source:
-            return not source.tables().isdisjoint(("sessions", "list_items"))
+        return looking(str(path), lambda connection: connection.execute(sql).fetchone()) is not None
     except (StorageError, sqlite3.Error):
         return True
 

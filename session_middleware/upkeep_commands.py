@@ -13,6 +13,7 @@ from session_middleware.terminal import (
     console_of_stdout,
     db_option,
     existing,
+    file_of,
     json_option,
     print_json,
 )
@@ -185,18 +186,25 @@ def unpin(session_id: str, db: str | None) -> None:
 
 @click.command()
 @db_option()
-@click.option("--repair", is_flag=True, help="Mend what can be mended.")
+@click.option("--deep", is_flag=True, help="Read every row, and compare it with its checksum.")
+@click.option("--repair", is_flag=True, help="Compute again what can be: counters, indexes, orphans.")
 @json_option
-def check(db: str | None, repair: bool, as_json: bool) -> None:
-    """Check that the rows of sessions fit together. Exit code 1 when something is left that does not."""
-    with existing(db, sweep_interval=None) as sessions:
-        problems = sessions.check(repair=repair)
-        if as_json:
-            print_json([problem.model_dump(mode="json") for problem in problems])
-        else:
-            from session_middleware.render_health import checked
+def check(db: str | None, deep: bool, repair: bool, as_json: bool) -> None:
+    """Check a database, which may be damaged. Exit code 1 when a problem is found that is not repaired."""
+    if repair:
+        with existing(db, sweep_interval=None) as sessions:
+            problems = sessions.check(repair=True, deep=deep)
+    else:
+        from session_middleware.settings import load_settings
+        from session_middleware.storage.sqlite.integrity.checks import check_file
 
-            console_of_stdout().print(checked(problems))
+        problems = check_file(str(file_of(db)), load_settings(), deep=deep)
+    if as_json:
+        print_json([problem.model_dump(mode="json") for problem in problems])
+    else:
+        from session_middleware.render_health import checked
+
+        console_of_stdout().print(checked(problems))
     if not all(problem.repaired for problem in problems):
         raise click.exceptions.Exit(1)
 

@@ -209,7 +209,7 @@ class MemoryDoor:
 
         Nobody has to call it: a search finds all words anyhow, and the rest is done in the background
         after a run. `rebuild` makes all vectors anew, as it must be after a change of the model. Words need no
-        such thing: they go in and out with what they are of, and `salvage` makes them anew where a file is damaged.
+        such thing: they go in and out with what they are of.
 
         Raises:
             EmbeddingFailed: the model did not answer a `rebuild`. Nothing is lost if it did not from the

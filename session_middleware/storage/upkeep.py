@@ -217,5 +217,8 @@ class Upkeep(Protocol):
 
     # Health
 
-    def check(self, *, repair: bool) -> list[Problem]:
-        """What should hold of sessions and does not; with `repair`, mended where it can be, with events."""
+    def check(self, *, repair: bool, deep: bool = False) -> list[Problem]:
+        """What should hold and does not; `deep` compares each row with its checksum, `repair` computes anew.
+
+        Never raises on damage, and repairs nothing of a file whose pages or schema are damaged. Repairs are events.
+        """

@@ -1,7 +1,7 @@
 """Whatever happens to the file, a read is what was written, or an error that says where the damage is.
 
-Each round damages a copy of a database in one place, reads all there is to read, and looks at what
-`verify` and `salvage` make of it. A few rounds by default; many with ``SESSION_FAULT_ROUNDS=200``.
+Each round damages a copy of a database in one place, reads all there is to read, and compares that with
+what a deep check finds. A few rounds by default; many with ``SESSION_FAULT_ROUNDS=200``.
 What is known to be read wrong is named in `KNOWN`, each with a test below that shows it.
 """
 
@@ -20,8 +20,9 @@ from typing import Any
 import pytest
 
 from session_middleware import SessionAccessDenied, Sessions, StorageError
-from session_middleware.storage.sqlite.damage.salvaging import salvage
-from session_middleware.storage.sqlite.damage.verifying import verify
+from session_middleware.findings import Problem
+from session_middleware.settings import load_settings
+from session_middleware.storage.sqlite.integrity.checks import check_file
 from tests.faults import damage
 from tests.faults.damage import Key, Readings
 from tests.integrations import agents
@@ -62,35 +63,14 @@ class Round:
         self.what = harm(self.path)
         self.bytes = self.path.read_bytes()
         self.truth = truth
-        self.verified = self._verify()
+        self.problems = check_file(str(self.path), load_settings(), deep=True)
+        assert self._is_untouched(), f"the check wrote to the file: {self.what}"
         self.raw = damage.raw(self.path)
         self.found: Readings = {}
-        self.salvaged, self.saved = self._salvage(folder / "saved.db")
         self.read()
-
-    def _verify(self) -> bool:
-        """Whether it is said to be whole."""
-        try:
-            clean = verify(str(self.path)).is_clean
-        except StorageError:
-            clean = False
-        assert self._is_untouched(), f"verify wrote to the file: {self.what}"
-        return clean
 
     def _is_untouched(self) -> bool:
         return self.path.read_bytes() == self.bytes and not list(self.path.parent.glob("damaged.db-*"))
-
-    def _salvage(self, target: Path) -> tuple[Any, Readings]:
-        target.unlink(missing_ok=True)
-        try:
-            salvaged = salvage(str(self.path), str(target))
-        except StorageError as error:
-            if "SQLite cannot read any of it" not in str(error):
-                raise
-            return None, {}
-        assert self._is_untouched(), f"salvage wrote to the file: {self.what}"
-        with Sessions(target) as sessions:
-            return salvaged, damage.read(sessions, self.truth)
 
     def read(self) -> None:
         try:
@@ -124,18 +104,7 @@ class Round:
         unnamed = [text for text, _ in damage.unnamed(self.path, self.found)]
         assert not [text for text in unnamed if text.split(": ")[1] not in KNOWN_ERRORS], f"{self.what}: {unnamed}"
         assert not (refused := self.refused_though_whole(whole_rows)), f"{self.what}: could be read: {refused}"
-        assert not (self.verified and self.is_harmed()), f"{self.what}: verify said that it was whole"
-        self._judge_what_was_saved()
-
-    def _judge_what_was_saved(self) -> None:
-        for key, value in self.saved.items():
-            told = isinstance(value, (LookupError, SessionAccessDenied))
-            assert told or not isinstance(value, Exception), f"{self.what}: {key} of what was saved: {value!r}"
-        wrong = [(kind, key) for kind, key in damage.silent(self.truth, self.saved) if kind.endswith("another value")]
-        assert not wrong, f"{self.what}: saved, and read wrong: {wrong}"
-        if self.salvaged is not None and self.salvaged.is_all:
-            lost = [kind for kind, _ in damage.silent(self.truth, self.saved) if not kind.startswith("plain")]
-            assert not lost, f"{self.what}: lost, and not said: {lost}"
+        assert self.problems or not self.is_harmed(), f"{self.what}: the check found nothing"
 
 
 @pytest.mark.parametrize("way", damage.WAYS)
@@ -186,6 +155,10 @@ def ids(file: Path, thread: str = "t") -> list[str]:
 def at(thread: str, checkpoint_id: str | None = None) -> Any:
     more = {"checkpoint_id": checkpoint_id} if checkpoint_id else {}
     return {"configurable": {"thread_id": thread, "checkpoint_ns": "", **more}}
+
+
+def deep(file: Path) -> list[Problem]:
+    return check_file(str(file), load_settings(), deep=True)
 
 
 NAMED = r"small\.db.*damaged"
@@ -297,6 +270,6 @@ def test_a_schema_that_says_something_else_is_found(file: Path) -> None:
     with closing(sqlite3.connect(file)) as connection, connection:
         connection.execute("PRAGMA writable_schema=ON")
         connection.execute("UPDATE sqlite_master SET sql = replace(sql, 'parent_id', 'pardnt_id') WHERE name = 'heads'")
-        assert verify(str(file)).is_clean
+        assert deep(file) == []
         connection.execute("UPDATE sqlite_master SET sql = replace(sql, 'step', 'stfp') WHERE name = 'checkpoints'")
-    assert verify(str(file)).structure == ("the schema's entry of checkpoints is not what was made",)
+    assert any("the schema's entry of checkpoints is not what was made" in problem.text for problem in deep(file))

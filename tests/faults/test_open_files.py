@@ -125,8 +125,8 @@ async def test_no_write_is_acknowledged_and_no_other_file_read_when_the_file_was
             lambda: list(session.follow(timeout=0.01)),
             lambda: sessions.forget_user("alice"),
             lambda: sessions.sweep(),
-            lambda: sessions.verify(),
-            lambda: sessions.salvage(file.with_name("saved.db")),
+            lambda: sessions.check(),
+            lambda: sessions.check(deep=True),
         ]
         for write in writes:
             with pytest.raises(StorageError, match=str(file)):
@@ -183,7 +183,7 @@ def test_what_was_acknowledged_before_the_log_was_deleted_is_there_after_closing
         delete_log(file)
     with Sessions(file) as sessions:
         assert len(said(sessions.get("t"))) == 2
-        assert sessions.verify().is_clean
+        assert sessions.check(deep=True) == []
 
 
 def test_another_file_is_not_harmed_by_closing_the_one_it_replaced(file: Path) -> None:
@@ -210,5 +210,5 @@ def test_a_path_stays_the_same_file_when_the_current_folder_is_another(
         monkeypatch.chdir(tmp_path)
         sessions.open("and-here")
         assert {session.id for session in sessions.list()} == {"here", "and-here"}
-        assert sessions.verify().sessions == 2
+        assert sessions.check(deep=True) == []
     assert os.listdir(tmp_path) == ["folder"]  # noqa: PTH208

@@ -29,21 +29,24 @@ def said_in(graph: Any, sessions: Sessions, session_id: str) -> int:
     return len(graph.get_state(sessions.config(session_id)).values["messages"])
 
 
-def test_a_repair_mends_a_wrong_family_and_deletes_nothing_of_it(path: Path) -> None:
+def test_a_wrong_family_is_named_with_the_right_one_and_a_repair_deletes_nothing_of_it(path: Path) -> None:
     with Sessions(path, sweep_interval=None) as sessions:
         graph = sessions.attach(agents.chat())
         for text in ("one", "two"):
             graph.invoke(human(text), sessions.config("t"))
         sessions.copy("t", "fork")
         damage(path, "UPDATE sessions SET family_id = 'nope' WHERE id IN ('t', 'fork')")
-        assert [(one.kind, one.session_id, one.repaired) for one in sessions.check(repair=True)] == [
-            ("family", "fork", True),
-            ("family", "t", True),
-        ]
-        assert sessions.check() == []
+        for deep in (False, True):
+            found = sessions.check(repair=True, deep=deep)
+            assert [(one.kind, one.session_id, one.repaired) for one in found] == [
+                ("family", "fork", False),
+                ("family", "t", False),
+            ]
+            assert all(one.text.endswith("set it to 't'") for one in found)
+        damage(path, "UPDATE sessions SET family_id = 't' WHERE family_id = 'nope'")
         graph.invoke(human("three"), sessions.config("t"))
         assert (said_in(graph, sessions, "t"), said_in(graph, sessions, "fork")) == (6, 4)
-        assert sessions.verify().is_clean
+        assert sessions.check(deep=True) == []
 
 
 def test_values_under_several_families_are_told_and_left_as_they_are(path: Path) -> None:

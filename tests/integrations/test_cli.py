@@ -177,7 +177,7 @@ def test_sweep_cleans_by_age_and_status(call: Call, db: str) -> None:
     assert "it is active" in call("explain", "a2", "--db", db).output
 
 
-def test_check_finds_and_mends_and_doctor_says_so(call: Call, db: str) -> None:
+def test_check_finds_and_repairs_and_doctor_says_so(call: Call, db: str) -> None:
     assert "all that should hold does" in call("check", "--db", db).output
     assert call("doctor", "--db", db).exit_code == 0
     with closing(sqlite3.connect(db)) as connection, connection:
@@ -194,7 +194,7 @@ def test_check_finds_and_mends_and_doctor_says_so(call: Call, db: str) -> None:
         1,
         {"counter", "orphan", "dead_lease"},
     )
-    assert call("check", "--db", db, "--repair").output.count("mended") == 4
+    assert call("check", "--db", db, "--repair").output.count("repaired") == 4
     assert json.loads(call("check", "--db", db, "--json").output) == []
     with Sessions(db) as sessions:
         assert sessions.get("a1").message_count == 2
@@ -325,7 +325,7 @@ def test_another_program_s_database_is_left_alone(call: Call, tmp_path: Path) ->
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("CREATE TABLE things (x)")
     before = path.read_bytes()
-    for command in ("list", "verify"):
+    for command in ("list", "check"):
         assert_is_one_line(call(command, "--db", str(path)), "another program's tables (things)")
     assert path.read_bytes() == before
     path.write_text("a letter to a friend, not a database at all")

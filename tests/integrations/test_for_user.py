@@ -351,7 +351,7 @@ OPERATORS = {
         "on_closed",
     ),
     *("on_error", "on_expiring", "on_opened", "on_resumed", "on_state_changed", "revoke", "settle", "sweep"),
-    *("salvage", "verify", "index_memory"),
+    "index_memory",
     *("memory", "retriever", "augment", "scope"),  # for whoever the run's config names, which is checked
 }
 

@@ -136,7 +136,7 @@ def test_a_run_that_is_slower_than_its_sessions_deletion_brings_nothing_back(
     else:
         assert sessions.find("t") is None
     assert sessions.check() == []
-    assert sessions.verify().is_clean
+    assert sessions.check(deep=True) == []
 
 
 def test_a_deleted_id_is_resumed_as_on_resume_says(open_sessions: Open) -> None:

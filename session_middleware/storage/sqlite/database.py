@@ -396,7 +396,7 @@ def _look(connection: sqlite3.Connection) -> tuple[frozenset[str], frozenset[str
 def _explain(path: str, error: sqlite3.Error) -> StorageError:
     text = str(error)
     if isinstance(error, Malformed):
-        advice = "delete that session, or restore a backup; session-middleware verify lists all that is damaged"
+        advice = "delete that session, or restore a backup; session-middleware check --deep lists all that is damaged"
         return StorageError(path, f"it is damaged ({text})", advice=advice)
     for sign, problem, advice in (
         ("not a database", "it is not an SQLite database", "choose another file; this one was not touched"),

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from session_middleware.model import Value, from_text
 from session_middleware.plain import REPLACED, clean, to_json
 
-__all__ = ["Malformed", "clean", "marks_of", "namespace_text", "to_json", "value_of", "values_of"]
+__all__ = ["Malformed", "clean", "marks_of", "namespace_text", "read_column", "to_json", "value_of", "values_of"]
 
 V = TypeVar("V", bound=Value)
 
@@ -54,7 +54,7 @@ def value_of(model: type[V], cursor: sqlite3.Cursor, row: tuple[Any, ...]) -> V:
     try:
         for column, value in zip((c[0] for c in cursor.description), row, strict=True):
             if column in fields and value is not None:
-                found[column] = _read(column, value)
+                found[column] = read_column(column, value)
         return model(**found)
     except (TypeError, ValueError, RecursionError) as error:
         problem = str(error)
@@ -66,7 +66,8 @@ def value_of(model: type[V], cursor: sqlite3.Cursor, row: tuple[Any, ...]) -> V:
         raise Malformed(model, session_id, column=column, problem=problem) from error
 
 
-def _read(column: str, value: Any) -> Any:
+def read_column(column: str, value: Any) -> Any:
+    """A value of a column by what its name says: JSON, or a time."""
     if column in _JSON_COLUMNS:
         return json.loads(value)
     if not column.endswith("_at"):

@@ -16,9 +16,9 @@ from session_middleware.findings import Ended, Forgotten, Problem
 from session_middleware.model import Closed, Event, Identity, Pin, SessionInfo, Status
 from session_middleware.storage import jsonl
 from session_middleware.storage.sqlite.database import SqliteDatabase
+from session_middleware.storage.sqlite.integrity import checks
 from session_middleware.storage.sqlite.lifecycle import (
     archives,
-    checks,
     door,
     due,
     ends,
@@ -324,14 +324,15 @@ class SqliteUpkeep:
 
     # Health
 
-    def check(self, *, repair: bool) -> list[Problem]:
-        found = self._database.read(lambda connection: checks.find(connection, self._rules))
-        if not repair:
+    def check(self, *, repair: bool, deep: bool = False) -> list[Problem]:
+        self._database.version()  # raises when the file, or its log, is not the one that was opened
+        found = self._database.read(lambda connection: checks.find(connection, self._rules, deep=deep))
+        if not repair or not checks.is_repairable(found):
             return found
-        return [self._mend(problem) for problem in found]  # each on its own: runs go on meanwhile
+        return [self._repair(problem) for problem in found]  # each on its own: runs go on meanwhile
 
-    def _mend(self, problem: Problem) -> Problem:
-        return self._database.write(lambda connection: checks.mend(connection, problem, self._rules), durable=False)
+    def _repair(self, problem: Problem) -> Problem:
+        return self._database.write(lambda connection: checks.repair(connection, problem, self._rules), durable=False)
 
 
 def _forgetting(lease: Lease | None) -> Callable[[], None]:

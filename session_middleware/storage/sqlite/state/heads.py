@@ -145,28 +145,5 @@ def move(connection: sqlite3.Connection, session_id: str, checkpoint_ns: str, he
         )
 
 
-def renew(connection: sqlite3.Connection, session_id: str) -> None:
-    """Note anew what is there of a session, and forget whatever else was noted."""
-    latest = set(connection.execute("SELECT checkpoint_ns, latest_id FROM heads WHERE session_id = ?", (session_id,)))
-    connection.execute("DELETE FROM heads WHERE session_id = ?", (session_id,))
-    rows = connection.execute(
-        "SELECT checkpoint_ns, checkpoint_id, place, (SELECT COUNT(*) FROM writes"
-        "  WHERE session_id = one.session_id AND checkpoint_ns = one.checkpoint_ns"
-        "  AND checkpoint_id = one.checkpoint_id)"
-        " FROM checkpoints AS one WHERE session_id = ? ORDER BY session_id, checkpoint_ns, place",
-        (session_id,),
-    )
-    newest: dict[str, Head] = {}
-    there: dict[str, str] = {}
-    for namespace, checkpoint_id, place, write_count in rows.fetchall():
-        head = newest.get(namespace)
-        renote(connection, (session_id, namespace, place), head and Note(head.checkpoint_id, head.write_count))
-        newest[namespace] = Head(checkpoint_id, place, checkpoint_id, write_count)
-        if (namespace, checkpoint_id) in latest:
-            there[namespace] = checkpoint_id
-    for namespace, head in newest.items():
-        move(connection, session_id, namespace, head._replace(latest_id=there.get(namespace, head.latest_id)))
-
-
 def _sum(*texts: str) -> int:
     return zlib.crc32("\0".join(texts).encode())

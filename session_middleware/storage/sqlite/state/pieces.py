@@ -26,7 +26,7 @@ MAX_DEPTH = 16  # of lists branched from lists, before a branch copies its refer
 
 Stored = tuple[int, bytes, int]  # of a chunk: its blob's id and digest, and how many elements it is
 
-_CHAIN = """
+CHAIN = """
     WITH RECURSIVE chain (id, upto) AS (
         VALUES (?, ?)
         UNION
@@ -114,7 +114,7 @@ def _branch(
     assert list_id is not None
     if base is not None and parent is None:
         connection.execute(
-            f"{_CHAIN} INSERT INTO list_items SELECT ?, position, MIN(count, chain.upto - position), blob_id"
+            f"{CHAIN} INSERT INTO list_items SELECT ?, position, MIN(count, chain.upto - position), blob_id"
             " FROM chain JOIN list_items ON list_id = chain.id AND position < chain.upto",
             (base.list_id, keep, list_id),
         )
@@ -123,7 +123,7 @@ def _branch(
 
 def _check_of(connection: sqlite3.Connection, list_id: int, length: int) -> int:
     rows = connection.execute(
-        f"{_CHAIN} SELECT digest FROM chain JOIN list_items ON list_id = chain.id AND position < chain.upto"
+        f"{CHAIN} SELECT digest FROM chain JOIN list_items ON list_id = chain.id AND position < chain.upto"
         " JOIN blobs ON blobs.id = blob_id ORDER BY position",
         (list_id, length),
     )
@@ -150,7 +150,7 @@ def _chunks(connection: sqlite3.Connection, ref: ListRef, start: int, check: int
     if start == ref.length:
         return [], check
     rows = connection.execute(
-        f"{_CHAIN} SELECT type, data, digest, checksum, position, MIN(count, chain.upto - position)"
+        f"{CHAIN} SELECT type, data, digest, checksum, position, MIN(count, chain.upto - position)"
         " FROM chain JOIN list_items ON list_id = chain.id AND position >= ? AND position < chain.upto"
         " JOIN blobs ON blobs.id = blob_id ORDER BY position",
         (ref.list_id, ref.length, start),

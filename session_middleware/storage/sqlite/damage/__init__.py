@@ -1,1 +1,0 @@
-"""Files in any state: what is whole, and saving it."""

@@ -1,0 +1,199 @@
+"""Checks of what should hold in a database, and the repair of what can be computed again.
+
+A check finds what is wrong. A finding that a run in progress explains is none.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+
+from session_middleware.findings import Problem
+from session_middleware.model import utc_now
+from session_middleware.settings import SessionSettings
+from session_middleware.storage.sqlite.integrity import contents
+from session_middleware.storage.sqlite.integrity.reading import UNREADABLE, inspect, structure, tolerant, unfinished
+from session_middleware.storage.sqlite.integrity.reading import problem as _problem
+from session_middleware.storage.sqlite.lifecycle import ends, events, leases
+from session_middleware.storage.sqlite.record import dead, runs
+from session_middleware.storage.sqlite.rules import Rules
+from session_middleware.storage.sqlite.state import families, pieces
+
+_ORPHANED = timedelta(minutes=10)  # writes may come before their checkpoint, but not so long before
+_TOOK = "SELECT COALESCE(SUM({}), 0) FROM model_calls WHERE session_id = sessions.id"
+_COUNTERS = {  # columns of `sessions` that count rows, or sum them up
+    "run_count": "SELECT COUNT(*) FROM runs WHERE session_id = sessions.id",
+    "message_count": "SELECT COUNT(*) FROM messages WHERE session_id = sessions.id AND version = 1",
+    "tool_call_count": "SELECT COUNT(*) FROM tool_calls WHERE session_id = sessions.id",
+    "model_call_count": "SELECT COUNT(*) FROM model_calls WHERE session_id = sessions.id",
+    "unpriced_count": "SELECT COUNT(*) FROM model_calls"
+    " WHERE session_id = sessions.id AND cost IS NULL AND error IS NULL",
+    "cost": "SELECT SUM(cost) FROM model_calls WHERE session_id = sessions.id",
+    "error_count": "SELECT (SELECT COUNT(*) FROM runs WHERE session_id = sessions.id AND outcome = 'error')"
+    " + (SELECT COUNT(*) FROM tool_calls WHERE session_id = sessions.id AND status = 'error')",
+    "input_tokens": _TOOK.format("input_tokens"),
+    "output_tokens": _TOOK.format("output_tokens"),
+}
+_LAST_SEQ = "SELECT MAX(seq) FROM ({})".format(
+    " UNION ALL ".join(
+        f"SELECT MAX(seq) AS seq FROM {table} WHERE session_id = sessions.id"
+        for table in ("runs", "messages", "tool_calls", "model_calls", "events")
+    )
+)
+_NOTED = """
+    WITH noted (session_id, checkpoint_ns, checkpoint_id, writes) AS (
+        SELECT session_id, checkpoint_ns, COALESCE(previous_id, parent_id), previous_writes FROM checkpoints
+        WHERE COALESCE(previous_id, parent_id, '') != ''
+        UNION ALL SELECT session_id, checkpoint_ns, checkpoint_id, write_count FROM heads
+    )
+"""
+_LACKING = """
+    SELECT own.session_id, own.checkpoint_id FROM checkpoints AS own, json_each(own.channels) AS ref
+    WHERE CASE ref.type
+        WHEN 'integer' THEN NOT EXISTS (SELECT 1 FROM blobs WHERE id = ref.value)
+        WHEN 'array' THEN NOT EXISTS (SELECT 1 FROM lists WHERE id = json_extract(ref.value, '$[0]'))
+    END
+"""
+_VANISHED = f"""
+    {_NOTED} SELECT session_id, checkpoint_id FROM noted
+    WHERE NOT EXISTS (SELECT 1 FROM checkpoints AS own WHERE own.session_id = noted.session_id
+        AND own.checkpoint_ns = noted.checkpoint_ns AND own.checkpoint_id = noted.checkpoint_id
+        AND own.place >= noted.checkpoint_id)
+    OR writes != (SELECT COUNT(*) FROM writes AS own WHERE own.session_id = noted.session_id
+        AND own.checkpoint_ns = noted.checkpoint_ns AND own.checkpoint_id = noted.checkpoint_id)
+"""
+_NOT_NOTED = f"""
+    {_NOTED} SELECT session_id, checkpoint_id FROM (
+        SELECT session_id, checkpoint_ns, checkpoint_id FROM checkpoints
+        EXCEPT SELECT session_id, checkpoint_ns, checkpoint_id FROM noted
+    )
+"""
+_WRONG_COUNTER = """
+    SELECT id, '{0}', {0}, ({1}) AS counted FROM sessions
+    WHERE {0} IS NOT counted AND COALESCE(ABS({0} - counted) > 1e-6, 1)
+"""
+_LOW_SEQ = f"SELECT id, 'last_seq', last_seq, ({_LAST_SEQ}) AS highest FROM sessions WHERE last_seq < highest"
+_ANOTHER = "; resume from another one"
+_DELETED = "; a repair deletes them, unless the session's row is added first"
+_OF_SESSIONS = (*runs.TABLES, "checkpoints", "heads", "writes")
+_WITHOUT_SESSION = "SELECT DISTINCT session_id, NULL FROM {} WHERE session_id NOT IN (SELECT id FROM sessions)"
+_STATEMENTS = (  # kind, table, a statement for session and key of each problem, and the text about it
+    ("damage", "checkpoints", _LACKING, "checkpoint {1!r} lacks a part of its state" + _ANOTHER),
+    ("damage", "checkpoints", _VANISHED, "checkpoint {1!r}, or a write of it, cannot be found" + _ANOTHER),
+    ("damage", "checkpoints", _NOT_NOTED, "checkpoint {1!r} is not noted by the next one" + _ANOTHER),
+    *(
+        ("counter", "sessions", _WRONG_COUNTER.format(*counter), "{1} is {2} and there are {3}")
+        for counter in _COUNTERS.items()
+    ),
+    ("counter", "sessions", _LOW_SEQ, "last_seq is {2}, and {3} is used"),
+    *(
+        ("orphan", table, _WITHOUT_SESSION.format(table), f"rows of {table} without their session" + _DELETED)
+        for table in _OF_SESSIONS
+    ),
+)
+
+
+def check_file(path: str, settings: SessionSettings, *, deep: bool = False) -> list[Problem]:
+    """As `find`, of a file that is only read, whatever its state. Raises `StorageError` where it cannot be opened."""
+    rules = Rules(settings, utc_now, new_id=str, path=path)
+    return inspect(path, lambda connection: find(connection, rules, deep=deep))
+
+
+def find(connection: sqlite3.Connection, rules: Rules, *, deep: bool = False) -> list[Problem]:
+    """What does not hold. `deep` reads every row and compares it with its checksum. Only reads; never raises on damage.
+
+    Raises:
+        sqlite3.OperationalError: the file cannot be opened, or is locked.
+    """
+    checks: list[Callable[[], Iterable[Problem]]] = [
+        lambda: structure(connection, deep=deep),
+        lambda: contents.check(connection, deep=deep),
+        lambda: _families(connection),
+        lambda: _left_behind(connection, rules),
+        *(lambda what=what: _select(connection, *what) for what in _STATEMENTS),
+    ]
+    with tolerant(connection) as found:
+        for check in checks if len(found) < 2 else ():  # else nothing of it can be read
+            try:
+                found += check()
+            except UNREADABLE as error:
+                found.append(unfinished(error))
+        return list(dict.fromkeys(found))
+
+
+def _select(connection: sqlite3.Connection, kind: str, table: str, sql: str, text: str) -> Iterator[Problem]:
+    for row in connection.execute(sql):
+        yield _problem(kind, text.format(*row), row[0], table=table, key=row[1])
+
+
+def _families(connection: sqlite3.Connection) -> Iterator[Problem]:
+    for session_id, (named, kept) in families.wrong(connection).items():
+        where = ", ".join(map(repr, sorted(kept)))
+        kind, advice = ("family", f"set it to {where}") if len(kept) == 1 else ("damage", "restore a backup")
+        text = f"its family_id is {named!r}, and its values are stored for {where}; {advice}"
+        yield _problem(kind, text, session_id, table="sessions")
+    for family_id in families.orphaned(connection):
+        yield _problem("orphan", "stored values that no session refers to" + _DELETED, family_id, table="blobs")
+
+
+def _left_behind(connection: sqlite3.Connection, rules: Rules) -> Iterator[Problem]:
+    """What processes that were killed have left, and archives that are gone."""
+    live = leases.live(connection, rules)
+    for place in leases.dead(connection, rules):
+        if place.number not in rules.over:  # one of this process that is about to go
+            text = f"held by the process {place.process}, which is gone"
+            yield _problem("dead_lease", text, place.session_id, table="leases", key=place.number)
+    for session_id, _, run_id in dead.find(connection)[0]:
+        yield _problem(
+            "dead_run", f"run {run_id} was cut off: its process is gone", session_id, table="runs", key=run_id
+        )
+    for session_id in ends.list_orphaned(connection, datetime.min.replace(tzinfo=UTC), rules.clock() - _ORPHANED):
+        if session_id not in live:
+            yield _problem("orphaned_writes", "writes whose checkpoint never came", session_id, table="writes")
+    for session_id, path in connection.execute("SELECT id, archive FROM tombstones WHERE archive IS NOT NULL"):
+        if not rules.archive_at(path).is_file():
+            text = f"{path} is missing; put back the file from a backup, or delete the id"
+            yield _problem("archive", text, session_id, table="tombstones")
+
+
+# Repair
+
+
+def is_repairable(problems: Sequence[Problem]) -> bool:
+    """A file is left alone when a page or the schema of it is damaged: rows that seem to be orphaned may not be."""
+    return not any(problem.kind == "file" for problem in problems)
+
+
+def repair(connection: sqlite3.Connection, problem: Problem, rules: Rules) -> Problem:
+    """Compute again what was found wrong, as it is now, and say so. What cannot be is returned as it is."""
+    if problem.kind not in REPAIRS:
+        return problem
+    REPAIRS[problem.kind](connection, problem, rules)
+    if problem.session_id is not None:
+        events.append(connection, problem.session_id, "repaired", problem.kind, {"was": problem.text}, rules.clock())
+    return problem.model_copy(update={"repaired": True})
+
+
+def _count(connection: sqlite3.Connection, problem: Problem, _: Rules) -> None:
+    columns = [f"{name} = ({counted})" for name, counted in _COUNTERS.items()]
+    columns.append(f"last_seq = MAX(last_seq, COALESCE(({_LAST_SEQ}), 0))")
+    connection.execute(f"UPDATE sessions SET {', '.join(columns)} WHERE id = ?", (problem.session_id,))
+
+
+def _delete_orphans(connection: sqlite3.Connection, problem: Problem, _: Rules) -> None:
+    if problem.table in _OF_SESSIONS:
+        sql = f"DELETE FROM {problem.table} WHERE session_id = ?1 AND NOT EXISTS (SELECT 1 FROM sessions WHERE id = ?1)"
+        connection.execute(sql, (problem.session_id,))
+    elif problem.session_id in families.orphaned(connection):  # still: a session may refer to it by now
+        pieces.free_unused(connection, problem.session_id, ())
+
+
+REPAIRS: dict[str, Callable[[sqlite3.Connection, Problem, Rules], object]] = {
+    "counter": _count,
+    "orphan": _delete_orphans,
+    "index": lambda connection, problem, _: connection.execute(f'REINDEX "{problem.key}"'),
+    "orphaned_writes": lambda connection, problem, rules: ends.free_orphans(connection, str(problem.session_id), rules),
+    "dead_lease": lambda connection, _, rules: leases.bury(connection, leases.dead(connection, rules)),
+    "dead_run": lambda connection, *_: dead.interrupt(connection),
+}

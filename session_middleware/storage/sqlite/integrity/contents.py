@@ -1,0 +1,213 @@
+"""Reading every row, blob, list and reference of a database against its checksum. Linear in what is stored."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+import zlib
+from bisect import bisect_left
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from session_middleware.findings import Problem
+from session_middleware.model import Branch, Event, Message, ModelCall, Run, SessionInfo, ToolCall, Value
+from session_middleware.storage.sqlite.database import INDEX_TABLES, OWN_TABLES
+from session_middleware.storage.sqlite.integrity.reading import UNREADABLE, first_line, problem
+from session_middleware.storage.sqlite.record import runs
+from session_middleware.storage.sqlite.rows import read_column, value_of
+from session_middleware.storage.sqlite.state import heads, pieces
+from session_middleware.storage.sqlite.state.blobs import Damaged, checked_blob
+from session_middleware.storage.sqlite.state.sealed import Row, WriteRow
+
+_MODELS: Mapping[str, type[Value]] = {
+    "sessions": SessionInfo,
+    "runs": Run,
+    "messages": Message,
+    "branches": Branch,
+    "tool_calls": ToolCall,
+    "model_calls": ModelCall,
+    "events": Event,
+}
+_STATE = ("checkpoints", "heads", "writes", "lists", "list_items", "blobs")
+_BY_SESSION = (*runs.TABLES, *_STATE[:3])
+_OTHERS = sorted(OWN_TABLES - INDEX_TABLES - {*_BY_SESSION, "sessions", "blobs"})
+_TYPES = {"TEXT": str, "INTEGER": int, "REAL": int | float, "BLOB": bytes}
+_JSON = {("memories", "namespace"): list, ("memories", "value"): dict, ("conversation_items", "item"): object}
+
+_ITEMS = f"""
+    {pieces.CHAIN} SELECT position, MIN(count, chain.upto - position), blob_id
+    FROM chain JOIN list_items ON list_id = chain.id AND position < chain.upto ORDER BY position
+"""
+_ENDLESS = 1 << 62
+
+
+def check(connection: sqlite3.Connection, *, deep: bool) -> list[Problem]:
+    """Rows that cannot be read, or are not what was written: those of `sessions`, or `deep`, of all tables."""
+    return _Contents(connection).check(deep=deep)
+
+
+class _Contents:
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self._found: list[Problem] = []
+        self._blobs: dict[int, tuple[bytes, str]] = {}  # each one's digest, and what is wrong with it
+        self._lists: dict[int, tuple[list[int], list[int], str]] = {}  # see `_list`
+        self._columns: dict[str, list[tuple[str, type | Any, bool]]] = {}
+
+    def check(self, *, deep: bool) -> list[Problem]:
+        for session_id in self._session_ids():
+            self._read("sessions", "WHERE id = ?", session_id)
+            for table in _BY_SESSION if deep else ():
+                self._read(table, "WHERE session_id = ?", session_id)
+        if not deep:
+            return self._found
+        for table in _OTHERS:
+            self._read(table, "")
+        with suppress(sqlite3.DatabaseError):  # which SQLite's own check has said
+            for (blob_id,) in self._connection.execute("SELECT id FROM blobs"):
+                self._blob(blob_id)
+        return self._found
+
+    def _session_ids(self) -> list[str]:
+        """All that can be found: where the table cannot be read, an index repeats its keys."""
+        found: dict[str, None] = {}
+        for where in ("NOT INDEXED ORDER BY id", "INDEXED BY sessions_by_family"):
+            try:
+                found.update((row[0], None) for row in self._connection.execute(f"SELECT id FROM sessions {where}"))
+                break
+            except sqlite3.DatabaseError as error:
+                self._say(f"some of its rows cannot be read ({error})", None, "sessions")
+        for session_id in [each for each in found if not isinstance(each, str) or not _is_text(each)]:
+            self._say("its id is not valid UTF-8", session_id, "sessions")
+            del found[session_id]
+        return list(found)
+
+    def _read(self, table: str, where: str, session_id: str | None = None) -> None:
+        values = () if session_id is None else (session_id,)
+        try:
+            cursor = self._connection.execute(f"SELECT * FROM {table} {where}", values)
+            count = 0
+            for row in cursor:
+                count += 1
+                if problem := self._problem_of(table, cursor, row):
+                    named = dict(zip((column[0] for column in cursor.description), row, strict=True))
+                    self._say(problem, named.get("session_id", session_id), table, self._key(table, named))
+            if table == "sessions" and count == 0:
+                self._say("its row cannot be found by its id", session_id, table)
+        except UNREADABLE as error:
+            self._say(f"some of its rows cannot be read ({first_line(error)})", session_id, table)
+
+    def _say(self, what: str, session_id: Any, table: str, key: str | None = None) -> None:
+        if table in _STATE:
+            advice = "resume the session from another checkpoint, or delete it"
+        elif session_id is not None:
+            advice = "mend the row, or delete the session"
+        else:
+            advice = "mend or delete the row, or restore a backup"
+        self._found.append(problem("damage", f"{what}; {advice}", session_id, table=table, key=key))
+
+    def _key(self, table: str, row: Mapping[str, Any]) -> str | None:
+        """The primary key of a row within its session, as text."""
+        if table == "sessions":
+            return None
+        names = [name for name, _, is_key in self._columns_of(table) if is_key and name != "session_id"] or ["seq"]
+        if table == "checkpoints":
+            names[-1] = "checkpoint_id"  # which says more than its place
+        return "/".join(str(row[name]) for name in names if row[name] != "")
+
+    def _columns_of(self, table: str) -> list[tuple[str, Any, bool]]:
+        """Name, type, and whether it belongs to the primary key."""
+        if table not in self._columns:
+            rows = self._connection.execute(f"PRAGMA table_info({table})").fetchall()
+            self._columns[table] = [(row[1], _TYPES.get(row[2], object), bool(row[5])) for row in rows]
+        return self._columns[table]
+
+    def _problem_of(self, table: str, cursor: sqlite3.Cursor, row: tuple[Any, ...]) -> str:
+        """What is wrong with a row of ``SELECT *``, if anything is."""
+        try:
+            self._check(table, cursor, row)
+        except Damaged as what:
+            return str(what) if " is " in str(what) else f"{what} is not what was written"
+        except UNREADABLE as error:
+            return f"it cannot be read ({first_line(error)})"
+        return ""
+
+    def _check(self, table: str, cursor: sqlite3.Cursor, row: tuple[Any, ...]) -> None:
+        for (name, kind, _), value in zip(self._columns_of(table), row, strict=True):
+            if value is not None and not isinstance(value, kind):
+                raise Damaged(f"{name} is of another type than was written")
+            if isinstance(value, str) and not value.isascii() and not _is_text(value):
+                raise Damaged(f"{name} is not valid UTF-8")
+            if (table, name) in _JSON and not isinstance(json.loads(value or ""), _JSON[table, name]):
+                raise Damaged(name)
+            if table not in _MODELS and value is not None:
+                read_column(name, value)
+        if table == "checkpoints":
+            (checkpoint := Row(*row)).check()
+            for ref in checkpoint.refs.values():
+                self._check_reference(ref)
+        elif table == "writes":
+            (write := WriteRow(*row)).check()
+            ref = json.loads(write.value)
+            for blob_id in [part[0] for part in ref] if isinstance(ref, list) else [] if ref is None else [ref]:
+                self._check_blob(blob_id)
+        elif table == "heads":
+            heads.checked(*row)
+        elif table == "files":
+            if row[1] != f"sha256:{hashlib.sha256(row[3]).hexdigest()}":
+                raise Damaged("the file")
+        elif table in _MODELS:
+            value_of(_MODELS[table], cursor, row)
+
+    # References
+
+    def _check_reference(self, ref: Any) -> None:
+        """Raises `Damaged` unless a checkpoint's reference leads to what it was made for."""
+        if isinstance(ref, int):
+            self._check_blob(ref)
+        elif isinstance(ref, list):
+            list_id, length, check = ref
+            ends, checks, problem = self._list(list_id)
+            place = bisect_left(ends, length)
+            if place == len(ends) or checks[place] != check:
+                raise Damaged(problem or f"what list {list_id} holds")
+        elif ref is not None:
+            raise Damaged("a reference")
+
+    def _list(self, list_id: int) -> tuple[list[int], list[int], str]:
+        """Where each chunk of a list ends, the check over all digests up to there, and why it goes no further."""
+        if list_id in self._lists:
+            return self._lists[list_id]
+        ends, checks, problem = [0], [0], ""
+        for position, count, blob_id in self._connection.execute(_ITEMS, (list_id, _ENDLESS)).fetchall():
+            digest, problem = self._blob(blob_id)
+            if problem or position != ends[-1] or count < 1:
+                break
+            ends.append(position + count)
+            checks.append(zlib.crc32(digest, checks[-1]))
+        self._lists[list_id] = ends, checks, problem
+        return self._lists[list_id]
+
+    def _check_blob(self, blob_id: int) -> None:
+        if what := self._blob(blob_id)[1]:
+            raise Damaged(what)
+
+    def _blob(self, blob_id: int) -> tuple[bytes, str]:
+        if blob_id not in self._blobs:
+            row, what = None, f"blob {blob_id} is missing"
+            try:
+                sql = "SELECT type, data, digest, checksum, family_id FROM blobs WHERE id = ?"
+                if row := self._connection.execute(sql, (blob_id,)).fetchone():
+                    checked_blob(row[:4], "")
+                    what = ""
+            except (Damaged, *UNREADABLE):
+                what = f"blob {blob_id} is not what was written"
+                self._say(what, row and row[4], "blobs", str(blob_id))
+            self._blobs[blob_id] = row[2] if row else b"", what
+        return self._blobs[blob_id]
+
+
+def _is_text(value: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in value)
