@@ -44,10 +44,10 @@ class CheckpointWitness:
         self._told: dict[str, set[str]] = {}  # ids of their messages
         self._held: dict[str, dict[str, list[Any]]] = {}  # what was written since the last checkpoint, by channel
 
-    def given(self, visit: Visit, namespace: str, checkpoint: Checkpoint, metadata: CheckpointMetadata) -> None:
+    def given(self, visit: Visit, value: Any) -> None:
         try:
-            if visit.users_words is None and metadata.get("source") == "input" and not namespace:
-                visit.users_words = frozenset(texts_in(checkpoint["channel_values"].get(START)))
+            if visit.users_words is None:
+                visit.users_words = frozenset(texts_in(value))
         except Exception as error:  # noqa: BLE001  # as in `brought`
             self._journal.fault(error)
 
@@ -55,7 +55,8 @@ class CheckpointWitness:
         self, visit: Visit, key: Key, checkpoint: Checkpoint, metadata: CheckpointMetadata, new: Sequence[NewMessage]
     ) -> list[MessageSeen]:
         try:
-            self.given(visit, key[1], checkpoint, metadata)
+            if metadata.get("source") == "input" and not key[1]:
+                self.given(visit, checkpoint["channel_values"].get(START))
             held = self._held.pop(key[0], {})
             if counted := metadata.get("counters_since_delta_snapshot"):
                 self._remember(key[0], counted)
