@@ -114,9 +114,6 @@ class Turns:
     def _ask(self, wait: _Wait) -> float | None:
         """Ask for the turn; after how many seconds to ask again, ``None`` when it has come. Raises `SessionBusy`."""
         visit = wait.visit
-        if self._is_late(wait):
-            run_id, process = self._storage.find_holder(visit.session_id, but=visit.lease) or (None, None)
-            raise SessionBusy(visit.session_id, run_id=run_id, process=process)
         if self._place(wait) == 0:
             if not wait.asked:
                 self._settle(visit.session_id)
@@ -124,6 +121,9 @@ class Turns:
             wait.asked += 1
             if self._storage.enter(visit, wait=self._on_busy == "wait"):
                 return None
+        if self._is_late(wait):  # only now: on a busy machine it may be late before it has asked at all
+            run_id, process = self._storage.find_holder(visit.session_id, but=visit.lease) or (None, None)
+            raise SessionBusy(visit.session_id, run_id=run_id, process=process)
         return self._pause(wait)
 
     def _is_late(self, wait: _Wait) -> bool:
