@@ -31,6 +31,8 @@ class _Wait:
         self.visit = visit
         self.began = time.monotonic()
         self.asked = 0
+        self.lock = threading.Lock()  # a run that is cancelled while it asks leaves when it has asked
+        self.is_over = False
 
     @property
     def number(self) -> int | None:
@@ -113,6 +115,10 @@ class Turns:
 
     def _ask(self, wait: _Wait) -> float | None:
         """Ask for the turn; after how many seconds to ask again, ``None`` when it has come. Raises `SessionBusy`."""
+        with wait.lock:
+            return None if wait.is_over else self._ask_now(wait)
+
+    def _ask_now(self, wait: _Wait) -> float | None:
         visit = wait.visit
         if self._place(wait) == 0:
             if not wait.asked:
@@ -134,12 +140,14 @@ class Turns:
 
     def _part(self, wait: _Wait) -> None:
         """It waits no more; if it has not had its turn, it gives its place away."""
-        with self._lock:
-            queue = self._queues[wait.visit.session_id]
-            queue.remove(wait)
-            if not queue:
-                del self._queues[wait.visit.session_id]
-        lease = wait.visit.lease
-        if lease is not None and not lease.is_exclusive:
-            self._storage.release([lease])
-            lease.number = None
+        with wait.lock:
+            wait.is_over = True
+            with self._lock:
+                queue = self._queues[wait.visit.session_id]
+                queue.remove(wait)
+                if not queue:
+                    del self._queues[wait.visit.session_id]
+            lease = wait.visit.lease
+            if lease is not None and not lease.is_exclusive:
+                self._storage.release([lease])
+                lease.number = None
