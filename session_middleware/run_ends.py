@@ -40,16 +40,18 @@ class _AtEnd(BaseCallbackHandler):
             self._call(error)
 
 
-def find_manager() -> Manager | None:
-    """That of the run whose loop makes the present call; ``None`` when no loop does."""
+def find_manager() -> tuple[Manager | None, Any]:
+    """That of the run whose loop makes the present call, and its input; ``None`` when no loop does."""
     frame: FrameType | None = inspect.currentframe()
     while frame is not None:
         module = str(frame.f_globals.get("__name__"))
         if frame.f_code.co_name in _ENTERING and module.startswith("langgraph.pregel"):
-            manager = getattr(frame.f_locals.get("self"), "manager", None)
-            return manager if isinstance(manager, (ParentRunManager, AsyncParentRunManager)) else None
+            loop = frame.f_locals.get("self")
+            manager = getattr(loop, "manager", None)
+            is_one = isinstance(manager, (ParentRunManager, AsyncParentRunManager))
+            return (manager if is_one else None), getattr(loop, "input", None)
         frame = frame.f_back
-    return None
+    return None, None
 
 
 def call_at_end(manager: Manager, call: OnEnd) -> None:

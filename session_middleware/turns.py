@@ -31,6 +31,8 @@ class _Wait:
         self.visit = visit
         self.began = time.monotonic()
         self.asked = 0
+        self.lock = threading.Lock()  # a run that is cancelled while it asks leaves when it has asked
+        self.is_over = False
 
     @property
     def number(self) -> int | None:
@@ -113,10 +115,11 @@ class Turns:
 
     def _ask(self, wait: _Wait) -> float | None:
         """Ask for the turn; after how many seconds to ask again, ``None`` when it has come. Raises `SessionBusy`."""
+        with wait.lock:
+            return None if wait.is_over else self._ask_now(wait)
+
+    def _ask_now(self, wait: _Wait) -> float | None:
         visit = wait.visit
-        if self._is_late(wait):
-            run_id, process = self._storage.find_holder(visit.session_id, but=visit.lease) or (None, None)
-            raise SessionBusy(visit.session_id, run_id=run_id, process=process)
         if self._place(wait) == 0:
             if not wait.asked:
                 self._settle(visit.session_id)
@@ -124,6 +127,9 @@ class Turns:
             wait.asked += 1
             if self._storage.enter(visit, wait=self._on_busy == "wait"):
                 return None
+        if self._is_late(wait):  # only now: on a busy machine it may be late before it has asked at all
+            run_id, process = self._storage.find_holder(visit.session_id, but=visit.lease) or (None, None)
+            raise SessionBusy(visit.session_id, run_id=run_id, process=process)
         return self._pause(wait)
 
     def _is_late(self, wait: _Wait) -> bool:
@@ -134,12 +140,14 @@ class Turns:
 
     def _part(self, wait: _Wait) -> None:
         """It waits no more; if it has not had its turn, it gives its place away."""
-        with self._lock:
-            queue = self._queues[wait.visit.session_id]
-            queue.remove(wait)
-            if not queue:
-                del self._queues[wait.visit.session_id]
-        lease = wait.visit.lease
-        if lease is not None and not lease.is_exclusive:
-            self._storage.release([lease])
-            lease.number = None
+        with wait.lock:
+            wait.is_over = True
+            with self._lock:
+                queue = self._queues[wait.visit.session_id]
+                queue.remove(wait)
+                if not queue:
+                    del self._queues[wait.visit.session_id]
+            lease = wait.visit.lease
+            if lease is not None and not lease.is_exclusive:
+                self._storage.release([lease])
+                lease.number = None

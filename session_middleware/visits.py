@@ -186,13 +186,14 @@ class Visits:
         around = self._around(configurable, session_id)
         if around is not None and around.identity == identity:
             return around
-        manager = find_manager() if _RUNTIME in configurable else None
+        manager, called_with = find_manager() if _RUNTIME in configurable else (None, None)
         is_run = manager is not None or (_RUNTIME in configurable and _TASK not in configurable)
         run_id = configurable.get("run_id") if manager is None else manager.run_id
         claimed = self._claim(session_id, identity, run_id) if is_run else None
         visit = claimed or Visit(session_id, identity)
         visit.reading = not is_run
         if is_run:
+            visit.called_with = called_with
             self._attend(visit, configurable, around, manager)
         self._here.set(visit)
         return self._remember(visit)

@@ -95,11 +95,18 @@ class SessionSaver(BaseCheckpointSaver[int]):
         Raises:
             StorageError: what is stored is damaged; it says which checkpoint of which session.
         """
-        return self._read(config, self._turns.take(self._visits.arrive(config["configurable"])))
+        return self._read(config, self._turns.take(self._arrive(config)))
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
-        visit = await self._turns.atake(self._visits.arrive(config["configurable"]))
+        visit = await self._turns.atake(self._arrive(config))
         return await self._offload.run(self._read, config, visit)
+
+    def _arrive(self, config: RunnableConfig) -> Visit:
+        visit = self._visits.arrive(config["configurable"])
+        if visit.called_with is not None:  # a graph inside may put its own before this run's, from another thread
+            self._witness.given(visit, visit.called_with)
+            visit.called_with = None
+        return visit
 
     def _read(self, config: RunnableConfig, visit: Visit) -> CheckpointTuple | None:
         self._settle(visit.session_id)
@@ -271,10 +278,6 @@ class SessionSaver(BaseCheckpointSaver[int]):
         metadata: CheckpointMetadata,
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
-        configurable = config["configurable"]  # a graph inside may put its own first, from another thread
-        self._witness.given(
-            self._visits.present(configurable), configurable.get("checkpoint_ns", ""), checkpoint, metadata
-        )
         return await self._offload.write(partial(self.put, config, checkpoint, metadata, new_versions))
 
     def _put(

@@ -14,8 +14,8 @@ from session_middleware.storage.visit import Visit
 
 
 class Witness(Protocol):
-    def given(self, visit: Visit, namespace: str, checkpoint: Checkpoint, metadata: CheckpointMetadata) -> None:
-        """A checkpoint is about to be put, which may hold what its run was called with. Never raises."""
+    def given(self, visit: Visit, value: Any) -> None:
+        """A run begins, and this is what it was called with. Never raises."""
 
     def brought(
         self, visit: Visit, key: Key, checkpoint: Checkpoint, metadata: CheckpointMetadata, new: Sequence[NewMessage]

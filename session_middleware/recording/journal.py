@@ -113,7 +113,7 @@ class Journal:
         future = self._offload.submit(partial(self._carry_out, visit))
         self._handed_over[visit.session_id] = future
         if len(self._handed_over) > _REMEMBERED:
-            self._handed_over = {of: last for of, last in self._handed_over.items() if not last.done()}
+            self._handed_over = {of: last for of, last in self._handed_over.copy().items() if not last.done()}
         return future
 
     def write(self, visit: Visit) -> None:

@@ -80,16 +80,18 @@ class Models:
     def _flush(self, asked: Asked) -> None:
         """Write down what has been streamed so far."""
         asked.timer = None
-        seen = self._incomplete(asked, cut_off=False)
-        if asked.done or not seen:
-            return
-        if asked.step is not None:
-            graph = asked.namespace.rpartition("|")[0]
-            asked.trace.visit.heard_at[str(asked.message_id)] = graph, asked.step
+        visit = asked.trace.visit
         try:
-            self._journal.keep(asked.trace.visit, seen)
-            asked.flushed = True
-            self._journal.flush(asked.trace.visit)
+            with asked.trace.lock:  # a model's end must not be overtaken by the text of a moment before it
+                seen = [] if asked.done else self._incomplete(asked, cut_off=False)
+                if not seen:
+                    return
+                if asked.step is not None:
+                    visit.heard_at[str(asked.message_id)] = asked.namespace.rpartition("|")[0], asked.step
+                self._journal.keep(visit, seen)
+                asked.flushed = True
+            if visit.entries:  # else the run has written them
+                self._journal.flush(visit)
         except Exception as error:  # noqa: BLE001  # nobody waits for this, and a fault here must not break a run
             self._journal.fault(error)
 
@@ -158,7 +160,8 @@ class Models:
     def _finish(self, trace: Trace, run_id: UUID) -> Asked | None:
         asked = trace.models.pop(run_id, None)
         if asked is not None:
-            asked.done = True
+            with trace.lock:
+                asked.done = True
             if asked.timer is not None:
                 asked.timer.cancel()
         return asked

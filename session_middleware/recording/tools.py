@@ -25,7 +25,8 @@ class Tools:
         foretold = trace.foretold.pop((namespace, call_id or ""), None)
         trace.tools[run_id] = Tool(name, foretold.execution_id if foretold else str(run_id))
         if call_id:
-            trace.executed[namespace, call_id] += 1
+            with trace.lock:
+                trace.executed[namespace, call_id] += 1
         if foretold is not None and to_json(foretold.arguments) == to_json(arguments):
             return
         start = ToolStart(

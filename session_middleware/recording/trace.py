@@ -193,6 +193,7 @@ class KnownMessages:
     def __init__(self) -> None:
         self._found: OrderedDict[str, dict[str, int]] = OrderedDict()  # by session
         self._inside: dict[str, dict[str, int]] = {}  # of subgraphs only
+        self._lock = threading.Lock()  # runs of several sessions begin at once, and forget
 
     def to(self, trace: Trace, namespace: str) -> ChainMap[str, int]:
         """As a graph of a run knows them. What is known of its subgraphs may be news to the outermost graph's state.
@@ -201,23 +202,26 @@ class KnownMessages:
         """
         session_id = trace.visit.session_id
         outermost = self.of(session_id)
-        inside = self._inside.setdefault(session_id, {})
+        with self._lock:
+            inside = self._inside.setdefault(session_id, {})
         if namespace:
             return ChainMap(inside, outermost, trace.given)
         return ChainMap(outermost, trace.given, *([inside] if trace.visit.checkpointed else []))
 
     def of(self, session_id: str) -> dict[str, int]:
         """In the outermost graph."""
-        known = self._found.setdefault(session_id, {})
-        self._found.move_to_end(session_id)
-        while len(self._found) > _SESSIONS_REMEMBERED:
-            gone, _ = self._found.popitem(last=False)
-            self._inside.pop(gone, None)
-        return known
+        with self._lock:
+            known = self._found.setdefault(session_id, {})
+            self._found.move_to_end(session_id)
+            while len(self._found) > _SESSIONS_REMEMBERED:
+                gone, _ = self._found.popitem(last=False)
+                self._inside.pop(gone, None)
+            return known
 
     def forget(self, session_id: str) -> None:
-        self._found.pop(session_id, None)
-        self._inside.pop(session_id, None)
+        with self._lock:
+            self._found.pop(session_id, None)
+            self._inside.pop(session_id, None)
 
 
 def sentence(error: BaseException) -> str:

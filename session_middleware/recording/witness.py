@@ -7,6 +7,7 @@ are made from the writes; and what a person answers a graph that has stopped to 
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Container, Iterable, Iterator, Sequence
 from functools import partial
@@ -38,14 +39,15 @@ class CheckpointWitness:
         self._journal = journal
         self._new_id = new_id
         journal.forgetting.append(self.forget)
+        self._lock = threading.Lock()  # runs of several sessions put at once, and forget
         self._delta: OrderedDict[str, set[str]] = OrderedDict()  # the delta channels of a session
         self._told: dict[str, set[str]] = {}  # ids of their messages
         self._held: dict[str, dict[str, list[Any]]] = {}  # what was written since the last checkpoint, by channel
 
-    def given(self, visit: Visit, namespace: str, checkpoint: Checkpoint, metadata: CheckpointMetadata) -> None:
+    def given(self, visit: Visit, value: Any) -> None:
         try:
-            if visit.users_words is None and metadata.get("source") == "input" and not namespace:
-                visit.users_words = frozenset(texts_in(checkpoint["channel_values"].get(START)))
+            if visit.users_words is None:
+                visit.users_words = frozenset(texts_in(value))
         except Exception as error:  # noqa: BLE001  # as in `brought`
             self._journal.fault(error)
 
@@ -53,7 +55,8 @@ class CheckpointWitness:
         self, visit: Visit, key: Key, checkpoint: Checkpoint, metadata: CheckpointMetadata, new: Sequence[NewMessage]
     ) -> list[MessageSeen]:
         try:
-            self.given(visit, key[1], checkpoint, metadata)
+            if metadata.get("source") == "input" and not key[1]:
+                self.given(visit, checkpoint["channel_values"].get(START))
             held = self._held.pop(key[0], {})
             if counted := metadata.get("counters_since_delta_snapshot"):
                 self._remember(key[0], counted)
@@ -96,11 +99,12 @@ class CheckpointWitness:
         return found
 
     def _remember(self, session_id: str, channels: Any) -> None:
-        self._delta.setdefault(session_id, set()).update(channels)
-        self._delta.move_to_end(session_id)
-        while len(self._delta) > _REMEMBERED:
-            gone, _ = self._delta.popitem(last=False)
-            self._told.pop(gone, None)
+        with self._lock:
+            self._delta.setdefault(session_id, set()).update(channels)
+            self._delta.move_to_end(session_id)
+            while len(self._delta) > _REMEMBERED:
+                gone, _ = self._delta.popitem(last=False)
+                self._told.pop(gone, None)
 
     def _untold(self, session_id: str, values: Iterable[Any]) -> Iterator[NewMessage]:
         """The messages of delta channels that have not been told yet, each with the id of what follows it."""
@@ -133,6 +137,7 @@ class CheckpointWitness:
 
     def forget(self, session_id: str) -> None:
         """Keep nothing in mind of a session that was deleted."""
-        self._delta.pop(session_id, None)
-        self._told.pop(session_id, None)
-        self._held.pop(session_id, None)
+        with self._lock:
+            self._delta.pop(session_id, None)
+            self._told.pop(session_id, None)
+            self._held.pop(session_id, None)

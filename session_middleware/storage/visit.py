@@ -84,6 +84,7 @@ class Visit:
     resume_id: str | None = None  # of the message that is a person's answer, where the checkpointer has seen it
     tell: Callable[[Exception], None] | None = None  # is told of what could not be recorded
     given: Any = None  # what a run was called with, until it has read its state
+    called_with: Any = None  # by its loop, where a checkpointer has yet to take its user's words from that
     users_words: frozenset[str] | None = None  # the texts its run was called with, where they are known
     inside: dict[str, Any] = field(
         default_factory=dict

@@ -46,6 +46,15 @@ def test_other_words_under_a_known_id_are_a_new_version_in_the_same_place(storag
     assert storage.find_session("t").message_count == 2
 
 
+def test_what_is_said_and_said_otherwise_in_one_batch_is_as_in_two(storage: Storage, run: Visit) -> None:
+    streamed = [say("1", text, "assistant", complete=text == "hello") for text in ("he", "hell", "hello")]
+    storage.append_messages(run, [*streamed, say("2", "hi"), say("2", "there")])
+    storage.append_messages(run, [say("3", text, "assistant", complete=False) for text in ("cut", "cut off")])
+    found = [(m.text, m.version, m.status) for m in storage.list_messages("t")]
+    assert found == [("hello", 1, "complete"), ("there", 2, "complete"), ("cut off", 1, "incomplete")]
+    assert [m.text for m in storage.list_messages("t", all_versions=True)] == ["hello", "hi", "there", "cut off"]
+
+
 def test_every_row_of_a_session_has_its_place_in_one_order(storage: Storage, run: Visit) -> None:
     storage.begin_run(run)
     storage.append_messages(run, [say("1", "hi"), say("2", "", "assistant", tool_calls=[CALL])])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from pydantic import PrivateAttr
 from typing_extensions import TypedDict
 
 from session_middleware import Sessions
+from session_middleware.checkpoint.serde import StrictSerializer
 from tests.integrations import agents
 from tests.integrations.agents import human
 
@@ -211,6 +214,42 @@ async def test_it_is_what_the_outermost_graph_has(
         roles = {message.message_id: message.role for message in session.messages()}
         recalled = session.memory.recall(" ".join(INSIDE), k=20, kinds=["message"])
         assert {memory.text for memory in recalled if roles[memory.message_id or ""] == "user"} <= {"hi", "and?"}
+
+
+_is_inside: ContextVar[bool] = ContextVar("is_inside", default=False)
+
+
+class Later(StrictSerializer):
+    """Serialises nothing of a run before the graph inside it has ended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ended = threading.Event()
+
+    def dumps_typed(self, obj: Any) -> tuple[str, bytes]:
+        assert _is_inside.get() or self.ended.wait(60)
+        return super().dumps_typed(obj)
+
+
+def test_what_a_graph_inside_is_told_is_not_the_users_where_its_checkpoints_come_first(path: Path) -> None:
+    serde = Later()
+    facts = create_agent(agents.Saying(says=[AIMessage("three facts"), AIMessage("four facts")]), [])
+
+    def research(state: MessagesState) -> dict[str, Any]:
+        _is_inside.set(True)
+        facts.invoke({"messages": [HumanMessage(f"find out: {state['messages'][-1].text}")]})
+        serde.ended.set()
+        return {"messages": [AIMessage("found")]}
+
+    builder = StateGraph(MessagesState).add_node("research", research).add_edge(START, "research")
+    with Sessions(path, serde=serde) as sessions:
+        graph, config = builder.compile(checkpointer=sessions.checkpointer), sessions.config("t")
+        for text in ("hi", "and?"):
+            serde.ended.clear()
+            graph.invoke(human(text), config)
+        session = sessions.get("t")
+        assert [m.text for m in session.messages() if m.role == "user"] == ["hi", "and?"]
+        assert session.history().messages == graph.get_state(config).values["messages"]
 
 
 @pytest.mark.parametrize("runner", [agents.invoke, agents.ainvoke])

@@ -47,7 +47,7 @@ class Price:
 
 
 @pytest.fixture
-def price() -> Iterator[Any]:
+def price(sessions: Sessions) -> Iterator[Any]:
     @tool
     def price(thing: str) -> str:
         """What a thing costs."""
@@ -55,6 +55,13 @@ def price() -> Iterator[Any]:
             raise CutOff
         return f"{thing}: 3"
 
+    async def after_look_up(thing: str) -> str:
+        """On an event loop a tool that is cut off ends its run, whether or not the one beside it has finished."""
+        while not Price.works and "ok" not in {call.status for call in await sessions.get("t").atool_calls()}:
+            pass
+        return str(price.func(thing))
+
+    price.coroutine = after_look_up
     Price.works = False
     yield price
     Price.works = True

@@ -145,7 +145,7 @@ def _heard_since(put: CheckpointPut) -> list[str]:
     """
     if put.step is None or not put.messages:
         return []
-    at = put.visit.heard_at.items()
+    at = put.visit.heard_at.copy().items()  # models say more meanwhile
     return [own for own, (graph, step) in at if graph == put.checkpoint_ns and step > put.step]
 
 

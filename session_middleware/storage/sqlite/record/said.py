@@ -260,6 +260,7 @@ class _Appending:
         return True
 
     def _complete(self, message: MessageSeen, words: tuple[Any, ...], here: _Row) -> None:
+        self._insert()
         self._connection.execute(
             "UPDATE messages SET role = ?, text = ?, content = ?, tool_calls = ?, name = ?, model = ?,"
             " input_tokens = ?, output_tokens = ?, status = ?, checkpoint_ns = ?, extra = ?, marks = ?"
@@ -295,6 +296,7 @@ class _Appending:
             + (to_text(message.created_at or self._said_at(message)),)
         )
         if replaces is not None and replaces.branch == self._branch:
+            self._insert()
             self._connection.execute(
                 "UPDATE messages SET replaced_by = ? WHERE session_id = ? AND seq = ?",
                 (seq, self._visit.session_id, replaces.seq),
