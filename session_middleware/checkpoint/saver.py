@@ -271,10 +271,6 @@ class SessionSaver(BaseCheckpointSaver[int]):
         metadata: CheckpointMetadata,
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
-        configurable = config["configurable"]  # a graph inside may put its own first, from another thread
-        self._witness.given(
-            self._visits.present(configurable), configurable.get("checkpoint_ns", ""), checkpoint, metadata
-        )
         return await self._offload.write(partial(self.put, config, checkpoint, metadata, new_versions))
 
     def _put(
@@ -327,7 +323,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
         conf, codec = config["configurable"], self._codec
         visit = self._visits.present(conf)
         key = (visit.session_id, conf.get("checkpoint_ns", ""), conf["checkpoint_id"])
-        self._witness.wrote(visit, key, task_id, writes)
+        self._witness.wrote(visit, key, writes)
         dumped = [codec.dump_write(place, channel, value) for place, (channel, value) in enumerate(writes)]
         self._storage.put_writes(WritesPut(visit, key[1], key[2], task_id, task_path, dumped))
 

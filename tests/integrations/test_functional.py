@@ -304,13 +304,21 @@ def test_a_flow_that_stops_to_ask_goes_on_and_says_each_message_once(sessions: S
 
 # Values that are not messages
 
-VALUES = {"array": numpy.arange(3), "empty array": numpy.array([]), "touchy": Touchy()}
+VALUES = {
+    "array": numpy.arange(3),
+    "empty array": numpy.array([]),
+    "moment": numpy.datetime64("2026-01-02T03:04:05.123456789"),
+    "no moment": numpy.datetime64("NaT"),
+    "truth": numpy.bool_(False),
+    "touchy": Touchy(),
+}
 SHAPES: dict[str, Callable[[Any], Any]] = {
     "alone": lambda value: value,
     "list": lambda value: [value],
     "tuple": lambda value: (value, value),
     "dict": lambda value: {"value": value, "role": value},
     "message": lambda value: [HumanMessage([{"type": "text", "text": "see", "data": value}])],
+    "beside a message": lambda value: [HumanMessage("see", additional_kwargs={"data": value})],
 }
 
 
