@@ -164,17 +164,14 @@ def _merged(entries: Sequence[Entry], brought: Sequence[MessageSeen], put: Check
     What both have goes where the entries have it, in the checkpoint's order, and what only the checkpoint
     has before the next of those.
     """
-    words = {message.message_id: said.words_of(message) for message in brought}
-    found = [entry for entry in entries if isinstance(entry, MessageSeen) and entry.message_id in words]
-    same = [entry for entry in found if said.words_of(entry) == words[entry.message_id]]
-    seen = {entry.message_id: entry for entry in same}
+    seen, slots = _seen_of(entries, brought)
     both = [message for message in brought if message.message_id in seen]
-    ids, places = set(seen), set(map(id, same))
+    ids = set(seen)
     ordered: Iterator[MessageSeen] = iter([_both(seen[m.message_id], m) for m in both])
     rest = iter(brought)
     merged: list[Entry] = []
     for entry in entries:
-        own = next(ordered, None) if id(entry) in places else None  # it may have been seen twice
+        own = next(ordered, None) if id(entry) in slots else None  # it may have been seen twice
         if own is not None:
             before: list[MessageSeen] = list(takewhile(lambda message: message.message_id not in ids, rest))
             merged += before
@@ -182,6 +179,28 @@ def _merged(entries: Sequence[Entry], brought: Sequence[MessageSeen], put: Check
     end = _end_of(merged, brought, ids, put)
     merged[end:end] = [message for message in rest if message.message_id not in ids]
     return merged
+
+
+def _seen_of(entries: Sequence[Entry], brought: Sequence[MessageSeen]) -> tuple[dict[str, MessageSeen], set[int]]:
+    """The entries that say what is brought, by their messages' ids; and where that goes, by Python's ids of entries.
+
+    Of a message that was edited in between, that is the first sighting since the last edit.
+    """
+    words = {message.message_id: said.words_of(message) for message in brought}
+    seen: dict[str, MessageSeen] = {}
+    places: dict[str, int] = {}  # by the id of a message, Python's of the entry: the first one since an edit
+    edited: set[str] = set()
+    for entry in entries:
+        if not isinstance(entry, MessageSeen) or (own_id := entry.message_id) not in words:
+            continue
+        if said.words_of(entry) != words[own_id]:
+            edited.add(own_id)
+            continue
+        seen[own_id] = entry
+        if own_id not in places or own_id in edited:
+            places[own_id] = id(entry)
+            edited.discard(own_id)
+    return seen, set(places.values())
 
 
 def _end_of(merged: Sequence[Entry], brought: Sequence[MessageSeen], ids: Set[str], put: CheckpointPut) -> int:
