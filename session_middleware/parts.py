@@ -74,13 +74,15 @@ def assemble(settings: SessionSettings, serde: SerializerProtocol, *, clock: Clo
     recorder = _recorder(settings, storage, offload, visits, clock=clock, new_id=new_id)
     turns = _turns(settings, storage, offload, pulse, visits, recorder)
     repairs = Repairs(storage, new_id=new_id, on_input=settings.repair == "auto")
+    witness = CheckpointWitness(recorder.journal, new_id=new_id)
+    visits.on_begin(witness.begin)
     checkpointer = SessionSaver(
         storage,
         offload,
         visits,
         turns,
         serde=serde,
-        witness=CheckpointWitness(recorder.journal, new_id=new_id),
+        witness=witness,
         settle=recorder.drain,
         repairs=repairs,
     )

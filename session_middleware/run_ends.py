@@ -1,9 +1,9 @@
-"""When a run of LangGraph's ends, where no recorder sees it.
+"""What a run of LangGraph's was called with and when it ends, where no recorder sees it.
 
 LangGraph tells a saver nothing of the run it saves for. But the first look of a run is made by the loop that
-carries it out, and that loop holds the callback manager of this run, which hears the run's end in every case: when
-it is done, fails, is interrupted or cancelled, and when the reader of a stream closes it. So the manager is looked
-for on the stack of the first look, once per run, and given one more handler.
+carries it out, and that loop holds the input of this run and its callback manager, which hears the run's end in every
+case: when it is done, fails, is interrupted or cancelled, and when the reader of a stream closes it. So the loop is
+looked for on the stack of the first look, once per run, and its manager is given one more handler.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from types import FrameType
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 from uuid import UUID
 
 from langchain_core.callbacks import AsyncParentRunManager, BaseCallbackHandler, ParentRunManager
@@ -20,6 +20,11 @@ Manager: TypeAlias = ParentRunManager | AsyncParentRunManager
 OnEnd: TypeAlias = Callable[[BaseException | None], None]
 
 _ENTERING = ("__enter__", "__aenter__")  # of a loop, which makes the first look and nothing else that looks
+
+
+class Loop(NamedTuple):
+    manager: Manager
+    input: Any  # a `Command`, where a person answers
 
 
 class _AtEnd(BaseCallbackHandler):
@@ -40,18 +45,19 @@ class _AtEnd(BaseCallbackHandler):
             self._call(error)
 
 
-def find_manager() -> tuple[Manager | None, Any]:
-    """That of the run whose loop makes the present call, and its input; ``None`` when no loop does."""
+def find_loop() -> Loop | None:
+    """The loop that makes the present call; ``None`` when no loop does."""
     frame: FrameType | None = inspect.currentframe()
     while frame is not None:
         module = str(frame.f_globals.get("__name__"))
         if frame.f_code.co_name in _ENTERING and module.startswith("langgraph.pregel"):
             loop = frame.f_locals.get("self")
             manager = getattr(loop, "manager", None)
-            is_one = isinstance(manager, (ParentRunManager, AsyncParentRunManager))
-            return (manager if is_one else None), getattr(loop, "input", None)
+            if isinstance(manager, (ParentRunManager, AsyncParentRunManager)):
+                return Loop(manager, getattr(loop, "input", None))
+            return None
         frame = frame.f_back
-    return None, None
+    return None
 
 
 def call_at_end(manager: Manager, call: OnEnd) -> None:

@@ -22,7 +22,7 @@ from session_middleware import lifecycle
 from session_middleware.errors import SessionError
 from session_middleware.model import Identity
 from session_middleware.pulse import Pulse
-from session_middleware.run_ends import Manager, call_at_end, find_manager
+from session_middleware.run_ends import Manager, call_at_end, find_loop
 from session_middleware.storage.visit import Lease, Visit
 
 _REMEMBERED = 1024  # sessions whose latest visit is kept in mind
@@ -130,6 +130,7 @@ class Visits:
         self._lock = threading.Lock()
         self._unclaimed: dict[str, list[Visit]] = {}
         self._latest: OrderedDict[str, Visit] = OrderedDict()  # by session; for writes that have lost their context
+        self._begun: list[Callable[[Visit, Any], object]] = []
         self._ended: list[Callable[[], object]] = []
         self._here: ContextVar[Visit | None] = ContextVar("session_middleware_visit", default=None)
         self._entered: ContextVar[tuple[Visit, ...]] = ContextVar("session_middleware_entered", default=())
@@ -162,6 +163,10 @@ class Visits:
                 return visit if visit.lease is not None and visit.lease.is_exclusive else None
         return None
 
+    def on_begin(self, call: Callable[[Visit, Any], object]) -> None:
+        """Have `call` made with each run that no recorder announces, and what it is called with. It must not raise."""
+        self._begun.append(call)
+
     def on_end(self, call: Callable[[], object]) -> None:
         """Have `call` made after each run; it must not wait."""
         self._ended.append(call)
@@ -186,15 +191,18 @@ class Visits:
         around = self._around(configurable, session_id)
         if around is not None and around.identity == identity:
             return around
-        manager, called_with = find_manager() if _RUNTIME in configurable else (None, None)
+        loop = find_loop() if _RUNTIME in configurable else None
+        manager = None if loop is None else loop.manager
         is_run = manager is not None or (_RUNTIME in configurable and _TASK not in configurable)
         run_id = configurable.get("run_id") if manager is None else manager.run_id
         claimed = self._claim(session_id, identity, run_id) if is_run else None
         visit = claimed or Visit(session_id, identity)
         visit.reading = not is_run
         if is_run:
-            visit.called_with = called_with
             self._attend(visit, configurable, around, manager)
+        if claimed is None and loop is not None:
+            for call in self._begun:
+                call(visit, loop.input)
         self._here.set(visit)
         return self._remember(visit)
 

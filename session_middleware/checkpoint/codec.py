@@ -206,10 +206,9 @@ class Split:
         tail = self._codec.dump_list(name, value[keep:])
         self.values[name] = ListPut(base.ref if base else None, keep, tail, is_parents=base is known)
         if not is_input(name):
-            recorded, beginning = base, keep
             # what another list says may be news to this one, and to the outermost graph it always is
-            if own or self._is_outermost or (base is not None and base.is_input):
-                recorded, beginning = _longest(marks, own)
+            others = () if own or self._is_outermost else [known for known in self._others if not known.is_input]
+            recorded, beginning = _longest(marks, own or others)
             if self._is_outermost and name in _WHOLE and self._is_of_this_run(name, value, marks, known):
                 recorded, beginning = None, 0
             old = recorded.fingerprints if recorded else array("q")

@@ -47,7 +47,7 @@ class KnownCheckpoints:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._found: OrderedDict[Key, Known] = OrderedDict()
-        self._lists: OrderedDict[str, OrderedDict[int, KnownList]] = OrderedDict()  # by session and list
+        self._lists: OrderedDict[str, OrderedDict[tuple[int, bool], KnownList]] = OrderedDict()  # by session
 
     def find(self, key: Key) -> Known | None:
         with self._lock:
@@ -62,8 +62,9 @@ class KnownCheckpoints:
             lists = self._lists.setdefault(key[0], OrderedDict())
             self._lists.move_to_end(key[0])
             for known_list in known.lists.values():
-                lists[known_list.ref.list_id] = known_list
-                lists.move_to_end(known_list.ref.list_id)
+                which = known_list.ref.list_id, known_list.is_input  # a subgraph is given its graph's list
+                lists[which] = known_list
+                lists.move_to_end(which)
             while len(lists) > _LISTS:
                 lists.popitem(last=False)
             while len(self._lists) > _REMEMBERED:

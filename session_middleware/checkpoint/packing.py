@@ -34,6 +34,7 @@ from session_middleware.plain import is_a
 
 # The extension codes of LangGraph's msgpack format.
 SINGLE_ARGUMENT, ARGUMENTS, KEYWORDS, METHOD, PYDANTIC_V1, PYDANTIC, NUMPY, DELTA_SNAPSHOT = range(8)
+SCALAR = "A"  # an order of NumPy's that no array is stored in: LangGraph reads a scalar as an array of one element
 
 _failed = threading.local()  # `.error`: what a hook raised first, for ormsgpack drops it
 
@@ -74,9 +75,11 @@ def _encoded(value: Any) -> Any:
     for base, of in _BY_BASE.items():
         if is_a(value, base):
             return _BY_CLASS[base](of(base, value))
-    array = _array_type()
-    if array is not None and isinstance(value, array):
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and is_a(value, numpy.ndarray):
         return _array(value)
+    if numpy is not None and is_a(value, numpy.generic):
+        return bytes(value) if is_a(value, bytes) else _packed(value, SCALAR)
     if isinstance(value, type):
         raise TypeError(f"{value.__name__} is a class, and not a value")
     cls = type(value)
@@ -259,16 +262,15 @@ _BY_BASE: dict[type, Callable[[Any, Any], Any]] = {  # a library's subclass read
 }
 
 
-def _array_type() -> Any:
-    numpy = sys.modules.get("numpy")
-    return None if numpy is None else numpy.ndarray
-
-
 def _array(array: Any) -> Any:
+    if array.dtype.kind not in "mMVO":
+        return _msgpack_default(array)
+    return _packed(array, "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C")
+
+
+def _packed(array: Any, order: str) -> ormsgpack.Ext:
+    """An array, or a scalar as an array without dimensions."""
     if array.dtype.hasobject:
         raise TypeError("an array of Python objects has no bytes to store; use a list")
-    if array.dtype.kind not in "mMV":
-        return _msgpack_default(array)
-    order = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
     kind = array.dtype.str if array.dtype.names is None else array.dtype.descr
     return ormsgpack.Ext(NUMPY, pack((kind, array.shape, order, array.tobytes(order=order))))

@@ -95,18 +95,11 @@ class SessionSaver(BaseCheckpointSaver[int]):
         Raises:
             StorageError: what is stored is damaged; it says which checkpoint of which session.
         """
-        return self._read(config, self._turns.take(self._arrive(config)))
+        return self._read(config, self._turns.take(self._visits.arrive(config["configurable"])))
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
-        visit = await self._turns.atake(self._arrive(config))
+        visit = await self._turns.atake(self._visits.arrive(config["configurable"]))
         return await self._offload.run(self._read, config, visit)
-
-    def _arrive(self, config: RunnableConfig) -> Visit:
-        visit = self._visits.arrive(config["configurable"])
-        if visit.called_with is not None:  # a graph inside may put its own before this run's, from another thread
-            self._witness.given(visit, visit.called_with)
-            visit.called_with = None
-        return visit
 
     def _read(self, config: RunnableConfig, visit: Visit) -> CheckpointTuple | None:
         self._settle(visit.session_id)
@@ -330,7 +323,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
         conf, codec = config["configurable"], self._codec
         visit = self._visits.present(conf)
         key = (visit.session_id, conf.get("checkpoint_ns", ""), conf["checkpoint_id"])
-        self._witness.wrote(visit, key, task_id, writes)
+        self._witness.wrote(visit, key, writes)
         dumped = [codec.dump_write(place, channel, value) for place, (channel, value) in enumerate(writes)]
         self._storage.put_writes(WritesPut(visit, key[1], key[2], task_id, task_path, dumped))
 

@@ -369,7 +369,8 @@ def _send(node: str, arg: Any, timeout: Any = None) -> Any:
 def _array(dtype: Any, shape: Any, order: Any, buffer: bytes) -> Any:
     import numpy
 
-    return numpy.frombuffer(buffer, dtype=numpy.dtype(_dtype(dtype))).reshape(shape, order=order)
+    array = numpy.frombuffer(buffer, dtype=numpy.dtype(_dtype(dtype))).reshape(shape, order=order)
+    return array[()] if order == packing.SCALAR else array
 
 
 def _dtype(stored: Any) -> Any:

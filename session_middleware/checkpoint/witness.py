@@ -14,13 +14,10 @@ from session_middleware.storage.visit import Visit
 
 
 class Witness(Protocol):
-    def given(self, visit: Visit, value: Any) -> None:
-        """A run begins, and this is what it was called with. Never raises."""
-
     def brought(
         self, visit: Visit, key: Key, checkpoint: Checkpoint, metadata: CheckpointMetadata, new: Sequence[NewMessage]
     ) -> list[MessageSeen]:
         """What a checkpoint says that its parent does not. Never raises."""
 
-    def wrote(self, visit: Visit, key: Key, task_id: str, writes: Sequence[tuple[str, Any]]) -> None:
+    def wrote(self, visit: Visit, key: Key, writes: Sequence[tuple[str, Any]]) -> None:
         """A task's writes are about to be stored. Never raises."""

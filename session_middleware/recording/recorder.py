@@ -23,6 +23,7 @@ from langgraph.errors import GraphBubbleUp
 from langgraph.types import Command
 
 from session_middleware.checkpoint.answers import without_tasks
+from session_middleware.checkpoint.elements import id_of, is_message
 from session_middleware.lifecycle import session_id_of
 from session_middleware.model import Clock, NewId
 from session_middleware.plain import is_a
@@ -67,6 +68,7 @@ class SessionRecorder(GraphCallbackHandler):
         self.drain = journal.drain
         self._visits = visits
         self._new_id = new_id
+        self._clock = clock
         self._histories = Histories(journal, new_id=new_id)
         self._tools = Tools(journal)
         self._models = Models(journal, new_id=new_id, clock=clock, flush_seconds=stream_flush)
@@ -109,6 +111,7 @@ class SessionRecorder(GraphCallbackHandler):
         if trace.visit.run_id == str(run_id):
             trace.visit.users_words = frozenset(texts_in(inputs))
             self._histories.begin(trace, inputs)
+            self._date(trace.visit, inputs)
             self._resume(trace, inputs)
             return
         self._begin(trace)
@@ -137,6 +140,8 @@ class SessionRecorder(GraphCallbackHandler):
             self._end(trace, "interrupted" if trace.interrupted else "ok", None)
         elif (node := trace.take_node(run_id)) is not None:
             self._hear(trace, node, outputs)
+            if trace.visit.checkpointed:
+                self._date(trace.visit, outputs)
             self._append(trace, outputs, node.graph_namespace, node, node.step)
         elif (namespace := trace.graphs.pop(run_id, None)) is not None:
             self._append(trace, outputs, namespace)
@@ -218,6 +223,7 @@ class SessionRecorder(GraphCallbackHandler):
         self._visits.end(trace.visit)
         for run_id in [run_id for run_id, other in list(self._traces.items()) if other is trace]:
             self._traces.pop(run_id, None)  # what was cancelled in it never said that it ended
+        trace.visit.said_at.clear()
         visit, end = trace.visit, RunEnd(outcome, error, since(trace.started), cut_off=bool(trace.tools))
         if trace.begun or visit.admitted:
             self._models.cut_off(trace)
@@ -251,13 +257,18 @@ class SessionRecorder(GraphCallbackHandler):
             described = [one for m, after in found for one in self.describe([m], namespace, followed_by=after)]
             seen = [trace.judged(message, node) for message in described]
             trace.note_asking(seen)
-            step = trace.outer_step(namespace) if seen and namespace else step
-            if step is not None:
-                for message in seen:
-                    trace.visit.seen_at[message.message_id] = step
+            steps = {namespace: step} | ({"": trace.outer_step(namespace)} if namespace else {})
+            for message in seen:
+                trace.visit.seen_at.update({(of, message.message_id): at for of, at in steps.items() if at is not None})
             self.journal.keep(trace.visit, seen)
         if not trace.visit.checkpointed and trace.visit.entries:
             self.journal.flush(trace.visit)
+
+    def _date(self, visit: Visit, value: Any) -> None:
+        """Note when messages without ids were said, for the checkpoint that brings them, maybe much later."""
+        now = self._clock()
+        for message in (m for messages in lists_in(value, is_one=is_message) for m in messages if id_of(m) is None):
+            visit.said_at.setdefault(id(message), (message, now))
 
     def _hear(self, trace: Trace, node: Node | None, outputs: Any) -> None:
         """What models said in a node that has ended, and the node does not pass on, was said all the same."""

@@ -14,10 +14,11 @@ from functools import partial
 from typing import Any
 
 from langchain_core.messages import BaseMessage
-from langgraph._internal._constants import NULL_TASK_ID, PREVIOUS, RESUME
+from langgraph._internal._constants import PREVIOUS
 from langgraph.checkpoint.base import Checkpoint, CheckpointMetadata
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 from langgraph.constants import START
+from langgraph.types import Command
 
 from session_middleware.checkpoint.codec import NewMessage
 from session_middleware.checkpoint.elements import id_of, is_message
@@ -44,10 +45,12 @@ class CheckpointWitness:
         self._told: dict[str, set[str]] = {}  # ids of their messages
         self._held: dict[str, dict[str, list[Any]]] = {}  # what was written since the last checkpoint, by channel
 
-    def given(self, visit: Visit, value: Any) -> None:
+    def begin(self, visit: Visit, given: Any) -> None:
+        """A run was called with this; its first checkpoint may come at its end. Never raises."""
         try:
-            if visit.users_words is None:
-                visit.users_words = frozenset(texts_in(value))
+            visit.users_words = frozenset(texts_in(given))
+            if is_a(given, Command) and given.resume is not None:
+                self._journal.keep(visit, [answer_of(given.resume, f"resume-{self._new_id()}")])
         except Exception as error:  # noqa: BLE001  # as in `brought`
             self._journal.fault(error)
 
@@ -55,8 +58,6 @@ class CheckpointWitness:
         self, visit: Visit, key: Key, checkpoint: Checkpoint, metadata: CheckpointMetadata, new: Sequence[NewMessage]
     ) -> list[MessageSeen]:
         try:
-            if metadata.get("source") == "input" and not key[1]:
-                self.given(visit, checkpoint["channel_values"].get(START))
             held = self._held.pop(key[0], {})
             if counted := metadata.get("counters_since_delta_snapshot"):
                 self._remember(key[0], counted)
@@ -94,7 +95,10 @@ class CheckpointWitness:
         found: list[MessageSeen] = []
         for number, (message, following) in enumerate(new):
             by_place = f"{key[2]}-{number}".__str__
-            described = describe([to_message(message)], key[1], new_id=by_place, followed_by=following)
+            _, said_at = visit.said_at.get(id(message), (None, None))
+            described = describe(
+                [to_message(message)], key[1], new_id=by_place, followed_by=following, created_at=said_at
+            )
             found += self._journal.keeping.messages([by_whom(one, visit.users_words, agents) for one in described])
         return found
 
@@ -115,15 +119,10 @@ class CheckpointWitness:
                     told.add(str(message.id))
                     yield message, id_of(following)
 
-    def wrote(self, visit: Visit, key: Key, task_id: str, writes: Sequence[tuple[str, Any]]) -> None:
+    def wrote(self, visit: Visit, key: Key, writes: Sequence[tuple[str, Any]]) -> None:
         try:
             for channel, value in writes:
-                if channel == RESUME and task_id == NULL_TASK_ID and visit.users_words is None:
-                    visit.users_words = frozenset(texts_in(value))
-                if channel == RESUME and task_id == NULL_TASK_ID and visit.run_id is None:  # no recorder has seen it
-                    visit.resume_id = visit.resume_id or f"resume-{self._new_id()}"
-                    self._journal.keep(visit, [answer_of(value, visit.resume_id)])
-                elif channel in self._delta.get(key[0], ()):
+                if channel in self._delta.get(key[0], ()):
                     self._tell(visit, key, value)
                 elif any(True for _ in lists_in(value)):  # until a checkpoint says that it is a delta channel's
                     self._held.setdefault(key[0], {}).setdefault(channel, []).append(value)

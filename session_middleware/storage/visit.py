@@ -75,16 +75,15 @@ class Visit:
     entries: deque[Entry] = field(default_factory=deque)
     unclaimed: dict[Claim, str] = field(default_factory=dict)  # what was said that no state holds yet, by its id
     aliases: dict[str, str] = field(default_factory=dict)  # ids its state gave to recorded messages, and theirs
-    seen_at: dict[str, int] = field(default_factory=dict)  # messages of the outermost graph: the latest step seen
+    seen_at: dict[tuple[str, str], int] = field(default_factory=dict)  # the latest step of a graph that has a message
     executions: dict[str, set[str]] = field(default_factory=dict)  # those it brought of a tool call id
     answers: dict[str, set[str]] = field(default_factory=dict)  # the messages it brought that answer a tool call id
+    said_at: dict[int, tuple[Any, datetime]] = field(default_factory=dict)  # messages without ids, by Python's id
     heard_at: dict[str, tuple[str, int]] = field(default_factory=dict)  # what models said: in which graph's step
     written: dict[str, int] = field(default_factory=dict)  # messages that it brought into the record first: their seqs
     asked: deque[tuple[str | None, int | None, int | None]] = field(default_factory=_few)  # its latest model calls
-    resume_id: str | None = None  # of the message that is a person's answer, where the checkpointer has seen it
     tell: Callable[[Exception], None] | None = None  # is told of what could not be recorded
     given: Any = None  # what a run was called with, until it has read its state
-    called_with: Any = None  # by its loop, where a checkpointer has yet to take its user's words from that
     users_words: frozenset[str] | None = None  # the texts its run was called with, where they are known
     inside: dict[str, Any] = field(
         default_factory=dict

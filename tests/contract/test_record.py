@@ -245,7 +245,7 @@ def test_what_was_written_as_it_came_is_put_into_the_order_of_its_checkpoint(sto
 
 def test_a_checkpoint_that_comes_late_puts_what_was_written_before_it_in_order(storage: Storage, run: Visit) -> None:
     storage.append_messages(run, [say("2", "an answer", "assistant")])
-    run.seen_at.update({"1": 2, "2": 2})
+    run.seen_at.update({("", "1"): 2, ("", "2"): 2})
     storage.put_checkpoint(put("c1", None, say("1", "a question"), visit=run, step=0))
     both = (say("1", "a question")._replace(followed_by="2"), say("2", "an answer", "assistant"))
     storage.put_checkpoint(put("c2", "c1", *both, visit=run, step=1))
@@ -262,7 +262,7 @@ def test_messages_that_were_removed_and_put_back_stay_where_they_were_said(stora
 def test_a_checkpoint_that_comes_late_takes_no_newer_version_back(storage: Storage, run: Visit) -> None:
     storage.append_messages(run, [say("1", "my mail is al@x.com")])
     storage.append_messages(run, [say("1", "my mail is hidden")])
-    run.seen_at["1"] = 1
+    run.seen_at["", "1"] = 1
     storage.put_checkpoint(put("c1", None, say("1", "my mail is al@x.com"), visit=run, step=0))
     storage.put_checkpoint(put("c2", "c1", say("1", "my mail is hidden"), visit=run, step=1))
     assert [(m.text, m.version) for m in storage.list_messages("t")] == [("my mail is hidden", 2)]

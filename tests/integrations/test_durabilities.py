@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from langchain_core.language_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage
 from langgraph.graph import START, MessagesState, StateGraph
-from langgraph.types import Command, Send
+from langgraph.types import Command, Send, interrupt
+from typing_extensions import TypedDict
 
 from session_middleware import Sessions
 from session_middleware.model import Message
@@ -70,11 +72,31 @@ def models_sent_from_the_start(words: str = "a") -> Any:
     return builder.compile()
 
 
+def rewriting() -> Any:
+    """A message that is edited by its id in the same run, and edited back."""
+    builder = StateGraph(MessagesState)
+    for before, name, text in (("", "a", "draft"), ("a", "b", "final"), ("b", "c", "draft"), ("c", "d", "final")):
+        builder.add_node(
+            name, lambda state, text=text: {"messages": [AIMessage(text, id=f"x{len(human_texts(state))}")]}
+        )
+        builder.add_edge(before or START, name)
+    return builder.compile()
+
+
+def human_texts(state: MessagesState) -> list[str]:
+    return [message.text for message in state["messages"] if isinstance(message, HumanMessage)]
+
+
+def rewriting_inside() -> Any:
+    return StateGraph(MessagesState).add_node("inner", rewriting()).add_edge(START, "inner").compile()
+
+
 GRAPHS: dict[str, Callable[[], Any]] = {
     **{name: graph for name, graph in agents.GRAPHS.items() if name != "agent"},
     **{graph.__name__: graph for graph in (subgraphs, subgraph_with_memory, graph_in_a_node)},
-    **{graph.__name__: graph for graph in (models_sent_from_the_start,)},
+    **{graph.__name__: graph for graph in (models_sent_from_the_start, rewriting, rewriting_inside)},
 }
+NOT_PUT = ("graph_in_a_node", "rewriting", "rewriting_inside")  # what is said in these, at the end of a run
 
 
 def prepared(sessions: Sessions, graph: Any, session_id: str, parts: str) -> tuple[Any, Any]:
@@ -113,11 +135,11 @@ async def test_the_record_is_the_same_for_each_durability(
     assert at_exit == sync
 
 
-@pytest.mark.parametrize("name", [name for name in GRAPHS if name != "graph_in_a_node"])
+@pytest.mark.parametrize("name", [name for name in GRAPHS if name not in NOT_PUT])
 def test_the_checkpointer_alone_records_the_same_conversation_for_each_durability(
     sessions: Sessions, name: str
 ) -> None:
-    """What LangGraph does not put at all, of graphs inside of nodes, nobody tells the checkpointer of."""
+    """LangGraph puts nothing of graphs inside of nodes at the end of a run, and nothing that was edited before it."""
     for durability in DURABILITIES:
         graph, config = prepared(sessions, GRAPHS[name](), durability, "checkpointer")
         for text in ("look up tea", "hi", "look up tea"):
@@ -125,6 +147,54 @@ def test_the_checkpointer_alone_records_the_same_conversation_for_each_durabilit
     sync, of_async, at_exit = ([entry[:-2] for entry in record(sessions, durability)] for durability in DURABILITIES)
     assert of_async == sync
     assert at_exit == sync
+
+
+@pytest.mark.parametrize("parts", ["attached", "checkpointer"])
+@pytest.mark.parametrize("durability", DURABILITIES)
+def test_each_version_of_an_edited_message_is_recorded(sessions: Sessions, parts: str, durability: str) -> None:
+    """But by the checkpointer alone at the end of a run, where the last one is all that it is given."""
+    graph, config = prepared(sessions, rewriting(), "t", parts)
+    graph.invoke(human("hi"), config, durability=durability)
+    versions = [message.text for message in sessions.get("t").messages(all_versions=True)]
+    is_given_all = parts == "attached" or durability != "exit"
+    assert versions == ["hi", *(["draft", "final"] * 2 if is_given_all else ["final"])]
+
+
+def asking_inside(depth: int, clock: Clock) -> Any:
+    """A graph that asks a person, in as many others."""
+
+    def ask(state: MessagesState) -> dict[str, Any]:
+        answer = interrupt("may I?")
+        clock.advance(minutes=1)
+        return {"messages": [AIMessage(f"approved: {answer}")]}
+
+    graph = StateGraph(MessagesState).add_node("ask", ask).add_edge(START, "ask").compile()
+    for _ in range(depth):
+        graph = StateGraph(MessagesState).add_node("inner", graph).add_edge(START, "inner").compile()
+    return graph
+
+
+UPDATE = {"messages": [HumanMessage("by the way"), AIMessage("noted")]}
+
+
+@pytest.mark.parametrize("update", [None, UPDATE], ids=["answer", "answer and update"])
+@pytest.mark.parametrize("depth", [0, 1, 2])
+@pytest.mark.parametrize("runner", [agents.invoke, agents.ainvoke])
+@pytest.mark.parametrize("durability", DURABILITIES)
+@pytest.mark.parametrize("parts", ["attached", "both by hand", "checkpointer"])
+async def test_an_answer_is_recorded_before_what_it_leads_to(
+    sessions: Sessions, clock: Clock, parts: str, durability: str, runner: agents.Runner, depth: int, update: Any
+) -> None:
+    graph, config = prepared(sessions, asking_inside(depth, clock), "t", parts)
+    await runner(graph, human("hi"), config, durability=durability)
+    clock.advance(minutes=1)
+    await runner(graph, Command(resume="yes", update=update), config, durability=durability)
+    recorded = sessions.get("t").messages()
+    updated = ["by the way", "noted"] if update else []
+    assert [message.text for message in recorded] == ["hi", "yes", *updated, "approved: yes"]
+    assert {message.checkpoint_ns for message in recorded if message.role == "user"} == {""}
+    asked = [message for message in recorded if message.role == "user"]
+    assert minutes(asked, clock) == [("hi", 0), ("yes", 1), *((text, 1) for text in updated[:1])]
 
 
 @pytest.mark.parametrize("parts", ["attached", "both by hand"])
@@ -201,6 +271,38 @@ async def test_a_message_has_the_time_at_which_it_was_said(
     await runner(graph, human("hi"), config, durability=durability)
     expected: list[Any] = [("hi", 0), ("a", 1), ("b", 2), ("c", 3)]
     assert minutes(sessions.get("t").messages(), clock) == expected
+
+
+@pytest.mark.parametrize("runner", [agents.invoke, agents.ainvoke])
+@pytest.mark.parametrize("durability", DURABILITIES)
+@pytest.mark.parametrize("parts", ["attached", "both by hand"])
+async def test_a_message_without_an_id_has_the_time_at_which_it_was_said(
+    sessions: Sessions, clock: Clock, parts: str, durability: str, runner: agents.Runner
+) -> None:
+    state: Any = TypedDict("state", {"messages": Annotated[list[Any], operator.add]})  # type: ignore[misc]
+    builder = StateGraph(state)
+    for before, name in (("", "a"), ("a", "b"), ("b", "c")):
+        node = slow(clock, name, by_model=False)
+        builder.add_node(name, lambda state, node=node: node(state)).add_edge(before or START, name)
+    graph, config = prepared(sessions, builder.compile(), "t", parts)
+    for text in ("hi", "again"):
+        given = {"messages": [AIMessage("before"), {"role": "user", "content": text}]}
+        await runner(graph, given, config, durability=durability)
+    expected: list[Any] = [("before", 0), ("hi", 0), ("a", 1), ("b", 2), ("c", 3)]
+    expected += [("before", 3), ("again", 3), ("a", 4), ("b", 5), ("c", 6)]
+    assert minutes(sessions.get("t").messages(), clock) == expected
+
+
+@pytest.mark.parametrize("durability", ["sync", "exit"])
+@pytest.mark.parametrize("parts", ["attached", "checkpointer"])
+def test_a_message_without_an_id_is_one_in_a_subgraph_too(sessions: Sessions, parts: str, durability: str) -> None:
+    inner: Any = TypedDict("inner", {"messages": Annotated[list[Any], operator.add]})  # type: ignore[misc]
+    outer: Any = TypedDict("outer", {"messages": list[Any]})  # type: ignore[misc]
+    team = StateGraph(inner).add_node("say", lambda _: {"messages": [AIMessage("hello")]}).add_edge(START, "say")
+    builder = StateGraph(outer).add_node("team", team.compile()).add_edge(START, "team")
+    graph, config = prepared(sessions, builder.compile(), "t", parts)
+    graph.invoke({"messages": [HumanMessage("hi")]}, config, durability=durability)
+    assert agents.said(sessions.get("t")) == [("user", "hi"), ("assistant", "hello")]
 
 
 @pytest.mark.parametrize("durability", DURABILITIES)

@@ -305,12 +305,14 @@ def test_a_flow_that_stops_to_ask_goes_on_and_says_each_message_once(sessions: S
 # Values that are not messages
 
 VALUES = {"array": numpy.arange(3), "empty array": numpy.array([]), "touchy": Touchy()}
+SCALARS = [numpy.datetime64("2026-01-02T03:04:05.123456789"), numpy.datetime64("NaT"), numpy.bool_(False)]
 SHAPES: dict[str, Callable[[Any], Any]] = {
     "alone": lambda value: value,
     "list": lambda value: [value],
     "tuple": lambda value: (value, value),
     "dict": lambda value: {"value": value, "role": value},
     "message": lambda value: [HumanMessage([{"type": "text", "text": "see", "data": value}])],
+    "beside a message": lambda value: [HumanMessage("see", additional_kwargs={"data": value})],
 }
 
 
@@ -337,6 +339,19 @@ async def test_a_flow_may_be_given_and_give_back_values_that_have_no_truth(
     for _ in range(2):
         await runner(graph, SHAPES[shape](VALUES[value]), config)
     assert [run.outcome for run in sessions.get("t").runs()] == ([] if parts == "checkpointer" else ["ok", "ok"])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("value", SCALARS, ids=repr)
+@pytest.mark.parametrize("parts", ["attached", "checkpointer", "recorder"])
+def test_a_scalar_of_numpy_is_recorded_and_read_back_as_it_was(
+    sessions: Sessions, parts: str, value: Any, shape: str
+) -> None:
+    graph, config = prepared(sessions, echo, parts)
+    graph.invoke(SHAPES[shape](value), config)
+    assert texts(sessions) == (["see"] if "message" in shape else [])
+    if parts != "recorder":
+        assert repr(value) in repr(graph.get_state(config).values)
 
 
 @pytest.mark.parametrize("value", VALUES)

@@ -131,6 +131,21 @@ def test_arrays_read_back_equal_or_are_refused() -> None:
         serde.dumps_typed(numpy.array([object()]))
 
 
+def test_scalars_of_numpy_read_back_as_what_they_were() -> None:
+    numpy = pytest.importorskip("numpy")
+    serde = StrictSerializer()
+    moment, nothing = numpy.datetime64("2026-01-02T03:04:05.123456789"), numpy.datetime64("NaT")
+    scalars = [moment, nothing, numpy.timedelta64(3, "D"), numpy.bool_(False), numpy.int64(3), numpy.uint8(3)]
+    scalars += [numpy.float32(1.5), numpy.complex64(1j), numpy.void(b"abc")]
+    scalars.append(numpy.array([(1, 2.0)], dtype=[("a", "i4"), ("b", "f4")])[0])
+    for scalar in [*scalars, numpy.array(3)]:  # an array without dimensions stays one
+        (found,) = serde.loads_typed(serde.dumps_typed([scalar]))
+        assert type(found) is type(scalar)
+        assert (found.dtype, found.tobytes()) == (scalar.dtype, scalar.tobytes())
+    of_python = [numpy.float64(1.5), numpy.str_("x"), numpy.bytes_(b"x")]  # subclasses, as LangGraph stores them
+    assert serde.loads_typed(serde.dumps_typed(of_python)) == [1.5, "x", b"x"]
+
+
 @pytest.mark.parametrize(
     ("value", "reason"),
     [

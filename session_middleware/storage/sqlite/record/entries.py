@@ -152,9 +152,9 @@ def _heard_since(put: CheckpointPut) -> list[str]:
 def _with_late(put: CheckpointPut) -> Sequence[MessageSeen]:
     """A checkpoint is put while its run goes on, and what that has been seen to say since is not taken back."""
     steps = put.visit.seen_at
-    if put.checkpoint_ns or put.step is None or not steps:
+    if put.step is None or not steps:
         return put.messages
-    late = {m.message_id for m in put.messages if steps.get(m.message_id, put.step) > put.step}
+    late = {m.message_id for m in put.messages if steps.get((put.checkpoint_ns, m.message_id), put.step) > put.step}
     return [m._replace(late=m.message_id in late) for m in put.messages] if late else put.messages
 
 
@@ -164,15 +164,14 @@ def _merged(entries: Sequence[Entry], brought: Sequence[MessageSeen], put: Check
     What both have goes where the entries have it, in the checkpoint's order, and what only the checkpoint
     has before the next of those.
     """
-    seen = {entry.message_id: entry for entry in entries if isinstance(entry, MessageSeen)}
-    both = [m for m in brought if m.message_id in seen and said.words_of(m) == said.words_of(seen[m.message_id])]
-    ids = {message.message_id for message in both}
+    seen, slots = _seen_of(entries, brought)
+    both = [message for message in brought if message.message_id in seen]
+    ids = set(seen)
     ordered: Iterator[MessageSeen] = iter([_both(seen[m.message_id], m) for m in both])
     rest = iter(brought)
     merged: list[Entry] = []
     for entry in entries:
-        is_both = isinstance(entry, MessageSeen) and entry.message_id in ids
-        own = next(ordered, None) if is_both else None  # it may have been seen twice
+        own = next(ordered, None) if id(entry) in slots else None  # it may have been seen twice
         if own is not None:
             before: list[MessageSeen] = list(takewhile(lambda message: message.message_id not in ids, rest))
             merged += before
@@ -182,17 +181,39 @@ def _merged(entries: Sequence[Entry], brought: Sequence[MessageSeen], put: Check
     return merged
 
 
+def _seen_of(entries: Sequence[Entry], brought: Sequence[MessageSeen]) -> tuple[dict[str, MessageSeen], set[int]]:
+    """The entries that say what is brought, by their messages' ids; and where that goes, by Python's ids of entries.
+
+    Of a message that was edited in between, that is the first sighting since the last edit.
+    """
+    words = {message.message_id: said.words_of(message) for message in brought}
+    seen: dict[str, MessageSeen] = {}
+    places: dict[str, int] = {}  # by the id of a message, Python's of the entry: the first one since an edit
+    edited: set[str] = set()
+    for entry in entries:
+        if not isinstance(entry, MessageSeen) or (own_id := entry.message_id) not in words:
+            continue
+        if said.words_of(entry) != words[own_id]:
+            edited.add(own_id)
+            continue
+        seen[own_id] = entry
+        if own_id not in places or own_id in edited:
+            places[own_id] = id(entry)
+            edited.discard(own_id)
+    return seen, set(places.values())
+
+
 def _end_of(merged: Sequence[Entry], brought: Sequence[MessageSeen], ids: Set[str], put: CheckpointPut) -> int:
     """Where a checkpoint's last messages go: it may come late, after what followed from it has been seen.
 
     So they go before the answers at the end of what was seen, but for those that are known to be of its step
     or an earlier one, and after one that may be the same under another id.
     """
-    steps = {} if put.checkpoint_ns or put.step is None else put.visit.seen_at
+    steps, namespace = {} if put.step is None else put.visit.seen_at, put.checkpoint_ns
     claims = {message.claim for message in brought}
     end = len(merged)
     while end and isinstance(last := merged[end - 1], MessageSeen) and last.message_id not in ids:
-        is_earlier = put.step is not None and steps.get(last.message_id, put.step + 1) <= put.step
+        is_earlier = put.step is not None and steps.get((namespace, last.message_id), put.step + 1) <= put.step
         if is_earlier or last.role == "user" or (last.text and last.claim in claims):
             break
         end -= 1

@@ -48,6 +48,7 @@ _NO_LONGER_ASIDE = """
     UPDATE messages SET checkpoint_ns = '', marks = (SELECT NULLIF(json_group_array(value), '[]') FROM json_each(marks)
     WHERE value != 'aside') WHERE session_id = ? AND message_id = ? AND marks LIKE '%"aside"%'
 """
+_OUTERMOST = "UPDATE messages SET checkpoint_ns = '' WHERE session_id = ? AND message_id = ?"
 _SHARED = f"""
     UPDATE messages SET marks = json_insert(COALESCE(marks, '[]'), '$[#]', '{SHARED}')
     WHERE session_id = ? AND message_id = ? AND COALESCE(marks, '') NOT LIKE '%"{SHARED}"%'
@@ -193,6 +194,10 @@ class _Appending:
         """
         self._insert()
         own = self._visit.session_id, row.message_id
+        is_given = row.role == "user" and row.text in (self._visit.users_words or ())
+        if is_given and row.message_id in self._visit.written:  # a subgraph that is cut off may put its state first
+            self._connection.execute(_OUTERMOST, own)
+            return
         if self._connection.execute(_NO_LONGER_ASIDE, own).rowcount:
             return
         is_new = self._connection.execute(_SHARED, own).rowcount
@@ -296,7 +301,7 @@ class _Appending:
             + (to_text(message.created_at or self._said_at(message)),)
         )
         if replaces is not None and replaces.branch == self._branch:
-            self._insert()
+            self._insert()  # both may be of this batch
             self._connection.execute(
                 "UPDATE messages SET replaced_by = ? WHERE session_id = ? AND seq = ?",
                 (seq, self._visit.session_id, replaces.seq),
