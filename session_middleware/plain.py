@@ -36,6 +36,11 @@ def is_a(value: object, kinds: type[T] | tuple[type[T], ...]) -> TypeIs[T]:
     return issubclass(type(value), kinds)
 
 
+def text_of(value: object) -> str:
+    """A text as it is, anything else as its `repr`, which is all that a mock or a proxy is asked for."""
+    return value if is_a(value, str) else repr(value)
+
+
 def to_json(value: Any) -> str | None:
     """JSON text, or ``None`` for ``None``. Never raises."""
     if value is None:
