@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import suppress
+from dataclasses import is_dataclass
 from functools import cache
+from types import FunctionType
 from typing import Any, TypeVar, cast
 
 from langchain_core.callbacks import BaseCallbackManager
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import merge_configs
-from langchain_core.tools import BaseTool
 from langgraph.pregel import Pregel
 from langgraph.types import StateSnapshot
 
@@ -159,11 +160,11 @@ def _types_of(graph: Pregel[Any, Any, Any, Any]) -> Collection[TypeName]:
 
 def _response_schemas(node: Any) -> Iterator[type]:
     """The classes of `create_agent`'s ``response_format``: only its node knows them, its state's schema does not."""
-    closure = getattr(getattr(node, "func", None), "__closure__", None) or ()
-    for cell in closure:
+    func = getattr(node, "func", None)
+    for cell in (func.__closure__ or ()) if is_a(func, FunctionType) else ():
         with suppress(ValueError):  # the cell is empty
             held = cell.cell_contents
             for each in held.values() if is_a(held, dict) else (held,):
-                schema = getattr(each, "schema", None)
-                if isinstance(schema, type) and not isinstance(each, (BaseTool, type)):
+                schema = getattr(each, "schema", None) if is_dataclass(type(each)) else None
+                if is_a(schema, type):
                     yield schema

@@ -36,6 +36,11 @@ def is_a(value: object, kinds: type[T] | tuple[type[T], ...]) -> TypeIs[T]:
     return issubclass(type(value), kinds)
 
 
+def text_of(value: object) -> str:
+    """A text as it is, anything else as its `repr`, which is all that a mock or a proxy is asked for."""
+    return value if is_a(value, str) else repr(value)
+
+
 def to_json(value: Any) -> str | None:
     """JSON text, or ``None`` for ``None``. Never raises."""
     if value is None:
@@ -81,7 +86,7 @@ def _describe(value: Any) -> Any:
     if is_a(value, _TEXTUAL):
         return str(value)
     if is_a(value, BaseModel):
-        return _fields(value, value.model_dump)
+        return _fields(value, lambda: _model_fields(value))
     if dataclasses.is_dataclass(type(value)):
         fields = {field.name: getattr(value, field.name, None) for field in dataclasses.fields(type(value))}
         return {**fields, "__type__": type(value).__qualname__}
@@ -94,6 +99,15 @@ def _arrays() -> tuple[type[Any], ...]:
     """The classes of arrays and columns that this process can have made: those of what it has imported."""
     found = (getattr(sys.modules.get(module), name, None) for module, names in _ARRAYS.items() for name in names)
     return tuple(kind for kind in found if type(kind) is type)
+
+
+def _model_fields(model: BaseModel) -> Any:
+    """Its own dump, but with the values as they are that it takes for iterators: a mock has all methods of one."""
+    dumped = model.model_dump()
+    if not is_a(dumped, dict):
+        return dumped
+    lazy = {name for name, part in dumped.items() if type(part).__name__ == "SerializationIterator"}
+    return {name: model.__dict__.get(name, part) if name in lazy else part for name, part in dumped.items()}
 
 
 def _fields(value: Any, dump: Any) -> Any:

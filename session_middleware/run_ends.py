@@ -4,12 +4,15 @@ LangGraph tells a saver nothing of the run it saves for. But the first look of a
 carries it out, and that loop holds the input of this run and its callback manager, which hears the run's end in every
 case: when it is done, fails, is interrupted or cancelled, and when the reader of a stream closes it. So the loop is
 looked for on the stack of the first look, once per run, and its manager is given one more handler.
+A run that is cancelled again while its loop cleans up is reported before its tasks have ended; the loop that its error
+has come through knows them.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, NamedTuple, TypeAlias
 from uuid import UUID
@@ -20,6 +23,7 @@ Manager: TypeAlias = ParentRunManager | AsyncParentRunManager
 OnEnd: TypeAlias = Callable[[BaseException | None], None]
 
 _ENTERING = ("__enter__", "__aenter__")  # of a loop, which makes the first look and nothing else that looks
+_RUNNING = ("stream", "astream")
 
 
 class Loop(NamedTuple):
@@ -42,15 +46,40 @@ class _AtEnd(BaseCallbackHandler):
 
     def on_chain_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
         if run_id == self._run_id:
-            self._call(error)
+            call_when_over(error, lambda: self._call(error))
+
+
+def call_when_over(error: BaseException, call: Callable[[], None]) -> None:
+    """Call at once, or when the tasks have ended that a run ended by `error` has left running."""
+    task = None if isinstance(error, Exception) else next(_left_running(error), None)
+    if task is None:
+        call()
+    else:
+        task.add_done_callback(lambda _: call_when_over(error, call))
+
+
+def _left_running(error: BaseException) -> Iterator[Any]:
+    """The unfinished tasks of the loops that the error has come through."""
+    cause: BaseException | None = error
+    while cause is not None:
+        for frame, _ in traceback.walk_tb(cause.__traceback__):
+            if frame.f_code.co_name in _RUNNING and _is_langgraphs(frame):
+                submit = getattr(frame.f_locals.get("loop"), "submit", None)
+                yield from (
+                    task for task in list(getattr(getattr(submit, "__self__", None), "tasks", ())) if not task.done()
+                )
+        cause = cause.__context__
+
+
+def _is_langgraphs(frame: FrameType) -> bool:
+    return str(frame.f_globals.get("__name__")).startswith("langgraph.pregel")
 
 
 def find_loop() -> Loop | None:
     """The loop that makes the present call; ``None`` when no loop does."""
     frame: FrameType | None = inspect.currentframe()
     while frame is not None:
-        module = str(frame.f_globals.get("__name__"))
-        if frame.f_code.co_name in _ENTERING and module.startswith("langgraph.pregel"):
+        if frame.f_code.co_name in _ENTERING and _is_langgraphs(frame):
             loop = frame.f_locals.get("self")
             manager = getattr(loop, "manager", None)
             if isinstance(manager, (ParentRunManager, AsyncParentRunManager)):

@@ -17,7 +17,8 @@ from contextlib import suppress
 from dataclasses import fields
 from datetime import date, datetime, timedelta
 from decimal import Decimal
-from types import FunctionType
+from inspect import getattr_static
+from types import FunctionType, MethodType
 from typing import Any
 from uuid import UUID
 
@@ -82,22 +83,31 @@ def _encoded(value: Any) -> Any:
         return bytes(value) if is_a(value, bytes) else _packed(value, SCALAR)
     if isinstance(value, type):
         raise TypeError(f"{value.__name__} is a class, and not a value")
-    cls = type(value)
-    if (
-        _makes_attributes_up(cls)
-        and not issubclass(cls, BaseException)
-        and not any(hasattr(cls, name) for name in _DUMPS)
-    ):
-        raise TypeError(f"Object of type {cls.__name__} is not serializable")  # a mock or a proxy is asked nothing
+    _refuse_made_up(value)
     return _msgpack_default(value)
 
 
 _DUMPS = ("model_dump", "get_secret_value", "dict", "_asdict")  # what LangGraph calls, on a value that has it
 
 
-def _makes_attributes_up(cls: Any) -> bool:
-    is_made_up = hasattr(cls, "__getattr__") or isinstance(cls.__getattribute__, FunctionType)
-    return is_made_up and not issubclass(cls, BaseException)  # of which LangGraph stores the repr
+def _refuse_made_up(value: Any) -> None:
+    """Raise `TypeError` where LangGraph would call what a value only makes up, as a mock and a remote proxy do.
+
+    The method of another object that a wrapper hands out is that object's own, and is called.
+    """
+    cls: Any = type(value)
+    if not hasattr(cls, "__getattr__") and not isinstance(cls.__getattribute__, FunctionType):
+        return
+    for name in _DUMPS:
+        if callable(found := getattr(value, name, None)):
+            owner = found.__self__ if type(found) is MethodType else value
+            if getattr_static(owner, name, None) is not None:
+                return
+            break
+    else:
+        if value.__class__ is cls:
+            return
+    raise TypeError(f"Object of type {cls.__name__} is not serializable")
 
 
 def _default_exactly(value: Any) -> Any:

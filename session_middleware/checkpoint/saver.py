@@ -58,6 +58,9 @@ class SessionSaver(BaseCheckpointSaver[int]):
 
     Every method raises `SessionAccessDenied` when the config's session is another user's, and
     `SessionExpired` when it has expired and ``on_resume`` is ``"reject"``; nothing is read then.
+
+    For a config without a thread id LangGraph raises before it calls the saver: ``ValueError`` ("Checkpointer requires
+    one or more of the following 'configurable' keys") for a run, ``KeyError`` for `get_state` and `update_state`.
     """
 
     def __init__(

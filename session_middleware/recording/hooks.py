@@ -27,7 +27,7 @@ from session_middleware.recording.journal import harmless
 from session_middleware.recording.messages import Outcome, describe, mark_of, outcome_of
 from session_middleware.recording.prices import load
 from session_middleware.recording.recorder import SessionRecorder
-from session_middleware.recording.trace import CallKey, KnownMessages, Trace, namespace_of, sentence, since
+from session_middleware.recording.trace import CallKey, KnownMessages, Trace, namespace_of, noted, sentence, since
 from session_middleware.recording.usage import is_cached, model_in, text_in, usage_of, with_usage
 from session_middleware.storage.port import Storage
 from session_middleware.storage.seen import HistorySeen, ModelCallSeen, ToolEnd, ToolStart
@@ -134,7 +134,7 @@ class Hooks:
             visit = self._visits.alone(configurable, anew=begins)
         metadata = config.get("metadata") or {}
         is_kept = checkpointer is not None
-        return Place(visit, trace, checkpointed, is_kept, namespace_of(metadata), metadata.get("langgraph_node"))
+        return Place(visit, trace, checkpointed, is_kept, namespace_of(metadata), noted(metadata, "langgraph_node"))
 
     def admit(self, place: Place) -> None:
         """Ask at the door, where nobody else has. Raises what the door does."""

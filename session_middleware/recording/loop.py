@@ -22,7 +22,7 @@ from pydantic import BaseModel
 from session_middleware.errors import InvalidArgument
 from session_middleware.model import CALL_STATUSES, Identity, Message, NewId
 from session_middleware.names import check_choice, checked_moment
-from session_middleware.plain import is_a
+from session_middleware.plain import is_a, text_of
 from session_middleware.recording.align import align
 from session_middleware.recording.blocks import Blocks
 from session_middleware.recording.journal import Journal
@@ -90,7 +90,7 @@ class Loop:
         if status is not None:
             check_choice("status", status, CALL_STATUSES[1:])  # it is over
         execution_id, name = self._new_id(), str(name)
-        told, call_id = _said(error), tool_call_id if tool_call_id is None else _text(tool_call_id)
+        told, call_id = _said(error), tool_call_id if tool_call_id is None else text_of(tool_call_id)
         found = outcome_of(result)
         end = ToolEnd(
             execution_id=execution_id,
@@ -184,7 +184,7 @@ class Loop:
             arguments = dict(signature.bind(*args, **kwargs).arguments)
         except TypeError:  # calling it will say what is wrong
             arguments = {"args": list(args), **kwargs}
-        return ToolStart(self._new_id(), None if call_id is None else str(call_id), name, arguments)
+        return ToolStart(self._new_id(), None if call_id is None else text_of(call_id), name, arguments)
 
     @contextmanager
     def _closing(self, start: ToolStart, ends: list[Entry]) -> Iterator[list[Any]]:
@@ -220,11 +220,7 @@ class Loop:
 
 
 def _said(error: Any) -> str | None:
-    return sentence(error) if is_a(error, BaseException) else None if error is None else _text(error)
-
-
-def _text(value: Any) -> str:
-    return value if is_a(value, str) else repr(value)
+    return sentence(error) if is_a(error, BaseException) else None if error is None else text_of(error)
 
 
 def _unkept(session_id: str, seen: Any) -> Message:

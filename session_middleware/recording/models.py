@@ -22,7 +22,7 @@ from session_middleware.plain import is_a
 from session_middleware.recording.journal import Journal
 from session_middleware.recording.messages import describe
 from session_middleware.recording.prices import Tokens, load
-from session_middleware.recording.trace import Asked, Trace, namespace_of, since
+from session_middleware.recording.trace import Asked, Trace, namespace_of, noted, since
 from session_middleware.recording.usage import is_cached, model_in, text_in, told_beside, usage_of, with_usage
 from session_middleware.storage.seen import MessageSeen, ModelCallSeen
 
@@ -45,8 +45,8 @@ class Models:
             model=model,
             provider=text_in(metadata, "ls_provider"),
             namespace=namespace_of(metadata),
-            node=metadata.get("langgraph_node"),
-            step=metadata.get("langgraph_step"),
+            node=noted(metadata, "langgraph_node"),
+            step=noted(metadata, "langgraph_step"),
         )
         load()
 

@@ -26,7 +26,7 @@ from session_middleware.checkpoint.answers import without_tasks
 from session_middleware.checkpoint.elements import id_of, is_message
 from session_middleware.lifecycle import session_id_of
 from session_middleware.model import Clock, NewId
-from session_middleware.plain import is_a
+from session_middleware.plain import is_a, is_nothing, text_of
 from session_middleware.recording.align import add_asked
 from session_middleware.recording.histories import Histories
 from session_middleware.recording.journal import DENIALS, Journal, awaited, harmless, is_awaited
@@ -43,7 +43,8 @@ from session_middleware.recording.messages import (
 )
 from session_middleware.recording.models import Models
 from session_middleware.recording.tools import Tools
-from session_middleware.recording.trace import KnownMessages, Node, Trace, namespace_of, sentence, since
+from session_middleware.recording.trace import KnownMessages, Node, Trace, namespace_of, noted, sentence, since
+from session_middleware.run_ends import call_when_over
 from session_middleware.storage.port import Storage
 from session_middleware.storage.seen import HistorySeen, MessageSeen, RunEnd
 from session_middleware.storage.visit import Visit
@@ -99,8 +100,8 @@ class SessionRecorder(GraphCallbackHandler):
         **kwargs: Any,
     ) -> None:
         metadata = metadata or {}
-        name = str(kwargs.get("name"))
-        if name.endswith("UpdateState") and name != metadata.get("langgraph_node"):
+        name = text_of(kwargs.get("name"))
+        if name.endswith("UpdateState") and name != noted(metadata, "langgraph_node"):
             self._outside.add(run_id)  # `update_state` runs a node's writers: a change from outside, and no run
             return
         if parent_run_id in self._outside:
@@ -117,7 +118,7 @@ class SessionRecorder(GraphCallbackHandler):
         self._begin(trace)
         if trace.visit.checkpointed:  # it may be a graph that keeps its state, and is about to read it
             trace.visit.inside[without_tasks(namespace_of(metadata))] = inputs
-        if (node := metadata.get("langgraph_node")) and name == node and run_id not in trace.nodes:
+        if (node := noted(metadata, "langgraph_node")) and name == node and run_id not in trace.nodes:
             trace.nodes[run_id] = begun = trace.node_of(metadata)
             if parent_run_id is not None and begun.graph_namespace:
                 trace.graphs[parent_run_id] = begun.graph_namespace
@@ -155,7 +156,7 @@ class SessionRecorder(GraphCallbackHandler):
         node = trace.take_node(run_id)
         trace.graphs.pop(run_id, None)
         if trace.visit.run_id == str(run_id):
-            self._fail(trace, error)
+            call_when_over(error, lambda: self._fail(trace, error))
         elif node is not None:
             self._hear(trace, node, None)
 
@@ -175,7 +176,7 @@ class SessionRecorder(GraphCallbackHandler):
             trace = parent
         elif thread_id is not None:  # LangGraph makes a text of any
             trace = Trace(Visit(session_id_of(str(thread_id)), identity_of(metadata), run_id=str(run_id)))
-            trace.went_back_to = metadata.get("checkpoint_id")
+            trace.went_back_to = noted(metadata, "checkpoint_id")
             self._visits.begin(trace.visit)
         else:
             if parent_run_id is None:
@@ -215,6 +216,7 @@ class SessionRecorder(GraphCallbackHandler):
             trace.begun = False  # there is nothing to end
             raise
 
+    @harmless
     def _fail(self, trace: Trace, error: BaseException) -> None:
         outcome = "error" if isinstance(error, Exception) else "interrupted"
         self._end(trace, outcome, sentence(error) if outcome == "error" else None)
@@ -335,7 +337,7 @@ class SessionRecorder(GraphCallbackHandler):
         call_id = kwargs.get("tool_call_id")
         name = str((serialized or {}).get("name") or kwargs.get("name") or "tool")
         arguments = inputs if inputs is not None else input_str
-        self._tools.start(trace, run_id, name, arguments, str(call_id) if call_id else None, metadata)
+        self._tools.start(trace, run_id, name, arguments, None if is_nothing(call_id) else text_of(call_id), metadata)
         return trace.visit if trace.visit.entries else None
 
     @harmless

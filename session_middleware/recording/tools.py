@@ -9,7 +9,7 @@ from uuid import UUID
 from session_middleware.plain import to_json
 from session_middleware.recording.journal import Journal
 from session_middleware.recording.messages import Outcome
-from session_middleware.recording.trace import Tool, Trace, namespace_of, since
+from session_middleware.recording.trace import Tool, Trace, namespace_of, noted, since
 from session_middleware.storage.seen import ToolEnd, ToolStart
 
 
@@ -35,7 +35,7 @@ class Tools:
             name=name,
             arguments=arguments,
             checkpoint_ns=namespace.rpartition("|")[0],
-            node=metadata.get("langgraph_node"),
+            node=noted(metadata, "langgraph_node"),
             message_id=trace.asked_by(namespace, call_id, arguments) if call_id else None,
             corrects=foretold is not None,
         )

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 from uuid import UUID
 
 from session_middleware.checkpoint.answers import without_tasks
+from session_middleware.plain import is_a
 from session_middleware.recording.messages import by_whom
 from session_middleware.storage.seen import ASIDE, MessageSeen, ToolStart
 from session_middleware.storage.visit import Visit
@@ -98,11 +99,11 @@ class Trace:
     lock: threading.Lock = field(default_factory=threading.Lock)  # tools and nodes may run side by side
 
     def node_of(self, metadata: Mapping[str, Any]) -> Node:
-        step = metadata.get("langgraph_step")
+        step = noted(metadata, "langgraph_step")
         if self.first_step is None:
             self.first_step = step
         namespace = namespace_of(metadata)
-        self.agents.add(name := str(metadata.get("langgraph_node")))
+        self.agents.add(name := str(noted(metadata, "langgraph_node")))
         return Node(name, namespace, self.is_resumed and step == self.first_step, step)
 
     def take_node(self, run_id: UUID) -> Node | None:
@@ -178,8 +179,14 @@ def _is_inside(namespace: str, outer: str) -> bool:
     return namespace == outer or namespace.startswith(outer + "|")
 
 
+def noted(metadata: Mapping[str, Any], name: str) -> Any:
+    """A text or a number that LangGraph notes in a run's metadata. Any other value there is the caller's own."""
+    value = metadata.get(name)
+    return value if is_a(value, (str, int)) else None
+
+
 def namespace_of(metadata: Mapping[str, Any]) -> str:
-    return str(metadata.get("langgraph_checkpoint_ns") or metadata.get("checkpoint_ns") or "")
+    return str(noted(metadata, "langgraph_checkpoint_ns") or noted(metadata, "checkpoint_ns") or "")
 
 
 def since(started: float) -> float:

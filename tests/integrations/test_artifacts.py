@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable, Iterator
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Annotated, Any
 from unittest.mock import MagicMock
@@ -12,12 +13,14 @@ from uuid import UUID
 
 import numpy
 import pytest
+from langchain_core.language_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, ToolMessage
 from langchain_core.tools import tool
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.graph.message import add_messages
 from langgraph.prebuilt import ToolNode
 from langgraph.types import Command
+from pydantic import BaseModel
 from typing_extensions import TypedDict
 
 from session_middleware import Sessions, UnserializableValue
@@ -226,6 +229,64 @@ def test_a_mock_in_a_state_that_is_stored_is_refused_and_asked_nothing(
     assert mock.mock_calls == []
 
 
+class Made:
+    """Answers for any attribute, as a proxy of something far away does."""
+
+    def __init__(self, **own: Any) -> None:
+        self.__dict__.update(own)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return lambda *args, **kwargs: forbid_all(name)
+
+
+class Wrapper(Made):
+    """Hands out what another object has."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["inner"], name)
+
+
+class Address(IPv4Address):
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(name)
+
+
+class Thing(BaseModel):
+    size: int = 1
+
+
+def forbid_all(name: str) -> Any:
+    raise AssertionError(f"{name} was called")
+
+
+MADE_UP: dict[str, tuple[Any, Any]] = {
+    "a subclass of what can be stored": (Address("10.0.0.1"), IPv4Address("10.0.0.1")),
+    "a wrapper of a model": (Wrapper(inner=Thing()), {"size": 1}),
+    "its own method": (Wrapper(inner=None, model_dump=lambda: {"size": 2}), {"size": 2}),
+}
+
+
+@pytest.mark.parametrize("name", MADE_UP)
+def test_a_value_with_attributes_of_its_making_is_stored_where_langgraph_stores_it(
+    sessions: Sessions, name: str, invoke: Callable[..., Any]
+) -> None:
+    value, stored = MADE_UP[name]
+    builder = StateGraph(State).add_node("node", lambda state: {"thing": value}).add_edge(START, "node")
+    graph, config = watched(sessions, "checkpointer", builder)
+    invoke(graph, {"messages": "hi"}, config)
+    assert str(graph.get_state(config).values["thing"]) == str(stored)
+
+
+def test_a_method_that_a_value_makes_up_is_not_called(sessions: Sessions, invoke: Callable[..., Any]) -> None:
+    builder = StateGraph(State).add_node("node", lambda state: {"thing": Made()}).add_edge(START, "node")
+    graph, config = watched(sessions, "checkpointer", builder)
+    with pytest.raises(UnserializableValue, match="Made") as refused:
+        invoke(graph, {"messages": "hi"}, config)
+    assert "was called" not in str(refused.value)
+
+
 RESULTS: dict[str, Any] = {
     "a mock": MagicMock(),
     "a mock of a message": MagicMock(spec=ToolMessage),
@@ -268,6 +329,36 @@ def test_nothing_is_called_on_what_a_tool_is_given_and_gives_back(
     assert {call.result["__type__"] for call in calls} == {type(result).__name__}
     if type(result) is MagicMock:
         assert result.mock_calls == []
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_an_id_of_a_call_that_is_no_text_is_asked_for_its_repr_only(sessions: Sessions, is_async: bool) -> None:
+    session, call_id = sessions.open("t"), MagicMock()
+
+    @session.tool
+    def fetch(what: str) -> str:
+        return what
+
+    @session.tool(name="fetch")
+    async def afetch(what: str) -> str:
+        return what
+
+    came = asyncio.run(afetch("tea", tool_call_id=call_id)) if is_async else fetch("tea", tool_call_id=call_id)
+    assert came == "tea"
+    assert [call.tool_call_id for call in session.tool_calls()] == [repr(call_id)]
+    assert call_id.mock_calls == []
+
+
+@pytest.mark.parametrize("key", ["langgraph_node", "langgraph_step", "checkpoint_ns", "checkpoint_id"])
+def test_what_is_no_text_in_the_metadata_of_a_model_call_is_asked_nothing(sessions: Sessions, key: str) -> None:
+    odd, config = MagicMock(), sessions.config("t")
+    metadata: Any = {**config.get("metadata", {}), key: odd}
+    model = GenericFakeChatModel(messages=iter([AIMessage("hello")]))
+    model.invoke("hi", {**config, "callbacks": [sessions.recorder], "metadata": metadata})
+    (call,) = sessions.get("t").model_calls()
+    assert (call.node, call.error) == (None, None)
+    assert odd.mock_calls == []
+    assert sessions.recorder.faults == 0
 
 
 def test_nothing_is_called_on_a_key_that_is_no_text(sessions: Sessions) -> None:

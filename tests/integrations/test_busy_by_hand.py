@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -10,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.graph import START, MessagesState, StateGraph
 
 from session_middleware import LeaseLost, SessionBusy, Sessions
 from tests.conftest import Clock
 from tests.integrations.agents import human
-from tests.integrations.test_busy import PARTS, Gate, build
+from tests.integrations.test_busy import PARTS, Gate, answering, build, count_leases
 
 Open = Callable[..., Sessions]
 by_part = pytest.mark.parametrize("part", PARTS)
@@ -68,7 +71,9 @@ def test_a_block_waits_for_a_graphs_run(open_sessions: Open) -> None:
     with ThreadPoolExecutor(1) as pool:
         with running(build(sessions, gate.node), gate, sessions):
             waiting = pool.submit(by_hand)
-            assert not entered.wait(0.05)
+            while count_leases(sessions) < 2:
+                time.sleep(0)
+            assert not entered.is_set()
         waiting.result()
     assert [message.text for message in session.messages()] == ["graph", "you said graph", "by hand"]
 
@@ -140,6 +145,36 @@ def test_a_run_inside_a_block_that_was_taken_for_dead_cannot_write_either(open_s
     with pytest.raises(LeaseLost):
         write()
     assert sessions.get("t").messages() == []
+
+
+class Elsewhere(InMemorySaver):
+    """A saver that has another do everything on a thread of its own, where the run cannot be seen."""
+
+    def __init__(self, saver: Any) -> None:
+        super().__init__()
+        self.saver, self.pool = saver, ThreadPoolExecutor(1)
+
+    def get_tuple(self, config: Any) -> Any:
+        return self.pool.submit(self.saver.get_tuple, config).result()
+
+    def put(self, *args: Any) -> Any:
+        return self.pool.submit(self.saver.put, *args).result()
+
+    def put_writes(self, *args: Any) -> None:
+        self.pool.submit(self.saver.put_writes, *args).result()
+
+
+def test_a_run_that_cannot_be_seen_holds_its_session_until_it_is_silent_for_long(open_sessions: Open) -> None:
+    sessions = open_sessions(on_busy="reject")
+    builder = StateGraph(MessagesState).add_node("node", answering).add_edge(START, "node")
+    graph = builder.compile(checkpointer=Elsewhere(sessions.checkpointer))
+    graph.invoke(human("hi"), sessions.config("t"))
+    for _ in range(6):
+        sessions._pulse.beat()
+    assert sessions.get("t").is_running
+    sessions._pulse.beat()
+    assert not sessions.get("t").is_running
+    graph.invoke(human("hi"), sessions.config("t"))
 
 
 def refused(sessions: Sessions) -> None:

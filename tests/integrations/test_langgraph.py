@@ -394,3 +394,15 @@ async def test_ones_own_callbacks_are_called_beside_the_recorder(given: Any, run
     found = sessions.get("t")
     assert ([run.outcome for run in found.runs()], found.message_count) == (["ok"], 4)
     assert [call.duration_ms is not None for call in found.tool_calls()] == [True]
+
+
+@pytest.mark.parametrize("config", [{}, {"configurable": {}}])
+def test_without_a_thread_id_langgraph_raises_before_it_asks_the_checkpointer(config: Any, sessions: Sessions) -> None:
+    """The README quotes it."""
+    graph: Any = agents.tool_graph(checkpointer=sessions.checkpointer)
+    with pytest.raises(ValueError, match="Checkpointer requires one or more of the following"):
+        graph.invoke(human("hi"), config)
+    for read in (graph.get_state, lambda config: graph.update_state(config, human("hi"))):
+        with pytest.raises(KeyError):
+            read(config)
+    assert sessions.count() == 0

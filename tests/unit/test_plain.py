@@ -104,6 +104,10 @@ class Proxy:
         return "a proxy"
 
 
+class Holding(BaseModel):
+    held: Any
+
+
 @pytest.mark.parametrize("claims", [dict, list, str, BaseModel, datetime, numpy.ndarray, Color, Path, Point])
 def test_nothing_is_called_on_a_value_that_only_claims_to_be_of_a_class(claims: type[Any]) -> None:
     mock = MagicMock(spec=claims)
@@ -114,6 +118,8 @@ def test_nothing_is_called_on_a_value_that_only_claims_to_be_of_a_class(claims: 
 def test_a_mock_and_a_proxy_are_kept_as_what_they_look_like() -> None:
     mock = MagicMock()
     assert plain(mock)["__type__"] == "MagicMock"
+    assert mock.mock_calls == []
+    assert plain(Holding(held=mock))["held"]["__type__"] == "MagicMock"
     assert mock.mock_calls == []
     assert plain([Proxy()]) == [{"__repr__": "a proxy", "__type__": "Proxy"}]
     assert plain({("a", 1): Proxy()}) == {"('a', 1)": {"__repr__": "a proxy", "__type__": "Proxy"}}
