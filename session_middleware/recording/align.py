@@ -7,8 +7,9 @@ whether something was left out, put in or edited, or another way taken. Pure fun
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from difflib import SequenceMatcher
 from itertools import takewhile
 from operator import eq
@@ -16,22 +17,34 @@ from typing import Any, NamedTuple
 
 from session_middleware.storage.seen import Alignment, Said
 
-_SYSTEM = "system"
+_SYSTEM, _USER = "system", "user"
+_LONGEST_MARK = 80
+_MARK = re.compile(r"\s*(\[[^\[\]]*\]|\([^()]*\)|<[^<>]*>|[^\w\s]+|)\s*\Z")
 
 
 def align(recorded: Sequence[Said], given: Sequence[Said]) -> Alignment:
     """Which of the messages `given` are recorded ones, and where they leave what is recorded.
 
-    The same history again is all known; more after it is new; what was trimmed at its front, or left out
-    anywhere, changes nothing behind it; a message in the place of one of the same speaker is an edit of it,
-    if nothing recorded behind it is given up; else it is another branch. System messages may be made anew
-    for each call, so they are compared with each other, and all others without them.
+    A history that begins with the end of what is recorded, masked or not, and goes on with one turn adds that
+    turn; so does one turn that has nothing in common with what is recorded. Any other is compared message by
+    message: what was trimmed at its front, or left out anywhere, changes nothing behind it; a message in the
+    place of one of the same speaker is an edit of it, if nothing recorded behind it is given up; else it is
+    another branch. System messages may be made anew for each call, so they are compared with each other, and
+    all others without them.
     """
+    return _align_both(recorded, given, _align_history)
+
+
+def _align_both(
+    recorded: Sequence[Said],
+    given: Sequence[Said],
+    align_spoken: Callable[[Sequence[Said], Sequence[Said]], Alignment],
+) -> Alignment:
     old, new = (
         [place for place, said in enumerate(conversation) if said.words[0] != _SYSTEM]
         for conversation in (recorded, given)
     )
-    spoken = _align_spoken([recorded[place] for place in old], [given[place] for place in new])
+    spoken = align_spoken([recorded[place] for place in old], [given[place] for place in new])
     ids: list[str | None] = [None] * len(given)
     for place, known in zip(new, spoken.ids, strict=True):
         ids[place] = known
@@ -40,8 +53,75 @@ def align(recorded: Sequence[Said], given: Sequence[Said]) -> Alignment:
     return Alignment(ids, branch_after)
 
 
-def _align_spoken(old: Sequence[Said], new: Sequence[Said]) -> Alignment:
+def _align_history(old: Sequence[Said], new: Sequence[Said]) -> Alignment:
     """As `align`, of conversations without system messages."""
+    if overlap := _overlap(old, new):
+        known = (said.message_id for said in old[len(old) - overlap :])
+        return Alignment([*known, *[None] * (len(new) - overlap)])
+    if _is_next_turn(old, new):
+        return Alignment([None] * len(new))
+    return _align_spoken(old, new)
+
+
+def _overlap(old: Sequence[Said], new: Sequence[Said]) -> int:
+    """How many messages at the end of the old conversation the new one begins with, followed by one turn at most."""
+    asked = [place for place, said in enumerate(new) if said.words[0] == _USER]
+    often = Counter(said.words for said in old)
+    masks = {text for text, count in Counter(said.words[1] for said in new).items() if count > 1}
+    for length in range(min(len(old), len(new)), max([*asked[-2:-1], 0]), -1):
+        goes_on = length == len(old) < len(new)
+        if _is_same_stretch(old[len(old) - length :], new[:length], often, masks, goes_on=goes_on):
+            return length
+    return 0
+
+
+def _is_same_stretch(
+    old: Sequence[Said], new: Sequence[Said], often: Counter[Any], masks: Container[str], *, goes_on: bool
+) -> bool:
+    """Whether each message is the recorded one, masked, cut short, or alike.
+
+    Texts that are merely alike need a proof: one message that is masked, or the same and said only once; or the
+    new conversation `goes_on` after all that is recorded. If it does after the same message, any text before
+    that may be an edit.
+    """
+    is_anchored = goes_on and new[-1].is_same_as(old[-1]) and often[old[-1].words] == 1
+    is_proven, changed = goes_on or len(old) == 1, False
+    for was, now in zip(old, new, strict=True):
+        if now.is_same_as(was):
+            is_proven = is_proven or often[was.words] == 1
+            continue
+        changed = True
+        if now.message_id is not None or not _may_be(was, now):
+            return False
+        is_masked = was.words[3:4] == now.words[3:4] and (now.words[1] in masks or _is_cut(was.words[1], now.words[1]))
+        if not (is_masked or is_anchored or _is_alike(was, now)):
+            return False
+        is_proven = is_proven or is_masked
+    return is_proven or not changed
+
+
+def _is_cut(was: str, now: str) -> bool:
+    """Whether a text is the beginning of another, or nothing of it, and then a mark such as "…" or "[masked]"."""
+    mark = _MARK.search(now[-_LONGEST_MARK:])
+    return mark is not None and was.startswith(now[: len(now) - len(mark[0])])
+
+
+def _is_next_turn(old: Sequence[Said], new: Sequence[Said]) -> bool:
+    """Whether it is one turn, or a part of one, and nothing in it shows that it is recorded."""
+    ids = {said.message_id for said in old}
+    if not old or not new or any(said.message_id in ids for said in new if said.message_id is not None):
+        return False
+    if sum(said.words[0] == _USER for said in new) > 1:
+        return False
+    speaker = old[-1].words[0]
+    if new[0].words[0] != speaker and (len(new) == 1 or speaker == _USER):
+        return True
+    was, now = (Counter(said.words for said in conversation) for conversation in (old, new))
+    return len(old) > 1 and not any(was[words] == count == 1 for words, count in now.items())
+
+
+def _align_spoken(old: Sequence[Said], new: Sequence[Said]) -> Alignment:
+    """Compare two conversations without system messages, message by message."""
     *gaps, tail = _gaps(old, new)
     pairs = {in_new: in_old for gap in (*gaps, tail) for in_new, in_old in gap.before.items()}
     edits = {in_new: in_old for gap in gaps for in_new, in_old in gap.edits(old, new).items()}
@@ -166,12 +246,12 @@ def add_asked(recorded: Sequence[Said], given: Sequence[Said], *, run_id: str | 
     A prompt may be made anew for each call, so nothing is left behind: what is not known is added. A
     question that was answered in an earlier run is asked again.
     """
-    return _asked_anew(recorded, _add_all(recorded, given), run_id)
+    return _asked_anew(recorded, _add_all(recorded, given), given, run_id)
 
 
 def _add_all(recorded: Sequence[Said], given: Sequence[Said]) -> Alignment:
     """As `align`, but nothing is left behind, and the last message is no edit."""
-    found = align(recorded, given)
+    found = _align_both(recorded, given, _align_spoken)
     old = {said.message_id: said for said in recorded}
     ids = [
         known
@@ -196,7 +276,7 @@ def add_given(recorded: Sequence[Said], given: Sequence[Said], *, run_id: str | 
     ids: list[str | None] = [None] * len(given)
     for start, place, length in SequenceMatcher(None, old, new, autojunk=False).get_matching_blocks():
         ids[place : place + length] = [said.message_id for said in recorded[start : start + length]]
-    return _asked_anew(recorded, Alignment(ids, renamed=True), run_id)
+    return _asked_anew(recorded, Alignment(ids, renamed=True), given, run_id)
 
 
 def _spoken(words: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -204,12 +284,14 @@ def _spoken(words: tuple[Any, ...]) -> tuple[Any, ...]:
     return words[:2] if words[0] == "assistant" and words[1] else words
 
 
-def _asked_anew(recorded: Sequence[Said], found: Alignment, run_id: str | None) -> Alignment:
-    """The last message is new, where it is a question that an earlier run (of ``None``, any) has answered."""
-    last = next((said for said in recorded if found.ids and said.message_id == found.ids[-1]), None)
-    is_earlier = last is not None and last is not recorded[-1] and (run_id is None or last.run_id != run_id)
-    if last is not None and is_earlier and last.words[0] == "user":
-        return found._replace(ids=[*found.ids[:-1], None])
+def _asked_anew(recorded: Sequence[Said], found: Alignment, given: Sequence[Said], run_id: str | None) -> Alignment:
+    """The last question is new, where an earlier run (of ``None``, any) has answered it and what follows it is new."""
+    asked = max((place for place, said in enumerate(given) if said.words[0] == _USER), default=None)
+    if asked is None or any(known is not None for known in found.ids[asked + 1 :]):
+        return found
+    was = next((said for said in recorded if said.message_id == found.ids[asked]), None)
+    if was is not None and was is not recorded[-1] and (run_id is None or was.run_id != run_id):
+        return found._replace(ids=[*found.ids[:asked], *[None] * (len(given) - asked)])
     return found
 
 
