@@ -19,6 +19,7 @@ from session_middleware.storage.seen import Alignment, Said
 
 _SYSTEM, _USER = "system", "user"
 _LONGEST_MARK = 80
+_DIGITS = re.compile(r"\d+")
 _MARK = re.compile(r"\s*(\[[^\[\]]*\]|\([^()]*\)|<[^<>]*>|[^\w\s]+|)\s*\Z")
 
 
@@ -96,8 +97,15 @@ def _is_same_stretch(
         is_masked = was.words[3:4] == now.words[3:4] and (now.words[1] in masks or _is_cut(was.words[1], now.words[1]))
         if not (is_masked or is_anchored or _is_alike(was, now)):
             return False
+        if now is new[-1] and not goes_on and now.words[0] != _USER and _is_numbered(was, now):
+            return False
         is_proven = is_proven or is_masked
     return is_proven or not changed
+
+
+def _is_numbered(was: Said, now: Said) -> bool:
+    """Whether two texts differ in nothing but numbers, as those of items in a series do."""
+    return _DIGITS.sub("", was.words[1]) == _DIGITS.sub("", now.words[1])
 
 
 def _is_cut(was: str, now: str) -> bool:
@@ -116,8 +124,12 @@ def _is_next_turn(old: Sequence[Said], new: Sequence[Said]) -> bool:
     speaker = old[-1].words[0]
     if new[0].words[0] != speaker and (len(new) == 1 or speaker == _USER):
         return True
+    if len(old) == 1 < len(new):
+        return False
     was, now = (Counter(said.words for said in conversation) for conversation in (old, new))
-    return len(old) > 1 and not any(was[words] == count == 1 for words, count in now.items())
+    if sum(said.words[0] == _USER for said in old) == 1 and new[0].is_same_as(old[0]):  # it may be asked again
+        del now[new[0].words]
+    return not any(was[words] == count == 1 for words, count in now.items())
 
 
 def _align_spoken(old: Sequence[Said], new: Sequence[Said]) -> Alignment:
