@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from difflib import SequenceMatcher
 from itertools import takewhile
 from operator import eq
@@ -68,50 +68,59 @@ def _overlap(old: Sequence[Said], new: Sequence[Said]) -> int:
     """How many messages at the end of the old conversation the new one begins with, followed by one turn at most."""
     asked = [place for place, said in enumerate(new) if said.words[0] == _USER]
     often = Counter(said.words for said in old)
-    masks = {text for text, count in Counter(said.words[1] for said in new).items() if count > 1}
+    stems = _stems(new)
     for length in range(min(len(old), len(new)), max([*asked[-2:-1], 0]), -1):
         goes_on = length == len(old) < len(new)
-        if _is_same_stretch(old[len(old) - length :], new[:length], often, masks, goes_on=goes_on):
+        pairs = list(zip(old[len(old) - length :], new, stems, strict=False))
+        if _is_same_stretch(pairs, often, goes_on=goes_on, is_whole=length == len(new)):
             return length
     return 0
 
 
+def _stems(new: Sequence[Said]) -> list[str]:
+    """What a text may be cut down to: all before a mark such as "…" or "[masked]"; nothing, if the text is repeated."""
+    often = Counter(said.words[1] for said in new)
+    stems = []
+    for said in new:
+        text = said.words[1]
+        mark = _MARK.search(text[-_LONGEST_MARK:])
+        is_mask = often[text] > 1
+        stems.append("" if is_mask else text[: len(text) - len(mark[0])] if mark else text)
+    return stems
+
+
 def _is_same_stretch(
-    old: Sequence[Said], new: Sequence[Said], often: Counter[Any], masks: Container[str], *, goes_on: bool
+    pairs: Sequence[tuple[Said, Said, str]], often: Counter[Any], *, goes_on: bool, is_whole: bool
 ) -> bool:
     """Whether each message is the recorded one, masked, cut short, or alike.
 
     Texts that are merely alike need a proof: one message that is masked, or the same and said only once; or the
     new conversation `goes_on` after all that is recorded. If it does after the same message, any text before
-    that may be an edit.
+    that may be an edit. The last of the `is_whole` new conversation is no edit if only its numbers differ.
     """
-    is_anchored = goes_on and new[-1].is_same_as(old[-1]) and often[old[-1].words] == 1
-    is_proven, changed = goes_on or len(old) == 1, False
-    for was, now in zip(old, new, strict=True):
+    other: list[tuple[Said, Said]] = []
+    is_proven = goes_on or len(pairs) == 1
+    for was, now, stem in pairs:
         if now.is_same_as(was):
             is_proven = is_proven or often[was.words] == 1
-            continue
-        changed = True
-        if now.message_id is not None or not _may_be(was, now):
+        elif now.message_id is not None or not _may_be(was, now):
             return False
-        is_masked = was.words[3:4] == now.words[3:4] and (now.words[1] in masks or _is_cut(was.words[1], now.words[1]))
-        if not (is_masked or is_anchored or _is_alike(was, now)):
-            return False
-        if now is new[-1] and not goes_on and now.words[0] != _USER and _is_numbered(was, now):
-            return False
-        is_proven = is_proven or is_masked
-    return is_proven or not changed
+        elif was.words[3:4] == now.words[3:4] and was.words[1].startswith(stem):
+            is_proven = True
+        else:
+            other.append((was, now))
+    if not other:
+        return True
+    last, now, _ = pairs[-1]
+    if not is_proven or (is_whole and other[-1] == (last, now) and now.words[0] != _USER and _is_numbered(last, now)):
+        return False
+    is_anchored = goes_on and now.is_same_as(last) and often[last.words] == 1
+    return is_anchored or all(_is_alike(was, now) for was, now in other)
 
 
 def _is_numbered(was: Said, now: Said) -> bool:
     """Whether two texts differ in nothing but numbers, as those of items in a series do."""
     return _DIGITS.sub("", was.words[1]) == _DIGITS.sub("", now.words[1])
-
-
-def _is_cut(was: str, now: str) -> bool:
-    """Whether a text is the beginning of another, or nothing of it, and then a mark such as "…" or "[masked]"."""
-    mark = _MARK.search(now[-_LONGEST_MARK:])
-    return mark is not None and was.startswith(now[: len(now) - len(mark[0])])
 
 
 def _is_next_turn(old: Sequence[Said], new: Sequence[Said]) -> bool:
@@ -323,15 +332,20 @@ def add_behind(recorded: Sequence[Said], given: Sequence[Said], *, run_id: str |
     return Alignment([None] * len(given))
 
 
-def add_state(recorded: Sequence[Said], given: Sequence[Said], *, run_id: str | None, goes_on: bool) -> Alignment:
+def add_state(
+    recorded: Sequence[Said], given: Sequence[Said], *, run_id: str | None, goes_on: bool, is_first: bool = False
+) -> Alignment:
     """For the state of a run, whose messages have no ids: what the run was given may be all of it, or what is new.
 
     It goes on from what is recorded of the present run; where nothing is, it is as what a model is asked. A
-    run that `goes_on` where another stopped is given nothing anew.
+    run that `goes_on` where another stopped is given nothing anew. One turn in the first state of a run that
+    was given no messages is new, whatever it says.
     """
     found = add_behind(recorded, given, run_id=run_id)
-    is_answer = len(given) == 1 and given[0].words[0] != "user"
-    if is_answer or any(known is not None for known in found.ids):
+    asked = [place for place, said in enumerate(given) if said.words[0] == _USER]
+    is_turn = asked == [0] and is_first and not goes_on
+    is_answer = len(given) == 1 and not asked
+    if is_answer or is_turn or any(known is not None for known in found.ids):
         return found
     return _add_all(recorded, given) if goes_on else add_asked(recorded, given, run_id=run_id)
 
