@@ -7,6 +7,7 @@ whether something was left out, put in or edited, or another way taken. Pure fun
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -105,7 +106,7 @@ def _is_same_stretch(
             is_proven = is_proven or often[was.words] == 1
         elif now.message_id is not None or not _may_be(was, now):
             return False
-        elif was.words[3:4] == now.words[3:4] and was.words[1].startswith(stem):
+        elif was.words[1].startswith(stem) and _asks_alike(was, now):
             is_proven = True
         else:
             other.append((was, now))
@@ -116,6 +117,19 @@ def _is_same_stretch(
         return False
     is_anchored = goes_on and now.is_same_as(last) and often[last.words] == 1
     return is_anchored or all(_is_alike(was, now) for was, now in other)
+
+
+def _asks_alike(was: Said, now: Said) -> bool:
+    """Whether two messages ask for the same tools by the same ids; the arguments may be masked."""
+    asked, asks = was.words[3:4], now.words[3:4]
+    return asked == asks or (any(asked) and any(asks) and _calls(asked[0]) == _calls(asks[0]))
+
+
+def _calls(asked: str) -> list[tuple[Any, Any]]:
+    try:
+        return [(call.get("id"), call.get("name")) for call in json.loads(asked)]
+    except (AttributeError, TypeError, ValueError):  # it is damaged, or masked as a whole
+        return []
 
 
 def _is_numbered(was: Said, now: Said) -> bool:

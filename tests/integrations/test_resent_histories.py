@@ -167,6 +167,29 @@ def test_tools_that_a_client_leaves_out_or_clears_later_stay_in_the_record(sessi
     assert session.branches() == []
 
 
+def without_arguments(message: dict[str, Any]) -> dict[str, Any]:
+    calls = [call | {"function": {"name": "look", "arguments": "{}"}} for call in message.get("tool_calls", ())]
+    return message | {"tool_calls": calls} if calls else message
+
+
+@pytest.mark.parametrize("is_each_step", [True, False])
+@pytest.mark.parametrize("id_of_call", ["call-{}", "call"])
+@pytest.mark.parametrize("masked", [("tool",), ("assistant",), ("user", "assistant", "tool")])
+def test_tool_calls_and_results_that_are_masked_later_are_recorded_once(
+    sessions: Sessions, masked: tuple[str, ...], id_of_call: str, is_each_step: bool
+) -> None:
+    session, client, talk = sessions.open("t"), masked_but_for_the_last("[masked]", *masked), list[dict[str, Any]]()
+    for turn in range(TURNS):
+        asked = {"id": id_of_call.format(turn), "function": {"name": "look", "arguments": f'{{"n": {turn}}}'}}
+        found = {"role": "tool", "content": f"result {turn}", "tool_call_id": asked["id"]}
+        for message in (user("next"), answer("") | {"tool_calls": [asked]}, found, answer(f"answer {turn}")):
+            talk.append(message)
+            if is_each_step or message["content"].startswith("answer"):
+                session.add_history([*map(without_arguments, client(talk, turn)[:-4]), *client(talk, turn)[-4:]])
+    assert [message.role for message in session.messages()] == [message["role"] for message in talk]
+    assert session.branches() == []
+
+
 def test_another_way_under_another_prompt_is_a_branch_and_the_way_back_is_found(sessions: Sessions) -> None:
     session = sessions.open("t")
     first, second = [user("a"), answer("b"), user("c"), answer("d")], [user("a"), answer("b"), user("x"), answer("y")]
