@@ -254,12 +254,13 @@ class Session(LivingSession):
     aadd = async_twin(add)
 
     def add_history(self, messages: Sequence[Sayable]) -> None:
-        """Record what is new in a whole conversation, compared with the recorded one by role and words, in order.
+        """Record what is new in a whole conversation or in its latest messages, compared by role and text, in order.
 
         The same again adds nothing; one that was trimmed, summarised or left something out adds what is new in
-        it; a message that differs, in the place of one of the same role, is a new version of the recorded one;
-        one that goes another way begins a branch. System messages are compared with each other, so a prompt
-        that tells the time is one message with versions.
+        it; a message that differs, in the place of one of the same role, is a new version of the recorded one,
+        and so is one that was masked or cut short; one that goes another way begins a branch. A single turn, or
+        a part of one, that nothing shows to be recorded is appended. System messages are compared with each
+        other, so a prompt that tells the time is one message with versions.
         """
         self._loop.add_history(messages)
 

@@ -17,7 +17,7 @@ from langgraph.checkpoint.serde.types import INTERRUPT, RESUME, TASKS
 from langgraph.constants import END, START
 
 from session_middleware.checkpoint import pieces
-from session_middleware.checkpoint.elements import id_of, is_answer, is_message
+from session_middleware.checkpoint.elements import id_of, is_answer, is_message, is_question
 from session_middleware.checkpoint.known import Known, KnownList
 from session_middleware.checkpoint.serde import said_by
 from session_middleware.errors import UnserializableValue
@@ -222,10 +222,13 @@ class Split:
     def _is_of_this_run(self, name: str, value: list[Any], marks: array[int], known: KnownList | None) -> bool:
         """Whether a list is what was given and the answer to it, or the same answer again, and no conversation.
 
-        A conversation has the earlier questions, too.
+        A conversation has the earlier questions, too. What was given may be no list, but one question or its text.
         """
         asked = len(self._given) if name != START and marks[: len(self._given)] == self._given else 0
         is_same = known is not None and marks == known.fingerprints
+        goes_on = known is not None and not is_same and marks[: len(known.fingerprints)] == known.fingerprints
+        if name != START and not (self._given or goes_on) and len(value) > 1 and is_question(value[0]):
+            asked = 1
         return (asked > 0 or is_same) and all(map(is_answer, value[asked:]))
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 
 from session_middleware.plain import is_a
 
@@ -26,6 +26,13 @@ def is_answer(element: Any) -> bool:
     if type(element) is dict:
         return is_message(element) and element["role"] == "assistant"
     return isinstance(element, AIMessage)
+
+
+def is_question(element: Any) -> bool:
+    """Whether it is a message of a user's."""
+    if type(element) is dict:
+        return is_message(element) and element["role"] == "user"
+    return isinstance(element, HumanMessage)
 
 
 def id_of(element: Any) -> Any:

@@ -7,6 +7,8 @@ whether something was left out, put in or edited, or another way taken. Pure fun
 
 from __future__ import annotations
 
+import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from difflib import SequenceMatcher
@@ -16,22 +18,35 @@ from typing import Any, NamedTuple
 
 from session_middleware.storage.seen import Alignment, Said
 
-_SYSTEM = "system"
+_SYSTEM, _USER = "system", "user"
+_LONGEST_MARK = 80
+_DIGITS = re.compile(r"\d+")
+_MARK = re.compile(r"\s*(\[[^\[\]]*\]|\([^()]*\)|<[^<>]*>|[^\w\s]+|)\s*\Z")
 
 
 def align(recorded: Sequence[Said], given: Sequence[Said]) -> Alignment:
     """Which of the messages `given` are recorded ones, and where they leave what is recorded.
 
-    The same history again is all known; more after it is new; what was trimmed at its front, or left out
-    anywhere, changes nothing behind it; a message in the place of one of the same speaker is an edit of it,
-    if nothing recorded behind it is given up; else it is another branch. System messages may be made anew
-    for each call, so they are compared with each other, and all others without them.
+    A history that begins with the end of what is recorded, masked or not, and goes on with one turn adds that
+    turn; so does one turn that has nothing in common with what is recorded. Any other is compared message by
+    message: what was trimmed at its front, or left out anywhere, changes nothing behind it; a message in the
+    place of one of the same speaker is an edit of it, if nothing recorded behind it is given up; else it is
+    another branch. System messages may be made anew for each call, so they are compared with each other, and
+    all others without them.
     """
+    return _align_both(recorded, given, _align_history)
+
+
+def _align_both(
+    recorded: Sequence[Said],
+    given: Sequence[Said],
+    align_spoken: Callable[[Sequence[Said], Sequence[Said]], Alignment],
+) -> Alignment:
     old, new = (
         [place for place, said in enumerate(conversation) if said.words[0] != _SYSTEM]
         for conversation in (recorded, given)
     )
-    spoken = _align_spoken([recorded[place] for place in old], [given[place] for place in new])
+    spoken = align_spoken([recorded[place] for place in old], [given[place] for place in new])
     ids: list[str | None] = [None] * len(given)
     for place, known in zip(new, spoken.ids, strict=True):
         ids[place] = known
@@ -40,8 +55,108 @@ def align(recorded: Sequence[Said], given: Sequence[Said]) -> Alignment:
     return Alignment(ids, branch_after)
 
 
-def _align_spoken(old: Sequence[Said], new: Sequence[Said]) -> Alignment:
+def _align_history(old: Sequence[Said], new: Sequence[Said]) -> Alignment:
     """As `align`, of conversations without system messages."""
+    if overlap := _overlap(old, new):
+        known = (said.message_id for said in old[len(old) - overlap :])
+        return Alignment([*known, *[None] * (len(new) - overlap)])
+    if _is_next_turn(old, new):
+        return Alignment([None] * len(new))
+    return _align_spoken(old, new)
+
+
+def _overlap(old: Sequence[Said], new: Sequence[Said]) -> int:
+    """How many messages at the end of the old conversation the new one begins with, followed by one turn at most."""
+    asked = [place for place, said in enumerate(new) if said.words[0] == _USER]
+    often = Counter(said.words for said in old)
+    stems = _stems(new)
+    for length in range(min(len(old), len(new)), max([*asked[-2:-1], 0]), -1):
+        goes_on = length == len(old) < len(new)
+        pairs = list(zip(old[len(old) - length :], new, stems, strict=False))
+        if _is_same_stretch(pairs, often, goes_on=goes_on, is_whole=length == len(new)):
+            return length
+    return 0
+
+
+def _stems(new: Sequence[Said]) -> list[str]:
+    """What a text may be cut down to: all before a mark such as "…" or "[masked]"; nothing, if the text is repeated."""
+    often = Counter(said.words[1] for said in new)
+    stems = []
+    for said in new:
+        text = said.words[1]
+        mark = _MARK.search(text[-_LONGEST_MARK:])
+        is_mask = often[text] > 1
+        stems.append("" if is_mask else text[: len(text) - len(mark[0])] if mark else text)
+    return stems
+
+
+def _is_same_stretch(
+    pairs: Sequence[tuple[Said, Said, str]], often: Counter[Any], *, goes_on: bool, is_whole: bool
+) -> bool:
+    """Whether each message is the recorded one, masked, cut short, or alike.
+
+    Texts that are merely alike need a proof: one message that is masked, or the same and said only once; or the
+    new conversation `goes_on` after all that is recorded. If it does after the same message, any text before
+    that may be an edit. The last of the `is_whole` new conversation is no edit if only its numbers differ.
+    """
+    other: list[tuple[Said, Said]] = []
+    is_proven = goes_on or len(pairs) == 1
+    for was, now, stem in pairs:
+        if now.is_same_as(was):
+            is_proven = is_proven or often[was.words] == 1
+        elif now.message_id is not None or not _may_be(was, now):
+            return False
+        elif was.words[1].startswith(stem) and _asks_alike(was, now):
+            is_proven = True
+        else:
+            other.append((was, now))
+    if not other:
+        return True
+    last, now, _ = pairs[-1]
+    if not is_proven or (is_whole and other[-1] == (last, now) and now.words[0] != _USER and _is_numbered(last, now)):
+        return False
+    is_anchored = goes_on and now.is_same_as(last) and often[last.words] == 1
+    return is_anchored or all(_is_alike(was, now) for was, now in other)
+
+
+def _asks_alike(was: Said, now: Said) -> bool:
+    """Whether two messages ask for the same tools by the same ids; the arguments may be masked."""
+    asked, asks = was.words[3:4], now.words[3:4]
+    return asked == asks or (any(asked) and any(asks) and _calls(asked[0]) == _calls(asks[0]))
+
+
+def _calls(asked: str) -> list[tuple[Any, Any]]:
+    try:
+        return [(call.get("id"), call.get("name")) for call in json.loads(asked)]
+    except (AttributeError, TypeError, ValueError):  # it is damaged, or masked as a whole
+        return []
+
+
+def _is_numbered(was: Said, now: Said) -> bool:
+    """Whether two texts differ in nothing but numbers, as those of items in a series do."""
+    return _DIGITS.sub("", was.words[1]) == _DIGITS.sub("", now.words[1])
+
+
+def _is_next_turn(old: Sequence[Said], new: Sequence[Said]) -> bool:
+    """Whether it is one turn, or a part of one, and nothing in it shows that it is recorded."""
+    ids = {said.message_id for said in old}
+    if not old or not new or any(said.message_id in ids for said in new if said.message_id is not None):
+        return False
+    if sum(said.words[0] == _USER for said in new) > 1:
+        return False
+    speaker = old[-1].words[0]
+    if new[0].words[0] != speaker and (len(new) == 1 or speaker == _USER):
+        return True
+    if len(old) == 1 < len(new):
+        return False
+    was, now = (Counter(said.words for said in conversation) for conversation in (old, new))
+    if sum(said.words[0] == _USER for said in old) == 1 and new[0].is_same_as(old[0]):  # it may be asked again
+        del now[new[0].words]
+    return not any(was[words] == count == 1 for words, count in now.items())
+
+
+def _align_spoken(old: Sequence[Said], new: Sequence[Said]) -> Alignment:
+    """Compare two conversations without system messages, message by message."""
     *gaps, tail = _gaps(old, new)
     pairs = {in_new: in_old for gap in (*gaps, tail) for in_new, in_old in gap.before.items()}
     edits = {in_new: in_old for gap in gaps for in_new, in_old in gap.edits(old, new).items()}
@@ -166,12 +281,12 @@ def add_asked(recorded: Sequence[Said], given: Sequence[Said], *, run_id: str | 
     A prompt may be made anew for each call, so nothing is left behind: what is not known is added. A
     question that was answered in an earlier run is asked again.
     """
-    return _asked_anew(recorded, _add_all(recorded, given), run_id)
+    return _asked_anew(recorded, _add_all(recorded, given), given, run_id)
 
 
 def _add_all(recorded: Sequence[Said], given: Sequence[Said]) -> Alignment:
     """As `align`, but nothing is left behind, and the last message is no edit."""
-    found = align(recorded, given)
+    found = _align_both(recorded, given, _align_spoken)
     old = {said.message_id: said for said in recorded}
     ids = [
         known
@@ -196,7 +311,7 @@ def add_given(recorded: Sequence[Said], given: Sequence[Said], *, run_id: str | 
     ids: list[str | None] = [None] * len(given)
     for start, place, length in SequenceMatcher(None, old, new, autojunk=False).get_matching_blocks():
         ids[place : place + length] = [said.message_id for said in recorded[start : start + length]]
-    return _asked_anew(recorded, Alignment(ids, renamed=True), run_id)
+    return _asked_anew(recorded, Alignment(ids, renamed=True), given, run_id)
 
 
 def _spoken(words: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -204,12 +319,14 @@ def _spoken(words: tuple[Any, ...]) -> tuple[Any, ...]:
     return words[:2] if words[0] == "assistant" and words[1] else words
 
 
-def _asked_anew(recorded: Sequence[Said], found: Alignment, run_id: str | None) -> Alignment:
-    """The last message is new, where it is a question that an earlier run (of ``None``, any) has answered."""
-    last = next((said for said in recorded if found.ids and said.message_id == found.ids[-1]), None)
-    is_earlier = last is not None and last is not recorded[-1] and (run_id is None or last.run_id != run_id)
-    if last is not None and is_earlier and last.words[0] == "user":
-        return found._replace(ids=[*found.ids[:-1], None])
+def _asked_anew(recorded: Sequence[Said], found: Alignment, given: Sequence[Said], run_id: str | None) -> Alignment:
+    """The last question is new, where an earlier run (of ``None``, any) has answered it and what follows it is new."""
+    asked = max((place for place, said in enumerate(given) if said.words[0] == _USER), default=None)
+    if asked is None or any(known is not None for known in found.ids[asked + 1 :]):
+        return found
+    was = next((said for said in recorded if said.message_id == found.ids[asked]), None)
+    if was is not None and was is not recorded[-1] and (run_id is None or was.run_id != run_id):
+        return found._replace(ids=[*found.ids[:asked], *[None] * (len(given) - asked)])
     return found
 
 
@@ -229,15 +346,20 @@ def add_behind(recorded: Sequence[Said], given: Sequence[Said], *, run_id: str |
     return Alignment([None] * len(given))
 
 
-def add_state(recorded: Sequence[Said], given: Sequence[Said], *, run_id: str | None, goes_on: bool) -> Alignment:
+def add_state(
+    recorded: Sequence[Said], given: Sequence[Said], *, run_id: str | None, goes_on: bool, is_first: bool = False
+) -> Alignment:
     """For the state of a run, whose messages have no ids: what the run was given may be all of it, or what is new.
 
     It goes on from what is recorded of the present run; where nothing is, it is as what a model is asked. A
-    run that `goes_on` where another stopped is given nothing anew.
+    run that `goes_on` where another stopped is given nothing anew. One turn in the first state of a run that
+    was given no messages is new, whatever it says.
     """
     found = add_behind(recorded, given, run_id=run_id)
-    is_answer = len(given) == 1 and given[0].words[0] != "user"
-    if is_answer or any(known is not None for known in found.ids):
+    asked = [place for place, said in enumerate(given) if said.words[0] == _USER]
+    is_turn = asked == [0] and is_first and not goes_on
+    is_answer = len(given) == 1 and not asked
+    if is_answer or is_turn or any(known is not None for known in found.ids):
         return found
     return _add_all(recorded, given) if goes_on else add_asked(recorded, given, run_id=run_id)
 

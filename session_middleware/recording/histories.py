@@ -57,11 +57,13 @@ class Histories:
             ]
             self._journal.keep(trace.visit, [HistorySeen(seen, partial(add_given, run_id=trace.visit.run_id))])
 
-    def align(self, trace: Trace, state: Any, namespace: str) -> None:
+    def align(self, trace: Trace, state: Any, namespace: str, *, is_end: bool = False) -> None:
         if not trace.visit.checkpointed:
             goes_on = trace.visit.goes_on or trace.is_resumed
-            aligned = partial(add_state, run_id=trace.visit.run_id, goes_on=goes_on)
-            for history in without_ids(state):
+            histories = without_ids(state)
+            aligned = partial(add_state, run_id=trace.visit.run_id, goes_on=goes_on, is_first=is_end and not trace.held)
+            trace.held = trace.held or bool(histories)
+            for history in histories:
                 seen = describe(history, namespace, new_id=self._new_id)
                 self._journal.keep(trace.visit, [HistorySeen(seen, aligned)])
 

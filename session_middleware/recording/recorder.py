@@ -136,7 +136,7 @@ class SessionRecorder(GraphCallbackHandler):
             self._begin(trace)
             self._hear(trace, None, outputs)
             if trace.first_step is not None:  # a graph's: its whole state, as far as it is given out
-                self._histories.align(trace, outputs, "")
+                self._histories.align(trace, outputs, "", is_end=True)
             self._append(trace, outputs, "")
             self._end(trace, "interrupted" if trace.interrupted else "ok", None)
         elif (node := trace.take_node(run_id)) is not None:

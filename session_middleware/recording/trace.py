@@ -82,6 +82,7 @@ class Trace:
     interrupted: bool = False
     is_resumed: bool = False
     rewritten: bool = False  # by a node: what a state begins with may be new
+    held: bool = False  # a state of it that was seen holds messages without ids
     first_step: Any = None  # LangGraph's number of the first step that was seen
     agents: set[str] = field(default_factory=set)  # the names of the nodes that have run
     ids_given: frozenset[str] = frozenset()  # of the messages it was called with

@@ -165,6 +165,17 @@ def of_one_message(saver: Any) -> Any:
     return flow
 
 
+def giving_back_the_question(saver: Any) -> Any:
+    """And the answer, of which the next run is given neither."""
+
+    @entrypoint(checkpointer=saver)
+    def flow(given: Any) -> list[Any]:
+        question = HumanMessage(given) if isinstance(given, str) else given
+        return [question, reply([question])]
+
+    return flow
+
+
 def list_as_state(saver: Any) -> Any:
     builder: Any = StateGraph(Annotated[list, operator.add])
     return (
@@ -206,14 +217,19 @@ def alone(message: Any) -> Any:
     return message
 
 
+def as_text(message: Any) -> Any:
+    return message.text
+
+
 FLOWS: list[tuple[Build, Callable[[Any], Any]]] = [
     *((build, as_list) for build in (with_a_task, without_tasks, with_final, answering_only)),
     *((build, as_list) for build in (answering_behind_the_question, calling_another_flow)),
     *((build, as_list) for build in (adding_messages, asking_a_model)),
     *((saving_a_dict, as_dict), (of_one_message, alone)),
+    *((giving_back_the_question, alone), (giving_back_the_question, as_text)),
     *((list_as_state, as_list), (list_with_ids_as_state, as_list)),
 ]
-NAMES = [build.__name__ for build, _ in FLOWS]
+NAMES = [f"{build.__name__}-{shape.__name__}" for build, shape in FLOWS]
 
 
 def prepared(sessions: Sessions, build: Build, parts: str, session_id: str = "t") -> tuple[Any, Any]:

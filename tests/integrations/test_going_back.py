@@ -11,7 +11,7 @@ import pytest
 from session_middleware import Session, Sessions
 from tests.integrations.test_exactly_once import counters, rows
 
-TREE = ["qAmBn", "qCoD", "qAmEs", "xY", "qAm"]  # histories; capitals are what the assistant says
+TREE = ["qAmBn", "qCoD", "qAmEs", "xYz", "qAm"]  # histories; capitals are what the assistant says
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_histories_given_again_and_again_are_recorded_once_and_each_is_where_the
     for given in (*TREE, *TREE, *reversed(TREE)):
         session.add_history(history(given))
         assert texts(session).startswith(given)
-    assert sorted(texts(session, branch="all", all_versions=True)) == sorted("qAmBnCoDEsxY")
+    assert sorted(texts(session, branch="all", all_versions=True)) == sorted("qAmBnCoDEsxYz")
     assert len(session.branches()) == 3
 
 

@@ -185,9 +185,9 @@ def test_a_history_that_goes_another_way_is_a_branch(sessions: Sessions) -> None
     session.add(answer("y"))
     assert [text for _, text in said(session)] == ["a", "b", "x", "y"]
     assert [text for _, text in said(session, branch="main")] == ["a", "b", "c", "d"]
-    session.add_history([user("new")])
-    assert [text for _, text in said(session)] == ["new"]
-    assert len(session.messages(branch="all")) == 7
+    session.add_history([user("new"), answer("e"), user("f")])
+    assert [text for _, text in said(session)] == ["new", "e", "f"]
+    assert len(session.messages(branch="all")) == 9
     assert [branch.parent_id for branch in session.branches()] == ["main", "branch-2"]
 
 

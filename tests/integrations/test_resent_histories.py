@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
@@ -14,6 +14,7 @@ from tests.integrations import agents
 from tests.integrations.test_exactly_once import counters, rows
 
 Talk = list[dict[str, Any]]
+Client: TypeAlias = Callable[[Talk, int], Talk]
 TURNS = 12
 
 
@@ -65,6 +66,23 @@ def masked(talk: Talk, turn: int) -> Talk:
     return [*old, *talk[-2:]]
 
 
+def masked_but_for_the_last(text: str, *roles: str) -> Client:
+    """All messages of these roles have one text, or none."""
+
+    def client(talk: Talk, turn: int) -> Talk:
+        return [*(m | {"content": text} if m["role"] in roles else m for m in talk[:-1]), talk[-1]]
+
+    return client
+
+
+def cut_short(mark: str) -> Client:
+    return lambda talk, turn: [*(m | {"content": m["content"][:3] + mark} for m in talk[:-1]), talk[-1]]
+
+
+def latest(size: int) -> Client:
+    return lambda talk, turn: talk[-size:]
+
+
 def windowed(talk: Talk, turn: int) -> Talk:
     return [system("Be helpful."), *talk[-5:]]
 
@@ -89,10 +107,14 @@ def summarised_by_a_user(talk: Talk, turn: int) -> Talk:
 CLIENTS = [
     *(with_clock, with_clock_behind, with_several_prompts, with_documents, with_clock_and_documents, masked),
     *(windowed, windowed_with_clock, windowed_with_clock_and_documents, summarised, summarised_by_a_user),
+    *(masked_but_for_the_last(text, "user", "assistant") for text in ("[masked]", "...", "REDACTED", "")),
+    *(masked_but_for_the_last("[masked]", role) for role in ("user", "assistant")),
+    *map(cut_short, ("", "…", " [truncated]")),
+    *map(latest, (1, 2, 3, 4)),
 ]
 
 
-def converse(session: Session, client: Callable[[Talk, int], Talk], *, question: str) -> Talk:
+def converse(session: Session, client: Client, *, question: str) -> Talk:
     talk: Talk = []
     for turn in range(TURNS):
         talk.append(user(question.format(turn)))
@@ -104,25 +126,31 @@ def converse(session: Session, client: Callable[[Talk, int], Talk], *, question:
 
 @pytest.mark.parametrize("question", ["what is the price of article 555-{}?", "next"])
 @pytest.mark.parametrize("client", CLIENTS)
-def test_twelve_turns_are_as_many_messages_as_were_said(
-    sessions: Sessions, client: Callable[[Talk, int], Talk], question: str
-) -> None:
+def test_twelve_turns_are_as_many_messages_as_were_said(sessions: Sessions, client: Client, question: str) -> None:
     session = sessions.open("t")
     talk = converse(session, client, question=question)
     assert session.branches() == []
     recorded = [message for message in session.messages() if "Summary" not in message.text]
     assert [message.role for message in recorded if message.role != "system"] == [m["role"] for m in talk]
-    assert [m.text[-2:] for m in recorded if m.role == "assistant"] == [m["content"][-2:] for m in talk[1::2]]
+    first = [message for message in session.messages(all_versions=True) if message.version == 1]
+    assert [m.text for m in first if m.role == "assistant"] == [m["content"] for m in talk[1::2]]
     assert sessions.get("t").message_count == len(session.messages(branch="all")) <= 2 * TURNS + 3
 
 
-async def test_what_is_recorded_is_the_same_under_asyncio(sessions: Sessions) -> None:
+@pytest.mark.parametrize("question", ["question {}", "go on"])
+@pytest.mark.parametrize(
+    "client", [with_documents, masked_but_for_the_last("[masked]", "user", "assistant"), latest(2)]
+)
+async def test_what_is_recorded_is_the_same_under_asyncio_and_once_a_turn(
+    sessions: Sessions, client: Client, question: str
+) -> None:
     session = await sessions.aopen("t")
     talk: Talk = []
     for turn in range(TURNS):
-        talk += [user(f"question {turn}"), answer(f"answer {turn}")]
-        await session.aadd_history(with_clock_and_documents(talk, turn))
-    assert len(await session.amessages()) == 2 * TURNS + 1
+        talk += [user(question.format(turn)), answer(f"answer {turn}")]
+        await session.aadd_history(client(talk, turn))
+    assert len(await session.amessages()) == 2 * TURNS
+    assert await session.abranches() == []
 
 
 def test_tools_that_a_client_leaves_out_or_clears_later_stay_in_the_record(sessions: Sessions) -> None:
@@ -136,6 +164,29 @@ def test_tools_that_a_client_leaves_out_or_clears_later_stay_in_the_record(sessi
         *(("user", "look"), ("assistant", ""), ("tool", "[cleared]"), ("assistant", "seen")),
         *(("user", "more"), ("assistant", "seen again")),
     ]
+    assert session.branches() == []
+
+
+def without_arguments(message: dict[str, Any]) -> dict[str, Any]:
+    calls = [call | {"function": {"name": "look", "arguments": "{}"}} for call in message.get("tool_calls", ())]
+    return message | {"tool_calls": calls} if calls else message
+
+
+@pytest.mark.parametrize("is_each_step", [True, False])
+@pytest.mark.parametrize("id_of_call", ["call-{}", "call"])
+@pytest.mark.parametrize("masked", [("tool",), ("assistant",), ("user", "assistant", "tool")])
+def test_tool_calls_and_results_that_are_masked_later_are_recorded_once(
+    sessions: Sessions, masked: tuple[str, ...], id_of_call: str, is_each_step: bool
+) -> None:
+    session, client, talk = sessions.open("t"), masked_but_for_the_last("[masked]", *masked), list[dict[str, Any]]()
+    for turn in range(TURNS):
+        asked = {"id": id_of_call.format(turn), "function": {"name": "look", "arguments": f'{{"n": {turn}}}'}}
+        found = {"role": "tool", "content": f"result {turn}", "tool_call_id": asked["id"]}
+        for message in (user("next"), answer("") | {"tool_calls": [asked]}, found, answer(f"answer {turn}")):
+            talk.append(message)
+            if is_each_step or message["content"].startswith("answer"):
+                session.add_history([*map(without_arguments, client(talk, turn)[:-4]), *client(talk, turn)[-4:]])
+    assert [message.role for message in session.messages()] == [message["role"] for message in talk]
     assert session.branches() == []
 
 

@@ -64,6 +64,35 @@ def test_a_summary_in_place_of_what_was_trimmed_is_new_and_changes_nothing_behin
     assert align(recorded("a", "B"), history("first", "a", "B")) == Alignment([None, "m0", "m1"])
 
 
+def test_the_end_of_what_is_recorded_and_one_turn_more_adds_that_turn() -> None:
+    said = recorded("next", "One", "next", "Two")
+    assert align(said, history("Two", "next")).ids == ["m3", None]
+    assert align(said, history("next", "Two", "next")).ids == ["m2", "m3", None]
+    assert align(said[:3], history("next", "Two")).ids == ["m2", None]
+
+
+def test_one_turn_is_new_unless_something_in_it_shows_that_it_is_recorded() -> None:
+    said = recorded("next", "One", "why", "Two")
+    assert align(said, history("next")) == Alignment([None])
+    assert align(said, history("Three")) == Alignment([None])
+    assert align(said, history("how", "Three")) == Alignment([None, None])
+    assert align(recorded("next", "Part 1"), history("next", "Part 2")) == Alignment([None, None])
+    assert align(recorded("next", "One", "next", "Two"), history("next", "Three")) == Alignment([None, None])
+    assert align(said, history("why", "Two")).ids == ["m2", "m3"]
+    assert align(said, history("next", "Three")) == Alignment(["m0", None], branch_after=1)  # the first was said once
+
+
+def test_messages_masked_or_cut_short_are_versions_of_those_recorded() -> None:
+    said = recorded("what is it", "Some answer", "and why", "For a reason")
+    known = ["m0", "m1", "m2", "m3", None]
+    for masks in (["[masked]"] * 4, ["***"] * 4, ["Removed"] * 4, ["what…", "Some [cut]", "and", "…"]):
+        passed = [*(old._replace(message_id=None, words=(old.words[0], mask)) for old, mask in zip(said, masks))]  # noqa: B905
+        assert align(said, [*passed, *history("next")]) == Alignment(known)
+        assert align(said, [*passed[2:], *history("next")]) == Alignment(known[2:])
+    other = history("what is it", "Some answer", "who", "A stranger", "next")
+    assert align(said, other) == Alignment(["m0", "m1", None, None, None], branch_after=2)
+
+
 def test_another_way_is_a_branch_from_the_last_message_that_both_have() -> None:
     assert align(recorded("a", "B", "c", "D"), history("a", "B", "x")) == Alignment(["m0", "m1", None], branch_after=2)
 
