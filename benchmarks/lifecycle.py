@@ -27,8 +27,8 @@ from langgraph.graph import START, MessagesState, StateGraph
 from benchmarks.chat import OURS, Chat, process
 from benchmarks.run import Figure, arguments, machine, middle, show
 from session_middleware import Sessions
-from session_middleware.model import to_text, utc_now
-from session_middleware.pulse import Pulse
+from session_middleware.models import to_text, utc_now
+from session_middleware.runtime.background import BackgroundWorker
 
 _SESSIONS = 1_000_000
 _WAITING = 100
@@ -197,16 +197,16 @@ def leases(turns: int, rounds: int) -> None:
 
 def _turn(name: str, turns: int) -> float:
     with TemporaryDirectory() as place, _opened(place, on_busy="wait" if name == "wait" else "allow") as sessions:
-        begin: Callable[..., None] = Pulse.begin
+        begin: Callable[..., None] = BackgroundWorker.begin
         if name == "none":
-            Pulse.begin = lambda _, visit: setattr(visit.lease, "is_over", True)  # type: ignore[method-assign]
+            BackgroundWorker.begin = lambda _, visit: setattr(visit.lease, "is_over", True)  # type: ignore[method-assign]
         try:
             chat = Chat(sessions.checkpointer)
             for _ in range(5):
                 chat.turn()
             return median(chat.turn() for _ in range(turns))
         finally:
-            Pulse.begin = begin  # type: ignore[method-assign]
+            BackgroundWorker.begin = begin  # type: ignore[method-assign]
 
 
 def report(*, quick: bool, sessions: int | None = None) -> None:

@@ -21,9 +21,9 @@ from typing import Any
 
 from benchmarks.run import Figure, arguments, machine, show
 from session_middleware import Sessions
-from session_middleware.model import Identity, to_text
-from session_middleware.storage.seen import MessageSeen, ModelCallSeen, RunEnd, ToolEnd, ToolStart
-from session_middleware.storage.visit import Visit
+from session_middleware.models import Identity, to_text
+from session_middleware.storage.record_entries import MessageEntry, ModelCallEntry, RunEnd, ToolEnd, ToolStart
+from session_middleware.storage.run import RunContext
 
 _SESSIONS, _USERS = 10_000, 1_000
 _COLUMNS = (
@@ -108,17 +108,17 @@ def _usage(place: Path, calls: int) -> list[Figure]:
 
 def _long_session(sessions: Sessions, records: int) -> None:
     for turn in range(records // 8):
-        visit = Visit("long", Identity(), run_id=f"run-{turn}", admitted=turn > 0, announced=turn > 0)
+        visit = RunContext("long", Identity(), run_id=f"run-{turn}", admitted=turn > 0, announced=turn > 0)
         call, ask = f"call-{turn}", f"ask-{turn}"
         entries: list[Any] = [
-            MessageSeen(f"hi-{turn}", "user", "how is the weather? " * 5),
-            ModelCallSeen(f"m1-{turn}", "small", checkpoint_ns="model:1"),
-            MessageSeen(ask, "assistant", "", tool_calls=[{"name": "search", "args": {"q": "weather"}, "id": call}]),
+            MessageEntry(f"hi-{turn}", "user", "how is the weather? " * 5),
+            ModelCallEntry(f"m1-{turn}", "small", checkpoint_ns="model:1"),
+            MessageEntry(ask, "assistant", "", tool_calls=[{"name": "search", "args": {"q": "weather"}, "id": call}]),
             ToolStart(f"x-{turn}", call, "search", {"q": "weather"}, message_id=ask),
             ToolEnd(f"x-{turn}", "ok", "sunny " * 20),
-            MessageSeen(f"got-{turn}", "tool", "sunny " * 20, tool_call_id=call),
-            ModelCallSeen(f"m2-{turn}", "small", checkpoint_ns="model:2"),
-            MessageSeen(f"bye-{turn}", "assistant", "It is sunny. " * 20),
+            MessageEntry(f"got-{turn}", "tool", "sunny " * 20, tool_call_id=call),
+            ModelCallEntry(f"m2-{turn}", "small", checkpoint_ns="model:2"),
+            MessageEntry(f"bye-{turn}", "assistant", "It is sunny. " * 20),
             RunEnd("ok", None, 5.0),
         ]
         sessions._storage.append(visit, entries)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Literal
 
-from session_middleware.model import OnExpire, Status, Value
+from session_middleware.models import OnExpire, Status, Value
 
 
-class Ended(Value):
+class SweepResult(Value):
     """What a sweep ended, or would end: a session, why, and what was done with it."""
 
     session_id: str
@@ -36,7 +36,7 @@ class Explanation(Value):
         return self.text
 
 
-class Forgotten(Value):
+class ErasureReceipt(Value):
     """The receipt for forgetting a user: how much went. `pending`: the files may still hold some of it."""
 
     sessions: int = 0

@@ -22,7 +22,7 @@ from session_middleware.errors import (
     SessionClosed,
     SessionExpired,
 )
-from session_middleware.model import (
+from session_middleware.models import (
     MAX_ID_LENGTH,
     Access,
     Admission,

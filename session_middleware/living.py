@@ -12,47 +12,41 @@ from langchain_core.runnables import RunnableConfig
 from pydantic import ConfigDict, PrivateAttr
 
 from session_middleware import lifecycle
-from session_middleware.model import (
-    Closed,
-    Identity,
-    NewId,
-    Pin,
-    SessionInfo,
-)
-from session_middleware.names import SessionOptions, check_text, details_of, spelled_out
-from session_middleware.notebook import session_html
-from session_middleware.parts import Parts
+from session_middleware.display.html import session_html
+from session_middleware.display.text import plural
+from session_middleware.models import Closed, Identity, NewId, Pin, SessionInfo
 from session_middleware.recording.recorder import SessionRecorder
-from session_middleware.resources import Key, path_of
+from session_middleware.runtime.resources import Key, path_of
+from session_middleware.runtime.run_context import as_config
+from session_middleware.services import Services
 from session_middleware.session_storage import SessionStorage
-from session_middleware.storage.offload import Offload, async_twin
-from session_middleware.storage.port import Storage
-from session_middleware.storage.upkeep import Deleted
-from session_middleware.storage.visit import Hand
-from session_middleware.visits import as_config
-from session_middleware.wording import plural
+from session_middleware.storage.executor import StorageExecutor, async_twin
+from session_middleware.storage.protocol import Storage
+from session_middleware.storage.run import SessionHandle
+from session_middleware.storage.upkeep import DeletionCounts
+from session_middleware.storage.validation import SessionOptions, check_text, details_of, spelled_out
 
 
 class LivingSession(SessionInfo):
     model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True, defer_build=True)
 
-    _parts: Parts = PrivateAttr()
+    _parts: Services = PrivateAttr()
     _storage: Storage = PrivateAttr()  # a `SessionStorage`: each call finds this session, or raises
-    _offload: Offload = PrivateAttr()
+    _offload: StorageExecutor = PrivateAttr()
     _recorder: SessionRecorder = PrivateAttr()
     _new_id: NewId = PrivateAttr()
-    _hand: Hand = PrivateAttr()
+    _hand: SessionHandle = PrivateAttr()
     _check: Callable[..., SessionInfo] = PrivateAttr()  # that it is still there, and the caller's
 
     @classmethod
-    def of(cls, info: SessionInfo, parts: Parts) -> Self:
+    def of(cls, info: SessionInfo, parts: Services) -> Self:
         """A session in hand, seen as of now."""
         seen = lifecycle.as_of(info, parts.settings, parts.clock())
         session = cast("Self", cls.model_construct(**dict(seen)))
         session._parts = parts
         session._offload = parts.offload
         session._recorder, session._new_id = parts.recorder, parts.new_id
-        session._hand = parts.hand or Hand(info.incarnation)
+        session._hand = parts.hand or SessionHandle(info.incarnation)
         storage: Any = parts.storage
         if parts.hand is None:
             storage = SessionStorage(storage, info.id, session._hand, None)
@@ -186,7 +180,7 @@ class LivingSession(SessionInfo):
         self._parts.resources.close([self.id])
         return self._again(info)
 
-    def delete(self) -> Deleted:
+    def delete(self) -> DeletionCounts:
         """Delete everything of it, and say how much that was."""
         return delete(self.id, self._parts, self._storage)
 
@@ -232,7 +226,7 @@ class LivingSession(SessionInfo):
         return path_of(template, {"session_id": self.id, "user_id": self.user_id, "group_id": self.group_id})
 
 
-def delete(session_id: str, parts: Parts, storage: Storage | None = None) -> Deleted:
+def delete(session_id: str, parts: Services, storage: Storage | None = None) -> DeletionCounts:
     """Everything of a session, also of one that cannot be read; `storage`: a session handle's own."""
     parts.recorder.drain(session_id)
     deleted = (storage or parts.storage).delete_session(session_id, by=parts.by)

@@ -6,28 +6,28 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from session_middleware import lifecycle
-from session_middleware.explaining import explain, explain_absence
-from session_middleware.findings import Ended, Explanation, Forgotten, Problem
+from session_middleware.display.html import Rows
+from session_middleware.findings import ErasureReceipt, Explanation, Problem, SweepResult
 from session_middleware.living import delete
-from session_middleware.model import Status
-from session_middleware.names import Timeout, check_after, checked_limit, checked_status
-from session_middleware.notebook import Rows
-from session_middleware.parts import Parts
+from session_middleware.models import Status
+from session_middleware.runtime.explain import explain, explain_absence
+from session_middleware.services import Services
 from session_middleware.session import Session
-from session_middleware.storage.offload import Offload, async_twin
-from session_middleware.storage.port import SessionFilter
-from session_middleware.storage.upkeep import ArchivedSession, Deleted
-from session_middleware.sweeping import Sweeper
+from session_middleware.storage.executor import StorageExecutor, async_twin
+from session_middleware.storage.protocol import SessionFilter
+from session_middleware.storage.upkeep import ArchivedSession, DeletionCounts
+from session_middleware.storage.validation import Timeout, check_after, checked_limit, checked_status
+from session_middleware.sweeper import Sweeper
 
 
 class Operated:
     """The part of `Sessions` that is the operator's."""
 
-    _parts: Parts
-    _offload: Offload
+    _parts: Services
+    _offload: StorageExecutor
     _sweeper: Sweeper
 
-    def delete(self, session_id: object) -> Deleted:
+    def delete(self, session_id: object) -> DeletionCounts:
         """Delete everything of a session, its archive too, and say how much that was. Nothing for an unknown id."""
         self._settle()
         chosen = lifecycle.session_id_of(session_id)
@@ -57,7 +57,7 @@ class Operated:
         dry_run: bool = False,
         older_than: Timeout = None,
         status: Status | None = None,
-    ) -> Sequence[Ended]:
+    ) -> Sequence[SweepResult]:
         """End what is due, as ``on_expire`` and ``retention`` say, and say what that was; `dry_run` only says.
 
         However many are due, a dry run says at once how many, by the length of what it returns. What there is to
@@ -81,7 +81,7 @@ class Operated:
         dry_run: bool = False,
         older_than: Timeout = None,
         status: Status | None = None,
-    ) -> Sequence[Ended]:
+    ) -> Sequence[SweepResult]:
         """`sweep`, for asyncio; all there is to say is found out before it returns."""
         return await self._offload.run(
             lambda: list(self.sweep(now, dry_run=dry_run, older_than=older_than, status=status))
@@ -146,7 +146,7 @@ class Operated:
 
     # Users
 
-    def forget_user(self, user_id: str, *, dry_run: bool = False) -> Forgotten:
+    def forget_user(self, user_id: str, *, dry_run: bool = False) -> ErasureReceipt:
         """Delete all that is kept of a user, and give a receipt.
 
         Sessions, their state, record and memories, what they remember, archives, and mentions elsewhere.

@@ -5,18 +5,18 @@ from __future__ import annotations
 from datetime import datetime
 
 from session_middleware import lifecycle
-from session_middleware.model import CALL_STATUSES, ToolCall, Usage
-from session_middleware.names import check_after, check_choice, checked_limit, checked_moment
-from session_middleware.notebook import Rows
+from session_middleware.display.html import Rows
+from session_middleware.models import CALL_STATUSES, ToolCall, Usage
 from session_middleware.recording.recorder import SessionRecorder
-from session_middleware.storage.offload import Offload, async_twin
-from session_middleware.storage.port import Storage
+from session_middleware.storage.executor import StorageExecutor, async_twin
+from session_middleware.storage.protocol import Storage
 from session_middleware.storage.reporting import ToolCallFilter, UsageBy, UsageFilter
+from session_middleware.storage.validation import check_after, check_choice, checked_limit, checked_moment
 
 
 class Reports:
     _storage: Storage
-    _offload: Offload
+    _offload: StorageExecutor
     recorder: SessionRecorder
 
     def usage(

@@ -12,19 +12,19 @@ from typing import Any, Literal, Self, overload
 from pydantic import PrivateAttr
 
 from session_middleware import lifecycle
-from session_middleware.following import Following, afollow, follow
+from session_middleware.display.html import Rows
 from session_middleware.living import LivingSession
 from session_middleware.memory.session_memory import SessionMemory
-from session_middleware.model import Branch, Event, Message, ModelCall, RepairedCall, Run, SessionInfo, Stats, ToolCall
-from session_middleware.names import check_choice, check_seq, checked_limit, suggesting
-from session_middleware.notebook import Rows
-from session_middleware.parts import Parts
-from session_middleware.recording.history import SessionHistory
-from session_middleware.recording.loop import F, Loop, Sayable
+from session_middleware.models import Branch, Event, Message, ModelCall, RepairedCall, Run, SessionInfo, Stats, ToolCall
+from session_middleware.recording.chat_message_history import SessionHistory
+from session_middleware.recording.follow import Following, afollow, follow
+from session_middleware.recording.manual import F, Loop, Sayable
+from session_middleware.services import Services
 from session_middleware.settings import duration_of
-from session_middleware.storage.offload import async_twin
-from session_middleware.storage.visit import Visit
-from session_middleware.timeline import Entry, Timeline
+from session_middleware.storage.executor import async_twin
+from session_middleware.storage.run import RunContext
+from session_middleware.storage.timeline import Entry, Timeline
+from session_middleware.storage.validation import check_choice, check_seq, checked_limit, suggesting
 
 
 @suggesting
@@ -38,7 +38,7 @@ class Session(LivingSession):
     _loop: Loop = PrivateAttr()
 
     @classmethod
-    def of(cls, info: SessionInfo, parts: Parts) -> Self:
+    def of(cls, info: SessionInfo, parts: Services) -> Self:
         session = super().of(info, parts)
         session._loop = Loop(
             *(parts.storage, parts.offload, parts.recorder.journal, parts.visits, parts.turns),
@@ -371,7 +371,7 @@ class Session(LivingSession):
         return SessionMemory(
             self._parts.memory,
             self._storage,
-            Visit(self.id, self.acting, is_run=False, incarnation=self.incarnation),
+            RunContext(self.id, self.acting, is_run=False, incarnation=self.incarnation),
             owner_id=self.user_id,
             group_id=self._parts.group_of(self),
         )

@@ -13,11 +13,11 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from session_middleware import lifecycle
 from session_middleware.errors import SessionAccessDenied, SessionNotFound, UserRevoked
-from session_middleware.model import Identity, SessionInfo
+from session_middleware.models import Identity, SessionInfo
 from session_middleware.storage.memory_port import MemoryPut
-from session_middleware.storage.port import Storage
-from session_middleware.storage.seen import Entry, RunEnd
-from session_middleware.storage.visit import Hand, Visit
+from session_middleware.storage.protocol import Storage
+from session_middleware.storage.record_entries import Entry, RunEnd
+from session_middleware.storage.run import RunContext, SessionHandle
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -50,7 +50,7 @@ class SessionStorage:
     that is not the user's; `UserRevoked` for a user who was revoked.
     """
 
-    def __init__(self, storage: Storage, session_id: str, hand: Hand, identity: Identity | None) -> None:
+    def __init__(self, storage: Storage, session_id: str, hand: SessionHandle, identity: Identity | None) -> None:
         self._storage = storage
         self._session_id = session_id
         self._hand = hand
@@ -92,7 +92,7 @@ class SessionStorage:
     prune_checkpoints = _writing(Storage.prune_checkpoints)
     update_session = _writing(Storage.update_session)
 
-    def append(self, visit: Visit, entries: Sequence[Entry] = ()) -> None:
+    def append(self, visit: RunContext, entries: Sequence[Entry] = ()) -> None:
         """The end of a run that was let in is no access: the door writes it down, also where it refuses the rest."""
         if self._identity is not None and not any(isinstance(entry, RunEnd) for entry in entries):
             self._together(partial(self._storage.append, visit, entries), reading=False)
@@ -103,7 +103,7 @@ class SessionStorage:
             self.check(reading=False)
             raise
 
-    def put_memories(self, puts: Sequence[MemoryPut], *, visit: Visit | None = None) -> None:
+    def put_memories(self, puts: Sequence[MemoryPut], *, visit: RunContext | None = None) -> None:
         """What is put for the session itself changes the session."""
         reading = all(put.namespace[:1] != ("session",) for put in puts)
         self._together(partial(self._storage.put_memories, puts, visit=visit), reading=reading)

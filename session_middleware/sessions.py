@@ -16,34 +16,27 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.store.base import BaseStore
 
-from session_middleware import lifecycle, names
+from session_middleware import lifecycle
 from session_middleware.checkpoint.classes import TypeName
 from session_middleware.checkpoint.serde import StrictSerializer, own_within
+from session_middleware.display.html import Rows
 from session_middleware.errors import InvalidArgument, SessionNotFound, StorageError
-from session_middleware.guarded import UserSessions
-from session_middleware.hooks import Hookable
-from session_middleware.memory.door import MemoryDoor
+from session_middleware.memory.api import MemoryAPI
 from session_middleware.memory.store import SessionStore
-from session_middleware.model import (
-    Clock,
-    Identity,
-    NewId,
-    RepairedCall,
-    SessionInfo,
-    Status,
-    utc_now,
-)
-from session_middleware.notebook import Rows
+from session_middleware.models import Clock, Identity, NewId, RepairedCall, SessionInfo, Status, utc_now
 from session_middleware.operating import Operated
-from session_middleware.parts import assemble
 from session_middleware.reports import Reports
+from session_middleware.runtime.hooks import Hookable
+from session_middleware.runtime.run_context import acting_as, as_config, checked_identity, named_identity
+from session_middleware.services import assemble
 from session_middleware.session import Session
 from session_middleware.settings import SessionSettings, load_settings
-from session_middleware.storage.offload import async_twin, run_apart
-from session_middleware.storage.port import SessionFilter
-from session_middleware.storage.visit import Visit
-from session_middleware.sweeping import Sweeper
-from session_middleware.visits import acting_as, as_config, checked_identity, named_identity
+from session_middleware.storage import validation
+from session_middleware.storage.executor import async_twin, run_apart
+from session_middleware.storage.protocol import SessionFilter
+from session_middleware.storage.run import RunContext
+from session_middleware.sweeper import Sweeper
+from session_middleware.user_sessions import UserSessions
 
 logger = logging.getLogger("session_middleware")
 
@@ -57,8 +50,8 @@ def new_session_id() -> str:
     return uuid4().hex
 
 
-@names.suggesting
-class Sessions(Operated, Reports, Hookable, MemoryDoor):
+@validation.suggesting
+class Sessions(Operated, Reports, Hookable, MemoryAPI):
     """The sessions of one database.
 
     Args:
@@ -76,7 +69,7 @@ class Sessions(Operated, Reports, Hookable, MemoryDoor):
         StorageError: the file cannot be used; nothing on disk was changed.
     """
 
-    @names.spelled_out(SessionSettings)
+    @validation.spelled_out(SessionSettings)
     def __init__(
         self,
         storage_url: str | Path | None = None,
@@ -91,10 +84,10 @@ class Sessions(Operated, Reports, Hookable, MemoryDoor):
             if not isinstance(storage_url, (str, Path)):
                 raise InvalidArgument("storage_url", storage_url, wanted="a path, or ':memory:'")
             settings["storage_url"] = str(storage_url)
-        names.check_clock(clock)
-        names.check_callable("new_id", new_id, "a function that returns a new id, such as lambda: uuid4().hex")
-        allowed = names.checked_types(allowed_types)
-        names.check_serializer(serde)
+        validation.check_clock(clock)
+        validation.check_callable("new_id", new_id, "a function that returns a new id, such as lambda: uuid4().hex")
+        allowed = validation.checked_types(allowed_types)
+        validation.check_serializer(serde)
         self.settings: SessionSettings = load_settings(**settings)
         own = StrictSerializer(allowed, only_allowed=self.settings.strict_types)
         serde = own if serde is None else own_within(serde, own)
@@ -175,7 +168,7 @@ class Sessions(Operated, Reports, Hookable, MemoryDoor):
             GraphHasPart: the graph has a checkpointer or a store already, or the recorder of another
                 `Sessions`, and `replace` is false.
         """
-        from session_middleware.attaching import attached
+        from session_middleware.recording.attach import attached
 
         parts: dict[str, Any] = {}
         if checkpointer:
@@ -203,7 +196,7 @@ class Sessions(Operated, Reports, Hookable, MemoryDoor):
         Raises:
             TypeError: a name that is nearly one of these, such as ``user``, and would name nobody.
         """
-        names.check_names(configurable, "config", ("user_id", "group_id", "group_ids", "session_id"))
+        validation.check_names(configurable, "config", ("user_id", "group_id", "group_ids", "session_id"))
         thread_id = self.new_id() if session_id is None else lifecycle.session_id_of(session_id)
         who = named_identity(user_id, group_id, group_ids)
         identity = {"thread_id": thread_id, **as_config(who)}
@@ -226,7 +219,7 @@ class Sessions(Operated, Reports, Hookable, MemoryDoor):
 
     # Sessions
 
-    @names.spelled_out(names.SessionOptions)
+    @validation.spelled_out(validation.SessionOptions)
     def open(
         self,
         session_id: object = None,
@@ -234,7 +227,7 @@ class Sessions(Operated, Reports, Hookable, MemoryDoor):
         user_id: str | None = None,
         group_id: str | None = None,
         if_exists: Literal["resume", "raise"] = "resume",
-        **options: Unpack[names.SessionOptions],
+        **options: Unpack[validation.SessionOptions],
     ) -> Session:
         """Open a session or resume it; `Session.opened_as` says which. A new id is made if none is given.
 
@@ -249,9 +242,9 @@ class Sessions(Operated, Reports, Hookable, MemoryDoor):
             SessionLimitReached: as many are open as may be, and ``on_limit`` is ``"reject"``.
         """
         chosen = self.new_id() if session_id is None else lifecycle.session_id_of(session_id)
-        visit = Visit(chosen, named_identity(user_id, group_id))
-        names.check_choice("if_exists", if_exists, ("resume", "raise"))
-        details = names.details_of(**options)
+        visit = RunContext(chosen, named_identity(user_id, group_id))
+        validation.check_choice("if_exists", if_exists, ("resume", "raise"))
+        details = validation.details_of(**options)
         self._pulse.start()
         info = self._storage.open_session(visit, details, must_be_new=if_exists == "raise")
         self.hooks.wake()
@@ -278,14 +271,14 @@ class Sessions(Operated, Reports, Hookable, MemoryDoor):
 
     aget = async_twin(get)
 
-    @names.spelled_out(names.SessionFilters)
+    @validation.spelled_out(validation.SessionFilters)
     def list(
         self,
         *,
         visible_to: Identity | None = None,
         limit: int | None = 50,
         after: Session | None = None,
-        **filters: Unpack[names.SessionFilters],
+        **filters: Unpack[validation.SessionFilters],
     ) -> SessionList:
         """Sessions, latest activity first. The next page is what follows `after`, the last one had.
 
@@ -296,15 +289,15 @@ class Sessions(Operated, Reports, Hookable, MemoryDoor):
         """
         self._settle()
         where = _filter(visible_to, **filters)
-        names.check_after(after, SessionInfo, "the last session of the page before")
+        validation.check_after(after, SessionInfo, "the last session of the page before")
         before = None if after is None else (after.last_active_at, after.id)
-        found = self._storage.list_sessions(where, limit=names.checked_limit(limit), before=before)
+        found = self._storage.list_sessions(where, limit=validation.checked_limit(limit), before=before)
         return Rows(self._session(info) for info in found)
 
     alist = async_twin(list)
 
-    @names.spelled_out(names.SessionFilters)
-    def count(self, *, visible_to: Identity | None = None, **filters: Unpack[names.SessionFilters]) -> int:
+    @validation.spelled_out(validation.SessionFilters)
+    def count(self, *, visible_to: Identity | None = None, **filters: Unpack[validation.SessionFilters]) -> int:
         """How many sessions there are, filtered as in `list`."""
         self._settle()
         where = _filter(visible_to, **filters)
@@ -329,9 +322,9 @@ def _filter(
     return SessionFilter(
         user_id,
         group_id,
-        names.checked_status(status),
-        () if tags is None else names.texts_of("tags", tags),
-        names.checked_moment("since", since),
-        names.checked_moment("until", until),
+        validation.checked_status(status),
+        () if tags is None else validation.texts_of("tags", tags),
+        validation.checked_moment("since", since),
+        validation.checked_moment("until", until),
         visible_to,
     )

@@ -17,7 +17,7 @@ from pydantic import BeforeValidator, PositiveInt, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from session_middleware.errors import InvalidArgument, InvalidSettings
-from session_middleware.model import LONGEST, Access, OnExpire, OnResume
+from session_middleware.models import LONGEST, Access, OnExpire, OnResume
 
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _WANTED = "a duration of at most 100 years and longer than nothing, such as '30s', '15m', '12h' or '7d'"

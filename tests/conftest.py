@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from session_middleware.settings import load_settings
-from session_middleware.storage.port import Storage
-from session_middleware.storage.sqlite.engine import SqliteStorage
+from session_middleware.storage.protocol import Storage
+from session_middleware.storage.sql.engine import SqliteStorage
 
 
 class Clock:

@@ -29,7 +29,7 @@ _WARM = (
     "langgraph.checkpoint.memory",
     "langgraph.graph",
     "langgraph.prebuilt",
-    "session_middleware.attaching",
+    "session_middleware.recording.attach",
     "session_middleware.sessions",
 )
 

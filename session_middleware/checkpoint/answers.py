@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from langchain_core.messages import BaseMessage, ToolMessage
 from langchain_core.runnables import RunnableConfig
 
-from session_middleware.model import Message, ToolCall
-from session_middleware.plain import is_a
-from session_middleware.storage.seen import SHARED
+from session_middleware.models import Message, ToolCall
+from session_middleware.storage.jsonable import is_a
+from session_middleware.storage.record_entries import SHARED
 
 if TYPE_CHECKING:
-    from session_middleware.storage.port import Storage
+    from session_middleware.storage.protocol import Storage
 
 _READ = "__pregel_read"  # of a subgraph's config: reads the state of the graph around it
 _DEPTH = 3  # how far below what a graph was called with answers are looked for
 
 
-class Asked(NamedTuple):
+class UnansweredCall(NamedTuple):
     """A tool call that was asked for."""
 
     message_id: str | None
@@ -44,7 +44,7 @@ def state_around(config: RunnableConfig) -> Any:
     return read(list(channels)) if read is not None and channels else {}
 
 
-def left_open(missing: Sequence[Asked], given: Any, channel: str) -> list[Asked]:
+def left_open(missing: Sequence[UnansweredCall], given: Any, channel: str) -> list[UnansweredCall]:
     """The calls that an input does not answer itself: one that a client has carried out, or another agent.
 
     An input that says again who asked says as well how much of that is answered.
@@ -69,7 +69,7 @@ def left_open(missing: Sequence[Asked], given: Any, channel: str) -> list[Asked]
     return [asked for asked in missing if not _is_answered(asked, answers, calls, said)]
 
 
-def _is_answered(asked: Asked, answers: Counter[str], calls: Counter[tuple[str, str]], said: set[str]) -> bool:
+def _is_answered(asked: UnansweredCall, answers: Counter[str], calls: Counter[tuple[str, str]], said: set[str]) -> bool:
     key = str(asked.message_id), str(asked.call["id"])
     if key[0] in said:
         calls[key] -= 1
@@ -105,7 +105,7 @@ def tool_messages(value: Any) -> Iterable[ToolMessage]:
     return (part for part in parts if isinstance(part, ToolMessage))
 
 
-def with_written(missing: Sequence[Asked], written: Sequence[ToolMessage]) -> list[Asked]:
+def with_written(missing: Sequence[UnansweredCall], written: Sequence[ToolMessage]) -> list[UnansweredCall]:
     """With what some of them did say, though it is not in the history yet: others beside them were cut off."""
     left = list(written)
     found = dict(enumerate(missing))
@@ -118,7 +118,7 @@ def with_written(missing: Sequence[Asked], written: Sequence[ToolMessage]) -> li
     return list(found.values())
 
 
-def recorded_answers(storage: Storage, session_id: str, missing: Sequence[Asked]) -> list[Asked]:
+def recorded_answers(storage: Storage, session_id: str, missing: Sequence[UnansweredCall]) -> list[UnansweredCall]:
     """With what some of the calls did say, by the record of their executions and of the messages that answer them."""
     ids = [*dict.fromkeys(asked.call["id"] for asked in missing)]
     executed = _executions(missing, storage.find_executions(session_id, ids))
@@ -128,7 +128,7 @@ def recorded_answers(storage: Storage, session_id: str, missing: Sequence[Asked]
     return [asked._replace(answer=answers.get(place)) for place, asked in enumerate(missing)]
 
 
-def _executions(missing: Sequence[Asked], executions: list[ToolCall]) -> dict[int, ToolCall]:
+def _executions(missing: Sequence[UnansweredCall], executions: list[ToolCall]) -> dict[int, ToolCall]:
     """The latest execution of each call: of several calls with one id the one with the same arguments."""
     times = Counter((asked.message_id, asked.call["id"]) for asked in missing)
     found: dict[int, ToolCall] = {}

@@ -16,12 +16,12 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.types import INTERRUPT, RESUME, TASKS
 from langgraph.constants import END, START
 
-from session_middleware.checkpoint import pieces
-from session_middleware.checkpoint.elements import id_of, is_answer, is_message, is_question
-from session_middleware.checkpoint.known import Known, KnownList
+from session_middleware.checkpoint import list_diff
+from session_middleware.checkpoint.langchain_messages import id_of, is_answer, is_message, is_question
+from session_middleware.checkpoint.parent_cache import CachedCheckpoint, CachedListRef
 from session_middleware.checkpoint.serde import said_by
 from session_middleware.errors import UnserializableValue
-from session_middleware.storage.state import Blob, Chunk, ListPut, StoredCheckpoint, StoredList, Write
+from session_middleware.storage.checkpoint_types import Blob, Chunk, ListPut, StoredCheckpoint, StoredList, Write
 
 _INPUT = f"{START}\x1f"  # begins the stored name of a list in what a graph was called with
 _WHOLE = frozenset({START, END, PREVIOUS, "__root__"})  # channels whose value is what a graph is given or gives back
@@ -29,7 +29,7 @@ _REST = "checkpoint"  # what a checkpoint has beside its channels
 
 
 @contextmanager
-def uncollected() -> Iterator[None]:
+def gc_paused() -> Iterator[None]:
     """No garbage collection in the block, which makes many objects that are all kept.
 
     Each few hundred of them would have the collector look for garbage, again and again in the whole
@@ -65,27 +65,27 @@ class Codec:
 
     def dump_list(self, channel: str, elements: Sequence[Any]) -> list[Chunk]:
         try:
-            return pieces.chunks(elements, self._serde)
+            return list_diff.chunks(elements, self._serde)
         except Exception as error:  # noqa: BLE001  # raised again
             self._refuse(channel, elements, error)
 
     def fingerprints(self, elements: Sequence[Any]) -> array[int]:
-        return pieces.fingerprints(elements, self._serde)
+        return list_diff.fingerprints(elements, self._serde)
 
     def dump_body(self, checkpoint: Checkpoint, metadata: CheckpointMetadata) -> Blob:
         """All but the values of its channels."""
         rest = {name: value for name, value in checkpoint.items() if name != "channel_values"}
         return self.dump(_REST, {"checkpoint": rest, "metadata": metadata})
 
-    def known(self, stored: StoredCheckpoint, checkpoint: Checkpoint) -> Known:
+    def known(self, stored: StoredCheckpoint, checkpoint: Checkpoint) -> CachedCheckpoint:
         """What a put on top of a checkpoint that was read needs of it."""
         values = checkpoint["channel_values"]
         lists = {
-            name: KnownList(value.ref, self.fingerprints(part(values, name)), is_input(name))
+            name: CachedListRef(value.ref, self.fingerprints(part(values, name)), is_input(name))
             for name, value in stored.values.items()
             if isinstance(value, StoredList)
         }
-        return Known(checkpoint["channel_versions"].copy(), stored.channels, frozenset(stored.values), lists)
+        return CachedCheckpoint(checkpoint["channel_versions"].copy(), stored.channels, frozenset(stored.values), lists)
 
     def dump_write(self, place: int, channel: str, value: Any) -> Write:
         idx = WRITES_IDX_MAP.get(channel, place)
@@ -99,8 +99,8 @@ class Codec:
         if isinstance(value, Blob):
             return self._serde.loads_typed(value)
         if isinstance(value, StoredList):
-            return pieces.join(value.chunks, self._serde)
-        return None if value is None else pieces.join(value, self._serde)
+            return list_diff.join(value.chunks, self._serde)
+        return None if value is None else list_diff.join(value, self._serde)
 
     def _refuse(self, channel: str, value: Any, error: Exception) -> NoReturn:
         culprit = self._culprit(channel, value, error)
@@ -111,9 +111,9 @@ class Codec:
 
     def _culprit(self, channel: str, value: Any, error: Exception) -> UnserializableValue:
         for key, part in value.items() if channel == START and isinstance(value, dict) else ():
-            if (problem := pieces.problem_of(part, self._serde)) is not None:
+            if (problem := list_diff.problem_of(part, self._serde)) is not None:
                 return self._culprit(_INPUT + str(key), part, problem)
-        path, part, error = pieces.find_culprit(value, _place(channel), self._serde, error)
+        path, part, error = list_diff.find_culprit(value, _place(channel), self._serde, error)
         if isinstance(error, UnserializableValue):
             return UnserializableValue(f"{path}: {error.problem}", advice=error.advice)
         name = type(self._serde).__name__
@@ -133,11 +133,16 @@ def _place(channel: str) -> str:
 _PLACES = {START: "input", TASKS: "Send", INTERRUPT: "interrupt", RESUME: "resume", _REST: _REST}
 
 
-class Split:
+class CheckpointDiff:
     """The channel values of one put, sorted into what is the parent's and what is new."""
 
     def __init__(
-        self, codec: Codec, parent: Known | None, others: Sequence[KnownList] = (), *, is_outermost: bool = False
+        self,
+        codec: Codec,
+        parent: CachedCheckpoint | None,
+        others: Sequence[CachedListRef] = (),
+        *,
+        is_outermost: bool = False,
     ) -> None:
         self._is_outermost = is_outermost
         self._codec = codec
@@ -212,14 +217,14 @@ class Split:
             if self._is_outermost and name in _WHOLE and self._is_of_this_run(name, value, marks, known):
                 recorded, beginning = None, 0
             old = recorded.fingerprints if recorded else array("q")
-            new = pieces.added(value, marks, old, beginning)
+            new = list_diff.new_elements(value, marks, old, beginning)
             if beginning and not own and self._is_outermost:  # another branch has said these, or another graph
                 new, beginning = [*filter(id_of, value[:beginning]), *new], 0
             told = list(_with_following(value, marks, beginning, new))
             self._returned.extend(told) if name == END else self._tell(told)
             self.preceding = id_of(value[beginning - 1]) if beginning and new else self.preceding
 
-    def _is_of_this_run(self, name: str, value: list[Any], marks: array[int], known: KnownList | None) -> bool:
+    def _is_of_this_run(self, name: str, value: list[Any], marks: array[int], known: CachedListRef | None) -> bool:
         """Whether a list is what was given and the answer to it, or the same answer again, and no conversation.
 
         A conversation has the earlier questions, too. What was given may be no list, but one question or its text.
@@ -242,9 +247,9 @@ def _with_following(
             yield (value[place], id_of(value[place + 1]) if place + 1 < len(value) else None), marks[place]
 
 
-def _longest(marks: array[int], lists: Sequence[KnownList]) -> tuple[KnownList | None, int]:
+def _longest(marks: array[int], lists: Sequence[CachedListRef]) -> tuple[CachedListRef | None, int]:
     """Which of the lists has most elements in common at the beginning, and how many."""
-    found = [(pieces.kept(marks, known.fingerprints), place) for place, known in enumerate(lists)]
+    found = [(list_diff.common_prefix_length(marks, known.fingerprints), place) for place, known in enumerate(lists)]
     keep, place = max(found, default=(0, -1))
     return (lists[place] if found else None), keep
 
@@ -264,8 +269,8 @@ def part(values: dict[str, Any], name: str) -> Any:
     return values[START][name.removeprefix(_INPUT)] if is_input(name) else values[name]
 
 
-def whole(values: dict[str, Any]) -> dict[str, Any]:
-    """Channel values as they were before `Split`: with the lists of an input back in it."""
+def merge_input_lists(values: dict[str, Any]) -> dict[str, Any]:
+    """Channel values as they were before `CheckpointDiff`: with the lists of an input back in it."""
     for name in [name for name in values if is_input(name)]:
         values[START][name.removeprefix(_INPUT)] = values.pop(name)
     return values

@@ -9,8 +9,8 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import CheckpointMetadata, get_checkpoint_metadata
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
-from session_middleware.model import SessionInfo
-from session_middleware.storage.state import Blob
+from session_middleware.models import SessionInfo
+from session_middleware.storage.checkpoint_types import Blob
 
 IDENTITY = ("user_id", "group_id", "group_ids", "langgraph_auth_user_id")  # the last: of LangGraph's own server
 

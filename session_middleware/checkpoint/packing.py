@@ -31,7 +31,7 @@ from langgraph.types import Send
 from pydantic import BaseModel, RootModel
 
 from session_middleware.checkpoint.classes import kind_of, name_of, shape_of
-from session_middleware.plain import is_a
+from session_middleware.storage.jsonable import is_a
 
 # The extension codes of LangGraph's msgpack format.
 SINGLE_ARGUMENT, ARGUMENTS, KEYWORDS, METHOD, PYDANTIC_V1, PYDANTIC, NUMPY, DELTA_SNAPSHOT = range(8)

@@ -27,7 +27,7 @@ from langgraph.checkpoint.base.id import uuid6
 from langgraph.types import Command
 
 from session_middleware.checkpoint.answers import (
-    Asked,
+    UnansweredCall,
     left_open,
     recorded_answers,
     state_around,
@@ -36,13 +36,13 @@ from session_middleware.checkpoint.answers import (
     without_tasks,
 )
 from session_middleware.errors import SessionBusy
-from session_middleware.model import NewId, RepairedCall
-from session_middleware.plain import is_nothing
+from session_middleware.models import NewId, RepairedCall
+from session_middleware.storage.jsonable import is_nothing
 
 if TYPE_CHECKING:
     from session_middleware.checkpoint.saver import SessionSaver
-    from session_middleware.storage.port import Storage
-    from session_middleware.storage.visit import Visit
+    from session_middleware.storage.protocol import Storage
+    from session_middleware.storage.run import RunContext
 
 INTERRUPTED = "This tool call was interrupted: it gave no result, and was carried out in part or not at all."
 UNREADABLE = "This tool call was not carried out: its arguments could not be read."
@@ -60,7 +60,7 @@ class Recorded(Protocol):
 
     def read(self) -> list[BaseMessage]: ...
 
-    def add_among(self, visit: Visit, messages: Sequence[BaseMessage], ids: Collection[str]) -> None:
+    def add_among(self, visit: RunContext, messages: Sequence[BaseMessage], ids: Collection[str]) -> None:
         """Record those of the messages that have these ids, each where it stands among the others."""
 
 
@@ -69,9 +69,9 @@ class Mended(NamedTuple):
     calls: list[RepairedCall]
 
 
-def unanswered(messages: Sequence[Any]) -> list[Asked]:
+def unanswered(messages: Sequence[Any]) -> list[UnansweredCall]:
     """The calls without an answer, in order; none unless this is a conversation: messages, and not a model's only."""
-    found: list[Asked] = []
+    found: list[UnansweredCall] = []
     answers: Counter[str] = Counter()
     is_conversation = False
     for message in reversed(messages):
@@ -79,13 +79,13 @@ def unanswered(messages: Sequence[Any]) -> list[Asked]:
         if kind is None:
             return []
         if kind is AIMessage:
-            missing: list[Asked] = []
+            missing: list[UnansweredCall] = []
             for calls in (message.tool_calls, message.invalid_tool_calls):
                 for call in calls:
                     if answers[call["id"]] > 0:
                         answers[call["id"]] -= 1
                     elif call["id"]:
-                        missing.append(Asked(message.id, call, calls is message.tool_calls))
+                        missing.append(UnansweredCall(message.id, call, calls is message.tool_calls))
             found += reversed(missing)
         elif kind is not BaseMessage:
             is_conversation = True
@@ -103,7 +103,9 @@ def _kind_of(cls: Hashable) -> type[BaseMessage] | None:
     )
 
 
-def mend(messages: Sequence[BaseMessage], missing: Sequence[Asked], *, new_id: NewId, namespace: str = "") -> Mended:
+def mend(
+    messages: Sequence[BaseMessage], missing: Sequence[UnansweredCall], *, new_id: NewId, namespace: str = ""
+) -> Mended:
     """The messages with an answer after each request that is `missing` one: what is known, or that there is none."""
     answers: dict[int, ToolMessage] = {}
     calls: list[RepairedCall] = []
@@ -123,7 +125,7 @@ def mend(messages: Sequence[BaseMessage], missing: Sequence[Asked], *, new_id: N
     return Mended(list(_with_answers(messages, answers)), calls)
 
 
-def _answer(asked: Asked, new_id: NewId) -> tuple[ToolMessage, Any]:
+def _answer(asked: UnansweredCall, new_id: NewId) -> tuple[ToolMessage, Any]:
     known = asked.answer
     if known is not None and asked.is_readable:
         return known if known.id else known.model_copy(update={"id": new_id()}), "known"
@@ -199,7 +201,7 @@ class Repairs:
         self._on_input = on_input
 
     def before_input(
-        self, saver: SessionSaver, config: RunnableConfig, visit: Visit, found: CheckpointTuple | None
+        self, saver: SessionSaver, config: RunnableConfig, visit: RunContext, found: CheckpointTuple | None
     ) -> CheckpointTuple | None:
         """What a run goes on from: as it was found, or with the answers its new input would have left out."""
         namespace = config["configurable"].get("checkpoint_ns", "")
@@ -218,7 +220,7 @@ class Repairs:
         self,
         saver: SessionSaver,
         config: RunnableConfig,
-        visit: Visit,
+        visit: RunContext,
         recorded: Recorded,
         *,
         dry_run: bool,
@@ -250,7 +252,7 @@ class Repairs:
         self,
         saver: SessionSaver,
         config: RunnableConfig,
-        visit: Visit,
+        visit: RunContext,
         given: Any,
         *,
         reason: str,
@@ -273,7 +275,7 @@ class Repairs:
         at["configurable"]["checkpoint_id"] = key[2]
         return saver.load(at, visit), calls
 
-    def _repair_recorded(self, visit: Visit, recorded: Recorded, *, dry_run: bool) -> list[RepairedCall]:
+    def _repair_recorded(self, visit: RunContext, recorded: Recorded, *, dry_run: bool) -> list[RepairedCall]:
         """As `_repair`, of a conversation that was recorded by hand."""
         messages = recorded.read()
         missing = recorded_answers(self._storage, visit.session_id, unanswered(messages))
@@ -302,7 +304,7 @@ class Repairs:
         return changed, calls
 
 
-def _stored_state_around(saver: SessionSaver, config: RunnableConfig, visit: Visit) -> Any:
+def _stored_state_around(saver: SessionSaver, config: RunnableConfig, visit: RunContext) -> Any:
     """The state of the graph around a subgraph: the next input brings the answers that are there."""
     namespace = config["configurable"]["checkpoint_ns"]
     while namespace:
@@ -313,7 +315,7 @@ def _stored_state_around(saver: SessionSaver, config: RunnableConfig, visit: Vis
     return None
 
 
-def _brings_input(given: Any, visit: Visit, config: RunnableConfig, found: CheckpointTuple | None) -> bool:
+def _brings_input(given: Any, visit: RunContext, config: RunnableConfig, found: CheckpointTuple | None) -> bool:
     """Whether this is the first look of a run that brings new input, which goes on from what it finds.
 
     Later ones are reads from inside the run, and what has no answer by then is being carried out.

@@ -25,18 +25,18 @@ from langgraph.checkpoint.base import (
 )
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
-from session_middleware.checkpoint.codec import Codec, Split, is_input, replayed, uncollected, whole
-from session_middleware.checkpoint.kept import KeptLists, Shelf
-from session_middleware.checkpoint.known import Key, Known, KnownCheckpoints, KnownList
+from session_middleware.checkpoint.codec import CheckpointDiff, Codec, gc_paused, is_input, merge_input_lists, replayed
+from session_middleware.checkpoint.list_cache import ListCache, ListReader
+from session_middleware.checkpoint.listener import CheckpointListener
 from session_middleware.checkpoint.metadata import is_of, matches, own_metadata, split_filter
+from session_middleware.checkpoint.parent_cache import CachedCheckpoint, CachedListRef, CheckpointCache, Key
 from session_middleware.checkpoint.repair import Repairs
-from session_middleware.checkpoint.witness import Witness
 from session_middleware.errors import UnknownStrategy
 from session_middleware.lifecycle import session_id_of
-from session_middleware.model import Identity
-from session_middleware.storage.offload import Offload
-from session_middleware.storage.port import Storage
-from session_middleware.storage.state import (
+from session_middleware.models import Identity
+from session_middleware.runtime.run_context import RunRegistry, config_of
+from session_middleware.runtime.run_queue import RunQueue
+from session_middleware.storage.checkpoint_types import (
     CheckpointPut,
     Parent,
     StaleParent,
@@ -44,9 +44,9 @@ from session_middleware.storage.state import (
     StoredList,
     WritesPut,
 )
-from session_middleware.storage.visit import Visit
-from session_middleware.turns import Turns
-from session_middleware.visits import Visits, config_of
+from session_middleware.storage.executor import StorageExecutor
+from session_middleware.storage.protocol import Storage
+from session_middleware.storage.run import RunContext
 
 _PAGE = 32  # checkpoints read at a time by `list`
 _WIDE_PAGE = 256  # of many namespaces, which have to be looked through for each page
@@ -66,12 +66,12 @@ class SessionSaver(BaseCheckpointSaver[int]):
     def __init__(
         self,
         storage: Storage,
-        offload: Offload,
-        visits: Visits,
-        turns: Turns,
+        offload: StorageExecutor,
+        visits: RunRegistry,
+        turns: RunQueue,
         *,
         serde: SerializerProtocol,
-        witness: Witness,
+        witness: CheckpointListener,
         settle: Callable[[str], None] = lambda _: None,  # what the recorder handed over comes before what follows it
         repairs: Repairs | None = None,
     ) -> None:
@@ -83,8 +83,8 @@ class SessionSaver(BaseCheckpointSaver[int]):
         self._witness = witness
         self._settle = settle
         self._repairs = repairs
-        self._known = KnownCheckpoints()
-        self._kept = KeptLists()
+        self._known = CheckpointCache()
+        self._kept = ListCache()
 
     @property
     def _codec(self) -> Codec:
@@ -104,16 +104,16 @@ class SessionSaver(BaseCheckpointSaver[int]):
         visit = await self._turns.atake(self._visits.arrive(config["configurable"]))
         return await self._offload.run(self._read, config, visit)
 
-    def _read(self, config: RunnableConfig, visit: Visit) -> CheckpointTuple | None:
+    def _read(self, config: RunnableConfig, visit: RunContext) -> CheckpointTuple | None:
         self._settle(visit.session_id)
         found = self.load(config, visit)
         return self._repairs.before_input(self, config, visit, found) if self._repairs else found
 
-    def load(self, config: RunnableConfig, visit: Visit) -> CheckpointTuple | None:
+    def load(self, config: RunnableConfig, visit: RunContext) -> CheckpointTuple | None:
         """What `get_tuple` returns, for a visit that has been found."""
         namespace = config["configurable"].get("checkpoint_ns", "")
         shelf = self._kept.shelf(visit.session_id)
-        with uncollected():
+        with gc_paused():
             with self._visits.claiming(visit):
                 stored = self._storage.read_checkpoint(visit, namespace, get_checkpoint_id(config), shelf.refs())
             if stored is None:
@@ -184,9 +184,9 @@ class SessionSaver(BaseCheckpointSaver[int]):
             limit=size,
             after=after,
         )
-        identity, shelf = visit.identity if visit else Identity(), Shelf({}, is_snapshot=True)
+        identity, shelf = visit.identity if visit else Identity(), ListReader({}, is_snapshot=True)
         theirs = [row for row in rows if not owner or is_of(self._storage.find_session(row.session_id), owner)]
-        with uncollected():
+        with gc_paused():
             page = [self._tuple(row, identity, shelf) for row in theirs[:limit]]
         return page, rows[-1].key if len(rows) == size else None
 
@@ -213,10 +213,10 @@ class SessionSaver(BaseCheckpointSaver[int]):
     ) -> Mapping[str, DeltaChannelHistory]:
         return await self._offload.run(self.get_delta_channel_history, config=config, channels=channels)
 
-    def _tuple(self, stored: StoredCheckpoint, identity: Identity, shelf: Shelf) -> CheckpointTuple:
+    def _tuple(self, stored: StoredCheckpoint, identity: Identity, shelf: ListReader) -> CheckpointTuple:
         codec, key = self._codec, stored.key
         body = codec.load(stored.body)
-        values = whole(
+        values = merge_input_lists(
             {
                 name: shelf.load(value, codec.load) if isinstance(value, StoredList) else codec.load(value)
                 for name, value in stored.values.items()
@@ -230,7 +230,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
             pending_writes=[(w.task_id, w.channel, codec.load(w.value)) for w in stored.writes],
         )
 
-    def _remember(self, stored: StoredCheckpoint, checkpoint: Checkpoint) -> Known:
+    def _remember(self, stored: StoredCheckpoint, checkpoint: Checkpoint) -> CachedCheckpoint:
         """Keep in mind what a put on top of this checkpoint will ask: a run goes on from what it reads."""
         known = self._known.find(stored.key)
         if known is None or known.channels != stored.channels:
@@ -278,7 +278,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
 
     def _put(
         self,
-        visit: Visit,
+        visit: RunContext,
         key: Key,
         config: RunnableConfig,
         checkpoint: Checkpoint,
@@ -289,7 +289,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
     ) -> None:
         parent_id, codec = get_checkpoint_id(config), self._codec
         parent = self._parent((*key[:2], parent_id), anew=anew) if parent_id else None
-        split = Split(codec, parent, () if anew else self._known.lists(key[0]), is_outermost=not key[1])
+        split = CheckpointDiff(codec, parent, () if anew else self._known.lists(key[0]), is_outermost=not key[1])
         versions = checkpoint["channel_versions"]
         for name, value in checkpoint["channel_values"].items():
             if name in new_versions or not split.inherit(name, versions.get(name)):
@@ -314,10 +314,12 @@ class SessionSaver(BaseCheckpointSaver[int]):
                 run_id=None if (run_id := metadata.get("run_id")) is None else str(run_id),
             )
         )
-        lists = {name: KnownList(ref, split.marks[name], is_input(name)) for name, ref in refs.items()}
+        lists = {name: CachedListRef(ref, split.marks[name], is_input(name)) for name, ref in refs.items()}
         if parent:
             lists.update({name: parent.lists[name] for name in split.inherited if name in parent.lists})
-        self._known.keep(key, Known(versions.copy(), channels, frozenset((*split.values, *split.inherited)), lists))
+        self._known.keep(
+            key, CachedCheckpoint(versions.copy(), channels, frozenset((*split.values, *split.inherited)), lists)
+        )
 
     def put_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
@@ -403,9 +405,9 @@ class SessionSaver(BaseCheckpointSaver[int]):
             return f"{int(current.split('.')[0]) + 1:032}.{random.random():016}"  # noqa: S311
         return ((int(current or 0) >> 24) + 1 << 24) + random.getrandbits(24)
 
-    def _parent(self, key: Key, *, anew: bool) -> Known | None:
+    def _parent(self, key: Key, *, anew: bool) -> CachedCheckpoint | None:
         """What is known of a stored checkpoint, reading it if need be; ``None`` when it is not there."""
         known = None if anew else self._known.find(key)
         if known is None and (stored := self._storage.get_checkpoint(*key)) is not None:
-            known = self._remember(stored, self._tuple(stored, Identity(), Shelf({})).checkpoint)
+            known = self._remember(stored, self._tuple(stored, Identity(), ListReader({})).checkpoint)
         return known

@@ -22,14 +22,14 @@ from langgraph.graph.message import REMOVE_ALL_MESSAGES
 from langgraph.prebuilt.tool_node import ToolCallRequest
 from langgraph.types import Command
 
-from session_middleware.checkpoint.answers import Asked, recorded_answers
+from session_middleware.checkpoint.answers import UnansweredCall, recorded_answers
 from session_middleware.checkpoint.repair import Mended, mend, unanswered
-from session_middleware.memory.checking import check_always, check_count, check_names
-from session_middleware.memory.completing import complete
+from session_middleware.memory.query_rewriting import complete
 from session_middleware.memory.scopes import SCOPES
 from session_middleware.memory.session_recall import KINDS, ROLES, SPEAKERS, Kind
-from session_middleware.model import Role, Scope
-from session_middleware.recording.hooks import Hooks, Place, Watched
+from session_middleware.memory.validation import check_always, check_count, check_names
+from session_middleware.models import Role, Scope
+from session_middleware.recording.middleware_recorder import MiddlewareContext, MiddlewareRecorder, ToolCallInProgress
 from session_middleware.session import Session
 from session_middleware.sessions import Sessions
 
@@ -88,7 +88,7 @@ class SessionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
         super().__init__()
         _check_kinds(sessions, context, recall)
         self._sessions = sessions
-        self._hooks = Hooks(
+        self._hooks = MiddlewareRecorder(
             sessions._storage,
             sessions.recorder,
             sessions._visits,
@@ -126,7 +126,7 @@ class SessionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
             return await self._off_loop(self._begin, place, state["messages"])
         return None
 
-    def _begin(self, place: Place, messages: Sequence[BaseMessage]) -> Update:
+    def _begin(self, place: MiddlewareContext, messages: Sequence[BaseMessage]) -> Update:
         self._hooks.hear(place, messages)
         missing = self._missing(messages)
         if not missing:
@@ -136,10 +136,10 @@ class SessionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
         self._note(place, mended)
         return {"messages": [RemoveMessage(REMOVE_ALL_MESSAGES), *mended.messages]}
 
-    def _missing(self, messages: Sequence[BaseMessage]) -> list[Asked]:
+    def _missing(self, messages: Sequence[BaseMessage]) -> list[UnansweredCall]:
         return unanswered(messages) if self._sessions.settings.repair == "auto" else []
 
-    def _note(self, place: Place, mended: Mended) -> None:
+    def _note(self, place: MiddlewareContext, mended: Mended) -> None:
         added = {call.answer_id for call in mended.calls}
         following = {str(m.id): after.id for m, after in zip(mended.messages, mended.messages[1:], strict=False)}
         for message in reversed(mended.messages):
@@ -189,7 +189,7 @@ class SessionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
         await self._off_loop(self._hooks.answer, place, asked, response.result)
         return response
 
-    def _context_for(self, place: Place, request: ModelRequest[Any]) -> tuple[str | None, str | None]:
+    def _context_for(self, place: MiddlewareContext, request: ModelRequest[Any]) -> tuple[str | None, str | None]:
         """What belongs into the system message, and what of the memory beside the user's words."""
         messages, last = request.messages, _last_said(request.messages)
         if last is None or (self._context is None and self._recall is None):
@@ -252,7 +252,7 @@ class SessionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
         await self._off_loop(self._hooks.end, watched, result)
         return result
 
-    def _watch(self, request: ToolCallRequest) -> Watched | None:
+    def _watch(self, request: ToolCallRequest) -> ToolCallInProgress | None:
         config = request.runtime.config
         place = self._hooks.enter(config)
         if place is None:

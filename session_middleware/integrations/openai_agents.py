@@ -22,11 +22,11 @@ from agents.memory import SessionSettings
 from session_middleware import lifecycle
 from session_middleware.errors import UnserializableValue
 from session_middleware.recording.files import put_back, take_out
+from session_middleware.runtime.run_context import named_identity
 from session_middleware.sessions import Sessions
-from session_middleware.storage.conversations import ItemPut, StoredItem
-from session_middleware.storage.seen import FileSeen, MessageSeen
-from session_middleware.storage.visit import Visit
-from session_middleware.visits import named_identity
+from session_middleware.storage.conversations import ConversationItemPut, StoredItem
+from session_middleware.storage.record_entries import Attachment, MessageEntry
+from session_middleware.storage.run import RunContext
 
 _NOT_APPROVED = "Tool execution was not approved."  # the SDK's words, where its user gives no others
 _LOOKED_BACK = 200  # items among which a call is looked for whose answer is added later
@@ -59,7 +59,7 @@ class OpenAIAgentsSession:
         self.session_settings = session_settings
         self._sessions = sessions
         self._identity = named_identity(user_id, group_id)
-        self._visit: Visit | None = None
+        self._visit: RunContext | None = None
 
     @property
     def session_settings(self) -> SessionSettings:
@@ -120,11 +120,11 @@ class OpenAIAgentsSession:
             raise cancelled
         return writing.result()
 
-    def _visit_anew(self) -> Visit:
-        self._visit = Visit(self.session_id, self._identity)
+    def _visit_anew(self) -> RunContext:
+        self._visit = RunContext(self.session_id, self._identity)
         return self._visit
 
-    def _present_visit(self) -> Visit:
+    def _present_visit(self) -> RunContext:
         return self._visit or self._visit_anew()
 
     async def _find_refused(self, items: Sequence[Any], wrapper: RunContextWrapper[Any] | None) -> frozenset[str]:
@@ -143,7 +143,7 @@ class OpenAIAgentsSession:
     def _get_stored(self, limit: int) -> list[Any]:
         return [stored.item for stored in self._sessions._storage.get_items(self.session_id, limit=limit)]
 
-    def _puts(self, items: Sequence[TResponseInputItem], refused: frozenset[str]) -> Iterator[ItemPut]:
+    def _puts(self, items: Sequence[TResponseInputItem], refused: frozenset[str]) -> Iterator[ConversationItemPut]:
         keeping, settings = self._sessions.recorder.journal.keeping, self._sessions.settings
         for number, item in enumerate(items):
             try:
@@ -155,7 +155,7 @@ class OpenAIAgentsSession:
             message = message._replace(refused=message.tool_call_id in refused)
             recorded = keeping.messages([message]) if settings.tracking else ()
             rest, files = _without_files(item)
-            yield ItemPut(rest, message.message_id, recorded, files)
+            yield ConversationItemPut(rest, message.message_id, recorded, files)
 
 
 def _settings_of(given: Mapping[str, Any]) -> SessionSettings:
@@ -174,7 +174,7 @@ def _names_of_calls(items: Sequence[Any]) -> dict[str, str]:
     return {str(item["call_id"]): name for item in calls if isinstance(name := item.get("name"), str)}
 
 
-def _without_files(item: Any) -> tuple[Any, Sequence[FileSeen]]:
+def _without_files(item: Any) -> tuple[Any, Sequence[Attachment]]:
     """An item with hashes in the places of its files; as it is, where it would not come back exactly from that."""
     (rest,), files = take_out([item])
     held = {file.hash: file.data for file in files}
@@ -185,29 +185,29 @@ def _whole(stored: StoredItem) -> Any:
     return put_back(stored.item, stored.files.get) if stored.files else stored.item
 
 
-def describe_item(item: Any, message_id: str) -> MessageSeen:
+def describe_item(item: Any, message_id: str) -> MessageEntry:
     """An item of the Responses API as a message of the record."""
     described = _described(item, message_id)
     (content,), files = take_out([described.content])
     return described._replace(content=content, files=files)
 
 
-def _described(item: Any, message_id: str) -> MessageSeen:
+def _described(item: Any, message_id: str) -> MessageEntry:
     if not isinstance(item, Mapping):
-        return MessageSeen(message_id, "assistant", "", content=item, marks=("item",))
+        return MessageEntry(message_id, "assistant", "", content=item, marks=("item",))
     kind = str(item.get("type") or "message")
     if kind == "function_call":
         call = {"id": item.get("call_id"), "name": item.get("name"), "args": _arguments(item.get("arguments"))}
-        return MessageSeen(message_id, "assistant", "", tool_calls=[call])
+        return MessageEntry(message_id, "assistant", "", tool_calls=[call])
     if _is_answer(item):
         output = item.get("output")
         content = None if isinstance(output, str) else output
-        return MessageSeen(message_id, "tool", _text(output), content=content, tool_call_id=str(item["call_id"]))
+        return MessageEntry(message_id, "tool", _text(output), content=content, tool_call_id=str(item["call_id"]))
     if kind == "message" and item.get("role") in _ROLES:
         content = item.get("content")
         parts = None if isinstance(content, str) else content
-        return MessageSeen(message_id, _ROLES[item["role"]], _text(content), content=parts)
-    return MessageSeen(message_id, "assistant", _text(item.get("summary")), content=item, marks=(f"item:{kind}",))
+        return MessageEntry(message_id, _ROLES[item["role"]], _text(content), content=parts)
+    return MessageEntry(message_id, "assistant", _text(item.get("summary")), content=item, marks=(f"item:{kind}",))
 
 
 def _text(parts: Any) -> str:

@@ -7,9 +7,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from hashlib import sha256
 from typing import Any
 
-from session_middleware.memory.completing import say_little
-from session_middleware.memory.found import Memory
-from session_middleware.storage.words import query_words, terms_of
+from session_middleware.memory.query_rewriting import say_little
+from session_middleware.memory.results import Memory
+from session_middleware.storage.search.tokenizer import query_words, terms_of
 
 CountTokens = Callable[[str], int]
 

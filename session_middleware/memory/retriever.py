@@ -12,12 +12,12 @@ from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import ensure_config
 
-from session_middleware.memory.door import MemoryDoor
-from session_middleware.memory.found import Memory
+from session_middleware.memory.api import MemoryAPI
+from session_middleware.memory.results import Memory
 from session_middleware.memory.scopes import SCOPES
 from session_middleware.memory.session_memory import SessionMemory
 from session_middleware.memory.session_recall import KINDS, SPEAKERS, Kind
-from session_middleware.model import Role, Scope
+from session_middleware.models import Role, Scope
 
 _asking: ContextVar[RunnableConfig | None] = ContextVar("session_middleware_asking", default=None)
 
@@ -53,7 +53,7 @@ class MemoryRetriever(SessionRetriever):
     The session is the one the run's config names, or `memory`, which is fixed then.
     """
 
-    sessions: MemoryDoor
+    sessions: MemoryAPI
     memory: SessionMemory | None = None
     k: int = 5
     scopes: Sequence[Scope] = SCOPES

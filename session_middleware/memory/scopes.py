@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias, get_args
 
 from session_middleware.errors import MemoryAccessDenied, MemoryScopeUnavailable
-from session_middleware.memory.checking import check_names
-from session_middleware.model import Scope
+from session_middleware.memory.validation import check_names
+from session_middleware.models import Scope
 
 Namespace: TypeAlias = tuple[str, ...]
 

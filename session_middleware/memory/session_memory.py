@@ -8,33 +8,17 @@ from collections.abc import Collection, Sequence
 from typing import Any, Protocol
 
 from session_middleware.errors import InvalidMemoryArgument, MemoryNotFound, StorageError
-from session_middleware.memory.checking import check_always, check_dict, check_text
-from session_middleware.memory.found import Memory
-from session_middleware.memory.scopes import (
-    SCOPES,
-    Namespace,
-    both_of,
-    namespace_of,
-    visible_namespaces,
-)
-from session_middleware.memory.session_recall import (
-    Duration,
-    Namespaces,
-    SessionRecall,
-    Stored,
-    Texts,
-)
+from session_middleware.memory.results import Memory
+from session_middleware.memory.scopes import SCOPES, Namespace, both_of, namespace_of, visible_namespaces
+from session_middleware.memory.session_recall import Duration, Namespaces, SessionRecall, Stored, Texts
+from session_middleware.memory.validation import check_always, check_dict, check_text
 from session_middleware.memory.values import check_key, checked_value, words_of
-from session_middleware.model import Scope
-from session_middleware.names import suggesting
+from session_middleware.models import Scope
 from session_middleware.settings import parse_duration
-from session_middleware.storage.memory_port import (
-    ItemPut,
-    MemoryPut,
-    MemoryQuery,
-)
-from session_middleware.storage.offload import async_twin
-from session_middleware.storage.words import holds
+from session_middleware.storage.executor import async_twin
+from session_middleware.storage.memory_port import MemoryItemPut, MemoryPut, MemoryQuery
+from session_middleware.storage.search.tokenizer import holds
+from session_middleware.storage.validation import suggesting
 
 
 @suggesting
@@ -75,7 +59,7 @@ class SessionMemory(SessionRecall):
         key = self._parts.new_id() if key is None else str(key)
         put = self._put(namespace, key, text_or_dict, metadata)
         put = put._replace(message_id=message_id, ttl=None if ttl is None else parse_duration(ttl))
-        self._storage.put_memories([MemoryPut(other, [ItemPut(key, None, None)]), put], visit=self._visit)
+        self._storage.put_memories([MemoryPut(other, [MemoryItemPut(key, None, None)]), put], visit=self._visit)
         self._parts.embed_items()
         return self._kept(namespace, key)
 
@@ -105,7 +89,7 @@ class SessionMemory(SessionRecall):
             items = self._search(MemoryQuery([namespace], prefix=True, limit=sys.maxsize))
             if query is not None:
                 items = [item for item in items if holds(item.text or "", query)]
-        gone = [MemoryPut(item.namespace, [ItemPut(item.key, None, None)]) for item in items]
+        gone = [MemoryPut(item.namespace, [MemoryItemPut(item.key, None, None)]) for item in items]
         if gone:
             self._storage.put_memories(gone, visit=self._visit)
         return len(items)
@@ -126,10 +110,10 @@ class SessionMemory(SessionRecall):
         if source == target:
             return self._memory(found)
         target, other = both_of(target, always=found.namespace != source)
-        gone = [MemoryPut(namespace, [ItemPut(key, None, None)]) for namespace in (found.namespace, other)]
+        gone = [MemoryPut(namespace, [MemoryItemPut(key, None, None)]) for namespace in (found.namespace, other)]
         moved = MemoryPut(
             target,
-            [ItemPut(key, json.dumps(found.value), found.text)],
+            [MemoryItemPut(key, json.dumps(found.value), found.text)],
             found.session_id,
             found.message_id,
             found.paths,
@@ -191,7 +175,7 @@ class SessionMemory(SessionRecall):
         words = words_of(value)
         if metadata is not None:
             _, encoded = checked_value(namespace, key, value | {"metadata": metadata})
-        item = ItemPut(key, encoded, words)
+        item = MemoryItemPut(key, encoded, words)
         return MemoryPut(namespace, [item], self._session_id, paths=(), embed=self._parts.embeds)
 
     def _kept(self, namespace: Namespace, key: str) -> Memory:

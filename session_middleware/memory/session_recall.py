@@ -12,14 +12,7 @@ from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Literal, TypeAlias
 
-from session_middleware.memory.checking import (
-    check_always,
-    check_count,
-    check_dict,
-    check_moment,
-    check_names,
-    check_text,
-)
+from session_middleware.display.html import Rows
 from session_middleware.memory.context import (
     CountTokens,
     about_tokens,
@@ -28,27 +21,22 @@ from session_middleware.memory.context import (
     render,
     within_budget,
 )
-from session_middleware.memory.found import Memory
-from session_middleware.memory.parts import MemoryParts
-from session_middleware.memory.scopes import (
-    SCOPES,
-    Namespace,
-    Owners,
-    both_of,
-    is_always,
-    visible_namespaces,
+from session_middleware.memory.indexer import MemoryIndexer
+from session_middleware.memory.results import Memory
+from session_middleware.memory.scopes import SCOPES, Namespace, Owners, both_of, is_always, visible_namespaces
+from session_middleware.memory.validation import (
+    check_always,
+    check_count,
+    check_dict,
+    check_moment,
+    check_names,
+    check_text,
 )
 from session_middleware.memory.values import words_of
-from session_middleware.model import Role, Scope
-from session_middleware.notebook import Rows
-from session_middleware.storage.memory_port import (
-    MemoryQuery,
-    MemoryStorage,
-    MessageScope,
-    StoredMemory,
-)
-from session_middleware.storage.offload import async_twin
-from session_middleware.storage.visit import Visit
+from session_middleware.models import Role, Scope
+from session_middleware.storage.executor import async_twin
+from session_middleware.storage.memory_port import MemoryQuery, MemoryStorage, MessageScope, StoredMemory
+from session_middleware.storage.run import RunContext
 
 Memories: TypeAlias = list[Memory]  # in the class below, `list` is its own method
 Kind: TypeAlias = Literal["item", "message"]
@@ -69,9 +57,9 @@ class SessionRecall:
 
     def __init__(
         self,
-        parts: MemoryParts,
+        parts: MemoryIndexer,
         storage: MemoryStorage,
-        visit: Visit,
+        visit: RunContext,
         *,
         owner_id: str | None,
         group_id: str | None,

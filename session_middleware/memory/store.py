@@ -30,12 +30,12 @@ from langgraph.store.base import (
 )
 
 from session_middleware.lifecycle import check_access as check_session_access
+from session_middleware.memory.indexer import MemoryIndexer
 from session_middleware.memory.ops import check_access, check_ops, check_root, puts_of, select_namespaces, visible
-from session_middleware.memory.parts import MemoryParts
 from session_middleware.memory.scopes import Namespace, Owners
+from session_middleware.runtime.run_context import identity_of
 from session_middleware.storage.memory_port import MemoryQuery, StoredMemory
-from session_middleware.storage.visit import Visit
-from session_middleware.visits import identity_of
+from session_middleware.storage.run import RunContext
 
 Gotten: TypeAlias = dict[tuple[Namespace, str], StoredMemory | None]
 
@@ -69,7 +69,7 @@ class SessionStore(BaseStore):
 
     supports_ttl = True
 
-    def __init__(self, parts: MemoryParts, *, ttl: TTLConfig | None = None) -> None:
+    def __init__(self, parts: MemoryIndexer, *, ttl: TTLConfig | None = None) -> None:
         self._parts = parts
         self._storage = parts.storage
         self.ttl_config = ttl
@@ -102,16 +102,16 @@ class SessionStore(BaseStore):
     def _check_session(self, session_id: str, *, changes: bool) -> None:
         """The running graph may have no checkpointer, so that nobody has asked yet whose session this is."""
         identity = identity_of(get_config().get("configurable") or {})
-        session = self._storage.look(Visit(session_id, identity, reading=True))
+        session = self._storage.look(RunContext(session_id, identity, reading=True))
         if session is not None and changes:
             check_session_access(session, identity, self._parts.access)
 
-    def _visit(self, owners: Owners | None) -> Visit | None:
+    def _visit(self, owners: Owners | None) -> RunContext | None:
         """Who puts something: the running graph's visit of its session."""
         if owners is None or owners.session is None:
             return None
         configurable = get_config().get("configurable") or {}
-        return self._parts.inside(configurable) or Visit(owners.session, identity_of(configurable))
+        return self._parts.inside(configurable) or RunContext(owners.session, identity_of(configurable))
 
     def _get(self, ops: Sequence[GetOp]) -> Gotten:
         keys = [(tuple(op.namespace), op.key) for op in ops]

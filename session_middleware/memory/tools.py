@@ -8,21 +8,21 @@ from typing import Any, TypeAlias
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool, StructuredTool
 
-from session_middleware.memory.checking import check_always, check_names
+from session_middleware.memory.api import MemoryAPI
 from session_middleware.memory.context import render
-from session_middleware.memory.door import MemoryDoor
-from session_middleware.memory.found import Memory
+from session_middleware.memory.results import Memory
 from session_middleware.memory.scopes import SCOPES
 from session_middleware.memory.session_memory import HasOwnMemory, SessionMemory
 from session_middleware.memory.session_recall import ROLES, SPEAKERS
-from session_middleware.model import Role, Scope
-from session_middleware.storage.seen import OF_MEMORY
+from session_middleware.memory.validation import check_always, check_names
+from session_middleware.models import Role, Scope
+from session_middleware.storage.record_entries import OF_MEMORY
 
 Answer: TypeAlias = tuple[str, dict[str, Any]]  # what the model reads, and by what the record knows it
 
 
 def memory_tools(
-    sessions: MemoryDoor,
+    sessions: MemoryAPI,
     *,
     scope: Scope | None = None,
     scopes: Sequence[Scope] = SCOPES,
@@ -64,7 +64,7 @@ def _tool(name: str, function: Callable[..., Answer], coroutine: Callable[..., A
 class _Tools:
     def __init__(
         self,
-        sessions: MemoryDoor,
+        sessions: MemoryAPI,
         scope: Scope | None,
         scopes: Sequence[Scope],
         roles: Sequence[Role],

@@ -14,8 +14,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from session_middleware.plain import is_a
-from session_middleware.storage.seen import FileSeen
+from session_middleware.storage.jsonable import is_a
+from session_middleware.storage.record_entries import Attachment
 
 _DATA_URL = re.compile(r"data:([^;,]*)(?:;[^;,]*)*?;base64,")
 _NAMED = re.compile(r"(?:data:([^;,]*);)?(sha256:[0-9a-f]{64})")
@@ -23,9 +23,9 @@ _KEYS = frozenset({"base64", "data", "file_data", "bytes"})  # of a content bloc
 _SHORT = 128  # characters that may as well stay where they are
 
 
-def take_out(content: Any) -> tuple[Any, list[FileSeen]]:
+def take_out(content: Any) -> tuple[Any, list[Attachment]]:
     """The content with each file's hash in its place, and the files."""
-    files: list[FileSeen] = []
+    files: list[Attachment] = []
     if is_a(content, list):
         content = [_without(block, "", None, files) for block in content]
     return content, files
@@ -45,7 +45,7 @@ def put_back(content: Any, read: Callable[[str], bytes | None]) -> Any:
     return text if named[1] is None else f"data:{named[1]};base64,{text}"
 
 
-def _without(value: Any, key: str, media_type: str | None, files: list[FileSeen]) -> Any:
+def _without(value: Any, key: str, media_type: str | None, files: list[Attachment]) -> Any:
     if is_a(value, dict):
         kinds = (value.get(name) for name in ("mime_type", "media_type"))
         kind = next((kind for kind in kinds if type(kind) is str and kind), None)
@@ -73,7 +73,7 @@ def _decode(text: str) -> bytes | None:
         return None
 
 
-def _name(data: bytes, media_type: str | None, files: list[FileSeen]) -> str:
+def _name(data: bytes, media_type: str | None, files: list[Attachment]) -> str:
     name = f"sha256:{hashlib.sha256(data).hexdigest()}"
-    files.append(FileSeen(name, media_type or None, data))
+    files.append(Attachment(name, media_type or None, data))
     return name

@@ -12,13 +12,13 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, Remove
 from langgraph.types import Command
 from pydantic import BaseModel
 
-from session_middleware.checkpoint.elements import id_of, is_message
+from session_middleware.checkpoint.langchain_messages import id_of, is_message
 from session_middleware.errors import InvalidArgument
-from session_middleware.model import NewId
-from session_middleware.plain import is_a, is_nothing, plain
+from session_middleware.models import NewId
 from session_middleware.recording.files import take_out
 from session_middleware.recording.usage import call_told_by, model_in, usage_of
-from session_middleware.storage.seen import RESUME, FileSeen, MessageSeen, is_of_memory, is_recalled
+from session_middleware.storage.jsonable import is_a, is_nothing, plain
+from session_middleware.storage.record_entries import RESUME, Attachment, MessageEntry, is_of_memory, is_recalled
 
 _ROLES = {
     "human": "user",
@@ -38,12 +38,12 @@ _DEPTH = 3  # how far below a node's input or output messages are looked for
 
 def describe(
     messages: Iterable[BaseMessage], checkpoint_ns: str = "", *, new_id: NewId, **fields: Any
-) -> list[MessageSeen]:
+) -> list[MessageEntry]:
     """The messages as the record keeps them. One without an id gets one; removals are no messages."""
     return [_describe(message, checkpoint_ns, new_id, fields) for message in messages if message.type != "remove"]
 
 
-def _describe(message: BaseMessage, checkpoint_ns: str, new_id: NewId, fields: dict[str, Any]) -> MessageSeen:
+def _describe(message: BaseMessage, checkpoint_ns: str, new_id: NewId, fields: dict[str, Any]) -> MessageEntry:
     is_text = isinstance(message.content, str)
     content, files = (None, []) if is_text else take_out(message.content)
     extra, more_files = _extra_of(message)
@@ -57,7 +57,7 @@ def _describe(message: BaseMessage, checkpoint_ns: str, new_id: NewId, fields: d
     artifact = message.artifact if isinstance(message, ToolMessage) else None
     if (type(artifact) is dict and is_of_memory(artifact)) or is_recalled(message.content):
         marks = (*marks, "memory")
-    return MessageSeen(
+    return MessageEntry(
         message_id=message_id,
         role=role,
         text=(str(message.content) if is_text else str(message.text)) or _said_otherwise(message),
@@ -80,7 +80,7 @@ def _describe(message: BaseMessage, checkpoint_ns: str, new_id: NewId, fields: d
     )._replace(**fields)
 
 
-def _extra_of(message: BaseMessage) -> tuple[dict[str, Any] | None, list[FileSeen]]:
+def _extra_of(message: BaseMessage) -> tuple[dict[str, Any] | None, list[Attachment]]:
     """The fields of a message that say something beside what the record has columns for, and the files in them."""
     found = {name: fields for name in _EXTRA if (fields := getattr(message, name, None))}
     if isinstance(raw := found.get("additional_kwargs"), dict):  # what is asked for in it is told by `tool_calls_of`
@@ -190,7 +190,7 @@ def unseen(value: Any, known: Mapping[str, int], *, whole: bool = False) -> list
         for message in reversed(messages):
             if not is_a(message, BaseMessage):
                 break
-            if known.get(message.id or "") != mark_of(message):
+            if known.get(message.id or "") != content_hash(message):
                 tail.append((message, following))
             elif not is_whole:
                 break
@@ -255,7 +255,7 @@ def _parts(value: Any) -> Iterable[Any]:
     return ()
 
 
-def mark_of(message: BaseMessage) -> int:
+def content_hash(message: BaseMessage) -> int:
     """What changes when the words of a message do."""
     content = message.content if isinstance(message.content, str) else repr(message.content)
     return hash((content, len(getattr(message, "tool_calls", ()))))
@@ -268,7 +268,7 @@ class Outcome(NamedTuple):
     result: Any
     error: str | None = None
     artifact: Any = None
-    files: Sequence[FileSeen] = ()
+    files: Sequence[Attachment] = ()
 
 
 def outcome_of(output: Any) -> Outcome:
@@ -286,15 +286,15 @@ def outcome_of(output: Any) -> Outcome:
     return Outcome("error" if failed else "ok", content, str(output.text) if failed else None, output.artifact, files)
 
 
-def answer_of(value: Any, message_id: str) -> MessageSeen:
+def answer_of(value: Any, message_id: str) -> MessageEntry:
     """What a person answered a graph that had stopped to ask."""
     if isinstance(value, str):
-        return MessageSeen(message_id, "user", value, marks=(RESUME,))
+        return MessageEntry(message_id, "user", value, marks=(RESUME,))
     content = plain(value)
-    return MessageSeen(message_id, "user", json.dumps(content, ensure_ascii=False), content=content, marks=(RESUME,))
+    return MessageEntry(message_id, "user", json.dumps(content, ensure_ascii=False), content=content, marks=(RESUME,))
 
 
-def by_whom(message: MessageSeen, users_words: frozenset[str] | None, agents: Container[str]) -> MessageSeen:
+def by_whom(message: MessageEntry, users_words: frozenset[str] | None, agents: Container[str]) -> MessageEntry:
     """Whether a message in its user's name may be an agent's: one inside a subgraph, or that has the name of a node.
 
     What a run was called with is its user's, and so is everything where that is not known.

@@ -23,32 +23,32 @@ from langgraph.errors import GraphBubbleUp
 from langgraph.types import Command
 
 from session_middleware.checkpoint.answers import without_tasks
-from session_middleware.checkpoint.elements import id_of, is_message
+from session_middleware.checkpoint.langchain_messages import id_of, is_message
 from session_middleware.lifecycle import session_id_of
-from session_middleware.model import Clock, NewId
-from session_middleware.plain import is_a, is_nothing, text_of
-from session_middleware.recording.align import add_asked
-from session_middleware.recording.histories import Histories
-from session_middleware.recording.journal import DENIALS, Journal, awaited, harmless, is_awaited
+from session_middleware.models import Clock, NewId
+from session_middleware.recording.active_run import ActiveRun, KnownMessages, Node, namespace_of, noted, sentence, since
+from session_middleware.recording.history_diff import add_asked
+from session_middleware.recording.input_history import Histories
 from session_middleware.recording.messages import (
     Outcome,
     answer_of,
+    content_hash,
     describe,
     lists_in,
-    mark_of,
     outcome_of,
     removes,
     texts_in,
     unseen,
 )
-from session_middleware.recording.models import Models
-from session_middleware.recording.tools import Tools
-from session_middleware.recording.trace import KnownMessages, Node, Trace, namespace_of, noted, sentence, since
-from session_middleware.run_ends import call_when_over
-from session_middleware.storage.port import Storage
-from session_middleware.storage.seen import HistorySeen, MessageSeen, RunEnd
-from session_middleware.storage.visit import Visit
-from session_middleware.visits import Visits, identity_of
+from session_middleware.recording.model_calls import Models
+from session_middleware.recording.tool_calls import Tools
+from session_middleware.recording.write_buffer import DENIALS, RecordBuffer, awaited, is_awaited, never_raise
+from session_middleware.runtime.run_context import RunRegistry, identity_of
+from session_middleware.runtime.run_ends import call_when_over
+from session_middleware.storage.jsonable import is_a, is_nothing, text_of
+from session_middleware.storage.protocol import Storage
+from session_middleware.storage.record_entries import HistoryEntry, MessageEntry, RunEnd
+from session_middleware.storage.run import RunContext
 
 
 class SessionRecorder(GraphCallbackHandler):
@@ -62,7 +62,14 @@ class SessionRecorder(GraphCallbackHandler):
     raise_error = True  # for denials; all else is caught here
 
     def __init__(
-        self, storage: Storage, journal: Journal, visits: Visits, *, new_id: NewId, clock: Clock, stream_flush: float
+        self,
+        storage: Storage,
+        journal: RecordBuffer,
+        visits: RunRegistry,
+        *,
+        new_id: NewId,
+        clock: Clock,
+        stream_flush: float,
     ) -> None:
         self._storage = storage
         self.journal = journal
@@ -73,7 +80,7 @@ class SessionRecorder(GraphCallbackHandler):
         self._histories = Histories(journal, new_id=new_id)
         self._tools = Tools(journal)
         self._models = Models(journal, new_id=new_id, clock=clock, flush_seconds=stream_flush)
-        self._traces: dict[UUID, Trace] = {}  # of each run and all that runs inside it
+        self._traces: dict[UUID, ActiveRun] = {}  # of each run and all that runs inside it
         self._outside: set[UUID] = set()
         self._known = KnownMessages()
 
@@ -88,7 +95,7 @@ class SessionRecorder(GraphCallbackHandler):
     # Runs and nodes
 
     @awaited
-    @harmless
+    @never_raise
     def on_chain_start(
         self,
         serialized: dict[str, Any],
@@ -126,7 +133,7 @@ class SessionRecorder(GraphCallbackHandler):
                 self._append_input(trace, inputs, begun)
 
     @awaited
-    @harmless
+    @never_raise
     def on_chain_end(self, outputs: Any, *, run_id: UUID, **kwargs: Any) -> None:
         trace = self._traces.pop(run_id, None)
         if trace is None:
@@ -147,7 +154,7 @@ class SessionRecorder(GraphCallbackHandler):
         elif (namespace := trace.graphs.pop(run_id, None)) is not None:
             self._append(trace, outputs, namespace)
 
-    @harmless
+    @never_raise
     def on_chain_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
         trace = self._traces.pop(run_id, None)
         if trace is None:
@@ -160,12 +167,12 @@ class SessionRecorder(GraphCallbackHandler):
         elif node is not None:
             self._hear(trace, node, None)
 
-    @harmless
+    @never_raise
     def on_interrupt(self, event: GraphInterruptEvent) -> None:
         if (trace := self.trace_of(event.run_id)) is not None:
             trace.interrupted = True
 
-    def _enter(self, run_id: UUID, parent_run_id: UUID | None, metadata: Mapping[str, Any]) -> Trace | None:
+    def _enter(self, run_id: UUID, parent_run_id: UUID | None, metadata: Mapping[str, Any]) -> ActiveRun | None:
         """The trace a run belongs to; a new one at a root, which is where the thread changes."""
         trace = self._traces.get(run_id)
         if trace is not None:
@@ -175,7 +182,7 @@ class SessionRecorder(GraphCallbackHandler):
         if parent is not None and (thread_id is None or str(thread_id) == parent.visit.session_id):
             trace = parent
         elif thread_id is not None:  # LangGraph makes a text of any
-            trace = Trace(Visit(session_id_of(str(thread_id)), identity_of(metadata), run_id=str(run_id)))
+            trace = ActiveRun(RunContext(session_id_of(str(thread_id)), identity_of(metadata), run_id=str(run_id)))
             trace.went_back_to = noted(metadata, "checkpoint_id")
             self._visits.begin(trace.visit)
         else:
@@ -193,13 +200,13 @@ class SessionRecorder(GraphCallbackHandler):
         if trace is not None and not trace.begun:
             await self.journal.look(trace.visit)
 
-    def _resume(self, trace: Trace, inputs: Any) -> None:
+    def _resume(self, trace: ActiveRun, inputs: Any) -> None:
         """What a person answers a graph that stopped to ask is something said."""
         if is_a(inputs, Command) and inputs.resume is not None and not trace.is_resumed:
             trace.is_resumed = True
             self.journal.keep(trace.visit, [answer_of(inputs.resume, f"resume-{trace.visit.run_id}")])
 
-    def _begin(self, trace: Trace) -> None:
+    def _begin(self, trace: ActiveRun) -> None:
         if trace.begun:
             return
         trace.begun = True
@@ -216,12 +223,12 @@ class SessionRecorder(GraphCallbackHandler):
             trace.begun = False  # there is nothing to end
             raise
 
-    @harmless
-    def _fail(self, trace: Trace, error: BaseException) -> None:
+    @never_raise
+    def _fail(self, trace: ActiveRun, error: BaseException) -> None:
         outcome = "error" if isinstance(error, Exception) else "interrupted"
         self._end(trace, outcome, sentence(error) if outcome == "error" else None)
 
-    def _end(self, trace: Trace, outcome: str, error: str | None) -> None:
+    def _end(self, trace: ActiveRun, outcome: str, error: str | None) -> None:
         self._visits.end(trace.visit)
         for run_id in [run_id for run_id, other in list(self._traces.items()) if other is trace]:
             self._traces.pop(run_id, None)  # what was cancelled in it never said that it ended
@@ -238,16 +245,16 @@ class SessionRecorder(GraphCallbackHandler):
 
     # Messages
 
-    def describe(self, messages: Iterable[BaseMessage], namespace: str = "", **fields: Any) -> list[MessageSeen]:
+    def describe(self, messages: Iterable[BaseMessage], namespace: str = "", **fields: Any) -> list[MessageEntry]:
         return describe(messages, namespace, new_id=self._new_id, **fields)
 
-    def _append_input(self, trace: Trace, inputs: Any, node: Node) -> None:
+    def _append_input(self, trace: ActiveRun, inputs: Any, node: Node) -> None:
         """What a node is given is the state."""
         self._histories.enter(trace, inputs, node.graph_namespace)
         self._append(trace, inputs, node.graph_namespace, step=None if node.step is None else node.step - 1)
 
     def _append(
-        self, trace: Trace, value: Any, namespace: str, node: Node | None = None, step: int | None = None
+        self, trace: ActiveRun, value: Any, namespace: str, node: Node | None = None, step: int | None = None
     ) -> None:
         """Take down the messages that are new here; where no checkpointer of ours writes them, write them."""
         known = self._known.to(trace, namespace)
@@ -255,7 +262,7 @@ class SessionRecorder(GraphCallbackHandler):
             found = unseen(value, known, whole=node is None and trace.rewritten)
             if node is not None and not trace.visit.checkpointed and removes(value):
                 trace.rewritten = True
-            known.update({str(message.id): mark_of(message) for message, _ in found})
+            known.update({str(message.id): content_hash(message) for message, _ in found})
             described = [one for m, after in found for one in self.describe([m], namespace, followed_by=after)]
             seen = [trace.judged(message, node) for message in described]
             trace.note_asking(seen)
@@ -266,13 +273,13 @@ class SessionRecorder(GraphCallbackHandler):
         if not trace.visit.checkpointed and trace.visit.entries:
             self.journal.flush(trace.visit)
 
-    def _date(self, visit: Visit, value: Any) -> None:
+    def _date(self, visit: RunContext, value: Any) -> None:
         """Note when messages without ids were said, for the checkpoint that brings them, maybe much later."""
         now = self._clock()
         for message in (m for messages in lists_in(value, is_one=is_message) for m in messages if id_of(m) is None):
             visit.said_at.setdefault(id(message), (message, now))
 
-    def _hear(self, trace: Trace, node: Node | None, outputs: Any) -> None:
+    def _hear(self, trace: ActiveRun, node: Node | None, outputs: Any) -> None:
         """What models said in a node that has ended, and the node does not pass on, was said all the same."""
         if trace.said:
             told = [str(m.id) for messages in lists_in(outputs) for m in messages if is_a(m, BaseMessage)]
@@ -286,11 +293,11 @@ class SessionRecorder(GraphCallbackHandler):
         self._known.forget(session_id)
         self.journal.forget(session_id)
 
-    def visit_of(self, session_id: str) -> Visit | None:
+    def visit_of(self, session_id: str) -> RunContext | None:
         """The run of a session that is in progress here, if there is one."""
         return next((t.visit for t in list(self._traces.values()) if t.visit.session_id == session_id), None)
 
-    def trace_of(self, run_id: UUID | None) -> Trace | None:
+    def trace_of(self, run_id: UUID | None) -> ActiveRun | None:
         """What is followed of the run that this one is, or is a part of."""
         return None if run_id is None else self._traces.get(run_id)
 
@@ -301,7 +308,7 @@ class SessionRecorder(GraphCallbackHandler):
         """Under asyncio a coroutine function, which LangChain awaits: no other task waits for this one's start."""
         return self._astart_tool if is_awaited() else self._start_tool
 
-    @harmless
+    @never_raise
     def _start_tool(self, *args: Any, **kwargs: Any) -> None:
         visit = self._see_tool(*args, **kwargs)
         if visit is not None:
@@ -328,7 +335,7 @@ class SessionRecorder(GraphCallbackHandler):
         metadata: dict[str, Any] | None = None,
         inputs: dict[str, Any] | None = None,
         **kwargs: Any,
-    ) -> Visit | None:
+    ) -> RunContext | None:
         """The visit a tool is started in; ``None`` if that is known already, or nobody's."""
         trace = self._enter(run_id, parent_run_id, metadata := metadata or {})
         if trace is None or run_id in trace.tools:
@@ -340,14 +347,14 @@ class SessionRecorder(GraphCallbackHandler):
         self._tools.start(trace, run_id, name, arguments, None if is_nothing(call_id) else text_of(call_id), metadata)
         return trace.visit if trace.visit.entries else None
 
-    @harmless
+    @never_raise
     def on_tool_end(self, output: Any, *, run_id: UUID, **kwargs: Any) -> None:
         if (trace := self._traces.pop(run_id, None)) is not None:
             self._tools.end(trace, run_id, outcome_of(output))
             if trace.visit.run_id == str(run_id):
                 self._end(trace, "ok", None)
 
-    @harmless
+    @never_raise
     def on_tool_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
         trace = self._traces.pop(run_id, None)
         if trace is None:
@@ -362,7 +369,7 @@ class SessionRecorder(GraphCallbackHandler):
     # Models
 
     @awaited
-    @harmless
+    @never_raise
     def on_chat_model_start(
         self,
         serialized: dict[str, Any],
@@ -376,7 +383,7 @@ class SessionRecorder(GraphCallbackHandler):
         self._ask(run_id, parent_run_id, metadata or {}, kwargs, messages[0] if messages else ())
 
     @awaited
-    @harmless
+    @never_raise
     def on_llm_start(
         self,
         serialized: dict[str, Any],
@@ -402,22 +409,22 @@ class SessionRecorder(GraphCallbackHandler):
         self._begin(trace)
         if "langgraph_node" not in metadata:  # a chain, or a model alone: what it is asked is the conversation
             asked = functools.partial(add_asked, run_id=trace.visit.run_id)
-            self.journal.keep(trace.visit, [HistorySeen(self.describe(messages), asked)])
+            self.journal.keep(trace.visit, [HistoryEntry(self.describe(messages), asked)])
         self._models.start(trace, run_id, metadata, options)
 
-    @harmless
+    @never_raise
     def on_llm_new_token(self, token: Any, *, chunk: Any = None, run_id: UUID, **kwargs: Any) -> None:
         trace = self._traces.get(run_id)
         if trace is not None:
             self._models.hear(trace, run_id, token, chunk)
 
-    @harmless
+    @never_raise
     def on_llm_end(self, response: Any, *, run_id: UUID, **kwargs: Any) -> None:
         trace = self._traces.pop(run_id, None)
         if trace is not None and self._models.end(trace, run_id, response) and trace.visit.run_id == str(run_id):
             self._end(trace, "ok", None)
 
-    @harmless
+    @never_raise
     def on_llm_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
         trace = self._traces.pop(run_id, None)
         if trace is None:

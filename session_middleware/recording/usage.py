@@ -12,9 +12,9 @@ from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage
 
-from session_middleware.plain import is_a
 from session_middleware.recording.prices import Tokens, cost_of, load
-from session_middleware.storage.seen import ModelCallSeen
+from session_middleware.storage.jsonable import is_a
+from session_middleware.storage.record_entries import ModelCallEntry
 
 _RAW = ("token_usage", "usage", "usage_metadata")  # where providers' own counts are
 _INPUT = ("input_tokens", "prompt_tokens", "prompt_token_count", "prompt_eval_count", "inputTokens")
@@ -82,7 +82,7 @@ def is_cached(message: BaseMessage) -> bool:
     return type(cost) in (int, float) and cost == 0
 
 
-def call_told_by(message: BaseMessage, tokens: Tokens, message_id: str, checkpoint_ns: str) -> ModelCallSeen | None:
+def call_told_by(message: BaseMessage, tokens: Tokens, message_id: str, checkpoint_ns: str) -> ModelCallEntry | None:
     """The model call that a message with usage comes from, for where nobody has seen that call.
 
     Its id is the provider's of the answer, so that copies of one answer tell of one call.
@@ -91,11 +91,11 @@ def call_told_by(message: BaseMessage, tokens: Tokens, message_id: str, checkpoi
         return None
     model, provider = model_in(message.response_metadata), text_in(message.response_metadata, "model_provider")
     own_id = None if is_cached(message) else text_in(message.response_metadata, "id")
-    call = ModelCallSeen(own_id or message_id, model, provider, message_id=message_id, checkpoint_ns=checkpoint_ns)
+    call = ModelCallEntry(own_id or message_id, model, provider, message_id=message_id, checkpoint_ns=checkpoint_ns)
     return with_usage(call, tokens, cached=is_cached(message))
 
 
-def with_usage(call: ModelCallSeen, tokens: Tokens, *, cached: bool = False) -> ModelCallSeen:
+def with_usage(call: ModelCallEntry, tokens: Tokens, *, cached: bool = False) -> ModelCallEntry:
     """The call with what it took and what that costs: nothing, where the answer was `cached`."""
     if cached:
         marks = (*call.marks, "cached")

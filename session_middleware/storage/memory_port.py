@@ -11,11 +11,11 @@ from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, Protocol
 
-from session_middleware.model import Message, SessionInfo
-from session_middleware.storage.visit import Visit
+from session_middleware.models import Message, SessionInfo
+from session_middleware.storage.run import RunContext
 
 
-class ItemPut(NamedTuple):
+class MemoryItemPut(NamedTuple):
     """A plain tuple of the three will do, and is made more quickly where they are many."""
 
     key: str
@@ -27,7 +27,7 @@ class MemoryPut(NamedTuple):
     """Items of one namespace that are put alike, each key once."""
 
     namespace: tuple[str, ...]
-    items: Sequence[ItemPut] | Sequence[tuple[str, str | None, str | None]]
+    items: Sequence[MemoryItemPut] | Sequence[tuple[str, str | None, str | None]]
     session_id: str | None = None  # the session they are remembered in
     message_id: str | None = None  # the message they came from; deleted with it
     paths: Sequence[str] | None = None  # which of their texts get vectors; None: as the settings say; none: `text`
@@ -106,7 +106,7 @@ class MemoryStorage(Protocol):
     def find_session(self, session_id: str) -> SessionInfo | None:
         """As in `Storage`: what is remembered with a session is also what it keeps of itself."""
 
-    def put_memories(self, puts: Sequence[MemoryPut], *, visit: Visit | None = None) -> None:
+    def put_memories(self, puts: Sequence[MemoryPut], *, visit: RunContext | None = None) -> None:
         """All of them or none, in order; a key put again keeps its `created_at`.
 
         A `visit` is asked for in the same transaction: whether its session is still the one that it found. What

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
-from session_middleware.model import Message, RepairedCall, Run, ToolCall, Usage
-from session_middleware.timeline import Entry
+from session_middleware.models import Message, RepairedCall, Run, ToolCall, Usage
+from session_middleware.storage.timeline import Entry
 
 UsageBy: TypeAlias = Literal["user", "group", "session", "model", "tool", "day"]
 

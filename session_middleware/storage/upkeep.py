@@ -12,8 +12,8 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, ClassVar, NamedTuple, Protocol
 
-from session_middleware.findings import Ended, Forgotten, Problem
-from session_middleware.model import (
+from session_middleware.findings import ErasureReceipt, Problem, SweepResult
+from session_middleware.models import (
     Closed,
     Event,
     Identity,
@@ -25,7 +25,7 @@ from session_middleware.model import (
     Value,
     Visibility,
 )
-from session_middleware.storage.visit import Lease, Visit
+from session_middleware.storage.run import Lease, RunContext
 
 
 class SessionDetails(NamedTuple):
@@ -45,7 +45,7 @@ class SessionDetails(NamedTuple):
     on_resume: OnResume | None = None
 
 
-class Deleted(NamedTuple):
+class DeletionCounts(NamedTuple):
     """How much went: rows of each kind."""
 
     sessions: int = 0
@@ -56,7 +56,7 @@ class Deleted(NamedTuple):
     bytes_freed: int = 0  # given back to the file system; unused pages from before among them
 
 
-class Buried(NamedTuple):
+class TombstoneInfo(NamedTuple):
     """What is remembered of a deleted id."""
 
     session_id: str
@@ -87,7 +87,7 @@ class ArchivedSession(Value):
 class Upkeep(Protocol):
     # Runs
 
-    def enter(self, visit: Visit, *, wait: bool) -> bool:
+    def enter(self, visit: RunContext, *, wait: bool) -> bool:
         """Ask for the session alone, for a visit with a lease; whether it has it now.
 
         The first call checks the visit as `look` does and takes a place behind those who came before;
@@ -95,7 +95,7 @@ class Upkeep(Protocol):
         somebody does, and an event says so.
         """
 
-    def hold(self, visit: Visit) -> None:
+    def hold(self, visit: RunContext) -> None:
         """A run goes on in the session, even if it has written nothing yet."""
 
     def leave(self, lease: Lease) -> None:
@@ -121,7 +121,7 @@ class Upkeep(Protocol):
         Raises `SessionNotFound`, also when it is not theirs for whom it is done (`by`).
         """
 
-    def delete_session(self, session_id: str, *, by: Identity | None = None) -> Deleted:
+    def delete_session(self, session_id: str, *, by: Identity | None = None) -> DeletionCounts:
         """Everything of the session: checkpoints, writes, record, memory, archive. Counts; 0 for an unknown id.
 
         Of one that is archived only that it was one session, and the bytes of its file, are known.
@@ -156,20 +156,22 @@ class Upkeep(Protocol):
     def postpone(self, session_id: str, until: datetime) -> None:
         """It does not expire before that. Activity ends it."""
 
-    def list_due(self, now: datetime, *, sized: bool = False) -> Sequence[Ended]:
+    def list_due(self, now: datetime, *, sized: bool = False) -> Sequence[SweepResult]:
         """What is due at `now`, first due first, all of one moment.
 
         The length is known; values are made when they are asked for, since there may be very many. `sized`:
         with their bytes, which are those of when they are asked for.
         """
 
-    def list_older(self, before: datetime, *, status: Status | None = None, sized: bool = False) -> Sequence[Ended]:
+    def list_older(
+        self, before: datetime, *, status: Status | None = None, sized: bool = False
+    ) -> Sequence[SweepResult]:
         """As `list_due`, what was last active before a moment and has neither a pin nor a run in progress."""
 
     def measure_session(self, session_id: str) -> int:
         """About how many bytes it holds, without reading them."""
 
-    def end_due(self, listed: Sequence[Ended], *, now: datetime, duty: Lease | None = None) -> list[Ended]:
+    def end_due(self, listed: Sequence[SweepResult], *, now: datetime, duty: Lease | None = None) -> list[SweepResult]:
         """End those listed that are still due, in transactions of a few milliseconds; which those were.
 
         Each transaction renews the lease of whose duty it is; once that is another's, the rest is left to it.
@@ -184,7 +186,7 @@ class Upkeep(Protocol):
         """Take away what the dead have left: leases; and writes whose checkpoint never came, of sessions without
         a run, last active between the two moments."""
 
-    def find_buried(self, session_id: str) -> Buried | None: ...
+    def find_buried(self, session_id: str) -> TombstoneInfo | None: ...
 
     def list_archived(
         self, *, user_id: str | None, limit: int | None, before: tuple[datetime, str] | None = None
@@ -193,7 +195,7 @@ class Upkeep(Protocol):
 
     # Users
 
-    def forget_user(self, user_id: str, *, dry_run: bool) -> Forgotten:
+    def forget_user(self, user_id: str, *, dry_run: bool) -> ErasureReceipt:
         """Delete all that is kept of a user: sessions, their record, state and memories, archives, traces elsewhere."""
 
     def revoke_user(self, user_id: str, *, reason: str | None) -> list[str]:

@@ -6,10 +6,8 @@ from typing import Any
 
 import pytest
 
-from session_middleware.model import Identity
-from session_middleware.storage.port import Storage
-from session_middleware.storage.seen import MessageSeen
-from session_middleware.storage.state import (
+from session_middleware.models import Identity
+from session_middleware.storage.checkpoint_types import (
     Blob,
     CheckpointPut,
     Chunk,
@@ -21,14 +19,16 @@ from session_middleware.storage.state import (
     Write,
     WritesPut,
 )
-from session_middleware.storage.visit import Visit
+from session_middleware.storage.protocol import Storage
+from session_middleware.storage.record_entries import MessageEntry
+from session_middleware.storage.run import RunContext
 
 BODY = Blob("msgpack", b"body")
 
 
 @pytest.fixture
-def visit() -> Visit:
-    return Visit("t", Identity())
+def visit() -> RunContext:
+    return RunContext("t", Identity())
 
 
 def blob(text: str) -> Blob:
@@ -39,7 +39,7 @@ def chunks(text: str) -> list[Chunk]:
     return [Chunk(blob(letter)) for letter in text]
 
 
-def put(storage: Storage, visit: Visit, checkpoint_id: str, /, **fields: object) -> tuple[str, dict[str, ListRef]]:
+def put(storage: Storage, visit: RunContext, checkpoint_id: str, /, **fields: object) -> tuple[str, dict[str, ListRef]]:
     given = {
         "visit": visit, "checkpoint_ns": "", "checkpoint_id": checkpoint_id, "parent_id": None, "body": BODY,
         "source": "loop", "step": 0, "parent": None, "inherited": (), "values": {}, **fields,
@@ -59,11 +59,13 @@ def ids(storage: Storage, session_id: str | None, **options: Any) -> list[str]:
     return [row.checkpoint_id for row in storage.list_checkpoints(session_id, **options)]
 
 
-def append(storage: Storage, visit: Visit, checkpoint_id: str, base: ListRef | None, keep: int, tail: str) -> ListRef:
+def append(
+    storage: Storage, visit: RunContext, checkpoint_id: str, base: ListRef | None, keep: int, tail: str
+) -> ListRef:
     return put(storage, visit, checkpoint_id, values={"m": ListPut(base, keep, chunks(tail))})[1]["m"]
 
 
-def test_values_come_back_as_they_were_put(storage: Storage, visit: Visit) -> None:
+def test_values_come_back_as_they_were_put(storage: Storage, visit: RunContext) -> None:
     put(
         storage,
         visit,
@@ -77,28 +79,28 @@ def test_values_come_back_as_they_were_put(storage: Storage, visit: Visit) -> No
     assert found.values["e"].chunks == []  # type: ignore[union-attr]
 
 
-def test_the_latest_is_the_one_put_last(storage: Storage, visit: Visit) -> None:
+def test_the_latest_is_the_one_put_last(storage: Storage, visit: RunContext) -> None:
     for checkpoint_id in ("c2", "c9", "c1"):
         put(storage, visit, checkpoint_id)
     assert storage.get_checkpoint("t", "", None).checkpoint_id == "c1"  # type: ignore[union-attr]
     assert storage.get_checkpoint("t", "other", None) is None
 
 
-def test_a_list_grows_in_place_and_each_checkpoint_keeps_its_length(storage: Storage, visit: Visit) -> None:
+def test_a_list_grows_in_place_and_each_checkpoint_keeps_its_length(storage: Storage, visit: RunContext) -> None:
     one = append(storage, visit, "c1", None, 0, "ab")
     two = append(storage, visit, "c2", one, 2, "cd")
     assert one.list_id == two.list_id
     assert (letters(storage, "c1"), letters(storage, "c2")) == ("ab", "abcd")
 
 
-def test_two_writers_on_one_list_branch_apart(storage: Storage, visit: Visit) -> None:
+def test_two_writers_on_one_list_branch_apart(storage: Storage, visit: RunContext) -> None:
     one = append(storage, visit, "c1", None, 0, "ab")
     append(storage, visit, "c2", one, 2, "c")
     append(storage, visit, "c3", one, 2, "d")
     assert (letters(storage, "c1"), letters(storage, "c2"), letters(storage, "c3")) == ("ab", "abc", "abd")
 
 
-def test_edits_removals_and_trims_branch_where_they_differ(storage: Storage, visit: Visit) -> None:
+def test_edits_removals_and_trims_branch_where_they_differ(storage: Storage, visit: RunContext) -> None:
     base = append(storage, visit, "c1", None, 0, "abcd")
     edited = append(storage, visit, "c2", base, 1, "Xcd")
     append(storage, visit, "c3", edited, 3, "")
@@ -107,7 +109,7 @@ def test_edits_removals_and_trims_branch_where_they_differ(storage: Storage, vis
     assert [letters(storage, f"c{n}") for n in range(1, 6)] == ["abcd", "aXcd", "aXc", "cd", "ab"]
 
 
-def test_branches_of_branches_stay_equal_however_deep(storage: Storage, visit: Visit) -> None:
+def test_branches_of_branches_stay_equal_however_deep(storage: Storage, visit: RunContext) -> None:
     text = "abcdefghij"
     ref = append(storage, visit, "c00", None, 0, text)
     for number in range(1, 60):
@@ -117,7 +119,7 @@ def test_branches_of_branches_stay_equal_however_deep(storage: Storage, visit: V
         assert letters(storage, f"c{number:02}") == text
 
 
-def test_a_run_of_small_values_is_cut_where_a_branch_needs_it(storage: Storage, visit: Visit) -> None:
+def test_a_run_of_small_values_is_cut_where_a_branch_needs_it(storage: Storage, visit: RunContext) -> None:
     run = Chunk(Blob("+ints", b"12345"), 5)
     base = put(storage, visit, "c1", values={"m": ListPut(None, 0, [run])})[1]["m"]
     put(storage, visit, "c2", values={"m": ListPut(base, 3, chunks("x"))})
@@ -125,7 +127,7 @@ def test_a_run_of_small_values_is_cut_where_a_branch_needs_it(storage: Storage, 
     assert [(c.blob.data, c.length) for c in stored.chunks] == [(b"12345", 3), (b"x", 1)]  # type: ignore[union-attr]
 
 
-def test_a_child_refers_to_what_its_parent_has(storage: Storage, visit: Visit) -> None:
+def test_a_child_refers_to_what_its_parent_has(storage: Storage, visit: RunContext) -> None:
     channels, refs = put(storage, visit, "c1", values={"a": blob("x"), "m": ListPut(None, 0, chunks("ab"))})
     parent = Parent("c1", channels)
     put(storage, visit, "c2", parent_id="c1", parent=parent, inherited=["a", "m"], values={})
@@ -136,7 +138,7 @@ def test_a_child_refers_to_what_its_parent_has(storage: Storage, visit: Visit) -
     assert refs["m"].length == 2
 
 
-def test_a_parent_that_is_not_what_was_believed_stores_nothing(storage: Storage, visit: Visit) -> None:
+def test_a_parent_that_is_not_what_was_believed_stores_nothing(storage: Storage, visit: RunContext) -> None:
     channels, _ = put(storage, visit, "c1", values={"a": blob("x")})
     put(storage, visit, "c1", values={"a": blob("y")})
     for parent in (Parent("c1", channels), Parent("gone", channels)):
@@ -145,12 +147,12 @@ def test_a_parent_that_is_not_what_was_believed_stores_nothing(storage: Storage,
     assert storage.get_checkpoint("t", "", "c2") is None
 
 
-def test_what_a_checkpoint_brings_is_recorded_with_it(storage: Storage, visit: Visit) -> None:
-    put(storage, visit, "c1", messages=[MessageSeen("m", "user", "hi")])
+def test_what_a_checkpoint_brings_is_recorded_with_it(storage: Storage, visit: RunContext) -> None:
+    put(storage, visit, "c1", messages=[MessageEntry("m", "user", "hi")])
     assert [m.text for m in storage.list_messages("t")] == ["hi"]
 
 
-def test_writes_come_back_in_the_order_they_are_applied(storage: Storage, visit: Visit) -> None:
+def test_writes_come_back_in_the_order_they_are_applied(storage: Storage, visit: RunContext) -> None:
     def write(task: str, path: str, *writes: Write) -> None:
         storage.put_writes(WritesPut(visit, "", "c1", task, path, writes))
 
@@ -168,7 +170,7 @@ def test_writes_come_back_in_the_order_they_are_applied(storage: Storage, visit:
     assert found.writes[4].value is None
 
 
-def test_a_write_stays_and_a_special_one_is_replaced(storage: Storage, visit: Visit) -> None:
+def test_a_write_stays_and_a_special_one_is_replaced(storage: Storage, visit: RunContext) -> None:
     put(storage, visit, "c1")
     for text in ("first", "second"):
         writes = [Write(0, "x", blob(text)), Write(-1, "__error__", blob(text))]
@@ -177,12 +179,12 @@ def test_a_write_stays_and_a_special_one_is_replaced(storage: Storage, visit: Vi
     assert [w.value for w in found.writes] == [blob("second"), blob("first")]  # type: ignore[union-attr]
 
 
-def test_checkpoints_are_listed_newest_first_and_by_pages(storage: Storage, visit: Visit) -> None:
+def test_checkpoints_are_listed_newest_first_and_by_pages(storage: Storage, visit: RunContext) -> None:
     for number in range(4):
         put(storage, visit, f"c{number}")
         put(storage, visit, f"d{number}", checkpoint_ns="sub")
         put(storage, visit, f"c{number}+", checkpoint_ns="sub")
-    put(storage, Visit("u", Identity()), "c9")
+    put(storage, RunContext("u", Identity()), "c9")
     assert [row.key[1:] for row in storage.list_checkpoints("t")] == [
         *[("sub", f"d{n}") for n in (3, 2, 1, 0)],
         *[place for n in (3, 2, 1, 0) for place in (("sub", f"c{n}+"), ("", f"c{n}"))],
@@ -197,7 +199,7 @@ def test_checkpoints_are_listed_newest_first_and_by_pages(storage: Storage, visi
     assert len(paged) == 13
 
 
-def test_only_what_matches_is_listed_and_only_as_much_as_is_wanted(storage: Storage, visit: Visit) -> None:
+def test_only_what_matches_is_listed_and_only_as_much_as_is_wanted(storage: Storage, visit: RunContext) -> None:
     for number in range(8):
         put(storage, visit, f"c{number}", body=Blob("t", b"odd" if number % 2 else b"even"))
     seen: list[Blob] = []
@@ -211,7 +213,7 @@ def test_only_what_matches_is_listed_and_only_as_much_as_is_wanted(storage: Stor
     assert ids(storage, "t", matches=matches, after=("t", "", "c5")) == ["c3", "c1"]
 
 
-def test_what_is_listed_is_what_is_got_one_by_one(storage: Storage, visit: Visit) -> None:
+def test_what_is_listed_is_what_is_got_one_by_one(storage: Storage, visit: RunContext) -> None:
     one = append(storage, visit, "c1", None, 0, "abcd")
     two = append(storage, visit, "c2", one, 2, "XY")
     append(storage, visit, "c3", two, 4, "z")
@@ -226,8 +228,8 @@ def test_what_is_listed_is_what_is_got_one_by_one(storage: Storage, visit: Visit
     assert listed == [storage.get_checkpoint("t", "", f"c{number}") for number in (6, 5, 4, 3, 2, 1)]
 
 
-def test_deleting_frees_every_piece_of_the_session_and_none_of_another(storage: Storage, visit: Visit) -> None:
-    other = Visit("u", Identity())
+def test_deleting_frees_every_piece_of_the_session_and_none_of_another(storage: Storage, visit: RunContext) -> None:
+    other = RunContext("u", Identity())
     for number, who in enumerate((visit, other)):
         base = append(storage, who, "c1", None, 0, "abc")
         append(storage, who, "c2", base, 1, "z")

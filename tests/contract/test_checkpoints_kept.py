@@ -8,10 +8,8 @@ from typing import Any
 import pytest
 
 from session_middleware.errors import SessionExists, SessionNotFound, StorageError
-from session_middleware.model import Identity
-from session_middleware.storage.port import Storage
-from session_middleware.storage.seen import MessageSeen, ToolStart
-from session_middleware.storage.state import (
+from session_middleware.models import Identity
+from session_middleware.storage.checkpoint_types import (
     Blob,
     CheckpointPut,
     Chunk,
@@ -21,8 +19,10 @@ from session_middleware.storage.state import (
     Write,
     WritesPut,
 )
+from session_middleware.storage.protocol import Storage
+from session_middleware.storage.record_entries import MessageEntry, ToolStart
+from session_middleware.storage.run import RunContext
 from session_middleware.storage.upkeep import SessionDetails
-from session_middleware.storage.visit import Visit
 
 
 def blob(text: str) -> Blob:
@@ -35,7 +35,7 @@ def chunks(text: str) -> list[Chunk]:
 
 def put(storage: Storage, session_id: str, checkpoint_id: str, ns: str = "", **fields: Any) -> dict[str, ListRef]:
     given = {
-        "visit": Visit(session_id, Identity()), "checkpoint_ns": ns, "checkpoint_id": checkpoint_id,
+        "visit": RunContext(session_id, Identity()), "checkpoint_ns": ns, "checkpoint_id": checkpoint_id,
         "parent_id": None, "body": blob(f"body {checkpoint_id}"), "source": "loop", "step": 0, "parent": None,
         "inherited": (), "values": {}, **fields,
     }  # fmt: skip
@@ -43,7 +43,7 @@ def put(storage: Storage, session_id: str, checkpoint_id: str, ns: str = "", **f
 
 
 def write(storage: Storage, session_id: str, checkpoint_id: str, *writes: Write, ns: str = "", task: str = "t") -> None:
-    storage.put_writes(WritesPut(Visit(session_id, Identity()), ns, checkpoint_id, task, "", writes))
+    storage.put_writes(WritesPut(RunContext(session_id, Identity()), ns, checkpoint_id, task, "", writes))
 
 
 def grow(storage: Storage, session_id: str, text: str, **fields: Any) -> None:
@@ -196,13 +196,13 @@ def test_a_runs_checkpoint_stays_when_another_is_replayed_from_its_writes(storag
 
 
 def test_a_fork_has_the_state_the_owner_and_what_was_said_and_nothing_of_what_ran(storage: Storage) -> None:
-    visit = Visit("t", Identity(user_id="alice", group_id="team"))
+    visit = RunContext("t", Identity(user_id="alice", group_id="team"))
     storage.open_session(visit, SessionDetails(title="x"))
     put(storage, "t", "c0", visit=visit, values={"m": ListPut(None, 0, chunks("ab"))})
     put(storage, "t", "s0", "sub:1", visit=visit, run_id="r", enclosing={"": "c0"})
     storage.put_writes(WritesPut(visit, "", "c0", "task", "path", [Write(0, "x", chunks("12"))]))
-    run = Visit("t", visit.identity, run_id="r1")
-    storage.append(run, [MessageSeen("m", "assistant", "hi", input_tokens=5, output_tokens=3)])
+    run = RunContext("t", visit.identity, run_id="r1")
+    storage.append(run, [MessageEntry("m", "assistant", "hi", input_tokens=5, output_tokens=3)])
     storage.start_tool_call(run, ToolStart("e", "c", "f", {}))
     fork = storage.copy_session("t", "u")
     assert (fork.id, fork.parent_id, fork.family_id, fork.opened_as) == ("u", "t", "t", "forked")
@@ -244,7 +244,7 @@ def test_forks_go_on_apart(storage: Storage) -> None:
 
 def test_a_session_that_was_only_opened_may_be_filled(storage: Storage) -> None:
     grow(storage, "t", "ab")
-    storage.open_session(Visit("u", Identity()), SessionDetails(title="mine"))
+    storage.open_session(RunContext("u", Identity()), SessionDetails(title="mine"))
     fork = storage.copy_session("t", "u")
     assert (fork.title, fork.parent_id, fork.family_id) == ("mine", "t", "t")
     assert keys(storage, "u") == ["c0", "c1"]
@@ -257,11 +257,11 @@ def test_a_target_that_is_taken_is_refused(taken: str, storage: Storage) -> None
     if taken == "checkpoint":
         put(storage, "u", "c0")
     elif taken == "message":
-        storage.append_messages(Visit("u", Identity()), [MessageSeen("m", "user", "mine")])
+        storage.append_messages(RunContext("u", Identity()), [MessageEntry("m", "user", "mine")])
     elif taken == "write":
         write(storage, "u", "c0", Write(0, "x", blob("w")))
     else:
-        storage.open_session(Visit("u", Identity(user_id="bob" if taken == "owner" else None)), SessionDetails())
+        storage.open_session(RunContext("u", Identity(user_id="bob" if taken == "owner" else None)), SessionDetails())
     if taken == "fork":
         storage.copy_session("u", "v")
     before = everything(storage)

@@ -6,29 +6,29 @@ from collections.abc import Callable
 
 import pytest
 
-from session_middleware.model import Identity
-from session_middleware.storage.port import Storage
-from session_middleware.storage.seen import MessageSeen
-from session_middleware.storage.sqlite.lifecycle import due
+from session_middleware.models import Identity
+from session_middleware.storage.protocol import Storage
+from session_middleware.storage.record_entries import MessageEntry
+from session_middleware.storage.run import RunContext
+from session_middleware.storage.sql.sessions import expiry
 from session_middleware.storage.upkeep import SessionDetails
-from session_middleware.storage.visit import Visit
 from tests.conftest import Clock
 
 Make = Callable[..., Storage]
 
 
 def opened(storage: Storage, session_id: str, **details: float) -> None:
-    storage.open_session(Visit(session_id, Identity(user_id="alice")), SessionDetails(**details))  # type: ignore[arg-type]
+    storage.open_session(RunContext(session_id, Identity(user_id="alice")), SessionDetails(**details))  # type: ignore[arg-type]
 
 
 def test_a_listing_is_a_sequence_whose_values_are_made_page_by_page(
     make_storage: Make, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(due, "_PAGE", 2)
+    monkeypatch.setattr(expiry, "_PAGE", 2)
     storage = make_storage(idle_timeout="1h")
     for name in "cabde":
         opened(storage, name)
-        storage.append_messages(Visit(name, Identity(user_id="alice")), [MessageSeen("m", "user", name * 9)])
+        storage.append_messages(RunContext(name, Identity(user_id="alice")), [MessageEntry("m", "user", name * 9)])
         clock.advance(seconds=name == "c")
     clock.advance(hours=1)
     listed = storage.list_due(clock(), sized=True)

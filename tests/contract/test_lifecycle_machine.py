@@ -12,11 +12,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from session_middleware import lifecycle
 from session_middleware.errors import InvalidTransition, SessionClosed, SessionExpired, SessionNotFound
-from session_middleware.model import Identity, Pin, Status
+from session_middleware.models import Identity, Pin, Status
 from session_middleware.settings import load_settings
-from session_middleware.storage.port import MessageSeen, SessionFilter
-from session_middleware.storage.sqlite.engine import SqliteStorage
-from session_middleware.storage.visit import Visit
+from session_middleware.storage.protocol import MessageEntry, SessionFilter
+from session_middleware.storage.run import RunContext
+from session_middleware.storage.sql.engine import SqliteStorage
 from tests.conftest import Clock
 
 IDLE_AFTER, IDLE_TIMEOUT, MAX_AGE, RETENTION = (timedelta(minutes=n) for n in (5, 30, 120, 300))
@@ -70,7 +70,7 @@ class Machine(RuleBasedStateMachine):
         self.storage = SqliteStorage(":memory:", self.settings, clock=self.clock, new_id=lambda: "x")
         self.model: Model | None = None
         self.was_deleted = False
-        self.run: Visit | None = None
+        self.run: RunContext | None = None
         self.number = 0
 
     def teardown(self) -> None:
@@ -100,7 +100,7 @@ class Machine(RuleBasedStateMachine):
     def a_run_begins(self) -> None:
         now = self.clock()
         self.number += 1
-        run = Visit("t", Identity(), run_id=f"r{self.number}")
+        run = RunContext("t", Identity(), run_id=f"r{self.number}")
         status = self.model.status(now) if self.model else None
         refused: Any = None
         if status == "expired" and self.settings.on_resume == "reject":
@@ -133,7 +133,7 @@ class Machine(RuleBasedStateMachine):
         assert self.model is not None
         assert self.run is not None
         self.number += 1
-        self.storage.append_messages(self.run, [MessageSeen(f"m{self.number}", "user", "hi")])
+        self.storage.append_messages(self.run, [MessageEntry(f"m{self.number}", "user", "hi")])
         self.model.last_active = self.clock()
 
     @precondition(lambda self: self.run is not None)
@@ -207,7 +207,7 @@ class Machine(RuleBasedStateMachine):
     def it_is_looked_at(self) -> None:
         before = self.storage.find_session("t")
         try:
-            self.storage.look(Visit("t", Identity(), reading=True))
+            self.storage.look(RunContext("t", Identity(), reading=True))
         except (SessionExpired, SessionNotFound):
             return
         assert self.storage.find_session("t") == before

@@ -9,11 +9,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from session_middleware.errors import StorageError
-from session_middleware.model import Identity
-from session_middleware.storage.memory_port import ItemPut, MemoryPut, MemoryQuery, StoredMemory
-from session_middleware.storage.port import Storage
+from session_middleware.models import Identity
+from session_middleware.storage.memory_port import MemoryItemPut, MemoryPut, MemoryQuery, StoredMemory
+from session_middleware.storage.protocol import Storage
+from session_middleware.storage.run import RunContext
 from session_middleware.storage.upkeep import SessionDetails
-from session_middleware.storage.visit import Visit
 from tests.conftest import Clock
 from tests.memories import put_of
 
@@ -230,7 +230,7 @@ def test_an_item_put_again_is_found_by_its_new_words_only(storage: Storage) -> N
 
 
 def test_what_a_session_owns_ends_with_it_and_what_it_gave_stays(storage: Storage) -> None:
-    visit = Visit("t1", Identity(user_id="alice"), is_run=False)
+    visit = RunContext("t1", Identity(user_id="alice"), is_run=False)
     storage.open_session(visit, SessionDetails())
     puts = [
         put_of(namespace, "k", {"v": 1}, "apple", "t1")
@@ -266,7 +266,7 @@ def test_many_put_again_or_deleted_together_leave_nothing_of_what_they_said(stor
     assert search(storage, ("n",), query="apple") == []
     assert keys(search(storage, ("n",), query="number7")) == ["k7"]
     storage.put_memories(
-        [MemoryPut(("n", str(m)), [ItemPut(f"k{n}", None, None) for n in range(m, 500, 2)]) for m in range(2)]
+        [MemoryPut(("n", str(m)), [MemoryItemPut(f"k{n}", None, None) for n in range(m, 500, 2)]) for m in range(2)]
     )
     assert len(search(storage, ("n",), query="pear", limit=1000)) == 100
     assert search(storage, ("n",), query="number7") == []

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from langchain_core.messages import HumanMessage
 
 from session_middleware import Sessions
-from session_middleware.model import Identity
+from session_middleware.models import Identity
 from session_middleware.settings import load_settings
 from session_middleware.storage.memory_port import MemoryQuery, MessageScope, StoredMemory
-from session_middleware.storage.port import MessageSeen, Storage
-from session_middleware.storage.sqlite.engine import SqliteStorage
-from session_middleware.storage.visit import Visit
+from session_middleware.storage.protocol import MessageEntry, Storage
+from session_middleware.storage.run import RunContext
+from session_middleware.storage.sql.engine import SqliteStorage
 from tests.conftest import Clock
 from tests.embeddings import SubjectEmbeddings
 from tests.memories import put_of
@@ -32,10 +32,10 @@ WORDS = ("apple", "pear", "plum", "cherry", "garden", "harvest", "basket", "orch
 
 def say(storage: Storage, session_id: str, *texts: str, user_id: str | None = None, **fields: Any) -> None:
     """Messages with ids that go on where the session's end."""
-    visit = Visit(session_id, Identity(user_id=user_id), is_run=False)
+    visit = RunContext(session_id, Identity(user_id=user_id), is_run=False)
     first = len(storage.list_messages(session_id))
     role = fields.pop("role", "user")
-    seen = [MessageSeen(f"{session_id}-{first + n}", role, text, **fields) for n, text in enumerate(texts)]
+    seen = [MessageEntry(f"{session_id}-{first + n}", role, text, **fields) for n, text in enumerate(texts)]
     storage.append_messages(visit, seen)
 
 
@@ -182,7 +182,7 @@ def test_an_edited_message_is_found_by_its_new_words_in_its_old_place(
 ) -> None:
     say(storage, "t", "What shall we bake?", "An apple cake, I would say", "Good.")
     index(storage)
-    storage.append_messages(Visit("t", Identity()), [MessageSeen("t-1", "user", "A plum cake, I would say")])
+    storage.append_messages(RunContext("t", Identity()), [MessageEntry("t-1", "user", "A plum cake, I would say")])
     settle()
     assert keys(look(storage, "apple", "t")) == []
     found = look(storage, "plum bake", "t")
@@ -288,11 +288,11 @@ def test_a_session_put_aside_takes_its_messages_along(make_storage: Callable[...
 
 
 def test_a_message_that_is_completed_after_it_was_indexed_is_found_by_its_whole_text(storage: Storage) -> None:
-    visit = Visit("t", Identity(), is_run=False)
-    storage.append_messages(visit, [MessageSeen("m", "assistant", "The harvest", complete=False)])
+    visit = RunContext("t", Identity(), is_run=False)
+    storage.append_messages(visit, [MessageEntry("m", "assistant", "The harvest", complete=False)])
     say(storage, "t", "one more")
     index(storage)
-    storage.append_messages(visit, [MessageSeen("m", "assistant", "The harvest of the plums")])
+    storage.append_messages(visit, [MessageEntry("m", "assistant", "The harvest of the plums")])
     assert keys(look(storage, "plums", "t"))[0] == "m"
     assert keys(look(storage, "harvest", "t"))[0] == "m"
 

@@ -6,27 +6,27 @@ from collections.abc import Callable
 
 import pytest
 
-from session_middleware.model import Identity
-from session_middleware.storage.port import Storage
-from session_middleware.storage.seen import MessageSeen, ModelCallSeen, ToolStart
-from session_middleware.storage.sqlite.record import runs
-from session_middleware.storage.state import Blob, CheckpointPut
-from session_middleware.storage.visit import Visit
+from session_middleware.models import Identity
+from session_middleware.storage.checkpoint_types import Blob, CheckpointPut
+from session_middleware.storage.protocol import Storage
+from session_middleware.storage.record_entries import MessageEntry, ModelCallEntry, ToolStart
+from session_middleware.storage.run import RunContext
+from session_middleware.storage.sql.record import runs
 
 CALL = {"name": "add", "args": {"a": 1}, "id": "c1", "type": "tool_call"}
 
 
 @pytest.fixture
-def run() -> Visit:
-    return Visit("t", Identity(), run_id="r1")
+def run() -> RunContext:
+    return RunContext("t", Identity(), run_id="r1")
 
 
-def say(message_id: str, text: str, role: str = "user", **fields: object) -> MessageSeen:
-    return MessageSeen(message_id, role, text, **fields)  # type: ignore[arg-type]
+def say(message_id: str, text: str, role: str = "user", **fields: object) -> MessageEntry:
+    return MessageEntry(message_id, role, text, **fields)  # type: ignore[arg-type]
 
 
-def test_the_same_history_again_adds_nothing(storage: Storage, run: Visit) -> None:
-    call = ModelCallSeen("2", input_tokens=3, output_tokens=4)
+def test_the_same_history_again_adds_nothing(storage: Storage, run: RunContext) -> None:
+    call = ModelCallEntry("2", input_tokens=3, output_tokens=4)
     history = [say("1", "hi"), say("2", "ho", "assistant", call=call)]
     for _ in range(3):
         storage.append_messages(run, history)
@@ -36,7 +36,7 @@ def test_the_same_history_again_adds_nothing(storage: Storage, run: Visit) -> No
     assert (session.message_count, session.input_tokens, session.output_tokens) == (2, 3, 4)
 
 
-def test_other_words_under_a_known_id_are_a_new_version_in_the_same_place(storage: Storage, run: Visit) -> None:
+def test_other_words_under_a_known_id_are_a_new_version_in_the_same_place(storage: Storage, run: RunContext) -> None:
     storage.append_messages(run, [say("1", "hi"), say("2", "there")])
     storage.append_messages(run, [say("1", "hello")])
     latest = storage.list_messages("t")
@@ -46,7 +46,7 @@ def test_other_words_under_a_known_id_are_a_new_version_in_the_same_place(storag
     assert storage.find_session("t").message_count == 2
 
 
-def test_what_is_said_and_said_otherwise_in_one_batch_is_as_in_two(storage: Storage, run: Visit) -> None:
+def test_what_is_said_and_said_otherwise_in_one_batch_is_as_in_two(storage: Storage, run: RunContext) -> None:
     streamed = [say("1", text, "assistant", complete=text == "hello") for text in ("he", "hell", "hello")]
     storage.append_messages(run, [*streamed, say("2", "hi"), say("2", "there")])
     storage.append_messages(run, [say("3", text, "assistant", complete=False) for text in ("cut", "cut off")])
@@ -55,7 +55,7 @@ def test_what_is_said_and_said_otherwise_in_one_batch_is_as_in_two(storage: Stor
     assert [m.text for m in storage.list_messages("t", all_versions=True)] == ["hello", "hi", "there", "cut off"]
 
 
-def test_every_row_of_a_session_has_its_place_in_one_order(storage: Storage, run: Visit) -> None:
+def test_every_row_of_a_session_has_its_place_in_one_order(storage: Storage, run: RunContext) -> None:
     storage.begin_run(run)
     storage.append_messages(run, [say("1", "hi"), say("2", "", "assistant", tool_calls=[CALL])])
     storage.start_tool_call(run, ToolStart("x1", "c1", "add", {"a": 1}))
@@ -73,15 +73,15 @@ def test_every_row_of_a_session_has_its_place_in_one_order(storage: Storage, run
     assert [row.seq for row in rows] == [1, 2, 3, 4, 5, 6]
 
 
-def test_beginning_a_run_again_does_nothing(storage: Storage, run: Visit) -> None:
+def test_beginning_a_run_again_does_nothing(storage: Storage, run: RunContext) -> None:
     storage.begin_run(run)
     storage.begin_run(run)
-    storage.begin_run(Visit("t", Identity(), run_id="r1"))
+    storage.begin_run(RunContext("t", Identity(), run_id="r1"))
     assert len(storage.list_runs("t")) == 1
     assert storage.find_session("t").run_count == 1
 
 
-def test_an_execution_is_closed_with_its_result_and_finds_its_message(storage: Storage, run: Visit) -> None:
+def test_an_execution_is_closed_with_its_result_and_finds_its_message(storage: Storage, run: RunContext) -> None:
     storage.append_messages(run, [say("2", "", "assistant", tool_calls=[CALL])])
     storage.start_tool_call(run, ToolStart("x1", "c1", "add", {"a": 1}, node="tools"))
     [call] = storage.list_tool_calls("t")
@@ -92,13 +92,15 @@ def test_an_execution_is_closed_with_its_result_and_finds_its_message(storage: S
     assert storage.find_session("t").error_count == 1
 
 
-def test_executing_a_call_again_is_another_attempt_and_the_cut_off_one_says_so(storage: Storage, run: Visit) -> None:
+def test_executing_a_call_again_is_another_attempt_and_the_cut_off_one_says_so(
+    storage: Storage, run: RunContext
+) -> None:
     storage.start_tool_call(run, ToolStart("x1", "c1", "add", {}))
     storage.start_tool_call(run, ToolStart("x2", "c1", "add", {}))
     assert [(c.attempt, c.status) for c in storage.list_tool_calls("t")] == [(1, "interrupted"), (2, "running")]
 
 
-def test_a_call_nobody_watched_is_known_from_its_answer(storage: Storage, run: Visit) -> None:
+def test_a_call_nobody_watched_is_known_from_its_answer(storage: Storage, run: RunContext) -> None:
     storage.append_messages(run, [say("2", "", "assistant", tool_calls=[CALL])])
     answer = say("3", "boom", "tool", tool_call_id="c1", tool_error=True)
     storage.append_messages(run, [answer])
@@ -113,14 +115,14 @@ def test_a_call_nobody_watched_is_known_from_its_answer(storage: Storage, run: V
     )
 
 
-def test_pages_go_on_after_a_seq(storage: Storage, run: Visit) -> None:
+def test_pages_go_on_after_a_seq(storage: Storage, run: RunContext) -> None:
     storage.append_messages(run, [say(str(n), f"m{n}") for n in range(6)])
     first = storage.list_messages("t", limit=4)
     rest = storage.list_messages("t", after=first[-1].seq)
     assert [m.text for m in first + rest] == [f"m{n}" for n in range(6)]
 
 
-def test_what_json_cannot_hold_is_recorded_with_a_mark(storage: Storage, run: Visit) -> None:
+def test_what_json_cannot_hold_is_recorded_with_a_mark(storage: Storage, run: RunContext) -> None:
     class Odd:
         def __repr__(self) -> str:
             return "<odd \ud800>"
@@ -139,7 +141,7 @@ def test_what_json_cannot_hold_is_recorded_with_a_mark(storage: Storage, run: Vi
     assert "__repr__" in calls[3].result
 
 
-def test_without_tracking_nothing_said_is_kept(make_storage: Callable[..., Storage], run: Visit) -> None:
+def test_without_tracking_nothing_said_is_kept(make_storage: Callable[..., Storage], run: RunContext) -> None:
     storage = make_storage(tracking=False)
     storage.append_messages(run, [say("1", "hi")])
     assert storage.list_messages("t") == []
@@ -150,9 +152,9 @@ def test_without_tracking_nothing_said_is_kept(make_storage: Callable[..., Stora
 
 
 def put(
-    checkpoint_id: str, parent_id: str | None, *messages: MessageSeen, visit: Visit | None = None, step: int = 0
+    checkpoint_id: str, parent_id: str | None, *messages: MessageEntry, visit: RunContext | None = None, step: int = 0
 ) -> CheckpointPut:
-    visit = visit or Visit("t", Identity())
+    visit = visit or RunContext("t", Identity())
     body = Blob("t", b"body")
     return CheckpointPut(visit, "", checkpoint_id, parent_id, body, "loop", step, None, (), {}, messages=messages)
 
@@ -176,7 +178,7 @@ def test_a_second_child_of_a_checkpoint_begins_a_branch(storage: Storage) -> Non
 
 
 def test_two_runs_that_both_begin_a_thread_are_two_branches(storage: Storage) -> None:
-    one, two = (Visit("t", Identity(), run_id=run_id) for run_id in ("r1", "r2"))
+    one, two = (RunContext("t", Identity(), run_id=run_id) for run_id in ("r1", "r2"))
     storage.append_messages(one, [say("1", "one")])
     storage.append_messages(two, [say("2", "two")])
     storage.put_checkpoint(put("c1", None, say("1", "one"), visit=one))
@@ -189,7 +191,7 @@ def test_two_runs_that_both_begin_a_thread_are_two_branches(storage: Storage) ->
 
 def test_what_a_run_said_before_its_checkpoint_parted_goes_with_it(storage: Storage) -> None:
     storage.put_checkpoint(put("c1", None, say("1", "one")))
-    runs = [Visit("t", Identity(), run_id=name, checkpoint_id="c1") for name in ("r1", "r2")]
+    runs = [RunContext("t", Identity(), run_id=name, checkpoint_id="c1") for name in ("r1", "r2")]
     for visit, text in zip(runs, ("left", "right"), strict=True):
         storage.append_messages(visit, [say(text, text)])
     for number, (visit, text) in enumerate(zip(runs, ("left", "right"), strict=True)):
@@ -226,7 +228,7 @@ def test_a_checkpoint_put_again_is_where_it_was(storage: Storage) -> None:
     assert len(storage.list_branches("t")) == 1
 
 
-def test_a_message_put_before_a_known_one_stands_there(storage: Storage, run: Visit) -> None:
+def test_a_message_put_before_a_known_one_stands_there(storage: Storage, run: RunContext) -> None:
     storage.append_messages(run, [say("1", "one"), say("2", "two"), say("3", "three")])
     storage.append_messages(run, [say("s", "so far", followed_by="3"), say("4", "four")])
     assert texts(storage) == ["one", "two", "so far", "three", "four"]
@@ -236,14 +238,16 @@ def test_a_message_put_before_a_known_one_stands_there(storage: Storage, run: Vi
     assert texts(storage, after=first[-1].seq) == ["further", "three", "four"]
 
 
-def test_what_was_written_as_it_came_is_put_into_the_order_of_its_checkpoint(storage: Storage, run: Visit) -> None:
+def test_what_was_written_as_it_came_is_put_into_the_order_of_its_checkpoint(storage: Storage, run: RunContext) -> None:
     storage.append_messages(run, [say("1", "one"), say("right", "right"), say("left", "left")])
     ordered = [say("left", "left", followed_by="right"), say("right", "right")]
     storage.put_checkpoint(put("c1", None, *ordered, visit=run))
     assert texts(storage) == ["one", "left", "right"]
 
 
-def test_a_checkpoint_that_comes_late_puts_what_was_written_before_it_in_order(storage: Storage, run: Visit) -> None:
+def test_a_checkpoint_that_comes_late_puts_what_was_written_before_it_in_order(
+    storage: Storage, run: RunContext
+) -> None:
     storage.append_messages(run, [say("2", "an answer", "assistant")])
     run.seen_at.update({("", "1"): 2, ("", "2"): 2})
     storage.put_checkpoint(put("c1", None, say("1", "a question"), visit=run, step=0))
@@ -259,7 +263,7 @@ def test_messages_that_were_removed_and_put_back_stay_where_they_were_said(stora
     assert texts(storage) == ["one", "two"]
 
 
-def test_a_checkpoint_that_comes_late_takes_no_newer_version_back(storage: Storage, run: Visit) -> None:
+def test_a_checkpoint_that_comes_late_takes_no_newer_version_back(storage: Storage, run: RunContext) -> None:
     storage.append_messages(run, [say("1", "my mail is al@x.com")])
     storage.append_messages(run, [say("1", "my mail is hidden")])
     run.seen_at["", "1"] = 1
@@ -270,7 +274,9 @@ def test_a_checkpoint_that_comes_late_takes_no_newer_version_back(storage: Stora
     assert [(m.text, m.version) for m in storage.list_messages("t")] == [("my mail is al@x.com", 3)]
 
 
-def test_what_a_model_was_heard_saying_is_one_row_with_the_message_of_the_state(storage: Storage, run: Visit) -> None:
+def test_what_a_model_was_heard_saying_is_one_row_with_the_message_of_the_state(
+    storage: Storage, run: RunContext
+) -> None:
     run.tell = pytest.fail
     run.unclaimed["assistant", "fine"] = "heard"
     run.entries.append(say("heard", "fine", "assistant", marks=("aside",)))
@@ -282,13 +288,13 @@ def test_what_a_model_was_heard_saying_is_one_row_with_the_message_of_the_state(
 
 @pytest.mark.parametrize("goes_on", [True, False])
 def test_what_a_process_died_before_putting_is_one_row_when_its_run_goes_on(
-    storage: Storage, run: Visit, monkeypatch: pytest.MonkeyPatch, goes_on: bool
+    storage: Storage, run: RunContext, monkeypatch: pytest.MonkeyPatch, goes_on: bool
 ) -> None:
     storage.put_checkpoint(put("c1", None, say("1", "hello"), visit=run))
     storage.append_messages(run, [say("2", "yes")])
     storage.append_messages(run, [say("3", "5", "tool", tool_call_id="c1")])
     monkeypatch.setattr(runs, "is_gone", lambda process: True)
-    after = Visit("t", Identity(), run_id="r2", started_from="c1", checkpoint_id="c1", goes_on=goes_on)
+    after = RunContext("t", Identity(), run_id="r2", started_from="c1", checkpoint_id="c1", goes_on=goes_on)
     storage.append_messages(after, [say("2b", "yes"), say("3b", "5", "tool", tool_call_id="c1"), say("4", "yes")])
     again = ["2b", "3b"] if goes_on else ["2", "3", "2b", "3b"]
     assert [m.message_id for m in storage.list_messages("t")] == ["1", *again, "4"]
@@ -297,25 +303,25 @@ def test_what_a_process_died_before_putting_is_one_row_when_its_run_goes_on(
 # What is not whole
 
 
-def test_a_message_that_is_streamed_is_completed_in_its_place(storage: Storage, run: Visit) -> None:
+def test_a_message_that_is_streamed_is_completed_in_its_place(storage: Storage, run: RunContext) -> None:
     for text in ("he", "hello"):
         storage.append_messages(run, [say("1", text, "assistant", complete=False)])
     assert [(m.text, m.status) for m in storage.list_messages("t")] == [("hello", "incomplete")]
-    storage.append_messages(run, [say("1", "hello you", "assistant", call=ModelCallSeen("1", input_tokens=3))])
+    storage.append_messages(run, [say("1", "hello you", "assistant", call=ModelCallEntry("1", input_tokens=3))])
     storage.append_messages(run, [say("1", "hel", "assistant", complete=False)])  # late
     (message,) = storage.list_messages("t", all_versions=True)
     assert (message.text, message.status, message.version) == ("hello you", "complete", 1)
     assert storage.find_session("t").input_tokens == 3
 
 
-def test_a_visit_writes_what_it_has_kept_before_what_comes(storage: Storage, run: Visit) -> None:
+def test_a_visit_writes_what_it_has_kept_before_what_comes(storage: Storage, run: RunContext) -> None:
     run.entries.append(say("1", "one"))
     storage.put_checkpoint(put("c1", None, say("2", "two"), visit=run))
     assert texts(storage) == ["one", "two"]
     assert not run.entries
 
 
-def test_what_cannot_be_written_is_told_of_and_takes_nothing_with_it(storage: Storage, run: Visit) -> None:
+def test_what_cannot_be_written_is_told_of_and_takes_nothing_with_it(storage: Storage, run: RunContext) -> None:
     told: list[Exception] = []
     run.tell = told.append
     run.entries += [say("1", "one"), say("2", "two", input_tokens=2**80), say("3", "three")]
@@ -327,14 +333,16 @@ def test_what_cannot_be_written_is_told_of_and_takes_nothing_with_it(storage: St
     assert storage.get_checkpoint("t", "", "c1") is not None
 
 
-def test_a_fault_is_raised_to_whoever_writes_by_hand(storage: Storage, run: Visit) -> None:
+def test_a_fault_is_raised_to_whoever_writes_by_hand(storage: Storage, run: RunContext) -> None:
     with pytest.raises(OverflowError):
         storage.append_messages(run, [say("2", "two", input_tokens=2**80)])
     assert storage.list_messages("t") == []
 
 
-def test_counters_are_of_the_rows_there_are(storage: Storage, run: Visit) -> None:
-    storage.append(run, [ModelCallSeen("m1", cost=lambda: 0.5), ModelCallSeen("m2"), ModelCallSeen("m3", error="no")])
+def test_counters_are_of_the_rows_there_are(storage: Storage, run: RunContext) -> None:
+    storage.append(
+        run, [ModelCallEntry("m1", cost=lambda: 0.5), ModelCallEntry("m2"), ModelCallEntry("m3", error="no")]
+    )
     storage.append_messages(run, [say("1", "boom", "tool", tool_call_id="c1", tool_error=True)])
     storage.append_messages(run, [say("2", "no!", "tool", tool_call_id="c2", tool_error=True, refused=True)])
     assert [call.status for call in storage.list_tool_calls("t")] == ["error", "refused"]

@@ -10,23 +10,23 @@ from typing import Any
 import pytest
 
 from session_middleware.errors import UnknownGrouping
-from session_middleware.model import Identity
-from session_middleware.storage.port import Storage
+from session_middleware.models import Identity
+from session_middleware.storage.protocol import Storage
+from session_middleware.storage.record_entries import MessageEntry, ModelCallEntry, ToolEnd, ToolStart
 from session_middleware.storage.reporting import ToolCallFilter, UsageFilter
-from session_middleware.storage.seen import MessageSeen, ModelCallSeen, ToolEnd, ToolStart
-from session_middleware.storage.visit import Visit
-from session_middleware.timeline import Timeline
+from session_middleware.storage.run import RunContext
+from session_middleware.storage.timeline import Timeline
 
 EVERYTHING = UsageFilter()
 
 
-def visit(session_id: str, user_id: str | None = None, run_id: str | None = None) -> Visit:
-    return Visit(session_id, Identity(user_id=user_id), run_id=run_id)
+def visit(session_id: str, user_id: str | None = None, run_id: str | None = None) -> RunContext:
+    return RunContext(session_id, Identity(user_id=user_id), run_id=run_id)
 
 
-def asked(number: int, clock: Callable[[], datetime], **fields: Any) -> ModelCallSeen:
+def asked(number: int, clock: Callable[[], datetime], **fields: Any) -> ModelCallEntry:
     given = {"model": "small", "input_tokens": 10, "output_tokens": 2, "cost": lambda: 0.5, "duration_ms": 100.0}
-    return ModelCallSeen(id=f"call-{number}", started_at=clock(), **(given | fields))
+    return ModelCallEntry(id=f"call-{number}", started_at=clock(), **(given | fields))
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def worked(storage: Storage, clock: Any) -> Storage:
         start = ToolStart(f"x{number}", f"c{number}", name, {})
         storage.append(visit(session_id, user_id), [start, ToolEnd(f"x{number}", status, duration_ms=10.0 + number)])
         clock.advance(minutes=1)
-    storage.append(visit("a", "ada"), [MessageSeen("m", "tool", "4", name="unseen", tool_call_id="c9")])
+    storage.append(visit("a", "ada"), [MessageEntry("m", "tool", "4", name="unseen", tool_call_id="c9")])
     return storage
 
 
@@ -135,10 +135,10 @@ def test_pages_of_tool_calls_have_each_call_once(worked: Storage, size: int) -> 
 def long(storage: Storage, clock: Any) -> Storage:
     for number in range(5):
         run = visit("t", "ada", f"r{number}")
-        storage.append(run, [MessageSeen(f"h{number}", "user", "hi"), asked(number, clock, checkpoint_ns="model:1")])
+        storage.append(run, [MessageEntry(f"h{number}", "user", "hi"), asked(number, clock, checkpoint_ns="model:1")])
         storage.append(run, [ToolStart(f"x{number}", f"c{number}", "search", {}, checkpoint_ns="team:2")])
         storage.end_run(run, outcome="ok", error=None, duration_ms=1)
-    storage.append_messages(visit("t", "ada"), [MessageSeen("h0", "user", "hello")])
+    storage.append_messages(visit("t", "ada"), [MessageEntry("h0", "user", "hello")])
     return storage
 
 
@@ -171,9 +171,9 @@ def test_there_is_nothing_to_page_through_where_there_is_no_session(storage: Sto
 
 
 def test_the_version_differs_after_a_commit_and_not_otherwise(storage: Storage) -> None:
-    storage.append_messages(visit("t"), [MessageSeen("1", "user", "hi")])
+    storage.append_messages(visit("t"), [MessageEntry("1", "user", "hi")])
     before = storage.version()
     storage.list_messages("t")
     assert storage.version() == before
-    storage.append_messages(visit("t"), [MessageSeen("2", "user", "ho")])
+    storage.append_messages(visit("t"), [MessageEntry("2", "user", "ho")])
     assert storage.version() != before

@@ -7,23 +7,23 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from session_middleware.errors import SessionAccessDenied, SessionExists, SessionExpired, SessionNotFound
-from session_middleware.findings import Ended
-from session_middleware.model import Identity
-from session_middleware.storage.port import SessionFilter, Storage
-from session_middleware.storage.seen import MessageSeen
+from session_middleware.findings import SweepResult
+from session_middleware.models import Identity
+from session_middleware.storage.protocol import SessionFilter, Storage
+from session_middleware.storage.record_entries import MessageEntry
+from session_middleware.storage.run import RunContext
 from session_middleware.storage.upkeep import SessionDetails
-from session_middleware.storage.visit import Visit
 from tests.conftest import Clock
 from tests.memories import put_of
 
 NOTHING = SessionDetails()
 
 
-def visit(session_id: str = "t", user_id: str | None = None, **fields: object) -> Visit:
-    return Visit(session_id, Identity(user_id=user_id), **fields)  # type: ignore[arg-type]
+def visit(session_id: str = "t", user_id: str | None = None, **fields: object) -> RunContext:
+    return RunContext(session_id, Identity(user_id=user_id), **fields)  # type: ignore[arg-type]
 
 
-def ended_now(storage: Storage, clock: Clock, dry_run: bool) -> Sequence[Ended]:
+def ended_now(storage: Storage, clock: Clock, dry_run: bool) -> Sequence[SweepResult]:
     due = storage.list_due(clock())
     return due if dry_run else storage.end_due(due, now=clock())
 
@@ -59,7 +59,7 @@ def test_a_stranger_is_denied_and_only_the_denial_is_recorded(storage: Storage) 
     before = storage.find_session("t")
     for stranger in (visit(), visit(user_id="bob")):
         with pytest.raises(SessionAccessDenied):
-            storage.append_messages(stranger, [MessageSeen("m", "user", "let me in")])
+            storage.append_messages(stranger, [MessageEntry("m", "user", "let me in")])
         with pytest.raises(SessionAccessDenied):
             storage.look(stranger)
     assert storage.list_messages("t") == []
@@ -104,20 +104,20 @@ def test_a_rejected_session_stays_as_it_was(make_storage: Callable[..., Storage]
     storage.open_session(visit(), NOTHING)
     clock.advance(hours=2)
     with pytest.raises(SessionExpired):
-        storage.append_messages(visit(), [MessageSeen("m", "user", "hello?")])
+        storage.append_messages(visit(), [MessageEntry("m", "user", "hello?")])
     assert storage.list_messages("t") == []
     assert kinds(storage) == ["opened", "denied"]
 
 
 def test_a_fresh_start_puts_the_old_session_aside_whole(make_storage: Callable[..., Storage], clock: Clock) -> None:
     storage = make_storage(idle_timeout="1h", on_resume="fresh")
-    storage.append_messages(visit(user_id="alice"), [MessageSeen("m", "user", "old")])
+    storage.append_messages(visit(user_id="alice"), [MessageEntry("m", "user", "old")])
     storage.put_memories([put_of(("session", "t"), "k", {"text": "old"}, "old", "t")])
     clock.advance(hours=2)
     again = visit(user_id="alice")
     assert storage.look(again) is None
-    storage.append_messages(again, [MessageSeen("n", "user", "new")])
-    storage.append_messages(again, [MessageSeen("o", "user", "newer")])
+    storage.append_messages(again, [MessageEntry("n", "user", "new")])
+    storage.append_messages(again, [MessageEntry("o", "user", "newer")])
     assert [m.text for m in storage.list_messages("t")] == ["new", "newer"]
     assert [m.text for m in storage.list_messages("t~1")] == ["old"]
     aside = storage.find_session("t~1")
@@ -135,7 +135,7 @@ def test_a_run_that_outlasts_the_timeout_ends_as_it_began(make_storage: Callable
     run = visit(run_id="r")
     storage.begin_run(run)
     clock.advance(hours=5)
-    storage.append_messages(run, [MessageSeen("m", "assistant", "done at last")])
+    storage.append_messages(run, [MessageEntry("m", "assistant", "done at last")])
     assert [m.text for m in storage.list_messages("t")] == ["done at last"]
     assert kinds(storage) == ["opened"]
 
@@ -201,7 +201,7 @@ def test_a_sweep_leaves_a_session_with_a_run_in_progress(make_storage: Callable[
 
 def test_on_expire_delete_deletes_everything_of_the_session(make_storage: Callable[..., Storage], clock: Clock) -> None:
     storage = make_storage(idle_timeout="1h", on_expire="delete")
-    storage.append_messages(visit(), [MessageSeen("m", "user", "hi")])
+    storage.append_messages(visit(), [MessageEntry("m", "user", "hi")])
     clock.advance(hours=2)
     assert [ended.action for ended in ended_now(storage, clock, False)] == ["delete"]
     assert storage.find_session("t") is None
@@ -209,7 +209,7 @@ def test_on_expire_delete_deletes_everything_of_the_session(make_storage: Callab
 
 
 def test_deleting_counts_and_deleting_again_counts_nothing(storage: Storage) -> None:
-    storage.append_messages(visit(), [MessageSeen("m", "user", "hi"), MessageSeen("n", "assistant", "ho")])
+    storage.append_messages(visit(), [MessageEntry("m", "user", "hi"), MessageEntry("n", "assistant", "ho")])
     storage.put_memories([put_of(("session", "t"), "k", {"text": "x"}, "x", "t")])
     deleted = storage.delete_session("t")
     assert (deleted.sessions, deleted.messages, deleted.memories) == (1, 2, 1)

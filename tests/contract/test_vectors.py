@@ -11,13 +11,13 @@ import pytest
 
 from session_middleware.errors import EmbeddingFailed, InvalidSettings
 from session_middleware.memory.embedding import Embedder
-from session_middleware.memory.parts import MemoryParts
+from session_middleware.memory.indexer import MemoryIndexer
 from session_middleware.memory.session_memory import SessionMemory
 from session_middleware.memory.store import SessionStore
-from session_middleware.model import Identity
-from session_middleware.storage.offload import Offload
-from session_middleware.storage.port import MessageSeen, Storage
-from session_middleware.storage.visit import Visit
+from session_middleware.models import Identity
+from session_middleware.storage.executor import StorageExecutor
+from session_middleware.storage.protocol import MessageEntry, Storage
+from session_middleware.storage.run import RunContext
 from tests.conftest import Clock
 from tests.embeddings import SubjectEmbeddings
 from tests.memories import put_of
@@ -29,13 +29,13 @@ def model() -> SubjectEmbeddings:
 
 
 @pytest.fixture
-def parts_of(storage: Storage, clock: Clock, new_id: Callable[[], str]) -> Iterator[Callable[..., MemoryParts]]:
-    offload = Offload(storage.name, storage.together, threads=2)
-    made: list[MemoryParts] = []
+def parts_of(storage: Storage, clock: Clock, new_id: Callable[[], str]) -> Iterator[Callable[..., MemoryIndexer]]:
+    offload = StorageExecutor(storage.name, storage.together, threads=2)
+    made: list[MemoryIndexer] = []
 
-    def make(model: SubjectEmbeddings, **config: Any) -> MemoryParts:
+    def make(model: SubjectEmbeddings, **config: Any) -> MemoryIndexer:
         embedder = Embedder(storage, {"dims": model.dimensions, "embed": model, **config})
-        made.append(MemoryParts(storage, offload, clock=clock, new_id=new_id, embedder=embedder))
+        made.append(MemoryIndexer(storage, offload, clock=clock, new_id=new_id, embedder=embedder))
         return made[-1]
 
     yield make
@@ -45,12 +45,12 @@ def parts_of(storage: Storage, clock: Clock, new_id: Callable[[], str]) -> Itera
 
 
 @pytest.fixture
-def parts(parts_of: Callable[..., MemoryParts], model: SubjectEmbeddings) -> MemoryParts:
+def parts(parts_of: Callable[..., MemoryIndexer], model: SubjectEmbeddings) -> MemoryIndexer:
     return parts_of(model)
 
 
 @pytest.fixture
-def store(parts: MemoryParts) -> SessionStore:
+def store(parts: MemoryIndexer) -> SessionStore:
     return SessionStore(parts)
 
 
@@ -59,8 +59,8 @@ def keys(found: Any) -> list[str]:
 
 
 def say(storage: Storage, *texts: str, session_id: str = "t", user_id: str | None = None, **fields: Any) -> None:
-    seen = [MessageSeen(f"m{n}", "user", text, **fields) for n, text in enumerate(texts)]
-    storage.append_messages(Visit(session_id, Identity(user_id=user_id), is_run=False), seen)
+    seen = [MessageEntry(f"m{n}", "user", text, **fields) for n, text in enumerate(texts)]
+    storage.append_messages(RunContext(session_id, Identity(user_id=user_id), is_run=False), seen)
 
 
 def test_what_is_meant_is_found_without_its_words(store: SessionStore) -> None:
@@ -95,7 +95,7 @@ def test_each_path_has_a_vector_of_its_own_and_the_nearest_counts(store: Session
 
 
 def test_the_fields_of_the_settings_are_what_has_vectors(
-    parts_of: Callable[..., MemoryParts], model: SubjectEmbeddings
+    parts_of: Callable[..., MemoryIndexer], model: SubjectEmbeddings
 ) -> None:
     store = SessionStore(parts_of(model, fields=["title"]))
     store.put(("n",), "k", {"title": "puppy", "body": "car"})
@@ -113,10 +113,10 @@ def test_an_item_put_again_or_deleted_loses_its_old_vector(store: SessionStore) 
     assert keys(store.search(("n",), query="vehicle")) == ["other"]
 
 
-def test_messages_are_found_by_what_is_meant(storage: Storage, parts: MemoryParts) -> None:
+def test_messages_are_found_by_what_is_meant(storage: Storage, parts: MemoryIndexer) -> None:
     say(storage, "I walked my puppy", "Nice.", "Then I had soup", "Fine.")
     assert parts.index() == (4, 4)
-    memory = SessionMemory(parts, parts.storage, Visit("t", Identity()), owner_id=None, group_id=None)
+    memory = SessionMemory(parts, parts.storage, RunContext("t", Identity()), owner_id=None, group_id=None)
     assert keys(memory.recall("what about the hound?", 1)) == ["m0"]
     [found] = memory.recall("the hound", 1, explain=True)
     assert found.parts is not None
@@ -125,11 +125,11 @@ def test_messages_are_found_by_what_is_meant(storage: Storage, parts: MemoryPart
 
 
 def test_names_of_speakers_are_not_part_of_what_is_meant(
-    storage: Storage, parts: MemoryParts, model: SubjectEmbeddings
+    storage: Storage, parts: MemoryIndexer, model: SubjectEmbeddings
 ) -> None:
     say(storage, "I walked my puppy", user_id="u", name="Carol")
     parts.index()
-    memory = SessionMemory(parts, parts.storage, Visit("t", Identity(user_id="u")), owner_id="u", group_id=None)
+    memory = SessionMemory(parts, parts.storage, RunContext("t", Identity(user_id="u")), owner_id="u", group_id=None)
     memory.recall("What is Carol's dog called?")
     assert model.queries == ["What is  dog called?"]
 
@@ -169,7 +169,7 @@ def test_a_vector_of_zeros_is_near_nothing(store: SessionStore, model: SubjectEm
 
 
 def test_another_model_is_noticed_told_and_indexed_by_a_command(
-    parts_of: Callable[..., MemoryParts], model: SubjectEmbeddings, storage: Storage, caplog: pytest.LogCaptureFixture
+    parts_of: Callable[..., MemoryIndexer], model: SubjectEmbeddings, storage: Storage, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = SessionStore(parts_of(model))
     store.put(("n",), "k", {"text": "puppy"})
@@ -187,7 +187,7 @@ def test_another_model_is_noticed_told_and_indexed_by_a_command(
 
 
 def test_a_model_of_the_same_name_whose_weights_have_changed_can_make_all_vectors_anew(
-    parts: MemoryParts, store: SessionStore, model: SubjectEmbeddings
+    parts: MemoryIndexer, store: SessionStore, model: SubjectEmbeddings
 ) -> None:
     store.put(("n",), "k", {"text": "puppy"})
     assert parts.index() == (0, 0)
@@ -197,7 +197,7 @@ def test_a_model_of_the_same_name_whose_weights_have_changed_can_make_all_vector
 
 
 def test_a_model_that_does_not_answer_a_rebuild_is_told_of_and_takes_no_vector(
-    parts: MemoryParts, store: SessionStore, model: SubjectEmbeddings
+    parts: MemoryIndexer, store: SessionStore, model: SubjectEmbeddings
 ) -> None:
     store.put(("n",), "k", {"text": "puppy"})
     model.fails = ConnectionError("nobody there")
@@ -208,7 +208,7 @@ def test_a_model_that_does_not_answer_a_rebuild_is_told_of_and_takes_no_vector(
 
 
 def test_what_changes_while_the_model_works_is_given_no_old_vector(
-    storage: Storage, parts: MemoryParts, store: SessionStore, model: SubjectEmbeddings
+    storage: Storage, parts: MemoryIndexer, store: SessionStore, model: SubjectEmbeddings
 ) -> None:
     from session_middleware.storage.memory_port import Vectors
 
@@ -222,12 +222,14 @@ def test_what_changes_while_the_model_works_is_given_no_old_vector(
     assert store.search(("n",), query="dinner")[0].score == pytest.approx(1.0, abs=0.05)
 
 
-def test_vectors_go_with_their_session(storage: Storage, parts: MemoryParts) -> None:
+def test_vectors_go_with_their_session(storage: Storage, parts: MemoryIndexer) -> None:
     say(storage, "my puppy", user_id="u")
     say(storage, "my hound", session_id="other", user_id="u")
     parts.index()
     storage.delete_session("t")
-    memory = SessionMemory(parts, parts.storage, Visit("other", Identity(user_id="u")), owner_id="u", group_id=None)
+    memory = SessionMemory(
+        parts, parts.storage, RunContext("other", Identity(user_id="u")), owner_id="u", group_id=None
+    )
     assert [m.session_id for m in memory.recall("dog")] == ["other"]
 
 

@@ -35,7 +35,7 @@ from session_middleware import (
     StorageError,
     UnserializableValue,
 )
-from session_middleware.cli import cli
+from session_middleware.cli.main import cli
 from tests.integrations import agents
 from tests.integrations.agents import human, said
 from tests.processes import Process

@@ -13,7 +13,7 @@ import pytest
 
 from session_middleware import Session, Sessions
 from session_middleware.errors import StorageError
-from session_middleware.model import OnExpire, Status
+from session_middleware.models import OnExpire, Status
 from tests.conftest import Clock
 from tests.integrations import agents
 from tests.integrations.agents import human

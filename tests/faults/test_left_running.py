@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from session_middleware import Sessions
-from session_middleware.cli import cli
+from session_middleware.cli.main import cli
 from tests import processes
 from tests.integrations import agents
 from tests.integrations.agents import human

@@ -13,12 +13,12 @@ import pytest
 
 from session_middleware import Sessions
 from session_middleware.errors import StorageError
-from session_middleware.model import Identity, utc_now
+from session_middleware.models import Identity, utc_now
 from session_middleware.settings import load_settings
-from session_middleware.storage.seen import MessageSeen
-from session_middleware.storage.sqlite.engine import SqliteStorage
+from session_middleware.storage.record_entries import MessageEntry
+from session_middleware.storage.run import RunContext
+from session_middleware.storage.sql.engine import SqliteStorage
 from session_middleware.storage.upkeep import SessionDetails
-from session_middleware.storage.visit import Visit
 from tests.integrations import scenarios
 from tests.processes import Process, run
 
@@ -74,11 +74,11 @@ def test_simultaneous_first_openings_all_succeed(tmp_path: Path) -> None:
 APPENDER = """
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from session_middleware.model import Identity, utc_now
+from session_middleware.models import Identity, utc_now
 from session_middleware.settings import load_settings
-from session_middleware.storage.visit import Visit
-from session_middleware.storage.seen import MessageSeen
-from session_middleware.storage.sqlite.engine import SqliteStorage
+from session_middleware.storage.run import RunContext
+from session_middleware.storage.record_entries import MessageEntry
+from session_middleware.storage.sql.engine import SqliteStorage
 
 path, name = sys.argv[1:]
 print("ready", flush=True)
@@ -86,9 +86,9 @@ sys.stdin.readline()
 
 def work(number):
     storage = SqliteStorage(path, load_settings(), clock=utc_now, new_id=lambda: "x")
-    visit = Visit("shared", Identity())
+    visit = RunContext("shared", Identity())
     for n in range(10):
-        storage.append_messages(visit, [MessageSeen(f"{name}-{number}-{n}", "user", "hi")])
+        storage.append_messages(visit, [MessageEntry(f"{name}-{number}-{n}", "user", "hi")])
     storage.close()
 
 with ThreadPoolExecutor(4) as pool:
@@ -158,14 +158,14 @@ def test_many_graphs_in_many_processes_lose_no_write(mode: str, tmp_path: Path) 
 
 def test_operations_that_wait_together_share_a_commit_and_fail_apart(tmp_path: Path) -> None:
     storage = storage_at(tmp_path / "sessions.db")
-    storage.open_session(Visit("owned", Identity(user_id="ada")), SessionDetails())
+    storage.open_session(RunContext("owned", Identity(user_id="ada")), SessionDetails())
     errors: list[Exception] = []
 
     def work(number: int) -> None:
         try:
             user = "ada" if number % 4 else "bob"
-            message = MessageSeen(f"m{number}", "user", "hi")
-            storage.append_messages(Visit("owned", Identity(user_id=user)), [message])
+            message = MessageEntry(f"m{number}", "user", "hi")
+            storage.append_messages(RunContext("owned", Identity(user_id=user)), [message])
         except PermissionError as error:
             errors.append(error)
 
@@ -179,7 +179,7 @@ def test_operations_that_wait_together_share_a_commit_and_fail_apart(tmp_path: P
 def test_a_reader_does_not_wait_for_a_writer(tmp_path: Path) -> None:
     path = tmp_path / "sessions.db"
     storage = storage_at(path)
-    storage.append_messages(Visit("t", Identity()), [MessageSeen("m", "user", "hi")])
+    storage.append_messages(RunContext("t", Identity()), [MessageEntry("m", "user", "hi")])
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")  # another process holds the write lock
     assert [m.text for m in storage.list_messages("t")] == ["hi"]
@@ -202,7 +202,7 @@ def test_a_stopped_thread_takes_nobody_elses_operation_with_it(tmp_path: Path) -
         first = pool.submit(database.write, stopped)
         entered.wait()
         others = [
-            pool.submit(storage.append_messages, Visit("t", Identity()), [MessageSeen(f"m{n}", "user", "hi")])
+            pool.submit(storage.append_messages, RunContext("t", Identity()), [MessageEntry(f"m{n}", "user", "hi")])
             for n in range(2)
         ]
         leave.set()
@@ -236,17 +236,17 @@ def test_one_object_serves_several_event_loops_over_time(tmp_path: Path) -> None
 
 def test_the_log_shrinks_again_when_a_reader_that_held_it_has_ended(tmp_path: Path) -> None:
     path = tmp_path / "sessions.db"
-    storage, visit, log = storage_at(path), Visit("t", Identity()), tmp_path / "sessions.db-wal"
+    storage, visit, log = storage_at(path), RunContext("t", Identity()), tmp_path / "sessions.db-wal"
     reader = sqlite3.connect(path, isolation_level=None)
     reader.execute("BEGIN")
     reader.execute("SELECT COUNT(*) FROM sessions").fetchone()
     for number in range(24):
-        storage.append_messages(visit, [MessageSeen(f"m{number}", "user", "x" * 1_000_000)])
+        storage.append_messages(visit, [MessageEntry(f"m{number}", "user", "x" * 1_000_000)])
     assert log.stat().st_size > 20_000_000
     reader.execute("ROLLBACK")
     reader.close()
     for number in range(3):
-        storage.append_messages(visit, [MessageSeen(f"n{number}", "user", "hi")])
+        storage.append_messages(visit, [MessageEntry(f"n{number}", "user", "hi")])
     assert log.stat().st_size <= 16 * 1024 * 1024
     storage.close()
 
@@ -257,7 +257,7 @@ def test_a_closed_storage_says_so(tmp_path: Path) -> None:
     storage.close()
     for call in (
         lambda: storage.find_session("t"),
-        lambda: storage.open_session(Visit("t", Identity()), SessionDetails()),
+        lambda: storage.open_session(RunContext("t", Identity()), SessionDetails()),
     ):
         with pytest.raises(StorageError, match="closed"):
             call()
@@ -265,14 +265,14 @@ def test_a_closed_storage_says_so(tmp_path: Path) -> None:
 
 def test_a_failing_commit_leaves_what_was_acknowledged_and_goes_on(tmp_path: Path) -> None:
     storage = storage_at(tmp_path / "sessions.db")
-    storage.append_messages(Visit("t", Identity()), [MessageSeen("m1", "user", "hi")])
+    storage.append_messages(RunContext("t", Identity()), [MessageEntry("m1", "user", "hi")])
     pages = storage._database.write(lambda c: c.execute("PRAGMA page_count").fetchone()[0])
     storage._database._writer.connection.execute(f"PRAGMA max_page_count = {pages}")
     with pytest.raises(StorageError, match=r"sessions\.db: the disk is full .*free some space"):
-        storage.append_messages(Visit("t", Identity()), [MessageSeen("m2", "user", "x" * 1_000_000)])
+        storage.append_messages(RunContext("t", Identity()), [MessageEntry("m2", "user", "x" * 1_000_000)])
     assert [m.message_id for m in storage.list_messages("t")] == ["m1"]
     storage._database._writer.connection.execute("PRAGMA max_page_count = 1000000")
-    storage.append_messages(Visit("t", Identity()), [MessageSeen("m2", "user", "x" * 1_000_000)])
+    storage.append_messages(RunContext("t", Identity()), [MessageEntry("m2", "user", "x" * 1_000_000)])
     assert len(storage.list_messages("t")) == 2
     storage.close()
 

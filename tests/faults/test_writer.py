@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from session_middleware.errors import StorageError
-from session_middleware.storage.lane import Lane
-from session_middleware.storage.sqlite import log
+from session_middleware.storage.sqlite import wal
 from session_middleware.storage.sqlite.database import SqliteDatabase
+from session_middleware.storage.write_queue import WriteQueue
 from tests.processes import Process
 
 
@@ -109,7 +109,7 @@ async def test_async_calls_share_a_commit_and_come_in_order(database: SqliteData
         note(database, str(number))
         return number
 
-    lane = Lane(together)
+    lane = WriteQueue(together)
     assert await asyncio.gather(*(lane.run(lambda n=n: call(n)) for n in range(100))) == list(range(100))
     lane.close()
     assert order == list(range(100))
@@ -120,7 +120,7 @@ async def test_async_calls_share_a_commit_and_come_in_order(database: SqliteData
 async def test_a_call_cancelled_before_its_turn_is_not_carried_out_and_its_neighbours_are(
     database: SqliteDatabase,
 ) -> None:
-    hold, lane = threading.Event(), Lane(lambda calls, durable: [t.outcome for t in database.together(calls)])
+    hold, lane = threading.Event(), WriteQueue(lambda calls, durable: [t.outcome for t in database.together(calls)])
     first = asyncio.ensure_future(lane.run(hold.wait))
     await asyncio.sleep(0)
     cancelled = asyncio.ensure_future(lane.run(lambda: note(database, "cancelled")))
@@ -140,7 +140,7 @@ async def test_a_call_that_stops_the_thread_is_told_and_the_lane_goes_on(databas
     def stop() -> None:
         raise Stopped
 
-    lane = Lane(lambda calls, durable: [t.outcome for t in database.together(calls)])
+    lane = WriteQueue(lambda calls, durable: [t.outcome for t in database.together(calls)])
     with pytest.raises(Stopped):
         await lane.run(stop)
     assert await lane.run(lambda: note(database, "after")) == "after"
@@ -150,8 +150,8 @@ async def test_a_call_that_stops_the_thread_is_told_and_the_lane_goes_on(databas
 def test_a_reader_that_is_in_the_way_for_long_is_told_once(
     database: SqliteDatabase, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(log, "_BLOCKED_SECONDS", 0.0)
-    monkeypatch.setattr(log, "_PAGES", 1)
+    monkeypatch.setattr(wal, "_BLOCKED_SECONDS", 0.0)
+    monkeypatch.setattr(wal, "_PAGES", 1)
     reader = sqlite3.connect(database.path, isolation_level=None)
     reader.execute("BEGIN")
     reader.execute("SELECT COUNT(*) FROM notes").fetchone()
@@ -179,11 +179,11 @@ sys.stdin.readline()
 """
 
 
-@pytest.mark.skipif(sqlite3.sqlite_version_info >= log.FIXED_IN, reason="this SQLite needs no lock of ours")
+@pytest.mark.skipif(sqlite3.sqlite_version_info >= wal.FIXED_IN, reason="this SQLite needs no lock of ours")
 def test_the_log_is_not_written_back_while_another_process_is_at_it(
     database: SqliteDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(log, "_PAGES", 1)
+    monkeypatch.setattr(wal, "_PAGES", 1)
     with Process("-c", HOLDER, Path(database.path).parent, stdin=True) as other:
         assert other.stdout.readline() == "held\n"
         before = Path(database.path).read_bytes()

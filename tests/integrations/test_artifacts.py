@@ -24,7 +24,7 @@ from pydantic import BaseModel
 from typing_extensions import TypedDict
 
 from session_middleware import Sessions, UnserializableValue
-from session_middleware.storage.seen import OF_MEMORY
+from session_middleware.storage.record_entries import OF_MEMORY
 from tests.integrations.agents import human
 
 

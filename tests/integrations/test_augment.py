@@ -12,7 +12,7 @@ from langchain_core.retrievers import BaseRetriever
 from benchmarks.follow_ups import ALONE as ALONE_TOO
 from benchmarks.follow_ups import DOCUMENTS, WordRetriever, hits, names, said
 from session_middleware import Sessions
-from session_middleware.memory.completing import complete, leans
+from session_middleware.memory.query_rewriting import complete, leans
 
 ALONE = [
     ("How long does delivery take?", {"delivery"}),

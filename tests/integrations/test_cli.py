@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 from langchain_core.language_models import GenericFakeChatModel
 
 from session_middleware import Sessions
-from session_middleware.cli import cli
+from session_middleware.cli.main import cli
 from tests.integrations import agents
 
 ROOT = Path(__file__).parents[2]

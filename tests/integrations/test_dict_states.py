@@ -14,7 +14,7 @@ from langgraph.graph import START, StateGraph
 from typing_extensions import TypedDict
 
 from session_middleware import Sessions
-from session_middleware.checkpoint.elements import is_message
+from session_middleware.checkpoint.langchain_messages import is_message
 from session_middleware.checkpoint.serde import StrictSerializer
 from session_middleware.recording.messages import without_ids
 from tests.integrations import agents

@@ -16,7 +16,7 @@ from langgraph.types import Command, Send, interrupt
 from typing_extensions import TypedDict
 
 from session_middleware import Sessions
-from session_middleware.model import Message
+from session_middleware.models import Message
 from tests.conftest import Clock
 from tests.integrations import agents
 from tests.integrations.agents import human

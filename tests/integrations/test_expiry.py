@@ -396,10 +396,10 @@ def test_a_sweep_stays_one_processs_however_long_hooks_take(open_sessions: Open,
 def test_each_transaction_of_a_sweep_tells_that_it_goes_on(
     open_sessions: Open, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from session_middleware.storage.sqlite.lifecycle import upkeep
+    from session_middleware.storage.sql.sessions import engine
 
-    monkeypatch.setattr(upkeep, "_TURN_SECONDS", 0)
-    monkeypatch.setattr(upkeep, "_TOGETHER", 1)
+    monkeypatch.setattr(engine, "_TURN_SECONDS", 0)
+    monkeypatch.setattr(engine, "_TOGETHER", 1)
     sessions, others = open_sessions(), open_sessions()
     for name in "abc":
         sessions.open(name)
@@ -413,7 +413,7 @@ def test_each_transaction_of_a_sweep_tells_that_it_goes_on(
         clock.advance(seconds=40)
         sweeps.append(others.sweep())
 
-    monkeypatch.setattr(upkeep.time, "sleep", pause)
+    monkeypatch.setattr(engine.time, "sleep", pause)
     assert len(storage.end_due(storage.list_due(clock()), now=clock(), duty=lease)) == 3
     assert sweeps == [[], []]
 

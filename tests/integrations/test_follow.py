@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from langchain_core.tools import tool
 
-from session_middleware import Sessions, following
-from session_middleware.model import Message, Run, ToolCall
-from session_middleware.timeline import Entry
+from session_middleware import Sessions
+from session_middleware.models import Message, Run, ToolCall
+from session_middleware.recording import follow
+from session_middleware.storage.timeline import Entry
 from tests.integrations import agents
 from tests.integrations.agents import human
 from tests.processes import Process
@@ -176,11 +177,11 @@ def test_a_look_reads_nothing_until_something_was_committed(
 
 
 def test_looks_come_less_often_the_longer_nothing_comes_and_stop_at_the_timeout() -> None:
-    pace = following._Pace(None)
+    pace = follow._Pace(None)
     waits = [pace.wait() for _ in range(8)]
     assert waits == sorted(waits)  # type: ignore[type-var]
     assert (waits[0], waits[-1]) == (0.01, 0.25)
-    assert following._Pace(timedelta(0)).wait() is None
+    assert follow._Pace(timedelta(0)).wait() is None
 
 
 def test_nothing_is_held_while_a_follower_waits_for_its_next_record(sessions: Sessions, tmp_path: Path) -> None:

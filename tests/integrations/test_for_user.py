@@ -11,9 +11,9 @@ import pytest
 
 from session_middleware import SessionAccessDenied, SessionNotFound, Sessions, UserRevoked
 from session_middleware.errors import InvalidArgument, MemoryScopeUnavailable
-from session_middleware.guarded import UserSessions
 from session_middleware.living import LivingSession
 from session_middleware.session import Session
+from session_middleware.user_sessions import UserSessions
 from tests.integrations import agents
 from tests.integrations.agents import human, said
 
@@ -371,10 +371,10 @@ def test_all_that_a_guarded_session_asks_of_storage_is_guarded() -> None:
     """What is not known to read or to write is refused, so this fails when a session begins to use something new."""
     import re
 
-    from session_middleware.following import Following
     from session_middleware.memory.session_memory import SessionMemory
-    from session_middleware.recording.history import SessionHistory
-    from session_middleware.recording.loop import Loop
+    from session_middleware.recording.chat_message_history import SessionHistory
+    from session_middleware.recording.follow import Following
+    from session_middleware.recording.manual import Loop
     from session_middleware.session_storage import SessionStorage
 
     parts = (Session, LivingSession, SessionMemory, Loop, SessionHistory, Following)

@@ -162,7 +162,7 @@ def test_what_was_forgotten_is_not_brought_back_by_a_slow_run(sessions: Sessions
 
 def test_what_a_killed_sweep_has_left_goes_too(sessions: Sessions, graph: Any, tmp_path: Path) -> None:
     """An archive not yet in the database; what a deleted session gave its group."""
-    from session_middleware.storage.sqlite.lifecycle import archives
+    from session_middleware.storage.sql.sessions import archives
 
     sessions.delete(f"one-{PLANTED}")
     fork = sessions._storage.find_session(f"fork-{PLANTED}")

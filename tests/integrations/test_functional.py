@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from typing_extensions import TypedDict
 
 from session_middleware import Sessions
-from session_middleware.plain import is_nothing
+from session_middleware.storage.jsonable import is_nothing
 from tests.integrations import agents
 
 PARTS = ["attached", "checkpointer", "recorder and another's checkpointer"]

@@ -15,7 +15,7 @@ from langchain_core.messages import HumanMessage
 
 import session_middleware
 from session_middleware import Session, SessionClosed, SessionError, SessionNotFound, Sessions, errors
-from session_middleware.model import SessionInfo
+from session_middleware.models import SessionInfo
 from tests.integrations import agents
 from tests.integrations.agents import human
 

@@ -14,8 +14,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from session_middleware import Sessions, StorageError
-from session_middleware import doctor as doctor_module
-from session_middleware.cli import cli
+from session_middleware.cli import doctor as doctor_module
+from session_middleware.cli.main import cli
 from session_middleware.settings import load_settings
 from tests.integrations import agents
 from tests.integrations.agents import human

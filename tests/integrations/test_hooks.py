@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from session_middleware import SessionExists, Sessions
-from session_middleware.findings import Ended
-from session_middleware.model import Event
+from session_middleware.findings import SweepResult
+from session_middleware.models import Event
 from tests import processes
 from tests.conftest import Clock
 from tests.integrations import agents
@@ -96,7 +96,7 @@ def test_on_expiring_may_postpone_once_until_there_is_activity(sessions: Session
     asked: list[str] = []
 
     @sessions.on_expiring
-    def expiring(ended: Ended) -> str:
+    def expiring(ended: SweepResult) -> str:
         asked.append(ended.session_id)
         return "10m"
 
@@ -283,13 +283,13 @@ def test_a_process_that_ends_without_closing_calls_its_hooks(tmp_path: Path) -> 
 FORKING = """
 import os, sys
 from session_middleware import Sessions
-from session_middleware.model import Identity
+from session_middleware.models import Identity
 from session_middleware.storage.upkeep import SessionDetails
-from session_middleware.storage.visit import Visit
+from session_middleware.storage.run import RunContext
 sessions = Sessions(sys.argv[1])
 sessions.on_closed(lambda event: print(event.session_id, os.getpid() == parent, flush=True))
 parent = os.getpid()
-sessions._storage.open_session(Visit("t", Identity()), SessionDetails())
+sessions._storage.open_session(RunContext("t", Identity()), SessionDetails())
 sessions._storage.delete_session("t")  # by nothing that calls the hooks at once
 child = os.fork()
 if child == 0:

@@ -20,10 +20,10 @@ from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.types import Command
 
 from session_middleware import Sessions
-from session_middleware.cli import cli
+from session_middleware.cli.main import cli
 from session_middleware.errors import StorageError
-from session_middleware.importing import Imported, import_checkpoints
-from session_middleware.sources import open_source
+from session_middleware.importers.langgraph import Imported, import_checkpoints
+from session_middleware.importers.langgraph_source import open_source
 from tests.integrations import agents
 
 Call = Callable[..., Result]
@@ -472,7 +472,7 @@ def test_the_command_finds_the_user_s_own_modules(tmp_path: Path, db: Path) -> N
         "    saver.put(config, {**empty_checkpoint(), **state}, {}, {'p': '1'})\n"
     )
     subprocess.run([sys.executable, "-c", code, source], check=True, cwd=tmp_path)
-    run = "import sys; sys.path.remove(''); from session_middleware.cli import main; main()"
+    run = "import sys; sys.path.remove(''); from session_middleware.cli.main import main; main()"
     command = [sys.executable, "-c", run, "import-checkpoints", str(source), "--db", str(db), "--allow", "myapp:Order"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from langchain_core.runnables.config import var_child_runnable_config
 
 from session_middleware import SessionError, Sessions
-from session_middleware.model import Identity
+from session_middleware.models import Identity
 from tests.integrations import agents
 from tests.integrations.agents import human
 

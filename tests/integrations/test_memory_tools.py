@@ -15,7 +15,7 @@ from langgraph.prebuilt import ToolNode
 
 from session_middleware import Sessions, memory_tools
 from session_middleware.errors import InvalidSessionId, SessionAccessDenied
-from session_middleware.model import Scope
+from session_middleware.models import Scope
 
 PARAMS = {"remember": {"text": "Alice likes cherries"}, "recall": {"query": "cherries"}, "forget": {"key": "k"}}
 

@@ -154,12 +154,12 @@ async def test_a_session_its_memory_and_the_store_are_off_the_loop(sessions: Ses
 
 LONGER = {  # and still hand everything over
     "Blocks.aenter",  # unless it is within another block
-    "Journal.aflush",  # only where there is something to write
+    "RecordBuffer.aflush",  # only where there is something to write
     "SessionSaver.aput",  # once it has seen what the run was called with
     "SessionSaver.aget_tuple",  # when its turn has come
     "SessionSaver.alist",  # page by page
     "SessionStore.alist_namespaces",  # once it has put into words what is asked
-    "Turns.atake",  # which waits on the loop, and asks off it
+    "RunQueue.atake",  # which waits on the loop, and asks off it
     "LivingSession.aresource",  # opened by a task of the loop
     "Resources.aget",
     "Resources.aclose_all",

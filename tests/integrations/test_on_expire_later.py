@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from session_middleware import Sessions
-from session_middleware.model import utc_now
+from session_middleware.models import utc_now
 from session_middleware.settings import load_settings
-from session_middleware.storage.sqlite.engine import SqliteStorage
-from session_middleware.storage.sqlite.lifecycle import due
+from session_middleware.storage.sql.engine import SqliteStorage
+from session_middleware.storage.sql.sessions import expiry
 from tests.conftest import Clock
 from tests.integrations import agents
 from tests.integrations.agents import human, said
@@ -118,7 +118,7 @@ def test_what_is_still_to_be_done_is_read_in_its_order_from_one_index(own: str |
     storage = SqliteStorage(str(tmp_path / "sessions.db"), load_settings(), clock=utc_now, new_id=lambda: "x")
     values = {"own": own, "pruned": 0, "now": "9"}
     steps = storage._database.read(
-        lambda connection: [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {due._UNDONE}", values)]
+        lambda connection: [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {expiry._UNDONE}", values)]
     )
     storage.close()
     index = "COVERING INDEX sessions_by_on_expire (status=? AND on_expire=? AND pruned=?)"

@@ -40,7 +40,7 @@ def test_every_setting_is_in_the_readme_and_every_one_there_exists() -> None:
 
 
 def test_every_command_in_the_readme_exists() -> None:
-    from session_middleware.cli import cli
+    from session_middleware.cli.main import cli
 
     named = set(re.findall(r"^\$ session-middleware ([\w-]+)", (ROOT / "README.md").read_text(), re.MULTILINE))
     assert named <= set(cli.commands)

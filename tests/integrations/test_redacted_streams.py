@@ -12,7 +12,7 @@ from langchain_core.outputs import ChatGenerationChunk
 from langgraph.graph import START, MessagesState, StateGraph
 
 from session_middleware import Sessions
-from session_middleware.recording.keeping import Keeping
+from session_middleware.recording.redaction import RedactionPolicy
 from tests.integrations import agents
 from tests.integrations.agents import human
 
@@ -41,7 +41,7 @@ class CutOff(agents.Scripted):
 def test_wherever_a_text_is_cut_what_is_kept_ends_before_a_secret_that_is_half_there(
     secret: str, *, cut_off: bool
 ) -> None:
-    keeping = Keeping(DETECTORS)
+    keeping = RedactionPolicy(DETECTORS)
     text = f"You wrote 7 lines: it is {secret} ok" + " and so on" * 30
     for end in range(len(text)):
         begun = keeping.begun(text[:end], cut_off=cut_off)
@@ -51,12 +51,12 @@ def test_wherever_a_text_is_cut_what_is_kept_ends_before_a_secret_that_is_half_t
 
 
 def test_text_in_a_script_without_spaces_is_kept_up_to_where_it_was_cut_off() -> None:
-    assert Keeping(DETECTORS).begun("请写信到某处", cut_off=True) == "请写信到某处"
-    assert Keeping(DETECTORS).begun("请写信到john@exa", cut_off=True) == "请写信到"
+    assert RedactionPolicy(DETECTORS).begun("请写信到某处", cut_off=True) == "请写信到某处"
+    assert RedactionPolicy(DETECTORS).begun("请写信到john@exa", cut_off=True) == "请写信到"
 
 
 def test_without_redaction_all_that_was_said_is_kept() -> None:
-    assert Keeping().begun("my card is 4111", cut_off=False) == "my card is 4111"
+    assert RedactionPolicy().begun("my card is 4111", cut_off=False) == "my card is 4111"
 
 
 def test_a_stream_that_breaks_in_a_card_number_leaves_none_of_its_digits(tmp_path: Path) -> None:

@@ -10,15 +10,10 @@ from typing import Any
 import pytest
 from langchain_core.tools import tool
 
-from session_middleware import (
-    SessionClosed,
-    SessionExpired,
-    SessionLimitReached,
-    Sessions,
-)
-from session_middleware.model import Identity
-from session_middleware.storage.seen import MessageSeen
-from session_middleware.storage.visit import Visit
+from session_middleware import SessionClosed, SessionExpired, SessionLimitReached, Sessions
+from session_middleware.models import Identity
+from session_middleware.storage.record_entries import MessageEntry
+from session_middleware.storage.run import RunContext
 from tests.conftest import Clock
 from tests.integrations import agents
 from tests.integrations.agents import human, said
@@ -154,11 +149,11 @@ def test_a_visit_of_another_process_that_looked_before_the_deletion_is_refused(o
     sessions = open_sessions()
     storage = sessions._storage
     sessions.open("t")
-    visit = Visit("t", Identity())
+    visit = RunContext("t", Identity())
     assert storage.look(visit) is not None
     sessions.delete("t")
     with pytest.raises(SessionClosed):
-        storage.append_messages(visit, [MessageSeen("m", "user", "late")])
+        storage.append_messages(visit, [MessageEntry("m", "user", "late")])
     assert sessions.find("t") is None
 
 

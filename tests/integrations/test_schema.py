@@ -12,19 +12,20 @@ from langgraph.store.base import PutOp
 from sqlite_utils import Database
 
 from session_middleware import Sessions
-from session_middleware.model import Identity, Pin, utc_now
+from session_middleware.models import Identity, Pin, utc_now
 from session_middleware.settings import load_settings
+from session_middleware.storage.checkpoint_types import Blob, CheckpointPut, Chunk, ListPut, Write, WritesPut
 from session_middleware.storage.memory_port import MemoryQuery, MessageScope
-from session_middleware.storage.port import SessionFilter, Storage
+from session_middleware.storage.protocol import SessionFilter, Storage
+from session_middleware.storage.record_entries import MessageEntry, ToolStart
 from session_middleware.storage.reporting import ToolCallFilter, UsageBy, UsageFilter
-from session_middleware.storage.seen import MessageSeen, ToolStart
-from session_middleware.storage.sqlite import database, schema
-from session_middleware.storage.sqlite.engine import SqliteStorage
-from session_middleware.storage.sqlite.lifecycle import due
-from session_middleware.storage.sqlite.record import usage
-from session_middleware.storage.state import Blob, CheckpointPut, Chunk, ListPut, Write, WritesPut
+from session_middleware.storage.run import Lease, RunContext
+from session_middleware.storage.sql import schema
+from session_middleware.storage.sql.engine import SqliteStorage
+from session_middleware.storage.sql.record import usage
+from session_middleware.storage.sql.sessions import expiry
+from session_middleware.storage.sqlite import database
 from session_middleware.storage.upkeep import SessionDetails
-from session_middleware.storage.visit import Lease, Visit
 from tests.memories import put_of
 
 
@@ -129,15 +130,15 @@ def is_table(step: str) -> bool:
 
 
 def use_everything(storage: Storage) -> None:
-    visit = Visit("t", Identity(user_id="u"), run_id="r")
+    visit = RunContext("t", Identity(user_id="u"), run_id="r")
     storage.open_session(visit, SessionDetails(title="x", tags=["a"]))
-    storage.look(Visit("t", Identity(user_id="u")))
+    storage.look(RunContext("t", Identity(user_id="u")))
     for where in (SessionFilter(), SessionFilter(user_id="u", tags=["a"]), SessionFilter(status="idle")):
         storage.list_sessions(where, limit=5)
         storage.count_sessions(where)
-    message = MessageSeen("m", "assistant", "hi", tool_calls=[{"id": "c"}])
-    storage.append_messages(visit, [message, MessageSeen("n", "tool", "x", tool_call_id="c")])
-    storage.append_messages(visit, [MessageSeen("m", "assistant", "ho")])
+    message = MessageEntry("m", "assistant", "hi", tool_calls=[{"id": "c"}])
+    storage.append_messages(visit, [message, MessageEntry("n", "tool", "x", tool_call_id="c")])
+    storage.append_messages(visit, [MessageEntry("m", "assistant", "ho")])
     storage.start_tool_call(visit, ToolStart("e", "c", "f", {}))
     storage.end_tool_call(visit, "e", status="ok", result=1, error=None, duration_ms=1)
     storage.end_run(visit, outcome="ok", error=None, duration_ms=1)
@@ -185,12 +186,12 @@ def report_everything(storage: Storage) -> None:
     storage.list_checkpoint_namespaces("t")
 
 
-@pytest.mark.parametrize("reason", due._DUE)
+@pytest.mark.parametrize("reason", expiry._DUE)
 def test_what_is_due_is_read_in_its_order_by_an_index_of_the_moment(reason: str, tmp_path: Path) -> None:
     storage = SqliteStorage(str(tmp_path / "sessions.db"), load_settings(), clock=utc_now, new_id=lambda: "x")
     values = {"now": "9", "since": "9", "seconds": 5.0}
     by_settings, durations, of_own = (
-        storage._database.read(lambda connection, sql=sql: plan(connection, sql, values)) for sql in due._DUE[reason]
+        storage._database.read(lambda connection, sql=sql: plan(connection, sql, values)) for sql in expiry._DUE[reason]
     )
     storage.close()
     index = {"idle_timeout": "COVERING INDEX sessions_by_status (status=? AND last_active_at<?)"}
@@ -227,7 +228,7 @@ def explain(connection: sqlite3.Connection, by: UsageBy) -> list[str]:
 
 def use_all_of_upkeep(storage: Storage) -> None:
     later = utc_now() + timedelta(days=900)
-    run = Visit("w", Identity(user_id="u"), lease=Lease())
+    run = RunContext("w", Identity(user_id="u"), lease=Lease())
     storage.enter(run, wait=True), storage.enter(run, wait=True)
     storage.append_messages(run, [])
     storage.renew([run.lease]), storage.find_holder("w"), storage.release([run.lease])
@@ -237,15 +238,15 @@ def use_all_of_upkeep(storage: Storage) -> None:
     storage.postpone("w", later)
     storage.list_due(later, sized=True), storage.list_older(utc_now()), storage.measure_session("w")
     storage.end_due(storage.list_due(later + timedelta(days=1)), now=later + timedelta(days=1))
-    storage.open_session(Visit("e", Identity(user_id="u")), SessionDetails())
+    storage.open_session(RunContext("e", Identity(user_id="u")), SessionDetails())
     storage.end_session("e", "completed", reason="x", detail={}, by=None)
     storage.tidy(utc_now() - timedelta(days=1), later)
     storage.take_over("sweep")
     storage.find_buried("w")
     storage.list_archived(user_id=None, limit=5), storage.list_archived(user_id="u", limit=5, before=(later, "w"))
     storage.watch(["opened", "completed"])
-    storage.open_session(Visit("x", Identity(user_id="v")), SessionDetails())
+    storage.open_session(RunContext("x", Identity(user_id="v")), SessionDetails())
     storage.take_event()
     storage.revoke_user("v", reason=None), storage.is_revoked("v"), storage.lift_revocation("v")
     storage.forget_user("v", dry_run=False)
-    storage.open_session(Visit("t", Identity(user_id="u")), SessionDetails())
+    storage.open_session(RunContext("t", Identity(user_id="u")), SessionDetails())

@@ -25,24 +25,24 @@ from langgraph.store.memory import InMemoryStore
 from typing_extensions import TypedDict
 
 from session_middleware.errors import InvalidIdentity, MemoryAccessDenied, UnserializableValue
-from session_middleware.memory.parts import MemoryParts
+from session_middleware.memory.indexer import MemoryIndexer
 from session_middleware.memory.store import SessionStore
-from session_middleware.storage.offload import Offload
-from session_middleware.storage.port import Storage
+from session_middleware.storage.executor import StorageExecutor
+from session_middleware.storage.protocol import Storage
 from tests.conftest import Clock
 
 
 @pytest.fixture
-def parts(storage: Storage, clock: Clock, new_id: Callable[[], str]) -> Iterator[MemoryParts]:
-    offload = Offload(storage.name, storage.together, threads=2)
-    parts = MemoryParts(storage, offload, clock=clock, new_id=new_id)
+def parts(storage: Storage, clock: Clock, new_id: Callable[[], str]) -> Iterator[MemoryIndexer]:
+    offload = StorageExecutor(storage.name, storage.together, threads=2)
+    parts = MemoryIndexer(storage, offload, clock=clock, new_id=new_id)
     yield parts
     parts.close()
     offload.close()
 
 
 @pytest.fixture
-def store(parts: MemoryParts) -> SessionStore:
+def store(parts: MemoryIndexer) -> SessionStore:
     return SessionStore(parts)
 
 

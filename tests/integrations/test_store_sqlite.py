@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from langgraph.store.base import ListNamespacesOp, MatchCondition, PutOp
 from langgraph.store.sqlite import SqliteStore
 
-from session_middleware.memory.parts import MemoryParts
+from session_middleware.memory.indexer import MemoryIndexer
 from session_middleware.memory.store import SessionStore
-from session_middleware.storage.offload import Offload
-from session_middleware.storage.port import Storage
+from session_middleware.storage.executor import StorageExecutor
+from session_middleware.storage.protocol import Storage
 from tests.conftest import Clock
 
 labels = st.sampled_from(["a", "b", "ab", "c"])
@@ -31,8 +31,8 @@ quick = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCh
 
 @pytest.fixture
 def store(storage: Storage, clock: Clock, new_id: Callable[[], str]) -> Iterator[SessionStore]:
-    offload = Offload(storage.name, storage.together, threads=2)
-    parts = MemoryParts(storage, offload, clock=clock, new_id=new_id)
+    offload = StorageExecutor(storage.name, storage.together, threads=2)
+    parts = MemoryIndexer(storage, offload, clock=clock, new_id=new_id)
     yield SessionStore(parts)
     parts.close()
     offload.close()

@@ -12,17 +12,17 @@ from hypothesis import strategies as st
 from langgraph.store.base import GetOp, PutOp, SearchOp
 
 from session_middleware import Sessions
-from session_middleware.memory.parts import MemoryParts
+from session_middleware.memory.indexer import MemoryIndexer
 from session_middleware.memory.store import SessionStore
-from session_middleware.storage.offload import Offload
-from session_middleware.storage.port import Storage
+from session_middleware.storage.executor import StorageExecutor
+from session_middleware.storage.protocol import Storage
 from tests.conftest import Clock
 
 
 @pytest.fixture
 def store_of(storage: Storage, clock: Clock, new_id: Callable[[], str]) -> Iterator[Callable[..., SessionStore]]:
-    offload = Offload(storage.name, storage.together, threads=2)
-    parts = MemoryParts(storage, offload, clock=clock, new_id=new_id)
+    offload = StorageExecutor(storage.name, storage.together, threads=2)
+    parts = MemoryIndexer(storage, offload, clock=clock, new_id=new_id)
     yield lambda **ttl: SessionStore(parts, ttl=ttl or None)  # type: ignore[arg-type]
     parts.close()
     offload.close()

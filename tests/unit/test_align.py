@@ -8,17 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from session_middleware.recording.align import add_asked, add_behind, add_given, add_state, align, go_back
-from session_middleware.storage.seen import Alignment, Said
+from session_middleware.recording.history_diff import add_asked, add_behind, add_given, add_state, diff_history, go_back
+from session_middleware.storage.record_entries import Alignment, ComparableMessage
 
 
-def recorded(*texts: str, run_id: str | None = None) -> list[Said]:
+def recorded(*texts: str, run_id: str | None = None) -> list[ComparableMessage]:
     """Who speaks is told by the first letter: a user or, in capitals, an assistant."""
-    return [Said(f"m{number}", words(text), run_id) for number, text in enumerate(texts)]
+    return [ComparableMessage(f"m{number}", words(text), run_id) for number, text in enumerate(texts)]
 
 
-def history(*texts: str) -> list[Said]:
-    return [Said(None, words(text)) for text in texts]
+def history(*texts: str) -> list[ComparableMessage]:
+    return [ComparableMessage(None, words(text)) for text in texts]
 
 
 def words(text: str) -> tuple[str, str]:
@@ -26,60 +26,62 @@ def words(text: str) -> tuple[str, str]:
 
 
 def test_the_same_history_again_adds_nothing() -> None:
-    assert align(recorded("hi", "Hello"), history("hi", "Hello")) == Alignment(["m0", "m1"])
+    assert diff_history(recorded("hi", "Hello"), history("hi", "Hello")) == Alignment(["m0", "m1"])
 
 
 def test_what_follows_it_is_new() -> None:
-    assert align(recorded("hi"), history("hi", "Hello", "bye")) == Alignment(["m0", None, None])
+    assert diff_history(recorded("hi"), history("hi", "Hello", "bye")) == Alignment(["m0", None, None])
 
 
 def test_a_beginning_of_it_adds_nothing() -> None:
-    assert align(recorded("hi", "Hello", "bye"), history("hi")) == Alignment(["m0"])
+    assert diff_history(recorded("hi", "Hello", "bye"), history("hi")) == Alignment(["m0"])
 
 
 def test_saying_the_same_twice_is_two_messages() -> None:
-    assert align(recorded("yes", "Ok"), history("yes", "Ok", "yes")) == Alignment(["m0", "m1", None])
-    assert align(recorded("yes"), history("yes", "yes")) == Alignment(["m0", None])
+    assert diff_history(recorded("yes", "Ok"), history("yes", "Ok", "yes")) == Alignment(["m0", "m1", None])
+    assert diff_history(recorded("yes"), history("yes", "yes")) == Alignment(["m0", None])
 
 
 def test_the_last_message_edited_is_another_version_of_it() -> None:
-    assert align(recorded("hi", "Hello"), history("hi", "Hullo")) == Alignment(["m0", "m1"])
-    assert align(recorded("hi", "Hello"), history("hi", "Hullo", "bye")) == Alignment(["m0", "m1", None])
+    assert diff_history(recorded("hi", "Hello"), history("hi", "Hullo")) == Alignment(["m0", "m1"])
+    assert diff_history(recorded("hi", "Hello"), history("hi", "Hullo", "bye")) == Alignment(["m0", "m1", None])
 
 
 def test_a_message_edited_before_others_that_stay_is_another_version_of_it() -> None:
-    assert align(recorded("hi", "Hello", "bye"), history("hey", "Hello", "bye")) == Alignment(["m0", "m1", "m2"])
+    assert diff_history(recorded("hi", "Hello", "bye"), history("hey", "Hello", "bye")) == Alignment(["m0", "m1", "m2"])
 
 
 def test_history_trimmed_at_the_front_adds_only_what_is_new_at_its_end() -> None:
     said = recorded("a", "B", "c", "D")
-    assert align(said, history("c", "D")) == Alignment(["m2", "m3"])
-    assert align(said, history("c", "D", "e")) == Alignment(["m2", "m3", None])
-    assert align(said, history("a", "D", "e")) == Alignment(["m0", "m3", None])  # the first was kept
+    assert diff_history(said, history("c", "D")) == Alignment(["m2", "m3"])
+    assert diff_history(said, history("c", "D", "e")) == Alignment(["m2", "m3", None])
+    assert diff_history(said, history("a", "D", "e")) == Alignment(["m0", "m3", None])  # the first was kept
 
 
 def test_a_summary_in_place_of_what_was_trimmed_is_new_and_changes_nothing_behind_it() -> None:
     said = recorded("a", "B", "c", "D")
-    assert align(said, history("so far", "D", "e")) == Alignment([None, "m3", None])
-    assert align(recorded("a", "B"), history("first", "a", "B")) == Alignment([None, "m0", "m1"])
+    assert diff_history(said, history("so far", "D", "e")) == Alignment([None, "m3", None])
+    assert diff_history(recorded("a", "B"), history("first", "a", "B")) == Alignment([None, "m0", "m1"])
 
 
 def test_the_end_of_what_is_recorded_and_one_turn_more_adds_that_turn() -> None:
     said = recorded("next", "One", "next", "Two")
-    assert align(said, history("Two", "next")).ids == ["m3", None]
-    assert align(said, history("next", "Two", "next")).ids == ["m2", "m3", None]
-    assert align(said[:3], history("next", "Two")).ids == ["m2", None]
+    assert diff_history(said, history("Two", "next")).ids == ["m3", None]
+    assert diff_history(said, history("next", "Two", "next")).ids == ["m2", "m3", None]
+    assert diff_history(said[:3], history("next", "Two")).ids == ["m2", None]
 
 
 def test_one_turn_is_new_unless_something_in_it_shows_that_it_is_recorded() -> None:
     said = recorded("next", "One", "why", "Two")
-    assert align(said, history("next")) == Alignment([None])
-    assert align(said, history("Three")) == Alignment([None])
-    assert align(said, history("how", "Three")) == Alignment([None, None])
-    assert align(recorded("next", "Part 1"), history("next", "Part 2")) == Alignment([None, None])
-    assert align(recorded("next", "One", "next", "Two"), history("next", "Three")) == Alignment([None, None])
-    assert align(said, history("why", "Two")).ids == ["m2", "m3"]
-    assert align(said, history("next", "Three")) == Alignment(["m0", None], branch_after=1)  # the first was said once
+    assert diff_history(said, history("next")) == Alignment([None])
+    assert diff_history(said, history("Three")) == Alignment([None])
+    assert diff_history(said, history("how", "Three")) == Alignment([None, None])
+    assert diff_history(recorded("next", "Part 1"), history("next", "Part 2")) == Alignment([None, None])
+    assert diff_history(recorded("next", "One", "next", "Two"), history("next", "Three")) == Alignment([None, None])
+    assert diff_history(said, history("why", "Two")).ids == ["m2", "m3"]
+    assert diff_history(said, history("next", "Three")) == Alignment(
+        ["m0", None], branch_after=1
+    )  # the first was said once
 
 
 def test_messages_masked_or_cut_short_are_versions_of_those_recorded() -> None:
@@ -87,23 +89,25 @@ def test_messages_masked_or_cut_short_are_versions_of_those_recorded() -> None:
     known = ["m0", "m1", "m2", "m3", None]
     for masks in (["[masked]"] * 4, ["***"] * 4, ["Removed"] * 4, ["what…", "Some [cut]", "and", "…"]):
         passed = [*(old._replace(message_id=None, words=(old.words[0], mask)) for old, mask in zip(said, masks))]  # noqa: B905
-        assert align(said, [*passed, *history("next")]) == Alignment(known)
-        assert align(said, [*passed[2:], *history("next")]) == Alignment(known[2:])
+        assert diff_history(said, [*passed, *history("next")]) == Alignment(known)
+        assert diff_history(said, [*passed[2:], *history("next")]) == Alignment(known[2:])
     other = history("what is it", "Some answer", "who", "A stranger", "next")
-    assert align(said, other) == Alignment(["m0", "m1", None, None, None], branch_after=2)
+    assert diff_history(said, other) == Alignment(["m0", "m1", None, None, None], branch_after=2)
 
 
 def test_another_way_is_a_branch_from_the_last_message_that_both_have() -> None:
-    assert align(recorded("a", "B", "c", "D"), history("a", "B", "x")) == Alignment(["m0", "m1", None], branch_after=2)
+    assert diff_history(recorded("a", "B", "c", "D"), history("a", "B", "x")) == Alignment(
+        ["m0", "m1", None], branch_after=2
+    )
 
 
 def test_a_list_that_shares_no_beginning_starts_a_branch() -> None:
-    assert align(recorded("a", "B"), history("x", "Y", "z")) == Alignment([None] * 3, branch_after=0)
+    assert diff_history(recorded("a", "B"), history("x", "Y", "z")) == Alignment([None] * 3, branch_after=0)
 
 
 def test_ids_count_more_than_words() -> None:
-    said = [Said("m0", words("yes")), Said("m1", words("Ok"))]
-    assert align(said, [*said, Said("other", words("yes"))]) == Alignment(["m0", "m1", None])
+    said = [ComparableMessage("m0", words("yes")), ComparableMessage("m1", words("Ok"))]
+    assert diff_history(said, [*said, ComparableMessage("other", words("yes"))]) == Alignment(["m0", "m1", None])
 
 
 def test_another_question_with_the_same_instructions_leaves_nothing_behind() -> None:
@@ -133,7 +137,7 @@ def test_what_the_recorder_has_just_seen_is_not_added_to_a_history_again() -> No
 
 
 def test_a_state_without_ids_goes_on_from_what_its_run_was_given() -> None:
-    said = recorded("yes", "Ok", run_id="r1") + [Said("m2", words("yes"), "r2")]
+    said = recorded("yes", "Ok", run_id="r1") + [ComparableMessage("m2", words("yes"), "r2")]
     state = partial(add_state, run_id="r2", goes_on=False)
     assert state(said, history("yes", "Ok")) == Alignment(["m2", None])
     assert state(said, history("yes", "Ok", "yes", "Ok")) == Alignment(["m0", "m1", "m2", None])
@@ -142,17 +146,21 @@ def test_a_state_without_ids_goes_on_from_what_its_run_was_given() -> None:
     assert add_state(said[:2], history("yes"), run_id="r2", goes_on=True) == Alignment(["m0"])
 
 
-SYSTEM = [Said("s", ("system", "It is 10:01.")), *recorded("hi", "Hello")]
+SYSTEM = [ComparableMessage("s", ("system", "It is 10:01.")), *recorded("hi", "Hello")]
 
 
 def test_instructions_are_compared_with_instructions() -> None:
-    def told(*texts: str) -> list[Said]:
-        return [Said(None, ("system", texts[0])), *history(*texts[1:])]
+    def told(*texts: str) -> list[ComparableMessage]:
+        return [ComparableMessage(None, ("system", texts[0])), *history(*texts[1:])]
 
-    assert align(SYSTEM, told("It is 10:02.", "hi", "Hello", "bye")) == Alignment(["s", "m0", "m1", None])
-    assert align(SYSTEM, told("Speak Dutch!", "hi", "Hello")) == Alignment(["s", "m0", "m1"])  # in the same place
-    assert align(SYSTEM, told("So far: greetings", "Hello", "bye")) == Alignment([None, "m1", None])
-    assert align(SYSTEM, told("It is 10:02.", "x", "Y", "z")) == Alignment(["s", None, None, None], branch_after=1)
+    assert diff_history(SYSTEM, told("It is 10:02.", "hi", "Hello", "bye")) == Alignment(["s", "m0", "m1", None])
+    assert diff_history(SYSTEM, told("Speak Dutch!", "hi", "Hello")) == Alignment(
+        ["s", "m0", "m1"]
+    )  # in the same place
+    assert diff_history(SYSTEM, told("So far: greetings", "Hello", "bye")) == Alignment([None, "m1", None])
+    assert diff_history(SYSTEM, told("It is 10:02.", "x", "Y", "z")) == Alignment(
+        ["s", None, None, None], branch_after=1
+    )
 
 
 def test_a_state_that_went_back_leaves_what_it_does_not_know() -> None:
@@ -166,14 +174,14 @@ SPOKEN = st.lists(st.sampled_from(["yes", "no", "Ok", "Well"]), max_size=6)
 
 @given(SPOKEN, SPOKEN)
 def test_a_conversation_that_grows_is_recorded_as_it_is(before: list[str], more: list[str]) -> None:
-    found = align(recorded(*before), history(*before, *more))
+    found = diff_history(recorded(*before), history(*before, *more))
     assert found == Alignment([*(f"m{number}" for number in range(len(before))), *[None] * len(more)])
 
 
 @given(SPOKEN, SPOKEN)
 def test_what_a_history_says_is_in_the_record_afterwards(before: list[str], passed: list[str]) -> None:
     """Whatever it was taken for, the branch then ends as the history does."""
-    found = align(recorded(*before), history(*passed))
+    found = diff_history(recorded(*before), history(*passed))
     kept = [f"m{number}" for number in range(len(before))]
     known = [message_id for message_id in found.ids if message_id is not None]
     assert len(found.ids) == len(passed)

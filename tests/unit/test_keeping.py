@@ -6,17 +6,17 @@ from typing import Any
 
 import pytest
 
-from session_middleware.recording.keeping import Keeping
+from session_middleware.recording.redaction import RedactionPolicy
 from session_middleware.settings import load_settings
-from session_middleware.storage.seen import Entry, MessageSeen, ModelCallSeen, ToolEnd, ToolStart
+from session_middleware.storage.record_entries import Entry, MessageEntry, ModelCallEntry, ToolEnd, ToolStart
 
 
-def keeping(**settings: Any) -> Keeping:
+def keeping(**settings: Any) -> RedactionPolicy:
     loaded = load_settings(**settings)
-    return Keeping(loaded.redact, loaded.record)
+    return RedactionPolicy(loaded.redact, loaded.record)
 
 
-def only(keep: Keeping, entry: Entry) -> Any:
+def only(keep: RedactionPolicy, entry: Entry) -> Any:
     (kept,) = keep.entries([entry])
     return kept
 
@@ -35,7 +35,7 @@ def only(keep: Keeping, entry: Entry) -> Any:
     ],
 )
 def test_a_detector_takes_out_what_it_is_for(detector: str, text: str, redacted: str) -> None:
-    kept = only(keeping(redact=[detector]), MessageSeen("1", "user", text))
+    kept = only(keeping(redact=[detector]), MessageEntry("1", "user", text))
     assert kept.text == redacted
     assert kept.marks == ((f"redacted:{detector}",) if redacted != text else ())
 
@@ -43,7 +43,7 @@ def test_a_detector_takes_out_what_it_is_for(detector: str, text: str, redacted:
 def test_content_arguments_results_and_errors_are_redacted_as_well() -> None:
     keep = keeping(redact="emails")
     call = {"name": "send", "args": {"to": ["a@b.com"]}, "id": "c"}
-    message = only(keep, MessageSeen("1", "assistant", "", content=[{"text": "a@b.com"}], tool_calls=[call]))
+    message = only(keep, MessageEntry("1", "assistant", "", content=[{"text": "a@b.com"}], tool_calls=[call]))
     assert message.content == [{"text": "[redacted email]"}]
     assert message.tool_calls[0]["args"] == {"to": ["[redacted email]"]}
     start = only(keep, ToolStart("x", "c", "send", {"to": "a@b.com"}))
@@ -54,7 +54,7 @@ def test_content_arguments_results_and_errors_are_redacted_as_well() -> None:
 
 def test_names_and_the_keys_of_arguments_results_and_content_are_redacted_as_well() -> None:
     keep = keeping(redact="emails")
-    message = only(keep, MessageSeen("1", "user", "hi", name="a@b.com", content=[{"type": "text", "a@b.com": 1}]))
+    message = only(keep, MessageEntry("1", "user", "hi", name="a@b.com", content=[{"type": "text", "a@b.com": 1}]))
     assert (message.name, message.content) == ("[redacted email]", [{"type": "text", "[redacted email]": 1}])
     assert message.marks == ("redacted:emails",)
     end = only(keep, ToolEnd("x", "ok", {"a@b.com": 1, "c@d.com": 2, "n": 3, "e@f.com": 4}))
@@ -63,24 +63,24 @@ def test_names_and_the_keys_of_arguments_results_and_content_are_redacted_as_wel
 
 def test_the_error_of_a_call_that_could_not_be_parsed_quotes_its_arguments_and_is_kept_as_they_are() -> None:
     call = {"name": "send", "args": "{a@b.com", "id": "c", "type": "invalid_tool_call", "error": "no JSON: {a@b.com"}
-    (kept,) = only(keeping(redact="emails"), MessageSeen("1", "assistant", "", tool_calls=[call])).tool_calls
+    (kept,) = only(keeping(redact="emails"), MessageEntry("1", "assistant", "", tool_calls=[call])).tool_calls
     assert (kept["args"], kept["error"]) == ("{[redacted email]", "no JSON: {[redacted email]")
-    (kept,) = only(keeping(record=["messages"]), MessageSeen("1", "assistant", "", tool_calls=[call])).tool_calls
+    (kept,) = only(keeping(record=["messages"]), MessageEntry("1", "assistant", "", tool_calls=[call])).tool_calls
     assert (kept["args"], kept["error"]) == (None, None)
 
 
 def test_a_function_of_ones_own_redacts_and_one_that_fails_keeps_nothing() -> None:
-    kept = only(keeping(redact=lambda text: text.replace("secret", "…")), MessageSeen("1", "user", "my secret"))
+    kept = only(keeping(redact=lambda text: text.replace("secret", "…")), MessageEntry("1", "user", "my secret"))
     assert (kept.text, kept.marks) == ("my …", ("redacted",))
     told: list[Exception] = []
-    keep = Keeping(lambda text: str(1 / 0), tell=told.append)
-    assert "secret" not in only(keep, MessageSeen("1", "user", "my secret")).text
+    keep = RedactionPolicy(lambda text: str(1 / 0), tell=told.append)
+    assert "secret" not in only(keep, MessageEntry("1", "user", "my secret")).text
     assert isinstance(told[0], ZeroDivisionError)
 
 
 def test_what_is_not_chosen_is_not_kept() -> None:
     keep = keeping(record=["tool_arguments"])
-    assert keep.entries([MessageSeen("1", "user", "hi")]) == []
+    assert keep.entries([MessageEntry("1", "user", "hi")]) == []
     assert only(keep, ToolStart("x", "c", "add", {"a": 1})).arguments == {"a": 1}
     end = only(keep, ToolEnd("x", "error", 3, "ValueError: 3 is secret", artifact=4))
     assert (end.result, end.artifact, end.error, end.marks) == (None, None, "ValueError", ("withheld:result",))
@@ -89,13 +89,13 @@ def test_what_is_not_chosen_is_not_kept() -> None:
 def test_a_tool_may_be_kept_otherwise_than_the_others_wherever_it_shows() -> None:
     keep = keeping(record={"pay": ["messages"]})
     asked = [{"name": name, "args": {"n": 1}, "id": name} for name in ("pay", "add")]
-    message = only(keep, MessageSeen("1", "assistant", "", tool_calls=asked))
+    message = only(keep, MessageEntry("1", "assistant", "", tool_calls=asked))
     assert [call["args"] for call in message.tool_calls] == [{}, {"n": 1}]
     assert only(keep, ToolStart("x", "pay", "pay", {"n": 1})).arguments is None
     assert only(keep, ToolStart("x", "add", "add", {"n": 1})).arguments == {"n": 1}
-    assert only(keep, MessageSeen("2", "tool", "paid", name="pay", tool_call_id="pay")).text == ""
-    assert only(keep, MessageSeen("2", "tool", "2", name="add", tool_call_id="add")).text == "2"
-    assert only(keep, MessageSeen("2", "tool", "paid?", tool_call_id="x")).text == ""  # of which tool, nobody knows
+    assert only(keep, MessageEntry("2", "tool", "paid", name="pay", tool_call_id="pay")).text == ""
+    assert only(keep, MessageEntry("2", "tool", "2", name="add", tool_call_id="add")).text == "2"
+    assert only(keep, MessageEntry("2", "tool", "paid?", tool_call_id="x")).text == ""  # of which tool, nobody knows
 
 
 _WORD = "QWxhZGRpbjpvcGVuIHNlc2FtZSBhbmQgc28gb24"
@@ -133,7 +133,7 @@ RUNS = {
 def test_redaction_takes_time_in_proportion_to_the_text(run: str) -> None:
     text = run * (1_000_000 // len(run))
     keep = keeping(redact=["emails", "keys", "card_numbers"])
-    kept = only(keep, MessageSeen("1", "user", text))
+    kept = only(keep, MessageEntry("1", "user", text))
     assert len(kept.text) <= max(len(text), 20 * text.count("@") + 20)
     assert keep.begun(text, cut_off=True) is not None
 
@@ -159,11 +159,11 @@ def test_redaction_takes_time_in_proportion_to_the_number_of_keys() -> None:
     ],
 )
 def test_secrets_that_stand_close_together_are_all_taken_out(text: str, redacted: str) -> None:
-    assert only(keeping(redact=["emails", "keys"]), MessageSeen("1", "user", text)).text == redacted
+    assert only(keeping(redact=["emails", "keys"]), MessageEntry("1", "user", text)).text == redacted
 
 
 def test_a_message_tells_of_its_model_call_only_where_these_are_kept() -> None:
-    message = MessageSeen("1", "assistant", "hi", call=ModelCallSeen("1", input_tokens=3))
+    message = MessageEntry("1", "assistant", "hi", call=ModelCallEntry("1", input_tokens=3))
     assert only(keeping(), message).call == message.call
     assert only(keeping(record=["messages", "model_calls"]), message).call == message.call
     assert only(keeping(record=["messages"]), message).call is None

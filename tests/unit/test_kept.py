@@ -8,9 +8,9 @@ import pytest
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, ToolMessage
 
 from session_middleware.checkpoint.codec import Codec
-from session_middleware.checkpoint.kept import KeptLists, Shelf
+from session_middleware.checkpoint.list_cache import ListCache, ListReader
 from session_middleware.checkpoint.serde import StrictSerializer
-from session_middleware.storage.state import Chunk, ListRef, StoredList
+from session_middleware.storage.checkpoint_types import Chunk, ListRef, StoredList
 
 CODEC = Codec(StrictSerializer())
 
@@ -34,7 +34,7 @@ def stored(elements: list[Any], skipped: int = 0) -> tuple[StoredList, list[Any]
 
 @pytest.mark.parametrize("sizes", [[40], [64, 128, 129], [33, 34, 200], [5, 50, 51, 63, 64, 65]])
 def test_what_is_kept_reads_like_what_is_stored(sizes: list[int]) -> None:
-    kept, had = KeptLists(), 0
+    kept, had = ListCache(), 0
     for size in sizes:
         shelf = kept.shelf("t")
         had = shelf.refs()[1].length if shelf.refs() else 0
@@ -50,7 +50,7 @@ def test_what_is_kept_reads_like_what_is_stored(sizes: list[int]) -> None:
 
 def test_whoever_changes_what_was_read_changes_nothing_that_is_kept() -> None:
     elements = [message(number) for number in range(100)]
-    kept, shelf = KeptLists(), KeptLists().shelf("t")
+    kept, shelf = ListCache(), ListCache().shelf("t")
     reading, whole = stored(elements)
     shelf.load(reading, CODEC.load)
     kept.keep("t", shelf)
@@ -65,14 +65,14 @@ def test_whoever_changes_what_was_read_changes_nothing_that_is_kept() -> None:
 
 def test_in_one_snapshot_a_long_list_gives_its_shorter_ones() -> None:
     elements = [message(number) for number in range(100)]
-    shelf = Shelf({}, is_snapshot=True)
+    shelf = ListReader({}, is_snapshot=True)
     for size in (100, 65, 64, 1, 0):
         reading, whole = stored(elements[:size])
         assert shelf.load(reading, CODEC.load) == whole
 
 
 def test_a_list_that_is_shorter_than_the_kept_one_is_read_from_storage() -> None:
-    kept, shelf = KeptLists(), KeptLists().shelf("t")
+    kept, shelf = ListCache(), ListCache().shelf("t")
     shelf.load(stored([message(number) for number in range(100)])[0], CODEC.load)
     kept.keep("t", shelf)
     other, whole = stored([HumanMessage(f"another {number}") for number in range(50)])
@@ -80,8 +80,8 @@ def test_a_list_that_is_shorter_than_the_kept_one_is_read_from_storage() -> None
 
 
 def test_the_sessions_read_longest_ago_are_forgotten_when_there_is_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("session_middleware.checkpoint.kept._MOST_BYTES", 50_000)
-    kept = KeptLists()
+    monkeypatch.setattr("session_middleware.checkpoint.list_cache._MOST_BYTES", 50_000)
+    kept = ListCache()
     for number in range(10):
         shelf = kept.shelf(f"t{number}")
         shelf.load(stored([message(number) for number in range(64)])[0], CODEC.load)

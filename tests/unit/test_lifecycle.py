@@ -8,7 +8,7 @@ import pytest
 
 from session_middleware import lifecycle
 from session_middleware.errors import InvalidSessionId, SessionAccessDenied, SessionExpired
-from session_middleware.model import Identity, SessionInfo
+from session_middleware.models import Identity, SessionInfo
 from session_middleware.settings import load_settings
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)

@@ -13,13 +13,7 @@ from langgraph.store.base import InvalidNamespaceError
 from session_middleware.errors import MemoryAccessDenied, MemoryScopeUnavailable, UnserializableValue
 from session_middleware.memory import values
 from session_middleware.memory.ops import check_labels
-from session_middleware.memory.scopes import (
-    Owners,
-    check_namespace,
-    is_visible,
-    namespace_of,
-    visible_namespaces,
-)
+from session_middleware.memory.scopes import Owners, check_namespace, is_visible, namespace_of, visible_namespaces
 from session_middleware.memory.values import checked_value, encoded_values, words_of
 
 ALICE = Owners(session="t1", user="alice", group="red")

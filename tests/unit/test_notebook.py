@@ -10,9 +10,9 @@ from html.parser import HTMLParser
 from typing import Any
 
 from session_middleware import Sessions
-from session_middleware.model import Event, Message, Run, SessionInfo, ToolCall, Usage
-from session_middleware.notebook import MOST_ROWS, Rows, line_of, session_html
-from session_middleware.timeline import Timeline
+from session_middleware.display.html import MOST_ROWS, Rows, line_of, session_html
+from session_middleware.models import Event, Message, Run, SessionInfo, ToolCall, Usage
+from session_middleware.storage.timeline import Timeline
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 EVIL = "<script>alert('x')</script> & \x1b[31m"
@@ -163,8 +163,7 @@ def test_a_long_list_is_cut_and_says_so() -> None:
 
 
 def test_what_a_notebook_shows_needs_nothing_heavy() -> None:
-    code = (
-        "import sys, session_middleware.notebook; print([m for m in ('rich', 'IPython', 'pandas') if m in sys.modules])"
-    )
+    code = "import sys, session_middleware.display.html\n"
+    code += "print([m for m in ('rich', 'IPython', 'pandas') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -14,7 +14,7 @@ import numpy
 import pytest
 from pydantic import BaseModel
 
-from session_middleware.plain import plain, to_json
+from session_middleware.storage.jsonable import plain, to_json
 
 
 @dataclass

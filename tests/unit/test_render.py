@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from rich.console import Console, RenderableType
 
-from session_middleware.findings import Ended
-from session_middleware.model import Event, Message, Pin, Run, SessionInfo, ToolCall, Usage
-from session_middleware.render import sessions_table, sweep_table, timeline, usage_table
+from session_middleware.cli.terminal import sessions_table, sweep_table, timeline, usage_table
+from session_middleware.findings import SweepResult
+from session_middleware.models import Event, Message, Pin, Run, SessionInfo, ToolCall, Usage
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 LATER = NOON + timedelta(hours=1)
@@ -216,9 +216,9 @@ def test_empty_pictures_say_so() -> None:
     assert "nothing is due" in printed(sweep_table([]))
 
 
-def ended(**changes: Any) -> Ended:
+def ended(**changes: Any) -> SweepResult:
     given = {"session_id": "t1", "user_id": "ada", "action": "keep", "last_active_at": NOON, "expired_at": LATER}
-    return Ended(**(given | changes))
+    return SweepResult(**(given | changes))
 
 
 def test_sweep_says_what_why_and_what_was_done() -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from session_middleware.model import Event, Message, ModelCall, Run, ToolCall
-from session_middleware.timeline import Entry, Node, Timeline
+from session_middleware.models import Event, Message, ModelCall, Run, ToolCall
+from session_middleware.storage.timeline import Entry, Node, Timeline
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 T: dict[str, Any] = {"session_id": "t"}

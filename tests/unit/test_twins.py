@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from session_middleware import Session, Sessions
-from session_middleware.guarded import UserSessions
 from session_middleware.memory.session_memory import SessionMemory
-from session_middleware.model import SessionInfo
+from session_middleware.models import SessionInfo
 from session_middleware.settings import SessionSettings
+from session_middleware.user_sessions import UserSessions
 
 CLASSES = (Sessions, UserSessions, Session, SessionMemory)
 ALONE = {  # methods that neither read nor write the database

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from session_middleware.storage.sqlite.memory.vectors import unit
+from session_middleware.storage.sql.memory.vectors import unit
 
 
 @pytest.mark.parametrize("size", [1.0, 1e-30, 1e39, 1e300, 5e-324])

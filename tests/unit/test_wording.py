@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from session_middleware.wording import plural, span_text
+from session_middleware.display.text import plural, span_text
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from session_middleware.storage.words import begun_word, holds, query_words, snippet, terms_of, version, words_in
+from session_middleware.storage.search.tokenizer import (
+    begun_word,
+    holds,
+    query_words,
+    snippet,
+    terms_of,
+    version,
+    words_in,
+)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +179,7 @@ def test_any_text_has_words(text: str) -> None:
 
 
 def test_words_that_are_the_same_have_the_same_version() -> None:
-    code = "from session_middleware.storage.words import version; print(version())"
+    code = "from session_middleware.storage.search.tokenizer import version; print(version())"
     root = str(Path(__file__).parents[2])
     found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=root)
     assert found.stdout.strip() == version()

@@ -21,13 +21,13 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from session_middleware.errors import StorageError
-from session_middleware.model import Event
+from session_middleware.models import Event
+from session_middleware.storage.sql.row_mapping import Malformed
+from session_middleware.storage.sqlite.change_detector import ChangeDetector
 from session_middleware.storage.sqlite.files import OpenFiles, beside, create_private
-from session_middleware.storage.sqlite.log import BUSY_SECONDS, Log
-from session_middleware.storage.sqlite.looking import looking
-from session_middleware.storage.sqlite.rows import Malformed
-from session_middleware.storage.sqlite.watch import Watch
-from session_middleware.storage.sqlite.writer import Ticket, Undo, Writer, WritingConnection
+from session_middleware.storage.sqlite.readonly_open import read_unlocked
+from session_middleware.storage.sqlite.wal import BUSY_SECONDS, Wal
+from session_middleware.storage.sqlite.writer import Undo, Writer, WriteRequest, WritingConnection
 
 T = TypeVar("T")
 
@@ -50,7 +50,7 @@ class SqliteDatabase:
         self._is_to_erase = False  # when the present operation is committed
         self._process = os.getpid()
         self._inherited: list[sqlite3.Connection] = []
-        self._watch = Watch(self._connect_again)
+        self._watch = ChangeDetector(self._connect_again)
         with self.mapped():
             if not self.in_memory:
                 check_file(path)
@@ -133,7 +133,7 @@ class SqliteDatabase:
         self._mind_forks()
         return self._writer.write(operation, durable=durable, patient=patient, undo=undo)
 
-    def together(self, calls: Sequence[Callable[[], Any]], *, durable: bool = True) -> list[Ticket[Any]]:
+    def together(self, calls: Sequence[Callable[[], Any]], *, durable: bool = True) -> list[WriteRequest[Any]]:
         """Carry out whole calls, one after the other; what they write shares a commit.
 
         None of them is acknowledged before that. One that fails does not concern the others.
@@ -210,7 +210,7 @@ class SqliteDatabase:
         try:
             if self._files is not None:
                 self._files.opened()
-            self._log = None if self.in_memory else Log(os.path.realpath(self.path), connection)
+            self._log = None if self.in_memory else Wal(os.path.realpath(self.path), connection)
         except BaseException:
             connection.close()
             raise
@@ -309,7 +309,7 @@ def _switch_to_wal(connection: sqlite3.Connection) -> None:
 def _migrate(connection: sqlite3.Connection) -> None:
     from sqlite_utils import Database
 
-    from session_middleware.storage.sqlite import schema
+    from session_middleware.storage.sql import schema
 
     connection.execute("BEGIN IMMEDIATE")
     try:
@@ -369,7 +369,7 @@ def check_file(path: str) -> None:
         raise StorageError(path, "it is a device or a pipe", advice="name a file, such as sessions.db")
     if file.stat().st_size == 0:
         return
-    applied, tables, is_langgraphs = looking(path, _look)
+    applied, tables, is_langgraphs = read_unlocked(path, _look)
     if applied - KNOWN_MIGRATIONS:
         raise StorageError(
             path, "it was written by a newer session-middleware", advice="upgrade the package to open it"

@@ -14,8 +14,8 @@ from typing import Any, NoReturn, TypeVar
 
 from session_middleware.errors import StorageError
 from session_middleware.storage.sqlite.database import SqliteDatabase, absolute, check_file, is_pending
-from session_middleware.storage.sqlite.looking import looking, stamp_of
-from session_middleware.storage.sqlite.writer import Ticket
+from session_middleware.storage.sqlite.readonly_open import read_unlocked, version_of
+from session_middleware.storage.sqlite.writer import WriteRequest
 
 T = TypeVar("T")
 
@@ -57,11 +57,11 @@ class ReadOnlyDatabase(SqliteDatabase):
     def read(self, operation: Callable[[sqlite3.Connection], T]) -> T:
         self._check_open()
         with self.mapped():
-            return looking(self.path, operation)
+            return read_unlocked(self.path, operation)
 
     def version(self) -> int:
         self._check_open()
-        return hash(stamp_of(self.path))
+        return hash(version_of(self.path))
 
     def write(self, *_: Any, **__: Any) -> NoReturn:
         self._check_open()
@@ -76,7 +76,7 @@ class ReadOnlyDatabase(SqliteDatabase):
             advice="give it write access to the file and its folder, or copy the file; reading works without",
         )
 
-    def together(self, calls: Sequence[Callable[[], Any]], *, durable: bool = True) -> list[Ticket[Any]]:
+    def together(self, calls: Sequence[Callable[[], Any]], *, durable: bool = True) -> list[WriteRequest[Any]]:
         return [_carried_out(call, durable=durable) for call in calls]
 
     def watch(self, kinds: frozenset[str]) -> None:
@@ -96,8 +96,8 @@ class ReadOnlyDatabase(SqliteDatabase):
         return 0
 
 
-def _carried_out(call: Callable[[], Any], *, durable: bool) -> Ticket[Any]:
-    ticket: Ticket[Any] = Ticket(lambda _: None, durable=durable)
+def _carried_out(call: Callable[[], Any], *, durable: bool) -> WriteRequest[Any]:
+    ticket: WriteRequest[Any] = WriteRequest(lambda _: None, durable=durable)
     try:
         ticket.result = call()
     except BaseException as error:  # noqa: BLE001  # the caller's, as in a batch

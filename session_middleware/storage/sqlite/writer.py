@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, suppress
 from typing import Any, Generic, TypeVar
 
 from session_middleware.errors import StorageError
-from session_middleware.model import Event
+from session_middleware.models import Event
 
 T = TypeVar("T")
 Undo = Callable[[], None]
@@ -31,18 +31,18 @@ class WritingConnection(sqlite3.Connection):
     written: list[Event]
 
 
-class Refusal(Exception):
+class CommitThenRaise(Exception):
     """Returned (not raised) by an operation that commits what it did, then has its caller refused."""
 
     def __init__(self, error: Exception) -> None:
         self.error = error
 
 
-class _SpoiledError(BaseException):
+class _BatchAborted(BaseException):
     """An operation has failed half-way in a transaction that others have a part in."""
 
 
-class Ticket(Generic[T]):
+class WriteRequest(Generic[T]):
     """An operation waiting to be carried out, and what came of it."""
 
     __slots__ = ("_done", "durable", "error", "is_done", "operation", "refused", "result", "undo")
@@ -72,7 +72,7 @@ class Ticket(Generic[T]):
         assert self.is_done, "an operation that was not carried out was never acknowledged"
         if self.error is not None:
             raise self.error
-        if isinstance(self.result, Refusal):
+        if isinstance(self.result, CommitThenRaise):
             raise self.result.error
         return self.result  # type: ignore[return-value]
 
@@ -96,9 +96,9 @@ class Writer:
         self._mapped = mapped
         self._begun = begun  # called in each transaction before anything is written; what it raises ends it
         self._committed = committed  # called after each commit, with the lock held
-        self._waiting: deque[Ticket[Any]] = deque()
+        self._waiting: deque[WriteRequest[Any]] = deque()
         self._thread: int | None = None  # that which is carrying out a batch
-        self._current: Ticket[Any] | None = None
+        self._current: WriteRequest[Any] | None = None
         self._is_alone = True  # the batch is of one
 
     @property
@@ -111,7 +111,7 @@ class Writer:
     ) -> T:
         if self.is_mine:
             return self._carry_out_inside(operation, undo)
-        ticket = Ticket(operation, durable=durable, patient=patient)
+        ticket = WriteRequest(operation, durable=durable, patient=patient)
         if undo is not None:
             ticket.undo.append(undo)
         self._waiting.append(ticket)
@@ -120,9 +120,9 @@ class Writer:
         self._see_to(ticket)
         return ticket.outcome()
 
-    def together(self, calls: Sequence[Callable[[], Any]], *, durable: bool) -> list[Ticket[Any]]:
+    def together(self, calls: Sequence[Callable[[], Any]], *, durable: bool) -> list[WriteRequest[Any]]:
         """Carry out whole calls, in order, in as few transactions as can be; a write inside one joins it."""
-        tickets = [Ticket(lambda _, call=call: call(), durable=durable) for call in calls]  # type: ignore[misc]
+        tickets = [WriteRequest(lambda _, call=call: call(), durable=durable) for call in calls]  # type: ignore[misc]
         if self.is_mine:  # inside such a call: they join it, and an error is raised at once
             for ticket in tickets:
                 ticket.result = self._carry_out_inside(ticket.operation, None)
@@ -133,22 +133,22 @@ class Writer:
             self._see_to(ticket)
         return tickets
 
-    def _see_to(self, ticket: Ticket[Any]) -> None:
+    def _see_to(self, ticket: WriteRequest[Any]) -> None:
         """Have it carried out, by this thread if no other has done so."""
         while not ticket.is_done:
             with self.lock:
                 if not ticket.is_done:
                     self._carry_out(ticket)
 
-    def _carry_out(self, own: Ticket[Any]) -> None:
-        batch: list[Ticket[Any]] = []
+    def _carry_out(self, own: WriteRequest[Any]) -> None:
+        batch: list[WriteRequest[Any]] = []
         try:
             while self._waiting and len(batch) < _BATCH:
                 batch.append(self._waiting[0])
                 self._waiting.popleft()
             try:
                 self._commit(batch)
-            except _SpoiledError:
+            except _BatchAborted:
                 for ticket in batch:
                     self._commit([ticket])
         except BaseException:  # this thread is being stopped; the others' operations go on with the next
@@ -158,7 +158,7 @@ class Writer:
             own.end()
             raise
 
-    def _commit(self, batch: Sequence[Ticket[Any]]) -> None:
+    def _commit(self, batch: Sequence[WriteRequest[Any]]) -> None:
         """One transaction: it is committed, or none of them has done anything."""
         try:
             with self._mapped():
@@ -189,7 +189,7 @@ class Writer:
         self.events.extend(self.connection.written)
         self.connection.written.clear()
 
-    def _carry_out_one(self, ticket: Ticket[Any]) -> None:
+    def _carry_out_one(self, ticket: WriteRequest[Any]) -> None:
         self._current = ticket
         before, written = self.connection.total_changes, len(self.connection.written)
         try:
@@ -202,7 +202,7 @@ class Writer:
                 raise
             if self._has_spoiled(error, before):
                 ticket.error = None
-                raise _SpoiledError from error
+                raise _BatchAborted from error
             del self.connection.written[written:]
             self._take_back(ticket)
 
@@ -222,14 +222,14 @@ class Writer:
                 undo()
             del self.connection.written[written:]
             if not self._is_alone and self._has_spoiled(error, before):
-                raise _SpoiledError from error
+                raise _BatchAborted from error
             if self._is_alone and self.connection.in_transaction:  # which a full disk has ended
                 self.connection.execute("ROLLBACK TO inside")
                 self.connection.execute("RELEASE inside")
             raise
         if self._is_alone:
             self.connection.execute("RELEASE inside")
-        if isinstance(result, Refusal):
+        if isinstance(result, CommitThenRaise):
             self._current.refused = result.error
             raise result.error
         return result
@@ -237,7 +237,7 @@ class Writer:
     def _has_spoiled(self, error: Exception, changes_before: int) -> bool:
         return isinstance(error, (StorageError, sqlite3.Error)) or self.connection.total_changes != changes_before
 
-    def _roll_back(self, batch: Sequence[Ticket[Any]]) -> None:
+    def _roll_back(self, batch: Sequence[WriteRequest[Any]]) -> None:
         with suppress(sqlite3.Error):
             if self.connection.in_transaction:
                 self.connection.execute("ROLLBACK")
@@ -246,7 +246,7 @@ class Writer:
             self._take_back(ticket)
             ticket.result = ticket.error = ticket.refused = None
 
-    def _take_back(self, ticket: Ticket[Any]) -> None:
+    def _take_back(self, ticket: WriteRequest[Any]) -> None:
         for undo in reversed(ticket.undo):
             undo()
 

@@ -10,15 +10,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 
 from session_middleware.findings import Problem
-from session_middleware.model import utc_now
+from session_middleware.models import utc_now
 from session_middleware.settings import SessionSettings
+from session_middleware.storage.sql.checkpoints import families, lists
+from session_middleware.storage.sql.engine_context import EngineContext
+from session_middleware.storage.sql.record import dead_runs, runs
+from session_middleware.storage.sql.sessions import endings, events, leases
 from session_middleware.storage.sqlite.integrity import contents
 from session_middleware.storage.sqlite.integrity.reading import UNREADABLE, inspect, structure, tolerant, unfinished
 from session_middleware.storage.sqlite.integrity.reading import problem as _problem
-from session_middleware.storage.sqlite.lifecycle import ends, events, leases
-from session_middleware.storage.sqlite.record import dead, runs
-from session_middleware.storage.sqlite.rules import Rules
-from session_middleware.storage.sqlite.state import families, pieces
 
 _ORPHANED = timedelta(minutes=10)  # writes may come before their checkpoint, but not so long before
 _TOOK = "SELECT COALESCE(SUM({}), 0) FROM model_calls WHERE session_id = sessions.id"
@@ -96,11 +96,11 @@ _STATEMENTS = (  # kind, table, a statement for session and key of each problem,
 
 def check_file(path: str, settings: SessionSettings, *, deep: bool = False) -> list[Problem]:
     """As `find`, of a file that is only read, whatever its state. Raises `StorageError` where it cannot be opened."""
-    rules = Rules(settings, utc_now, new_id=str, path=path)
+    rules = EngineContext(settings, utc_now, new_id=str, path=path)
     return inspect(path, lambda connection: find(connection, rules, deep=deep))
 
 
-def find(connection: sqlite3.Connection, rules: Rules, *, deep: bool = False) -> list[Problem]:
+def find(connection: sqlite3.Connection, rules: EngineContext, *, deep: bool = False) -> list[Problem]:
     """What does not hold. `deep` reads every row and compares it with its checksum. Only reads; never raises on damage.
 
     Raises:
@@ -137,18 +137,18 @@ def _families(connection: sqlite3.Connection) -> Iterator[Problem]:
         yield _problem("orphan", "stored values that no session refers to" + _DELETED, family_id, table="blobs")
 
 
-def _left_behind(connection: sqlite3.Connection, rules: Rules) -> Iterator[Problem]:
+def _left_behind(connection: sqlite3.Connection, rules: EngineContext) -> Iterator[Problem]:
     """What processes that were killed have left, and archives that are gone."""
     live = leases.live(connection, rules)
     for place in leases.dead(connection, rules):
         if place.number not in rules.over:  # one of this process that is about to go
             text = f"held by the process {place.process}, which is gone"
             yield _problem("dead_lease", text, place.session_id, table="leases", key=place.number)
-    for session_id, _, run_id in dead.find(connection)[0]:
+    for session_id, _, run_id in dead_runs.find(connection)[0]:
         yield _problem(
             "dead_run", f"run {run_id} was cut off: its process is gone", session_id, table="runs", key=run_id
         )
-    for session_id in ends.list_orphaned(connection, datetime.min.replace(tzinfo=UTC), rules.clock() - _ORPHANED):
+    for session_id in endings.list_orphaned(connection, datetime.min.replace(tzinfo=UTC), rules.clock() - _ORPHANED):
         if session_id not in live:
             yield _problem("orphaned_writes", "writes whose checkpoint never came", session_id, table="writes")
     for session_id, path in connection.execute("SELECT id, archive FROM tombstones WHERE archive IS NOT NULL"):
@@ -165,7 +165,7 @@ def is_repairable(problems: Sequence[Problem]) -> bool:
     return not any(problem.kind == "file" for problem in problems)
 
 
-def repair(connection: sqlite3.Connection, problem: Problem, rules: Rules) -> Problem:
+def repair(connection: sqlite3.Connection, problem: Problem, rules: EngineContext) -> Problem:
     """Compute again what was found wrong, as it is now, and say so. What cannot be is returned as it is."""
     if problem.kind not in REPAIRS:
         return problem
@@ -175,25 +175,27 @@ def repair(connection: sqlite3.Connection, problem: Problem, rules: Rules) -> Pr
     return problem.model_copy(update={"repaired": True})
 
 
-def _count(connection: sqlite3.Connection, problem: Problem, _: Rules) -> None:
+def _count(connection: sqlite3.Connection, problem: Problem, _: EngineContext) -> None:
     columns = [f"{name} = ({counted})" for name, counted in _COUNTERS.items()]
     columns.append(f"last_seq = MAX(last_seq, COALESCE(({_LAST_SEQ}), 0))")
     connection.execute(f"UPDATE sessions SET {', '.join(columns)} WHERE id = ?", (problem.session_id,))
 
 
-def _delete_orphans(connection: sqlite3.Connection, problem: Problem, _: Rules) -> None:
+def _delete_orphans(connection: sqlite3.Connection, problem: Problem, _: EngineContext) -> None:
     if problem.table in _OF_SESSIONS:
         sql = f"DELETE FROM {problem.table} WHERE session_id = ?1 AND NOT EXISTS (SELECT 1 FROM sessions WHERE id = ?1)"
         connection.execute(sql, (problem.session_id,))
     elif problem.session_id in families.orphaned(connection):  # still: a session may refer to it by now
-        pieces.free_unused(connection, problem.session_id, ())
+        lists.free_unused(connection, problem.session_id, ())
 
 
-REPAIRS: dict[str, Callable[[sqlite3.Connection, Problem, Rules], object]] = {
+REPAIRS: dict[str, Callable[[sqlite3.Connection, Problem, EngineContext], object]] = {
     "counter": _count,
     "orphan": _delete_orphans,
     "index": lambda connection, problem, _: connection.execute(f'REINDEX "{problem.key}"'),
-    "orphaned_writes": lambda connection, problem, rules: ends.free_orphans(connection, str(problem.session_id), rules),
-    "dead_lease": lambda connection, _, rules: leases.bury(connection, leases.dead(connection, rules)),
-    "dead_run": lambda connection, *_: dead.interrupt(connection),
+    "orphaned_writes": lambda connection, problem, rules: endings.free_orphans(
+        connection, str(problem.session_id), rules
+    ),
+    "dead_lease": lambda connection, _, rules: leases.reap(connection, leases.dead(connection, rules)),
+    "dead_run": lambda connection, *_: dead_runs.interrupt(connection),
 }

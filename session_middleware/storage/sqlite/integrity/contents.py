@@ -12,14 +12,14 @@ from contextlib import suppress
 from typing import Any
 
 from session_middleware.findings import Problem
-from session_middleware.model import Branch, Event, Message, ModelCall, Run, SessionInfo, ToolCall, Value
+from session_middleware.models import Branch, Event, Message, ModelCall, Run, SessionInfo, ToolCall, Value
+from session_middleware.storage.sql.checkpoints import latest_checkpoint, lists
+from session_middleware.storage.sql.checkpoints.blobs import CorruptRow, checked_blob
+from session_middleware.storage.sql.checkpoints.rows import Row, WriteRow
+from session_middleware.storage.sql.record import runs
+from session_middleware.storage.sql.row_mapping import read_column, value_of
 from session_middleware.storage.sqlite.database import INDEX_TABLES, OWN_TABLES
 from session_middleware.storage.sqlite.integrity.reading import UNREADABLE, first_line, problem
-from session_middleware.storage.sqlite.record import runs
-from session_middleware.storage.sqlite.rows import read_column, value_of
-from session_middleware.storage.sqlite.state import heads, pieces
-from session_middleware.storage.sqlite.state.blobs import Damaged, checked_blob
-from session_middleware.storage.sqlite.state.sealed import Row, WriteRow
 
 _MODELS: Mapping[str, type[Value]] = {
     "sessions": SessionInfo,
@@ -37,7 +37,7 @@ _TYPES = {"TEXT": str, "INTEGER": int, "REAL": int | float, "BLOB": bytes}
 _JSON = {("memories", "namespace"): list, ("memories", "value"): dict, ("conversation_items", "item"): object}
 
 _ITEMS = f"""
-    {pieces.CHAIN} SELECT position, MIN(count, chain.upto - position), blob_id
+    {lists.CHAIN} SELECT position, MIN(count, chain.upto - position), blob_id
     FROM chain JOIN list_items ON list_id = chain.id AND position < chain.upto ORDER BY position
 """
 _ENDLESS = 1 << 62
@@ -128,7 +128,7 @@ class _Contents:
         """What is wrong with a row of ``SELECT *``, if anything is."""
         try:
             self._check(table, cursor, row)
-        except Damaged as what:
+        except CorruptRow as what:
             return str(what) if " is " in str(what) else f"{what} is not what was written"
         except UNREADABLE as error:
             return f"it cannot be read ({first_line(error)})"
@@ -137,11 +137,11 @@ class _Contents:
     def _check(self, table: str, cursor: sqlite3.Cursor, row: tuple[Any, ...]) -> None:
         for (name, kind, _), value in zip(self._columns_of(table), row, strict=True):
             if value is not None and not isinstance(value, kind):
-                raise Damaged(f"{name} is of another type than was written")
+                raise CorruptRow(f"{name} is of another type than was written")
             if isinstance(value, str) and not value.isascii() and not _is_text(value):
-                raise Damaged(f"{name} is not valid UTF-8")
+                raise CorruptRow(f"{name} is not valid UTF-8")
             if (table, name) in _JSON and not isinstance(json.loads(value or ""), _JSON[table, name]):
-                raise Damaged(name)
+                raise CorruptRow(name)
             if table not in _MODELS and value is not None:
                 read_column(name, value)
         if table == "checkpoints":
@@ -154,17 +154,17 @@ class _Contents:
             for blob_id in [part[0] for part in ref] if isinstance(ref, list) else [] if ref is None else [ref]:
                 self._check_blob(blob_id)
         elif table == "heads":
-            heads.checked(*row)
+            latest_checkpoint.checked(*row)
         elif table == "files":
             if row[1] != f"sha256:{hashlib.sha256(row[3]).hexdigest()}":
-                raise Damaged("the file")
+                raise CorruptRow("the file")
         elif table in _MODELS:
             value_of(_MODELS[table], cursor, row)
 
     # References
 
     def _check_reference(self, ref: Any) -> None:
-        """Raises `Damaged` unless a checkpoint's reference leads to what it was made for."""
+        """Raises `CorruptRow` unless a checkpoint's reference leads to what it was made for."""
         if isinstance(ref, int):
             self._check_blob(ref)
         elif isinstance(ref, list):
@@ -172,9 +172,9 @@ class _Contents:
             ends, checks, problem = self._list(list_id)
             place = bisect_left(ends, length)
             if place == len(ends) or checks[place] != check:
-                raise Damaged(problem or f"what list {list_id} holds")
+                raise CorruptRow(problem or f"what list {list_id} holds")
         elif ref is not None:
-            raise Damaged("a reference")
+            raise CorruptRow("a reference")
 
     def _list(self, list_id: int) -> tuple[list[int], list[int], str]:
         """Where each chunk of a list ends, the check over all digests up to there, and why it goes no further."""
@@ -192,7 +192,7 @@ class _Contents:
 
     def _check_blob(self, blob_id: int) -> None:
         if what := self._blob(blob_id)[1]:
-            raise Damaged(what)
+            raise CorruptRow(what)
 
     def _blob(self, blob_id: int) -> tuple[bytes, str]:
         if blob_id not in self._blobs:
@@ -202,7 +202,7 @@ class _Contents:
                 if row := self._connection.execute(sql, (blob_id,)).fetchone():
                     checked_blob(row[:4], "")
                     what = ""
-            except (Damaged, *UNREADABLE):
+            except (CorruptRow, *UNREADABLE):
                 what = f"blob {blob_id} is not what was written"
                 self._say(what, row and row[4], "blobs", str(blob_id))
             self._blobs[blob_id] = row[2] if row else b"", what

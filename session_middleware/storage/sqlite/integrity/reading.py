@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from session_middleware.errors import StorageError
 from session_middleware.findings import Problem
-from session_middleware.storage.sqlite.looking import looking
+from session_middleware.storage.sqlite.readonly_open import read_unlocked
 
 T = TypeVar("T")
 
@@ -28,7 +28,7 @@ def inspect(path: str, operation: Callable[[sqlite3.Connection], T]) -> T:
         StorageError: the file cannot be opened.
     """
     try:
-        return looking(path, operation)
+        return read_unlocked(path, operation)
     except sqlite3.Error as error:
         raise StorageError(path, f"it cannot be read ({error})", advice="restore a backup") from error
 
@@ -103,7 +103,7 @@ def _altered(connection: sqlite3.Connection) -> list[Problem]:
     """SQLite does as the schema says, so the entries of our tables must be what they were made."""
     from sqlite_utils import Database
 
-    from session_middleware.storage.sqlite import schema
+    from session_middleware.storage.sql import schema
 
     entries = "SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL"
     there = dict(connection.execute(entries).fetchall())

@@ -1,0 +1,48 @@
+"""Which elements of a state's lists are messages: LangChain's, and dicts in OpenAI's format.
+
+A dict is one only if all of it is as that format has it, for a state may hold other dicts with a role.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
+
+from session_middleware.storage.jsonable import is_a
+
+_ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+_KEYS = frozenset(
+    {"role", "content", "id", "name", "tool_calls", "tool_call_id", "function_call", "refusal", "audio", "annotations"}
+)
+
+
+def is_message(element: Any) -> bool:
+    return is_a(element, BaseMessage) or (type(element) is dict and _is_in_openais_format(element))
+
+
+def is_answer(element: Any) -> bool:
+    """Whether it is a message of an assistant's."""
+    if type(element) is dict:
+        return is_message(element) and element["role"] == "assistant"
+    return isinstance(element, AIMessage)
+
+
+def is_question(element: Any) -> bool:
+    """Whether it is a message of a user's."""
+    if type(element) is dict:
+        return is_message(element) and element["role"] == "user"
+    return isinstance(element, HumanMessage)
+
+
+def id_of(element: Any) -> Any:
+    """A message's id, if it has one."""
+    found = element.get("id") if type(element) is dict else element.id if is_a(element, BaseMessage) else None
+    return found if is_a(found, (str, int)) and found else None
+
+
+def _is_in_openais_format(element: dict[Any, Any]) -> bool:
+    content = element.get("content", element)
+    has_content = content is None or is_a(content, (str, list))
+    role = element.get("role")
+    return has_content and is_a(role, str) and role in _ROLES and element.keys() <= _KEYS

@@ -1,0 +1,1 @@
+"""Recorded values as text and as HTML."""

@@ -1,0 +1,170 @@
+"""Putting parts into a compiled graph, without changing the graph itself."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection, Iterator
+from contextlib import suppress
+from dataclasses import is_dataclass
+from functools import cache
+from types import FunctionType
+from typing import Any, TypeVar, cast
+
+from langchain_core.callbacks import BaseCallbackManager
+from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables.config import merge_configs
+from langgraph.pregel import Pregel
+from langgraph.types import StateSnapshot
+
+from session_middleware.checkpoint.classes import TypeName, name_of, named_in
+from session_middleware.checkpoint.saver import SessionSaver
+from session_middleware.errors import GraphHasPart, NotAGraph
+from session_middleware.lifecycle import session_id_of
+from session_middleware.models import Identity
+from session_middleware.recording.recorder import SessionRecorder
+from session_middleware.runtime.run_context import acting_as, as_config, identity_of
+from session_middleware.storage.jsonable import is_a
+
+G = TypeVar("G")
+
+_ATTACHED = "__pregel_session_attached"  # what begins so is kept out of metadata and of what is streamed
+
+
+class _Attached:
+    """Mixed into the class of an attached graph.
+
+    To read the state of subgraphs, LangGraph makes configs with the thread and without the caller's identity.
+    Within such a call the caller's identity holds, and the configs of subgraphs that it returns get it.
+    """
+
+    def _identity(self, config: RunnableConfig | None) -> Identity:
+        """Whose state it is. Raises `InvalidSessionId` where neither the config nor the graph names a thread."""
+        bound: Any = getattr(self, "config", None) or {}
+        configurable = {**bound.get("configurable", {}), **(config or {}).get("configurable", {})}
+        session_id_of(configurable.get("thread_id"))
+        return identity_of(configurable)
+
+    def get_state(self, config: RunnableConfig, *, subgraphs: bool = False) -> StateSnapshot:
+        identity = self._identity(config)
+        with acting_as(identity):
+            return _named(super().get_state(config, subgraphs=subgraphs), identity)  # type: ignore[misc]
+
+    async def aget_state(self, config: RunnableConfig, *, subgraphs: bool = False) -> StateSnapshot:
+        identity = self._identity(config)
+        with acting_as(identity):
+            return _named(await super().aget_state(config, subgraphs=subgraphs), identity)  # type: ignore[misc]
+
+    def get_state_history(self, config: RunnableConfig, **options: Any) -> Iterator[StateSnapshot]:
+        identity = self._identity(config)
+        for state in super().get_state_history(config, **options):  # type: ignore[misc]
+            yield _named(state, identity)
+
+    def bulk_update_state(self, config: RunnableConfig, supersteps: Any) -> RunnableConfig:
+        self._identity(config)
+        return super().bulk_update_state(config, supersteps)  # type: ignore[misc, no-any-return]
+
+    async def abulk_update_state(self, config: RunnableConfig, supersteps: Any) -> RunnableConfig:
+        self._identity(config)
+        return await super().abulk_update_state(config, supersteps)  # type: ignore[misc, no-any-return]
+
+    async def aget_state_history(self, config: RunnableConfig, **options: Any) -> AsyncIterator[StateSnapshot]:
+        identity = self._identity(config)
+        async for state in super().aget_state_history(config, **options):  # type: ignore[misc]
+            yield _named(state, identity)
+
+
+def _named(found: StateSnapshot, identity: Identity) -> StateSnapshot:
+    """The state with the identity in the configs of its subgraphs, so that they can be read and updated in turn."""
+    tasks = tuple(task._replace(state=_named_state(task.state, identity)) for task in found.tasks)
+    return found._replace(tasks=tasks)
+
+
+def _named_state(state: Any, identity: Identity) -> Any:
+    if isinstance(state, StateSnapshot):
+        return _named(state, identity)
+    if not state:
+        return state
+    return {**state, "configurable": {**state.get("configurable", {}), **as_config(identity)}}
+
+
+@cache
+def _attached_class(base: type) -> type:
+    if issubclass(base, _Attached):
+        return base
+    return type(base.__name__, (_Attached, base), {"__module__": base.__module__})
+
+
+def attached(
+    graph: G, parts: dict[str, Any], recorder: SessionRecorder | None, *, replace: bool, allowed: set[TypeName]
+) -> G:
+    """A copy of `graph` with `parts` (its checkpointer, its store) and the recorder in place.
+
+    `allowed` is given the types that its state may hold, for whoever reads that without the graph.
+    """
+    if not isinstance(graph, Pregel):
+        raise NotAGraph(type(graph).__name__)
+    for name, part in parts.items():
+        own = getattr(graph, name, None)
+        if own is not None and not _is_ours(own, part) and not replace:
+            raise GraphHasPart(name)
+    config = None if recorder is None else _recorded_by(recorder, graph.config, replace=replace)
+    made_of: Any = _attached_class(type(graph))
+    found: Any = made_of.__new__(made_of)
+    found.__dict__.update(graph.__dict__)
+    for name, part in parts.items():
+        if name == "checkpointer":
+            types = _types_of(graph)
+            allowed.update(types)
+            part = part.with_allowlist(types)
+        setattr(found, name, part)
+    # A run without any configurable would be refused by LangGraph, in words that do not say what to write instead.
+    found.config = merge_configs(config or graph.config, {"configurable": {_ATTACHED: True}})
+    return cast("G", found)
+
+
+def _recorded_by(recorder: SessionRecorder, config: RunnableConfig | None, *, replace: bool) -> RunnableConfig:
+    """A graph's config with this recorder in it, and no other one: two would each record what they see."""
+    given = (config or {}).get("callbacks")
+    handlers = given.handlers if isinstance(given, BaseCallbackManager) else given or []
+    others = [handler for handler in handlers if isinstance(handler, SessionRecorder) and handler is not recorder]
+    if others and not replace:
+        raise GraphHasPart("recorder")
+    kept: Any = given
+    if isinstance(given, BaseCallbackManager):
+        kept = given.copy()
+        for other in others:
+            kept.remove_handler(other)
+    elif given:
+        kept = [handler for handler in given if handler not in others]
+    own: Any = [] if recorder in handlers else [recorder]
+    return merge_configs({**(config or {}), "callbacks": kept}, {"callbacks": own})
+
+
+def _is_ours(own: object, part: object) -> bool:
+    return own is part or (isinstance(part, SessionSaver) and part.serves_with(own))
+
+
+def _types_of(graph: Pregel[Any, Any, Any, Any]) -> Collection[TypeName]:
+    """The data classes that the schemas of the graph and its subgraphs name."""
+    graphs = [graph, *(subgraph for _, subgraph in graph.get_subgraphs(recurse=True))]
+    schemas: list[Any] = []
+    for each in graphs:
+        for channel in getattr(each, "channels", {}).values():
+            schemas += [getattr(channel, "ValueType", None), getattr(channel, "UpdateType", None)]
+        builder = getattr(each, "builder", None)
+        if builder is not None:
+            schemas += [builder.state_schema, builder.input_schema, builder.output_schema]
+            for node in builder.nodes.values():
+                schemas += [node.input_schema, *_response_schemas(node.runnable)]
+    return {(cls.__module__, name_of(cls)) for cls in named_in(schemas)}
+
+
+def _response_schemas(node: Any) -> Iterator[type]:
+    """The classes of `create_agent`'s ``response_format``: only its node knows them, its state's schema does not."""
+    func = getattr(node, "func", None)
+    for cell in (func.__closure__ or ()) if is_a(func, FunctionType) else ():
+        with suppress(ValueError):  # the cell is empty
+            held = cell.cell_contents
+            for each in held.values() if is_a(held, dict) else (held,):
+                schema = getattr(each, "schema", None) if is_dataclass(type(each)) else None
+                if is_a(schema, type):
+                    yield schema

@@ -1,0 +1,40 @@
+"""Which engine a storage URL names."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from session_middleware.errors import InvalidSettings, StorageError
+from session_middleware.models import Clock, NewId
+from session_middleware.settings import SessionSettings
+from session_middleware.storage.protocol import Storage
+from session_middleware.storage.sql.engine import SqliteStorage
+
+
+def open_storage(settings: SessionSettings, clock: Clock, new_id: NewId) -> Storage:
+    url = settings.storage_url
+    scheme, separator, rest = url.partition("://")
+    if separator and scheme != "sqlite":
+        raise InvalidSettings([f"storage_url: {scheme}:// is not supported; name a file, or ':memory:'"])
+    path = rest.removeprefix("/") or ":memory:" if separator else url
+    return SqliteStorage(_file_of(path), settings, clock=clock, new_id=new_id)
+
+
+def _file_of(path: str) -> str:
+    """The path of a file as the operating system takes it. Raises `StorageError` where it can be none."""
+    if not path.strip():
+        raise StorageError(path, "the path is empty", advice="name a file, such as sessions.db, or ':memory:'")
+    if "\0" in path:
+        raise StorageError(repr(path), "the path holds a NUL character", advice="name a file without one")
+    if path.endswith(("/", os.sep)):
+        raise StorageError(path, "it is a folder", advice=f"name a file in it, such as {path}sessions.db")
+    try:
+        file = str(Path(path).expanduser()) if path.startswith("~") else path
+        Path(file).exists()
+    except RuntimeError as error:
+        user = path.partition("/")[0]
+        raise StorageError(path, f"{user!r} has no home folder", advice="write the folder's whole path") from error
+    except OSError as error:
+        raise StorageError(path, f"it cannot be looked up ({error.strerror})", advice="choose another path") from error
+    return file

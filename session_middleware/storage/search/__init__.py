@@ -1,0 +1,1 @@
+"""Tokens, stems, dates and BM25: pure functions of text search."""

@@ -1,0 +1,382 @@
+"""The words of a text, as they are indexed and looked for: pure functions, the same for every engine.
+
+Lower case, without accents, without the words that say nothing, and by their stems. Vowel signs belong to their
+word. Scripts that are written without spaces, and Korean, whose particles are written to their nouns, give single
+signs and pairs of them. Dates are words alike however they are written: "Mar 5th, 2026" and "2026-03-05" are both
+"march 5 2026". A *term* is what the index keeps: a word's stem, or one of three kinds of mark that no word can be: a
+date's parts, a speaker's name.
+
+`regex` knows the properties of characters, `snowballstemmer` the stems. Both are loaded when they are first needed.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any, NamedTuple
+from zlib import crc32
+
+from session_middleware.storage.search.dates import MONTHS, dates_in, with_dates
+from session_middleware.storage.search.stemming import stem, stems_of_irregular
+
+MAX_WORDS = 20_000  # of one text that are indexed; of a query, 64
+MAX_TERMS = 64
+MAX_CHARACTERS = 65_536  # of one text that are looked at
+_BEGUN = 3  # characters that a word begins with, at least, to be found by them
+_LONGEST_ENDING = 6  # characters that a stem may lack
+_LONGEST = 64  # characters of a word; what is longer is no word anybody looks for
+
+_SAY_NOTHING = """
+    a about above after again against ain all also am an and any are aren as at be because been before being below
+    between both but by can cannot could couldn d did didn do does doesn doing don down during each few for from
+    further had hadn has hasn have haven having he her here hers herself him himself his how i if in into is isn it
+    its itself just ll m me mightn more most mustn my myself needn no nor not now of off on once only or other ought
+    our ours ourselves out over own re s same shall shan she should shouldn so some such t than that the their
+    theirs them themselves then there these they this those through to too under until up ve very was wasn we were
+    weren what when where which while who whom whose why will with would wouldn you your yours yourself yourselves
+"""
+_STOP = frozenset(_SAY_NOTHING.split())
+_DATE, _SPEAKER = "@", "@@"
+
+
+# Characters
+
+_WORD = re.compile(r"[^\W_]+")  # in ASCII
+_UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}ー\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
+
+
+class _Unicode(NamedTuple):
+    """What `regex` finds: `re` takes a vowel sign for the end of a word."""
+
+    word: Any
+    hidden: Any  # signs that nobody sees
+    ignored: Any  # those, accents and points
+    foreign: Any  # letters and digits that have a plainer form
+    run: Any  # signs of one script that is written without spaces
+    sign: Any  # one of them, with its marks and, in Thai and Lao, the vowels before and after it
+    alone: Any  # one that may be a word by itself
+    part: Any  # of a word, as `holds` tells them apart
+
+
+@lru_cache(maxsize=1)
+def _unicode() -> _Unicode:
+    import regex  # type: ignore[import-untyped]
+
+    hidden = r"[\p{Cf}--\u200b]"  # zero-width space is one
+    return _Unicode(
+        word=regex.compile(rf"(?V1)[\p{{L}}\p{{N}}](?:[\p{{L}}\p{{N}}\p{{M}}]|{hidden})*"),
+        hidden=regex.compile(rf"(?V1){hidden}"),
+        ignored=regex.compile(
+            rf"(?V1)[[\p{{M}}&&[\p{{Inherited}}\p{{Hebrew}}\p{{Arabic}}\p{{Syriac}}]]--[\u0306\u3099\u309a]]"
+            rf"|(?<![иу])\u0306|\u0640|{hidden}"
+        ),
+        foreign=regex.compile(r"(?V1)[[\p{Latin}\p{Nd}]--[\x00-\x7f]]"),
+        run=regex.compile(
+            r"\p{Han}+|\p{Hiragana}[\p{Hiragana}ー]*|[\p{Katakana}ー]+|\p{Hangul}+"
+            + "".join(rf"|\p{{{name}}}[\p{{{name}}}\p{{M}}]*" for name in ("Thai", "Lao", "Khmer", "Myanmar"))
+        ),
+        sign=regex.compile(r"[\u0e40-\u0e44\u0ec0-\u0ec4]?\X[\u0e30-\u0e33\u0e45\u0eb0-\u0eb3]*"),
+        alone=regex.compile(r"[\p{Han}\p{Hangul}]|[\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{M}]{2,}"),
+        part=regex.compile(
+            rf"(?V1)(?P<unspaced>[{_UNSPACED}][{_UNSPACED}\p{{M}}]*)|(?P<korean>\p{{Hangul}}+)"
+            rf"|[[\p{{L}}\p{{N}}\p{{M}}]--[{_UNSPACED}\p{{Hangul}}]]+"
+        ),
+    )
+
+
+def _plain(text: str) -> str:
+    """In lower case, without accents, each letter in its plainest form."""
+    text = text.lower() if text.isascii() else _folded(text)
+    return text.replace("won't", "will not")
+
+
+def _folded(text: str) -> str:
+    patterns = _unicode()
+    text = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold()).replace("\u2019", "'")
+    text = patterns.foreign.sub(lambda found: _plainer(found[0]), patterns.ignored.sub("", text))
+    return unicodedata.normalize("NFC", text)
+
+
+_NAMED = re.compile(r"LATIN (?:SMALL|CAPITAL) (?:LETTER|LIGATURE) (?:DOTLESS |OPEN )?([A-Z]{1,2})(?: WITH .+)?")
+_OTHERS = {"ð": "d", "þ": "th", "ŋ": "n", "ə": "e"}
+
+
+@lru_cache(maxsize=4_096)
+def _plainer(sign: str) -> str:
+    """A digit of any script as ours; a Latin letter that does not decompose as the one that its name names."""
+    digit = unicodedata.decimal(sign, None)
+    if digit is not None:
+        return str(digit)
+    named = _NAMED.fullmatch(unicodedata.name(sign, ""))
+    return named[1].lower() if named else _OTHERS.get(sign, sign)
+
+
+# Words
+
+
+def words_in(text: str) -> list[str]:
+    """The words of a text in lower case and without accents, in order; the empty ones among them too."""
+    return _words(text, signs=False)[:MAX_WORDS]
+
+
+def _words(text: str, *, signs: bool) -> list[str]:
+    plain = with_dates(_plain(text[:MAX_CHARACTERS]))
+    if plain.isascii():
+        found: list[str] = _WORD.findall(plain)
+    else:
+        written = _unicode().word.findall(plain)
+        found = [part for word in written for part in ((word,) if word.isascii() else _split(word, signs=signs))]
+    return [word for word in found if len(word) <= _LONGEST]
+
+
+def _split(word: str, *, signs: bool) -> Iterator[str]:
+    """A run of a script without spaces as pairs of its signs, or one alone; with `signs` also those that are words."""
+    patterns, place = _unicode(), 0
+    for run in patterns.run.finditer(word):
+        if run.start() > place:
+            yield word[place : run.start()]
+        found = patterns.sign.findall(run[0])
+        if len(found) == 1:
+            yield from found
+        elif signs:
+            yield from filter(patterns.alone.match, found)
+        yield from (first + second for first, second in pairwise(found))
+        place = run.end()
+    if place < len(word):
+        yield word[place:]
+
+
+def says_something(word: str) -> bool:
+    """Whether it is more than a word that every text has; a single hiragana is mostly a particle."""
+    return word not in _STOP and not (len(word) == 1 and "\u3041" <= word <= "\u309f")
+
+
+def terms_of(text: str) -> list[str]:
+    """The stems of the words that say something, in order, as the index has them."""
+    return [stem(word) for word in _words(text, signs=True) if says_something(word)][:MAX_WORDS]
+
+
+def marks_of(moment: datetime, name: str | None) -> list[str]:
+    """What a question may name a message by: the month, year and day it was said, and who said it."""
+    speakers = dict.fromkeys(words_in(name)) if name else ()
+    day = (MONTHS[moment.month - 1], moment.year, moment.day)
+    return [*(f"{_DATE}{each}" for each in day), *(f"{_SPEAKER}{word}" for word in speakers)]
+
+
+class QueryWord:
+    """A word of a query: how the index may have it, as a word, a date's part or a speaker."""
+
+    __slots__ = ("date", "speaker", "term")
+
+    def __init__(self, word: str) -> None:
+        self.term = stem(word)
+        self.speaker = f"{_SPEAKER}{word}"
+        is_number = word.isascii() and word.isdecimal() and len(word) <= 4
+        self.date = f"{_DATE}{int(word) if is_number else word}" if is_number or word in MONTHS else None
+
+
+def query_words(query: str) -> list[QueryWord]:
+    """The words of a query that say something, each once."""
+    telling = [word for word in dict.fromkeys(words_in(query)) if says_something(word)]
+    found = {word.term: word for word in map(QueryWord, telling[: 4 * MAX_TERMS])}
+    return list(found.values())[:MAX_TERMS]
+
+
+def begun_word(query: str) -> str | None:
+    """The last word of a query, which may be the beginning of a longer one; ``None`` when it is too short for that."""
+    words = words_in(query)
+    if not words or not _is_of_word(query[-1]) or len(words[-1]) < _BEGUN or not says_something(words[-1]):
+        return None
+    return words[-1]
+
+
+def stems_within(begun: str) -> list[str]:
+    """The stems that words which begin so may have, and which begin otherwise: "painting" has the stem of "painti"."""
+    if not (begun.isascii() and begun.isalpha()):
+        return []
+    shorter = [begun[:length] for length in range(max(_BEGUN, len(begun) - _LONGEST_ENDING), len(begun))]
+    return [*shorter, *stems_of_irregular(begun)]
+
+
+def has_word(text: str, query: str) -> bool:
+    """Whether a text has a word of a query, or one that begins as its last."""
+    return bool(_hits(text[:MAX_CHARACTERS], {word.term for word in query_words(query)}, begun_word(query)))
+
+
+def _is_of_word(sign: str) -> bool:
+    return sign.isalnum() or unicodedata.category(sign)[0] == "M"
+
+
+# As they are written
+
+
+def holds(text: str, query: str) -> bool:
+    """Whether a text has every word of a query as it is written, but for the case of its letters.
+
+    No stems, no missing accents, no words left out. A noun in Korean may have its particles; what is written
+    without spaces is held where it stands in one piece. A query that says nothing is held by no text.
+    """
+    wanted, there = set(_parts(query)), set(_parts(text))
+    if not query_words(query):
+        return False
+    return all(part in there or any(_is_held(part, other) for other in there) for part in wanted)
+
+
+def _parts(text: str) -> Iterator[tuple[str, str]]:
+    """The words of a text, each with the kind of its script."""
+    plain = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    patterns = _unicode()
+    for found in patterns.part.finditer(patterns.hidden.sub("", plain)):
+        yield found.lastgroup or "", found[0]
+
+
+def _is_held(part: tuple[str, str], other: tuple[str, str]) -> bool:
+    (kind, word), (other_kind, text) = part, other
+    if kind != other_kind:
+        return False
+    if kind == "unspaced":
+        signs, among = (_unicode().sign.findall(each) for each in (word, text))
+        return any(among[n : n + len(signs)] == signs for n in range(len(among) - len(signs) + 1))
+    return (
+        kind == "korean" and len(word) > 1 and text.startswith(word) and bool(_PARTICLES.fullmatch(text[len(word) :]))
+    )
+
+
+_PARTICLES = re.compile(  # those that are seldom the end of another noun
+    "(?:은|는|가|을|를|의|에|에서|에게|에게서|께|께서|한테|한테서|도|만|과|와|로|으로|까지|부터|처럼|보다|마다|밖에|조차|마저|랑|이랑|하고)"
+    "(?:은|는|도|만)?"
+)
+
+
+def phrase_parts(query: str) -> list[str]:
+    """The words of a query as they are written, or else its signs."""
+    found = [found[0] for found in _written(query)]
+    return found[:MAX_TERMS] or [signs for signs in [query.strip()[:MAX_TERMS]] if signs]
+
+
+def phrase(query: str) -> re.Pattern[str]:
+    """What finds a query as it is written, in any case of its letters and whatever stands between its words."""
+    parts = phrase_parts(query)
+    written = r"[\W_]+".join(map(re.escape, parts))
+    before, after = (
+        edge if _is_of_word(sign) and not _is_unspaced(sign) else ""
+        for sign, edge in ((parts[0][0], r"(?<![^\W_])"), (parts[-1][-1], r"(?![^\W_])"))
+    )
+    return re.compile(before + written + after, re.IGNORECASE)
+
+
+def _is_unspaced(sign: str) -> bool:
+    return not sign.isascii() and _unicode().run.fullmatch(sign) is not None
+
+
+def _written(text: str) -> Iterator[re.Match[str]]:
+    """The words of a text where they stand."""
+    return (_WORD if text.isascii() else _unicode().word).finditer(text)
+
+
+def snippet(text: str, query: str, *, length: int = 160, marks: tuple[str, str] = ("", "")) -> str:
+    """The stretch of a text that holds the most of the query's words, about `length` characters, words marked.
+
+    Where the query has none that say something: the stretch that holds it as it is written.
+    """
+    wanted, begun = {word.term for word in query_words(query)}, begun_word(query)
+    text = text[:MAX_CHARACTERS]
+    if wanted or begun:
+        hits = _hits(text, wanted, begun)
+    else:
+        hits = [_Hit(*found.span(), found[0]) for found in phrase(query).finditer(text)] if phrase_parts(query) else []
+    start = _best_start(hits, length)
+    start = start and text.rfind(" ", 0, start) + 1
+    end = len(text) if len(text) - start <= length else max(text.rfind(" ", start, start + length), start + 1)
+    shown, place = ["…" if start else ""], start
+    for hit in hits:
+        if start <= hit.start and hit.end <= end:
+            shown += [text[place : hit.start], marks[0], text[hit.start : hit.end], marks[1]]
+            place = hit.end
+    return "".join([*shown, text[place:end], "…" if end < len(text) else ""])
+
+
+class _Hit(NamedTuple):
+    start: int
+    end: int
+    term: str
+
+
+def _hits(text: str, wanted: set[str], begun: str | None) -> list[_Hit]:
+    """Where words and dates of a query are, in order; in a script without spaces, as far as they reach."""
+    lower = text.lower()
+    places = list(dates_in(lower if len(lower) == len(text) else ""))
+    places += [(*match.span(), match[0]) for match in _written(text)]
+    found: list[_Hit] = []
+    for start, end, said in places:
+        hit = next((term for term in _terms(said) if term in wanted or (begun and term.startswith(begun))), None)
+        if hit is None and begun and _plain(said).startswith(begun):
+            hit = begun
+        if hit is not None and not said.isascii() and _unicode().run.search(said):
+            found += _within(text, start, end, wanted)
+        elif hit is not None:
+            found.append(_Hit(start, end, hit))
+    return _joined(sorted(found))
+
+
+def _within(text: str, start: int, end: int, wanted: set[str]) -> Iterator[_Hit]:
+    """Those of the pairs and single signs in a word, and of its parts in other scripts, that are wanted."""
+    for found in _unicode().part.finditer(text, start, end):
+        if found.lastgroup is None and (term := _only_term(found[0])) in wanted:
+            yield _Hit(found.start(), found.end(), term)
+    places = [found.start() for found in _unicode().sign.finditer(text, start, end)] + [end]
+    for size in (1, 2):
+        for first, last in zip(places, places[size:], strict=False):
+            if (term := _only_term(text[first:last])) in wanted:
+                yield _Hit(first, last, term)
+
+
+@lru_cache(maxsize=65_536)
+def _terms(word: str) -> tuple[str, ...]:
+    return tuple(terms_of(word))
+
+
+@lru_cache(maxsize=65_536)
+def _only_term(signs: str) -> str:
+    words = words_in(signs)
+    return stem(words[0]) if len(words) == 1 else ""
+
+
+def _joined(hits: Iterable[_Hit]) -> list[_Hit]:
+    found: list[_Hit] = []
+    for hit in hits:
+        if found and hit.start < found[-1].end:
+            found[-1] = found[-1]._replace(end=max(found[-1].end, hit.end))
+        else:
+            found.append(hit)
+    return found
+
+
+def _best_start(hits: list[_Hit], length: int) -> int:
+    """Where a window of this length begins that sees the most different words."""
+    best, start = 0, 0
+    for number, hit in enumerate(hits):
+        seen = len({other.term for other in hits[number : number + 64] if other.end <= hit.start + length})
+        if seen > best:
+            best, start = seen, max(0, hit.start - length // 6)
+    return start
+
+
+# Which words these are
+
+
+@lru_cache(maxsize=1)
+def version() -> str:
+    """Tells the words of this version from those of another, whichever part of it has changed."""
+    return f"{crc32(' '.join(terms_of(_SAMPLE)).encode()):08x}"
+
+
+_SAMPLE = """
+    Generously running allergies were happily discovered, 1st of Dec 2026-03-05 in Sept 3/15/2026; won't it?
+    naïve Łódź Đà Nẵng straße smørrebrød œuvre İzmir ёлка край שָׁלוֹם كِتَاب ٣ दूध दादा का பால் বাংলা
+    แมวกินปลา ແມວ ឆ្មា ကြောင် 고양이를 키운다 我家养了一只猫 昨日は京都の寺を訪れました コーヒー ﾊﾝｶｸ
+"""

@@ -1,0 +1,1 @@
+"""The operations of `Storage` as SQL, shared by the engines."""

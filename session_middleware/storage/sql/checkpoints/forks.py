@@ -1,0 +1,65 @@
+"""Forks in SQLite: a session that begins with another's state, and shares what is stored of it."""
+
+from __future__ import annotations
+
+import sqlite3
+from datetime import datetime
+
+from session_middleware.errors import SessionExists
+from session_middleware.models import SessionInfo, to_text
+from session_middleware.storage.sql.checkpoints import checkpoints
+from session_middleware.storage.sql.engine_context import EngineContext
+from session_middleware.storage.sql.record import runs
+from session_middleware.storage.sql.sessions import events, limits, session_rows, tombstones
+
+
+def copy(connection: sqlite3.Connection, source_id: str, target_id: str, rules: EngineContext) -> SessionInfo:
+    source, now = session_rows.get(connection, source_id), rules.clock()
+    target = session_rows.find(connection, target_id)
+    if target is None:
+        _insert(connection, source, target_id, rules, now)
+    elif _may_be_filled(connection, target, source):
+        connection.execute(
+            "UPDATE sessions SET family_id = ?, parent_id = ?, opened_as = 'forked' WHERE id = ?",
+            (source.family_id, source_id, target_id),
+        )
+    else:
+        raise SessionExists(target_id)
+    checkpoints.copy(connection, source_id, target_id)
+    runs.copy(connection, source_id, target_id)
+    events.record(connection, target_id, "forked", None, now, detail={"from": source_id})
+    return session_rows.get(connection, target_id)
+
+
+def _insert(
+    connection: sqlite3.Connection, source: SessionInfo, target_id: str, rules: EngineContext, now: datetime
+) -> None:
+    stone = tombstones.find(connection, target_id)
+    if stone is not None and (stone.archive is not None or stone.user_id not in (None, source.user_id)):
+        # was another's, whose id it still is; only its owner is told where it is
+        raise SessionExists(target_id, archived=stone.user_id == source.user_id and stone.archive is not None)
+    limits.make_room(connection, source.user_id, rules, now)
+    connection.execute(
+        "INSERT INTO sessions (id, family_id, parent_id, user_id, group_id, visibility, opened_as, reason,"
+        " created_at, began_at, incarnation, last_active_at) VALUES (?, ?, ?, ?, ?, ?, 'forked', 'forked', ?, ?, ?, ?)",
+        (target_id, source.family_id, source.id, source.user_id, source.group_id, source.visibility)
+        + (to_text(now), to_text(now), tombstones.next_incarnation(connection, target_id), to_text(now)),
+    )
+    connection.execute(
+        "UPDATE sessions SET (title, purpose, tags, metadata) ="
+        " (SELECT title, purpose, tags, metadata FROM sessions WHERE id = ?) WHERE id = ?",
+        (source.id, target_id),
+    )
+    session_rows.touch(connection, target_id, rules, now)
+
+
+def _may_be_filled(connection: sqlite3.Connection, target: SessionInfo, source: SessionInfo) -> bool:
+    """Whether a session was only opened yet: nothing was said in it, and no other leans on its family."""
+    return (
+        target.id != source.id
+        and not target.message_count
+        and (target.user_id, target.group_id) == (source.user_id, source.group_id)
+        and list(session_rows.members(connection, target.family_id)) == [target.id]
+        and not checkpoints.count(connection, target.id)
+        and not checkpoints.has_writes(connection, target.id)
+    )

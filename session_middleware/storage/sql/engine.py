@@ -1,0 +1,407 @@
+"""The SQLite engine: each method of the port, as a transaction over the statements beside it."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from functools import partial
+from types import MappingProxyType
+from typing import Any, NoReturn, Protocol, TypeVar
+
+from session_middleware.errors import SessionExists
+from session_middleware.models import Branch, Clock, Event, Message, ModelCall, NewId, Run, SessionInfo, ToolCall
+from session_middleware.settings import SessionSettings
+from session_middleware.storage.checkpoint_types import (
+    Blob,
+    CheckpointPut,
+    ListRef,
+    StoredCheckpoint,
+    StoredHistory,
+    WritesPut,
+)
+from session_middleware.storage.memory_port import MemoryPut
+from session_middleware.storage.protocol import SessionFilter
+from session_middleware.storage.record_entries import Entry, MessageEntry, RunEnd, ToolEnd, ToolStart
+from session_middleware.storage.run import RunContext
+from session_middleware.storage.sql.checkpoints import (
+    blobs,
+    checkpoints,
+    delta_channels,
+    forks,
+    latest_checkpoint,
+    lists,
+    pruning,
+)
+from session_middleware.storage.sql.engine_context import EngineContext
+from session_middleware.storage.sql.memory import items
+from session_middleware.storage.sql.memory.engine import SqliteMemories
+from session_middleware.storage.sql.record import deletions, message_rows, pages, runs
+from session_middleware.storage.sql.record.branches import BranchPoint
+from session_middleware.storage.sql.record.conversations import SqliteConversations
+from session_middleware.storage.sql.record.reports import SqliteReports
+from session_middleware.storage.sql.record.writer import EntrySnapshot, RecordWriteError, write, write_end
+from session_middleware.storage.sql.sessions import admission, events, leases, session_rows
+from session_middleware.storage.sql.sessions.engine import SqliteUpkeep
+from session_middleware.storage.sqlite.readonly import open_database
+from session_middleware.storage.sqlite.writer import CommitThenRaise
+from session_middleware.storage.upkeep import DeletionCounts, SessionDetails
+
+T = TypeVar("T")
+Connection = sqlite3.Connection
+
+
+class WriteDown(Protocol):
+    """Writes into the record what a visit has kept for it, and what came now."""
+
+    def __call__(self, entries: Sequence[Entry] = (), put: CheckpointPut | None = None) -> BranchPoint: ...
+
+
+class SqliteStorage(SqliteUpkeep, SqliteReports, SqliteConversations, SqliteMemories):
+    def __init__(self, path: str, settings: SessionSettings, *, clock: Clock, new_id: NewId) -> None:
+        self._database = open_database(path, synchronous=settings.synchronous)
+        self.name = self._database.path
+        self._rules = EngineContext(settings, clock, new_id, self.name)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"what uses the open database {self.name!r} cannot be pickled or copied; keep the path, "
+            f"and open it with Sessions({self.name!r}) where it is needed"
+        )
+
+    def close(self) -> None:
+        self._database.close()
+
+    def together(self, calls: Sequence[Callable[[], Any]], *, durable: bool) -> list[Callable[[], Any]]:
+        return [ticket.outcome for ticket in self._database.together(calls, durable=durable)]
+
+    def _visit(
+        self,
+        visit: RunContext,
+        then: Callable[[Connection, str, WriteDown], T],
+        *,
+        durable: bool = True,
+        announce: bool = True,
+        patient: bool = False,
+        careful: bool = False,
+        admit: Callable[[Connection, RunContext, EngineContext], str] | None = None,
+        entries: Sequence[Entry] = (),
+    ) -> T:
+        """Admit a visit and do what it came for, in one transaction; `then` is given the family, and the record.
+
+        `entries` are what it brings for that: of a run that is refused, only its end is written.
+        """
+        admit = admit or partial(admission.admit, announce=announce)
+        before: list[EntrySnapshot] = []
+
+        def operation(connection: Connection) -> T | CommitThenRaise:
+            before[:] = [EntrySnapshot(visit)]
+            try:
+                family_id = admit(connection, visit, self._rules)
+            except admission.REFUSALS as error:
+                end = write_end(connection, visit, before[0], entries, admission.reason_of(error), self._now())
+                if end is not None:
+                    self._run_ended(connection, visit, end)
+                return self._refused(connection, visit, error)
+            return then(connection, family_id, partial(self._write, connection, visit, before[0], careful))
+
+        def undo() -> None:
+            for each in before:
+                each.restore()
+
+        try:
+            result: Any = self._database.write(operation, durable=durable, patient=patient, undo=undo)
+        except RecordWriteError:
+            return self._visit(
+                visit,
+                then,
+                durable=durable,
+                announce=announce,
+                patient=patient,
+                careful=True,
+                admit=admit,
+                entries=entries,
+            )
+        return result  # type: ignore[no-any-return]  # a Refusal was raised by write
+
+    def _write(
+        self,
+        connection: Connection,
+        visit: RunContext,
+        before: EntrySnapshot,
+        careful: bool,
+        entries: Sequence[Entry] = (),
+        put: CheckpointPut | None = None,
+    ) -> BranchPoint:
+        """Write down what the visit has kept for the record, and what came now."""
+        entries = [*before.take(), *entries]
+        if not self._rules.settings.tracking or not (entries or put):
+            return BranchPoint()
+        place = write(connection, visit, entries, visit.at or self._rules.clock(), careful=careful, put=put)
+        for entry in entries:
+            if isinstance(entry, RunEnd):
+                self._run_ended(connection, visit, entry)
+        return place
+
+    def _run_ended(self, connection: Connection, visit: RunContext, end: RunEnd) -> None:
+        if visit.lease is not None and visit.lease.number is not None and not visit.is_inside:
+            leases.release(connection, [visit.lease.number])
+        if end.outcome == "error":
+            detail, now = {"run_id": visit.run_id, "error": end.error}, self._now()
+            events.record_and_announce(
+                connection, visit.session_id, "error", None, now, detail=detail, run_id=visit.run_id
+            )
+
+    # Sessions
+
+    def open_session(self, visit: RunContext, details: SessionDetails, *, must_be_new: bool = False) -> SessionInfo:
+        visit.must_be_new = must_be_new
+
+        def then(connection: Connection, *_: Any) -> SessionInfo:
+            if must_be_new and visit.admission not in ("opened", "fresh"):
+                raise SessionExists(visit.session_id)
+            return session_rows.update(connection, visit.session_id, details, self._rules)
+
+        return self._visit(visit, then)
+
+    def look(self, visit: RunContext) -> SessionInfo | None:
+        is_new = visit.run_id is not None and not visit.admitted and not visit.is_inside
+        if is_new and self._rules.settings.on_busy == "reject":
+            self.enter(visit, wait=False)
+        return self._looking(visit, lambda _, session: session)
+
+    def _looking(self, visit: RunContext, then: Callable[[Connection, SessionInfo], T]) -> T | None:
+        """Check a visit and read what it came for in one snapshot; ``None`` when there is nothing for it."""
+
+        def operation(connection: Connection) -> T | None:
+            session = admission.authorize(connection, visit, self._rules)
+            if session is None and visit.admission == "opened":
+                latest_checkpoint.check_new(connection, visit.session_id, self.name)
+            return None if session is None else then(connection, session)
+
+        try:
+            found = self._database.read(operation)
+            return self._looking(visit, then) if visit.is_exposed and not self._hold_seen(visit) else found
+        except admission.REFUSALS as error:
+            refusal = error
+        if not self._database.is_writable:  # nor can the event be
+            raise refusal
+        self._database.write(lambda connection: self._refused(connection, visit, refusal))
+        return None  # never: the refusal was raised
+
+    def find_session(self, session_id: str) -> SessionInfo | None:
+        return self._database.read(lambda connection: session_rows.seen(connection, session_id, self._rules))
+
+    def list_sessions(
+        self, where: SessionFilter, *, limit: int | None, before: tuple[datetime, str] | None = None
+    ) -> list[SessionInfo]:
+        return self._database.read(
+            lambda connection: session_rows.list_(connection, where, self._rules, limit=limit, before=before)
+        )
+
+    def count_sessions(self, where: SessionFilter) -> int:
+        return self._database.read(lambda connection: session_rows.count(connection, where, self._rules))
+
+    # The record
+
+    def begin_run(self, visit: RunContext) -> None:
+        self._visit(visit, lambda _, __, write_down: write_down(), durable=False)
+
+    def append(self, visit: RunContext, entries: Sequence[Entry] = ()) -> None:
+        self._visit(visit, lambda _, __, write_down: write_down(entries), durable=False, entries=entries)
+
+    def end_run(self, visit: RunContext, *, outcome: str, error: str | None, duration_ms: float) -> None:
+        if visit.run_id is not None:
+            self.append(visit, [RunEnd(outcome, error, duration_ms)])
+
+    def append_messages(self, visit: RunContext, messages: Sequence[MessageEntry]) -> None:
+        self.append(visit, messages)
+
+    def start_tool_call(self, visit: RunContext, call: ToolStart) -> None:
+        self.append(visit, [call])
+
+    def end_tool_call(
+        self, visit: RunContext, execution_id: str, *, status: str, result: Any, error: str | None, duration_ms: float
+    ) -> None:
+        self.append(visit, [ToolEnd(execution_id, status, result, error, duration_ms)])
+
+    def append_event(
+        self, session_id: str, kind: str, *, reason: str | None = None, detail: dict[str, Any] | None = None
+    ) -> None:
+        self._database.write(
+            lambda connection: events.append(connection, session_id, kind, reason, detail or {}, self._now())
+        )
+
+    def list_messages(
+        self,
+        session_id: str,
+        *,
+        after: int = 0,
+        limit: int | None = None,
+        all_versions: bool = False,
+        branch: str | None = None,
+    ) -> list[Message]:
+        return self._database.read(
+            lambda connection: pages.list_messages(
+                connection, session_id, after=after, limit=limit, all_versions=all_versions, branch=branch
+            )
+        )
+
+    def get_message(self, session_id: str, message_id: str) -> Message | None:
+        return self._database.read(lambda connection: message_rows.get_message(connection, session_id, message_id))
+
+    def delete_message(self, session_id: str, message_id: str) -> int:
+        gone = self._database.write(
+            lambda connection: deletions.delete_message(connection, session_id, message_id, self._now())
+        )
+        if gone:
+            self._database.erase()
+        return gone
+
+    def get_file(self, session_id: str, hash: str) -> bytes | None:
+        return self._database.read(lambda connection: message_rows.get_file(connection, session_id, hash))
+
+    def list_tool_calls(self, session_id: str, *, after: int = 0, limit: int | None = None) -> list[ToolCall]:
+        return self._database.read(
+            lambda connection: runs.list_tool_calls(connection, session_id, after=after, limit=limit)
+        )
+
+    def list_model_calls(self, session_id: str, *, after: int = 0, limit: int | None = None) -> list[ModelCall]:
+        return self._database.read(
+            lambda connection: runs.list_model_calls(connection, session_id, after=after, limit=limit)
+        )
+
+    def list_branches(self, session_id: str) -> list[Branch]:
+        return self._database.read(lambda connection: runs.list_branches(connection, session_id))
+
+    def list_runs(self, session_id: str, *, after: int = 0, limit: int | None = None) -> list[Run]:
+        return self._database.read(lambda connection: runs.list_runs(connection, session_id, after=after, limit=limit))
+
+    def list_events(self, session_id: str, *, after: int = 0, limit: int | None = None) -> list[Event]:
+        return self._database.read(
+            lambda connection: runs.list_events(connection, session_id, after=after, limit=limit)
+        )
+
+    # Memories
+
+    def put_memories(self, puts: Sequence[MemoryPut], *, visit: RunContext | None = None) -> None:
+        def operation(connection: Connection, *_: object) -> None:
+            items.put(connection, puts, self._now())
+
+        if visit is None:
+            self._database.write(operation)
+        else:
+            changes = any(put.namespace[0] == "session" for put in puts)
+            self._visit(visit, operation, admit=partial(admission.admit_memories, changes=changes))
+
+    # Checkpoints
+
+    def put_checkpoint(self, put: CheckpointPut) -> tuple[str, dict[str, ListRef]]:
+        def then(connection: Connection, family_id: str, write_down: WriteDown) -> tuple[str, dict[str, ListRef]]:
+            place = write_down(put=put)
+            return checkpoints.put(connection, family_id, put, *place)
+
+        return self._visit(put.visit, then)
+
+    def put_writes(self, put: WritesPut) -> None:
+        def then(connection: Connection, family_id: str, write_down: WriteDown) -> None:
+            if any(isinstance(entry, ToolEnd) for entry in tuple(put.visit.entries)):  # others add to it meanwhile
+                write_down()  # what was executed is not executed again, so the record must not say that it was cut off
+            checkpoints.put_writes(connection, family_id, put)
+
+        self._visit(put.visit, then, announce=False, patient=True)
+
+    def read_checkpoint(
+        self,
+        visit: RunContext,
+        checkpoint_ns: str,
+        checkpoint_id: str | None,
+        have: Mapping[int, ListRef] = MappingProxyType({}),
+    ) -> StoredCheckpoint | None:
+        return self._looking(
+            visit,
+            lambda connection, session: checkpoints.get(
+                connection, session.id, checkpoint_ns, checkpoint_id, self.name, have
+            ),
+        )
+
+    def get_checkpoint(self, session_id: str, checkpoint_ns: str, checkpoint_id: str | None) -> StoredCheckpoint | None:
+        return self._database.read(
+            lambda connection: checkpoints.get(connection, session_id, checkpoint_ns, checkpoint_id, self.name)
+        )
+
+    def list_checkpoints(
+        self,
+        session_id: str | None,
+        *,
+        checkpoint_ns: str | None = None,
+        before: str | None = None,
+        checkpoint_id: str | None = None,
+        matches: Callable[[Blob], bool] | None = None,
+        limit: int | None = None,
+        after: tuple[str, str, str] | None = None,
+    ) -> list[StoredCheckpoint]:
+        return self._database.read(
+            lambda connection: checkpoints.list_(
+                connection,
+                session_id,
+                checkpoint_ns=checkpoint_ns,
+                before=before,
+                checkpoint_id=checkpoint_id,
+                matches=matches,
+                limit=limit,
+                after=after,
+                path=self.name,
+            )
+        )
+
+    def get_history(
+        self, session_id: str, checkpoint_ns: str, checkpoint_id: str | None, channels: Sequence[str]
+    ) -> dict[str, StoredHistory]:
+        return self._database.read(
+            lambda connection: delta_channels.get_history(
+                connection, session_id, checkpoint_ns, checkpoint_id, channels, self.name
+            )
+        )
+
+    def count_checkpoints(self, session_id: str) -> int:
+        return self._database.read(lambda connection: checkpoints.count(connection, session_id))
+
+    def copy_session(self, source: str, target: str) -> SessionInfo:
+        def operation(connection: Connection) -> SessionInfo:
+            with blobs.reading_rows(source):
+                return forks.copy(connection, source, target, self._rules)
+
+        return self._database.write(operation)
+
+    def prune_checkpoints(self, session_ids: Sequence[str]) -> DeletionCounts:
+        return self._erased(sum(self._prune_one(session_id) for session_id in session_ids))
+
+    def _prune_one(self, session_id: str) -> int:
+        def operation(connection: Connection) -> int:
+            with blobs.reading_rows(session_id):
+                gone = pruning.prune(connection, session_id)
+                if gone:
+                    self._free_unused(connection, session_id)
+            return gone
+
+        return self._database.write(operation)
+
+    def delete_for_runs(self, run_ids: Sequence[str]) -> DeletionCounts:
+        def operation(connection: Connection) -> int:
+            with blobs.reading_rows():
+                gone = pruning.delete_for_runs(connection, run_ids)
+                for session_id in gone:
+                    self._free_unused(connection, session_id)
+            return sum(gone.values())
+
+        return self._erased(self._database.write(operation))
+
+    def _free_unused(self, connection: Connection, session_id: str) -> None:
+        family_id = session_rows.get(connection, session_id).family_id
+        lists.free_unused(connection, family_id, session_rows.members(connection, family_id))
+
+    def _erased(self, checkpoints_gone: int) -> DeletionCounts:
+        return DeletionCounts(
+            checkpoints=checkpoints_gone, bytes_freed=self._database.erase() if checkpoints_gone else 0
+        )

@@ -1,0 +1,86 @@
+"""The items of other SDKs' conversations in SQLite."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from session_middleware.storage.conversations import ConversationItemPut, StoredItem
+from session_middleware.storage.record_entries import Attachment
+from session_middleware.storage.run import RunContext
+from session_middleware.storage.sql.record import message_rows, tool_call_rows
+from session_middleware.storage.sqlite.database import SqliteDatabase
+
+
+class SqliteConversations:
+    _database: SqliteDatabase
+    _visit: Callable[..., Any]
+
+    def append_items(self, visit: RunContext, items: Sequence[ConversationItemPut]) -> None:
+        def then(connection: sqlite3.Connection, _: str, write_down: Callable[..., Any]) -> None:
+            _append(connection, visit.session_id, items)
+            write_down([message for item in items for message in item.message])
+
+        self._visit(visit, then)
+
+    def get_items(self, session_id: str, *, limit: int | None = None) -> list[StoredItem]:
+        return self._database.read(lambda connection: [item for _, item, _ in _last(connection, session_id, limit)])
+
+    def remove_items(self, visit: RunContext, *, limit: int | None = None) -> list[StoredItem]:
+        def then(connection: sqlite3.Connection, *_: Any) -> list[StoredItem]:
+            return _remove(connection, visit.session_id, limit)
+
+        removed: list[StoredItem] = self._visit(visit, then)
+        return removed
+
+
+def _append(connection: sqlite3.Connection, session_id: str, items: Sequence[ConversationItemPut]) -> None:
+    (last,) = connection.execute(
+        "SELECT COALESCE(MAX(position), 0) FROM conversation_items WHERE session_id = ?", (session_id,)
+    ).fetchone()
+    connection.executemany(
+        "INSERT INTO conversation_items (session_id, position, item, message_id, files) VALUES (?, ?, ?, ?, ?)",
+        [
+            (session_id, last + place, json.dumps(put.item), put.message_id, _names(put.files))
+            for place, put in enumerate(items, 1)
+        ],
+    )
+    for put in items:
+        tool_call_rows.store_files(connection, session_id, put.files)
+
+
+def _names(files: Sequence[Attachment]) -> str | None:
+    return json.dumps([file.hash for file in files]) if files else None
+
+
+def _last(connection: sqlite3.Connection, session_id: str, limit: int | None) -> list[tuple[int, StoredItem, str]]:
+    rows = connection.execute(
+        "SELECT position, item, message_id, files FROM conversation_items WHERE session_id = ? AND removed = 0"
+        " ORDER BY position DESC LIMIT ?",
+        (session_id, -1 if limit is None else limit),
+    ).fetchall()
+    return [
+        (position, StoredItem(json.loads(item), _files(connection, session_id, json.loads(names or "[]"))), message_id)
+        for position, item, message_id, names in reversed(rows)
+    ]
+
+
+def _files(connection: sqlite3.Connection, session_id: str, names: Sequence[str]) -> dict[str, bytes]:
+    found = {name: message_rows.get_file(connection, session_id, name) for name in names}
+    return {name: data for name, data in found.items() if data is not None}
+
+
+def _remove(connection: sqlite3.Connection, session_id: str, limit: int | None) -> list[StoredItem]:
+    found = _last(connection, session_id, limit)
+    for position, _, message_id in found:
+        connection.execute(
+            "UPDATE conversation_items SET removed = 1 WHERE session_id = ? AND position = ?", (session_id, position)
+        )
+        connection.execute(
+            "UPDATE messages SET marks = json_insert(COALESCE(marks, '[]'), '$[#]', 'removed')"
+            " WHERE session_id = ? AND message_id = ?",
+            (session_id, message_id),
+        )
+    return [item for _, item, _ in found]

@@ -1,0 +1,100 @@
+"""Deleting a message from the record in SQLite, with all that was kept because of it.
+
+A graph's state may still hold the message and bring it back with its next checkpoint. So the event of
+its deletion stands for it: what it names is not recorded again. A history without ids brings it back by
+its words, so the event knows these again where they stood: by so little of a digest that who reads it
+and guesses at them learns next to nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sqlite3
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from session_middleware.storage.sql.memory import indexing, memories
+from session_middleware.storage.sql.sessions import events
+
+_HASH = re.compile(r"sha256:[0-9a-f]{64}")
+_DIGITS = 4  # of a digest of its words: one text in 65,536 has the same
+
+
+class DeletedMessage(NamedTuple):
+    """What is known of a message that was deleted."""
+
+    message_id: str
+    place: float
+    branch: str
+    digests: Sequence[str]  # of its versions' words
+    seqs: Sequence[int] = ()  # of its versions
+
+    def is_same(self, words: bytes) -> bool:
+        return _digest(self.message_id, words) in self.digests
+
+
+def in_bytes(words: Sequence[Any]) -> bytes:
+    """A message's words as they are compared with those of deleted ones."""
+    return json.dumps(words).encode()
+
+
+def _digest(message_id: str, words: bytes) -> str:
+    return hashlib.sha256(message_id.encode() + words).hexdigest()[:_DIGITS]
+
+
+def delete_message(connection: sqlite3.Connection, session_id: str, message_id: str, now: datetime) -> int:
+    """All versions of it; how many that were."""
+    marked = indexing.mark(connection)
+    rows = connection.execute(
+        "DELETE FROM messages WHERE session_id = ? AND message_id = ?"
+        " RETURNING version, COALESCE(content, '') || COALESCE(extra, ''), place, branch,"
+        " role, text, content, tool_calls, tool_call_id, seq",
+        (session_id, message_id),
+    ).fetchall()
+    if not rows:
+        return 0
+    rows.sort()
+    connection.execute(
+        "UPDATE sessions SET message_count = message_count - ? WHERE id = ?",
+        (sum(row[0] == 1 for row in rows), session_id),
+    )
+    connection.execute(
+        "DELETE FROM conversation_items WHERE session_id = ? AND message_id = ?", (session_id, message_id)
+    )
+    _delete_files(connection, session_id, {name for _, content, *_ in rows for name in _HASH.findall(content)})
+    memories.refresh(connection, now)
+    indexing.set_mark(connection, marked)  # the message it was on may be the one
+    seqs = [row[-1] for row in rows]
+    digests = [_digest(message_id, in_bytes(row[4:-1])) for row in rows]
+    detail = {"message_id": message_id, "versions": len(rows), "place": rows[0][2], "branch": rows[0][3]}
+    events.append(connection, session_id, "message_deleted", None, {**detail, "digests": digests, "seqs": seqs}, now)
+    return len(rows)
+
+
+def _delete_files(connection: sqlite3.Connection, session_id: str, names: Iterable[str]) -> None:
+    """Those that nothing else in the session refers to."""
+    for name in names:
+        connection.execute(
+            "DELETE FROM files WHERE session_id = ?1 AND hash = ?2"
+            " AND NOT EXISTS (SELECT 1 FROM messages WHERE session_id = ?1"
+            " AND (instr(content, ?2) OR instr(extra, ?2)))"
+            " AND NOT EXISTS (SELECT 1 FROM tool_calls WHERE session_id = ?1"
+            " AND (instr(result, ?2) OR instr(artifact, ?2) OR instr(arguments, ?2)))"
+            " AND NOT EXISTS (SELECT 1 FROM conversation_items WHERE session_id = ?1 AND instr(files, ?2))",
+            (session_id, name),
+        )
+
+
+def deleted(connection: sqlite3.Connection, session_id: str) -> list[DeletedMessage]:
+    """The messages that were deleted from a session."""
+    rows = connection.execute(
+        "SELECT detail FROM events WHERE session_id = ? AND kind = 'message_deleted'", (session_id,)
+    )
+    details = (json.loads(text) for (text,) in rows)
+    return [
+        DeletedMessage(**{name: detail[name] for name in DeletedMessage._fields if name in detail})
+        for detail in details
+    ]

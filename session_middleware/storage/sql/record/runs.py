@@ -1,0 +1,221 @@
+"""The record in SQLite: its runs, its order, and how it is read. What is written: see `entries.py`."""
+
+from __future__ import annotations
+
+import sqlite3
+from datetime import datetime
+
+from session_middleware.models import Branch, Event, ModelCall, Run, ToolCall, to_text
+from session_middleware.storage.processes import is_gone, this_process
+from session_middleware.storage.record_entries import Claim, RunEnd
+from session_middleware.storage.run import RunContext
+from session_middleware.storage.sql.checkpoints.rows import AT, at
+from session_middleware.storage.sql.record import dead_runs
+from session_middleware.storage.sql.record.counters import SessionCounters
+from session_middleware.storage.sql.row_mapping import clean, values_of
+
+TABLES = ("runs", "messages", "tool_calls", "model_calls", "events", "branches", "files", "conversation_items")
+
+
+def next_seq(connection: sqlite3.Connection, session_id: str) -> int | None:
+    """The next place in the session's order; ``None`` when there is no such session."""
+    row = connection.execute(
+        "UPDATE sessions SET last_seq = last_seq + 1 WHERE id = ? RETURNING last_seq", (session_id,)
+    ).fetchone()
+    return None if row is None else int(row[0])
+
+
+# Runs
+
+
+def begin_run(connection: sqlite3.Connection, visit: RunContext, now: datetime) -> bool:
+    """Whether there were others in progress whose process has died: they were interrupted."""
+    visit.begun = True
+    begun = connection.execute(
+        "INSERT INTO runs (session_id, seq, id, user_id, outcome, started_at, started_from, process)"
+        " SELECT id, last_seq + 1, ?, ?, 'running', ?, ?, ? FROM sessions WHERE id = ? ON CONFLICT (id) DO NOTHING",
+        (visit.run_id, visit.identity.user_id, to_text(now), visit.started_from, this_process(), visit.session_id),
+    ).rowcount
+    if not begun:
+        return False
+    connection.execute(
+        "UPDATE sessions SET last_seq = last_seq + 1, run_count = run_count + 1 WHERE id = ?", (visit.session_id,)
+    )
+    return _interrupt_dead_runs(connection, visit)
+
+
+def _in_progress(connection: sqlite3.Connection, session_id: str) -> list[tuple[str, str, int]]:
+    return connection.execute(
+        "SELECT id, process, seq FROM runs WHERE session_id = ? AND outcome = 'running'", (session_id,)
+    ).fetchall()
+
+
+def _interrupt_dead_runs(connection: sqlite3.Connection, visit: RunContext) -> bool:
+    """Runs whose process has died without ending them were interrupted, and so were their tool calls."""
+    left = [(run_id, seq) for run_id, process, seq in _in_progress(connection, visit.session_id) if is_gone(process)]
+    for run_id, seq in left:
+        connection.execute("UPDATE runs SET outcome = 'interrupted' WHERE id = ?", (run_id,))
+        dead_runs.interrupt_calls(connection, visit.session_id, run_id, seq)
+    if visit.goes_on and (cut_off := _cut_off(connection, visit)) is not None:
+        visit.unclaimed.update(_ahead_of_state(connection, visit, cut_off))
+    return bool(left)
+
+
+def _cut_off(connection: sqlite3.Connection, visit: RunContext) -> str | None:
+    """The run before this one, if its process died in it."""
+    row = connection.execute(
+        "SELECT id, outcome = 'interrupted' AND duration_ms IS NULL FROM runs WHERE session_id = ? AND id != ?"
+        " ORDER BY seq DESC LIMIT 1",
+        (visit.session_id, visit.run_id),
+    ).fetchone()
+    return row[0] if row is not None and row[1] else None
+
+
+def _ahead_of_state(connection: sqlite3.Connection, visit: RunContext, run_id: str) -> dict[Claim, str]:
+    """What a run said that its state does not hold, for it died before that was put: it will be said again."""
+    rows = connection.execute(
+        "SELECT role, COALESCE(tool_call_id, text), message_id FROM messages WHERE session_id = ? AND run_id = ?"
+        " AND seq > COALESCE((SELECT seq FROM checkpoints"
+        f" WHERE {AT}), 0) AND checkpoint_ns = ''"
+        " AND COALESCE(tool_call_id, text) != ''",
+        (visit.session_id, run_id, *at(visit.session_id, "", visit.started_from or "")),
+    )
+    return {(role, what): message_id for role, what, message_id in rows}
+
+
+def end_run(connection: sqlite3.Connection, visit: RunContext, end: RunEnd, counted: SessionCounters) -> None:
+    row = connection.execute(
+        _END_RUN,
+        (end.outcome, end.error and clean(end.error), end.duration_ms, visit.checkpoint_id)
+        + (visit.run_id, visit.session_id),
+    ).fetchone()
+    if row is None:
+        return
+    if end.cut_off:
+        dead_runs.interrupt_calls(connection, visit.session_id, str(visit.run_id), row[0])
+    if end.outcome == "error":
+        counted.count_error()
+
+
+# What a run's models were asked stands behind it in the session's order, so no more than that is read.
+_MODEL_CALLS = "FROM model_calls WHERE session_id = runs.session_id AND seq > runs.seq AND run_id = runs.id"
+_END_RUN = f"""
+    UPDATE runs SET outcome = ?, error = ?, duration_ms = ?, checkpoint_id = ?,
+    (input_tokens, output_tokens, cost) = (SELECT SUM(input_tokens), SUM(output_tokens), SUM(cost) {_MODEL_CALLS})
+    WHERE id = ? AND session_id = ? RETURNING seq
+"""
+
+
+# Reading
+
+
+def list_tool_calls(
+    connection: sqlite3.Connection, session_id: str, *, after: int, limit: int | None
+) -> list[ToolCall]:
+    cursor = connection.execute(
+        "SELECT * FROM tool_calls WHERE session_id = ? AND seq > ? ORDER BY seq LIMIT ?",
+        (session_id, after, _limit(limit)),
+    )
+    return dead_runs.as_known(connection, values_of(ToolCall, cursor))
+
+
+def list_model_calls(
+    connection: sqlite3.Connection, session_id: str, *, after: int, limit: int | None
+) -> list[ModelCall]:
+    cursor = connection.execute(
+        "SELECT * FROM model_calls WHERE session_id = ? AND seq > ? ORDER BY seq LIMIT ?",
+        (session_id, after, _limit(limit)),
+    )
+    return values_of(ModelCall, cursor)
+
+
+def list_branches(connection: sqlite3.Connection, session_id: str) -> list[Branch]:
+    cursor = connection.execute("SELECT * FROM branches WHERE session_id = ? ORDER BY created_at, id", (session_id,))
+    return values_of(Branch, cursor)
+
+
+def is_forgotten(connection: sqlite3.Connection, visit: RunContext) -> bool:
+    """Whether the run's user was forgotten while it went on: then its row names somebody else."""
+    if not visit.begun:
+        return False
+    row = connection.execute("SELECT user_id FROM runs WHERE id = ?", (visit.run_id,)).fetchone()
+    return row is not None and row[0] == "forgotten" != visit.identity.user_id
+
+
+def list_runs(connection: sqlite3.Connection, session_id: str, *, after: int, limit: int | None) -> list[Run]:
+    cursor = connection.execute(
+        "SELECT * FROM runs WHERE session_id = ? AND seq > ? ORDER BY seq LIMIT ?",
+        (session_id, after, _limit(limit)),
+    )
+    return dead_runs.as_known(connection, values_of(Run, cursor))
+
+
+def list_events(connection: sqlite3.Connection, session_id: str, *, after: int, limit: int | None) -> list[Event]:
+    cursor = connection.execute(
+        "SELECT * FROM events WHERE session_id = ? AND seq > ? ORDER BY seq LIMIT ?",
+        (session_id, after, _limit(limit)),
+    )
+    return values_of(Event, cursor)
+
+
+def _limit(limit: int | None) -> int:
+    return -1 if limit is None else limit
+
+
+# With their session
+
+
+def rename(connection: sqlite3.Connection, session_id: str, to: str) -> None:
+    for table in TABLES:
+        connection.execute(f"UPDATE {table} SET session_id = ? WHERE session_id = ?", (to, session_id))
+
+
+def copy(connection: sqlite3.Connection, session_id: str, to: str) -> None:
+    """Give a fork what was said, on each branch and in its order. What ran, and what it cost, stays where it did."""
+    values = {"source": session_id, "to": to}
+    for statement in _COPY:
+        connection.execute(statement, values)
+
+
+# The seqs of what is copied come after those the target has. What was deleted is not to come back in a fork.
+_SHIFT = "(SELECT last_seq FROM sessions WHERE id = :to)"
+_COPY = (
+    f"""
+    INSERT INTO messages (session_id, seq, message_id, version, replaced_by, branch, place, role, name, text, content,
+    tool_calls, tool_call_id, model, status, checkpoint_ns, extra, marks, created_at)
+    SELECT :to, seq + {_SHIFT}, message_id, version, replaced_by + {_SHIFT}, branch, place + {_SHIFT}, role, name, text,
+    content, tool_calls, tool_call_id, model, status, checkpoint_ns, extra, marks, created_at
+    FROM messages WHERE session_id = :source ORDER BY seq
+    """,
+    f"""
+    INSERT INTO branches (session_id, id, parent_id, parent_seq, created_at)
+    SELECT :to, id, parent_id, parent_seq + {_SHIFT}, created_at FROM branches WHERE session_id = :source
+    """,
+    f"""
+    INSERT INTO events (session_id, seq, kind, reason, detail, created_at)
+    SELECT :to, seq + {_SHIFT}, kind, reason,
+    json_remove(json_set(detail, '$.place', json_extract(detail, '$.place') + {_SHIFT}), '$.seqs'), created_at
+    FROM events WHERE session_id = :source AND kind = 'message_deleted'
+    """,
+    """
+    INSERT INTO files (session_id, hash, media_type, data)
+    SELECT :to, hash, media_type, data FROM files AS own WHERE session_id = :source
+    AND EXISTS (SELECT 1 FROM messages WHERE session_id = :source
+    AND (instr(content, own.hash) OR instr(extra, own.hash)))
+    """,
+    f"UPDATE checkpoints SET seq = seq + {_SHIFT} WHERE session_id = :to",
+    """
+    UPDATE sessions SET (last_seq, branch) = (SELECT sessions.last_seq + source.last_seq, source.branch
+    FROM sessions AS source WHERE source.id = :source), message_count = message_count
+    + (SELECT COUNT(*) FROM messages WHERE session_id = :source AND version = 1) WHERE id = :to
+    """,
+)
+
+
+def delete(connection: sqlite3.Connection, session_id: str) -> tuple[int, int]:
+    """Delete the session's record; how many messages and tool calls that was."""
+    counts = {
+        table: connection.execute(f"DELETE FROM {table} WHERE session_id = ?", (session_id,)).rowcount
+        for table in TABLES
+    }
+    return counts["messages"], counts["tool_calls"]

@@ -1,0 +1,84 @@
+"""A session's record across its tables, by `seq`.
+
+Each table has an index by session and `seq`. A page is made of the first keys of each, merged, and
+then of the rows that have them; so it costs what it returns, however long the record is.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable
+
+from session_middleware.models import Event, Message, ModelCall, Run, ToolCall
+from session_middleware.storage.reporting import Page
+from session_middleware.storage.sql.record import dead_runs
+from session_middleware.storage.sql.row_mapping import value_of, values_of
+from session_middleware.storage.timeline import Entry
+
+_TABLES: tuple[tuple[str, type[Entry], str], ...] = (  # and what of it is shown
+    ("runs", Run, "1"),
+    ("messages", Message, "replaced_by IS NULL"),
+    ("tool_calls", ToolCall, "1"),
+    ("model_calls", ModelCall, "1"),
+    ("events", Event, "1"),
+)
+_UNFINISHED: dict[str, tuple[type[Entry], str]] = {
+    "runs": (Run, "outcome = 'running'"),
+    "tool_calls": (ToolCall, "status = 'running'"),
+    "messages": (Message, "status = 'incomplete' AND replaced_by IS NULL"),
+}
+
+
+def list_entries(connection: sqlite3.Connection, session_id: str, *, after: int, limit: int | None) -> Page:
+    if limit is not None and limit <= 0:
+        return Page([], [])
+    keys = _keys(connection, session_id, after, -1 if limit is None else limit)
+    if not keys:
+        return Page([], [])
+    entries: list[Entry] = []
+    for table, model, shown in _TABLES:
+        cursor = connection.execute(
+            f"SELECT * FROM {table} WHERE session_id = ? AND seq BETWEEN ? AND ? AND {shown}",
+            (session_id, keys[0], keys[-1]),
+        )
+        entries += values_of(model, cursor)
+    entries.sort(key=lambda entry: entry.seq)
+    return Page(dead_runs.as_known(connection, entries), dead_runs.as_known(connection, _runs(connection, entries)))
+
+
+def _keys(connection: sqlite3.Connection, session_id: str, after: int, limit: int) -> list[int]:
+    """The lowest and the highest `seq` of a page are what matters."""
+    parts = " UNION ALL ".join(
+        f"SELECT seq FROM (SELECT seq FROM {table} WHERE session_id = ? AND seq > ? AND {shown} ORDER BY seq LIMIT ?)"
+        for table, _, shown in _TABLES
+    )
+    rows = connection.execute(f"{parts} ORDER BY seq LIMIT ?", (*(session_id, after, limit) * len(_TABLES), limit))
+    return [seq for (seq,) in rows]
+
+
+def _runs(connection: sqlite3.Connection, entries: Iterable[Entry]) -> list[Run]:
+    """The runs these belong to that are not among them."""
+    here = {entry.id for entry in entries if isinstance(entry, Run)}
+    found: list[Run] = []
+    for run_id in dict.fromkeys(entry.run_id for entry in entries if entry.run_id is not None):
+        if run_id not in here:
+            found += values_of(Run, connection.execute("SELECT * FROM runs WHERE id = ?", (run_id,)))
+    return found
+
+
+def list_unfinished(connection: sqlite3.Connection, session_id: str, *, up_to: int) -> list[Entry]:
+    found: list[Entry] = []
+    for table, (model, condition) in _UNFINISHED.items():
+        cursor = connection.execute(
+            f"SELECT * FROM {table} WHERE session_id = ? AND seq <= ? AND {condition}", (session_id, up_to)
+        )
+        found += values_of(model, cursor)
+    return sorted(found, key=lambda entry: entry.seq)
+
+
+def find_entry(connection: sqlite3.Connection, session_id: str, seq: int) -> Entry | None:
+    for table, model, _ in _TABLES:
+        cursor = connection.execute(f"SELECT * FROM {table} WHERE session_id = ? AND seq = ?", (session_id, seq))
+        if (row := cursor.fetchone()) is not None:
+            return dead_runs.as_known(connection, [value_of(model, cursor, row)])[0]
+    return None

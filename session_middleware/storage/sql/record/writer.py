@@ -1,0 +1,294 @@
+"""Writing the record in SQLite: what somebody saw of a visit, in order, as one transaction.
+
+What cannot be written must break nobody's run, least of all the checkpoint it came with. So a fault
+undoes the whole transaction, and it is carried out again with more care: entry by entry, each undone
+on its own, and told to whoever made the visit. That costs nothing where there is no fault.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence, Set
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import datetime
+from itertools import groupby, takewhile
+
+from session_middleware.storage.checkpoint_types import CheckpointPut
+from session_middleware.storage.record_entries import (
+    ASIDE,
+    SHARED,
+    Entry,
+    HistoryEntry,
+    MessageEntry,
+    ModelCallEntry,
+    RunEnd,
+    ToolEnd,
+    ToolStart,
+)
+from session_middleware.storage.run import RunContext
+from session_middleware.storage.sql.record import branches, counters, histories, message_rows, runs, tool_call_rows
+from session_middleware.storage.sql.record.branches import BranchPoint
+from session_middleware.storage.sql.record.counters import SessionCounters
+
+_FAULTS = (
+    *(ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError),
+    *(sqlite3.DataError, sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.ProgrammingError),
+)
+
+
+class RecordWriteError(Exception):
+    """Something could not be written down; its transaction is to be carried out again, with care."""
+
+
+class EntrySnapshot:
+    """A visit as it was before an operation, in case all of that is undone."""
+
+    def __init__(self, visit: RunContext) -> None:
+        self._visit = visit
+        self._flags = (visit.admitted, visit.announced, visit.begun, visit.refused)
+        self._admission = (visit.admission, visit.incarnation)
+        self._in_hand = None if visit.hand is None else visit.hand.incarnation
+        self._number = None if visit.lease is None else visit.lease.number
+        self._where = (visit.branch, visit.checkpoint_id)
+        self._unclaimed = dict(visit.unclaimed)
+        self._taken: list[Entry] = []
+
+    def take(self) -> list[Entry]:
+        """What the visit has kept for the record."""
+        entries = self._visit.entries
+        while entries:
+            self._taken.append(entries.popleft())
+        return list(self._taken)
+
+    def restore(self) -> None:
+        visit = self._visit
+        visit.admitted, visit.announced, visit.begun, visit.refused = self._flags
+        visit.admission, visit.incarnation = self._admission
+        if visit.hand is not None and self._in_hand is not None:
+            visit.hand.incarnation = self._in_hand
+        if visit.lease is not None:
+            visit.lease.number = self._number
+        visit.branch, visit.checkpoint_id = self._where
+        visit.unclaimed.update(self._unclaimed)
+        visit.entries.extendleft(reversed(self._taken))
+        self._taken.clear()
+
+
+def write(
+    connection: sqlite3.Connection,
+    visit: RunContext,
+    entries: Sequence[Entry],
+    now: datetime,
+    *,
+    careful: bool,
+    put: CheckpointPut | None = None,
+) -> BranchPoint:
+    """Write the entries and the messages of a put; returns where its checkpoint is in the record.
+
+    Raises `RecordWriteError` unless `careful`.
+    """
+    place = BranchPoint()
+    if put is None:
+        counted = counters.read(connection, visit.session_id)
+    else:
+        counted, place = branches.place_put(connection, put, now) or (None, place)
+        brought = _with_late(put)
+        entries = _merged(entries, brought, put) if entries else brought
+    if counted is None:
+        return place
+    if careful:
+        _append_each(connection, visit, entries, counted, now)
+    else:
+        try:
+            _append(connection, visit, entries, counted, now)
+        except _FAULTS as error:
+            raise RecordWriteError from error
+    if put is None:
+        conversation = _conversation(e for e in entries if isinstance(e, MessageEntry) and not e.followed_by)
+    else:
+        conversation = [put.preceding, *_conversation(put.messages), *_heard_since(put)]
+    message_rows.restore_conversation_order(connection, visit, conversation, counted)
+    counters.write(connection, counted)
+    if put is None or place.seq is None:
+        return BranchPoint()
+    return BranchPoint(place.branch, max([place.seq, *(counted.rows.get(m.message_id, 0) for m in put.messages)]))
+
+
+def write_end(
+    connection: sqlite3.Connection,
+    visit: RunContext,
+    before: EntrySnapshot,
+    entries: Sequence[Entry],
+    reason: str,
+    now: datetime,
+) -> RunEnd | None:
+    """Write down that a run has ended which was refused in its midst, and nothing else that it has to say.
+
+    ``None`` if it has not ended, or had not begun.
+    """
+    end = next((entry for entry in (*visit.entries, *entries) if isinstance(entry, RunEnd)), None)
+    if end is None or not visit.begun:
+        return None
+    before.take()
+    end = end._replace(outcome="error", error=f"refused ({reason})")
+    write(connection, visit, [end], now, careful=True)
+    return end
+
+
+def _conversation(messages: Iterable[MessageEntry]) -> list[str | None]:
+    """The order of what was said. What was seen in a subgraph and in the outermost state stands where that has it.
+
+    What is put before another message has its place by that.
+    """
+    seen = [message for message in messages if ASIDE not in message.marks]
+    outermost = {message.message_id for message in seen if not message.checkpoint_ns}
+    return [m.message_id for m in seen if not m.checkpoint_ns or m.message_id not in outermost]
+
+
+def _heard_since(put: CheckpointPut) -> list[str]:
+    """What models were heard to say before this checkpoint was put, and in later steps than its own.
+
+    Where messages have no ids, nothing else says that it comes after what the checkpoint brings.
+    """
+    if put.step is None or not put.messages:
+        return []
+    at = put.visit.heard_at.copy().items()  # models say more meanwhile
+    return [own for own, (graph, step) in at if graph == put.checkpoint_ns and step > put.step]
+
+
+def _with_late(put: CheckpointPut) -> Sequence[MessageEntry]:
+    """A checkpoint is put while its run goes on, and what that has been seen to say since is not taken back."""
+    steps = put.visit.seen_at
+    if put.step is None or not steps:
+        return put.messages
+    late = {m.message_id for m in put.messages if steps.get((put.checkpoint_ns, m.message_id), put.step) > put.step}
+    return [m._replace(late=m.message_id in late) for m in put.messages] if late else put.messages
+
+
+def _merged(entries: Sequence[Entry], brought: Sequence[MessageEntry], put: CheckpointPut) -> list[Entry]:
+    """The entries and what a checkpoint brings; what both have is one, as the entries have it.
+
+    What both have goes where the entries have it, in the checkpoint's order, and what only the checkpoint
+    has before the next of those.
+    """
+    seen, slots = _seen_of(entries, brought)
+    both = [message for message in brought if message.message_id in seen]
+    ids = set(seen)
+    ordered: Iterator[MessageEntry] = iter([_both(seen[m.message_id], m) for m in both])
+    rest = iter(brought)
+    merged: list[Entry] = []
+    for entry in entries:
+        own = next(ordered, None) if id(entry) in slots else None  # it may have been seen twice
+        if own is not None:
+            before: list[MessageEntry] = list(takewhile(lambda message: message.message_id not in ids, rest))
+            merged += before
+        merged.append(own or entry)
+    end = _end_of(merged, brought, ids, put)
+    merged[end:end] = [message for message in rest if message.message_id not in ids]
+    return merged
+
+
+def _seen_of(entries: Sequence[Entry], brought: Sequence[MessageEntry]) -> tuple[dict[str, MessageEntry], set[int]]:
+    """The entries that say what is brought, by their messages' ids; and where that goes, by Python's ids of entries.
+
+    Of a message that was edited in between, that is the first sighting since the last edit.
+    """
+    words = {message.message_id: message_rows.comparison_key(message) for message in brought}
+    seen: dict[str, MessageEntry] = {}
+    places: dict[str, int] = {}  # by the id of a message, Python's of the entry: the first one since an edit
+    edited: set[str] = set()
+    for entry in entries:
+        if not isinstance(entry, MessageEntry) or (own_id := entry.message_id) not in words:
+            continue
+        if message_rows.comparison_key(entry) != words[own_id]:
+            edited.add(own_id)
+            continue
+        seen[own_id] = entry
+        if own_id not in places or own_id in edited:
+            places[own_id] = id(entry)
+            edited.discard(own_id)
+    return seen, set(places.values())
+
+
+def _end_of(merged: Sequence[Entry], brought: Sequence[MessageEntry], ids: Set[str], put: CheckpointPut) -> int:
+    """Where a checkpoint's last messages go: it may come late, after what followed from it has been seen.
+
+    So they go before the answers at the end of what was seen, but for those that are known to be of its step
+    or an earlier one, and after one that may be the same under another id.
+    """
+    steps, namespace = {} if put.step is None else put.visit.seen_at, put.checkpoint_ns
+    claims = {message.claim for message in brought}
+    end = len(merged)
+    while end and isinstance(last := merged[end - 1], MessageEntry) and last.message_id not in ids:
+        is_earlier = put.step is not None and steps.get((namespace, last.message_id), put.step + 1) <= put.step
+        if is_earlier or last.role == "user" or (last.text and last.claim in claims):
+            break
+        end -= 1
+    return end
+
+
+def _both(entry: MessageEntry, brought: MessageEntry) -> MessageEntry:
+    """As the entry has it; what was said in a subgraph, or aside, and is in the outermost state says so."""
+    if entry.checkpoint_ns and not brought.checkpoint_ns:
+        if ASIDE in entry.marks:
+            return brought
+        entry = entry._replace(marks=(*entry.marks, SHARED))
+    return entry._replace(followed_by=brought.followed_by)
+
+
+def _append(
+    connection: sqlite3.Connection, visit: RunContext, entries: Iterable[Entry], counted: SessionCounters, now: datetime
+) -> None:
+    """Messages that stand together are one batch."""
+    for kind, some in groupby(entries, type):
+        if kind is MessageEntry:
+            message_rows.append(
+                connection, visit, [entry for entry in some if isinstance(entry, MessageEntry)], counted, now
+            )
+            continue
+        for entry in some:
+            _append_one(connection, visit, entry, counted, now)
+
+
+def _append_one(
+    connection: sqlite3.Connection, visit: RunContext, entry: Entry, counted: SessionCounters, now: datetime
+) -> None:
+    if isinstance(entry, HistoryEntry):
+        histories.append(connection, visit, entry, counted, now)
+    elif isinstance(entry, ToolStart):
+        tool_call_rows.start(connection, visit, entry, counted, now)
+    elif isinstance(entry, ToolEnd):
+        tool_call_rows.end(connection, visit, entry, counted)
+    elif isinstance(entry, ModelCallEntry):
+        tool_call_rows.add_model_call(connection, visit, entry, counted, now)
+    elif isinstance(entry, RunEnd):
+        runs.end_run(connection, visit, entry, counted)
+
+
+def _append_each(
+    connection: sqlite3.Connection, visit: RunContext, entries: Iterable[Entry], counted: SessionCounters, now: datetime
+) -> None:
+    for entry in entries:
+        before = replace(counted)
+        try:
+            with _savepoint(connection):
+                _append(connection, visit, [entry], counted, now)
+        except _FAULTS as error:
+            if visit.tell is None:  # whoever made the visit is told by the exception
+                raise
+            for name in SessionCounters.__slots__:
+                setattr(counted, name, getattr(before, name))
+            visit.tell(error)
+
+
+@contextmanager
+def _savepoint(connection: sqlite3.Connection) -> Iterator[None]:
+    connection.execute("SAVEPOINT entry")
+    try:
+        yield
+    except _FAULTS:
+        connection.execute("ROLLBACK TO entry")
+        raise
+    finally:
+        connection.execute("RELEASE entry")

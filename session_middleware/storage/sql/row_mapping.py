@@ -1,0 +1,82 @@
+"""Between rows and values: JSON columns and times."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from session_middleware.models import Value, from_text
+from session_middleware.storage.jsonable import REPLACED, clean, to_json
+
+__all__ = ["Malformed", "clean", "marks_of", "namespace_text", "read_column", "to_json", "value_of", "values_of"]
+
+V = TypeVar("V", bound=Value)
+
+
+class Malformed(sqlite3.DatabaseError):
+    """A row that holds what nobody of us writes. It says whose row that is."""
+
+    def __init__(self, model: type[Value], session_id: str, *, column: str, problem: str) -> None:
+        self.session_id = session_id
+        super().__init__(f"malformed {column} in a row of {model.__name__}, session {session_id!r}: {problem}")
+
+
+_JSON_COLUMNS = frozenset(
+    {"tags", "metadata", "context", "client", "content", "tool_calls", "arguments", "result", "artifact"}
+    | {"marks", "detail", "pinned", "extra"}
+)
+
+
+@lru_cache(maxsize=1024)
+def namespace_text(namespace: tuple[str, ...]) -> str:
+    """A namespace as JSON in ASCII: one text a namespace, and prefixes are ranges of it."""
+    return json.dumps(namespace, separators=(",", ":"))
+
+
+def marks_of(marks: Iterable[str], *texts: str | None) -> str | None:
+    """The marks of a row as JSON; its texts get one where something in them is no character."""
+    found = list(marks)
+    if any(text is not None and REPLACED in text for text in texts):
+        found.append("invalid:unicode")
+    return to_json(list(dict.fromkeys(found))) if found else None
+
+
+def value_of(model: type[V], cursor: sqlite3.Cursor, row: tuple[Any, ...]) -> V:
+    """A row as a value of `model`; columns it has no field for are left out. Raises `Malformed`."""
+    fields = model.model_fields
+    found: dict[str, Any] = {}
+    column = ""
+    try:
+        for column, value in zip((c[0] for c in cursor.description), row, strict=True):
+            if column in fields and value is not None:
+                found[column] = read_column(column, value)
+        return model(**found)
+    except (TypeError, ValueError, RecursionError) as error:
+        problem = str(error)
+        if isinstance(error, ValidationError):
+            first = error.errors(include_url=False)[0]
+            column, problem = ".".join(map(str, first["loc"])), first["msg"]
+        columns = dict(zip((c[0] for c in cursor.description), row, strict=True))
+        session_id = str(columns.get("session_id", columns.get("id")))
+        raise Malformed(model, session_id, column=column, problem=problem) from error
+
+
+def read_column(column: str, value: Any) -> Any:
+    """A value of a column by what its name says: JSON, or a time."""
+    if column in _JSON_COLUMNS:
+        return json.loads(value)
+    if not column.endswith("_at"):
+        return value
+    moment = from_text(value)
+    if moment.tzinfo is None:
+        raise ValueError(f"{value!r} has no time zone")
+    return moment
+
+
+def values_of(model: type[V], cursor: sqlite3.Cursor) -> list[V]:
+    return [value_of(model, cursor, row) for row in cursor.fetchall()]

@@ -1,0 +1,330 @@
+"""The tables, and how they came to be.
+
+Text ids, ISO-8601 UTC times and JSON columns, so that `sqlite3`, sqlite-utils and Datasette read
+them as they are. Two families of tables: what people read (sessions, runs, messages, branches, files,
+tool_calls, model_calls, events, memories), and what the checkpointer restores state from
+(checkpoints, heads, writes, lists, list_items, blobs); and between them the conversation_items of other SDKs.
+The rest serves the lifecycle: leases (who runs in a session now), tombstones (which ids were deleted or
+archived), revoked (users who are refused).
+
+A session's own settings are columns of it: null means as the settings say, and 0 seconds mean never.
+`pruned` says of one that has expired that it was pruned for that: there is nothing more to prune of it.
+
+A message's place is where it stands in its conversation: the seq of its first version, unless it was
+put before a message that was there already. A branch goes on from its parent as that was at a seq;
+a checkpoint keeps the branch and the seq it was put at. A tool call has a process while it runs outside of any run.
+
+The tables of a state are in `state/schema.py`, what makes memories and messages findable in `memory/schema.py`.
+"""
+
+from __future__ import annotations
+
+from sqlite_utils import Database, Migrations
+
+from session_middleware.storage.sql.checkpoints.schema import STATE_TABLES
+from session_middleware.storage.sql.memory.schema import INDEX_TABLES
+
+migrations = Migrations("session_middleware")
+
+_TABLES = (
+    """
+    CREATE TABLE sessions (
+        id TEXT PRIMARY KEY,
+        family_id TEXT NOT NULL,
+        parent_id TEXT,
+        user_id TEXT,
+        group_id TEXT,
+        visibility TEXT NOT NULL DEFAULT 'private',
+        status TEXT NOT NULL DEFAULT 'active',
+        reason TEXT,
+        opened_as TEXT NOT NULL,
+        title TEXT,
+        purpose TEXT,
+        tags TEXT NOT NULL DEFAULT '[]',
+        metadata TEXT NOT NULL DEFAULT '{}',
+        context TEXT NOT NULL DEFAULT '{}',
+        client TEXT NOT NULL DEFAULT '{}',
+        idle_timeout_seconds REAL,
+        max_age_seconds REAL,
+        retention_seconds REAL,
+        on_expire TEXT,
+        on_resume TEXT,
+        pinned TEXT,
+        created_at TEXT NOT NULL,
+        began_at TEXT NOT NULL,
+        incarnation INTEGER NOT NULL DEFAULT 1,
+        last_active_at TEXT NOT NULL,
+        postponed_until TEXT,
+        ended_at TEXT,
+        expires_at TEXT,
+        pruned INTEGER NOT NULL DEFAULT 0,
+        branch TEXT NOT NULL DEFAULT 'main',
+        last_seq INTEGER NOT NULL DEFAULT 0,
+        run_count INTEGER NOT NULL DEFAULT 0,
+        message_count INTEGER NOT NULL DEFAULT 0,
+        tool_call_count INTEGER NOT NULL DEFAULT 0,
+        model_call_count INTEGER NOT NULL DEFAULT 0,
+        unpriced_count INTEGER NOT NULL DEFAULT 0,
+        error_count INTEGER NOT NULL DEFAULT 0,
+        input_tokens INTEGER NOT NULL DEFAULT 0,
+        output_tokens INTEGER NOT NULL DEFAULT 0,
+        cost REAL
+    ) WITHOUT ROWID
+    """,
+    "CREATE INDEX sessions_by_family ON sessions (family_id)",
+    "CREATE INDEX sessions_by_activity ON sessions (last_active_at, id)",
+    "CREATE INDEX sessions_by_user ON sessions (user_id, last_active_at, id)",
+    "CREATE INDEX sessions_by_group ON sessions (group_id, last_active_at, id)",
+    "CREATE INDEX sessions_by_status ON sessions"
+    " (status, last_active_at, id, idle_timeout_seconds, pinned, on_expire, postponed_until, user_id)",
+    "CREATE INDEX sessions_by_pin ON sessions (json_extract(pinned, '$.by')) WHERE pinned IS NOT NULL",
+    "CREATE INDEX sessions_by_end ON sessions (ended_at) WHERE ended_at IS NOT NULL",
+    """
+    CREATE INDEX sessions_by_on_expire ON sessions
+    (status, on_expire, pruned, ended_at, id, pinned, postponed_until, user_id, last_active_at)
+    WHERE status = 'expired'
+    """,
+    "CREATE INDEX sessions_by_age ON sessions (began_at) WHERE ended_at IS NULL",
+    """
+    CREATE INDEX sessions_by_own_idle_timeout ON sessions (idle_timeout_seconds, last_active_at)
+    WHERE idle_timeout_seconds IS NOT NULL
+    """,
+    "CREATE INDEX sessions_by_own_max_age ON sessions (max_age_seconds, began_at) WHERE max_age_seconds IS NOT NULL",
+    """
+    CREATE INDEX sessions_by_own_retention ON sessions (retention_seconds, ended_at)
+    WHERE retention_seconds IS NOT NULL
+    """,
+    """
+    CREATE TABLE leases (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        session_id TEXT NOT NULL,
+        run_id TEXT,
+        user_id TEXT,
+        process TEXT NOT NULL,
+        started_at TEXT NOT NULL,
+        renewed_at TEXT NOT NULL
+    )
+    """,
+    "CREATE INDEX leases_by_session ON leases (session_id, number)",
+    """
+    CREATE TABLE tombstones (
+        id TEXT PRIMARY KEY,
+        user_id TEXT,
+        group_id TEXT,
+        title TEXT,
+        incarnation INTEGER NOT NULL,
+        action TEXT NOT NULL,
+        reason TEXT,
+        archive TEXT,
+        digest TEXT,
+        on_resume TEXT,
+        ended_at TEXT,
+        buried_at TEXT NOT NULL
+    ) WITHOUT ROWID
+    """,
+    "CREATE INDEX tombstones_by_user ON tombstones (user_id) WHERE user_id IS NOT NULL",
+    "CREATE INDEX tombstones_archived ON tombstones (buried_at, id) WHERE archive IS NOT NULL",
+    "CREATE INDEX tombstones_archived_by_user ON tombstones (user_id, buried_at, id) WHERE archive IS NOT NULL",
+    """
+    CREATE TABLE revoked (
+        user_hash TEXT PRIMARY KEY,
+        reason TEXT,
+        since TEXT NOT NULL
+    ) WITHOUT ROWID
+    """,
+    """
+    CREATE TABLE runs (
+        session_id TEXT NOT NULL,
+        seq INTEGER NOT NULL,
+        id TEXT NOT NULL UNIQUE,
+        user_id TEXT,
+        outcome TEXT NOT NULL,
+        error TEXT,
+        started_at TEXT NOT NULL,
+        duration_ms REAL,
+        input_tokens INTEGER,
+        output_tokens INTEGER,
+        cost REAL,
+        started_from TEXT,
+        checkpoint_id TEXT,
+        process TEXT,
+        UNIQUE (session_id, seq)
+    )
+    """,
+    "CREATE INDEX runs_in_progress ON runs (session_id) WHERE outcome = 'running'",
+    "CREATE INDEX runs_by_user ON runs (user_id) WHERE user_id IS NOT NULL",
+    """
+    CREATE TABLE messages (
+        session_id TEXT NOT NULL,
+        seq INTEGER NOT NULL,
+        run_id TEXT,
+        message_id TEXT NOT NULL,
+        version INTEGER NOT NULL DEFAULT 1,
+        replaced_by INTEGER,
+        branch TEXT NOT NULL DEFAULT 'main',
+        place REAL NOT NULL,
+        role TEXT NOT NULL,
+        name TEXT,
+        text TEXT NOT NULL,
+        content TEXT,
+        tool_calls TEXT,
+        tool_call_id TEXT,
+        model TEXT,
+        input_tokens INTEGER,
+        output_tokens INTEGER,
+        status TEXT NOT NULL DEFAULT 'complete',
+        checkpoint_ns TEXT NOT NULL DEFAULT '',
+        extra TEXT,
+        marks TEXT,
+        created_at TEXT NOT NULL,
+        UNIQUE (session_id, seq),
+        UNIQUE (session_id, message_id, version)
+    )
+    """,
+    "CREATE INDEX messages_moved ON messages (session_id) WHERE place != seq",
+    "CREATE INDEX messages_asking ON messages (session_id, seq) WHERE tool_calls IS NOT NULL",
+    """
+    CREATE TABLE branches (
+        session_id TEXT NOT NULL,
+        id TEXT NOT NULL,
+        parent_id TEXT NOT NULL,
+        parent_seq INTEGER NOT NULL,
+        run_id TEXT,
+        created_at TEXT NOT NULL,
+        PRIMARY KEY (session_id, id)
+    ) WITHOUT ROWID
+    """,
+    """
+    CREATE TABLE files (
+        session_id TEXT NOT NULL,
+        hash TEXT NOT NULL,
+        media_type TEXT,
+        data BLOB NOT NULL,
+        PRIMARY KEY (session_id, hash)
+    ) WITHOUT ROWID
+    """,
+    """
+    CREATE TABLE tool_calls (
+        session_id TEXT NOT NULL,
+        seq INTEGER NOT NULL,
+        run_id TEXT,
+        execution_id TEXT NOT NULL,
+        tool_call_id TEXT NOT NULL,
+        attempt INTEGER NOT NULL DEFAULT 1,
+        name TEXT NOT NULL,
+        arguments TEXT,
+        result TEXT,
+        artifact TEXT,
+        status TEXT NOT NULL,
+        error TEXT,
+        message_id TEXT,
+        checkpoint_ns TEXT NOT NULL DEFAULT '',
+        node TEXT,
+        marks TEXT,
+        started_at TEXT,
+        duration_ms REAL,
+        process TEXT,
+        UNIQUE (session_id, seq),
+        UNIQUE (session_id, tool_call_id, message_id, attempt),
+        UNIQUE (session_id, execution_id)
+    )
+    """,
+    "CREATE INDEX tool_calls_outside ON tool_calls (session_id) WHERE process IS NOT NULL",
+    "CREATE INDEX tool_calls_by_time ON tool_calls (COALESCE(started_at, ''), session_id, seq, status)",
+    "CREATE INDEX tool_calls_by_name"
+    " ON tool_calls (name, COALESCE(started_at, ''), session_id, seq, status, duration_ms)",
+    """
+    CREATE TABLE model_calls (
+        session_id TEXT NOT NULL,
+        seq INTEGER NOT NULL,
+        run_id TEXT,
+        id TEXT NOT NULL,
+        model TEXT,
+        provider TEXT,
+        input_tokens INTEGER,
+        output_tokens INTEGER,
+        cached_tokens INTEGER,
+        reasoning_tokens INTEGER,
+        cost REAL,
+        first_token_ms REAL,
+        duration_ms REAL,
+        error TEXT,
+        message_id TEXT,
+        checkpoint_ns TEXT NOT NULL DEFAULT '',
+        node TEXT,
+        marks TEXT,
+        started_at TEXT,
+        PRIMARY KEY (session_id, seq),
+        UNIQUE (session_id, id)
+    ) WITHOUT ROWID
+    """,
+    """
+    CREATE TABLE events (
+        session_id TEXT NOT NULL,
+        seq INTEGER NOT NULL,
+        run_id TEXT,
+        kind TEXT NOT NULL,
+        reason TEXT,
+        detail TEXT NOT NULL DEFAULT '{}',
+        created_at TEXT NOT NULL,
+        UNIQUE (session_id, seq)
+    )
+    """,
+    "CREATE INDEX events_of_deletions ON events (session_id) WHERE kind = 'message_deleted'",
+    "CREATE INDEX events_user ON events (json_extract(detail, '$.user_id'))"
+    " WHERE json_extract(detail, '$.user_id') IS NOT NULL",
+    "CREATE INDEX events_actor ON events (json_extract(detail, '$.by')) WHERE json_extract(detail, '$.by') IS NOT NULL",
+    """
+    CREATE TABLE conversation_items (
+        session_id TEXT NOT NULL,
+        position INTEGER NOT NULL,
+        item TEXT NOT NULL,
+        files TEXT,
+        message_id TEXT NOT NULL,
+        removed INTEGER NOT NULL DEFAULT 0,
+        PRIMARY KEY (session_id, position)
+    ) WITHOUT ROWID
+    """,
+    "CREATE INDEX conversation_items_present ON conversation_items (session_id, position) WHERE removed = 0",
+    """
+    CREATE TABLE memories (
+        id INTEGER PRIMARY KEY,
+        namespace TEXT NOT NULL,
+        key TEXT NOT NULL,
+        value TEXT NOT NULL,
+        text TEXT,
+        paths TEXT,
+        session_id TEXT,
+        message_id TEXT,
+        created_at TEXT NOT NULL,
+        updated_at TEXT NOT NULL,
+        expires_at TEXT,
+        ttl_minutes REAL,
+        indexed INTEGER NOT NULL,
+        embedded INTEGER,
+        UNIQUE (namespace, key)
+    )
+    """,
+    "CREATE INDEX memories_by_message ON memories (session_id, message_id) WHERE message_id IS NOT NULL",
+    "CREATE INDEX memories_by_session ON memories (session_id) WHERE session_id IS NOT NULL",
+    "CREATE INDEX memories_by_expiry ON memories (expires_at) WHERE expires_at IS NOT NULL",
+    "CREATE INDEX memories_to_index ON memories (id) WHERE indexed = 0",
+    "CREATE INDEX memories_to_embed ON memories (id) WHERE embedded = 0",
+)
+
+
+@migrations()
+def m001_initial(db: Database) -> None:
+    for statement in (*_TABLES, *STATE_TABLES, *INDEX_TABLES):
+        db.execute(statement)
+    db.execute("INSERT INTO index_progress (id) VALUES (1)")
+
+
+def latest() -> frozenset[str]:
+    """The names of all migrations this version of the code knows."""
+    return frozenset(migration.name for migration in migrations._migrations)
+
+
+def apply(db: Database) -> None:
+    """Bring the schema up to date. The caller holds the write lock and commits."""
+    migrations.apply(db)

@@ -1,0 +1,351 @@
+"""The door of every operation: who may come in, as what, and what that does to the session.
+
+A visit is looked at when it reads, and admitted when it first writes, in the same transaction. What
+was decided at the first look stays for the whole run. Each later write asks, in one statement,
+whether the session is still the one it was, still the visitor's, and still this run's.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from datetime import datetime
+
+from session_middleware import lifecycle
+from session_middleware.errors import (
+    LeaseLost,
+    SessionAccessDenied,
+    SessionBusy,
+    SessionClosed,
+    SessionError,
+    SessionExists,
+    SessionExpired,
+    SessionLimitReached,
+    UserRevoked,
+)
+from session_middleware.models import Admission, Identity, SessionInfo, to_text
+from session_middleware.storage.run import RunContext
+from session_middleware.storage.sql.checkpoints import latest_checkpoint
+from session_middleware.storage.sql.engine_context import EngineContext
+from session_middleware.storage.sql.record import runs, tool_call_rows
+from session_middleware.storage.sql.sessions import (
+    endings,
+    events,
+    leases,
+    limits,
+    revocations,
+    session_rows,
+    tombstones,
+)
+from session_middleware.storage.sql.sessions.tombstones import Tombstone
+
+_SECOND = len("2026-01-31T12:00:00")
+
+REFUSALS = (SessionAccessDenied, SessionBusy, SessionClosed, SessionExpired, SessionLimitReached)
+
+
+def authorize(connection: sqlite3.Connection, visit: RunContext, rules: EngineContext) -> SessionInfo | None:
+    revocations.check_not_revoked(connection, visit.session_id, visit.identity.user_id)
+    session = _find(connection, visit)
+    if session is not None:
+        lifecycle.check_access(session, visit.identity, rules.settings.access, reading=visit.reading)
+    if visit.admission is None:
+        try:
+            _decide(connection, visit, session, rules, visit.at or rules.clock())
+        except SessionClosed:
+            if not visit.reading:  # to read a closed session is no run of it, and decides nothing
+                raise
+    visit.is_exposed = _is_exposed(session, visit, rules)
+    return None if visit.admission == "fresh" and not visit.admitted else session
+
+
+def _is_exposed(session: SessionInfo | None, visit: RunContext, rules: EngineContext) -> bool:
+    """Whether another process may end the session before this run's first write, which is when others see the run.
+
+    One that was active a moment ago, and expires in a while, is ended by nobody before that.
+    """
+    if visit.lease is None or visit.lease.number is not None or visit.lease.is_over or visit.reading:
+        return False
+    if session is None or session.status != "active":
+        return session is not None
+    now, end = rules.clock(), lifecycle.expiry_of(session, rules.settings)
+    return now - session.last_active_at >= leases.STALE or (end is not None and end.at <= now + leases.STALE)
+
+
+def hold(connection: sqlite3.Connection, visit: RunContext, now: datetime) -> bool:
+    """Take the lease of a run before its first write, if its session is still the one it has seen; whether it is."""
+    session = session_rows.find(connection, visit.session_id)
+    if session is None or session.incarnation != visit.incarnation:
+        return False
+    leases.take(connection, visit, now)
+    return True
+
+
+def _find(connection: sqlite3.Connection, visit: RunContext) -> SessionInfo | None:
+    session = session_rows.find(connection, visit.session_id)
+    if visit.hand is not None and (session is None or session.incarnation != visit.hand.incarnation):
+        raise SessionClosed(visit.session_id, status="deleted")
+    return session
+
+
+def _decide(
+    connection: sqlite3.Connection, visit: RunContext, session: SessionInfo | None, rules: EngineContext, now: datetime
+) -> None:
+    visit.admission, visit.began_at = _admission(connection, visit, session, rules, now), now
+    visit.incarnation = None if session is None else session.incarnation
+
+
+def _admission(
+    connection: sqlite3.Connection, visit: RunContext, session: SessionInfo | None, rules: EngineContext, now: datetime
+) -> Admission:
+    """As `lifecycle.admit`; but a session with a run in progress has not expired, however long that takes."""
+    if session is None:
+        stone = tombstones.find(connection, visit.session_id)
+        if stone is not None:
+            _check_tombstone(stone, visit, rules)
+        return "opened"
+    status = lifecycle.status_at(session, rules.settings, now)
+    if session.status == "active" and status == "expired":
+        number = None if visit.lease is None else visit.lease.number
+        if leases.before(connection, session.id, number, rules):
+            return "resumed"
+    return lifecycle.admit(session, rules.settings, now)
+
+
+def _check_tombstone(stone: Tombstone, visit: RunContext, rules: EngineContext) -> None:
+    """A deleted id is its owner's still, and resumed as ``on_resume`` says, its own before that of all.
+
+    An archived session is not replaced by an empty one under its id, unless ``on_resume`` is ``"fresh"``.
+    """
+    is_checked = not lifecycle.is_vouched_for(visit.identity, rules.settings.access)
+    if is_checked and stone.user_id not in (None, visit.identity.user_id):
+        raise SessionAccessDenied(visit.session_id, user_id=visit.identity.user_id)
+    on_resume = stone.on_resume or rules.settings.on_resume
+    is_archived = stone.archive is not None
+    if is_archived and on_resume != "fresh" and visit.must_be_new:
+        raise SessionExists(visit.session_id, archived=True)
+    if on_resume == "reject" or (is_archived and on_resume == "revive"):
+        how = f"was {stone.action}"
+        raise SessionExpired(visit.session_id, since=stone.buried_at, how=how, archived=is_archived)
+
+
+def admit(connection: sqlite3.Connection, visit: RunContext, rules: EngineContext, *, announce: bool = True) -> str:
+    """Let a visit in, opening or reviving its session; returns the family. Raises one of `REFUSALS`.
+
+    Without `announce`, that an active session was resumed is left for a later operation to say.
+    The visit's flags are set here, in the writer's turn, so that no second operation admits it again.
+    """
+    now = visit.at or rules.clock()
+    if visit.admitted:
+        family_id = _admit_again(connection, visit, rules, now)
+    else:
+        family_id = _admit_first(connection, visit, rules, now)
+        visit.admitted, visit.begun = True, False
+    lease = visit.lease
+    if lease is not None and lease.number is None and not lease.is_over:
+        leases.take(connection, visit, now)
+    if announce and not visit.announced:
+        visit.announced = True
+        if visit.is_run and visit.admission == "resumed":
+            _resume(connection, visit, now)
+    begins = visit.run_id is not None and visit.announced and not visit.begun and rules.settings.tracking
+    if begins and runs.begin_run(connection, visit, now):
+        left = leases.of(connection, visit.session_id)
+        leases.reap(connection, [place for place in left if place.is_dead(rules)])
+    return family_id
+
+
+def admit_memories(connection: sqlite3.Connection, visit: RunContext, rules: EngineContext, *, changes: bool) -> str:
+    """Let in what a visit remembers, as a change of its session or not; one that is not there is opened by a change.
+
+    A run changes its session as with every other write. Who has the session in hand does not go on
+    with it by that: nothing is revived.
+    """
+    session_id, identity = visit.session_id, visit.identity
+    revocations.check_not_revoked(connection, session_id, identity.user_id)
+    session = session_rows.find(connection, session_id)
+    if visit.incarnation is not None and (session is None or session.incarnation != visit.incarnation):
+        raise SessionClosed(session_id, status="deleted")
+    if runs.is_forgotten(connection, visit):
+        raise SessionClosed(session_id, status="closed to a user who was forgotten")
+    if session is not None:
+        lifecycle.check_access(session, identity, rules.settings.access, reading=not changes)
+    if changes and (session is None or visit.is_run):
+        return admit(connection, visit, rules, announce=False)
+    return session_id if session is None else session.family_id
+
+
+def _admit_first(connection: sqlite3.Connection, visit: RunContext, rules: EngineContext, now: datetime) -> str:
+    revocations.check_not_revoked(connection, visit.session_id, visit.identity.user_id)
+    session = _find(connection, visit)
+    if session is not None:
+        lifecycle.check_access(session, visit.identity, rules.settings.access)
+    if visit.admission is None:
+        _decide(connection, visit, session, rules, now)
+    elif visit.incarnation != (None if session is None else session.incarnation):
+        _check_same(visit, session)
+    if visit.lease is not None and visit.lease.is_exclusive:
+        _check_lease(visit, leases.of(connection, visit.session_id))
+    if session is not None:
+        session = _apply(connection, session, visit, rules, now)
+    else:
+        session = _insert(connection, visit, rules, now)
+    visit.incarnation = session.incarnation
+    if visit.hand is not None:
+        visit.hand.incarnation = session.incarnation
+    return session.family_id
+
+
+def _check_same(visit: RunContext, session: SessionInfo | None) -> None:
+    """A session that was there at the first look has been deleted since, and may have been opened again.
+
+    One that was not there may have been opened by another meanwhile, and is resumed then.
+    """
+    if visit.incarnation is not None:
+        raise SessionClosed(visit.session_id, status="deleted")
+    if session is not None and visit.admission == "opened":
+        visit.admission = "resumed"
+
+
+def _check_lease(visit: RunContext, places: list[leases.LeaseRow]) -> None:
+    assert visit.lease is not None
+    number = visit.lease.number
+    if number is not None and number not in [place.number for place in places]:
+        raise LeaseLost(visit.session_id, number=number)
+
+
+def _admit_again(connection: sqlite3.Connection, visit: RunContext, rules: EngineContext, now: datetime) -> str:
+    """A visit goes on: all that may have changed is asked in one statement, and its clock set back."""
+    lease, identity = visit.lease, visit.identity
+    number = None if lease is None else lease.number
+    row = connection.execute(
+        "SELECT family_id, status, last_active_at, incarnation, user_id,"
+        " EXISTS (SELECT 1 FROM leases WHERE number = ?), EXISTS (SELECT 1 FROM revoked WHERE user_hash = ?)"
+        " FROM sessions WHERE id = ?",
+        (number, revocations.hash_of(identity.user_id), visit.session_id),
+    ).fetchone()
+    if row is None or row[3] != (visit.incarnation or row[3]):
+        raise SessionClosed(visit.session_id, status="deleted")
+    if row[6]:
+        raise UserRevoked(visit.session_id, user_id=identity.user_id)
+    if row[4] is not None and row[4] != identity.user_id:
+        lifecycle.check_access(session_rows.get(connection, visit.session_id), identity, rules.settings.access)
+    if lease is not None and number is not None and not row[5] and not lease.is_over:
+        if lease.is_exclusive:
+            raise LeaseLost(visit.session_id, number=number)
+        lease.number = None  # somebody took this run for dead; it is not, and nobody minds
+    if not _is_same_second(row[2], now):
+        session_rows.touch(connection, visit.session_id, rules, now)
+    if row[1] == "expired":  # by a sweep that did not know of this run
+        revive(connection, visit, "revived", "running", now)
+    return str(row[0])
+
+
+def refuse(connection: sqlite3.Connection, visit: RunContext, error: SessionError, rules: EngineContext) -> None:
+    """Leave an event of a refusal, one of a whole run, which says who and why and nothing of what was asked."""
+    if not visit.refused:
+        events.deny(connection, visit.session_id, reason_of(error), visit.identity.user_id, rules.clock())
+        visit.refused = visit.run_id is not None
+
+
+def reason_of(error: SessionError) -> str:
+    return next(reason for kind, reason in _REASONS.items() if isinstance(error, kind))
+
+
+_REASONS: dict[type[SessionError], str] = {
+    SessionAccessDenied: "owner",
+    SessionExpired: "expired",
+    SessionClosed: "closed",
+    SessionLimitReached: "limit",
+    LeaseLost: "lease",
+    SessionBusy: "busy",
+}
+
+
+# What an admission does
+
+
+def _apply(
+    connection: sqlite3.Connection, session: SessionInfo, visit: RunContext, rules: EngineContext, now: datetime
+) -> SessionInfo:
+    """Carry out what was decided when the visit was first looked at; the session that the id names now."""
+    status = lifecycle.status_at(session, rules.settings, now)
+    if visit.admission == "fresh" and status == "expired":
+        return _start_fresh(connection, session, visit, rules, now)
+    if visit.admission in ("revived", "reopened") and status not in lifecycle.OPEN:
+        limits.make_room(connection, session.user_id, rules, now, but=session.id)
+        end = lifecycle.expiry_of(session, rules.settings)
+        reason = session.reason if session.status != "active" else end and end.reason
+        revive(connection, visit, visit.admission, reason, now)
+    elif session.status == "expired":  # by another process, since this visit was let in
+        revive(connection, visit, "revived", "running", now)
+    elif visit.hand is not None and visit.lease is None and _is_same_second(to_text(session.last_active_at), now):
+        return session
+    tool_call_rows.interrupt_gone(connection, session.id)
+    session_rows.touch(connection, session.id, rules, now)
+    return session
+
+
+def _is_same_second(last_active_at: str, now: datetime) -> bool:
+    """Each touch rewrites four indexes: once a second will do for what is many times written."""
+    return last_active_at[:_SECOND] == to_text(now)[:_SECOND]
+
+
+def _resume(connection: sqlite3.Connection, visit: RunContext, now: datetime) -> None:
+    connection.execute("UPDATE sessions SET opened_as = 'resumed' WHERE id = ?", (visit.session_id,))
+    events.record(connection, visit.session_id, "resumed", None, now, run_id=visit.run_id)
+
+
+def revive(connection: sqlite3.Connection, visit: RunContext, kind: str, reason: str | None, now: datetime) -> None:
+    connection.execute(
+        "UPDATE sessions SET status = 'active', reason = ?, ended_at = NULL, began_at = ?, opened_as = ?, pruned = 0"
+        " WHERE id = ?",
+        (kind, to_text(now), kind, visit.session_id),
+    )
+    events.record(connection, visit.session_id, kind, reason, now, run_id=visit.run_id)
+
+
+def _start_fresh(
+    connection: sqlite3.Connection, session: SessionInfo, visit: RunContext, rules: EngineContext, now: datetime
+) -> SessionInfo:
+    """The id with nothing said in it yet: whose it is, what it is called and its own settings stay."""
+    aside = endings.rename_expired(connection, session, rules, now)
+    _insert(
+        connection, visit, rules, now, owner=session if session.user_id is not None else visit.identity, aside=aside
+    )
+    connection.execute(_KEPT, (aside, session.id))
+    session_rows.write_expiry(connection, session.id, rules)
+    return session_rows.get(connection, session.id)
+
+
+_KEPT = """
+    UPDATE sessions SET (title, purpose, tags, metadata, visibility, idle_timeout_seconds, max_age_seconds,
+        retention_seconds, on_expire, on_resume) = (SELECT title, purpose, tags, metadata, visibility,
+        idle_timeout_seconds, max_age_seconds, retention_seconds, on_expire, on_resume FROM sessions WHERE id = ?)
+    WHERE id = ?
+"""
+
+
+def _insert(
+    connection: sqlite3.Connection,
+    visit: RunContext,
+    rules: EngineContext,
+    now: datetime,
+    *,
+    owner: Identity | SessionInfo | None = None,
+    aside: str | None = None,
+) -> SessionInfo:
+    """Open a session for the visitor, or for another `owner`; `aside` is where one with this id was put."""
+    owner, session_id = owner or visit.identity, visit.session_id
+    latest_checkpoint.check_new(connection, session_id, rules.path)
+    limits.make_room(connection, owner.user_id, rules, now)
+    incarnation = tombstones.next_incarnation(connection, session_id)
+    aside = aside or endings.put_archive_aside(connection, session_id)
+    connection.execute(
+        "INSERT INTO sessions (id, family_id, user_id, group_id, opened_as, reason, created_at, began_at,"
+        " incarnation, last_active_at) VALUES (?, ?, ?, ?, 'opened', 'opened', ?, ?, ?, ?)",
+        (session_id, session_id, owner.user_id, owner.group_id, to_text(now), to_text(now), incarnation, to_text(now)),
+    )
+    reason, detail = (None, {}) if aside is None else ("fresh", {"put_aside": aside})
+    events.record(connection, session_id, "opened", reason, now, detail=detail, run_id=visit.run_id)
+    session_rows.touch(connection, session_id, rules, now)
+    return session_rows.get(connection, session_id)

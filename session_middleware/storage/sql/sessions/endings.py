@@ -1,0 +1,328 @@
+"""How sessions end in SQLite: on purpose, or because they are due.
+
+`due.py` lists which are. Whoever ends one asks again, in its transaction, since it may have been used meanwhile.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import datetime
+from typing import Any
+
+from session_middleware import lifecycle
+from session_middleware.findings import SweepResult
+from session_middleware.models import Closed, Identity, OnExpire, Pin, SessionInfo, Status, to_text
+from session_middleware.storage import jsonl
+from session_middleware.storage.sql.checkpoints import blobs, checkpoints, lists, pruning
+from session_middleware.storage.sql.engine_context import EngineContext
+from session_middleware.storage.sql.memory import memories
+from session_middleware.storage.sql.record import runs
+from session_middleware.storage.sql.sessions import archives, events, leases, session_rows, tombstones
+from session_middleware.storage.upkeep import DeletionCounts
+
+# On purpose
+
+
+def end(
+    connection: sqlite3.Connection,
+    session_id: str,
+    status: Closed,
+    rules: EngineContext,
+    *,
+    reason: str,
+    detail: dict[str, Any],
+    by: Identity | None,
+) -> SessionInfo:
+    """End a session as its user or the operator says. Raises `InvalidTransition`, `SessionNotFound`."""
+    now = rules.clock()
+    session = session_rows.get_for(connection, session_id, by, rules)
+    lifecycle.check_transition(session_id, lifecycle.status_at(session, rules.settings, now), status)
+    _close(connection, session, status, reason, now, rules, detail=detail)
+    return session_rows.get(connection, session_id)
+
+
+def _close(
+    connection: sqlite3.Connection,
+    session: SessionInfo,
+    status: Status,
+    reason: str,
+    at: datetime,
+    rules: EngineContext,
+    *,
+    detail: dict[str, Any],
+) -> None:
+    connection.execute(
+        "UPDATE sessions SET status = ?, reason = ?, ended_at = ?, expires_at = ? WHERE id = ?",
+        (status, reason, to_text(at), to_text(at) if status == "expired" else None, session.id),
+    )
+    events.record(connection, session.id, status, reason, rules.clock(), detail=detail)
+
+
+def expire(
+    connection: sqlite3.Connection, session: SessionInfo, reason: str, at: datetime, rules: EngineContext
+) -> None:
+    """Write down that a session has expired, and prune it where that is wanted."""
+    if session.status != "active":
+        return
+    _close(connection, session, "expired", reason, at, rules, detail=_idle_since(session))
+    if lifecycle.terms_of(session, rules.settings).on_expire == "prune":
+        prune(connection, session)
+
+
+def prune(connection: sqlite3.Connection, session: SessionInfo) -> bool:
+    """Prune a session that has expired, unless that was done; whether it was not."""
+    pruned = connection.execute("UPDATE sessions SET pruned = 1 WHERE id = ? AND pruned = 0", (session.id,)).rowcount
+    if pruned:
+        with suppress(blobs.CorruptRow):  # then all of it stays, and who reads it is told
+            if pruning.prune(connection, session.id):
+                lists.free_unused(connection, session.family_id, session_rows.members(connection, session.family_id))
+    return bool(pruned)
+
+
+def pin(
+    connection: sqlite3.Connection, session_id: str, given: Pin | None, rules: EngineContext, by: Identity | None
+) -> SessionInfo:
+    """Exempt a session from ending, or end that. One that has expired stays so, whether or not a sweep came."""
+    now = rules.clock()
+    session = session_rows.get_for(connection, session_id, by, rules)
+    if given is None and session.pinned is None:
+        return session
+    due, status = lifecycle.expiry_of(session, rules.settings), lifecycle.status_at(session, rules.settings, now)
+    if due is not None and (session.status, status) == ("active", "expired"):
+        _close(connection, session, "expired", due.reason, due.at, rules, detail=_idle_since(session))
+    text = None if given is None else given.model_dump_json()
+    connection.execute("UPDATE sessions SET pinned = ? WHERE id = ?", (text, session_id))
+    detail = {"by": given.by} if given is not None else {}
+    events.append(connection, session_id, "pinned" if given else "unpinned", given.why if given else None, detail, now)
+    if given is None:  # it has been exempt until now
+        session_rows.touch(connection, session_id, rules, now)
+    session_rows.write_expiry(connection, session_id, rules)
+    return session_rows.get(connection, session_id)
+
+
+def _idle_since(session: SessionInfo) -> dict[str, Any]:
+    return {"last_active_at": to_text(session.last_active_at)}
+
+
+def rename_expired(connection: sqlite3.Connection, session: SessionInfo, rules: EngineContext, now: datetime) -> str:
+    """Keep an expired session under another id, which is returned, so that its own is free for a fresh one.
+
+    It is abandoned, not expired: it can be read, and resumed by its new id, like any that has ended.
+    """
+    aside = _free_id(connection, session.id)
+    due = lifecycle.expiry_of(session, rules.settings)
+    expire(connection, session, due.reason if due else "idle_timeout", due.at if due else now, rules)
+    family = aside if session.family_id == session.id else session.family_id
+    connection.execute(
+        "UPDATE sessions SET id = ?, family_id = ?, status = 'abandoned' WHERE id = ?", (aside, family, session.id)
+    )
+    runs.rename(connection, session.id, aside)
+    memories.rename(connection, session.id, aside)
+    checkpoints.rename(connection, session.id, aside)
+    if family == aside:
+        connection.execute("UPDATE sessions SET family_id = ? WHERE family_id = ?", (aside, session.id))
+        lists.rename_family(connection, session.id, aside)
+    archives.remove(connection, session.id, session.incarnation, rules)
+    events.append(connection, aside, "put_aside", "fresh", {"was": session.id}, now)
+    tombstones.put(connection, session, "put aside", aside, now)
+    return aside
+
+
+def put_archive_aside(connection: sqlite3.Connection, session_id: str) -> str | None:
+    """As `put_aside`, of an archived session, which is restored by its new id; ``None`` where none is archived."""
+    stone = tombstones.find(connection, session_id)
+    if stone is None or stone.archive is None:
+        return None
+    aside = _free_id(connection, session_id)
+    tombstones.rename(connection, session_id, aside)
+    return aside
+
+
+def _free_id(connection: sqlite3.Connection, session_id: str) -> str:
+    number = 1
+    while (
+        session_rows.find(connection, aside := f"{session_id}~{number}") is not None
+        or tombstones.find(connection, aside) is not None
+    ):
+        number += 1
+    return aside
+
+
+def delete(
+    connection: sqlite3.Connection,
+    session_id: str,
+    rules: EngineContext,
+    *,
+    reason: str | None = None,
+    action: str = "deleted",
+    archive: str | None = None,
+    digest: str | None = None,
+) -> DeletionCounts:
+    """Everything of a session, but for a tombstone; also of one that cannot be read."""
+    session = session_rows.find_remains(connection, session_id)
+    if session is None:
+        return DeletionCounts()
+    now = rules.clock()
+    connection.execute("DELETE FROM sessions WHERE id = ?", (session_id,))
+    messages, tool_calls = runs.delete(connection, session_id)
+    remembered = memories.delete_session(connection, session_id)
+    kept = checkpoints.delete(connection, session_id)
+    lists.free_unused(connection, session.family_id, session_rows.members(connection, session.family_id))
+    tombstones.put(connection, session, action, reason or session.reason, now, archive=archive, digest=digest)
+    if action != "forgotten":
+        events.record_and_announce(connection, session_id, action, reason, now, detail={"user_id": session.user_id})
+    left = archives.remove(connection, session_id, session.incarnation, rules) if action == "deleted" else 0
+    return DeletionCounts(1, kept, messages, tool_calls, remembered, left)
+
+
+def delete_archived(
+    connection: sqlite3.Connection, session_id: str, rules: EngineContext, by: Identity | None
+) -> DeletionCounts:
+    """An archived session, with its file. Raises `SessionNotFound`, also when it was another user's."""
+    stone = tombstones.get_archived(connection, session_id, by)
+    assert stone.archive is not None
+    now = rules.clock()
+    tombstones.deleted(connection, stone.id, now)
+    events.record_and_announce(connection, stone.id, "deleted", "by_user", now, detail={"user_id": stone.user_id})
+    return DeletionCounts(
+        1, bytes_freed=jsonl.remove(rules.archive_at(stone.archive))
+    )  # nothing leads to it after the commit
+
+
+# Ending what is due
+
+
+def end_due(connection: sqlite3.Connection, due: SweepResult, rules: EngineContext, now: datetime) -> bool:
+    """End one session if it is still due."""
+    session = session_rows.find_readable(connection, due.session_id, rules)
+    if session is None or session.pinned is not None or leases.is_live(connection, session.id, rules):
+        return False
+    if due.reason == "older_than":
+        if session.last_active_at >= due.expired_at:
+            return False
+        delete(connection, session.id, rules, reason=due.reason)
+        return True
+    if due.reason == "on_expire":
+        return _follow_up(connection, session, due.action, rules)
+    if session.status == "active":
+        end = lifecycle.expiry_of(session, rules.settings)
+        if end is None or end.at > now:
+            return False
+        if due.action == "delete":
+            delete(connection, session.id, rules, reason=end.reason)
+        elif due.action == "archive":
+            _archive(connection, session, end.reason, end.at, rules)
+        else:
+            expire(connection, session, end.reason, end.at, rules)
+        return True
+    until = lifecycle.deleted_at(session, rules.settings)
+    if until is None or until > now:
+        return False
+    delete(connection, session.id, rules, reason="retention")
+    return True
+
+
+def _follow_up(connection: sqlite3.Connection, session: SessionInfo, action: OnExpire, rules: EngineContext) -> bool:
+    """Do with a session that expired some time ago what is to be done with it now."""
+    if session.status != "expired" or lifecycle.terms_of(session, rules.settings).on_expire != action:
+        return False
+    if action == "prune":
+        return prune(connection, session)
+    if action == "delete":
+        delete(connection, session.id, rules, reason=session.reason)
+    else:
+        _archive(connection, session, session.reason, session.ended_at or rules.clock(), rules)
+    return True
+
+
+def is_plain(due: SweepResult) -> bool:
+    """Whether nothing is to be done to it but to write down that it has expired."""
+    return due.action == "keep" and due.reason in ("idle_timeout", "max_age")
+
+
+# By id, which the signs see to: SQLite would read all that are active.
+_EXPIRE = f"""
+    UPDATE sessions SET status = 'expired', reason = due.why, ended_at = due.at, expires_at = due.at,
+        last_seq = last_seq + 1
+    FROM (SELECT json_extract(value, '$[0]') AS one, json_extract(value, '$[1]') AS seen,
+        json_extract(value, '$[2]') AS why, json_extract(value, '$[3]') AS at FROM json_each(:due)) AS due
+    WHERE id = due.one AND +status = 'active' AND +last_active_at = due.seen AND postponed_until IS NULL
+        AND COALESCE(on_expire, :on_expire) = 'keep' AND {session_rows.DUE}
+    RETURNING id, last_seq
+"""
+_EXPIRED = """
+    INSERT INTO events (session_id, seq, kind, reason, detail, created_at)
+    SELECT id, last_seq, 'expired', reason, json_object('last_active_at', last_active_at), :now FROM sessions
+    WHERE id IN (SELECT value FROM json_each(:ids)) ORDER BY ended_at, id
+"""
+
+
+def expire_plain(
+    connection: sqlite3.Connection, due: Sequence[SweepResult], rules: EngineContext, now: datetime
+) -> list[SweepResult]:
+    """As `end_due` of each, of those that `is_plain` and were not touched since they were listed, by one statement."""
+    live = json.dumps(sorted(leases.live(connection, rules)))
+    listed = [(one.session_id, to_text(one.last_active_at), one.reason, to_text(one.expired_at)) for one in due]
+    values = {"due": json.dumps(listed), "live": live, "on_expire": rules.settings.on_expire}
+    seqs = dict(connection.execute(_EXPIRE, session_rows.moments(rules, now) | values).fetchall())
+    done, at = [one for one in due if one.session_id in seqs], rules.clock()
+    connection.execute(_EXPIRED, {"ids": json.dumps(sorted(seqs)), "now": to_text(at)})
+    for one in done:
+        detail, seq = {"last_active_at": to_text(one.last_active_at)}, seqs[one.session_id]
+        events.record_and_announce(connection, one.session_id, "expired", one.reason, at, detail=detail, seq=seq)
+    return done
+
+
+def _archive(
+    connection: sqlite3.Connection, session: SessionInfo, reason: str | None, at: datetime, rules: EngineContext
+) -> None:
+    connection.execute(
+        "UPDATE sessions SET status = 'expired', reason = ?, ended_at = ? WHERE id = ?",
+        (reason, to_text(at), session.id),
+    )
+    archive, digest = archives.write(connection, session, rules)
+    delete(connection, session.id, rules, action="archived", reason=reason, archive=archive, digest=digest)
+
+
+def postpone(
+    connection: sqlite3.Connection, session_id: str, until: datetime, rules: EngineContext, now: datetime
+) -> None:
+    connection.execute("UPDATE sessions SET postponed_until = ? WHERE id = ?", (to_text(until), session_id))
+    events.append(connection, session_id, "postponed", None, {"until": to_text(until)}, now)
+    session_rows.write_expiry(connection, session_id, rules)
+
+
+_LOST = (
+    "NOT EXISTS (SELECT 1 FROM checkpoints AS own WHERE own.session_id = writes.session_id"
+    " AND own.checkpoint_ns = writes.checkpoint_ns AND own.checkpoint_id = writes.checkpoint_id"
+    " AND own.place >= writes.checkpoint_id)"
+)
+
+
+def list_orphaned(connection: sqlite3.Connection, since: datetime, before: datetime) -> list[str]:
+    """Sessions last active between the two moments that have writes whose checkpoint never came."""
+    rows = connection.execute(
+        "SELECT id FROM sessions WHERE last_active_at >= ? AND last_active_at < ?"
+        f" AND EXISTS (SELECT 1 FROM writes WHERE session_id = sessions.id AND {_LOST})",
+        (to_text(since), to_text(before)),
+    )
+    return [session_id for (session_id,) in rows]
+
+
+def free_orphans(connection: sqlite3.Connection, session_id: str, rules: EngineContext) -> int:
+    """Delete a session's writes whose checkpoint never came, unless a run may still bring it; how many.
+
+    LangGraph stores a task's writes before the checkpoint they belong to, and a run may end in between.
+    """
+    now = rules.clock()
+    session = session_rows.find_readable(connection, session_id, rules)
+    if session is None or leases.is_live(connection, session_id, rules):
+        return 0
+    lost = connection.execute(f"DELETE FROM writes WHERE session_id = ? AND {_LOST}", (session_id,)).rowcount
+    if lost:
+        lists.free_unused(connection, session.family_id, session_rows.members(connection, session.family_id))
+        events.append(connection, session_id, "repaired", "orphaned_writes", {"writes": lost}, now)
+    return lost

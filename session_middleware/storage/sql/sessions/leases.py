@@ -1,0 +1,108 @@
+"""Leases in SQLite: who runs in which session now, and in which order they came.
+
+A row is a run's place in the queue of its session, and its number the fencing number. Whoever has the
+lowest number of those still alive is the one that may run, where only one may. A row goes when its run
+ends, or when somebody finds that its process is gone.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Collection, Iterable
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+from session_middleware.models import to_text
+from session_middleware.storage.processes import is_gone, is_near, this_process
+from session_middleware.storage.run import RunContext
+from session_middleware.storage.sql.engine_context import EngineContext
+
+STALE = timedelta(minutes=1)  # after which a run that was not renewed is dead, where its process cannot be asked
+
+
+class LeaseRow(NamedTuple):
+    """A row of the table."""
+
+    number: int
+    session_id: str
+    run_id: str | None
+    user_id: str | None
+    process: str
+    started_at: str
+    renewed_at: str
+
+    def is_dead(self, rules: EngineContext) -> bool:
+        """A process on this machine is asked; of another's, it is known by its silence."""
+        if self.number in rules.over:
+            return True
+        if is_near(self.process):
+            return is_gone(self.process)
+        return self.renewed_at < to_text(rules.clock() - STALE)
+
+
+def take(connection: sqlite3.Connection, visit: RunContext, now: datetime) -> None:
+    """Give the visit's lease a row, behind those that are there."""
+    assert visit.lease is not None
+    cursor = connection.execute(
+        "INSERT INTO leases (session_id, run_id, user_id, process, started_at, renewed_at) VALUES (?, ?, ?, ?, ?, ?)",
+        (visit.session_id, visit.run_id, visit.identity.user_id, this_process(), to_text(now), to_text(now)),
+    )
+    visit.lease.number = cursor.lastrowid
+
+
+def release(connection: sqlite3.Connection, numbers: Iterable[int]) -> None:
+    connection.execute("DELETE FROM leases WHERE number IN (SELECT value FROM json_each(?))", (json.dumps([*numbers]),))
+
+
+def renew(connection: sqlite3.Connection, numbers: Iterable[int], now: datetime) -> int:
+    """How many of them are still there."""
+    return connection.execute(
+        "UPDATE leases SET renewed_at = ? WHERE number IN (SELECT value FROM json_each(?))",
+        (to_text(now), json.dumps([*numbers])),
+    ).rowcount
+
+
+def of(connection: sqlite3.Connection, session_id: str) -> list[LeaseRow]:
+    """First come first."""
+    rows = connection.execute("SELECT * FROM leases WHERE session_id = ? ORDER BY number", (session_id,))
+    return [LeaseRow(*row) for row in rows]
+
+
+def before(connection: sqlite3.Connection, session_id: str, number: int | None, rules: EngineContext) -> list[LeaseRow]:
+    """The living that are before this number, or all of the living."""
+    return [
+        place
+        for place in of(connection, session_id)
+        if (number is None or place.number < number) and not place.is_dead(rules)
+    ]
+
+
+def is_live(connection: sqlite3.Connection, session_id: str, rules: EngineContext) -> bool:
+    """Whether a run is in progress in the session, in a process that is still there."""
+    return any(not place.is_dead(rules) for place in of(connection, session_id))
+
+
+def live(connection: sqlite3.Connection, rules: EngineContext) -> frozenset[str]:
+    """The ids of all sessions with a run in progress."""
+    rows = connection.execute("SELECT * FROM leases ORDER BY number").fetchall()
+    return frozenset(place.session_id for row in rows if not (place := LeaseRow(*row)).is_dead(rules))
+
+
+def dead(connection: sqlite3.Connection, rules: EngineContext) -> list[LeaseRow]:
+    rows = connection.execute("SELECT * FROM leases ORDER BY number").fetchall()
+    return [place for row in rows if (place := LeaseRow(*row)).is_dead(rules)]
+
+
+def reap(connection: sqlite3.Connection, places: Collection[LeaseRow]) -> None:
+    """Take away the rows of the dead; that they were last renewed is the last that is known of activity."""
+    for place in places:
+        connection.execute(
+            "UPDATE sessions SET last_active_at = ? WHERE id = ? AND last_active_at < ?",
+            (place.renewed_at, place.session_id, place.renewed_at),
+        )
+    release(connection, [place.number for place in places])
+
+
+def rename(connection: sqlite3.Connection, session_id: str, to: str) -> None:
+    connection.execute("UPDATE leases SET session_id = ? WHERE session_id = ?", (to, session_id))

@@ -1,0 +1,96 @@
+"""Users in SQLite: refusing one from now on, and forgetting one."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Sequence
+
+from session_middleware import lifecycle
+from session_middleware.findings import ErasureReceipt
+from session_middleware.models import to_text
+from session_middleware.storage import jsonl
+from session_middleware.storage.sql.engine_context import EngineContext
+from session_middleware.storage.sql.memory import memories
+from session_middleware.storage.sql.sessions import archives, endings, session_rows
+from session_middleware.storage.sql.sessions.revocations import hash_of
+from session_middleware.storage.sql.sessions.tombstones import hashed
+
+
+def revoke(connection: sqlite3.Connection, user_id: str, reason: str | None, rules: EngineContext) -> list[str]:
+    now = rules.clock()
+    connection.execute(
+        "INSERT INTO revoked (user_hash, reason, since) VALUES (?, ?, ?) ON CONFLICT (user_hash) DO NOTHING",
+        (hash_of(user_id), reason, to_text(now)),
+    )
+    theirs = connection.execute("SELECT id FROM sessions WHERE user_id = ? AND status = 'active'", (user_id,))
+    ended = []
+    for (session_id,) in theirs.fetchall():
+        session = session_rows.find_readable(connection, session_id, rules)
+        if session is not None and lifecycle.status_at(session, rules.settings, now) in lifecycle.OPEN:
+            detail = {} if reason is None else {"why": reason}
+            endings.end(connection, session_id, "abandoned", rules, reason="owner_revoked", detail=detail, by=None)
+            ended.append(session_id)
+    return ended
+
+
+# Forgetting
+
+
+def forget(connection: sqlite3.Connection, user_id: str, rules: EngineContext, *, dry_run: bool) -> ErasureReceipt:
+    """Delete all that is kept of a user, archives too, in one transaction; how much that was."""
+    connection.execute("SAVEPOINT forgetting")
+    rows = connection.execute(
+        "SELECT id, CAST(incarnation AS INTEGER) FROM sessions WHERE user_id = ?", (user_id,)
+    ).fetchall()
+    theirs = [session_id for session_id, _ in rows]
+    stones = connection.execute("SELECT id, archive FROM tombstones WHERE user_id = ?", (user_id,)).fetchall()
+    gone = [session_id for session_id, _ in stones]
+    memories_gone = memories.delete_of_user(connection, user_id, [*theirs, *gone])
+    deleted = [endings.delete(connection, session_id, rules, action="forgotten") for session_id in theirs]
+    traces = _erase_traces(connection, user_id, [*theirs, *gone])
+    for session_id in gone:
+        connection.execute(
+            "UPDATE OR REPLACE tombstones SET id = ?, user_id = NULL, group_id = NULL, title = NULL,"
+            " action = 'forgotten', reason = NULL, archive = NULL, digest = NULL, on_resume = NULL WHERE id = ?",
+            (hashed(session_id), session_id),
+        )
+    archived = [rules.archive_at(path) for _, path in stones if path is not None]
+    bytes_freed = 0
+    if not dry_run:  # before it is committed: afterwards nothing leads to the files any more
+        bytes_freed = sum(jsonl.remove(path) for path in archived)
+        bytes_freed += sum(archives.remove(connection, id_, incarnation, rules) for id_, incarnation in rows)
+    forgotten = ErasureReceipt(
+        sessions=len(theirs),
+        checkpoints=sum(each.checkpoints for each in deleted),
+        messages=sum(each.messages for each in deleted),
+        tool_calls=sum(each.tool_calls for each in deleted),
+        memories=memories_gone + sum(each.memories for each in deleted),
+        archives=len(archived),
+        traces=traces,
+        bytes_freed=bytes_freed,
+        dry_run=dry_run,
+    )
+    if dry_run:
+        connection.execute("ROLLBACK TO forgetting")
+    connection.execute("RELEASE forgetting")
+    return forgotten
+
+
+_TRACES = (  # each found by an index of such mentions alone
+    "UPDATE events SET detail = json_set(detail, '$.user_id', 'forgotten') WHERE json_extract(detail, '$.user_id') = ?",
+    "UPDATE events SET detail = json_set(detail, '$.by', 'forgotten') WHERE json_extract(detail, '$.by') = ?",
+    "UPDATE sessions SET pinned = json_set(pinned, '$.by', 'forgotten')"
+    " WHERE pinned IS NOT NULL AND json_extract(pinned, '$.by') = ?",
+    "UPDATE runs SET user_id = 'forgotten' WHERE user_id = ?",
+)
+
+
+def _erase_traces(connection: sqlite3.Connection, user_id: str, theirs: Sequence[str]) -> int:
+    """Mentions elsewhere: who was refused where, who ran and runs. How many."""
+    gone = sum(connection.execute(erase, (user_id,)).rowcount for erase in _TRACES)
+    ids = json.dumps(list(theirs))
+    connection.execute(
+        "DELETE FROM leases WHERE user_id = ? OR session_id IN (SELECT value FROM json_each(?))", (user_id, ids)
+    )
+    return gone

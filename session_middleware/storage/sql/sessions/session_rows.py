@@ -1,0 +1,336 @@
+"""Sessions in SQLite: their rows, how they are found, changed, listed and counted."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sqlite3
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime, timedelta
+from typing import Any
+
+from session_middleware import lifecycle
+from session_middleware.errors import SessionNotFound
+from session_middleware.models import LONGEST, Identity, SessionInfo, to_text
+from session_middleware.storage.protocol import SessionFilter
+from session_middleware.storage.sql.checkpoints import latest_checkpoint
+from session_middleware.storage.sql.engine_context import EngineContext
+from session_middleware.storage.sql.row_mapping import Malformed, clean, to_json, value_of
+from session_middleware.storage.sql.sessions import events, leases, revocations
+from session_middleware.storage.upkeep import SessionDetails
+
+logger = logging.getLogger("session_middleware")
+
+
+def find(connection: sqlite3.Connection, session_id: str) -> SessionInfo | None:
+    cursor = connection.execute("SELECT * FROM sessions WHERE id = ?", (session_id,))
+    row = cursor.fetchone()
+    return None if row is None else value_of(SessionInfo, cursor, row)
+
+
+def find_readable(connection: sqlite3.Connection, session_id: str, rules: EngineContext) -> SessionInfo | None:
+    """As `find`, for what is done to many; one that cannot be read is passed over, and told of."""
+    try:
+        return find(connection, session_id)
+    except Malformed as error:
+        leave_out(error.session_id, str(error), rules)
+        return None
+
+
+def find_remains(connection: sqlite3.Connection, session_id: str) -> SessionInfo | None:
+    """As `find`, for who deletes it: of one that cannot be read, as much as that takes."""
+    with suppress(Malformed):
+        return find(connection, session_id)
+    cursor = connection.execute(
+        "SELECT id, family_id, user_id, group_id, CAST(incarnation AS INTEGER) AS incarnation"
+        " FROM sessions WHERE id = ?",
+        (session_id,),
+    )
+    remains: dict[str, Any] = dict(zip((c[0] for c in cursor.description), cursor.fetchone(), strict=True))
+    return SessionInfo.model_construct(**remains)
+
+
+def readable(cursor: sqlite3.Cursor, rules: EngineContext) -> list[SessionInfo | None]:
+    """Sessions row by row; ``None`` for one that cannot be read, of which it is told, and which holds up no other."""
+    found: list[SessionInfo | None] = []
+    for row in cursor.fetchall():
+        try:
+            found.append(value_of(SessionInfo, cursor, row))
+        except Malformed as error:
+            leave_out(error.session_id, str(error), rules)
+            found.append(None)
+    return found
+
+
+def first(
+    connection: sqlite3.Connection, select: str, values: Mapping[str, Any], limit: int | None, rules: EngineContext
+) -> list[SessionInfo]:
+    """The first `limit` (``None``: all) that can be read of what `select`, with its ``LIMIT :limit``, finds."""
+    left_out = 0
+    while True:
+        most = -1 if limit is None else limit + left_out
+        rows = readable(connection.execute(select, {**values, "limit": most}), rules)
+        if limit is None or rows.count(None) == left_out:
+            return [session for session in rows if session is not None]
+        left_out = rows.count(None)
+
+
+def leave_out(session_id: str, problem: str, rules: EngineContext) -> None:
+    if session_id not in rules.unreadable:
+        rules.unreadable.add(session_id)
+        logger.warning(
+            "%s: session %r is left out of lists and sweeps, since its row cannot be read (%s); "
+            "mend the row, or delete the session",
+            rules.path,
+            session_id,
+            problem,
+        )
+
+
+def get(connection: sqlite3.Connection, session_id: str) -> SessionInfo:
+    session = find(connection, session_id)
+    if session is None:
+        raise SessionNotFound(session_id)
+    return session
+
+
+def seen(connection: sqlite3.Connection, session_id: str, rules: EngineContext) -> SessionInfo | None:
+    """As `find`, and whether a run is in progress in it; an error when only its row is missing."""
+    session = find(connection, session_id)
+    if session is None:
+        latest_checkpoint.check_new(connection, session_id, rules.path)
+    elif leases.is_live(connection, session_id, rules):
+        return session.model_copy(update={"is_running": True})
+    return session
+
+
+def get_for(connection: sqlite3.Connection, session_id: str, by: Identity | None, rules: EngineContext) -> SessionInfo:
+    """The session, for somebody who is to change it (``None``: the operator).
+
+    Raises `SessionNotFound`, also when it is not theirs; and `UserRevoked`.
+    """
+    if by is not None:
+        revocations.check_not_revoked(connection, session_id, by.user_id)
+    session = seen(connection, session_id, rules)
+    if session is None or (by is not None and not lifecycle.is_theirs(session, by)):
+        raise SessionNotFound(session_id)
+    return session
+
+
+def members(connection: sqlite3.Connection, family_id: str) -> Sequence[str]:
+    rows = connection.execute("SELECT id FROM sessions WHERE family_id = ?", (family_id,))
+    return [session_id for (session_id,) in rows]
+
+
+# Changing
+
+
+def touch(connection: sqlite3.Connection, session_id: str, rules: EngineContext, now: datetime) -> None:
+    """Activity: the idle time begins again."""
+    timeout = rules.settings.idle_timeout
+    own_terms = connection.execute(
+        "UPDATE sessions SET last_active_at = ?, postponed_until = NULL, expires_at = ? WHERE id = ?"
+        " RETURNING idle_timeout_seconds, max_age_seconds, pinned",  # `IS NULL` would be false of all, in SQLite 3.40
+        (to_text(now), None if timeout is None else to_text(now + timeout), session_id),
+    ).fetchone()
+    if own_terms is not None and (own_terms != (None, None, None) or rules.settings.max_age is not None):
+        write_expiry(connection, session_id, rules)
+
+
+def write_expiry(connection: sqlite3.Connection, session_id: str, rules: EngineContext) -> None:
+    """For those who read the table: we ourselves go by the clock and the settings of the moment."""
+    end = lifecycle.expires_at(get(connection, session_id), rules.settings)
+    connection.execute(
+        "UPDATE sessions SET expires_at = ? WHERE id = ?", (None if end is None else to_text(end), session_id)
+    )
+
+
+def ping(connection: sqlite3.Connection, session_id: str, rules: EngineContext, by: Identity | None) -> SessionInfo:
+    now = rules.clock()
+    session = get_for(connection, session_id, by, rules)
+    lifecycle.check_open(session_id, lifecycle.status_at(session, rules.settings, now))
+    touch(connection, session_id, rules, now)
+    return get(connection, session_id)
+
+
+def update(
+    connection: sqlite3.Connection,
+    session_id: str,
+    details: SessionDetails,
+    rules: EngineContext,
+    by: Identity | None = None,
+) -> SessionInfo:
+    session = get_for(connection, session_id, by, rules)
+    lifecycle.check_visibility(session, details.visibility)
+    for name, value in _changes(session, details).items():
+        connection.execute(_SET[name], (value, session_id))
+    if any(getattr(details, name) is not None for name in ("idle_timeout_seconds", "max_age_seconds")):
+        write_expiry(connection, session_id, rules)
+    if details.client is not None and details.client != session.client:
+        events.append(connection, session_id, "connected", None, details.client, rules.clock())
+    return get(connection, session_id)
+
+
+def _changes(session: SessionInfo, details: SessionDetails) -> dict[str, Any]:
+    given: dict[str, Any] = {name: value for name, value in details._asdict().items() if value is not None}
+    for name in given.keys() & {"title", "purpose"}:
+        given[name] = clean(given[name]) or None  # an empty one is none
+    for name in given.keys() & {"metadata", "context", "client"}:
+        given[name] = to_json(merged(getattr(session, name), given[name]))
+    if "tags" in given:
+        given["tags"] = to_json(list(given["tags"]))
+    return given
+
+
+def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """As JSON merge patch (RFC 7396): dicts merge at every depth, and ``None`` takes a key away."""
+    found = dict(old)
+    for key, value in new.items():
+        if value is None:
+            found.pop(key, None)
+        elif isinstance(value, dict):
+            under = found.get(key)
+            found[key] = merged(under if isinstance(under, dict) else {}, value)
+        else:
+            found[key] = value
+    return found
+
+
+_SET = {
+    "title": "UPDATE sessions SET title = ? WHERE id = ?",
+    "purpose": "UPDATE sessions SET purpose = ? WHERE id = ?",
+    "tags": "UPDATE sessions SET tags = ? WHERE id = ?",
+    "metadata": "UPDATE sessions SET metadata = ? WHERE id = ?",
+    "context": "UPDATE sessions SET context = ? WHERE id = ?",
+    "client": "UPDATE sessions SET client = ? WHERE id = ?",
+    "visibility": "UPDATE sessions SET visibility = ? WHERE id = ?",
+    "idle_timeout_seconds": "UPDATE sessions SET idle_timeout_seconds = ? WHERE id = ?",
+    "max_age_seconds": "UPDATE sessions SET max_age_seconds = ? WHERE id = ?",
+    "retention_seconds": "UPDATE sessions SET retention_seconds = ? WHERE id = ?",
+    "on_expire": "UPDATE sessions SET on_expire = ? WHERE id = ?",
+    "on_resume": "UPDATE sessions SET on_resume = ? WHERE id = ?",
+}
+
+
+# Listing
+
+
+# The moments of expiry as `lifecycle.expiry_of` has them, of a session that is stored as active. To the millisecond.
+DUE = """
+    (pinned IS NULL AND (postponed_until IS NULL OR postponed_until <= :now)
+    AND id NOT IN (SELECT value FROM json_each(:live)) AND (
+        (idle_timeout_seconds IS NULL AND last_active_at <= :gone)
+        OR (max_age_seconds IS NULL AND began_at <= :born)
+        OR (IFNULL(idle_timeout_seconds, 0) > 0
+            AND ROUND((julianday(:now) - julianday(last_active_at)) * 86400.0, 3) >= idle_timeout_seconds)
+        OR (IFNULL(max_age_seconds, 0) > 0
+            AND ROUND((julianday(:now) - julianday(began_at)) * 86400.0, 3) >= max_age_seconds)
+    ))
+"""
+_LIVE = "id IN (SELECT value FROM json_each(:live))"
+# Each is one range of an index: SQLite reads all that are active for the two of them together.
+_BY_STATUS = {
+    "active": (
+        f"status = 'active' AND last_active_at > :idle AND NOT {DUE} AND NOT {_LIVE}",
+        f"+status = 'active' AND {_LIVE}",
+    ),
+    "idle": (f"status = 'active' AND last_active_at <= :idle AND NOT {DUE} AND NOT {_LIVE}",),
+    "expired": ("status = 'expired'", f"status = 'active' AND last_active_at <= :latest AND {DUE}"),
+}
+_CONDITIONS = {
+    "user_id": "user_id = :user_id",
+    "group_id": "group_id = :group_id",
+    "since": "last_active_at >= :since",
+    "until": "last_active_at < :until",
+    "tags": "NOT EXISTS (SELECT 1 FROM json_each(:tags) AS wanted"
+    " WHERE NOT EXISTS (SELECT 1 FROM json_each(CASE WHEN json_valid(sessions.tags) THEN sessions.tags END) AS own"
+    " WHERE own.value = wanted.value))",
+    "visible_to": "(user_id = :viewer"
+    " OR visibility != 'private' AND group_id IN (SELECT value FROM json_each(:viewers_groups)))",
+}
+
+
+def moments(rules: EngineContext, now: datetime) -> dict[str, Any]:
+    """The bounds that `DUE` compares with."""
+    settings = rules.settings
+    return {
+        "now": to_text(now),
+        "idle": to_text(now - settings.idle_after),
+        "gone": "" if settings.idle_timeout is None else to_text(now - settings.idle_timeout),
+        "born": "" if settings.max_age is None else to_text(now - settings.max_age),
+    }
+
+
+def duration_of(seconds: Any) -> timedelta | None:
+    """A session's own duration, as it is stored; ``None`` for never, and for what is none."""
+    is_one = isinstance(seconds, float) and 0 < seconds <= LONGEST.total_seconds()
+    return timedelta(seconds=seconds) if is_one else None
+
+
+def _latest(connection: sqlite3.Connection, rules: EngineContext, now: datetime) -> str:
+    """When the latest active of those that are due may have been active last."""
+    settings = rules.settings
+    own = [
+        {seconds for (seconds,) in connection.execute(f"SELECT DISTINCT {name} FROM sessions WHERE {name} IS NOT NULL")}
+        for name in ("idle_timeout_seconds", "max_age_seconds")
+    ]
+    if settings.max_age is not None or own[1] - {0.0}:
+        return to_text(now)
+    timeouts = [duration for seconds in own[0] if (duration := duration_of(seconds)) is not None]
+    timeouts += [] if settings.idle_timeout is None else [settings.idle_timeout]
+    return to_text(now - min(timeouts)) if timeouts else ""
+
+
+def _conditions(
+    connection: sqlite3.Connection, where: SessionFilter, rules: EngineContext
+) -> tuple[list[str], dict[str, Any]]:
+    """`where` as fixed fragments of SQL, each a condition for some of what is wanted, and their parameters."""
+    now = rules.clock()
+    values = moments(rules, now)
+    values["live"] = json.dumps(sorted(leases.live(connection, rules))) if where.status in _BY_STATUS else "[]"
+    if where.status == "expired":
+        values["latest"] = _latest(connection, rules, now)
+    found: list[str] = []
+    for name, condition in _CONDITIONS.items():
+        if (given := getattr(where, name)) is None or given == ():
+            continue
+        found.append(condition)
+        if isinstance(given, Identity):
+            values |= {"viewer": given.user_id, "viewers_groups": json.dumps(sorted(given.groups))}
+        else:
+            values[name] = to_text(given) if isinstance(given, datetime) else given
+    values |= {"tags": json.dumps(list(where.tags)), "status": where.status}
+    by_status = ("1",) if where.status is None else _BY_STATUS.get(where.status, ("status = :status",))
+    return [" AND ".join([one, *found]) for one in by_status], values
+
+
+def list_(
+    connection: sqlite3.Connection,
+    where: SessionFilter,
+    rules: EngineContext,
+    *,
+    limit: int | None,
+    before: tuple[datetime, str] | None,
+) -> list[SessionInfo]:
+    conditions, values = _conditions(connection, where, rules)
+    page = ""
+    if before is not None:
+        page = " AND (last_active_at, id) < (:before_at, :before_id)"
+        values |= {"before_at": to_text(before[0]), "before_id": before[1]}
+    found: list[SessionInfo] = []
+    for condition in conditions:
+        select = f"SELECT * FROM sessions WHERE {condition}{page} ORDER BY last_active_at DESC, id DESC LIMIT :limit"
+        found += first(connection, select, values, limit, rules)
+    if len(conditions) > 1:
+        found = sorted(found, key=lambda session: (session.last_active_at, session.id), reverse=True)[:limit]
+    live = leases.live(connection, rules)
+    return [session.model_copy(update={"is_running": True}) if session.id in live else session for session in found]
+
+
+def count(connection: sqlite3.Connection, where: SessionFilter, rules: EngineContext) -> int:
+    conditions, values = _conditions(connection, where, rules)
+    return sum(
+        int(connection.execute(f"SELECT COUNT(*) FROM sessions WHERE {condition}", values).fetchone()[0])
+        for condition in conditions
+    )

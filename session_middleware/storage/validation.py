@@ -1,0 +1,265 @@
+"""Arguments that are nearly right: told before anything is written, where they would do harm or quietly nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from difflib import get_close_matches
+from functools import wraps
+from inspect import Parameter, getmembers, iscoroutinefunction, isfunction, signature
+from typing import Any, TypedDict, TypeVar, get_args, get_type_hints
+
+from session_middleware.errors import InvalidArgument, UnknownStatus
+from session_middleware.models import OnExpire, OnResume, Status, Visibility
+from session_middleware.settings import own_seconds
+from session_middleware.storage.upkeep import SessionDetails
+
+T = TypeVar("T")
+C = TypeVar("C", bound=type)
+F = TypeVar("F", bound=Callable[..., Any])
+
+Timeout = str | float | timedelta | None  # "never" for none at all; None leaves what is there
+
+
+class SessionOptions(TypedDict, total=False):
+    """What can be said of a session when it is opened, and changed later. ``None`` leaves what is there."""
+
+    title: str | None
+    purpose: str | None
+    tags: Sequence[str] | None
+    metadata: dict[str, Any] | None
+    context: dict[str, Any] | None
+    client: dict[str, Any] | None
+    visibility: Visibility | None
+    idle_timeout: Timeout
+    max_age: Timeout
+    retention: Timeout
+    on_expire: OnExpire | None
+    on_resume: OnResume | None
+
+
+class SessionFilters(TypedDict, total=False):
+    """Which sessions are listed and counted. ``None`` is no condition."""
+
+    user_id: str | None
+    group_id: str | None
+    status: Status | None
+    tags: Sequence[str] | None
+    since: datetime | None
+    until: datetime | None
+
+
+_HIGHEST = 2**63 - 1  # what a database counts to
+_STATUSES: tuple[Status, ...] = get_args(Status)
+_CHOICES = {"visibility": get_args(Visibility), "on_expire": get_args(OnExpire), "on_resume": get_args(OnResume)}
+_ALSO = {
+    "user": "user_id",
+    "owner": "user_id",
+    "owner_id": "user_id",
+    "username": "user_id",
+    "group": "group_id",
+    "groups": "group_ids",
+    "thread": "session_id",
+    "thread_id": "session_id",
+    "session": "session_id",
+    "id": "session_id",
+}
+
+
+def check_names(given: Iterable[str], function: str, known: Sequence[str]) -> None:
+    """Raises `TypeError` for a name that is surely meant to be one of `known`."""
+    for name in given:
+        if (meant := meant_by(name, known)) is not None:
+            raise TypeError(f"{function}() has no argument {name!r}; write {meant}=…")
+
+
+def meant_by(name: str, known: Iterable[str]) -> str | None:
+    """The name of `known` that a mistyped one, or another word for it, stands for."""
+    names = {each: each for each in known}
+    if (also := _ALSO.get(name)) in names:
+        return also
+    if "session_id" in names:
+        names["thread_id"] = "session_id"
+    found = get_close_matches(name.lower(), names, n=1, cutoff=0.8)
+    return names[found[0]] if found else None
+
+
+def spelled_out(options: type) -> Callable[[F], F]:
+    """Show what ``**options`` may be as keyword arguments in `inspect.signature` and `help`.
+
+    Args:
+        options: the `TypedDict` of ``**options: Unpack[…]``, or a pydantic model whose fields they are.
+    """
+
+    def decorate(method: F) -> F:
+        shown = signature(method)
+        known = [one for one in shown.parameters.values() if one.kind is not Parameter.VAR_KEYWORD]
+        hints = get_type_hints(options)
+        fields = getattr(options, "model_fields", dict.fromkeys(hints))
+        added = [
+            Parameter(name, Parameter.KEYWORD_ONLY, default=getattr(field, "default", None), annotation=hints[name])
+            for name, field in fields.items()
+            if name not in shown.parameters
+        ]
+        method.__signature__ = shown.replace(parameters=[*known, *added])  # type: ignore[attr-defined]
+        return method
+
+    return decorate
+
+
+def suggesting(cls: C) -> C:
+    """A class whose methods, given an argument that they do not have, say which one was meant.
+
+    Its `_elsewhere` says of names that no method has where they are given.
+    """
+    for name, method in getmembers(cls, isfunction):
+        if not name.startswith("_") and method.__module__.startswith("session_middleware."):
+            setattr(cls, name, _suggesting(method, getattr(cls, "_elsewhere", {})))
+    return cls
+
+
+def _suggesting(method: Any, elsewhere: Mapping[str, str]) -> Any:
+    parameters = signature(method).parameters.values()
+    if any(one.kind is Parameter.VAR_KEYWORD for one in parameters):
+        return method
+    known = [one.name for one in parameters][1:]
+
+    def check(options: dict[str, Any]) -> None:
+        unknown = next((name for name in options if name not in known), None)
+        if unknown is not None:
+            meant = meant_by(unknown, known)
+            advice = f"write {meant}=…" if meant else f"it takes {', '.join(known) or 'none'}"
+            raise TypeError(f"{method.__name__}() has no argument {unknown!r}; {elsewhere.get(unknown, advice)}")
+
+    if iscoroutinefunction(method):
+
+        @wraps(method)
+        async def acall(*args: Any, **options: Any) -> Any:
+            check(options)
+            return await method(*args, **options)
+
+        return acall
+
+    @wraps(method)
+    def call(*args: Any, **options: Any) -> Any:
+        check(options)
+        return method(*args, **options)
+
+    return call
+
+
+def checked_status(status: Status | None) -> Status | None:
+    """Raises `UnknownStatus`."""
+    if status is not None and status not in _STATUSES:
+        raise UnknownStatus(str(status), known=_STATUSES)
+    return status
+
+
+# What follows raises `InvalidArgument`, which names the argument and what it may be
+
+
+def check_choice(name: str, value: object, known: Sequence[str]) -> None:
+    if not isinstance(value, str) or value not in known:
+        raise InvalidArgument(name, value, wanted=f"one of: {', '.join(map(repr, known))}")
+
+
+def checked_limit(limit: int | None) -> int | None:
+    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or not 0 <= limit <= _HIGHEST):
+        raise InvalidArgument("limit", limit, wanted="a number, 0 or more, or None for all")
+    return limit
+
+
+def check_after(after: object, kind: type, wanted: str) -> None:
+    """Where a page begins: what the one before ended with."""
+    if after is not None and (not isinstance(after, kind) or isinstance(after, bool)):
+        raise InvalidArgument("after", after, wanted=wanted)
+
+
+def check_seq(after: object) -> None:
+    """Where a page of a session's record begins."""
+    check_after(after, int, _SEQ)
+    if isinstance(after, int) and abs(after) > _HIGHEST:
+        raise InvalidArgument("after", after, wanted=_SEQ)
+
+
+_SEQ = "the seq of the last one had"
+
+
+def checked_moment(name: str, moment: datetime | None) -> datetime | None:
+    if moment is not None and (not isinstance(moment, datetime) or moment.tzinfo is None):
+        raise InvalidArgument(name, moment, wanted="a datetime with a time zone, such as datetime.now(timezone.utc)")
+    return moment
+
+
+def check_callable(name: str, value: object, wanted: str) -> None:
+    if not callable(value):
+        raise InvalidArgument(name, value, wanted=wanted)
+
+
+def check_clock(clock: Any) -> None:
+    check_callable("clock", clock, _CLOCK)
+    moment = clock()
+    if not isinstance(moment, datetime) or moment.tzinfo is None:
+        raise InvalidArgument("clock", moment, wanted=_CLOCK)
+
+
+_CLOCK = "a function that returns a datetime with a time zone, such as lambda: datetime.now(timezone.utc)"
+
+
+def check_serializer(serde: object) -> None:
+    for method in ("dumps_typed", "loads_typed") if serde is not None else ():
+        if not callable(getattr(serde, method, None)):
+            raise InvalidArgument("serde", serde, wanted="a serializer of LangGraph's, such as an EncryptedSerializer")
+
+
+def checked_types(allowed: Any) -> tuple[Any, ...]:
+    """Classes, and classes named by their module and name."""
+    found = tuple(allowed) if isinstance(allowed, Iterable) and not isinstance(allowed, str) else (None,)
+    for one in found:
+        is_name = isinstance(one, tuple) and len(one) > 1 and all(isinstance(part, str) for part in one)
+        if not isinstance(one, type) and not is_name:
+            raise InvalidArgument("allowed_types", allowed, wanted="a list of classes, such as [MyType]")
+    return found
+
+
+_LONGEST_TEXT = 1_024  # characters of a title and the like: they are listed, and indexed
+_MOST_TAGS = 100
+
+
+def check_text(name: str, value: object, *, at_least: int = 0) -> None:
+    """A text that is a label: what is longer belongs into metadata, or into a message."""
+    if not isinstance(value, str) or not at_least <= len(value) <= _LONGEST_TEXT:
+        raise InvalidArgument(name, value, wanted=f"a text of {at_least} to {_LONGEST_TEXT:,} characters")
+
+
+def texts_of(name: str, value: Any) -> tuple[str, ...]:
+    """Some texts; a single one is one of them, not its letters."""
+    found = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else (None,)
+    if not all(isinstance(text, str) for text in found):
+        raise InvalidArgument(name, value, wanted="a list of texts")
+    return found
+
+
+def details_of(*, idle_timeout: Any = None, max_age: Any = None, retention: Any = None, **given: Any) -> SessionDetails:
+    """What an opener says of a session, checked."""
+    for name, value in given.items():
+        if value is None:
+            continue
+        if name in _CHOICES:
+            check_choice(name, value, _CHOICES[name])
+        elif name == "tags":
+            given[name] = tags = texts_of(name, value)
+            if len(tags) > _MOST_TAGS:
+                raise InvalidArgument(name, tags, wanted=f"at most {_MOST_TAGS} tags")
+            for tag in tags:
+                check_text(name, tag, at_least=1)
+        elif name in ("title", "purpose"):
+            check_text(name, value)
+        elif not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+            raise InvalidArgument(name, value, wanted="a dict whose keys are texts")
+    return SessionDetails(
+        **given,
+        idle_timeout_seconds=own_seconds("idle_timeout", idle_timeout),
+        max_age_seconds=own_seconds("max_age", max_age),
+        retention_seconds=own_seconds("retention", retention),
+    )
