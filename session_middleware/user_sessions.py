@@ -171,8 +171,7 @@ class UserSessions:
         """As `Sessions.restore`, of one that was their own. Raises `SessionNotFound`, also for another's."""
         return self._in_hand(self._storage.restore_session(lifecycle.session_id_of(session_id), by=self.identity))
 
-    async def arestore(self, session_id: object) -> Session:
-        return await self._offload.run(self.restore, session_id)
+    arestore = async_twin(restore)
 
     def delete(self, session_id: object) -> DeletionCounts:
         """Delete one of theirs, or its archive. Raises `SessionNotFound`, also for what they may only read."""

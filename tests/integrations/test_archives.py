@@ -81,7 +81,7 @@ def test_a_restored_session_has_all_it_had_and_goes_on(open_sessions: Open, cloc
     assert (session.status, session.opened_as, session.reason) == ("active", "revived", "restored")
     assert session.events()[-1].kind == "restored"
     assert graph.invoke(None, config)["messages"][-1].text == "you said other"  # as it was left
-    assert sessions.verify().is_clean
+    assert sessions.check(deep=True) == []
     assert sessions.check() == []
 
 
@@ -167,7 +167,7 @@ def test_a_fork_lives_on_beside_an_archived_member_of_its_family(open_sessions: 
     graph.invoke(human("again"), sessions.config("t"))
     texts = {name: [m.text for m in graph.get_state(sessions.config(name)).values["messages"]] for name in "tu"}
     assert texts == {"t": ["hi", "you said hi", "again", "you said again"], "u": fork}
-    assert sessions.verify().is_clean
+    assert sessions.check(deep=True) == []
     assert sessions.check() == []
 
 
@@ -183,7 +183,7 @@ def test_a_whole_family_is_archived_and_restored_in_any_order(open_sessions: Ope
         sessions.restore(name)
     for name in "tu":
         assert len(graph.invoke(human("again"), sessions.config(name))["messages"]) == 4
-    assert sessions.verify().is_clean
+    assert sessions.check(deep=True) == []
     assert sessions.check() == []
 
 

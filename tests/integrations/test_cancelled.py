@@ -65,14 +65,18 @@ class Tidying:
 
     def __init__(self) -> None:
         self.entered, self.cleaning, self.may_end = asyncio.Event(), asyncio.Event(), asyncio.Event()
-        self.ended = 0
+        self.begun = self.cancelled = self.ended = 0
 
     async def node(self, state: Any) -> dict[str, Any]:
-        self.entered.set()
+        self.begun += 1
+        if self.begun == 2:  # a task that is cancelled before it begins never ends
+            self.entered.set()
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
-            self.cleaning.set()
+            self.cancelled += 1
+            if self.cancelled == 2:
+                self.cleaning.set()
             while not self.may_end.is_set():
                 try:
                     await self.may_end.wait()
