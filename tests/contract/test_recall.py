@@ -24,8 +24,8 @@ from session_middleware.storage.protocol import MessageEntry, Storage
 from session_middleware.storage.run import RunContext
 from session_middleware.storage.sql.engine import SqliteStorage
 from tests.conftest import Clock
-from tests.embeddings import SubjectEmbeddings
-from tests.memories import put_of
+from tests.support.embeddings import SubjectEmbeddings
+from tests.support.memories import put_of
 
 WORDS = ("apple", "pear", "plum", "cherry", "garden", "harvest", "basket", "orchard", "cider", "ladder")
 

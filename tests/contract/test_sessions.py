@@ -14,7 +14,7 @@ from session_middleware.storage.record_entries import MessageEntry
 from session_middleware.storage.run import RunContext
 from session_middleware.storage.upkeep import SessionDetails
 from tests.conftest import Clock
-from tests.memories import put_of
+from tests.support.memories import put_of
 
 NOTHING = SessionDetails()
 

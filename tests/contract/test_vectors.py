@@ -19,8 +19,8 @@ from session_middleware.storage.executor import StorageExecutor
 from session_middleware.storage.protocol import MessageEntry, Storage
 from session_middleware.storage.run import RunContext
 from tests.conftest import Clock
-from tests.embeddings import SubjectEmbeddings
-from tests.memories import put_of
+from tests.support.embeddings import SubjectEmbeddings
+from tests.support.memories import put_of
 
 
 @pytest.fixture
@@ -183,7 +183,7 @@ def test_another_model_is_noticed_told_and_indexed_by_a_command(
     assert "index_memory(rebuild=True)" in caplog.text
     assert parts.index(rebuild=True).vectors == 2
     assert keys(store.search(("n",), query="pet")) == ["k", "l"]
-    assert storage.vector_model() == ("tests.embeddings.SubjectEmbeddings:subjects-2", 6)
+    assert storage.vector_model() == ("tests.support.embeddings.SubjectEmbeddings:subjects-2", 6)
 
 
 def test_a_model_of_the_same_name_whose_weights_have_changed_can_make_all_vectors_anew(

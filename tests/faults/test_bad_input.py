@@ -36,9 +36,9 @@ from session_middleware import (
     UnserializableValue,
 )
 from session_middleware.cli.main import cli
-from tests.integrations import agents
-from tests.integrations.agents import human, said
-from tests.processes import Process
+from tests.support import agents
+from tests.support.agents import human, said
+from tests.support.processes import Process
 
 
 @pytest.fixture

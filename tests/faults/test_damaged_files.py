@@ -23,11 +23,10 @@ from session_middleware import SessionAccessDenied, Sessions, StorageError
 from session_middleware.findings import Problem
 from session_middleware.settings import load_settings
 from session_middleware.storage.sqlite.integrity.checks import check_file
-from tests.faults import damage
-from tests.faults.damage import Key, Readings
-from tests.integrations import agents
-from tests.integrations.agents import human
-from tests.processes import Process
+from tests.support import agents, damage
+from tests.support.agents import human
+from tests.support.damage import Key, Readings
+from tests.support.processes import Process
 
 ROUNDS = int(os.environ.get("SESSION_FAULT_ROUNDS", "2"))
 ROOT = Path(__file__).parents[2]

@@ -16,7 +16,7 @@ from session_middleware.errors import StorageError
 from session_middleware.storage.sqlite import wal
 from session_middleware.storage.sqlite.database import SqliteDatabase
 from session_middleware.storage.write_queue import WriteQueue
-from tests.processes import Process
+from tests.support.processes import Process
 
 
 class Failed(Exception):

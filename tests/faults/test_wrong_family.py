@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from session_middleware import Sessions
-from tests.integrations import agents
-from tests.integrations.agents import human
+from tests.support import agents
+from tests.support.agents import human
 
 
 def damage(path: Path, *statements: str) -> None:
