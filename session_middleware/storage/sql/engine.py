@@ -30,9 +30,9 @@ from session_middleware.storage.sql.checkpoints import (
     delta_channels,
     forks,
     latest_checkpoint,
-    lists,
     pruning,
 )
+from session_middleware.storage.sql.checkpoints.unused import free_unused
 from session_middleware.storage.sql.engine_context import EngineContext
 from session_middleware.storage.sql.memory import items
 from session_middleware.storage.sql.memory.engine import SqliteMemories
@@ -78,16 +78,16 @@ class SqliteStorage(SqliteUpkeep, SqliteReports, SqliteConversations, SqliteMemo
     def _visit(
         self,
         visit: RunContext,
-        then: Callable[[Connection, str, WriteDown], T],
+        then: Callable[[Connection, int, WriteDown], T],
         *,
         durable: bool = True,
         announce: bool = True,
         patient: bool = False,
         careful: bool = False,
-        admit: Callable[[Connection, RunContext, EngineContext], str] | None = None,
+        admit: Callable[[Connection, RunContext, EngineContext], int] | None = None,
         entries: Sequence[Entry] = (),
     ) -> T:
-        """Admit a visit and do what it came for, in one transaction; `then` is given the family, and the record.
+        """Admit a visit and do what it came for, in one transaction. `then` is given the family's home, and the record.
 
         `entries` are what it brings for that: of a run that is refused, only its end is written.
         """
@@ -97,13 +97,13 @@ class SqliteStorage(SqliteUpkeep, SqliteReports, SqliteConversations, SqliteMemo
         def operation(connection: Connection) -> T | CommitThenRaise:
             before[:] = [EntrySnapshot(visit)]
             try:
-                family_id = admit(connection, visit, self._rules)
+                home = admit(connection, visit, self._rules)
             except admission.REFUSALS as error:
                 end = write_end(connection, visit, before[0], entries, admission.reason_of(error), self._now())
                 if end is not None:
                     self._run_ended(connection, visit, end)
                 return self._refused(connection, visit, error)
-            return then(connection, family_id, partial(self._write, connection, visit, before[0], careful))
+            return then(connection, home, partial(self._write, connection, visit, before[0], careful))
 
         def undo() -> None:
             for each in before:
@@ -297,17 +297,17 @@ class SqliteStorage(SqliteUpkeep, SqliteReports, SqliteConversations, SqliteMemo
     # Checkpoints
 
     def put_checkpoint(self, put: CheckpointPut) -> tuple[str, dict[str, ListRef]]:
-        def then(connection: Connection, family_id: str, write_down: WriteDown) -> tuple[str, dict[str, ListRef]]:
+        def then(connection: Connection, home: int, write_down: WriteDown) -> tuple[str, dict[str, ListRef]]:
             place = write_down(put=put)
-            return checkpoints.put(connection, family_id, put, *place)
+            return checkpoints.put(connection, home, put, *place)
 
         return self._visit(put.visit, then)
 
     def put_writes(self, put: WritesPut) -> None:
-        def then(connection: Connection, family_id: str, write_down: WriteDown) -> None:
+        def then(connection: Connection, home: int, write_down: WriteDown) -> None:
             if any(isinstance(entry, ToolEnd) for entry in tuple(put.visit.entries)):  # others add to it meanwhile
                 write_down()  # what was executed is not executed again, so the record must not say that it was cut off
-            checkpoints.put_writes(connection, family_id, put)
+            checkpoints.put_writes(connection, home, put)
 
         self._visit(put.visit, then, announce=False, patient=True)
 
@@ -398,8 +398,7 @@ class SqliteStorage(SqliteUpkeep, SqliteReports, SqliteConversations, SqliteMemo
         return self._erased(self._database.write(operation))
 
     def _free_unused(self, connection: Connection, session_id: str) -> None:
-        family_id = session_rows.get(connection, session_id).family_id
-        lists.free_unused(connection, family_id, session_rows.members(connection, family_id))
+        free_unused(connection, session_rows.get(connection, session_id).home)
 
     def _erased(self, checkpoints_gone: int) -> DeletionCounts:
         return DeletionCounts(

@@ -30,6 +30,7 @@ _TABLES = (
     """
     CREATE TABLE sessions (
         id TEXT PRIMARY KEY,
+        home INTEGER NOT NULL,
         family_id TEXT NOT NULL,
         parent_id TEXT,
         user_id TEXT,
@@ -71,7 +72,7 @@ _TABLES = (
         cost REAL
     ) WITHOUT ROWID
     """,
-    "CREATE INDEX sessions_by_family ON sessions (family_id)",
+    "CREATE INDEX sessions_by_home ON sessions (home)",
     "CREATE INDEX sessions_by_activity ON sessions (last_active_at, id)",
     "CREATE INDEX sessions_by_user ON sessions (user_id, last_active_at, id)",
     "CREATE INDEX sessions_by_group ON sessions (group_id, last_active_at, id)",

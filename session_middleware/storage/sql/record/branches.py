@@ -93,14 +93,19 @@ def place_put(
 _SESSION_AND_PARENT = """
     SELECT last_seq, sessions.branch, parent.checkpoint_id IS NOT NULL, parent.branch, parent.seq, EXISTS (
         SELECT 1 FROM checkpoints AS child
-        WHERE child.session_id = sessions.id AND child.checkpoint_ns = ''
-        AND child.place > parent.place AND child.parent_id = parent.checkpoint_id
+        WHERE child.home = sessions.home AND child.session_id = sessions.id AND child.checkpoint_ns = ''
+        AND child.position > parent.position AND child.parent_id = parent.checkpoint_id
         AND child.checkpoint_id != ?
-    ), (SELECT place FROM heads WHERE session_id = sessions.id AND checkpoint_ns = '')
+    ), (
+        SELECT newest_position FROM heads
+        WHERE home = sessions.home AND session_id = sessions.id AND checkpoint_ns = ''
+    )
     FROM sessions LEFT JOIN checkpoints AS parent
-    ON parent.session_id = sessions.id AND parent.checkpoint_ns = '' AND parent.place = (
-        SELECT place FROM checkpoints AS own WHERE own.session_id = sessions.id AND own.checkpoint_ns = ''
-        AND own.place >= ? AND own.checkpoint_id = ? LIMIT 1
+    ON parent.home = sessions.home AND parent.session_id = sessions.id AND parent.checkpoint_ns = ''
+    AND parent.position = (
+        SELECT position FROM checkpoints AS own
+        WHERE own.home = sessions.home AND own.session_id = sessions.id AND own.checkpoint_ns = ''
+        AND own.position >= ? AND own.checkpoint_id = ? LIMIT 1
     )
     WHERE sessions.id = ?
 """
@@ -108,7 +113,8 @@ _SESSION_AND_PARENT = """
 
 _OTHER_ROOT = """
     SELECT 1 FROM checkpoints
-    WHERE session_id = ? AND checkpoint_ns = '' AND parent_id IS NULL AND checkpoint_id != ? LIMIT 1
+    WHERE home = (SELECT home FROM sessions WHERE id = ?1) AND session_id = ?1 AND checkpoint_ns = ''
+    AND parent_id IS NULL AND checkpoint_id != ?2 LIMIT 1
 """
 
 

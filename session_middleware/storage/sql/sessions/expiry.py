@@ -232,8 +232,8 @@ def sizes(connection: sqlite3.Connection, session_ids: Sequence[str]) -> dict[st
         for session_id, count in connection.execute(sql, (wanted,)):
             found[session_id] += count or 0
     shared = connection.execute(
-        "SELECT own.id, SUM(LENGTH(data)) / (SELECT COUNT(*) FROM sessions AS one WHERE one.family_id = own.family_id)"
-        " FROM sessions AS own JOIN blobs ON blobs.family_id = own.family_id"
+        "SELECT own.id, SUM(LENGTH(data)) / (SELECT COUNT(*) FROM sessions AS one WHERE one.home = own.home)"
+        " FROM sessions AS own JOIN blobs ON blobs.home = own.home"
         " WHERE own.id IN (SELECT value FROM json_each(?)) GROUP BY own.id",
         (wanted,),
     )
