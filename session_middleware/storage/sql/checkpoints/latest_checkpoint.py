@@ -87,6 +87,9 @@ def check_absent(
     count = count_in(connection, session_id, checkpoint_ns)
     if count != (head.checkpoint_count if head else 0) or (head is not None and checkpoint_id is None):
         raise CorruptRow(LOST)
+    elsewhere = f"SELECT 1 FROM heads WHERE session_id = ? AND NOT {HOME} LIMIT 1"
+    if head is None and connection.execute(elsewhere, (session_id, session_id)).fetchone() is not None:
+        raise CorruptRow("its session's row names another family")
 
 
 def count_in(connection: sqlite3.Connection, session_id: str, checkpoint_ns: str) -> int:

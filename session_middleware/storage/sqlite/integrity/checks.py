@@ -62,6 +62,10 @@ _COUNTED = """
         UNION ALL SELECT session_id, checkpoint_ns, 0, checkpoint_count FROM heads
     ) GROUP BY 1, 2 HAVING SUM(there) != SUM(noted)
 """
+_MOVED = """
+    SELECT DISTINCT id, NULL, sessions.home, heads.home FROM heads JOIN sessions ON id = session_id
+    WHERE heads.home != sessions.home
+"""
 _WRITES = """
     SELECT session_id, latest_id FROM heads WHERE write_count != (SELECT COUNT(*) FROM writes AS own
     WHERE own.home = heads.home AND own.session_id = heads.session_id
@@ -77,11 +81,14 @@ _DELETED = "; a repair deletes them, unless the session's row is added first"
 _OF_SESSIONS = (*runs.TABLES, "checkpoints", "heads", "writes")
 _WITHOUT_SESSION = "SELECT DISTINCT session_id, NULL FROM {} WHERE session_id NOT IN (SELECT id FROM sessions)"
 _OF_FAMILIES = ("lists", "list_items", "blobs")
-_NO_FAMILY = "NOT EXISTS (SELECT 1 FROM sessions WHERE sessions.home = ?1)"
-_WITHOUT_FAMILY = "SELECT DISTINCT NULL, home FROM {} WHERE home NOT IN (SELECT home FROM sessions)"
+_NO_FAMILY = "NOT EXISTS (SELECT 1 FROM sessions WHERE home = ?1 UNION ALL SELECT 1 FROM heads WHERE home = ?1)"
+_WITHOUT_FAMILY = (
+    "SELECT DISTINCT NULL, home FROM {} WHERE home NOT IN (SELECT home FROM sessions UNION SELECT home FROM heads)"
+)
 _STATEMENTS = (  # kind, table, a statement for session and key of each problem, and the text about it
     ("damage", "checkpoints", _LACKING, "checkpoint {1!r} lacks a part of its state" + _ANOTHER),
     ("damage", "checkpoints", _LOST, "checkpoint {1!r}, the latest, cannot be found" + _ANOTHER),
+    ("family", "sessions", _MOVED, "its home is {2}, and its checkpoints are stored for {3}; set it to that"),
     ("damage", "checkpoints", _COUNTED, "namespace {1!r} has {2} checkpoints, and {3} were stored"),
     ("damage", "writes", _WRITES, "a write of checkpoint {1!r} cannot be found" + _ANOTHER),
     *(

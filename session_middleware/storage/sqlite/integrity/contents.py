@@ -108,9 +108,8 @@ class _Contents:
         """The primary key of a row within its session, as text."""
         if table == "sessions":
             return None
-        names = [
-            name for name, _, is_key in self._columns_of(table) if is_key and name not in ("home", "session_id")
-        ] or ["seq"]
+        keys = [name for name, _, is_key in self._columns_of(table) if is_key]
+        names = [name for name in keys if name not in ("home", "session_id")] or ["seq"]
         if table == "checkpoints":
             names[-1] = "checkpoint_id"  # which says more than its position
         return "/".join(str(row[name]) for name in names if row[name] != "")
