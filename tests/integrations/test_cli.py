@@ -221,7 +221,7 @@ def test_check_compares_errors_and_tokens_with_their_rows(call: Call, db: str) -
 
 def test_check_finds_a_checkpoint_with_a_missing_piece(call: Call, db: str) -> None:
     with closing(sqlite3.connect(db)) as connection, connection:
-        connection.execute("DELETE FROM lists WHERE family_id = 'a1'")
+        connection.execute("DELETE FROM list_items WHERE home = (SELECT home FROM sessions WHERE id = 'a1')")
     result = call("check", "--db", db, "--repair")
     assert result.exit_code == 1
     assert "lacks a part of its state" in " ".join(result.output.split())
