@@ -66,7 +66,7 @@ def test_a_lost_row_is_missed_by_every_reading_that_should_show_it(sessions: Any
         lambda: listed(sessions, at(), limit=4),
         lambda: listed(sessions, at(), filter={"run_id": f"run {lost}"}),
     ):
-        with pytest.raises(StorageError, match="of session 't'.*damaged"):
+        with pytest.raises(StorageError, match=r"of session 't'.*damaged"):
             reading()
     assert listed(sessions, at(thread="u")) == ["4", "3", "2", "1"]
     for deep in (False, True):
@@ -78,7 +78,7 @@ def test_a_lost_row_is_missed_by_every_reading_that_should_show_it(sessions: Any
 def test_the_latest_is_missed_by_the_first_page_of_a_list(sessions: Any) -> None:
     thread(sessions)
     vanish(sessions, "checkpoints", "4")
-    with pytest.raises(StorageError, match="of session 't'.*damaged"):
+    with pytest.raises(StorageError, match=r"of session 't'.*damaged"):
         listed(sessions, at(), limit=1)
     assert listed(sessions, at(), before=at("4"), limit=1) == ["3"]
 
