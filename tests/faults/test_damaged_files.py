@@ -217,9 +217,7 @@ def test_a_row_of_another_thread_is_never_an_answer(file: Path) -> None:
 
 def test_lists_that_make_a_ring_are_found(file: Path) -> None:
     with closing(sqlite3.connect(file)) as connection, connection:
-        connection.execute(
-            "INSERT INTO lists SELECT home, list_id, list_id, 1, 1 FROM list_items GROUP BY home, list_id"
-        )
+        connection.execute("INSERT INTO lists SELECT DISTINCT home, list_id, list_id, 1, 1 FROM list_items")
     code = (
         "import sys; from session_middleware import *\n"
         "sessions = Sessions(sys.argv[1])\n"
