@@ -94,6 +94,7 @@ class RunContext:
     incarnation: int | None = None  # the session's, as it was found: a deleted one that is opened again is another
     hand: SessionHandle | None = None  # in which the session is: no other that has its id is let in instead
     lease: Lease | None = None  # of a run in progress
+    known: Any = None  # what the engine knew of the session when it admitted the run last
     at: datetime | None = None  # when it was, of what happened elsewhere and is copied here; None: now
     is_inside: bool = False  # of another run of its session, whose turn and lease it has, and does not end
 

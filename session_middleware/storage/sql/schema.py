@@ -31,6 +31,7 @@ _TABLES = (
     CREATE TABLE sessions (
         id TEXT PRIMARY KEY,
         home INTEGER NOT NULL,
+        version INTEGER NOT NULL DEFAULT 1,
         family_id TEXT NOT NULL,
         parent_id TEXT,
         user_id TEXT,
@@ -71,6 +72,10 @@ _TABLES = (
         output_tokens INTEGER NOT NULL DEFAULT 0,
         cost REAL
     ) WITHOUT ROWID
+    """,
+    """
+    CREATE TRIGGER sessions_version AFTER UPDATE ON sessions WHEN new.version = old.version
+    BEGIN UPDATE sessions SET version = version + 1 WHERE id = new.id; END
     """,
     "CREATE INDEX sessions_by_home ON sessions (home)",
     "CREATE INDEX sessions_by_activity ON sessions (last_active_at, id)",

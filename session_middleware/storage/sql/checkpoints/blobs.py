@@ -15,9 +15,12 @@ import zlib
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from session_middleware.storage.checkpoint_types import Blob
+
+if TYPE_CHECKING:
+    from session_middleware.storage.sql.session_state import SessionWrite
 
 INLINE_BYTES = 64
 _ROWS = 16  # written or read by one statement, at most
@@ -56,18 +59,18 @@ def inline_value(reference: dict[str, str]) -> Blob:
         raise CorruptRow("an inline value") from error
 
 
-def put_blobs(connection: sqlite3.Connection, home: int, blobs: dict[bytes, Blob]) -> None:
+def put_blobs(write: SessionWrite, blobs: dict[bytes, Blob]) -> None:
     """Store blobs that may be there already. A damaged row is overwritten with what it should be."""
+    home = write.state.home
     rows = [(home, digest, _checksum(digest, blob), *blob) for digest, blob in blobs.items()]
-    for some in batches(rows):
-        values = ", ".join(["(?, ?, ?, ?, ?)"] * len(some))
-        connection.execute(
-            f"INSERT INTO blobs (home, digest, checksum, type, data) VALUES {values}"
-            " ON CONFLICT (home, digest) DO UPDATE SET checksum = excluded.checksum, type = excluded.type,"
-            " data = excluded.data WHERE blobs.checksum <> excluded.checksum OR blobs.type <> excluded.type"
-            " OR blobs.data <> excluded.data",
-            [value for row in some for value in row],
-        )
+    if rows:
+        write.insert("blobs", ("home", "digest", "checksum", "type", "data"), rows, _OVERWRITE_DAMAGED)
+
+
+_OVERWRITE_DAMAGED = """
+    ON CONFLICT (home, digest) DO UPDATE SET checksum = excluded.checksum, type = excluded.type, data = excluded.data
+    WHERE blobs.checksum <> excluded.checksum OR blobs.type <> excluded.type OR blobs.data <> excluded.data
+"""
 
 
 def batches(rows: Sequence[Any]) -> Iterator[Sequence[Any]]:

@@ -50,35 +50,31 @@ from session_middleware.storage.sql.checkpoints.rows import (
     references_in,
     resealed,
 )
+from session_middleware.storage.sql.session_state import CheckpointPoint, SessionWrite
 
 _json = json.JSONEncoder(separators=(",", ":")).encode  # `json.dumps` would make an encoder for each call
 
 # Writing
 
 
-def put(
-    connection: sqlite3.Connection, home: int, put: CheckpointPut, branch: str | None, seq: int | None
-) -> tuple[str, dict[str, ListRef]]:
+def put(write: SessionWrite, put: CheckpointPut, branch: str | None, seq: int | None) -> tuple[str, dict[str, ListRef]]:
     """Store a checkpoint; its channels as stored, and where each of its new lists is now. Raises `StaleParent`."""
-    key = (put.visit.session_id, put.checkpoint_ns, put.checkpoint_id)
-    channels = _inherited(connection, put)
+    home, key = write.state.home, (put.visit.session_id, put.checkpoint_ns, put.checkpoint_id)
+    channels = _inherited(write, put)
     blobs: dict[bytes, Blob] = {}
-    tails = {name: prepare(value, blobs) for name, value in put.values.items() if isinstance(value, ListPut)}
-    for name, value in put.values.items():
-        if not isinstance(value, ListPut):
-            channels[name] = refer(value, blobs)
-    put_blobs(connection, home, blobs)
     lists: dict[str, ListRef] = {}
-    for name, tail in tails.items():
-        list_put = put.values[name]
-        assert isinstance(list_put, ListPut)
-        channels[name] = lists[name] = put_list(connection, home, list_put, tail)
+    for name, value in put.values.items():
+        if isinstance(value, ListPut):
+            channels[name] = lists[name] = put_list(write, value, prepare(value, blobs))
+        else:
+            channels[name] = refer(value, blobs)
+    put_blobs(write, blobs)
     channels.update(dict.fromkeys(put.replayed, REPLAYED))
     text, enclosing = _json(channels), _json(dict(put.enclosing))
-    head = latest_checkpoint.find(connection, key[0], key[1])
+    head = latest_checkpoint.known(write, key)
     stored = None
     if head is not None and head.newest_position >= key[2]:
-        found = connection.execute(f"SELECT position FROM checkpoints WHERE {AT}", at(*key)).fetchone()
+        found = write.query(f"SELECT position FROM checkpoints WHERE {AT}", at(*key)).fetchone()
         stored = found and found[0]
     position = latest_checkpoint.position_of(head, key, is_root=put.parent_id is None, stored=stored)
     row = Row(
@@ -86,50 +82,52 @@ def put(
         *(text, *put.body, branch, seq),
     )
     if stored is not None:
-        _delete_row(connection, row)
-    insert(connection, row, row.sum())
+        write.execute(_DELETE, row[:4])
+    write.insert("checkpoints", Row._fields, [(*row[:-1], row.sum())])
     if stored is None:
-        latest_checkpoint.put(connection, home, key, position)
+        latest_checkpoint.put(write, head, key, position)
+    write.state.keep_point(key[1], key[2], CheckpointPoint(text, branch, seq))
     return text, lists
 
 
-def _delete_row(connection: sqlite3.Connection, row: Row) -> None:
-    connection.execute(
-        "DELETE FROM checkpoints WHERE home = ? AND session_id = ? AND checkpoint_ns = ? AND position = ?", row[:4]
-    )
+_DELETE = "DELETE FROM checkpoints WHERE home = ? AND session_id = ? AND checkpoint_ns = ? AND position = ?"
 
 
 def insert(connection: sqlite3.Connection, row: Row, checksum: int) -> None:
     connection.execute(f"INSERT INTO checkpoints VALUES ({', '.join('?' * len(row))})", (*row[:-1], checksum))
 
 
-def _inherited(connection: sqlite3.Connection, put: CheckpointPut) -> dict[str, Any]:
+def _inherited(write: SessionWrite, put: CheckpointPut) -> dict[str, Any]:
+    """The references that the checkpoint takes over from its parent. Raises `StaleParent`."""
     if put.parent is None:
         return {}
-    row = connection.execute(
-        f"SELECT channels FROM checkpoints WHERE {AT}",
-        at(put.visit.session_id, put.checkpoint_ns, put.parent.checkpoint_id),
-    ).fetchone()
-    if row is None or row[0] != put.parent.channels:
+    point = write.state.points.get((put.checkpoint_ns, put.parent.checkpoint_id))
+    if point is not None:
+        stored: str | None = point.channels
+    else:
+        own = at(put.visit.session_id, put.checkpoint_ns, put.parent.checkpoint_id)
+        row = write.query(f"SELECT channels FROM checkpoints WHERE {AT}", own).fetchone()
+        stored = row and row[0]
+    if stored is None or stored != put.parent.channels:
         raise StaleParent
-    channels = json.loads(row[0])
+    channels = json.loads(stored)
     return {name: channels[name] for name in put.inherited}
 
 
-def put_writes(connection: sqlite3.Connection, home: int, put: WritesPut) -> None:
+def put_writes(write: SessionWrite, put: WritesPut) -> None:
     """Store a task's writes. An ordinary write that is there already stays; a special one is replaced."""
-    key = (put.visit.session_id, put.checkpoint_ns, put.checkpoint_id)
+    home, key = write.state.home, (put.visit.session_id, put.checkpoint_ns, put.checkpoint_id)
     blobs: dict[bytes, Blob] = {}
-    ordinary = [_written(write, blobs) for write in put.writes if write.idx >= 0]
-    special = [_written(write, blobs) for write in put.writes if write.idx < 0]
-    put_blobs(connection, home, blobs)
+    ordinary = [_written(each, blobs) for each in put.writes if each.idx >= 0]
+    special = [_written(each, blobs) for each in put.writes if each.idx < 0]
+    put_blobs(write, blobs)
     if ordinary:
         row = WriteRow(home, *key, put.task_id, 0, put.task_path, _json(ordinary))
-        if not _insert_writes(connection, [row], _KEEP):
-            _insert_writes(connection, [_with_earlier(connection, row)], _REPLACE)
+        if not _insert_writes(write, [row], _KEEP):
+            _insert_writes(write, [_with_earlier(write, row)], _REPLACE)
     replacing = [WriteRow(home, *key, put.task_id, each[0], put.task_path, _json([each])) for each in special]
-    _insert_writes(connection, replacing, _REPLACE)
-    latest_checkpoint.count_writes(connection, home, key)
+    _insert_writes(write, replacing, _REPLACE)
+    latest_checkpoint.count_writes(write, key)
 
 
 _WRITE_VALUES = f"({', '.join('?' * len(WriteRow._fields))})"
@@ -140,7 +138,7 @@ _REPLACE = """
 """
 
 
-def _insert_writes(connection: sqlite3.Connection, rows: Sequence[WriteRow], on_conflict: str) -> int:
+def _insert_writes(connection: SessionWrite, rows: Sequence[WriteRow], on_conflict: str) -> int:
     """How many were inserted or replaced."""
     done = 0
     for some in batches(rows):
@@ -155,9 +153,9 @@ def _written(write: Write, blobs: dict[bytes, Blob]) -> tuple[int, str, Any]:
     return write.idx, write.channel, [[refer(chunk.blob, blobs), chunk.length] for chunk in write.value]
 
 
-def _with_earlier(connection: sqlite3.Connection, row: WriteRow) -> WriteRow:
+def _with_earlier(connection: SessionWrite, row: WriteRow) -> WriteRow:
     """The ordinary writes of a task that has some already: those stay, and only further ones are added."""
-    found = connection.execute(
+    found = connection.query(
         "SELECT * FROM writes WHERE home = ? AND session_id = ? AND checkpoint_ns = ? AND checkpoint_id = ?"
         " AND task_id = ? AND idx = 0",
         row[:5],

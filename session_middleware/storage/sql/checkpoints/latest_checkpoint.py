@@ -10,11 +10,14 @@ was put last. Mostly the two are the same.
 from __future__ import annotations
 
 import sqlite3
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from session_middleware.errors import StorageError
 from session_middleware.storage.sql.checkpoints.blobs import CorruptRow
 from session_middleware.storage.sql.checkpoints.rows import HOME, LATE, Key
+
+if TYPE_CHECKING:
+    from session_middleware.storage.sql.session_state import SessionWrite
 
 LOST = "its row cannot be found"
 LOST_WRITES = "a write of it cannot be found"
@@ -58,25 +61,41 @@ def position_of(head: Head | None, key: Key, *, is_root: bool, stored: str | Non
     return f"{newest}{LATE}{number:08d}"
 
 
-def put(connection: sqlite3.Connection, home: int, key: Key, position: str) -> None:
+def known(write: SessionWrite, key: Key) -> Head | None:
+    """The head of a namespace that is being written to."""
+    heads = write.state.heads
+    if key[1] not in heads:
+        heads[key[1]] = find(write.connection, key[0], key[1])
+    return heads[key[1]]
+
+
+def put(write: SessionWrite, head: Head | None, key: Key, position: str) -> None:
     """A new checkpoint was stored: it is the latest."""
-    connection.execute(
-        f"INSERT INTO heads VALUES (?, ?, ?, ?, ?, 1, {_WRITE_COUNT})"
-        " ON CONFLICT (home, session_id, checkpoint_ns) DO UPDATE SET latest_id = excluded.latest_id,"
-        " newest_position = CASE WHEN excluded.newest_position > heads.newest_position"
-        "  THEN excluded.newest_position ELSE heads.newest_position END,"
-        " checkpoint_count = heads.checkpoint_count + 1, write_count = excluded.write_count",
-        (home, *key, position, home, *key),
-    )
+    home, count = write.state.home, 1 if head is None else head.checkpoint_count + 1
+    newest = position if head is None else max(position, head.newest_position)
+    write.defer(_PUT, (home, *key, newest, count, home, *key))
+    write.state.heads[key[1]] = Head(key[2], newest, count, 0)
 
 
-def count_writes(connection: sqlite3.Connection, home: int, key: Key) -> None:
+_PUT = f"""
+    INSERT INTO heads VALUES (?, ?, ?, ?, ?, ?, {_WRITE_COUNT})
+    ON CONFLICT (home, session_id, checkpoint_ns) DO UPDATE SET latest_id = excluded.latest_id,
+    newest_position = excluded.newest_position, checkpoint_count = excluded.checkpoint_count,
+    write_count = excluded.write_count
+"""
+
+
+def count_writes(write: SessionWrite, key: Key) -> None:
     """Writes were stored. Those of a checkpoint that is not the latest, or not there yet, are not counted."""
-    connection.execute(
-        f"UPDATE heads SET write_count = {_WRITE_COUNT}"
-        " WHERE home = ? AND session_id = ? AND checkpoint_ns = ? AND latest_id = ?",
-        (home, *key, home, *key),
-    )
+    head = known(write, key)
+    if head is not None and head.latest_id == key[2]:
+        write.defer(_COUNT_WRITES, (write.state.home, *key, write.state.home, *key))
+
+
+_COUNT_WRITES = f"""
+    UPDATE heads SET write_count = {_WRITE_COUNT}
+    WHERE home = ? AND session_id = ? AND checkpoint_ns = ? AND latest_id = ?
+"""
 
 
 def check_absent(

@@ -18,10 +18,10 @@ from session_middleware.storage.checkpoint_types import Blob, Chunk, ListPut, Li
 from session_middleware.storage.sql.checkpoints.blobs import (
     BlobReader,
     CorruptRow,
-    batches,
     checked_blob,
     digest_of,
 )
+from session_middleware.storage.sql.session_state import SessionWrite
 
 MAX_DEPTH = 16  # of lists branched from lists, before a branch copies its references instead
 
@@ -38,7 +38,6 @@ _CHAIN = """
 """
 _ITEMS = "FROM chain JOIN list_items ON list_items.home = ? AND list_id = chain.id AND position < chain.upto"
 _COUNT = "CASE WHEN count < chain.upto - position THEN count ELSE chain.upto - position END"
-_END = "(SELECT position + count FROM list_items WHERE home = ? AND list_id = ? ORDER BY position DESC LIMIT 1)"
 
 
 def prepare(put: ListPut, to_store: dict[bytes, Blob]) -> list[Stored]:
@@ -51,39 +50,36 @@ def prepare(put: ListPut, to_store: dict[bytes, Blob]) -> list[Stored]:
     return tail
 
 
-def put_list(connection: sqlite3.Connection, home: int, put: ListPut, tail: Sequence[Stored]) -> ListRef:
+def put_list(write: SessionWrite, put: ListPut, tail: Sequence[Stored]) -> ListRef:
     """Store the list that a channel holds now, as `prepare` returned its end. Raises `StaleParent`."""
     base = put.base if put.base is not None and put.keep else None
     if base is None:
-        return _branch(connection, home, None, tail)
-    if not put.is_parents and _check_of(connection, home, base.list_id, base.length) != base.check:
+        return _branch(write, None, tail)
+    home, state = write.state.home, write.state
+    is_end = state.list_ends.get(base.list_id) == base.length == put.keep
+    is_known = put.is_parents or is_end
+    if not is_known and _check_of(write.connection, home, base.list_id, base.length) != base.check:
         raise StaleParent  # it was cut or deleted since this process has read it
     if base.length != put.keep:
-        base = ListRef(base.list_id, put.keep, _check_of(connection, home, base.list_id, put.keep))
+        base = ListRef(base.list_id, put.keep, _check_of(write.connection, home, base.list_id, put.keep))
     if not tail:
         return base
-    if (extended := _extend(connection, home, base, tail)) is not None:
-        return extended
-    base, tail = _follow(connection, home, base, tail)
+    if not is_end:
+        base, tail, is_end = _follow(write.connection, home, base, tail)
     if not tail:
         return base
-    return _extend(connection, home, base, tail) or _branch(connection, home, base, tail)
+    return _extend(write, base, tail) if is_end else _branch(write, base, tail)
 
 
-def _extend(connection: sqlite3.Connection, home: int, base: ListRef, tail: Sequence[Stored]) -> ListRef | None:
-    """Append to a list, if it ends where `base` does; ``None`` if it does not."""
-    rows, extended = _rows_of(home, base, tail)
-    for number, some in enumerate(batches(rows)):
-        values = [value for row in some for value in row]
-        end = some[0][2]
-        done = connection.execute(
-            f"INSERT INTO list_items SELECT * FROM (VALUES {', '.join(['(?, ?, ?, ?, ?)'] * len(some))}) AS added"
-            f" WHERE {_END} = ?",
-            (*values, home, base.list_id, end),
-        )
-        if not done.rowcount and not number:
-            return None
+def _extend(write: SessionWrite, base: ListRef, tail: Sequence[Stored]) -> ListRef:
+    """Append to a list that ends where `base` does."""
+    rows, extended = _rows_of(write.state.home, base, tail)
+    write.insert("list_items", _ITEM_COLUMNS, rows)
+    write.state.keep_list(extended.list_id, extended.length)
     return extended
+
+
+_ITEM_COLUMNS = ("home", "list_id", "position", "count", "digest")
 
 
 def _rows_of(home: int, base: ListRef, tail: Sequence[Stored]) -> tuple[list[tuple[Any, ...]], ListRef]:
@@ -98,24 +94,29 @@ def _rows_of(home: int, base: ListRef, tail: Sequence[Stored]) -> tuple[list[tup
 
 def _follow(
     connection: sqlite3.Connection, home: int, base: ListRef, tail: Sequence[Stored]
-) -> tuple[ListRef, Sequence[Stored]]:
+) -> tuple[ListRef, Sequence[Stored], bool]:
     """Skip what was appended after `base` already, as far as it equals `tail`.
 
     A subgraph's list and its parent's share their elements this way, and so does a step that is executed again.
-    Returns the list up to there, and what remains to be appended.
+    Returns the list up to there, what remains to be appended, and whether the list ends there.
     """
     list_id, length, check = base
-    there = connection.execute(
-        "SELECT position, digest, count FROM list_items WHERE home = ? AND list_id = ? AND position >= ?"
-        " ORDER BY position",
-        (home, list_id, length),
-    ).fetchmany(len(tail) + 1)
+    there = connection.execute(  # with the chunk that `base` ends in or at
+        "SELECT position, digest, count FROM list_items WHERE home = ? AND list_id = ? AND position >= COALESCE(("
+        "SELECT MAX(position) FROM list_items WHERE home = ? AND list_id = ? AND position < ?), 0) ORDER BY position",
+        (home, list_id, home, list_id, length),
+    ).fetchmany(len(tail) + 2)
+    if there and there[0][0] < length:
+        is_cut = there[0][0] + there[0][2] != length
+        there = there[1:]
+    else:
+        is_cut = False  # the list begins here, after what it has of its parent
     same = 0
-    while same < min(len(there), len(tail)) and there[same] == (length, *tail[same]):
+    while not is_cut and same < min(len(there), len(tail)) and there[same] == (length, *tail[same]):
         length += tail[same][1]
         check = zlib.crc32(tail[same][0], check)
         same += 1
-    return ListRef(list_id, length, check), tail[same:]
+    return ListRef(list_id, length, check), tail[same:], not is_cut and same == len(there)
 
 
 def new_id() -> int:
@@ -123,28 +124,23 @@ def new_id() -> int:
     return random.getrandbits(52) + 1
 
 
-def _branch(connection: sqlite3.Connection, home: int, base: ListRef | None, tail: Sequence[Stored]) -> ListRef:
+def _branch(write: SessionWrite, base: ListRef | None, tail: Sequence[Stored]) -> ListRef:
     """A new list: the elements of `base`, then `tail`."""
-    list_id = new_id()
+    home, list_id = write.state.home, new_id()
     length = check = 0
     if base is not None:
         _, length, check = base
-        found = connection.execute("SELECT depth FROM lists WHERE home = ? AND id = ?", (home, base.list_id)).fetchone()
+        found = write.query("SELECT depth FROM lists WHERE home = ? AND id = ?", (home, base.list_id)).fetchone()
         depth = 1 + (found[0] if found else 0)
         if depth < MAX_DEPTH:
-            connection.execute("INSERT INTO lists VALUES (?, ?, ?, ?, ?)", (home, list_id, base.list_id, length, depth))
+            row = (home, list_id, base.list_id, length, depth)
+            write.insert("lists", ("home", "id", "parent_id", "parent_length", "depth"), [row])
         else:
-            connection.execute(
+            write.execute(
                 f"INSERT INTO list_items {_CHAIN} SELECT ?, ?, position, {_COUNT}, digest {_ITEMS}",
                 (base.list_id, length, home, home, list_id, home),
             )
-    rows, extended = _rows_of(home, ListRef(list_id, length, check), tail)
-    for some in batches(rows):
-        connection.execute(
-            f"INSERT INTO list_items VALUES {', '.join(['(?, ?, ?, ?, ?)'] * len(some))}",
-            [value for row in some for value in row],
-        )
-    return extended
+    return _extend(write, ListRef(list_id, length, check), tail)
 
 
 def _check_of(connection: sqlite3.Connection, home: int, list_id: int, length: int) -> int:

@@ -234,7 +234,7 @@ def _admit_again(connection: sqlite3.Connection, visit: RunContext, rules: Engin
         if lease.is_exclusive:
             raise LeaseLost(visit.session_id, number=number)
         lease.number = None  # somebody took this run for dead; it is not, and nobody minds
-    if not _is_same_second(row[2], now):
+    if not is_same_second(row[2], now):
         session_rows.touch(connection, visit.session_id, rules, now)
     if row[1] == "expired":  # by a sweep that did not know of this run
         revive(connection, visit, "revived", "running", now)
@@ -279,14 +279,14 @@ def _apply(
         revive(connection, visit, visit.admission, reason, now)
     elif session.status == "expired":  # by another process, since this visit was let in
         revive(connection, visit, "revived", "running", now)
-    elif visit.hand is not None and visit.lease is None and _is_same_second(to_text(session.last_active_at), now):
+    elif visit.hand is not None and visit.lease is None and is_same_second(to_text(session.last_active_at), now):
         return session
     tool_call_rows.interrupt_gone(connection, session.id)
     session_rows.touch(connection, session.id, rules, now)
     return session
 
 
-def _is_same_second(last_active_at: str, now: datetime) -> bool:
+def is_same_second(last_active_at: str, now: datetime) -> bool:
     """Each touch rewrites four indexes: once a second will do for what is many times written."""
     return last_active_at[:_SECOND] == to_text(now)[:_SECOND]
 

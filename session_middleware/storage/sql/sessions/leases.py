@@ -51,8 +51,17 @@ def take(connection: sqlite3.Connection, visit: RunContext, now: datetime) -> No
     visit.lease.number = cursor.lastrowid
 
 
-def release(connection: sqlite3.Connection, numbers: Iterable[int]) -> None:
+def release(connection: sqlite3.Connection, numbers: Iterable[int], *, are_over: bool = True) -> None:
+    """Delete leases. A run that is not over, and writes again, notices by its session's version."""
+    if not are_over:
+        connection.execute(_CHANGED, (json.dumps([*numbers]),))
     connection.execute("DELETE FROM leases WHERE number IN (SELECT value FROM json_each(?))", (json.dumps([*numbers]),))
+
+
+_CHANGED = """
+    UPDATE sessions SET version = version + 1
+    WHERE id IN (SELECT session_id FROM leases WHERE number IN (SELECT value FROM json_each(?)))
+"""
 
 
 def renew(connection: sqlite3.Connection, numbers: Iterable[int], now: datetime) -> int:
@@ -98,8 +107,9 @@ def reap(connection: sqlite3.Connection, places: Collection[LeaseRow]) -> None:
     """Take away the rows of the dead; that they were last renewed is the last that is known of activity."""
     for place in places:
         connection.execute(
-            "UPDATE sessions SET last_active_at = ? WHERE id = ? AND last_active_at < ?",
-            (place.renewed_at, place.session_id, place.renewed_at),
+            "UPDATE sessions SET version = version + 1,"
+            " last_active_at = CASE WHEN last_active_at < ?1 THEN ?1 ELSE last_active_at END WHERE id = ?2",
+            (place.renewed_at, place.session_id),
         )
     release(connection, [place.number for place in places])
 
