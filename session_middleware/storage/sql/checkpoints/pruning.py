@@ -97,8 +97,9 @@ def _read(connection: sqlite3.Connection, session_id: str) -> Namespaces:
 def _delete(
     connection: sqlite3.Connection, session_id: str, keys: Collection[tuple[str, str]], namespaces: Namespaces
 ) -> None:
-    homes = connection.execute("SELECT home FROM sessions WHERE id = ?", (session_id,)).fetchone()
-    home = homes[0]
+    if not keys:
+        return
+    (home,) = connection.execute("SELECT home FROM sessions WHERE id = ?", (session_id,)).fetchone()
     connection.executemany(
         "DELETE FROM writes WHERE home = ? AND session_id = ? AND checkpoint_ns = ? AND checkpoint_id = ?",
         [(home, session_id, *key) for key in sorted(keys)],

@@ -96,6 +96,7 @@ def write(
     else:
         try:
             _append(write, visit, entries, now)
+            write.flush()
         except _FAULTS as error:
             raise RecordWriteError from error
     if put is None:
