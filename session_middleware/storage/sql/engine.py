@@ -42,7 +42,13 @@ from session_middleware.storage.sql.record.conversations import SqliteConversati
 from session_middleware.storage.sql.record.reports import SqliteReports
 from session_middleware.storage.sql.record.writer import EntrySnapshot, RecordWriteError, write_end
 from session_middleware.storage.sql.record.writer import write as record
-from session_middleware.storage.sql.session_state import SessionState, SessionWrite, StaleState, StateCache
+from session_middleware.storage.sql.session_state import (
+    ListConflict,
+    SessionState,
+    SessionWrite,
+    StaleState,
+    StateCache,
+)
 from session_middleware.storage.sql.sessions import admission, events, leases, session_rows
 from session_middleware.storage.sql.sessions.engine import SqliteUpkeep
 from session_middleware.storage.sqlite.readonly import open_database
@@ -124,6 +130,10 @@ class SqliteStorage(SqliteUpkeep, SqliteReports, SqliteConversations, SqliteMemo
 
         try:
             result: Any = self._database.write(operation, durable=durable, patient=patient, undo=undo)
+        except ListConflict:
+            return self._visit(
+                visit, then, durable=durable, announce=announce, patient=patient, careful=careful, entries=entries
+            )
         except RecordWriteError:
             return self._visit(
                 visit, then, durable=durable, announce=announce, patient=patient, careful=True, entries=entries

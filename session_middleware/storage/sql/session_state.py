@@ -29,6 +29,10 @@ class StaleState(Exception):
     """The session was changed by another writer since it was read; nothing was written."""
 
 
+class ListConflict(Exception):
+    """Another session of the family has appended to a list. The transaction is to be carried out again."""
+
+
 class CheckpointPoint(NamedTuple):
     """A stored checkpoint, as far as a put on top of it asks: its channels, and where in the record it is."""
 
@@ -110,8 +114,8 @@ class StateCache:
         return None if row is None else SessionState(session_id, *row)
 
     def is_current(self, connection: sqlite3.Connection, known: SessionState) -> bool:
-        row = connection.execute("SELECT version FROM sessions WHERE id = ?", (known.session_id,)).fetchone()
-        return row is not None and row[0] == known.version
+        row = connection.execute("SELECT home, version FROM sessions WHERE id = ?", (known.session_id,)).fetchone()
+        return bool(row == (known.home, known.version))
 
 
 _LOAD = """
@@ -237,7 +241,12 @@ class SessionWrite:
             for start in range(0, len(rows), _ROWS):
                 some = rows[start : start + _ROWS]
                 values = some[0] if len(some) == 1 else [value for row in some for value in row]
-                self._connection.execute(f"{head}{', '.join([marks] * len(some))}{tail}", values)
+                try:
+                    self._connection.execute(f"{head}{', '.join([marks] * len(some))}{tail}", values)
+                except sqlite3.IntegrityError as error:
+                    if "list_items" in str(error):
+                        raise ListConflict from error
+                    raise
 
     @contextmanager
     def savepoint(self, faults: tuple[type[Exception], ...]) -> Iterator[None]:
@@ -269,7 +278,9 @@ class SessionWrite:
                 state.last_seq, state.branch = counters.last_seq, counters.branch
             return
         version = state.version + 1
-        done = self._connection.execute(_UPDATE, (version, *counters.take(), state.session_id, state.version))
+        done = self._connection.execute(
+            _UPDATE, (version, *counters.take(), state.session_id, state.home, state.version)
+        )
         if not done.rowcount:
             raise StaleState
         self._is_verified = True
@@ -281,5 +292,5 @@ _COUNTERS = """
     model_call_count = model_call_count + ?, unpriced_count = unpriced_count + ?, error_count = error_count + ?,
     input_tokens = input_tokens + ?, output_tokens = output_tokens + ?, cost = COALESCE(cost + ?, cost, ?)
 """
-_UPDATE = f"UPDATE sessions SET version = ?, {_COUNTERS} WHERE id = ? AND version = ?"
+_UPDATE = f"UPDATE sessions SET version = ?, {_COUNTERS} WHERE id = ? AND home = ? AND version = ?"
 _UPDATE_AGAIN = f"UPDATE sessions SET version = version + 1, {_COUNTERS} WHERE id = ? RETURNING version"

@@ -26,6 +26,9 @@ def copy(connection: sqlite3.Connection, source_id: str, target_id: str, rules: 
     else:
         raise SessionExists(target_id)
     checkpoints.copy(connection, source.home, source_id, target_id)
+    connection.execute(
+        "UPDATE sessions SET version = version + 1 WHERE id = ?", (source_id,)
+    )  # it shares its lists now
     runs.copy(connection, source_id, target_id)
     events.record(connection, target_id, "forked", None, now, detail={"from": source_id})
     return session_rows.get(connection, target_id)

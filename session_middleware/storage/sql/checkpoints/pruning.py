@@ -99,7 +99,8 @@ def _delete(
 ) -> None:
     if not keys:
         return
-    (home,) = connection.execute("SELECT home FROM sessions WHERE id = ?", (session_id,)).fetchone()
+    changed = "UPDATE sessions SET version = version + 1 WHERE id = ? RETURNING home"
+    ((home,),) = connection.execute(changed, (session_id,)).fetchall()
     connection.executemany(
         "DELETE FROM writes WHERE home = ? AND session_id = ? AND checkpoint_ns = ? AND checkpoint_id = ?",
         [(home, session_id, *key) for key in sorted(keys)],

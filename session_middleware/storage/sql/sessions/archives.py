@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import sqlite3
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -99,7 +100,8 @@ def restore(connection: sqlite3.Connection, stone: Tombstone, rows: Rows, rules:
     was, now = session["id"], rules.clock()
     family_id = stone.id if session["family_id"] == was else session["family_id"]
     active = {"status": "active", "reason": "restored", "opened_as": "revived", "ended_at": None, "pruned": 0}
-    named = {"id": stone.id, "family_id": family_id, "began_at": to_text(now)}
+    version = random.getrandbits(48)  # no process takes what it knew of the session for current
+    named = {"id": stone.id, "family_id": family_id, "began_at": to_text(now), "version": version}
     _insert(connection, "sessions", [session | active | named])
     for table in runs.TABLES:
         _insert(connection, table, [row | {"session_id": stone.id} for row in rows.get(table, ())])
