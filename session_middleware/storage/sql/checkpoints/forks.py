@@ -34,6 +34,10 @@ def copy(connection: sqlite3.Connection, source_id: str, target_id: str, rules: 
     return session_rows.get(connection, target_id)
 
 
+# Its lists are shared from now on: no process takes what it knew of their ends for current.
+_SHARED = "UPDATE sessions SET version = version + 1 WHERE id = ?"
+
+
 def _insert(
     connection: sqlite3.Connection, source: SessionInfo, target_id: str, rules: EngineContext, now: datetime
 ) -> None:
