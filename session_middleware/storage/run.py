@@ -16,8 +16,8 @@ from session_middleware.storage.record_entries import Claim, Entry
 class Lease:
     """That a run goes on in a session, as long as it does. Runs inside a run have its lease in common.
 
-    Its number is one more than any before it, so of two runs that both take a session for theirs, the
-    one with the lower number is the one that has lost it.
+    Its number is greater than those of the session's other leases, so of two runs that both take the session for
+    theirs, the one with the lower number has lost it.
     """
 
     number: int | None = None  # once it is in the database

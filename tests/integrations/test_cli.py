@@ -184,7 +184,7 @@ def test_check_finds_and_repairs_and_doctor_says_so(call: Call, db: str) -> None
         connection.execute("UPDATE sessions SET message_count = 9, cost = 1 WHERE id = 'a1'")
         connection.execute("INSERT INTO files (session_id, hash, data) VALUES ('gone', 'h', x'00')")
         connection.execute(
-            "INSERT INTO leases (session_id, process, started_at, renewed_at) VALUES ('a1', 'x', '', '')"
+            "INSERT INTO leases (session_id, number, process, started_at, renewed_at) VALUES ('a1', 1, 'x', '', '')"
         )
     doctor = call("doctor", "--db", db)
     assert doctor.exit_code == 1

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -184,6 +184,14 @@ class SessionCounters:
         return taken
 
 
+class _Deferred(NamedTuple):
+    head: str
+    marks: str  # of one row; none: `head` is a whole statement
+    tail: str
+    rows: list[Sequence[Any]]
+    if_there: Callable[[], object] | None
+
+
 class SessionWrite:
     """The writes of one operation to one session. It stands in for the connection where the record is written.
 
@@ -194,19 +202,33 @@ class SessionWrite:
     def __init__(self, connection: sqlite3.Connection, state: SessionState) -> None:
         self._connection = connection
         self._is_verified = False
-        self._deferred: dict[str, tuple[str, str, list[Sequence[Any]]]] = {}
+        self._deferred: dict[str, _Deferred] = {}
         self.state = state
         self.counters = SessionCounters(state.session_id, state.last_seq, state.branch)
 
-    def insert(self, table: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], on_conflict: str = "") -> None:
-        """Insert rows, by one statement for all that are inserted into the table before something else is read."""
+    def insert(
+        self,
+        table: str,
+        columns: Sequence[str],
+        rows: Iterable[Sequence[Any]],
+        on_conflict: str = "",
+        *,
+        if_there: Callable[[], object] | None = None,
+    ) -> None:
+        """Insert rows, by one statement for all that are inserted into the table before something else is read.
+
+        Args:
+            if_there: called after one row, which `on_conflict` lets be, was found to be there already.
+        """
         head = f"INSERT INTO {table} ({', '.join(columns)}) VALUES "
         marks = f"({', '.join('?' * len(columns))})"
-        _, _, collected = self._deferred.setdefault(f"{head}{on_conflict}", (head + "\0" + on_conflict, marks, []))
-        collected.extend(rows)
+        key = head + on_conflict if if_there is None else f"{head}{len(self._deferred)}"
+        insertion = self._deferred.setdefault(key, _Deferred(head, marks, on_conflict, [], if_there))
+        insertion.rows.extend(rows)
 
     def defer(self, sql: str, values: Sequence[Any]) -> None:
-        self._deferred[f"{sql}{len(self._deferred)}"] = (sql, "", [values])
+        """Execute a statement after what was collected before."""
+        self._deferred[f"{sql}{len(self._deferred)}"] = _Deferred(sql, "", "", [values], None)
 
     @property
     def connection(self) -> sqlite3.Connection:
@@ -233,20 +255,19 @@ class SessionWrite:
         if self.counters.changed or self._deferred:
             self._verify()
         deferred, self._deferred = self._deferred, {}
-        for sql, marks, rows in deferred.values():
-            if not marks:
-                self._connection.execute(sql, rows[0])
-                continue
-            head, _, tail = sql.partition("\0")
-            for start in range(0, len(rows), _ROWS):
-                some = rows[start : start + _ROWS]
+        for each in deferred.values():
+            for start in range(0, len(each.rows), _ROWS):
+                some = each.rows[start : start + _ROWS]
                 values = some[0] if len(some) == 1 else [value for row in some for value in row]
+                sql = f"{each.head}{', '.join([each.marks] * len(some))}{each.tail}"
                 try:
-                    self._connection.execute(f"{head}{', '.join([marks] * len(some))}{tail}", values)
+                    done = self._connection.execute(sql, values).rowcount
                 except sqlite3.IntegrityError as error:
                     if "list_items" in str(error):
                         raise ListConflict from error
                     raise
+                if each.if_there is not None and not done:
+                    each.if_there()
 
     @contextmanager
     def savepoint(self, faults: tuple[type[Exception], ...]) -> Iterator[None]:

@@ -317,10 +317,6 @@ _MODEL_COLUMNS = (
     *("reasoning_tokens", "cost", "first_token_ms", "duration_ms", "error", "message_id", "checkpoint_ns", "node"),
     *("marks", "started_at"),
 )
-_ADD_MODEL_CALL = f"""
-    INSERT INTO model_calls ({", ".join(_MODEL_COLUMNS)}) VALUES ({", ".join("?" * len(_MODEL_COLUMNS))})
-    ON CONFLICT (session_id, id) DO NOTHING
-"""
 
 
 def add_model_call(connection: SessionWrite, visit: RunContext, call: ModelCallEntry, now: datetime) -> None:
@@ -391,6 +387,12 @@ def _insert_model_call(
     )
     failed = call.error is not None
     tally.count_model_call(call.input_tokens, call.output_tokens, cost, failed=failed)
-    if not connection.execute(_ADD_MODEL_CALL, row).rowcount:  # another recorder has recorded it
+
+    def uncount() -> None:  # another recorder has recorded it
         given, answered = -(call.input_tokens or 0), -(call.output_tokens or 0)
         tally.count_model_call(given, answered, None if cost is None else -cost, failed=failed, by=-1)
+
+    connection.insert("model_calls", _MODEL_COLUMNS, [row], _UNLESS_RECORDED, if_there=uncount)
+
+
+_UNLESS_RECORDED = " ON CONFLICT (session_id, id) DO NOTHING"

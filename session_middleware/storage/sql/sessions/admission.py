@@ -220,7 +220,8 @@ def _admit_again(connection: sqlite3.Connection, visit: RunContext, rules: Engin
     number = None if lease is None else lease.number
     row = connection.execute(
         "SELECT home, status, last_active_at, incarnation, user_id,"
-        " EXISTS (SELECT 1 FROM leases WHERE number = ?), EXISTS (SELECT 1 FROM revoked WHERE user_hash = ?)"
+        " EXISTS (SELECT 1 FROM leases WHERE session_id = sessions.id AND number = ?),"
+        " EXISTS (SELECT 1 FROM revoked WHERE user_hash = ?)"
         " FROM sessions WHERE id = ?",
         (number, revocations.hash_of(identity.user_id), visit.session_id),
     ).fetchone()
