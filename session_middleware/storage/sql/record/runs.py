@@ -203,8 +203,8 @@ _COPY = (
     AND EXISTS (SELECT 1 FROM messages WHERE session_id = :source
     AND (instr(content, own.hash) OR instr(extra, own.hash)))
     """,
-    f"UPDATE checkpoints SET seq = seq + {_SHIFT}
-    WHERE home = (SELECT home FROM sessions WHERE id = :to) AND session_id = :to",
+    f"UPDATE checkpoints SET seq = seq + {_SHIFT}"
+    " WHERE home = (SELECT home FROM sessions WHERE id = :to) AND session_id = :to",
     """
     UPDATE sessions SET (last_seq, branch) = (SELECT sessions.last_seq + source.last_seq, source.branch
     FROM sessions AS source WHERE source.id = :source), message_count = message_count
