@@ -31,10 +31,9 @@ def nested() -> Any:
 def stored(path: Path, session_id: str) -> int:
     """The bytes of all blobs and references of a session."""
     connection = sqlite3.connect(path)
-    [blobs] = connection.execute("SELECT SUM(LENGTH(data)) FROM blobs WHERE family_id = ?", (session_id,)).fetchone()
-    [items] = connection.execute(
-        "SELECT COUNT(*) FROM list_items JOIN lists ON lists.id = list_id WHERE family_id = ?", (session_id,)
-    ).fetchone()
+    own = "WHERE home = (SELECT home FROM sessions WHERE id = ?)"
+    [blobs] = connection.execute(f"SELECT SUM(LENGTH(data)) FROM blobs {own}", (session_id,)).fetchone()
+    [items] = connection.execute(f"SELECT COUNT(*) FROM list_items {own}", (session_id,)).fetchone()
     connection.close()
     return int(blobs) + 20 * int(items)
 

@@ -110,9 +110,12 @@ def test_the_same_problem_in_many_sessions_is_one_line(call: Call, db: Path) -> 
 
 
 DAMAGE = {
-    "a piece that several checkpoints share": ("UPDATE blobs SET data = zeroblob(3) WHERE family_id = 'a'", "blob"),
+    "a piece that several checkpoints share": (
+        "UPDATE blobs SET data = zeroblob(3) WHERE home = (SELECT home FROM sessions WHERE id = 'a')",
+        "blob",
+    ),
     "elements of a list": ("DELETE FROM list_items WHERE position = 1", "list"),
-    "a write": ("UPDATE writes SET channel = 'other' WHERE session_id = 'n'", "is not what was written"),
+    "a write": ("UPDATE writes SET task_path = 'other' WHERE session_id = 'n'", "is not what was written"),
     "a newest checkpoint": (
         "DELETE FROM checkpoints WHERE checkpoint_id = (SELECT MAX(checkpoint_id) FROM checkpoints)",
         "cannot be found",
@@ -120,12 +123,8 @@ DAMAGE = {
     "a session's row": ("DELETE FROM sessions WHERE id = 'n'", "without their session"),
     "a time in the record": ("UPDATE messages SET created_at = 'once' WHERE session_id = 'n'", "cannot be read"),
     "a memory": ("UPDATE memories SET value = 'no JSON'", "cannot be read"),
-    "a blob kept for nobody": ("UPDATE blobs SET family_id = 'x' WHERE id % 3 = 0", "stored for"),
-    "a list that begins as another family's": (
-        "UPDATE lists SET parent_id = 1, parent_length = 1 WHERE family_id = 'n'",
-        "list",
-    ),
-    "a family": ("UPDATE sessions SET family_id = 'b' WHERE id = 'a'", "set it to 'a'"),
+    "blobs of no family": ("UPDATE blobs SET home = 1", "without a session"),
+    "a family": ("UPDATE sessions SET home = 1 WHERE id = 'a'", "set it to"),
 }
 
 

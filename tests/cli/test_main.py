@@ -184,7 +184,7 @@ def test_check_finds_and_repairs_and_doctor_says_so(call: Call, db: str) -> None
         connection.execute("UPDATE sessions SET message_count = 9, cost = 1 WHERE id = 'a1'")
         connection.execute("INSERT INTO files (session_id, hash, data) VALUES ('gone', 'h', x'00')")
         connection.execute(
-            "INSERT INTO leases (session_id, process, started_at, renewed_at) VALUES ('a1', 'x', '', '')"
+            "INSERT INTO leases (session_id, number, process, started_at, renewed_at) VALUES ('a1', 1, 'x', '', '')"
         )
     doctor = call("doctor", "--db", db)
     assert doctor.exit_code == 1
@@ -221,7 +221,7 @@ def test_check_compares_errors_and_tokens_with_their_rows(call: Call, db: str) -
 
 def test_check_finds_a_checkpoint_with_a_missing_piece(call: Call, db: str) -> None:
     with closing(sqlite3.connect(db)) as connection, connection:
-        connection.execute("DELETE FROM lists WHERE family_id = 'a1'")
+        connection.execute("DELETE FROM list_items WHERE home = (SELECT home FROM sessions WHERE id = 'a1')")
     result = call("check", "--db", db, "--repair")
     assert result.exit_code == 1
     assert "lacks a part of its state" in " ".join(result.output.split())

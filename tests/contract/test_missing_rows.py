@@ -64,7 +64,7 @@ def test_a_pending_write_that_cannot_be_found_is_no_task_to_run_again(sessions: 
     found = saver.get_tuple(config)
     saver.put_writes(found.config, [("messages", [HumanMessage("done")]), ("other", 1)], "task")
     assert len(saver.get_tuple(config).pending_writes) == 2
-    vanish(sessions, "writes", f"{NEWEST} AND idx = 1")
+    vanish(sessions, "writes", f"{NEWEST} AND task_id = 'task'")
     with pytest.raises(StorageError, match="a write of it cannot be found"):
         saver.get_tuple(config)
 

@@ -309,17 +309,15 @@ def raw(path: Path) -> dict[str, Any]:
 
 def _raw_rows(connection: sqlite3.Connection, thread: str) -> list[Any]:
     one = {"id": thread}
-    family = "(SELECT family_id FROM sessions WHERE id = :id)"
-    lists = f"(SELECT id FROM lists WHERE family_id = {family})"
+    own = "WHERE home = (SELECT home FROM sessions WHERE id = :id)"
     queries = (
         "SELECT name, sql FROM sqlite_master",  # where that has changed, all are concerned
         "SELECT * FROM sessions WHERE id = :id",
         "SELECT * FROM checkpoints WHERE session_id = :id",
         "SELECT * FROM writes WHERE session_id = :id",
-        f"SELECT * FROM lists WHERE family_id = {family}",
-        f"SELECT * FROM list_items WHERE list_id IN {lists}",
-        f"SELECT * FROM blobs WHERE id IN (SELECT blob_id FROM list_items WHERE list_id IN {lists})",
-        f"SELECT * FROM blobs WHERE family_id = {family}",
+        f"SELECT * FROM lists {own}",
+        f"SELECT * FROM list_items {own}",
+        f"SELECT * FROM blobs {own}",
     )
     return [sorted(connection.execute(query, one).fetchall(), key=repr) for query in queries]
 

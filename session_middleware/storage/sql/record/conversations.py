@@ -11,6 +11,7 @@ from session_middleware.storage.conversations import ConversationItemPut, Stored
 from session_middleware.storage.record_entries import Attachment
 from session_middleware.storage.run import RunContext
 from session_middleware.storage.sql.record import message_rows, tool_call_rows
+from session_middleware.storage.sql.session_state import SessionWrite
 from session_middleware.storage.sqlite.database import SqliteDatabase
 
 
@@ -19,7 +20,7 @@ class SqliteConversations:
     _visit: Callable[..., Any]
 
     def append_items(self, visit: RunContext, items: Sequence[ConversationItemPut]) -> None:
-        def then(connection: sqlite3.Connection, _: str, write_down: Callable[..., Any]) -> None:
+        def then(connection: SessionWrite, write_down: Callable[..., Any]) -> None:
             _append(connection, visit.session_id, items)
             write_down([message for item in items for message in item.message])
 
@@ -29,14 +30,14 @@ class SqliteConversations:
         return self._database.read(lambda connection: [item for _, item, _ in _last(connection, session_id, limit)])
 
     def remove_items(self, visit: RunContext, *, limit: int | None = None) -> list[StoredItem]:
-        def then(connection: sqlite3.Connection, *_: Any) -> list[StoredItem]:
+        def then(connection: SessionWrite, _: Any) -> list[StoredItem]:
             return _remove(connection, visit.session_id, limit)
 
         removed: list[StoredItem] = self._visit(visit, then)
         return removed
 
 
-def _append(connection: sqlite3.Connection, session_id: str, items: Sequence[ConversationItemPut]) -> None:
+def _append(connection: SessionWrite, session_id: str, items: Sequence[ConversationItemPut]) -> None:
     (last,) = connection.execute(
         "SELECT COALESCE(MAX(position), 0) FROM conversation_items WHERE session_id = ?", (session_id,)
     ).fetchone()
@@ -72,8 +73,8 @@ def _files(connection: sqlite3.Connection, session_id: str, names: Sequence[str]
     return {name: data for name, data in found.items() if data is not None}
 
 
-def _remove(connection: sqlite3.Connection, session_id: str, limit: int | None) -> list[StoredItem]:
-    found = _last(connection, session_id, limit)
+def _remove(connection: SessionWrite, session_id: str, limit: int | None) -> list[StoredItem]:
+    found = _last(connection.connection, session_id, limit)
     for position, _, message_id in found:
         connection.execute(
             "UPDATE conversation_items SET removed = 1 WHERE session_id = ? AND position = ?", (session_id, position)

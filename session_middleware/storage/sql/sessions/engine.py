@@ -116,7 +116,10 @@ class SqliteUpkeep:
     def release(self, given: Sequence[Lease]) -> None:
         numbers = [lease.number for lease in given if lease.number is not None]
         if numbers:
-            self._database.write(lambda connection: leases.release(connection, numbers), durable=False)
+            are_over = all(lease.is_over for lease in given)
+            self._database.write(
+                lambda connection: leases.release(connection, numbers, are_over=are_over), durable=False
+            )
             self._rules.over.difference_update(numbers)
 
     def renew(self, given: Sequence[Lease]) -> None:
