@@ -8,7 +8,7 @@ from typing import Any
 from session_middleware.display.html import Rows
 from session_middleware.memory.results import SearchHit
 from session_middleware.storage.memory_port import MemoryQuery, MemoryStorage, MessageScope, StoredMemory
-from session_middleware.storage.search.tokenizer import begun_word, query_words, snippet
+from session_middleware.storage.search.tokenizer import query_words, snippet, unfinished_word
 
 
 def search(
@@ -32,7 +32,7 @@ def search(
         offset=offset,
         begun=True,
         neighbours=False,
-        as_written=not query_words(query) and begun_word(query) is None,
+        as_written=not query_words(query) and unfinished_word(query) is None,
     )
     return Rows(_found(stored, query, marks) for stored in storage.search_memories(asked))
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from session_middleware.storage.search.stemming import stem
-from session_middleware.storage.search.tokenizer import query_words, says_something, terms_of, words_in
+from session_middleware.storage.search.tokenizer import is_telling, query_words, terms_of, words_in
 
 _POINTERS = """
     it its they them their theirs he him his she her hers this these those one ones both either neither
@@ -63,7 +63,7 @@ def complete(query: str, before: Sequence[str], *, most: int = 5) -> str:
     weights: dict[str, float] = defaultdict(float)
     spelled: dict[str, str] = {}
     for age, text in enumerate(reversed(before[-_TURNS:])):
-        for word in filter(says_something, dict.fromkeys(words_in(text))):
+        for word in filter(is_telling, dict.fromkeys(words_in(text))):
             if (term := stem(word)) not in left_out:
                 spelled.setdefault(term, word)
                 stress = _STANDS_OUT if _stands_out(word, text) else 1.0

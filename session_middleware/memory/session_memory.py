@@ -17,7 +17,7 @@ from session_middleware.models import Scope
 from session_middleware.settings import parse_duration
 from session_middleware.storage.executor import async_twin
 from session_middleware.storage.memory_port import MemoryItemPut, MemoryPut, MemoryQuery
-from session_middleware.storage.search.tokenizer import holds
+from session_middleware.storage.search.tokenizer import contains_all
 from session_middleware.storage.validation import suggesting
 
 
@@ -88,7 +88,7 @@ class SessionMemory(SessionRecall):
         else:
             items = self._search(MemoryQuery([namespace], prefix=True, limit=sys.maxsize))
             if query is not None:
-                items = [item for item in items if holds(item.text or "", query)]
+                items = [item for item in items if contains_all(item.text or "", query)]
         gone = [MemoryPut(item.namespace, [MemoryItemPut(item.key, None, None)]) for item in items]
         if gone:
             self._storage.put_memories(gone, visit=self._visit)

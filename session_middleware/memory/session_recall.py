@@ -117,7 +117,8 @@ class SessionRecall:
         memories = [self._memory(stored, recency=recency, explain=explain) for stored in found]
         if recency:
             memories.sort(key=lambda memory: -(memory.score or 0.0))
-        self._parts.wake()
+        if self._parts.embeds:
+            self._parts.wake()
         return Rows(self._with_neighbours(memory, window) for memory in memories[:k])
 
     def select(
@@ -150,7 +151,8 @@ class SessionRecall:
             found = once([*first, *map(self._memory, stored)], query=query, unless_in=unless_in)
             if len(found) >= len(first) + k or len(stored) < limit:
                 break
-        self._parts.wake()
+        if self._parts.embeds:
+            self._parts.wake()
         return Rows(found[: len(first) + k])
 
     def context_for(

@@ -424,9 +424,9 @@ def test_an_index_of_another_versions_words_is_made_anew_and_keeps_its_vectors(t
         expected = [found(sessions, query) for query in queries]
         asked = len(model.calls)
     with closing(sqlite3.connect(path)) as connection:
-        connection.execute("UPDATE index_progress SET words = 'before'")
-        connection.execute("UPDATE index_words SET term = 'x' || term")
-        connection.execute("UPDATE index_parts SET terms = 'xpuppi'")
+        connection.execute("UPDATE index_scopes SET version = 'before'")
+        connection.execute("UPDATE index_postings SET term = 'x' || term")
+        connection.execute("UPDATE index_blocks SET terms = 'xpuppi'")
         connection.commit()
     with Sessions(path, clock=clock, index={"embed": model, "dims": 4}) as sessions:
         assert [found(sessions, query) for query in queries] == expected
@@ -438,4 +438,4 @@ def test_an_index_of_another_versions_words_is_made_anew_and_keeps_its_vectors(t
         assert sessions.search("lodz") == []
         sessions.delete("t")
     with closing(sqlite3.connect(path)) as connection:
-        assert connection.execute("SELECT COUNT(*) FROM index_words").fetchone() == (0,)
+        assert connection.execute("SELECT COUNT(*) FROM index_postings").fetchone() == (0,)

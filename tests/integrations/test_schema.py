@@ -68,14 +68,8 @@ SCANS_BY_DESIGN = (
     "FROM runs WHERE outcome = 'running'",  # the same, by an index of them alone
     "FROM tool_calls WHERE process IS NOT NULL",  # what is executed outside of runs, by an index of it alone
     "FROM sqlite_master",
-    "SELECT rowid, session_id, seq FROM messages WHERE",  # the last row
-    "FROM memories INDEXED BY memories_to_index",  # the items that wait, by an index of them alone
     "FROM index_stale",  # the messages that were changed since the last search
-    "UPDATE index_progress",  # has one row
-    # the index is made anew, for words of another version
-    "SELECT number, session_id, scope_id, positions FROM index_sessions",
-    "UPDATE index_scopes SET texts = 0",
-    "UPDATE memories SET indexed = 0 WHERE indexed = 1",
+    "FROM index_scopes WHERE version !=",  # once in a process
     "CREATE TEMP TABLE",
 )
 

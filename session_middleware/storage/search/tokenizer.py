@@ -26,11 +26,11 @@ from session_middleware.storage.search.stemming import stem, stems_of_irregular
 MAX_WORDS = 20_000  # of one text that are indexed; of a query, 64
 MAX_TERMS = 64
 MAX_CHARACTERS = 65_536  # of one text that are looked at
-_BEGUN = 3  # characters that a word begins with, at least, to be found by them
+_SHORTEST_PREFIX = 3  # characters that a word begins with, at least, to be found by them
 _LONGEST_ENDING = 6  # characters that a stem may lack
 _LONGEST = 64  # characters of a word; what is longer is no word anybody looks for
 
-_SAY_NOTHING = """
+_STOP_WORDS = """
     a about above after again against ain all also am an and any are aren as at be because been before being below
     between both but by can cannot could couldn d did didn do does doesn doing don down during each few for from
     further had hadn has hasn have haven having he her here hers herself him himself his how i if in into is isn it
@@ -39,7 +39,7 @@ _SAY_NOTHING = """
     theirs them themselves then there these they this those through to too under until up ve very was wasn we were
     weren what when where which while who whom whose why will with would wouldn you your yours yourself yourselves
 """
-_STOP = frozenset(_SAY_NOTHING.split())
+_STOP = frozenset(_STOP_WORDS.split())
 _DATE, _SPEAKER = "@", "@@"
 
 
@@ -150,17 +150,17 @@ def _split(word: str, *, signs: bool) -> Iterator[str]:
         yield word[place:]
 
 
-def says_something(word: str) -> bool:
+def is_telling(word: str) -> bool:
     """Whether it is more than a word that every text has; a single hiragana is mostly a particle."""
     return word not in _STOP and not (len(word) == 1 and "\u3041" <= word <= "\u309f")
 
 
 def terms_of(text: str) -> list[str]:
     """The stems of the words that say something, in order, as the index has them."""
-    return [stem(word) for word in _words(text, signs=True) if says_something(word)][:MAX_WORDS]
+    return [stem(word) for word in _words(text, signs=True) if is_telling(word)][:MAX_WORDS]
 
 
-def marks_of(moment: datetime, name: str | None) -> list[str]:
+def context_terms_of(moment: datetime, name: str | None) -> list[str]:
     """What a question may name a message by: the month, year and day it was said, and who said it."""
     speakers = dict.fromkeys(words_in(name)) if name else ()
     day = (MONTHS[moment.month - 1], moment.year, moment.day)
@@ -181,30 +181,30 @@ class QueryWord:
 
 def query_words(query: str) -> list[QueryWord]:
     """The words of a query that say something, each once."""
-    telling = [word for word in dict.fromkeys(words_in(query)) if says_something(word)]
+    telling = [word for word in dict.fromkeys(words_in(query)) if is_telling(word)]
     found = {word.term: word for word in map(QueryWord, telling[: 4 * MAX_TERMS])}
     return list(found.values())[:MAX_TERMS]
 
 
-def begun_word(query: str) -> str | None:
+def unfinished_word(query: str) -> str | None:
     """The last word of a query, which may be the beginning of a longer one; ``None`` when it is too short for that."""
     words = words_in(query)
-    if not words or not _is_of_word(query[-1]) or len(words[-1]) < _BEGUN or not says_something(words[-1]):
+    if not words or not _is_of_word(query[-1]) or len(words[-1]) < _SHORTEST_PREFIX or not is_telling(words[-1]):
         return None
     return words[-1]
 
 
-def stems_within(begun: str) -> list[str]:
+def shorter_stems(begun: str) -> list[str]:
     """The stems that words which begin so may have, and which begin otherwise: "painting" has the stem of "painti"."""
     if not (begun.isascii() and begun.isalpha()):
         return []
-    shorter = [begun[:length] for length in range(max(_BEGUN, len(begun) - _LONGEST_ENDING), len(begun))]
+    shorter = [begun[:length] for length in range(max(_SHORTEST_PREFIX, len(begun) - _LONGEST_ENDING), len(begun))]
     return [*shorter, *stems_of_irregular(begun)]
 
 
-def has_word(text: str, query: str) -> bool:
+def contains_word(text: str, query: str) -> bool:
     """Whether a text has a word of a query, or one that begins as its last."""
-    return bool(_hits(text[:MAX_CHARACTERS], {word.term for word in query_words(query)}, begun_word(query)))
+    return bool(_hits(text[:MAX_CHARACTERS], {word.term for word in query_words(query)}, unfinished_word(query)))
 
 
 def _is_of_word(sign: str) -> bool:
@@ -214,7 +214,7 @@ def _is_of_word(sign: str) -> bool:
 # As they are written
 
 
-def holds(text: str, query: str) -> bool:
+def contains_all(text: str, query: str) -> bool:
     """Whether a text has every word of a query as it is written, but for the case of its letters.
 
     No stems, no missing accents, no words left out. A noun in Korean may have its particles; what is written
@@ -223,7 +223,7 @@ def holds(text: str, query: str) -> bool:
     wanted, there = set(_parts(query)), set(_parts(text))
     if not query_words(query):
         return False
-    return all(part in there or any(_is_held(part, other) for other in there) for part in wanted)
+    return all(part in there or any(_contains(part, other) for other in there) for part in wanted)
 
 
 def _parts(text: str) -> Iterator[tuple[str, str]]:
@@ -234,7 +234,7 @@ def _parts(text: str) -> Iterator[tuple[str, str]]:
         yield found.lastgroup or "", found[0]
 
 
-def _is_held(part: tuple[str, str], other: tuple[str, str]) -> bool:
+def _contains(part: tuple[str, str], other: tuple[str, str]) -> bool:
     (kind, word), (other_kind, text) = part, other
     if kind != other_kind:
         return False
@@ -254,7 +254,7 @@ _PARTICLES = re.compile(  # those that are seldom the end of another noun
 
 def phrase_parts(query: str) -> list[str]:
     """The words of a query as they are written, or else its signs."""
-    found = [found[0] for found in _written(query)]
+    found = [found[0] for found in _words_as_written(query)]
     return found[:MAX_TERMS] or [signs for signs in [query.strip()[:MAX_TERMS]] if signs]
 
 
@@ -273,7 +273,7 @@ def _is_unspaced(sign: str) -> bool:
     return not sign.isascii() and _unicode().run.fullmatch(sign) is not None
 
 
-def _written(text: str) -> Iterator[re.Match[str]]:
+def _words_as_written(text: str) -> Iterator[re.Match[str]]:
     """The words of a text where they stand."""
     return (_WORD if text.isascii() else _unicode().word).finditer(text)
 
@@ -283,13 +283,13 @@ def snippet(text: str, query: str, *, length: int = 160, marks: tuple[str, str] 
 
     Where the query has none that say something: the stretch that holds it as it is written.
     """
-    wanted, begun = {word.term for word in query_words(query)}, begun_word(query)
+    wanted, begun = {word.term for word in query_words(query)}, unfinished_word(query)
     text = text[:MAX_CHARACTERS]
     if wanted or begun:
         hits = _hits(text, wanted, begun)
     else:
         hits = [_Hit(*found.span(), found[0]) for found in phrase(query).finditer(text)] if phrase_parts(query) else []
-    start = _best_start(hits, length)
+    start = _best_window(hits, length)
     start = start and text.rfind(" ", 0, start) + 1
     end = len(text) if len(text) - start <= length else max(text.rfind(" ", start, start + length), start + 1)
     shown, place = ["…" if start else ""], start
@@ -310,20 +310,20 @@ def _hits(text: str, wanted: set[str], begun: str | None) -> list[_Hit]:
     """Where words and dates of a query are, in order; in a script without spaces, as far as they reach."""
     lower = text.lower()
     places = list(dates_in(lower if len(lower) == len(text) else ""))
-    places += [(*match.span(), match[0]) for match in _written(text)]
+    places += [(*match.span(), match[0]) for match in _words_as_written(text)]
     found: list[_Hit] = []
     for start, end, said in places:
         hit = next((term for term in _terms(said) if term in wanted or (begun and term.startswith(begun))), None)
         if hit is None and begun and _plain(said).startswith(begun):
             hit = begun
         if hit is not None and not said.isascii() and _unicode().run.search(said):
-            found += _within(text, start, end, wanted)
+            found += _hits_in_word(text, start, end, wanted)
         elif hit is not None:
             found.append(_Hit(start, end, hit))
-    return _joined(sorted(found))
+    return _merged(sorted(found))
 
 
-def _within(text: str, start: int, end: int, wanted: set[str]) -> Iterator[_Hit]:
+def _hits_in_word(text: str, start: int, end: int, wanted: set[str]) -> Iterator[_Hit]:
     """Those of the pairs and single signs in a word, and of its parts in other scripts, that are wanted."""
     for found in _unicode().part.finditer(text, start, end):
         if found.lastgroup is None and (term := _only_term(found[0])) in wanted:
@@ -346,7 +346,7 @@ def _only_term(signs: str) -> str:
     return stem(words[0]) if len(words) == 1 else ""
 
 
-def _joined(hits: Iterable[_Hit]) -> list[_Hit]:
+def _merged(hits: Iterable[_Hit]) -> list[_Hit]:
     found: list[_Hit] = []
     for hit in hits:
         if found and hit.start < found[-1].end:
@@ -356,7 +356,7 @@ def _joined(hits: Iterable[_Hit]) -> list[_Hit]:
     return found
 
 
-def _best_start(hits: list[_Hit], length: int) -> int:
+def _best_window(hits: list[_Hit], length: int) -> int:
     """Where a window of this length begins that sees the most different words."""
     best, start = 0, 0
     for number, hit in enumerate(hits):

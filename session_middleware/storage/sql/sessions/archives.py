@@ -95,12 +95,7 @@ def restore(connection: sqlite3.Connection, stone: Tombstone, rows: Rows, rules:
     _insert(connection, "sessions", [session | active | named])
     for table in runs.TABLES:
         _insert(connection, table, [row | {"session_id": stone.id} for row in rows.get(table, ())])
-    for row in rows.get("memories", ()):
-        place = {"namespace": memories.renamed(row["namespace"], was, stone.id)}
-        if row["session_id"] == was:
-            place["session_id"] = stone.id
-        restored = row | place | {"id": None} | memories.as_not_indexed(row)
-        _insert(connection, "memories", [restored], "INSERT OR IGNORE")  # one that the store was given since stays
+    memories.restore(connection, rows.get("memories", ()), was, stone.id)
     _restore_state(connection, stone.id, family_id, rows)
     tombstones.delete(connection, stone.id)
     session_rows.touch(connection, stone.id, rules, now)
@@ -144,14 +139,14 @@ def _json(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"))
 
 
-def _insert(connection: sqlite3.Connection, table: str, rows: Iterable[Mapping[str, Any]], how: str = "INSERT") -> int:
+def _insert(connection: sqlite3.Connection, table: str, rows: Iterable[Mapping[str, Any]]) -> int:
     """Insert rows, with those of their columns that the table has; the id of the last one."""
     there = {name for (name,) in connection.execute("SELECT name FROM pragma_table_info(?)", (table,))}
     last = 0
     for row in rows:
         columns = [name for name in row if name in there]
         cursor = connection.execute(
-            f"{how} INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})",
+            f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})",
             [row[name] for name in columns],
         )
         last = cursor.lastrowid or 0
