@@ -18,12 +18,12 @@ from session_middleware.memory.results import SearchHit
 from session_middleware.memory.scopes import SCOPES
 from session_middleware.memory.session_memory import HasOwnMemory, SessionMemory
 from session_middleware.memory.session_recall import KINDS, SPEAKERS, Kind
-from session_middleware.memory.validation import check_count, check_moment, check_text
 from session_middleware.models import Role, Scope
 from session_middleware.runtime.run_context import identity_of
 from session_middleware.storage.executor import StorageExecutor, async_twin
 from session_middleware.storage.memory_port import MessageScope
 from session_middleware.storage.run import RunContext
+from session_middleware.storage.validation import check_count, check_moment, check_string
 
 if TYPE_CHECKING:
     from langchain_core.retrievers import BaseRetriever
@@ -60,7 +60,7 @@ class MemoryAPI:
         Of a session with a `user_id`: only if it is that user's. Each comes with a snippet, in which
         `marks` are put around the words.
         """
-        check_text("query", query)
+        check_string("query", query)
         check_moment("since", since)
         check_count("limit", limit)
         check_count("offset", offset)

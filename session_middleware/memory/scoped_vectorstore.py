@@ -22,8 +22,8 @@ from session_middleware.memory.api import MemoryAPI
 from session_middleware.memory.retriever import SessionRetriever, asking_config
 from session_middleware.memory.scopes import SCOPES, Namespace
 from session_middleware.memory.session_memory import SessionMemory
-from session_middleware.memory.validation import check_names, check_options
 from session_middleware.models import Scope
+from session_middleware.storage.validation import check_members
 
 FilterFor: TypeAlias = Callable[[str, Sequence[str]], Any]  # a metadata key and its allowed values, as a store's filter
 
@@ -54,8 +54,8 @@ class ScopedVectorStore(VectorStore):
         scopes: Sequence[Scope] = SCOPES,
         filter_for: FilterFor,
     ) -> None:
-        check_names("scope", [scope], SCOPES)
-        check_names("scopes", scopes, SCOPES)
+        check_members("scope", [scope], SCOPES)
+        check_members("scopes", scopes, SCOPES)
         self._store = store
         self._sessions = sessions
         self._memory = memory
@@ -137,10 +137,12 @@ class ScopedVectorStore(VectorStore):
         return mine.issuperset(ids)
 
     def as_retriever(self, **kwargs: Any) -> ScopedRetriever:  # type: ignore[override]
-        """A retriever for which the config it is invoked with says who asks. `search_kwargs` may hold ``k``."""
-        check_options(kwargs, "as_retriever", ["k", "search_kwargs"])
-        check_options(kwargs.get("search_kwargs", {}), "search_kwargs", ["k"])
-        return ScopedRetriever(store=self, k=kwargs.get("search_kwargs", {}).get("k", kwargs.get("k", 4)))
+        """A retriever that takes its session from the config of each call. `search_kwargs` may have ``k``."""
+        search_kwargs = kwargs.pop("search_kwargs", {})
+        k = search_kwargs.get("k", kwargs.pop("k", 4))
+        for name in (*kwargs, *search_kwargs.keys() - {"k"}):
+            raise TypeError(f"as_retriever() takes no {name!r}; it takes k, search_kwargs={{'k': …}}")
+        return ScopedRetriever(store=self, k=k)
 
     @classmethod
     def from_texts(

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias, get_args
 
 from session_middleware.errors import MemoryAccessDenied, MemoryScopeUnavailable
-from session_middleware.memory.validation import check_names
 from session_middleware.models import Scope
+from session_middleware.storage.validation import check_members
 
 Namespace: TypeAlias = tuple[str, ...]
 
@@ -55,7 +55,7 @@ def namespace_of(scope: Scope, owners: Owners) -> Namespace:
         MemoryScopeUnavailable: there is no id to keep it under.
         InvalidMemoryArgument: a scope nobody knows.
     """
-    check_names("scope", [scope], SCOPES)
+    check_members("scope", [scope], SCOPES)
     if scope not in OWNED:
         return (scope,)
     owner: str | None = getattr(owners, scope)
@@ -66,7 +66,7 @@ def namespace_of(scope: Scope, owners: Owners) -> Namespace:
 
 def visible_namespaces(owners: Owners, scopes: Sequence[Scope] = SCOPES) -> list[Namespace]:
     """The namespaces of these scopes, without those that nobody here has an id for. Raises `InvalidMemoryArgument`."""
-    check_names("scopes", scopes, SCOPES)
+    check_members("scopes", scopes, SCOPES)
     found: list[Namespace] = []
     for scope in scopes:
         owned = [(scope, owner) for owner in sorted(owners.of(scope))]

@@ -14,9 +14,9 @@ from session_middleware.memory.results import Memory
 from session_middleware.memory.scopes import SCOPES
 from session_middleware.memory.session_memory import HasOwnMemory, SessionMemory
 from session_middleware.memory.session_recall import ROLES, SPEAKERS
-from session_middleware.memory.validation import check_always, check_names
 from session_middleware.models import Role, Scope
 from session_middleware.storage.record_entries import OF_MEMORY
+from session_middleware.storage.validation import check_always, check_members
 
 Answer: TypeAlias = tuple[str, dict[str, Any]]  # what the model reads, and by what the record knows it
 
@@ -45,9 +45,9 @@ def memory_tools(
         always: whether ``recall`` also gives what was remembered with ``always=True``; no model can remember so.
         session: for a loop that passes no config: always this session's memory.
     """
-    check_names("scopes", scopes, SCOPES)
-    check_names("scope", [scope or "session"], SCOPES)
-    check_names("roles", roles, ROLES)
+    check_members("scopes", scopes, SCOPES)
+    check_members("scope", [scope or "session"], SCOPES)
+    check_members("roles", roles, ROLES)
     check_always(always)
     made = _Tools(sessions, scope, scopes, roles, always, session)
     return [
