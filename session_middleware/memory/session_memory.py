@@ -54,11 +54,11 @@ class SessionMemory(SessionRecall):
             check_string("message_id", message_id)
         check_always(always)
         namespace, other = both_of(namespace_of(scope, self._owners), always=always)
-        key = self._parts.new_id() if key is None else str(key)
+        key = self._indexer.new_id() if key is None else str(key)
         put = self._put(namespace, key, text_or_dict, metadata)
         put = put._replace(message_id=message_id, ttl=None if ttl is None else parse_duration(ttl))
         self._storage.put_memories([_deletion(other, key), put], visit=self._context)
-        self._parts.embed_items()
+        self._indexer.embed_items()
         return self._stored(namespace, key)
 
     def forget(
@@ -116,10 +116,10 @@ class SessionMemory(SessionRecall):
             found.session_id,
             found.message_id,
             found.paths,
-            embed=found.text is not None and self._parts.embeds,
+            embed=found.text is not None and self._indexer.embeds,
         )
         self._storage.put_memories([*deletions, moved], visit=self._context)
-        self._parts.embed_items()
+        self._indexer.embed_items()
         return self._stored(target, key)
 
     def _of_key(self, namespace: Namespace, key: str) -> Stored:
@@ -175,7 +175,7 @@ class SessionMemory(SessionRecall):
         if metadata is not None:
             _, encoded = checked_value(namespace, key, value | {"metadata": metadata})
         item = MemoryItemPut(key, encoded, words)
-        return MemoryPut(namespace, [item], self._session_id, paths=(), embed=self._parts.embeds)
+        return MemoryPut(namespace, [item], self._session_id, paths=(), embed=self._indexer.embeds)
 
     def _stored(self, namespace: Namespace, key: str) -> Memory:
         [stored] = self._storage.get_memories([(namespace, key)])

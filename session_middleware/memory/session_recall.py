@@ -57,14 +57,14 @@ class SessionRecall:
 
     def __init__(
         self,
-        parts: MemoryIndexer,
+        indexer: MemoryIndexer,
         storage: MemoryStorage,
         context: RunContext,
         *,
         owner_id: str | None,
         group_id: str | None,
     ) -> None:
-        self._parts, self._offload = parts, parts.offload
+        self._indexer, self._offload = indexer, indexer.offload
         self._storage = storage  # of the session handle
         self._owner_id = owner_id
         self._context = context  # the identity, and the incarnation of the session
@@ -107,7 +107,7 @@ class SessionRecall:
         asked = self._query(query, scopes, kinds, roles)._replace(filter=filter, since=since, limit=k)
         if not asked.namespaces and asked.messages is None:
             return Rows()
-        self._parts.settle()
+        self._indexer.settle()
         if recency:
             asked = asked._replace(limit=4 * k)
         asked = asked._replace(vector=self._vector(asked))
@@ -115,8 +115,8 @@ class SessionRecall:
         memories = [self._memory(stored, recency=recency, explain=explain) for stored in found]
         if recency:
             memories.sort(key=lambda memory: -(memory.score or 0.0))
-        if self._parts.embeds:
-            self._parts.wake()
+        if self._indexer.embeds:
+            self._indexer.wake()
         return Rows(self._with_neighbours(memory, window) for memory in memories[:k])
 
     def select(
@@ -140,7 +140,7 @@ class SessionRecall:
         first = self._always(scopes) if always else []
         if not asked.namespaces and asked.messages is None:
             return Rows(first)
-        self._parts.settle()
+        self._indexer.settle()
         asked = asked._replace(vector=self._vector(asked))
         found: Memories = []
         known = len(unless_in) // 2  # messages, each with an id and a text
@@ -149,8 +149,8 @@ class SessionRecall:
             found = once([*first, *map(self._memory, stored)], query=query, unless_in=unless_in)
             if len(found) >= len(first) + k or len(stored) < limit:
                 break
-        if self._parts.embeds:
-            self._parts.wake()
+        if self._indexer.embeds:
+            self._indexer.wake()
         return Rows(found[: len(first) + k])
 
     def context_for(
@@ -193,7 +193,7 @@ class SessionRecall:
 
     def last_said(self, count: int = 12) -> Texts:
         """The texts of the last messages of this session by users and assistants, oldest first."""
-        self._parts.settle()
+        self._indexer.settle()
         messages = self._storage.list_last_messages(self._session_id, count)
         return [message.text for message in messages if message.role in ("user", "assistant")]
 
@@ -232,13 +232,13 @@ class SessionRecall:
     def _vector(self, asked: MemoryQuery) -> Vector | None:
         """The vector of the query without the names of speakers, which would match all of their messages."""
         query = asked.query or ""
-        if self._parts.embedder is None or not query.strip():
+        if self._indexer.embedder is None or not query.strip():
             return None
         words = list(dict.fromkeys(re.findall(r"\w+", query)))
         for whose in asked.whose:
             for name in self._storage.list_speakers(words, whose):
                 query = re.sub(rf"\b{re.escape(name)}\b('s\b)?", "", query)
-        return self._parts.embedder.query(query if query.strip() else asked.query or "")
+        return self._indexer.embedder.query(query if query.strip() else asked.query or "")
 
     def _search(self, query: MemoryQuery) -> Stored:
         return self._storage.search_memories(query) if query.namespaces else []
@@ -247,7 +247,7 @@ class SessionRecall:
         scope: Any = stored.namespace[0]
         if stored.seq is not None and stored.session_id != self._session_id:
             scope = "user"
-        age = max(self._parts.clock() - stored.updated_at, timedelta(0))  # the clock may have been set back
+        age = max(self._indexer.clock() - stored.updated_at, timedelta(0))  # the clock may have been set back
         recent = 0.5 ** (age / _HALF_LIFE)
         score = None if stored.score is None else stored.score * (1 + recency * recent)
         parts = {"words": stored.words or 0.0, "vector": stored.vector or 0.0, "recency": recent}

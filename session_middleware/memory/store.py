@@ -69,9 +69,9 @@ class SessionStore(BaseStore):
 
     supports_ttl = True
 
-    def __init__(self, parts: MemoryIndexer, *, ttl: TTLConfig | None = None) -> None:
-        self._parts = parts
-        self._storage, self._offload = parts.storage, parts.offload
+    def __init__(self, indexer: MemoryIndexer, *, ttl: TTLConfig | None = None) -> None:
+        self._indexer = indexer
+        self._storage, self._offload = indexer.storage, indexer.offload
         self.ttl_config = ttl
 
     def batch(self, ops: Iterable[Op]) -> list[Result]:
@@ -84,12 +84,12 @@ class SessionStore(BaseStore):
         if owners is not None:
             for op in ops:
                 check_access(op, owners)
-        puts = puts_of(ops, owners, embed=self._parts.embeds)
+        puts = puts_of(ops, owners, embed=self._indexer.embeds)
         stored = self._get([op for op in ops if isinstance(op, GetOp)])
         results = [None if isinstance(op, PutOp) else self._answer(op, owners, stored) for op in ops]
         if puts:
             self._storage.put_memories(puts, visit=self._context(owners))
-            self._parts.embed_items()
+            self._indexer.embed_items()
         return results
 
     async def abatch(self, ops: Iterable[Op]) -> list[Result]:
@@ -104,14 +104,14 @@ class SessionStore(BaseStore):
         identity = identity_of(get_config().get("configurable") or {})
         session = self._storage.look(RunContext(session_id, identity, reading=True))
         if session is not None and changes:
-            check_session_access(session, identity, self._parts.access)
+            check_session_access(session, identity, self._indexer.access)
 
     def _context(self, owners: Owners | None) -> RunContext | None:
         """The context of the running graph's run."""
         if owners is None or owners.session is None:
             return None
         configurable = get_config().get("configurable") or {}
-        return self._parts.inside(configurable) or RunContext(owners.session, identity_of(configurable))
+        return self._indexer.inside(configurable) or RunContext(owners.session, identity_of(configurable))
 
     def _get(self, ops: Sequence[GetOp]) -> StoredByKey:
         keys = [(tuple(op.namespace), op.key) for op in ops]
@@ -147,7 +147,7 @@ class SessionStore(BaseStore):
         )
 
     def _vector(self, query: str | None) -> list[float] | None:
-        return self._parts.embedder.query(query) if self._parts.embedder is not None and query else None
+        return self._indexer.embedder.query(query) if self._indexer.embedder is not None and query else None
 
     # The methods of the base class validate labels before they call `batch`, and reject the periods of an e-mail
     # address that owns a namespace. Here `batch` does all validation.

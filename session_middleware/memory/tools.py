@@ -15,6 +15,7 @@ from session_middleware.memory.scopes import SCOPES
 from session_middleware.memory.session_memory import HasOwnMemory, SessionMemory
 from session_middleware.memory.session_recall import ROLES, SPEAKERS
 from session_middleware.models import Role, Scope
+from session_middleware.storage.executor import async_twin
 from session_middleware.storage.record_entries import OF_MEMORY
 from session_middleware.storage.validation import check_always, check_members
 
@@ -81,8 +82,7 @@ class _Tools:
         memory, scope = self._here(config)
         return _stored(memory.remember(text, scope=scope)), OF_MEMORY
 
-    async def aremember(self, text: str, config: RunnableConfig) -> Answer:
-        return await self._offload.run(self.remember, text, config)
+    aremember = async_twin(remember)
 
     def recall(self, query: str, config: RunnableConfig, limit: int = 5) -> Answer:
         """Look up what was remembered or said before. Ask with the words that were probably used."""
@@ -90,16 +90,14 @@ class _Tools:
         found = memory.select(query, _clamped(limit), scopes=self._scopes, roles=self._roles, always=self._always)
         return render(found, with_keys=True) or "Nothing is remembered about that.", OF_MEMORY
 
-    async def arecall(self, query: str, config: RunnableConfig, limit: int = 5) -> Answer:
-        return await self._offload.run(self.recall, query, config, limit)
+    arecall = async_twin(recall)
 
     def forget(self, key: str, config: RunnableConfig) -> Answer:
         """Forget something that was remembered, by the key that recall shows."""
         memory, scope = self._here(config)
         return _forgotten(key, memory.forget(key, scope=scope)), OF_MEMORY
 
-    async def aforget(self, key: str, config: RunnableConfig) -> Answer:
-        return await self._offload.run(self.forget, key, config)
+    aforget = async_twin(forget)
 
     def _here(self, config: RunnableConfig) -> tuple[SessionMemory, Scope]:
         memory = self._sessions.memory(config) if self._session is None else self._session.memory

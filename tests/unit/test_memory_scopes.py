@@ -95,7 +95,7 @@ def test_a_missing_id_matches_no_namespace() -> None:
 def test_an_id_may_hold_periods_and_other_labels_may_not() -> None:
     check_labels(("user", "alice@example.com"))
     for namespace in [("docs", "a.b"), ("user", "alice", "a.b"), ("a.b",)]:
-        with pytest.raises(InvalidNamespaceError, match="holds a period"):
+        with pytest.raises(InvalidNamespaceError, match="contains a period"):
             check_labels(namespace)
 
 

@@ -8,10 +8,8 @@ from datetime import datetime
 from session_middleware.models import Message, to_text
 from session_middleware.storage.memory_port import MemoryQuery, MessageScope, StoredMemory, ToEmbed, Vectors
 from session_middleware.storage.sql.engine_context import EngineContext
-from session_middleware.storage.sql.memory import indexing, items, memories, recall, reindexing, vectors
+from session_middleware.storage.sql.memory import indexing, items, memories, recall, vectors
 from session_middleware.storage.sqlite.database import SqliteDatabase
-
-_ITEMS = 500  # indexed in one transaction
 
 
 class SqliteMemories:
@@ -65,14 +63,15 @@ class SqliteMemories:
 
     def _rebuild_outdated(self) -> None:
         while not self._is_index_current:
-            scope_id = self._database.read(reindexing.find_outdated)
+            scope_id = self._database.read(memories.find_outdated)
             if scope_id is None:
                 self._is_index_current = True
             else:
                 self._rebuild(scope_id)
 
     def _rebuild(self, scope_id: int) -> None:
-        self._database.write(lambda connection: reindexing.rebuild(connection, scope_id), durable=False)
+        now = self._rules.clock()
+        self._database.write(lambda connection: memories.rebuild(connection, scope_id, now), durable=False)
 
     def _refresh_index(self) -> None:
         now = self._rules.clock()
@@ -80,7 +79,7 @@ class SqliteMemories:
 
     def _index_items(self) -> None:
         while self._database.read(lambda connection: items.count_unindexed(connection, 1)):
-            self._database.write(lambda connection: items.index_some(connection, _ITEMS), durable=False)
+            self._database.write(lambda connection: items.index_some(connection, items.BATCH), durable=False)
 
     def _index_some(self, limit: int, whose: MessageScope, active_since: str = "") -> int:
         return self._database.write(

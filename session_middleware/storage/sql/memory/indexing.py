@@ -295,12 +295,7 @@ def refresh(connection: sqlite3.Connection) -> None:
         session = _find_session(connection, session_id)
         if session is None:
             continue
-        row = connection.execute(
-            f"SELECT {_COLUMNS} FROM messages AS m JOIN sessions AS s ON s.id = m.session_id"
-            f" WHERE m.session_id = ? AND m.seq = ? AND {SEARCHABLE}",
-            (session_id, seq),
-        ).fetchone()
-        changed = None if row is None else NewMessage._make(row)._replace(indexed_seq=session.indexed_seq)
+        changed = _read_message(connection, session, seq)
         positions: Any = seqs(connection, session)
         if seq not in positions:  # it had no text before
             _write(connection, _sessions_of(connection, [changed] if changed else [], create=False))
@@ -342,6 +337,37 @@ def remove_documents(connection: sqlite3.Connection, session: IndexedSession, do
     connection.executemany(
         "DELETE FROM vectors WHERE scope_id = ? AND document = ?", [(scope_id, document) for document in documents]
     )
+
+
+def rebuild(connection: sqlite3.Connection, scope_id: int) -> None:
+    """Index the messages of a scope again, under the same document ids. The scope has no postings, and 0 documents."""
+    rows = connection.execute(
+        "SELECT number, session_id, scope_id, indexed_seq, positions FROM index_sessions WHERE scope_id = ?",
+        (scope_id,),
+    ).fetchall()
+    connection.execute("UPDATE index_blocks SET terms = '' WHERE scope_id = ?", (scope_id,))
+    connection.execute("UPDATE index_sessions SET documents = 0, words = 0 WHERE scope_id = ?", (scope_id,))
+    for row in rows:
+        session = IndexedSession(*row)
+        for position, seq in enumerate(seqs(connection, session)):
+            message = _read_message(connection, session, seq, "1 = 1") if seq else None
+            if message is not None:
+                document = session.number << POSITION_BITS | position
+                session.documents.append(_indexed(message, document, is_replacement=False))
+        _write(connection, [session])
+        added = Statistics(0, 0, passages(session.positions))
+        posting_lists.add_statistics(connection, scope_id, added)
+
+
+def _read_message(
+    connection: sqlite3.Connection, session: IndexedSession, seq: int, condition: str = SEARCHABLE
+) -> NewMessage | None:
+    row = connection.execute(
+        f"SELECT {_COLUMNS} FROM messages AS m JOIN sessions AS s ON s.id = m.session_id"
+        f" WHERE m.session_id = ? AND m.seq = ? AND {condition}",
+        (session.session_id, seq),
+    ).fetchone()
+    return None if row is None else NewMessage._make(row)._replace(indexed_seq=session.indexed_seq)
 
 
 def remove_session(connection: sqlite3.Connection, session_id: str) -> None:

@@ -27,6 +27,7 @@ from session_middleware.storage.sql.row_mapping import namespace_text
 ItemRef: TypeAlias = tuple[str, int]  # a namespace as text, and a position in it
 
 POSITION_BITS = 24  # the first sixteen million items of a namespace are indexed
+BATCH = 500  # items indexed in one transaction
 IN_NAMESPACE = (1 << POSITION_BITS) - 1
 _UNKNOWN_SCOPE = 1 << 25  # ids, in memory only, of namespaces without indexed items
 
@@ -150,6 +151,15 @@ def index_some(connection: sqlite3.Connection, limit: int) -> int:
         "UPDATE memories SET indexed = 1 WHERE namespace = ? AND position = ?", [row[:2] for row in waiting]
     )
     return len(waiting)
+
+
+def rebuild(connection: sqlite3.Connection, namespace: str) -> None:
+    """Index the items of a namespace again. Its scope has no postings, and 0 documents."""
+    connection.execute(
+        "UPDATE memories SET indexed = 0 WHERE namespace = ? AND indexed = 1 AND text IS NOT NULL", (namespace,)
+    )
+    while index_some(connection, BATCH):
+        pass
 
 
 def read_unindexed(

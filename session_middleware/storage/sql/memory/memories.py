@@ -13,6 +13,7 @@ from typing import Any
 
 from session_middleware.models import Message
 from session_middleware.storage.memory_port import MemoryQuery, StoredMemory
+from session_middleware.storage.search.tokenizer import version
 from session_middleware.storage.sql.memory import indexing, items, phrases, recall
 from session_middleware.storage.sql.row_mapping import namespace_text, values_of
 
@@ -36,6 +37,29 @@ def refresh(connection: sqlite3.Connection, now: datetime) -> None:
     """Update the index for changed and deleted messages, and delete the items that came from deleted ones."""
     indexing.refresh(connection)
     items.sweep(connection, now)
+
+
+def find_outdated(connection: sqlite3.Connection) -> int | None:
+    """A scope that another version of the tokenizer has indexed: queries would not find its terms."""
+    row = connection.execute("SELECT id FROM index_scopes WHERE version != ? LIMIT 1", (version(),)).fetchone()
+    return None if row is None else int(row[0])
+
+
+def rebuild(connection: sqlite3.Connection, scope_id: int, now: datetime) -> None:
+    """Rebuild an outdated scope, unless another process has done it. Document ids, and so vectors, stay."""
+    refresh(connection, now)
+    row = connection.execute(
+        "UPDATE index_scopes SET version = ?, documents = 0, words = 0, passages = 0 WHERE id = ? AND version != ?"
+        " RETURNING kind, name",
+        (version(), scope_id, version()),
+    ).fetchone()
+    if row is None:
+        return
+    connection.execute("DELETE FROM index_postings WHERE scope_id = ?", (scope_id,))
+    if row[0] == "message":
+        indexing.rebuild(connection, scope_id)
+    else:
+        items.rebuild(connection, row[1])
 
 
 def list_messages_around(connection: sqlite3.Connection, session_id: str, seq: int, each_way: int) -> list[Message]:
