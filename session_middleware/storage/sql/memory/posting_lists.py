@@ -68,6 +68,8 @@ def delete_if_empty(connection: sqlite3.Connection, scope_id: int) -> None:
 
 
 def statistics(connection: sqlite3.Connection, scope_ids: Collection[int]) -> Statistics:
+    if not scope_ids:
+        return Statistics(0, 0, 0)
     row = connection.execute(
         "SELECT COALESCE(SUM(documents), 0), COALESCE(SUM(words), 0), COALESCE(SUM(passages), 0) FROM index_scopes"
         " WHERE id IN (SELECT value FROM json_each(?))",
