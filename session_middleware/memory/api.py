@@ -76,7 +76,7 @@ class MemoryAPI:
             since=since,
             limit=limit,
             offset=offset,
-            begun=True,
+            unfinished=True,
             neighbours=False,
             as_written=not query_words(query) and unfinished_word(query) is None,
         )

@@ -10,7 +10,7 @@ from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import RunnableConfig
 
-from session_middleware.memory.context import CountTokens, about_tokens
+from session_middleware.memory.context import CountTokens, about_tokens, normalized, within_budget
 from session_middleware.memory.query_rewriting import complete
 from session_middleware.memory.results import Memory
 from session_middleware.memory.retriever import MemoryRetriever, as_document, caller_config
@@ -63,7 +63,9 @@ class AugmentedRetriever(MemoryRetriever):
         found.sort(key=lambda document: -document.metadata["fused_score"])
         unique = _once([*_scored(first, 1.0, about={}), *found])
         if self.budget_tokens is not None:
-            unique = _affordable(unique, self.budget_tokens, self.count_tokens)
+            unique = within_budget(
+                unique, self.budget_tokens, text_of=lambda each: each.page_content, count_tokens=self.count_tokens
+            )
         return list(unique)[: len(first) + k]
 
 
@@ -96,16 +98,7 @@ def _once(documents: Iterable[Document]) -> Iterable[Document]:
     """Each text once, in its first document."""
     seen = set()
     for document in documents:
-        text = " ".join(document.page_content.lower().split())
+        text = normalized(document.page_content)
         if text not in seen:
             seen.add(text)
-            yield document
-
-
-def _affordable(documents: Iterable[Document], budget: int, count_tokens: CountTokens) -> Iterable[Document]:
-    """The documents within the budget; a document that exceeds it is skipped."""
-    for document in documents:
-        cost = count_tokens(document.page_content)
-        if cost <= budget:
-            budget -= cost
             yield document

@@ -19,7 +19,7 @@ from langgraph.store.base import (
 )
 
 from session_middleware.memory.scopes import OWNED, Namespace, Owners, check_namespace, is_visible
-from session_middleware.memory.values import check_key, encoded_values, is_text, words_of
+from session_middleware.memory.values import check_key, checked_value, is_text, words_of
 from session_middleware.storage.memory_port import MemoryPut
 
 _LONGEST_TTL = 60 * 24 * 36_525  # minutes
@@ -120,7 +120,7 @@ def _put(ops: Sequence[PutOp], owners: Owners | None, embed: bool) -> MemoryPut:
     namespace, index, ttl = tuple(ops[0].namespace), ops[0].index, ops[0].ttl
     keys: list[str] = [op.key for op in ops]
     values: list[Any] = [op.value for op in ops]
-    encoded = encoded_values(namespace, keys, values)
+    encoded = [checked_value(namespace, key, value)[1] for key, value in zip(keys, values, strict=True)]
     embed = embed and index is not False and (index is None or len(index) > 0)
     texts = [words_of(value, index) or ("" if embed else None) for value in values]  # "": only vectors
     return MemoryPut(

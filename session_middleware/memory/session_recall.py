@@ -16,7 +16,8 @@ from session_middleware.display.html import Rows
 from session_middleware.memory.context import (
     CountTokens,
     about_tokens,
-    facts_within_budget,
+    facts_of,
+    line,
     once,
     render,
     within_budget,
@@ -176,13 +177,15 @@ class SessionRecall:
         It stands between two marks that do not occur in it.
         """
         check_count("budget_tokens", budget_tokens)
-        left = self.select(
+        memories = self.select(
             query, k, scopes=scopes, kinds=kinds, roles=roles, always=always, unless_in=[query, *unless_in]
         )
         session = self._storage.find_session(self._session_id) if "session" in scopes else None
         context = {} if session is None else session.context
-        facts, budget_tokens = facts_within_budget(context, budget_tokens, count_tokens=count_tokens)
-        return render(within_budget(left, budget_tokens, count_tokens=count_tokens), facts)
+        facts = list(within_budget(facts_of(context), budget_tokens, text_of=str, count_tokens=count_tokens))
+        budget_tokens -= sum(map(count_tokens, facts))
+        found = within_budget(memories, budget_tokens, text_of=line, count_tokens=count_tokens)
+        return render(list(found), facts)
 
     def list(self, scopes: Sequence[Scope] = ("session",), *, filter: dict[str, Any] | None = None) -> Memories:
         """All items of these scopes, the oldest first; scopes that the session has no id for are skipped."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from typing import Any, Literal, TypeAlias
 
 from langgraph.store.base import get_text_at_path, tokenize_path
@@ -12,9 +11,6 @@ from langgraph.store.base import get_text_at_path, tokenize_path
 from session_middleware.errors import InvalidMemoryArgument, UnserializableValue
 
 Index: TypeAlias = Literal[False] | Sequence[str] | None  # LangGraph's: nothing, these paths, everything
-
-_BETWEEN = "\0 between \0"
-_BETWEEN_ENCODED = f", {json.dumps(_BETWEEN)}, "
 
 
 def is_text(text: str) -> bool:
@@ -54,21 +50,6 @@ def checked_value(namespace: tuple[str, ...], key: str, value: Any) -> tuple[dic
             f"memory {key!r} in {namespace!r} cannot be stored as JSON ({error})",
             advice="convert it to text, numbers, lists and dicts first, for example with model_dump(mode='json')",
         ) from error
-
-
-def encoded_values(namespace: tuple[str, ...], keys: Sequence[str], values: Sequence[Any]) -> list[str]:
-    """The values of these keys as JSON, each as `checked_value` returns it.
-
-    One call of the encoder for all values takes a third of the time; a separator splits its result. Each value is
-    encoded separately if a value contains the separator, and if one is not JSON, so that the error names it.
-    """
-    if all(isinstance(value, dict) for value in values):
-        with suppress(TypeError, ValueError, RecursionError):
-            together = json.dumps([each for value in values for each in (value, _BETWEEN)])
-            found = together[1 : -len(_BETWEEN_ENCODED) + 1].split(_BETWEEN_ENCODED)
-            if len(found) == len(values):
-                return found
-    return [checked_value(namespace, key, value)[1] for key, value in zip(keys, values, strict=True)]
 
 
 def words_of(value: Mapping[str, Any], index: Index = None) -> str | None:

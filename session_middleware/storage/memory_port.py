@@ -53,7 +53,7 @@ class MemoryQuery(NamedTuple):
     roles: Collection[str] | None = None  # of messages
     since: datetime | None = None  # created at or after
     vector: Sequence[float] | None = None  # of the query, to rank by
-    begun: bool = False  # the last word may be unfinished
+    unfinished: bool = False  # the last word may be unfinished
     neighbours: bool = True  # the words of a message count for its neighbours
     only_vector: bool = False  # items by cosine alone, then items without a vector
     as_written: bool = False  # only messages that contain the query as it is written, the latest first

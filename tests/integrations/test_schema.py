@@ -154,7 +154,7 @@ def use_everything(storage: Storage) -> None:
     storage.get_memories([(("session", "t"), "k")])
     storage.search_memories(MemoryQuery([("session", "t")], prefix=True))
     storage.list_messages("t"), storage.list_tool_calls("t"), storage.list_runs("t"), storage.list_events("t")
-    storage.search_memories(MemoryQuery([], prefix=False, query="beg", messages=MessageScope(), begun=True))
+    storage.search_memories(MemoryQuery([], prefix=False, query="beg", messages=MessageScope(), unfinished=True))
     for whose in (MessageScope(), MessageScope(user_id="u"), MessageScope("t", "u")):
         storage.search_memories(MemoryQuery([], prefix=False, query="the", messages=whose, as_written=True))
     storage.delete_message("t", "m"), storage.append_messages(visit, [message])

@@ -230,13 +230,13 @@ def _rank_by_words(
     wanted = _enough(query)
     terms = [_query_term(connection, scope, word) for word in words]
     unsure: set[int] = set()
-    if query.begun and (unfinished := unfinished_word(query.query or "")) is not None:
+    if query.unfinished and (word := unfinished_word(query.query or "")) is not None:
         completions = {
-            *posting_lists.terms_starting_with(connection, [*scope.messages, *scope.items], unfinished, _COMPLETIONS),
-            *(term for term in scope.postings if term.startswith(unfinished)),
+            *posting_lists.terms_starting_with(connection, [*scope.messages, *scope.items], word, _COMPLETIONS),
+            *(term for term in scope.postings if term.startswith(word)),
         }
         certain = _any_of(connection, scope, completions)
-        possible = _any_of(connection, scope, shorter_stems(unfinished))
+        possible = _any_of(connection, scope, shorter_stems(word))
         unsure = _documents(possible).difference(*map(_documents, [*terms, certain]))
         terms += [certain, possible]
     found = bm25.scores(
