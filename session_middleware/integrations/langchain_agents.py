@@ -27,11 +27,11 @@ from session_middleware.checkpoint.repair import Mended, mend, unanswered
 from session_middleware.memory.query_rewriting import complete
 from session_middleware.memory.scopes import SCOPES
 from session_middleware.memory.session_recall import KINDS, ROLES, SPEAKERS, Kind
-from session_middleware.memory.validation import check_always, check_count, check_names
 from session_middleware.models import Role, Scope
 from session_middleware.recording.middleware_recorder import MiddlewareContext, MiddlewareRecorder, ToolCallInProgress
 from session_middleware.session import Session
 from session_middleware.sessions import Sessions
+from session_middleware.storage.validation import check_always, check_count, check_members
 
 ToolResult: TypeAlias = ToolMessage | Command[Any]
 Context: TypeAlias = Callable[[Session, str], str | None]
@@ -58,9 +58,9 @@ class Recall:
     def __post_init__(self) -> None:
         check_count("k", self.k)
         check_count("budget_tokens", self.budget_tokens)
-        check_names("scopes", self.scopes, SCOPES)
-        check_names("kinds", self.kinds, KINDS)
-        check_names("roles", self.roles, ROLES)
+        check_members("scopes", self.scopes, SCOPES)
+        check_members("kinds", self.kinds, KINDS)
+        check_members("roles", self.roles, ROLES)
         check_always(self.always)
 
 

@@ -1,8 +1,7 @@
-"""`MemoryStorage`: what an engine promises of memories; the rest of the contract is `Storage`'s.
+"""`MemoryStorage`: the storage operations on memories; the rest of the contract is `Storage`.
 
-An item is a JSON value by namespace and key. A recorded message is a memory without anybody's doing.
-Both are found by words, and by vectors where they have them; vectors are made by the caller, outside
-of any transaction, and put when they are ready.
+An item is a JSON value by namespace and key. Each recorded message is a memory too. Both are found by words, and
+by vectors when they have them. The caller computes vectors outside of any transaction and puts them later.
 """
 
 from __future__ import annotations
@@ -16,27 +15,27 @@ from session_middleware.storage.run import RunContext
 
 
 class MemoryItemPut(NamedTuple):
-    """A plain tuple of the three will do, and is made more quickly where they are many."""
+    """A plain tuple of the three is accepted too, and is faster to create for many items."""
 
     key: str
     value: str | None  # as JSON; None deletes
-    text: str | None  # what word search sees; None keeps the item out of it
+    text: str | None  # the text that word search finds; None excludes the item from it
 
 
 class MemoryPut(NamedTuple):
-    """Items of one namespace that are put alike, each key once."""
+    """Items of one namespace that are put with the same options, each key once."""
 
     namespace: tuple[str, ...]
     items: Sequence[MemoryItemPut] | Sequence[tuple[str, str | None, str | None]]
-    session_id: str | None = None  # the session they are remembered in
+    session_id: str | None = None  # the session in which they are put
     message_id: str | None = None  # the message they came from; deleted with it
-    paths: Sequence[str] | None = None  # which of their texts get vectors; None: as the settings say; none: `text`
-    embed: bool = False  # they wait for vectors
-    ttl: timedelta | None = None  # how long they are kept after they are put, or got with `refresh`
+    paths: Sequence[str] | None = None  # of the texts that get vectors; None: by the settings; empty: `text`
+    embed: bool = False  # they need vectors
+    ttl: timedelta | None = None  # they expire this long after the put, or after a get with `refresh`
 
 
 class MessageScope(NamedTuple):
-    """Whose recorded messages: one session's, one user's, one session's if it is that user's, or everybody's."""
+    """The recorded messages of one session, of one user, of one session if it is that user's, or of everybody."""
 
     session_id: str | None = None
     user_id: str | None = None
@@ -44,30 +43,29 @@ class MessageScope(NamedTuple):
 
 class MemoryQuery(NamedTuple):
     namespaces: Sequence[tuple[str, ...]]  # items of any of these
-    prefix: bool  # these and everything below them; False: exactly these
-    query: str | None = None  # words; ranked when given
+    prefix: bool  # and of all namespaces below them
+    query: str | None = None  # words to rank by
     filter: dict[str, Any] | None = None
     limit: int = 10
     offset: int = 0
-    messages: MessageScope | None = None  # recorded messages too,
-    more: MessageScope | None = None  # and these; none of the sessions of the first
-    roles: Collection[str] | None = None  # of messages: only what these said
+    messages: MessageScope | None = None  # recorded messages too
+    more: MessageScope | None = None  # and these; it shares no session with the first
+    roles: Collection[str] | None = None  # of messages
     since: datetime | None = None  # created at or after
-    vector: Sequence[float] | None = None  # of the query; ranked by both when given
-    begun: bool = False  # the last word may be the beginning of one
-    neighbours: bool = True  # a message is found by the words of those around it as well
-    only_vector: bool = False  # items by the cosine of their vectors alone, then those that have none
-    as_written: bool = False  # messages that hold the query as it stands there, the latest first, and no items
-    refresh: bool = False  # give what is found its whole time to live again
+    vector: Sequence[float] | None = None  # of the query, to rank by
+    unfinished: bool = False  # the last word may be unfinished
+    neighbours: bool = True  # the words of a message count for its neighbours
+    only_vector: bool = False  # items by cosine alone, then items without a vector
+    as_written: bool = False  # only messages that contain the query as it is written, the latest first
+    refresh: bool = False  # restart the time to live of the results
 
     @property
     def whose(self) -> list[MessageScope]:
-        """Of whose messages any are found."""
-        return [each for each in (self.messages, self.more) if each is not None]
+        return [scope for scope in (self.messages, self.more) if scope is not None]
 
 
 class StoredMemory(NamedTuple):
-    """An item, or a recorded message: then the namespace is its session's, and the key its message id."""
+    """An item; or a recorded message, with its session as namespace and its message id as key."""
 
     namespace: tuple[str, ...]
     key: str
@@ -76,93 +74,92 @@ class StoredMemory(NamedTuple):
     session_id: str | None
     created_at: datetime
     updated_at: datetime
-    score: float | None = None  # of a search by words or vectors: greater is better
+    score: float | None = None  # of a search by words or vectors; greater is better
     message_id: str | None = None
     seq: int | None = None  # of a recorded message
-    words: float | None = None  # the parts of the score: BM25,
-    vector: float | None = None  # the cosine
+    words: float | None = None  # the parts of the score: BM25
+    vector: float | None = None  # and the cosine
     expires_at: datetime | None = None
     paths: Sequence[str] | None = None
 
 
 class ToEmbed(NamedTuple):
-    """What waits for its vectors. `scope_id`, `place` and `version` are the engine's own."""
+    """A document without vectors. Only the engine uses `scope_id`, `document` and `version`."""
 
     scope_id: int
-    place: int
-    version: int  # so that what changed meanwhile is not given an old vector
-    item: StoredMemory | None = None  # which of its texts are wanted, its `paths` or the settings say
+    document: int
+    version: int  # detects a change before the vectors are put
+    item: StoredMemory | None = None  # its `paths`, or the settings, select the texts
     texts: Sequence[str] = ()  # of a message: its own, and with those before it; its vector is their mean
 
 
 class Vectors(NamedTuple):
-    of: ToEmbed
+    source: ToEmbed
     vectors: Sequence[Sequence[float]]
 
 
 class MemoryStorage(Protocol):
-    name: str  # for messages to people
+    name: str  # for error messages
 
     def find_session(self, session_id: str) -> SessionInfo | None:
-        """As in `Storage`: what is remembered with a session is also what it keeps of itself."""
+        """As in `Storage`."""
 
     def put_memories(self, puts: Sequence[MemoryPut], *, visit: RunContext | None = None) -> None:
-        """All of them or none, in order; a key put again keeps its `created_at`.
+        """Put all items or none, in order. A key put again keeps its `created_at`.
 
-        A `visit` is asked for in the same transaction: whether its session is still the one that it found. What
-        it puts for a session that is not there opens it, so that it has an owner.
+        A `visit` is validated in the same transaction: its session must still be the same incarnation. An item of
+        a session that does not exist opens the session, so that the session has an owner.
 
         Raises:
             SessionClosed: the session was deleted since, or the visit's user forgotten.
-            SessionAccessDenied: it is another user's, or what is put for the session is by one who may only read it.
+            SessionAccessDenied: it is another user's, or the user may only read it.
         """
 
     def get_memories(
         self, keys: Sequence[tuple[tuple[str, ...], str]], *, refresh: Collection[int] = ()
     ) -> list[StoredMemory | None]:
-        """In the order asked. Those at the places in `refresh` get their whole time to live again.
+        """Get items in the given order, and restart the time to live of those at the places in `refresh`.
 
-        What has expired is not there, whether or not it was swept.
+        An expired item is ``None``, whether or not it was swept.
         """
 
     def search_memories(self, query: MemoryQuery) -> list[StoredMemory]:
-        """Those that pass `filter`, best first when words or a vector are given, else in order of first put.
+        """The memories that pass `filter`: the best first when words or a vector are given, else the oldest first.
 
-        The scope is in the ``WHERE``, and all figures the ranking uses are of that scope: what others
-        keep changes neither the order nor the cost. Queries without a word that says something find
-        nothing by words. Every recorded message is found, also one that was written a moment ago; when
-        very many are not indexed yet, this indexes them first.
+        The scope is in the ``WHERE``, and the ranking uses statistics of that scope only: other memories change
+        neither the order nor the cost. A query without indexed words finds nothing by words. Every recorded
+        message is found, also one that was just written; a long backlog in scope is indexed first.
         """
 
     def list_namespaces(self) -> list[tuple[str, ...]]:
-        """All that hold an item, sorted."""
+        """The namespaces that have items, sorted."""
 
     def sweep_memories(self) -> int:
-        """Delete the items whose time to live is over; how many."""
+        """Delete the expired items; returns how many."""
 
     def list_messages_around(self, session_id: str, seq: int, *, each_way: int) -> list[Message]:
-        """The message at `seq` among so many before and after it, in order."""
+        """The message at `seq` and up to `each_way` messages before and after it, in order."""
 
     def list_last_messages(self, session_id: str, count: int) -> list[Message]:
         """The last messages of a session, in order, each in its latest version."""
 
-    def index_messages(self, limit: int, *, leave: int = 0) -> int:
-        """Index the words of the next recorded messages, at most `limit`, in one transaction; how many that was.
+    def index_messages(self, limit: int, *, active_since: datetime | None = None) -> int:
+        """Index the words of at most `limit` messages, in one transaction; returns how many.
 
-        Nothing is done when about `leave` or fewer wait: a search reads those from the record.
+        With `active_since` only of sessions that were active at or after that time, which costs less.
         """
 
     def list_to_embed(self, limit: int, *, messages: bool) -> list[ToEmbed]:
-        """Items, and with `messages` indexed messages too, that wait for their vectors, oldest first."""
+        """Items, and with `messages` indexed messages too, that need vectors."""
 
     def list_speakers(self, words: Sequence[str], whose: MessageScope) -> set[str]:
-        """Those of these words that are part of the name of somebody who speaks there."""
+        """Those of these words that are part of a speaker's name."""
 
     def put_vectors(self, vectors: Sequence[Vectors]) -> None:
-        """Store vectors and mark what they are of as embedded; what changed or went meanwhile is passed over."""
+        """Store vectors, except those of documents that were changed or deleted in the meantime."""
 
     def vector_model(self) -> tuple[str, int] | None:
-        """The name and dimensions of the model the stored vectors are of; ``None`` when there are none."""
+        """The name and dimensions of the model of the stored vectors, if a model was set."""
 
     def set_vector_model(self, name: str, dimensions: int) -> None:
-        """Name the model and delete all vectors, also those of a model of this name; everything waits for new ones."""
+        """Set the model and delete all vectors, so that every document needs new ones."""

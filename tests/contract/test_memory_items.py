@@ -274,7 +274,7 @@ def test_many_put_again_or_deleted_together_leave_nothing_of_what_they_said(stor
     left = storage._database.read(  # type: ignore[attr-defined]
         lambda connection: [
             connection.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0]
-            for table in ("memories", "index_words", "index_scopes", "vectors")
+            for table in ("memories", "index_postings", "index_scopes", "vectors")
         ]
     )
     assert left == [0, 0, 0, 0]

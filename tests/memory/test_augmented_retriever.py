@@ -12,7 +12,7 @@ from langchain_core.retrievers import BaseRetriever
 from benchmarks.follow_ups import ALONE as ALONE_TOO
 from benchmarks.follow_ups import DOCUMENTS, WordRetriever, hits, names, said
 from session_middleware import Sessions
-from session_middleware.memory.query_rewriting import complete, leans
+from session_middleware.memory.query_rewriting import complete, depends_on_context
 
 ALONE = [
     ("How long does delivery take?", {"delivery"}),
@@ -84,7 +84,7 @@ def test_the_more_a_question_says_the_less_is_added() -> None:
     ],
 )
 def test_what_leans_on_what_came_before(question: str, expected: bool) -> None:
-    assert leans(question) is expected
+    assert depends_on_context(question) is expected
 
 
 def test_nothing_is_added_where_nothing_was_said() -> None:

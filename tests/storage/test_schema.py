@@ -70,14 +70,8 @@ SCANS_BY_DESIGN = (
     "FROM runs WHERE outcome = 'running'",  # the same, by an index of them alone
     "FROM tool_calls WHERE process IS NOT NULL",  # what is executed outside of runs, by an index of it alone
     "FROM sqlite_master",
-    "SELECT rowid, session_id, seq FROM messages WHERE",  # the last row
-    "FROM memories INDEXED BY memories_to_index",  # the items that wait, by an index of them alone
     "FROM index_stale",  # the messages that were changed since the last search
-    "UPDATE index_progress",  # has one row
-    # the index is made anew, for words of another version
-    "SELECT number, session_id, scope_id, positions FROM index_sessions",
-    "UPDATE index_scopes SET texts = 0",
-    "UPDATE memories SET indexed = 0 WHERE indexed = 1",
+    "FROM index_scopes WHERE version !=",  # once in a process
     "CREATE TEMP TABLE",
 )
 
@@ -162,7 +156,7 @@ def use_everything(storage: Storage) -> None:
     storage.get_memories([(("session", "t"), "k")])
     storage.search_memories(MemoryQuery([("session", "t")], prefix=True))
     storage.list_messages("t"), storage.list_tool_calls("t"), storage.list_runs("t"), storage.list_events("t")
-    storage.search_memories(MemoryQuery([], prefix=False, query="beg", messages=MessageScope(), begun=True))
+    storage.search_memories(MemoryQuery([], prefix=False, query="beg", messages=MessageScope(), unfinished=True))
     for whose in (MessageScope(), MessageScope(user_id="u"), MessageScope("t", "u")):
         storage.search_memories(MemoryQuery([], prefix=False, query="the", messages=whose, as_written=True))
     storage.delete_message("t", "m"), storage.append_messages(visit, [message])

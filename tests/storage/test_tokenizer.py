@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from session_middleware.storage.search.tokenizer import (
-    begun_word,
-    holds,
+    contains_all,
     query_words,
     snippet,
     terms_of,
+    unfinished_word,
     version,
     words_in,
 )
@@ -123,7 +123,7 @@ def test_only_what_is_surely_a_date_is_read_as_one(written: str, words: list[str
     ],
 )
 def test_a_text_holds_what_it_has_as_it_is_written(query: str, text: str) -> None:
-    assert holds(text, query)
+    assert contains_all(text, query)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_a_text_holds_what_it_has_as_it_is_written(query: str, text: str) -> Non
     ],
 )
 def test_a_text_does_not_hold_what_is_only_like_it(query: str, text: str) -> None:
-    assert not holds(text, query)
+    assert not contains_all(text, query)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_a_snippet_marks_the_same_words(text: str, query: str, marked: str) -> N
 
 
 def test_a_word_that_ends_in_a_vowel_sign_is_one_that_is_still_typed() -> None:
-    assert begun_word("नमस्ते") == "नमस्ते"
+    assert unfinished_word("नमस्ते") == "नमस्ते"
 
 
 @given(st.text())
@@ -175,7 +175,7 @@ def test_any_text_has_words(text: str) -> None:
     words = words_in(text)
     assert all(words)
     assert snippet(text, text) or not text
-    terms_of(text), holds(text, text), query_words(text), begun_word(text + "x")
+    terms_of(text), contains_all(text, text), query_words(text), unfinished_word(text + "x")
 
 
 def test_words_that_are_the_same_have_the_same_version() -> None:

@@ -293,9 +293,9 @@ _TABLES = (
     "CREATE INDEX conversation_items_present ON conversation_items (session_id, position) WHERE removed = 0",
     """
     CREATE TABLE memories (
-        id INTEGER PRIMARY KEY,
         namespace TEXT NOT NULL,
         key TEXT NOT NULL,
+        position INTEGER NOT NULL,
         value TEXT NOT NULL,
         text TEXT,
         paths TEXT,
@@ -307,14 +307,15 @@ _TABLES = (
         ttl_minutes REAL,
         indexed INTEGER NOT NULL,
         embedded INTEGER,
-        UNIQUE (namespace, key)
+        PRIMARY KEY (namespace, key),
+        UNIQUE (namespace, position)
     )
     """,
     "CREATE INDEX memories_by_message ON memories (session_id, message_id) WHERE message_id IS NOT NULL",
     "CREATE INDEX memories_by_session ON memories (session_id) WHERE session_id IS NOT NULL",
     "CREATE INDEX memories_by_expiry ON memories (expires_at) WHERE expires_at IS NOT NULL",
-    "CREATE INDEX memories_to_index ON memories (id) WHERE indexed = 0",
-    "CREATE INDEX memories_to_embed ON memories (id) WHERE embedded = 0",
+    "CREATE INDEX memories_to_index ON memories (indexed, namespace, position) WHERE indexed = 0",
+    "CREATE INDEX memories_to_embed ON memories (embedded, namespace, position) WHERE embedded = 0",
 )
 
 
@@ -322,7 +323,6 @@ _TABLES = (
 def m001_initial(db: Database) -> None:
     for statement in (*_TABLES, *STATE_TABLES, *INDEX_TABLES):
         db.execute(statement)
-    db.execute("INSERT INTO index_progress (id) VALUES (1)")
 
 
 def latest() -> frozenset[str]:

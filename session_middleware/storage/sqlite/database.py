@@ -322,8 +322,7 @@ def _migrate(connection: sqlite3.Connection) -> None:
 
 
 INDEX_TABLES = frozenset(  # what they hold can be made anew from the others
-    {"index_scopes", "index_sessions", "index_parts", "index_words", "index_progress", "index_stale"}
-    | {"vectors", "vector_models"}
+    {"index_scopes", "index_sessions", "index_blocks", "index_postings", "index_stale"} | {"vectors", "vector_models"}
 )
 OWN_TABLES = frozenset(
     {"sessions", "runs", "messages", "tool_calls", "model_calls", "events", "memories", "branches", "files"}

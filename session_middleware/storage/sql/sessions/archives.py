@@ -105,12 +105,7 @@ def restore(connection: sqlite3.Connection, stone: Tombstone, rows: Rows, rules:
     _insert(connection, "sessions", [session | active | named])
     for table in runs.TABLES:
         _insert(connection, table, [row | {"session_id": stone.id} for row in rows.get(table, ())])
-    for row in rows.get("memories", ()):
-        place = {"namespace": memories.renamed(row["namespace"], was, stone.id)}
-        if row["session_id"] == was:
-            place["session_id"] = stone.id
-        restored = row | place | {"id": None} | memories.as_not_indexed(row)
-        _insert(connection, "memories", [restored], _KEEP)  # one that the store was given since stays
+    memories.restore(connection, rows.get("memories", ()), was, stone.id)
     _restore_state(connection, stone.id, session["home"], rows)
     tombstones.delete(connection, stone.id)
     session_rows.touch(connection, stone.id, rules, now)
