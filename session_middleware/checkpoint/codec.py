@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, NoReturn, TypeAlias
 
 from langchain_core.messages import BaseMessage
@@ -19,29 +17,13 @@ from langgraph.constants import END, START
 from session_middleware.checkpoint import list_diff
 from session_middleware.checkpoint.langchain_messages import id_of, is_answer, is_message, is_question
 from session_middleware.checkpoint.parent_cache import CachedCheckpoint, CachedListRef
-from session_middleware.checkpoint.serde import said_by
+from session_middleware.checkpoint.serde import message_of
 from session_middleware.errors import UnserializableValue
 from session_middleware.storage.checkpoint_types import Blob, Chunk, ListPut, StoredCheckpoint, StoredList, Write
 
 _INPUT = f"{START}\x1f"  # begins the stored name of a list in what a graph was called with
 _WHOLE = frozenset({START, END, PREVIOUS, "__root__"})  # channels whose value is what a graph is given or gives back
 _REST = "checkpoint"  # what a checkpoint has beside its channels
-
-
-@contextmanager
-def gc_paused() -> Iterator[None]:
-    """No garbage collection in the block, which makes many objects that are all kept.
-
-    Each few hundred of them would have the collector look for garbage, again and again in the whole
-    process: measured on a thread of 4,000 messages, a third of the time of a turn.
-    """
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 # A message, or a dict that is one; and the id of the message that follows it in its list
@@ -118,7 +100,7 @@ class Codec:
             return UnserializableValue(f"{path}: {error.problem}", advice=error.advice)
         name = type(self._serde).__name__
         return UnserializableValue(
-            f"{path} is a {type(part).__qualname__}, which {name} cannot store ({said_by(error)})",
+            f"{path} is a {type(part).__qualname__}, which {name} cannot store ({message_of(error)})",
             advice="keep it out of the graph's state, or pass a serializer that can with Sessions(..., serde=…)",
         )
 

@@ -25,7 +25,7 @@ from langgraph.checkpoint.base import (
 )
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
-from session_middleware.checkpoint.codec import CheckpointDiff, Codec, gc_paused, is_input, merge_input_lists, replayed
+from session_middleware.checkpoint.codec import CheckpointDiff, Codec, is_input, merge_input_lists, replayed
 from session_middleware.checkpoint.list_cache import ListCache, ListReader
 from session_middleware.checkpoint.listener import CheckpointListener
 from session_middleware.checkpoint.metadata import is_of, matches, own_metadata, split_filter
@@ -84,7 +84,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
         self._settle = settle
         self._repairs = repairs
         self._known = CheckpointCache()
-        self._kept = ListCache()
+        self._list_cache = ListCache()
 
     @property
     def _codec(self) -> Codec:
@@ -112,17 +112,16 @@ class SessionSaver(BaseCheckpointSaver[int]):
     def load(self, config: RunnableConfig, visit: RunContext) -> CheckpointTuple | None:
         """What `get_tuple` returns, for a visit that has been found."""
         namespace = config["configurable"].get("checkpoint_ns", "")
-        shelf = self._kept.shelf(visit.session_id)
-        with gc_paused():
-            with self._visits.claiming(visit):
-                stored = self._storage.read_checkpoint(visit, namespace, get_checkpoint_id(config), shelf.refs())
-            if stored is None:
-                return None
-            if not namespace and visit.started_from is None:  # a run reads the thread's head as well
-                visit.started_from = visit.checkpoint_id = stored.checkpoint_id
-            found = self._tuple(stored, visit.identity, shelf)
-            self._remember(stored, found.checkpoint)
-        self._kept.keep(visit.session_id, shelf)
+        reader = self._list_cache.reader(visit.session_id)
+        with self._visits.claiming(visit):
+            stored = self._storage.read_checkpoint(visit, namespace, get_checkpoint_id(config), reader.refs())
+        if stored is None:
+            return None
+        if not namespace and visit.started_from is None:  # a run reads the thread's head as well
+            visit.started_from = visit.checkpoint_id = stored.checkpoint_id
+        found = self._tuple(stored, visit.identity, reader)
+        self._remember(stored, found.checkpoint)
+        self._list_cache.store(visit.session_id, reader)
         return found
 
     def list(
@@ -184,10 +183,9 @@ class SessionSaver(BaseCheckpointSaver[int]):
             limit=size,
             after=after,
         )
-        identity, shelf = visit.identity if visit else Identity(), ListReader({}, is_snapshot=True)
+        identity, reader = visit.identity if visit else Identity(), ListReader({}, is_snapshot=True)
         theirs = [row for row in rows if not owner or is_of(self._storage.find_session(row.session_id), owner)]
-        with gc_paused():
-            page = [self._tuple(row, identity, shelf) for row in theirs[:limit]]
+        page = [self._tuple(row, identity, reader) for row in theirs[:limit]]
         return page, rows[-1].key if len(rows) == size else None
 
     def get_delta_channel_history(
@@ -213,12 +211,12 @@ class SessionSaver(BaseCheckpointSaver[int]):
     ) -> Mapping[str, DeltaChannelHistory]:
         return await self._offload.run(self.get_delta_channel_history, config=config, channels=channels)
 
-    def _tuple(self, stored: StoredCheckpoint, identity: Identity, shelf: ListReader) -> CheckpointTuple:
+    def _tuple(self, stored: StoredCheckpoint, identity: Identity, reader: ListReader) -> CheckpointTuple:
         codec, key = self._codec, stored.key
         body = codec.load(stored.body)
         values = merge_input_lists(
             {
-                name: shelf.load(value, codec.load) if isinstance(value, StoredList) else codec.load(value)
+                name: reader.load(value, codec.load) if isinstance(value, StoredList) else codec.load(value)
                 for name, value in stored.values.items()
             }
         )
@@ -352,7 +350,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
         self._storage.delete_session(session_id)
         self._visits.forget(session_id)
         self._known.forget(session_id)
-        self._kept.forget(session_id)
+        self._list_cache.forget(session_id)
 
     async def adelete_thread(self, thread_id: str) -> None:
         await self._offload.run(self.delete_thread, thread_id)
