@@ -83,7 +83,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
         self._witness = witness
         self._settle = settle
         self._repairs = repairs
-        self._known = CheckpointCache()
+        self._checkpoint_cache = CheckpointCache()
         self._list_cache = ListCache()
 
     @property
@@ -230,10 +230,10 @@ class SessionSaver(BaseCheckpointSaver[int]):
 
     def _remember(self, stored: StoredCheckpoint, checkpoint: Checkpoint) -> CachedCheckpoint:
         """Keep in mind what a put on top of this checkpoint will ask: a run goes on from what it reads."""
-        known = self._known.find(stored.key)
+        known = self._checkpoint_cache.find(stored.key)
         if known is None or known.channels != stored.channels:
-            known = self._codec.known(stored, checkpoint)
-        self._known.keep(stored.key, known)
+            known = self._codec.cached(stored, checkpoint)
+        self._checkpoint_cache.store(stored.key, known)
         return known
 
     def serves_with(self, other: object) -> bool:
@@ -287,7 +287,9 @@ class SessionSaver(BaseCheckpointSaver[int]):
     ) -> None:
         parent_id, codec = get_checkpoint_id(config), self._codec
         parent = self._parent((*key[:2], parent_id), anew=anew) if parent_id else None
-        split = CheckpointDiff(codec, parent, () if anew else self._known.lists(key[0]), is_outermost=not key[1])
+        split = CheckpointDiff(
+            codec, parent, () if anew else self._checkpoint_cache.lists(key[0]), is_outermost=not key[1]
+        )
         versions = checkpoint["channel_versions"]
         for name, value in checkpoint["channel_values"].items():
             if name in new_versions or not split.inherit(name, versions.get(name)):
@@ -312,10 +314,10 @@ class SessionSaver(BaseCheckpointSaver[int]):
                 run_id=None if (run_id := metadata.get("run_id")) is None else str(run_id),
             )
         )
-        lists = {name: CachedListRef(ref, split.marks[name], is_input(name)) for name, ref in refs.items()}
+        lists = {name: CachedListRef(ref, split.fingerprints[name], is_input(name)) for name, ref in refs.items()}
         if parent:
             lists.update({name: parent.lists[name] for name in split.inherited if name in parent.lists})
-        self._known.keep(
+        self._checkpoint_cache.store(
             key, CachedCheckpoint(versions.copy(), channels, frozenset((*split.values, *split.inherited)), lists)
         )
 
@@ -349,7 +351,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
         session_id = session_id_of(thread_id)
         self._storage.delete_session(session_id)
         self._visits.forget(session_id)
-        self._known.forget(session_id)
+        self._checkpoint_cache.forget(session_id)
         self._list_cache.forget(session_id)
 
     async def adelete_thread(self, thread_id: str) -> None:
@@ -405,7 +407,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
 
     def _parent(self, key: Key, *, anew: bool) -> CachedCheckpoint | None:
         """What is known of a stored checkpoint, reading it if need be; ``None`` when it is not there."""
-        known = None if anew else self._known.find(key)
+        known = None if anew else self._checkpoint_cache.find(key)
         if known is None and (stored := self._storage.get_checkpoint(*key)) is not None:
             known = self._remember(stored, self._tuple(stored, Identity(), ListReader({})).checkpoint)
         return known
