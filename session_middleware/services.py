@@ -82,8 +82,8 @@ def assemble(settings: SessionSettings, serde: SerializerProtocol, *, clock: Clo
         visits,
         turns,
         serde=serde,
-        witness=witness,
-        settle=recorder.drain,
+        listener=witness,
+        flush=recorder.drain,
         repairs=repairs,
     )
     embedder = None if settings.index is None else Embedder(storage, settings.index)

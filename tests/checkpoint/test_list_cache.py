@@ -36,26 +36,26 @@ def stored(elements: list[Any], skipped: int = 0) -> tuple[StoredList, list[Any]
 def test_what_is_kept_reads_like_what_is_stored(sizes: list[int]) -> None:
     kept, had = ListCache(), 0
     for size in sizes:
-        shelf = kept.shelf("t")
-        had = shelf.refs()[1].length if shelf.refs() else 0
+        reader = kept.reader("t")
+        had = reader.refs()[1].length if reader.refs() else 0
         reading, whole = stored([message(number) for number in range(size)], skipped=had)
-        found = shelf.load(reading, CODEC.load)
+        found = reader.load(reading, CODEC.load)
         assert found == whole
         assert [type(element) for element in found] == [type(element) for element in whole]
         assert [getattr(element, "__pydantic_fields_set__", None) for element in found] == [
             getattr(element, "__pydantic_fields_set__", None) for element in whole
         ]
-        kept.keep("t", shelf)
+        kept.store("t", reader)
 
 
 def test_whoever_changes_what_was_read_changes_nothing_that_is_kept() -> None:
     elements = [message(number) for number in range(100)]
-    kept, shelf = ListCache(), ListCache().shelf("t")
+    kept, reader = ListCache(), ListCache().reader("t")
     reading, whole = stored(elements)
-    shelf.load(reading, CODEC.load)
-    kept.keep("t", shelf)
+    reader.load(reading, CODEC.load)
+    kept.store("t", reader)
     for _ in range(2):
-        again = kept.shelf("t").load(stored(elements, skipped=100)[0], CODEC.load)
+        again = kept.reader("t").load(stored(elements, skipped=100)[0], CODEC.load)
         assert again == whole
         again[1].tool_calls[0]["args"]["deep"].append("changed")
         again[0].content = "changed"
@@ -65,26 +65,26 @@ def test_whoever_changes_what_was_read_changes_nothing_that_is_kept() -> None:
 
 def test_in_one_snapshot_a_long_list_gives_its_shorter_ones() -> None:
     elements = [message(number) for number in range(100)]
-    shelf = ListReader({}, is_snapshot=True)
+    reader = ListReader({}, is_snapshot=True)
     for size in (100, 65, 64, 1, 0):
         reading, whole = stored(elements[:size])
-        assert shelf.load(reading, CODEC.load) == whole
+        assert reader.load(reading, CODEC.load) == whole
 
 
 def test_a_list_that_is_shorter_than_the_kept_one_is_read_from_storage() -> None:
-    kept, shelf = ListCache(), ListCache().shelf("t")
-    shelf.load(stored([message(number) for number in range(100)])[0], CODEC.load)
-    kept.keep("t", shelf)
+    kept, reader = ListCache(), ListCache().reader("t")
+    reader.load(stored([message(number) for number in range(100)])[0], CODEC.load)
+    kept.store("t", reader)
     other, whole = stored([HumanMessage(f"another {number}") for number in range(50)])
-    assert kept.shelf("t").load(other, CODEC.load) == whole
+    assert kept.reader("t").load(other, CODEC.load) == whole
 
 
 def test_the_sessions_read_longest_ago_are_forgotten_when_there_is_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("session_middleware.checkpoint.list_cache._MOST_BYTES", 50_000)
+    monkeypatch.setattr("session_middleware.checkpoint.list_cache._MAX_BYTES", 50_000)
     kept = ListCache()
     for number in range(10):
-        shelf = kept.shelf(f"t{number}")
-        shelf.load(stored([message(number) for number in range(64)])[0], CODEC.load)
-        kept.keep(f"t{number}", shelf)
-    assert not kept.shelf("t0").refs()
-    assert kept.shelf("t9").refs()
+        reader = kept.reader(f"t{number}")
+        reader.load(stored([message(number) for number in range(64)])[0], CODEC.load)
+        kept.store(f"t{number}", reader)
+    assert not kept.reader("t0").refs()
+    assert kept.reader("t9").refs()

@@ -53,6 +53,12 @@ def test_messages_read_back_as_langgraph_reads_them(message: AnyMessage) -> None
     assert ours.model_dump_json() == theirs.model_dump_json()
 
 
+@pytest.mark.parametrize("part", [(1, 2.5), "lone \ud800", classes.Box(value=1), b"raw"], ids=repr)
+def test_a_message_has_the_bytes_that_langgraph_writes_whatever_is_in_it(part: Any) -> None:
+    message = ToolMessage("4", tool_call_id="c", artifact={"part": part})
+    assert StrictSerializer().dumps_typed(message) == JsonPlusSerializer().dumps_typed(message)
+
+
 @pytest.mark.parametrize(
     "value",
     [
