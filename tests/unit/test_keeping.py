@@ -73,7 +73,7 @@ def test_a_function_of_ones_own_redacts_and_one_that_fails_keeps_nothing() -> No
     kept = only(keeping(redact=lambda text: text.replace("secret", "…")), MessageEntry("1", "user", "my secret"))
     assert (kept.text, kept.marks) == ("my …", ("redacted",))
     told: list[Exception] = []
-    keep = RedactionPolicy(lambda text: str(1 / 0), tell=told.append)
+    keep = RedactionPolicy(lambda text: str(1 / 0), on_error=told.append)
     assert "secret" not in only(keep, MessageEntry("1", "user", "my secret")).text
     assert isinstance(told[0], ZeroDivisionError)
 
