@@ -135,7 +135,7 @@ def test_redaction_takes_time_in_proportion_to_the_text(run: str) -> None:
     keep = keeping(redact=["emails", "keys", "card_numbers"])
     kept = only(keep, MessageEntry("1", "user", text))
     assert len(kept.text) <= max(len(text), 20 * text.count("@") + 20)
-    assert keep.begun(text, cut_off=True) is not None
+    assert keep.partial_text(text, cut_off=True) is not None
 
 
 @pytest.mark.timeout(60)  # as above
