@@ -83,10 +83,6 @@ class SessionRecorder(GraphCallbackHandler):
     def faults(self) -> int:
         return self.buffer.faults  # errors of the recorder in this process
 
-    @property
-    def delays(self) -> int:
-        return self.buffer.delays  # tools under asyncio that ran before their start was stored
-
     # Runs and nodes
 
     @awaited

@@ -73,7 +73,6 @@ class RecordBuffer:
         self.redaction = RedactionPolicy(redact, record, on_error=self.fault)
         self.on_forget: list[Callable[[str], None]] = []  # called with the id of a session that was deleted
         self.faults = 0  # errors of the recorder
-        self.delays = 0  # tools that ran before their start was stored
         self._tracking = tracking
         self._open: dict[int, RunContext] = {}  # contexts that may have entries
         self._submitted: dict[str, Future[None]] = {}  # the latest submitted write of each session
@@ -117,10 +116,10 @@ class RecordBuffer:
         if self._tracking and context.entries:
             self._write(context)
 
-    async def wait_briefly(self, written: Future[None]) -> None:
+    @staticmethod
+    async def wait_briefly(written: Future[None]) -> None:
         """Wait for a submitted write, for `WAIT_SECONDS` at most, without blocking the event loop."""
-        done, _ = await asyncio.wait([asyncio.wrap_future(written)], timeout=WAIT_SECONDS)
-        self.delays += not done
+        await asyncio.wait([asyncio.wrap_future(written)], timeout=WAIT_SECONDS)
 
     async def authorize(self, context: RunContext) -> None:
         """Check access on a storage thread, unless it was checked. Raises one of `DENIALS`."""
