@@ -163,9 +163,9 @@ class ActiveRun:
             mine = [m for m in self.pending_output if namespace is None or _is_inside(m.checkpoint_ns, namespace)]
             taken = set(map(id, mine))
             self.pending_output = [m for m in self.pending_output if id(m) not in taken]
-        left = [m._replace(again=None) for m in mine if (m.again or m.message_id) not in own]
-        self.context.unclaimed.update({message.claim: message.message_id for message in left if message.text})
-        aside = [message._replace(marks=(*message.marks, ASIDE)) for message in left]
+        unreturned = [m._replace(again=None) for m in mine if (m.again or m.message_id) not in own]
+        self.context.unclaimed.update({message.claim: message.message_id for message in unreturned if message.text})
+        aside = [message._replace(marks=(*message.marks, ASIDE)) for message in unreturned]
         return [*aside, *(message for message in mine if message.again in own)]
 
 

@@ -129,15 +129,15 @@ def _config_with(recorder: SessionRecorder, config: RunnableConfig | None, *, re
     others = [handler for handler in handlers if isinstance(handler, SessionRecorder) and handler is not recorder]
     if others and not replace:
         raise GraphHasPart("recorder")
-    kept: Any = given
+    callbacks: Any = given
     if isinstance(given, BaseCallbackManager):
-        kept = given.copy()
+        callbacks = given.copy()
         for other in others:
-            kept.remove_handler(other)
+            callbacks.remove_handler(other)
     elif given:
-        kept = [handler for handler in given if handler not in others]
+        callbacks = [handler for handler in given if handler not in others]
     own: Any = [] if recorder in handlers else [recorder]
-    return merge_configs({**(config or {}), "callbacks": kept}, {"callbacks": own})
+    return merge_configs({**(config or {}), "callbacks": callbacks}, {"callbacks": own})
 
 
 def _types_of(graph: Pregel[Any, Any, Any, Any]) -> Collection[TypeName]:

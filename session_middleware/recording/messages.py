@@ -242,8 +242,8 @@ def removes(value: Any) -> bool:
 def without_ids(value: Any) -> list[Sequence[BaseMessage]]:
     """Return the conversations of a state whose latest message has no id.
 
-    A list of dicts in OpenAI's format counts only if it is the state's only conversation. Otherwise the
-    conversation cannot be told apart from lists of examples, for instance.
+    A list of dicts in OpenAI's format counts only if it is the state's only conversation. A second list may hold
+    examples, for instance, and nothing distinguishes the two.
     """
     found = [
         messages

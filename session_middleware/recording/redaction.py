@@ -93,7 +93,7 @@ class RedactionPolicy:
         text = text if cut_off else text[:-_HELD_BACK]
         return min(text.rstrip(_NUMBER_CHARACTERS), text.rstrip(_WORD_CHARACTERS), key=len)
 
-    def keeps(self, kind: str, tool: str | None = None) -> bool:
+    def is_recorded(self, kind: str, tool: str | None = None) -> bool:
         """Return whether a kind of `RECORDED` is recorded: for an unnamed tool, whether it is for every tool."""
         if self._record == "all":
             return True
@@ -108,33 +108,36 @@ class RedactionPolicy:
         """Return redacted entries, without those that the ``record`` setting excludes."""
         if self._changes_nothing:
             return list(entries)
-        return [kept for entry in entries if (kept := self._entry(entry)) is not None]
+        return [redacted for entry in entries if (redacted := self._entry(entry)) is not None]
 
     def messages(self, messages: Sequence[MessageEntry]) -> list[MessageEntry]:
         """As `entries`, for messages."""
         if self._changes_nothing:
             return list(messages)
-        return [self._message(message) for message in messages] if self.keeps("messages") else []
+        return [self._message(message) for message in messages] if self.is_recorded("messages") else []
 
     def _entry(self, entry: Entry) -> Entry | None:
         match entry:
             case MessageEntry():
-                return self._message(entry) if self.keeps("messages") else None
+                return self._message(entry) if self.is_recorded("messages") else None
             case HistoryEntry():
-                kept = self.messages(entry.messages)
-                return entry._replace(messages=kept) if self.keeps("messages") else None
+                return entry._replace(messages=self.messages(entry.messages)) if self.is_recorded("messages") else None
             case ToolStart():
                 return self._start(entry)
             case ToolEnd():
                 return self._end(entry)
             case ModelCallEntry():
                 error, marks = self._text(entry.error)
-                return entry._replace(error=error, marks=(*entry.marks, *marks)) if self.keeps("model_calls") else None
+                return (
+                    entry._replace(error=error, marks=(*entry.marks, *marks))
+                    if self.is_recorded("model_calls")
+                    else None
+                )
             case RunEnd():
                 return entry._replace(error=self._text(entry.error)[0])
 
     def _message(self, message: MessageEntry) -> MessageEntry:
-        if message.role == "tool" and not self.keeps("tool_results", message.name):
+        if message.role == "tool" and not self.is_recorded("tool_results", message.name):
             extra = {"status": "error"} if message.tool_error else None
             marks = (*message.marks, "withheld:result")
             return message._replace(text="", content=None, artifact=None, extra=extra, files=(), marks=marks)
@@ -146,7 +149,7 @@ class RedactionPolicy:
             name=self._redact(message.name, added),
             artifact=self._redact(message.artifact, added),
             extra=self._fields(message.extra or {}, added) or None,
-            call=message.call if self.keeps("model_calls") else None,
+            call=message.call if self.is_recorded("model_calls") else None,
         )
         return redacted._replace(marks=tuple(dict.fromkeys((*message.marks, *added))))
 
@@ -155,21 +158,21 @@ class RedactionPolicy:
         return {name: value if name == "status" else self._redact(value, marks) for name, value in fields.items()}
 
     def _call(self, call: dict[str, Any], marks: list[str]) -> dict[str, Any]:
-        if self.keeps("tool_arguments", call.get("name")):
+        if self.is_recorded("tool_arguments", call.get("name")):
             return call | self._fields({name: call[name] for name in _ARGUMENT_FIELDS if name in call}, marks)
         marks.append("withheld:arguments")
         is_invalid = call.get("type") == "invalid_tool_call"
         return {**call, "args": None, "error": None} if is_invalid else {**call, "args": {}}
 
     def _start(self, call: ToolStart) -> ToolStart:
-        if not self.keeps("tool_arguments", call.name):
+        if not self.is_recorded("tool_arguments", call.name):
             return call._replace(arguments=None, marks=(*call.marks, "withheld:arguments"))
         added: list[str] = []
         arguments = self._redact(call.arguments, added)
         return call._replace(arguments=arguments, marks=(*call.marks, *dict.fromkeys(added)))
 
     def _end(self, call: ToolEnd) -> ToolEnd:
-        if not self.keeps("tool_results", call.name):
+        if not self.is_recorded("tool_results", call.name):
             error = call.error and call.error.partition(":")[0]
             return call._replace(result=None, artifact=None, error=error, marks=(*call.marks, "withheld:result"))
         added: list[str] = []
@@ -186,7 +189,7 @@ class RedactionPolicy:
                     raise TypeError(f"redact returned a {type(redacted).__name__}, not a str")
             except Exception as error:  # noqa: BLE001  # a text on which the user's function fails is not recorded
                 self._on_error(error)
-                return "[not kept: redacting it failed]", ("redacted",)
+                return "[not recorded: redaction failed]", ("redacted",)
             if redacted != text:
                 text = redacted
                 marks.append(mark)

@@ -94,10 +94,9 @@ class RecordBuffer:
         """Buffer entries that only an operation of the context writes; `drain` does not."""
         if self._tracking:
             context.tell = self.fault
-            if context.has_history:
-                entries = list(map(_mark_aside, entries))
             now = self.clock()  # the write may come much later
-            context.entries.extend([_with_time(entry, now) for entry in self.redaction.entries(entries)])
+            stamped = [_stamped(entry, now, aside=context.has_history) for entry in entries]
+            context.entries.extend(self.redaction.entries(stamped))
 
     def flush(self, context: RunContext) -> Future[None] | None:
         """Write the context's entries. On an event loop the write is submitted, and its future returned."""
@@ -171,27 +170,23 @@ class RecordBuffer:
         self.faults += 1
         if self.faults == 1:
             logger.warning(
-                "session_middleware could not record part of a run; the run goes on (%s). "
+                "session_middleware could not record part of a run; the run continues (%s). "
                 "Further faults are counted in Session.stats(), not logged.",
                 error,
                 exc_info=error,
             )
 
 
-def _with_time(entry: Entry, now: datetime) -> Entry:
-    if isinstance(entry, MessageEntry):
-        return entry if entry.created_at is not None else entry._replace(created_at=now)
+def _stamped(entry: Entry, now: datetime, *, aside: bool) -> Entry:
+    """Return the entry with a time for each message without one, and with the mark `ASIDE` if `aside` is set."""
     if isinstance(entry, HistoryEntry):
-        return entry._replace(messages=[m if m.created_at else m._replace(created_at=now) for m in entry.messages])
-    return entry
+        return entry._replace(messages=[_stamped_message(message, now, aside=aside) for message in entry.messages])
+    return _stamped_message(entry, now, aside=aside) if isinstance(entry, MessageEntry) else entry
 
 
-def _mark_aside(entry: Entry) -> Entry:
-    if isinstance(entry, MessageEntry) and ASIDE not in entry.marks:
-        return entry._replace(marks=(*entry.marks, ASIDE))
-    if isinstance(entry, HistoryEntry):
-        return entry._replace(messages=[m._replace(marks=(*m.marks, ASIDE)) for m in entry.messages])
-    return entry
+def _stamped_message(message: MessageEntry, now: datetime, *, aside: bool) -> MessageEntry:
+    marks = (*message.marks, ASIDE) if aside and ASIDE not in message.marks else message.marks
+    return message._replace(created_at=message.created_at or now, marks=marks)
 
 
 Method = TypeVar("Method", bound=Callable[..., Any])
