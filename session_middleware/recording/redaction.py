@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from session_middleware.settings import DETECTORS, RECORDED, Record, Redact
 from session_middleware.storage.jsonable import plain
@@ -24,6 +24,7 @@ from session_middleware.storage.record_entries import (
 )
 
 Detector = Callable[[str], str]
+E = TypeVar("E", MessageEntry, ToolStart, ToolEnd, ModelCallEntry)
 
 _HELD_BACK = 256  # characters at the end of a streamed text that are not recorded yet: a secret may begin there
 _NUMBER_CHARACTERS = string.digits + " -"
@@ -122,36 +123,40 @@ class RedactionPolicy:
                 return self._message(entry) if self.is_recorded("messages") else None
             case HistoryEntry():
                 return entry._replace(messages=self.messages(entry.messages)) if self.is_recorded("messages") else None
+            case ToolStart() if not self.is_recorded("tool_arguments", entry.name):
+                return entry._replace(arguments=None, marks=(*entry.marks, "withheld:arguments"))
             case ToolStart():
-                return self._start(entry)
+                return self._redacted(entry, "arguments")
+            case ToolEnd() if not self.is_recorded("tool_results", entry.name):
+                error = entry.error and entry.error.partition(":")[0]  # the exception's type
+                return entry._replace(result=None, artifact=None, error=error, marks=(*entry.marks, "withheld:result"))
             case ToolEnd():
-                return self._end(entry)
+                return self._redacted(entry, "result", "artifact", "error")
             case ModelCallEntry():
-                error, marks = self._text(entry.error)
-                return (
-                    entry._replace(error=error, marks=(*entry.marks, *marks))
-                    if self.is_recorded("model_calls")
-                    else None
-                )
+                return self._redacted(entry, "error") if self.is_recorded("model_calls") else None
             case RunEnd():
-                return entry._replace(error=self._text(entry.error)[0])
+                return entry._replace(error=self._redact(entry.error, []))
+
+    def _redacted(self, entry: E, *names: str) -> E:
+        """Redact the fields with these names."""
+        marks = list(entry.marks)
+        fields = {name: self._redact(getattr(entry, name), marks) for name in names}
+        return entry._replace(**fields, marks=tuple(dict.fromkeys(marks)))
 
     def _message(self, message: MessageEntry) -> MessageEntry:
         if message.role == "tool" and not self.is_recorded("tool_results", message.name):
             extra = {"status": "error"} if message.tool_error else None
-            marks = (*message.marks, "withheld:result")
-            return message._replace(text="", content=None, artifact=None, extra=extra, files=(), marks=marks)
-        added: list[str] = []
-        redacted = message._replace(
-            text=self._redact(message.text, added) or "",
-            content=self._redact(message.content, added),
-            tool_calls=[self._call(call, added) for call in message.tool_calls],
-            name=self._redact(message.name, added),
-            artifact=self._redact(message.artifact, added),
-            extra=self._fields(message.extra or {}, added) or None,
+            withheld = message._replace(text="", content=None, artifact=None, extra=extra, files=())
+            return withheld._replace(marks=(*message.marks, "withheld:result"))
+        redacted = self._redacted(message, "text", "content", "name", "artifact")
+        marks = list(redacted.marks)
+        return redacted._replace(
+            text=redacted.text or "",
+            tool_calls=[self._call(call, marks) for call in message.tool_calls],
+            extra=self._fields(message.extra or {}, marks) or None,
             call=message.call if self.is_recorded("model_calls") else None,
+            marks=tuple(dict.fromkeys(marks)),
         )
-        return redacted._replace(marks=tuple(dict.fromkeys((*message.marks, *added))))
 
     def _fields(self, fields: Mapping[str, Any], marks: list[str]) -> dict[str, Any]:
         """Redact the values, but not the names and not the status of a tool."""
@@ -163,22 +168,6 @@ class RedactionPolicy:
         marks.append("withheld:arguments")
         is_invalid = call.get("type") == "invalid_tool_call"
         return {**call, "args": None, "error": None} if is_invalid else {**call, "args": {}}
-
-    def _start(self, call: ToolStart) -> ToolStart:
-        if not self.is_recorded("tool_arguments", call.name):
-            return call._replace(arguments=None, marks=(*call.marks, "withheld:arguments"))
-        added: list[str] = []
-        arguments = self._redact(call.arguments, added)
-        return call._replace(arguments=arguments, marks=(*call.marks, *dict.fromkeys(added)))
-
-    def _end(self, call: ToolEnd) -> ToolEnd:
-        if not self.is_recorded("tool_results", call.name):
-            error = call.error and call.error.partition(":")[0]
-            return call._replace(result=None, artifact=None, error=error, marks=(*call.marks, "withheld:result"))
-        added: list[str] = []
-        result, artifact, error = (self._redact(each, added) for each in (call.result, call.artifact, call.error))
-        marks = tuple(dict.fromkeys((*call.marks, *added)))
-        return call._replace(result=result, artifact=artifact, error=error, marks=marks)
 
     def _text(self, text: str | None) -> tuple[str | None, Sequence[str]]:
         marks = []
