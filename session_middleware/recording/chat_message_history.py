@@ -40,7 +40,7 @@ class SessionHistory(BaseChatMessageHistory):
         self._storage = storage
         self._recorder = recorder
         self._buffer = recorder.buffer
-        self._run_off_loop = recorder.buffer.executor.run
+        self._executor = recorder.buffer.executor
         self._session_id = session_id
         self._owner = owner
         self._hand = hand
@@ -52,7 +52,7 @@ class SessionHistory(BaseChatMessageHistory):
 
     async def aget_messages(self) -> list[BaseMessage]:
         self._mark_run()
-        return await self._run_off_loop(self._drain_and_read)
+        return await self._executor.run(self._drain_and_read)
 
     def _mark_run(self) -> None:
         """Mark the enclosing run as one that reads the history, so that its prompts are recorded aside."""
@@ -77,7 +77,7 @@ class SessionHistory(BaseChatMessageHistory):
         self._write(context, [HistoryEntry(self._buffer.describe(messages), align, is_said=True)])
 
     async def aadd_messages(self, messages: Sequence[BaseMessage]) -> None:
-        await self._run_off_loop(self.add_messages, messages)
+        await self._executor.run(self.add_messages, messages)
 
     def add_among(self, context: RunContext, messages: Sequence[BaseMessage], ids: Collection[str]) -> None:
         """Record the messages with these ids, each before its successor among the others."""
@@ -94,7 +94,7 @@ class SessionHistory(BaseChatMessageHistory):
         self._write(self._new_context(), [HistoryEntry((), start_over)])
 
     async def aclear(self) -> None:
-        await self._run_off_loop(self.clear)
+        await self._executor.run(self.clear)
 
     def _new_context(self) -> RunContext:
         return RunContext(self._session_id, self._owner, announced=True, hand=self._hand)
