@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from session_middleware.recording.files import put_back, take_out
+from session_middleware.recording.files import extract_files, restore_files
 
 PICTURE = bytes(range(256))
 TEXT = base64.b64encode(PICTURE).decode()
@@ -25,18 +25,18 @@ TEXT = base64.b64encode(PICTURE).decode()
 )
 def test_a_file_is_the_same_file_however_it_is_given_and_comes_back_as_it_was(block: dict[str, Any]) -> None:
     content = [{"type": "text", "text": "look"}, block]
-    kept, (file,) = take_out(content)
+    kept, (file,) = extract_files(content)
     assert (file.data, len(file.hash)) == (PICTURE, 71)
     assert file.hash in str(kept)
     assert TEXT not in str(kept)
-    assert put_back(kept, {file.hash: file.data}.get) == content
+    assert restore_files(kept, {file.hash: file.data}.get) == content
 
 
 def test_what_is_no_file_stays() -> None:
     content = [{"type": "text", "text": "a" * 5000, "data": "not base64! " * 50}, "words", {"url": "https://x.org"}]
-    assert take_out(content) == (content, [])
+    assert extract_files(content) == (content, [])
 
 
 def test_a_file_that_is_gone_leaves_its_name() -> None:
-    kept, _ = take_out([{"base64": TEXT}])
-    assert put_back(kept, lambda _: None) == kept
+    kept, _ = extract_files([{"base64": TEXT}])
+    assert restore_files(kept, lambda _: None) == kept

@@ -98,14 +98,14 @@ def test_going_on_tells_of_what_was_not_finished_before(sessions: Sessions) -> N
         """Take a look at the record, stop following, and follow again."""
         seen.extend(session.follow(timeout="1ms"))
         stand.append(session._following(seen[-1].seq))
-        assert stand[0].look().news == []
+        assert stand[0].poll().new == []
         return "nice"
 
     stand: list[Any] = []
     graph = sessions.attach(agents.tool_graph(look_up))
     session = sessions.open("t")
     graph.invoke(human("look up tea"), sessions.config("t"), durability="sync")
-    rest = stand[0].look().news
+    rest = stand[0].poll().new
     again = {entry.seq for entry in rest} & {entry.seq for entry in seen}
     assert again == {entry.seq for entry in seen if isinstance(entry, (Run, ToolCall))}
     assert latest(seen + rest) == session.timeline()
@@ -169,10 +169,10 @@ def test_a_look_reads_nothing_until_something_was_committed(
 ) -> None:
     session = sessions.open("t")
     stand = session._following(0)
-    assert len(stand.look().news) == 1
+    assert len(stand.poll().new) == 1
     read = []
     monkeypatch.setattr(sessions._storage, "list_entries", lambda *a, **k: read.append(a))
-    assert [stand.look().news for _ in range(10)] == [[]] * 10
+    assert [stand.poll().new for _ in range(10)] == [[]] * 10
     assert read == []
 
 

@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from session_middleware.recording.history_diff import add_asked, add_behind, add_given, add_state, diff_history, go_back
+from session_middleware.recording.history_diff import (
+    align_appended,
+    align_input,
+    align_prompt,
+    align_state,
+    diff_history,
+    rewind,
+)
 from session_middleware.storage.record_entries import Alignment, ComparableMessage
 
 
@@ -112,38 +119,38 @@ def test_ids_count_more_than_words() -> None:
 
 def test_another_question_with_the_same_instructions_leaves_nothing_behind() -> None:
     said = recorded("be nice", "one", "A", run_id="r1")
-    assert add_asked(said, history("be nice", "two"), run_id="r2") == Alignment(["m0", None])
+    assert align_prompt(said, history("be nice", "two"), run_id="r2") == Alignment(["m0", None])
 
 
 def test_a_question_asked_again_in_another_run_is_asked_again() -> None:
     said = recorded("be nice", "one", "A", run_id="r1")
-    assert add_asked(said, history("be nice", "one"), run_id="r2") == Alignment(["m0", None])
-    assert add_asked(said, history("be nice", "one"), run_id="r1") == Alignment(["m0", "m1"])
+    assert align_prompt(said, history("be nice", "one"), run_id="r2") == Alignment(["m0", None])
+    assert align_prompt(said, history("be nice", "one"), run_id="r1") == Alignment(["m0", "m1"])
 
 
 def test_of_what_a_graph_is_called_with_only_what_is_not_recorded_is_new_wherever_it_stands() -> None:
     said = recorded("a", "Tool", "B", "c", "D", run_id="r1")
-    assert add_given(said, history("now", "a", "B", "x", "c", "D", "e"), run_id="r2").ids == [
+    assert align_input(said, history("now", "a", "B", "x", "c", "D", "e"), run_id="r2").ids == [
         *(None, "m0", "m2", None, "m3", "m4", None),
     ]
-    assert add_given(said, history("a"), run_id="r2").ids == [None]  # asked again
-    assert add_given(said, history("a"), run_id="r1").ids == ["m0"]
+    assert align_input(said, history("a"), run_id="r2").ids == [None]  # asked again
+    assert align_input(said, history("a"), run_id="r1").ids == ["m0"]
 
 
 def test_what_the_recorder_has_just_seen_is_not_added_to_a_history_again() -> None:
     said = recorded("one", "A", run_id="r1")
-    assert add_behind(said, history("one", "A"), run_id="r1") == Alignment(["m0", "m1"])
-    assert add_behind(said, history("one", "A"), run_id="r2") == Alignment([None, None])
+    assert align_appended(said, history("one", "A"), run_id="r1") == Alignment(["m0", "m1"])
+    assert align_appended(said, history("one", "A"), run_id="r2") == Alignment([None, None])
 
 
 def test_a_state_without_ids_goes_on_from_what_its_run_was_given() -> None:
     said = recorded("yes", "Ok", run_id="r1") + [ComparableMessage("m2", words("yes"), "r2")]
-    state = partial(add_state, run_id="r2", goes_on=False)
+    state = partial(align_state, run_id="r2", goes_on=False)
     assert state(said, history("yes", "Ok")) == Alignment(["m2", None])
     assert state(said, history("yes", "Ok", "yes", "Ok")) == Alignment(["m0", "m1", "m2", None])
     assert state(said, history("Ok")) == Alignment([None])
     assert state(said[:2], history("yes")) == Alignment([None])  # asked again
-    assert add_state(said[:2], history("yes"), run_id="r2", goes_on=True) == Alignment(["m0"])
+    assert align_state(said[:2], history("yes"), run_id="r2", goes_on=True) == Alignment(["m0"])
 
 
 SYSTEM = [ComparableMessage("s", ("system", "It is 10:01.")), *recorded("hi", "Hello")]
@@ -165,8 +172,8 @@ def test_instructions_are_compared_with_instructions() -> None:
 
 def test_a_state_that_went_back_leaves_what_it_does_not_know() -> None:
     said = recorded("a", "B", "c")
-    assert go_back(said, said[:2]) == Alignment(["m0", "m1"], branch_after=2)
-    assert go_back(said, said) == Alignment(["m0", "m1", "m2"])
+    assert rewind(said, said[:2]) == Alignment(["m0", "m1"], branch_after=2)
+    assert rewind(said, said) == Alignment(["m0", "m1", "m2"])
 
 
 SPOKEN = st.lists(st.sampled_from(["yes", "no", "Ok", "Well"]), max_size=6)
@@ -195,6 +202,6 @@ def test_what_a_history_says_is_in_the_record_afterwards(before: list[str], pass
 def test_what_a_model_is_asked_never_leaves_anything_behind(
     before: list[str], passed: list[str], run_id: str | None
 ) -> None:
-    for add in (add_asked, add_given):
+    for add in (align_prompt, align_input):
         found = add(recorded(*before), history(*passed), run_id=run_id)
         assert (len(found.ids), found.branch_after) == (len(passed), None)

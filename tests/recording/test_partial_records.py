@@ -59,7 +59,7 @@ async def test_a_cancelled_tool_is_interrupted_and_nothing_is_kept_in_mind(tmp_p
         session = sessions.get("t")
         assert [(call.status, call.result) for call in session.tool_calls()] == [("interrupted", None)]
         assert [run.outcome for run in session.runs()] == ["interrupted"]
-        assert sessions.recorder._traces == {}
+        assert sessions.recorder._runs == {}
 
 
 def repeating() -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from session_middleware.recording.prices import Tokens, cost_of
+from session_middleware.recording.usage import Tokens, cost_of
 
 
 def test_a_known_model_has_a_price_and_cached_tokens_are_cheaper() -> None:
@@ -41,6 +41,6 @@ def test_what_is_kept_longer_in_the_cache_is_dearer() -> None:
 
 def test_details_that_a_model_has_no_price_for_take_nothing_from_its_price() -> None:
     plain = cost_of("gpt-4o-mini", "openai", Tokens(1000, 100))
-    assert cost_of("gpt-4o-mini", "openai", Tokens(1000, 100, reasoning=50, heard=10, spoken=5)) == plain
+    assert cost_of("gpt-4o-mini", "openai", Tokens(1000, 100, reasoning=50, audio_input=10, audio_output=5)) == plain
     cached = cost_of("gpt-4o-mini", "openai", Tokens(1000, 100, cached=500))
-    assert cost_of("gpt-4o-mini", "openai", Tokens(1000, 100, cached=500, heard=10)) == cached
+    assert cost_of("gpt-4o-mini", "openai", Tokens(1000, 100, cached=500, audio_input=10)) == cached

@@ -37,7 +37,7 @@ def sessions(tmp_path: Path) -> Iterator[Sessions]:
     with Sessions(tmp_path / "sessions.db", stream_flush="10ms") as sessions:
         yield sessions
         assert sessions.recorder.faults == 0
-        assert sessions.recorder._traces == {}
+        assert sessions.recorder._runs == {}
     assert counters(tmp_path / "sessions.db") == rows(tmp_path / "sessions.db")
 
 

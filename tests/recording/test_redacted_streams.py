@@ -41,22 +41,22 @@ class CutOff(agents.Scripted):
 def test_wherever_a_text_is_cut_what_is_kept_ends_before_a_secret_that_is_half_there(
     secret: str, *, cut_off: bool
 ) -> None:
-    keeping = RedactionPolicy(DETECTORS)
+    policy = RedactionPolicy(DETECTORS)
     text = f"You wrote 7 lines: it is {secret} ok" + " and so on" * 30
     for end in range(len(text)):
-        begun = keeping.begun(text[:end], cut_off=cut_off)
+        begun = policy.partial_text(text[:end], cut_off=cut_off)
         assert text.startswith(begun)
-        assert SECRETS[secret] not in keeping._text(begun)[0]  # type: ignore[operator]
-    assert keeping.begun(text, cut_off=True).endswith("and so ")
+        assert SECRETS[secret] not in policy._text(begun)[0]  # type: ignore[operator]
+    assert policy.partial_text(text, cut_off=True).endswith("and so ")
 
 
 def test_text_in_a_script_without_spaces_is_kept_up_to_where_it_was_cut_off() -> None:
-    assert RedactionPolicy(DETECTORS).begun("请写信到某处", cut_off=True) == "请写信到某处"
-    assert RedactionPolicy(DETECTORS).begun("请写信到john@exa", cut_off=True) == "请写信到"
+    assert RedactionPolicy(DETECTORS).partial_text("请写信到某处", cut_off=True) == "请写信到某处"
+    assert RedactionPolicy(DETECTORS).partial_text("请写信到john@exa", cut_off=True) == "请写信到"
 
 
 def test_without_redaction_all_that_was_said_is_kept() -> None:
-    assert RedactionPolicy().begun("my card is 4111", cut_off=False) == "my card is 4111"
+    assert RedactionPolicy().partial_text("my card is 4111", cut_off=False) == "my card is 4111"
 
 
 def test_a_stream_that_breaks_in_a_card_number_leaves_none_of_its_digits(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def test_a_function_of_ones_own_redacts_and_one_that_fails_keeps_nothing() -> No
     kept = only(keeping(redact=lambda text: text.replace("secret", "…")), MessageEntry("1", "user", "my secret"))
     assert (kept.text, kept.marks) == ("my …", ("redacted",))
     told: list[Exception] = []
-    keep = RedactionPolicy(lambda text: str(1 / 0), tell=told.append)
+    keep = RedactionPolicy(lambda text: str(1 / 0), on_error=told.append)
     assert "secret" not in only(keep, MessageEntry("1", "user", "my secret")).text
     assert isinstance(told[0], ZeroDivisionError)
 
@@ -135,7 +135,7 @@ def test_redaction_takes_time_in_proportion_to_the_text(run: str) -> None:
     keep = keeping(redact=["emails", "keys", "card_numbers"])
     kept = only(keep, MessageEntry("1", "user", text))
     assert len(kept.text) <= max(len(text), 20 * text.count("@") + 20)
-    assert keep.begun(text, cut_off=True) is not None
+    assert keep.partial_text(text, cut_off=True) is not None
 
 
 @pytest.mark.timeout(60)  # as above

@@ -8,8 +8,7 @@ from unittest.mock import MagicMock
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage
 
-from session_middleware.recording.prices import Tokens
-from session_middleware.recording.usage import count_tokens, is_cached, told_beside, usage_of
+from session_middleware.recording.usage import Tokens, count_tokens, is_cached, response_usage, usage_of
 
 DETAILS = {"cached_tokens": 4}
 TOLD: dict[str, tuple[Any, Tokens]] = {
@@ -20,7 +19,7 @@ TOLD: dict[str, tuple[Any, Tokens]] = {
             "input_token_details": {"cache_read": 4, "cache_creation": 2, "audio": 1},
             "output_token_details": {"reasoning": 3, "audio": 1},
         },
-        Tokens(10, 5, cached=4, written=2, reasoning=3, heard=1, spoken=1),
+        Tokens(10, 5, cached=4, written=2, reasoning=3, audio_input=1, audio_output=1),
     ),
     "Anthropic by LangChain": (
         {
@@ -68,7 +67,7 @@ TOLD: dict[str, tuple[Any, Tokens]] = {
 @pytest.mark.parametrize(("told", "tokens"), TOLD.values(), ids=TOLD)
 def test_counts_are_found_under_the_names_of_their_provider(told: Any, tokens: Tokens) -> None:
     assert count_tokens(told) == (tokens, ())
-    assert told_beside({"token_usage": told, "model_name": "m"}) == (tokens, ())
+    assert response_usage({"token_usage": told, "model_name": "m"}) == (tokens, ())
     assert usage_of(AIMessage("hi", response_metadata={"usage": told})) == (tokens, ())
 
 
@@ -88,7 +87,7 @@ def test_counts_are_found_under_the_names_of_their_provider(told: Any, tokens: T
 )
 def test_what_is_no_usage_says_nothing(told: Any) -> None:
     assert count_tokens(told) == (Tokens(), ())
-    assert told_beside(told) == told_beside({"token_usage": told}) == (Tokens(), ())
+    assert response_usage(told) == response_usage({"token_usage": told}) == (Tokens(), ())
 
 
 def test_what_is_no_count_is_left_out_with_a_mark() -> None:

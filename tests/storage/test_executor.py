@@ -153,8 +153,7 @@ async def test_a_session_its_memory_and_the_store_are_off_the_loop(sessions: Ses
 
 
 LONGER = {  # and still hand everything over
-    "Blocks.aenter",  # unless it is within another block
-    "RecordBuffer.aflush",  # only where there is something to write
+    "ManualRuns.aenter",  # unless it is within another block
     "SessionSaver.aput",  # once it has seen what the run was called with
     "SessionSaver.aget_tuple",  # when its turn has come
     "SessionSaver.alist",  # page by page
