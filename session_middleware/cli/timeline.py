@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.panel import Panel
@@ -21,14 +22,13 @@ from session_middleware.storage.record_entries import ASIDE
 from session_middleware.storage.timeline import Entry
 
 _SHORT_CHARACTERS = 110  # two lines of the text column at 80 columns
-_OUTCOME_STYLES = {"ok": "green", "running": "yellow", "error": "red", "refused": "red", "interrupted": "magenta"}
-_ROLE_STYLES = {"user": "bold cyan", "assistant": "bold green", "tool": "yellow", "system": "dim"}
-_OPENINGS = ("opened", "resumed", "revived", "reopened", "forked")
+_OUTCOME_STYLES = {"running": "yellow", "error": "red", "refused": "red", "interrupted": "magenta"}
+_KIND_STYLES = {"user": "bold cyan", "assistant": "bold green", "tool": "yellow", "system": "dim"}
 
 
 def message_line(message: Message) -> Text:
     """The role and the shortened text of a message."""
-    role = text_of(f"{message.role}: ", _ROLE_STYLES[message.role])
+    role = text_of(f"{message.role}: ", _KIND_STYLES[message.role])
     return Text.assemble(role, text_of(shortened(message.text, _SHORT_CHARACTERS)))
 
 
@@ -108,83 +108,63 @@ class _Rows:
         return is_plain and event.run_id in self._run_ids
 
     def row(self, record: Entry) -> tuple[Text, Text]:
+        """The kind of the record, and its content in words."""
         if isinstance(record, Message):
-            return text_of(record.role, _ROLE_STYLES[record.role]), self._message(record)
+            return text_of(record.role, _KIND_STYLES[record.role]), text_of(self._message(record))
         if isinstance(record, ToolCall):
-            return Text("tool", style=_ROLE_STYLES["tool"]), self._tool_call(record)
+            return Text("tool", "yellow"), text_of(self._tool_call(record), _OUTCOME_STYLES.get(record.status, ""))
         if isinstance(record, ModelCall):
-            return Text("model", style="dim"), self._model_call(record)
+            return Text("model", "dim"), text_of(self._model_call(record), "red" if record.error else "dim")
         if isinstance(record, Run):
-            return Text("run", style="dim"), self._run(record)
-        return Text("event", style="dim"), self._event(record)
+            return Text("run", "dim"), text_of(self._run(record), _OUTCOME_STYLES.get(record.outcome, "dim"))
+        parts = [record.kind, record.reason, json_text(record.detail or None, full=self._full)]
+        return Text("event", "dim"), text_of(": ".join(filter(None, parts)), "dim")
 
-    def _cut(self, text: str) -> Text:
-        return text_of(text if self._full else shortened(text, _SHORT_CHARACTERS))
+    def _cut(self, text: str | None) -> str:
+        return (text or "") if self._full else shortened(text or "", _SHORT_CHARACTERS)
 
-    def _message(self, message: Message) -> Text:
-        text = _path(message).append_text(self._cut(message.text))
-        for call in message.tool_calls:
-            request = f"{call.get('name')}({arguments_text(call.get('args'), full=self._full)})"
-            text.append_text(text_of(f"{' ' if message.text else ''}asks for {request}", "dim"))
-        if message.status == "incomplete":
-            text.append(" (incomplete)", style="yellow")
-        if message.replaced_by is not None:
-            text.append(" (edited later)", style="dim")
-        if message.branch != "main":
-            text.append_text(text_of(f" ({message.branch})", "dim"))
-        return text
+    def _call(self, name: str | None, arguments: Any) -> str:
+        return f"{name}({arguments_text(arguments, full=self._full)})"
 
-    def _tool_call(self, call: ToolCall) -> Text:
-        text = _path(call).append_text(text_of(call.name, "bold"))
-        text.append_text(text_of(f"({arguments_text(call.arguments, full=self._full)})"))
-        text.append(" → ").append(call.status, style=_OUTCOME_STYLES[call.status])
-        if call.attempt > 1:
-            text.append(f", attempt {call.attempt}")
-        if call.duration_ms is not None:
-            text.append(f", {duration_text(call.duration_ms)}", style="dim")
-        outcome = call.error if call.error is not None else call.result
-        if outcome is not None:
-            text.append(":\n" if self._full else ": ")
-            text.append_text(text_of(json_text(outcome, full=self._full), "red" if call.error else ""))
-        return text
+    def _message(self, message: Message) -> str:
+        requests = [f"asks for {self._call(call.get('name'), call.get('args'))}" for call in message.tool_calls]
+        text = _path(message) + " ".join(filter(None, [self._cut(message.text), *requests]))
+        text += " (incomplete)" if message.status == "incomplete" else ""
+        text += " (edited later)" if message.replaced_by is not None else ""
+        return text + (f" ({message.branch})" if message.branch != "main" else "")
 
-    def _model_call(self, call: ModelCall) -> Text:
-        text = _path(call).append_text(text_of(call.model or "a model"))
-        text.append(f": {call.input_tokens or 0:,} + {call.output_tokens or 0:,} tokens", style="dim")
-        if call.cost is not None:
-            text.append(f", ${call.cost:.4g}", style="dim")
-        if call.duration_ms is not None:
-            text.append(f", {duration_text(call.duration_ms)}", style="dim")
-        if call.error is not None:
-            text.append(": ").append_text(self._cut(call.error)).stylize("red")
-        return text
+    def _tool_call(self, call: ToolCall) -> str:
+        attempt = f"attempt {call.attempt}" if call.attempt > 1 else None
+        outcome = json_text(call.error if call.error is not None else call.result, full=self._full)
+        text = f"{_path(call)}{self._call(call.name, call.arguments)} → {call.status}"
+        return _joined(text, attempt, _took(call.duration_ms), outcome=outcome, on_new_line=self._full)
 
-    def _run(self, run: Run) -> Text:
+    def _model_call(self, call: ModelCall) -> str:
+        text = (
+            f"{_path(call)}{call.model or 'a model'}: {call.input_tokens or 0:,} + {call.output_tokens or 0:,} tokens"
+        )
+        cost = None if call.cost is None else f"${call.cost:.4g}"
+        return _joined(text, cost, _took(call.duration_ms), outcome=self._cut(call.error))
+
+    def _run(self, run: Run) -> str:
         """A run without an end is shown as running only while it is the latest one: an earlier one was cut off."""
         is_cut_off = run.outcome == "running" and run.seq < self._latest_run
-        text = Text("", style="dim")
-        text.append("no end recorded" if is_cut_off else run.outcome, style=_OUTCOME_STYLES[run.outcome])
-        if run.user_id is not None and run.user_id != self._owner:
-            text.append_text(text_of(f", by {run.user_id}"))
-        if run.duration_ms is not None:
-            text.append(f", {duration_text(run.duration_ms)}")
-        if run.input_tokens is not None or run.output_tokens is not None:
-            text.append(f", {run.input_tokens or 0:,} + {run.output_tokens or 0:,} tokens")
-        if run.error is not None:
-            text.append(": ").append_text(self._cut(run.error))
-        if run.id in self._opened_as:
-            text.append(f" ({self._opened_as[run.id]})")
-        if self._full:
-            text.append_text(text_of(f"  id {run.id}"))
-        return text
+        user = f"by {run.user_id}" if run.user_id is not None and run.user_id != self._owner else None
+        has_tokens = run.input_tokens is not None or run.output_tokens is not None
+        tokens = f"{run.input_tokens or 0:,} + {run.output_tokens or 0:,} tokens" if has_tokens else None
+        outcome = "no end recorded" if is_cut_off else run.outcome
+        text = _joined(outcome, user, _took(run.duration_ms), tokens, outcome=self._cut(run.error))
+        opened = f" ({self._opened_as[run.id]})" if run.id in self._opened_as else ""
+        return text + opened + (f"  id {run.id}" if self._full else "")
 
-    def _event(self, event: Event) -> Text:
-        text = Text.assemble(text_of(event.kind, "dim" if event.kind in _OPENINGS else ""))
-        if event.reason is not None:
-            text.append_text(text_of(f": {event.reason}", "dim"))
-        if event.detail:
-            text.append_text(text_of(f" {json_text(event.detail, full=self._full)}", "dim"))
-        return text
+
+def _joined(*parts: str | None, outcome: str, on_new_line: bool = False) -> str:
+    separator = ":\n" if on_new_line else ": "
+    return ", ".join(filter(None, parts)) + (f"{separator}{outcome}" if outcome else "")
+
+
+def _took(milliseconds: float | None) -> str | None:
+    return None if milliseconds is None else duration_text(milliseconds)
 
 
 def _is_in_call_rows(message: Message, calls: set[tuple[str | None, str]]) -> bool:
@@ -196,13 +176,13 @@ def _is_in_call_rows(message: Message, calls: set[tuple[str | None, str]]) -> bo
     return not message.text and bool(has_rows) and all(has_rows)
 
 
-def _path(record: Message | ToolCall | ModelCall) -> Text:
+def _path(record: Message | ToolCall | ModelCall) -> str:
     """The path of the record's subgraph, such as ``team › writer``; empty for the root graph."""  # noqa: RUF002
     names = [part.partition(":")[0] for part in record.checkpoint_ns.split("|")]
     is_output = isinstance(record, Message) and (ASIDE in record.marks or record.status == "incomplete")
     if is_output or isinstance(record, ModelCall):
         names.pop()  # the node that called the model
-    return text_of(f"{' › '.join(names)}: ", "dim") if any(names) else Text("")  # noqa: RUF001
+    return f"{' › '.join(names)}: " if any(names) else ""  # noqa: RUF001
 
 
 def _time_of(record: Entry) -> datetime | None:
