@@ -144,7 +144,7 @@ def test_a_schema_that_cannot_be_read_hides_nothing_else(db: Path, call: Call) -
     with pytest.raises(StorageError, match="damaged"):
         Sessions(db)
     found = json.loads(call("check", "--deep", "--json", "--db", str(db)).output)
-    assert any("cannot be opened as usual" in one["text"] for one in found)
+    assert any("its schema is damaged" in one["text"] for one in found)
     assert ("checkpoints", "n") in [(one["table"], one["session_id"]) for one in found]
 
 
