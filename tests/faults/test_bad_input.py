@@ -612,7 +612,7 @@ BAD_DETAILS: dict[str, tuple[dict[str, Any], str]] = {
     "keys": ({"context": {1: 2}}, r"context cannot be \{1: 2\}; .*dict"),
     "nobody's group": ({"visibility": "group"}, "visibility cannot be 'group'; .*group_id"),
     "duration": ({"idle_timeout": "soon"}, "idle_timeout cannot be 'soon'; .*'30s'"),
-    "negative": ({"max_age": -1}, "max_age cannot be -1; .*longer than nothing"),
+    "negative": ({"max_age": -1}, "max_age cannot be -1; .*longer than zero"),
     "truth": ({"retention": True}, "retention cannot be True; .*duration"),
 }
 
