@@ -21,14 +21,7 @@ from session_middleware.findings import SweepResult
 from session_middleware.models import SessionInfo, Usage
 from session_middleware.storage.upkeep import ArchivedSession
 
-STATUS_STYLES = {
-    "active": "green",
-    "idle": "yellow",
-    "expired": "red",
-    "completed": "blue",
-    "failed": "red",
-    "abandoned": "dim",
-}
+_STATUS_STYLES = {"active": "green", "idle": "yellow", "expired": "red", "completed": "blue", "failed": "red"}
 _TITLE_CHARACTERS = 40
 _NUMBERS = frozenset({"messages", "tools", "calls", "errors", "in", "out", "cost", "median", "p95"})
 _FOLDED = frozenset({"owner", "file"})  # columns that may take several lines
@@ -93,7 +86,7 @@ def sessions_table(sessions: Sequence[SessionInfo]) -> RenderableType:
         (
             _titled(session.id, session.title),
             _or_dash(session.user_id),
-            text_of(session.status, STATUS_STYLES[session.status]),
+            status_text(session),
             _minute(session.last_active_at),
             Text(f"{session.message_count:,}"),
             Text(f"{session.tool_call_count:,}"),
@@ -161,6 +154,10 @@ def _amounts(usage: Usage, *, has_cost: bool) -> list[str]:
     cost = "–" if usage.cost is None else f"${usage.cost:,.4f}"  # noqa: RUF001 - an en dash reads as "none"
     spent = [f"{usage.input_tokens:,}", f"{usage.output_tokens:,}", cost] if has_cost else []
     return [f"{usage.calls:,}", f"{usage.errors:,}", *spent]
+
+
+def status_text(session: SessionInfo) -> Text:
+    return text_of(session.status, _STATUS_STYLES.get(session.status, "dim"))
 
 
 def text_of(text: str, style: str = "") -> Text:

@@ -15,7 +15,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from session_middleware.cli.tables import STATUS_STYLES, text_of
+from session_middleware.cli.tables import status_text, text_of
 from session_middleware.display.text import arguments_text, duration_text, json_text, plural, second_text, shortened
 from session_middleware.models import Event, Message, ModelCall, Run, SessionInfo, ToolCall
 from session_middleware.storage.record_entries import ASIDE
@@ -63,8 +63,7 @@ def _header(session: SessionInfo) -> RenderableType:
     facts.add_row("owner", text_of(session.user_id or "none: open to everyone"))
     if session.group_id:
         facts.add_row("group", text_of(session.group_id))
-    status = text_of(session.status, STATUS_STYLES[session.status])
-    facts.add_row("status", Text.assemble(status, (f", last {session.opened_as}", "dim")))
+    facts.add_row("status", Text.assemble(status_text(session), (f", last {session.opened_as}", "dim")))
     facts.add_row("opened", second_text(session.created_at))
     facts.add_row("last active", second_text(session.last_active_at))
     if session.expires_at is not None:

@@ -69,7 +69,8 @@ def test_list_says_when_there_is_more(call: Call, db: str) -> None:
 
 
 def test_list_refuses_a_status_there_is_not(call: Call, db: str) -> None:
-    assert call("list", "--db", db, "--status", "asleep").exit_code == 2
+    assert_is_one_line(call("list", "--db", db, "--status", "asleep"), "no status 'asleep'", "idle")
+    assert_is_one_line(call("sweep", "--db", db, "--older-than", "1d", "--status", "asleep"), "no status 'asleep'")
 
 
 def test_database_is_the_setting_s_when_none_is_named(call: Call, db: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -425,7 +426,7 @@ def test_ctrl_c_ends_a_chat_cleanly(tmp_path: Path) -> None:
 
 
 def test_help_is_quick_because_nothing_heavy_is_imported() -> None:
-    code = "import sys, session_middleware.cli; print([m for m in sys.modules if m.split('.')[0] in sys.argv[1:]])"
+    code = "import sys, session_middleware.cli.main; print([m for m in sys.modules if m.split('.')[0] in sys.argv[1:]])"
     heavy = ["langgraph", "langchain_core", "langchain", "pydantic", "rich", "sqlite_utils"]
     done = subprocess.run([sys.executable, "-c", code, *heavy], env=environment(), capture_output=True, text=True)
     assert done.stdout.strip() == "[]"
