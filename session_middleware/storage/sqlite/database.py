@@ -238,9 +238,9 @@ class SqliteDatabase:
         )
 
     def _connect(self) -> WritingConnection:
-        uri = f"{Path(self.path).as_uri()}?mode=rw"  # a deleted file is not created again
         connection = sqlite3.connect(
-            ":memory:" if self.in_memory else uri,
+            # `rw`: a deleted file is not created again
+            ":memory:" if self.in_memory else f"{Path(self.path).as_uri()}?mode=rw",
             uri=not self.in_memory,
             timeout=BUSY_SECONDS,
             isolation_level=None,
