@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -157,8 +156,7 @@ def import_command(source: str, db: str | None, allowed: tuple[str, ...], user_k
     from session_middleware.sessions import Sessions
 
     with open_source(source) as saver, Sessions(db, allowed_types=types) as sessions:
-        with _progress("checkpoints") as progress:
-            done = import_checkpoints(saver, sessions, user_key=user_key, progress=progress)
+        done = import_checkpoints(saver, sessions, user_key=user_key, progress=_print_tenths("checkpoints"))
         target = sessions.settings.storage_url
     click.echo(
         f"copied {plural(done.checkpoints, 'checkpoint')} with {plural(done.writes, 'write')}, skipped "
@@ -190,27 +188,17 @@ def _import_types(allowed: Sequence[str]) -> list[tuple[str, str]]:
     return types
 
 
-@contextmanager
-def _progress(noun: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on a terminal; elsewhere a line for each tenth."""
-    console = console_of_stdout()
-    if not console.is_terminal:
-        tenths = 0
+def _print_tenths(noun: str) -> Callable[[int, int], None]:
+    """Prints one line of progress for each tenth of the total."""
+    tenths = 0
 
-        def report(done: int, total: int) -> None:
-            nonlocal tenths
-            if done * 10 // total > tenths:
-                tenths = done * 10 // total
-                click.echo(f"{done:,} of {total:,} {noun}")
+    def report(done: int, total: int) -> None:
+        nonlocal tenths
+        if done * 10 // total > tenths:
+            tenths = done * 10 // total
+            click.echo(f"{done:,} of {total:,} {noun}")
 
-        yield report
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn(noun), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(noun, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    return report
 
 
 @cli.command()
