@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from rich.console import Console, RenderableType
 
-from session_middleware.cli.terminal import sessions_table, sweep_table, timeline, usage_table
+from session_middleware.cli.tables import sessions_table, sweep_table, usage_table
+from session_middleware.cli.timeline import timeline
 from session_middleware.findings import SweepResult
 from session_middleware.models import Event, Message, Pin, Run, SessionInfo, ToolCall, Usage
 

@@ -276,4 +276,4 @@ def test_a_schema_that_says_something_else_is_found(file: Path) -> None:
         connection.execute("UPDATE sqlite_master SET sql = replace(sql, 'latest_id', 'lbtest_id') WHERE name = 'heads'")
         assert deep(file) == []
         connection.execute("UPDATE sqlite_master SET sql = replace(sql, 'step', 'stfp') WHERE name = 'checkpoints'")
-    assert any("the schema's entry of checkpoints is not what was made" in problem.text for problem in deep(file))
+    assert any("the schema's entry of checkpoints is changed" in problem.text for problem in deep(file))
