@@ -112,6 +112,7 @@ class SqliteStorage(SqliteUpkeep, SqliteReports, SqliteConversations, SqliteMemo
         def attempt(connection: Connection) -> T | CommitThenRaise:
             try:
                 write = SessionWrite(connection, self._admitted(connection, visit, announce=announce))
+                admission.begin(write, visit, self._rules, announce=announce)
             except admission.REFUSALS as error:
                 state = self._states.find(connection, visit.session_id)
                 own = None if state is None else SessionWrite(connection, state)
@@ -150,7 +151,7 @@ class SqliteStorage(SqliteUpkeep, SqliteReports, SqliteConversations, SqliteMemo
             return known
         if known is not None and not self._states.is_current(connection, known):
             known = None
-        admission.admit(connection, visit, self._rules, announce=announce)
+        admission.admit(connection, visit, self._rules)
         visit.known = state = self._states.load(connection, visit.session_id, known)
         return state
 

@@ -73,8 +73,13 @@ _TABLES = (
         cost REAL
     ) WITHOUT ROWID
     """,
+    # Statements that change the other columns, which are written most often, raise the version themselves.
     """
-    CREATE TRIGGER sessions_version AFTER UPDATE ON sessions WHEN new.version = old.version
+    CREATE TRIGGER sessions_version AFTER UPDATE OF
+        id, home, user_id, group_id, visibility, status, title, purpose, tags, metadata, context, client,
+        idle_timeout_seconds, max_age_seconds, retention_seconds, on_expire, on_resume, pinned, began_at, incarnation,
+        last_active_at, postponed_until, ended_at, pruned
+    ON sessions WHEN new.version = old.version
     BEGIN UPDATE sessions SET version = version + 1 WHERE id = new.id; END
     """,
     "CREATE INDEX sessions_by_home ON sessions (home)",
@@ -183,9 +188,9 @@ _TABLES = (
         extra TEXT,
         marks TEXT,
         created_at TEXT NOT NULL,
-        UNIQUE (session_id, seq),
+        PRIMARY KEY (session_id, seq),
         UNIQUE (session_id, message_id, version)
-    )
+    ) WITHOUT ROWID
     """,
     "CREATE INDEX messages_moved ON messages (session_id) WHERE place != seq",
     "CREATE INDEX messages_asking ON messages (session_id, seq) WHERE tool_calls IS NOT NULL",

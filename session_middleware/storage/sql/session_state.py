@@ -137,6 +137,8 @@ class SessionCounters:
     model_calls: int = 0
     unpriced: int = 0
     errors: int = 0
+    runs: int = 0
+    opened_as: str | None = None  # how a run has entered the session
     input_tokens: int = 0
     output_tokens: int = 0
     cost: float | None = None  # what is known of it
@@ -177,10 +179,10 @@ class SessionCounters:
         """What is to be written, in the order of `_UPDATE`; from then on it counts as written."""
         taken: tuple[Any, ...]
         taken = (self.last_seq, self.branch, self.messages, self.tool_calls, self.model_calls, self.unpriced)
-        taken += (self.errors, self.input_tokens, self.output_tokens, self.cost, self.cost)
-        self.messages = self.tool_calls = self.model_calls = self.unpriced = self.errors = 0
+        taken += (self.errors, self.input_tokens, self.output_tokens, self.cost, self.cost, self.runs, self.opened_as)
+        self.messages = self.tool_calls = self.model_calls = self.unpriced = self.errors = self.runs = 0
         self.input_tokens = self.output_tokens = 0
-        self.cost, self.changed = None, False
+        self.cost, self.opened_as, self.changed = None, None, False
         return taken
 
 
@@ -229,6 +231,11 @@ class SessionWrite:
     def defer(self, sql: str, values: Sequence[Any]) -> None:
         """Execute a statement after what was collected before."""
         self._deferred[f"{sql}{len(self._deferred)}"] = _Deferred(sql, "", "", [values], None)
+
+    @property
+    def raw(self) -> sqlite3.Connection:
+        """The connection, for what neither reads nor writes."""
+        return self._connection
 
     @property
     def connection(self) -> sqlite3.Connection:
@@ -311,7 +318,8 @@ class SessionWrite:
 _COUNTERS = """
     last_seq = ?, branch = ?, message_count = message_count + ?, tool_call_count = tool_call_count + ?,
     model_call_count = model_call_count + ?, unpriced_count = unpriced_count + ?, error_count = error_count + ?,
-    input_tokens = input_tokens + ?, output_tokens = output_tokens + ?, cost = COALESCE(cost + ?, cost, ?)
+    input_tokens = input_tokens + ?, output_tokens = output_tokens + ?, cost = COALESCE(cost + ?, cost, ?),
+    run_count = run_count + ?, opened_as = COALESCE(?, opened_as)
 """
 _UPDATE = f"UPDATE sessions SET version = ?, {_COUNTERS} WHERE id = ? AND home = ? AND version = ?"
 _UPDATE_AGAIN = f"UPDATE sessions SET version = version + 1, {_COUNTERS} WHERE id = ? RETURNING version"

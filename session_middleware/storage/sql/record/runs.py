@@ -20,7 +20,8 @@ TABLES = ("runs", "messages", "tool_calls", "model_calls", "events", "branches",
 def next_seq(connection: sqlite3.Connection, session_id: str) -> int | None:
     """The next place in the session's order; ``None`` when there is no such session."""
     row = connection.execute(
-        "UPDATE sessions SET last_seq = last_seq + 1 WHERE id = ? RETURNING last_seq", (session_id,)
+        "UPDATE sessions SET version = version + 1, last_seq = last_seq + 1 WHERE id = ? RETURNING last_seq",
+        (session_id,),
     ).fetchone()
     return None if row is None else int(row[0])
 
@@ -28,36 +29,39 @@ def next_seq(connection: sqlite3.Connection, session_id: str) -> int | None:
 # Runs
 
 
-def begin_run(connection: sqlite3.Connection, visit: RunContext, now: datetime) -> bool:
-    """Whether there were others in progress whose process has died: they were interrupted."""
+def begin_run(write: SessionWrite, visit: RunContext, now: datetime) -> bool:
+    """Insert the row of a run. Whether earlier runs were interrupted, because their process has died."""
     visit.begun = True
-    begun = connection.execute(
-        "INSERT INTO runs (session_id, seq, id, user_id, outcome, started_at, started_from, process)"
-        " SELECT id, last_seq + 1, ?, ?, 'running', ?, ?, ? FROM sessions WHERE id = ? ON CONFLICT (id) DO NOTHING",
-        (visit.run_id, visit.identity.user_id, to_text(now), visit.started_from, this_process(), visit.session_id),
-    ).rowcount
-    if not begun:
-        return False
-    connection.execute(
-        "UPDATE sessions SET last_seq = last_seq + 1, run_count = run_count + 1 WHERE id = ?", (visit.session_id,)
-    )
-    return _interrupt_dead_runs(connection, visit)
+    has_dead = _interrupt_dead_runs(write, visit)
+    counters = write.counters
+    counters.runs += 1
+    run = (visit.run_id, visit.identity.user_id, "running", to_text(now), visit.started_from, this_process())
+
+    def uncount() -> None:  # another recorder has recorded it
+        counters.runs, counters.changed = counters.runs - 1, True
+
+    row = (visit.session_id, counters.next_seq(), *run)
+    write.insert("runs", _BEGUN, [row], " ON CONFLICT (id) DO NOTHING", if_there=uncount)
+    return has_dead
 
 
-def _in_progress(connection: sqlite3.Connection, session_id: str) -> list[tuple[str, str, int]]:
-    return connection.execute(
+_BEGUN = ("session_id", "seq", "id", "user_id", "outcome", "started_at", "started_from", "process")
+
+
+def _in_progress(write: SessionWrite, session_id: str) -> list[tuple[str, str, int]]:
+    return write.query(
         "SELECT id, process, seq FROM runs WHERE session_id = ? AND outcome = 'running'", (session_id,)
     ).fetchall()
 
 
-def _interrupt_dead_runs(connection: sqlite3.Connection, visit: RunContext) -> bool:
+def _interrupt_dead_runs(write: SessionWrite, visit: RunContext) -> bool:
     """Runs whose process has died without ending them were interrupted, and so were their tool calls."""
-    left = [(run_id, seq) for run_id, process, seq in _in_progress(connection, visit.session_id) if is_gone(process)]
+    left = [(run_id, seq) for run_id, process, seq in _in_progress(write, visit.session_id) if is_gone(process)]
     for run_id, seq in left:
-        connection.execute("UPDATE runs SET outcome = 'interrupted' WHERE id = ?", (run_id,))
-        dead_runs.interrupt_calls(connection, visit.session_id, run_id, seq)
-    if visit.goes_on and (cut_off := _cut_off(connection, visit)) is not None:
-        visit.unclaimed.update(_ahead_of_state(connection, visit, cut_off))
+        write.execute("UPDATE runs SET outcome = 'interrupted' WHERE id = ?", (run_id,))
+        dead_runs.interrupt_calls(write, visit.session_id, run_id, seq)
+    if visit.goes_on and (cut_off := _cut_off(write.connection, visit)) is not None:
+        visit.unclaimed.update(_ahead_of_state(write.connection, visit, cut_off))
     return bool(left)
 
 

@@ -28,6 +28,7 @@ from session_middleware.storage.run import RunContext
 from session_middleware.storage.sql.checkpoints import latest_checkpoint
 from session_middleware.storage.sql.engine_context import EngineContext
 from session_middleware.storage.sql.record import runs, tool_call_rows
+from session_middleware.storage.sql.session_state import SessionWrite
 from session_middleware.storage.sql.sessions import (
     endings,
     events,
@@ -129,11 +130,10 @@ def _check_tombstone(stone: Tombstone, visit: RunContext, rules: EngineContext) 
         raise SessionExpired(visit.session_id, since=stone.buried_at, how=how, archived=is_archived)
 
 
-def admit(connection: sqlite3.Connection, visit: RunContext, rules: EngineContext, *, announce: bool = True) -> int:
-    """Let a visit in, opening or reviving its session; returns the home of its family. Raises one of `REFUSALS`.
+def admit(connection: sqlite3.Connection, visit: RunContext, rules: EngineContext) -> int:
+    """Admit a run, opening or reviving its session; returns the home of the family. Raises one of `REFUSALS`.
 
-    Without `announce`, that an active session was resumed is left for a later operation to say.
-    The visit's flags are set here, in the writer's turn, so that no second operation admits it again.
+    The run's flags are set inside the write transaction, so no second operation admits it again.
     """
     now = visit.at or rules.clock()
     if visit.admitted:
@@ -144,15 +144,24 @@ def admit(connection: sqlite3.Connection, visit: RunContext, rules: EngineContex
     lease = visit.lease
     if lease is not None and lease.number is None and not lease.is_over:
         leases.take(connection, visit, now)
+    return home
+
+
+def begin(write: SessionWrite, visit: RunContext, rules: EngineContext, *, announce: bool) -> None:
+    """Record that an admitted run has resumed its session and begun, as far as that is not recorded yet.
+
+    Without `announce`, a later operation records that an active session was resumed.
+    """
+    now = visit.at or rules.clock()
     if announce and not visit.announced:
         visit.announced = True
         if visit.is_run and visit.admission == "resumed":
-            _resume(connection, visit, now)
+            write.counters.opened_as = "resumed"
+            events.insert(write, "resumed", now, run_id=visit.run_id)
     begins = visit.run_id is not None and visit.announced and not visit.begun and rules.settings.tracking
-    if begins and runs.begin_run(connection, visit, now):
-        left = leases.of(connection, visit.session_id)
-        leases.reap(connection, [place for place in left if place.is_dead(rules)])
-    return home
+    if begins and runs.begin_run(write, visit, now):
+        left = leases.of(write.connection, visit.session_id)
+        leases.reap(write.connection, [place for place in left if place.is_dead(rules)])
 
 
 def admit_memories(connection: sqlite3.Connection, visit: RunContext, rules: EngineContext, *, changes: bool) -> int:
@@ -171,7 +180,7 @@ def admit_memories(connection: sqlite3.Connection, visit: RunContext, rules: Eng
     if session is not None:
         lifecycle.check_access(session, identity, rules.settings.access, reading=not changes)
     if changes and (session is None or visit.is_run):
-        return admit(connection, visit, rules, announce=False)
+        return admit(connection, visit, rules)
     return 0 if session is None else session.home
 
 
@@ -290,11 +299,6 @@ def _apply(
 def is_same_second(last_active_at: str, now: datetime) -> bool:
     """Each touch rewrites four indexes: once a second will do for what is many times written."""
     return last_active_at[:_SECOND] == to_text(now)[:_SECOND]
-
-
-def _resume(connection: sqlite3.Connection, visit: RunContext, now: datetime) -> None:
-    connection.execute("UPDATE sessions SET opened_as = 'resumed' WHERE id = ?", (visit.session_id,))
-    events.record(connection, visit.session_id, "resumed", None, now, run_id=visit.run_id)
 
 
 def revive(connection: sqlite3.Connection, visit: RunContext, kind: str, reason: str | None, now: datetime) -> None:

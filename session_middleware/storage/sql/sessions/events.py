@@ -10,6 +10,7 @@ from typing import Any
 from session_middleware.models import Event, to_text
 from session_middleware.storage.sql.record import runs
 from session_middleware.storage.sql.row_mapping import to_json
+from session_middleware.storage.sql.session_state import SessionWrite
 from session_middleware.storage.sqlite.writer import WritingConnection
 
 _RECENT = timedelta(hours=1)  # within it, the same refusal again is counted and not told again
@@ -37,6 +38,16 @@ def append(
             (session_id, seq, run_id, kind, reason, to_json(detail), to_text(now)),
         )
     return seq
+
+
+def insert(write: SessionWrite, kind: str, now: datetime, *, run_id: str | None) -> None:
+    """As `record`, with the other rows of an operation."""
+    seq = write.counters.next_seq()
+    write.insert("events", _COLUMNS, [(write.state.session_id, seq, run_id, kind, None, "{}", to_text(now))])
+    record_and_announce(write.raw, write.state.session_id, kind, None, now, run_id=run_id, seq=seq)
+
+
+_COLUMNS = ("session_id", "seq", "run_id", "kind", "reason", "detail", "created_at")
 
 
 def record(
