@@ -234,9 +234,8 @@ class SessionRecorder(GraphCallbackHandler):
             self.buffer.add(context, [*run.pop_model_output(None), end])
             self.buffer.flush(context)
             return
-        self.buffer.add_detached(context, [end])  # a write by a thread of the cancelled run may still admit it
-        if context.admitted:
-            self.buffer.flush(context)
+        self.buffer.add_detached(context, [end])  # a write that is under way may still admit the run
+        self.buffer.flush_if_admitted(context)
 
     # Messages
 

@@ -110,6 +110,11 @@ class RecordBuffer:
         self.storage.append(context)
         return None
 
+    def flush_if_admitted(self, context: RunContext) -> None:
+        """Write the context's entries after the writes that are under way, if its run is admitted by then."""
+        if self._tracking:
+            self._submit(context, self._write_if_admitted)
+
     def flush_sync(self, context: RunContext) -> None:
         """Write the context's entries and wait. Must not be called on an event loop."""
         if self._tracking and context.entries:
@@ -125,8 +130,8 @@ class RecordBuffer:
         if context.admission is None and not context.admitted:
             await self.executor.run(self.storage.look, context)
 
-    def _submit(self, context: RunContext) -> Future[None]:
-        future = self.executor.submit(partial(self._write, context))
+    def _submit(self, context: RunContext, write: Callable[[RunContext], None] | None = None) -> Future[None]:
+        future = self.executor.submit(partial(write or self._write, context))
         self._submitted[context.session_id] = future
         if len(self._submitted) > _MAX_TRACKED:
             self._submitted = {of: last for of, last in self._submitted.copy().items() if not last.done()}
@@ -139,6 +144,10 @@ class RecordBuffer:
             pass  # an event records it, and the checkpointer stops the run
         except Exception as error:  # noqa: BLE001  # no caller waits for this, and a fault here must not break a run
             self.fault(error)
+
+    def _write_if_admitted(self, context: RunContext) -> None:
+        if context.admitted and context.entries:
+            self._write(context)
 
     def drain(self, session_id: str | None = None) -> None:
         """Write all buffered entries, of one session or of all, and wait for submitted writes."""

@@ -190,7 +190,7 @@ _TABLES = (
         created_at TEXT NOT NULL,
         PRIMARY KEY (session_id, seq),
         UNIQUE (session_id, message_id, version)
-    ) WITHOUT ROWID
+    )
     """,
     "CREATE INDEX messages_moved ON messages (session_id) WHERE place != seq",
     "CREATE INDEX messages_asking ON messages (session_id, seq) WHERE tool_calls IS NOT NULL",
@@ -238,7 +238,7 @@ _TABLES = (
         PRIMARY KEY (session_id, seq),
         UNIQUE (session_id, tool_call_id, message_id, attempt),
         UNIQUE (session_id, execution_id)
-    ) WITHOUT ROWID
+    )
     """,
     "CREATE INDEX tool_calls_outside ON tool_calls (session_id) WHERE process IS NOT NULL",
     "CREATE INDEX tool_calls_by_time ON tool_calls (COALESCE(started_at, ''), session_id, seq)",

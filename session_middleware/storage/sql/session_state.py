@@ -98,7 +98,7 @@ class StateCache:
     def load(self, connection: sqlite3.Connection, session_id: str, known: SessionState | None) -> SessionState:
         """The state as it is now. `known` is what was known before this operation, if that is still current."""
         row = connection.execute(_LOAD, (session_id,)).fetchone()
-        if known is None:
+        if known is None or known.home != row[0]:  # it was started afresh
             known = SessionState(session_id, *row)
         else:
             known.home, known.version, known.last_seq, known.branch, known.last_active_at, known.has_deletions = row
@@ -174,6 +174,11 @@ class SessionCounters:
         if cost is not None:
             self.cost = (self.cost or 0.0) + cost
         self.changed = True
+
+    @property
+    def has_changed(self) -> bool:
+        counts = (self.messages, self.tool_calls, self.model_calls, self.errors, self.runs)
+        return self.changed or any(counts)
 
     def take(self) -> tuple[Any, ...]:
         """What is to be written, in the order of `_UPDATE`; from then on it counts as written."""
@@ -259,7 +264,7 @@ class SessionWrite:
 
     def flush(self) -> None:
         """Write what was collected."""
-        if self.counters.changed or self._deferred:
+        if self.counters.has_changed or self._deferred:
             self._verify()
         deferred, self._deferred = self._deferred, {}
         for each in deferred.values():
@@ -275,6 +280,8 @@ class SessionWrite:
                     raise
                 if each.if_there is not None and not done:
                     each.if_there()
+        if self.counters.has_changed:
+            self._verify()
 
     @contextmanager
     def savepoint(self, faults: tuple[type[Exception], ...]) -> Iterator[None]:
@@ -300,7 +307,7 @@ class SessionWrite:
     def _verify(self) -> None:
         state, counters = self.state, self.counters
         if self._is_verified:
-            if counters.changed:
+            if counters.has_changed:
                 taken = counters.take()
                 ((state.version,),) = self._connection.execute(_UPDATE_AGAIN, (*taken, state.session_id)).fetchall()
                 state.last_seq, state.branch = counters.last_seq, counters.branch

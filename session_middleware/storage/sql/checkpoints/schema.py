@@ -11,6 +11,9 @@ changes its meaning.
 clock was behind that of an earlier checkpoint; then it follows the newest one. `heads` holds, per namespace, the
 checkpoint put last, the newest position, how many checkpoints there are, and how many rows of writes the checkpoint
 put last has. A lost row is detected by these.
+
+Tables with long values have rowids: without them, SQLite moves all but the first 1,000 bytes of a row to pages of
+its own.
 """
 
 STATE_TABLES = (
@@ -33,7 +36,7 @@ STATE_TABLES = (
         seq INTEGER,
         checksum INTEGER NOT NULL,
         PRIMARY KEY (home, session_id, checkpoint_ns, position)
-    ) WITHOUT ROWID
+    )
     """,
     "CREATE INDEX checkpoints_by_run ON checkpoints (run_id) WHERE run_id IS NOT NULL",
     """
@@ -91,6 +94,6 @@ STATE_TABLES = (
         type TEXT NOT NULL,
         data BLOB NOT NULL,
         PRIMARY KEY (home, digest)
-    ) WITHOUT ROWID
+    )
     """,
 )
