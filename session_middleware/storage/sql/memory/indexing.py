@@ -50,6 +50,13 @@ _NEW_OF_USER = _NEW.format(scope="s.user_id = ?")
 _NEW_OF_ALL = _NEW.format(scope="s.last_active_at >= ?")
 
 
+class LongBacklog(Exception):  # not an error: the engine indexes the scope and searches again
+    """A search found more unindexed messages of a scope, or items, than it reads."""
+
+    def __init__(self, whose: MessageScope | None) -> None:
+        self.whose = whose  # None: items
+
+
 class NewMessage(NamedTuple):
     session_id: str
     seq: int
@@ -107,12 +114,8 @@ def owner_name(user_id: str | None) -> str:
 # New messages
 
 
-def count_new(connection: sqlite3.Connection, whose: MessageScope, limit: int, active_since: str = "") -> int:
-    """How many messages are not indexed, at most `limit`."""
-    sql, value = _new(whose, active_since)
-    return int(
-        connection.execute(f"SELECT COUNT(*) FROM (SELECT 1 {sql} LIMIT ?) AS new", (value, limit)).fetchone()[0]
-    )
+def has_new(connection: sqlite3.Connection, active_since: str) -> bool:
+    return connection.execute(f"SELECT 1 {_NEW_OF_ALL} LIMIT 1", (active_since,)).fetchone() is not None
 
 
 def index_some(connection: sqlite3.Connection, limit: int, whose: MessageScope, *, active_since: str = "") -> int:
@@ -143,10 +146,18 @@ def _read_new(connection: sqlite3.Connection, whose: MessageScope, limit: int, a
 
 
 def read_unindexed(
-    connection: sqlite3.Connection, whose: Sequence[MessageScope]
+    connection: sqlite3.Connection, whose: Sequence[MessageScope], can_index: bool
 ) -> tuple[list[IndexedMessage], Statistics]:
-    """The messages of these scopes that are not indexed yet, as documents, and what they add to the statistics."""
-    new = [message for scope in whose for message in _read_new(connection, scope, MAX_UNINDEXED, "")]
+    """The messages of these scopes that are not indexed yet, as documents, and what they add to the statistics.
+
+    Raises `LongBacklog` for too many, unless the database is read-only.
+    """
+    new: list[NewMessage] = []
+    for scope in whose:
+        found = _read_new(connection, scope, MAX_UNINDEXED + can_index, "")
+        if len(found) > MAX_UNINDEXED:
+            raise LongBacklog(scope)
+        new += found
     sessions = _sessions_of(connection, new, create=False)
     documents = [document for session in sessions for document in session.documents]
     return documents, sum((session.statistics() for session in sessions), Statistics(0, 0, 0))

@@ -21,6 +21,7 @@ from session_middleware.storage.memory_port import MemoryPut, MemoryQuery, Store
 from session_middleware.storage.search.bm25 import ITEM, LENGTHS, Statistics, length_code
 from session_middleware.storage.search.tokenizer import terms_of
 from session_middleware.storage.sql.memory import posting_lists
+from session_middleware.storage.sql.memory.indexing import MAX_UNINDEXED, LongBacklog
 from session_middleware.storage.sql.memory.posting_lists import BLOCK_BITS, PostingsByRow
 from session_middleware.storage.sql.row_mapping import namespace_text
 
@@ -122,12 +123,8 @@ def _find(connection: sqlite3.Connection, namespace: str, keys: Sequence[str]) -
 # Indexing
 
 
-def count_unindexed(connection: sqlite3.Connection, limit: int) -> int:
-    """How many items are not indexed, at most `limit`."""
-    row = connection.execute(
-        "SELECT COUNT(*) FROM (SELECT 1 FROM memories WHERE indexed = 0 LIMIT ?) AS waiting", (limit,)
-    ).fetchone()
-    return int(row[0])
+def has_unindexed(connection: sqlite3.Connection) -> bool:
+    return connection.execute("SELECT 1 FROM memories WHERE indexed = 0 LIMIT 1").fetchone() is not None
 
 
 def index_some(connection: sqlite3.Connection, limit: int) -> int:
@@ -168,19 +165,23 @@ def read_unindexed(
     scopes: Mapping[int, str],
     *,
     prefix: bool,
+    can_index: bool,
 ) -> tuple[dict[int, list[str]], dict[int, str]]:
     """The terms, by document id, of the items in these namespaces that are not indexed; and namespaces by scope.
 
-    A namespace that is none of the given scopes gets an id for this search.
+    A namespace that is none of the given scopes gets an id for this search. Raises `LongBacklog` as for messages.
     """
     if not namespaces:
         return {}, dict(scopes)
     where, values = _visible(namespaces, prefix=prefix)
     ids = {namespace: scope_id for scope_id, namespace in scopes.items()}
     found = {}
-    for namespace, position, text in connection.execute(
+    rows = connection.execute(
         f"SELECT namespace, position, text FROM memories WHERE indexed = 0 AND ({where})", values
-    ):
+    ).fetchall()
+    if can_index and len(rows) > MAX_UNINDEXED:
+        raise LongBacklog(None)
+    for namespace, position, text in rows:
         scope_id = ids.setdefault(namespace, _UNKNOWN_SCOPE + len(ids))
         found[document_of(scope_id, position)] = terms_of(text)
     return found, {scope_id: namespace for namespace, scope_id in ids.items()}
