@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import sqlite3
 from array import array
-from collections.abc import Collection, Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from session_middleware.models import from_text
 from session_middleware.storage.memory_port import MessageScope
@@ -251,7 +251,7 @@ def _write(connection: sqlite3.Connection, sessions: Sequence[IndexedSession]) -
     for session in sessions:
         for each in session.documents:
             if each.is_replacement:
-                remove_documents(connection, session, [each.document])
+                _remove(connection, session, each.document)
         for block in sorted({each.document >> BLOCK_BITS for each in session.documents}):
             _write_block(
                 connection, session.scope_id, block, [d for d in session.documents if d.document >> BLOCK_BITS == block]
@@ -307,13 +307,13 @@ def refresh(connection: sqlite3.Connection) -> None:
         if session is None:
             continue
         changed = _read_message(connection, session, seq)
-        positions: Any = seqs(connection, session)
+        positions = seqs(connection, session)
         if seq not in positions:  # it had no text before
             _write(connection, _sessions_of(connection, [changed] if changed else [], create=False))
             continue
         position = positions.index(seq)
         document = session.number << POSITION_BITS | position
-        remove_documents(connection, session, [document])
+        _remove(connection, session, document)
         if changed is not None:
             session.documents.append(_indexed(changed, document, is_replacement=False))
             _write(connection, [session])
@@ -323,31 +323,23 @@ def refresh(connection: sqlite3.Connection) -> None:
     connection.execute("DELETE FROM index_stale")
 
 
-def remove_documents(connection: sqlite3.Connection, session: IndexedSession, documents: Collection[int]) -> None:
-    """Remove messages from the index; the other messages keep their document ids."""
-    scope_id = session.scope_id
-    for block in {document >> BLOCK_BITS for document in documents}:
-        for _, seqs, lengths, terms in read_blocks(connection, scope_id, range(block, block + 1)):
-            positions = {document & IN_BLOCK for document in documents if document >> BLOCK_BITS == block}
-            positions = {position for position in positions if position < len(seqs) and seqs[position]}
-            words = sum(LENGTHS[lengths[position]] for position in positions)
-            for position in positions:
-                seqs[position] = lengths[position] = 0
-            gone = posting_lists.remove(
-                connection, scope_id, block, terms, {block << BLOCK_BITS | position for position in positions}
-            )
-            connection.execute(
-                "UPDATE index_blocks SET seqs = ?, lengths = ?, terms = ? WHERE scope_id = ? AND block = ?",
-                (seqs.tobytes(), bytes(lengths), " ".join(t for t in terms if t not in gone), scope_id, block),
-            )
-            connection.execute(
-                "UPDATE index_sessions SET documents = documents - ?, words = words - ? WHERE number = ?",
-                (len(positions), words, session.number),
-            )
-            posting_lists.add_statistics(connection, scope_id, Statistics(-len(positions), -words, 0))
-    connection.executemany(
-        "DELETE FROM vectors WHERE scope_id = ? AND document = ?", [(scope_id, document) for document in documents]
+def _remove(connection: sqlite3.Connection, session: IndexedSession, document: int) -> None:
+    """Remove a message from the index; the other messages keep their document ids."""
+    scope_id, block, position = session.scope_id, document >> BLOCK_BITS, document & IN_BLOCK
+    [(_, seqs, lengths, terms)] = read_blocks(connection, scope_id, range(block, block + 1))
+    words = LENGTHS[lengths[position]]
+    seqs[position] = lengths[position] = 0
+    gone = posting_lists.remove(connection, scope_id, block, terms, {document})
+    connection.execute(
+        "UPDATE index_blocks SET seqs = ?, lengths = ?, terms = ? WHERE scope_id = ? AND block = ?",
+        (seqs.tobytes(), bytes(lengths), " ".join(term for term in terms if term not in gone), scope_id, block),
     )
+    connection.execute(
+        "UPDATE index_sessions SET documents = documents - 1, words = words - ? WHERE number = ?",
+        (words, session.number),
+    )
+    posting_lists.add_statistics(connection, scope_id, Statistics(-1, -words, 0))
+    connection.execute("DELETE FROM vectors WHERE scope_id = ? AND document = ?", (scope_id, document))
 
 
 def rebuild(connection: sqlite3.Connection, scope_id: int) -> None:
