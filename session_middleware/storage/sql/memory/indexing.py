@@ -167,12 +167,10 @@ def _sessions_of(connection: sqlite3.Connection, new: Iterable[NewMessage], *, c
     """The sessions of new messages, with a document for each message."""
     sessions: dict[str, IndexedSession] = {}
     for message in new:
-        session = sessions.get(message.session_id)
+        session = sessions.get(message.session_id) or _find_session(connection, message.session_id)
         if session is None:
-            session = _find_session(connection, message.session_id)
-            if session is None:
-                session = (_create_session if create else _unknown_session)(connection, message, len(sessions))
-            sessions[message.session_id] = session
+            session = _new_session(connection, message, None if create else _UNKNOWN_SESSION + len(sessions))
+        sessions[message.session_id] = session
         session.indexed_seq = max(session.indexed_seq, message.indexed_seq)
         position = _position_of_earlier_version(connection, session, message) if message.version > 1 else None
         is_replacement = position is not None
@@ -199,18 +197,18 @@ def _find_session(connection: sqlite3.Connection, session_id: str) -> IndexedSes
     return None if row is None else IndexedSession(*row)
 
 
-def _create_session(connection: sqlite3.Connection, message: NewMessage, _: int) -> IndexedSession:
-    scope_id = posting_lists.get_or_create_scope(connection, "message", owner_name(message.user_id))
+def _new_session(connection: sqlite3.Connection, message: NewMessage, number: int | None) -> IndexedSession:
+    """A session without indexed messages: with this number, in memory only, or else as a new row."""
+    name = owner_name(message.user_id)
+    if number is not None:
+        scope_id = posting_lists.find_scope(connection, "message", name) or 0
+        return IndexedSession(number, message.session_id, scope_id, 0, 0)
+    scope_id = posting_lists.get_or_create_scope(connection, "message", name)
     [(number,)] = connection.execute(
         "INSERT INTO index_sessions (session_id, scope_id) VALUES (?, ?) RETURNING number",
         (message.session_id, scope_id),
     )
     return IndexedSession(number, message.session_id, scope_id, 0, 0)
-
-
-def _unknown_session(connection: sqlite3.Connection, message: NewMessage, count: int) -> IndexedSession:
-    scope_id = posting_lists.find_scope(connection, "message", owner_name(message.user_id))
-    return IndexedSession(_UNKNOWN_SESSION + count, message.session_id, scope_id or 0, 0, 0)
 
 
 def _position_of_earlier_version(
