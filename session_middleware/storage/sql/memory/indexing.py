@@ -316,7 +316,8 @@ def refresh(connection: sqlite3.Connection) -> None:
             session.documents.append(_indexed(changed, document, is_replacement=False))
             _write(connection, [session])
         connection.execute(  # the vectors of the messages after it include its text
-            "UPDATE index_sessions SET embedded = MIN(embedded, ?) WHERE number = ?", (position, session.number)
+            "UPDATE index_sessions SET embedded = ? WHERE number = ? AND embedded > ?",
+            (position, session.number, position),
         )
     connection.execute("DELETE FROM index_stale")
 

@@ -33,6 +33,7 @@ IN_NAMESPACE = (1 << POSITION_BITS) - 1
 _UNKNOWN_SCOPE = 1 << 25  # ids, in memory only, of namespaces without indexed items
 
 _COLUMNS = "namespace, key, value, text, session_id, created_at, updated_at, message_id, expires_at, paths"
+_ARCHIVED = (*_COLUMNS.split(", "), "ttl_minutes")
 _LIVE = "(expires_at IS NULL OR expires_at > ?)"
 _ORDER = "ORDER BY created_at, rtrim(namespace, ']'), position"  # ["a" comes before ["a","b"
 
@@ -358,10 +359,9 @@ def move(connection: sqlite3.Connection, refs: Sequence[ItemRef], namespace: str
 
 def restore(connection: sqlite3.Connection, rows: Iterable[Mapping[str, Any]]) -> None:
     """Insert items of an archive, in the order of first put, except under keys that were put again since."""
-    columns = [name for (name,) in connection.execute("SELECT name FROM pragma_table_info('memories')")]
     for row in sorted(rows, key=lambda row: row.get("position") or 0):
         item = {
-            **{name: row[name] for name in columns if name in row},
+            **{name: row[name] for name in _ARCHIVED if name in row},
             "position": _last_position(connection, row["namespace"]) + 1,
             "indexed": int(row["text"] is None),
             "embedded": None if row.get("embedded") is None else 0,
