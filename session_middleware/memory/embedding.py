@@ -51,7 +51,7 @@ class Embedder:
         self._warn(
             f"the vectors in the database are of the model {stored[0]!r} with {stored[1]} dimensions, and index= names "
             f"{self.name!r} with {self._dimensions}; memories are found by words only until "
-            "sessions.index_memory(rebuild=True) has made new ones"
+            "sessions.index_memory(rebuild=True) computes new ones"
         )
         return False
 
@@ -62,7 +62,7 @@ class Embedder:
             EmbeddingFailed: the model failed. If it failed at the start, the old vectors are kept; otherwise
                 `catch_up` computes the missing ones.
         """
-        self._call_or_raise(lambda: self._valid(*self._embeddings.embed_documents(["Is anybody there?"])))
+        self._call_or_raise(lambda: self._valid(*self._embeddings.embed_documents(["test"])))
         self._storage.set_vector_model(self.name, self._dimensions)
         return self._catch_up(self._call_or_raise, messages=True, limit=None)
 

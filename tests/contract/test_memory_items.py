@@ -242,6 +242,18 @@ def test_what_a_session_owns_ends_with_it_and_what_it_gave_stays(storage: Storag
     assert len(search(storage, (), query="apple")) == 2
 
 
+def test_an_item_in_the_position_of_a_deleted_one_has_only_its_own_words(storage: Storage) -> None:
+    for key, text in (("a", "apple"), ("b", "pear")):
+        put(storage, ("n",), key, text)
+    storage.put_memories([put_of(("n",), f"x{n}", {}, f"filler {n}") for n in range(300)])
+    assert keys(search(storage, ("n",), query="pear")) == ["b"]  # by then they are indexed
+    storage.put_memories([put_of(("n",), key, None, None) for key in ("b", *(f"x{n}" for n in range(300)))])
+    put(storage, ("n",), "c", "plum")
+    assert keys(search(storage, ("n",))) == ["a", "c"]
+    assert search(storage, ("n",), query="pear filler") == []
+    assert keys(search(storage, ("n",), query="plum")) == ["c"]
+
+
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     key=st.text(st.characters(exclude_categories=["Cs"])),

@@ -297,6 +297,16 @@ def test_a_message_that_is_completed_after_it_was_indexed_is_found_by_its_whole_
     assert keys(look(storage, "harvest", "t"))[0] == "m"
 
 
+def test_a_message_without_text_when_it_was_indexed_is_found_once_it_has_some(storage: Storage) -> None:
+    visit = RunContext("t", Identity(), is_run=False)
+    storage.append_messages(visit, [MessageEntry("m", "assistant", "", complete=False)])
+    say(storage, "t", "one more")
+    index(storage)
+    storage.append_messages(visit, [MessageEntry("m", "assistant", "The harvest of the plums")])
+    assert keys(look(storage, "plums", "t"))[0] == "m"
+    assert storage.index_messages(10) == 0
+
+
 # Narrowing
 
 

@@ -26,6 +26,7 @@ from session_middleware.storage.sql.record import usage
 from session_middleware.storage.sql.sessions import expiry
 from session_middleware.storage.sqlite import database
 from session_middleware.storage.upkeep import SessionDetails
+from tests.memory.test_memory_in_graphs import echo
 from tests.support.memories import put_of
 
 
@@ -119,6 +120,16 @@ def test_a_batch_of_puts_is_a_few_statements(statements: list[str], tmp_path: Pa
         statements.clear()
         sessions.store.batch(puts)
         assert len(statements) < 20
+
+
+def test_a_run_executes_no_statement_of_the_index(statements: list[str], tmp_path: Path) -> None:
+    with Sessions(tmp_path / "sessions.db", sweep_interval=None) as sessions:
+        agent = sessions.attach(echo())
+        statements.clear()
+        for text in ("hello", "again"):
+            agent.invoke({"messages": text}, sessions.config("t", user_id="alice"))
+        sessions.recorder.drain()
+        assert [statement for statement in statements if "index_" in statement or "memories" in statement] == []
 
 
 def is_table(step: str) -> bool:

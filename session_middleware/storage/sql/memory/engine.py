@@ -26,10 +26,17 @@ class SqliteMemories:
         return found
 
     def search_memories(self, query: MemoryQuery) -> list[StoredMemory]:
-        if query.query is not None and not query.as_written:
-            self._update_index(query.whose)
-        now = self._rules.clock()
-        found = self._database.read(lambda connection: memories.search(connection, query, now))
+        now, can_index = self._rules.clock(), self._database.is_writable
+        if can_index and query.query is not None and not query.as_written:
+            self._rebuild_outdated()
+            if bool(query.whose) and self._database.read(indexing.has_stale):
+                self._refresh_index()
+        found: list[StoredMemory] | None = None
+        while found is None:
+            try:
+                found = self._database.read(lambda connection: memories.search(connection, query, now, can_index))
+            except indexing.LongBacklog as backlog:
+                self._index_backlog(backlog.whose)
         if query.refresh:
             self._restart_ttl(found)
         return found
@@ -40,25 +47,11 @@ class SqliteMemories:
             now = self._rules.clock()
             self._database.write(lambda connection: items.refresh(connection, keys, now), durable=False)
 
-    def _update_index(self, whose: Sequence[MessageScope]) -> None:
-        """Index the scopes in which more is unindexed than a search reads from where it is stored."""
-        if not self._database.is_writable:
-            return
-        self._rebuild_outdated()
-        most = indexing.MAX_UNINDEXED
-        unindexed_items, long, has_stale = self._database.read(
-            lambda connection: (
-                items.count_unindexed(connection, most + 1),
-                [scope for scope in whose if indexing.count_new(connection, scope, most + 1) > most],
-                bool(whose) and indexing.has_stale(connection),
-            )
-        )
-        if has_stale:
-            self._refresh_index()
-        if unindexed_items > most:
+    def _index_backlog(self, whose: MessageScope | None) -> None:
+        if whose is None:
             self._index_items()
-        for scope in long:
-            while self._index_some(indexing.BATCH, scope) == indexing.BATCH:
+        else:
+            while self._index_some(indexing.BATCH, whose) == indexing.BATCH:
                 pass
 
     def _rebuild_outdated(self) -> None:
@@ -78,7 +71,7 @@ class SqliteMemories:
         self._database.write(lambda connection: memories.refresh(connection, now), durable=False)
 
     def _index_items(self) -> None:
-        while self._database.read(lambda connection: items.count_unindexed(connection, 1)):
+        while self._database.read(items.has_unindexed):
             self._database.write(lambda connection: items.index_some(connection, items.BATCH), durable=False)
 
     def _index_some(self, limit: int, whose: MessageScope, active_since: str = "") -> int:
@@ -112,7 +105,7 @@ class SqliteMemories:
         since = "" if active_since is None else to_text(active_since)
         if self._database.read(indexing.has_stale):
             self._refresh_index()
-        if not self._database.read(lambda connection: indexing.count_new(connection, indexing.EVERYBODY, 1, since)):
+        if not self._database.read(lambda connection: indexing.has_new(connection, since)):
             return 0
         return self._index_some(limit, indexing.EVERYBODY, since)
 

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import sqlite3
 from array import array
-from collections.abc import Collection, Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from session_middleware.models import from_text
 from session_middleware.storage.memory_port import MessageScope
@@ -48,6 +48,13 @@ _NEW = f"""
 _NEW_OF_SESSION = _NEW.format(scope="s.id = ?")
 _NEW_OF_USER = _NEW.format(scope="s.user_id = ?")
 _NEW_OF_ALL = _NEW.format(scope="s.last_active_at >= ?")
+
+
+class LongBacklog(Exception):  # not an error: the engine indexes the scope and searches again
+    """A search found more unindexed messages of a scope, or items, than it reads."""
+
+    def __init__(self, whose: MessageScope | None) -> None:
+        self.whose = whose  # None: items
 
 
 class NewMessage(NamedTuple):
@@ -107,12 +114,8 @@ def owner_name(user_id: str | None) -> str:
 # New messages
 
 
-def count_new(connection: sqlite3.Connection, whose: MessageScope, limit: int, active_since: str = "") -> int:
-    """How many messages are not indexed, at most `limit`."""
-    sql, value = _new(whose, active_since)
-    return int(
-        connection.execute(f"SELECT COUNT(*) FROM (SELECT 1 {sql} LIMIT ?) AS new", (value, limit)).fetchone()[0]
-    )
+def has_new(connection: sqlite3.Connection, active_since: str) -> bool:
+    return connection.execute(f"SELECT 1 {_NEW_OF_ALL} LIMIT 1", (active_since,)).fetchone() is not None
 
 
 def index_some(connection: sqlite3.Connection, limit: int, whose: MessageScope, *, active_since: str = "") -> int:
@@ -143,10 +146,18 @@ def _read_new(connection: sqlite3.Connection, whose: MessageScope, limit: int, a
 
 
 def read_unindexed(
-    connection: sqlite3.Connection, whose: Sequence[MessageScope]
+    connection: sqlite3.Connection, whose: Sequence[MessageScope], can_index: bool
 ) -> tuple[list[IndexedMessage], Statistics]:
-    """The messages of these scopes that are not indexed yet, as documents, and what they add to the statistics."""
-    new = [message for scope in whose for message in _read_new(connection, scope, MAX_UNINDEXED, "")]
+    """The messages of these scopes that are not indexed yet, as documents, and what they add to the statistics.
+
+    Raises `LongBacklog` for too many, unless the database is read-only.
+    """
+    new: list[NewMessage] = []
+    for scope in whose:
+        found = _read_new(connection, scope, MAX_UNINDEXED + can_index, "")
+        if len(found) > MAX_UNINDEXED:
+            raise LongBacklog(scope)
+        new += found
     sessions = _sessions_of(connection, new, create=False)
     documents = [document for session in sessions for document in session.documents]
     return documents, sum((session.statistics() for session in sessions), Statistics(0, 0, 0))
@@ -156,12 +167,10 @@ def _sessions_of(connection: sqlite3.Connection, new: Iterable[NewMessage], *, c
     """The sessions of new messages, with a document for each message."""
     sessions: dict[str, IndexedSession] = {}
     for message in new:
-        session = sessions.get(message.session_id)
+        session = sessions.get(message.session_id) or _find_session(connection, message.session_id)
         if session is None:
-            session = _find_session(connection, message.session_id)
-            if session is None:
-                session = (_create_session if create else _unknown_session)(connection, message, len(sessions))
-            sessions[message.session_id] = session
+            session = _new_session(connection, message, None if create else _UNKNOWN_SESSION + len(sessions))
+        sessions[message.session_id] = session
         session.indexed_seq = max(session.indexed_seq, message.indexed_seq)
         position = _position_of_earlier_version(connection, session, message) if message.version > 1 else None
         is_replacement = position is not None
@@ -188,18 +197,18 @@ def _find_session(connection: sqlite3.Connection, session_id: str) -> IndexedSes
     return None if row is None else IndexedSession(*row)
 
 
-def _create_session(connection: sqlite3.Connection, message: NewMessage, _: int) -> IndexedSession:
-    scope_id = posting_lists.get_or_create_scope(connection, "message", owner_name(message.user_id))
+def _new_session(connection: sqlite3.Connection, message: NewMessage, number: int | None) -> IndexedSession:
+    """A session without indexed messages: with this number, in memory only, or else as a new row."""
+    name = owner_name(message.user_id)
+    if number is not None:
+        scope_id = posting_lists.find_scope(connection, "message", name) or 0
+        return IndexedSession(number, message.session_id, scope_id, 0, 0)
+    scope_id = posting_lists.get_or_create_scope(connection, "message", name)
     [(number,)] = connection.execute(
         "INSERT INTO index_sessions (session_id, scope_id) VALUES (?, ?) RETURNING number",
         (message.session_id, scope_id),
     )
     return IndexedSession(number, message.session_id, scope_id, 0, 0)
-
-
-def _unknown_session(connection: sqlite3.Connection, message: NewMessage, count: int) -> IndexedSession:
-    scope_id = posting_lists.find_scope(connection, "message", owner_name(message.user_id))
-    return IndexedSession(_UNKNOWN_SESSION + count, message.session_id, scope_id or 0, 0, 0)
 
 
 def _position_of_earlier_version(
@@ -240,7 +249,7 @@ def _write(connection: sqlite3.Connection, sessions: Sequence[IndexedSession]) -
     for session in sessions:
         for each in session.documents:
             if each.is_replacement:
-                remove_documents(connection, session, [each.document])
+                _remove(connection, session, each.document)
         for block in sorted({each.document >> BLOCK_BITS for each in session.documents}):
             _write_block(
                 connection, session.scope_id, block, [d for d in session.documents if d.document >> BLOCK_BITS == block]
@@ -296,47 +305,40 @@ def refresh(connection: sqlite3.Connection) -> None:
         if session is None:
             continue
         changed = _read_message(connection, session, seq)
-        positions: Any = seqs(connection, session)
+        positions = seqs(connection, session)
         if seq not in positions:  # it had no text before
             _write(connection, _sessions_of(connection, [changed] if changed else [], create=False))
             continue
         position = positions.index(seq)
         document = session.number << POSITION_BITS | position
-        remove_documents(connection, session, [document])
+        _remove(connection, session, document)
         if changed is not None:
             session.documents.append(_indexed(changed, document, is_replacement=False))
             _write(connection, [session])
         connection.execute(  # the vectors of the messages after it include its text
-            "UPDATE index_sessions SET embedded = MIN(embedded, ?) WHERE number = ?", (position, session.number)
+            "UPDATE index_sessions SET embedded = ? WHERE number = ? AND embedded > ?",
+            (position, session.number, position),
         )
     connection.execute("DELETE FROM index_stale")
 
 
-def remove_documents(connection: sqlite3.Connection, session: IndexedSession, documents: Collection[int]) -> None:
-    """Remove messages from the index; the other messages keep their document ids."""
-    scope_id = session.scope_id
-    for block in {document >> BLOCK_BITS for document in documents}:
-        for _, seqs, lengths, terms in read_blocks(connection, scope_id, range(block, block + 1)):
-            positions = {document & IN_BLOCK for document in documents if document >> BLOCK_BITS == block}
-            positions = {position for position in positions if position < len(seqs) and seqs[position]}
-            words = sum(LENGTHS[lengths[position]] for position in positions)
-            for position in positions:
-                seqs[position] = lengths[position] = 0
-            gone = posting_lists.remove(
-                connection, scope_id, block, terms, {block << BLOCK_BITS | position for position in positions}
-            )
-            connection.execute(
-                "UPDATE index_blocks SET seqs = ?, lengths = ?, terms = ? WHERE scope_id = ? AND block = ?",
-                (seqs.tobytes(), bytes(lengths), " ".join(t for t in terms if t not in gone), scope_id, block),
-            )
-            connection.execute(
-                "UPDATE index_sessions SET documents = documents - ?, words = words - ? WHERE number = ?",
-                (len(positions), words, session.number),
-            )
-            posting_lists.add_statistics(connection, scope_id, Statistics(-len(positions), -words, 0))
-    connection.executemany(
-        "DELETE FROM vectors WHERE scope_id = ? AND document = ?", [(scope_id, document) for document in documents]
+def _remove(connection: sqlite3.Connection, session: IndexedSession, document: int) -> None:
+    """Remove a message from the index; the other messages keep their document ids."""
+    scope_id, block, position = session.scope_id, document >> BLOCK_BITS, document & IN_BLOCK
+    [(_, seqs, lengths, terms)] = read_blocks(connection, scope_id, range(block, block + 1))
+    words = LENGTHS[lengths[position]]
+    seqs[position] = lengths[position] = 0
+    gone = posting_lists.remove(connection, scope_id, block, terms, {document})
+    connection.execute(
+        "UPDATE index_blocks SET seqs = ?, lengths = ?, terms = ? WHERE scope_id = ? AND block = ?",
+        (seqs.tobytes(), bytes(lengths), " ".join(term for term in terms if term not in gone), scope_id, block),
     )
+    connection.execute(
+        "UPDATE index_sessions SET documents = documents - 1, words = words - ? WHERE number = ?",
+        (words, session.number),
+    )
+    posting_lists.add_statistics(connection, scope_id, Statistics(-1, -words, 0))
+    connection.execute("DELETE FROM vectors WHERE scope_id = ? AND document = ?", (scope_id, document))
 
 
 def rebuild(connection: sqlite3.Connection, scope_id: int) -> None:

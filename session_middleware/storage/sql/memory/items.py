@@ -21,6 +21,7 @@ from session_middleware.storage.memory_port import MemoryPut, MemoryQuery, Store
 from session_middleware.storage.search.bm25 import ITEM, LENGTHS, Statistics, length_code
 from session_middleware.storage.search.tokenizer import terms_of
 from session_middleware.storage.sql.memory import posting_lists
+from session_middleware.storage.sql.memory.indexing import MAX_UNINDEXED, LongBacklog
 from session_middleware.storage.sql.memory.posting_lists import BLOCK_BITS, PostingsByRow
 from session_middleware.storage.sql.row_mapping import namespace_text
 
@@ -32,6 +33,7 @@ IN_NAMESPACE = (1 << POSITION_BITS) - 1
 _UNKNOWN_SCOPE = 1 << 25  # ids, in memory only, of namespaces without indexed items
 
 _COLUMNS = "namespace, key, value, text, session_id, created_at, updated_at, message_id, expires_at, paths"
+_ARCHIVED = (*_COLUMNS.split(", "), "ttl_minutes")
 _LIVE = "(expires_at IS NULL OR expires_at > ?)"
 _ORDER = "ORDER BY created_at, rtrim(namespace, ']'), position"  # ["a" comes before ["a","b"
 
@@ -122,12 +124,8 @@ def _find(connection: sqlite3.Connection, namespace: str, keys: Sequence[str]) -
 # Indexing
 
 
-def count_unindexed(connection: sqlite3.Connection, limit: int) -> int:
-    """How many items are not indexed, at most `limit`."""
-    row = connection.execute(
-        "SELECT COUNT(*) FROM (SELECT 1 FROM memories WHERE indexed = 0 LIMIT ?) AS waiting", (limit,)
-    ).fetchone()
-    return int(row[0])
+def has_unindexed(connection: sqlite3.Connection) -> bool:
+    return connection.execute("SELECT 1 FROM memories WHERE indexed = 0 LIMIT 1").fetchone() is not None
 
 
 def index_some(connection: sqlite3.Connection, limit: int) -> int:
@@ -168,19 +166,23 @@ def read_unindexed(
     scopes: Mapping[int, str],
     *,
     prefix: bool,
+    can_index: bool,
 ) -> tuple[dict[int, list[str]], dict[int, str]]:
     """The terms, by document id, of the items in these namespaces that are not indexed; and namespaces by scope.
 
-    A namespace that is none of the given scopes gets an id for this search.
+    A namespace that is none of the given scopes gets an id for this search. Raises `LongBacklog` as for messages.
     """
     if not namespaces:
         return {}, dict(scopes)
     where, values = _visible(namespaces, prefix=prefix)
     ids = {namespace: scope_id for scope_id, namespace in scopes.items()}
     found = {}
-    for namespace, position, text in connection.execute(
+    rows = connection.execute(
         f"SELECT namespace, position, text FROM memories WHERE indexed = 0 AND ({where})", values
-    ):
+    ).fetchall()
+    if can_index and len(rows) > MAX_UNINDEXED:
+        raise LongBacklog(None)
+    for namespace, position, text in rows:
         scope_id = ids.setdefault(namespace, _UNKNOWN_SCOPE + len(ids))
         found[document_of(scope_id, position)] = terms_of(text)
     return found, {scope_id: namespace for namespace, scope_id in ids.items()}
@@ -357,10 +359,9 @@ def move(connection: sqlite3.Connection, refs: Sequence[ItemRef], namespace: str
 
 def restore(connection: sqlite3.Connection, rows: Iterable[Mapping[str, Any]]) -> None:
     """Insert items of an archive, in the order of first put, except under keys that were put again since."""
-    columns = [name for (name,) in connection.execute("SELECT name FROM pragma_table_info('memories')")]
     for row in sorted(rows, key=lambda row: row.get("position") or 0):
         item = {
-            **{name: row[name] for name in columns if name in row},
+            **{name: row[name] for name in _ARCHIVED if name in row},
             "position": _last_position(connection, row["namespace"]) + 1,
             "indexed": int(row["text"] is None),
             "embedded": None if row.get("embedded") is None else 0,

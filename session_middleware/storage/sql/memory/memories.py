@@ -23,14 +23,14 @@ _SPOKEN = (  # not answers of the memory tools, and not values that resume an in
 )
 
 
-def search(connection: sqlite3.Connection, query: MemoryQuery, now: datetime) -> list[StoredMemory]:
+def search(connection: sqlite3.Connection, query: MemoryQuery, now: datetime, can_index: bool) -> list[StoredMemory]:
     if query.query is None and query.vector is None:
         return items.list_(connection, query, now)
     if query.as_written:
         return phrases.search(connection, query)
     if query.only_vector and query.vector is not None:
         return recall.nearest(connection, query, now)
-    return recall.search(connection, query, now)
+    return recall.search(connection, query, now, can_index)
 
 
 def refresh(connection: sqlite3.Connection, now: datetime) -> None:

@@ -66,9 +66,12 @@ class _Ranking(NamedTuple):
     unsure: set[int]  # found by a stem that a completion of the unfinished word may have
 
 
-def search(connection: sqlite3.Connection, query: MemoryQuery, now: datetime) -> list[StoredMemory]:
-    """The page of the best documents that pass the filter; a message that forks share is found once."""
-    scope = _scope(connection, query)
+def search(connection: sqlite3.Connection, query: MemoryQuery, now: datetime, can_index: bool) -> list[StoredMemory]:
+    """The page of the best documents that pass the filter; a message that forks share is found once.
+
+    Raises `LongBacklog`, so that the caller indexes a scope first, if it `can_index`.
+    """
+    scope = _scope(connection, query, can_index)
     found, is_complete = _search(connection, scope, query, now)
     if len(found) < query.offset + query.limit and not is_complete:
         found, _ = _search(connection, scope, query._replace(filter=query.filter or {}), now)
@@ -120,7 +123,7 @@ def nearest(connection: sqlite3.Connection, query: MemoryQuery, now: datetime) -
 
 def list_speakers(connection: sqlite3.Connection, words: Sequence[str], whose: MessageScope) -> set[str]:
     """Those of these words that are part of a speaker's name."""
-    scope = _scope(connection, MemoryQuery([], prefix=False, messages=whose))
+    scope = _scope(connection, MemoryQuery([], prefix=False, messages=whose), False)
     return {word for word in words for each in query_words(word) if _is_speaker(connection, scope, each)}
 
 
@@ -145,7 +148,7 @@ def _enough(query: MemoryQuery) -> int | None:
 # The scope
 
 
-def _scope(connection: sqlite3.Connection, query: MemoryQuery) -> _Scope:
+def _scope(connection: sqlite3.Connection, query: MemoryQuery, can_index: bool) -> _Scope:
     scopes = items.scopes(connection, query.namespaces, prefix=query.prefix)
     statistics = posting_lists.statistics(connection, scopes)
     sources: list[PostingSource] = []
@@ -153,8 +156,10 @@ def _scope(connection: sqlite3.Connection, query: MemoryQuery) -> _Scope:
         more, figures = _message_sources(connection, whose)
         sources += more
         statistics += figures
-    messages, figures = indexing.read_unindexed(connection, query.whose)
-    unindexed_items, namespaces = items.read_unindexed(connection, query.namespaces, scopes, prefix=query.prefix)
+    messages, figures = indexing.read_unindexed(connection, query.whose, can_index)
+    unindexed_items, namespaces = items.read_unindexed(
+        connection, query.namespaces, scopes, prefix=query.prefix, can_index=can_index
+    )
     statistics = sum(map(items.statistics_of, unindexed_items.values()), statistics + figures)
     postings: dict[str, tuple[Postings, Postings]] = {}
     for each in messages:

@@ -154,7 +154,9 @@ def _mark_message(connection: sqlite3.Connection, source: ToEmbed) -> bool:
     ).fetchone()
     if row is None or position >= row[-1]:
         return False
-    connection.execute("UPDATE index_sessions SET embedded = MAX(embedded, ?) WHERE number = ?", (position + 1, number))
+    connection.execute(
+        "UPDATE index_sessions SET embedded = ? WHERE number = ? AND embedded <= ?", (position + 1, number, position)
+    )
     seq = indexing.seqs(connection, IndexedSession(*row))[position]
     return bool(seq) and seq == source.version
 
