@@ -97,7 +97,7 @@ def _overlap(old: Conversation, new: Conversation) -> int:
 
 
 def _stems(new: Conversation) -> list[str]:
-    """Return each text without a mark such as "…" or "[masked]" at its end; nothing for a repeated text, a mask."""
+    """Return each text without a mark such as "…" or "[masked]" at its end. The stem of a repeated text is empty."""
     counts = Counter(map(_text, new))
     stems = []
     for text in map(_text, new):
