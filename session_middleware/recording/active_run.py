@@ -80,7 +80,7 @@ class ModelCallInProgress:
 class ActiveRun:
     context: RunContext
     started: float = field(default_factory=time.perf_counter)
-    is_admitted: bool = False  # access was checked
+    has_begun: bool = False  # access was checked, and buffered entries may be written
     interrupted: bool = False
     is_resumed: bool = False
     prefix_changed: bool = False  # a node removed messages: the beginning of a state may be new

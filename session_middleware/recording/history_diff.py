@@ -97,7 +97,7 @@ def _overlap(old: Conversation, new: Conversation) -> int:
 
 
 def _stems(new: Conversation) -> list[str]:
-    """Return each text without a mark such as "…" or "[masked]" at its end; nothing for a repeated text, a mask."""
+    """Return each text without a mark such as "…" or "[masked]" at its end. The stem of a repeated text is empty."""
     counts = Counter(map(_text, new))
     stems = []
     for text in map(_text, new):
@@ -242,7 +242,10 @@ def _gaps(old: Conversation, new: Conversation) -> Iterator[_Gap]:
 
 
 def _blocks(old: Conversation, new: Conversation, start: int) -> Iterator[tuple[int, int, int]]:
-    """Yield the common blocks from `start` on. As in a patience diff, messages that occur once are matched first."""
+    """Yield the common blocks from `start` on, as a patience diff does: messages that occur once are matched first.
+
+    Otherwise a repeated message, such as the result of a polling tool, would align unrelated stretches.
+    """
     ids = {message.message_id for message in old[start:]} & {message.message_id for message in new[start:]}
     was: list[Any] = [message.message_id if message.message_id in ids else message.words for message in old]
     now: list[Any] = [message.words if message.message_id is None else message.message_id for message in new]

@@ -74,9 +74,7 @@ class InputHistoryRecorder:
 
 
 def _ids_in(inputs: Any) -> frozenset[str]:
-    messages = (
-        message for part in _parts(inputs) for message in (part if len(part) and _may_be_message(part[-1]) else ())
-    )
+    messages = (message for part in lists_in(inputs, 1, is_one=_may_be_message) for message in part)
     return frozenset(str(found) for message in messages if (found := id_of(message)) is not None)
 
 

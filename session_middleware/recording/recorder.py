@@ -190,7 +190,7 @@ class SessionRecorder(GraphCallbackHandler):
         run = self._runs.get(run_id) or self._runs.get(parent_run_id or run_id)
         if run is None and metadata is not None:
             run = self._run_for(run_id, parent_run_id, metadata)
-        if run is not None and not run.is_admitted:
+        if run is not None and not run.has_begun:
             await self.buffer.authorize(run.context)
 
     def _add_resume_answer(self, run: ActiveRun, inputs: Any) -> None:
@@ -200,9 +200,9 @@ class SessionRecorder(GraphCallbackHandler):
             self.buffer.add(run.context, [resume_answer(inputs.resume, f"resume-{run.context.run_id}")])
 
     def _begin(self, run: ActiveRun) -> None:
-        if run.is_admitted:
+        if run.has_begun:
             return
-        run.is_admitted = True
+        run.has_begun = True
         context = run.context
         if context.admitted:
             return
@@ -213,7 +213,7 @@ class SessionRecorder(GraphCallbackHandler):
                 self.forget(context.session_id)
             self.buffer.flush(context)
         except DENIALS:
-            run.is_admitted = False  # so `_end` has no run to close
+            run.has_begun = False  # so `_end` has no run to close
             raise
 
     @never_raise
@@ -229,7 +229,7 @@ class SessionRecorder(GraphCallbackHandler):
             self._runs.pop(run_id, None)  # a cancelled call has no end callback
         run.context.said_at.clear()
         context, end = run.context, RunEnd(outcome, error, elapsed_ms(run.started), cut_off=bool(run.tools))
-        if run.is_admitted or context.admitted:
+        if run.has_begun or context.admitted:
             self._model_calls.cut_off(run)
             self.buffer.add(context, [*run.pop_model_output(None), end])
             self.buffer.flush(context)

@@ -65,6 +65,12 @@ def test_history_trimmed_at_the_front_adds_only_what_is_new_at_its_end() -> None
     assert diff_history(said, history("a", "D", "e")) == Alignment(["m0", "m3", None])  # the first was kept
 
 
+def test_messages_that_occur_once_are_matched_before_repeated_ones() -> None:
+    said = recorded("look", "Wait", "Wait", "Wait", "more", "Wait")
+    given = history("more", "Wait", "Wait", "Wait", "stop", "Done", "next")
+    assert diff_history(said, given) == Alignment(["m4", "m5", *[None] * 5])
+
+
 def test_a_summary_in_place_of_what_was_trimmed_is_new_and_changes_nothing_behind_it() -> None:
     said = recorded("a", "B", "c", "D")
     assert diff_history(said, history("so far", "D", "e")) == Alignment([None, "m3", None])
