@@ -84,7 +84,7 @@ _WITHOUT_FAMILY = (
 _STATEMENTS = (  # kind, table, a statement that selects session and key of each problem, and the sentence
     ("damage", "checkpoints", _LACKING, "checkpoint {1!r} lacks a part of its state" + _ANOTHER),
     ("damage", "checkpoints", _LOST, "checkpoint {1!r}, the latest, cannot be found" + _ANOTHER),
-    ("family", "sessions", _MOVED, "its home is {2}, and its checkpoints are stored for {3}; set it to that"),
+    ("family", "sessions", _MOVED, "its home is {2}, and its checkpoints are stored for {3}; set it to {3}"),
     ("damage", "checkpoints", _COUNTED, "namespace {1!r} has {2} checkpoints instead of {3}" + _ANOTHER),
     ("damage", "writes", _WRITES, "a write of checkpoint {1!r} cannot be found" + _ANOTHER),
     *(
