@@ -18,8 +18,7 @@ from session_middleware.storage.sql.checkpoints.blobs import CorruptRow, checked
 from session_middleware.storage.sql.checkpoints.rows import Row, WriteRow, references_in
 from session_middleware.storage.sql.record import runs
 from session_middleware.storage.sql.row_mapping import read_column, value_of
-from session_middleware.storage.sqlite.database import INDEX_TABLES, OWN_TABLES
-from session_middleware.storage.sqlite.integrity.reading import UNREADABLE, first_line, problem
+from session_middleware.storage.sqlite.integrity.reading import UNREADABLE, first_line, original_schema, problem
 
 _MODELS: Mapping[str, type[Value]] = {
     "sessions": SessionInfo,
@@ -32,7 +31,7 @@ _MODELS: Mapping[str, type[Value]] = {
 }
 _STATE = ("checkpoints", "heads", "writes", "lists", "list_items", "blobs")
 _BY_SESSION = (*runs.TABLES, *_STATE[:3])
-_OTHERS = sorted(OWN_TABLES - INDEX_TABLES - {*_BY_SESSION, "sessions", "blobs"})
+_DERIVED = ("index_", "vector", "_sqlite")  # how the names of tables without original content begin
 _TYPES = {"TEXT": str, "INTEGER": int, "REAL": int | float, "BLOB": bytes}
 _JSON = {("memories", "namespace"): list, ("memories", "value"): dict, ("conversation_items", "item"): object}
 
@@ -59,8 +58,10 @@ class _Contents:
                 self._read(table, "WHERE session_id = ?", session_id)
         if not deep:
             return self._found
-        for table in _OTHERS:
-            self._read(table, "")
+        tables = {name for name, sql in original_schema().items() if sql.upper().startswith("CREATE TABLE")}
+        for table in sorted(tables - {*_BY_SESSION, "sessions", "blobs"}):
+            if not table.startswith(_DERIVED):
+                self._read(table, "")
         with suppress(sqlite3.DatabaseError):  # reported by SQLite's own check
             for home, digest in self._connection.execute("SELECT home, digest FROM blobs").fetchall():
                 self._blob(home, digest)
