@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,11 @@ if TYPE_CHECKING:
     from session_middleware.storage.upkeep import DeletionCounts
 
 _dry_run_option = click.option("--dry-run", is_flag=True, help="Only report what would be deleted.")
+
+
+def _session_command(function: Callable[..., None]) -> click.Command:
+    """A command that takes the id of a session and a database."""
+    return click.command()(session_argument(db_option(function)))
 
 
 @click.command()
@@ -101,9 +107,7 @@ def sweep(
             console_of_stdout().print(f"{len(ended)} {'would be ended' if dry_run else 'ended'}; the rule is {rule}")
 
 
-@click.command()
-@session_argument
-@db_option
+@_session_command
 @json_option
 def explain(session_id: str, db: str | None, as_json: bool) -> None:
     """Explain the status of a session and its next change, also of a deleted one."""
@@ -114,9 +118,7 @@ def explain(session_id: str, db: str | None, as_json: bool) -> None:
             _print_explanation(sessions, session_id)
 
 
-@click.command()
-@session_argument
-@db_option
+@_session_command
 @_dry_run_option
 @yes_option
 @json_option
@@ -154,9 +156,7 @@ def _counts_of(session: Session | None) -> DeletionCounts:
     )
 
 
-@click.command()
-@session_argument
-@db_option
+@_session_command
 def restore(session_id: str, db: str | None) -> None:
     """Restore an archived session unchanged. Its idle time starts now."""
     with existing(db) as sessions:
@@ -164,9 +164,7 @@ def restore(session_id: str, db: str | None) -> None:
         _print_explanation(sessions, session_id)
 
 
-@click.command()
-@session_argument
-@db_option
+@_session_command
 @click.option("--why", metavar="TEXT", help="The reason, recorded with the pin and the event.")
 @click.option("--by", metavar="NAME", help="The person who asked for it.")
 def pin(session_id: str, db: str | None, why: str | None, by: str | None) -> None:
@@ -176,9 +174,7 @@ def pin(session_id: str, db: str | None, why: str | None, by: str | None) -> Non
         _print_explanation(sessions, session_id)
 
 
-@click.command()
-@session_argument
-@db_option
+@_session_command
 def unpin(session_id: str, db: str | None) -> None:
     """End the exemption of a pinned session. Its idle time starts now."""
     with existing(db) as sessions:

@@ -182,19 +182,19 @@ def test_a_cut_file_is_checked_and_not_opened(call: Call, db: Path) -> None:
 def test_an_index_that_lacks_a_row_is_found_and_made_again(db: Path) -> None:
     with closing(sqlite3.connect(db)) as connection, connection:
         connection.execute("PRAGMA writable_schema=ON")
-        connection.execute("UPDATE sqlite_master SET sql = sql || ' WHERE 0' WHERE name = 'sessions_by_family'")
+        connection.execute("UPDATE sqlite_master SET sql = sql || ' WHERE 0' WHERE name = 'sessions_by_home'")
     change(
         db,
-        "INSERT INTO sessions (id, family_id, opened_as, created_at, began_at, last_active_at)"
-        " SELECT 'new', 'new', opened_as, created_at, began_at, last_active_at FROM sessions WHERE id = 'n'",
+        "INSERT INTO sessions (id, family_id, home, opened_as, created_at, began_at, last_active_at)"
+        " SELECT 'new', 'new', home, opened_as, created_at, began_at, last_active_at FROM sessions WHERE id = 'n'",
     )
     with closing(sqlite3.connect(db)) as connection, connection:
         connection.execute("PRAGMA writable_schema=ON")
         connection.execute(
-            "UPDATE sqlite_master SET sql = replace(sql, ' WHERE 0', '') WHERE name = 'sessions_by_family'"
+            "UPDATE sqlite_master SET sql = replace(sql, ' WHERE 0', '') WHERE name = 'sessions_by_home'"
         )
     with Sessions(db) as sessions:
-        assert {(one.kind, one.key) for one in sessions.check(deep=True)} == {("index", "sessions_by_family")}
+        assert {(one.kind, one.key) for one in sessions.check(deep=True)} == {("index", "sessions_by_home")}
         assert all(one.repaired for one in sessions.check(deep=True, repair=True))
         assert sessions.check(deep=True) == []
 
@@ -205,7 +205,7 @@ async def test_a_check_goes_on_while_others_write_and_sees_what_is_in_the_log(db
         for number in range(5):
             graph.invoke(human(f"turn {number}"), writing.config(f"w{number}"))
             assert await reading.acheck(deep=True) == []
-        change(db, "UPDATE writes SET channel = 'other' WHERE session_id = 'w4'")
+        change(db, "UPDATE writes SET task_path = 'other' WHERE session_id = 'w4'")
         assert {one.session_id for one in await reading.acheck(deep=True)} == {"w4"}
 
 

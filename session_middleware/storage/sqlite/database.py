@@ -322,19 +322,7 @@ def _migrate(connection: sqlite3.Connection) -> None:
         raise
 
 
-INDEX_TABLES = frozenset(  # what they hold can be made anew from the others
-    {"index_scopes", "index_sessions", "index_blocks", "index_postings", "index_stale"} | {"vectors", "vector_models"}
-)
-OWN_TABLES = frozenset(
-    {"sessions", "runs", "messages", "tool_calls", "model_calls", "events", "memories", "branches", "files"}
-    | {"conversation_items"}
-    | {"checkpoints", "heads", "writes", "lists", "list_items", "blobs"}
-    | {"leases", "tombstones", "revoked"}
-    | INDEX_TABLES
-)
-KNOWN_MIGRATIONS = frozenset(
-    {"m001_initial"}
-)  # not read from `schema`, which imports sqlite-utils; a test compares them
+KNOWN_MIGRATIONS = frozenset({"m001_initial"})  # a copy, because `schema` imports sqlite-utils; a test compares them
 
 
 def is_pending(connection: sqlite3.Connection) -> bool:

@@ -1,6 +1,6 @@
-"""Checks of what should hold in a database, and the repair of what can be computed again.
+"""Consistency checks of a database, and the repair of everything that can be recomputed.
 
-A check finds what is wrong. A finding that a run in progress explains is none.
+An inconsistency that a run in progress explains is not a problem.
 """
 
 from __future__ import annotations
@@ -19,27 +19,23 @@ from session_middleware.storage.sqlite.integrity import contents
 from session_middleware.storage.sqlite.integrity.reading import UNREADABLE, inspect, structure, tolerant, unfinished
 from session_middleware.storage.sqlite.integrity.reading import problem as _problem
 
-_ORPHANED = timedelta(minutes=10)  # writes may come before their checkpoint, but not so long before
-_TOOK = "SELECT COALESCE(SUM({}), 0) FROM model_calls WHERE session_id = sessions.id"
-_COUNTERS = {  # columns of `sessions` that count rows, or sum them up
-    "run_count": "SELECT COUNT(*) FROM runs WHERE session_id = sessions.id",
-    "message_count": "SELECT COUNT(*) FROM messages WHERE session_id = sessions.id AND version = 1",
-    "tool_call_count": "SELECT COUNT(*) FROM tool_calls WHERE session_id = sessions.id",
-    "model_call_count": "SELECT COUNT(*) FROM model_calls WHERE session_id = sessions.id",
-    "unpriced_count": "SELECT COUNT(*) FROM model_calls"
-    " WHERE session_id = sessions.id AND cost IS NULL AND error IS NULL",
-    "cost": "SELECT SUM(cost) FROM model_calls WHERE session_id = sessions.id",
-    "error_count": "SELECT (SELECT COUNT(*) FROM runs WHERE session_id = sessions.id AND outcome = 'error')"
-    " + (SELECT COUNT(*) FROM tool_calls WHERE session_id = sessions.id AND status = 'error')",
-    "input_tokens": _TOOK.format("input_tokens"),
-    "output_tokens": _TOOK.format("output_tokens"),
+_ORPHANED = timedelta(minutes=10)  # writes may precede their checkpoint, but not by so long
+_ROWS = "(SELECT {} FROM {} WHERE session_id = sessions.id AND {})"
+_COUNTERS = {  # columns of `sessions`, and the expressions that recompute them
+    "run_count": _ROWS.format("COUNT(*)", "runs", "1"),
+    "message_count": _ROWS.format("COUNT(*)", "messages", "version = 1"),
+    "tool_call_count": _ROWS.format("COUNT(*)", "tool_calls", "1"),
+    "model_call_count": _ROWS.format("COUNT(*)", "model_calls", "1"),
+    "unpriced_count": _ROWS.format("COUNT(*)", "model_calls", "cost IS NULL AND error IS NULL"),
+    "cost": _ROWS.format("SUM(cost)", "model_calls", "1"),
+    "error_count": _ROWS.format("COUNT(*)", "runs", "outcome = 'error'")
+    + " + "
+    + _ROWS.format("COUNT(*)", "tool_calls", "status = 'error'"),
+    "input_tokens": _ROWS.format("COALESCE(SUM(input_tokens), 0)", "model_calls", "1"),
+    "output_tokens": _ROWS.format("COALESCE(SUM(output_tokens), 0)", "model_calls", "1"),
 }
-_LAST_SEQ = "SELECT MAX(seq) FROM ({})".format(
-    " UNION ALL ".join(
-        f"SELECT MAX(seq) AS seq FROM {table} WHERE session_id = sessions.id"
-        for table in ("runs", "messages", "tool_calls", "model_calls", "events")
-    )
-)
+_NUMBERED = ("runs", "messages", "tool_calls", "model_calls", "events")
+_LAST_SEQ = f"MAX({', '.join(_ROWS.format('COALESCE(MAX(seq), 0)', table, '1') for table in _NUMBERED)})"
 _LACKING = """
     SELECT own.session_id, own.checkpoint_id FROM checkpoints AS own, json_each(own.channels) AS ref
     WHERE CASE
@@ -72,10 +68,10 @@ _WRITES = """
     AND own.checkpoint_ns = heads.checkpoint_ns AND own.checkpoint_id = heads.latest_id)
 """
 _WRONG_COUNTER = """
-    SELECT id, '{0}', {0}, ({1}) AS counted FROM sessions
+    SELECT id, '{0}', {0}, {1} AS counted FROM sessions
     WHERE {0} IS NOT counted AND COALESCE(ABS({0} - counted) > 1e-6, 1)
 """
-_LOW_SEQ = f"SELECT id, 'last_seq', last_seq, ({_LAST_SEQ}) AS highest FROM sessions WHERE last_seq < highest"
+_LOW_SEQ = f"SELECT id, 'last_seq', last_seq, {_LAST_SEQ} AS highest FROM sessions WHERE last_seq < highest"
 _ANOTHER = "; resume from another one"
 _DELETED = "; a repair deletes them, unless the session's row is added first"
 _OF_SESSIONS = (*runs.TABLES, "checkpoints", "heads", "writes")
@@ -85,11 +81,11 @@ _NO_FAMILY = "NOT EXISTS (SELECT 1 FROM sessions WHERE home = ?1 UNION ALL SELEC
 _WITHOUT_FAMILY = (
     "SELECT DISTINCT NULL, home FROM {} WHERE home NOT IN (SELECT home FROM sessions UNION SELECT home FROM heads)"
 )
-_STATEMENTS = (  # kind, table, a statement for session and key of each problem, and the text about it
+_STATEMENTS = (  # kind, table, a statement that selects session and key of each problem, and the sentence
     ("damage", "checkpoints", _LACKING, "checkpoint {1!r} lacks a part of its state" + _ANOTHER),
     ("damage", "checkpoints", _LOST, "checkpoint {1!r}, the latest, cannot be found" + _ANOTHER),
-    ("family", "sessions", _MOVED, "its home is {2}, and its checkpoints are stored for {3}; set it to that"),
-    ("damage", "checkpoints", _COUNTED, "namespace {1!r} has {2} checkpoints, and {3} were stored"),
+    ("family", "sessions", _MOVED, "its home is {2}, and its checkpoints are stored for {3}; set it to {3}"),
+    ("damage", "checkpoints", _COUNTED, "namespace {1!r} has {2} checkpoints instead of {3}" + _ANOTHER),
     ("damage", "writes", _WRITES, "a write of checkpoint {1!r} cannot be found" + _ANOTHER),
     *(
         ("counter", "sessions", _WRONG_COUNTER.format(*counter), "{1} is {2} and there are {3}")
@@ -108,13 +104,13 @@ _STATEMENTS = (  # kind, table, a statement for session and key of each problem,
 
 
 def check_file(path: str, settings: SessionSettings, *, deep: bool = False) -> list[Problem]:
-    """As `find`, of a file that is only read, whatever its state. Raises `StorageError` where it cannot be opened."""
+    """Run `find` on a file, which is only read. Raises `StorageError` if the file cannot be opened."""
     rules = EngineContext(settings, utc_now, new_id=str, path=path)
     return inspect(path, lambda connection: find(connection, rules, deep=deep))
 
 
 def find(connection: sqlite3.Connection, rules: EngineContext, *, deep: bool = False) -> list[Problem]:
-    """What does not hold. `deep` reads every row and compares it with its checksum. Only reads; never raises on damage.
+    """The problems of a database. `deep` compares every row with its checksum. Damage never raises.
 
     Raises:
         sqlite3.OperationalError: the file cannot be opened, or is locked.
@@ -122,11 +118,11 @@ def find(connection: sqlite3.Connection, rules: EngineContext, *, deep: bool = F
     checks: list[Callable[[], Iterable[Problem]]] = [
         lambda: structure(connection, deep=deep),
         lambda: contents.check(connection, deep=deep),
-        lambda: _left_behind(connection, rules),
+        lambda: _remains(connection, rules),
         *(lambda what=what: _select(connection, *what) for what in _STATEMENTS),
     ]
     with tolerant(connection) as found:
-        for check in checks if len(found) < 2 else ():  # else nothing of it can be read
+        for check in checks if len(found) < 2 else ():  # else no table can be read
             try:
                 found += check()
             except UNREADABLE as error:
@@ -139,23 +135,23 @@ def _select(connection: sqlite3.Connection, kind: str, table: str, sql: str, tex
         yield _problem(kind, text.format(*row), row[0], table=table, key=row[1])
 
 
-def _left_behind(connection: sqlite3.Connection, rules: EngineContext) -> Iterator[Problem]:
-    """What processes that were killed have left, and archives that are gone."""
+def _remains(connection: sqlite3.Connection, rules: EngineContext) -> Iterator[Problem]:
+    """Leases, runs and writes of killed processes, and missing archives."""
     live = leases.live(connection, rules)
     for place in leases.dead(connection, rules):
-        if place.number not in rules.over:  # one of this process that is about to go
-            text = f"held by the process {place.process}, which is gone"
+        if place.number not in rules.over:  # one that this process is about to release
+            text = f"held by the process {place.process}, which has ended"
             yield _problem("dead_lease", text, place.session_id, table="leases", key=place.number)
     for session_id, _, run_id in dead_runs.find(connection)[0]:
         yield _problem(
-            "dead_run", f"run {run_id} was cut off: its process is gone", session_id, table="runs", key=run_id
+            "dead_run", f"run {run_id} was cut off: its process has ended", session_id, table="runs", key=run_id
         )
     for session_id in endings.list_orphaned(connection, datetime.min.replace(tzinfo=UTC), rules.clock() - _ORPHANED):
         if session_id not in live:
-            yield _problem("orphaned_writes", "writes whose checkpoint never came", session_id, table="writes")
+            yield _problem("orphaned_writes", "writes without their checkpoint", session_id, table="writes")
     for session_id, path in connection.execute("SELECT id, archive FROM tombstones WHERE archive IS NOT NULL"):
         if not rules.archive_at(path).is_file():
-            text = f"{path} is missing; put back the file from a backup, or delete the id"
+            text = f"{path} is missing; restore the file from a backup, or delete the session"
             yield _problem("archive", text, session_id, table="tombstones")
 
 
@@ -163,12 +159,12 @@ def _left_behind(connection: sqlite3.Connection, rules: EngineContext) -> Iterat
 
 
 def is_repairable(problems: Sequence[Problem]) -> bool:
-    """A file is left alone when a page or the schema of it is damaged: rows that seem to be orphaned may not be."""
+    """A file with damaged pages or a damaged schema is not repaired: rows may only seem to be orphaned."""
     return not any(problem.kind == "file" for problem in problems)
 
 
 def repair(connection: sqlite3.Connection, problem: Problem, rules: EngineContext) -> Problem:
-    """Compute again what was found wrong, as it is now, and say so. What cannot be is returned as it is."""
+    """Recompute from the current rows, and record an event. A problem that cannot be repaired is returned unchanged."""
     if problem.kind not in REPAIRS:
         return problem
     REPAIRS[problem.kind](connection, problem, rules)
@@ -178,8 +174,8 @@ def repair(connection: sqlite3.Connection, problem: Problem, rules: EngineContex
 
 
 def _count(connection: sqlite3.Connection, problem: Problem, _: EngineContext) -> None:
-    columns = [f"{name} = ({counted})" for name, counted in _COUNTERS.items()]
-    columns.append(f"last_seq = MAX(last_seq, COALESCE(({_LAST_SEQ}), 0))")
+    columns = [f"{name} = {counted}" for name, counted in _COUNTERS.items()]
+    columns.append(f"last_seq = MAX(last_seq, {_LAST_SEQ})")
     connection.execute(f"UPDATE sessions SET {', '.join(columns)} WHERE id = ?", (problem.session_id,))
 
 

@@ -1,4 +1,4 @@
-"""Reading every row, blob, list and reference of a database against its checksum. Linear in what is stored."""
+"""Comparison of every row, blob, list and reference with its checksum, in time linear in the stored bytes."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from session_middleware.storage.sql.checkpoints.blobs import CorruptRow, checked
 from session_middleware.storage.sql.checkpoints.rows import Row, WriteRow, references_in
 from session_middleware.storage.sql.record import runs
 from session_middleware.storage.sql.row_mapping import read_column, value_of
-from session_middleware.storage.sqlite.database import INDEX_TABLES, OWN_TABLES
-from session_middleware.storage.sqlite.integrity.reading import UNREADABLE, first_line, problem
+from session_middleware.storage.sqlite.integrity.reading import UNREADABLE, first_line, original_schema, problem
 
 _MODELS: Mapping[str, type[Value]] = {
     "sessions": SessionInfo,
@@ -32,7 +31,7 @@ _MODELS: Mapping[str, type[Value]] = {
 }
 _STATE = ("checkpoints", "heads", "writes", "lists", "list_items", "blobs")
 _BY_SESSION = (*runs.TABLES, *_STATE[:3])
-_OTHERS = sorted(OWN_TABLES - INDEX_TABLES - {*_BY_SESSION, "sessions", "blobs"})
+_DERIVED = ("index_", "vector", "_sqlite")  # how the names of tables without original content begin
 _TYPES = {"TEXT": str, "INTEGER": int, "REAL": int | float, "BLOB": bytes}
 _JSON = {("memories", "namespace"): list, ("memories", "value"): dict, ("conversation_items", "item"): object}
 
@@ -40,7 +39,7 @@ _ENDLESS = 1 << 62
 
 
 def check(connection: sqlite3.Connection, *, deep: bool) -> list[Problem]:
-    """Rows that cannot be read, or are not what was written: those of `sessions`, or `deep`, of all tables."""
+    """The rows that are unreadable or damaged: of `sessions` only, or with `deep` of all tables."""
     return _Contents(connection).check(deep=deep)
 
 
@@ -48,7 +47,7 @@ class _Contents:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
         self._found: list[Problem] = []
-        self._blobs: dict[tuple[int, bytes], str] = {}  # what is wrong with each
+        self._blobs: dict[tuple[int, bytes], str] = {}  # the problem of each, or nothing
         self._lists: dict[tuple[int, int], tuple[list[int], list[int], str]] = {}  # see `_list`
         self._columns: dict[str, list[tuple[str, type | Any, bool]]] = {}
 
@@ -59,24 +58,26 @@ class _Contents:
                 self._read(table, "WHERE session_id = ?", session_id)
         if not deep:
             return self._found
-        for table in _OTHERS:
-            self._read(table, "")
-        with suppress(sqlite3.DatabaseError):  # which SQLite's own check has said
+        tables = {name for name, sql in original_schema().items() if sql.upper().startswith("CREATE TABLE")}
+        for table in sorted(tables - {*_BY_SESSION, "sessions", "blobs"}):
+            if not table.startswith(_DERIVED):
+                self._read(table, "")
+        with suppress(sqlite3.DatabaseError):  # reported by SQLite's own check
             for home, digest in self._connection.execute("SELECT home, digest FROM blobs").fetchall():
                 self._blob(home, digest)
         return self._found
 
     def _session_ids(self) -> list[str]:
-        """All that can be found: where the table cannot be read, an index repeats its keys."""
+        """All ids. Where the table is damaged, the ids come from an index."""
         found: dict[str, None] = {}
         for where in ("NOT INDEXED ORDER BY id", "INDEXED BY sessions_by_home"):
             try:
                 found.update((row[0], None) for row in self._connection.execute(f"SELECT id FROM sessions {where}"))
                 break
             except sqlite3.DatabaseError as error:
-                self._say(f"some of its rows cannot be read ({error})", None, "sessions")
+                self._add(f"some of its rows cannot be read ({error})", None, "sessions")
         for session_id in [each for each in found if not isinstance(each, str) or not _is_text(each)]:
-            self._say("its id is not valid UTF-8", session_id, "sessions")
+            self._add("its id is not valid UTF-8", session_id, "sessions")
             del found[session_id]
         return list(found)
 
@@ -89,19 +90,19 @@ class _Contents:
                 count += 1
                 if problem := self._problem_of(table, cursor, row):
                     named = dict(zip((column[0] for column in cursor.description), row, strict=True))
-                    self._say(problem, named.get("session_id", session_id), table, self._key(table, named))
+                    self._add(problem, named.get("session_id", session_id), table, self._key(table, named))
             if table == "sessions" and count == 0:
-                self._say("its row cannot be found by its id", session_id, table)
+                self._add("its row cannot be found by its id", session_id, table)
         except UNREADABLE as error:
-            self._say(f"some of its rows cannot be read ({first_line(error)})", session_id, table)
+            self._add(f"some of its rows cannot be read ({first_line(error)})", session_id, table)
 
-    def _say(self, what: str, session_id: Any, table: str, key: str | None = None) -> None:
+    def _add(self, what: str, session_id: Any, table: str, key: str | None = None) -> None:
         if table in _STATE:
             advice = "resume the session from another checkpoint, or delete it"
         elif session_id is not None:
-            advice = "mend the row, or delete the session"
+            advice = "correct the row, or delete the session"
         else:
-            advice = "mend or delete the row, or restore a backup"
+            advice = "correct or delete the row, or restore a backup"
         self._found.append(problem("damage", f"{what}; {advice}", session_id, table=table, key=key))
 
     def _key(self, table: str, row: Mapping[str, Any]) -> str | None:
@@ -111,18 +112,18 @@ class _Contents:
         keys = [name for name, _, is_key in self._columns_of(table) if is_key]
         names = [name for name in keys if name not in ("home", "session_id")] or ["seq"]
         if table == "checkpoints":
-            names[-1] = "checkpoint_id"  # which says more than its position
+            names[-1] = "checkpoint_id"  # more useful than its position
         return "/".join(str(row[name]) for name in names if row[name] != "")
 
     def _columns_of(self, table: str) -> list[tuple[str, Any, bool]]:
-        """Name, type, and whether it belongs to the primary key."""
+        """The name and type of each column, and whether it belongs to the primary key."""
         if table not in self._columns:
             rows = self._connection.execute(f"PRAGMA table_info({table})").fetchall()
             self._columns[table] = [(row[1], _TYPES.get(row[2], object), bool(row[5])) for row in rows]
         return self._columns[table]
 
     def _problem_of(self, table: str, cursor: sqlite3.Cursor, row: tuple[Any, ...]) -> str:
-        """What is wrong with a row of ``SELECT *``, if anything is."""
+        """The problem of a row of ``SELECT *``, or nothing."""
         try:
             self._check(table, cursor, row)
         except CorruptRow as what:
@@ -158,7 +159,7 @@ class _Contents:
     # References
 
     def _check_reference(self, home: int, ref: Any) -> None:
-        """Raises `CorruptRow` unless a reference leads to what it was made for."""
+        """Raise `CorruptRow` unless a reference leads to the content that it was made for."""
         if isinstance(ref, str):
             if what := self._blob(home, bytes.fromhex(ref)):
                 raise CorruptRow(what)
@@ -174,7 +175,7 @@ class _Contents:
             raise CorruptRow("a reference")
 
     def _list(self, home: int, list_id: int) -> tuple[list[int], list[int], str]:
-        """Where each chunk of a list ends, the check over all digests up to there, and why it goes no further."""
+        """The end of each chunk of a list, the check over all digests up to there, and the problem that ends it."""
         if (home, list_id) in self._lists:
             return self._lists[home, list_id]
         ends, checks, problem = [0], [0], ""
@@ -188,7 +189,7 @@ class _Contents:
         return self._lists[home, list_id]
 
     def _blob(self, home: int, digest: bytes) -> str:
-        """What is wrong with a blob, if anything is."""
+        """The problem of a blob, or nothing."""
         if (home, digest) not in self._blobs:
             what = f"blob {digest.hex()} is missing"
             try:
@@ -198,12 +199,12 @@ class _Contents:
                     what = ""
             except (CorruptRow, *UNREADABLE):
                 what = f"blob {digest.hex()} is not what was written"
-                self._say(what, self._owner_of(home), "blobs", digest.hex())
+                self._add(what, self._owner_of(home), "blobs", digest.hex())
             self._blobs[home, digest] = what
         return self._blobs[home, digest]
 
     def _owner_of(self, home: int) -> str | None:
-        """A session of the family, to name the damage by."""
+        """A session of the family, for the location of a problem."""
         row = self._connection.execute("SELECT MIN(id) FROM sessions WHERE home = ?", (home,)).fetchone()
         return None if row is None else row[0]
 

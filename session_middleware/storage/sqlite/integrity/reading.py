@@ -23,6 +23,7 @@ UNREADABLE = (
 )  # raised when damaged content is read
 
 _LINES = 100  # of SQLite's check, in which one torn page leads to thousands
+_ENTRIES = "SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL"
 _INDEX = re.compile(r"(?:missing from|entries in) index (\w+)$")
 _RESTORE = "restore a backup, or copy what can be read with `sqlite3 broken.db .recover | sqlite3 saved.db`"
 
@@ -107,17 +108,20 @@ def structure(connection: sqlite3.Connection, *, deep: bool) -> list[Problem]:
 
 def _schema_changes(connection: sqlite3.Connection) -> list[Problem]:
     """Differences from the original schema, which could make SQLite run other statements, such as triggers."""
+    found = dict(connection.execute(_ENTRIES).fetchall())
+    return [
+        in_file(f"the schema's entry of {name} is {'changed' if name in found else 'missing'}")
+        for name, sql in original_schema().items()
+        if found.get(name) != sql
+    ]
+
+
+def original_schema() -> dict[str, str]:
+    """The statements that create the tables, indexes and triggers, by name."""
     from sqlite_utils import Database
 
     from session_middleware.storage.sql import schema
 
-    entries = "SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL"
-    found = dict(connection.execute(entries).fetchall())
     with closing(Database(memory=True)) as database:
         schema.apply(database)
-        expected = dict(database.execute(entries).fetchall())
-    return [
-        in_file(f"the schema's entry of {name} is {'changed' if name in found else 'missing'}")
-        for name, sql in expected.items()
-        if found.get(name) != sql
-    ]
+        return dict(database.execute(_ENTRIES).fetchall())
