@@ -45,7 +45,7 @@ class ListReader:
     """Builds the lists of one reading.
 
     Args:
-        lists: The cached lists by id. Storage has compared them with the stored ones.
+        lists: The cached lists by id. Storage compares their refs, and leaves out the elements of those that match.
         is_snapshot: The whole reading sees one state of the database, so a list also serves for its beginnings.
     """
 

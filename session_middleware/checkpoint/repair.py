@@ -190,10 +190,6 @@ def _channels_with_unanswered(values: Mapping[str, Any]) -> Iterator[str]:
     return (name for name, value in values.items() if type(value) is list and unanswered(value))
 
 
-def _next_version(saver: SessionSaver, checkpoint: Checkpoint) -> Any:
-    return saver.get_next_version(max(checkpoint["channel_versions"].values()), None)
-
-
 class Repairs:
     """Finds unanswered tool calls and adds their answers, through the saver that reads the state."""
 
@@ -203,29 +199,23 @@ class Repairs:
         self._on_input = on_input
 
     def before_input(
-        self, saver: SessionSaver, config: RunnableConfig, visit: RunContext, found: CheckpointTuple | None
+        self, saver: SessionSaver, config: RunnableConfig, context: RunContext, found: CheckpointTuple | None
     ) -> CheckpointTuple | None:
         """The checkpoint that a run starts from: `found`, or a repaired one if the run has new input."""
         namespace = config["configurable"].get("checkpoint_ns", "")
-        given = visit.inside.pop(without_tasks(namespace), None) if namespace else visit.given
-        visit.given = None
-        is_new = self._on_input and _has_new_input(given, visit, config, found)
+        given = context.inside.pop(without_tasks(namespace), None) if namespace else context.given
+        context.given = None
+        is_new = self._on_input and _has_new_input(given, context, config, found)
         if not is_new or found is None or not any(_channels_with_unanswered(found.checkpoint["channel_values"])):
             return found
         if namespace and given is None:
             given = state_around(config)
-        work = partial(self._repair, saver, config, visit, given, reason=_NEW_INPUT, dry_run=False)
+        work = partial(self._repair, saver, config, context, given, reason=_NEW_INPUT, dry_run=False)
         mended: CheckpointTuple | None = self._storage.together([work], durable=True)[0]()[0]
         return mended
 
     def now(
-        self,
-        saver: SessionSaver,
-        config: RunnableConfig,
-        visit: RunContext,
-        recorded: Recorded,
-        *,
-        dry_run: bool,
+        self, saver: SessionSaver, config: RunnableConfig, context: RunContext, recorded: Recorded, *, dry_run: bool
     ) -> list[RepairedCall]:
         """Repair a session on demand: the latest state of its graph, and of subgraphs with a state of their own.
 
@@ -234,19 +224,19 @@ class Repairs:
         Raises:
             SessionBusy: A run is in progress, and may produce the answers itself.
         """
-        if (holder := self._storage.find_holder(visit.session_id, but=visit.lease)) is not None:
-            raise SessionBusy(visit.session_id, run_id=holder[0], process=holder[1])
-        namespaces = self._storage.list_checkpoint_namespaces(visit.session_id)
+        if (holder := self._storage.find_holder(context.session_id, but=context.lease)) is not None:
+            raise SessionBusy(context.session_id, run_id=holder[0], process=holder[1])
+        namespaces = self._storage.list_checkpoint_namespaces(context.session_id)
         if not namespaces:
-            work = partial(self._repair_record, visit, recorded, dry_run=dry_run)
+            work = partial(self._repair_record, context, recorded, dry_run=dry_run)
             repaired: list[RepairedCall] = self._storage.together([work], durable=True)[0]()
             return repaired
         repaired = []
         for namespace in namespaces:
             if ":" not in namespace:  # a namespace with a task's id belongs to one run
                 at = _in_namespace(config, namespace)
-                around = _stored_state_around(saver, at, visit) if namespace else None
-                job = partial(self._repair, saver, at, visit, around, reason="asked for", dry_run=dry_run)
+                around = _stored_state_around(saver, at, context) if namespace else None
+                job = partial(self._repair, saver, at, context, around, reason="asked for", dry_run=dry_run)
                 repaired += self._storage.together([job], durable=True)[0]()[1]
         return repaired
 
@@ -254,43 +244,47 @@ class Repairs:
         self,
         saver: SessionSaver,
         config: RunnableConfig,
-        visit: RunContext,
+        context: RunContext,
         given: Any,
         *,
         reason: str,
         dry_run: bool,
     ) -> tuple[CheckpointTuple | None, list[RepairedCall]]:
         """Within one transaction, read and repair a checkpoint. Returns the result and the repaired calls."""
-        found = saver.load(config, visit)
+        found = saver.load(config, context)
         if found is None or _has_delta_channels(found) or (reason != _NEW_INPUT and _is_waiting(found)):
             return found, []  # new input ends the waiting tasks
-        if self._storage.find_holder(visit.session_id, but=visit.lease):
+        if self._storage.find_holder(context.session_id, but=context.lease):
             return found, []
-        changed, calls = self._mended(found, visit.session_id, given)
+        changed, calls = self._answer_channels(found, context.session_id, given)
         if dry_run or not calls:
             return found, calls
-        checkpoint, metadata, new_versions = _child(found, changed, version=_next_version(saver, found.checkpoint))
-        key = (visit.session_id, found.config["configurable"]["checkpoint_ns"], checkpoint["id"])
+        version = saver.get_next_version(max(found.checkpoint["channel_versions"].values()), None)
+        checkpoint, metadata, new_versions = _child(found, changed, version=version)
         at: RunnableConfig = {**config, "configurable": config["configurable"] | found.config["configurable"]}
-        saver._put(visit, key, at, checkpoint, metadata, new_versions)
-        self._storage.note_repair(key[0], calls, run_id=visit.run_id, reason=reason, checkpoint_id=key[2])
-        at["configurable"]["checkpoint_id"] = key[2]
-        return saver.load(at, visit), calls
+        saver.store(at, context, checkpoint, metadata, new_versions)
+        checkpoint_id = at["configurable"]["checkpoint_id"] = checkpoint["id"]
+        self._storage.note_repair(
+            context.session_id, calls, run_id=context.run_id, reason=reason, checkpoint_id=checkpoint_id
+        )
+        return saver.load(at, context), calls
 
-    def _repair_record(self, visit: RunContext, recorded: Recorded, *, dry_run: bool) -> list[RepairedCall]:
+    def _repair_record(self, context: RunContext, recorded: Recorded, *, dry_run: bool) -> list[RepairedCall]:
         """`_repair` for a conversation that is only in the record."""
         messages = recorded.read()
-        missing = recorded_answers(self._storage, visit.session_id, unanswered(messages))
+        missing = recorded_answers(self._storage, context.session_id, unanswered(messages))
         mended = mend(messages, missing, new_id=self._new_id)
         if dry_run or not missing:
             return mended.calls
-        recorded.add_among(visit, mended.messages, frozenset(call.answer_id for call in mended.calls))
+        recorded.add_among(context, mended.messages, frozenset(call.answer_id for call in mended.calls))
         self._storage.note_repair(
-            visit.session_id, mended.calls, run_id=visit.run_id, reason="asked for", checkpoint_id=None
+            context.session_id, mended.calls, run_id=context.run_id, reason="asked for", checkpoint_id=None
         )
         return mended.calls
 
-    def _mended(self, found: CheckpointTuple, session_id: str, given: Any) -> tuple[dict[str, Any], list[RepairedCall]]:
+    def _answer_channels(
+        self, found: CheckpointTuple, session_id: str, given: Any
+    ) -> tuple[dict[str, Any], list[RepairedCall]]:
         values, namespace = found.checkpoint["channel_values"], found.config["configurable"]["checkpoint_ns"]
         changed: dict[str, Any] = {}
         calls: list[RepairedCall] = []
@@ -306,12 +300,12 @@ class Repairs:
         return changed, calls
 
 
-def _stored_state_around(saver: SessionSaver, config: RunnableConfig, visit: RunContext) -> Any:
+def _stored_state_around(saver: SessionSaver, config: RunnableConfig, context: RunContext) -> Any:
     """The stored state of the graph around a subgraph: its next input contains the answers in that state."""
     namespace = config["configurable"]["checkpoint_ns"]
     while namespace:
         namespace = namespace.rpartition("|")[0]
-        if (found := saver.load(_in_namespace(config, namespace), visit)) is not None:
+        if (found := saver.load(_in_namespace(config, namespace), context)) is not None:
             return found.checkpoint["channel_values"]
     return None
 
@@ -320,15 +314,15 @@ def _in_namespace(config: RunnableConfig, namespace: str) -> RunnableConfig:
     return {**config, "configurable": {**config["configurable"], "checkpoint_ns": namespace}}
 
 
-def _has_new_input(given: Any, visit: RunContext, config: RunnableConfig, found: CheckpointTuple | None) -> bool:
+def _has_new_input(given: Any, context: RunContext, config: RunnableConfig, found: CheckpointTuple | None) -> bool:
     """Whether this is the first read of a run with new input.
 
     Later reads come from inside the run, which is then executing the calls without an answer.
     """
     namespace = config["configurable"].get("checkpoint_ns", "")
-    if namespace in visit.looked:
+    if namespace in context.looked:
         return False
-    visit.looked.add(namespace)
+    context.looked.add(namespace)
     if namespace:
         return _TASK in config["configurable"] and not config["configurable"].get(_RESUMING)
     run_id = config.get("metadata", {}).get("run_id")  # LangGraph uses the same id when it resumes a run

@@ -279,12 +279,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
         context.puts = True
         if not context.announced:
             context.is_run = metadata.get("source") != "update"
-        key = (context.session_id, config["configurable"].get("checkpoint_ns", ""), checkpoint["id"])
-        try:
-            self._put(context, key, config, checkpoint, metadata, new_versions)
-        except StaleParent:
-            self._put(context, key, config, checkpoint, metadata, new_versions, reread_parent=True)
-        return config_of(context.identity, key)
+        return self.store(config, context, checkpoint, metadata, new_versions)
 
     async def aput(
         self,
@@ -295,17 +290,18 @@ class SessionSaver(BaseCheckpointSaver[int]):
     ) -> RunnableConfig:
         return await self._executor.write(partial(self.put, config, checkpoint, metadata, new_versions))
 
-    def _put(
+    def store(
         self,
-        context: RunContext,
-        key: Key,
         config: RunnableConfig,
+        context: RunContext,
         checkpoint: Checkpoint,
         metadata: CheckpointMetadata,
         new_versions: ChannelVersions,
         *,
         reread_parent: bool = False,
-    ) -> None:
+    ) -> RunnableConfig:
+        """`put` for a run context that was matched already."""
+        key = (context.session_id, config["configurable"].get("checkpoint_ns", ""), checkpoint["id"])
         parent_id, codec = get_checkpoint_id(config), self._codec
         parent = self._parent((*key[:2], parent_id), reread=reread_parent) if parent_id else None
         others = () if reread_parent else self._checkpoint_cache.lists(key[0])
@@ -314,32 +310,37 @@ class SessionSaver(BaseCheckpointSaver[int]):
         for name, value in checkpoint["channel_values"].items():
             if name in new_versions or not diff.inherit(name, versions.get(name)):
                 diff.add(name, value)
-        metadata = own_metadata(config, metadata)
-        channels, refs = self._storage.put_checkpoint(
-            CheckpointPut(
-                visit=context,
-                checkpoint_ns=key[1],
-                checkpoint_id=key[2],
-                parent_id=parent_id,
-                body=codec.dump_body(checkpoint, metadata),
-                source=metadata.get("source"),
-                step=metadata.get("step"),
-                parent=Parent(parent_id, parent.channels) if parent and parent_id else None,
-                inherited=diff.inherited,
-                values=diff.values,
-                messages=self._listener.brought(context, key, checkpoint, metadata, diff.messages),
-                preceding=diff.preceding,
-                replayed=replayed(checkpoint, metadata),
-                enclosing=metadata.get("parents") or {},
-                run_id=None if (run_id := metadata.get("run_id")) is None else str(run_id),
-            )
+        own = own_metadata(config, metadata)
+        put = CheckpointPut(
+            visit=context,
+            checkpoint_ns=key[1],
+            checkpoint_id=key[2],
+            parent_id=parent_id,
+            body=codec.dump_body(checkpoint, own),
+            source=own.get("source"),
+            step=own.get("step"),
+            parent=Parent(parent_id, parent.channels) if parent and parent_id else None,
+            inherited=diff.inherited,
+            values=diff.values,
+            messages=self._listener.brought(context, key, checkpoint, own, diff.messages),
+            preceding=diff.preceding,
+            replayed=replayed(checkpoint, own),
+            enclosing=own.get("parents") or {},
+            run_id=None if (run_id := own.get("run_id")) is None else str(run_id),
         )
+        try:
+            channels, refs = self._storage.put_checkpoint(put)
+        except StaleParent:
+            if reread_parent:
+                raise
+            return self.store(config, context, checkpoint, metadata, new_versions, reread_parent=True)
         lists = {name: CachedListRef(ref, diff.fingerprints[name], is_input(name)) for name, ref in refs.items()}
         if parent:
             lists.update({name: parent.lists[name] for name in diff.inherited if name in parent.lists})
         self._checkpoint_cache.store(
             key, CachedCheckpoint(versions.copy(), channels, frozenset((*diff.values, *diff.inherited)), lists)
         )
+        return config_of(context.identity, key)
 
     def put_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
