@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -19,17 +19,6 @@ from tests.support.agents import human, said
 
 SECRET = "XYZZY-what-the-stranger-said"
 OWNERS = "PLUGH-what-the-owner-said"
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "sessions.db"
-
-
-@pytest.fixture
-def sessions(path: Path) -> Iterator[Sessions]:
-    with Sessions(path) as sessions:
-        yield sessions
 
 
 @pytest.fixture

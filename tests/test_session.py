@@ -6,8 +6,7 @@ import asyncio
 import copy
 import inspect
 import pickle
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -53,12 +52,6 @@ USES: dict[str, Callable[[Session], Any]] = {
     "delete": lambda s: s.delete(),
     "resource": lambda s: s.resource("x", open=object),
 }
-
-
-@pytest.fixture
-def sessions(tmp_path: Path) -> Iterator[Sessions]:
-    with Sessions(tmp_path / "sessions.db") as sessions:
-        yield sessions
 
 
 def handle(sessions: Sessions, *, guarded: bool) -> Session:

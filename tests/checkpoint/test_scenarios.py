@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from langgraph.types import Command
 from session_middleware import Sessions
 from tests.support import scenarios
 from tests.support.scenarios import CONFIG, SCENARIOS, Runner, plain, say, seen
+
+pytestmark = pytest.mark.sessions(synchronous="normal")
 
 Scenario = Callable[[Any, Runner], Awaitable[tuple[Any, Any]]]
 
@@ -37,13 +39,6 @@ class Pickle:
 def encrypted() -> EncryptedSerializer:
     pytest.importorskip("Crypto.Cipher.AES", reason="encryption needs pycryptodome")
     return EncryptedSerializer.from_pycryptodome_aes(key=b"0123456789abcdef")
-
-
-@pytest.fixture
-def sessions(tmp_path: Path) -> Iterator[Sessions]:
-    with Sessions(tmp_path / "sessions.db", synchronous="normal") as sessions:
-        yield sessions
-        assert sessions.recorder.faults == 0
 
 
 async def compared(scenario: Scenario, by: Runner, path: Path, make_serde: Callable[[], Any] = lambda: None) -> None:

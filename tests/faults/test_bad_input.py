@@ -41,12 +41,6 @@ from tests.support.agents import human, said
 from tests.support.processes import Process
 
 
-@pytest.fixture
-def sessions(tmp_path: Path) -> Iterator[Sessions]:
-    with Sessions(tmp_path / "sessions.db") as sessions:
-        yield sessions
-
-
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file below a folder, and what is in it."""
     return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}

@@ -22,12 +22,6 @@ def graph() -> Any:
     return builder
 
 
-@pytest.fixture
-def sessions(tmp_path: Path) -> Any:
-    with Sessions(tmp_path / "sessions.db") as opened:
-        yield opened
-
-
 def test_reading_and_writing_inside_an_unfinished_list_works(sessions: Sessions) -> None:
     agent, config = graph().compile(checkpointer=sessions.checkpointer), sessions.config("t")
     for number in range(15):

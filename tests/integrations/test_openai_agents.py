@@ -6,7 +6,6 @@ import asyncio
 import base64
 import hashlib
 import sqlite3
-from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -56,12 +55,6 @@ ITEMS: list[Any] = [
     {"type": "web_search_call", "id": "ws_1", "status": "completed"},
     {"role": "developer", "content": "be kind \ud800 ☕"},
 ]
-
-
-@pytest.fixture
-def sessions(tmp_path: Path) -> Iterator[Sessions]:
-    with Sessions(tmp_path / "sessions.db") as sessions:
-        yield sessions
 
 
 @function_tool

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Annotated, Any
@@ -74,13 +74,6 @@ ANY = {
     "a table": (Frame(), {"__repr__": "a proxy", "__type__": "Frame"}),
     "an object": (Ellipsis, {"__repr__": "Ellipsis", "__type__": "ellipsis"}),
 }
-
-
-@pytest.fixture
-def sessions(tmp_path: Path) -> Iterator[Sessions]:
-    with Sessions(tmp_path / "sessions.db") as sessions:
-        yield sessions
-        assert sessions.recorder.faults == 0
 
 
 @pytest.fixture(params=["invoke", "ainvoke"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -43,18 +43,6 @@ TURN: list[BaseMessage] = [
         usage_metadata=USAGE,  # type: ignore[arg-type]
     ),
 ]
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "sessions.db"
-
-
-@pytest.fixture
-def sessions(path: Path) -> Iterator[Sessions]:
-    with Sessions(path) as sessions:
-        yield sessions
-        assert sessions.recorder.faults == 0
 
 
 def test_what_was_added_comes_back_with_all_of_its_fields(sessions: Sessions) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,14 +21,9 @@ from tests.conftest import Clock
 from tests.support import agents
 from tests.support.agents import human
 
+pytestmark = [pytest.mark.sessions(allowed_types=[agents.Place, agents.Plan]), pytest.mark.usefixtures("clock")]
+
 DURABILITIES = ["sync", "async", "exit"]
-
-
-@pytest.fixture
-def sessions(tmp_path: Path, clock: Clock) -> Iterator[Sessions]:
-    with Sessions(tmp_path / "sessions.db", clock=clock, allowed_types=[agents.Place, agents.Plan]) as sessions:
-        yield sessions
-        assert sessions.recorder.faults == 0
 
 
 def saying(*texts: str) -> Any:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +24,7 @@ from langgraph.graph import START, MessagesState, StateGraph
 
 from session_middleware import SessionError, Sessions
 from tests.support import agents
+from tests.support.queries import counters, rows
 
 Said = list[tuple[str, str]]  # ids and texts
 
@@ -177,40 +177,6 @@ class Agents(RuleBasedStateMachine):
             recorded = [] if session is None else session.messages()
         assert [(m.message_id, m.text) for m in recorded] == self.expected()
         assert counters(self.path) == rows(self.path)
-
-
-def counters(path: Path) -> list[Any]:
-    return query(
-        path,
-        "SELECT id, run_count, message_count, tool_call_count, model_call_count, unpriced_count, error_count,"
-        " input_tokens, output_tokens FROM sessions ORDER BY id",
-    )
-
-
-def rows(path: Path) -> list[Any]:
-    return query(
-        path,
-        """
-        SELECT id, (SELECT COUNT(*) FROM runs WHERE session_id = s.id),
-        (SELECT COUNT(DISTINCT message_id) FROM messages WHERE session_id = s.id),
-        (SELECT COUNT(*) FROM tool_calls WHERE session_id = s.id),
-        (SELECT COUNT(*) FROM model_calls WHERE session_id = s.id),
-        (SELECT COUNT(*) FROM model_calls WHERE session_id = s.id AND cost IS NULL AND error IS NULL),
-        (SELECT COUNT(*) FROM runs WHERE session_id = s.id AND outcome = 'error')
-        + (SELECT COUNT(*) FROM tool_calls WHERE session_id = s.id AND status = 'error'),
-        (SELECT COALESCE(SUM(input_tokens), 0) FROM model_calls WHERE session_id = s.id),
-        (SELECT COALESCE(SUM(output_tokens), 0) FROM model_calls WHERE session_id = s.id)
-        FROM sessions AS s ORDER BY id
-        """,
-    )
-
-
-def query(path: Path, sql: str) -> list[Any]:
-    connection = sqlite3.connect(path)
-    try:
-        return connection.execute(sql).fetchall()
-    finally:
-        connection.close()
 
 
 Agents.TestCase.settings = settings(

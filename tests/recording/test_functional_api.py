@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import numpy
@@ -40,11 +39,7 @@ class Touchy(BaseModel):
     __hash__ = None  # type: ignore[assignment]
 
 
-@pytest.fixture
-def sessions(tmp_path: Path) -> Iterator[Sessions]:
-    with Sessions(tmp_path / "sessions.db", allowed_types=[Touchy]) as sessions:
-        yield sessions
-        assert sessions.recorder.faults == 0
+pytestmark = pytest.mark.sessions(allowed_types=[Touchy])
 
 
 Build = Callable[[Any], Any]

@@ -23,6 +23,8 @@ from session_middleware import InvalidArgument, Sessions
 from session_middleware.session import Session
 from tests.support.agents import human
 
+pytestmark = pytest.mark.usefixtures("consistent")
+
 USAGE: Any = {"input_tokens": 1000, "output_tokens": 100, "total_tokens": 1100}
 PRICE = pytest.approx(0.00021)  # of that, with gpt-4o-mini
 MADE_BY = {"model_name": "gpt-4o-mini"}
@@ -60,14 +62,6 @@ class Streaming(Model):
     def _stream(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> Iterator[ChatGenerationChunk]:
         yield ChatGenerationChunk(message=AIMessageChunk("one "))
         yield ChatGenerationChunk(message=AIMessageChunk("two", usage_metadata=USAGE, response_metadata=MADE_BY))
-
-
-@pytest.fixture
-def sessions(tmp_path: Path) -> Iterator[Sessions]:
-    with Sessions(tmp_path / "sessions.db") as sessions:
-        yield sessions
-        assert sessions.recorder.faults == 0
-        assert sessions.check() == []
 
 
 @pytest.fixture(params=["invoke", "ainvoke"])
