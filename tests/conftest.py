@@ -70,10 +70,11 @@ def open_sessions(request: pytest.FixtureRequest) -> Iterator[OpenSessions]:
     """Open `Sessions` of the test's file with further settings; they are closed at the end, and had no recorder fault.
 
     The settings of every opening are those of the test's marker ``sessions``, which may name another database first.
-    The clock is the fixture `clock` in tests that use it, and the database is `storage_url` in tests that use that.
+    A commit does not wait for the disk: `tests/faults` holds what that promises. The clock is the fixture `clock`
+    in tests that use it, and the database is `storage_url` in tests that use that.
     """
     marker = request.node.get_closest_marker("sessions")
-    settings: dict[str, Any] = dict(marker.kwargs) if marker else {}
+    settings: dict[str, Any] = {"synchronous": "normal", **(marker.kwargs if marker else {})}
     if "clock" in request.fixturenames:
         settings["clock"] = request.getfixturevalue("clock")
     if marker and marker.args:

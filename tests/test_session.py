@@ -17,6 +17,7 @@ from session_middleware import Session, SessionClosed, SessionError, SessionNotF
 from session_middleware.models import SessionInfo
 from tests.support import agents
 from tests.support.agents import human
+from tests.support.pairwise import pairwise
 
 USES: dict[str, Callable[[Session], Any]] = {
     "messages": lambda s: s.messages(),
@@ -59,9 +60,7 @@ def handle(sessions: Sessions, *, guarded: bool) -> Session:
     return session
 
 
-@pytest.mark.parametrize("reopened", [False, True], ids=["gone", "reopened"])
-@pytest.mark.parametrize("guarded", [False, True], ids=["operator", "user"])
-@pytest.mark.parametrize("use", USES)
+@pairwise(use=USES, guarded=[False, True], reopened=[False, True])
 def test_a_session_that_was_deleted_says_so_whatever_is_asked_of_it(
     use: str, guarded: bool, reopened: bool, sessions: Sessions
 ) -> None:

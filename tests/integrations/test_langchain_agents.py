@@ -556,6 +556,7 @@ def test_context_and_recall_go_together(sessions: Sessions) -> None:
     assert "green tea is best" in recalls(model)[0]
 
 
+@pytest.mark.slow
 def test_the_package_is_imported_without_langchain() -> None:
     code = (
         "import sys; sys.modules['langchain'] = None; sys.modules['agents'] = None\n"

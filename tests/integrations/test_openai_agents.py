@@ -183,7 +183,7 @@ json_values = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(st.lists(st.fixed_dictionaries({"type": st.none() | st.text(), "x": json_values}) | json_values, max_size=5))
 def test_whatever_is_json_comes_back(items: list[Any]) -> None:
     async def there_and_back() -> None:

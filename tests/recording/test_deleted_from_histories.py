@@ -60,6 +60,7 @@ def test_several_that_stood_beside_each_other_stay_away_and_start_no_branch(sess
     assert (texts(session, branch="all"), session.branches()) == (["one", "Four", "five", "More"], [])
 
 
+@pytest.mark.slow
 def test_a_history_it_was_taken_out_of_goes_on_as_any_other(sessions: Sessions) -> None:
     session, told = sessions.open("t"), history("one", "Two", "three", "Four", "yes", "Ok")
     session.add_history(told)

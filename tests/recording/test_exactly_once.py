@@ -15,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -186,7 +187,7 @@ Agents.TestCase.settings = settings(
     suppress_health_check=list(HealthCheck),
     phases=(Phase.explicit, Phase.reuse, Phase.generate),  # making an example smaller takes minutes here
 )
-TestAgents = Agents.TestCase
+TestAgents = pytest.mark.slow(Agents.TestCase)
 
 
 def test_a_question_from_another_branch_stays_before_its_answer_when_its_checkpoint_comes_late() -> None:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,6 +11,7 @@ import pytest
 
 from session_middleware import PathTemplateError, Sessions
 from tests.conftest import Clock
+from tests.support import processes
 
 pytestmark = [pytest.mark.sessions(idle_timeout="30m", max_open_resources=2), pytest.mark.usefixtures("clock")]
 
@@ -139,13 +137,7 @@ sessions.open("t").resource("x", open=lambda: "x", close=lambda value: print("cl
 
 
 def test_what_is_left_open_is_closed_when_the_interpreter_ends(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", AT_EXIT, str(tmp_path / "sessions.db")],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-    )
+    done = processes.run("-c", AT_EXIT, tmp_path / "sessions.db", check=True)
     assert done.stdout == "closed x\n"
 
 

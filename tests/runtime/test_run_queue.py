@@ -19,6 +19,7 @@ from session_middleware import LeaseLost, SessionBusy, Sessions
 from tests.conftest import Clock, OpenSessions
 from tests.support import agents
 from tests.support.agents import human, said
+from tests.support.pairwise import pairwise
 
 pytestmark = pytest.mark.usefixtures("clock")
 
@@ -263,17 +264,20 @@ def answering(state: MessagesState) -> dict[str, Any]:
     return {"messages": [("ai", "ok")]}
 
 
+ENDS: dict[str, tuple[Any, Any]] = {
+    "ok": (answering, human("hi")),
+    "error": (breaking, human("hi")),
+    "interrupt": (asking, human("hi")),
+    "refused input": (answering, {}),
+}
+
+
 @pytest.mark.usefixtures("uncollected")
-@pytest.mark.parametrize("durability", ["sync", "async", "exit"])
-@pytest.mark.parametrize(
-    ("node", "given"),
-    [(answering, human("hi")), (breaking, human("hi")), (asking, human("hi")), (answering, {})],
-    ids=["ok", "error", "interrupt", "refused input"],
-)
-@pytest.mark.parametrize("part", PARTS)
+@pairwise(part=PARTS, end=ENDS, durability=["sync", "async", "exit"])
 async def test_a_run_is_over_as_soon_as_its_caller_goes_on(
-    part: str, node: Any, given: Any, durability: Any, open_sessions: OpenSessions
+    part: str, end: str, durability: Any, open_sessions: OpenSessions
 ) -> None:
+    node, given = ENDS[end]
     sessions, others = open_sessions(on_busy="reject"), open_sessions(on_busy="reject")
     graph = build(sessions, node, part)
     kept: list[BaseException] = []
