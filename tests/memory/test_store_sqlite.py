@@ -30,6 +30,12 @@ quick = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCh
 
 
 @pytest.fixture
+def storage_url() -> str:
+    """One kind of database: the contract compares them."""
+    return ":memory:"
+
+
+@pytest.fixture
 def store(storage: Storage, clock: Clock, new_id: Callable[[], str]) -> Iterator[SessionStore]:
     offload = StorageExecutor(storage.name, storage.together, threads=2)
     parts = MemoryIndexer(storage, offload, clock=clock, new_id=new_id)
