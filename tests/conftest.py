@@ -90,7 +90,8 @@ def open_sessions(request: pytest.FixtureRequest) -> Iterator[OpenSessions]:
     yield open_
     for sessions in opened:
         sessions.close()
-    assert [sessions.recorder.faults for sessions in opened] == [0] * len(opened)
+    if request.node.get_closest_marker("recorder_faults") is None:
+        assert [sessions.recorder.faults for sessions in opened] == [0] * len(opened)
 
 
 @pytest.fixture

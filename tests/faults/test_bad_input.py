@@ -88,6 +88,7 @@ async def update_state(graph: Any, config: Any) -> None:
 DOORS = [invoke, ainvoke, get_state, get_state_history, update_state]
 
 
+@pytest.mark.recorder_faults
 @pytest.mark.parametrize("door", DOORS, ids=lambda door: door.__name__)
 @pytest.mark.parametrize("bad", BAD_IDS.values(), ids=BAD_IDS)
 async def test_an_id_no_session_can_have_is_refused(door: Any, bad: str, sessions: Sessions) -> None:
