@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +14,14 @@ from langchain_core.runnables import RunnableLambda
 
 from session_middleware import SessionNotFound, Sessions, StorageError, UnknownStatus
 from session_middleware.storage import jsonl
-from tests.conftest import Clock
+from tests.conftest import Clock, OpenSessions
 from tests.support import agents
 from tests.support.agents import human, said
 
-Open = Callable[..., Sessions]
-
-
-@pytest.fixture
-def open_sessions(tmp_path: Path, clock: Clock) -> Iterator[Open]:
-    opened: list[Sessions] = []
-
-    def open_(path: Path = tmp_path / "sessions.db", **settings: Any) -> Sessions:
-        given = {"idle_timeout": "30m", "clock": clock, "sweep_interval": None, "on_expire": "archive"}
-        opened.append(Sessions(path, **given | settings))
-        return opened[-1]
-
-    yield open_
-    for sessions in opened:
-        sessions.close()
+pytestmark = [
+    pytest.mark.sessions(idle_timeout="30m", sweep_interval=None, on_expire="archive"),
+    pytest.mark.usefixtures("clock"),
+]
 
 
 def fill(sessions: Sessions, graph: Any, config: Any) -> None:
@@ -68,7 +57,7 @@ def archived(sessions: Sessions, clock: Clock, graph: Any = None) -> tuple[Any, 
 
 
 @pytest.mark.parametrize("parts", ["attached", "checkpointer"])
-def test_a_restored_session_has_all_it_had_and_goes_on(open_sessions: Open, clock: Clock, parts: str) -> None:
+def test_a_restored_session_has_all_it_had_and_goes_on(open_sessions: OpenSessions, clock: Clock, parts: str) -> None:
     sessions = open_sessions()
     alone = agents.tool_graph(checkpointer=sessions.checkpointer) if parts == "checkpointer" else None
     graph, config = alone or sessions.attach(agents.tool_graph()), sessions.config("t", user_id="alice")
@@ -85,7 +74,7 @@ def test_a_restored_session_has_all_it_had_and_goes_on(open_sessions: Open, cloc
     assert sessions.check() == []
 
 
-async def test_what_the_recorder_alone_kept_is_restored(open_sessions: Open, clock: Clock) -> None:
+async def test_what_the_recorder_alone_kept_is_restored(open_sessions: OpenSessions, clock: Clock) -> None:
     sessions = open_sessions()
     chain = RunnableLambda(lambda text: AIMessage(f"you said {text}"))
     config = sessions.config("t", user_id="alice") | {"callbacks": [sessions.recorder]}
@@ -99,7 +88,9 @@ async def test_what_the_recorder_alone_kept_is_restored(open_sessions: Open, clo
     assert sessions.get("t").run_count == 2
 
 
-def test_a_restored_session_is_not_archived_again_before_it_idles_again(open_sessions: Open, clock: Clock) -> None:
+def test_a_restored_session_is_not_archived_again_before_it_idles_again(
+    open_sessions: OpenSessions, clock: Clock
+) -> None:
     sessions = open_sessions(max_age="2h")
     _, _, path = archived(sessions, clock)
     clock.advance(days=9)
@@ -111,7 +102,7 @@ def test_a_restored_session_is_not_archived_again_before_it_idles_again(open_ses
     assert path.is_file()
 
 
-def test_a_handle_is_good_again_after_its_session_was_restored(open_sessions: Open, clock: Clock) -> None:
+def test_a_handle_is_good_again_after_its_session_was_restored(open_sessions: OpenSessions, clock: Clock) -> None:
     sessions = open_sessions()
     session = sessions.open("t", user_id="alice")
     archived(sessions, clock)
@@ -121,7 +112,7 @@ def test_a_handle_is_good_again_after_its_session_was_restored(open_sessions: Op
     assert len(session.messages()) > 0
 
 
-def test_the_file_describes_itself(open_sessions: Open, clock: Clock, tmp_path: Path) -> None:
+def test_the_file_describes_itself(open_sessions: OpenSessions, clock: Clock, tmp_path: Path) -> None:
     sessions = open_sessions()
     _, _, path = archived(sessions, clock)
     header, *lines, end = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -136,7 +127,7 @@ def test_the_file_describes_itself(open_sessions: Open, clock: Clock, tmp_path: 
     assert b"likes tea" not in stored
 
 
-def test_text_with_any_line_separator_is_restored(open_sessions: Open, clock: Clock) -> None:
+def test_text_with_any_line_separator_is_restored(open_sessions: OpenSessions, clock: Clock) -> None:
     sessions, text = open_sessions(), "one\u2028two\x0bthree\r\nfour\x85 猫 \U0001f600"
     graph, config = sessions.attach(agents.chat()), sessions.config("ÄT/..", user_id="alice")
     graph.invoke(human(text), config)
@@ -152,7 +143,7 @@ def test_ids_that_differ_in_case_have_files_that_differ_in_more() -> None:
     assert max(map(len, names)) < 100
 
 
-def test_a_fork_lives_on_beside_an_archived_member_of_its_family(open_sessions: Open, clock: Clock) -> None:
+def test_a_fork_lives_on_beside_an_archived_member_of_its_family(open_sessions: OpenSessions, clock: Clock) -> None:
     sessions = open_sessions()
     graph = sessions.attach(agents.chat())
     graph.invoke(human("hi"), sessions.config("t"))
@@ -172,7 +163,9 @@ def test_a_fork_lives_on_beside_an_archived_member_of_its_family(open_sessions: 
 
 
 @pytest.mark.parametrize("order", ["tu", "ut"])
-def test_a_whole_family_is_archived_and_restored_in_any_order(open_sessions: Open, clock: Clock, order: str) -> None:
+def test_a_whole_family_is_archived_and_restored_in_any_order(
+    open_sessions: OpenSessions, clock: Clock, order: str
+) -> None:
     sessions = open_sessions()
     graph = sessions.attach(agents.chat())
     graph.invoke(human("hi"), sessions.config("t"))
@@ -191,7 +184,7 @@ def test_a_whole_family_is_archived_and_restored_in_any_order(open_sessions: Ope
 
 
 @pytest.mark.parametrize("door", ["operator", "owner", "checkpointer"])
-def test_an_archived_session_is_deleted_with_its_file(open_sessions: Open, clock: Clock, door: str) -> None:
+def test_an_archived_session_is_deleted_with_its_file(open_sessions: OpenSessions, clock: Clock, door: str) -> None:
     sessions = open_sessions()
     graph, config, path = archived(sessions, clock)
     size = path.stat().st_size
@@ -216,7 +209,9 @@ def test_an_archived_session_is_deleted_with_its_file(open_sessions: Open, clock
 
 
 @pytest.mark.parametrize("way", ["delete", "retention", "forget", "fresh"])
-def test_a_file_that_a_killed_sweep_left_goes_with_its_session(open_sessions: Open, clock: Clock, way: str) -> None:
+def test_a_file_that_a_killed_sweep_left_goes_with_its_session(
+    open_sessions: OpenSessions, clock: Clock, way: str
+) -> None:
     sessions = open_sessions(retention="7d", on_resume="fresh")
     _, _, path = archived(sessions, clock)
     content = path.read_bytes()
@@ -238,7 +233,7 @@ def test_a_file_that_a_killed_sweep_left_goes_with_its_session(open_sessions: Op
 
 
 def test_forgetting_a_user_leaves_the_archive_that_was_another_sessions_of_the_id(
-    open_sessions: Open, clock: Clock
+    open_sessions: OpenSessions, clock: Clock
 ) -> None:
     sessions = open_sessions(on_resume="fresh")
     sessions.attach(agents.chat()).invoke(human("hi"), sessions.config("t"))
@@ -249,7 +244,9 @@ def test_forgetting_a_user_leaves_the_archive_that_was_another_sessions_of_the_i
     assert len(said(sessions.restore("t~1"))) == 2
 
 
-def test_archived_sessions_are_listed_in_pages_and_to_their_owner_only(open_sessions: Open, clock: Clock) -> None:
+def test_archived_sessions_are_listed_in_pages_and_to_their_owner_only(
+    open_sessions: OpenSessions, clock: Clock
+) -> None:
     sessions = open_sessions()
     for session_id, user_id in (("t1", "alice"), ("t2", "bob"), ("t3", "alice"), ("t4", None)):
         sessions.open(session_id, user_id=user_id, title=f"about {session_id}")
@@ -286,7 +283,7 @@ def test_archived_sessions_are_listed_in_pages_and_to_their_owner_only(open_sess
 # Files
 
 
-def test_check_names_an_archive_whose_file_is_missing(open_sessions: Open, clock: Clock) -> None:
+def test_check_names_an_archive_whose_file_is_missing(open_sessions: OpenSessions, clock: Clock) -> None:
     sessions = open_sessions()
     _, _, path = archived(sessions, clock)
     assert sessions.check() == []
@@ -310,7 +307,9 @@ CHANGES: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_file_that_is_not_what_was_written_restores_nothing(open_sessions: Open, clock: Clock, change: str) -> None:
+def test_a_file_that_is_not_what_was_written_restores_nothing(
+    open_sessions: OpenSessions, clock: Clock, change: str
+) -> None:
     sessions = open_sessions()
     _, _, path = archived(sessions, clock)
     content = path.read_bytes()
@@ -323,7 +322,7 @@ def test_a_file_that_is_not_what_was_written_restores_nothing(open_sessions: Ope
 
 
 def test_nothing_is_deleted_when_the_archive_cannot_be_written(
-    open_sessions: Open, clock: Clock, tmp_path: Path
+    open_sessions: OpenSessions, clock: Clock, tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
     sessions = open_sessions(archive_path=str(tmp_path / "file"))
@@ -358,7 +357,7 @@ def test_a_database_in_memory_archives_where_a_folder_is_named(clock: Clock, tmp
 
 
 def test_an_archive_is_found_from_another_working_directory(
-    tmp_path: Path, open_sessions: Open, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, open_sessions: OpenSessions, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     sessions = open_sessions(Path("sessions.db"))
@@ -368,7 +367,7 @@ def test_an_archive_is_found_from_another_working_directory(
     assert len(said(open_sessions().restore("t"))) > 0
 
 
-def test_an_archive_moves_with_its_database(tmp_path: Path, open_sessions: Open, clock: Clock) -> None:
+def test_an_archive_moves_with_its_database(tmp_path: Path, open_sessions: OpenSessions, clock: Clock) -> None:
     (tmp_path / "old").mkdir()
     sessions = open_sessions(tmp_path / "old" / "sessions.db")
     archived(sessions, clock)
@@ -382,7 +381,9 @@ def test_an_archive_moves_with_its_database(tmp_path: Path, open_sessions: Open,
     assert not Path(found.path).exists()
 
 
-def test_two_databases_may_have_one_folder_of_archives(tmp_path: Path, open_sessions: Open, clock: Clock) -> None:
+def test_two_databases_may_have_one_folder_of_archives(
+    tmp_path: Path, open_sessions: OpenSessions, clock: Clock
+) -> None:
     folder = str(tmp_path / "archives")
     one, two = (open_sessions(tmp_path / name, archive_path=folder) for name in ("1.db", "2.db"))
     for sessions, owner in ((one, "alice"), (two, "bob")):

@@ -77,6 +77,7 @@ def assert_consistent(sessions: Sessions, graph: Any, config: Any, said: list[st
     assert sessions.check(deep=True) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("made", [attached, with_checkpointer])
 async def test_a_conversation_goes_on_whatever_the_clock_says(host: Host, made: Made) -> None:
     said: list[str] = []

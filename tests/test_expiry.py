@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,27 +15,13 @@ from langchain_core.tools import tool
 from langgraph.graph import START, MessagesState, StateGraph
 
 from session_middleware import SessionExpired, Sessions
-from tests.conftest import Clock
+from tests.conftest import Clock, OpenSessions
 from tests.support import agents
 from tests.support.agents import human, said
 
-Open = Callable[..., Sessions]
+pytestmark = [pytest.mark.sessions(idle_timeout="30m"), pytest.mark.usefixtures("clock")]
+
 TURN = [("user", "hi"), ("assistant", "you said hi")]
-
-
-@pytest.fixture
-def open_sessions(tmp_path: Path, clock: Clock) -> Iterator[Open]:
-    opened: list[Sessions] = []
-
-    def open_(**settings: Any) -> Sessions:
-        settings = {"idle_timeout": "30m", "clock": clock} | settings
-        opened.append(Sessions(tmp_path / "sessions.db", **settings))
-        return opened[-1]
-
-    yield open_
-    for sessions in opened:
-        assert sessions.recorder.faults == 0
-        sessions.close()
 
 
 def events(session: Any) -> list[str]:
@@ -52,7 +38,7 @@ def with_a_turn(sessions: Sessions, **configurable: Any) -> tuple[Any, Any]:
 # Seen by the clock
 
 
-def test_a_session_expires_at_the_moment_it_is_due_without_a_sweep(open_sessions: Open, clock: Clock) -> None:
+def test_a_session_expires_at_the_moment_it_is_due_without_a_sweep(open_sessions: OpenSessions, clock: Clock) -> None:
     sessions = open_sessions(idle_after="5m")
     with_a_turn(sessions)
     due = sessions.get("t").expires_at
@@ -68,7 +54,7 @@ def test_a_session_expires_at_the_moment_it_is_due_without_a_sweep(open_sessions
     assert clock() == due
 
 
-def test_reading_neither_revives_nor_counts_as_activity(open_sessions: Open, clock: Clock) -> None:
+def test_reading_neither_revives_nor_counts_as_activity(open_sessions: OpenSessions, clock: Clock) -> None:
     sessions = open_sessions()
     graph, config = with_a_turn(sessions)
     before = sessions.get("t")
@@ -84,7 +70,7 @@ def test_reading_neither_revives_nor_counts_as_activity(open_sessions: Open, clo
 
 
 @pytest.mark.parametrize("act", ["run", "update_state", "open"])
-def test_a_run_a_change_and_an_opening_are_activity(act: str, open_sessions: Open, clock: Clock) -> None:
+def test_a_run_a_change_and_an_opening_are_activity(act: str, open_sessions: OpenSessions, clock: Clock) -> None:
     sessions = open_sessions()
     graph, config = with_a_turn(sessions)
     clock.advance(minutes=29)
@@ -98,7 +84,7 @@ def test_a_run_a_change_and_an_opening_are_activity(act: str, open_sessions: Ope
     assert sessions.get("t").status == "idle"
 
 
-def test_without_a_timeout_nothing_expires(open_sessions: Open, clock: Clock) -> None:
+def test_without_a_timeout_nothing_expires(open_sessions: OpenSessions, clock: Clock) -> None:
     sessions = open_sessions(idle_timeout=None)
     with_a_turn(sessions)
     clock.advance(days=10_000)
@@ -108,7 +94,7 @@ def test_without_a_timeout_nothing_expires(open_sessions: Open, clock: Clock) ->
 # on_resume
 
 
-async def test_revive_goes_on_with_the_state_and_says_so(open_sessions: Open, clock: Clock) -> None:
+async def test_revive_goes_on_with_the_state_and_says_so(open_sessions: OpenSessions, clock: Clock) -> None:
     sessions = open_sessions(on_resume="revive")
     graph, config = with_a_turn(sessions, user_id="alice")
     clock.advance(hours=1)
@@ -121,7 +107,7 @@ async def test_revive_goes_on_with_the_state_and_says_so(open_sessions: Open, cl
     assert said(session) == TURN * 2
 
 
-async def test_reject_refuses_the_run_before_anything_is_recorded(open_sessions: Open, clock: Clock) -> None:
+async def test_reject_refuses_the_run_before_anything_is_recorded(open_sessions: OpenSessions, clock: Clock) -> None:
     sessions = open_sessions(on_resume="reject")
     graph, config = with_a_turn(sessions)
     clock.advance(hours=1)
@@ -139,7 +125,7 @@ async def test_reject_refuses_the_run_before_anything_is_recorded(open_sessions:
 
 @pytest.mark.parametrize("swept", [False, True], ids=["unswept", "swept"])
 def test_fresh_starts_empty_and_keeps_the_old_session_under_another_id(
-    swept: bool, open_sessions: Open, clock: Clock
+    swept: bool, open_sessions: OpenSessions, clock: Clock
 ) -> None:
     sessions = open_sessions(on_resume="fresh")
     graph, config = with_a_turn(sessions, user_id="alice")
@@ -162,7 +148,7 @@ def test_fresh_starts_empty_and_keeps_the_old_session_under_another_id(
     assert new.memory.list() == []
 
 
-def test_the_state_that_fresh_put_aside_can_still_be_read(open_sessions: Open, clock: Clock) -> None:
+def test_the_state_that_fresh_put_aside_can_still_be_read(open_sessions: OpenSessions, clock: Clock) -> None:
     sessions = open_sessions(on_resume="fresh")
     graph, config = with_a_turn(sessions, user_id="alice")
     before = graph.get_state(config).values
@@ -174,7 +160,7 @@ def test_the_state_that_fresh_put_aside_can_still_be_read(open_sessions: Open, c
 
 
 def test_a_fresh_start_keeps_the_name_and_the_settings_and_leads_to_what_was_before(
-    open_sessions: Open, clock: Clock
+    open_sessions: OpenSessions, clock: Clock
 ) -> None:
     sessions = open_sessions(on_resume="fresh")
     given = {"title": "Tea", "purpose": "shop", "tags": ["a"], "metadata": {"n": 1}}
@@ -194,7 +180,7 @@ def test_a_fresh_start_keeps_the_name_and_the_settings_and_leads_to_what_was_bef
     assert sessions.open("t", user_id="alice", title="Coffee").title == "Coffee"
 
 
-def test_a_fresh_start_by_another_of_the_group_stays_the_owner_s(open_sessions: Open, clock: Clock) -> None:
+def test_a_fresh_start_by_another_of_the_group_stays_the_owner_s(open_sessions: OpenSessions, clock: Clock) -> None:
     sessions = open_sessions(on_resume="fresh")
     sessions.open("t", user_id="alice", group_id="team", visibility="group-write")
     clock.advance(hours=1)
@@ -205,7 +191,7 @@ def test_a_fresh_start_by_another_of_the_group_stays_the_owner_s(open_sessions: 
     assert said(sessions.get("t")) == [("user", "new"), ("assistant", "you said new")]
 
 
-def test_a_fresh_start_of_what_was_nobody_s_is_its_user_s(open_sessions: Open, clock: Clock) -> None:
+def test_a_fresh_start_of_what_was_nobody_s_is_its_user_s(open_sessions: OpenSessions, clock: Clock) -> None:
     sessions = open_sessions(on_resume="fresh")
     sessions.open("t")
     clock.advance(hours=1)
@@ -213,7 +199,7 @@ def test_a_fresh_start_of_what_was_nobody_s_is_its_user_s(open_sessions: Open, c
     assert sessions.get("t~1").user_id is None
 
 
-def test_fresh_twice_keeps_both(open_sessions: Open, clock: Clock) -> None:
+def test_fresh_twice_keeps_both(open_sessions: OpenSessions, clock: Clock) -> None:
     sessions = open_sessions(on_resume="fresh")
     graph, config = with_a_turn(sessions)
     for _ in range(2):
@@ -222,7 +208,7 @@ def test_fresh_twice_keeps_both(open_sessions: Open, clock: Clock) -> None:
     assert sorted(len(session.messages()) for session in sessions.list()) == [2, 2, 2]
 
 
-def test_fresh_after_the_same_messages_records_them_again(open_sessions: Open, clock: Clock) -> None:
+def test_fresh_after_the_same_messages_records_them_again(open_sessions: OpenSessions, clock: Clock) -> None:
     sessions = open_sessions(on_resume="fresh")
     graph = agents.chat()
     config = {**sessions.config("t"), "callbacks": [sessions.recorder]}
@@ -251,7 +237,7 @@ def slow_graph(clock: Clock, meanwhile: Callable[[], Any] = lambda: None, **comp
 @pytest.mark.parametrize("on_resume", ["revive", "fresh", "reject"])
 @pytest.mark.parametrize("turns", [1, 2])
 async def test_a_run_longer_than_the_timeout_ends_as_it_began(
-    turns: int, on_resume: str, part: str, durability: str, open_sessions: Open, clock: Clock
+    turns: int, on_resume: str, part: str, durability: str, open_sessions: OpenSessions, clock: Clock
 ) -> None:
     sessions = open_sessions(on_resume=on_resume)
     if part == "attached":
@@ -269,7 +255,7 @@ async def test_a_run_longer_than_the_timeout_ends_as_it_began(
 @pytest.mark.parametrize("part", ["attached", "checkpointer"])
 @pytest.mark.parametrize("on_resume", ["revive", "fresh", "reject"])
 def test_branches_longer_than_the_timeout_end_as_they_began(
-    on_resume: str, part: str, open_sessions: Open, clock: Clock
+    on_resume: str, part: str, open_sessions: OpenSessions, clock: Clock
 ) -> None:
     def branch(state: MessagesState) -> dict[str, Any]:
         clock.advance(hours=1)
@@ -287,7 +273,9 @@ def test_branches_longer_than_the_timeout_end_as_they_began(
 
 
 @pytest.mark.parametrize("on_expire", ["keep", "delete"])
-def test_a_sweep_leaves_a_session_with_a_live_run_alone(on_expire: str, open_sessions: Open, clock: Clock) -> None:
+def test_a_sweep_leaves_a_session_with_a_live_run_alone(
+    on_expire: str, open_sessions: OpenSessions, clock: Clock
+) -> None:
     sessions = open_sessions(on_expire=on_expire)
     graph = sessions.attach(slow_graph(clock, lambda: sessions.sweep()))
     graph.invoke(human("look up tea"), sessions.config("t"))
@@ -296,7 +284,7 @@ def test_a_sweep_leaves_a_session_with_a_live_run_alone(on_expire: str, open_ses
 
 
 def test_a_session_that_another_process_expired_during_a_run_is_active_after_it(
-    open_sessions: Open, clock: Clock
+    open_sessions: OpenSessions, clock: Clock
 ) -> None:
     sessions, others = open_sessions(on_resume="reject"), open_sessions(on_resume="reject")
     graph = sessions.attach(slow_graph(clock, lambda: others.sweep()))
@@ -309,7 +297,7 @@ def test_a_session_that_another_process_expired_during_a_run_is_active_after_it(
 # Sweeping
 
 
-def test_a_dry_sweep_says_what_a_sweep_then_does(open_sessions: Open, clock: Clock) -> None:
+def test_a_dry_sweep_says_what_a_sweep_then_does(open_sessions: OpenSessions, clock: Clock) -> None:
     sessions = open_sessions(on_expire="keep")
     with_a_turn(sessions, user_id="alice")
     clock.advance(minutes=30)
@@ -325,7 +313,9 @@ def test_a_dry_sweep_says_what_a_sweep_then_does(open_sessions: Open, clock: Clo
     assert said(session) == TURN
 
 
-def test_delete_leaves_nothing_and_the_id_may_be_used_again(open_sessions: Open, clock: Clock, tmp_path: Path) -> None:
+def test_delete_leaves_nothing_and_the_id_may_be_used_again(
+    open_sessions: OpenSessions, clock: Clock, tmp_path: Path
+) -> None:
     sessions = open_sessions(on_expire="delete")
     graph, config = with_a_turn(sessions)
     sessions.open("other")
@@ -344,7 +334,9 @@ def test_delete_leaves_nothing_and_the_id_may_be_used_again(open_sessions: Open,
 
 
 @pytest.mark.parametrize("how", ["sweep", "delete_thread", "delete"])
-def test_what_was_deleted_is_recorded_again_when_it_is_said_again(how: str, open_sessions: Open, clock: Clock) -> None:
+def test_what_was_deleted_is_recorded_again_when_it_is_said_again(
+    how: str, open_sessions: OpenSessions, clock: Clock
+) -> None:
     sessions = open_sessions(on_expire="delete")
     graph = agents.chat()
     config = {**sessions.config("t"), "callbacks": [sessions.recorder]}
@@ -360,7 +352,7 @@ def test_what_was_deleted_is_recorded_again_when_it_is_said_again(how: str, open
     assert said(sessions.get("t")) == TURN
 
 
-async def test_a_sweep_at_a_given_time_ends_what_is_due_then(open_sessions: Open, clock: Clock) -> None:
+async def test_a_sweep_at_a_given_time_ends_what_is_due_then(open_sessions: OpenSessions, clock: Clock) -> None:
     from datetime import timedelta
 
     sessions = open_sessions()
@@ -376,7 +368,9 @@ def elsewhere(path: Path) -> None:
     connection.close()
 
 
-def test_a_sweep_stays_one_processs_however_long_hooks_take(open_sessions: Open, clock: Clock, tmp_path: Path) -> None:
+def test_a_sweep_stays_one_processs_however_long_hooks_take(
+    open_sessions: OpenSessions, clock: Clock, tmp_path: Path
+) -> None:
     sessions, others = open_sessions(), open_sessions()
     sweeps: list[Any] = []
 
@@ -394,7 +388,7 @@ def test_a_sweep_stays_one_processs_however_long_hooks_take(open_sessions: Open,
 
 
 def test_each_transaction_of_a_sweep_tells_that_it_goes_on(
-    open_sessions: Open, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    open_sessions: OpenSessions, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from session_middleware.storage.sql.sessions import engine
 
@@ -418,7 +412,7 @@ def test_each_transaction_of_a_sweep_tells_that_it_goes_on(
     assert sweeps == [[], []]
 
 
-def test_a_sweep_whose_turn_is_over_leaves_the_rest_to_the_next(open_sessions: Open, clock: Clock) -> None:
+def test_a_sweep_whose_turn_is_over_leaves_the_rest_to_the_next(open_sessions: OpenSessions, clock: Clock) -> None:
     sessions, others = open_sessions(), open_sessions()
     sessions.open("t")
     clock.advance(minutes=30)
@@ -444,7 +438,7 @@ def test_a_sweep_whose_turn_is_over_leaves_the_rest_to_the_next(open_sessions: O
     ids=["on_expire", "older_than"],
 )
 async def test_a_run_holds_its_session_from_its_first_look(
-    sweep: Any, part: str, on_resume: Any, open_sessions: Open, clock: Clock
+    sweep: Any, part: str, on_resume: Any, open_sessions: OpenSessions, clock: Clock
 ) -> None:
     settings: Any = {"on_expire": "delete", "on_resume": on_resume}
     sessions, others = open_sessions(**settings), open_sessions(**settings)
@@ -471,7 +465,7 @@ async def test_a_run_holds_its_session_from_its_first_look(
     assert not sessions.get("t").is_running
 
 
-def test_a_session_that_was_swept_before_a_run_looks_is_opened_anew(open_sessions: Open, clock: Clock) -> None:
+def test_a_session_that_was_swept_before_a_run_looks_is_opened_anew(open_sessions: OpenSessions, clock: Clock) -> None:
     sessions, others = open_sessions(on_expire="delete"), open_sessions(on_expire="delete")
     graph, config = with_a_turn(sessions)
     clock.advance(hours=1)

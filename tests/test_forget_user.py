@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,10 @@ from tests.conftest import Clock
 from tests.support import agents
 from tests.support.agents import human, said
 
+pytestmark = [pytest.mark.sessions(idle_timeout="1h"), pytest.mark.usefixtures("clock")]
+
 PLANTED = "PLUGHXYZZY"  # in what alice says, in her id and in those of her sessions
 ALICE = f"alice-{PLANTED}"
-
-
-@pytest.fixture
-def sessions(tmp_path: Path, clock: Clock) -> Iterator[Sessions]:
-    with Sessions(tmp_path / "sessions.db", clock=clock, idle_timeout="1h") as sessions:
-        yield sessions
 
 
 @pytest.fixture

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,13 +13,7 @@ from session_middleware import Sessions
 from tests.support import agents
 from tests.support.agents import human, said
 
-
-@pytest.fixture
-def sessions(tmp_path: Path) -> Iterator[Sessions]:
-    with Sessions(tmp_path / "sessions.db") as sessions:
-        yield sessions
-        assert sessions.check() == []
-        assert sessions.check(deep=True) == []
+pytestmark = pytest.mark.usefixtures("consistent")
 
 
 def texts(session: Any, **options: Any) -> list[str]:

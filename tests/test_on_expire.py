@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,13 @@ from session_middleware.models import utc_now
 from session_middleware.settings import load_settings
 from session_middleware.storage.sql.engine import SqliteStorage
 from session_middleware.storage.sql.sessions import expiry
-from tests.conftest import Clock
+from tests.conftest import Clock, OpenSessions
 from tests.support import agents
 from tests.support.agents import human, said
 
-Open = Callable[..., Sessions]
-
 
 @pytest.fixture
-def open_sessions(tmp_path: Path, clock: Clock) -> Iterator[Open]:
+def open_sessions(tmp_path: Path, clock: Clock) -> Iterator[OpenSessions]:
     opened: list[Sessions] = []
 
     def open_(**settings: Any) -> Sessions:
@@ -51,7 +49,7 @@ def swept(sessions: Sessions) -> list[tuple[str, str, str]]:
 
 @pytest.mark.parametrize(("action", "status"), [("delete", "deleted"), ("archive", "archived")])
 def test_a_session_kept_at_first_goes_when_the_setting_says_so(
-    action: str, status: str, open_sessions: Open, clock: Clock
+    action: str, status: str, open_sessions: OpenSessions, clock: Clock
 ) -> None:
     expired(open_sessions(), clock)
     sessions = open_sessions(on_expire=action)
@@ -65,7 +63,7 @@ def test_a_session_kept_at_first_goes_when_the_setting_says_so(
 
 
 def test_a_session_kept_at_first_is_pruned_once_and_each_time_it_expires_anew(
-    open_sessions: Open, clock: Clock
+    open_sessions: OpenSessions, clock: Clock
 ) -> None:
     expired(open_sessions(), clock)
     sessions = open_sessions(on_expire="prune")
@@ -83,7 +81,7 @@ def test_a_session_kept_at_first_is_pruned_once_and_each_time_it_expires_anew(
     assert swept(open_sessions(on_expire="delete")) == [("t", "on_expire", "delete")]
 
 
-def test_its_own_on_expire_holds_when_it_is_set_after_it_expired(open_sessions: Open, clock: Clock) -> None:
+def test_its_own_on_expire_holds_when_it_is_set_after_it_expired(open_sessions: OpenSessions, clock: Clock) -> None:
     sessions = open_sessions()
     session = expired(sessions, clock)
     session.update(on_expire="delete")
@@ -95,14 +93,14 @@ def test_its_own_on_expire_holds_when_it_is_set_after_it_expired(open_sessions: 
     assert sessions.find("t") is None
 
 
-def test_its_own_keep_holds_when_all_others_go(open_sessions: Open, clock: Clock) -> None:
+def test_its_own_keep_holds_when_all_others_go(open_sessions: OpenSessions, clock: Clock) -> None:
     sessions = open_sessions()
     expired(sessions, clock).update(on_expire="keep")
     assert swept(open_sessions(on_expire="delete")) == []
 
 
 def test_a_session_that_expired_because_of_the_limit_goes_with_the_next_sweep(
-    open_sessions: Open, clock: Clock
+    open_sessions: OpenSessions, clock: Clock
 ) -> None:
     sessions = open_sessions(max_sessions_per_user=1, on_limit="expire_oldest", on_expire="delete")
     sessions.open("a", user_id="alice")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -16,20 +16,10 @@ from langgraph.types import Command
 from session_middleware import InvalidIdentity, SessionAccessDenied, SessionError, Sessions
 from tests.support import agents
 from tests.support.agents import human, said
+from tests.support.pairwise import pairwise
 
 SECRET = "XYZZY-what-the-stranger-said"
 OWNERS = "PLUGH-what-the-owner-said"
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "sessions.db"
-
-
-@pytest.fixture
-def sessions(path: Path) -> Iterator[Sessions]:
-    with Sessions(path) as sessions:
-        yield sessions
 
 
 @pytest.fixture
@@ -117,9 +107,7 @@ def everything_stored(path: Path) -> bytes:
     return b"".join(file.read_bytes() for file in sorted(path.parent.iterdir()) if file.is_file())
 
 
-@pytest.mark.parametrize("stranger", ["mallory", None])
-@pytest.mark.parametrize("written", [raw, proper], ids=["raw", "proper"])
-@pytest.mark.parametrize("door", DOORS, ids=lambda door: door.__name__)
+@pairwise(door=DOORS, written=[raw, proper], stranger=["mallory", None])
 async def test_a_stranger_is_refused_at_every_door_and_leaves_only_an_event(
     door: Door, written: Callable[..., Any], stranger: str | None, graph: Any, sessions: Sessions, path: Path
 ) -> None:

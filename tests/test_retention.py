@@ -2,36 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
 from langchain_core.tools import tool
 
-from session_middleware import SessionClosed, SessionExpired, SessionLimitReached, Sessions
+from session_middleware import SessionClosed, SessionExpired, SessionLimitReached
 from session_middleware.models import Identity
 from session_middleware.storage.record_entries import MessageEntry
 from session_middleware.storage.run import RunContext
-from tests.conftest import Clock
+from tests.conftest import Clock, OpenSessions
 from tests.support import agents
 from tests.support.agents import human, said
 
-Open = Callable[..., Sessions]
-
-
-@pytest.fixture
-def open_sessions(tmp_path: Path, clock: Clock) -> Iterator[Open]:
-    opened: list[Sessions] = []
-
-    def open_(**settings: Any) -> Sessions:
-        opened.append(Sessions(tmp_path / "sessions.db", **{"idle_timeout": "30m", "clock": clock} | settings))
-        return opened[-1]
-
-    yield open_
-    for sessions in opened:
-        sessions.close()
+pytestmark = [pytest.mark.sessions(idle_timeout="30m"), pytest.mark.usefixtures("clock")]
 
 
 def kinds(session: Any) -> list[str]:
@@ -41,7 +26,7 @@ def kinds(session: Any) -> list[str]:
 # Pruning and deleting
 
 
-def test_prune_keeps_the_latest_checkpoint_and_the_record(open_sessions: Open, clock: Clock) -> None:
+def test_prune_keeps_the_latest_checkpoint_and_the_record(open_sessions: OpenSessions, clock: Clock) -> None:
     sessions = open_sessions(on_expire="prune")
     graph, config = sessions.attach(agents.chat()), sessions.config("t")
     for text in ("one", "two"):
@@ -55,7 +40,9 @@ def test_prune_keeps_the_latest_checkpoint_and_the_record(open_sessions: Open, c
     assert len(graph.invoke(human("three"), config)["messages"]) == 6
 
 
-def test_retention_deletes_what_has_ended_long_ago_and_remembers_the_id(open_sessions: Open, clock: Clock) -> None:
+def test_retention_deletes_what_has_ended_long_ago_and_remembers_the_id(
+    open_sessions: OpenSessions, clock: Clock
+) -> None:
     sessions = open_sessions(retention="7d")
     sessions.open("t", user_id="alice").complete()
     sessions.open("short", retention="1d").abandon()
@@ -75,7 +62,7 @@ def test_retention_deletes_what_has_ended_long_ago_and_remembers_the_id(open_ses
     assert [e.session_id for e in sessions.sweep()] == ["idle"]
 
 
-def test_one_sweep_ends_and_deletes_what_has_been_due_for_both(open_sessions: Open, clock: Clock) -> None:
+def test_one_sweep_ends_and_deletes_what_has_been_due_for_both(open_sessions: OpenSessions, clock: Clock) -> None:
     sessions = open_sessions(retention="1d")
     sessions.open("t")
     clock.advance(days=2)
@@ -83,7 +70,7 @@ def test_one_sweep_ends_and_deletes_what_has_been_due_for_both(open_sessions: Op
     assert sessions.find("t") is None
 
 
-def test_older_than_cleans_by_age_and_status(open_sessions: Open, clock: Clock) -> None:
+def test_older_than_cleans_by_age_and_status(open_sessions: OpenSessions, clock: Clock) -> None:
     sessions = open_sessions(idle_timeout=None)
     for name in ("a", "b"):
         sessions.open(name)
@@ -106,7 +93,7 @@ def test_older_than_cleans_by_age_and_status(open_sessions: Open, clock: Clock) 
 @pytest.mark.parametrize("part", ["attached", "checkpointer"])
 @pytest.mark.parametrize("reopened", [False, True])
 def test_a_run_that_is_slower_than_its_sessions_deletion_brings_nothing_back(
-    reopened: bool, part: str, open_sessions: Open
+    reopened: bool, part: str, open_sessions: OpenSessions
 ) -> None:
     sessions, others = open_sessions(), open_sessions()
 
@@ -134,7 +121,7 @@ def test_a_run_that_is_slower_than_its_sessions_deletion_brings_nothing_back(
     assert sessions.check(deep=True) == []
 
 
-def test_a_deleted_id_is_resumed_as_on_resume_says(open_sessions: Open) -> None:
+def test_a_deleted_id_is_resumed_as_on_resume_says(open_sessions: OpenSessions) -> None:
     strict, lenient = open_sessions(on_resume="reject"), open_sessions()
     strict.open("t")
     strict.delete("t")
@@ -145,7 +132,7 @@ def test_a_deleted_id_is_resumed_as_on_resume_says(open_sessions: Open) -> None:
     assert (lenient.get("t").incarnation, kinds(lenient.get("t"))) == (2, ["opened"])
 
 
-def test_a_visit_of_another_process_that_looked_before_the_deletion_is_refused(open_sessions: Open) -> None:
+def test_a_visit_of_another_process_that_looked_before_the_deletion_is_refused(open_sessions: OpenSessions) -> None:
     sessions = open_sessions()
     storage = sessions._storage
     sessions.open("t")
@@ -160,7 +147,7 @@ def test_a_visit_of_another_process_that_looked_before_the_deletion_is_refused(o
 # Limits
 
 
-def test_a_limit_refuses_one_more_and_counts_only_what_is_open(open_sessions: Open, clock: Clock) -> None:
+def test_a_limit_refuses_one_more_and_counts_only_what_is_open(open_sessions: OpenSessions, clock: Clock) -> None:
     sessions = open_sessions(max_sessions=3, max_sessions_per_user=2)
     graph = sessions.attach(agents.chat())
     for name in ("a", "b"):
@@ -182,7 +169,7 @@ def test_a_limit_refuses_one_more_and_counts_only_what_is_open(open_sessions: Op
     graph.invoke(human("hi"), sessions.config("a", user_id="alice"))
 
 
-def test_expire_oldest_makes_room_of_what_was_used_least_recently(open_sessions: Open, clock: Clock) -> None:
+def test_expire_oldest_makes_room_of_what_was_used_least_recently(open_sessions: OpenSessions, clock: Clock) -> None:
     sessions = open_sessions(max_sessions=2, on_limit="expire_oldest")
     sessions.open("pinned").pin()
     clock.advance(minutes=1)
@@ -199,7 +186,7 @@ def test_expire_oldest_makes_room_of_what_was_used_least_recently(open_sessions:
 # Sweeping
 
 
-def test_one_process_sweeps_at_a_time(open_sessions: Open, clock: Clock) -> None:
+def test_one_process_sweeps_at_a_time(open_sessions: OpenSessions, clock: Clock) -> None:
     sessions, others = open_sessions(), open_sessions()
     sessions.open("t")
     clock.advance(hours=1)
@@ -209,7 +196,7 @@ def test_one_process_sweeps_at_a_time(open_sessions: Open, clock: Clock) -> None
     assert [ended.session_id for ended in sessions.sweep()] == ["t"]
 
 
-def test_writes_whose_checkpoint_never_came_are_swept_away(open_sessions: Open, clock: Clock) -> None:
+def test_writes_whose_checkpoint_never_came_are_swept_away(open_sessions: OpenSessions, clock: Clock) -> None:
     sessions = open_sessions()
     graph, config = sessions.attach(agents.chat()), sessions.config("t")
     graph.invoke(human("hi"), config)
@@ -227,7 +214,7 @@ def test_writes_whose_checkpoint_never_came_are_swept_away(open_sessions: Open, 
     assert kinds(sessions.get("t"))[-1] == "repaired"
 
 
-def test_a_sweep_goes_on_beside_runs_by_itself(open_sessions: Open, clock: Clock) -> None:
+def test_a_sweep_goes_on_beside_runs_by_itself(open_sessions: OpenSessions, clock: Clock) -> None:
     sessions = open_sessions(sweep_interval="1h")
     sessions.open("t")
     clock.advance(hours=1)

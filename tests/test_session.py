@@ -6,8 +6,7 @@ import asyncio
 import copy
 import inspect
 import pickle
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,6 +17,7 @@ from session_middleware import Session, SessionClosed, SessionError, SessionNotF
 from session_middleware.models import SessionInfo
 from tests.support import agents
 from tests.support.agents import human
+from tests.support.pairwise import pairwise
 
 USES: dict[str, Callable[[Session], Any]] = {
     "messages": lambda s: s.messages(),
@@ -55,20 +55,12 @@ USES: dict[str, Callable[[Session], Any]] = {
 }
 
 
-@pytest.fixture
-def sessions(tmp_path: Path) -> Iterator[Sessions]:
-    with Sessions(tmp_path / "sessions.db") as sessions:
-        yield sessions
-
-
 def handle(sessions: Sessions, *, guarded: bool) -> Session:
     session: Session = (sessions.for_user("alice") if guarded else sessions).get("t")
     return session
 
 
-@pytest.mark.parametrize("reopened", [False, True], ids=["gone", "reopened"])
-@pytest.mark.parametrize("guarded", [False, True], ids=["operator", "user"])
-@pytest.mark.parametrize("use", USES)
+@pairwise(use=USES, guarded=[False, True], reopened=[False, True])
 def test_a_session_that_was_deleted_says_so_whatever_is_asked_of_it(
     use: str, guarded: bool, reopened: bool, sessions: Sessions
 ) -> None:

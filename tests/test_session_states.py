@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from session_middleware import InvalidTransition, SessionClosed, SessionExists, SessionNotFound, Sessions
+from session_middleware import InvalidTransition, SessionClosed, SessionExists, SessionNotFound
 from session_middleware.errors import InvalidSettings, UnknownStatus
-from tests.conftest import Clock
+from tests.conftest import Clock, OpenSessions
 from tests.support import agents
 from tests.support.agents import human, said
 
-Open = Callable[..., Sessions]
-
-
-@pytest.fixture
-def open_sessions(tmp_path: Path, clock: Clock) -> Iterator[Open]:
-    opened: list[Sessions] = []
-
-    def open_(**settings: Any) -> Sessions:
-        opened.append(Sessions(tmp_path / "sessions.db", **{"idle_timeout": "30m", "clock": clock} | settings))
-        return opened[-1]
-
-    yield open_
-    for sessions in opened:
-        assert sessions.recorder.faults == 0
-        sessions.close()
+pytestmark = [pytest.mark.sessions(idle_timeout="30m"), pytest.mark.usefixtures("clock")]
 
 
 def events(session: Any) -> list[tuple[str, str | None]]:
@@ -40,7 +24,7 @@ def events(session: Any) -> list[tuple[str, str | None]]:
 
 
 @pytest.mark.parametrize("end", ["complete", "fail", "abandon"])
-def test_a_session_is_ended_with_a_reason_and_reopened_by_the_next_run(end: str, open_sessions: Open) -> None:
+def test_a_session_is_ended_with_a_reason_and_reopened_by_the_next_run(end: str, open_sessions: OpenSessions) -> None:
     sessions = open_sessions()
     graph = sessions.attach(agents.chat())
     graph.invoke(human("hi"), sessions.config("t"))
@@ -58,7 +42,9 @@ def test_a_session_is_ended_with_a_reason_and_reopened_by_the_next_run(end: str,
     assert len(said(again)) == 4
 
 
-async def test_an_ended_session_refuses_runs_where_on_closed_says_so_and_may_still_be_read(open_sessions: Open) -> None:
+async def test_an_ended_session_refuses_runs_where_on_closed_says_so_and_may_still_be_read(
+    open_sessions: OpenSessions,
+) -> None:
     sessions = open_sessions(on_closed="reject")
     graph = sessions.attach(agents.chat())
     graph.invoke(human("hi"), sessions.config("t"))
@@ -78,7 +64,7 @@ async def test_an_ended_session_refuses_runs_where_on_closed_says_so_and_may_sti
     assert events(session)[-1] == ("denied", "closed")
 
 
-def test_what_cannot_follow_is_refused_naming_both_states(open_sessions: Open, clock: Clock) -> None:
+def test_what_cannot_follow_is_refused_naming_both_states(open_sessions: OpenSessions, clock: Clock) -> None:
     sessions = open_sessions()
     session = sessions.open("t")
     session.complete()
@@ -98,7 +84,7 @@ def test_what_cannot_follow_is_refused_naming_both_states(open_sessions: Open, c
 
 
 @pytest.mark.parametrize("swept", [True, False])
-def test_one_that_has_expired_is_not_revived_by_a_pin(open_sessions: Open, clock: Clock, swept: bool) -> None:
+def test_one_that_has_expired_is_not_revived_by_a_pin(open_sessions: OpenSessions, clock: Clock, swept: bool) -> None:
     sessions = open_sessions(on_expire="prune")
     session = sessions.open("t")
     clock.advance(hours=1)
@@ -111,7 +97,7 @@ def test_one_that_has_expired_is_not_revived_by_a_pin(open_sessions: Open, clock
     assert [event.kind for event in session.events()] == ["opened", "expired", "pinned", "unpinned"]
 
 
-def test_a_session_that_is_ended_by_its_own_run_stays_ended(open_sessions: Open) -> None:
+def test_a_session_that_is_ended_by_its_own_run_stays_ended(open_sessions: OpenSessions) -> None:
     from langgraph.graph import START, MessagesState, StateGraph
 
     sessions = open_sessions()
@@ -127,7 +113,7 @@ def test_a_session_that_is_ended_by_its_own_run_stays_ended(open_sessions: Open)
     assert session.runs()[-1].outcome == "ok"
 
 
-def test_a_failure_keeps_its_error(open_sessions: Open) -> None:
+def test_a_failure_keeps_its_error(open_sessions: OpenSessions) -> None:
     session = open_sessions().open("t")
     session.fail(ValueError("no more tea"))
     assert session.events()[-1].detail == {"error": "ValueError: no more tea"}
@@ -136,7 +122,7 @@ def test_a_failure_keeps_its_error(open_sessions: Open) -> None:
 # Keeping alive
 
 
-def test_a_ping_keeps_alive_and_tells_until_when(open_sessions: Open, clock: Clock) -> None:
+def test_a_ping_keeps_alive_and_tells_until_when(open_sessions: OpenSessions, clock: Clock) -> None:
     sessions = open_sessions()
     session = sessions.open("t")
     for _ in range(3):
@@ -146,7 +132,9 @@ def test_a_ping_keeps_alive_and_tells_until_when(open_sessions: Open, clock: Clo
     assert open_sessions(idle_timeout=None).get("t").ping() is None
 
 
-def test_a_pin_exempts_from_expiry_and_cleaning_until_it_is_taken_away(open_sessions: Open, clock: Clock) -> None:
+def test_a_pin_exempts_from_expiry_and_cleaning_until_it_is_taken_away(
+    open_sessions: OpenSessions, clock: Clock
+) -> None:
     sessions = open_sessions(on_expire="delete", retention="1h")
     pinned = sessions.open("t").pin("lawsuit 12/4", by="legal@example.com")
     assert (pinned.pinned.why, pinned.pinned.by, pinned.pinned.at) == ("lawsuit 12/4", "legal@example.com", clock())
@@ -165,7 +153,7 @@ def test_a_pin_exempts_from_expiry_and_cleaning_until_it_is_taken_away(open_sess
 # Terms of its own
 
 
-def test_a_session_may_have_terms_of_its_own(open_sessions: Open, clock: Clock) -> None:
+def test_a_session_may_have_terms_of_its_own(open_sessions: OpenSessions, clock: Clock) -> None:
     sessions = open_sessions()
     sessions.open("short", idle_timeout="1m")
     sessions.open("never", idle_timeout="never")
@@ -190,7 +178,9 @@ def test_a_session_may_have_terms_of_its_own(open_sessions: Open, clock: Clock) 
         sessions.open("x", idle_timeout="soon")
 
 
-def test_a_session_expires_by_its_age_however_active_but_not_in_a_run(open_sessions: Open, clock: Clock) -> None:
+def test_a_session_expires_by_its_age_however_active_but_not_in_a_run(
+    open_sessions: OpenSessions, clock: Clock
+) -> None:
     from langchain_core.tools import tool
 
     sessions = open_sessions(max_age="2h")
@@ -217,7 +207,7 @@ def test_a_session_expires_by_its_age_however_active_but_not_in_a_run(open_sessi
     assert sessions.get("young").status == "expired"
 
 
-def test_settings_hold_for_sessions_that_were_there_before(open_sessions: Open, clock: Clock) -> None:
+def test_settings_hold_for_sessions_that_were_there_before(open_sessions: OpenSessions, clock: Clock) -> None:
     open_sessions(idle_timeout=None).open("t")
     clock.advance(days=3)
     later = open_sessions(idle_timeout="1d")
@@ -227,7 +217,7 @@ def test_settings_hold_for_sessions_that_were_there_before(open_sessions: Open, 
     assert open_sessions(idle_timeout=None, max_age="2d").get("t").reason == "max_age"
 
 
-def test_a_copy_begins_its_time_when_it_is_made(open_sessions: Open, clock: Clock) -> None:
+def test_a_copy_begins_its_time_when_it_is_made(open_sessions: OpenSessions, clock: Clock) -> None:
     sessions = open_sessions(max_age="1h")
     graph = sessions.attach(agents.chat())
     graph.invoke(human("hi"), sessions.config("t"))
@@ -239,7 +229,7 @@ def test_a_copy_begins_its_time_when_it_is_made(open_sessions: Open, clock: Cloc
 # Knowing about it
 
 
-def test_explain_says_why_and_what_comes_next(open_sessions: Open, clock: Clock) -> None:
+def test_explain_says_why_and_what_comes_next(open_sessions: OpenSessions, clock: Clock) -> None:
     sessions = open_sessions(retention="1d")
     session = sessions.open("t")
     due = clock() + timedelta(minutes=30)
@@ -260,14 +250,14 @@ def test_explain_says_why_and_what_comes_next(open_sessions: Open, clock: Clock)
     assert session.id == "t"
 
 
-def test_context_and_metadata_merge_at_every_depth_and_none_takes_away(open_sessions: Open) -> None:
+def test_context_and_metadata_merge_at_every_depth_and_none_takes_away(open_sessions: OpenSessions) -> None:
     sessions = open_sessions()
     session = sessions.open("t", context={"units": {"length": "m", "mass": "kg"}, "language": "de"})
     session = session.update(context={"units": {"mass": "lb"}, "language": None, "tone": "short"})
     assert session.context == sessions.get("t").context == {"units": {"length": "m", "mass": "lb"}, "tone": "short"}
 
 
-def test_a_session_knows_its_client_and_when_it_comes_and_goes(open_sessions: Open) -> None:
+def test_a_session_knows_its_client_and_when_it_comes_and_goes(open_sessions: OpenSessions) -> None:
     session = open_sessions().open("t", client={"name": "web", "version": "2.1"})
     session = session.connect(name="phone", capabilities=["images"])
     assert session.client == {"name": "phone", "version": "2.1", "capabilities": ["images"]}
@@ -280,7 +270,7 @@ def test_a_session_knows_its_client_and_when_it_comes_and_goes(open_sessions: Op
     ]
 
 
-def test_stats_count_what_went_in_and_out(open_sessions: Open, clock: Clock) -> None:
+def test_stats_count_what_went_in_and_out(open_sessions: OpenSessions, clock: Clock) -> None:
     sessions = open_sessions()
     graph = sessions.attach(agents.tool_graph())
     graph.invoke(human("look up tea"), sessions.config("t"))
@@ -290,7 +280,7 @@ def test_stats_count_what_went_in_and_out(open_sessions: Open, clock: Clock) -> 
     assert stats.bytes > 500
 
 
-def test_a_status_nobody_knows_is_refused_and_a_name_that_is_nearly_right(open_sessions: Open) -> None:
+def test_a_status_nobody_knows_is_refused_and_a_name_that_is_nearly_right(open_sessions: OpenSessions) -> None:
     sessions = open_sessions()
     for ask in (lambda: sessions.list(status="done"), lambda: sessions.count(status="foo")):
         with pytest.raises(UnknownStatus, match="completed"):
@@ -306,14 +296,14 @@ def test_a_status_nobody_knows_is_refused_and_a_name_that_is_nearly_right(open_s
     assert sessions.config("t", model="large", checkpoint_id="1")["configurable"]["model"] == "large"
 
 
-def test_an_empty_title_takes_it_away_and_none_leaves_it(open_sessions: Open) -> None:
+def test_an_empty_title_takes_it_away_and_none_leaves_it(open_sessions: OpenSessions) -> None:
     session = open_sessions().open("t", title="Tea", purpose="support", tags=["x"])
     assert session.update(title=None).title == "Tea"
     cleared = session.update(title="", purpose="", tags=[])
     assert (cleared.title, cleared.purpose, cleared.tags) == (None, None, ())
 
 
-async def test_a_copy_keeps_title_tags_and_metadata_and_is_its_owners(open_sessions: Open) -> None:
+async def test_a_copy_keeps_title_tags_and_metadata_and_is_its_owners(open_sessions: OpenSessions) -> None:
     sessions = open_sessions()
     details: dict[str, Any] = {"title": "Tea", "purpose": "support", "tags": ["x"], "metadata": {"a": {"b": 1}}}
     graph = sessions.attach(agents.chat())

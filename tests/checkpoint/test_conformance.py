@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -24,13 +24,9 @@ from session_middleware import Sessions
 from tests.support import agents
 from tests.support.agents import GRAPHS, human, said
 
+pytestmark = pytest.mark.usefixtures("storage_url")
+
 ALL = {"put", "put_writes", "get_tuple", "list", "delete_thread", "delete_for_runs", "copy_thread", "prune"}
-
-
-@pytest.fixture
-def sessions(storage_url: str) -> Iterator[Sessions]:
-    with Sessions(storage_url) as sessions:
-        yield sessions
 
 
 class Synchronous(BaseCheckpointSaver[Any]):

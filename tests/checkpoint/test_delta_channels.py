@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import pytest
@@ -62,12 +62,6 @@ def talk(graph: Any, session_id: str, first: int, last: int, **options: Any) -> 
     for number in range(first, last):
         message = HumanMessage(f"turn {number}", id=f"h{number}")
         graph.invoke({"messages": [message]}, configured(session_id, number), **options)
-
-
-@pytest.fixture
-def sessions(storage_url: str) -> Iterator[Sessions]:
-    with Sessions(storage_url) as sessions:
-        yield sessions
 
 
 @pytest.fixture

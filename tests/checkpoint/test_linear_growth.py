@@ -11,7 +11,7 @@ from langgraph.graph import START, MessagesState, StateGraph
 
 from session_middleware import Sessions
 
-TURNS, TEXT = 60, "lorem ipsum dolor sit amet " * 8
+TURNS, TEXT = 40, "lorem ipsum dolor sit amet " * 8
 
 
 def echo() -> Any:
@@ -38,6 +38,7 @@ def stored(path: Path, session_id: str) -> int:
     return int(blobs) + 20 * int(items)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sends_history", [False, True], ids=["new message only", "whole history"])
 @pytest.mark.parametrize("make", [echo, nested])
 def test_twice_the_turns_are_twice_the_bytes(make: Any, sends_history: bool, tmp_path: Path) -> None:

@@ -77,13 +77,6 @@ def agent(price: Any) -> Any:
 MAKERS: list[Callable[[Any], Any]] = [tool_graph, agent]
 
 
-@pytest.fixture
-def sessions(tmp_path: Any) -> Iterator[Sessions]:
-    with Sessions(tmp_path / "sessions.db") as sessions:
-        yield sessions
-        assert sessions.recorder.faults == 0
-
-
 async def cut_off(runner: Runner, graph: Any, config: Any, text: str = "both tea") -> None:
     with pytest.raises(CutOff):
         await runner(graph, human(text), config)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from langgraph.types import Command
 from session_middleware import Sessions
 from tests.support import scenarios
 from tests.support.scenarios import CONFIG, SCENARIOS, Runner, plain, say, seen
+
+pytestmark = pytest.mark.sessions(synchronous="normal")
 
 Scenario = Callable[[Any, Runner], Awaitable[tuple[Any, Any]]]
 
@@ -39,13 +41,6 @@ def encrypted() -> EncryptedSerializer:
     return EncryptedSerializer.from_pycryptodome_aes(key=b"0123456789abcdef")
 
 
-@pytest.fixture
-def sessions(tmp_path: Path) -> Iterator[Sessions]:
-    with Sessions(tmp_path / "sessions.db", synchronous="normal") as sessions:
-        yield sessions
-        assert sessions.recorder.faults == 0
-
-
 async def compared(scenario: Scenario, by: Runner, path: Path, make_serde: Callable[[], Any] = lambda: None) -> None:
     """Play it on both; then our file is opened by one that knows nothing."""
     serde, seen = make_serde(), partial(scenarios.seen, tasks=scenario not in scenarios.RACING)
@@ -64,16 +59,16 @@ async def compared(scenario: Scenario, by: Runner, path: Path, make_serde: Calla
         assert seen([ours.get_state(CONFIG)])[0][0] == history[0][0]
 
 
-WAYS = [
-    pytest.param(scenario, durability, id=f"{scenario.__name__}-{durability}")
-    for scenario in SCENARIOS
-    for durability in ("sync", "async", "exit")
+WAYS = [  # every scenario with every durability; `invoke` and `ainvoke` alternate, so that both meet each of these
+    pytest.param(scenario, durability, is_async, id=f"{scenario.__name__}-{durability}-{'a' * is_async}invoke")
+    for number, scenario in enumerate(SCENARIOS)
+    for place, durability in enumerate(("sync", "async", "exit"))
+    for is_async in [(number + place) % 2 == 1]
     if (durability, scenario) not in scenarios.UNDEFINED
 ]
 
 
-@pytest.mark.parametrize("is_async", [False, True], ids=["invoke", "ainvoke"])
-@pytest.mark.parametrize(("scenario", "durability"), WAYS)
+@pytest.mark.parametrize(("scenario", "durability", "is_async"), WAYS)
 async def test_answers_and_history_are_those_of_langgraphs_own_saver(
     scenario: Scenario, durability: str, is_async: bool, tmp_path: Path
 ) -> None:

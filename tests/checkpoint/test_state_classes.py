@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import add
 from pathlib import Path
@@ -21,6 +19,7 @@ from langgraph.types import Command, Send, interrupt
 from pydantic import BaseModel, Field
 
 from session_middleware import Sessions, UnserializableValue
+from tests.support import processes
 from tests.support.agents import human
 from tests.support.classes import (
     VALUES,
@@ -209,9 +208,7 @@ with Sessions("sessions.db") as sessions:
         "    assert found == [app_state.Order(n=1, parts=[app_state.Order(n=2)]), 5], found\n",
     ]
     for step in steps:
-        command = [sys.executable, "-c", common + step]
-        environment = {"PYTHONPATH": f"{Path(__file__).parents[2]}:{tmp_path}"}
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        done = processes.run("-c", f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\n" + common + step)
         assert (done.returncode, done.stderr) == (0, "")
 
 

@@ -401,6 +401,7 @@ def test_chat_with_a_model_finishes_a_turn_that_was_cut_off(
 # As a process
 
 
+@pytest.mark.slow
 def test_chat_in_processes_of_its_own(tmp_path: Path) -> None:
     command = [*COMMAND, "chat", "--db", str(tmp_path / "chat.db"), "--thread", "t1"]
     for said, answer in (("my name is Ada\n", "said 1 thing here"), ("what is my name?\n", "'my name is Ada'")):

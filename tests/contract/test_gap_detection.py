@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 from langgraph.checkpoint.base import empty_checkpoint
 
-from session_middleware import Sessions, StorageError
-
-
-@pytest.fixture
-def sessions(tmp_path: Path) -> Any:
-    with Sessions(tmp_path / "sessions.db") as sessions:
-        yield sessions
+from session_middleware import StorageError
 
 
 def at(checkpoint_id: str | None = None, thread: str = "t", ns: str = "") -> Any:

@@ -231,8 +231,8 @@ class Machine(RuleBasedStateMachine):
             assert self.storage.count_sessions(where) == int(status == seen.status)
 
 
-TestLifecycle = Machine.TestCase
-TestLifecycle.settings = hypothesis_settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestLifecycle = pytest.mark.slow(Machine.TestCase)
+TestLifecycle.settings = hypothesis_settings(max_examples=30, stateful_step_count=30, deadline=None)
 
 
 @pytest.mark.parametrize("status", get_args(Status))

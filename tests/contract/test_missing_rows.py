@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,17 +9,18 @@ from langchain_core.messages import HumanMessage
 
 from session_middleware import Sessions
 from session_middleware.errors import StorageError
+from tests.conftest import OpenSessions
 from tests.faults.test_saver import graph
 
 
 @pytest.fixture
-def sessions(tmp_path: Path) -> Any:
-    with Sessions(tmp_path / "sessions.db") as sessions:
-        agent = graph().compile(checkpointer=sessions.checkpointer)
-        for session_id in ("t", "other"):
-            for number in range(2):
-                agent.invoke({"messages": [HumanMessage("hi", id=f"h{number}")]}, sessions.config(session_id))
-        yield sessions
+def sessions(open_sessions: OpenSessions) -> Sessions:
+    sessions = open_sessions()
+    agent = graph().compile(checkpointer=sessions.checkpointer)
+    for session_id in ("t", "other"):
+        for number in range(2):
+            agent.invoke({"messages": [HumanMessage("hi", id=f"h{number}")]}, sessions.config(session_id))
+    return sessions
 
 
 def vanish(sessions: Any, table: str, where: str = "1") -> None:

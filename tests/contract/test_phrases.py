@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
 from session_middleware import Sessions
 
 SAID = ("to be or not to be", "The Who live", "who is the tallest?", "don't panic 😀", "a whole other thing")
-
-
-@pytest.fixture
-def sessions(tmp_path: Path) -> Iterator[Sessions]:
-    with Sessions(tmp_path / "sessions.db") as sessions:
-        yield sessions
 
 
 @pytest.fixture(params=["read from the record", "indexed"])

@@ -30,6 +30,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     shutil.rmtree(Path(shlex.split(done.stdout.splitlines()[-1])[-1]).parent)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "claim",
     [
@@ -48,12 +49,14 @@ def test_demo_shows_what_it_promises(shown: str, claim: str) -> None:
     assert claim in shown
 
 
+@pytest.mark.slow
 def test_demo_s_file_is_many_times_smaller(shown: str) -> None:
     found = re.search(r"(\d+) times less", shown)
     assert found is not None
     assert int(found[1]) > 5
 
 
+@pytest.mark.slow
 def test_demo_s_last_line_can_be_typed_as_it_stands(shown: str) -> None:
     done = subprocess.run(["sh", "-c", shown.splitlines()[-1]], capture_output=True, text=True, cwd="/")
     assert "Can I return water filter order 1042?" in done.stdout, done.stderr

@@ -41,12 +41,6 @@ from tests.support.agents import human, said
 from tests.support.processes import Process
 
 
-@pytest.fixture
-def sessions(tmp_path: Path) -> Iterator[Sessions]:
-    with Sessions(tmp_path / "sessions.db") as sessions:
-        yield sessions
-
-
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file below a folder, and what is in it."""
     return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
@@ -94,6 +88,7 @@ async def update_state(graph: Any, config: Any) -> None:
 DOORS = [invoke, ainvoke, get_state, get_state_history, update_state]
 
 
+@pytest.mark.recorder_faults
 @pytest.mark.parametrize("door", DOORS, ids=lambda door: door.__name__)
 @pytest.mark.parametrize("bad", BAD_IDS.values(), ids=BAD_IDS)
 async def test_an_id_no_session_can_have_is_refused(door: Any, bad: str, sessions: Sessions) -> None:

@@ -141,6 +141,7 @@ with Sessions(path) as sessions:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["sync", "async"])
 def test_many_graphs_in_many_processes_lose_no_write(mode: str, tmp_path: Path) -> None:
     path = tmp_path / "sessions.db"

@@ -57,11 +57,12 @@ def damaged(whole: Path, path: Path, table: str) -> Iterator[str]:
 TABLES = ("checkpoints", "writes", "list_items", "blobs", "sessions")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("table", TABLES)
 def test_a_value_of_another_type_than_was_written_is_an_error_of_ours(table: str, whole: Path, tmp_path: Path) -> None:
     wrong = []
     for what in damaged(whole, tmp_path / "sessions.db", table):
-        with Sessions(tmp_path / "sessions.db") as sessions:
+        with Sessions(tmp_path / "sessions.db", synchronous="normal") as sessions:
             for name, read in READS.items():
                 try:
                     read(sessions)

@@ -106,6 +106,7 @@ class Round:
         assert self.problems or not self.is_harmed(), f"{self.what}: the check found nothing"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", damage.WAYS)
 @pytest.mark.parametrize("number", range(ROUNDS))
 def test_damage_to_the_file_is_found_named_and_kept_in_its_thread(

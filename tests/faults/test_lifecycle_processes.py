@@ -151,6 +151,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_processes_killed_at_random_leave_nothing_that_a_check_finds(tmp_path: Path) -> None:
     path = tmp_path / "sessions.db"
     for round_ in range(ROUNDS):

@@ -31,6 +31,7 @@ COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
 WAYS = [("full", "sync"), ("full", "async"), ("normal", "sync"), ("normal", "async")]
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(
         not sys.platform.startswith("linux"), reason="what a process writes can be logged on Linux only"
     ),
@@ -104,7 +105,7 @@ class Found:
     """What a file holds when it is opened after the cut."""
 
     def __init__(self, path: Path) -> None:
-        with Sessions(path) as sessions:
+        with Sessions(path, synchronous="normal") as sessions:
             self.tuples = {
                 (where["thread_id"], where["checkpoint_ns"], where["checkpoint_id"]): found
                 for found in sessions.checkpointer.list(None)

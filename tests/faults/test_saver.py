@@ -22,12 +22,6 @@ def graph() -> Any:
     return builder
 
 
-@pytest.fixture
-def sessions(tmp_path: Path) -> Any:
-    with Sessions(tmp_path / "sessions.db") as opened:
-        yield opened
-
-
 def test_reading_and_writing_inside_an_unfinished_list_works(sessions: Sessions) -> None:
     agent, config = graph().compile(checkpointer=sessions.checkpointer), sessions.config("t")
     for number in range(15):
@@ -63,6 +57,7 @@ async def test_a_sync_call_on_the_loop_and_an_async_one_together_neither_hang_no
     assert sessions.count() == 15
 
 
+@pytest.mark.slow
 async def test_many_cancelled_runs_leave_no_lock_and_nothing_torn(sessions: Sessions) -> None:
     agent = sessions.attach(graph().compile())
     runs = [asyncio.ensure_future(agent.ainvoke({"messages": "hi"}, sessions.config(f"t{n}"))) for n in range(100)]
@@ -88,6 +83,7 @@ def test_writes_that_fail_half_way_are_not_there_at_all(sessions: Sessions) -> N
     assert found.pending_writes == []
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_is_never_read_as_state(tmp_path: Path) -> None:
     path = tmp_path / "whole.db"
     with Sessions(path) as sessions:

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -62,13 +61,6 @@ class Flaky(Scripted):
         if self._count[0] % 2:
             raise ConnectionError("busy")
         return super()._generate(messages)
-
-
-@pytest.fixture
-def sessions(tmp_path: Path) -> Iterator[Sessions]:
-    with Sessions(tmp_path / "sessions.db") as sessions:
-        yield sessions
-        assert sessions.recorder.faults == 0
 
 
 @pytest.fixture(params=["sync", "async"])
@@ -564,6 +556,7 @@ def test_context_and_recall_go_together(sessions: Sessions) -> None:
     assert "green tea is best" in recalls(model)[0]
 
 
+@pytest.mark.slow
 def test_the_package_is_imported_without_langchain() -> None:
     code = (
         "import sys; sys.modules['langchain'] = None; sys.modules['agents'] = None\n"

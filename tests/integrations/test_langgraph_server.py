@@ -31,10 +31,13 @@ APP = Path(__file__).parents[1] / "support" / "server_app" / "app.py"
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 60
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("langgraph_api") is None and os.environ.get("CI") != "true",
-    reason="LangGraph's server is not installed: pip install 'langgraph-cli[inmem]'",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("langgraph_api") is None and os.environ.get("CI") != "true",
+        reason="LangGraph's server is not installed: pip install 'langgraph-cli[inmem]'",
+    ),
+]
 
 
 @contextmanager

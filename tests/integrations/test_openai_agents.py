@@ -6,7 +6,6 @@ import asyncio
 import base64
 import hashlib
 import sqlite3
-from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -56,12 +55,6 @@ ITEMS: list[Any] = [
     {"type": "web_search_call", "id": "ws_1", "status": "completed"},
     {"role": "developer", "content": "be kind \ud800 ☕"},
 ]
-
-
-@pytest.fixture
-def sessions(tmp_path: Path) -> Iterator[Sessions]:
-    with Sessions(tmp_path / "sessions.db") as sessions:
-        yield sessions
 
 
 @function_tool
@@ -190,7 +183,7 @@ json_values = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(st.lists(st.fixed_dictionaries({"type": st.none() | st.text(), "x": json_values}) | json_values, max_size=5))
 def test_whatever_is_json_comes_back(items: list[Any]) -> None:
     async def there_and_back() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,17 +13,13 @@ from benchmarks.follow_ups import DOCUMENTS, WordRetriever, hits, names, said
 from session_middleware import Sessions
 from session_middleware.memory.query_rewriting import complete, depends_on_context
 
+pytestmark = pytest.mark.sessions(":memory:")
+
 ALONE = [
     ("How long does delivery take?", {"delivery"}),
     ("Are you looking for carpenters in Bremen?", {"jobs"}),
     ("How much does the Cirrus fan cost?", {"cirrus"}),
 ]
-
-
-@pytest.fixture
-def sessions() -> Iterator[Sessions]:
-    with Sessions(":memory:") as sessions:
-        yield sessions
 
 
 def test_follow_up_questions_find_their_documents(sessions: Sessions) -> None:

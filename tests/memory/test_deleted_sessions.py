@@ -14,12 +14,9 @@ from langgraph.graph import START, MessagesState, StateGraph
 from session_middleware import SessionAccessDenied, SessionClosed, SessionNotFound, Sessions
 from tests.conftest import Clock
 
+pytestmark = pytest.mark.sessions(sweep_interval=None)
+
 NAMESPACES = (("session", "t"), ("user", "alice"))
-
-
-@pytest.fixture
-def sessions(tmp_path: Path) -> Sessions:
-    return Sessions(tmp_path / "sessions.db", sweep_interval=None)
 
 
 def graph_of(sessions: Sessions, node: Callable[[Any], None], **options: Any) -> Any:

@@ -56,6 +56,7 @@ async def test_a_node_recalls_what_was_said_in_the_run_before(tmp_path: Path) ->
         assert seen == ["my flight leaves on friday"]
 
 
+@pytest.mark.slow
 def test_many_messages_are_indexed_behind_the_runs(tmp_path: Path) -> None:
     path = tmp_path / "s.db"
     with Sessions(path) as sessions:

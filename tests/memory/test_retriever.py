@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,11 +14,7 @@ from session_middleware import Sessions
 from session_middleware.errors import InvalidSessionId, SessionAccessDenied
 from session_middleware.memory.retriever import MemoryRetriever
 
-
-@pytest.fixture
-def sessions() -> Iterator[Sessions]:
-    with Sessions(":memory:") as sessions:
-        yield sessions
+pytestmark = pytest.mark.sessions(":memory:")
 
 
 class TestStandard(RetrieversIntegrationTests):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,11 +12,7 @@ from session_middleware import Sessions
 from session_middleware.errors import MemoryScopeUnavailable
 from tests.support.embeddings import SubjectEmbeddings
 
-
-@pytest.fixture
-def sessions() -> Iterator[Sessions]:
-    with Sessions(":memory:") as sessions:
-        yield sessions
+pytestmark = pytest.mark.sessions(":memory:")
 
 
 @pytest.fixture

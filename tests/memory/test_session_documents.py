@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,7 @@ from session_middleware.session import Session
 from tests.conftest import Clock
 from tests.support.embeddings import SubjectEmbeddings
 
-
-@pytest.fixture
-def sessions() -> Iterator[Sessions]:
-    with Sessions(":memory:", sweep_interval=None) as sessions:
-        yield sessions
+pytestmark = pytest.mark.sessions(":memory:")
 
 
 @pytest.fixture

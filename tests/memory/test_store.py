@@ -75,7 +75,7 @@ listings = st.builds(
     **pages,
 )
 
-quick = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def plain(result: Any) -> Any:

@@ -26,7 +26,13 @@ scalars = st.booleans() | st.integers(-3, 3) | st.sampled_from(["x", "y", "x'%_"
 values = st.dictionaries(st.sampled_from(["f", "g", "h"]), scalars, max_size=3)
 filters = st.dictionaries(st.sampled_from(["f", "g", "other"]), st.integers(-3, 3) | st.sampled_from(["x", "x'%_"]))
 numbers = st.sampled_from(["$eq", "$gt", "$gte", "$lt", "$lte"])
-quick = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.fixture
+def storage_url() -> str:
+    """One kind of database: the contract compares them."""
+    return ":memory:"
 
 
 @pytest.fixture

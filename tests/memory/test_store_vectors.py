@@ -20,7 +20,7 @@ def texts_of(value: dict[str, Any]) -> list[str]:
     return [value["title"], value.get("body", ""), *value.get("tags", [])]
 
 
-quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 words = st.text(LETTERS, min_size=1, max_size=6)
 texts = st.lists(words, min_size=1, max_size=3).map(" ".join)
 values = st.fixed_dictionaries(
@@ -76,6 +76,7 @@ def ranked(found: Any) -> Any:
     return sorted(scored, key=repr)
 
 
+@pytest.mark.slow
 @quick
 @given(items=puts, query=texts, prefix=namespaces | st.just(()), filter=st.none() | st.just({"n": {"$gte": 1}}))
 def test_all_is_ranked_as_in_langgraphs_store_in_memory(

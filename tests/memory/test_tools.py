@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,13 +16,9 @@ from session_middleware import Sessions, memory_tools
 from session_middleware.errors import InvalidSessionId, SessionAccessDenied
 from session_middleware.models import Scope
 
+pytestmark = pytest.mark.sessions(":memory:")
+
 PARAMS = {"remember": {"text": "Alice likes cherries"}, "recall": {"query": "cherries"}, "forget": {"key": "k"}}
-
-
-@pytest.fixture
-def sessions() -> Iterator[Sessions]:
-    with Sessions(":memory:") as sessions:
-        yield sessions
 
 
 class _Standard:

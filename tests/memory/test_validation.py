@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
@@ -17,16 +17,12 @@ from session_middleware import Sessions, memory_tools
 from session_middleware.errors import InvalidMemoryArgument, SessionError
 from session_middleware.integrations.langchain_agents import Recall, SessionMiddleware
 
+pytestmark = pytest.mark.sessions(":memory:")
+
 
 class Nothing(BaseRetriever):
     def _get_relevant_documents(self, query: str, *, run_manager: Any) -> list[Document]:
         return []
-
-
-@pytest.fixture
-def sessions() -> Iterator[Sessions]:
-    with Sessions(":memory:") as sessions:
-        yield sessions
 
 
 OPTIONS: list[tuple[Callable[[Sessions], Any], str]] = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,6 +26,7 @@ from typing_extensions import TypedDict
 from session_middleware import Sessions, UnserializableValue
 from session_middleware.storage.record_entries import OF_MEMORY
 from tests.support.agents import human
+from tests.support.pairwise import pairwise
 
 
 class Proxy:
@@ -74,13 +75,6 @@ ANY = {
     "a table": (Frame(), {"__repr__": "a proxy", "__type__": "Frame"}),
     "an object": (Ellipsis, {"__repr__": "Ellipsis", "__type__": "ellipsis"}),
 }
-
-
-@pytest.fixture
-def sessions(tmp_path: Path) -> Iterator[Sessions]:
-    with Sessions(tmp_path / "sessions.db") as sessions:
-        yield sessions
-        assert sessions.recorder.faults == 0
 
 
 @pytest.fixture(params=["invoke", "ainvoke"])
@@ -212,9 +206,7 @@ def test_nothing_is_called_on_what_a_graph_holds_beside_its_messages(
     assert mock.mock_calls == []
 
 
-@pytest.mark.parametrize("mode", ["attach", "checkpointer"])
-@pytest.mark.parametrize("spec", [None, Command, dict, UUID])
-@pytest.mark.parametrize("in_message", [False, True])
+@pairwise(mode=["attach", "checkpointer"], spec=[None, Command, dict, UUID], in_message=[False, True])
 def test_a_mock_in_a_state_that_is_stored_is_refused_and_asked_nothing(
     sessions: Sessions, mode: str, spec: Any, in_message: bool, invoke: Callable[..., Any]
 ) -> None:

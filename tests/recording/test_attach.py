@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,6 @@ from pydantic import BaseModel
 from session_middleware import GraphHasPart, NotAGraph, Sessions
 from tests.support import agents
 from tests.support.agents import GRAPHS, ONE_CALL, RUNNERS, TURN, Runner, ainvoke, human, invoke, kinds, said
-
-
-@pytest.fixture
-def sessions(tmp_path: Any) -> Iterator[Sessions]:
-    with Sessions(tmp_path / "sessions.db") as sessions:
-        yield sessions
-        assert sessions.recorder.faults == 0
-
 
 # Every graph, every way of running it
 

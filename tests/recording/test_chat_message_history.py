@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from session_middleware import Sessions
 from session_middleware.checkpoint.serde import StrictSerializer
 from tests.support import agents
 from tests.support.agents import human
+from tests.support.pairwise import pairwise
 
 CALL = {"name": "f", "args": {}, "id": "1", "type": "tool_call"}
 INVALID = {"name": "g", "args": "{bad", "id": "2", "error": "no JSON", "type": "invalid_tool_call"}
@@ -43,18 +44,6 @@ TURN: list[BaseMessage] = [
         usage_metadata=USAGE,  # type: ignore[arg-type]
     ),
 ]
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "sessions.db"
-
-
-@pytest.fixture
-def sessions(path: Path) -> Iterator[Sessions]:
-    with Sessions(path) as sessions:
-        yield sessions
-        assert sessions.recorder.faults == 0
 
 
 def test_what_was_added_comes_back_with_all_of_its_fields(sessions: Sessions) -> None:
@@ -196,10 +185,12 @@ def with_parts(sessions: Sessions, builder: StateGraph[Any], parts: str) -> tupl
     return builder.compile(checkpointer=InMemorySaver()), config | {"callbacks": [sessions.recorder]}
 
 
-@pytest.mark.parametrize("durability", ["async", "exit"])
-@pytest.mark.parametrize("runner", [agents.invoke, agents.ainvoke])
-@pytest.mark.parametrize("parts", ["attach", "checkpointer", "recorder"])
-@pytest.mark.parametrize("make", MAKERS)
+@pairwise(
+    make=MAKERS,
+    parts=["attach", "checkpointer", "recorder"],
+    runner=[agents.invoke, agents.ainvoke],
+    durability=["async", "exit"],
+)
 async def test_it_is_what_the_outermost_graph_has(
     make: str, parts: str, runner: Any, durability: str, sessions: Sessions
 ) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,9 @@ from session_middleware import Sessions
 from session_middleware.errors import SessionNotFound
 from tests.support.embeddings import SubjectEmbeddings
 
+pytestmark = pytest.mark.sessions(index={"embed": SubjectEmbeddings(), "dims": 4})
+
 IMAGE = base64.b64encode(b"\x89PNG what only we know" * 8).decode()
-
-
-@pytest.fixture
-def sessions(tmp_path: Path) -> Iterator[Sessions]:
-    with Sessions(str(tmp_path / "sessions.db"), index={"embed": SubjectEmbeddings(), "dims": 4}) as sessions:
-        yield sessions
 
 
 def graph_of(sessions: Sessions) -> Any:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,15 +10,9 @@ from langchain_core.messages import BaseMessage, HumanMessage
 from session_middleware import Session, Sessions
 from tests.support import agents
 
+pytestmark = pytest.mark.usefixtures("consistent")
+
 SECRET = "my password is hunter2"
-
-
-@pytest.fixture
-def sessions(tmp_path: Path) -> Iterator[Sessions]:
-    with Sessions(tmp_path / "sessions.db") as sessions:
-        yield sessions
-        assert sessions.recorder.faults == 0
-        assert sessions.check() == []
 
 
 def history(*texts: str) -> list[dict[str, Any]]:
@@ -68,6 +60,7 @@ def test_several_that_stood_beside_each_other_stay_away_and_start_no_branch(sess
     assert (texts(session, branch="all"), session.branches()) == (["one", "Four", "five", "More"], [])
 
 
+@pytest.mark.slow
 def test_a_history_it_was_taken_out_of_goes_on_as_any_other(sessions: Sessions) -> None:
     session, told = sessions.open("t"), history("one", "Two", "three", "Four", "yes", "Ok")
     session.add_history(told)

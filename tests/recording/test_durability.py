@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,15 +20,11 @@ from session_middleware.models import Message
 from tests.conftest import Clock
 from tests.support import agents
 from tests.support.agents import human
+from tests.support.pairwise import pairwise
+
+pytestmark = [pytest.mark.sessions(allowed_types=[agents.Place, agents.Plan]), pytest.mark.usefixtures("clock")]
 
 DURABILITIES = ["sync", "async", "exit"]
-
-
-@pytest.fixture
-def sessions(tmp_path: Path, clock: Clock) -> Iterator[Sessions]:
-    with Sessions(tmp_path / "sessions.db", clock=clock, allowed_types=[agents.Place, agents.Plan]) as sessions:
-        yield sessions
-        assert sessions.recorder.faults == 0
 
 
 def saying(*texts: str) -> Any:
@@ -120,9 +116,7 @@ def record(sessions: Sessions, session_id: str) -> list[tuple[Any, ...]]:
     return found
 
 
-@pytest.mark.parametrize("runner", [agents.invoke, agents.ainvoke])
-@pytest.mark.parametrize("name", GRAPHS)
-@pytest.mark.parametrize("parts", ["attached", "both by hand"])
+@pairwise(parts=["attached", "both by hand"], name=GRAPHS, runner=[agents.invoke, agents.ainvoke])
 async def test_the_record_is_the_same_for_each_durability(
     sessions: Sessions, parts: str, name: str, runner: agents.Runner
 ) -> None:
@@ -177,20 +171,22 @@ def asking_inside(depth: int, clock: Clock) -> Any:
 UPDATE = {"messages": [HumanMessage("by the way"), AIMessage("noted")]}
 
 
-@pytest.mark.parametrize("update", [None, UPDATE], ids=["answer", "answer and update"])
-@pytest.mark.parametrize("depth", [0, 1, 2])
-@pytest.mark.parametrize("runner", [agents.invoke, agents.ainvoke])
-@pytest.mark.parametrize("durability", DURABILITIES)
-@pytest.mark.parametrize("parts", ["attached", "both by hand", "checkpointer"])
+@pairwise(
+    parts=["attached", "both by hand", "checkpointer"],
+    durability=DURABILITIES,
+    runner=[agents.invoke, agents.ainvoke],
+    depth=[0, 1, 2],
+    has_update=[False, True],
+)
 async def test_an_answer_is_recorded_before_what_it_leads_to(
-    sessions: Sessions, clock: Clock, parts: str, durability: str, runner: agents.Runner, depth: int, update: Any
+    sessions: Sessions, clock: Clock, parts: str, durability: str, runner: agents.Runner, depth: int, has_update: bool
 ) -> None:
     graph, config = prepared(sessions, asking_inside(depth, clock), "t", parts)
     await runner(graph, human("hi"), config, durability=durability)
     clock.advance(minutes=1)
-    await runner(graph, Command(resume="yes", update=update), config, durability=durability)
+    await runner(graph, Command(resume="yes", update=UPDATE if has_update else None), config, durability=durability)
     recorded = sessions.get("t").messages()
-    updated = ["by the way", "noted"] if update else []
+    updated = ["by the way", "noted"] if has_update else []
     assert [message.text for message in recorded] == ["hi", "yes", *updated, "approved: yes"]
     assert {message.checkpoint_ns for message in recorded if message.role == "user"} == {""}
     asked = [message for message in recorded if message.role == "user"]
@@ -250,11 +246,13 @@ def minutes(messages: list[Message], clock: Clock) -> list[tuple[str, float]]:
     return [(message.text, (message.created_at - start).total_seconds() / 60) for message in messages]
 
 
-@pytest.mark.parametrize("by_model", [True, False])
-@pytest.mark.parametrize("inner", [True, False])
-@pytest.mark.parametrize("runner", [agents.invoke, agents.ainvoke])
-@pytest.mark.parametrize("durability", DURABILITIES)
-@pytest.mark.parametrize("parts", ["attached", "both by hand"])
+@pairwise(
+    parts=["attached", "both by hand"],
+    durability=DURABILITIES,
+    runner=[agents.invoke, agents.ainvoke],
+    inner=[True, False],
+    by_model=[True, False],
+)
 async def test_a_message_has_the_time_at_which_it_was_said(
     sessions: Sessions,
     clock: Clock,
@@ -273,9 +271,7 @@ async def test_a_message_has_the_time_at_which_it_was_said(
     assert minutes(sessions.get("t").messages(), clock) == expected
 
 
-@pytest.mark.parametrize("runner", [agents.invoke, agents.ainvoke])
-@pytest.mark.parametrize("durability", DURABILITIES)
-@pytest.mark.parametrize("parts", ["attached", "both by hand"])
+@pairwise(parts=["attached", "both by hand"], durability=DURABILITIES, runner=[agents.invoke, agents.ainvoke])
 async def test_a_message_without_an_id_has_the_time_at_which_it_was_said(
     sessions: Sessions, clock: Clock, parts: str, durability: str, runner: agents.Runner
 ) -> None:

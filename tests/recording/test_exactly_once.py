@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -25,6 +25,7 @@ from langgraph.graph import START, MessagesState, StateGraph
 
 from session_middleware import SessionError, Sessions
 from tests.support import agents
+from tests.support.queries import counters, rows
 
 Said = list[tuple[str, str]]  # ids and texts
 
@@ -179,40 +180,6 @@ class Agents(RuleBasedStateMachine):
         assert counters(self.path) == rows(self.path)
 
 
-def counters(path: Path) -> list[Any]:
-    return query(
-        path,
-        "SELECT id, run_count, message_count, tool_call_count, model_call_count, unpriced_count, error_count,"
-        " input_tokens, output_tokens FROM sessions ORDER BY id",
-    )
-
-
-def rows(path: Path) -> list[Any]:
-    return query(
-        path,
-        """
-        SELECT id, (SELECT COUNT(*) FROM runs WHERE session_id = s.id),
-        (SELECT COUNT(DISTINCT message_id) FROM messages WHERE session_id = s.id),
-        (SELECT COUNT(*) FROM tool_calls WHERE session_id = s.id),
-        (SELECT COUNT(*) FROM model_calls WHERE session_id = s.id),
-        (SELECT COUNT(*) FROM model_calls WHERE session_id = s.id AND cost IS NULL AND error IS NULL),
-        (SELECT COUNT(*) FROM runs WHERE session_id = s.id AND outcome = 'error')
-        + (SELECT COUNT(*) FROM tool_calls WHERE session_id = s.id AND status = 'error'),
-        (SELECT COALESCE(SUM(input_tokens), 0) FROM model_calls WHERE session_id = s.id),
-        (SELECT COALESCE(SUM(output_tokens), 0) FROM model_calls WHERE session_id = s.id)
-        FROM sessions AS s ORDER BY id
-        """,
-    )
-
-
-def query(path: Path, sql: str) -> list[Any]:
-    connection = sqlite3.connect(path)
-    try:
-        return connection.execute(sql).fetchall()
-    finally:
-        connection.close()
-
-
 Agents.TestCase.settings = settings(
     max_examples=25,
     stateful_step_count=12,
@@ -220,7 +187,7 @@ Agents.TestCase.settings = settings(
     suppress_health_check=list(HealthCheck),
     phases=(Phase.explicit, Phase.reuse, Phase.generate),  # making an example smaller takes minutes here
 )
-TestAgents = Agents.TestCase
+TestAgents = pytest.mark.slow(Agents.TestCase)
 
 
 def test_a_question_from_another_branch_stays_before_its_answer_when_its_checkpoint_comes_late() -> None:

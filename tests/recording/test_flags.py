@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,6 @@ from session_middleware import Sessions
 from tests.support import agents
 
 HALF = "cut \ud83d"  # half of an emoji
-
-
-@pytest.fixture
-def sessions(tmp_path: Path) -> Iterator[Sessions]:
-    with Sessions(tmp_path / "sessions.db") as sessions:
-        yield sessions
-        assert sessions.recorder.faults == 0
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import numpy
@@ -20,6 +19,7 @@ from typing_extensions import TypedDict
 from session_middleware import Sessions
 from session_middleware.storage.jsonable import is_nothing
 from tests.support import agents
+from tests.support.pairwise import pairwise
 
 PARTS = ["attached", "checkpointer", "recorder and another's checkpointer"]
 TURNS = ["one", "two", "one", "one"]
@@ -40,11 +40,7 @@ class Touchy(BaseModel):
     __hash__ = None  # type: ignore[assignment]
 
 
-@pytest.fixture
-def sessions(tmp_path: Path) -> Iterator[Sessions]:
-    with Sessions(tmp_path / "sessions.db", allowed_types=[Touchy]) as sessions:
-        yield sessions
-        assert sessions.recorder.faults == 0
+pytestmark = pytest.mark.sessions(allowed_types=[Touchy])
 
 
 Build = Callable[[Any], Any]
@@ -229,7 +225,6 @@ FLOWS: list[tuple[Build, Callable[[Any], Any]]] = [
     *((giving_back_the_question, alone), (giving_back_the_question, as_text)),
     *((list_as_state, as_list), (list_with_ids_as_state, as_list)),
 ]
-NAMES = [f"{build.__name__}-{shape.__name__}" for build, shape in FLOWS]
 
 
 def prepared(sessions: Sessions, build: Build, parts: str, session_id: str = "t") -> tuple[Any, Any]:
@@ -250,13 +245,11 @@ def message_of(text: str, number: int, *, has_ids: bool) -> HumanMessage:
     return HumanMessage(text, id=f"h{number}" if has_ids else None)
 
 
-@pytest.mark.parametrize("runner", [agents.invoke, agents.ainvoke])
-@pytest.mark.parametrize("has_ids", [True, False])
-@pytest.mark.parametrize(("build", "shape"), FLOWS, ids=NAMES)
-@pytest.mark.parametrize("parts", [*PARTS, "recorder"])
+@pairwise(parts=[*PARTS, "recorder"], flow=FLOWS, has_ids=[True, False], runner=[agents.invoke, agents.ainvoke])
 async def test_each_message_of_a_flow_is_recorded_once(
-    sessions: Sessions, parts: str, build: Build, shape: Callable[[Any], Any], has_ids: bool, runner: agents.Runner
+    sessions: Sessions, parts: str, flow: tuple[Build, Callable[[Any], Any]], has_ids: bool, runner: agents.Runner
 ) -> None:
+    build, shape = flow
     graph, config = prepared(sessions, build, parts)
     for number, text in enumerate(TURNS):
         await runner(graph, shape(message_of(text, number, has_ids=has_ids)), config)
@@ -266,9 +259,11 @@ async def test_each_message_of_a_flow_is_recorded_once(
     assert {message.checkpoint_ns for message in recorded if message.role == "user"} == {""}
 
 
-@pytest.mark.parametrize("durability", ["sync", "exit"])
-@pytest.mark.parametrize("build", [with_a_task, without_tasks, with_final, list_as_state])
-@pytest.mark.parametrize("parts", ["attached", "checkpointer"])
+@pairwise(
+    parts=["attached", "checkpointer"],
+    build=[with_a_task, without_tasks, with_final, list_as_state],
+    durability=["sync", "exit"],
+)
 def test_a_flow_is_recorded_the_same_for_each_durability(
     sessions: Sessions, parts: str, build: Build, durability: str
 ) -> None:
@@ -344,10 +339,7 @@ def echo(saver: Any) -> Any:
     return flow
 
 
-@pytest.mark.parametrize("runner", [agents.invoke, agents.ainvoke])
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("value", VALUES)
-@pytest.mark.parametrize("parts", [*PARTS, "recorder"])
+@pairwise(parts=[*PARTS, "recorder"], value=VALUES, shape=SHAPES, runner=[agents.invoke, agents.ainvoke])
 async def test_a_flow_may_be_given_and_give_back_values_that_have_no_truth(
     sessions: Sessions, parts: str, value: str, shape: str, runner: agents.Runner
 ) -> None:
@@ -357,9 +349,7 @@ async def test_a_flow_may_be_given_and_give_back_values_that_have_no_truth(
     assert [run.outcome for run in sessions.get("t").runs()] == ([] if parts == "checkpointer" else ["ok", "ok"])
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("value", SCALARS, ids=repr)
-@pytest.mark.parametrize("parts", ["attached", "checkpointer", "recorder"])
+@pairwise(parts=["attached", "checkpointer", "recorder"], value=SCALARS, shape=SHAPES)
 def test_a_scalar_of_numpy_is_recorded_and_read_back_as_it_was(
     sessions: Sessions, parts: str, value: Any, shape: str
 ) -> None:

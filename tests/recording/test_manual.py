@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,17 +12,10 @@ import pytest
 from langchain_core.messages import AIMessage, ChatMessage, HumanMessage
 
 from session_middleware import InvalidArgument, Sessions
-from tests.recording.test_exactly_once import counters, rows
 from tests.support import agents
 from tests.support.agents import said
 
-
-@pytest.fixture
-def sessions(tmp_path: Path) -> Iterator[Sessions]:
-    with Sessions(tmp_path / "sessions.db") as sessions:
-        yield sessions
-        assert sessions.recorder.faults == 0
-    assert counters(tmp_path / "sessions.db") == rows(tmp_path / "sessions.db")
+pytestmark = pytest.mark.usefixtures("consistent")
 
 
 def asking(name: str, arguments: str, call_id: str = "c1") -> dict[str, Any]:

@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import pytest
 from langchain_core.messages import HumanMessage
 
 from session_middleware import Session, SessionClosed, SessionExpired, Sessions
-from tests.conftest import Clock
+from tests.conftest import Clock, OpenSessions
 
-Open: TypeAlias = Callable[..., Sessions]
-
-
-@pytest.fixture
-def open_sessions(tmp_path: Path, clock: Clock) -> Iterator[Open]:
-    with ExitStack() as stack:
-
-        def open_(**settings: Any) -> Sessions:
-            settings = {"idle_timeout": "1h", "sweep_interval": None, **settings}
-            return stack.enter_context(Sessions(tmp_path / "s.db", clock=clock, **settings))
-
-        yield open_
+pytestmark = [pytest.mark.sessions(idle_timeout="1h", sweep_interval=None), pytest.mark.usefixtures("clock")]
 
 
 def in_block(session: Session) -> None:
@@ -56,7 +44,7 @@ def events_of(session: Session) -> list[tuple[str, str | None]]:
 @by_user
 @by_hand
 def test_what_has_expired_by_the_clock_takes_nothing_by_hand_where_it_is_not_to_be_resumed(
-    act: Callable[[Session], Any], user: str | None, open_sessions: Open, clock: Clock
+    act: Callable[[Session], Any], user: str | None, open_sessions: OpenSessions, clock: Clock
 ) -> None:
     sessions = open_sessions(on_resume="reject")
     sessions.open("t", user_id="alice")
@@ -71,7 +59,7 @@ def test_what_has_expired_by_the_clock_takes_nothing_by_hand_where_it_is_not_to_
 @by_user
 @by_hand
 def test_what_is_recorded_by_hand_revives_with_an_event(
-    act: Callable[[Session], Any], user: str | None, open_sessions: Open, clock: Clock
+    act: Callable[[Session], Any], user: str | None, open_sessions: OpenSessions, clock: Clock
 ) -> None:
     sessions = open_sessions()
     sessions.open("t", user_id="alice")
@@ -85,7 +73,7 @@ def test_what_is_recorded_by_hand_revives_with_an_event(
 
 @by_hand
 def test_a_completed_session_takes_nothing_by_hand_where_it_is_not_to_be_reopened(
-    act: Callable[[Session], Any], open_sessions: Open
+    act: Callable[[Session], Any], open_sessions: OpenSessions
 ) -> None:
     sessions = open_sessions(on_closed="reject")
     sessions.open("t").complete()
@@ -96,7 +84,9 @@ def test_a_completed_session_takes_nothing_by_hand_where_it_is_not_to_be_reopene
 
 
 @by_hand
-def test_what_is_recorded_by_hand_reopens_with_an_event(act: Callable[[Session], Any], open_sessions: Open) -> None:
+def test_what_is_recorded_by_hand_reopens_with_an_event(
+    act: Callable[[Session], Any], open_sessions: OpenSessions
+) -> None:
     sessions = open_sessions()
     sessions.open("t").complete()
     act(sessions.get("t"))
@@ -107,7 +97,7 @@ def test_what_is_recorded_by_hand_reopens_with_an_event(act: Callable[[Session],
 @pytest.mark.parametrize(("user", "busy"), [(None, "allow"), ("alice", "reject")], ids=["operator", "for_user"])
 @by_hand
 def test_what_is_recorded_by_hand_starts_over_where_that_is_wanted_and_the_session_in_hand_goes_on_there(
-    act: Callable[[Session], Any], user: str | None, busy: str, open_sessions: Open, clock: Clock
+    act: Callable[[Session], Any], user: str | None, busy: str, open_sessions: OpenSessions, clock: Clock
 ) -> None:
     sessions = open_sessions(on_resume="fresh", on_busy=busy)
     sessions.open("t", user_id="alice").add({"role": "user", "content": "old"})
@@ -126,7 +116,7 @@ def test_what_is_recorded_by_hand_starts_over_where_that_is_wanted_and_the_sessi
 
 
 async def test_all_that_is_recorded_at_once_after_a_session_has_expired_goes_where_it_starts_over(
-    open_sessions: Open, clock: Clock
+    open_sessions: OpenSessions, clock: Clock
 ) -> None:
     session = open_sessions(on_resume="fresh").open("t")
     clock.advance(hours=2)
@@ -136,7 +126,7 @@ async def test_all_that_is_recorded_at_once_after_a_session_has_expired_goes_whe
 
 @by_hand
 def test_a_session_in_hand_never_becomes_the_next_one_of_its_id(
-    act: Callable[[Session], Any], open_sessions: Open
+    act: Callable[[Session], Any], open_sessions: OpenSessions
 ) -> None:
     sessions = open_sessions(on_busy="reject")
     before = sessions.open("t")
@@ -149,18 +139,18 @@ def test_a_session_in_hand_never_becomes_the_next_one_of_its_id(
     assert (sessions.get("t").messages(), sessions.get("t").runs()) == ([], [])
 
 
-def test_a_tool_runs_in_an_expired_session_and_revives_nothing_that_is_not_to_be(
-    open_sessions: Open, clock: Clock
+def test_a_tool_runs_in_an_expired_session_and_revives_nothing_that_is_not_to_be(path: Path, clock: Clock) -> None:
+    with Sessions(path, clock=clock, idle_timeout="1h", on_resume="reject", sweep_interval=None) as sessions:
+        session = sessions.open("t")
+        clock.advance(hours=2)
+        assert session.tool(lambda: "done", name="work")() == "done"
+        assert (sessions.get("t").status, session.tool_calls()) == ("expired", [])
+        assert sessions.recorder.faults == 2
+
+
+def test_what_is_added_beside_a_run_is_let_in_however_long_that_takes(
+    open_sessions: OpenSessions, clock: Clock
 ) -> None:
-    sessions = open_sessions(on_resume="reject")
-    session = sessions.open("t")
-    clock.advance(hours=2)
-    assert session.tool(lambda: "done", name="work")() == "done"
-    assert (sessions.get("t").status, session.tool_calls()) == ("expired", [])
-    assert sessions.recorder.faults == 2
-
-
-def test_what_is_added_beside_a_run_is_let_in_however_long_that_takes(open_sessions: Open, clock: Clock) -> None:
     sessions = open_sessions(on_resume="reject")
     session = sessions.open("t")
     with session:

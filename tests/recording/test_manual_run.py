@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,18 +12,10 @@ import pytest
 
 from session_middleware import Session, SessionBusy, Sessions
 from tests.conftest import Clock
-from tests.recording.test_exactly_once import counters, rows
 from tests.support import agents
 from tests.support.agents import human
 
-
-@pytest.fixture
-def sessions(tmp_path: Path, clock: Clock) -> Iterator[Sessions]:
-    with Sessions(tmp_path / "sessions.db", clock=clock, idle_timeout="1m") as sessions:
-        yield sessions
-        assert sessions.recorder.faults == 0
-        assert sessions.check() == []
-    assert counters(tmp_path / "sessions.db") == rows(tmp_path / "sessions.db")
+pytestmark = [pytest.mark.sessions(idle_timeout="1m"), pytest.mark.usefixtures("clock", "consistent")]
 
 
 def say(session: Session, text: str) -> None:

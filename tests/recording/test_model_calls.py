@@ -22,6 +22,9 @@ from langgraph.graph import START, MessagesState, StateGraph
 from session_middleware import InvalidArgument, Sessions
 from session_middleware.session import Session
 from tests.support.agents import human
+from tests.support.pairwise import pairwise
+
+pytestmark = pytest.mark.usefixtures("consistent")
 
 USAGE: Any = {"input_tokens": 1000, "output_tokens": 100, "total_tokens": 1100}
 PRICE = pytest.approx(0.00021)  # of that, with gpt-4o-mini
@@ -60,14 +63,6 @@ class Streaming(Model):
     def _stream(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> Iterator[ChatGenerationChunk]:
         yield ChatGenerationChunk(message=AIMessageChunk("one "))
         yield ChatGenerationChunk(message=AIMessageChunk("two", usage_metadata=USAGE, response_metadata=MADE_BY))
-
-
-@pytest.fixture
-def sessions(tmp_path: Path) -> Iterator[Sessions]:
-    with Sessions(tmp_path / "sessions.db") as sessions:
-        yield sessions
-        assert sessions.recorder.faults == 0
-        assert sessions.check() == []
 
 
 @pytest.fixture(params=["invoke", "ainvoke"])
@@ -110,12 +105,11 @@ NODES: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@pytest.mark.parametrize("mode", ["attach", "recorder"])
-@pytest.mark.parametrize("tidy", NODES.values(), ids=NODES)
-@pytest.mark.parametrize("told_in", ["message", "token_usage", "usage"])
+@pairwise(mode=["attach", "recorder"], node=NODES, told_in=["message", "token_usage", "usage"])
 def test_a_call_counts_once_whatever_its_node_makes_of_the_message(
-    sessions: Sessions, mode: str, tidy: Callable[[Any], Any], told_in: str, invoke: Callable[..., Any]
+    sessions: Sessions, mode: str, node: str, told_in: str, invoke: Callable[..., Any]
 ) -> None:
+    tidy = NODES[node]
     model = Model(told_in=told_in)
     graph, config = watched(sessions, mode, lambda state: {"messages": [tidy(model.invoke(state["messages"]))]})
     for _ in range(2):

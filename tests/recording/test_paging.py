@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,12 +10,11 @@ from session_middleware import Session, Sessions
 
 
 @pytest.fixture
-def session(tmp_path: Path) -> Iterator[Session]:
-    with Sessions(tmp_path / "sessions.db") as sessions:
-        session = sessions.open("t")
-        for letter in "abcdef":
-            say(session, letter)
-        yield session
+def session(sessions: Sessions) -> Session:
+    session = sessions.open("t")
+    for letter in "abcdef":
+        say(session, letter)
+    return session
 
 
 def say(session: Session, text: str, id: str | None = None) -> None:

@@ -26,19 +26,17 @@ from pydantic import BaseModel
 from typing_extensions import TypedDict
 
 from session_middleware import Sessions
-from tests.recording.test_exactly_once import counters, rows
 from tests.support import agents
 from tests.support.agents import human, said
 from tests.support.processes import Process
 
+pytestmark = [pytest.mark.sessions(stream_flush="10ms"), pytest.mark.usefixtures("consistent")]
 
-@pytest.fixture
-def sessions(tmp_path: Path) -> Iterator[Sessions]:
-    with Sessions(tmp_path / "sessions.db", stream_flush="10ms") as sessions:
-        yield sessions
-        assert sessions.recorder.faults == 0
-        assert sessions.recorder._runs == {}
-    assert counters(tmp_path / "sessions.db") == rows(tmp_path / "sessions.db")
+
+@pytest.fixture(autouse=True)
+def _no_run_is_left(sessions: Sessions) -> Iterator[None]:
+    yield
+    assert sessions.recorder._runs == {}
 
 
 class Plain(TypedDict):
@@ -214,6 +212,7 @@ def test_text_cut_off_by_a_crash_is_kept(tmp_path: Path) -> None:
     with Sessions(path) as sessions:
         found = [(m.text, m.status) for m in sessions.get("t").messages()]
         assert found == [("count", "complete"), ("one two ", "incomplete")]
+        assert {problem.kind for problem in sessions.check(repair=True)} == {"dead_lease", "dead_run"}
 
 
 # Tool calls with one id

@@ -131,7 +131,7 @@ RUNS = {
 @pytest.mark.timeout(60)  # a detector that goes back over a run for each of its characters takes hours for one of these
 @pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
 def test_redaction_takes_time_in_proportion_to_the_text(run: str) -> None:
-    text = run * (1_000_000 // len(run))
+    text = run * (300_000 // len(run))
     keep = keeping(redact=["emails", "keys", "card_numbers"])
     kept = only(keep, MessageEntry("1", "user", text))
     assert len(kept.text) <= max(len(text), 20 * text.count("@") + 20)

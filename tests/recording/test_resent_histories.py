@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 
 from session_middleware import Session, Sessions
-from tests.recording.test_exactly_once import counters, rows
 from tests.support import agents
+
+pytestmark = pytest.mark.usefixtures("consistent")
 
 Talk = list[dict[str, Any]]
 Client: TypeAlias = Callable[[Talk, int], Talk]
 TURNS = 12
-
-
-@pytest.fixture
-def sessions(tmp_path: Path) -> Iterator[Sessions]:
-    with Sessions(tmp_path / "sessions.db") as sessions:
-        yield sessions
-        assert sessions.recorder.faults == 0
-    assert counters(tmp_path / "sessions.db") == rows(tmp_path / "sessions.db")
 
 
 def user(text: str) -> dict[str, Any]:

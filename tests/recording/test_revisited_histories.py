@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from session_middleware import Session, Sessions
-from tests.recording.test_exactly_once import counters, rows
+
+pytestmark = pytest.mark.usefixtures("consistent")
 
 TREE = ["qAmBn", "qCoD", "qAmEs", "xYz", "qAm"]  # histories; capitals are what the assistant says
-
-
-@pytest.fixture
-def sessions(tmp_path: Path) -> Iterator[Sessions]:
-    with Sessions(tmp_path / "sessions.db") as sessions:
-        yield sessions
-    assert counters(tmp_path / "sessions.db") == rows(tmp_path / "sessions.db")
 
 
 def history(letters: str) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,7 @@ from tests.conftest import Clock
 from tests.support import agents, processes
 from tests.support.agents import human
 
-
-@pytest.fixture
-def sessions(tmp_path: Path, clock: Clock) -> Iterator[Sessions]:
-    with Sessions(tmp_path / "sessions.db", clock=clock, idle_timeout="30m") as sessions:
-        yield sessions
+pytestmark = [pytest.mark.sessions(idle_timeout="30m"), pytest.mark.usefixtures("clock")]
 
 
 @pytest.fixture

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,7 +13,10 @@ from session_middleware.models import Identity
 from session_middleware.session import Session
 from session_middleware.storage.record_entries import MessageEntry
 from session_middleware.storage.run import RunContext
+from tests.conftest import OpenSessions
 from tests.support.agents import human
+
+pytestmark = pytest.mark.usefixtures("consistent")
 
 WITHDRAWALS: dict[str, Callable[[Sessions], Any]] = {
     "visibility": lambda sessions: sessions.get("t").update(visibility="private"),
@@ -23,11 +25,10 @@ WITHDRAWALS: dict[str, Callable[[Sessions], Any]] = {
 
 
 @pytest.fixture
-def sessions(tmp_path: Path) -> Iterator[Sessions]:
-    with Sessions(tmp_path / "sessions.db", sweep_interval=None) as sessions:
-        sessions.open("t", user_id="alice", group_id="team", visibility="group-write")
-        yield sessions
-        assert sessions.check() == []
+def sessions(open_sessions: OpenSessions) -> Sessions:
+    sessions = open_sessions(sweep_interval=None)
+    sessions.open("t", user_id="alice", group_id="team", visibility="group-write")
+    return sessions
 
 
 def graph_of(*steps: Callable[[], Any]) -> Any:

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,12 +11,9 @@ import pytest
 
 from session_middleware import PathTemplateError, Sessions
 from tests.conftest import Clock
+from tests.support import processes
 
-
-@pytest.fixture
-def sessions(tmp_path: Path, clock: Clock) -> Iterator[Sessions]:
-    with Sessions(tmp_path / "s.db", clock=clock, idle_timeout="30m", max_open_resources=2) as sessions:
-        yield sessions
+pytestmark = [pytest.mark.sessions(idle_timeout="30m", max_open_resources=2), pytest.mark.usefixtures("clock")]
 
 
 @pytest.fixture
@@ -53,7 +46,7 @@ def test_a_resource_is_opened_once_and_closed_when_its_session_ends(
 def test_the_one_used_least_recently_makes_room_and_the_rest_is_closed_at_the_end(
     tmp_path: Path, log: list[str]
 ) -> None:
-    with Sessions(tmp_path / "s.db", max_open_resources=2) as sessions:
+    with Sessions(tmp_path / "sessions.db", max_open_resources=2) as sessions:
         for name in ("a", "b", "a", "c"):
             use(sessions.open(name), log)
         assert log == ["open a", "open b", "open c", "close b"]
@@ -88,7 +81,7 @@ async def test_an_async_resource_is_opened_and_closed_by_one_task(tmp_path: Path
         tasks.append(asyncio.current_task())
         log.append(f"close {value}")
 
-    async with Sessions(tmp_path / "s.db") as sessions:
+    async with Sessions(tmp_path / "sessions.db") as sessions:
         session = await sessions.aopen("t")
         values = await asyncio.gather(*(session.aresource("mcp", open=open_, close=close) for _ in range(5)))
         assert values == ["server"] * 5
@@ -113,7 +106,7 @@ async def test_an_async_resource_that_is_being_opened_when_its_session_ends_is_c
     async def close(value: str) -> None:
         closed.set()
 
-    async with Sessions(tmp_path / "s.db") as sessions:
+    async with Sessions(tmp_path / "sessions.db") as sessions:
         session = await sessions.aopen("t")
         use = asyncio.create_task(session.aresource("mcp", open=open_, close=close))
         await opening.wait()
@@ -129,7 +122,7 @@ def test_another_process_ending_the_session_closes_it_here(
     sessions: Sessions, tmp_path: Path, log: list[str], clock: Clock
 ) -> None:
     use(sessions.open("t"), log)
-    with Sessions(tmp_path / "s.db", clock=clock) as others:
+    with Sessions(tmp_path / "sessions.db", clock=clock) as others:
         others.get("t").complete()
     sessions._sweeper.close_resources()
     assert log == ["open t", "close t"]
@@ -144,13 +137,7 @@ sessions.open("t").resource("x", open=lambda: "x", close=lambda value: print("cl
 
 
 def test_what_is_left_open_is_closed_when_the_interpreter_ends(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", AT_EXIT, str(tmp_path / "s.db")],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-    )
+    done = processes.run("-c", AT_EXIT, tmp_path / "sessions.db", check=True)
     assert done.stdout == "closed x\n"
 
 

@@ -11,18 +11,16 @@ import pytest
 from session_middleware import Sessions
 from tests.conftest import Clock
 
-
-@pytest.fixture
-def sessions(tmp_path: Path, clock: Clock) -> Iterator[Sessions]:
-    settings: dict[str, Any] = {"idle_timeout": "1h", "on_resume": "fresh", "sweep_interval": None}
-    with Sessions(tmp_path / "s.db", clock=clock, **settings) as sessions:
-        yield sessions
+pytestmark = [
+    pytest.mark.sessions(idle_timeout="1h", on_resume="fresh", sweep_interval=None),
+    pytest.mark.usefixtures("clock"),
+]
 
 
 @pytest.fixture
-def elsewhere(tmp_path: Path, clock: Clock) -> Iterator[Sessions]:
-    """As another process."""
-    with Sessions(tmp_path / "s.db", clock=clock, sweep_interval=None) as elsewhere:
+def elsewhere(path: Path, clock: Clock) -> Iterator[Sessions]:
+    """Another opening of the same file, as of another process."""
+    with Sessions(path, clock=clock, sweep_interval=None) as elsewhere:
         yield elsewhere
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,26 +16,15 @@ from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.types import RetryPolicy, interrupt
 
 from session_middleware import LeaseLost, SessionBusy, Sessions
-from tests.conftest import Clock
+from tests.conftest import Clock, OpenSessions
 from tests.support import agents
 from tests.support.agents import human, said
+from tests.support.pairwise import pairwise
 
-Open = Callable[..., Sessions]
+pytestmark = pytest.mark.usefixtures("clock")
+
 PARTS = ["attached", "checkpointer"]
 AT_ONCE = RetryPolicy(max_attempts=2, initial_interval=0.0, jitter=False, retry_on=ValueError)
-
-
-@pytest.fixture
-def open_sessions(tmp_path: Path, clock: Clock) -> Iterator[Open]:
-    opened: list[Sessions] = []
-
-    def open_(**settings: Any) -> Sessions:
-        opened.append(Sessions(tmp_path / "sessions.db", **{"clock": clock} | settings))
-        return opened[-1]
-
-    yield open_
-    for sessions in opened:
-        sessions.close()
 
 
 class Gate:
@@ -82,7 +70,7 @@ async def until_queued(sessions: Sessions, count: int) -> None:
 
 @pytest.mark.parametrize("part", PARTS)
 def test_reject_names_the_run_that_is_in_progress_and_admits_the_next(
-    part: str, open_sessions: Open, gate: Gate
+    part: str, open_sessions: OpenSessions, gate: Gate
 ) -> None:
     sessions = open_sessions(on_busy="reject")
     graph = build(sessions, gate.node, part)
@@ -105,7 +93,7 @@ def test_reject_names_the_run_that_is_in_progress_and_admits_the_next(
 
 
 @pytest.mark.parametrize("part", PARTS)
-async def test_wait_runs_them_one_after_the_other_in_order(part: str, open_sessions: Open) -> None:
+async def test_wait_runs_them_one_after_the_other_in_order(part: str, open_sessions: OpenSessions) -> None:
     sessions = open_sessions(on_busy="wait")
     inside, most, all_wait = 0, 0, asyncio.Event()
 
@@ -130,7 +118,7 @@ async def test_wait_runs_them_one_after_the_other_in_order(part: str, open_sessi
     assert len(last) == 24
 
 
-def test_threads_wait_too_and_give_up_after_the_timeout(open_sessions: Open, gate: Gate) -> None:
+def test_threads_wait_too_and_give_up_after_the_timeout(open_sessions: OpenSessions, gate: Gate) -> None:
     sessions = open_sessions(on_busy="wait", busy_timeout="200ms")
     graph = build(sessions, gate.node)
     gate.hold()
@@ -147,7 +135,7 @@ def test_threads_wait_too_and_give_up_after_the_timeout(open_sessions: Open, gat
     assert sessions.check() == []
 
 
-async def test_a_waiting_run_that_is_cancelled_gives_its_place_away(open_sessions: Open) -> None:
+async def test_a_waiting_run_that_is_cancelled_gives_its_place_away(open_sessions: OpenSessions) -> None:
     sessions = open_sessions(on_busy="wait")
     entered, leave = asyncio.Event(), asyncio.Event()
 
@@ -172,7 +160,7 @@ async def test_a_waiting_run_that_is_cancelled_gives_its_place_away(open_session
 @pytest.mark.parametrize("on_busy", ["wait", "reject"])
 @pytest.mark.parametrize("part", PARTS)
 async def test_a_run_inside_a_run_of_the_same_session_has_its_turn_already(
-    part: str, on_busy: str, open_sessions: Open
+    part: str, on_busy: str, open_sessions: OpenSessions
 ) -> None:
     sessions = open_sessions(on_busy=on_busy, busy_timeout="5s")
     inner = build(sessions, lambda state: {"messages": [("ai", "inner")]}, part)
@@ -191,7 +179,9 @@ async def test_a_run_inside_a_run_of_the_same_session_has_its_turn_already(
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_a_run_inside_a_run_has_its_turn_also_after_one_of_another_session(part: str, open_sessions: Open) -> None:
+def test_a_run_inside_a_run_has_its_turn_also_after_one_of_another_session(
+    part: str, open_sessions: OpenSessions
+) -> None:
     sessions = open_sessions(on_busy="reject")
     inner = build(sessions, lambda state: {"messages": [("ai", "inner")]}, part)
 
@@ -207,7 +197,7 @@ def test_a_run_inside_a_run_has_its_turn_also_after_one_of_another_session(part:
 
 
 @pytest.mark.parametrize("part", PARTS)
-async def test_a_run_begun_while_a_stream_is_read_is_not_inside_it(part: str, open_sessions: Open) -> None:
+async def test_a_run_begun_while_a_stream_is_read_is_not_inside_it(part: str, open_sessions: OpenSessions) -> None:
     """Whoever reads a stream has the context of its run."""
     sessions = open_sessions(on_busy="wait", busy_timeout="20s")
     graph = build(sessions, lambda state: {"messages": [("ai", "ok")]}, part)
@@ -220,7 +210,7 @@ async def test_a_run_begun_while_a_stream_is_read_is_not_inside_it(part: str, op
 
 @pytest.mark.parametrize("part", PARTS)
 def test_a_run_refused_while_a_stream_is_read_is_not_looked_for_by_what_comes_after(
-    part: str, open_sessions: Open
+    part: str, open_sessions: OpenSessions
 ) -> None:
     sessions = open_sessions(on_busy="reject")
     graph = build(sessions, lambda state: {"messages": [("ai", "ok")]}, part)
@@ -234,7 +224,7 @@ def test_a_run_refused_while_a_stream_is_read_is_not_looked_for_by_what_comes_af
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_a_run_that_fails_leaves_the_session_free(part: str, open_sessions: Open) -> None:
+def test_a_run_that_fails_leaves_the_session_free(part: str, open_sessions: OpenSessions) -> None:
     sessions = open_sessions(on_busy="reject")
 
     def node(state: MessagesState) -> dict[str, Any]:
@@ -274,17 +264,20 @@ def answering(state: MessagesState) -> dict[str, Any]:
     return {"messages": [("ai", "ok")]}
 
 
+ENDS: dict[str, tuple[Any, Any]] = {
+    "ok": (answering, human("hi")),
+    "error": (breaking, human("hi")),
+    "interrupt": (asking, human("hi")),
+    "refused input": (answering, {}),
+}
+
+
 @pytest.mark.usefixtures("uncollected")
-@pytest.mark.parametrize("durability", ["sync", "async", "exit"])
-@pytest.mark.parametrize(
-    ("node", "given"),
-    [(answering, human("hi")), (breaking, human("hi")), (asking, human("hi")), (answering, {})],
-    ids=["ok", "error", "interrupt", "refused input"],
-)
-@pytest.mark.parametrize("part", PARTS)
+@pairwise(part=PARTS, end=ENDS, durability=["sync", "async", "exit"])
 async def test_a_run_is_over_as_soon_as_its_caller_goes_on(
-    part: str, node: Any, given: Any, durability: Any, open_sessions: Open
+    part: str, end: str, durability: Any, open_sessions: OpenSessions
 ) -> None:
+    node, given = ENDS[end]
     sessions, others = open_sessions(on_busy="reject"), open_sessions(on_busy="reject")
     graph = build(sessions, node, part)
     kept: list[BaseException] = []
@@ -308,7 +301,7 @@ async def test_a_run_is_over_as_soon_as_its_caller_goes_on(
 
 @pytest.mark.usefixtures("uncollected")
 @pytest.mark.parametrize("part", PARTS)
-async def test_a_run_whose_reader_stops_or_that_is_cancelled_is_over(part: str, open_sessions: Open) -> None:
+async def test_a_run_whose_reader_stops_or_that_is_cancelled_is_over(part: str, open_sessions: OpenSessions) -> None:
     sessions = open_sessions(on_busy="reject")
     graph = build(sessions, answering, part)
     stream = graph.stream(human("hi"), sessions.config("t"))
@@ -338,7 +331,7 @@ async def test_a_run_whose_reader_stops_or_that_is_cancelled_is_over(part: str, 
 
 
 @pytest.mark.parametrize("part", PARTS)
-async def test_an_error_that_a_handler_takes_is_not_the_end_of_its_run(part: str, open_sessions: Open) -> None:
+async def test_an_error_that_a_handler_takes_is_not_the_end_of_its_run(part: str, open_sessions: OpenSessions) -> None:
     sessions = open_sessions(on_busy="reject")
     quick = build(sessions, answering, part)
     refused: list[bool] = []
@@ -375,7 +368,7 @@ async def test_an_error_that_a_handler_takes_is_not_the_end_of_its_run(part: str
 
 @pytest.mark.parametrize("part", PARTS)
 def test_an_error_of_one_branch_is_not_the_end_of_a_run_that_another_goes_on_in(
-    part: str, open_sessions: Open, gate: Gate
+    part: str, open_sessions: OpenSessions, gate: Gate
 ) -> None:
     sessions = open_sessions(on_busy="reject")
     quick = build(sessions, answering, part)
@@ -397,7 +390,7 @@ def test_an_error_of_one_branch_is_not_the_end_of_a_run_that_another_goes_on_in(
     quick.invoke(human("afterwards"), sessions.config("t"))
 
 
-def test_an_abandoned_stream_frees_the_session(open_sessions: Open) -> None:
+def test_an_abandoned_stream_frees_the_session(open_sessions: OpenSessions) -> None:
     sessions = open_sessions(on_busy="reject")
     graph = build(sessions, lambda state: {"messages": [("ai", "ok")]}, "checkpointer")
     stream = graph.stream(human("hi"), sessions.config("t"))
@@ -410,7 +403,9 @@ def test_an_abandoned_stream_frees_the_session(open_sessions: Open) -> None:
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_a_run_that_was_taken_for_dead_cannot_write_any_more(part: str, open_sessions: Open, gate: Gate) -> None:
+def test_a_run_that_was_taken_for_dead_cannot_write_any_more(
+    part: str, open_sessions: OpenSessions, gate: Gate
+) -> None:
     sessions, others = open_sessions(on_busy="reject"), open_sessions(on_busy="reject")
     graph = build(sessions, gate.node, part)
     graph.invoke(human("zero"), sessions.config("t"))
@@ -434,7 +429,9 @@ def test_a_run_that_was_taken_for_dead_cannot_write_any_more(part: str, open_ses
 
 @pytest.mark.parametrize("durability", ["sync", "async", "exit"])
 @pytest.mark.parametrize("part", PARTS)
-def test_a_live_run_is_never_idle_to_anybody(part: str, durability: Any, open_sessions: Open, clock: Clock) -> None:
+def test_a_live_run_is_never_idle_to_anybody(
+    part: str, durability: Any, open_sessions: OpenSessions, clock: Clock
+) -> None:
     sessions, others = (open_sessions(idle_timeout="30m", on_expire="delete") for _ in range(2))
 
     @tool
@@ -461,7 +458,7 @@ def test_a_live_run_is_never_idle_to_anybody(part: str, durability: Any, open_se
     assert [ended.session_id for ended in sessions.sweep()] == ["t"]
 
 
-async def test_runs_in_many_sessions_do_not_wait_for_each_other(open_sessions: Open) -> None:
+async def test_runs_in_many_sessions_do_not_wait_for_each_other(open_sessions: OpenSessions) -> None:
     sessions = open_sessions(on_busy="reject")
     everybody = asyncio.Barrier(8)
 
@@ -474,7 +471,7 @@ async def test_runs_in_many_sessions_do_not_wait_for_each_other(open_sessions: O
     assert sessions.count() == 8
 
 
-def test_the_recorder_alone_refuses_a_second_run_too(open_sessions: Open, gate: Gate) -> None:
+def test_the_recorder_alone_refuses_a_second_run_too(open_sessions: OpenSessions, gate: Gate) -> None:
     sessions = open_sessions(on_busy="reject")
     graph = StateGraph(MessagesState).add_node("node", gate.node).add_edge(START, "node").compile()
     config = {**sessions.config("t"), "callbacks": [sessions.recorder]}

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -15,20 +14,14 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, MessagesState, StateGraph
 
 from session_middleware import LeaseLost, SessionBusy, Sessions
-from tests.conftest import Clock
+from tests.conftest import OpenSessions
 from tests.runtime.test_run_queue import PARTS, Gate, answering, build, count_leases
 from tests.support.agents import human
 
-Open = Callable[..., Sessions]
+pytestmark = [pytest.mark.sessions(sweep_interval=None, busy_timeout="5s"), pytest.mark.usefixtures("clock")]
+
 by_part = pytest.mark.parametrize("part", PARTS)
 on_busy = pytest.mark.parametrize("on_busy", ["wait", "reject"])
-
-
-@pytest.fixture
-def open_sessions(tmp_path: Path, clock: Clock) -> Iterator[Open]:
-    with ExitStack() as stack:
-        settings: dict[str, Any] = {"clock": clock, "sweep_interval": None, "busy_timeout": "5s"}
-        yield lambda **more: stack.enter_context(Sessions(tmp_path / "s.db", **(settings | more)))
 
 
 def answer(state: Any) -> dict[str, Any]:
@@ -49,7 +42,7 @@ def running(graph: Any, gate: Gate, sessions: Sessions) -> Iterator[Any]:
 
 
 @by_part
-def test_a_block_beside_a_graphs_run_is_refused(part: str, open_sessions: Open) -> None:
+def test_a_block_beside_a_graphs_run_is_refused(part: str, open_sessions: OpenSessions) -> None:
     sessions, gate = open_sessions(on_busy="reject"), Gate()
     session = sessions.open("t")
     with running(build(sessions, gate.node, part), gate, sessions), pytest.raises(SessionBusy), session:
@@ -58,7 +51,7 @@ def test_a_block_beside_a_graphs_run_is_refused(part: str, open_sessions: Open) 
     assert [event.reason for event in session.events() if event.kind == "denied"] == ["busy"]
 
 
-def test_a_block_waits_for_a_graphs_run(open_sessions: Open) -> None:
+def test_a_block_waits_for_a_graphs_run(open_sessions: OpenSessions) -> None:
     sessions, gate = open_sessions(on_busy="wait", busy_timeout="60s"), Gate()
     session = sessions.open("t")
     entered = threading.Event()
@@ -78,7 +71,7 @@ def test_a_block_waits_for_a_graphs_run(open_sessions: Open) -> None:
     assert [message.text for message in session.messages()] == ["graph", "you said graph", "by hand"]
 
 
-def test_a_graphs_run_beside_a_block_is_refused(open_sessions: Open) -> None:
+def test_a_graphs_run_beside_a_block_is_refused(open_sessions: OpenSessions) -> None:
     sessions = open_sessions(on_busy="reject")
     graph = build(sessions, answer)
     with sessions.open("t"), ThreadPoolExecutor(1) as another, pytest.raises(SessionBusy):
@@ -87,7 +80,9 @@ def test_a_graphs_run_beside_a_block_is_refused(open_sessions: Open) -> None:
 
 @on_busy
 @by_part
-async def test_a_block_inside_a_graphs_run_has_its_turn_already(part: str, on_busy: str, open_sessions: Open) -> None:
+async def test_a_block_inside_a_graphs_run_has_its_turn_already(
+    part: str, on_busy: str, open_sessions: OpenSessions
+) -> None:
     sessions = open_sessions(on_busy=on_busy)
     session = sessions.open("t")
 
@@ -110,7 +105,9 @@ async def test_a_block_inside_a_graphs_run_has_its_turn_already(part: str, on_bu
 
 @on_busy
 @by_part
-async def test_a_graphs_run_inside_a_block_has_its_turn_already(part: str, on_busy: str, open_sessions: Open) -> None:
+async def test_a_graphs_run_inside_a_block_has_its_turn_already(
+    part: str, on_busy: str, open_sessions: OpenSessions
+) -> None:
     sessions = open_sessions(on_busy=on_busy)
     session, graph = sessions.open("t"), build(sessions, answer, part)
     with session:
@@ -123,7 +120,7 @@ async def test_a_graphs_run_inside_a_block_has_its_turn_already(part: str, on_bu
     assert {run.outcome for run in session.runs()} == {"ok"}
 
 
-def test_what_only_the_recorder_sees_inside_a_block_has_its_turn_already(open_sessions: Open) -> None:
+def test_what_only_the_recorder_sees_inside_a_block_has_its_turn_already(open_sessions: OpenSessions) -> None:
     sessions = open_sessions(on_busy="reject")
     graph = build(sessions, answer, "nothing of it")
     graph.checkpointer = None
@@ -133,7 +130,7 @@ def test_what_only_the_recorder_sees_inside_a_block_has_its_turn_already(open_se
     assert [run.outcome for run in sessions.get("t").runs()] == ["ok", "ok"]
 
 
-def test_a_run_inside_a_block_that_was_taken_for_dead_cannot_write_either(open_sessions: Open) -> None:
+def test_a_run_inside_a_block_that_was_taken_for_dead_cannot_write_either(open_sessions: OpenSessions) -> None:
     sessions = open_sessions(on_busy="reject")
     graph = build(sessions, answer)
 
@@ -164,7 +161,7 @@ class Elsewhere(InMemorySaver):
         self.pool.submit(self.saver.put_writes, *args).result()
 
 
-def test_a_run_that_cannot_be_seen_holds_its_session_until_it_is_silent_for_long(open_sessions: Open) -> None:
+def test_a_run_that_cannot_be_seen_holds_its_session_until_it_is_silent_for_long(open_sessions: OpenSessions) -> None:
     sessions = open_sessions(on_busy="reject")
     builder = StateGraph(MessagesState).add_node("node", answering).add_edge(START, "node")
     graph = builder.compile(checkpointer=Elsewhere(sessions.checkpointer))

@@ -21,6 +21,7 @@ import session_middleware
 from session_middleware import SessionAccessDenied, Sessions, memory_tools
 from session_middleware.checkpoint.saver import SessionSaver
 from session_middleware.integrations.langchain_agents import SessionMiddleware
+from tests.conftest import OpenSessions
 from tests.support import agents, scenarios
 from tests.support.agents import human
 
@@ -28,9 +29,9 @@ PACKAGE = Path(session_middleware.__file__).parent
 
 
 @pytest.fixture
-def sessions(tmp_path: Path) -> Iterator[Sessions]:
+def sessions(open_sessions: OpenSessions) -> Iterator[Sessions]:
     """Whatever of ours blocks an event loop raises, as under LangGraph's own server."""
-    with Sessions(tmp_path / "sessions.db") as sessions, blockbuster_ctx("session_middleware"):
+    with open_sessions() as sessions, blockbuster_ctx("session_middleware"):
         yield sessions
         assert sessions.recorder.faults == 0, "something blocked, and the recorder kept that from the run"
 

@@ -1,0 +1,52 @@
+"""Parametrisation by pairs: few cases, in which every two values of different parameters meet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import combinations, product
+from typing import Any
+
+import pytest
+
+
+def pairwise(**axes: Iterable[Any]) -> pytest.MarkDecorator:
+    """Parametrise a test so that each pair of values of two parameters occurs in at least one case.
+
+    An error that depends on one parameter, or on how two of them combine, is found as by the full product.
+    """
+    names, values = list(axes), [list(axis) for axis in axes.values()]
+    rows = _rows([len(axis) for axis in values])
+    cases = [[values[axis][choice] for axis, choice in enumerate(row)] for row in rows]
+    return pytest.mark.parametrize(names, cases, ids=["-".join(map(_name, case)) for case in cases])
+
+
+def _rows(sizes: list[int]) -> list[list[int]]:
+    """The cases, as indexes of the values: a row starts with a missing pair, and takes the values that add most."""
+    missing = {
+        ((a, x), (b, y)): None
+        for a, b in combinations(range(len(sizes)), 2)
+        for x, y in product(range(sizes[a]), range(sizes[b]))
+    }
+    rows = []
+    while missing:
+        chosen = dict(next(iter(missing)))
+        for axis in range(len(sizes)):
+            if axis not in chosen:
+                gains = [
+                    sum(_pair((axis, x), other) in missing for other in chosen.items()) for x in range(sizes[axis])
+                ]
+                chosen[axis] = gains.index(max(gains))
+        for one, other in combinations(sorted(chosen.items()), 2):
+            missing.pop((one, other), None)
+        rows.append([chosen[axis] for axis in range(len(sizes))])
+    return rows
+
+
+def _pair(one: tuple[int, int], other: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+    return (one, other) if one < other else (other, one)
+
+
+def _name(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "-".join(map(_name, value))
+    return str(getattr(value, "__name__", value))
