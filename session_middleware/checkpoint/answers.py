@@ -121,9 +121,9 @@ def with_written(missing: Sequence[UnansweredCall], written: Sequence[ToolMessag
 def recorded_answers(storage: Storage, session_id: str, missing: Sequence[UnansweredCall]) -> list[UnansweredCall]:
     """With what some of the calls did say, by the record of their executions and of the messages that answer them."""
     ids = [*dict.fromkeys(asked.call["id"] for asked in missing)]
-    executed = _executions(missing, storage.find_executions(session_id, ids))
+    executions, messages = storage.find_executions(session_id, ids)
+    executed = _executions(missing, executions)
     finished = {place: call for place, call in executed.items() if call.status in ("ok", "error")}
-    messages = storage.find_answers(session_id, [call.tool_call_id for call in finished.values()]) if finished else []
     answers = {place: _from_record(call, messages) for place, call in finished.items()}
     return [asked._replace(answer=answers.get(place)) for place, asked in enumerate(missing)]
 

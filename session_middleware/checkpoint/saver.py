@@ -170,7 +170,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
         """The next of those that match, and no more of them than are wanted."""
         wanted = config["configurable"] if config else {}
         visit = self._visits.present(wanted) if config else None
-        if visit is not None and self._storage.look(visit) is None:
+        if visit is not None and self._storage.authorize(visit) is None:
             return [], None
         rest, owner = split_filter(filter)
         size = _PAGE if "checkpoint_ns" in wanted else _WIDE_PAGE
@@ -197,7 +197,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
         if not channels:
             return {}
         visit, codec = self._visits.present(config["configurable"]), self._codec
-        if self._storage.look(visit) is None:
+        if self._storage.authorize(visit) is None:
             return {channel: {"writes": []} for channel in channels}
         namespace = config["configurable"].get("checkpoint_ns", "")
         found = self._storage.get_history(visit.session_id, namespace, get_checkpoint_id(config), channels)

@@ -11,7 +11,7 @@ from rich.text import Text
 from session_middleware.cli.doctor import Diagnosis
 from session_middleware.display.text import visible
 from session_middleware.findings import ErasureReceipt, Problem
-from session_middleware.storage.upkeep import DeletionCounts
+from session_middleware.storage.types import DeletionCounts
 
 _IDS = 3  # of sessions with the same problem, before the rest is only counted
 _LINES = 20  # of problems, before the rest is only counted

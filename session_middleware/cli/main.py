@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from session_middleware.importers.langgraph import Imported
     from session_middleware.session import Session
-    from session_middleware.storage.upkeep import ArchivedSession
+    from session_middleware.storage.types import ArchivedSession
 
 
 class _Commands(click.Group):

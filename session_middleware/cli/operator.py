@@ -21,7 +21,7 @@ from session_middleware.errors import SessionNotFound
 
 if TYPE_CHECKING:
     from session_middleware.session import Session
-    from session_middleware.storage.upkeep import DeletionCounts
+    from session_middleware.storage.types import DeletionCounts
 
 
 @click.command()
@@ -147,7 +147,7 @@ def restore(session_id: str, db: str | None) -> None:
 
 def _holdings(session: Session | None) -> DeletionCounts:
     """What deleting it would say; of an archive, that it is one."""
-    from session_middleware.storage.upkeep import DeletionCounts
+    from session_middleware.storage.types import DeletionCounts
 
     if session is None:
         return DeletionCounts(1)

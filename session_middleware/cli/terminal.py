@@ -29,7 +29,7 @@ from session_middleware.display.text import (
 from session_middleware.findings import SweepResult
 from session_middleware.models import Event, Message, ModelCall, Run, SessionInfo, ToolCall, Usage
 from session_middleware.storage.record_entries import ASIDE
-from session_middleware.storage.upkeep import ArchivedSession
+from session_middleware.storage.types import ArchivedSession
 
 Record: TypeAlias = Message | ToolCall | ModelCall | Run | Event
 

@@ -18,7 +18,8 @@ from langgraph.store.base import ensure_embeddings
 
 from session_middleware.errors import EmbeddingFailed, InvalidSettings
 from session_middleware.memory.values import texts_at
-from session_middleware.storage.memory_port import MemoryStorage, ToEmbed, Vectors
+from session_middleware.storage.protocol import Storage
+from session_middleware.storage.types import ToEmbed, Vectors
 
 _AT_ONCE = 64  # items or messages whose texts go to the model in one call
 _LONGEST = 8_000  # characters of a text that the model is given
@@ -33,7 +34,7 @@ class Embedder:
         InvalidSettings: the config has no model or no number of dimensions, or numpy is not there.
     """
 
-    def __init__(self, storage: MemoryStorage, config: Mapping[str, Any]) -> None:
+    def __init__(self, storage: Storage, config: Mapping[str, Any]) -> None:
         self._storage = storage
         self._dimensions = _checked(config)
         self._fields = tuple(config.get("fields") or ("$",))
@@ -43,10 +44,7 @@ class Embedder:
 
     def is_current(self) -> bool:
         """Whether the stored vectors are of this model; those of another are left alone until `rebuild`."""
-        stored = self._storage.vector_model()
-        if stored is None:
-            self._storage.set_vector_model(self.name, self._dimensions)
-            return True
+        stored = self._storage.set_vector_model(self.name, self._dimensions)
         if stored == (self.name, self._dimensions):
             return True
         self._tell(
@@ -63,7 +61,7 @@ class Embedder:
             EmbeddingFailed: it does not; or it has stopped to, and the rest waits for `catch_up`.
         """
         self._insist(lambda: self._valid(*self._embeddings.embed_documents(["Is anybody there?"])))
-        self._storage.set_vector_model(self.name, self._dimensions)
+        self._storage.set_vector_model(self.name, self._dimensions, replace=True)
         return self._catch_up(self._insist, messages=True, limit=None)
 
     def query(self, text: str) -> list[float] | None:

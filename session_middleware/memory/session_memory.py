@@ -16,8 +16,8 @@ from session_middleware.memory.values import check_key, checked_value, words_of
 from session_middleware.models import Scope
 from session_middleware.settings import parse_duration
 from session_middleware.storage.executor import async_twin
-from session_middleware.storage.memory_port import MemoryItemPut, MemoryPut, MemoryQuery
 from session_middleware.storage.search.tokenizer import holds
+from session_middleware.storage.types import MemoryItemPut, MemoryPut, MemoryQuery
 from session_middleware.storage.validation import suggesting
 
 
@@ -59,7 +59,7 @@ class SessionMemory(SessionRecall):
         key = self._parts.new_id() if key is None else str(key)
         put = self._put(namespace, key, text_or_dict, metadata)
         put = put._replace(message_id=message_id, ttl=None if ttl is None else parse_duration(ttl))
-        self._storage.put_memories([MemoryPut(other, [MemoryItemPut(key, None, None)]), put], visit=self._visit)
+        self._storage.put_memories([MemoryPut(other, [MemoryItemPut(key, None, None)]), put], context=self._visit)
         self._parts.embed_items()
         return self._kept(namespace, key)
 
@@ -91,7 +91,7 @@ class SessionMemory(SessionRecall):
                 items = [item for item in items if holds(item.text or "", query)]
         gone = [MemoryPut(item.namespace, [MemoryItemPut(item.key, None, None)]) for item in items]
         if gone:
-            self._storage.put_memories(gone, visit=self._visit)
+            self._storage.put_memories(gone, context=self._visit)
         return len(items)
 
     def promote(self, key: str, to: Scope = "user", *, scope: Scope = "session") -> Memory:
@@ -119,7 +119,7 @@ class SessionMemory(SessionRecall):
             found.paths,
             embed=found.text is not None and self._parts.embeds,
         )
-        self._storage.put_memories([*gone, moved], visit=self._visit)
+        self._storage.put_memories([*gone, moved], context=self._visit)
         self._parts.embed_items()
         return self._kept(target, key)
 
@@ -155,7 +155,7 @@ class SessionMemory(SessionRecall):
 
     def check_may_change(self, namespaces: Collection[Namespace]) -> None:
         """Ask as `remember` does, for what is kept elsewhere: opens what that opens, and raises what that does."""
-        self._storage.put_memories([MemoryPut(namespace, []) for namespace in namespaces], visit=self._visit)
+        self._storage.put_memories([MemoryPut(namespace, []) for namespace in namespaces], context=self._visit)
 
     aremember = async_twin(remember)
 

@@ -35,8 +35,9 @@ from session_middleware.memory.validation import (
 from session_middleware.memory.values import words_of
 from session_middleware.models import Role, Scope
 from session_middleware.storage.executor import async_twin
-from session_middleware.storage.memory_port import MemoryQuery, MemoryStorage, MessageScope, StoredMemory
+from session_middleware.storage.protocol import Storage
 from session_middleware.storage.run import RunContext
+from session_middleware.storage.types import MemoryQuery, MessageScope, StoredMemory
 
 Memories: TypeAlias = list[Memory]  # in the class below, `list` is its own method
 Kind: TypeAlias = Literal["item", "message"]
@@ -58,7 +59,7 @@ class SessionRecall:
     def __init__(
         self,
         parts: MemoryIndexer,
-        storage: MemoryStorage,
+        storage: Storage,
         visit: RunContext,
         *,
         owner_id: str | None,
@@ -194,7 +195,7 @@ class SessionRecall:
     def last_said(self, count: int = 12) -> Texts:
         """The texts of the last messages of this session, oldest first; nobody's but the user's and the assistant's."""
         self._parts.settle()
-        messages = self._storage.list_last_messages(self._session_id, count)
+        messages = self._storage.list_messages_around(self._session_id, None, before=count)
         return [message.text for message in messages if message.role in ("user", "assistant")]
 
     arecall = async_twin(recall)
@@ -236,7 +237,7 @@ class SessionRecall:
             return None
         said = dict.fromkeys(re.findall(r"\w+", query))
         for whose in asked.whose:
-            for name in self._storage.list_speakers(list(said), whose):
+            for name in self._storage.find_speakers(list(said), whose):
                 query = re.sub(rf"\b{re.escape(name)}\b('s\b)?", "", query)
         return self._parts.embedder.query(query if query.strip() else asked.query or "")
 
@@ -271,5 +272,5 @@ class SessionRecall:
     def _with_neighbours(self, memory: Memory, each_way: int) -> Memory:
         if memory.seq is None or not memory.session_id or each_way < 1:
             return memory
-        around = self._storage.list_messages_around(memory.session_id, memory.seq, each_way=each_way)
+        around = self._storage.list_messages_around(memory.session_id, memory.seq, before=each_way, after=each_way)
         return memory.model_copy(update={"around": tuple(around)})

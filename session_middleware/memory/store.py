@@ -34,8 +34,8 @@ from session_middleware.memory.indexer import MemoryIndexer
 from session_middleware.memory.ops import check_access, check_ops, check_root, puts_of, select_namespaces, visible
 from session_middleware.memory.scopes import Namespace, Owners
 from session_middleware.runtime.run_context import identity_of
-from session_middleware.storage.memory_port import MemoryQuery, StoredMemory
 from session_middleware.storage.run import RunContext
+from session_middleware.storage.types import MemoryQuery, StoredMemory
 
 Gotten: TypeAlias = dict[tuple[Namespace, str], StoredMemory | None]
 
@@ -88,7 +88,7 @@ class SessionStore(BaseStore):
         gotten = self._get([op for op in ops if isinstance(op, GetOp)])
         results = [None if isinstance(op, PutOp) else self._answer(op, owners, gotten) for op in ops]
         if puts:
-            self._storage.put_memories(puts, visit=self._visit(owners))
+            self._storage.put_memories(puts, context=self._visit(owners))
             self._parts.embed_items()
         return results
 
@@ -97,12 +97,12 @@ class SessionStore(BaseStore):
 
     def sweep_ttl(self) -> int:
         """Delete the items whose time to live is over; how many. `Sessions.sweep` does it too."""
-        return self._storage.sweep_memories()
+        return self._storage.delete_expired_memories()
 
     def _check_session(self, session_id: str, *, changes: bool) -> None:
         """The running graph may have no checkpointer, so that nobody has asked yet whose session this is."""
         identity = identity_of(get_config().get("configurable") or {})
-        session = self._storage.look(RunContext(session_id, identity, reading=True))
+        session = self._storage.authorize(RunContext(session_id, identity, reading=True))
         if session is not None and changes:
             check_session_access(session, identity, self._parts.access)
 

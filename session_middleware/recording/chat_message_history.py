@@ -107,7 +107,7 @@ class SessionHistory(BaseChatMessageHistory):
         self._storage.append(visit, self._recorder.journal.keeping.entries([history]))
 
     def _message(self, message: Message) -> BaseMessage:
-        content, extra = put_back([message.content, message.extra], partial(self._storage.get_file, self._session_id))
+        content, extra = put_back([message.content, message.extra], partial(self._storage.find_file, self._session_id))
         extra = dict(extra or {})
         told = _plain(message, message.text if content is None else content, extra.pop("type", None))
         return told.model_copy(update=extra) if extra else told  # as it is recorded, be it valid or not

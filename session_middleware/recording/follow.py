@@ -16,14 +16,14 @@ from session_middleware.errors import SessionNotFound
 from session_middleware.models import Message, Run, ToolCall
 from session_middleware.storage.executor import StorageExecutor
 from session_middleware.storage.protocol import Storage
-from session_middleware.storage.timeline import Entry
+from session_middleware.storage.types import Record
 
 _PAGE = 256  # records read at a time
 _SHORTEST_SECONDS, _LONGEST_SECONDS = 0.01, 0.25  # between two looks
 
 
 class Look(NamedTuple):
-    news: list[Entry]
+    news: list[Record]
     is_over: bool
 
 
@@ -45,7 +45,7 @@ class Following:
         self._has_ended = has_ended
         self._check = check  # raises where there is nothing to follow
         self._version: int | None = None
-        self._unfinished: dict[int, Entry] | None = None
+        self._unfinished: dict[int, Record] | None = None
 
     def look(self) -> Look:
         """What is new, in order: records, and those that were going on when they were last told and have changed."""
@@ -59,12 +59,12 @@ class Following:
             return Look([], True)
 
     def _look(self) -> Look:
-        version = self._storage.version()  # before the reads: what is committed during them is found the next time
+        version = self._storage.data_version()  # before the reads: what is committed during them is found the next time
         has_ended = self._has_ended()
         if version == self._version:
             return Look([], has_ended)
         changed = self._changed()
-        new = self._storage.list_entries(self._session_id, after=self._after, limit=_PAGE).entries
+        new = self._storage.list_timeline(self._session_id, after=self._after, limit=_PAGE).records
         for entry in (*changed, *new):
             self._remember(entry)
         if new:
@@ -75,14 +75,18 @@ class Following:
         runs = [entry for entry in changed if isinstance(entry, Run)]  # their end comes after what was said in them
         return Look([*calls, *new, *runs], has_ended and is_all)
 
-    def _changed(self) -> list[Entry]:
+    def _changed(self) -> list[Record]:
         if self._unfinished is None:
             unfinished = self._storage.list_unfinished(self._session_id, up_to=self._after) if self._after else []
             self._unfinished = {entry.seq: entry for entry in unfinished}
-        found = [(entry, self._storage.find_entry(self._session_id, seq)) for seq, entry in self._unfinished.items()]
+        found = [(entry, self._read_again(entry)) for entry in self._unfinished.values()]
         return [now for before, now in found if now is not None and now != before]
 
-    def _remember(self, entry: Entry) -> None:
+    def _read_again(self, entry: Record) -> Record | None:
+        rows = self._storage.list_records(type(entry), self._session_id, after=entry.seq - 1, limit=1)
+        return rows[0] if rows and rows[0].seq == entry.seq else None  # else the row was deleted
+
+    def _remember(self, entry: Record) -> None:
         assert self._unfinished is not None
         if _is_unfinished(entry):
             self._unfinished[entry.seq] = entry
@@ -90,7 +94,7 @@ class Following:
             self._unfinished.pop(entry.seq, None)
 
 
-def _is_unfinished(entry: Entry) -> bool:
+def _is_unfinished(entry: Record) -> bool:
     if isinstance(entry, Run):
         return entry.outcome == "running"
     if isinstance(entry, ToolCall):
@@ -120,8 +124,8 @@ class _Pace:
 
 
 def follow(
-    following: Following, *, timeout: timedelta | None, until: Callable[[Entry], bool] | None
-) -> Iterator[Entry]:
+    following: Following, *, timeout: timedelta | None, until: Callable[[Record], bool] | None
+) -> Iterator[Record]:
     pace = _Pace(timeout)
     while True:
         look = following.look()
@@ -138,8 +142,8 @@ def follow(
 
 
 async def afollow(
-    following: Following, offload: StorageExecutor, *, timeout: timedelta | None, until: Callable[[Entry], bool] | None
-) -> AsyncIterator[Entry]:
+    following: Following, offload: StorageExecutor, *, timeout: timedelta | None, until: Callable[[Record], bool] | None
+) -> AsyncIterator[Record]:
     pace = _Pace(timeout)
     while True:
         look = await offload.run(following.look)

@@ -70,7 +70,7 @@ class Loop:
         said_at = checked_moment("at", at)
         (seen,) = describe([to_message(message)], new_id=self._new_id, created_at=said_at)
         self._write([seen])
-        return self._storage.get_message(self._session_id, seen.message_id) or _unkept(self._session_id, seen)
+        return self._storage.find_message(self._session_id, seen.message_id) or _unkept(self._session_id, seen)
 
     def add_history(self, messages: Sequence[Sayable]) -> None:
         seen = describe(map(to_message, messages), new_id=self._new_id)

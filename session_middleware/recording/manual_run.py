@@ -94,7 +94,7 @@ class Blocks:
         self._visits.keep_alive(visit)
         try:
             self._turns.take(visit)
-            self._storage.begin_run(visit)
+            self._storage.append(visit)
         except BaseException:
             self._visits.end(visit)
             raise
@@ -109,7 +109,7 @@ class Blocks:
             self._visits.end(visit)
             raise
         try:
-            await self._offload.run(self._storage.begin_run, visit)
+            await self._offload.run(self._storage.append, visit)
         except BaseException as error:
             self._visits.end(visit)
             if isinstance(error, asyncio.CancelledError):  # it may be begun all the same

@@ -149,7 +149,7 @@ class MiddlewareRecorder:
     def admit(self, place: MiddlewareContext) -> None:
         """Ask at the door, where nobody else has. Raises what the door does."""
         if place.is_alone and place.visit.admission is None:
-            self._storage.look(place.visit)
+            self._storage.authorize(place.visit)
 
     @never_raise
     def open(self, place: MiddlewareContext) -> None:
@@ -212,7 +212,9 @@ class MiddlewareRecorder:
     @never_raise
     def note_repair(self, place: MiddlewareContext, calls: Sequence[RepairedCall]) -> None:
         visit = place.visit
-        self._storage.note_repair(visit.session_id, calls, run_id=visit.run_id, reason="new input", checkpoint_id=None)
+        self._storage.append_repair(
+            visit.session_id, calls, run_id=visit.run_id, reason="new input", checkpoint_id=None
+        )
 
     # Models
 

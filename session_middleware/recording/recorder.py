@@ -215,7 +215,7 @@ class SessionRecorder(GraphCallbackHandler):
             return
         try:
             if visit.admission is None:  # no checkpointer of ours has asked at the door
-                self._storage.look(visit)
+                self._storage.authorize(visit)
             if visit.admission in ("opened", "fresh"):
                 self.forget(visit.session_id)
             self.journal.flush(visit)

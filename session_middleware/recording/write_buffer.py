@@ -108,7 +108,7 @@ class RecordBuffer:
     async def look(self, visit: RunContext) -> None:
         """Check access for a visit off the event loop, unless that was done. Raises one of `DENIALS`."""
         if visit.admission is None and not visit.admitted:
-            await self._offload.run(self._storage.look, visit)
+            await self._offload.run(self._storage.authorize, visit)
 
     async def aflush(self, visit: RunContext) -> None:
         """Write what was kept, and wait no longer for it than `WAIT_SECONDS`; the loop goes on meanwhile."""

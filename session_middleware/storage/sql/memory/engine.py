@@ -1,23 +1,20 @@
-"""The SQLite engine's half for memories: each method of `MemoryStorage`, as a transaction."""
+"""The SQLite engine's half for memories: each method of `Storage`, as a transaction."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
 from session_middleware.models import Message
-from session_middleware.storage.memory_port import MemoryQuery, MessageScope, StoredMemory, ToEmbed, Vectors
-from session_middleware.storage.sql.engine_context import EngineContext
 from session_middleware.storage.sql.memory import indexing, items, memories, recall, reindexing, vectors
-from session_middleware.storage.sqlite.database import SqliteDatabase
+from session_middleware.storage.sql.operations import Operations
+from session_middleware.storage.types import MemoryQuery, MessageScope, StoredMemory, ToEmbed, Vectors
 
 _ITEMS_AT_ONCE = 500  # indexed in one transaction
-_ALL_FIRST = 2000  # messages; of a longer backlog, only those in scope are indexed before a search
+_ALL_FIRST = 2000  # messages; of a longer backlog, a search indexes only those in its scope
 
 
-class SqliteMemories:
-    _database: SqliteDatabase
-    _rules: EngineContext
-    _has_current_words = False  # as far as this process has looked
+class MemoryOperations(Operations):
+    _has_current_words = False  # cached: set when this process has checked
 
     def get_memories(
         self, keys: Sequence[tuple[tuple[str, ...], str]], *, refresh: Collection[int] = ()
@@ -43,7 +40,7 @@ class SqliteMemories:
             self._database.write(lambda connection: items.refresh(connection, keys, now), durable=False)
 
     def _catch_up(self, whose: Sequence[MessageScope]) -> None:
-        """Leave no more unindexed than a search may read from where it was written, unless it has to read all."""
+        """Index the backlog, except for what a search can read from the record."""
         if not self._database.is_writable:
             return
         self._renew_words()
@@ -65,7 +62,7 @@ class SqliteMemories:
                     pass
 
     def _renew_words(self) -> None:
-        """Make the index of words anew, where its words are those of another version of this package."""
+        """Rebuild the word index if another version of the tokenizer has written it."""
         if self._has_current_words:
             return
         if not self._database.read(reindexing.is_current):
@@ -91,20 +88,17 @@ class SqliteMemories:
         now = self._rules.clock()
         return self._database.read(lambda connection: items.list_namespaces(connection, now))
 
-    def sweep_memories(self) -> int:
+    def delete_expired_memories(self) -> int:
         now = self._rules.clock()
         swept = self._database.write(lambda connection: items.sweep(connection, now))
         if swept:
             self._database.erase()
         return swept
 
-    def list_messages_around(self, session_id: str, seq: int, *, each_way: int) -> list[Message]:
+    def list_messages_around(self, session_id: str, seq: int | None, *, before: int, after: int = 0) -> list[Message]:
         return self._database.read(
-            lambda connection: memories.list_messages_around(connection, session_id, seq, each_way)
+            lambda connection: memories.list_messages_around(connection, session_id, seq, before, after)
         )
-
-    def list_last_messages(self, session_id: str, count: int) -> list[Message]:
-        return self._database.read(lambda connection: memories.list_last_messages(connection, session_id, count))
 
     def index_messages(self, limit: int, *, leave: int = 0) -> int:
         if not self._database.is_writable:
@@ -123,14 +117,14 @@ class SqliteMemories:
         self._index_items()
         return self._database.read(lambda connection: vectors.to_embed(connection, limit, messages=messages))
 
-    def list_speakers(self, words: Sequence[str], whose: MessageScope) -> set[str]:
+    def find_speakers(self, words: Sequence[str], whose: MessageScope) -> set[str]:
         return self._database.read(lambda connection: recall.speakers(connection, words, whose))
 
     def put_vectors(self, found: Sequence[Vectors]) -> None:
         self._database.write(lambda connection: vectors.put(connection, found), durable=False)
 
-    def vector_model(self) -> tuple[str, int] | None:
-        return self._database.read(vectors.model)
-
-    def set_vector_model(self, name: str, dimensions: int) -> None:
-        self._database.write(lambda connection: vectors.set_model(connection, name, dimensions))
+    def set_vector_model(self, name: str, dimensions: int, *, replace: bool = False) -> tuple[str, int]:
+        stored = None if replace else self._database.read(vectors.model)
+        return stored or self._database.write(
+            lambda connection: vectors.set_model(connection, name, dimensions, replace=replace)
+        )

@@ -10,9 +10,9 @@ from datetime import datetime
 from typing import Any
 
 from session_middleware.models import Message
-from session_middleware.storage.memory_port import MemoryQuery, StoredMemory
 from session_middleware.storage.sql.memory import indexing, items, phrases, recall
 from session_middleware.storage.sql.row_mapping import namespace_text, values_of
+from session_middleware.storage.types import MemoryQuery, StoredMemory
 
 _SAID = (
     "replaced_by IS NULL AND COALESCE(marks, '') NOT LIKE '%\"memory\"%'"  # by anybody but our memory tools
@@ -36,17 +36,17 @@ def refresh(connection: sqlite3.Connection, now: datetime) -> None:
     items.sweep(connection, now)
 
 
-def list_messages_around(connection: sqlite3.Connection, session_id: str, seq: int, each_way: int) -> list[Message]:
-    first = _up_to(connection, session_id, seq, each_way + 1)
-    after = connection.execute(
+def list_messages_around(
+    connection: sqlite3.Connection, session_id: str, seq: int | None, before: int, after: int
+) -> list[Message]:
+    if seq is None:
+        return _up_to(connection, session_id, sys.maxsize, before)
+    first = _up_to(connection, session_id, seq, before + 1)
+    rest = connection.execute(
         f"SELECT * FROM messages WHERE session_id = ? AND seq > ? AND {_SAID} ORDER BY seq LIMIT ?",
-        (session_id, seq, each_way),
+        (session_id, seq, after),
     )
-    return [*first, *values_of(Message, after)]
-
-
-def list_last_messages(connection: sqlite3.Connection, session_id: str, count: int) -> list[Message]:
-    return _up_to(connection, session_id, sys.maxsize, count)
+    return [*first, *values_of(Message, rest)]
 
 
 def _up_to(connection: sqlite3.Connection, session_id: str, seq: int, count: int) -> list[Message]:

@@ -8,11 +8,11 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 from zlib import crc32
 
-from session_middleware.storage.memory_port import ToEmbed, Vectors
 from session_middleware.storage.search.bm25 import ITEM
 from session_middleware.storage.sql.memory import indexing, items, posting_lists
 from session_middleware.storage.sql.memory.indexing import POSITION_BITS
 from session_middleware.storage.sql.memory.posting_lists import PART_BITS, PostingSource
+from session_middleware.storage.types import ToEmbed, Vectors
 
 BEFORE = 2  # messages that a message's vector is made with
 
@@ -159,10 +159,13 @@ def model(connection: sqlite3.Connection) -> tuple[str, int] | None:
     return None if row is None else (row[0], row[1])
 
 
-def set_model(connection: sqlite3.Connection, name: str, dimensions: int) -> None:
+def set_model(connection: sqlite3.Connection, name: str, dimensions: int, *, replace: bool) -> tuple[str, int]:
+    if not replace and (stored := model(connection)) is not None:
+        return stored
     connection.execute("DELETE FROM vectors")
     connection.execute("UPDATE memories SET embedded = 0 WHERE embedded = 1")
     connection.execute("UPDATE index_sessions SET embedded = 0 WHERE embedded > 0")
     connection.execute(
         "INSERT OR REPLACE INTO vector_models (id, name, dimensions) VALUES (1, ?, ?)", (name, dimensions)
     )
+    return name, dimensions
