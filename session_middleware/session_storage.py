@@ -14,10 +14,10 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from session_middleware import lifecycle
 from session_middleware.errors import SessionAccessDenied, SessionNotFound, UserRevoked
 from session_middleware.models import Identity, SessionInfo
+from session_middleware.storage.memory_types import MemoryPut
 from session_middleware.storage.protocol import Storage
 from session_middleware.storage.record_entries import Entry, RunEnd
 from session_middleware.storage.run import RunContext, SessionHandle
-from session_middleware.storage.types import MemoryPut
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -22,8 +22,8 @@ from session_middleware.memory.validation import check_count, check_moment, chec
 from session_middleware.models import Role, Scope
 from session_middleware.runtime.run_context import identity_of
 from session_middleware.storage.executor import StorageExecutor, async_twin
+from session_middleware.storage.memory_types import MessageScope
 from session_middleware.storage.run import RunContext
-from session_middleware.storage.types import MessageScope
 
 if TYPE_CHECKING:
     from langchain_core.retrievers import BaseRetriever

@@ -18,8 +18,8 @@ from langgraph.store.base import ensure_embeddings
 
 from session_middleware.errors import EmbeddingFailed, InvalidSettings
 from session_middleware.memory.values import texts_at
+from session_middleware.storage.memory_types import ToEmbed, Vectors
 from session_middleware.storage.protocol import Storage
-from session_middleware.storage.types import ToEmbed, Vectors
 
 _AT_ONCE = 64  # items or messages whose texts go to the model in one call
 _LONGEST = 8_000  # characters of a text that the model is given

@@ -7,9 +7,9 @@ from typing import Any
 
 from session_middleware.display.html import Rows
 from session_middleware.memory.results import SearchHit
+from session_middleware.storage.memory_types import MemoryQuery, MessageScope, StoredMemory
 from session_middleware.storage.protocol import Storage
 from session_middleware.storage.search.tokenizer import begun_word, query_words, snippet
-from session_middleware.storage.types import MemoryQuery, MessageScope, StoredMemory
 
 
 def search(

@@ -16,8 +16,8 @@ from session_middleware.memory.values import check_key, checked_value, words_of
 from session_middleware.models import Scope
 from session_middleware.settings import parse_duration
 from session_middleware.storage.executor import async_twin
+from session_middleware.storage.memory_types import MemoryItemPut, MemoryPut, MemoryQuery
 from session_middleware.storage.search.tokenizer import holds
-from session_middleware.storage.types import MemoryItemPut, MemoryPut, MemoryQuery
 from session_middleware.storage.validation import suggesting
 
 

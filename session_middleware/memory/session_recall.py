@@ -35,9 +35,9 @@ from session_middleware.memory.validation import (
 from session_middleware.memory.values import words_of
 from session_middleware.models import Role, Scope
 from session_middleware.storage.executor import async_twin
+from session_middleware.storage.memory_types import MemoryQuery, MessageScope, StoredMemory
 from session_middleware.storage.protocol import Storage
 from session_middleware.storage.run import RunContext
-from session_middleware.storage.types import MemoryQuery, MessageScope, StoredMemory
 
 Memories: TypeAlias = list[Memory]  # in the class below, `list` is its own method
 Kind: TypeAlias = Literal["item", "message"]

@@ -34,8 +34,8 @@ from session_middleware.memory.indexer import MemoryIndexer
 from session_middleware.memory.ops import check_access, check_ops, check_root, puts_of, select_namespaces, visible
 from session_middleware.memory.scopes import Namespace, Owners
 from session_middleware.runtime.run_context import identity_of
+from session_middleware.storage.memory_types import MemoryQuery, StoredMemory
 from session_middleware.storage.run import RunContext
-from session_middleware.storage.types import MemoryQuery, StoredMemory
 
 Gotten: TypeAlias = dict[tuple[Namespace, str], StoredMemory | None]
 

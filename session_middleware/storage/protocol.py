@@ -53,28 +53,23 @@ from session_middleware.storage.checkpoint_types import (
     StoredHistory,
     WritesPut,
 )
+from session_middleware.storage.memory_types import MemoryPut, MemoryQuery, MessageScope, StoredMemory, ToEmbed, Vectors
 from session_middleware.storage.record_entries import Entry
 from session_middleware.storage.run import Lease, RunContext
 from session_middleware.storage.types import (
     ArchivedSession,
     ConversationItemPut,
     DeletionCounts,
-    MemoryPut,
-    MemoryQuery,
-    MessageScope,
     Page,
     Record,
     SessionDetails,
     SessionFilter,
     SessionSize,
     StoredItem,
-    StoredMemory,
-    ToEmbed,
     TombstoneInfo,
     ToolCallFilter,
     UsageBy,
     UsageFilter,
-    Vectors,
 )
 
 R = TypeVar("R", bound=Record)

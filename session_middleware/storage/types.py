@@ -1,13 +1,13 @@
-"""The values that pass between a caller and the storage: filters, pages, memories, conversation items.
+"""The values of sessions, of the record and of conversations that pass between a caller and the storage.
 
-They are plain tuples without behaviour. The values of a checkpoint are in `checkpoint_types`, and the
-entries that are appended to the record in `record_entries`.
+Those of checkpoints are in `checkpoint_types`, those of memories in `memory_types`, and the entries that are
+appended to the record in `record_entries`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from datetime import datetime, timedelta
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 from session_middleware.models import (
@@ -143,91 +143,3 @@ class ConversationItemPut(NamedTuple):
 class StoredItem(NamedTuple):
     item: Any
     files: Mapping[str, bytes]  # by the hashes that the item refers to
-
-
-# Memories
-
-
-class MemoryItemPut(NamedTuple):
-    """A plain tuple of three is accepted too, and is faster to make in large batches."""
-
-    key: str
-    value: str | None  # JSON; None deletes the item
-    text: str | None  # indexed for word search; None excludes the item from it
-
-
-class MemoryPut(NamedTuple):
-    """Items of one namespace with common options. Each key occurs once."""
-
-    namespace: tuple[str, ...]
-    items: Sequence[MemoryItemPut] | Sequence[tuple[str, str | None, str | None]]
-    session_id: str | None = None  # the session in which they are remembered
-    message_id: str | None = None  # the message they derive from; deleted with it
-    paths: Sequence[str] | None = None  # the texts to embed; None: those of the settings; empty: `text`
-    embed: bool = False  # enqueue them for embedding
-    ttl: timedelta | None = None  # time to live after a put, or after a get with `refresh`
-
-
-class MessageScope(NamedTuple):
-    """The recorded messages of one session, of one user, of one session owned by that user, or of all sessions."""
-
-    session_id: str | None = None
-    user_id: str | None = None
-
-
-class MemoryQuery(NamedTuple):
-    namespaces: Sequence[tuple[str, ...]]  # items of any of these
-    prefix: bool  # include the namespaces below them
-    query: str | None = None  # words; the result is ranked when given
-    filter: dict[str, Any] | None = None
-    limit: int = 10
-    offset: int = 0
-    messages: MessageScope | None = None  # search recorded messages of this scope too
-    more: MessageScope | None = None  # a second scope; disjoint from the first
-    roles: Collection[str] | None = None  # messages of these roles only
-    since: datetime | None = None  # created at or after
-    vector: Sequence[float] | None = None  # the embedded query; with `query`, ranked by both
-    begun: bool = False  # the last word may be a prefix
-    neighbours: bool = True  # match a message by the words of adjacent messages too
-    only_vector: bool = False  # rank items by cosine similarity alone; items without vectors come last
-    as_written: bool = False  # messages that contain the query literally, newest first; no items
-    refresh: bool = False  # restart the time to live of each result
-
-    @property
-    def whose(self) -> list[MessageScope]:
-        """The scopes of the messages that are searched."""
-        return [each for each in (self.messages, self.more) if each is not None]
-
-
-class StoredMemory(NamedTuple):
-    """An item, or a recorded message under its session's namespace and with its message id as the key."""
-
-    namespace: tuple[str, ...]
-    key: str
-    value: dict[str, Any]
-    text: str | None
-    session_id: str | None
-    created_at: datetime
-    updated_at: datetime
-    score: float | None = None  # of a ranked search; higher is better
-    message_id: str | None = None
-    seq: int | None = None  # of a recorded message
-    words: float | None = None  # the BM25 part of the score
-    vector: float | None = None  # the cosine part
-    expires_at: datetime | None = None
-    paths: Sequence[str] | None = None
-
-
-class ToEmbed(NamedTuple):
-    """An item or a message that waits for its vectors. `scope_id`, `place` and `version` belong to the engine."""
-
-    scope_id: int
-    place: int
-    version: int  # prevents storing the vectors of an old text
-    item: StoredMemory | None = None  # its `paths`, or else the settings, name the texts to embed
-    texts: Sequence[str] = ()  # of a message: its own text, and with the preceding ones; their mean is stored
-
-
-class Vectors(NamedTuple):
-    of: ToEmbed
-    vectors: Sequence[Sequence[float]]

@@ -19,11 +19,11 @@ from langchain_core.messages import HumanMessage
 from session_middleware import Sessions
 from session_middleware.models import Identity
 from session_middleware.settings import load_settings
+from session_middleware.storage.memory_types import MemoryQuery, MessageScope, StoredMemory
 from session_middleware.storage.protocol import Storage
 from session_middleware.storage.record_entries import MessageEntry
 from session_middleware.storage.run import RunContext
 from session_middleware.storage.sql.engine import SqliteStorage
-from session_middleware.storage.types import MemoryQuery, MessageScope, StoredMemory
 from tests.conftest import Clock
 from tests.embeddings import SubjectEmbeddings
 from tests.memories import put_of

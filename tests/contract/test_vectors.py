@@ -211,7 +211,7 @@ def test_a_model_that_does_not_answer_a_rebuild_is_told_of_and_takes_no_vector(
 def test_what_changes_while_the_model_works_is_given_no_old_vector(
     storage: Storage, parts: MemoryIndexer, store: SessionStore, model: SubjectEmbeddings
 ) -> None:
-    from session_middleware.storage.types import Vectors
+    from session_middleware.storage.memory_types import Vectors
 
     storage.put_memories([put_of(("n",), "k", {"text": "puppy"}, "puppy", embed=True)])
     parts.embedder.is_current()  # type: ignore[union-attr]

@@ -15,6 +15,7 @@ from session_middleware import Sessions
 from session_middleware.models import Event, Identity, Pin, Run, ToolCall, utc_now
 from session_middleware.settings import load_settings
 from session_middleware.storage.checkpoint_types import Blob, CheckpointPut, Chunk, ListPut, Write, WritesPut
+from session_middleware.storage.memory_types import MemoryQuery, MessageScope
 from session_middleware.storage.protocol import Storage
 from session_middleware.storage.record_entries import MessageEntry, RunEnd, ToolEnd, ToolStart
 from session_middleware.storage.run import Lease, RunContext
@@ -23,15 +24,7 @@ from session_middleware.storage.sql.engine import SqliteStorage
 from session_middleware.storage.sql.record import usage
 from session_middleware.storage.sql.sessions import expiry
 from session_middleware.storage.sqlite import database
-from session_middleware.storage.types import (
-    MemoryQuery,
-    MessageScope,
-    SessionDetails,
-    SessionFilter,
-    ToolCallFilter,
-    UsageBy,
-    UsageFilter,
-)
+from session_middleware.storage.types import SessionDetails, SessionFilter, ToolCallFilter, UsageBy, UsageFilter
 from tests.memories import put_of
 
 

@@ -20,6 +20,7 @@ from session_middleware.storage.checkpoint_types import (
     StoredHistory,
     WritesPut,
 )
+from session_middleware.storage.memory_types import MemoryPut
 from session_middleware.storage.record_entries import Entry, RunEnd, ToolEnd
 from session_middleware.storage.run import RunContext
 from session_middleware.storage.sql.checkpoints import (
@@ -41,7 +42,7 @@ from session_middleware.storage.sql.sessions import admission, events, leases, s
 from session_middleware.storage.sql.sessions.engine import SessionOperations
 from session_middleware.storage.sqlite.readonly import open_database
 from session_middleware.storage.sqlite.writer import CommitThenRaise
-from session_middleware.storage.types import DeletionCounts, MemoryPut, SessionDetails, SessionFilter
+from session_middleware.storage.types import DeletionCounts, SessionDetails, SessionFilter
 
 T = TypeVar("T")
 Connection = sqlite3.Connection

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from session_middleware.models import Message
+from session_middleware.storage.memory_types import MemoryQuery, MessageScope, StoredMemory, ToEmbed, Vectors
 from session_middleware.storage.sql.memory import indexing, items, memories, recall, reindexing, vectors
 from session_middleware.storage.sql.operations import Operations
-from session_middleware.storage.types import MemoryQuery, MessageScope, StoredMemory, ToEmbed, Vectors
 
 _ITEMS_AT_ONCE = 500  # indexed in one transaction
-_ALL_FIRST = 2000  # messages; of a longer backlog, a search indexes only those in its scope
+_ALL_FIRST = 2000  # messages; of a longer backlog, only those in scope are indexed before a search
 
 
 class MemoryOperations(Operations):
-    _has_current_words = False  # cached: set when this process has checked
+    _has_current_words = False  # as far as this process has looked
 
     def get_memories(
         self, keys: Sequence[tuple[tuple[str, ...], str]], *, refresh: Collection[int] = ()
@@ -40,7 +40,7 @@ class MemoryOperations(Operations):
             self._database.write(lambda connection: items.refresh(connection, keys, now), durable=False)
 
     def _catch_up(self, whose: Sequence[MessageScope]) -> None:
-        """Index the backlog, except for what a search can read from the record."""
+        """Leave no more unindexed than a search may read from where it was written, unless it has to read all."""
         if not self._database.is_writable:
             return
         self._renew_words()
@@ -62,7 +62,7 @@ class MemoryOperations(Operations):
                     pass
 
     def _renew_words(self) -> None:
-        """Rebuild the word index if another version of the tokenizer has written it."""
+        """Make the index of words anew, where its words are those of another version of this package."""
         if self._has_current_words:
             return
         if not self._database.read(reindexing.is_current):

@@ -19,12 +19,12 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from session_middleware.models import from_text
+from session_middleware.storage.memory_types import MessageScope
 from session_middleware.storage.search.bm25 import LENGTHS, STRETCH, Statistics, length_code
 from session_middleware.storage.search.tokenizer import marks_of, terms_of
 from session_middleware.storage.sql.memory import posting_lists
 from session_middleware.storage.sql.memory.posting_lists import PART_BITS, PostingsByRow
 from session_middleware.storage.sql.row_mapping import namespace_text
-from session_middleware.storage.types import MessageScope
 
 POSITION_BITS = 22  # a session's first four million messages are indexed
 _PARTS = POSITION_BITS - PART_BITS

@@ -12,12 +12,12 @@ from typing import Any
 
 from session_middleware.models import from_text, to_text
 from session_middleware.storage.filters import passes
+from session_middleware.storage.memory_types import MemoryPut, MemoryQuery, StoredMemory
 from session_middleware.storage.search.bm25 import ITEM, LENGTHS, Statistics, length_code
 from session_middleware.storage.search.tokenizer import terms_of
 from session_middleware.storage.sql.memory import posting_lists
 from session_middleware.storage.sql.memory.posting_lists import PART_BITS, PostingsByRow
 from session_middleware.storage.sql.row_mapping import namespace_text
-from session_middleware.storage.types import MemoryPut, MemoryQuery, StoredMemory
 
 _COLUMNS = "namespace, key, value, text, session_id, created_at, updated_at, message_id, expires_at, paths"
 _LIVE = "(expires_at IS NULL OR expires_at > ?)"

@@ -10,9 +10,9 @@ from datetime import datetime
 from typing import Any
 
 from session_middleware.models import Message
+from session_middleware.storage.memory_types import MemoryQuery, StoredMemory
 from session_middleware.storage.sql.memory import indexing, items, phrases, recall
 from session_middleware.storage.sql.row_mapping import namespace_text, values_of
-from session_middleware.storage.types import MemoryQuery, StoredMemory
 
 _SAID = (
     "replaced_by IS NULL AND COALESCE(marks, '') NOT LIKE '%\"memory\"%'"  # by anybody but our memory tools

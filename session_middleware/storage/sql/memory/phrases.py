@@ -11,8 +11,8 @@ import sqlite3
 
 from session_middleware.models import from_text, to_text
 from session_middleware.storage.jsonable import clean
+from session_middleware.storage.memory_types import MemoryQuery, MessageScope, StoredMemory
 from session_middleware.storage.search.tokenizer import phrase, phrase_parts
-from session_middleware.storage.types import MemoryQuery, MessageScope, StoredMemory
 
 _LONGEST = 64  # characters of a word that SQLite looks for, which takes no longer pattern than 50,000; `phrase` all
 _COLUMNS = "m.session_id, m.seq, m.message_id, m.role, m.name, m.text, m.created_at, s.family_id"

@@ -13,13 +13,13 @@ from typing import NamedTuple
 
 from session_middleware.models import from_text
 from session_middleware.storage.filters import passes
+from session_middleware.storage.memory_types import MemoryQuery, MessageScope, StoredMemory
 from session_middleware.storage.search import bm25
 from session_middleware.storage.search.bm25 import BITS, ITEM, SPEAKER_BOOST, TOLD, Postings, Scores, Statistics, Word
 from session_middleware.storage.search.tokenizer import QueryWord, begun_word, has_word, query_words, stems_within
 from session_middleware.storage.sql.memory import indexing, items, posting_lists, vectors
 from session_middleware.storage.sql.memory.indexing import POSITION_BITS, IndexPosition
 from session_middleware.storage.sql.memory.posting_lists import PART_BITS, PostingSource
-from session_middleware.storage.types import MemoryQuery, MessageScope, StoredMemory
 
 _FIRST = 4  # times what was asked for is read in order; more only when the filter leaves too few
 _IN_PART = (1 << PART_BITS) - 1

@@ -8,11 +8,11 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 from zlib import crc32
 
+from session_middleware.storage.memory_types import ToEmbed, Vectors
 from session_middleware.storage.search.bm25 import ITEM
 from session_middleware.storage.sql.memory import indexing, items, posting_lists
 from session_middleware.storage.sql.memory.indexing import POSITION_BITS
 from session_middleware.storage.sql.memory.posting_lists import PART_BITS, PostingSource
-from session_middleware.storage.types import ToEmbed, Vectors
 
 BEFORE = 2  # messages that a message's vector is made with
 
