@@ -1,7 +1,8 @@
 """The values of memories that pass between a caller and the storage.
 
-An item is a JSON value by namespace and key. Each recorded message is a memory too. Both are found by words, and
-by vectors when they have them. The caller computes vectors outside of any transaction and puts them later.
+An item is a JSON value by namespace and key. A recorded message is a memory without anybody's doing.
+Both are found by words, and by vectors where they have them; vectors are made by the caller, outside
+of any transaction, and put when they are ready.
 """
 
 from __future__ import annotations
