@@ -5,7 +5,7 @@ returns values of `models`, `types`, `checkpoint_types` and `record_entries`, an
 are the contract. Engines do not repeat them, and `tests/contract` checks every engine against them.
 
 Atomicity: each method is one operation. It is applied completely or not at all, also when it raises or the
-process dies. The exceptions say so. Two methods that must be one operation are called in `Storage.run_batch`.
+process dies. Exceptions are documented. Methods that must be one operation together are called in `Storage.run_batch`.
 
 Durability: an operation that has returned survives `kill -9`. Checkpoints, writes, and changes and deletions
 of sessions also survive a power failure when ``synchronous`` is ``"full"``.
@@ -194,10 +194,10 @@ class Storage(Protocol):
         Takes no lock and does no I/O, so a garbage collector's callback may call it.
         """
 
-    def release_leases(self, leases: Sequence[Lease]) -> None:
-        """Delete the rows of ended or waiting leases. Leases without a row are skipped."""
+    def release_leases(self, ended: Sequence[Lease]) -> None:
+        """Delete the rows of leases whose runs have ended or no longer wait. Leases without a row are skipped."""
 
-    def renew_leases(self, leases: Sequence[Lease]) -> None:
+    def renew_leases(self, active: Sequence[Lease]) -> None:
         """Record that the runs are alive, for processes that cannot check whether this process exists."""
 
     def find_active_run(self, session_id: str, *, but: Lease | None = None) -> tuple[str | None, str] | None:
@@ -247,7 +247,7 @@ class Storage(Protocol):
         """Refuse the user from now on and abandon the user's open sessions; returns their ids."""
 
     def lift_revocation(self, user_id: str) -> bool:
-        """Returns whether the user was revoked."""
+        """Admit the user again; returns whether the user was revoked."""
 
     def is_revoked(self, user_id: str | None) -> bool: ...
 
@@ -312,7 +312,7 @@ class Storage(Protocol):
     def list_messages_around(self, session_id: str, seq: int | None, *, before: int, after: int = 0) -> list[Message]:
         """The message at `seq` with so many before and after it, in order; ``None``: the last `before` messages.
 
-        Latest versions on all branches, without those that are in no state.
+        Latest versions on all branches, without outputs of memory tools and answers to interrupts.
         """
 
     def find_message(self, session_id: str, message_id: str) -> Message | None:
@@ -474,7 +474,7 @@ class Storage(Protocol):
     def list_to_embed(self, limit: int, *, messages: bool) -> list[ToEmbed]:
         """Items that wait for vectors, oldest first; with `messages`, indexed messages too."""
 
-    def put_vectors(self, vectors: Sequence[Vectors]) -> None:
+    def put_vectors(self, found: Sequence[Vectors]) -> None:
         """Store vectors and mark their items and messages as embedded; skips those that changed or are gone."""
 
     def set_vector_model(self, name: str, dimensions: int, *, replace: bool = False) -> tuple[str, int]:
