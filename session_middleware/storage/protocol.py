@@ -194,10 +194,10 @@ class Storage(Protocol):
         Takes no lock and does no I/O, so a garbage collector's callback may call it.
         """
 
-    def release_leases(self, ended: Sequence[Lease]) -> None:
+    def release_leases(self, given: Sequence[Lease]) -> None:
         """Delete the rows of leases whose runs have ended or no longer wait. Leases without a row are skipped."""
 
-    def renew_leases(self, active: Sequence[Lease]) -> None:
+    def renew_leases(self, given: Sequence[Lease]) -> None:
         """Record that the runs are alive, for processes that cannot check whether this process exists."""
 
     def find_active_run(self, session_id: str, *, but: Lease | None = None) -> tuple[str | None, str] | None:

@@ -112,14 +112,14 @@ class SessionOperations(Operations):
         if lease.number is not None:
             self._rules.over.add(lease.number)
 
-    def release_leases(self, ended: Sequence[Lease]) -> None:
-        numbers = _numbers(ended)
+    def release_leases(self, given: Sequence[Lease]) -> None:
+        numbers = _numbers(given)
         if numbers:
             self._database.write(lambda connection: leases.release(connection, numbers), durable=False)
             self._rules.over.difference_update(numbers)
 
-    def renew_leases(self, active: Sequence[Lease]) -> None:
-        numbers = _numbers(active)
+    def renew_leases(self, given: Sequence[Lease]) -> None:
+        numbers = _numbers(given)
         if numbers:
             self._database.write(lambda connection: leases.renew(connection, numbers, self._now()), durable=False)
 
