@@ -22,7 +22,7 @@ from benchmarks.chat import megabytes
 from benchmarks.factories import checkpointer
 from benchmarks.run import Figure, arguments, machine, show
 from session_middleware import Sessions
-from tests.integrations import replay
+from tests.support import replay
 
 ALONE, ATTACHED, SQLITE = "checkpointer alone", "attached", "SqliteSaver"
 

@@ -1,36 +1,36 @@
-"""Everything this package raises on purpose.
+"""The exceptions of this package.
 
     SessionError
-    ├── SessionNotFound       (LookupError)      no such session, or not the caller's
+    ├── SessionNotFound       (LookupError)      there is no such session for this caller
     ├── SessionExists         (ValueError)       open(..., if_exists="raise") on a known id
     ├── SessionExpired        (LookupError)      the session has expired and on_resume="reject", or is archived
     ├── SessionClosed         (ValueError)       on_closed="reject" and the session has ended
-    ├── SessionAccessDenied   (PermissionError)  the session is owned by somebody else
-    │   ├── MemoryAccessDenied                   the memory is
+    ├── SessionAccessDenied   (PermissionError)  the session has another owner
+    │   ├── MemoryAccessDenied                   the memory has another owner
     │   └── UserRevoked                          sessions.revoke() refuses this user
     ├── SessionBusy           (TimeoutError)     another run holds the session
-    │   └── LeaseLost                            it took over while this run was taken for dead
+    │   └── LeaseLost                            another run took over, because this run's lease expired
     ├── SessionLimitReached   (ValueError)       max_sessions is reached
     ├── GraphHasPart          (ValueError)       attach() would replace a checkpointer, store or recorder
     ├── NotAGraph             (TypeError)        attach() was given something else
-    ├── InvalidTransition     (ValueError)       a status that cannot follow the present one
-    ├── InvalidSessionId      (ValueError)       an id no session can have, or none at all
-    ├── InvalidIdentity       (ValueError)       a user or group id no owner can have
-    ├── InvalidSettings       (ValueError)       a setting that does not parse
-    │   └── InvalidArgument                      an argument of a call that cannot be used
-    ├── EmbeddingFailed       (RuntimeError)     the embedding model's answer is no vector
-    ├── InvalidMemoryArgument (TypeError, ValueError)  memory was asked with what it cannot use
-    ├── MemoryNotFound        (KeyError)         promote() names a memory there is not
-    ├── MemoryScopeUnavailable (ValueError)      a scope the session has no id for
-    ├── PathTemplateError     (ValueError)       a path over {session_id} … that cannot be filled in
-    ├── UnknownStatus         (ValueError)       sessions were asked for by a status there is not
-    ├── UnknownStrategy       (ValueError)       prune() was asked for one there is not
-    ├── UnknownGrouping       (ValueError)       usage() was asked to sum by what there is not
-    ├── UnserializableValue   (TypeError)        a value the checkpointer cannot store or give back
-    └── StorageError          (OSError)          the database: missing, damaged, full, not ours
+    ├── InvalidTransition     (ValueError)       a status that cannot follow the current one
+    ├── InvalidSessionId      (ValueError)       a missing or invalid session id
+    ├── InvalidIdentity       (ValueError)       an invalid user or group id
+    ├── InvalidSettings       (ValueError)       a setting with an invalid value
+    │   └── InvalidArgument                      an argument of a call with an invalid value
+    ├── EmbeddingFailed       (RuntimeError)     the embedding model raised, or returned no vectors
+    ├── InvalidMemoryArgument (TypeError, ValueError)  an invalid argument of a memory operation
+    ├── MemoryNotFound        (KeyError)         promote() names an unknown memory
+    ├── MemoryScopeUnavailable (ValueError)      a scope for which the session has no id
+    ├── PathTemplateError     (ValueError)       a path template with an unknown or empty field
+    ├── UnknownStatus         (ValueError)       list() filters by an unknown status
+    ├── UnknownStrategy       (ValueError)       prune() names an unknown strategy
+    ├── UnknownGrouping       (ValueError)       usage() names an unknown key to sum by
+    ├── UnserializableValue   (TypeError)        a value that cannot be stored or restored
+    └── StorageError          (OSError)          the database is missing, damaged, full or not ours
 
-Each constructor takes facts and makes the sentence; the sentence ends with what to do. A driver's
-exception never leaves an engine: it is mapped, ``from`` the original.
+A constructor takes facts and builds the sentence, which ends with what to do. An engine maps its driver's
+exceptions to these, ``from`` the original.
 """
 
 from __future__ import annotations
@@ -41,25 +41,25 @@ from datetime import datetime
 
 
 class SessionError(Exception):
-    """The root of the tree: ``except SessionError`` catches all that this package raises."""
+    """The base class of all exceptions of this package."""
 
 
 class SessionNotFound(SessionError, LookupError):
-    """No such session, or not the caller's; `deleted`: there was one, and the caller holds it."""
+    """There is no such session for this caller. `deleted`: the caller holds a handle to a deleted one."""
 
     def __init__(self, session_id: str, *, archived: bool = False, deleted: bool = False) -> None:
         self.session_id = session_id
         self.archived = archived
         self.deleted = deleted
         super().__init__(
-            f"session {session_id!r} was deleted, or another one has its id since; get or open it anew with "
-            f"sessions.open({session_id!r}), or ask sessions.explain({session_id!r})"
+            f"session {session_id!r} was deleted, or its id now belongs to a new session; open that with "
+            f"sessions.open({session_id!r}), or call sessions.explain({session_id!r})"
             if deleted
             else f"session {session_id!r} is archived; bring it back with sessions.restore({session_id!r}), "
-            "or ask sessions.explain(id)"
+            "or call sessions.explain(id)"
             if archived
-            else f"there is no session {session_id!r}; list what there is with sessions.list(), "
-            "or ask with sessions.find(id), which returns None instead of raising"
+            else f"there is no session {session_id!r}; list the sessions with sessions.list(), "
+            "or call sessions.find(id), which returns None instead of raising"
         )
 
 
@@ -74,7 +74,7 @@ class SessionExists(SessionError, ValueError):
 
 
 class SessionExpired(SessionError, LookupError):
-    """`archived`: it is in its archive, and no empty session takes its place unasked."""
+    """The session has expired. `archived`: it is in its archive, and is not replaced by an empty session."""
 
     def __init__(
         self, session_id: str, *, since: datetime | None, how: str = "expired", archived: bool = False
@@ -96,13 +96,13 @@ class SessionClosed(SessionError, ValueError):
         self.session_id = session_id
         self.status = status
         super().__init__(
-            f"session {session_id!r} is {status} and takes no more of this; start another thread id, "
+            f"session {session_id!r} is {status} and admits no more runs; start another thread id, "
             "or, if it was completed, failed or abandoned, set on_closed to 'reopen'"
         )
 
 
 class SessionAccessDenied(SessionError, PermissionError):
-    """Also who may only read it (`may_read`), and who would open one for a group they are not in (`group_id`)."""
+    """`may_read`: the caller may only read it. `group_id`: the caller opened it for a group of others."""
 
     def __init__(
         self, session_id: str, *, user_id: str | None, may_read: bool = False, group_id: str | None = None
@@ -111,9 +111,9 @@ class SessionAccessDenied(SessionError, PermissionError):
         self.user_id = user_id
         who = f"user {user_id!r}" if user_id is not None else "a caller without a user_id"
         super().__init__(
-            f"{who} is not in group {group_id!r}; name a group of theirs, or give it with for_user(…, group_ids=…)"
+            f"{who} is not in group {group_id!r}; name a group of theirs, or pass it with for_user(…, group_ids=…)"
             if group_id is not None
-            else f"session {session_id!r} is another user's, and {who} may only read it; start another thread id, "
+            else f"session {session_id!r} has another owner, and {who} may only read it; start another thread id, "
             "or have its owner set visibility='group-write'"
             if may_read
             else f"session {session_id!r} is owned by another user and {who} may not use it; "
@@ -126,12 +126,12 @@ class UserRevoked(SessionAccessDenied):
         self.session_id = session_id
         self.user_id = user_id
         SessionError.__init__(
-            self, f"user {user_id!r} was revoked and is refused; sessions.revoke({user_id!r}, lift=True) lifts it"
+            self, f"user {user_id!r} was revoked; admit the user again with sessions.revoke({user_id!r}, lift=True)"
         )
 
 
 class MemoryAccessDenied(SessionAccessDenied):
-    """A memory namespace that belongs to another session, user or group."""
+    """The memory namespace belongs to another session, user or group."""
 
     def __init__(self, namespace: tuple[str, ...], *, owner: str | None) -> None:
         self.namespace = namespace
@@ -149,16 +149,16 @@ class GraphHasPart(SessionError, ValueError):
     def __init__(self, part: str) -> None:
         self.part = part
         super().__init__(
-            f"the graph has a {part} already; compile it without one, keep its own with "
-            f"attach(graph, {part}=False), or put this one in its place with attach(graph, replace=True)"
+            f"the graph has a {part} already; compile it without one, keep it with "
+            f"attach(graph, {part}=False), or replace it with attach(graph, replace=True)"
         )
 
 
 class NotAGraph(SessionError, TypeError):
     def __init__(self, found: str) -> None:
         super().__init__(
-            f"attach() takes a compiled graph and was given a {found}; call .compile() on a StateGraph first, "
-            "or pass what create_agent(...) returns"
+            f"attach() takes a compiled graph, not a {found}; call .compile() on a StateGraph first, "
+            "or pass the agent that create_agent(...) returns"
         )
 
 
@@ -170,13 +170,13 @@ class SessionBusy(SessionError, TimeoutError):
         which = f"run {run_id!r}" if run_id is not None else "another run"
         where = f" of process {process}" if process is not None else ""
         super().__init__(
-            f"session {session_id!r} is busy with {which}{where}; try again when it has ended, "
+            f"session {session_id!r} is busy with {which}{where}; try again after that run, "
             "or set on_busy to 'wait' or 'allow'"
         )
 
 
 class LeaseLost(SessionBusy):
-    """This run was taken for dead, and another may have gone on in its place."""
+    """The lease of this run expired, and another run may have taken over."""
 
     def __init__(self, session_id: str, *, number: int) -> None:
         self.session_id = session_id
@@ -184,8 +184,8 @@ class LeaseLost(SessionBusy):
         self.number = number
         SessionError.__init__(
             self,
-            f"session {session_id!r} was given to another run, because this one (lease {number}) was taken for dead, "
-            "and nothing it still writes is kept; run it again",
+            f"session {session_id!r} was given to another run, because the lease {number} of this one expired; "
+            "its further writes are discarded, so run it again",
         )
 
 
@@ -194,7 +194,7 @@ class SessionLimitReached(SessionError, ValueError):
         self.limit = limit
         self.user_id = user_id
         whose = f" for user {user_id!r}" if user_id is not None else ""
-        super().__init__(f"the limit of {limit} open sessions{whose} is reached; end one or raise the limit")
+        super().__init__(f"the limit of {limit} open sessions{whose} is reached; end a session or raise the limit")
 
 
 class InvalidTransition(SessionError, ValueError):
@@ -204,7 +204,7 @@ class InvalidTransition(SessionError, ValueError):
         self.to = to
         super().__init__(
             f"session {session_id!r} is {status} and cannot become {to}; "
-            "sessions.explain(…) says why it is so, and opening it again resumes it"
+            "see the reason with sessions.explain(…), or open it again to resume it"
         )
 
 
@@ -218,21 +218,21 @@ class InvalidSessionId(SessionError, ValueError):
 
 class InvalidIdentity(SessionError, ValueError):
     def __init__(self, problem: str) -> None:
-        super().__init__(f"{problem}; pass 1 to 1,024 characters, or leave it out for a session without an owner")
+        super().__init__(f"{problem}; pass 1 to 1,024 characters, or omit it for a session without an owner")
 
 
 class InvalidSettings(SessionError, ValueError):
     def __init__(self, problems: list[str]) -> None:
         self.problems = problems
         super().__init__(
-            "settings that cannot be used: "
+            "invalid settings: "
             + "; ".join(problems)
             + "; correct the argument of Sessions(...), the SESSION_… variable or the .env file"
         )
 
 
 class InvalidArgument(InvalidSettings):
-    """Found before anything is written."""
+    """Raised before anything is written."""
 
     def __init__(self, name: str, value: object, *, wanted: str) -> None:
         self.name = name
@@ -244,15 +244,15 @@ class PathTemplateError(SessionError, ValueError):
     def __init__(self, template: str, problem: str) -> None:
         self.template = template
         super().__init__(
-            f"the path {template!r} cannot be filled in: {problem}; use {{session_id}}, which every session has, "
-            "or open the session with what is missing"
+            f"the path template {template!r} cannot be used: {problem}; use {{session_id}}, which every session has, "
+            "or open the session with the missing value"
         )
 
 
 class UnknownStatus(SessionError, ValueError):
     def __init__(self, status: str, *, known: tuple[str, ...]) -> None:
         self.status = status
-        also = "; what is archived is in sessions.list_archived()" if status == "archived" else ""
+        also = "; list archived sessions with sessions.list_archived()" if status == "archived" else ""
         super().__init__(f"there is no status {status!r}; use one of {', '.join(known)}{also}")
 
 
@@ -260,19 +260,19 @@ class UnknownStrategy(SessionError, ValueError):
     def __init__(self, strategy: str) -> None:
         self.strategy = strategy
         super().__init__(
-            f"there is no way to prune called {strategy!r}; use 'keep_latest', which keeps the latest checkpoint "
-            "of each namespace, or 'delete', which deletes the sessions"
+            f"there is no prune strategy {strategy!r}; use 'keep_latest', which leaves the latest checkpoint of each "
+            "namespace, or 'delete', which deletes the sessions"
         )
 
 
 class UnknownGrouping(SessionError, ValueError):
     def __init__(self, by: str, *, known: Sequence[str]) -> None:
         self.by = by
-        super().__init__(f"usage cannot be summed by {by!r}; sum it by one of: {', '.join(known)}")
+        super().__init__(f"usage cannot be summed by {by!r}; use one of: {', '.join(known)}")
 
 
 class UnserializableValue(SessionError, TypeError):
-    """A value of a graph's state that cannot be stored, or not be read back as what it was."""
+    """A value of a graph's state that cannot be stored, or cannot be restored with its type."""
 
     def __init__(self, problem: str, *, advice: str) -> None:
         self.problem = problem
@@ -292,7 +292,7 @@ class MemoryScopeUnavailable(SessionError, ValueError):
         self.session_id = session_id
         whose = f"session {session_id!r} has" if session_id is not None else "there is"
         super().__init__(
-            f"{whose} no {scope}_id to keep memories of scope {scope!r} under; give one with "
+            f"{whose} no {scope}_id for memories of scope {scope!r}; pass one with "
             f"sessions.config(…, {scope}_id=…) or sessions.open(…, {scope}_id=…), or use another scope"
         )
 
@@ -306,16 +306,14 @@ class MemoryNotFound(SessionError, KeyError):
     def __init__(self, key: str, *, scope: str) -> None:
         self.key = key
         self.scope = scope
-        super().__init__(
-            f"there is no memory {key!r} of scope {scope!r}; list what there is with session.memory.list()"
-        )
+        super().__init__(f"there is no memory {key!r} of scope {scope!r}; list the memories with session.memory.list()")
 
-    def __str__(self) -> str:  # a KeyError shows its argument's repr
+    def __str__(self) -> str:  # `KeyError` would return the argument's repr
         return str(self.args[0])
 
 
 class EmbeddingFailed(SessionError, RuntimeError):
-    """Raised by ``index_memory(rebuild=True)``, and else logged: what has no vector is found by its words."""
+    """Raised by ``index_memory(rebuild=True)``; elsewhere it is logged, and memories are found by their words."""
 
     def __init__(self, model: str, problem: str) -> None:
         self.model = model

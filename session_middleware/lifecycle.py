@@ -1,8 +1,7 @@
-"""What a session is at a moment, and what may be done with it: pure functions.
+"""The status of a session, its expiry and its access rules, as pure functions of session, settings and time.
 
-Each takes a session, the settings and the clock's reading; none touches storage. `TRANSITIONS` is the
-whole machine. Expiry is decided here at every read, so it holds whether or not a sweep has run: what
-is stored as active is seen as idle or expired by the clock.
+`TRANSITIONS` is the complete state machine. Expiry is computed at each read, so it does not depend on sweeps: a
+session that is stored as active is read as idle or expired once the time has come.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from session_middleware.models import (
 )
 from session_middleware.settings import SessionSettings
 
-# The machine
+# Transitions
 
 TRANSITIONS: Mapping[tuple[Status, Status], str] = MappingProxyType(
     {
@@ -59,7 +58,7 @@ OPEN: frozenset[Status] = frozenset({"active", "idle"})
 
 
 def check_transition(session_id: str, status: Status, to: Status) -> str:
-    """The kind of event it is. Raises `InvalidTransition`, naming both states."""
+    """The kind of event that records the transition. Raises `InvalidTransition`."""
     try:
         return TRANSITIONS[status, to]
     except KeyError:
@@ -67,15 +66,13 @@ def check_transition(session_id: str, status: Status, to: Status) -> str:
 
 
 def check_visibility(session: SessionInfo, visibility: Visibility | None) -> None:
-    """Raises `InvalidArgument` for sharing with a group there is not."""
+    """Raise `InvalidArgument` for group visibility of a session without a group."""
     if visibility in ("group", "group-write") and session.group_id is None:
-        raise InvalidArgument(
-            "visibility", visibility, wanted="the session a group_id when it is opened, to share with"
-        )
+        raise InvalidArgument("visibility", visibility, wanted="the session a group_id when it is opened")
 
 
 def check_open(session_id: str, status: Status) -> None:
-    """What keeps a session alive may not bring one back. Raises `InvalidTransition`."""
+    """Raise `InvalidTransition` for a session that is neither active nor idle."""
     if status not in OPEN:
         raise InvalidTransition(session_id, status=status, to="active")
 
@@ -84,11 +81,11 @@ def check_open(session_id: str, status: Status) -> None:
 
 
 def session_id_of(given: object) -> str:
-    """A thread id as a session id: coerced to ``str`` once, checked once. Of a session in hand, its own.
+    """Convert a thread id or a session to a session id.
 
     Raises:
-        InvalidSessionId: none, no ``str``, ``int`` or `UUID`, empty, over 1,024 characters, or text no
-            database can keep.
+        InvalidSessionId: the id is missing, empty, not a ``str``, ``int`` or `UUID`, longer than 1,024
+            characters, or text that a database cannot store.
     """
     if given is None:
         raise InvalidSessionId("this run has no thread id")
@@ -103,7 +100,7 @@ def session_id_of(given: object) -> str:
 
 
 def owner_id_of(name: str, given: object) -> str:
-    """A user's or group's id as text, checked. Raises `InvalidIdentity`, which names it."""
+    """Convert the id of a user or group to text. Raises `InvalidIdentity`, which names it."""
     text = str(given)
     if problem := _problem_of(text):
         raise InvalidIdentity(f"a {name} {problem}")
@@ -111,7 +108,7 @@ def owner_id_of(name: str, given: object) -> str:
 
 
 def _problem_of(text: str) -> str | None:
-    """Why a text cannot be an id."""
+    """The reason why a text is not a valid id."""
     if not text:
         return "may not be empty"
     if len(text) > MAX_ID_LENGTH:
@@ -129,7 +126,7 @@ def _problem_of(text: str) -> str | None:
 
 
 class Terms(NamedTuple):
-    """What holds for one session: its own settings, and else those of all."""
+    """The settings that apply to one session: its own, and otherwise the general ones."""
 
     idle_timeout: timedelta | None
     max_age: timedelta | None
@@ -160,7 +157,7 @@ class Expiry(NamedTuple):
 
 
 def expiry_of(session: SessionInfo, settings: SessionSettings) -> Expiry | None:
-    """When and why an open session expires if nothing more happens; ``None``: never."""
+    """The time and reason of an open session's expiry without further activity; ``None``: never."""
     if session.pinned is not None:
         return None
     terms = terms_of(session, settings)
@@ -178,7 +175,7 @@ def expiry_of(session: SessionInfo, settings: SessionSettings) -> Expiry | None:
 
 
 def expires_at(session: SessionInfo, settings: SessionSettings) -> datetime | None:
-    """As `expiry_of`; of a session that has expired, when that was; of one that has ended otherwise, ``None``."""
+    """The time of expiry: the past one of an expired session, ``None`` for one that ended otherwise."""
     if session.status == "expired" and session.ended_at is not None:
         return session.ended_at
     if session.status not in ("active", "idle", "expired"):
@@ -188,7 +185,7 @@ def expires_at(session: SessionInfo, settings: SessionSettings) -> datetime | No
 
 
 def deleted_at(session: SessionInfo, settings: SessionSettings) -> datetime | None:
-    """When ``retention`` deletes a session that has ended; ``None``: never."""
+    """The time at which ``retention`` deletes an ended session; ``None``: never."""
     retention = terms_of(session, settings).retention
     if retention is None or session.ended_at is None or session.pinned is not None:
         return None
@@ -196,10 +193,7 @@ def deleted_at(session: SessionInfo, settings: SessionSettings) -> datetime | No
 
 
 def status_at(session: SessionInfo, settings: SessionSettings, now: datetime) -> Status:
-    """The status that holds now, whatever a sweep has written. A clock set back changes nothing.
-
-    A run in progress keeps its session active, however long it takes.
-    """
+    """The status at `now`, independent of sweeps. A session with a run in progress stays active."""
     if session.status != "active" or session.is_running:
         return session.status
     end = expiry_of(session, settings)
@@ -209,14 +203,14 @@ def status_at(session: SessionInfo, settings: SessionSettings, now: datetime) ->
 
 
 def as_of(session: SessionInfo, settings: SessionSettings, now: datetime) -> SessionInfo:
-    """The session as a reader sees it at `now`."""
+    """The session with its status, reason and expiry at `now`."""
     status, reason = status_at(session, settings, now), session.reason
     if status == "expired" and session.status != "expired" and (end := expiry_of(session, settings)) is not None:
         reason = end.reason
     return session.model_copy(update={"status": status, "reason": reason, "expires_at": expires_at(session, settings)})
 
 
-# The door
+# Access
 
 
 def may_read(session: SessionInfo, identity: Identity) -> bool:
@@ -224,26 +218,26 @@ def may_read(session: SessionInfo, identity: Identity) -> bool:
 
 
 def may_write(session: SessionInfo, identity: Identity) -> bool:
-    """A session without an owner is everybody's."""
+    """Whether `identity` may write. A session without an owner is open to everyone."""
     if session.user_id is None or session.user_id == identity.user_id:
         return True
     return session.visibility == "group-write" and session.group_id in identity.groups
 
 
 def is_theirs(session: SessionInfo, identity: Identity, *, reading: bool = False) -> bool:
-    """What a guarded door shows and lets change: not what belongs to nobody."""
+    """Whether `for_user` shows the session or lets it change; sessions without an owner are excluded."""
     if session.user_id is None:
         return False
     return (may_read if reading else may_write)(session, identity)
 
 
 def is_vouched_for(identity: Identity, access: Access) -> bool:
-    """Whether the call has no identity and the server around us has checked its caller."""
+    """Whether the call has no identity and the surrounding server has authorized the caller."""
     return access == "host" and identity == Identity()
 
 
 def check_access(session: SessionInfo, identity: Identity, access: Access = "owner", *, reading: bool = False) -> None:
-    """Raises `SessionAccessDenied` unless `identity` may run in the session, or read it."""
+    """Raise `SessionAccessDenied` unless `identity` may run in the session or, `reading`, read it."""
     if is_vouched_for(identity, access):
         return
     if not (may_read if reading else may_write)(session, identity):
@@ -251,11 +245,11 @@ def check_access(session: SessionInfo, identity: Identity, access: Access = "own
 
 
 def admit(session: SessionInfo | None, settings: SessionSettings, now: datetime) -> Admission:
-    """What a new run of this session is: an opening, a resumption, a revival, or a fresh start.
+    """How a new run enters the session: by opening, resuming, reviving, reopening or starting fresh.
 
     Raises:
-        SessionExpired: it has expired and ``on_resume`` is ``"reject"``.
-        SessionClosed: it was ended otherwise and ``on_closed`` is ``"reject"``.
+        SessionExpired: the session has expired and ``on_resume`` is ``"reject"``.
+        SessionClosed: the session has ended otherwise and ``on_closed`` is ``"reject"``.
     """
     if session is None:
         return "opened"

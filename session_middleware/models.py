@@ -91,6 +91,7 @@ class SessionInfo(Value):
     """One session as it is stored, its status and expiry as of the moment it was read."""
 
     id: str
+    home: int = 0  # the number of its family, in the keys of what is stored of it
     family_id: str  # the root session's id: what a session and its forks share is stored under it
     parent_id: str | None = None  # the session this one was forked from
     user_id: str | None = None  # the owner; None: open to everyone

@@ -74,7 +74,7 @@ def assemble(settings: SessionSettings, serde: SerializerProtocol, *, clock: Clo
     recorder = _recorder(settings, storage, offload, visits, clock=clock, new_id=new_id)
     turns = _turns(settings, storage, offload, pulse, visits, recorder)
     repairs = Repairs(storage, new_id=new_id, on_input=settings.repair == "auto")
-    witness = RecordingListener(recorder.journal, new_id=new_id)
+    witness = RecordingListener(recorder.buffer)
     visits.on_begin(witness.begin)
     checkpointer = SessionSaver(
         storage,
@@ -82,8 +82,8 @@ def assemble(settings: SessionSettings, serde: SerializerProtocol, *, clock: Clo
         visits,
         turns,
         serde=serde,
-        witness=witness,
-        settle=recorder.drain,
+        listener=witness,
+        flush=recorder.drain,
         repairs=repairs,
     )
     embedder = None if settings.index is None else Embedder(storage, settings.index)
@@ -112,11 +112,16 @@ def _recorder(
     clock: Clock,
     new_id: NewId,
 ) -> SessionRecorder:
-    journal = RecordBuffer(
-        storage, offload, clock=clock, redact=settings.redact, record=settings.record, tracking=settings.tracking
+    buffer = RecordBuffer(
+        storage,
+        offload,
+        clock=clock,
+        new_id=new_id,
+        redact=settings.redact,
+        record=settings.record,
+        tracking=settings.tracking,
     )
-    stream_flush = settings.stream_flush.total_seconds()
-    return SessionRecorder(storage, journal, visits, new_id=new_id, clock=clock, stream_flush=stream_flush)
+    return SessionRecorder(buffer, visits, stream_flush=settings.stream_flush.total_seconds())
 
 
 def _turns(

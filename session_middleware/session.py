@@ -18,7 +18,7 @@ from session_middleware.memory.session_memory import SessionMemory
 from session_middleware.models import Branch, Event, Message, ModelCall, RepairedCall, Run, SessionInfo, Stats, ToolCall
 from session_middleware.recording.chat_message_history import SessionHistory
 from session_middleware.recording.follow import Following, afollow, follow
-from session_middleware.recording.manual import F, Loop, Sayable
+from session_middleware.recording.manual import F, ManualRecorder, Sayable
 from session_middleware.services import Services
 from session_middleware.settings import duration_of
 from session_middleware.storage.executor import async_twin
@@ -36,16 +36,15 @@ class Session(LivingSession):
     same for asyncio.
     """
 
-    _loop: Loop = PrivateAttr()
+    _loop: ManualRecorder = PrivateAttr()
 
     @classmethod
     def of(cls, info: SessionInfo, parts: Services) -> Self:
         session = super().of(info, parts)
-        session._loop = Loop(
-            *(parts.storage, parts.offload, parts.recorder.journal, parts.visits, parts.turns),
+        session._loop = ManualRecorder(
+            *(parts.storage, parts.recorder.buffer, parts.visits, parts.turns),
             session_id=info.id,
             owner=session.acting,
-            new_id=parts.new_id,
             hand=session._hand,
         )
         return session
@@ -227,22 +226,22 @@ class Session(LivingSession):
             SessionExpired: it has expired, and ``on_resume`` is ``"reject"``. So raises whatever records here.
             SessionClosed: it has ended, and ``on_closed`` is ``"reject"``; or it was deleted.
         """
-        self._loop.blocks.enter()
+        self._loop.runs.enter()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._loop.blocks.leave(error)
+        self._loop.runs.exit(error)
 
     async def __aenter__(self) -> Self:
-        await self._loop.blocks.aenter()
+        await self._loop.runs.aenter()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._loop.blocks.aleave(error)
+        await self._loop.runs.aexit(error)
 
     def add(self, message: Sayable, at: datetime | None = None) -> Message:
         """Record a message: LangChain's, or a dict in OpenAI's format. `at` is when it was said, if not now.
@@ -354,15 +353,7 @@ class Session(LivingSession):
 
     def history(self) -> SessionHistory:
         """The conversation as LangChain's `BaseChatMessageHistory`, for `RunnableWithMessageHistory`."""
-        return SessionHistory(
-            self._storage,
-            self._offload,
-            self._recorder,
-            session_id=self.id,
-            owner=self.acting,
-            new_id=self._new_id,
-            hand=self._hand,
-        )
+        return SessionHistory(self._storage, self._recorder, session_id=self.id, owner=self.acting, hand=self._hand)
 
     # Memory
 
@@ -389,7 +380,7 @@ class Session(LivingSession):
         """
         self._recorder.drain(self.id)
         self._check(reading=False)
-        block = self._loop.blocks.visit
+        block = self._loop.runs.context
         return self._parts.repair(self.config(), self.history(), block=block, dry_run=dry_run)
 
     arepair = async_twin(repair)

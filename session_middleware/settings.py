@@ -1,7 +1,6 @@
-"""Every setting, once: keyword arguments, ``SESSION_…`` variables and a ``.env`` file.
+"""All settings, read from keyword arguments, ``SESSION_…`` variables and a ``.env`` file, in this precedence.
 
-Keyword arguments win over variables, variables over ``.env``. An empty variable counts as not set.
-Durations read ``"30m"``, ``"7d"``, seconds, or `timedelta`.
+An empty variable counts as not set. Durations read ``"30m"``, ``"7d"``, seconds, or `timedelta`.
 """
 
 from __future__ import annotations
@@ -20,14 +19,14 @@ from session_middleware.errors import InvalidArgument, InvalidSettings
 from session_middleware.models import LONGEST, Access, OnExpire, OnResume
 
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
-_WANTED = "a duration of at most 100 years and longer than nothing, such as '30s', '15m', '12h' or '7d'"
+_WANTED = "a duration of at most 100 years and longer than zero, such as '30s', '15m', '12h' or '7d'"
 _DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)?\s*")
 
 
 def parse_duration(value: Any) -> Any:
-    """``"30m"``, ``"1.5h"``, ``"90"`` or 90 (seconds) to a positive `timedelta`."""
+    """Convert ``"30m"``, ``"1.5h"``, ``"90"`` or 90 (seconds) to a positive `timedelta`."""
     if isinstance(value, bool):
-        raise ValueError("a duration, such as '30m', is wanted")
+        raise ValueError("a bool is not a duration; write '30s', '15m', '12h' or '7d'")
     if isinstance(value, str):
         match = _DURATION.fullmatch(value)
         if match is None:
@@ -36,18 +35,18 @@ def parse_duration(value: Any) -> Any:
     if isinstance(value, (int, float)):
         value = timedelta(seconds=min(value, 2 * LONGEST.total_seconds()))
     if isinstance(value, timedelta) and not timedelta(0) < value <= LONGEST:
-        raise ValueError("a duration must be longer than nothing and at most 100 years; None means never")
+        raise ValueError("a duration must be longer than zero and at most 100 years; None means never")
     return value
 
 
 def parse_no_duration(value: Any) -> Any:
-    """A duration, or ``None`` (in a variable: ``none`` or ``never``)."""
+    """As `parse_duration`; ``None``, ``"none"`` and ``"never"`` give ``None``."""
     value = parse_none(value)
     return value if value is None else parse_duration(value)
 
 
 def parse_none(value: Any) -> Any:
-    """``None`` as a variable has it."""
+    """Convert ``"none"`` and ``"never"``, as written in a variable, to ``None``."""
     return None if isinstance(value, str) and value.strip().lower() in ("none", "never") else value
 
 
@@ -56,22 +55,22 @@ OptionalDuration = Annotated[timedelta | None, BeforeValidator(parse_no_duration
 OptionalCount = Annotated[PositiveInt | None, BeforeValidator(parse_none)]
 
 
-DETECTORS = frozenset({"emails", "keys", "card_numbers"})  # what `redact` may name
-RECORDED = frozenset({"messages", "tool_arguments", "tool_results", "model_calls"})  # what `record` may name
+DETECTORS = frozenset({"emails", "keys", "card_numbers"})  # valid names in `redact`
+RECORDED = frozenset({"messages", "tool_arguments", "tool_results", "model_calls"})  # valid names in `record`
 
 Redact: TypeAlias = Callable[[str], str] | tuple[str, ...] | None
 Record: TypeAlias = Literal["all"] | frozenset[str] | Mapping[str, frozenset[str]]
 
 
 def parse_redact(value: Any) -> Any:
-    """A function from text to text, or names of detectors: a list, or a text with commas."""
+    """A function from text to text, or names of detectors as a list or comma-separated text."""
     if value is None or callable(value):
         return value
     return tuple(_names(value, DETECTORS))
 
 
 def parse_record(value: Any) -> Any:
-    """``"all"``, the names of what is kept, or those of each tool by its name, with ``"*"`` for all others."""
+    """``"all"``, names of recorded kinds, or a mapping from tool names (``"*"`` for the others) to these."""
     if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
         value = json.loads(value)
     if isinstance(value, Mapping):
@@ -91,7 +90,7 @@ def _names(value: Any, known: frozenset[str]) -> list[str]:
 
 
 _PREFIX, _ENV_FILE = "SESSION_", ".env"
-_SIMILAR = 0.9  # a variable of ours mistyped; other programs have variables that begin as ours do, too
+_SIMILAR = 0.9  # to report a mistyped variable, and not another program's
 
 
 class SessionSettings(BaseSettings):
@@ -105,30 +104,32 @@ class SessionSettings(BaseSettings):
     )
 
     storage_url: str = "sessions.db"
-    tracking: bool = True  # False: no runs, messages and tool calls are recorded; all else goes on
+    tracking: bool = True  # False: runs, messages and tool calls are not recorded
     idle_after: Duration = timedelta(minutes=5)  # shown as idle
     idle_timeout: OptionalDuration = timedelta(days=7)  # expired
     max_age: OptionalDuration = None  # expired however active, between runs
     on_expire: OnExpire = "keep"
     on_resume: OnResume = "revive"
     on_closed: Literal["reopen", "reject"] = "reopen"
-    retention: OptionalDuration = None  # how long after its end a session is deleted
+    retention: OptionalDuration = None  # the time from a session's end to its deletion
     archive_path: str | None = None  # None: a folder beside the database
     sweep_interval: OptionalDuration = timedelta(minutes=5)
     max_sessions: OptionalCount = None
     max_sessions_per_user: OptionalCount = None
     on_limit: Literal["reject", "expire_oldest"] = "reject"
     on_busy: Literal["allow", "wait", "reject"] = "allow"
-    busy_timeout: Duration = timedelta(minutes=1)  # how long a run waits for another
+    busy_timeout: Duration = timedelta(minutes=1)  # the longest wait for another run
     max_open_resources: PositiveInt = 32
-    access: Access = "owner"  # host: a server around us vouches for calls without an identity
-    redact: Annotated[Redact, NoDecode, BeforeValidator(parse_redact)] = None  # what is taken out of the record's texts
-    record: Annotated[Record, NoDecode, BeforeValidator(parse_record)] = "all"  # what is kept, of each tool too
-    stream_flush: Duration = timedelta(milliseconds=500)  # how far what is kept of a streamed text may lag behind
-    repair: Literal["auto", "off"] = "auto"  # auto: unanswered tool calls are answered when new input arrives
-    strict_types: bool = False  # True: of the state's own classes only `allowed_types` and the schemas' are read back
-    index: dict[str, Any] | None = None  # LangGraph's IndexConfig: the model of the vectors, and their dimensions
-    memory_ttl: dict[str, Any] | None = None  # LangGraph's TTLConfig: how long the store keeps items, in minutes
+    access: Access = "owner"  # host: the surrounding server authorizes calls without an identity
+    redact: Annotated[Redact, NoDecode, BeforeValidator(parse_redact)] = None  # removed from recorded texts
+    record: Annotated[Record, NoDecode, BeforeValidator(parse_record)] = (
+        "all"  # the recorded kinds, for all tools or by tool
+    )
+    stream_flush: Duration = timedelta(milliseconds=500)  # the longest delay of recording a streamed text
+    repair: Literal["auto", "off"] = "auto"  # auto: new input answers unanswered tool calls
+    strict_types: bool = False  # True: only `allowed_types` and the schemas' classes are restored
+    index: dict[str, Any] | None = None  # LangGraph's IndexConfig: embedding model and dimensions
+    memory_ttl: dict[str, Any] | None = None  # LangGraph's TTLConfig: the lifetime of store items, in minutes
     synchronous: Literal["full", "normal"] = "full"
 
     @classmethod
@@ -140,7 +141,7 @@ class SessionSettings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003  # as above
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Where settings come from. Raises `InvalidSettings` for a variable that is one of them mistyped."""
+        """The sources of settings. Raises `InvalidSettings` for a variable that is probably a mistyped setting."""
         found = {*getattr(env_settings, "env_vars", ()), *getattr(dotenv_settings, "env_vars", ())}
         given = {name.upper() for name in found if name.upper().startswith(_PREFIX)}
         known = {_PREFIX + name.upper() for name in cls.model_fields}
@@ -155,7 +156,7 @@ class SessionSettings(BaseSettings):
 
 
 def duration_of(name: str, value: Any) -> timedelta | None:
-    """An argument that is a duration, or ``None``. Raises `InvalidArgument`, which names it."""
+    """Convert an argument to a duration or ``None``. Raises `InvalidArgument`, which names the argument."""
     try:
         duration = parse_no_duration(value)
     except ValueError:
@@ -166,7 +167,7 @@ def duration_of(name: str, value: Any) -> timedelta | None:
 
 
 def own_seconds(name: str, value: Any) -> float | None:
-    """A session's own duration as it is stored: ``None`` leaves it, "never" is 0. Raises `InvalidArgument`."""
+    """A session's own duration as stored: ``None`` means unset, and 0 means never. Raises `InvalidArgument`."""
     if value is None:
         return None
     duration = duration_of(name, value)
@@ -174,7 +175,7 @@ def own_seconds(name: str, value: Any) -> float | None:
 
 
 def age_of(name: str, value: Any) -> timedelta | None:
-    """A duration that cannot be "never", or ``None`` where none was given. Raises `InvalidArgument`."""
+    """As `duration_of`, without "never". Raises `InvalidArgument`."""
     age = duration_of(name, value)
     if age is None and value is not None:
         raise InvalidArgument(name, value, wanted=_WANTED)
@@ -182,15 +183,17 @@ def age_of(name: str, value: Any) -> timedelta | None:
 
 
 def load_settings(**given: Any) -> SessionSettings:
-    """The settings, with what is `given` over the environment over the defaults.
+    """The settings; `given` values take precedence.
 
     Raises:
-        InvalidSettings: a name nobody knows, or a value that does not parse.
+        InvalidSettings: an unknown name or an invalid value.
     """
     unknown = sorted(set(given) - set(SessionSettings.model_fields))
     if unknown:
         known = ", ".join(SessionSettings.model_fields)
-        raise InvalidSettings([f"{name} is not a setting{_meant(name)} (there are: {known})" for name in unknown])
+        raise InvalidSettings(
+            [f"{name} is not a setting{_meant(name)} (the settings are: {known})" for name in unknown]
+        )
     try:
         return SessionSettings(**given)
     except UnicodeDecodeError as error:

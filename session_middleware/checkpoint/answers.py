@@ -1,4 +1,4 @@
-"""The answers to tool calls that are somewhere else than in the history: in a run's input, in writes, in the record."""
+"""Answers to tool calls that are not in the history: in a run's input, in pending writes, or in the record."""
 
 from __future__ import annotations
 
@@ -16,43 +16,43 @@ from session_middleware.storage.record_entries import SHARED
 if TYPE_CHECKING:
     from session_middleware.storage.protocol import Storage
 
-_READ = "__pregel_read"  # of a subgraph's config: reads the state of the graph around it
-_DEPTH = 3  # how far below what a graph was called with answers are looked for
+_READ = "__pregel_read"  # in a subgraph's config: a function that reads the outer graph's state
+_DEPTH = 3  # levels of a graph's input that are searched for answers
 
 
 class UnansweredCall(NamedTuple):
-    """A tool call that was asked for."""
+    """A tool call without an answer in the history."""
 
     message_id: str | None
     call: Mapping[str, Any]
-    is_readable: bool  # its arguments
-    answer: ToolMessage | None = None  # what its tool did say, where that is known
+    is_readable: bool  # whether the model's arguments could be parsed
+    answer: ToolMessage | None = None  # from the record or a pending write
 
 
-# The answers that an input brings itself
+# Answers in an input
 
 
 def without_tasks(namespace: str) -> str:
-    """The namespace of a subgraph that keeps its state, by one with the tasks of a run in it."""
+    """The namespace of a subgraph, without the ids of a run's tasks."""
     return "|".join(part.partition(":")[0] for part in namespace.split("|") if not part.isdigit())
 
 
 def state_around(config: RunnableConfig) -> Any:
-    """The state of the graph around a subgraph, which is most often its input; where nothing has seen that."""
+    """The state of the graph around a subgraph. It stands for the subgraph's input if no callback reported that."""
     read = config["configurable"].get(_READ)
     channels = next((part for part in getattr(read, "args", ()) if isinstance(part, Mapping)), None)
     return read(list(channels)) if read is not None and channels else {}
 
 
 def left_open(missing: Sequence[UnansweredCall], given: Any, channel: str) -> list[UnansweredCall]:
-    """The calls that an input does not answer itself: one that a client has carried out, or another agent.
+    """The missing calls that a run's input does not answer. A client or another agent may have executed a call.
 
-    An input that says again who asked says as well how much of that is answered.
+    If the input repeats the message with the calls, only its own list counts for their answers.
     """
     part = given[channel] if isinstance(given, Mapping) and channel in given else given
-    answers: Counter[str] = Counter()  # to calls that the input does not have
-    calls: Counter[tuple[str, str]] = Counter()  # that the input has no answer to
-    said: set[str] = set()
+    answers: Counter[str] = Counter()  # to calls that are not in the input
+    calls: Counter[tuple[str, str]] = Counter()  # in the input, without an answer there
+    repeated: set[str] = set()  # the ids of messages in the input
     for messages in _lists_in(part, _DEPTH):
         found: Counter[str] = Counter()
         for message in reversed(messages):
@@ -60,22 +60,24 @@ def left_open(missing: Sequence[UnansweredCall], given: Any, channel: str) -> li
                 found[str(answered)] += 1
             for call in _field(message, "tool_calls") or ():
                 message_id, call_id = str(_field(message, "id")), str(_field(call, "id"))
-                said.add(message_id)
+                repeated.add(message_id)
                 if found[call_id] > 0:
                     found[call_id] -= 1
                 else:
                     calls[message_id, call_id] += 1
         answers += found
-    return [asked for asked in missing if not _is_answered(asked, answers, calls, said)]
-
-
-def _is_answered(asked: UnansweredCall, answers: Counter[str], calls: Counter[tuple[str, str]], said: set[str]) -> bool:
-    key = str(asked.message_id), str(asked.call["id"])
-    if key[0] in said:
-        calls[key] -= 1
-        return calls[key] < 0
-    answers[key[1]] -= 1
-    return answers[key[1]] >= 0
+    left: list[UnansweredCall] = []
+    for unanswered in missing:
+        key = str(unanswered.message_id), str(unanswered.call["id"])
+        if key[0] in repeated:
+            calls[key] -= 1
+            is_answered = calls[key] < 0
+        else:
+            answers[key[1]] -= 1
+            is_answered = answers[key[1]] >= 0
+        if not is_answered:
+            left.append(unanswered)
+    return left
 
 
 def _lists_in(value: Any, depth: int) -> Iterator[Sequence[Any]]:
@@ -84,20 +86,20 @@ def _lists_in(value: Any, depth: int) -> Iterator[Sequence[Any]]:
     elif is_a(value, BaseMessage) or _field(value, "tool_call_id"):
         yield (value,)
     if depth and not is_a(value, BaseMessage):
-        fields = value if is_a(value, Mapping) else getattr(value, "__dict__", {})  # of a pydantic state, say
+        fields = value if is_a(value, Mapping) else getattr(value, "__dict__", {})  # such as a pydantic state
         for part in value if is_a(value, (list, tuple)) else fields.values():
             if is_a(part, (list, tuple, Mapping)) and not _field(part, "tool_call_id"):
                 yield from _lists_in(part, depth - 1)
 
 
 def _field(value: Any, name: str) -> Any:
-    """Of a message, or of a dict that may be one."""
+    """A field of a message, or of a dict that may be one."""
     if is_a(value, Mapping):
         return value.get(name)
     return getattr(value, name, None) if is_a(value, BaseMessage) else None
 
 
-# The answers that are known
+# Answers in pending writes and in the record
 
 
 def tool_messages(value: Any) -> Iterable[ToolMessage]:
@@ -106,47 +108,47 @@ def tool_messages(value: Any) -> Iterable[ToolMessage]:
 
 
 def with_written(missing: Sequence[UnansweredCall], written: Sequence[ToolMessage]) -> list[UnansweredCall]:
-    """With what some of them did say, though it is not in the history yet: others beside them were cut off."""
+    """Add the answers from the pending writes of a super-step that did not finish."""
     left = list(written)
-    found = dict(enumerate(missing))
-    for place, asked in sorted(found.items(), key=lambda one: one[1].answer is None):  # the recorded ones first
-        mine = [message for message in left if message.tool_call_id == asked.call["id"]]
-        same = [message for message in mine if asked.answer is not None and message.content == asked.answer.content]
-        if answer := next(iter(same or mine), None):
+    calls = dict(enumerate(missing))
+    for index, call in sorted(calls.items(), key=lambda entry: entry[1].answer is None):  # those in the record first
+        own = [message for message in left if message.tool_call_id == call.call["id"]]
+        equal = [message for message in own if call.answer is not None and message.content == call.answer.content]
+        if answer := next(iter(equal or own), None):
             left.remove(answer)
-            found[place] = asked._replace(answer=answer)
-    return list(found.values())
+            calls[index] = call._replace(answer=answer)
+    return list(calls.values())
 
 
 def recorded_answers(storage: Storage, session_id: str, missing: Sequence[UnansweredCall]) -> list[UnansweredCall]:
-    """With what some of the calls did say, by the record of their executions and of the messages that answer them."""
-    ids = [*dict.fromkeys(asked.call["id"] for asked in missing)]
+    """Add the answers from the record: the tools' messages, or else the results of the executions."""
+    ids = [*dict.fromkeys(unanswered.call["id"] for unanswered in missing)]
     executions, messages = storage.find_executions(session_id, ids)
     executed = _executions(missing, executions)
-    finished = {place: call for place, call in executed.items() if call.status in ("ok", "error")}
-    answers = {place: _from_record(call, messages) for place, call in finished.items()}
-    return [asked._replace(answer=answers.get(place)) for place, asked in enumerate(missing)]
+    finished = {index: call for index, call in executed.items() if call.status in ("ok", "error")}
+    answers = {index: _recorded_answer(call, messages) for index, call in finished.items()}
+    return [unanswered._replace(answer=answers.get(index)) for index, unanswered in enumerate(missing)]
 
 
 def _executions(missing: Sequence[UnansweredCall], executions: list[ToolCall]) -> dict[int, ToolCall]:
-    """The latest execution of each call: of several calls with one id the one with the same arguments."""
-    times = Counter((asked.message_id, asked.call["id"]) for asked in missing)
+    """The latest execution of each call. Calls that share an id are told apart by their arguments."""
+    counts = Counter((unanswered.message_id, unanswered.call["id"]) for unanswered in missing)
     found: dict[int, ToolCall] = {}
-    for place, asked in reversed([*enumerate(missing)]):
-        key = asked.message_id, asked.call["id"]
-        mine = [call for call in executions if (call.message_id, call.tool_call_id) == key]
-        same = [call for call in mine if call.arguments == asked.call["args"]]
-        if same or (mine and times[key] == 1):
-            found[place] = (same or mine)[-1]
-            executions.remove(found[place])
+    for index, unanswered in reversed([*enumerate(missing)]):
+        key = unanswered.message_id, unanswered.call["id"]
+        own = [call for call in executions if (call.message_id, call.tool_call_id) == key]
+        equal = [call for call in own if call.arguments == unanswered.call["args"]]
+        if equal or (own and counts[key] == 1):
+            found[index] = (equal or own)[-1]
+            executions.remove(found[index])
     return found
 
 
-def _from_record(call: ToolCall, messages: list[Message]) -> ToolMessage | None:
-    """The message as it was recorded, or else the result; where it is whole and was not withheld."""
-    mine = [message for message in messages if message.tool_call_id == call.tool_call_id and message.seq > call.seq]
-    same = [message for message in mine if message.text == call.result]
-    message = (same or mine)[-1] if mine else None
+def _recorded_answer(call: ToolCall, messages: list[Message]) -> ToolMessage | None:
+    """The recorded message, or else the result, unless it was redacted or is incomplete."""
+    own = [message for message in messages if message.tool_call_id == call.tool_call_id and message.seq > call.seq]
+    equal = [message for message in own if message.text == call.result]
+    message = (equal or own)[-1] if own else None
     if message is not None:
         messages.remove(message)
     if message is not None and message.content is None and not set(message.marks) - {SHARED}:

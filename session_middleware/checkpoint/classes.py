@@ -1,9 +1,8 @@
-"""Classes that a stored value may be made an instance of again, and how they are found.
+"""The classes whose instances may be loaded: pydantic models, dataclasses, enums and named tuples.
 
-These are data classes: pydantic models, dataclasses, enums and named tuples. They are looked up by
-their module and qualified name among the modules that the process has imported already. A look-up
-imports nothing and reads the dictionaries of modules and classes directly, so that no
-``__getattr__``, property or lazy module runs because of a name in a file.
+A class is looked up by its module and qualified name among the modules that are already imported. The
+lookup reads the dictionaries of modules and classes directly, so a stored name cannot import a module,
+or run a ``__getattr__``, a property or a lazy module's code.
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ TypeName = tuple[str, ...]  # a module and a qualified name
 Kind = Literal["model", "model of pydantic v1", "dataclass", "enum", "named tuple"]
 
 _names_of_module = vars(ModuleType)["__dict__"].__get__
-# What a metaclass may define differently, as `type` defines it.
+# The descriptors of `type` itself, which a metaclass cannot override.
 _names_of_class, _name_of_class, _bases_of = (vars(type)[name].__get__ for name in ("__dict__", "__name__", "__mro__"))
-_CLASSES = 4096  # remembered
+_CLASSES = 4096  # cached
 
 
 def kind_found(cls: type) -> Kind | None:
-    """Which kind of data class it is; ``None`` for any other class. Runs no code of the class or its metaclass."""
+    """The kind of data class; ``None`` for any other class. Runs no code of the class or its metaclass."""
     bases = _bases_of(cls)
     is_tuple = False
     v1 = sys.modules.get("pydantic.v1.main")
@@ -48,11 +47,13 @@ def kind_found(cls: type) -> Kind | None:
     return "dataclass" if any("__dataclass_fields__" in each for each in names) else None
 
 
-kind_of: Callable[[type], Kind | None] = lru_cache(_CLASSES)(kind_found)  # of a value's class, which is hashed
+kind_of: Callable[[type], Kind | None] = lru_cache(_CLASSES)(
+    kind_found
+)  # only for a value's own class: hashing may run its metaclass's code
 
 
 def name_of(cls: type) -> str:
-    """The name under which `find` finds a class: its qualified name, and a generic's parameters."""
+    """The name by which `find` finds a class: its qualified name, with the parameters of a generic."""
     generic: type | None = getattr(cls, "__pydantic_generic_metadata__", {}).get("origin")
     if generic is None:
         return cls.__qualname__
@@ -60,7 +61,7 @@ def name_of(cls: type) -> str:
 
 
 def find(module: str, name: str, shape: int | None = None) -> type | None:
-    """The class of an imported module; for parameters of a generic that nothing here uses, the generic."""
+    """The class with a name in an imported module; an unused parametrisation gives its generic class."""
     holder = sys.modules.get(module)
     if not issubclass(type(holder), ModuleType):
         return None
@@ -78,7 +79,7 @@ def find(module: str, name: str, shape: int | None = None) -> type | None:
 
 
 def _shape_of(cls: type) -> int:
-    """A checksum of the fields' names and types: a value of another shape may not fit the class any more."""
+    """A checksum of the fields' names and types. A value stored with another shape needs validation."""
     kind = kind_of(cls)
     if kind == "model":
         model: type[BaseModel] = cls
@@ -98,16 +99,16 @@ shape_of: Callable[[type], int] = lru_cache(_CLASSES)(_shape_of)
 
 @lru_cache(_CLASSES)
 def imports(cls: Hashable) -> bool:
-    """Whether to validate a value is to import what it names, as pydantic's `ImportString` does."""
+    """Whether validating a value imports a module that it names, as pydantic's `ImportString` does."""
     schema = getattr(cls, "__pydantic_core_schema__", None) or getattr(cls, "__fields__", "")
     return any(name in str(schema) for name in ("import_string", "PyObject"))
 
 
-# The classes that annotations name
+# The classes in annotations
 
 
 def named_in(annotations: Iterable[Any]) -> set[type]:
-    """The data classes that annotations name, those of their fields' annotations included."""
+    """The data classes in annotations, including those in their fields' annotations."""
     found: set[type] = set()
     seen: set[int] = set()
     rest = list(annotations)
@@ -135,9 +136,9 @@ def _within(annotation: Any) -> Iterator[Any]:
 
 
 def _hints(cls: type) -> Iterable[Any]:
-    """The types of a class's fields; those that cannot be resolved are left out."""
+    """The types of a class's fields, without those that cannot be resolved."""
     try:
         return get_type_hints(cls, include_extras=True).values()
-    except Exception:  # noqa: BLE001  # annotations are evaluated, and may raise anything
+    except Exception:  # noqa: BLE001  # evaluating an annotation may raise anything
         declared: dict[str, Any] = getattr(cls, "model_fields", None) or getattr(cls, "__annotations__", {})
         return [getattr(one, "annotation", one) for one in declared.values()]

@@ -1,12 +1,13 @@
-"""Between a graph's values and stored pieces, by whichever serializer the user chose."""
+"""Conversion between a checkpoint's values and their stored form, with the user's serializer.
+
+`CheckpointDiff` finds the values and the messages of a put that the parent checkpoint does not have.
+"""
 
 from __future__ import annotations
 
-import gc
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, NoReturn, TypeAlias
 
 from langchain_core.messages import BaseMessage
@@ -19,32 +20,15 @@ from langgraph.constants import END, START
 from session_middleware.checkpoint import list_diff
 from session_middleware.checkpoint.langchain_messages import id_of, is_answer, is_message, is_question
 from session_middleware.checkpoint.parent_cache import CachedCheckpoint, CachedListRef
-from session_middleware.checkpoint.serde import said_by
+from session_middleware.checkpoint.serde import message_of
 from session_middleware.errors import UnserializableValue
 from session_middleware.storage.checkpoint_types import Blob, Chunk, ListPut, StoredCheckpoint, StoredList, Write
 
-_INPUT = f"{START}\x1f"  # begins the stored name of a list in what a graph was called with
-_WHOLE = frozenset({START, END, PREVIOUS, "__root__"})  # channels whose value is what a graph is given or gives back
-_REST = "checkpoint"  # what a checkpoint has beside its channels
+_INPUT = f"{START}\x1f"  # prefix of the stored name of a list that is a part of a graph's input
+_WHOLE = frozenset({START, END, PREVIOUS, "__root__"})  # channels that hold a graph's whole input or output
+_BODY = "checkpoint"  # a checkpoint without its channel values
 
-
-@contextmanager
-def gc_paused() -> Iterator[None]:
-    """No garbage collection in the block, which makes many objects that are all kept.
-
-    Each few hundred of them would have the collector look for garbage, again and again in the whole
-    process: measured on a thread of 4,000 messages, a third of the time of a turn.
-    """
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
-
-
-# A message, or a dict that is one; and the id of the message that follows it in its list
+# A message, or a dict in OpenAI's format, and the id of the message after it in its list
 NewMessage: TypeAlias = tuple[BaseMessage | dict[str, Any], str | None]
 
 
@@ -53,42 +37,43 @@ class Codec:
         self._serde = serde
 
     def dump(self, channel: str, value: Any) -> Blob:
-        """Raises `UnserializableValue`, which names the channel and the culprit in its value.
+        """Serialise a channel's value.
 
-        What a serializer of the user's raises stays as it is, and a note names them, unless `UnserializableValue`
-        is of its class.
+        Raises:
+            UnserializableValue: naming the channel and the part of its value that cannot be stored. If the user's
+                serializer raises a class that this one does not belong to, its error is raised with a note instead.
         """
         try:
             return Blob(*self._serde.dumps_typed(value))
         except Exception as error:  # noqa: BLE001  # raised again
-            self._refuse(channel, value, error)
+            self._raise(channel, value, error)
 
     def dump_list(self, channel: str, elements: Sequence[Any]) -> list[Chunk]:
         try:
             return list_diff.chunks(elements, self._serde)
         except Exception as error:  # noqa: BLE001  # raised again
-            self._refuse(channel, elements, error)
+            self._raise(channel, elements, error)
 
     def fingerprints(self, elements: Sequence[Any]) -> array[int]:
         return list_diff.fingerprints(elements, self._serde)
 
     def dump_body(self, checkpoint: Checkpoint, metadata: CheckpointMetadata) -> Blob:
-        """All but the values of its channels."""
+        """Serialise a checkpoint without its channel values, and its metadata."""
         rest = {name: value for name, value in checkpoint.items() if name != "channel_values"}
-        return self.dump(_REST, {"checkpoint": rest, "metadata": metadata})
+        return self.dump(_BODY, {"checkpoint": rest, "metadata": metadata})
 
-    def known(self, stored: StoredCheckpoint, checkpoint: Checkpoint) -> CachedCheckpoint:
-        """What a put on top of a checkpoint that was read needs of it."""
+    def cached(self, stored: StoredCheckpoint, checkpoint: Checkpoint) -> CachedCheckpoint:
+        """The cache entry of a checkpoint that was read."""
         values = checkpoint["channel_values"]
         lists = {
-            name: CachedListRef(value.ref, self.fingerprints(part(values, name)), is_input(name))
+            name: CachedListRef(value.ref, self.fingerprints(_list_of(values, name)), is_input(name))
             for name, value in stored.values.items()
             if isinstance(value, StoredList)
         }
         return CachedCheckpoint(checkpoint["channel_versions"].copy(), stored.channels, frozenset(stored.values), lists)
 
-    def dump_write(self, place: int, channel: str, value: Any) -> Write:
-        idx = WRITES_IDX_MAP.get(channel, place)
+    def dump_write(self, index: int, channel: str, value: Any) -> Write:
+        idx = WRITES_IDX_MAP.get(channel, index)
         if value is None:
             return Write(idx, channel, None)
         if type(value) is list:
@@ -102,39 +87,40 @@ class Codec:
             return list_diff.join(value.chunks, self._serde)
         return None if value is None else list_diff.join(value, self._serde)
 
-    def _refuse(self, channel: str, value: Any, error: Exception) -> NoReturn:
-        culprit = self._culprit(channel, value, error)
-        if isinstance(culprit, type(error)):
-            raise culprit from error
-        error.add_note(str(culprit))
+    def _raise(self, channel: str, value: Any, error: Exception) -> NoReturn:
+        explained = self._explain(channel, value, error)
+        if isinstance(explained, type(error)):
+            raise explained from error
+        error.add_note(str(explained))
         raise error
 
-    def _culprit(self, channel: str, value: Any, error: Exception) -> UnserializableValue:
+    def _explain(self, channel: str, value: Any, error: Exception) -> UnserializableValue:
         for key, part in value.items() if channel == START and isinstance(value, dict) else ():
-            if (problem := list_diff.problem_of(part, self._serde)) is not None:
-                return self._culprit(_INPUT + str(key), part, problem)
-        path, part, error = list_diff.find_culprit(value, _place(channel), self._serde, error)
+            if (part_error := list_diff.error_of(part, self._serde)) is not None:
+                return self._explain(_INPUT + str(key), part, part_error)
+        path = f"input.{channel.removeprefix(_INPUT)}" if is_input(channel) else f"state.{channel}"
+        path, part, error = list_diff.find_culprit(value, _PATHS.get(channel, path), self._serde, error)
         if isinstance(error, UnserializableValue):
             return UnserializableValue(f"{path}: {error.problem}", advice=error.advice)
         name = type(self._serde).__name__
         return UnserializableValue(
-            f"{path} is a {type(part).__qualname__}, which {name} cannot store ({said_by(error)})",
+            f"{path} is a {type(part).__qualname__}, which {name} cannot store ({message_of(error)})",
             advice="keep it out of the graph's state, or pass a serializer that can with Sessions(..., serde=…)",
         )
 
 
-def _place(channel: str) -> str:
-    """A channel in its user's words."""
-    if is_input(channel):
-        return f"input.{channel.removeprefix(_INPUT)}"
-    return _PLACES.get(channel, f"state.{channel}")
-
-
-_PLACES = {START: "input", TASKS: "Send", INTERRUPT: "interrupt", RESUME: "resume", _REST: _REST}
+_PATHS = {START: "input", TASKS: "Send", INTERRUPT: "interrupt", RESUME: "resume", _BODY: _BODY}
 
 
 class CheckpointDiff:
-    """The channel values of one put, sorted into what is the parent's and what is new."""
+    """Sorts the channel values of one put into those inherited from the parent checkpoint and new ones.
+
+    Args:
+        codec: Serialises the new values.
+        parent: The parent checkpoint, if there is one.
+        others: Lists of the session's other graphs and branches, with which a new list may share its beginning.
+        is_outermost: The checkpoint is the thread's own, and not a subgraph's.
+    """
 
     def __init__(
         self,
@@ -144,140 +130,147 @@ class CheckpointDiff:
         *,
         is_outermost: bool = False,
     ) -> None:
-        self._is_outermost = is_outermost
         self._codec = codec
         self._parent = parent
-        self._others = others  # lists of the session's other graphs
+        self._others = others
+        self._is_outermost = is_outermost
         self.inherited: list[str] = []
         self.values: dict[str, Blob | ListPut | None] = {}
-        self.marks: dict[str, array[int]] = {}  # the fingerprints of each new list
-        self._told: list[tuple[NewMessage, int]] = []  # the messages the parent did not have, and their fingerprints
+        self.fingerprints: dict[str, array[int]] = {}  # of each new list
+        self.preceding: str | None = None  # the id of the message before the new ones
+        self._new: list[tuple[NewMessage, int]] = []  # with their fingerprints
+        self._returned: list[tuple[NewMessage, int]] = []  # those in the return value of an entrypoint
         given = parent.lists.get(START) if parent else None
-        self._given = given.fingerprints if given else array("q")
-        self._returned: list[tuple[NewMessage, int]] = []  # of those what an entrypoint gives back
-        self.preceding: str | None = None  # the id of the message that stands before them
+        self._input = given.fingerprints if given else array("q")
 
     @property
     def messages(self) -> list[NewMessage]:
-        """The messages the parent did not have, each once; what an entrypoint gives back is mostly what it saves."""
-        self._tell(self._returned)
+        """The messages that the parent did not have, each once: an entrypoint often returns those it also saves."""
+        self._add_messages(self._returned)
         self._returned = []
-        return [new for new, _ in self._told]
+        return [new for new, _ in self._new]
 
-    def _tell(self, found: Sequence[tuple[NewMessage, int]]) -> None:
-        """One without an id that another channel has as well is the same, and so is what the graph was given."""
-        others = Counter(mark for _, mark in self._told) + Counter(self._given)
-        for new, mark in found:
-            if others[mark] and not id_of(new[0]):
-                others[mark] -= 1
+    def _add_messages(self, found: Sequence[tuple[NewMessage, int]]) -> None:
+        """Add new messages. One without an id that equals a message of the input or of another channel is the same."""
+        others = Counter(fingerprint for _, fingerprint in self._new) + Counter(self._input)
+        for new, fingerprint in found:
+            if others[fingerprint] and not id_of(new[0]):
+                others[fingerprint] -= 1
             else:
-                self._told.append((new, mark))
+                self._new.append((new, fingerprint))
 
     def inherit(self, name: str, version: Any) -> bool:
-        """Take the parent's value of a channel, if it is the same; say whether."""
+        """Inherit the parent's value of a channel if it has this version. Returns whether it has."""
         if self._parent is None or not self._parent.holds(name, version):
             return False
-        self.inherited += [stored for stored in self._parent.names if stored == name or _holder(stored) == name]
+        self.inherited += [
+            stored for stored in self._parent.names if stored == name or (name == START and is_input(stored))
+        ]
         return True
 
     def add(self, name: str, value: Any) -> None:
+        """Add a new value of a channel."""
         if value is None:
             self.values[name] = None
         elif type(value) is list:
             self._add_list(name, value)
-        elif name == START and type(value) is dict:
-            self._add_dict(name, value)
+        elif name == START and type(value) is dict:  # its lists may be the whole history
+            lists = {key: part for key, part in value.items() if type(part) is list and type(key) is str}
+            self.values[name] = self._codec.dump(name, value | dict.fromkeys(lists))
+            for key, part in lists.items():
+                self._add_list(_INPUT + key, part)
         else:
             if name in _WHOLE and is_message(value):
                 new = [((value, None), self._codec.fingerprints([value])[0])]
-                self._returned.extend(new) if name == END else self._tell(new)
+                self._returned.extend(new) if name == END else self._add_messages(new)
             self.values[name] = self._codec.dump(name, value)
 
-    def _add_dict(self, name: str, value: dict[Any, Any]) -> None:
-        """A graph's input, whose lists may be the whole history: they are stored as lists."""
-        lists = {key: part for key, part in value.items() if type(part) is list and type(key) is str}
-        self.values[name] = self._codec.dump(name, value | dict.fromkeys(lists))
-        for key, part in lists.items():
-            self._add_list(_INPUT + key, part)
-
     def _add_list(self, name: str, value: list[Any]) -> None:
-        marks = self._codec.fingerprints(value)
-        known = self._parent.lists.get(name) if self._parent else None
-        own = [known] if known else []
-        base, keep = _longest(marks, own)
-        if not keep:
-            base, keep = _longest(marks, self._others)
-        self.marks[name] = marks
-        tail = self._codec.dump_list(name, value[keep:])
-        self.values[name] = ListPut(base.ref if base else None, keep, tail, is_parents=base is known)
+        fingerprints = self.fingerprints[name] = self._codec.fingerprints(value)
+        parent = self._parent.lists.get(name) if self._parent else None
+        own = [parent] if parent else []
+        base, shared = _longest_prefix(fingerprints, own)
+        if not shared:
+            base, shared = _longest_prefix(fingerprints, self._others)
+        tail = self._codec.dump_list(name, value[shared:])
+        self.values[name] = ListPut(base.ref if base else None, shared, tail, is_parents=base is parent)
         if not is_input(name):
-            # what another list says may be news to this one, and to the outermost graph it always is
-            others = () if own or self._is_outermost else [known for known in self._others if not known.is_input]
-            recorded, beginning = _longest(marks, own or others)
-            if self._is_outermost and name in _WHOLE and self._is_of_this_run(name, value, marks, known):
-                recorded, beginning = None, 0
-            old = recorded.fingerprints if recorded else array("q")
-            new = list_diff.new_elements(value, marks, old, beginning)
-            if beginning and not own and self._is_outermost:  # another branch has said these, or another graph
-                new, beginning = [*filter(id_of, value[:beginning]), *new], 0
-            told = list(_with_following(value, marks, beginning, new))
-            self._returned.extend(told) if name == END else self._tell(told)
-            self.preceding = id_of(value[beginning - 1]) if beginning and new else self.preceding
+            self._find_messages(name, value, fingerprints, parent)
 
-    def _is_of_this_run(self, name: str, value: list[Any], marks: array[int], known: CachedListRef | None) -> bool:
-        """Whether a list is what was given and the answer to it, or the same answer again, and no conversation.
+    def _find_messages(
+        self, name: str, value: list[Any], fingerprints: array[int], parent: CachedListRef | None
+    ) -> None:
+        """Find the messages of a list that the record does not have."""
+        own = [parent] if parent else []
+        # a subgraph's first list may repeat another list; for the outermost graph those messages are new in any case
+        others = () if own or self._is_outermost else [cached for cached in self._others if not cached.is_input]
+        recorded, start = _longest_prefix(fingerprints, own or others)
+        if self._is_outermost and name in _WHOLE and self._is_of_this_run(name, value, fingerprints, parent):
+            recorded, start = None, 0
+        old = recorded.fingerprints if recorded else array("q")
+        new = list_diff.new_elements(value, fingerprints, old, start)
+        if start and not own and self._is_outermost:  # the shared messages belong to another branch or graph
+            new, start = [*filter(id_of, value[:start]), *new], 0
+        messages = list(_with_following(value, fingerprints, start, new))
+        self._returned.extend(messages) if name == END else self._add_messages(messages)
+        self.preceding = id_of(value[start - 1]) if start and new else self.preceding
 
-        A conversation has the earlier questions, too. What was given may be no list, but one question or its text.
+    def _is_of_this_run(
+        self, name: str, value: list[Any], fingerprints: array[int], parent: CachedListRef | None
+    ) -> bool:
+        """Whether a list is only this run's input with its answer, or the last answer again, and not a conversation.
+
+        A conversation also contains the earlier questions. The input may be one question or its text, not in a list.
         """
-        asked = len(self._given) if name != START and marks[: len(self._given)] == self._given else 0
-        is_same = known is not None and marks == known.fingerprints
-        goes_on = known is not None and not is_same and marks[: len(known.fingerprints)] == known.fingerprints
-        if name != START and not (self._given or goes_on) and len(value) > 1 and is_question(value[0]):
-            asked = 1
-        return (asked > 0 or is_same) and all(map(is_answer, value[asked:]))
+        questions = len(self._input) if name != START and fingerprints[: len(self._input)] == self._input else 0
+        is_same = parent is not None and fingerprints == parent.fingerprints
+        is_extended = (
+            parent is not None and not is_same and fingerprints[: len(parent.fingerprints)] == parent.fingerprints
+        )
+        if name != START and not (self._input or is_extended) and len(value) > 1 and is_question(value[0]):
+            questions = 1
+        return (questions > 0 or is_same) and all(map(is_answer, value[questions:]))
 
 
 def _with_following(
-    value: list[Any], marks: array[int], beginning: int, new: list[Any]
+    value: list[Any], fingerprints: array[int], start: int, new: list[Any]
 ) -> Iterator[tuple[NewMessage, int]]:
-    """Those of the new elements that are messages, each with the id of what it stands before, and its fingerprint."""
+    """Each new element that is a message, with the id of the message after it and its fingerprint."""
     are_new = set(map(id, new))
-    for place in range(beginning, len(value)) if new else ():
-        if id(value[place]) in are_new and is_message(value[place]):
-            yield (value[place], id_of(value[place + 1]) if place + 1 < len(value) else None), marks[place]
+    for index in range(start, len(value)) if new else ():
+        if id(value[index]) in are_new and is_message(value[index]):
+            following = id_of(value[index + 1]) if index + 1 < len(value) else None
+            yield (value[index], following), fingerprints[index]
 
 
-def _longest(marks: array[int], lists: Sequence[CachedListRef]) -> tuple[CachedListRef | None, int]:
-    """Which of the lists has most elements in common at the beginning, and how many."""
-    found = [(list_diff.common_prefix_length(marks, known.fingerprints), place) for place, known in enumerate(lists)]
-    keep, place = max(found, default=(0, -1))
-    return (lists[place] if found else None), keep
+def _longest_prefix(fingerprints: array[int], lists: Sequence[CachedListRef]) -> tuple[CachedListRef | None, int]:
+    """The list that shares most leading elements, and their number."""
+    found = [
+        (list_diff.common_prefix_length(fingerprints, cached.fingerprints), index) for index, cached in enumerate(lists)
+    ]
+    length, index = max(found, default=(0, -1))
+    return (lists[index] if found else None), length
 
 
 def is_input(name: str) -> bool:
-    """Whether a stored name is of a list in what a graph was called with."""
+    """Whether a stored name is of a list that is a part of a graph's input."""
     return name.startswith(_INPUT)
 
 
-def _holder(name: str) -> str | None:
-    """The channel whose value a stored name is a part of."""
-    return START if is_input(name) else None
-
-
-def part(values: dict[str, Any], name: str) -> Any:
-    """The value that is stored under `name`, of channel values that are whole."""
+def _list_of(values: dict[str, Any], name: str) -> Any:
+    """The list with a stored name, from the values of the channels."""
     return values[START][name.removeprefix(_INPUT)] if is_input(name) else values[name]
 
 
 def merge_input_lists(values: dict[str, Any]) -> dict[str, Any]:
-    """Channel values as they were before `CheckpointDiff`: with the lists of an input back in it."""
+    """The values of the channels, from the stored values: puts the lists of an input back into it."""
     for name in [name for name in values if is_input(name)]:
         values[START][name.removeprefix(_INPUT)] = values.pop(name)
     return values
 
 
 def replayed(checkpoint: Checkpoint, metadata: CheckpointMetadata) -> list[str]:
-    """The delta channels that have no value here. Only the metadata's counters tell them from what has none at all."""
+    """The delta channels whose value is replayed from writes. The metadata's counters tell them from empty channels."""
     counted = metadata.get("counters_since_delta_snapshot") or {}
     values, versions = checkpoint["channel_values"], checkpoint["channel_versions"]
     return [name for name in counted if name in versions and name not in values]

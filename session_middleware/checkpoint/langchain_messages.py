@@ -1,6 +1,6 @@
-"""Which elements of a state's lists are messages: LangChain's, and dicts in OpenAI's format.
+"""Recognising messages in a state's lists: LangChain's, and dicts in OpenAI's format.
 
-A dict is one only if all of it is as that format has it, for a state may hold other dicts with a role.
+A dict counts as a message only if all of its keys belong to that format: a state may hold other dicts with a role.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ _KEYS = frozenset(
 
 
 def is_message(element: Any) -> bool:
-    return is_a(element, BaseMessage) or (type(element) is dict and _is_in_openais_format(element))
+    return is_a(element, BaseMessage) or (type(element) is dict and _is_in_openai_format(element))
 
 
 def is_answer(element: Any) -> bool:
-    """Whether it is a message of an assistant's."""
+    """Whether an element is an assistant's message."""
     if type(element) is dict:
         return is_message(element) and element["role"] == "assistant"
     return isinstance(element, AIMessage)
 
 
 def is_question(element: Any) -> bool:
-    """Whether it is a message of a user's."""
+    """Whether an element is a user's message."""
     if type(element) is dict:
         return is_message(element) and element["role"] == "user"
     return isinstance(element, HumanMessage)
 
 
 def id_of(element: Any) -> Any:
-    """A message's id, if it has one."""
+    """The id of a message; ``None`` if it has none, or is no message."""
     found = element.get("id") if type(element) is dict else element.id if is_a(element, BaseMessage) else None
     return found if is_a(found, (str, int)) and found else None
 
 
-def _is_in_openais_format(element: dict[Any, Any]) -> bool:
+def _is_in_openai_format(element: dict[Any, Any]) -> bool:
     content = element.get("content", element)
     has_content = content is None or is_a(content, (str, list))
     role = element.get("role")

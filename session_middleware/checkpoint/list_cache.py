@@ -1,9 +1,10 @@
-"""Lists that were read before, kept in a form from which fresh elements are made quickly.
+"""A cache of the lists that this process has read, from which new elements are built quickly.
 
-A thread that goes on reads what it read a turn ago and a little more. So its list is kept, packed
-into bytes: what makes a message again from them costs a third of deserialising it, and only what was
-added since has to come from storage. The bytes are nobody else's, so whoever gets the elements may
-change them. Storage says, by the list's check, whether what is kept is still how the list begins.
+The next run of a thread reads the list of the last run and a few more elements. So each message that
+was read is cached as the marshalled bytes of its fields: building a message from them costs a third
+of deserialising it, and storage only reads the elements that were added since. Callers may change the
+elements they receive, because each reading builds new ones. Storage compares the cached list's check
+with the stored one before it leaves elements out.
 """
 
 from __future__ import annotations
@@ -16,103 +17,36 @@ from typing import Any, NamedTuple
 
 from langchain_core.messages import BaseMessage
 
-from session_middleware.checkpoint.serde import MESSAGES, message
-from session_middleware.storage.checkpoint_types import Blob, Chunk, ListRef, StoredList
+from session_middleware.checkpoint.packing import MESSAGES
+from session_middleware.checkpoint.serde import build_message
+from session_middleware.storage.checkpoint_types import Chunk, ListRef, StoredList
 
-_BLOCK = 64  # elements packed together
-_WORTH_IT = 32  # elements; a shorter list is read again as quickly
-_MOST_BYTES = 64 * 1024 * 1024  # of all lists
-_LISTS = 4  # of a session
+_MIN_LENGTH = 32  # elements; deserialising a shorter list takes no longer
+_MAX_BYTES = 64 * 1024 * 1024  # of all lists
+_MAX_LISTS = 4  # of one session
 
 Load = Callable[[Sequence[Chunk]], list[Any]]
-_CLASSES = tuple(MESSAGES.values())
-_NUMBERS = {kind: number for number, (kind, _) in enumerate(_CLASSES)}
 
 
-class PackedList:
-    """The first elements of a list."""
+class Fields(NamedTuple):
+    """A message whose fields are complete and plain."""
 
-    def __init__(self, blocks: Sequence[bytes] = (), last: int = 0) -> None:
-        self._blocks = blocks
-        self._last = last  # how many elements the last block holds; the others are full
-        self.size = sum(map(len, blocks))
-
-    def __len__(self) -> int:
-        return max(len(self._blocks) - 1, 0) * _BLOCK + self._last
-
-    def elements(self, length: int, load: Load) -> list[Any]:
-        """The first `length` of them, made anew."""
-        found: list[Any] = []
-        for block in self._blocks[: -(-length // _BLOCK)]:
-            for number, packed in marshal.loads(block):  # noqa: S302  # they were packed here, by this process
-                if number is None:
-                    kind, data, count = packed
-                    found += load([Chunk(Blob(kind, data), count)])
-                else:
-                    cls, names = _CLASSES[number]
-                    found.append(message(cls, packed, names.copy()))
-        del found[length:]
-        return found
-
-    def extended(self, chunks: Sequence[Chunk], elements: Sequence[Any]) -> PackedList | None:
-        """With the elements of these chunks after them; ``None`` where a chunk is more than one element."""
-        if len(chunks) != len(elements):
-            return None
-        rows = [_pack(chunk, element) for chunk, element in zip(chunks, elements, strict=True)]
-        blocks = list(self._blocks)
-        if blocks and self._last < _BLOCK:
-            rows = marshal.loads(blocks.pop()) + rows  # noqa: S302
-        blocks += [marshal.dumps(rows[start : start + _BLOCK]) for start in range(0, len(rows), _BLOCK)]
-        return PackedList(blocks, len(rows) % _BLOCK or _BLOCK)
-
-
-def _pack(chunk: Chunk, element: Any) -> tuple[int | None, Any]:
-    """A message as its fields, when they are all and plain; else as it is stored."""
-    number = _NUMBERS.get(type(element))
-    if number is not None and _is_usual(element, _CLASSES[number][1]) and _is_plain(element.__dict__):
-        return number, element.__dict__
-    return None, (*chunk.blob, chunk.length)
-
-
-def _is_usual(element: BaseMessage, names: set[str]) -> bool:
-    return (
-        element.__dict__.keys() == names
-        and element.__pydantic_fields_set__ == names
-        and not element.__pydantic_extra__
-        and element.__pydantic_private__ is None
-    )
-
-
-_TEXT = frozenset({str})
-_ATOMS = frozenset({str, int, float, bool, type(None)})
-
-
-def _is_plain(value: Any) -> bool:
-    kind = type(value)
-    if kind in _ATOMS:
-        return True
-    if kind is dict:
-        parts = value.values()
-        if not _TEXT.issuperset(map(type, value)):
-            return False
-    elif kind is list:
-        parts = value
-    else:
-        return False
-    return all(_is_plain(part) for part in parts if type(part) not in _ATOMS)
+    cls: type[BaseMessage]
+    data: bytes  # the marshalled fields
 
 
 class CachedList(NamedTuple):
     ref: ListRef
-    packed: PackedList
+    rows: list[Fields | Chunk]
+    size: int  # bytes
 
 
 class ListReader:
-    """The lists at hand for one reading.
+    """Builds the lists of one reading.
 
     Args:
-        lists: What is kept from earlier readings, by the list's id. Storage checks it against what it has.
-        is_snapshot: All is read in one snapshot: a list that was read is a shorter one's beginning as well.
+        lists: The cached lists by id. Storage has compared them with the stored ones.
+        is_snapshot: The whole reading sees one state of the database, so a list also serves for its beginnings.
     """
 
     def __init__(self, lists: Mapping[int, CachedList], *, is_snapshot: bool = False) -> None:
@@ -120,44 +54,78 @@ class ListReader:
         self._is_snapshot = is_snapshot
 
     def refs(self) -> dict[int, ListRef]:
-        return {list_id: kept.ref for list_id, kept in self.lists.items()}
+        return {list_id: cached.ref for list_id, cached in self.lists.items()}
 
     def load(self, stored: StoredList, load: Load) -> list[Any]:
-        """The elements of a list, of which storage may have left out the first ones because they are here."""
-        ref, kept = stored.ref, self.lists.get(stored.ref.list_id)
-        if self._is_snapshot and kept is not None and ref.length <= kept.ref.length:
-            return kept.packed.elements(ref.length, load)
-        packed = kept.packed if kept is not None and stored.skipped else PackedList()
-        elements = packed.elements(stored.skipped, load)
-        elements += load(stored.chunks)
-        if stored.chunks and len(elements) >= _WORTH_IT:
-            more = packed.extended(stored.chunks, elements[stored.skipped :])
-            if more is not None:
-                self.lists[ref.list_id] = CachedList(ref, more)
-        return elements
+        """The elements of a list: those that storage left out come from the cache."""
+        ref, cached = stored.ref, self.lists.get(stored.ref.list_id)
+        if self._is_snapshot and cached is not None and ref.length <= cached.ref.length:
+            return _build(cached.rows[: ref.length], load)
+        rows = cached.rows[: stored.skipped] if cached is not None else []
+        added = load(stored.chunks)
+        if stored.chunks and len(rows) + len(added) >= _MIN_LENGTH and len(added) == len(stored.chunks):
+            more = list(map(_row, stored.chunks, added))
+            size = sum(len(row.data if isinstance(row, Fields) else row.blob.data) for row in more)
+            self.lists[ref.list_id] = CachedList(ref, [*rows, *more], size + (cached.size if cached and rows else 0))
+        return _build(rows, load) + added
+
+
+def _build(rows: Sequence[Fields | Chunk], load: Load) -> list[Any]:
+    elements: list[Any] = []
+    for row in rows:
+        if isinstance(row, Chunk):
+            elements += load([row])
+        else:
+            elements.append(build_message(row.cls, marshal.loads(row.data)))  # noqa: S302  # marshalled by `_row`
+    return elements
+
+
+def _row(chunk: Chunk, element: Any) -> Fields | Chunk:
+    """The fields of a message if they are complete and plain, or else the stored element."""
+    cls = type(element)
+    if (
+        cls in MESSAGES
+        and element.__dict__.keys() == element.__pydantic_fields_set__ == MESSAGES[cls]
+        and not element.__pydantic_extra__
+        and element.__pydantic_private__ is None
+        and _is_plain(element.__dict__)
+    ):
+        return Fields(cls, marshal.dumps(element.__dict__))
+    return chunk
+
+
+_ATOMS = frozenset({str, int, float, bool, type(None)})
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether marshalling rebuilds exactly this value."""
+    cls = type(value)
+    if cls is dict:
+        return all(type(key) is str for key in value) and all(map(_is_plain, value.values()))
+    return cls in _ATOMS or (cls is list and all(map(_is_plain, value)))
 
 
 class ListCache:
-    """The lists this process has read last, by session."""
+    """The cached lists of the sessions that were read last."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._sessions: OrderedDict[str, dict[int, CachedList]] = OrderedDict()
         self._size = 0
 
-    def shelf(self, session_id: str) -> ListReader:
+    def reader(self, session_id: str) -> ListReader:
         with self._lock:
             return ListReader(self._sessions.get(session_id, {}))
 
-    def keep(self, session_id: str, shelf: ListReader) -> None:
-        """Keep the lists of a reading for the next one, those of the sessions read last."""
-        lists = dict(list(shelf.lists.items())[-_LISTS:])
+    def store(self, session_id: str, reader: ListReader) -> None:
+        """Cache the lists of a reading, replacing the session's earlier ones."""
+        lists = dict(list(reader.lists.items())[-_MAX_LISTS:])
         with self._lock:
             self._drop(session_id)
             if lists:
                 self._sessions[session_id] = lists
                 self._size += _size(lists)
-            while self._size > _MOST_BYTES:
+            while self._size > _MAX_BYTES:
                 self._drop(next(iter(self._sessions)))
 
     def forget(self, session_id: str) -> None:
@@ -169,4 +137,4 @@ class ListCache:
 
 
 def _size(lists: Mapping[int, CachedList]) -> int:
-    return sum(kept.packed.size for kept in lists.values())
+    return sum(cached.size for cached in lists.values())

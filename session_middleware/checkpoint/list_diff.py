@@ -1,10 +1,9 @@
-"""Splitting what a checkpoint holds into stored pieces, and joining them again: pure functions.
+"""Splitting lists into stored chunks, joining them again, and comparing lists by fingerprints: pure functions.
 
-A list is stored as its elements, so that a thread costs what was said and not that times the number
-of checkpoints. To find what is new in a list, each element is compared with what was last stored by
-a fingerprint: a hash of its fields, encoded by the same encoder that stores them but without a
-message's own dump, which is what makes it several times cheaper than serialising the message. Changes
-made in place show, because the fields themselves are read every time.
+A list is stored by element, so that the size of a thread grows with its messages and not with messages
+times checkpoints. A fingerprint is the hash of an element's encoded fields. All elements are encoded at
+each put, because a node may change a message in place. Comparing the fields with a copy of them is not
+faster: ``==`` alone misses ``1`` becoming ``True``, and comparing the types too costs as much as encoding.
 """
 
 from __future__ import annotations
@@ -32,40 +31,40 @@ from session_middleware.storage.checkpoint_types import Blob, Chunk
 from session_middleware.storage.jsonable import is_a
 
 _SCALARS = frozenset({str, int, float, bool, type(None)})
-_SHORT = 256  # characters; a longer text is worth a blob of its own
-RUN = "[]"  # begins the type of a blob that holds a list of elements, not one
+_SHORT = 256  # characters; a longer text has its own blob
+_SEVERAL = "[]"  # prefix of the type of a blob that holds several elements
 
 
 def fingerprints(elements: Sequence[Any], serde: SerializerProtocol) -> array[int]:
-    """64 bits for each element, which change whenever what would be stored of it changes.
+    """The 64-bit hash of each element's stored form, valid in this process only.
 
-    They are made for this process only. Where the user's serializer may store what LangGraph's does
-    not, such as whether something is a tuple, its own bytes are what counts.
+    A serializer other than LangGraph's may store more of an element, for example whether a sequence is a
+    tuple. So its own bytes are hashed.
     """
     inner = serde.serde if isinstance(serde, EncryptedSerializer) else serde
     encode = _encode if isinstance(inner, JsonPlusSerializer) else partial(_encode_by, serde)
     try:
         return array("q", [hash(encode(element)) for element in elements])
-    except Exception:  # noqa: BLE001  # one of them cannot be encoded: the others still have fingerprints
+    except Exception:  # noqa: BLE001  # one element cannot be encoded, but the others can
         return array("q", [_fingerprint(element, encode) for element in elements])
 
 
 def _fingerprint(element: Any, encode: Callable[[Any], bytes]) -> int:
     try:
         return hash(encode(element))
-    except Exception:  # noqa: BLE001  # storing it will say what is wrong with it; here it is merely new
+    except Exception:  # noqa: BLE001  # storing the element raises the error; here it counts as new
         return random.getrandbits(63)
 
 
 def _encode(element: Any) -> bytes:
-    """What would be stored of an element, without the cost of a message's dump."""
+    """The stored form of an element, or for a message an equivalent that is faster to compute."""
     if is_a(element, BaseMessage):
         try:
             return pack((id(type(element)), element.__dict__, element.__pydantic_extra__))
-        except Exception:  # noqa: BLE001  # only the model's own dump makes its fields into what can be encoded
+        except Exception:  # noqa: BLE001  # a field that only ``model_dump()`` can encode
             return pack(element)
     kind = type(element)
-    if kind is bytearray or kind is bytes:  # told apart by their type tag when they stand alone
+    if kind is bytearray or kind is bytes:  # stored with different type tags, but packed alike
         return pack((kind.__name__, element))
     return pack(element)
 
@@ -76,63 +75,62 @@ def _encode_by(serde: SerializerProtocol, element: Any) -> bytes:
 
 
 def common_prefix_length(new: array[int], old: array[int]) -> int:
-    """How many elements the two lists have in common at their beginning."""
+    """The number of leading elements that the two lists share."""
     length = min(len(new), len(old))
     if new[:length] == old[:length]:
         return length
-    return next(place for place in range(length) if new[place] != old[place])
+    return next(index for index in range(length) if new[index] != old[index])
 
 
-def new_elements(elements: Sequence[Any], new: array[int], old: array[int], keep: int) -> list[Any]:
-    """The elements after the first `keep` that the old list did not have, in order.
+def new_elements(elements: Sequence[Any], new: array[int], old: array[int], start: int) -> list[Any]:
+    """The elements from `start` on that are not in the old list, in order.
 
-    A message without an id is known by its place among the others, so an equal one said again is new.
-    Anything else is old wherever it stood.
+    An element of the old list that moved is not new. A message without an id is identified by its position
+    among the others, so that the same text sent twice is two messages.
     """
-    rest, more, after = old[keep:], new[keep:], elements[keep:]
-    if not rest:
-        return list(after)
-    had = set(rest)
-    unnamed = {place for place, element in enumerate(after) if is_message(element) and not id_of(element)}
-    again = unnamed.difference(_aligned(rest, more)) if unnamed else unnamed
-    return [element for place, element in enumerate(after) if more[place] not in had or place in again]
+    old, new, elements = old[start:], new[start:], elements[start:]
+    if not old:
+        return list(elements)
+    known = set(old)
+    without_id = {index for index, element in enumerate(elements) if is_message(element) and not id_of(element)}
+    repeated = without_id.difference(_aligned(old, new)) if without_id else without_id
+    return [element for index, element in enumerate(elements) if new[index] not in known or index in repeated]
 
 
 def _aligned(old: array[int], new: array[int]) -> Iterable[int]:
-    """The places in `new` of what is left of `old`: all of it, its end, or else what is in the same order."""
+    """The indexes in `new` of the elements of `old`: all of them, its last ones, or a common subsequence."""
     if len(new) > len(old) and new[-len(old) :] == old:
         return range(len(new) - len(old), len(new))
-    had = set(old)
-    start = next((place for place, mark in enumerate(new) if mark in had), len(new))
-    for trimmed, mark in enumerate(old if start < len(new) else ()):
+    known = set(old)
+    start = next((index for index, fingerprint in enumerate(new) if fingerprint in known), len(new))
+    for trimmed, fingerprint in enumerate(old if start < len(new) else ()):
         end = start + len(old) - trimmed
-        if mark == new[start] and old[trimmed:] == new[start:end]:
+        if fingerprint == new[start] and old[trimmed:] == new[start:end]:
             return range(start, end)
-    return list(_in_the_same_order(old, new))
+    return list(_common_subsequence(old, new))
 
 
-def _in_the_same_order(old: array[int], new: array[int]) -> Iterator[int]:
-    upto = 0
-    for place, mark in enumerate(new):
+def _common_subsequence(old: array[int], new: array[int]) -> Iterator[int]:
+    position = 0
+    for index, fingerprint in enumerate(new):
         with suppress(ValueError):
-            upto = old.index(mark, upto) + 1
-            yield place
+            position = old.index(fingerprint, position) + 1
+            yield index
 
 
 def chunks(elements: Sequence[Any], serde: SerializerProtocol) -> list[Chunk]:
-    """The elements as blobs: each its own, but small plain values that stand together share one."""
+    """One chunk for each element, but one for each sequence of adjacent small plain values."""
     found: list[Chunk] = []
     start = 0
     while start < len(elements):
         end = start + 1
-        if _is_small(elements[start]):
-            while end < len(elements) and _is_small(elements[end]):
-                end += 1
+        while _is_small(elements[start]) and end < len(elements) and _is_small(elements[end]):
+            end += 1
         if end == start + 1:
             found.append(Chunk(Blob(*serde.dumps_typed(elements[start]))))
         else:
             kind, data = serde.dumps_typed(list(elements[start:end]))
-            found.append(Chunk(Blob(RUN + kind, data), end - start))
+            found.append(Chunk(Blob(_SEVERAL + kind, data), end - start))
         start = end
     return found
 
@@ -142,50 +140,51 @@ def _is_small(element: Any) -> bool:
 
 
 def join(parts: Sequence[Chunk], serde: SerializerProtocol) -> list[Any]:
-    """The elements of the chunks. A branch may use only the first `length` elements of a run."""
+    """The elements of the chunks. A chunk's `length` may be less than its blob holds, where a list branches."""
     elements: list[Any] = []
     for (kind, data), length in parts:
-        if kind.startswith(RUN):
-            elements.extend(serde.loads_typed((kind[len(RUN) :], data))[:length])
+        if kind.startswith(_SEVERAL):
+            elements.extend(serde.loads_typed((kind.removeprefix(_SEVERAL), data))[:length])
         else:
             elements.append(serde.loads_typed((kind, data)))
     return elements
 
 
 def find_culprit(value: Any, path: str, serde: SerializerProtocol, error: Exception) -> tuple[str, Any, Exception]:
-    """The innermost part of `value` that cannot be serialised, the path to it, and what is wrong with it.
+    """The innermost part of `value` that cannot be serialised, the path to it, and its error.
 
-    `path` and `error` are those of `value` itself; the path goes on from there, as in ``state.frame[2]``.
+    `path` and `error` are those of `value`. The returned path begins with `path`, as in ``state.frame[2]``.
     """
-    above: set[int] = set()  # a value may hold itself
-    while len(above) < _DEEPEST:
-        above.add(id(value))
+    visited: set[int] = set()  # a value may contain itself
+    while len(visited) < _MAX_DEPTH:
+        visited.add(id(value))
         for step, part in _parts(value):
-            if id(part) not in above and (problem := problem_of(part, serde)) is not None:
-                path, value, error = path + step, part, problem
+            if id(part) not in visited and (part_error := error_of(part, serde)) is not None:
+                path, value, error = path + step, part, part_error
                 break
         else:
             break
     return path, value, error
 
 
-_DEEPEST = 100  # parts within parts that are looked into
+_MAX_DEPTH = 100
 
 
-def problem_of(value: Any, serde: SerializerProtocol) -> Exception | None:
+def error_of(value: Any, serde: SerializerProtocol) -> Exception | None:
+    """The error that serialising a value raises, if any."""
     try:
         serde.dumps_typed(value)
-    except Exception as error:  # noqa: BLE001  # a serializer of the user's may raise anything
+    except Exception as error:  # noqa: BLE001  # the user's serializer may raise anything
         return error
     return None
 
 
 def _parts(value: Any) -> Iterable[tuple[str, Any]]:
-    """What a serializer takes apart; any other object it can store as a whole, or not at all."""
+    """The parts that are serialised one by one, with their steps in a path; none for any other object."""
     if is_a(value, Mapping):
         return [*((f"[{key!r}]", part) for key, part in value.items()), *((".keys()", key) for key in value)]
     if is_a(value, (list, tuple, deque)):
-        return [(f"[{place}]", part) for place, part in enumerate(value)]
+        return [(f"[{index}]", part) for index, part in enumerate(value)]
     if is_a(value, (set, frozenset)):
         return [("[…]", part) for part in value]
     if is_a(value, Send):

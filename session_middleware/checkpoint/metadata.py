@@ -1,4 +1,4 @@
-"""A checkpoint's metadata: what is kept of it, and which checkpoints a filter finds by it. Pure."""
+"""Checkpoint metadata: the part that is stored, and matching it with a filter. Pure functions."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from session_middleware.models import SessionInfo
 from session_middleware.storage.checkpoint_types import Blob
 
-IDENTITY = ("user_id", "group_id", "group_ids", "langgraph_auth_user_id")  # the last: of LangGraph's own server
+IDENTITY = ("user_id", "group_id", "group_ids", "langgraph_auth_user_id")  # the last is set by LangGraph's server
 
 
 def own_metadata(config: RunnableConfig, metadata: CheckpointMetadata) -> CheckpointMetadata:
-    """As every saver completes and cleans it, but for who ran: that is in the record, where a user can be forgotten."""
+    """The metadata to store: as other savers store it, but without the user, whom the record can forget."""
     completed: Any = get_checkpoint_metadata(config, metadata)
     for name in IDENTITY:
         completed.pop(name, None)
@@ -24,7 +24,7 @@ def own_metadata(config: RunnableConfig, metadata: CheckpointMetadata) -> Checkp
 
 
 def split_filter(filter: Mapping[str, Any] | None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a filter wants of the metadata, and of whose session it is: other savers have that in the metadata too."""
+    """Split a filter into conditions on the metadata and on the owner, which other savers store there as well."""
     owner = {name: value for name, value in (filter or {}).items() if name in ("user_id", "group_id")}
     return {name: value for name, value in (filter or {}).items() if name not in owner}, owner
 
@@ -34,13 +34,13 @@ def is_of(session: SessionInfo | None, owner: Mapping[str, Any]) -> bool:
 
 
 def matches(serde: SerializerProtocol, filter: Mapping[str, Any], body: Blob) -> bool:
-    """Whether a stored checkpoint's metadata has all values of a filter, as LangGraph's savers compare them."""
+    """Whether a checkpoint's metadata has all values of a filter, compared as in LangGraph's savers."""
     metadata = serde.loads_typed(body)["metadata"]
-    return all(_is_value(_reached(metadata, name), wanted) for name, wanted in filter.items())
+    return all(_is_equal(_value_at(metadata, name), wanted) for name, wanted in filter.items())
 
 
-def _reached(metadata: Mapping[str, Any], name: str) -> Any:
-    """The value of a name, or of a path of names with dots in between; ``None`` if there is none."""
+def _value_at(metadata: Mapping[str, Any], name: str) -> Any:
+    """The value with a name, or at a path of names joined by dots; ``None`` if there is none."""
     if name in metadata:
         return metadata[name]
     found: Any = metadata
@@ -49,8 +49,8 @@ def _reached(metadata: Mapping[str, Any], name: str) -> Any:
     return found
 
 
-def _is_value(found: Any, wanted: Any) -> bool:
-    """What is no value of JSON, such as a UUID, is compared as text too."""
+def _is_equal(found: Any, wanted: Any) -> bool:
+    """A value that JSON has no type for, such as a UUID, is also compared as text."""
     if bool(found == wanted):
         return True
     return not isinstance(wanted, str | int | float | dict | list | None) and str(wanted) == found

@@ -1,10 +1,10 @@
-"""Values to bytes: LangGraph's msgpack, with all of a data class in it.
+"""Serialisation of values to LangGraph's msgpack format, without losing parts of a data class.
 
-LangGraph's `JsonPlusSerializer` reads these bytes too. They differ from the bytes that it writes where
-those lose something: a class is named by its qualified name, a model is stored as its fields and not
-as its own dump (which aliases, validators, excluded fields and subclasses do not survive), an enum
-member also by its name. LangChain's own messages, and a model some field of which only its own dump
-can encode, are stored as that dump.
+LangGraph's `JsonPlusSerializer` can read these bytes. They differ from the bytes it writes where it
+would lose information: a class is named by its qualified name; an enum member is stored with its name;
+a model is stored as its fields instead of its ``model_dump()``, which loses aliases, excluded fields
+and subclasses. LangChain's messages, and models with a field that only ``model_dump()`` can encode,
+are stored as their dump.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from contextlib import suppress
 from dataclasses import fields
 from datetime import date, datetime, timedelta
 from decimal import Decimal
+from functools import partial
 from inspect import getattr_static
 from types import FunctionType, MethodType
 from typing import Any
 from uuid import UUID
 
 import ormsgpack
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
 from langgraph.checkpoint.serde._msgpack import SAFE_MSGPACK_TYPES
 from langgraph.checkpoint.serde.jsonplus import _msgpack_default, _option
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
@@ -35,47 +37,79 @@ from session_middleware.storage.jsonable import is_a
 
 # The extension codes of LangGraph's msgpack format.
 SINGLE_ARGUMENT, ARGUMENTS, KEYWORDS, METHOD, PYDANTIC_V1, PYDANTIC, NUMPY, DELTA_SNAPSHOT = range(8)
-SCALAR = "A"  # an order of NumPy's that no array is stored in: LangGraph reads a scalar as an array of one element
+SCALAR = "A"  # marks a NumPy scalar in place of an array's order; LangGraph reads it as an array of one element
+MESSAGES: dict[type[BaseMessage], set[str]] = {  # the names of all fields
+    cls: set(cls.model_fields) for cls in (HumanMessage, AIMessage, ToolMessage, SystemMessage)
+}
+_JSON_METHOD = "model_validate_json"  # LangGraph writes this method name after a model; no reader uses it
 
-_failed = threading.local()  # `.error`: what a hook raised first, for ormsgpack drops it
+
+class _State(threading.local):
+    """The state of one call of `pack` or of a reader: ormsgpack passes nothing through its hooks."""
+
+    error: Exception | None = None  # the first one that a hook raised; ormsgpack discards it
+    met_class = False  # the value contains an instance of a class, other than a message of plain fields
+    is_dumping = False  # within a ``model_dump()``
+
+
+_state = _State()
 
 
 def pack(value: Any) -> bytes:
-    """The bytes of a value. Raises `TypeError` for what cannot be stored; see `reason_of` for why."""
+    """Serialise. Raises `TypeError` for a value that cannot be stored; `first_error` returns the cause."""
     return ormsgpack.packb(value, default=_default, option=_option)
 
 
-def begin() -> None:
-    """Forget what a hook raised before."""
-    _failed.error = None
+def reset() -> None:
+    """Begin a call: clear `first_error` and `met_class`."""
+    _state.error, _state.met_class = None, False
 
 
-def reason_of(error: Exception) -> Exception:
-    """What a hook raised since `begin`, or else ormsgpack's own error."""
-    return getattr(_failed, "error", None) or error
+def first_error(error: Exception) -> Exception:
+    """The first error that a hook raised since `reset`, or else `error`, which is ormsgpack's own."""
+    return error if _state.error is None else _state.error
 
 
-def note(error: Exception) -> None:
-    """Keep what a hook of ormsgpack's is about to raise, for `reason_of`; the first is the cause of all others."""
-    if getattr(_failed, "error", None) is None:
-        _failed.error = error
+def record_error(error: Exception) -> None:
+    """Save an error that a hook is about to raise. Only the first is saved: it is the cause of the others."""
+    _state.error = first_error(error)
+
+
+def met_class() -> bool:
+    """Whether the value packed since `reset` contains more than plain values and messages of plain values."""
+    return _state.met_class
 
 
 def _default(value: Any) -> Any:
     try:
         cls = type(value)
+        if cls in MESSAGES and (packed := _message(value)) is not None:
+            return packed
+        _state.met_class = True
         encode = _BY_KIND.get(kind_of(cls) or "") or _BY_CLASS.get(cls)
-        return _encoded(value) if encode is None else encode(value)
+        return _pack_other(value) if encode is None else encode(value)
     except Exception as error:
-        note(error)
+        record_error(error)
         raise
 
 
-def _encoded(value: Any) -> Any:
-    """Of a subclass of what msgpack or LangGraph know, an array, or anything else."""
-    for base, of in _BY_BASE.items():
+def _message(message: BaseMessage) -> ormsgpack.Ext | None:
+    """The bytes of a message's ``model_dump()``, made from its fields; ``None`` unless all of them are plain."""
+    cls = type(message)
+    if message.__pydantic_extra__ or message.__dict__.keys() != MESSAGES[cls]:
+        return None
+    try:
+        parts = (cls.__module__, cls.__name__, message.__dict__, _JSON_METHOD)
+        return ormsgpack.Ext(PYDANTIC, ormsgpack.packb(parts, option=_option))
+    except (TypeError, ValueError):
+        return None
+
+
+def _pack_other(value: Any) -> Any:
+    """Pack an array, an instance of a subclass of a known class, or a value that LangGraph's encoder handles."""
+    for base, convert in _BY_BASE.items():
         if is_a(value, base):
-            return _BY_CLASS[base](of(base, value))
+            return _BY_CLASS[base](convert(base, value))
     numpy = sys.modules.get("numpy")
     if numpy is not None and is_a(value, numpy.ndarray):
         return _array(value)
@@ -83,17 +117,17 @@ def _encoded(value: Any) -> Any:
         return bytes(value) if is_a(value, bytes) else _packed(value, SCALAR)
     if isinstance(value, type):
         raise TypeError(f"{value.__name__} is a class, and not a value")
-    _refuse_made_up(value)
+    _refuse_dynamic_methods(value)
     return _msgpack_default(value)
 
 
-_DUMPS = ("model_dump", "get_secret_value", "dict", "_asdict")  # what LangGraph calls, on a value that has it
+_DUMPS = ("model_dump", "get_secret_value", "dict", "_asdict")  # methods that LangGraph calls where a value has them
 
 
-def _refuse_made_up(value: Any) -> None:
-    """Raise `TypeError` where LangGraph would call what a value only makes up, as a mock and a remote proxy do.
+def _refuse_dynamic_methods(value: Any) -> None:
+    """Raise `TypeError` for a value that creates dump methods on access, such as a mock or a remote proxy.
 
-    The method of another object that a wrapper hands out is that object's own, and is called.
+    A wrapper that returns a real method of the object it wraps is accepted.
     """
     cls: Any = type(value)
     if not hasattr(cls, "__getattr__") and not isinstance(cls.__getattribute__, FunctionType):
@@ -114,38 +148,35 @@ def _default_exactly(value: Any) -> Any:
     if type(value) is tuple:
         return _ext(SINGLE_ARGUMENT, tuple, list(value), mode=_EXACTLY)
     if isinstance(value, (str, int, list, dict)) and kind_of(type(value)) is None:
-        raise TypeError(f"a {type(value).__name__} is read as another type")  # a defaultdict, for example
+        raise TypeError(f"a {type(value).__name__} is read as another type")  # for example, a defaultdict
     return _default(value)
 
 
-Mode = tuple[Callable[[Any], Any], int]  # ormsgpack's hook, and options
-_PLAINLY: Mode = (_default, _option)  # as LangGraph: tuples are read as lists
-_TUPLES: Mode = (_default, _option | ormsgpack.OPT_PASSTHROUGH_TUPLE)
-_EXACTLY: Mode = (  # raises `TypeError` for what would not be read as the same type
+Mode = tuple[Callable[[Any], Any], int]  # ormsgpack's hook, and its options
+_PLAINLY: Mode = (_default, _option)  # as LangGraph does: tuples are read back as lists
+_TUPLES: Mode = (_default, _option | ormsgpack.OPT_PASSTHROUGH_TUPLE)  # tuples are read back as tuples
+_EXACTLY: Mode = (  # raises `TypeError` for a value that would be read back as another type
     _default_exactly,
     (_option & ~ormsgpack.OPT_NON_STR_KEYS) | ormsgpack.OPT_PASSTHROUGH_TUPLE | ormsgpack.OPT_PASSTHROUGH_SUBCLASS,
 )
 
 
 def _ext(code: int, cls: type, *parts: Any, mode: Mode = _PLAINLY) -> ormsgpack.Ext:
-    # no function between this and the next hook: Python's stack limits how deeply values may be nested
+    # this calls the next hook directly: each further stack frame would lower the permitted depth of nesting
     return ormsgpack.Ext(code, ormsgpack.packb([cls.__module__, name_of(cls), *parts], default=mode[0], option=mode[1]))
 
 
-# Data classes. An attempt that fails within another one's second attempt would double the time with each level: so
-# what a model's own dump holds is not attempted exactly.
+# Data classes. A model is first packed exactly, and as its dump if that fails. Values within a dump are not packed
+# exactly again: two attempts on each level would take exponential time.
 
 
-def _dumped(code: int, cls: type, *parts: Any) -> ormsgpack.Ext:
-    was, _failed.is_dumping = _is_dumping(), True
+def _pack_dump(code: int, cls: type, dump: Callable[[], Any], *parts: Any) -> ormsgpack.Ext:
+    _state.error = None
+    was, _state.is_dumping = _state.is_dumping, True
     try:
-        return _ext(code, cls, *parts)
+        return _ext(code, cls, dump(), *parts)
     finally:
-        _failed.is_dumping = was
-
-
-def _is_dumping() -> bool:
-    return getattr(_failed, "is_dumping", False)
+        _state.is_dumping = was
 
 
 def _is_langgraphs(cls: type) -> bool:
@@ -154,10 +185,9 @@ def _is_langgraphs(cls: type) -> bool:
 
 def _model(model: BaseModel) -> ormsgpack.Ext:
     cls = type(model)
-    method = "model_validate_json"  # as LangGraph writes it, and nobody reads it
     if _is_langgraphs(cls):
-        return _ext(PYDANTIC, cls, model.model_dump(), method)
-    if not _is_dumping():
+        return _ext(PYDANTIC, cls, model.model_dump(), _JSON_METHOD)
+    if not _state.is_dumping:
         with suppress(TypeError, ValueError):
             names = cls.__pydantic_fields__
             stored: Any = {name: value for name, value in model.__dict__.items() if name in names}
@@ -166,32 +196,30 @@ def _model(model: BaseModel) -> ormsgpack.Ext:
             elif model.__pydantic_extra__:
                 stored |= model.__pydantic_extra__
             was_set = None if (given := model.__pydantic_fields_set__) == names.keys() else sorted(given)
-            parts = (stored, method, shape_of(cls), was_set, _private(model))
+            parts = (stored, _JSON_METHOD, shape_of(cls), was_set, _private(model))
             return _ext(PYDANTIC, cls, *parts, mode=_EXACTLY)
-    begin()
-    return _dumped(PYDANTIC, cls, model.model_dump(), method)
+    return _pack_dump(PYDANTIC, cls, model.model_dump, _JSON_METHOD)
 
 
 def _private(model: BaseModel) -> bytes | None:
-    """A model's private attributes, if all of them can be stored."""
+    """A model's private attributes; ``None`` if it has none, or one of them cannot be stored."""
     private = model.__pydantic_private__
     if not private:
         return None
     try:
         return ormsgpack.packb(private, default=_default_exactly, option=_EXACTLY[1])
-    except (TypeError, ValueError):  # a lock, a client: they are made anew with the model, as LangGraph does
-        _failed.error = None
+    except (TypeError, ValueError):  # such as a lock or a client: the model creates it again, as with LangGraph
+        _state.error = None
         return None
 
 
 def _model_v1(model: Any) -> ormsgpack.Ext:
     cls = type(model)
-    if not _is_dumping():
+    if not _state.is_dumping:
         with suppress(TypeError, ValueError):
             parts = ({**model.__dict__}, shape_of(cls), sorted(model.__fields_set__))
             return _ext(PYDANTIC_V1, cls, *parts, mode=_EXACTLY)
-    begin()
-    return _dumped(PYDANTIC_V1, cls, model.dict())
+    return _pack_dump(PYDANTIC_V1, cls, model.dict)
 
 
 def _dataclass(value: Any) -> ormsgpack.Ext:
@@ -201,11 +229,10 @@ def _dataclass(value: Any) -> ormsgpack.Ext:
         return _ext(KEYWORDS, cls, stored)
     if not hasattr(cls, "__pydantic_serializer__"):
         return _ext(KEYWORDS, cls, stored, shape_of(cls), mode=_TUPLES)
-    if not _is_dumping():
+    if not _state.is_dumping:
         with suppress(TypeError, ValueError):
             return _ext(KEYWORDS, cls, stored, shape_of(cls), mode=_EXACTLY)
-    begin()
-    return _dumped(KEYWORDS, cls, cls.__pydantic_serializer__.to_python(value))
+    return _pack_dump(KEYWORDS, cls, partial(cls.__pydantic_serializer__.to_python, value))
 
 
 def _named_tuple(value: Any) -> ormsgpack.Ext:
@@ -225,7 +252,7 @@ _BY_KIND: dict[str, Callable[[Any], ormsgpack.Ext]] = {
 
 
 def _set(value: Any) -> ormsgpack.Ext:
-    """Its members are in the order of their bytes, which is else chance; a tuple among them has to be one again."""
+    """Pack the members in the order of their bytes, so that equal sets have equal bytes. Tuples stay tuples."""
     members = sorted(ormsgpack.packb(member, default=_default, option=_TUPLES[1]) for member in value)
     head = pack(["builtins", type(value).__name__, []])[:-1]  # without the empty list, which is one byte
     length = len(members).to_bytes(4, "big")
@@ -257,7 +284,7 @@ _BY_CLASS: dict[type, Callable[[Any], Any]] = {
     Item: lambda item: _ext(KEYWORDS, Item, {name: getattr(item, name) for name in item.__slots__}),
     _DeltaSnapshot: lambda snapshot: ormsgpack.Ext(DELTA_SNAPSHOT, pack(snapshot.value)),
 }
-_BY_BASE: dict[type, Callable[[Any, Any], Any]] = {  # a library's subclass reads back as an equal value of Python's own
+_BY_BASE: dict[type, Callable[[Any, Any], Any]] = {  # an instance of a subclass is read back as an equal base instance
     datetime: lambda cls, d: cls(
         *(d.year, d.month, d.day, d.hour, d.minute, d.second, d.microsecond, d.tzinfo), fold=d.fold
     ),
@@ -279,7 +306,7 @@ def _array(array: Any) -> Any:
 
 
 def _packed(array: Any, order: str) -> ormsgpack.Ext:
-    """An array, or a scalar as an array without dimensions."""
+    """Pack an array, or a scalar as an array without dimensions."""
     if array.dtype.hasobject:
         raise TypeError("an array of Python objects has no bytes to store; use a list")
     kind = array.dtype.str if array.dtype.names is None else array.dtype.descr

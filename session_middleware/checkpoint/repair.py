@@ -1,15 +1,14 @@
-"""Repair: a history that asks for a tool and has no answer is refused by model APIs for ever.
+"""Repair of histories with unanswered tool calls, which model APIs refuse.
 
-A run that was cut off leaves one, and the next thing its user says makes it worse. So when new input
-arrives, the missing answers are added first, as a checkpoint of their own (source ``update``) and
-with an event. Never for ``None`` or a `Command`: they carry the call out after all. New input does not,
-not even where a call waits for a person: LangGraph drops what waits. What was loaded is not altered: the
-run reads the checkpoint that was added.
+An interrupted run leaves such a history. When new input arrives, the missing answers are added as a
+checkpoint of their own (source ``update``) with an event, and the run reads that checkpoint. There is no
+repair for ``None`` or a `Command`, because they resume the run, which executes the call. New input does
+not, even if the call waits for a person: LangGraph drops the pending tasks.
 
-Answers are counted as calls are, because some models use an id again, even in one message.
+Answers are counted, because some models use one id for several calls, even in one message.
 
-The check costs one pass over the messages that were just read. The repair itself is one transaction
-that reads, decides and writes, so that two processes do not both make it.
+The check is one pass over the messages that were read. The repair reads, decides and writes in one
+transaction, so that two processes cannot both repair a thread.
 """
 
 from __future__ import annotations
@@ -44,24 +43,24 @@ if TYPE_CHECKING:
     from session_middleware.storage.protocol import Storage
     from session_middleware.storage.run import RunContext
 
-INTERRUPTED = "This tool call was interrupted: it gave no result, and was carried out in part or not at all."
-UNREADABLE = "This tool call was not carried out: its arguments could not be read."
+INTERRUPTED = "This tool call was interrupted: it returned no result, and was executed in part or not at all."
+UNREADABLE = "This tool call was not executed: its arguments could not be parsed."
 
 _NEW_INPUT = "new input"
-_TASK, _RESUMING = "__pregel_task_id", "__pregel_resuming"  # a subgraph has both when it is told to go on
+_TASK, _RESUMING = "__pregel_task_id", "__pregel_resuming"  # a subgraph that is resumed has both
 _INTERRUPT, _TASKS, _ROUTE = "__interrupt__", "__pregel_tasks", "branch:to:"
 
 
-# What is missing, and the answers: pure functions
-
-
 class Recorded(Protocol):
-    """A conversation as the record has it."""
+    """The conversation of a session in the record."""
 
     def read(self) -> list[BaseMessage]: ...
 
     def add_among(self, visit: RunContext, messages: Sequence[BaseMessage], ids: Collection[str]) -> None:
-        """Record those of the messages that have these ids, each where it stands among the others."""
+        """Record the messages with these ids, each at its position among the others."""
+
+
+# Finding the unanswered calls and adding answers: pure functions
 
 
 class Mended(NamedTuple):
@@ -70,7 +69,10 @@ class Mended(NamedTuple):
 
 
 def unanswered(messages: Sequence[Any]) -> list[UnansweredCall]:
-    """The calls without an answer, in order; none unless this is a conversation: messages, and not a model's only."""
+    """The tool calls without an answer, in order. A list that is not a conversation has none.
+
+    A conversation consists of messages only, and not all of them are a model's.
+    """
     found: list[UnansweredCall] = []
     answers: Counter[str] = Counter()
     is_conversation = False
@@ -96,7 +98,7 @@ def unanswered(messages: Sequence[Any]) -> list[UnansweredCall]:
 
 @cache
 def _kind_of(cls: Hashable) -> type[BaseMessage] | None:
-    """Which kind of message a class is, for pydantic's `isinstance` is slow; ``None`` for what is no message."""
+    """The message class that a class derives from, if any. Cached, because pydantic's `isinstance` is slow."""
     return next(
         (kind for kind in (ToolMessage, HumanMessage, AIMessage, BaseMessage) if issubclass(cast("type", cls), kind)),
         None,
@@ -106,17 +108,17 @@ def _kind_of(cls: Hashable) -> type[BaseMessage] | None:
 def mend(
     messages: Sequence[BaseMessage], missing: Sequence[UnansweredCall], *, new_id: NewId, namespace: str = ""
 ) -> Mended:
-    """The messages with an answer after each request that is `missing` one: what is known, or that there is none."""
+    """Insert an answer for each missing one: the known answer, or the statement that the call was interrupted."""
     answers: dict[int, ToolMessage] = {}
     calls: list[RepairedCall] = []
-    for asked in missing:
-        answer, kind = _answer(asked, new_id)
-        answers[id(asked.call)] = answer
+    for open_call in missing:
+        answer, kind = _answer(open_call, new_id)
+        answers[id(open_call.call)] = answer
         calls.append(
             RepairedCall(
-                tool_call_id=asked.call["id"],
-                name=asked.call.get("name") or "tool",
-                message_id=asked.message_id,
+                tool_call_id=open_call.call["id"],
+                name=open_call.call.get("name") or "tool",
+                message_id=open_call.message_id,
                 answer_id=str(answer.id),
                 answer=kind,
                 checkpoint_ns=namespace,
@@ -125,36 +127,36 @@ def mend(
     return Mended(list(_with_answers(messages, answers)), calls)
 
 
-def _answer(asked: UnansweredCall, new_id: NewId) -> tuple[ToolMessage, Any]:
-    known = asked.answer
-    if known is not None and asked.is_readable:
+def _answer(open_call: UnansweredCall, new_id: NewId) -> tuple[ToolMessage, Any]:
+    known = open_call.answer
+    if known is not None and open_call.is_readable:
         return known if known.id else known.model_copy(update={"id": new_id()}), "known"
-    text, kind = (INTERRUPTED, "interrupted") if asked.is_readable else (UNREADABLE, "unreadable")
-    name, call_id = asked.call.get("name"), asked.call["id"]
+    text, kind = (INTERRUPTED, "interrupted") if open_call.is_readable else (UNREADABLE, "unreadable")
+    name, call_id = open_call.call.get("name"), open_call.call["id"]
     return ToolMessage(text, name=name, tool_call_id=call_id, status="error", id=new_id()), kind
 
 
 def _with_answers(messages: Sequence[BaseMessage], answers: dict[int, ToolMessage]) -> Iterator[BaseMessage]:
-    """Each answer after the message that asked, and after the answers it had."""
-    due: list[ToolMessage] = []
+    """Insert each answer after the message with its call, and after that message's other answers."""
+    pending: list[ToolMessage] = []
     for message in messages:
-        if due and message.type != "tool":
-            yield from due
-            due = []
+        if pending and message.type != "tool":
+            yield from pending
+            pending = []
         yield message
         if isinstance(message, AIMessage) and answers:
-            asked = (*message.tool_calls, *message.invalid_tool_calls)
-            due += [answers.pop(id(call)) for call in asked if id(call) in answers]
-    yield from due
+            calls = (*message.tool_calls, *message.invalid_tool_calls)
+            pending += [answers.pop(id(call)) for call in calls if id(call) in answers]
+    yield from pending
 
 
-# The checkpoint that has them
+# The checkpoint with the answers
 
 
 def _child(
     found: CheckpointTuple, changed: dict[str, Any], *, version: Any
 ) -> tuple[Checkpoint, CheckpointMetadata, ChannelVersions]:
-    """A checkpoint with other values, in which nothing waits to run: new input ends what did."""
+    """A child checkpoint with changed values and without pending tasks, which new input ends."""
     before, step = found.checkpoint, found.metadata.get("step", -1) + 1
     values = before["channel_values"]
     ended = [name for name in values if name == _TASKS or name.startswith(_ROUTE)]
@@ -172,19 +174,19 @@ def _child(
 
 
 def _is_waiting(found: CheckpointTuple) -> bool:
-    """Whether it waits for a person."""
+    """Whether a task waits at an interrupt."""
     writes = found.pending_writes or ()
     interrupted = {task for task, channel, _ in writes if channel == _INTERRUPT}
     finished = {task for task, channel, _ in writes if not channel.startswith("__")}
     return bool(interrupted - finished)
 
 
-def _is_made_of_writes(found: CheckpointTuple) -> bool:
-    """Whether only its graph knows how to make its values."""
+def _has_delta_channels(found: CheckpointTuple) -> bool:
+    """Whether values are replayed from writes, by a reducer that only the graph has."""
     return bool(found.metadata.get("counters_since_delta_snapshot"))
 
 
-def _lacking(values: Mapping[str, Any]) -> Iterator[str]:
+def _channels_with_unanswered(values: Mapping[str, Any]) -> Iterator[str]:
     return (name for name, value in values.items() if type(value) is list and unanswered(value))
 
 
@@ -193,7 +195,7 @@ def _next_version(saver: SessionSaver, checkpoint: Checkpoint) -> Any:
 
 
 class Repairs:
-    """Looks for what is missing, and adds it, by whichever saver reads the state."""
+    """Finds unanswered tool calls and adds their answers, through the saver that reads the state."""
 
     def __init__(self, storage: Storage, *, new_id: NewId, on_input: bool) -> None:
         self._storage = storage
@@ -203,12 +205,12 @@ class Repairs:
     def before_input(
         self, saver: SessionSaver, config: RunnableConfig, visit: RunContext, found: CheckpointTuple | None
     ) -> CheckpointTuple | None:
-        """What a run goes on from: as it was found, or with the answers its new input would have left out."""
+        """The checkpoint that a run starts from: `found`, or a repaired one if the run has new input."""
         namespace = config["configurable"].get("checkpoint_ns", "")
         given = visit.inside.pop(without_tasks(namespace), None) if namespace else visit.given
         visit.given = None
-        is_new = self._on_input and _brings_input(given, visit, config, found)
-        if not is_new or found is None or not any(_lacking(found.checkpoint["channel_values"])):
+        is_new = self._on_input and _has_new_input(given, visit, config, found)
+        if not is_new or found is None or not any(_channels_with_unanswered(found.checkpoint["channel_values"])):
             return found
         if namespace and given is None:
             given = state_around(config)
@@ -225,28 +227,28 @@ class Repairs:
         *,
         dry_run: bool,
     ) -> list[RepairedCall]:
-        """Repair a session on demand: the latest state of its graph, and of subgraphs that keep theirs.
+        """Repair a session on demand: the latest state of its graph, and of subgraphs with a state of their own.
 
-        Where it has no checkpoints, its conversation is repaired as it is `recorded`.
+        In a session without checkpoints the conversation in the record is repaired.
 
         Raises:
-            SessionBusy: a run is in progress, and may give the answers itself.
+            SessionBusy: A run is in progress, and may produce the answers itself.
         """
         if (holder := self._storage.find_active_run(visit.session_id, but=visit.lease)) is not None:
             raise SessionBusy(visit.session_id, run_id=holder[0], process=holder[1])
         namespaces = self._storage.list_checkpoint_namespaces(visit.session_id)
         if not namespaces:
-            by_hand = partial(self._repair_recorded, visit, recorded, dry_run=dry_run)
-            repaired: list[RepairedCall] = self._storage.run_batch([by_hand], durable=True)[0]()
+            work = partial(self._repair_record, visit, recorded, dry_run=dry_run)
+            repaired: list[RepairedCall] = self._storage.run_batch([work], durable=True)[0]()
             return repaired
-        done: list[RepairedCall] = []
+        repaired = []
         for namespace in namespaces:
-            if ":" not in namespace:  # with a task's id in it, it is of one run only
-                at: RunnableConfig = {**config, "configurable": {**config["configurable"], "checkpoint_ns": namespace}}
+            if ":" not in namespace:  # a namespace with a task's id belongs to one run
+                at = _in_namespace(config, namespace)
                 around = _stored_state_around(saver, at, visit) if namespace else None
-                work = partial(self._repair, saver, at, visit, around, reason="asked for", dry_run=dry_run)
-                done += self._storage.run_batch([work], durable=True)[0]()[1]
-        return done
+                job = partial(self._repair, saver, at, visit, around, reason="asked for", dry_run=dry_run)
+                repaired += self._storage.run_batch([job], durable=True)[0]()[1]
+        return repaired
 
     def _repair(
         self,
@@ -258,10 +260,10 @@ class Repairs:
         reason: str,
         dry_run: bool,
     ) -> tuple[CheckpointTuple | None, list[RepairedCall]]:
-        """In one transaction: what is there now, and what was added to it."""
+        """Within one transaction, read and repair a checkpoint. Returns the result and the repaired calls."""
         found = saver.load(config, visit)
-        if found is None or _is_made_of_writes(found) or (reason != _NEW_INPUT and _is_waiting(found)):
-            return found, []  # new input ends what waits
+        if found is None or _has_delta_channels(found) or (reason != _NEW_INPUT and _is_waiting(found)):
+            return found, []  # new input ends the waiting tasks
         if self._storage.find_active_run(visit.session_id, but=visit.lease):
             return found, []
         changed, calls = self._mended(found, visit.session_id, given)
@@ -275,8 +277,8 @@ class Repairs:
         at["configurable"]["checkpoint_id"] = key[2]
         return saver.load(at, visit), calls
 
-    def _repair_recorded(self, visit: RunContext, recorded: Recorded, *, dry_run: bool) -> list[RepairedCall]:
-        """As `_repair`, of a conversation that was recorded by hand."""
+    def _repair_record(self, visit: RunContext, recorded: Recorded, *, dry_run: bool) -> list[RepairedCall]:
+        """`_repair` for a conversation that is only in the record."""
         messages = recorded.read()
         missing = recorded_answers(self._storage, visit.session_id, unanswered(messages))
         mended = mend(messages, missing, new_id=self._new_id)
@@ -292,7 +294,7 @@ class Repairs:
         values, namespace = found.checkpoint["channel_values"], found.config["configurable"]["checkpoint_ns"]
         changed: dict[str, Any] = {}
         calls: list[RepairedCall] = []
-        for name in _lacking(values):
+        for name in _channels_with_unanswered(values):
             missing = left_open(unanswered(values[name]), given, name)
             if missing:
                 written = [value for _, channel, value in found.pending_writes or () if channel == name]
@@ -305,20 +307,23 @@ class Repairs:
 
 
 def _stored_state_around(saver: SessionSaver, config: RunnableConfig, visit: RunContext) -> Any:
-    """The state of the graph around a subgraph: the next input brings the answers that are there."""
+    """The stored state of the graph around a subgraph: its next input contains the answers in that state."""
     namespace = config["configurable"]["checkpoint_ns"]
     while namespace:
         namespace = namespace.rpartition("|")[0]
-        at: RunnableConfig = {**config, "configurable": {**config["configurable"], "checkpoint_ns": namespace}}
-        if (found := saver.load(at, visit)) is not None:
+        if (found := saver.load(_in_namespace(config, namespace), visit)) is not None:
             return found.checkpoint["channel_values"]
     return None
 
 
-def _brings_input(given: Any, visit: RunContext, config: RunnableConfig, found: CheckpointTuple | None) -> bool:
-    """Whether this is the first look of a run that brings new input, which goes on from what it finds.
+def _in_namespace(config: RunnableConfig, namespace: str) -> RunnableConfig:
+    return {**config, "configurable": {**config["configurable"], "checkpoint_ns": namespace}}
 
-    Later ones are reads from inside the run, and what has no answer by then is being carried out.
+
+def _has_new_input(given: Any, visit: RunContext, config: RunnableConfig, found: CheckpointTuple | None) -> bool:
+    """Whether this is the first read of a run with new input.
+
+    Later reads come from inside the run, which is then executing the calls without an answer.
     """
     namespace = config["configurable"].get("checkpoint_ns", "")
     if namespace in visit.looked:
@@ -326,6 +331,6 @@ def _brings_input(given: Any, visit: RunContext, config: RunnableConfig, found: 
     visit.looked.add(namespace)
     if namespace:
         return _TASK in config["configurable"] and not config["configurable"].get(_RESUMING)
-    run_id = config.get("metadata", {}).get("run_id")  # LangGraph takes the same id again for the same run
+    run_id = config.get("metadata", {}).get("run_id")  # LangGraph uses the same id when it resumes a run
     is_same = found is not None and run_id is not None and run_id == found.metadata.get("run_id")
     return not is_nothing(given) and not isinstance(given, Command) and not is_same

@@ -1,16 +1,15 @@
-"""How values become bytes and values again: LangGraph's msgpack, without what makes it dangerous.
+"""A serializer for LangGraph's msgpack format that executes no code named by the stored bytes.
 
-What can be serialised is stored. What is read is built from the classes that LangGraph holds safe,
-from data classes of modules that are imported already (see `classes`), and from those that the user
-has allowed; the value of any other class is what was stored of it: a dict, most often. Nothing is
-imported, and no function or other class is called, because of what the bytes say. With
-``only_allowed``, data classes have to be allowed as well, and a value of another class is an error
-that says how to allow it, found when the value is put.
+`packing` writes every value it can. A stored instance is rebuilt only if its class is one that
+LangGraph considers safe, a data class of a module that is already imported (see `classes`), or a class
+the user has allowed. For any other class the loaded value is its stored fields, usually a dict. With
+``only_allowed``, data classes have to be allowed too: an instance of another class is an error, raised
+when the value is put.
 
-A value whose class has not changed is rebuilt from its fields, without validating them again: they
-were valid when they were stored. One whose class has changed is read as LangGraph reads it: the
-class is asked to make it of what is stored; a model that refuses it takes it as it is, and for a
-dataclass that does, the value is the dict.
+If the class has not changed since the value was stored, the instance is rebuilt from its fields
+without validation, because they were valid then. If the class has changed, it validates the stored
+fields, as with LangGraph. A model that rejects them is constructed without validation; a dataclass
+that rejects them is loaded as a dict.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from functools import cache
 from typing import Any
 
 import ormsgpack
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.messages import BaseMessage
 from langgraph.checkpoint.serde._msgpack import SAFE_MSGPACK_TYPES
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
@@ -36,21 +35,17 @@ from pydantic import BaseModel, RootModel, SecretBytes, SecretStr, ValidationErr
 
 from session_middleware.checkpoint import packing
 from session_middleware.checkpoint.classes import TypeName, find, imports, kind_found, kind_of, name_of, shape_of
-from session_middleware.checkpoint.packing import pack
 from session_middleware.errors import UnserializableValue
 
-_PLAIN = frozenset({str, int, float, bool, bytes, type(None)})
-MESSAGES: dict[TypeName, tuple[type[BaseMessage], set[str]]] = {  # the class, and the names of all of its fields
-    (cls.__module__, cls.__name__): (cls, set(cls.model_fields))
-    for cls in (HumanMessage, AIMessage, ToolMessage, SystemMessage)
-}
+_MESSAGES = {(cls.__module__, cls.__name__): (cls, names) for cls, names in packing.MESSAGES.items()}
 
 
 class StrictSerializer(JsonPlusSerializer):
-    """LangGraph's serializer without pickle, which imports nothing and calls nothing but data classes.
+    """LangGraph's serializer without pickle: loading imports no modules, and calls only data classes.
 
-    `allowed`: further classes, or (module, name) pairs, whose modules may be imported; with
-    `only_allowed` no others are read, and none that is not read is written.
+    Args:
+        allowed: Further classes, or (module, name) pairs, that may be loaded. Their modules may be imported.
+        only_allowed: Refuse all classes that are neither allowed nor LangGraph's, on writing and on loading.
     """
 
     def __init__(self, allowed: Iterable[type | TypeName] = (), *, only_allowed: bool = False) -> None:
@@ -73,31 +68,31 @@ class StrictSerializer(JsonPlusSerializer):
         """
         if obj is None or isinstance(obj, (bytes, bytearray)):
             return super().dumps_typed(obj)
-        packing.begin()
+        packing.reset()
         try:
-            typed = ("msgpack", pack(obj))
+            typed = ("msgpack", packing.pack(obj))
         except (TypeError, ValueError, RecursionError) as error:
-            reason = packing.reason_of(error)
+            cause = packing.first_error(error)
             raise UnserializableValue(
-                f"{_describe(type(obj))} cannot be stored ({said_by(reason)})",
+                f"{_describe(type(obj))} cannot be stored ({message_of(cause)})",
                 advice="keep it out of the graph's state, or store a form of it, such as a text or a dict",
-            ) from reason
-        if self.only_allowed and type(obj) not in _PLAIN:
-            self.loads_typed(typed)
+            ) from cause
+        if self.only_allowed and packing.met_class():
+            self.loads_typed(typed)  # raises for a class that is not allowed
         return typed
 
     def loads_typed(self, data: tuple[str, bytes]) -> Any:
-        """Deserialise. Raises `UnserializableValue` for bytes that are not what `dumps_typed` makes."""
-        if data[0] == "json":  # LangGraph wrote it until 2024, and this package never: nothing is built from it
+        """Deserialise. Raises `UnserializableValue` for bytes that `dumps_typed` cannot have written."""
+        if data[0] == "json":  # written by LangGraph until 2024: load the values, but rebuild no objects
             return json.loads(data[1])
         if data[0] != "msgpack":
             return super().loads_typed(data)
-        packing.begin()
+        packing.reset()
         try:
             return self._unpack(data[1])
         except ValueError as error:
-            reason = packing.reason_of(error)
-            raise reason from (None if reason is error else reason.__cause__)
+            cause = packing.first_error(error)
+            raise cause from (None if cause is error else cause.__cause__)
 
     def _unpack(self, data: bytes) -> Any:
         return ormsgpack.unpackb(data, ext_hook=self._revive, option=ormsgpack.OPT_NON_STR_KEYS)
@@ -106,16 +101,17 @@ class StrictSerializer(JsonPlusSerializer):
         try:
             return self._value(code, data)
         except UnserializableValue as error:
-            packing.note(error)
+            packing.record_error(error)
             raise
         except Exception as error:
-            reason = said_by(error) if "ext_hook" not in str(error) else "it is nested too deeply"
-            problem = f"a stored value is none that LangGraph's format has ({reason})"
-            packing.note(UnserializableValue(problem, advice="the database was written by something else; distrust it"))
+            cause = message_of(error) if "ext_hook" not in str(error) else "it is nested too deeply"
+            problem = f"a stored value is not valid in LangGraph's format ({cause})"
+            advice = "another program wrote to the database; do not trust its contents"
+            packing.record_error(UnserializableValue(problem, advice=advice))
             raise
 
     def _value(self, code: int, data: bytes) -> Any:
-        # no function between this and the next hook: Python's stack limits how deeply values may be nested
+        # this calls the next hook directly: each further stack frame would lower the permitted depth of nesting
         parts = ormsgpack.unpackb(data, ext_hook=self._revive, option=ormsgpack.OPT_NON_STR_KEYS)
         if code == packing.DELTA_SNAPSHOT:
             return _DeltaSnapshot(parts)
@@ -123,9 +119,9 @@ class StrictSerializer(JsonPlusSerializer):
             return _array(*parts)
         module, name, stored, *more = parts
         if code == packing.PYDANTIC:
-            known = MESSAGES.get((module, name))
+            known = _MESSAGES.get((module, name))
             if known is not None and stored.keys() == known[1]:
-                return message(known[0], stored, known[1].copy())
+                return build_message(known[0], stored)
         elif code == packing.METHOD:
             return self._datetime(module, name, stored, more)
         elif code not in _CODES:
@@ -134,12 +130,12 @@ class StrictSerializer(JsonPlusSerializer):
         try:
             if build is not None:
                 return _called(build, code, stored)
-        except Exception:  # noqa: BLE001  # what was stored cannot be made again here, such as a Windows path
+        except Exception:  # noqa: BLE001  # the value cannot exist on this machine, such as a Windows path
             return stored
         return self._instance(code, data, (module, name, stored, more))
 
     def _instance(self, code: int, data: bytes, parts: tuple[Any, ...]) -> Any:
-        """A value of a class that LangGraph does not know, or what is stored of it."""
+        """An instance of a class that LangGraph does not know, or its stored fields."""
         module, name, stored, more = parts
         is_model = code in (packing.PYDANTIC, packing.PYDANTIC_V1)
         shape = None if code == packing.SINGLE_ARGUMENT else next((one for one in more if type(one) is int), None)
@@ -160,11 +156,11 @@ class StrictSerializer(JsonPlusSerializer):
             if kind == "dataclass":
                 return _dataclass(cls, stored, is_same=is_same)
             return _tuple(cls, stored) if kind == "named tuple" else _called(cls, code, stored)
-        except Exception:  # noqa: BLE001  # the class is the user's: its code may raise anything
+        except Exception:  # noqa: BLE001  # the user's class may raise anything
             return plain
 
     def _class(self, module: str, name: str, shape: int | None) -> type | None:
-        """The class of a stored value, if it may be read and is there."""
+        """The class of a stored instance; ``None`` if it cannot be found or may not be loaded."""
         is_allowed = bool(self.allowed) and not self.allowed.isdisjoint(
             ((module, name), (module, name.partition("[")[0]), (module, name.rpartition(".")[2]))
         )
@@ -180,13 +176,13 @@ class StrictSerializer(JsonPlusSerializer):
 
     def _not_allowed(self, module: str, name: str) -> UnserializableValue:
         return UnserializableValue(
-            f"the type {module}.{name} is not one that may be read back from storage",
+            f"the type {module}.{name} may not be loaded from storage",
             advice=f"allow it with Sessions(..., allowed_types=[{name}]), "
             "or keep plain values and messages in the state",
         )
 
     def _datetime(self, module: str, name: str, text: Any, more: list[Any]) -> Any:
-        """Of the one method that LangGraph stores the name of; any other is a forgery, or of another class."""
+        """Only ``datetime.fromisoformat`` is called: LangGraph stores no other method for its own types."""
         if (module, name, *more) != ("datetime", "datetime", "fromisoformat"):
             if self.only_allowed:
                 raise self._not_allowed(module, name)
@@ -194,7 +190,7 @@ class StrictSerializer(JsonPlusSerializer):
         return datetime.fromisoformat(text)
 
     def _unpack_plain(self, data: bytes) -> Any:
-        """With dicts for the models and dataclasses within, which a class that has changed makes them of again."""
+        """Load nested models and dataclasses as dicts, which a class that has changed can validate."""
         return ormsgpack.unpackb(data, ext_hook=self._revive_plain, option=ormsgpack.OPT_NON_STR_KEYS)
 
     def _revive_plain(self, code: int, data: bytes) -> Any:
@@ -211,21 +207,21 @@ _SHAPED = ("model", "model of pydantic v1", "dataclass")
 
 @cache
 def _safe() -> dict[TypeName, Callable[..., Any]]:
-    """What LangGraph holds safe, and secrets, imported all at once and not when a value is read."""
+    """The classes that LangGraph considers safe, and pydantic's secrets, imported once before any value is loaded."""
     found: dict[TypeName, Any] = {}
     for module, name in SAFE_MSGPACK_TYPES:
         try:
             found[module, name] = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError):  # of another version of Python or LangGraph
+        except (ImportError, AttributeError):  # it belongs to another version of Python or LangGraph
             continue
     found["langgraph.types", "Send"] = _send
     return found | {(cls.__module__, cls.__name__): cls for cls in (SecretStr, SecretBytes, tuple)}
 
 
 def own_within(serde: Any, own: StrictSerializer) -> Any:
-    """An encrypting serializer around LangGraph's default one, around ours instead.
+    """Replace the default serializer within an `EncryptedSerializer` by `own`; return any other serializer unchanged.
 
-    It reads what is not encrypted as well, and LangGraph's imports and calls what that names.
+    `EncryptedSerializer` also loads values that are not encrypted, so a forged one would reach the inner serializer.
     """
     if (
         type(serde) is EncryptedSerializer
@@ -245,11 +241,11 @@ def _describe(cls: type) -> str:
     return f"an {name}" if name[0] in "aeiou" else f"a {name}"
 
 
-def said_by(error: Exception) -> str:
+def message_of(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-# Building
+# Rebuilding instances
 
 
 def _called(build: Callable[..., Any], code: int, stored: Any) -> Any:
@@ -259,12 +255,12 @@ def _called(build: Callable[..., Any], code: int, stored: Any) -> Any:
         return build(*stored)
     try:
         return build(**stored)
-    except ValidationError:  # as LangGraph does: what was stored once is not lost to a stricter model
+    except ValidationError:  # as LangGraph does, so that a stricter release of the class still loads old values
         return build.model_construct(**stored)  # type: ignore[attr-defined]
 
 
 def _member(cls: Any, value: Any, more: list[Any]) -> Any:
-    """A member by its name, or else by its value, as after it was renamed."""
+    """The enum member with the stored name, or else the one with the stored value, if it was renamed."""
     found = cls._member_map_.get(more[0]) if more else None
     if found is not None:
         return found
@@ -275,7 +271,7 @@ def _member(cls: Any, value: Any, more: list[Any]) -> Any:
 
 
 def _same_model(cls: type[BaseModel], stored: Any, was_set: list[str] | None, private: dict[str, Any] | None) -> Any:
-    """A model as it was, from its fields."""
+    """Rebuild a model whose class has not changed, from its fields."""
     if issubclass(cls, RootModel):
         stored = {"root": stored}
     names = cls.__pydantic_fields__
@@ -284,7 +280,7 @@ def _same_model(cls: type[BaseModel], stored: Any, was_set: list[str] | None, pr
         values = {name: value for name, value in stored.items() if name in names}
         extra = {name: value for name, value in stored.items() if name not in names}
     elif not stored.keys() <= names.keys():
-        raise ValueError("it has more than its class has fields")
+        raise ValueError("the stored value has more fields than its class")
     model = _new(cls, stored)
     model.__dict__.update(values)
     set_attribute = object.__setattr__
@@ -299,8 +295,8 @@ def _same_model(cls: type[BaseModel], stored: Any, was_set: list[str] | None, pr
 
 
 def _new(cls: type[BaseModel], stored: dict[str, Any]) -> BaseModel:
-    if cls.__pydantic_custom_init__:  # such as SQLModel's, which makes more than the fields
-        with suppress(Exception):  # the class is the user's
+    if cls.__pydantic_custom_init__:  # such as SQLModel's, which sets more than the fields
+        with suppress(Exception):  # the user's class may raise anything
             return cls(**stored)
     model = object.__new__(cls)
     object.__setattr__(model, "__pydantic_private__", None)
@@ -308,9 +304,9 @@ def _new(cls: type[BaseModel], stored: dict[str, Any]) -> BaseModel:
 
 
 def _model(cls: type[BaseModel], stored: Any, plain: Any) -> Any:
-    """A model that has changed since, or that LangGraph stored."""
+    """Rebuild a model whose class has changed, or that LangGraph stored."""
     if not imports(cls):
-        with suppress(Exception):  # the class is the user's; what was stored once is not lost to a stricter one
+        with suppress(Exception):  # a stricter class rejects the stored fields
             return (
                 cls(**plain)
                 if cls.__pydantic_custom_init__
@@ -327,21 +323,21 @@ def _model_v1(cls: Any, stored: dict[str, Any], plain: dict[str, Any]) -> Any:
 
 
 def _dataclass(cls: Any, stored: dict[str, Any], *, is_same: bool) -> Any:
-    """Of the same shape, each field is as it was, whatever the class makes of it."""
+    """Rebuild a dataclass. If its class has not changed, the stored fields replace those that ``__init__`` set."""
     takes = {field.name: field.init for field in fields(cls)}
     is_same = is_same and stored.keys() <= takes.keys()
     try:
         if imports(cls):
-            raise TypeError("it is not validated")
-        made = cls(**{name: value for name, value in stored.items() if takes.get(name, True)})
+            raise TypeError("validating it would import modules")
+        instance = cls(**{name: value for name, value in stored.items() if takes.get(name, True)})
     except Exception:
         if not is_same:
             raise
-        made = object.__new__(cls)
+        instance = object.__new__(cls)
     for name, value in stored.items():
         if is_same or not takes[name]:
-            object.__setattr__(made, name, value)
-    return made
+            object.__setattr__(instance, name, value)
+    return instance
 
 
 def _tuple(cls: Any, stored: dict[str, Any]) -> Any:
@@ -351,12 +347,12 @@ def _tuple(cls: Any, stored: dict[str, Any]) -> Any:
     return tuple.__new__(cls, [values[name] for name in cls._fields])
 
 
-def message(cls: type[BaseMessage], fields: dict[str, Any], names: set[str]) -> BaseMessage:
-    """A message from all of its fields and their names, as pydantic would leave it after validating them."""
+def build_message(cls: type[BaseMessage], fields: dict[str, Any]) -> BaseMessage:
+    """A message of one of `packing.MESSAGES`, from all of its fields, as after their validation."""
     message = cls.__new__(cls)
     set_attribute = object.__setattr__
     set_attribute(message, "__dict__", fields)
-    set_attribute(message, "__pydantic_fields_set__", names)
+    set_attribute(message, "__pydantic_fields_set__", packing.MESSAGES[cls].copy())
     set_attribute(message, "__pydantic_extra__", {})
     set_attribute(message, "__pydantic_private__", None)
     return message
@@ -374,7 +370,7 @@ def _array(dtype: Any, shape: Any, order: Any, buffer: bytes) -> Any:
 
 
 def _dtype(stored: Any) -> Any:
-    """A structured type is a list of its fields: name, type and, of some, shape."""
+    """A structured type is stored as a list of its fields: name, type and, for some, shape."""
     if not isinstance(stored, list):
         return stored
     return [(name, _dtype(kind), *map(tuple, shape)) for name, kind, *shape in stored]

@@ -1,103 +1,82 @@
-"""What the commands share: which database is meant, and how something is printed."""
+"""Options, database lookup and output that all commands share."""
 
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from session_middleware.errors import StorageError
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
 
     from session_middleware.sessions import Sessions
+    from session_middleware.settings import SessionSettings
 
-F = TypeVar("F", bound=Callable[..., Any])
+_DEFAULT = "[default: SESSION_STORAGE_URL, or sessions.db]"
+_OWN_TABLES = "SELECT 1 FROM sqlite_master WHERE name IN ('sessions', 'list_items')"
 
-STATUSES = ("active", "idle", "expired", "completed", "failed", "abandoned")
+db_option = click.option("--db", metavar="FILE", help=f"The database file. {_DEFAULT}")
+new_db_option = click.option("--db", metavar="FILE", help=f"The database file; created if it is missing. {_DEFAULT}")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+yes_option = click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
+session_argument = click.argument("session_id", metavar="ID")
+user_option = click.option("--user", "user_id", metavar="ID", help="Only sessions of this owner.")
+status_option = click.option("--status", metavar="STATUS", help="Only sessions with this status, such as expired.")
 
 
-def db_option(help: str = "The database file.") -> Callable[[F], F]:
-    text = f"{help} [default: SESSION_STORAGE_URL, or sessions.db]"
-    return click.option("--db", metavar="FILE", default=None, help=text)
+def settings_of(db: str | None) -> SessionSettings:
+    from session_middleware.settings import load_settings
 
-
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
-
-
-# Databases
+    return load_settings(**({"storage_url": db} if db else {}))
 
 
 @contextmanager
 def existing(db: str | None, **settings: Any) -> Iterator[Sessions]:
-    """The sessions of a database that is there; the check comes first, since `Sessions` would make it."""
-    from session_middleware.settings import load_settings
-
-    url = load_settings(**({"storage_url": db} if db else {})).storage_url
-    if _is_file(url):
-        _check_there(path_of(url))  # of anything else `Sessions` says what is wrong
+    """`Sessions` on a database that exists."""
+    path = existing_file(db)
     from session_middleware.sessions import Sessions
 
-    with Sessions(url, **settings) as sessions:
+    with Sessions(path, **settings) as sessions:
         yield sessions
 
 
-def file_of(db: str | None) -> Path:
-    """The path of a database that is there."""
-    from session_middleware.settings import load_settings
+def existing_file(db: str | None) -> str:
+    """The path of a database that exists. `Sessions` would create a missing one, so the check comes first.
 
-    url = load_settings(**({"storage_url": db} if db else {})).storage_url
-    path = path_of(url)
-    _check_there(path)
+    Raises:
+        StorageError: the file is missing or holds no sessions.
+    """
+    from session_middleware.storage.factory import file_path
+    from session_middleware.storage.sqlite.database import check_file
+    from session_middleware.storage.sqlite.readonly_open import read_unlocked
+
+    path = file_path(settings_of(db).storage_url)
+    if not Path(path).is_file():
+        raise StorageError(path, "there is no such database", advice="name one with --db FILE")
+    try:
+        has_sessions = read_unlocked(path, lambda connection: connection.execute(_OWN_TABLES).fetchone() is not None)
+    except (StorageError, sqlite3.Error):
+        return path  # opening it raises the same error with a better explanation
+    if not has_sessions:
+        check_file(path)
+        raise StorageError(path, "it holds no sessions", advice="name another database with --db FILE")
     return path
 
 
-def _is_file(url: str) -> bool:
-    scheme, separator, _ = url.partition("://")
-    return not separator or scheme == "sqlite"
-
-
-def path_of(url: str) -> Path:
-    if not _is_file(url):
-        raise StorageError(url, "it is no file", advice="name one with --db FILE")
-    _, separator, rest = url.partition("://")
-    return Path(rest.removeprefix("/") if separator else url).expanduser()
-
-
-def _check_there(path: Path) -> None:
-    if not os.path.isfile(path):  # noqa: PTH113  # which asks for no more than a path can be
-        raise StorageError(str(path), "there is no such database", advice="name one with --db FILE")
-    if not _holds_sessions(path):
-        from session_middleware.storage.sqlite.database import check_file
-
-        check_file(str(path))  # says whose it is, if it is anybody's
-        raise StorageError(str(path), "it holds no sessions", advice="name another database with --db FILE")
-
-
-def _holds_sessions(path: Path) -> bool:
-    """Whether it has a table of ours, or else is something that will be refused with a better reason."""
-    from session_middleware.storage.sqlite.readonly_open import read_unlocked
-
-    sql = "SELECT 1 FROM sqlite_master WHERE name IN ('sessions', 'list_items')"
-    try:
-        return read_unlocked(str(path), lambda connection: connection.execute(sql).fetchone()) is not None
-    except (StorageError, sqlite3.Error):
-        return True
-
-
-# Printing
+def confirm(question: str) -> None:
+    click.confirm(question, abort=True, err=True)
 
 
 def console_of_stdout() -> Console:
-    """A console on the present stdout; a character its encoding lacks becomes a question mark."""
+    """A console on the current stdout. A character that the encoding lacks becomes a question mark."""
     from io import TextIOWrapper
 
     from rich.console import Console
@@ -108,4 +87,21 @@ def console_of_stdout() -> Console:
 
 
 def print_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2))
+    """Print values of this package, or lists and dicts of them."""
+    from pydantic_core import to_jsonable_python
+
+    click.echo(json.dumps(to_jsonable_python(value), indent=2))
+
+
+def print_result(value: Any, picture: RenderableType, *, as_json: bool) -> None:
+    if as_json:
+        print_json(value)
+    else:
+        console_of_stdout().print(picture, crop=False)
+
+
+def bytes_text(size: int) -> str:
+    for unit, name in ((1e9, "GB"), (1e6, "MB")):
+        if size >= unit / 10:
+            return f"{size / unit:,.1f} {name}"
+    return f"{size / 1e3:,.1f} kB"

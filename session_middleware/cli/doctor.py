@@ -1,6 +1,6 @@
-"""What an operator is asked first: which versions, which file, how large, and may it be written to.
+"""A first look at an installation: versions, the database file, its size, and whether it can be written to.
 
-Nothing is opened for writing and no file is made. `check --deep` reads the content.
+The file is opened for reading only and never created. `check --deep` compares every row with its checksum.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ from session_middleware.storage.sqlite.integrity.reading import inspect
 from session_middleware.storage.sqlite.wal import FIXED_IN
 
 _PACKAGES = ("session-middleware", "langgraph", "langgraph-checkpoint", "langchain-core")
-_LITTLE_BYTES = 256 * 1024 * 1024  # of free space on the disk
+_MIN_FREE_BYTES = 256 * 1024 * 1024
+_CLEANED_BY_SWEEP = frozenset({"dead_lease", "dead_run", "orphaned_writes"})  # remains of killed processes
 
 
 class Diagnosis(Value):
-    """The state of an installation and of one database file. `problems` want something done, `notes` do not."""
+    """The state of an installation and of one database file. `problems` need an action, `notes` do not."""
 
     versions: dict[str, str]
     path: str
-    file_bytes: int | None = None  # None: there is no such file yet
+    file_bytes: int | None = None  # None: the file does not exist yet
     log_bytes: int = 0
     page_bytes: int | None = None
     pages: int | None = None
@@ -44,24 +45,28 @@ class Diagnosis(Value):
 
 
 def examine(path: str, settings: SessionSettings) -> Diagnosis:
-    """Look at the installation, and at the database at `path`, which need not be there."""
+    """Examine the installation and the database at `path`, which need not exist."""
     file = Path(path)
-    is_writable = _may_write(file)
-    facts, problems = _facts_of(path) if file.is_file() else ({}, [])
-    unsound, left = _rows_of(path, settings) if facts.get("sessions") else ([], [])
-    problems += unsound
+    folder = file.absolute().parent
+    facts, problems = _file_facts(path) if file.is_file() else ({}, [])
+    notes = _notes(settings)
+    if facts.get("sessions"):
+        _add_row_problems(path, settings, problems, notes)
+    is_writable = os.access(folder, os.W_OK | os.X_OK) and (not file.exists() or os.access(file, os.W_OK))
     if not is_writable:
-        problems.append(f"{file if file.exists() else file.absolute().parent} may not be written to by this process")
-    free = shutil.disk_usage(file.absolute().parent).free if file.absolute().parent.is_dir() else None
-    if free is not None and free < _LITTLE_BYTES:
-        problems.append(f"only {free // 1_000_000:,} MB of the disk are free: a write fails when none are")
+        problems.append(f"{file if file.exists() else folder} may not be written to by this process; change its mode")
+    free = shutil.disk_usage(folder).free if folder.is_dir() else None
+    if free is not None and free < _MIN_FREE_BYTES:
+        problems.append(
+            f"only {free // 1_000_000:,} MB of the disk are free; free some, because a full disk fails writes"
+        )
     return Diagnosis(
         versions=_versions(),
         path=path,
         synchronous=settings.synchronous,
         is_writable=is_writable,
         free_bytes=free,
-        notes=(*_notes(settings), *left),
+        notes=tuple(notes),
         problems=tuple(problems),
         **facts,
     )
@@ -72,65 +77,51 @@ def _versions() -> dict[str, str]:
     for package in _PACKAGES:
         try:
             found[package] = version(package)
-        except PackageNotFoundError:  # it runs from a checkout
+        except PackageNotFoundError:  # the package runs from a checkout
             found[package] = "not installed"
     return found
-
-
-def _may_write(file: Path) -> bool:
-    folder = file.absolute().parent
-    return os.access(folder, os.W_OK | os.X_OK) and (not file.exists() or os.access(file, os.W_OK))
 
 
 def _notes(settings: SessionSettings) -> list[str]:
     notes = []
     if sqlite3.sqlite_version_info < FIXED_IN:
-        fixed = ".".join(map(str, FIXED_IN))
         notes.append(
-            f"SQLite before {fixed} can damage a database when two connections write its log back at once; "
-            "here that is done under a lock of our own, so let no other program write to the file"
+            f"SQLite before {'.'.join(map(str, FIXED_IN))} can damage a database when two connections checkpoint its "
+            "write-ahead log at once; this package prevents it with a lock, so let no other program write to the file"
         )
     if settings.synchronous == "normal":
-        notes.append("synchronous is normal: after a power cut the last turns may be missing")
+        notes.append("synchronous is normal: a power failure can lose the last turns")
     return notes
 
 
-def _facts_of(path: str) -> tuple[dict[str, int | str], list[str]]:
-    log = Path(beside(str(path), "-wal"))
+def _file_facts(path: str) -> tuple[dict[str, int | str], list[str]]:
+    log = Path(beside(path, "-wal"))
     facts: dict[str, int | str] = {
         "file_bytes": Path(path).stat().st_size,
         "log_bytes": log.stat().st_size if log.exists() else 0,
     }
     try:
-        return facts | inspect(path, _pages) | {"journal_mode": _journal_mode(path)}, []
+        facts |= inspect(path, _page_facts)
     except StorageError as error:
         return facts, [f"{error}; run session-middleware check --deep"]
+    with Path(path).open("rb") as file:  # `PRAGMA journal_mode` of an immutable connection is not the file's
+        facts["journal_mode"] = "wal" if file.read(20)[18:] == b"\2\2" else "delete"
+    return facts, []
 
 
-def _pages(connection: sqlite3.Connection) -> dict[str, int | str]:
-    wanted = {"page_bytes": "page_size", "pages": "page_count", "unused_pages": "freelist_count"}
-    facts = {name: connection.execute(f"PRAGMA {pragma}").fetchone()[0] for name, pragma in wanted.items()}
+def _page_facts(connection: sqlite3.Connection) -> dict[str, int | str]:
+    pragmas = {"page_bytes": "page_size", "pages": "page_count", "unused_pages": "freelist_count"}
+    facts = {name: connection.execute(f"PRAGMA {pragma}").fetchone()[0] for name, pragma in pragmas.items()}
     return facts | {"sessions": connection.execute("SELECT COUNT(*) FROM sessions").fetchone()[0]}
 
 
-_LEFT = frozenset({"dead_lease", "dead_run", "orphaned_writes"})  # by processes that were killed
-
-
-def _rows_of(path: str, settings: SessionSettings) -> tuple[list[str], list[str]]:
-    """What does not hold between the rows of sessions, and what the next sweep or run will tidy up."""
+def _add_row_problems(path: str, settings: SessionSettings, problems: list[str], notes: list[str]) -> None:
+    """One sentence for each kind of inconsistency; a note where the next sweep or run cleans it up."""
     found = checks.check_file(path, settings)
-    told: tuple[list[str], list[str]] = ([], [])
     for kind in dict.fromkeys(problem.kind for problem in found):
-        those = [problem for problem in found if problem.kind == kind]
-        first, count = those[0], len(those)
-        where = "" if first.session_id is None else f"session {first.session_id!r}: "
-        more = f", and {count - 1:,} more like it" if count > 1 else ""
-        advice = "run session-middleware check --" + ("repair" if kind in checks.REPAIRS else "deep")
-        told[kind in _LEFT].append(f"{where}{first.text}{more}; {advice}")
-    return told
-
-
-def _journal_mode(path: str) -> str:
-    """As the file's header has it: a connection that only reads would name its own."""
-    with Path(path).open("rb") as file:
-        return "wal" if file.read(20)[18:] == b"\2\2" else "delete"
+        first, *others = (problem for problem in found if problem.kind == kind)
+        session = "" if first.session_id is None else f"session {first.session_id!r}: "
+        more = f", and {len(others):,} more like it" if others else ""
+        option = "--repair" if kind in checks.REPAIRS else "--deep"
+        sentence = f"{session}{first.text}{more}; run session-middleware check {option}"
+        (notes if kind in _CLEANED_BY_SWEEP else problems).append(sentence)

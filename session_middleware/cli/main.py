@@ -1,15 +1,14 @@
-"""The command line: look at the sessions of a database, sweep it, move in, talk to a model.
+"""The command line: list and show sessions, chat, import, and the operator's commands.
 
-Nothing heavy is imported until a command needs it. Errors of this package are one line and exit
-code 1, and a command that only looks never makes a file.
+A command imports heavy modules only when it runs. An error of this package is one line on stderr and exit
+code 1. A command that only reads never creates a file.
 """
 
 from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +17,17 @@ import click
 from session_middleware import __version__
 from session_middleware.cli import operator
 from session_middleware.cli.common import (
-    STATUSES,
+    bytes_text,
     console_of_stdout,
     db_option,
     existing,
     json_option,
-    path_of,
-    print_json,
+    new_db_option,
+    print_result,
+    session_argument,
+    settings_of,
+    status_option,
+    user_option,
 )
 from session_middleware.display.text import plural
 from session_middleware.errors import SessionError, SessionNotFound
@@ -32,23 +35,18 @@ from session_middleware.errors import SessionError, SessionNotFound
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
 
-    from session_middleware.importers.langgraph import Imported
-    from session_middleware.session import Session
-    from session_middleware.storage.types import ArchivedSession
-
 
 class _Commands(click.Group):
-    """Turns the errors of this package into a line on stderr."""
+    """Prints the errors of this package as one line on stderr."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except SessionNotFound as error:
+            problem, advice = f"there is no session {error.session_id!r}", "list the sessions with `{} list`"
             if error.archived:
-                told = f"session {error.session_id!r} is archived; `session-middleware restore` brings it back"
-            else:
-                told = f"there is no session {error.session_id!r}; `session-middleware list` shows what there is"
-            raise click.ClickException(told) from error
+                problem, advice = f"session {error.session_id!r} is archived", "restore it with `{} restore`"
+            raise click.ClickException(f"{problem}; {advice.format('session-middleware')}") from error
         except SessionError as error:
             raise click.ClickException(" ".join(str(error).split())) from error
 
@@ -60,181 +58,66 @@ def cli() -> None:
 
 
 @cli.command("list")
-@db_option()
-@click.option("--user", "user_id", metavar="ID", help="Only sessions this user owns.")
-@click.option("--status", type=click.Choice(STATUSES), help="Only sessions with this status.")
-@click.option("--archived", is_flag=True, help="Those that are in their archives instead.")
-@click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="At most so many.")
+@db_option
+@user_option
+@status_option
+@click.option("--archived", is_flag=True, help="Only archived sessions.")
+@click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="The most rows to show.")
 @json_option
 def list_command(db: str | None, user_id: str | None, status: Any, archived: bool, limit: int, as_json: bool) -> None:
     """List sessions, latest activity first."""
     if archived and status:
-        raise click.UsageError("--archived and --status do not go together: an archived session has no status")
+        raise click.UsageError("an archived session has no status; leave out --archived or --status")
+    from session_middleware.cli import tables
+
     with existing(db) as sessions:
         if archived:
-            _list_archived(sessions.list_archived(user_id=user_id, limit=limit), as_json)
+            files = sessions.list_archived(user_id=user_id, limit=limit)
+            print_result(files, tables.archives_table(files), as_json=as_json)
             return
         found = sessions.list(user_id=user_id, status=status, limit=limit)
-        if as_json:
-            print_json([session.model_dump(mode="json") for session in found])
-            return
-        from session_middleware.cli.terminal import sessions_table
-
-        console = console_of_stdout()
-        console.print(sessions_table(found), crop=False)
-        total = sessions.count(user_id=user_id, status=status)
+        print_result(found, tables.sessions_table(found), as_json=as_json)
+        total = 0 if as_json else sessions.count(user_id=user_id, status=status)
         if total > len(found):
-            console.print(f"{len(found)} of {total}; see more with --limit {total}")
-
-
-def _list_archived(found: Sequence[ArchivedSession], as_json: bool) -> None:
-    if as_json:
-        print_json([one.model_dump(mode="json") for one in found])
-        return
-    from session_middleware.cli.terminal import archives_table
-
-    console_of_stdout().print(archives_table(found), crop=False)
+            click.echo(f"{len(found)} of {total}; see more with --limit {total}")
 
 
 @cli.command()
-@click.argument("session_id", metavar="ID")
-@db_option()
-@click.option("--full", is_flag=True, help="All rows, and their whole text.")
+@session_argument
+@db_option
+@click.option("--full", is_flag=True, help="All records, with their whole text.")
 @json_option
 def show(session_id: str, db: str | None, full: bool, as_json: bool) -> None:
-    """Show what was said and done in a session."""
+    """Show the messages, calls, runs and events of a session."""
+    from session_middleware.cli.timeline import timeline
+    from session_middleware.storage.timeline import kind_of
+
     with existing(db) as sessions:
         session = sessions.get(session_id)
-        if as_json:
-            print_json(_as_json(session))
-            return
-        from session_middleware.cli.terminal import timeline
-
-        console_of_stdout().print(timeline(session, session.timeline(), full=full), crop=False)
+        records = session.timeline()
+        rows = [{"record": kind_of(each), **each.model_dump(mode="json")} for each in records]
+        value = {"session": session, "stats": session.stats(), "timeline": rows} if as_json else None
+        print_result(value, timeline(session, records, full=full), as_json=as_json)
 
 
 @cli.command()
-@db_option("The database file; made if it is not there.")
+@new_db_option
 @click.option("--thread", metavar="ID", help="The session to open or resume. [default: a new one]")
-@click.option("--user", "user_id", metavar="ID", help="Whose session it is.")
+@click.option("--user", "user_id", metavar="ID", help="The owner of the session.")
 @click.option(
-    "--model", "name", metavar="PROVIDER:NAME", help="A model of LangChain's. [default: none; the answers only recount]"
+    "--model",
+    "name",
+    metavar="PROVIDER:NAME",
+    help="A LangChain model. [default: none; each answer repeats your first]",
 )
 def chat(db: str | None, thread: str | None, user_id: str | None, name: str | None) -> None:
-    """Talk to a model. The same --thread goes on where it ended."""
+    """Chat with a model. The same --thread resumes the conversation."""
     model = _make_model(name)
     from session_middleware.cli.chat import converse
     from session_middleware.sessions import Sessions
 
     with Sessions(db) as sessions:
         converse(sessions, console_of_stdout(), thread=thread, user_id=user_id, model=model)
-
-
-@cli.command("import-checkpoints")
-@click.argument("source")
-@db_option("The database to copy into; made if it is not there.")
-@click.option(
-    "--allow", "allowed", multiple=True, metavar="MODULE:CLASS", help="A class of the state; may be repeated."
-)
-@click.option("--user-key", metavar="KEY", help="What the runs' configs name the user by, who becomes the owner.")
-def import_command(source: str, db: str | None, allowed: tuple[str, ...], user_key: str | None) -> None:
-    """Move in from LangGraph's own savers.
-
-    Copies the threads of its SqliteSaver (a path) or PostgresSaver (a postgresql:// URL).
-
-    SOURCE is only read. Run it again to go on after an interruption; what is there already is skipped.
-    """
-    types = _types(allowed)
-    from session_middleware.importers.langgraph import import_checkpoints
-    from session_middleware.importers.langgraph_source import open_source
-    from session_middleware.sessions import Sessions
-
-    with open_source(source) as saver, Sessions(db, allowed_types=types) as sessions:
-        target = sessions.settings.storage_url
-        with _progress("checkpoints") as progress:
-            imported = import_checkpoints(saver, sessions, user_key=user_key, progress=progress)
-    _say_imported(imported)
-    sizes = [f"{name} {_size(path)}" for name in (source, target) if (path := Path(name)).is_file()]
-    click.echo(", ".join(sizes))
-    for left in imported.not_copied:
-        click.echo(f"not copied: thread {left.thread_id!r}: {left.reason}", err=True)
-    if imported.not_copied:
-        raise click.exceptions.Exit(1)
-
-
-@cli.command()
-@db_option()
-@json_option
-def doctor(db: str | None, as_json: bool) -> None:
-    """Say how the database stands, and what is installed. Exit code 1 when something should be done."""
-    from session_middleware.cli.doctor import examine
-    from session_middleware.settings import load_settings
-
-    settings = load_settings(**({"storage_url": db} if db else {}))
-    found = examine(str(path_of(settings.storage_url)), settings)
-    if as_json:
-        print_json(found.model_dump(mode="json"))
-    else:
-        from session_middleware.cli.health import diagnosis
-
-        console_of_stdout().print(diagnosis(found))
-    if found.problems:
-        raise click.exceptions.Exit(1)
-
-
-def _types(allowed: Sequence[str]) -> list[tuple[str, str]]:
-    for text in allowed:
-        if not all(text.rpartition(":")[::2]):
-            raise click.BadParameter(f"{text!r} is not MODULE:CLASS, such as myapp.state:Order", param_hint="--allow")
-    if allowed and (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, here)  # a command, unlike `python -m`, does not find the user's own modules
-    types = [(module, name) for module, _, name in (text.rpartition(":") for text in allowed)]
-    for module, _ in types:
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise click.BadParameter(f"{module} cannot be imported ({error})", param_hint="--allow") from error
-    return types
-
-
-def _say_imported(imported: Imported) -> None:
-    click.echo(
-        f"copied {plural(imported.checkpoints, 'checkpoint')} with {plural(imported.writes, 'write')}, and skipped "
-        f"{imported.skipped:,} already there; {plural(imported.threads, 'thread')}, "
-        f"{len(imported.not_copied):,} not copied"
-    )
-    if imported.unowned:
-        click.echo(f"without a user, and so open to everybody: {plural(imported.unowned, 'thread')}")
-
-
-@contextmanager
-def _progress(noun: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on a terminal; else a line for each tenth."""
-    console = console_of_stdout()
-    if not console.is_terminal:
-        tenths = 0
-
-        def say(done: int, total: int) -> None:
-            nonlocal tenths
-            if done * 10 // total > tenths:
-                tenths = done * 10 // total
-                click.echo(f"{done:,} of {total:,} {noun}")
-
-        yield say
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn(noun), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(noun, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-def _size(path: Path) -> str:
-    """Of a database, with the part of it that is still in its log."""
-    log = Path(f"{path}-wal")
-    size = path.stat().st_size + (log.stat().st_size if log.exists() else 0)
-    return f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size / 1e3:,.1f} kB"
 
 
 def _make_model(name: str | None) -> BaseChatModel | None:
@@ -248,30 +131,94 @@ def _make_model(name: str | None) -> BaseChatModel | None:
         ) from error
     try:
         return init_chat_model(name)
-    except ImportError as error:
-        provider = name.partition(":")[0].replace("_", "-")
-        raise click.ClickException(
-            f"the package of {provider!r} is not installed ({error}); try pip install langchain-{provider}"
-        ) from error
-    except ValueError as error:
+    except (ImportError, ValueError) as error:  # their sentences name the package to install, or the providers
         raise click.ClickException(f"{name!r} cannot be used: {' '.join(str(error).split())}") from error
 
 
-# Printing
+@cli.command("import-checkpoints")
+@click.argument("source")
+@new_db_option
+@click.option(
+    "--allow", "allowed", multiple=True, metavar="MODULE:CLASS", help="A class of the state; may be repeated."
+)
+@click.option(
+    "--user-key", metavar="KEY", help="The key of the runs' configs that names the user, who becomes the owner."
+)
+def import_command(source: str, db: str | None, allowed: tuple[str, ...], user_key: str | None) -> None:
+    """Copy the threads of LangGraph's own savers.
+
+    SOURCE is the path of a SqliteSaver's file or the postgresql:// URL of a PostgresSaver. It is only read.
+    An interrupted import continues when it is run again: checkpoints already copied are skipped.
+    """
+    types = _import_types(allowed)
+    from session_middleware.importers.langgraph import import_checkpoints
+    from session_middleware.importers.langgraph_source import open_source
+    from session_middleware.sessions import Sessions
+
+    with open_source(source) as saver, Sessions(db, allowed_types=types) as sessions:
+        done = import_checkpoints(saver, sessions, user_key=user_key, progress=_print_tenths("checkpoints"))
+        target = sessions.settings.storage_url
+    click.echo(
+        f"copied {plural(done.checkpoints, 'checkpoint')} with {plural(done.writes, 'write')}, skipped "
+        f"{done.skipped:,} already there; {plural(done.threads, 'thread')}, {len(done.not_copied):,} not copied"
+    )
+    if done.unowned:
+        click.echo(f"without an owner, and so open to everyone: {plural(done.unowned, 'thread')}")
+    sizes = [f"{name} {bytes_text(Path(name).stat().st_size)}" for name in (source, target) if Path(name).is_file()]
+    click.echo(", ".join(sizes))
+    for thread in done.not_copied:
+        click.echo(f"not copied: thread {thread.thread_id!r}: {thread.reason}", err=True)
+    if done.not_copied:
+        raise click.exceptions.Exit(1)
 
 
-def _as_json(session: Session) -> dict[str, Any]:
-    from session_middleware.storage.timeline import kind_of
+def _import_types(allowed: Sequence[str]) -> list[tuple[str, str]]:
+    if allowed and (folder := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, folder)  # an installed command, unlike `python -m`, does not search the current folder
+    types = []
+    for text in allowed:
+        module, _, name = text.rpartition(":")
+        if not module or not name:
+            raise click.BadParameter(f"{text!r} is not MODULE:CLASS, such as myapp.state:Order", param_hint="--allow")
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise click.BadParameter(f"{module} cannot be imported ({error})", param_hint="--allow") from error
+        types.append((module, name))
+    return types
 
-    rows = [{"record": kind_of(one), **one.model_dump(mode="json")} for one in session.timeline()]
-    return {
-        "session": session.model_dump(mode="json"),
-        "stats": session.stats().model_dump(mode="json"),
-        "timeline": rows,
-    }
+
+def _print_tenths(noun: str) -> Callable[[int, int], None]:
+    """Prints one line of progress for each tenth of the total."""
+    tenths = 0
+
+    def report(done: int, total: int) -> None:
+        nonlocal tenths
+        if done * 10 // total > tenths:
+            tenths = done * 10 // total
+            click.echo(f"{done:,} of {total:,} {noun}")
+
+    return report
 
 
-operator.add_to(cli)
+@cli.command()
+@db_option
+@json_option
+def doctor(db: str | None, as_json: bool) -> None:
+    """Report versions, sizes and problems. Exit code 1 when there is a problem."""
+    from session_middleware.cli.doctor import examine
+    from session_middleware.cli.health import diagnosis_picture
+    from session_middleware.storage.factory import file_path
+
+    settings = settings_of(db)
+    diagnosis = examine(file_path(settings.storage_url), settings)
+    print_result(diagnosis, diagnosis_picture(diagnosis), as_json=as_json)
+    if diagnosis.problems:
+        raise click.exceptions.Exit(1)
+
+
+for _command in operator.COMMANDS:
+    cli.add_command(_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,10 +1,10 @@
-"""Moving in: copying the threads of LangGraph's own savers, each checkpoint checked after it is written.
+"""Copying the threads of LangGraph's own savers, with a comparison after each copied checkpoint.
 
-The source is only read: nothing in it is executed, and nothing is imported because of it. A class
-whose module is not imported has to be allowed, or the copy would have a dict in its place. A thread
-is read whole before anything of it is written, so one that cannot be copied is left out whole, and
-said. What is there already and equal is skipped, so an import that was cut off goes on when it is
-run again; nothing that is there is overwritten.
+The source is only read. Nothing in it is executed, and nothing is imported because of it: a class whose module
+is not imported must be allowed, because the copy would hold a dict in its place. A thread is read completely
+before its first write, so a thread that cannot be copied is left out as a whole and reported. A checkpoint that
+exists with the same content is skipped, so an interrupted import continues when it is run again. Nothing is
+overwritten.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from session_middleware.importers.langgraph_source import (
 )
 from session_middleware.sessions import Sessions
 
-Progress = Callable[[int, int], None]  # checkpoints done with, of how many
+Progress = Callable[[int, int], None]  # checkpoints handled, and their total
 WritesByTask = dict[str, list[tuple[str, Any]]]
 
 
 @dataclass(frozen=True, slots=True)
 class NotCopied:
-    """A thread that was left out, or of which the copy could not be finished."""
+    """A thread that was left out or copied in part."""
 
     thread_id: str
     reason: str
@@ -46,34 +46,34 @@ class NotCopied:
 
 @dataclass(slots=True)
 class Imported:
-    """What an import did."""
+    """The result of an import."""
 
     threads: int = 0  # in the source
-    checkpoints: int = 0  # copied, and found equal when they were read back
-    writes: int = 0  # copied with them
-    skipped: int = 0  # checkpoints that were there already, and equal
-    unowned: int = 0  # threads that name no user although a `user_key` was given
+    checkpoints: int = 0  # copied, and equal when read back
+    writes: int = 0  # of the copied checkpoints
+    skipped: int = 0  # checkpoints that existed with the same content
+    unowned: int = 0  # threads that name no user, where a `user_key` was given
     not_copied: list[NotCopied] = field(default_factory=list)
 
 
 def import_checkpoints(
     source_saver: Saver, sessions: Sessions, *, user_key: str | None = None, progress: Progress | None = None
 ) -> Imported:
-    """Copy every checkpoint and write of a saver, the oldest first, and compare each with its source.
+    """Copy every checkpoint and write of a saver, oldest first, and compare each with its source.
 
-    Messages get into the record on the way. Sessions and messages have the times of their checkpoints, so a
-    thread that has idled for longer than `idle_timeout` is expired. Nobody should write to the source meanwhile.
+    The messages are recorded too. Sessions and messages have the times of their checkpoints, so a thread that
+    was idle for longer than `idle_timeout` is expired. No program should write to the source meanwhile.
 
     Args:
-        source_saver: LangGraph's `SqliteSaver` or `PostgresSaver` (see `open_source`), or another
-            saver; of others the order of parallel tasks' writes is not kept.
-        user_key: the key of the runs' ``configurable`` that named the user, who becomes the owner;
-            LangGraph keeps it in the checkpoints' metadata.
+        source_saver: LangGraph's `SqliteSaver` or `PostgresSaver` (see `open_source`), or another saver. Only
+            of the first two is the order of parallel tasks' writes copied.
+        user_key: The key of the runs' ``configurable`` that names the user, who becomes the owner. LangGraph
+            stores it in the checkpoints' metadata.
 
     Raises:
-        StorageError: one of the two databases cannot be used; running it again goes on.
+        StorageError: one of the two databases cannot be used. Run the import again to continue.
     """
-    serde = getattr(sessions.checkpointer.serde, "serde", sessions.checkpointer.serde)  # within one that encrypts
+    serde = getattr(sessions.checkpointer.serde, "serde", sessions.checkpointer.serde)  # the one inside encryption
     allowed: Iterable[TypeName] = getattr(serde, "allowed", ())
     only_allowed = bool(getattr(serde, "only_allowed", False))
     source = ImportSource(reading_strictly(source_saver, allowed, only_allowed=only_allowed))
@@ -87,62 +87,62 @@ class _Import:
         self._saver = sessions.checkpointer
         self._user_key = user_key
         self._progress = progress
-        self._imported = Imported()
-        self._passed = self._total = 0
+        self._result = Imported()
+        self._handled = self._total = 0
 
     def run(self) -> Imported:
         threads = self._source.threads()
-        self._imported.threads, self._total = len(threads), sum(map(len, threads))
-        passed = 0
+        self._result.threads, self._total = len(threads), sum(map(len, threads))
         for keys in threads:
+            end = self._handled + len(keys)
             try:
                 self._copy_thread(keys)
             except StorageError:
                 raise
             except (CannotCopy, SessionError) as error:
-                self._imported.not_copied.append(NotCopied(keys[0][0], " ".join(str(error).split())))
-            passed += len(keys)
-            self._advance(passed - self._passed)
-        return self._imported
+                self._result.not_copied.append(NotCopied(keys[0][0], " ".join(str(error).split())))
+            self._advance(end - self._handled)
+        return self._result
 
     def _advance(self, count: int) -> None:
         if count:
-            self._passed += count
-            self._progress(self._passed, self._total)
+            self._handled += count
+            self._progress(self._handled, self._total)
 
     def _copy_thread(self, keys: list[Key]) -> None:
         owner = self._owner(keys)
         with nullcontext() if owner is None else self._sessions.acting_as(owner):
             missing = self._missing(keys, owner)
-            self._imported.skipped += len(keys) - len(missing)
-            self._imported.unowned += self._user_key is not None and owner is None
+            self._result.skipped += len(keys) - len(missing)
+            self._result.unowned += self._user_key is not None and owner is None
             self._advance(len(keys) - len(missing))
             if not missing:
                 return
-            self._saver.date(config_of(keys[0][0], ""), _moment_of(self._source.read(missing[0])), anew=True)
+            thread = config_of(keys[0][0], "")
+            self._saver.date(thread, _moment_of(self._source.read(missing[0])), anew=True)
             try:
                 for key in missing:
                     self._copy(key)
                     self._advance(1)
             finally:
-                self._saver.date(config_of(keys[0][0], ""), None)
+                self._saver.date(thread, None)
 
     def _owner(self, keys: list[Key]) -> str | None:
-        """The one user a thread names. All of it is read for that, so that what cannot be is found first."""
-        found: dict[str, None] = {}
+        """The one user that a thread names. Reads the whole thread, so unreadable checkpoints are found first."""
+        users: dict[str, None] = {}
         for key in keys:
             metadata = cast("Mapping[str, Any]", self._source.read(key).metadata)
             if self._user_key is not None and metadata.get(self._user_key) is not None:
-                found[str(metadata[self._user_key])] = None
-        if len(found) > 1:
+                users[str(metadata[self._user_key])] = None
+        if len(users) > 1:
             raise CannotCopy(
-                f"it names {len(found)} users under {self._user_key!r} ({', '.join(found)}), and a session has one "
+                f"it names {len(users)} users under {self._user_key!r} ({', '.join(users)}), and a session has one "
                 "owner; import it without a user key"
             )
-        return next(iter(found), None)
+        return next(iter(users), None)
 
     def _missing(self, keys: list[Key], owner: str | None) -> list[Key]:
-        """Which of a thread's checkpoints have to be copied, if it may be copied at all."""
+        """The checkpoints of a thread that must be copied. Raises `CannotCopy` where the session conflicts."""
         session = self._sessions.find(keys[0][0])
         if session is None:
             return keys
@@ -150,66 +150,61 @@ class _Import:
             raise CannotCopy(
                 f"there is a session of user {session.user_id!r} with this id; name the user with a user key"
             )
-        missing, present = [], 0
-        for key in keys:
-            ours = self._ours(key)
-            present += ours is not None
-            if ours is None or _has_grown(self._source.read(key), ours, key):
-                missing.append(key)
-        if missing and session.stats().checkpoint_count > present:
+        copies = {key: self._find_copy(key) for key in keys}
+        missing = [key for key, copy in copies.items() if copy is None or self._has_grown(key, copy)]
+        if missing and session.stats().checkpoint_count > sum(copy is not None for copy in copies.values()):
             raise CannotCopy(
-                "there is a session with this id that has gone its own way, and was not touched; "
+                "there is a session with this id that has gone its own way, and it was not changed; "
                 "delete it, or import into another database"
             )
         return missing
 
     def _copy(self, key: Key) -> None:
-        theirs, here = self._source.read(key), config_of(*key)
-        writes, paths = _by_task(theirs), self._source.task_paths(key)
-        self._saver.date(here, _moment_of(theirs))
-        for task_id, written in writes.items():  # before the checkpoint: where that is, all of it is
-            self._saver.put_writes(here, written, task_id, paths.get(task_id, ""))
-        if self._ours(key) is None:
-            versions = theirs.checkpoint["channel_versions"]  # all: what the parent has is found by comparing
-            self._saver.put(config_of(*key[:2], _parent_id(theirs)), theirs.checkpoint, theirs.metadata, versions)
-        ours = self._ours(key)
-        difference = "everything" if ours is None else _difference(self._source.read(key), ours)
+        original, config = self._source.read(key), config_of(*key)
+        writes, paths = _by_task(original), self._source.task_paths(key)
+        self._saver.date(config, _moment_of(original))
+        for task_id, written in writes.items():  # first, so that a checkpoint that exists is complete
+            self._saver.put_writes(config, written, task_id, paths.get(task_id, ""))
+        if self._find_copy(key) is None:
+            versions = original.checkpoint["channel_versions"]  # all of them: the saver finds unchanged values itself
+            self._saver.put(config_of(*key[:2], _parent_id(original)), original.checkpoint, original.metadata, versions)
+        copy = self._find_copy(key)
+        difference = "content" if copy is None else _difference(self._source.read(key), copy)
         if difference:
             raise CannotCopy(f"{name_of(key)} was copied, and read back with another {difference}; report this")
-        self._imported.checkpoints += 1
-        self._imported.writes += sum(map(len, writes.values()))
+        self._result.checkpoints += 1
+        self._result.writes += sum(map(len, writes.values()))
 
-    def _ours(self, key: Key) -> CheckpointTuple | None:
-        """By `list`, because each `get_tuple` would be a visit of its own, and leave an event."""
+    def _find_copy(self, key: Key) -> CheckpointTuple | None:
+        """Calls `list`, because `get_tuple` would begin a run of the session and record an event."""
         return next(self._saver.list(config_of(*key)), None)
 
+    def _has_grown(self, key: Key, copy: CheckpointTuple) -> bool:
+        """Whether the source's checkpoint has gained writes since it was copied; raises on any other difference.
 
-# Comparing
+        The copy may have more writes: then the thread continued in this database.
+        """
+        original = self._source.read(key)
+        difference = _difference(original, copy)
+        if difference == _WRITES:
+            theirs, ours = _by_task(original), _by_task(copy)
+            if _contains(ours, theirs):
+                return False
+            if _contains(theirs, ours):
+                return True
+        if difference:
+            raise CannotCopy(
+                f"{name_of(key)} exists with another {difference}, and was not overwritten; "
+                "delete the session, or import into another database"
+            )
+        return False
+
 
 _WRITES = "list of writes"
 
 
-def _has_grown(theirs: CheckpointTuple, ours: CheckpointTuple, key: Key) -> bool:
-    """Whether the source's checkpoint has gained writes since it was copied; any other difference is raised.
-
-    That ours has more is no difference: the thread went on here.
-    """
-    difference = _difference(theirs, ours)
-    if not difference:
-        return False
-    if difference == _WRITES:
-        if _within(_by_task(theirs), _by_task(ours)):
-            return False
-        if _within(_by_task(ours), _by_task(theirs)):
-            return True
-    raise CannotCopy(
-        f"{name_of(key)} is there already with another {difference}, and was not overwritten; "
-        "delete the session, or import into another database"
-    )
-
-
 def _difference(theirs: CheckpointTuple, ours: CheckpointTuple) -> str:
-    """What differs between two checkpoints, or nothing."""
+    """The part in which two checkpoints differ, or nothing."""
     if not _equal(theirs.checkpoint, ours.checkpoint):
         return "state"
     if not _equal(own_metadata({}, theirs.metadata), ours.metadata):
@@ -220,7 +215,7 @@ def _difference(theirs: CheckpointTuple, ours: CheckpointTuple) -> str:
 
 
 def _equal(one: Any, other: Any) -> bool:
-    """Whether two values are the same; those that cannot say so themselves, by what would be stored of them."""
+    """Whether two values are equal. Values without a usable ``==`` are compared by their serialised bytes."""
     try:
         if one == other:
             return True
@@ -238,7 +233,7 @@ def _equal(one: Any, other: Any) -> bool:
         return False
 
 
-def _within(part: WritesByTask, whole: WritesByTask) -> bool:
+def _contains(whole: WritesByTask, part: WritesByTask) -> bool:
     return all(
         any(_equal(write, other) for other in whole.get(task_id, ())) for task_id in part for write in part[task_id]
     )
@@ -252,7 +247,7 @@ def _by_task(found: CheckpointTuple) -> WritesByTask:
 
 
 def _moment_of(found: CheckpointTuple) -> datetime | None:
-    """When a checkpoint was made, as far as it says so."""
+    """The time of a checkpoint, if it has a valid one."""
     try:
         moment = datetime.fromisoformat(found.checkpoint["ts"])
     except (TypeError, ValueError):

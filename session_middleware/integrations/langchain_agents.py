@@ -27,11 +27,11 @@ from session_middleware.checkpoint.repair import Mended, mend, unanswered
 from session_middleware.memory.query_rewriting import complete
 from session_middleware.memory.scopes import SCOPES
 from session_middleware.memory.session_recall import KINDS, ROLES, SPEAKERS, Kind
-from session_middleware.memory.validation import check_always, check_count, check_names
 from session_middleware.models import Role, Scope
 from session_middleware.recording.middleware_recorder import MiddlewareContext, MiddlewareRecorder, ToolCallInProgress
 from session_middleware.session import Session
 from session_middleware.sessions import Sessions
+from session_middleware.storage.validation import check_always, check_count, check_members
 
 ToolResult: TypeAlias = ToolMessage | Command[Any]
 Context: TypeAlias = Callable[[Session, str], str | None]
@@ -58,9 +58,9 @@ class Recall:
     def __post_init__(self) -> None:
         check_count("k", self.k)
         check_count("budget_tokens", self.budget_tokens)
-        check_names("scopes", self.scopes, SCOPES)
-        check_names("kinds", self.kinds, KINDS)
-        check_names("roles", self.roles, ROLES)
+        check_members("scopes", self.scopes, SCOPES)
+        check_members("kinds", self.kinds, KINDS)
+        check_members("roles", self.roles, ROLES)
         check_always(self.always)
 
 
@@ -88,14 +88,7 @@ class SessionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
         super().__init__()
         _check_kinds(sessions, context, recall)
         self._sessions = sessions
-        self._hooks = MiddlewareRecorder(
-            sessions._storage,
-            sessions.recorder,
-            sessions._visits,
-            is_ours=sessions.checkpointer.serves_with,
-            new_id=sessions.new_id,
-            clock=sessions._clock,
-        )
+        self._hooks = MiddlewareRecorder(sessions.recorder, sessions._visits, is_ours=sessions.checkpointer.serves_with)
         self._off_loop = sessions._offload.run
         self._context = context
         self._recall = Recall() if recall is True else recall or None
@@ -109,95 +102,95 @@ class SessionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
             SessionAccessDenied: it is another user's.
             SessionExpired: it has expired and ``on_resume`` is ``"reject"``.
         """
-        place = self._hooks.enter(get_config(), begins=True)
-        if place is None:
+        hook = self._hooks.find_context(get_config(), begins=True)
+        if hook is None:
             return None
-        self._hooks.admit(place)
-        self._hooks.take_as_given(place, state["messages"])
-        return self._begin(place, state["messages"])
+        self._hooks.authorize(hook)
+        self._hooks.add_input(hook, state["messages"])
+        return self._begin(hook, state["messages"])
 
     async def abefore_agent(self, state: AgentState[Any], runtime: Any) -> Update:
-        place = self._hooks.enter(get_config(), begins=True)
-        if place is None:
+        hook = self._hooks.find_context(get_config(), begins=True)
+        if hook is None:
             return None
-        await self._off_loop(self._hooks.admit, place)
-        self._hooks.take_as_given(place, state["messages"])
-        if place.is_alone or self._missing(state["messages"]):
-            return await self._off_loop(self._begin, place, state["messages"])
+        await self._off_loop(self._hooks.authorize, hook)
+        self._hooks.add_input(hook, state["messages"])
+        if hook.is_alone or self._missing(state["messages"]):
+            return await self._off_loop(self._begin, hook, state["messages"])
         return None
 
-    def _begin(self, place: MiddlewareContext, messages: Sequence[BaseMessage]) -> Update:
-        self._hooks.hear(place, messages)
+    def _begin(self, hook: MiddlewareContext, messages: Sequence[BaseMessage]) -> Update:
+        self._hooks.add_new_messages(hook, messages)
         missing = self._missing(messages)
         if not missing:
             return None
-        missing = recorded_answers(self._sessions._storage, place.visit.session_id, missing)
-        mended = mend(messages, missing, new_id=self._sessions.new_id, namespace=place.namespace)
-        self._note(place, mended)
+        missing = recorded_answers(self._sessions._storage, hook.context.session_id, missing)
+        mended = mend(messages, missing, new_id=self._sessions.new_id, namespace=hook.namespace)
+        self._note(hook, mended)
         return {"messages": [RemoveMessage(REMOVE_ALL_MESSAGES), *mended.messages]}
 
     def _missing(self, messages: Sequence[BaseMessage]) -> list[UnansweredCall]:
         return unanswered(messages) if self._sessions.settings.repair == "auto" else []
 
-    def _note(self, place: MiddlewareContext, mended: Mended) -> None:
+    def _note(self, hook: MiddlewareContext, mended: Mended) -> None:
         added = {call.answer_id for call in mended.calls}
         following = {str(m.id): after.id for m, after in zip(mended.messages, mended.messages[1:], strict=False)}
         for message in reversed(mended.messages):
             if message.id in added:
-                self._hooks.keep(place, [message], followed_by=following.get(str(message.id)))
-        self._hooks.write(place)
-        self._hooks.note_repair(place, mended.calls)
+                self._hooks.add(hook, [message], followed_by=following.get(str(message.id)))
+        self._hooks.flush(hook)
+        self._hooks.note_repair(hook, mended.calls)
 
     # What the model is asked
 
     def wrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
     ) -> ModelResponse[Any]:
-        place = self._hooks.enter(get_config())
-        if place is None:
+        hook = self._hooks.find_context(get_config())
+        if hook is None:
             return handler(request)
-        request = self._with(request, *self._context_for(place, request))
-        if place.trace is not None:
+        request = self._with(request, *self._context_for(hook, request))
+        if hook.run is not None:
             return handler(request)
-        self._hooks.hear_before_model(place, request.state["messages"])
-        asked = self._hooks.ask(request.model)
+        self._hooks.add_before_model(hook, request.state["messages"])
+        asked = self._hooks.start_model_call(request.model)
         try:
             response = handler(request)
         except BaseException as error:
-            self._hooks.answer(place, asked, error)
+            self._hooks.end_model_call(hook, asked, error)
             raise
-        self._hooks.answer(place, asked, response.result)
+        self._hooks.end_model_call(hook, asked, response.result)
         return response
 
     async def awrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
     ) -> ModelResponse[Any]:
-        place = self._hooks.enter(get_config())
-        if place is None:
+        hook = self._hooks.find_context(get_config())
+        if hook is None:
             return await handler(request)
         if self._context is not None or self._recall is not None:
-            request = self._with(request, *await self._off_loop(self._context_for, place, request))
-        if place.trace is not None:
+            request = self._with(request, *await self._off_loop(self._context_for, hook, request))
+        if hook.run is not None:
             return await handler(request)
-        await self._off_loop(self._hooks.hear_before_model, place, request.state["messages"])
-        asked = self._hooks.ask(request.model)
+        await self._off_loop(self._hooks.add_before_model, hook, request.state["messages"])
+        asked = self._hooks.start_model_call(request.model)
         try:
             response = await handler(request)
         except BaseException as error:
-            await self._off_loop(self._hooks.answer, place, asked, error)
+            await self._off_loop(self._hooks.end_model_call, hook, asked, error)
             raise
-        await self._off_loop(self._hooks.answer, place, asked, response.result)
+        await self._off_loop(self._hooks.end_model_call, hook, asked, response.result)
         return response
 
-    def _context_for(self, place: MiddlewareContext, request: ModelRequest[Any]) -> tuple[str | None, str | None]:
+    def _context_for(self, hook: MiddlewareContext, request: ModelRequest[Any]) -> tuple[str | None, str | None]:
         """What belongs into the system message, and what of the memory beside the user's words."""
         messages, last = request.messages, _last_said(request.messages)
         if last is None or (self._context is None and self._recall is None):
             return None, None
-        session = self._sessions.find(place.visit.session_id)
+        session = self._sessions.find(hook.context.session_id)
         if session is None:
-            self._hooks.open(place)
-            session = self._sessions.find(place.visit.session_id)
+            self._hooks.open(hook)
+            session = self._sessions.find(hook.context.session_id)
         if session is None:
             return None, None
         text = messages[last].text
@@ -227,14 +220,14 @@ class SessionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
         watched = self._watch(request)
         if watched is None:
             return handler(request)
-        if watched.place.trace is None:
-            self._hooks.start(watched)
+        if watched.hook.run is None:
+            self._hooks.start_tool_call(watched)
         try:
             result = handler(request)
         except BaseException as error:
-            self._hooks.end(watched, error)
+            self._hooks.end_tool_call(watched, error)
             raise
-        self._hooks.end(watched, result)
+        self._hooks.end_tool_call(watched, result)
         return result
 
     async def awrap_tool_call(
@@ -243,23 +236,25 @@ class SessionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
         watched = self._watch(request)
         if watched is None:
             return await handler(request)
-        await self._off_loop(self._hooks.start, watched)
+        await self._off_loop(self._hooks.start_tool_call, watched)
         try:
             result = await handler(request)
         except BaseException as error:
-            await self._off_loop(self._hooks.end, watched, error)
+            await self._off_loop(self._hooks.end_tool_call, watched, error)
             raise
-        await self._off_loop(self._hooks.end, watched, result)
+        await self._off_loop(self._hooks.end_tool_call, watched, result)
         return result
 
     def _watch(self, request: ToolCallRequest) -> ToolCallInProgress | None:
         config = request.runtime.config
-        place = self._hooks.enter(config)
-        if place is None:
+        hook = self._hooks.find_context(config)
+        if hook is None:
             return None
         state = request.state
         history = state["messages"] if isinstance(state, dict) else getattr(state, "messages", ())
-        return self._hooks.watch(place, config, request.tool_call, history, exists=request.tool is not None)
+        return self._hooks.track_tool_call(
+            hook, config, request.tool_call, history, tool_exists=request.tool is not None
+        )
 
 
 def _check_kinds(sessions: object, context: object, recall: object) -> None:

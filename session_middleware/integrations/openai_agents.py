@@ -21,7 +21,7 @@ from agents.memory import SessionSettings
 
 from session_middleware import lifecycle
 from session_middleware.errors import UnserializableValue
-from session_middleware.recording.files import put_back, take_out
+from session_middleware.recording.files import extract_files, restore_files
 from session_middleware.runtime.run_context import named_identity
 from session_middleware.sessions import Sessions
 from session_middleware.storage.record_entries import Attachment, MessageEntry
@@ -144,7 +144,7 @@ class OpenAIAgentsSession:
         return [stored.item for stored in self._sessions._storage.list_items(self.session_id, limit=limit)]
 
     def _puts(self, items: Sequence[TResponseInputItem], refused: frozenset[str]) -> Iterator[ConversationItemPut]:
-        keeping, settings = self._sessions.recorder.journal.keeping, self._sessions.settings
+        redaction, settings = self._sessions.recorder.buffer.redaction, self._sessions.settings
         for number, item in enumerate(items):
             try:
                 json.dumps(item)
@@ -153,7 +153,7 @@ class OpenAIAgentsSession:
                 raise UnserializableValue(problem, advice="give the SDK's own items, or plain dicts") from error
             message = describe_item(item, self._sessions.new_id())
             message = message._replace(refused=message.tool_call_id in refused)
-            recorded = keeping.messages([message]) if settings.tracking else ()
+            recorded = redaction.messages([message]) if settings.tracking else ()
             rest, files = _without_files(item)
             yield ConversationItemPut(rest, message.message_id, recorded, files)
 
@@ -176,19 +176,19 @@ def _names_of_calls(items: Sequence[Any]) -> dict[str, str]:
 
 def _without_files(item: Any) -> tuple[Any, Sequence[Attachment]]:
     """An item with hashes in the places of its files; as it is, where it would not come back exactly from that."""
-    (rest,), files = take_out([item])
+    (rest,), files = extract_files([item])
     held = {file.hash: file.data for file in files}
-    return (rest, files) if put_back(rest, held.get) == item else (item, ())
+    return (rest, files) if restore_files(rest, held.get) == item else (item, ())
 
 
 def _whole(stored: StoredItem) -> Any:
-    return put_back(stored.item, stored.files.get) if stored.files else stored.item
+    return restore_files(stored.item, stored.files.get) if stored.files else stored.item
 
 
 def describe_item(item: Any, message_id: str) -> MessageEntry:
     """An item of the Responses API as a message of the record."""
     described = _described(item, message_id)
-    (content,), files = take_out([described.content])
+    (content,), files = extract_files([described.content])
     return described._replace(content=content, files=files)
 
 

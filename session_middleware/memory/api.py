@@ -1,4 +1,4 @@
-"""`MemoryAPI`: what `Sessions` offers of memory, over all its sessions."""
+"""`MemoryAPI`: the memory methods of `Sessions`, for all its sessions."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ from typing import TYPE_CHECKING, Any
 from langchain_core.runnables import RunnableConfig
 
 from session_middleware import lifecycle
+from session_middleware.display.html import Rows
 from session_middleware.errors import UserRevoked
 from session_middleware.memory.context import CountTokens, about_tokens
 from session_middleware.memory.indexer import Indexed, MemoryIndexer
-from session_middleware.memory.message_search import search
 from session_middleware.memory.query_rewriting import complete
 from session_middleware.memory.results import SearchHit
 from session_middleware.memory.scopes import SCOPES
 from session_middleware.memory.session_memory import HasOwnMemory, SessionMemory
 from session_middleware.memory.session_recall import KINDS, SPEAKERS, Kind
-from session_middleware.memory.validation import check_count, check_moment, check_text
 from session_middleware.models import Role, Scope
 from session_middleware.runtime.run_context import identity_of
 from session_middleware.storage.executor import StorageExecutor, async_twin
-from session_middleware.storage.memory_types import MessageScope
+from session_middleware.storage.memory_types import MemoryQuery, MessageScope, StoredMemory
 from session_middleware.storage.run import RunContext
+from session_middleware.storage.search.tokenizer import query_words, snippet, unfinished_word
+from session_middleware.storage.validation import check_count, check_moment, check_string
 
 if TYPE_CHECKING:
     from langchain_core.retrievers import BaseRetriever
@@ -47,38 +48,49 @@ class MemoryAPI:
         offset: int = 0,
         marks: tuple[str, str] = ("", ""),
     ) -> list[SearchHit]:
-        """What was said that holds words of `query`, best first: of a user, of a session, or of everybody.
+        """Messages that contain words of `query`, best first: of a user, of a session, or of everybody.
 
-        A last word of three letters or more is found as the beginning of a longer one too, as it is while
-        somebody types; a space or a sign after it says that it is whole. A query of nothing but words that say
-        nothing ("the who") or signs (an emoji) finds what holds it as it is written, the latest first; that
-        reads all the texts there are to look in.
+        A last word of three letters or more also matches as a prefix, for search while typing; a space or a sign
+        after it ends the word. A query of stop words ("the who") or signs (an emoji) only matches messages that
+        contain it as it is written, the latest first; such a search reads all texts in scope.
 
-        Searched are the texts of messages, each up to 65,536 characters: what users, assistants and tools said.
-        Arguments, and what functions under `Session.tool` gave back, are no messages: `tool_calls` lists them.
+        Searched are the texts of messages by users, assistants and tools, each up to 65,536 characters. Arguments,
+        and results of functions under `Session.tool`, are not messages: `tool_calls` lists them.
 
-        Of a session with a `user_id`: only if it is that user's. Each comes with a snippet, in which
-        `marks` are put around the words.
+        With both ids, the session must be that user's. Each result has a snippet with `marks` around the words.
         """
-        check_text("query", query)
+        check_string("query", query)
         check_moment("since", since)
         check_count("limit", limit)
         check_count("offset", offset)
         self._memory.settle()
-        session = None if session_id is None else lifecycle.session_id_of(session_id)
-        whose = MessageScope(session, None if user_id is None else lifecycle.owner_id_of("user_id", user_id))
-        storage = self._memory.storage
-        return search(storage, query, whose, since=since, limit=limit, offset=offset, marks=marks)
+        whose = MessageScope(
+            None if session_id is None else lifecycle.session_id_of(session_id),
+            None if user_id is None else lifecycle.owner_id_of("user_id", user_id),
+        )
+        asked = MemoryQuery(
+            [],
+            prefix=False,
+            query=query,
+            messages=whose,
+            since=since,
+            limit=limit,
+            offset=offset,
+            unfinished=True,
+            neighbours=False,
+            as_written=not query_words(query) and unfinished_word(query) is None,
+        )
+        return Rows(_hit(stored, query, marks) for stored in self._memory.storage.search_memories(asked))
 
     asearch = async_twin(search)
 
     def memory(self, config: RunnableConfig) -> SessionMemory:
-        """The memory of the session a run's config names, for the caller it names.
+        """The memory of the session and the caller that a run's config names.
 
         Raises:
-            InvalidSessionId: it names none.
-            SessionAccessDenied: it is another user's.
-            UserRevoked: `Sessions.revoke` refuses the caller.
+            InvalidSessionId: the config names no session.
+            SessionAccessDenied: the session is another user's.
+            UserRevoked: `Sessions.revoke` has revoked the caller.
         """
         configurable = config.get("configurable") or {}
         session_id = lifecycle.session_id_of(configurable.get("thread_id"))
@@ -89,9 +101,9 @@ class MemoryAPI:
         if session is not None:
             lifecycle.check_access(session, identity, self._memory.access)
         incarnation = None if session is None else session.incarnation
-        visit = RunContext(session_id, identity, is_run=False, incarnation=incarnation)
+        context = RunContext(session_id, identity, is_run=False, incarnation=incarnation)
         return SessionMemory(
-            *(self._memory, self._memory.storage, self._memory.inside(configurable) or visit),
+            *(self._memory, self._memory.storage, self._memory.inside(configurable) or context),
             owner_id=identity.user_id if session is None else session.user_id,
             group_id=identity.group_id,
         )
@@ -111,7 +123,7 @@ class MemoryAPI:
         tags: list[str] | None = None,
         metadata: dict[str, Any] | None = None,
     ) -> BaseRetriever:
-        """A LangChain retriever of what a session may recall: of the one the run's config names, or of `session`.
+        """A LangChain retriever over the memories of `session`, or of the session that the run's config names.
 
         `name`, `tags` and `metadata` are LangChain's, for tracing.
         """
@@ -148,11 +160,10 @@ class MemoryAPI:
         tags: list[str] | None = None,
         metadata: dict[str, Any] | None = None,
     ) -> BaseRetriever:
-        """A document retriever joined with the session's memory, as `AugmentedRetriever` describes it.
+        """A retriever of documents and of the session's memories; see `AugmentedRetriever`.
 
-        A question that leans on what came before is completed with the words the last turns were about,
-        or by `complete`, a function of the question and the texts before it. `memory_weight` is what a memory's
-        score counts for, beside a document's.
+        A question that depends on the last turns is completed with their words, or by `complete`, a function of the
+        question and the texts before it. `memory_weight` is the weight of a memory's score beside a document's.
         """
         from session_middleware.memory.augmented_retriever import AugmentedRetriever
 
@@ -183,14 +194,14 @@ class MemoryAPI:
         session: HasOwnMemory | None = None,
         filter_for: Callable[[str, Sequence[str]], Any] | None = None,
     ) -> ScopedVectorStore:
-        """A vector store in which documents belong to a session, its user or its group.
+        """A vector store whose documents belong to a session, its user or its group.
 
         Args:
             vectorstore: any LangChain vector store.
-            scope: whose the documents are that are added through it.
-            scopes: whose documents are found.
-            session: always this session, instead of the one the run's config names.
-            filter_for: makes the store's filter from a metadata key and its allowed values; by default
+            scope: the scope of documents that are added.
+            scopes: the scopes of documents that are found.
+            session: this session instead of the one that the run's config names.
+            filter_for: builds the store's filter from a metadata key and its allowed values; by default
                 ``{key: {"$in": values}}``, or a function for LangChain's in-memory store.
         """
         from session_middleware.memory import scoped_vectorstore
@@ -205,19 +216,33 @@ class MemoryAPI:
         )
 
     def index_memory(self, *, rebuild: bool = False) -> Indexed:
-        """Index now what is not indexed yet: the words of messages and, where ``index`` is set, vectors.
+        """Index the words of all messages now and, where ``index`` is set, compute all missing vectors.
 
-        Nobody has to call it: a search finds all words anyhow, and the rest is done in the background
-        after a run. `rebuild` makes all vectors anew, as it must be after a change of the model. Words need no
-        such thing: they go in and out with what they are of.
+        The call is optional: a search finds all words anyway, and vectors are computed in the background after a
+        run. `rebuild` computes all vectors again, which is necessary after a change of the model.
 
         Raises:
-            EmbeddingFailed: the model did not answer a `rebuild`. Nothing is lost if it did not from the
-                start; else what is left gets its vectors by the next call, with `rebuild` or without.
+            EmbeddingFailed: the model failed during a `rebuild`. If it failed at the start, the old vectors are
+                kept; otherwise the next call computes the missing ones.
         """
         return self._memory.index(rebuild=rebuild)
 
     aindex_memory = async_twin(index_memory)
+
+
+def _hit(stored: StoredMemory, query: str, marks: tuple[str, str]) -> SearchHit:
+    text = stored.text or ""
+    return SearchHit(
+        session_id=stored.session_id or "",
+        seq=stored.seq or 0,
+        message_id=stored.key,
+        role=stored.value["role"],
+        name=stored.value.get("name"),
+        snippet=snippet(text, query, marks=marks),
+        text=text,
+        created_at=stored.created_at,
+        score=stored.score or 0.0,
+    )
 
 
 def _own(session: HasOwnMemory | None) -> SessionMemory | None:

@@ -1,8 +1,7 @@
-"""Vectors for memories: made outside of any transaction, many texts in one call of the model.
+"""Vectors for memories, computed outside of any transaction, with many texts in one call of the model.
 
-A model that fails, or answers with something that is no vector, takes nothing with it: items and
-messages stay as they are, are found by their words, and wait for their vectors until a later call.
-Which model the stored vectors are of is stored with them; those of another are never compared.
+If the model fails, or returns invalid vectors, items and messages are found by their words, and a later call
+computes their vectors. The name of the model is stored; vectors of different models are never compared.
 """
 
 from __future__ import annotations
@@ -21,17 +20,17 @@ from session_middleware.memory.values import texts_at
 from session_middleware.storage.memory_types import ToEmbed, Vectors
 from session_middleware.storage.protocol import Storage
 
-_AT_ONCE = 64  # items or messages whose texts go to the model in one call
-_LONGEST = 8_000  # characters of a text that the model is given
+_AT_ONCE = 64  # items or messages in one call of the model
+_LONGEST = 8_000  # characters of a text; the rest is not embedded
 _log = logging.getLogger("session_middleware")
 R = TypeVar("R")
 
 
 class Embedder:
-    """A model of LangGraph's `IndexConfig`, and what is stored of it.
+    """The model of LangGraph's `IndexConfig`, and its stored vectors.
 
     Raises:
-        InvalidSettings: the config has no model or no number of dimensions, or numpy is not there.
+        InvalidSettings: the config lacks the model or the dimensions, or numpy is not installed.
     """
 
     def __init__(self, storage: Storage, config: Mapping[str, Any]) -> None:
@@ -39,15 +38,15 @@ class Embedder:
         self._dimensions = _checked(config)
         self._fields = tuple(config.get("fields") or ("$",))
         self._embeddings: Embeddings = ensure_embeddings(config["embed"])
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
         self.name = str(config.get("name") or _name_of(config["embed"], self._embeddings))
 
     def is_current(self) -> bool:
-        """Whether the stored vectors are of this model; those of another are left alone until `rebuild`."""
+        """Whether the stored vectors are of this model; those of another model stay until `rebuild`."""
         stored = self._storage.set_vector_model(self.name, self._dimensions)
         if stored == (self.name, self._dimensions):
             return True
-        self._tell(
+        self._warn(
             f"the vectors in the database are of the model {stored[0]!r} with {stored[1]} dimensions, and index= names "
             f"{self.name!r} with {self._dimensions}; memories are found by words only until "
             "sessions.index_memory(rebuild=True) has made new ones"
@@ -55,30 +54,31 @@ class Embedder:
         return False
 
     def rebuild(self) -> int:
-        """Make all vectors anew; how many texts got theirs. Those there are stay if the model does not answer.
+        """Compute all vectors again; returns how many documents have them.
 
         Raises:
-            EmbeddingFailed: it does not; or it has stopped to, and the rest waits for `catch_up`.
+            EmbeddingFailed: the model failed. If it failed at the start, the old vectors are kept; otherwise
+                `catch_up` computes the missing ones.
         """
-        self._insist(lambda: self._valid(*self._embeddings.embed_documents(["Is anybody there?"])))
+        self._call_or_raise(lambda: self._valid(*self._embeddings.embed_documents(["Is anybody there?"])))
         self._storage.set_vector_model(self.name, self._dimensions, replace=True)
-        return self._catch_up(self._insist, messages=True, limit=None)
+        return self._catch_up(self._call_or_raise, messages=True, limit=None)
 
     def query(self, text: str) -> list[float] | None:
-        """The vector of a query; ``None`` when there are none to compare it with, or the model fails."""
+        """The vector of a query; ``None`` without stored vectors of this model, or when the model fails."""
         if not text or not self.is_current():
             return None
-        return self._ask(lambda: self._valid(self._embeddings.embed_query(text[:_LONGEST])))
+        return self._call_or_warn(lambda: self._valid(self._embeddings.embed_query(text[:_LONGEST])))
 
     def catch_up(self, *, messages: bool, limit: int | None = None) -> int:
-        """Make the vectors that are waited for; how many texts got theirs. Ends when the model fails."""
-        return self._catch_up(self._ask, messages=messages, limit=limit) if self.is_current() else 0
+        """Compute missing vectors until none is missing or the model fails; returns how many documents got theirs."""
+        return self._catch_up(self._call_or_warn, messages=messages, limit=limit) if self.is_current() else 0
 
-    def _catch_up(self, ask: Callable[..., Any], *, messages: bool, limit: int | None) -> int:
+    def _catch_up(self, call: Callable[..., Any], *, messages: bool, limit: int | None) -> int:
         done = 0
         while limit is None or done < limit:
             waiting = self._storage.list_to_embed(_AT_ONCE, messages=messages)
-            made = ask(partial(self._vectors, waiting)) if waiting else None
+            made = call(partial(self._vectors, waiting)) if waiting else None
             if not made:
                 break
             self._storage.put_vectors(made)
@@ -90,7 +90,7 @@ class Embedder:
         flat = list(dict.fromkeys(text for those in texts for text in those))
         made = self._embeddings.embed_documents(flat) if flat else []
         if len(made) != len(flat):
-            raise EmbeddingFailed(self.name, f"it was given {len(flat)} texts and answered with {len(made)} vectors")
+            raise EmbeddingFailed(self.name, f"it returned {len(made)} vectors for {len(flat)} texts")
         vectors = dict(zip(flat, map(self._valid, made), strict=True))
         return [Vectors(each, [vectors[text] for text in those]) for each, those in zip(waiting, texts, strict=True)]
 
@@ -107,23 +107,23 @@ class Embedder:
         found = [float(number) for number in vector]
         if len(found) != self._dimensions:
             raise EmbeddingFailed(
-                self.name, f"its vectors have {len(found)} dimensions, and index= says {self._dimensions}"
+                self.name, f"its vectors have {len(found)} dimensions, and index= has dims={self._dimensions}"
             )
         if not all(map(math.isfinite, found)):
-            raise EmbeddingFailed(self.name, "a vector of it holds NaN or infinity")
+            raise EmbeddingFailed(self.name, "a vector contains NaN or infinity")
         return found
 
-    def _ask(self, call: Callable[[], R]) -> R | None:
+    def _call_or_warn(self, call: Callable[[], R]) -> R | None:
         try:
             return call()
-        except Exception as error:  # noqa: BLE001  # a user's model raises what it likes
-            self._tell(
+        except Exception as error:  # noqa: BLE001  # a model may raise anything
+            self._warn(
                 f"the embedding model {self.name!r} failed ({type(error).__name__}: {error}); memories are found by "
-                "words, and get their vectors once it answers"
+                "words until it works again"
             )
             return None
 
-    def _insist(self, call: Callable[[], R]) -> R:
+    def _call_or_raise(self, call: Callable[[], R]) -> R:
         try:
             return call()
         except EmbeddingFailed:
@@ -131,15 +131,15 @@ class Embedder:
         except Exception as error:
             raise EmbeddingFailed(self.name, f"it failed ({type(error).__name__}: {error})") from error
 
-    def _tell(self, warning: str) -> None:
-        """Each warning once."""
-        if warning not in self._told:
-            self._told.add(warning)
+    def _warn(self, warning: str) -> None:
+        """Log each warning once."""
+        if warning not in self._warned:
+            self._warned.add(warning)
             _log.warning(warning)
 
 
 def _checked(config: Mapping[str, Any]) -> int:
-    """The number of dimensions a config names."""
+    """The dimensions of a config."""
     dimensions = config.get("dims")
     if not isinstance(dimensions, int) or isinstance(dimensions, bool) or dimensions < 1:
         raise InvalidSettings([f"index: dims is {dimensions!r}; give the number of dimensions of the model's vectors"])
@@ -153,7 +153,7 @@ def _checked(config: Mapping[str, Any]) -> int:
 
 
 def _name_of(given: Any, embeddings: Embeddings) -> str:
-    """What tells one model from another: the given name, or the class and the model it names."""
+    """The identity of a model: its name, or its class and the name of its model."""
     if isinstance(given, str):
         return given
     kind = type(given) if isinstance(given, Embeddings) else given

@@ -1,7 +1,7 @@
-"""`MemoryIndexer`: what every kind of memory is made of, and the indexing that goes on behind it.
+"""`MemoryIndexer`: the collaborators of memory, and indexing in the background.
 
-Nothing is indexed while a run waits. Words of the last few messages are read from the record when they
-are asked for; the rest, and vectors, are made on a thread of their own after a run or a recall.
+No run waits for the index. A search reads the words of the last few messages from the record; the others, and
+vectors, are indexed on a separate thread.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from datetime import datetime
 from typing import Any, NamedTuple
 
 from session_middleware.errors import StorageError
@@ -21,28 +22,23 @@ from session_middleware.storage.executor import StorageExecutor
 from session_middleware.storage.protocol import Storage
 from session_middleware.storage.run import RunContext
 
-_AT_ONCE = 200  # messages in one transaction
-_MANY = 1_000  # as many when somebody waits for all: the same pages are written for more of them
+_BATCH = 200  # messages in one transaction
+_LARGE_BATCH = 1_000  # in a call that indexes all, because larger transactions write fewer pages
+_RUNS = 50  # between two rounds in the background when only words are indexed
 _log = logging.getLogger("session_middleware")
 
 
 class Indexed(NamedTuple):
-    """How much was indexed: messages by their words, items and messages by vectors."""
+    """The number of messages whose words were indexed, and of items and messages that got vectors."""
 
     messages: int
     vectors: int
 
 
-def _nothing() -> None: ...
-
-
-def _nowhere(_: Mapping[str, Any]) -> None: ...
-
-
 class MemoryIndexer:
-    """Storage, threads, the clock and the embedding model of one `Sessions`.
+    """Storage, executor, clock and embedding model of one `Sessions`.
 
-    `settle` makes what the recorder has in hand readable. `inside` knows the run that a config is of.
+    `settle` writes what the recorder has buffered. `inside` returns the run that a config belongs to.
     """
 
     def __init__(
@@ -54,8 +50,8 @@ class MemoryIndexer:
         new_id: NewId,
         access: Access = "owner",
         embedder: Embedder | None = None,
-        settle: Callable[[], object] = _nothing,
-        inside: Callable[[Mapping[str, Any]], RunContext | None] = _nowhere,
+        settle: Callable[[], object] = lambda: None,
+        inside: Callable[[Mapping[str, Any]], RunContext | None] = lambda _: None,
     ) -> None:
         self.storage, self.offload = storage, offload
         self.clock, self.new_id = clock, new_id
@@ -65,7 +61,9 @@ class MemoryIndexer:
         self._lock = threading.Lock()
         self._process = os.getpid()
         self._thread: ThreadPoolExecutor | None = None
-        self._going: Future[Any] | None = None
+        self._round: Future[Any] | None = None
+        self._runs = 0  # that ended
+        self._indexed_at: datetime | None = None  # when the last round began
         self._closed = False
 
     @property
@@ -73,40 +71,45 @@ class MemoryIndexer:
         return self.embedder is not None
 
     def embed_items(self) -> None:
-        """Make the vectors that items wait for."""
+        """Compute the missing vectors of items."""
         if self.embedder is not None:
             self.embedder.catch_up(messages=False)
 
     def index(self, *, rebuild: bool = False) -> Indexed:
-        """Index all that is not; with `rebuild` vectors are made anew."""
+        """Index everything; with `rebuild` all vectors are computed again."""
         self.settle()
         indexed = 0
-        while (found := self.storage.index_messages(_MANY)) > 0:
+        while (found := self.storage.index_messages(_LARGE_BATCH)) > 0:
             indexed += found
         if self.embedder is None:
             return Indexed(indexed, 0)
         return Indexed(indexed, self.embedder.rebuild() if rebuild else self.embedder.catch_up(messages=True))
 
     def wake(self) -> None:
-        """Index in the background, unless that is going on."""
+        """Index in the background after a run: every time if vectors are missing then, else after many runs."""
         with self._lock:
-            if os.getpid() != self._process:  # this is a fork, and threads do not come along
-                self._process, self._thread, self._going = os.getpid(), None, None
-            if self._closed or (self._going is not None and not self._going.done()):
+            self._runs += 1
+            if os.getpid() != self._process:  # a fork has none of its parent's threads
+                self._process, self._thread, self._round = os.getpid(), None, None
+            is_due = self.embeds or self._runs % _RUNS == 0
+            if self._closed or not is_due or (self._round is not None and not self._round.done()):
                 return
             if self._thread is None:
                 self._thread = ThreadPoolExecutor(1, thread_name_prefix="session-index")
-            with suppress(RuntimeError):  # the interpreter is on its way out; the next search indexes
-                self._going = self._thread.submit(self._index_behind)
+            with suppress(RuntimeError):  # the interpreter exits; the next search indexes what it needs
+                self._round = self._thread.submit(self._index_in_background)
 
-    def _index_behind(self) -> None:
+    def _index_in_background(self) -> None:
+        """Index the sessions that were active since the last round; in the first round of a process, all."""
+        began_at = self.clock()
         try:
-            while not self._closed and self.storage.index_messages(_AT_ONCE, leave=0 if self.embeds else _AT_ONCE // 2):
+            while not self._closed and self.storage.index_messages(_BATCH, active_since=self._indexed_at):
                 pass
             while not self._closed and self.embedder is not None and self.embedder.catch_up(messages=True, limit=1):
                 pass
-        except StorageError as error:  # the next search indexes what it needs, or says what is wrong
-            _log.debug("indexing was given up: %s", error)
+            self._indexed_at = began_at
+        except StorageError as error:  # the next search indexes what it needs, or raises
+            _log.debug("background indexing failed: %s", error)
 
     def close(self) -> None:
         with self._lock:

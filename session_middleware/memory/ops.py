@@ -1,4 +1,4 @@
-"""LangGraph's store operations, checked and matched: what is the same whatever the storage. Pure."""
+"""Validation and matching of LangGraph's store operations. Pure functions."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from langgraph.store.base import (
 )
 
 from session_middleware.memory.scopes import OWNED, Namespace, Owners, check_namespace, is_visible
-from session_middleware.memory.values import check_key, encoded_values, is_text, words_of
+from session_middleware.memory.values import check_key, checked_value, is_text, words_of
 from session_middleware.storage.memory_types import MemoryPut
 
 _LONGEST_TTL = 60 * 24 * 36_525  # minutes
 
 
 def check_ops(ops: Iterable[Op]) -> None:
-    """Refuse what no store may do, before anything is done.
+    """Validate operations before any of them is executed.
 
     Raises:
-        InvalidNamespaceError: as LangGraph has it, but see `check_labels`.
+        InvalidNamespaceError: as in LangGraph, but see `check_labels`.
         UnserializableValue: a key that is not UTF-8.
-        ValueError: not an operation, a page that ends before it begins, or a ttl that is no time.
+        ValueError: an unknown operation, a negative limit or offset, or an invalid ttl.
     """
-    checked: set[Namespace] = set()  # most batches are of a few namespaces
+    checked: set[Namespace] = set()  # most batches have few namespaces
     for op in ops:
         if isinstance(op, (PutOp, GetOp)):
             if not isinstance(op.namespace, tuple) or op.namespace not in checked:
@@ -42,12 +42,12 @@ def check_ops(ops: Iterable[Op]) -> None:
             if not (isinstance(op.key, str) and op.key.isascii()):
                 check_key(op.key)
             if isinstance(op, PutOp) and op.ttl is not None and not 0 < op.ttl <= _LONGEST_TTL:
-                raise ValueError(f"ttl={op.ttl}: give minutes, more than none and less than a century of them")
+                raise ValueError(f"ttl={op.ttl}: give minutes, more than 0 and at most 100 years")
         else:
-            _check_look(op)
+            _check_read(op)
 
 
-def _check_look(op: Op) -> None:
+def _check_read(op: Op) -> None:
     if isinstance(op, (SearchOp, ListNamespacesOp)) and min(op.limit, op.offset) < 0:
         raise ValueError(f"limit={op.limit}, offset={op.offset}: neither may be negative")
     if isinstance(op, SearchOp):
@@ -62,9 +62,9 @@ def _check_look(op: Op) -> None:
 def check_labels(namespace: Namespace, *, ids_anywhere: bool = False) -> None:
     """LangGraph's rules for the labels of a namespace, with one exception.
 
-    LangGraph forbids periods because some stores join labels with them. This one does not, and the
-    id of an owned namespace is not ours to choose: it may be an e-mail address. So a period is
-    allowed there, and anywhere in a suffix, which does not show whether it ends an owned namespace.
+    LangGraph forbids periods because some stores join labels with them. This store does not, and the id of an owned
+    namespace may be an e-mail address. A period is therefore allowed there, and anywhere in a suffix, which does not
+    show whether it belongs to an owned namespace.
     """
     if isinstance(namespace, str):
         raise InvalidNamespaceError(f"{namespace!r} is not a namespace; use a tuple of labels: ({namespace!r},)")
@@ -81,16 +81,16 @@ def _problem(label: object, *, is_id: bool) -> str | None:
     if not label:
         return "is empty; leave it out or give it a name"
     if "." in label and not is_id:
-        return "holds a period; use another sign, or a label for each part"
+        return "contains a period; use another sign, or a label for each part"
     if "\0" in label:
-        return "holds a NUL character; leave it out"
-    if not is_text(label):  # two halves of a pair would be kept as the character they make: another's id, maybe
-        return "holds half of a surrogate pair; use text that can be written as UTF-8"
+        return "contains a NUL character; leave it out"
+    if not is_text(label):  # two halves would be stored as one character, which may be another's id
+        return "contains half of a surrogate pair; use text that can be written as UTF-8"
     return None
 
 
 def check_root(namespace: Namespace) -> None:
-    """What LangGraph asks of the namespace of a put, beyond its labels."""
+    """LangGraph's further rules for the namespace of a put."""
     if not namespace:
         raise InvalidNamespaceError("the namespace of an item is empty; give it a label")
     if namespace[0] == "langgraph":
@@ -98,7 +98,7 @@ def check_root(namespace: Namespace) -> None:
 
 
 def check_access(op: Op, owners: Owners) -> None:
-    """Refuse an operation on what others own. Of a listing, what is others' is left out instead."""
+    """Raises `MemoryAccessDenied` for a namespace of others. A listing leaves these namespaces out instead."""
     if isinstance(op, GetOp | PutOp):
         check_namespace(tuple(op.namespace), owners)
     elif isinstance(op, SearchOp):
@@ -106,41 +106,41 @@ def check_access(op: Op, owners: Owners) -> None:
 
 
 def puts_of(ops: Iterable[Op], owners: Owners | None, *, embed: bool) -> list[MemoryPut]:
-    """What a batch puts: of the same key, the last. Raises `UnserializableValue`."""
+    """The puts of a batch; of the same key, the last. Raises `UnserializableValue`."""
     latest = {(tuple(op.namespace), op.key): op for op in ops if isinstance(op, PutOp)}
-    gone = [MemoryPut(namespace, [(key, None, None)]) for (namespace, key), op in latest.items() if op.value is None]
-    kept = [op for op in latest.values() if op.value is not None]
-    return [*gone, *(_put(list(alike), owners, embed) for _, alike in groupby(kept, _ALIKE))]
+    deletions = [MemoryPut(space, [(key, None, None)]) for (space, key), op in latest.items() if op.value is None]
+    stored = [op for op in latest.values() if op.value is not None]
+    return [*deletions, *(_put(list(group), owners, embed) for _, group in groupby(stored, _OPTIONS))]
 
 
-_ALIKE = itemgetter(*map(PutOp._fields.index, ("namespace", "index", "ttl")))
+_OPTIONS = itemgetter(*map(PutOp._fields.index, ("namespace", "index", "ttl")))
 
 
 def _put(ops: Sequence[PutOp], owners: Owners | None, embed: bool) -> MemoryPut:
     namespace, index, ttl = tuple(ops[0].namespace), ops[0].index, ops[0].ttl
     keys: list[str] = [op.key for op in ops]
     values: list[Any] = [op.value for op in ops]
-    encoded = encoded_values(namespace, keys, values)
+    encoded = [checked_value(namespace, key, value)[1] for key, value in zip(keys, values, strict=True)]
     embed = embed and index is not False and (index is None or len(index) > 0)
-    texts = [words_of(value, index) or ("" if embed else None) for value in values]  # numbers have vectors too
+    texts = [words_of(value, index) or ("" if embed else None) for value in values]  # "": only vectors
     return MemoryPut(
         namespace,
         list(zip(keys, encoded, texts, strict=True)),
-        _remembered_in(namespace, owners),
+        _session_of(namespace, owners),
         paths=index or None,
         embed=embed,
         ttl=None if ttl is None else timedelta(minutes=ttl),
     )
 
 
-def _remembered_in(namespace: Namespace, owners: Owners | None) -> str | None:
+def _session_of(namespace: Namespace, owners: Owners | None) -> str | None:
     if owners is not None and owners.session is not None:
         return owners.session
     return namespace[1] if namespace[0] == "session" and len(namespace) > 1 else None
 
 
 def select_namespaces(namespaces: Iterable[Namespace], op: ListNamespacesOp, owners: Owners | None) -> list[Namespace]:
-    """The page of namespaces that a listing asks for, sorted, each once."""
+    """The page of a listing, sorted, each namespace once."""
     matching = [
         namespace
         for namespace in visible(namespaces, owners)
@@ -151,7 +151,7 @@ def select_namespaces(namespaces: Iterable[Namespace], op: ListNamespacesOp, own
 
 
 def visible(namespaces: Iterable[Namespace], owners: Owners | None) -> Sequence[Namespace]:
-    """Those in reach of these owners; all of them, of an operator."""
+    """The namespaces that these owners may use; an operator, ``None``, may use all."""
     return [namespace for namespace in namespaces if owners is None or is_visible(namespace, owners)]
 
 

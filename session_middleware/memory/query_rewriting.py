@@ -1,9 +1,8 @@
-"""Completing a question from what was said before it, without a model. Pure.
+"""Query rewriting without a model: completes a question from the texts before it. Pure functions.
 
-"And how much is that one?" holds no word to look for. A question that leans on what came before, or
-says nothing by itself, gets the words that the last turns were about: those said often of late and
-seldom before, names and numbers first. Any other question stays as it is, however short: words of
-other subjects would only lead away from what it asks.
+"And how much is that one?" has no word to search for. A question that refers to earlier texts, or has no words of its
+own, gets the words that the last turns were about: frequent lately and rare before, names and numbers first. Any
+other question is unchanged, however short, because words of other subjects would change what it asks.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from session_middleware.storage.search.stemming import stem
-from session_middleware.storage.search.tokenizer import query_words, says_something, terms_of, words_in
+from session_middleware.storage.search.tokenizer import is_telling, query_words, terms_of, words_in
 
 _POINTERS = """
     it its they them their theirs he him his she her hers this these those one ones both either neither
@@ -26,75 +25,76 @@ _AUXILIARIES = """
 """
 _JOINING = "about after at before by for from in like of on than to under with without"
 _DETERMINERS = "a an the my your our which"
-_LEANS, _LEANS_AT_THE_END = frozenset(_POINTERS.split()), frozenset(_POINTERS_AT_THE_END.split())
+_REFERS, _REFERS_AT_THE_END = frozenset(_POINTERS.split()), frozenset(_POINTERS_AT_THE_END.split())
 _VERBS, _PREPOSITIONS = frozenset(_AUXILIARIES.split()), frozenset(_JOINING.split())
-_BEGIN_A_PART = _PREPOSITIONS | frozenset(_DETERMINERS.split())  # "The price?", "In brass?"
+_BEGIN_A_FRAGMENT = _PREPOSITIONS | frozenset(_DETERMINERS.split())  # "The price?", "In brass?"
 _BEGINS = ("and", "or", "but", "also", "then", "so", "what about", "how about")
-_A_PART = 4  # words, at most
+_FRAGMENT = 4  # words, at most
 _FILLERS = """
     yes yeah yep ok okay well sure thanks thank please hello hi hey sorry great good nice fine cool wow oh like love
     hope want need know think say tell look see get go come make take give thing things lot really maybe today help
     much many long often far
 """
-_TURNS = 6  # messages before the question that it may lean on
-_FADES = 0.7  # what a word counts for, of the exchange before
+_TURNS = 6  # messages before the question that it may refer to
+_FADES = 0.7  # the weight of a word of the exchange before, relative to the next
 _STANDS_OUT = 1.5
 
 
 @lru_cache(maxsize=1)
-def say_little() -> frozenset[str]:
-    """The terms that are in many an answer and tell nothing of what it is about."""
+def filler_terms() -> frozenset[str]:
+    """Terms that occur in many answers and do not tell their subject."""
     return frozenset(terms_of(_FILLERS))
 
 
 def complete(query: str, before: Sequence[str], *, most: int = 5) -> str:
-    """The question, with words of what was said `before`, oldest first, where it leans on it.
+    """The question, with words of the texts `before` it, oldest first, if it depends on them.
 
-    At most `most` words, and one less for each word of its own that says something: those are to weigh more.
+    At most `most` words, and one less for each word of the question that is no filler, so that its own words count
+    more.
     """
     before = [text for text in before if text.strip()]
-    if before and before[-1].strip() == query.strip():  # the question itself has been recorded already
+    if before and before[-1].strip() == query.strip():  # the question has already been recorded
         before = before[:-1]
-    if not before or not leans(query):
+    if not before or not depends_on_context(query):
         return query
     earlier = Counter(term for text in before[:-_TURNS] for term in set(terms_of(text)))
     own = {word.term for word in query_words(query)}
-    left_out = say_little() | own
+    left_out = filler_terms() | own
     weights: dict[str, float] = defaultdict(float)
     spelled: dict[str, str] = {}
     for age, text in enumerate(reversed(before[-_TURNS:])):
-        for word in filter(says_something, dict.fromkeys(words_in(text))):
+        for word in filter(is_telling, dict.fromkeys(words_in(text))):
             if (term := stem(word)) not in left_out:
                 spelled.setdefault(term, word)
                 stress = _STANDS_OUT if _stands_out(word, text) else 1.0
                 weights[term] += stress * _FADES ** (age // 2) / (1 + math.log1p(earlier[term]))
     best = sorted(weights, key=lambda term: (-weights[term], -len(term), term))[
-        : max(0, most - len(own - say_little()))
+        : max(0, most - len(own - filler_terms()))
     ]
     return " ".join([query, *(spelled[term] for term in best)])
 
 
-def leans(query: str) -> bool:
-    """Whether a question cannot be understood alone: it says nothing, is a part, or points at what was before."""
+def depends_on_context(query: str) -> bool:
+    """Whether a question has only fillers, is a fragment, or has a word that refers to earlier texts."""
     words = words_in(query)
-    if all(term in say_little() for term in terms_of(query)):
+    if all(term in filler_terms() for term in terms_of(query)):
         return True
     if words[0] in _BEGINS or " ".join(words[:2]) in _BEGINS:
         return True
-    if words[0] in _BEGIN_A_PART and len(words) <= _A_PART and _VERBS.isdisjoint(words):
+    if words[0] in _BEGIN_A_FRAGMENT and len(words) <= _FRAGMENT and _VERBS.isdisjoint(words):
         return True
-    if any(word in _LEANS for word in words) or words[-1] in _LEANS_AT_THE_END:
+    if any(word in _REFERS for word in words) or words[-1] in _REFERS_AT_THE_END:
         return True
-    return "that" in words and _is_pointed(words, words.index("that"))
+    return "that" in words and _is_reference(words, words.index("that"))
 
 
-def _is_pointed(words: Sequence[str], place: int) -> bool:
-    """Whether this "that" is what is asked about, and not how "a stove that burns wood" goes on."""
+def _is_reference(words: Sequence[str], place: int) -> bool:
+    """Whether "that" is a reference, and not a conjunction as in "a stove that burns wood"."""
     return place == 0 or words[place - 1] in _VERBS | _PREPOSITIONS
 
 
 def _stands_out(word: str, text: str) -> bool:
-    """A name or a number: written with a capital within a sentence, or with a digit."""
+    """Whether a word is a name or a number: it has a capital within a sentence, or a digit."""
     if any(sign.isdigit() for sign in word):
         return True
     place = text.lower().find(word)

@@ -1,4 +1,4 @@
-"""What `recall` and `search` hand out."""
+"""The results of `recall` and `search`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from session_middleware.models import Message, Role, Scope, Value
 
 
 class Memory(Value):
-    """Something remembered, as `recall` returns it: an item put on purpose, or a recorded message."""
+    """A result of `recall`: an item, or a recorded message."""
 
     columns: ClassVar = ("text", "scope", "kind", "key", "session_id", "created_at", "score")
 
@@ -17,21 +17,21 @@ class Memory(Value):
     value: dict[str, Any]
     key: str  # of a message: its message_id
     kind: Literal["item", "message"] = "item"
-    always: bool = False  # of an item: it belongs into every prompt
+    always: bool = False  # of an item: it belongs to every prompt
     scope: Scope
-    session_id: str | None = None  # where it was remembered or said
-    message_id: str | None = None  # the message it is, or came from
-    seq: int | None = None  # of a message: its place in its session
+    session_id: str | None = None  # in which it was stored or recorded
+    message_id: str | None = None  # of the message that it is, or came from
+    seq: int | None = None  # of a message
     created_at: datetime
     updated_at: datetime
     expires_at: datetime | None = None
     score: float | None = None
-    parts: dict[str, float] | None = None  # of the score: "words", "vector", "recency"; with explain=True
-    around: tuple[Message, ...] = ()  # a message among its neighbours; with window=n
+    parts: dict[str, float] | None = None  # of the score, with explain=True: "words", "vector", "recency"
+    around: tuple[Message, ...] = ()  # of a message, with window=n: its neighbours and itself
 
 
 class SearchHit(Value):
-    """A recorded message that a search found."""
+    """A result of `search`: a recorded message."""
 
     columns: ClassVar = ("session_id", "seq", "role", "snippet", "created_at", "score")
 
@@ -40,7 +40,7 @@ class SearchHit(Value):
     message_id: str
     role: Role
     name: str | None = None
-    snippet: str  # where the words are
+    snippet: str  # an excerpt with the words
     text: str
     created_at: datetime
     score: float

@@ -1,4 +1,4 @@
-"""A session's memory as a LangChain retriever, which finds its session in the config of the run that asks."""
+"""A session's memory as a LangChain retriever. The config of the calling run names the session."""
 
 from __future__ import annotations
 
@@ -19,38 +19,37 @@ from session_middleware.memory.session_memory import SessionMemory
 from session_middleware.memory.session_recall import KINDS, SPEAKERS, Kind
 from session_middleware.models import Role, Scope
 
-_asking: ContextVar[RunnableConfig | None] = ContextVar("session_middleware_asking", default=None)
+_caller: ContextVar[RunnableConfig | None] = ContextVar("session_middleware_caller", default=None)
 
 
-def asking_config() -> RunnableConfig:
-    """The config of whoever asks: that of the retriever's own call, else of the run around it."""
-    return _asking.get() or ensure_config()
+def caller_config() -> RunnableConfig:
+    """The config of the retriever's current call; outside a call, of the run around it."""
+    return _caller.get() or ensure_config()
 
 
 class SessionRetriever(BaseRetriever):
-    """A retriever that knows whom it answers: `asking_config` holds while it works."""
+    """A retriever whose methods can read the config of their call with `caller_config`."""
 
     def invoke(self, input: str, config: RunnableConfig | None = None, **kwargs: Any) -> list[Document]:
-        token = _asking.set(ensure_config(config))
+        token = _caller.set(ensure_config(config))
         try:
             return super().invoke(input, config, **kwargs)
         finally:
-            _asking.reset(token)
+            _caller.reset(token)
 
     async def ainvoke(self, input: str, config: RunnableConfig | None = None, **kwargs: Any) -> list[Document]:
-        token = _asking.set(ensure_config(config))
+        token = _caller.set(ensure_config(config))
         try:
             return await super().ainvoke(input, config, **kwargs)
         finally:
-            _asking.reset(token)
+            _caller.reset(token)
 
 
 class MemoryRetriever(SessionRetriever):
-    """What a session may recall, as documents, each text once; `k` may be given to `invoke` too.
+    """The memories that a session may recall, as documents, each text once.
 
-    First and besides those `k` comes what was remembered with ``always=True``, unless `always` is false.
-
-    The session is the one the run's config names, or `memory`, which is fixed then.
+    `invoke` accepts `k` too. The items remembered with ``always=True`` come first and are not counted by `k`, unless
+    `always` is false. The session is the one of `memory`, or else the one that the run's config names.
     """
 
     sessions: MemoryAPI
@@ -64,32 +63,25 @@ class MemoryRetriever(SessionRetriever):
     def _get_relevant_documents(
         self, query: str, *, run_manager: CallbackManagerForRetrieverRun, k: int | None = None
     ) -> list[Document]:
-        memory = self.memory or self.sessions.memory(asking_config())
-        return [as_document(each) for each in memory.select(query, self.k if k is None else k, **self._chosen)]
+        memory = self.memory or self.sessions.memory(caller_config())
+        return [as_document(each) for each in memory.select(query, self.k if k is None else k, **self._selection)]
 
     async def _aget_relevant_documents(
         self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, k: int | None = None
     ) -> list[Document]:
-        memory = self.memory or await self.sessions.amemory(asking_config())
-        found = await memory.aselect(query, self.k if k is None else k, **self._chosen)
+        memory = self.memory or await self.sessions.amemory(caller_config())
+        found = await memory.aselect(query, self.k if k is None else k, **self._selection)
         return [as_document(each) for each in found]
 
     @property
-    def _chosen(self) -> dict[str, Any]:
+    def _selection(self) -> dict[str, Any]:
         return {"scopes": self.scopes, "kinds": self.kinds, "roles": self.roles, "always": self.always}
 
 
 def as_document(memory: Memory) -> Document:
-    """A memory as a document, whose metadata says where it came from."""
-    about: dict[str, Any] = {
-        "from": "memory",
-        "kind": memory.kind,
-        "scope": memory.scope,
-        "key": memory.key,
-        "session_id": memory.session_id,
-        "message_id": memory.message_id,
-        "created_at": memory.created_at.isoformat(),
-        "score": memory.score,
-    }
-    said = {name: memory.value[name] for name in ("role", "name") if memory.kind == "message" and name in memory.value}
-    return Document(memory.text, metadata={**about, **said})
+    """A memory as a document, with its source in the metadata."""
+    about: dict[str, Any] = {"from": "memory", "created_at": memory.created_at.isoformat()}
+    about |= {name: getattr(memory, name) for name in ("kind", "scope", "key", "session_id", "message_id", "score")}
+    if memory.kind == "message":
+        about |= {name: memory.value[name] for name in ("role", "name") if name in memory.value}
+    return Document(memory.text, metadata=about)

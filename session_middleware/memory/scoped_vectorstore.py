@@ -1,8 +1,8 @@
-"""Documents that belong to somebody: a vector store in which each sees what is theirs.
+"""A vector store whose documents have owners.
 
-Any LangChain `VectorStore` can be behind it. What is added is stamped with a scope in its metadata; a
-search asks the store for the stamps that are visible, and looks at each answer's stamp again, so that
-a store which does not understand the filter shows too little rather than too much.
+It wraps any LangChain `VectorStore`. The metadata of each document has a stamp with its scope. A search filters by
+the visible stamps and then checks the stamp of each result again, so that a store that ignores the filter returns
+too little rather than too much.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from pydantic import ConfigDict
 
 from session_middleware.errors import InvalidMemoryArgument
 from session_middleware.memory.api import MemoryAPI
-from session_middleware.memory.retriever import SessionRetriever, asking_config
+from session_middleware.memory.retriever import SessionRetriever, caller_config
 from session_middleware.memory.scopes import SCOPES, Namespace
 from session_middleware.memory.session_memory import SessionMemory
-from session_middleware.memory.validation import check_names, check_options
 from session_middleware.models import Scope
+from session_middleware.storage.validation import check_members
 
 FilterFor: TypeAlias = Callable[[str, Sequence[str]], Any]  # a metadata key and its allowed values, as a store's filter
 
@@ -31,17 +31,17 @@ STAMP = "session_scope"
 
 
 def filter_for(store: VectorStore) -> FilterFor:
-    """How most stores are asked for "one of these"; LangChain's in-memory store takes a function."""
+    """The filter for one of several values in most stores; LangChain's in-memory store takes a function."""
     if isinstance(store, InMemoryVectorStore):
         return lambda key, values: lambda document: document.metadata.get(key) in values
     return lambda key, values: {key: {"$in": list(values)}}
 
 
 class ScopedVectorStore(VectorStore):
-    """A vector store seen by one session: what is added is its `scope`'s, what is found is visible to it.
+    """A vector store as one session sees it: it adds documents to `scope` and finds those of its `scopes`.
 
-    The session is the one the run's config names, or `memory`, which is fixed then. Documents without
-    a stamp are nobody's and are not found; add those for everyone with ``scope="global"``.
+    The session is the one of `memory`, or else the one that the run's config names. Documents without a stamp are
+    not found; documents for everyone are added with ``scope="global"``.
     """
 
     def __init__(
@@ -54,8 +54,8 @@ class ScopedVectorStore(VectorStore):
         scopes: Sequence[Scope] = SCOPES,
         filter_for: FilterFor,
     ) -> None:
-        check_names("scope", [scope], SCOPES)
-        check_names("scopes", scopes, SCOPES)
+        check_members("scope", [scope], SCOPES)
+        check_members("scopes", scopes, SCOPES)
         self._store = store
         self._sessions = sessions
         self._memory = memory
@@ -75,17 +75,17 @@ class ScopedVectorStore(VectorStore):
         ids: list[str] | None = None,
         **kwargs: Any,
     ) -> list[str]:
-        """Add texts of this scope. Ids are the store's own: choose some that nobody else can have.
+        """Add texts to the scope. Ids are shared by all scopes of the store, so choose unique ones.
 
         Raises:
-            SessionError: as `SessionMemory.remember`; one who may only read a session adds nothing to it.
+            SessionError: as `SessionMemory.remember`, also when the caller may only read the session.
         """
-        texts, memory = list(texts), self._here()
+        texts, memory = list(texts), self._session_memory()
         memory.check_may_change([memory.namespace(self._scope)])
         stamp = {STAMP: memory.stamps([self._scope])[0]}
         stamped = [{**metadata, **stamp} for metadata in metadatas or [{} for _ in texts]]
         if ids is not None:
-            self._refuse_others(ids, memory)
+            self._check_ids(ids, memory)
         return self._store.add_texts(texts, stamped, ids=ids, **kwargs)
 
     def similarity_search(self, query: str, k: int = 4, **kwargs: Any) -> list[Document]:
@@ -94,18 +94,18 @@ class ScopedVectorStore(VectorStore):
     def similarity_search_with_score(
         self, query: str, k: int = 4, *, filter: Any = None, **kwargs: Any
     ) -> list[tuple[Document, float]]:
-        """The nearest that are visible. A `filter` of your own must be a function or a dict, as the store's are."""
+        """The nearest visible documents. `filter` must be a function or a dict, like the store's own filters."""
         stamps = self._visible()
-        both = _both(self._filter_for(STAMP, stamps), filter)
+        both = _combined(self._filter_for(STAMP, stamps), filter)
         found = self._store.similarity_search_with_score(query, k=k, filter=both, **kwargs)
         return [(document, score) for document, score in found if document.metadata.get(STAMP) in stamps]
 
     def max_marginal_relevance_search(
         self, query: str, k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, *, filter: Any = None, **kwargs: Any
     ) -> list[Document]:
-        """The nearest that are visible and differ. Raises `NotImplementedError` where the store has no such search."""
+        """The nearest visible documents that differ. Raises `NotImplementedError` if the store has no such search."""
         stamps = self._visible()
-        both = _both(self._filter_for(STAMP, stamps), filter)
+        both = _combined(self._filter_for(STAMP, stamps), filter)
         try:
             found = self._store.max_marginal_relevance_search(
                 query, k=k, fetch_k=fetch_k, lambda_mult=lambda_mult, filter=both, **kwargs
@@ -114,22 +114,22 @@ class ScopedVectorStore(VectorStore):
             raise NotImplementedError(
                 f"{type(self._store).__name__} has no search by marginal relevance; use similarity_search"
             ) from error
-        return self._seen(found, stamps)
+        return self._only_visible(found, stamps)
 
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
-        return self._seen(self._store.get_by_ids(ids), self._visible())
+        return self._only_visible(self._store.get_by_ids(ids), self._visible())
 
     def delete(self, ids: list[str] | None = None, **kwargs: Any) -> bool | None:
-        """Delete those of these documents that are visible; ``False`` unless that is all of them.
+        """Delete the visible ones of these documents; ``False`` if any of them was not deleted.
 
         Raises:
-            InvalidMemoryArgument: no ids. A store cannot be asked for all documents of a scope.
-            SessionError: one of them belongs to a session that whoever asks may only read, or to one that is gone.
+            InvalidMemoryArgument: without ids, because a store cannot list the documents of a scope.
+            SessionError: for a document of a deleted session, or of a session that the caller may only read.
         """
         if ids is None:
-            raise InvalidMemoryArgument("delete() was not told what", "give ids: those that add_texts gave")
-        memory = self._here()
-        found = self._seen(self._store.get_by_ids(ids), memory.stamps(self._scopes))
+            raise InvalidMemoryArgument("delete() was called without ids", "give ids that add_texts returned")
+        memory = self._session_memory()
+        found = self._only_visible(self._store.get_by_ids(ids), memory.stamps(self._scopes))
         memory.check_may_change(_namespaces(found))
         mine = {document.id for document in found if document.id is not None}
         if mine and self._store.delete(sorted(mine), **kwargs) is False:
@@ -137,36 +137,36 @@ class ScopedVectorStore(VectorStore):
         return mine.issuperset(ids)
 
     def as_retriever(self, **kwargs: Any) -> ScopedRetriever:  # type: ignore[override]
-        """A retriever for which the config it is invoked with says who asks. `search_kwargs` may hold ``k``."""
-        check_options(kwargs, "as_retriever", ["k", "search_kwargs"])
-        check_options(kwargs.get("search_kwargs", {}), "search_kwargs", ["k"])
-        return ScopedRetriever(store=self, k=kwargs.get("search_kwargs", {}).get("k", kwargs.get("k", 4)))
+        """A retriever that takes its session from the config of each call. `search_kwargs` may have ``k``."""
+        search_kwargs = kwargs.pop("search_kwargs", {})
+        k = search_kwargs.get("k", kwargs.pop("k", 4))
+        for name in (*kwargs, *search_kwargs.keys() - {"k"}):
+            raise TypeError(f"as_retriever() takes no {name!r}; it takes k, search_kwargs={{'k': …}}")
+        return ScopedRetriever(store=self, k=k)
 
     @classmethod
     def from_texts(
         cls, texts: list[str], embedding: Embeddings, metadatas: list[dict[str, Any]] | None = None, **kwargs: Any
     ) -> Self:
-        raise NotImplementedError("make a vector store first, then sessions.scope(store).add_texts(…)")
+        raise NotImplementedError("create a vector store, then call sessions.scope(store).add_texts(…)")
 
-    def _here(self) -> SessionMemory:
-        return self._memory or self._sessions.memory(asking_config())
+    def _session_memory(self) -> SessionMemory:
+        return self._memory or self._sessions.memory(caller_config())
 
     def _visible(self) -> list[str]:
-        return self._here().stamps(self._scopes)
+        return self._session_memory().stamps(self._scopes)
 
     @staticmethod
-    def _seen(found: Iterable[Document], stamps: Sequence[str]) -> list[Document]:
-        """Those with a visible stamp, for stores that do not understand the filter."""
+    def _only_visible(found: Iterable[Document], stamps: Sequence[str]) -> list[Document]:
+        """The documents with a visible stamp, for stores that ignore the filter."""
         return [document for document in found if document.metadata.get(STAMP) in stamps]
 
-    def _refuse_others(self, ids: Sequence[str], memory: SessionMemory) -> None:
-        """An id that is taken by a document of another scope is not overwritten."""
+    def _check_ids(self, ids: Sequence[str], memory: SessionMemory) -> None:
+        """Raises `ValueError` for the id of a document in another scope, which would be overwritten."""
         stamps, found = memory.stamps(self._scopes), self._store.get_by_ids(ids)
         for document in found:
             if document.metadata.get(STAMP) not in stamps:
-                raise ValueError(
-                    f"a document of the id {document.id!r} is there already, in another scope; choose another id"
-                )
+                raise ValueError(f"the id {document.id!r} is used by a document of another scope; choose another id")
         memory.check_may_change(_namespaces(found))
 
 
@@ -190,11 +190,11 @@ class ScopedRetriever(SessionRetriever):
 
 
 def _namespaces(documents: Iterable[Document]) -> set[Namespace]:
-    """Whose these are, by their stamps."""
+    """The namespaces in the stamps of documents."""
     return {tuple(json.loads(document.metadata[STAMP])[:2]) for document in documents}
 
 
-def _both(ours: Any, theirs: Any) -> Any:
+def _combined(ours: Any, theirs: Any) -> Any:
     if theirs is None:
         return ours
     if callable(ours) and callable(theirs):

@@ -1,4 +1,4 @@
-"""Memory as tools for an agent. Whose memory it is, the run's config says and never the model."""
+"""Memory as tools for an agent. The run's config names the session and the user; the model cannot."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from session_middleware.memory.results import Memory
 from session_middleware.memory.scopes import SCOPES
 from session_middleware.memory.session_memory import HasOwnMemory, SessionMemory
 from session_middleware.memory.session_recall import ROLES, SPEAKERS
-from session_middleware.memory.validation import check_always, check_names
 from session_middleware.models import Role, Scope
+from session_middleware.storage.executor import async_twin
 from session_middleware.storage.record_entries import OF_MEMORY
+from session_middleware.storage.validation import check_always, check_members
 
-Answer: TypeAlias = tuple[str, dict[str, Any]]  # what the model reads, and by what the record knows it
+Answer: TypeAlias = tuple[str, dict[str, Any]]  # text for the model, and an artifact by which the recorder knows it
 
 
 def memory_tools(
@@ -32,28 +33,28 @@ def memory_tools(
 ) -> list[BaseTool]:
     """The tools ``remember``, ``recall`` and ``forget``, sync and async.
 
-    What they answer is recorded like any tool's answer, but not indexed: what was forgotten is not found
-    in it. It is known by its artifact, so a loop of your own adds the `ToolMessage` that ``tool.invoke(call)``
-    gives.
+    Their answers are recorded like those of any tool, but not indexed, so that no search finds forgotten items in
+    them. The recorder knows them by their artifact: a loop of your own must record the `ToolMessage` that
+    ``tool.invoke(call)`` returns.
 
     Args:
-        sessions: whose memory it is: of the session that the config of the run names.
-        scope: where ``remember`` keeps things, and ``forget`` finds them. By default with the user,
-            where the run has one, else with the session.
-        scopes: what ``recall`` may look into.
-        roles: whose messages ``recall`` finds.
-        always: whether ``recall`` also gives what was remembered with ``always=True``; no model can remember so.
-        session: for a loop that passes no config: always this session's memory.
+        sessions: the memory of the session that the run's config names.
+        scope: the scope of ``remember`` and ``forget``; by default the user's, or the session's if the run has no
+            user.
+        scopes: the scopes of ``recall``.
+        roles: the roles of messages that ``recall`` finds.
+        always: whether ``recall`` also returns items remembered with ``always=True``. A model cannot store these.
+        session: this session's memory, for a loop that passes no config.
     """
-    check_names("scopes", scopes, SCOPES)
-    check_names("scope", [scope or "session"], SCOPES)
-    check_names("roles", roles, ROLES)
+    check_members("scopes", scopes, SCOPES)
+    check_members("scope", [scope or "session"], SCOPES)
+    check_members("roles", roles, ROLES)
     check_always(always)
-    made = _Tools(sessions, scope, scopes, roles, always, session)
+    tools = _Tools(sessions, scope, scopes, roles, always, session)
     return [
-        _tool("remember", made.remember, made.aremember),
-        _tool("recall", made.recall, made.arecall),
-        _tool("forget", made.forget, made.aforget),
+        _tool("remember", tools.remember, tools.aremember),
+        _tool("recall", tools.recall, tools.arecall),
+        _tool("forget", tools.forget, tools.aforget),
     ]
 
 
@@ -79,38 +80,35 @@ class _Tools:
     def remember(self, text: str, config: RunnableConfig) -> Answer:
         """Remember a fact for later conversations, as one sentence that can be understood alone."""
         memory, scope = self._here(config)
-        return _kept(memory.remember(text, scope=scope)), OF_MEMORY
+        return _stored(memory.remember(text, scope=scope)), OF_MEMORY
 
-    async def aremember(self, text: str, config: RunnableConfig) -> Answer:
-        return await self._offload.run(self.remember, text, config)
+    aremember = async_twin(remember)
 
     def recall(self, query: str, config: RunnableConfig, limit: int = 5) -> Answer:
         """Look up what was remembered or said before. Ask with the words that were probably used."""
         memory, _ = self._here(config)
-        found = memory.select(query, _few(limit), scopes=self._scopes, roles=self._roles, always=self._always)
+        found = memory.select(query, _clamped(limit), scopes=self._scopes, roles=self._roles, always=self._always)
         return render(found, with_keys=True) or "Nothing is remembered about that.", OF_MEMORY
 
-    async def arecall(self, query: str, config: RunnableConfig, limit: int = 5) -> Answer:
-        return await self._offload.run(self.recall, query, config, limit)
+    arecall = async_twin(recall)
 
     def forget(self, key: str, config: RunnableConfig) -> Answer:
         """Forget something that was remembered, by the key that recall shows."""
         memory, scope = self._here(config)
         return _forgotten(key, memory.forget(key, scope=scope)), OF_MEMORY
 
-    async def aforget(self, key: str, config: RunnableConfig) -> Answer:
-        return await self._offload.run(self.forget, key, config)
+    aforget = async_twin(forget)
 
     def _here(self, config: RunnableConfig) -> tuple[SessionMemory, Scope]:
         memory = self._sessions.memory(config) if self._session is None else self._session.memory
         return memory, self._scope or ("user" if memory.has("user") else "session")
 
 
-def _few(limit: int) -> int:
+def _clamped(limit: int) -> int:
     return max(1, min(limit, 50))
 
 
-def _kept(memory: Memory) -> str:
+def _stored(memory: Memory) -> str:
     return f"Remembered, under the key {memory.key}."
 
 

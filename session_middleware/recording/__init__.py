@@ -1,1 +1,1 @@
-"""The record: what was said and done, written as it happens."""
+"""The record of runs: messages, tool calls and model calls, written while a run is in progress."""

@@ -1,4 +1,4 @@
-"""A run in progress, as the recorder follows it: its nodes, its tools, and what its models are saying."""
+"""A run in progress, as the recorder tracks it: its nodes, tools and model calls, and the output of its models."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from typing import Any, TypeAlias
 from uuid import UUID
 
 from session_middleware.checkpoint.answers import without_tasks
-from session_middleware.recording.messages import by_whom
+from session_middleware.recording.messages import with_author
 from session_middleware.storage.jsonable import is_a
 from session_middleware.storage.record_entries import ASIDE, MessageEntry, ToolStart
 from session_middleware.storage.run import RunContext
 
-_SESSIONS_REMEMBERED = 256
-_HOOKS = (".before_agent", ".before_model", ".after_model", ".after_agent")  # how LangChain names middleware's nodes
+_MAX_SESSIONS = 256
+_HOOKS = (".before_agent", ".before_model", ".after_model", ".after_agent")  # suffixes of LangChain's middleware nodes
 
-CallKey: TypeAlias = tuple[str, str]  # the namespace of a node, or of its graph; and the id of a tool call
-Asking: TypeAlias = tuple[str, Mapping[str, Any]]  # the id of a message, and a tool call in it
+CallKey: TypeAlias = tuple[str, str]  # the namespace of a node or graph, and a tool call id
+Request: TypeAlias = tuple[str, Mapping[str, Any]]  # a message id, and a tool call that this message requests
 
 
 @dataclass(slots=True)
 class Node:
     name: str
-    namespace: str  # its own: that of its graph, and its task's
-    is_resumed: bool  # a person has just answered what the run stopped for, and this is where it goes on
-    step: int | None = None  # LangGraph's number of the step it is carried out in
+    namespace: str  # the namespace of its graph, extended by its task
+    is_resumed: bool  # the run was resumed with an answer, and continues at this node
+    step: int | None = None  # LangGraph's step number
 
     @property
     def graph_namespace(self) -> str:
@@ -37,7 +37,7 @@ class Node:
 
     @property
     def may_refuse(self) -> bool:
-        """Whether it may answer for a tool that was not to be executed."""
+        """True if the node may answer a tool call without executing the tool."""
         return self.is_resumed or self.name.endswith(_HOOKS)
 
 
@@ -50,9 +50,7 @@ class Tool:
 
 @dataclass(slots=True)
 class ModelCallInProgress:
-    """A model at work."""
-
-    trace: ActiveRun
+    run: ActiveRun
     id: str
     started: float
     started_at: datetime
@@ -61,180 +59,177 @@ class ModelCallInProgress:
     namespace: str
     node: str | None
     step: int | None
-    message_id: str | None = None  # of what it is saying
+    message_id: str | None = None  # of the message being streamed
     first_token_ms: float | None = None
     parts: list[str] = field(default_factory=list)
-    flushed: bool = False  # some of it is written down
+    is_flushed: bool = False  # a part of the message is recorded
     timer: Any = None
-    done: bool = False
-    inner: set[str] = field(default_factory=set)  # ids of what other models have said meanwhile
+    is_done: bool = False
+    inner_ids: set[str] = field(default_factory=set)  # ids of messages that other models returned meanwhile
 
     @property
     def text(self) -> str:
         return "".join(self.parts)
 
+    @property
+    def default_message_id(self) -> str:
+        return f"lc_run--{self.id}"  # LangChain's id for a message that comes without one
+
 
 @dataclass(slots=True)
 class ActiveRun:
-    visit: RunContext
+    context: RunContext
     started: float = field(default_factory=time.perf_counter)
-    begun: bool = False
+    is_admitted: bool = False  # access was checked
     interrupted: bool = False
     is_resumed: bool = False
-    rewritten: bool = False  # by a node: what a state begins with may be new
-    held: bool = False  # a state of it that was seen holds messages without ids
-    first_step: Any = None  # LangGraph's number of the first step that was seen
-    agents: set[str] = field(default_factory=set)  # the names of the nodes that have run
-    ids_given: frozenset[str] = frozenset()  # of the messages it was called with
-    given: dict[str, int] = field(default_factory=dict)  # what those are in its state: their words, by their ids
-    went_back_to: str | None = None  # the checkpoint a run without a checkpointer of ours was sent back to
+    prefix_changed: bool = False  # a node removed messages: the beginning of a state may be new
+    has_unidentified: bool = False  # a state of the run had messages without ids
+    first_step: Any = None  # LangGraph's number of the first observed step
+    agents: set[str] = field(default_factory=set)  # the names of the executed nodes
+    input_ids: frozenset[str] = frozenset()  # of the messages in the run's input
+    input_hashes: dict[str, int] = field(default_factory=dict)  # content hashes of the input messages, by state id
+    resumed_checkpoint_id: str | None = None  # the checkpoint that the run was sent back to, without our checkpointer
     nodes: dict[UUID, Node] = field(default_factory=dict)  # running
-    graphs: dict[UUID, str] = field(default_factory=dict)  # running inside of nodes: their namespaces
+    graphs: dict[UUID, str] = field(default_factory=dict)  # namespaces of the subgraphs that are running
     tools: dict[UUID, Tool] = field(default_factory=dict)  # running
-    models: dict[UUID, ModelCallInProgress] = field(default_factory=dict)  # at work
-    executed: Counter[CallKey] = field(default_factory=Counter)  # tool calls, and how often
-    foretold: dict[CallKey, ToolStart] = field(default_factory=dict)  # starts that are written down before the tool's
-    asking: dict[CallKey, list[Asking]] = field(default_factory=dict)  # what was asked for
-    answers: dict[str, set[str]] = field(default_factory=dict)  # the messages that answer a tool call id
-    said: list[MessageEntry] = field(default_factory=list)  # by models, and not yet seen in a node's output
-    lock: threading.Lock = field(default_factory=threading.Lock)  # tools and nodes may run side by side
+    models: dict[UUID, ModelCallInProgress] = field(default_factory=dict)
+    executed: Counter[CallKey] = field(default_factory=Counter)  # executions of each tool call
+    prerecorded: dict[CallKey, ToolStart] = field(default_factory=dict)  # starts that the middleware has recorded
+    request_by_call: dict[CallKey, list[Request]] = field(default_factory=dict)
+    answers: dict[str, set[str]] = field(default_factory=dict)  # ids of the messages that answer a tool call id
+    pending_output: list[MessageEntry] = field(default_factory=list)  # model output that no node has returned yet
+    lock: threading.Lock = field(default_factory=threading.Lock)  # tools and nodes may run in parallel
 
     def node_of(self, metadata: Mapping[str, Any]) -> Node:
-        step = noted(metadata, "langgraph_step")
+        step = metadata_field(metadata, "langgraph_step")
         if self.first_step is None:
             self.first_step = step
         namespace = namespace_of(metadata)
-        self.agents.add(name := str(noted(metadata, "langgraph_node")))
+        self.agents.add(name := str(metadata_field(metadata, "langgraph_node")))
         return Node(name, namespace, self.is_resumed and step == self.first_step, step)
 
-    def take_node(self, run_id: UUID) -> Node | None:
-        """A node that has ended, and what was called in it with it."""
+    def pop_node(self, run_id: UUID) -> Node | None:
+        """Remove a node that has ended."""
         if (node := self.nodes.pop(run_id, None)) is not None:
-            self.visit.inside.pop(without_tasks(node.namespace), None)
+            self.context.inside.pop(without_tasks(node.namespace), None)
         return node
 
     def outer_step(self, namespace: str) -> int | None:
-        """The step of the outermost graph that a graph with this namespace is carried out in."""
+        """Return the step of the outermost graph in which a subgraph with this namespace runs."""
         outermost = namespace.partition("|")[0]
         return next((node.step for node in list(self.nodes.values()) if node.namespace == outermost), None)
 
-    def hear(self, message: MessageEntry) -> None:
+    def add_model_output(self, message: MessageEntry) -> None:
         with self.lock:
-            self.said.append(message)
-            self.note_asking([message])
+            self.pending_output.append(message)
+            self.index_requests([message])
 
-    def note_asking(self, messages: Iterable[MessageEntry]) -> None:
+    def index_requests(self, messages: Iterable[MessageEntry]) -> None:
         for message in messages:
             for call in message.tool_calls:
                 key = message.checkpoint_ns, str(call.get("id"))
-                self.asking.setdefault(key, []).append((message.message_id, call))
+                self.request_by_call.setdefault(key, []).append((message.message_id, call))
 
-    def asked_by(self, namespace: str, call_id: str, arguments: Any) -> str | None:
-        """The id of the message that asked for what is executed in a node, or in a graph inside of it.
+    def find_request(self, namespace: str, call_id: str, arguments: Any) -> str | None:
+        """Return the id of the message that requested a tool call, executed in this node or in a graph inside it.
 
-        Models may use an id again: the latest with these arguments did, or else the latest.
+        A model may use a tool call id twice. The latest request with these arguments wins, then the latest.
         """
-        while not (found := self.asking.get((namespace, call_id), [])) and namespace:
+        while not (found := self.request_by_call.get((namespace, call_id), [])) and namespace:
             namespace = namespace.rpartition("|")[0]
-        same = [one for one in found if _has(arguments, one[1].get("args"))] if len(found) > 1 else ()
+        same = [request for request in found if _has(arguments, request[1].get("args"))] if len(found) > 1 else ()
         return (same or found)[-1][0] if found else None
 
-    def judged(self, message: MessageEntry, node: Node | None) -> MessageEntry:
-        """Whose a message is; and whether an answer says no: no tool was executed, and its node may say so."""
+    def mark_refused(self, message: MessageEntry, node: Node | None) -> MessageEntry:
+        """Set the author of a user message, and mark an error answer as a refusal if no tool was executed for it."""
         if message.role == "user":
-            return by_whom(message, self.visit.users_words, self.agents)
+            return with_author(message, self.context.users_words, self.agents)
         if node is None or message.tool_call_id is None:
             return message
         answers = self.answers.setdefault(message.tool_call_id, set())
         answers.add(message.message_id)
-        refused = message.tool_error and len(answers) > self.executions_of(message.tool_call_id)
+        executions = sum(times for (_, call_id), times in self.executed.items() if call_id == message.tool_call_id)
+        refused = message.tool_error and len(answers) > executions
         return message._replace(refused=True) if refused and node.may_refuse else message
 
-    def executions_of(self, call_id: str) -> int:
-        return sum(times for (_, each), times in self.executed.items() if each == call_id)
+    def pop_model_output(self, namespace: str | None, already_recorded: Iterable[str] = ()) -> list[MessageEntry]:
+        """Remove and return the model output of a node (``None``: of all) that the node has not returned itself.
 
-    def take_said(self, namespace: str | None, told: Iterable[str] = ()) -> list[MessageEntry]:
-        """What models said in a node (or anywhere), but what the node has `told` itself.
-
-        It was said aside, unless the state turns out to hold the same under another id.
+        It is marked `ASIDE`, unless the state turns out to hold the same message under another id.
         """
-        own = set(told)
+        own = set(already_recorded)
         with self.lock:
-            mine = [m for m in self.said if namespace is None or _is_inside(m.checkpoint_ns, namespace)]
-            others = set(map(id, mine))
-            self.said = [m for m in self.said if id(m) not in others]
-        taken = [m._replace(again=None) for m in mine if (m.again or m.message_id) not in own]
-        self.visit.unclaimed.update({message.claim: message.message_id for message in taken if message.text})
-        aside = [message._replace(marks=(*message.marks, ASIDE)) for message in taken]
+            mine = [m for m in self.pending_output if namespace is None or _is_inside(m.checkpoint_ns, namespace)]
+            taken = set(map(id, mine))
+            self.pending_output = [m for m in self.pending_output if id(m) not in taken]
+        unreturned = [m._replace(again=None) for m in mine if (m.again or m.message_id) not in own]
+        self.context.unclaimed.update({message.claim: message.message_id for message in unreturned if message.text})
+        aside = [message._replace(marks=(*message.marks, ASIDE)) for message in unreturned]
         return [*aside, *(message for message in mine if message.again in own)]
 
 
-def _has(arguments: Any, asked: Any) -> bool:
-    """Whether a tool was given what was asked for, and maybe what its graph adds to that."""
-    if not isinstance(arguments, Mapping) or not isinstance(asked, Mapping):
+def _has(arguments: Any, requested: Any) -> bool:
+    """True if the arguments include all requested ones; a graph may add more."""
+    if not isinstance(arguments, Mapping) or not isinstance(requested, Mapping):
         return False
-    return all(type(arguments.get(name)) is type(value) and arguments[name] == value for name, value in asked.items())
+    return all(
+        type(arguments.get(name)) is type(value) and arguments[name] == value for name, value in requested.items()
+    )
 
 
 def _is_inside(namespace: str, outer: str) -> bool:
     return namespace == outer or namespace.startswith(outer + "|")
 
 
-def noted(metadata: Mapping[str, Any], name: str) -> Any:
-    """A text or a number that LangGraph notes in a run's metadata. Any other value there is the caller's own."""
+def metadata_field(metadata: Mapping[str, Any], name: str) -> Any:
+    """Return a text or number that LangGraph put into a run's metadata, ``None`` for a value of any other type."""
     value = metadata.get(name)
     return value if is_a(value, (str, int)) else None
 
 
 def namespace_of(metadata: Mapping[str, Any]) -> str:
-    return str(noted(metadata, "langgraph_checkpoint_ns") or noted(metadata, "checkpoint_ns") or "")
+    found = metadata_field(metadata, "langgraph_checkpoint_ns") or metadata_field(metadata, "checkpoint_ns")
+    return str(found or "")
 
 
-def since(started: float) -> float:
-    """Milliseconds."""
+def elapsed_ms(started: float) -> float:
     return round((time.perf_counter() - started) * 1000, 3)
 
 
 class KnownMessages:
-    """The messages this process has recorded lately: what their words were, by their ids."""
+    """The messages that this process has recorded lately: content hashes by message id, for each session."""
 
     def __init__(self) -> None:
-        self._found: OrderedDict[str, dict[str, int]] = OrderedDict()  # by session
-        self._inside: dict[str, dict[str, int]] = {}  # of subgraphs only
-        self._lock = threading.Lock()  # runs of several sessions begin at once, and forget
+        self._outermost: OrderedDict[str, dict[str, int]] = OrderedDict()
+        self._inside: dict[str, dict[str, int]] = {}  # messages of subgraphs only
+        self._lock = threading.Lock()  # runs of several sessions begin, and are forgotten, at the same time
 
-    def to(self, trace: ActiveRun, namespace: str) -> ChainMap[str, int]:
-        """As a graph of a run knows them. What is known of its subgraphs may be news to the outermost graph's state.
+    def for_graph(self, run: ActiveRun, namespace: str) -> ChainMap[str, int]:
+        """Return the messages known to one graph of a run.
 
-        Where a checkpointer of ours serves that, it says so.
+        A message of a subgraph may be new in the outermost graph's state. If our checkpointer serves the run,
+        the checkpointer records it there.
         """
-        session_id = trace.visit.session_id
+        session_id = run.context.session_id
         outermost = self.of(session_id)
         with self._lock:
             inside = self._inside.setdefault(session_id, {})
         if namespace:
-            return ChainMap(inside, outermost, trace.given)
-        return ChainMap(outermost, trace.given, *([inside] if trace.visit.checkpointed else []))
+            return ChainMap(inside, outermost, run.input_hashes)
+        return ChainMap(outermost, run.input_hashes, *([inside] if run.context.checkpointed else []))
 
     def of(self, session_id: str) -> dict[str, int]:
-        """In the outermost graph."""
+        """Return the messages known to the outermost graph."""
         with self._lock:
-            known = self._found.setdefault(session_id, {})
-            self._found.move_to_end(session_id)
-            while len(self._found) > _SESSIONS_REMEMBERED:
-                gone, _ = self._found.popitem(last=False)
-                self._inside.pop(gone, None)
+            known = self._outermost.setdefault(session_id, {})
+            self._outermost.move_to_end(session_id)
+            while len(self._outermost) > _MAX_SESSIONS:
+                evicted, _ = self._outermost.popitem(last=False)
+                self._inside.pop(evicted, None)
             return known
 
     def forget(self, session_id: str) -> None:
         with self._lock:
-            self._found.pop(session_id, None)
+            self._outermost.pop(session_id, None)
             self._inside.pop(session_id, None)
-
-
-def sentence(error: BaseException) -> str:
-    try:
-        text = str(error)
-    except Exception:  # noqa: BLE001  # it is the user's own, whose code may raise anything
-        text = ""
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__

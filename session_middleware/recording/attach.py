@@ -1,4 +1,4 @@
-"""Putting parts into a compiled graph, without changing the graph itself."""
+"""Copies of compiled graphs with a checkpointer, a store and a recorder. The original graph is not changed."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from session_middleware.storage.jsonable import is_a
 
 G = TypeVar("G")
 
-_ATTACHED = "__pregel_session_attached"  # what begins so is kept out of metadata and of what is streamed
+_ATTACHED = "__pregel_session_attached"  # LangGraph excludes this prefix from metadata and streams
 
 
 class _Attached:
-    """Mixed into the class of an attached graph.
+    """Mixin of an attached graph's class: it carries the caller's identity to the state of subgraphs.
 
-    To read the state of subgraphs, LangGraph makes configs with the thread and without the caller's identity.
-    Within such a call the caller's identity holds, and the configs of subgraphs that it returns get it.
+    To read a subgraph's state, LangGraph makes a config with the thread id only. During such a read, calls without
+    an identity get the caller's, and the returned configs of subgraphs contain it.
     """
 
     def _identity(self, config: RunnableConfig | None) -> Identity:
-        """Whose state it is. Raises `InvalidSessionId` where neither the config nor the graph names a thread."""
+        """Return the caller's identity. Raises `InvalidSessionId` if neither config nor graph has a thread id."""
         bound: Any = getattr(self, "config", None) or {}
         configurable = {**bound.get("configurable", {}), **(config or {}).get("configurable", {})}
         session_id_of(configurable.get("thread_id"))
@@ -46,17 +46,17 @@ class _Attached:
     def get_state(self, config: RunnableConfig, *, subgraphs: bool = False) -> StateSnapshot:
         identity = self._identity(config)
         with acting_as(identity):
-            return _named(super().get_state(config, subgraphs=subgraphs), identity)  # type: ignore[misc]
+            return _with_identity(super().get_state(config, subgraphs=subgraphs), identity)  # type: ignore[misc]
 
     async def aget_state(self, config: RunnableConfig, *, subgraphs: bool = False) -> StateSnapshot:
         identity = self._identity(config)
         with acting_as(identity):
-            return _named(await super().aget_state(config, subgraphs=subgraphs), identity)  # type: ignore[misc]
+            return _with_identity(await super().aget_state(config, subgraphs=subgraphs), identity)  # type: ignore[misc]
 
     def get_state_history(self, config: RunnableConfig, **options: Any) -> Iterator[StateSnapshot]:
         identity = self._identity(config)
         for state in super().get_state_history(config, **options):  # type: ignore[misc]
-            yield _named(state, identity)
+            yield _with_identity(state, identity)
 
     def bulk_update_state(self, config: RunnableConfig, supersteps: Any) -> RunnableConfig:
         self._identity(config)
@@ -69,18 +69,18 @@ class _Attached:
     async def aget_state_history(self, config: RunnableConfig, **options: Any) -> AsyncIterator[StateSnapshot]:
         identity = self._identity(config)
         async for state in super().aget_state_history(config, **options):  # type: ignore[misc]
-            yield _named(state, identity)
+            yield _with_identity(state, identity)
 
 
-def _named(found: StateSnapshot, identity: Identity) -> StateSnapshot:
-    """The state with the identity in the configs of its subgraphs, so that they can be read and updated in turn."""
-    tasks = tuple(task._replace(state=_named_state(task.state, identity)) for task in found.tasks)
+def _with_identity(found: StateSnapshot, identity: Identity) -> StateSnapshot:
+    """Add the identity to the configs of subgraphs in a snapshot, so that they can be read and updated."""
+    tasks = tuple(task._replace(state=_state_with_identity(task.state, identity)) for task in found.tasks)
     return found._replace(tasks=tasks)
 
 
-def _named_state(state: Any, identity: Identity) -> Any:
+def _state_with_identity(state: Any, identity: Identity) -> Any:
     if isinstance(state, StateSnapshot):
-        return _named(state, identity)
+        return _with_identity(state, identity)
     if not state:
         return state
     return {**state, "configurable": {**state.get("configurable", {}), **as_config(identity)}}
@@ -96,19 +96,20 @@ def _attached_class(base: type) -> type:
 def attached(
     graph: G, parts: dict[str, Any], recorder: SessionRecorder | None, *, replace: bool, allowed: set[TypeName]
 ) -> G:
-    """A copy of `graph` with `parts` (its checkpointer, its store) and the recorder in place.
+    """Return a copy of `graph` with `parts` (its checkpointer, its store) and the recorder.
 
-    `allowed` is given the types that its state may hold, for whoever reads that without the graph.
+    The types of its state are added to `allowed`, for reads of the state without the graph.
     """
     if not isinstance(graph, Pregel):
         raise NotAGraph(type(graph).__name__)
     for name, part in parts.items():
         own = getattr(graph, name, None)
-        if own is not None and not _is_ours(own, part) and not replace:
+        is_ours = own is part or (isinstance(part, SessionSaver) and part.serves_with(own))
+        if own is not None and not is_ours and not replace:
             raise GraphHasPart(name)
-    config = None if recorder is None else _recorded_by(recorder, graph.config, replace=replace)
-    made_of: Any = _attached_class(type(graph))
-    found: Any = made_of.__new__(made_of)
+    config = None if recorder is None else _config_with(recorder, graph.config, replace=replace)
+    attached_class: Any = _attached_class(type(graph))
+    found: Any = attached_class.__new__(attached_class)
     found.__dict__.update(graph.__dict__)
     for name, part in parts.items():
         if name == "checkpointer":
@@ -116,35 +117,31 @@ def attached(
             allowed.update(types)
             part = part.with_allowlist(types)
         setattr(found, name, part)
-    # A run without any configurable would be refused by LangGraph, in words that do not say what to write instead.
+    # LangGraph refuses a run without any configurable value, and its message does not mention the thread id.
     found.config = merge_configs(config or graph.config, {"configurable": {_ATTACHED: True}})
     return cast("G", found)
 
 
-def _recorded_by(recorder: SessionRecorder, config: RunnableConfig | None, *, replace: bool) -> RunnableConfig:
-    """A graph's config with this recorder in it, and no other one: two would each record what they see."""
+def _config_with(recorder: SessionRecorder, config: RunnableConfig | None, *, replace: bool) -> RunnableConfig:
+    """Return the graph's config with this recorder. A second recorder would record the same run again."""
     given = (config or {}).get("callbacks")
     handlers = given.handlers if isinstance(given, BaseCallbackManager) else given or []
     others = [handler for handler in handlers if isinstance(handler, SessionRecorder) and handler is not recorder]
     if others and not replace:
         raise GraphHasPart("recorder")
-    kept: Any = given
+    callbacks: Any = given
     if isinstance(given, BaseCallbackManager):
-        kept = given.copy()
+        callbacks = given.copy()
         for other in others:
-            kept.remove_handler(other)
+            callbacks.remove_handler(other)
     elif given:
-        kept = [handler for handler in given if handler not in others]
+        callbacks = [handler for handler in given if handler not in others]
     own: Any = [] if recorder in handlers else [recorder]
-    return merge_configs({**(config or {}), "callbacks": kept}, {"callbacks": own})
-
-
-def _is_ours(own: object, part: object) -> bool:
-    return own is part or (isinstance(part, SessionSaver) and part.serves_with(own))
+    return merge_configs({**(config or {}), "callbacks": callbacks}, {"callbacks": own})
 
 
 def _types_of(graph: Pregel[Any, Any, Any, Any]) -> Collection[TypeName]:
-    """The data classes that the schemas of the graph and its subgraphs name."""
+    """Return the data classes in the schemas of the graph and its subgraphs."""
     graphs = [graph, *(subgraph for _, subgraph in graph.get_subgraphs(recurse=True))]
     schemas: list[Any] = []
     for each in graphs:
@@ -159,7 +156,7 @@ def _types_of(graph: Pregel[Any, Any, Any, Any]) -> Collection[TypeName]:
 
 
 def _response_schemas(node: Any) -> Iterator[type]:
-    """The classes of `create_agent`'s ``response_format``: only its node knows them, its state's schema does not."""
+    """Yield the classes of `create_agent`'s ``response_format``, which only the model node's closure refers to."""
     func = getattr(node, "func", None)
     for cell in (func.__closure__ or ()) if is_a(func, FunctionType) else ():
         with suppress(ValueError):  # the cell is empty

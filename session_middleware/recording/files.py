@@ -1,8 +1,7 @@
-"""Images and files in a message's content: taken out, and named there by a hash of their bytes.
+"""Images and files in a message's content, extracted and replaced by a hash of their bytes.
 
-So the same picture is stored once however often a message with it is seen. Only what stands as
-base64 is taken: ``data:`` URLs, and the data of LangChain's, OpenAI's and Anthropic's content blocks.
-Pure functions.
+So a file is stored once, however many messages contain it. Only base64 data is extracted: ``data:`` URLs, and
+the data of LangChain's, OpenAI's and Anthropic's content blocks. Pure functions.
 """
 
 from __future__ import annotations
@@ -18,52 +17,52 @@ from session_middleware.storage.jsonable import is_a
 from session_middleware.storage.record_entries import Attachment
 
 _DATA_URL = re.compile(r"data:([^;,]*)(?:;[^;,]*)*?;base64,")
-_NAMED = re.compile(r"(?:data:([^;,]*);)?(sha256:[0-9a-f]{64})")
-_KEYS = frozenset({"base64", "data", "file_data", "bytes"})  # of a content block, where its bytes may be
-_SHORT = 128  # characters that may as well stay where they are
+_REFERENCE = re.compile(r"(?:data:([^;,]*);)?(sha256:[0-9a-f]{64})")
+_DATA_KEYS = frozenset({"base64", "data", "file_data", "bytes"})  # keys of a content block that may hold its bytes
+_MIN_LENGTH = 128  # shorter data is not extracted
 
 
-def take_out(content: Any) -> tuple[Any, list[Attachment]]:
-    """The content with each file's hash in its place, and the files."""
+def extract_files(content: Any) -> tuple[Any, list[Attachment]]:
+    """Return the content with a hash in place of each file, and the files."""
     files: list[Attachment] = []
     if is_a(content, list):
-        content = [_without(block, "", None, files) for block in content]
+        content = [_extract(block, "", None, files) for block in content]
     return content, files
 
 
-def put_back(content: Any, read: Callable[[str], bytes | None]) -> Any:
-    """The content as it was; `read` gives a file by its hash."""
+def restore_files(content: Any, read: Callable[[str], bytes | None]) -> Any:
+    """Return the original content; `read` returns the bytes for a hash."""
     if isinstance(content, dict):
-        return {key: put_back(part, read) for key, part in content.items()}
+        return {key: restore_files(part, read) for key, part in content.items()}
     if isinstance(content, list):
-        return [put_back(part, read) for part in content]
-    named = _NAMED.fullmatch(content) if isinstance(content, str) else None
-    data = read(named[2]) if named else None
-    if named is None or data is None:
+        return [restore_files(part, read) for part in content]
+    found = _REFERENCE.fullmatch(content) if isinstance(content, str) else None
+    data = read(found[2]) if found else None
+    if found is None or data is None:
         return content
     text = base64.b64encode(data).decode()
-    return text if named[1] is None else f"data:{named[1]};base64,{text}"
+    return text if found[1] is None else f"data:{found[1]};base64,{text}"
 
 
-def _without(value: Any, key: str, media_type: str | None, files: list[Attachment]) -> Any:
+def _extract(value: Any, key: str, media_type: str | None, files: list[Attachment]) -> Any:
     if is_a(value, dict):
         kinds = (value.get(name) for name in ("mime_type", "media_type"))
         kind = next((kind for kind in kinds if type(kind) is str and kind), None)
         is_generated = type(value.get("type")) is str and value["type"] == "image_generation_call"
-        own = "result" if is_generated else None  # where OpenAI puts the image
-        return {name: _without(part, "data" if name == own else name, kind, files) for name, part in value.items()}
+        own = "result" if is_generated else None  # OpenAI's key for the image
+        return {name: _extract(part, "data" if name == own else name, kind, files) for name, part in value.items()}
     if is_a(value, list):
-        return [_without(part, key, media_type, files) for part in value]
+        return [_extract(part, key, media_type, files) for part in value]
     if is_a(value, (bytes, bytearray)):
-        return _name(bytes(value), media_type, files)
-    if not is_a(value, str) or len(value) < _SHORT:
+        return _add(bytes(value), media_type, files)
+    if not is_a(value, str) or len(value) < _MIN_LENGTH:
         return value
     url = _DATA_URL.match(value)
     if url is not None:
         data = _decode(value[url.end() :])
-        return value if data is None else f"data:{url[1]};{_name(data, url[1], files)}"
-    data = _decode(value) if key in _KEYS else None
-    return value if data is None else _name(data, media_type, files)
+        return value if data is None else f"data:{url[1]};{_add(data, url[1], files)}"
+    data = _decode(value) if key in _DATA_KEYS else None
+    return value if data is None else _add(data, media_type, files)
 
 
 def _decode(text: str) -> bytes | None:
@@ -73,7 +72,7 @@ def _decode(text: str) -> bytes | None:
         return None
 
 
-def _name(data: bytes, media_type: str | None, files: list[Attachment]) -> str:
-    name = f"sha256:{hashlib.sha256(data).hexdigest()}"
-    files.append(Attachment(name, media_type or None, data))
-    return name
+def _add(data: bytes, media_type: str | None, files: list[Attachment]) -> str:
+    digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+    files.append(Attachment(digest, media_type or None, data))
+    return digest

@@ -1,7 +1,7 @@
-"""Following a session while it goes on: what is committed, by whichever process, as it is committed.
+"""Iteration over the records of a session, of any process, as they are committed.
 
-Nothing is held between two looks, no transaction and no lock. A look costs a PRAGMA while nothing
-was committed anywhere in the database, and looks come less often the longer nothing does.
+No transaction and no lock is held between two polls. A poll costs one PRAGMA if no process has committed. The
+interval between polls grows until there is a new record.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from session_middleware.storage.executor import StorageExecutor
 from session_middleware.storage.protocol import Storage
 from session_middleware.storage.types import Record
 
-_PAGE = 256  # records read at a time
-_SHORTEST_SECONDS, _LONGEST_SECONDS = 0.01, 0.25  # between two looks
+_PAGE = 256  # records per read
+_SHORTEST_SECONDS, _LONGEST_SECONDS = 0.01, 0.25  # between two polls
 
 
-class Look(NamedTuple):
-    news: list[Record]
+class Poll(NamedTuple):
+    new: list[Record]
     is_over: bool
 
 
 class Following:
-    """Where a follower stands: what it has had, and what of that was not finished then."""
+    """The position of a follower: the last record it got, and which of its records were unfinished then."""
 
     def __init__(
         self,
@@ -43,26 +43,26 @@ class Following:
         self._session_id = session_id
         self._after = after
         self._has_ended = has_ended
-        self._check = check  # raises where there is nothing to follow
+        self._check = check  # raises if the session does not exist
         self._version: int | None = None
         self._unfinished: dict[int, Record] | None = None
 
-    def look(self) -> Look:
-        """What is new, in order: records, and those that were going on when they were last told and have changed."""
+    def poll(self) -> Poll:
+        """Return new records in order, and earlier ones that were unfinished and have changed."""
         if self._unfinished is None:
             self._check()
         try:
-            return self._look()
+            return self._poll()
         except SessionNotFound as error:
             if not error.deleted:
                 raise
-            return Look([], True)
+            return Poll([], True)
 
-    def _look(self) -> Look:
-        version = self._storage.data_version()  # before the reads: what is committed during them is found the next time
+    def _poll(self) -> Poll:
+        version = self._storage.data_version()  # before the reads, so that a commit during them leads to another poll
         has_ended = self._has_ended()
         if version == self._version:
-            return Look([], has_ended)
+            return Poll([], has_ended)
         changed = self._changed()
         new = self._storage.list_timeline(self._session_id, after=self._after, limit=_PAGE).records
         for entry in (*changed, *new):
@@ -72,8 +72,8 @@ class Following:
         is_all = len(new) < _PAGE
         self._version = version if is_all else None
         calls = [entry for entry in changed if not isinstance(entry, Run)]
-        runs = [entry for entry in changed if isinstance(entry, Run)]  # their end comes after what was said in them
-        return Look([*calls, *new, *runs], has_ended and is_all)
+        runs = [entry for entry in changed if isinstance(entry, Run)]  # a run ends after its messages
+        return Poll([*calls, *new, *runs], has_ended and is_all)
 
     def _changed(self) -> list[Record]:
         if self._unfinished is None:
@@ -103,57 +103,61 @@ def _is_unfinished(entry: Record) -> bool:
 
 
 class _Pace:
-    """How long to wait for the next look, and when to give up."""
+    """The interval before the next poll, and the timeout since the last new record."""
 
     def __init__(self, timeout: timedelta | None) -> None:
         self._timeout = None if timeout is None else timeout.total_seconds()
-        self.rest()
+        self.reset()
 
-    def rest(self) -> None:
-        """There were news."""
+    def reset(self) -> None:
         self._next = _SHORTEST_SECONDS
         self._end = None if self._timeout is None else time.monotonic() + self._timeout
 
     def wait(self) -> float | None:
-        """Seconds until the next look; ``None``: nothing came for too long."""
+        """Return the seconds until the next poll, ``None`` after the timeout."""
         left = _LONGEST_SECONDS if self._end is None else self._end - time.monotonic()
         if left <= 0:
             return None
         now, self._next = min(self._next, left), min(2 * self._next, _LONGEST_SECONDS)
         return now
 
+    def after(self, poll: Poll) -> float | None:
+        """Return the seconds until the next poll, ``None`` if the iteration ends."""
+        if poll.new:
+            self.reset()
+            return 0.0
+        return None if poll.is_over else self.wait()
+
 
 def follow(
     following: Following, *, timeout: timedelta | None, until: Callable[[Record], bool] | None
 ) -> Iterator[Record]:
     pace = _Pace(timeout)
-    while True:
-        look = following.look()
-        for entry in look.news:
+    seconds: float | None = 0.0
+    while seconds is not None:
+        time.sleep(seconds)
+        poll = following.poll()
+        for entry in poll.new:
             yield entry
             if until is not None and until(entry):
                 return
-        if look.news:
-            pace.rest()
-        elif look.is_over or (seconds := pace.wait()) is None:
-            return
-        else:
-            time.sleep(seconds)
+        seconds = pace.after(poll)
 
 
 async def afollow(
-    following: Following, offload: StorageExecutor, *, timeout: timedelta | None, until: Callable[[Record], bool] | None
+    following: Following,
+    executor: StorageExecutor,
+    *,
+    timeout: timedelta | None,
+    until: Callable[[Record], bool] | None,
 ) -> AsyncIterator[Record]:
     pace = _Pace(timeout)
-    while True:
-        look = await offload.run(following.look)
-        for entry in look.news:
+    seconds: float | None = 0.0
+    while seconds is not None:
+        await asyncio.sleep(seconds)
+        poll = await executor.run(following.poll)
+        for entry in poll.new:
             yield entry
             if until is not None and until(entry):
                 return
-        if look.news:
-            pace.rest()
-        elif look.is_over or (seconds := pace.wait()) is None:
-            return
-        else:
-            await asyncio.sleep(seconds)
+        seconds = pace.after(poll)

@@ -1,38 +1,48 @@
-"""Recording by hand: what a loop that no framework runs says and does in a session.
+"""Recording by hand: the messages, tool calls and model calls of a loop without a framework.
 
-Whoever writes the loop calls these on purpose, so an error is raised to them, except around a tool:
-there a fault is logged and counted, and the tool runs.
+The application calls these functions itself, so they raise their errors. The exception is a tool: an error
+of the recording is logged and counted, and the tool runs.
+
+Each block of ``with session:`` is a run. A block inside a block of the same session, in the same task or in
+one started there, is part of that run. Blocks in parallel tasks and threads are runs of their own, which
+``on_busy`` queues or refuses.
 """
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import inspect
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from functools import partial
 from typing import Any, TypeAlias, TypeVar, cast
 
 from langchain_core.messages import BaseMessage
 from pydantic import BaseModel
 
 from session_middleware.errors import InvalidArgument
-from session_middleware.models import CALL_STATUSES, Identity, Message, NewId
-from session_middleware.recording.active_run import sentence, since
+from session_middleware.models import CALL_STATUSES, Identity, Message
+from session_middleware.recording.active_run import elapsed_ms
 from session_middleware.recording.history_diff import diff_history
-from session_middleware.recording.manual_run import Blocks
-from session_middleware.recording.messages import describe, outcome_of, to_message
+from session_middleware.recording.messages import error_text, outcome_of, outcome_of_error, to_message
 from session_middleware.recording.usage import count_tokens, is_count, with_usage
 from session_middleware.recording.write_buffer import RecordBuffer
 from session_middleware.runtime.run_context import RunRegistry
 from session_middleware.runtime.run_queue import RunQueue
-from session_middleware.storage.executor import StorageExecutor
 from session_middleware.storage.jsonable import is_a, text_of
 from session_middleware.storage.protocol import Storage
-from session_middleware.storage.record_entries import Entry, HistoryEntry, ModelCallEntry, ToolEnd, ToolStart
+from session_middleware.storage.record_entries import (
+    Entry,
+    HistoryEntry,
+    MessageEntry,
+    ModelCallEntry,
+    RunEnd,
+    ToolStart,
+)
 from session_middleware.storage.run import RunContext, SessionHandle
 from session_middleware.storage.validation import check_choice, checked_moment
 
@@ -40,41 +50,36 @@ Sayable: TypeAlias = BaseMessage | Mapping[str, Any]
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class Loop:
-    """One session, as a hand-written loop records it; inside of one of its `blocks` that is a run."""
+class ManualRecorder:
+    """Records what a loop reports about one session. Inside a block of its `runs`, the entries belong to that run."""
 
     def __init__(
         self,
         storage: Storage,
-        offload: StorageExecutor,
-        journal: RecordBuffer,
-        visits: RunRegistry,
-        turns: RunQueue,
+        buffer: RecordBuffer,
+        registry: RunRegistry,
+        queue: RunQueue,
         *,
         session_id: str,
         owner: Identity,
-        new_id: NewId,
         hand: SessionHandle,
     ) -> None:
         self._storage = storage
-        self._offload = offload
-        self._journal = journal
+        self._buffer = buffer
+        self._new_id = buffer.new_id
         self._session_id = session_id
-        self._owner = owner
-        self._new_id = new_id
-        self._hand = hand
-        new_visit = partial(self._visit, is_run=True)
-        self.blocks = Blocks(storage, offload, journal, visits, turns, outside=self._visit(), new_visit=new_visit)
+        # A run is admitted by the clock and the settings. The event for a resumed session was appended when it was
+        # opened.
+        self._new_context = functools.partial(RunContext, session_id, owner, announced=True, hand=hand)
+        self.runs = ManualRuns(storage, buffer, registry, queue, new_context=self._new_context)
 
     def add(self, message: Sayable, at: datetime | None) -> Message:
-        said_at = checked_moment("at", at)
-        (seen,) = describe([to_message(message)], new_id=self._new_id, created_at=said_at)
-        self._write([seen])
-        return self._storage.find_message(self._session_id, seen.message_id) or _unkept(self._session_id, seen)
+        (entry,) = self._buffer.describe([to_message(message)], created_at=checked_moment("at", at))
+        self._write([entry])
+        return self._storage.find_message(self._session_id, entry.message_id) or _withheld(self._session_id, entry)
 
     def add_history(self, messages: Sequence[Sayable]) -> None:
-        seen = describe(map(to_message, messages), new_id=self._new_id)
-        self._write([HistoryEntry(seen, diff_history)])
+        self._write([HistoryEntry(self._buffer.describe(map(to_message, messages)), diff_history)])
 
     def record_tool(
         self,
@@ -88,21 +93,17 @@ class Loop:
         duration: timedelta | None,
     ) -> None:
         if status is not None:
-            check_choice("status", status, CALL_STATUSES[1:])  # it is over
+            check_choice("status", status, CALL_STATUSES[1:])  # all but "running"
         execution_id, name = self._new_id(), str(name)
-        told, call_id = _said(error), tool_call_id if tool_call_id is None else text_of(tool_call_id)
-        found = outcome_of(result)
-        end = ToolEnd(
-            execution_id=execution_id,
-            status=status or ("error" if told else found.status),
-            result=found.result,
-            error=told or found.error,
-            duration_ms=None if duration is None else duration / timedelta(milliseconds=1),
-            artifact=found.artifact,
-            name=name,
-            files=found.files,
+        start = ToolStart(
+            execution_id, tool_call_id if tool_call_id is None else text_of(tool_call_id), name, arguments
         )
-        self._write([ToolStart(execution_id, call_id, name, arguments), end])
+        outcome = outcome_of(result)
+        if text := _text_of_error(error):
+            outcome = outcome._replace(status="error", error=text)
+        if status is not None:
+            outcome = outcome._replace(status=status)
+        self._write([start, outcome.tool_end(execution_id, name, _milliseconds(duration))])
 
     def record_model_call(
         self,
@@ -128,8 +129,8 @@ class Loop:
             self._new_id(),
             model and str(model),
             provider and str(provider),
-            duration_ms=None if duration is None else duration / timedelta(milliseconds=1),
-            error=_said(error),
+            duration_ms=_milliseconds(duration),
+            error=_text_of_error(error),
             message_id=message_id and str(message_id),
             marks=marks,
             started_at=checked_moment("at", at),
@@ -140,97 +141,204 @@ class Loop:
         self._write([call._replace(cost=price if cost is None else lambda: float(cost))])
 
     def tool(self, function: F, name: str | None) -> F:
-        """The function, which records each of its executions."""
-        called = name or str(getattr(function, "__name__", "tool"))
+        """Wrap a function so that each of its executions is recorded."""
+        tool_name = name or str(getattr(function, "__name__", "tool"))
         signature = inspect.signature(function)
 
         if inspect.iscoroutinefunction(function):
 
             @functools.wraps(function)
             async def aexecute(*args: Any, **kwargs: Any) -> Any:
-                start = self._start(called, signature, args, kwargs)
-                await self._offload.run(self._write_anyhow, [start])
-                ends: list[Entry] = []
+                run = self._buffer.executor.run
+                start = self._start(tool_name, signature, args, kwargs)
+                await run(self._write_safely, [start])
+                started = time.perf_counter()
                 try:
-                    with self._closing(start, ends) as execution:
-                        execution.append(result := await function(*args, **kwargs))
-                        return result
-                finally:
-                    await self._offload.run(self._write_anyhow, ends)
+                    result = await function(*args, **kwargs)
+                except BaseException as error:
+                    await run(self._end, start, elapsed_ms(started), None, error)
+                    raise
+                await run(self._end, start, elapsed_ms(started), result)
+                return result
 
             return cast("F", aexecute)
 
         @functools.wraps(function)
         def execute(*args: Any, **kwargs: Any) -> Any:
-            start = self._start(called, signature, args, kwargs)
-            self._write_anyhow([start])
-            ends: list[Entry] = []
+            start = self._start(tool_name, signature, args, kwargs)
+            self._write_safely([start])
+            started = time.perf_counter()
             try:
-                with self._closing(start, ends) as execution:
-                    execution.append(result := function(*args, **kwargs))
-                    return result
-            finally:
-                self._write_anyhow(ends)
+                result = function(*args, **kwargs)
+            except BaseException as error:
+                self._end(start, elapsed_ms(started), None, error)
+                raise
+            self._end(start, elapsed_ms(started), result)
+            return result
 
         return cast("F", execute)
 
     def _start(
         self, name: str, signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> ToolStart:
-        """`tool_call_id`, where the function does not take one itself, is for the record."""
+        """Return the start of an execution. Removes a ``tool_call_id`` that is not a parameter of the function."""
         takes_id = "tool_call_id" in signature.parameters
         call_id = kwargs.get("tool_call_id") if takes_id else kwargs.pop("tool_call_id", None)
         try:
             arguments = dict(signature.bind(*args, **kwargs).arguments)
-        except TypeError:  # calling it will say what is wrong
+        except TypeError:  # the call itself will raise it
             arguments = {"args": list(args), **kwargs}
         return ToolStart(self._new_id(), None if call_id is None else text_of(call_id), name, arguments)
 
-    @contextmanager
-    def _closing(self, start: ToolStart, ends: list[Entry]) -> Iterator[list[Any]]:
-        """Tells what came of the block: what was put into the list, or the exception it ended with."""
-        execution: list[Any] = []
-        started = time.perf_counter()
-        try:
-            yield execution
-        except BaseException as error:
-            failed = isinstance(error, Exception)
-            status, told = ("error", sentence(error)) if failed else ("interrupted", None)
-            ends.append(ToolEnd(start.execution_id, status, None, told, since(started), name=start.name))
-            raise
-        found = outcome_of(execution[0])
-        ends.append(
-            ToolEnd(start.execution_id, found.status, found.result, found.error, since(started), found.artifact)
-            ._replace(name=start.name, files=found.files)
-        )  # fmt: skip
-
-    def _visit(self, *, is_run: bool = False) -> RunContext:
-        """Let in by the clock and the settings, as any run is; that it was resumed was said when it was opened."""
-        run_id = self._new_id() if is_run else None
-        return RunContext(self._session_id, self._owner, run_id=run_id, announced=True, hand=self._hand)
+    def _end(self, start: ToolStart, duration_ms: float, result: Any, error: BaseException | None = None) -> None:
+        outcome = outcome_of(result) if error is None else outcome_of_error(error)
+        self._write_safely([outcome.tool_end(start.execution_id, start.name, duration_ms)])
 
     def _write(self, entries: Sequence[Entry]) -> None:
-        self._storage.append(self.blocks.visit or self._visit(), self._journal.keeping.entries(entries))
+        self._storage.append(self.runs.context or self._new_context(), self._buffer.redaction.entries(entries))
 
-    def _write_anyhow(self, entries: Sequence[Entry]) -> None:
+    def _write_safely(self, entries: Sequence[Entry]) -> None:
         try:
             self._write(entries)
         except Exception as error:  # noqa: BLE001  # a fault here must not keep a tool from running
-            self._journal.fault(error)
+            self._buffer.fault(error)
 
 
-def _said(error: Any) -> str | None:
-    return sentence(error) if is_a(error, BaseException) else None if error is None else text_of(error)
+def _text_of_error(error: Any) -> str | None:
+    return error_text(error) if is_a(error, BaseException) else None if error is None else text_of(error)
 
 
-def _unkept(session_id: str, seen: Any) -> Message:
-    """A message as it would be, where the settings say that it is not kept."""
+def _milliseconds(duration: timedelta | None) -> float | None:
+    return None if duration is None else duration / timedelta(milliseconds=1)
+
+
+def _withheld(session_id: str, entry: MessageEntry) -> Message:
+    """Return a message that the ``record`` setting excludes, without its text."""
     return Message(
         session_id=session_id,
         seq=0,
-        message_id=seen.message_id,
-        role=seen.role,
+        message_id=entry.message_id,
+        role=entry.role,
         text="",
         marks=("withheld:message",),
-        created_at=seen.created_at or datetime.min,
+        created_at=entry.created_at or datetime.min,
     )
+
+
+@dataclass(slots=True, eq=False)
+class _Run:
+    context: RunContext
+    storage: Storage
+    started: float = field(default_factory=time.perf_counter)
+    is_over: bool = False
+
+
+_entered: ContextVar[tuple[_Run, ...]] = ContextVar("session_middleware_blocks", default=())  # one item per open block
+
+
+class ManualRuns:
+    """The runs of one session handle that ``with session:`` begins."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        buffer: RecordBuffer,
+        registry: RunRegistry,
+        queue: RunQueue,
+        *,
+        new_context: Callable[..., RunContext],
+    ) -> None:
+        self._storage = storage
+        self._buffer = buffer
+        self._registry = registry
+        self._queue = queue
+        self._new_context = new_context
+        self._outside = new_context()
+        self._open: list[_Run] = []
+
+    @property
+    def context(self) -> RunContext | None:
+        """The context of the enclosing run. A thread outside any block gets that of the only open run."""
+        run = self._enclosing() or (self._open[0] if len(self._open) == 1 else None)
+        return None if run is None else run.context
+
+    def enter(self) -> None:
+        run = self._enclosing() or self._begin()
+        _entered.set((*_entered.get(), run))
+
+    async def aenter(self) -> None:
+        run = self._enclosing() or await self._abegin()
+        _entered.set((*_entered.get(), run))
+
+    def exit(self, error: BaseException | None) -> None:
+        if (run := self._exited()) is not None:
+            self._end(run, error)
+
+    async def aexit(self, error: BaseException | None) -> None:
+        if (run := self._exited()) is not None:
+            await asyncio.shield(self._buffer.executor.run(self._end, run, error))
+
+    def _enclosing(self) -> _Run | None:
+        return next((run for run in reversed(_entered.get()) if self._is_own(run) and not run.is_over), None)
+
+    def _is_own(self, run: _Run) -> bool:
+        of, own = run.context, self._outside
+        incarnation = None if own.hand is None else own.hand.incarnation
+        is_same = (of.session_id, of.identity, of.incarnation) == (own.session_id, own.identity, incarnation)
+        return is_same and run.storage is self._storage
+
+    def _begin(self) -> _Run:
+        context = self._new_context(run_id=self._buffer.new_id())
+        self._registry.keep_alive(context)
+        try:
+            self._queue.take(context)
+            self._storage.append(context)
+        except BaseException:
+            self._registry.end(context)
+            raise
+        return self._begun(context)
+
+    async def _abegin(self) -> _Run:
+        context = self._new_context(run_id=self._buffer.new_id())
+        self._registry.keep_alive(context)
+        has_turn = False
+        try:
+            await self._queue.atake(context)
+            has_turn = True
+            await self._buffer.executor.run(self._storage.append, context)
+        except BaseException as error:
+            self._registry.end(context)
+            if has_turn and isinstance(error, asyncio.CancelledError):  # the executor may still begin the run
+                self._buffer.add(context, [RunEnd("interrupted", None, 0.0)])
+                self._buffer.flush(context)
+            raise
+        return self._begun(context)
+
+    def _begun(self, context: RunContext) -> _Run:
+        run = _Run(context, self._storage)
+        self._open.append(run)
+        self._registry.enter(context)
+        return run
+
+    def _exited(self) -> _Run | None:
+        """Remove the innermost block, and return its run if no other block is part of that.
+
+        Some frameworks exit a block in another context than the one that entered it.
+        """
+        entered = list(_entered.get())
+        place = next((n for n in reversed(range(len(entered))) if self._is_own(entered[n])), None)
+        run = entered.pop(place) if place is not None else self._open[-1] if self._open else None
+        _entered.set(tuple(entered))
+        if run is None or run.is_over or run in entered:
+            return None
+        run.is_over = True
+        self._open = [each for each in self._open if not each.is_over]
+        return run
+
+    def _end(self, run: _Run, error: BaseException | None) -> None:
+        """End a run. A run that ends with an exception has failed; its entries stay."""
+        self._registry.end(run.context)
+        outcome = "ok" if error is None else "error" if isinstance(error, Exception) else "interrupted"
+        text = error_text(error) if error is not None and outcome == "error" else None
+        end = RunEnd(outcome, text, elapsed_ms(run.started))
+        self._storage.append(run.context, self._buffer.redaction.entries([end]))

@@ -1,4 +1,4 @@
-"""Finding messages in what passes by, and saying of each what the record keeps: pure functions."""
+"""Messages found in states, inputs and outputs, and converted to record entries. Pure functions."""
 
 from __future__ import annotations
 
@@ -9,16 +9,24 @@ from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, RemoveMessage, SystemMessage, ToolMessage
+from langgraph.errors import GraphBubbleUp
 from langgraph.types import Command
 from pydantic import BaseModel
 
 from session_middleware.checkpoint.langchain_messages import id_of, is_message
 from session_middleware.errors import InvalidArgument
 from session_middleware.models import NewId
-from session_middleware.recording.files import take_out
-from session_middleware.recording.usage import call_told_by, model_in, usage_of
+from session_middleware.recording.files import extract_files
+from session_middleware.recording.usage import model_in, reported_call, usage_of
 from session_middleware.storage.jsonable import is_a, is_nothing, plain
-from session_middleware.storage.record_entries import RESUME, Attachment, MessageEntry, is_of_memory, is_recalled
+from session_middleware.storage.record_entries import (
+    RESUME,
+    Attachment,
+    MessageEntry,
+    ToolEnd,
+    is_of_memory,
+    is_recalled,
+)
 
 _ROLES = {
     "human": "user",
@@ -31,41 +39,45 @@ _ROLES = {
     "developer": "system",
 }
 _EXTRA = ("additional_kwargs", "response_metadata", "usage_metadata")
-_OF_CALL = {"usage": "token_usage", "usage_metadata": "token_usage", "model": "model_name"}  # beside what was said
-_ASKING = ("tool_calls", "function_call")
-_DEPTH = 3  # how far below a node's input or output messages are looked for
+_RESPONSE_METADATA = {"usage": "token_usage", "usage_metadata": "token_usage", "model": "model_name"}
+_REQUESTS = ("tool_calls", "function_call")
+_DEPTH = 3  # levels below a node's input or output that are searched for messages
+
+
+# LangChain's messages as entries
 
 
 def describe(
     messages: Iterable[BaseMessage], checkpoint_ns: str = "", *, new_id: NewId, **fields: Any
 ) -> list[MessageEntry]:
-    """The messages as the record keeps them. One without an id gets one; removals are no messages."""
+    """Convert messages to entries. A message without an id gets a new one; removals are skipped."""
     return [_describe(message, checkpoint_ns, new_id, fields) for message in messages if message.type != "remove"]
 
 
 def _describe(message: BaseMessage, checkpoint_ns: str, new_id: NewId, fields: dict[str, Any]) -> MessageEntry:
     is_text = isinstance(message.content, str)
-    content, files = (None, []) if is_text else take_out(message.content)
+    content, files = (None, []) if is_text else extract_files(message.content)
     extra, more_files = _extra_of(message)
     tokens, marks = usage_of(message)
     message_id = str(message.id or new_id())
     role = role_of(message)
     if role == "user" and message.additional_kwargs.get("lc_source") == "summarization":
-        role, extra = "system", {**(extra or {}), "type": message.type}  # as LangChain's middleware marks it
+        role, extra = "system", {**(extra or {}), "type": message.type}  # LangChain's middleware marks summaries so
     if role is None:
-        role, marks = "user", (*marks, "unknown:role")  # nothing that was said is lost
-    artifact = message.artifact if isinstance(message, ToolMessage) else None
+        role, marks = "user", (*marks, "unknown:role")  # the message is recorded all the same
+    answer = message if isinstance(message, ToolMessage) else None
+    artifact = None if answer is None else answer.artifact
     if (type(artifact) is dict and is_of_memory(artifact)) or is_recalled(message.content):
         marks = (*marks, "memory")
     return MessageEntry(
         message_id=message_id,
         role=role,
-        text=(str(message.content) if is_text else str(message.text)) or _said_otherwise(message),
+        text=(str(message.content) if is_text else str(message.text)) or _alternative_text(message),
         content=content,
         name=message.name,
         tool_calls=tool_calls_of(message),
-        tool_call_id=str(message.tool_call_id) if isinstance(message, ToolMessage) else None,
-        tool_error=isinstance(message, ToolMessage) and message.status == "error",
+        tool_call_id=None if answer is None else str(answer.tool_call_id),
+        tool_error=answer is not None and answer.status == "error",
         artifact=artifact,
         extra=extra,
         model=model_in(message.response_metadata),
@@ -76,23 +88,23 @@ def _describe(message: BaseMessage, checkpoint_ns: str, new_id: NewId, fields: d
         minted=not message.id,
         marks=marks,
         files=[*files, *more_files],
-        call=call_told_by(message, tokens, message_id, checkpoint_ns),
+        call=reported_call(message, tokens, message_id, checkpoint_ns),
     )._replace(**fields)
 
 
 def _extra_of(message: BaseMessage) -> tuple[dict[str, Any] | None, list[Attachment]]:
-    """The fields of a message that say something beside what the record has columns for, and the files in them."""
+    """Return the fields of a message that have no column of their own, and the files in them."""
     found = {name: fields for name in _EXTRA if (fields := getattr(message, name, None))}
-    if isinstance(raw := found.get("additional_kwargs"), dict):  # what is asked for in it is told by `tool_calls_of`
-        found["additional_kwargs"] = {name: part for name, part in raw.items() if name not in _ASKING}
+    if isinstance(raw := found.get("additional_kwargs"), dict):  # `tool_calls_of` returns the requests in it
+        found["additional_kwargs"] = {name: part for name, part in raw.items() if name not in _REQUESTS}
     if getattr(message, "status", None) == "error":
         found["status"] = "error"
-    (extra,), files = take_out([{name: fields for name, fields in found.items() if fields}])
+    (extra,), files = extract_files([{name: fields for name, fields in found.items() if fields}])
     return extra or None, files
 
 
-def _said_otherwise(message: BaseMessage) -> str:
-    """What a message without text says: that the model refuses, or what it said aloud."""
+def _alternative_text(message: BaseMessage) -> str:
+    """Return the refusals and audio transcripts of a message without text."""
     parts = [message.additional_kwargs, message.additional_kwargs.get("audio")]
     parts += message.content if isinstance(message.content, list) else ()
     texts = (part.get(name) for part in parts if is_a(part, dict) for name in ("refusal", "transcript"))
@@ -100,33 +112,53 @@ def _said_otherwise(message: BaseMessage) -> str:
 
 
 def role_of(message: BaseMessage) -> str | None:
-    """The record's role of a message; ``None``: nobody knows it."""
+    """Return the record's role of a message, ``None`` if it is unknown."""
     role = getattr(message, "role", message.type) if message.type == "chat" else message.type
     return _ROLES.get(role.removesuffix("MessageChunk").lower())
 
 
 def tool_calls_of(message: BaseMessage) -> tuple[dict[str, Any], ...]:
-    """What a message asks for; what a model asked for and nobody could parse as well."""
+    """Return the tool calls that a message requests, including those that LangChain could not parse."""
     if not isinstance(message, AIMessage):
         return ()
-    asked = [dict(call) for call in message.tool_calls]
-    asked += [{**call, "type": "invalid_tool_call"} for call in message.invalid_tool_calls]
-    return tuple(asked)
+    invalid = [{**call, "type": "invalid_tool_call"} for call in message.invalid_tool_calls]
+    return *(dict(call) for call in message.tool_calls), *invalid
+
+
+def resume_answer(value: Any, message_id: str) -> MessageEntry:
+    """Return the answer with which a person resumed an interrupted graph."""
+    if isinstance(value, str):
+        return MessageEntry(message_id, "user", value, marks=(RESUME,))
+    content = plain(value)
+    return MessageEntry(message_id, "user", json.dumps(content, ensure_ascii=False), content=content, marks=(RESUME,))
+
+
+def with_author(message: MessageEntry, users_words: frozenset[str] | None, agents: Container[str]) -> MessageEntry:
+    """Set `told` on a user message that an agent may have made: one in a subgraph, or one named after a node.
+
+    The texts of a run's input are the user's. If they are unknown, every user message is.
+    """
+    may_be_told = message.told or (message.role == "user" and message.name in agents)
+    return message._replace(told=may_be_told and users_words is not None and message.text not in users_words)
+
+
+# Messages in OpenAI's format
 
 
 def to_message(given: BaseMessage | Mapping[str, Any]) -> BaseMessage:
-    """A message of LangChain's, from one or from a dict in OpenAI's format.
+    """Return a LangChain message, converting a dict in OpenAI's format.
 
-    Raises `InvalidArgument` for anything else, and for a role that is not known in any case of its letters.
+    Unlike LangChain's `convert_to_messages`, it accepts tool calls that cannot be parsed, and content of any type.
+    Raises `InvalidArgument` for any other type and for an unknown role.
     """
     if isinstance(given, BaseMessage):
         return given
     if not isinstance(given, Mapping):
         raise InvalidArgument("message", given, wanted="a message of LangChain's, or a dict with a role and a content")
-    said_by = given.get("role") or given.get("type") or "user"
-    role = _ROLES.get(str(said_by).lower())
+    given_role = given.get("role") or given.get("type") or "user"
+    role = _ROLES.get(str(given_role).lower())
     if role is None:
-        raise InvalidArgument("role", said_by, wanted=f"one of: {', '.join(map(repr, _ROLES))}")
+        raise InvalidArgument("role", given_role, wanted=f"one of: {', '.join(map(repr, _ROLES))}")
     fields = {name: str(given[name]) for name in ("id", "name") if given.get(name) is not None}
     content: Any = given.get("content")
     is_parts = isinstance(content, list) and all(isinstance(part, (str, dict)) for part in content)
@@ -136,26 +168,26 @@ def to_message(given: BaseMessage | Mapping[str, Any]) -> BaseMessage:
         status: Any = "error" if given.get("status") == "error" else "success"
         return ToolMessage(content, tool_call_id=call_id, status=status, artifact=given.get("artifact"), **fields)
     if role == "assistant":
-        asked = given.get("tool_calls")
-        asked = list(asked) if isinstance(asked, (list, tuple)) else [] if asked is None else [asked]
-        if isinstance(function := given.get("function_call"), Mapping):  # it has no id, and its answer has its name
-            asked.append({"id": function.get("name"), "function": function})
-        calls, invalid = parse_calls(asked)
-        more = {name: given[name] for name in ("refusal", "audio") if given.get(name)}
-        told = {own: given[name] for name, own in _OF_CALL.items() if given.get(name)}
+        requested = given.get("tool_calls")
+        requested = (
+            list(requested) if isinstance(requested, (list, tuple)) else [] if requested is None else [requested]
+        )
+        if isinstance(function := given.get("function_call"), Mapping):  # it has no id; its answer has its name
+            requested.append({"id": function.get("name"), "function": function})
+        calls, invalid = _parse_calls(requested)
         return AIMessage(
             content,
             tool_calls=calls,
             invalid_tool_calls=invalid,
-            additional_kwargs=more,
-            response_metadata=told,
+            additional_kwargs={name: given[name] for name in ("refusal", "audio") if given.get(name)},
+            response_metadata={own: given[name] for name, own in _RESPONSE_METADATA.items() if given.get(name)},
             **fields,
         )
     return (SystemMessage if role == "system" else HumanMessage)(content, **fields)
 
 
-def parse_calls(given: Iterable[Mapping[str, Any]]) -> tuple[list[Any], list[Any]]:
-    """Tool calls in OpenAI's format or LangChain's, as LangChain has them: those it can parse, and the others."""
+def _parse_calls(given: Iterable[Any]) -> tuple[list[Any], list[Any]]:
+    """Convert tool calls in OpenAI's or LangChain's format. Returns LangChain's valid and invalid tool calls."""
     calls: list[Any] = []
     invalid: list[Any] = []
     for call in given:
@@ -175,12 +207,15 @@ def parse_calls(given: Iterable[Mapping[str, Any]]) -> tuple[list[Any], list[Any
     return calls, invalid
 
 
-def unseen(value: Any, known: Mapping[str, int], *, whole: bool = False) -> list[tuple[BaseMessage, str | None]]:
-    """The messages in a node's input or output that have an id and are not `known` with the same words, in order.
+# Messages in values
 
-    A list is read from its end and only until a known one, so a long history costs what is new in it.
-    One that removes messages may put others in front of known ones: it is read `whole`, as a state is that
-    comes of it, and with each message is the id of the one that follows.
+
+def unseen(value: Any, known: Mapping[str, int], *, whole: bool = False) -> list[tuple[BaseMessage, str | None]]:
+    """Return the messages of a value that have an id and are not `known` with the same content, in order.
+
+    Each list is read backwards up to the first known message, so the cost is that of the new messages. A list
+    that begins with a removal, and a `whole` state after one, may have new messages before known ones. Such a
+    list is read completely, and each message comes with the id of its successor.
     """
     found: list[tuple[BaseMessage, str | None]] = []
     for messages in lists_in(value):
@@ -200,14 +235,15 @@ def unseen(value: Any, known: Mapping[str, int], *, whole: bool = False) -> list
 
 
 def removes(value: Any) -> bool:
+    """True if an update removes messages."""
     return any(is_a(messages[0], RemoveMessage) for messages in lists_in(value))
 
 
 def without_ids(value: Any) -> list[Sequence[BaseMessage]]:
-    """The conversations in a node's input whose latest message has no id: only their order tells what is new.
+    """Return the conversations of a state whose latest message has no id.
 
-    Dicts in OpenAI's format are messages there as well, if they are a list, and the only one: else which of
-    them is what was said, and which are examples, say, nobody knows.
+    A list of dicts in OpenAI's format counts only if it is the state's only conversation. A second list may hold
+    examples, for instance, and nothing distinguishes the two.
     """
     found = [
         messages
@@ -219,18 +255,18 @@ def without_ids(value: Any) -> list[Sequence[BaseMessage]]:
     return [[to_message(message) for message in messages] for messages in found]
 
 
-def _is_langchains(value: Any) -> bool:
+def _is_langchain_message(value: Any) -> bool:
     return is_a(value, BaseMessage)
 
 
 def lists_in(
-    value: Any, depth: int = _DEPTH, *, is_one: Callable[[Any], bool] = _is_langchains
+    value: Any, depth: int = _DEPTH, *, is_one: Callable[[Any], bool] = _is_langchain_message
 ) -> Iterator[Sequence[Any]]:
-    """The lists of messages in a value: a state, an update, a `Command`, or several of them."""
+    """Yield the non-empty message lists in a value: a state, an update, a `Command`, or a list of these."""
     if is_one(value):
         yield (value,)
     elif is_a(value, (list, tuple)):
-        if len(value) and is_one(value[-1]):  # a list of the user's may refuse to say whether it is true
+        if len(value) and is_one(value[-1]):  # the truth value of a user's list subclass may raise
             yield value
         elif depth:
             for part in value:
@@ -240,12 +276,25 @@ def lists_in(
             yield from lists_in(part, depth - 1, is_one=is_one)
 
 
+def texts_in(value: Any, depth: int = _DEPTH) -> Iterator[str]:
+    """Yield the texts of a run's input or resume value: the user's words."""
+    if is_a(value, str):
+        yield value
+    elif is_a(value, BaseMessage):
+        yield str(value.text)
+    elif is_a(value, Command):
+        yield from texts_in((value.resume, value.update), depth)
+    elif depth:
+        for part in value if is_a(value, (list, tuple)) else _parts(value):
+            yield from texts_in(part, depth - 1)
+
+
 def _parts(value: Any) -> Iterable[Any]:
     if is_a(value, Command):
         return (value.update,)
-    functional = sys.modules.get("langgraph.func")  # not imported here: it brings all of LangGraph's engine with it
+    functional = sys.modules.get("langgraph.func")  # importing it here would import LangGraph's engine
     if functional is not None and is_a(value, functional.entrypoint.final):
-        return (value.save, value.value)  # what is given back is mostly a part of the conversation that is saved
+        return (value.save, value.value)  # the returned value is mostly a part of the saved conversation
     if is_a(value, dict):
         return value.values()
     if is_a(value, BaseModel):
@@ -256,13 +305,15 @@ def _parts(value: Any) -> Iterable[Any]:
 
 
 def content_hash(message: BaseMessage) -> int:
-    """What changes when the words of a message do."""
     content = message.content if isinstance(message.content, str) else repr(message.content)
     return hash((content, len(getattr(message, "tool_calls", ()))))
 
 
+# Outcomes of tools
+
+
 class Outcome(NamedTuple):
-    """What came of a tool's execution."""
+    """The result of a tool's execution."""
 
     status: str
     result: Any
@@ -270,47 +321,35 @@ class Outcome(NamedTuple):
     artifact: Any = None
     files: Sequence[Attachment] = ()
 
+    def tool_end(self, execution_id: str, name: str, duration_ms: float | None) -> ToolEnd:
+        return ToolEnd(execution_id, duration_ms=duration_ms, name=name, **self._asdict())
+
 
 def outcome_of(output: Any) -> Outcome:
-    """Of what a tool gave back: a message, a `Command` that may hold one, or anything else."""
+    """Return the outcome for a tool's return value: a message, a `Command` that may contain one, or any value."""
     if is_a(output, Command):
         answer = next((m for messages in lists_in(output) for m in messages if is_a(m, ToolMessage)), None)
         given = {name: getattr(output, name) for name in ("update", "goto", "graph", "resume")}
-        said = {name: part for name, part in given.items() if not is_nothing(part)}
-        told = outcome_of(answer) if answer is not None else Outcome("ok", None)
-        return told._replace(result={"__type__": "Command", **said})
+        command = {"__type__": "Command", **{name: part for name, part in given.items() if not is_nothing(part)}}
+        return (Outcome("ok", None) if answer is None else outcome_of(answer))._replace(result=command)
     if not is_a(output, ToolMessage):
         return Outcome("ok", output)
-    content, files = take_out(output.content)
+    content, files = extract_files(output.content)
     failed = output.status == "error"
     return Outcome("error" if failed else "ok", content, str(output.text) if failed else None, output.artifact, files)
 
 
-def answer_of(value: Any, message_id: str) -> MessageEntry:
-    """What a person answered a graph that had stopped to ask."""
-    if isinstance(value, str):
-        return MessageEntry(message_id, "user", value, marks=(RESUME,))
-    content = plain(value)
-    return MessageEntry(message_id, "user", json.dumps(content, ensure_ascii=False), content=content, marks=(RESUME,))
+def outcome_of_error(error: BaseException) -> Outcome:
+    """Return the outcome for an exception. An interrupt of the graph, or a cancellation, is no failure."""
+    if isinstance(error, Exception) and not isinstance(error, GraphBubbleUp):
+        return Outcome("error", None, error_text(error))
+    return Outcome("interrupted", None)
 
 
-def by_whom(message: MessageEntry, users_words: frozenset[str] | None, agents: Container[str]) -> MessageEntry:
-    """Whether a message in its user's name may be an agent's: one inside a subgraph, or that has the name of a node.
-
-    What a run was called with is its user's, and so is everything where that is not known.
-    """
-    may_be_told = message.told or (message.role == "user" and message.name in agents)
-    return message._replace(told=may_be_told and users_words is not None and message.text not in users_words)
-
-
-def texts_in(value: Any, depth: int = _DEPTH) -> Iterator[str]:
-    """The texts that a run was given, as its input or as an answer: its user's words, wherever they are repeated."""
-    if is_a(value, str):
-        yield value
-    elif is_a(value, BaseMessage):
-        yield str(value.text)
-    elif is_a(value, Command):
-        yield from texts_in((value.resume, value.update), depth)
-    elif depth:
-        for part in value if is_a(value, (list, tuple)) else _parts(value):
-            yield from texts_in(part, depth - 1)
+def error_text(error: BaseException) -> str:
+    """Return the type and text of an exception. Never raises, whatever the exception's ``__str__`` does."""
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001  # a user's own exception class may raise anything
+        text = ""
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -1,15 +1,15 @@
-"""Recording from inside an agent: what a middleware sees around its model calls and tool calls.
+"""Recording from inside an agent: the model calls and tool calls that pass through a middleware.
 
-Where the recorder watches the run, it has a `ActiveRun`, and these only add to that: a tool's start that
-is written down already, and a refusal, which no callback tells of. Otherwise they record by
-themselves. A fault of theirs is logged once and counted, and the agent goes on.
+If the recorder tracks the run, the middleware adds only two facts: the start of a tool before the tool runs,
+and refusals, which no callback reports. Otherwise it records messages, tool calls and model calls itself. Its
+own errors are logged once and counted, and the agent continues.
 """
 
 from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -18,65 +18,60 @@ from uuid import UUID
 from langchain_core.callbacks import BaseCallbackHandler, BaseCallbackManager
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolCall, ToolMessage
 from langchain_core.runnables import RunnableConfig
-from langgraph.errors import GraphBubbleUp
 
-from session_middleware.models import Clock, NewId, RepairedCall
+from session_middleware.models import RepairedCall
 from session_middleware.recording.active_run import (
     ActiveRun,
     CallKey,
     KnownMessages,
+    elapsed_ms,
+    metadata_field,
     namespace_of,
-    noted,
-    sentence,
-    since,
 )
-from session_middleware.recording.history_diff import add_given
-from session_middleware.recording.messages import Outcome, content_hash, describe, outcome_of
-from session_middleware.recording.prices import load
+from session_middleware.recording.history_diff import align_input
+from session_middleware.recording.messages import content_hash, error_text, outcome_of, outcome_of_error
 from session_middleware.recording.recorder import SessionRecorder
-from session_middleware.recording.usage import is_cached, model_in, text_in, usage_of, with_usage
+from session_middleware.recording.usage import is_cached, load_prices, model_in, text_in, usage_of, with_usage
 from session_middleware.recording.write_buffer import never_raise
 from session_middleware.runtime.run_context import RunRegistry
 from session_middleware.storage.jsonable import is_a, to_json
-from session_middleware.storage.protocol import Storage
-from session_middleware.storage.record_entries import HistoryEntry, ModelCallEntry, ToolEnd, ToolStart
+from session_middleware.storage.record_entries import HistoryEntry, ModelCallEntry, ToolStart
 from session_middleware.storage.run import RunContext
 
 
 class MiddlewareContext(NamedTuple):
-    """Where in a run a hook is called."""
+    """The run and the node in which a hook of the middleware is called."""
 
-    visit: RunContext
-    trace: ActiveRun | None  # the recorder's, where it watches the run
-    is_checkpointed: bool  # a checkpointer of ours serves the run, and records its messages
-    is_kept: bool  # some checkpointer keeps its state
+    context: RunContext
+    run: ActiveRun | None  # if the recorder tracks the run
+    is_checkpointed: bool  # our checkpointer serves the run, and records its messages
+    has_checkpointer: bool  # ours or another
     own_namespace: str
     node: str | None
 
     @property
     def namespace(self) -> str:
-        """That of the graph."""
+        """The namespace of the graph."""
         return self.own_namespace.rpartition("|")[0]
 
     @property
     def is_alone(self) -> bool:
-        return self.trace is None and not self.is_checkpointed
+        """True if neither our recorder nor our checkpointer serves the run."""
+        return self.run is None and not self.is_checkpointed
 
 
 @dataclass(slots=True)
 class ToolCallInProgress:
-    """A tool call that passes by."""
-
-    place: MiddlewareContext
+    hook: MiddlewareContext
     start: ToolStart
-    exists: bool  # there is such a tool
-    executed: dict[str, Any]  # the calls whose tool has begun, where nobody else knows, and its arguments
-    begun: float = field(default_factory=time.perf_counter)
-    written: bool = False  # its start is
+    tool_exists: bool
+    executed: dict[str, Any]  # arguments of executed tools by call id, if the recorder does not track the run
+    started: float = field(default_factory=time.perf_counter)
+    is_recorded: bool = False  # the start is
 
     @property
     def key(self) -> CallKey:
-        return self.place.own_namespace, str(self.start.tool_call_id)
+        return self.hook.own_namespace, str(self.start.tool_call_id)
 
 
 @dataclass(slots=True)
@@ -84,11 +79,11 @@ class PendingModelCall:
     model: str | None
     provider: str | None
     started_at: datetime
-    begun: float = field(default_factory=time.perf_counter)
+    started: float = field(default_factory=time.perf_counter)
 
 
-class _Executions(BaseCallbackHandler):
-    """Tells a tool that has run from one that somebody answered for, and what it was given."""
+class _ExecutionListener(BaseCallbackHandler):
+    """Notes which tools are executed, and with which arguments."""
 
     run_inline = True
 
@@ -102,250 +97,219 @@ class _Executions(BaseCallbackHandler):
 
 
 class MiddlewareRecorder:
-    def __init__(
-        self,
-        storage: Storage,
-        recorder: SessionRecorder,
-        visits: RunRegistry,
-        *,
-        is_ours: Callable[[object], bool],
-        new_id: NewId,
-        clock: Clock,
-    ) -> None:
-        self._storage = storage
+    def __init__(self, recorder: SessionRecorder, registry: RunRegistry, *, is_ours: Callable[[object], bool]) -> None:
         self._recorder = recorder
-        self.journal = recorder.journal
-        self._visits = visits
-        self._is_ours = is_ours  # a checkpointer
-        self._new_id = new_id
-        self._clock = clock
+        self.buffer = recorder.buffer
+        self._storage = recorder.buffer.storage
+        self._registry = registry
+        self._is_ours = is_ours  # whether a checkpointer is
         self._known = KnownMessages()
-        self.journal.forgetting.append(self.forget)
+        self.buffer.on_forget.append(self._known.forget)
 
-    def forget(self, session_id: str) -> None:
-        """Keep nothing in mind of a session that was deleted."""
-        self._known.forget(session_id)
-
-    def enter(self, config: RunnableConfig, *, begins: bool = False) -> MiddlewareContext | None:
-        """Where this is called; ``None`` outside of any session. A run that `begins` alone is a visit of its own."""
+    def find_context(self, config: RunnableConfig, *, begins: bool = False) -> MiddlewareContext | None:
+        """Return the context of a hook, ``None`` without a thread id. A run that `begins` alone gets a new one."""
         configurable = config.get("configurable") or {}
         if configurable.get("thread_id") is None:
             return None
-        trace = self._recorder.trace_of(getattr(config.get("callbacks"), "parent_run_id", None))
+        run = self._recorder.find_run(getattr(config.get("callbacks"), "parent_run_id", None))
         checkpointer = configurable.get("__pregel_checkpointer")
-        checkpointed = self._is_ours(checkpointer)
-        if trace is not None:
-            visit = trace.visit
-        elif checkpointed:
-            visit = self._visits.present(configurable)
+        is_checkpointed = self._is_ours(checkpointer)
+        if run is not None:
+            context = run.context
+        elif is_checkpointed:
+            context = self._registry.present(configurable)
         else:
-            visit = self._visits.alone(configurable, anew=begins)
+            context = self._registry.alone(configurable, anew=begins)
         metadata = config.get("metadata") or {}
-        is_kept = checkpointer is not None
-        return MiddlewareContext(
-            visit, trace, checkpointed, is_kept, namespace_of(metadata), noted(metadata, "langgraph_node")
-        )
+        node = metadata_field(metadata, "langgraph_node")
+        has_checkpointer = checkpointer is not None
+        return MiddlewareContext(context, run, is_checkpointed, has_checkpointer, namespace_of(metadata), node)
 
-    def admit(self, place: MiddlewareContext) -> None:
-        """Ask at the door, where nobody else has. Raises what the door does."""
-        if place.is_alone and place.visit.admission is None:
-            self._storage.authorize(place.visit)
+    def authorize(self, hook: MiddlewareContext) -> None:
+        """Check access, unless the recorder or the checkpointer does. Raises what `Storage.authorize` raises."""
+        if hook.is_alone and hook.context.admission is None:
+            self._storage.authorize(hook.context)
 
     @never_raise
-    def open(self, place: MiddlewareContext) -> None:
-        """Have the session there, before anything else has been written of the run."""
-        self._storage.append(place.visit)
+    def open(self, hook: MiddlewareContext) -> None:
+        """Open the session before the run's first entry."""
+        self._storage.append(hook.context)
 
     @never_raise
     def attempt(self, call: Callable[[], str | None]) -> str | None:
-        """What `call` gives, which the agent can do without: nothing, where it fails."""
+        """Return the result of an optional `call`, ``None`` if it fails."""
         return call()
 
-    def write(self, place: MiddlewareContext) -> None:
-        """Write down what was kept."""
-        self.journal.write(place.visit)
+    def flush(self, hook: MiddlewareContext) -> None:
+        """Write the buffered entries."""
+        self.buffer.flush_sync(hook.context)
 
     # Messages
 
-    def keep(self, place: MiddlewareContext, messages: Sequence[BaseMessage], **fields: Any) -> None:
-        self.journal.keep(place.visit, describe(messages, place.namespace, new_id=self._new_id, **fields))
+    def add(self, hook: MiddlewareContext, messages: Sequence[BaseMessage], **fields: Any) -> None:
+        self.buffer.add(hook.context, self.buffer.describe(messages, hook.namespace, **fields))
 
-    @never_raise
-    def hear(self, place: MiddlewareContext, messages: Sequence[BaseMessage]) -> None:
-        """Take down what is new in the agent's messages, where nobody else does."""
-        if not place.is_alone:
-            return
-        self.admit(place)
-        known = self._known.of(place.visit.session_id)
-        for message, following in zip(messages, [*messages[1:], None], strict=True):
+    def _add_unknown(
+        self, hook: MiddlewareContext, messages: Iterable[tuple[BaseMessage, str | None]], **fields: Any
+    ) -> None:
+        """Buffer the new messages among these, each with the id of its successor."""
+        known = self._known.of(hook.context.session_id)
+        for message, following in messages:
             if message.id is not None and known.get(message.id) != content_hash(message):
                 known[message.id] = content_hash(message)
-                self.keep(place, [message], followed_by=following and following.id)
-        self.write(place)
+                self.add(hook, [message], followed_by=following, **fields)
 
     @never_raise
-    def take_as_given(self, place: MiddlewareContext, messages: Sequence[BaseMessage]) -> None:
-        """The failures that an agent begins with refuse nothing: whoever called it has carried them out.
+    def add_new_messages(self, hook: MiddlewareContext, messages: Sequence[BaseMessage]) -> None:
+        """Record the agent's new messages, unless the recorder or the checkpointer does."""
+        if hook.is_alone:
+            self.authorize(hook)
+            ids = [message.id for message in messages]
+            self._add_unknown(hook, zip(messages, [*ids[1:], None], strict=True))
+            self.flush(hook)
 
-        Where nothing keeps its state, that is all that was ever said, maybe under new ids.
+    @never_raise
+    def add_input(self, hook: MiddlewareContext, messages: Sequence[BaseMessage]) -> None:
+        """Note the messages that an agent begins with. Error answers among them are no refusals.
+
+        Without a checkpointer they are the whole conversation, which may have new ids.
         """
-        known = self._known.of(place.visit.session_id)
-        if not place.is_alone:
-            known.update({str(message.id): content_hash(message) for message, _ in _failures(messages)})
-        elif not place.is_kept:
+        known = self._known.of(hook.context.session_id)
+        if not hook.is_alone:
+            known.update({str(message.id): content_hash(message) for message, _ in _error_answers(messages)})
+        elif not hook.has_checkpointer:
             known.update({str(message.id): content_hash(message) for message in messages})
-            seen = describe(messages, place.namespace, new_id=self._new_id)
-            self.journal.keep(
-                place.visit, [HistoryEntry(seen, functools.partial(add_given, run_id=place.visit.run_id))]
-            )
+            align = functools.partial(align_input, run_id=hook.context.run_id)
+            entry = HistoryEntry(self.buffer.describe(messages, hook.namespace), align)
+            self.buffer.add(hook.context, [entry])
 
     @never_raise
-    def hear_before_model(self, place: MiddlewareContext, messages: Sequence[BaseMessage]) -> None:
-        """As `hear`. Failures that no tool told of were said by a person or another middleware: they refuse."""
-        known = self._known.of(place.visit.session_id)
-        for message, following in _failures(messages):
-            if message.id is not None and known.get(message.id) != content_hash(message):
-                known[message.id] = content_hash(message)
-                self.keep(place, [message], followed_by=following, refused=True)
-        self.hear(place, messages)
+    def add_before_model(self, hook: MiddlewareContext, messages: Sequence[BaseMessage]) -> None:
+        """As `add_new_messages`. An error answer that no tool made is a refusal by a person or a middleware."""
+        self._add_unknown(hook, _error_answers(messages), refused=True)
+        self.add_new_messages(hook, messages)
 
     @never_raise
-    def note_repair(self, place: MiddlewareContext, calls: Sequence[RepairedCall]) -> None:
-        visit = place.visit
+    def note_repair(self, hook: MiddlewareContext, calls: Sequence[RepairedCall]) -> None:
+        context = hook.context
         self._storage.append_repair(
-            visit.session_id, calls, run_id=visit.run_id, reason="new input", checkpoint_id=None
+            context.session_id, calls, run_id=context.run_id, reason="new input", checkpoint_id=None
         )
 
     # Models
 
-    def ask(self, model: Any) -> PendingModelCall:
+    def start_model_call(self, model: Any) -> PendingModelCall:
         try:
-            told = model._get_ls_params()
-        except Exception as error:  # noqa: BLE001  # it is the user's own model class
-            self.journal.fault(error)
-            told = {}
-        load()
-        return PendingModelCall(text_in(told, "ls_model_name"), text_in(told, "ls_provider"), self._clock())
+            params = model._get_ls_params()
+        except Exception as error:  # noqa: BLE001  # a user's own model class may raise anything
+            self.buffer.fault(error)
+            params = {}
+        load_prices()
+        return PendingModelCall(text_in(params, "ls_model_name"), text_in(params, "ls_provider"), self.buffer.clock())
 
     @never_raise
-    def answer(
-        self, place: MiddlewareContext, asked: PendingModelCall, came: Sequence[BaseMessage] | BaseException
+    def end_model_call(
+        self, hook: MiddlewareContext, call: PendingModelCall, result: Sequence[BaseMessage] | BaseException
     ) -> None:
-        """Take down what a model call took, and where nobody else does what it said."""
-        failed = isinstance(came, BaseException)
-        said = [] if isinstance(came, BaseException) else [m for m in came if is_a(m, AIMessage)]
-        for message in said:
-            message.id = message.id or self._new_id()  # as the state would, but before it is recorded
-        message = said[0] if said else AIMessage("")
+        """Record a model call, and its messages unless the recorder or the checkpointer does."""
+        error = result if isinstance(result, BaseException) else None
+        output = [] if isinstance(result, BaseException) else [m for m in result if is_a(m, AIMessage)]
+        for message in output:
+            message.id = message.id or self.buffer.new_id()  # the state would generate one later
+        message = output[0] if output else AIMessage("")
         tokens, marks = usage_of(message)
-        call = ModelCallEntry(
-            id=self._new_id(),
-            model=model_in(message.response_metadata) or asked.model,
-            provider=asked.provider,
-            duration_ms=since(asked.begun),
-            error=sentence(came) if isinstance(came, BaseException) else None,
+        entry = ModelCallEntry(
+            id=self.buffer.new_id(),
+            model=model_in(message.response_metadata) or call.model,
+            provider=call.provider,
+            duration_ms=elapsed_ms(call.started),
+            error=None if error is None else error_text(error),
             message_id=message.id,
-            checkpoint_ns=place.own_namespace,
-            node=place.node,
+            checkpoint_ns=hook.own_namespace,
+            node=hook.node,
             marks=marks,
-            started_at=asked.started_at,
+            started_at=call.started_at,
         )
-        if not failed:
-            call = with_usage(call, tokens, cached=is_cached(message))
-        self.journal.keep(place.visit, [call])
-        if is_cached(message) and place.is_alone:
-            self.keep(place, [message], message_id=self._new_id(), again=message.id, call=None)
-        if said:
-            self.hear(place, said)
-        self.write(place)
+        if error is None:
+            entry = with_usage(entry, tokens, cached=is_cached(message))
+        self.buffer.add(hook.context, [entry])
+        if is_cached(message) and hook.is_alone:
+            self.add(hook, [message], message_id=self.buffer.new_id(), again=message.id, call=None)
+        if output:
+            self.add_new_messages(hook, output)
+        self.flush(hook)
 
     # Tools
 
     @never_raise
-    def watch(
+    def track_tool_call(
         self,
-        place: MiddlewareContext,
+        hook: MiddlewareContext,
         config: RunnableConfig,
         call: ToolCall,
         history: Sequence[BaseMessage],
         *,
-        exists: bool,
+        tool_exists: bool,
     ) -> ToolCallInProgress:
-        """A call that passes by, and the messages that led to it."""
         executed: dict[str, Any] = {}
         manager = config.get("callbacks")
-        if place.trace is None and isinstance(manager, BaseCallbackManager):
-            manager.add_handler(_Executions(executed))
-        if place.trace is None:
-            self._keep_request(place, call, history)
-        start = ToolStart(self._new_id(), call["id"], call["name"], call["args"], place.namespace, place.node)
-        return ToolCallInProgress(place, start, exists, executed)
+        if hook.run is None and isinstance(manager, BaseCallbackManager):
+            manager.add_handler(_ExecutionListener(executed))
+        if hook.run is None:
+            self._add_request(hook, call, history)
+        start = ToolStart(self.buffer.new_id(), call["id"], call["name"], call["args"], hook.namespace, hook.node)
+        return ToolCallInProgress(hook, start, tool_exists, executed)
 
-    def _keep_request(self, place: MiddlewareContext, call: ToolCall, history: Sequence[BaseMessage]) -> None:
-        """Who asked comes before what was asked for, and before them what led to that: its checkpoint may come late."""
-        known = self._known.of(place.visit.session_id)
+    def _add_request(self, hook: MiddlewareContext, call: ToolCall, history: Sequence[BaseMessage]) -> None:
+        """Buffer the message that requests the call, and its turn before that, which its checkpoint may store later."""
         found: list[tuple[BaseMessage, str | None]] = []
-        is_asked = False
         following: str | None = None
         for message in reversed(history):
-            is_asked = is_asked or any(asked["id"] == call["id"] for asked in getattr(message, "tool_calls", ()))
-            if is_asked:
+            if found or any(requested["id"] == call["id"] for requested in getattr(message, "tool_calls", ())):
                 found.append((message, following))
                 following = message.id
                 if isinstance(message, HumanMessage):
                     break
-        for message, after in reversed(found):
-            if message.id is not None and known.get(message.id) != content_hash(message):
-                known[message.id] = content_hash(message)
-                self.keep(place, [message], followed_by=after)
+        self._add_unknown(hook, reversed(found))
 
     @never_raise
-    def start(self, watched: ToolCallInProgress) -> None:
-        """Have the start of a call written down before its tool runs; the recorder goes on from there."""
-        self.admit(watched.place)
-        self.journal.keep(watched.place.visit, [watched.start])
-        self.write(watched.place)
-        watched.written = True
-        if watched.place.trace is not None:
-            watched.place.trace.foretold[watched.key] = watched.start
+    def start_tool_call(self, call: ToolCallInProgress) -> None:
+        """Store the start of a call before its tool runs. The recorder's own callback then adds none."""
+        self.authorize(call.hook)
+        self.buffer.add(call.hook.context, [call.start])
+        self.flush(call.hook)
+        call.is_recorded = True
+        if call.hook.run is not None:
+            call.hook.run.prerecorded[call.key] = call.start
 
     @never_raise
-    def end(self, watched: ToolCallInProgress, came: Any) -> None:
-        """Close the call, unless the recorder has; a tool that did not run and is answered for was refused."""
-        place, call_id = watched.place, str(watched.start.tool_call_id)
-        executed = call_id in watched.executed if place.trace is None else place.trace.executed[watched.key] > 0
-        if place.trace is not None:
-            place.trace.foretold.pop(watched.key, None)
-            if executed:
+    def end_tool_call(self, call: ToolCallInProgress, result: Any) -> None:
+        """Record the end of a call, unless the recorder has. A call answered without an execution was refused."""
+        hook, start, call_id = call.hook, call.start, str(call.start.tool_call_id)
+        is_executed = call_id in call.executed if hook.run is None else hook.run.executed[call.key] > 0
+        if hook.run is not None:
+            hook.run.prerecorded.pop(call.key, None)
+            if is_executed:
                 return
-        start = watched.start
-        given = watched.executed.get(call_id)
-        if given is not None and to_json(given) != to_json(start.arguments):  # somebody has changed them on the way
-            self.journal.keep(place.visit, [start._replace(arguments=given, corrects=True)])
-        outcome = _outcome(came)
-        if outcome.status == "error" and not executed and watched.exists and not isinstance(came, BaseException):
+        given = call.executed.get(call_id)
+        if given is not None and to_json(given) != to_json(start.arguments):  # another middleware changed them
+            self.buffer.add(hook.context, [start._replace(arguments=given, corrects=True)])
+        outcome = outcome_of_error(result) if isinstance(result, BaseException) else outcome_of(result)
+        is_answered = outcome.status == "error" and not isinstance(result, BaseException)
+        if is_answered and not is_executed and call.tool_exists:
             outcome = outcome._replace(status="refused", error=None)
-        if watched.written or outcome.status == "refused":
-            end = ToolEnd(
-                execution_id=watched.start.execution_id,
-                status=outcome.status,
-                result=outcome.result,
-                error=outcome.error,
-                duration_ms=since(watched.begun) if executed else None,
-                artifact=outcome.artifact,
-                name=watched.start.name,
-                files=outcome.files,
-            )
-            self.journal.keep(place.visit, [end] if watched.written else [start, end])
-        if place.is_alone and is_a(came, ToolMessage):
-            came.id = came.id or self._new_id()  # as the state would, but before it is recorded
-            self.hear(place, [came])
-        self.write(place)
+        if call.is_recorded or outcome.status == "refused":
+            end = outcome.tool_end(start.execution_id, start.name, elapsed_ms(call.started) if is_executed else None)
+            self.buffer.add(hook.context, [end] if call.is_recorded else [start, end])
+        if hook.is_alone and is_a(result, ToolMessage):
+            result.id = result.id or self.buffer.new_id()  # the state would generate one later
+            self.add_new_messages(hook, [result])
+        self.flush(hook)
 
 
-def _failures(messages: Sequence[BaseMessage]) -> list[tuple[ToolMessage, str | None]]:
-    """Of the answers to what was asked for last those that report one, and the id of what follows each."""
-    found: list[tuple[ToolMessage, str | None]] = []
+def _error_answers(messages: Sequence[BaseMessage]) -> list[tuple[BaseMessage, str | None]]:
+    """Return the error answers to the latest requests, from last to first, each with the id of its successor."""
+    found: list[tuple[BaseMessage, str | None]] = []
     following: str | None = None
     for message in reversed(messages):
         if isinstance(message, AIMessage):
@@ -354,10 +318,3 @@ def _failures(messages: Sequence[BaseMessage]) -> list[tuple[ToolMessage, str | 
             found.append((message, following))
         following = message.id
     return found
-
-
-def _outcome(came: Any) -> Outcome:
-    if not isinstance(came, BaseException):
-        return outcome_of(came)
-    is_failure = isinstance(came, Exception) and not isinstance(came, GraphBubbleUp)
-    return Outcome("error", None, sentence(came)) if is_failure else Outcome("interrupted", None)

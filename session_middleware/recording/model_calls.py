@@ -1,8 +1,7 @@
-"""Models at work: what they take and cost, and what they are saying before they have said it.
+"""Recording of model calls: usage and cost, and streamed text before the message is complete.
 
-What is streamed is written down now and then as an ``incomplete`` message, never further behind than
-the ``stream_flush`` setting, so that it is kept when the process dies; the whole message then takes
-its place, or it stays incomplete.
+A partial message is recorded as ``incomplete``, at most ``stream_flush`` after its text was streamed, so
+it survives a crash. The complete message then replaces it.
 """
 
 from __future__ import annotations
@@ -17,174 +16,184 @@ from uuid import UUID
 from langchain_core.messages import AIMessage
 from langchain_core.outputs import ChatGeneration, Generation
 
-from session_middleware.models import Clock, NewId
-from session_middleware.recording.active_run import ActiveRun, ModelCallInProgress, namespace_of, noted, since
-from session_middleware.recording.messages import describe
-from session_middleware.recording.prices import Tokens, load
-from session_middleware.recording.usage import is_cached, model_in, text_in, told_beside, usage_of, with_usage
+from session_middleware.recording.active_run import (
+    ActiveRun,
+    ModelCallInProgress,
+    elapsed_ms,
+    metadata_field,
+    namespace_of,
+)
+from session_middleware.recording.usage import (
+    Tokens,
+    is_cached,
+    load_prices,
+    model_in,
+    response_usage,
+    text_in,
+    usage_of,
+    with_usage,
+)
 from session_middleware.recording.write_buffer import RecordBuffer
 from session_middleware.storage.jsonable import is_a
 from session_middleware.storage.record_entries import MessageEntry, ModelCallEntry
 
 
-class Models:
-    def __init__(self, journal: RecordBuffer, *, new_id: NewId, clock: Clock, flush_seconds: float) -> None:
-        self._journal = journal
-        self._new_id = new_id
-        self._clock = clock
+class ModelCallRecorder:
+    def __init__(self, buffer: RecordBuffer, *, flush_seconds: float) -> None:
+        self._buffer = buffer
         self._flush_seconds = flush_seconds
 
-    def start(self, trace: ActiveRun, run_id: UUID, metadata: Mapping[str, Any], options: Mapping[str, Any]) -> None:
-        given = options.get("invocation_params")
-        model = text_in(metadata, "ls_model_name") or text_in(given, "model") or text_in(given, "model_name")
-        trace.models[run_id] = ModelCallInProgress(
-            trace=trace,
+    def start(self, run: ActiveRun, run_id: UUID, metadata: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+        params = options.get("invocation_params")
+        model = text_in(metadata, "ls_model_name") or text_in(params, "model") or text_in(params, "model_name")
+        run.models[run_id] = ModelCallInProgress(
+            run=run,
             id=str(run_id),
             started=time.perf_counter(),
-            started_at=self._clock(),
+            started_at=self._buffer.clock(),
             model=model,
             provider=text_in(metadata, "ls_provider"),
             namespace=namespace_of(metadata),
-            node=noted(metadata, "langgraph_node"),
-            step=noted(metadata, "langgraph_step"),
+            node=metadata_field(metadata, "langgraph_node"),
+            step=metadata_field(metadata, "langgraph_step"),
         )
-        load()
+        load_prices()
 
     # Streaming
 
-    def hear(self, trace: ActiveRun, run_id: UUID, token: Any, chunk: Any) -> None:
-        asked = trace.models.get(run_id)
-        if asked is None:
+    def add_token(self, run: ActiveRun, run_id: UUID, token: Any, chunk: Any) -> None:
+        call = run.models.get(run_id)
+        if call is None:
             return
-        if asked.first_token_ms is None:
-            asked.first_token_ms = since(asked.started)
+        if call.first_token_ms is None:
+            call.first_token_ms = elapsed_ms(call.started)
         message = chunk.message if is_a(chunk, ChatGeneration) else None
-        if asked.message_id is None:
-            asked.message_id = str((message and message.id) or f"lc_run--{asked.id}")
+        if call.message_id is None:
+            call.message_id = str((message and message.id) or call.default_message_id)
         text = token if is_a(token, str) else str(message.text) if message is not None else ""
         if text:
-            asked.parts.append(text)
-            if asked.timer is None:
-                self._set_timer(asked)
+            call.parts.append(text)
+            if call.timer is None:
+                self._set_timer(call)
 
-    def _set_timer(self, asked: ModelCallInProgress) -> None:
+    def _set_timer(self, call: ModelCallInProgress) -> None:
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
-            asked.timer = threading.Timer(self._flush_seconds, self._flush, [asked])
-            asked.timer.daemon = True
-            asked.timer.start()
+            call.timer = threading.Timer(self._flush_seconds, self._flush, [call])
+            call.timer.daemon = True
+            call.timer.start()
         else:
-            asked.timer = loop.call_later(self._flush_seconds, self._flush, asked)
+            call.timer = loop.call_later(self._flush_seconds, self._flush, call)
 
-    def _flush(self, asked: ModelCallInProgress) -> None:
-        """Write down what has been streamed so far."""
-        asked.timer = None
-        visit = asked.trace.visit
+    def _flush(self, call: ModelCallInProgress) -> None:
+        """Record the text that has been streamed so far."""
+        call.timer = None
+        context = call.run.context
         try:
-            with asked.trace.lock:  # a model's end must not be overtaken by the text of a moment before it
-                seen = [] if asked.done else self._incomplete(asked, cut_off=False)
-                if not seen:
+            with call.run.lock:  # the partial text must not be recorded after the complete message
+                partial = [] if call.is_done else self._partial(call, cut_off=False)
+                if not partial:
                     return
-                if asked.step is not None:
-                    visit.heard_at[str(asked.message_id)] = asked.namespace.rpartition("|")[0], asked.step
-                self._journal.keep(visit, seen)
-                asked.flushed = True
-            if visit.entries:  # else the run has written them
-                self._journal.flush(visit)
-        except Exception as error:  # noqa: BLE001  # nobody waits for this, and a fault here must not break a run
-            self._journal.fault(error)
+                if call.step is not None:
+                    context.heard_at[str(call.message_id)] = call.namespace.rpartition("|")[0], call.step
+                self._buffer.add(context, partial)
+                call.is_flushed = True
+            if context.entries:  # otherwise the run has written them already
+                self._buffer.flush(context)
+        except Exception as error:  # noqa: BLE001  # no caller waits for this, and a fault here must not break a run
+            self._buffer.fault(error)
 
-    def _incomplete(self, asked: ModelCallInProgress, *, cut_off: bool) -> list[MessageEntry]:
-        """What is kept of what has been said so far, if anything is."""
-        text = self._journal.keeping.begun(asked.text, cut_off=cut_off)
-        seen = MessageEntry(
-            message_id=str(asked.message_id),
+    def _partial(self, call: ModelCallInProgress, *, cut_off: bool) -> list[MessageEntry]:
+        """Return an incomplete message with the recordable part of the streamed text, or an empty list."""
+        text = self._buffer.redaction.partial_text(call.text, cut_off=cut_off)
+        message = MessageEntry(
+            message_id=str(call.message_id),
             role="assistant",
             text=text,
-            model=asked.model,
-            checkpoint_ns=asked.namespace,
+            model=call.model,
+            checkpoint_ns=call.namespace,
             complete=False,
         )
-        return [seen] if text else []
+        return [message] if text else []
 
     # Ends
 
-    def end(self, trace: ActiveRun, run_id: UUID, response: Any) -> bool:
-        """Take down what the model said and took; whether it was at work."""
-        asked = self._finish(trace, run_id)
-        if asked is None:
+    def end(self, run: ActiveRun, run_id: UUID, response: Any) -> bool:
+        """Record the message and the usage of a finished call. Returns whether the call was in progress."""
+        call = self._finish(run, run_id)
+        if call is None:
             return False
-        message = _message_of(response, asked)
-        (seen,) = describe([message], asked.namespace, new_id=self._new_id)
+        message = _message_of(response, call)
+        (entry,) = self._buffer.describe([message], call.namespace)
         cached = is_cached(message)
         tokens, marks = usage_of(message)
         if tokens == Tokens():
-            tokens, marks = told_beside(response.llm_output)
-        model = seen.model or asked.model or model_in(response.llm_output)
-        seen, said = seen._replace(model=model, call=None), seen.message_id
-        if cached and asked.id not in said:
-            seen = seen._replace(message_id=f"lc_run--{asked.id}", again=said)
-        if asked.flushed:
-            trace.visit.unclaimed[seen.claim] = str(asked.message_id)
-        if asked.node is None:
-            self._journal.keep(trace.visit, [seen])
+            tokens, marks = response_usage(response.llm_output)
+        model = entry.model or call.model or model_in(response.llm_output)
+        entry, original_id = entry._replace(model=model, call=None), entry.message_id
+        if cached and call.id not in original_id:
+            entry = entry._replace(message_id=call.default_message_id, again=original_id)
+        if call.is_flushed:
+            run.context.unclaimed[entry.claim] = str(call.message_id)
+        if call.node is None:
+            self._buffer.add(run.context, [entry])
         else:
-            trace.hear(seen)
-        for other in list(trace.models.values()):
-            other.inner.add(said)
-        if said not in asked.inner:  # else it only hands on what a model said that it has asked itself
-            call = _call(asked, model)._replace(message_id=said, marks=marks)
-            self._journal.keep(trace.visit, [with_usage(call, tokens, cached=cached)])
-        if not trace.visit.checkpointed and trace.visit.run_id != str(run_id):
-            self._journal.flush(trace.visit)
+            run.add_model_output(entry)
+        for other in list(run.models.values()):
+            other.inner_ids.add(original_id)
+        if original_id not in call.inner_ids:  # a wrapper that returns another model's message made no call itself
+            made = _entry_of(call, model)._replace(message_id=original_id, marks=marks)
+            self._buffer.add(run.context, [with_usage(made, tokens, cached=cached)])
+        if not run.context.checkpointed and run.context.run_id != str(run_id):
+            self._buffer.flush(run.context)
         return True
 
-    def fail(self, trace: ActiveRun, run_id: UUID, error: str) -> None:
-        """Take down that it failed, and what it had said by then."""
-        asked = self._finish(trace, run_id)
-        if asked is None:
-            return
-        self._journal.keep(trace.visit, self._incomplete(asked, cut_off=True))
-        self._journal.keep(trace.visit, [_call(asked, asked.model)._replace(error=error)])
-        self._journal.flush(trace.visit)
+    def fail(self, run: ActiveRun, run_id: UUID, error: str) -> None:
+        """Record a failed call, and the text that was streamed before the failure."""
+        if (call := self._finish(run, run_id)) is not None:
+            self._add_failed(call, error)
+            self._buffer.flush(run.context)
 
-    def cut_off(self, trace: ActiveRun) -> None:
-        """The run has ended; what is still being said in it is cut off."""
-        for run_id in list(trace.models):
-            asked = self._finish(trace, run_id)
-            if asked is not None and asked.text:
-                self._journal.keep(trace.visit, self._incomplete(asked, cut_off=True))
-                self._journal.keep(trace.visit, [_call(asked, asked.model)._replace(error="cut off")])
+    def cut_off(self, run: ActiveRun) -> None:
+        """Record the partial messages of calls that are in progress when their run ends."""
+        for run_id in list(run.models):
+            call = self._finish(run, run_id)
+            if call is not None and call.text:
+                self._add_failed(call, "cut off")
 
-    def _finish(self, trace: ActiveRun, run_id: UUID) -> ModelCallInProgress | None:
-        asked = trace.models.pop(run_id, None)
-        if asked is not None:
-            with trace.lock:
-                asked.done = True
-            if asked.timer is not None:
-                asked.timer.cancel()
-        return asked
+    def _add_failed(self, call: ModelCallInProgress, error: str) -> None:
+        entry = _entry_of(call, call.model)._replace(error=error)
+        self._buffer.add(call.run.context, [*self._partial(call, cut_off=True), entry])
+
+    def _finish(self, run: ActiveRun, run_id: UUID) -> ModelCallInProgress | None:
+        call = run.models.pop(run_id, None)
+        if call is not None:
+            with run.lock:
+                call.is_done = True
+            if call.timer is not None:
+                call.timer.cancel()
+        return call
 
 
-def _message_of(response: Any, asked: ModelCallInProgress) -> AIMessage:
-    """What was said, as a message, whatever kind of model said it."""
+def _message_of(response: Any, call: ModelCallInProgress) -> AIMessage:
+    """Return the first generation as a message, whatever the kind of the model."""
     first = next((generation for some in response.generations for generation in some), None)
     message = first.message if is_a(first, ChatGeneration) else None
     if is_a(message, AIMessage):
-        return message if message.id else message.model_copy(update={"id": f"lc_run--{asked.id}"})
+        return message if message.id else message.model_copy(update={"id": call.default_message_id})
     text = str(message.text) if message is not None else first.text if is_a(first, Generation) else ""
-    return AIMessage(text, id=(message and message.id) or f"lc_run--{asked.id}")
+    return AIMessage(text, id=(message and message.id) or call.default_message_id)
 
 
-def _call(asked: ModelCallInProgress, model: str | None) -> ModelCallEntry:
+def _entry_of(call: ModelCallInProgress, model: str | None) -> ModelCallEntry:
     return ModelCallEntry(
-        id=asked.id,
-        model=model or asked.model,
-        provider=asked.provider,
-        first_token_ms=asked.first_token_ms,
-        duration_ms=since(asked.started),
-        checkpoint_ns=asked.namespace,
-        node=asked.node,
-        started_at=asked.started_at,
+        id=call.id,
+        model=model or call.model,
+        provider=call.provider,
+        first_token_ms=call.first_token_ms,
+        duration_ms=elapsed_ms(call.started),
+        checkpoint_ns=call.namespace,
+        node=call.node,
+        started_at=call.started_at,
     )

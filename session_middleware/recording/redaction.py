@@ -1,7 +1,7 @@
-"""What the record keeps: the ``redact`` and ``record`` settings, applied to all that is on its way to storage.
+"""The ``redact`` and ``record`` settings, applied to all entries before they are stored.
 
-Live state is not touched. What was taken out of a row is told in its `marks`: ``"redacted:emails"``,
-``"redacted"`` by a function of the user's, ``"withheld:arguments"``, ``"withheld:result"``.
+State and checkpoints are not changed. An entry's `marks` name each change: ``"redacted:emails"``,
+``"redacted"`` for a user's function, ``"withheld:arguments"``, ``"withheld:result"``.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from session_middleware.settings import DETECTORS, RECORDED, Record, Redact
 from session_middleware.storage.jsonable import plain
@@ -24,13 +24,14 @@ from session_middleware.storage.record_entries import (
 )
 
 Detector = Callable[[str], str]
+E = TypeVar("E", MessageEntry, ToolStart, ToolEnd, ModelCallEntry)
 
-_HELD_BACK = 256  # characters at the end of a text that is still streamed, for functions of the user's
-_OF_NUMBERS = string.digits + " -"
-_OF_WORDS = string.ascii_letters + string.digits + "_.+%@~/=-"  # of addresses and keys
+_HELD_BACK = 256  # characters at the end of a streamed text that are not recorded yet: a secret may begin there
+_NUMBER_CHARACTERS = string.digits + " -"
+_WORD_CHARACTERS = string.ascii_letters + string.digits + "_.+%@~/=-"  # of addresses and keys
 
-# Each takes time in proportion to the text, whatever is in it: a run of characters is looked at once from its
-# beginning, and not again from each of them.
+# Each pattern takes linear time for any text: possessive quantifiers prevent a second match attempt inside a run
+# of characters.
 _EMAIL = re.compile(r"[\w.+%-]++(@[\w-]++(?:\.[\w-]++)*\.[A-Za-z]{2,})?")
 _KEY = re.compile(
     r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"
@@ -45,7 +46,7 @@ _CARD = re.compile(r"(?<![\d.])\d(?:[ -]?\d){12,18}(?![\d.]?\d)")
 
 
 def _is_card(digits: str) -> bool:
-    """By the check digit that card numbers have."""
+    """Validate the check digit of a card number (Luhn)."""
     numbers = [int(digit) for digit in reversed(digits)]
     doubled = [sum(divmod(2 * number, 10)) for number in numbers[1::2]]
     return 13 <= len(numbers) <= 19 and (sum(numbers[::2]) + sum(doubled)) % 10 == 0
@@ -71,31 +72,30 @@ _DETECTORS: Mapping[str, Detector] = {
 }
 assert frozenset(_DETECTORS) == DETECTORS
 
-_OF_ARGUMENTS = ("args", "error")  # of a tool call; the error is of one that could not be parsed, and quotes it
+_ARGUMENT_FIELDS = ("args", "error")  # of a tool call; the error of an invalid call quotes its arguments
 
 
 class RedactionPolicy:
-    """Entries as the record keeps them."""
-
     def __init__(
-        self, redact: Redact = None, record: Record = "all", *, tell: Callable[[Exception], None] = lambda _: None
+        self, redact: Redact = None, record: Record = "all", *, on_error: Callable[[Exception], None] = lambda _: None
     ) -> None:
         names = () if redact is None or callable(redact) else redact
         self._detectors: list[tuple[str, Detector]] = [(f"redacted:{name}", _DETECTORS[name]) for name in names]
         if callable(redact):
             self._detectors.append(("redacted", redact))
         self._record = record
-        self._tell = tell
+        self._on_error = on_error
+        self._changes_nothing = record == "all" and not self._detectors
 
-    def begun(self, text: str, *, cut_off: bool) -> str:
-        """What may be kept of a text that is still streamed, or was cut off: not what a secret may begin with."""
+    def partial_text(self, text: str, *, cut_off: bool) -> str:
+        """Return the part of a streamed or cut-off text that contains no beginning of a secret."""
         if not self._detectors:
             return text
         text = text if cut_off else text[:-_HELD_BACK]
-        return min(text.rstrip(_OF_NUMBERS), text.rstrip(_OF_WORDS), key=len)
+        return min(text.rstrip(_NUMBER_CHARACTERS), text.rstrip(_WORD_CHARACTERS), key=len)
 
-    def keeps(self, kind: str, tool: str | None = None) -> bool:
-        """Whether one of `RECORDED` is kept; of a tool whose name is not known, if it is of every tool."""
+    def is_recorded(self, kind: str, tool: str | None = None) -> bool:
+        """Return whether a kind of `RECORDED` is recorded: for an unnamed tool, whether it is for every tool."""
         if self._record == "all":
             return True
         if not isinstance(self._record, Mapping):
@@ -106,89 +106,68 @@ class RedactionPolicy:
         return kind in self._record.get(tool or "*", default)
 
     def entries(self, entries: Iterable[Entry]) -> list[Entry]:
-        """Those that are kept, as they are kept."""
-        if self._record == "all" and not self._detectors:
+        """Return redacted entries, without those that the ``record`` setting excludes."""
+        if self._changes_nothing:
             return list(entries)
-        return [kept for entry in entries if (kept := self._entry(entry)) is not None]
+        return [redacted for entry in entries if (redacted := self._entry(entry)) is not None]
 
     def messages(self, messages: Sequence[MessageEntry]) -> list[MessageEntry]:
-        """As `entries`."""
-        if self._record == "all" and not self._detectors:
+        """As `entries`, for messages."""
+        if self._changes_nothing:
             return list(messages)
-        return [self._message(message) for message in messages] if self.keeps("messages") else []
+        return [self._message(message) for message in messages] if self.is_recorded("messages") else []
 
     def _entry(self, entry: Entry) -> Entry | None:
-        if isinstance(entry, MessageEntry):
-            return self._message(entry) if self.keeps("messages") else None
-        if isinstance(entry, HistoryEntry):
-            kept = [self._message(message) for message in entry.messages]
-            return entry._replace(messages=kept) if self.keeps("messages") else None
-        if isinstance(entry, ToolStart):
-            return self._start(entry)
-        if isinstance(entry, ToolEnd):
-            return self._end(entry)
-        if isinstance(entry, ModelCallEntry):
-            error, marks = self._text(entry.error)
-            return entry._replace(error=error, marks=(*entry.marks, *marks)) if self.keeps("model_calls") else None
-        if isinstance(entry, RunEnd):
-            return entry._replace(error=self._text(entry.error)[0])
-        return entry
+        match entry:
+            case MessageEntry():
+                return self._message(entry) if self.is_recorded("messages") else None
+            case HistoryEntry():
+                return entry._replace(messages=self.messages(entry.messages)) if self.is_recorded("messages") else None
+            case ToolStart() if not self.is_recorded("tool_arguments", entry.name):
+                return entry._replace(arguments=None, marks=(*entry.marks, "withheld:arguments"))
+            case ToolStart():
+                return self._redacted(entry, "arguments")
+            case ToolEnd() if not self.is_recorded("tool_results", entry.name):
+                error = entry.error and entry.error.partition(":")[0]  # the exception's type
+                return entry._replace(result=None, artifact=None, error=error, marks=(*entry.marks, "withheld:result"))
+            case ToolEnd():
+                return self._redacted(entry, "result", "artifact", "error")
+            case ModelCallEntry():
+                return self._redacted(entry, "error") if self.is_recorded("model_calls") else None
+            case RunEnd():
+                return entry._replace(error=self._redact(entry.error, []))
+
+    def _redacted(self, entry: E, *names: str) -> E:
+        """Redact the fields with these names."""
+        marks = list(entry.marks)
+        fields = {name: self._redact(getattr(entry, name), marks) for name in names}
+        return entry._replace(**fields, marks=tuple(dict.fromkeys(marks)))
 
     def _message(self, message: MessageEntry) -> MessageEntry:
-        if message.role == "tool" and not self.keeps("tool_results", message.name):
+        if message.role == "tool" and not self.is_recorded("tool_results", message.name):
             extra = {"status": "error"} if message.tool_error else None
-            left = message._replace(text="", content=None, artifact=None, extra=extra, files=())
-            return left._replace(marks=(*message.marks, "withheld:result"))
-        text, marks = self._text(message.text)
-        content, more = self._value(message.content)
-        calls, others = self._calls(message.tool_calls)
-        name, of_name = self._text(message.name)
-        artifact, of_artifact = self._value(message.artifact)
-        extra, of_extra = self._fields(message.extra or {})
-        marks = tuple(dict.fromkeys((*message.marks, *marks, *more, *others, *of_name, *of_artifact, *of_extra)))
-        call = message.call if self.keeps("model_calls") else None
-        kept = message._replace(
-            text=text or "", content=content, artifact=artifact, tool_calls=calls, name=name, call=call
+            withheld = message._replace(text="", content=None, artifact=None, extra=extra, files=())
+            return withheld._replace(marks=(*message.marks, "withheld:result"))
+        redacted = self._redacted(message, "text", "content", "name", "artifact")
+        marks = list(redacted.marks)
+        return redacted._replace(
+            text=redacted.text or "",
+            tool_calls=[self._call(call, marks) for call in message.tool_calls],
+            extra=self._fields(message.extra or {}, marks) or None,
+            call=message.call if self.is_recorded("model_calls") else None,
+            marks=tuple(dict.fromkeys(marks)),
         )
-        return kept._replace(extra=extra or None, marks=marks)
 
-    def _fields(self, fields: Mapping[str, Any]) -> tuple[dict[str, Any], Sequence[str]]:
-        """The values of a message's fields redacted; their names, and whether a tool failed, are nobody's words."""
-        found: dict[str, Any] = {}
-        marks: list[str] = []
-        for name, value in fields.items():
-            found[name], more = (value, ()) if name == "status" else self._value(value)
-            marks += more
-        return found, marks
+    def _fields(self, fields: Mapping[str, Any], marks: list[str]) -> dict[str, Any]:
+        """Redact the values, but not the names and not the status of a tool."""
+        return {name: value if name == "status" else self._redact(value, marks) for name, value in fields.items()}
 
-    def _calls(self, calls: Sequence[dict[str, Any]]) -> tuple[Sequence[dict[str, Any]], Sequence[str]]:
-        found: list[dict[str, Any]] = []
-        marks: list[str] = []
-        for call in calls:
-            if self.keeps("tool_arguments", call.get("name")):
-                told, more = self._fields({name: call[name] for name in _OF_ARGUMENTS if name in call})
-            else:
-                told = {"args": None, "error": None} if call.get("type") == "invalid_tool_call" else {"args": {}}
-                more = ("withheld:arguments",)
-            found.append({**call, **told})
-            marks += more
-        return found, marks
-
-    def _start(self, call: ToolStart) -> ToolStart:
-        if not self.keeps("tool_arguments", call.name):
-            return call._replace(arguments=None, marks=(*call.marks, "withheld:arguments"))
-        arguments, marks = self._value(call.arguments)
-        return call._replace(arguments=arguments, marks=(*call.marks, *marks))
-
-    def _end(self, call: ToolEnd) -> ToolEnd:
-        if not self.keeps("tool_results", call.name):
-            error = call.error and call.error.partition(":")[0]
-            return call._replace(result=None, artifact=None, error=error, marks=(*call.marks, "withheld:result"))
-        result, marks = self._value(call.result)
-        artifact, more = self._value(call.artifact)
-        error, others = self._text(call.error)
-        marks = tuple(dict.fromkeys((*call.marks, *marks, *more, *others)))
-        return call._replace(result=result, artifact=artifact, error=error, marks=marks)
+    def _call(self, call: dict[str, Any], marks: list[str]) -> dict[str, Any]:
+        if self.is_recorded("tool_arguments", call.get("name")):
+            return call | self._fields({name: call[name] for name in _ARGUMENT_FIELDS if name in call}, marks)
+        marks.append("withheld:arguments")
+        is_invalid = call.get("type") == "invalid_tool_call"
+        return {**call, "args": None, "error": None} if is_invalid else {**call, "args": {}}
 
     def _text(self, text: str | None) -> tuple[str | None, Sequence[str]]:
         marks = []
@@ -196,21 +175,20 @@ class RedactionPolicy:
             try:
                 redacted = detect(str(text))
                 if not isinstance(redacted, str):
-                    raise TypeError(f"redact gave back a {type(redacted).__name__}")
-            except Exception as error:  # noqa: BLE001  # it is the user's function: what it fails on is not kept
-                self._tell(error)
-                return "[not kept: redacting it failed]", ("redacted",)
+                    raise TypeError(f"redact returned a {type(redacted).__name__}, not a str")
+            except Exception as error:  # noqa: BLE001  # a text on which the user's function fails is not recorded
+                self._on_error(error)
+                return "[not recorded: redaction failed]", ("redacted",)
             if redacted != text:
                 text = redacted
                 marks.append(mark)
         return text, marks
 
-    def _value(self, value: Any) -> tuple[Any, Sequence[str]]:
-        """A value with each of its texts redacted."""
+    def _redact(self, value: Any, marks: list[str]) -> Any:
+        """Redact each text in a value. The marks of the changes are appended to `marks`."""
         if value is None or not self._detectors:
-            return value, ()
-        marks: list[str] = []
-        return self._walk(plain(value), marks), tuple(dict.fromkeys(marks))
+            return value
+        return self._walk(value if isinstance(value, str) else plain(value), marks)
 
     def _walk(self, value: Any, marks: list[str]) -> Any:
         if isinstance(value, str):
@@ -221,13 +199,13 @@ class RedactionPolicy:
             found: dict[str, Any] = {}
             numbers: dict[str, int] = {}
             for key, part in value.items():
-                found[_other_than(found, self._walk(key, marks), numbers)] = self._walk(part, marks)
+                found[_unique_key(found, self._walk(key, marks), numbers)] = self._walk(part, marks)
             return found
         return [self._walk(part, marks) for part in value] if isinstance(value, list) else value
 
 
-def _other_than(taken: Mapping[str, Any], key: str, numbers: dict[str, int]) -> str:
-    """The key, or with a number what several keys became when they were redacted; `numbers` go on from the last."""
+def _unique_key(taken: Mapping[str, Any], key: str, numbers: dict[str, int]) -> str:
+    """Return the key, with a number if redaction made it equal to another. `numbers` has the last one of each key."""
     name = key
     while name in taken:
         numbers[key] = numbers.get(key, 1) + 1

@@ -1,9 +1,9 @@
-"""What is on its way into the record: kept with its visit, and written by whichever comes first.
+"""The record entries of runs in progress, buffered until a storage operation writes them.
 
-A visit's entries are written by the next operation of it, often the checkpoint that would be put
-anyway, or at once where something must not run before it is down. On an event loop that is handed
-over to the storage's writer, and a tool waits for it a few milliseconds at most. What cannot be
-recorded is logged once, counted, and kept from the run.
+The next operation of a run writes its buffered entries. This is often a checkpoint that would be put
+anyway. Entries that must be stored before the run continues are flushed at once. On an event loop a
+flush is submitted to the storage's writer thread, and only the start of a tool waits for it, for
+`WAIT_SECONDS` at most. An entry that cannot be recorded is logged once and counted; the run continues.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ import asyncio
 import inspect
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from datetime import datetime
 from functools import partial, wraps
 from typing import Any, TypeVar, cast
+
+from langchain_core.messages import BaseMessage
 
 from session_middleware.errors import (
     SessionAccessDenied,
@@ -26,7 +28,8 @@ from session_middleware.errors import (
     SessionLimitReached,
     UserRevoked,
 )
-from session_middleware.models import Clock
+from session_middleware.models import Clock, NewId
+from session_middleware.recording.messages import describe
 from session_middleware.recording.redaction import RedactionPolicy
 from session_middleware.settings import Record, Redact
 from session_middleware.storage.executor import StorageExecutor, is_on_a_loop
@@ -37,123 +40,124 @@ from session_middleware.storage.run import RunContext
 logger = logging.getLogger("session_middleware")
 
 DENIALS = (SessionAccessDenied, SessionBusy, SessionClosed, SessionExpired, SessionLimitReached)
-_TOLD_BY = "SessionRecorder"
+WAIT_SECONDS = 0.005  # the longest wait of a tool under asyncio for its start to be stored
+_MAX_TRACKED = 256  # contexts with entries, and sessions with a submitted write
 
 
 def _is_no_denial(record: logging.LogRecord) -> bool:
-    """A denial reaches whoever started the run, and is an event. LangChain would log it as an error of ours, too."""
-    told = record.args if isinstance(record.args, tuple) else ()
-    names = (kind.__name__ for kind in (*DENIALS, UserRevoked))
-    return not (len(told) == 3 and told[0] == _TOLD_BY and str(told[2]).startswith(tuple(f"{name}(" for name in names)))
+    """Drop LangChain's log entry for a denial: the caller of the run gets the exception, and an event records it."""
+    args = record.args if isinstance(record.args, tuple) else ()
+    names = tuple(f"{kind.__name__}(" for kind in (*DENIALS, UserRevoked))
+    return not (len(args) == 3 and args[0] == "SessionRecorder" and str(args[2]).startswith(names))
 
 
 logging.getLogger("langchain_core.callbacks.manager").addFilter(_is_no_denial)
-WAIT_SECONDS = 0.005  # how long the start of a tool under asyncio may wait until it is down
-_REMEMBERED = 256  # sessions whose last write that was handed over is kept in mind
 
 
 class RecordBuffer:
     def __init__(
         self,
         storage: Storage,
-        offload: StorageExecutor,
+        executor: StorageExecutor,
         *,
         clock: Clock,
+        new_id: NewId,
         redact: Redact,
         record: Record,
         tracking: bool,
     ) -> None:
-        self._storage = storage
-        self._offload = offload
-        self._clock = clock
+        self.storage = storage
+        self.executor = executor
+        self.clock = clock
+        self.new_id = new_id
+        self.redaction = RedactionPolicy(redact, record, on_error=self.fault)
+        self.on_forget: list[Callable[[str], None]] = []  # called with the id of a session that was deleted
+        self.faults = 0  # errors of the recorder
         self._tracking = tracking
-        self.keeping = RedactionPolicy(redact, record, tell=self.fault)
-        self._open: dict[int, RunContext] = {}  # visits that may have entries
-        self._handed_over: dict[str, Future[None]] = {}  # the last write that was, by session
-        self.forgetting: list[Callable[[str], None]] = []  # those who keep something of sessions in mind
-        self.faults = 0
+        self._open: dict[int, RunContext] = {}  # contexts that may have entries
+        self._submitted: dict[str, Future[None]] = {}  # the latest submitted write of each session
         self._has_warned = False
-        self.delays = 0  # tools that ran before their start was down
 
-    def keep(self, visit: RunContext, entries: Sequence[Entry]) -> None:
-        """Have these written by the next operation of the visit."""
+    def describe(self, messages: Iterable[BaseMessage], checkpoint_ns: str = "", **fields: Any) -> list[MessageEntry]:
+        return describe(messages, checkpoint_ns, new_id=self.new_id, **fields)
+
+    def add(self, context: RunContext, entries: Sequence[Entry]) -> None:
+        """Buffer entries for the context's next operation, or for `drain`."""
         if not self._tracking or not entries:
             return
-        self.leave(visit, entries)
-        self._open[id(visit)] = visit
-        if len(self._open) > _REMEMBERED:
+        self.add_detached(context, entries)
+        self._open[id(context)] = context
+        if len(self._open) > _MAX_TRACKED:
             self._open = {key: each for key, each in list(self._open.items()) if each.entries}
 
-    def leave(self, visit: RunContext, entries: Sequence[Entry]) -> None:
-        """Have these written by an operation of the visit, if there is one still: nobody waits for it."""
+    def add_detached(self, context: RunContext, entries: Sequence[Entry]) -> None:
+        """Buffer entries that only an operation of the context writes; `drain` does not."""
         if self._tracking:
-            visit.tell = self.fault
-            if visit.has_history:
-                entries = list(map(_aside, entries))
-            now = self._clock()  # they may be written much later
-            visit.entries.extend([_said_at(entry, now) for entry in self.keeping.entries(entries)])
+            context.tell = self.fault
+            now = self.clock()  # the write may come much later
+            stamped = [_stamped(entry, now, aside=context.has_history) for entry in entries]
+            context.entries.extend(self.redaction.entries(stamped))
 
-    def flush(self, visit: RunContext) -> None:
-        """Write what was kept; on an event loop hand it over, and do not wait for it."""
+    def flush(self, context: RunContext) -> Future[None] | None:
+        """Write the context's entries. On an event loop the write is submitted, and its future returned."""
         if not self._tracking:
-            return
+            return None
         if is_on_a_loop():
-            self._hand_over(visit)
-            return
-        handed_over = self._handed_over.get(visit.session_id)
-        if handed_over is not None and not self._offload.is_writing:
-            handed_over.result()  # an earlier run's, maybe: in order
-        self._storage.append(visit)
+            return self._submit(context)
+        submitted = self._submitted.get(context.session_id)
+        if submitted is not None and not self.executor.is_writing:
+            submitted.result()  # it may be an earlier run's, whose entries come first
+        self.storage.append(context)
+        return None
 
-    async def look(self, visit: RunContext) -> None:
-        """Check access for a visit off the event loop, unless that was done. Raises one of `DENIALS`."""
-        if visit.admission is None and not visit.admitted:
-            await self._offload.run(self._storage.authorize, visit)
+    def flush_sync(self, context: RunContext) -> None:
+        """Write the context's entries and wait. Must not be called on an event loop."""
+        if self._tracking and context.entries:
+            self._write(context)
 
-    async def aflush(self, visit: RunContext) -> None:
-        """Write what was kept, and wait no longer for it than `WAIT_SECONDS`; the loop goes on meanwhile."""
-        if self._tracking:
-            done, _ = await asyncio.wait([asyncio.wrap_future(self._hand_over(visit))], timeout=WAIT_SECONDS)
-            self.delays += not done
+    @staticmethod
+    async def wait_briefly(written: Future[None]) -> None:
+        """Wait for a submitted write, for `WAIT_SECONDS` at most, without blocking the event loop."""
+        await asyncio.wait([asyncio.wrap_future(written)], timeout=WAIT_SECONDS)
 
-    def _hand_over(self, visit: RunContext) -> Future[None]:
-        future = self._offload.submit(partial(self._carry_out, visit))
-        self._handed_over[visit.session_id] = future
-        if len(self._handed_over) > _REMEMBERED:
-            self._handed_over = {of: last for of, last in self._handed_over.copy().items() if not last.done()}
+    async def authorize(self, context: RunContext) -> None:
+        """Check access on a storage thread, unless it was checked. Raises one of `DENIALS`."""
+        if context.admission is None and not context.admitted:
+            await self.executor.run(self.storage.authorize, context)
+
+    def _submit(self, context: RunContext) -> Future[None]:
+        future = self.executor.submit(partial(self._write, context))
+        self._submitted[context.session_id] = future
+        if len(self._submitted) > _MAX_TRACKED:
+            self._submitted = {of: last for of, last in self._submitted.copy().items() if not last.done()}
         return future
 
-    def write(self, visit: RunContext) -> None:
-        """Write what was kept, and wait for it; not for an event loop."""
-        if self._tracking and visit.entries:
-            self._carry_out(visit)
-
-    def _carry_out(self, visit: RunContext) -> None:
+    def _write(self, context: RunContext) -> None:
         try:
-            self._storage.append(visit)
+            self.storage.append(context)
         except DENIALS:
-            pass  # an event says so, and the run is stopped by the checkpointer
-        except Exception as error:  # noqa: BLE001  # nobody waits for this, and a fault here must not break a run
+            pass  # an event records it, and the checkpointer stops the run
+        except Exception as error:  # noqa: BLE001  # no caller waits for this, and a fault here must not break a run
             self.fault(error)
 
     def drain(self, session_id: str | None = None) -> None:
-        """Have all written that was kept or handed over, of one session or of all, so that a reader sees it."""
-        if self._offload.is_writing:  # in order: what was handed over before was written before
+        """Write all buffered entries, of one session or of all, and wait for submitted writes."""
+        if self.executor.is_writing:  # on the writer thread, earlier submitted writes are done
             return
-        for of in [session_id] if session_id is not None else list(self._handed_over):
-            if (future := self._handed_over.get(of)) is not None:
+        for of in [session_id] if session_id is not None else list(self._submitted):
+            if (future := self._submitted.get(of)) is not None:
                 future.result()
-        for visit in list(self._open.values()):
-            if visit.entries and visit.admitted and session_id in (None, visit.session_id):
-                self._carry_out(visit)
+        for context in list(self._open.values()):
+            if context.entries and context.admitted and session_id in (None, context.session_id):
+                self._write(context)
 
     def forget(self, session_id: str) -> None:
-        """A session was deleted, or begins anew."""
-        for forget in self.forgetting:
+        """Drop all cached facts about a session that was deleted or that starts again."""
+        for forget in self.on_forget:
             forget(session_id)
 
     def warn_unnamed(self) -> None:
-        """Say once that a run names no session, and is not recorded."""
+        """Log once that a run without a thread id is not recorded."""
         if not self._has_warned:
             self._has_warned = True
             logger.warning(
@@ -162,37 +166,34 @@ class RecordBuffer:
             )
 
     def fault(self, error: Exception) -> None:
+        """Count an error of the recorder, and log the first one."""
         self.faults += 1
         if self.faults == 1:
             logger.warning(
-                "session_middleware could not record part of a run; the run goes on (%s). "
+                "session_middleware could not record part of a run; the run continues (%s). "
                 "Further faults are counted in Session.stats(), not logged.",
                 error,
                 exc_info=error,
             )
 
 
-def _said_at(entry: Entry, now: datetime) -> Entry:
-    if isinstance(entry, MessageEntry):
-        return entry if entry.created_at is not None else entry._replace(created_at=now)
+def _stamped(entry: Entry, now: datetime, *, aside: bool) -> Entry:
+    """Return the entry with a time for each message without one, and with the mark `ASIDE` if `aside` is set."""
     if isinstance(entry, HistoryEntry):
-        return entry._replace(messages=[m if m.created_at else m._replace(created_at=now) for m in entry.messages])
-    return entry
+        return entry._replace(messages=[_stamped_message(message, now, aside=aside) for message in entry.messages])
+    return _stamped_message(entry, now, aside=aside) if isinstance(entry, MessageEntry) else entry
 
 
-def _aside(entry: Entry) -> Entry:
-    if isinstance(entry, MessageEntry) and ASIDE not in entry.marks:
-        return entry._replace(marks=(*entry.marks, ASIDE))
-    if isinstance(entry, HistoryEntry):
-        return entry._replace(messages=[m._replace(marks=(*m.marks, ASIDE)) for m in entry.messages])
-    return entry
+def _stamped_message(message: MessageEntry, now: datetime, *, aside: bool) -> MessageEntry:
+    marks = (*message.marks, ASIDE) if aside and ASIDE not in message.marks else message.marks
+    return message._replace(created_at=message.created_at or now, marks=marks)
 
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def never_raise(method: Method) -> Method:
-    """A method of somebody with a `journal` that keeps its own faults from the run, and lets denials through."""
+    """Count and log the method's errors instead of raising them, except `DENIALS`. Its object has a `buffer`."""
 
     @wraps(method)
     def guarded(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -201,44 +202,50 @@ def never_raise(method: Method) -> Method:
         except DENIALS:
             raise
         except Exception as error:  # noqa: BLE001  # a fault here must not break a run
-            self.journal.fault(error)
+            self.buffer.fault(error)
             return None
 
     return cast("Method", guarded)
 
 
-def is_awaited() -> bool:
-    """Whether the caller of the calling function is a coroutine, which awaits what it is given.
+def _is_awaited() -> bool:
+    """True if the attribute that is being read was read in a coroutine, which awaits the method it gets.
 
-    LangChain looks a handler's method up in a coroutine where it will await it. A synchronous run on the thread of
-    an event loop, as in a notebook, looks it up in a function, and would drop what a coroutine raises.
+    LangChain reads a handler's method in a coroutine where it awaits the result. A synchronous run on the
+    thread of an event loop, as in a notebook, reads it in a function, which drops a coroutine's exception.
     """
     return bool(sys._getframe(2).f_code.co_flags & inspect.CO_COROUTINE)
 
 
 class awaited:  # noqa: N801  # a decorator
-    """A handler's method that may check access first: under asyncio a coroutine function, which LangChain awaits."""
+    """Turns a handler's method into a coroutine function under asyncio, where LangChain awaits it.
+
+    The coroutine checks access on a storage thread first. If the method returns the future of a write, the
+    coroutine waits briefly for that.
+    """
 
     def __init__(self, method: Callable[..., Any]) -> None:
         self._method = method
-        self._may_enter = method.__name__.endswith(("llm_start", "model_start"))  # a model may run alone
+        # Models and tools may run without a chain around them, and then begin the run.
+        self._may_begin_run = method.__name__ in {"on_llm_start", "on_chat_model_start", "on_tool_start"}
 
     def __get__(self, recorder: Any, owner: type) -> Callable[..., Any]:
         if recorder is None:
             return self._method
         call: Callable[..., Any] = partial(self._method, recorder)
-        if not is_awaited():
+        if not _is_awaited():
             return call
 
         async def awaiting(*args: Any, **kwargs: Any) -> None:
-            metadata = kwargs.get("metadata") if self._may_enter else None
+            metadata = kwargs.get("metadata") if self._may_begin_run else None
             try:
-                await recorder.look(kwargs["run_id"], kwargs.get("parent_run_id"), metadata)
+                await recorder.authorize(kwargs["run_id"], kwargs.get("parent_run_id"), metadata)
             except DENIALS:
                 raise
-            except Exception as error:  # noqa: BLE001  # as in `harmless`
-                recorder.journal.fault(error)
-            else:
-                call(*args, **kwargs)
+            except Exception as error:  # noqa: BLE001  # as in `never_raise`
+                recorder.buffer.fault(error)
+                return
+            if (written := call(*args, **kwargs)) is not None:
+                await recorder.buffer.wait_briefly(written)
 
         return awaiting

@@ -1,8 +1,8 @@
-"""State in pieces, as it passes between the checkpointer and an engine: opaque bytes and where they belong.
+"""Values passed between the checkpointer and an engine: serialised channel values and references to lists.
 
-`StoredCheckpoint.values` and a put's values say of each channel what it holds: a `Blob`, a list in
-`Chunk`s, or ``None``. A channel that is missing in both has no value, or one that is *replayed*:
-made again from the writes of the checkpoint's ancestors, which is how LangGraph's delta channels work.
+The value of a channel, in a put and in a stored checkpoint, is a `Blob`, a list in `Chunk`s, or ``None``.
+A channel without an entry has no value, or a *replayed* one: the writes of the checkpoint's ancestors
+rebuild it. LangGraph's delta channels work so.
 """
 
 from __future__ import annotations
@@ -23,17 +23,16 @@ class Blob(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Some successive elements of a list, in one blob: the first `length` of those it holds."""
+    """Consecutive elements of a list in one blob: the first `length` elements of those in the blob."""
 
     blob: Blob
     length: int = 1
 
 
 class ListRef(NamedTuple):
-    """A list as a checkpoint keeps it: the first `length` elements of a stored list.
+    """A checkpoint's reference to a list: the first `length` elements of a stored list.
 
-    `check` is the CRC-32 over the digests of the chunks it is made of, so that a reference that
-    leads to other elements than it was made for is found when it is followed.
+    `check` is the CRC-32 of the digests of the list's chunks. It reveals a reference to other elements.
     """
 
     list_id: int
@@ -42,23 +41,23 @@ class ListRef(NamedTuple):
 
 
 class ListPut(NamedTuple):
-    """The list a channel holds now: the first `keep` elements of `base`, then `tail`."""
+    """The new value of a list channel: the first `keep` elements of `base`, then `tail`."""
 
     base: ListRef | None
     keep: int
     tail: Sequence[Chunk]
-    is_parents: bool = True  # `base` is the parent checkpoint's; else it is checked before it is used
+    is_parents: bool = True  # `base` belongs to the parent checkpoint; any other base is verified before use
 
 
 class Parent(NamedTuple):
-    """What the writer believes the parent checkpoint to be: its id, and its channels as stored."""
+    """The parent checkpoint as the writer has it cached: its id, and its channels as stored."""
 
     checkpoint_id: str
     channels: str
 
 
 class Write(NamedTuple):
-    idx: int  # negative: one of LangGraph's special writes, which replace; else the first one stays
+    idx: int  # negative for LangGraph's special writes, which replace an earlier one; other writes do not
     channel: str
     value: Blob | Sequence[Chunk] | None  # chunks: the elements of a list
 
@@ -66,7 +65,7 @@ class Write(NamedTuple):
 class StoredList(NamedTuple):
     ref: ListRef
     chunks: Sequence[Chunk]
-    skipped: int = 0  # elements at the beginning that the reader has already
+    skipped: int = 0  # leading elements left out because the reader has them cached
 
 
 class StoredWrite(NamedTuple):
@@ -76,14 +75,14 @@ class StoredWrite(NamedTuple):
 
 
 class StoredCheckpoint(NamedTuple):
-    """A checkpoint as it came from storage, its pieces joined but not deserialised."""
+    """A checkpoint read from storage, with its values still serialised."""
 
     session_id: str
     checkpoint_ns: str
     checkpoint_id: str
     parent_id: str | None
     body: Blob
-    channels: str  # as stored: what a later put passes as `Parent.channels`
+    channels: str  # as stored: a later put passes it as `Parent.channels`
     values: dict[str, Blob | StoredList | None]
     writes: Sequence[StoredWrite]  # in LangGraph's ``writes_sort_key`` order
 
@@ -93,7 +92,7 @@ class StoredCheckpoint(NamedTuple):
 
 
 class StoredHistory(NamedTuple):
-    """What makes a replayed channel's value: a value to begin with, and the writes since, oldest first."""
+    """The parts of a replayed channel's value: the seed, and the later writes, oldest first."""
 
     has_seed: bool
     seed: Blob | StoredList | None
@@ -108,14 +107,14 @@ class CheckpointPut(NamedTuple):
     body: Blob  # the checkpoint without its channel values, and its metadata
     source: str | None
     step: int | None
-    parent: Parent | None  # given when `inherited` or a `ListPut.base` leans on it
+    parent: Parent | None  # if `inherited` or a `ListPut.base` refers to it
     inherited: Sequence[str]  # channels whose value is the parent's
     values: dict[str, Blob | ListPut | None]  # channels whose value is new
-    messages: Sequence[MessageEntry] = ()  # what the record learns from this checkpoint
-    preceding: str | None = None  # the id of the message they come after, in the state
-    replayed: Sequence[str] = ()  # channels whose value the writes of its ancestors make
-    enclosing: Mapping[str, str] = MappingProxyType({})  # the checkpoints it was made under, by namespace
-    run_id: str | None = None  # LangGraph's, of the metadata: what `delete_for_runs` goes by
+    messages: Sequence[MessageEntry] = ()  # the new messages, for the record
+    preceding: str | None = None  # the id of the message before them in the state
+    replayed: Sequence[str] = ()  # channels whose value is rebuilt from the writes of the ancestors
+    enclosing: Mapping[str, str] = MappingProxyType({})  # the current checkpoints of the outer graphs, by namespace
+    run_id: str | None = None  # from LangGraph's metadata, for `delete_for_runs`
 
 
 class WritesPut(NamedTuple):
@@ -128,7 +127,7 @@ class WritesPut(NamedTuple):
 
 
 class StaleParent(Exception):
-    """A put leaned on a parent that is not what the writer believed; nothing was stored.
+    """The parent of a put has changed since the writer cached it. Nothing was stored.
 
-    Never seen by users: the saver reads the parent afresh and puts again.
+    The saver reads the parent and puts again, so users never see this error.
     """

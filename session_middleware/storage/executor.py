@@ -1,8 +1,7 @@
 """Runs whole storage calls off the event loop.
 
-The threads are the storage's own, so neither a long model call in the loop's default executor nor a
-full one of these can hold the other up. A call that has begun is finished even when its ``await``
-is cancelled: a transaction is never left half-way.
+The threads belong to the storage, so long calls in the loop's default executor cannot delay storage calls, nor the
+reverse. A call that has started is finished even when its ``await`` is cancelled, so no transaction is left open.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ R = TypeVar("R")
 
 
 async def run_apart(call: Callable[[], R]) -> R:
-    """Run a call that waits for an `StorageExecutor`'s threads to end, on a thread of its own."""
+    """Run a call on a new thread. For calls that wait for a `StorageExecutor`'s threads to end."""
     thread = ThreadPoolExecutor(1, thread_name_prefix="session-apart")
     future = thread.submit(contextvars.copy_context().run, call)
     thread.shutdown(wait=False)
@@ -31,21 +30,21 @@ async def run_apart(call: Callable[[], R]) -> R:
 
 
 class StorageExecutor:
-    """`run` awaits calls on several threads; `write` and `submit` append them to one `WriteQueue`, in order."""
+    """`run` awaits calls on several threads; `write` and `submit` enqueue calls for one writer thread."""
 
-    def __init__(self, name: str, together: BatchExecutor, *, threads: int = 16) -> None:
+    def __init__(self, name: str, run_batch: BatchExecutor, *, threads: int = 16) -> None:
         self._name = name
-        self._together = together
+        self._run_batch = run_batch
         self._size = threads
         self._start()
 
     def _start(self) -> None:
         self._process = os.getpid()
         self._threads = ThreadPoolExecutor(self._size, thread_name_prefix="session-storage")
-        self._lane = WriteQueue(self._together)
+        self._queue = WriteQueue(self._run_batch)
 
     async def run(self, call: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
-        self._mind_forks()
+        self._restart_after_fork()
         context = contextvars.copy_context()
         try:
             future = self._threads.submit(partial(context.run, call, *args, **kwargs))
@@ -54,43 +53,43 @@ class StorageExecutor:
         return await asyncio.wrap_future(future)
 
     async def write(self, call: Callable[[], R], *, patient: bool = False) -> R:
-        """Carry out a call that writes, and share its commit with others.
+        """Run a call that writes, on the writer thread, and return when its commit, shared with others, is done.
 
         Args:
-            call: The whole operation. It may be carried out again when another's failure has undone it.
-            patient: Nobody waits for this one, so it may wait a moment for another's commit.
+            call: The whole operation. It is run again when another call's failure rolls back the transaction.
+            patient: No caller waits for the result, so the call waits briefly for another call's commit.
         """
-        self._mind_forks()
+        self._restart_after_fork()
         try:
-            result: R = await self._lane.run(call, patient=patient)
+            result: R = await self._queue.run(call, patient=patient)
         except RuntimeError as error:
-            if not self._lane.is_closed:
+            if not self._queue.is_closed:
                 raise
             raise self._closed() from error
         return result
 
     def submit(self, call: Callable[[], R]) -> Future[R]:
-        """Hand over without waiting; calls are carried out one after the other, in this order."""
-        self._mind_forks()
+        """Enqueue a call for the writer thread, which runs calls in this order, and do not wait."""
+        self._restart_after_fork()
         try:
-            return self._lane.submit(call)
+            return self._queue.submit(call)
         except RuntimeError as error:
             raise self._closed() from error
 
     @property
     def is_writing(self) -> bool:
-        """Whether the calling thread carries out what was written or submitted, so that it must not wait for more."""
-        return self._lane.is_mine
+        """True on the writer thread, which must not wait for its own queue."""
+        return self._queue.is_mine
 
-    def _mind_forks(self) -> None:
-        if os.getpid() != self._process:  # this is a fork, and threads do not come along
+    def _restart_after_fork(self) -> None:
+        if os.getpid() != self._process:  # threads do not survive a fork
             self._start()
 
     def _closed(self) -> StorageError:
         return StorageError(self._name, "it was closed", advice="open a new Sessions(...)")
 
     def close(self) -> None:
-        self._lane.close()
+        self._queue.close()
         self._threads.shutdown(wait=True)
 
 
@@ -102,9 +101,9 @@ S = TypeVar("S", bound=_Offloading)
 
 
 def async_twin(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], Coroutine[Any, Any, R]]:
-    """The asynchronous version of a method: the same signature, and the name with the prefix ``a``.
+    """The asynchronous twin of a method: the same signature, and the name with the prefix ``a``.
 
-    It runs the whole method, a subclass's if that overrides it, on one of the storage's threads.
+    The twin runs the whole method, or a subclass's override, on a thread of the storage.
     """
     name = method.__name__
 

@@ -1,4 +1,4 @@
-"""Which engine a storage URL names."""
+"""Opens the storage engine that a storage URL names."""
 
 from __future__ import annotations
 
@@ -13,16 +13,20 @@ from session_middleware.storage.sql.engine import SqliteStorage
 
 
 def open_storage(settings: SessionSettings, clock: Clock, new_id: NewId) -> Storage:
-    url = settings.storage_url
+    return SqliteStorage(file_path(settings.storage_url), settings, clock=clock, new_id=new_id)
+
+
+def file_path(url: str) -> str:
+    """The path of the SQLite file that a storage URL names, or ``":memory:"``. The file need not exist.
+
+    Raises:
+        InvalidSettings: the URL has another scheme than ``sqlite``.
+        StorageError: the operating system cannot have a file with this path.
+    """
     scheme, separator, rest = url.partition("://")
     if separator and scheme != "sqlite":
         raise InvalidSettings([f"storage_url: {scheme}:// is not supported; name a file, or ':memory:'"])
     path = rest.removeprefix("/") or ":memory:" if separator else url
-    return SqliteStorage(_file_of(path), settings, clock=clock, new_id=new_id)
-
-
-def _file_of(path: str) -> str:
-    """The path of a file as the operating system takes it. Raises `StorageError` where it can be none."""
     if not path.strip():
         raise StorageError(path, "the path is empty", advice="name a file, such as sessions.db, or ':memory:'")
     if "\0" in path:
@@ -34,7 +38,8 @@ def _file_of(path: str) -> str:
         Path(file).exists()
     except RuntimeError as error:
         user = path.partition("/")[0]
-        raise StorageError(path, f"{user!r} has no home folder", advice="write the folder's whole path") from error
+        raise StorageError(path, f"{user!r} has no home folder", advice="write the absolute path") from error
     except OSError as error:
-        raise StorageError(path, f"it cannot be looked up ({error.strerror})", advice="choose another path") from error
+        problem = f"the path cannot be looked up ({error.strerror})"
+        raise StorageError(path, problem, advice="choose another path") from error
     return file

@@ -1,6 +1,6 @@
-"""Whether a stored value passes a filter: the filters of LangGraph's own stores, on plain Python values.
+"""The filters of LangGraph's stores, applied to plain Python values.
 
-Filters are data from first to last; neither keys nor values ever become SQL.
+Neither the keys nor the values of a filter become SQL.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {"$eq": operator.eq, "$ne": 
 
 
 def passes(value: Mapping[str, Any], filter: Mapping[str, Any] | None) -> bool:
-    """All of the filter's keys hold. A dict of ``$`` operators compares; another dict looks inside.
+    """Whether a value matches all keys of a filter.
 
-    A key with dots, where there is none of that name, reaches into nested dicts: ``"a.b"`` is what ``"a"`` has
-    under ``"b"``. Lists hold when they are as long and each element holds; a tuple is a list, as in JSON. Numbers
-    have an order also where they are written as text.
+    A dict of ``$`` operators compares; any other dict is a filter for a nested dict. A key with dots that the value
+    does not have is a path: ``"a.b"`` is the value of ``"b"`` in ``"a"``. Lists match when they have the same length
+    and each element matches; tuples are lists, as in JSON. Text that is a number is ordered as a number.
 
     Raises:
-        ValueError: an operator nobody knows.
+        ValueError: an unknown operator.
     """
-    return not filter or all(_holds(_at(value, key), wanted) for key, wanted in filter.items())
+    return not filter or all(_matches(_at(value, key), wanted) for key, wanted in filter.items())
 
 
 def _at(value: Mapping[str, Any], key: Any) -> Any:
@@ -40,9 +40,9 @@ def _at(value: Mapping[str, Any], key: Any) -> Any:
     return found
 
 
-def _holds(found: Any, wanted: Any) -> bool:
+def _matches(found: Any, wanted: Any) -> bool:
     if isinstance(wanted, list | tuple):
-        return isinstance(found, list) and len(found) == len(wanted) and all(map(_holds, found, wanted))
+        return isinstance(found, list) and len(found) == len(wanted) and all(map(_matches, found, wanted))
     if not isinstance(wanted, Mapping):
         return bool(found == wanted)
     if any(isinstance(key, str) and key.startswith("$") for key in wanted):
@@ -60,12 +60,12 @@ def _compare(found: Any, name: str, operand: Any) -> bool:
         found, operand = numbers if None not in numbers else (found, operand)
     try:
         return bool(_OPERATORS[name](found, operand))
-    except TypeError:  # no order between the two, as between a word and a number, or with None
+    except TypeError:  # the two have no order, such as text and a number
         return False
 
 
 def _number(value: Any) -> Any:
-    """A number, also of text that is one; ``None`` of anything else."""
+    """The number that a value is, also as text; ``None`` for anything else."""
     if not isinstance(value, str):
         return value if isinstance(value, int | float) else None
     try:

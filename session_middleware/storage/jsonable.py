@@ -1,7 +1,7 @@
-"""Values as JSON can hold them: as faithful as can be, marked where something could not be, and never an error.
+"""Conversion of any value to JSON, without errors.
 
-What a tool is given and gives back is anything at all. What JSON has no form for is kept as its
-``repr`` under ``"__repr__"``, beside the name of its type.
+The arguments and results of tools can be any objects. A value that JSON cannot represent becomes its
+``repr`` under ``"__repr__"``, with the name of its type.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from typing_extensions import TypeIs
 
 T = TypeVar("T")
 
-_REPR_LENGTH = 10_000  # characters of a `repr` that are kept
-_ARRAY_SIZE = 10_000  # elements of an array that are kept one by one
-REPLACED = "\ufffd"  # where there was something that is no character
+_REPR_LENGTH = 10_000  # characters; a longer `repr` is cut
+_ARRAY_SIZE = 10_000  # elements; a larger array becomes its `repr`
+REPLACED = "\ufffd"  # in place of a lone surrogate
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _ARRAYS = {"numpy": ("ndarray", "generic"), "pandas": ("Series", "Index")}
 _TEXTUAL = (UUID, PurePath, Decimal, date, time, timedelta)
 
 
 def is_a(value: object, kinds: type[T] | tuple[type[T], ...]) -> TypeIs[T]:
-    """As `isinstance`, but nothing of the value is asked: a mock or a proxy may claim to be of any class."""
+    """`isinstance` by the value's type alone: the ``__class__`` of a mock or a proxy may be any class."""
     return issubclass(type(value), kinds)
 
 
 def text_of(value: object) -> str:
-    """A text as it is, anything else as its `repr`, which is all that a mock or a proxy is asked for."""
+    """A text unchanged, any other value as its `repr`."""
     return value if is_a(value, str) else repr(value)
 
 
@@ -47,27 +47,27 @@ def to_json(value: Any) -> str | None:
         return None
     try:
         return clean(_encode(value))
-    except Exception:  # noqa: BLE001, S110  # a cycle, keys that are no strings, a number that is none; as in `_fields`
+    except Exception:  # noqa: BLE001, S110  # a cycle, a key that is not a string, a NaN, or an error of the user's code
         pass
     try:
         return clean(_encode(_tame(value, ())))
-    except Exception:  # noqa: BLE001  # as in `_fields`
+    except Exception:  # noqa: BLE001  # a cycle, or an error of the user's code
         return clean(_encode(_unknown(value)))
 
 
 def is_nothing(value: Any) -> bool:
-    """Whether a value is ``None`` or empty. Its own truth is not asked for: that of an array is an error."""
+    """Whether a value is ``None`` or an empty container. Its ``bool`` is not used: an array raises."""
     return value is None or (type(value) in (dict, list, tuple, str) and len(value) == 0)
 
 
 def plain(value: Any) -> Any:
-    """The value as it comes back from JSON."""
+    """The value after a round trip through JSON."""
     text = to_json(value)
     return None if text is None else json.loads(text)
 
 
 def clean(text: str) -> str:
-    """Text a database can hold: lone surrogates become the replacement character."""
+    """Replace lone surrogates, which a database cannot store, by the replacement character."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -76,7 +76,7 @@ def clean(text: str) -> str:
 
 
 def _describe(value: Any) -> Any:
-    """What JSON has a form for, one level of it."""
+    """Convert one level of a value to types that JSON has, or that this function converts."""
     if is_a(value, (set, frozenset)):
         return list(value)
     if is_a(value, datetime):
@@ -96,13 +96,13 @@ def _describe(value: Any) -> Any:
 
 
 def _arrays() -> tuple[type[Any], ...]:
-    """The classes of arrays and columns that this process can have made: those of what it has imported."""
+    """The classes of arrays and columns in the libraries that this process has imported."""
     found = (getattr(sys.modules.get(module), name, None) for module, names in _ARRAYS.items() for name in names)
     return tuple(kind for kind in found if type(kind) is type)
 
 
 def _model_fields(model: BaseModel) -> Any:
-    """Its own dump, but with the values as they are that it takes for iterators: a mock has all methods of one."""
+    """A model's dump. It wraps a mock as an iterator, because a mock has all methods: use the field itself then."""
     dumped = model.model_dump()
     if not is_a(dumped, dict):
         return dumped
@@ -113,7 +113,7 @@ def _model_fields(model: BaseModel) -> Any:
 def _fields(value: Any, dump: Any) -> Any:
     try:
         return dump()
-    except Exception:  # noqa: BLE001  # it is a value of the user's, whose code may raise anything
+    except Exception:  # noqa: BLE001  # the user's class may raise anything
         return _unknown(value)
 
 
@@ -123,7 +123,7 @@ def _unknown(value: Any) -> dict[str, Any]:
         value = bytes(value[:_REPR_LENGTH])
     try:
         text = clean(repr(value))
-    except Exception as error:  # noqa: BLE001  # as in `_fields`
+    except Exception as error:  # noqa: BLE001  # the user's class may raise anything
         text = f"<{kind}, whose repr failed with {type(error).__name__}>"
     short = text[:_REPR_LENGTH]
     return {"__repr__": short, "__type__": kind} | ({"__cut__": True} if short != text else {})
@@ -133,13 +133,13 @@ _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=_describ
 
 
 def _tame(value: Any, inside: tuple[int, ...]) -> Any:
-    """The value with texts for keys, and with numbers that are none as texts. Raises `ValueError` for a cycle."""
+    """Convert keys to strings, and NaN and infinities to text. Raises `ValueError` for a cycle."""
     if value is None or is_a(value, (str, bool, int)):
         return value
     if is_a(value, float):
         return value if math.isfinite(value) else repr(value)
     if id(value) in inside:
-        raise ValueError("it is inside itself")
+        raise ValueError("the value contains itself")
     inside = (*inside, id(value))
     if is_a(value, dict):
         return {_key(key): _tame(part, inside) for key, part in value.items()}

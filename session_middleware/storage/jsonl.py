@@ -1,8 +1,8 @@
 """The export format: one session as a file of JSON lines, the same for every engine.
 
-The first line is the header: ``{"format", "version", "library", "session"}``. Each line after it is a row of a
-table, ``{"table", "row"}``; a row is an object by column, in which bytes are ``{"$bytes": base64}``. The last
-line, ``{"rows", "sha256"}``, counts the rows and holds the digest of all lines before it.
+The first line is the header: ``{"format", "version", "library", "session"}``. Each further line is one row of a
+table: ``{"table", "row"}``. A row is an object with one value for each column; bytes are ``{"$bytes": base64}``.
+The last line, ``{"rows", "sha256"}``, holds the number of rows and the digest of all lines before it.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from typing import Any
 from session_middleware.errors import StorageError
 
 FORMAT, VERSION = "session-middleware.session", 1
-_library = cache(lambda: version("session-middleware"))  # reads folders
+_library = cache(lambda: version("session-middleware"))  # `version` reads folders
 
 Row = dict[str, Any]
 
 
 def write(path: Path, session: Mapping[str, Any], rows: Iterable[tuple[str, Row]]) -> str:
-    """Write a file whole or not at all, readable by this user only, and return its digest.
+    """Write a file atomically, readable by this user only, and return its digest.
 
     Raises:
-        StorageError: It cannot be written.
+        StorageError: the file cannot be written.
     """
     header = {"format": FORMAT, "version": VERSION, "library": _library(), "session": session}
     temporary, digest, count = _temporary(path), hashlib.sha256(), 0
@@ -40,7 +40,7 @@ def write(path: Path, session: Mapping[str, Any], rows: Iterable[tuple[str, Row]
             path.parent.chmod(0o700)  # the names of the files contain session ids
         temporary.unlink(missing_ok=True)
         with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-            temporary.chmod(0o600)  # whatever the umask
+            temporary.chmod(0o600)  # independent of the umask
             digest.update(line := _line(header))
             file.write(line)
             for count, (table, row) in enumerate(rows, 1):  # noqa: B007  # counts them
@@ -55,39 +55,39 @@ def write(path: Path, session: Mapping[str, Any], rows: Iterable[tuple[str, Row]
     except OSError as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        advice = "check the folder, its rights and the space on its disk; nothing was deleted"
+        advice = "check the folder's permissions and the free disk space; nothing was deleted"
         raise StorageError(str(path), f"it cannot be written ({error})", advice=advice) from error
     return digest.hexdigest()
 
 
 def read(path: Path, digest: str | None = None) -> dict[str, list[Row]]:
-    """Verify a file, against a known digest too, and return its rows by table.
+    """Verify a file, also against a known digest, and return its rows by table.
 
     Raises:
-        StorageError: It is missing, was changed or replaced, or is of a newer version.
+        StorageError: the file is missing, was changed or replaced, or has a newer version.
     """
     try:
         body, _, end = path.read_bytes().rstrip(b"\n").rpartition(b"\n")
         found = hashlib.sha256(body + b"\n").hexdigest()
         if json.loads(end)["sha256"] != found or digest not in (None, found):
-            raise ValueError("its digest is another one")
+            raise ValueError("its digest differs")
         header, *entries = map(json.loads, body.split(b"\n"))
         if header["format"] != FORMAT or header["version"] > VERSION:
-            raise ValueError(f"it is {header['format']} version {header['version']} of release {header['library']}")
+            raise ValueError(f"its format is {header['format']} {header['version']}, of release {header['library']}")
         rows: dict[str, list[Row]] = {}
         for entry in entries:
             rows.setdefault(entry["table"], []).append(_unpacked(entry["row"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        problem = f"it cannot be read as it was written ({error})"
+        problem = f"it is not a valid export file ({error})"
         raise StorageError(str(path), problem, advice="put back the file from a backup") from error
     return rows
 
 
 def remove(path: Path) -> int:
-    """Delete a file, and what an interrupted `write` left of it; its bytes, 0 where there is none.
+    """Delete a file and the remains of an interrupted `write`; returns the file's size, or 0 if it is missing.
 
     Raises:
-        StorageError: It cannot be deleted.
+        StorageError: the file cannot be deleted.
     """
     try:
         _temporary(path).unlink(missing_ok=True)
@@ -96,12 +96,12 @@ def remove(path: Path) -> int:
     except (FileNotFoundError, NotADirectoryError):
         return 0
     except OSError as error:
-        raise StorageError(str(path), f"it cannot be deleted ({error})", advice="check its rights") from error
+        raise StorageError(str(path), f"it cannot be deleted ({error})", advice="check its permissions") from error
     return size
 
 
 def file_name(text: str) -> str:
-    """A name that every file system accepts, different for different texts."""
+    """A name that every file system accepts, distinct for distinct texts."""
     kept = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in text)[:64]
     is_same = kept == text and text == text.lower()  # some file systems ignore case
     return kept if is_same else f"{kept}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"

@@ -462,10 +462,10 @@ class Storage(Protocol):
     def delete_expired_memories(self) -> int:
         """Delete items whose time to live is over; returns their number."""
 
-    def index_messages(self, limit: int, *, leave: int = 0) -> int:
+    def index_messages(self, limit: int, *, active_since: datetime | None = None) -> int:
         """Index up to `limit` recorded messages for word search, in one transaction; returns their number.
 
-        Does nothing while at most about `leave` messages wait: a search reads those from the record.
+        With `active_since` only of sessions that were active at or after that time, which costs less.
         """
 
     def find_speakers(self, words: Sequence[str], whose: MessageScope) -> set[str]:

@@ -1,7 +1,7 @@
-"""What somebody saw of a run, as it passes to an engine: the entries of the record.
+"""The entries that the recorder, the checkpointer and hand-written loops pass to an engine.
 
-The recorder, the checkpointer and hand-written loops see the same things, some of them twice, and none
-of them knows what is recorded. So they tell what they saw, and the engine knows what is new in it.
+These sources observe the same messages and calls, some of them twice, and none of them knows the stored
+record. Each source passes on its observations, and the engine decides which of them are new.
 """
 
 from __future__ import annotations
@@ -11,29 +11,29 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple, TypeAlias
 
-ASIDE = "aside"  # the mark of what was said to or by a model, and is in no state and no history
-REPORTED = "told"  # the mark of a model call that nobody saw, and a message told of
-SHARED = "shared"  # of what was said in a subgraph, and is in the state of the outermost graph as well
-RESUME = "resume"  # of what a person answered a graph that had stopped to ask: it is in no state, and not remembered
-OF_MEMORY = {"session_middleware": "memory"}  # the artifact of what our memory tools answer: it is memory already
+ASIDE = "aside"  # mark of a prompt or model output that is in no state and no history
+REPORTED = "told"  # mark of a model call that only the usage in a message implies
+SHARED = "shared"  # mark of a subgraph's message that is in the outermost graph's state as well
+RESUME = "resume"  # mark of an answer that resumed an interrupted graph: it is in no state and no memory
+OF_MEMORY = {"session_middleware": "memory"}  # artifact of our memory tools' answers, which are not indexed again
 _RECALLED = re.compile(r"<memory-([0-9a-f]{12})>\n.*\n</memory-\1>", re.DOTALL)
 
-Claim: TypeAlias = tuple[str, str]  # what a message is found by where its id may have changed: who, and what
+Claim: TypeAlias = tuple[str, str]  # role and content: identifies a message whose id may have changed
 
 
 def is_of_memory(artifact: dict[Any, Any]) -> bool:
-    """Whether it is `OF_MEMORY`. Any other may hold values that cannot be compared."""
+    """Return whether an artifact is `OF_MEMORY`. Others may contain values that cannot be compared."""
     (value,) = artifact.values() if artifact.keys() == OF_MEMORY.keys() else (None,)
     return type(value) is str and value in OF_MEMORY.values()
 
 
 def is_recalled(content: object) -> bool:
-    """Whether a message is what `context_for` wrote, and nothing else: nobody's words, and memory already."""
+    """Return whether a message consists of the output of `context_for`, which is not indexed again."""
     return isinstance(content, str) and content.startswith("<memory-") and _RECALLED.fullmatch(content) is not None
 
 
 class Attachment(NamedTuple):
-    """An image or a file of a message's content, which refers to it by its hash."""
+    """An image or a file of a message. The content refers to it by its hash."""
 
     hash: str  # "sha256:" and 64 hexadecimal digits
     media_type: str | None
@@ -41,7 +41,7 @@ class Attachment(NamedTuple):
 
 
 class MessageEntry(NamedTuple):
-    """A message as somebody saw it; whether it is new, known or a new version is the engine's to say."""
+    """An observed message. The engine decides whether it is new, known, or a new version."""
 
     message_id: str
     role: str
@@ -50,24 +50,24 @@ class MessageEntry(NamedTuple):
     content: Any = None
     tool_calls: Sequence[dict[str, Any]] = ()
     tool_call_id: str | None = None
-    artifact: Any = None  # of a tool message: what the tool made for its caller and not for the model
-    tool_error: bool = False  # a tool message that reports a failure
-    extra: dict[str, Any] | None = None  # more fields of the message, by their names; `status` where a tool failed
+    artifact: Any = None  # of a tool message: a value for the application, not for the model
+    tool_error: bool = False  # the tool failed
+    extra: dict[str, Any] | None = None  # further fields of the message; `status` if a tool failed
     model: str | None = None
     input_tokens: int | None = None
     output_tokens: int | None = None
     checkpoint_ns: str = ""
-    complete: bool = True  # False: as much of it as has been streamed
-    refused: bool = False  # a tool message that says no, from somebody who did not run the tool
-    told: bool = False  # a message in its user's name that an agent or the app may have made; the engine makes sure
-    minted: bool = False  # it came without an id, and this one was made for it
-    late: bool = False  # it is of a checkpoint, and a later state of the run has been seen
-    followed_by: str | None = None  # the id of the message it stands before, where there is one
+    complete: bool = True  # False: the text streamed so far
+    refused: bool = False  # a tool message that answers the call without executing the tool
+    told: bool = False  # a user message that an agent or the application may have made; the engine verifies it
+    minted: bool = False  # the message had no id; this one was generated
+    late: bool = False  # from a checkpoint, put after a later state of the run was recorded
+    followed_by: str | None = None  # the id of its successor, if known
     marks: Sequence[str] = ()
     files: Sequence[Attachment] = ()
-    created_at: datetime | None = None  # when it was said, where that is not now
-    call: ModelCallEntry | None = None  # the model call it tells of, in case nobody has seen that
-    again: str | None = None  # said from a cache: the id of what was said first, which it is itself where that is new
+    created_at: datetime | None = None  # None: now
+    call: ModelCallEntry | None = None  # the model call that its usage implies, used if no other entry has it
+    again: str | None = None  # from a model cache: the id of the original, which the entry itself is if that is new
 
     @property
     def claim(self) -> Claim:
@@ -75,10 +75,10 @@ class MessageEntry(NamedTuple):
 
 
 class HistoryEntry(NamedTuple):
-    """A whole conversation as a loop or a model was given it, to be aligned with what is recorded.
+    """A complete conversation of a loop, prompt or state, to be aligned with the recorded one.
 
-    `align` is given what the branch holds and what was given, and says what is new in it. What `is_said`
-    is no longer said aside, if it was.
+    `align` gets the recorded messages of the branch and the given ones. `is_said` removes the mark `ASIDE` from
+    the recorded messages among the given ones.
     """
 
     messages: Sequence[MessageEntry]
@@ -87,34 +87,34 @@ class HistoryEntry(NamedTuple):
 
 
 class ComparableMessage(NamedTuple):
-    """A message as `HistoryEntry.align` compares it: its id, if it has one, and its words."""
+    """A message as `HistoryEntry.align` compares it: its id, if it has one, and its content."""
 
     message_id: str | None
-    words: tuple[Any, ...]  # the role first
-    run_id: str | None = None  # of a recorded one: the run it was said in
+    words: tuple[Any, ...]  # role, text, content, tool calls, tool call id
+    run_id: str | None = None  # of a recorded message
 
     def is_same_as(self, recorded: ComparableMessage) -> bool:
         return self.words == recorded.words if self.message_id is None else self.message_id == recorded.message_id
 
 
 class Alignment(NamedTuple):
-    """What a conversation says that is not recorded."""
+    """The result of `HistoryEntry.align`."""
 
-    ids: Sequence[str | None]  # of each message given: the recorded one that it is, or an edit of it
-    branch_after: int | None = None  # it leaves what is recorded after so many messages
-    renamed: bool = False  # those known are the recorded ones, in other words or not, and are seen again by their ids
+    ids: Sequence[str | None]  # for each given message: the recorded message that it equals or edits, None if it is new
+    branch_after: int | None = None  # the conversation leaves the recorded branch after this many messages
+    renamed: bool = False  # the given ids are aliases of the recorded messages, also where the text differs
 
 
 class ToolStart(NamedTuple):
-    execution_id: str  # unique to this execution: what `end_tool_call` names it by
-    tool_call_id: str | None  # None: the latest request for these arguments that was not executed, or else its own
+    execution_id: str  # unique; its `ToolEnd` has the same
+    tool_call_id: str | None  # None: the latest unexecuted request with these arguments, or a generated id
     name: str
     arguments: Any
     checkpoint_ns: str = ""
     node: str | None = None
-    message_id: str | None = None  # the message that asked for it, where that is known
+    message_id: str | None = None  # the message that requested it, if known
     marks: Sequence[str] = ()
-    corrects: bool = False  # it is known by its execution id, and is executed with these arguments
+    corrects: bool = False  # changes the arguments of a recorded start with this execution id
 
 
 class ToolEnd(NamedTuple):
@@ -137,7 +137,7 @@ class ModelCallEntry(NamedTuple):
     output_tokens: int | None = None
     cached_tokens: int | None = None
     reasoning_tokens: int | None = None
-    cost: Callable[[], float | None] | None = None  # asked by the writer: it may load the prices first
+    cost: Callable[[], float | None] | None = None  # called by the writer, because it may have to load the price table
     first_token_ms: float | None = None
     duration_ms: float | None = None
     error: str | None = None
@@ -146,15 +146,15 @@ class ModelCallEntry(NamedTuple):
     node: str | None = None
     marks: Sequence[str] = ()
     started_at: datetime | None = None
-    by_hand: bool = False  # told by who made it: a message may have told of it already, or will
+    by_hand: bool = False  # reported by the application: a message may imply the same call, before or after
 
 
 def is_reported(taken: Sequence[int | None], seen: Sequence[Sequence[int | None]]) -> bool:
-    """Whether these input and output tokens are those of a call that was seen, or of the latest ones together."""
-    given = answered = 0
-    for asked, said in reversed(seen):
-        given, answered = given + (asked or 0), answered + (said or 0)
-        if tuple(taken) in ((asked, said), (given, answered)):
+    """Return whether input and output tokens equal those of an observed call, or the sum of the latest calls."""
+    total_input = total_output = 0
+    for used, returned in reversed(seen):
+        total_input, total_output = total_input + (used or 0), total_output + (returned or 0)
+        if tuple(taken) in ((used, returned), (total_input, total_output)):
             return True
     return False
 
@@ -163,7 +163,7 @@ class RunEnd(NamedTuple):
     outcome: str
     error: str | None
     duration_ms: float
-    cut_off: bool = True  # tools may still be at work in it
+    cut_off: bool = True  # tools of the run may still be running
 
 
 Entry: TypeAlias = MessageEntry | HistoryEntry | ToolStart | ToolEnd | ModelCallEntry | RunEnd

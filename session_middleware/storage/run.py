@@ -16,8 +16,8 @@ from session_middleware.storage.record_entries import Claim, Entry
 class Lease:
     """That a run goes on in a session, as long as it does. Runs inside a run have its lease in common.
 
-    Its number is one more than any before it, so of two runs that both take a session for theirs, the
-    one with the lower number is the one that has lost it.
+    Its number is greater than those of the session's other leases, so of two runs that both take the session for
+    theirs, the one with the lower number has lost it.
     """
 
     number: int | None = None  # once it is in the database
@@ -94,6 +94,7 @@ class RunContext:
     incarnation: int | None = None  # the session's, as it was found: a deleted one that is opened again is another
     hand: SessionHandle | None = None  # in which the session is: no other that has its id is let in instead
     lease: Lease | None = None  # of a run in progress
+    known: Any = None  # what the engine knew of the session when it admitted the run last
     at: datetime | None = None  # when it was, of what happened elsewhere and is copied here; None: now
     is_inside: bool = False  # of another run of its session, whose turn and lease it has, and does not end
 

@@ -1,15 +1,15 @@
-"""Arguments that are nearly right: told before anything is written, where they would do harm or quietly nothing."""
+"""Validation of arguments, before anything is written. An invalid argument would do harm, or silently nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from difflib import get_close_matches
 from functools import wraps
 from inspect import Parameter, getmembers, iscoroutinefunction, isfunction, signature
 from typing import Any, TypedDict, TypeVar, get_args, get_type_hints
 
-from session_middleware.errors import InvalidArgument, UnknownStatus
+from session_middleware.errors import InvalidArgument, InvalidMemoryArgument, UnknownStatus
 from session_middleware.models import OnExpire, OnResume, Status, Visibility
 from session_middleware.settings import own_seconds
 from session_middleware.storage.types import SessionDetails
@@ -263,3 +263,44 @@ def details_of(*, idle_timeout: Any = None, max_age: Any = None, retention: Any 
         max_age_seconds=own_seconds("max_age", max_age),
         retention_seconds=own_seconds("retention", retention),
     )
+
+
+# The following functions raise `InvalidMemoryArgument`, which is a `TypeError` too
+
+
+def check_type(name: str, value: object, kind: type | tuple[type, ...], wanted: str) -> None:
+    if not isinstance(value, kind):
+        raise InvalidMemoryArgument(f"{name}={value!r} is a {type(value).__name__}", f"give {wanted}")
+
+
+def check_string(name: str, value: object) -> None:
+    check_type(name, value, str, "text")
+
+
+def check_mapping(name: str, value: object) -> None:
+    check_type(name, value, (Mapping, type(None)), "a dict")
+
+
+def check_always(value: object) -> None:
+    check_type("always", value, bool, "True or False; remember(…, always=True) selects what belongs to every prompt")
+
+
+def check_members(name: str, values: Any, known: Sequence[str]) -> None:
+    """Validate a collection of some of `known`."""
+    if isinstance(values, str) or not isinstance(values, Collection):
+        problem = f"{name}={values!r} is a {type(values).__name__}"
+        raise InvalidMemoryArgument(problem, f"give a list of {', '.join(known)}")
+    for value in values:
+        if value not in known:
+            problem = f"there is no {name.removesuffix('s')} {value!r}"
+            raise InvalidMemoryArgument(problem, f"use one of {', '.join(known)}")
+
+
+def check_count(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise InvalidMemoryArgument(f"{name}={value!r} is no count", f"give a whole number, such as {name}=5")
+
+
+def check_moment(name: str, value: object) -> None:
+    if value is not None and not (isinstance(value, datetime) and value.tzinfo is not None):
+        raise InvalidMemoryArgument(f"{name}={value!r} is no moment", "give a datetime with a time zone")

@@ -25,8 +25,8 @@ from session_middleware.storage.record_entries import MessageEntry
 from session_middleware.storage.run import RunContext
 from session_middleware.storage.sql.engine import SqliteStorage
 from tests.conftest import Clock
-from tests.embeddings import SubjectEmbeddings
-from tests.memories import put_of
+from tests.support.embeddings import SubjectEmbeddings
+from tests.support.memories import put_of
 
 WORDS = ("apple", "pear", "plum", "cherry", "garden", "harvest", "basket", "orchard", "cider", "ladder")
 
@@ -142,7 +142,7 @@ def test_words_of_any_script_are_found_by_all_that_searches(
     say(storage, "u", other, user_id="alice")
     storage.put_memories([put_of(("n",), "said", {}, said), put_of(("n",), "other", {}, other)])
     settle()
-    for options in ({}, {"begun": True, "neighbours": False}):
+    for options in ({}, {"unfinished": True, "neighbours": False}):
         assert keys(look(storage, query, user_id="alice", **options)) == ["t-0"]
     items = storage.search_memories(MemoryQuery([("n",)], prefix=True, query=query))
     assert keys(items) == ["said"]
@@ -154,7 +154,7 @@ def test_the_beginning_of_a_word_of_any_script_is_found(
 ) -> None:
     say(storage, "t", said, "something else", user_id="alice")
     settle()
-    assert keys(look(storage, typed, user_id="alice", begun=True, neighbours=False)) == ["t-0"]
+    assert keys(look(storage, typed, user_id="alice", unfinished=True, neighbours=False)) == ["t-0"]
 
 
 def test_a_word_is_found_at_each_letter_that_is_typed_of_it(storage: Storage, settle: Callable[[], None]) -> None:
@@ -165,10 +165,10 @@ def test_a_word_is_found_at_each_letter_that_is_typed_of_it(storage: Storage, se
     settle()
     for n, word in enumerate(words):
         for length in range(3, len(word) + 1):
-            found = look(storage, word[:length], user_id="alice", begun=True, neighbours=False)
+            found = look(storage, word[:length], user_id="alice", unfinished=True, neighbours=False)
             assert f"t{n}-0" in keys(found), word[:length]
-    assert keys(look(storage, "painti", user_id="alice", begun=True, neighbours=False)) == ["t0-0"]
-    assert keys(look(storage, "childr", user_id="alice", begun=True, neighbours=False, limit=1)) == ["t2-0"]
+    assert keys(look(storage, "painti", user_id="alice", unfinished=True, neighbours=False)) == ["t0-0"]
+    assert keys(look(storage, "childr", user_id="alice", unfinished=True, neighbours=False, limit=1)) == ["t2-0"]
 
 
 def test_tool_results_are_found_and_system_prompts_are_not(storage: Storage, settle: Callable[[], None]) -> None:
@@ -391,11 +391,11 @@ def test_the_last_word_of_a_search_field_is_found_by_its_beginning(
     say(storage, "t", "Peanuts make me ill", "a garden full of pears", "peace at last", user_id="u")
     say(storage, "other", "peanut butter", user_id="v")
     settle()
-    assert keys(look(storage, "pean", user_id="u", begun=True, neighbours=False)) == ["t-0"]
-    assert set(keys(look(storage, "pea", begun=True, neighbours=False))) == {"t-0", "t-1", "t-2", "other-0"}
-    assert keys(look(storage, "garden pea", "t", begun=True, neighbours=False))[0] == "t-1"
+    assert keys(look(storage, "pean", user_id="u", unfinished=True, neighbours=False)) == ["t-0"]
+    assert set(keys(look(storage, "pea", unfinished=True, neighbours=False))) == {"t-0", "t-1", "t-2", "other-0"}
+    assert keys(look(storage, "garden pea", "t", unfinished=True, neighbours=False))[0] == "t-1"
     for whole in ("pean ", "pean?", "pe", "pean make"):  # finished, too short, not the last
-        assert "other-0" not in keys(look(storage, whole, begun=True, neighbours=False))
+        assert "other-0" not in keys(look(storage, whole, unfinished=True, neighbours=False))
     assert look(storage, "pean") == []  # recall looks for what is asked
 
 
@@ -404,8 +404,8 @@ def test_what_is_the_word_itself_is_found_before_what_begins_with_it(
 ) -> None:
     say(storage, "t", "a catalogue of lamps", "a cat of lamps", "a category of lamps")
     settle()
-    assert keys(look(storage, "cat", begun=True, neighbours=False))[0] == "t-1"
-    assert len(look(storage, "cat", begun=True, neighbours=False)) == 3
+    assert keys(look(storage, "cat", unfinished=True, neighbours=False))[0] == "t-1"
+    assert len(look(storage, "cat", unfinished=True, neighbours=False)) == 3
 
 
 def test_an_index_of_another_versions_words_is_made_anew_and_keeps_its_vectors(tmp_path: Path, clock: Clock) -> None:
@@ -425,9 +425,9 @@ def test_an_index_of_another_versions_words_is_made_anew_and_keeps_its_vectors(t
         expected = [found(sessions, query) for query in queries]
         asked = len(model.calls)
     with closing(sqlite3.connect(path)) as connection:
-        connection.execute("UPDATE index_progress SET words = 'before'")
-        connection.execute("UPDATE index_words SET term = 'x' || term")
-        connection.execute("UPDATE index_parts SET terms = 'xpuppi'")
+        connection.execute("UPDATE index_scopes SET version = 'before'")
+        connection.execute("UPDATE index_postings SET term = 'x' || term")
+        connection.execute("UPDATE index_blocks SET terms = 'xpuppi'")
         connection.commit()
     with Sessions(path, clock=clock, index={"embed": model, "dims": 4}) as sessions:
         assert [found(sessions, query) for query in queries] == expected
@@ -439,4 +439,4 @@ def test_an_index_of_another_versions_words_is_made_anew_and_keeps_its_vectors(t
         assert sessions.search("lodz") == []
         sessions.delete("t")
     with closing(sqlite3.connect(path)) as connection:
-        assert connection.execute("SELECT COUNT(*) FROM index_words").fetchone() == (0,)
+        assert connection.execute("SELECT COUNT(*) FROM index_postings").fetchone() == (0,)

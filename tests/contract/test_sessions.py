@@ -14,7 +14,7 @@ from session_middleware.storage.record_entries import MessageEntry, RunEnd
 from session_middleware.storage.run import RunContext
 from session_middleware.storage.types import SessionDetails, SessionFilter
 from tests.conftest import Clock
-from tests.memories import put_of
+from tests.support.memories import put_of
 
 NOTHING = SessionDetails()
 

@@ -20,8 +20,8 @@ from session_middleware.storage.protocol import Storage
 from session_middleware.storage.record_entries import MessageEntry
 from session_middleware.storage.run import RunContext
 from tests.conftest import Clock
-from tests.embeddings import SubjectEmbeddings
-from tests.memories import put_of
+from tests.support.embeddings import SubjectEmbeddings
+from tests.support.memories import put_of
 
 
 @pytest.fixture
@@ -184,7 +184,7 @@ def test_another_model_is_noticed_told_and_indexed_by_a_command(
     assert "index_memory(rebuild=True)" in caplog.text
     assert parts.index(rebuild=True).vectors == 2
     assert keys(store.search(("n",), query="pet")) == ["k", "l"]
-    assert storage.set_vector_model("other", 3) == ("tests.embeddings.SubjectEmbeddings:subjects-2", 6)
+    assert storage.set_vector_model("other", 3) == ("tests.support.embeddings.SubjectEmbeddings:subjects-2", 6)
 
 
 def test_a_model_of_the_same_name_whose_weights_have_changed_can_make_all_vectors_anew(

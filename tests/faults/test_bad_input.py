@@ -36,9 +36,9 @@ from session_middleware import (
     UnserializableValue,
 )
 from session_middleware.cli.main import cli
-from tests.integrations import agents
-from tests.integrations.agents import human, said
-from tests.processes import Process
+from tests.support import agents
+from tests.support.agents import human, said
+from tests.support.processes import Process
 
 
 @pytest.fixture
@@ -338,13 +338,13 @@ UNUSABLE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "folder": (lambda file: file.mkdir(), "folder"),
     "newer": (make_newer, "newer.*upgrade"),
     "langgraph's": (make_langgraphs, r"LangGraph's own saver \(tables checkpoints, writes\).*import-checkpoints .*db"),
-    "langgraph's store's": (make_langgraphs_store, "another program's tables.*store.*file of its own"),
-    "another's lists": (make_other("lists"), "another program's tables.*lists.*file of its own"),
-    "another's blobs": (make_other("notes", "blobs"), "another program's tables.*blobs.*file of its own"),
-    "another's sessions": (make_other("Sessions"), "another program's tables.*file of its own"),
+    "langgraph's store's": (make_langgraphs_store, "another program's tables.*store.*separate file"),
+    "another's lists": (make_other("lists"), "another program's tables.*lists.*separate file"),
+    "another's blobs": (make_other("notes", "blobs"), "another program's tables.*blobs.*separate file"),
+    "another's sessions": (make_other("Sessions"), "another program's tables.*separate file"),
     "another's": (
         make_other(*"abcdefgh"),
-        r"another program's tables \(a, b, c, d, e, f and 2 more\).*file of its own",
+        r"another program's tables \(a, b, c, d, e, f and 2 more\).*separate file",
     ),
     "another's in a log": (make_other("notes", journal="wal"), r"another program's tables \(notes\)"),
     "sqlite-utils'": (make_other("_sqlite_migrations (migration_set, name)"), "another program's tables"),
@@ -612,7 +612,7 @@ BAD_DETAILS: dict[str, tuple[dict[str, Any], str]] = {
     "keys": ({"context": {1: 2}}, r"context cannot be \{1: 2\}; .*dict"),
     "nobody's group": ({"visibility": "group"}, "visibility cannot be 'group'; .*group_id"),
     "duration": ({"idle_timeout": "soon"}, "idle_timeout cannot be 'soon'; .*'30s'"),
-    "negative": ({"max_age": -1}, "max_age cannot be -1; .*longer than nothing"),
+    "negative": ({"max_age": -1}, "max_age cannot be -1; .*longer than zero"),
     "truth": ({"retention": True}, "retention cannot be True; .*duration"),
 }
 

@@ -15,8 +15,8 @@ from session_middleware import Session, Sessions
 from session_middleware.errors import StorageError
 from session_middleware.models import OnExpire, Status
 from tests.conftest import Clock
-from tests.integrations import agents
-from tests.integrations.agents import human
+from tests.support import agents
+from tests.support.agents import human
 
 SPOILT = (
     "metadata = '{bad'",

@@ -23,11 +23,10 @@ from session_middleware import SessionAccessDenied, Sessions, StorageError
 from session_middleware.findings import Problem
 from session_middleware.settings import load_settings
 from session_middleware.storage.sqlite.integrity.checks import check_file
-from tests.faults import damage
-from tests.faults.damage import Key, Readings
-from tests.integrations import agents
-from tests.integrations.agents import human
-from tests.processes import Process
+from tests.support import agents, damage
+from tests.support.agents import human
+from tests.support.damage import Key, Readings
+from tests.support.processes import Process
 
 ROUNDS = int(os.environ.get("SESSION_FAULT_ROUNDS", "2"))
 ROOT = Path(__file__).parents[2]
@@ -208,6 +207,7 @@ def test_a_row_of_another_thread_is_never_an_answer(file: Path) -> None:
         connection.execute("PRAGMA writable_schema=ON")
         sql = "UPDATE sqlite_master SET sql = replace(sql, 'session_id TEXT', 'session_id TEXT COLLATE NOCASE')"
         connection.execute(f"{sql} WHERE name = 'checkpoints'")
+        connection.execute("UPDATE sessions SET home = (SELECT home FROM sessions WHERE id = 't') WHERE id = 'T'")
     config = at("T", ids(file)[-1])
     config["configurable"]["user_id"] = "eve"
     with Sessions(file) as sessions, pytest.raises(StorageError, match=NAMED):
@@ -216,7 +216,7 @@ def test_a_row_of_another_thread_is_never_an_answer(file: Path) -> None:
 
 def test_lists_that_make_a_ring_are_found(file: Path) -> None:
     with closing(sqlite3.connect(file)) as connection, connection:
-        connection.execute("UPDATE lists SET parent_id = id, parent_length = 1 WHERE family_id = 't'")
+        connection.execute("INSERT INTO lists SELECT DISTINCT home, list_id, list_id, 1, 1 FROM list_items")
     code = (
         "import sys; from session_middleware import *\n"
         "sessions = Sessions(sys.argv[1])\n"
@@ -228,7 +228,9 @@ def test_lists_that_make_a_ring_are_found(file: Path) -> None:
         assert process.stdout.read() == "found\n"
 
 
-@pytest.mark.parametrize(("table", "column"), [("checkpoints", "enclosing"), ("writes", "channel"), ("blobs", "type")])
+@pytest.mark.parametrize(
+    ("table", "column"), [("checkpoints", "enclosing"), ("writes", "task_path"), ("blobs", "type")]
+)
 def test_a_value_of_another_type_is_named_as_damage(file: Path, table: str, column: str) -> None:
     with closing(sqlite3.connect(file)) as connection, connection:
         connection.execute(f"UPDATE {table} SET {column} = X'00'")
@@ -244,7 +246,9 @@ def test_a_damaged_time_is_named_with_its_file(file: Path) -> None:
 
 def test_what_is_acknowledged_after_damage_can_be_read(file: Path) -> None:
     with closing(sqlite3.connect(file)) as connection, connection:
-        connection.execute("UPDATE blobs SET data = zeroblob(length(data)) WHERE family_id = 't'")
+        connection.execute(
+            "UPDATE blobs SET data = zeroblob(length(data)) WHERE home = (SELECT home FROM sessions WHERE id = 't')"
+        )
     with Sessions(file) as sessions:
         saver = sessions.checkpointer
         checkpoint: Any = _first(file)
@@ -269,7 +273,7 @@ def test_a_session_that_left_its_state_behind_is_not_said_never_to_have_been(fil
 def test_a_schema_that_says_something_else_is_found(file: Path) -> None:
     with closing(sqlite3.connect(file)) as connection, connection:
         connection.execute("PRAGMA writable_schema=ON")
-        connection.execute("UPDATE sqlite_master SET sql = replace(sql, 'parent_id', 'pardnt_id') WHERE name = 'heads'")
+        connection.execute("UPDATE sqlite_master SET sql = replace(sql, 'latest_id', 'lbtest_id') WHERE name = 'heads'")
         assert deep(file) == []
         connection.execute("UPDATE sqlite_master SET sql = replace(sql, 'step', 'stfp') WHERE name = 'checkpoints'")
-    assert any("the schema's entry of checkpoints is not what was made" in problem.text for problem in deep(file))
+    assert any("the schema's entry of checkpoints is changed" in problem.text for problem in deep(file))

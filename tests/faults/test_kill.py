@@ -16,13 +16,13 @@ import pytest
 from langchain_core.callbacks import BaseCallbackHandler
 
 from session_middleware import Sessions
-from tests.faults.disk import read_log
-from tests.faults.marked_writer import calls_in
-from tests.faults.writer import graph
-from tests.processes import Process, run
+from tests.support.disk import read_log
+from tests.support.marked_writer import calls_in
+from tests.support.processes import Process, run
+from tests.support.writer import graph
 
 ROUNDS = int(os.environ.get("SESSION_FAULT_ROUNDS", "2"))
-WRITER = Path(__file__).with_name("writer.py")
+WRITER = Path(__file__).parents[1] / "support" / "writer.py"
 
 
 def run_and_kill(path: Path, round_: int, durability: str, mode: str, turns: int) -> int:

@@ -14,7 +14,7 @@ import pytest
 
 from session_middleware import Sessions
 from session_middleware.storage.processes import is_gone, is_near, this_process
-from tests.processes import Process
+from tests.support.processes import Process
 
 ROUNDS = int(os.environ.get("SESSION_FAULT_ROUNDS", "2"))
 

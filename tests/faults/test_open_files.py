@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from session_middleware import Sessions, StorageError
-from tests.integrations import agents
-from tests.integrations.agents import human, said
+from tests.support import agents
+from tests.support.agents import human, said
 
 
 def delete(file: Path) -> None:

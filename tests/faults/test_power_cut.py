@@ -22,10 +22,10 @@ from typing import Any
 import pytest
 
 from session_middleware import Sessions
-from tests.faults.disk import Disk, Record, read_log
-from tests.faults.marked_writer import Call, calls_in
+from tests.support.disk import Disk, Record, read_log
+from tests.support.marked_writer import Call, calls_in
 
-HERE = Path(__file__).parent
+SUPPORT = Path(__file__).parents[1] / "support"
 CUTS = 16 * min(int(os.environ.get("SESSION_FAULT_ROUNDS", "1")), 25)
 COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
 WAYS = [("full", "sync"), ("full", "async"), ("normal", "sync"), ("normal", "async")]
@@ -53,7 +53,7 @@ class History:
 def logger(folder: Path) -> Path:
     assert COMPILER is not None, "there is no C compiler, without which this cannot be tested; .ci/run installs one"
     library = folder / "write_log.so"
-    command = [COMPILER, "-shared", "-fPIC", "-O2", "-o", str(library), str(HERE / "write_log.c"), "-ldl"]
+    command = [COMPILER, "-shared", "-fPIC", "-O2", "-o", str(library), str(SUPPORT / "write_log.c"), "-ldl"]
     subprocess.run(command, check=True, timeout=60)
     return library
 
@@ -66,9 +66,9 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Hi
     def run(synchronous: str, mode: str) -> History:
         folder = tmp_path_factory.mktemp(f"{synchronous}-{mode}")
         database, log = folder / "sessions.db", folder / "log"
-        environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1])}
+        environment = {**os.environ, "PYTHONPATH": str(SUPPORT.parents[1])}
         environment |= {"LD_PRELOAD": str(logger(folder)), "WRITE_LOG": str(log), "WRITE_LOG_OF": str(database)}
-        command = [sys.executable, str(HERE / "marked_writer.py"), str(database), str(log), synchronous, mode]
+        command = [sys.executable, str(SUPPORT / "marked_writer.py"), str(database), str(log), synchronous, mode]
         subprocess.run(command, check=True, timeout=100, env=environment)
         records = read_log(log)
         assert {record.what for record in records} >= set("OWTSUM"), "the log misses what must have been done"

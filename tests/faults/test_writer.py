@@ -16,7 +16,7 @@ from session_middleware.errors import StorageError
 from session_middleware.storage.sqlite import wal
 from session_middleware.storage.sqlite.database import SqliteDatabase
 from session_middleware.storage.write_queue import WriteQueue
-from tests.processes import Process
+from tests.support.processes import Process
 
 
 class Failed(Exception):
@@ -160,7 +160,7 @@ def test_a_reader_that_is_in_the_way_for_long_is_told_once(
             note(database, "x" * 10_000 + str(number))
     reader.execute("ROLLBACK")
     reader.close()
-    told = [record for record in caplog.records if "a reader has kept one snapshot" in record.message]
+    told = [record for record in caplog.records if "a reader has used one snapshot" in record.message]
     assert len(told) == 1
     assert database.path in told[0].message
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from session_middleware import Sessions
-from tests.integrations import agents
-from tests.integrations.agents import human
+from session_middleware import Sessions, StorageError
+from tests.support import agents
+from tests.support.agents import human
 
 
 def damage(path: Path, *statements: str) -> None:
@@ -18,6 +18,13 @@ def damage(path: Path, *statements: str) -> None:
     for statement in statements:
         connection.execute(statement)
     connection.close()
+
+
+def query(path: Path, sql: str) -> Any:
+    connection = sqlite3.connect(path)
+    found = connection.execute(sql).fetchone()
+    connection.close()
+    return found
 
 
 @pytest.fixture
@@ -29,45 +36,41 @@ def said_in(graph: Any, sessions: Sessions, session_id: str) -> int:
     return len(graph.get_state(sessions.config(session_id)).values["messages"])
 
 
-def test_a_wrong_family_is_named_with_the_right_one_and_a_repair_deletes_nothing_of_it(path: Path) -> None:
+def test_a_wrong_home_is_named_with_the_right_one_and_a_repair_deletes_nothing(path: Path) -> None:
     with Sessions(path, sweep_interval=None) as sessions:
         graph = sessions.attach(agents.chat())
         for text in ("one", "two"):
             graph.invoke(human(text), sessions.config("t"))
         sessions.copy("t", "fork")
-        damage(path, "UPDATE sessions SET family_id = 'nope' WHERE id IN ('t', 'fork')")
+        (home,) = query(path, "SELECT home FROM sessions WHERE id = 't'")
+        damage(path, "UPDATE sessions SET home = 1 WHERE id IN ('t', 'fork')")
+        with pytest.raises(StorageError, match="session 't'"):
+            graph.invoke(human("three"), sessions.config("t"))
         for deep in (False, True):
             found = sessions.check(repair=True, deep=deep)
-            assert [(one.kind, one.session_id, one.repaired) for one in found] == [
+            assert {(one.kind, one.session_id, one.repaired) for one in found} == {
                 ("family", "fork", False),
                 ("family", "t", False),
-            ]
-            assert all(one.text.endswith("set it to 't'") for one in found)
-        damage(path, "UPDATE sessions SET family_id = 't' WHERE family_id = 'nope'")
+            }
+            assert all(one.text.endswith(f"set it to {home}") for one in found)
+        damage(path, f"UPDATE sessions SET home = {home} WHERE home = 1")
         graph.invoke(human("three"), sessions.config("t"))
         assert (said_in(graph, sessions, "t"), said_in(graph, sessions, "fork")) == (6, 4)
         assert sessions.check(deep=True) == []
 
 
-def test_values_under_several_families_are_told_and_left_as_they_are(path: Path) -> None:
-    with Sessions(path, sweep_interval=None) as sessions:
-        graph = sessions.attach(agents.chat())
-        graph.invoke(human("one"), sessions.config("t"))
-        damage(path, "UPDATE lists SET family_id = 'x'", "UPDATE sessions SET family_id = 'y'")
-        (problem,) = sessions.check(repair=True)
-        assert (problem.kind, problem.session_id, problem.repaired) == ("damage", "t", False)
-        assert said_in(graph, sessions, "t") == 2
-
-
-def test_values_that_nothing_refers_to_are_orphans_and_are_freed(path: Path) -> None:
+def test_values_of_a_family_without_a_session_are_orphans_and_are_freed(path: Path) -> None:
     with Sessions(path, sweep_interval=None) as sessions:
         graph = sessions.attach(agents.chat())
         for name in ("t", "gone"):
             graph.invoke(human("one"), sessions.config(name))
         tables = ("checkpoints", "heads", "writes")
         damage(path, *(f"DELETE FROM {table} WHERE session_id = 'gone'" for table in tables))
-        damage(path, "UPDATE sessions SET family_id = 'x' WHERE id = 'gone'")
+        damage(path, "UPDATE sessions SET home = 1 WHERE id = 'gone'")
         found = sessions.check(repair=True)
-        assert [(one.kind, one.session_id, one.repaired) for one in found] == [("orphan", "gone", True)]
+        assert {(one.kind, one.table, one.repaired) for one in found} == {
+            ("orphan", "blobs", True),
+            ("orphan", "list_items", True),
+        }
         assert sessions.check() == []
         assert said_in(graph, sessions, "t") == 2

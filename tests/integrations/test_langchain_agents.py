@@ -36,7 +36,7 @@ from pydantic import PrivateAttr
 from session_middleware import SessionAccessDenied, Sessions
 from session_middleware.checkpoint.repair import INTERRUPTED
 from session_middleware.integrations.langchain_agents import Recall, SessionMiddleware
-from tests.integrations.agents import TOOLS, Scripted, human, said
+from tests.support.agents import TOOLS, Scripted, human, said
 
 INTERRUPT_MODES = ("batched", "per_call")[: 1 + ("interrupt_mode" in signature(HumanInTheLoopMiddleware).parameters)]
 MODES = ("attached", "checkpointer only", "alone")

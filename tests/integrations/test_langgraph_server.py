@@ -27,7 +27,7 @@ from langgraph_sdk.errors import NotFoundError
 
 from session_middleware import Session, Sessions
 
-APP = Path(__file__).parent / "server_app" / "app.py"
+APP = Path(__file__).parents[1] / "support" / "server_app" / "app.py"
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 60
 

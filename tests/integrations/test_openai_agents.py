@@ -36,8 +36,8 @@ from openai import BadRequestError, OpenAIError
 
 from session_middleware import SessionAccessDenied, SessionExpired, Sessions, UnserializableValue
 from session_middleware.integrations.openai_agents import OpenAIAgentsSession
-from tests import processes
-from tests.integrations.agents import said
+from tests.support import processes
+from tests.support.agents import said
 
 QUIET = RunConfig(tracing_disabled=True)
 ITEMS: list[Any] = [

@@ -1,6 +1,6 @@
-"""Dates in a text, however they are written: "Mar 5th, 2026", "2026-03-05" and "5.3.2026" are "march 5 2026". Pure.
+"""Normalisation of dates: "Mar 5th, 2026", "2026-03-05" and "5.3.2026" become "march 5 2026". Pure functions.
 
-What may be no date, or one of two, is left as it is.
+Ambiguous dates, and text that may not be a date, are unchanged.
 """
 
 from __future__ import annotations
@@ -27,20 +27,22 @@ _NUMERIC = re.compile(
     """,
     re.VERBOSE | re.ASCII,
 )
-_MONTH = re.compile(rf"(?:{_ANY_SHORT})\b\.?(?P<day>(?=,?[ ]?\d))?", re.ASCII)  # begins with letters: that is quick
+_MONTH = re.compile(
+    rf"(?:{_ANY_SHORT})\b\.?(?P<day>(?=,?[ ]?\d))?", re.ASCII
+)  # a pattern that begins with letters is fast
 _BEFORE = re.compile(r"(?:\d(?:st|nd|rd|th)?,?|\b(?:in|of|by|since|until|last|next)) ", re.ASCII)
 _LONGEST_BEFORE = 7
 
 
 def with_dates(plain: str) -> str:
-    """Each date by its month's name and its numbers; a short month only beside a number or after an "in"."""
+    """Replace dates by the month's name and numbers; an abbreviated month only next to a number or after "in"."""
     if _DIGIT.search(plain):
         plain = _NUMERIC.sub(_number, plain)
     return _MONTH.sub(_month, plain)
 
 
 def dates_in(plain: str) -> Iterator[tuple[int, int, str]]:
-    """Where dates, or parts of one, are, and how `with_dates` has them."""
+    """The start, the end and the replacement of each date and part of a date."""
     for pattern, written in ((_NUMERIC, _number), (_MONTH, _month)):
         yield from ((*found.span(), written(found)) for found in pattern.finditer(plain))
 
@@ -64,7 +66,7 @@ def _number(found: re.Match[str]) -> str:
         if month > 12 or (part["between"] == "/" and day == month):
             day, month = month, day
         elif part["between"] != "." and day <= 12:
-            return found[0]  # 3/5/2026 is one day here and another there
+            return found[0]  # 3/5/2026 is in March or in May
         year = part["y3"]
     else:
         year = part.get("y") or part.get("y2") or part["y4"]

@@ -1,7 +1,7 @@
-"""The stem of an English word, so that "painted" finds "painting": Snowball's, in its pure Python.
+"""Stems of English words, so that "painted" finds "painting": Snowball's stemmer, in pure Python.
 
-Before it comes a table for verbs and plurals that change within ("won", "children"), which no stemmer knows. What is
-not English letters stays as it is.
+A table comes first for irregular verbs and plurals ("won", "children"), which no stemmer handles. Words with other
+than English letters are unchanged.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _FORMS = """
     wife wives|life lives|knife knives|leaf leaves
 """
 _IRREGULAR = {form: group.split()[0] for group in _FORMS.split("|") for form in group.split()[1:]}
-_lock = threading.Lock()  # a stemmer keeps the word it works on
+_lock = threading.Lock()  # a stemmer is not thread-safe: it holds the current word
 
 
 @lru_cache(maxsize=65_536)
@@ -35,9 +35,9 @@ def stem(word: str) -> str:
         return str(_english().stemWord(word))
 
 
-def stems_of_irregular(begun: str) -> list[str]:
-    """The stems of verbs and plurals that change within, where a form of them begins so: "wen" is of "go"."""
-    return [stem(word) for form, word in _IRREGULAR.items() if form.startswith(begun)]
+def stems_of_irregular(prefix: str) -> list[str]:
+    """The stems of irregular forms with this prefix: "wen" gives the stem of "go"."""
+    return [stem(word) for form, word in _IRREGULAR.items() if form.startswith(prefix)]
 
 
 @lru_cache(maxsize=1)

@@ -1,12 +1,12 @@
-"""The words of a text, as they are indexed and looked for: pure functions, the same for every engine.
+"""The tokenizer: pure functions from a text to the terms of the index, the same for every engine.
 
-Lower case, without accents, without the words that say nothing, and by their stems. Vowel signs belong to their
-word. Scripts that are written without spaces, and Korean, whose particles are written to their nouns, give single
-signs and pairs of them. Dates are words alike however they are written: "Mar 5th, 2026" and "2026-03-05" are both
-"march 5 2026". A *term* is what the index keeps: a word's stem, or one of three kinds of mark that no word can be: a
-date's parts, a speaker's name.
+A word is lower case and without accents; stop words are left out, and the others are reduced to their stems. Vowel
+signs belong to their word. Scripts without spaces, and Korean, which attaches particles to nouns, yield single signs
+and pairs of signs. Dates yield the same words in every notation: "Mar 5th, 2026" and "2026-03-05" are both
+"march 5 2026". A *term* is an entry of the index: the stem of a word or, with a prefix that no word has, a part of
+a message's date or of its speaker's name.
 
-`regex` knows the properties of characters, `snowballstemmer` the stems. Both are loaded when they are first needed.
+`regex` provides character properties and `snowballstemmer` stems. Both are imported at first use.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from zlib import crc32
 from session_middleware.storage.search.dates import MONTHS, dates_in, with_dates
 from session_middleware.storage.search.stemming import stem, stems_of_irregular
 
-MAX_WORDS = 20_000  # of one text that are indexed; of a query, 64
-MAX_TERMS = 64
-MAX_CHARACTERS = 65_536  # of one text that are looked at
-_BEGUN = 3  # characters that a word begins with, at least, to be found by them
-_LONGEST_ENDING = 6  # characters that a stem may lack
-_LONGEST = 64  # characters of a word; what is longer is no word anybody looks for
+MAX_WORDS = 20_000  # of a text
+MAX_TERMS = 64  # of a query
+MAX_CHARACTERS = 65_536  # of a text
+_SHORTEST_PREFIX = 3  # characters
+_LONGEST_ENDING = 6  # characters that a stem may drop
+_LONGEST = 64  # characters of a word; a longer one is not indexed
 
-_SAY_NOTHING = """
+_STOP_WORDS = """
     a about above after again against ain all also am an and any are aren as at be because been before being below
     between both but by can cannot could couldn d did didn do does doesn doing don down during each few for from
     further had hadn has hasn have haven having he her here hers herself him himself his how i if in into is isn it
@@ -39,7 +39,7 @@ _SAY_NOTHING = """
     theirs them themselves then there these they this those through to too under until up ve very was wasn we were
     weren what when where which while who whom whose why will with would wouldn you your yours yourself yourselves
 """
-_STOP = frozenset(_SAY_NOTHING.split())
+_STOP = frozenset(_STOP_WORDS.split())
 _DATE, _SPEAKER = "@", "@@"
 
 
@@ -50,16 +50,16 @@ _UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}ー\p{Thai}\p{Lao}\p{Khmer}\p{Myanm
 
 
 class _Unicode(NamedTuple):
-    """What `regex` finds: `re` takes a vowel sign for the end of a word."""
+    """Patterns for text that is not ASCII. `re` would end a word at a vowel sign."""
 
     word: Any
-    hidden: Any  # signs that nobody sees
-    ignored: Any  # those, accents and points
-    foreign: Any  # letters and digits that have a plainer form
-    run: Any  # signs of one script that is written without spaces
-    sign: Any  # one of them, with its marks and, in Thai and Lao, the vowels before and after it
-    alone: Any  # one that may be a word by itself
-    part: Any  # of a word, as `holds` tells them apart
+    hidden: Any  # invisible signs
+    ignored: Any  # invisible signs, accents and points
+    foreign: Any  # letters and digits with a plainer form
+    run: Any  # signs of one script without spaces
+    sign: Any  # a sign of such a run with its marks and, in Thai and Lao, the vowels before and after it
+    alone: Any  # a sign that may be a word
+    part: Any  # of a word, in one kind of script
 
 
 @lru_cache(maxsize=1)
@@ -89,7 +89,7 @@ def _unicode() -> _Unicode:
 
 
 def _plain(text: str) -> str:
-    """In lower case, without accents, each letter in its plainest form."""
+    """The text in lower case, without accents, with each letter in its plainest form."""
     text = text.lower() if text.isascii() else _folded(text)
     return text.replace("won't", "will not")
 
@@ -107,7 +107,7 @@ _OTHERS = {"ð": "d", "þ": "th", "ŋ": "n", "ə": "e"}
 
 @lru_cache(maxsize=4_096)
 def _plainer(sign: str) -> str:
-    """A digit of any script as ours; a Latin letter that does not decompose as the one that its name names."""
+    """An ASCII digit for a digit of any script; for a Latin letter without a decomposition the letter in its name."""
     digit = unicodedata.decimal(sign, None)
     if digit is not None:
         return str(digit)
@@ -119,7 +119,7 @@ def _plainer(sign: str) -> str:
 
 
 def words_in(text: str) -> list[str]:
-    """The words of a text in lower case and without accents, in order; the empty ones among them too."""
+    """The words of a text in lower case and without accents, in order, with stop words."""
     return _words(text, signs=False)[:MAX_WORDS]
 
 
@@ -134,7 +134,7 @@ def _words(text: str, *, signs: bool) -> list[str]:
 
 
 def _split(word: str, *, signs: bool) -> Iterator[str]:
-    """A run of a script without spaces as pairs of its signs, or one alone; with `signs` also those that are words."""
+    """Split runs of scripts without spaces into pairs of signs; with `signs` also into signs that may be words."""
     patterns, place = _unicode(), 0
     for run in patterns.run.finditer(word):
         if run.start() > place:
@@ -150,25 +150,25 @@ def _split(word: str, *, signs: bool) -> Iterator[str]:
         yield word[place:]
 
 
-def says_something(word: str) -> bool:
-    """Whether it is more than a word that every text has; a single hiragana is mostly a particle."""
+def is_telling(word: str) -> bool:
+    """False for stop words, and for a single hiragana, which is mostly a particle."""
     return word not in _STOP and not (len(word) == 1 and "\u3041" <= word <= "\u309f")
 
 
 def terms_of(text: str) -> list[str]:
-    """The stems of the words that say something, in order, as the index has them."""
-    return [stem(word) for word in _words(text, signs=True) if says_something(word)][:MAX_WORDS]
+    """The stems of the words of a text, without stop words, in order."""
+    return [stem(word) for word in _words(text, signs=True) if is_telling(word)][:MAX_WORDS]
 
 
-def marks_of(moment: datetime, name: str | None) -> list[str]:
-    """What a question may name a message by: the month, year and day it was said, and who said it."""
+def context_terms_of(moment: datetime, name: str | None) -> list[str]:
+    """The terms of a message that are not in its text: month, year and day of its date, and its speaker's name."""
     speakers = dict.fromkeys(words_in(name)) if name else ()
     day = (MONTHS[moment.month - 1], moment.year, moment.day)
     return [*(f"{_DATE}{each}" for each in day), *(f"{_SPEAKER}{word}" for word in speakers)]
 
 
 class QueryWord:
-    """A word of a query: how the index may have it, as a word, a date's part or a speaker."""
+    """A word of a query as a term, and as the term of a part of a date and of a speaker."""
 
     __slots__ = ("date", "speaker", "term")
 
@@ -180,61 +180,61 @@ class QueryWord:
 
 
 def query_words(query: str) -> list[QueryWord]:
-    """The words of a query that say something, each once."""
-    telling = [word for word in dict.fromkeys(words_in(query)) if says_something(word)]
+    """The words of a query without stop words, each once."""
+    telling = [word for word in dict.fromkeys(words_in(query)) if is_telling(word)]
     found = {word.term: word for word in map(QueryWord, telling[: 4 * MAX_TERMS])}
     return list(found.values())[:MAX_TERMS]
 
 
-def begun_word(query: str) -> str | None:
-    """The last word of a query, which may be the beginning of a longer one; ``None`` when it is too short for that."""
+def unfinished_word(query: str) -> str | None:
+    """The last word of a query, when it may be the prefix of a longer word."""
     words = words_in(query)
-    if not words or not _is_of_word(query[-1]) or len(words[-1]) < _BEGUN or not says_something(words[-1]):
+    if not words or not _is_of_word(query[-1]) or len(words[-1]) < _SHORTEST_PREFIX or not is_telling(words[-1]):
         return None
     return words[-1]
 
 
-def stems_within(begun: str) -> list[str]:
-    """The stems that words which begin so may have, and which begin otherwise: "painting" has the stem of "painti"."""
-    if not (begun.isascii() and begun.isalpha()):
+def shorter_stems(prefix: str) -> list[str]:
+    """Stems, without this prefix, of words that have it: "painti" may become "painting", whose stem is "paint"."""
+    if not (prefix.isascii() and prefix.isalpha()):
         return []
-    shorter = [begun[:length] for length in range(max(_BEGUN, len(begun) - _LONGEST_ENDING), len(begun))]
-    return [*shorter, *stems_of_irregular(begun)]
+    shortest = max(_SHORTEST_PREFIX, len(prefix) - _LONGEST_ENDING)
+    return [*(prefix[:length] for length in range(shortest, len(prefix))), *stems_of_irregular(prefix)]
 
 
-def has_word(text: str, query: str) -> bool:
-    """Whether a text has a word of a query, or one that begins as its last."""
-    return bool(_hits(text[:MAX_CHARACTERS], {word.term for word in query_words(query)}, begun_word(query)))
+def contains_word(text: str, query: str) -> bool:
+    """Whether a text contains a word of a query, or a word that its last word is a prefix of."""
+    return bool(_hits(text[:MAX_CHARACTERS], {word.term for word in query_words(query)}, unfinished_word(query)))
 
 
 def _is_of_word(sign: str) -> bool:
     return sign.isalnum() or unicodedata.category(sign)[0] == "M"
 
 
-# As they are written
+# Words as they are written
 
 
-def holds(text: str, query: str) -> bool:
-    """Whether a text has every word of a query as it is written, but for the case of its letters.
+def contains_all(text: str, query: str) -> bool:
+    """Whether a text contains every word of a query as it is written, ignoring case.
 
-    No stems, no missing accents, no words left out. A noun in Korean may have its particles; what is written
-    without spaces is held where it stands in one piece. A query that says nothing is held by no text.
+    Stems and accents are significant, and so are stop words. A Korean noun may have its particles; a word of a script
+    without spaces matches anywhere in a run. A query of stop words only matches no text.
     """
     wanted, there = set(_parts(query)), set(_parts(text))
     if not query_words(query):
         return False
-    return all(part in there or any(_is_held(part, other) for other in there) for part in wanted)
+    return all(part in there or any(_contains(part, other) for other in there) for part in wanted)
 
 
 def _parts(text: str) -> Iterator[tuple[str, str]]:
-    """The words of a text, each with the kind of its script."""
+    """The words of a text, each with its kind of script."""
     plain = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     patterns = _unicode()
     for found in patterns.part.finditer(patterns.hidden.sub("", plain)):
         yield found.lastgroup or "", found[0]
 
 
-def _is_held(part: tuple[str, str], other: tuple[str, str]) -> bool:
+def _contains(part: tuple[str, str], other: tuple[str, str]) -> bool:
     (kind, word), (other_kind, text) = part, other
     if kind != other_kind:
         return False
@@ -246,20 +246,20 @@ def _is_held(part: tuple[str, str], other: tuple[str, str]) -> bool:
     )
 
 
-_PARTICLES = re.compile(  # those that are seldom the end of another noun
+_PARTICLES = re.compile(  # that are seldom the end of another noun
     "(?:은|는|가|을|를|의|에|에서|에게|에게서|께|께서|한테|한테서|도|만|과|와|로|으로|까지|부터|처럼|보다|마다|밖에|조차|마저|랑|이랑|하고)"
     "(?:은|는|도|만)?"
 )
 
 
 def phrase_parts(query: str) -> list[str]:
-    """The words of a query as they are written, or else its signs."""
-    found = [found[0] for found in _written(query)]
+    """The words of a query as they are written; if it has none, its signs."""
+    found = [found[0] for found in _words_as_written(query)]
     return found[:MAX_TERMS] or [signs for signs in [query.strip()[:MAX_TERMS]] if signs]
 
 
 def phrase(query: str) -> re.Pattern[str]:
-    """What finds a query as it is written, in any case of its letters and whatever stands between its words."""
+    """A pattern for the query as it is written, in any case and with any signs between its words."""
     parts = phrase_parts(query)
     written = r"[\W_]+".join(map(re.escape, parts))
     before, after = (
@@ -273,23 +273,23 @@ def _is_unspaced(sign: str) -> bool:
     return not sign.isascii() and _unicode().run.fullmatch(sign) is not None
 
 
-def _written(text: str) -> Iterator[re.Match[str]]:
-    """The words of a text where they stand."""
+def _words_as_written(text: str) -> Iterator[re.Match[str]]:
+    """The words of a text, with their places."""
     return (_WORD if text.isascii() else _unicode().word).finditer(text)
 
 
 def snippet(text: str, query: str, *, length: int = 160, marks: tuple[str, str] = ("", "")) -> str:
-    """The stretch of a text that holds the most of the query's words, about `length` characters, words marked.
+    """An excerpt of about `length` characters with the most words of the query, each between the two `marks`.
 
-    Where the query has none that say something: the stretch that holds it as it is written.
+    For a query of stop words or signs only, the excerpt contains it as it is written.
     """
-    wanted, begun = {word.term for word in query_words(query)}, begun_word(query)
+    wanted, prefix = {word.term for word in query_words(query)}, unfinished_word(query)
     text = text[:MAX_CHARACTERS]
-    if wanted or begun:
-        hits = _hits(text, wanted, begun)
+    if wanted or prefix:
+        hits = _hits(text, wanted, prefix)
     else:
         hits = [_Hit(*found.span(), found[0]) for found in phrase(query).finditer(text)] if phrase_parts(query) else []
-    start = _best_start(hits, length)
+    start = _best_window(hits, length)
     start = start and text.rfind(" ", 0, start) + 1
     end = len(text) if len(text) - start <= length else max(text.rfind(" ", start, start + length), start + 1)
     shown, place = ["…" if start else ""], start
@@ -306,25 +306,25 @@ class _Hit(NamedTuple):
     term: str
 
 
-def _hits(text: str, wanted: set[str], begun: str | None) -> list[_Hit]:
-    """Where words and dates of a query are, in order; in a script without spaces, as far as they reach."""
+def _hits(text: str, wanted: set[str], prefix: str | None) -> list[_Hit]:
+    """The places of a query's words and dates, in order; in a script without spaces, of its pairs and signs."""
     lower = text.lower()
     places = list(dates_in(lower if len(lower) == len(text) else ""))
-    places += [(*match.span(), match[0]) for match in _written(text)]
+    places += [(*match.span(), match[0]) for match in _words_as_written(text)]
     found: list[_Hit] = []
-    for start, end, said in places:
-        hit = next((term for term in _terms(said) if term in wanted or (begun and term.startswith(begun))), None)
-        if hit is None and begun and _plain(said).startswith(begun):
-            hit = begun
-        if hit is not None and not said.isascii() and _unicode().run.search(said):
-            found += _within(text, start, end, wanted)
+    for start, end, word in places:
+        hit = next((term for term in _terms(word) if term in wanted or (prefix and term.startswith(prefix))), None)
+        if hit is None and prefix and _plain(word).startswith(prefix):
+            hit = prefix
+        if hit is not None and not word.isascii() and _unicode().run.search(word):
+            found += _hits_in_word(text, start, end, wanted)
         elif hit is not None:
             found.append(_Hit(start, end, hit))
-    return _joined(sorted(found))
+    return _merged(sorted(found))
 
 
-def _within(text: str, start: int, end: int, wanted: set[str]) -> Iterator[_Hit]:
-    """Those of the pairs and single signs in a word, and of its parts in other scripts, that are wanted."""
+def _hits_in_word(text: str, start: int, end: int, wanted: set[str]) -> Iterator[_Hit]:
+    """The wanted pairs and single signs of a word, and its wanted parts in other scripts."""
     for found in _unicode().part.finditer(text, start, end):
         if found.lastgroup is None and (term := _only_term(found[0])) in wanted:
             yield _Hit(found.start(), found.end(), term)
@@ -346,7 +346,7 @@ def _only_term(signs: str) -> str:
     return stem(words[0]) if len(words) == 1 else ""
 
 
-def _joined(hits: Iterable[_Hit]) -> list[_Hit]:
+def _merged(hits: Iterable[_Hit]) -> list[_Hit]:
     found: list[_Hit] = []
     for hit in hits:
         if found and hit.start < found[-1].end:
@@ -356,8 +356,8 @@ def _joined(hits: Iterable[_Hit]) -> list[_Hit]:
     return found
 
 
-def _best_start(hits: list[_Hit], length: int) -> int:
-    """Where a window of this length begins that sees the most different words."""
+def _best_window(hits: list[_Hit], length: int) -> int:
+    """The start of the window of this length with the most different words."""
     best, start = 0, 0
     for number, hit in enumerate(hits):
         seen = len({other.term for other in hits[number : number + 64] if other.end <= hit.start + length})
@@ -366,12 +366,12 @@ def _best_start(hits: list[_Hit], length: int) -> int:
     return start
 
 
-# Which words these are
+# The version
 
 
 @lru_cache(maxsize=1)
 def version() -> str:
-    """Tells the words of this version from those of another, whichever part of it has changed."""
+    """A checksum over the terms of a sample; it changes with any part of the tokenizer, or with its libraries."""
     return f"{crc32(' '.join(terms_of(_SAMPLE)).encode()):08x}"
 
 

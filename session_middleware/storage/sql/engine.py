@@ -29,15 +29,23 @@ from session_middleware.storage.sql.checkpoints import (
     delta_channels,
     forks,
     latest_checkpoint,
-    lists,
     pruning,
 )
+from session_middleware.storage.sql.checkpoints.unused import free_unused
 from session_middleware.storage.sql.engine_context import EngineContext
 from session_middleware.storage.sql.memory import items
 from session_middleware.storage.sql.memory.engine import MemoryOperations
 from session_middleware.storage.sql.record.branches import BranchPoint
 from session_middleware.storage.sql.record.engine import RecordOperations
-from session_middleware.storage.sql.record.writer import EntrySnapshot, RecordWriteError, write, write_end
+from session_middleware.storage.sql.record.writer import EntrySnapshot, RecordWriteError, write_end
+from session_middleware.storage.sql.record.writer import write as record
+from session_middleware.storage.sql.session_state import (
+    ListConflict,
+    SessionState,
+    SessionWrite,
+    StaleState,
+    StateCache,
+)
 from session_middleware.storage.sql.sessions import admission, events, leases, session_rows
 from session_middleware.storage.sql.sessions.engine import SessionOperations
 from session_middleware.storage.sqlite.readonly import open_database
@@ -59,6 +67,7 @@ class SqliteStorage(SessionOperations, RecordOperations, MemoryOperations):
         self._database = open_database(path, synchronous=settings.synchronous)
         self.name = self._database.path
         self._rules = EngineContext(settings, clock, new_id, self.name)
+        self._states = StateCache()
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
@@ -75,69 +84,103 @@ class SqliteStorage(SessionOperations, RecordOperations, MemoryOperations):
     def _visit(
         self,
         visit: RunContext,
-        then: Callable[[Connection, str, WriteDown], T],
+        then: Callable[[SessionWrite, WriteDown], T],
         *,
         durable: bool = True,
         announce: bool = True,
         patient: bool = False,
         careful: bool = False,
-        admit: Callable[[Connection, RunContext, EngineContext], str] | None = None,
         entries: Sequence[Entry] = (),
     ) -> T:
-        """Admit a visit and do what it came for, in one transaction; `then` is given the family, and the record.
+        """Admit a run and write for it, in one transaction.
 
-        `entries` are what it brings for that: of a run that is refused, only its end is written.
+        `entries` are what the operation records: of a run that is refused, only its end is written.
         """
-        admit = admit or partial(admission.admit, announce=announce)
         before: list[EntrySnapshot] = []
 
         def operation(connection: Connection) -> T | CommitThenRaise:
-            before[:] = [EntrySnapshot(visit)]
+            while True:
+                before[:] = [EntrySnapshot(visit)]
+                try:
+                    return attempt(connection)
+                except StaleState:
+                    undo()
+
+        def attempt(connection: Connection) -> T | CommitThenRaise:
             try:
-                family_id = admit(connection, visit, self._rules)
+                write = SessionWrite(connection, self._admitted(connection, visit, announce=announce))
             except admission.REFUSALS as error:
-                end = write_end(connection, visit, before[0], entries, admission.reason_of(error), self._now())
+                state = self._states.find(connection, visit.session_id)
+                own = None if state is None else SessionWrite(connection, state)
+                end = write_end(own, visit, before[0], entries, admission.reason_of(error), self._now())
                 if end is not None:
                     self._run_ended(connection, visit, end)
                 return self._refused(connection, visit, error)
-            return then(connection, family_id, partial(self._write, connection, visit, before[0], careful))
+            result = then(write, partial(self._write, write, visit, before[0], careful))
+            write.flush()
+            return result
 
         def undo() -> None:
             for each in before:
                 each.restore()
+            self._states.drop(visit.session_id)
 
         try:
             result: Any = self._database.write(operation, durable=durable, patient=patient, undo=undo)
+        except ListConflict:
+            return self._visit(
+                visit, then, durable=durable, announce=announce, patient=patient, careful=careful, entries=entries
+            )
         except RecordWriteError:
             return self._visit(
-                visit,
-                then,
-                durable=durable,
-                announce=announce,
-                patient=patient,
-                careful=True,
-                admit=admit,
-                entries=entries,
+                visit, then, durable=durable, announce=announce, patient=patient, careful=True, entries=entries
             )
         return result  # type: ignore[no-any-return]  # a Refusal was raised by write
 
+    def _admitted(self, connection: Connection, visit: RunContext, *, announce: bool) -> SessionState:
+        """The state of the run's session, after the run was admitted. What was known is enough, where nothing is left.
+
+        That it still holds is made sure of by the version, when the operation writes.
+        """
+        known = self._states.get(visit.session_id)
+        if known is not None and visit.known is known and self._is_settled(visit, known, announce=announce):
+            return known
+        if known is not None and not self._states.is_current(connection, known):
+            known = None
+        admission.admit(connection, visit, self._rules, announce=announce)
+        visit.known = state = self._states.load(connection, visit.session_id, known)
+        return state
+
+    def _is_settled(self, visit: RunContext, known: SessionState, *, announce: bool) -> bool:
+        """Whether an admission would write nothing. Only a run with a lease is known not to have been revoked."""
+        lease, tracking = visit.lease, self._rules.settings.tracking
+        begins = visit.run_id is not None and visit.announced and not visit.begun and tracking
+        return (
+            visit.admitted
+            and (visit.announced or not announce)
+            and not begins
+            and lease is not None
+            and (lease.is_over or lease.number is not None)
+            and admission.is_same_second(known.last_active_at, visit.at or self._now())
+        )
+
     def _write(
         self,
-        connection: Connection,
+        write: SessionWrite,
         visit: RunContext,
         before: EntrySnapshot,
         careful: bool,
         entries: Sequence[Entry] = (),
         put: CheckpointPut | None = None,
     ) -> BranchPoint:
-        """Write down what the visit has kept for the record, and what came now."""
+        """Record the buffered entries of the run, and what the operation brings."""
         entries = [*before.take(), *entries]
         if not self._rules.settings.tracking or not (entries or put):
             return BranchPoint()
-        place = write(connection, visit, entries, visit.at or self._rules.clock(), careful=careful, put=put)
+        place = record(write, visit, entries, visit.at or self._rules.clock(), careful=careful, put=put)
         for entry in entries:
             if isinstance(entry, RunEnd):
-                self._run_ended(connection, visit, entry)
+                self._run_ended(write.connection, visit, entry)
         return place
 
     def _run_ended(self, connection: Connection, visit: RunContext, end: RunEnd) -> None:
@@ -154,10 +197,10 @@ class SqliteStorage(SessionOperations, RecordOperations, MemoryOperations):
     def open_session(self, context: RunContext, details: SessionDetails, *, must_be_new: bool = False) -> SessionInfo:
         context.must_be_new = must_be_new
 
-        def then(connection: Connection, *_: Any) -> SessionInfo:
+        def then(write: SessionWrite, _: WriteDown) -> SessionInfo:
             if must_be_new and context.admission not in ("opened", "fresh"):
                 raise SessionExists(context.session_id)
-            return session_rows.update(connection, context.session_id, details, self._rules)
+            return session_rows.update(write.connection, context.session_id, details, self._rules)
 
         return self._visit(context, then)
 
@@ -202,34 +245,44 @@ class SqliteStorage(SessionOperations, RecordOperations, MemoryOperations):
     # The record
 
     def append(self, context: RunContext, entries: Sequence[Entry] = ()) -> None:
-        self._visit(context, lambda _, __, write_down: write_down(entries), durable=False, entries=entries)
+        self._visit(context, lambda _, write_down: write_down(entries), durable=False, entries=entries)
 
     # Memories
 
     def put_memories(self, puts: Sequence[MemoryPut], *, context: RunContext | None = None) -> None:
-        def operation(connection: Connection, *_: object) -> None:
-            items.put(connection, puts, self._now())
+        before: list[EntrySnapshot] = []
+        changes = any(put.namespace[0] == "session" for put in puts)
 
-        if context is None:
-            self._database.write(operation)
-        else:
-            changes = any(put.namespace[0] == "session" for put in puts)
-            self._visit(context, operation, admit=partial(admission.admit_memories, changes=changes))
+        def operation(connection: Connection) -> CommitThenRaise | None:
+            if context is not None:
+                before[:] = [EntrySnapshot(context)]
+                try:
+                    admission.admit_memories(connection, context, self._rules, changes=changes)
+                except admission.REFUSALS as error:
+                    return self._refused(connection, context, error)
+            items.put(connection, puts, self._now())
+            return None
+
+        def undo() -> None:
+            for each in before:
+                each.restore()
+
+        self._database.write(operation, undo=undo)
 
     # Checkpoints
 
     def put_checkpoint(self, put: CheckpointPut) -> tuple[str, dict[str, ListRef]]:
-        def then(connection: Connection, family_id: str, write_down: WriteDown) -> tuple[str, dict[str, ListRef]]:
+        def then(write: SessionWrite, write_down: WriteDown) -> tuple[str, dict[str, ListRef]]:
             place = write_down(put=put)
-            return checkpoints.put(connection, family_id, put, *place)
+            return checkpoints.put(write, put, *place)
 
         return self._visit(put.visit, then)
 
     def put_writes(self, put: WritesPut) -> None:
-        def then(connection: Connection, family_id: str, write_down: WriteDown) -> None:
+        def then(write: SessionWrite, write_down: WriteDown) -> None:
             if any(isinstance(entry, ToolEnd) for entry in tuple(put.visit.entries)):  # others add to it meanwhile
                 write_down()  # what was executed is not executed again, so the record must not say that it was cut off
-            checkpoints.put_writes(connection, family_id, put)
+            checkpoints.put_writes(write, put)
 
         self._visit(put.visit, then, announce=False, patient=True)
 
@@ -320,8 +373,7 @@ class SqliteStorage(SessionOperations, RecordOperations, MemoryOperations):
         return self._erased(self._database.write(operation))
 
     def _free_unused(self, connection: Connection, session_id: str) -> None:
-        family_id = session_rows.get(connection, session_id).family_id
-        lists.free_unused(connection, family_id, session_rows.members(connection, family_id))
+        free_unused(connection, session_rows.get(connection, session_id).home)
 
     def _erased(self, checkpoints_gone: int) -> DeletionCounts:
         return DeletionCounts(

@@ -30,6 +30,8 @@ _TABLES = (
     """
     CREATE TABLE sessions (
         id TEXT PRIMARY KEY,
+        home INTEGER NOT NULL,
+        version INTEGER NOT NULL DEFAULT 1,
         family_id TEXT NOT NULL,
         parent_id TEXT,
         user_id TEXT,
@@ -71,7 +73,11 @@ _TABLES = (
         cost REAL
     ) WITHOUT ROWID
     """,
-    "CREATE INDEX sessions_by_family ON sessions (family_id)",
+    """
+    CREATE TRIGGER sessions_version AFTER UPDATE ON sessions WHEN new.version = old.version
+    BEGIN UPDATE sessions SET version = version + 1 WHERE id = new.id; END
+    """,
+    "CREATE INDEX sessions_by_home ON sessions (home)",
     "CREATE INDEX sessions_by_activity ON sessions (last_active_at, id)",
     "CREATE INDEX sessions_by_user ON sessions (user_id, last_active_at, id)",
     "CREATE INDEX sessions_by_group ON sessions (group_id, last_active_at, id)",
@@ -96,16 +102,16 @@ _TABLES = (
     """,
     """
     CREATE TABLE leases (
-        number INTEGER PRIMARY KEY AUTOINCREMENT,
         session_id TEXT NOT NULL,
+        number INTEGER NOT NULL,
         run_id TEXT,
         user_id TEXT,
         process TEXT NOT NULL,
         started_at TEXT NOT NULL,
-        renewed_at TEXT NOT NULL
-    )
+        renewed_at TEXT NOT NULL,
+        PRIMARY KEY (session_id, number)
+    ) WITHOUT ROWID
     """,
-    "CREATE INDEX leases_by_session ON leases (session_id, number)",
     """
     CREATE TABLE tombstones (
         id TEXT PRIMARY KEY,
@@ -148,8 +154,8 @@ _TABLES = (
         started_from TEXT,
         checkpoint_id TEXT,
         process TEXT,
-        UNIQUE (session_id, seq)
-    )
+        PRIMARY KEY (session_id, seq)
+    ) WITHOUT ROWID
     """,
     "CREATE INDEX runs_in_progress ON runs (session_id) WHERE outcome = 'running'",
     "CREATE INDEX runs_by_user ON runs (user_id) WHERE user_id IS NOT NULL",
@@ -224,15 +230,14 @@ _TABLES = (
         started_at TEXT,
         duration_ms REAL,
         process TEXT,
-        UNIQUE (session_id, seq),
+        PRIMARY KEY (session_id, seq),
         UNIQUE (session_id, tool_call_id, message_id, attempt),
         UNIQUE (session_id, execution_id)
-    )
+    ) WITHOUT ROWID
     """,
     "CREATE INDEX tool_calls_outside ON tool_calls (session_id) WHERE process IS NOT NULL",
-    "CREATE INDEX tool_calls_by_time ON tool_calls (COALESCE(started_at, ''), session_id, seq, status)",
-    "CREATE INDEX tool_calls_by_name"
-    " ON tool_calls (name, COALESCE(started_at, ''), session_id, seq, status, duration_ms)",
+    "CREATE INDEX tool_calls_by_time ON tool_calls (COALESCE(started_at, ''), session_id, seq)",
+    "CREATE INDEX tool_calls_by_name ON tool_calls (name, COALESCE(started_at, ''), session_id, seq)",
     """
     CREATE TABLE model_calls (
         session_id TEXT NOT NULL,
@@ -267,8 +272,8 @@ _TABLES = (
         reason TEXT,
         detail TEXT NOT NULL DEFAULT '{}',
         created_at TEXT NOT NULL,
-        UNIQUE (session_id, seq)
-    )
+        PRIMARY KEY (session_id, seq)
+    ) WITHOUT ROWID
     """,
     "CREATE INDEX events_of_deletions ON events (session_id) WHERE kind = 'message_deleted'",
     "CREATE INDEX events_user ON events (json_extract(detail, '$.user_id'))"
@@ -288,9 +293,9 @@ _TABLES = (
     "CREATE INDEX conversation_items_present ON conversation_items (session_id, position) WHERE removed = 0",
     """
     CREATE TABLE memories (
-        id INTEGER PRIMARY KEY,
         namespace TEXT NOT NULL,
         key TEXT NOT NULL,
+        position INTEGER NOT NULL,
         value TEXT NOT NULL,
         text TEXT,
         paths TEXT,
@@ -302,14 +307,15 @@ _TABLES = (
         ttl_minutes REAL,
         indexed INTEGER NOT NULL,
         embedded INTEGER,
-        UNIQUE (namespace, key)
+        PRIMARY KEY (namespace, key),
+        UNIQUE (namespace, position)
     )
     """,
     "CREATE INDEX memories_by_message ON memories (session_id, message_id) WHERE message_id IS NOT NULL",
     "CREATE INDEX memories_by_session ON memories (session_id) WHERE session_id IS NOT NULL",
     "CREATE INDEX memories_by_expiry ON memories (expires_at) WHERE expires_at IS NOT NULL",
-    "CREATE INDEX memories_to_index ON memories (id) WHERE indexed = 0",
-    "CREATE INDEX memories_to_embed ON memories (id) WHERE embedded = 0",
+    "CREATE INDEX memories_to_index ON memories (indexed, namespace, position) WHERE indexed = 0",
+    "CREATE INDEX memories_to_embed ON memories (embedded, namespace, position) WHERE embedded = 0",
 )
 
 
@@ -317,7 +323,6 @@ _TABLES = (
 def m001_initial(db: Database) -> None:
     for statement in (*_TABLES, *STATE_TABLES, *INDEX_TABLES):
         db.execute(statement)
-    db.execute("INSERT INTO index_progress (id) VALUES (1)")
 
 
 def latest() -> frozenset[str]:

@@ -1,9 +1,8 @@
 """One SQLite file: how it is opened, read and written.
 
-What makes several threads and processes get along on one file is here and in `writer.py` (those who
-write share one connection and its commits) and `log.py` (the write-ahead log). Readers have
-connections of their own and never wait for a writer. No operation leaves a transaction open,
-whatever it raises.
+Several threads and processes share the file. All writers of a process share one connection and its commits
+(`writer.py`). Readers have their own connections and never wait for a writer. The write-ahead log is written
+back by `wal.py`. No operation leaves a transaction open, whatever it raises.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +23,6 @@ from pydantic import ValidationError
 from session_middleware.errors import StorageError
 from session_middleware.models import Event
 from session_middleware.storage.sql.row_mapping import Malformed
-from session_middleware.storage.sqlite.change_detector import ChangeDetector
 from session_middleware.storage.sqlite.files import OpenFiles, beside, create_private
 from session_middleware.storage.sqlite.readonly_open import read_unlocked
 from session_middleware.storage.sqlite.wal import BUSY_SECONDS, Wal
@@ -31,9 +30,8 @@ from session_middleware.storage.sqlite.writer import Undo, Writer, WriteRequest,
 
 T = TypeVar("T")
 
-_SIZES = ("page_size", "freelist_count")
-_PAGES = 1000  # cut off at a time: a few milliseconds
-_NAMED = 6  # of another program's tables
+_VACUUM_PAGES = 1000  # released at a time, which takes a few milliseconds
+_SHOWN_TABLES = 6  # of another program, in an error
 _IDLE_READERS = 8  # connections kept open for the next reader
 
 
@@ -46,11 +44,12 @@ class SqliteDatabase:
         self.path = path if self.in_memory else absolute(path)
         self._synchronous = synchronous
         self._readers: deque[sqlite3.Connection] = deque()
+        self._version_connection: sqlite3.Connection | None = None
+        self._version_lock = threading.Lock()
         self._closed = False
-        self._is_to_erase = False  # when the present operation is committed
+        self._erases_after_commit = False
         self._process = os.getpid()
-        self._inherited: list[sqlite3.Connection] = []
-        self._watch = ChangeDetector(self._connect_again)
+        self._inherited: list[sqlite3.Connection] = []  # of the parent process; referenced, so never closed here
         with self.mapped():
             if not self.in_memory:
                 check_file(path)
@@ -59,11 +58,16 @@ class SqliteDatabase:
             self._writer = self._open_writer()
 
     def close(self) -> None:
+        if self._process != os.getpid() and not self.in_memory:
+            self._closed = True  # the connections are the parent's
+            return
         with self._writer.lock:
             if self._closed:
                 return
             self._closed = True
-            self._watch.close()
+            with self._version_lock:
+                if self._version_connection is not None:
+                    self._version_connection.close()
             while self._readers:
                 self._readers.pop().close()
             self._writer.connection.close()
@@ -71,14 +75,14 @@ class SqliteDatabase:
     # Reading
 
     def read(self, operation: Callable[[sqlite3.Connection], T]) -> T:
-        """Carry out `operation` on one snapshot of the database."""
-        if self._writer.is_mine:  # it is to see what is written around it
+        """Run `operation` on one snapshot of the database; inside a write, on the state of its transaction."""
+        if self._writer.is_mine:
             return operation(self._writer.connection)
         self._check_open()
         if self.in_memory:
             with self._writer.lock, self.mapped():
                 return operation(self._writer.connection)
-        self._mind_forks()
+        self._reopen_after_fork()
         with self.mapped():
             self._check_files(log=False)
             connection = self._reader()
@@ -95,20 +99,23 @@ class SqliteDatabase:
                 self._readers.append(connection)
             return result
 
-    def version(self) -> int:
-        """Differs from what it was if anything was committed meanwhile."""
-        self._check_open()
-        if self.in_memory:
-            return self._writer.connection.total_changes
-        with self.mapped():
-            self._check_files()
-            return self._watch.version()
-
     def _reader(self) -> sqlite3.Connection:
         try:
             return self._readers.pop()
         except IndexError:
-            return self._connect_again()
+            return self._connect_checked()
+
+    def version(self) -> int:
+        """A number that changes with each commit of any process, for the cost of one PRAGMA."""
+        self._check_open()
+        if self.in_memory:
+            return self._writer.connection.total_changes
+        self._reopen_after_fork()
+        with self.mapped(), self._version_lock:
+            self._check_files()
+            if self._version_connection is None:  # its own: `data_version` ignores commits of the same connection
+                self._version_connection = self._connect_checked()
+            return int(self._version_connection.execute("PRAGMA data_version").fetchone()[0])
 
     # Writing
 
@@ -120,70 +127,71 @@ class SqliteDatabase:
         patient: bool = False,
         undo: Undo | None = None,
     ) -> T:
-        """Carry out `operation` in a transaction, and return when it is committed.
+        """Run `operation` in a transaction, and return when it is committed.
 
         Args:
-            operation: It may be carried out twice, if the first time is rolled back.
-            durable: The commit is synced as the ``synchronous`` setting says; else it survives
-                ``kill -9`` but maybe not a power cut, until the next durable commit.
-            patient: Nobody waits for this one, so it may wait a moment for another's commit.
-            undo: Makes values in memory what they were before, when the operation is rolled back.
+            operation: Is run a second time if the first transaction is rolled back.
+            durable: Sync the commit as the ``synchronous`` setting says. Otherwise the commit survives
+                ``kill -9``, and survives a power failure only after the next durable commit.
+            patient: No caller waits for this write, so it waits briefly for another write's commit.
+            undo: Restores values in memory when the transaction is rolled back.
         """
         self._check_open()
-        self._mind_forks()
+        self._reopen_after_fork()
         return self._writer.write(operation, durable=durable, patient=patient, undo=undo)
 
     def together(self, calls: Sequence[Callable[[], Any]], *, durable: bool = True) -> list[WriteRequest[Any]]:
-        """Carry out whole calls, one after the other; what they write shares a commit.
+        """Run whole calls in order, in one transaction, and acknowledge them after its commit.
 
-        None of them is acknowledged before that. One that fails does not concern the others.
+        A call that fails does not affect the others.
         """
-        self._mind_forks()
+        self._reopen_after_fork()
         return self._writer.together(calls, durable=durable)
 
     def watch(self, kinds: frozenset[str]) -> None:
-        """Keep the events of these kinds that are committed from now on, until they are taken."""
+        """Queue the events of these kinds that are committed from now on, for `take_event`."""
         self._watched = self._writer.connection.watched = kinds
 
     def has_events(self) -> bool:
         return bool(self._writer.events)
 
     def take_event(self) -> Event | None:
-        self._mind_forks()
+        self._reopen_after_fork()
         with suppress(IndexError):
             return self._writer.events.popleft()
         return None
 
     @property
     def is_inside(self) -> bool:
-        """Whether the calling thread is inside an operation, which may yet be undone."""
+        """Whether the calling thread is inside an operation, which may still be rolled back."""
         return self._writer.is_mine
 
-    def erase(self) -> int:
-        """Leave nothing of what was deleted in the files; how many bytes the file system got back.
+    # Erasing
 
-        Unused pages are cut off, some at a time so that nobody waits for long, and the write-ahead log is
-        emptied, unless a reader still needs it. Inside an operation it is put off until that is committed.
+    def erase(self) -> int:
+        """Remove deleted content from the files, and return the bytes released to the file system.
+
+        Unused pages are released in small steps, so no writer waits long, and the write-ahead log is emptied
+        unless a reader needs it. Inside an operation, erasing is deferred until the commit.
         """
         if self._writer.is_mine:
-            self._is_to_erase = True
+            self._erases_after_commit = True
             return 0
         freed = 0
         while True:
             with self._writer.lock, self.mapped():
-                cut = self._cut_off()
-                freed += cut
-                if not cut:
+                released = self._release_pages()
+                freed += released
+                if not released:
                     self._empty_log()
                     return freed
 
-    def _cut_off(self) -> int:
-        """Give some unused pages back to the file system; how many bytes."""
+    def _release_pages(self) -> int:
         connection = self._writer.connection
-        page, unused = (connection.execute(f"PRAGMA {name}").fetchone()[0] for name in _SIZES)
-        connection.executescript(f"PRAGMA incremental_vacuum({_PAGES})")  # `execute` would stop at its first page
-        left = connection.execute("PRAGMA freelist_count").fetchone()[0]
-        return int((unused - left) * page)
+        page, before = (connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_size", "freelist_count"))
+        connection.executescript(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})")  # `execute` stops at the first page
+        after = connection.execute("PRAGMA freelist_count").fetchone()[0]
+        return int((before - after) * page)
 
     def _empty_log(self) -> None:
         if self._log is not None:
@@ -192,22 +200,28 @@ class SqliteDatabase:
     def _after_commit(self) -> None:
         if self._log is not None:
             self._log.committed()
-        if self._is_to_erase:
-            self._is_to_erase = False
-            while self._cut_off():
+        if self._erases_after_commit:
+            self._erases_after_commit = False
+            while self._release_pages():
                 pass
             self._empty_log()
 
     def is_erased(self) -> bool:
-        """Whether the write-ahead log is empty: a reader of an older snapshot keeps it, and what is in it."""
+        """Whether the write-ahead log is empty. A reader of an older snapshot keeps the log and its content."""
         log = Path(beside(self.path, "-wal"))
         return self.in_memory or not log.exists() or log.stat().st_size == 0
 
     # Opening
 
     def _open_writer(self) -> Writer:
-        connection = self._open()
+        connection = self._connect()
         try:
+            connection.execute("PRAGMA secure_delete=ON")  # deleted text is overwritten with zeros
+            connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # only has an effect before the first page is written
+            if not self.in_memory:
+                _switch_to_wal(connection)
+            if is_pending(connection):
+                _migrate(connection)
             if self._files is not None:
                 self._files.opened()
             self._log = None if self.in_memory else Wal(os.path.realpath(self.path), connection)
@@ -223,25 +237,10 @@ class SqliteDatabase:
             committed=self._after_commit,
         )
 
-    def _open(self) -> WritingConnection:
-        connection = self._connect()
-        try:
-            connection.execute("PRAGMA secure_delete=ON")  # deleted text is overwritten with zeros
-            connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # of a new file: before its first page is written
-            if not self.in_memory:
-                _switch_to_wal(connection)
-            if is_pending(connection):
-                _migrate(connection)
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-
     def _connect(self) -> WritingConnection:
         connection = sqlite3.connect(
-            ":memory:"
-            if self.in_memory
-            else f"{Path(self.path).as_uri()}?mode=rw",  # it is not made anew if it is gone
+            # `rw`: a deleted file is not created again
+            ":memory:" if self.in_memory else f"{Path(self.path).as_uri()}?mode=rw",
             uri=not self.in_memory,
             timeout=BUSY_SECONDS,
             isolation_level=None,
@@ -252,8 +251,8 @@ class SqliteDatabase:
         connection.execute("PRAGMA mmap_size=268435456")
         return connection
 
-    def _connect_again(self) -> sqlite3.Connection:
-        """A further connection: it must not be to another file than the others are to."""
+    def _connect_checked(self) -> sqlite3.Connection:
+        """A further connection, to the same file as the open ones."""
         connection = self._connect()
         try:
             self._check_files()
@@ -262,12 +261,14 @@ class SqliteDatabase:
             raise
         return connection
 
-    def _mind_forks(self) -> None:
-        """A connection must not be used across a fork: the child opens its own, and leaves its parent's alone."""
+    def _reopen_after_fork(self) -> None:
+        """Open new connections in a forked child, because SQLite connections must not be used across a fork."""
         if os.getpid() != self._process and not self.in_memory:
             self._process = os.getpid()
             self._inherited += [self._writer.connection, *self._readers]
+            self._inherited += [self._version_connection] if self._version_connection else []
             self._readers.clear()
+            self._version_connection, self._version_lock = None, threading.Lock()
             with self.mapped():
                 self._writer = self._open_writer()
 
@@ -281,12 +282,12 @@ class SqliteDatabase:
 
     @contextmanager
     def mapped(self) -> Iterator[None]:
-        """Driver errors in the block become `StorageError`."""
+        """Map the driver's errors in the block to `StorageError`."""
         try:
             yield
         except sqlite3.Error as error:
-            raise _explain(self.path, error) from error
-        except (UnicodeDecodeError, json.JSONDecodeError, ValidationError) as error:  # a row is not what was written
+            raise _storage_error(self.path, error) from error
+        except (UnicodeDecodeError, json.JSONDecodeError, ValidationError) as error:  # of a damaged row
             raise StorageError(self.path, f"it is damaged ({error})", advice="restore a backup") from error
         except UnicodeEncodeError as error:
             problem = f"a text that is not valid unicode cannot be stored ({error})"
@@ -294,7 +295,7 @@ class SqliteDatabase:
 
 
 def _switch_to_wal(connection: sqlite3.Connection) -> None:
-    """The busy timeout does not cover this switch: simultaneous first openings would fail with "locked"."""
+    """Retry the switch: the busy timeout does not cover it, so simultaneous first openings raise "locked"."""
     deadline = time.monotonic() + BUSY_SECONDS
     while True:
         try:
@@ -322,8 +323,7 @@ def _migrate(connection: sqlite3.Connection) -> None:
 
 
 INDEX_TABLES = frozenset(  # what they hold can be made anew from the others
-    {"index_scopes", "index_sessions", "index_parts", "index_words", "index_progress", "index_stale"}
-    | {"vectors", "vector_models"}
+    {"index_scopes", "index_sessions", "index_blocks", "index_postings", "index_stale"} | {"vectors", "vector_models"}
 )
 OWN_TABLES = frozenset(
     {"sessions", "runs", "messages", "tool_calls", "model_calls", "events", "memories", "branches", "files"}
@@ -332,7 +332,9 @@ OWN_TABLES = frozenset(
     | {"leases", "tombstones", "revoked"}
     | INDEX_TABLES
 )
-KNOWN_MIGRATIONS = frozenset({"m001_initial"})  # `schema` costs an import of sqlite-utils; a test holds them equal
+KNOWN_MIGRATIONS = frozenset(
+    {"m001_initial"}
+)  # not read from `schema`, which imports sqlite-utils; a test compares them
 
 
 def is_pending(connection: sqlite3.Connection) -> bool:
@@ -352,12 +354,12 @@ def _tables(connection: sqlite3.Connection) -> frozenset[str]:
 
 
 def absolute(path: str) -> str:
-    """The same file whatever becomes the current folder, and never a URI, which many builds of SQLite look for."""
+    """The absolute path. It stays valid when the current folder changes, and SQLite never reads it as a URI."""
     return str(Path(path).absolute())
 
 
 def check_file(path: str) -> None:
-    """Refuse what is not ours to write to, before anything on disk is changed. One without tables may become ours."""
+    """Raise `StorageError` for a file of another program, before anything is written. A file without tables passes."""
     file = Path(path)
     if file.is_dir():
         raise StorageError(path, "it is a folder", advice="name a file in it, such as sessions.db")
@@ -369,44 +371,48 @@ def check_file(path: str) -> None:
         raise StorageError(path, "it is a device or a pipe", advice="name a file, such as sessions.db")
     if file.stat().st_size == 0:
         return
-    applied, tables, is_langgraphs = read_unlocked(path, _look)
+    applied, tables, is_langgraphs = read_unlocked(path, _contents)
     if applied - KNOWN_MIGRATIONS:
-        raise StorageError(
-            path, "it was written by a newer session-middleware", advice="upgrade the package to open it"
-        )
+        problem = "it was written by a newer session-middleware"
+        raise StorageError(path, problem, advice="upgrade the package to open it")
     if applied or not tables:
         return
-    names = ", ".join(sorted(tables)[:_NAMED]) + (f" and {len(tables) - _NAMED} more" if len(tables) > _NAMED else "")
+    names = ", ".join(sorted(tables)[:_SHOWN_TABLES])
+    names += f" and {len(tables) - _SHOWN_TABLES} more" if len(tables) > _SHOWN_TABLES else ""
     if is_langgraphs:
         problem = f"it holds the checkpoints of LangGraph's own saver (tables {names})"
-        advice = f"choose a new file, and copy them into it: session-middleware import-checkpoints {path} --db NEW_FILE"
+        advice = f"copy them into a new file: session-middleware import-checkpoints {path} --db NEW_FILE"
     else:
         problem = f"it holds another program's tables ({names})"
-        advice = "choose a file of its own for sessions, to which you may add tables; this one was not touched"
+        advice = "choose a separate file for sessions, to which you may add tables; this one was not changed"
     raise StorageError(path, problem, advice=advice)
 
 
-def _look(connection: sqlite3.Connection) -> tuple[frozenset[str], frozenset[str], bool]:
-    """Our migrations and the tables, without SQLite's own; and whether these are of LangGraph's saver."""
+def _contents(connection: sqlite3.Connection) -> tuple[frozenset[str], frozenset[str], bool]:
+    """The applied migrations, the tables except SQLite's, and whether the tables are those of LangGraph's saver."""
     tables = frozenset(name for name in _tables(connection) if not name.startswith("sqlite_"))
     columns = {row[1] for row in connection.execute("PRAGMA table_info(checkpoints)")}
     return _applied(connection), tables, "writes" in tables and "thread_id" in columns
 
 
-def _explain(path: str, error: sqlite3.Error) -> StorageError:
+def _storage_error(path: str, error: sqlite3.Error) -> StorageError:
     text = str(error)
     if isinstance(error, Malformed):
-        advice = "delete that session, or restore a backup; session-middleware check --deep lists all that is damaged"
+        advice = "delete that session, or restore a backup; session-middleware check --deep lists all damaged rows"
         return StorageError(path, f"it is damaged ({text})", advice=advice)
-    for sign, problem, advice in (
-        ("not a database", "it is not an SQLite database", "choose another file; this one was not touched"),
+    for part, problem, advice in (
+        ("not a database", "it is not an SQLite database", "choose another file; this one was not changed"),
         ("malformed", "it is damaged", "restore a backup; do not write to it"),
         ("readonly", "it may not be written to", "give this process write access to the file and its folder"),
         ("unable to open", "it cannot be opened", "check that the folder exists and may be written to"),
         ("closed database", "it was closed", "open a new Sessions(...)"),
         ("disk is full", "the disk is full", "free some space and try again; what was acknowledged is safe"),
-        ("locked", f"another process has held its write lock for {BUSY_SECONDS:.0f} s", "try again, or end it"),
+        (
+            "locked",
+            f"another process has held its write lock for {BUSY_SECONDS:.0f} s",
+            "end that process, or try again",
+        ),
     ):
-        if sign in text:
+        if part in text:
             return StorageError(path, f"{problem} ({text})", advice=advice)
-    return StorageError(path, text, advice="see the exception this one came from")
+    return StorageError(path, text, advice="see the exception that caused this one")

@@ -1,7 +1,7 @@
-"""A database that this process may read and not write: a copy on a read-only disk, or another user's.
+"""A database that this process may read and not write, such as a copy on a read-only disk.
 
-All that reads works, and writing says why it does not. Each read opens the file anew, since without a
-log nothing tells a connection that the file was changed.
+Each read opens the file again, because a connection to an immutable file does not notice changes. A write
+raises `StorageError`.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ T = TypeVar("T")
 
 
 def open_database(path: str, *, synchronous: str) -> SqliteDatabase:
-    """For reading only where it may not be written to. Raises `StorageError`."""
+    """Open a database, for reading only where the file or its folder may not be written to."""
     file = Path(path)
     if path == ":memory:" or not file.is_file() or (_may_write(file) and _may_write(file.absolute().parent)):
         return SqliteDatabase(path, synchronous=synchronous)
     if not _may_write(file):
         return ReadOnlyDatabase(path)
     try:
-        return SqliteDatabase(path, synchronous=synchronous)  # its log may be there already
+        return SqliteDatabase(path, synchronous=synchronous)  # works if the log and its index exist already
     except StorageError as error:
         if not isinstance(error.__cause__, sqlite3.OperationalError):
             raise
@@ -69,18 +69,18 @@ class ReadOnlyDatabase(SqliteDatabase):
 
     def _refuse(self) -> NoReturn:
         file = Path(self.path)
-        what = "it" if not _may_write(file) else f"its folder ({file.absolute().parent})"
+        subject = "it" if not _may_write(file) else f"its folder ({file.absolute().parent})"
         raise StorageError(
             self.path,
-            f"{what} may not be written to by this process",
-            advice="give it write access to the file and its folder, or copy the file; reading works without",
+            f"{subject} may not be written to by this process",
+            advice="grant write access to the file and its folder, or write to a copy; reading works without it",
         )
 
     def together(self, calls: Sequence[Callable[[], Any]], *, durable: bool = True) -> list[WriteRequest[Any]]:
-        return [_carried_out(call, durable=durable) for call in calls]
+        return [_finished(call, durable=durable) for call in calls]
 
     def watch(self, kinds: frozenset[str]) -> None:
-        """Nothing is committed here."""
+        """Does nothing: no event is ever committed."""
 
     def has_events(self) -> bool:
         return False
@@ -96,12 +96,12 @@ class ReadOnlyDatabase(SqliteDatabase):
         return 0
 
 
-def _carried_out(call: Callable[[], Any], *, durable: bool) -> WriteRequest[Any]:
-    ticket: WriteRequest[Any] = WriteRequest(lambda _: None, durable=durable)
+def _finished(call: Callable[[], Any], *, durable: bool) -> WriteRequest[Any]:
+    request: WriteRequest[Any] = WriteRequest(lambda _: None, durable=durable)
     try:
-        ticket.result = call()
-    except BaseException as error:  # noqa: BLE001  # the caller's, as in a batch
-        ticket.end(error)
+        request.result = call()
+    except BaseException as error:  # noqa: BLE001  # raised to the caller, as in a batch
+        request.end(error)
     else:
-        ticket.end()
-    return ticket
+        request.end()
+    return request

@@ -1,8 +1,8 @@
-"""Reading a file without writing to it, nor beside it.
+"""Reading a database without creating or changing any file.
 
-SQLite reads a file with a write-ahead log only together with the log's index, which it makes where it
-is not there; unless it is told that nobody changes the file. That is so while there is no log, and
-whether it stayed so is seen afterwards.
+SQLite reads a file in WAL mode only with the log's index file, and creates a missing one, unless the connection
+declares the file immutable. A file without a log is opened as immutable; it is checked afterwards that the file
+did not change meanwhile.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from session_middleware.storage.sqlite.wal import BUSY_SECONDS
 
 T = TypeVar("T")
 
-_TRIES = 100  # each is in the way of somebody who has opened, written and closed the file meanwhile
+_TRIES = 100  # a try fails when another process opened, wrote and closed the file meanwhile
 
 
 class FileVersion(NamedTuple):
-    """What a file was like; another one when it was changed."""
+    """A value that differs after each change of a file."""
 
     changed: int
     size: int
-    log_size: int  # 0: there is none, or nothing is in it
+    log_size: int  # 0: no log, or an empty one
 
 
 def version_of(path: str) -> FileVersion:
     try:
         stat = Path(path).stat()
     except FileNotFoundError as error:
-        raise StorageError(path, "it is not there any more", advice="put it back, or name another one") from error
+        raise StorageError(path, "it was deleted or moved", advice="put it back, or name another file") from error
     try:
         return FileVersion(stat.st_mtime_ns, stat.st_size, Path(beside(path, "-wal")).stat().st_size)
     except FileNotFoundError:
@@ -42,11 +42,10 @@ def version_of(path: str) -> FileVersion:
 
 
 def read_unlocked(path: str, operation: Callable[[sqlite3.Connection], T]) -> T:
-    """Carry out `operation`, which only reads, on one state of a file that is there. It may be carried out again."""
+    """Run `operation`, which only reads, on one snapshot of an existing file. It may run more than once."""
     for _ in range(_TRIES):
         before = version_of(path)
-        how = "mode=ro" if before.log_size else "immutable=1"
-        uri = f"{Path(path).absolute().as_uri()}?{how}"
+        uri = f"{Path(path).absolute().as_uri()}?{'mode=ro' if before.log_size else 'immutable=1'}"
         try:
             with closing(sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None)) as connection:
                 connection.execute("BEGIN")
@@ -55,16 +54,12 @@ def read_unlocked(path: str, operation: Callable[[sqlite3.Connection], T]) -> T:
             if version_of(path) != before:
                 continue
             if before.log_size and "unable to open" in str(error):
-                raise _unreadable(path) from error
+                problem = (
+                    "its last changes are in a write-ahead log, which cannot be read from a folder without write access"
+                )
+                advice = f"copy it, with {Path(path).name}-wal, to a folder that may be written to"
+                raise StorageError(path, problem, advice=advice) from error
             raise
         if before.log_size or version_of(path) == before:
             return result
-    raise StorageError(path, "it is changed all the time while it is read", advice="try again")
-
-
-def _unreadable(path: str) -> StorageError:
-    return StorageError(
-        path,
-        "its last changes are in a write-ahead log, which cannot be read where nothing can be written",
-        advice=f"copy it, with {Path(path).name}-wal, to a folder that may be written to",
-    )
+    raise StorageError(path, "other processes changed it during each read", advice="try again")

@@ -1,6 +1,10 @@
-"""Blobs in SQLite: bytes that are stored once in a family, and found damaged.
+"""Blobs: serialised values, each stored once per family by its digest.
 
-A blob's digest covers its type and bytes, and its checksum the digest with them.
+A blob's digest covers its type and bytes. Its checksum covers the digest as well, so that a row whose key was
+damaged is detected without hashing the bytes again.
+
+A reference to a value, in the JSON of `checkpoints.channels` and `writes.value`, is ``null`` for ``None``, a digest
+in hexadecimal, or ``{type: base64}`` for a value of at most `INLINE_BYTES`.
 """
 
 from __future__ import annotations
@@ -8,46 +12,89 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 import zlib
-from collections.abc import Callable, Iterator
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from session_middleware.storage.checkpoint_types import Blob
 
+if TYPE_CHECKING:
+    from session_middleware.storage.sql.session_state import SessionWrite
+
+INLINE_BYTES = 64
+_ROWS = 16  # written or read by one statement, at most
+
+Reference: TypeAlias = str | dict[str, str] | None
+
 
 class CorruptRow(Exception):
-    """Stored pieces are not what they were; the message says which."""
+    """Stored data is not what was written; the message says which."""
 
 
-def _digest(blob: Blob) -> bytes:
+def digest_of(blob: Blob) -> bytes:
     return hashlib.sha256(blob.type.encode() + b"\0" + blob.data).digest()[:16]
 
 
-def put_blob(connection: sqlite3.Connection, family_id: str, blob: Blob) -> tuple[int, bytes]:
-    """Most are new, so it is not looked for first. One that is there and was damaged is whole again after this."""
-    checksum = _checksum(digest := _digest(blob), blob)
-    cursor = connection.execute(
-        "INSERT INTO blobs (family_id, digest, checksum, type, data) VALUES (?, ?, ?, ?, ?)"
-        " ON CONFLICT (family_id, digest) DO NOTHING",
-        (family_id, digest, checksum, blob.type, blob.data),
-    )
-    if cursor.rowcount:
-        assert cursor.lastrowid is not None
-        return cursor.lastrowid, digest
-    blob_id, is_whole = connection.execute(
-        "SELECT id, checksum IS ? AND type IS ? AND data IS ? FROM blobs WHERE family_id = ? AND digest = ?",
-        (checksum, blob.type, blob.data, family_id, digest),
-    ).fetchone()
-    if not is_whole:
-        connection.execute(
-            "UPDATE blobs SET checksum = ?, type = ?, data = ? WHERE id = ?", (checksum, blob.type, blob.data, blob_id)
+def is_small(blob: Blob) -> bool:
+    return len(blob.data) <= INLINE_BYTES
+
+
+def refer(blob: Blob | None, to_store: dict[bytes, Blob]) -> Reference:
+    """A reference to a value. A value that is not inline is added to `to_store`, for `put_blobs`."""
+    if blob is None:
+        return None
+    if is_small(blob):
+        return {blob.type: b64encode(blob.data).decode()}
+    digest = digest_of(blob)
+    to_store[digest] = blob
+    return digest.hex()
+
+
+def inline_value(reference: dict[str, str]) -> Blob:
+    ((kind, text),) = reference.items()
+    try:
+        return Blob(kind, b64decode(text, validate=True))
+    except ValueError as error:
+        raise CorruptRow("an inline value") from error
+
+
+def put_blobs(write: SessionWrite, blobs: dict[bytes, Blob]) -> None:
+    """Store blobs that may be there already. A damaged row is overwritten with what it should be."""
+    home = write.state.home
+    rows = [(home, digest, _checksum(digest, blob), *blob) for digest, blob in blobs.items()]
+    if rows:
+        write.insert("blobs", ("home", "digest", "checksum", "type", "data"), rows, _OVERWRITE_DAMAGED)
+
+
+_OVERWRITE_DAMAGED = """
+    ON CONFLICT (home, digest) DO UPDATE SET checksum = excluded.checksum, type = excluded.type, data = excluded.data
+    WHERE blobs.checksum <> excluded.checksum OR blobs.type <> excluded.type OR blobs.data <> excluded.data
+"""
+
+
+def batches(rows: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    """Parts that one statement can take. Few lengths occur, so the statements stay in the driver's cache."""
+    for start in range(0, len(rows), _ROWS):
+        yield rows[start : start + _ROWS]
+
+
+def read_blobs(connection: sqlite3.Connection, home: int, digests: Collection[bytes]) -> dict[bytes, tuple[Any, ...]]:
+    """The type, bytes, digest and checksum of each blob that is there, unchecked."""
+    found: dict[bytes, tuple[Any, ...]] = {}
+    for some in batches(sorted(digests)):
+        marks = ", ".join("?" * len(some))
+        rows = connection.execute(
+            f"SELECT type, data, digest, checksum FROM blobs WHERE home = ? AND digest IN ({marks})",
+            (home, *some),
         )
-    return blob_id, digest
+        found.update({bytes(row[2]): row for row in rows})
+    return found
 
 
 @contextmanager
 def reading_rows(session_id: str | None = None) -> Iterator[None]:
-    """Work in the block on rows nobody has checked: a value of another type than was written is damage."""
+    """In the block rows are read that were not checked: a value of an unexpected type is reported as damage."""
     try:
         yield
     except (CorruptRow, TypeError, AttributeError) as error:
@@ -56,28 +103,63 @@ def reading_rows(session_id: str | None = None) -> Iterator[None]:
         raise sqlite3.DatabaseError(f"malformed row{where}: {what}") from error
 
 
-def has_checksum(made: Callable[[], int], stored: Any) -> bool:
-    """Whether a checksum is what is stored; a value of another type than was written makes none."""
+def has_checksum(compute: Callable[[], int], stored: Any) -> bool:
+    """Whether a checksum is what is stored. Values of unexpected types have no checksum."""
     try:
-        return bool(made() == stored)
+        return bool(compute() == stored)
     except (TypeError, AttributeError, UnicodeEncodeError):
         return False
 
 
-def find_blob(connection: sqlite3.Connection, family_id: str, digest: bytes) -> int | None:
-    row = connection.execute("SELECT id FROM blobs WHERE family_id = ? AND digest = ?", (family_id, digest)).fetchone()
-    return None if row is None else int(row[0])
-
-
 def _checksum(digest: bytes, blob: Blob) -> int:
-    """Bound to the digest, and several times cheaper to make again at each read."""
-    return zlib.crc32(blob.data, zlib.crc32(blob.type.encode(), zlib.crc32(digest)))
+    return zlib.crc32(blob.data, zlib.crc32(digest + blob.type.encode()))
 
 
-def checked_blob(row: tuple[str, bytes, bytes, int], where: str) -> Blob:
-    """A blob from (type, data, digest, checksum), once its bytes are what they were."""
+def checked_blob(row: tuple[Any, ...], where: str) -> Blob:
+    """A row of type, data, digest and checksum. Raises `CorruptRow`."""
     kind, data, digest, checksum = row
     blob = Blob(kind, data)
     if not has_checksum(lambda: _checksum(digest, blob), checksum):
         raise CorruptRow(where)
     return blob
+
+
+class BlobReader:
+    """The values of references of one family. Reads each blob once, by as few statements as possible."""
+
+    def __init__(self, connection: sqlite3.Connection, home: int) -> None:
+        self._connection = connection
+        self._home = home
+        self._rows: dict[bytes, tuple[Any, ...]] = {}
+        self._checked: dict[bytes, Blob] = {}
+
+    def prefetch(self, digests: Iterable[bytes]) -> None:
+        missing = {digest for digest in digests if digest not in self._rows}
+        if missing:
+            self._rows.update(read_blobs(self._connection, self._home, missing))
+
+    def prefetch_references(self, references: Iterable[Any]) -> None:
+        """As `prefetch`, of references of any kind: those to lists are passed over."""
+        self.prefetch(bytes.fromhex(each) for each in references if isinstance(each, str) and len(each) == _HEX_LENGTH)
+
+    def blob(self, digest: bytes) -> Blob:
+        found = self._checked.get(digest)
+        if found is None:
+            self.prefetch([digest])
+            if digest not in self._rows:
+                raise CorruptRow(f"blob {digest.hex()} is missing")
+            found = self._checked[digest] = checked_blob(self._rows[digest], f"blob {digest.hex()}")
+        return found
+
+    def value(self, reference: Any) -> Blob | None:
+        if reference is None:
+            return None
+        if isinstance(reference, dict):
+            return inline_value(reference)
+        try:
+            return self.blob(bytes.fromhex(reference))
+        except (TypeError, ValueError) as error:
+            raise CorruptRow(f"a reference {reference!r}") from error
+
+
+_HEX_LENGTH = 32

@@ -1,9 +1,7 @@
-"""Checkpoints in SQLite: what refers to what, and how it is found damaged.
+"""Checkpoints and writes: how they refer to values, and how damage is detected.
 
-A checkpoint's `channels` says, as JSON, where each channel's value is: ``null`` for ``None``, a
-blob's id, ``[list id, length, check]``, or ``"writes"`` when the writes of its ancestors make it. A
-write's `value` is ``null``, a blob's id, or the ``[blob id, length]`` of each chunk of a list. Rows
-carry a CRC-32 over their key and content.
+A checkpoint's `channels` is JSON: per channel a reference to a value (see `blobs`), ``[list id, length, check]`` for
+a list, or ``"writes"`` when the writes of its ancestors make the value.
 """
 
 from __future__ import annotations
@@ -25,98 +23,151 @@ from session_middleware.storage.checkpoint_types import (
     ListRef,
     StaleParent,
     StoredCheckpoint,
+    StoredList,
     StoredWrite,
+    Write,
     WritesPut,
 )
-from session_middleware.storage.sql.checkpoints import gap_detection, latest_checkpoint
-from session_middleware.storage.sql.checkpoints.blobs import CorruptRow, put_blob, reading_rows
-from session_middleware.storage.sql.checkpoints.gap_detection import Listed, Passed
-from session_middleware.storage.sql.checkpoints.lists import ListLoader, get_blob, get_value, put_list
-from session_middleware.storage.sql.checkpoints.rows import AT, LATE, REPLAYED, Key, Row, WriteRow, at, resealed
-
-# Checkpoints
-
-
-def put(
-    connection: sqlite3.Connection, family_id: str, put: CheckpointPut, branch: str | None, seq: int | None
-) -> tuple[str, dict[str, ListRef]]:
-    channels = _inherited(connection, put)
-    lists: dict[str, ListRef] = {}
-    for name, value in put.values.items():
-        if isinstance(value, ListPut):
-            channels[name] = lists[name] = put_list(connection, family_id, value)
-        else:
-            channels[name] = None if value is None else put_blob(connection, family_id, value)[0]
-    channels.update(dict.fromkeys(put.replayed, REPLAYED))
-    text, enclosing = _json(channels), _json(dict(put.enclosing))
-    key = (put.visit.session_id, put.checkpoint_ns, put.checkpoint_id)
-    row = Row(*key, put.parent_id, enclosing, put.run_id, put.source, put.step, text, *put.body, branch, seq)
-    ((place,),) = connection.execute(_PUT, (*row[:13], row.sum())).fetchall()
-    latest_checkpoint.put(connection, key, place)
-    return text, lists
-
+from session_middleware.storage.sql.checkpoints import latest_checkpoint
+from session_middleware.storage.sql.checkpoints.blobs import (
+    BlobReader,
+    CorruptRow,
+    batches,
+    put_blobs,
+    reading_rows,
+    refer,
+)
+from session_middleware.storage.sql.checkpoints.latest_checkpoint import LOST, LOST_WRITES
+from session_middleware.storage.sql.checkpoints.lists import ListReader, get_list, prepare, put_list
+from session_middleware.storage.sql.checkpoints.rows import (
+    AT,
+    HOME,
+    REPLAYED,
+    Key,
+    Row,
+    WriteRow,
+    at,
+    references_in,
+    resealed,
+)
+from session_middleware.storage.sql.session_state import CheckpointPoint, SessionWrite
 
 _json = json.JSONEncoder(separators=(",", ":")).encode  # `json.dumps` would make an encoder for each call
 
+# Writing
 
-# What follows from another checkpoint comes after all that are there; a beginning stands where its id says. With it
-# goes a note of the next older one: mostly the head until now, and the parent, whose id is there already.
-_PUT = f"""
-    INSERT OR REPLACE INTO checkpoints SELECT
-        ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13,
-        NULLIF(COALESCE(
-            CASE WHEN head < own THEN head_id END,
-            (SELECT checkpoint_id FROM checkpoints WHERE session_id = ?1 AND checkpoint_ns = ?2 AND place < own
-             ORDER BY place DESC LIMIT 1),
-            ''
-        ), COALESCE(?4, '')),
-        COALESCE(
-            CASE WHEN head < own THEN head_writes END,
-            (SELECT COUNT(*) FROM writes WHERE session_id = ?1 AND checkpoint_ns = ?2 AND checkpoint_id = (
-                SELECT checkpoint_id FROM checkpoints WHERE session_id = ?1 AND checkpoint_ns = ?2 AND place < own
-                ORDER BY place DESC LIMIT 1))
-        ),
-        own,
-        ?14
-    FROM (
-        SELECT heads.place AS head, heads.checkpoint_id AS head_id, heads.write_count AS head_writes, CASE
-            WHEN heads.place < ?3 THEN ?3
-            ELSE COALESCE(
-                (SELECT place FROM checkpoints  -- it is put again
-                 WHERE session_id = ?1 AND checkpoint_ns = ?2 AND place >= ?3 AND checkpoint_id = ?3 LIMIT 1),
-                CASE
-                    WHEN ?4 IS NULL THEN ?3
-                    WHEN substr(heads.place, -9, 1) = '{LATE}'
-                    THEN substr(heads.place, 1, length(heads.place) - 8)
-                        || printf('%08d', substr(heads.place, -8) + 1)
-                    ELSE heads.place || '{LATE}00000001'
-                END,
-                ?3
-            )
-        END AS own
-        FROM (SELECT 1) LEFT JOIN heads ON session_id = ?1 AND checkpoint_ns = ?2
+
+def put(write: SessionWrite, put: CheckpointPut, branch: str | None, seq: int | None) -> tuple[str, dict[str, ListRef]]:
+    """Store a checkpoint; its channels as stored, and where each of its new lists is now. Raises `StaleParent`."""
+    home, key = write.state.home, (put.visit.session_id, put.checkpoint_ns, put.checkpoint_id)
+    channels = _inherited(write, put)
+    blobs: dict[bytes, Blob] = {}
+    lists: dict[str, ListRef] = {}
+    for name, value in put.values.items():
+        if isinstance(value, ListPut):
+            channels[name] = lists[name] = put_list(write, value, prepare(value, blobs))
+        else:
+            channels[name] = refer(value, blobs)
+    put_blobs(write, blobs)
+    channels.update(dict.fromkeys(put.replayed, REPLAYED))
+    text, enclosing = _json(channels), _json(dict(put.enclosing))
+    head = latest_checkpoint.known(write, key)
+    stored = None
+    if head is not None and head.newest_position >= key[2]:
+        found = write.query(f"SELECT position FROM checkpoints WHERE {AT}", at(*key)).fetchone()
+        stored = found and found[0]
+    position = latest_checkpoint.position_of(head, key, is_root=put.parent_id is None, stored=stored)
+    row = Row(
+        *(home, key[0], key[1], position, key[2], put.parent_id, enclosing, put.run_id, put.source, put.step),
+        *(text, *put.body, branch, seq),
     )
-    WHERE 1
-    RETURNING place
-"""
+    if stored is not None:
+        write.execute(_DELETE, row[:4])
+    write.insert("checkpoints", Row._fields, [(*row[:-1], row.sum())])
+    if stored is None:
+        latest_checkpoint.put(write, head, key, position)
+    write.state.keep_point(key[1], key[2], CheckpointPoint(text, branch, seq))
+    return text, lists
+
+
+_DELETE = "DELETE FROM checkpoints WHERE home = ? AND session_id = ? AND checkpoint_ns = ? AND position = ?"
 
 
 def insert(connection: sqlite3.Connection, row: Row, checksum: int) -> None:
-    """As it was stored elsewhere, with its note of the next older one."""
     connection.execute(f"INSERT INTO checkpoints VALUES ({', '.join('?' * len(row))})", (*row[:-1], checksum))
 
 
-def _inherited(connection: sqlite3.Connection, put: CheckpointPut) -> dict[str, Any]:
+def _inherited(write: SessionWrite, put: CheckpointPut) -> dict[str, Any]:
+    """The references that the checkpoint takes over from its parent. Raises `StaleParent`."""
     if put.parent is None:
         return {}
-    row = connection.execute(
-        f"SELECT channels FROM checkpoints WHERE {AT}",
-        at(put.visit.session_id, put.checkpoint_ns, put.parent.checkpoint_id),
-    ).fetchone()
-    if row is None or row[0] != put.parent.channels:
+    point = write.state.points.get((put.checkpoint_ns, put.parent.checkpoint_id))
+    if point is not None:
+        stored: str | None = point.channels
+    else:
+        own = at(put.visit.session_id, put.checkpoint_ns, put.parent.checkpoint_id)
+        row = write.query(f"SELECT channels FROM checkpoints WHERE {AT}", own).fetchone()
+        stored = row and row[0]
+    if stored is None or stored != put.parent.channels:
         raise StaleParent
-    channels = json.loads(row[0])
+    channels = json.loads(stored)
     return {name: channels[name] for name in put.inherited}
+
+
+def put_writes(write: SessionWrite, put: WritesPut) -> None:
+    """Store a task's writes. An ordinary write that is there already stays; a special one is replaced."""
+    home, key = write.state.home, (put.visit.session_id, put.checkpoint_ns, put.checkpoint_id)
+    blobs: dict[bytes, Blob] = {}
+    ordinary = [_written(each, blobs) for each in put.writes if each.idx >= 0]
+    special = [_written(each, blobs) for each in put.writes if each.idx < 0]
+    put_blobs(write, blobs)
+    if ordinary:
+        row = WriteRow(home, *key, put.task_id, 0, put.task_path, _json(ordinary))
+        if not _insert_writes(write, [row], _KEEP):
+            _insert_writes(write, [_with_earlier(write, row)], _REPLACE)
+    replacing = [WriteRow(home, *key, put.task_id, each[0], put.task_path, _json([each])) for each in special]
+    _insert_writes(write, replacing, _REPLACE)
+    latest_checkpoint.count_writes(write, key)
+
+
+_WRITE_VALUES = f"({', '.join('?' * len(WriteRow._fields))})"
+_KEEP = "DO NOTHING"
+_REPLACE = """
+    (home, session_id, checkpoint_ns, checkpoint_id, task_id, idx) DO UPDATE
+    SET task_path = excluded.task_path, value = excluded.value, checksum = excluded.checksum
+"""
+
+
+def _insert_writes(connection: SessionWrite, rows: Sequence[WriteRow], on_conflict: str) -> int:
+    """How many were inserted or replaced."""
+    done = 0
+    for some in batches(rows):
+        sql = f"INSERT INTO writes VALUES {', '.join([_WRITE_VALUES] * len(some))} ON CONFLICT {on_conflict}"
+        done += connection.execute(sql, [value for row in some for value in (*row[:-1], row.sum())]).rowcount
+    return done
+
+
+def _written(write: Write, blobs: dict[bytes, Blob]) -> tuple[int, str, Any]:
+    if write.value is None or isinstance(write.value, Blob):
+        return write.idx, write.channel, refer(write.value, blobs)
+    return write.idx, write.channel, [[refer(chunk.blob, blobs), chunk.length] for chunk in write.value]
+
+
+def _with_earlier(connection: SessionWrite, row: WriteRow) -> WriteRow:
+    """The ordinary writes of a task that has some already: those stay, and only further ones are added."""
+    found = connection.query(
+        "SELECT * FROM writes WHERE home = ? AND session_id = ? AND checkpoint_ns = ? AND checkpoint_id = ?"
+        " AND task_id = ? AND idx = 0",
+        row[:5],
+    ).fetchone()
+    with reading_rows(row.session_id):
+        earlier = WriteRow(*found)
+        earlier.check()
+        writes = {write[0]: write for write in [*row.writes, *earlier.writes]}
+    return earlier._replace(value=_json([writes[idx] for idx in sorted(writes)]))
+
+
+# Reading
 
 
 def get(
@@ -130,40 +181,52 @@ def get(
     row = find(connection, session_id, checkpoint_ns, checkpoint_id)
     try:
         if row is None:
-            gap_detection.check_absent(connection, session_id, checkpoint_ns, checkpoint_id)
+            latest_checkpoint.check_absent(connection, session_id, checkpoint_ns, checkpoint_id)
             return None
         row.check()
         if row.key[:2] != (session_id, checkpoint_ns) or checkpoint_id not in (None, row.checkpoint_id):
             raise CorruptRow("another row stands in its place")
-        note = gap_detection.find(connection, row)
-        values = {name: get_value(connection, ref, have) for name, ref in row.refs.items()}
-        writes = [
-            StoredWrite(write.task_id, write.channel, _written(connection, json.loads(write.value)))
-            for write in _writes(connection, row.key)
-        ]
-        if note is not None and len(writes) != note.write_count:
-            raise CorruptRow("a write of it cannot be found")
+        writes = _writes_of(connection, [row]).get(row.key, [])
+        _check_count(row, writes, latest_checkpoint.find(connection, session_id, checkpoint_ns))
+        blobs = BlobReader(connection, row.home)
+        blobs.prefetch_references([*references_in(row), *(ref for write in writes for ref in references_in(write))])
+        values = {
+            name: get_list(connection, row.home, ListRef(*ref), have) if isinstance(ref, list) else blobs.value(ref)
+            for name, ref in row.refs.items()
+        }
+        return _stored(row, values, [each for write in writes for each in stored_writes(write, blobs)])
     except CorruptRow as damage:
         key = row.key if row else (session_id, checkpoint_ns, checkpoint_id or "(latest)")
         raise damaged(path, key, str(damage)) from None
+
+
+def _check_count(row: Row, writes: Sequence[WriteRow], head: latest_checkpoint.Head | None) -> None:
+    """Raises `CorruptRow` if a row of writes of the latest checkpoint is lost."""
+    if head is None:
+        raise CorruptRow("the head of its namespace cannot be found")
+    if head.latest_id == row.checkpoint_id and head.write_count != len(writes):
+        raise CorruptRow(LOST_WRITES)
+
+
+def _stored(row: Row, values: dict[str, Blob | StoredList | None], writes: Sequence[StoredWrite]) -> StoredCheckpoint:
     return StoredCheckpoint(*row.key, row.parent_id, Blob(row.type, row.body), row.channels, values, writes)
 
 
 def find(connection: sqlite3.Connection, session_id: str, checkpoint_ns: str, checkpoint_id: str | None) -> Row | None:
-    """That one, or the latest."""
+    """That one, or the latest; unchecked."""
     if checkpoint_id is not None:
-        found = connection.execute(
-            f"SELECT * FROM checkpoints WHERE {AT}", at(session_id, checkpoint_ns, checkpoint_id)
-        ).fetchone()
+        sql, values = f"SELECT * FROM checkpoints WHERE {AT}", at(session_id, checkpoint_ns, checkpoint_id)
+        found = connection.execute(sql, values).fetchone()
     else:
-        found = connection.execute(_LATEST, (session_id, checkpoint_ns)).fetchone()
+        found = connection.execute(_LATEST, (session_id, session_id, checkpoint_ns)).fetchone()
     return None if found is None else Row(*found)
 
 
-_LATEST = """
-    SELECT * FROM checkpoints WHERE session_id = ?1 AND checkpoint_ns = ?2
-    AND place >= (SELECT latest_id FROM heads WHERE session_id = ?1 AND checkpoint_ns = ?2)
-    AND checkpoint_id = (SELECT latest_id FROM heads WHERE session_id = ?1 AND checkpoint_ns = ?2) LIMIT 1
+_LATEST = f"""
+    SELECT own.* FROM heads JOIN checkpoints AS own ON own.home = heads.home AND own.session_id = heads.session_id
+    AND own.checkpoint_ns = heads.checkpoint_ns AND own.position >= heads.latest_id
+    AND own.checkpoint_id = heads.latest_id
+    WHERE heads.{HOME} AND heads.session_id = ? AND heads.checkpoint_ns = ? LIMIT 1
 """
 
 
@@ -171,7 +234,7 @@ def damaged(path: str, key: Key, what: str) -> StorageError:
     return StorageError(
         path,
         f"checkpoint {key[2]} of session {key[0]!r} (namespace {key[1]!r}) is damaged: {what}",
-        advice="resume from an earlier checkpoint id, or restore a backup; other sessions are not concerned",
+        advice="resume from an earlier checkpoint id, or restore a backup; other sessions are not affected",
     )
 
 
@@ -188,205 +251,208 @@ def list_(
     path: str,
 ) -> list[StoredCheckpoint]:
     is_one = None not in (session_id, checkpoint_ns, checkpoint_id)
-    bound = None if before is None else _place(connection, session_id, checkpoint_ns, before)
-    last = None if after is None else (_place(connection, *after), *after[:2])
-    conditions, values = ["1"], []
+    bound = None if before is None else _position(connection, session_id, checkpoint_ns, before)
+    last = None if after is None else (_position(connection, *after), *after[:2])
+    conditions, values = ["TRUE"], []
     for condition, value in (
+        (HOME, session_id),
         ("session_id = ?", session_id),
         ("checkpoint_ns = ?", checkpoint_ns),
         ("checkpoint_id = ?", checkpoint_id),
-        ("place >= ?", checkpoint_id),
-        ("place < ?", bound),
-        ("place <= ?", last and last[0]),
+        ("position >= ?", checkpoint_id),
+        ("position < ?", bound),
+        ("position <= ?", last and last[0]),
     ):
         if value is not None:
             conditions.append(condition)
             values.append(value)
     if last is not None:
-        conditions.append("(place < ? OR (session_id, checkpoint_ns) > (?, ?))")
+        conditions.append("(position < ? OR (session_id, checkpoint_ns) > (?, ?))")
         values += last
-    cursor = connection.execute(  # the bodies are read in the order of their keys, and none that is not wanted
-        "SELECT checkpoints.* FROM (SELECT session_id, checkpoint_ns, place FROM checkpoints"
-        f" WHERE {' AND '.join(conditions)} ORDER BY place DESC, session_id, checkpoint_ns LIMIT ?) AS wanted"
-        " CROSS JOIN checkpoints USING (session_id, checkpoint_ns, place)",
-        (*values, 1 if is_one else -1 if limit is None or matches else limit),
+    most = 1 if is_one else limit if limit is not None and matches is None else _ALL
+    cursor = connection.execute(  # only the keys are sorted, and only the rows that are wanted are read
+        "SELECT checkpoints.* FROM (SELECT home, session_id, checkpoint_ns, position FROM checkpoints"
+        f" WHERE {' AND '.join(conditions)} ORDER BY position DESC, session_id, checkpoint_ns LIMIT ?) AS wanted"
+        " CROSS JOIN checkpoints USING (home, session_id, checkpoint_ns, position)",
+        (*values, most),
     )
     rows: list[Row] = []
-    passed: list[Passed] = []
+    passed = 0
     while (limit is None or len(rows) < limit) and (found := cursor.fetchone()) is not None:
         row = Row(*found)
         with damage_context(path, row.key):
             row.check()
-        passed.append(Passed(row.key, row.place, row.previous))
+        passed += 1
         if matches is None or matches(Blob(row.type, row.body)):
             rows.append(row)
-    is_end = limit is None or len(rows) < limit
     cursor.close()
-    listed = Listed(session_id, checkpoint_ns, checkpoint_id, bound, last, is_end)
-    if lost := gap_detection.find_lost(connection, listed, passed):
-        raise damaged(path, *lost)
-    return _with_pieces(connection, rows, path)
+    if bound is None and last is None:
+        is_whole = checkpoint_id is None and (limit is None or len(rows) < limit)
+        _check_listed(connection, (session_id, checkpoint_ns, checkpoint_id), passed if is_whole else None, path)
+    return _with_values(connection, rows, path)
 
 
-def _place(
+_ALL = 2**62
+
+
+def _check_listed(
+    connection: sqlite3.Connection, wanted: tuple[str | None, str | None, str | None], passed: int | None, path: str
+) -> None:
+    """A list from the beginning: the latest of a namespace must be there, and all of them if all were passed."""
+    session_id, checkpoint_ns, checkpoint_id = wanted
+    values = [value for value in (session_id, session_id, checkpoint_ns) if value is not None]
+    condition = " AND ".join(
+        ["TRUE", *([HOME, "session_id = ?"] if session_id is not None else [])]
+        + (["checkpoint_ns = ?"] if checkpoint_ns is not None else [])
+    )
+    if passed is not None:
+        (count,) = connection.execute(
+            f"SELECT COALESCE(SUM(checkpoint_count), 0) FROM heads WHERE {condition}", values
+        ).fetchone()
+        if count == passed:
+            return
+    elif session_id is None or checkpoint_ns is None:
+        return
+    for session, namespace in connection.execute(
+        f"SELECT session_id, checkpoint_ns FROM heads WHERE {condition}", values
+    ).fetchall():
+        try:
+            if find(connection, session, namespace, checkpoint_id) is None or passed is not None:
+                latest_checkpoint.check_absent(connection, session, namespace, checkpoint_id or "")
+        except CorruptRow as damage:
+            raise damaged(path, (session, namespace, checkpoint_id or "(latest)"), str(damage)) from None
+    if passed is not None:
+        raise damaged(path, (session_id or "", checkpoint_ns or "", "(one of them)"), LOST)
+
+
+def _position(
     connection: sqlite3.Connection, session_id: str | None, checkpoint_ns: str | None, checkpoint_id: str
 ) -> str:
-    """Where a checkpoint stands that a list begins after. One that is not there stands where its id says."""
+    """The position of a checkpoint that bounds a list. One that is not there stands where its id says."""
     found = None
     if session_id is not None and checkpoint_ns is not None:
-        sql = f"SELECT place FROM checkpoints WHERE {AT}"
+        sql = f"SELECT position FROM checkpoints WHERE {AT}"
         found = connection.execute(sql, at(session_id, checkpoint_ns, checkpoint_id)).fetchone()
     elif session_id is not None:
-        sql = "SELECT place FROM checkpoints WHERE session_id = ? AND place >= ? AND checkpoint_id = ? LIMIT 1"
-        found = connection.execute(sql, (session_id, checkpoint_id, checkpoint_id)).fetchone()
+        sql = (
+            f"SELECT position FROM checkpoints WHERE {HOME} AND session_id = ? AND position >= ? AND checkpoint_id = ?"
+        )
+        values = (session_id, session_id, checkpoint_id, checkpoint_id)
+        found = connection.execute(f"{sql} LIMIT 1", values).fetchone()
     return checkpoint_id if found is None else found[0]
 
 
 @contextmanager
 def damage_context(path: str, key: Key) -> Iterator[None]:
-    """Damage found in the block is told of this checkpoint."""
+    """Damage found in the block is reported as damage of this checkpoint."""
     try:
         yield
     except CorruptRow as damage:
         raise damaged(path, key, str(damage)) from None
-    except (TypeError, AttributeError) as error:
+    except (TypeError, AttributeError, ValueError) as error:
         raise damaged(path, key, "a value of another type than was written") from error
 
 
-def _with_pieces(connection: sqlite3.Connection, rows: Sequence[Row], path: str) -> list[StoredCheckpoint]:
-    """Join the rows with what they refer to, in a number of statements that does not grow with theirs."""
+def _with_values(connection: sqlite3.Connection, rows: Sequence[Row], path: str) -> list[StoredCheckpoint]:
+    """Join the rows with what they refer to, reading each blob and list once."""
     with reading_rows():
         writes = _writes_of(connection, rows)
-        pieces = ListLoader(
-            connection,
-            (ref for row in rows for ref in row.refs.values()),
-            (json.loads(write.value) for found in writes.values() for write in found),
-        )
-        counts = gap_detection.count_writes(connection, rows)
+        heads = {key: latest_checkpoint.find(connection, *key) for key in {row.key[:2] for row in rows}}
+        readers: dict[int, tuple[BlobReader, ListReader]] = {}
+        for home in {row.home for row in rows}:
+            refs = [ref for row in rows if row.home == home for ref in references_in(row)]
+            blobs = BlobReader(connection, home)
+            written = [w for found in writes.values() for w in found if w.home == home]
+            blobs.prefetch_references([*refs, *(ref for write in written for ref in references_in(write))])
+            readers[home] = blobs, ListReader(connection, home, blobs, refs)
     stored = []
     for row in rows:
+        blobs, lists = readers[row.home]
         with damage_context(path, row.key):
-            if counts.get(row.key) != len(writes.get(row.key, ())):
-                raise CorruptRow("a write of it cannot be found")
-            values = {name: pieces.value(ref) for name, ref in row.refs.items()}
-            body = Blob(row.type, row.body)
-            written = [stored_write(write, pieces) for write in writes.get(row.key, ())]
-        stored.append(StoredCheckpoint(*row.key, row.parent_id, body, row.channels, values, written))
+            own = writes.get(row.key, [])
+            _check_count(row, own, heads[row.key[:2]])
+            values = {
+                name: lists.read(ListRef(*ref)) if isinstance(ref, list) else blobs.value(ref)
+                for name, ref in row.refs.items()
+            }
+            stored.append(_stored(row, values, [each for write in own for each in stored_writes(write, blobs)]))
     return stored
 
 
+def stored_writes(row: WriteRow, blobs: BlobReader, channels: Sequence[str] | None = None) -> Iterator[StoredWrite]:
+    """The writes of a row, or those to some channels. Raises `CorruptRow`."""
+    row.check()
+    for _, channel, reference in row.writes:
+        if channels is not None and channel not in channels:
+            continue
+        value: Blob | list[Chunk] | None
+        if isinstance(reference, list):
+            value = [Chunk(blobs.value(each) or Blob("", b""), length) for each, length in reference]
+        else:
+            value = blobs.value(reference)
+        yield StoredWrite(row.task_id, channel, value)
+
+
 def list_namespaces(connection: sqlite3.Connection, session_id: str) -> list[str]:
-    rows = connection.execute("SELECT DISTINCT checkpoint_ns FROM checkpoints WHERE session_id = ?", (session_id,))
-    return [namespace for (namespace,) in rows]
+    sql = f"SELECT checkpoint_ns FROM heads WHERE {HOME} AND session_id = ?"
+    return [namespace for (namespace,) in connection.execute(sql, (session_id, session_id))]
 
 
 def count(connection: sqlite3.Connection, session_id: str) -> int:
-    row = connection.execute("SELECT COUNT(*) FROM checkpoints WHERE session_id = ?", (session_id,)).fetchone()
-    return int(row[0])
-
-
-# Writes
-
-
-def put_writes(connection: sqlite3.Connection, family_id: str, put: WritesPut) -> None:
-    key = (put.visit.session_id, put.checkpoint_ns, put.checkpoint_id, put.task_id)
-    rows: list[WriteRow] = []
-    for write in put.writes:
-        if isinstance(write.value, Blob):
-            value: Any = put_blob(connection, family_id, write.value)[0]
-        elif write.value is not None:
-            value = [[put_blob(connection, family_id, chunk.blob)[0], chunk.length] for chunk in write.value]
-        else:
-            value = None
-        rows.append(WriteRow(*key, write.idx, put.task_path, write.channel, _json(value)))
-    insert_writes(connection, [row for row in rows if row.idx >= 0], keep_first=True)
-    insert_writes(connection, [row for row in rows if row.idx < 0], keep_first=False)
-    latest_checkpoint.count_writes(connection, key[:3])
-
-
-_VALUES = "(?, ?, ?, ?, ?, ?, ?, ?, ?)"
-_ROWS = 16  # inserted by one statement, at most
-
-
-def insert_writes(connection: sqlite3.Connection, rows: Sequence[WriteRow], *, keep_first: bool) -> None:
-    """Each statement lets go of the interpreter, which under load costs more than what it does."""
-    how = "IGNORE" if keep_first else "REPLACE"
-    for start in range(0, len(rows), _ROWS):
-        some = rows[start : start + _ROWS]
-        values = [value for row in some for value in (*row[:-1], row.sum())]
-        connection.execute(f"INSERT OR {how} INTO writes VALUES {', '.join([_VALUES] * len(some))}", values)
+    sql = f"SELECT COUNT(*) FROM checkpoints WHERE {HOME} AND session_id = ?"
+    return int(connection.execute(sql, (session_id, session_id)).fetchone()[0])
 
 
 def has_writes(connection: sqlite3.Connection, session_id: str) -> bool:
-    return connection.execute("SELECT 1 FROM writes WHERE session_id = ? LIMIT 1", (session_id,)).fetchone() is not None
-
-
-def _writes(connection: sqlite3.Connection, key: Key) -> list[WriteRow]:
-    rows = connection.execute(
-        "SELECT * FROM writes WHERE session_id = ? AND checkpoint_ns = ? AND checkpoint_id = ?"
-        " ORDER BY task_path, task_id, idx",
-        key,
-    )
-    found = [WriteRow(*row) for row in rows.fetchall()]
-    for write in found:
-        write.check()
-    return found
-
-
-def _written(connection: sqlite3.Connection, ref: Any) -> Blob | list[Chunk] | None:
-    if isinstance(ref, list):
-        return [Chunk(get_blob(connection, blob_id), count) for blob_id, count in ref]
-    return None if ref is None else get_blob(connection, ref)
-
-
-def stored_write(write: WriteRow, pieces: ListLoader) -> StoredWrite:
-    write.check()
-    return StoredWrite(write.task_id, write.channel, pieces.written(json.loads(write.value)))
+    sql = f"SELECT 1 FROM writes WHERE {HOME} AND session_id = ? LIMIT 1"
+    return connection.execute(sql, (session_id, session_id)).fetchone() is not None
 
 
 def _writes_of(connection: sqlite3.Connection, rows: Sequence[Row]) -> dict[Key, list[WriteRow]]:
-    """The writes of many checkpoints, each's in their order: one statement for each namespace among them."""
-    namespaces: dict[tuple[str, str], list[str]] = defaultdict(list)
+    """The rows of writes of many checkpoints, those of each in LangGraph's order."""
+    namespaces: dict[tuple[int, str, str], list[str]] = defaultdict(list)
     for row in rows:
-        namespaces[row.session_id, row.checkpoint_ns].append(row.checkpoint_id)
+        namespaces[row.home, row.session_id, row.checkpoint_ns].append(row.checkpoint_id)
     found: dict[Key, list[WriteRow]] = defaultdict(list)
-    for (session_id, checkpoint_ns), ids in namespaces.items():
-        for write in connection.execute(
-            "SELECT * FROM writes WHERE session_id = ? AND checkpoint_ns = ?"
+    for namespace, ids in namespaces.items():
+        for values in connection.execute(
+            "SELECT * FROM writes WHERE home = ? AND session_id = ? AND checkpoint_ns = ?"
             f" AND checkpoint_id IN ({', '.join('?' * len(ids))}) ORDER BY task_path, task_id, idx",
-            (session_id, checkpoint_ns, *ids),
+            (*namespace, *ids),
         ):
-            found[write[:3]].append(WriteRow(*write))
+            write = WriteRow(*values)
+            found[write.key].append(write)
     return found
 
 
 # With their session
 
 
-def copy(connection: sqlite3.Connection, session_id: str, to: str) -> int:
-    """Give another session the same checkpoints and writes; how many checkpoints.
+def copy(connection: sqlite3.Connection, home: int, session_id: str, to: str) -> int:
+    """Give another session of the family the same checkpoints and writes; how many checkpoints.
 
-    Checksums are bound to the id, so they are made anew; those that were wrong stay wrong.
+    Checksums are bound to the session, so they are computed anew; those that were wrong stay wrong.
     """
     copied = 0
-    for found in connection.execute("SELECT * FROM checkpoints WHERE session_id = ?", (session_id,)).fetchall():
-        renamed = resealed(Row(*found), session_id=to)
-        insert(connection, renamed, renamed.checksum)
+    where = "WHERE home = ? AND session_id = ?"
+    for found in connection.execute(f"SELECT * FROM checkpoints {where}", (home, session_id)).fetchall():
+        row = resealed(Row(*found), session_id=to)
+        insert(connection, row, row.checksum)
         copied += 1
-    for found in connection.execute("SELECT * FROM writes WHERE session_id = ?", (session_id,)).fetchall():
-        write = resealed(WriteRow(*found), session_id=to)
-        connection.execute("INSERT INTO writes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", write)
-    latest_checkpoint.copy(connection, session_id, to)
+    for found in connection.execute(f"SELECT * FROM writes {where}", (home, session_id)).fetchall():
+        connection.execute(f"INSERT INTO writes VALUES {_WRITE_VALUES}", resealed(WriteRow(*found), session_id=to))
+    latest_checkpoint.copy(connection, home, session_id, to)
     return copied
 
 
-def rename(connection: sqlite3.Connection, session_id: str, to: str) -> None:
-    copy(connection, session_id, to)
-    delete(connection, session_id)
+def rename(connection: sqlite3.Connection, home: int, session_id: str, to: str) -> None:
+    copy(connection, home, session_id, to)
+    delete(connection, home, session_id)
 
 
-def delete(connection: sqlite3.Connection, session_id: str) -> int:
-    """Delete a session's checkpoints and writes; how many checkpoints. Pieces: see `free_unused`."""
-    connection.execute("DELETE FROM writes WHERE session_id = ?", (session_id,))
-    connection.execute("DELETE FROM heads WHERE session_id = ?", (session_id,))
-    return connection.execute("DELETE FROM checkpoints WHERE session_id = ?", (session_id,)).rowcount
+def delete(connection: sqlite3.Connection, home: int, session_id: str) -> int:
+    """Delete a session's checkpoints and writes; how many checkpoints. Their values: see `free_unused`."""
+    for table in ("writes", "heads"):
+        connection.execute(f"DELETE FROM {table} WHERE home = ? AND session_id = ?", (home, session_id))
+    sql = "DELETE FROM checkpoints WHERE home = ? AND session_id = ?"
+    return connection.execute(sql, (home, session_id)).rowcount

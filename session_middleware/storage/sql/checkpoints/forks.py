@@ -20,15 +20,22 @@ def copy(connection: sqlite3.Connection, source_id: str, target_id: str, rules: 
         _insert(connection, source, target_id, rules, now)
     elif _may_be_filled(connection, target, source):
         connection.execute(
-            "UPDATE sessions SET family_id = ?, parent_id = ?, opened_as = 'forked' WHERE id = ?",
-            (source.family_id, source_id, target_id),
+            "UPDATE sessions SET home = ?, family_id = ?, parent_id = ?, opened_as = 'forked' WHERE id = ?",
+            (source.home, source.family_id, source_id, target_id),
         )
     else:
         raise SessionExists(target_id)
-    checkpoints.copy(connection, source_id, target_id)
+    checkpoints.copy(connection, source.home, source_id, target_id)
+    connection.execute(
+        "UPDATE sessions SET version = version + 1 WHERE id = ?", (source_id,)
+    )  # it shares its lists now
     runs.copy(connection, source_id, target_id)
     events.record(connection, target_id, "forked", None, now, detail={"from": source_id})
     return session_rows.get(connection, target_id)
+
+
+# Its lists are shared from now on: no process takes what it knew of their ends for current.
+_SHARED = "UPDATE sessions SET version = version + 1 WHERE id = ?"
 
 
 def _insert(
@@ -40,9 +47,10 @@ def _insert(
         raise SessionExists(target_id, archived=stone.user_id == source.user_id and stone.archive is not None)
     limits.make_room(connection, source.user_id, rules, now)
     connection.execute(
-        "INSERT INTO sessions (id, family_id, parent_id, user_id, group_id, visibility, opened_as, reason,"
-        " created_at, began_at, incarnation, last_active_at) VALUES (?, ?, ?, ?, ?, ?, 'forked', 'forked', ?, ?, ?, ?)",
-        (target_id, source.family_id, source.id, source.user_id, source.group_id, source.visibility)
+        "INSERT INTO sessions (id, home, family_id, parent_id, user_id, group_id, visibility, opened_as, reason,"
+        " created_at, began_at, incarnation, last_active_at)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, 'forked', 'forked', ?, ?, ?, ?)",
+        (target_id, source.home, source.family_id, source.id, source.user_id, source.group_id, source.visibility)
         + (to_text(now), to_text(now), tombstones.next_incarnation(connection, target_id), to_text(now)),
     )
     connection.execute(
@@ -59,7 +67,7 @@ def _may_be_filled(connection: sqlite3.Connection, target: SessionInfo, source: 
         target.id != source.id
         and not target.message_count
         and (target.user_id, target.group_id) == (source.user_id, source.group_id)
-        and list(session_rows.members(connection, target.family_id)) == [target.id]
+        and list(session_rows.members(connection, target.home)) == [target.id]
         and not checkpoints.count(connection, target.id)
         and not checkpoints.has_writes(connection, target.id)
     )

@@ -1,149 +1,170 @@
-"""Noting each checkpoint a second time: the newest of a namespace in `heads`, the others in the next newer's row.
+"""What is stored of a namespace as a whole: the checkpoint put last, the newest position, and the counts.
 
-A row whose key is damaged is not found by it. Without these notes an older checkpoint would pass for
-the newest one, or a task whose result is lost would run again, and nobody would know. What they are
-good for when something is read is in `noted.py`.
+A row whose key is damaged is not found by it. Without these facts an older checkpoint would pass for the latest, or
+a task whose result was lost would run again, unnoticed.
 
-The newest is the one with the greatest place. The latest, from which a thread goes on, is the one put last.
+The newest checkpoint is the one at the greatest position. The latest, from which a thread continues, is the one that
+was put last. Mostly the two are the same.
 """
 
 from __future__ import annotations
 
 import sqlite3
-import zlib
-from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from session_middleware.errors import StorageError
-from session_middleware.storage.sql.checkpoints.blobs import CorruptRow, has_checksum
-from session_middleware.storage.sql.checkpoints.rows import INVALID_CHECKSUM, Key, Note
+from session_middleware.storage.sql.checkpoints.blobs import CorruptRow
+from session_middleware.storage.sql.checkpoints.rows import HOME, LATE, Key
 
-_COUNT = "(SELECT COUNT(*) FROM writes WHERE session_id = ? AND checkpoint_ns = ? AND checkpoint_id = ?)"
-_NEXT = (  # the row of the next newer one
-    "session_id = ? AND checkpoint_ns = ? AND place = (SELECT MIN(place) FROM checkpoints"
-    " WHERE session_id = ? AND checkpoint_ns = ? AND place > {})"
-)
-_PLACE = (
-    "(SELECT place FROM checkpoints"
-    " WHERE session_id = ? AND checkpoint_ns = ? AND place >= ? AND checkpoint_id = ? LIMIT 1)"
+if TYPE_CHECKING:
+    from session_middleware.storage.sql.session_state import SessionWrite
+
+LOST = "its row cannot be found"
+LOST_WRITES = "a write of it cannot be found"
+
+_WRITE_COUNT = (
+    "(SELECT COUNT(*) FROM writes WHERE home = ? AND session_id = ? AND checkpoint_ns = ? AND checkpoint_id = ?)"
 )
 
 
 class Head(NamedTuple):
-    """What is noted of a namespace: its newest checkpoint, and the latest."""
-
-    checkpoint_id: str
-    place: str
     latest_id: str
-    write_count: int
-
-
-def put(connection: sqlite3.Connection, key: Key, place: str) -> None:
-    """A checkpoint was stored: it is the latest, and the head unless there is a newer one, which notes it.
-
-    One that is put again stays what it was.
-    """
-    done = connection.execute(
-        f"INSERT INTO heads VALUES (?, ?, ?, ?, ?, {_COUNT}, ?) ON CONFLICT (session_id, checkpoint_ns) DO UPDATE"
-        " SET checkpoint_id = excluded.checkpoint_id, place = excluded.place, latest_id = excluded.latest_id,"
-        " write_count = excluded.write_count, checksum = excluded.checksum WHERE excluded.place > place",
-        (*key, place, key[2], *key, _sum(*key, place, key[2])),
-    )
-    if not done.rowcount:
-        noted = connection.execute(
-            f"UPDATE checkpoints SET previous_id = ?, previous_writes = {_COUNT} WHERE {_NEXT.format('?')}"
-            " AND COALESCE(previous_id, parent_id, '') < ?",
-            (key[2], *key, *key[:2], *key[:2], place, key[2]),
-        )
-        if noted.rowcount:
-            _put_latest(connection, key)
-
-
-def _put_latest(connection: sqlite3.Connection, key: Key) -> None:
-    head = connection.execute("SELECT * FROM heads WHERE session_id = ? AND checkpoint_ns = ?", key[:2]).fetchone()
-    checksum = _sum(*head[:4], key[2]) if has_checksum(partial(_sum, *head[:5]), head[6]) else INVALID_CHECKSUM
-    connection.execute(
-        "UPDATE heads SET latest_id = ?, checksum = ? WHERE session_id = ? AND checkpoint_ns = ?",
-        (key[2], checksum, *key[:2]),
-    )
-
-
-def count_writes(connection: sqlite3.Connection, key: Key) -> None:
-    """Writes were stored: before their checkpoint, of the newest, or of an older one."""
-    done = connection.execute(
-        f"UPDATE heads SET write_count = {_COUNT} WHERE session_id = ? AND checkpoint_ns = ? AND checkpoint_id = ?",
-        key * 2,
-    )
-    if not done.rowcount:
-        connection.execute(
-            f"UPDATE checkpoints SET previous_writes = {_COUNT} WHERE {_NEXT.format(_PLACE)}"
-            " AND COALESCE(previous_id, parent_id) = ?",
-            (*key, *key[:2], *key[:2], *key, key[2], key[2]),
-        )
+    newest_position: str
+    checkpoint_count: int
+    write_count: int  # rows of writes of the latest checkpoint
 
 
 def find(connection: sqlite3.Connection, session_id: str, checkpoint_ns: str) -> Head | None:
     row = connection.execute(
-        "SELECT * FROM heads WHERE session_id = ? AND checkpoint_ns = ?", (session_id, checkpoint_ns)
+        "SELECT latest_id, newest_position, checkpoint_count, write_count FROM heads"
+        f" WHERE {HOME} AND session_id = ? AND checkpoint_ns = ?",
+        (session_id, session_id, checkpoint_ns),
     ).fetchone()
-    return None if row is None else checked(*row)
+    return None if row is None else Head(*row)
 
 
-def checked(
-    session_id: str,
-    checkpoint_ns: str,
-    checkpoint_id: str,
-    place: str,
-    latest_id: str,
-    write_count: int,
-    checksum: int,
-) -> Head:
-    """A row of `heads`. Raises `CorruptRow`."""
-    if not has_checksum(partial(_sum, session_id, checkpoint_ns, checkpoint_id, place, latest_id), checksum):
-        raise CorruptRow("the note of its head")
-    return Head(checkpoint_id, place, latest_id, write_count)
+def position_of(head: Head | None, key: Key, *, is_root: bool, stored: str | None) -> str:
+    """The position of a checkpoint that is being put.
+
+    Args:
+        is_root: it has no parent, so it is ordered by its id alone.
+        stored: its position, if it is put again.
+    """
+    checkpoint_id = key[2]
+    if stored is not None:
+        return stored
+    if head is None or head.newest_position < checkpoint_id or is_root:
+        return checkpoint_id
+    newest, number = head.newest_position, 1
+    if newest[-9:-8] == LATE:
+        newest, number = newest[:-9], int(newest[-8:]) + 1
+    return f"{newest}{LATE}{number:08d}"
+
+
+def known(write: SessionWrite, key: Key) -> Head | None:
+    """The head of a namespace that is being written to."""
+    heads = write.state.heads
+    if key[1] not in heads:
+        heads[key[1]] = find(write.connection, key[0], key[1])
+    return heads[key[1]]
+
+
+def put(write: SessionWrite, head: Head | None, key: Key, position: str) -> None:
+    """A new checkpoint was stored: it is the latest."""
+    home, count = write.state.home, 1 if head is None else head.checkpoint_count + 1
+    newest = position if head is None else max(position, head.newest_position)
+    write.defer(_PUT, (home, *key, newest, count, home, *key))
+    write.state.heads[key[1]] = Head(key[2], newest, count, 0)
+
+
+_PUT = f"""
+    INSERT INTO heads VALUES (?, ?, ?, ?, ?, ?, {_WRITE_COUNT})
+    ON CONFLICT (home, session_id, checkpoint_ns) DO UPDATE SET latest_id = excluded.latest_id,
+    newest_position = excluded.newest_position, checkpoint_count = excluded.checkpoint_count,
+    write_count = excluded.write_count
+"""
+
+
+def count_writes(write: SessionWrite, key: Key) -> None:
+    """Writes were stored. Those of a checkpoint that is not the latest, or not there yet, are not counted."""
+    head = known(write, key)
+    if head is not None and head.latest_id == key[2]:
+        write.defer(_COUNT_WRITES, (write.state.home, *key, write.state.home, *key))
+
+
+_COUNT_WRITES = f"""
+    UPDATE heads SET write_count = {_WRITE_COUNT}
+    WHERE home = ? AND session_id = ? AND checkpoint_ns = ? AND latest_id = ?
+"""
+
+
+def check_absent(
+    connection: sqlite3.Connection, session_id: str, checkpoint_ns: str, checkpoint_id: str | None
+) -> None:
+    """A checkpoint, or the latest, was not found. Raises `CorruptRow` if one of the namespace is missing."""
+    head = find(connection, session_id, checkpoint_ns)
+    count = count_in(connection, session_id, checkpoint_ns)
+    if count != (head.checkpoint_count if head else 0) or (head is not None and checkpoint_id is None):
+        raise CorruptRow(LOST)
+    elsewhere = f"SELECT 1 FROM heads WHERE session_id = ? AND NOT {HOME} LIMIT 1"
+    if head is None and connection.execute(elsewhere, (session_id, session_id)).fetchone() is not None:
+        raise CorruptRow("its session's row names another family")
+
+
+def count_in(connection: sqlite3.Connection, session_id: str, checkpoint_ns: str) -> int:
+    row = connection.execute(
+        f"SELECT COUNT(*) FROM checkpoints WHERE {HOME} AND session_id = ? AND checkpoint_ns = ?",
+        (session_id, session_id, checkpoint_ns),
+    ).fetchone()
+    return int(row[0])
 
 
 def check_new(connection: sqlite3.Connection, session_id: str, path: str) -> None:
-    """A session that is not there must have left no checkpoint: else its row, and whose it is, cannot be found."""
+    """A session whose row is not found must have no checkpoints. Raises `StorageError` if it has."""
     if connection.execute("SELECT 1 FROM heads WHERE session_id = ? LIMIT 1", (session_id,)).fetchone() is not None:
         raise StorageError(
             path,
             f"session {session_id!r} is damaged: it has checkpoints, but its row cannot be found",
-            advice="restore a backup; other sessions are not concerned",
+            advice="restore a backup; other sessions are not affected",
         )
 
 
-def copy(connection: sqlite3.Connection, session_id: str, to: str) -> None:
-    """With a copy of all that they note; those that were wrong stay wrong."""
-    for row in connection.execute("SELECT * FROM heads WHERE session_id = ?", (session_id,)).fetchall():
-        insert(connection, row, to)
-
-
-def insert(connection: sqlite3.Connection, row: tuple[Any, ...], session_id: str) -> None:
-    """A row as it was stored, for this session; one that was damaged stays so."""
-    checksum = _sum(session_id, *row[1:5]) if has_checksum(partial(_sum, *row[:5]), row[6]) else INVALID_CHECKSUM
-    connection.execute("INSERT INTO heads VALUES (?, ?, ?, ?, ?, ?, ?)", (session_id, *row[1:6], checksum))
-
-
-def renote(connection: sqlite3.Connection, place: Key, note: Note | None) -> None:
-    """Change what the checkpoint at a place of a namespace notes, after the one it noted is gone."""
+def copy(connection: sqlite3.Connection, home: int, session_id: str, to: str) -> None:
+    """Give a copy of the session the same heads, so that it misses what its source misses."""
     connection.execute(
-        "UPDATE checkpoints SET previous_id = ?, previous_writes = ?"
-        " WHERE session_id = ? AND checkpoint_ns = ? AND place = ?",
-        (*(note or ("", 0)), *place),
+        "INSERT INTO heads SELECT home, ?, checkpoint_ns, latest_id, newest_position, checkpoint_count, write_count"
+        " FROM heads WHERE home = ? AND session_id = ?",
+        (to, home, session_id),
     )
 
 
-def move(connection: sqlite3.Connection, session_id: str, checkpoint_ns: str, head: Head | None) -> None:
-    """Another one is the newest now, or the latest, or there is none any more."""
-    connection.execute("DELETE FROM heads WHERE session_id = ? AND checkpoint_ns = ?", (session_id, checkpoint_ns))
-    if head is not None:
-        checksum = _sum(session_id, checkpoint_ns, *head[:3])
+def recount(connection: sqlite3.Connection, home: int, session_id: str, checkpoint_ns: str, gone: set[str]) -> None:
+    """Checkpoints were deleted on purpose. If the latest is among them, the newest that is left takes its place.
+
+    What was missing before is missing afterwards.
+    """
+    namespace = (home, session_id, checkpoint_ns)
+    head = find(connection, session_id, checkpoint_ns)
+    if head is None:
+        return
+    count = head.checkpoint_count - len(gone)
+    newest = connection.execute(
+        "SELECT position, checkpoint_id FROM checkpoints WHERE home = ? AND session_id = ? AND checkpoint_ns = ?"
+        " ORDER BY position DESC LIMIT 1",
+        namespace,
+    ).fetchone()
+    if newest is None and count <= 0:
+        connection.execute("DELETE FROM heads WHERE home = ? AND session_id = ? AND checkpoint_ns = ?", namespace)
+        return
+    position, checkpoint_id = newest or ("", "")
+    connection.execute(
+        "UPDATE heads SET newest_position = ?, checkpoint_count = ?"
+        " WHERE home = ? AND session_id = ? AND checkpoint_ns = ?",
+        (position, count, *namespace),
+    )
+    if head.latest_id in gone:
         connection.execute(
-            "INSERT INTO heads VALUES (?, ?, ?, ?, ?, ?, ?)", (session_id, checkpoint_ns, *head, checksum)
+            f"UPDATE heads SET latest_id = ?, write_count = {_WRITE_COUNT}"
+            " WHERE home = ? AND session_id = ? AND checkpoint_ns = ?",
+            (checkpoint_id, *namespace, checkpoint_id, *namespace),
         )
-
-
-def _sum(*texts: str) -> int:
-    return zlib.crc32("\0".join(texts).encode())

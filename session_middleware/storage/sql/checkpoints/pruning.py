@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from session_middleware.storage.sql.checkpoints import latest_checkpoint
 from session_middleware.storage.sql.checkpoints.blobs import CorruptRow
 from session_middleware.storage.sql.checkpoints.delta_channels import ancestors_needed
-from session_middleware.storage.sql.checkpoints.rows import Note, Row
+from session_middleware.storage.sql.checkpoints.rows import HOME, Row
 
 Namespaces = Mapping[str, Mapping[str, Row]]  # the checkpoints of a session by namespace and id
 
@@ -19,13 +19,13 @@ def prune(connection: sqlite3.Connection, session_id: str) -> int:
     """Keep the latest checkpoint of each namespace that is still of use; how many went.
 
     Raises:
-        Damaged: the latest one cannot be found, so nothing of what is older may go.
+        CorruptRow: the latest one cannot be found, so nothing of what is older may go.
     """
     namespaces = _read(connection, session_id)
     latest: dict[str, str] = {}
     for namespace, rows in namespaces.items():
         head = latest_checkpoint.find(connection, session_id, namespace)
-        if head is None or head.checkpoint_id not in rows or head.latest_id not in rows:
+        if head is None or head.latest_id not in rows or head.checkpoint_count != len(rows):
             raise CorruptRow("the newest checkpoint cannot be found")
         latest[namespace] = head.latest_id
     kept = {
@@ -37,8 +37,9 @@ def prune(connection: sqlite3.Connection, session_id: str) -> int:
     gone = [(ns, checkpoint_id) for ns, rows in namespaces.items() for checkpoint_id in rows]
     gone = [key for key in gone if key not in kept]
     written = connection.execute(
-        "SELECT DISTINCT checkpoint_ns, checkpoint_id FROM writes WHERE session_id = ?", (session_id,)
-    )
+        f"SELECT DISTINCT checkpoint_ns, checkpoint_id FROM writes WHERE {HOME} AND session_id = ?",
+        (session_id, session_id),
+    ).fetchall()
     lost = [key for key in written if key not in kept and key[1] < latest.get(key[0], "")]
     _delete(connection, session_id, {*gone, *lost}, namespaces)
     return len(gone)
@@ -53,12 +54,13 @@ def _is_of_use(namespace: str, row: Row, latest: Mapping[str, str], namespaces: 
     """
     enclosing: dict[str, str] = json.loads(row.enclosing)
 
-    def place(outer: str, checkpoint_id: str) -> str:
+    def position(outer: str, checkpoint_id: str) -> str:
         found = namespaces.get(outer, {}).get(checkpoint_id)
-        return checkpoint_id if found is None else found.place
+        return checkpoint_id if found is None else found.position
 
     return ":" not in namespace or all(
-        outer not in latest or place(outer, id_) >= place(outer, latest[outer]) for outer, id_ in enclosing.items()
+        outer not in latest or position(outer, id_) >= position(outer, latest[outer])
+        for outer, id_ in enclosing.items()
     )
 
 
@@ -83,56 +85,36 @@ def delete_for_runs(connection: sqlite3.Connection, run_ids: Sequence[str]) -> d
 
 
 def _read(connection: sqlite3.Connection, session_id: str) -> Namespaces:
+    columns = ", ".join(name if name != "body" else "x''" for name in Row._fields)  # which is most of a row
     found: dict[str, dict[str, Row]] = defaultdict(dict)
-    for values in connection.execute("SELECT * FROM checkpoints WHERE session_id = ?", (session_id,)):
+    sql = f"SELECT {columns} FROM checkpoints WHERE {HOME} AND session_id = ?"
+    for values in connection.execute(sql, (session_id, session_id)):
         row = Row(*values)
-        found[row.checkpoint_ns][row.checkpoint_id] = row._replace(body=b"")  # which is most of it
+        found[row.checkpoint_ns][row.checkpoint_id] = row
     return found
 
 
 def _delete(
     connection: sqlite3.Connection, session_id: str, keys: Collection[tuple[str, str]], namespaces: Namespaces
 ) -> None:
+    if not keys:
+        return
+    changed = "UPDATE sessions SET version = version + 1 WHERE id = ? RETURNING home"
+    ((home,),) = connection.execute(changed, (session_id,)).fetchall()
     connection.executemany(
-        "DELETE FROM writes WHERE session_id = ? AND checkpoint_ns = ? AND checkpoint_id = ?",
-        [(session_id, *key) for key in sorted(keys)],
+        "DELETE FROM writes WHERE home = ? AND session_id = ? AND checkpoint_ns = ? AND checkpoint_id = ?",
+        [(home, session_id, *key) for key in sorted(keys)],
     )
     connection.executemany(
-        "DELETE FROM checkpoints WHERE session_id = ? AND checkpoint_ns = ? AND place = ?",
+        "DELETE FROM checkpoints WHERE home = ? AND session_id = ? AND checkpoint_ns = ? AND position = ?",
         [
-            (session_id, namespace, row.place)
+            (home, session_id, namespace, row.position)
             for namespace, rows in namespaces.items()
             for row in rows.values()
             if (namespace, row.checkpoint_id) in keys
         ],
     )
     for namespace, rows in namespaces.items():
-        gone = {checkpoint_id: row for checkpoint_id, row in rows.items() if (namespace, checkpoint_id) in keys}
-        _renote(connection, (session_id, namespace), [row for key, row in rows.items() if key not in gone], gone)
-
-
-def _renote(
-    connection: sqlite3.Connection, place: tuple[str, str], staying: Sequence[Row], gone: Mapping[str, Row]
-) -> None:
-    """Where one that has gone was noted, note the next older one instead. What was lost before stays noted."""
-
-    def staying_one(note: Note | None) -> Note | None:
-        while note is not None and note.checkpoint_id in gone:
-            note = gone[note.checkpoint_id].previous
-        return note
-
-    for row in staying:
-        if row.previous is not None and row.previous.checkpoint_id in gone:
-            latest_checkpoint.renote(connection, (*place, row.place), staying_one(row.previous))
-    head = latest_checkpoint.find(connection, *place)
-    if head is not None and gone.keys() & {head.checkpoint_id, head.latest_id}:
-        newest = staying_one(Note(head.checkpoint_id, head.write_count))
-        if newest is None:
-            return latest_checkpoint.move(connection, *place, None)
-        places = {row.checkpoint_id: row.place for row in staying}
-        latest_id = newest.checkpoint_id if head.latest_id in gone else head.latest_id
-        moved = latest_checkpoint.Head(
-            newest.checkpoint_id, places.get(newest.checkpoint_id, newest.checkpoint_id), latest_id, 0
-        )
-        latest_checkpoint.move(connection, *place, moved._replace(write_count=newest.write_count))
-    return None
+        gone = {checkpoint_id for checkpoint_id in rows if (namespace, checkpoint_id) in keys}
+        if gone:
+            latest_checkpoint.recount(connection, home, session_id, namespace, gone)

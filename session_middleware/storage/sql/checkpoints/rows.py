@@ -1,4 +1,4 @@
-"""Rows of the state as they are stored: each with a checksum, which is bound to its key."""
+"""Rows of the state as they are stored. Each carries a CRC-32 over its key and content."""
 
 from __future__ import annotations
 
@@ -10,29 +10,26 @@ from session_middleware.storage.sql.checkpoints.blobs import CorruptRow, has_che
 
 Key = tuple[str, str, str]  # session id, namespace, checkpoint id
 
-REPLAYED = "writes"
-LATE = "+"  # then comes a number, in the place of a checkpoint whose clock was behind another's
-AT = "session_id = ? AND checkpoint_ns = ? AND place >= ? AND checkpoint_id = ? LIMIT 1"  # see `at`
+REPLAYED = "writes"  # the reference of a channel whose value the writes of the checkpoint's ancestors make
+LATE = "+"  # followed by a number, in the position of a checkpoint whose clock was behind that of an earlier one
 INVALID_CHECKSUM = -1  # the checksum of a row that was damaged when it was copied
 
-
-class Note(NamedTuple):
-    """What is noted of a checkpoint where it is noted a second time."""
-
-    checkpoint_id: str
-    write_count: int
+HOME = "home = (SELECT home FROM sessions WHERE id = ?)"
+# The condition for one checkpoint, with the values of `at`: a position is never less than the id, and mostly equal.
+AT = f"{HOME} AND session_id = ? AND checkpoint_ns = ? AND position >= ? AND checkpoint_id = ? LIMIT 1"
 
 
-def at(session_id: str, checkpoint_ns: str, checkpoint_id: str) -> tuple[str, str, str, str]:
-    """Where to find a checkpoint: a place is never before the id, and mostly it is the id."""
-    return session_id, checkpoint_ns, checkpoint_id, checkpoint_id
+def at(session_id: str, checkpoint_ns: str, checkpoint_id: str) -> tuple[str, str, str, str, str]:
+    return session_id, session_id, checkpoint_ns, checkpoint_id, checkpoint_id
 
 
 class Row(NamedTuple):
-    """A checkpoint as it is stored, its checksum last."""
+    """A checkpoint as it is stored, in the order of the columns."""
 
+    home: int
     session_id: str
     checkpoint_ns: str
+    position: str
     checkpoint_id: str
     parent_id: str | None
     enclosing: str
@@ -42,64 +39,80 @@ class Row(NamedTuple):
     channels: str
     type: str
     body: bytes
-    branch: str | None = None  # of the record, which went as far as this `seq`; no part of the checksum
+    branch: str | None = None  # of the record, as far as this `seq`; not covered by the checksum
     seq: int | None = None
-    previous_id: str | None = None  # see `previous`; no part of it either
-    previous_writes: int = 0
-    place: str = ""
     checksum: int = 0
 
     @property
     def key(self) -> Key:
-        return self[:3]
-
-    @property
-    def previous(self) -> Note | None:
-        """The next older one of the namespace. Mostly it is the parent, and then its id is not stored again."""
-        previous_id = self.parent_id if self.previous_id is None else self.previous_id
-        return Note(previous_id, self.previous_writes) if previous_id else None
+        return self.session_id, self.checkpoint_ns, self.checkpoint_id
 
     @property
     def refs(self) -> dict[str, Any]:
-        """Where each value is that the checkpoint holds itself."""
+        """The references to the values that the checkpoint holds itself."""
         return {name: ref for name, ref in json.loads(self.channels).items() if ref != REPLAYED}
 
     def sum(self) -> int:
-        text = (*self[:3], self.parent_id or "", self.enclosing, self.run_id or "", self.channels, self.type)
+        text = (*self.key, self.parent_id or "", self.enclosing, self.run_id or "", self.channels, self.type)
         return zlib.crc32(self.body, zlib.crc32("\0".join(text).encode()))
 
     def check(self) -> None:
-        texts = isinstance(self.previous_id, str | None) and isinstance(self.place, str)
-        if not has_checksum(self.sum, self.checksum) or not texts or not self._is_placed():
+        """Raises `CorruptRow`."""
+        if not has_checksum(self.sum, self.checksum) or not isinstance(self.position, str) or not self._is_positioned():
             raise CorruptRow("its row")
 
-    def _is_placed(self) -> bool:
-        return self.place == self.checkpoint_id or (self.place > self.checkpoint_id and self.place[-9:-8] == LATE)
+    def _is_positioned(self) -> bool:
+        is_late = self.position > self.checkpoint_id and self.position[-9:-8] == LATE
+        return self.position == self.checkpoint_id or is_late
 
 
 class WriteRow(NamedTuple):
+    """What one call of `put_writes` stored of a task: its ordinary writes (`idx` 0), or one special write (below 0).
+
+    `value` is a JSON list of ``[idx, channel, reference]``; a list's reference is a list of ``[reference, length]``.
+    """
+
+    home: int
     session_id: str
     checkpoint_ns: str
     checkpoint_id: str
     task_id: str
     idx: int
     task_path: str
-    channel: str
     value: str
     checksum: int = 0
 
+    @property
+    def key(self) -> Key:
+        return self.session_id, self.checkpoint_ns, self.checkpoint_id
+
     def sum(self) -> int:
-        return zlib.crc32("\0".join([*self[:4], str(self.idx), *self[5:8]]).encode())
+        return zlib.crc32("\0".join([*self.key, self.task_id, str(self.idx), self.task_path, self.value]).encode())
 
     def check(self) -> None:
+        """Raises `CorruptRow`."""
         if not has_checksum(self.sum, self.checksum):
-            raise CorruptRow(f"write {self.idx} of task {self.task_id}")
+            raise CorruptRow(f"the writes of task {self.task_id}")
+
+    @property
+    def writes(self) -> list[tuple[int, str, Any]]:
+        return [(idx, channel, reference) for idx, channel, reference in json.loads(self.value)]
+
+
+def references_in(row: Row | WriteRow) -> list[Any]:
+    """All references to blobs and lists in a row."""
+    if isinstance(row, Row):
+        return list(row.refs.values())
+    found: list[Any] = []
+    for _, _, reference in row.writes:
+        found += [each for each, _ in reference] if isinstance(reference, list) else [reference]
+    return found
 
 
 Sealed = TypeVar("Sealed", Row, WriteRow)
 
 
-def resealed(row: Sealed, **changes: str) -> Sealed:
-    """The row with some columns changed, and the checksum of that; a row that was damaged stays so."""
-    changed = row._replace(**changes)  # type: ignore[arg-type]
+def resealed(row: Sealed, **changes: Any) -> Sealed:
+    """The row with some columns changed and the checksum of the result. A row that was damaged stays damaged."""
+    changed = row._replace(**changes)
     return changed._replace(checksum=changed.sum() if has_checksum(row.sum, row.checksum) else INVALID_CHECKSUM)

@@ -1,14 +1,19 @@
-"""Memory items in SQLite: JSON values by namespace and key, their time to live, and their words in the index."""
+"""Memory items in SQL: JSON values by namespace and key, their time to live, and their words in the index.
+
+Each item has a position, which is unique in its namespace and grows with each new item: it gives the order of
+first put, and with the namespace's scope it is the item's document id.
+"""
 
 from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Collection, Mapping, Sequence
+import sys
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from itertools import chain, groupby, islice
 from operator import itemgetter
-from typing import Any
+from typing import Any, TypeAlias
 
 from session_middleware.models import from_text, to_text
 from session_middleware.storage.filters import passes
@@ -16,50 +21,63 @@ from session_middleware.storage.memory_types import MemoryPut, MemoryQuery, Stor
 from session_middleware.storage.search.bm25 import ITEM, LENGTHS, Statistics, length_code
 from session_middleware.storage.search.tokenizer import terms_of
 from session_middleware.storage.sql.memory import posting_lists
-from session_middleware.storage.sql.memory.posting_lists import PART_BITS, PostingsByRow
+from session_middleware.storage.sql.memory.posting_lists import BLOCK_BITS, PostingsByRow
 from session_middleware.storage.sql.row_mapping import namespace_text
+
+ItemRef: TypeAlias = tuple[str, int]  # a namespace as text, and a position in it
+
+POSITION_BITS = 24  # the first sixteen million items of a namespace are indexed
+BATCH = 500  # items indexed in one transaction
+IN_NAMESPACE = (1 << POSITION_BITS) - 1
+_UNKNOWN_SCOPE = 1 << 25  # ids, in memory only, of namespaces without indexed items
 
 _COLUMNS = "namespace, key, value, text, session_id, created_at, updated_at, message_id, expires_at, paths"
 _LIVE = "(expires_at IS NULL OR expires_at > ?)"
+_ORDER = "ORDER BY created_at, rtrim(namespace, ']'), position"  # ["a" comes before ["a","b"
+
+
+def document_of(scope_id: int, position: int) -> int:
+    return ITEM | scope_id << POSITION_BITS | position
 
 
 # Putting
 
-# What all of a put have in common is bound once, and a statement takes many of its items: most of what an
-# insert of a row by itself costs is binding.
+# The values that all items of a put share are bound once, and one statement inserts many items: binding is most
+# of the cost of inserting a single row.
 _INSERT = """
     INSERT INTO memories (namespace, paths, session_id, message_id, created_at, updated_at, expires_at, ttl_minutes,
-        embedded, indexed, key, value, text)
-    SELECT ?1, ?2, ?3, ?4, ?5, ?5, ?6, ?7, CASE WHEN column3 IS NOT NULL THEN ?8 END, column3 IS NULL,
-        column1, column2, column3
-    FROM (VALUES (?, ?, ?){more}) WHERE true ON CONFLICT (namespace, key) DO NOTHING
+        embedded, position, indexed, key, value, text)
+    SELECT ?1, ?2, ?3, ?4, ?5, ?5, ?6, ?7, CASE WHEN column3 IS NOT NULL THEN ?8 END, ?9 + ROW_NUMBER() OVER (),
+        CASE WHEN column3 IS NULL THEN 1 ELSE 0 END, column1, column2, column3
+    FROM (VALUES (?, ?, ?){more}) AS item WHERE true ON CONFLICT (namespace, key) DO NOTHING
 """
 _INSERTS = {size: _INSERT.format(more=", (?, ?, ?)" * (size - 1)) for size in (100, 10, 1)}
 _UPDATE = """
     UPDATE memories SET paths = ?2, session_id = ?3, message_id = ?4, updated_at = ?5, expires_at = ?6,
-        ttl_minutes = ?7, embedded = CASE WHEN ?11 IS NOT NULL THEN ?8 END, indexed = ?11 IS NULL,
-        value = ?10, text = ?11, created_at = CASE WHEN expires_at <= ?5 THEN ?5 ELSE created_at END
+        ttl_minutes = ?7, embedded = CASE WHEN ?11 IS NOT NULL THEN ?8 END,
+        indexed = CASE WHEN ?11 IS NULL THEN 1 ELSE 0 END, value = ?10, text = ?11,
+        created_at = CASE WHEN expires_at <= ?5 THEN ?5 ELSE created_at END
     WHERE namespace = ?1 AND key = ?9
-"""  # what comes after its end is new
+"""  # an item put after its expiry is new
 
 
 def put(connection: sqlite3.Connection, puts: Sequence[MemoryPut], now: datetime) -> None:
-    """Store them; what they say is indexed later, or read from here by a search that comes before that."""
+    """Store items. Their words are indexed later; until then a search reads them from here."""
     for each in puts:
-        namespace, *_ = shared = _shared(each, now)
-        gone = [key for key, value, _ in each.items if value is None]
-        delete(connection, list(_find(connection, namespace, gone).values()))
-        last = connection.execute("SELECT MAX(id) FROM memories").fetchone()[0] or 0
-        kept = [item for item in each.items if item[1] is not None]
-        if _insert(connection, shared, kept) == len(kept):
+        namespace, *_ = shared = _shared_values(each, now)
+        deleted = [key for key, value, _ in each.items if value is None]
+        delete(connection, [(namespace, position) for position in _find(connection, namespace, deleted).values()])
+        stored = [item for item in each.items if item[1] is not None]
+        last = _last_position(connection, namespace)
+        if _insert(connection, shared, last, stored) == len(stored):
             continue
-        found = _find(connection, namespace, [key for key, _, _ in kept])
-        known = {key: number for key, number in found.items() if number <= last}
-        unindex(connection, list(known.values()))
-        connection.executemany(_UPDATE, [(*shared, *item) for item in kept if item[0] in known])
+        found = _find(connection, namespace, [key for key, _, _ in stored])
+        known = {key: position for key, position in found.items() if position <= last}
+        unindex(connection, [(namespace, position) for position in known.values()])
+        connection.executemany(_UPDATE, [(*shared, *item) for item in stored if item[0] in known])
 
 
-def _shared(put: MemoryPut, now: datetime) -> tuple[Any, ...]:
+def _shared_values(put: MemoryPut, now: datetime) -> tuple[Any, ...]:
     """The first parameters of the statements above."""
     return (
         namespace_text(put.namespace),
@@ -73,22 +91,29 @@ def _shared(put: MemoryPut, now: datetime) -> tuple[Any, ...]:
     )
 
 
-def _insert(connection: sqlite3.Connection, shared: tuple[Any, ...], items: Sequence[Sequence[Any]]) -> int:
-    """Those that are not there; how many."""
+def _last_position(connection: sqlite3.Connection, namespace: str) -> int:
+    row = connection.execute("SELECT MAX(position) FROM memories WHERE namespace = ?", (namespace,)).fetchone()
+    return int(row[0] or 0)
+
+
+def _insert(connection: sqlite3.Connection, shared: tuple[Any, ...], last: int, items: Sequence[Sequence[Any]]) -> int:
+    """Insert those items whose keys are new, after the position `last`; returns how many."""
     inserted = first = 0
     for size, statement in _INSERTS.items():
         while first + size <= len(items):
             some = chain.from_iterable(items[first : first + size])
-            inserted += connection.execute(statement, (*shared, *some)).rowcount
+            inserted += connection.execute(statement, (*shared, last + first, *some)).rowcount
             first += size
     return inserted
 
 
 def _find(connection: sqlite3.Connection, namespace: str, keys: Sequence[str]) -> dict[str, int]:
-    """The ids of those of these keys that are there. One by one: as JSON, a key would end at a NUL."""
+    """The positions of existing keys. Each key is a parameter, because SQLite's JSON ends a text at a NUL."""
     found = {}
     for key in keys:
-        row = connection.execute("SELECT id FROM memories WHERE namespace = ? AND key = ?", (namespace, key)).fetchone()
+        row = connection.execute(
+            "SELECT position FROM memories WHERE namespace = ? AND key = ?", (namespace, key)
+        ).fetchone()
         if row is not None:
             found[key] = int(row[0])
     return found
@@ -97,93 +122,100 @@ def _find(connection: sqlite3.Connection, namespace: str, keys: Sequence[str]) -
 # Indexing
 
 
-def backlog(connection: sqlite3.Connection, up_to: int) -> int:
-    """How many items are not indexed; counted no further than `up_to`."""
-    return int(
-        connection.execute(
-            "SELECT COUNT(*) FROM (SELECT 1 FROM memories INDEXED BY memories_to_index WHERE indexed = 0 LIMIT ?)",
-            (up_to,),
-        ).fetchone()[0]
-    )
+def count_unindexed(connection: sqlite3.Connection, limit: int) -> int:
+    """How many items are not indexed, at most `limit`."""
+    row = connection.execute(
+        "SELECT COUNT(*) FROM (SELECT 1 FROM memories WHERE indexed = 0 LIMIT ?) AS waiting", (limit,)
+    ).fetchone()
+    return int(row[0])
 
 
 def index_some(connection: sqlite3.Connection, limit: int) -> int:
-    """Index the words of the next items, at most `limit`; how many that was."""
-    rows = connection.execute(
-        "SELECT id, namespace, text FROM memories INDEXED BY memories_to_index WHERE indexed = 0 ORDER BY id LIMIT ?",
+    """Index the words of the next items, at most `limit`; returns how many."""
+    waiting = connection.execute(
+        "SELECT namespace, position, text FROM memories WHERE indexed = 0 ORDER BY namespace, position LIMIT ?",
         (limit,),
     ).fetchall()
-    adding = _Adding(connection)
-    for number, namespace, text in rows:
-        adding.add(namespace, number, text)
-    adding.finish()
-    connection.executemany("UPDATE memories SET indexed = 1 WHERE id = ?", [(number,) for number, _, _ in rows])
-    return len(rows)
-
-
-def unindexed(
-    connection: sqlite3.Connection, namespaces: Sequence[tuple[str, ...]], *, prefix: bool
-) -> dict[int, list[str]]:
-    """The terms of the items in these namespaces that are not indexed yet, by their place."""
-    if not namespaces:
-        return {}
-    where, values = _visible(namespaces, prefix=prefix)
-    rows = connection.execute(
-        f"SELECT id, text FROM memories INDEXED BY memories_to_index WHERE indexed = 0 AND ({where})", values
+    rows: PostingsByRow = {}
+    for namespace, items in groupby(waiting, itemgetter(0)):
+        scope_id = posting_lists.get_or_create_scope(connection, "item", namespace)
+        added = Statistics(0, 0, 0)
+        for _, position, text in items:
+            terms = terms_of(text)
+            if position <= IN_NAMESPACE:
+                posting_lists.merge(rows, posting_lists.postings_of(scope_id, document_of(scope_id, position), terms))
+            added += statistics_of(terms)
+        posting_lists.add_statistics(connection, scope_id, added)
+    posting_lists.add(connection, rows)
+    connection.executemany(
+        "UPDATE memories SET indexed = 1 WHERE namespace = ? AND position = ?", [row[:2] for row in waiting]
     )
-    return {ITEM | number: terms_of(text) for number, text in rows}
+    return len(waiting)
 
 
-def unindex(connection: sqlite3.Connection, ids: Sequence[int]) -> None:
-    """Take the words and vectors of items out of the index; what they said tells which those are."""
-    rows = connection.execute(
-        "SELECT namespace, m.id, text FROM json_each(?) AS wanted CROSS JOIN memories AS m ON m.id = wanted.value"
-        " WHERE indexed AND text IS NOT NULL ORDER BY namespace, m.id",
-        (json.dumps(ids),),
-    ).fetchall()
-    for namespace, said in groupby(rows, itemgetter(0)):
-        scope_id = posting_lists.make_scope(connection, "item", namespace)
-        _unindex(connection, scope_id, {ITEM | number: terms_of(text) for _, number, text in said})
-        posting_lists.drop_empty(connection, scope_id)
+def rebuild(connection: sqlite3.Connection, namespace: str) -> None:
+    """Index the items of a namespace again. Its scope has no postings, and 0 documents."""
+    connection.execute(
+        "UPDATE memories SET indexed = 0 WHERE namespace = ? AND indexed = 1 AND text IS NOT NULL", (namespace,)
+    )
+    while index_some(connection, BATCH):
+        pass
+
+
+def read_unindexed(
+    connection: sqlite3.Connection,
+    namespaces: Sequence[tuple[str, ...]],
+    scopes: Mapping[int, str],
+    *,
+    prefix: bool,
+) -> tuple[dict[int, list[str]], dict[int, str]]:
+    """The terms, by document id, of the items in these namespaces that are not indexed; and namespaces by scope.
+
+    A namespace that is none of the given scopes gets an id for this search.
+    """
+    if not namespaces:
+        return {}, dict(scopes)
+    where, values = _visible(namespaces, prefix=prefix)
+    ids = {namespace: scope_id for scope_id, namespace in scopes.items()}
+    found = {}
+    for namespace, position, text in connection.execute(
+        f"SELECT namespace, position, text FROM memories WHERE indexed = 0 AND ({where})", values
+    ):
+        scope_id = ids.setdefault(namespace, _UNKNOWN_SCOPE + len(ids))
+        found[document_of(scope_id, position)] = terms_of(text)
+    return found, {scope_id: namespace for namespace, scope_id in ids.items()}
+
+
+def unindex(connection: sqlite3.Connection, refs: Iterable[ItemRef]) -> None:
+    """Remove the words and vectors of items from the index; their texts give the words."""
+    for namespace, group in groupby(sorted(refs), itemgetter(0)):
+        rows = connection.execute(
+            "SELECT position, text FROM memories WHERE namespace = ? AND indexed = 1 AND text IS NOT NULL"
+            " AND position IN (SELECT value FROM json_each(?)) ORDER BY position",
+            (namespace, json.dumps([position for _, position in group])),
+        ).fetchall()
+        if not rows:
+            continue
+        scope_id = posting_lists.get_or_create_scope(connection, "item", namespace)
+        _unindex(connection, scope_id, {document_of(scope_id, position): terms_of(text) for position, text in rows})
+        posting_lists.delete_if_empty(connection, scope_id)
 
 
 def _unindex(connection: sqlite3.Connection, scope_id: int, terms: Mapping[int, Sequence[str]]) -> None:
-    """By place, in order. Each row of the index is written once a part, however many of it go."""
-    for part, places in groupby(terms, lambda place: place >> PART_BITS):
-        gone = set(places)
-        posting_lists.remove(connection, scope_id, part, chain.from_iterable(terms[place] for place in gone), gone)
-    figures = sum(map(figures_of, terms.values()), Statistics(0, 0, 0))
-    posting_lists.count(connection, scope_id, Statistics(*(-figure for figure in figures)))
+    """Terms are by document id, in order, so that each row of the index is written once a block."""
+    for block, documents in groupby(terms, lambda document: document >> BLOCK_BITS):
+        removed = set(documents)
+        words = chain.from_iterable(terms[document] for document in removed)
+        posting_lists.remove(connection, scope_id, block, words, removed)
+    total = sum(map(statistics_of, terms.values()), Statistics(0, 0, 0))
+    posting_lists.add_statistics(connection, scope_id, Statistics(*(-figure for figure in total)))
     connection.executemany(
-        "DELETE FROM vectors WHERE scope_id = ? AND place = ?", [(scope_id, place) for place in terms]
+        "DELETE FROM vectors WHERE scope_id = ? AND document = ?", [(scope_id, document) for document in terms]
     )
 
 
-class _Adding:
-    """Collects what the items of one batch add to the index, and adds it at once."""
-
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._connection = connection
-        self._scopes: dict[str, tuple[int, Statistics]] = {}
-        self._rows: PostingsByRow = {}
-
-    def add(self, namespace: str, number: int, text: str) -> None:
-        if namespace not in self._scopes:
-            scope_id = posting_lists.make_scope(self._connection, "item", namespace)
-            self._scopes[namespace] = scope_id, Statistics(0, 0, 0)
-        scope_id, figures = self._scopes[namespace]
-        terms = terms_of(text)
-        posting_lists.merge(self._rows, posting_lists.postings_of(scope_id, ITEM | number, terms))
-        self._scopes[namespace] = scope_id, figures + figures_of(terms)
-
-    def finish(self) -> None:
-        posting_lists.add(self._connection, self._rows)
-        for scope_id, figures in self._scopes.values():
-            posting_lists.count(self._connection, scope_id, figures)
-
-
-def figures_of(terms: Sequence[str]) -> Statistics:
-    """What one item adds to its scope's figures."""
+def statistics_of(terms: Sequence[str]) -> Statistics:
+    """What one item adds to the statistics of its scope."""
     return Statistics(1, LENGTHS[length_code(len(terms))], 1)
 
 
@@ -193,70 +225,66 @@ def figures_of(terms: Sequence[str]) -> Statistics:
 def get(
     connection: sqlite3.Connection, keys: Sequence[tuple[tuple[str, ...], str]], now: datetime
 ) -> list[StoredMemory | None]:
-    found: list[StoredMemory | None] = []
-    for namespace, key in keys:
-        row = connection.execute(
-            f"SELECT {_COLUMNS} FROM memories WHERE namespace = ? AND key = ? AND {_LIVE}",
-            (namespace_text(namespace), key, to_text(now)),
-        ).fetchone()
-        found.append(None if row is None else _stored(row))
-    return found
+    sql, time = f"SELECT {_COLUMNS} FROM memories WHERE namespace = ? AND key = ? AND {_LIVE}", to_text(now)
+    rows = [connection.execute(sql, (namespace_text(namespace), key, time)).fetchone() for namespace, key in keys]
+    return [None if row is None else _stored(row) for row in rows]
 
 
-def get_by_id(connection: sqlite3.Connection, id: int, now: datetime) -> StoredMemory | None:
-    row = connection.execute(f"SELECT {_COLUMNS} FROM memories WHERE id = ? AND {_LIVE}", (id, to_text(now))).fetchone()
+def find_at(connection: sqlite3.Connection, namespace: str, position: int, now: datetime | None) -> StoredMemory | None:
+    """The item at a position; without a time also one that has expired and was not swept yet."""
+    row = connection.execute(
+        f"SELECT {_COLUMNS} FROM memories WHERE namespace = ? AND position = ? AND {_LIVE}",
+        (namespace, position, "" if now is None else to_text(now)),
+    ).fetchone()
     return None if row is None else _stored(row)
 
 
-def get_any(connection: sqlite3.Connection, id: int) -> StoredMemory:
-    """Also one that has expired and was not swept yet."""
-    return _stored(connection.execute(f"SELECT {_COLUMNS} FROM memories WHERE id = ?", (id,)).fetchone())
-
-
 def list_(connection: sqlite3.Connection, query: MemoryQuery, now: datetime) -> list[StoredMemory]:
-    """The page of what passes the filter, first put first."""
-    where, values = _visible(query.namespaces, prefix=query.prefix)
-    since = "" if query.since is None else to_text(query.since)
-    statement = f"SELECT {_COLUMNS} FROM memories WHERE ({where}) AND {_LIVE} AND created_at >= ? ORDER BY id"
-    values += [to_text(now), since]
-    if not query.filter:
-        rows = connection.execute(f"{statement} LIMIT ? OFFSET ?", (*values, query.limit, query.offset))
-        return [_stored(row) for row in rows]
-    passing = (item for item in map(_stored, connection.execute(statement, values)) if passes(item.value, query.filter))
-    return list(islice(islice(passing, query.offset, None), query.limit))
+    """The page of items that pass the filter, in the order of first put."""
+    return list(islice(islice(_list(connection, query, now, ()), query.offset, None), query.limit))
 
 
 def list_others(
-    connection: sqlite3.Connection, query: MemoryQuery, now: datetime, ids: Collection[int], limit: int
+    connection: sqlite3.Connection, query: MemoryQuery, now: datetime, refs: Collection[ItemRef], limit: int
 ) -> list[StoredMemory]:
-    """The first of those in the scope of the query that pass its filter and are none of `ids`."""
+    """The first items that pass the filter and are none of `refs`."""
+    return list(islice(_list(connection, query, now, refs), limit))
+
+
+def _list(
+    connection: sqlite3.Connection, query: MemoryQuery, now: datetime, without: Collection[ItemRef]
+) -> Iterable[StoredMemory]:
     where, values = _visible(query.namespaces, prefix=query.prefix)
+    limit = sys.maxsize if query.filter or without else min(query.offset + query.limit, sys.maxsize)
     rows = connection.execute(
-        f"SELECT {_COLUMNS} FROM memories WHERE ({where}) AND {_LIVE}"
-        " AND id NOT IN (SELECT value FROM json_each(?)) ORDER BY id",
-        (*values, to_text(now), json.dumps(list(ids))),
+        f"SELECT {_COLUMNS}, position FROM memories WHERE ({where}) AND {_LIVE} AND created_at >= ? {_ORDER} LIMIT ?",
+        (*values, to_text(now), "" if query.since is None else to_text(query.since), limit),
     )
-    return list(islice((item for item in map(_stored, rows) if passes(item.value, query.filter)), limit))
+    found = (_stored(row[:-1]) for row in rows if (row[0], row[-1]) not in without)
+    return (item for item in found if passes(item.value, query.filter))
 
 
 def _visible(
     namespaces: Sequence[tuple[str, ...]], *, prefix: bool, column: str = "namespace"
 ) -> tuple[str, list[Any]]:
     if prefix and () in namespaces:
-        return "1", []
+        return "1 = 1", []
     exact = [namespace_text(namespace) for namespace in namespaces]
-    if not prefix:  # one parameter: thousands of them, or of ORs, are more than SQLite takes
+    if not prefix:  # one parameter: SQLite limits the number of parameters and of ORs
         return f"{column} IN (SELECT value FROM json_each(?))", [json.dumps(exact)]
-    # ["a" is followed by , in whatever lies below it, and - comes after ,
-    below = [bound for text in exact for bound in (text, text[:-1] + ",", text[:-1] + "-")]
-    return " OR ".join([f"{column} = ? OR {column} >= ? AND {column} < ?"] * len(exact)) or "0", below
+    ranges = [bound for text in exact for bound in (text, *range_below(text))]
+    return " OR ".join([f"{column} = ? OR {column} >= ? AND {column} < ?"] * len(exact)) or "1 = 0", ranges
 
 
-def scope_ids(connection: sqlite3.Connection, namespaces: Sequence[tuple[str, ...]], *, prefix: bool) -> list[int]:
-    """The scopes of the index that these namespaces, or all below them, have."""
+def range_below(namespace: str) -> tuple[str, str]:
+    """Bounds of the namespaces below one, as text: ``["a"`` is followed by a comma there, and ``-`` comes after it."""
+    return namespace[:-1] + ",", namespace[:-1] + "-"
+
+
+def scopes(connection: sqlite3.Connection, namespaces: Sequence[tuple[str, ...]], *, prefix: bool) -> dict[int, str]:
+    """The scopes of these namespaces, or of all below them, with the namespace of each."""
     where, values = _visible(namespaces, prefix=prefix, column="name")
-    rows = connection.execute(f"SELECT id FROM index_scopes WHERE kind = 'item' AND ({where})", values)
-    return [scope_id for (scope_id,) in rows]
+    return dict(connection.execute(f"SELECT id, name FROM index_scopes WHERE kind = 'item' AND ({where})", values))
 
 
 def _stored(row: tuple[Any, ...]) -> StoredMemory:
@@ -276,7 +304,7 @@ def _stored(row: tuple[Any, ...]) -> StoredMemory:
 
 
 def list_namespaces(connection: sqlite3.Connection, now: datetime) -> list[tuple[str, ...]]:
-    """From one namespace to the next, so that their number is what it costs."""
+    """The namespaces with items. The query skips from one to the next, so its cost is their number."""
     rows = connection.execute(
         "WITH RECURSIVE following (name) AS (SELECT MIN(namespace) FROM memories UNION ALL"
         " SELECT (SELECT MIN(namespace) FROM memories WHERE namespace > name) FROM following WHERE name IS NOT NULL)"
@@ -291,35 +319,54 @@ def list_namespaces(connection: sqlite3.Connection, now: datetime) -> list[tuple
 
 
 def refresh(connection: sqlite3.Connection, keys: Collection[tuple[tuple[str, ...], str]], now: datetime) -> None:
-    """Give items that have a time to live all of it again."""
+    """Restart the time to live of items that have one."""
     for namespace, key in keys:
-        at = (namespace_text(namespace), key)
+        ref = (namespace_text(namespace), key)
         row = connection.execute(
-            f"SELECT ttl_minutes FROM memories WHERE namespace = ? AND key = ? AND {_LIVE}", (*at, to_text(now))
+            f"SELECT ttl_minutes FROM memories WHERE namespace = ? AND key = ? AND {_LIVE}", (*ref, to_text(now))
         ).fetchone()
         if row is not None and row[0] is not None:
             connection.execute(
                 "UPDATE memories SET expires_at = ? WHERE namespace = ? AND key = ?",
-                (to_text(now + timedelta(minutes=row[0])), *at),
+                (to_text(now + timedelta(minutes=row[0])), *ref),
             )
 
 
 def sweep(connection: sqlite3.Connection, now: datetime) -> int:
-    due = connection.execute("SELECT id FROM memories WHERE expires_at <= ?", (to_text(now),))
-    return delete(connection, [number for (number,) in due])
+    rows = connection.execute("SELECT namespace, position FROM memories WHERE expires_at <= ?", (to_text(now),))
+    return delete(connection, rows.fetchall())
 
 
-def delete(connection: sqlite3.Connection, ids: Sequence[int]) -> int:
-    """Delete items, and all that the index has of them."""
-    unindex(connection, ids)
-    connection.executemany("DELETE FROM memories WHERE id = ?", [(number,) for number in ids])
-    return len(ids)
+def delete(connection: sqlite3.Connection, refs: Sequence[ItemRef]) -> int:
+    """Delete items together with their words and vectors."""
+    unindex(connection, refs)
+    connection.executemany("DELETE FROM memories WHERE namespace = ? AND position = ?", refs)
+    return len(refs)
 
 
-def move(connection: sqlite3.Connection, ids: Sequence[int], namespace: str) -> None:
-    """Move items to another namespace; they are indexed there anew."""
-    unindex(connection, ids)
+def move(connection: sqlite3.Connection, refs: Sequence[ItemRef], namespace: str) -> None:
+    """Move items to another namespace, after the items there; they are indexed there again."""
+    unindex(connection, refs)
+    last = _last_position(connection, namespace)
     connection.executemany(
-        "UPDATE memories SET namespace = ?, indexed = text IS NULL, embedded = embedded AND 0 WHERE id = ?",
-        [(namespace, number) for number in ids],
+        "UPDATE memories SET namespace = ?, position = ? + position, embedded = embedded * 0,"
+        " indexed = CASE WHEN text IS NULL THEN 1 ELSE 0 END WHERE namespace = ? AND position = ?",
+        [(namespace, last, *ref) for ref in refs],
     )
+
+
+def restore(connection: sqlite3.Connection, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Insert items of an archive, in the order of first put, except under keys that were put again since."""
+    columns = [name for (name,) in connection.execute("SELECT name FROM pragma_table_info('memories')")]
+    for row in sorted(rows, key=lambda row: row.get("position") or 0):
+        item = {
+            **{name: row[name] for name in columns if name in row},
+            "position": _last_position(connection, row["namespace"]) + 1,
+            "indexed": int(row["text"] is None),
+            "embedded": None if row.get("embedded") is None else 0,
+        }
+        connection.execute(
+            f"INSERT INTO memories ({', '.join(item)}) VALUES ({', '.join('?' * len(item))})"
+            " ON CONFLICT (namespace, key) DO NOTHING",
+            list(item.values()),
+        )

@@ -1,21 +1,24 @@
-"""Memories in SQLite: what ties items, the index and vectors to their sessions."""
+"""Memories in SQL: items, the index and vectors together with their sessions."""
 
 from __future__ import annotations
 
 import json
 import sqlite3
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from session_middleware.models import Message
 from session_middleware.storage.memory_types import MemoryQuery, StoredMemory
+from session_middleware.storage.search.tokenizer import version
 from session_middleware.storage.sql.memory import indexing, items, phrases, recall
 from session_middleware.storage.sql.row_mapping import namespace_text, values_of
 
-_SAID = (
-    "replaced_by IS NULL AND COALESCE(marks, '') NOT LIKE '%\"memory\"%'"  # by anybody but our memory tools
+_SPOKEN = (  # not answers of the memory tools, and not values that resume an interrupt
+    "replaced_by IS NULL AND COALESCE(marks, '') NOT LIKE '%\"memory\"%'"
     " AND COALESCE(marks, '') NOT LIKE '%\"resume\"%'"
 )
 
@@ -31,9 +34,32 @@ def search(connection: sqlite3.Connection, query: MemoryQuery, now: datetime) ->
 
 
 def refresh(connection: sqlite3.Connection, now: datetime) -> None:
-    """Take what was changed or deleted since it was indexed out of the index, and what came from it with it."""
+    """Update the index for changed and deleted messages, and delete the items that came from deleted ones."""
     indexing.refresh(connection)
     items.sweep(connection, now)
+
+
+def find_outdated(connection: sqlite3.Connection) -> int | None:
+    """A scope that another version of the tokenizer has indexed: queries would not find its terms."""
+    row = connection.execute("SELECT id FROM index_scopes WHERE version != ? LIMIT 1", (version(),)).fetchone()
+    return None if row is None else int(row[0])
+
+
+def rebuild(connection: sqlite3.Connection, scope_id: int, now: datetime) -> None:
+    """Rebuild an outdated scope, unless another process has done it. Document ids, and so vectors, stay."""
+    refresh(connection, now)
+    row = connection.execute(
+        "UPDATE index_scopes SET version = ?, documents = 0, words = 0, passages = 0 WHERE id = ? AND version != ?"
+        " RETURNING kind, name",
+        (version(), scope_id, version()),
+    ).fetchone()
+    if row is None:
+        return
+    connection.execute("DELETE FROM index_postings WHERE scope_id = ?", (scope_id,))
+    if row[0] == "message":
+        indexing.rebuild(connection, scope_id)
+    else:
+        items.rebuild(connection, row[1])
 
 
 def list_messages_around(
@@ -43,7 +69,7 @@ def list_messages_around(
         return _up_to(connection, session_id, sys.maxsize, before)
     first = _up_to(connection, session_id, seq, before + 1)
     rest = connection.execute(
-        f"SELECT * FROM messages WHERE session_id = ? AND seq > ? AND {_SAID} ORDER BY seq LIMIT ?",
+        f"SELECT * FROM messages WHERE session_id = ? AND seq > ? AND {_SPOKEN} ORDER BY seq LIMIT ?",
         (session_id, seq, after),
     )
     return [*first, *values_of(Message, rest)]
@@ -51,7 +77,7 @@ def list_messages_around(
 
 def _up_to(connection: sqlite3.Connection, session_id: str, seq: int, count: int) -> list[Message]:
     cursor = connection.execute(
-        f"SELECT * FROM messages WHERE session_id = ? AND seq <= ? AND {_SAID} ORDER BY seq DESC LIMIT ?",
+        f"SELECT * FROM messages WHERE session_id = ? AND seq <= ? AND {_SPOKEN} ORDER BY seq DESC LIMIT ?",
         (session_id, seq, count),
     )
     return values_of(Message, cursor)[::-1]
@@ -59,57 +85,61 @@ def _up_to(connection: sqlite3.Connection, session_id: str, seq: int, count: int
 
 # With their session
 
+_OF_NAMESPACE = "SELECT namespace, position FROM memories WHERE namespace = ? OR namespace >= ? AND namespace < ?"
+
+
+def own_namespaces(session_id: str) -> tuple[str, str, str]:
+    """The namespace that a session owns, and the bounds of the namespaces below it."""
+    return _with_range(("session", session_id))
+
+
+def _with_range(namespace: tuple[str, ...]) -> tuple[str, str, str]:
+    text = namespace_text(namespace)
+    return text, *items.range_below(text)
+
 
 def rename(connection: sqlite3.Connection, session_id: str, to: str) -> None:
-    by_namespace: dict[str, list[int]] = {}
-    for number, namespace in connection.execute(
-        "SELECT id, namespace FROM memories WHERE namespace = ? OR namespace >= ? AND namespace < ?",
-        own_namespaces(session_id),
-    ):
-        by_namespace.setdefault(renamed(namespace, session_id, to), []).append(number)
-    for namespace, ids in by_namespace.items():
-        items.move(connection, ids, namespace)
+    refs = connection.execute(f"{_OF_NAMESPACE} ORDER BY namespace", own_namespaces(session_id)).fetchall()
+    for namespace, group in groupby(refs, itemgetter(0)):
+        items.move(connection, list(group), _renamed(namespace, session_id, to))
     connection.execute("UPDATE memories SET session_id = ? WHERE session_id = ?", (to, session_id))
     indexing.rename_session(connection, session_id, to)
 
 
-def renamed(namespace: str, session_id: str, to: str) -> str:
+def _renamed(namespace: str, session_id: str, to: str) -> str:
     """A namespace that a session owns, as another session's."""
     return namespace_text(("session", to))[:-1] + namespace[len(namespace_text(("session", session_id))) - 1 :]
 
 
+def restore(connection: sqlite3.Connection, rows: Iterable[Mapping[str, Any]], session_id: str, to: str) -> None:
+    """Insert the items of an archived session, which may have another id now."""
+    items.restore(
+        connection,
+        [
+            {
+                **row,
+                "namespace": _renamed(row["namespace"], session_id, to),
+                "session_id": to if row["session_id"] == session_id else row["session_id"],
+            }
+            for row in rows
+        ],
+    )
+
+
 def delete_session(connection: sqlite3.Connection, session_id: str) -> int:
-    """What the session remembers ends with it; what it gave to its user or group stays."""
-    deleted = _delete_below(connection, ("session", session_id))
-    indexing.forget_session(connection, session_id)
+    """Delete a session's own items and its part of the index; items it put for its user or group stay."""
+    deleted = items.delete(connection, connection.execute(_OF_NAMESPACE, own_namespaces(session_id)).fetchall())
+    indexing.remove_session(connection, session_id)
     return deleted
 
 
 def delete_of_user(connection: sqlite3.Connection, user_id: str, session_ids: Sequence[str]) -> int:
-    """What a user remembers, and what was remembered in these sessions, for whomever."""
-    rows = connection.execute(
-        "SELECT id FROM memories WHERE session_id IN (SELECT value FROM json_each(?))", (json.dumps(list(session_ids)),)
+    """Delete a user's items, and all items that were put in these sessions, in whatever scope."""
+    in_sessions = connection.execute(
+        "SELECT namespace, position FROM memories WHERE session_id IN (SELECT value FROM json_each(?))",
+        (json.dumps(list(session_ids)),),
+    ).fetchall()
+    deleted = items.delete(connection, in_sessions)
+    return deleted + items.delete(
+        connection, connection.execute(_OF_NAMESPACE, _with_range(("user", user_id))).fetchall()
     )
-    return items.delete(connection, [number for (number,) in rows]) + _delete_below(connection, ("user", user_id))
-
-
-def _delete_below(connection: sqlite3.Connection, namespace: tuple[str, ...]) -> int:
-    rows = connection.execute(
-        "SELECT id FROM memories WHERE namespace = ? OR namespace >= ? AND namespace < ?", _range(namespace)
-    )
-    return items.delete(connection, [number for (number,) in rows])
-
-
-def as_not_indexed(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What an item's row has where it comes back, of columns that say what the index has of it."""
-    return {"indexed": row["text"] is None, "embedded": None if row.get("embedded") is None else 0}
-
-
-def own_namespaces(session_id: str) -> tuple[str, str, str]:
-    """The namespace a session owns, and the range of those below it."""
-    return _range(("session", session_id))
-
-
-def _range(namespace: tuple[str, ...]) -> tuple[str, str, str]:
-    exact = namespace_text(namespace)
-    return exact, exact[:-1] + ",", exact[:-1] + "-"

@@ -1,8 +1,8 @@
-"""The index of words in SQLite: for each scope and term, who has it.
+"""The inverted index in SQL: for each scope and term, the documents that contain the term.
 
-A scope is one namespace of items, or one owner's messages: its words lie together, so what a search
-reads, and what a deletion rewrites, is its own scope and nothing else. A row holds the postings of
-1,024 neighbouring places, a *part*.
+A scope is one namespace of items, or the messages of one owner. Its rows are adjacent, so a search reads and a
+deletion rewrites rows of its own scope only. One row holds the postings of a *block*: 1,024 consecutive
+document ids.
 """
 
 from __future__ import annotations
@@ -15,21 +15,26 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
 from session_middleware.storage.search.bm25 import BITS, Postings, Statistics, posting
+from session_middleware.storage.search.tokenizer import version
 
 Kind: TypeAlias = Literal["item", "message"]
-PostingsByRow: TypeAlias = dict[tuple[int, str, int], Postings]  # by scope, term and part
+PostingsByRow: TypeAlias = dict[tuple[int, str, int], Postings]  # by scope, term and block
 
-PART_BITS = 10
-LAST_PART = 1 << 50
-_FEW = 8  # scopes that are asked one by one
+BLOCK_BITS = 10
+IN_BLOCK = (1 << BLOCK_BITS) - 1
+_LAST_BLOCK = 1 << 50
+_FEW = 8  # scopes that are read one by one
 
 
 class PostingSource(NamedTuple):
-    """Where to look: a scope, and the parts of it."""
+    """A range of blocks of a scope; by default all of them."""
 
     scope_id: int
-    first_part: int = 0
-    last_part: int = LAST_PART
+    first_block: int = 0
+    last_block: int = _LAST_BLOCK
+
+
+# Scopes
 
 
 def find_scope(connection: sqlite3.Connection, kind: Kind, name: str) -> int | None:
@@ -37,27 +42,26 @@ def find_scope(connection: sqlite3.Connection, kind: Kind, name: str) -> int | N
     return None if row is None else int(row[0])
 
 
-def make_scope(connection: sqlite3.Connection, kind: Kind, name: str) -> int:
-    """The id of a scope, which is made if it is not there."""
+def get_or_create_scope(connection: sqlite3.Connection, kind: Kind, name: str) -> int:
     found = find_scope(connection, kind, name)
     if found is None:
-        cursor = connection.execute("INSERT INTO index_scopes (kind, name) VALUES (?, ?)", (kind, name))
-        found = int(cursor.lastrowid or 0)
+        [(found,)] = connection.execute(
+            "INSERT INTO index_scopes (kind, name, version) VALUES (?, ?, ?) RETURNING id", (kind, name, version())
+        )
     return found
 
 
-def count(connection: sqlite3.Connection, scope_id: int, change: Statistics) -> None:
-    """Change what a scope holds."""
+def add_statistics(connection: sqlite3.Connection, scope_id: int, change: Statistics) -> None:
     connection.execute(
-        "UPDATE index_scopes SET texts = texts + ?, words = words + ?, stretches = stretches + ? WHERE id = ?",
+        "UPDATE index_scopes SET documents = documents + ?, words = words + ?, passages = passages + ? WHERE id = ?",
         (*change, scope_id),
     )
 
 
-def drop_empty(connection: sqlite3.Connection, scope_id: int) -> None:
-    """Delete a scope that holds nothing any more: its name tells whose it was."""
+def delete_if_empty(connection: sqlite3.Connection, scope_id: int) -> None:
+    """Delete a scope without documents, because its name identifies its owner."""
     connection.execute(
-        "DELETE FROM index_scopes WHERE id = ? AND texts <= 0"
+        "DELETE FROM index_scopes WHERE id = ? AND documents <= 0"
         " AND NOT EXISTS (SELECT 1 FROM index_sessions WHERE scope_id = index_scopes.id)",
         (scope_id,),
     )
@@ -67,17 +71,21 @@ def statistics(connection: sqlite3.Connection, scope_ids: Collection[int]) -> St
     if not scope_ids:
         return Statistics(0, 0, 0)
     row = connection.execute(
-        "SELECT SUM(texts), SUM(words), SUM(stretches) FROM index_scopes WHERE id IN (SELECT value FROM json_each(?))",
+        "SELECT COALESCE(SUM(documents), 0), COALESCE(SUM(words), 0), COALESCE(SUM(passages), 0) FROM index_scopes"
+        " WHERE id IN (SELECT value FROM json_each(?))",
         (json.dumps(list(scope_ids)),),
     ).fetchone()
-    return Statistics(*(value or 0 for value in row))
+    return Statistics(*row)
 
 
-def postings_of(scope_id: int, place: int, terms: Sequence[str], marks: Iterable[str] = ()) -> PostingsByRow:
-    """What one text adds: its terms by how often it has them, and marks such as its date's."""
+# Writing
+
+
+def postings_of(scope_id: int, document: int, terms: Sequence[str], context_terms: Iterable[str] = ()) -> PostingsByRow:
+    """The postings of one document: its terms by frequency, and once each of its context terms."""
     found = {}
-    for term, times in [*Counter(terms).items(), *((mark, 1) for mark in marks)]:
-        found[scope_id, term, place >> PART_BITS] = array("q", [posting(place, times, len(terms))])
+    for term, count in [*Counter(terms).items(), *((term, 1) for term in context_terms)]:
+        found[scope_id, term, document >> BLOCK_BITS] = array("q", [posting(document, count, len(terms))])
     return found
 
 
@@ -91,100 +99,104 @@ def merge(into: PostingsByRow, more: PostingsByRow) -> None:
 
 def add(connection: sqlite3.Connection, rows: Mapping[tuple[int, str, int], Postings]) -> None:
     connection.executemany(
-        "INSERT INTO index_words (scope_id, term, part, postings) VALUES (?, ?, ?, ?)"
-        " ON CONFLICT (scope_id, term, part) DO UPDATE SET postings = CAST(postings || excluded.postings AS BLOB)",
+        "INSERT INTO index_postings (scope_id, term, block, postings) VALUES (?, ?, ?, ?)"
+        " ON CONFLICT (scope_id, term, block)"
+        " DO UPDATE SET postings = CAST(index_postings.postings || excluded.postings AS BLOB)",
         [(*row, postings.tobytes()) for row, postings in sorted(rows.items())],
     )
 
 
 def remove(
-    connection: sqlite3.Connection, scope_id: int, part: int, terms: Iterable[str], places: Collection[int]
+    connection: sqlite3.Connection, scope_id: int, block: int, terms: Iterable[str], documents: Collection[int]
 ) -> set[str]:
-    """Take what these places have of these terms out of a part; the terms that nobody in it has any more."""
+    """Remove the postings of these documents from these terms of a block; returns the terms without postings left."""
     gone = set()
     for term in set(terms):
-        key = (scope_id, term, part)
+        key = (scope_id, term, block)
         row = connection.execute(
-            "SELECT postings FROM index_words WHERE scope_id = ? AND term = ? AND part = ?", key
+            "SELECT postings FROM index_postings WHERE scope_id = ? AND term = ? AND block = ?", key
         ).fetchone()
         if row is None:
             continue
-        left = array("q", [posting for posting in _array(row[0]) if posting >> BITS not in places])
+        left = array("q", [posting for posting in _array([row]) if posting >> BITS not in documents])
         if left:
             connection.execute(
-                "UPDATE index_words SET postings = ? WHERE scope_id = ? AND term = ? AND part = ?",
+                "UPDATE index_postings SET postings = ? WHERE scope_id = ? AND term = ? AND block = ?",
                 (left.tobytes(), *key),
             )
         else:
-            connection.execute("DELETE FROM index_words WHERE scope_id = ? AND term = ? AND part = ?", key)
+            connection.execute("DELETE FROM index_postings WHERE scope_id = ? AND term = ? AND block = ?", key)
             gone.add(term)
     return gone
 
 
-def drop(connection: sqlite3.Connection, scope_id: int, part: int, terms: Iterable[str]) -> None:
-    """Delete a part of a scope, whose terms these are."""
+def delete_block(connection: sqlite3.Connection, scope_id: int, block: int, terms: Iterable[str]) -> None:
+    """Delete the postings of a block that contains these terms."""
     connection.executemany(
-        "DELETE FROM index_words WHERE scope_id = ? AND term = ? AND part = ?",
-        [(scope_id, term, part) for term in terms],
+        "DELETE FROM index_postings WHERE scope_id = ? AND term = ? AND block = ?",
+        [(scope_id, term, block) for term in terms],
     )
+
+
+# Reading
 
 
 def read(connection: sqlite3.Connection, sources: Sequence[PostingSource], term: str) -> Postings:
     """The postings of a term in all of these sources."""
-    if len(sources) > _FEW:
-        return _read_many(connection, sources, term)
+    if len(sources) > _FEW:  # of whole scopes: a query names at most two sessions
+        return _array(
+            connection.execute(
+                "SELECT postings FROM json_each(?) AS source CROSS JOIN index_postings AS p"
+                " WHERE p.scope_id = source.value AND p.term = ?",
+                (json.dumps([source.scope_id for source in sources]), term),
+            )
+        )
     found = array("q")
     for scope_id, first, last in sources:
-        rows = connection.execute(
-            "SELECT postings FROM index_words WHERE scope_id = ? AND term = ? AND part BETWEEN ? AND ?",
-            (scope_id, term, first, last),
-        ).fetchall()
-        found.frombytes(b"".join([postings for (postings,) in rows]))
+        found += _array(
+            connection.execute(
+                "SELECT postings FROM index_postings WHERE scope_id = ? AND term = ? AND block BETWEEN ? AND ?",
+                (scope_id, term, first, last),
+            )
+        )
     return found
 
 
-def _read_many(connection: sqlite3.Connection, sources: Sequence[PostingSource], term: str) -> Postings:
-    """Of whole scopes only: there are never many of a part."""
-    rows = connection.execute(
-        "SELECT postings FROM json_each(?) AS source CROSS JOIN index_words ON scope_id = source.value AND term = ?",
-        (json.dumps([source.scope_id for source in sources]), term),
-    ).fetchall()
-    return _array(b"".join([postings for (postings,) in rows]))
+def read_blocks(connection: sqlite3.Connection, scope_id: int, term: str, blocks: Collection[int]) -> Postings:
+    """The postings of a term in some blocks of a scope."""
+    return _array(
+        connection.execute(
+            "SELECT postings FROM json_each(?) AS wanted CROSS JOIN index_postings AS p"
+            " WHERE p.scope_id = ? AND p.term = ? AND p.block = wanted.value",
+            (json.dumps(sorted(blocks)), scope_id, term),
+        )
+    )
 
 
-def beginning(connection: sqlite3.Connection, sources: Sequence[PostingSource], begun: str, most: int) -> list[str]:
-    """The terms in these sources that begin so, at most so many."""
+def terms_starting_with(
+    connection: sqlite3.Connection, sources: Sequence[PostingSource], prefix: str, limit: int
+) -> list[str]:
     rows = connection.execute(
-        "SELECT DISTINCT term FROM json_each(?) AS source CROSS JOIN index_words"
-        " ON scope_id = json_extract(source.value, '$[0]') AND term >= ? AND term < ?"
-        " AND part BETWEEN json_extract(source.value, '$[1]') AND json_extract(source.value, '$[2]') LIMIT ?",
-        (json.dumps(sources), begun, begun + "\U0010ffff", most),
+        "SELECT DISTINCT p.term FROM json_each(?) AS source CROSS JOIN index_postings AS p"
+        " WHERE p.scope_id = json_extract(source.value, '$[0]') AND p.term >= ? AND p.term < ?"
+        " AND p.block BETWEEN json_extract(source.value, '$[1]') AND json_extract(source.value, '$[2]') LIMIT ?",
+        (json.dumps(sources), prefix, prefix + "\U0010ffff", limit),
     )
     return [term for (term,) in rows]
 
 
-def read_parts(connection: sqlite3.Connection, scope_id: int, term: str, parts: Collection[int]) -> Postings:
-    """The postings of a term in some parts of a scope."""
-    rows = connection.execute(
-        "SELECT postings FROM json_each(?) AS wanted CROSS JOIN index_words"
-        " ON scope_id = ? AND term = ? AND part = wanted.value",
-        (json.dumps(sorted(parts)), scope_id, term),
-    ).fetchall()
-    return _array(b"".join([postings for (postings,) in rows]))
-
-
-def has(connection: sqlite3.Connection, sources: Sequence[PostingSource], term: str) -> bool:
-    """Whether anybody in these sources has the term."""
-    for scope_id, first, last in sources:
+def contains(connection: sqlite3.Connection, sources: Sequence[PostingSource], term: str) -> bool:
+    """Whether any document of these sources contains the term."""
+    for source in sources:
         if connection.execute(
-            "SELECT 1 FROM index_words WHERE scope_id = ? AND term = ? AND part BETWEEN ? AND ? LIMIT 1",
-            (scope_id, term, first, last),
+            "SELECT 1 FROM index_postings WHERE scope_id = ? AND term = ? AND block BETWEEN ? AND ? LIMIT 1",
+            (source.scope_id, term, source.first_block, source.last_block),
         ).fetchone():
             return True
     return False
 
 
-def _array(data: bytes) -> Postings:
+def _array(rows: Iterable[tuple[bytes]]) -> Postings:
     found = array("q")
-    found.frombytes(data)
+    found.frombytes(b"".join([postings for (postings,) in rows]))
     return found

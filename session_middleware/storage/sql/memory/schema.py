@@ -1,8 +1,8 @@
-"""The tables that make memories and messages findable: `index_…` for words, `vectors` for what is meant.
+"""The tables of the search index: `index_…` for words, `vectors` for embeddings.
 
-All they hold can be made again from the tables of `schema.py`; `indexing.py` says how they hang
-together. The triggers see to it that nobody who changes or deletes a message has to think of them. What
-came from a message ends when it is deleted, unless its whole session is.
+They are derived data and can be rebuilt from the tables of `sql/schema.py`; `indexing.py` explains how they
+belong together. Triggers record changed and deleted messages in `index_stale`, so that no other code has to
+maintain the index. An item that came from a message expires when that message is deleted.
 """
 
 INDEX_TABLES = (
@@ -11,9 +11,10 @@ INDEX_TABLES = (
         id INTEGER PRIMARY KEY,
         kind TEXT NOT NULL,
         name TEXT NOT NULL,
-        texts INTEGER NOT NULL DEFAULT 0,
+        version TEXT NOT NULL,
+        documents INTEGER NOT NULL DEFAULT 0,
         words INTEGER NOT NULL DEFAULT 0,
-        stretches INTEGER NOT NULL DEFAULT 0,
+        passages INTEGER NOT NULL DEFAULT 0,
         UNIQUE (kind, name)
     )
     """,
@@ -22,40 +23,33 @@ INDEX_TABLES = (
         number INTEGER PRIMARY KEY,
         session_id TEXT NOT NULL UNIQUE,
         scope_id INTEGER NOT NULL,
-        last_seq INTEGER NOT NULL DEFAULT 0,
+        indexed_seq INTEGER NOT NULL DEFAULT 0,
         positions INTEGER NOT NULL DEFAULT 0,
         embedded INTEGER NOT NULL DEFAULT 0,
-        texts INTEGER NOT NULL DEFAULT 0,
+        documents INTEGER NOT NULL DEFAULT 0,
         words INTEGER NOT NULL DEFAULT 0
     )
     """,
     "CREATE INDEX index_sessions_by_scope ON index_sessions (scope_id)",
-    "CREATE INDEX index_sessions_to_embed ON index_sessions (number) WHERE embedded < positions",
+    "CREATE INDEX index_sessions_to_embed ON index_sessions (scope_id, number) WHERE embedded < positions",
     """
-    CREATE TABLE index_parts (
-        part INTEGER PRIMARY KEY,
+    CREATE TABLE index_blocks (
+        scope_id INTEGER NOT NULL,
+        block INTEGER NOT NULL,
         seqs BLOB NOT NULL,
         lengths BLOB NOT NULL,
-        terms TEXT NOT NULL
+        terms TEXT NOT NULL,
+        PRIMARY KEY (scope_id, block)
     )
     """,
     """
-    CREATE TABLE index_words (
+    CREATE TABLE index_postings (
         scope_id INTEGER NOT NULL,
         term TEXT NOT NULL,
-        part INTEGER NOT NULL,
+        block INTEGER NOT NULL,
         postings BLOB NOT NULL,
-        PRIMARY KEY (scope_id, term, part)
+        PRIMARY KEY (scope_id, term, block)
     ) WITHOUT ROWID
-    """,
-    """
-    CREATE TABLE index_progress (
-        id INTEGER PRIMARY KEY CHECK (id = 1),
-        message INTEGER NOT NULL DEFAULT 0,
-        session_id TEXT,
-        seq INTEGER,
-        words TEXT
-    )
     """,
     """
     CREATE TABLE index_stale (
@@ -67,13 +61,13 @@ INDEX_TABLES = (
     """
     CREATE TRIGGER index_message_changed AFTER UPDATE OF text ON messages
     WHEN new.text != old.text AND EXISTS
-        (SELECT 1 FROM index_sessions WHERE session_id = new.session_id AND last_seq >= new.seq)
-    BEGIN INSERT OR IGNORE INTO index_stale VALUES (new.session_id, new.seq); END
+        (SELECT 1 FROM index_sessions WHERE session_id = new.session_id AND indexed_seq >= new.seq)
+    BEGIN INSERT INTO index_stale VALUES (new.session_id, new.seq) ON CONFLICT DO NOTHING; END
     """,
     """
     CREATE TRIGGER index_message_deleted AFTER DELETE ON messages
-    WHEN EXISTS (SELECT 1 FROM index_sessions WHERE session_id = old.session_id AND last_seq >= old.seq)
-    BEGIN INSERT OR IGNORE INTO index_stale VALUES (old.session_id, old.seq); END
+    WHEN EXISTS (SELECT 1 FROM index_sessions WHERE session_id = old.session_id AND indexed_seq >= old.seq)
+    BEGIN INSERT INTO index_stale VALUES (old.session_id, old.seq) ON CONFLICT DO NOTHING; END
     """,
     """
     CREATE TRIGGER message_deleted AFTER DELETE ON messages
@@ -90,13 +84,13 @@ INDEX_TABLES = (
     """,
     """
     CREATE TABLE vectors (
-        id INTEGER PRIMARY KEY,
         scope_id INTEGER NOT NULL,
-        place INTEGER NOT NULL,
-        vector BLOB NOT NULL
+        document INTEGER NOT NULL,
+        number INTEGER NOT NULL,
+        vector BLOB NOT NULL,
+        PRIMARY KEY (scope_id, document, number)
     )
     """,
-    "CREATE INDEX vectors_by_scope ON vectors (scope_id, place)",
     """
     CREATE TABLE vector_models (
         id INTEGER PRIMARY KEY CHECK (id = 1),

@@ -1,4 +1,4 @@
-"""Vectors in SQLite: float32 blobs by scope and place, compared exactly. numpy is loaded when there are some."""
+"""Vectors in SQL: float32 blobs by scope and document, compared exactly. numpy is imported when they are used."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from zlib import crc32
 
 from session_middleware.storage.memory_types import ToEmbed, Vectors
 from session_middleware.storage.search.bm25 import ITEM
-from session_middleware.storage.sql.memory import indexing, items, posting_lists
-from session_middleware.storage.sql.memory.indexing import POSITION_BITS
-from session_middleware.storage.sql.memory.posting_lists import PART_BITS, PostingSource
+from session_middleware.storage.sql.memory import indexing, items
+from session_middleware.storage.sql.memory.indexing import IN_SESSION, POSITION_BITS, IndexedSession
+from session_middleware.storage.sql.memory.posting_lists import BLOCK_BITS, PostingSource
 
-BEFORE = 2  # messages that a message's vector is made with
+_BEFORE = 2  # the vector of a message includes the texts of so many messages before it
 
 
 # Comparing
@@ -28,33 +28,33 @@ def cosines(
     nearest: int | None,
     besides: Collection[int],
 ) -> dict[int, float]:
-    """How near texts are to the query: of several vectors of one, the nearest.
+    """The cosine of each document and the query; of several vectors of a document, the greatest.
 
-    Of the `nearest` so many vectors, and of the places in `besides`; ``None``: of all.
+    Only of the `nearest` so many vectors and of the documents in `besides`; ``None``: of all.
     """
     import numpy as np
 
     rows: list[tuple[int, bytes]] = []
     for source in sources:
         rows += connection.execute(
-            "SELECT place, vector FROM vectors WHERE scope_id = ? AND place BETWEEN ? AND ?",
-            (source.scope_id, source.first_part << PART_BITS, ((source.last_part + 1) << PART_BITS) - 1),
+            "SELECT document, vector FROM vectors WHERE scope_id = ? AND document BETWEEN ? AND ?",
+            (source.scope_id, source.first_block << BLOCK_BITS, ((source.last_block + 1) << BLOCK_BITS) - 1),
         ).fetchall()
     if not rows:
         return {}
-    of, found = zip(*rows, strict=True)
-    near = np.frombuffer(b"".join(found), dtype="<f4").reshape(len(rows), -1) @ unit(query)
-    places = np.array(of, dtype="<i8")
+    ids, blobs = zip(*rows, strict=True)
+    near = np.frombuffer(b"".join(blobs), dtype="<f4").reshape(len(rows), -1) @ unit(query)
+    documents = np.array(ids, dtype="<i8")
     if nearest is not None and nearest < len(rows):
-        wanted = np.isin(places, np.fromiter(besides, dtype="<i8", count=len(besides)))
+        wanted = np.isin(documents, np.fromiter(besides, dtype="<i8", count=len(besides)))
         wanted[np.argpartition(near, -nearest)[-nearest:]] = True
-        places, near = places[wanted], near[wanted]
-    order = np.argsort(near, kind="stable")  # of several, the nearest comes last and stays
-    return dict(zip(places[order].tolist(), near[order].tolist(), strict=True))
+        documents, near = documents[wanted], near[wanted]
+    order = np.argsort(near, kind="stable")  # of several vectors of a document the last, and greatest, is kept
+    return dict(zip(documents[order].tolist(), near[order].tolist(), strict=True))
 
 
 def unit(vector: Sequence[float]) -> Any:
-    """The vector as float32, of length one, however large or small its numbers are."""
+    """The vector as float32 with length one; very large and very small numbers neither overflow nor vanish."""
     import numpy as np
 
     found = np.asarray(vector, dtype="<f8")
@@ -67,47 +67,48 @@ def unit(vector: Sequence[float]) -> Any:
 # Making
 
 
-def to_embed(connection: sqlite3.Connection, limit: int, *, messages: bool) -> list[ToEmbed]:
-    """What has no vectors yet; of items those whose words are indexed, which is what takes vectors away again."""
+def list_to_embed(connection: sqlite3.Connection, limit: int, *, messages: bool) -> list[ToEmbed]:
+    """Documents without vectors; only indexed items, because vectors are deleted together with words."""
+    rows = connection.execute(
+        "SELECT s.id, m.namespace, m.position FROM memories AS m CROSS JOIN index_scopes AS s"
+        " WHERE m.embedded = 0 AND m.indexed = 1 AND s.kind = 'item' AND s.name = m.namespace"
+        " ORDER BY m.namespace, m.position LIMIT ?",
+        (limit,),
+    ).fetchall()
     found = []
-    waiting = connection.execute(
-        "SELECT id, namespace FROM memories WHERE embedded = 0 AND indexed = 1 ORDER BY id LIMIT ?", (limit,)
-    )
-    for number, namespace in waiting.fetchall():
-        scope_id = posting_lists.find_scope(connection, "item", namespace)
-        assert scope_id is not None
-        item = items.get_any(connection, number)
-        found.append(ToEmbed(scope_id, ITEM | number, _fingerprint(item.value), item=item))
+    for scope_id, namespace, position in rows:
+        item = items.find_at(connection, namespace, position, None)
+        assert item is not None
+        found.append(ToEmbed(scope_id, items.document_of(scope_id, position), _fingerprint(item.value), item=item))
     return [*found, *(_messages(connection, limit - len(found)) if messages else ())]
 
 
 def _messages(connection: sqlite3.Connection, limit: int) -> list[ToEmbed]:
     found: list[ToEmbed] = []
     rows = connection.execute(
-        "SELECT number, scope_id, session_id, embedded, positions FROM index_sessions WHERE embedded < positions"
-        " ORDER BY number LIMIT ?",
+        "SELECT number, session_id, scope_id, indexed_seq, positions, embedded FROM index_sessions"
+        " WHERE embedded < positions ORDER BY scope_id, number LIMIT ?",
         (limit,),
     )
-    for number, scope_id, session_id, embedded, positions in rows.fetchall():
-        wanted = range(embedded, min(positions, embedded + limit - len(found)))
-        found += _of_session(connection, number, scope_id, session_id, wanted)
+    for *columns, embedded in rows.fetchall():
+        session = IndexedSession(*columns)
+        wanted = range(embedded, min(session.positions, embedded + limit - len(found)))
+        found += _of_session(connection, session, wanted)
     return found
 
 
-def _of_session(
-    connection: sqlite3.Connection, number: int, scope_id: int, session_id: str, positions: range
-) -> Iterator[ToEmbed]:
-    seqs = indexing.seqs(connection, number)
-    said: dict[int, str] = {}
-    for position in range(max(0, positions.start - BEFORE), positions.stop):
+def _of_session(connection: sqlite3.Connection, session: IndexedSession, positions: range) -> Iterator[ToEmbed]:
+    seqs = indexing.seqs(connection, session)
+    texts: dict[int, str] = {}
+    for position in range(max(0, positions.start - _BEFORE), positions.stop):
         row = connection.execute(
-            "SELECT text FROM messages WHERE session_id = ? AND seq = ?", (session_id, seqs[position])
+            "SELECT text FROM messages WHERE session_id = ? AND seq = ?", (session.session_id, seqs[position])
         ).fetchone()
-        said[position] = row[0] if row else ""
+        texts[position] = row[0] if row else ""
     for position in positions:
-        with_those_before = "\n".join(filter(None, (said.get(p) for p in range(position - BEFORE, position + 1))))
-        texts = [text for text in (said[position], with_those_before) if text]
-        yield ToEmbed(scope_id, number << POSITION_BITS | position, seqs[position], texts=texts)
+        with_those_before = "\n".join(filter(None, (texts.get(p) for p in range(position - _BEFORE, position + 1))))
+        wanted = [text for text in (texts[position], with_those_before) if text]
+        yield ToEmbed(session.scope_id, session.number << POSITION_BITS | position, seqs[position], texts=wanted)
 
 
 def _fingerprint(value: dict[str, Any]) -> int:
@@ -115,40 +116,47 @@ def _fingerprint(value: dict[str, Any]) -> int:
 
 
 def put(connection: sqlite3.Connection, found: Sequence[Vectors]) -> None:
-    for of, made in found:
-        connection.execute("DELETE FROM vectors WHERE scope_id = ? AND place = ?", (of.scope_id, of.place))
-        if of.place >= ITEM:
-            if not _is_same_item(connection, of):
-                continue
-            connection.execute("UPDATE memories SET embedded = 1 WHERE id = ?", (of.place - ITEM,))
-        elif not _is_same_message(connection, of):
+    for source, made in found:
+        connection.execute(
+            "DELETE FROM vectors WHERE scope_id = ? AND document = ?", (source.scope_id, source.document)
+        )
+        is_item = source.document >= ITEM
+        if not (_mark_item if is_item else _mark_message)(connection, source):
             continue
         vectors = [unit(vector) for vector in made]
-        if of.item is None and vectors:
+        if not is_item and vectors:
             vectors = [unit(sum(vectors))]
         connection.executemany(
-            "INSERT INTO vectors (scope_id, place, vector) VALUES (?, ?, ?)",
-            [(of.scope_id, of.place, vector.tobytes()) for vector in vectors],
+            "INSERT INTO vectors (scope_id, document, number, vector) VALUES (?, ?, ?, ?)",
+            [(source.scope_id, source.document, number, vector.tobytes()) for number, vector in enumerate(vectors)],
         )
 
 
-def _is_same_item(connection: sqlite3.Connection, of: ToEmbed) -> bool:
+def _mark_item(connection: sqlite3.Connection, source: ToEmbed) -> bool:
+    """Mark an item as embedded; ``False`` when it was changed or deleted in the meantime."""
     row = connection.execute(
-        "SELECT namespace FROM memories WHERE id = ? AND embedded IS NOT NULL AND indexed = 1", (of.place - ITEM,)
+        "SELECT m.namespace, m.position FROM index_scopes AS s JOIN memories AS m ON m.namespace = s.name"
+        " WHERE s.id = ? AND s.kind = 'item' AND m.position = ? AND m.embedded IS NOT NULL AND m.indexed = 1",
+        (source.scope_id, source.document & items.IN_NAMESPACE),
     ).fetchone()
-    if row is None or posting_lists.find_scope(connection, "item", row[0]) != of.scope_id:
+    item = None if row is None else items.find_at(connection, row[0], row[1], None)
+    if item is None or _fingerprint(item.value) != source.version:
         return False
-    return _fingerprint(items.get_any(connection, of.place - ITEM).value) == of.version
+    connection.execute("UPDATE memories SET embedded = 1 WHERE namespace = ? AND position = ?", row)
+    return True
 
 
-def _is_same_message(connection: sqlite3.Connection, of: ToEmbed) -> bool:
-    """Whether it is still the message at its place; if so, all up to it are embedded."""
-    number, position = of.place >> POSITION_BITS, of.place & ((1 << POSITION_BITS) - 1)
-    seqs = indexing.seqs(connection, number)
-    if position >= len(seqs):
+def _mark_message(connection: sqlite3.Connection, source: ToEmbed) -> bool:
+    """Mark a session as embedded up to a message; ``False`` when that was changed or deleted in the meantime."""
+    number, position = source.document >> POSITION_BITS, source.document & IN_SESSION
+    row = connection.execute(
+        "SELECT number, session_id, scope_id, indexed_seq, positions FROM index_sessions WHERE number = ?", (number,)
+    ).fetchone()
+    if row is None or position >= row[-1]:
         return False
     connection.execute("UPDATE index_sessions SET embedded = MAX(embedded, ?) WHERE number = ?", (position + 1, number))
-    return bool(seqs[position]) and seqs[position] == of.version
+    seq = indexing.seqs(connection, IndexedSession(*row))[position]
+    return bool(seq) and seq == source.version
 
 
 # The model
@@ -166,6 +174,8 @@ def set_model(connection: sqlite3.Connection, name: str, dimensions: int, *, rep
     connection.execute("UPDATE memories SET embedded = 0 WHERE embedded = 1")
     connection.execute("UPDATE index_sessions SET embedded = 0 WHERE embedded > 0")
     connection.execute(
-        "INSERT OR REPLACE INTO vector_models (id, name, dimensions) VALUES (1, ?, ?)", (name, dimensions)
+        "INSERT INTO vector_models (id, name, dimensions) VALUES (1, ?, ?)"
+        " ON CONFLICT (id) DO UPDATE SET name = excluded.name, dimensions = excluded.dimensions",
+        (name, dimensions),
     )
     return name, dimensions

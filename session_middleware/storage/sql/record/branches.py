@@ -15,9 +15,9 @@ from typing import NamedTuple
 from session_middleware.models import to_text
 from session_middleware.storage.checkpoint_types import CheckpointPut
 from session_middleware.storage.run import RunContext
+from session_middleware.storage.sql.checkpoints.latest_checkpoint import Head
 from session_middleware.storage.sql.checkpoints.rows import AT, at
-from session_middleware.storage.sql.record import counters as tallies
-from session_middleware.storage.sql.record.counters import SessionCounters
+from session_middleware.storage.sql.session_state import SessionWrite
 
 MAIN = "main"
 Line = Sequence[tuple[str, int]]  # a branch and its ancestors, each with the seq up to which it counts
@@ -25,16 +25,20 @@ Line = Sequence[tuple[str, int]]  # a branch and its ancestors, each with the se
 _EVERYTHING = 2**62
 
 
-def branch_of(connection: sqlite3.Connection, visit: RunContext, tally: SessionCounters) -> str:
-    """The branch that a visit's words go to: where its checkpoint is, or else where the session is."""
+def branch_of(write: SessionWrite, visit: RunContext) -> str:
+    """The branch that a run's messages are on: that of its checkpoint, or else the session's."""
     if visit.branch is None:
-        row = None
+        branch = None
         if visit.checkpoint_id is not None:
-            row = connection.execute(
-                f"SELECT branch FROM checkpoints WHERE {AT}", at(visit.session_id, "", visit.checkpoint_id)
-            ).fetchone()
-        visit.branch = (row and row[0]) or tally.branch
+            point = write.state.points.get(("", visit.checkpoint_id))
+            branch = point.branch if point else _branch_at(write, visit.session_id, visit.checkpoint_id)
+        visit.branch = branch or write.counters.branch
     return visit.branch
+
+
+def _branch_at(write: SessionWrite, session_id: str, checkpoint_id: str) -> str | None:
+    row = write.query(f"SELECT branch FROM checkpoints WHERE {AT}", at(session_id, "", checkpoint_id)).fetchone()
+    return None if row is None else row[0]
 
 
 def line(connection: sqlite3.Connection, session_id: str, branch: str) -> Line:
@@ -58,49 +62,59 @@ class BranchPoint(NamedTuple):
     seq: int | None = None
 
 
-def place_put(
-    connection: sqlite3.Connection, put: CheckpointPut, now: datetime
-) -> tuple[SessionCounters, BranchPoint] | None:
-    """Where a checkpoint goes that is being put: a new branch, where its parent has another child; its parent's seq.
+def place_put(write: SessionWrite, put: CheckpointPut, now: datetime) -> BranchPoint:
+    """Where in the record a checkpoint is that is being put, beginning a new branch where its parent has another child.
 
-    A second one without a parent begins a branch too: two runs at once have both begun the thread.
-    A subgraph's goes where its graph does. ``None``: there is no such session.
+    A second checkpoint without a parent begins a branch too: two runs at once have both begun the thread. A
+    subgraph's checkpoint is where its graph is.
     """
-    visit = put.visit
     if put.checkpoint_ns:
-        counted = tallies.read(connection, visit.session_id)
-        return None if counted is None else (counted, BranchPoint())
-    parent = (put.checkpoint_id, *[put.parent_id or ""] * 2, visit.session_id)
-    row = connection.execute(_SESSION_AND_PARENT, parent).fetchone()
-    if row is None:
-        return None
-    tally = SessionCounters(visit.session_id, *row[:2])
-    is_known, branch, seq, has_child, newest = row[2:]
+        return BranchPoint()
+    visit, counters, state = put.visit, write.counters, write.state
+    head, point = state.heads.get(""), state.points.get(("", put.parent_id or ""))
+    if head is not None and point is not None and head.latest_id == put.parent_id and not _is_put_again(head, put):
+        branch, seq = point.branch, point.seq or 0  # the latest checkpoint has no child
+        visit.branch, visit.checkpoint_id = branch or MAIN, put.checkpoint_id
+        counters.move_to(visit.branch)
+        return BranchPoint(visit.branch, seq)
+    row = write.query(_PARENT, (put.checkpoint_id, *[put.parent_id or ""] * 2, visit.session_id)).fetchone()
+    is_known, branch, seq, has_child, newest = row
     seq = seq if isinstance(seq, int) else 0  # else it is damage, and the record must not break a put
-    if put.parent_id is None and connection.execute(_OTHER_ROOT, (visit.session_id, put.checkpoint_id)).fetchone():
-        branch = _put_before(connection, put) or _part(connection, visit, MAIN, 0, now)
+    others = (visit.session_id, put.checkpoint_id)
+    if put.parent_id is None and newest is not None and write.query(_OTHER_ROOT, others).fetchone():
+        branch = _put_before(write, put) or _part(write, visit, MAIN, 0, now)
     elif not is_known:
-        branch = branch_of(connection, visit, tally)
+        branch = branch_of(write, visit)
     elif has_child:
-        branch = _put_before(connection, put) or _part(connection, visit, branch or MAIN, seq, now)
+        branch = _put_before(write, put) or _part(write, visit, branch or MAIN, seq, now)
     visit.branch, visit.checkpoint_id = branch or MAIN, put.checkpoint_id
-    if newest is None or put.checkpoint_id >= newest or _put_before(connection, put) is None:
-        tally.move_to(visit.branch)  # where a thread is, the checkpoint says that was put last
-    return tally, BranchPoint(visit.branch, seq)
+    if newest is None or put.checkpoint_id >= newest or _put_before(write, put) is None:
+        counters.move_to(visit.branch)  # the thread is where the checkpoint is that was put last
+    return BranchPoint(visit.branch, seq)
+
+
+def _is_put_again(head: Head, put: CheckpointPut) -> bool:
+    """Whether the checkpoint may be there already."""
+    return head.newest_position >= put.checkpoint_id
 
 
 # A child stands after its parent, so for a thread's latest checkpoint nothing is looked through.
-_SESSION_AND_PARENT = """
-    SELECT last_seq, sessions.branch, parent.checkpoint_id IS NOT NULL, parent.branch, parent.seq, EXISTS (
+_PARENT = """
+    SELECT parent.checkpoint_id IS NOT NULL, parent.branch, parent.seq, EXISTS (
         SELECT 1 FROM checkpoints AS child
-        WHERE child.session_id = sessions.id AND child.checkpoint_ns = ''
-        AND child.place > parent.place AND child.parent_id = parent.checkpoint_id
+        WHERE child.home = sessions.home AND child.session_id = sessions.id AND child.checkpoint_ns = ''
+        AND child.position > parent.position AND child.parent_id = parent.checkpoint_id
         AND child.checkpoint_id != ?
-    ), (SELECT place FROM heads WHERE session_id = sessions.id AND checkpoint_ns = '')
+    ), (
+        SELECT newest_position FROM heads
+        WHERE home = sessions.home AND session_id = sessions.id AND checkpoint_ns = ''
+    )
     FROM sessions LEFT JOIN checkpoints AS parent
-    ON parent.session_id = sessions.id AND parent.checkpoint_ns = '' AND parent.place = (
-        SELECT place FROM checkpoints AS own WHERE own.session_id = sessions.id AND own.checkpoint_ns = ''
-        AND own.place >= ? AND own.checkpoint_id = ? LIMIT 1
+    ON parent.home = sessions.home AND parent.session_id = sessions.id AND parent.checkpoint_ns = ''
+    AND parent.position = (
+        SELECT position FROM checkpoints AS own
+        WHERE own.home = sessions.home AND own.session_id = sessions.id AND own.checkpoint_ns = ''
+        AND own.position >= ? AND own.checkpoint_id = ? LIMIT 1
     )
     WHERE sessions.id = ?
 """
@@ -108,58 +122,60 @@ _SESSION_AND_PARENT = """
 
 _OTHER_ROOT = """
     SELECT 1 FROM checkpoints
-    WHERE session_id = ? AND checkpoint_ns = '' AND parent_id IS NULL AND checkpoint_id != ? LIMIT 1
+    WHERE home = (SELECT home FROM sessions WHERE id = ?1) AND session_id = ?1 AND checkpoint_ns = ''
+    AND parent_id IS NULL AND checkpoint_id != ?2 LIMIT 1
 """
 
 
-def _put_before(connection: sqlite3.Connection, put: CheckpointPut) -> str | None:
+def _put_before(write: SessionWrite, put: CheckpointPut) -> str | None:
     """The branch of a checkpoint that is put again."""
-    row = connection.execute(
+    row = write.query(
         f"SELECT branch FROM checkpoints WHERE {AT}", at(put.visit.session_id, "", put.checkpoint_id)
     ).fetchone()
     return row and (row[0] or MAIN)
 
 
-def _part(connection: sqlite3.Connection, visit: RunContext, parent: str, seq: int, now: datetime) -> str:
+def _part(write: SessionWrite, visit: RunContext, parent: str, seq: int, now: datetime) -> str:
     """A new branch for a run, with what it has said since it began: on the parent, or where it took itself to be."""
-    branch = begin(connection, visit, parent, seq, now)
+    branch = begin(write, visit, parent, seq, now)
     if visit.run_id is not None:
-        connection.execute(
+        write.state.message_rows.clear()
+        write.execute(
             "UPDATE messages SET branch = ? WHERE session_id = ? AND seq > ? AND branch IN (?, ?) AND run_id = ?",
             (branch, visit.session_id, seq, parent, visit.branch or parent, visit.run_id),
         )
     return branch
 
 
-def begin(connection: sqlite3.Connection, visit: RunContext, parent: str, seq: int, now: datetime) -> str:
+def begin(write: SessionWrite, visit: RunContext, parent: str, seq: int, now: datetime) -> str:
     """A new branch, which has what its parent had up to `seq`."""
-    row = connection.execute("SELECT COUNT(*) FROM branches WHERE session_id = ?", (visit.session_id,)).fetchone()
+    row = write.query("SELECT COUNT(*) FROM branches WHERE session_id = ?", (visit.session_id,)).fetchone()
     branch = f"branch-{row[0] + 2}"
-    connection.execute(
+    write.execute(
         "INSERT INTO branches (session_id, id, parent_id, parent_seq, run_id, created_at) VALUES (?, ?, ?, ?, ?, ?)",
         (visit.session_id, branch, parent, seq, visit.run_id, to_text(now)),
     )
     return branch
 
 
-def follow_parent(connection: sqlite3.Connection, session_id: str, branch: str, seq: int, message_id: str) -> bool:
+def follow_parent(write: SessionWrite, session_id: str, branch: str, seq: int, message_id: str) -> bool:
     """Let a branch that has said nothing of its own share its parent's next message too, if this is it.
 
     So what is replayed the same stays one row.
     """
-    found = connection.execute(
+    found = write.query(
         "SELECT parent_id, parent_seq FROM branches WHERE session_id = ? AND id = ? AND NOT EXISTS"
         " (SELECT 1 FROM messages WHERE session_id = branches.session_id AND seq > parent_seq AND branch = id)",
         (session_id, branch),
     ).fetchone()
     if found is None:
         return False
-    following = connection.execute(
+    following = write.query(
         "SELECT seq, message_id FROM messages WHERE session_id = ? AND seq > ? AND branch = ?"
         " AND status = 'complete' ORDER BY seq LIMIT 1",
         (session_id, found[1], found[0]),
     ).fetchone()
     if following != (seq, message_id):
         return False
-    connection.execute("UPDATE branches SET parent_seq = ? WHERE session_id = ? AND id = ?", (seq, session_id, branch))
+    write.execute("UPDATE branches SET parent_seq = ? WHERE session_id = ? AND id = ?", (seq, session_id, branch))
     return True

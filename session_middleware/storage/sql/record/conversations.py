@@ -1,4 +1,4 @@
-"""The items of other SDKs' conversations: append, list and remove."""
+"""The items of other SDKs' conversations in SQLite."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from collections.abc import Sequence
 
 from session_middleware.storage.record_entries import Attachment
 from session_middleware.storage.sql.record import message_rows, tool_call_rows
+from session_middleware.storage.sql.session_state import SessionWrite
 from session_middleware.storage.types import ConversationItemPut, StoredItem
 
 
-def append(connection: sqlite3.Connection, session_id: str, items: Sequence[ConversationItemPut]) -> None:
+def append(connection: SessionWrite, session_id: str, items: Sequence[ConversationItemPut]) -> None:
     (last,) = connection.execute(
         "SELECT COALESCE(MAX(position), 0) FROM conversation_items WHERE session_id = ?", (session_id,)
     ).fetchone()
@@ -51,8 +52,8 @@ def _files(connection: sqlite3.Connection, session_id: str, names: Sequence[str]
     return {name: data for name, data in found.items() if data is not None}
 
 
-def remove(connection: sqlite3.Connection, session_id: str, limit: int | None) -> list[StoredItem]:
-    found = _list_last(connection, session_id, limit)
+def remove(connection: SessionWrite, session_id: str, limit: int | None) -> list[StoredItem]:
+    found = _list_last(connection.connection, session_id, limit)
     for position, _, message_id in found:
         connection.execute(
             "UPDATE conversation_items SET removed = 1 WHERE session_id = ? AND position = ?", (session_id, position)

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from session_middleware.models import Run, ToolCall
 from session_middleware.storage.processes import is_gone
+from session_middleware.storage.sql.session_state import SessionWrite
 from session_middleware.storage.types import Record
 
 E = TypeVar("E", bound=Record)
@@ -57,7 +58,7 @@ def interrupt(connection: sqlite3.Connection) -> None:
     connection.executemany(_CALLS, outside)
 
 
-def interrupt_calls(connection: sqlite3.Connection, session_id: str, run_id: str, since: int) -> None:
+def interrupt_calls(connection: sqlite3.Connection | SessionWrite, session_id: str, run_id: str, since: int) -> None:
     connection.execute(
         "UPDATE tool_calls SET status = 'interrupted'"
         " WHERE session_id = ? AND seq > ? AND run_id = ? AND status = 'running'",

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from session_middleware.storage.sql.memory import indexing, memories
+from session_middleware.storage.sql.memory import memories
 from session_middleware.storage.sql.sessions import events
 
 _HASH = re.compile(r"sha256:[0-9a-f]{64}")
@@ -47,7 +47,6 @@ def _digest(message_id: str, words: bytes) -> str:
 
 def delete_message(connection: sqlite3.Connection, session_id: str, message_id: str, now: datetime) -> int:
     """All versions of it; how many that were."""
-    marked = indexing.mark(connection)
     rows = connection.execute(
         "DELETE FROM messages WHERE session_id = ? AND message_id = ?"
         " RETURNING version, COALESCE(content, '') || COALESCE(extra, ''), place, branch,"
@@ -66,7 +65,6 @@ def delete_message(connection: sqlite3.Connection, session_id: str, message_id: 
     )
     _delete_files(connection, session_id, {name for _, content, *_ in rows for name in _HASH.findall(content)})
     memories.refresh(connection, now)
-    indexing.set_mark(connection, marked)  # the message it was on may be the one
     seqs = [row[-1] for row in rows]
     digests = [_digest(message_id, in_bytes(row[4:-1])) for row in rows]
     detail = {"message_id": message_id, "versions": len(rows), "place": rows[0][2], "branch": rows[0][3]}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -19,6 +18,7 @@ from session_middleware.storage.sql.record import (
     tool_call_repairs,
     usage,
 )
+from session_middleware.storage.sql.session_state import SessionWrite
 from session_middleware.storage.sql.sessions import events
 from session_middleware.storage.types import (
     ConversationItemPut,
@@ -123,8 +123,8 @@ class RecordOperations(Operations):
     # Items of conversations
 
     def append_items(self, context: RunContext, items: Sequence[ConversationItemPut]) -> None:
-        def append(connection: sqlite3.Connection, _: str, write_down: Callable[..., Any]) -> None:
-            conversations.append(connection, context.session_id, items)
+        def append(write: SessionWrite, write_down: Callable[..., Any]) -> None:
+            conversations.append(write, context.session_id, items)
             write_down([message for item in items for message in item.message])
 
         self._visit(context, append)
@@ -134,6 +134,6 @@ class RecordOperations(Operations):
 
     def remove_items(self, context: RunContext, *, limit: int | None = None) -> list[StoredItem]:
         removed: list[StoredItem] = self._visit(
-            context, lambda connection, *_: conversations.remove(connection, context.session_id, limit)
+            context, lambda write, _: conversations.remove(write, context.session_id, limit)
         )
         return removed

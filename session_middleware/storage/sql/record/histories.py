@@ -6,7 +6,6 @@ A message that was deleted from the branch takes part in that as long as the his
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -15,8 +14,8 @@ from session_middleware.storage.record_entries import Alignment, ComparableMessa
 from session_middleware.storage.run import RunContext
 from session_middleware.storage.sql.record import branches, deletions, message_rows
 from session_middleware.storage.sql.record.branches import Line
-from session_middleware.storage.sql.record.counters import SessionCounters
 from session_middleware.storage.sql.record.deletions import DeletedMessage
+from session_middleware.storage.sql.session_state import SessionWrite
 
 
 class _Standing(NamedTuple):
@@ -37,20 +36,20 @@ class _Given(NamedTuple):
 class _Aligning:
     """A history beside what is recorded of a session."""
 
-    def __init__(self, connection: sqlite3.Connection, visit: RunContext, history: HistoryEntry) -> None:
+    def __init__(self, connection: SessionWrite, visit: RunContext, history: HistoryEntry) -> None:
         self._connection = connection
         self._session_id = visit.session_id
         self._align = history.align
         self.messages = [message_rows.cleaned(message) for message in history.messages]
         self._given = [_given(message) for message in self.messages]
-        self.gone = deletions.deleted(connection, visit.session_id)
+        self.gone = deletions.deleted(connection.connection, visit.session_id) if connection.state.has_deletions else []
 
     def beside(self, branch: str) -> tuple[list[_Standing], Alignment]:
         """What a branch holds, and how the history is aligned with it."""
         given = [each.said for each in self._given]
         recorded = _view(self._connection, self._session_id, branch)
         found = self._align([each.said for each in recorded], given)
-        line = branches.line(self._connection, self._session_id, branch) if self.gone else ()
+        line = branches.line(self._connection.connection, self._session_id, branch) if self.gone else ()
         if brought := _brought_back(self.gone, self._given, line):
             with_gone = sorted([*recorded, *brought], key=lambda each: each[:2])
             other = self._align([each.said for each in with_gone], given)
@@ -68,18 +67,17 @@ class _Aligning:
         held, best = _beginning(recorded, given), None
         if held == len(given) or not _differs(found, recorded, [each.said for each in self._given]):
             return None
-        for (branch,) in self._connection.execute(_SAYING, (self._session_id, *given[held].words)).fetchall():
+        for (branch,) in self._connection.query(_SAYING, (self._session_id, *given[held].words)).fetchall():
             length = _beginning(_view(self._connection, self._session_id, branch), given)
             if length > held:
                 best, held = branch, length
         return best
 
 
-def append(
-    connection: sqlite3.Connection, visit: RunContext, history: HistoryEntry, tally: SessionCounters, now: datetime
-) -> None:
+def append(connection: SessionWrite, visit: RunContext, history: HistoryEntry, now: datetime) -> None:
+    tally = connection.counters
     aligning = _Aligning(connection, visit, history)
-    branch = branches.branch_of(connection, visit, tally)
+    branch = branches.branch_of(connection, visit)
     recorded, found = aligning.beside(branch)
     while (better := aligning.better(recorded, found)) is not None:
         visit.branch = branch = better
@@ -91,7 +89,7 @@ def append(
         tally.move_to(visit.branch)
     named = _named(visit, aligning, found)
     # what is recorded under another id cannot be a new version of it
-    message_rows.append(connection, visit, [m for m, known in named if known is None or not found.renamed], tally, now)
+    message_rows.append(connection, visit, [m for m, known in named if known is None or not found.renamed], now)
     if not found.renamed:  # the graph may give them ids
         visit.unclaimed.update({m.claim: m.message_id for m, known in named if known is None and m.minted and m.text})
     if history.is_said:
@@ -147,10 +145,12 @@ def _beginning(recorded: Sequence[_Standing], given: Sequence[ComparableMessage]
     return next((place for place in range(length) if not given[place].is_same_as(spoken[place])), length)
 
 
-def _view(connection: sqlite3.Connection, session_id: str, branch: str) -> list[_Standing]:
+def _view(connection: SessionWrite, session_id: str, branch: str) -> list[_Standing]:
     """What a branch holds, in its order, each message as the branch has it."""
     latest: dict[str, tuple[Any, ...]] = {}
-    for row in message_rows.rows_of(connection, f"{message_rows.FIELDS}, tool_call_id, run_id", session_id, branch):
+    for row in message_rows.rows_of(
+        connection.connection, f"{message_rows.FIELDS}, tool_call_id, run_id", session_id, branch
+    ):
         latest[row[0]] = row
     rows = [row for row in sorted(latest.values(), key=lambda row: row[3]) if row[5] == "complete"]
     return [

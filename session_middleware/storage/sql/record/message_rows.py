@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 from session_middleware.models import Message, to_text
 from session_middleware.storage.record_entries import ASIDE, SHARED, MessageEntry, ModelCallEntry
 from session_middleware.storage.run import RunContext
-from session_middleware.storage.sql.record import branches, counters, deletions, tool_call_rows
+from session_middleware.storage.sql.record import branches, deletions, tool_call_rows
 from session_middleware.storage.sql.record.branches import Line
-from session_middleware.storage.sql.record.counters import SessionCounters
 from session_middleware.storage.sql.row_mapping import clean, marks_of, to_json, values_of
+from session_middleware.storage.sql.session_state import SessionWrite
 
 
 class _Row(NamedTuple):
@@ -66,27 +66,19 @@ _IS_ASIDE = """
 _AT_ONCE = 500  # ids looked for by one statement
 
 
-def append(
-    connection: sqlite3.Connection,
-    visit: RunContext,
-    messages: Sequence[MessageEntry],
-    tally: SessionCounters,
-    now: datetime,
-) -> None:
-    _Appending(connection, visit, tally, now).append([cleaned(message) for message in messages])
+def append(write: SessionWrite, visit: RunContext, messages: Sequence[MessageEntry], now: datetime) -> None:
+    _Appending(write, visit, now).append([cleaned(message) for message in messages])
 
 
 class _Appending:
     """One batch of messages on its way into the record."""
 
-    def __init__(
-        self, connection: sqlite3.Connection, visit: RunContext, tally: SessionCounters, now: datetime
-    ) -> None:
-        self._connection = connection
+    def __init__(self, write: SessionWrite, visit: RunContext, now: datetime) -> None:
+        self._connection = write
         self._visit = visit
-        self._tally = tally
+        self._tally = write.counters
         self._now = now
-        self._branch = branches.branch_of(connection, visit, tally)
+        self._branch = branches.branch_of(write, visit)
         self._line: Line | None = None
         self._known: dict[str, list[_Row]] = {}
         self._new: list[tuple[Any, ...]] = []
@@ -96,8 +88,9 @@ class _Appending:
     def append(self, messages: Sequence[MessageEntry]) -> None:
         if aliases := self._visit.aliases:
             messages = [_under_its_own_id(message, aliases) for message in messages]
-        gone = {each.message_id for each in deletions.deleted(self._connection, self._visit.session_id)}
-        if gone:
+        if self._connection.state.has_deletions:
+            deleted = deletions.deleted(self._connection.connection, self._visit.session_id)
+            gone = {each.message_id for each in deleted}
             messages = [message for message in messages if message.message_id not in gone]
         self._look_up(messages)
         self._minted = {message.message_id for message in messages if message.minted}
@@ -106,31 +99,41 @@ class _Appending:
                 self._answer()
             self._append_one(message)
         self._answer()
+        self._connection.state.keep_messages(self._known)
 
     def _answer(self) -> None:
         """Rows for executions, after the messages that tell of them and before what was said then."""
         self._insert()
         for answer in self._answers:
-            tool_call_rows.answer(self._connection, self._visit, answer, self._tally)
+            tool_call_rows.answer(self._connection, self._visit, answer)
             if answer.artifact is not None:
                 tool_call_rows.keep_artifact(self._connection, self._visit, answer)
         self._answers.clear()
 
     def _insert(self) -> None:
-        counters.insert(self._connection, "messages", _COLUMNS, self._new)
-        self._new.clear()
+        if self._new:
+            self._connection.insert("messages", _COLUMNS, self._new)
+            self._new.clear()
 
     def _look_up(self, messages: Sequence[MessageEntry]) -> None:
+        """Find the recorded versions of the messages, reading those that are not known."""
         ids = {message.message_id for message in messages}
         ids |= {other for message in messages for other in (message.followed_by, message.again) if other}
         ids |= {heard for message in messages if (heard := self._visit.unclaimed.get(message.claim))}
-        wanted = list(ids)
+        state, own = self._connection.state, self._visit.session_id
+        self._known = {one: list(rows) for one in ids if (rows := state.message_rows.get(one))}
+        wanted = ids - self._known.keys()
+        if wanted and state.may_read_ids():
+            found = self._connection.query("SELECT DISTINCT message_id FROM messages WHERE session_id = ?", (own,))
+            state.message_ids = {message_id for (message_id,) in found}
+        if state.message_ids is not None:
+            wanted &= state.message_ids
         for start in range(0, len(wanted), _AT_ONCE):
-            some = wanted[start : start + _AT_ONCE]
-            for row in self._connection.execute(
+            some = list(wanted)[start : start + _AT_ONCE]
+            for row in self._connection.query(
                 f"SELECT {FIELDS} FROM messages WHERE session_id = ?"
                 f" AND message_id IN ({', '.join('?' * len(some))}) ORDER BY version",
-                (self._visit.session_id, *some),
+                (own, *some),
             ):
                 self._known.setdefault(row[0], []).append(_Row(*row))
 
@@ -171,7 +174,7 @@ class _Appending:
         """From a cache comes the id of what was said first as well; where that is new, this is it."""
         first = str(message.again)
         was_said = any(row.status == "complete" and self._sees(row) for row in self._known.get(first, ()))
-        aside = was_said and self._connection.execute(_IS_ASIDE, (self._visit.session_id, first)).fetchone()
+        aside = was_said and self._connection.query(_IS_ASIDE, (self._visit.session_id, first)).fetchone()
         own = message.message_id if was_said and not aside else first
         return message._replace(message_id=own, again=None)
 
@@ -191,7 +194,7 @@ class _Appending:
             return True
         self._insert()
         is_silent = not words
-        return bool(self._connection.execute(_IS_USERS, (session_id, text, is_silent, session_id)).fetchone()[0])
+        return bool(self._connection.query(_IS_USERS, (session_id, text, is_silent, session_id)).fetchone()[0])
 
     def _share(self, row: _Row) -> None:
         """What was said in a subgraph, or aside, is in the state of the outermost graph as well.
@@ -202,8 +205,10 @@ class _Appending:
         own = self._visit.session_id, row.message_id
         is_given = row.role == "user" and row.text in (self._visit.users_words or ())
         if is_given and row.message_id in self._visit.written:  # a subgraph that is cut off may put its state first
+            self._forget(row.message_id)
             self._connection.execute(_OUTERMOST, own)
             return
+        self._forget(row.message_id)
         if self._connection.execute(_NO_LONGER_ASIDE, own).rowcount:
             return
         is_new = self._connection.execute(_SHARED, own).rowcount
@@ -211,6 +216,11 @@ class _Appending:
             written = json.dumps(list(self._visit.written.values()))
             if self._connection.execute(_MOVE_BEHIND, (*own, written)).rowcount:
                 self._visit.written[row.message_id] = row.seq
+
+    def _forget(self, message_id: str) -> None:
+        """Read a message anew next time: it is changed by a statement."""
+        self._known.pop(message_id, None)
+        self._connection.state.message_rows.pop(message_id, None)
 
     def _follow(self, row: _Row) -> bool:
         self._insert()
@@ -223,7 +233,7 @@ class _Appending:
         if row.branch == self._branch:
             return True
         if self._line is None:
-            self._line = branches.line(self._connection, self._visit.session_id, self._branch)
+            self._line = branches.line(self._connection.connection, self._visit.session_id, self._branch)
         return any(row.branch == branch and row.seq <= upto for branch, upto in self._line)
 
     def _claim(self, message: MessageEntry, words: tuple[Any, ...]) -> list[_Row]:
@@ -247,6 +257,7 @@ class _Appending:
         )
         if message.tool_calls:
             tool_call_rows.asked_by_another_id(self._connection, self._visit.session_id, str(said), message)
+        self._forget(str(said))
         self._known[message.message_id] = [
             row._replace(message_id=message.message_id, checkpoint_ns=message.checkpoint_ns) for row in known
         ]
@@ -257,6 +268,7 @@ class _Appending:
         if self._visit.unclaimed.get(message.claim) != message.message_id or not self._visit.written:
             return False
         self._insert()
+        self._connection.state.message_rows.clear()
         found = self._connection.execute(
             "UPDATE messages SET checkpoint_ns = ? WHERE session_id = ? AND seq = (SELECT MIN(seq) FROM messages"
             " WHERE session_id = ? AND seq >= ? AND run_id IS ? AND role = ? AND text = ? AND message_id NOT IN"
@@ -325,7 +337,7 @@ class _Appending:
 
     def _add_told(self, call: ModelCallEntry, message: MessageEntry) -> None:
         call = call._replace(started_at=message.created_at, message_id=message.message_id)
-        tool_call_rows.add_told_call(self._connection, self._visit, call, self._tally, self._now)
+        tool_call_rows.add_told_call(self._connection, self._visit, call, self._now)
 
     def _said_at(self, message: MessageEntry) -> datetime:
         """What a checkpoint brings may be put at the end of its run only; what a user said began that."""
@@ -346,33 +358,39 @@ class _Appending:
         if message.checkpoint_ns and message.role == "system" and is_earlier:
             return None
         self._insert()
-        before = self._connection.execute(
+        before = self._connection.query(
             "SELECT MAX(place) FROM messages WHERE session_id = ? AND place < ?",
             (self._visit.session_id, following.place),
         ).fetchone()[0]
         return ((before or 0) + following.place) / 2
 
 
-def restore_conversation_order(
-    connection: sqlite3.Connection, visit: RunContext, ids: Iterable[str | None], tally: SessionCounters
-) -> None:
-    """What this run wrote as it came, and came in another order than the conversation's, trades places.
+def restore_conversation_order(write: SessionWrite, visit: RunContext, ids: Iterable[str | None]) -> None:
+    """Order the messages that this run wrote as the conversation has them. Messages of other runs stay where they are.
 
-    What others wrote stays: in a state in which it was removed and put back, say.
+    Messages arrive in another order where a state in which one was removed is put back, for instance.
     """
-    seqs = {tally.rows.get(own, visit.written[own]): own for own in ids if own in visit.written}
-    for start in range(0, len(seqs) if len(seqs) > 1 else 0, _AT_ONCE):
+    seqs = {write.counters.rows.get(own, visit.written[own]): own for own in ids if own in visit.written}
+    if len(seqs) < 2:
+        return
+    state = write.state
+    known = {row.seq: row.place for own in seqs.values() for row in state.message_rows.get(own, ())}
+    for start in range(0, len(seqs), _AT_ONCE):
         some = list(seqs)[start : start + _AT_ONCE]
-        found = connection.execute(
-            f"SELECT seq, place, message_id FROM messages WHERE session_id = ?"
-            f" AND seq IN ({', '.join('?' * len(some))})",
-            (visit.session_id, *some),
-        )
-        places = {seq: place for seq, place, message_id in found if message_id == seqs[seq]}
+        if all(seq in known for seq in some):
+            places = {seq: known[seq] for seq in some}
+        else:
+            found = write.query(
+                f"SELECT seq, place, message_id FROM messages WHERE session_id = ?"
+                f" AND seq IN ({', '.join('?' * len(some))})",
+                (visit.session_id, *some),
+            )
+            places = {seq: place for seq, place, message_id in found if message_id == seqs[seq]}
         ordered = [seq for seq in some if seq in places]
         for seq, place in zip(ordered, sorted(places.values()), strict=True):
             if place != places[seq]:
-                connection.execute(
+                state.message_rows.pop(seqs[seq], None)
+                write.execute(
                     "UPDATE messages SET place = ? WHERE session_id = ? AND seq = ?", (place, visit.session_id, seq)
                 )
 

@@ -11,8 +11,8 @@ from session_middleware.storage.record_entries import Claim, RunEnd
 from session_middleware.storage.run import RunContext
 from session_middleware.storage.sql.checkpoints.rows import AT, at
 from session_middleware.storage.sql.record import dead_runs
-from session_middleware.storage.sql.record.counters import SessionCounters
 from session_middleware.storage.sql.row_mapping import clean, values_of
+from session_middleware.storage.sql.session_state import SessionWrite
 
 TABLES = ("runs", "messages", "tool_calls", "model_calls", "events", "branches", "files", "conversation_items")
 
@@ -83,8 +83,8 @@ def _ahead_of_state(connection: sqlite3.Connection, visit: RunContext, run_id: s
     return {(role, what): message_id for role, what, message_id in rows}
 
 
-def end_run(connection: sqlite3.Connection, visit: RunContext, end: RunEnd, counted: SessionCounters) -> None:
-    row = connection.execute(
+def end_run(write: SessionWrite, visit: RunContext, end: RunEnd) -> None:
+    row = write.execute(
         _END_RUN,
         (end.outcome, end.error and clean(end.error), end.duration_ms, visit.checkpoint_id)
         + (visit.run_id, visit.session_id),
@@ -92,9 +92,9 @@ def end_run(connection: sqlite3.Connection, visit: RunContext, end: RunEnd, coun
     if row is None:
         return
     if end.cut_off:
-        dead_runs.interrupt_calls(connection, visit.session_id, str(visit.run_id), row[0])
+        dead_runs.interrupt_calls(write, visit.session_id, str(visit.run_id), row[0])
     if end.outcome == "error":
-        counted.count_error()
+        write.counters.count_error()
 
 
 # What a run's models were asked stands behind it in the session's order, so no more than that is read.
@@ -163,7 +163,8 @@ _COPY = (
     AND EXISTS (SELECT 1 FROM messages WHERE session_id = :source
     AND (instr(content, own.hash) OR instr(extra, own.hash)))
     """,
-    f"UPDATE checkpoints SET seq = seq + {_SHIFT} WHERE session_id = :to",
+    f"UPDATE checkpoints SET seq = seq + {_SHIFT}"
+    " WHERE home = (SELECT home FROM sessions WHERE id = :to) AND session_id = :to",
     """
     UPDATE sessions SET (last_seq, branch) = (SELECT sessions.last_seq + source.last_seq, source.branch
     FROM sessions AS source WHERE source.id = :source), message_count = message_count

@@ -20,9 +20,8 @@ from session_middleware.storage.record_entries import (
     is_reported,
 )
 from session_middleware.storage.run import RunContext
-from session_middleware.storage.sql.record import counters as tallies
-from session_middleware.storage.sql.record.counters import SessionCounters
 from session_middleware.storage.sql.row_mapping import clean, marks_of, to_json
+from session_middleware.storage.sql.session_state import SessionCounters, SessionWrite
 
 _COLUMNS = (
     *("session_id", "seq", "run_id", "execution_id", "tool_call_id", "attempt", "name", "arguments", "result"),
@@ -30,9 +29,8 @@ _COLUMNS = (
 )
 
 
-def start(
-    connection: sqlite3.Connection, visit: RunContext, call: ToolStart, tally: SessionCounters, now: datetime
-) -> None:
+def start(connection: SessionWrite, visit: RunContext, call: ToolStart, now: datetime) -> None:
+    tally = connection.counters
     asked, call_id = call.message_id, call.tool_call_id and clean(call.tool_call_id)
     name, arguments = clean(call.name), to_json(call.arguments)
     if call.corrects:
@@ -50,15 +48,15 @@ def start(
     asked = asked and visit.aliases.get(asked, asked)
     visit.executions.setdefault(call_id, set()).add(call.execution_id)
     row = (
-        *(visit.session_id, tally.last_seq + 1, visit.run_id, call.execution_id, call_id, name, arguments),
+        *(visit.session_id, tally.next_seq(), visit.run_id, call.execution_id, call_id, name, arguments),
         *(asked, call.checkpoint_ns, call.node, marks_of(call.marks, name, arguments), to_text(now)),
         *(this_process() if visit.run_id is None else None, visit.session_id, call_id, asked),
     )
-    started = connection.execute(_START, row).fetchone()
-    if started is None:  # another recorder has seen it
-        return
-    tally.next_seq()
     tally.tool_calls += 1
+    started = connection.execute(_START, row).fetchone()
+    if started is None:  # another recorder has recorded it
+        tally.tool_calls, tally.changed = tally.tool_calls - 1, True
+        return
     if started[0] > 1 and started[0] > _times_asked(connection, visit.session_id, asked, call_id):
         connection.execute(
             "UPDATE tool_calls SET status = 'interrupted'"
@@ -78,7 +76,7 @@ _START = """
 """
 
 
-def end(connection: sqlite3.Connection, visit: RunContext, call: ToolEnd, tally: SessionCounters) -> None:
+def end(connection: SessionWrite, visit: RunContext, call: ToolEnd) -> None:
     told = (to_json(call.result), to_json(call.artifact), call.error and clean(call.error))
     changed = connection.execute(
         "UPDATE tool_calls SET status = ?, result = ?, artifact = ?, error = ?, duration_ms = ?, process = NULL"
@@ -88,7 +86,7 @@ def end(connection: sqlite3.Connection, visit: RunContext, call: ToolEnd, tally:
     if changed and (marks := marks_of(call.marks, *told)) is not None:
         connection.execute(_MARK, (marks, visit.session_id, call.execution_id))
     if call.status == "error" and changed:
-        tally.count_error()
+        connection.counters.count_error()
     store_files(connection, visit.session_id, call.files)
 
 
@@ -112,18 +110,19 @@ def interrupt_gone(connection: sqlite3.Connection, session_id: str) -> None:
             )
 
 
-def store_files(connection: sqlite3.Connection, session_id: str, files: Sequence[Attachment]) -> None:
+def store_files(connection: SessionWrite, session_id: str, files: Sequence[Attachment]) -> None:
     for file in files:
         connection.execute(
             "INSERT OR IGNORE INTO files (session_id, hash, media_type, data) VALUES (?, ?, ?, ?)", (session_id, *file)
         )
 
 
-def answer(connection: sqlite3.Connection, visit: RunContext, message: MessageEntry, tally: SessionCounters) -> None:
+def answer(connection: SessionWrite, visit: RunContext, message: MessageEntry) -> None:
     """A row for a call whose execution nobody watched, from the message that answers it.
 
     Models may use an id again, even in one message. So calls, executions and answers are counted.
     """
+    tally = connection.counters
     call_id = str(message.tool_call_id)
     if message.refused and _refuse(connection, visit.session_id, message, tally):
         return
@@ -132,7 +131,7 @@ def answer(connection: sqlite3.Connection, visit: RunContext, message: MessageEn
     if len(visit.executions.get(call_id, ())) >= len(answers) and not message.refused:
         return
     executed = {
-        message_id: _Executed(*rest) for message_id, *rest in connection.execute(_EXECUTED, (visit.session_id, call_id))
+        message_id: _Executed(*rest) for message_id, *rest in connection.query(_EXECUTED, (visit.session_id, call_id))
     }
     requests = _requests(connection, visit.session_id, call_id)
     known = {each.message_id for each in requests}
@@ -160,7 +159,7 @@ def answer(connection: sqlite3.Connection, visit: RunContext, message: MessageEn
         tally.count_error()
 
 
-def keep_artifact(connection: sqlite3.Connection, visit: RunContext, message: MessageEntry) -> None:
+def keep_artifact(connection: SessionWrite, visit: RunContext, message: MessageEntry) -> None:
     """The artifact of a message belongs to the execution that it answers for, if nobody has seen it there."""
     result = to_json(message.content if message.content is not None else message.text)
     answered = (visit.session_id, message.tool_call_id, message.message_id, result)
@@ -190,7 +189,7 @@ _EXECUTED = """
 """
 
 
-def _refuse(connection: sqlite3.Connection, session_id: str, answer: MessageEntry, tally: SessionCounters) -> bool:
+def _refuse(connection: SessionWrite, session_id: str, answer: MessageEntry, tally: SessionCounters) -> bool:
     """What was taken for a failure was said by somebody who did not run the tool; whether it was."""
     changed = connection.execute(
         "UPDATE tool_calls SET status = 'refused', error = NULL"
@@ -201,15 +200,15 @@ def _refuse(connection: sqlite3.Connection, session_id: str, answer: MessageEntr
     return bool(changed)
 
 
-def _insert(connection: sqlite3.Connection, tally: SessionCounters, values: tuple[Any, ...]) -> None:
-    tallies.insert(connection, "tool_calls", _COLUMNS, [(tally.session_id, tally.next_seq(), *values)])
+def _insert(connection: SessionWrite, tally: SessionCounters, values: tuple[Any, ...]) -> None:
+    connection.insert("tool_calls", _COLUMNS, [(tally.session_id, tally.next_seq(), *values)])
     tally.tool_calls += 1
 
 
-def asked_by(connection: sqlite3.Connection, session_id: str, message: MessageEntry) -> None:
+def asked_by(connection: SessionWrite, session_id: str, message: MessageEntry) -> None:
     """Executions that were recorded before the message which asked for them have it now."""
     ids = [clean(str(call.get("id"))) for call in message.tool_calls]
-    found = connection.execute(
+    found = connection.query(
         "SELECT seq, tool_call_id, arguments FROM tool_calls"
         f" WHERE session_id = ? AND tool_call_id IN ({', '.join('?' * len(ids))}) AND message_id IS NULL ORDER BY seq",
         (session_id, *ids),
@@ -228,7 +227,7 @@ _ASKED_BY = """
 """
 
 
-def asked_by_another_id(connection: sqlite3.Connection, session_id: str, before: str, message: MessageEntry) -> None:
+def asked_by_another_id(connection: SessionWrite, session_id: str, before: str, message: MessageEntry) -> None:
     """The message that asked for some executions has another id now."""
     connection.executemany(
         "UPDATE OR IGNORE tool_calls SET message_id = ? WHERE session_id = ? AND tool_call_id = ? AND message_id = ?",
@@ -253,23 +252,23 @@ _REQUESTS = """
 """
 
 
-def _requests(connection: sqlite3.Connection, session_id: str, call_id: str) -> list[_Request]:
+def _requests(connection: SessionWrite, session_id: str, call_id: str) -> list[_Request]:
     """The requests for a call, latest first."""
     found: dict[str, _Request] = {}
-    for message_id, asked, *rest in connection.execute(_REQUESTS, (session_id, to_json(call_id))):
+    for message_id, asked, *rest in connection.query(_REQUESTS, (session_id, to_json(call_id))):
         calls = [call for call in json.loads(asked) if call.get("id") == call_id]
         if calls and message_id not in found:  # which is its latest version
             found[message_id] = _Request(message_id, calls, *rest)
     return list(found.values())
 
 
-def _times_asked(connection: sqlite3.Connection, session_id: str, message_id: str | None, call_id: str) -> int:
+def _times_asked(connection: SessionWrite, session_id: str, message_id: str | None, call_id: str) -> int:
     requests = _requests(connection, session_id, call_id)
     return next((len(request.calls) for request in requests if request.message_id == message_id), 0)
 
 
 def _open_request(
-    connection: sqlite3.Connection,
+    connection: SessionWrite,
     session_id: str,
     requests: Sequence[_Request],
     executed: Mapping[str | None, _Executed],
@@ -284,7 +283,7 @@ def _open_request(
     latest = mine[: are_open.index(False)] if False in are_open else mine
     if len(latest) < 2:
         return latest[0] if latest else None
-    (asked,) = connection.execute(_LAST_QUESTION, (session_id, latest[0].seq)).fetchone()
+    (asked,) = connection.query(_LAST_QUESTION, (session_id, latest[0].seq)).fetchone()
     return [latest[0], *(each for each in latest[1:] if each.seq > asked)][-1]
 
 
@@ -293,18 +292,16 @@ _LAST_QUESTION = """
 """
 
 
-def _find_request(connection: sqlite3.Connection, session_id: str, call: ToolStart) -> tuple[str, str] | None:
+def _find_request(connection: SessionWrite, session_id: str, call: ToolStart) -> tuple[str, str] | None:
     """The latest message that asked for this tool, and the id of its request for such a call that nobody executed."""
-    found = connection.execute(_REQUESTS, (session_id, to_json(clean(call.name)))).fetchone()
+    found = connection.query(_REQUESTS, (session_id, to_json(clean(call.name)))).fetchone()
     arguments = to_json(call.arguments)
     asked = [(request, to_json(request.get("args"))) for request in json.loads(found[1])] if found else []
     for request, args in asked:
         call_id = request.get("id")
         if request.get("name") == call.name and args == arguments and call_id:
             mine = [args for each, args in asked if each.get("id") == call_id]  # one id may be several calls
-            executed = [
-                args for (args,) in connection.execute(_EXECUTED_FOR, (session_id, call_id, found[0], found[0]))
-            ]
+            executed = [args for (args,) in connection.query(_EXECUTED_FOR, (session_id, call_id, found[0], found[0]))]
             if len(executed) < len(mine) and executed.count(arguments) < mine.count(arguments):
                 return found[0], call_id
     return None
@@ -320,15 +317,10 @@ _MODEL_COLUMNS = (
     *("reasoning_tokens", "cost", "first_token_ms", "duration_ms", "error", "message_id", "checkpoint_ns", "node"),
     *("marks", "started_at"),
 )
-_ADD_MODEL_CALL = f"""
-    INSERT INTO model_calls ({", ".join(_MODEL_COLUMNS)}) VALUES ({", ".join("?" * len(_MODEL_COLUMNS))})
-    ON CONFLICT (session_id, id) DO NOTHING
-"""
 
 
-def add_model_call(
-    connection: sqlite3.Connection, visit: RunContext, call: ModelCallEntry, tally: SessionCounters, now: datetime
-) -> None:
+def add_model_call(connection: SessionWrite, visit: RunContext, call: ModelCallEntry, now: datetime) -> None:
+    tally = connection.counters
     if call.by_hand:
         call = _settle(connection, visit, call, tally)
     else:
@@ -336,10 +328,9 @@ def add_model_call(
     _insert_model_call(connection, visit, call, tally, now)
 
 
-def add_told_call(
-    connection: sqlite3.Connection, visit: RunContext, call: ModelCallEntry, tally: SessionCounters, now: datetime
-) -> None:
+def add_told_call(connection: SessionWrite, visit: RunContext, call: ModelCallEntry, now: datetime) -> None:
     """A model call that a message tells of, unless somebody has seen it, or it is another copy of what it answered."""
+    tally = connection.counters
     taken = (call.input_tokens, call.output_tokens)
     if any(call.message_id == answer for answer, *_ in visit.asked):
         return
@@ -369,7 +360,7 @@ _TOLD_BEFORE = """
 
 
 def _settle(
-    connection: sqlite3.Connection, visit: RunContext, call: ModelCallEntry, tally: SessionCounters
+    connection: SessionWrite, visit: RunContext, call: ModelCallEntry, tally: SessionCounters
 ) -> ModelCallEntry:
     """The call takes the place of one that a message told of before."""
     recent = max(0, tally.last_seq - _NEARBY)
@@ -384,16 +375,24 @@ def _settle(
 
 
 def _insert_model_call(
-    connection: sqlite3.Connection, visit: RunContext, call: ModelCallEntry, tally: SessionCounters, now: datetime
+    connection: SessionWrite, visit: RunContext, call: ModelCallEntry, tally: SessionCounters, now: datetime
 ) -> None:
     cost = call.cost() if call.cost is not None else None
     values = call._replace(error=call.error and clean(call.error), model=call.model and clean(call.model))
     row = (
-        *(visit.session_id, tally.last_seq + 1, visit.run_id, call.id, values.model, call.provider),
+        *(visit.session_id, tally.next_seq(), visit.run_id, call.id, values.model, call.provider),
         *(call.input_tokens, call.output_tokens, call.cached_tokens, call.reasoning_tokens, cost),
         *(call.first_token_ms, call.duration_ms, values.error, call.message_id, call.checkpoint_ns, call.node),
         *(marks_of(call.marks, values.error, values.model), to_text(call.started_at or now)),
     )
-    if connection.execute(_ADD_MODEL_CALL, row).rowcount:  # else another recorder has seen it
-        tally.next_seq()
-        tally.count_model_call(call.input_tokens, call.output_tokens, cost, failed=call.error is not None)
+    failed = call.error is not None
+    tally.count_model_call(call.input_tokens, call.output_tokens, cost, failed=failed)
+
+    def uncount() -> None:  # another recorder has recorded it
+        given, answered = -(call.input_tokens or 0), -(call.output_tokens or 0)
+        tally.count_model_call(given, answered, None if cost is None else -cost, failed=failed, by=-1)
+
+    connection.insert("model_calls", _MODEL_COLUMNS, [row], _UNLESS_RECORDED, if_there=uncount)
+
+
+_UNLESS_RECORDED = " ON CONFLICT (session_id, id) DO NOTHING"

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence, Set
-from contextlib import contextmanager
-from dataclasses import replace
 from datetime import datetime
 from itertools import groupby, takewhile
 
@@ -27,9 +25,9 @@ from session_middleware.storage.record_entries import (
     ToolStart,
 )
 from session_middleware.storage.run import RunContext
-from session_middleware.storage.sql.record import branches, counters, histories, message_rows, runs, tool_call_rows
+from session_middleware.storage.sql.record import branches, histories, message_rows, runs, tool_call_rows
 from session_middleware.storage.sql.record.branches import BranchPoint
-from session_middleware.storage.sql.record.counters import SessionCounters
+from session_middleware.storage.sql.session_state import SessionWrite
 
 _FAULTS = (
     *(ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError),
@@ -76,7 +74,7 @@ class EntrySnapshot:
 
 
 def write(
-    connection: sqlite3.Connection,
+    write: SessionWrite,
     visit: RunContext,
     entries: Sequence[Entry],
     now: datetime,
@@ -88,51 +86,53 @@ def write(
 
     Raises `RecordWriteError` unless `careful`.
     """
-    place = BranchPoint()
-    if put is None:
-        counted = counters.read(connection, visit.session_id)
-    else:
-        counted, place = branches.place_put(connection, put, now) or (None, place)
+    place, counters = BranchPoint(), write.counters
+    if put is not None:
+        place = branches.place_put(write, put, now)
         brought = _with_late(put)
         entries = _merged(entries, brought, put) if entries else brought
-    if counted is None:
-        return place
     if careful:
-        _append_each(connection, visit, entries, counted, now)
+        _append_each(write, visit, entries, now)
     else:
         try:
-            _append(connection, visit, entries, counted, now)
+            _append(write, visit, entries, now)
+            write.flush()
         except _FAULTS as error:
             raise RecordWriteError from error
     if put is None:
         conversation = _conversation(e for e in entries if isinstance(e, MessageEntry) and not e.followed_by)
     else:
         conversation = [put.preceding, *_conversation(put.messages), *_heard_since(put)]
-    message_rows.restore_conversation_order(connection, visit, conversation, counted)
-    counters.write(connection, counted)
+    message_rows.restore_conversation_order(write, visit, conversation)
+    if counters.replaced:
+        own = (visit.session_id, visit.session_id)
+        write.execute(
+            "UPDATE sessions SET cost = (SELECT SUM(cost) FROM model_calls WHERE session_id = ?) WHERE id = ?", own
+        )
     if put is None or place.seq is None:
         return BranchPoint()
-    return BranchPoint(place.branch, max([place.seq, *(counted.rows.get(m.message_id, 0) for m in put.messages)]))
+    return BranchPoint(place.branch, max([place.seq, *(counters.rows.get(m.message_id, 0) for m in put.messages)]))
 
 
 def write_end(
-    connection: sqlite3.Connection,
+    write_: SessionWrite | None,
     visit: RunContext,
     before: EntrySnapshot,
     entries: Sequence[Entry],
     reason: str,
     now: datetime,
 ) -> RunEnd | None:
-    """Write down that a run has ended which was refused in its midst, and nothing else that it has to say.
+    """Write the end of a run that was refused while it was in progress, and nothing else of it.
 
     ``None`` if it has not ended, or had not begun.
     """
     end = next((entry for entry in (*visit.entries, *entries) if isinstance(entry, RunEnd)), None)
-    if end is None or not visit.begun:
+    if end is None or not visit.begun or write_ is None:
         return None
     before.take()
     end = end._replace(outcome="error", error=f"refused ({reason})")
-    write(connection, visit, [end], now, careful=True)
+    write(write_, visit, [end], now, careful=True)
+    write_.flush()
     return end
 
 
@@ -237,58 +237,35 @@ def _both(entry: MessageEntry, brought: MessageEntry) -> MessageEntry:
     return entry._replace(followed_by=brought.followed_by)
 
 
-def _append(
-    connection: sqlite3.Connection, visit: RunContext, entries: Iterable[Entry], counted: SessionCounters, now: datetime
-) -> None:
+def _append(write: SessionWrite, visit: RunContext, entries: Iterable[Entry], now: datetime) -> None:
     """Messages that stand together are one batch."""
     for kind, some in groupby(entries, type):
         if kind is MessageEntry:
-            message_rows.append(
-                connection, visit, [entry for entry in some if isinstance(entry, MessageEntry)], counted, now
-            )
+            message_rows.append(write, visit, [entry for entry in some if isinstance(entry, MessageEntry)], now)
             continue
         for entry in some:
-            _append_one(connection, visit, entry, counted, now)
+            _append_one(write, visit, entry, now)
 
 
-def _append_one(
-    connection: sqlite3.Connection, visit: RunContext, entry: Entry, counted: SessionCounters, now: datetime
-) -> None:
+def _append_one(write: SessionWrite, visit: RunContext, entry: Entry, now: datetime) -> None:
     if isinstance(entry, HistoryEntry):
-        histories.append(connection, visit, entry, counted, now)
+        histories.append(write, visit, entry, now)
     elif isinstance(entry, ToolStart):
-        tool_call_rows.start(connection, visit, entry, counted, now)
+        tool_call_rows.start(write, visit, entry, now)
     elif isinstance(entry, ToolEnd):
-        tool_call_rows.end(connection, visit, entry, counted)
+        tool_call_rows.end(write, visit, entry)
     elif isinstance(entry, ModelCallEntry):
-        tool_call_rows.add_model_call(connection, visit, entry, counted, now)
+        tool_call_rows.add_model_call(write, visit, entry, now)
     elif isinstance(entry, RunEnd):
-        runs.end_run(connection, visit, entry, counted)
+        runs.end_run(write, visit, entry)
 
 
-def _append_each(
-    connection: sqlite3.Connection, visit: RunContext, entries: Iterable[Entry], counted: SessionCounters, now: datetime
-) -> None:
+def _append_each(write: SessionWrite, visit: RunContext, entries: Iterable[Entry], now: datetime) -> None:
     for entry in entries:
-        before = replace(counted)
         try:
-            with _savepoint(connection):
-                _append(connection, visit, [entry], counted, now)
+            with write.savepoint(_FAULTS):
+                _append(write, visit, [entry], now)
         except _FAULTS as error:
-            if visit.tell is None:  # whoever made the visit is told by the exception
+            if visit.tell is None:  # the caller gets the exception
                 raise
-            for name in SessionCounters.__slots__:
-                setattr(counted, name, getattr(before, name))
             visit.tell(error)
-
-
-@contextmanager
-def _savepoint(connection: sqlite3.Connection) -> Iterator[None]:
-    connection.execute("SAVEPOINT entry")
-    try:
-        yield
-    except _FAULTS:
-        connection.execute("ROLLBACK TO entry")
-        raise
-    finally:
-        connection.execute("RELEASE entry")

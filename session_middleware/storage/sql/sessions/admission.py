@@ -7,6 +7,7 @@ whether the session is still the one it was, still the visitor's, and still this
 
 from __future__ import annotations
 
+import random
 import sqlite3
 from datetime import datetime
 
@@ -128,17 +129,17 @@ def _check_tombstone(stone: Tombstone, visit: RunContext, rules: EngineContext) 
         raise SessionExpired(visit.session_id, since=stone.buried_at, how=how, archived=is_archived)
 
 
-def admit(connection: sqlite3.Connection, visit: RunContext, rules: EngineContext, *, announce: bool = True) -> str:
-    """Let a visit in, opening or reviving its session; returns the family. Raises one of `REFUSALS`.
+def admit(connection: sqlite3.Connection, visit: RunContext, rules: EngineContext, *, announce: bool = True) -> int:
+    """Let a visit in, opening or reviving its session; returns the home of its family. Raises one of `REFUSALS`.
 
     Without `announce`, that an active session was resumed is left for a later operation to say.
     The visit's flags are set here, in the writer's turn, so that no second operation admits it again.
     """
     now = visit.at or rules.clock()
     if visit.admitted:
-        family_id = _admit_again(connection, visit, rules, now)
+        home = _admit_again(connection, visit, rules, now)
     else:
-        family_id = _admit_first(connection, visit, rules, now)
+        home = _admit_first(connection, visit, rules, now)
         visit.admitted, visit.begun = True, False
     lease = visit.lease
     if lease is not None and lease.number is None and not lease.is_over:
@@ -151,10 +152,10 @@ def admit(connection: sqlite3.Connection, visit: RunContext, rules: EngineContex
     if begins and runs.begin_run(connection, visit, now):
         left = leases.of(connection, visit.session_id)
         leases.reap(connection, [place for place in left if place.is_dead(rules)])
-    return family_id
+    return home
 
 
-def admit_memories(connection: sqlite3.Connection, visit: RunContext, rules: EngineContext, *, changes: bool) -> str:
+def admit_memories(connection: sqlite3.Connection, visit: RunContext, rules: EngineContext, *, changes: bool) -> int:
     """Let in what a visit remembers, as a change of its session or not; one that is not there is opened by a change.
 
     A run changes its session as with every other write. Who has the session in hand does not go on
@@ -171,10 +172,10 @@ def admit_memories(connection: sqlite3.Connection, visit: RunContext, rules: Eng
         lifecycle.check_access(session, identity, rules.settings.access, reading=not changes)
     if changes and (session is None or visit.is_run):
         return admit(connection, visit, rules, announce=False)
-    return session_id if session is None else session.family_id
+    return 0 if session is None else session.home
 
 
-def _admit_first(connection: sqlite3.Connection, visit: RunContext, rules: EngineContext, now: datetime) -> str:
+def _admit_first(connection: sqlite3.Connection, visit: RunContext, rules: EngineContext, now: datetime) -> int:
     revocations.check_not_revoked(connection, visit.session_id, visit.identity.user_id)
     session = _find(connection, visit)
     if session is not None:
@@ -192,7 +193,7 @@ def _admit_first(connection: sqlite3.Connection, visit: RunContext, rules: Engin
     visit.incarnation = session.incarnation
     if visit.hand is not None:
         visit.hand.incarnation = session.incarnation
-    return session.family_id
+    return session.home
 
 
 def _check_same(visit: RunContext, session: SessionInfo | None) -> None:
@@ -213,13 +214,14 @@ def _check_lease(visit: RunContext, places: list[leases.LeaseRow]) -> None:
         raise LeaseLost(visit.session_id, number=number)
 
 
-def _admit_again(connection: sqlite3.Connection, visit: RunContext, rules: EngineContext, now: datetime) -> str:
+def _admit_again(connection: sqlite3.Connection, visit: RunContext, rules: EngineContext, now: datetime) -> int:
     """A visit goes on: all that may have changed is asked in one statement, and its clock set back."""
     lease, identity = visit.lease, visit.identity
     number = None if lease is None else lease.number
     row = connection.execute(
-        "SELECT family_id, status, last_active_at, incarnation, user_id,"
-        " EXISTS (SELECT 1 FROM leases WHERE number = ?), EXISTS (SELECT 1 FROM revoked WHERE user_hash = ?)"
+        "SELECT home, status, last_active_at, incarnation, user_id,"
+        " EXISTS (SELECT 1 FROM leases WHERE session_id = sessions.id AND number = ?),"
+        " EXISTS (SELECT 1 FROM revoked WHERE user_hash = ?)"
         " FROM sessions WHERE id = ?",
         (number, revocations.hash_of(identity.user_id), visit.session_id),
     ).fetchone()
@@ -233,11 +235,11 @@ def _admit_again(connection: sqlite3.Connection, visit: RunContext, rules: Engin
         if lease.is_exclusive:
             raise LeaseLost(visit.session_id, number=number)
         lease.number = None  # somebody took this run for dead; it is not, and nobody minds
-    if not _is_same_second(row[2], now):
+    if not is_same_second(row[2], now):
         session_rows.touch(connection, visit.session_id, rules, now)
     if row[1] == "expired":  # by a sweep that did not know of this run
         revive(connection, visit, "revived", "running", now)
-    return str(row[0])
+    return int(row[0])
 
 
 def refuse(connection: sqlite3.Connection, visit: RunContext, error: SessionError, rules: EngineContext) -> None:
@@ -278,14 +280,14 @@ def _apply(
         revive(connection, visit, visit.admission, reason, now)
     elif session.status == "expired":  # by another process, since this visit was let in
         revive(connection, visit, "revived", "running", now)
-    elif visit.hand is not None and visit.lease is None and _is_same_second(to_text(session.last_active_at), now):
+    elif visit.hand is not None and visit.lease is None and is_same_second(to_text(session.last_active_at), now):
         return session
     tool_call_rows.interrupt_gone(connection, session.id)
     session_rows.touch(connection, session.id, rules, now)
     return session
 
 
-def _is_same_second(last_active_at: str, now: datetime) -> bool:
+def is_same_second(last_active_at: str, now: datetime) -> bool:
     """Each touch rewrites four indexes: once a second will do for what is many times written."""
     return last_active_at[:_SECOND] == to_text(now)[:_SECOND]
 
@@ -325,6 +327,11 @@ _KEPT = """
 """
 
 
+def new_home() -> int:
+    """A number for a new family. Numbers of 52 bits are exact in JSON, and 52 random bits do not repeat."""
+    return random.getrandbits(52) + 1
+
+
 def _insert(
     connection: sqlite3.Connection,
     visit: RunContext,
@@ -341,9 +348,10 @@ def _insert(
     incarnation = tombstones.next_incarnation(connection, session_id)
     aside = aside or endings.put_archive_aside(connection, session_id)
     connection.execute(
-        "INSERT INTO sessions (id, family_id, user_id, group_id, opened_as, reason, created_at, began_at,"
-        " incarnation, last_active_at) VALUES (?, ?, ?, ?, 'opened', 'opened', ?, ?, ?, ?)",
-        (session_id, session_id, owner.user_id, owner.group_id, to_text(now), to_text(now), incarnation, to_text(now)),
+        "INSERT INTO sessions (id, home, family_id, user_id, group_id, opened_as, reason, created_at, began_at,"
+        " incarnation, last_active_at) VALUES (?, ?, ?, ?, ?, 'opened', 'opened', ?, ?, ?, ?)",
+        (session_id, new_home(), session_id, owner.user_id, owner.group_id)
+        + (to_text(now), to_text(now), incarnation, to_text(now)),
     )
     reason, detail = (None, {}) if aside is None else ("fresh", {"put_aside": aside})
     events.record(connection, session_id, "opened", reason, now, detail=detail, run_id=visit.run_id)

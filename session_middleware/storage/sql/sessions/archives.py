@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import sqlite3
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,9 @@ from typing import Any
 from session_middleware.errors import StorageError
 from session_middleware.models import SessionInfo, to_text
 from session_middleware.storage import jsonl
-from session_middleware.storage.sql.checkpoints import latest_checkpoint
-from session_middleware.storage.sql.checkpoints.blobs import find_blob
-from session_middleware.storage.sql.checkpoints.lists import USED_BY_SESSION
+from session_middleware.storage.sql.checkpoints import lists
 from session_middleware.storage.sql.checkpoints.rows import Row, WriteRow, resealed
+from session_middleware.storage.sql.checkpoints.unused import find_reachable
 from session_middleware.storage.sql.engine_context import EngineContext
 from session_middleware.storage.sql.memory import memories
 from session_middleware.storage.sql.record import runs
@@ -30,19 +31,12 @@ from session_middleware.storage.sql.sessions.tombstones import Tombstone
 
 Rows = Mapping[str, list[dict[str, Any]]]  # by table
 
-_TABLES = (*runs.TABLES, "checkpoints", "heads", "writes")
-_OF_SESSION = ((table, f"SELECT * FROM {table} WHERE session_id = :id") for table in _TABLES)
-_ITEMS = "FROM used_lists JOIN list_items ON list_id = used_lists.id AND position < upto"
-_QUERIES = (
+_STATE = ("checkpoints", "writes", "heads")
+_OF_SESSION = (
     ("sessions", "SELECT * FROM sessions WHERE id = :id"),
-    *_OF_SESSION,
+    *((table, f"SELECT * FROM {table} WHERE session_id = :id") for table in runs.TABLES),
+    *((table, f"SELECT * FROM {table} WHERE home = :home AND session_id = :id") for table in _STATE),
     ("memories", "SELECT * FROM memories WHERE namespace = :own OR namespace >= :above AND namespace < :below"),
-    ("lists", f"{USED_BY_SESSION} SELECT * FROM lists WHERE id IN (SELECT id FROM used_lists) ORDER BY id"),
-    ("list_items", f"{USED_BY_SESSION} SELECT list_items.* {_ITEMS}"),
-    (
-        "blobs",
-        f"{USED_BY_SESSION} SELECT * FROM blobs WHERE id IN (SELECT blob_id {_ITEMS} UNION SELECT id FROM used_values)",
-    ),
 )
 
 
@@ -52,17 +46,32 @@ def write(connection: sqlite3.Connection, session: SessionInfo, rules: EngineCon
     if path is None:
         raise StorageError(rules.path, "there is no folder for archives", advice="set archive_path")
     header = {"id": session.id, "user_id": session.user_id, "incarnation": session.incarnation}
-    return str(path.absolute()), jsonl.write(path, header, _rows(connection, session.id))
+    return str(path.absolute()), jsonl.write(path, header, _rows(connection, session))
 
 
-def _rows(connection: sqlite3.Connection, session_id: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    own, above, below = memories.own_namespaces(session_id)
-    values = {"id": session_id, "own": own, "above": above, "below": below}
-    for table, query in _QUERIES:
-        cursor = connection.execute(query, values)
-        names = [column[0] for column in cursor.description]
-        for row in cursor:
-            yield table, dict(zip(names, row, strict=True))
+def _rows(connection: sqlite3.Connection, session: SessionInfo) -> Iterator[tuple[str, dict[str, Any]]]:
+    own, above, below = memories.own_namespaces(session.id)
+    values = {"id": session.id, "home": session.home, "own": own, "above": above, "below": below}
+    for table, query in _OF_SESSION:
+        for row in _dicts(connection, query, values):
+            yield table, row
+    lengths, digests = find_reachable(connection, session.home, session.id)
+    home = {"home": session.home}
+    for table, key in (("lists", "id"), ("list_items", "list_id")):
+        for row in _dicts(connection, f"SELECT * FROM {table} WHERE home = :home", home):
+            if row[key] in lengths and row.get("position", 0) < lengths[row[key]]:
+                digests |= {row["digest"]} if "digest" in row else set()
+                yield table, row
+    for row in _dicts(connection, "SELECT * FROM blobs WHERE home = :home", home):
+        if row["digest"] in digests:
+            yield "blobs", row
+
+
+def _dicts(connection: sqlite3.Connection, query: str, values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    cursor = connection.execute(query, values)
+    names = [column[0] for column in cursor.description]
+    for row in cursor:
+        yield dict(zip(names, row, strict=True))
 
 
 def _path_of(connection: sqlite3.Connection, session_id: str, incarnation: int, rules: EngineContext) -> Path | None:
@@ -91,68 +100,49 @@ def restore(connection: sqlite3.Connection, stone: Tombstone, rows: Rows, rules:
     was, now = session["id"], rules.clock()
     family_id = stone.id if session["family_id"] == was else session["family_id"]
     active = {"status": "active", "reason": "restored", "opened_as": "revived", "ended_at": None, "pruned": 0}
-    named = {"id": stone.id, "family_id": family_id, "began_at": to_text(now)}
+    version = random.getrandbits(48)  # no process takes what it knew of the session for current
+    named = {"id": stone.id, "family_id": family_id, "began_at": to_text(now), "version": version}
     _insert(connection, "sessions", [session | active | named])
     for table in runs.TABLES:
         _insert(connection, table, [row | {"session_id": stone.id} for row in rows.get(table, ())])
-    for row in rows.get("memories", ()):
-        place = {"namespace": memories.renamed(row["namespace"], was, stone.id)}
-        if row["session_id"] == was:
-            place["session_id"] = stone.id
-        restored = row | place | {"id": None} | memories.as_not_indexed(row)
-        _insert(connection, "memories", [restored], "INSERT OR IGNORE")  # one that the store was given since stays
-    _restore_state(connection, stone.id, family_id, rows)
+    memories.restore(connection, rows.get("memories", ()), was, stone.id)
+    _restore_state(connection, stone.id, session["home"], rows)
     tombstones.delete(connection, stone.id)
     session_rows.touch(connection, stone.id, rules, now)
     events.record(connection, stone.id, "restored", "archive", now, detail={"archived_at": to_text(stone.buried_at)})
     return session_rows.get(connection, stone.id)
 
 
-def _restore_state(connection: sqlite3.Connection, session_id: str, family_id: str, rows: Rows) -> None:
-    blobs: dict[int, int] = {}
-    for row in rows.get("blobs", ()):
-        there = find_blob(connection, family_id, row["digest"])
-        new = row | {"id": None, "family_id": family_id}
-        blobs[row["id"]] = there if there is not None else _insert(connection, "blobs", [new])
-    lists: dict[int | None, int | None] = {None: None}
-    for row in rows.get("lists", ()):  # in the order of their ids: a parent is older than its branches
-        new = row | {"id": None, "family_id": family_id, "parent_id": lists[row["parent_id"]]}
-        lists[row["id"]] = _insert(connection, "lists", [new])
-    items = [
-        row | {"list_id": lists[row["list_id"]], "blob_id": blobs[row["blob_id"]]} for row in rows.get("list_items", ())
-    ]
+def _restore_state(connection: sqlite3.Connection, session_id: str, home: int, rows: Rows) -> None:
+    """Lists get new ids: the family may have cut and extended those that it still has."""
+    _insert(connection, "blobs", [row | {"home": home} for row in rows.get("blobs", ())], _KEEP)
+    ids: dict[int, int] = defaultdict(lists.new_id)
+    for row in rows.get("lists", ()):
+        _insert(connection, "lists", [row | {"home": home, "id": ids[row["id"]], "parent_id": ids[row["parent_id"]]}])
+    items = [row | {"home": home, "list_id": ids[row["list_id"]]} for row in rows.get("list_items", ())]
     _insert(connection, "list_items", items)
-
-    def mapped(ref: Any) -> Any:
-        return [lists[ref[0]], *ref[1:]] if isinstance(ref, list) else blobs[ref] if isinstance(ref, int) else ref
-
-    def written(ref: Any) -> Any:
-        return [[blobs[blob], length] for blob, length in ref] if isinstance(ref, list) else mapped(ref)
-
+    own = {"home": home, "session_id": session_id}
     for row in rows.get("checkpoints", ()):
-        channels = _json({name: mapped(ref) for name, ref in json.loads(row["channels"]).items()})
-        sealed = resealed(Row(**row), session_id=session_id, channels=channels)
+        channels = {
+            name: [ids[ref[0]], *ref[1:]] if isinstance(ref, list) else ref
+            for name, ref in json.loads(row["channels"]).items()
+        }
+        sealed = resealed(Row(**row), **own, channels=json.dumps(channels, separators=(",", ":")))
         _insert(connection, "checkpoints", [sealed._asdict()])
     for row in rows.get("writes", ()):
-        sealed_write = resealed(WriteRow(**row), session_id=session_id, value=_json(written(json.loads(row["value"]))))
-        _insert(connection, "writes", [sealed_write._asdict()])
-    for row in rows.get("heads", ()):
-        latest_checkpoint.insert(connection, tuple(row.values()), session_id)
+        _insert(connection, "writes", [resealed(WriteRow(**row), **own)._asdict()])
+    _insert(connection, "heads", [row | own for row in rows.get("heads", ())])
 
 
-def _json(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"))
+_KEEP = "ON CONFLICT DO NOTHING"
 
 
-def _insert(connection: sqlite3.Connection, table: str, rows: Iterable[Mapping[str, Any]], how: str = "INSERT") -> int:
-    """Insert rows, with those of their columns that the table has; the id of the last one."""
+def _insert(connection: sqlite3.Connection, table: str, rows: Iterable[Mapping[str, Any]], tail: str = "") -> None:
+    """Insert rows, with those of their columns that the table has."""
     there = {name for (name,) in connection.execute("SELECT name FROM pragma_table_info(?)", (table,))}
-    last = 0
     for row in rows:
         columns = [name for name in row if name in there]
-        cursor = connection.execute(
-            f"{how} INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})",
+        connection.execute(
+            f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))}) {tail}",
             [row[name] for name in columns],
         )
-        last = cursor.lastrowid or 0
-    return last

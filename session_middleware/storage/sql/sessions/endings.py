@@ -16,7 +16,8 @@ from session_middleware import lifecycle
 from session_middleware.findings import SweepResult
 from session_middleware.models import Closed, Identity, OnExpire, Pin, SessionInfo, Status, to_text
 from session_middleware.storage import jsonl
-from session_middleware.storage.sql.checkpoints import blobs, checkpoints, lists, pruning
+from session_middleware.storage.sql.checkpoints import blobs, checkpoints, pruning
+from session_middleware.storage.sql.checkpoints.unused import free_unused
 from session_middleware.storage.sql.engine_context import EngineContext
 from session_middleware.storage.sql.memory import memories
 from session_middleware.storage.sql.record import runs
@@ -78,7 +79,7 @@ def prune(connection: sqlite3.Connection, session: SessionInfo) -> bool:
     if pruned:
         with suppress(blobs.CorruptRow):  # then all of it stays, and who reads it is told
             if pruning.prune(connection, session.id):
-                lists.free_unused(connection, session.family_id, session_rows.members(connection, session.family_id))
+                free_unused(connection, session.home)
     return bool(pruned)
 
 
@@ -121,10 +122,9 @@ def rename_expired(connection: sqlite3.Connection, session: SessionInfo, rules: 
     )
     runs.rename(connection, session.id, aside)
     memories.rename(connection, session.id, aside)
-    checkpoints.rename(connection, session.id, aside)
+    checkpoints.rename(connection, session.home, session.id, aside)
     if family == aside:
-        connection.execute("UPDATE sessions SET family_id = ? WHERE family_id = ?", (aside, session.id))
-        lists.rename_family(connection, session.id, aside)
+        connection.execute("UPDATE sessions SET family_id = ? WHERE home = ?", (aside, session.home))
     archives.remove(connection, session.id, session.incarnation, rules)
     events.append(connection, aside, "put_aside", "fresh", {"was": session.id}, now)
     tombstones.put(connection, session, "put aside", aside, now)
@@ -169,8 +169,8 @@ def delete(
     connection.execute("DELETE FROM sessions WHERE id = ?", (session_id,))
     messages, tool_calls = runs.delete(connection, session_id)
     remembered = memories.delete_session(connection, session_id)
-    kept = checkpoints.delete(connection, session_id)
-    lists.free_unused(connection, session.family_id, session_rows.members(connection, session.family_id))
+    kept = checkpoints.delete(connection, session.home, session_id)
+    free_unused(connection, session.home)
     tombstones.put(connection, session, action, reason or session.reason, now, archive=archive, digest=digest)
     if action != "forgotten":
         events.record_and_announce(connection, session_id, action, reason, now, detail={"user_id": session.user_id})
@@ -296,9 +296,9 @@ def postpone(
 
 
 _LOST = (
-    "NOT EXISTS (SELECT 1 FROM checkpoints AS own WHERE own.session_id = writes.session_id"
+    "NOT EXISTS (SELECT 1 FROM checkpoints AS own WHERE own.home = writes.home AND own.session_id = writes.session_id"
     " AND own.checkpoint_ns = writes.checkpoint_ns AND own.checkpoint_id = writes.checkpoint_id"
-    " AND own.place >= writes.checkpoint_id)"
+    " AND own.position >= writes.checkpoint_id)"
 )
 
 
@@ -306,7 +306,7 @@ def list_orphaned(connection: sqlite3.Connection, since: datetime, before: datet
     """Sessions last active between the two moments that have writes whose checkpoint never came."""
     rows = connection.execute(
         "SELECT id FROM sessions WHERE last_active_at >= ? AND last_active_at < ?"
-        f" AND EXISTS (SELECT 1 FROM writes WHERE session_id = sessions.id AND {_LOST})",
+        f" AND EXISTS (SELECT 1 FROM writes WHERE home = sessions.home AND session_id = sessions.id AND {_LOST})",
         (to_text(since), to_text(before)),
     )
     return [session_id for (session_id,) in rows]
@@ -321,8 +321,10 @@ def free_orphans(connection: sqlite3.Connection, session_id: str, rules: EngineC
     session = session_rows.find_readable(connection, session_id, rules)
     if session is None or leases.is_live(connection, session_id, rules):
         return 0
-    lost = connection.execute(f"DELETE FROM writes WHERE session_id = ? AND {_LOST}", (session_id,)).rowcount
+    lost = connection.execute(
+        f"DELETE FROM writes WHERE home = ? AND session_id = ? AND {_LOST}", (session.home, session_id)
+    ).rowcount
     if lost:
-        lists.free_unused(connection, session.family_id, session_rows.members(connection, session.family_id))
+        free_unused(connection, session.home)
         events.append(connection, session_id, "repaired", "orphaned_writes", {"writes": lost}, now)
     return lost

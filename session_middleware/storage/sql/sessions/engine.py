@@ -115,7 +115,10 @@ class SessionOperations(Operations):
     def release_leases(self, given: Sequence[Lease]) -> None:
         numbers = _numbers(given)
         if numbers:
-            self._database.write(lambda connection: leases.release(connection, numbers), durable=False)
+            are_over = all(lease.is_over for lease in given)
+            self._database.write(
+                lambda connection: leases.release(connection, numbers, are_over=are_over), durable=False
+            )
             self._rules.over.difference_update(numbers)
 
     def renew_leases(self, given: Sequence[Lease]) -> None:

@@ -216,10 +216,12 @@ def list_older(
 
 
 _SIZES = (
-    "SELECT session_id, SUM(LENGTH(body) + LENGTH(channels)) FROM checkpoints",
-    "SELECT session_id, SUM(LENGTH(value)) FROM writes",
-    "SELECT session_id, SUM(LENGTH(text) + COALESCE(LENGTH(content), 0)) FROM messages",
-    "SELECT session_id, SUM(COALESCE(LENGTH(arguments), 0) + COALESCE(LENGTH(result), 0)) FROM tool_calls",
+    "SUM(LENGTH(body) + LENGTH(channels)) FROM sessions JOIN checkpoints AS own"
+    " ON own.home = sessions.home AND session_id = id",
+    "SUM(LENGTH(value)) FROM sessions JOIN writes AS own ON own.home = sessions.home AND session_id = id",
+    "SUM(LENGTH(text) + COALESCE(LENGTH(content), 0)) FROM sessions JOIN messages ON session_id = id",
+    "SUM(COALESCE(LENGTH(arguments), 0) + COALESCE(LENGTH(result), 0))"
+    " FROM sessions JOIN tool_calls ON session_id = id",
 )
 
 
@@ -228,12 +230,12 @@ def sizes(connection: sqlite3.Connection, session_ids: Sequence[str]) -> dict[st
     wanted = json.dumps(list(session_ids))
     found = dict.fromkeys(session_ids, 0)
     for select in _SIZES:
-        sql = f"{select} WHERE session_id IN (SELECT value FROM json_each(?)) GROUP BY session_id"
+        sql = f"SELECT sessions.id, {select} WHERE sessions.id IN (SELECT value FROM json_each(?)) GROUP BY sessions.id"
         for session_id, count in connection.execute(sql, (wanted,)):
             found[session_id] += count or 0
     shared = connection.execute(
-        "SELECT own.id, SUM(LENGTH(data)) / (SELECT COUNT(*) FROM sessions AS one WHERE one.family_id = own.family_id)"
-        " FROM sessions AS own JOIN blobs ON blobs.family_id = own.family_id"
+        "SELECT own.id, SUM(LENGTH(data)) / (SELECT COUNT(*) FROM sessions AS one WHERE one.home = own.home)"
+        " FROM sessions AS own JOIN blobs ON blobs.home = own.home"
         " WHERE own.id IN (SELECT value FROM json_each(?)) GROUP BY own.id",
         (wanted,),
     )

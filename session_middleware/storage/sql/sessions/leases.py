@@ -8,7 +8,9 @@ ends, or when somebody finds that its process is gone.
 from __future__ import annotations
 
 import json
+import random
 import sqlite3
+import time
 from collections.abc import Collection, Iterable
 from datetime import datetime, timedelta
 from typing import NamedTuple
@@ -24,8 +26,8 @@ STALE = timedelta(minutes=1)  # after which a run that was not renewed is dead, 
 class LeaseRow(NamedTuple):
     """A row of the table."""
 
-    number: int
     session_id: str
+    number: int
     run_id: str | None
     user_id: str | None
     process: str
@@ -44,15 +46,31 @@ class LeaseRow(NamedTuple):
 def take(connection: sqlite3.Connection, visit: RunContext, now: datetime) -> None:
     """Give the visit's lease a row, behind those that are there."""
     assert visit.lease is not None
-    cursor = connection.execute(
-        "INSERT INTO leases (session_id, run_id, user_id, process, started_at, renewed_at) VALUES (?, ?, ?, ?, ?, ?)",
-        (visit.session_id, visit.run_id, visit.identity.user_id, this_process(), to_text(now), to_text(now)),
-    )
-    visit.lease.number = cursor.lastrowid
+    number = time.time_ns() // 1_000 << 12 | random.getrandbits(12)
+    run = (visit.run_id, visit.identity.user_id, this_process(), to_text(now), to_text(now))
+    row = connection.execute(_TAKE, (visit.session_id, number, number, *run, visit.session_id)).fetchone()
+    visit.lease.number = row[0]
 
 
-def release(connection: sqlite3.Connection, numbers: Iterable[int]) -> None:
+# A number is greater than those that are there, whatever the clock says.
+_TAKE = """
+    INSERT INTO leases (session_id, number, run_id, user_id, process, started_at, renewed_at)
+    SELECT ?, CASE WHEN COALESCE(MAX(number), 0) < ? THEN ? ELSE MAX(number) + 1 END, ?, ?, ?, ?, ?
+    FROM leases WHERE session_id = ? RETURNING number
+"""
+
+
+def release(connection: sqlite3.Connection, numbers: Iterable[int], *, are_over: bool = True) -> None:
+    """Delete leases. A run that is not over, and writes again, notices by its session's version."""
+    if not are_over:
+        connection.execute(_CHANGED, (json.dumps([*numbers]),))
     connection.execute("DELETE FROM leases WHERE number IN (SELECT value FROM json_each(?))", (json.dumps([*numbers]),))
+
+
+_CHANGED = """
+    UPDATE sessions SET version = version + 1
+    WHERE id IN (SELECT session_id FROM leases WHERE number IN (SELECT value FROM json_each(?)))
+"""
 
 
 def renew(connection: sqlite3.Connection, numbers: Iterable[int], now: datetime) -> int:
@@ -98,8 +116,9 @@ def reap(connection: sqlite3.Connection, places: Collection[LeaseRow]) -> None:
     """Take away the rows of the dead; that they were last renewed is the last that is known of activity."""
     for place in places:
         connection.execute(
-            "UPDATE sessions SET last_active_at = ? WHERE id = ? AND last_active_at < ?",
-            (place.renewed_at, place.session_id, place.renewed_at),
+            "UPDATE sessions SET version = version + 1,"
+            " last_active_at = CASE WHEN last_active_at < ?1 THEN ?1 ELSE last_active_at END WHERE id = ?2",
+            (place.renewed_at, place.session_id),
         )
     release(connection, [place.number for place in places])
 

@@ -23,6 +23,7 @@ def revoke(connection: sqlite3.Connection, user_id: str, reason: str | None, rul
         "INSERT INTO revoked (user_hash, reason, since) VALUES (?, ?, ?) ON CONFLICT (user_hash) DO NOTHING",
         (hash_of(user_id), reason, to_text(now)),
     )
+    connection.execute(_THEIRS_CHANGED, (user_id, user_id))
     theirs = connection.execute("SELECT id FROM sessions WHERE user_id = ? AND status = 'active'", (user_id,))
     ended = []
     for (session_id,) in theirs.fetchall():
@@ -35,6 +36,13 @@ def revoke(connection: sqlite3.Connection, user_id: str, reason: str | None, rul
 
 
 # Forgetting
+
+
+# A run in progress asks again whether its user was revoked, as soon as its session has another version.
+_THEIRS_CHANGED = """
+    UPDATE sessions SET version = version + 1
+    WHERE user_id = ? OR id IN (SELECT session_id FROM leases WHERE user_id = ?)
+"""
 
 
 def forget(connection: sqlite3.Connection, user_id: str, rules: EngineContext, *, dry_run: bool) -> ErasureReceipt:

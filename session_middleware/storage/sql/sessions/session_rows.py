@@ -42,7 +42,7 @@ def find_remains(connection: sqlite3.Connection, session_id: str) -> SessionInfo
     with suppress(Malformed):
         return find(connection, session_id)
     cursor = connection.execute(
-        "SELECT id, family_id, user_id, group_id, CAST(incarnation AS INTEGER) AS incarnation"
+        "SELECT id, home, family_id, user_id, group_id, CAST(incarnation AS INTEGER) AS incarnation"
         " FROM sessions WHERE id = ?",
         (session_id,),
     )
@@ -117,8 +117,8 @@ def get_for(connection: sqlite3.Connection, session_id: str, by: Identity | None
     return session
 
 
-def members(connection: sqlite3.Connection, family_id: str) -> Sequence[str]:
-    rows = connection.execute("SELECT id FROM sessions WHERE family_id = ?", (family_id,))
+def members(connection: sqlite3.Connection, home: int) -> Sequence[str]:
+    rows = connection.execute("SELECT id FROM sessions WHERE home = ?", (home,))
     return [session_id for (session_id,) in rows]
 
 

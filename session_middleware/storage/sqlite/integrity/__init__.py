@@ -1,1 +1,1 @@
-"""Checking a database: its file, its rows against their checksums, and its rows against each other."""
+"""Checks of a database: its file, its rows by checksum, and the relations between its rows."""

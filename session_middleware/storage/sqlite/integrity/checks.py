@@ -12,7 +12,6 @@ from datetime import UTC, datetime, timedelta
 from session_middleware.findings import Problem
 from session_middleware.models import utc_now
 from session_middleware.settings import SessionSettings
-from session_middleware.storage.sql.checkpoints import families, lists
 from session_middleware.storage.sql.engine_context import EngineContext
 from session_middleware.storage.sql.record import dead_runs, runs
 from session_middleware.storage.sql.sessions import endings, events, leases
@@ -41,33 +40,36 @@ _LAST_SEQ = "SELECT MAX(seq) FROM ({})".format(
         for table in ("runs", "messages", "tool_calls", "model_calls", "events")
     )
 )
-_NOTED = """
-    WITH noted (session_id, checkpoint_ns, checkpoint_id, writes) AS (
-        SELECT session_id, checkpoint_ns, COALESCE(previous_id, parent_id), previous_writes FROM checkpoints
-        WHERE COALESCE(previous_id, parent_id, '') != ''
-        UNION ALL SELECT session_id, checkpoint_ns, checkpoint_id, write_count FROM heads
-    )
-"""
 _LACKING = """
     SELECT own.session_id, own.checkpoint_id FROM checkpoints AS own, json_each(own.channels) AS ref
-    WHERE CASE ref.type
-        WHEN 'integer' THEN NOT EXISTS (SELECT 1 FROM blobs WHERE id = ref.value)
-        WHEN 'array' THEN NOT EXISTS (SELECT 1 FROM lists WHERE id = json_extract(ref.value, '$[0]'))
+    WHERE CASE
+        WHEN ref.type = 'text' AND length(ref.value) = 32
+        THEN NOT EXISTS (SELECT 1 FROM blobs WHERE home = own.home AND lower(hex(digest)) = ref.value)
+        WHEN ref.type = 'array' THEN json_extract(ref.value, '$[1]') > 0 AND NOT EXISTS (SELECT 1 FROM list_items
+            WHERE home = own.home AND list_id = json_extract(ref.value, '$[0]')
+            UNION ALL SELECT 1 FROM lists WHERE home = own.home AND id = json_extract(ref.value, '$[0]'))
     END
 """
-_VANISHED = f"""
-    {_NOTED} SELECT session_id, checkpoint_id FROM noted
-    WHERE NOT EXISTS (SELECT 1 FROM checkpoints AS own WHERE own.session_id = noted.session_id
-        AND own.checkpoint_ns = noted.checkpoint_ns AND own.checkpoint_id = noted.checkpoint_id
-        AND own.place >= noted.checkpoint_id)
-    OR writes != (SELECT COUNT(*) FROM writes AS own WHERE own.session_id = noted.session_id
-        AND own.checkpoint_ns = noted.checkpoint_ns AND own.checkpoint_id = noted.checkpoint_id)
+_LOST = """
+    SELECT session_id, latest_id FROM heads
+    WHERE NOT EXISTS (SELECT 1 FROM checkpoints AS own WHERE own.home = heads.home
+        AND own.session_id = heads.session_id AND own.checkpoint_ns = heads.checkpoint_ns
+        AND own.position >= heads.latest_id AND own.checkpoint_id = heads.latest_id)
 """
-_NOT_NOTED = f"""
-    {_NOTED} SELECT session_id, checkpoint_id FROM (
-        SELECT session_id, checkpoint_ns, checkpoint_id FROM checkpoints
-        EXCEPT SELECT session_id, checkpoint_ns, checkpoint_id FROM noted
-    )
+_COUNTED = """
+    SELECT session_id, checkpoint_ns, SUM(there), SUM(noted) FROM (
+        SELECT session_id, checkpoint_ns, COUNT(*) AS there, 0 AS noted FROM checkpoints GROUP BY 1, 2
+        UNION ALL SELECT session_id, checkpoint_ns, 0, checkpoint_count FROM heads
+    ) GROUP BY 1, 2 HAVING SUM(there) != SUM(noted)
+"""
+_MOVED = """
+    SELECT DISTINCT id, NULL, sessions.home, heads.home FROM heads JOIN sessions ON id = session_id
+    WHERE heads.home != sessions.home
+"""
+_WRITES = """
+    SELECT session_id, latest_id FROM heads WHERE write_count != (SELECT COUNT(*) FROM writes AS own
+    WHERE own.home = heads.home AND own.session_id = heads.session_id
+    AND own.checkpoint_ns = heads.checkpoint_ns AND own.checkpoint_id = heads.latest_id)
 """
 _WRONG_COUNTER = """
     SELECT id, '{0}', {0}, ({1}) AS counted FROM sessions
@@ -78,15 +80,26 @@ _ANOTHER = "; resume from another one"
 _DELETED = "; a repair deletes them, unless the session's row is added first"
 _OF_SESSIONS = (*runs.TABLES, "checkpoints", "heads", "writes")
 _WITHOUT_SESSION = "SELECT DISTINCT session_id, NULL FROM {} WHERE session_id NOT IN (SELECT id FROM sessions)"
+_OF_FAMILIES = ("lists", "list_items", "blobs")
+_NO_FAMILY = "NOT EXISTS (SELECT 1 FROM sessions WHERE home = ?1 UNION ALL SELECT 1 FROM heads WHERE home = ?1)"
+_WITHOUT_FAMILY = (
+    "SELECT DISTINCT NULL, home FROM {} WHERE home NOT IN (SELECT home FROM sessions UNION SELECT home FROM heads)"
+)
 _STATEMENTS = (  # kind, table, a statement for session and key of each problem, and the text about it
     ("damage", "checkpoints", _LACKING, "checkpoint {1!r} lacks a part of its state" + _ANOTHER),
-    ("damage", "checkpoints", _VANISHED, "checkpoint {1!r}, or a write of it, cannot be found" + _ANOTHER),
-    ("damage", "checkpoints", _NOT_NOTED, "checkpoint {1!r} is not noted by the next one" + _ANOTHER),
+    ("damage", "checkpoints", _LOST, "checkpoint {1!r}, the latest, cannot be found" + _ANOTHER),
+    ("family", "sessions", _MOVED, "its home is {2}, and its checkpoints are stored for {3}; set it to that"),
+    ("damage", "checkpoints", _COUNTED, "namespace {1!r} has {2} checkpoints, and {3} were stored"),
+    ("damage", "writes", _WRITES, "a write of checkpoint {1!r} cannot be found" + _ANOTHER),
     *(
         ("counter", "sessions", _WRONG_COUNTER.format(*counter), "{1} is {2} and there are {3}")
         for counter in _COUNTERS.items()
     ),
     ("counter", "sessions", _LOW_SEQ, "last_seq is {2}, and {3} is used"),
+    *(
+        ("orphan", table, _WITHOUT_FAMILY.format(table), f"rows of {table} without a session" + _DELETED)
+        for table in _OF_FAMILIES
+    ),
     *(
         ("orphan", table, _WITHOUT_SESSION.format(table), f"rows of {table} without their session" + _DELETED)
         for table in _OF_SESSIONS
@@ -109,7 +122,6 @@ def find(connection: sqlite3.Connection, rules: EngineContext, *, deep: bool = F
     checks: list[Callable[[], Iterable[Problem]]] = [
         lambda: structure(connection, deep=deep),
         lambda: contents.check(connection, deep=deep),
-        lambda: _families(connection),
         lambda: _left_behind(connection, rules),
         *(lambda what=what: _select(connection, *what) for what in _STATEMENTS),
     ]
@@ -125,16 +137,6 @@ def find(connection: sqlite3.Connection, rules: EngineContext, *, deep: bool = F
 def _select(connection: sqlite3.Connection, kind: str, table: str, sql: str, text: str) -> Iterator[Problem]:
     for row in connection.execute(sql):
         yield _problem(kind, text.format(*row), row[0], table=table, key=row[1])
-
-
-def _families(connection: sqlite3.Connection) -> Iterator[Problem]:
-    for session_id, (named, kept) in families.wrong(connection).items():
-        where = ", ".join(map(repr, sorted(kept)))
-        kind, advice = ("family", f"set it to {where}") if len(kept) == 1 else ("damage", "restore a backup")
-        text = f"its family_id is {named!r}, and its values are stored for {where}; {advice}"
-        yield _problem(kind, text, session_id, table="sessions")
-    for family_id in families.orphaned(connection):
-        yield _problem("orphan", "stored values that no session refers to" + _DELETED, family_id, table="blobs")
 
 
 def _left_behind(connection: sqlite3.Connection, rules: EngineContext) -> Iterator[Problem]:
@@ -185,8 +187,8 @@ def _delete_orphans(connection: sqlite3.Connection, problem: Problem, _: EngineC
     if problem.table in _OF_SESSIONS:
         sql = f"DELETE FROM {problem.table} WHERE session_id = ?1 AND NOT EXISTS (SELECT 1 FROM sessions WHERE id = ?1)"
         connection.execute(sql, (problem.session_id,))
-    elif problem.session_id in families.orphaned(connection):  # still: a session may refer to it by now
-        lists.free_unused(connection, problem.session_id, ())
+    elif problem.key is not None:
+        connection.execute(f"DELETE FROM {problem.table} WHERE home = ?1 AND {_NO_FAMILY}", (int(problem.key),))
 
 
 REPAIRS: dict[str, Callable[[sqlite3.Connection, Problem, EngineContext], object]] = {

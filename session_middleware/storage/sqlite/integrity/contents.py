@@ -13,9 +13,9 @@ from typing import Any
 
 from session_middleware.findings import Problem
 from session_middleware.models import Branch, Event, Message, ModelCall, Run, SessionInfo, ToolCall, Value
-from session_middleware.storage.sql.checkpoints import latest_checkpoint, lists
-from session_middleware.storage.sql.checkpoints.blobs import CorruptRow, checked_blob
-from session_middleware.storage.sql.checkpoints.rows import Row, WriteRow
+from session_middleware.storage.sql.checkpoints import lists
+from session_middleware.storage.sql.checkpoints.blobs import CorruptRow, checked_blob, inline_value
+from session_middleware.storage.sql.checkpoints.rows import Row, WriteRow, references_in
 from session_middleware.storage.sql.record import runs
 from session_middleware.storage.sql.row_mapping import read_column, value_of
 from session_middleware.storage.sqlite.database import INDEX_TABLES, OWN_TABLES
@@ -36,10 +36,6 @@ _OTHERS = sorted(OWN_TABLES - INDEX_TABLES - {*_BY_SESSION, "sessions", "blobs"}
 _TYPES = {"TEXT": str, "INTEGER": int, "REAL": int | float, "BLOB": bytes}
 _JSON = {("memories", "namespace"): list, ("memories", "value"): dict, ("conversation_items", "item"): object}
 
-_ITEMS = f"""
-    {lists.CHAIN} SELECT position, MIN(count, chain.upto - position), blob_id
-    FROM chain JOIN list_items ON list_id = chain.id AND position < chain.upto ORDER BY position
-"""
 _ENDLESS = 1 << 62
 
 
@@ -52,8 +48,8 @@ class _Contents:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
         self._found: list[Problem] = []
-        self._blobs: dict[int, tuple[bytes, str]] = {}  # each one's digest, and what is wrong with it
-        self._lists: dict[int, tuple[list[int], list[int], str]] = {}  # see `_list`
+        self._blobs: dict[tuple[int, bytes], str] = {}  # what is wrong with each
+        self._lists: dict[tuple[int, int], tuple[list[int], list[int], str]] = {}  # see `_list`
         self._columns: dict[str, list[tuple[str, type | Any, bool]]] = {}
 
     def check(self, *, deep: bool) -> list[Problem]:
@@ -66,14 +62,14 @@ class _Contents:
         for table in _OTHERS:
             self._read(table, "")
         with suppress(sqlite3.DatabaseError):  # which SQLite's own check has said
-            for (blob_id,) in self._connection.execute("SELECT id FROM blobs"):
-                self._blob(blob_id)
+            for home, digest in self._connection.execute("SELECT home, digest FROM blobs").fetchall():
+                self._blob(home, digest)
         return self._found
 
     def _session_ids(self) -> list[str]:
         """All that can be found: where the table cannot be read, an index repeats its keys."""
         found: dict[str, None] = {}
-        for where in ("NOT INDEXED ORDER BY id", "INDEXED BY sessions_by_family"):
+        for where in ("NOT INDEXED ORDER BY id", "INDEXED BY sessions_by_home"):
             try:
                 found.update((row[0], None) for row in self._connection.execute(f"SELECT id FROM sessions {where}"))
                 break
@@ -112,9 +108,10 @@ class _Contents:
         """The primary key of a row within its session, as text."""
         if table == "sessions":
             return None
-        names = [name for name, _, is_key in self._columns_of(table) if is_key and name != "session_id"] or ["seq"]
+        keys = [name for name, _, is_key in self._columns_of(table) if is_key]
+        names = [name for name in keys if name not in ("home", "session_id")] or ["seq"]
         if table == "checkpoints":
-            names[-1] = "checkpoint_id"  # which says more than its place
+            names[-1] = "checkpoint_id"  # which says more than its position
         return "/".join(str(row[name]) for name in names if row[name] != "")
 
     def _columns_of(self, table: str) -> list[tuple[str, Any, bool]]:
@@ -146,15 +143,12 @@ class _Contents:
                 read_column(name, value)
         if table == "checkpoints":
             (checkpoint := Row(*row)).check()
-            for ref in checkpoint.refs.values():
-                self._check_reference(ref)
+            for ref in references_in(checkpoint):
+                self._check_reference(checkpoint.home, ref)
         elif table == "writes":
             (write := WriteRow(*row)).check()
-            ref = json.loads(write.value)
-            for blob_id in [part[0] for part in ref] if isinstance(ref, list) else [] if ref is None else [ref]:
-                self._check_blob(blob_id)
-        elif table == "heads":
-            latest_checkpoint.checked(*row)
+            for ref in references_in(write):
+                self._check_reference(write.home, ref)
         elif table == "files":
             if row[1] != f"sha256:{hashlib.sha256(row[3]).hexdigest()}":
                 raise CorruptRow("the file")
@@ -163,50 +157,55 @@ class _Contents:
 
     # References
 
-    def _check_reference(self, ref: Any) -> None:
-        """Raises `CorruptRow` unless a checkpoint's reference leads to what it was made for."""
-        if isinstance(ref, int):
-            self._check_blob(ref)
+    def _check_reference(self, home: int, ref: Any) -> None:
+        """Raises `CorruptRow` unless a reference leads to what it was made for."""
+        if isinstance(ref, str):
+            if what := self._blob(home, bytes.fromhex(ref)):
+                raise CorruptRow(what)
         elif isinstance(ref, list):
             list_id, length, check = ref
-            ends, checks, problem = self._list(list_id)
+            ends, checks, problem = self._list(home, list_id)
             place = bisect_left(ends, length)
             if place == len(ends) or checks[place] != check:
                 raise CorruptRow(problem or f"what list {list_id} holds")
+        elif isinstance(ref, dict):
+            inline_value(ref)
         elif ref is not None:
             raise CorruptRow("a reference")
 
-    def _list(self, list_id: int) -> tuple[list[int], list[int], str]:
+    def _list(self, home: int, list_id: int) -> tuple[list[int], list[int], str]:
         """Where each chunk of a list ends, the check over all digests up to there, and why it goes no further."""
-        if list_id in self._lists:
-            return self._lists[list_id]
+        if (home, list_id) in self._lists:
+            return self._lists[home, list_id]
         ends, checks, problem = [0], [0], ""
-        for position, count, blob_id in self._connection.execute(_ITEMS, (list_id, _ENDLESS)).fetchall():
-            digest, problem = self._blob(blob_id)
+        for position, count, digest in lists.items(self._connection, home, list_id, _ENDLESS):
+            problem = self._blob(home, digest)
             if problem or position != ends[-1] or count < 1:
                 break
             ends.append(position + count)
             checks.append(zlib.crc32(digest, checks[-1]))
-        self._lists[list_id] = ends, checks, problem
-        return self._lists[list_id]
+        self._lists[home, list_id] = ends, checks, problem
+        return self._lists[home, list_id]
 
-    def _check_blob(self, blob_id: int) -> None:
-        if what := self._blob(blob_id)[1]:
-            raise CorruptRow(what)
-
-    def _blob(self, blob_id: int) -> tuple[bytes, str]:
-        if blob_id not in self._blobs:
-            row, what = None, f"blob {blob_id} is missing"
+    def _blob(self, home: int, digest: bytes) -> str:
+        """What is wrong with a blob, if anything is."""
+        if (home, digest) not in self._blobs:
+            what = f"blob {digest.hex()} is missing"
             try:
-                sql = "SELECT type, data, digest, checksum, family_id FROM blobs WHERE id = ?"
-                if row := self._connection.execute(sql, (blob_id,)).fetchone():
-                    checked_blob(row[:4], "")
+                sql = "SELECT type, data, digest, checksum FROM blobs WHERE home = ? AND digest = ?"
+                if row := self._connection.execute(sql, (home, digest)).fetchone():
+                    checked_blob(row, "")
                     what = ""
             except (CorruptRow, *UNREADABLE):
-                what = f"blob {blob_id} is not what was written"
-                self._say(what, row and row[4], "blobs", str(blob_id))
-            self._blobs[blob_id] = row[2] if row else b"", what
-        return self._blobs[blob_id]
+                what = f"blob {digest.hex()} is not what was written"
+                self._say(what, self._owner_of(home), "blobs", digest.hex())
+            self._blobs[home, digest] = what
+        return self._blobs[home, digest]
+
+    def _owner_of(self, home: int) -> str | None:
+        """A session of the family, to name the damage by."""
+        row = self._connection.execute("SELECT MIN(id) FROM sessions WHERE home = ?", (home,)).fetchone()
+        return None if row is None else row[0]
 
 
 def _is_text(value: str) -> bool:

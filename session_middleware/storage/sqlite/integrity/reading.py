@@ -1,4 +1,4 @@
-"""Reading a database file that may be damaged: its schema, its pages, text that is not valid UTF-8."""
+"""Reading a database file that may be damaged in its schema, its pages or its text."""
 
 from __future__ import annotations
 
@@ -14,15 +14,21 @@ from session_middleware.storage.sqlite.readonly_open import read_unlocked
 
 T = TypeVar("T")
 
-UNREADABLE = (sqlite3.DatabaseError, TypeError, AttributeError, ValueError, RecursionError)  # what damage leads to
+UNREADABLE = (
+    sqlite3.DatabaseError,
+    TypeError,
+    AttributeError,
+    ValueError,
+    RecursionError,
+)  # raised when damaged content is read
 
-_LINES = 100  # of SQLite's own check: one torn page leads to thousands
+_LINES = 100  # of SQLite's check, in which one torn page leads to thousands
 _INDEX = re.compile(r"(?:missing from|entries in) index (\w+)$")
 _RESTORE = "restore a backup, or copy what can be read with `sqlite3 broken.db .recover | sqlite3 saved.db`"
 
 
 def inspect(path: str, operation: Callable[[sqlite3.Connection], T]) -> T:
-    """Carry out `operation` on a file that is there, which is only read, whatever its state.
+    """Run `operation`, which only reads, on an existing file in any state.
 
     Raises:
         StorageError: the file cannot be opened.
@@ -35,17 +41,17 @@ def inspect(path: str, operation: Callable[[sqlite3.Connection], T]) -> T:
 
 @contextmanager
 def tolerant(connection: sqlite3.Connection) -> Iterator[list[Problem]]:
-    """Read past text that is not UTF-8, and past what is damaged of the schema; yields what is wrong with that."""
+    """Make text that is not UTF-8 and a damaged schema readable; yields the problems of the schema."""
     text_factory, connection.text_factory = connection.text_factory, _decoded
     try:
-        yield [in_file(f"it cannot be opened as usual ({why})") for why in _problems_of_schema(connection)]
+        yield [in_file(f"its schema is damaged ({reason})") for reason in _schema_errors(connection)]
     finally:
         connection.text_factory = text_factory
         with suppress(sqlite3.Error):
             connection.execute("PRAGMA writable_schema=OFF")
 
 
-def _problems_of_schema(connection: sqlite3.Connection) -> Iterator[str]:
+def _schema_errors(connection: sqlite3.Connection) -> Iterator[str]:
     for pragma in ("OFF", "ON"):
         try:
             connection.execute(f"PRAGMA writable_schema={pragma}")
@@ -62,7 +68,7 @@ def _decoded(data: bytes) -> str:
 
 
 def problem(kind: str, text: str, session_id: Any = None, *, table: str | None = None, key: Any = None) -> Problem:
-    """A problem at as much of a place as is known; whatever that has become, it can be printed."""
+    """A problem with as much of its location as is known, converted to printable text."""
     texts = (
         None if part is None else str(part).encode("utf-8", "replace").decode() for part in (session_id, key, text)
     )
@@ -74,7 +80,7 @@ def in_file(text: str, table: str | None = None) -> Problem:
 
 
 def unfinished(error: Exception) -> Problem:
-    """A check came upon pages that cannot be read, or upon a row that is not what was written."""
+    """The problem that stopped a check: unreadable pages, or a damaged row."""
     if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_IOERR):
         return in_file(f"it cannot be read to the end ({first_line(error)})")
     return problem("damage", f"a check could not be finished ({first_line(error)}); check --deep names the row")
@@ -85,33 +91,33 @@ def first_line(error: Exception) -> str:
 
 
 def structure(connection: sqlite3.Connection, *, deep: bool) -> list[Problem]:
-    """What SQLite's own check says of the file; `deep`, also of its indexes, and whether the schema was altered."""
+    """The problems that SQLite's own check finds. `deep` includes the indexes and changes of the schema."""
     check = "integrity_check" if deep else "quick_check"
-    said = [line for (text,) in connection.execute(f"PRAGMA {check}({_LINES})") for line in text.splitlines()]
+    lines = [line for (text,) in connection.execute(f"PRAGMA {check}({_LINES})") for line in text.splitlines()]
     names = {str(page): name for page, name in connection.execute("SELECT rootpage, name FROM sqlite_master")}
     found = []
-    for line in said:
+    for line in lines:
         if index := _INDEX.search(line):
             found.append(problem("index", line, key=index[1]))
         elif line != "ok" and not line.startswith("*** in database"):
             tree = re.search(r"\b[Tt]ree (\d+)", line)
             found.append(in_file(line, names.get(tree[1]) if tree else None))
-    return found + _altered(connection) if deep else found
+    return found + _schema_changes(connection) if deep else found
 
 
-def _altered(connection: sqlite3.Connection) -> list[Problem]:
-    """SQLite does as the schema says, so the entries of our tables must be what they were made."""
+def _schema_changes(connection: sqlite3.Connection) -> list[Problem]:
+    """Differences from the original schema, which could make SQLite run other statements, such as triggers."""
     from sqlite_utils import Database
 
     from session_middleware.storage.sql import schema
 
     entries = "SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL"
-    there = dict(connection.execute(entries).fetchall())
+    found = dict(connection.execute(entries).fetchall())
     with closing(Database(memory=True)) as database:
         schema.apply(database)
-        made = dict(database.execute(entries).fetchall())
+        expected = dict(database.execute(entries).fetchall())
     return [
-        in_file(f"the schema's entry of {name} is {'not what was made' if name in there else 'missing'}")
-        for name, sql in made.items()
-        if there.get(name) != sql
+        in_file(f"the schema's entry of {name} is {'changed' if name in found else 'missing'}")
+        for name, sql in expected.items()
+        if found.get(name) != sql
     ]

@@ -1,0 +1,317 @@
+"""What a process knows of a session, and the writes of one operation to it.
+
+A session's row has a `version`, which every change of the session raises. A process keeps what it knows of a session
+together with the version it was read at. An operation decides by what is known and collects its rows; they are
+inserted behind one conditional update of the session's row. If the version has moved, another writer has changed the
+session: nothing was written, what was known is dropped, and the operation decides again by what it reads anew.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+from session_middleware.storage.sql.checkpoints.latest_checkpoint import Head
+
+_MOST_SESSIONS = 512
+_MOST_CHECKPOINTS = 8  # of a session
+_MOST_MESSAGES = 32  # rows of a session, of at most `_LONGEST_ROW` characters
+_MOST_IDS = 4_096
+_LONGEST_ROW = 4_096
+_ROWS = 16  # inserted by one statement, at most
+
+
+class StaleState(Exception):
+    """The session was changed by another writer since it was read; nothing was written."""
+
+
+class ListConflict(Exception):
+    """Another session of the family has appended to a list. The transaction is to be carried out again."""
+
+
+class CheckpointPoint(NamedTuple):
+    """A stored checkpoint, as far as a put on top of it asks: its channels, and where in the record it is."""
+
+    channels: str
+    branch: str | None
+    seq: int | None
+
+
+@dataclass(slots=True)
+class SessionState:
+    session_id: str
+    home: int
+    version: int
+    last_seq: int
+    branch: str
+    last_active_at: str
+    has_deletions: bool  # messages were deleted from the record
+    heads: dict[str, Head | None] = field(default_factory=dict)  # by namespace
+    points: OrderedDict[tuple[str, str], CheckpointPoint] = field(default_factory=OrderedDict)  # by namespace and id
+    list_ends: dict[int, int] = field(default_factory=dict)  # the lengths of lists that were appended to
+    message_ids: set[str] | None = None  # all of them; None: not read, or too many
+    message_rows: OrderedDict[str, list[Any]] = field(default_factory=OrderedDict)  # the versions of a message, by id
+
+    def keep_point(self, namespace: str, checkpoint_id: str, point: CheckpointPoint) -> None:
+        self.points[namespace, checkpoint_id] = point
+        while len(self.points) > _MOST_CHECKPOINTS:
+            self.points.popitem(last=False)
+
+    def keep_list(self, list_id: int, length: int) -> None:
+        if len(self.list_ends) > _MOST_CHECKPOINTS:
+            self.list_ends.clear()
+        self.list_ends[list_id] = length
+
+    def may_read_ids(self) -> bool:
+        return self.message_ids is None and self.last_seq <= _MOST_IDS
+
+    def keep_messages(self, rows: Mapping[str, list[Any]]) -> None:
+        """`rows` are all versions of each of some messages, or none of one that is not recorded."""
+        for message_id, versions in rows.items():
+            self.message_rows.pop(message_id, None)
+            if versions and sum(len(part) for row in versions for part in row if type(part) is str) <= _LONGEST_ROW:
+                self.message_rows[message_id] = versions
+            if self.message_ids is not None and versions:
+                self.message_ids.add(message_id)
+        while len(self.message_rows) > _MOST_MESSAGES:
+            self.message_rows.popitem(last=False)
+        if self.message_ids is not None and len(self.message_ids) > _MOST_IDS:
+            self.message_ids = None
+
+
+class StateCache:
+    """The states of the sessions that were written to last. It is used inside write transactions only."""
+
+    def __init__(self) -> None:
+        self._states: OrderedDict[str, SessionState] = OrderedDict()
+
+    def get(self, session_id: str) -> SessionState | None:
+        return self._states.get(session_id)
+
+    def drop(self, session_id: str) -> None:
+        self._states.pop(session_id, None)
+
+    def load(self, connection: sqlite3.Connection, session_id: str, known: SessionState | None) -> SessionState:
+        """The state as it is now. `known` is what was known before this operation, if that is still current."""
+        row = connection.execute(_LOAD, (session_id,)).fetchone()
+        if known is None:
+            known = SessionState(session_id, *row)
+        else:
+            known.home, known.version, known.last_seq, known.branch, known.last_active_at, known.has_deletions = row
+        self._states[session_id] = known
+        self._states.move_to_end(session_id)
+        while len(self._states) > _MOST_SESSIONS:
+            self._states.popitem(last=False)
+        return known
+
+    def find(self, connection: sqlite3.Connection, session_id: str) -> SessionState | None:
+        """The state as it is now, unless there is no such session."""
+        row = connection.execute(_LOAD, (session_id,)).fetchone()
+        return None if row is None else SessionState(session_id, *row)
+
+    def is_current(self, connection: sqlite3.Connection, known: SessionState) -> bool:
+        row = connection.execute("SELECT home, version FROM sessions WHERE id = ?", (known.session_id,)).fetchone()
+        return bool(row == (known.home, known.version))
+
+
+_LOAD = """
+    SELECT home, version, last_seq, branch, last_active_at,
+    EXISTS (SELECT 1 FROM events WHERE session_id = sessions.id AND kind = 'message_deleted')
+    FROM sessions WHERE id = ?
+"""
+
+
+@dataclass(slots=True)
+class SessionCounters:
+    """What an operation adds to a session's counters, and the places it gives in the session's order."""
+
+    session_id: str
+    last_seq: int
+    branch: str  # the branch the session is on
+    messages: int = 0
+    tool_calls: int = 0
+    model_calls: int = 0
+    unpriced: int = 0
+    errors: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost: float | None = None  # what is known of it
+    replaced: bool = False  # a model call took another one's place: the cost is summed anew
+    changed: bool = False
+    rows: dict[str, int] = field(default_factory=dict)  # the seq of each message that was seen
+
+    def next_seq(self) -> int:
+        self.changed = True
+        self.last_seq += 1
+        return self.last_seq
+
+    def move_to(self, branch: str) -> None:
+        if branch != self.branch:
+            self.branch, self.changed = branch, True
+
+    def count_error(self, by: int = 1) -> None:
+        self.errors, self.changed = self.errors + by, True
+
+    def count_model_call(
+        self,
+        input_tokens: int | None,
+        output_tokens: int | None,
+        cost: float | None,
+        *,
+        failed: bool = False,
+        by: int = 1,
+    ) -> None:
+        self.model_calls += by
+        self.input_tokens += input_tokens or 0
+        self.output_tokens += output_tokens or 0
+        self.unpriced += by * (cost is None and not failed)
+        if cost is not None:
+            self.cost = (self.cost or 0.0) + cost
+        self.changed = True
+
+    def take(self) -> tuple[Any, ...]:
+        """What is to be written, in the order of `_UPDATE`; from then on it counts as written."""
+        taken: tuple[Any, ...]
+        taken = (self.last_seq, self.branch, self.messages, self.tool_calls, self.model_calls, self.unpriced)
+        taken += (self.errors, self.input_tokens, self.output_tokens, self.cost, self.cost)
+        self.messages = self.tool_calls = self.model_calls = self.unpriced = self.errors = 0
+        self.input_tokens = self.output_tokens = 0
+        self.cost, self.changed = None, False
+        return taken
+
+
+class _Deferred(NamedTuple):
+    head: str
+    marks: str  # of one row; none: `head` is a whole statement
+    tail: str
+    rows: list[Sequence[Any]]
+    if_there: Callable[[], object] | None
+
+
+class SessionWrite:
+    """The writes of one operation to one session. It stands in for the connection where the record is written.
+
+    `insert` and `defer` collect; `execute` and `query` first write what was collected. The first of these that
+    writes makes sure that the session is as it was known. Raises `StaleState` then, before anything is written.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, state: SessionState) -> None:
+        self._connection = connection
+        self._is_verified = False
+        self._deferred: dict[str, _Deferred] = {}
+        self.state = state
+        self.counters = SessionCounters(state.session_id, state.last_seq, state.branch)
+
+    def insert(
+        self,
+        table: str,
+        columns: Sequence[str],
+        rows: Iterable[Sequence[Any]],
+        on_conflict: str = "",
+        *,
+        if_there: Callable[[], object] | None = None,
+    ) -> None:
+        """Insert rows, by one statement for all that are inserted into the table before something else is read.
+
+        Args:
+            if_there: called after one row, which `on_conflict` lets be, was found to be there already.
+        """
+        head = f"INSERT INTO {table} ({', '.join(columns)}) VALUES "
+        marks = f"({', '.join('?' * len(columns))})"
+        key = head + on_conflict if if_there is None else f"{head}{len(self._deferred)}"
+        insertion = self._deferred.setdefault(key, _Deferred(head, marks, on_conflict, [], if_there))
+        insertion.rows.extend(rows)
+
+    def defer(self, sql: str, values: Sequence[Any]) -> None:
+        """Execute a statement after what was collected before."""
+        self._deferred[f"{sql}{len(self._deferred)}"] = _Deferred(sql, "", "", [values], None)
+
+    @property
+    def connection(self) -> sqlite3.Connection:
+        """The connection, to read from: what was collected is written first."""
+        if self._deferred:
+            self.flush()
+        return self._connection
+
+    def query(self, sql: str, values: Any = ()) -> sqlite3.Cursor:
+        return self.connection.execute(sql, values)
+
+    def execute(self, sql: str, values: Any = ()) -> sqlite3.Cursor:
+        self.flush()
+        self._verify()
+        return self._connection.execute(sql, values)
+
+    def executemany(self, sql: str, rows: Iterable[Any]) -> None:
+        self.flush()
+        self._verify()
+        self._connection.executemany(sql, rows)
+
+    def flush(self) -> None:
+        """Write what was collected."""
+        if self.counters.changed or self._deferred:
+            self._verify()
+        deferred, self._deferred = self._deferred, {}
+        for each in deferred.values():
+            for start in range(0, len(each.rows), _ROWS):
+                some = each.rows[start : start + _ROWS]
+                values = some[0] if len(some) == 1 else [value for row in some for value in row]
+                sql = f"{each.head}{', '.join([each.marks] * len(some))}{each.tail}"
+                try:
+                    done = self._connection.execute(sql, values).rowcount
+                except sqlite3.IntegrityError as error:
+                    if "list_items" in str(error):
+                        raise ListConflict from error
+                    raise
+                if each.if_there is not None and not done:
+                    each.if_there()
+
+    @contextmanager
+    def savepoint(self, faults: tuple[type[Exception], ...]) -> Iterator[None]:
+        """Undo what the block wrote if it raises one of `faults`."""
+        self.flush()
+        self._verify()
+        counters, version = replace(self.counters), self.state.version
+        self._connection.execute("SAVEPOINT entry")
+        try:
+            yield
+            self.flush()
+        except faults:
+            self._connection.execute("ROLLBACK TO entry")
+            self._deferred.clear()
+            self.counters, self.state.version = counters, version
+            self.state.last_seq, self.state.branch = counters.last_seq, counters.branch
+            self.state.message_rows.clear()
+            self.state.message_ids = None
+            raise
+        finally:
+            self._connection.execute("RELEASE entry")
+
+    def _verify(self) -> None:
+        state, counters = self.state, self.counters
+        if self._is_verified:
+            if counters.changed:
+                taken = counters.take()
+                ((state.version,),) = self._connection.execute(_UPDATE_AGAIN, (*taken, state.session_id)).fetchall()
+                state.last_seq, state.branch = counters.last_seq, counters.branch
+            return
+        version = state.version + 1
+        done = self._connection.execute(
+            _UPDATE, (version, *counters.take(), state.session_id, state.home, state.version)
+        )
+        if not done.rowcount:
+            raise StaleState
+        self._is_verified = True
+        state.version, state.last_seq, state.branch = version, counters.last_seq, counters.branch
+
+
+_COUNTERS = """
+    last_seq = ?, branch = ?, message_count = message_count + ?, tool_call_count = tool_call_count + ?,
+    model_call_count = model_call_count + ?, unpriced_count = unpriced_count + ?, error_count = error_count + ?,
+    input_tokens = input_tokens + ?, output_tokens = output_tokens + ?, cost = COALESCE(cost + ?, cost, ?)
+"""
+_UPDATE = f"UPDATE sessions SET version = ?, {_COUNTERS} WHERE id = ? AND home = ? AND version = ?"
+_UPDATE_AGAIN = f"UPDATE sessions SET version = version + 1, {_COUNTERS} WHERE id = ? RETURNING version"

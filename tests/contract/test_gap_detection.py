@@ -1,0 +1,147 @@
+"""The latest checkpoint, its writes, and the number of checkpoints are stored twice: a lost row is missed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langgraph.checkpoint.base import empty_checkpoint
+
+from session_middleware import Sessions, StorageError
+
+
+@pytest.fixture
+def sessions(tmp_path: Path) -> Any:
+    with Sessions(tmp_path / "sessions.db") as sessions:
+        yield sessions
+
+
+def at(checkpoint_id: str | None = None, thread: str = "t", ns: str = "") -> Any:
+    more = {"checkpoint_id": checkpoint_id} if checkpoint_id else {}
+    return {"configurable": {"thread_id": thread, "checkpoint_ns": ns, **more}}
+
+
+def put(sessions: Any, checkpoint_id: str, parent: str | None = None, **metadata: Any) -> None:
+    checkpoint = {**empty_checkpoint(), "id": checkpoint_id}
+    sessions.checkpointer.put(at(parent), checkpoint, {"source": "loop", **metadata}, {})
+
+
+def write(sessions: Any, checkpoint_id: str, task: str = "task") -> None:
+    sessions.checkpointer.put_writes(at(checkpoint_id), [("a", 1), ("b", 2)], task)
+
+
+def thread(sessions: Any) -> None:
+    """A line of three, from the first of which a branch has been tried, with a write each; and another thread."""
+    for checkpoint_id, parent in (("1", None), ("2", "1"), ("3", "1"), ("4", "3")):
+        put(sessions, checkpoint_id, parent, run_id=f"run {checkpoint_id}")
+        write(sessions, checkpoint_id)
+    sessions.checkpointer.copy_thread("t", "u")
+
+
+def vanish(sessions: Any, table: str, checkpoint_id: str, thread: str = "t") -> None:
+    sql = f"DELETE FROM {table} WHERE session_id = ? AND checkpoint_id = ?"
+    sessions._storage._database.write(lambda c: c.execute(sql, (thread, checkpoint_id)))
+
+
+def listed(sessions: Any, config: Any, **how: Any) -> list[str]:
+    return [found.config["configurable"]["checkpoint_id"] for found in sessions.checkpointer.list(config, **how)]
+
+
+def is_clean(sessions: Any) -> bool:
+    return not sessions.check() and not sessions.check(deep=True)
+
+
+@pytest.mark.parametrize(
+    ("table", "lost"), [("checkpoints", "1"), ("checkpoints", "2"), ("checkpoints", "4"), ("writes", "4")]
+)
+def test_a_lost_row_is_missed_by_every_reading_that_should_show_it(sessions: Any, table: str, lost: str) -> None:
+    thread(sessions)
+    vanish(sessions, table, lost)
+    for reading in (
+        lambda: sessions.checkpointer.get_tuple(at(lost)),
+        lambda: listed(sessions, at()),
+        lambda: listed(sessions, None),
+        lambda: listed(sessions, at(lost)),
+        lambda: listed(sessions, at(), limit=4),
+        lambda: listed(sessions, at(), filter={"run_id": f"run {lost}"}),
+    ):
+        with pytest.raises(StorageError, match=r"of session 't'.*damaged"):
+            reading()
+    assert listed(sessions, at(thread="u")) == ["4", "3", "2", "1"]
+    for deep in (False, True):
+        found = sessions.check(deep=deep)
+        assert {problem.session_id for problem in found} == {"t"}
+        assert sessions.check(deep=deep, repair=True) == found
+
+
+def test_the_latest_is_missed_by_the_first_page_of_a_list(sessions: Any) -> None:
+    thread(sessions)
+    vanish(sessions, "checkpoints", "4")
+    with pytest.raises(StorageError, match=r"of session 't'.*damaged"):
+        listed(sessions, at(), limit=1)
+    assert listed(sessions, at(), before=at("4"), limit=1) == ["3"]
+
+
+def test_one_that_never_was_is_not_there_and_no_damage(sessions: Any) -> None:
+    for checkpoint_id in ("2", "4"):
+        put(sessions, checkpoint_id)
+    for checkpoint_id in ("1", "3", "5"):
+        assert sessions.checkpointer.get_tuple(at(checkpoint_id)) is None
+        assert listed(sessions, at(checkpoint_id)) == []
+    assert sessions.checkpointer.get_tuple(at("1", thread="other")) is None
+
+
+def test_what_comes_out_of_order_is_noted_in_its_place(sessions: Any) -> None:
+    write(sessions, "5")  # long before its checkpoint
+    for checkpoint_id in ("4", "2", "5", "1", "3", "3", "5"):
+        put(sessions, checkpoint_id)
+        write(sessions, checkpoint_id)
+        write(sessions, "2", f"late, after {checkpoint_id}")
+    assert listed(sessions, at()) == ["5", "4", "3", "2", "1"]
+    assert len(sessions.checkpointer.get_tuple(at("2")).pending_writes) == 12
+    assert is_clean(sessions)
+    vanish(sessions, "checkpoints", "3")
+    with pytest.raises(StorageError, match="session 't'"):
+        listed(sessions, at())
+
+
+@pytest.mark.parametrize("runs", [["1"], ["2", "3"], ["4"], ["1", "4"], ["1", "2", "3", "4"]])
+def test_what_is_deleted_on_purpose_is_not_missed_and_what_had_vanished_still_is(
+    sessions: Any, runs: list[str]
+) -> None:
+    thread(sessions)
+    sessions.checkpointer.delete_for_runs([f"run {run}" for run in runs])
+    left = [each for each in "4321" if each not in runs]
+    assert listed(sessions, at()) == left
+    assert [sessions.checkpointer.get_tuple(at(run)) for run in runs] == [None] * len(runs)
+    put(sessions, "6", left[0] if left else None)
+    assert listed(sessions, at()) == ["6", *left]
+    assert is_clean(sessions)
+    for lost in left:
+        vanish(sessions, "checkpoints", lost)
+        sessions.checkpointer.delete_for_runs(["run 6"])
+        with pytest.raises(StorageError, match=f"checkpoint {lost}"):
+            sessions.checkpointer.get_tuple(at(lost))
+
+
+def test_a_thread_whose_newest_has_vanished_is_not_pruned_to_an_older_one(sessions: Any) -> None:
+    thread(sessions)
+    vanish(sessions, "checkpoints", "4")
+    with pytest.raises(StorageError, match=r"session .t.*newest"):
+        sessions.checkpointer.prune(["t"])
+    assert sessions.checkpointer.get_tuple(at("3")) is not None
+    sessions.checkpointer.prune(["u"])
+    assert listed(sessions, at(thread="u")) == ["4"]
+
+
+def test_a_copy_misses_what_its_source_misses(sessions: Any) -> None:
+    thread(sessions)
+    vanish(sessions, "writes", "4")
+    sessions.checkpointer.copy_thread("t", "copy")
+    vanish(sessions, "checkpoints", "4")
+    sessions.checkpointer.copy_thread("t", "second")
+    for name in ("copy", "second"):
+        with pytest.raises(StorageError, match=f"of session '{name}'"):
+            sessions.checkpointer.get_tuple(at("4", thread=name))
+        assert sessions.checkpointer.get_tuple(at("3", thread=name)) is not None

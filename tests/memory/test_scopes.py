@@ -1,0 +1,174 @@
+"""Whom a memory is for, and what of it is kept and searched: pure functions."""
+
+from __future__ import annotations
+
+import json
+from collections import UserDict
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from langgraph.store.base import InvalidNamespaceError, PutOp
+
+from session_middleware.errors import MemoryAccessDenied, MemoryScopeUnavailable, UnserializableValue
+from session_middleware.memory.ops import check_labels, puts_of
+from session_middleware.memory.scopes import Owners, check_namespace, is_visible, namespace_of, visible_namespaces
+from session_middleware.memory.values import checked_value, words_of
+
+ALICE = Owners(session="t1", user="alice", group="red")
+ANONYMOUS = Owners(session="t1")
+
+
+@pytest.mark.parametrize(
+    ("scope", "namespace"),
+    [("session", ("session", "t1")), ("user", ("user", "alice")), ("group", ("group", "red")), ("global", ("global",))],
+)
+def test_each_scope_has_a_namespace_of_its_own(scope: Any, namespace: tuple[str, ...]) -> None:
+    assert namespace_of(scope, ALICE) == namespace
+
+
+@pytest.mark.parametrize("nobody", [None, ""])
+def test_a_scope_without_an_id_says_which_id_is_missing_and_how_to_give_it(nobody: str | None) -> None:
+    with pytest.raises(MemoryScopeUnavailable, match=r"'t1' has no user_id .* sessions.open\(…, user_id=…\)") as caught:
+        namespace_of("user", Owners(session="t1", user=nobody))
+    assert isinstance(caught.value, ValueError)
+
+
+def test_an_unknown_scope_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="no scope 'team'; use one of session, user, group, global"):
+        namespace_of("team", ALICE)  # type: ignore[arg-type]
+
+
+def test_only_scopes_with_an_id_are_visible() -> None:
+    assert visible_namespaces(ANONYMOUS) == [("session", "t1"), ("global",)]
+    assert len(visible_namespaces(ALICE)) == 4
+    assert visible_namespaces(ANONYMOUS, ["user"]) == []
+
+
+def test_memories_are_kept_for_one_group_and_seen_of_all_of_them() -> None:
+    owners = Owners(session="t1", group="red", groups=frozenset({"blue"}))
+    assert namespace_of("group", owners) == ("group", "red")
+    assert visible_namespaces(owners, ["group"]) == [("group", "blue"), ("group", "red")]
+    assert is_visible(("group", "blue", "x"), owners)
+    assert not is_visible(("group", "green"), owners)
+    with pytest.raises(MemoryScopeUnavailable):
+        namespace_of("group", Owners(session="t1", groups=frozenset({"blue"})))
+
+
+@pytest.mark.parametrize(
+    "namespace",
+    [
+        ("session", "t1"),
+        ("user", "alice", "prefs"),
+        ("group", "red"),
+        ("global",),
+        ("docs", "bob"),
+        ("sessions", "t2"),
+        (),
+    ],
+)
+def test_a_run_reaches_its_own_and_what_nobody_owns(namespace: tuple[str, ...]) -> None:
+    check_namespace(namespace, ALICE)
+
+
+@pytest.mark.parametrize(
+    "namespace",
+    [("session", "t2"), ("user", "bob"), ("user", "Alice"), ("group", "blue"), ("user", "alice ", "prefs")],
+)
+def test_a_run_does_not_reach_what_others_own(namespace: tuple[str, ...]) -> None:
+    with pytest.raises(MemoryAccessDenied):
+        check_namespace(namespace, ALICE)
+
+
+@pytest.mark.parametrize("kind", ["session", "user", "group"])
+def test_a_bare_owned_prefix_is_everybodys_and_so_nobodys(kind: str) -> None:
+    assert not is_visible((kind,), ALICE)
+    assert not is_visible((kind,), Owners())
+
+
+def test_a_missing_id_matches_no_namespace() -> None:
+    assert not is_visible(("user", "None"), ANONYMOUS)
+    assert not is_visible(("user", ""), ANONYMOUS)
+
+
+def test_an_id_may_hold_periods_and_other_labels_may_not() -> None:
+    check_labels(("user", "alice@example.com"))
+    for namespace in [("docs", "a.b"), ("user", "alice", "a.b"), ("a.b",)]:
+        with pytest.raises(InvalidNamespaceError, match="contains a period"):
+            check_labels(namespace)
+
+
+@pytest.mark.parametrize("label", ["", "a\0b", "\ud83d", 7, None])
+def test_a_label_is_text_that_can_be_told_apart(label: Any) -> None:
+    with pytest.raises(InvalidNamespaceError):
+        check_labels(("user", label))
+
+
+def test_two_halves_of_a_pair_do_not_pass_for_the_character_they_make() -> None:
+    with pytest.raises(InvalidNamespaceError):
+        check_labels(("user", "\ud83d\ude00"))
+    check_labels(("user", "\U0001f600"))
+
+
+def test_a_namespace_that_is_a_text_is_not_taken_for_its_letters() -> None:
+    with pytest.raises(InvalidNamespaceError, match="use a tuple"):
+        check_labels("user")  # type: ignore[arg-type]
+
+
+def test_the_words_of_a_value_are_its_texts_depth_first() -> None:
+    value = {"a": "one", "b": {"c": ["two", {"d": "three"}], "n": 4}, "e": ("four", None), "f": "five"}
+    assert words_of(value) == "one\ntwo\nthree\nfour\nfive"
+
+
+def test_an_index_chooses_the_words() -> None:
+    value = {"title": "one", "pages": [{"text": "two"}, {"text": "three"}], "secret": "four"}
+    assert words_of(value, False) is None
+    assert words_of(value, ["title", "pages[*].text"]) == "one\ntwo\nthree"
+    assert words_of(value, ["missing"]) is None
+
+
+def test_a_value_without_texts_has_no_words() -> None:
+    assert words_of({"n": 1}) is None
+
+
+def test_words_can_always_be_written_as_utf8() -> None:
+    words_of({"text": "cut \ud83d"}).encode()  # type: ignore[union-attr]
+
+
+def test_values_nested_deeper_than_the_stack_have_words() -> None:
+    value: Any = "deep"
+    for _ in range(20_000):
+        value = [value]
+    assert words_of({"v": value}) == "deep"
+
+
+def test_a_value_is_encoded_as_json_does() -> None:
+    for value in ({"a": [1, None, {"b": "é \ud83d"}]}, {}, {"n": float("nan")}, UserDict(c=1)):
+        assert checked_value(("n",), "k", value)[1] == json.dumps(dict(value))
+
+
+def _cycle() -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    value["self"] = value
+    return value
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ({"at": datetime(2026, 1, 1, tzinfo=UTC)}, "datetime"),
+        ({"x": {1, 2}}, "set"),
+        ({("a", "b"): 1}, "tuple"),
+        (_cycle(), "Circular"),
+        (["a"], "is a list, not a dict"),
+        ("a", "is a str, not a dict"),
+    ],
+    ids=["datetime", "set", "tuple key", "cycle", "list", "text"],
+)
+def test_what_json_cannot_keep_is_named_with_its_place(value: Any, reason: str) -> None:
+    with pytest.raises(UnserializableValue, match=reason) as caught:
+        checked_value(("docs",), "k", value)
+    assert "memory 'k' in ('docs',)" in str(caught.value)
+    with pytest.raises(UnserializableValue, match=reason) as caught:
+        puts_of([PutOp(("docs",), "j", {}), PutOp(("docs",), "k", value)], None, embed=False)
+    assert "memory 'k' in ('docs',)" in str(caught.value)

@@ -1,0 +1,335 @@
+"""The record of a run is the same whenever LangGraph puts its checkpoints, and has the times at which it was said."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import pytest
+from langchain_core.language_models import GenericFakeChatModel
+from langchain_core.messages import AIMessage, AnyMessage, HumanMessage
+from langgraph.graph import START, MessagesState, StateGraph
+from langgraph.types import Command, Send, interrupt
+from typing_extensions import TypedDict
+
+from session_middleware import Sessions
+from session_middleware.models import Message
+from tests.conftest import Clock
+from tests.support import agents
+from tests.support.agents import human
+
+DURABILITIES = ["sync", "async", "exit"]
+
+
+@pytest.fixture
+def sessions(tmp_path: Path, clock: Clock) -> Iterator[Sessions]:
+    with Sessions(tmp_path / "sessions.db", clock=clock, allowed_types=[agents.Place, agents.Plan]) as sessions:
+        yield sessions
+        assert sessions.recorder.faults == 0
+
+
+def saying(*texts: str) -> Any:
+    """A graph with a node for each text, which says it without an id."""
+    builder = StateGraph(MessagesState)
+    for number, text in enumerate(texts):
+        builder.add_node(f"n{number}", lambda _, text=text: {"messages": [AIMessage(text)]})
+        builder.add_edge(f"n{number - 1}" if number else START, f"n{number}")
+    return builder.compile()
+
+
+def subgraphs() -> Any:
+    builder = StateGraph(MessagesState)
+    builder.add_node("x", saying("x1", "x2")).add_node("y", saying("y1", "y2"))
+    return builder.add_edge(START, "x").add_edge("x", "y").compile()
+
+
+def subgraph_with_memory() -> Any:
+    builder = StateGraph(MessagesState).add_node("team", agents.tool_graph(checkpointer=True))
+    return builder.add_edge(START, "team").compile()
+
+
+def graph_in_a_node() -> Any:
+    inner = agents.tool_graph()
+
+    def call(state: MessagesState) -> dict[str, Any]:
+        found = inner.invoke(human(f"look up {state['messages'][-1].text}"))
+        return {"messages": [AIMessage(f"found: {found['messages'][-1].text}")]}
+
+    return StateGraph(MessagesState).add_node("call", call).add_edge(START, "call").compile()
+
+
+def models_sent_from_the_start(words: str = "a") -> Any:
+    model = agents.Scripted(has_tools=False)
+
+    def say(state: dict[str, str]) -> dict[str, Any]:
+        return {"messages": [model.invoke(state["word"])]}
+
+    builder = StateGraph(MessagesState).add_node("say", say)
+    builder.add_conditional_edges(START, lambda _: [Send("say", {"word": word}) for word in words], ["say"])
+    return builder.compile()
+
+
+def rewriting() -> Any:
+    """A message that is edited by its id in the same run, and edited back."""
+    builder = StateGraph(MessagesState)
+    for before, name, text in (("", "a", "draft"), ("a", "b", "final"), ("b", "c", "draft"), ("c", "d", "final")):
+        builder.add_node(
+            name, lambda state, text=text: {"messages": [AIMessage(text, id=f"x{len(human_texts(state))}")]}
+        )
+        builder.add_edge(before or START, name)
+    return builder.compile()
+
+
+def human_texts(state: MessagesState) -> list[str]:
+    return [message.text for message in state["messages"] if isinstance(message, HumanMessage)]
+
+
+def rewriting_inside() -> Any:
+    return StateGraph(MessagesState).add_node("inner", rewriting()).add_edge(START, "inner").compile()
+
+
+GRAPHS: dict[str, Callable[[], Any]] = {
+    **{name: graph for name, graph in agents.GRAPHS.items() if name != "agent"},
+    **{graph.__name__: graph for graph in (subgraphs, subgraph_with_memory, graph_in_a_node)},
+    **{graph.__name__: graph for graph in (models_sent_from_the_start, rewriting, rewriting_inside)},
+}
+NOT_PUT = ("graph_in_a_node", "rewriting", "rewriting_inside")  # what is said in these, at the end of a run
+
+
+def prepared(sessions: Sessions, graph: Any, session_id: str, parts: str) -> tuple[Any, Any]:
+    config: Any = sessions.config(session_id)
+    if parts == "attached":
+        return sessions.attach(graph), config
+    if parts == "both by hand":
+        config |= {"callbacks": [sessions.recorder]}
+    return graph.copy(update={"checkpointer": sessions.checkpointer}), config
+
+
+def namespace(entry: Any) -> str:
+    return re.sub(r":[0-9a-f-]{36}", "", getattr(entry, "checkpoint_ns", ""))
+
+
+def record(sessions: Sessions, session_id: str) -> list[tuple[Any, ...]]:
+    found: list[tuple[Any, ...]] = []
+    for entry in sessions.get(session_id).timeline():
+        told = [getattr(entry, name, None) for name in ("role", "text", "name", "status", "outcome", "branch", "kind")]
+        found.append((type(entry).__name__, *told, namespace(entry), getattr(entry, "marks", ())))
+    return found
+
+
+@pytest.mark.parametrize("runner", [agents.invoke, agents.ainvoke])
+@pytest.mark.parametrize("name", GRAPHS)
+@pytest.mark.parametrize("parts", ["attached", "both by hand"])
+async def test_the_record_is_the_same_for_each_durability(
+    sessions: Sessions, parts: str, name: str, runner: agents.Runner
+) -> None:
+    for durability in DURABILITIES:
+        graph, config = prepared(sessions, GRAPHS[name](), durability, parts)
+        for text in ("look up tea", "hi", "look up tea"):
+            await runner(graph, human(text), config, durability=durability)
+    sync, of_async, at_exit = (record(sessions, durability) for durability in DURABILITIES)
+    assert of_async == sync
+    assert at_exit == sync
+
+
+@pytest.mark.parametrize("name", [name for name in GRAPHS if name not in NOT_PUT])
+def test_the_checkpointer_alone_records_the_same_conversation_for_each_durability(
+    sessions: Sessions, name: str
+) -> None:
+    """LangGraph puts nothing of graphs inside of nodes at the end of a run, and nothing that was edited before it."""
+    for durability in DURABILITIES:
+        graph, config = prepared(sessions, GRAPHS[name](), durability, "checkpointer")
+        for text in ("look up tea", "hi", "look up tea"):
+            graph.invoke(human(text), config, durability=durability)
+    sync, of_async, at_exit = ([entry[:-2] for entry in record(sessions, durability)] for durability in DURABILITIES)
+    assert of_async == sync
+    assert at_exit == sync
+
+
+@pytest.mark.parametrize("parts", ["attached", "checkpointer"])
+@pytest.mark.parametrize("durability", DURABILITIES)
+def test_each_version_of_an_edited_message_is_recorded(sessions: Sessions, parts: str, durability: str) -> None:
+    """But by the checkpointer alone at the end of a run, where the last one is all that it is given."""
+    graph, config = prepared(sessions, rewriting(), "t", parts)
+    graph.invoke(human("hi"), config, durability=durability)
+    versions = [message.text for message in sessions.get("t").messages(all_versions=True)]
+    is_given_all = parts == "attached" or durability != "exit"
+    assert versions == ["hi", *(["draft", "final"] * 2 if is_given_all else ["final"])]
+
+
+def asking_inside(depth: int, clock: Clock) -> Any:
+    """A graph that asks a person, in as many others."""
+
+    def ask(state: MessagesState) -> dict[str, Any]:
+        answer = interrupt("may I?")
+        clock.advance(minutes=1)
+        return {"messages": [AIMessage(f"approved: {answer}")]}
+
+    graph = StateGraph(MessagesState).add_node("ask", ask).add_edge(START, "ask").compile()
+    for _ in range(depth):
+        graph = StateGraph(MessagesState).add_node("inner", graph).add_edge(START, "inner").compile()
+    return graph
+
+
+UPDATE = {"messages": [HumanMessage("by the way"), AIMessage("noted")]}
+
+
+@pytest.mark.parametrize("update", [None, UPDATE], ids=["answer", "answer and update"])
+@pytest.mark.parametrize("depth", [0, 1, 2])
+@pytest.mark.parametrize("runner", [agents.invoke, agents.ainvoke])
+@pytest.mark.parametrize("durability", DURABILITIES)
+@pytest.mark.parametrize("parts", ["attached", "both by hand", "checkpointer"])
+async def test_an_answer_is_recorded_before_what_it_leads_to(
+    sessions: Sessions, clock: Clock, parts: str, durability: str, runner: agents.Runner, depth: int, update: Any
+) -> None:
+    graph, config = prepared(sessions, asking_inside(depth, clock), "t", parts)
+    await runner(graph, human("hi"), config, durability=durability)
+    clock.advance(minutes=1)
+    await runner(graph, Command(resume="yes", update=update), config, durability=durability)
+    recorded = sessions.get("t").messages()
+    updated = ["by the way", "noted"] if update else []
+    assert [message.text for message in recorded] == ["hi", "yes", *updated, "approved: yes"]
+    assert {message.checkpoint_ns for message in recorded if message.role == "user"} == {""}
+    asked = [message for message in recorded if message.role == "user"]
+    assert minutes(asked, clock) == [("hi", 0), ("yes", 1), *((text, 1) for text in updated[:1])]
+
+
+@pytest.mark.parametrize("parts", ["attached", "both by hand"])
+def test_a_run_that_stops_to_ask_is_recorded_the_same_for_each_durability(sessions: Sessions, parts: str) -> None:
+    for durability in DURABILITIES:
+        graph, config = prepared(sessions, agents.tool_graph(), durability, parts)
+        graph.invoke(human("ask tea"), config, durability=durability)
+        graph.invoke(Command(resume="yes"), config, durability=durability)
+        graph.invoke(human("hi"), config, durability=durability)
+    conversations = [agents.said(sessions.get(durability)) for durability in DURABILITIES]
+    assert conversations[1:] == conversations[:1] * 2
+    assert ("user", "yes") in conversations[0]
+
+
+@pytest.mark.parametrize("durability", DURABILITIES)
+@pytest.mark.parametrize("parts", ["attached", "checkpointer"])
+def test_a_run_that_goes_back_to_the_beginning_has_what_was_said_there(
+    tmp_path: Path, parts: str, durability: str
+) -> None:
+    for turn in range(2):  # by another process each time
+        with Sessions(tmp_path / "sessions.db") as sessions:
+            graph, config = prepared(sessions, agents.parallel(), "t", parts)
+            if not turn:
+                graph.invoke(human("yes"), config)
+                continue
+            beginning = list(graph.get_state_history(config))[-1]
+            graph.invoke(None, beginning.config, durability=durability)
+            recorded = [message.message_id for message in sessions.get("t").messages()]
+            assert recorded == [message.id for message in graph.get_state(config).values["messages"]]
+
+
+def slow(clock: Clock, text: str, *, by_model: bool) -> Callable[[Any], Any]:
+    """A node that says something after a minute."""
+
+    def node(state: MessagesState) -> dict[str, Any]:
+        clock.advance(minutes=1)
+        model = GenericFakeChatModel(messages=iter([AIMessage(text)]))
+        said = model.invoke(state["messages"]) if by_model else AIMessage(text)
+        return {"messages": [said]}
+
+    return node
+
+
+def slow_graph(clock: Clock, *, by_model: bool) -> Any:
+    builder = StateGraph(MessagesState)
+    for before, name in (("", "a"), ("a", "b"), ("b", "c")):
+        builder.add_node(name, slow(clock, name, by_model=by_model)).add_edge(before or START, name)
+    return builder.compile()
+
+
+def minutes(messages: list[Message], clock: Clock) -> list[tuple[str, float]]:
+    start = Clock().now
+    return [(message.text, (message.created_at - start).total_seconds() / 60) for message in messages]
+
+
+@pytest.mark.parametrize("by_model", [True, False])
+@pytest.mark.parametrize("inner", [True, False])
+@pytest.mark.parametrize("runner", [agents.invoke, agents.ainvoke])
+@pytest.mark.parametrize("durability", DURABILITIES)
+@pytest.mark.parametrize("parts", ["attached", "both by hand"])
+async def test_a_message_has_the_time_at_which_it_was_said(
+    sessions: Sessions,
+    clock: Clock,
+    parts: str,
+    durability: str,
+    runner: agents.Runner,
+    inner: bool,
+    by_model: bool,
+) -> None:
+    built = slow_graph(clock, by_model=by_model)
+    if inner:
+        built = StateGraph(MessagesState).add_node("inner", built).add_edge(START, "inner").compile()
+    graph, config = prepared(sessions, built, "t", parts)
+    await runner(graph, human("hi"), config, durability=durability)
+    expected: list[Any] = [("hi", 0), ("a", 1), ("b", 2), ("c", 3)]
+    assert minutes(sessions.get("t").messages(), clock) == expected
+
+
+@pytest.mark.parametrize("runner", [agents.invoke, agents.ainvoke])
+@pytest.mark.parametrize("durability", DURABILITIES)
+@pytest.mark.parametrize("parts", ["attached", "both by hand"])
+async def test_a_message_without_an_id_has_the_time_at_which_it_was_said(
+    sessions: Sessions, clock: Clock, parts: str, durability: str, runner: agents.Runner
+) -> None:
+    state: Any = TypedDict("state", {"messages": Annotated[list[Any], operator.add]})  # type: ignore[misc]
+    builder = StateGraph(state)
+    for before, name in (("", "a"), ("a", "b"), ("b", "c")):
+        node = slow(clock, name, by_model=False)
+        builder.add_node(name, lambda state, node=node: node(state)).add_edge(before or START, name)
+    graph, config = prepared(sessions, builder.compile(), "t", parts)
+    for text in ("hi", "again"):
+        given = {"messages": [AIMessage("before"), {"role": "user", "content": text}]}
+        await runner(graph, given, config, durability=durability)
+    expected: list[Any] = [("before", 0), ("hi", 0), ("a", 1), ("b", 2), ("c", 3)]
+    expected += [("before", 3), ("again", 3), ("a", 4), ("b", 5), ("c", 6)]
+    assert minutes(sessions.get("t").messages(), clock) == expected
+
+
+@pytest.mark.parametrize("durability", ["sync", "exit"])
+@pytest.mark.parametrize("parts", ["attached", "checkpointer"])
+def test_a_message_without_an_id_is_one_in_a_subgraph_too(sessions: Sessions, parts: str, durability: str) -> None:
+    inner: Any = TypedDict("inner", {"messages": Annotated[list[Any], operator.add]})  # type: ignore[misc]
+    outer: Any = TypedDict("outer", {"messages": list[Any]})  # type: ignore[misc]
+    team = StateGraph(inner).add_node("say", lambda _: {"messages": [AIMessage("hello")]}).add_edge(START, "say")
+    builder = StateGraph(outer).add_node("team", team.compile()).add_edge(START, "team")
+    graph, config = prepared(sessions, builder.compile(), "t", parts)
+    graph.invoke({"messages": [HumanMessage("hi")]}, config, durability=durability)
+    assert agents.said(sessions.get("t")) == [("user", "hi"), ("assistant", "hello")]
+
+
+@pytest.mark.parametrize("durability", DURABILITIES)
+def test_with_the_checkpointer_alone_what_a_user_said_has_the_time_at_which_the_run_began(
+    sessions: Sessions, clock: Clock, durability: str
+) -> None:
+    graph, config = prepared(sessions, slow_graph(clock, by_model=False), "t", "checkpointer")
+    for turn in range(2):
+        graph.invoke(human(f"turn {turn}"), config, durability=durability)
+    asked = [message for message in sessions.get("t").messages() if message.role == "user"]
+    assert minutes(asked, clock) == [("turn 0", 0), ("turn 1", 3)]
+
+
+def test_the_recorder_alone_has_the_times_at_which_it_was_said(sessions: Sessions, clock: Clock) -> None:
+    config: Any = sessions.config("t") | {"callbacks": [sessions.recorder]}
+    slow_graph(clock, by_model=True).invoke(human("hi"), config)
+    assert minutes(sessions.get("t").messages(), clock) == [("hi", 0), ("a", 1), ("b", 2), ("c", 3)]
+
+
+def test_the_order_of_what_was_said_is_that_of_its_times(sessions: Sessions, clock: Clock) -> None:
+    graph, config = prepared(sessions, models_sent_from_the_start("ab"), "t", "attached")
+    messages: list[AnyMessage] = [HumanMessage("first"), HumanMessage("second")]
+    for _ in range(2):
+        graph.invoke({"messages": messages}, config, durability="exit")
+        clock.advance(minutes=1)
+        messages = [HumanMessage("third")]
+    recorded, answers = sessions.get("t").messages(), ["you said a", "you said b"]
+    assert [m.text for m in recorded] == ["first", "second", *answers, "third", *answers]
+    assert [m.created_at for m in recorded] == sorted(m.created_at for m in recorded)
+    assert [entry.seq for entry in recorded] == sorted(entry.seq for entry in recorded)

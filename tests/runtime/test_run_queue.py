@@ -1,0 +1,489 @@
+"""One run at a time in a session, where `on_busy` asks for it; and what is known of runs in progress anyway."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langchain_core.tools import tool
+from langgraph.errors import EmptyInputError
+from langgraph.graph import START, MessagesState, StateGraph
+from langgraph.types import RetryPolicy, interrupt
+
+from session_middleware import LeaseLost, SessionBusy, Sessions
+from tests.conftest import Clock
+from tests.support import agents
+from tests.support.agents import human, said
+
+Open = Callable[..., Sessions]
+PARTS = ["attached", "checkpointer"]
+AT_ONCE = RetryPolicy(max_attempts=2, initial_interval=0.0, jitter=False, retry_on=ValueError)
+
+
+@pytest.fixture
+def open_sessions(tmp_path: Path, clock: Clock) -> Iterator[Open]:
+    opened: list[Sessions] = []
+
+    def open_(**settings: Any) -> Sessions:
+        opened.append(Sessions(tmp_path / "sessions.db", **{"clock": clock} | settings))
+        return opened[-1]
+
+    yield open_
+    for sessions in opened:
+        sessions.close()
+
+
+class Gate:
+    """A node that waits, once, for the test."""
+
+    def __init__(self) -> None:
+        self.entered, self.leave = threading.Event(), threading.Event()
+        self.leave.set()
+
+    def hold(self) -> None:
+        self.entered.clear()
+        self.leave.clear()
+
+    def node(self, state: MessagesState) -> dict[str, Any]:
+        self.entered.set()
+        assert self.leave.wait(60)
+        return {"messages": [("ai", f"you said {state['messages'][-1].text}")]}
+
+
+@pytest.fixture
+def gate() -> Gate:
+    return Gate()
+
+
+def build(sessions: Sessions, node: Any, part: str = "attached") -> Any:
+    builder = StateGraph(MessagesState).add_node("node", node).add_edge(START, "node")
+    if part == "attached":
+        return sessions.attach(builder.compile())
+    return builder.compile(checkpointer=sessions.checkpointer)
+
+
+def count_leases(sessions: Sessions) -> int:
+    """How many runs hold the session "t" or wait for it."""
+    counting = "SELECT count(*) FROM leases WHERE session_id = 't'"
+    found: int = sessions._storage._database.read(lambda c: c.execute(counting).fetchone()[0])
+    return found
+
+
+async def until_queued(sessions: Sessions, count: int) -> None:
+    while count_leases(sessions) < count:
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_reject_names_the_run_that_is_in_progress_and_admits_the_next(
+    part: str, open_sessions: Open, gate: Gate
+) -> None:
+    sessions = open_sessions(on_busy="reject")
+    graph = build(sessions, gate.node, part)
+    sessions.open("t")  # the run may come to its node before its first write
+    gate.hold()
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(graph.invoke, human("one"), sessions.config("t"))
+        assert gate.entered.wait(60)
+        with pytest.raises(SessionBusy, match="busy with") as busy:
+            graph.invoke(human("two"), sessions.config("t"))
+        assert sessions.get("t").is_running
+        gate.leave.set()
+        first.result()
+    assert not sessions.get("t").is_running
+    if part == "attached":
+        assert busy.value.run_id == sessions.get("t").runs()[0].id
+    graph.invoke(human("three"), sessions.config("t"))
+    assert [text for role, text in said(sessions.get("t")) if role == "user"] == ["one", "three"]
+    assert [event.reason for event in sessions.get("t").events() if event.kind == "denied"] == ["busy"]
+
+
+@pytest.mark.parametrize("part", PARTS)
+async def test_wait_runs_them_one_after_the_other_in_order(part: str, open_sessions: Open) -> None:
+    sessions = open_sessions(on_busy="wait")
+    inside, most, all_wait = 0, 0, asyncio.Event()
+
+    async def node(state: MessagesState) -> dict[str, Any]:
+        nonlocal inside, most
+        inside, most = inside + 1, max(most, inside + 1)
+        await all_wait.wait()
+        await asyncio.sleep(0)
+        inside -= 1
+        return {"messages": [("ai", f"you said {state['messages'][-1].text}")]}
+
+    graph = build(sessions, node, part)
+    runs = []
+    for number in range(12):
+        runs.append(asyncio.ensure_future(graph.ainvoke(human(str(number)), sessions.config("t"))))
+        await until_queued(sessions, number + 1)
+    all_wait.set()
+    await asyncio.gather(*runs)
+    assert most == 1
+    assert [text for role, text in said(sessions.get("t")) if role == "user"] == [str(n) for n in range(12)]
+    last = graph.get_state(sessions.config("t")).values["messages"]
+    assert len(last) == 24
+
+
+def test_threads_wait_too_and_give_up_after_the_timeout(open_sessions: Open, gate: Gate) -> None:
+    sessions = open_sessions(on_busy="wait", busy_timeout="200ms")
+    graph = build(sessions, gate.node)
+    gate.hold()
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(graph.invoke, human("one"), sessions.config("t"))
+        assert gate.entered.wait(60)
+        second = pool.submit(graph.invoke, human("two"), sessions.config("t"))
+        with pytest.raises(SessionBusy) as busy:
+            second.result(20)
+        gate.leave.set()
+        first.result(20)
+    assert busy.value.run_id == sessions.get("t").runs()[0].id
+    assert graph.invoke(human("three"), sessions.config("t"))["messages"][-1].text == "you said three"
+    assert sessions.check() == []
+
+
+async def test_a_waiting_run_that_is_cancelled_gives_its_place_away(open_sessions: Open) -> None:
+    sessions = open_sessions(on_busy="wait")
+    entered, leave = asyncio.Event(), asyncio.Event()
+
+    async def node(state: MessagesState) -> dict[str, Any]:
+        entered.set()
+        await leave.wait()
+        return {"messages": [("ai", "done")]}
+
+    graph = build(sessions, node)
+    runs = [asyncio.ensure_future(graph.ainvoke(human("0"), sessions.config("t")))]
+    await entered.wait()
+    for number in (1, 2):
+        runs.append(asyncio.ensure_future(graph.ainvoke(human(str(number)), sessions.config("t"))))
+        await until_queued(sessions, number + 1)
+    runs[1].cancel()
+    await asyncio.gather(runs[1], return_exceptions=True)
+    leave.set()
+    await asyncio.gather(runs[0], runs[2])
+    assert [text for role, text in said(sessions.get("t")) if role == "user"] == ["0", "2"]
+
+
+@pytest.mark.parametrize("on_busy", ["wait", "reject"])
+@pytest.mark.parametrize("part", PARTS)
+async def test_a_run_inside_a_run_of_the_same_session_has_its_turn_already(
+    part: str, on_busy: str, open_sessions: Open
+) -> None:
+    sessions = open_sessions(on_busy=on_busy, busy_timeout="5s")
+    inner = build(sessions, lambda state: {"messages": [("ai", "inner")]}, part)
+
+    def node(state: MessagesState) -> dict[str, Any]:
+        inner.invoke(human("nested"), sessions.config("t"))
+        return {"messages": [("ai", "outer")]}
+
+    async def anode(state: MessagesState) -> dict[str, Any]:
+        await inner.ainvoke(human("nested"), sessions.config("t"))
+        return {"messages": [("ai", "outer")]}
+
+    assert build(sessions, node, part).invoke(human("hi"), sessions.config("t"))["messages"][-1].text == "outer"
+    assert (await build(sessions, anode, part).ainvoke(human("hi"), sessions.config("t")))["messages"]
+    assert not sessions.get("t").is_running
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_run_inside_a_run_has_its_turn_also_after_one_of_another_session(part: str, open_sessions: Open) -> None:
+    sessions = open_sessions(on_busy="reject")
+    inner = build(sessions, lambda state: {"messages": [("ai", "inner")]}, part)
+
+    def node(state: MessagesState) -> dict[str, Any]:
+        inner.invoke(human("nested"), sessions.config("u"))
+        assert (sessions.get("u").is_running, sessions.get("t").is_running) == (False, True)
+        inner.invoke(human("nested"), sessions.config("t"))
+        assert sessions.get("t").is_running
+        return {"messages": [("ai", "outer")]}
+
+    assert build(sessions, node, part).invoke(human("hi"), sessions.config("t"))["messages"][-1].text == "outer"
+    assert not sessions.get("t").is_running
+
+
+@pytest.mark.parametrize("part", PARTS)
+async def test_a_run_begun_while_a_stream_is_read_is_not_inside_it(part: str, open_sessions: Open) -> None:
+    """Whoever reads a stream has the context of its run."""
+    sessions = open_sessions(on_busy="wait", busy_timeout="20s")
+    graph = build(sessions, lambda state: {"messages": [("ai", "ok")]}, part)
+    second = None
+    async for _ in graph.astream(human("first"), sessions.config("t")):
+        second = second or asyncio.create_task(graph.ainvoke(human("second"), sessions.config("t")))
+    assert second is not None
+    assert [m.text for m in (await second)["messages"]] == ["first", "ok", "second", "ok"]
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_run_refused_while_a_stream_is_read_is_not_looked_for_by_what_comes_after(
+    part: str, open_sessions: Open
+) -> None:
+    sessions = open_sessions(on_busy="reject")
+    graph = build(sessions, lambda state: {"messages": [("ai", "ok")]}, part)
+    stream = graph.stream(human("first"), sessions.config("t"))
+    next(stream)
+    with pytest.raises(SessionBusy):
+        graph.invoke(human("second"), sessions.config("t"))
+    assert list(graph.get_state_history(sessions.config("t")))
+    assert list(stream) == []
+    assert [m.text for m in graph.get_state(sessions.config("t")).values["messages"]] == ["first", "ok"]
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_run_that_fails_leaves_the_session_free(part: str, open_sessions: Open) -> None:
+    sessions = open_sessions(on_busy="reject")
+
+    def node(state: MessagesState) -> dict[str, Any]:
+        if state["messages"][-1].text == "break":
+            raise RuntimeError("no")
+        return {"messages": [("ai", "ok")]}
+
+    graph = build(sessions, node, part)
+    kept: list[BaseException] = []
+    for _ in range(2):
+        try:
+            graph.invoke(human("break"), sessions.config("t"))
+        except RuntimeError as error:
+            kept.append(error)  # and with it its traceback, and with that all that was in the run
+    assert graph.invoke(human("go on"), sessions.config("t"))["messages"][-1].text == "ok"
+    assert len(kept) == 2
+
+
+@pytest.fixture
+def uncollected() -> Iterator[None]:
+    """The end of a run is known whether or not garbage is collected."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def asking(state: MessagesState) -> dict[str, Any]:
+    return {"messages": [("ai", str(interrupt("?")))]}
+
+
+def breaking(state: MessagesState) -> dict[str, Any]:
+    raise RuntimeError("no")
+
+
+def answering(state: MessagesState) -> dict[str, Any]:
+    return {"messages": [("ai", "ok")]}
+
+
+@pytest.mark.usefixtures("uncollected")
+@pytest.mark.parametrize("durability", ["sync", "async", "exit"])
+@pytest.mark.parametrize(
+    ("node", "given"),
+    [(answering, human("hi")), (breaking, human("hi")), (asking, human("hi")), (answering, {})],
+    ids=["ok", "error", "interrupt", "refused input"],
+)
+@pytest.mark.parametrize("part", PARTS)
+async def test_a_run_is_over_as_soon_as_its_caller_goes_on(
+    part: str, node: Any, given: Any, durability: Any, open_sessions: Open
+) -> None:
+    sessions, others = open_sessions(on_busy="reject"), open_sessions(on_busy="reject")
+    graph = build(sessions, node, part)
+    kept: list[BaseException] = []
+    sessions.open("t")
+    for _ in range(2):
+        try:
+            graph.invoke(given, sessions.config("t"), durability=durability)
+        except (RuntimeError, EmptyInputError) as error:
+            kept.append(error)
+        assert not sessions.get("t").is_running
+        assert not others.get("t").is_running
+        assert sessions.get("t").repair() == []
+        try:
+            await graph.ainvoke(given, sessions.config("t"), durability=durability)
+        except (RuntimeError, EmptyInputError) as error:
+            kept.append(error)
+        assert not sessions.get("t").is_running
+        assert sessions.get("t").repair() == []
+    assert len(kept) in (0, 4)
+
+
+@pytest.mark.usefixtures("uncollected")
+@pytest.mark.parametrize("part", PARTS)
+async def test_a_run_whose_reader_stops_or_that_is_cancelled_is_over(part: str, open_sessions: Open) -> None:
+    sessions = open_sessions(on_busy="reject")
+    graph = build(sessions, answering, part)
+    stream = graph.stream(human("hi"), sessions.config("t"))
+    next(stream)
+    assert sessions.get("t").is_running
+    stream.close()
+    assert not sessions.get("t").is_running
+    astream = graph.astream(human("hi"), sessions.config("t"))
+    await anext(astream)
+    await astream.aclose()
+    assert not sessions.get("t").is_running
+    entered = asyncio.Event()
+
+    async def waiting(state: MessagesState) -> dict[str, Any]:
+        entered.set()
+        await asyncio.Event().wait()
+        return {}
+
+    run = asyncio.create_task(build(sessions, waiting, part).ainvoke(human("hi"), sessions.config("t")))
+    await entered.wait()
+    assert sessions.get("t").is_running
+    run.cancel()
+    await asyncio.wait([run])
+    assert run.cancelled()
+    assert not sessions.get("t").is_running
+    await graph.ainvoke(human("hi"), sessions.config("t"))
+
+
+@pytest.mark.parametrize("part", PARTS)
+async def test_an_error_that_a_handler_takes_is_not_the_end_of_its_run(part: str, open_sessions: Open) -> None:
+    sessions = open_sessions(on_busy="reject")
+    quick = build(sessions, answering, part)
+    refused: list[bool] = []
+    tries = 0
+
+    def second_run_is_refused() -> None:
+        with ThreadPoolExecutor(1) as another, pytest.raises(SessionBusy):
+            another.submit(quick.invoke, human("beside"), sessions.config("t")).result()
+        sessions._pulse.beat()
+        refused.append(sessions.get("t").is_running)
+
+    def breaks(state: MessagesState) -> dict[str, Any]:
+        nonlocal tries
+        tries += 1
+        if tries % 2 == 0:
+            second_run_is_refused()  # it is tried again
+        raise ValueError("no")
+
+    def handle(state: MessagesState) -> dict[str, Any]:
+        second_run_is_refused()
+        return {"messages": [("ai", "handled")]}
+
+    builder = StateGraph(MessagesState).add_edge(START, "breaks")
+    builder.add_node("breaks", breaks, error_handler=handle, retry_policy=AT_ONCE)
+    if part == "attached":
+        graph = sessions.attach(builder.compile())
+    else:
+        graph = builder.compile(checkpointer=sessions.checkpointer)
+    assert graph.invoke(human("hi"), sessions.config("t"))["messages"][-1].text == "handled"
+    assert (await graph.ainvoke(human("hi"), sessions.config("t")))["messages"][-1].text == "handled"
+    assert refused == [True] * 4
+    assert not sessions.get("t").is_running
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_an_error_of_one_branch_is_not_the_end_of_a_run_that_another_goes_on_in(
+    part: str, open_sessions: Open, gate: Gate
+) -> None:
+    sessions = open_sessions(on_busy="reject")
+    quick = build(sessions, answering, part)
+    builder = StateGraph(MessagesState).add_node("slow", gate.node).add_node("breaks", breaking)
+    builder.add_edge(START, "slow").add_edge(START, "breaks")
+    if part == "attached":
+        graph = sessions.attach(builder.compile())
+    else:
+        graph = builder.compile(checkpointer=sessions.checkpointer)
+    gate.hold()
+    with ThreadPoolExecutor(1) as pool:
+        run = pool.submit(graph.invoke, human("hi"), sessions.config("t"))
+        assert gate.entered.wait(60)
+        sessions._pulse.beat()
+        with pytest.raises(SessionBusy):
+            quick.invoke(human("beside"), sessions.config("t"))
+        gate.leave.set()
+        assert isinstance(run.exception(), RuntimeError)
+    quick.invoke(human("afterwards"), sessions.config("t"))
+
+
+def test_an_abandoned_stream_frees_the_session(open_sessions: Open) -> None:
+    sessions = open_sessions(on_busy="reject")
+    graph = build(sessions, lambda state: {"messages": [("ai", "ok")]}, "checkpointer")
+    stream = graph.stream(human("hi"), sessions.config("t"))
+    next(stream)
+    with ThreadPoolExecutor(1) as pool, pytest.raises(SessionBusy):
+        pool.submit(graph.invoke, human("two"), sessions.config("t")).result()
+    del stream
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(graph.invoke, human("two"), sessions.config("t")).result()
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_run_that_was_taken_for_dead_cannot_write_any_more(part: str, open_sessions: Open, gate: Gate) -> None:
+    sessions, others = open_sessions(on_busy="reject"), open_sessions(on_busy="reject")
+    graph = build(sessions, gate.node, part)
+    graph.invoke(human("zero"), sessions.config("t"))
+    gate.hold()
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(graph.invoke, human("one"), sessions.config("t"))
+        assert gate.entered.wait(60)
+        (number,) = others._storage._database.read(
+            lambda c: c.execute("SELECT number FROM leases WHERE session_id = 't'").fetchone()
+        )
+        others._storage._database.write(lambda c: c.execute("DELETE FROM leases"))  # as another would, of a dead one
+        quick = build(others, lambda state: {"messages": [("ai", "taken over")]}, part)
+        quick.invoke(human("two"), others.config("t"))
+        gate.leave.set()
+        with pytest.raises(LeaseLost, match=f"lease {number}"):
+            first.result(20)
+    messages = graph.get_state(sessions.config("t")).values["messages"]
+    assert [message.text for message in messages][-1] == "taken over"
+    assert ("denied", "lease") in [(event.kind, event.reason) for event in sessions.get("t").events()]
+
+
+@pytest.mark.parametrize("durability", ["sync", "async", "exit"])
+@pytest.mark.parametrize("part", PARTS)
+def test_a_live_run_is_never_idle_to_anybody(part: str, durability: Any, open_sessions: Open, clock: Clock) -> None:
+    sessions, others = (open_sessions(idle_timeout="30m", on_expire="delete") for _ in range(2))
+
+    @tool
+    def look_up(thing: str) -> str:
+        """Takes its time."""
+        clock.advance(hours=5)
+        if durability == "sync" or part == "attached":
+            assert (others.get("t").status, others.get("t").is_running) == ("active", True)
+            assert [session.id for session in others.list(status="active")] == ["t"]
+            assert others.list(status="expired") == []
+            assert others.sweep() == []
+            assert others.sweep(older_than="1h") == []
+        return f"{thing} is nice"
+
+    if part == "attached":
+        graph = sessions.attach(agents.tool_graph(look_up))
+    else:
+        graph = agents.tool_graph(look_up, checkpointer=sessions.checkpointer)
+    for turn in (1, 2):
+        result = graph.invoke(human("look up tea"), sessions.config("t"), durability=durability)
+        assert len(result["messages"]) == 4 * turn
+    assert (sessions.get("t").is_running, sessions.get("t").status) == (False, "active")
+    clock.advance(minutes=30)
+    assert [ended.session_id for ended in sessions.sweep()] == ["t"]
+
+
+async def test_runs_in_many_sessions_do_not_wait_for_each_other(open_sessions: Open) -> None:
+    sessions = open_sessions(on_busy="reject")
+    everybody = asyncio.Barrier(8)
+
+    async def node(state: MessagesState) -> dict[str, Any]:
+        await asyncio.wait_for(everybody.wait(), 20)
+        return {"messages": [("ai", "met")]}
+
+    graph = build(sessions, node)
+    await asyncio.gather(*(graph.ainvoke(human("hi"), sessions.config(f"s{n}")) for n in range(8)))
+    assert sessions.count() == 8
+
+
+def test_the_recorder_alone_refuses_a_second_run_too(open_sessions: Open, gate: Gate) -> None:
+    sessions = open_sessions(on_busy="reject")
+    graph = StateGraph(MessagesState).add_node("node", gate.node).add_edge(START, "node").compile()
+    config = {**sessions.config("t"), "callbacks": [sessions.recorder]}
+    gate.hold()
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(graph.invoke, human("one"), config)
+        assert gate.entered.wait(60)
+        with pytest.raises(SessionBusy):
+            graph.invoke(human("two"), config)
+        gate.leave.set()
+        first.result()
+    graph.invoke(human("three"), config)

@@ -1,0 +1,251 @@
+"""The schema: migrated is fresh, known is real, and no query on the hot path scans a table."""
+
+from __future__ import annotations
+
+import sqlite3
+from datetime import timedelta
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from langgraph.store.base import PutOp
+from sqlite_utils import Database
+
+from session_middleware import Sessions
+from session_middleware.models import Event, Identity, Pin, Run, ToolCall, utc_now
+from session_middleware.settings import load_settings
+from session_middleware.storage.checkpoint_types import Blob, CheckpointPut, Chunk, ListPut, Write, WritesPut
+from session_middleware.storage.memory_types import MemoryQuery, MessageScope
+from session_middleware.storage.protocol import Storage
+from session_middleware.storage.record_entries import MessageEntry, RunEnd, ToolEnd, ToolStart
+from session_middleware.storage.run import Lease, RunContext
+from session_middleware.storage.sql import schema
+from session_middleware.storage.sql.engine import SqliteStorage
+from session_middleware.storage.sql.record import usage
+from session_middleware.storage.sql.sessions import expiry
+from session_middleware.storage.sqlite import database
+from session_middleware.storage.types import SessionDetails, SessionFilter, ToolCallFilter, UsageBy, UsageFilter
+from tests.support.memories import put_of
+
+
+def test_the_migrations_the_code_knows_are_those_there_are() -> None:
+    assert schema.latest() == database.KNOWN_MIGRATIONS
+
+
+def test_a_database_migrated_step_by_step_equals_a_fresh_one(tmp_path: Path) -> None:
+    fresh = SqliteStorage(str(tmp_path / "fresh.db"), load_settings(), clock=utc_now, new_id=lambda: "x")
+    fresh.close()
+    stepwise = Database(tmp_path / "stepwise.db")
+    for migration in schema.migrations.pending(stepwise):
+        later = [m.name for m in schema.migrations.pending(stepwise) if m.name > migration.name]
+        schema.migrations.apply(stepwise, stop_before=later[:1])
+    found = Database(tmp_path / "fresh.db")
+    assert found.schema == stepwise.schema
+    found.close()
+    stepwise.close()
+
+
+def test_the_tables_are_ours_to_name(tmp_path: Path) -> None:
+    db = Database(memory=True)
+    schema.apply(db)
+    tables = {name for name in db.table_names() if not name.startswith(("sqlite_", "_sqlite"))}
+    assert tables == database.OWN_TABLES
+    db.close()
+
+
+SCANS_BY_DESIGN = (
+    "SELECT DISTINCT namespace FROM memories",  # an index is scanned: there is no list of namespaces
+    "SELECT * FROM sessions WHERE 1 ORDER BY",  # all sessions, by the index of their activity
+    "SELECT COUNT(*) FROM sessions WHERE 1",
+    "SELECT * FROM tool_calls WHERE 1 ORDER BY",  # all tool calls, by the index of their start
+    "FROM checkpoints WHERE TRUE ORDER BY",  # the saver's list(None)
+    "FROM heads WHERE TRUE",  # the same
+    "FROM tombstones WHERE archive IS NOT NULL AND 1",  # the archived sessions, by an index of them alone
+    "UNION SELECT id FROM sessions WHERE visibility = 'group-write'",  # those that groups write in, by an index of them
+    "FROM leases ORDER BY number",  # the runs in progress, of all sessions
+    "FROM leases WHERE user_id",  # the same
+    "leases WHERE number IN",  # the same
+    "UPDATE leases SET renewed_at",  # the same
+    "FROM runs WHERE outcome = 'running'",  # the same, by an index of them alone
+    "FROM tool_calls WHERE process IS NOT NULL",  # what is executed outside of runs, by an index of it alone
+    "FROM sqlite_master",
+    "FROM index_stale",  # the messages that were changed since the last search
+    "FROM index_scopes WHERE version !=",  # once in a process
+    "CREATE TEMP TABLE",
+)
+
+
+@pytest.fixture
+def statements(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every statement that is executed from now on, with its parameters filled in."""
+    seen: list[str] = []
+    connect = sqlite3.connect
+
+    def traced(*args: object, **kwargs: object) -> sqlite3.Connection:
+        connection = connect(*args, **kwargs)  # type: ignore[arg-type]
+        connection.set_trace_callback(seen.append)
+        return connection
+
+    monkeypatch.setattr(sqlite3, "connect", traced)
+    return seen
+
+
+def test_no_statement_scans_a_table(statements: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "sessions.db"
+    storage = SqliteStorage(str(path), load_settings(idle_timeout="1h"), clock=utc_now, new_id=lambda: "x")
+    statements.clear()
+    use_everything(storage)
+    storage.close()
+    plain = sqlite3.connect(path)
+    plain.set_trace_callback(None)
+    plain.create_aggregate("latencies", 1, usage._Latencies)
+    scans = {}
+    for statement in dict.fromkeys(statements):
+        if not statement.lstrip().startswith(("SELECT", "UPDATE", "DELETE", "INSERT", "WITH")):
+            continue
+        if any(part in statement for part in (*SCANS_BY_DESIGN, "_fts", "used_lists")):
+            continue
+        plan = [row[3] for row in plain.execute(f"EXPLAIN QUERY PLAN {statement}")]
+        if found := [step for step in plan if step.startswith("SCAN") and is_table(step)]:
+            scans[statement] = found
+    plain.close()
+    assert scans == {}
+
+
+def test_a_batch_of_puts_is_a_few_statements(statements: list[str], tmp_path: Path) -> None:
+    with Sessions(tmp_path / "sessions.db", sweep_interval=None) as sessions:
+        puts = [PutOp(("n",), f"k{n}", {"text": f"item {n}"}) for n in range(1_000)]
+        statements.clear()
+        sessions.store.batch(puts)
+        assert len(statements) < 20
+
+
+def is_table(step: str) -> bool:
+    return step.split()[1] in database.OWN_TABLES
+
+
+def use_everything(storage: Storage) -> None:
+    visit = RunContext("t", Identity(user_id="u"), run_id="r")
+    storage.open_session(visit, SessionDetails(title="x", tags=["a"]))
+    storage.authorize(RunContext("t", Identity(user_id="u")))
+    for where in (SessionFilter(), SessionFilter(user_id="u", tags=["a"]), SessionFilter(status="idle")):
+        storage.list_sessions(where, limit=5)
+        storage.count_sessions(where)
+    message = MessageEntry("m", "assistant", "hi", tool_calls=[{"id": "c"}])
+    storage.append(visit, [message, MessageEntry("n", "tool", "x", tool_call_id="c")])
+    storage.append(visit, [MessageEntry("m", "assistant", "ho")])
+    storage.append(visit, [ToolStart("e", "c", "f", {})])
+    storage.append(visit, [ToolEnd("e", "ok", 1, None, 1)])
+    storage.append(visit, [RunEnd("ok", None, 1)])
+    chunk = Chunk(Blob("t", b"x"))
+    for number in range(3):
+        put = CheckpointPut(
+            visit, "", f"c{number}", None, Blob("t", b"b"), "loop", 0, None, (), {"m": ListPut(None, 0, [chunk])}
+        )
+        storage.put_checkpoint(put)
+    storage.put_writes(WritesPut(visit, "", "c0", "task", "", [Write(0, "x", [chunk])]))
+    storage.get_checkpoint("t", "", None)
+    storage.list_checkpoints("t", checkpoint_ns="", before="c2", limit=2)
+    storage.list_checkpoints("t", matches=lambda body: True, after=("t", "", "c2"))
+    storage.get_history("t", "", None, ["m", "x"])
+    storage.copy_session("t", "u")
+    storage.prune_checkpoints(["u"])
+    storage.delete_for_runs(["r1"])
+    storage.put_memories([put_of(("session", "t"), "k", {"a": 1}, "x")])
+    storage.get_memories([(("session", "t"), "k")])
+    storage.search_memories(MemoryQuery([("session", "t")], prefix=True))
+    (
+        storage.list_messages("t"),
+        storage.list_records(ToolCall, "t"),
+        storage.list_records(Run, "t"),
+        storage.list_records(Event, "t"),
+    )
+    storage.search_memories(MemoryQuery([], prefix=False, query="beg", messages=MessageScope(), unfinished=True))
+    for whose in (MessageScope(), MessageScope(user_id="u"), MessageScope("t", "u")):
+        storage.search_memories(MemoryQuery([], prefix=False, query="the", messages=whose, as_written=True))
+    storage.delete_message("t", "m"), storage.append(visit, [message])
+    report_everything(storage)
+    use_all_of_upkeep(storage)
+    storage.delete_session("t")
+
+
+def report_everything(storage: Storage) -> None:
+    now = utc_now()
+    for by in get_args(UsageBy):
+        for where in (UsageFilter(), UsageFilter(user_id="u", since=now), UsageFilter(session_id="t", until=now)):
+            storage.sum_usage(by, where)
+    for where in (ToolCallFilter(), ToolCallFilter(name="f"), ToolCallFilter(status="ok", user_id="u", since=now)):
+        found = storage.list_tool_calls(where, limit=5)
+        storage.list_tool_calls(where, limit=5, before=found[-1] if found else None)
+    storage.list_timeline("t", after=1, limit=5)
+    storage.list_unfinished("t", up_to=100)
+    storage.find_executions("t", ["c"])
+    storage.append_repair("t", [], run_id=None, reason="x", checkpoint_id="c0")
+    storage.list_checkpoint_namespaces("t")
+
+
+@pytest.mark.parametrize("reason", expiry._DUE)
+def test_what_is_due_is_read_in_its_order_by_an_index_of_the_moment(reason: str, tmp_path: Path) -> None:
+    storage = SqliteStorage(str(tmp_path / "sessions.db"), load_settings(), clock=utc_now, new_id=lambda: "x")
+    values = {"now": "9", "since": "9", "seconds": 5.0}
+    by_settings, durations, of_own = (
+        storage._database.read(lambda connection, sql=sql: plan(connection, sql, values)) for sql in expiry._DUE[reason]
+    )
+    storage.close()
+    index = {"idle_timeout": "COVERING INDEX sessions_by_status (status=? AND last_active_at<?)"}
+    index |= {"max_age": "INDEX sessions_by_age (began_at<?)", "retention": "INDEX sessions_by_end (ended_at>?"}
+    assert by_settings[0].startswith(f"SEARCH sessions USING {index[reason]}")
+    assert durations == [f"SEARCH sessions USING COVERING INDEX sessions_by_own_{reason} ({reason}_seconds>?)"]
+    assert of_own[0].startswith(f"SEARCH sessions USING INDEX sessions_by_own_{reason} ({reason}_seconds=? AND ")
+    assert not any("TEMP B-TREE" in step for step in by_settings + of_own)
+
+
+def plan(connection: sqlite3.Connection, sql: str, values: dict[str, object]) -> list[str]:
+    return [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {sql}", values)]
+
+
+@pytest.mark.parametrize("by", get_args(UsageBy))
+def test_usage_reads_calls_by_an_index_and_sessions_that_it_is_about(by: UsageBy, tmp_path: Path) -> None:
+    storage = SqliteStorage(str(tmp_path / "sessions.db"), load_settings(), clock=utc_now, new_id=lambda: "x")
+    found = storage._database.read(lambda connection: explain(connection, by))
+    storage.close()
+    if by == "tool":
+        assert found[0] == "SCAN t USING INDEX tool_calls_by_name"
+    else:
+        assert found[0].startswith("SCAN s") or "USING INDEX sessions" in found[0]
+        assert "SEARCH m USING PRIMARY KEY (session_id=?)" in found
+    grouped = [step for step in found if "TEMP B-TREE" in step]
+    assert bool(grouped) == (by in ("model", "day"))  # all others come in the order they are summed in
+
+
+def explain(connection: sqlite3.Connection, by: UsageBy) -> list[str]:
+    connection.create_aggregate("latencies", 1, usage._Latencies)
+    beginning, end = usage._SUMS[by]
+    return [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {beginning} {end}")]
+
+
+def use_all_of_upkeep(storage: Storage) -> None:
+    later = utc_now() + timedelta(days=900)
+    run = RunContext("w", Identity(user_id="u"), lease=Lease())
+    storage.acquire_session(run, wait=True), storage.acquire_session(run, wait=True)
+    storage.append(run, [])
+    storage.renew_leases([run.lease]), storage.find_active_run("w"), storage.release_leases([run.lease])
+    storage.update_session("w", SessionDetails(idle_timeout_seconds=5.0, max_age_seconds=9.0, retention_seconds=9.0))
+    storage.ping_session("w", by=None)
+    storage.pin_session("w", Pin(at=later), by=None), storage.pin_session("w", None, by=None)
+    storage.postpone_expiry("w", later)
+    storage.list_due(later, sized=True), storage.list_due(later, inactive_since=utc_now())
+    storage.measure_session("w")
+    storage.end_due(storage.list_due(later + timedelta(days=1)), now=later + timedelta(days=1))
+    storage.open_session(RunContext("e", Identity(user_id="u")), SessionDetails())
+    storage.end_session("e", "completed", reason="x", detail={}, by=None)
+    storage.collect_garbage(utc_now() - timedelta(days=1), later)
+    storage.acquire_duty("sweep")
+    storage.find_tombstone("w")
+    storage.list_archived(user_id=None, limit=5), storage.list_archived(user_id="u", limit=5, before=(later, "w"))
+    storage.subscribe(["opened", "completed"])
+    storage.open_session(RunContext("x", Identity(user_id="v")), SessionDetails())
+    storage.take_event()
+    storage.revoke_user("v", reason=None), storage.is_revoked("v"), storage.lift_revocation("v")
+    storage.forget_user("v", dry_run=False)
+    storage.open_session(RunContext("t", Identity(user_id="u")), SessionDetails())

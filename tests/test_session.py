@@ -1,0 +1,201 @@
+"""Objects that users hold: after their session was deleted, given a wrong argument name, copied and pickled."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import inspect
+import pickle
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langchain_core.messages import HumanMessage
+
+import session_middleware
+from session_middleware import Session, SessionClosed, SessionError, SessionNotFound, Sessions, errors
+from session_middleware.models import SessionInfo
+from tests.support import agents
+from tests.support.agents import human
+
+USES: dict[str, Callable[[Session], Any]] = {
+    "messages": lambda s: s.messages(),
+    "tool_calls": lambda s: s.tool_calls(),
+    "model_calls": lambda s: s.model_calls(),
+    "runs": lambda s: s.runs(),
+    "events": lambda s: s.events(),
+    "branches": lambda s: s.branches(),
+    "timeline": lambda s: s.timeline(),
+    "stats": lambda s: s.stats(),
+    "file": lambda s: s.file("sha256:00"),
+    "follow": lambda s: list(s.follow(timeout="1ms")),
+    "history": lambda s: s.history().messages,
+    "history add": lambda s: s.history().add_messages([HumanMessage("x")]),
+    "add": lambda s: s.add(HumanMessage("x")),
+    "add_history": lambda s: s.add_history([HumanMessage("x")]),
+    "record_tool": lambda s: s.record_tool("search"),
+    "with": lambda s: s.__enter__(),
+    "remember": lambda s: s.memory.remember("x"),
+    "recall": lambda s: s.memory.recall("x"),
+    "memories": lambda s: s.memory.list(),
+    "update": lambda s: s.update(title="x"),
+    "connect": lambda s: s.connect(name="x"),
+    "disconnect": lambda s: s.disconnect(),
+    "ping": lambda s: s.ping(),
+    "pin": lambda s: s.pin(),
+    "unpin": lambda s: s.unpin(),
+    "complete": lambda s: s.complete(),
+    "fail": lambda s: s.fail(),
+    "abandon": lambda s: s.abandon(),
+    "repair": lambda s: s.repair(),
+    "delete_message": lambda s: s.delete_message("x"),
+    "delete": lambda s: s.delete(),
+    "resource": lambda s: s.resource("x", open=object),
+}
+
+
+@pytest.fixture
+def sessions(tmp_path: Path) -> Iterator[Sessions]:
+    with Sessions(tmp_path / "sessions.db") as sessions:
+        yield sessions
+
+
+def handle(sessions: Sessions, *, guarded: bool) -> Session:
+    session: Session = (sessions.for_user("alice") if guarded else sessions).get("t")
+    return session
+
+
+@pytest.mark.parametrize("reopened", [False, True], ids=["gone", "reopened"])
+@pytest.mark.parametrize("guarded", [False, True], ids=["operator", "user"])
+@pytest.mark.parametrize("use", USES)
+def test_a_session_that_was_deleted_says_so_whatever_is_asked_of_it(
+    use: str, guarded: bool, reopened: bool, sessions: Sessions
+) -> None:
+    sessions.open("t", user_id="alice").add(HumanMessage("old"))
+    held = handle(sessions, guarded=guarded)
+    sessions.delete("t")
+    if reopened:
+        sessions.open("t", user_id="alice").add(HumanMessage("new"))
+    with pytest.raises((SessionNotFound, SessionClosed), match=r"'t' (was|is) deleted"):
+        USES[use](held)
+    if reopened:
+        now = sessions.get("t")
+        assert [message.text for message in now.messages()] == ["new"]
+        assert (now.status, now.title, now.pinned, now.client) == ("active", None, None, {})
+    else:
+        assert sessions.find("t") is None
+
+
+async def test_the_same_under_asyncio(sessions: Sessions) -> None:
+    held = await sessions.aopen("t")
+    await held.adelete()
+    with pytest.raises(SessionNotFound, match="was deleted"):
+        await held.amessages()
+    with pytest.raises(SessionNotFound, match="was deleted"):
+        async for _ in held.afollow(timeout="1ms"):
+            pass
+
+
+@pytest.mark.parametrize("guarded", [False, True], ids=["operator", "user"])
+def test_following_a_session_ends_when_it_is_deleted_meanwhile(guarded: bool, sessions: Sessions) -> None:
+    sessions.open("t", user_id="alice").add(HumanMessage("hi"))
+    seen = []
+    for entry in handle(sessions, guarded=guarded).follow():
+        seen.append(entry)
+        if len(seen) == 2:
+            sessions.delete("t")
+    assert len(seen) == 2
+
+
+# Names that are nearly right
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda s: s.open("t", user="alice"), r"open\(\) has no argument 'user'; write user_id="),
+        (lambda s: s.open("t", group="staff"), r"write group_id="),
+        (lambda s: s.open(thread_id="t"), r"write session_id="),
+        (lambda s: s.open("t", titel="x"), r"write title="),
+        (lambda s: s.list(user="alice"), r"list\(\) has no argument 'user'; write user_id="),
+        (lambda s: s.list(tag=["x"]), r"write tags="),
+        (lambda s: s.count(user="alice"), r"write user_id="),
+        (lambda s: s.usage(user="alice"), r"write user_id="),
+        (lambda s: s.search("x", user="alice"), r"write user_id="),
+        (lambda s: s.tool_calls(user="alice"), r"write user_id="),
+        (lambda s: s.sweep(dryrun=True), r"write dry_run="),
+        (lambda s: s.config(thread_id="t"), r"config\(\) has no argument 'thread_id'; write session_id="),
+        (lambda s: s.config(threadid="t"), r"write session_id="),
+        (lambda s: s.config("t", user="alice"), r"write user_id="),
+        (lambda s: s.open("t").update(titel="x"), r"update\(\) has no argument 'titel'; write title="),
+        (lambda s: s.open("t").update(colour="x"), r"has no argument 'colour'; it takes title, purpose, tags"),
+        (lambda s: s.open("t").messages(limits=3), r"write limit="),
+        (lambda s: s.open("t").memory.remember("x", scopes="user"), r"write scope="),
+        (lambda s: s.for_user("alice").open("t", titel="x"), r"write title="),
+        (lambda s: s.for_user("alice").list(tag=["x"]), r"write tags="),
+        (lambda s: asyncio.run(s.aopen("t", user="alice")), r"write user_id="),
+        (lambda s: asyncio.run(s.alist(user="alice")), r"write user_id="),
+    ],
+)
+def test_an_argument_that_there_is_not_is_answered_with_the_one_that_was_meant(
+    call: Callable[[Sessions], Any], said: str, sessions: Sessions
+) -> None:
+    with pytest.raises(TypeError, match=said):
+        call(sessions)
+
+
+def test_other_names_go_into_the_config_as_they_are(sessions: Sessions) -> None:
+    config = sessions.config("t", model_name="small", threads=4, users=["a"])
+    assert {"model_name": "small", "threads": 4, "users": ["a"]}.items() <= config["configurable"].items()
+
+
+def test_methods_keep_their_signatures_and_their_kind() -> None:
+    assert "user_id" in inspect.signature(Sessions.open).parameters
+    assert inspect.iscoroutinefunction(Sessions.aopen)
+    assert not inspect.iscoroutinefunction(Session.messages)
+
+
+# Copies
+
+
+def test_sessions_in_hand_can_be_pickled_and_are_their_fields_then(sessions: Sessions) -> None:
+    sessions.open("t", user_id="alice", metadata={"deep": {"er": 1}})
+    for held in (sessions.list(), sessions.for_user("alice").list()):
+        (read,) = pickle.loads(pickle.dumps(held))
+        assert type(read) is SessionInfo
+        assert dict(read) == dict(held[0])
+
+
+def test_a_deep_copy_of_a_session_works_and_shares_no_fields_with_it(sessions: Sessions) -> None:
+    graph = sessions.attach(agents.chat())
+    graph.invoke(human("hi"), sessions.config("t"))
+    held = sessions.open("t", metadata={"deep": {"er": 1}})
+    copied = copy.deepcopy(held)
+    assert copied == held
+    assert copied.metadata["deep"] is not held.metadata["deep"]
+    assert [message.text for message in copied.messages()] == [message.text for message in held.messages()]
+
+
+def test_what_is_due_can_be_pickled(sessions: Sessions) -> None:
+    sessions.open("t")
+    due = sessions.sweep(older_than="1ms", dry_run=True)
+    assert pickle.loads(pickle.dumps(due)) == list(due) == copy.deepcopy(due)
+
+
+def test_an_open_database_says_what_to_keep_instead(sessions: Sessions) -> None:
+    session = sessions.open("t")
+    parts = (sessions.recorder, sessions.store, session.memory, session.history())
+    for held in (sessions, sessions.for_user("alice"), *parts):
+        for attempt in (pickle.dumps, copy.deepcopy):
+            with pytest.raises(TypeError, match=r"keep the path, and open it with Sessions\("):
+                attempt(held)
+    with pytest.raises(TypeError, match=r"keep the path, and open it with Sessions\("):
+        copy.deepcopy(sessions.attach(agents.chat()))
+
+
+def test_every_error_that_is_raised_is_a_public_name() -> None:
+    raised = {name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, SessionError)}
+    assert raised <= set(session_middleware.__all__)
+    for name in session_middleware.__all__:
+        assert getattr(session_middleware, name).__name__ == name
