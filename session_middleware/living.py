@@ -23,7 +23,7 @@ from session_middleware.session_storage import SessionStorage
 from session_middleware.storage.executor import StorageExecutor, async_twin
 from session_middleware.storage.protocol import Storage
 from session_middleware.storage.run import SessionHandle
-from session_middleware.storage.upkeep import DeletionCounts
+from session_middleware.storage.types import DeletionCounts
 from session_middleware.storage.validation import SessionOptions, check_text, details_of, spelled_out
 
 

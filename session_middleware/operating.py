@@ -9,13 +9,12 @@ from session_middleware import lifecycle
 from session_middleware.display.html import Rows
 from session_middleware.findings import ErasureReceipt, Explanation, Problem, SweepResult
 from session_middleware.living import delete
-from session_middleware.models import Status
+from session_middleware.models import Event, Status
 from session_middleware.runtime.explain import explain, explain_absence
 from session_middleware.services import Services
 from session_middleware.session import Session
 from session_middleware.storage.executor import StorageExecutor, async_twin
-from session_middleware.storage.protocol import SessionFilter
-from session_middleware.storage.upkeep import ArchivedSession, DeletionCounts
+from session_middleware.storage.types import ArchivedSession, DeletionCounts, SessionFilter
 from session_middleware.storage.validation import Timeout, check_after, checked_limit, checked_status
 from session_middleware.sweeper import Sweeper
 
@@ -93,8 +92,8 @@ class Operated:
         chosen = lifecycle.session_id_of(session_id)
         session = self._parts.storage.find_session(chosen)
         if session is None:
-            return explain_absence(chosen, self._parts.storage.find_buried(chosen), self._parts.settings)
-        events = self._parts.storage.list_events(chosen)
+            return explain_absence(chosen, self._parts.storage.find_tombstone(chosen), self._parts.settings)
+        events = self._parts.storage.list_records(Event, chosen)
         return explain(session, self._parts.settings, self._parts.clock(), events)
 
     aexplain = async_twin(explain)

@@ -10,7 +10,7 @@ from session_middleware.models import CALL_STATUSES, ToolCall, Usage
 from session_middleware.recording.recorder import SessionRecorder
 from session_middleware.storage.executor import StorageExecutor, async_twin
 from session_middleware.storage.protocol import Storage
-from session_middleware.storage.reporting import ToolCallFilter, UsageBy, UsageFilter
+from session_middleware.storage.types import ToolCallFilter, UsageBy, UsageFilter
 from session_middleware.storage.validation import check_after, check_choice, checked_limit, checked_moment
 
 
@@ -35,7 +35,7 @@ class Reports:
         """
         self.recorder.drain()
         chosen = None if session_id is None else lifecycle.session_id_of(session_id)
-        found = self._storage.usage(by, UsageFilter(user_id, group_id, chosen, *_within(since, until)))
+        found = self._storage.sum_usage(by, UsageFilter(user_id, group_id, chosen, *_within(since, until)))
         if by == "day":
             return Rows(sorted(found, key=lambda one: one.key or ""))
         return Rows(sorted(found, key=lambda one: (-(one.cost or 0.0), -one.calls, one.key or "")))
@@ -62,7 +62,7 @@ class Reports:
             check_choice("status", status, CALL_STATUSES)
         check_after(after, ToolCall, "the last tool call of the page before")
         where = ToolCallFilter(name, status, user_id, *_within(since, until))
-        return Rows(self._storage.list_all_tool_calls(where, limit=checked_limit(limit), before=after))
+        return Rows(self._storage.list_tool_calls(where, limit=checked_limit(limit), before=after))
 
     atool_calls = async_twin(tool_calls)
 

@@ -67,7 +67,7 @@ class Services:
 
 def assemble(settings: SessionSettings, serde: SerializerProtocol, *, clock: Clock, new_id: NewId) -> Services:
     storage = open_storage(settings, clock, new_id)
-    offload = StorageExecutor(storage.name, storage.together)
+    offload = StorageExecutor(storage.name, storage.run_batch)
     pulse = BackgroundWorker(storage, at_once=settings.on_busy != "allow")
     path = "" if settings.storage_url == ":memory:" else os.path.realpath(settings.storage_url)
     visits = RunRegistry(pulse, tracking=settings.tracking, path=path)

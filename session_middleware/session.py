@@ -23,7 +23,8 @@ from session_middleware.services import Services
 from session_middleware.settings import duration_of
 from session_middleware.storage.executor import async_twin
 from session_middleware.storage.run import RunContext
-from session_middleware.storage.timeline import Entry, Timeline
+from session_middleware.storage.timeline import Timeline
+from session_middleware.storage.types import Record
 from session_middleware.storage.validation import check_choice, check_seq, checked_limit, suggesting
 
 
@@ -97,14 +98,14 @@ class Session(LivingSession):
     def tool_calls(self, *, after: int = 0, limit: int | None = None) -> builtins.list[ToolCall]:
         """Each execution of a tool, in order."""
         self._settle(after, limit)
-        return Rows(self._storage.list_tool_calls(self.id, after=after, limit=limit))
+        return Rows(self._storage.list_records(ToolCall, self.id, after=after, limit=limit))
 
     atool_calls = async_twin(tool_calls)
 
     def model_calls(self, *, after: int = 0, limit: int | None = None) -> builtins.list[ModelCall]:
         """Each call of a model, in order: what it took and what it cost."""
         self._settle(after, limit)
-        return Rows(self._storage.list_model_calls(self.id, after=after, limit=limit))
+        return Rows(self._storage.list_records(ModelCall, self.id, after=after, limit=limit))
 
     amodel_calls = async_twin(model_calls)
 
@@ -118,14 +119,14 @@ class Session(LivingSession):
     def runs(self, *, after: int = 0, limit: int | None = None) -> builtins.list[Run]:
         """Each invocation of the graph, in order."""
         self._settle(after, limit)
-        return Rows(self._storage.list_runs(self.id, after=after, limit=limit))
+        return Rows(self._storage.list_records(Run, self.id, after=after, limit=limit))
 
     aruns = async_twin(runs)
 
     def events(self, *, after: int = 0, limit: int | None = None) -> builtins.list[Event]:
         """What happened to the session itself, and why, in order."""
         self._settle(after, limit)
-        return Rows(self._storage.list_events(self.id, after=after, limit=limit))
+        return Rows(self._storage.list_records(Event, self.id, after=after, limit=limit))
 
     aevents = async_twin(events)
 
@@ -135,7 +136,7 @@ class Session(LivingSession):
         `after` is the `seq` of the last one had: with it and `limit`, page by page. A page costs what it shows.
         """
         self._settle(after, limit)
-        return Timeline(*self._storage.list_entries(self.id, after=after, limit=limit))
+        return Timeline(*self._storage.list_timeline(self.id, after=after, limit=limit))
 
     atimeline = async_twin(timeline)
 
@@ -144,8 +145,8 @@ class Session(LivingSession):
         *,
         after: int = 0,
         timeout: Any = None,
-        until: Callable[[Entry], bool] | None = None,
-    ) -> Iterator[Entry]:
+        until: Callable[[Record], bool] | None = None,
+    ) -> Iterator[Record]:
         """What is recorded, as it is committed, also by another process: first what is there, then what comes.
 
         A run, a tool call or a message that was going on when it was told is told again when it has
@@ -160,8 +161,8 @@ class Session(LivingSession):
         return follow(self._following(after), timeout=duration_of("timeout", timeout), until=until)
 
     def afollow(
-        self, *, after: int = 0, timeout: Any = None, until: Callable[[Entry], bool] | None = None
-    ) -> AsyncIterator[Entry]:
+        self, *, after: int = 0, timeout: Any = None, until: Callable[[Record], bool] | None = None
+    ) -> AsyncIterator[Record]:
         """`follow`, for asyncio."""
         return afollow(self._following(after), self._offload, timeout=duration_of("timeout", timeout), until=until)
 
@@ -178,7 +179,7 @@ class Session(LivingSession):
     def stats(self) -> Stats:
         """The session in numbers, as of now."""
         runs, calls, said = self.runs(), self.tool_calls(), self.messages()
-        info = self._check(reading=True)
+        info, size = self._check(reading=True), self._storage.measure_session(self.id)
         tools: dict[str, int] = {}
         for call in calls:
             tools[call.name] = tools.get(call.name, 0) + 1
@@ -194,12 +195,12 @@ class Session(LivingSession):
             cost=info.cost,
             tools=tools,
             duration=timedelta(milliseconds=sum(run.duration_ms or 0 for run in runs)),
-            checkpoint_count=self._storage.count_checkpoints(self.id),
+            checkpoint_count=size.checkpoints,
             created_at=info.created_at,
             last_active_at=info.last_active_at,
             messages_in=sum(message.role == "user" for message in said),
             messages_out=sum(message.role == "assistant" for message in said),
-            bytes=self._storage.measure_session(self.id),
+            bytes=size.bytes,
             recorder_faults=self._recorder.faults,
             hook_faults=self._parts.hooks.faults,
         )
@@ -208,7 +209,7 @@ class Session(LivingSession):
 
     def file(self, hash: str) -> bytes | None:
         """An image or a file of a message's content, by the ``"sha256:…"`` that stands for it there."""
-        return self._storage.get_file(self.id, hash)
+        return self._storage.find_file(self.id, hash)
 
     afile = async_twin(file)
 

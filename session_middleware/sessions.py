@@ -33,8 +33,8 @@ from session_middleware.session import Session
 from session_middleware.settings import SessionSettings, load_settings
 from session_middleware.storage import validation
 from session_middleware.storage.executor import async_twin, run_apart
-from session_middleware.storage.protocol import SessionFilter
 from session_middleware.storage.run import RunContext
+from session_middleware.storage.types import SessionFilter
 from session_middleware.sweeper import Sweeper
 from session_middleware.user_sessions import UserSessions
 
@@ -265,7 +265,7 @@ class Sessions(Operated, Reports, Hookable, MemoryAPI):
         session = self.find(session_id)
         if session is None:
             chosen = lifecycle.session_id_of(session_id)
-            buried = self._storage.find_buried(chosen)
+            buried = self._storage.find_tombstone(chosen)
             raise SessionNotFound(chosen, archived=buried is not None and buried.archive is not None)
         return session
 

@@ -51,7 +51,7 @@ class Sweeper:
             raise InvalidArgument("status", status, wanted="older_than too, as a sweep chooses by status only with it")
         if dry_run:
             return self._list(moment, age, status, sized=True)
-        lease = parts.storage.take_over(_DUTY)
+        lease = parts.storage.acquire_duty(_DUTY)
         if lease is None:
             return []
         try:
@@ -60,16 +60,14 @@ class Sweeper:
                 ended += self._end(self._list(moment, None, None), moment, lease)
             self._tidy()
         finally:
-            parts.storage.release([lease])
+            parts.storage.release_leases([lease])
         return ended
 
     def _list(
         self, now: datetime, age: timedelta | None, status: Status | None, *, sized: bool = False
     ) -> Sequence[SweepResult]:
-        storage = self._parts.storage
-        if age is None:
-            return storage.list_due(now, sized=sized)
-        return storage.list_older(now - age, status=status, sized=sized)
+        inactive_since = None if age is None else now - age
+        return self._parts.storage.list_due(now, inactive_since=inactive_since, status=status, sized=sized)
 
     def _end(self, due: Sequence[SweepResult], now: datetime, lease: Lease) -> list[SweepResult]:
         parts = self._parts
@@ -95,17 +93,17 @@ class Sweeper:
         if session is None or session.postponed_until is not None:
             return False
         until = parts.hooks.postponed(ended, now)
-        parts.storage.renew([lease])  # a hook takes what time it likes
+        parts.storage.renew_leases([lease])  # a hook takes what time it likes
         if until is not None:
-            parts.storage.postpone(ended.session_id, until)
+            parts.storage.postpone_expiry(ended.session_id, until)
         return until is not None
 
     def _tidy(self) -> None:
         """Take away memories whose time is over, and what the dead have left: leases, and stray writes."""
         now = self._parts.clock()
         before = now - _ORPHANED
-        self._parts.storage.sweep_memories()
-        self._parts.storage.tidy(self._tidied or before - _FIRST, before)
+        self._parts.storage.delete_expired_memories()
+        self._parts.storage.collect_garbage(self._tidied or before - _FIRST, before)
         self._tidied = before
 
     def _sweep_beside(self) -> None:

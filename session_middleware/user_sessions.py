@@ -25,9 +25,8 @@ from session_middleware.services import Services
 from session_middleware.session import Session
 from session_middleware.session_storage import SessionStorage
 from session_middleware.storage.executor import async_twin
-from session_middleware.storage.reporting import UsageBy
 from session_middleware.storage.run import SessionHandle
-from session_middleware.storage.upkeep import ArchivedSession, DeletionCounts, TombstoneInfo
+from session_middleware.storage.types import ArchivedSession, DeletionCounts, TombstoneInfo, UsageBy
 from session_middleware.storage.validation import SessionFilters, SessionOptions, spelled_out, suggesting
 
 if TYPE_CHECKING:
@@ -79,7 +78,7 @@ class UserSessions:
 
     def _buried(self, session_id: object) -> TombstoneInfo | None:
         """What is remembered of an id that was theirs."""
-        buried = self._storage.find_buried(lifecycle.session_id_of(session_id))
+        buried = self._storage.find_tombstone(lifecycle.session_id_of(session_id))
         return None if buried is None or buried.user_id != self.identity.user_id else buried
 
     def config(self, session_id: object = None, **configurable: Any) -> RunnableConfig:

@@ -211,7 +211,7 @@ class Repairs:
         if namespace and given is None:
             given = state_around(config)
         work = partial(self._repair, saver, config, context, given, reason=_NEW_INPUT, dry_run=False)
-        mended: CheckpointTuple | None = self._storage.together([work], durable=True)[0]()[0]
+        mended: CheckpointTuple | None = self._storage.run_batch([work], durable=True)[0]()[0]
         return mended
 
     def now(
@@ -224,12 +224,12 @@ class Repairs:
         Raises:
             SessionBusy: A run is in progress, and may produce the answers itself.
         """
-        if (holder := self._storage.find_holder(context.session_id, but=context.lease)) is not None:
+        if (holder := self._storage.find_active_run(context.session_id, but=context.lease)) is not None:
             raise SessionBusy(context.session_id, run_id=holder[0], process=holder[1])
         namespaces = self._storage.list_checkpoint_namespaces(context.session_id)
         if not namespaces:
             work = partial(self._repair_record, context, recorded, dry_run=dry_run)
-            repaired: list[RepairedCall] = self._storage.together([work], durable=True)[0]()
+            repaired: list[RepairedCall] = self._storage.run_batch([work], durable=True)[0]()
             return repaired
         repaired = []
         for namespace in namespaces:
@@ -237,7 +237,7 @@ class Repairs:
                 at = _in_namespace(config, namespace)
                 around = _stored_state_around(saver, at, context) if namespace else None
                 job = partial(self._repair, saver, at, context, around, reason="asked for", dry_run=dry_run)
-                repaired += self._storage.together([job], durable=True)[0]()[1]
+                repaired += self._storage.run_batch([job], durable=True)[0]()[1]
         return repaired
 
     def _repair(
@@ -254,7 +254,7 @@ class Repairs:
         found = saver.load(config, context)
         if found is None or _has_delta_channels(found) or (reason != _NEW_INPUT and _is_waiting(found)):
             return found, []  # new input ends the waiting tasks
-        if self._storage.find_holder(context.session_id, but=context.lease):
+        if self._storage.find_active_run(context.session_id, but=context.lease):
             return found, []
         changed, calls = self._answer_channels(found, context.session_id, given)
         if dry_run or not calls:
@@ -264,7 +264,7 @@ class Repairs:
         at: RunnableConfig = {**config, "configurable": config["configurable"] | found.config["configurable"]}
         saver.store(at, context, checkpoint, metadata, new_versions)
         checkpoint_id = at["configurable"]["checkpoint_id"] = checkpoint["id"]
-        self._storage.note_repair(
+        self._storage.append_repair(
             context.session_id, calls, run_id=context.run_id, reason=reason, checkpoint_id=checkpoint_id
         )
         return saver.load(at, context), calls
@@ -277,7 +277,7 @@ class Repairs:
         if dry_run or not missing:
             return mended.calls
         recorded.add_among(context, mended.messages, frozenset(call.answer_id for call in mended.calls))
-        self._storage.note_repair(
+        self._storage.append_repair(
             context.session_id, mended.calls, run_id=context.run_id, reason="asked for", checkpoint_id=None
         )
         return mended.calls

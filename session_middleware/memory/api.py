@@ -21,7 +21,7 @@ from session_middleware.memory.session_recall import KINDS, SPEAKERS, Kind
 from session_middleware.models import Role, Scope
 from session_middleware.runtime.run_context import identity_of
 from session_middleware.storage.executor import StorageExecutor, async_twin
-from session_middleware.storage.memory_port import MemoryQuery, MessageScope, StoredMemory
+from session_middleware.storage.memory_types import MemoryQuery, MessageScope, StoredMemory
 from session_middleware.storage.run import RunContext
 from session_middleware.storage.search.tokenizer import query_words, snippet, unfinished_word
 from session_middleware.storage.validation import check_count, check_moment, check_string

@@ -87,7 +87,7 @@ class BackgroundWorker:
         """
         if not lease.is_over:
             lease.is_over = True
-            self._storage.leave(lease)
+            self._storage.mark_lease_ended(lease)
             self._ended.append(lease)
             if not self._at_once or lease.has_row:
                 return
@@ -109,7 +109,7 @@ class BackgroundWorker:
                 with self._lock:
                     for lease in ended:
                         self._runs.pop(lease, None)
-                self._storage.release(ended)
+                self._storage.release_leases(ended)
 
     def hear(self, visit: RunContext) -> None:
         """A run whose end nothing tells has written something, so it goes on."""
@@ -126,9 +126,9 @@ class BackgroundWorker:
                 del self._runs[lease]
             living = [visit for lease, visit in self._runs.items() if not lease.is_over]
         for visit in living:
-            self._storage.hold(visit)
-        self._storage.renew([visit.lease for visit in living if visit.lease is not None])
-        self._storage.release(silent)
+            self._storage.register_lease(visit)
+        self._storage.renew_leases([visit.lease for visit in living if visit.lease is not None])
+        self._storage.release_leases(silent)
 
     def close(self) -> None:
         """Stop, and release all that is left."""
@@ -143,7 +143,7 @@ class BackgroundWorker:
             self._runs.clear()
         for lease in left:
             lease.is_over = True
-        self._storage.release(left)
+        self._storage.release_leases(left)
 
     def do_chores(self) -> float:
         """Do what is due; how many seconds until something is again."""

@@ -10,7 +10,7 @@ from session_middleware.display.text import span_text
 from session_middleware.findings import Explanation
 from session_middleware.models import Event, SessionInfo
 from session_middleware.settings import SessionSettings
-from session_middleware.storage.upkeep import TombstoneInfo
+from session_middleware.storage.types import TombstoneInfo
 
 _WHY = {
     "idle_timeout": "nothing happened in it for {idle_timeout}",
@@ -112,8 +112,8 @@ def explain_absence(session_id: str, buried: TombstoneInfo | None, settings: Ses
             "session_id": session_id,
             "status": buried.action,
             "reason": buried.reason,
-            "since": buried.buried_at,
-            "text": f"session {session_id!r}: it was {buried.action}{where} at {_at(buried.buried_at)}{why}; "
+            "since": buried.deleted_at,
+            "text": f"session {session_id!r}: it was {buried.action}{where} at {_at(buried.deleted_at)}{why}; "
             f"running it {resume} (on_resume){back}",
         }
     )

@@ -125,10 +125,10 @@ class RunQueue:
                 self._settle(visit.session_id)
             self._pulse.settle()
             wait.asked += 1
-            if self._storage.enter(visit, wait=self._on_busy == "wait"):
+            if self._storage.acquire_session(visit, wait=self._on_busy == "wait"):
                 return None
         if self._is_late(wait):  # only now: on a busy machine it may be late before it has asked at all
-            run_id, process = self._storage.find_holder(visit.session_id, but=visit.lease) or (None, None)
+            run_id, process = self._storage.find_active_run(visit.session_id, but=visit.lease) or (None, None)
             raise SessionBusy(visit.session_id, run_id=run_id, process=process)
         return self._pause(wait)
 
@@ -149,5 +149,5 @@ class RunQueue:
                     del self._queues[wait.visit.session_id]
             lease = wait.visit.lease
             if lease is not None and not lease.is_exclusive:
-                self._storage.release([lease])
+                self._storage.release_leases([lease])
                 lease.number = None

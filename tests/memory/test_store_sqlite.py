@@ -37,7 +37,7 @@ def storage_url() -> str:
 
 @pytest.fixture
 def store(storage: Storage, clock: Clock, new_id: Callable[[], str]) -> Iterator[SessionStore]:
-    offload = StorageExecutor(storage.name, storage.together, threads=2)
+    offload = StorageExecutor(storage.name, storage.run_batch, threads=2)
     parts = MemoryIndexer(storage, offload, clock=clock, new_id=new_id)
     yield SessionStore(parts)
     parts.close()
