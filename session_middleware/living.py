@@ -12,7 +12,6 @@ from langchain_core.runnables import RunnableConfig
 from pydantic import ConfigDict, PrivateAttr
 
 from session_middleware import lifecycle
-from session_middleware.display.html import session_html
 from session_middleware.display.text import plural
 from session_middleware.models import Closed, Identity, NewId, Pin, SessionInfo
 from session_middleware.recording.recorder import SessionRecorder
@@ -68,9 +67,6 @@ class LivingSession(SessionInfo):
         told += [repr(self.title)] if self.title else []
         told += [plural(self.message_count, "message"), plural(self.tool_call_count, "tool call")]
         return f"<Session {self.id!r}: {', '.join(told)}>"
-
-    def _repr_html_(self) -> str:
-        return session_html(self)
 
     @property
     def acting(self) -> Identity:

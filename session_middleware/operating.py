@@ -7,9 +7,8 @@ from datetime import datetime
 
 from session_middleware import lifecycle
 from session_middleware.display.html import Rows
-from session_middleware.findings import ErasureReceipt, Explanation, Problem, SweepResult
 from session_middleware.living import delete
-from session_middleware.models import Status
+from session_middleware.models import ErasureReceipt, Explanation, Problem, Status, SweepResult
 from session_middleware.runtime.explain import explain, explain_absence
 from session_middleware.services import Services
 from session_middleware.session import Session

@@ -8,8 +8,7 @@ from contextlib import suppress
 from datetime import datetime, timedelta
 
 from session_middleware.errors import InvalidArgument, StorageError
-from session_middleware.findings import SweepResult
-from session_middleware.models import Status
+from session_middleware.models import Status, SweepResult
 from session_middleware.runtime.resources import Key
 from session_middleware.services import Services
 from session_middleware.settings import age_of

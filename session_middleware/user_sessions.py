@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, TypeVar, Un
 from session_middleware import lifecycle
 from session_middleware.display.html import Rows
 from session_middleware.errors import SessionAccessDenied, SessionNotFound, UserRevoked
-from session_middleware.findings import Explanation
 from session_middleware.memory.results import SearchHit
-from session_middleware.models import Identity, SessionInfo, ToolCall, Usage
+from session_middleware.models import Explanation, Identity, SessionInfo, ToolCall, Usage
 from session_middleware.runtime.explain import explain_absence
 from session_middleware.runtime.run_context import acting_as, as_config
 from session_middleware.services import Services

@@ -7,8 +7,7 @@ from datetime import datetime, timedelta
 
 from session_middleware import lifecycle
 from session_middleware.display.text import span_text
-from session_middleware.findings import Explanation
-from session_middleware.models import Event, SessionInfo
+from session_middleware.models import Event, Explanation, SessionInfo
 from session_middleware.settings import SessionSettings
 from session_middleware.storage.upkeep import TombstoneInfo
 

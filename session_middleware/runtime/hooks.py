@@ -16,8 +16,7 @@ from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any, Literal, TypeAlias, TypeVar
 
-from session_middleware.findings import SweepResult
-from session_middleware.models import Event
+from session_middleware.models import Event, SweepResult
 from session_middleware.settings import parse_duration
 from session_middleware.storage.protocol import Storage
 from session_middleware.storage.validation import check_callable

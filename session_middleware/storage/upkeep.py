@@ -12,16 +12,18 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, ClassVar, NamedTuple, Protocol
 
-from session_middleware.findings import ErasureReceipt, Problem, SweepResult
 from session_middleware.models import (
     Closed,
+    ErasureReceipt,
     Event,
     Identity,
     OnExpire,
     OnResume,
     Pin,
+    Problem,
     SessionInfo,
     Status,
+    SweepResult,
     Value,
     Visibility,
 )

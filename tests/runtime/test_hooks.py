@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 from session_middleware import SessionExists, Sessions
-from session_middleware.findings import SweepResult
-from session_middleware.models import Event
+from session_middleware.models import Event, SweepResult
 from tests.conftest import Clock
 from tests.support import agents, processes
 from tests.support.agents import human

@@ -7,8 +7,7 @@ import sqlite3
 from collections.abc import Sequence
 
 from session_middleware import lifecycle
-from session_middleware.findings import ErasureReceipt
-from session_middleware.models import to_text
+from session_middleware.models import ErasureReceipt, to_text
 from session_middleware.storage import jsonl
 from session_middleware.storage.sql.engine_context import EngineContext
 from session_middleware.storage.sql.memory import memories
