@@ -88,7 +88,7 @@ class SessionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
         super().__init__()
         _check_kinds(sessions, context, recall)
         self._sessions = sessions
-        self._hooks = MiddlewareRecorder(sessions.recorder, sessions._visits, is_ours=sessions.checkpointer.serves_with)
+        self._hooks = MiddlewareRecorder(sessions.recorder, sessions._runs, is_ours=sessions.checkpointer.serves_with)
         self._off_loop = sessions._offload.run
         self._context = context
         self._recall = Recall() if recall is True else recall or None

@@ -114,4 +114,4 @@ def test_a_session_that_was_only_got_has_what_it_opened_closed_too(
 ) -> None:
     elsewhere.open("t")
     use(sessions.get("t"), "one", log)
-    assert sessions._pulse._thread is not None  # which closes it when the session ends elsewhere
+    assert sessions._background._thread is not None  # which closes it when the session ends elsewhere
