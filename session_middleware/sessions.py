@@ -200,7 +200,7 @@ class Sessions:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
-            f"{self!r} holds an open database and cannot be pickled or copied; pass the path, and open it there with "
+            f"{self!r} holds an open database and cannot be pickled or copied; keep the path, and open it with "
             f"Sessions({self._storage.name!r})"
         )
 

@@ -12,8 +12,7 @@ from session_middleware.storage import jsonl
 from session_middleware.storage.sql.engine_context import EngineContext
 from session_middleware.storage.sql.memory import memories
 from session_middleware.storage.sql.sessions import archives, endings, session_rows
-from session_middleware.storage.sql.sessions.revocations import hash_of
-from session_middleware.storage.sql.sessions.tombstones import hashed
+from session_middleware.storage.sql.sessions.revocations import hash_of, hashed
 
 
 def revoke(connection: sqlite3.Connection, user_id: str, reason: str | None, rules: EngineContext) -> list[str]:
