@@ -100,7 +100,7 @@ def test_what_a_session_has_open_is_closed_soon_after_its_end_however_that_came(
 
 def test_a_fork_closes_nothing_of_its_parents(sessions: Sessions, elsewhere: Sessions, log: list[str]) -> None:
     use(sessions.open("t"), "parent's", log)
-    for resource in sessions._resources._held.values():
+    for resource in sessions._resources._open.values():
         resource.process = -1  # as it is in a fork
     elsewhere.get("t").complete()
     sessions.settle()
