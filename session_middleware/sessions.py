@@ -236,7 +236,7 @@ class Sessions:
     def _flush(self) -> None:
         """Commit what the runs of this process have buffered, before it is read."""
         self.recorder.drain()
-        self._background.settle()
+        self._background.release_ended_leases()
 
     def __enter__(self) -> Self:
         return self

@@ -52,10 +52,10 @@ class Sweeper:
 
     def schedule(self, background: BackgroundWorker) -> None:
         """Sweep every ``sweep_interval`` from the first run on, call hooks, and close resources of ended sessions."""
-        background.add_chore(self._hooks.wake, _HOOKS_SECONDS)
-        background.add_chore(self.close_resources, _RESOURCES_SECONDS)
+        background.add_task(self._hooks.wake, _HOOKS_SECONDS)
+        background.add_task(self.close_resources, _RESOURCES_SECONDS)
         if self._settings.sweep_interval is not None:
-            background.add_chore(self._sweep_in_background, self._settings.sweep_interval.total_seconds())
+            background.add_task(self._sweep_in_background, self._settings.sweep_interval.total_seconds())
 
     def sweep(
         self, now: datetime | None, *, dry_run: bool, older_than: Timeout, status: Status | None

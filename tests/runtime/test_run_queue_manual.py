@@ -170,9 +170,9 @@ def test_a_run_that_cannot_be_seen_holds_its_session_until_it_is_silent_for_long
     graph = builder.compile(checkpointer=Elsewhere(sessions.checkpointer))
     graph.invoke(human("hi"), sessions.config("t"))
     for _ in range(6):
-        sessions._background.beat()
+        sessions._background.renew_leases()
     assert sessions.get("t").is_running
-    sessions._background.beat()
+    sessions._background.renew_leases()
     assert not sessions.get("t").is_running
     graph.invoke(human("hi"), sessions.config("t"))
 
