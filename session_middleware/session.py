@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from copy import deepcopy
 from datetime import datetime, timedelta
@@ -392,24 +393,12 @@ class Session(SessionInfo):
         """The session in numbers, as of now."""
         runs, calls, messages = self.runs(), self.tool_calls(), self.messages()
         info = self._check(reading=True)
-        tools: dict[str, int] = {}
-        for call in calls:
-            tools[call.name] = tools.get(call.name, 0) + 1
+        stored: dict[str, Any] = {name: value for name, value in info if name in Stats.model_fields}
         return Stats(
-            run_count=info.run_count,
-            message_count=info.message_count,
-            tool_call_count=info.tool_call_count,
-            model_call_count=info.model_call_count,
-            unpriced_count=info.unpriced_count,
-            error_count=info.error_count,
-            input_tokens=info.input_tokens,
-            output_tokens=info.output_tokens,
-            cost=info.cost,
-            tools=tools,
+            **stored,
+            tools=dict(Counter(call.name for call in calls)),
             duration=timedelta(milliseconds=sum(run.duration_ms or 0 for run in runs)),
             checkpoint_count=self._storage.count_checkpoints(self.id),
-            created_at=info.created_at,
-            last_active_at=info.last_active_at,
             messages_in=sum(message.role == "user" for message in messages),
             messages_out=sum(message.role == "assistant" for message in messages),
             bytes=self._storage.measure_session(self.id),
