@@ -164,9 +164,6 @@ LONGER = {  # and still hand everything over
     "Resources.aclose_all",
     "Sessions.aclose",
     "HasMemory.amemory",  # a protocol
-    "_Tools.aforget",  # to the memory's own twins
-    "_Tools.arecall",  # as above
-    "_Tools.aremember",  # as above
     "SessionRetriever.ainvoke",  # to LangChain's own method, saying who asks
     "_Attached.aget_state",  # to LangGraph's own method
     "_Attached.aget_state_history",  # as above
