@@ -25,7 +25,7 @@ from langgraph.store.sqlite import SqliteStore
 from benchmarks.run import Figure, arguments, machine, middle, show
 from session_middleware import Sessions
 from session_middleware.models import to_text, utc_now
-from session_middleware.storage.memory_port import ToEmbed, Vectors
+from session_middleware.storage.memory_types import ToEmbed, Vectors
 
 _SITTING = 100  # messages in a session
 _STOP = ["the", "a", "i", "you", "to", "and", "it", "is", "of", "in", "that", "was", "for", "on", "my", "with"]

@@ -42,8 +42,8 @@ from session_middleware.settings import duration_of
 from session_middleware.storage.executor import StorageExecutor, async_twin
 from session_middleware.storage.protocol import Storage
 from session_middleware.storage.run import RunContext, SessionHandle
-from session_middleware.storage.timeline import Entry, Timeline
-from session_middleware.storage.upkeep import DeletionCounts
+from session_middleware.storage.timeline import Timeline
+from session_middleware.storage.types import DeletionCounts, Record
 from session_middleware.storage.validation import (
     SessionOptions,
     check_choice,
@@ -312,14 +312,14 @@ class Session(SessionInfo):
     def tool_calls(self, *, after: int = 0, limit: int | None = None) -> list[ToolCall]:
         """The executions of tools, in order."""
         self._flush(after, limit)
-        return Rows(self._storage.list_tool_calls(self.id, after=after, limit=limit))
+        return Rows(self._storage.list_records(ToolCall, self.id, after=after, limit=limit))
 
     atool_calls = async_twin(tool_calls)
 
     def model_calls(self, *, after: int = 0, limit: int | None = None) -> list[ModelCall]:
         """The calls of models, in order, with tokens, durations and cost."""
         self._flush(after, limit)
-        return Rows(self._storage.list_model_calls(self.id, after=after, limit=limit))
+        return Rows(self._storage.list_records(ModelCall, self.id, after=after, limit=limit))
 
     amodel_calls = async_twin(model_calls)
 
@@ -333,14 +333,14 @@ class Session(SessionInfo):
     def runs(self, *, after: int = 0, limit: int | None = None) -> list[Run]:
         """The runs, in order."""
         self._flush(after, limit)
-        return Rows(self._storage.list_runs(self.id, after=after, limit=limit))
+        return Rows(self._storage.list_records(Run, self.id, after=after, limit=limit))
 
     aruns = async_twin(runs)
 
     def events(self, *, after: int = 0, limit: int | None = None) -> list[Event]:
         """The events of the session's lifecycle, with their reasons, in order."""
         self._flush(after, limit)
-        return Rows(self._storage.list_events(self.id, after=after, limit=limit))
+        return Rows(self._storage.list_records(Event, self.id, after=after, limit=limit))
 
     aevents = async_twin(events)
 
@@ -350,7 +350,7 @@ class Session(SessionInfo):
         `after` is the `seq` of the last record of the page before. The cost depends on the size of the page only.
         """
         self._flush(after, limit)
-        return Timeline(*self._storage.list_entries(self.id, after=after, limit=limit))
+        return Timeline(*self._storage.list_timeline(self.id, after=after, limit=limit))
 
     atimeline = async_twin(timeline)
 
@@ -359,8 +359,8 @@ class Session(SessionInfo):
         *,
         after: int = 0,
         timeout: Any = None,
-        until: Callable[[Entry], bool] | None = None,
-    ) -> Iterator[Entry]:
+        until: Callable[[Record], bool] | None = None,
+    ) -> Iterator[Record]:
         """Iterate over the record as it is committed, by this or another process: existing records, then new ones.
 
         A run, tool call or message that was unfinished is yielded again, with the same `seq`, when it has
@@ -375,8 +375,8 @@ class Session(SessionInfo):
         return follow(self._following(after), timeout=duration_of("timeout", timeout), until=until)
 
     def afollow(
-        self, *, after: int = 0, timeout: Any = None, until: Callable[[Entry], bool] | None = None
-    ) -> AsyncIterator[Entry]:
+        self, *, after: int = 0, timeout: Any = None, until: Callable[[Record], bool] | None = None
+    ) -> AsyncIterator[Record]:
         """`follow`, for asyncio."""
         return afollow(self._following(after), self._offload, timeout=duration_of("timeout", timeout), until=until)
 
@@ -392,16 +392,16 @@ class Session(SessionInfo):
     def stats(self) -> Stats:
         """The session in numbers, as of now."""
         runs, calls, messages = self.runs(), self.tool_calls(), self.messages()
-        info = self._check(reading=True)
+        info, size = self._check(reading=True), self._storage.measure_session(self.id)
         stored: dict[str, Any] = {name: value for name, value in info if name in Stats.model_fields}
         return Stats(
             **stored,
             tools=dict(Counter(call.name for call in calls)),
             duration=timedelta(milliseconds=sum(run.duration_ms or 0 for run in runs)),
-            checkpoint_count=self._storage.count_checkpoints(self.id),
+            checkpoint_count=size.checkpoints,
             messages_in=sum(message.role == "user" for message in messages),
             messages_out=sum(message.role == "assistant" for message in messages),
-            bytes=self._storage.measure_session(self.id),
+            bytes=size.bytes,
             recorder_faults=self._sessions.recorder.faults,
             hook_faults=self._sessions.hooks.faults,
         )
@@ -410,7 +410,7 @@ class Session(SessionInfo):
 
     def file(self, hash: str) -> bytes | None:
         """A file or image of a message, by the ``"sha256:…"`` that replaces it in the content."""
-        return self._storage.get_file(self.id, hash)
+        return self._storage.find_file(self.id, hash)
 
     afile = async_twin(file)
 

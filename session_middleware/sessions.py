@@ -38,6 +38,7 @@ from session_middleware.models import (
     CALL_STATUSES,
     Clock,
     ErasureReceipt,
+    Event,
     Explanation,
     Identity,
     NewId,
@@ -73,12 +74,18 @@ from session_middleware.settings import SessionSettings, load_settings
 from session_middleware.storage import validation
 from session_middleware.storage.executor import StorageExecutor, async_twin, run_apart
 from session_middleware.storage.factory import open_storage
-from session_middleware.storage.memory_port import MemoryQuery, MessageScope, StoredMemory
-from session_middleware.storage.protocol import SessionFilter, Storage
-from session_middleware.storage.reporting import ToolCallFilter, UsageBy, UsageFilter
+from session_middleware.storage.memory_types import MemoryQuery, MessageScope, StoredMemory
+from session_middleware.storage.protocol import Storage
 from session_middleware.storage.run import RunContext
 from session_middleware.storage.search.tokenizer import query_words, snippet, unfinished_word
-from session_middleware.storage.upkeep import ArchivedSession, DeletionCounts
+from session_middleware.storage.types import (
+    ArchivedSession,
+    DeletionCounts,
+    SessionFilter,
+    ToolCallFilter,
+    UsageBy,
+    UsageFilter,
+)
 from session_middleware.user_sessions import UserSessions
 
 if TYPE_CHECKING:
@@ -147,7 +154,7 @@ class Sessions:
         """Open the storage and create the collaborators, each with those that it uses."""
         settings, clock, new_id = self.settings, self._clock, self.new_id
         storage: Storage = open_storage(settings, clock, new_id)
-        offload = StorageExecutor(storage.name, storage.together)
+        offload = StorageExecutor(storage.name, storage.run_batch)
         self._storage, self._offload = storage, offload
         self._background = BackgroundWorker(storage, at_once=settings.on_busy != "allow")
         path = "" if settings.storage_url == ":memory:" else os.path.realpath(settings.storage_url)
@@ -360,7 +367,7 @@ class Sessions:
         session = self.find(session_id)
         if session is None:
             chosen = lifecycle.session_id_of(session_id)
-            tombstone = self._storage.find_buried(chosen)
+            tombstone = self._storage.find_tombstone(chosen)
             raise SessionNotFound(chosen, archived=tombstone is not None and tombstone.archive is not None)
         return session
 
@@ -405,8 +412,8 @@ class Sessions:
         chosen = lifecycle.session_id_of(session_id)
         session = self._storage.find_session(chosen)
         if session is None:
-            return explain_absence(chosen, self._storage.find_buried(chosen), self.settings)
-        return explain(session, self.settings, self._clock(), self._storage.list_events(chosen))
+            return explain_absence(chosen, self._storage.find_tombstone(chosen), self.settings)
+        return explain(session, self.settings, self._clock(), self._storage.list_records(Event, chosen))
 
     aexplain = async_twin(explain)
 
@@ -429,7 +436,7 @@ class Sessions:
         """
         self.recorder.drain()
         chosen = None if session_id is None else lifecycle.session_id_of(session_id)
-        found = self._storage.usage(by, UsageFilter(user_id, group_id, chosen, *_period(since, until)))
+        found = self._storage.sum_usage(by, UsageFilter(user_id, group_id, chosen, *_period(since, until)))
         if by == "day":
             return Rows(sorted(found, key=lambda one: one.key or ""))
         return Rows(sorted(found, key=lambda one: (-(one.cost or 0.0), -one.calls, one.key or "")))
@@ -456,7 +463,7 @@ class Sessions:
             validation.check_choice("status", status, CALL_STATUSES)
         validation.check_after(after, ToolCall, "the last tool call of the page before")
         where = ToolCallFilter(name, status, user_id, *_period(since, until))
-        return Rows(self._storage.list_all_tool_calls(where, limit=validation.checked_limit(limit), before=after))
+        return Rows(self._storage.list_tool_calls(where, limit=validation.checked_limit(limit), before=after))
 
     atool_calls = async_twin(tool_calls)
 

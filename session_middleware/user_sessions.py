@@ -18,8 +18,7 @@ from session_middleware.runtime.explain import explain_absence
 from session_middleware.runtime.run_context import acting_as, as_config
 from session_middleware.session import Session
 from session_middleware.storage.executor import async_twin
-from session_middleware.storage.reporting import UsageBy
-from session_middleware.storage.upkeep import ArchivedSession, DeletionCounts, TombstoneInfo
+from session_middleware.storage.types import ArchivedSession, DeletionCounts, TombstoneInfo, UsageBy
 from session_middleware.storage.validation import SessionFilters, SessionOptions, spelled_out, suggesting
 
 if TYPE_CHECKING:
@@ -61,7 +60,7 @@ class UserSessions:
 
     def _tombstone(self, session_id: object) -> TombstoneInfo | None:
         """The tombstone of a session that the user owned."""
-        tombstone = self._storage.find_buried(lifecycle.session_id_of(session_id))
+        tombstone = self._storage.find_tombstone(lifecycle.session_id_of(session_id))
         return None if tombstone is None or tombstone.user_id != self.identity.user_id else tombstone
 
     def config(self, session_id: object = None, **configurable: Any) -> RunnableConfig:

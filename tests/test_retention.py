@@ -150,10 +150,10 @@ def test_a_visit_of_another_process_that_looked_before_the_deletion_is_refused(o
     storage = sessions._storage
     sessions.open("t")
     visit = RunContext("t", Identity())
-    assert storage.look(visit) is not None
+    assert storage.authorize(visit) is not None
     sessions.delete("t")
     with pytest.raises(SessionClosed):
-        storage.append_messages(visit, [MessageEntry("m", "user", "late")])
+        storage.append(visit, [MessageEntry("m", "user", "late")])
     assert sessions.find("t") is None
 
 
@@ -203,9 +203,9 @@ def test_one_process_sweeps_at_a_time(open_sessions: Open, clock: Clock) -> None
     sessions, others = open_sessions(), open_sessions()
     sessions.open("t")
     clock.advance(hours=1)
-    lease = others._storage.take_over("sweep")
+    lease = others._storage.acquire_duty("sweep")
     assert sessions.sweep() == []
-    others._storage.release([lease])
+    others._storage.release_leases([lease])
     assert [ended.session_id for ended in sessions.sweep()] == ["t"]
 
 

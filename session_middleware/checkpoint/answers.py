@@ -123,9 +123,9 @@ def with_written(missing: Sequence[UnansweredCall], written: Sequence[ToolMessag
 def recorded_answers(storage: Storage, session_id: str, missing: Sequence[UnansweredCall]) -> list[UnansweredCall]:
     """Add the answers from the record: the tools' messages, or else the results of the executions."""
     ids = [*dict.fromkeys(unanswered.call["id"] for unanswered in missing)]
-    executed = _executions(missing, storage.find_executions(session_id, ids))
+    executions, messages = storage.find_executions(session_id, ids)
+    executed = _executions(missing, executions)
     finished = {index: call for index, call in executed.items() if call.status in ("ok", "error")}
-    messages = storage.find_answers(session_id, [call.tool_call_id for call in finished.values()]) if finished else []
     answers = {index: _recorded_answer(call, messages) for index, call in finished.items()}
     return [unanswered._replace(answer=answers.get(index)) for index, unanswered in enumerate(missing)]
 

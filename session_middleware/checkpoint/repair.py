@@ -215,7 +215,7 @@ class Repairs:
         if namespace and given is None:
             given = state_around(config)
         work = partial(self._repair, saver, config, visit, given, reason=_NEW_INPUT, dry_run=False)
-        mended: CheckpointTuple | None = self._storage.together([work], durable=True)[0]()[0]
+        mended: CheckpointTuple | None = self._storage.run_batch([work], durable=True)[0]()[0]
         return mended
 
     def now(
@@ -234,12 +234,12 @@ class Repairs:
         Raises:
             SessionBusy: A run is in progress, and may produce the answers itself.
         """
-        if (holder := self._storage.find_holder(visit.session_id, but=visit.lease)) is not None:
+        if (holder := self._storage.find_active_run(visit.session_id, but=visit.lease)) is not None:
             raise SessionBusy(visit.session_id, run_id=holder[0], process=holder[1])
         namespaces = self._storage.list_checkpoint_namespaces(visit.session_id)
         if not namespaces:
             work = partial(self._repair_record, visit, recorded, dry_run=dry_run)
-            repaired: list[RepairedCall] = self._storage.together([work], durable=True)[0]()
+            repaired: list[RepairedCall] = self._storage.run_batch([work], durable=True)[0]()
             return repaired
         repaired = []
         for namespace in namespaces:
@@ -247,7 +247,7 @@ class Repairs:
                 at = _in_namespace(config, namespace)
                 around = _stored_state_around(saver, at, visit) if namespace else None
                 job = partial(self._repair, saver, at, visit, around, reason="asked for", dry_run=dry_run)
-                repaired += self._storage.together([job], durable=True)[0]()[1]
+                repaired += self._storage.run_batch([job], durable=True)[0]()[1]
         return repaired
 
     def _repair(
@@ -264,7 +264,7 @@ class Repairs:
         found = saver.load(config, visit)
         if found is None or _has_delta_channels(found) or (reason != _NEW_INPUT and _is_waiting(found)):
             return found, []  # new input ends the waiting tasks
-        if self._storage.find_holder(visit.session_id, but=visit.lease):
+        if self._storage.find_active_run(visit.session_id, but=visit.lease):
             return found, []
         changed, calls = self._mended(found, visit.session_id, given)
         if dry_run or not calls:
@@ -273,7 +273,7 @@ class Repairs:
         key = (visit.session_id, found.config["configurable"]["checkpoint_ns"], checkpoint["id"])
         at: RunnableConfig = {**config, "configurable": config["configurable"] | found.config["configurable"]}
         saver._put(visit, key, at, checkpoint, metadata, new_versions)
-        self._storage.note_repair(key[0], calls, run_id=visit.run_id, reason=reason, checkpoint_id=key[2])
+        self._storage.append_repair(key[0], calls, run_id=visit.run_id, reason=reason, checkpoint_id=key[2])
         at["configurable"]["checkpoint_id"] = key[2]
         return saver.load(at, visit), calls
 
@@ -285,7 +285,7 @@ class Repairs:
         if dry_run or not missing:
             return mended.calls
         recorded.add_among(visit, mended.messages, frozenset(call.answer_id for call in mended.calls))
-        self._storage.note_repair(
+        self._storage.append_repair(
             visit.session_id, mended.calls, run_id=visit.run_id, reason="asked for", checkpoint_id=None
         )
         return mended.calls

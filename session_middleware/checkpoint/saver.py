@@ -190,7 +190,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
         """The next page of matching checkpoints, at most `limit`."""
         configurable = config["configurable"] if config else {}
         context = self._contexts.present(configurable) if config else None
-        if context is not None and self._storage.look(context) is None:
+        if context is not None and self._storage.authorize(context) is None:
             return [], None
         rest, owner = split_filter(filter)
         size = _PAGE if "checkpoint_ns" in configurable else _WIDE_PAGE
@@ -216,7 +216,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
         if not channels:
             return {}
         context, codec = self._contexts.present(config["configurable"]), self._codec
-        if self._storage.look(context) is None:
+        if self._storage.authorize(context) is None:
             return {channel: {"writes": []} for channel in channels}
         namespace = config["configurable"].get("checkpoint_ns", "")
         found = self._storage.get_history(context.session_id, namespace, get_checkpoint_id(config), channels)

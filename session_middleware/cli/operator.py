@@ -27,7 +27,7 @@ from session_middleware.errors import SessionNotFound
 if TYPE_CHECKING:
     from session_middleware.session import Session
     from session_middleware.sessions import Sessions
-    from session_middleware.storage.upkeep import DeletionCounts
+    from session_middleware.storage.types import DeletionCounts
 
 _dry_run_option = click.option("--dry-run", is_flag=True, help="Only report what would be deleted.")
 
@@ -139,7 +139,7 @@ def delete(session_id: str, db: str | None, dry_run: bool, yes: bool, as_json: b
 
 def _counts_of(session: Session | None) -> DeletionCounts:
     """What deleting the session, or an archive, would report."""
-    from session_middleware.storage.upkeep import DeletionCounts
+    from session_middleware.storage.types import DeletionCounts
 
     if session is None:
         return DeletionCounts(1)

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from session_middleware.display.text import duration_text, plural, shortened, visible
 from session_middleware.models import SessionInfo, SweepResult, Usage
-from session_middleware.storage.upkeep import ArchivedSession
+from session_middleware.storage.types import ArchivedSession
 
 _STATUS_STYLES = {"active": "green", "idle": "yellow", "expired": "red", "completed": "blue", "failed": "red"}
 _TITLE_CHARACTERS = 40

@@ -19,7 +19,7 @@ from session_middleware.cli.tables import status_text, text_of
 from session_middleware.display.text import arguments_text, duration_text, json_text, plural, second_text, shortened
 from session_middleware.models import Event, Message, ModelCall, Run, SessionInfo, ToolCall
 from session_middleware.storage.record_entries import ASIDE
-from session_middleware.storage.timeline import Entry
+from session_middleware.storage.types import Record
 
 _SHORT_CHARACTERS = 110  # two lines of the text column at 80 columns
 _OUTCOME_STYLES = {"running": "yellow", "error": "red", "refused": "red", "interrupted": "magenta"}
@@ -32,7 +32,7 @@ def message_line(message: Message) -> Text:
     return Text.assemble(role, text_of(shortened(message.text, _SHORT_CHARACTERS)))
 
 
-def timeline(session: SessionInfo, records: Iterable[Entry], *, full: bool = False) -> RenderableType:
+def timeline(session: SessionInfo, records: Iterable[Record], *, full: bool = False) -> RenderableType:
     """A session from its first event to its last.
 
     Unless `full`, long text is cut to about two lines, and a record that another row describes is left out: a
@@ -82,7 +82,7 @@ def _header(session: SessionInfo) -> RenderableType:
 class _Rows:
     """The rows of one timeline; what they show depends on the session's owner and on the other records."""
 
-    def __init__(self, session: SessionInfo, records: Sequence[Entry], *, full: bool) -> None:
+    def __init__(self, session: SessionInfo, records: Sequence[Record], *, full: bool) -> None:
         self._owner = session.user_id
         self._records = records
         self._full = full
@@ -91,7 +91,7 @@ class _Rows:
         self._run_ids = set() if full else {run.id for run in runs}
         self._opened_as = {e.run_id: e.kind for e in records if isinstance(e, Event) and self._is_in_run_row(e)}
 
-    def visible_records(self) -> Iterator[Entry]:
+    def visible_records(self) -> Iterator[Record]:
         calls = {(record.message_id, record.tool_call_id) for record in self._records if isinstance(record, ToolCall)}
         for record in self._records:
             is_repeated = (
@@ -106,7 +106,7 @@ class _Rows:
         is_plain = event.kind in ("opened", "resumed") and event.reason is None and not event.detail
         return is_plain and event.run_id in self._run_ids
 
-    def row(self, record: Entry) -> tuple[Text, Text]:
+    def row(self, record: Record) -> tuple[Text, Text]:
         """The kind of the record, and its content in words."""
         if isinstance(record, Message):
             return text_of(record.role, _KIND_STYLES[record.role]), text_of(self._message(record))
@@ -184,6 +184,6 @@ def _path(record: Message | ToolCall | ModelCall) -> str:
     return f"{' › '.join(names)}: " if any(names) else ""  # noqa: RUF001
 
 
-def _time_of(record: Entry) -> datetime | None:
+def _time_of(record: Record) -> datetime | None:
     moment = record.started_at if isinstance(record, (Run, ToolCall, ModelCall)) else record.created_at
     return moment.astimezone(UTC) if moment is not None else None

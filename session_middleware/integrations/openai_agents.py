@@ -22,9 +22,9 @@ from agents.memory import SessionSettings
 from session_middleware import Sessions, UnserializableValue, lifecycle
 from session_middleware.recording.files import extract_files, restore_files
 from session_middleware.runtime.run_context import named_identity
-from session_middleware.storage.conversations import ConversationItemPut, StoredItem
 from session_middleware.storage.record_entries import Attachment, MessageEntry
 from session_middleware.storage.run import RunContext
+from session_middleware.storage.types import ConversationItemPut, StoredItem
 
 _NOT_APPROVED = "Tool execution was not approved."  # the SDK's words, where its user gives no others
 _LOOKED_BACK = 200  # items among which a call is looked for whose answer is added later
@@ -79,9 +79,9 @@ class OpenAIAgentsSession:
 
     def _get(self, limit: int | None) -> list[TResponseInputItem]:
         visit, storage = self._visit_anew(), self._sessions._storage
-        if storage.look(visit) is None:
+        if storage.authorize(visit) is None:
             return []
-        return list(map(_whole, storage.get_items(self.session_id, limit=limit)))
+        return list(map(_whole, storage.list_items(self.session_id, limit=limit)))
 
     async def add_items(
         self, items: list[TResponseInputItem], *, wrapper: RunContextWrapper[Any] | None = None
@@ -139,7 +139,7 @@ class OpenAIAgentsSession:
         return frozenset(refused)
 
     def _get_stored(self, limit: int) -> list[Any]:
-        return [stored.item for stored in self._sessions._storage.get_items(self.session_id, limit=limit)]
+        return [stored.item for stored in self._sessions._storage.list_items(self.session_id, limit=limit)]
 
     def _puts(self, items: Sequence[TResponseInputItem], refused: frozenset[str]) -> Iterator[ConversationItemPut]:
         redaction, settings = self._sessions.recorder.buffer.redaction, self._sessions.settings

@@ -17,7 +17,8 @@ from langgraph.store.base import ensure_embeddings
 
 from session_middleware.errors import EmbeddingFailed, InvalidSettings
 from session_middleware.memory.values import texts_at
-from session_middleware.storage.memory_port import MemoryStorage, ToEmbed, Vectors
+from session_middleware.storage.memory_types import ToEmbed, Vectors
+from session_middleware.storage.protocol import Storage
 
 _AT_ONCE = 64  # items or messages in one call of the model
 _LONGEST = 8_000  # characters of a text; the rest is not embedded
@@ -32,7 +33,7 @@ class Embedder:
         InvalidSettings: the config lacks the model or the dimensions, or numpy is not installed.
     """
 
-    def __init__(self, storage: MemoryStorage, config: Mapping[str, Any]) -> None:
+    def __init__(self, storage: Storage, config: Mapping[str, Any]) -> None:
         self._storage = storage
         self._dimensions = _checked(config)
         self._fields = tuple(config.get("fields") or ("$",))
@@ -42,10 +43,7 @@ class Embedder:
 
     def is_current(self) -> bool:
         """Whether the stored vectors are of this model; those of another model stay until `rebuild`."""
-        stored = self._storage.vector_model()
-        if stored is None:
-            self._storage.set_vector_model(self.name, self._dimensions)
-            return True
+        stored = self._storage.set_vector_model(self.name, self._dimensions)
         if stored == (self.name, self._dimensions):
             return True
         self._warn(
@@ -63,7 +61,7 @@ class Embedder:
                 `catch_up` computes the missing ones.
         """
         self._call_or_raise(lambda: self._valid(*self._embeddings.embed_documents(["Is anybody there?"])))
-        self._storage.set_vector_model(self.name, self._dimensions)
+        self._storage.set_vector_model(self.name, self._dimensions, replace=True)
         return self._catch_up(self._call_or_raise, messages=True, limit=None)
 
     def query(self, text: str) -> list[float] | None:

@@ -20,7 +20,7 @@ from langgraph.store.base import (
 
 from session_middleware.memory.scopes import OWNED, Namespace, Owners, check_namespace, is_visible
 from session_middleware.memory.values import check_key, checked_value, is_text, words_of
-from session_middleware.storage.memory_port import MemoryPut
+from session_middleware.storage.memory_types import MemoryPut
 
 _LONGEST_TTL = 60 * 24 * 36_525  # minutes
 

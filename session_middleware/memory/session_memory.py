@@ -17,7 +17,7 @@ from session_middleware.memory.values import check_key, checked_value, words_of
 from session_middleware.models import Scope
 from session_middleware.settings import parse_duration
 from session_middleware.storage.executor import StorageExecutor, async_twin
-from session_middleware.storage.memory_port import MemoryItemPut, MemoryPut, MemoryQuery
+from session_middleware.storage.memory_types import MemoryItemPut, MemoryPut, MemoryQuery
 from session_middleware.storage.search.tokenizer import contains_all
 from session_middleware.storage.validation import check_always, check_mapping, check_string, suggesting
 
@@ -59,7 +59,7 @@ class SessionMemory(SessionRecall):
         key = self._indexer.new_id() if key is None else str(key)
         put = self._put(namespace, key, text_or_dict, metadata)
         put = put._replace(message_id=message_id, ttl=None if ttl is None else parse_duration(ttl))
-        self._storage.put_memories([_deletion(other, key), put], visit=self._context)
+        self._storage.put_memories([_deletion(other, key), put], context=self._context)
         self._indexer.embed_items()
         return self._stored(namespace, key)
 
@@ -92,7 +92,7 @@ class SessionMemory(SessionRecall):
             if query is not None:
                 items = [item for item in items if contains_all(item.text or "", query)]
         if items:
-            self._storage.put_memories([_deletion(item.namespace, item.key) for item in items], visit=self._context)
+            self._storage.put_memories([_deletion(item.namespace, item.key) for item in items], context=self._context)
         return len(items)
 
     def promote(self, key: str, to: Scope = "user", *, scope: Scope = "session") -> Memory:
@@ -120,7 +120,7 @@ class SessionMemory(SessionRecall):
             found.paths,
             embed=found.text is not None and self._indexer.embeds,
         )
-        self._storage.put_memories([*deletions, moved], visit=self._context)
+        self._storage.put_memories([*deletions, moved], context=self._context)
         self._indexer.embed_items()
         return self._stored(target, key)
 
@@ -156,7 +156,7 @@ class SessionMemory(SessionRecall):
 
     def check_may_change(self, namespaces: Collection[Namespace]) -> None:
         """Authorize a change of data in other stores as `remember` does: opens the session, or raises."""
-        self._storage.put_memories([MemoryPut(namespace, []) for namespace in namespaces], visit=self._context)
+        self._storage.put_memories([MemoryPut(namespace, []) for namespace in namespaces], context=self._context)
 
     aremember = async_twin(remember)
 

@@ -28,7 +28,8 @@ from session_middleware.memory.scopes import SCOPES, Namespace, Owners, both_of,
 from session_middleware.memory.values import words_of
 from session_middleware.models import Role, Scope
 from session_middleware.storage.executor import async_twin
-from session_middleware.storage.memory_port import MemoryQuery, MemoryStorage, MessageScope, StoredMemory
+from session_middleware.storage.memory_types import MemoryQuery, MessageScope, StoredMemory
+from session_middleware.storage.protocol import Storage
 from session_middleware.storage.run import RunContext
 from session_middleware.storage.validation import (
     check_always,
@@ -59,7 +60,7 @@ class SessionRecall:
     def __init__(
         self,
         indexer: MemoryIndexer,
-        storage: MemoryStorage,
+        storage: Storage,
         context: RunContext,
         *,
         owner_id: str | None,
@@ -197,7 +198,7 @@ class SessionRecall:
     def last_said(self, count: int = 12) -> Texts:
         """The texts of the last messages of this session by users and assistants, oldest first."""
         self._indexer.settle()
-        messages = self._storage.list_last_messages(self._session_id, count)
+        messages = self._storage.list_messages_around(self._session_id, None, before=count)
         return [message.text for message in messages if message.role in ("user", "assistant")]
 
     arecall = async_twin(recall)
@@ -239,7 +240,7 @@ class SessionRecall:
             return None
         words = list(dict.fromkeys(re.findall(r"\w+", query)))
         for whose in asked.whose:
-            for name in self._storage.list_speakers(words, whose):
+            for name in self._storage.find_speakers(words, whose):
                 query = re.sub(rf"\b{re.escape(name)}\b('s\b)?", "", query)
         return self._indexer.embedder.query(query if query.strip() else asked.query or "")
 
@@ -274,5 +275,5 @@ class SessionRecall:
     def _with_neighbours(self, memory: Memory, each_way: int) -> Memory:
         if memory.seq is None or not memory.session_id or each_way < 1:
             return memory
-        around = self._storage.list_messages_around(memory.session_id, memory.seq, each_way=each_way)
+        around = self._storage.list_messages_around(memory.session_id, memory.seq, before=each_way, after=each_way)
         return memory.model_copy(update={"around": tuple(around)})

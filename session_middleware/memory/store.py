@@ -34,7 +34,7 @@ from session_middleware.memory.ops import check_access, check_ops, check_root, p
 from session_middleware.memory.scopes import Namespace, Owners
 from session_middleware.runtime.run_context import identity_of
 from session_middleware.storage.executor import async_twin
-from session_middleware.storage.memory_port import MemoryQuery, StoredMemory
+from session_middleware.storage.memory_types import MemoryQuery, StoredMemory
 from session_middleware.storage.run import RunContext
 
 StoredByKey: TypeAlias = dict[tuple[Namespace, str], StoredMemory | None]
@@ -88,7 +88,7 @@ class SessionStore(BaseStore):
         stored = self._get([op for op in ops if isinstance(op, GetOp)])
         results = [None if isinstance(op, PutOp) else self._answer(op, owners, stored) for op in ops]
         if puts:
-            self._storage.put_memories(puts, visit=self._context(owners))
+            self._storage.put_memories(puts, context=self._context(owners))
             self._indexer.embed_items()
         return results
 
@@ -97,12 +97,12 @@ class SessionStore(BaseStore):
 
     def sweep_ttl(self) -> int:
         """Delete the expired items; returns how many. `Sessions.sweep` does it too."""
-        return self._storage.sweep_memories()
+        return self._storage.delete_expired_memories()
 
     def _check_session(self, session_id: str, *, changes: bool) -> None:
         """Authorize the run here too, because its graph may have no checkpointer."""
         identity = identity_of(get_config().get("configurable") or {})
-        session = self._storage.look(RunContext(session_id, identity, reading=True))
+        session = self._storage.authorize(RunContext(session_id, identity, reading=True))
         if session is not None and changes:
             check_session_access(session, identity, self._indexer.access)
 

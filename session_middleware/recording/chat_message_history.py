@@ -103,7 +103,7 @@ class SessionHistory(BaseChatMessageHistory):
         self._storage.append(context, self._buffer.redaction.entries(entries))
 
     def _to_message(self, message: Message) -> BaseMessage:
-        read_file = partial(self._storage.get_file, self._session_id)
+        read_file = partial(self._storage.find_file, self._session_id)
         content, extra = restore_files([message.content, message.extra], read_file)
         extra = dict(extra or {})
         kind = extra.pop("type", None)

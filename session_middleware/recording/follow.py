@@ -16,14 +16,14 @@ from session_middleware.errors import SessionNotFound
 from session_middleware.models import Message, Run, ToolCall
 from session_middleware.storage.executor import StorageExecutor
 from session_middleware.storage.protocol import Storage
-from session_middleware.storage.timeline import Entry
+from session_middleware.storage.types import Record
 
 _PAGE = 256  # records per read
 _SHORTEST_SECONDS, _LONGEST_SECONDS = 0.01, 0.25  # between two polls
 
 
 class Poll(NamedTuple):
-    new: list[Entry]
+    new: list[Record]
     is_over: bool
 
 
@@ -45,7 +45,7 @@ class Following:
         self._has_ended = has_ended
         self._check = check  # raises if the session does not exist
         self._version: int | None = None
-        self._unfinished: dict[int, Entry] | None = None
+        self._unfinished: dict[int, Record] | None = None
 
     def poll(self) -> Poll:
         """Return new records in order, and earlier ones that were unfinished and have changed."""
@@ -59,12 +59,12 @@ class Following:
             return Poll([], True)
 
     def _poll(self) -> Poll:
-        version = self._storage.version()  # before the reads, so that a commit during them leads to another poll
+        version = self._storage.data_version()  # before the reads, so that a commit during them leads to another poll
         has_ended = self._has_ended()
         if version == self._version:
             return Poll([], has_ended)
         changed = self._changed()
-        new = self._storage.list_entries(self._session_id, after=self._after, limit=_PAGE).entries
+        new = self._storage.list_timeline(self._session_id, after=self._after, limit=_PAGE).records
         for entry in (*changed, *new):
             self._remember(entry)
         if new:
@@ -75,14 +75,18 @@ class Following:
         runs = [entry for entry in changed if isinstance(entry, Run)]  # a run ends after its messages
         return Poll([*calls, *new, *runs], has_ended and is_all)
 
-    def _changed(self) -> list[Entry]:
+    def _changed(self) -> list[Record]:
         if self._unfinished is None:
             unfinished = self._storage.list_unfinished(self._session_id, up_to=self._after) if self._after else []
             self._unfinished = {entry.seq: entry for entry in unfinished}
-        found = [(entry, self._storage.find_entry(self._session_id, seq)) for seq, entry in self._unfinished.items()]
+        found = [(entry, self._read_again(entry)) for entry in self._unfinished.values()]
         return [now for before, now in found if now is not None and now != before]
 
-    def _remember(self, entry: Entry) -> None:
+    def _read_again(self, entry: Record) -> Record | None:
+        rows = self._storage.list_records(type(entry), self._session_id, after=entry.seq - 1, limit=1)
+        return rows[0] if rows and rows[0].seq == entry.seq else None  # else the row was deleted
+
+    def _remember(self, entry: Record) -> None:
         assert self._unfinished is not None
         if _is_unfinished(entry):
             self._unfinished[entry.seq] = entry
@@ -90,7 +94,7 @@ class Following:
             self._unfinished.pop(entry.seq, None)
 
 
-def _is_unfinished(entry: Entry) -> bool:
+def _is_unfinished(entry: Record) -> bool:
     if isinstance(entry, Run):
         return entry.outcome == "running"
     if isinstance(entry, ToolCall):
@@ -126,8 +130,8 @@ class _Pace:
 
 
 def follow(
-    following: Following, *, timeout: timedelta | None, until: Callable[[Entry], bool] | None
-) -> Iterator[Entry]:
+    following: Following, *, timeout: timedelta | None, until: Callable[[Record], bool] | None
+) -> Iterator[Record]:
     pace = _Pace(timeout)
     seconds: float | None = 0.0
     while seconds is not None:
@@ -141,8 +145,12 @@ def follow(
 
 
 async def afollow(
-    following: Following, executor: StorageExecutor, *, timeout: timedelta | None, until: Callable[[Entry], bool] | None
-) -> AsyncIterator[Entry]:
+    following: Following,
+    executor: StorageExecutor,
+    *,
+    timeout: timedelta | None,
+    until: Callable[[Record], bool] | None,
+) -> AsyncIterator[Record]:
     pace = _Pace(timeout)
     seconds: float | None = 0.0
     while seconds is not None:

@@ -76,7 +76,7 @@ class ManualRecorder:
     def add(self, message: Sayable, at: datetime | None) -> Message:
         (entry,) = self._buffer.describe([to_message(message)], created_at=checked_moment("at", at))
         self._write([entry])
-        return self._storage.get_message(self._session_id, entry.message_id) or _withheld(self._session_id, entry)
+        return self._storage.find_message(self._session_id, entry.message_id) or _withheld(self._session_id, entry)
 
     def add_history(self, messages: Sequence[Sayable]) -> None:
         self._write([HistoryEntry(self._buffer.describe(map(to_message, messages)), diff_history)])
@@ -292,7 +292,7 @@ class ManualRuns:
         self._registry.keep_alive(context)
         try:
             self._queue.take(context)
-            self._storage.begin_run(context)
+            self._storage.append(context)
         except BaseException:
             self._registry.end(context)
             raise
@@ -305,7 +305,7 @@ class ManualRuns:
         try:
             await self._queue.atake(context)
             has_turn = True
-            await self._buffer.executor.run(self._storage.begin_run, context)
+            await self._buffer.executor.run(self._storage.append, context)
         except BaseException as error:
             self._registry.end(context)
             if has_turn and isinstance(error, asyncio.CancelledError):  # the executor may still begin the run

@@ -126,9 +126,9 @@ class MiddlewareRecorder:
         return MiddlewareContext(context, run, is_checkpointed, has_checkpointer, namespace_of(metadata), node)
 
     def authorize(self, hook: MiddlewareContext) -> None:
-        """Check access, unless the recorder or the checkpointer does. Raises what `Storage.look` raises."""
+        """Check access, unless the recorder or the checkpointer does. Raises what `Storage.authorize` raises."""
         if hook.is_alone and hook.context.admission is None:
-            self._storage.look(hook.context)
+            self._storage.authorize(hook.context)
 
     @never_raise
     def open(self, hook: MiddlewareContext) -> None:
@@ -192,7 +192,7 @@ class MiddlewareRecorder:
     @never_raise
     def note_repair(self, hook: MiddlewareContext, calls: Sequence[RepairedCall]) -> None:
         context = hook.context
-        self._storage.note_repair(
+        self._storage.append_repair(
             context.session_id, calls, run_id=context.run_id, reason="new input", checkpoint_id=None
         )
 

@@ -208,7 +208,7 @@ class SessionRecorder(GraphCallbackHandler):
             return
         try:
             if context.admission is None:  # no checkpointer of ours has asked for admission
-                self.buffer.storage.look(context)
+                self.buffer.storage.authorize(context)
             if context.admission in ("opened", "fresh"):
                 self.forget(context.session_id)
             self.buffer.flush(context)

@@ -123,7 +123,7 @@ class RecordBuffer:
     async def authorize(self, context: RunContext) -> None:
         """Check access on a storage thread, unless it was checked. Raises one of `DENIALS`."""
         if context.admission is None and not context.admitted:
-            await self.executor.run(self.storage.look, context)
+            await self.executor.run(self.storage.authorize, context)
 
     def _submit(self, context: RunContext) -> Future[None]:
         future = self.executor.submit(partial(self._write, context))

@@ -13,7 +13,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from session_middleware import lifecycle
 from session_middleware.errors import SessionAccessDenied, SessionNotFound, UserRevoked
 from session_middleware.models import Identity, SessionInfo
-from session_middleware.storage.memory_port import MemoryPut
+from session_middleware.storage.memory_types import MemoryPut
 from session_middleware.storage.protocol import Storage
 from session_middleware.storage.record_entries import Entry, RunEnd
 from session_middleware.storage.run import RunContext, SessionHandle
@@ -59,29 +59,22 @@ class AuthorizedStorage:
     def name(self) -> str:
         return self._storage.name
 
-    count_checkpoints = _reading(Storage.count_checkpoints)
-    find_entry = _reading(Storage.find_entry)
+    data_version = _reading(Storage.data_version)
+    find_file = _reading(Storage.find_file)
+    find_message = _reading(Storage.find_message)
     find_session = _reading(Storage.find_session)
-    get_file = _reading(Storage.get_file)
+    find_speakers = _reading(Storage.find_speakers)
     get_memories = _reading(Storage.get_memories)
-    get_message = _reading(Storage.get_message)
     list_branches = _reading(Storage.list_branches)
-    list_entries = _reading(Storage.list_entries)
-    list_events = _reading(Storage.list_events)
-    list_last_messages = _reading(Storage.list_last_messages)
     list_messages = _reading(Storage.list_messages)
     list_messages_around = _reading(Storage.list_messages_around)
-    list_model_calls = _reading(Storage.list_model_calls)
-    list_runs = _reading(Storage.list_runs)
-    list_speakers = _reading(Storage.list_speakers)
-    list_tool_calls = _reading(Storage.list_tool_calls)
+    list_records = _reading(Storage.list_records)
+    list_timeline = _reading(Storage.list_timeline)
     list_unfinished = _reading(Storage.list_unfinished)
     measure_session = _reading(Storage.measure_session)
     search_memories = _reading(Storage.search_memories)
-    version = _reading(Storage.version)
 
     append_event = _writing(Storage.append_event)
-    begin_run = _writing(Storage.begin_run)
     copy_session = _writing(Storage.copy_session)
     delete_message = _writing(Storage.delete_message)
     delete_session = _writing(Storage.delete_session)
@@ -93,7 +86,8 @@ class AuthorizedStorage:
 
     def append(self, context: RunContext, entries: Sequence[Entry] = ()) -> None:
         """Append entries. The end of an admitted run needs no access; the storage's own admission decides on it."""
-        if self._identity is not None and not any(isinstance(entry, RunEnd) for entry in entries):
+        is_end = any(isinstance(entry, RunEnd) for entry in entries)
+        if not entries or (self._identity is not None and not is_end):
             self._in_transaction(partial(self._storage.append, context, entries), reading=False)
             return
         try:
@@ -102,17 +96,17 @@ class AuthorizedStorage:
             self.check(reading=False)
             raise
 
-    def put_memories(self, puts: Sequence[MemoryPut], *, visit: RunContext | None = None) -> None:
+    def put_memories(self, puts: Sequence[MemoryPut], *, context: RunContext | None = None) -> None:
         """Put memories. Those of the session's own scope need write access."""
         reading = all(put.namespace[:1] != ("session",) for put in puts)
-        self._in_transaction(partial(self._storage.put_memories, puts, visit=visit), reading=reading)
+        self._in_transaction(partial(self._storage.put_memories, puts, context=context), reading=reading)
 
     def _in_transaction(self, call: Callable[[], Any], *, reading: bool) -> Any:
         def checked() -> Any:
             self.check(reading=reading)
             return call()
 
-        (outcome,) = self._storage.together([checked], durable=True)
+        (outcome,) = self._storage.run_batch([checked], durable=True)
         return outcome()
 
     def check(self, *, reading: bool) -> SessionInfo:

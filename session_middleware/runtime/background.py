@@ -91,7 +91,7 @@ class BackgroundWorker:
         """
         if not lease.is_over:
             lease.is_over = True
-            self._storage.leave(lease)
+            self._storage.mark_lease_ended(lease)
             self._ended.append(lease)
             if not self._at_once or lease.has_row:
                 return
@@ -110,7 +110,7 @@ class BackgroundWorker:
                 with self._lock:
                     for lease in ended:
                         self._runs.pop(lease, None)
-                self._storage.release(ended)
+                self._storage.release_leases(ended)
 
     def hear(self, context: RunContext) -> None:
         """Note a write of a run whose end no callback reports: the run is still active."""
@@ -127,9 +127,9 @@ class BackgroundWorker:
                 del self._runs[lease]
             active = [context for lease, context in self._runs.items() if not lease.is_over]
         for context in active:
-            self._storage.hold(context)
-        self._storage.renew([context.lease for context in active if context.lease is not None])
-        self._storage.release(silent)
+            self._storage.register_lease(context)
+        self._storage.renew_leases([context.lease for context in active if context.lease is not None])
+        self._storage.release_leases(silent)
 
     def close(self) -> None:
         """Stop the thread, and release all leases."""
@@ -144,7 +144,7 @@ class BackgroundWorker:
             self._runs.clear()
         for lease in left:
             lease.is_over = True
-        self._storage.release(left)
+        self._storage.release_leases(left)
 
     def run_due_tasks(self) -> float:
         """Run the tasks that are due. Returns the seconds until the next one is."""

@@ -9,7 +9,7 @@ from session_middleware import lifecycle
 from session_middleware.display.text import span_text
 from session_middleware.models import Event, Explanation, SessionInfo
 from session_middleware.settings import SessionSettings
-from session_middleware.storage.upkeep import TombstoneInfo
+from session_middleware.storage.types import TombstoneInfo
 
 _REASONS = {
     "idle_timeout": "nothing happened in it for {idle_timeout}",
@@ -110,13 +110,13 @@ def explain_absence(session_id: str, tombstone: TombstoneInfo | None, settings: 
     where = f" to {tombstone.archive}" if is_archived else ""
     back = f"; sessions.restore({session_id!r}) brings it back" if is_archived else ""
     reason = f" ({tombstone.reason})" if tombstone.reason else ""
-    text = f"session {session_id!r}: it was {tombstone.action}{where} at {_time(tombstone.buried_at)}{reason}"
+    text = f"session {session_id!r}: it was {tombstone.action}{where} at {_time(tombstone.deleted_at)}{reason}"
     return Explanation.model_validate(
         {
             "session_id": session_id,
             "status": tombstone.action,
             "reason": tombstone.reason,
-            "since": tombstone.buried_at,
+            "since": tombstone.deleted_at,
             "text": f"{text}; running it {resume} (on_resume){back}",
         }
     )

@@ -53,7 +53,7 @@ class EventHooks:
     def add(self, name: Name, hook: H) -> H:
         check_callable("hook", hook, _HOOK)
         self._hooks[name].append(hook)
-        self._storage.watch({kind for name, hooks in self._hooks.items() if hooks for kind in _KINDS[name]})
+        self._storage.subscribe({kind for name, hooks in self._hooks.items() if hooks for kind in _KINDS[name]})
         return hook
 
     def add_expiring(self, hook: H) -> H:

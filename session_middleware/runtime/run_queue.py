@@ -124,10 +124,10 @@ class RunQueue:
                 self._flush(context.session_id)
             self._background.release_ended_leases()
             waiter.attempts += 1
-            if self._storage.enter(context, wait=self._on_busy == "wait"):
+            if self._storage.acquire_session(context, wait=self._on_busy == "wait"):
                 return None
         if self._is_late(waiter):  # after an attempt: on a busy machine the timeout may pass before the first one
-            run_id, process = self._storage.find_holder(context.session_id, but=context.lease) or (None, None)
+            run_id, process = self._storage.find_active_run(context.session_id, but=context.lease) or (None, None)
             raise SessionBusy(context.session_id, run_id=run_id, process=process)
         return self._pause(waiter)
 
@@ -148,5 +148,5 @@ class RunQueue:
                     del self._queues[waiter.context.session_id]
             lease = waiter.context.lease
             if lease is not None and not lease.is_exclusive:
-                self._storage.release([lease])
+                self._storage.release_leases([lease])
                 lease.number = None

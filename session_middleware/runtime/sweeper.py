@@ -67,7 +67,7 @@ class Sweeper:
             raise InvalidArgument("status", status, wanted="older_than too, as a sweep chooses by status only with it")
         if dry_run:
             return self._list(moment, age, status, sized=True)
-        lease = self._storage.take_over(_DUTY)
+        lease = self._storage.acquire_duty(_DUTY)
         if lease is None:
             return []
         try:
@@ -76,15 +76,14 @@ class Sweeper:
                 ended += self._end(self._list(moment, None, None), moment, lease)
             self._collect_garbage()
         finally:
-            self._storage.release([lease])
+            self._storage.release_leases([lease])
         return ended
 
     def _list(
         self, now: datetime, age: timedelta | None, status: Status | None, *, sized: bool = False
     ) -> Sequence[SweepResult]:
-        if age is None:
-            return self._storage.list_due(now, sized=sized)
-        return self._storage.list_older(now - age, status=status, sized=sized)
+        inactive_since = None if age is None else now - age
+        return self._storage.list_due(now, inactive_since=inactive_since, status=status, sized=sized)
 
     def _end(self, due: Sequence[SweepResult], now: datetime, lease: Lease) -> list[SweepResult]:
         if self._hooks.expiring:
@@ -107,16 +106,16 @@ class Sweeper:
         if session is None or session.postponed_until is not None:
             return False
         until = self._hooks.postponed(due, now)
-        self._storage.renew([lease])  # the hook may have taken long
+        self._storage.renew_leases([lease])  # the hook may have taken long
         if until is not None:
-            self._storage.postpone(due.session_id, until)
+            self._storage.postpone_expiry(due.session_id, until)
         return until is not None
 
     def _collect_garbage(self) -> None:
         """Delete expired memories, leases of dead processes, and writes without a checkpoint."""
         before = self._clock() - _ORPHAN_AGE
-        self._storage.sweep_memories()
-        self._storage.tidy(self._collected_until or before - _FIRST_PERIOD, before)
+        self._storage.delete_expired_memories()
+        self._storage.collect_garbage(self._collected_until or before - _FIRST_PERIOD, before)
         self._collected_until = before
 
     def _sweep_in_background(self) -> None:

@@ -1,30 +1,52 @@
-"""`Storage`: what an engine promises, in the words of the domain.
+"""`Storage`: the port to a database, in operations of the domain.
 
-An engine keeps sessions, checkpoints, the record and memories, and knows nothing of LangGraph: it
-takes and gives values of `model.py`, the dataclasses below, and opaque bytes. These docstrings are
-the contract; engines do not repeat them, and `tests/contract` holds every engine to them.
+An engine stores sessions, checkpoints, the record and memories. It does not know LangGraph: it accepts and
+returns values of `models`, `types`, `checkpoint_types` and `record_entries`, and opaque bytes. These docstrings
+are the contract. Engines do not repeat them, and `tests/contract` checks every engine against them.
 
-Every method is one operation: all of it is done or nothing, also when it raises or the process
-dies. What a method has returned survives `kill -9`; a `put_…`, `open_…` and `delete_…` also
-survives a power cut when ``synchronous`` is ``"full"``. Methods may be called from any thread at
-once. Driver exceptions never leave: they become `StorageError`, naming the file.
+Atomicity: each method is one operation. It is applied completely or not at all, also when it raises or the
+process dies. Exceptions are documented. Methods that must be one operation together are called in `Storage.run_batch`.
 
-Times come from the clock the storage was made with.
+Durability: an operation that has returned survives `kill -9`. Checkpoints, writes, and changes and deletions
+of sessions also survive a power failure when ``synchronous`` is ``"full"``.
 
-A method that takes a `RunContext` first admits it, in the same transaction: the session is opened if it
-is not there, its owner is checked, and its expiry is applied. It raises `SessionAccessDenied`,
-`SessionExpired`, `SessionClosed`, `SessionLimitReached` or `LeaseLost`, and then has changed nothing
-but the event that says so.
+Concurrency: methods may be called from any thread. Driver exceptions are mapped to `StorageError`, which names
+the file. Timestamps are those of the clock that the storage was created with.
+
+Admission: a method with a `context` first admits it in the same transaction. It opens the session if there is
+none, checks the owner and applies the expiry, unless the docstring says otherwise. It raises
+`SessionAccessDenied`, `SessionExpired`, `SessionClosed`, `SessionLimitReached` or `LeaseLost`; then only the
+event that reports the refusal is written.
+
+Identity: a method with `by` acts for that user. It raises `SessionNotFound` if the session is not the user's and
+`UserRevoked` if the user is revoked. ``None`` is the operator, who may change every session.
+
+Pages: `after` and `before` name the last element of the previous page; ``limit=None`` reads all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol, TypeVar
 
-from session_middleware.models import Branch, Event, Identity, Message, ModelCall, Run, SessionInfo, Status, ToolCall
+from session_middleware.models import (
+    Branch,
+    Closed,
+    ErasureReceipt,
+    Event,
+    Identity,
+    Message,
+    Pin,
+    Problem,
+    RepairedCall,
+    SessionInfo,
+    Status,
+    SweepResult,
+    ToolCall,
+    Usage,
+)
 from session_middleware.storage.checkpoint_types import (
     Blob,
     CheckpointPut,
@@ -33,101 +55,246 @@ from session_middleware.storage.checkpoint_types import (
     StoredHistory,
     WritesPut,
 )
-from session_middleware.storage.conversations import Conversations
-from session_middleware.storage.memory_port import MemoryStorage
-from session_middleware.storage.record_entries import Entry, MessageEntry, ToolStart
-from session_middleware.storage.reporting import Reporting
-from session_middleware.storage.run import RunContext
-from session_middleware.storage.upkeep import DeletionCounts, SessionDetails, Upkeep
+from session_middleware.storage.memory_types import MemoryPut, MemoryQuery, MessageScope, StoredMemory, ToEmbed, Vectors
+from session_middleware.storage.record_entries import Entry
+from session_middleware.storage.run import Lease, RunContext
+from session_middleware.storage.types import (
+    ArchivedSession,
+    ConversationItemPut,
+    DeletionCounts,
+    Page,
+    Record,
+    SessionDetails,
+    SessionFilter,
+    SessionSize,
+    StoredItem,
+    TombstoneInfo,
+    ToolCallFilter,
+    UsageBy,
+    UsageFilter,
+)
+
+R = TypeVar("R", bound=Record)
 
 
-class SessionFilter(NamedTuple):
-    user_id: str | None = None
-    group_id: str | None = None
-    status: Status | None = None
-    tags: Sequence[str] = ()  # all of them
-    since: datetime | None = None  # active at or after
-    until: datetime | None = None  # active before
-    visible_to: Identity | None = None  # theirs, or their groups' where these may see it
-
-
-class Storage(Upkeep, Reporting, Conversations, MemoryStorage, Protocol):
-    name: str  # for messages to people: the path, or ":memory:"
+class Storage(Protocol):
+    name: str  # for messages: the path, or ":memory:"
 
     def close(self) -> None:
-        """Release everything. Closing twice is allowed; any other call after it raises `StorageError`."""
+        """Release all resources. Closing twice is allowed; any other call afterwards raises `StorageError`."""
 
-    def together(self, calls: Sequence[Callable[[], Any]], *, durable: bool) -> list[Callable[[], Any]]:
-        """Carry out whole calls, in order; what they write through this object shares as few commits as can be.
+    def run_batch(self, calls: Sequence[Callable[[], Any]], *, durable: bool) -> list[Callable[[], Any]]:
+        """Execute calls in order; their writes through this object share as few commits as possible.
 
-        Returns, when all is committed, what gives each call's result or raises its error. One that
-        fails does not concern the others, which may be carried out again because of it.
+        Each call is one operation: the storage methods in it are applied together or not at all.
+        Returns after the commit. Each element returns the result of its call, or raises its error. A failed call
+        does not affect the others, which may be executed again because of it.
+        """
+
+    def data_version(self) -> int:
+        """A number that changes when any process commits. Costs microseconds."""
+
+    def check(self, *, repair: bool, deep: bool = False) -> list[Problem]:
+        """List violated invariants. `deep` verifies the checksum of each row; `repair` recomputes derived data.
+
+        Never raises because of damage. Repairs nothing in a file whose pages or schema are damaged. Each repair
+        is a transaction and an event.
         """
 
     # Sessions
 
-    def open_session(self, visit: RunContext, details: SessionDetails, *, must_be_new: bool = False) -> SessionInfo:
-        """Open or resume, as `visit.admission` then says. Raises `SessionExists` when `must_be_new` and it is there."""
+    def open_session(self, context: RunContext, details: SessionDetails, *, must_be_new: bool = False) -> SessionInfo:
+        """Open or resume; sets `context.admission`. Raises `SessionExists` if `must_be_new` and the session exists."""
 
-    def look(self, visit: RunContext) -> SessionInfo | None:
-        """Check a visit without admitting it: owner, expiry. Sets `visit.admission`; a read otherwise.
+    def authorize(self, context: RunContext) -> SessionInfo | None:
+        """Check owner and expiry without admitting; sets `context.admission`. Writes only on refusal.
 
-        Returns the session as stored, or ``None`` when there is none or the visit starts afresh.
-        A refusal is recorded as a ``denied`` event, then raised.
+        Returns the stored session, or ``None`` if there is none or the run starts with an empty one. A refusal is
+        recorded as a ``denied`` event, then raised.
         """
 
     def find_session(self, session_id: str) -> SessionInfo | None:
-        """The session as stored, and whether a run is in progress in it; the rest is derived from the clock."""
+        """The session as stored, and whether a run is in progress. The caller derives the rest from the clock."""
 
     def list_sessions(
         self, where: SessionFilter, *, limit: int | None, before: tuple[datetime, str] | None = None
     ) -> list[SessionInfo]:
-        """Latest activity first, then by id; `before` is the (last_active_at, id) of the last one had."""
+        """Latest activity first, then by id; `before` is the (last_active_at, id) of the previous page's last."""
 
     def count_sessions(self, where: SessionFilter) -> int: ...
 
+    def measure_session(self, session_id: str) -> SessionSize:
+        """The number of its checkpoints and an estimate of its bytes, without reading its content."""
+
+    def update_session(self, session_id: str, details: SessionDetails, *, by: Identity | None = None) -> SessionInfo:
+        """Replace the given fields. Metadata, context and client merge at every depth; ``None`` deletes a key."""
+
+    def end_session(
+        self, session_id: str, status: Closed, *, reason: str, detail: Mapping[str, Any], by: Identity | None
+    ) -> SessionInfo:
+        """Complete, fail or abandon. Raises `InvalidTransition` if the session has ended."""
+
+    def ping_session(self, session_id: str, *, by: Identity | None) -> SessionInfo:
+        """Record activity without a run. Raises `InvalidTransition` if the session has ended."""
+
+    def pin_session(self, session_id: str, pin: Pin | None, *, by: Identity | None) -> SessionInfo:
+        """Exempt from expiry and deletion; ``None`` ends the exemption, and the idle time starts now."""
+
+    def postpone_expiry(self, session_id: str, until: datetime) -> None:
+        """The session does not expire before `until`, or before its next activity ends the postponement."""
+
+    def copy_session(self, source: str, target: str) -> SessionInfo:
+        """Fork: copy checkpoints, writes, owner, messages with their branches and ids, and files.
+
+        Runs, calls, events and token counts are not copied. Title, purpose, tags and metadata are copied unless the
+        target was opened before. Source and target are one family and share the stored values.
+        Raises `SessionNotFound` for an unknown source, and `SessionExists` for a target that has a state, messages,
+        forks or another owner, or is archived.
+        """
+
+    def delete_session(self, session_id: str, *, by: Identity | None = None) -> DeletionCounts:
+        """Delete checkpoints, writes, record, memories and archive; all counts are 0 for an unknown id.
+
+        A tombstone remains, so a run that was admitted before is refused its further writes. Values shared with
+        the family remain while a member refers to them. On return the database files contain none of the text,
+        except while another process reads an older snapshot; then a later WAL checkpoint removes it. Of an
+        archived session only the session and the bytes of its file are counted.
+        """
+
+    def restore_session(self, session_id: str, *, by: Identity | None = None) -> SessionInfo:
+        """Insert an archived session again, active from now on, and delete its file.
+
+        Raises:
+            SessionNotFound: no session is archived under this id, or it belonged to another user.
+            SessionExists: a session has this id.
+            SessionLimitReached: the limit of open sessions is reached.
+            StorageError: the file is missing or was changed.
+        """
+
+    def find_tombstone(self, session_id: str) -> TombstoneInfo | None: ...
+
+    def list_archived(
+        self, *, user_id: str | None, limit: int | None, before: tuple[datetime, str] | None = None
+    ) -> list[ArchivedSession]:
+        """Latest archived first, then by id; `before` is the (archived_at, session_id) of the previous page's last."""
+
+    # Leases of runs
+
+    def acquire_session(self, context: RunContext, *, wait: bool) -> bool:
+        """Request exclusive use of the session for `context.lease`; returns whether the lease has it now.
+
+        The first call authorizes the context and enqueues the lease behind earlier ones. The lease is exclusive
+        when no earlier one is alive. Without `wait`, raises `SessionBusy` if one is, and records an event.
+        """
+
+    def register_lease(self, context: RunContext) -> None:
+        """Insert the lease of a run, also if the run has written nothing yet. Idempotent."""
+
+    def mark_lease_ended(self, lease: Lease) -> None:
+        """Treat the lease as ended in this process; `release_leases` deletes its row.
+
+        Takes no lock and does no I/O, so a garbage collector's callback may call it.
+        """
+
+    def release_leases(self, given: Sequence[Lease]) -> None:
+        """Delete the rows of leases whose runs have ended or no longer wait. Leases without a row are skipped."""
+
+    def renew_leases(self, given: Sequence[Lease]) -> None:
+        """Record that the runs are alive, for processes that cannot check whether this process exists."""
+
+    def find_active_run(self, session_id: str, *, but: Lease | None = None) -> tuple[str | None, str] | None:
+        """The run id and the process of the first active run in a session, other than that of the lease `but`."""
+
+    # Expiry
+
+    def list_due(
+        self,
+        now: datetime,
+        *,
+        inactive_since: datetime | None = None,
+        status: Status | None = None,
+        sized: bool = False,
+    ) -> Sequence[SweepResult]:
+        """The sessions due at `now`, first due first, in one snapshot.
+
+        With `inactive_since`: instead, sessions of that status without activity since then, to be deleted. Pinned
+        sessions and sessions with an active run are never due. The length is known at once; the elements are
+        read on access, because there may be very many. `sized` adds their bytes at the time of access.
+        """
+
+    def end_due(self, listed: Sequence[SweepResult], *, now: datetime, duty: Lease | None = None) -> list[SweepResult]:
+        """End those of the listed sessions that are still due, in many short transactions; returns those.
+
+        Each transaction renews the lease `duty`. If another process has acquired the duty, the rest is skipped.
+        An archived session is written to its file and deleted in one transaction; if that fails, the others are
+        ended before `StorageError` is raised.
+        """
+
+    def acquire_duty(self, duty: str) -> Lease | None:
+        """A lease on work that one process does at a time; ``None`` if another process holds it."""
+
+    def collect_garbage(self, since: datetime, before: datetime) -> None:
+        """Delete what killed processes left, in several transactions.
+
+        That is dead leases, and writes without a checkpoint, of sessions without a run that were last active
+        between the two moments. Runs and tool calls of dead processes become ``interrupted``.
+        """
+
+    # Users
+
+    def forget_user(self, user_id: str, *, dry_run: bool) -> ErasureReceipt:
+        """Delete all data of a user: sessions with their record, state and memories, archives, traces elsewhere."""
+
+    def revoke_user(self, user_id: str, *, reason: str | None) -> list[str]:
+        """Refuse the user from now on and abandon the user's open sessions; returns their ids."""
+
+    def lift_revocation(self, user_id: str) -> bool:
+        """Admit the user again; returns whether the user was revoked."""
+
+    def is_revoked(self, user_id: str | None) -> bool: ...
+
     # The record
 
-    def begin_run(self, visit: RunContext) -> None:
-        """Admit the visit and add the row of its `run_id`. Beginning the same run again does nothing.
+    def append(self, context: RunContext, entries: Sequence[Entry] = ()) -> None:
+        """Append `context.entries` and then `entries` to the record, in order; without ``tracking``, only admit.
 
-        Earlier runs of the session whose process has died are interrupted, and their tool calls too.
+        The first write of a run inserts the run's row. Then earlier runs of the session whose process has died,
+        and their tool calls, become ``interrupted``.
+
+        A message with a known id and equal content adds nothing. With other content it adds a version at the same
+        position, and the old row names its replacement. An incomplete message is completed. A tool message whose
+        call has no row adds one.
+
+        A tool's start is a row with status ``running``. Its attempt counts earlier executions of the same call of
+        the same message. Those of the same namespace that are still ``running`` become ``interrupted``.
+
+        A `RunEnd` closes the run's row, if there is one, and releases the run's lease.
         """
-
-    def append(self, visit: RunContext, entries: Sequence[Entry] = ()) -> None:
-        """Add `visit.entries` and then these to the record, in order; nothing without ``tracking``.
-
-        A message with a known id and the same words adds nothing; with other words it adds a
-        version in the same place, and the old row says which replaced it. One that was incomplete is
-        completed. A tool message whose call has no row of its own adds one.
-
-        A tool's start is a row with status ``running``; executions of the same call of the same message
-        before it count its attempt, and those of them in its namespace that still say ``running`` were
-        cut off: they become ``interrupted``.
-        """
-
-    def end_run(self, visit: RunContext, *, outcome: str, error: str | None, duration_ms: float) -> None:
-        """`append` with a `RunEnd`: close the row of the visit's run, nothing if there is none; give back its lease."""
-
-    def append_messages(self, visit: RunContext, messages: Sequence[MessageEntry]) -> None: ...
-
-    def start_tool_call(self, visit: RunContext, call: ToolStart) -> None: ...
-
-    def end_tool_call(
-        self,
-        visit: RunContext,
-        execution_id: str,
-        *,
-        status: str,
-        result: Any,
-        error: str | None,
-        duration_ms: float,
-    ) -> None: ...
 
     def append_event(
         self, session_id: str, kind: str, *, reason: str | None = None, detail: dict[str, Any] | None = None
     ) -> None:
-        """Add an event; nothing when the session is not there."""
+        """Append an event; nothing if there is no session."""
+
+    def append_repair(
+        self,
+        session_id: str,
+        calls: Sequence[RepairedCall],
+        *,
+        run_id: str | None,
+        reason: str,
+        checkpoint_id: str | None,
+    ) -> None:
+        """Append the event ``repaired``; calls that did not finish or did not start become ``interrupted``."""
+
+    def list_records(self, kind: type[R], session_id: str, *, after: int = 0, limit: int | None = None) -> list[R]:
+        """The rows of one kind in order of `seq`; of messages all versions on all branches."""
+
+    def list_timeline(self, session_id: str, *, after: int = 0, limit: int | None = None) -> Page:
+        """The rows of all kinds in order of `seq`; of a message its latest version. Cost is linear in the page."""
+
+    def list_unfinished(self, session_id: str, *, up_to: int) -> list[Record]:
+        """Active runs, running tool calls and incomplete messages up to a `seq`, in its order."""
 
     def list_messages(
         self,
@@ -138,61 +305,87 @@ class Storage(Upkeep, Reporting, Conversations, MemoryStorage, Protocol):
         all_versions: bool = False,
         branch: str | None = None,
     ) -> list[Message]:
-        """What was said on a branch, in the order of the conversation; by default the session's own branch.
+        """The messages of a branch in the order of the conversation; by default of the session's current branch.
 
-        Each message is as the branch has it, in the place it was first said at. `after` is the `seq`
-        of the last one had. ``branch="all"``: of all branches, by `seq`, as they were written.
+        Each message has its content on that branch and its original position. `after` is the `seq` of the previous
+        page's last message. ``branch="all"``: of all branches, in order of `seq`.
         """
 
-    def get_message(self, session_id: str, message_id: str) -> Message | None:
+    def list_messages_around(self, session_id: str, seq: int | None, *, before: int, after: int = 0) -> list[Message]:
+        """The message at `seq` with so many before and after it, in order; ``None``: the last `before` messages.
+
+        Latest versions on all branches, without outputs of memory tools and answers to interrupts.
+        """
+
+    def find_message(self, session_id: str, message_id: str) -> Message | None:
         """The latest version of a message."""
 
     def delete_message(self, session_id: str, message_id: str) -> int:
-        """All versions of a message, with its files, what memory has of it and what came from it; how many versions.
+        """Delete all versions of a message, its files, and memories derived from it; returns the number of versions.
 
-        Erased as by `delete_session`, with an event ``message_deleted``. It is not recorded again, also if
-        a checkpoint brings it.
+        Erases like `delete_session`, with an event ``message_deleted``. A checkpoint that contains the message
+        does not record it again.
         """
 
-    def get_file(self, session_id: str, hash: str) -> bytes | None:
+    def find_file(self, session_id: str, hash: str) -> bytes | None:
         """A file of the session's messages, by its hash."""
 
-    def list_tool_calls(self, session_id: str, *, after: int = 0, limit: int | None = None) -> list[ToolCall]: ...
-
-    def list_model_calls(self, session_id: str, *, after: int = 0, limit: int | None = None) -> list[ModelCall]: ...
-
     def list_branches(self, session_id: str) -> list[Branch]:
-        """Those beside ``"main"``, in the order they were begun."""
+        """The branches other than ``"main"``, in the order they were created."""
 
-    def list_runs(self, session_id: str, *, after: int = 0, limit: int | None = None) -> list[Run]: ...
+    def list_tool_calls(
+        self, where: ToolCallFilter, *, limit: int | None, before: ToolCall | None = None
+    ) -> list[ToolCall]:
+        """Tool calls of all sessions, latest start first; those without a known start come last."""
 
-    def list_events(self, session_id: str, *, after: int = 0, limit: int | None = None) -> list[Event]: ...
+    def find_executions(self, session_id: str, tool_call_ids: Sequence[str]) -> tuple[list[ToolCall], list[Message]]:
+        """All executions of these calls, and the messages that answer the finished ones, each in order of `seq`.
+
+        Reads the session's messages if a call has finished.
+        """
+
+    def sum_usage(self, by: UsageBy, where: UsageFilter) -> list[Usage]:
+        """Sums in no particular order: over tool calls by ``"tool"``, else over model calls.
+
+        Reads only the selected sessions and their calls. Raises `UnknownGrouping`.
+        """
+
+    # Items of other SDKs' conversations. They are state: they are returned as given, whatever the record stores.
+
+    def append_items(self, context: RunContext, items: Sequence[ConversationItemPut]) -> None:
+        """Append items after the stored ones, and their messages to the record."""
+
+    def list_items(self, session_id: str, *, limit: int | None = None) -> list[StoredItem]:
+        """The last `limit` items, in order, without removed ones."""
+
+    def remove_items(self, context: RunContext, *, limit: int | None = None) -> list[StoredItem]:
+        """Remove the last `limit` items, or all; returns them in order. Their messages get the mark ``removed``."""
 
     # Checkpoints
 
     def put_checkpoint(self, put: CheckpointPut) -> tuple[str, dict[str, ListRef]]:
-        """Store a checkpoint, and what the record learns from it. Idempotent by its id.
+        """Store a checkpoint and append its messages to the record. Idempotent by the checkpoint's id.
 
-        Returns its channels as stored, and where each list of `values` is now. Raises `StaleParent`.
+        Returns its channels as stored, and the reference of each list in `put.values`. Raises `StaleParent`.
         """
 
     def put_writes(self, put: WritesPut) -> None:
-        """Store writes; their checkpoint may arrive later. All of them or none."""
+        """Store writes; their checkpoint may arrive later."""
 
     def read_checkpoint(
         self,
-        visit: RunContext,
+        context: RunContext,
         checkpoint_ns: str,
         checkpoint_id: str | None,
         have: Mapping[int, ListRef] = MappingProxyType({}),
     ) -> StoredCheckpoint | None:
-        """`look`, then `get_checkpoint`, in one snapshot: the session cannot change hands in between.
+        """`authorize` and `get_checkpoint` in one snapshot, so the owner cannot change in between.
 
-        Of a list that begins with what the reader has, by its id in `have`, only the rest is read.
+        Of a list that extends a list in `have` (by list id), only the rest is read.
         """
 
     def get_checkpoint(self, session_id: str, checkpoint_ns: str, checkpoint_id: str | None) -> StoredCheckpoint | None:
-        """That checkpoint, or the latest (put last) of the namespace. Raises `StorageError` on damage."""
+        """That checkpoint, or the one that was put last in the namespace. Raises `StorageError` on damage."""
 
     def list_checkpoints(
         self,
@@ -205,44 +398,100 @@ class Storage(Upkeep, Reporting, Conversations, MemoryStorage, Protocol):
         limit: int | None = None,
         after: tuple[str, str, str] | None = None,
     ) -> list[StoredCheckpoint]:
-        """Newest first over all sessions and namespaces; what they refer to is read once for all of them.
+        """Newest first over all sessions and namespaces. Shared values are read once per call.
 
-        A checkpoint's id says how new it is, unless it follows from one with a greater id, as when the clock
-        was behind: then it is newer than all of its namespace. `before` keeps what is older than it;
-        `matches` those whose body it accepts; `after` is the key of the last one had.
+        Checkpoints are ordered by id. One whose parent has a greater id, because a clock was behind, is newer than
+        all earlier ones of its namespace. `before` selects older checkpoints than that one; `matches` those whose
+        body it accepts; `after` is the key of the previous page's last.
         """
 
     def get_history(
         self, session_id: str, checkpoint_ns: str, checkpoint_id: str | None, channels: Sequence[str]
     ) -> dict[str, StoredHistory]:
-        """What makes each channel's value at a checkpoint (or the latest): for each of `channels`.
+        """The seed and the writes that make each channel's value at a checkpoint, or at the latest.
 
-        The seed is the value at the nearest ancestor that has one; the writes are those stored with
-        that ancestor and with the later ones, in the order they were applied.
+        The seed is the value at the nearest ancestor that has one. The writes are those of that ancestor and of its
+        descendants, in the order they were applied.
         """
 
-    def count_checkpoints(self, session_id: str) -> int: ...
-
-    def copy_session(self, source: str, target: str) -> SessionInfo:
-        """Fork a session: the target has the source's checkpoints and writes, its owner, and what was said.
-
-        The messages are copied with their branches and ids, and without their tokens; runs, calls and events are not.
-
-        It has its title, purpose, tags and metadata too, unless it was opened before. They are one family
-        and share what is stored. Raises `SessionNotFound` for an unknown source, and `SessionExists` for a
-        target that has a state, messages, forks or another owner already, or is archived.
-        """
+    def list_checkpoint_namespaces(self, session_id: str) -> list[str]: ...
 
     def prune_checkpoints(self, session_ids: Sequence[str]) -> DeletionCounts:
-        """Keep the latest checkpoint of each namespace, its writes, and what it refers to. One transaction a session.
+        """Keep the latest checkpoint of each namespace with its writes and values. One transaction a session.
 
-        Ancestors stay when a channel of the kept one is replayed from their writes. A subgraph's
-        namespace goes with the checkpoint that started it (`CheckpointPut.enclosing`). Erased as by
-        `delete_session`.
+        Ancestors remain if a channel is replayed from their writes. The namespace of a subgraph is deleted with the
+        checkpoint that started it (`CheckpointPut.enclosing`). Erases like `delete_session`.
         """
 
     def delete_for_runs(self, run_ids: Sequence[str]) -> DeletionCounts:
-        """Delete those runs' checkpoints with their writes, in whichever session. Erased as by `delete_session`.
+        """Delete the checkpoints and writes of these runs in all sessions. Erases like `delete_session`.
 
-        Those stay whose writes a checkpoint that stays is replayed from.
+        Those remain whose writes a remaining checkpoint is replayed from.
         """
+
+    # Memories. An item is a JSON value under a namespace and a key; a recorded message is a memory too.
+
+    def put_memories(self, puts: Sequence[MemoryPut], *, context: RunContext | None = None) -> None:
+        """Store items in order; a key that exists keeps its `created_at`.
+
+        With a `context`, the transaction checks that the session is still the one the context found, and opens it
+        if there is none, so that the items have an owner.
+
+        Raises:
+            SessionClosed: the session was deleted since, or the context's user was forgotten.
+            SessionAccessDenied: the session is another user's, or the user may only read it.
+        """
+
+    def get_memories(
+        self, keys: Sequence[tuple[tuple[str, ...], str]], *, refresh: Collection[int] = ()
+    ) -> list[StoredMemory | None]:
+        """The items in the order of `keys`; expired ones are ``None``, whether or not they were swept.
+
+        `refresh` has the indexes of the keys whose time to live restarts.
+        """
+
+    def search_memories(self, query: MemoryQuery) -> list[StoredMemory]:
+        """The memories that match; best first if ranked by words or a vector, else in the order they were put.
+
+        The scope is part of the ``WHERE``, and the ranking uses statistics of that scope only: other users' data
+        changes neither order nor cost. A query of stop words matches nothing by words. Every committed message is
+        found; if very many are not indexed yet, they are indexed first.
+        """
+
+    def list_namespaces(self) -> list[tuple[str, ...]]:
+        """The namespaces that have an item, sorted."""
+
+    def delete_expired_memories(self) -> int:
+        """Delete items whose time to live is over; returns their number."""
+
+    def index_messages(self, limit: int, *, active_since: datetime | None = None) -> int:
+        """Index up to `limit` recorded messages for word search, in one transaction; returns their number.
+
+        With `active_since` only of sessions that were active at or after that time, which costs less.
+        """
+
+    def find_speakers(self, words: Sequence[str], whose: MessageScope) -> set[str]:
+        """Those of the words that are part of the name of a message's author in that scope."""
+
+    def list_to_embed(self, limit: int, *, messages: bool) -> list[ToEmbed]:
+        """Items that wait for vectors, oldest first; with `messages`, indexed messages too."""
+
+    def put_vectors(self, found: Sequence[Vectors]) -> None:
+        """Store vectors and mark their items and messages as embedded; skips those that changed or are gone."""
+
+    def set_vector_model(self, name: str, dimensions: int, *, replace: bool = False) -> tuple[str, int]:
+        """Store the model of the vectors, unless one is stored; returns the name and dimensions that are stored.
+
+        `replace` deletes all vectors, also those of the same model; all items and messages wait for new ones.
+        """
+
+    # Events
+
+    def subscribe(self, kinds: Collection[str]) -> None:
+        """Queue the events of these kinds that this object commits from now on. Replaces the previous kinds."""
+
+    def has_events(self) -> bool:
+        """Whether events are queued. Does no I/O."""
+
+    def take_event(self) -> Event | None:
+        """Remove and return the next queued event, in the order of commits; ``None`` if there is none."""

@@ -10,13 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TypeAlias
 
 from session_middleware.display.html import MAX_ROWS, table_html
 from session_middleware.display.text import plural, second_text
 from session_middleware.models import Event, Message, ModelCall, Run, ToolCall
-
-Entry: TypeAlias = Message | ToolCall | ModelCall | Run | Event
+from session_middleware.storage.types import Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +22,7 @@ class Node:
     """One record, or a part of a graph that records stand under."""
 
     name: str  # "run", "message", "tool_call", "model_call", "event", or the name of a graph's node
-    record: Entry | None = None  # None: a part of a graph
+    record: Record | None = None  # None: a part of a graph
     namespace: str = ""
     children: list[Node] = field(default_factory=list)
 
@@ -35,10 +33,10 @@ class Node:
             yield from child.walk(depth + 1)
 
 
-class Timeline(list[Entry]):
+class Timeline(list[Record]):
     """Records by `seq`. Get the next page with ``timeline(after=page[-1].seq)``."""
 
-    def __init__(self, entries: Iterable[Entry] = (), runs: Iterable[Run] = ()) -> None:
+    def __init__(self, entries: Iterable[Record] = (), runs: Iterable[Run] = ()) -> None:
         super().__init__(entries)
         self._runs = {run.id: run for run in (*runs, *(entry for entry in self if isinstance(entry, Run)))}
 
@@ -101,7 +99,7 @@ def _row(depth: int, node: Node) -> list[str]:
     return [str(record.seq), "" if moment is None else second_text(moment), f"{inset}{kind}: {record.line}"]
 
 
-def kind_of(entry: Entry) -> str:
+def kind_of(entry: Record) -> str:
     """The kind of a record, as in the name of its table: ``"message"``, ``"tool_call"`` …"""
     return _KINDS[type(entry)]
 

@@ -12,7 +12,7 @@ from typing import Any, TypedDict, TypeVar, get_args, get_type_hints
 from session_middleware.errors import InvalidArgument, InvalidMemoryArgument, UnknownStatus
 from session_middleware.models import OnExpire, OnResume, Status, Visibility
 from session_middleware.settings import own_seconds
-from session_middleware.storage.upkeep import SessionDetails
+from session_middleware.storage.types import SessionDetails
 
 T = TypeVar("T")
 C = TypeVar("C", bound=type)

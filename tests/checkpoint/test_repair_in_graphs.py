@@ -503,7 +503,7 @@ async def test_the_same_run_id_goes_on_with_the_same_run(sessions: Sessions, pri
 
 def test_a_whole_thread_costs_no_write_and_no_read(sessions: Sessions, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr(sessions._storage, "together", lambda *a, **k: asked.append(a))
+    monkeypatch.setattr(sessions._storage, "run_batch", lambda *a, **k: asked.append(a))
     graph, config = sessions.attach(agents.tool_graph(model=Strict())), sessions.config("t")
     for _ in range(3):
         graph.invoke(human("look up tea"), config)

@@ -237,4 +237,4 @@ def test_deleting_frees_every_piece_of_the_session_and_none_of_another(storage: 
     assert storage.delete_session("t").checkpoints == 2
     assert storage.get_checkpoint("t", "", None) is None
     assert letters(storage, "c2", "u") == "az"
-    assert storage.count_checkpoints("u") == 2
+    assert storage.measure_session("u").checkpoints == 2

@@ -11,7 +11,7 @@ from session_middleware.storage.protocol import Storage
 from session_middleware.storage.record_entries import MessageEntry
 from session_middleware.storage.run import RunContext
 from session_middleware.storage.sql.sessions import expiry
-from session_middleware.storage.upkeep import SessionDetails
+from session_middleware.storage.types import SessionDetails
 from tests.conftest import Clock
 
 Make = Callable[..., Storage]
@@ -28,7 +28,7 @@ def test_a_listing_is_a_sequence_whose_values_are_made_page_by_page(
     storage = make_storage(idle_timeout="1h")
     for name in "cabde":
         opened(storage, name)
-        storage.append_messages(RunContext(name, Identity(user_id="alice")), [MessageEntry("m", "user", name * 9)])
+        storage.append(RunContext(name, Identity(user_id="alice")), [MessageEntry("m", "user", name * 9)])
         clock.advance(seconds=name == "c")
     clock.advance(hours=1)
     listed = storage.list_due(clock(), sized=True)
@@ -37,7 +37,7 @@ def test_a_listing_is_a_sequence_whose_values_are_made_page_by_page(
     assert (listed[0].session_id, listed[-1].session_id) == ("c", "e")
     assert [each.session_id for each in listed[1:4]] == list("abd")
     assert listed == list(listed) == listed[:]
-    assert [each.bytes for each in listed] == [storage.measure_session(name) for name in "cabde"]
+    assert [each.bytes for each in listed] == [storage.measure_session(name).bytes for name in "cabde"]
     assert [each.bytes for each in storage.list_due(clock())] == [None] * 5
     with pytest.raises(IndexError):
         listed[5]

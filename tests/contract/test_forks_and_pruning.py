@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from session_middleware.errors import SessionExists, SessionNotFound, StorageError
-from session_middleware.models import Identity
+from session_middleware.models import Event, Identity, Run, ToolCall
 from session_middleware.storage.checkpoint_types import (
     Blob,
     CheckpointPut,
@@ -22,7 +22,7 @@ from session_middleware.storage.checkpoint_types import (
 from session_middleware.storage.protocol import Storage
 from session_middleware.storage.record_entries import MessageEntry, ToolStart
 from session_middleware.storage.run import RunContext
-from session_middleware.storage.upkeep import SessionDetails
+from session_middleware.storage.types import SessionDetails
 
 
 def blob(text: str) -> Blob:
@@ -206,18 +206,18 @@ def test_a_fork_has_the_state_the_owner_and_what_was_said_and_nothing_of_what_ra
     storage.put_writes(WritesPut(visit, "", "c0", "task", "path", [Write(0, "x", chunks("12"))]))
     run = RunContext("t", visit.identity, run_id="r1")
     storage.append(run, [MessageEntry("m", "assistant", "hi", input_tokens=5, output_tokens=3)])
-    storage.start_tool_call(run, ToolStart("e", "c", "f", {}))
+    storage.append(run, [ToolStart("e", "c", "f", {})])
     fork = storage.copy_session("t", "u")
     assert (fork.id, fork.parent_id, fork.family_id, fork.opened_as) == ("u", "t", "t", "forked")
     assert (fork.user_id, fork.group_id, fork.status) == ("alice", "team", "active")
     assert [replaced(r)[1:] for r in storage.list_checkpoints("u")] == [
         replaced(r)[1:] for r in storage.list_checkpoints("t")
     ]
-    assert [(event.kind, event.detail) for event in storage.list_events("u")] == [("forked", {"from": "t"})]
+    assert [(event.kind, event.detail) for event in storage.list_records(Event, "u")] == [("forked", {"from": "t"})]
     assert [(message.message_id, message.text, message.run_id) for message in storage.list_messages("u")] == [
         ("m", "hi", None)
     ]
-    assert (storage.list_runs("u"), storage.list_tool_calls("u")) == ([], [])
+    assert (storage.list_records(Run, "u"), storage.list_records(ToolCall, "u")) == ([], [])
     assert (fork.message_count, fork.tool_call_count, fork.run_count, fork.input_tokens) == (1, 0, 0, 0)
     assert storage.check(repair=False) == []
 
@@ -260,7 +260,7 @@ def test_a_target_that_is_taken_is_refused(taken: str, storage: Storage) -> None
     if taken == "checkpoint":
         put(storage, "u", "c0")
     elif taken == "message":
-        storage.append_messages(RunContext("u", Identity()), [MessageEntry("m", "user", "mine")])
+        storage.append(RunContext("u", Identity()), [MessageEntry("m", "user", "mine")])
     elif taken == "write":
         write(storage, "u", "c0", Write(0, "x", blob("w")))
     else:

@@ -14,9 +14,10 @@ from session_middleware import lifecycle
 from session_middleware.errors import InvalidTransition, SessionClosed, SessionExpired, SessionNotFound
 from session_middleware.models import Identity, Pin, Status
 from session_middleware.settings import load_settings
-from session_middleware.storage.protocol import MessageEntry, SessionFilter
+from session_middleware.storage.record_entries import MessageEntry, RunEnd
 from session_middleware.storage.run import RunContext
 from session_middleware.storage.sql.engine import SqliteStorage
+from session_middleware.storage.types import SessionFilter
 from tests.conftest import Clock
 
 IDLE_AFTER, IDLE_TIMEOUT, MAX_AGE, RETENTION = (timedelta(minutes=n) for n in (5, 30, 120, 300))
@@ -110,7 +111,7 @@ class Machine(RuleBasedStateMachine):
         elif status is None and self.was_deleted and self.settings.on_resume == "reject":
             refused = SessionExpired
         try:
-            self.storage.begin_run(run)
+            self.storage.append(run)
         except (SessionExpired, SessionClosed) as error:
             was: Any = type(error)
         else:
@@ -133,7 +134,7 @@ class Machine(RuleBasedStateMachine):
         assert self.model is not None
         assert self.run is not None
         self.number += 1
-        self.storage.append_messages(self.run, [MessageEntry(f"m{self.number}", "user", "hi")])
+        self.storage.append(self.run, [MessageEntry(f"m{self.number}", "user", "hi")])
         self.model.last_active = self.clock()
 
     @precondition(lambda self: self.run is not None)
@@ -141,7 +142,7 @@ class Machine(RuleBasedStateMachine):
     def a_run_ends(self) -> None:
         assert self.model is not None
         assert self.run is not None
-        self.storage.end_run(self.run, outcome="ok", error=None, duration_ms=1)
+        self.storage.append(self.run, [RunEnd("ok", None, 1)])
         self.run, self.model.running, self.model.last_active = None, False, self.clock()
 
     @precondition(lambda self: self.model is not None)
@@ -207,7 +208,7 @@ class Machine(RuleBasedStateMachine):
     def it_is_looked_at(self) -> None:
         before = self.storage.find_session("t")
         try:
-            self.storage.look(RunContext("t", Identity(), reading=True))
+            self.storage.authorize(RunContext("t", Identity(), reading=True))
         except (SessionExpired, SessionNotFound):
             return
         assert self.storage.find_session("t") == before

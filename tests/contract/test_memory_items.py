@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from session_middleware.errors import StorageError
 from session_middleware.models import Identity
-from session_middleware.storage.memory_port import MemoryItemPut, MemoryPut, MemoryQuery, StoredMemory
+from session_middleware.storage.memory_types import MemoryItemPut, MemoryPut, MemoryQuery, StoredMemory
 from session_middleware.storage.protocol import Storage
 from session_middleware.storage.run import RunContext
-from session_middleware.storage.upkeep import SessionDetails
+from session_middleware.storage.types import SessionDetails
 from tests.conftest import Clock
 from tests.support.memories import put_of
 

@@ -19,8 +19,9 @@ from langchain_core.messages import HumanMessage
 from session_middleware import Sessions
 from session_middleware.models import Identity
 from session_middleware.settings import load_settings
-from session_middleware.storage.memory_port import MemoryQuery, MessageScope, StoredMemory
-from session_middleware.storage.protocol import MessageEntry, Storage
+from session_middleware.storage.memory_types import MemoryQuery, MessageScope, StoredMemory
+from session_middleware.storage.protocol import Storage
+from session_middleware.storage.record_entries import MessageEntry
 from session_middleware.storage.run import RunContext
 from session_middleware.storage.sql.engine import SqliteStorage
 from tests.conftest import Clock
@@ -36,7 +37,7 @@ def say(storage: Storage, session_id: str, *texts: str, user_id: str | None = No
     first = len(storage.list_messages(session_id))
     role = fields.pop("role", "user")
     seen = [MessageEntry(f"{session_id}-{first + n}", role, text, **fields) for n, text in enumerate(texts)]
-    storage.append_messages(visit, seen)
+    storage.append(visit, seen)
 
 
 def look(
@@ -92,7 +93,7 @@ def test_who_is_named_by_the_query_is_believed_to_have_said_it(storage: Storage,
     settle()
     assert keys(look(storage, "What is Carol's favourite fruit?", user_id="alice"))[:2] == ["t1-0", "t3-0"]
     assert keys(look(storage, "What is Bob's favourite fruit?", user_id="alice"))[:2] == ["t0-0", "t2-0"]
-    assert storage.list_speakers(["Carol", "fruit", "dave"], MessageScope(user_id="alice")) == {"Carol"}
+    assert storage.find_speakers(["Carol", "fruit", "dave"], MessageScope(user_id="alice")) == {"Carol"}
 
 
 def test_a_date_in_the_query_is_the_day_it_was_said(storage: Storage, settle: Callable[[], None], clock: Clock) -> None:
@@ -182,7 +183,7 @@ def test_an_edited_message_is_found_by_its_new_words_in_its_old_place(
 ) -> None:
     say(storage, "t", "What shall we bake?", "An apple cake, I would say", "Good.")
     index(storage)
-    storage.append_messages(RunContext("t", Identity()), [MessageEntry("t-1", "user", "A plum cake, I would say")])
+    storage.append(RunContext("t", Identity()), [MessageEntry("t-1", "user", "A plum cake, I would say")])
     settle()
     assert keys(look(storage, "apple", "t")) == []
     found = look(storage, "plum bake", "t")
@@ -289,10 +290,10 @@ def test_a_session_put_aside_takes_its_messages_along(make_storage: Callable[...
 
 def test_a_message_that_is_completed_after_it_was_indexed_is_found_by_its_whole_text(storage: Storage) -> None:
     visit = RunContext("t", Identity(), is_run=False)
-    storage.append_messages(visit, [MessageEntry("m", "assistant", "The harvest", complete=False)])
+    storage.append(visit, [MessageEntry("m", "assistant", "The harvest", complete=False)])
     say(storage, "t", "one more")
     index(storage)
-    storage.append_messages(visit, [MessageEntry("m", "assistant", "The harvest of the plums")])
+    storage.append(visit, [MessageEntry("m", "assistant", "The harvest of the plums")])
     assert keys(look(storage, "plums", "t"))[0] == "m"
     assert keys(look(storage, "harvest", "t"))[0] == "m"
 
@@ -324,9 +325,9 @@ def test_items_and_messages_are_ranked_together(storage: Storage, settle: Callab
 def test_neighbours_come_in_order(storage: Storage) -> None:
     say(storage, "t", "one", "two", "three", "four", "five")
     found = look(storage, "three", "t")[0]
-    around = storage.list_messages_around("t", found.seq or 0, each_way=1)
+    around = storage.list_messages_around("t", found.seq or 0, before=1, after=1)
     assert [message.text for message in around] == ["two", "three", "four"]
-    assert [m.text for m in storage.list_messages_around("t", 2, each_way=2)] == ["one", "two", "three"]
+    assert [m.text for m in storage.list_messages_around("t", 2, before=2, after=2)] == ["one", "two", "three"]
 
 
 # Bad input

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
-from session_middleware.models import Identity
+from session_middleware.models import Event, Identity, ModelCall, Run, ToolCall
 from session_middleware.storage.checkpoint_types import Blob, CheckpointPut
 from session_middleware.storage.protocol import Storage
-from session_middleware.storage.record_entries import MessageEntry, ModelCallEntry, ToolStart
+from session_middleware.storage.record_entries import MessageEntry, ModelCallEntry, RunEnd, ToolEnd, ToolStart
 from session_middleware.storage.run import RunContext
 from session_middleware.storage.sql.record import runs
 
@@ -29,16 +29,16 @@ def test_the_same_history_again_adds_nothing(storage: Storage, run: RunContext) 
     call = ModelCallEntry("2", input_tokens=3, output_tokens=4)
     history = [say("1", "hi"), say("2", "ho", "assistant", call=call)]
     for _ in range(3):
-        storage.append_messages(run, history)
+        storage.append(run, history)
     assert [(m.seq, m.text) for m in storage.list_messages("t")] == [(3, "hi"), (4, "ho")]
-    assert [(call.message_id, call.marks) for call in storage.list_model_calls("t")] == [("2", ("told",))]
+    assert [(call.message_id, call.marks) for call in storage.list_records(ModelCall, "t")] == [("2", ("told",))]
     session = storage.find_session("t")
     assert (session.message_count, session.input_tokens, session.output_tokens) == (2, 3, 4)
 
 
 def test_other_words_under_a_known_id_are_a_new_version_in_the_same_place(storage: Storage, run: RunContext) -> None:
-    storage.append_messages(run, [say("1", "hi"), say("2", "there")])
-    storage.append_messages(run, [say("1", "hello")])
+    storage.append(run, [say("1", "hi"), say("2", "there")])
+    storage.append(run, [say("1", "hello")])
     latest = storage.list_messages("t")
     assert [(m.text, m.version) for m in latest] == [("hello", 2), ("there", 1)]
     old = storage.list_messages("t", all_versions=True)[0]
@@ -48,25 +48,25 @@ def test_other_words_under_a_known_id_are_a_new_version_in_the_same_place(storag
 
 def test_what_is_said_and_said_otherwise_in_one_batch_is_as_in_two(storage: Storage, run: RunContext) -> None:
     streamed = [say("1", text, "assistant", complete=text == "hello") for text in ("he", "hell", "hello")]
-    storage.append_messages(run, [*streamed, say("2", "hi"), say("2", "there")])
-    storage.append_messages(run, [say("3", text, "assistant", complete=False) for text in ("cut", "cut off")])
+    storage.append(run, [*streamed, say("2", "hi"), say("2", "there")])
+    storage.append(run, [say("3", text, "assistant", complete=False) for text in ("cut", "cut off")])
     found = [(m.text, m.version, m.status) for m in storage.list_messages("t")]
     assert found == [("hello", 1, "complete"), ("there", 2, "complete"), ("cut off", 1, "incomplete")]
     assert [m.text for m in storage.list_messages("t", all_versions=True)] == ["hello", "hi", "there", "cut off"]
 
 
 def test_every_row_of_a_session_has_its_place_in_one_order(storage: Storage, run: RunContext) -> None:
-    storage.begin_run(run)
-    storage.append_messages(run, [say("1", "hi"), say("2", "", "assistant", tool_calls=[CALL])])
-    storage.start_tool_call(run, ToolStart("x1", "c1", "add", {"a": 1}))
-    storage.end_tool_call(run, "x1", status="ok", result="2", error=None, duration_ms=5)
-    storage.append_messages(run, [say("3", "2", "tool", tool_call_id="c1", name="add")])
-    storage.end_run(run, outcome="ok", error=None, duration_ms=9)
+    storage.append(run)
+    storage.append(run, [say("1", "hi"), say("2", "", "assistant", tool_calls=[CALL])])
+    storage.append(run, [ToolStart("x1", "c1", "add", {"a": 1})])
+    storage.append(run, [ToolEnd("x1", "ok", "2", None, 5)])
+    storage.append(run, [say("3", "2", "tool", tool_call_id="c1", name="add")])
+    storage.append(run, [RunEnd("ok", None, 9)])
     rows = [
-        *storage.list_events("t"),
-        *storage.list_runs("t"),
+        *storage.list_records(Event, "t"),
+        *storage.list_records(Run, "t"),
         *storage.list_messages("t"),
-        *storage.list_tool_calls("t"),
+        *storage.list_records(ToolCall, "t"),
     ]
     rows.sort(key=lambda row: row.seq)
     assert [type(row).__name__ for row in rows] == ["Event", "Run", "Message", "Message", "ToolCall", "Message"]
@@ -74,20 +74,20 @@ def test_every_row_of_a_session_has_its_place_in_one_order(storage: Storage, run
 
 
 def test_beginning_a_run_again_does_nothing(storage: Storage, run: RunContext) -> None:
-    storage.begin_run(run)
-    storage.begin_run(run)
-    storage.begin_run(RunContext("t", Identity(), run_id="r1"))
-    assert len(storage.list_runs("t")) == 1
+    storage.append(run)
+    storage.append(run)
+    storage.append(RunContext("t", Identity(), run_id="r1"))
+    assert len(storage.list_records(Run, "t")) == 1
     assert storage.find_session("t").run_count == 1
 
 
 def test_an_execution_is_closed_with_its_result_and_finds_its_message(storage: Storage, run: RunContext) -> None:
-    storage.append_messages(run, [say("2", "", "assistant", tool_calls=[CALL])])
-    storage.start_tool_call(run, ToolStart("x1", "c1", "add", {"a": 1}, node="tools"))
-    [call] = storage.list_tool_calls("t")
+    storage.append(run, [say("2", "", "assistant", tool_calls=[CALL])])
+    storage.append(run, [ToolStart("x1", "c1", "add", {"a": 1}, node="tools")])
+    [call] = storage.list_records(ToolCall, "t")
     assert (call.status, call.message_id, call.result) == ("running", "2", None)
-    storage.end_tool_call(run, "x1", status="error", result=None, error="ValueError: no", duration_ms=1.5)
-    [call] = storage.list_tool_calls("t")
+    storage.append(run, [ToolEnd("x1", "error", None, "ValueError: no", 1.5)])
+    [call] = storage.list_records(ToolCall, "t")
     assert (call.status, call.error, call.duration_ms, call.arguments) == ("error", "ValueError: no", 1.5, {"a": 1})
     assert storage.find_session("t").error_count == 1
 
@@ -95,17 +95,17 @@ def test_an_execution_is_closed_with_its_result_and_finds_its_message(storage: S
 def test_executing_a_call_again_is_another_attempt_and_the_cut_off_one_says_so(
     storage: Storage, run: RunContext
 ) -> None:
-    storage.start_tool_call(run, ToolStart("x1", "c1", "add", {}))
-    storage.start_tool_call(run, ToolStart("x2", "c1", "add", {}))
-    assert [(c.attempt, c.status) for c in storage.list_tool_calls("t")] == [(1, "interrupted"), (2, "running")]
+    storage.append(run, [ToolStart("x1", "c1", "add", {})])
+    storage.append(run, [ToolStart("x2", "c1", "add", {})])
+    assert [(c.attempt, c.status) for c in storage.list_records(ToolCall, "t")] == [(1, "interrupted"), (2, "running")]
 
 
 def test_a_call_nobody_watched_is_known_from_its_answer(storage: Storage, run: RunContext) -> None:
-    storage.append_messages(run, [say("2", "", "assistant", tool_calls=[CALL])])
+    storage.append(run, [say("2", "", "assistant", tool_calls=[CALL])])
     answer = say("3", "boom", "tool", tool_call_id="c1", tool_error=True)
-    storage.append_messages(run, [answer])
-    storage.append_messages(run, [answer])
-    [call] = storage.list_tool_calls("t")
+    storage.append(run, [answer])
+    storage.append(run, [answer])
+    [call] = storage.list_records(ToolCall, "t")
     assert (call.name, call.arguments, call.status, call.error, call.duration_ms) == (
         "add",
         {"a": 1},
@@ -116,7 +116,7 @@ def test_a_call_nobody_watched_is_known_from_its_answer(storage: Storage, run: R
 
 
 def test_pages_go_on_after_a_seq(storage: Storage, run: RunContext) -> None:
-    storage.append_messages(run, [say(str(n), f"m{n}") for n in range(6)])
+    storage.append(run, [say(str(n), f"m{n}") for n in range(6)])
     first = storage.list_messages("t", limit=4)
     rest = storage.list_messages("t", after=first[-1].seq)
     assert [m.text for m in first + rest] == [f"m{n}" for n in range(6)]
@@ -130,9 +130,9 @@ def test_what_json_cannot_hold_is_recorded_with_a_mark(storage: Storage, run: Ru
     cycle: dict[str, object] = {}
     cycle["self"] = cycle
     for number, value in enumerate([b"bytes", {1, 2}, Odd(), cycle, {("a", 1): 2}, float("nan")]):
-        storage.start_tool_call(run, ToolStart(f"x{number}", f"c{number}", "tool\ud800", {"value": value}))
-        storage.end_tool_call(run, f"x{number}", status="ok", result=value, error="\udfff", duration_ms=0)
-    calls = storage.list_tool_calls("t")
+        storage.append(run, [ToolStart(f"x{number}", f"c{number}", "tool\ud800", {"value": value})])
+        storage.append(run, [ToolEnd(f"x{number}", "ok", value, "\udfff", 0)])
+    calls = storage.list_records(ToolCall, "t")
     assert len(calls) == 6
     assert calls[0].result["__repr__"] == "b'bytes'"
     assert calls[1].result == [1, 2]
@@ -143,9 +143,9 @@ def test_what_json_cannot_hold_is_recorded_with_a_mark(storage: Storage, run: Ru
 
 def test_without_tracking_nothing_said_is_kept(make_storage: Callable[..., Storage], run: RunContext) -> None:
     storage = make_storage(tracking=False)
-    storage.append_messages(run, [say("1", "hi")])
+    storage.append(run, [say("1", "hi")])
     assert storage.list_messages("t") == []
-    assert [event.kind for event in storage.list_events("t")] == ["opened"]
+    assert [event.kind for event in storage.list_records(Event, "t")] == ["opened"]
 
 
 # Branches and places
@@ -179,12 +179,12 @@ def test_a_second_child_of_a_checkpoint_begins_a_branch(storage: Storage) -> Non
 
 def test_two_runs_that_both_begin_a_thread_are_two_branches(storage: Storage) -> None:
     one, two = (RunContext("t", Identity(), run_id=run_id) for run_id in ("r1", "r2"))
-    storage.append_messages(one, [say("1", "one")])
-    storage.append_messages(two, [say("2", "two")])
+    storage.append(one, [say("1", "one")])
+    storage.append(two, [say("2", "two")])
     storage.put_checkpoint(put("c1", None, say("1", "one"), visit=one))
     for _ in range(2):
         storage.put_checkpoint(put("c2", None, say("2", "two"), visit=two))
-    storage.append_messages(one, [say("3", "three")])
+    storage.append(one, [say("3", "three")])
     assert (texts(storage, branch="main"), texts(storage)) == (["one", "three"], ["two"])
     assert len(storage.list_branches("t")) == 1
 
@@ -193,7 +193,7 @@ def test_what_a_run_said_before_its_checkpoint_parted_goes_with_it(storage: Stor
     storage.put_checkpoint(put("c1", None, say("1", "one")))
     runs = [RunContext("t", Identity(), run_id=name, checkpoint_id="c1") for name in ("r1", "r2")]
     for visit, text in zip(runs, ("left", "right"), strict=True):
-        storage.append_messages(visit, [say(text, text)])
+        storage.append(visit, [say(text, text)])
     for number, (visit, text) in enumerate(zip(runs, ("left", "right"), strict=True)):
         storage.put_checkpoint(put(f"c{2 + number}", "c1", say(text, text), visit=visit))
     assert texts(storage, branch="main") == ["one", "left"]
@@ -229,17 +229,17 @@ def test_a_checkpoint_put_again_is_where_it_was(storage: Storage) -> None:
 
 
 def test_a_message_put_before_a_known_one_stands_there(storage: Storage, run: RunContext) -> None:
-    storage.append_messages(run, [say("1", "one"), say("2", "two"), say("3", "three")])
-    storage.append_messages(run, [say("s", "so far", followed_by="3"), say("4", "four")])
+    storage.append(run, [say("1", "one"), say("2", "two"), say("3", "three")])
+    storage.append(run, [say("s", "so far", followed_by="3"), say("4", "four")])
     assert texts(storage) == ["one", "two", "so far", "three", "four"]
-    storage.append_messages(run, [say("s2", "further", followed_by="3")])
+    storage.append(run, [say("s2", "further", followed_by="3")])
     first = storage.list_messages("t", limit=3)
     assert [m.text for m in first] == ["one", "two", "so far"]
     assert texts(storage, after=first[-1].seq) == ["further", "three", "four"]
 
 
 def test_what_was_written_as_it_came_is_put_into_the_order_of_its_checkpoint(storage: Storage, run: RunContext) -> None:
-    storage.append_messages(run, [say("1", "one"), say("right", "right"), say("left", "left")])
+    storage.append(run, [say("1", "one"), say("right", "right"), say("left", "left")])
     ordered = [say("left", "left", followed_by="right"), say("right", "right")]
     storage.put_checkpoint(put("c1", None, *ordered, visit=run))
     assert texts(storage) == ["one", "left", "right"]
@@ -248,7 +248,7 @@ def test_what_was_written_as_it_came_is_put_into_the_order_of_its_checkpoint(sto
 def test_a_checkpoint_that_comes_late_puts_what_was_written_before_it_in_order(
     storage: Storage, run: RunContext
 ) -> None:
-    storage.append_messages(run, [say("2", "an answer", "assistant")])
+    storage.append(run, [say("2", "an answer", "assistant")])
     run.seen_at.update({("", "1"): 2, ("", "2"): 2})
     storage.put_checkpoint(put("c1", None, say("1", "a question"), visit=run, step=0))
     both = (say("1", "a question")._replace(followed_by="2"), say("2", "an answer", "assistant"))
@@ -264,8 +264,8 @@ def test_messages_that_were_removed_and_put_back_stay_where_they_were_said(stora
 
 
 def test_a_checkpoint_that_comes_late_takes_no_newer_version_back(storage: Storage, run: RunContext) -> None:
-    storage.append_messages(run, [say("1", "my mail is al@x.com")])
-    storage.append_messages(run, [say("1", "my mail is hidden")])
+    storage.append(run, [say("1", "my mail is al@x.com")])
+    storage.append(run, [say("1", "my mail is hidden")])
     run.seen_at["", "1"] = 1
     storage.put_checkpoint(put("c1", None, say("1", "my mail is al@x.com"), visit=run, step=0))
     storage.put_checkpoint(put("c2", "c1", say("1", "my mail is hidden"), visit=run, step=1))
@@ -282,7 +282,7 @@ def test_what_a_model_was_heard_saying_is_one_row_with_the_message_of_the_state(
     run.entries.append(say("heard", "fine", "assistant", marks=("aside",)))
     of_state = say("own", "fine", "assistant")
     storage.put_checkpoint(put("c1", None, of_state, visit=run))
-    storage.append_messages(run, [of_state])
+    storage.append(run, [of_state])
     assert [(m.message_id, m.marks) for m in storage.list_messages("t")] == [("own", ())]
 
 
@@ -291,11 +291,11 @@ def test_what_a_process_died_before_putting_is_one_row_when_its_run_goes_on(
     storage: Storage, run: RunContext, monkeypatch: pytest.MonkeyPatch, goes_on: bool
 ) -> None:
     storage.put_checkpoint(put("c1", None, say("1", "hello"), visit=run))
-    storage.append_messages(run, [say("2", "yes")])
-    storage.append_messages(run, [say("3", "5", "tool", tool_call_id="c1")])
+    storage.append(run, [say("2", "yes")])
+    storage.append(run, [say("3", "5", "tool", tool_call_id="c1")])
     monkeypatch.setattr(runs, "is_gone", lambda process: True)
     after = RunContext("t", Identity(), run_id="r2", started_from="c1", checkpoint_id="c1", goes_on=goes_on)
-    storage.append_messages(after, [say("2b", "yes"), say("3b", "5", "tool", tool_call_id="c1"), say("4", "yes")])
+    storage.append(after, [say("2b", "yes"), say("3b", "5", "tool", tool_call_id="c1"), say("4", "yes")])
     again = ["2b", "3b"] if goes_on else ["2", "3", "2b", "3b"]
     assert [m.message_id for m in storage.list_messages("t")] == ["1", *again, "4"]
 
@@ -305,10 +305,10 @@ def test_what_a_process_died_before_putting_is_one_row_when_its_run_goes_on(
 
 def test_a_message_that_is_streamed_is_completed_in_its_place(storage: Storage, run: RunContext) -> None:
     for text in ("he", "hello"):
-        storage.append_messages(run, [say("1", text, "assistant", complete=False)])
+        storage.append(run, [say("1", text, "assistant", complete=False)])
     assert [(m.text, m.status) for m in storage.list_messages("t")] == [("hello", "incomplete")]
-    storage.append_messages(run, [say("1", "hello you", "assistant", call=ModelCallEntry("1", input_tokens=3))])
-    storage.append_messages(run, [say("1", "hel", "assistant", complete=False)])  # late
+    storage.append(run, [say("1", "hello you", "assistant", call=ModelCallEntry("1", input_tokens=3))])
+    storage.append(run, [say("1", "hel", "assistant", complete=False)])  # late
     (message,) = storage.list_messages("t", all_versions=True)
     assert (message.text, message.status, message.version) == ("hello you", "complete", 1)
     assert storage.find_session("t").input_tokens == 3
@@ -335,7 +335,7 @@ def test_what_cannot_be_written_is_told_of_and_takes_nothing_with_it(storage: St
 
 def test_a_fault_is_raised_to_whoever_writes_by_hand(storage: Storage, run: RunContext) -> None:
     with pytest.raises(OverflowError):
-        storage.append_messages(run, [say("2", "two", input_tokens=2**80)])
+        storage.append(run, [say("2", "two", input_tokens=2**80)])
     assert storage.list_messages("t") == []
 
 
@@ -343,11 +343,11 @@ def test_counters_are_of_the_rows_there_are(storage: Storage, run: RunContext) -
     storage.append(
         run, [ModelCallEntry("m1", cost=lambda: 0.5), ModelCallEntry("m2"), ModelCallEntry("m3", error="no")]
     )
-    storage.append_messages(run, [say("1", "boom", "tool", tool_call_id="c1", tool_error=True)])
-    storage.append_messages(run, [say("2", "no!", "tool", tool_call_id="c2", tool_error=True, refused=True)])
-    assert [call.status for call in storage.list_tool_calls("t")] == ["error", "refused"]
+    storage.append(run, [say("1", "boom", "tool", tool_call_id="c1", tool_error=True)])
+    storage.append(run, [say("2", "no!", "tool", tool_call_id="c2", tool_error=True, refused=True)])
+    assert [call.status for call in storage.list_records(ToolCall, "t")] == ["error", "refused"]
     session = storage.find_session("t")
     assert (session.model_call_count, session.unpriced_count, session.cost) == (3, 1, 0.5)
     assert (session.tool_call_count, session.error_count) == (2, 1)
-    storage.end_run(run, outcome="ok", error=None, duration_ms=1)
-    assert storage.list_runs("t")[0].cost == 0.5
+    storage.append(run, [RunEnd("ok", None, 1)])
+    assert storage.list_records(Run, "t")[0].cost == 0.5

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from session_middleware.errors import UnknownGrouping
-from session_middleware.models import Identity
+from session_middleware.models import Identity, Run, ToolCall
 from session_middleware.storage.protocol import Storage
-from session_middleware.storage.record_entries import MessageEntry, ModelCallEntry, ToolEnd, ToolStart
-from session_middleware.storage.reporting import ToolCallFilter, UsageFilter
+from session_middleware.storage.record_entries import MessageEntry, ModelCallEntry, RunEnd, ToolEnd, ToolStart
 from session_middleware.storage.run import RunContext
 from session_middleware.storage.timeline import Timeline
+from session_middleware.storage.types import ToolCallFilter, UsageFilter
 
 EVERYTHING = UsageFilter()
 
@@ -41,7 +41,7 @@ def used(storage: Storage, clock: Any) -> Storage:
 
 
 def keys(storage: Storage, by: Any, where: UsageFilter = EVERYTHING) -> dict[str | None, int]:
-    return {one.key: one.calls for one in storage.usage(by, where)}
+    return {one.key: one.calls for one in storage.sum_usage(by, where)}
 
 
 def test_calls_are_summed_by_whatever_is_asked_for(used: Storage) -> None:
@@ -54,7 +54,7 @@ def test_calls_are_summed_by_whatever_is_asked_for(used: Storage) -> None:
 
 
 def test_tokens_cost_and_errors_are_summed_and_a_missing_price_is_counted_not_guessed(used: Storage) -> None:
-    by_user = {one.key: one for one in used.usage("user", EVERYTHING)}
+    by_user = {one.key: one for one in used.sum_usage("user", EVERYTHING)}
     ada, bob = by_user["ada"], by_user["bob"]
     assert (ada.input_tokens, ada.output_tokens, ada.cached_tokens) == (30, 6, 4)
     assert (ada.cost, ada.unpriced, ada.errors) == (1.0, 1, 0)
@@ -65,10 +65,10 @@ def test_percentiles_are_durations_that_occurred(storage: Storage, clock: Any) -
     durations = [float(n) for n in range(1, 201)]
     random.Random(1).shuffle(durations)
     storage.append(visit("t", "ada"), [asked(n, clock, duration_ms=ms) for n, ms in enumerate(durations)])
-    [one] = storage.usage("user", EVERYTHING)
+    [one] = storage.sum_usage("user", EVERYTHING)
     assert (one.p50_ms, one.p95_ms, one.p99_ms) == (100.0, 190.0, 198.0)
     storage.append(visit("u", "bob"), [asked(999, clock, duration_ms=None)])
-    assert {one.key: one.p50_ms for one in storage.usage("user", EVERYTHING)}["bob"] is None
+    assert {one.key: one.p50_ms for one in storage.sum_usage("user", EVERYTHING)}["bob"] is None
 
 
 def test_a_sum_can_be_of_a_user_a_session_or_a_time(used: Storage, clock: Any) -> None:
@@ -81,7 +81,7 @@ def test_a_sum_can_be_of_a_user_a_session_or_a_time(used: Storage, clock: Any) -
 
 def test_usage_by_anything_else_says_what_there_is(storage: Storage) -> None:
     with pytest.raises(UnknownGrouping, match="user, group, session, model, day, tool"):
-        storage.usage("moon", EVERYTHING)  # type: ignore[arg-type]
+        storage.sum_usage("moon", EVERYTHING)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -98,14 +98,14 @@ def worked(storage: Storage, clock: Any) -> Storage:
 
 
 def test_tool_calls_are_summed_by_tool(worked: Storage) -> None:
-    found = {one.key: one for one in worked.usage("tool", EVERYTHING)}
+    found = {one.key: one for one in worked.sum_usage("tool", EVERYTHING)}
     assert {name: one.calls for name, one in found.items()} == {"search": 2, "send": 1, "unseen": 1}
     assert (found["search"].error_rate, found["search"].p95_ms) == (0.5, 11.0)
     assert keys(worked, "tool", UsageFilter(user_id="bob")) == {"search": 1}
 
 
 def test_tool_calls_of_all_sessions_come_latest_first_and_those_without_a_time_last(worked: Storage) -> None:
-    found = worked.list_all_tool_calls(ToolCallFilter(), limit=None)
+    found = worked.list_tool_calls(ToolCallFilter(), limit=None)
     assert [(call.session_id, call.name) for call in found] == [
         *(("a", "send"), ("b", "search"), ("a", "search"), ("a", "unseen"))
     ]
@@ -113,7 +113,7 @@ def test_tool_calls_of_all_sessions_come_latest_first_and_those_without_a_time_l
 
 def test_tool_calls_can_be_those_of_a_name_a_status_a_user_or_a_time(worked: Storage, clock: Any) -> None:
     def names(**where: Any) -> list[str]:
-        return [call.tool_call_id for call in worked.list_all_tool_calls(ToolCallFilter(**where), limit=None)]
+        return [call.tool_call_id for call in worked.list_tool_calls(ToolCallFilter(**where), limit=None)]
 
     assert names(name="search") == ["c1", "c0"]
     assert names(status="error") == ["c1"]
@@ -126,7 +126,7 @@ def test_tool_calls_can_be_those_of_a_name_a_status_a_user_or_a_time(worked: Sto
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_pages_of_tool_calls_have_each_call_once(worked: Storage, size: int) -> None:
     found: list[Any] = []
-    while page := worked.list_all_tool_calls(ToolCallFilter(), limit=size, before=found[-1] if found else None):
+    while page := worked.list_tool_calls(ToolCallFilter(), limit=size, before=found[-1] if found else None):
         found += page
     assert [call.tool_call_id for call in found] == ["c2", "c1", "c0", "c9"]
 
@@ -137,18 +137,18 @@ def long(storage: Storage, clock: Any) -> Storage:
         run = visit("t", "ada", f"r{number}")
         storage.append(run, [MessageEntry(f"h{number}", "user", "hi"), asked(number, clock, checkpoint_ns="model:1")])
         storage.append(run, [ToolStart(f"x{number}", f"c{number}", "search", {}, checkpoint_ns="team:2")])
-        storage.end_run(run, outcome="ok", error=None, duration_ms=1)
-    storage.append_messages(visit("t", "ada"), [MessageEntry("h0", "user", "hello")])
+        storage.append(run, [RunEnd("ok", None, 1)])
+    storage.append(visit("t", "ada"), [MessageEntry("h0", "user", "hello")])
     return storage
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 100])
 def test_pages_of_a_timeline_have_everything_once_and_in_order(long: Storage, size: int) -> None:
     found: list[Any] = []
-    while page := long.list_entries("t", after=found[-1].seq if found else 0, limit=size).entries:
+    while page := long.list_timeline("t", after=found[-1].seq if found else 0, limit=size).records:
         assert len(page) <= size
         found += page
-    whole = long.list_entries("t").entries
+    whole = long.list_timeline("t").records
     assert found == whole
     assert [entry.seq for entry in whole] == sorted({entry.seq for entry in whole})
     assert {type(entry).__name__ for entry in whole} == {"Run", "Message", "ToolCall", "ModelCall", "Event"}
@@ -158,22 +158,22 @@ def test_pages_of_a_timeline_have_everything_once_and_in_order(long: Storage, si
 
 
 def test_a_page_knows_the_runs_that_began_before_it(long: Storage) -> None:
-    last = long.list_tool_calls("t")[-1].seq
-    page = long.list_entries("t", after=last - 1, limit=1)
-    assert page.runs == [run for run in long.list_runs("t") if run.id == page.entries[0].run_id]
+    last = long.list_records(ToolCall, "t")[-1].seq
+    page = long.list_timeline("t", after=last - 1, limit=1)
+    assert page.runs == [run for run in long.list_records(Run, "t") if run.id == page.records[0].run_id]
     [root] = Timeline(*page).tree
     assert root.record == page.runs[0]
 
 
 def test_there_is_nothing_to_page_through_where_there_is_no_session(storage: Storage) -> None:
-    assert storage.list_entries("nowhere").entries == []
-    assert storage.list_entries("nowhere", limit=0).entries == []
+    assert storage.list_timeline("nowhere").records == []
+    assert storage.list_timeline("nowhere", limit=0).records == []
 
 
 def test_the_version_differs_after_a_commit_and_not_otherwise(storage: Storage) -> None:
-    storage.append_messages(visit("t"), [MessageEntry("1", "user", "hi")])
-    before = storage.version()
+    storage.append(visit("t"), [MessageEntry("1", "user", "hi")])
+    before = storage.data_version()
     storage.list_messages("t")
-    assert storage.version() == before
-    storage.append_messages(visit("t"), [MessageEntry("2", "user", "ho")])
-    assert storage.version() != before
+    assert storage.data_version() == before
+    storage.append(visit("t"), [MessageEntry("2", "user", "ho")])
+    assert storage.data_version() != before

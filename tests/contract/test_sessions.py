@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from session_middleware.errors import SessionAccessDenied, SessionExists, SessionExpired, SessionNotFound
-from session_middleware.models import Identity, SweepResult
-from session_middleware.storage.protocol import SessionFilter, Storage
-from session_middleware.storage.record_entries import MessageEntry
+from session_middleware.models import Event, Identity, SweepResult
+from session_middleware.storage.protocol import Storage
+from session_middleware.storage.record_entries import MessageEntry, RunEnd
 from session_middleware.storage.run import RunContext
-from session_middleware.storage.upkeep import SessionDetails
+from session_middleware.storage.types import SessionDetails, SessionFilter
 from tests.conftest import Clock
 from tests.support.memories import put_of
 
@@ -28,7 +28,7 @@ def ended_now(storage: Storage, clock: Clock, dry_run: bool) -> Sequence[SweepRe
 
 
 def kinds(storage: Storage, session_id: str = "t") -> list[str]:
-    return [event.kind for event in storage.list_events(session_id)]
+    return [event.kind for event in storage.list_records(Event, session_id)]
 
 
 def test_an_unknown_id_is_opened_and_a_known_one_resumed(storage: Storage) -> None:
@@ -58,12 +58,15 @@ def test_a_stranger_is_denied_and_only_the_denial_is_recorded(storage: Storage) 
     before = storage.find_session("t")
     for stranger in (visit(), visit(user_id="bob")):
         with pytest.raises(SessionAccessDenied):
-            storage.append_messages(stranger, [MessageEntry("m", "user", "let me in")])
+            storage.append(stranger, [MessageEntry("m", "user", "let me in")])
         with pytest.raises(SessionAccessDenied):
-            storage.look(stranger)
+            storage.authorize(stranger)
     assert storage.list_messages("t") == []
     assert kinds(storage) == ["opened", "denied", "denied"]
-    assert [(e.detail["user_id"], e.detail["times"]) for e in storage.list_events("t")[1:]] == [(None, 2), ("bob", 2)]
+    assert [(e.detail["user_id"], e.detail["times"]) for e in storage.list_records(Event, "t")[1:]] == [
+        (None, 2),
+        ("bob", 2),
+    ]
     assert storage.find_session("t").last_active_at == before.last_active_at
 
 
@@ -71,18 +74,18 @@ def test_ever_new_strangers_are_counted_together_and_fill_nothing(storage: Stora
     storage.open_session(visit(user_id="alice"), NOTHING)
     for number in range(300):
         with pytest.raises(SessionAccessDenied):
-            storage.look(visit(user_id=f"stranger {number % 150}"))
-    denied = storage.list_events("t")[1:]
+            storage.authorize(visit(user_id=f"stranger {number % 150}"))
+    denied = storage.list_records(Event, "t")[1:]
     assert len(denied) == 11
     assert sum(event.detail.get("times", 1) for event in denied) == 300
 
 
 def test_looking_is_no_activity_and_opens_nothing(storage: Storage, clock: Clock) -> None:
-    assert storage.look(visit()) is None
+    assert storage.authorize(visit()) is None
     assert storage.find_session("t") is None
     opened = storage.open_session(visit(), NOTHING)
     clock.advance(minutes=1)
-    storage.look(visit())
+    storage.authorize(visit())
     assert storage.find_session("t") == opened
 
 
@@ -91,9 +94,9 @@ def test_a_revived_session_says_so_once(make_storage: Callable[..., Storage], cl
     storage.open_session(visit(), NOTHING)
     clock.advance(hours=2)
     again = visit()
-    assert storage.look(again) is not None
-    storage.append_messages(again, [])
-    storage.append_messages(again, [])
+    assert storage.authorize(again) is not None
+    storage.append(again, [])
+    storage.append(again, [])
     assert kinds(storage) == ["opened", "revived"]
     assert storage.find_session("t").opened_as == "revived"
 
@@ -103,20 +106,20 @@ def test_a_rejected_session_stays_as_it_was(make_storage: Callable[..., Storage]
     storage.open_session(visit(), NOTHING)
     clock.advance(hours=2)
     with pytest.raises(SessionExpired):
-        storage.append_messages(visit(), [MessageEntry("m", "user", "hello?")])
+        storage.append(visit(), [MessageEntry("m", "user", "hello?")])
     assert storage.list_messages("t") == []
     assert kinds(storage) == ["opened", "denied"]
 
 
 def test_a_fresh_start_puts_the_old_session_aside_whole(make_storage: Callable[..., Storage], clock: Clock) -> None:
     storage = make_storage(idle_timeout="1h", on_resume="fresh")
-    storage.append_messages(visit(user_id="alice"), [MessageEntry("m", "user", "old")])
+    storage.append(visit(user_id="alice"), [MessageEntry("m", "user", "old")])
     storage.put_memories([put_of(("session", "t"), "k", {"text": "old"}, "old", "t")])
     clock.advance(hours=2)
     again = visit(user_id="alice")
-    assert storage.look(again) is None
-    storage.append_messages(again, [MessageEntry("n", "user", "new")])
-    storage.append_messages(again, [MessageEntry("o", "user", "newer")])
+    assert storage.authorize(again) is None
+    storage.append(again, [MessageEntry("n", "user", "new")])
+    storage.append(again, [MessageEntry("o", "user", "newer")])
     assert [m.text for m in storage.list_messages("t")] == ["new", "newer"]
     assert [m.text for m in storage.list_messages("t~1")] == ["old"]
     aside = storage.find_session("t~1")
@@ -125,16 +128,16 @@ def test_a_fresh_start_puts_the_old_session_aside_whole(make_storage: Callable[.
     assert storage.get_memories([(("session", "t~1"), "k")])[0] is not None
     assert storage.get_memories([(("session", "t"), "k")]) == [None]
     clock.advance(hours=2)
-    storage.append_messages(visit(user_id="alice"), [])
+    storage.append(visit(user_id="alice"), [])
     assert storage.find_session("t~2") is not None
 
 
 def test_a_run_that_outlasts_the_timeout_ends_as_it_began(make_storage: Callable[..., Storage], clock: Clock) -> None:
     storage = make_storage(idle_timeout="1h", on_resume="reject")
     run = visit(run_id="r")
-    storage.begin_run(run)
+    storage.append(run)
     clock.advance(hours=5)
-    storage.append_messages(run, [MessageEntry("m", "assistant", "done at last")])
+    storage.append(run, [MessageEntry("m", "assistant", "done at last")])
     assert [m.text for m in storage.list_messages("t")] == ["done at last"]
     assert kinds(storage) == ["opened"]
 
@@ -178,21 +181,21 @@ def test_a_sweep_ends_what_is_due_and_a_dry_run_only_says_so(
         assert (ended.session_id, ended.reason, ended.action) == ("old", "idle_timeout", "keep")
         assert (storage.find_session("old").status == "active") is dry_run
     assert ended_now(storage, clock, False) == []
-    assert storage.list_events("old")[-1].reason == "idle_timeout"
+    assert storage.list_records(Event, "old")[-1].reason == "idle_timeout"
     assert storage.find_session("old").ended_at == ended.expired_at
 
 
 def test_a_sweep_leaves_a_session_with_a_run_in_progress(make_storage: Callable[..., Storage], clock: Clock) -> None:
     storage = make_storage(idle_timeout="1h")
     run = visit("busy", run_id="r")
-    storage.begin_run(run)
+    storage.append(run)
     clock.advance(hours=2)
     assert ended_now(storage, clock, False) == []
     assert (storage.find_session("busy").is_running, storage.count_sessions(SessionFilter(status="active"))) == (
         True,
         1,
     )
-    storage.end_run(run, outcome="ok", error=None, duration_ms=1)
+    storage.append(run, [RunEnd("ok", None, 1)])
     assert storage.find_session("busy").last_active_at == clock()
     clock.advance(hours=2)
     assert [ended.session_id for ended in ended_now(storage, clock, False)] == ["busy"]
@@ -200,7 +203,7 @@ def test_a_sweep_leaves_a_session_with_a_run_in_progress(make_storage: Callable[
 
 def test_on_expire_delete_deletes_everything_of_the_session(make_storage: Callable[..., Storage], clock: Clock) -> None:
     storage = make_storage(idle_timeout="1h", on_expire="delete")
-    storage.append_messages(visit(), [MessageEntry("m", "user", "hi")])
+    storage.append(visit(), [MessageEntry("m", "user", "hi")])
     clock.advance(hours=2)
     assert [ended.action for ended in ended_now(storage, clock, False)] == ["delete"]
     assert storage.find_session("t") is None
@@ -208,7 +211,7 @@ def test_on_expire_delete_deletes_everything_of_the_session(make_storage: Callab
 
 
 def test_deleting_counts_and_deleting_again_counts_nothing(storage: Storage) -> None:
-    storage.append_messages(visit(), [MessageEntry("m", "user", "hi"), MessageEntry("n", "assistant", "ho")])
+    storage.append(visit(), [MessageEntry("m", "user", "hi"), MessageEntry("n", "assistant", "ho")])
     storage.put_memories([put_of(("session", "t"), "k", {"text": "x"}, "x", "t")])
     deleted = storage.delete_session("t")
     assert (deleted.sessions, deleted.messages, deleted.memories) == (1, 2, 1)

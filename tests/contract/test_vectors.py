@@ -16,7 +16,8 @@ from session_middleware.memory.session_memory import SessionMemory
 from session_middleware.memory.store import SessionStore
 from session_middleware.models import Identity
 from session_middleware.storage.executor import StorageExecutor
-from session_middleware.storage.protocol import MessageEntry, Storage
+from session_middleware.storage.protocol import Storage
+from session_middleware.storage.record_entries import MessageEntry
 from session_middleware.storage.run import RunContext
 from tests.conftest import Clock
 from tests.support.embeddings import SubjectEmbeddings
@@ -30,7 +31,7 @@ def model() -> SubjectEmbeddings:
 
 @pytest.fixture
 def parts_of(storage: Storage, clock: Clock, new_id: Callable[[], str]) -> Iterator[Callable[..., MemoryIndexer]]:
-    offload = StorageExecutor(storage.name, storage.together, threads=2)
+    offload = StorageExecutor(storage.name, storage.run_batch, threads=2)
     made: list[MemoryIndexer] = []
 
     def make(model: SubjectEmbeddings, **config: Any) -> MemoryIndexer:
@@ -60,7 +61,7 @@ def keys(found: Any) -> list[str]:
 
 def say(storage: Storage, *texts: str, session_id: str = "t", user_id: str | None = None, **fields: Any) -> None:
     seen = [MessageEntry(f"m{n}", "user", text, **fields) for n, text in enumerate(texts)]
-    storage.append_messages(RunContext(session_id, Identity(user_id=user_id), is_run=False), seen)
+    storage.append(RunContext(session_id, Identity(user_id=user_id), is_run=False), seen)
 
 
 def test_what_is_meant_is_found_without_its_words(store: SessionStore) -> None:
@@ -183,7 +184,7 @@ def test_another_model_is_noticed_told_and_indexed_by_a_command(
     assert "index_memory(rebuild=True)" in caplog.text
     assert parts.index(rebuild=True).vectors == 2
     assert keys(store.search(("n",), query="pet")) == ["k", "l"]
-    assert storage.vector_model() == ("tests.support.embeddings.SubjectEmbeddings:subjects-2", 6)
+    assert storage.set_vector_model("other", 3) == ("tests.support.embeddings.SubjectEmbeddings:subjects-2", 6)
 
 
 def test_a_model_of_the_same_name_whose_weights_have_changed_can_make_all_vectors_anew(
@@ -210,7 +211,7 @@ def test_a_model_that_does_not_answer_a_rebuild_is_told_of_and_takes_no_vector(
 def test_what_changes_while_the_model_works_is_given_no_old_vector(
     storage: Storage, parts: MemoryIndexer, store: SessionStore, model: SubjectEmbeddings
 ) -> None:
-    from session_middleware.storage.memory_port import Vectors
+    from session_middleware.storage.memory_types import Vectors
 
     storage.put_memories([put_of(("n",), "k", {"text": "puppy"}, "puppy", embed=True)])
     parts.embedder.is_current()  # type: ignore[union-attr]

@@ -13,12 +13,12 @@ import pytest
 
 from session_middleware import Sessions
 from session_middleware.errors import StorageError
-from session_middleware.models import Identity, utc_now
+from session_middleware.models import Event, Identity, utc_now
 from session_middleware.settings import load_settings
 from session_middleware.storage.record_entries import MessageEntry
 from session_middleware.storage.run import RunContext
 from session_middleware.storage.sql.engine import SqliteStorage
-from session_middleware.storage.upkeep import SessionDetails
+from session_middleware.storage.types import SessionDetails
 from tests.support import scenarios
 from tests.support.processes import Process, run
 
@@ -88,7 +88,7 @@ def work(number):
     storage = SqliteStorage(path, load_settings(), clock=utc_now, new_id=lambda: "x")
     visit = RunContext("shared", Identity())
     for n in range(10):
-        storage.append_messages(visit, [MessageEntry(f"{name}-{number}-{n}", "user", "hi")])
+        storage.append(visit, [MessageEntry(f"{name}-{number}-{n}", "user", "hi")])
     storage.close()
 
 with ThreadPoolExecutor(4) as pool:
@@ -103,7 +103,7 @@ def test_many_who_write_to_one_session_lose_nothing(tmp_path: Path) -> None:
     messages = storage.list_messages("shared")
     assert len(messages) == 4 * 4 * 10
     assert len({m.seq for m in messages}) == 160
-    assert [event.kind for event in storage.list_events("shared")].count("opened") == 1
+    assert [event.kind for event in storage.list_records(Event, "shared")].count("opened") == 1
     storage.close()
 
 
@@ -165,7 +165,7 @@ def test_operations_that_wait_together_share_a_commit_and_fail_apart(tmp_path: P
         try:
             user = "ada" if number % 4 else "bob"
             message = MessageEntry(f"m{number}", "user", "hi")
-            storage.append_messages(RunContext("owned", Identity(user_id=user)), [message])
+            storage.append(RunContext("owned", Identity(user_id=user)), [message])
         except PermissionError as error:
             errors.append(error)
 
@@ -179,7 +179,7 @@ def test_operations_that_wait_together_share_a_commit_and_fail_apart(tmp_path: P
 def test_a_reader_does_not_wait_for_a_writer(tmp_path: Path) -> None:
     path = tmp_path / "sessions.db"
     storage = storage_at(path)
-    storage.append_messages(RunContext("t", Identity()), [MessageEntry("m", "user", "hi")])
+    storage.append(RunContext("t", Identity()), [MessageEntry("m", "user", "hi")])
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")  # another process holds the write lock
     assert [m.text for m in storage.list_messages("t")] == ["hi"]
@@ -202,7 +202,7 @@ def test_a_stopped_thread_takes_nobody_elses_operation_with_it(tmp_path: Path) -
         first = pool.submit(database.write, stopped)
         entered.wait()
         others = [
-            pool.submit(storage.append_messages, RunContext("t", Identity()), [MessageEntry(f"m{n}", "user", "hi")])
+            pool.submit(storage.append, RunContext("t", Identity()), [MessageEntry(f"m{n}", "user", "hi")])
             for n in range(2)
         ]
         leave.set()
@@ -241,12 +241,12 @@ def test_the_log_shrinks_again_when_a_reader_that_held_it_has_ended(tmp_path: Pa
     reader.execute("BEGIN")
     reader.execute("SELECT COUNT(*) FROM sessions").fetchone()
     for number in range(24):
-        storage.append_messages(visit, [MessageEntry(f"m{number}", "user", "x" * 1_000_000)])
+        storage.append(visit, [MessageEntry(f"m{number}", "user", "x" * 1_000_000)])
     assert log.stat().st_size > 20_000_000
     reader.execute("ROLLBACK")
     reader.close()
     for number in range(3):
-        storage.append_messages(visit, [MessageEntry(f"n{number}", "user", "hi")])
+        storage.append(visit, [MessageEntry(f"n{number}", "user", "hi")])
     assert log.stat().st_size <= 16 * 1024 * 1024
     storage.close()
 
@@ -265,14 +265,14 @@ def test_a_closed_storage_says_so(tmp_path: Path) -> None:
 
 def test_a_failing_commit_leaves_what_was_acknowledged_and_goes_on(tmp_path: Path) -> None:
     storage = storage_at(tmp_path / "sessions.db")
-    storage.append_messages(RunContext("t", Identity()), [MessageEntry("m1", "user", "hi")])
+    storage.append(RunContext("t", Identity()), [MessageEntry("m1", "user", "hi")])
     pages = storage._database.write(lambda c: c.execute("PRAGMA page_count").fetchone()[0])
     storage._database._writer.connection.execute(f"PRAGMA max_page_count = {pages}")
     with pytest.raises(StorageError, match=r"sessions\.db: the disk is full .*free some space"):
-        storage.append_messages(RunContext("t", Identity()), [MessageEntry("m2", "user", "x" * 1_000_000)])
+        storage.append(RunContext("t", Identity()), [MessageEntry("m2", "user", "x" * 1_000_000)])
     assert [m.message_id for m in storage.list_messages("t")] == ["m1"]
     storage._database._writer.connection.execute("PRAGMA max_page_count = 1000000")
-    storage.append_messages(RunContext("t", Identity()), [MessageEntry("m2", "user", "x" * 1_000_000)])
+    storage.append(RunContext("t", Identity()), [MessageEntry("m2", "user", "x" * 1_000_000)])
     assert len(storage.list_messages("t")) == 2
     storage.close()
 

@@ -34,7 +34,7 @@ from tests.conftest import Clock
 
 @pytest.fixture
 def parts(storage: Storage, clock: Clock, new_id: Callable[[], str]) -> Iterator[MemoryIndexer]:
-    offload = StorageExecutor(storage.name, storage.together, threads=2)
+    offload = StorageExecutor(storage.name, storage.run_batch, threads=2)
     parts = MemoryIndexer(storage, offload, clock=clock, new_id=new_id)
     yield parts
     parts.close()

@@ -31,7 +31,7 @@ quick = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCh
 
 @pytest.fixture
 def store(storage: Storage, clock: Clock, new_id: Callable[[], str]) -> Iterator[SessionStore]:
-    offload = StorageExecutor(storage.name, storage.together, threads=2)
+    offload = StorageExecutor(storage.name, storage.run_batch, threads=2)
     parts = MemoryIndexer(storage, offload, clock=clock, new_id=new_id)
     yield SessionStore(parts)
     parts.close()

@@ -21,7 +21,7 @@ from tests.conftest import Clock
 
 @pytest.fixture
 def store_of(storage: Storage, clock: Clock, new_id: Callable[[], str]) -> Iterator[Callable[..., SessionStore]]:
-    offload = StorageExecutor(storage.name, storage.together, threads=2)
+    offload = StorageExecutor(storage.name, storage.run_batch, threads=2)
     parts = MemoryIndexer(storage, offload, clock=clock, new_id=new_id)
     yield lambda **ttl: SessionStore(parts, ttl=ttl or None)  # type: ignore[arg-type]
     parts.close()

@@ -112,7 +112,7 @@ def test_sound_in_a_messages_other_fields_is_stored_once_comes_back_and_goes_wit
     assert session.history().messages[0].additional_kwargs["audio"] == sound
     session.delete_message("second")
     assert name.startswith("sha256:")
-    assert sessions._storage.get_file("t", name) is None
+    assert sessions._storage.find_file("t", name) is None
 
 
 class Asked(agents.Scripted):

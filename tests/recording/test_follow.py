@@ -15,7 +15,7 @@ from langchain_core.tools import tool
 from session_middleware import Sessions
 from session_middleware.models import Message, Run, ToolCall
 from session_middleware.recording import follow
-from session_middleware.storage.timeline import Entry
+from session_middleware.storage.types import Record
 from tests.support import agents
 from tests.support.agents import human
 from tests.support.processes import Process
@@ -27,15 +27,15 @@ def sessions(tmp_path: Path) -> Iterator[Sessions]:
         yield sessions
 
 
-def is_answer(entry: Entry) -> bool:
+def is_answer(entry: Record) -> bool:
     return isinstance(entry, Message) and entry.role == "assistant" and bool(entry.text)
 
 
-def run_ended(entry: Entry) -> bool:
+def run_ended(entry: Record) -> bool:
     return isinstance(entry, Run) and entry.outcome != "running"
 
 
-def latest(entries: list[Entry]) -> list[Entry]:
+def latest(entries: list[Record]) -> list[Record]:
     """The last that was told of each record, in order."""
     return [entry for _, entry in sorted({entry.seq: entry for entry in entries}.items())]
 
@@ -91,7 +91,7 @@ def test_a_call_that_was_going_on_is_told_again_when_it_has_ended(sessions: Sess
 
 
 def test_going_on_tells_of_what_was_not_finished_before(sessions: Sessions) -> None:
-    seen: list[Entry] = []
+    seen: list[Record] = []
 
     @tool
     def look_up(thing: str) -> str:
@@ -171,7 +171,7 @@ def test_a_look_reads_nothing_until_something_was_committed(
     stand = session._following(0)
     assert len(stand.poll().new) == 1
     read = []
-    monkeypatch.setattr(sessions._storage, "list_entries", lambda *a, **k: read.append(a))
+    monkeypatch.setattr(sessions._storage, "list_timeline", lambda *a, **k: read.append(a))
     assert [stand.poll().new for _ in range(10)] == [[]] * 10
     assert read == []
 

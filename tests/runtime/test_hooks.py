@@ -217,9 +217,9 @@ def test_what_is_rolled_back_inside_a_shared_transaction_calls_no_hook(sessions:
         with pytest.raises(SessionExists):
             sessions.open("t", if_exists="raise")
 
-    sessions._storage.together([lambda: sessions.open("u")], durable=True)
-    sessions._storage.together([refused], durable=True)
-    sessions._storage.together([lambda: sessions.open("v"), refused], durable=True)
+    sessions._storage.run_batch([lambda: sessions.open("u")], durable=True)
+    sessions._storage.run_batch([refused], durable=True)
+    sessions._storage.run_batch([lambda: sessions.open("v"), refused], durable=True)
     sessions.settle()
     opened = [("opened", "opened", None)]
     assert told == [*opened, ("closed", "completed", "by_user"), *opened * 2]
@@ -282,7 +282,7 @@ FORKING = """
 import os, sys
 from session_middleware import Sessions
 from session_middleware.models import Identity
-from session_middleware.storage.upkeep import SessionDetails
+from session_middleware.storage.types import SessionDetails
 from session_middleware.storage.run import RunContext
 sessions = Sessions(sys.argv[1])
 sessions.on_closed(lambda event: print(event.session_id, os.getpid() == parent, flush=True))

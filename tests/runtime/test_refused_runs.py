@@ -12,7 +12,7 @@ from langgraph.graph import START, MessagesState, StateGraph
 from session_middleware import SessionAccessDenied, SessionNotFound, Sessions
 from session_middleware.models import Identity
 from session_middleware.session import Session
-from session_middleware.storage.record_entries import MessageEntry
+from session_middleware.storage.record_entries import MessageEntry, RunEnd
 from session_middleware.storage.run import RunContext
 from tests.support.agents import human
 
@@ -84,12 +84,12 @@ def test_the_end_of_a_run_by_hand_is_written_too(sessions: Sessions) -> None:
 def test_a_run_that_is_let_in_again_before_it_ends_ends_as_it_did(sessions: Sessions) -> None:
     storage, session = sessions._storage, sessions.get("t")
     visit = RunContext("t", Identity(user_id="bob", group_ids=("team",)), run_id="r")
-    storage.begin_run(visit)
+    storage.append(visit)
     session.update(visibility="private")
     with pytest.raises(SessionAccessDenied):
-        storage.append_messages(visit, [MessageEntry("m", "user", "refused")])
+        storage.append(visit, [MessageEntry("m", "user", "refused")])
     session.update(visibility="group-write")
-    storage.append_messages(visit, [MessageEntry("n", "user", "let in")])
-    storage.end_run(visit, outcome="ok", error=None, duration_ms=1)
+    storage.append(visit, [MessageEntry("n", "user", "let in")])
+    storage.append(visit, [RunEnd("ok", None, 1)])
     assert [run.outcome for run in session.runs()] == ["ok"]
     assert [message.text for message in session.messages()] == ["let in"]

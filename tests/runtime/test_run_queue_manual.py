@@ -139,7 +139,7 @@ def test_a_run_inside_a_block_that_was_taken_for_dead_cannot_write_either(open_s
 
     def write() -> None:
         with sessions.open("t"):
-            sessions._storage.release([next(iter(sessions._background._runs))])
+            sessions._storage.release_leases([next(iter(sessions._background._runs))])
             graph.invoke(human("hi"), sessions.config("t"))
 
     with pytest.raises(LeaseLost):
@@ -179,4 +179,4 @@ def test_a_run_that_cannot_be_seen_holds_its_session_until_it_is_silent_for_long
 
 def refused(sessions: Sessions) -> None:
     """The session is still taken for whoever is not inside."""
-    assert sessions._storage.find_holder("t") is not None
+    assert sessions._storage.find_active_run("t") is not None

@@ -12,20 +12,19 @@ from langgraph.store.base import PutOp
 from sqlite_utils import Database
 
 from session_middleware import Sessions
-from session_middleware.models import Identity, Pin, utc_now
+from session_middleware.models import Event, Identity, Pin, Run, ToolCall, utc_now
 from session_middleware.settings import load_settings
 from session_middleware.storage.checkpoint_types import Blob, CheckpointPut, Chunk, ListPut, Write, WritesPut
-from session_middleware.storage.memory_port import MemoryQuery, MessageScope
-from session_middleware.storage.protocol import SessionFilter, Storage
-from session_middleware.storage.record_entries import MessageEntry, ToolStart
-from session_middleware.storage.reporting import ToolCallFilter, UsageBy, UsageFilter
+from session_middleware.storage.memory_types import MemoryQuery, MessageScope
+from session_middleware.storage.protocol import Storage
+from session_middleware.storage.record_entries import MessageEntry, RunEnd, ToolEnd, ToolStart
 from session_middleware.storage.run import Lease, RunContext
 from session_middleware.storage.sql import schema
 from session_middleware.storage.sql.engine import SqliteStorage
 from session_middleware.storage.sql.record import usage
 from session_middleware.storage.sql.sessions import expiry
 from session_middleware.storage.sqlite import database
-from session_middleware.storage.upkeep import SessionDetails
+from session_middleware.storage.types import SessionDetails, SessionFilter, ToolCallFilter, UsageBy, UsageFilter
 from tests.support.memories import put_of
 
 
@@ -128,16 +127,16 @@ def is_table(step: str) -> bool:
 def use_everything(storage: Storage) -> None:
     visit = RunContext("t", Identity(user_id="u"), run_id="r")
     storage.open_session(visit, SessionDetails(title="x", tags=["a"]))
-    storage.look(RunContext("t", Identity(user_id="u")))
+    storage.authorize(RunContext("t", Identity(user_id="u")))
     for where in (SessionFilter(), SessionFilter(user_id="u", tags=["a"]), SessionFilter(status="idle")):
         storage.list_sessions(where, limit=5)
         storage.count_sessions(where)
     message = MessageEntry("m", "assistant", "hi", tool_calls=[{"id": "c"}])
-    storage.append_messages(visit, [message, MessageEntry("n", "tool", "x", tool_call_id="c")])
-    storage.append_messages(visit, [MessageEntry("m", "assistant", "ho")])
-    storage.start_tool_call(visit, ToolStart("e", "c", "f", {}))
-    storage.end_tool_call(visit, "e", status="ok", result=1, error=None, duration_ms=1)
-    storage.end_run(visit, outcome="ok", error=None, duration_ms=1)
+    storage.append(visit, [message, MessageEntry("n", "tool", "x", tool_call_id="c")])
+    storage.append(visit, [MessageEntry("m", "assistant", "ho")])
+    storage.append(visit, [ToolStart("e", "c", "f", {})])
+    storage.append(visit, [ToolEnd("e", "ok", 1, None, 1)])
+    storage.append(visit, [RunEnd("ok", None, 1)])
     chunk = Chunk(Blob("t", b"x"))
     for number in range(3):
         put = CheckpointPut(
@@ -155,11 +154,16 @@ def use_everything(storage: Storage) -> None:
     storage.put_memories([put_of(("session", "t"), "k", {"a": 1}, "x")])
     storage.get_memories([(("session", "t"), "k")])
     storage.search_memories(MemoryQuery([("session", "t")], prefix=True))
-    storage.list_messages("t"), storage.list_tool_calls("t"), storage.list_runs("t"), storage.list_events("t")
+    (
+        storage.list_messages("t"),
+        storage.list_records(ToolCall, "t"),
+        storage.list_records(Run, "t"),
+        storage.list_records(Event, "t"),
+    )
     storage.search_memories(MemoryQuery([], prefix=False, query="beg", messages=MessageScope(), unfinished=True))
     for whose in (MessageScope(), MessageScope(user_id="u"), MessageScope("t", "u")):
         storage.search_memories(MemoryQuery([], prefix=False, query="the", messages=whose, as_written=True))
-    storage.delete_message("t", "m"), storage.append_messages(visit, [message])
+    storage.delete_message("t", "m"), storage.append(visit, [message])
     report_everything(storage)
     use_all_of_upkeep(storage)
     storage.delete_session("t")
@@ -169,16 +173,14 @@ def report_everything(storage: Storage) -> None:
     now = utc_now()
     for by in get_args(UsageBy):
         for where in (UsageFilter(), UsageFilter(user_id="u", since=now), UsageFilter(session_id="t", until=now)):
-            storage.usage(by, where)
+            storage.sum_usage(by, where)
     for where in (ToolCallFilter(), ToolCallFilter(name="f"), ToolCallFilter(status="ok", user_id="u", since=now)):
-        found = storage.list_all_tool_calls(where, limit=5)
-        storage.list_all_tool_calls(where, limit=5, before=found[-1] if found else None)
-    storage.list_entries("t", after=1, limit=5)
+        found = storage.list_tool_calls(where, limit=5)
+        storage.list_tool_calls(where, limit=5, before=found[-1] if found else None)
+    storage.list_timeline("t", after=1, limit=5)
     storage.list_unfinished("t", up_to=100)
-    storage.find_entry("t", 2)
     storage.find_executions("t", ["c"])
-    storage.find_answers("t", ["c", "d"])
-    storage.note_repair("t", [], run_id=None, reason="x", checkpoint_id="c0")
+    storage.append_repair("t", [], run_id=None, reason="x", checkpoint_id="c0")
     storage.list_checkpoint_namespaces("t")
 
 
@@ -225,22 +227,23 @@ def explain(connection: sqlite3.Connection, by: UsageBy) -> list[str]:
 def use_all_of_upkeep(storage: Storage) -> None:
     later = utc_now() + timedelta(days=900)
     run = RunContext("w", Identity(user_id="u"), lease=Lease())
-    storage.enter(run, wait=True), storage.enter(run, wait=True)
-    storage.append_messages(run, [])
-    storage.renew([run.lease]), storage.find_holder("w"), storage.release([run.lease])
+    storage.acquire_session(run, wait=True), storage.acquire_session(run, wait=True)
+    storage.append(run, [])
+    storage.renew_leases([run.lease]), storage.find_active_run("w"), storage.release_leases([run.lease])
     storage.update_session("w", SessionDetails(idle_timeout_seconds=5.0, max_age_seconds=9.0, retention_seconds=9.0))
     storage.ping_session("w", by=None)
     storage.pin_session("w", Pin(at=later), by=None), storage.pin_session("w", None, by=None)
-    storage.postpone("w", later)
-    storage.list_due(later, sized=True), storage.list_older(utc_now()), storage.measure_session("w")
+    storage.postpone_expiry("w", later)
+    storage.list_due(later, sized=True), storage.list_due(later, inactive_since=utc_now())
+    storage.measure_session("w")
     storage.end_due(storage.list_due(later + timedelta(days=1)), now=later + timedelta(days=1))
     storage.open_session(RunContext("e", Identity(user_id="u")), SessionDetails())
     storage.end_session("e", "completed", reason="x", detail={}, by=None)
-    storage.tidy(utc_now() - timedelta(days=1), later)
-    storage.take_over("sweep")
-    storage.find_buried("w")
+    storage.collect_garbage(utc_now() - timedelta(days=1), later)
+    storage.acquire_duty("sweep")
+    storage.find_tombstone("w")
     storage.list_archived(user_id=None, limit=5), storage.list_archived(user_id="u", limit=5, before=(later, "w"))
-    storage.watch(["opened", "completed"])
+    storage.subscribe(["opened", "completed"])
     storage.open_session(RunContext("x", Identity(user_id="v")), SessionDetails())
     storage.take_event()
     storage.revoke_user("v", reason=None), storage.is_revoked("v"), storage.lift_revocation("v")

@@ -6,7 +6,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from session_middleware.models import Event, Message, ModelCall, Run, ToolCall
-from session_middleware.storage.timeline import Entry, Node, Timeline
+from session_middleware.storage.timeline import Node, Timeline
+from session_middleware.storage.types import Record
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 T: dict[str, Any] = {"session_id": "t"}
@@ -35,7 +36,7 @@ def shape(nodes: list[Node]) -> list[Any]:
     return [(node.name, shape(node.children)) if node.children else node.name for node in nodes]
 
 
-def page(*entries: Entry) -> Timeline:
+def page(*entries: Record) -> Timeline:
     return Timeline(entries)
 
 

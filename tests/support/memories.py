@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from session_middleware.storage.memory_port import MemoryItemPut, MemoryPut
+from session_middleware.storage.memory_types import MemoryItemPut, MemoryPut
 
 
 def put_of(

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any, NoReturn, Protocol, TypeVar
 
 from session_middleware.errors import SessionExists
-from session_middleware.models import Branch, Clock, Event, Message, ModelCall, NewId, Run, SessionInfo, ToolCall
+from session_middleware.models import Clock, NewId, SessionInfo
 from session_middleware.settings import SessionSettings
 from session_middleware.storage.checkpoint_types import (
     Blob,
@@ -20,9 +20,8 @@ from session_middleware.storage.checkpoint_types import (
     StoredHistory,
     WritesPut,
 )
-from session_middleware.storage.memory_port import MemoryPut
-from session_middleware.storage.protocol import SessionFilter
-from session_middleware.storage.record_entries import Entry, MessageEntry, RunEnd, ToolEnd, ToolStart
+from session_middleware.storage.memory_types import MemoryPut
+from session_middleware.storage.record_entries import Entry, RunEnd, ToolEnd
 from session_middleware.storage.run import RunContext
 from session_middleware.storage.sql.checkpoints import (
     blobs,
@@ -35,11 +34,9 @@ from session_middleware.storage.sql.checkpoints import (
 from session_middleware.storage.sql.checkpoints.unused import free_unused
 from session_middleware.storage.sql.engine_context import EngineContext
 from session_middleware.storage.sql.memory import items
-from session_middleware.storage.sql.memory.engine import SqliteMemories
-from session_middleware.storage.sql.record import deletions, message_rows, pages, runs
+from session_middleware.storage.sql.memory.engine import MemoryOperations
 from session_middleware.storage.sql.record.branches import BranchPoint
-from session_middleware.storage.sql.record.conversations import SqliteConversations
-from session_middleware.storage.sql.record.reports import SqliteReports
+from session_middleware.storage.sql.record.engine import RecordOperations
 from session_middleware.storage.sql.record.writer import EntrySnapshot, RecordWriteError, write_end
 from session_middleware.storage.sql.record.writer import write as record
 from session_middleware.storage.sql.session_state import (
@@ -50,10 +47,10 @@ from session_middleware.storage.sql.session_state import (
     StateCache,
 )
 from session_middleware.storage.sql.sessions import admission, events, leases, session_rows
-from session_middleware.storage.sql.sessions.engine import SqliteUpkeep
+from session_middleware.storage.sql.sessions.engine import SessionOperations
 from session_middleware.storage.sqlite.readonly import open_database
 from session_middleware.storage.sqlite.writer import CommitThenRaise
-from session_middleware.storage.upkeep import DeletionCounts, SessionDetails
+from session_middleware.storage.types import DeletionCounts, SessionDetails, SessionFilter
 
 T = TypeVar("T")
 Connection = sqlite3.Connection
@@ -65,7 +62,7 @@ class WriteDown(Protocol):
     def __call__(self, entries: Sequence[Entry] = (), put: CheckpointPut | None = None) -> BranchPoint: ...
 
 
-class SqliteStorage(SqliteUpkeep, SqliteReports, SqliteConversations, SqliteMemories):
+class SqliteStorage(SessionOperations, RecordOperations, MemoryOperations):
     def __init__(self, path: str, settings: SessionSettings, *, clock: Clock, new_id: NewId) -> None:
         self._database = open_database(path, synchronous=settings.synchronous)
         self.name = self._database.path
@@ -81,7 +78,7 @@ class SqliteStorage(SqliteUpkeep, SqliteReports, SqliteConversations, SqliteMemo
     def close(self) -> None:
         self._database.close()
 
-    def together(self, calls: Sequence[Callable[[], Any]], *, durable: bool) -> list[Callable[[], Any]]:
+    def run_batch(self, calls: Sequence[Callable[[], Any]], *, durable: bool) -> list[Callable[[], Any]]:
         return [ticket.outcome for ticket in self._database.together(calls, durable=durable)]
 
     def _visit(
@@ -197,21 +194,21 @@ class SqliteStorage(SqliteUpkeep, SqliteReports, SqliteConversations, SqliteMemo
 
     # Sessions
 
-    def open_session(self, visit: RunContext, details: SessionDetails, *, must_be_new: bool = False) -> SessionInfo:
-        visit.must_be_new = must_be_new
+    def open_session(self, context: RunContext, details: SessionDetails, *, must_be_new: bool = False) -> SessionInfo:
+        context.must_be_new = must_be_new
 
         def then(write: SessionWrite, _: WriteDown) -> SessionInfo:
-            if must_be_new and visit.admission not in ("opened", "fresh"):
-                raise SessionExists(visit.session_id)
-            return session_rows.update(write.connection, visit.session_id, details, self._rules)
+            if must_be_new and context.admission not in ("opened", "fresh"):
+                raise SessionExists(context.session_id)
+            return session_rows.update(write.connection, context.session_id, details, self._rules)
 
-        return self._visit(visit, then)
+        return self._visit(context, then)
 
-    def look(self, visit: RunContext) -> SessionInfo | None:
-        is_new = visit.run_id is not None and not visit.admitted and not visit.is_inside
+    def authorize(self, context: RunContext) -> SessionInfo | None:
+        is_new = context.run_id is not None and not context.admitted and not context.is_inside
         if is_new and self._rules.settings.on_busy == "reject":
-            self.enter(visit, wait=False)
-        return self._looking(visit, lambda _, session: session)
+            self.acquire_session(context, wait=False)
+        return self._looking(context, lambda _, session: session)
 
     def _looking(self, visit: RunContext, then: Callable[[Connection, SessionInfo], T]) -> T | None:
         """Check a visit and read what it came for in one snapshot; ``None`` when there is nothing for it."""
@@ -247,97 +244,22 @@ class SqliteStorage(SqliteUpkeep, SqliteReports, SqliteConversations, SqliteMemo
 
     # The record
 
-    def begin_run(self, visit: RunContext) -> None:
-        self._visit(visit, lambda _, write_down: write_down(), durable=False)
-
-    def append(self, visit: RunContext, entries: Sequence[Entry] = ()) -> None:
-        self._visit(visit, lambda _, write_down: write_down(entries), durable=False, entries=entries)
-
-    def end_run(self, visit: RunContext, *, outcome: str, error: str | None, duration_ms: float) -> None:
-        if visit.run_id is not None:
-            self.append(visit, [RunEnd(outcome, error, duration_ms)])
-
-    def append_messages(self, visit: RunContext, messages: Sequence[MessageEntry]) -> None:
-        self.append(visit, messages)
-
-    def start_tool_call(self, visit: RunContext, call: ToolStart) -> None:
-        self.append(visit, [call])
-
-    def end_tool_call(
-        self, visit: RunContext, execution_id: str, *, status: str, result: Any, error: str | None, duration_ms: float
-    ) -> None:
-        self.append(visit, [ToolEnd(execution_id, status, result, error, duration_ms)])
-
-    def append_event(
-        self, session_id: str, kind: str, *, reason: str | None = None, detail: dict[str, Any] | None = None
-    ) -> None:
-        self._database.write(
-            lambda connection: events.append(connection, session_id, kind, reason, detail or {}, self._now())
-        )
-
-    def list_messages(
-        self,
-        session_id: str,
-        *,
-        after: int = 0,
-        limit: int | None = None,
-        all_versions: bool = False,
-        branch: str | None = None,
-    ) -> list[Message]:
-        return self._database.read(
-            lambda connection: pages.list_messages(
-                connection, session_id, after=after, limit=limit, all_versions=all_versions, branch=branch
-            )
-        )
-
-    def get_message(self, session_id: str, message_id: str) -> Message | None:
-        return self._database.read(lambda connection: message_rows.get_message(connection, session_id, message_id))
-
-    def delete_message(self, session_id: str, message_id: str) -> int:
-        gone = self._database.write(
-            lambda connection: deletions.delete_message(connection, session_id, message_id, self._now())
-        )
-        if gone:
-            self._database.erase()
-        return gone
-
-    def get_file(self, session_id: str, hash: str) -> bytes | None:
-        return self._database.read(lambda connection: message_rows.get_file(connection, session_id, hash))
-
-    def list_tool_calls(self, session_id: str, *, after: int = 0, limit: int | None = None) -> list[ToolCall]:
-        return self._database.read(
-            lambda connection: runs.list_tool_calls(connection, session_id, after=after, limit=limit)
-        )
-
-    def list_model_calls(self, session_id: str, *, after: int = 0, limit: int | None = None) -> list[ModelCall]:
-        return self._database.read(
-            lambda connection: runs.list_model_calls(connection, session_id, after=after, limit=limit)
-        )
-
-    def list_branches(self, session_id: str) -> list[Branch]:
-        return self._database.read(lambda connection: runs.list_branches(connection, session_id))
-
-    def list_runs(self, session_id: str, *, after: int = 0, limit: int | None = None) -> list[Run]:
-        return self._database.read(lambda connection: runs.list_runs(connection, session_id, after=after, limit=limit))
-
-    def list_events(self, session_id: str, *, after: int = 0, limit: int | None = None) -> list[Event]:
-        return self._database.read(
-            lambda connection: runs.list_events(connection, session_id, after=after, limit=limit)
-        )
+    def append(self, context: RunContext, entries: Sequence[Entry] = ()) -> None:
+        self._visit(context, lambda _, write_down: write_down(entries), durable=False, entries=entries)
 
     # Memories
 
-    def put_memories(self, puts: Sequence[MemoryPut], *, visit: RunContext | None = None) -> None:
+    def put_memories(self, puts: Sequence[MemoryPut], *, context: RunContext | None = None) -> None:
         before: list[EntrySnapshot] = []
         changes = any(put.namespace[0] == "session" for put in puts)
 
         def operation(connection: Connection) -> CommitThenRaise | None:
-            if visit is not None:
-                before[:] = [EntrySnapshot(visit)]
+            if context is not None:
+                before[:] = [EntrySnapshot(context)]
                 try:
-                    admission.admit_memories(connection, visit, self._rules, changes=changes)
+                    admission.admit_memories(connection, context, self._rules, changes=changes)
                 except admission.REFUSALS as error:
-                    return self._refused(connection, visit, error)
+                    return self._refused(connection, context, error)
             items.put(connection, puts, self._now())
             return None
 
@@ -366,13 +288,13 @@ class SqliteStorage(SqliteUpkeep, SqliteReports, SqliteConversations, SqliteMemo
 
     def read_checkpoint(
         self,
-        visit: RunContext,
+        context: RunContext,
         checkpoint_ns: str,
         checkpoint_id: str | None,
         have: Mapping[int, ListRef] = MappingProxyType({}),
     ) -> StoredCheckpoint | None:
         return self._looking(
-            visit,
+            context,
             lambda connection, session: checkpoints.get(
                 connection, session.id, checkpoint_ns, checkpoint_id, self.name, have
             ),
@@ -417,8 +339,8 @@ class SqliteStorage(SqliteUpkeep, SqliteReports, SqliteConversations, SqliteMemo
             )
         )
 
-    def count_checkpoints(self, session_id: str) -> int:
-        return self._database.read(lambda connection: checkpoints.count(connection, session_id))
+    def list_checkpoint_namespaces(self, session_id: str) -> list[str]:
+        return self._database.read(lambda connection: checkpoints.list_namespaces(connection, session_id))
 
     def copy_session(self, source: str, target: str) -> SessionInfo:
         def operation(connection: Connection) -> SessionInfo:

@@ -1,4 +1,4 @@
-"""The methods of `MemoryStorage`, each as transactions of the SQL engine."""
+"""The memories' part of the SQL engine: each method is a transaction over the statements of its siblings."""
 
 from __future__ import annotations
 
@@ -6,15 +6,12 @@ from collections.abc import Collection, Sequence
 from datetime import datetime
 
 from session_middleware.models import Message, to_text
-from session_middleware.storage.memory_port import MemoryQuery, MessageScope, StoredMemory, ToEmbed, Vectors
-from session_middleware.storage.sql.engine_context import EngineContext
+from session_middleware.storage.memory_types import MemoryQuery, MessageScope, StoredMemory, ToEmbed, Vectors
 from session_middleware.storage.sql.memory import indexing, items, memories, recall, vectors
-from session_middleware.storage.sqlite.database import SqliteDatabase
+from session_middleware.storage.sql.operations import Operations
 
 
-class SqliteMemories:
-    _database: SqliteDatabase
-    _rules: EngineContext
+class MemoryOperations(Operations):
     _is_index_current = False  # no scope is of another version, as far as this process knows
 
     def get_memories(
@@ -90,20 +87,17 @@ class SqliteMemories:
         now = self._rules.clock()
         return self._database.read(lambda connection: items.list_namespaces(connection, now))
 
-    def sweep_memories(self) -> int:
+    def delete_expired_memories(self) -> int:
         now = self._rules.clock()
         swept = self._database.write(lambda connection: items.sweep(connection, now))
         if swept:
             self._database.erase()
         return swept
 
-    def list_messages_around(self, session_id: str, seq: int, *, each_way: int) -> list[Message]:
+    def list_messages_around(self, session_id: str, seq: int | None, *, before: int, after: int = 0) -> list[Message]:
         return self._database.read(
-            lambda connection: memories.list_messages_around(connection, session_id, seq, each_way)
+            lambda connection: memories.list_messages_around(connection, session_id, seq, before, after)
         )
-
-    def list_last_messages(self, session_id: str, count: int) -> list[Message]:
-        return self._database.read(lambda connection: memories.list_last_messages(connection, session_id, count))
 
     def index_messages(self, limit: int, *, active_since: datetime | None = None) -> int:
         if not self._database.is_writable:
@@ -123,14 +117,14 @@ class SqliteMemories:
         self._index_items()
         return self._database.read(lambda connection: vectors.list_to_embed(connection, limit, messages=messages))
 
-    def list_speakers(self, words: Sequence[str], whose: MessageScope) -> set[str]:
+    def find_speakers(self, words: Sequence[str], whose: MessageScope) -> set[str]:
         return self._database.read(lambda connection: recall.list_speakers(connection, words, whose))
 
     def put_vectors(self, found: Sequence[Vectors]) -> None:
         self._database.write(lambda connection: vectors.put(connection, found), durable=False)
 
-    def vector_model(self) -> tuple[str, int] | None:
-        return self._database.read(vectors.model)
-
-    def set_vector_model(self, name: str, dimensions: int) -> None:
-        self._database.write(lambda connection: vectors.set_model(connection, name, dimensions))
+    def set_vector_model(self, name: str, dimensions: int, *, replace: bool = False) -> tuple[str, int]:
+        stored = None if replace else self._database.read(vectors.model)
+        return stored or self._database.write(
+            lambda connection: vectors.set_model(connection, name, dimensions, replace=replace)
+        )

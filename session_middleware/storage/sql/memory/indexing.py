@@ -19,7 +19,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from session_middleware.models import from_text
-from session_middleware.storage.memory_port import MessageScope
+from session_middleware.storage.memory_types import MessageScope
 from session_middleware.storage.search.bm25 import LENGTHS, PASSAGE, Statistics, length_code
 from session_middleware.storage.search.tokenizer import context_terms_of, terms_of
 from session_middleware.storage.sql.memory import posting_lists

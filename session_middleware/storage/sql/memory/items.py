@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 
 from session_middleware.models import from_text, to_text
 from session_middleware.storage.filters import passes
-from session_middleware.storage.memory_port import MemoryPut, MemoryQuery, StoredMemory
+from session_middleware.storage.memory_types import MemoryPut, MemoryQuery, StoredMemory
 from session_middleware.storage.search.bm25 import ITEM, LENGTHS, Statistics, length_code
 from session_middleware.storage.search.tokenizer import terms_of
 from session_middleware.storage.sql.memory import posting_lists

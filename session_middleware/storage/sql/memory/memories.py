@@ -12,7 +12,7 @@ from operator import itemgetter
 from typing import Any
 
 from session_middleware.models import Message
-from session_middleware.storage.memory_port import MemoryQuery, StoredMemory
+from session_middleware.storage.memory_types import MemoryQuery, StoredMemory
 from session_middleware.storage.search.tokenizer import version
 from session_middleware.storage.sql.memory import indexing, items, phrases, recall
 from session_middleware.storage.sql.row_mapping import namespace_text, values_of
@@ -62,17 +62,17 @@ def rebuild(connection: sqlite3.Connection, scope_id: int, now: datetime) -> Non
         items.rebuild(connection, row[1])
 
 
-def list_messages_around(connection: sqlite3.Connection, session_id: str, seq: int, each_way: int) -> list[Message]:
-    first = _up_to(connection, session_id, seq, each_way + 1)
-    after = connection.execute(
+def list_messages_around(
+    connection: sqlite3.Connection, session_id: str, seq: int | None, before: int, after: int
+) -> list[Message]:
+    if seq is None:
+        return _up_to(connection, session_id, sys.maxsize, before)
+    first = _up_to(connection, session_id, seq, before + 1)
+    rest = connection.execute(
         f"SELECT * FROM messages WHERE session_id = ? AND seq > ? AND {_SPOKEN} ORDER BY seq LIMIT ?",
-        (session_id, seq, each_way),
+        (session_id, seq, after),
     )
-    return [*first, *values_of(Message, after)]
-
-
-def list_last_messages(connection: sqlite3.Connection, session_id: str, count: int) -> list[Message]:
-    return _up_to(connection, session_id, sys.maxsize, count)
+    return [*first, *values_of(Message, rest)]
 
 
 def _up_to(connection: sqlite3.Connection, session_id: str, seq: int, count: int) -> list[Message]:

@@ -11,7 +11,7 @@ import sqlite3
 
 from session_middleware.models import to_text
 from session_middleware.storage.jsonable import clean
-from session_middleware.storage.memory_port import MemoryQuery, MessageScope, StoredMemory
+from session_middleware.storage.memory_types import MemoryQuery, MessageScope, StoredMemory
 from session_middleware.storage.search.tokenizer import phrase, phrase_parts
 from session_middleware.storage.sql.memory import recall
 from session_middleware.storage.sql.memory.indexing import SEARCHABLE

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from session_middleware.models import from_text
 from session_middleware.storage.filters import passes
-from session_middleware.storage.memory_port import MemoryQuery, MessageScope, StoredMemory
+from session_middleware.storage.memory_types import MemoryQuery, MessageScope, StoredMemory
 from session_middleware.storage.search import bm25
 from session_middleware.storage.search.bm25 import (
     BITS,

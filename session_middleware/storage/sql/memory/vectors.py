@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 from zlib import crc32
 
-from session_middleware.storage.memory_port import ToEmbed, Vectors
+from session_middleware.storage.memory_types import ToEmbed, Vectors
 from session_middleware.storage.search.bm25 import ITEM
 from session_middleware.storage.sql.memory import indexing, items
 from session_middleware.storage.sql.memory.indexing import IN_SESSION, POSITION_BITS, IndexedSession
@@ -167,7 +167,9 @@ def model(connection: sqlite3.Connection) -> tuple[str, int] | None:
     return None if row is None else (row[0], row[1])
 
 
-def set_model(connection: sqlite3.Connection, name: str, dimensions: int) -> None:
+def set_model(connection: sqlite3.Connection, name: str, dimensions: int, *, replace: bool) -> tuple[str, int]:
+    if not replace and (stored := model(connection)) is not None:
+        return stored
     connection.execute("DELETE FROM vectors")
     connection.execute("UPDATE memories SET embedded = 0 WHERE embedded = 1")
     connection.execute("UPDATE index_sessions SET embedded = 0 WHERE embedded > 0")
@@ -176,3 +178,4 @@ def set_model(connection: sqlite3.Connection, name: str, dimensions: int) -> Non
         " ON CONFLICT (id) DO UPDATE SET name = excluded.name, dimensions = excluded.dimensions",
         (name, dimensions),
     )
+    return name, dimensions

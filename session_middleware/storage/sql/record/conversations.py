@@ -4,40 +4,15 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from session_middleware.storage.conversations import ConversationItemPut, StoredItem
 from session_middleware.storage.record_entries import Attachment
-from session_middleware.storage.run import RunContext
 from session_middleware.storage.sql.record import message_rows, tool_call_rows
 from session_middleware.storage.sql.session_state import SessionWrite
-from session_middleware.storage.sqlite.database import SqliteDatabase
+from session_middleware.storage.types import ConversationItemPut, StoredItem
 
 
-class SqliteConversations:
-    _database: SqliteDatabase
-    _visit: Callable[..., Any]
-
-    def append_items(self, visit: RunContext, items: Sequence[ConversationItemPut]) -> None:
-        def then(connection: SessionWrite, write_down: Callable[..., Any]) -> None:
-            _append(connection, visit.session_id, items)
-            write_down([message for item in items for message in item.message])
-
-        self._visit(visit, then)
-
-    def get_items(self, session_id: str, *, limit: int | None = None) -> list[StoredItem]:
-        return self._database.read(lambda connection: [item for _, item, _ in _last(connection, session_id, limit)])
-
-    def remove_items(self, visit: RunContext, *, limit: int | None = None) -> list[StoredItem]:
-        def then(connection: SessionWrite, _: Any) -> list[StoredItem]:
-            return _remove(connection, visit.session_id, limit)
-
-        removed: list[StoredItem] = self._visit(visit, then)
-        return removed
-
-
-def _append(connection: SessionWrite, session_id: str, items: Sequence[ConversationItemPut]) -> None:
+def append(connection: SessionWrite, session_id: str, items: Sequence[ConversationItemPut]) -> None:
     (last,) = connection.execute(
         "SELECT COALESCE(MAX(position), 0) FROM conversation_items WHERE session_id = ?", (session_id,)
     ).fetchone()
@@ -56,7 +31,11 @@ def _names(files: Sequence[Attachment]) -> str | None:
     return json.dumps([file.hash for file in files]) if files else None
 
 
-def _last(connection: sqlite3.Connection, session_id: str, limit: int | None) -> list[tuple[int, StoredItem, str]]:
+def list_last(connection: sqlite3.Connection, session_id: str, limit: int | None) -> list[StoredItem]:
+    return [item for _, item, _ in _list_last(connection, session_id, limit)]
+
+
+def _list_last(connection: sqlite3.Connection, session_id: str, limit: int | None) -> list[tuple[int, StoredItem, str]]:
     rows = connection.execute(
         "SELECT position, item, message_id, files FROM conversation_items WHERE session_id = ? AND removed = 0"
         " ORDER BY position DESC LIMIT ?",
@@ -73,8 +52,8 @@ def _files(connection: sqlite3.Connection, session_id: str, names: Sequence[str]
     return {name: data for name, data in found.items() if data is not None}
 
 
-def _remove(connection: SessionWrite, session_id: str, limit: int | None) -> list[StoredItem]:
-    found = _last(connection.connection, session_id, limit)
+def remove(connection: SessionWrite, session_id: str, limit: int | None) -> list[StoredItem]:
+    found = _list_last(connection.connection, session_id, limit)
     for position, _, message_id in found:
         connection.execute(
             "UPDATE conversation_items SET removed = 1 WHERE session_id = ? AND position = ?", (session_id, position)

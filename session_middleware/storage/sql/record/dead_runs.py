@@ -9,9 +9,9 @@ from typing import TypeVar
 from session_middleware.models import Run, ToolCall
 from session_middleware.storage.processes import is_gone
 from session_middleware.storage.sql.session_state import SessionWrite
-from session_middleware.storage.timeline import Entry
+from session_middleware.storage.types import Record
 
-E = TypeVar("E", bound=Entry)
+E = TypeVar("E", bound=Record)
 
 _CALLS = "UPDATE tool_calls SET status = 'interrupted', process = NULL WHERE session_id = ? AND seq = ?"
 

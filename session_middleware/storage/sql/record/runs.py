@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from datetime import datetime
 
-from session_middleware.models import Branch, Event, ModelCall, Run, ToolCall, to_text
+from session_middleware.models import Branch, to_text
 from session_middleware.storage.processes import is_gone, this_process
 from session_middleware.storage.record_entries import Claim, RunEnd
 from session_middleware.storage.run import RunContext
@@ -109,26 +109,6 @@ _END_RUN = f"""
 # Reading
 
 
-def list_tool_calls(
-    connection: sqlite3.Connection, session_id: str, *, after: int, limit: int | None
-) -> list[ToolCall]:
-    cursor = connection.execute(
-        "SELECT * FROM tool_calls WHERE session_id = ? AND seq > ? ORDER BY seq LIMIT ?",
-        (session_id, after, _limit(limit)),
-    )
-    return dead_runs.as_known(connection, values_of(ToolCall, cursor))
-
-
-def list_model_calls(
-    connection: sqlite3.Connection, session_id: str, *, after: int, limit: int | None
-) -> list[ModelCall]:
-    cursor = connection.execute(
-        "SELECT * FROM model_calls WHERE session_id = ? AND seq > ? ORDER BY seq LIMIT ?",
-        (session_id, after, _limit(limit)),
-    )
-    return values_of(ModelCall, cursor)
-
-
 def list_branches(connection: sqlite3.Connection, session_id: str) -> list[Branch]:
     cursor = connection.execute("SELECT * FROM branches WHERE session_id = ? ORDER BY created_at, id", (session_id,))
     return values_of(Branch, cursor)
@@ -140,26 +120,6 @@ def is_forgotten(connection: sqlite3.Connection, visit: RunContext) -> bool:
         return False
     row = connection.execute("SELECT user_id FROM runs WHERE id = ?", (visit.run_id,)).fetchone()
     return row is not None and row[0] == "forgotten" != visit.identity.user_id
-
-
-def list_runs(connection: sqlite3.Connection, session_id: str, *, after: int, limit: int | None) -> list[Run]:
-    cursor = connection.execute(
-        "SELECT * FROM runs WHERE session_id = ? AND seq > ? ORDER BY seq LIMIT ?",
-        (session_id, after, _limit(limit)),
-    )
-    return dead_runs.as_known(connection, values_of(Run, cursor))
-
-
-def list_events(connection: sqlite3.Connection, session_id: str, *, after: int, limit: int | None) -> list[Event]:
-    cursor = connection.execute(
-        "SELECT * FROM events WHERE session_id = ? AND seq > ? ORDER BY seq LIMIT ?",
-        (session_id, after, _limit(limit)),
-    )
-    return values_of(Event, cursor)
-
-
-def _limit(limit: int | None) -> int:
-    return -1 if limit is None else limit
 
 
 # With their session

@@ -8,34 +8,47 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable
+from typing import TypeVar
 
 from session_middleware.models import Event, Message, ModelCall, Run, ToolCall
-from session_middleware.storage.reporting import Page
 from session_middleware.storage.sql.record import dead_runs
-from session_middleware.storage.sql.row_mapping import value_of, values_of
-from session_middleware.storage.timeline import Entry
+from session_middleware.storage.sql.row_mapping import values_of
+from session_middleware.storage.types import Page, Record
 
-_TABLES: tuple[tuple[str, type[Entry], str], ...] = (  # and what of it is shown
+R = TypeVar("R", bound=Record)
+
+_TABLES: tuple[tuple[str, type[Record], str], ...] = (  # table, value, and the condition for the timeline
     ("runs", Run, "1"),
     ("messages", Message, "replaced_by IS NULL"),
     ("tool_calls", ToolCall, "1"),
     ("model_calls", ModelCall, "1"),
     ("events", Event, "1"),
 )
-_UNFINISHED: dict[str, tuple[type[Entry], str]] = {
+_UNFINISHED: dict[str, tuple[type[Record], str]] = {
     "runs": (Run, "outcome = 'running'"),
     "tool_calls": (ToolCall, "status = 'running'"),
     "messages": (Message, "status = 'incomplete' AND replaced_by IS NULL"),
 }
 
 
-def list_entries(connection: sqlite3.Connection, session_id: str, *, after: int, limit: int | None) -> Page:
+def list_records(
+    connection: sqlite3.Connection, kind: type[R], session_id: str, *, after: int, limit: int | None
+) -> list[R]:
+    table = next(table for table, model, _ in _TABLES if model is kind)
+    cursor = connection.execute(
+        f"SELECT * FROM {table} WHERE session_id = ? AND seq > ? ORDER BY seq LIMIT ?",
+        (session_id, after, -1 if limit is None else limit),
+    )
+    return dead_runs.as_known(connection, values_of(kind, cursor))
+
+
+def list_timeline(connection: sqlite3.Connection, session_id: str, *, after: int, limit: int | None) -> Page:
     if limit is not None and limit <= 0:
         return Page([], [])
     keys = _keys(connection, session_id, after, -1 if limit is None else limit)
     if not keys:
         return Page([], [])
-    entries: list[Entry] = []
+    entries: list[Record] = []
     for table, model, shown in _TABLES:
         cursor = connection.execute(
             f"SELECT * FROM {table} WHERE session_id = ? AND seq BETWEEN ? AND ? AND {shown}",
@@ -56,7 +69,7 @@ def _keys(connection: sqlite3.Connection, session_id: str, after: int, limit: in
     return [seq for (seq,) in rows]
 
 
-def _runs(connection: sqlite3.Connection, entries: Iterable[Entry]) -> list[Run]:
+def _runs(connection: sqlite3.Connection, entries: Iterable[Record]) -> list[Run]:
     """The runs these belong to that are not among them."""
     here = {entry.id for entry in entries if isinstance(entry, Run)}
     found: list[Run] = []
@@ -66,19 +79,11 @@ def _runs(connection: sqlite3.Connection, entries: Iterable[Entry]) -> list[Run]
     return found
 
 
-def list_unfinished(connection: sqlite3.Connection, session_id: str, *, up_to: int) -> list[Entry]:
-    found: list[Entry] = []
+def list_unfinished(connection: sqlite3.Connection, session_id: str, *, up_to: int) -> list[Record]:
+    found: list[Record] = []
     for table, (model, condition) in _UNFINISHED.items():
         cursor = connection.execute(
             f"SELECT * FROM {table} WHERE session_id = ? AND seq <= ? AND {condition}", (session_id, up_to)
         )
         found += values_of(model, cursor)
     return sorted(found, key=lambda entry: entry.seq)
-
-
-def find_entry(connection: sqlite3.Connection, session_id: str, seq: int) -> Entry | None:
-    for table, model, _ in _TABLES:
-        cursor = connection.execute(f"SELECT * FROM {table} WHERE session_id = ? AND seq = ?", (session_id, seq))
-        if (row := cursor.fetchone()) is not None:
-            return dead_runs.as_known(connection, [value_of(model, cursor, row)])[0]
-    return None

@@ -14,9 +14,9 @@ from typing import Any, cast
 
 from session_middleware.errors import UnknownGrouping
 from session_middleware.models import ToolCall, Usage, to_text
-from session_middleware.storage.reporting import ToolCallFilter, UsageBy, UsageFilter
 from session_middleware.storage.sql.record import dead_runs
 from session_middleware.storage.sql.row_mapping import clean, values_of
+from session_middleware.storage.types import ToolCallFilter, UsageBy, UsageFilter
 
 _PERCENTILES = (50, 95, 99)
 _ACTIVE_WITHIN = timedelta(seconds=2)  # activity is written down once a second, so it may lag behind

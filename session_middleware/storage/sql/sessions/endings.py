@@ -21,7 +21,7 @@ from session_middleware.storage.sql.engine_context import EngineContext
 from session_middleware.storage.sql.memory import memories
 from session_middleware.storage.sql.record import runs
 from session_middleware.storage.sql.sessions import archives, events, leases, session_rows, tombstones
-from session_middleware.storage.upkeep import DeletionCounts
+from session_middleware.storage.types import DeletionCounts
 
 # On purpose
 

@@ -1,4 +1,4 @@
-"""The SQLite engine's upkeep: each method of `storage/upkeep.py`, as transactions over the statements beside it."""
+"""The sessions' part of the SQL engine: each method is one or more transactions over the statements of its siblings."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from session_middleware.models import (
 )
 from session_middleware.storage import jsonl
 from session_middleware.storage.run import Lease, RunContext
-from session_middleware.storage.sql.engine_context import EngineContext
+from session_middleware.storage.sql.checkpoints import checkpoints
+from session_middleware.storage.sql.operations import Operations
 from session_middleware.storage.sql.record import dead_runs
 from session_middleware.storage.sql.sessions import (
     admission,
@@ -39,91 +40,89 @@ from session_middleware.storage.sql.sessions import (
     session_rows,
     tombstones,
 )
-from session_middleware.storage.sqlite.database import SqliteDatabase
 from session_middleware.storage.sqlite.integrity import checks
 from session_middleware.storage.sqlite.writer import CommitThenRaise
-from session_middleware.storage.upkeep import ArchivedSession, DeletionCounts, SessionDetails, TombstoneInfo
+from session_middleware.storage.types import ArchivedSession, DeletionCounts, SessionDetails, SessionSize, TombstoneInfo
 
 T = TypeVar("T")
 Connection = sqlite3.Connection
 
-_TURN_SECONDS = 0.005  # how long a transaction of a sweep may take; then others have their turn
-_PAUSE, _LONGEST_PAUSE_SECONDS = 3, 0.05  # so many times as long: what others wait for is the disk as well
-_TOGETHER = 50  # sessions that are expired by one statement, at most
+_TURN_SECONDS = 0.005  # the longest transaction of a sweep; other writers wait for its end
+_PAUSE, _LONGEST_PAUSE_SECONDS = 3, 0.05  # the pause after it, as a multiple: other writers wait for the disk too
+_TOGETHER = 50  # the most sessions that one statement expires
 
 
-class SqliteUpkeep:
-    name: str
-    _database: SqliteDatabase
-    _rules: EngineContext
+class SessionOperations(Operations):
+    # Leases of runs
 
-    def _now(self) -> datetime:
-        return self._rules.clock()
-
-    # Runs
-
-    def enter(self, visit: RunContext, *, wait: bool) -> bool:
-        lease = visit.lease
+    def acquire_session(self, context: RunContext, *, wait: bool) -> bool:
+        lease = context.lease
         assert lease is not None
+        if lease.number is None:
+            is_acquired = self._enqueue(context, lease, wait=wait)
+        else:
+            is_acquired = self._is_first(context.session_id, lease.number)
+        if is_acquired:
+            lease.is_exclusive = True
+            context.admission = None  # an earlier run may have changed the session since
+        return is_acquired
 
-        def operation(connection: Connection) -> bool | CommitThenRaise:
+    def _enqueue(self, context: RunContext, lease: Lease, *, wait: bool) -> bool:
+        """Insert the lease behind those of active runs; returns whether there are none."""
+
+        def enqueue(connection: Connection) -> bool | CommitThenRaise:
             now = self._now()
             leases.reap(
-                connection, [place for place in leases.of(connection, visit.session_id) if place.is_dead(self._rules)]
+                connection, [row for row in leases.of(connection, context.session_id) if row.is_dead(self._rules)]
             )
             try:
-                admission.authorize(connection, visit, self._rules)
-                others = leases.before(connection, visit.session_id, None, self._rules)
+                admission.authorize(connection, context, self._rules)
+                others = leases.before(connection, context.session_id, None, self._rules)
                 if others and not wait:
-                    raise SessionBusy(visit.session_id, run_id=others[0].run_id, process=others[0].process)
+                    raise SessionBusy(context.session_id, run_id=others[0].run_id, process=others[0].process)
             except admission.REFUSALS as error:
-                return self._refused(connection, visit, error)
-            leases.take(connection, visit, now)
+                return self._refused(connection, context, error)
+            leases.take(connection, context, now)
             return not others
 
-        if lease.number is None:
-            entered: Any = self._database.write(operation, durable=False, undo=_forgetting(lease))
-            has_it = bool(entered)
-        else:
-            has_it = self._is_first(visit.session_id, lease.number)
-        if has_it:
-            lease.is_exclusive = True
-            visit.admission = None  # while it waited, another run may have changed what there is to admit
-        return has_it
+        is_first: Any = self._database.write(enqueue, durable=False, undo=_clear_number(lease))
+        return bool(is_first)
 
-    def _refused(self, connection: Connection, visit: RunContext, error: SessionError) -> CommitThenRaise:
-        admission.refuse(connection, visit, error, self._rules)
+    def _refused(self, connection: Connection, context: RunContext, error: SessionError) -> CommitThenRaise:
+        admission.refuse(connection, context, error, self._rules)
         return CommitThenRaise(error)
 
     def _is_first(self, session_id: str, number: int) -> bool:
         return self._database.read(lambda connection: not leases.before(connection, session_id, number, self._rules))
 
-    def hold(self, visit: RunContext) -> None:
-        lease = visit.lease
+    def register_lease(self, context: RunContext) -> None:
+        lease = context.lease
         if lease is not None and lease.number is None:
             self._database.write(
-                lambda connection: leases.take(connection, visit, self._now()), durable=False, undo=_forgetting(lease)
+                lambda connection: leases.take(connection, context, self._now()),
+                durable=False,
+                undo=_clear_number(lease),
             )
 
-    def _hold_seen(self, visit: RunContext) -> bool:
-        """As `hold`, if the session is still the one that the visit has seen; else that is to look again."""
+    def _hold_seen(self, context: RunContext) -> bool:
+        """Register the lease if the session is still the one that was authorized; if not, it must be read again."""
         if not self._database.is_writable:
             return True
         is_same = self._database.write(
-            lambda connection: admission.hold(connection, visit, self._now()),
+            lambda connection: admission.hold(connection, context, self._now()),
             durable=False,
-            undo=_forgetting(visit.lease),
+            undo=_clear_number(context.lease),
         )
         if not is_same:
-            visit.admission = visit.incarnation = None
+            context.admission = context.incarnation = None
         return is_same
 
-    def leave(self, lease: Lease) -> None:
+    def mark_lease_ended(self, lease: Lease) -> None:
         if lease.number is not None:
             self._rules.over.add(lease.number)
 
-    def release(self, given: Sequence[Lease]) -> None:
-        numbers = [lease.number for lease in given if lease.number is not None]
+    def release_leases(self, given: Sequence[Lease]) -> None:
+        numbers = _numbers(given)
         if numbers:
             are_over = all(lease.is_over for lease in given)
             self._database.write(
@@ -131,18 +130,17 @@ class SqliteUpkeep:
             )
             self._rules.over.difference_update(numbers)
 
-    def renew(self, given: Sequence[Lease]) -> None:
-        numbers = [lease.number for lease in given if lease.number is not None]
+    def renew_leases(self, given: Sequence[Lease]) -> None:
+        numbers = _numbers(given)
         if numbers:
             self._database.write(lambda connection: leases.renew(connection, numbers, self._now()), durable=False)
 
-    def find_holder(self, session_id: str, *, but: Lease | None = None) -> tuple[str | None, str] | None:
+    def find_active_run(self, session_id: str, *, but: Lease | None = None) -> tuple[str | None, str] | None:
         number = None if but is None else but.number
-        places = self._database.read(lambda connection: leases.before(connection, session_id, None, self._rules))
-        others = [place for place in places if place.number != number]
-        return (others[0].run_id, others[0].process) if others else None
+        rows = self._database.read(lambda connection: leases.before(connection, session_id, None, self._rules))
+        return next(((row.run_id, row.process) for row in rows if row.number != number), None)
 
-    # Changes and ends
+    # Changes
 
     def update_session(self, session_id: str, details: SessionDetails, *, by: Identity | None = None) -> SessionInfo:
         return self._database.write(
@@ -193,26 +191,36 @@ class SqliteUpkeep:
     def pin_session(self, session_id: str, pin: Pin | None, *, by: Identity | None) -> SessionInfo:
         return self._database.write(lambda connection: endings.pin(connection, session_id, pin, self._rules, by))
 
-    def postpone(self, session_id: str, until: datetime) -> None:
+    def postpone_expiry(self, session_id: str, until: datetime) -> None:
         self._database.write(
             lambda connection: endings.postpone(connection, session_id, until, self._rules, self._now())
         )
 
-    def list_due(self, now: datetime, *, sized: bool = False) -> Sequence[SweepResult]:
-        found = self._database.read(lambda connection: expiry.list_due(connection, self._rules, now))
-        return found.measured(self._measure) if sized else found
-
-    def list_older(
-        self, before: datetime, *, status: Status | None = None, sized: bool = False
+    def list_due(
+        self,
+        now: datetime,
+        *,
+        inactive_since: datetime | None = None,
+        status: Status | None = None,
+        sized: bool = False,
     ) -> Sequence[SweepResult]:
-        found = self._database.read(lambda connection: expiry.list_older(connection, before, status, self._rules))
+        def find(connection: Connection) -> expiry.DueSessions:
+            if inactive_since is None:
+                return expiry.list_due(connection, self._rules, now)
+            return expiry.list_older(connection, inactive_since, status, self._rules)
+
+        found = self._database.read(find)
         return found.measured(self._measure) if sized else found
 
     def _measure(self, session_ids: Sequence[str]) -> dict[str, int]:
         return self._database.read(lambda connection: expiry.sizes(connection, session_ids))
 
-    def measure_session(self, session_id: str) -> int:
-        return self._measure([session_id])[session_id]
+    def measure_session(self, session_id: str) -> SessionSize:
+        return self._database.read(
+            lambda connection: SessionSize(
+                checkpoints.count(connection, session_id), expiry.sizes(connection, [session_id])[session_id]
+            )
+        )
 
     def end_due(self, listed: Sequence[SweepResult], *, now: datetime, duty: Lease | None = None) -> list[SweepResult]:
         done: list[SweepResult] = []
@@ -229,7 +237,7 @@ class SqliteUpkeep:
             if each.action == "archive":
                 try:
                     done += self._database.write(partial(self._archive, due=each, now=now, duty=duty))
-                except StorageError as error:  # the others do not wait for it
+                except StorageError as error:  # end the others first
                     failure = failure or error
         if failure is not None:
             raise failure
@@ -244,13 +252,13 @@ class SqliteUpkeep:
         return [due] if is_done else []
 
     def _is_ours(self, connection: Connection, duty: Lease | None) -> bool:
-        """Whether a duty is still this process's, which is told again with it."""
+        """Renew the lease of a duty; returns whether this process still holds it."""
         return duty is None or duty.number is None or leases.renew(connection, [duty.number], self._now()) == 1
 
     def _end_some(
         self, connection: Connection, waiting: list[SweepResult], now: datetime, duty: Lease | None
     ) -> tuple[list[SweepResult], float]:
-        """As many as a turn's time is enough for, taken from `waiting` when all of them are done; in how long."""
+        """End sessions from the end of `waiting` for up to `_TURN_SECONDS`; returns them and the seconds it took."""
         began = time.perf_counter()
         if not self._is_ours(connection, duty):
             waiting.clear()
@@ -266,26 +274,25 @@ class SqliteUpkeep:
         del waiting[len(waiting) - tried :]
         return done, time.perf_counter() - began
 
-    def take_over(self, duty: str) -> Lease | None:
-        visit = RunContext(f"\0{duty}", Identity(), lease=Lease())
+    def acquire_duty(self, duty: str) -> Lease | None:
+        context = RunContext(f"\0{duty}", Identity(), lease=Lease())
 
-        def operation(connection: Connection) -> bool:
-            now = self._now()
-            places = leases.of(connection, visit.session_id)
-            leases.release(connection, [place.number for place in places if place.is_dead(self._rules)])
-            if leases.before(connection, visit.session_id, None, self._rules):
+        def acquire(connection: Connection) -> bool:
+            rows = leases.of(connection, context.session_id)
+            leases.release(connection, [row.number for row in rows if row.is_dead(self._rules)])
+            if leases.before(connection, context.session_id, None, self._rules):
                 return False
-            leases.take(connection, visit, now)
+            leases.take(connection, context, self._now())
             return True
 
-        return visit.lease if self._database.write(operation, durable=False) else None
+        return context.lease if self._database.write(acquire, durable=False) else None
 
-    def tidy(self, since: datetime, before: datetime) -> None:
-        def bury(connection: Connection) -> None:
+    def collect_garbage(self, since: datetime, before: datetime) -> None:
+        def reap(connection: Connection) -> None:
             leases.reap(connection, leases.dead(connection, self._rules))
 
         if self._database.read(lambda connection: leases.dead(connection, self._rules)):
-            self._database.write(bury)
+            self._database.write(reap)
         if any(self._database.read(dead_runs.find)):
             self._database.write(dead_runs.interrupt, durable=False)
         for session_id in self._database.read(lambda connection: endings.list_orphaned(connection, since, before)):
@@ -294,7 +301,7 @@ class SqliteUpkeep:
     def _free_orphans(self, session_id: str) -> int:
         return self._database.write(lambda connection: endings.free_orphans(connection, session_id, self._rules))
 
-    def find_buried(self, session_id: str) -> TombstoneInfo | None:
+    def find_tombstone(self, session_id: str) -> TombstoneInfo | None:
         stone = self._database.read(lambda connection: tombstones.find(connection, session_id))
         if stone is None:
             return None
@@ -333,7 +340,7 @@ class SqliteUpkeep:
 
     # Hooks
 
-    def watch(self, kinds: Collection[str]) -> None:
+    def subscribe(self, kinds: Collection[str]) -> None:
         self._database.watch(frozenset(kinds))
 
     def has_events(self) -> bool:
@@ -345,16 +352,20 @@ class SqliteUpkeep:
     # Health
 
     def check(self, *, repair: bool, deep: bool = False) -> list[Problem]:
-        self._database.version()  # raises when the file, or its log, is not the one that was opened
+        self._database.version()  # raises if the file or its WAL was replaced
         found = self._database.read(lambda connection: checks.find(connection, self._rules, deep=deep))
         if not repair or not checks.is_repairable(found):
             return found
-        return [self._repair(problem) for problem in found]  # each on its own: runs go on meanwhile
+        return [self._repair(problem) for problem in found]  # each in its own transaction, so that runs are not blocked
 
     def _repair(self, problem: Problem) -> Problem:
         return self._database.write(lambda connection: checks.repair(connection, problem, self._rules), durable=False)
 
 
-def _forgetting(lease: Lease | None) -> Callable[[], None]:
-    """What undoes that a lease was taken."""
+def _numbers(given: Sequence[Lease]) -> list[int]:
+    return [lease.number for lease in given if lease.number is not None]
+
+
+def _clear_number(lease: Lease | None) -> Callable[[], None]:
+    """The undo of a lease's insertion."""
     return partial(setattr, lease, "number", None)

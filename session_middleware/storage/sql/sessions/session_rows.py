@@ -13,12 +13,11 @@ from typing import Any
 from session_middleware import lifecycle
 from session_middleware.errors import SessionNotFound
 from session_middleware.models import LONGEST, Identity, SessionInfo, to_text
-from session_middleware.storage.protocol import SessionFilter
 from session_middleware.storage.sql.checkpoints import latest_checkpoint
 from session_middleware.storage.sql.engine_context import EngineContext
 from session_middleware.storage.sql.row_mapping import Malformed, clean, to_json, value_of
 from session_middleware.storage.sql.sessions import events, leases, revocations
-from session_middleware.storage.upkeep import SessionDetails
+from session_middleware.storage.types import SessionDetails, SessionFilter
 
 logger = logging.getLogger("session_middleware")
 

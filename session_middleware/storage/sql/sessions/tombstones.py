@@ -16,7 +16,7 @@ from session_middleware.models import Identity, OnResume, SessionInfo, from_text
 from session_middleware.storage.sql.row_mapping import values_of
 from session_middleware.storage.sql.sessions import revocations
 from session_middleware.storage.sql.sessions.revocations import hashed
-from session_middleware.storage.upkeep import ArchivedSession
+from session_middleware.storage.types import ArchivedSession
 
 
 class Tombstone(NamedTuple):

@@ -1,4 +1,4 @@
-"""`MemoryStorage`: the storage operations on memories; the rest of the contract is `Storage`.
+"""`Storage`: the storage operations on memories; the rest of the contract is `Storage`.
 
 An item is a JSON value by namespace and key. Each recorded message is a memory too. Both are found by words, and
 by vectors when they have them. The caller computes vectors outside of any transaction and puts them later.
@@ -8,10 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple, Protocol
-
-from session_middleware.models import Message, SessionInfo
-from session_middleware.storage.run import RunContext
+from typing import Any, NamedTuple
 
 
 class MemoryItemPut(NamedTuple):
@@ -96,70 +93,3 @@ class ToEmbed(NamedTuple):
 class Vectors(NamedTuple):
     source: ToEmbed
     vectors: Sequence[Sequence[float]]
-
-
-class MemoryStorage(Protocol):
-    name: str  # for error messages
-
-    def find_session(self, session_id: str) -> SessionInfo | None:
-        """As in `Storage`."""
-
-    def put_memories(self, puts: Sequence[MemoryPut], *, visit: RunContext | None = None) -> None:
-        """Put all items or none, in order. A key put again keeps its `created_at`.
-
-        A `visit` is validated in the same transaction: its session must still be the same incarnation. An item of
-        a session that does not exist opens the session, so that the session has an owner.
-
-        Raises:
-            SessionClosed: the session was deleted since, or the visit's user forgotten.
-            SessionAccessDenied: it is another user's, or the user may only read it.
-        """
-
-    def get_memories(
-        self, keys: Sequence[tuple[tuple[str, ...], str]], *, refresh: Collection[int] = ()
-    ) -> list[StoredMemory | None]:
-        """Get items in the given order, and restart the time to live of those at the places in `refresh`.
-
-        An expired item is ``None``, whether or not it was swept.
-        """
-
-    def search_memories(self, query: MemoryQuery) -> list[StoredMemory]:
-        """The memories that pass `filter`: the best first when words or a vector are given, else the oldest first.
-
-        The scope is in the ``WHERE``, and the ranking uses statistics of that scope only: other memories change
-        neither the order nor the cost. A query without indexed words finds nothing by words. Every recorded
-        message is found, also one that was just written; a long backlog in scope is indexed first.
-        """
-
-    def list_namespaces(self) -> list[tuple[str, ...]]:
-        """The namespaces that have items, sorted."""
-
-    def sweep_memories(self) -> int:
-        """Delete the expired items; returns how many."""
-
-    def list_messages_around(self, session_id: str, seq: int, *, each_way: int) -> list[Message]:
-        """The message at `seq` and up to `each_way` messages before and after it, in order."""
-
-    def list_last_messages(self, session_id: str, count: int) -> list[Message]:
-        """The last messages of a session, in order, each in its latest version."""
-
-    def index_messages(self, limit: int, *, active_since: datetime | None = None) -> int:
-        """Index the words of at most `limit` messages, in one transaction; returns how many.
-
-        With `active_since` only of sessions that were active at or after that time, which costs less.
-        """
-
-    def list_to_embed(self, limit: int, *, messages: bool) -> list[ToEmbed]:
-        """Items, and with `messages` indexed messages too, that need vectors."""
-
-    def list_speakers(self, words: Sequence[str], whose: MessageScope) -> set[str]:
-        """Those of these words that are part of a speaker's name."""
-
-    def put_vectors(self, vectors: Sequence[Vectors]) -> None:
-        """Store vectors, except those of documents that were changed or deleted in the meantime."""
-
-    def vector_model(self) -> tuple[str, int] | None:
-        """The name and dimensions of the model of the stored vectors, if a model was set."""
-
-    def set_vector_model(self, name: str, dimensions: int) -> None:
-        """Set the model and delete all vectors, so that every document needs new ones."""

@@ -1,0 +1,145 @@
+"""The values of sessions, of the record and of conversations that pass between a caller and the storage.
+
+Those of checkpoints are in `checkpoint_types`, those of memories in `memory_types`, and the entries that are
+appended to the record in `record_entries`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
+
+from session_middleware.models import (
+    Event,
+    Identity,
+    Message,
+    ModelCall,
+    OnExpire,
+    OnResume,
+    Run,
+    Status,
+    ToolCall,
+    Value,
+    Visibility,
+)
+from session_middleware.storage.record_entries import Attachment, MessageEntry
+
+Record: TypeAlias = Message | ToolCall | ModelCall | Run | Event  # one row of a session's record
+
+# Sessions
+
+
+class SessionFilter(NamedTuple):
+    user_id: str | None = None
+    group_id: str | None = None
+    status: Status | None = None
+    tags: Sequence[str] = ()  # all of them
+    since: datetime | None = None  # active at or after
+    until: datetime | None = None  # active before
+    visible_to: Identity | None = None  # owned by the user, or shared with one of the user's groups
+
+
+class SessionDetails(NamedTuple):
+    """The fields of a session that a caller may set. ``None`` keeps the stored value; ``""`` clears a title."""
+
+    title: str | None = None
+    purpose: str | None = None
+    tags: Sequence[str] | None = None
+    metadata: dict[str, Any] | None = None
+    context: dict[str, Any] | None = None
+    client: dict[str, Any] | None = None
+    visibility: Visibility | None = None
+    idle_timeout_seconds: float | None = None  # overrides the setting; 0 means never
+    max_age_seconds: float | None = None
+    retention_seconds: float | None = None
+    on_expire: OnExpire | None = None
+    on_resume: OnResume | None = None
+
+
+class SessionSize(NamedTuple):
+    checkpoints: int
+    bytes: int  # an estimate from the sizes of the rows
+
+
+class DeletionCounts(NamedTuple):
+    """The number of deleted rows of each kind."""
+
+    sessions: int = 0
+    checkpoints: int = 0
+    messages: int = 0
+    tool_calls: int = 0
+    memories: int = 0
+    bytes_freed: int = 0  # returned to the file system; includes pages that were unused before
+
+
+class TombstoneInfo(NamedTuple):
+    """The remains of a deleted session: its id, its owner, and the reason of its end."""
+
+    session_id: str
+    action: str  # deleted, archived, put aside, forgotten
+    reason: str | None
+    archive: str | None
+    ended_at: datetime | None
+    deleted_at: datetime
+    user_id: str | None = None
+    on_resume: OnResume | None = None  # the session's own setting
+
+
+class ArchivedSession(Value):
+    """A session in an archive file, as far as it is known without reading the file."""
+
+    columns: ClassVar = ("session_id", "user_id", "title", "reason", "ended_at", "archived_at", "path")
+
+    session_id: str
+    user_id: str | None = None
+    group_id: str | None = None
+    title: str | None = None
+    reason: str | None = None  # why the session had ended
+    ended_at: datetime | None = None
+    archived_at: datetime
+    path: str  # of the file
+
+
+# The record
+
+
+class Page(NamedTuple):
+    """Records in order of `seq`, and the runs they belong to that are not among them."""
+
+    records: list[Record]
+    runs: list[Run]
+
+
+class ToolCallFilter(NamedTuple):
+    name: str | None = None
+    status: str | None = None
+    user_id: str | None = None
+    since: datetime | None = None  # started at or after
+    until: datetime | None = None  # started before
+
+
+UsageBy: TypeAlias = Literal["user", "group", "session", "model", "tool", "day"]
+
+
+class UsageFilter(NamedTuple):
+    user_id: str | None = None
+    group_id: str | None = None
+    session_id: str | None = None
+    since: datetime | None = None  # started at or after
+    until: datetime | None = None  # started before
+
+
+# Conversations of other SDKs
+
+
+class ConversationItemPut(NamedTuple):
+    item: Any  # JSON, with the hashes of files in their places
+    message_id: str  # of the item's message in the record
+    message: Sequence[MessageEntry] = ()  # that message; empty if it is not recorded
+    files: Sequence[Attachment] = ()
+
+
+class StoredItem(NamedTuple):
+    item: Any
+    files: Mapping[str, bytes]  # by the hashes that the item refers to
