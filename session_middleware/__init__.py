@@ -52,42 +52,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "Session": "session",
-    "Sessions": "sessions",
-    "SessionSettings": "settings",
-    "EmbeddingFailed": "errors",
-    "GraphHasPart": "errors",
-    "InvalidArgument": "errors",
-    "InvalidIdentity": "errors",
-    "InvalidMemoryArgument": "errors",
-    "InvalidSessionId": "errors",
-    "InvalidSettings": "errors",
-    "InvalidTransition": "errors",
-    "LeaseLost": "errors",
-    "MemoryAccessDenied": "errors",
-    "MemoryNotFound": "errors",
-    "MemoryScopeUnavailable": "errors",
-    "NotAGraph": "errors",
-    "PathTemplateError": "errors",
-    "SessionAccessDenied": "errors",
-    "SessionBusy": "errors",
-    "SessionClosed": "errors",
-    "SessionError": "errors",
-    "SessionExists": "errors",
-    "SessionExpired": "errors",
-    "SessionLimitReached": "errors",
-    "SessionNotFound": "errors",
-    "StorageError": "errors",
-    "UnknownGrouping": "errors",
-    "UnknownStatus": "errors",
-    "UnknownStrategy": "errors",
-    "UnserializableValue": "errors",
-    "UserRevoked": "errors",
-    "memory_tools": "memory.tools",
-}
-
-__all__ = [  # the names above, spelled out for type checkers
+__all__ = [
     "EmbeddingFailed",
     "GraphHasPart",
     "InvalidArgument",
@@ -123,13 +88,21 @@ __all__ = [  # the names above, spelled out for type checkers
 ]
 
 
+_MODULES = dict.fromkeys(__all__, "errors") | {
+    "Session": "session",
+    "SessionSettings": "settings",
+    "Sessions": "sessions",
+    "memory_tools": "memory.tools",
+}
+
+
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return sorted({*globals(), *__all__})

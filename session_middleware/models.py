@@ -1,4 +1,4 @@
-"""The values of the domain: what a reader of the database, or of a session, gets in hand.
+"""The values of the domain, as readers of the database and of a session receive them.
 
 All are frozen pydantic models whose field names are the column names. Times are aware UTC
 ``datetime``; in the database they are ISO-8601 text with milliseconds (`to_text`, `from_text`).
@@ -12,13 +12,14 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias, get_args
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from session_middleware.display.text import repr_parts
+from session_middleware.display.html import facts_html
+from session_middleware.display.text import arguments_text, duration_text, json_text, plural, repr_parts, shortened
 
 Clock: TypeAlias = Callable[[], datetime]
 NewId: TypeAlias = Callable[[], str]
 
 Status: TypeAlias = Literal["active", "idle", "expired", "completed", "failed", "abandoned"]
-Closed: TypeAlias = Literal["completed", "failed", "abandoned"]  # what a session is ended as on purpose
+Closed: TypeAlias = Literal["completed", "failed", "abandoned"]  # how an app ends a session
 Visibility: TypeAlias = Literal["private", "group", "group-write"]
 OnExpire: TypeAlias = Literal["keep", "prune", "archive", "delete"]
 Access: TypeAlias = Literal["owner", "host"]
@@ -32,9 +33,10 @@ CallStatus: TypeAlias = Literal["running", "ok", "error", "refused", "interrupte
 CALL_STATUSES: tuple[CallStatus, ...] = get_args(CallStatus)
 
 MAX_ID_LENGTH = 1024
-LONGEST = timedelta(days=36_525)  # that a duration of a setting may be
+LONGEST = timedelta(days=36_525)  # of the durations in settings
+_LINE_CHARACTERS = 200  # of a message's text in a line
 
-# What a session's row may say, so that the moments of its expiry can be computed.
+# The ranges within which every moment of expiry can be computed.
 Seconds: TypeAlias = Annotated[float, Field(ge=0, le=LONGEST.total_seconds())]
 Moment: TypeAlias = Annotated[AwareDatetime, Field(lt=datetime(9000, 1, 1, tzinfo=UTC))]
 
@@ -55,24 +57,27 @@ def from_text(text: str) -> datetime:
 
 
 class Value(BaseModel):
+    """A frozen value. `columns` are the fields that a table shows; ``()``: those that are not empty."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)  # built when first used
-    _unsaid: ClassVar[frozenset[str]] = frozenset()  # what `repr` leaves out, beside what says nothing
+    columns: ClassVar[tuple[str, ...]] = ()
+    _not_in_repr: ClassVar[frozenset[str]] = frozenset()  # beside the fields that are empty
 
     def __repr_args__(self) -> Iterator[tuple[str, Any]]:
         fields = type(self).model_fields
-        said = {name: getattr(self, name) for name in fields if name not in self._unsaid}
-        return repr_parts(said, {name: field.default for name, field in fields.items()})
+        shown = {name: getattr(self, name) for name in fields if name not in self._not_in_repr}
+        return repr_parts(shown, {name: field.default for name, field in fields.items()})
 
     def __str__(self) -> str:
         return repr(self)
 
 
 class Identity(Value):
-    """Who is asking. Nobody in particular, when both are ``None``."""
+    """The identity of a caller. A caller without one has ``None`` for both ids."""
 
     user_id: str | None = None
     group_id: str | None = None
-    group_ids: tuple[str, ...] = ()  # further groups they are in
+    group_ids: tuple[str, ...] = ()  # further groups of the user
 
     @property
     def groups(self) -> frozenset[str]:
@@ -80,7 +85,7 @@ class Identity(Value):
 
 
 class Pin(Value):
-    """Why a session does not expire and is not cleaned away: a legal hold, say."""
+    """The reason why a session is exempt from expiry and retention, such as a legal hold."""
 
     by: str | None = None
     why: str | None = None
@@ -90,16 +95,27 @@ class Pin(Value):
 class SessionInfo(Value):
     """One session as it is stored, its status and expiry as of the moment it was read."""
 
+    columns: ClassVar = (
+        "id",
+        "user_id",
+        "title",
+        "status",
+        "last_active_at",
+        "message_count",
+        "tool_call_count",
+        "cost",
+    )
+
     id: str
     home: int = 0  # the number of its family, in the keys of what is stored of it
     family_id: str  # the root session's id: what a session and its forks share is stored under it
     parent_id: str | None = None  # the session this one was forked from
-    user_id: str | None = None  # the owner; None: open to everyone
+    user_id: str | None = None  # the owner; None: every caller has access
     group_id: str | None = None
-    visibility: Visibility = "private"  # what the owner's group may do: nothing, read, or read and write
+    visibility: Visibility = "private"  # the access of the owner's group: none, read, or read and write
     status: Status = "active"
-    reason: str | None = None  # why it is in its status
-    is_running: bool = False  # a run is in progress, in whichever process
+    reason: str | None = None  # of the status
+    is_running: bool = False  # a run is in progress, in this or another process
     opened_as: OpenedAs = "opened"  # how it was last opened
     title: str | None = None
     purpose: str | None = None
@@ -107,20 +123,20 @@ class SessionInfo(Value):
     metadata: dict[str, Any] = Field(default_factory=dict)
     context: dict[str, Any] = Field(default_factory=dict)
     client: dict[str, Any] = Field(default_factory=dict)
-    idle_timeout_seconds: Seconds | None = None  # its own settings; None: as the settings say, 0: never
+    idle_timeout_seconds: Seconds | None = None  # overrides of the settings; None: no override, 0: never
     max_age_seconds: Seconds | None = None
     retention_seconds: Seconds | None = None
     on_expire: OnExpire | None = None
     on_resume: OnResume | None = None
     pinned: Pin | None = None
     created_at: Moment
-    began_at: Moment | None = None  # when it was opened, revived or reopened: its age counts from here
-    incarnation: int = 1  # of its id: one more each time a deleted id is opened again
+    began_at: Moment | None = None  # when it was opened, revived or reopened; `max_age` counts from here
+    incarnation: int = 1  # of its id; opening a deleted id again increments it
     last_active_at: Moment
     postponed_until: Moment | None = None
     ended_at: Moment | None = None
     expires_at: Moment | None = None
-    branch: str = "main"  # the branch of the record that the session is on
+    branch: str = "main"  # the current branch of the record
     run_count: int = 0
     message_count: int = 0
     tool_call_count: int = 0
@@ -129,24 +145,64 @@ class SessionInfo(Value):
     error_count: int = 0  # failed runs and failed tool calls
     input_tokens: int = 0  # of its model calls
     output_tokens: int = 0
-    cost: float | None = None  # of its model calls, in US dollars; None: none of them has a known price
+    cost: float | None = None  # of its model calls, in US dollars; None: no call has a known price
+
+    def _repr_html_(self) -> str:
+        counts = {
+            "run": self.run_count,
+            "message": self.message_count,
+            "tool call": self.tool_call_count,
+            "error": self.error_count,
+        }
+        holds = ", ".join(plural(count, noun) for noun, count in counts.items())
+        cost = "" if self.cost is None else f", ${self.cost:.4g}"
+        return facts_html(
+            {
+                "session": self.id,
+                "title": self.title,
+                "owner": self.user_id or "nobody: open to everyone",
+                "group": self.group_id,
+                "status": f"{self.status} ({self.reason})" if self.reason else self.status,
+                "holds": f"{holds}, {self.input_tokens:,} + {self.output_tokens:,} tokens{cost}",
+                "last active": self.last_active_at,
+                "expired" if self.status == "expired" else "expires": self.expires_at,
+                "pinned": None if self.pinned is None else self.pinned.why or "yes",
+            }
+        )
 
 
 class Record(Value):
     """One row of the record: `seq` orders all rows of a session, whatever their table."""
 
-    _unsaid: ClassVar[frozenset[str]] = frozenset({"session_id", "run_id", "message_id", "place", "checkpoint_ns"})
+    _not_in_repr: ClassVar = frozenset({"session_id", "run_id", "message_id", "place", "checkpoint_ns"})
 
     session_id: str
     seq: int
     run_id: str | None = None
 
+    @property
+    def line(self) -> str:
+        """The record as one line of plain text, without its kind and its time."""
+        raise NotImplementedError
+
+
+def _joined(separator: str, *parts: str | None) -> str:
+    return separator.join(part for part in parts if part)
+
+
+def _took(milliseconds: float | None) -> str | None:
+    return None if milliseconds is None else duration_text(milliseconds)
+
 
 class Run(Record):
-    """One invocation of the graph, or one sitting of a hand-written loop."""
+    """One invocation of the graph, or one block of a hand-written loop."""
+
+    columns: ClassVar = (
+        *("seq", "user_id", "outcome", "error", "duration_ms", "input_tokens", "output_tokens", "cost", "started_at"),
+    )
 
     id: str
-    user_id: str | None = None  # who ran it, and so said what users say in it
+    user_id: str | None = None  # the caller, who is the author of the user messages
     outcome: Literal["running", "ok", "error", "interrupted"]
     error: str | None = None
     started_at: datetime
@@ -154,39 +210,53 @@ class Run(Record):
     input_tokens: int | None = None  # of its model calls, as the session's are
     output_tokens: int | None = None
     cost: float | None = None  # US dollars; None when no model call of it has a known price
-    started_from: str | None = None  # the checkpoint it went on from
+    started_from: str | None = None  # the checkpoint that it continued
     checkpoint_id: str | None = None  # the checkpoint it ended at
+
+    @property
+    def line(self) -> str:
+        by = self.user_id and f"by {self.user_id}"
+        return _joined(", ", self.outcome, by, _took(self.duration_ms), self.error)
 
 
 class Message(Record):
-    """Something said. An edited message is a new version; the old row says what replaced it."""
+    """A message. An edit adds a version; `replaced_by` of the old row is the `seq` of the new one."""
+
+    columns: ClassVar = ("seq", "role", "line", "model", "output_tokens", "created_at")
 
     message_id: str
     version: int = 1
     replaced_by: int | None = None  # the seq of the next version
     branch: str = "main"
-    place: float = 0.0  # where it stands in its conversation, whatever its version
+    place: float = 0.0  # its position in the conversation, the same for all versions
     role: Role
     name: str | None = None
     text: str
-    content: Any = None  # the full content, where it is more than the text; files in it by their hash
-    tool_calls: tuple[dict[str, Any], ...] = ()  # what an assistant asked for
-    tool_call_id: str | None = None  # what a tool message answers
+    content: Any = None  # the full content, if it is more than the text; files are replaced by their hash
+    tool_calls: tuple[dict[str, Any], ...] = ()  # the calls that an assistant requested
+    tool_call_id: str | None = None  # the call that a tool message answers
     model: str | None = None
     input_tokens: int | None = None
     output_tokens: int | None = None
-    status: Literal["complete", "incomplete"] = "complete"  # incomplete: cut off while it was streamed
+    status: Literal["complete", "incomplete"] = "complete"  # incomplete: the stream was cut off
     checkpoint_ns: str = ""
-    extra: dict[str, Any] | None = None  # more of LangChain's fields: `usage_metadata`, `status` of a tool's failure …
-    marks: tuple[
-        str, ...
-    ] = ()  # "aside": to or by a model, in no state or history; "shared": said in a subgraph, and in the outermost
-    # state; "resume": a person's answer to a graph that had stopped to ask; "redacted:emails", "unknown:role" …
+    extra: dict[str, Any] | None = None  # other fields of LangChain's: `usage_metadata`, `status` of a tool's failure …
+    # "aside": to or from a model, in no state or history; "shared": of a subgraph, and in the outermost state too;
+    # "resume": a person's answer to an interrupt; "redacted:emails", "unknown:role" …
+    marks: tuple[str, ...] = ()
     created_at: datetime
+
+    @property
+    def line(self) -> str:
+        calls = (f"asks for {call.get('name')}({arguments_text(call.get('args'))})" for call in self.tool_calls)
+        notes = {"incomplete": self.status == "incomplete", "edited later": self.replaced_by is not None}
+        notes[self.branch] = self.branch != "main"
+        shown = (f"({note})" for note, holds in notes.items() if holds)
+        return _joined(" ", shortened(self.text, _LINE_CHARACTERS), *calls, *shown)
 
 
 class Branch(Value):
-    """A line of the conversation that left another: what its parent had up to a seq, and its own."""
+    """A branch of the conversation: its parent's messages up to `parent_seq`, and its own."""
 
     session_id: str
     id: str
@@ -197,10 +267,14 @@ class Branch(Value):
 
 
 class ToolCall(Record):
-    """One execution of a tool: `tool_call_id` and `attempt` name it among those that one message asked for.
+    """One execution of a tool. `message_id`, `tool_call_id` and `attempt` identify it.
 
-    Models may use an id again, for what another message asks.
+    Models may use a `tool_call_id` again in another message.
     """
+
+    columns: ClassVar = (
+        *("seq", "name", "arguments", "status", "result", "error", "attempt", "duration_ms", "started_at"),
+    )
 
     tool_call_id: str
     attempt: int = 1
@@ -217,12 +291,20 @@ class ToolCall(Record):
     started_at: datetime | None = None
     duration_ms: float | None = None
 
+    @property
+    def line(self) -> str:
+        outcome = self.error if self.error is not None else self.result
+        call = f"{self.name}({arguments_text(self.arguments)}) → {self.status}"
+        return _joined(", ", call, _took(self.duration_ms)) + (f": {json_text(outcome)}" if outcome is not None else "")
+
 
 class ModelCall(Record):
-    """What a model was asked, and what that cost.
+    """One call of a model, and its cost.
 
-    Its marks: "told", nobody saw the call and a message told of it; "cached", the answer came from LangChain's cache.
+    Its marks: "told", the call is known from a message only; "cached", the answer came from LangChain's cache.
     """
+
+    columns: ClassVar = ("seq", "model", "input_tokens", "output_tokens", "cost", "duration_ms", "error", "started_at")
 
     id: str
     model: str | None = None
@@ -232,40 +314,64 @@ class ModelCall(Record):
     cached_tokens: int | None = None  # of the input
     reasoning_tokens: int | None = None  # of the output
     cost: float | None = None  # US dollars; None: the model's price is not known
-    first_token_ms: float | None = None  # where it was streamed
+    first_token_ms: float | None = None  # of a streamed answer
     duration_ms: float | None = None
     error: str | None = None
-    message_id: str | None = None  # what it answered
+    message_id: str | None = None  # the answer
     checkpoint_ns: str = ""
     node: str | None = None
     marks: tuple[str, ...] = ()
     started_at: datetime | None = None
 
+    @property
+    def line(self) -> str:
+        tokens = f"{self.input_tokens or 0:,} + {self.output_tokens or 0:,} tokens"
+        cost = None if self.cost is None else f"${self.cost:.4g}"
+        return _joined(", ", self.model or "a model", tokens, cost, _took(self.duration_ms), self.error)
+
 
 class Event(Record):
     """A fact of the lifecycle: opened, resumed, revived, denied, expired …"""
+
+    columns: ClassVar = ("seq", "kind", "reason", "detail", "created_at")
 
     kind: str
     reason: str | None = None
     detail: dict[str, Any] = Field(default_factory=dict)
     created_at: datetime
 
+    @property
+    def line(self) -> str:
+        return _joined(" ", self.kind, self.reason and f"({self.reason})", json_text(self.detail or None))
+
 
 class Usage(Value):
-    """What calls took, all together: of models, or with ``by="tool"`` of tools.
+    """The sum over calls of models, or with ``by="tool"`` of tools.
 
-    The percentiles are durations that did occur (nearest rank); calls without one are not in them.
+    The percentiles are nearest-rank, over the calls that have a duration.
     """
 
-    key: str | None  # the user, session, model, tool or day; None: calls that have none
+    columns: ClassVar = (
+        "key",
+        "calls",
+        "errors",
+        "input_tokens",
+        "output_tokens",
+        "cost",
+        "p50_ms",
+        "p95_ms",
+        "p99_ms",
+    )
+
+    key: str | None  # the user, session, model, tool or day; None: calls without one
     calls: int
     errors: int
     input_tokens: int = 0
     output_tokens: int = 0
     cached_tokens: int = 0  # of the input
     reasoning_tokens: int = 0  # of the output
-    cost: float | None = None  # US dollars; None: no call of a known price
-    unpriced: int = 0  # calls whose cost is not known, and not in `cost`
+    cost: float | None = None  # US dollars; None: no call has a known price
+    unpriced: int = 0  # calls whose cost is not known; not in `cost`
     p50_ms: float | None = None
     p95_ms: float | None = None
     p99_ms: float | None = None
@@ -276,10 +382,10 @@ class Usage(Value):
 
 
 class RepairedCall(Value):
-    """A tool call that had no answer, and the answer it was given.
+    """A tool call that had no answer, and the answer that the repair gave.
 
-    "interrupted" and "unreadable" (its arguments) say so to the model; "known" is what the tool did
-    say, from a part of the step that was finished.
+    "interrupted" and "unreadable" (arguments) inform the model; "known" is the tool's own answer,
+    from a part of the step that had finished.
     """
 
     tool_call_id: str
@@ -291,7 +397,7 @@ class RepairedCall(Value):
 
 
 class Stats(Value):
-    """A session in numbers; the faults are this process's own, of all sessions."""
+    """A session in numbers. The faults are those of this process, in all sessions."""
 
     run_count: int
     message_count: int
@@ -307,8 +413,67 @@ class Stats(Value):
     checkpoint_count: int
     created_at: datetime
     last_active_at: datetime
-    messages_in: int  # of users
-    messages_out: int  # of assistants
-    bytes: int  # stored for it, its share of what its family has in common included
+    messages_in: int  # from users
+    messages_out: int  # from assistants
+    bytes: int  # stored for it, including its share of what the family has in common
     recorder_faults: int = 0
     hook_faults: int = 0
+
+
+# Results of maintenance
+
+
+class SweepResult(Value):
+    """A session that a sweep ended, or would end: the reason and the action."""
+
+    columns: ClassVar = ("session_id", "user_id", "reason", "action", "last_active_at", "expired_at", "bytes")
+
+    session_id: str
+    user_id: str | None = None
+    reason: str = "idle_timeout"  # or max_age, on_expire (of one that had expired before), retention, older_than
+    action: OnExpire
+    last_active_at: datetime
+    expired_at: datetime  # when it became due
+    bytes: int | None = None  # of a dry run: about how much would be freed
+
+
+class Explanation(Value):
+    """Why a session has its status, and its next status if no activity follows."""
+
+    session_id: str
+    status: Status | Literal["unknown", "deleted", "archived", "put aside", "forgotten"]
+    reason: str | None = None
+    since: datetime | None = None
+    next_status: Status | Literal["deleted", "archived"] | None = None
+    next_reason: str | None = None
+    next_at: datetime | None = None
+    text: str  # all of it as sentences
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class ErasureReceipt(Value):
+    """The number of rows that forgetting a user deleted. `pending`: the files may still hold some of them."""
+
+    sessions: int = 0
+    checkpoints: int = 0
+    messages: int = 0
+    tool_calls: int = 0
+    memories: int = 0
+    archives: int = 0
+    traces: int = 0  # mentions in the record of other sessions
+    bytes_freed: int = 0
+    dry_run: bool = False
+    pending: bool = False  # another process reads an older snapshot; call again when it has ended
+
+
+class Problem(Value):
+    """A violated invariant that `Sessions.check` found: its place, and what to do about it."""
+
+    kind: str  # file, damage, family, index, counter, orphan, orphaned_writes, dead_lease, dead_run, archive
+    table: str | None = None
+    session_id: str | None = None
+    key: str | None = None  # of the row, within its session
+    text: str
+    repaired: bool = False

@@ -1,75 +1,289 @@
-"""`Session`: one session in hand, its fields as of when it was read and its record at a call."""
+"""`Session`: the fields of one session as they were read, and the methods that read and change it."""
 
 from __future__ import annotations
 
-import builtins
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from copy import deepcopy
 from datetime import datetime, timedelta
 from functools import partial
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, cast, overload
 
-from pydantic import PrivateAttr
+from langchain_core.runnables import RunnableConfig
+from pydantic import ConfigDict, PrivateAttr
 
 from session_middleware import lifecycle
 from session_middleware.display.html import Rows
-from session_middleware.living import LivingSession
+from session_middleware.display.text import plural
 from session_middleware.memory.session_memory import SessionMemory
-from session_middleware.models import Branch, Event, Message, ModelCall, RepairedCall, Run, SessionInfo, Stats, ToolCall
+from session_middleware.models import (
+    Branch,
+    Closed,
+    Event,
+    Identity,
+    Message,
+    ModelCall,
+    Pin,
+    RepairedCall,
+    Run,
+    SessionInfo,
+    Stats,
+    ToolCall,
+)
 from session_middleware.recording.chat_message_history import SessionHistory
 from session_middleware.recording.follow import Following, afollow, follow
 from session_middleware.recording.manual import F, ManualRecorder, Sayable
-from session_middleware.services import Services
+from session_middleware.runtime.authorized_storage import AuthorizedStorage
+from session_middleware.runtime.resources import Key, path_of
+from session_middleware.runtime.run_context import as_config, identity_of
 from session_middleware.settings import duration_of
-from session_middleware.storage.executor import async_twin
-from session_middleware.storage.run import RunContext
+from session_middleware.storage.executor import StorageExecutor, async_twin
+from session_middleware.storage.protocol import Storage
+from session_middleware.storage.run import RunContext, SessionHandle
 from session_middleware.storage.timeline import Timeline
-from session_middleware.storage.types import Record
-from session_middleware.storage.validation import check_choice, check_seq, checked_limit, suggesting
+from session_middleware.storage.types import DeletionCounts, Record
+from session_middleware.storage.validation import (
+    SessionOptions,
+    check_choice,
+    check_seq,
+    check_text,
+    checked_limit,
+    details_of,
+    spelled_out,
+    suggesting,
+)
+
+if TYPE_CHECKING:
+    from session_middleware.checkpoint.saver import SessionSaver
+    from session_middleware.sessions import Sessions
 
 
 @suggesting
-class Session(LivingSession):
-    """A session: the fields of `SessionInfo` as they were when it was read, and what can be asked of it.
+class Session(SessionInfo):
+    """One session: the fields of `SessionInfo` as of when it was read, and methods that read and change it now.
 
-    Reading one neither revives it nor counts as activity. The methods with the prefix ``a`` are the
-    same for asyncio.
+    Reading a session neither revives it nor counts as activity. Methods with the prefix ``a`` are the
+    asynchronous versions.
     """
 
-    _loop: ManualRecorder = PrivateAttr()
+    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True, defer_build=True)
+
+    _sessions: Sessions = PrivateAttr()
+    _identity: Identity | None = PrivateAttr()  # of the caller; None: the operator
+    _handle: SessionHandle = PrivateAttr()
+    _storage: Storage = PrivateAttr()  # an `AuthorizedStorage`
+    _check: Callable[..., SessionInfo] = PrivateAttr()  # its `check`
+    _offload: StorageExecutor = PrivateAttr()
+    _manual: ManualRecorder = PrivateAttr()
 
     @classmethod
-    def of(cls, info: SessionInfo, parts: Services) -> Self:
-        session = super().of(info, parts)
-        session._loop = ManualRecorder(
-            *(parts.storage, parts.recorder.buffer, parts.visits, parts.turns),
+    def of(cls, info: SessionInfo, sessions: Sessions, identity: Identity | None = None) -> Self:
+        """The session as of now, for a caller with this identity, or for the operator."""
+        as_of_now = lifecycle.as_of(info, sessions.settings, sessions._clock())
+        session = cast("Self", cls.model_construct(**dict(as_of_now)))
+        handle = SessionHandle(info.incarnation)
+        storage: Any = AuthorizedStorage(sessions._storage, info.id, handle, identity)
+        session._sessions, session._identity, session._handle = sessions, identity, handle
+        session._storage, session._check, session._offload = storage, storage.check, sessions._offload
+        session._manual = ManualRecorder(
+            sessions._storage if identity is None else storage,
+            *(sessions.recorder.buffer, sessions._runs, sessions._run_queue),
             session_id=info.id,
             owner=session.acting,
-            hand=session._hand,
+            hand=handle,
         )
         return session
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the fields only, as a `SessionInfo`."""
+        return SessionInfo.model_validate, (dict(self),)
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        """Copy the fields; the copy is for the same session of the same database."""
+        copied = self.__copy__()
+        copied.__dict__.update(deepcopy(self.__dict__, memo))
+        return copied
+
+    def __repr__(self) -> str:
+        parts = [self.status, f"of {self.user_id!r}" if self.user_id is not None else "nobody's"]
+        parts += [repr(self.title)] if self.title else []
+        parts += [plural(self.message_count, "message"), plural(self.tool_call_count, "tool call")]
+        return f"<Session {self.id!r}: {', '.join(parts)}>"
+
+    @property
+    def acting(self) -> Identity:
+        """The identity of its runs: that of the caller, or of the owner if an operator got it."""
+        return self._identity or Identity(user_id=self.user_id, group_id=self.group_id)
+
+    def _changed(self, info: SessionInfo) -> Self:
+        return cast("Self", self._sessions._changed(info, self._identity))
+
+    # Changing
+
+    def config(self, **configurable: Any) -> RunnableConfig:
+        """The config of a run in this session, with the identity of the caller, or of the owner for an operator."""
+        given = {"thread_id": self.id, **as_config(self.acting)}
+        return {"configurable": {**configurable, **given}, "metadata": given}
+
+    @spelled_out(SessionOptions)
+    def update(self, **options: Unpack[SessionOptions]) -> Self:
+        """Change fields of the session. Returns it as changed.
+
+        ``None`` leaves a field unchanged; ``""`` removes a title or purpose, ``[]`` all tags. `metadata`, `context`
+        and `client` are merged at every depth, and ``None`` removes a key. A timeout of ``"never"`` means none.
+
+        Raises:
+            InvalidArgument: an argument is invalid. Nothing was changed.
+            SessionNotFound: the session was deleted.
+        """
+        info = self._storage.update_session(self.id, details_of(**options), by=self._identity)
+        return self._changed(info)
+
+    aupdate = async_twin(update)
+
+    def connect(self, /, **client: Any) -> Self:
+        """Record that a client connected: its ``name``, ``version``, ``capabilities`` …"""
+        info = self._storage.update_session(self.id, details_of(client=client), by=self._identity)
+        return self._changed(info)
+
+    aconnect = async_twin(connect)
+
+    def disconnect(self, reason: str | None = None) -> None:
+        """Record that the client disconnected. The session stays open."""
+        self._storage.append_event(self.id, "disconnected", reason=reason, detail=self.client)
+
+    adisconnect = async_twin(disconnect)
+
+    # Activity
+
+    def ping(self) -> datetime | None:
+        """Count as activity without a run. Returns when the session expires now; ``None``: never.
+
+        Raises:
+            InvalidTransition: the session has ended. A ping does not revive it.
+        """
+        info = self._storage.ping_session(self.id, by=self._identity)
+        return lifecycle.expires_at(info, self._sessions.settings)
+
+    aping = async_twin(ping)
+
+    def pin(self, why: str | None = None, *, by: str | None = None) -> Self:
+        """Exempt the session from expiry and retention until `unpin`. An event records who pinned it, and why."""
+        for name, text in (("why", why), ("by", by)):
+            if text is not None:
+                check_text(name, text)
+        pin = Pin(by=by, why=why, at=self._sessions._clock())
+        return self._changed(self._storage.pin_session(self.id, pin, by=self._identity))
+
+    apin = async_twin(pin)
+
+    def unpin(self) -> Self:
+        """End the exemption. The idle time begins now."""
+        return self._changed(self._storage.pin_session(self.id, None, by=self._identity))
+
+    aunpin = async_twin(unpin)
+
+    # Ending
+
+    def complete(self, *, reason: str = "by_user", detail: dict[str, Any] | None = None) -> Self:
+        """End the session as completed. A run reopens it, unless ``on_closed`` is ``"reject"``.
+
+        Raises:
+            InvalidTransition: the session has ended already.
+        """
+        return self._end("completed", reason, detail or {})
+
+    acomplete = async_twin(complete)
+
+    def fail(
+        self, error: BaseException | str | None = None, *, reason: str = "by_user", detail: dict[str, Any] | None = None
+    ) -> Self:
+        """End the session as failed. Raises `InvalidTransition` if it has ended already."""
+        text = f"{type(error).__name__}: {error}" if isinstance(error, BaseException) else error
+        return self._end("failed", reason, {**(detail or {}), **({"error": text} if text else {})})
+
+    afail = async_twin(fail)
+
+    def abandon(self, *, reason: str = "by_user", detail: dict[str, Any] | None = None) -> Self:
+        """End the session as abandoned. Raises `InvalidTransition` if it has ended already."""
+        return self._end("abandoned", reason, detail or {})
+
+    aabandon = async_twin(abandon)
+
+    def _end(self, status: Closed, reason: str, detail: dict[str, Any]) -> Self:
+        self._sessions.recorder.drain(self.id)
+        info = self._storage.end_session(self.id, status, reason=reason, detail=detail, by=self._identity)
+        self._sessions._resources.close([self.id])
+        return self._changed(info)
+
+    def delete(self) -> DeletionCounts:
+        """Delete the session and all its data. Returns the numbers of rows deleted."""
+        return self._sessions._delete(self.id, self._storage, self._identity)
+
+    adelete = async_twin(delete)
+
+    # Resources
+
+    def resource(self, name: str, *, open: Callable[[], Any], close: Callable[[Any], Any] | None = None) -> Any:
+        """An object of the session, created by `open` at the first call and passed to `close` when the session ends.
+
+        All runs of this process get the same object. It is closed earlier if more than ``max_open_resources``
+        are open and it is the least recently used, and at exit.
+
+        Raises:
+            SessionNotFound: the session was deleted, or the caller has only read access.
+            InvalidTransition: the session has ended.
+        """
+        self._check_lives()
+        return self._sessions._resources.get(self._key(name), open, close)
+
+    async def aresource(
+        self, name: str, *, open: Callable[[], Awaitable[Any]], close: Callable[[Any], Awaitable[None]] | None = None
+    ) -> Any:
+        """`resource`, with asynchronous functions. Both are awaited in one task, on the loop of the first call."""
+        await self._offload.run(self._check_lives)
+        return await self._sessions._resources.aget(self._key(name), open, close)
+
+    def _key(self, name: str) -> Key:
+        self._sessions._background.start()  # which closes resources of sessions that end in another process
+        return Key(self.id, self._handle.incarnation, name)
+
+    def _check_lives(self) -> None:
+        """Raise unless the session is the same incarnation, open, and writable for the caller."""
+        info = self._check(reading=False)
+        lifecycle.check_open(self.id, lifecycle.status_at(info, self._sessions.settings, self._sessions._clock()))
+
+    def path(self, template: str) -> Path:
+        """A path from a template with ``{session_id}``, ``{user_id}`` and ``{group_id}``, whose values are escaped.
+
+        Raises:
+            PathTemplateError: the session has no value for one of them.
+        """
+        return path_of(template, {"session_id": self.id, "user_id": self.user_id, "group_id": self.group_id})
+
     # The record
 
-    def _settle(self, after: int, limit: int | None) -> None:
-        """What is under way is in the database before a page of it is read."""
+    def _flush(self, after: int, limit: int | None) -> None:
+        """Commit what this session has buffered, before a page is read."""
         check_seq(after)
         checked_limit(limit)
-        self._recorder.drain(self.id)
+        self._sessions.recorder.drain(self.id)
 
     def messages(
         self, *, after: int = 0, limit: int | None = None, all_versions: bool = False, branch: str | None = None
-    ) -> builtins.list[Message]:
-        """What was said, in the order of the conversation; of an edited message the latest version, in its own place.
+    ) -> list[Message]:
+        """The messages in the order of the conversation; of an edited message the latest version, at its position.
 
         Args:
-            after: the `seq` of the last message had; it may have been edited, deleted or left behind since.
-            limit: at most so many.
-            all_versions: each version of an edited message, too.
-            branch: one of `branches`, or ``"main"``; by default where the session is now, without what
-                was left behind by going back. ``"all"``: everything, by `seq`.
+            after: the `seq` of the last message of the page before; it may have been edited or deleted since.
+            limit: the maximal number of messages.
+            all_versions: include all versions of edited messages.
+            branch: one of `branches`, or ``"main"``; by default the current branch of the session.
+                ``"all"``: all messages, by `seq`.
         """
-        self._settle(after, limit)
+        self._flush(after, limit)
         if branch not in (None, "main", "all"):
             check_choice("branch", branch, ("main", "all", *(each.id for each in self.branches())))
         return Rows(
@@ -79,63 +293,63 @@ class Session(LivingSession):
     amessages = async_twin(messages)
 
     def delete_message(self, message_id: str) -> int:
-        """Delete a message from the record: all its versions, and how many these were; 0 if there is no such message.
+        """Delete all versions of a message from the record. Returns their number, 0 for an unknown id.
 
-        Its files go with it, unless others use them, and so do its words in the index, its vectors, what
-        was remembered with this `message_id`, and its item of another SDK's conversation. Nothing of them
-        is left in the database's file. An event says that it was deleted, and it is not recorded again:
-        its id is known, and for histories without ids its place and four hexadecimal digits of a digest of its
-        words. Who says the same again, later in the conversation, has said it again.
+        This deletes its files unless other messages use them, its words in the index, its vectors, the memories
+        with this `message_id`, and its item of another SDK's conversation. The database's file retains none of
+        them. An event records the deletion, and the message is not recorded again: it is recognised by its id,
+        and in histories without ids by its position and four hexadecimal digits of a digest of its text. The
+        same text later in the conversation is a new message.
 
-        A graph's state is not touched, nor are the arguments and results of tool calls. Take the message
-        out of the state with LangGraph's ``RemoveMessage``, and older checkpoints away with `prune`.
+        The graph's state and the arguments and results of tool calls are not changed. Remove the message from
+        the state with LangGraph's ``RemoveMessage``, and older checkpoints with `prune`.
         """
-        self._recorder.drain(self.id)
+        self._sessions.recorder.drain(self.id)
         return self._storage.delete_message(self.id, message_id)
 
     adelete_message = async_twin(delete_message)
 
-    def tool_calls(self, *, after: int = 0, limit: int | None = None) -> builtins.list[ToolCall]:
-        """Each execution of a tool, in order."""
-        self._settle(after, limit)
+    def tool_calls(self, *, after: int = 0, limit: int | None = None) -> list[ToolCall]:
+        """The executions of tools, in order."""
+        self._flush(after, limit)
         return Rows(self._storage.list_records(ToolCall, self.id, after=after, limit=limit))
 
     atool_calls = async_twin(tool_calls)
 
-    def model_calls(self, *, after: int = 0, limit: int | None = None) -> builtins.list[ModelCall]:
-        """Each call of a model, in order: what it took and what it cost."""
-        self._settle(after, limit)
+    def model_calls(self, *, after: int = 0, limit: int | None = None) -> list[ModelCall]:
+        """The calls of models, in order, with tokens, durations and cost."""
+        self._flush(after, limit)
         return Rows(self._storage.list_records(ModelCall, self.id, after=after, limit=limit))
 
     amodel_calls = async_twin(model_calls)
 
-    def branches(self) -> builtins.list[Branch]:
-        """The lines of conversation that left another one; ``"main"`` is the first, and not among them."""
-        self._recorder.drain(self.id)
+    def branches(self) -> list[Branch]:
+        """The branches of the conversation, without ``"main"``."""
+        self._sessions.recorder.drain(self.id)
         return self._storage.list_branches(self.id)
 
     abranches = async_twin(branches)
 
-    def runs(self, *, after: int = 0, limit: int | None = None) -> builtins.list[Run]:
-        """Each invocation of the graph, in order."""
-        self._settle(after, limit)
+    def runs(self, *, after: int = 0, limit: int | None = None) -> list[Run]:
+        """The runs, in order."""
+        self._flush(after, limit)
         return Rows(self._storage.list_records(Run, self.id, after=after, limit=limit))
 
     aruns = async_twin(runs)
 
-    def events(self, *, after: int = 0, limit: int | None = None) -> builtins.list[Event]:
-        """What happened to the session itself, and why, in order."""
-        self._settle(after, limit)
+    def events(self, *, after: int = 0, limit: int | None = None) -> list[Event]:
+        """The events of the session's lifecycle, with their reasons, in order."""
+        self._flush(after, limit)
         return Rows(self._storage.list_records(Event, self.id, after=after, limit=limit))
 
     aevents = async_twin(events)
 
     def timeline(self, *, after: int = 0, limit: int | None = None) -> Timeline:
-        """All of the record in one order, by `seq`; its ``tree`` is the same by run and namespace.
+        """The record ordered by `seq`; its ``tree`` groups it by run and namespace.
 
-        `after` is the `seq` of the last one had: with it and `limit`, page by page. A page costs what it shows.
+        `after` is the `seq` of the last record of the page before. The cost depends on the size of the page only.
         """
-        self._settle(after, limit)
+        self._flush(after, limit)
         return Timeline(*self._storage.list_timeline(self.id, after=after, limit=limit))
 
     atimeline = async_twin(timeline)
@@ -147,16 +361,16 @@ class Session(LivingSession):
         timeout: Any = None,
         until: Callable[[Record], bool] | None = None,
     ) -> Iterator[Record]:
-        """What is recorded, as it is committed, also by another process: first what is there, then what comes.
+        """Iterate over the record as it is committed, by this or another process: existing records, then new ones.
 
-        A run, a tool call or a message that was going on when it was told is told again when it has
-        changed; `seq` says that it is the same. It ends when the session has ended or was deleted.
+        A run, tool call or message that was unfinished is yielded again, with the same `seq`, when it has
+        changed. The iteration ends when the session has ended or was deleted.
 
         Args:
-            after: The `seq` of the last one had, to go on from there. What was going on then and has
-                ended meanwhile is not told again.
-            timeout: A duration, such as ``"30s"``: end when nothing has come for so long. None: never.
-            until: End after the first record for which it is true.
+            after: yield records after this `seq` only. A record before it that has finished meanwhile is not
+                yielded again.
+            timeout: a duration, such as ``"30s"``: end when no record was committed for this long. None: never.
+            until: end after the first record for which this is true.
         """
         return follow(self._following(after), timeout=duration_of("timeout", timeout), until=until)
 
@@ -169,100 +383,88 @@ class Session(LivingSession):
     def _following(self, after: int) -> Following:
         check_seq(after)
         check = partial(self._check, reading=True)
-        return Following(self._parts.storage, self.id, after=after, has_ended=self._has_ended, check=check)
+        return Following(self._storage, self.id, after=after, has_ended=self._has_ended, check=check)
 
     def _has_ended(self) -> bool:
-        info = self._parts.storage.find_session(self.id)
-        parts = self._parts
-        return info is None or lifecycle.status_at(info, parts.settings, parts.clock()) not in lifecycle.OPEN
+        info, sessions = self._storage.find_session(self.id), self._sessions
+        return info is None or lifecycle.status_at(info, sessions.settings, sessions._clock()) not in lifecycle.OPEN
 
     def stats(self) -> Stats:
         """The session in numbers, as of now."""
-        runs, calls, said = self.runs(), self.tool_calls(), self.messages()
+        runs, calls, messages = self.runs(), self.tool_calls(), self.messages()
         info, size = self._check(reading=True), self._storage.measure_session(self.id)
-        tools: dict[str, int] = {}
-        for call in calls:
-            tools[call.name] = tools.get(call.name, 0) + 1
+        stored: dict[str, Any] = {name: value for name, value in info if name in Stats.model_fields}
         return Stats(
-            run_count=info.run_count,
-            message_count=info.message_count,
-            tool_call_count=info.tool_call_count,
-            model_call_count=info.model_call_count,
-            unpriced_count=info.unpriced_count,
-            error_count=info.error_count,
-            input_tokens=info.input_tokens,
-            output_tokens=info.output_tokens,
-            cost=info.cost,
-            tools=tools,
+            **stored,
+            tools=dict(Counter(call.name for call in calls)),
             duration=timedelta(milliseconds=sum(run.duration_ms or 0 for run in runs)),
             checkpoint_count=size.checkpoints,
-            created_at=info.created_at,
-            last_active_at=info.last_active_at,
-            messages_in=sum(message.role == "user" for message in said),
-            messages_out=sum(message.role == "assistant" for message in said),
+            messages_in=sum(message.role == "user" for message in messages),
+            messages_out=sum(message.role == "assistant" for message in messages),
             bytes=size.bytes,
-            recorder_faults=self._recorder.faults,
-            hook_faults=self._parts.hooks.faults,
+            recorder_faults=self._sessions.recorder.faults,
+            hook_faults=self._sessions.hooks.faults,
         )
 
     astats = async_twin(stats)
 
     def file(self, hash: str) -> bytes | None:
-        """An image or a file of a message's content, by the ``"sha256:…"`` that stands for it there."""
+        """A file or image of a message, by the ``"sha256:…"`` that replaces it in the content."""
         return self._storage.find_file(self.id, hash)
 
     afile = async_twin(file)
 
-    # Recording by hand
+    # Recording without a graph
 
     def __enter__(self) -> Self:
-        """Begin a run; it ends with the block, and has failed if that raises. All that was recorded stays.
+        """Begin a run, which ends with the block, and fails if the block raises. The record is kept in both cases.
 
-        A block inside it is part of the run. One that another task or thread enters beside it is a run
-        of its own, as `on_busy` allows.
+        A nested block is part of the same run. A block of another task or thread is a run of its own, if
+        `on_busy` allows it.
 
         Raises:
-            SessionBusy: another run is in progress, and the setting ``on_busy`` is not ``"allow"``.
-            SessionExpired: it has expired, and ``on_resume`` is ``"reject"``. So raises whatever records here.
-            SessionClosed: it has ended, and ``on_closed`` is ``"reject"``; or it was deleted.
+            SessionBusy: another run is in progress, and ``on_busy`` is not ``"allow"``.
+            SessionExpired: the session has expired, and ``on_resume`` is ``"reject"``. Methods that record raise
+                it too.
+            SessionClosed: the session has ended, and ``on_closed`` is ``"reject"``; or it was deleted.
         """
-        self._loop.runs.enter()
+        self._manual.runs.enter()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._loop.runs.exit(error)
+        self._manual.runs.exit(error)
 
     async def __aenter__(self) -> Self:
-        await self._loop.runs.aenter()
+        await self._manual.runs.aenter()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._loop.runs.aexit(error)
+        await self._manual.runs.aexit(error)
 
     def add(self, message: Sayable, at: datetime | None = None) -> Message:
-        """Record a message: LangChain's, or a dict in OpenAI's format. `at` is when it was said, if not now.
+        """Record a message of LangChain's, or a dict in OpenAI's format. `at` is its time, by default now.
 
-        One with an id that is recorded adds nothing, or a version if its words differ. Raises
-        `InvalidArgument` for a role that nobody knows, and for a moment without a time zone.
+        A message whose id is recorded already adds nothing, or a version if its text differs. Raises
+        `InvalidArgument` for an unknown role, and for a time without a time zone.
         """
-        return self._loop.add(message, at)
+        return self._manual.add(message, at)
 
     aadd = async_twin(add)
 
     def add_history(self, messages: Sequence[Sayable]) -> None:
-        """Record what is new in a whole conversation or in its latest messages, compared by role and text, in order.
+        """Record the new messages of a conversation, or of its latest part. Messages are compared by role and text.
 
-        The same again adds nothing; one that was trimmed, summarised or left something out adds what is new in
-        it; a message that differs, in the place of one of the same role, is a new version of the recorded one,
-        and so is one that was masked or cut short; one that goes another way begins a branch. A single turn, or
-        a part of one, that nothing shows to be recorded is appended. System messages are compared with each
-        other, so a prompt that tells the time is one message with versions.
+        The same history adds nothing. A history that was trimmed or summarised adds its new messages. A different
+        message of the same role at the same position is a new version of the recorded one, also if it was masked
+        or shortened. A history that diverges begins a branch. A turn or a part of one without recorded messages
+        is appended. System messages are compared with each other, so a prompt that contains the time is one
+        message with versions.
         """
-        self._loop.add_history(messages)
+        self._manual.add_history(messages)
 
     aadd_history = async_twin(add_history)
 
@@ -273,14 +475,14 @@ class Session(LivingSession):
     def tool(self, *, name: str | None = None) -> Callable[[F], F]: ...
 
     def tool(self, function: F | None = None, *, name: str | None = None) -> F | Callable[[F], F]:
-        """A decorator: each execution of the function, sync or async, is a tool call of this session.
+        """A decorator that records each execution of a function, sync or async, as a tool call of this session.
 
-        Called with ``tool_call_id=…`` it is the execution of that request; without one, of the latest
-        message's request for this tool and these arguments, if there is one.
+        The argument ``tool_call_id=…`` names the requested call. Without it, the execution is assigned to the
+        latest message's request for this tool with these arguments, if there is one.
         """
         if function is not None:
-            return self._loop.tool(function, name)
-        return lambda decorated: self._loop.tool(decorated, name)
+            return self._manual.tool(function, name)
+        return lambda decorated: self._manual.tool(decorated, name)
 
     def record_tool(
         self,
@@ -293,8 +495,8 @@ class Session(LivingSession):
         tool_call_id: str | None = None,
         duration: timedelta | None = None,
     ) -> None:
-        """Record an execution of a tool that is over; `status` is by default what `error` and `result` say."""
-        self._loop.record_tool(
+        """Record a finished execution of a tool; the default `status` follows from `error` and `result`."""
+        self._manual.record_tool(
             name, arguments, result, error=error, status=status, tool_call_id=tool_call_id, duration=duration
         )
 
@@ -316,23 +518,23 @@ class Session(LivingSession):
         duration: timedelta | None = None,
         at: datetime | None = None,
     ) -> None:
-        """Record a call of a model that no callback has seen: through a provider's own client, say.
+        """Record a model call without a callback, such as one through a provider's own client.
 
-        A message that tells of the same call, by its id or by the same tokens, before or after this, adds
-        nothing to it. One with usage that nothing is recorded of is a model call by itself.
+        A message with the same id or the same token counts, added before or after this, describes the same
+        call and is not counted twice. A message with usage and no recorded call is a model call by itself.
 
         Args:
-            provider: such as ``"openai"``, where the name of the model does not say it.
-            usage: what it took: LangChain's `usage_metadata`, or what OpenAI's or Anthropic's API sent. Counts
-                given beside it replace those in it; the cached ones are of the input, reasoning is of the output.
-            cost: in US dollars, where it is not what the genai-prices package says. None for a call that failed.
-            message_id: of the message it answered with.
-            at: when it began, if not now.
+            provider: such as ``"openai"``, if the name of the model does not imply it.
+            usage: LangChain's `usage_metadata`, or the usage from OpenAI's or Anthropic's API. The count arguments
+                override it; cached tokens are part of the input, reasoning tokens of the output.
+            cost: in US dollars, by default from the genai-prices package. None for a call that failed.
+            message_id: of the answer.
+            at: the time of the call's start, by default now.
 
         Raises:
-            InvalidArgument: for a count or a cost that is none, and for a moment without a time zone.
+            InvalidArgument: a count or a cost is invalid, or a time has no time zone.
         """
-        self._loop.record_model_call(
+        self._manual.record_model_call(
             model,
             provider=provider,
             usage=usage,
@@ -353,34 +555,46 @@ class Session(LivingSession):
 
     def history(self) -> SessionHistory:
         """The conversation as LangChain's `BaseChatMessageHistory`, for `RunnableWithMessageHistory`."""
-        return SessionHistory(self._storage, self._recorder, session_id=self.id, owner=self.acting, hand=self._hand)
+        return SessionHistory(
+            self._storage, self._sessions.recorder, session_id=self.id, owner=self.acting, hand=self._handle
+        )
 
     # Memory
 
     @property
     def memory(self) -> SessionMemory:
-        """What this session remembers, and what it may recall of its user's and its group's."""
+        """The memory of this session, which recalls memories of its user and its group too."""
+        is_in_group = self._identity is None or self.group_id in self._identity.groups
         return SessionMemory(
-            self._parts.memory,
+            self._sessions._memory,
             self._storage,
             RunContext(self.id, self.acting, is_run=False, incarnation=self.incarnation),
             owner_id=self.user_id,
-            group_id=self._parts.group_of(self),
+            group_id=self.group_id if is_in_group else None,
         )
 
-    def repair(self, *, dry_run: bool = False) -> builtins.list[RepairedCall]:
-        """Answer the tool calls that were cut off, so that a model takes the history again; `dry_run` only says which.
+    # Repair
 
-        New input does this by itself, unless the setting ``repair`` is ``"off"``. Nothing while the
-        graph waits for a person, who may yet approve the call. A session without checkpoints, such as
-        that of a loop recorded by hand, is repaired in its record.
+    def repair(self, *, dry_run: bool = False) -> list[RepairedCall]:
+        """Answer interrupted tool calls, so that a model accepts the history again; `dry_run` only lists them.
+
+        New input does this by itself, unless the setting ``repair`` is ``"off"``. Nothing is repaired while the
+        graph waits at an interrupt, because a person may still approve the call. A session without checkpoints,
+        such as that of a hand-written loop, is repaired in its record.
 
         Raises:
-            SessionBusy: another run than the block this is called in is in progress, and may give the answers.
+            SessionBusy: a run is in progress, other than that of the ``with`` block around this call. That run
+                may still answer the calls.
         """
-        self._recorder.drain(self.id)
+        sessions, config = self._sessions, self.config()
+        sessions.recorder.drain(self.id)
         self._check(reading=False)
-        block = self._loop.runs.context
-        return self._parts.repair(self.config(), self.history(), block=block, dry_run=dry_run)
+        is_in_graph = sessions._runs.inside(config["configurable"]) is not None  # whose run answers its calls itself
+        context = None if is_in_graph else self._manual.runs.context
+        context = context or RunContext(self.id, identity_of(config["configurable"]), is_run=False)
+        saver, allowed = sessions.checkpointer, sessions._allowed_types
+        if allowed:
+            saver = cast("SessionSaver", saver.with_allowlist(frozenset(allowed)))
+        return sessions._repairs.now(saver, config, context, self.history(), dry_run=dry_run)
 
     arepair = async_twin(repair)

@@ -1,15 +1,17 @@
-"""`Sessions`, the door: it opens a database, and hands out the parts that plug into a graph."""
+"""`Sessions`: the sessions of one database, and the parts that plug into a graph."""
 
 from __future__ import annotations
 
+import builtins
 import logging
+import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, NoReturn, Self, TypeAlias, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, TypeVar, Unpack
 from uuid import uuid4
 
 from langchain_core.runnables import RunnableConfig
@@ -18,55 +20,108 @@ from langgraph.store.base import BaseStore
 
 from session_middleware import lifecycle
 from session_middleware.checkpoint.classes import TypeName
+from session_middleware.checkpoint.repair import Repairs
+from session_middleware.checkpoint.saver import SessionSaver
 from session_middleware.checkpoint.serde import StrictSerializer, own_within
 from session_middleware.display.html import Rows
-from session_middleware.errors import InvalidArgument, SessionNotFound, StorageError
-from session_middleware.memory.api import MemoryAPI
+from session_middleware.errors import InvalidArgument, SessionNotFound, StorageError, UserRevoked
+from session_middleware.memory.context import CountTokens, about_tokens
+from session_middleware.memory.embedding import Embedder
+from session_middleware.memory.indexer import Indexed, MemoryIndexer
+from session_middleware.memory.query_rewriting import complete
+from session_middleware.memory.results import SearchHit
+from session_middleware.memory.scopes import SCOPES
+from session_middleware.memory.session_memory import HasOwnMemory, SessionMemory
+from session_middleware.memory.session_recall import KINDS, SPEAKERS, Kind
 from session_middleware.memory.store import SessionStore
-from session_middleware.models import Clock, Identity, NewId, RepairedCall, SessionInfo, Status, utc_now
-from session_middleware.operating import Operated
-from session_middleware.reports import Reports
-from session_middleware.runtime.hooks import Hookable
-from session_middleware.runtime.run_context import acting_as, as_config, checked_identity, named_identity
-from session_middleware.services import assemble
+from session_middleware.models import (
+    CALL_STATUSES,
+    Clock,
+    ErasureReceipt,
+    Event,
+    Explanation,
+    Identity,
+    NewId,
+    Problem,
+    Role,
+    Scope,
+    SessionInfo,
+    Status,
+    SweepResult,
+    ToolCall,
+    Usage,
+    utc_now,
+)
+from session_middleware.recording.checkpoint_listener import RecordingListener
+from session_middleware.recording.recorder import SessionRecorder
+from session_middleware.recording.write_buffer import RecordBuffer
+from session_middleware.runtime.background import BackgroundWorker
+from session_middleware.runtime.explain import explain, explain_absence
+from session_middleware.runtime.hooks import EventHooks
+from session_middleware.runtime.resources import Resources
+from session_middleware.runtime.run_context import (
+    RunRegistry,
+    acting_as,
+    as_config,
+    checked_identity,
+    identity_of,
+    named_identity,
+)
+from session_middleware.runtime.run_queue import RunQueue
+from session_middleware.runtime.sweeper import Sweeper
 from session_middleware.session import Session
 from session_middleware.settings import SessionSettings, load_settings
 from session_middleware.storage import validation
-from session_middleware.storage.executor import async_twin, run_apart
+from session_middleware.storage.executor import StorageExecutor, async_twin, run_apart
+from session_middleware.storage.factory import open_storage
+from session_middleware.storage.memory_types import MemoryQuery, MessageScope, StoredMemory
+from session_middleware.storage.protocol import Storage
 from session_middleware.storage.run import RunContext
-from session_middleware.storage.types import SessionFilter
-from session_middleware.sweeper import Sweeper
+from session_middleware.storage.search.tokenizer import query_words, snippet, unfinished_word
+from session_middleware.storage.types import (
+    ArchivedSession,
+    DeletionCounts,
+    SessionFilter,
+    ToolCallFilter,
+    UsageBy,
+    UsageFilter,
+)
 from session_middleware.user_sessions import UserSessions
+
+if TYPE_CHECKING:
+    from langchain_core.retrievers import BaseRetriever
+    from langchain_core.vectorstores import VectorStore
+
+    from session_middleware.memory.scoped_vectorstore import ScopedVectorStore
 
 logger = logging.getLogger("session_middleware")
 
 G = TypeVar("G")
-SessionList: TypeAlias = list[Session]  # in the class below, `list` is its own method
-RepairedCalls: TypeAlias = list[RepairedCall]
+H = TypeVar("H", bound=Callable[..., Any])
 
 
 def new_session_id() -> str:
-    """An id that nobody can guess."""
+    """A random id that cannot be guessed."""
     return uuid4().hex
 
 
 @validation.suggesting
-class Sessions(Operated, Reports, Hookable, MemoryAPI):
+class Sessions:
     """The sessions of one database.
 
     Args:
-        storage_url: a path, or ``":memory:"``. The file is made if it is not there.
+        storage_url: a path, or ``":memory:"``. A file that does not exist is created.
         clock: returns the time, an aware UTC ``datetime``; for tests.
-        new_id: returns an id nobody can guess; for tests.
-        serde: what serialises state instead of strict msgpack, such as an ``EncryptedSerializer``.
-        allowed_types: classes of the state's values that may be read back although they are no data
-            classes of an imported module, or with ``strict_types`` beside messages and plain values.
-            `attach` finds the data classes of the graph's own schemas by itself.
+        new_id: returns an id that cannot be guessed; for tests.
+        serde: serialises state instead of strict msgpack, such as an ``EncryptedSerializer``.
+        allowed_types: classes that may be deserialised from state, in addition to messages, plain values and
+            (without ``strict_types``) data classes of imported modules. `attach` adds the data classes of the
+            graph's own schemas.
         settings: those of `SessionSettings`.
 
     Raises:
-        InvalidSettings: a setting is unknown or does not parse, or an argument is not what it should be.
-        StorageError: the file cannot be used; nothing on disk was changed.
+        InvalidSettings: a setting is unknown or does not parse, or an argument is invalid.
+        StorageError: the file cannot be used. Nothing on disk was changed.
     """
 
     @validation.spelled_out(SessionSettings)
@@ -90,17 +145,62 @@ class Sessions(Operated, Reports, Hookable, MemoryAPI):
         validation.check_serializer(serde)
         self.settings: SessionSettings = load_settings(**settings)
         own = StrictSerializer(allowed, only_allowed=self.settings.strict_types)
-        serde = own if serde is None else own_within(serde, own)
-        self.new_id = new_id
-        self._clock = clock
-        self._parts = parts = assemble(self.settings, serde, clock=clock, new_id=new_id)
-        self._storage, self._offload, self._memory = parts.storage, parts.offload, parts.memory
-        self._pulse, self._visits, self._resources = parts.pulse, parts.visits, parts.resources
-        self.recorder, self.checkpointer, self.hooks = parts.recorder, parts.checkpointer, parts.hooks
-        self.store: BaseStore = SessionStore(parts.memory, ttl=self.settings.memory_ttl)  # type: ignore[arg-type]
-        self._sweeper = Sweeper(self._parts)
-        self._sweeper.go_on()
+        self.new_id, self._clock = new_id, clock
+        self._allowed_types: set[TypeName] = set()  # of the state of attached graphs
         self._closing, self._is_closed = threading.Lock(), False
+        self._connect(own if serde is None else own_within(serde, own))
+
+    def _connect(self, serde: SerializerProtocol) -> None:
+        """Open the storage and create the collaborators, each with those that it uses."""
+        settings, clock, new_id = self.settings, self._clock, self.new_id
+        storage: Storage = open_storage(settings, clock, new_id)
+        offload = StorageExecutor(storage.name, storage.run_batch)
+        self._storage, self._offload = storage, offload
+        self._background = BackgroundWorker(storage, at_once=settings.on_busy != "allow")
+        path = "" if settings.storage_url == ":memory:" else os.path.realpath(settings.storage_url)
+        self._runs = RunRegistry(self._background, tracking=settings.tracking, path=path)
+        buffer = RecordBuffer(
+            *(storage, offload),
+            clock=clock,
+            new_id=new_id,
+            redact=settings.redact,
+            record=settings.record,
+            tracking=settings.tracking,
+        )
+        self.recorder = SessionRecorder(buffer, self._runs, stream_flush=settings.stream_flush.total_seconds())
+        self._run_queue = RunQueue(
+            *(storage, offload, self._background, self._runs),
+            settle=self.recorder.drain,
+            on_busy=settings.on_busy,
+            timeout_seconds=settings.busy_timeout.total_seconds(),
+        )
+        self._repairs = Repairs(storage, new_id=new_id, on_input=settings.repair == "auto")
+        listener = RecordingListener(buffer)
+        self.checkpointer = SessionSaver(
+            *(storage, offload, self._runs, self._run_queue),
+            serde=serde,
+            listener=listener,
+            flush=self.recorder.drain,
+            repairs=self._repairs,
+        )
+        self._memory = MemoryIndexer(
+            *(storage, offload),
+            clock=clock,
+            new_id=new_id,
+            access=settings.access,
+            embedder=None if settings.index is None else Embedder(storage, settings.index),
+            settle=self.recorder.drain,
+            inside=self._runs.inside,
+        )
+        self.store: BaseStore = SessionStore(self._memory, ttl=settings.memory_ttl)  # type: ignore[arg-type]
+        self.hooks, self._resources = EventHooks(storage), Resources(offload, limit=settings.max_open_resources)
+        self._runs.on_begin(listener.begin)
+        self._runs.on_end(self._memory.wake)
+        self._runs.on_end(self.hooks.wake)
+        self._sweeper = Sweeper(
+            *(storage, settings, self.hooks, self._resources), clock=clock, flush=self._flush, forget=self._forget
+        )
+        self._sweeper.schedule(self._background)
 
     def __repr__(self) -> str:
         return f"Sessions({self._storage.name!r})"
@@ -108,21 +208,21 @@ class Sessions(Operated, Reports, Hookable, MemoryAPI):
     def __reduce__(self) -> NoReturn:
         raise TypeError(
             f"{self!r} holds an open database and cannot be pickled or copied; keep the path, and open it with "
-            f"Sessions({self._storage.name!r}) where it is needed"
+            f"Sessions({self._storage.name!r})"
         )
 
     def close(self) -> None:
-        """Finish what is being written, call the hooks for it, and release the file. Closing twice is allowed."""
+        """Flush the record, call the hooks for it, and close the file. Closing twice is allowed."""
         with self._closing:
             if self._is_closed:
                 return
             self._is_closed = True
             self._resources.close_all()
-            for finish in (self.settle, self._pulse.close):
+            for finish in (self.settle, self._background.close):
                 try:
                     finish()
-                except StorageError as error:  # what cannot be written any more must not keep the file open
-                    logger.warning("session_middleware could not write down all that had ended (%s)", error)
+                except StorageError as error:  # the file must be closed all the same
+                    logger.warning("session_middleware could not record all that had ended (%s)", error)
             self._memory.close()
             self._offload.close()
             self._storage.close()
@@ -133,13 +233,17 @@ class Sessions(Operated, Reports, Hookable, MemoryAPI):
         await run_apart(self.close)
 
     def settle(self) -> None:
-        """Wait until what was handed over is written, hooks have been called for it, and what has ended is closed."""
-        self.recorder.drain()
-        self._pulse.settle()
+        """Flush the record, call the hooks for it, and close the resources of sessions that have ended."""
+        self._flush()
         self.hooks.deliver()
         self._sweeper.close_resources()
 
     asettle = async_twin(settle)
+
+    def _flush(self) -> None:
+        """Commit what the runs of this process have buffered, before it is read."""
+        self.recorder.drain()
+        self._background.release_ended_leases()
 
     def __enter__(self) -> Self:
         return self
@@ -157,12 +261,12 @@ class Sessions(Operated, Reports, Hookable, MemoryAPI):
     ) -> None:
         await self.aclose()
 
-    # Plugging in
+    # Attaching to a graph
 
     def attach(
         self, graph: G, *, checkpointer: bool = True, store: bool = True, recorder: bool = True, replace: bool = False
     ) -> G:
-        """A copy of a compiled graph with the parts in place; everything else is kept.
+        """A copy of a compiled graph with the checkpointer, store and recorder; everything else is unchanged.
 
         Raises:
             GraphHasPart: the graph has a checkpointer or a store already, or the recorder of another
@@ -176,7 +280,7 @@ class Sessions(Operated, Reports, Hookable, MemoryAPI):
         if store:
             parts["store"] = self.store
         chosen = self.recorder if recorder else None
-        return attached(graph, parts, chosen, replace=replace, allowed=self._parts.allowed)
+        return attached(graph, parts, chosen, replace=replace, allowed=self._allowed_types)
 
     def config(
         self,
@@ -187,37 +291,37 @@ class Sessions(Operated, Reports, Hookable, MemoryAPI):
         group_ids: Iterable[str] = (),
         **configurable: Any,
     ) -> RunnableConfig:
-        """A run's config: its session, new if none is named, and who asks. Anything else goes into ``configurable``.
+        """The config of a run: its session id, a new one by default, and the identity of the caller.
 
         Args:
-            group_id: the group that a session opened by this run is for.
-            group_ids: further groups the user is in.
+            group_id: the group of a session that this run opens.
+            group_ids: further groups of the user.
+            configurable: other keys of ``configurable``.
 
         Raises:
-            TypeError: a name that is nearly one of these, such as ``user``, and would name nobody.
+            TypeError: a name is similar to one of these, such as ``user``.
         """
         validation.check_names(configurable, "config", ("user_id", "group_id", "group_ids", "session_id"))
         thread_id = self.new_id() if session_id is None else lifecycle.session_id_of(session_id)
-        who = named_identity(user_id, group_id, group_ids)
-        identity = {"thread_id": thread_id, **as_config(who)}
+        identity = {"thread_id": thread_id, **as_config(named_identity(user_id, group_id, group_ids))}
         return {"configurable": {**configurable, **identity}, "metadata": identity}
 
     def acting_as(
         self, user_id: str | None = None, group_id: str | None = None, group_ids: Iterable[str] = ()
     ) -> AbstractContextManager[None]:
-        """A context manager: in the block, calls whose config names nobody are made by this user."""
+        """A context manager that gives this identity to calls in its block whose config has none."""
         return acting_as(checked_identity(user_id, group_id, group_ids))
 
     def for_user(self, user_id: str, group_ids: Iterable[str] = (), *, group_id: str | None = None) -> UserSessions:
-        """The same door with every access checked: what is not theirs is not found.
+        """The sessions of one user: each access is checked, and sessions of other users are not found.
 
-        Raises `InvalidArgument` for ``None``, which would be everybody's door, and `InvalidIdentity`.
+        Raises `InvalidArgument` for ``None``, which would give access to all sessions, and `InvalidIdentity`.
         """
         if user_id is None:
-            raise InvalidArgument("user_id", user_id, wanted="the id of the user who asks: who has none has no door")
-        return UserSessions(self, self._parts, checked_identity(user_id, group_id, group_ids))
+            raise InvalidArgument("user_id", user_id, wanted="the id of a user")
+        return UserSessions(self, checked_identity(user_id, group_id, group_ids))
 
-    # Sessions
+    # Opening and reading
 
     @validation.spelled_out(validation.SessionOptions)
     def open(
@@ -229,44 +333,42 @@ class Sessions(Operated, Reports, Hookable, MemoryAPI):
         if_exists: Literal["resume", "raise"] = "resume",
         **options: Unpack[validation.SessionOptions],
     ) -> Session:
-        """Open a session or resume it; `Session.opened_as` says which. A new id is made if none is given.
+        """Open or resume a session, by default with a new id; `Session.opened_as` says which.
 
-        From `idle_timeout` to `on_resume` they are settings of this session alone; a timeout of
-        ``"never"`` is none, whatever the settings of all say.
+        The options from `idle_timeout` to `on_resume` override the settings for this session. A timeout
+        of ``"never"`` means none.
 
         Raises:
-            InvalidArgument: what is given cannot be used; nothing was written.
-            SessionAccessDenied: it is another user's.
-            SessionExists: it is there and `if_exists` is ``"raise"``.
+            InvalidArgument: an argument is invalid. Nothing was written.
+            SessionAccessDenied: the session is owned by another user.
+            SessionExists: the session exists and `if_exists` is ``"raise"``.
             SessionExpired: it has expired and ``on_resume`` is ``"reject"``, or is archived and it is not ``"fresh"``.
-            SessionLimitReached: as many are open as may be, and ``on_limit`` is ``"reject"``.
+            SessionLimitReached: the limit of open sessions is reached, and ``on_limit`` is ``"reject"``.
         """
         chosen = self.new_id() if session_id is None else lifecycle.session_id_of(session_id)
-        visit = RunContext(chosen, named_identity(user_id, group_id))
+        context = RunContext(chosen, named_identity(user_id, group_id))
         validation.check_choice("if_exists", if_exists, ("resume", "raise"))
         details = validation.details_of(**options)
-        self._pulse.start()
-        info = self._storage.open_session(visit, details, must_be_new=if_exists == "raise")
-        self.hooks.wake()
-        return self._session(info)
+        self._background.start()
+        return self._changed(self._storage.open_session(context, details, must_be_new=if_exists == "raise"))
 
     aopen = async_twin(open)
 
     def find(self, session_id: object) -> Session | None:
         """The session, or ``None``."""
-        self._settle()
+        self._flush()
         info = self._storage.find_session(lifecycle.session_id_of(session_id))
-        return None if info is None else self._session(info)
+        return None if info is None else Session.of(info, self)
 
     afind = async_twin(find)
 
     def get(self, session_id: object) -> Session:
-        """The session. Raises `SessionNotFound`, which says so where it is archived."""
+        """The session. Raises `SessionNotFound`, whose message says whether it is archived."""
         session = self.find(session_id)
         if session is None:
             chosen = lifecycle.session_id_of(session_id)
-            buried = self._storage.find_tombstone(chosen)
-            raise SessionNotFound(chosen, archived=buried is not None and buried.archive is not None)
+            tombstone = self._storage.find_tombstone(chosen)
+            raise SessionNotFound(chosen, archived=tombstone is not None and tombstone.archive is not None)
         return session
 
     aget = async_twin(get)
@@ -279,34 +381,507 @@ class Sessions(Operated, Reports, Hookable, MemoryAPI):
         limit: int | None = 50,
         after: Session | None = None,
         **filters: Unpack[validation.SessionFilters],
-    ) -> SessionList:
-        """Sessions, latest activity first. The next page is what follows `after`, the last one had.
+    ) -> builtins.list[Session]:
+        """Sessions, latest activity first. The next page begins after `after`, the last session of this one.
 
-        One whose row was damaged and cannot be read is left out, with a warning; `get` of it raises `StorageError`.
+        A session whose row is damaged is left out, with a warning; `get` of it raises `StorageError`.
 
         Raises:
-            UnknownStatus: there is no such status.
+            UnknownStatus: the status is unknown.
         """
-        self._settle()
+        self._flush()
         where = _filter(visible_to, **filters)
         validation.check_after(after, SessionInfo, "the last session of the page before")
         before = None if after is None else (after.last_active_at, after.id)
         found = self._storage.list_sessions(where, limit=validation.checked_limit(limit), before=before)
-        return Rows(self._session(info) for info in found)
+        return Rows(Session.of(info, self) for info in found)
 
     alist = async_twin(list)
 
     @validation.spelled_out(validation.SessionFilters)
     def count(self, *, visible_to: Identity | None = None, **filters: Unpack[validation.SessionFilters]) -> int:
-        """How many sessions there are, filtered as in `list`."""
-        self._settle()
-        where = _filter(visible_to, **filters)
-        return self._storage.count_sessions(where)
+        """The number of sessions, filtered as in `list`."""
+        self._flush()
+        return self._storage.count_sessions(_filter(visible_to, **filters))
 
     acount = async_twin(count)
 
-    def _session(self, info: SessionInfo) -> Session:
-        return Session.of(info, self._parts)
+    def explain(self, session_id: object) -> Explanation:
+        """Why a session has its status, and its next status if no activity follows; also of deleted and unknown ids."""
+        self._flush()
+        chosen = lifecycle.session_id_of(session_id)
+        session = self._storage.find_session(chosen)
+        if session is None:
+            return explain_absence(chosen, self._storage.find_tombstone(chosen), self.settings)
+        return explain(session, self.settings, self._clock(), self._storage.list_records(Event, chosen))
+
+    aexplain = async_twin(explain)
+
+    # Reports over all sessions
+
+    def usage(
+        self,
+        by: UsageBy = "user",
+        *,
+        user_id: str | None = None,
+        group_id: str | None = None,
+        session_id: object = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+    ) -> builtins.list[Usage]:
+        """Tokens, cost and durations of model calls, by user, group, session, model or day; by tool: of tool calls.
+
+        Counts calls that began at or after `since` and before `until`. The highest cost comes first, then the
+        most calls; days are in order.
+        """
+        self.recorder.drain()
+        chosen = None if session_id is None else lifecycle.session_id_of(session_id)
+        found = self._storage.sum_usage(by, UsageFilter(user_id, group_id, chosen, *_period(since, until)))
+        if by == "day":
+            return Rows(sorted(found, key=lambda one: one.key or ""))
+        return Rows(sorted(found, key=lambda one: (-(one.cost or 0.0), -one.calls, one.key or "")))
+
+    ausage = async_twin(usage)
+
+    def tool_calls(
+        self,
+        *,
+        name: str | None = None,
+        status: str | None = None,
+        user_id: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        limit: int | None = 50,
+        after: ToolCall | None = None,
+    ) -> builtins.list[ToolCall]:
+        """Executions of tools in all sessions, latest first. The next page begins after `after`.
+
+        Calls without a start time, which only the recorder observes, come last, and `since` excludes them.
+        """
+        self.recorder.drain()
+        if status is not None:
+            validation.check_choice("status", status, CALL_STATUSES)
+        validation.check_after(after, ToolCall, "the last tool call of the page before")
+        where = ToolCallFilter(name, status, user_id, *_period(since, until))
+        return Rows(self._storage.list_tool_calls(where, limit=validation.checked_limit(limit), before=after))
+
+    atool_calls = async_twin(tool_calls)
+
+    # Copying, deleting and archives
+
+    def copy(self, session_id: object, to: object = None) -> Session:
+        """Fork a session, by default with a new id: its state, owner, title, tags, metadata, and messages.
+
+        Raises:
+            SessionNotFound: no session has the id.
+            SessionExists: a session has the new id already.
+        """
+        self._flush()
+        target = self.new_id() if to is None else lifecycle.session_id_of(to)
+        return self._changed(self._storage.copy_session(lifecycle.session_id_of(session_id), target))
+
+    acopy = async_twin(copy)
+
+    def delete(self, session_id: object) -> DeletionCounts:
+        """Delete a session and its archive. Returns the numbers of rows deleted, which are 0 for an unknown id."""
+        self._flush()
+        return self._delete(lifecycle.session_id_of(session_id), self._storage)
+
+    adelete = async_twin(delete)
+
+    def list_archived(
+        self, *, user_id: str | None = None, limit: int | None = 50, after: ArchivedSession | None = None
+    ) -> builtins.list[ArchivedSession]:
+        """Archived sessions, latest first. The next page begins after `after`, the last one of this page.
+
+        `restore` restores one; `delete` deletes it with its file.
+        """
+        self._flush()
+        validation.check_after(after, ArchivedSession, "the last archived session of the page before")
+        before = None if after is None else (after.archived_at, after.session_id)
+        chosen = None if user_id is None else lifecycle.owner_id_of("user_id", user_id)
+        limit = validation.checked_limit(limit)
+        return Rows(self._storage.list_archived(user_id=chosen, limit=limit, before=before))
+
+    alist_archived = async_twin(list_archived)
+
+    def restore(self, session_id: object) -> Session:
+        """Restore an archived session: id, owner, record, memories and state. Its idle time begins now.
+
+        Raises:
+            SessionNotFound: no archived session has the id.
+            SessionExists: a session has the id.
+            SessionLimitReached: the limit of open sessions is reached, and ``on_limit`` is ``"reject"``.
+            StorageError: the archive's file is missing or was changed.
+        """
+        self._flush()
+        return Session.of(self._storage.restore_session(lifecycle.session_id_of(session_id)), self)
+
+    arestore = async_twin(restore)
+
+    # Maintenance
+
+    def sweep(
+        self,
+        now: datetime | None = None,
+        *,
+        dry_run: bool = False,
+        older_than: validation.Timeout = None,
+        status: Status | None = None,
+    ) -> Sequence[SweepResult]:
+        """Apply ``on_expire`` and ``retention`` to the sessions that are due. Returns them; `dry_run` only lists them.
+
+        The result of a dry run is lazy: its length is known at once, and each session's details, such as its
+        bytes, are read on access.
+
+        Pinned sessions, and sessions with a run in progress, are not due. Expiry holds without a sweep: a sweep
+        updates the stored status, and prunes, archives and deletes. One process sweeps at a time; a sweep beside
+        another does nothing and returns nothing.
+
+        Args:
+            older_than: delete the sessions that have been inactive for this long instead, such as ``"90d"``.
+            status: only sessions with this status; with `older_than` only.
+        """
+        status = validation.checked_status(status)
+        found = self._sweeper.sweep(now, dry_run=dry_run, older_than=older_than, status=status)
+        return found if dry_run else Rows(found)
+
+    async def asweep(
+        self,
+        now: datetime | None = None,
+        *,
+        dry_run: bool = False,
+        older_than: validation.Timeout = None,
+        status: Status | None = None,
+    ) -> Sequence[SweepResult]:
+        """`sweep`, for asyncio; the result of a dry run is read completely before it returns."""
+        return await self._offload.run(
+            lambda: list(self.sweep(now, dry_run=dry_run, older_than=older_than, status=status))
+        )
+
+    def check(self, *, repair: bool = False, deep: bool = False) -> builtins.list[Problem]:
+        """Validate the database: damage, lost rows, wrong counters, orphans, runs of killed processes.
+
+        Damage is listed and never raised. The cost is linear in the number of rows; other writers may continue.
+
+        Args:
+            repair: recompute counters and SQLite's indexes, delete orphans, and end runs of dead processes, each
+                with an event. A file whose pages or schema are damaged is not changed.
+            deep: also read every row, value, list and reference, and verify its checksum.
+        """
+        self._flush()
+        return Rows(self._storage.check(repair=repair, deep=deep))
+
+    acheck = async_twin(check)
+
+    # Users
+
+    def forget_user(self, user_id: str, *, dry_run: bool = False) -> ErasureReceipt:
+        """Delete all data of a user: sessions with state, record and memories, user memories, archives, mentions.
+
+        The user's messages in sessions of other users stay, without the user's id. If a reader in another
+        process still holds an older snapshot, the receipt has `pending`; call again when it has ended.
+        """
+        self._flush()
+        chosen = lifecycle.owner_id_of("user_id", user_id)
+        owned = [session.id for session in self._storage.list_sessions(SessionFilter(user_id=chosen), limit=None)]
+        receipt = self._storage.forget_user(chosen, dry_run=dry_run)
+        if not dry_run:
+            for session_id in owned:
+                self._forget(session_id)
+            self._resources.close(owned)
+        return receipt
+
+    aforget_user = async_twin(forget_user)
+
+    def revoke(self, user_id: str, *, reason: str | None = None, lift: bool = False) -> builtins.list[str]:
+        """Deny all access to a user, in all processes, and abandon the user's open sessions. Returns their ids.
+
+        `lift` ends the denial; the sessions stay abandoned.
+        """
+        self._flush()
+        chosen = lifecycle.owner_id_of("user_id", user_id)
+        if lift:
+            self._storage.lift_revocation(chosen)
+            return []
+        ended = self._storage.revoke_user(chosen, reason=reason)
+        self._resources.close(ended)
+        self.hooks.wake()
+        return ended
+
+    arevoke = async_twin(revoke)
+
+    # Hooks
+    #
+    # A hook takes an `Event`, and may be ``async``. It is called soon after the commit, on a thread of its own (an
+    # ``async`` hook on an event loop of its own), one call at a time and in order, for the changes that this
+    # `Sessions` commits, its sweeps included. `settle` and `close` wait for pending calls; a process that is
+    # killed makes none. `Event.seq` is 0 for an event that the record does not have: a run's error, and a deletion.
+
+    def on_opened(self, hook: H) -> H:
+        """Call the hook when a session was opened or forked."""
+        return self.hooks.add("opened", hook)
+
+    def on_resumed(self, hook: H) -> H:
+        """Call the hook when a session was resumed, revived or reopened."""
+        return self.hooks.add("resumed", hook)
+
+    def on_state_changed(self, hook: H) -> H:
+        """Call the hook when a session's status has changed; not for idle, which no write records."""
+        return self.hooks.add("state_changed", hook)
+
+    def on_closed(self, hook: H) -> H:
+        """Call the hook when a session has ended. `Event.kind` and `Event.reason` say how and why."""
+        return self.hooks.add("closed", hook)
+
+    def on_error(self, hook: H) -> H:
+        """Call the hook when a run has ended with an error, which is in `Event.detail`."""
+        return self.hooks.add("error", hook)
+
+    def on_expiring(self, hook: H) -> H:
+        """Call the hook with a `SweepResult` before a sweep expires a session. It may return a duration to postpone.
+
+        It runs on the sweep's thread. A session is postponed once, and again only after it was active.
+        """
+        return self.hooks.add_expiring(hook)
+
+    # Memory
+
+    def search(
+        self,
+        query: str,
+        *,
+        user_id: str | None = None,
+        session_id: object = None,
+        since: datetime | None = None,
+        limit: int = 20,
+        offset: int = 0,
+        marks: tuple[str, str] = ("", ""),
+    ) -> builtins.list[SearchHit]:
+        """Messages that contain words of `query`, best first: of a user, of a session, or of everybody.
+
+        A last word of three letters or more also matches as a prefix, for search while typing; a space or a sign
+        after it ends the word. A query of stop words ("the who") or signs (an emoji) only matches messages that
+        contain it as it is written, the latest first; such a search reads all texts in scope.
+
+        Searched are the texts of messages by users, assistants and tools, each up to 65,536 characters. Arguments,
+        and results of functions under `Session.tool`, are not messages: `tool_calls` lists them.
+
+        With both ids, the session must be that user's. Each result has a snippet with `marks` around the words.
+        """
+        validation.check_string("query", query)
+        validation.check_moment("since", since)
+        validation.check_count("limit", limit)
+        validation.check_count("offset", offset)
+        self.recorder.drain()
+        whose = MessageScope(
+            None if session_id is None else lifecycle.session_id_of(session_id),
+            None if user_id is None else lifecycle.owner_id_of("user_id", user_id),
+        )
+        asked = MemoryQuery(
+            [],
+            prefix=False,
+            query=query,
+            messages=whose,
+            since=since,
+            limit=limit,
+            offset=offset,
+            unfinished=True,
+            neighbours=False,
+            as_written=not query_words(query) and unfinished_word(query) is None,
+        )
+        return Rows(_hit(stored, query, marks) for stored in self._storage.search_memories(asked))
+
+    asearch = async_twin(search)
+
+    def memory(self, config: RunnableConfig) -> SessionMemory:
+        """The memory of the session and the caller that a run's config names.
+
+        Raises:
+            InvalidSessionId: the config names no session.
+            SessionAccessDenied: the session is another user's.
+            UserRevoked: `Sessions.revoke` has revoked the caller.
+        """
+        configurable = config.get("configurable") or {}
+        session_id = lifecycle.session_id_of(configurable.get("thread_id"))
+        identity = identity_of(configurable)
+        if self._storage.is_revoked(identity.user_id):
+            raise UserRevoked(session_id, user_id=identity.user_id)
+        session = self._storage.find_session(session_id)
+        if session is not None:
+            lifecycle.check_access(session, identity, self.settings.access)
+        incarnation = None if session is None else session.incarnation
+        context = RunContext(session_id, identity, is_run=False, incarnation=incarnation)
+        return SessionMemory(
+            *(self._memory, self._storage, self._runs.inside(configurable) or context),
+            owner_id=identity.user_id if session is None else session.user_id,
+            group_id=identity.group_id,
+        )
+
+    amemory = async_twin(memory)
+
+    def retriever(
+        self,
+        *,
+        k: int = 5,
+        scopes: Sequence[Scope] = SCOPES,
+        kinds: Sequence[Kind] = KINDS,
+        roles: Sequence[Role] = SPEAKERS,
+        always: bool = True,
+        session: HasOwnMemory | None = None,
+        name: str | None = None,
+        tags: builtins.list[str] | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> BaseRetriever:
+        """A LangChain retriever over the memories of `session`, or of the session that the run's config names.
+
+        `name`, `tags` and `metadata` are LangChain's, for tracing.
+        """
+        from session_middleware.memory.retriever import MemoryRetriever
+
+        return MemoryRetriever(
+            sessions=self,
+            memory=_own(session),
+            k=k,
+            scopes=scopes,
+            kinds=kinds,
+            roles=roles,
+            always=always,
+            name=name,
+            tags=tags,
+            metadata=metadata,
+        )
+
+    def augment(
+        self,
+        retriever: BaseRetriever,
+        *,
+        k: int = 8,
+        scopes: Sequence[Scope] = SCOPES,
+        kinds: Sequence[Kind] = KINDS,
+        roles: Sequence[Role] = SPEAKERS,
+        always: bool = True,
+        memory_weight: float = 0.8,
+        budget_tokens: int | None = None,
+        count_tokens: CountTokens = about_tokens,
+        complete: Callable[[str, Sequence[str]], str] = complete,
+        session: HasOwnMemory | None = None,
+        name: str | None = None,
+        tags: builtins.list[str] | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> BaseRetriever:
+        """A retriever of documents and of the session's memories; see `AugmentedRetriever`.
+
+        A question that depends on the last turns is completed with their words, or by `complete`, a function of the
+        question and the texts before it. `memory_weight` is the weight of a memory's score beside a document's.
+        """
+        from session_middleware.memory.augmented_retriever import AugmentedRetriever
+
+        return AugmentedRetriever(
+            retriever=retriever,
+            sessions=self,
+            memory=_own(session),
+            k=k,
+            scopes=scopes,
+            kinds=kinds,
+            roles=roles,
+            always=always,
+            memory_weight=memory_weight,
+            budget_tokens=budget_tokens,
+            count_tokens=count_tokens,
+            complete=complete,
+            name=name,
+            tags=tags,
+            metadata=metadata,
+        )
+
+    def scope(
+        self,
+        vectorstore: VectorStore,
+        *,
+        scope: Scope = "session",
+        scopes: Sequence[Scope] = SCOPES,
+        session: HasOwnMemory | None = None,
+        filter_for: Callable[[str, Sequence[str]], Any] | None = None,
+    ) -> ScopedVectorStore:
+        """A vector store whose documents belong to a session, its user or its group.
+
+        Args:
+            vectorstore: any LangChain vector store.
+            scope: the scope of documents that are added.
+            scopes: the scopes of documents that are found.
+            session: this session instead of the one that the run's config names.
+            filter_for: builds the store's filter from a metadata key and its allowed values; by default
+                ``{key: {"$in": values}}``, or a function for LangChain's in-memory store.
+        """
+        from session_middleware.memory import scoped_vectorstore
+
+        return scoped_vectorstore.ScopedVectorStore(
+            vectorstore,
+            self,
+            memory=_own(session),
+            scope=scope,
+            scopes=scopes,
+            filter_for=filter_for or scoped_vectorstore.filter_for(vectorstore),
+        )
+
+    def index_memory(self, *, rebuild: bool = False) -> Indexed:
+        """Index the words of all messages now and, where ``index`` is set, compute all missing vectors.
+
+        The call is optional: a search finds all words anyway, and vectors are computed in the background after a
+        run. `rebuild` computes all vectors again, which is necessary after a change of the model.
+
+        Raises:
+            EmbeddingFailed: the model failed during a `rebuild`. If it failed at the start, the old vectors are
+                kept; otherwise the next call computes the missing ones.
+        """
+        return self._memory.index(rebuild=rebuild)
+
+    aindex_memory = async_twin(index_memory)
+
+    # Internals, shared with `Session` and `UserSessions`
+
+    def _changed(self, info: SessionInfo, identity: Identity | None = None) -> Session:
+        """The session after a write, whose hooks are called."""
+        self.hooks.wake()
+        return Session.of(info, self, identity)
+
+    def _delete(self, session_id: str, storage: Storage, identity: Identity | None = None) -> DeletionCounts:
+        """Delete a session through `storage`, also one whose row cannot be read."""
+        self.recorder.drain(session_id)
+        deleted = storage.delete_session(session_id, by=identity)
+        self._forget(session_id)
+        self._resources.close([session_id])
+        self.hooks.wake()
+        return deleted
+
+    def _forget(self, session_id: str) -> None:
+        """Drop what this process caches of a deleted session."""
+        self.recorder.forget(session_id)
+        self._runs.forget(session_id)
+
+
+def _own(session: HasOwnMemory | None) -> SessionMemory | None:
+    return None if session is None else session.memory
+
+
+def _hit(stored: StoredMemory, query: str, marks: tuple[str, str]) -> SearchHit:
+    text = stored.text or ""
+    return SearchHit(
+        session_id=stored.session_id or "",
+        seq=stored.seq or 0,
+        message_id=stored.key,
+        role=stored.value["role"],
+        name=stored.value.get("name"),
+        snippet=snippet(text, query, marks=marks),
+        text=text,
+        created_at=stored.created_at,
+        score=stored.score or 0.0,
+    )
+
+
+def _period(since: datetime | None, until: datetime | None) -> tuple[datetime | None, datetime | None]:
+    return validation.checked_moment("since", since), validation.checked_moment("until", until)
 
 
 def _filter(

@@ -1,171 +1,126 @@
-"""A module imports only from layers below its own."""
+"""A module imports only from layers below its own, and no import is circular.
+
+An import inside a function counts, an import under ``TYPE_CHECKING`` does not.
+"""
 
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
+
+import pytest
 
 import session_middleware
 
 PACKAGE = Path(session_middleware.__file__).parent
 
-LAYERS = {  # the longest prefix wins
-    "errors": 0,
-    "findings": 0,
-    "model": 0,
-    "notebook": 0,
-    "plain": 0,
-    "run_ends": 0,
-    "settings": 0,
-    "wording": 0,
-    "lifecycle": 1,
-    "storage.state": 0,
-    "storage.seen": 0,
-    "storage.visit": 0,
-    "storage.port": 1,
-    "storage.reporting": 1,
-    "storage.conversations": 1,
-    "timeline": 1,
-    "following": 3,
-    "reports": 3,
-    "storage.upkeep": 1,
-    "storage.memory_port": 1,
-    "storage.words": 0,
-    "storage.stemming": 0,
-    "storage.dates": 0,
-    "storage.ranking": 0,
-    "storage": 2,
-    "explaining": 2,
-    "hooks": 2,
-    "names": 1,
-    "pulse": 2,
-    "resources": 2,
-    "turns": 2,
-    "visits": 2,
-    "checkpoint": 3,
-    "recording": 3,
-    "session_storage": 3,
-    "memory": 3,
-    "attaching": 3,
-    "guarded": 4,
-    "living": 4,
-    "operating": 4,
-    "parts": 4,
-    "session": 4,
-    "sweeping": 4,
-    "sessions": 4,
-    "cli": 5,
-    "doctor": 5,
-    "terminal": 5,
-    "upkeep_commands": 5,
-    "render_health": 5,
-    "integrations": 5,
-    "importing": 5,
-    "sources": 5,
-    "render": 5,
-    "listing": 5,
-    "chat": 5,
-    "__init__": 6,
-}
-WITHIN_A_LAYER = {  # pairs in one layer, or out of its order, that may lean on each other this way round
-    ("findings", "model"),
-    ("model", "wording"),
-    ("notebook", "findings"),
-    ("notebook", "model"),
-    ("notebook", "wording"),
-    ("settings", "errors"),
-    ("storage.state", "storage.seen"),
-    ("storage.state", "storage.visit"),
-    ("storage.visit", "storage.seen"),
-    ("storage.visit", "model"),
-    ("timeline", "model"),
-    ("storage.port", "storage.reporting"),
-    ("storage.port", "storage.conversations"),
-    ("storage.conversations", "storage.seen"),
-    ("storage.reporting", "timeline"),
-    ("sessions", "session"),
-    ("reports", "recording"),
-    ("settings", "model"),
-    ("guarded", "living"),
-    ("guarded", "session"),
-    ("guarded", "sessions"),
-    ("session", "living"),
-    ("guarded", "parts"),
-    ("living", "parts"),
-    ("operating", "parts"),
-    ("session", "parts"),
-    ("sessions", "parts"),
-    ("sweeping", "parts"),
-    ("sessions", "guarded"),
-    ("names", "storage.upkeep"),
-    ("operating", "living"),
-    ("operating", "session"),
-    ("operating", "sweeping"),
-    ("sessions", "living"),
-    ("sessions", "operating"),
-    ("sessions", "session"),
-    ("sessions", "sweeping"),
-    ("sweeping", "living"),
-    ("explaining", "storage"),
-    ("hooks", "storage"),
-    ("pulse", "storage"),
-    ("resources", "storage"),
-    ("turns", "pulse"),
-    ("turns", "storage"),
-    ("turns", "visits"),
-    ("visits", "pulse"),
-    ("visits", "storage"),
-    ("storage.port", "storage.upkeep"),
-    ("storage.port", "storage.memory_port"),
-    ("storage.words", "storage.stemming"),
-    ("storage.words", "storage.dates"),
-    ("attaching", "checkpoint"),
-    ("attaching", "recording"),
-    ("recording", "checkpoint"),  # it is the witness that the checkpointer asks for
-}
+LAYERS = (  # the lowest first: a module imports from the layers above it in this list, and from its own folder
+    "errors",
+    "display",
+    "models",
+    "settings",
+    "lifecycle",
+    "storage",
+    "runtime",
+    "checkpoint",
+    "recording",
+    "memory",
+    "session",
+    "user_sessions",
+    "sessions",
+    "integrations",
+    "importers",
+    "cli",
+)
 
 
-def _module(path: Path) -> str:
-    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+def _modules() -> dict[str, Path]:
+    found = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
+    return {name.removesuffix(".__init__"): path for name, path in found.items()}
 
 
-def _home(module: str) -> str:
-    parts = module.split(".")
-    for length in range(len(parts), 0, -1):
-        if (prefix := ".".join(parts[:length])) in LAYERS:
-            return prefix
-    raise AssertionError(f"{module} has no layer: give it one in LAYERS and in ARCHITECTURE.md")
+MODULES = _modules()
 
 
-def _imports(path: Path) -> set[str]:
+def _imports(node: ast.AST) -> Iterator[ast.ImportFrom | ast.Import]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.ImportFrom | ast.Import):
+            yield child
+        elif not (isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"):
+            yield from _imports(child)
+
+
+def _imported(module: str) -> set[str]:
+    """The modules of the package that a module imports; ``__init__`` for the package itself."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("session_middleware"):
-            base = node.module.removeprefix("session_middleware").removeprefix(".")
-            for name in node.names:
-                deeper = f"{base}.{name.name}".removeprefix(".")
-                is_module = (PACKAGE / Path(*deeper.split("."))).with_suffix(".py").exists()
-                found.add(deeper if is_module or not base else base)
-    return {module for module in found if "." in module or module in LAYERS}
+    for node in _imports(ast.parse(MODULES[module].read_text())):
+        if isinstance(node, ast.Import):
+            paths = [alias.name for alias in node.names]
+        else:
+            assert node.level == 0, f"{module} has a relative import"
+            paths = [f"{node.module}.{alias.name}" for alias in node.names]
+        for path in paths:
+            package, _, inner = path.partition(".")
+            if package == PACKAGE.name:
+                found.add(inner if inner in MODULES else inner.rpartition(".")[0] or "__init__")
+    return found
 
 
-def test_every_module_imports_only_from_layers_below_its_own() -> None:
-    wrong = []
-    for path in sorted(PACKAGE.rglob("*.py")):
-        module = _module(path)
-        if module == "__init__":
-            continue
-        home = _home(module)
-        for imported in _imports(path):
-            other = _home(imported)
-            allowed = other == home or LAYERS[other] < LAYERS[home] or (home, other) in WITHIN_A_LAYER
-            if not allowed and LAYERS[home] < 5:
-                wrong.append(f"{module} (layer {LAYERS[home]}) imports {imported} (layer {LAYERS[other]})")
+GRAPH = {module: _imported(module) for module in MODULES}
+
+
+def test_the_top_level_has_only_layers() -> None:
+    top = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert top == {"__init__", *LAYERS}
+
+
+def test_every_module_imports_only_from_lower_layers_and_its_own_folder() -> None:
+    wrong = [
+        f"{module} imports {imported}"
+        for module, imports in GRAPH.items()
+        for imported in imports - {"__init__"}
+        if module != "__init__" and imported.partition(".")[0] not in _visible_to(module.partition(".")[0])
+    ]
     assert wrong == []
 
 
-def test_no_file_outgrows_five_hundred_lines() -> None:
-    long = {
-        str(p.relative_to(PACKAGE)): n for p in PACKAGE.rglob("*.py") if (n := len(p.read_text().splitlines())) > 500
-    }
-    assert long == {}
+def _visible_to(layer: str) -> tuple[str, ...]:
+    return LAYERS[: LAYERS.index(layer) + 1]
+
+
+def test_no_import_is_circular() -> None:
+    TopologicalSorter(GRAPH).prepare()
+
+
+@pytest.mark.parametrize(
+    ("lower", "higher"),
+    [
+        ("storage.protocol", "storage.sql"),
+        ("storage.search", "storage.sql"),
+        ("storage.sql", "storage.factory"),
+    ],
+)
+def test_within_storage_the_lower_module_does_not_depend_on_the_higher(lower: str, higher: str) -> None:
+    reached, left = set(), [module for module in MODULES if f"{module}.".startswith(f"{lower}.")]
+    while left:
+        for imported in GRAPH[left.pop()] - reached:
+            reached.add(imported)
+            left.append(imported)
+    assert [module for module in sorted(reached) if f"{module}.".startswith(f"{higher}.")] == []
+
+
+def test_the_package_itself_is_imported_by_outer_layers_only() -> None:
+    importing = {module.partition(".")[0] for module, imports in GRAPH.items() if "__init__" in imports}
+    assert importing <= {"integrations", "importers", "cli"}
+
+
+def test_integrations_and_importers_do_not_import_each_other() -> None:
+    wrong = [
+        f"{module} imports {imported}"
+        for module, imports in GRAPH.items()
+        for imported in imports
+        if module.startswith("integrations.") and imported.startswith(("integrations.", "importers."))
+    ]
+    assert wrong == []

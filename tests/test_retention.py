@@ -219,7 +219,7 @@ def test_a_sweep_goes_on_beside_runs_by_itself(open_sessions: OpenSessions, cloc
     sessions.open("t")
     clock.advance(hours=1)
     sessions.open("u")
-    for chore in sessions._pulse._chores:
-        chore.next_at = 0.0  # by the clock of the thread
-    sessions._pulse.do_chores()
+    for task in sessions._background._tasks:
+        task.next_at = 0.0  # by the clock of the thread
+    sessions._background.run_due_tasks()
     assert kinds(sessions.get("t")) == ["opened", "expired"]

@@ -9,7 +9,6 @@ import pytest
 
 from session_middleware import SessionAccessDenied, SessionNotFound, Sessions, UserRevoked
 from session_middleware.errors import InvalidArgument, MemoryScopeUnavailable
-from session_middleware.living import LivingSession
 from session_middleware.session import Session
 from session_middleware.user_sessions import UserSessions
 from tests.support import agents
@@ -192,7 +191,7 @@ def test_acting_as_names_the_groups_too(sessions: Sessions, graph: Any) -> None:
 
 def test_whoever_has_no_id_has_no_door(sessions: Sessions, graph: Any) -> None:
     for step in (lambda: sessions.for_user(None), lambda: sessions.for_user(None, ["team"])):  # type: ignore[arg-type]
-        with pytest.raises(InvalidArgument, match="the id of the user who asks"):
+        with pytest.raises(InvalidArgument, match="the id of a user"):
             step()
     with sessions.acting_as("alice"):
         with sessions.acting_as(None), pytest.raises(SessionAccessDenied):
@@ -367,9 +366,9 @@ def test_all_that_a_guarded_session_asks_of_storage_is_guarded() -> None:
     from session_middleware.recording.chat_message_history import SessionHistory
     from session_middleware.recording.follow import Following
     from session_middleware.recording.manual import ManualRecorder, ManualRuns
-    from session_middleware.session_storage import SessionStorage
+    from session_middleware.runtime.authorized_storage import AuthorizedStorage
 
-    parts = (Session, LivingSession, SessionMemory, ManualRecorder, ManualRuns, SessionHistory, Following)
+    parts = (Session, SessionMemory, ManualRecorder, ManualRuns, SessionHistory, Following)
     source = "".join(inspect.getsource(kind) for kind in parts)
     used = set(re.findall(r"_storage\.(\w+)\(", source))
-    assert {"list_messages", "update_session", "put_memories"} <= used <= set(dir(SessionStorage))
+    assert {"list_messages", "update_session", "put_memories"} <= used <= set(dir(AuthorizedStorage))

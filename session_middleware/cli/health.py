@@ -12,7 +12,7 @@ from rich.text import Text
 from session_middleware.cli.common import bytes_text
 from session_middleware.cli.doctor import Diagnosis
 from session_middleware.display.text import plural, visible
-from session_middleware.findings import ErasureReceipt, Problem
+from session_middleware.models import ErasureReceipt, Problem
 from session_middleware.storage.types import DeletionCounts
 
 _MAX_SESSIONS = 3  # named for one problem; the others are counted

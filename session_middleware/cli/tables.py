@@ -17,8 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from session_middleware.display.text import duration_text, plural, shortened, visible
-from session_middleware.findings import SweepResult
-from session_middleware.models import SessionInfo, Usage
+from session_middleware.models import SessionInfo, SweepResult, Usage
 from session_middleware.storage.types import ArchivedSession
 
 _STATUS_STYLES = {"active": "green", "idle": "yellow", "expired": "red", "completed": "blue", "failed": "red"}

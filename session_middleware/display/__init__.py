@@ -1,1 +1,1 @@
-"""Recorded values as text and as HTML."""
+"""Plain values as text and as HTML."""

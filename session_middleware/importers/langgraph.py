@@ -17,10 +17,10 @@ from typing import Any, cast
 
 from langgraph.checkpoint.base import CheckpointTuple
 
+from session_middleware import SessionError, Sessions, StorageError
 from session_middleware.checkpoint.classes import TypeName
 from session_middleware.checkpoint.metadata import own_metadata
 from session_middleware.checkpoint.packing import pack
-from session_middleware.errors import SessionError, StorageError
 from session_middleware.importers.langgraph_source import (
     CannotCopy,
     ImportSource,
@@ -30,7 +30,6 @@ from session_middleware.importers.langgraph_source import (
     name_of,
     reading_strictly,
 )
-from session_middleware.sessions import Sessions
 
 Progress = Callable[[int, int], None]  # checkpoints handled, and their total
 WritesByTask = dict[str, list[tuple[str, Any]]]

@@ -23,9 +23,9 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
+from session_middleware import StorageError, UnserializableValue
 from session_middleware.checkpoint.classes import TypeName
 from session_middleware.checkpoint.serde import StrictSerializer
-from session_middleware.errors import StorageError, UnserializableValue
 
 Key = tuple[str, str, str]  # thread id, namespace, checkpoint id
 Saver = BaseCheckpointSaver[Any]

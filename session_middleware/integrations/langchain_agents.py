@@ -22,6 +22,7 @@ from langgraph.graph.message import REMOVE_ALL_MESSAGES
 from langgraph.prebuilt.tool_node import ToolCallRequest
 from langgraph.types import Command
 
+from session_middleware import Session, Sessions
 from session_middleware.checkpoint.answers import UnansweredCall, recorded_answers
 from session_middleware.checkpoint.repair import Mended, mend, unanswered
 from session_middleware.memory.query_rewriting import complete
@@ -29,8 +30,6 @@ from session_middleware.memory.scopes import SCOPES
 from session_middleware.memory.session_recall import KINDS, ROLES, SPEAKERS, Kind
 from session_middleware.models import Role, Scope
 from session_middleware.recording.middleware_recorder import MiddlewareContext, MiddlewareRecorder, ToolCallInProgress
-from session_middleware.session import Session
-from session_middleware.sessions import Sessions
 from session_middleware.storage.validation import check_always, check_count, check_members
 
 ToolResult: TypeAlias = ToolMessage | Command[Any]
@@ -88,7 +87,7 @@ class SessionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
         super().__init__()
         _check_kinds(sessions, context, recall)
         self._sessions = sessions
-        self._hooks = MiddlewareRecorder(sessions.recorder, sessions._visits, is_ours=sessions.checkpointer.serves_with)
+        self._hooks = MiddlewareRecorder(sessions.recorder, sessions._runs, is_ours=sessions.checkpointer.serves_with)
         self._off_loop = sessions._offload.run
         self._context = context
         self._recall = Recall() if recall is True else recall or None

@@ -19,11 +19,9 @@ from agents import RunContextWrapper
 from agents.items import TResponseInputItem
 from agents.memory import SessionSettings
 
-from session_middleware import lifecycle
-from session_middleware.errors import UnserializableValue
+from session_middleware import Sessions, UnserializableValue, lifecycle
 from session_middleware.recording.files import extract_files, restore_files
 from session_middleware.runtime.run_context import named_identity
-from session_middleware.sessions import Sessions
 from session_middleware.storage.record_entries import Attachment, MessageEntry
 from session_middleware.storage.run import RunContext
 from session_middleware.storage.types import ConversationItemPut, StoredItem

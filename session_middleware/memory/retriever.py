@@ -12,10 +12,9 @@ from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import ensure_config
 
-from session_middleware.memory.api import MemoryAPI
 from session_middleware.memory.results import Memory
 from session_middleware.memory.scopes import SCOPES
-from session_middleware.memory.session_memory import SessionMemory
+from session_middleware.memory.session_memory import HasMemory, SessionMemory
 from session_middleware.memory.session_recall import KINDS, SPEAKERS, Kind
 from session_middleware.models import Role, Scope
 
@@ -52,7 +51,7 @@ class MemoryRetriever(SessionRetriever):
     `always` is false. The session is the one of `memory`, or else the one that the run's config names.
     """
 
-    sessions: MemoryAPI
+    sessions: HasMemory
     memory: SessionMemory | None = None
     k: int = 5
     scopes: Sequence[Scope] = SCOPES

@@ -18,10 +18,9 @@ from langchain_core.vectorstores import InMemoryVectorStore, VectorStore
 from pydantic import ConfigDict
 
 from session_middleware.errors import InvalidMemoryArgument
-from session_middleware.memory.api import MemoryAPI
 from session_middleware.memory.retriever import SessionRetriever, caller_config
 from session_middleware.memory.scopes import SCOPES, Namespace
-from session_middleware.memory.session_memory import SessionMemory
+from session_middleware.memory.session_memory import HasMemory, SessionMemory
 from session_middleware.models import Scope
 from session_middleware.storage.validation import check_members
 
@@ -47,7 +46,7 @@ class ScopedVectorStore(VectorStore):
     def __init__(
         self,
         store: VectorStore,
-        sessions: MemoryAPI,
+        sessions: HasMemory,
         *,
         memory: SessionMemory | None = None,
         scope: Scope = "session",

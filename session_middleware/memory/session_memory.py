@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Collection, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
+
+from langchain_core.runnables import RunnableConfig
 
 from session_middleware.errors import InvalidMemoryArgument, MemoryNotFound, StorageError
 from session_middleware.memory.results import Memory
@@ -14,7 +16,7 @@ from session_middleware.memory.session_recall import Duration, Namespaces, Sessi
 from session_middleware.memory.values import check_key, checked_value, words_of
 from session_middleware.models import Scope
 from session_middleware.settings import parse_duration
-from session_middleware.storage.executor import async_twin
+from session_middleware.storage.executor import StorageExecutor, async_twin
 from session_middleware.storage.memory_types import MemoryItemPut, MemoryPut, MemoryQuery
 from session_middleware.storage.search.tokenizer import contains_all
 from session_middleware.storage.validation import check_always, check_mapping, check_string, suggesting
@@ -201,3 +203,14 @@ class HasOwnMemory(Protocol):
 
     @property
     def memory(self) -> SessionMemory: ...
+
+
+@runtime_checkable
+class HasMemory(Protocol):
+    """The part of `Sessions` that retrievers, tools and vector stores use."""
+
+    _offload: StorageExecutor
+
+    def memory(self, config: RunnableConfig) -> SessionMemory: ...
+
+    async def amemory(self, config: RunnableConfig) -> SessionMemory: ...

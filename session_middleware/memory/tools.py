@@ -8,11 +8,10 @@ from typing import Any, TypeAlias
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool, StructuredTool
 
-from session_middleware.memory.api import MemoryAPI
 from session_middleware.memory.context import render
 from session_middleware.memory.results import Memory
 from session_middleware.memory.scopes import SCOPES
-from session_middleware.memory.session_memory import HasOwnMemory, SessionMemory
+from session_middleware.memory.session_memory import HasMemory, HasOwnMemory, SessionMemory
 from session_middleware.memory.session_recall import ROLES, SPEAKERS
 from session_middleware.models import Role, Scope
 from session_middleware.storage.executor import async_twin
@@ -23,7 +22,7 @@ Answer: TypeAlias = tuple[str, dict[str, Any]]  # text for the model, and an art
 
 
 def memory_tools(
-    sessions: MemoryAPI,
+    sessions: HasMemory,
     *,
     scope: Scope | None = None,
     scopes: Sequence[Scope] = SCOPES,
@@ -65,7 +64,7 @@ def _tool(name: str, function: Callable[..., Answer], coroutine: Callable[..., A
 class _Tools:
     def __init__(
         self,
-        sessions: MemoryAPI,
+        sessions: HasMemory,
         scope: Scope | None,
         scopes: Sequence[Scope],
         roles: Sequence[Role],
@@ -73,7 +72,7 @@ class _Tools:
         session: HasOwnMemory | None,
     ) -> None:
         self._sessions, self._session = sessions, session
-        self._offload = sessions._memory.offload
+        self._offload = sessions._offload
         self._scope, self._scopes = scope, scopes
         self._roles, self._always = roles, always
 

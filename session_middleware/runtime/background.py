@@ -1,8 +1,8 @@
-"""What goes on beside the runs of one `Sessions`, on one thread: telling that they live, and sweeps.
+"""`BackgroundWorker`: the daemon thread of a `Sessions`, which renews leases of active runs and runs periodic tasks.
 
-The thread is started by the first run, again after a fork, and stops when the `Sessions` is closed or
-nobody holds it any more. A run's end may be told from anywhere, a garbage collector's callback included,
-so telling it takes no lock.
+The first run starts the thread, and after a fork the next one. It stops when the `Sessions` is closed or garbage-
+collected. `BackgroundWorker.end` may be called from any thread, and from a garbage collector's callback, so it
+acquires no lock.
 """
 
 from __future__ import annotations
@@ -24,66 +24,70 @@ from session_middleware.storage.run import Lease, RunContext
 
 logger = logging.getLogger("session_middleware")
 
-BEAT_SECONDS = 10.0  # how often the leases of runs are renewed
-_SILENT_BEATS = 6  # a run whose end nothing tells is taken for dead when it has written nothing for so long
+HEARTBEAT_SECONDS = 10.0  # between two renewals of the leases
+_SILENT_HEARTBEATS = 6  # without a write, after which a run whose end no callback reports counts as dead
 
 
 @dataclass(slots=True)
 class _PeriodicTask:
-    do: Callable[[], None]
+    run: Callable[[], None]
     every_seconds: float
     next_at: float = 0.0  # by the monotonic clock
 
 
 class BackgroundWorker:
-    """The runs in progress, and the thread that tells of them while they live."""
+    """The active runs of this process, and the thread that renews their leases.
 
-    def __init__(self, storage: Storage, *, at_once: bool = False, beat_seconds: float = BEAT_SECONDS) -> None:
+    Args:
+        at_once: release a lease as soon as its run has ended, because another run may be waiting for it.
+    """
+
+    def __init__(self, storage: Storage, *, at_once: bool = False) -> None:
         self._storage = storage
-        self._at_once = at_once  # somebody may wait for the end of a run
-        self._chores = [_PeriodicTask(self.beat, beat_seconds)]
+        self._at_once = at_once
+        self._tasks = [_PeriodicTask(self.renew_leases, HEARTBEAT_SECONDS)]
         self._ended: deque[Lease] = deque()
-        self._start_afresh()
+        self._reset()
 
-    def _start_afresh(self) -> None:
+    def _reset(self) -> None:
         self._process = os.getpid()
         self._runs: dict[Lease, RunContext] = {}
         self._wakeups: SimpleQueue[bool] = SimpleQueue()  # False: stop
         self._lock = threading.Lock()
-        self._settling = threading.Lock()
+        self._releasing = threading.Lock()
         self._thread: threading.Thread | None = None
         self._ended.clear()
 
-    def add_chore(self, do: Callable[[], None], every_seconds: float) -> None:
-        """Have something done on the thread, as long as there is one."""
-        self._chores.append(_PeriodicTask(do, every_seconds))
+    def add_task(self, run: Callable[[], None], every_seconds: float) -> None:
+        """Run a function periodically on the thread, once that has started."""
+        self._tasks.append(_PeriodicTask(run, every_seconds))
 
-    def begin(self, visit: RunContext) -> None:
-        """A run begins."""
-        assert visit.lease is not None
+    def begin(self, context: RunContext) -> None:
+        """Register a run, whose lease is renewed from now on."""
+        assert context.lease is not None
         self.start()
         with self._lock:
-            self._runs[visit.lease] = visit
+            self._runs[context.lease] = context
 
     def start(self) -> None:
-        if os.getpid() != self._process:  # this is a fork: its parent's runs are its parent's
-            self._start_afresh()
+        if os.getpid() != self._process:  # a fork; the runs of the parent process stay the parent's
+            self._reset()
         with self._lock:
             if self._thread is None:
                 now = time.monotonic()
-                for chore in self._chores:
-                    chore.next_at = now + chore.every_seconds
+                for task in self._tasks:
+                    task.next_at = now + task.every_seconds
                 self._thread = threading.Thread(
                     target=_run_thread, args=(weakref.ref(self), self._wakeups), name="session-upkeep", daemon=True
                 )
                 self._thread.start()
 
     def end(self, lease: Lease, error: BaseException | None = None) -> None:
-        """The run has ended, by `error` if by one. May be called from anywhere, at any time, and again.
+        """Mark a run as ended, with its error if it has one. May be called from any thread, and repeatedly.
 
-        The lease's row goes with that of the run. Where the run has none, it goes with the next beat, or at once
-        where another run may be waiting for that; on an event loop, and in a generator that the garbage collector
-        closes, the thread does it.
+        The lease's row is deleted with the end of the run's row. If the run has no row, the next heartbeat
+        releases the lease, or this call does so with `at_once`. On an event loop, and in a generator that is
+        garbage-collected, the thread releases it.
         """
         if not lease.is_over:
             lease.is_over = True
@@ -92,16 +96,13 @@ class BackgroundWorker:
             if not self._at_once or lease.has_row:
                 return
             if isinstance(error, GeneratorExit) or is_on_a_loop():
-                self.wake()
+                self._wakeups.put(True)
             else:
-                self.settle()
+                self.release_ended_leases()
 
-    def wake(self) -> None:
-        self._wakeups.put(True)
-
-    def settle(self) -> None:
-        """Take the leases of ended runs out of the database."""
-        with self._settling:  # when this returns, they are out, whoever did it
+    def release_ended_leases(self) -> None:
+        """Release the leases of ended runs. When this returns, they are released, by this or another thread."""
+        with self._releasing:
             ended: list[Lease] = []
             while self._ended:
                 ended.append(self._ended.popleft())
@@ -111,27 +112,27 @@ class BackgroundWorker:
                         self._runs.pop(lease, None)
                 self._storage.release_leases(ended)
 
-    def hear(self, visit: RunContext) -> None:
-        """A run whose end nothing tells has written something, so it goes on."""
-        if visit.lease is not None and not visit.lease.is_over:
-            visit.lease.silent_beats = 0
-            self.begin(visit)
+    def hear(self, context: RunContext) -> None:
+        """Note a write of a run whose end no callback reports: the run is still active."""
+        if context.lease is not None and not context.lease.is_over:
+            context.lease.silent_beats = 0
+            self.begin(context)
 
-    def beat(self) -> None:
-        """Tell of the runs that live. One whose end nothing tells is taken for dead when it was silent for long."""
-        self.settle()
+    def renew_leases(self) -> None:
+        """Renew the leases of active runs. A run that was silent for too long counts as dead."""
+        self.release_ended_leases()
         with self._lock:
             silent = [lease for lease in self._runs if _is_silent(lease)]
             for lease in silent:
                 del self._runs[lease]
-            living = [visit for lease, visit in self._runs.items() if not lease.is_over]
-        for visit in living:
-            self._storage.register_lease(visit)
-        self._storage.renew_leases([visit.lease for visit in living if visit.lease is not None])
+            active = [context for lease, context in self._runs.items() if not lease.is_over]
+        for context in active:
+            self._storage.register_lease(context)
+        self._storage.renew_leases([context.lease for context in active if context.lease is not None])
         self._storage.release_leases(silent)
 
     def close(self) -> None:
-        """Stop, and release all that is left."""
+        """Stop the thread, and release all leases."""
         if os.getpid() != self._process:
             return
         thread, self._thread = self._thread, None
@@ -145,25 +146,25 @@ class BackgroundWorker:
             lease.is_over = True
         self._storage.release_leases(left)
 
-    def do_chores(self) -> float:
-        """Do what is due; how many seconds until something is again."""
-        self.settle()
-        for chore in self._chores:
-            if time.monotonic() >= chore.next_at:
-                chore.do()
-                chore.next_at = time.monotonic() + chore.every_seconds
-        return max(0.0, min(chore.next_at for chore in self._chores) - time.monotonic())
+    def run_due_tasks(self) -> float:
+        """Run the tasks that are due. Returns the seconds until the next one is."""
+        self.release_ended_leases()
+        for task in self._tasks:
+            if time.monotonic() >= task.next_at:
+                task.run()
+                task.next_at = time.monotonic() + task.every_seconds
+        return max(0.0, min(task.next_at for task in self._tasks) - time.monotonic())
 
 
 def _is_silent(lease: Lease) -> bool:
     if lease.silent_beats is None:
         return False
     lease.silent_beats += 1
-    return lease.silent_beats > _SILENT_BEATS
+    return lease.silent_beats > _SILENT_HEARTBEATS
 
 
-def _run_thread(pulse_ref: weakref.ref[BackgroundWorker], wakeups: SimpleQueue[bool]) -> None:
-    """The thread. It holds the pulse only while there is something to do."""
+def _run_thread(worker_ref: weakref.ref[BackgroundWorker], wakeups: SimpleQueue[bool]) -> None:
+    """The thread. It refers to the worker weakly while it waits, so that the worker can be garbage-collected."""
     pause = 0.0
     while True:
         try:
@@ -171,12 +172,12 @@ def _run_thread(pulse_ref: weakref.ref[BackgroundWorker], wakeups: SimpleQueue[b
                 return
         except Empty:
             pass
-        pulse = pulse_ref()
-        if pulse is None:
+        worker = worker_ref()
+        if worker is None:
             return
         try:
-            pause = pulse.do_chores()
+            pause = worker.run_due_tasks()
         except SessionError as error:
-            logger.warning("session_middleware's upkeep failed and goes on (%s)", error)
-            pause = BEAT_SECONDS
-        del pulse
+            logger.warning("a background task of session_middleware failed and will be repeated (%s)", error)
+            pause = HEARTBEAT_SECONDS
+        del worker

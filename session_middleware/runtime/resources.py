@@ -1,8 +1,8 @@
-"""Resources: what is expensive and belongs to a session while it lives, such as a server process or a database handle.
+"""Resources: expensive objects of a session, such as a server process or a database connection.
 
-Opened at its first use in this process, the same object over later runs, and closed when the session
-ends, when room is needed for another (the least recently used goes), and when the process ends. An
-asynchronous one is opened and closed by one task of its own, as cancel scopes want it.
+A resource is opened at its first use in this process. Later runs get the same object. It is closed when the
+session ends, when the limit is reached and it is the least recently used, and at exit. One task opens and
+closes an asynchronous resource, because cancel scopes require that.
 """
 
 from __future__ import annotations
@@ -30,52 +30,52 @@ logger = logging.getLogger("session_middleware")
 
 class Key(NamedTuple):
     session_id: str
-    incarnation: int  # of that id: the next session with it is given nothing that was opened for this one
+    incarnation: int  # of the id; another incarnation gets other resources
     name: str
 
 
-_CLOSING_SECONDS = 10.0  # how long the closing of an asynchronous resource is waited for on another loop
-_LONGEST_PART = 150  # characters of a path that a value may fill; most file systems take 255 in a name
+_CLOSING_SECONDS = 10.0  # to wait for an asynchronous resource of another loop to close
+_LONGEST_PART = 150  # characters of one value in a path; most file systems allow 255 in a name
 
 
 @dataclass(eq=False)
 class _Resource:
-    """One resource: opened once, by the first that asks for it, while others wait."""
+    """One resource. The first caller opens it, while others wait."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
-    process: int = field(default_factory=os.getpid)  # a fork closes nothing of its parent's
+    process: int = field(default_factory=os.getpid)  # a forked process does not close its parent's resources
     is_open: bool = False
     value: Any = None
     close: Callable[[Any], Any] | None = None
     task: _Task | None = None
 
-    def end(self) -> None:
+    def close_once(self) -> None:
         with self.lock:
             is_open, self.is_open = self.is_open, False
         if self.task is not None:
-            self.task.end()
+            self.task.close()
         elif is_open and self.close is not None:
             try:
                 self.close(self.value)
-            except Exception as error:  # noqa: BLE001  # of the app's own function; the session ends all the same
+            except Exception as error:  # noqa: BLE001  # a fault of the app's function must not stop the session's end
                 _log(error)
 
 
 class _Task:
-    """The task that opens an asynchronous resource, and closes it in the end."""
+    """The task that opens an asynchronous resource, and closes it when `close` is called."""
 
     def __init__(self, open: Callable[[], Awaitable[Any]], close: Callable[[Any], Awaitable[None]] | None) -> None:
         self.loop = asyncio.get_running_loop()
         self.opened: asyncio.Future[Any] = self.loop.create_future()
         self.closed: Future[None] = Future()
-        self._end = asyncio.Event()
-        self._task = self.loop.create_task(self._live(open, close))
+        self._closing = asyncio.Event()
+        self._task = self.loop.create_task(self._run(open, close))
 
-    async def _live(self, open: Callable[[], Awaitable[Any]], close: Callable[[Any], Awaitable[None]] | None) -> None:
+    async def _run(self, open: Callable[[], Awaitable[Any]], close: Callable[[Any], Awaitable[None]] | None) -> None:
         try:
             self.opened.set_result(value := await open())
             try:
-                await self._end.wait()
+                await self._closing.wait()
             finally:
                 if close is not None:
                     await close(value)
@@ -83,22 +83,22 @@ class _Task:
             if not self.opened.done():
                 self.opened.set_exception(error)
             elif isinstance(error, Exception):
-                _log(error)  # of the app's own function; the session ends all the same
+                _log(error)  # a fault of the app's function
             if not isinstance(error, Exception):
                 raise
         finally:
             self.closed.set_result(None)
 
-    def end(self) -> None:
-        """Have it closed, once it is open; and wait for that where that does not hold up its own loop."""
+    def close(self) -> None:
+        """Close the resource once it is open. Waits for it, except on the resource's own loop."""
         if self.loop.is_closed():
             return
-        self.loop.call_soon_threadsafe(self._end.set)
+        self.loop.call_soon_threadsafe(self._closing.set)
         try:
-            on_it = asyncio.get_running_loop() is self.loop
+            is_own_loop = asyncio.get_running_loop() is self.loop
         except RuntimeError:
-            on_it = False
-        if not on_it and self.loop.is_running() and self.opened.done():
+            is_own_loop = False
+        if not is_own_loop and self.loop.is_running() and self.opened.done():
             try:
                 self.closed.result(_CLOSING_SECONDS)
             except TimeoutError:
@@ -112,11 +112,11 @@ class Resources:
         self._offload = offload
         self._limit = limit
         self._lock = threading.Lock()
-        self._held: OrderedDict[Key, _Resource] = OrderedDict()
-        self._finalizer = weakref.finalize(self, _close_all, self._held)  # also when the process ends
+        self._open: OrderedDict[Key, _Resource] = OrderedDict()
+        self._finalizer = weakref.finalize(self, _close_all, self._open)  # also at exit
 
     def get(self, key: Key, open: Callable[[], Any], close: Callable[[Any], Any] | None) -> Any:
-        resource = self._enter(key)
+        resource = self._entry(key)
         with resource.lock:
             if not resource.is_open:
                 try:
@@ -130,7 +130,7 @@ class Resources:
     async def aget(
         self, key: Key, open: Callable[[], Awaitable[Any]], close: Callable[[Any], Awaitable[None]] | None
     ) -> Any:
-        resource = await self._offload.run(self._enter, key)
+        resource = await self._offload.run(self._entry, key)
         if resource.task is None and not resource.is_open:
             resource.task = _Task(open, close)
         if resource.task is not None:
@@ -144,58 +144,58 @@ class Resources:
         return resource.value
 
     def close(self, session_ids: Collection[str]) -> None:
-        """Close what these sessions have open."""
+        """Close the resources of these sessions."""
         self.close_where(lambda key: key.session_id in session_ids)
 
-    def close_where(self, is_meant: Callable[[Key], bool]) -> None:
+    def close_where(self, matches: Callable[[Key], bool]) -> None:
         with self._lock:
-            keys = list(self._held)
-        for key in filter(is_meant, keys):
+            keys = list(self._open)
+        for key in filter(matches, keys):
             with self._lock:
-                resource = self._held.pop(key, None)
-            _end(resource)
+                resource = self._open.pop(key, None)
+            _close(resource)
 
     def close_all(self) -> None:
-        _close_all(self._held)
+        _close_all(self._open)
 
     async def aclose_all(self) -> None:
-        """As `close_all`, and wait for those that are closed on this loop."""
-        held = [resource for resource in self._held.values() if resource.process == os.getpid()]
+        """`close_all`, which also waits for resources of this loop."""
+        own = [resource for resource in self._open.values() if resource.process == os.getpid()]
         await self._offload.run(self.close_all)
-        for resource in held:
+        for resource in own:
             if resource.task is not None:
                 await asyncio.wrap_future(resource.task.closed)
 
-    def _enter(self, key: Key) -> _Resource:
-        """The resource, open or not; what sessions with this id had open before is closed, for it may be in the way."""
+    def _entry(self, key: Key) -> _Resource:
+        """The resource, open or not. Resources of earlier incarnations are closed first, since they may conflict."""
         self.close_where(lambda other: other.session_id == key.session_id and other.incarnation < key.incarnation)
         with self._lock:
-            resource = self._held.get(key)
+            resource = self._open.get(key)
             if resource is None or resource.process != os.getpid():
-                resource = self._held[key] = _Resource()
-            self._held.move_to_end(key)
+                resource = self._open[key] = _Resource()
+            self._open.move_to_end(key)
             return resource
 
     def _drop(self, key: Key, resource: _Resource) -> None:
         with self._lock:
-            if self._held.get(key) is resource:
-                del self._held[key]
+            if self._open.get(key) is resource:
+                del self._open[key]
 
     def _make_room(self) -> None:
         with self._lock:
-            surplus = [self._held.popitem(last=False)[1] for _ in range(len(self._held) - self._limit)]
+            surplus = [self._open.popitem(last=False)[1] for _ in range(len(self._open) - self._limit)]
         for resource in surplus:
-            _end(resource)
+            _close(resource)
 
 
-def _end(resource: _Resource | None) -> None:
+def _close(resource: _Resource | None) -> None:
     if resource is not None and resource.process == os.getpid():
-        resource.end()
+        resource.close_once()
 
 
-def _close_all(held: OrderedDict[Key, _Resource]) -> None:
-    while held:
-        _end(held.popitem()[1])
+def _close_all(resources: OrderedDict[Key, _Resource]) -> None:
+    while resources:
+        _close(resources.popitem()[1])
 
 
 def _log(error: Exception) -> None:
@@ -206,13 +206,13 @@ def _log(error: Exception) -> None:
 
 
 def path_of(template: str, values: dict[str, str | None]) -> Path:
-    """A path from a template over ``{session_id}``, ``{user_id}`` and ``{group_id}``.
+    """A path from a template with ``{session_id}``, ``{user_id}`` and ``{group_id}``.
 
-    What a value holds beyond letters, digits, ``-`` and ``_`` is percent-encoded, so that no value
-    leaves its place in the path and no two values have the same.
+    Characters other than letters, digits, ``-`` and ``_`` are percent-encoded, so that a value is always one
+    component of the path, and different values give different paths.
 
     Raises:
-        PathTemplateError: a name nobody knows, or one the session has no value for.
+        PathTemplateError: a name is unknown, or the session has no value for it.
     """
     for _, name, _, _ in Formatter().parse(template):
         if name is not None and name not in values:

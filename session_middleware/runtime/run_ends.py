@@ -1,11 +1,11 @@
-"""What a run of LangGraph's was called with and when it ends, where no recorder sees it.
+"""The input and the end of a LangGraph run, for a checkpointer without a recorder.
 
-LangGraph tells a saver nothing of the run it saves for. But the first look of a run is made by the loop that
-carries it out, and that loop holds the input of this run and its callback manager, which hears the run's end in every
-case: when it is done, fails, is interrupted or cancelled, and when the reader of a stream closes it. So the loop is
-looked for on the stack of the first look, once per run, and its manager is given one more handler.
-A run that is cancelled again while its loop cleans up is reported before its tasks have ended; the loop that its error
-has come through knows them.
+LangGraph passes a saver no information about the run. But the first read of a run is made by LangGraph's loop object,
+which has the run's input and its callback manager. The manager is notified of the run's end in every case: success,
+failure, interrupt, cancellation, and a stream closed by its reader. So the first read searches the call stack for the
+loop, once per run, and adds a handler to its manager.
+If a run is cancelled again while its loop cleans up, the manager is notified before the run's tasks have ended. The
+tasks are found through the traceback of the error.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from langchain_core.callbacks import AsyncParentRunManager, BaseCallbackHandler,
 Manager: TypeAlias = ParentRunManager | AsyncParentRunManager
 OnEnd: TypeAlias = Callable[[BaseException | None], None]
 
-_ENTERING = ("__enter__", "__aenter__")  # of a loop, which makes the first look and nothing else that looks
+_ENTERING = ("__enter__", "__aenter__")  # the loop's methods, which make a run's first read and no other
 _RUNNING = ("stream", "astream")
 
 
 class Loop(NamedTuple):
     manager: Manager
-    input: Any  # a `Command`, where a person answers
+    input: Any  # a `Command`, if a person answers an interrupt
 
 
 class _AtEnd(BaseCallbackHandler):
-    """Calls a function when one run ends, with the exception that ended it."""
+    """Calls a function when one run ends, with its exception or ``None``."""
 
     run_inline = True
 
@@ -50,7 +50,7 @@ class _AtEnd(BaseCallbackHandler):
 
 
 def call_when_over(error: BaseException, call: Callable[[], None]) -> None:
-    """Call at once, or when the tasks have ended that a run ended by `error` has left running."""
+    """Call now, or when all tasks have ended that the run with this error left running."""
     task = None if isinstance(error, Exception) else next(_left_running(error), None)
     if task is None:
         call()
@@ -59,7 +59,7 @@ def call_when_over(error: BaseException, call: Callable[[], None]) -> None:
 
 
 def _left_running(error: BaseException) -> Iterator[Any]:
-    """The unfinished tasks of the loops that the error has come through."""
+    """The unfinished tasks of the loops in the traceback of the error."""
     cause: BaseException | None = error
     while cause is not None:
         for frame, _ in traceback.walk_tb(cause.__traceback__):
@@ -76,7 +76,7 @@ def _is_langgraphs(frame: FrameType) -> bool:
 
 
 def find_loop() -> Loop | None:
-    """The loop that makes the present call; ``None`` when no loop does."""
+    """The loop that makes the current call, or ``None``."""
     frame: FrameType | None = inspect.currentframe()
     while frame is not None:
         if frame.f_code.co_name in _ENTERING and _is_langgraphs(frame):
@@ -90,8 +90,8 @@ def find_loop() -> Loop | None:
 
 
 def call_at_end(manager: Manager, call: OnEnd) -> None:
-    """Have `call` made when the manager's run ends: before other handlers, since one of them may raise.
+    """Call `call` when the manager's run ends, before other handlers, since one of them may raise.
 
-    The list is replaced, not added to, because runs that were given one callback manager have it in common.
+    The list is replaced and not extended, because runs with the same callback manager share it.
     """
     manager.handlers = [_AtEnd(manager.run_id, call), *manager.handlers]

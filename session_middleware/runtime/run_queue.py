@@ -1,9 +1,8 @@
-"""One run at a time in a session, where ``on_busy`` asks for it: taking a turn, waiting for it, or being refused.
+"""`RunQueue`: mutual exclusion of the runs of a session, if ``on_busy`` is ``"wait"`` or ``"reject"``.
 
-The queue is in the database, so it holds across processes. Of those that wait in this process for one
-session, only the first asks the database, and under asyncio they wait on the event loop: a hundred
-waiting runs are a hundred sleeping tasks. A thread that waits for a run that waits for the thread
-does not come about, because a run inside a run has its turn already.
+The queue is in the database, so it covers all processes. Of the runs of this process that wait for one session, only
+the first polls the database. Under asyncio, waiting is sleeping on the event loop: a hundred waiting runs
+are a hundred sleeping tasks. A nested run shares the lease of the run around it, so the two cannot deadlock.
 """
 
 from __future__ import annotations
@@ -21,23 +20,23 @@ from session_middleware.storage.executor import StorageExecutor
 from session_middleware.storage.protocol import Storage
 from session_middleware.storage.run import RunContext
 
-_SHORTEST, _LONGEST = 0.01, 0.25  # seconds between two times a waiting run asks
+_SHORTEST, _LONGEST = 0.01, 0.25  # seconds between two attempts of a waiting run
 
 
 class _Waiter:
-    """A run that waits, and since when."""
+    """A waiting run."""
 
-    def __init__(self, visit: RunContext) -> None:
-        self.visit = visit
+    def __init__(self, context: RunContext) -> None:
+        self.context = context
         self.began = time.monotonic()
-        self.asked = 0
-        self.lock = threading.Lock()  # a run that is cancelled while it asks leaves when it has asked
+        self.attempts = 0
+        self.lock = threading.Lock()  # a run that is cancelled during an attempt leaves after it
         self.is_over = False
 
     @property
     def number(self) -> int | None:
-        """Its place in the queue."""
-        return self.visit.lease.number if self.visit.lease is not None else None
+        """Its position in the queue."""
+        return self.context.lease.number if self.context.lease is not None else None
 
 
 class RunQueue:
@@ -45,8 +44,8 @@ class RunQueue:
         self,
         storage: Storage,
         offload: StorageExecutor,
-        pulse: BackgroundWorker,
-        visits: RunRegistry,
+        background: BackgroundWorker,
+        runs: RunRegistry,
         *,
         settle: Callable[[str], None],
         on_busy: Literal["allow", "wait", "reject"],
@@ -54,100 +53,100 @@ class RunQueue:
     ) -> None:
         self._storage = storage
         self._offload = offload
-        self._pulse = pulse
-        self._visits = visits
-        self._settle = settle  # what the recorder has handed over may be the end of the last run
+        self._background = background
+        self._runs = runs
+        self._flush = settle  # the buffered record may contain the end of the last run
         self._on_busy = on_busy
         self._timeout_seconds = timeout_seconds
         self._lock = threading.Lock()
         self._queues: dict[str, list[_Waiter]] = {}
 
-    def _is_needed(self, visit: RunContext) -> bool:
-        """Whether this visit has to ask for its turn."""
-        lease = visit.lease
-        return self._on_busy != "allow" and lease is not None and not lease.is_exclusive and not visit.reading
+    def _is_needed(self, context: RunContext) -> bool:
+        """Whether the run must acquire the session."""
+        lease = context.lease
+        return self._on_busy != "allow" and lease is not None and not lease.is_exclusive and not context.reading
 
-    def take(self, visit: RunContext) -> RunContext:
-        """The visit, when it has the session alone. Raises `SessionBusy`, or what refuses the visit."""
-        if not self._is_needed(visit):
-            return visit
-        wait = self._join(visit)
+    def take(self, context: RunContext) -> RunContext:
+        """Return the context once its run has the session exclusively. Raises `SessionBusy`, or an admission error."""
+        if not self._is_needed(context):
+            return context
+        waiter = self._enqueue(context)
         try:
-            with self._visits.claiming(visit):
-                while (pause := self._ask(wait)) is not None:
+            with self._runs.claiming(context):
+                while (pause := self._try_acquire(waiter)) is not None:
                     time.sleep(pause)
         finally:
-            self._part(wait)
-        return visit
+            self._leave(waiter)
+        return context
 
-    async def atake(self, visit: RunContext) -> RunContext:
-        """As `take`. Nothing of the waiting is done on a thread."""
-        if not self._is_needed(visit):
-            return visit
-        wait = self._join(visit)
+    async def atake(self, context: RunContext) -> RunContext:
+        """`take`, for asyncio. No thread is occupied while the run waits."""
+        if not self._is_needed(context):
+            return context
+        waiter = self._enqueue(context)
         try:
-            with self._visits.claiming(visit):
+            with self._runs.claiming(context):
                 while True:
-                    is_mine_to_ask = self._is_late(wait) or not self._place(wait)
-                    pause = await self._offload.run(self._ask, wait) if is_mine_to_ask else self._pause(wait)
+                    may_attempt = self._is_late(waiter) or not self._position(waiter)
+                    pause = await self._offload.run(self._try_acquire, waiter) if may_attempt else self._pause(waiter)
                     if pause is None:
-                        return visit
+                        return context
                     await asyncio.sleep(pause)
         finally:
-            if visit.lease is None or visit.lease.is_exclusive:
-                self._part(wait)
+            if context.lease is None or context.lease.is_exclusive:
+                self._leave(waiter)
             else:
-                await asyncio.shield(self._offload.run(self._part, wait))
+                await asyncio.shield(self._offload.run(self._leave, waiter))
 
-    def _join(self, visit: RunContext) -> _Waiter:
-        wait = _Waiter(visit)
+    def _enqueue(self, context: RunContext) -> _Waiter:
+        waiter = _Waiter(context)
         with self._lock:
-            self._queues.setdefault(visit.session_id, []).append(wait)
-        return wait
+            self._queues.setdefault(context.session_id, []).append(waiter)
+        return waiter
 
-    def _place(self, wait: _Waiter) -> int:
-        """How many of this process are before it; one that has no place in the queue yet takes it after those."""
+    def _position(self, waiter: _Waiter) -> int:
+        """The number of runs of this process before it; for a run without a number, of those that get theirs before."""
         with self._lock:
-            queue = list(self._queues[wait.visit.session_id])
-        if wait.number is None:
-            return sum(other.number is None for other in queue[: queue.index(wait)])
-        return sum(other.number is not None and other.number < wait.number for other in queue)
+            queue = list(self._queues[waiter.context.session_id])
+        if waiter.number is None:
+            return sum(other.number is None for other in queue[: queue.index(waiter)])
+        return sum(other.number is not None and other.number < waiter.number for other in queue)
 
-    def _ask(self, wait: _Waiter) -> float | None:
-        """Ask for the turn; after how many seconds to ask again, ``None`` when it has come. Raises `SessionBusy`."""
-        with wait.lock:
-            return None if wait.is_over else self._ask_now(wait)
+    def _try_acquire(self, waiter: _Waiter) -> float | None:
+        """The seconds until the next attempt, or ``None`` if the session is acquired. Raises `SessionBusy`."""
+        with waiter.lock:
+            return None if waiter.is_over else self._attempt(waiter)
 
-    def _ask_now(self, wait: _Waiter) -> float | None:
-        visit = wait.visit
-        if self._place(wait) == 0:
-            if not wait.asked:
-                self._settle(visit.session_id)
-            self._pulse.settle()
-            wait.asked += 1
-            if self._storage.acquire_session(visit, wait=self._on_busy == "wait"):
+    def _attempt(self, waiter: _Waiter) -> float | None:
+        context = waiter.context
+        if self._position(waiter) == 0:
+            if not waiter.attempts:
+                self._flush(context.session_id)
+            self._background.release_ended_leases()
+            waiter.attempts += 1
+            if self._storage.acquire_session(context, wait=self._on_busy == "wait"):
                 return None
-        if self._is_late(wait):  # only now: on a busy machine it may be late before it has asked at all
-            run_id, process = self._storage.find_active_run(visit.session_id, but=visit.lease) or (None, None)
-            raise SessionBusy(visit.session_id, run_id=run_id, process=process)
-        return self._pause(wait)
+        if self._is_late(waiter):  # after an attempt: on a busy machine the timeout may pass before the first one
+            run_id, process = self._storage.find_active_run(context.session_id, but=context.lease) or (None, None)
+            raise SessionBusy(context.session_id, run_id=run_id, process=process)
+        return self._pause(waiter)
 
-    def _is_late(self, wait: _Waiter) -> bool:
-        return time.monotonic() - wait.began > self._timeout_seconds
+    def _is_late(self, waiter: _Waiter) -> bool:
+        return time.monotonic() - waiter.began > self._timeout_seconds
 
-    def _pause(self, wait: _Waiter) -> float:
-        return min(_LONGEST, _SHORTEST * (1 + wait.asked / 4 + 4 * self._place(wait)))
+    def _pause(self, waiter: _Waiter) -> float:
+        return min(_LONGEST, _SHORTEST * (1 + waiter.attempts / 4 + 4 * self._position(waiter)))
 
-    def _part(self, wait: _Waiter) -> None:
-        """It waits no more; if it has not had its turn, it gives its place away."""
-        with wait.lock:
-            wait.is_over = True
+    def _leave(self, waiter: _Waiter) -> None:
+        """Leave the queue. Releases the position, unless the session was acquired."""
+        with waiter.lock:
+            waiter.is_over = True
             with self._lock:
-                queue = self._queues[wait.visit.session_id]
-                queue.remove(wait)
+                queue = self._queues[waiter.context.session_id]
+                queue.remove(waiter)
                 if not queue:
-                    del self._queues[wait.visit.session_id]
-            lease = wait.visit.lease
+                    del self._queues[waiter.context.session_id]
+            lease = waiter.context.lease
             if lease is not None and not lease.is_exclusive:
                 self._storage.release_leases([lease])
                 lease.number = None

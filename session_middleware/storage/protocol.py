@@ -31,17 +31,19 @@ from datetime import datetime
 from types import MappingProxyType
 from typing import Any, Protocol, TypeVar
 
-from session_middleware.findings import ErasureReceipt, Problem, SweepResult
 from session_middleware.models import (
     Branch,
     Closed,
+    ErasureReceipt,
     Event,
     Identity,
     Message,
     Pin,
+    Problem,
     RepairedCall,
     SessionInfo,
     Status,
+    SweepResult,
     ToolCall,
     Usage,
 )

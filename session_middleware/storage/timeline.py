@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from session_middleware.display.html import tree_html
-from session_middleware.display.text import plural
+from session_middleware.display.html import MAX_ROWS, table_html
+from session_middleware.display.text import plural, second_text
 from session_middleware.models import Event, Message, ModelCall, Run, ToolCall
 from session_middleware.storage.types import Record
 
@@ -48,8 +48,9 @@ class Timeline(list[Record]):
         )
 
     def _repr_html_(self) -> str:
-        nodes = (placed for root in self.tree for placed in root.walk())
-        return tree_html((depth, node.name, node.record) for depth, node in nodes)
+        nodes = [placed for root in self.tree for placed in root.walk()]
+        rows = [_row(depth, node) for depth, node in nodes[:MAX_ROWS]]
+        return table_html(["seq", "time (UTC)", "what"], rows, len(nodes) - len(rows))
 
     @property
     def tree(self) -> list[Node]:
@@ -87,6 +88,15 @@ def _inside(namespace: str, run_id: str, siblings: list[Node], places: dict[tupl
             siblings.append(places[key])
         siblings = places[key].children
     return siblings
+
+
+def _row(depth: int, node: Node) -> list[str]:
+    inset, record = "\N{EM SPACE}" * depth, node.record
+    if record is None:
+        return ["", "", f"{inset}{node.name}"]
+    kind = record.role if isinstance(record, Message) else node.name.replace("_", " ")
+    moment = record.created_at if isinstance(record, (Message, Event)) else record.started_at
+    return [str(record.seq), "" if moment is None else second_text(moment), f"{inset}{kind}: {record.line}"]
 
 
 def kind_of(entry: Record) -> str:

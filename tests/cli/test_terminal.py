@@ -11,8 +11,7 @@ from rich.console import Console, RenderableType
 
 from session_middleware.cli.tables import sessions_table, sweep_table, usage_table
 from session_middleware.cli.timeline import timeline
-from session_middleware.findings import SweepResult
-from session_middleware.models import Event, Message, Pin, Run, SessionInfo, ToolCall, Usage
+from session_middleware.models import Event, Message, Pin, Run, SessionInfo, SweepResult, ToolCall, Usage
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 LATER = NOON + timedelta(hours=1)

@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from session_middleware.errors import SessionAccessDenied, SessionExists, SessionExpired, SessionNotFound
-from session_middleware.findings import SweepResult
-from session_middleware.models import Event, Identity
+from session_middleware.models import Event, Identity, SweepResult
 from session_middleware.storage.protocol import Storage
 from session_middleware.storage.record_entries import MessageEntry, RunEnd
 from session_middleware.storage.run import RunContext

@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 from typing import Any
 
 from session_middleware import Sessions
-from session_middleware.display.html import MOST_ROWS, Rows, line_of, session_html
+from session_middleware.display.html import MAX_ROWS, Rows
 from session_middleware.models import Event, Message, Run, SessionInfo, ToolCall, Usage
 from session_middleware.storage.timeline import Timeline
 
@@ -122,9 +122,9 @@ def test_records_say_what_is_worth_saying_in_a_line() -> None:
 
 def test_a_message_says_what_became_of_it() -> None:
     changed = {"status": "incomplete", "replaced_by": 9, "branch": "branch-2"}
-    assert line_of(ASKED.model_copy(update=changed)) == "hello (incomplete) (edited later) (branch-2)"
+    assert ASKED.model_copy(update=changed).line == "hello (incomplete) (edited later) (branch-2)"
     calls = ({"id": "c1", "name": "search", "args": {"q": 1}},)
-    assert line_of(ASKED.model_copy(update={"text": "", "tool_calls": calls})) == "asks for search(q=1)"
+    assert ASKED.model_copy(update={"text": "", "tool_calls": calls}).line == "asks for search(q=1)"
 
 
 def test_usage_is_a_table_with_a_row_a_key() -> None:
@@ -147,7 +147,7 @@ def test_nothing_recorded_is_read_as_html() -> None:
         CALL.model_copy(update={"name": EVIL, "arguments": {EVIL: EVIL}, "result": EVIL, "checkpoint_ns": EVIL}),
         CLOSED.model_copy(update={"reason": EVIL, "detail": {EVIL: EVIL}}),
     ]
-    shown = [session_html(session(**evil)), Rows([session(**evil)])._repr_html_(), Timeline(record)._repr_html_()]
+    shown = [session(**evil)._repr_html_(), Rows([session(**evil)])._repr_html_(), Timeline(record)._repr_html_()]
     for html in (*shown, *(Rows([one])._repr_html_() for one in record)):
         assert "alert" in html
         assert "<script" not in html
@@ -156,10 +156,10 @@ def test_nothing_recorded_is_read_as_html() -> None:
 
 
 def test_a_long_list_is_cut_and_says_so() -> None:
-    html = Rows([ASKED] * (MOST_ROWS + 1_234))._repr_html_()
-    assert len(rows_of(html)) == MOST_ROWS + 1
+    html = Rows([ASKED] * (MAX_ROWS + 1_234))._repr_html_()
+    assert len(rows_of(html)) == MAX_ROWS + 1
     assert "and 1,234 more" in html
-    assert re.search("and 1 more", Timeline([CLOSED] * (MOST_ROWS + 1))._repr_html_())
+    assert re.search("and 1 more", Timeline([CLOSED] * (MAX_ROWS + 1))._repr_html_())
 
 
 def test_what_a_notebook_shows_needs_nothing_heavy() -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from session_middleware import SessionAccessDenied, Sessions, StorageError
-from session_middleware.findings import Problem
+from session_middleware.models import Problem
 from session_middleware.settings import load_settings
 from session_middleware.storage.sqlite.integrity.checks import check_file
 from tests.support import agents, damage

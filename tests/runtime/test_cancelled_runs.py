@@ -131,7 +131,7 @@ async def test_a_run_that_is_cancelled_again_while_it_cleans_up_holds_its_sessio
             run.cancel()
             await tidying.cleaning.wait()
             await cancel_until_it_ends(run)
-            sessions._pulse.beat()
+            sessions._background.renew_leases()
             assert (tidying.ended, sessions.get("t").is_running) == (0, True)
             with pytest.raises(SessionBusy):
                 await compiled(part, quick, sessions).ainvoke(human("beside"), sessions.config("t"))

@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 from session_middleware import SessionExists, Sessions
-from session_middleware.findings import SweepResult
-from session_middleware.models import Event
+from session_middleware.models import Event, SweepResult
 from tests.conftest import Clock
 from tests.support import agents, processes
 from tests.support.agents import human
@@ -134,7 +133,7 @@ ENDS: dict[str, Callable[[Sessions, Clock], Any]] = {
     "delete_thread": lambda sessions, _: sessions.checkpointer.delete_thread("t"),
     "revoke": lambda sessions, _: sessions.revoke("alice"),
     "sweep": lambda sessions, clock: (clock.advance(hours=1), sessions.sweep()),
-    "sweep beside": lambda sessions, clock: (clock.advance(hours=1), sessions._sweeper._sweep_beside()),
+    "sweep beside": lambda sessions, clock: (clock.advance(hours=1), sessions._sweeper._sweep_in_background()),
     "clean": lambda sessions, clock: (clock.advance(minutes=1), sessions.sweep(older_than="10s")),
 }
 

@@ -83,7 +83,7 @@ def test_the_end_of_a_run_by_hand_is_written_too(sessions: Sessions) -> None:
 
 
 def test_a_run_that_is_let_in_again_before_it_ends_ends_as_it_did(sessions: Sessions) -> None:
-    storage, session = sessions._parts.storage, sessions.get("t")
+    storage, session = sessions._storage, sessions.get("t")
     visit = RunContext("t", Identity(user_id="bob", group_ids=("team",)), run_id="r")
     storage.append(visit)
     session.update(visibility="private")

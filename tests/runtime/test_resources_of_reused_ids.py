@@ -98,7 +98,7 @@ def test_what_a_session_has_open_is_closed_soon_after_its_end_however_that_came(
 
 def test_a_fork_closes_nothing_of_its_parents(sessions: Sessions, elsewhere: Sessions, log: list[str]) -> None:
     use(sessions.open("t"), "parent's", log)
-    for resource in sessions._resources._held.values():
+    for resource in sessions._resources._open.values():
         resource.process = -1  # as it is in a fork
     elsewhere.get("t").complete()
     sessions.settle()
@@ -112,4 +112,4 @@ def test_a_session_that_was_only_got_has_what_it_opened_closed_too(
 ) -> None:
     elsewhere.open("t")
     use(sessions.get("t"), "one", log)
-    assert sessions._pulse._thread is not None  # which closes it when the session ends elsewhere
+    assert sessions._background._thread is not None  # which closes it when the session ends elsewhere

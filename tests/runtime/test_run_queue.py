@@ -340,7 +340,7 @@ async def test_an_error_that_a_handler_takes_is_not_the_end_of_its_run(part: str
     def second_run_is_refused() -> None:
         with ThreadPoolExecutor(1) as another, pytest.raises(SessionBusy):
             another.submit(quick.invoke, human("beside"), sessions.config("t")).result()
-        sessions._pulse.beat()
+        sessions._background.renew_leases()
         refused.append(sessions.get("t").is_running)
 
     def breaks(state: MessagesState) -> dict[str, Any]:
@@ -382,7 +382,7 @@ def test_an_error_of_one_branch_is_not_the_end_of_a_run_that_another_goes_on_in(
     with ThreadPoolExecutor(1) as pool:
         run = pool.submit(graph.invoke, human("hi"), sessions.config("t"))
         assert gate.entered.wait(60)
-        sessions._pulse.beat()
+        sessions._background.renew_leases()
         with pytest.raises(SessionBusy):
             quick.invoke(human("beside"), sessions.config("t"))
         gate.leave.set()

@@ -136,7 +136,7 @@ def test_a_run_inside_a_block_that_was_taken_for_dead_cannot_write_either(open_s
 
     def write() -> None:
         with sessions.open("t"):
-            sessions._storage.release_leases([next(iter(sessions._pulse._runs))])
+            sessions._storage.release_leases([next(iter(sessions._background._runs))])
             graph.invoke(human("hi"), sessions.config("t"))
 
     with pytest.raises(LeaseLost):
@@ -167,9 +167,9 @@ def test_a_run_that_cannot_be_seen_holds_its_session_until_it_is_silent_for_long
     graph = builder.compile(checkpointer=Elsewhere(sessions.checkpointer))
     graph.invoke(human("hi"), sessions.config("t"))
     for _ in range(6):
-        sessions._pulse.beat()
+        sessions._background.renew_leases()
     assert sessions.get("t").is_running
-    sessions._pulse.beat()
+    sessions._background.renew_leases()
     assert not sessions.get("t").is_running
     graph.invoke(human("hi"), sessions.config("t"))
 

@@ -160,10 +160,11 @@ LONGER = {  # and still hand everything over
     "SessionSaver.alist",  # page by page
     "SessionStore.alist_namespaces",  # once it has put into words what is asked
     "RunQueue.atake",  # which waits on the loop, and asks off it
-    "LivingSession.aresource",  # opened by a task of the loop
+    "Session.aresource",  # opened by a task of the loop
     "Resources.aget",
     "Resources.aclose_all",
     "Sessions.aclose",
+    "HasMemory.amemory",  # a protocol
     "SessionRetriever.ainvoke",  # to LangChain's own method, saying who asks
     "_Attached.aget_state",  # to LangGraph's own method
     "_Attached.aget_state_history",  # as above

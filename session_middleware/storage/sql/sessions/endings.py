@@ -13,8 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from session_middleware import lifecycle
-from session_middleware.findings import SweepResult
-from session_middleware.models import Closed, Identity, OnExpire, Pin, SessionInfo, Status, to_text
+from session_middleware.models import Closed, Identity, OnExpire, Pin, SessionInfo, Status, SweepResult, to_text
 from session_middleware.storage import jsonl
 from session_middleware.storage.sql.checkpoints import blobs, checkpoints, pruning
 from session_middleware.storage.sql.checkpoints.unused import free_unused

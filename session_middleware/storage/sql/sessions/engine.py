@@ -12,8 +12,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from session_middleware.errors import SessionBusy, SessionError, SessionExists, StorageError
-from session_middleware.findings import ErasureReceipt, Problem, SweepResult
-from session_middleware.models import Closed, Event, Identity, Pin, SessionInfo, Status
+from session_middleware.models import (
+    Closed,
+    ErasureReceipt,
+    Event,
+    Identity,
+    Pin,
+    Problem,
+    SessionInfo,
+    Status,
+    SweepResult,
+)
 from session_middleware.storage import jsonl
 from session_middleware.storage.run import Lease, RunContext
 from session_middleware.storage.sql.checkpoints import checkpoints

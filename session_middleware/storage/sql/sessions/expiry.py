@@ -15,8 +15,7 @@ from typing import Any, NamedTuple, TypeAlias, overload
 
 from session_middleware import lifecycle
 from session_middleware.display.html import rows_html
-from session_middleware.findings import SweepResult
-from session_middleware.models import OnExpire, Status, from_text, to_text
+from session_middleware.models import OnExpire, Status, SweepResult, from_text, to_text
 from session_middleware.storage.sql.engine_context import EngineContext
 from session_middleware.storage.sql.sessions import leases, session_rows
 

@@ -7,14 +7,12 @@ import sqlite3
 from collections.abc import Sequence
 
 from session_middleware import lifecycle
-from session_middleware.findings import ErasureReceipt
-from session_middleware.models import to_text
+from session_middleware.models import ErasureReceipt, to_text
 from session_middleware.storage import jsonl
 from session_middleware.storage.sql.engine_context import EngineContext
 from session_middleware.storage.sql.memory import memories
 from session_middleware.storage.sql.sessions import archives, endings, session_rows
-from session_middleware.storage.sql.sessions.revocations import hash_of
-from session_middleware.storage.sql.sessions.tombstones import hashed
+from session_middleware.storage.sql.sessions.revocations import hash_of, hashed
 
 
 def revoke(connection: sqlite3.Connection, user_id: str, reason: str | None, rules: EngineContext) -> list[str]:

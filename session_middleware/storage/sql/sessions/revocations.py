@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import sqlite3
 from functools import lru_cache
 
 from session_middleware.errors import UserRevoked
-from session_middleware.storage.sql.sessions.tombstones import hashed
+
+
+def hashed(text: str) -> str:
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
 @lru_cache(maxsize=1024)

@@ -7,7 +7,6 @@ Of what was forgotten on its user's wish, only the hash of the id is kept.
 
 from __future__ import annotations
 
-import hashlib
 import sqlite3
 from datetime import datetime
 from typing import NamedTuple
@@ -16,6 +15,7 @@ from session_middleware.errors import SessionNotFound
 from session_middleware.models import Identity, OnResume, SessionInfo, from_text, to_text
 from session_middleware.storage.sql.row_mapping import values_of
 from session_middleware.storage.sql.sessions import revocations
+from session_middleware.storage.sql.sessions.revocations import hashed
 from session_middleware.storage.types import ArchivedSession
 
 
@@ -31,10 +31,6 @@ class Tombstone(NamedTuple):
     on_resume: OnResume | None  # its own, if it had one
     ended_at: datetime | None
     buried_at: datetime
-
-
-def hashed(text: str) -> str:
-    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
 def find(connection: sqlite3.Connection, session_id: str) -> Tombstone | None:

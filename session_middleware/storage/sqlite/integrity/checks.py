@@ -9,8 +9,7 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 
-from session_middleware.findings import Problem
-from session_middleware.models import utc_now
+from session_middleware.models import Problem, utc_now
 from session_middleware.settings import SessionSettings
 from session_middleware.storage.sql.engine_context import EngineContext
 from session_middleware.storage.sql.record import dead_runs, runs

@@ -11,8 +11,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from session_middleware.findings import Problem
-from session_middleware.models import Branch, Event, Message, ModelCall, Run, SessionInfo, ToolCall, Value
+from session_middleware.models import Branch, Event, Message, ModelCall, Problem, Run, SessionInfo, ToolCall, Value
 from session_middleware.storage.sql.checkpoints import lists
 from session_middleware.storage.sql.checkpoints.blobs import CorruptRow, checked_blob, inline_value
 from session_middleware.storage.sql.checkpoints.rows import Row, WriteRow, references_in

@@ -9,7 +9,7 @@ from contextlib import closing, contextmanager, suppress
 from typing import Any, TypeVar
 
 from session_middleware.errors import StorageError
-from session_middleware.findings import Problem
+from session_middleware.models import Problem
 from session_middleware.storage.sqlite.readonly_open import read_unlocked
 
 T = TypeVar("T")

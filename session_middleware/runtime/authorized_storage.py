@@ -1,8 +1,7 @@
-"""The storage as one session handle may use it: of that session only, as long as it is there and the caller's.
+"""`AuthorizedStorage`: the storage for one incarnation of a session and for one caller.
 
-A write is checked in its own transaction. A read is made, then the session is checked, and only then is the
-result returned. So a session that is deleted and opened again by another caller between two calls is not shown
-to the holder of the old one.
+A write is checked in its own transaction. A read is checked after it and before its result is returned. So
+if a session is deleted and its id is opened by another user, handles of the old session do not access the new one.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def _reading(method: Callable[Concatenate[Storage, P], R]) -> Callable[Concatenate[SessionStorage, P], R]:
+def _reading(method: Callable[Concatenate[Storage, P], R]) -> Callable[Concatenate[AuthorizedStorage, P], R]:
     @wraps(method)
-    def read(self: SessionStorage, /, *args: P.args, **kwargs: P.kwargs) -> R:
+    def read(self: AuthorizedStorage, /, *args: P.args, **kwargs: P.kwargs) -> R:
         result: R = getattr(self._storage, method.__name__)(*args, **kwargs)
         self.check(reading=True)
         return result
@@ -33,27 +32,27 @@ def _reading(method: Callable[Concatenate[Storage, P], R]) -> Callable[Concatena
     return read
 
 
-def _writing(method: Callable[Concatenate[Storage, P], R]) -> Callable[Concatenate[SessionStorage, P], R]:
+def _writing(method: Callable[Concatenate[Storage, P], R]) -> Callable[Concatenate[AuthorizedStorage, P], R]:
     @wraps(method)
-    def write(self: SessionStorage, /, *args: P.args, **kwargs: P.kwargs) -> R:
+    def write(self: AuthorizedStorage, /, *args: P.args, **kwargs: P.kwargs) -> R:
         call = partial(getattr(self._storage, method.__name__), *args, **kwargs)
-        result: R = self._together(call, reading=False)
+        result: R = self._in_transaction(call, reading=False)
         return result
 
     return write
 
 
-class SessionStorage:
-    """`Storage` for the session that `hand` holds, and for one user where there is an `identity`.
+class AuthorizedStorage:
+    """The operations of `Storage` that a `Session` uses. Each one checks that the caller has access.
 
-    Raises `SessionNotFound` once the session was deleted, also where its id was opened again, and for a session
-    that is not the user's; `UserRevoked` for a user who was revoked.
+    Without an `identity` the caller is the operator. Raises `SessionNotFound` if the session was deleted, also if
+    its id was opened again, or if the identity has no access; `UserRevoked` for a revoked user.
     """
 
-    def __init__(self, storage: Storage, session_id: str, hand: SessionHandle, identity: Identity | None) -> None:
+    def __init__(self, storage: Storage, session_id: str, handle: SessionHandle, identity: Identity | None) -> None:
         self._storage = storage
         self._session_id = session_id
-        self._hand = hand
+        self._handle = handle
         self._identity = identity
 
     @property
@@ -86,10 +85,10 @@ class SessionStorage:
     update_session = _writing(Storage.update_session)
 
     def append(self, context: RunContext, entries: Sequence[Entry] = ()) -> None:
-        """Append to the record; the end of an admitted run is recorded also if the user has lost access since."""
+        """Append entries. The end of an admitted run needs no access; the storage's own admission decides on it."""
         is_end = any(isinstance(entry, RunEnd) for entry in entries)
         if not entries or (self._identity is not None and not is_end):
-            self._together(partial(self._storage.append, context, entries), reading=False)
+            self._in_transaction(partial(self._storage.append, context, entries), reading=False)
             return
         try:
             self._storage.append(context, entries)
@@ -98,11 +97,11 @@ class SessionStorage:
             raise
 
     def put_memories(self, puts: Sequence[MemoryPut], *, context: RunContext | None = None) -> None:
-        """Items in the session's own namespace require write access to it."""
+        """Put memories. Those of the session's own scope need write access."""
         reading = all(put.namespace[:1] != ("session",) for put in puts)
-        self._together(partial(self._storage.put_memories, puts, context=context), reading=reading)
+        self._in_transaction(partial(self._storage.put_memories, puts, context=context), reading=reading)
 
-    def _together(self, call: Callable[[], Any], *, reading: bool) -> Any:
+    def _in_transaction(self, call: Callable[[], Any], *, reading: bool) -> Any:
         def checked() -> Any:
             self.check(reading=reading)
             return call()
@@ -111,12 +110,12 @@ class SessionStorage:
         return outcome()
 
     def check(self, *, reading: bool) -> SessionInfo:
-        """The session, as of now."""
+        """The session as stored now. Raises unless the caller has access."""
         identity = self._identity
         if identity is not None and self._storage.is_revoked(identity.user_id):
             raise UserRevoked(self._session_id, user_id=identity.user_id)
         session = self._storage.find_session(self._session_id)
-        if session is None or session.incarnation != self._hand.incarnation:
+        if session is None or session.incarnation != self._handle.incarnation:
             raise SessionNotFound(self._session_id, deleted=True)
         if identity is not None and not lifecycle.is_theirs(session, identity, reading=reading):
             raise SessionNotFound(self._session_id)

@@ -1,0 +1,136 @@
+"""Sweeps: ending the sessions that are due, in one process at a time, and deleting what dead processes left."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import datetime, timedelta
+
+from session_middleware.errors import InvalidArgument, StorageError
+from session_middleware.models import Clock, Status, SweepResult
+from session_middleware.runtime.background import BackgroundWorker
+from session_middleware.runtime.hooks import EventHooks
+from session_middleware.runtime.resources import Key, Resources
+from session_middleware.settings import SessionSettings, age_of
+from session_middleware.storage.protocol import Storage
+from session_middleware.storage.run import Lease
+from session_middleware.storage.validation import Timeout, checked_moment
+
+logger = logging.getLogger("session_middleware")
+
+_DUTY = "sweep"
+_ORPHAN_AGE = timedelta(minutes=10)  # of writes whose checkpoint did not follow, since the session's last activity
+_FIRST_PERIOD = timedelta(days=1)  # in which the first sweep of a process looks for orphaned writes
+_HOOKS_SECONDS = 1.0  # the maximal delay of hooks for events of a run
+_RESOURCES_SECONDS = 5.0  # between two checks for resources of ended sessions
+
+
+class Sweeper:
+    """Sweeps on request, and periodically in the background.
+
+    Args:
+        flush: commits what the runs of this process have buffered.
+        forget: drops what this process caches of a deleted session.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        settings: SessionSettings,
+        hooks: EventHooks,
+        resources: Resources,
+        *,
+        clock: Clock,
+        flush: Callable[[], object],
+        forget: Callable[[str], object],
+    ) -> None:
+        self._storage, self._settings = storage, settings
+        self._hooks, self._resources = hooks, resources
+        self._clock, self._flush, self._forget = clock, flush, forget
+        self._collected_until: datetime | None = None
+
+    def schedule(self, background: BackgroundWorker) -> None:
+        """Sweep every ``sweep_interval`` from the first run on, call hooks, and close resources of ended sessions."""
+        background.add_task(self._hooks.wake, _HOOKS_SECONDS)
+        background.add_task(self.close_resources, _RESOURCES_SECONDS)
+        if self._settings.sweep_interval is not None:
+            background.add_task(self._sweep_in_background, self._settings.sweep_interval.total_seconds())
+
+    def sweep(
+        self, now: datetime | None, *, dry_run: bool, older_than: Timeout, status: Status | None
+    ) -> Sequence[SweepResult]:
+        moment = checked_moment("now", now) or self._clock()
+        self._flush()
+        age = age_of("older_than", older_than)
+        if age is None and status is not None:
+            raise InvalidArgument("status", status, wanted="older_than too, as a sweep chooses by status only with it")
+        if dry_run:
+            return self._list(moment, age, status, sized=True)
+        lease = self._storage.acquire_duty(_DUTY)
+        if lease is None:
+            return []
+        try:
+            ended = self._end(self._list(moment, age, status), moment, lease)
+            if age is None and ended:  # the retention of those that have expired now may be over already
+                ended += self._end(self._list(moment, None, None), moment, lease)
+            self._collect_garbage()
+        finally:
+            self._storage.release_leases([lease])
+        return ended
+
+    def _list(
+        self, now: datetime, age: timedelta | None, status: Status | None, *, sized: bool = False
+    ) -> Sequence[SweepResult]:
+        inactive_since = None if age is None else now - age
+        return self._storage.list_due(now, inactive_since=inactive_since, status=status, sized=sized)
+
+    def _end(self, due: Sequence[SweepResult], now: datetime, lease: Lease) -> list[SweepResult]:
+        if self._hooks.expiring:
+            due = [each for each in due if not self._is_postponed(each, now, lease)]
+        ended = self._storage.end_due(due, now=now, duty=lease)
+        for each in ended:
+            if each.action in ("delete", "archive"):
+                self._forget(each.session_id)
+        self._resources.close([each.session_id for each in ended])
+        self._hooks.wake()
+        return ended
+
+    def _is_postponed(self, due: SweepResult, now: datetime, lease: Lease) -> bool:
+        if due.reason not in ("idle_timeout", "max_age"):
+            return False
+        try:
+            session = self._storage.find_session(due.session_id)
+        except StorageError:  # the row is damaged; `end_due` skips it with a warning
+            return False
+        if session is None or session.postponed_until is not None:
+            return False
+        until = self._hooks.postponed(due, now)
+        self._storage.renew_leases([lease])  # the hook may have taken long
+        if until is not None:
+            self._storage.postpone_expiry(due.session_id, until)
+        return until is not None
+
+    def _collect_garbage(self) -> None:
+        """Delete expired memories, leases of dead processes, and writes without a checkpoint."""
+        before = self._clock() - _ORPHAN_AGE
+        self._storage.delete_expired_memories()
+        self._storage.collect_garbage(self._collected_until or before - _FIRST_PERIOD, before)
+        self._collected_until = before
+
+    def _sweep_in_background(self) -> None:
+        try:
+            self.sweep(None, dry_run=False, older_than=None, status=None)
+        except StorageError as error:
+            logger.warning("a sweep in the background failed and will be repeated (%s)", error)
+
+    def close_resources(self) -> None:
+        """Close the resources of sessions that have ended, in this or another process."""
+        self._resources.close_where(self._has_ended)
+
+    def _has_ended(self, key: Key) -> bool:
+        with suppress(StorageError):  # the next call of the session raises it
+            session = self._storage.find_session(key.session_id)
+            is_same = session is not None and session.incarnation == key.incarnation
+            return session is None or not is_same or session.status != "active"
+        return False
