@@ -126,7 +126,9 @@ def work(path: Path) -> None:
 
     graph = build_graph(tool_call("refund_order", "call-2", order=1042), before_refund=hang)
     with Sessions(path, idle_timeout="30m") as sessions:
-        sessions.attach(graph).invoke({"messages": "Please refund it."}, sessions.config(THREAD, user_id="ada"))
+        config = sessions.config(THREAD, user_id="ada")
+        # "sync": each step is stored before the next begins. LangGraph's default stores it meanwhile.
+        sessions.attach(graph).invoke({"messages": "Please refund it."}, config, durability="sync")
 
 
 def resume(path: Path) -> None:

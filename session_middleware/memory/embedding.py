@@ -43,7 +43,7 @@ class Embedder:
 
     def is_current(self) -> bool:
         """Whether the stored vectors are of this model; those of another model stay until `rebuild`."""
-        stored = self._storage.set_vector_model(self.name, self._dimensions, replace=True)
+        stored = self._storage.set_vector_model(self.name, self._dimensions)
         if stored == (self.name, self._dimensions):
             return True
         self._warn(

@@ -15,7 +15,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+from session_middleware.models import SessionInfo
 from session_middleware.storage.sql.checkpoints.latest_checkpoint import Head
+from session_middleware.storage.sql.row_mapping import Malformed
 
 _MOST_SESSIONS = 512
 _MOST_CHECKPOINTS = 8  # of a session
@@ -97,7 +99,7 @@ class StateCache:
 
     def load(self, connection: sqlite3.Connection, session_id: str, known: SessionState | None) -> SessionState:
         """The state as it is now. `known` is what was known before this operation, if that is still current."""
-        row = connection.execute(_LOAD, (session_id,)).fetchone()
+        row = _checked(session_id, connection.execute(_LOAD, (session_id,)).fetchone())
         if known is None or known.home != row[0]:  # it was started afresh
             known = SessionState(session_id, *row)
         else:
@@ -111,7 +113,7 @@ class StateCache:
     def find(self, connection: sqlite3.Connection, session_id: str) -> SessionState | None:
         """The state as it is now, unless there is no such session."""
         row = connection.execute(_LOAD, (session_id,)).fetchone()
-        return None if row is None else SessionState(session_id, *row)
+        return None if row is None else SessionState(session_id, *_checked(session_id, row))
 
     def is_current(self, connection: sqlite3.Connection, known: SessionState) -> bool:
         row = connection.execute("SELECT home, version FROM sessions WHERE id = ?", (known.session_id,)).fetchone()
@@ -123,6 +125,14 @@ _LOAD = """
     EXISTS (SELECT 1 FROM events WHERE session_id = sessions.id AND kind = 'message_deleted')
     FROM sessions WHERE id = ?
 """
+_TYPES = (int, int, int, str, str, int)
+
+
+def _checked(session_id: str, row: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The row of `_LOAD`. Raises `Malformed` if a value has another type than we write."""
+    if tuple(map(type, row)) != _TYPES:
+        raise Malformed(SessionInfo, session_id, column="counters", problem=f"{row!r}")
+    return row
 
 
 @dataclass(slots=True)
