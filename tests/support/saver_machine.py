@@ -275,8 +275,7 @@ class Machine(RuleBasedStateMachine):
         writer=writers,
         place=places,
         ahead=st.booleans(),
-        task=st.sampled_from(["t1", "t2"]),
-        path=st.sampled_from(["", "~__pregel_pull, a"]),
+        task=st.sampled_from([("t0", "~__pregel_push, b"), ("t1", ""), ("t2", "~__pregel_pull, a"), ("t3", "")]),
         writes=st.lists(
             st.tuples(st.sampled_from((*LISTS, *PLAIN, *SPECIAL, "branch:to:a")), values.lists | values.anything)
             | st.tuples(st.just("__pregel_tasks"), st.builds(Send, st.just("a"), values.json)),
@@ -284,15 +283,16 @@ class Machine(RuleBasedStateMachine):
         ),
     )
     def put_writes(
-        self, at: tuple[str, str], writer: int, place: int, ahead: bool, task: str, path: str, writes: list[Any]
+        self, at: tuple[str, str], writer: int, place: int, ahead: bool, task: tuple[str, str], writes: list[Any]
     ) -> None:
+        """The path of a task never changes."""
         thread = self.threads[at]
         if ahead or not thread.puts:
             checkpoint_id = thread.next_id = thread.next_id or self._new_id()
         else:
             checkpoint_id = self._pick(thread, place)
         for saver in self._savers(writer):
-            self._write(writer, at, partial(saver.put_writes, self._config(at, checkpoint_id), writes, task, path))
+            self._write(writer, at, partial(saver.put_writes, self._config(at, checkpoint_id), writes, *task))
         self.check_one(at, checkpoint_id)
 
     @precondition(lambda self: any(thread.puts for thread in self.threads.values()))
