@@ -140,6 +140,7 @@ async def test_a_run_that_is_cancelled_again_while_it_cleans_up_holds_its_sessio
             tidying.may_end.set()
         await waiting
         assert tidying.ended == 2
+        sessions.settle()
         outcomes = [run.outcome for run in others.get("t").runs()]
         assert outcomes == ([] if part == "checkpointer" else ["interrupted", "ok"])
         assert sessions.check() == []

@@ -92,6 +92,23 @@ def test_reject_names_the_run_that_is_in_progress_and_admits_the_next(
     assert [event.reason for event in sessions.get("t").events() if event.kind == "denied"] == ["busy"]
 
 
+async def test_nodes_that_begin_together_are_one_run(open_sessions: OpenSessions) -> None:
+    """Both ask for admission, when the recorder is alone."""
+
+    async def node(state: MessagesState) -> dict[str, Any]:
+        return {"messages": [("ai", "ok")]}
+
+    sessions = open_sessions(on_busy="reject")
+    builder = StateGraph(MessagesState)
+    for name in ("one", "two", "three"):
+        builder.add_node(name, node).add_edge(START, name)
+    graph = builder.compile().with_config(callbacks=[sessions.recorder])
+    for _ in range(10):
+        await graph.ainvoke(human("hi"), sessions.config("t"))
+    assert [run.outcome for run in sessions.get("t").runs()] == ["ok"] * 10
+    assert count_leases(sessions) == 0
+
+
 @pytest.mark.parametrize("part", PARTS)
 async def test_wait_runs_them_one_after_the_other_in_order(part: str, open_sessions: OpenSessions) -> None:
     sessions = open_sessions(on_busy="wait")

@@ -71,6 +71,8 @@ class SessionOperations(Operations):
         """Insert the lease behind those of active runs; returns whether there are none."""
 
         def enqueue(connection: Connection) -> bool | CommitThenRaise:
+            if lease.number is not None:  # another node of the run, which started beside this one, has inserted it
+                return not leases.before(connection, context.session_id, lease.number, self._rules)
             now = self._now()
             leases.reap(
                 connection, [row for row in leases.of(connection, context.session_id) if row.is_dead(self._rules)]

@@ -44,8 +44,10 @@ class LeaseRow(NamedTuple):
 
 
 def take(connection: sqlite3.Connection, visit: RunContext, now: datetime) -> None:
-    """Give the visit's lease a row, behind those that are there."""
+    """Give the visit's lease a row, behind those that are there, unless another thread of the run has done so."""
     assert visit.lease is not None
+    if visit.lease.number is not None:
+        return
     number = time.time_ns() // 1_000 << 12 | random.getrandbits(12)
     run = (visit.run_id, visit.identity.user_id, this_process(), to_text(now), to_text(now))
     row = connection.execute(_TAKE, (visit.session_id, number, number, *run, visit.session_id)).fetchone()
