@@ -100,6 +100,7 @@ class ActiveRun:
     answers: dict[str, set[str]] = field(default_factory=dict)  # ids of the messages that answer a tool call id
     pending_output: list[MessageEntry] = field(default_factory=list)  # model output that no node has returned yet
     lock: threading.Lock = field(default_factory=threading.Lock)  # tools and nodes may run in parallel
+    admission: threading.Lock = field(default_factory=threading.Lock)  # and the first ones may begin together
 
     def node_of(self, metadata: Mapping[str, Any]) -> Node:
         step = metadata_field(metadata, "langgraph_step")

@@ -191,7 +191,14 @@ class SessionRecorder(GraphCallbackHandler):
         if run is None and metadata is not None:
             run = self._run_for(run_id, parent_run_id, metadata)
         if run is not None and not run.has_begun:
-            await self.buffer.authorize(run.context)
+            await self.buffer.executor.run(self._authorize, run)
+
+    def _authorize(self, run: ActiveRun) -> None:
+        """Check access, unless it was checked. Raises one of `DENIALS`."""
+        with run.admission:
+            if run.context.admission is None and not run.context.admitted:  # no checkpointer of ours has asked for it
+                self.drain(run.context.session_id)  # an earlier run's end, which is also that of its lease
+                self.buffer.storage.authorize(run.context)
 
     def _add_resume_answer(self, run: ActiveRun, inputs: Any) -> None:
         """Record the answer with which a person resumes an interrupted graph."""
@@ -207,8 +214,7 @@ class SessionRecorder(GraphCallbackHandler):
         if context.admitted:
             return
         try:
-            if context.admission is None:  # no checkpointer of ours has asked for admission
-                self.buffer.storage.authorize(context)
+            self._authorize(run)
             if context.admission in ("opened", "fresh"):
                 self.forget(context.session_id)
             self.buffer.flush(context)

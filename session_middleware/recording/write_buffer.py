@@ -125,11 +125,6 @@ class RecordBuffer:
         """Wait for a submitted write, for `WAIT_SECONDS` at most, without blocking the event loop."""
         await asyncio.wait([asyncio.wrap_future(written)], timeout=WAIT_SECONDS)
 
-    async def authorize(self, context: RunContext) -> None:
-        """Check access on a storage thread, unless it was checked. Raises one of `DENIALS`."""
-        if context.admission is None and not context.admitted:
-            await self.executor.run(self.storage.authorize, context)
-
     def _submit(self, context: RunContext, write: Callable[[RunContext], None] | None = None) -> Future[None]:
         future = self.executor.submit(partial(write or self._write, context))
         self._submitted[context.session_id] = future

@@ -98,14 +98,19 @@ class BackgroundWorker:
             if isinstance(error, GeneratorExit) or is_on_a_loop():
                 self._wakeups.put(True)
             else:
-                self.release_ended_leases()
+                self.release_ended_leases(with_row=False)
 
-    def release_ended_leases(self) -> None:
-        """Release the leases of ended runs. When this returns, they are released, by this or another thread."""
+    def release_ended_leases(self, *, with_row: bool = True) -> None:
+        """Release the leases of ended runs. When this returns, they are released, by this or another thread.
+
+        Args:
+            with_row: also those of runs with a row, whose end may not be written yet.
+        """
         with self._releasing:
-            ended: list[Lease] = []
-            while self._ended:
-                ended.append(self._ended.popleft())
+            given = [self._ended.popleft() for _ in range(len(self._ended))]
+            ended = [lease for lease in given if with_row or not lease.has_row]
+            if len(ended) < len(given):
+                self._ended.extend(lease for lease in given if lease.has_row)
             if ended:
                 with self._lock:
                     for lease in ended:
@@ -148,7 +153,7 @@ class BackgroundWorker:
 
     def run_due_tasks(self) -> float:
         """Run the tasks that are due. Returns the seconds until the next one is."""
-        self.release_ended_leases()
+        self.release_ended_leases(with_row=False)
         for task in self._tasks:
             if time.monotonic() >= task.next_at:
                 task.run()

@@ -93,7 +93,7 @@ def test_reject_names_the_run_that_is_in_progress_and_admits_the_next(
 
 
 async def test_nodes_that_begin_together_are_one_run(open_sessions: OpenSessions) -> None:
-    """Both ask for admission, when the recorder is alone."""
+    """Each asks for admission where the recorder is alone, and each run ends before its record is written."""
 
     async def node(state: MessagesState) -> dict[str, Any]:
         return {"messages": [("ai", "ok")]}

@@ -193,7 +193,7 @@ def _admit_first(connection: sqlite3.Connection, visit: RunContext, rules: Engin
         _decide(connection, visit, session, rules, now)
     elif visit.incarnation != (None if session is None else session.incarnation):
         _check_same(visit, session)
-    if visit.lease is not None and visit.lease.is_exclusive:
+    if visit.lease is not None and visit.lease.is_exclusive and not visit.lease.is_over:
         _check_lease(visit, leases.of(connection, visit.session_id))
     if session is not None:
         session = _apply(connection, session, visit, rules, now)
