@@ -13,7 +13,7 @@ import inspect
 import logging
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from datetime import datetime
 from functools import partial, wraps
 from typing import Any, TypeVar, cast
@@ -106,7 +106,7 @@ class RecordBuffer:
             return self._submit(context)
         submitted = self._submitted.get(context.session_id)
         if submitted is not None and not self.executor.is_writing:
-            submitted.result()  # it may be an earlier run's, whose entries come first
+            wait([submitted])  # it may be an earlier run's, whose entries come first
         self.storage.append(context)
         return None
 
@@ -127,6 +127,7 @@ class RecordBuffer:
 
     def _submit(self, context: RunContext, write: Callable[[RunContext], None] | None = None) -> Future[None]:
         future = self.executor.submit(partial(write or self._write, context))
+        future.add_done_callback(self._check_commit)
         self._submitted[context.session_id] = future
         if len(self._submitted) > _MAX_TRACKED:
             self._submitted = {of: last for of, last in self._submitted.copy().items() if not last.done()}
@@ -140,6 +141,10 @@ class RecordBuffer:
         except Exception as error:  # noqa: BLE001  # no caller waits for this, and a fault here must not break a run
             self.fault(error)
 
+    def _check_commit(self, written: Future[None]) -> None:
+        if not written.cancelled() and isinstance(error := written.exception(), Exception):
+            self.fault(error)
+
     def _write_if_admitted(self, context: RunContext) -> None:
         if context.admitted and context.entries:
             self._write(context)
@@ -150,7 +155,7 @@ class RecordBuffer:
             return
         for of in [session_id] if session_id is not None else list(self._submitted):
             if (future := self._submitted.get(of)) is not None:
-                future.result()
+                wait([future])
         for context in list(self._open.values()):
             if context.entries and context.admitted and session_id in (None, context.session_id):
                 self._write(context)
