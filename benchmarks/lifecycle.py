@@ -199,7 +199,7 @@ def _turn(name: str, turns: int) -> float:
     with TemporaryDirectory() as place, _opened(place, on_busy="wait" if name == "wait" else "allow") as sessions:
         begin: Callable[..., None] = BackgroundWorker.begin
         if name == "none":
-            BackgroundWorker.begin = lambda _, visit: setattr(visit.lease, "is_over", True)  # type: ignore[method-assign]
+            BackgroundWorker.begin = lambda _, context: setattr(context.lease, "is_over", True)  # type: ignore[method-assign]
         try:
             chat = Chat(sessions.checkpointer)
             for _ in range(5):

@@ -108,7 +108,7 @@ def _usage(place: Path, calls: int) -> list[Figure]:
 
 def _long_session(sessions: Sessions, records: int) -> None:
     for turn in range(records // 8):
-        visit = RunContext("long", Identity(), run_id=f"run-{turn}", admitted=turn > 0, announced=turn > 0)
+        context = RunContext("long", Identity(), run_id=f"run-{turn}", admitted=turn > 0, announced=turn > 0)
         call, ask = f"call-{turn}", f"ask-{turn}"
         entries: list[Any] = [
             MessageEntry(f"hi-{turn}", "user", "how is the weather? " * 5),
@@ -121,7 +121,7 @@ def _long_session(sessions: Sessions, records: int) -> None:
             MessageEntry(f"bye-{turn}", "assistant", "It is sunny. " * 20),
             RunEnd("ok", None, 5.0),
         ]
-        sessions._storage.append(visit, entries)
+        sessions._storage.append(context, entries)
 
 
 def _timeline(place: Path, records: int) -> list[Figure]:

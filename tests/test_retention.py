@@ -132,15 +132,15 @@ def test_a_deleted_id_is_resumed_as_on_resume_says(open_sessions: OpenSessions) 
     assert (lenient.get("t").incarnation, kinds(lenient.get("t"))) == (2, ["opened"])
 
 
-def test_a_visit_of_another_process_that_looked_before_the_deletion_is_refused(open_sessions: OpenSessions) -> None:
+def test_a_context_of_another_process_that_looked_before_the_deletion_is_refused(open_sessions: OpenSessions) -> None:
     sessions = open_sessions()
     storage = sessions._storage
     sessions.open("t")
-    visit = RunContext("t", Identity())
-    assert storage.authorize(visit) is not None
+    context = RunContext("t", Identity())
+    assert storage.authorize(context) is not None
     sessions.delete("t")
     with pytest.raises(SessionClosed):
-        storage.append(visit, [MessageEntry("m", "user", "late")])
+        storage.append(context, [MessageEntry("m", "user", "late")])
     assert sessions.find("t") is None
 
 

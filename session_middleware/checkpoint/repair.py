@@ -56,7 +56,7 @@ class Recorded(Protocol):
 
     def read(self) -> list[BaseMessage]: ...
 
-    def add_among(self, visit: RunContext, messages: Sequence[BaseMessage], ids: Collection[str]) -> None:
+    def add_among(self, context: RunContext, messages: Sequence[BaseMessage], ids: Collection[str]) -> None:
         """Record the messages with these ids, each at its position among the others."""
 
 

@@ -59,7 +59,7 @@ class CheckpointListener(Protocol):
 
     def brought(
         self,
-        visit: RunContext,
+        context: RunContext,
         key: Key,
         checkpoint: Checkpoint,
         metadata: CheckpointMetadata,
@@ -67,7 +67,7 @@ class CheckpointListener(Protocol):
     ) -> list[MessageEntry]:
         """The record entries for the messages that the parent checkpoint does not have. Never raises."""
 
-    def wrote(self, visit: RunContext, key: Key, writes: Sequence[tuple[str, Any]]) -> None:
+    def wrote(self, context: RunContext, key: Key, writes: Sequence[tuple[str, Any]]) -> None:
         """Called before a task's writes are stored. Never raises."""
 
 
@@ -312,7 +312,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
                 diff.add(name, value)
         own = own_metadata(config, metadata)
         put = CheckpointPut(
-            visit=context,
+            context=context,
             checkpoint_ns=key[1],
             checkpoint_id=key[2],
             parent_id=parent_id,

@@ -57,7 +57,7 @@ class OpenAIAgentsSession:
         self.session_settings = session_settings
         self._sessions = sessions
         self._identity = named_identity(user_id, group_id)
-        self._visit: RunContext | None = None
+        self._context: RunContext | None = None
 
     @property
     def session_settings(self) -> SessionSettings:
@@ -78,8 +78,8 @@ class OpenAIAgentsSession:
         return await self._sessions._offload.run(self._get, wanted)
 
     def _get(self, limit: int | None) -> list[TResponseInputItem]:
-        visit, storage = self._visit_anew(), self._sessions._storage
-        if storage.authorize(visit) is None:
+        context, storage = self._new_context(), self._sessions._storage
+        if storage.authorize(context) is None:
             return []
         return list(map(_whole, storage.list_items(self.session_id, limit=limit)))
 
@@ -93,16 +93,16 @@ class OpenAIAgentsSession:
         """
         if items:
             puts = list(self._puts(items, await self._find_refused(items, wrapper)))
-            await self._write(partial(self._sessions._storage.append_items, self._present_visit(), puts))
+            await self._write(partial(self._sessions._storage.append_items, self._current_context(), puts))
 
     async def pop_item(self, *, wrapper: RunContextWrapper[Any] | None = None) -> TResponseInputItem | None:
         """Remove the last item and return it; ``None`` when there is none."""
-        removed = await self._write(partial(self._sessions._storage.remove_items, self._present_visit(), limit=1))
+        removed = await self._write(partial(self._sessions._storage.remove_items, self._current_context(), limit=1))
         return _whole(removed[0]) if removed else None
 
     async def clear_session(self, *, wrapper: RunContextWrapper[Any] | None = None) -> None:
         """Remove all items. The record stays; `Sessions.delete` deletes it."""
-        await self._write(partial(self._sessions._storage.remove_items, self._present_visit()))
+        await self._write(partial(self._sessions._storage.remove_items, self._current_context()))
 
     async def _write(self, call: Any) -> Any:
         """Carry out a call, also where who waits for it is cancelled: the SDK goes on from what it has changed."""
@@ -118,12 +118,12 @@ class OpenAIAgentsSession:
             raise cancelled
         return writing.result()
 
-    def _visit_anew(self) -> RunContext:
-        self._visit = RunContext(self.session_id, self._identity)
-        return self._visit
+    def _new_context(self) -> RunContext:
+        self._context = RunContext(self.session_id, self._identity)
+        return self._context
 
-    def _present_visit(self) -> RunContext:
-        return self._visit or self._visit_anew()
+    def _current_context(self) -> RunContext:
+        return self._context or self._new_context()
 
     async def _find_refused(self, items: Sequence[Any], wrapper: RunContextWrapper[Any] | None) -> frozenset[str]:
         """The ids of the calls that were not approved, of those that are answered here."""

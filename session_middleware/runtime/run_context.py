@@ -1,4 +1,4 @@
-"""Which visit a call belongs to: what ties a run's first look, its writes and its callbacks together.
+"""Which context a call belongs to: what ties a run's first look, its writes and its callbacks together.
 
 LangGraph tells a saver nothing of the run it saves for, and a callback handler nothing of the saver.
 What they share is the thread id, the context, and the config that a run keeps from its first look to its
@@ -25,10 +25,10 @@ from session_middleware.runtime.background import BackgroundWorker
 from session_middleware.runtime.run_ends import Manager, call_at_end, find_loop
 from session_middleware.storage.run import Lease, RunContext
 
-_REMEMBERED = 1024  # sessions whose latest visit is kept in mind
+_REMEMBERED = 1024  # sessions whose latest context is kept in mind
 _RUNTIME = "__pregel_runtime"  # LangGraph puts it into the config of a run, which what is called inside inherits
 _TASK = "__pregel_task_id"  # and this into that of each task
-_PRESENCE = "__pregel_session_visit"  # ours; what begins so is kept out of metadata and of what is streamed
+_PRESENCE = "__pregel_session_context"  # ours; what begins so is kept out of metadata and of what is streamed
 
 _AUTHENTICATED_ID, _AUTHENTICATED = "langgraph_auth_user_id", "langgraph_auth_user"  # LangGraph's server sets these
 
@@ -112,19 +112,19 @@ def as_config(identity: Identity) -> dict[str, Any]:
 class RunHandle:
     """Of a run, in its config and in those of its tasks."""
 
-    __slots__ = ("around", "of", "visit")
+    __slots__ = ("around", "context", "of")
 
-    def __init__(self, visit: RunContext, of: RunRegistry, around: RunHandle | None) -> None:
-        self.visit = visit
+    def __init__(self, context: RunContext, of: RunRegistry, around: RunHandle | None) -> None:
+        self.context = context
         self.of = of
         self.around = around  # of the run whose task called this one
 
 
 class RunRegistry:
-    """The runs in progress of one `Sessions`, and the visit of the present context."""
+    """The runs in progress of one `Sessions`, and the context of the present context."""
 
-    def __init__(self, pulse: BackgroundWorker, *, tracking: bool = True, path: str = "") -> None:
-        self._pulse = pulse
+    def __init__(self, background: BackgroundWorker, *, tracking: bool = True, path: str = "") -> None:
+        self._background = background
         self._path = path  # of the database file; empty where no other `Sessions` can have it
         self._tracking = tracking  # the end of a run that was announced is written down
         self._lock = threading.Lock()
@@ -134,35 +134,35 @@ class RunRegistry:
         )  # by session; for writes that have lost their context
         self._begun: list[Callable[[RunContext, Any], object]] = []
         self._ended: list[Callable[[], object]] = []
-        self._here: ContextVar[RunContext | None] = ContextVar("session_middleware_visit", default=None)
+        self._here: ContextVar[RunContext | None] = ContextVar("session_middleware_context", default=None)
         self._entered: ContextVar[tuple[RunContext, ...]] = ContextVar("session_middleware_entered", default=())
 
-    def begin(self, visit: RunContext) -> None:
+    def begin(self, context: RunContext) -> None:
         """A run was announced; it is in progress until `end`."""
         with self._lock:
-            self._unclaimed.setdefault(visit.session_id, []).append(visit)
-        if self._path and visit.run_id is not None:
-            _announced[self._path, visit.run_id] = visit
-        self.keep_alive(visit)
+            self._unclaimed.setdefault(context.session_id, []).append(context)
+        if self._path and context.run_id is not None:
+            _announced[self._path, context.run_id] = context
+        self.keep_alive(context)
 
-    def keep_alive(self, visit: RunContext) -> None:
+    def keep_alive(self, context: RunContext) -> None:
         """Have a run, whose end will be told, known to live until `end`."""
-        around = self._with_turn(visit.session_id)
-        if visit.lease is not None and around is not None:
-            visit.lease, visit.is_inside = around.lease, True
-        elif visit.lease is not None:
-            visit.lease.has_row = self._tracking
-            self._pulse.begin(visit)
+        around = self._with_turn(context.session_id)
+        if context.lease is not None and around is not None:
+            context.lease, context.is_inside = around.lease, True
+        elif context.lease is not None:
+            context.lease.has_row = self._tracking
+            self._background.begin(context)
 
-    def enter(self, visit: RunContext) -> None:
-        """What is begun in this context from now on, until the visit's run ends, is inside of that."""
-        self._entered.set((*filter(_is_running, self._entered.get()), visit))
+    def enter(self, context: RunContext) -> None:
+        """What is begun in this context from now on, until the context's run ends, is inside of that."""
+        self._entered.set((*filter(_is_running, self._entered.get()), context))
 
     def _with_turn(self, session_id: str) -> RunContext | None:
         """The run of this session that this call is made inside of, if that has the session alone."""
-        for visit in (self._around({}, session_id), *self._entered.get()):
-            if visit is not None and visit.session_id == session_id and _is_running(visit):
-                return visit if visit.lease is not None and visit.lease.is_exclusive else None
+        for context in (self._around({}, session_id), *self._entered.get()):
+            if context is not None and context.session_id == session_id and _is_running(context):
+                return context if context.lease is not None and context.lease.is_exclusive else None
         return None
 
     def on_begin(self, call: Callable[[RunContext, Any], object]) -> None:
@@ -173,19 +173,19 @@ class RunRegistry:
         """Have `call` made after each run; it must not wait."""
         self._ended.append(call)
 
-    def end(self, visit: RunContext) -> None:
-        _announced.pop((self._path, str(visit.run_id)), None)
+    def end(self, context: RunContext) -> None:
+        _announced.pop((self._path, str(context.run_id)), None)
         with self._lock:
-            remaining = [v for v in self._unclaimed.pop(visit.session_id, ()) if v is not visit]
+            remaining = [v for v in self._unclaimed.pop(context.session_id, ()) if v is not context]
             if remaining:
-                self._unclaimed[visit.session_id] = remaining
-        if visit.lease is not None and not visit.is_inside:
-            self._pulse.end(visit.lease)
+                self._unclaimed[context.session_id] = remaining
+        if context.lease is not None and not context.is_inside:
+            self._background.end(context.lease)
         for call in self._ended:
             call()
 
     def arrive(self, configurable: dict[str, Any]) -> RunContext:
-        """The visit of a first look: an announced run's, else the running one's, else a new one.
+        """The context of a first look: an announced run's, else the running one's, else a new one.
 
         `configurable` is the run's own, and is given the run's `RunHandle`.
         """
@@ -198,32 +198,32 @@ class RunRegistry:
         is_run = manager is not None or (_RUNTIME in configurable and _TASK not in configurable)
         run_id = configurable.get("run_id") if manager is None else manager.run_id
         claimed = self._claim(session_id, identity, run_id) if is_run else None
-        visit = claimed or RunContext(session_id, identity)
-        visit.reading = not is_run
+        context = claimed or RunContext(session_id, identity)
+        context.reading = not is_run
         if is_run:
-            self._attend(visit, configurable, around, manager)
+            self._attend(context, configurable, around, manager)
         if claimed is None and loop is not None:
             for call in self._begun:
-                call(visit, loop.input)
-        self._here.set(visit)
-        return self._remember(visit)
+                call(context, loop.input)
+        self._here.set(context)
+        return self._remember(context)
 
     def present(self, configurable: Mapping[str, Any]) -> RunContext:
-        """The visit this write belongs to; a new one for a write out of the blue.
+        """The context this write belongs to; a new one for a write out of the blue.
 
         LangGraph makes some writes from threads that have lost the run's context, and a caller may have
-        made a config of his own: the latest visit of the same session and identity is looked for then.
+        made a config of his own: the latest context of the same session and identity is looked for then.
         """
         session_id, identity = lifecycle.session_id_of(configurable.get("thread_id")), identity_of(configurable)
         presence = configurable.get(_PRESENCE)
-        if self._is_own(presence) and _is_same(presence.visit, session_id, identity):
-            if presence.visit.lease is not None and presence.visit.lease.silent_beats is not None:
-                self._pulse.hear(presence.visit)
-            return presence.visit
+        if self._is_own(presence) and _is_same(presence.context, session_id, identity):
+            if presence.context.lease is not None and presence.context.lease.silent_beats is not None:
+                self._background.hear(presence.context)
+            return presence.context
         return self._last(session_id, identity) or RunContext(session_id, identity)
 
     def alone(self, configurable: Mapping[str, Any], *, anew: bool) -> RunContext:
-        """The visit of a run that neither a checkpointer nor a recorder of ours serves."""
+        """The context of a run that neither a checkpointer nor a recorder of ours serves."""
         session_id, identity = lifecycle.session_id_of(configurable.get("thread_id")), identity_of(configurable)
         found = None if anew else self._last(session_id, identity)
         return found or self._remember(RunContext(session_id, identity))
@@ -235,50 +235,50 @@ class RunRegistry:
         if around is None and var_child_runnable_config.get() is not None:
             with self._lock:  # a run that has a recorder and no checkpointer
                 announced = self._unclaimed.get(session_id, [])
-                around = next((visit for visit in reversed(announced) if visit.identity == identity), None)
+                around = next((context for context in reversed(announced) if context.identity == identity), None)
         return around if around is not None and around.identity == identity else None
 
-    def _remember(self, visit: RunContext) -> RunContext:
+    def _remember(self, context: RunContext) -> RunContext:
         with self._lock:
-            self._latest[visit.session_id] = visit
-            self._latest.move_to_end(visit.session_id)
+            self._latest[context.session_id] = context
+            self._latest.move_to_end(context.session_id)
             if len(self._latest) > _REMEMBERED:
                 self._latest.popitem(last=False)
-        return visit
+        return context
 
     def _last(self, session_id: str, identity: Identity) -> RunContext | None:
         with self._lock:
             latest = self._latest.get(session_id)
-        for visit in (self._here.get(), latest):
-            if visit is not None and _is_same(visit, session_id, identity):
-                return visit
+        for context in (self._here.get(), latest):
+            if context is not None and _is_same(context, session_id, identity):
+                return context
         return None
 
     def forget(self, session_id: str) -> None:
         """The session was deleted here: what is written to its id now, other than by a run, opens it anew."""
         with self._lock:
-            visit = self._latest.pop(session_id, None)
-        for each in (visit, self._here.get()):
+            context = self._latest.pop(session_id, None)
+        for each in (context, self._here.get()):
             if each is not None and each.session_id == session_id and not _is_running(each):
                 each.session_id = ""  # which is nobody's
 
     @contextmanager
-    def claiming(self, visit: RunContext) -> Iterator[None]:
+    def claiming(self, context: RunContext) -> Iterator[None]:
         """A first look. If it is refused in the block, the announced run it claimed was somebody else's.
 
-        What is asked afterwards is no part of the visit that was refused.
+        What is asked afterwards is no part of the context that was refused.
         """
         try:
             yield
         except SessionError:
-            if self._here.get() is visit:
+            if self._here.get() is context:
                 self._here.set(None)
             with self._lock:
-                if self._latest.get(visit.session_id) is visit:
-                    del self._latest[visit.session_id]
-                if visit.guessed and not visit.admitted:
-                    visit.identity, visit.guessed, visit.checkpointed = _NOBODY, False, False
-                    self._unclaimed.setdefault(visit.session_id, []).append(visit)
+                if self._latest.get(context.session_id) is context:
+                    del self._latest[context.session_id]
+                if context.guessed and not context.admitted:
+                    context.identity, context.guessed, context.checkpointed = _NOBODY, False, False
+                    self._unclaimed.setdefault(context.session_id, []).append(context)
             raise
 
     def _is_own(self, presence: Any) -> TypeGuard[RunHandle]:
@@ -287,12 +287,12 @@ class RunRegistry:
     def _around(self, configurable: Mapping[str, Any], session_id: str) -> RunContext | None:
         """The run in progress in this session that this call is made inside of."""
         presence = configurable.get(_PRESENCE)
-        if self._is_own(presence) and presence.visit.session_id == session_id:
-            return presence.visit
+        if self._is_own(presence) and presence.context.session_id == session_id:
+            return presence.context
         presence = _of_task()
         while presence is not None:
-            if self._is_own(presence) and presence.visit.session_id == session_id and _is_running(presence.visit):
-                return presence.visit
+            if self._is_own(presence) and presence.context.session_id == session_id and _is_running(presence.context):
+                return presence.context
             presence = presence.around
         here = self._here.get()
         if here is None or here.session_id != session_id or not _is_running(here):
@@ -302,18 +302,18 @@ class RunRegistry:
         return None  # whoever reads a stream has its context, and is not inside the run
 
     def _attend(
-        self, visit: RunContext, configurable: dict[str, Any], around: RunContext | None, manager: Manager | None
+        self, context: RunContext, configurable: dict[str, Any], around: RunContext | None, manager: Manager | None
     ) -> None:
         """See that the run is known to live for as long as it does."""
-        configurable[_PRESENCE] = RunHandle(visit, self, _of_task())
-        around = around or self._with_turn(visit.session_id)
+        configurable[_PRESENCE] = RunHandle(context, self, _of_task())
+        around = around or self._with_turn(context.session_id)
         if around is not None and around.lease is not None:
-            visit.lease = around.lease
-        elif visit.lease is None:
-            visit.lease = lease = Lease(silent_beats=0 if manager is None else None)
-            self._pulse.begin(visit)
+            context.lease = around.lease
+        elif context.lease is None:
+            context.lease = lease = Lease(silent_beats=0 if manager is None else None)
+            self._background.begin(context)
             if manager is not None:
-                call_at_end(manager, lambda error: self._pulse.end(lease, error))
+                call_at_end(manager, lambda error: self._background.end(lease, error))
 
     def _claim(self, session_id: str, identity: Identity, run_id: object) -> RunContext | None:
         named = _announced.pop((self._path, str(run_id)), None)
@@ -322,16 +322,16 @@ class RunRegistry:
             return named
         with self._lock:
             announced = self._unclaimed.get(session_id, [])
-            for visit in announced:
-                if visit.checkpointed:
+            for context in announced:
+                if context.checkpointed:
                     continue
-                is_it = identity != _NOBODY and visit.run_id == str(run_id)
-                if is_it or visit.identity in (identity, _NOBODY):  # metadata may not say who, the config does
-                    announced.remove(visit)
-                    visit.guessed = visit.identity != identity
-                    visit.identity = identity
-                    visit.checkpointed = True
-                    return visit
+                is_it = identity != _NOBODY and context.run_id == str(run_id)
+                if is_it or context.identity in (identity, _NOBODY):  # metadata may not say who, the config does
+                    announced.remove(context)
+                    context.guessed = context.identity != identity
+                    context.identity = identity
+                    context.checkpointed = True
+                    return context
         return None
 
 
@@ -342,9 +342,9 @@ def _of_task() -> RunHandle | None:
     return presence if isinstance(presence, RunHandle) else None
 
 
-def _is_running(visit: RunContext) -> bool:
-    return visit.lease is not None and not visit.lease.is_over
+def _is_running(context: RunContext) -> bool:
+    return context.lease is not None and not context.lease.is_over
 
 
-def _is_same(visit: RunContext, session_id: str, identity: Identity) -> bool:
-    return visit.session_id == session_id and visit.identity == identity
+def _is_same(context: RunContext, session_id: str, identity: Identity) -> bool:
+    return context.session_id == session_id and context.identity == identity

@@ -100,7 +100,7 @@ class StoredHistory(NamedTuple):
 
 
 class CheckpointPut(NamedTuple):
-    visit: RunContext
+    context: RunContext
     checkpoint_ns: str
     checkpoint_id: str
     parent_id: str | None
@@ -118,7 +118,7 @@ class CheckpointPut(NamedTuple):
 
 
 class WritesPut(NamedTuple):
-    visit: RunContext
+    context: RunContext
     checkpoint_ns: str
     checkpoint_id: str
     task_id: str

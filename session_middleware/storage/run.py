@@ -47,15 +47,15 @@ class RunContext:
 
     `admission` is decided once, when a run first reads its session, and stays for the whole run, so
     a run that takes longer than ``idle_timeout`` ends as it began. The engine fills it in when it
-    is ``None``, and sets `admitted` once the visit is in the database.
+    is ``None``, and sets `admitted` once the context is in the database.
 
-    `entries` are what the record has yet to learn of the visit: the next `append` or `put_checkpoint`
+    `entries` are what the record has yet to learn of the context: the next `append` or `put_checkpoint`
     of it writes them first, in its own transaction.
     """
 
     session_id: str
     identity: Identity
-    run_id: str | None = None  # a run that begins when this visit is admitted
+    run_id: str | None = None  # a run that begins when this context is admitted
     is_run: bool = True  # False: a change from outside, such as update_state; it resumes nothing
     must_be_new: bool = False  # it opens a session, and resumes none
     admission: Admission | None = None

@@ -23,7 +23,7 @@ def test_types_that_attaching_allowed_are_known_to_a_repair(tmp_path: Path) -> N
         assert [call.name for call in session.repair(dry_run=True)] == ["look_up"]
         assert [call.name for call in session.repair()] == ["look_up"]
         values = graph.get_state(config).values
-        assert ([m.type for m in values["messages"]], values["place"].visits) == (["human", "ai", "tool"], 1)
+        assert ([m.type for m in values["messages"]], values["place"].contexts) == (["human", "ai", "tool"], 1)
     again = Sessions(tmp_path / "sessions.db", strict_types=True)
     with again as sessions, pytest.raises(UnserializableValue, match="allowed_types"):
         sessions.get("t").repair()

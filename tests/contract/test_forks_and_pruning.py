@@ -35,7 +35,7 @@ def chunks(text: str) -> list[Chunk]:
 
 def put(storage: Storage, session_id: str, checkpoint_id: str, ns: str = "", **fields: Any) -> dict[str, ListRef]:
     given = {
-        "visit": RunContext(session_id, Identity()), "checkpoint_ns": ns, "checkpoint_id": checkpoint_id,
+        "context": RunContext(session_id, Identity()), "checkpoint_ns": ns, "checkpoint_id": checkpoint_id,
         "parent_id": None, "body": blob(f"body {checkpoint_id}"), "source": "loop", "step": 0, "parent": None,
         "inherited": (), "values": {}, **fields,
     }  # fmt: skip
@@ -199,12 +199,12 @@ def test_a_runs_checkpoint_stays_when_another_is_replayed_from_its_writes(storag
 
 
 def test_a_fork_has_the_state_the_owner_and_what_was_said_and_nothing_of_what_ran(storage: Storage) -> None:
-    visit = RunContext("t", Identity(user_id="alice", group_id="team"))
-    storage.open_session(visit, SessionDetails(title="x"))
-    put(storage, "t", "c0", visit=visit, values={"m": ListPut(None, 0, chunks("ab"))})
-    put(storage, "t", "s0", "sub:1", visit=visit, run_id="r", enclosing={"": "c0"})
-    storage.put_writes(WritesPut(visit, "", "c0", "task", "path", [Write(0, "x", chunks("12"))]))
-    run = RunContext("t", visit.identity, run_id="r1")
+    context = RunContext("t", Identity(user_id="alice", group_id="team"))
+    storage.open_session(context, SessionDetails(title="x"))
+    put(storage, "t", "c0", context=context, values={"m": ListPut(None, 0, chunks("ab"))})
+    put(storage, "t", "s0", "sub:1", context=context, run_id="r", enclosing={"": "c0"})
+    storage.put_writes(WritesPut(context, "", "c0", "task", "path", [Write(0, "x", chunks("12"))]))
+    run = RunContext("t", context.identity, run_id="r1")
     storage.append(run, [MessageEntry("m", "assistant", "hi", input_tokens=5, output_tokens=3)])
     storage.append(run, [ToolStart("e", "c", "f", {})])
     fork = storage.copy_session("t", "u")

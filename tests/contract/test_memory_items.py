@@ -203,8 +203,8 @@ def test_the_best_match_comes_first_with_the_greatest_score(storage: Storage) ->
 
 
 def test_words_are_found_in_other_forms(storage: Storage) -> None:
-    put(storage, ("n",), "k", "She likes Café visits")
-    for query in ("like", "VISITING", "cafe"):
+    put(storage, ("n",), "k", "She likes Café contexts")
+    for query in ("like", "CONTEXT", "cafe"):
         assert keys(search(storage, ("n",), query=query)) == ["k"]
 
 
@@ -230,8 +230,8 @@ def test_an_item_put_again_is_found_by_its_new_words_only(storage: Storage) -> N
 
 
 def test_what_a_session_owns_ends_with_it_and_what_it_gave_stays(storage: Storage) -> None:
-    visit = RunContext("t1", Identity(user_id="alice"), is_run=False)
-    storage.open_session(visit, SessionDetails())
+    context = RunContext("t1", Identity(user_id="alice"), is_run=False)
+    storage.open_session(context, SessionDetails())
     puts = [
         put_of(namespace, "k", {"v": 1}, "apple", "t1")
         for namespace in [("session", "t1"), ("session", "t1", "notes"), ("session", "t10"), ("user", "alice")]

@@ -33,11 +33,11 @@ WORDS = ("apple", "pear", "plum", "cherry", "garden", "harvest", "basket", "orch
 
 def say(storage: Storage, session_id: str, *texts: str, user_id: str | None = None, **fields: Any) -> None:
     """Messages with ids that go on where the session's end."""
-    visit = RunContext(session_id, Identity(user_id=user_id), is_run=False)
+    context = RunContext(session_id, Identity(user_id=user_id), is_run=False)
     first = len(storage.list_messages(session_id))
     role = fields.pop("role", "user")
     seen = [MessageEntry(f"{session_id}-{first + n}", role, text, **fields) for n, text in enumerate(texts)]
-    storage.append(visit, seen)
+    storage.append(context, seen)
 
 
 def look(
@@ -289,21 +289,21 @@ def test_a_session_put_aside_takes_its_messages_along(make_storage: Callable[...
 
 
 def test_a_message_that_is_completed_after_it_was_indexed_is_found_by_its_whole_text(storage: Storage) -> None:
-    visit = RunContext("t", Identity(), is_run=False)
-    storage.append(visit, [MessageEntry("m", "assistant", "The harvest", complete=False)])
+    context = RunContext("t", Identity(), is_run=False)
+    storage.append(context, [MessageEntry("m", "assistant", "The harvest", complete=False)])
     say(storage, "t", "one more")
     index(storage)
-    storage.append(visit, [MessageEntry("m", "assistant", "The harvest of the plums")])
+    storage.append(context, [MessageEntry("m", "assistant", "The harvest of the plums")])
     assert keys(look(storage, "plums", "t"))[0] == "m"
     assert keys(look(storage, "harvest", "t"))[0] == "m"
 
 
 def test_a_message_without_text_when_it_was_indexed_is_found_once_it_has_some(storage: Storage) -> None:
-    visit = RunContext("t", Identity(), is_run=False)
-    storage.append(visit, [MessageEntry("m", "assistant", "", complete=False)])
+    context = RunContext("t", Identity(), is_run=False)
+    storage.append(context, [MessageEntry("m", "assistant", "", complete=False)])
     say(storage, "t", "one more")
     index(storage)
-    storage.append(visit, [MessageEntry("m", "assistant", "The harvest of the plums")])
+    storage.append(context, [MessageEntry("m", "assistant", "The harvest of the plums")])
     assert keys(look(storage, "plums", "t"))[0] == "m"
     assert storage.index_messages(10) == 0
 

@@ -152,11 +152,11 @@ def test_without_tracking_nothing_said_is_kept(make_storage: Callable[..., Stora
 
 
 def put(
-    checkpoint_id: str, parent_id: str | None, *messages: MessageEntry, visit: RunContext | None = None, step: int = 0
+    checkpoint_id: str, parent_id: str | None, *messages: MessageEntry, context: RunContext | None = None, step: int = 0
 ) -> CheckpointPut:
-    visit = visit or RunContext("t", Identity())
+    context = context or RunContext("t", Identity())
     body = Blob("t", b"body")
-    return CheckpointPut(visit, "", checkpoint_id, parent_id, body, "loop", step, None, (), {}, messages=messages)
+    return CheckpointPut(context, "", checkpoint_id, parent_id, body, "loop", step, None, (), {}, messages=messages)
 
 
 def texts(storage: Storage, **options: object) -> list[str]:
@@ -181,9 +181,9 @@ def test_two_runs_that_both_begin_a_thread_are_two_branches(storage: Storage) ->
     one, two = (RunContext("t", Identity(), run_id=run_id) for run_id in ("r1", "r2"))
     storage.append(one, [say("1", "one")])
     storage.append(two, [say("2", "two")])
-    storage.put_checkpoint(put("c1", None, say("1", "one"), visit=one))
+    storage.put_checkpoint(put("c1", None, say("1", "one"), context=one))
     for _ in range(2):
-        storage.put_checkpoint(put("c2", None, say("2", "two"), visit=two))
+        storage.put_checkpoint(put("c2", None, say("2", "two"), context=two))
     storage.append(one, [say("3", "three")])
     assert (texts(storage, branch="main"), texts(storage)) == (["one", "three"], ["two"])
     assert len(storage.list_branches("t")) == 1
@@ -192,10 +192,10 @@ def test_two_runs_that_both_begin_a_thread_are_two_branches(storage: Storage) ->
 def test_what_a_run_said_before_its_checkpoint_parted_goes_with_it(storage: Storage) -> None:
     storage.put_checkpoint(put("c1", None, say("1", "one")))
     runs = [RunContext("t", Identity(), run_id=name, checkpoint_id="c1") for name in ("r1", "r2")]
-    for visit, text in zip(runs, ("left", "right"), strict=True):
-        storage.append(visit, [say(text, text)])
-    for number, (visit, text) in enumerate(zip(runs, ("left", "right"), strict=True)):
-        storage.put_checkpoint(put(f"c{2 + number}", "c1", say(text, text), visit=visit))
+    for context, text in zip(runs, ("left", "right"), strict=True):
+        storage.append(context, [say(text, text)])
+    for number, (context, text) in enumerate(zip(runs, ("left", "right"), strict=True)):
+        storage.put_checkpoint(put(f"c{2 + number}", "c1", say(text, text), context=context))
     assert texts(storage, branch="main") == ["one", "left"]
     assert texts(storage) == ["one", "right"]
 
@@ -241,7 +241,7 @@ def test_a_message_put_before_a_known_one_stands_there(storage: Storage, run: Ru
 def test_what_was_written_as_it_came_is_put_into_the_order_of_its_checkpoint(storage: Storage, run: RunContext) -> None:
     storage.append(run, [say("1", "one"), say("right", "right"), say("left", "left")])
     ordered = [say("left", "left", followed_by="right"), say("right", "right")]
-    storage.put_checkpoint(put("c1", None, *ordered, visit=run))
+    storage.put_checkpoint(put("c1", None, *ordered, context=run))
     assert texts(storage) == ["one", "left", "right"]
 
 
@@ -250,9 +250,9 @@ def test_a_checkpoint_that_comes_late_puts_what_was_written_before_it_in_order(
 ) -> None:
     storage.append(run, [say("2", "an answer", "assistant")])
     run.seen_at.update({("", "1"): 2, ("", "2"): 2})
-    storage.put_checkpoint(put("c1", None, say("1", "a question"), visit=run, step=0))
+    storage.put_checkpoint(put("c1", None, say("1", "a question"), context=run, step=0))
     both = (say("1", "a question")._replace(followed_by="2"), say("2", "an answer", "assistant"))
-    storage.put_checkpoint(put("c2", "c1", *both, visit=run, step=1))
+    storage.put_checkpoint(put("c2", "c1", *both, context=run, step=1))
     assert texts(storage) == ["a question", "an answer"]
 
 
@@ -267,10 +267,10 @@ def test_a_checkpoint_that_comes_late_takes_no_newer_version_back(storage: Stora
     storage.append(run, [say("1", "my mail is al@x.com")])
     storage.append(run, [say("1", "my mail is hidden")])
     run.seen_at["", "1"] = 1
-    storage.put_checkpoint(put("c1", None, say("1", "my mail is al@x.com"), visit=run, step=0))
-    storage.put_checkpoint(put("c2", "c1", say("1", "my mail is hidden"), visit=run, step=1))
+    storage.put_checkpoint(put("c1", None, say("1", "my mail is al@x.com"), context=run, step=0))
+    storage.put_checkpoint(put("c2", "c1", say("1", "my mail is hidden"), context=run, step=1))
     assert [(m.text, m.version) for m in storage.list_messages("t")] == [("my mail is hidden", 2)]
-    storage.put_checkpoint(put("c3", "c2", say("1", "my mail is al@x.com"), visit=run, step=1))  # of the same step
+    storage.put_checkpoint(put("c3", "c2", say("1", "my mail is al@x.com"), context=run, step=1))  # of the same step
     assert [(m.text, m.version) for m in storage.list_messages("t")] == [("my mail is al@x.com", 3)]
 
 
@@ -281,7 +281,7 @@ def test_what_a_model_was_heard_saying_is_one_row_with_the_message_of_the_state(
     run.unclaimed["assistant", "fine"] = "heard"
     run.entries.append(say("heard", "fine", "assistant", marks=("aside",)))
     of_state = say("own", "fine", "assistant")
-    storage.put_checkpoint(put("c1", None, of_state, visit=run))
+    storage.put_checkpoint(put("c1", None, of_state, context=run))
     storage.append(run, [of_state])
     assert [(m.message_id, m.marks) for m in storage.list_messages("t")] == [("own", ())]
 
@@ -290,7 +290,7 @@ def test_what_a_model_was_heard_saying_is_one_row_with_the_message_of_the_state(
 def test_what_a_process_died_before_putting_is_one_row_when_its_run_goes_on(
     storage: Storage, run: RunContext, monkeypatch: pytest.MonkeyPatch, goes_on: bool
 ) -> None:
-    storage.put_checkpoint(put("c1", None, say("1", "hello"), visit=run))
+    storage.put_checkpoint(put("c1", None, say("1", "hello"), context=run))
     storage.append(run, [say("2", "yes")])
     storage.append(run, [say("3", "5", "tool", tool_call_id="c1")])
     monkeypatch.setattr(runs, "is_gone", lambda process: True)
@@ -314,9 +314,9 @@ def test_a_message_that_is_streamed_is_completed_in_its_place(storage: Storage, 
     assert storage.find_session("t").input_tokens == 3
 
 
-def test_a_visit_writes_what_it_has_kept_before_what_comes(storage: Storage, run: RunContext) -> None:
+def test_a_context_writes_what_it_has_kept_before_what_comes(storage: Storage, run: RunContext) -> None:
     run.entries.append(say("1", "one"))
-    storage.put_checkpoint(put("c1", None, say("2", "two"), visit=run))
+    storage.put_checkpoint(put("c1", None, say("2", "two"), context=run))
     assert texts(storage) == ["one", "two"]
     assert not run.entries
 
@@ -325,7 +325,7 @@ def test_what_cannot_be_written_is_told_of_and_takes_nothing_with_it(storage: St
     told: list[Exception] = []
     run.tell = told.append
     run.entries += [say("1", "one"), say("2", "two", input_tokens=2**80), say("3", "three")]
-    storage.put_checkpoint(put("c1", None, say("4", "four"), visit=run))
+    storage.put_checkpoint(put("c1", None, say("4", "four"), context=run))
     assert texts(storage) == ["one", "three", "four"]
     assert [type(error).__name__ for error in told] == ["OverflowError"]
     session = storage.find_session("t")

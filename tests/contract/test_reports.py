@@ -20,7 +20,7 @@ from session_middleware.storage.types import ToolCallFilter, UsageFilter
 EVERYTHING = UsageFilter()
 
 
-def visit(session_id: str, user_id: str | None = None, run_id: str | None = None) -> RunContext:
+def context(session_id: str, user_id: str | None = None, run_id: str | None = None) -> RunContext:
     return RunContext(session_id, Identity(user_id=user_id), run_id=run_id)
 
 
@@ -32,11 +32,11 @@ def asked(number: int, clock: Callable[[], datetime], **fields: Any) -> ModelCal
 @pytest.fixture
 def used(storage: Storage, clock: Any) -> Storage:
     """Three sessions of two users: four model calls, one of them failed and one without a price."""
-    storage.append(visit("a1", "ada"), [asked(1, clock), asked(2, clock, model="large", duration_ms=300.0)])
+    storage.append(context("a1", "ada"), [asked(1, clock), asked(2, clock, model="large", duration_ms=300.0)])
     clock.advance(days=1)
-    storage.append(visit("a2", "ada"), [asked(3, clock, cost=None, cached_tokens=4)])
+    storage.append(context("a2", "ada"), [asked(3, clock, cost=None, cached_tokens=4)])
     failed = {"error": "Timeout", "cost": None, "input_tokens": None, "output_tokens": None, "duration_ms": None}
-    storage.append(visit("b1", "bob"), [asked(4, clock, **failed)])
+    storage.append(context("b1", "bob"), [asked(4, clock, **failed)])
     return storage
 
 
@@ -64,10 +64,10 @@ def test_tokens_cost_and_errors_are_summed_and_a_missing_price_is_counted_not_gu
 def test_percentiles_are_durations_that_occurred(storage: Storage, clock: Any) -> None:
     durations = [float(n) for n in range(1, 201)]
     random.Random(1).shuffle(durations)
-    storage.append(visit("t", "ada"), [asked(n, clock, duration_ms=ms) for n, ms in enumerate(durations)])
+    storage.append(context("t", "ada"), [asked(n, clock, duration_ms=ms) for n, ms in enumerate(durations)])
     [one] = storage.sum_usage("user", EVERYTHING)
     assert (one.p50_ms, one.p95_ms, one.p99_ms) == (100.0, 190.0, 198.0)
-    storage.append(visit("u", "bob"), [asked(999, clock, duration_ms=None)])
+    storage.append(context("u", "bob"), [asked(999, clock, duration_ms=None)])
     assert {one.key: one.p50_ms for one in storage.sum_usage("user", EVERYTHING)}["bob"] is None
 
 
@@ -91,9 +91,9 @@ def worked(storage: Storage, clock: Any) -> Storage:
         [("a", "ada", "search", "ok"), ("b", "bob", "search", "error"), ("a", "ada", "send", "ok")]
     ):
         start = ToolStart(f"x{number}", f"c{number}", name, {})
-        storage.append(visit(session_id, user_id), [start, ToolEnd(f"x{number}", status, duration_ms=10.0 + number)])
+        storage.append(context(session_id, user_id), [start, ToolEnd(f"x{number}", status, duration_ms=10.0 + number)])
         clock.advance(minutes=1)
-    storage.append(visit("a", "ada"), [MessageEntry("m", "tool", "4", name="unseen", tool_call_id="c9")])
+    storage.append(context("a", "ada"), [MessageEntry("m", "tool", "4", name="unseen", tool_call_id="c9")])
     return storage
 
 
@@ -134,11 +134,11 @@ def test_pages_of_tool_calls_have_each_call_once(worked: Storage, size: int) -> 
 @pytest.fixture
 def long(storage: Storage, clock: Any) -> Storage:
     for number in range(5):
-        run = visit("t", "ada", f"r{number}")
+        run = context("t", "ada", f"r{number}")
         storage.append(run, [MessageEntry(f"h{number}", "user", "hi"), asked(number, clock, checkpoint_ns="model:1")])
         storage.append(run, [ToolStart(f"x{number}", f"c{number}", "search", {}, checkpoint_ns="team:2")])
         storage.append(run, [RunEnd("ok", None, 1)])
-    storage.append(visit("t", "ada"), [MessageEntry("h0", "user", "hello")])
+    storage.append(context("t", "ada"), [MessageEntry("h0", "user", "hello")])
     return storage
 
 
@@ -171,9 +171,9 @@ def test_there_is_nothing_to_page_through_where_there_is_no_session(storage: Sto
 
 
 def test_the_version_differs_after_a_commit_and_not_otherwise(storage: Storage) -> None:
-    storage.append(visit("t"), [MessageEntry("1", "user", "hi")])
+    storage.append(context("t"), [MessageEntry("1", "user", "hi")])
     before = storage.data_version()
     storage.list_messages("t")
     assert storage.data_version() == before
-    storage.append(visit("t"), [MessageEntry("2", "user", "ho")])
+    storage.append(context("t"), [MessageEntry("2", "user", "ho")])
     assert storage.data_version() != before

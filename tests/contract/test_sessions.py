@@ -18,7 +18,7 @@ from tests.support.memories import put_of
 NOTHING = SessionDetails()
 
 
-def visit(session_id: str = "t", user_id: str | None = None, **fields: object) -> RunContext:
+def context(session_id: str = "t", user_id: str | None = None, **fields: object) -> RunContext:
     return RunContext(session_id, Identity(user_id=user_id), **fields)  # type: ignore[arg-type]
 
 
@@ -32,21 +32,21 @@ def kinds(storage: Storage, session_id: str = "t") -> list[str]:
 
 
 def test_an_unknown_id_is_opened_and_a_known_one_resumed(storage: Storage) -> None:
-    assert storage.open_session(visit(), NOTHING).opened_as == "opened"
-    assert storage.open_session(visit(), NOTHING).opened_as == "resumed"
+    assert storage.open_session(context(), NOTHING).opened_as == "opened"
+    assert storage.open_session(context(), NOTHING).opened_as == "resumed"
     assert kinds(storage) == ["opened", "resumed"]
 
 
 def test_opening_what_must_be_new_changes_nothing_when_it_is_there(storage: Storage) -> None:
-    storage.open_session(visit(), NOTHING)
+    storage.open_session(context(), NOTHING)
     with pytest.raises(SessionExists):
-        storage.open_session(visit(), SessionDetails(title="other"), must_be_new=True)
+        storage.open_session(context(), SessionDetails(title="other"), must_be_new=True)
     assert kinds(storage) == ["opened"]
     assert storage.find_session("t").title is None
 
 
 def test_details_replace_and_dicts_merge(storage: Storage) -> None:
-    storage.open_session(visit(), SessionDetails(title="a", tags=["x"], metadata={"k": 1, "l": 2}))
+    storage.open_session(context(), SessionDetails(title="a", tags=["x"], metadata={"k": 1, "l": 2}))
     session = storage.update_session("t", SessionDetails(tags=["y", "z"], metadata={"k": 3}))
     assert (session.title, session.tags, session.metadata) == ("a", ("y", "z"), {"k": 3, "l": 2})
     with pytest.raises(SessionNotFound):
@@ -54,9 +54,9 @@ def test_details_replace_and_dicts_merge(storage: Storage) -> None:
 
 
 def test_a_stranger_is_denied_and_only_the_denial_is_recorded(storage: Storage) -> None:
-    storage.open_session(visit(user_id="alice"), NOTHING)
+    storage.open_session(context(user_id="alice"), NOTHING)
     before = storage.find_session("t")
-    for stranger in (visit(), visit(user_id="bob")):
+    for stranger in (context(), context(user_id="bob")):
         with pytest.raises(SessionAccessDenied):
             storage.append(stranger, [MessageEntry("m", "user", "let me in")])
         with pytest.raises(SessionAccessDenied):
@@ -71,29 +71,29 @@ def test_a_stranger_is_denied_and_only_the_denial_is_recorded(storage: Storage) 
 
 
 def test_ever_new_strangers_are_counted_together_and_fill_nothing(storage: Storage) -> None:
-    storage.open_session(visit(user_id="alice"), NOTHING)
+    storage.open_session(context(user_id="alice"), NOTHING)
     for number in range(300):
         with pytest.raises(SessionAccessDenied):
-            storage.authorize(visit(user_id=f"stranger {number % 150}"))
+            storage.authorize(context(user_id=f"stranger {number % 150}"))
     denied = storage.list_records(Event, "t")[1:]
     assert len(denied) == 11
     assert sum(event.detail.get("times", 1) for event in denied) == 300
 
 
 def test_looking_is_no_activity_and_opens_nothing(storage: Storage, clock: Clock) -> None:
-    assert storage.authorize(visit()) is None
+    assert storage.authorize(context()) is None
     assert storage.find_session("t") is None
-    opened = storage.open_session(visit(), NOTHING)
+    opened = storage.open_session(context(), NOTHING)
     clock.advance(minutes=1)
-    storage.authorize(visit())
+    storage.authorize(context())
     assert storage.find_session("t") == opened
 
 
 def test_a_revived_session_says_so_once(make_storage: Callable[..., Storage], clock: Clock) -> None:
     storage = make_storage(idle_timeout="1h", on_resume="revive")
-    storage.open_session(visit(), NOTHING)
+    storage.open_session(context(), NOTHING)
     clock.advance(hours=2)
-    again = visit()
+    again = context()
     assert storage.authorize(again) is not None
     storage.append(again, [])
     storage.append(again, [])
@@ -103,20 +103,20 @@ def test_a_revived_session_says_so_once(make_storage: Callable[..., Storage], cl
 
 def test_a_rejected_session_stays_as_it_was(make_storage: Callable[..., Storage], clock: Clock) -> None:
     storage = make_storage(idle_timeout="1h", on_resume="reject")
-    storage.open_session(visit(), NOTHING)
+    storage.open_session(context(), NOTHING)
     clock.advance(hours=2)
     with pytest.raises(SessionExpired):
-        storage.append(visit(), [MessageEntry("m", "user", "hello?")])
+        storage.append(context(), [MessageEntry("m", "user", "hello?")])
     assert storage.list_messages("t") == []
     assert kinds(storage) == ["opened", "denied"]
 
 
 def test_a_fresh_start_puts_the_old_session_aside_whole(make_storage: Callable[..., Storage], clock: Clock) -> None:
     storage = make_storage(idle_timeout="1h", on_resume="fresh")
-    storage.append(visit(user_id="alice"), [MessageEntry("m", "user", "old")])
+    storage.append(context(user_id="alice"), [MessageEntry("m", "user", "old")])
     storage.put_memories([put_of(("session", "t"), "k", {"text": "old"}, "old", "t")])
     clock.advance(hours=2)
-    again = visit(user_id="alice")
+    again = context(user_id="alice")
     assert storage.authorize(again) is None
     storage.append(again, [MessageEntry("n", "user", "new")])
     storage.append(again, [MessageEntry("o", "user", "newer")])
@@ -128,13 +128,13 @@ def test_a_fresh_start_puts_the_old_session_aside_whole(make_storage: Callable[.
     assert storage.get_memories([(("session", "t~1"), "k")])[0] is not None
     assert storage.get_memories([(("session", "t"), "k")]) == [None]
     clock.advance(hours=2)
-    storage.append(visit(user_id="alice"), [])
+    storage.append(context(user_id="alice"), [])
     assert storage.find_session("t~2") is not None
 
 
 def test_a_run_that_outlasts_the_timeout_ends_as_it_began(make_storage: Callable[..., Storage], clock: Clock) -> None:
     storage = make_storage(idle_timeout="1h", on_resume="reject")
-    run = visit(run_id="r")
+    run = context(run_id="r")
     storage.append(run)
     clock.advance(hours=5)
     storage.append(run, [MessageEntry("m", "assistant", "done at last")])
@@ -144,7 +144,7 @@ def test_a_run_that_outlasts_the_timeout_ends_as_it_began(make_storage: Callable
 
 def test_sessions_are_listed_by_latest_activity_and_by_pages(storage: Storage, clock: Clock) -> None:
     for number in range(5):
-        storage.open_session(visit(f"s{number}", user_id="ab"[number % 2]), SessionDetails(tags=["x", f"n{number}"]))
+        storage.open_session(context(f"s{number}", user_id="ab"[number % 2]), SessionDetails(tags=["x", f"n{number}"]))
         clock.advance(seconds=1)
     first = storage.list_sessions(SessionFilter(), limit=3)
     assert [s.id for s in first] == ["s4", "s3", "s2"]
@@ -160,7 +160,7 @@ def test_sessions_are_listed_by_latest_activity_and_by_pages(storage: Storage, c
 def test_status_filters_follow_the_clock_and_not_a_sweep(make_storage: Callable[..., Storage], clock: Clock) -> None:
     storage = make_storage(idle_after="5m", idle_timeout="1h")
     for session_id, minutes in (("expired", 50), ("idle", 14), ("active", 1)):
-        storage.open_session(visit(session_id), NOTHING)
+        storage.open_session(context(session_id), NOTHING)
         clock.advance(minutes=minutes)
     for status in ("active", "idle", "expired"):
         where = SessionFilter(status=status)  # type: ignore[arg-type]
@@ -172,9 +172,9 @@ def test_a_sweep_ends_what_is_due_and_a_dry_run_only_says_so(
     make_storage: Callable[..., Storage], clock: Clock
 ) -> None:
     storage = make_storage(idle_timeout="1h")
-    storage.open_session(visit("old"), NOTHING)
+    storage.open_session(context("old"), NOTHING)
     clock.advance(minutes=50)
-    storage.open_session(visit("young"), NOTHING)
+    storage.open_session(context("young"), NOTHING)
     clock.advance(minutes=20)
     for dry_run in (True, False):
         [ended] = ended_now(storage, clock, dry_run)
@@ -187,7 +187,7 @@ def test_a_sweep_ends_what_is_due_and_a_dry_run_only_says_so(
 
 def test_a_sweep_leaves_a_session_with_a_run_in_progress(make_storage: Callable[..., Storage], clock: Clock) -> None:
     storage = make_storage(idle_timeout="1h")
-    run = visit("busy", run_id="r")
+    run = context("busy", run_id="r")
     storage.append(run)
     clock.advance(hours=2)
     assert ended_now(storage, clock, False) == []
@@ -203,7 +203,7 @@ def test_a_sweep_leaves_a_session_with_a_run_in_progress(make_storage: Callable[
 
 def test_on_expire_delete_deletes_everything_of_the_session(make_storage: Callable[..., Storage], clock: Clock) -> None:
     storage = make_storage(idle_timeout="1h", on_expire="delete")
-    storage.append(visit(), [MessageEntry("m", "user", "hi")])
+    storage.append(context(), [MessageEntry("m", "user", "hi")])
     clock.advance(hours=2)
     assert [ended.action for ended in ended_now(storage, clock, False)] == ["delete"]
     assert storage.find_session("t") is None
@@ -211,7 +211,7 @@ def test_on_expire_delete_deletes_everything_of_the_session(make_storage: Callab
 
 
 def test_deleting_counts_and_deleting_again_counts_nothing(storage: Storage) -> None:
-    storage.append(visit(), [MessageEntry("m", "user", "hi"), MessageEntry("n", "assistant", "ho")])
+    storage.append(context(), [MessageEntry("m", "user", "hi"), MessageEntry("n", "assistant", "ho")])
     storage.put_memories([put_of(("session", "t"), "k", {"text": "x"}, "x", "t")])
     deleted = storage.delete_session("t")
     assert (deleted.sessions, deleted.messages, deleted.memories) == (1, 2, 1)

@@ -86,9 +86,9 @@ sys.stdin.readline()
 
 def work(number):
     storage = SqliteStorage(path, load_settings(), clock=utc_now, new_id=lambda: "x")
-    visit = RunContext("shared", Identity())
+    context = RunContext("shared", Identity())
     for n in range(10):
-        storage.append(visit, [MessageEntry(f"{name}-{number}-{n}", "user", "hi")])
+        storage.append(context, [MessageEntry(f"{name}-{number}-{n}", "user", "hi")])
     storage.close()
 
 with ThreadPoolExecutor(4) as pool:
@@ -237,17 +237,17 @@ def test_one_object_serves_several_event_loops_over_time(tmp_path: Path) -> None
 
 def test_the_log_shrinks_again_when_a_reader_that_held_it_has_ended(tmp_path: Path) -> None:
     path = tmp_path / "sessions.db"
-    storage, visit, log = storage_at(path), RunContext("t", Identity()), tmp_path / "sessions.db-wal"
+    storage, context, log = storage_at(path), RunContext("t", Identity()), tmp_path / "sessions.db-wal"
     reader = sqlite3.connect(path, isolation_level=None)
     reader.execute("BEGIN")
     reader.execute("SELECT COUNT(*) FROM sessions").fetchone()
     for number in range(24):
-        storage.append(visit, [MessageEntry(f"m{number}", "user", "x" * 1_000_000)])
+        storage.append(context, [MessageEntry(f"m{number}", "user", "x" * 1_000_000)])
     assert log.stat().st_size > 20_000_000
     reader.execute("ROLLBACK")
     reader.close()
     for number in range(3):
-        storage.append(visit, [MessageEntry(f"n{number}", "user", "hi")])
+        storage.append(context, [MessageEntry(f"n{number}", "user", "hi")])
     assert log.stat().st_size <= 16 * 1024 * 1024
     storage.close()
 

@@ -84,13 +84,13 @@ def test_the_end_of_a_run_by_hand_is_written_too(sessions: Sessions) -> None:
 
 def test_a_run_that_is_let_in_again_before_it_ends_ends_as_it_did(sessions: Sessions) -> None:
     storage, session = sessions._storage, sessions.get("t")
-    visit = RunContext("t", Identity(user_id="bob", group_ids=("team",)), run_id="r")
-    storage.append(visit)
+    context = RunContext("t", Identity(user_id="bob", group_ids=("team",)), run_id="r")
+    storage.append(context)
     session.update(visibility="private")
     with pytest.raises(SessionAccessDenied):
-        storage.append(visit, [MessageEntry("m", "user", "refused")])
+        storage.append(context, [MessageEntry("m", "user", "refused")])
     session.update(visibility="group-write")
-    storage.append(visit, [MessageEntry("n", "user", "let in")])
-    storage.append(visit, [RunEnd("ok", None, 1)])
+    storage.append(context, [MessageEntry("n", "user", "let in")])
+    storage.append(context, [RunEnd("ok", None, 1)])
     assert [run.outcome for run in session.runs()] == ["ok"]
     assert [message.text for message in session.messages()] == ["let in"]

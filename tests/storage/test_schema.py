@@ -132,25 +132,25 @@ def is_table(step: str) -> bool:
 
 
 def use_everything(storage: Storage) -> None:
-    visit = RunContext("t", Identity(user_id="u"), run_id="r")
-    storage.open_session(visit, SessionDetails(title="x", tags=["a"]))
+    context = RunContext("t", Identity(user_id="u"), run_id="r")
+    storage.open_session(context, SessionDetails(title="x", tags=["a"]))
     storage.authorize(RunContext("t", Identity(user_id="u")))
     for where in (SessionFilter(), SessionFilter(user_id="u", tags=["a"]), SessionFilter(status="idle")):
         storage.list_sessions(where, limit=5)
         storage.count_sessions(where)
     message = MessageEntry("m", "assistant", "hi", tool_calls=[{"id": "c"}])
-    storage.append(visit, [message, MessageEntry("n", "tool", "x", tool_call_id="c")])
-    storage.append(visit, [MessageEntry("m", "assistant", "ho")])
-    storage.append(visit, [ToolStart("e", "c", "f", {})])
-    storage.append(visit, [ToolEnd("e", "ok", 1, None, 1)])
-    storage.append(visit, [RunEnd("ok", None, 1)])
+    storage.append(context, [message, MessageEntry("n", "tool", "x", tool_call_id="c")])
+    storage.append(context, [MessageEntry("m", "assistant", "ho")])
+    storage.append(context, [ToolStart("e", "c", "f", {})])
+    storage.append(context, [ToolEnd("e", "ok", 1, None, 1)])
+    storage.append(context, [RunEnd("ok", None, 1)])
     chunk = Chunk(Blob("t", b"x"))
     for number in range(3):
         put = CheckpointPut(
-            visit, "", f"c{number}", None, Blob("t", b"b"), "loop", 0, None, (), {"m": ListPut(None, 0, [chunk])}
+            context, "", f"c{number}", None, Blob("t", b"b"), "loop", 0, None, (), {"m": ListPut(None, 0, [chunk])}
         )
         storage.put_checkpoint(put)
-    storage.put_writes(WritesPut(visit, "", "c0", "task", "", [Write(0, "x", [chunk])]))
+    storage.put_writes(WritesPut(context, "", "c0", "task", "", [Write(0, "x", [chunk])]))
     storage.get_checkpoint("t", "", None)
     storage.list_checkpoints("t", checkpoint_ns="", before="c2", limit=2)
     storage.list_checkpoints("t", matches=lambda body: True, after=("t", "", "c2"))
@@ -170,7 +170,7 @@ def use_everything(storage: Storage) -> None:
     storage.search_memories(MemoryQuery([], prefix=False, query="beg", messages=MessageScope(), unfinished=True))
     for whose in (MessageScope(), MessageScope(user_id="u"), MessageScope("t", "u")):
         storage.search_memories(MemoryQuery([], prefix=False, query="the", messages=whose, as_written=True))
-    storage.delete_message("t", "m"), storage.append(visit, [message])
+    storage.delete_message("t", "m"), storage.append(context, [message])
     report_everything(storage)
     use_all_of_upkeep(storage)
     storage.delete_session("t")

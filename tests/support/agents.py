@@ -237,7 +237,7 @@ def parallel() -> Any:
 @dataclass
 class Place:
     name: str
-    visits: int = 0
+    contexts: int = 0
 
 
 class Plan(BaseModel):
@@ -254,12 +254,12 @@ def typed_graph(**compiled_with: Any) -> Any:
     """A dataclass and pydantic models in the state, which the schema names."""
 
     def go(state: Trip) -> dict[str, Any]:
-        visits = state["place"].visits + 1 if state.get("place") else 1
+        contexts = state["place"].contexts + 1 if state.get("place") else 1
         text = state["messages"][-1].text
         return {
-            "place": Place(text, visits),
+            "place": Place(text, contexts),
             "plans": [Plan(steps=[text])],
-            "messages": [AIMessage(f"visit {visits}")],
+            "messages": [AIMessage(f"context {contexts}")],
         }
 
     return StateGraph(Trip).add_node("go", go).add_edge(START, "go").compile(**compiled_with)

@@ -57,7 +57,7 @@ Connection = sqlite3.Connection
 
 
 class WriteDown(Protocol):
-    """Writes into the record what a visit has kept for it, and what came now."""
+    """Writes into the record what a context has kept for it, and what came now."""
 
     def __call__(self, entries: Sequence[Entry] = (), put: CheckpointPut | None = None) -> BranchPoint: ...
 
@@ -81,9 +81,9 @@ class SqliteStorage(SessionOperations, RecordOperations, MemoryOperations):
     def run_batch(self, calls: Sequence[Callable[[], Any]], *, durable: bool) -> list[Callable[[], Any]]:
         return [ticket.outcome for ticket in self._database.together(calls, durable=durable)]
 
-    def _visit(
+    def _run_admitted(
         self,
-        visit: RunContext,
+        context: RunContext,
         then: Callable[[SessionWrite, WriteDown], T],
         *,
         durable: bool = True,
@@ -100,7 +100,7 @@ class SqliteStorage(SessionOperations, RecordOperations, MemoryOperations):
 
         def operation(connection: Connection) -> T | CommitThenRaise:
             while True:
-                before[:] = [EntrySnapshot(visit)]
+                before[:] = [EntrySnapshot(context)]
                 try:
                     return attempt(connection)
                 except StaleState:
@@ -108,67 +108,67 @@ class SqliteStorage(SessionOperations, RecordOperations, MemoryOperations):
 
         def attempt(connection: Connection) -> T | CommitThenRaise:
             try:
-                write = SessionWrite(connection, self._admitted(connection, visit, announce=announce))
-                admission.begin(write, visit, self._rules, announce=announce)
+                write = SessionWrite(connection, self._admitted(connection, context, announce=announce))
+                admission.begin(write, context, self._rules, announce=announce)
             except admission.REFUSALS as error:
-                state = self._states.find(connection, visit.session_id)
+                state = self._states.find(connection, context.session_id)
                 own = None if state is None else SessionWrite(connection, state)
-                end = write_end(own, visit, before[0], entries, admission.reason_of(error), self._now())
+                end = write_end(own, context, before[0], entries, admission.reason_of(error), self._now())
                 if end is not None:
-                    self._run_ended(connection, visit, end)
-                return self._refused(connection, visit, error)
-            result = then(write, partial(self._write, write, visit, before[0], careful))
+                    self._run_ended(connection, context, end)
+                return self._refused(connection, context, error)
+            result = then(write, partial(self._write, write, context, before[0], careful))
             write.flush()
             return result
 
         def undo() -> None:
             for each in before:
                 each.restore()
-            self._states.drop(visit.session_id)
+            self._states.drop(context.session_id)
 
         try:
             result: Any = self._database.write(operation, durable=durable, patient=patient, undo=undo)
         except ListConflict:
-            return self._visit(
-                visit, then, durable=durable, announce=announce, patient=patient, careful=careful, entries=entries
+            return self._run_admitted(
+                context, then, durable=durable, announce=announce, patient=patient, careful=careful, entries=entries
             )
         except RecordWriteError:
-            return self._visit(
-                visit, then, durable=durable, announce=announce, patient=patient, careful=True, entries=entries
+            return self._run_admitted(
+                context, then, durable=durable, announce=announce, patient=patient, careful=True, entries=entries
             )
         return result  # type: ignore[no-any-return]  # a Refusal was raised by write
 
-    def _admitted(self, connection: Connection, visit: RunContext, *, announce: bool) -> SessionState:
+    def _admitted(self, connection: Connection, context: RunContext, *, announce: bool) -> SessionState:
         """The state of the run's session, after the run was admitted. What was known is enough, where nothing is left.
 
         That it still holds is made sure of by the version, when the operation writes.
         """
-        known = self._states.get(visit.session_id)
-        if known is not None and visit.known is known and self._is_settled(visit, known, announce=announce):
+        known = self._states.get(context.session_id)
+        if known is not None and context.known is known and self._is_settled(context, known, announce=announce):
             return known
         if known is not None and not self._states.is_current(connection, known):
             known = None
-        admission.admit(connection, visit, self._rules)
-        visit.known = state = self._states.load(connection, visit.session_id, known)
+        admission.admit(connection, context, self._rules)
+        context.known = state = self._states.load(connection, context.session_id, known)
         return state
 
-    def _is_settled(self, visit: RunContext, known: SessionState, *, announce: bool) -> bool:
+    def _is_settled(self, context: RunContext, known: SessionState, *, announce: bool) -> bool:
         """Whether an admission would write nothing. Only a run with a lease is known not to have been revoked."""
-        lease, tracking = visit.lease, self._rules.settings.tracking
-        begins = visit.run_id is not None and visit.announced and not visit.begun and tracking
+        lease, tracking = context.lease, self._rules.settings.tracking
+        begins = context.run_id is not None and context.announced and not context.begun and tracking
         return (
-            visit.admitted
-            and (visit.announced or not announce)
+            context.admitted
+            and (context.announced or not announce)
             and not begins
             and lease is not None
             and (lease.is_over or lease.number is not None)
-            and admission.is_same_second(known.last_active_at, visit.at or self._now())
+            and admission.is_same_second(known.last_active_at, context.at or self._now())
         )
 
     def _write(
         self,
         write: SessionWrite,
-        visit: RunContext,
+        context: RunContext,
         before: EntrySnapshot,
         careful: bool,
         entries: Sequence[Entry] = (),
@@ -178,19 +178,19 @@ class SqliteStorage(SessionOperations, RecordOperations, MemoryOperations):
         entries = [*before.take(), *entries]
         if not self._rules.settings.tracking or not (entries or put):
             return BranchPoint()
-        place = record(write, visit, entries, visit.at or self._rules.clock(), careful=careful, put=put)
+        place = record(write, context, entries, context.at or self._rules.clock(), careful=careful, put=put)
         for entry in entries:
             if isinstance(entry, RunEnd):
-                self._run_ended(write.connection, visit, entry)
+                self._run_ended(write.connection, context, entry)
         return place
 
-    def _run_ended(self, connection: Connection, visit: RunContext, end: RunEnd) -> None:
-        if visit.lease is not None and visit.lease.number is not None and not visit.is_inside:
-            leases.release(connection, [visit.lease.number])
+    def _run_ended(self, connection: Connection, context: RunContext, end: RunEnd) -> None:
+        if context.lease is not None and context.lease.number is not None and not context.is_inside:
+            leases.release(connection, [context.lease.number])
         if end.outcome == "error":
-            detail, now = {"run_id": visit.run_id, "error": end.error}, self._now()
+            detail, now = {"run_id": context.run_id, "error": end.error}, self._now()
             events.record_and_announce(
-                connection, visit.session_id, "error", None, now, detail=detail, run_id=visit.run_id
+                connection, context.session_id, "error", None, now, detail=detail, run_id=context.run_id
             )
 
     # Sessions
@@ -203,7 +203,7 @@ class SqliteStorage(SessionOperations, RecordOperations, MemoryOperations):
                 raise SessionExists(context.session_id)
             return session_rows.update(write.connection, context.session_id, details, self._rules)
 
-        return self._visit(context, then)
+        return self._run_admitted(context, then)
 
     def authorize(self, context: RunContext) -> SessionInfo | None:
         is_new = context.run_id is not None and not context.admitted and not context.is_inside
@@ -211,23 +211,23 @@ class SqliteStorage(SessionOperations, RecordOperations, MemoryOperations):
             self.acquire_session(context, wait=False)
         return self._looking(context, lambda _, session: session)
 
-    def _looking(self, visit: RunContext, then: Callable[[Connection, SessionInfo], T]) -> T | None:
-        """Check a visit and read what it came for in one snapshot; ``None`` when there is nothing for it."""
+    def _looking(self, context: RunContext, then: Callable[[Connection, SessionInfo], T]) -> T | None:
+        """Check a context and read what it came for in one snapshot; ``None`` when there is nothing for it."""
 
         def operation(connection: Connection) -> T | None:
-            session = admission.authorize(connection, visit, self._rules)
-            if session is None and visit.admission == "opened":
-                latest_checkpoint.check_new(connection, visit.session_id, self.name)
+            session = admission.authorize(connection, context, self._rules)
+            if session is None and context.admission == "opened":
+                latest_checkpoint.check_new(connection, context.session_id, self.name)
             return None if session is None else then(connection, session)
 
         try:
             found = self._database.read(operation)
-            return self._looking(visit, then) if visit.is_exposed and not self._hold_seen(visit) else found
+            return self._looking(context, then) if context.is_exposed and not self._hold_seen(context) else found
         except admission.REFUSALS as error:
             refusal = error
         if not self._database.is_writable:  # nor can the event be
             raise refusal
-        self._database.write(lambda connection: self._refused(connection, visit, refusal))
+        self._database.write(lambda connection: self._refused(connection, context, refusal))
         return None  # never: the refusal was raised
 
     def find_session(self, session_id: str) -> SessionInfo | None:
@@ -246,7 +246,7 @@ class SqliteStorage(SessionOperations, RecordOperations, MemoryOperations):
     # The record
 
     def append(self, context: RunContext, entries: Sequence[Entry] = ()) -> None:
-        self._visit(context, lambda _, write_down: write_down(entries), durable=False, entries=entries)
+        self._run_admitted(context, lambda _, write_down: write_down(entries), durable=False, entries=entries)
 
     # Memories
 
@@ -277,15 +277,15 @@ class SqliteStorage(SessionOperations, RecordOperations, MemoryOperations):
             place = write_down(put=put)
             return checkpoints.put(write, put, *place)
 
-        return self._visit(put.visit, then)
+        return self._run_admitted(put.context, then)
 
     def put_writes(self, put: WritesPut) -> None:
         def then(write: SessionWrite, write_down: WriteDown) -> None:
-            if any(isinstance(entry, ToolEnd) for entry in tuple(put.visit.entries)):  # others add to it meanwhile
+            if any(isinstance(entry, ToolEnd) for entry in tuple(put.context.entries)):  # others add to it meanwhile
                 write_down()  # what was executed is not executed again, so the record must not say that it was cut off
             checkpoints.put_writes(write, put)
 
-        self._visit(put.visit, then, announce=False, patient=True)
+        self._run_admitted(put.context, then, announce=False, patient=True)
 
     def read_checkpoint(
         self,

@@ -16,7 +16,7 @@ class Operations:
     name: str
     _database: SqliteDatabase
     _rules: EngineContext
-    _visit: Callable[..., Any]  # admits a `RunContext` and runs an operation, in one transaction
+    _run_admitted: Callable[..., Any]  # admits a `RunContext` and runs an operation, in one transaction
 
     def _now(self) -> datetime:
         return self._rules.clock()

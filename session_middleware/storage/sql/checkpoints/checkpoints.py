@@ -59,7 +59,7 @@ _json = json.JSONEncoder(separators=(",", ":")).encode  # `json.dumps` would mak
 
 def put(write: SessionWrite, put: CheckpointPut, branch: str | None, seq: int | None) -> tuple[str, dict[str, ListRef]]:
     """Store a checkpoint; its channels as stored, and where each of its new lists is now. Raises `StaleParent`."""
-    home, key = write.state.home, (put.visit.session_id, put.checkpoint_ns, put.checkpoint_id)
+    home, key = write.state.home, (put.context.session_id, put.checkpoint_ns, put.checkpoint_id)
     channels = _inherited(write, put)
     blobs: dict[bytes, Blob] = {}
     lists: dict[str, ListRef] = {}
@@ -105,7 +105,7 @@ def _inherited(write: SessionWrite, put: CheckpointPut) -> dict[str, Any]:
     if point is not None:
         stored: str | None = point.channels
     else:
-        own = at(put.visit.session_id, put.checkpoint_ns, put.parent.checkpoint_id)
+        own = at(put.context.session_id, put.checkpoint_ns, put.parent.checkpoint_id)
         row = write.query(f"SELECT channels FROM checkpoints WHERE {AT}", own).fetchone()
         stored = row and row[0]
     if stored is None or stored != put.parent.channels:
@@ -116,7 +116,7 @@ def _inherited(write: SessionWrite, put: CheckpointPut) -> dict[str, Any]:
 
 def put_writes(write: SessionWrite, put: WritesPut) -> None:
     """Store a task's writes. An ordinary write that is there already stays; a special one is replaced."""
-    home, key = write.state.home, (put.visit.session_id, put.checkpoint_ns, put.checkpoint_id)
+    home, key = write.state.home, (put.context.session_id, put.checkpoint_ns, put.checkpoint_id)
     blobs: dict[bytes, Blob] = {}
     ordinary = [_written(each, blobs) for each in put.writes if each.idx >= 0]
     special = [_written(each, blobs) for each in put.writes if each.idx < 0]

@@ -41,10 +41,10 @@ _SHARED = "UPDATE sessions SET version = version + 1 WHERE id = ?"
 def _insert(
     connection: sqlite3.Connection, source: SessionInfo, target_id: str, rules: EngineContext, now: datetime
 ) -> None:
-    stone = tombstones.find(connection, target_id)
-    if stone is not None and (stone.archive is not None or stone.user_id not in (None, source.user_id)):
+    tombstone = tombstones.find(connection, target_id)
+    if tombstone is not None and (tombstone.archive is not None or tombstone.user_id not in (None, source.user_id)):
         # was another's, whose id it still is; only its owner is told where it is
-        raise SessionExists(target_id, archived=stone.user_id == source.user_id and stone.archive is not None)
+        raise SessionExists(target_id, archived=tombstone.user_id == source.user_id and tombstone.archive is not None)
     limits.make_room(connection, source.user_id, rules, now)
     connection.execute(
         "INSERT INTO sessions (id, home, family_id, parent_id, user_id, group_id, visibility, opened_as, reason,"

@@ -25,15 +25,15 @@ Line = Sequence[tuple[str, int]]  # a branch and its ancestors, each with the se
 _EVERYTHING = 2**62
 
 
-def branch_of(write: SessionWrite, visit: RunContext) -> str:
+def branch_of(write: SessionWrite, context: RunContext) -> str:
     """The branch that a run's messages are on: that of its checkpoint, or else the session's."""
-    if visit.branch is None:
+    if context.branch is None:
         branch = None
-        if visit.checkpoint_id is not None:
-            point = write.state.points.get(("", visit.checkpoint_id))
-            branch = point.branch if point else _branch_at(write, visit.session_id, visit.checkpoint_id)
-        visit.branch = branch or write.counters.branch
-    return visit.branch
+        if context.checkpoint_id is not None:
+            point = write.state.points.get(("", context.checkpoint_id))
+            branch = point.branch if point else _branch_at(write, context.session_id, context.checkpoint_id)
+        context.branch = branch or write.counters.branch
+    return context.branch
 
 
 def _branch_at(write: SessionWrite, session_id: str, checkpoint_id: str) -> str | None:
@@ -70,27 +70,27 @@ def place_put(write: SessionWrite, put: CheckpointPut, now: datetime) -> BranchP
     """
     if put.checkpoint_ns:
         return BranchPoint()
-    visit, counters, state = put.visit, write.counters, write.state
+    context, counters, state = put.context, write.counters, write.state
     head, point = state.heads.get(""), state.points.get(("", put.parent_id or ""))
     if head is not None and point is not None and head.latest_id == put.parent_id and not _is_put_again(head, put):
         branch, seq = point.branch, point.seq or 0  # the latest checkpoint has no child
-        visit.branch, visit.checkpoint_id = branch or MAIN, put.checkpoint_id
-        counters.move_to(visit.branch)
-        return BranchPoint(visit.branch, seq)
-    row = write.query(_PARENT, (put.checkpoint_id, *[put.parent_id or ""] * 2, visit.session_id)).fetchone()
+        context.branch, context.checkpoint_id = branch or MAIN, put.checkpoint_id
+        counters.move_to(context.branch)
+        return BranchPoint(context.branch, seq)
+    row = write.query(_PARENT, (put.checkpoint_id, *[put.parent_id or ""] * 2, context.session_id)).fetchone()
     is_known, branch, seq, has_child, newest = row
     seq = seq if isinstance(seq, int) else 0  # else it is damage, and the record must not break a put
-    others = (visit.session_id, put.checkpoint_id)
+    others = (context.session_id, put.checkpoint_id)
     if put.parent_id is None and newest is not None and write.query(_OTHER_ROOT, others).fetchone():
-        branch = _put_before(write, put) or _part(write, visit, MAIN, 0, now)
+        branch = _put_before(write, put) or _part(write, context, MAIN, 0, now)
     elif not is_known:
-        branch = branch_of(write, visit)
+        branch = branch_of(write, context)
     elif has_child:
-        branch = _put_before(write, put) or _part(write, visit, branch or MAIN, seq, now)
-    visit.branch, visit.checkpoint_id = branch or MAIN, put.checkpoint_id
+        branch = _put_before(write, put) or _part(write, context, branch or MAIN, seq, now)
+    context.branch, context.checkpoint_id = branch or MAIN, put.checkpoint_id
     if newest is None or put.checkpoint_id >= newest or _put_before(write, put) is None:
-        counters.move_to(visit.branch)  # the thread is where the checkpoint is that was put last
-    return BranchPoint(visit.branch, seq)
+        counters.move_to(context.branch)  # the thread is where the checkpoint is that was put last
+    return BranchPoint(context.branch, seq)
 
 
 def _is_put_again(head: Head, put: CheckpointPut) -> bool:
@@ -130,30 +130,30 @@ _OTHER_ROOT = """
 def _put_before(write: SessionWrite, put: CheckpointPut) -> str | None:
     """The branch of a checkpoint that is put again."""
     row = write.query(
-        f"SELECT branch FROM checkpoints WHERE {AT}", at(put.visit.session_id, "", put.checkpoint_id)
+        f"SELECT branch FROM checkpoints WHERE {AT}", at(put.context.session_id, "", put.checkpoint_id)
     ).fetchone()
     return row and (row[0] or MAIN)
 
 
-def _part(write: SessionWrite, visit: RunContext, parent: str, seq: int, now: datetime) -> str:
+def _part(write: SessionWrite, context: RunContext, parent: str, seq: int, now: datetime) -> str:
     """A new branch for a run, with what it has said since it began: on the parent, or where it took itself to be."""
-    branch = begin(write, visit, parent, seq, now)
-    if visit.run_id is not None:
+    branch = begin(write, context, parent, seq, now)
+    if context.run_id is not None:
         write.state.message_rows.clear()
         write.execute(
             "UPDATE messages SET branch = ? WHERE session_id = ? AND seq > ? AND branch IN (?, ?) AND run_id = ?",
-            (branch, visit.session_id, seq, parent, visit.branch or parent, visit.run_id),
+            (branch, context.session_id, seq, parent, context.branch or parent, context.run_id),
         )
     return branch
 
 
-def begin(write: SessionWrite, visit: RunContext, parent: str, seq: int, now: datetime) -> str:
+def begin(write: SessionWrite, context: RunContext, parent: str, seq: int, now: datetime) -> str:
     """A new branch, which has what its parent had up to `seq`."""
-    row = write.query("SELECT COUNT(*) FROM branches WHERE session_id = ?", (visit.session_id,)).fetchone()
+    row = write.query("SELECT COUNT(*) FROM branches WHERE session_id = ?", (context.session_id,)).fetchone()
     branch = f"branch-{row[0] + 2}"
     write.execute(
         "INSERT INTO branches (session_id, id, parent_id, parent_seq, run_id, created_at) VALUES (?, ?, ?, ?, ?, ?)",
-        (visit.session_id, branch, parent, seq, visit.run_id, to_text(now)),
+        (context.session_id, branch, parent, seq, context.run_id, to_text(now)),
     )
     return branch
 

@@ -127,13 +127,13 @@ class RecordOperations(Operations):
             conversations.append(write, context.session_id, items)
             write_down([message for item in items for message in item.message])
 
-        self._visit(context, append)
+        self._run_admitted(context, append)
 
     def list_items(self, session_id: str, *, limit: int | None = None) -> list[StoredItem]:
         return self._database.read(lambda connection: conversations.list_last(connection, session_id, limit))
 
     def remove_items(self, context: RunContext, *, limit: int | None = None) -> list[StoredItem]:
-        removed: list[StoredItem] = self._visit(
+        removed: list[StoredItem] = self._run_admitted(
             context, lambda write, _: conversations.remove(write, context.session_id, limit)
         )
         return removed

@@ -36,13 +36,15 @@ class _Given(NamedTuple):
 class _Aligning:
     """A history beside what is recorded of a session."""
 
-    def __init__(self, connection: SessionWrite, visit: RunContext, history: HistoryEntry) -> None:
+    def __init__(self, connection: SessionWrite, context: RunContext, history: HistoryEntry) -> None:
         self._connection = connection
-        self._session_id = visit.session_id
+        self._session_id = context.session_id
         self._align = history.align
         self.messages = [message_rows.cleaned(message) for message in history.messages]
         self._given = [_given(message) for message in self.messages]
-        self.gone = deletions.deleted(connection.connection, visit.session_id) if connection.state.has_deletions else []
+        self.gone = (
+            deletions.deleted(connection.connection, context.session_id) if connection.state.has_deletions else []
+        )
 
     def beside(self, branch: str) -> tuple[list[_Standing], Alignment]:
         """What a branch holds, and how the history is aligned with it."""
@@ -74,26 +76,26 @@ class _Aligning:
         return best
 
 
-def append(connection: SessionWrite, visit: RunContext, history: HistoryEntry, now: datetime) -> None:
+def append(connection: SessionWrite, context: RunContext, history: HistoryEntry, now: datetime) -> None:
     tally = connection.counters
-    aligning = _Aligning(connection, visit, history)
-    branch = branches.branch_of(connection, visit)
+    aligning = _Aligning(connection, context, history)
+    branch = branches.branch_of(connection, context)
     recorded, found = aligning.beside(branch)
     while (better := aligning.better(recorded, found)) is not None:
-        visit.branch = branch = better
+        context.branch = branch = better
         tally.move_to(branch)
         recorded, found = aligning.beside(branch)
     if found.branch_after is not None:
         seq = max((each.seq for each in recorded[: found.branch_after]), default=0)
-        visit.branch = branches.begin(connection, visit, branch, seq, now)
-        tally.move_to(visit.branch)
-    named = _named(visit, aligning, found)
+        context.branch = branches.begin(connection, context, branch, seq, now)
+        tally.move_to(context.branch)
+    named = _named(context, aligning, found)
     # what is recorded under another id cannot be a new version of it
-    message_rows.append(connection, visit, [m for m, known in named if known is None or not found.renamed], now)
+    message_rows.append(connection, context, [m for m, known in named if known is None or not found.renamed], now)
     if not found.renamed:  # the graph may give them ids
-        visit.unclaimed.update({m.claim: m.message_id for m, known in named if known is None and m.minted and m.text})
+        context.unclaimed.update({m.claim: m.message_id for m, known in named if known is None and m.minted and m.text})
     if history.is_said:
-        connection.execute(_NOT_ASIDE, (visit.session_id, json.dumps([message.message_id for message, _ in named])))
+        connection.execute(_NOT_ASIDE, (context.session_id, json.dumps([message.message_id for message, _ in named])))
 
 
 _NOT_ASIDE = """
@@ -103,12 +105,12 @@ _NOT_ASIDE = """
 """
 
 
-def _named(visit: RunContext, aligning: _Aligning, found: Alignment) -> list[tuple[MessageEntry, str | None]]:
+def _named(context: RunContext, aligning: _Aligning, found: Alignment) -> list[tuple[MessageEntry, str | None]]:
     """The messages but those deleted, as what they were found to be; and as which recorded ones."""
     ids = [known or message.message_id for known, message in zip(found.ids, aligning.messages, strict=True)]
     pairs = list(zip(aligning.messages, ids, found.ids, strict=True))
     if found.renamed:
-        visit.aliases.update({message.message_id: own for message, own, _ in pairs if message.message_id != own})
+        context.aliases.update({message.message_id: own for message, own, _ in pairs if message.message_id != own})
     gone = {each.message_id for each in aligning.gone}
     kept = [(message._replace(message_id=own), known) for message, own, known in pairs if own not in gone]
     named: list[tuple[MessageEntry, str | None]] = []

@@ -66,19 +66,19 @@ _IS_ASIDE = """
 _AT_ONCE = 500  # ids looked for by one statement
 
 
-def append(write: SessionWrite, visit: RunContext, messages: Sequence[MessageEntry], now: datetime) -> None:
-    _Appending(write, visit, now).append([cleaned(message) for message in messages])
+def append(write: SessionWrite, context: RunContext, messages: Sequence[MessageEntry], now: datetime) -> None:
+    _Appending(write, context, now).append([cleaned(message) for message in messages])
 
 
 class _Appending:
     """One batch of messages on its way into the record."""
 
-    def __init__(self, write: SessionWrite, visit: RunContext, now: datetime) -> None:
+    def __init__(self, write: SessionWrite, context: RunContext, now: datetime) -> None:
         self._connection = write
-        self._visit = visit
+        self._context = context
         self._tally = write.counters
         self._now = now
-        self._branch = branches.branch_of(write, visit)
+        self._branch = branches.branch_of(write, context)
         self._line: Line | None = None
         self._known: dict[str, list[_Row]] = {}
         self._new: list[tuple[Any, ...]] = []
@@ -86,10 +86,10 @@ class _Appending:
         self._minted: set[str] = set()
 
     def append(self, messages: Sequence[MessageEntry]) -> None:
-        if aliases := self._visit.aliases:
+        if aliases := self._context.aliases:
             messages = [_under_its_own_id(message, aliases) for message in messages]
         if self._connection.state.has_deletions:
-            deleted = deletions.deleted(self._connection.connection, self._visit.session_id)
+            deleted = deletions.deleted(self._connection.connection, self._context.session_id)
             gone = {each.message_id for each in deleted}
             messages = [message for message in messages if message.message_id not in gone]
         self._look_up(messages)
@@ -105,9 +105,9 @@ class _Appending:
         """Rows for executions, after the messages that tell of them and before what was said then."""
         self._insert()
         for answer in self._answers:
-            tool_call_rows.answer(self._connection, self._visit, answer)
+            tool_call_rows.answer(self._connection, self._context, answer)
             if answer.artifact is not None:
-                tool_call_rows.keep_artifact(self._connection, self._visit, answer)
+                tool_call_rows.keep_artifact(self._connection, self._context, answer)
         self._answers.clear()
 
     def _insert(self) -> None:
@@ -119,8 +119,8 @@ class _Appending:
         """Find the recorded versions of the messages, reading those that are not known."""
         ids = {message.message_id for message in messages}
         ids |= {other for message in messages for other in (message.followed_by, message.again) if other}
-        ids |= {heard for message in messages if (heard := self._visit.unclaimed.get(message.claim))}
-        state, own = self._connection.state, self._visit.session_id
+        ids |= {heard for message in messages if (heard := self._context.unclaimed.get(message.claim))}
+        state, own = self._connection.state, self._context.session_id
         self._known = {one: list(rows) for one in ids if (rows := state.message_rows.get(one))}
         wanted = ids - self._known.keys()
         if wanted and state.may_read_ids():
@@ -143,7 +143,7 @@ class _Appending:
         known = self._known.get(message.message_id, [])
         message = self._by_whom(message, known)
         words = comparison_key(message)
-        if self._visit.unclaimed:
+        if self._context.unclaimed:
             if message.minted and not known and self._has_other_id(message):
                 return
             known = self._claim(message, words) or known
@@ -166,7 +166,7 @@ class _Appending:
             if not known[-1].says(words) or not self._follow(known[-1]):
                 place = self._place_of(message)
                 self._add(message, words, version=known[-1].version + 1, place=place)
-                self._visit.written[message.message_id] = self._tally.rows[message.message_id]
+                self._context.written[message.message_id] = self._tally.rows[message.message_id]
         else:
             self._add(message, words, place=self._place_of(message))
 
@@ -174,7 +174,7 @@ class _Appending:
         """From a cache comes the id of what was said first as well; where that is new, this is it."""
         first = str(message.again)
         was_said = any(row.status == "complete" and self._sees(row) for row in self._known.get(first, ()))
-        aside = was_said and self._connection.query(_IS_ASIDE, (self._visit.session_id, first)).fetchone()
+        aside = was_said and self._connection.query(_IS_ASIDE, (self._context.session_id, first)).fetchone()
         own = message.message_id if was_said and not aside else first
         return message._replace(message_id=own, again=None)
 
@@ -189,7 +189,7 @@ class _Appending:
 
     def _is_users(self, text: str) -> bool:
         """Whether the session's user has said the same, there or to this run; or nothing yet to either."""
-        words, session_id = self._visit.users_words or (), self._visit.session_id
+        words, session_id = self._context.users_words or (), self._context.session_id
         if text in words:
             return True
         self._insert()
@@ -202,9 +202,9 @@ class _Appending:
         A subgraph that was cut off gives it out in a later run, after what the user has said since.
         """
         self._insert()
-        own = self._visit.session_id, row.message_id
-        is_given = row.role == "user" and row.text in (self._visit.users_words or ())
-        if is_given and row.message_id in self._visit.written:  # a subgraph that is cut off may put its state first
+        own = self._context.session_id, row.message_id
+        is_given = row.role == "user" and row.text in (self._context.users_words or ())
+        if is_given and row.message_id in self._context.written:  # a subgraph that is cut off may put its state first
             self._forget(row.message_id)
             self._connection.execute(_OUTERMOST, own)
             return
@@ -212,10 +212,10 @@ class _Appending:
         if self._connection.execute(_NO_LONGER_ASIDE, own).rowcount:
             return
         is_new = self._connection.execute(_SHARED, own).rowcount
-        if is_new and row.message_id not in self._visit.written:
-            written = json.dumps(list(self._visit.written.values()))
+        if is_new and row.message_id not in self._context.written:
+            written = json.dumps(list(self._context.written.values()))
             if self._connection.execute(_MOVE_BEHIND, (*own, written)).rowcount:
-                self._visit.written[row.message_id] = row.seq
+                self._context.written[row.message_id] = row.seq
 
     def _forget(self, message_id: str) -> None:
         """Read a message anew next time: it is changed by a statement."""
@@ -226,37 +226,37 @@ class _Appending:
         self._insert()
         self._line = None
         self._tally.rows[row.message_id] = row.seq
-        return branches.follow_parent(self._connection, self._visit.session_id, self._branch, row.seq, row.message_id)
+        return branches.follow_parent(self._connection, self._context.session_id, self._branch, row.seq, row.message_id)
 
     def _sees(self, row: _Row) -> bool:
         """Whether a row is of this branch, or of what the branch has of its ancestors."""
         if row.branch == self._branch:
             return True
         if self._line is None:
-            self._line = branches.line(self._connection.connection, self._visit.session_id, self._branch)
+            self._line = branches.line(self._connection.connection, self._context.session_id, self._branch)
         return any(row.branch == branch and row.seq <= upto for branch, upto in self._line)
 
     def _claim(self, message: MessageEntry, words: tuple[Any, ...]) -> list[_Row]:
         """What was heard before is now a message of the state, maybe under another id: it stays one row."""
-        said = self._visit.unclaimed.get(message.claim)
+        said = self._context.unclaimed.get(message.claim)
         known = self._known.get(said, []) if said is not None else []
         if not known or (message.message_id != said and message.message_id in self._known):
             return []
         if message.message_id == said and message.checkpoint_ns == known[0].checkpoint_ns:
             if ASIDE not in message.marks:
-                del self._visit.unclaimed[message.claim]
+                del self._context.unclaimed[message.claim]
             return []
         self._insert()
-        del self._visit.unclaimed[message.claim]
-        if (seq := self._visit.written.pop(str(said), None)) is not None:
-            self._visit.written[message.message_id] = seq
+        del self._context.unclaimed[message.claim]
+        if (seq := self._context.written.pop(str(said), None)) is not None:
+            self._context.written[message.message_id] = seq
         namespace = message.checkpoint_ns if known[0].checkpoint_ns else ""  # what the outermost graph was given is its
         self._connection.execute(
             "UPDATE messages SET message_id = ?, checkpoint_ns = ?, marks = ? WHERE session_id = ? AND message_id = ?",
-            (message.message_id, namespace, _marks(message, words), self._visit.session_id, said),
+            (message.message_id, namespace, _marks(message, words), self._context.session_id, said),
         )
         if message.tool_calls:
-            tool_call_rows.asked_by_another_id(self._connection, self._visit.session_id, str(said), message)
+            tool_call_rows.asked_by_another_id(self._connection, self._context.session_id, str(said), message)
         self._forget(str(said))
         self._known[message.message_id] = [
             row._replace(message_id=message.message_id, checkpoint_ns=message.checkpoint_ns) for row in known
@@ -265,7 +265,7 @@ class _Appending:
 
     def _has_other_id(self, message: MessageEntry) -> bool:
         """Whether what a graph was given without an id has been seen with the id that the graph gave it meanwhile."""
-        if self._visit.unclaimed.get(message.claim) != message.message_id or not self._visit.written:
+        if self._context.unclaimed.get(message.claim) != message.message_id or not self._context.written:
             return False
         self._insert()
         self._connection.state.message_rows.clear()
@@ -273,13 +273,18 @@ class _Appending:
             "UPDATE messages SET checkpoint_ns = ? WHERE session_id = ? AND seq = (SELECT MIN(seq) FROM messages"
             " WHERE session_id = ? AND seq >= ? AND run_id IS ? AND role = ? AND text = ? AND message_id NOT IN"
             " (SELECT value FROM json_each(?))) RETURNING seq",
-            (message.checkpoint_ns, self._visit.session_id, self._visit.session_id, min(self._visit.written.values()))
-            + (self._visit.run_id, message.role, message.text, json.dumps(list(self._minted))),
+            (
+                message.checkpoint_ns,
+                self._context.session_id,
+                self._context.session_id,
+                min(self._context.written.values()),
+            )
+            + (self._context.run_id, message.role, message.text, json.dumps(list(self._minted))),
         ).fetchone()
         if found is None:
             return False
         self._tally.rows[message.message_id] = found[0]
-        del self._visit.unclaimed[message.claim]
+        del self._context.unclaimed[message.claim]
         return True
 
     def _complete(self, message: MessageEntry, words: tuple[Any, ...], here: _Row) -> None:
@@ -289,7 +294,13 @@ class _Appending:
             " input_tokens = ?, output_tokens = ?, status = ?, checkpoint_ns = ?, extra = ?, marks = ?"
             " WHERE session_id = ? AND seq = ?",
             (*words, message.name, message.model, message.input_tokens, message.output_tokens, _status(message))
-            + (message.checkpoint_ns, to_json(message.extra), _marks(message, words), self._visit.session_id, here.seq),
+            + (
+                message.checkpoint_ns,
+                to_json(message.extra),
+                _marks(message, words),
+                self._context.session_id,
+                here.seq,
+            ),
         )
         status = _status(message)
         self._tally.rows[message.message_id] = here.seq
@@ -313,7 +324,7 @@ class _Appending:
         )
         self._known.setdefault(message.message_id, []).append(row)
         self._new.append(
-            (self._visit.session_id, seq, row.place, self._visit.run_id, message.message_id, version, self._branch)
+            (self._context.session_id, seq, row.place, self._context.run_id, message.message_id, version, self._branch)
             + (*words, message.name, message.tool_call_id, message.model, message.input_tokens, message.output_tokens)
             + (row.status, message.checkpoint_ns, to_json(message.extra), _marks(message, words))
             + (to_text(message.created_at or self._said_at(message)),)
@@ -322,27 +333,27 @@ class _Appending:
             self._insert()  # both may be of this batch
             self._connection.execute(
                 "UPDATE messages SET replaced_by = ? WHERE session_id = ? AND seq = ?",
-                (seq, self._visit.session_id, replaces.seq),
+                (seq, self._context.session_id, replaces.seq),
             )
-        tool_call_rows.store_files(self._connection, self._visit.session_id, message.files)
+        tool_call_rows.store_files(self._connection, self._context.session_id, message.files)
         if version == 1:
-            self._visit.written[message.message_id] = seq
+            self._context.written[message.message_id] = seq
             self._tally.messages += 1
             if message.call is not None:
                 self._add_told(message.call, message)
             if message.role == "tool" and message.tool_call_id:
                 self._answers.append(message)
             if message.tool_calls:
-                tool_call_rows.asked_by(self._connection, self._visit.session_id, message)
+                tool_call_rows.asked_by(self._connection, self._context.session_id, message)
 
     def _add_told(self, call: ModelCallEntry, message: MessageEntry) -> None:
         call = call._replace(started_at=message.created_at, message_id=message.message_id)
-        tool_call_rows.add_told_call(self._connection, self._visit, call, self._now)
+        tool_call_rows.add_told_call(self._connection, self._context, call, self._now)
 
     def _said_at(self, message: MessageEntry) -> datetime:
         """What a checkpoint brings may be put at the end of its run only; what a user said began that."""
-        is_late = self._visit.puts and self._visit.at is None and message.role == "user"
-        began_at = self._visit.began_at if is_late else None
+        is_late = self._context.puts and self._context.at is None and message.role == "user"
+        began_at = self._context.began_at if is_late else None
         return began_at or self._now
 
     def _place_of(self, message: MessageEntry) -> float | None:
@@ -354,23 +365,23 @@ class _Appending:
         following = next((row for row in reversed(known) if self._sees(row)), None)
         if following is None:
             return None
-        is_earlier = following.message_id not in self._visit.written
+        is_earlier = following.message_id not in self._context.written
         if message.checkpoint_ns and message.role == "system" and is_earlier:
             return None
         self._insert()
         before = self._connection.query(
             "SELECT MAX(place) FROM messages WHERE session_id = ? AND place < ?",
-            (self._visit.session_id, following.place),
+            (self._context.session_id, following.place),
         ).fetchone()[0]
         return ((before or 0) + following.place) / 2
 
 
-def restore_conversation_order(write: SessionWrite, visit: RunContext, ids: Iterable[str | None]) -> None:
+def restore_conversation_order(write: SessionWrite, context: RunContext, ids: Iterable[str | None]) -> None:
     """Order the messages that this run wrote as the conversation has them. Messages of other runs stay where they are.
 
     Messages arrive in another order where a state in which one was removed is put back, for instance.
     """
-    seqs = {write.counters.rows.get(own, visit.written[own]): own for own in ids if own in visit.written}
+    seqs = {write.counters.rows.get(own, context.written[own]): own for own in ids if own in context.written}
     if len(seqs) < 2:
         return
     state = write.state
@@ -383,7 +394,7 @@ def restore_conversation_order(write: SessionWrite, visit: RunContext, ids: Iter
             found = write.query(
                 f"SELECT seq, place, message_id FROM messages WHERE session_id = ?"
                 f" AND seq IN ({', '.join('?' * len(some))})",
-                (visit.session_id, *some),
+                (context.session_id, *some),
             )
             places = {seq: place for seq, place, message_id in found if message_id == seqs[seq]}
         ordered = [seq for seq in some if seq in places]
@@ -391,7 +402,7 @@ def restore_conversation_order(write: SessionWrite, visit: RunContext, ids: Iter
             if place != places[seq]:
                 state.message_rows.pop(seqs[seq], None)
                 write.execute(
-                    "UPDATE messages SET place = ? WHERE session_id = ? AND seq = ?", (place, visit.session_id, seq)
+                    "UPDATE messages SET place = ? WHERE session_id = ? AND seq = ?", (place, context.session_id, seq)
                 )
 
 

@@ -29,18 +29,18 @@ def next_seq(connection: sqlite3.Connection, session_id: str) -> int | None:
 # Runs
 
 
-def begin_run(write: SessionWrite, visit: RunContext, now: datetime) -> bool:
+def begin_run(write: SessionWrite, context: RunContext, now: datetime) -> bool:
     """Insert the row of a run. Whether earlier runs were interrupted, because their process has died."""
-    visit.begun = True
-    has_dead = _interrupt_dead_runs(write, visit)
+    context.begun = True
+    has_dead = _interrupt_dead_runs(write, context)
     counters = write.counters
     counters.runs += 1
-    run = (visit.run_id, visit.identity.user_id, "running", to_text(now), visit.started_from, this_process())
+    run = (context.run_id, context.identity.user_id, "running", to_text(now), context.started_from, this_process())
 
     def uncount() -> None:  # another recorder has recorded it
         counters.runs, counters.changed = counters.runs - 1, True
 
-    row = (visit.session_id, counters.next_seq(), *run)
+    row = (context.session_id, counters.next_seq(), *run)
     write.insert("runs", _BEGUN, [row], " ON CONFLICT (id) DO NOTHING", if_there=uncount)
     return has_dead
 
@@ -54,49 +54,49 @@ def _in_progress(write: SessionWrite, session_id: str) -> list[tuple[str, str, i
     ).fetchall()
 
 
-def _interrupt_dead_runs(write: SessionWrite, visit: RunContext) -> bool:
+def _interrupt_dead_runs(write: SessionWrite, context: RunContext) -> bool:
     """Runs whose process has died without ending them were interrupted, and so were their tool calls."""
-    left = [(run_id, seq) for run_id, process, seq in _in_progress(write, visit.session_id) if is_gone(process)]
+    left = [(run_id, seq) for run_id, process, seq in _in_progress(write, context.session_id) if is_gone(process)]
     for run_id, seq in left:
         write.execute("UPDATE runs SET outcome = 'interrupted' WHERE id = ?", (run_id,))
-        dead_runs.interrupt_calls(write, visit.session_id, run_id, seq)
-    if visit.goes_on and (cut_off := _cut_off(write.connection, visit)) is not None:
-        visit.unclaimed.update(_ahead_of_state(write.connection, visit, cut_off))
+        dead_runs.interrupt_calls(write, context.session_id, run_id, seq)
+    if context.goes_on and (cut_off := _cut_off(write.connection, context)) is not None:
+        context.unclaimed.update(_ahead_of_state(write.connection, context, cut_off))
     return bool(left)
 
 
-def _cut_off(connection: sqlite3.Connection, visit: RunContext) -> str | None:
+def _cut_off(connection: sqlite3.Connection, context: RunContext) -> str | None:
     """The run before this one, if its process died in it."""
     row = connection.execute(
         "SELECT id, outcome = 'interrupted' AND duration_ms IS NULL FROM runs WHERE session_id = ? AND id != ?"
         " ORDER BY seq DESC LIMIT 1",
-        (visit.session_id, visit.run_id),
+        (context.session_id, context.run_id),
     ).fetchone()
     return row[0] if row is not None and row[1] else None
 
 
-def _ahead_of_state(connection: sqlite3.Connection, visit: RunContext, run_id: str) -> dict[Claim, str]:
+def _ahead_of_state(connection: sqlite3.Connection, context: RunContext, run_id: str) -> dict[Claim, str]:
     """What a run said that its state does not hold, for it died before that was put: it will be said again."""
     rows = connection.execute(
         "SELECT role, COALESCE(tool_call_id, text), message_id FROM messages WHERE session_id = ? AND run_id = ?"
         " AND seq > COALESCE((SELECT seq FROM checkpoints"
         f" WHERE {AT}), 0) AND checkpoint_ns = ''"
         " AND COALESCE(tool_call_id, text) != ''",
-        (visit.session_id, run_id, *at(visit.session_id, "", visit.started_from or "")),
+        (context.session_id, run_id, *at(context.session_id, "", context.started_from or "")),
     )
     return {(role, what): message_id for role, what, message_id in rows}
 
 
-def end_run(write: SessionWrite, visit: RunContext, end: RunEnd) -> None:
+def end_run(write: SessionWrite, context: RunContext, end: RunEnd) -> None:
     row = write.execute(
         _END_RUN,
-        (end.outcome, end.error and clean(end.error), end.duration_ms, visit.checkpoint_id)
-        + (visit.run_id, visit.session_id),
+        (end.outcome, end.error and clean(end.error), end.duration_ms, context.checkpoint_id)
+        + (context.run_id, context.session_id),
     ).fetchone()
     if row is None:
         return
     if end.cut_off:
-        dead_runs.interrupt_calls(write, visit.session_id, str(visit.run_id), row[0])
+        dead_runs.interrupt_calls(write, context.session_id, str(context.run_id), row[0])
     if end.outcome == "error":
         write.counters.count_error()
 
@@ -118,12 +118,12 @@ def list_branches(connection: sqlite3.Connection, session_id: str) -> list[Branc
     return values_of(Branch, cursor)
 
 
-def is_forgotten(connection: sqlite3.Connection, visit: RunContext) -> bool:
+def is_forgotten(connection: sqlite3.Connection, context: RunContext) -> bool:
     """Whether the run's user was forgotten while it went on: then its row names somebody else."""
-    if not visit.begun:
+    if not context.begun:
         return False
-    row = connection.execute("SELECT user_id FROM runs WHERE id = ?", (visit.run_id,)).fetchone()
-    return row is not None and row[0] == "forgotten" != visit.identity.user_id
+    row = connection.execute("SELECT user_id FROM runs WHERE id = ?", (context.run_id,)).fetchone()
+    return row is not None and row[0] == "forgotten" != context.identity.user_id
 
 
 # With their session

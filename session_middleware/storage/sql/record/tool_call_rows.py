@@ -29,40 +29,40 @@ _COLUMNS = (
 )
 
 
-def start(connection: SessionWrite, visit: RunContext, call: ToolStart, now: datetime) -> None:
+def start(connection: SessionWrite, context: RunContext, call: ToolStart, now: datetime) -> None:
     tally = connection.counters
     asked, call_id = call.message_id, call.tool_call_id and clean(call.tool_call_id)
     name, arguments = clean(call.name), to_json(call.arguments)
     if call.corrects:
         connection.execute(
             "UPDATE tool_calls SET name = ?, arguments = ?, marks = ? WHERE session_id = ? AND execution_id = ?",
-            (name, arguments, marks_of(call.marks, name, arguments), visit.session_id, call.execution_id),
+            (name, arguments, marks_of(call.marks, name, arguments), context.session_id, call.execution_id),
         )
         return
     if call_id is None:
-        asked, call_id = _find_request(connection, visit.session_id, call) or (None, call.execution_id)
+        asked, call_id = _find_request(connection, context.session_id, call) or (None, call.execution_id)
     if asked is None:
-        requests = _requests(connection, visit.session_id, call_id)
+        requests = _requests(connection, context.session_id, call_id)
         same = [request for request in requests if any(to_json(one.get("args")) == arguments for one in request.calls)]
         asked = next((request.message_id for request in (*same, *requests)), None)
-    asked = asked and visit.aliases.get(asked, asked)
-    visit.executions.setdefault(call_id, set()).add(call.execution_id)
+    asked = asked and context.aliases.get(asked, asked)
+    context.executions.setdefault(call_id, set()).add(call.execution_id)
     row = (
-        *(visit.session_id, tally.next_seq(), visit.run_id, call.execution_id, call_id, name, arguments),
+        *(context.session_id, tally.next_seq(), context.run_id, call.execution_id, call_id, name, arguments),
         *(asked, call.checkpoint_ns, call.node, marks_of(call.marks, name, arguments), to_text(now)),
-        *(this_process() if visit.run_id is None else None, visit.session_id, call_id, asked),
+        *(this_process() if context.run_id is None else None, context.session_id, call_id, asked),
     )
     tally.tool_calls += 1
     started = connection.execute(_START, row).fetchone()
     if started is None:  # another recorder has recorded it
         tally.tool_calls, tally.changed = tally.tool_calls - 1, True
         return
-    if started[0] > 1 and started[0] > _times_asked(connection, visit.session_id, asked, call_id):
+    if started[0] > 1 and started[0] > _times_asked(connection, context.session_id, asked, call_id):
         connection.execute(
             "UPDATE tool_calls SET status = 'interrupted'"
             " WHERE session_id = ? AND tool_call_id = ? AND message_id IS ? AND checkpoint_ns = ?"
             " AND status = 'running' AND seq < ?",
-            (visit.session_id, call_id, asked, call.checkpoint_ns, tally.last_seq),
+            (context.session_id, call_id, asked, call.checkpoint_ns, tally.last_seq),
         )
 
 
@@ -76,18 +76,18 @@ _START = """
 """
 
 
-def end(connection: SessionWrite, visit: RunContext, call: ToolEnd) -> None:
+def end(connection: SessionWrite, context: RunContext, call: ToolEnd) -> None:
     told = (to_json(call.result), to_json(call.artifact), call.error and clean(call.error))
     changed = connection.execute(
         "UPDATE tool_calls SET status = ?, result = ?, artifact = ?, error = ?, duration_ms = ?, process = NULL"
         " WHERE session_id = ? AND execution_id = ? AND status IN ('running', 'interrupted')",  # else it has ended
-        (call.status, *told, call.duration_ms, visit.session_id, call.execution_id),
+        (call.status, *told, call.duration_ms, context.session_id, call.execution_id),
     ).rowcount
     if changed and (marks := marks_of(call.marks, *told)) is not None:
-        connection.execute(_MARK, (marks, visit.session_id, call.execution_id))
+        connection.execute(_MARK, (marks, context.session_id, call.execution_id))
     if call.status == "error" and changed:
         connection.counters.count_error()
-    store_files(connection, visit.session_id, call.files)
+    store_files(connection, context.session_id, call.files)
 
 
 _MARK = """
@@ -117,27 +117,27 @@ def store_files(connection: SessionWrite, session_id: str, files: Sequence[Attac
         )
 
 
-def answer(connection: SessionWrite, visit: RunContext, message: MessageEntry) -> None:
+def answer(connection: SessionWrite, context: RunContext, message: MessageEntry) -> None:
     """A row for a call whose execution nobody watched, from the message that answers it.
 
     Models may use an id again, even in one message. So calls, executions and answers are counted.
     """
     tally = connection.counters
     call_id = str(message.tool_call_id)
-    if message.refused and _refuse(connection, visit.session_id, message, tally):
+    if message.refused and _refuse(connection, context.session_id, message, tally):
         return
-    answers = visit.answers.setdefault(call_id, set())
+    answers = context.answers.setdefault(call_id, set())
     answers.add(message.message_id)
-    if len(visit.executions.get(call_id, ())) >= len(answers) and not message.refused:
+    if len(context.executions.get(call_id, ())) >= len(answers) and not message.refused:
         return
     executed = {
-        message_id: _Executed(*rest) for message_id, *rest in connection.query(_EXECUTED, (visit.session_id, call_id))
+        message_id: _Executed(*rest) for message_id, *rest in connection.query(_EXECUTED, (context.session_id, call_id))
     }
-    requests = _requests(connection, visit.session_id, call_id)
+    requests = _requests(connection, context.session_id, call_id)
     known = {each.message_id for each in requests}
     said_at = tally.rows.get(message.message_id, 0)
     requests = [request for request in requests if request.seq < said_at] or requests
-    request = _open_request(connection, visit.session_id, requests, executed, message.checkpoint_ns)
+    request = _open_request(connection, context.session_id, requests, executed, message.checkpoint_ns)
     if request is None and (requests or executed):
         return
     if request and any(one.last > request.seq for of, one in executed.items() if of not in known):
@@ -151,7 +151,7 @@ def answer(connection: SessionWrite, visit: RunContext, message: MessageEntry) -
     _insert(
         connection,
         tally,
-        (visit.run_id, message.message_id, call_id, done.attempt + 1, clean(str(name)))
+        (context.run_id, message.message_id, call_id, done.attempt + 1, clean(str(name)))
         + (to_json(call.get("args")), result, status, message.text if failed else None)
         + (request and request.message_id, message.checkpoint_ns, None, marks_of(message.marks, result), None),
     )
@@ -159,11 +159,11 @@ def answer(connection: SessionWrite, visit: RunContext, message: MessageEntry) -
         tally.count_error()
 
 
-def keep_artifact(connection: SessionWrite, visit: RunContext, message: MessageEntry) -> None:
+def keep_artifact(connection: SessionWrite, context: RunContext, message: MessageEntry) -> None:
     """The artifact of a message belongs to the execution that it answers for, if nobody has seen it there."""
     result = to_json(message.content if message.content is not None else message.text)
-    answered = (visit.session_id, message.tool_call_id, message.message_id, result)
-    connection.execute(_KEEP_ARTIFACT, (to_json(message.artifact), visit.session_id, *answered))
+    answered = (context.session_id, message.tool_call_id, message.message_id, result)
+    connection.execute(_KEEP_ARTIFACT, (to_json(message.artifact), context.session_id, *answered))
 
 
 _KEEP_ARTIFACT = """
@@ -319,27 +319,27 @@ _MODEL_COLUMNS = (
 )
 
 
-def add_model_call(connection: SessionWrite, visit: RunContext, call: ModelCallEntry, now: datetime) -> None:
+def add_model_call(connection: SessionWrite, context: RunContext, call: ModelCallEntry, now: datetime) -> None:
     tally = connection.counters
     if call.by_hand:
-        call = _settle(connection, visit, call, tally)
+        call = _settle(connection, context, call, tally)
     else:
-        visit.asked.append((call.message_id, call.input_tokens, call.output_tokens))
-    _insert_model_call(connection, visit, call, tally, now)
+        context.asked.append((call.message_id, call.input_tokens, call.output_tokens))
+    _insert_model_call(connection, context, call, tally, now)
 
 
-def add_told_call(connection: SessionWrite, visit: RunContext, call: ModelCallEntry, now: datetime) -> None:
+def add_told_call(connection: SessionWrite, context: RunContext, call: ModelCallEntry, now: datetime) -> None:
     """A model call that a message tells of, unless somebody has seen it, or it is another copy of what it answered."""
     tally = connection.counters
     taken = (call.input_tokens, call.output_tokens)
-    if any(call.message_id == answer for answer, *_ in visit.asked):
+    if any(call.message_id == answer for answer, *_ in context.asked):
         return
-    if "cached" not in call.marks and is_reported(taken, [counts for _, *counts in visit.asked]):
+    if "cached" not in call.marks and is_reported(taken, [counts for _, *counts in context.asked]):
         return
     recent = max(0, tally.last_seq - _NEARBY)
-    seen = (call.message_id, visit.session_id, visit.session_id, recent, call.message_id, *taken, call.message_id)
+    seen = (call.message_id, context.session_id, context.session_id, recent, call.message_id, *taken, call.message_id)
     if not connection.execute(_ANSWERED, seen).rowcount:
-        _insert_model_call(connection, visit, call._replace(marks=(*call.marks, REPORTED)), tally, now)
+        _insert_model_call(connection, context, call._replace(marks=(*call.marks, REPORTED)), tally, now)
 
 
 _NEARBY = 256  # places in a session's order; so near are a call and what it answered
@@ -360,11 +360,11 @@ _TOLD_BEFORE = """
 
 
 def _settle(
-    connection: SessionWrite, visit: RunContext, call: ModelCallEntry, tally: SessionCounters
+    connection: SessionWrite, context: RunContext, call: ModelCallEntry, tally: SessionCounters
 ) -> ModelCallEntry:
     """The call takes the place of one that a message told of before."""
     recent = max(0, tally.last_seq - _NEARBY)
-    row = (visit.session_id, visit.session_id, recent, call.message_id, call.input_tokens, call.output_tokens)
+    row = (context.session_id, context.session_id, recent, call.message_id, call.input_tokens, call.output_tokens)
     told = connection.execute(_TOLD_BEFORE, (*row, call.message_id)).fetchone()
     if told is None:
         return call
@@ -375,12 +375,12 @@ def _settle(
 
 
 def _insert_model_call(
-    connection: SessionWrite, visit: RunContext, call: ModelCallEntry, tally: SessionCounters, now: datetime
+    connection: SessionWrite, context: RunContext, call: ModelCallEntry, tally: SessionCounters, now: datetime
 ) -> None:
     cost = call.cost() if call.cost is not None else None
     values = call._replace(error=call.error and clean(call.error), model=call.model and clean(call.model))
     row = (
-        *(visit.session_id, tally.next_seq(), visit.run_id, call.id, values.model, call.provider),
+        *(context.session_id, tally.next_seq(), context.run_id, call.id, values.model, call.provider),
         *(call.input_tokens, call.output_tokens, call.cached_tokens, call.reasoning_tokens, cost),
         *(call.first_token_ms, call.duration_ms, values.error, call.message_id, call.checkpoint_ns, call.node),
         *(marks_of(call.marks, values.error, values.model), to_text(call.started_at or now)),

@@ -1,8 +1,8 @@
-"""Writing the record in SQLite: what somebody saw of a visit, in order, as one transaction.
+"""Writing the record in SQLite: what somebody saw of a context, in order, as one transaction.
 
 What cannot be written must break nobody's run, least of all the checkpoint it came with. So a fault
 undoes the whole transaction, and it is carried out again with more care: entry by entry, each undone
-on its own, and told to whoever made the visit. That costs nothing where there is no fault.
+on its own, and told to whoever made the context. That costs nothing where there is no fault.
 """
 
 from __future__ import annotations
@@ -40,42 +40,42 @@ class RecordWriteError(Exception):
 
 
 class EntrySnapshot:
-    """A visit as it was before an operation, in case all of that is undone."""
+    """A context as it was before an operation, in case all of that is undone."""
 
-    def __init__(self, visit: RunContext) -> None:
-        self._visit = visit
-        self._flags = (visit.admitted, visit.announced, visit.begun, visit.refused)
-        self._admission = (visit.admission, visit.incarnation)
-        self._in_hand = None if visit.hand is None else visit.hand.incarnation
-        self._number = None if visit.lease is None else visit.lease.number
-        self._where = (visit.branch, visit.checkpoint_id)
-        self._unclaimed = dict(visit.unclaimed)
+    def __init__(self, context: RunContext) -> None:
+        self._context = context
+        self._flags = (context.admitted, context.announced, context.begun, context.refused)
+        self._admission = (context.admission, context.incarnation)
+        self._in_hand = None if context.hand is None else context.hand.incarnation
+        self._number = None if context.lease is None else context.lease.number
+        self._where = (context.branch, context.checkpoint_id)
+        self._unclaimed = dict(context.unclaimed)
         self._taken: list[Entry] = []
 
     def take(self) -> list[Entry]:
-        """What the visit has kept for the record."""
-        entries = self._visit.entries
+        """What the context has kept for the record."""
+        entries = self._context.entries
         while entries:
             self._taken.append(entries.popleft())
         return list(self._taken)
 
     def restore(self) -> None:
-        visit = self._visit
-        visit.admitted, visit.announced, visit.begun, visit.refused = self._flags
-        visit.admission, visit.incarnation = self._admission
-        if visit.hand is not None and self._in_hand is not None:
-            visit.hand.incarnation = self._in_hand
-        if visit.lease is not None:
-            visit.lease.number = self._number
-        visit.branch, visit.checkpoint_id = self._where
-        visit.unclaimed.update(self._unclaimed)
-        visit.entries.extendleft(reversed(self._taken))
+        context = self._context
+        context.admitted, context.announced, context.begun, context.refused = self._flags
+        context.admission, context.incarnation = self._admission
+        if context.hand is not None and self._in_hand is not None:
+            context.hand.incarnation = self._in_hand
+        if context.lease is not None:
+            context.lease.number = self._number
+        context.branch, context.checkpoint_id = self._where
+        context.unclaimed.update(self._unclaimed)
+        context.entries.extendleft(reversed(self._taken))
         self._taken.clear()
 
 
 def write(
     write: SessionWrite,
-    visit: RunContext,
+    context: RunContext,
     entries: Sequence[Entry],
     now: datetime,
     *,
@@ -92,10 +92,10 @@ def write(
         brought = _with_late(put)
         entries = _merged(entries, brought, put) if entries else brought
     if careful:
-        _append_each(write, visit, entries, now)
+        _append_each(write, context, entries, now)
     else:
         try:
-            _append(write, visit, entries, now)
+            _append(write, context, entries, now)
             write.flush()
         except _FAULTS as error:
             raise RecordWriteError from error
@@ -103,9 +103,9 @@ def write(
         conversation = _conversation(e for e in entries if isinstance(e, MessageEntry) and not e.followed_by)
     else:
         conversation = [put.preceding, *_conversation(put.messages), *_heard_since(put)]
-    message_rows.restore_conversation_order(write, visit, conversation)
+    message_rows.restore_conversation_order(write, context, conversation)
     if counters.replaced:
-        own = (visit.session_id, visit.session_id)
+        own = (context.session_id, context.session_id)
         write.execute(
             "UPDATE sessions SET cost = (SELECT SUM(cost) FROM model_calls WHERE session_id = ?) WHERE id = ?", own
         )
@@ -116,7 +116,7 @@ def write(
 
 def write_end(
     write_: SessionWrite | None,
-    visit: RunContext,
+    context: RunContext,
     before: EntrySnapshot,
     entries: Sequence[Entry],
     reason: str,
@@ -126,12 +126,12 @@ def write_end(
 
     ``None`` if it has not ended, or had not begun.
     """
-    end = next((entry for entry in (*visit.entries, *entries) if isinstance(entry, RunEnd)), None)
-    if end is None or not visit.begun or write_ is None:
+    end = next((entry for entry in (*context.entries, *entries) if isinstance(entry, RunEnd)), None)
+    if end is None or not context.begun or write_ is None:
         return None
     before.take()
     end = end._replace(outcome="error", error=f"refused ({reason})")
-    write(write_, visit, [end], now, careful=True)
+    write(write_, context, [end], now, careful=True)
     write_.flush()
     return end
 
@@ -153,13 +153,13 @@ def _heard_since(put: CheckpointPut) -> list[str]:
     """
     if put.step is None or not put.messages:
         return []
-    at = put.visit.heard_at.copy().items()  # models say more meanwhile
+    at = put.context.heard_at.copy().items()  # models say more meanwhile
     return [own for own, (graph, step) in at if graph == put.checkpoint_ns and step > put.step]
 
 
 def _with_late(put: CheckpointPut) -> Sequence[MessageEntry]:
     """A checkpoint is put while its run goes on, and what that has been seen to say since is not taken back."""
-    steps = put.visit.seen_at
+    steps = put.context.seen_at
     if put.step is None or not steps:
         return put.messages
     late = {m.message_id for m in put.messages if steps.get((put.checkpoint_ns, m.message_id), put.step) > put.step}
@@ -217,7 +217,7 @@ def _end_of(merged: Sequence[Entry], brought: Sequence[MessageEntry], ids: Set[s
     So they go before the answers at the end of what was seen, but for those that are known to be of its step
     or an earlier one, and after one that may be the same under another id.
     """
-    steps, namespace = {} if put.step is None else put.visit.seen_at, put.checkpoint_ns
+    steps, namespace = {} if put.step is None else put.context.seen_at, put.checkpoint_ns
     claims = {message.claim for message in brought}
     end = len(merged)
     while end and isinstance(last := merged[end - 1], MessageEntry) and last.message_id not in ids:
@@ -237,35 +237,35 @@ def _both(entry: MessageEntry, brought: MessageEntry) -> MessageEntry:
     return entry._replace(followed_by=brought.followed_by)
 
 
-def _append(write: SessionWrite, visit: RunContext, entries: Iterable[Entry], now: datetime) -> None:
+def _append(write: SessionWrite, context: RunContext, entries: Iterable[Entry], now: datetime) -> None:
     """Messages that stand together are one batch."""
     for kind, some in groupby(entries, type):
         if kind is MessageEntry:
-            message_rows.append(write, visit, [entry for entry in some if isinstance(entry, MessageEntry)], now)
+            message_rows.append(write, context, [entry for entry in some if isinstance(entry, MessageEntry)], now)
             continue
         for entry in some:
-            _append_one(write, visit, entry, now)
+            _append_one(write, context, entry, now)
 
 
-def _append_one(write: SessionWrite, visit: RunContext, entry: Entry, now: datetime) -> None:
+def _append_one(write: SessionWrite, context: RunContext, entry: Entry, now: datetime) -> None:
     if isinstance(entry, HistoryEntry):
-        histories.append(write, visit, entry, now)
+        histories.append(write, context, entry, now)
     elif isinstance(entry, ToolStart):
-        tool_call_rows.start(write, visit, entry, now)
+        tool_call_rows.start(write, context, entry, now)
     elif isinstance(entry, ToolEnd):
-        tool_call_rows.end(write, visit, entry)
+        tool_call_rows.end(write, context, entry)
     elif isinstance(entry, ModelCallEntry):
-        tool_call_rows.add_model_call(write, visit, entry, now)
+        tool_call_rows.add_model_call(write, context, entry, now)
     elif isinstance(entry, RunEnd):
-        runs.end_run(write, visit, entry)
+        runs.end_run(write, context, entry)
 
 
-def _append_each(write: SessionWrite, visit: RunContext, entries: Iterable[Entry], now: datetime) -> None:
+def _append_each(write: SessionWrite, context: RunContext, entries: Iterable[Entry], now: datetime) -> None:
     for entry in entries:
         try:
             with write.savepoint(_FAULTS):
-                _append(write, visit, [entry], now)
+                _append(write, context, [entry], now)
         except _FAULTS as error:
-            if visit.tell is None:  # the caller gets the exception
+            if context.tell is None:  # the caller gets the exception
                 raise
-            visit.tell(error)
+            context.tell(error)

@@ -1,8 +1,8 @@
 """The door of every operation: who may come in, as what, and what that does to the session.
 
-A visit is looked at when it reads, and admitted when it first writes, in the same transaction. What
+A context is looked at when it reads, and admitted when it first writes, in the same transaction. What
 was decided at the first look stays for the whole run. Each later write asks, in one statement,
-whether the session is still the one it was, still the visitor's, and still this run's.
+whether the session is still the one it was, still the caller's, and still this run's.
 """
 
 from __future__ import annotations
@@ -45,27 +45,27 @@ _SECOND = len("2026-01-31T12:00:00")
 REFUSALS = (SessionAccessDenied, SessionBusy, SessionClosed, SessionExpired, SessionLimitReached)
 
 
-def authorize(connection: sqlite3.Connection, visit: RunContext, rules: EngineContext) -> SessionInfo | None:
-    revocations.check_not_revoked(connection, visit.session_id, visit.identity.user_id)
-    session = _find(connection, visit)
+def authorize(connection: sqlite3.Connection, context: RunContext, rules: EngineContext) -> SessionInfo | None:
+    revocations.check_not_revoked(connection, context.session_id, context.identity.user_id)
+    session = _find(connection, context)
     if session is not None:
-        lifecycle.check_access(session, visit.identity, rules.settings.access, reading=visit.reading)
-    if visit.admission is None:
+        lifecycle.check_access(session, context.identity, rules.settings.access, reading=context.reading)
+    if context.admission is None:
         try:
-            _decide(connection, visit, session, rules, visit.at or rules.clock())
+            _decide(connection, context, session, rules, context.at or rules.clock())
         except SessionClosed:
-            if not visit.reading:  # to read a closed session is no run of it, and decides nothing
+            if not context.reading:  # to read a closed session is no run of it, and decides nothing
                 raise
-    visit.is_exposed = _is_exposed(session, visit, rules)
-    return None if visit.admission == "fresh" and not visit.admitted else session
+    context.is_exposed = _is_exposed(session, context, rules)
+    return None if context.admission == "fresh" and not context.admitted else session
 
 
-def _is_exposed(session: SessionInfo | None, visit: RunContext, rules: EngineContext) -> bool:
+def _is_exposed(session: SessionInfo | None, context: RunContext, rules: EngineContext) -> bool:
     """Whether another process may end the session before this run's first write, which is when others see the run.
 
     One that was active a moment ago, and expires in a while, is ended by nobody before that.
     """
-    if visit.lease is None or visit.lease.number is not None or visit.lease.is_over or visit.reading:
+    if context.lease is None or context.lease.number is not None or context.lease.is_over or context.reading:
         return False
     if session is None or session.status != "active":
         return session is not None
@@ -73,189 +73,197 @@ def _is_exposed(session: SessionInfo | None, visit: RunContext, rules: EngineCon
     return now - session.last_active_at >= leases.STALE or (end is not None and end.at <= now + leases.STALE)
 
 
-def hold(connection: sqlite3.Connection, visit: RunContext, now: datetime) -> bool:
+def hold(connection: sqlite3.Connection, context: RunContext, now: datetime) -> bool:
     """Take the lease of a run before its first write, if its session is still the one it has seen; whether it is."""
-    session = session_rows.find(connection, visit.session_id)
-    if session is None or session.incarnation != visit.incarnation:
+    session = session_rows.find(connection, context.session_id)
+    if session is None or session.incarnation != context.incarnation:
         return False
-    leases.take(connection, visit, now)
+    leases.take(connection, context, now)
     return True
 
 
-def _find(connection: sqlite3.Connection, visit: RunContext) -> SessionInfo | None:
-    session = session_rows.find(connection, visit.session_id)
-    if visit.hand is not None and (session is None or session.incarnation != visit.hand.incarnation):
-        raise SessionClosed(visit.session_id, status="deleted")
+def _find(connection: sqlite3.Connection, context: RunContext) -> SessionInfo | None:
+    session = session_rows.find(connection, context.session_id)
+    if context.hand is not None and (session is None or session.incarnation != context.hand.incarnation):
+        raise SessionClosed(context.session_id, status="deleted")
     return session
 
 
 def _decide(
-    connection: sqlite3.Connection, visit: RunContext, session: SessionInfo | None, rules: EngineContext, now: datetime
+    connection: sqlite3.Connection,
+    context: RunContext,
+    session: SessionInfo | None,
+    rules: EngineContext,
+    now: datetime,
 ) -> None:
-    visit.admission, visit.began_at = _admission(connection, visit, session, rules, now), now
-    visit.incarnation = None if session is None else session.incarnation
+    context.admission, context.began_at = _admission(connection, context, session, rules, now), now
+    context.incarnation = None if session is None else session.incarnation
 
 
 def _admission(
-    connection: sqlite3.Connection, visit: RunContext, session: SessionInfo | None, rules: EngineContext, now: datetime
+    connection: sqlite3.Connection,
+    context: RunContext,
+    session: SessionInfo | None,
+    rules: EngineContext,
+    now: datetime,
 ) -> Admission:
     """As `lifecycle.admit`; but a session with a run in progress has not expired, however long that takes."""
     if session is None:
-        stone = tombstones.find(connection, visit.session_id)
-        if stone is not None:
-            _check_tombstone(stone, visit, rules)
+        tombstone = tombstones.find(connection, context.session_id)
+        if tombstone is not None:
+            _check_tombstone(tombstone, context, rules)
         return "opened"
     status = lifecycle.status_at(session, rules.settings, now)
     if session.status == "active" and status == "expired":
-        number = None if visit.lease is None else visit.lease.number
+        number = None if context.lease is None else context.lease.number
         if leases.before(connection, session.id, number, rules):
             return "resumed"
     return lifecycle.admit(session, rules.settings, now)
 
 
-def _check_tombstone(stone: Tombstone, visit: RunContext, rules: EngineContext) -> None:
+def _check_tombstone(tombstone: Tombstone, context: RunContext, rules: EngineContext) -> None:
     """A deleted id is its owner's still, and resumed as ``on_resume`` says, its own before that of all.
 
     An archived session is not replaced by an empty one under its id, unless ``on_resume`` is ``"fresh"``.
     """
-    is_checked = not lifecycle.is_vouched_for(visit.identity, rules.settings.access)
-    if is_checked and stone.user_id not in (None, visit.identity.user_id):
-        raise SessionAccessDenied(visit.session_id, user_id=visit.identity.user_id)
-    on_resume = stone.on_resume or rules.settings.on_resume
-    is_archived = stone.archive is not None
-    if is_archived and on_resume != "fresh" and visit.must_be_new:
-        raise SessionExists(visit.session_id, archived=True)
+    is_checked = not lifecycle.is_vouched_for(context.identity, rules.settings.access)
+    if is_checked and tombstone.user_id not in (None, context.identity.user_id):
+        raise SessionAccessDenied(context.session_id, user_id=context.identity.user_id)
+    on_resume = tombstone.on_resume or rules.settings.on_resume
+    is_archived = tombstone.archive is not None
+    if is_archived and on_resume != "fresh" and context.must_be_new:
+        raise SessionExists(context.session_id, archived=True)
     if on_resume == "reject" or (is_archived and on_resume == "revive"):
-        how = f"was {stone.action}"
-        raise SessionExpired(visit.session_id, since=stone.buried_at, how=how, archived=is_archived)
+        how = f"was {tombstone.action}"
+        raise SessionExpired(context.session_id, since=tombstone.buried_at, how=how, archived=is_archived)
 
 
-def admit(connection: sqlite3.Connection, visit: RunContext, rules: EngineContext) -> int:
+def admit(connection: sqlite3.Connection, context: RunContext, rules: EngineContext) -> int:
     """Admit a run, opening or reviving its session; returns the home of the family. Raises one of `REFUSALS`.
 
     The run's flags are set inside the write transaction, so no second operation admits it again.
     """
-    now = visit.at or rules.clock()
-    if visit.admitted:
-        home = _admit_again(connection, visit, rules, now)
+    now = context.at or rules.clock()
+    if context.admitted:
+        home = _admit_again(connection, context, rules, now)
     else:
-        home = _admit_first(connection, visit, rules, now)
-        visit.admitted, visit.begun = True, False
-    lease = visit.lease
+        home = _admit_first(connection, context, rules, now)
+        context.admitted, context.begun = True, False
+    lease = context.lease
     if lease is not None and lease.number is None and not lease.is_over:
-        leases.take(connection, visit, now)
+        leases.take(connection, context, now)
     return home
 
 
-def begin(write: SessionWrite, visit: RunContext, rules: EngineContext, *, announce: bool) -> None:
+def begin(write: SessionWrite, context: RunContext, rules: EngineContext, *, announce: bool) -> None:
     """Record that an admitted run has resumed its session and begun, as far as that is not recorded yet.
 
     Without `announce`, a later operation records that an active session was resumed.
     """
-    now = visit.at or rules.clock()
-    if announce and not visit.announced:
-        visit.announced = True
-        if visit.is_run and visit.admission == "resumed":
+    now = context.at or rules.clock()
+    if announce and not context.announced:
+        context.announced = True
+        if context.is_run and context.admission == "resumed":
             write.counters.opened_as = "resumed"
-            events.insert(write, "resumed", now, run_id=visit.run_id)
-    begins = visit.run_id is not None and visit.announced and not visit.begun and rules.settings.tracking
-    if begins and runs.begin_run(write, visit, now):
-        left = leases.of(write.connection, visit.session_id)
+            events.insert(write, "resumed", now, run_id=context.run_id)
+    begins = context.run_id is not None and context.announced and not context.begun and rules.settings.tracking
+    if begins and runs.begin_run(write, context, now):
+        left = leases.of(write.connection, context.session_id)
         leases.reap(write.connection, [place for place in left if place.is_dead(rules)])
 
 
-def admit_memories(connection: sqlite3.Connection, visit: RunContext, rules: EngineContext, *, changes: bool) -> int:
-    """Let in what a visit remembers, as a change of its session or not; one that is not there is opened by a change.
+def admit_memories(connection: sqlite3.Connection, context: RunContext, rules: EngineContext, *, changes: bool) -> int:
+    """Let in what a context remembers, as a change of its session or not; one that is not there is opened by a change.
 
     A run changes its session as with every other write. Who has the session in hand does not go on
     with it by that: nothing is revived.
     """
-    session_id, identity = visit.session_id, visit.identity
+    session_id, identity = context.session_id, context.identity
     revocations.check_not_revoked(connection, session_id, identity.user_id)
     session = session_rows.find(connection, session_id)
-    if visit.incarnation is not None and (session is None or session.incarnation != visit.incarnation):
+    if context.incarnation is not None and (session is None or session.incarnation != context.incarnation):
         raise SessionClosed(session_id, status="deleted")
-    if runs.is_forgotten(connection, visit):
+    if runs.is_forgotten(connection, context):
         raise SessionClosed(session_id, status="closed to a user who was forgotten")
     if session is not None:
         lifecycle.check_access(session, identity, rules.settings.access, reading=not changes)
-    if changes and (session is None or visit.is_run):
-        return admit(connection, visit, rules)
+    if changes and (session is None or context.is_run):
+        return admit(connection, context, rules)
     return 0 if session is None else session.home
 
 
-def _admit_first(connection: sqlite3.Connection, visit: RunContext, rules: EngineContext, now: datetime) -> int:
-    revocations.check_not_revoked(connection, visit.session_id, visit.identity.user_id)
-    session = _find(connection, visit)
+def _admit_first(connection: sqlite3.Connection, context: RunContext, rules: EngineContext, now: datetime) -> int:
+    revocations.check_not_revoked(connection, context.session_id, context.identity.user_id)
+    session = _find(connection, context)
     if session is not None:
-        lifecycle.check_access(session, visit.identity, rules.settings.access)
-    if visit.admission is None:
-        _decide(connection, visit, session, rules, now)
-    elif visit.incarnation != (None if session is None else session.incarnation):
-        _check_same(visit, session)
-    if visit.lease is not None and visit.lease.is_exclusive and not visit.lease.is_over:
-        _check_lease(visit, leases.of(connection, visit.session_id))
+        lifecycle.check_access(session, context.identity, rules.settings.access)
+    if context.admission is None:
+        _decide(connection, context, session, rules, now)
+    elif context.incarnation != (None if session is None else session.incarnation):
+        _check_same(context, session)
+    if context.lease is not None and context.lease.is_exclusive and not context.lease.is_over:
+        _check_lease(context, leases.of(connection, context.session_id))
     if session is not None:
-        session = _apply(connection, session, visit, rules, now)
+        session = _apply(connection, session, context, rules, now)
     else:
-        session = _insert(connection, visit, rules, now)
-    visit.incarnation = session.incarnation
-    if visit.hand is not None:
-        visit.hand.incarnation = session.incarnation
+        session = _insert(connection, context, rules, now)
+    context.incarnation = session.incarnation
+    if context.hand is not None:
+        context.hand.incarnation = session.incarnation
     return session.home
 
 
-def _check_same(visit: RunContext, session: SessionInfo | None) -> None:
+def _check_same(context: RunContext, session: SessionInfo | None) -> None:
     """A session that was there at the first look has been deleted since, and may have been opened again.
 
     One that was not there may have been opened by another meanwhile, and is resumed then.
     """
-    if visit.incarnation is not None:
-        raise SessionClosed(visit.session_id, status="deleted")
-    if session is not None and visit.admission == "opened":
-        visit.admission = "resumed"
+    if context.incarnation is not None:
+        raise SessionClosed(context.session_id, status="deleted")
+    if session is not None and context.admission == "opened":
+        context.admission = "resumed"
 
 
-def _check_lease(visit: RunContext, places: list[leases.LeaseRow]) -> None:
-    assert visit.lease is not None
-    number = visit.lease.number
+def _check_lease(context: RunContext, places: list[leases.LeaseRow]) -> None:
+    assert context.lease is not None
+    number = context.lease.number
     if number is not None and number not in [place.number for place in places]:
-        raise LeaseLost(visit.session_id, number=number)
+        raise LeaseLost(context.session_id, number=number)
 
 
-def _admit_again(connection: sqlite3.Connection, visit: RunContext, rules: EngineContext, now: datetime) -> int:
-    """A visit goes on: all that may have changed is asked in one statement, and its clock set back."""
-    lease, identity = visit.lease, visit.identity
+def _admit_again(connection: sqlite3.Connection, context: RunContext, rules: EngineContext, now: datetime) -> int:
+    """A context goes on: all that may have changed is asked in one statement, and its clock set back."""
+    lease, identity = context.lease, context.identity
     number = None if lease is None else lease.number
     row = connection.execute(
         "SELECT home, status, last_active_at, incarnation, user_id,"
         " EXISTS (SELECT 1 FROM leases WHERE session_id = sessions.id AND number = ?),"
         " EXISTS (SELECT 1 FROM revoked WHERE user_hash = ?)"
         " FROM sessions WHERE id = ?",
-        (number, revocations.hash_of(identity.user_id), visit.session_id),
+        (number, revocations.hash_of(identity.user_id), context.session_id),
     ).fetchone()
-    if row is None or row[3] != (visit.incarnation or row[3]):
-        raise SessionClosed(visit.session_id, status="deleted")
+    if row is None or row[3] != (context.incarnation or row[3]):
+        raise SessionClosed(context.session_id, status="deleted")
     if row[6]:
-        raise UserRevoked(visit.session_id, user_id=identity.user_id)
+        raise UserRevoked(context.session_id, user_id=identity.user_id)
     if row[4] is not None and row[4] != identity.user_id:
-        lifecycle.check_access(session_rows.get(connection, visit.session_id), identity, rules.settings.access)
+        lifecycle.check_access(session_rows.get(connection, context.session_id), identity, rules.settings.access)
     if lease is not None and number is not None and not row[5] and not lease.is_over:
         if lease.is_exclusive:
-            raise LeaseLost(visit.session_id, number=number)
+            raise LeaseLost(context.session_id, number=number)
         lease.number = None  # somebody took this run for dead; it is not, and nobody minds
     if not is_same_second(row[2], now):
-        session_rows.touch(connection, visit.session_id, rules, now)
+        session_rows.touch(connection, context.session_id, rules, now)
     if row[1] == "expired":  # by a sweep that did not know of this run
-        revive(connection, visit, "revived", "running", now)
+        revive(connection, context, "revived", "running", now)
     return int(row[0])
 
 
-def refuse(connection: sqlite3.Connection, visit: RunContext, error: SessionError, rules: EngineContext) -> None:
+def refuse(connection: sqlite3.Connection, context: RunContext, error: SessionError, rules: EngineContext) -> None:
     """Leave an event of a refusal, one of a whole run, which says who and why and nothing of what was asked."""
-    if not visit.refused:
-        events.deny(connection, visit.session_id, reason_of(error), visit.identity.user_id, rules.clock())
-        visit.refused = visit.run_id is not None
+    if not context.refused:
+        events.deny(connection, context.session_id, reason_of(error), context.identity.user_id, rules.clock())
+        context.refused = context.run_id is not None
 
 
 def reason_of(error: SessionError) -> str:
@@ -276,20 +284,20 @@ _REASONS: dict[type[SessionError], str] = {
 
 
 def _apply(
-    connection: sqlite3.Connection, session: SessionInfo, visit: RunContext, rules: EngineContext, now: datetime
+    connection: sqlite3.Connection, session: SessionInfo, context: RunContext, rules: EngineContext, now: datetime
 ) -> SessionInfo:
-    """Carry out what was decided when the visit was first looked at; the session that the id names now."""
+    """Carry out what was decided when the context was first looked at; the session that the id names now."""
     status = lifecycle.status_at(session, rules.settings, now)
-    if visit.admission == "fresh" and status == "expired":
-        return _start_fresh(connection, session, visit, rules, now)
-    if visit.admission in ("revived", "reopened") and status not in lifecycle.OPEN:
+    if context.admission == "fresh" and status == "expired":
+        return _start_fresh(connection, session, context, rules, now)
+    if context.admission in ("revived", "reopened") and status not in lifecycle.OPEN:
         limits.make_room(connection, session.user_id, rules, now, but=session.id)
         end = lifecycle.expiry_of(session, rules.settings)
         reason = session.reason if session.status != "active" else end and end.reason
-        revive(connection, visit, visit.admission, reason, now)
-    elif session.status == "expired":  # by another process, since this visit was let in
-        revive(connection, visit, "revived", "running", now)
-    elif visit.hand is not None and visit.lease is None and is_same_second(to_text(session.last_active_at), now):
+        revive(connection, context, context.admission, reason, now)
+    elif session.status == "expired":  # by another process, since this context was let in
+        revive(connection, context, "revived", "running", now)
+    elif context.hand is not None and context.lease is None and is_same_second(to_text(session.last_active_at), now):
         return session
     tool_call_rows.interrupt_gone(connection, session.id)
     session_rows.touch(connection, session.id, rules, now)
@@ -301,22 +309,22 @@ def is_same_second(last_active_at: str, now: datetime) -> bool:
     return last_active_at[:_SECOND] == to_text(now)[:_SECOND]
 
 
-def revive(connection: sqlite3.Connection, visit: RunContext, kind: str, reason: str | None, now: datetime) -> None:
+def revive(connection: sqlite3.Connection, context: RunContext, kind: str, reason: str | None, now: datetime) -> None:
     connection.execute(
         "UPDATE sessions SET status = 'active', reason = ?, ended_at = NULL, began_at = ?, opened_as = ?, pruned = 0"
         " WHERE id = ?",
-        (kind, to_text(now), kind, visit.session_id),
+        (kind, to_text(now), kind, context.session_id),
     )
-    events.record(connection, visit.session_id, kind, reason, now, run_id=visit.run_id)
+    events.record(connection, context.session_id, kind, reason, now, run_id=context.run_id)
 
 
 def _start_fresh(
-    connection: sqlite3.Connection, session: SessionInfo, visit: RunContext, rules: EngineContext, now: datetime
+    connection: sqlite3.Connection, session: SessionInfo, context: RunContext, rules: EngineContext, now: datetime
 ) -> SessionInfo:
     """The id with nothing said in it yet: whose it is, what it is called and its own settings stay."""
     aside = endings.rename_expired(connection, session, rules, now)
     _insert(
-        connection, visit, rules, now, owner=session if session.user_id is not None else visit.identity, aside=aside
+        connection, context, rules, now, owner=session if session.user_id is not None else context.identity, aside=aside
     )
     connection.execute(_KEPT, (aside, session.id))
     session_rows.write_expiry(connection, session.id, rules)
@@ -338,15 +346,15 @@ def new_home() -> int:
 
 def _insert(
     connection: sqlite3.Connection,
-    visit: RunContext,
+    context: RunContext,
     rules: EngineContext,
     now: datetime,
     *,
     owner: Identity | SessionInfo | None = None,
     aside: str | None = None,
 ) -> SessionInfo:
-    """Open a session for the visitor, or for another `owner`; `aside` is where one with this id was put."""
-    owner, session_id = owner or visit.identity, visit.session_id
+    """Open a session for the caller, or for another `owner`; `aside` is where one with this id was put."""
+    owner, session_id = owner or context.identity, context.session_id
     latest_checkpoint.check_new(connection, session_id, rules.path)
     limits.make_room(connection, owner.user_id, rules, now)
     incarnation = tombstones.next_incarnation(connection, session_id)
@@ -358,6 +366,6 @@ def _insert(
         + (to_text(now), to_text(now), incarnation, to_text(now)),
     )
     reason, detail = (None, {}) if aside is None else ("fresh", {"put_aside": aside})
-    events.record(connection, session_id, "opened", reason, now, detail=detail, run_id=visit.run_id)
+    events.record(connection, session_id, "opened", reason, now, detail=detail, run_id=context.run_id)
     session_rows.touch(connection, session_id, rules, now)
     return session_rows.get(connection, session_id)

@@ -94,23 +94,25 @@ def remove(connection: sqlite3.Connection, session_id: str, incarnation: int, ru
 # Restoring
 
 
-def restore(connection: sqlite3.Connection, stone: Tombstone, rows: Rows, rules: EngineContext) -> SessionInfo:
+def restore(connection: sqlite3.Connection, tombstone: Tombstone, rows: Rows, rules: EngineContext) -> SessionInfo:
     """Insert an archived session as it was, active from now on; its tombstone goes."""
     (session,) = rows["sessions"]
     was, now = session["id"], rules.clock()
-    family_id = stone.id if session["family_id"] == was else session["family_id"]
+    family_id = tombstone.id if session["family_id"] == was else session["family_id"]
     active = {"status": "active", "reason": "restored", "opened_as": "revived", "ended_at": None, "pruned": 0}
     version = random.getrandbits(48)  # no process takes what it knew of the session for current
-    named = {"id": stone.id, "family_id": family_id, "began_at": to_text(now), "version": version}
+    named = {"id": tombstone.id, "family_id": family_id, "began_at": to_text(now), "version": version}
     _insert(connection, "sessions", [session | active | named])
     for table in runs.TABLES:
-        _insert(connection, table, [row | {"session_id": stone.id} for row in rows.get(table, ())])
-    memories.restore(connection, rows.get("memories", ()), was, stone.id)
-    _restore_state(connection, stone.id, session["home"], rows)
-    tombstones.delete(connection, stone.id)
-    session_rows.touch(connection, stone.id, rules, now)
-    events.record(connection, stone.id, "restored", "archive", now, detail={"archived_at": to_text(stone.buried_at)})
-    return session_rows.get(connection, stone.id)
+        _insert(connection, table, [row | {"session_id": tombstone.id} for row in rows.get(table, ())])
+    memories.restore(connection, rows.get("memories", ()), was, tombstone.id)
+    _restore_state(connection, tombstone.id, session["home"], rows)
+    tombstones.delete(connection, tombstone.id)
+    session_rows.touch(connection, tombstone.id, rules, now)
+    events.record(
+        connection, tombstone.id, "restored", "archive", now, detail={"archived_at": to_text(tombstone.buried_at)}
+    )
+    return session_rows.get(connection, tombstone.id)
 
 
 def _restore_state(connection: sqlite3.Connection, session_id: str, home: int, rows: Rows) -> None:

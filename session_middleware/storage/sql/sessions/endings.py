@@ -132,8 +132,8 @@ def rename_expired(connection: sqlite3.Connection, session: SessionInfo, rules: 
 
 def put_archive_aside(connection: sqlite3.Connection, session_id: str) -> str | None:
     """As `put_aside`, of an archived session, which is restored by its new id; ``None`` where none is archived."""
-    stone = tombstones.find(connection, session_id)
-    if stone is None or stone.archive is None:
+    tombstone = tombstones.find(connection, session_id)
+    if tombstone is None or tombstone.archive is None:
         return None
     aside = _free_id(connection, session_id)
     tombstones.rename(connection, session_id, aside)
@@ -181,13 +181,15 @@ def delete_archived(
     connection: sqlite3.Connection, session_id: str, rules: EngineContext, by: Identity | None
 ) -> DeletionCounts:
     """An archived session, with its file. Raises `SessionNotFound`, also when it was another user's."""
-    stone = tombstones.get_archived(connection, session_id, by)
-    assert stone.archive is not None
+    tombstone = tombstones.get_archived(connection, session_id, by)
+    assert tombstone.archive is not None
     now = rules.clock()
-    tombstones.deleted(connection, stone.id, now)
-    events.record_and_announce(connection, stone.id, "deleted", "by_user", now, detail={"user_id": stone.user_id})
+    tombstones.deleted(connection, tombstone.id, now)
+    events.record_and_announce(
+        connection, tombstone.id, "deleted", "by_user", now, detail={"user_id": tombstone.user_id}
+    )
     return DeletionCounts(
-        1, bytes_freed=jsonl.remove(rules.archive_at(stone.archive))
+        1, bytes_freed=jsonl.remove(rules.archive_at(tombstone.archive))
     )  # nothing leads to it after the commit
 
 

@@ -151,8 +151,8 @@ class SessionOperations(Operations):
 
     def delete_session(self, session_id: str, *, by: Identity | None = None) -> DeletionCounts:
         def operation(connection: Connection) -> DeletionCounts:
-            stone = tombstones.find(connection, session_id)
-            is_archived = stone is not None and stone.archive is not None
+            tombstone = tombstones.find(connection, session_id)
+            is_archived = tombstone is not None and tombstone.archive is not None
             if is_archived and session_rows.find_remains(connection, session_id) is None:
                 return endings.delete_archived(connection, session_id, self._rules, by)
             if by is not None:
@@ -169,10 +169,10 @@ class SessionOperations(Operations):
             if session_rows.find(connection, session_id) is not None:
                 session_rows.get_for(connection, session_id, by, self._rules)
                 raise SessionExists(session_id)
-            stone = tombstones.get_archived(connection, session_id, by)
-            limits.make_room(connection, stone.user_id, self._rules, self._now())
-            path = self._rules.archive_at(str(stone.archive))
-            return archives.restore(connection, stone, jsonl.read(path, stone.digest), self._rules), path
+            tombstone = tombstones.get_archived(connection, session_id, by)
+            limits.make_room(connection, tombstone.user_id, self._rules, self._now())
+            path = self._rules.archive_at(str(tombstone.archive))
+            return archives.restore(connection, tombstone, jsonl.read(path, tombstone.digest), self._rules), path
 
         session, path = self._database.write(operation)
         jsonl.remove(path)
@@ -304,11 +304,13 @@ class SessionOperations(Operations):
         return self._database.write(lambda connection: endings.free_orphans(connection, session_id, self._rules))
 
     def find_tombstone(self, session_id: str) -> TombstoneInfo | None:
-        stone = self._database.read(lambda connection: tombstones.find(connection, session_id))
-        if stone is None:
+        tombstone = self._database.read(lambda connection: tombstones.find(connection, session_id))
+        if tombstone is None:
             return None
-        when, archive = (stone.ended_at, stone.buried_at), stone.archive
-        return TombstoneInfo(session_id, stone.action, stone.reason, archive, *when, stone.user_id, stone.on_resume)
+        when, archive = (tombstone.ended_at, tombstone.buried_at), tombstone.archive
+        return TombstoneInfo(
+            session_id, tombstone.action, tombstone.reason, archive, *when, tombstone.user_id, tombstone.on_resume
+        )
 
     def list_archived(
         self, *, user_id: str | None, limit: int | None, before: tuple[datetime, str] | None = None

@@ -43,15 +43,15 @@ class LeaseRow(NamedTuple):
         return self.renewed_at < to_text(rules.clock() - STALE)
 
 
-def take(connection: sqlite3.Connection, visit: RunContext, now: datetime) -> None:
-    """Give the visit's lease a row, behind those that are there, unless another thread of the run has done so."""
-    assert visit.lease is not None
-    if visit.lease.number is not None:
+def take(connection: sqlite3.Connection, context: RunContext, now: datetime) -> None:
+    """Give the context's lease a row, behind those that are there, unless another thread of the run has done so."""
+    assert context.lease is not None
+    if context.lease.number is not None:
         return
     number = time.time_ns() // 1_000 << 12 | random.getrandbits(12)
-    run = (visit.run_id, visit.identity.user_id, this_process(), to_text(now), to_text(now))
-    row = connection.execute(_TAKE, (visit.session_id, number, number, *run, visit.session_id)).fetchone()
-    visit.lease.number = row[0]
+    run = (context.run_id, context.identity.user_id, this_process(), to_text(now), to_text(now))
+    row = connection.execute(_TAKE, (context.session_id, number, number, *run, context.session_id)).fetchone()
+    context.lease.number = row[0]
 
 
 # A number is greater than those that are there, whatever the clock says.

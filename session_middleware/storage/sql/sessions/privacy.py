@@ -50,8 +50,8 @@ def forget(connection: sqlite3.Connection, user_id: str, rules: EngineContext, *
         "SELECT id, CAST(incarnation AS INTEGER) FROM sessions WHERE user_id = ?", (user_id,)
     ).fetchall()
     theirs = [session_id for session_id, _ in rows]
-    stones = connection.execute("SELECT id, archive FROM tombstones WHERE user_id = ?", (user_id,)).fetchall()
-    gone = [session_id for session_id, _ in stones]
+    tombstones = connection.execute("SELECT id, archive FROM tombstones WHERE user_id = ?", (user_id,)).fetchall()
+    gone = [session_id for session_id, _ in tombstones]
     memories_gone = memories.delete_of_user(connection, user_id, [*theirs, *gone])
     deleted = [endings.delete(connection, session_id, rules, action="forgotten") for session_id in theirs]
     traces = _erase_traces(connection, user_id, [*theirs, *gone])
@@ -61,7 +61,7 @@ def forget(connection: sqlite3.Connection, user_id: str, rules: EngineContext, *
             " action = 'forgotten', reason = NULL, archive = NULL, digest = NULL, on_resume = NULL WHERE id = ?",
             (hashed(session_id), session_id),
         )
-    archived = [rules.archive_at(path) for _, path in stones if path is not None]
+    archived = [rules.archive_at(path) for _, path in tombstones if path is not None]
     bytes_freed = 0
     if not dry_run:  # before it is committed: afterwards nothing leads to the files any more
         bytes_freed = sum(jsonl.remove(path) for path in archived)

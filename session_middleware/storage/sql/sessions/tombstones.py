@@ -41,8 +41,8 @@ def find(connection: sqlite3.Connection, session_id: str) -> Tombstone | None:
     ).fetchone()
     if row is None:
         return None
-    stone = Tombstone(*row)
-    return stone._replace(
+    tombstone = Tombstone(*row)
+    return tombstone._replace(
         ended_at=None if row[-2] is None else from_text(row[-2]),
         buried_at=from_text(row[-1]),
     )
@@ -88,11 +88,11 @@ def get_archived(connection: sqlite3.Connection, session_id: str, by: Identity |
     """
     if by is not None:
         revocations.check_not_revoked(connection, session_id, by.user_id)
-    stone = find(connection, session_id)
-    is_theirs = by is None or (stone is not None and stone.user_id == by.user_id is not None)
-    if stone is None or stone.archive is None or not is_theirs:
+    tombstone = find(connection, session_id)
+    is_theirs = by is None or (tombstone is not None and tombstone.user_id == by.user_id is not None)
+    if tombstone is None or tombstone.archive is None or not is_theirs:
         raise SessionNotFound(session_id)
-    return stone
+    return tombstone
 
 
 def deleted(connection: sqlite3.Connection, session_id: str, now: datetime) -> None:
