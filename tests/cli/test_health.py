@@ -111,8 +111,8 @@ def test_the_same_problem_in_many_sessions_is_one_line(call: Call, db: Path) -> 
 
 DAMAGE = {
     "a piece that several checkpoints share": (
-        "UPDATE blobs SET data = zeroblob(3) WHERE home = (SELECT home FROM sessions WHERE id = 'a')",
-        "blob",
+        "UPDATE list_items SET data = zeroblob(3) WHERE home = (SELECT home FROM sessions WHERE id = 'a')",
+        "an element of list",
     ),
     "elements of a list": ("DELETE FROM list_items WHERE position = 1", "list"),
     "a write": ("UPDATE writes SET task_path = 'other' WHERE session_id = 'n'", "is not what was written"),
@@ -123,7 +123,7 @@ DAMAGE = {
     "a session's row": ("DELETE FROM sessions WHERE id = 'n'", "without their session"),
     "a time in the record": ("UPDATE messages SET created_at = 'once' WHERE session_id = 'n'", "cannot be read"),
     "a memory": ("UPDATE memories SET value = 'no JSON'", "cannot be read"),
-    "blobs of no family": ("UPDATE blobs SET home = 1", "without a session"),
+    "elements of no family": ("UPDATE list_items SET home = 1", "without a session"),
     "a family": ("UPDATE sessions SET home = 1 WHERE id = 'a'", "set it to"),
 }
 

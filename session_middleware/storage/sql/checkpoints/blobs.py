@@ -4,7 +4,9 @@ A blob's digest covers its type and bytes. Its checksum covers the digest as wel
 damaged is detected without hashing the bytes again.
 
 A reference to a value, in the JSON of `checkpoints.channels` and `writes.value`, is ``null`` for ``None``, a digest
-in hexadecimal, or ``{type: base64}`` for a value of at most `INLINE_BYTES`.
+in hexadecimal, or ``{type: base64}`` for a short value. A short value costs less where it is than as a row of its
+own: `INLINE_BYTES` holds for checkpoints, each of which repeats the references of its parent, and
+`INLINE_WRITE_BYTES` for writes.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from session_middleware.storage.sql.session_state import SessionWrite
 
 INLINE_BYTES = 64
+INLINE_WRITE_BYTES = 512
 _ROWS = 16  # written or read by one statement, at most
 
 Reference: TypeAlias = str | dict[str, str] | None
@@ -36,15 +39,11 @@ def digest_of(blob: Blob) -> bytes:
     return hashlib.sha256(blob.type.encode() + b"\0" + blob.data).digest()[:16]
 
 
-def is_small(blob: Blob) -> bool:
-    return len(blob.data) <= INLINE_BYTES
-
-
-def refer(blob: Blob | None, to_store: dict[bytes, Blob]) -> Reference:
+def refer(blob: Blob | None, to_store: dict[bytes, Blob], *, inline_bytes: int = INLINE_BYTES) -> Reference:
     """A reference to a value. A value that is not inline is added to `to_store`, for `put_blobs`."""
     if blob is None:
         return None
-    if is_small(blob):
+    if len(blob.data) <= inline_bytes:
         return {blob.type: b64encode(blob.data).decode()}
     digest = digest_of(blob)
     to_store[digest] = blob
@@ -103,7 +102,7 @@ def reading_rows(session_id: str | None = None) -> Iterator[None]:
         raise sqlite3.DatabaseError(f"malformed row{where}: {what}") from error
 
 
-def has_checksum(compute: Callable[[], int], stored: Any) -> bool:
+def has_checksum(compute: Callable[[], Any], stored: Any) -> bool:
     """Whether a checksum is what is stored. Values of unexpected types have no checksum."""
     try:
         return bool(compute() == stored)
@@ -116,9 +115,13 @@ def _checksum(digest: bytes, blob: Blob) -> int:
 
 
 def checked_blob(row: tuple[Any, ...], where: str) -> Blob:
-    """A row of type, data, digest and checksum. Raises `CorruptRow`."""
+    """A row of type, data, digest and checksum, which an inline value does not have. Raises `CorruptRow`."""
     kind, data, digest, checksum = row
     blob = Blob(kind, data)
+    if checksum is None:
+        if not has_checksum(lambda: digest_of(blob), digest):
+            raise CorruptRow(where)
+        return blob
     if not has_checksum(lambda: _checksum(digest, blob), checksum):
         raise CorruptRow(where)
     return blob

@@ -30,6 +30,7 @@ from session_middleware.storage.checkpoint_types import (
 )
 from session_middleware.storage.sql.checkpoints import latest_checkpoint
 from session_middleware.storage.sql.checkpoints.blobs import (
+    INLINE_WRITE_BYTES,
     BlobReader,
     CorruptRow,
     batches,
@@ -149,8 +150,9 @@ def _insert_writes(connection: SessionWrite, rows: Sequence[WriteRow], on_confli
 
 def _written(write: Write, blobs: dict[bytes, Blob]) -> tuple[int, str, Any]:
     if write.value is None or isinstance(write.value, Blob):
-        return write.idx, write.channel, refer(write.value, blobs)
-    return write.idx, write.channel, [[refer(chunk.blob, blobs), chunk.length] for chunk in write.value]
+        return write.idx, write.channel, refer(write.value, blobs, inline_bytes=INLINE_WRITE_BYTES)
+    chunks = [[refer(chunk.blob, blobs, inline_bytes=INLINE_WRITE_BYTES), chunk.length] for chunk in write.value]
+    return write.idx, write.channel, chunks
 
 
 def _with_earlier(connection: SessionWrite, row: WriteRow) -> WriteRow:

@@ -12,7 +12,7 @@ import zlib
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from session_middleware.storage.checkpoint_types import Blob, Chunk, ListPut, ListRef, StaleParent, StoredList
 from session_middleware.storage.sql.checkpoints.blobs import (
@@ -20,12 +20,24 @@ from session_middleware.storage.sql.checkpoints.blobs import (
     CorruptRow,
     checked_blob,
     digest_of,
+    put_blobs,
 )
 from session_middleware.storage.sql.session_state import SessionWrite
 
 MAX_DEPTH = 16  # of lists branched from lists, before a branch copies its references instead
 
-Stored = tuple[bytes, int]  # of a chunk: the digest of its blob, and how many elements it has
+INLINE_BYTES = 800  # of a chunk; SQLite stores longer rows of these tables on several pages
+_MOST_INLINE = 4  # chunks of one put; a list that is changed or copied shares its blobs instead
+
+
+class Stored(NamedTuple):
+    """A chunk to append: the digest of its blob, how many elements it has, and its content if that is inline."""
+
+    digest: bytes
+    length: int
+    type: str | None = None
+    data: bytes | None = None
+
 
 # The list and its ancestors, each with the length up to which it counts. Values: list id, length, home.
 _CHAIN = """
@@ -41,12 +53,16 @@ _COUNT = "CASE WHEN count < chain.upto - position THEN count ELSE chain.upto - p
 
 
 def prepare(put: ListPut, to_store: dict[bytes, Blob]) -> list[Stored]:
-    """The chunks to append; their blobs are added to `to_store`."""
+    """The chunks to append; the blobs of those that are not inline are added to `to_store`."""
     tail: list[Stored] = []
+    is_appended = len(put.tail) <= _MOST_INLINE and (put.base is None or put.keep == put.base.length)
     for chunk in put.tail:
         digest = digest_of(chunk.blob)
-        to_store[digest] = chunk.blob
-        tail.append((digest, chunk.length))
+        if is_appended and len(chunk.blob.data) <= INLINE_BYTES:
+            tail.append(Stored(digest, chunk.length, *chunk.blob))
+        else:
+            to_store[digest] = chunk.blob
+            tail.append(Stored(digest, chunk.length))
     return tail
 
 
@@ -79,16 +95,16 @@ def _extend(write: SessionWrite, base: ListRef, tail: Sequence[Stored]) -> ListR
     return extended
 
 
-_ITEM_COLUMNS = ("home", "list_id", "position", "count", "digest")
+_ITEM_COLUMNS = ("home", "list_id", "position", "count", "digest", "type", "data")
 
 
 def _rows_of(home: int, base: ListRef, tail: Sequence[Stored]) -> tuple[list[tuple[Any, ...]], ListRef]:
     list_id, length, check = base
     rows: list[tuple[Any, ...]] = []
-    for digest, count in tail:
-        rows.append((home, list_id, length, count, digest))
-        length += count
-        check = zlib.crc32(digest, check)
+    for chunk in tail:
+        rows.append((home, list_id, length, chunk.length, chunk.digest, chunk.type, chunk.data))
+        length += chunk.length
+        check = zlib.crc32(chunk.digest, check)
     return rows, ListRef(list_id, length, check)
 
 
@@ -112,9 +128,9 @@ def _follow(
     else:
         is_cut = False  # the list begins here, after what it has of its parent
     same = 0
-    while not is_cut and same < min(len(there), len(tail)) and there[same] == (length, *tail[same]):
-        length += tail[same][1]
-        check = zlib.crc32(tail[same][0], check)
+    while not is_cut and same < min(len(there), len(tail)) and there[same] == (length, *tail[same][:2]):
+        length += tail[same].length
+        check = zlib.crc32(tail[same].digest, check)
         same += 1
     return ListRef(list_id, length, check), tail[same:], not is_cut and same == len(there)
 
@@ -136,10 +152,11 @@ def _branch(write: SessionWrite, base: ListRef | None, tail: Sequence[Stored]) -
             row = (home, list_id, base.list_id, length, depth)
             write.insert("lists", ("home", "id", "parent_id", "parent_length", "depth"), [row])
         else:
-            write.execute(
-                f"INSERT INTO list_items {_CHAIN} SELECT ?, ?, position, {_COUNT}, digest {_ITEMS}",
-                (base.list_id, length, home, home, list_id, home),
-            )
+            copied = items(write.connection, home, base.list_id, length)
+            inline = {bytes(item.digest): Blob(item.type or "", item.data) for item in copied if item.data is not None}
+            put_blobs(write, inline)
+            rows = [(home, list_id, item.position, item.length, item.digest, None, None) for item in copied]
+            write.insert("list_items", _ITEM_COLUMNS, rows)
     return _extend(write, ListRef(list_id, length, check), tail)
 
 
@@ -173,8 +190,9 @@ def _chunks(connection: sqlite3.Connection, home: int, ref: ListRef, start: int,
     if start == ref.length:
         return [], check
     rows = connection.execute(
-        f"{_CHAIN} SELECT type, data, list_items.digest, checksum, {_COUNT} {_ITEMS} AND position >= ?"
-        " JOIN blobs ON blobs.home = ? AND blobs.digest = list_items.digest ORDER BY position",
+        f"{_CHAIN} SELECT COALESCE(list_items.type, blobs.type), COALESCE(list_items.data, blobs.data),"
+        f" list_items.digest, checksum, {_COUNT} {_ITEMS} AND position >= ? LEFT JOIN blobs ON blobs.home = ?"
+        " AND blobs.digest = list_items.digest AND list_items.data IS NULL ORDER BY position",
         (ref.list_id, ref.length, home, home, start, home),
     ).fetchall()
     where = f"list {ref.list_id}"
@@ -182,11 +200,23 @@ def _chunks(connection: sqlite3.Connection, home: int, ref: ListRef, start: int,
     return chunks, zlib.crc32(b"".join([row[2] for row in rows]), check)
 
 
-def items(connection: sqlite3.Connection, home: int, list_id: int, length: int) -> list[tuple[int, int, bytes]]:
-    """Position, number of elements and digest of each chunk of the first `length` elements of a list, in order."""
-    return connection.execute(
-        f"{_CHAIN} SELECT position, {_COUNT}, digest {_ITEMS} ORDER BY position", (list_id, length, home, home)
-    ).fetchall()
+class Item(NamedTuple):
+    """A stored chunk. `type` and `data` are ``None`` if a blob has them."""
+
+    position: int
+    length: int
+    digest: bytes
+    type: str | None
+    data: bytes | None
+
+
+def items(connection: sqlite3.Connection, home: int, list_id: int, length: int) -> list[Item]:
+    """The chunks of the first `length` elements of a list, in order."""
+    rows = connection.execute(
+        f"{_CHAIN} SELECT position, {_COUNT}, digest, type, data {_ITEMS} ORDER BY position",
+        (list_id, length, home, home),
+    )
+    return [Item(*row) for row in rows]
 
 
 class ListReader:
@@ -202,7 +232,7 @@ class ListReader:
             if isinstance(ref, list):
                 lengths[ref[0]] = max(lengths.get(ref[0], 0), ref[1])
         self._items = {list_id: items(connection, home, list_id, length) for list_id, length in lengths.items()}
-        blobs.prefetch(item[2] for items in self._items.values() for item in items)
+        blobs.prefetch(item.digest for items in self._items.values() for item in items if item.data is None)
         self._lists: dict[int, tuple[list[Chunk], list[int], list[int]]] = {}
 
     def read(self, ref: ListRef) -> StoredList:
@@ -225,10 +255,15 @@ class ListReader:
         ends: list[int] = []
         checks: list[int] = []
         check = 0
-        for position, count, digest in self._items.get(list_id, ()):
-            if position != (ends[-1] if ends else 0):
+        for item in self._items.get(list_id, ()):
+            if item.position != (ends[-1] if ends else 0):
                 break
-            chunks.append(Chunk(self._blobs.blob(bytes(digest)), count))
-            ends.append(position + count)
-            checks.append(check := zlib.crc32(digest, check))
+            chunks.append(Chunk(self._blob_of(item, list_id), item.length))
+            ends.append(item.position + item.length)
+            checks.append(check := zlib.crc32(item.digest, check))
         return chunks, ends, checks
+
+    def _blob_of(self, item: Item, list_id: int) -> Blob:
+        if item.data is None:
+            return self._blobs.blob(bytes(item.digest))
+        return checked_blob((item.type, item.data, item.digest, None), f"list {list_id}")

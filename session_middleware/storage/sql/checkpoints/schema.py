@@ -2,8 +2,8 @@
 
 Each table leads its key with `home`, a number that a family of sessions is given when its first session is opened
 and that never changes. `blobs` holds serialised values once per family, by digest; small values are inline where
-they are referred to. A list is the rows of `list_items`, each of which refers to one blob that holds `count`
-successive elements. A list that branches off another has a row in `lists`: the parent gives its first
+they are referred to. A list is the rows of `list_items`, each of which holds `count` successive elements, or refers
+to a blob that does. A list that branches off another has a row in `lists`: the parent gives its first
 `parent_length` elements. Lists only grow and list ids are never reused, so "the first n elements of list i" never
 changes its meaning.
 
@@ -83,6 +83,8 @@ STATE_TABLES = (
         position INTEGER NOT NULL,
         count INTEGER NOT NULL,
         digest BLOB NOT NULL,
+        type TEXT,
+        data BLOB,
         PRIMARY KEY (home, list_id, position)
     ) WITHOUT ROWID
     """,

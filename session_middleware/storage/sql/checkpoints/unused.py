@@ -61,10 +61,11 @@ def free_unused(connection: sqlite3.Connection, home: int) -> None:
             connection.execute(f"DELETE FROM {table} WHERE home = ?", (home,))
         return
     unused = []
-    items = connection.execute("SELECT list_id, position, digest FROM list_items WHERE home = ?", (home,))
-    for list_id, position, digest in items.fetchall():
+    items = connection.execute("SELECT list_id, position, digest, type FROM list_items WHERE home = ?", (home,))
+    for list_id, position, digest, kind in items.fetchall():
         if position < lengths.get(list_id, 0):
-            digests.add(bytes(digest))
+            if kind is None:  # not inline
+                digests.add(bytes(digest))
         else:
             unused.append((home, list_id, position))
     connection.executemany("DELETE FROM list_items WHERE home = ? AND list_id = ? AND position = ?", unused)

@@ -60,7 +60,7 @@ def _rows(connection: sqlite3.Connection, session: SessionInfo) -> Iterator[tupl
     for table, key in (("lists", "id"), ("list_items", "list_id")):
         for row in _dicts(connection, f"SELECT * FROM {table} WHERE home = :home", home):
             if row[key] in lengths and row.get("position", 0) < lengths[row[key]]:
-                digests |= {row["digest"]} if "digest" in row else set()
+                digests |= {row["digest"]} if "digest" in row and row["data"] is None else set()
                 yield table, row
     for row in _dicts(connection, "SELECT * FROM blobs WHERE home = :home", home):
         if row["digest"] in digests:

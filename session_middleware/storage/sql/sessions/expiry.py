@@ -214,6 +214,7 @@ def list_older(
     return DueSessions(rows, _DueGroup("older_than", timedelta(0), "delete", rows).ended)
 
 
+_MEMBERS = "(SELECT COUNT(*) FROM sessions AS one WHERE one.home = sessions.home)"
 _SIZES = (
     "SUM(LENGTH(body) + LENGTH(channels)) FROM sessions JOIN checkpoints AS own"
     " ON own.home = sessions.home AND session_id = id",
@@ -221,6 +222,8 @@ _SIZES = (
     "SUM(LENGTH(text) + COALESCE(LENGTH(content), 0)) FROM sessions JOIN messages ON session_id = id",
     "SUM(COALESCE(LENGTH(arguments), 0) + COALESCE(LENGTH(result), 0))"
     " FROM sessions JOIN tool_calls ON session_id = id",
+    f"SUM(LENGTH(data)) / {_MEMBERS} FROM sessions JOIN blobs ON blobs.home = sessions.home",
+    f"SUM(LENGTH(data)) / {_MEMBERS} FROM sessions JOIN list_items ON list_items.home = sessions.home",
 )
 
 
@@ -232,12 +235,4 @@ def sizes(connection: sqlite3.Connection, session_ids: Sequence[str]) -> dict[st
         sql = f"SELECT sessions.id, {select} WHERE sessions.id IN (SELECT value FROM json_each(?)) GROUP BY sessions.id"
         for session_id, count in connection.execute(sql, (wanted,)):
             found[session_id] += count or 0
-    shared = connection.execute(
-        "SELECT own.id, SUM(LENGTH(data)) / (SELECT COUNT(*) FROM sessions AS one WHERE one.home = own.home)"
-        " FROM sessions AS own JOIN blobs ON blobs.home = own.home"
-        " WHERE own.id IN (SELECT value FROM json_each(?)) GROUP BY own.id",
-        (wanted,),
-    )
-    for session_id, count in shared:
-        found[session_id] += count or 0
     return found

@@ -178,12 +178,12 @@ class _Contents:
         if (home, list_id) in self._lists:
             return self._lists[home, list_id]
         ends, checks, problem = [0], [0], ""
-        for position, count, digest in lists.items(self._connection, home, list_id, _ENDLESS):
-            problem = self._blob(home, digest)
-            if problem or position != ends[-1] or count < 1:
+        for item in lists.items(self._connection, home, list_id, _ENDLESS):
+            problem = self._blob(home, item.digest) if item.data is None else _problem_of_item(item, list_id)
+            if problem or item.position != ends[-1] or item.length < 1:
                 break
-            ends.append(position + count)
-            checks.append(zlib.crc32(digest, checks[-1]))
+            ends.append(item.position + item.length)
+            checks.append(zlib.crc32(item.digest, checks[-1]))
         self._lists[home, list_id] = ends, checks, problem
         return self._lists[home, list_id]
 
@@ -206,6 +206,14 @@ class _Contents:
         """A session of the family, for the location of a problem."""
         row = self._connection.execute("SELECT MIN(id) FROM sessions WHERE home = ?", (home,)).fetchone()
         return None if row is None else row[0]
+
+
+def _problem_of_item(item: lists.Item, list_id: int) -> str:
+    try:
+        checked_blob((item.type, item.data, item.digest, None), "")
+    except CorruptRow:
+        return f"an element of list {list_id} is not what was written"
+    return ""
 
 
 def _is_text(value: str) -> bool:
