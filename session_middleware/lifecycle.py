@@ -20,6 +20,7 @@ from session_middleware.errors import (
     SessionAccessDenied,
     SessionClosed,
     SessionExpired,
+    SessionNotFound,
 )
 from session_middleware.models import (
     MAX_ID_LENGTH,
@@ -229,6 +230,14 @@ def is_theirs(session: SessionInfo, identity: Identity, *, reading: bool = False
     if session.user_id is None:
         return False
     return (may_read if reading else may_write)(session, identity)
+
+
+def check_theirs(session: SessionInfo, identity: Identity, *, reading: bool = False) -> None:
+    """Raise unless `is_theirs`: `SessionAccessDenied` if `identity` may only read, otherwise `SessionNotFound`."""
+    if not is_theirs(session, identity, reading=True):
+        raise SessionNotFound(session.id)
+    if not is_theirs(session, identity, reading=reading):
+        raise SessionAccessDenied(session.id, user_id=identity.user_id, may_read=True)
 
 
 def is_vouched_for(identity: Identity, access: Access) -> bool:

@@ -233,7 +233,8 @@ class Session(SessionInfo):
         are open and it is the least recently used, and at exit.
 
         Raises:
-            SessionNotFound: the session was deleted, or the caller has only read access.
+            SessionNotFound: the session was deleted.
+            SessionAccessDenied: the caller may only read the session.
             InvalidTransition: the session has ended.
         """
         self._check_lives()

@@ -36,8 +36,9 @@ class UserSessions:
     """`Sessions` for one user: each access is checked, and sessions of other users are not found.
 
     Sessions without an owner are not found either. Sessions shared with a group of the user
-    (``visibility="group"`` or ``"group-write"``) are found, and may be read, or also changed. For a revoked user,
-    each method that uses the storage raises `UserRevoked`, also those of a `Session`.
+    (``visibility="group"`` or ``"group-write"``) are found. The first may only be read: its changes raise
+    `SessionAccessDenied`. The second may also be changed and deleted. For a revoked user, each method that uses the
+    storage raises `UserRevoked`, also those of a `Session`.
     """
 
     _elsewhere: ClassVar = dict.fromkeys(("user_id", "group_id", "group_ids"), _FIXED)
@@ -82,7 +83,7 @@ class UserSessions:
 
         Raises:
             SessionNotFound: the session is owned by another user.
-            SessionAccessDenied: the user is not in the group.
+            SessionAccessDenied: the user may only read the session, or is not in the group.
         """
         identity = self.identity
         chosen = None if session_id is None else lifecycle.session_id_of(session_id)
@@ -92,8 +93,8 @@ class UserSessions:
             identity = identity.model_copy(update={"group_id": group_id, "group_ids": tuple(identity.groups)})
         if chosen is not None:
             found = self._checked(self._sessions.find(chosen))
-            if found is not None and not lifecycle.is_theirs(found, self.identity):
-                raise SessionNotFound(found.id)
+            if found is not None:
+                lifecycle.check_theirs(found, self.identity)
         try:
             with acting_as(identity):
                 return self._session(self._sessions.open(chosen, if_exists=if_exists, **options))
@@ -157,7 +158,12 @@ class UserSessions:
     arestore = async_twin(restore)
 
     def delete(self, session_id: object) -> DeletionCounts:
-        """Delete a session of the user, or its archive. Raises `SessionNotFound`, also without write access."""
+        """Delete a session that the user may change, or an archive of the user.
+
+        Raises:
+            SessionNotFound: the session is owned by another user.
+            SessionAccessDenied: the user may only read the session.
+        """
         session = self.find(session_id)
         if session is None and self._tombstone(session_id) is not None:
             return self._storage.delete_session(lifecycle.session_id_of(session_id), by=self.identity)
@@ -176,7 +182,8 @@ class UserSessions:
         """As `Sessions.copy`, for a session of the user.
 
         Raises:
-            SessionNotFound: the user has no write access. A fork belongs to the owner of the original.
+            SessionNotFound: the session is owned by another user.
+            SessionAccessDenied: the user may only read the session. A fork belongs to the owner of the original.
             SessionExists: a session has the new id already.
         """
         source = self.get(session_id)

@@ -46,7 +46,8 @@ class AuthorizedStorage:
     """The operations of `Storage` that a `Session` uses. Each one checks that the caller has access.
 
     Without an `identity` the caller is the operator. Raises `SessionNotFound` if the session was deleted, also if
-    its id was opened again, or if the identity has no access; `UserRevoked` for a revoked user.
+    its id was opened again, or if the identity has no access; `SessionAccessDenied` for a change by an identity that
+    may only read; `UserRevoked` for a revoked user.
     """
 
     def __init__(self, storage: Storage, session_id: str, handle: SessionHandle, identity: Identity | None) -> None:
@@ -117,6 +118,6 @@ class AuthorizedStorage:
         session = self._storage.find_session(self._session_id)
         if session is None or session.incarnation != self._handle.incarnation:
             raise SessionNotFound(self._session_id, deleted=True)
-        if identity is not None and not lifecycle.is_theirs(session, identity, reading=reading):
-            raise SessionNotFound(self._session_id)
+        if identity is not None:
+            lifecycle.check_theirs(session, identity, reading=reading)
         return session

@@ -18,8 +18,9 @@ none, checks the owner and applies the expiry, unless the docstring says otherwi
 `SessionAccessDenied`, `SessionExpired`, `SessionClosed`, `SessionLimitReached` or `LeaseLost`; then only the
 event that reports the refusal is written.
 
-Identity: a method with `by` acts for that user. It raises `SessionNotFound` if the session is not the user's and
-`UserRevoked` if the user is revoked. ``None`` is the operator, who may change every session.
+Identity: a method with `by` acts for that user. It raises `SessionNotFound` if the user may not read the session,
+`SessionAccessDenied` if the user may only read it, and `UserRevoked` if the user is revoked. ``None`` is the operator,
+who may change every session.
 
 Pages: `after` and `before` name the last element of the previous page; ``limit=None`` reads all.
 """

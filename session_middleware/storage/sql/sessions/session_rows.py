@@ -105,15 +105,17 @@ def seen(connection: sqlite3.Connection, session_id: str, rules: EngineContext) 
 
 
 def get_for(connection: sqlite3.Connection, session_id: str, by: Identity | None, rules: EngineContext) -> SessionInfo:
-    """The session, for somebody who is to change it (``None``: the operator).
+    """The session, for a change by this identity (``None``: by the operator).
 
-    Raises `SessionNotFound`, also when it is not theirs; and `UserRevoked`.
+    Raises `SessionNotFound`, also if it is another user's; `SessionAccessDenied` for a reader; and `UserRevoked`.
     """
     if by is not None:
         revocations.check_not_revoked(connection, session_id, by.user_id)
     session = seen(connection, session_id, rules)
-    if session is None or (by is not None and not lifecycle.is_theirs(session, by)):
+    if session is None:
         raise SessionNotFound(session_id)
+    if by is not None:
+        lifecycle.check_theirs(session, by)
     return session
 
 
