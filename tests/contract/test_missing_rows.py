@@ -40,7 +40,6 @@ NEWEST = "checkpoint_id = (SELECT MAX(checkpoint_id) FROM checkpoints WHERE sess
     [
         ("checkpoints", NEWEST),
         ("checkpoints", "1"),
-        ("heads", "1"),
         ("sessions", "1"),
     ],
 )

@@ -271,7 +271,8 @@ def test_a_session_that_left_its_state_behind_is_not_said_never_to_have_been(fil
 def test_a_schema_that_says_something_else_is_found(file: Path) -> None:
     with closing(sqlite3.connect(file)) as connection, connection:
         connection.execute("PRAGMA writable_schema=ON")
-        connection.execute("UPDATE sqlite_master SET sql = replace(sql, 'latest_id', 'lbtest_id') WHERE name = 'heads'")
+        rename = "UPDATE sqlite_master SET sql = replace(sql, 'task_path', 'tbsk_path') WHERE name = 'writes'"
+        connection.execute(rename)
         assert deep(file) == []
         connection.execute("UPDATE sqlite_master SET sql = replace(sql, 'step', 'stfp') WHERE name = 'checkpoints'")
     assert any("the schema's entry of checkpoints is changed" in problem.text for problem in deep(file))

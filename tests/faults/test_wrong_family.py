@@ -64,9 +64,11 @@ def test_values_of_a_family_without_a_session_are_orphans_and_are_freed(path: Pa
         graph = sessions.attach(agents.chat())
         for name in ("t", "gone"):
             graph.invoke(human("one"), sessions.config(name))
-        tables = ("checkpoints", "heads", "writes")
+        tables = ("checkpoints", "writes")
         damage(path, *(f"DELETE FROM {table} WHERE session_id = 'gone'" for table in tables))
-        damage(path, "UPDATE sessions SET home = 1 WHERE id = 'gone'")
+        damage(
+            path, "UPDATE sessions SET home = 1, latest_checkpoint_id = NULL, checkpoint_count = 0 WHERE id = 'gone'"
+        )
         found = sessions.check(repair=True)
         assert {(one.kind, one.repaired) for one in found} == {("orphan", True)}
         assert "list_items" in {one.table for one in found} <= {"list_items", "blobs"}

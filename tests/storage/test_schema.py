@@ -53,7 +53,8 @@ SCANS_BY_DESIGN = (
     "SELECT COUNT(*) FROM sessions WHERE 1",
     "SELECT * FROM tool_calls WHERE 1 ORDER BY",  # all tool calls, by the index of their start
     "FROM checkpoints WHERE TRUE ORDER BY",  # the saver's list(None)
-    "FROM heads WHERE TRUE",  # the same
+    "SUM(checkpoint_count), 0) FROM sessions WHERE TRUE",  # the same
+    "FROM sessions WHERE TRUE AND checkpoint_count",  # the same, where one is missing
     "FROM tombstones WHERE archive IS NOT NULL AND 1",  # the archived sessions, by an index of them alone
     "UNION SELECT id FROM sessions WHERE visibility = 'group-write'",  # those that groups write in, by an index of them
     "FROM leases ORDER BY number",  # the runs in progress, of all sessions

@@ -99,14 +99,7 @@ class SqliteStorage(SessionOperations, RecordOperations, MemoryOperations):
         before: list[EntrySnapshot] = []
 
         def operation(connection: Connection) -> T | CommitThenRaise:
-            while True:
-                before[:] = [EntrySnapshot(context)]
-                try:
-                    return attempt(connection)
-                except StaleState:
-                    undo()
-
-        def attempt(connection: Connection) -> T | CommitThenRaise:
+            before[:] = [EntrySnapshot(context)]
             try:
                 write = SessionWrite(connection, self._admitted(connection, context, announce=announce))
                 admission.begin(write, context, self._rules, announce=announce)
@@ -118,7 +111,7 @@ class SqliteStorage(SessionOperations, RecordOperations, MemoryOperations):
                     self._run_ended(connection, context, end)
                 return self._refused(connection, context, error)
             result = then(write, partial(self._write, write, context, before[0], careful))
-            write.flush()
+            write.finish()
             return result
 
         def undo() -> None:
@@ -128,7 +121,7 @@ class SqliteStorage(SessionOperations, RecordOperations, MemoryOperations):
 
         try:
             result: Any = self._database.write(operation, durable=durable, patient=patient, undo=undo)
-        except ListConflict:
+        except (ListConflict, StaleState):
             return self._run_admitted(
                 context, then, durable=durable, announce=announce, patient=patient, careful=careful, entries=entries
             )
@@ -201,7 +194,7 @@ class SqliteStorage(SessionOperations, RecordOperations, MemoryOperations):
         def then(write: SessionWrite, _: WriteDown) -> SessionInfo:
             if must_be_new and context.admission not in ("opened", "fresh"):
                 raise SessionExists(context.session_id)
-            return session_rows.update(write.connection, context.session_id, details, self._rules)
+            return session_rows.update(write.finish(), context.session_id, details, self._rules)
 
         return self._run_admitted(context, then)
 

@@ -3,7 +3,7 @@
 Text ids, ISO-8601 UTC times and JSON columns, so that `sqlite3`, sqlite-utils and Datasette read
 them as they are. Two families of tables: what people read (sessions, runs, messages, branches, files,
 tool_calls, model_calls, events, memories), and what the checkpointer restores state from
-(checkpoints, heads, writes, lists, list_items, blobs); and between them the conversation_items of other SDKs.
+(checkpoints, writes, lists, list_items, blobs); and between them the conversation_items of other SDKs.
 The rest serves the lifecycle: leases (who runs in a session now), tombstones (which ids were deleted or
 archived), revoked (users who are refused).
 
@@ -60,6 +60,10 @@ _TABLES = (
         ended_at TEXT,
         expires_at TEXT,
         pruned INTEGER NOT NULL DEFAULT 0,
+        latest_checkpoint_id TEXT,
+        newest_position TEXT,
+        checkpoint_count INTEGER NOT NULL DEFAULT 0,
+        write_count INTEGER NOT NULL DEFAULT 0,
         branch TEXT NOT NULL DEFAULT 'main',
         last_seq INTEGER NOT NULL DEFAULT 0,
         run_count INTEGER NOT NULL DEFAULT 0,

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from session_middleware.models import SessionInfo
-from session_middleware.storage.sql.checkpoints.latest_checkpoint import Head
+from session_middleware.storage.sql.checkpoints.latest_checkpoint import HEAD, WRITE_COUNT, Head
 from session_middleware.storage.sql.row_mapping import Malformed
 
 _MOST_SESSIONS = 512
@@ -99,11 +99,13 @@ class StateCache:
 
     def load(self, connection: sqlite3.Connection, session_id: str, known: SessionState | None) -> SessionState:
         """The state as it is now. `known` is what was known before this operation, if that is still current."""
-        row = _checked(session_id, connection.execute(_LOAD, (session_id,)).fetchone())
+        row, head = _read(connection, session_id) or (None, None)
+        assert row is not None
         if known is None or known.home != row[0]:  # it was started afresh
             known = SessionState(session_id, *row)
         else:
             known.home, known.version, known.last_seq, known.branch, known.last_active_at, known.has_deletions = row
+        known.heads[""] = head
         self._states[session_id] = known
         self._states.move_to_end(session_id)
         while len(self._states) > _MOST_SESSIONS:
@@ -112,27 +114,35 @@ class StateCache:
 
     def find(self, connection: sqlite3.Connection, session_id: str) -> SessionState | None:
         """The state as it is now, unless there is no such session."""
-        row = connection.execute(_LOAD, (session_id,)).fetchone()
-        return None if row is None else SessionState(session_id, *_checked(session_id, row))
+        found = _read(connection, session_id)
+        if found is None:
+            return None
+        state = SessionState(session_id, *found[0])
+        state.heads[""] = found[1]
+        return state
 
     def is_current(self, connection: sqlite3.Connection, known: SessionState) -> bool:
         row = connection.execute("SELECT home, version FROM sessions WHERE id = ?", (known.session_id,)).fetchone()
         return bool(row == (known.home, known.version))
 
 
-_LOAD = """
-    SELECT home, version, last_seq, branch, last_active_at,
+_LOAD = f"""
+    SELECT {HEAD}, home, version, last_seq, branch, last_active_at,
     EXISTS (SELECT 1 FROM events WHERE session_id = sessions.id AND kind = 'message_deleted')
     FROM sessions WHERE id = ?
 """
 _TYPES = (int, int, int, str, str, int)
 
 
-def _checked(session_id: str, row: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The row of `_LOAD`. Raises `Malformed` if a value has another type than we write."""
-    if tuple(map(type, row)) != _TYPES:
-        raise Malformed(SessionInfo, session_id, column="counters", problem=f"{row!r}")
-    return row
+def _read(connection: sqlite3.Connection, session_id: str) -> tuple[tuple[Any, ...], Head | None] | None:
+    """Raises `Malformed` if a value has another type than we write."""
+    found = connection.execute(_LOAD, (session_id,)).fetchone()
+    if found is None:
+        return None
+    head, row = found[:4], found[4:]
+    if tuple(map(type, row)) != _TYPES or (head[0] is not None and tuple(map(type, head)) != (str, str, int, int)):
+        raise Malformed(SessionInfo, session_id, column="counters", problem=f"{found!r}")
+    return row, None if head[0] is None else Head(*head)
 
 
 @dataclass(slots=True)
@@ -212,13 +222,15 @@ class _Deferred(NamedTuple):
 class SessionWrite:
     """The writes of one operation to one session. It stands in for the connection where the record is written.
 
-    `insert` and `defer` collect; `execute` and `query` first write what was collected. The first of these that
-    writes makes sure that the session is as it was known. Raises `StaleState` then, before anything is written.
+    `insert` and `defer` collect; `execute` and `query` first write what was collected. `finish` updates the session's
+    row, which raises `StaleState` if the session is not as it was known: then the transaction is to be rolled back.
     """
 
     def __init__(self, connection: sqlite3.Connection, state: SessionState) -> None:
         self._connection = connection
         self._is_verified = False
+        self._has_written = False
+        self.changes_head = False  # another checkpoint is the latest, or the latest has more writes
         self._deferred: dict[str, _Deferred] = {}
         self.state = state
         self.counters = SessionCounters(state.session_id, state.last_seq, state.branch)
@@ -264,18 +276,17 @@ class SessionWrite:
 
     def execute(self, sql: str, values: Any = ()) -> sqlite3.Cursor:
         self.flush()
-        self._verify()
+        self._has_written = True
         return self._connection.execute(sql, values)
 
     def executemany(self, sql: str, rows: Iterable[Any]) -> None:
         self.flush()
-        self._verify()
+        self._has_written = True
         self._connection.executemany(sql, rows)
 
     def flush(self) -> None:
         """Write what was collected."""
-        if self.counters.has_changed or self._deferred:
-            self._verify()
+        self._has_written |= bool(self._deferred)
         deferred, self._deferred = self._deferred, {}
         for each in deferred.values():
             for start in range(0, len(each.rows), _ROWS):
@@ -285,20 +296,20 @@ class SessionWrite:
                 try:
                     done = self._connection.execute(sql, values).rowcount
                 except sqlite3.IntegrityError as error:
+                    if not self._is_verified and not self._is_current():
+                        raise StaleState from error
                     if "list_items" in str(error):
                         raise ListConflict from error
                     raise
                 if each.if_there is not None and not done:
                     each.if_there()
-        if self.counters.has_changed:
-            self._verify()
 
     @contextmanager
     def savepoint(self, faults: tuple[type[Exception], ...]) -> Iterator[None]:
         """Undo what the block wrote if it raises one of `faults`."""
         self.flush()
-        self._verify()
         counters, version = replace(self.counters), self.state.version
+        is_verified = self._is_verified
         self._connection.execute("SAVEPOINT entry")
         try:
             yield
@@ -306,7 +317,7 @@ class SessionWrite:
         except faults:
             self._connection.execute("ROLLBACK TO entry")
             self._deferred.clear()
-            self.counters, self.state.version = counters, version
+            self.counters, self.state.version, self._is_verified = counters, version, is_verified
             self.state.last_seq, self.state.branch = counters.last_seq, counters.branch
             self.state.message_rows.clear()
             self.state.message_ids = None
@@ -314,22 +325,30 @@ class SessionWrite:
         finally:
             self._connection.execute("RELEASE entry")
 
-    def _verify(self) -> None:
+    def finish(self) -> sqlite3.Connection:
+        """Write what was collected and counted. Returns the connection, to change the session's row by."""
+        self.flush()
         state, counters = self.state, self.counters
-        if self._is_verified:
-            if counters.has_changed:
-                taken = counters.take()
-                ((state.version,),) = self._connection.execute(_UPDATE_AGAIN, (*taken, state.session_id)).fetchall()
-                state.last_seq, state.branch = counters.last_seq, counters.branch
-            return
-        version = state.version + 1
-        done = self._connection.execute(
-            _UPDATE, (version, *counters.take(), state.session_id, state.home, state.version)
-        )
-        if not done.rowcount:
+        if not (self._has_written or self.changes_head or counters.has_changed):
+            return self._connection
+        own = (state.session_id, state.home) if self._is_verified else (state.session_id, state.home, state.version)
+        sql, head = (_UPDATE_AGAIN if self._is_verified else _UPDATE), state.heads.get("")
+        if self.changes_head and head is not None:
+            key = (state.home, state.session_id, head.latest_id)
+            sql = sql.format(_HEAD)
+            values = (*head[:3], *key, *counters.take(), *own)
+        else:
+            sql, values = sql.format(""), (*counters.take(), *own)
+        row = self._connection.execute(sql, values).fetchone()
+        if row is None:
             raise StaleState
-        self._is_verified = True
-        state.version, state.last_seq, state.branch = version, counters.last_seq, counters.branch
+        self._is_verified, self._has_written, self.changes_head = True, False, False
+        (state.version,), state.last_seq, state.branch = row, counters.last_seq, counters.branch
+        return self._connection
+
+    def _is_current(self) -> bool:
+        row = self._connection.execute("SELECT home, version FROM sessions WHERE id = ?", (self.state.session_id,))
+        return bool(row.fetchone() == (self.state.home, self.state.version))
 
 
 _COUNTERS = """
@@ -338,5 +357,8 @@ _COUNTERS = """
     input_tokens = input_tokens + ?, output_tokens = output_tokens + ?, cost = COALESCE(cost + ?, cost, ?),
     run_count = run_count + ?, opened_as = COALESCE(?, opened_as)
 """
-_UPDATE = f"UPDATE sessions SET version = ?, {_COUNTERS} WHERE id = ? AND home = ? AND version = ?"
-_UPDATE_AGAIN = f"UPDATE sessions SET version = version + 1, {_COUNTERS} WHERE id = ? RETURNING version"
+_HEAD = f"latest_checkpoint_id = ?, newest_position = ?, checkpoint_count = ?, write_count = {WRITE_COUNT}, "
+_UPDATE_AGAIN = (
+    f"UPDATE sessions SET version = version + 1, {{}}{_COUNTERS} WHERE id = ? AND home = ? RETURNING version"
+)
+_UPDATE = _UPDATE_AGAIN.replace("RETURNING", "AND version = ? RETURNING")

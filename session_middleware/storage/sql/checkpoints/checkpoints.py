@@ -38,7 +38,7 @@ from session_middleware.storage.sql.checkpoints.blobs import (
     reading_rows,
     refer,
 )
-from session_middleware.storage.sql.checkpoints.latest_checkpoint import LOST, LOST_WRITES
+from session_middleware.storage.sql.checkpoints.latest_checkpoint import LOST_WRITES
 from session_middleware.storage.sql.checkpoints.lists import ListReader, get_list, prepare, put_list
 from session_middleware.storage.sql.checkpoints.rows import (
     AT,
@@ -204,8 +204,10 @@ def get(
 
 def _check_count(row: Row, writes: Sequence[WriteRow], head: latest_checkpoint.Head | None) -> None:
     """Raises `CorruptRow` if a row of writes of the latest checkpoint is lost."""
+    if row.checkpoint_ns:
+        return
     if head is None:
-        raise CorruptRow("the head of its namespace cannot be found")
+        raise CorruptRow("its session's row does not name a latest checkpoint")
     if head.latest_id == row.checkpoint_id and head.write_count != len(writes):
         raise CorruptRow(LOST_WRITES)
 
@@ -219,17 +221,22 @@ def find(connection: sqlite3.Connection, session_id: str, checkpoint_ns: str, ch
     if checkpoint_id is not None:
         sql, values = f"SELECT * FROM checkpoints WHERE {AT}", at(session_id, checkpoint_ns, checkpoint_id)
         found = connection.execute(sql, values).fetchone()
+    elif checkpoint_ns:
+        found = connection.execute(_LATEST_INNER, (session_id, session_id, checkpoint_ns)).fetchone()
     else:
-        found = connection.execute(_LATEST, (session_id, session_id, checkpoint_ns)).fetchone()
+        found = connection.execute(_LATEST, (session_id,)).fetchone()
     return None if found is None else Row(*found)
 
 
-_LATEST = f"""
-    SELECT own.* FROM heads JOIN checkpoints AS own ON own.home = heads.home AND own.session_id = heads.session_id
-    AND own.checkpoint_ns = heads.checkpoint_ns AND own.position >= heads.latest_id
-    AND own.checkpoint_id = heads.latest_id
-    WHERE heads.{HOME} AND heads.session_id = ? AND heads.checkpoint_ns = ? LIMIT 1
+_LATEST = """
+    SELECT own.* FROM sessions JOIN checkpoints AS own ON own.home = sessions.home AND own.session_id = sessions.id
+    AND own.checkpoint_ns = '' AND own.position >= sessions.latest_checkpoint_id
+    AND own.checkpoint_id = sessions.latest_checkpoint_id
+    WHERE sessions.id = ? LIMIT 1
 """
+_LATEST_INNER = (
+    f"SELECT * FROM checkpoints WHERE {HOME} AND session_id = ? AND checkpoint_ns = ? ORDER BY position DESC LIMIT 1"
+)
 
 
 def damaged(path: str, key: Key, what: str) -> StorageError:
@@ -300,31 +307,22 @@ _ALL = 2**62
 def _check_listed(
     connection: sqlite3.Connection, wanted: tuple[str | None, str | None, str | None], passed: int | None, path: str
 ) -> None:
-    """A list from the beginning: the latest of a namespace must be there, and all of them if all were passed."""
+    """A list from the beginning: the latest of an outermost graph must be there, and all if all were passed."""
     session_id, checkpoint_ns, checkpoint_id = wanted
-    values = [value for value in (session_id, session_id, checkpoint_ns) if value is not None]
-    condition = " AND ".join(
-        ["TRUE", *([HOME, "session_id = ?"] if session_id is not None else [])]
-        + (["checkpoint_ns = ?"] if checkpoint_ns is not None else [])
-    )
-    if passed is not None:
-        (count,) = connection.execute(
-            f"SELECT COALESCE(SUM(checkpoint_count), 0) FROM heads WHERE {condition}", values
-        ).fetchone()
-        if count == passed:
-            return
-    elif session_id is None or checkpoint_ns is None:
+    if checkpoint_ns or (passed is None and (session_id is None or checkpoint_ns is None)):
         return
-    for session, namespace in connection.execute(
-        f"SELECT session_id, checkpoint_ns FROM heads WHERE {condition}", values
-    ).fetchall():
-        try:
-            if find(connection, session, namespace, checkpoint_id) is None or passed is not None:
-                latest_checkpoint.check_absent(connection, session, namespace, checkpoint_id or "")
-        except CorruptRow as damage:
-            raise damaged(path, (session, namespace, checkpoint_id or "(latest)"), str(damage)) from None
+    own, values = ("TRUE", []) if session_id is None else ("id = ?", [session_id])
     if passed is not None:
-        raise damaged(path, (session_id or "", checkpoint_ns or "", "(one of them)"), LOST)
+        counted = "SELECT COALESCE(SUM(checkpoint_count), 0) FROM sessions"
+        if connection.execute(f"{counted} WHERE {own}", values).fetchone()[0] == passed:
+            return
+    has_any = f"SELECT id FROM sessions WHERE {own} AND checkpoint_count > 0"
+    for (session,) in connection.execute(has_any, values).fetchall():
+        try:
+            if find(connection, session, "", checkpoint_id) is None or passed is not None:
+                latest_checkpoint.check_absent(connection, session, "", checkpoint_id or "")
+        except CorruptRow as damage:
+            raise damaged(path, (session, "", checkpoint_id or "(latest)"), str(damage)) from None
 
 
 def _position(
@@ -359,7 +357,8 @@ def _with_values(connection: sqlite3.Connection, rows: Sequence[Row], path: str)
     """Join the rows with what they refer to, reading each blob and list once."""
     with reading_rows():
         writes = _writes_of(connection, rows)
-        heads = {key: latest_checkpoint.find(connection, *key) for key in {row.key[:2] for row in rows}}
+        outermost = {row.session_id for row in rows if not row.checkpoint_ns}
+        heads = {session_id: latest_checkpoint.find(connection, session_id, "") for session_id in outermost}
         readers: dict[int, tuple[BlobReader, ListReader]] = {}
         for home in {row.home for row in rows}:
             refs = [ref for row in rows if row.home == home for ref in references_in(row)]
@@ -372,7 +371,7 @@ def _with_values(connection: sqlite3.Connection, rows: Sequence[Row], path: str)
         blobs, lists = readers[row.home]
         with damage_context(path, row.key):
             own = writes.get(row.key, [])
-            _check_count(row, own, heads[row.key[:2]])
+            _check_count(row, own, heads.get(row.session_id))
             values = {
                 name: lists.read(ListRef(*ref)) if isinstance(ref, list) else blobs.value(ref)
                 for name, ref in row.refs.items()
@@ -396,7 +395,7 @@ def stored_writes(row: WriteRow, blobs: BlobReader, channels: Sequence[str] | No
 
 
 def list_namespaces(connection: sqlite3.Connection, session_id: str) -> list[str]:
-    sql = f"SELECT checkpoint_ns FROM heads WHERE {HOME} AND session_id = ?"
+    sql = f"SELECT DISTINCT checkpoint_ns FROM checkpoints WHERE {HOME} AND session_id = ?"
     return [namespace for (namespace,) in connection.execute(sql, (session_id, session_id))]
 
 
@@ -431,7 +430,7 @@ def _writes_of(connection: sqlite3.Connection, rows: Sequence[Row]) -> dict[Key,
 
 
 def copy(connection: sqlite3.Connection, home: int, session_id: str, to: str) -> int:
-    """Give another session of the family the same checkpoints and writes; how many checkpoints.
+    """Give another session of the family the same checkpoints and writes; returns the number of checkpoints.
 
     Checksums are bound to the session, so they are computed anew; those that were wrong stay wrong.
     """
@@ -443,7 +442,6 @@ def copy(connection: sqlite3.Connection, home: int, session_id: str, to: str) ->
         copied += 1
     for found in connection.execute(f"SELECT * FROM writes {where}", (home, session_id)).fetchall():
         connection.execute(f"INSERT INTO writes VALUES {_WRITE_VALUES}", resealed(WriteRow(*found), session_id=to))
-    latest_checkpoint.copy(connection, home, session_id, to)
     return copied
 
 
@@ -454,7 +452,6 @@ def rename(connection: sqlite3.Connection, home: int, session_id: str, to: str) 
 
 def delete(connection: sqlite3.Connection, home: int, session_id: str) -> int:
     """Delete a session's checkpoints and writes; how many checkpoints. Their values: see `free_unused`."""
-    for table in ("writes", "heads"):
-        connection.execute(f"DELETE FROM {table} WHERE home = ? AND session_id = ?", (home, session_id))
+    connection.execute("DELETE FROM writes WHERE home = ? AND session_id = ?", (home, session_id))
     sql = "DELETE FROM checkpoints WHERE home = ? AND session_id = ?"
     return connection.execute(sql, (home, session_id)).rowcount

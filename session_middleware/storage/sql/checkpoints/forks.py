@@ -7,7 +7,7 @@ from datetime import datetime
 
 from session_middleware.errors import SessionExists
 from session_middleware.models import SessionInfo, to_text
-from session_middleware.storage.sql.checkpoints import checkpoints
+from session_middleware.storage.sql.checkpoints import checkpoints, latest_checkpoint
 from session_middleware.storage.sql.engine_context import EngineContext
 from session_middleware.storage.sql.record import runs
 from session_middleware.storage.sql.sessions import events, limits, session_rows, tombstones
@@ -26,9 +26,8 @@ def copy(connection: sqlite3.Connection, source_id: str, target_id: str, rules: 
     else:
         raise SessionExists(target_id)
     checkpoints.copy(connection, source.home, source_id, target_id)
-    connection.execute(
-        "UPDATE sessions SET version = version + 1 WHERE id = ?", (source_id,)
-    )  # it shares its lists now
+    latest_checkpoint.copy(connection, source_id, target_id)
+    connection.execute(_SHARED, (source_id,))
     runs.copy(connection, source_id, target_id)
     events.record(connection, target_id, "forked", None, now, detail={"from": source_id})
     return session_rows.get(connection, target_id)

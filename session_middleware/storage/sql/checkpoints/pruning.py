@@ -25,7 +25,8 @@ def prune(connection: sqlite3.Connection, session_id: str) -> int:
     latest: dict[str, str] = {}
     for namespace, rows in namespaces.items():
         head = latest_checkpoint.find(connection, session_id, namespace)
-        if head is None or head.latest_id not in rows or head.checkpoint_count != len(rows):
+        is_complete = bool(namespace) or (head is not None and head.checkpoint_count == len(rows))
+        if head is None or head.latest_id not in rows or not is_complete:
             raise CorruptRow("the newest checkpoint cannot be found")
         latest[namespace] = head.latest_id
     kept = {
@@ -114,7 +115,6 @@ def _delete(
             if (namespace, row.checkpoint_id) in keys
         ],
     )
-    for namespace, rows in namespaces.items():
-        gone = {checkpoint_id for checkpoint_id in rows if (namespace, checkpoint_id) in keys}
-        if gone:
-            latest_checkpoint.recount(connection, home, session_id, namespace, gone)
+    gone = {checkpoint_id for checkpoint_id in namespaces.get("", {}) if ("", checkpoint_id) in keys}
+    if gone:
+        latest_checkpoint.recount(connection, home, session_id, gone)

@@ -8,9 +8,10 @@ to a blob that does. A list that branches off another has a row in `lists`: the 
 changes its meaning.
 
 `position` orders the checkpoints of a namespace. It is the checkpoint's id, which begins with a time, unless the
-clock was behind that of an earlier checkpoint; then it follows the newest one. `heads` holds, per namespace, the
-checkpoint put last, the newest position, how many checkpoints there are, and how many rows of writes the checkpoint
-put last has. A lost row is detected by these.
+clock was behind that of an earlier checkpoint; then it follows the newest one. The latest
+checkpoint of a subgraph's namespace is the one at the greatest position. Of the outermost graph, the session's row
+holds the checkpoint put last, the newest position, how many checkpoints there are, and how many rows of writes the
+checkpoint put last has. A lost row is detected by these.
 
 Tables with long values have rowids: without them, SQLite moves all but the first 1,000 bytes of a row to pages of
 its own.
@@ -39,19 +40,6 @@ STATE_TABLES = (
     )
     """,
     "CREATE INDEX checkpoints_by_run ON checkpoints (run_id) WHERE run_id IS NOT NULL",
-    """
-    CREATE TABLE heads (
-        home INTEGER NOT NULL,
-        session_id TEXT NOT NULL,
-        checkpoint_ns TEXT NOT NULL,
-        latest_id TEXT NOT NULL,
-        newest_position TEXT NOT NULL,
-        checkpoint_count INTEGER NOT NULL,
-        write_count INTEGER NOT NULL,
-        PRIMARY KEY (home, session_id, checkpoint_ns)
-    ) WITHOUT ROWID
-    """,
-    "CREATE INDEX heads_by_session ON heads (session_id)",
     """
     CREATE TABLE writes (
         home INTEGER NOT NULL,

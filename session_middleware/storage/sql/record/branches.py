@@ -105,10 +105,7 @@ _PARENT = """
         WHERE child.home = sessions.home AND child.session_id = sessions.id AND child.checkpoint_ns = ''
         AND child.position > parent.position AND child.parent_id = parent.checkpoint_id
         AND child.checkpoint_id != ?
-    ), (
-        SELECT newest_position FROM heads
-        WHERE home = sessions.home AND session_id = sessions.id AND checkpoint_ns = ''
-    )
+    ), newest_position
     FROM sessions LEFT JOIN checkpoints AS parent
     ON parent.home = sessions.home AND parent.session_id = sessions.id AND parent.checkpoint_ns = ''
     AND parent.position = (

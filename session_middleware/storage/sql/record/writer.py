@@ -106,7 +106,7 @@ def write(
     message_rows.restore_conversation_order(write, context, conversation)
     if counters.replaced:
         own = (context.session_id, context.session_id)
-        write.execute(
+        write.finish().execute(
             "UPDATE sessions SET cost = (SELECT SUM(cost) FROM model_calls WHERE session_id = ?) WHERE id = ?", own
         )
     if put is None or place.seq is None:
@@ -132,7 +132,7 @@ def write_end(
     before.take()
     end = end._replace(outcome="error", error=f"refused ({reason})")
     write(write_, context, [end], now, careful=True)
-    write_.flush()
+    write_.finish()
     return end
 
 

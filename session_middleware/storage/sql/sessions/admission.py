@@ -168,8 +168,9 @@ def begin(write: SessionWrite, context: RunContext, rules: EngineContext, *, ann
             events.insert(write, "resumed", now, run_id=context.run_id)
     begins = context.run_id is not None and context.announced and not context.begun and rules.settings.tracking
     if begins and runs.begin_run(write, context, now):
-        left = leases.of(write.connection, context.session_id)
-        leases.reap(write.connection, [place for place in left if place.is_dead(rules)])
+        dead = [each for each in leases.of(write.connection, context.session_id) if each.is_dead(rules)]
+        if dead:
+            leases.reap(write.finish(), dead)
 
 
 def admit_memories(connection: sqlite3.Connection, context: RunContext, rules: EngineContext, *, changes: bool) -> int:

@@ -31,7 +31,7 @@ from session_middleware.storage.sql.sessions.tombstones import Tombstone
 
 Rows = Mapping[str, list[dict[str, Any]]]  # by table
 
-_STATE = ("checkpoints", "writes", "heads")
+_STATE = ("checkpoints", "writes")
 _OF_SESSION = (
     ("sessions", "SELECT * FROM sessions WHERE id = :id"),
     *((table, f"SELECT * FROM {table} WHERE session_id = :id") for table in runs.TABLES),
@@ -133,7 +133,6 @@ def _restore_state(connection: sqlite3.Connection, session_id: str, home: int, r
         _insert(connection, "checkpoints", [sealed._asdict()])
     for row in rows.get("writes", ()):
         _insert(connection, "writes", [resealed(WriteRow(**row), **own)._asdict()])
-    _insert(connection, "heads", [row | own for row in rows.get("heads", ())])
 
 
 _KEEP = "ON CONFLICT DO NOTHING"

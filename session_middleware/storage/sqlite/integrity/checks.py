@@ -46,25 +46,29 @@ _LACKING = """
     END
 """
 _LOST = """
-    SELECT session_id, latest_id FROM heads
-    WHERE NOT EXISTS (SELECT 1 FROM checkpoints AS own WHERE own.home = heads.home
-        AND own.session_id = heads.session_id AND own.checkpoint_ns = heads.checkpoint_ns
-        AND own.position >= heads.latest_id AND own.checkpoint_id = heads.latest_id)
+    SELECT id, latest_checkpoint_id FROM sessions
+    WHERE latest_checkpoint_id IS NOT NULL AND NOT EXISTS (
+        SELECT 1 FROM checkpoints AS own WHERE own.home = sessions.home AND own.session_id = sessions.id
+        AND own.checkpoint_ns = '' AND own.position >= sessions.latest_checkpoint_id
+        AND own.checkpoint_id = sessions.latest_checkpoint_id
+    )
 """
 _COUNTED = """
-    SELECT session_id, checkpoint_ns, SUM(there), SUM(noted) FROM (
-        SELECT session_id, checkpoint_ns, COUNT(*) AS there, 0 AS noted FROM checkpoints GROUP BY 1, 2
-        UNION ALL SELECT session_id, checkpoint_ns, 0, checkpoint_count FROM heads
-    ) GROUP BY 1, 2 HAVING SUM(there) != SUM(noted)
+    SELECT id, NULL, (
+        SELECT COUNT(*) FROM checkpoints AS own
+        WHERE own.home = sessions.home AND own.session_id = sessions.id AND own.checkpoint_ns = ''
+    ) AS counted, checkpoint_count FROM sessions WHERE counted != checkpoint_count
 """
 _MOVED = """
-    SELECT DISTINCT id, NULL, sessions.home, heads.home FROM heads JOIN sessions ON id = session_id
-    WHERE heads.home != sessions.home
+    SELECT DISTINCT id, NULL, sessions.home, checkpoints.home FROM checkpoints JOIN sessions ON id = session_id
+    WHERE checkpoints.home != sessions.home
 """
 _WRITES = """
-    SELECT session_id, latest_id FROM heads WHERE write_count != (SELECT COUNT(*) FROM writes AS own
-    WHERE own.home = heads.home AND own.session_id = heads.session_id
-    AND own.checkpoint_ns = heads.checkpoint_ns AND own.checkpoint_id = heads.latest_id)
+    SELECT id, latest_checkpoint_id FROM sessions
+    WHERE latest_checkpoint_id IS NOT NULL AND write_count != (
+        SELECT COUNT(*) FROM writes AS own WHERE own.home = sessions.home AND own.session_id = sessions.id
+        AND own.checkpoint_ns = '' AND own.checkpoint_id = sessions.latest_checkpoint_id
+    )
 """
 _WRONG_COUNTER = """
     SELECT id, '{0}', {0}, {1} AS counted FROM sessions
@@ -73,18 +77,19 @@ _WRONG_COUNTER = """
 _LOW_SEQ = f"SELECT id, 'last_seq', last_seq, {_LAST_SEQ} AS highest FROM sessions WHERE last_seq < highest"
 _ANOTHER = "; resume from another one"
 _DELETED = "; a repair deletes them, unless the session's row is added first"
-_OF_SESSIONS = (*runs.TABLES, "checkpoints", "heads", "writes")
+_OF_SESSIONS = (*runs.TABLES, "checkpoints", "writes")
 _WITHOUT_SESSION = "SELECT DISTINCT session_id, NULL FROM {} WHERE session_id NOT IN (SELECT id FROM sessions)"
 _OF_FAMILIES = ("lists", "list_items", "blobs")
-_NO_FAMILY = "NOT EXISTS (SELECT 1 FROM sessions WHERE home = ?1 UNION ALL SELECT 1 FROM heads WHERE home = ?1)"
+_NO_FAMILY = "NOT EXISTS (SELECT 1 FROM sessions WHERE home = ?1 UNION ALL SELECT 1 FROM checkpoints WHERE home = ?1)"
 _WITHOUT_FAMILY = (
-    "SELECT DISTINCT NULL, home FROM {} WHERE home NOT IN (SELECT home FROM sessions UNION SELECT home FROM heads)"
+    "SELECT DISTINCT NULL, home FROM {}"
+    " WHERE home NOT IN (SELECT home FROM sessions UNION SELECT home FROM checkpoints)"
 )
 _STATEMENTS = (  # kind, table, a statement that selects session and key of each problem, and the sentence
     ("damage", "checkpoints", _LACKING, "checkpoint {1!r} lacks a part of its state" + _ANOTHER),
     ("damage", "checkpoints", _LOST, "checkpoint {1!r}, the latest, cannot be found" + _ANOTHER),
     ("family", "sessions", _MOVED, "its home is {2}, and its checkpoints are stored for {3}; set it to {3}"),
-    ("damage", "checkpoints", _COUNTED, "namespace {1!r} has {2} checkpoints instead of {3}" + _ANOTHER),
+    ("damage", "checkpoints", _COUNTED, "there are {2} checkpoints instead of {3}" + _ANOTHER),
     ("damage", "writes", _WRITES, "a write of checkpoint {1!r} cannot be found" + _ANOTHER),
     *(
         ("counter", "sessions", _WRONG_COUNTER.format(*counter), "{1} is {2} and there are {3}")
@@ -126,6 +131,8 @@ def find(connection: sqlite3.Connection, rules: EngineContext, *, deep: bool = F
                 found += check()
             except UNREADABLE as error:
                 found.append(unfinished(error))
+        moved = {each.session_id for each in found if each.kind == "family"}  # their state is there, elsewhere
+        found = [each for each in found if not (each.kind == "damage" and each.session_id in moved)]
         return list(dict.fromkeys(found))
 
 

@@ -28,8 +28,8 @@ _MODELS: Mapping[str, type[Value]] = {
     "model_calls": ModelCall,
     "events": Event,
 }
-_STATE = ("checkpoints", "heads", "writes", "lists", "list_items", "blobs")
-_BY_SESSION = (*runs.TABLES, *_STATE[:3])
+_STATE = ("checkpoints", "writes", "lists", "list_items", "blobs")
+_BY_SESSION = (*runs.TABLES, *_STATE[:2])
 _DERIVED = ("index_", "vector", "_sqlite")  # how the names of tables without original content begin
 _TYPES = {"TEXT": str, "INTEGER": int, "REAL": int | float, "BLOB": bytes}
 _JSON = {("memories", "namespace"): list, ("memories", "value"): dict, ("conversation_items", "item"): object}
