@@ -38,9 +38,9 @@ def test_one_who_may_only_read_a_session_changes_none_of_its_documents(
 ) -> None:
     [id_] = sessions.scope(store, session=shared).add_texts(["dog of alice"])
     bobs = sessions.scope(store, session=sessions.for_user("bob", ["team"]).get("t"), scope=scope)
-    with pytest.raises(SessionNotFound):
+    with pytest.raises(SessionAccessDenied):
         bobs.add_texts(["dog of bob"], ids=[id_])
-    with pytest.raises(SessionNotFound):
+    with pytest.raises(SessionAccessDenied):
         bobs.delete([id_])
     assert texts(bobs) == ["dog of alice"]
 
