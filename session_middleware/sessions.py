@@ -6,7 +6,7 @@ import builtins
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
@@ -31,7 +31,7 @@ from session_middleware.memory.indexer import Indexed, MemoryIndexer
 from session_middleware.memory.query_rewriting import complete
 from session_middleware.memory.results import SearchHit
 from session_middleware.memory.scopes import SCOPES
-from session_middleware.memory.session_memory import HasOwnMemory, SessionMemory
+from session_middleware.memory.session_memory import HasOwnMemory, SessionMemory, check_own
 from session_middleware.memory.session_recall import KINDS, SPEAKERS, Kind
 from session_middleware.memory.store import SessionStore
 from session_middleware.models import (
@@ -302,7 +302,7 @@ class Sessions:
             TypeError: a name is similar to one of these, such as ``user``.
         """
         validation.check_names(configurable, "config", ("user_id", "group_id", "group_ids", "session_id"))
-        thread_id = self.new_id() if session_id is None else lifecycle.session_id_of(session_id)
+        thread_id = self._id_of(session_id)
         identity = {"thread_id": thread_id, **as_config(named_identity(user_id, group_id, group_ids))}
         return {"configurable": {**configurable, **identity}, "metadata": identity}
 
@@ -345,7 +345,7 @@ class Sessions:
             SessionExpired: it has expired and ``on_resume`` is ``"reject"``, or is archived and it is not ``"fresh"``.
             SessionLimitReached: the limit of open sessions is reached, and ``on_limit`` is ``"reject"``.
         """
-        chosen = self.new_id() if session_id is None else lifecycle.session_id_of(session_id)
+        chosen = self._id_of(session_id)
         context = RunContext(chosen, named_identity(user_id, group_id))
         validation.check_choice("if_exists", if_exists, ("resume", "raise"))
         details = validation.details_of(**options)
@@ -477,7 +477,7 @@ class Sessions:
             SessionExists: a session has the new id already.
         """
         self._flush()
-        target = self.new_id() if to is None else lifecycle.session_id_of(to)
+        target = self._id_of(to)
         return self._changed(self._storage.copy_session(lifecycle.session_id_of(session_id), target))
 
     acopy = async_twin(copy)
@@ -673,6 +673,7 @@ class Sessions:
         validation.check_moment("since", since)
         validation.check_count("limit", limit)
         validation.check_count("offset", offset)
+        validation.check_marks(marks)
         self.recorder.drain()
         whose = MessageScope(
             None if session_id is None else lifecycle.session_id_of(session_id),
@@ -702,6 +703,7 @@ class Sessions:
             SessionAccessDenied: the session is another user's.
             UserRevoked: `Sessions.revoke` has revoked the caller.
         """
+        validation.check_type("config", config, Mapping, "the config of a run, such as sessions.config('thread-42')")
         configurable = config.get("configurable") or {}
         session_id = lifecycle.session_id_of(configurable.get("thread_id"))
         identity = identity_of(configurable)
@@ -816,6 +818,8 @@ class Sessions:
         """
         from session_middleware.memory import scoped_vectorstore
 
+        if filter_for is not None:
+            validation.check_callable("filter_for", filter_for, "a function of a metadata key and its allowed values")
         return scoped_vectorstore.ScopedVectorStore(
             vectorstore,
             self,
@@ -841,6 +845,10 @@ class Sessions:
 
     # Internals, shared with `Session` and `UserSessions`
 
+    def _id_of(self, given: object) -> str:
+        """The id, or a new one for ``None``."""
+        return lifecycle.session_id_of(self.new_id() if given is None else given)
+
     def _changed(self, info: SessionInfo, identity: Identity | None = None) -> Session:
         """The session after a write, whose hooks are called."""
         self.hooks.wake()
@@ -862,6 +870,7 @@ class Sessions:
 
 
 def _own(session: HasOwnMemory | None) -> SessionMemory | None:
+    check_own(session)
     return None if session is None else session.memory
 
 

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import re
+import reprlib
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator, PositiveInt, ValidationError
@@ -23,36 +25,48 @@ _WANTED = "a duration of at most 100 years and longer than zero, such as '30s', 
 _DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)?\s*")
 
 
-def parse_duration(value: Any) -> Any:
-    """Convert ``"30m"``, ``"1.5h"``, ``"90"`` or 90 (seconds) to a positive `timedelta`."""
-    if isinstance(value, bool):
-        raise ValueError("a bool is not a duration; write '30s', '15m', '12h' or '7d'")
-    if isinstance(value, str):
-        match = _DURATION.fullmatch(value)
-        if match is None:
-            raise ValueError(f"{value!r} is not a duration; write '30s', '15m', '12h' or '7d'")
-        value = float(match[1]) * _UNITS[match[2] or "s"]
-    if isinstance(value, (int, float)):
-        value = timedelta(seconds=min(value, 2 * LONGEST.total_seconds()))
-    if isinstance(value, timedelta) and not timedelta(0) < value <= LONGEST:
-        raise ValueError("a duration must be longer than zero and at most 100 years; None means never")
-    return value
+def parse_duration(value: object) -> timedelta:
+    """Convert ``"30m"``, ``"1.5h"``, ``"90"`` or 90 (seconds) to a positive `timedelta`. Raises `ValueError`."""
+    match = _DURATION.fullmatch(value) if isinstance(value, str) else None
+    found = value if match is None else float(match[1]) * _UNITS[match[2] or "s"]
+    if isinstance(found, (int, float)) and not isinstance(found, bool) and 0 < found <= LONGEST.total_seconds():
+        found = timedelta(seconds=found)
+    if not isinstance(found, timedelta) or not timedelta(0) < found <= LONGEST:
+        raise ValueError(f"{reprlib.repr(value)} is not {_WANTED}")
+    return found
 
 
-def parse_no_duration(value: Any) -> Any:
+def parse_no_duration(value: object) -> timedelta | None:
     """As `parse_duration`; ``None``, ``"none"`` and ``"never"`` give ``None``."""
     value = parse_none(value)
-    return value if value is None else parse_duration(value)
+    return None if value is None else parse_duration(value)
 
 
-def parse_none(value: Any) -> Any:
+def parse_none(value: object) -> object:
     """Convert ``"none"`` and ``"never"``, as written in a variable, to ``None``."""
     return None if isinstance(value, str) and value.strip().lower() in ("none", "never") else value
 
 
+def parse_count(value: object) -> object:
+    """As `parse_none`. Raises `ValueError` for a bool, which pydantic would convert."""
+    if isinstance(value, bool):
+        raise ValueError("a bool is not a number")
+    return parse_none(value)
+
+
+def parse_path(value: object) -> object:
+    """Convert a path to text. Raises `ValueError` for one that no file can have."""
+    text = str(value) if isinstance(value, Path) else value
+    if isinstance(text, str) and (not text or "\0" in text):
+        raise ValueError(f"{text!r} is not a path")
+    return text
+
+
 Duration = Annotated[timedelta, BeforeValidator(parse_duration)]
 OptionalDuration = Annotated[timedelta | None, BeforeValidator(parse_no_duration)]
-OptionalCount = Annotated[PositiveInt | None, BeforeValidator(parse_none)]
+Count = Annotated[PositiveInt, BeforeValidator(parse_count)]
+OptionalCount = Annotated[PositiveInt | None, BeforeValidator(parse_count)]
+OptionalPath = Annotated[str | None, BeforeValidator(parse_path)]
 
 
 DETECTORS = frozenset({"emails", "keys", "card_numbers"})  # valid names in `redact`
@@ -66,27 +80,60 @@ def parse_redact(value: Any) -> Any:
     """A function from text to text, or names of detectors as a list or comma-separated text."""
     if value is None or callable(value):
         return value
-    return tuple(_names(value, DETECTORS))
+    return tuple(_names(_decoded(value), DETECTORS))
 
 
 def parse_record(value: Any) -> Any:
     """``"all"``, names of recorded kinds, or a mapping from tool names (``"*"`` for the others) to these."""
-    if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
-        value = json.loads(value)
-    if isinstance(value, Mapping):
-        return {
-            tool: frozenset(RECORDED if kinds == "all" else _names(kinds, RECORDED)) for tool, kinds in value.items()
-        }
-    return "all" if value == "all" else frozenset(_names(value, RECORDED))
+    value = _decoded(value)
+    if not isinstance(value, Mapping):
+        return "all" if value == "all" else frozenset(_names(value, RECORDED))
+    if not all(isinstance(tool, str) for tool in value):
+        raise ValueError(f"{reprlib.repr(value)} has a key that is not the name of a tool")
+    return {tool: frozenset(RECORDED if kinds == "all" else _names(kinds, RECORDED)) for tool, kinds in value.items()}
 
 
-def _names(value: Any, known: frozenset[str]) -> list[str]:
+def _decoded(value: object) -> object:
+    """The list or dict that a text is in JSON; any other value unchanged."""
+    if not isinstance(value, str) or not value.lstrip().startswith(("{", "[")):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{reprlib.repr(value)} is not JSON ({error})") from error
+
+
+def _names(value: object, known: frozenset[str]) -> list[str]:
     if isinstance(value, str):
-        value = json.loads(value) if value.lstrip().startswith("[") else value.split(",")
+        value = value.split(",")
+    if not isinstance(value, (list, tuple, set, frozenset)):
+        raise ValueError(f"{reprlib.repr(value)} is not a list of {', '.join(sorted(known))}")
     names = [name for given in value if (name := str(given).strip()) not in ("", "none")]
     if unknown := sorted(set(names) - known):
-        raise ValueError(f"{unknown[0]!r} is not one of {', '.join(sorted(known))}")
+        raise ValueError(f"{reprlib.repr(unknown[0])} is not one of {', '.join(sorted(known))}")
     return names
+
+
+_TTL = ("default_ttl", "refresh_on_read", "omit_expired", "sweep_interval_minutes")  # of LangGraph's TTLConfig
+
+
+def parse_memory_ttl(value: Any) -> Any:
+    """LangGraph's `TTLConfig`. Raises `ValueError` for another name or a value of another type."""
+    if not isinstance(value, Mapping):
+        return value
+    if unknown := sorted(map(str, set(value) - set(_TTL))):
+        raise ValueError(f"{unknown[0]!r} is not one of {', '.join(_TTL)}")
+    if (minutes := value.get("default_ttl")) is not None and not is_minutes(minutes):
+        raise ValueError(f"default_ttl={reprlib.repr(minutes)} is not a number of minutes up to 100 years")
+    if not isinstance(value.get("refresh_on_read", True), bool):
+        raise ValueError(f"refresh_on_read={value['refresh_on_read']!r} is not True or False")
+    return value
+
+
+def is_minutes(value: object) -> bool:
+    """Whether it is a number of minutes, longer than zero and at most 100 years."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and 0 < value <= LONGEST / timedelta(minutes=1)  # type: ignore[operator]
 
 
 _PREFIX, _ENV_FILE = "SESSION_", ".env"
@@ -112,14 +159,14 @@ class SessionSettings(BaseSettings):
     on_resume: OnResume = "revive"
     on_closed: Literal["reopen", "reject"] = "reopen"
     retention: OptionalDuration = None  # the time from a session's end to its deletion
-    archive_path: str | None = None  # None: a folder beside the database
+    archive_path: OptionalPath = None  # None: a folder beside the database
     sweep_interval: OptionalDuration = timedelta(minutes=5)
     max_sessions: OptionalCount = None
     max_sessions_per_user: OptionalCount = None
     on_limit: Literal["reject", "expire_oldest"] = "reject"
     on_busy: Literal["allow", "wait", "reject"] = "allow"
     busy_timeout: Duration = timedelta(minutes=1)  # the longest wait for another run
-    max_open_resources: PositiveInt = 32
+    max_open_resources: Count = 32
     access: Access = "owner"  # host: the surrounding server authorizes calls without an identity
     redact: Annotated[Redact, NoDecode, BeforeValidator(parse_redact)] = None  # removed from recorded texts
     record: Annotated[Record, NoDecode, BeforeValidator(parse_record)] = (
@@ -129,7 +176,9 @@ class SessionSettings(BaseSettings):
     repair: Literal["auto", "off"] = "auto"  # auto: new input answers unanswered tool calls
     strict_types: bool = False  # True: only `allowed_types` and the schemas' classes are restored
     index: dict[str, Any] | None = None  # LangGraph's IndexConfig: embedding model and dimensions
-    memory_ttl: dict[str, Any] | None = None  # LangGraph's TTLConfig: the lifetime of store items, in minutes
+    memory_ttl: Annotated[dict[str, Any] | None, BeforeValidator(parse_memory_ttl)] = (
+        None  # LangGraph's TTLConfig: the lifetime of store items, in minutes
+    )
     synchronous: Literal["full", "normal"] = "full"
 
     @classmethod
@@ -155,15 +204,12 @@ class SessionSettings(BaseSettings):
         return init_settings, env_settings, dotenv_settings
 
 
-def duration_of(name: str, value: Any) -> timedelta | None:
+def duration_of(name: str, value: object) -> timedelta | None:
     """Convert an argument to a duration or ``None``. Raises `InvalidArgument`, which names the argument."""
     try:
-        duration = parse_no_duration(value)
-    except ValueError:
-        duration = value
-    if duration is not None and not isinstance(duration, timedelta):
-        raise InvalidArgument(name, value, wanted=_WANTED)
-    return duration
+        return parse_no_duration(value)
+    except ValueError as error:
+        raise InvalidArgument(name, value, wanted=_WANTED) from error
 
 
 def own_seconds(name: str, value: Any) -> float | None:
@@ -205,7 +251,7 @@ def load_settings(**given: Any) -> SessionSettings:
     except SettingsError as error:
         raise InvalidSettings([f"{error} ({error.__cause__})"]) from error
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()]
         raise InvalidSettings(problems) from error
 
 

@@ -187,7 +187,7 @@ class UserSessions:
             SessionExists: a session has the new id already.
         """
         source = self.get(session_id)
-        target = self._sessions.new_id() if to is None else lifecycle.session_id_of(to)
+        target = self._sessions._id_of(to)
         source._storage.copy_session(source.id, target)
         return self.get(target)
 

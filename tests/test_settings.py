@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from math import inf, nan
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from session_middleware import Sessions
 from session_middleware.errors import InvalidSettings
 from session_middleware.settings import load_settings, parse_duration
 
@@ -19,10 +22,56 @@ def test_durations_read_as_people_write_them(text: object, seconds: float) -> No
     assert parse_duration(text) == timedelta(seconds=seconds)
 
 
-@pytest.mark.parametrize("text", ["soon", "", "-5m", 0, "0s", "5 parsecs", True])
-def test_what_is_no_duration_is_refused(text: object) -> None:
-    with pytest.raises(InvalidSettings, match="idle_after"):
-        load_settings(idle_after=text)
+NO_DURATIONS = ["soon", "", "-5m", 0, "0s", "5 parsecs", True, None, b"5m", [], nan, inf, 10**400, "9" * 400, 1e-9]
+LONG = [timedelta(days=36_526), timedelta(0), timedelta(-1), "36526d"]
+
+
+@pytest.mark.parametrize("value", [*NO_DURATIONS, *LONG])
+def test_a_setting_that_is_no_duration_is_refused(value: object) -> None:
+    with pytest.raises(InvalidSettings, match=r"idle_after: .* is not a duration of at most 100 years"):
+        load_settings(idle_after=value)
+
+
+UNFIT: list[tuple[str, list[Any]]] = [
+    ("redact", [3, True, b"emails", {"emails": 1}, ["phones"], "[", object()]),
+    ("record", [None, 3, True, len, ["text"], {"*": 3}, {3: ["messages"]}, {"*": ["text"]}, "{"]),
+    ("archive_path", [3, "", "a\0b", ["x"]]),
+    ("max_sessions", [True, 0, -1, 1.5, "x", []]),
+    ("max_sessions_per_user", [True, 0]),
+    ("max_open_resources", [None, True, 0, "x"]),
+    ("memory_ttl", [3, {"ttl": 5}, {"default_ttl": "soon"}, {"default_ttl": 0}, {"default_ttl": nan}]),
+    ("index", [3, "{", []]),
+    ("tracking", ["perhaps", 3, None]),
+    ("on_expire", ["forget", None, 3]),
+    ("access", [None, "guest"]),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in UNFIT for value in values])
+def test_a_setting_of_the_wrong_kind_is_refused_in_a_plain_sentence(name: str, value: object) -> None:
+    with pytest.raises(InvalidSettings, match=rf"^invalid settings: {name}[:.]") as refusal:
+        load_settings(**{name: value})
+    assert "Value error" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("index", "expected"),
+    [
+        ({}, "dims is None"),
+        ({"dims": 3}, "embed is None; give a LangChain Embeddings"),
+        ({"dims": 3, "embed": 5}, "embed is 5"),
+        ({"dims": 3, "embed": "nothing:known"}, "embed='nothing:known'"),
+        ({"dims": 3, "embed": len, "fields": "text"}, "fields is 'text'; give a list of paths"),
+        ({"dims": 3, "embed": len, "fields": [5]}, r"fields is \[5\]"),
+    ],
+)
+def test_an_index_that_names_no_model_is_refused(index: dict[str, Any], expected: str) -> None:
+    with pytest.raises(InvalidSettings, match=f"index: {expected}"):
+        Sessions(":memory:", index=index)
+
+
+def test_the_path_of_archives_may_be_a_path() -> None:
+    assert load_settings(archive_path=Path("archives")).archive_path == "archives"
 
 
 def test_an_argument_wins_over_a_variable_over_the_env_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -37,7 +38,7 @@ class Embedder:
         self._storage = storage
         self._dimensions = _checked(config)
         self._fields = tuple(config.get("fields") or ("$",))
-        self._embeddings: Embeddings = ensure_embeddings(config["embed"])
+        self._embeddings = _embeddings(config["embed"])
         self._warned: set[str] = set()
         self.name = str(config.get("name") or _name_of(config["embed"], self._embeddings))
 
@@ -143,13 +144,26 @@ def _checked(config: Mapping[str, Any]) -> int:
     dimensions = config.get("dims")
     if not isinstance(dimensions, int) or isinstance(dimensions, bool) or dimensions < 1:
         raise InvalidSettings([f"index: dims is {dimensions!r}; give the number of dimensions of the model's vectors"])
-    if config.get("embed") is None:
-        raise InvalidSettings(["index: embed is missing; give a LangChain Embeddings, a function or 'provider:model'"])
+    embed, fields = config.get("embed"), config.get("fields") or []
+    if not isinstance(embed, (Embeddings, str)) and not callable(embed):
+        raise InvalidSettings([f"index: embed is {reprlib.repr(embed)}; {_MODELS}"])
+    if not isinstance(fields, (list, tuple)) or not all(isinstance(field, str) for field in fields):
+        raise InvalidSettings([f"index: fields is {reprlib.repr(fields)}; give a list of paths"])
     try:
         import numpy  # noqa: F401
     except ImportError as error:
         raise InvalidSettings(["index: vectors need numpy; pip install 'session-middleware[vectors]'"]) from error
     return dimensions
+
+
+_MODELS = "give a LangChain Embeddings, a function or 'provider:model'"
+
+
+def _embeddings(given: Any) -> Embeddings:
+    try:
+        return ensure_embeddings(given)
+    except (ImportError, ValueError) as error:  # LangChain's, for an unknown provider or one that is not installed
+        raise InvalidSettings([f"index: embed={reprlib.repr(given)}: {error}; {_MODELS}"]) from error
 
 
 def _name_of(given: Any, embeddings: Embeddings) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from itertools import groupby
@@ -18,11 +19,12 @@ from langgraph.store.base import (
     SearchOp,
 )
 
+from session_middleware.errors import InvalidMemoryArgument
 from session_middleware.memory.scopes import OWNED, Namespace, Owners, check_namespace, is_visible
 from session_middleware.memory.values import check_key, checked_value, is_text, words_of
+from session_middleware.settings import is_minutes
 from session_middleware.storage.memory_types import MemoryPut
-
-_LONGEST_TTL = 60 * 24 * 36_525  # minutes
+from session_middleware.storage.validation import check_count, check_mapping, check_string, check_strings
 
 
 def check_ops(ops: Iterable[Op]) -> None:
@@ -31,7 +33,7 @@ def check_ops(ops: Iterable[Op]) -> None:
     Raises:
         InvalidNamespaceError: as in LangGraph, but see `check_labels`.
         UnserializableValue: a key that is not UTF-8.
-        ValueError: an unknown operation, a negative limit or offset, or an invalid ttl.
+        InvalidMemoryArgument: an unknown operation, or another invalid argument.
     """
     checked: set[Namespace] = set()  # most batches have few namespaces
     for op in ops:
@@ -41,22 +43,40 @@ def check_ops(ops: Iterable[Op]) -> None:
                 checked.add(tuple(op.namespace))
             if not (isinstance(op.key, str) and op.key.isascii()):
                 check_key(op.key)
-            if isinstance(op, PutOp) and op.ttl is not None and not 0 < op.ttl <= _LONGEST_TTL:
-                raise ValueError(f"ttl={op.ttl}: give minutes, more than 0 and at most 100 years")
+            if isinstance(op, PutOp):
+                _check_put(op)
         else:
             _check_read(op)
 
 
+def _check_put(op: PutOp) -> None:
+    if not op.namespace:
+        raise InvalidNamespaceError("the namespace of an item is empty; give it a label")
+    if op.index is not None and op.index is not False:
+        check_strings("index", op.index, "paths, or False")
+    if op.ttl is not None and not is_minutes(op.ttl):
+        raise InvalidMemoryArgument(
+            f"ttl={reprlib.repr(op.ttl)} is no duration", "give minutes, more than 0 and at most 100 years"
+        )
+
+
 def _check_read(op: Op) -> None:
-    if isinstance(op, (SearchOp, ListNamespacesOp)) and min(op.limit, op.offset) < 0:
-        raise ValueError(f"limit={op.limit}, offset={op.offset}: neither may be negative")
+    if isinstance(op, (SearchOp, ListNamespacesOp)):
+        check_count("limit", op.limit)
+        check_count("offset", op.offset)
     if isinstance(op, SearchOp):
         check_labels(op.namespace_prefix)
+        check_mapping("filter", op.filter)
+        check_string("query", op.query or "")
     elif isinstance(op, ListNamespacesOp):
+        check_count("max_depth", op.max_depth or 0)
         for condition in op.match_conditions or ():
             check_labels(condition.path, ids_anywhere=condition.match_type == "suffix")
     else:
-        raise ValueError(f"{type(op).__name__} is not a store operation; use LangGraph's GetOp, PutOp, SearchOp …")
+        raise InvalidMemoryArgument(
+            f"{type(op).__name__} is not a store operation",
+            "use LangGraph's GetOp, PutOp, SearchOp or ListNamespacesOp",
+        )
 
 
 def check_labels(namespace: Namespace, *, ids_anywhere: bool = False) -> None:
@@ -66,7 +86,7 @@ def check_labels(namespace: Namespace, *, ids_anywhere: bool = False) -> None:
     namespace may be an e-mail address. A period is therefore allowed there, and anywhere in a suffix, which does not
     show whether it belongs to an owned namespace.
     """
-    if isinstance(namespace, str):
+    if not isinstance(namespace, (tuple, list)):
         raise InvalidNamespaceError(f"{namespace!r} is not a namespace; use a tuple of labels: ({namespace!r},)")
     for position, label in enumerate(namespace):
         is_id = ids_anywhere or (position == 1 and namespace[0] in OWNED)
@@ -90,10 +110,8 @@ def _problem(label: object, *, is_id: bool) -> str | None:
 
 
 def check_root(namespace: Namespace) -> None:
-    """LangGraph's further rules for the namespace of a put."""
-    if not namespace:
-        raise InvalidNamespaceError("the namespace of an item is empty; give it a label")
-    if namespace[0] == "langgraph":
+    """LangGraph's further rule for the namespace of a put."""
+    if isinstance(namespace, (tuple, list)) and tuple(namespace[:1]) == ("langgraph",):
         raise InvalidNamespaceError(f"namespace {namespace!r} is LangGraph's own; begin with another label")
 
 

@@ -22,7 +22,7 @@ from session_middleware.memory.retriever import SessionRetriever, caller_config
 from session_middleware.memory.scopes import SCOPES, Namespace
 from session_middleware.memory.session_memory import HasMemory, SessionMemory
 from session_middleware.models import Scope
-from session_middleware.storage.validation import check_members
+from session_middleware.storage.validation import check_members, check_type
 
 FilterFor: TypeAlias = Callable[[str, Sequence[str]], Any]  # a metadata key and its allowed values, as a store's filter
 
@@ -53,6 +53,7 @@ class ScopedVectorStore(VectorStore):
         scopes: Sequence[Scope] = SCOPES,
         filter_for: FilterFor,
     ) -> None:
+        check_type("vectorstore", store, VectorStore, "a vector store of LangChain's")
         check_members("scope", [scope], SCOPES)
         check_members("scopes", scopes, SCOPES)
         self._store = store

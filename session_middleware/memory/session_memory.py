@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from langchain_core.runnables import RunnableConfig
@@ -15,11 +15,17 @@ from session_middleware.memory.scopes import SCOPES, Namespace, both_of, namespa
 from session_middleware.memory.session_recall import Duration, Namespaces, SessionRecall, Stored, Texts
 from session_middleware.memory.values import check_key, checked_value, words_of
 from session_middleware.models import Scope
-from session_middleware.settings import parse_duration
 from session_middleware.storage.executor import StorageExecutor, async_twin
 from session_middleware.storage.memory_types import MemoryItemPut, MemoryPut, MemoryQuery
 from session_middleware.storage.search.tokenizer import contains_all
-from session_middleware.storage.validation import check_always, check_mapping, check_string, suggesting
+from session_middleware.storage.validation import (
+    check_always,
+    check_mapping,
+    check_string,
+    check_type,
+    checked_ttl,
+    suggesting,
+)
 
 
 @suggesting
@@ -49,16 +55,19 @@ class SessionMemory(SessionRecall):
         Raises:
             SessionClosed: the session was deleted since.
             MemoryScopeUnavailable: the session has no id for the scope.
+            InvalidMemoryArgument: there is nothing to remember, or another argument is invalid.
             UnserializableValue: the dict is not JSON.
         """
+        _check_content(text_or_dict)
         check_mapping("metadata", metadata)
-        if message_id is not None:
-            check_string("message_id", message_id)
+        for name, text in (("key", key), ("message_id", message_id)):
+            if text is not None:
+                check_string(name, text)
         check_always(always)
         namespace, other = both_of(namespace_of(scope, self._owners), always=always)
-        key = self._indexer.new_id() if key is None else str(key)
+        key = self._indexer.new_id() if key is None else key
         put = self._put(namespace, key, text_or_dict, metadata)
-        put = put._replace(message_id=message_id, ttl=None if ttl is None else parse_duration(ttl))
+        put = put._replace(message_id=message_id, ttl=checked_ttl(ttl))
         self._storage.put_memories([_deletion(other, key), put], context=self._context)
         self._indexer.embed_items()
         return self._stored(namespace, key)
@@ -190,6 +199,13 @@ class SessionMemory(SessionRecall):
         return self._memory(stored)
 
 
+def _check_content(value: object) -> None:
+    if not isinstance(value, (str, Mapping)):
+        raise InvalidMemoryArgument(f"a {type(value).__name__} is not a memory", "give a text or a dict")
+    if not value or (isinstance(value, str) and not value.strip()):
+        raise InvalidMemoryArgument("the memory is empty", "give a text or a dict with content")
+
+
 def _stamp(*parts: object) -> str:
     return json.dumps(parts, separators=(",", ":"))
 
@@ -198,11 +214,18 @@ def _deletion(namespace: Namespace, key: str) -> MemoryPut:
     return MemoryPut(namespace, [MemoryItemPut(key, None, None)])
 
 
+@runtime_checkable
 class HasOwnMemory(Protocol):
     """The part of `Session` that retrievers, tools and vector stores use."""
 
     @property
     def memory(self) -> SessionMemory: ...
+
+
+def check_own(session: HasOwnMemory | None) -> None:
+    """Raises `InvalidMemoryArgument` for anything but a session and ``None``."""
+    if session is not None:
+        check_type("session", session, HasOwnMemory, "a Session, such as sessions.get('thread-42')")
 
 
 @runtime_checkable

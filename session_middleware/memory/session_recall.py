@@ -33,11 +33,14 @@ from session_middleware.storage.protocol import Storage
 from session_middleware.storage.run import RunContext
 from session_middleware.storage.validation import (
     check_always,
+    check_callable,
     check_count,
     check_mapping,
     check_members,
     check_moment,
     check_string,
+    check_strings,
+    check_weight,
 )
 
 Memories: TypeAlias = list[Memory]  # in the class below, `list` is a method
@@ -106,6 +109,7 @@ class SessionRecall:
         check_count("window", window)
         check_moment("since", since)
         check_mapping("filter", filter)
+        check_weight("recency", recency)
         asked = self._query(query, scopes, kinds, roles)._replace(filter=filter, since=since, limit=k)
         if not asked.namespaces and asked.messages is None:
             return Rows()
@@ -138,6 +142,7 @@ class SessionRecall:
         """
         check_count("k", k)
         check_always(always)
+        check_strings("unless_in", unless_in)
         asked = self._query(query, scopes, kinds, roles)
         first = self._always(scopes) if always else []
         if not asked.namespaces and asked.messages is None:
@@ -178,6 +183,8 @@ class SessionRecall:
         It stands between two marks that do not occur in it.
         """
         check_count("budget_tokens", budget_tokens)
+        check_strings("unless_in", unless_in)
+        check_callable("count_tokens", count_tokens, "a function from text to a number of tokens")
         memories = self.select(
             query, k, scopes=scopes, kinds=kinds, roles=roles, always=always, unless_in=[query, *unless_in]
         )
@@ -197,6 +204,7 @@ class SessionRecall:
 
     def last_said(self, count: int = 12) -> Texts:
         """The texts of the last messages of this session by users and assistants, oldest first."""
+        check_count("count", count)
         self._indexer.settle()
         messages = self._storage.list_messages_around(self._session_id, None, before=count)
         return [message.text for message in messages if message.role in ("user", "assistant")]

@@ -11,12 +11,12 @@ from langchain_core.tools import BaseTool, StructuredTool
 from session_middleware.memory.context import render
 from session_middleware.memory.results import Memory
 from session_middleware.memory.scopes import SCOPES
-from session_middleware.memory.session_memory import HasMemory, HasOwnMemory, SessionMemory
+from session_middleware.memory.session_memory import HasMemory, HasOwnMemory, SessionMemory, check_own
 from session_middleware.memory.session_recall import ROLES, SPEAKERS
 from session_middleware.models import Role, Scope
 from session_middleware.storage.executor import async_twin
 from session_middleware.storage.record_entries import OF_MEMORY
-from session_middleware.storage.validation import check_always, check_members
+from session_middleware.storage.validation import check_always, check_members, check_type
 
 Answer: TypeAlias = tuple[str, dict[str, Any]]  # text for the model, and an artifact by which the recorder knows it
 
@@ -45,8 +45,10 @@ def memory_tools(
         always: whether ``recall`` also returns items remembered with ``always=True``. A model cannot store these.
         session: this session's memory, for a loop that passes no config.
     """
+    check_type("sessions", sessions, HasMemory, "a Sessions")
+    check_own(session)
     check_members("scopes", scopes, SCOPES)
-    check_members("scope", [scope or "session"], SCOPES)
+    check_members("scope", ["session" if scope is None else scope], SCOPES)
     check_members("roles", roles, ROLES)
     check_always(always)
     tools = _Tools(sessions, scope, scopes, roles, always, session)

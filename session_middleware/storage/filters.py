@@ -9,6 +9,8 @@ import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from session_middleware.errors import InvalidMemoryArgument
+
 _ORDERS: dict[str, Callable[[Any, Any], bool]] = {
     "$gt": operator.gt,
     "$gte": operator.ge,
@@ -26,7 +28,7 @@ def passes(value: Mapping[str, Any], filter: Mapping[str, Any] | None) -> bool:
     and each element matches; tuples are lists, as in JSON. Text that is a number is ordered as a number.
 
     Raises:
-        ValueError: an unknown operator.
+        InvalidMemoryArgument: an unknown operator.
     """
     return not filter or all(_matches(_at(value, key), wanted) for key, wanted in filter.items())
 
@@ -52,7 +54,7 @@ def _matches(found: Any, wanted: Any) -> bool:
 
 def _compare(found: Any, name: str, operand: Any) -> bool:
     if name not in _OPERATORS:
-        raise ValueError(f"{name!r} is not a filter operator; use one of {', '.join(_OPERATORS)}")
+        raise InvalidMemoryArgument(f"{name!r} is not a filter operator", f"use one of {', '.join(_OPERATORS)}")
     if isinstance(operand, tuple):
         operand = list(operand)
     if name in _ORDERS and (isinstance(found, str) or isinstance(operand, str)):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import reprlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from difflib import get_close_matches
@@ -11,7 +13,7 @@ from typing import Any, TypedDict, TypeVar, get_args, get_type_hints
 
 from session_middleware.errors import InvalidArgument, InvalidMemoryArgument, UnknownStatus
 from session_middleware.models import OnExpire, OnResume, Status, Visibility
-from session_middleware.settings import own_seconds
+from session_middleware.settings import own_seconds, parse_duration
 from session_middleware.storage.types import SessionDetails
 
 T = TypeVar("T")
@@ -270,7 +272,7 @@ def details_of(*, idle_timeout: Any = None, max_age: Any = None, retention: Any 
 
 def check_type(name: str, value: object, kind: type | tuple[type, ...], wanted: str) -> None:
     if not isinstance(value, kind):
-        raise InvalidMemoryArgument(f"{name}={value!r} is a {type(value).__name__}", f"give {wanted}")
+        raise InvalidMemoryArgument(f"{name}={reprlib.repr(value)} is a {type(value).__name__}", f"give {wanted}")
 
 
 def check_string(name: str, value: object) -> None:
@@ -287,20 +289,52 @@ def check_always(value: object) -> None:
 
 def check_members(name: str, values: Any, known: Sequence[str]) -> None:
     """Validate a collection of some of `known`."""
-    if isinstance(values, str) or not isinstance(values, Collection):
-        problem = f"{name}={values!r} is a {type(values).__name__}"
-        raise InvalidMemoryArgument(problem, f"give a list of {', '.join(known)}")
+    check_strings(name, values, ", ".join(known))
     for value in values:
         if value not in known:
-            problem = f"there is no {name.removesuffix('s')} {value!r}"
+            problem = f"there is no {name.removesuffix('s')} {reprlib.repr(value)}"
             raise InvalidMemoryArgument(problem, f"use one of {', '.join(known)}")
 
 
+def check_strings(name: str, values: object, of: str = "texts") -> None:
+    if isinstance(values, (str, bytes)) or not isinstance(values, Collection):
+        raise InvalidMemoryArgument(
+            f"{name}={reprlib.repr(values)} is a {type(values).__name__}", f"give a list of {of}"
+        )
+    for value in values:
+        check_string(f"an element of {name}", value)
+
+
 def check_count(name: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise InvalidMemoryArgument(f"{name}={value!r} is no count", f"give a whole number, such as {name}=5")
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _HIGHEST:
+        raise InvalidMemoryArgument(
+            f"{name}={reprlib.repr(value)} is no count", "give a whole number that is not negative"
+        )
+
+
+def check_marks(value: object) -> None:
+    """The texts before and after each found word."""
+    if not isinstance(value, tuple) or len(value) != 2 or not all(isinstance(mark, str) for mark in value):
+        raise InvalidMemoryArgument(
+            f"marks={reprlib.repr(value)} is no pair", "give two texts, such as ('<b>', '</b>')"
+        )
+
+
+def check_weight(name: str, value: object) -> None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < math.inf:
+        raise InvalidMemoryArgument(f"{name}={reprlib.repr(value)} is no weight", f"give a number, such as {name}=0.5")
 
 
 def check_moment(name: str, value: object) -> None:
     if value is not None and not (isinstance(value, datetime) and value.tzinfo is not None):
-        raise InvalidMemoryArgument(f"{name}={value!r} is no moment", "give a datetime with a time zone")
+        raise InvalidMemoryArgument(f"{name}={reprlib.repr(value)} is no moment", "give a datetime with a time zone")
+
+
+def checked_ttl(value: object) -> timedelta | None:
+    """The time to live of an item that is remembered; ``None``: no limit."""
+    try:
+        return None if value is None else parse_duration(value)
+    except ValueError as error:
+        raise InvalidMemoryArgument(
+            f"ttl={reprlib.repr(value)} is no duration", "give one such as '30m' or '7d'"
+        ) from error

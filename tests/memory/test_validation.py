@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
+from math import inf, nan
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from langchain_core.documents import Document
 from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.vectorstores import InMemoryVectorStore
-from langgraph.store.base import PutOp
+from langgraph.store.base import InvalidNamespaceError, PutOp
 
 from session_middleware import Sessions, memory_tools
 from session_middleware.errors import InvalidMemoryArgument, SessionError
@@ -44,6 +45,8 @@ def test_an_option_there_is_not_is_told_with_those_there_are(
         call(sessions)
 
 
+NO_DURATIONS: list[Any] = ["soon", "-5m", "", 0, -1, nan, inf, True, [], timedelta(0), timedelta(days=99_999)]
+NO_WEIGHTS: list[Any] = [None, "x", -1, nan, inf, True]
 ARGUMENTS: list[tuple[Callable[[Any], Any], str]] = [
     (lambda m: m.recall("x", scopes=["foo"]), "no scope 'foo'; use one of session, user, group, global"),
     (lambda m: m.recall("x", scopes="user"), "scopes='user' is a str; give a list"),
@@ -58,7 +61,17 @@ ARGUMENTS: list[tuple[Callable[[Any], Any], str]] = [
     (lambda m: m.remember("x", scope="everyone"), "no scope 'everyone'"),
     (lambda m: m.remember("x", metadata="y"), "metadata='y' is a str"),
     (lambda m: m.remember("x", message_id=5), "message_id=5 is a int"),
-    (lambda m: m.remember(5), "is a int, not a dict"),
+    (lambda m: m.remember(5), "a int is not a memory; give a text or a dict"),
+    (lambda m: m.remember(None), "a NoneType is not a memory"),
+    (lambda m: m.remember(" "), "the memory is empty; give a text"),
+    (lambda m: m.remember({}), "the memory is empty"),
+    (lambda m: m.remember("x", 5), "key=5 is a int; give text"),
+    *((lambda m, ttl=ttl: m.remember("x", ttl=ttl), "is no duration; give one such as") for ttl in NO_DURATIONS),
+    (lambda m: m.recall("x", window=-1), "window=-1 is no count"),
+    *((lambda m, one=one: m.recall("x", recency=one), "is no weight; give a number") for one in NO_WEIGHTS),
+    (lambda m: m.select("x", unless_in="x"), "unless_in='x' is a str; give a list of texts"),
+    (lambda m: m.context_for("x", unless_in=[5]), "an element of unless_in=5 is a int; give text"),
+    (lambda m: m.last_said(-1), "count=-1 is no count"),
     (lambda m: m.forget(5), "key=5 is a int; give text"),
     (lambda m: m.forget(query=5), "query=5 is a int"),
     (lambda m: m.forget(all="yes"), "give one of"),
@@ -79,11 +92,50 @@ def test_the_door_and_the_tools_refuse_it_too(sessions: Sessions) -> None:
     for call in (
         lambda: sessions.search("x", since="2020"),  # type: ignore[arg-type]
         lambda: sessions.search("x", limit="5"),  # type: ignore[arg-type]
+        lambda: sessions.search("x", marks="**"),  # type: ignore[arg-type]
+        lambda: sessions.memory(None),  # type: ignore[arg-type]
+        lambda: sessions.retriever(session="t"),  # type: ignore[arg-type]
+        lambda: memory_tools("x.db"),  # type: ignore[arg-type]
+        lambda: memory_tools(sessions, session="t"),  # type: ignore[arg-type]
+        lambda: sessions.scope("x"),  # type: ignore[arg-type]
         lambda: memory_tools(sessions, scopes=["foo"]),  # type: ignore[list-item]
         lambda: memory_tools(sessions, scope="foo"),  # type: ignore[arg-type]
         lambda: sessions.scope(InMemoryVectorStore(DeterministicFakeEmbedding(size=3)), scopes="user"),  # type: ignore[arg-type]
     ):
         with pytest.raises(SessionError):
+            call()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        *(lambda store, ttl=ttl: store.put(("a",), "k", {}, ttl=ttl) for ttl in [*NO_DURATIONS[:-1], 1e300]),
+        lambda store: store.put(("a",), "k", {}, index=True),
+        lambda store: store.put(("a",), "k", {}, index="a"),
+        lambda store: store.search(("a",), limit="5"),
+        lambda store: store.search(("a",), offset=-1),
+        lambda store: store.search(("a",), filter="x"),
+        lambda store: store.search(("a",), query=5),
+        lambda store: store.list_namespaces(max_depth="1"),
+        lambda store: store.batch(["x"]),
+    ],
+)
+def test_the_store_refuses_an_invalid_argument_and_stores_nothing(sessions: Sessions, call: Any) -> None:
+    with pytest.raises(InvalidMemoryArgument):
+        call(sessions.store)
+    assert sessions.store.search(()) == []
+
+
+@pytest.mark.parametrize("namespace", [None, 5, "a", {"a": 1}, {"a"}])
+def test_the_store_takes_a_tuple_of_labels_for_a_namespace(sessions: Sessions, namespace: Any) -> None:
+    store = sessions.store
+    for call in (
+        lambda: store.put(namespace, "k", {}),
+        lambda: store.get(namespace, "k"),
+        lambda: store.delete(namespace, "k"),
+        lambda: store.search(namespace),
+    ):
+        with pytest.raises(InvalidNamespaceError, match="is not a namespace; use a tuple of labels"):
             call()
 
 
