@@ -49,26 +49,37 @@ def existing(db: str | None, **settings: Any) -> Iterator[Sessions]:
 
 
 def existing_file(db: str | None) -> str:
-    """The path of a database that exists. `Sessions` would create a missing one, so the check comes first.
-
-    Raises:
-        StorageError: the file is missing or holds no sessions.
-    """
+    """The path of a database that exists and holds sessions; it may be damaged. Raises as `check_database`."""
     from session_middleware.storage.factory import file_path
-    from session_middleware.storage.sqlite.database import check_file
-    from session_middleware.storage.sqlite.readonly_open import read_unlocked
 
     path = file_path(settings_of(db).storage_url)
-    if not Path(path).is_file():
-        raise StorageError(path, "there is no such database", advice="name one with --db FILE")
+    check_database(path)
+    return path
+
+
+def check_database(path: str) -> None:
+    """Check that the path leads to a database of this package, which may be damaged.
+
+    Raises:
+        StorageError: it is missing, unreadable, empty, or something else.
+    """
+    from session_middleware.storage.sqlite.database import check_file, check_path, storage_error
+    from session_middleware.storage.sqlite.readonly_open import read_unlocked
+
+    if not Path(path).exists():
+        raise StorageError(path, "there is no such database", advice="name one with --db FILE, or run the app first")
+    check_path(path)
     try:
         has_sessions = read_unlocked(path, lambda connection: connection.execute(_OWN_TABLES).fetchone() is not None)
-    except (StorageError, sqlite3.Error):
-        return path  # opening it raises the same error with a better explanation
+    except sqlite3.Error as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_NOTADB:
+            raise storage_error(path, error) from error
+        return
     if not has_sessions:
         check_file(path)
-        raise StorageError(path, "it holds no sessions", advice="name another database with --db FILE")
-    return path
+        raise StorageError(
+            path, "the database is empty", advice="name another one with --db FILE, or run the app first"
+        )
 
 
 def confirm(question: str) -> None:

@@ -1,6 +1,6 @@
 """A first look at an installation: versions, the database file, its size, and whether it can be written to.
 
-The file is opened for reading only and never created. `check --deep` compares every row with its checksum.
+The file is opened for reading only and never created.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ import shutil
 import sqlite3
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
+from session_middleware.cli.common import check_database
 from session_middleware.errors import StorageError
 from session_middleware.models import Value
 from session_middleware.settings import SessionSettings
 from session_middleware.storage.sqlite.files import beside
 from session_middleware.storage.sqlite.integrity import checks
-from session_middleware.storage.sqlite.integrity.reading import inspect
+from session_middleware.storage.sqlite.integrity.reading import inspect, original_schema
 from session_middleware.storage.sqlite.wal import FIXED_IN
 
 _PACKAGES = ("session-middleware", "langgraph", "langgraph-checkpoint", "langchain-core")
@@ -45,21 +47,27 @@ class Diagnosis(Value):
 
 
 def examine(path: str, settings: SessionSettings) -> Diagnosis:
-    """Examine the installation and the database at `path`, which need not exist."""
-    file = Path(path)
-    folder = file.absolute().parent
-    facts, problems = _file_facts(path) if file.is_file() else ({}, [])
-    notes = _notes(settings)
-    if facts.get("sessions"):
+    """Examine the installation and the database at `path`."""
+    file, folder = Path(path), Path(path).absolute().parent
+    facts: dict[str, Any] = {}
+    problems: list[str] = []
+    notes: list[str] = []
+    if settings.synchronous == "normal":
+        notes.append("synchronous is normal: a power failure can lose the last turns")
+    try:
+        check_database(path)
+        facts = _file_facts(path)
+        facts |= inspect(path, _page_facts)
         _add_row_problems(path, settings, problems, notes)
+        _add_note_on_sqlite(path, notes)
+    except StorageError as error:
+        problems.append(str(error))
     is_writable = os.access(folder, os.W_OK | os.X_OK) and (not file.exists() or os.access(file, os.W_OK))
-    if not is_writable:
+    if folder.is_dir() and not is_writable:
         problems.append(f"{file if file.exists() else folder} may not be written to by this process; change its mode")
     free = shutil.disk_usage(folder).free if folder.is_dir() else None
     if free is not None and free < _MIN_FREE_BYTES:
-        problems.append(
-            f"only {free // 1_000_000:,} MB of the disk are free; free some, because a full disk fails writes"
-        )
+        problems.append(f"only {free // 1_000_000:,} MB of the disk are free; free some, or writes will fail")
     return Diagnosis(
         versions=_versions(),
         path=path,
@@ -82,37 +90,34 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _notes(settings: SessionSettings) -> list[str]:
-    notes = []
-    if sqlite3.sqlite_version_info < FIXED_IN:
-        notes.append(
-            f"SQLite before {'.'.join(map(str, FIXED_IN))} can damage a database when two connections checkpoint its "
-            "write-ahead log at once; this package prevents it with a lock, so let no other program write to the file"
-        )
-    if settings.synchronous == "normal":
-        notes.append("synchronous is normal: a power failure can lose the last turns")
-    return notes
-
-
-def _file_facts(path: str) -> tuple[dict[str, int | str], list[str]]:
+def _file_facts(path: str) -> dict[str, int | str]:
     log = Path(beside(path, "-wal"))
-    facts: dict[str, int | str] = {
+    with Path(path).open("rb") as file:  # `PRAGMA journal_mode` of an immutable connection is not the file's
+        is_wal = file.read(20)[18:] == b"\2\2"
+    return {
         "file_bytes": Path(path).stat().st_size,
         "log_bytes": log.stat().st_size if log.exists() else 0,
+        "journal_mode": "wal" if is_wal else "delete",
     }
-    try:
-        facts |= inspect(path, _page_facts)
-    except StorageError as error:
-        return facts, [f"{error}; run session-middleware check --deep"]
-    with Path(path).open("rb") as file:  # `PRAGMA journal_mode` of an immutable connection is not the file's
-        facts["journal_mode"] = "wal" if file.read(20)[18:] == b"\2\2" else "delete"
-    return facts, []
 
 
-def _page_facts(connection: sqlite3.Connection) -> dict[str, int | str]:
+def _page_facts(connection: sqlite3.Connection) -> dict[str, int]:
     pragmas = {"page_bytes": "page_size", "pages": "page_count", "unused_pages": "freelist_count"}
     facts = {name: connection.execute(f"PRAGMA {pragma}").fetchone()[0] for name, pragma in pragmas.items()}
     return facts | {"sessions": connection.execute("SELECT COUNT(*) FROM sessions").fetchone()[0]}
+
+
+def _add_note_on_sqlite(path: str, notes: list[str]) -> None:
+    """Only for a file with the tables of another program, which may write to it without the lock of this package."""
+    sql = "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
+    others = {name for (name,) in inspect(path, lambda connection: connection.execute(sql).fetchall())}
+    others -= {*original_schema(), "_sqlite_migrations"}
+    if others and sqlite3.sqlite_version_info < FIXED_IN:
+        notes.append(
+            f"the file has other tables ({', '.join(sorted(others))}), and SQLite before "
+            f"{'.'.join(map(str, FIXED_IN))} can damage a file while another program writes to it; "
+            "upgrade SQLite, or let only this package write to the file"
+        )
 
 
 def _add_row_problems(path: str, settings: SessionSettings, problems: list[str], notes: list[str]) -> None:

@@ -23,9 +23,7 @@ _COUNTS = ("sessions", "checkpoints", "messages", "tool_calls", "memories")
 def diagnosis_picture(found: Diagnosis) -> RenderableType:
     """Versions, facts about the file, and a verdict."""
     facts = [*found.versions.items(), ("database", found.path)]
-    if found.file_bytes is None:
-        facts[-1] = ("database", f"{found.path} (created when it is first used)")
-    else:
+    if found.file_bytes is not None:
         facts.append(("size", f"{bytes_text(found.file_bytes)}, write-ahead log {bytes_text(found.log_bytes)}"))
     if found.pages is not None:
         facts.append(("pages", f"{found.pages:,} of {found.page_bytes:,} bytes, {found.unused_pages or 0:,} unused"))

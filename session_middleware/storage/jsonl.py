@@ -78,8 +78,11 @@ def read(path: Path, digest: str | None = None) -> dict[str, list[Row]]:
         for entry in entries:
             rows.setdefault(entry["table"], []).append(_unpacked(entry["row"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        problem = f"it is not a valid export file ({error})"
-        raise StorageError(str(path), problem, advice="put back the file from a backup") from error
+        is_missing = isinstance(error, FileNotFoundError)
+        problem = "the archive is missing" if is_missing else f"it is not a valid export file ({error})"
+        raise StorageError(
+            str(path), problem, advice="put back the file from a backup, or delete the session"
+        ) from error
     return rows
 
 

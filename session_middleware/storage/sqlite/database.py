@@ -286,7 +286,7 @@ class SqliteDatabase:
         try:
             yield
         except sqlite3.Error as error:
-            raise _storage_error(self.path, error) from error
+            raise storage_error(self.path, error) from error
         except (UnicodeDecodeError, json.JSONDecodeError, ValidationError) as error:  # of a damaged row
             raise StorageError(self.path, f"it is damaged ({error})", advice="restore a backup") from error
         except UnicodeEncodeError as error:
@@ -346,18 +346,24 @@ def absolute(path: str) -> str:
     return str(Path(path).absolute())
 
 
-def check_file(path: str) -> None:
-    """Raise `StorageError` for a file of another program, before anything is written. A file without tables passes."""
+def check_path(path: str) -> None:
+    """Raise `StorageError` unless the path is a readable file or may be one."""
     file = Path(path)
     if file.is_dir():
         raise StorageError(path, "it is a folder", advice="name a file in it, such as sessions.db")
     if not file.parent.is_dir():
         raise StorageError(path, "its folder does not exist", advice=f"create {str(file.parent)!r} first")
-    if not file.exists():
-        return
-    if not file.is_file():
+    if file.exists() and not file.is_file():
         raise StorageError(path, "it is a device or a pipe", advice="name a file, such as sessions.db")
-    if file.stat().st_size == 0:
+    if file.exists() and not os.access(file, os.R_OK):
+        raise StorageError(path, "it may not be read by this process", advice="grant read access to the file")
+
+
+def check_file(path: str) -> None:
+    """As `check_path`, and raise `StorageError` for a file of another program. A file without tables passes."""
+    check_path(path)
+    file = Path(path)
+    if not file.exists() or file.stat().st_size == 0:
         return
     applied, tables, is_langgraphs = read_unlocked(path, _contents)
     if applied - KNOWN_MIGRATIONS:
@@ -383,13 +389,17 @@ def _contents(connection: sqlite3.Connection) -> tuple[frozenset[str], frozenset
     return _applied(connection), tables, "writes" in tables and "thread_id" in columns
 
 
-def _storage_error(path: str, error: sqlite3.Error) -> StorageError:
+def storage_error(path: str, error: sqlite3.Error) -> StorageError:
     text = str(error)
     if isinstance(error, Malformed):
         advice = "delete that session, or restore a backup; session-middleware check --deep lists all damaged rows"
         return StorageError(path, f"it is damaged ({text})", advice=advice)
     for part, problem, advice in (
-        ("not a database", "it is not an SQLite database", "choose another file; this one was not changed"),
+        (
+            "not a database",
+            "it is not an SQLite database, or its first page is damaged",
+            "name another file, or restore a backup",
+        ),
         ("malformed", "it is damaged", "restore a backup; do not write to it"),
         ("readonly", "it may not be written to", "give this process write access to the file and its folder"),
         ("unable to open", "it cannot be opened", "check that the folder exists and may be written to"),

@@ -37,7 +37,8 @@ def inspect(path: str, operation: Callable[[sqlite3.Connection], T]) -> T:
     try:
         return read_unlocked(path, operation)
     except sqlite3.Error as error:
-        raise StorageError(path, f"it cannot be read ({error})", advice="restore a backup") from error
+        advice = "restore a backup, or list the damage with session-middleware check --deep"
+        raise StorageError(path, f"it cannot be read ({error})", advice=advice) from error
 
 
 @contextmanager
