@@ -15,7 +15,7 @@ import pytest
 from session_middleware import Sessions
 from session_middleware.settings import load_settings
 from session_middleware.storage.protocol import Storage
-from session_middleware.storage.sql.engine import SqliteStorage
+from session_middleware.storage.sqlite.engine import SqliteStorage
 from tests.support.queries import counters, rows
 
 OpenSessions = Callable[..., Sessions]

@@ -100,6 +100,7 @@ def test_no_import_is_circular() -> None:
         ("storage.protocol", "storage.sql"),
         ("storage.search", "storage.sql"),
         ("storage.sql", "storage.factory"),
+        ("storage.sql", "storage.sqlite"),
     ],
 )
 def test_within_storage_the_lower_module_does_not_depend_on_the_higher(lower: str, higher: str) -> None:
@@ -109,6 +110,17 @@ def test_within_storage_the_lower_module_does_not_depend_on_the_higher(lower: st
             reached.add(imported)
             left.append(imported)
     assert [module for module in sorted(reached) if f"{module}.".startswith(f"{higher}.")] == []
+
+
+def test_the_operations_in_sql_import_no_driver() -> None:
+    wrong = [
+        module
+        for module, path in MODULES.items()
+        if f"{module}.".startswith("storage.sql.")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Import) and {alias.name for alias in node.names} & {"sqlite3", "psycopg"}
+    ]
+    assert wrong == []
 
 
 def test_the_package_itself_is_imported_by_outer_layers_only() -> None:

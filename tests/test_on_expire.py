@@ -11,8 +11,8 @@ import pytest
 from session_middleware import Sessions
 from session_middleware.models import utc_now
 from session_middleware.settings import load_settings
-from session_middleware.storage.sql.engine import SqliteStorage
 from session_middleware.storage.sql.sessions import expiry
+from session_middleware.storage.sqlite.engine import SqliteStorage
 from tests.conftest import Clock, OpenSessions
 from tests.support import agents
 from tests.support.agents import human, said

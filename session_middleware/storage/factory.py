@@ -9,7 +9,7 @@ from session_middleware.errors import InvalidSettings, StorageError
 from session_middleware.models import Clock, NewId
 from session_middleware.settings import SessionSettings
 from session_middleware.storage.protocol import Storage
-from session_middleware.storage.sql.engine import SqliteStorage
+from session_middleware.storage.sqlite.engine import SqliteStorage
 
 
 def open_storage(settings: SessionSettings, clock: Clock, new_id: NewId) -> Storage:

@@ -16,7 +16,7 @@ from session_middleware.models import Identity, Pin, Status
 from session_middleware.settings import load_settings
 from session_middleware.storage.record_entries import MessageEntry, RunEnd
 from session_middleware.storage.run import RunContext
-from session_middleware.storage.sql.engine import SqliteStorage
+from session_middleware.storage.sqlite.engine import SqliteStorage
 from session_middleware.storage.types import SessionFilter
 from tests.conftest import Clock
 

@@ -7,7 +7,7 @@ import inspect
 import pytest
 
 from session_middleware.storage.protocol import Storage
-from session_middleware.storage.sql.engine import SqliteStorage
+from session_middleware.storage.sqlite.engine import SqliteStorage
 
 METHODS = {name for name, member in vars(Storage).items() if inspect.isfunction(member) and name[0] != "_"}
 

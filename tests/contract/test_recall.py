@@ -23,7 +23,7 @@ from session_middleware.storage.memory_types import MemoryQuery, MessageScope, S
 from session_middleware.storage.protocol import Storage
 from session_middleware.storage.record_entries import MessageEntry
 from session_middleware.storage.run import RunContext
-from session_middleware.storage.sql.engine import SqliteStorage
+from session_middleware.storage.sqlite.engine import SqliteStorage
 from tests.conftest import Clock
 from tests.support.embeddings import SubjectEmbeddings
 from tests.support.memories import put_of

@@ -17,7 +17,7 @@ from session_middleware.models import Event, Identity, utc_now
 from session_middleware.settings import load_settings
 from session_middleware.storage.record_entries import MessageEntry
 from session_middleware.storage.run import RunContext
-from session_middleware.storage.sql.engine import SqliteStorage
+from session_middleware.storage.sqlite.engine import SqliteStorage
 from session_middleware.storage.types import SessionDetails
 from tests.support import scenarios
 from tests.support.processes import Process, run
@@ -78,7 +78,7 @@ from session_middleware.models import Identity, utc_now
 from session_middleware.settings import load_settings
 from session_middleware.storage.run import RunContext
 from session_middleware.storage.record_entries import MessageEntry
-from session_middleware.storage.sql.engine import SqliteStorage
+from session_middleware.storage.sqlite.engine import SqliteStorage
 
 path, name = sys.argv[1:]
 print("ready", flush=True)

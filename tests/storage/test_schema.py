@@ -20,10 +20,11 @@ from session_middleware.storage.protocol import Storage
 from session_middleware.storage.record_entries import MessageEntry, RunEnd, ToolEnd, ToolStart
 from session_middleware.storage.run import Lease, RunContext
 from session_middleware.storage.sql import schema
-from session_middleware.storage.sql.engine import SqliteStorage
 from session_middleware.storage.sql.record import usage
 from session_middleware.storage.sql.sessions import expiry
 from session_middleware.storage.sqlite import database
+from session_middleware.storage.sqlite.connection import SqliteConnection
+from session_middleware.storage.sqlite.engine import SqliteStorage
 from session_middleware.storage.sqlite.integrity.reading import original_schema
 from session_middleware.storage.types import SessionDetails, SessionFilter, ToolCallFilter, UsageBy, UsageFilter
 from tests.memory.test_memory_in_graphs import echo
@@ -91,9 +92,8 @@ def test_no_statement_scans_a_table(statements: list[str], tmp_path: Path) -> No
     statements.clear()
     use_everything(storage)
     storage.close()
-    plain = sqlite3.connect(path)
+    plain = sqlite3.connect(path, factory=SqliteConnection)
     plain.set_trace_callback(None)
-    plain.create_aggregate("latencies", 1, usage._Latencies)
     scans = {}
     for statement in dict.fromkeys(statements):
         if not statement.lstrip().startswith(("SELECT", "UPDATE", "DELETE", "INSERT", "WITH")):
@@ -227,7 +227,6 @@ def test_usage_reads_calls_by_an_index_and_sessions_that_it_is_about(by: UsageBy
 
 
 def explain(connection: sqlite3.Connection, by: UsageBy) -> list[str]:
-    connection.create_aggregate("latencies", 1, usage._Latencies)
     beginning, end = usage._SUMS[by]
     return [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {beginning} {end}")]
 

@@ -1,8 +1,7 @@
-"""The SQLite engine: each method of the port, as a transaction over the statements beside it."""
+"""The engine: each method of the port, as a transaction over the statements beside it."""
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
@@ -32,6 +31,7 @@ from session_middleware.storage.sql.checkpoints import (
     pruning,
 )
 from session_middleware.storage.sql.checkpoints.unused import free_unused
+from session_middleware.storage.sql.connection import CommitThenRaise, Connection, Database
 from session_middleware.storage.sql.engine_context import EngineContext
 from session_middleware.storage.sql.memory import items
 from session_middleware.storage.sql.memory.engine import MemoryOperations
@@ -48,12 +48,9 @@ from session_middleware.storage.sql.session_state import (
 )
 from session_middleware.storage.sql.sessions import admission, events, leases, session_rows
 from session_middleware.storage.sql.sessions.engine import SessionOperations
-from session_middleware.storage.sqlite.readonly import open_database
-from session_middleware.storage.sqlite.writer import CommitThenRaise
 from session_middleware.storage.types import DeletionCounts, SessionDetails, SessionFilter
 
 T = TypeVar("T")
-Connection = sqlite3.Connection
 
 
 class WriteDown(Protocol):
@@ -62,10 +59,10 @@ class WriteDown(Protocol):
     def __call__(self, entries: Sequence[Entry] = (), put: CheckpointPut | None = None) -> BranchPoint: ...
 
 
-class SqliteStorage(SessionOperations, RecordOperations, MemoryOperations):
-    def __init__(self, path: str, settings: SessionSettings, *, clock: Clock, new_id: NewId) -> None:
-        self._database = open_database(path, synchronous=settings.synchronous)
-        self.name = self._database.path
+class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
+    def __init__(self, database: Database, settings: SessionSettings, *, clock: Clock, new_id: NewId) -> None:
+        self._database = database
+        self.name = database.path
         self._rules = EngineContext(settings, clock, new_id, self.name)
         self._states = StateCache()
 
@@ -79,7 +76,7 @@ class SqliteStorage(SessionOperations, RecordOperations, MemoryOperations):
         self._database.close()
 
     def run_batch(self, calls: Sequence[Callable[[], Any]], *, durable: bool) -> list[Callable[[], Any]]:
-        return [ticket.outcome for ticket in self._database.together(calls, durable=durable)]
+        return self._database.together(calls, durable=durable)
 
     def _run_admitted(
         self,

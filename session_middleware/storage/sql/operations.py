@@ -6,15 +6,15 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
+from session_middleware.storage.sql.connection import Database
 from session_middleware.storage.sql.engine_context import EngineContext
-from session_middleware.storage.sqlite.database import SqliteDatabase
 
 
 class Operations:
-    """`SqliteStorage` sets these. Each part implements the methods of `Storage` for one noun."""
+    """`SqlStorage` sets these. Each part implements the methods of `Storage` for one noun."""
 
     name: str
-    _database: SqliteDatabase
+    _database: Database
     _rules: EngineContext
     _run_admitted: Callable[..., Any]  # admits a `RunContext` and runs an operation, in one transaction
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -12,13 +11,14 @@ from pydantic import ValidationError
 
 from session_middleware.models import Value, from_text
 from session_middleware.storage.jsonable import REPLACED, clean, to_json
+from session_middleware.storage.sql.connection import Cursor, DamagedRow
 
 __all__ = ["Malformed", "clean", "marks_of", "namespace_text", "read_column", "to_json", "value_of", "values_of"]
 
 V = TypeVar("V", bound=Value)
 
 
-class Malformed(sqlite3.DatabaseError):
+class Malformed(DamagedRow):
     """A row that holds what nobody of us writes. It says whose row that is."""
 
     def __init__(self, model: type[Value], session_id: str, *, column: str, problem: str) -> None:
@@ -46,7 +46,7 @@ def marks_of(marks: Iterable[str], *texts: str | None) -> str | None:
     return to_json(list(dict.fromkeys(found))) if found else None
 
 
-def value_of(model: type[V], cursor: sqlite3.Cursor, row: tuple[Any, ...]) -> V:
+def value_of(model: type[V], cursor: Cursor, row: tuple[Any, ...]) -> V:
     """A row as a value of `model`; columns it has no field for are left out. Raises `Malformed`."""
     fields = model.model_fields
     found: dict[str, Any] = {}
@@ -78,5 +78,5 @@ def read_column(column: str, value: Any) -> Any:
     return moment
 
 
-def values_of(model: type[V], cursor: sqlite3.Cursor) -> list[V]:
+def values_of(model: type[V], cursor: Cursor) -> list[V]:
     return [value_of(model, cursor, row) for row in cursor.fetchall()]

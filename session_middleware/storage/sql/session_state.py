@@ -8,7 +8,6 @@ session: nothing was written, what was known is dropped, and the operation decid
 
 from __future__ import annotations
 
-import sqlite3
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 
 from session_middleware.models import SessionInfo
 from session_middleware.storage.sql.checkpoints.latest_checkpoint import HEAD, WRITE_COUNT, Head
+from session_middleware.storage.sql.connection import Connection, Cursor
 from session_middleware.storage.sql.row_mapping import Malformed
 
 _MOST_SESSIONS = 512
@@ -97,7 +97,7 @@ class StateCache:
     def drop(self, session_id: str) -> None:
         self._states.pop(session_id, None)
 
-    def load(self, connection: sqlite3.Connection, session_id: str, known: SessionState | None) -> SessionState:
+    def load(self, connection: Connection, session_id: str, known: SessionState | None) -> SessionState:
         """The state as it is now. `known` is what was known before this operation, if that is still current."""
         row, head = _read(connection, session_id) or (None, None)
         assert row is not None
@@ -112,7 +112,7 @@ class StateCache:
             self._states.popitem(last=False)
         return known
 
-    def find(self, connection: sqlite3.Connection, session_id: str) -> SessionState | None:
+    def find(self, connection: Connection, session_id: str) -> SessionState | None:
         """The state as it is now, unless there is no such session."""
         found = _read(connection, session_id)
         if found is None:
@@ -121,7 +121,7 @@ class StateCache:
         state.heads[""] = found[1]
         return state
 
-    def is_current(self, connection: sqlite3.Connection, known: SessionState) -> bool:
+    def is_current(self, connection: Connection, known: SessionState) -> bool:
         row = connection.execute("SELECT home, version FROM sessions WHERE id = ?", (known.session_id,)).fetchone()
         return bool(row == (known.home, known.version))
 
@@ -134,7 +134,7 @@ _LOAD = f"""
 _TYPES = (int, int, int, str, str, int)
 
 
-def _read(connection: sqlite3.Connection, session_id: str) -> tuple[tuple[Any, ...], Head | None] | None:
+def _read(connection: Connection, session_id: str) -> tuple[tuple[Any, ...], Head | None] | None:
     """Raises `Malformed` if a value has another type than we write."""
     found = connection.execute(_LOAD, (session_id,)).fetchone()
     if found is None:
@@ -226,7 +226,7 @@ class SessionWrite:
     row, which raises `StaleState` if the session is not as it was known: then the transaction is to be rolled back.
     """
 
-    def __init__(self, connection: sqlite3.Connection, state: SessionState) -> None:
+    def __init__(self, connection: Connection, state: SessionState) -> None:
         self._connection = connection
         self._is_verified = False
         self._has_written = False
@@ -260,21 +260,26 @@ class SessionWrite:
         self._deferred[f"{sql}{len(self._deferred)}"] = _Deferred(sql, "", "", [values], None)
 
     @property
-    def raw(self) -> sqlite3.Connection:
+    def raw(self) -> Connection:
         """The connection, for what neither reads nor writes."""
         return self._connection
 
     @property
-    def connection(self) -> sqlite3.Connection:
+    def connection(self) -> Connection:
         """The connection, to read from: what was collected is written first."""
         if self._deferred:
             self.flush()
         return self._connection
 
-    def query(self, sql: str, values: Any = ()) -> sqlite3.Cursor:
+    @property
+    def rejections(self) -> tuple[type[Exception], ...]:
+        """The driver's errors for a statement or a value."""
+        return self._connection.rejections
+
+    def query(self, sql: str, values: Any = ()) -> Cursor:
         return self.connection.execute(sql, values)
 
-    def execute(self, sql: str, values: Any = ()) -> sqlite3.Cursor:
+    def execute(self, sql: str, values: Any = ()) -> Cursor:
         self.flush()
         self._has_written = True
         return self._connection.execute(sql, values)
@@ -295,7 +300,7 @@ class SessionWrite:
                 sql = f"{each.head}{', '.join([each.marks] * len(some))}{each.tail}"
                 try:
                     done = self._connection.execute(sql, values).rowcount
-                except sqlite3.IntegrityError as error:
+                except self._connection.conflict as error:
                     if not self._is_verified and not self._is_current():
                         raise StaleState from error
                     if "list_items" in str(error):
@@ -325,7 +330,7 @@ class SessionWrite:
         finally:
             self._connection.execute("RELEASE entry")
 
-    def finish(self) -> sqlite3.Connection:
+    def finish(self) -> Connection:
         """Write what was collected and counted. Returns the connection, to change the session's row by."""
         self.flush()
         state, counters = self.state, self.counters

@@ -22,11 +22,12 @@ from pydantic import ValidationError
 
 from session_middleware.errors import StorageError
 from session_middleware.models import Event
-from session_middleware.storage.sql.row_mapping import Malformed
+from session_middleware.storage.sql.connection import DamagedRow, Undo
+from session_middleware.storage.sqlite.connection import SqliteConnection
 from session_middleware.storage.sqlite.files import OpenFiles, beside, create_private
 from session_middleware.storage.sqlite.readonly_open import read_unlocked
 from session_middleware.storage.sqlite.wal import BUSY_SECONDS, Wal
-from session_middleware.storage.sqlite.writer import Undo, Writer, WriteRequest, WritingConnection
+from session_middleware.storage.sqlite.writer import Writer
 
 T = TypeVar("T")
 
@@ -43,13 +44,13 @@ class SqliteDatabase:
         self.in_memory = path == ":memory:"
         self.path = path if self.in_memory else absolute(path)
         self._synchronous = synchronous
-        self._readers: deque[sqlite3.Connection] = deque()
-        self._version_connection: sqlite3.Connection | None = None
+        self._readers: deque[SqliteConnection] = deque()
+        self._version_connection: SqliteConnection | None = None
         self._version_lock = threading.Lock()
         self._closed = False
         self._erases_after_commit = False
         self._process = os.getpid()
-        self._inherited: list[sqlite3.Connection] = []  # of the parent process; referenced, so never closed here
+        self._inherited: list[SqliteConnection] = []  # of the parent process; referenced, so never closed here
         with self.mapped():
             if not self.in_memory:
                 check_file(path)
@@ -74,7 +75,7 @@ class SqliteDatabase:
 
     # Reading
 
-    def read(self, operation: Callable[[sqlite3.Connection], T]) -> T:
+    def read(self, operation: Callable[[SqliteConnection], T]) -> T:
         """Run `operation` on one snapshot of the database; inside a write, on the state of its transaction."""
         if self._writer.is_mine:
             return operation(self._writer.connection)
@@ -99,7 +100,7 @@ class SqliteDatabase:
                 self._readers.append(connection)
             return result
 
-    def _reader(self) -> sqlite3.Connection:
+    def _reader(self) -> SqliteConnection:
         try:
             return self._readers.pop()
         except IndexError:
@@ -121,7 +122,7 @@ class SqliteDatabase:
 
     def write(
         self,
-        operation: Callable[[sqlite3.Connection], T],
+        operation: Callable[[SqliteConnection], T],
         *,
         durable: bool = True,
         patient: bool = False,
@@ -140,7 +141,7 @@ class SqliteDatabase:
         self._reopen_after_fork()
         return self._writer.write(operation, durable=durable, patient=patient, undo=undo)
 
-    def together(self, calls: Sequence[Callable[[], Any]], *, durable: bool = True) -> list[WriteRequest[Any]]:
+    def together(self, calls: Sequence[Callable[[], Any]], *, durable: bool = True) -> list[Callable[[], Any]]:
         """Run whole calls in order, in one transaction, and acknowledge them after its commit.
 
         A call that fails does not affect the others.
@@ -237,7 +238,7 @@ class SqliteDatabase:
             committed=self._after_commit,
         )
 
-    def _connect(self) -> WritingConnection:
+    def _connect(self) -> SqliteConnection:
         connection = sqlite3.connect(
             # `rw`: a deleted file is not created again
             ":memory:" if self.in_memory else f"{Path(self.path).as_uri()}?mode=rw",
@@ -246,12 +247,12 @@ class SqliteDatabase:
             isolation_level=None,
             check_same_thread=False,
             cached_statements=256,
-            factory=WritingConnection,
+            factory=SqliteConnection,
         )
         connection.execute("PRAGMA mmap_size=268435456")
         return connection
 
-    def _connect_checked(self) -> sqlite3.Connection:
+    def _connect_checked(self) -> SqliteConnection:
         """A further connection, to the same file as the open ones."""
         connection = self._connect()
         try:
@@ -285,7 +286,7 @@ class SqliteDatabase:
         """Map the driver's errors in the block to `StorageError`."""
         try:
             yield
-        except sqlite3.Error as error:
+        except (sqlite3.Error, DamagedRow) as error:
             raise storage_error(self.path, error) from error
         except (UnicodeDecodeError, json.JSONDecodeError, ValidationError) as error:  # of a damaged row
             raise StorageError(self.path, f"it is damaged ({error})", advice="restore a backup") from error
@@ -294,7 +295,7 @@ class SqliteDatabase:
             raise StorageError(self.path, problem, advice="replace the lone surrogates in it") from error
 
 
-def _switch_to_wal(connection: sqlite3.Connection) -> None:
+def _switch_to_wal(connection: SqliteConnection) -> None:
     """Retry the switch: the busy timeout does not cover it, so simultaneous first openings raise "locked"."""
     deadline = time.monotonic() + BUSY_SECONDS
     while True:
@@ -307,7 +308,7 @@ def _switch_to_wal(connection: sqlite3.Connection) -> None:
             time.sleep(0.005)
 
 
-def _migrate(connection: sqlite3.Connection) -> None:
+def _migrate(connection: SqliteConnection) -> None:
     from sqlite_utils import Database
 
     from session_middleware.storage.sql import schema
@@ -325,18 +326,18 @@ def _migrate(connection: sqlite3.Connection) -> None:
 KNOWN_MIGRATIONS = frozenset({"m001_initial"})  # a copy, because `schema` imports sqlite-utils; a test compares them
 
 
-def is_pending(connection: sqlite3.Connection) -> bool:
+def is_pending(connection: SqliteConnection) -> bool:
     return bool(KNOWN_MIGRATIONS - _applied(connection))
 
 
-def _applied(connection: sqlite3.Connection) -> frozenset[str]:
+def _applied(connection: SqliteConnection) -> frozenset[str]:
     if "_sqlite_migrations" not in _tables(connection):
         return frozenset()
     rows = connection.execute("SELECT name FROM _sqlite_migrations WHERE migration_set = 'session_middleware'")
     return frozenset(name for (name,) in rows)
 
 
-def _tables(connection: sqlite3.Connection) -> frozenset[str]:
+def _tables(connection: SqliteConnection) -> frozenset[str]:
     rows = connection.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')")
     return frozenset(name.lower() for (name,) in rows)  # as SQLite compares them
 
@@ -382,16 +383,16 @@ def check_file(path: str) -> None:
     raise StorageError(path, problem, advice=advice)
 
 
-def _contents(connection: sqlite3.Connection) -> tuple[frozenset[str], frozenset[str], bool]:
+def _contents(connection: SqliteConnection) -> tuple[frozenset[str], frozenset[str], bool]:
     """The applied migrations, the tables except SQLite's, and whether the tables are those of LangGraph's saver."""
     tables = frozenset(name for name in _tables(connection) if not name.startswith("sqlite_"))
     columns = {row[1] for row in connection.execute("PRAGMA table_info(checkpoints)")}
     return _applied(connection), tables, "writes" in tables and "thread_id" in columns
 
 
-def storage_error(path: str, error: sqlite3.Error) -> StorageError:
+def storage_error(path: str, error: Exception) -> StorageError:
     text = str(error)
-    if isinstance(error, Malformed):
+    if isinstance(error, DamagedRow):
         advice = "delete that session, or restore a backup; session-middleware check --deep lists all damaged rows"
         return StorageError(path, f"it is damaged ({text})", advice=advice)
     for part, problem, advice in (

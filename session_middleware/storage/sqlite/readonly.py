@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from session_middleware.errors import StorageError
+from session_middleware.storage.sqlite.connection import SqliteConnection
 from session_middleware.storage.sqlite.database import SqliteDatabase, absolute, check_file, is_pending
 from session_middleware.storage.sqlite.readonly_open import read_unlocked, version_of
 from session_middleware.storage.sqlite.writer import WriteRequest
@@ -54,7 +55,7 @@ class ReadOnlyDatabase(SqliteDatabase):
     def close(self) -> None:
         self._closed = True
 
-    def read(self, operation: Callable[[sqlite3.Connection], T]) -> T:
+    def read(self, operation: Callable[[SqliteConnection], T]) -> T:
         self._check_open()
         with self.mapped():
             return read_unlocked(self.path, operation)
@@ -76,8 +77,8 @@ class ReadOnlyDatabase(SqliteDatabase):
             advice="grant write access to the file and its folder, or write to a copy; reading works without it",
         )
 
-    def together(self, calls: Sequence[Callable[[], Any]], *, durable: bool = True) -> list[WriteRequest[Any]]:
-        return [_finished(call, durable=durable) for call in calls]
+    def together(self, calls: Sequence[Callable[[], Any]], *, durable: bool = True) -> list[Callable[[], Any]]:
+        return [_finished(call, durable=durable).outcome for call in calls]
 
     def watch(self, kinds: frozenset[str]) -> None:
         """Does nothing: no event is ever committed."""

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from session_middleware.errors import StorageError
+from session_middleware.storage.sql.connection import DamagedRow
+from session_middleware.storage.sqlite.connection import SqliteConnection
 from session_middleware.storage.sqlite.files import beside
 from session_middleware.storage.sqlite.wal import BUSY_SECONDS
 
@@ -41,16 +43,16 @@ def version_of(path: str) -> FileVersion:
         return FileVersion(stat.st_mtime_ns, stat.st_size, 0)
 
 
-def read_unlocked(path: str, operation: Callable[[sqlite3.Connection], T]) -> T:
+def read_unlocked(path: str, operation: Callable[[SqliteConnection], T]) -> T:
     """Run `operation`, which only reads, on one snapshot of an existing file. It may run more than once."""
     for _ in range(_TRIES):
         before = version_of(path)
         uri = f"{Path(path).absolute().as_uri()}?{'mode=ro' if before.log_size else 'immutable=1'}"
         try:
-            with closing(sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None)) as connection:
+            with closing(_connect(uri)) as connection:
                 connection.execute("BEGIN")
                 result = operation(connection)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, DamagedRow) as error:
             if version_of(path) != before:
                 continue
             if before.log_size and "unable to open" in str(error):
@@ -63,3 +65,7 @@ def read_unlocked(path: str, operation: Callable[[sqlite3.Connection], T]) -> T:
         if before.log_size or version_of(path) == before:
             return result
     raise StorageError(path, "other processes changed it during each read", advice="try again")
+
+
+def _connect(uri: str) -> SqliteConnection:
+    return sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, factory=SqliteConnection)

@@ -16,26 +16,13 @@ from typing import Any, Generic, TypeVar
 
 from session_middleware.errors import StorageError
 from session_middleware.models import Event
+from session_middleware.storage.sql.connection import CommitThenRaise, DamagedRow, Undo
+from session_middleware.storage.sqlite.connection import SqliteConnection
 
 T = TypeVar("T")
-Undo = Callable[[], None]
 
 PATIENCE_SECONDS = 0.002  # how long a write that nobody waits for may wait for another's commit
 _BATCH = 128  # operations in one transaction, at most
-
-
-class WritingConnection(sqlite3.Connection):
-    """The connection that writes, and the watched events of the transaction it is in."""
-
-    watched: frozenset[str] = frozenset()  # kinds of events
-    written: list[Event]
-
-
-class CommitThenRaise(Exception):
-    """Returned (not raised) by an operation that commits what it did, then has its caller refused."""
-
-    def __init__(self, error: Exception) -> None:
-        self.error = error
 
 
 class _BatchAborted(BaseException):
@@ -47,7 +34,7 @@ class WriteRequest(Generic[T]):
 
     __slots__ = ("_done", "durable", "error", "is_done", "operation", "refused", "result", "undo")
 
-    def __init__(self, operation: Callable[[sqlite3.Connection], T], *, durable: bool, patient: bool = False) -> None:
+    def __init__(self, operation: Callable[[SqliteConnection], T], *, durable: bool, patient: bool = False) -> None:
         self.operation = operation
         self.durable = durable
         self.is_done = False
@@ -80,7 +67,7 @@ class WriteRequest(Generic[T]):
 class Writer:
     def __init__(
         self,
-        connection: WritingConnection,
+        connection: SqliteConnection,
         *,
         synchronous: str,
         mapped: Callable[[], AbstractContextManager[None]],
@@ -88,7 +75,6 @@ class Writer:
         committed: Callable[[], None],
     ) -> None:
         self.connection = connection
-        self.connection.written = []
         self.events: deque[Event] = deque()  # watched, committed, and not yet taken
         self.lock = threading.Lock()  # held by the thread that is carrying out a batch
         self._durable_mode = synchronous.upper()
@@ -107,7 +93,7 @@ class Writer:
         return self._thread == threading.get_ident()
 
     def write(
-        self, operation: Callable[[sqlite3.Connection], T], *, durable: bool, patient: bool, undo: Undo | None = None
+        self, operation: Callable[[SqliteConnection], T], *, durable: bool, patient: bool, undo: Undo | None = None
     ) -> T:
         if self.is_mine:
             return self._carry_out_inside(operation, undo)
@@ -120,18 +106,18 @@ class Writer:
         self._see_to(ticket)
         return ticket.outcome()
 
-    def together(self, calls: Sequence[Callable[[], Any]], *, durable: bool) -> list[WriteRequest[Any]]:
+    def together(self, calls: Sequence[Callable[[], Any]], *, durable: bool) -> list[Callable[[], Any]]:
         """Carry out whole calls, in order, in as few transactions as can be; a write inside one joins it."""
         tickets = [WriteRequest(lambda _, call=call: call(), durable=durable) for call in calls]  # type: ignore[misc]
         if self.is_mine:  # inside such a call: they join it, and an error is raised at once
             for ticket in tickets:
                 ticket.result = self._carry_out_inside(ticket.operation, None)
                 ticket.end()
-            return tickets
+            return [ticket.outcome for ticket in tickets]
         self._waiting.extend(tickets)
         for ticket in tickets:
             self._see_to(ticket)
-        return tickets
+        return [ticket.outcome for ticket in tickets]
 
     def _see_to(self, ticket: WriteRequest[Any]) -> None:
         """Have it carried out, by this thread if no other has done so."""
@@ -206,7 +192,7 @@ class Writer:
             del self.connection.written[written:]
             self._take_back(ticket)
 
-    def _carry_out_inside(self, operation: Callable[[sqlite3.Connection], T], undo: Undo | None) -> T:
+    def _carry_out_inside(self, operation: Callable[[SqliteConnection], T], undo: Undo | None) -> T:
         """A write in a call that is carried out: a part of its transaction, and undone alone if it fails."""
         assert self._current is not None
         if undo is not None:
@@ -235,7 +221,10 @@ class Writer:
         return result
 
     def _has_spoiled(self, error: Exception, changes_before: int) -> bool:
-        return isinstance(error, (StorageError, sqlite3.Error)) or self.connection.total_changes != changes_before
+        return (
+            isinstance(error, StorageError | DamagedRow | sqlite3.Error)
+            or self.connection.total_changes != changes_before
+        )
 
     def _roll_back(self, batch: Sequence[WriteRequest[Any]]) -> None:
         with suppress(sqlite3.Error):

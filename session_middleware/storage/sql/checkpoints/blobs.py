@@ -12,7 +12,6 @@ own: `INLINE_BYTES` holds for checkpoints, each of which repeats the references 
 from __future__ import annotations
 
 import hashlib
-import sqlite3
 import zlib
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -20,6 +19,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from session_middleware.storage.checkpoint_types import Blob
+from session_middleware.storage.sql.connection import Connection, DamagedRow
 
 if TYPE_CHECKING:
     from session_middleware.storage.sql.session_state import SessionWrite
@@ -78,7 +78,7 @@ def batches(rows: Sequence[Any]) -> Iterator[Sequence[Any]]:
         yield rows[start : start + _ROWS]
 
 
-def read_blobs(connection: sqlite3.Connection, home: int, digests: Collection[bytes]) -> dict[bytes, tuple[Any, ...]]:
+def read_blobs(connection: Connection, home: int, digests: Collection[bytes]) -> dict[bytes, tuple[Any, ...]]:
     """The type, bytes, digest and checksum of each blob that is there, unchecked."""
     found: dict[bytes, tuple[Any, ...]] = {}
     for some in batches(sorted(digests)):
@@ -99,7 +99,7 @@ def reading_rows(session_id: str | None = None) -> Iterator[None]:
     except (CorruptRow, TypeError, AttributeError) as error:
         where = "" if session_id is None else f" of session {session_id!r}"
         what = error if isinstance(error, CorruptRow) else "a value of another type than was written"
-        raise sqlite3.DatabaseError(f"malformed row{where}: {what}") from error
+        raise DamagedRow(f"malformed row{where}: {what}") from error
 
 
 def has_checksum(compute: Callable[[], Any], stored: Any) -> bool:
@@ -130,7 +130,7 @@ def checked_blob(row: tuple[Any, ...], where: str) -> Blob:
 class BlobReader:
     """The values of references of one family. Reads each blob once, by as few statements as possible."""
 
-    def __init__(self, connection: sqlite3.Connection, home: int) -> None:
+    def __init__(self, connection: Connection, home: int) -> None:
         self._connection = connection
         self._home = home
         self._rows: dict[bytes, tuple[Any, ...]] = {}

@@ -7,7 +7,6 @@ a list, or ``"writes"`` when the writes of its ancestors make the value.
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -51,6 +50,7 @@ from session_middleware.storage.sql.checkpoints.rows import (
     references_in,
     resealed,
 )
+from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.session_state import CheckpointPoint, SessionWrite
 
 _json = json.JSONEncoder(separators=(",", ":")).encode  # `json.dumps` would make an encoder for each call
@@ -94,7 +94,7 @@ def put(write: SessionWrite, put: CheckpointPut, branch: str | None, seq: int | 
 _DELETE = "DELETE FROM checkpoints WHERE home = ? AND session_id = ? AND checkpoint_ns = ? AND position = ?"
 
 
-def insert(connection: sqlite3.Connection, row: Row, checksum: int) -> None:
+def insert(connection: Connection, row: Row, checksum: int) -> None:
     connection.execute(f"INSERT INTO checkpoints VALUES ({', '.join('?' * len(row))})", (*row[:-1], checksum))
 
 
@@ -173,7 +173,7 @@ def _with_earlier(connection: SessionWrite, row: WriteRow) -> WriteRow:
 
 
 def get(
-    connection: sqlite3.Connection,
+    connection: Connection,
     session_id: str,
     checkpoint_ns: str,
     checkpoint_id: str | None,
@@ -216,7 +216,7 @@ def _stored(row: Row, values: dict[str, Blob | StoredList | None], writes: Seque
     return StoredCheckpoint(*row.key, row.parent_id, Blob(row.type, row.body), row.channels, values, writes)
 
 
-def find(connection: sqlite3.Connection, session_id: str, checkpoint_ns: str, checkpoint_id: str | None) -> Row | None:
+def find(connection: Connection, session_id: str, checkpoint_ns: str, checkpoint_id: str | None) -> Row | None:
     """That one, or the latest; unchecked."""
     if checkpoint_id is not None:
         sql, values = f"SELECT * FROM checkpoints WHERE {AT}", at(session_id, checkpoint_ns, checkpoint_id)
@@ -248,7 +248,7 @@ def damaged(path: str, key: Key, what: str) -> StorageError:
 
 
 def list_(
-    connection: sqlite3.Connection,
+    connection: Connection,
     session_id: str | None,
     *,
     checkpoint_ns: str | None,
@@ -305,7 +305,7 @@ _ALL = 2**62
 
 
 def _check_listed(
-    connection: sqlite3.Connection, wanted: tuple[str | None, str | None, str | None], passed: int | None, path: str
+    connection: Connection, wanted: tuple[str | None, str | None, str | None], passed: int | None, path: str
 ) -> None:
     """A list from the beginning: the latest of an outermost graph must be there, and all if all were passed."""
     session_id, checkpoint_ns, checkpoint_id = wanted
@@ -325,9 +325,7 @@ def _check_listed(
             raise damaged(path, (session, "", checkpoint_id or "(latest)"), str(damage)) from None
 
 
-def _position(
-    connection: sqlite3.Connection, session_id: str | None, checkpoint_ns: str | None, checkpoint_id: str
-) -> str:
+def _position(connection: Connection, session_id: str | None, checkpoint_ns: str | None, checkpoint_id: str) -> str:
     """The position of a checkpoint that bounds a list. One that is not there stands where its id says."""
     found = None
     if session_id is not None and checkpoint_ns is not None:
@@ -353,7 +351,7 @@ def damage_context(path: str, key: Key) -> Iterator[None]:
         raise damaged(path, key, "a value of another type than was written") from error
 
 
-def _with_values(connection: sqlite3.Connection, rows: Sequence[Row], path: str) -> list[StoredCheckpoint]:
+def _with_values(connection: Connection, rows: Sequence[Row], path: str) -> list[StoredCheckpoint]:
     """Join the rows with what they refer to, reading each blob and list once."""
     with reading_rows():
         writes = _writes_of(connection, rows)
@@ -394,22 +392,22 @@ def stored_writes(row: WriteRow, blobs: BlobReader, channels: Sequence[str] | No
         yield StoredWrite(row.task_id, channel, value)
 
 
-def list_namespaces(connection: sqlite3.Connection, session_id: str) -> list[str]:
+def list_namespaces(connection: Connection, session_id: str) -> list[str]:
     sql = f"SELECT DISTINCT checkpoint_ns FROM checkpoints WHERE {HOME} AND session_id = ?"
     return [namespace for (namespace,) in connection.execute(sql, (session_id, session_id))]
 
 
-def count(connection: sqlite3.Connection, session_id: str) -> int:
+def count(connection: Connection, session_id: str) -> int:
     sql = f"SELECT COUNT(*) FROM checkpoints WHERE {HOME} AND session_id = ?"
     return int(connection.execute(sql, (session_id, session_id)).fetchone()[0])
 
 
-def has_writes(connection: sqlite3.Connection, session_id: str) -> bool:
+def has_writes(connection: Connection, session_id: str) -> bool:
     sql = f"SELECT 1 FROM writes WHERE {HOME} AND session_id = ? LIMIT 1"
     return connection.execute(sql, (session_id, session_id)).fetchone() is not None
 
 
-def _writes_of(connection: sqlite3.Connection, rows: Sequence[Row]) -> dict[Key, list[WriteRow]]:
+def _writes_of(connection: Connection, rows: Sequence[Row]) -> dict[Key, list[WriteRow]]:
     """The rows of writes of many checkpoints, those of each in LangGraph's order."""
     namespaces: dict[tuple[int, str, str], list[str]] = defaultdict(list)
     for row in rows:
@@ -429,7 +427,7 @@ def _writes_of(connection: sqlite3.Connection, rows: Sequence[Row]) -> dict[Key,
 # With their session
 
 
-def copy(connection: sqlite3.Connection, home: int, session_id: str, to: str) -> int:
+def copy(connection: Connection, home: int, session_id: str, to: str) -> int:
     """Give another session of the family the same checkpoints and writes; returns the number of checkpoints.
 
     Checksums are bound to the session, so they are computed anew; those that were wrong stay wrong.
@@ -445,12 +443,12 @@ def copy(connection: sqlite3.Connection, home: int, session_id: str, to: str) ->
     return copied
 
 
-def rename(connection: sqlite3.Connection, home: int, session_id: str, to: str) -> None:
+def rename(connection: Connection, home: int, session_id: str, to: str) -> None:
     copy(connection, home, session_id, to)
     delete(connection, home, session_id)
 
 
-def delete(connection: sqlite3.Connection, home: int, session_id: str) -> int:
+def delete(connection: Connection, home: int, session_id: str) -> int:
     """Delete a session's checkpoints and writes; how many checkpoints. Their values: see `free_unused`."""
     connection.execute("DELETE FROM writes WHERE home = ? AND session_id = ?", (home, session_id))
     sql = "DELETE FROM checkpoints WHERE home = ? AND session_id = ?"

@@ -7,7 +7,6 @@ So an ancestor must not be deleted while a checkpoint depends on its writes.
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -18,6 +17,7 @@ from session_middleware.storage.sql.checkpoints.blobs import BlobReader
 from session_middleware.storage.sql.checkpoints.checkpoints import damage_context, find, stored_writes
 from session_middleware.storage.sql.checkpoints.lists import get_list
 from session_middleware.storage.sql.checkpoints.rows import REPLAYED, Row, WriteRow, references_in
+from session_middleware.storage.sql.connection import Connection
 
 # `CROSS JOIN` keeps `ancestors` outside, so that each step is one look-up by the primary key. `UNION` ends a line
 # that a checkpoint put twice has made a ring. Rows are returned as they are found: nearest first.
@@ -38,7 +38,7 @@ _ANCESTORS = """
 
 
 def get_history(
-    connection: sqlite3.Connection,
+    connection: Connection,
     session_id: str,
     checkpoint_ns: str,
     checkpoint_id: str | None,
@@ -57,7 +57,7 @@ def get_history(
 
 
 def _history(
-    connection: sqlite3.Connection,
+    connection: Connection,
     ancestors: Sequence[Row],
     depth: int | None,
     channel: str,
@@ -81,9 +81,7 @@ def _history(
     return StoredHistory(depth is not None, seed, found)
 
 
-def _walk(
-    connection: sqlite3.Connection, target: Row, channels: frozenset[str], path: str
-) -> tuple[list[Row], dict[str, int]]:
+def _walk(connection: Connection, target: Row, channels: frozenset[str], path: str) -> tuple[list[Row], dict[str, int]]:
     """The ancestors, nearest first, as far as they are needed; and at which of them each channel has a value."""
     ancestors: list[Row] = []
     seeds: dict[str, int] = {}
@@ -104,7 +102,7 @@ def _walk(
     return ancestors, seeds
 
 
-def _writes_of(connection: sqlite3.Connection, rows: Sequence[Row]) -> dict[str, list[WriteRow]]:
+def _writes_of(connection: Connection, rows: Sequence[Row]) -> dict[str, list[WriteRow]]:
     """The writes of checkpoints of one namespace by checkpoint, in the order they were applied."""
     found: dict[str, list[WriteRow]] = defaultdict(list)
     ids = {row.checkpoint_id for row in rows}

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import sqlite3
 from datetime import datetime
 
 from session_middleware.errors import SessionExists
 from session_middleware.models import SessionInfo, to_text
 from session_middleware.storage.sql.checkpoints import checkpoints, latest_checkpoint
+from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.engine_context import EngineContext
 from session_middleware.storage.sql.record import runs
 from session_middleware.storage.sql.sessions import events, limits, session_rows, tombstones
 
 
-def copy(connection: sqlite3.Connection, source_id: str, target_id: str, rules: EngineContext) -> SessionInfo:
+def copy(connection: Connection, source_id: str, target_id: str, rules: EngineContext) -> SessionInfo:
     source, now = session_rows.get(connection, source_id), rules.clock()
     target = session_rows.find(connection, target_id)
     if target is None:
@@ -37,9 +37,7 @@ def copy(connection: sqlite3.Connection, source_id: str, target_id: str, rules: 
 _SHARED = "UPDATE sessions SET version = version + 1 WHERE id = ?"
 
 
-def _insert(
-    connection: sqlite3.Connection, source: SessionInfo, target_id: str, rules: EngineContext, now: datetime
-) -> None:
+def _insert(connection: Connection, source: SessionInfo, target_id: str, rules: EngineContext, now: datetime) -> None:
     tombstone = tombstones.find(connection, target_id)
     if tombstone is not None and (tombstone.archive is not None or tombstone.user_id not in (None, source.user_id)):
         # was another's, whose id it still is; only its owner is told where it is
@@ -60,7 +58,7 @@ def _insert(
     session_rows.touch(connection, target_id, rules, now)
 
 
-def _may_be_filled(connection: sqlite3.Connection, target: SessionInfo, source: SessionInfo) -> bool:
+def _may_be_filled(connection: Connection, target: SessionInfo, source: SessionInfo) -> bool:
     """Whether a session was only opened yet: nothing was said in it, and no other leans on its family."""
     return (
         target.id != source.id

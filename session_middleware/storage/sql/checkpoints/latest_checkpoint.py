@@ -9,12 +9,12 @@ was put last. Mostly the two are the same; in the namespace of a subgraph they a
 
 from __future__ import annotations
 
-import sqlite3
 from typing import TYPE_CHECKING, NamedTuple
 
 from session_middleware.errors import StorageError
 from session_middleware.storage.sql.checkpoints.blobs import CorruptRow
 from session_middleware.storage.sql.checkpoints.rows import HOME, LATE, Key
+from session_middleware.storage.sql.connection import Connection
 
 if TYPE_CHECKING:
     from session_middleware.storage.sql.session_state import SessionWrite
@@ -38,7 +38,7 @@ class Head(NamedTuple):
     write_count: int = 0  # rows of writes of the latest checkpoint
 
 
-def find(connection: sqlite3.Connection, session_id: str, checkpoint_ns: str) -> Head | None:
+def find(connection: Connection, session_id: str, checkpoint_ns: str) -> Head | None:
     if checkpoint_ns:
         sql = f"SELECT checkpoint_id, position FROM checkpoints WHERE {HOME} AND session_id = ? AND checkpoint_ns = ?"
         values: tuple[str, ...] = (session_id, session_id, checkpoint_ns)
@@ -91,9 +91,7 @@ def count_writes(write: SessionWrite, key: Key) -> None:
         write.changes_head = True
 
 
-def check_absent(
-    connection: sqlite3.Connection, session_id: str, checkpoint_ns: str, checkpoint_id: str | None
-) -> None:
+def check_absent(connection: Connection, session_id: str, checkpoint_ns: str, checkpoint_id: str | None) -> None:
     """A checkpoint, or the latest, was not found. Raises `CorruptRow` if one of the outermost graph is missing."""
     if checkpoint_ns:
         return
@@ -103,13 +101,13 @@ def check_absent(
         raise CorruptRow(LOST)
 
 
-def count_in(connection: sqlite3.Connection, session_id: str) -> int:
+def count_in(connection: Connection, session_id: str) -> int:
     """The number of checkpoints of the outermost graph that are there."""
     sql = f"SELECT COUNT(*) FROM checkpoints WHERE {HOME} AND session_id = ? AND checkpoint_ns = ''"
     return int(connection.execute(sql, (session_id, session_id)).fetchone()[0])
 
 
-def check_new(connection: sqlite3.Connection, session_id: str, path: str) -> None:
+def check_new(connection: Connection, session_id: str, path: str) -> None:
     """A session whose row is not found must have no record. Raises `StorageError` if it has."""
     if connection.execute("SELECT 1 FROM events WHERE session_id = ? LIMIT 1", (session_id,)).fetchone() is not None:
         raise StorageError(
@@ -119,14 +117,14 @@ def check_new(connection: sqlite3.Connection, session_id: str, path: str) -> Non
         )
 
 
-def copy(connection: sqlite3.Connection, session_id: str, to: str) -> None:
+def copy(connection: Connection, session_id: str, to: str) -> None:
     """Give a copy of the session the same head, so that it misses what its source misses."""
     connection.execute(
         f"UPDATE sessions SET ({HEAD}) = (SELECT {HEAD} FROM sessions WHERE id = ?) WHERE id = ?", (session_id, to)
     )
 
 
-def recount(connection: sqlite3.Connection, home: int, session_id: str, gone: set[str]) -> None:
+def recount(connection: Connection, home: int, session_id: str, gone: set[str]) -> None:
     """Checkpoints of the outermost graph were deleted on purpose. What was missing before is missing afterwards.
 
     If the latest is among them, the newest that is left takes its place.

@@ -7,7 +7,6 @@ was made for is detected when it is followed.
 from __future__ import annotations
 
 import random
-import sqlite3
 import zlib
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,7 @@ from session_middleware.storage.sql.checkpoints.blobs import (
     digest_of,
     put_blobs,
 )
+from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.session_state import SessionWrite
 
 MAX_DEPTH = 16  # of lists branched from lists, before a branch copies its references instead
@@ -109,7 +109,7 @@ def _rows_of(home: int, base: ListRef, tail: Sequence[Stored]) -> tuple[list[tup
 
 
 def _follow(
-    connection: sqlite3.Connection, home: int, base: ListRef, tail: Sequence[Stored]
+    connection: Connection, home: int, base: ListRef, tail: Sequence[Stored]
 ) -> tuple[ListRef, Sequence[Stored], bool]:
     """Skip what was appended after `base` already, as far as it equals `tail`.
 
@@ -160,7 +160,7 @@ def _branch(write: SessionWrite, base: ListRef | None, tail: Sequence[Stored]) -
     return _extend(write, ListRef(list_id, length, check), tail)
 
 
-def _check_of(connection: sqlite3.Connection, home: int, list_id: int, length: int) -> int:
+def _check_of(connection: Connection, home: int, list_id: int, length: int) -> int:
     rows = connection.execute(
         f"{_CHAIN} SELECT digest {_ITEMS} ORDER BY position", (list_id, length, home, home)
     ).fetchall()
@@ -171,7 +171,7 @@ def _check_of(connection: sqlite3.Connection, home: int, list_id: int, length: i
 
 
 def get_list(
-    connection: sqlite3.Connection, home: int, ref: ListRef, have: Mapping[int, ListRef] = MappingProxyType({})
+    connection: Connection, home: int, ref: ListRef, have: Mapping[int, ListRef] = MappingProxyType({})
 ) -> StoredList:
     """A list, without the beginning that the reader has already if that is unchanged. Raises `CorruptRow`."""
     had = have.get(ref.list_id)
@@ -185,7 +185,7 @@ def get_list(
     return StoredList(ref, chunks)
 
 
-def _chunks(connection: sqlite3.Connection, home: int, ref: ListRef, start: int, check: int) -> tuple[list[Chunk], int]:
+def _chunks(connection: Connection, home: int, ref: ListRef, start: int, check: int) -> tuple[list[Chunk], int]:
     """The chunks of a list from the element at `start`, and the check up to its end."""
     if start == ref.length:
         return [], check
@@ -210,7 +210,7 @@ class Item(NamedTuple):
     data: bytes | None
 
 
-def items(connection: sqlite3.Connection, home: int, list_id: int, length: int) -> list[Item]:
+def items(connection: Connection, home: int, list_id: int, length: int) -> list[Item]:
     """The chunks of the first `length` elements of a list, in order."""
     rows = connection.execute(
         f"{_CHAIN} SELECT position, {_COUNT}, digest, type, data {_ITEMS} ORDER BY position",
@@ -225,7 +225,7 @@ class ListReader:
     Damage is raised when a value is asked for, so that the message names what refers to it.
     """
 
-    def __init__(self, connection: sqlite3.Connection, home: int, blobs: BlobReader, references: Sequence[Any]) -> None:
+    def __init__(self, connection: Connection, home: int, blobs: BlobReader, references: Sequence[Any]) -> None:
         self._blobs = blobs
         lengths: dict[int, int] = {}
         for ref in references:

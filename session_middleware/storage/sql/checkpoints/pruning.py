@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 
@@ -11,11 +10,12 @@ from session_middleware.storage.sql.checkpoints import latest_checkpoint
 from session_middleware.storage.sql.checkpoints.blobs import CorruptRow
 from session_middleware.storage.sql.checkpoints.delta_channels import ancestors_needed
 from session_middleware.storage.sql.checkpoints.rows import HOME, Row
+from session_middleware.storage.sql.connection import Connection
 
 Namespaces = Mapping[str, Mapping[str, Row]]  # the checkpoints of a session by namespace and id
 
 
-def prune(connection: sqlite3.Connection, session_id: str) -> int:
+def prune(connection: Connection, session_id: str) -> int:
     """Keep the latest checkpoint of each namespace that is still of use; how many went.
 
     Raises:
@@ -65,7 +65,7 @@ def _is_of_use(namespace: str, row: Row, latest: Mapping[str, str], namespaces: 
     )
 
 
-def delete_for_runs(connection: sqlite3.Connection, run_ids: Sequence[str]) -> dict[str, int]:
+def delete_for_runs(connection: Connection, run_ids: Sequence[str]) -> dict[str, int]:
     """Delete the checkpoints of some runs, but not those others are replayed from; how many, by session."""
     found = connection.execute(
         "SELECT session_id, checkpoint_ns, checkpoint_id FROM checkpoints"
@@ -85,7 +85,7 @@ def delete_for_runs(connection: sqlite3.Connection, run_ids: Sequence[str]) -> d
     return {session_id: len(keys) for session_id, keys in theirs.items() if keys}
 
 
-def _read(connection: sqlite3.Connection, session_id: str) -> Namespaces:
+def _read(connection: Connection, session_id: str) -> Namespaces:
     columns = ", ".join(name if name != "body" else "x''" for name in Row._fields)  # which is most of a row
     found: dict[str, dict[str, Row]] = defaultdict(dict)
     sql = f"SELECT {columns} FROM checkpoints WHERE {HOME} AND session_id = ?"
@@ -95,9 +95,7 @@ def _read(connection: sqlite3.Connection, session_id: str) -> Namespaces:
     return found
 
 
-def _delete(
-    connection: sqlite3.Connection, session_id: str, keys: Collection[tuple[str, str]], namespaces: Namespaces
-) -> None:
+def _delete(connection: Connection, session_id: str, keys: Collection[tuple[str, str]], namespaces: Namespaces) -> None:
     if not keys:
         return
     changed = "UPDATE sessions SET version = version + 1 WHERE id = ? RETURNING home"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sqlite3
 from typing import NamedTuple
 
 from session_middleware.storage.sql.checkpoints.rows import Row, WriteRow, references_in
+from session_middleware.storage.sql.connection import Connection
 
 
 class Reachable(NamedTuple):
@@ -13,7 +13,7 @@ class Reachable(NamedTuple):
     digests: set[bytes]  # of blobs that checkpoints and writes refer to directly
 
 
-def find_reachable(connection: sqlite3.Connection, home: int, session_id: str | None = None) -> Reachable:
+def find_reachable(connection: Connection, home: int, session_id: str | None = None) -> Reachable:
     """What the checkpoints and writes of a family, or of one of its sessions, refer to. Reads all their references."""
     lengths: dict[int, int] = {}
     digests: set[bytes] = set()
@@ -39,7 +39,7 @@ def find_reachable(connection: sqlite3.Connection, home: int, session_id: str | 
     return Reachable(lengths, digests)
 
 
-def _references(connection: sqlite3.Connection, home: int, session_id: str | None) -> list[object]:
+def _references(connection: Connection, home: int, session_id: str | None) -> list[object]:
     found: list[object] = []
     for kind, table in ((Row, "checkpoints"), (WriteRow, "writes")):
         columns = ", ".join(name if name != "body" else "NULL" for name in kind._fields)
@@ -49,7 +49,7 @@ def _references(connection: sqlite3.Connection, home: int, session_id: str | Non
     return found
 
 
-def free_unused(connection: sqlite3.Connection, home: int) -> None:
+def free_unused(connection: Connection, home: int) -> None:
     """Delete the unused lists of a family, the unused ends of lists, and its unused blobs.
 
     Cutting off the end of a list is safe: nothing refers to it, and a writer that appends finds the list as long

@@ -13,7 +13,6 @@ Answers of our own memory tools are not indexed: an item holds the same text, or
 
 from __future__ import annotations
 
-import sqlite3
 from array import array
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -22,6 +21,7 @@ from session_middleware.models import from_text
 from session_middleware.storage.memory_types import MessageScope
 from session_middleware.storage.search.bm25 import LENGTHS, PASSAGE, Statistics, length_code
 from session_middleware.storage.search.tokenizer import context_terms_of, terms_of
+from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.memory import posting_lists
 from session_middleware.storage.sql.memory.posting_lists import BLOCK_BITS, IN_BLOCK, PostingsByRow
 from session_middleware.storage.sql.row_mapping import namespace_text
@@ -114,11 +114,11 @@ def owner_name(user_id: str | None) -> str:
 # New messages
 
 
-def has_new(connection: sqlite3.Connection, active_since: str) -> bool:
+def has_new(connection: Connection, active_since: str) -> bool:
     return connection.execute(f"SELECT 1 {_NEW_OF_ALL} LIMIT 1", (active_since,)).fetchone() is not None
 
 
-def index_some(connection: sqlite3.Connection, limit: int, whose: MessageScope, *, active_since: str = "") -> int:
+def index_some(connection: Connection, limit: int, whose: MessageScope, *, active_since: str = "") -> int:
     """Index the next messages; returns how many. Of everybody only sessions that were active since."""
     new = _read_new(connection, whose, limit, active_since)
     _write(connection, _sessions_of(connection, new, create=True))
@@ -133,7 +133,7 @@ def _new(whose: MessageScope, active_since: str) -> tuple[str, str]:
     return _NEW_OF_ALL, active_since
 
 
-def _read_new(connection: sqlite3.Connection, whose: MessageScope, limit: int, active_since: str) -> list[NewMessage]:
+def _read_new(connection: Connection, whose: MessageScope, limit: int, active_since: str) -> list[NewMessage]:
     sql, value = _new(whose, active_since)
     rows = connection.execute(
         f"SELECT {_COLUMNS} {sql} ORDER BY s.last_active_at, s.id, m.seq LIMIT ?", (value, limit)
@@ -146,7 +146,7 @@ def _read_new(connection: sqlite3.Connection, whose: MessageScope, limit: int, a
 
 
 def read_unindexed(
-    connection: sqlite3.Connection, whose: Sequence[MessageScope], can_index: bool
+    connection: Connection, whose: Sequence[MessageScope], can_index: bool
 ) -> tuple[list[IndexedMessage], Statistics]:
     """The messages of these scopes that are not indexed yet, as documents, and what they add to the statistics.
 
@@ -163,7 +163,7 @@ def read_unindexed(
     return documents, sum((session.statistics() for session in sessions), Statistics(0, 0, 0))
 
 
-def _sessions_of(connection: sqlite3.Connection, new: Iterable[NewMessage], *, create: bool) -> list[IndexedSession]:
+def _sessions_of(connection: Connection, new: Iterable[NewMessage], *, create: bool) -> list[IndexedSession]:
     """The sessions of new messages, with a document for each message."""
     sessions: dict[str, IndexedSession] = {}
     for message in new:
@@ -189,7 +189,7 @@ def _indexed(message: NewMessage, document: int, *, is_replacement: bool) -> Ind
     return IndexedMessage(message, document, terms_of(message.text), context_terms, is_replacement)
 
 
-def _find_session(connection: sqlite3.Connection, session_id: str) -> IndexedSession | None:
+def _find_session(connection: Connection, session_id: str) -> IndexedSession | None:
     row = connection.execute(
         "SELECT number, session_id, scope_id, indexed_seq, positions FROM index_sessions WHERE session_id = ?",
         (session_id,),
@@ -197,7 +197,7 @@ def _find_session(connection: sqlite3.Connection, session_id: str) -> IndexedSes
     return None if row is None else IndexedSession(*row)
 
 
-def _new_session(connection: sqlite3.Connection, message: NewMessage, number: int | None) -> IndexedSession:
+def _new_session(connection: Connection, message: NewMessage, number: int | None) -> IndexedSession:
     """A session without indexed messages: with this number, in memory only, or else as a new row."""
     name = owner_name(message.user_id)
     if number is not None:
@@ -211,9 +211,7 @@ def _new_session(connection: sqlite3.Connection, message: NewMessage, number: in
     return IndexedSession(number, message.session_id, scope_id, 0, 0)
 
 
-def _position_of_earlier_version(
-    connection: sqlite3.Connection, session: IndexedSession, message: NewMessage
-) -> int | None:
+def _position_of_earlier_version(connection: Connection, session: IndexedSession, message: NewMessage) -> int | None:
     rows = connection.execute(
         "SELECT seq FROM messages WHERE session_id = ? AND message_id = ? AND version < ? AND replaced_by IS NOT NULL",
         (message.session_id, message.message_id, message.version),
@@ -226,14 +224,14 @@ def _position_of_earlier_version(
 # Blocks
 
 
-def seqs(connection: sqlite3.Connection, session: IndexedSession) -> list[int]:
+def seqs(connection: Connection, session: IndexedSession) -> list[int]:
     """The seq of the message at each position of a session; 0 where it was removed."""
     blocks = read_blocks(connection, session.scope_id, blocks_of(session.number))
     return [seq for _, found, _, _ in blocks for seq in found]
 
 
 def read_blocks(
-    connection: sqlite3.Connection, scope_id: int, blocks: range
+    connection: Connection, scope_id: int, blocks: range
 ) -> list[tuple[int, array[int], bytearray, list[str]]]:
     """Blocks with the seqs, the length codes and the terms of their documents."""
     rows = connection.execute(
@@ -244,7 +242,7 @@ def read_blocks(
     return [(block, array("I", seqs), bytearray(lengths), terms.split()) for block, seqs, lengths, terms in rows]
 
 
-def _write(connection: sqlite3.Connection, sessions: Sequence[IndexedSession]) -> None:
+def _write(connection: Connection, sessions: Sequence[IndexedSession]) -> None:
     rows: PostingsByRow = {}
     for session in sessions:
         for each in session.documents:
@@ -268,9 +266,7 @@ def _write(connection: sqlite3.Connection, sessions: Sequence[IndexedSession]) -
     posting_lists.add(connection, rows)
 
 
-def _write_block(
-    connection: sqlite3.Connection, scope_id: int, block: int, documents: Sequence[IndexedMessage]
-) -> None:
+def _write_block(connection: Connection, scope_id: int, block: int, documents: Sequence[IndexedMessage]) -> None:
     empty: tuple[int, array[int], bytearray, list[str]] = (block, array("I"), bytearray(), [])
     [(_, seqs, lengths, terms)] = read_blocks(connection, scope_id, range(block, block + 1)) or [empty]
     known = dict.fromkeys(terms)
@@ -293,12 +289,12 @@ def _write_block(
 # Changed and deleted messages
 
 
-def has_stale(connection: sqlite3.Connection) -> bool:
+def has_stale(connection: Connection) -> bool:
     """Whether messages were changed or deleted after they were indexed."""
     return connection.execute("SELECT 1 FROM index_stale LIMIT 1").fetchone() is not None
 
 
-def refresh(connection: sqlite3.Connection) -> None:
+def refresh(connection: Connection) -> None:
     """Index changed messages again, under the same document ids, and remove deleted ones."""
     for session_id, seq in connection.execute("SELECT session_id, seq FROM index_stale").fetchall():
         session = _find_session(connection, session_id)
@@ -322,7 +318,7 @@ def refresh(connection: sqlite3.Connection) -> None:
     connection.execute("DELETE FROM index_stale")
 
 
-def _remove(connection: sqlite3.Connection, session: IndexedSession, document: int) -> None:
+def _remove(connection: Connection, session: IndexedSession, document: int) -> None:
     """Remove a message from the index; the other messages keep their document ids."""
     scope_id, block, position = session.scope_id, document >> BLOCK_BITS, document & IN_BLOCK
     [(_, seqs, lengths, terms)] = read_blocks(connection, scope_id, range(block, block + 1))
@@ -341,7 +337,7 @@ def _remove(connection: sqlite3.Connection, session: IndexedSession, document: i
     connection.execute("DELETE FROM vectors WHERE scope_id = ? AND document = ?", (scope_id, document))
 
 
-def rebuild(connection: sqlite3.Connection, scope_id: int) -> None:
+def rebuild(connection: Connection, scope_id: int) -> None:
     """Index the messages of a scope again, under the same document ids. The scope has no postings, and 0 documents."""
     rows = connection.execute(
         "SELECT number, session_id, scope_id, indexed_seq, positions FROM index_sessions WHERE scope_id = ?",
@@ -362,7 +358,7 @@ def rebuild(connection: sqlite3.Connection, scope_id: int) -> None:
 
 
 def _read_message(
-    connection: sqlite3.Connection, session: IndexedSession, seq: int, condition: str = SEARCHABLE
+    connection: Connection, session: IndexedSession, seq: int, condition: str = SEARCHABLE
 ) -> NewMessage | None:
     row = connection.execute(
         f"SELECT {_COLUMNS} FROM messages AS m JOIN sessions AS s ON s.id = m.session_id"
@@ -372,7 +368,7 @@ def _read_message(
     return None if row is None else NewMessage._make(row)._replace(indexed_seq=session.indexed_seq)
 
 
-def remove_session(connection: sqlite3.Connection, session_id: str) -> None:
+def remove_session(connection: Connection, session_id: str) -> None:
     """Remove a session from the index. The caller deletes its messages, or they are indexed again."""
     row = connection.execute(
         "SELECT number, scope_id, documents, words, positions FROM index_sessions WHERE session_id = ?", (session_id,)
@@ -397,6 +393,6 @@ def remove_session(connection: sqlite3.Connection, session_id: str) -> None:
     posting_lists.delete_if_empty(connection, scope_id)
 
 
-def rename_session(connection: sqlite3.Connection, session_id: str, to: str) -> None:
+def rename_session(connection: Connection, session_id: str, to: str) -> None:
     for table in ("index_sessions", "index_stale"):
         connection.execute(f"UPDATE {table} SET session_id = ? WHERE session_id = ?", (to, session_id))

@@ -7,7 +7,6 @@ first put, and with the namespace's scope it is the item's document id.
 from __future__ import annotations
 
 import json
-import sqlite3
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -20,6 +19,7 @@ from session_middleware.storage.filters import passes
 from session_middleware.storage.memory_types import MemoryPut, MemoryQuery, StoredMemory
 from session_middleware.storage.search.bm25 import ITEM, LENGTHS, Statistics, length_code
 from session_middleware.storage.search.tokenizer import terms_of
+from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.memory import posting_lists
 from session_middleware.storage.sql.memory.indexing import MAX_UNINDEXED, LongBacklog
 from session_middleware.storage.sql.memory.posting_lists import BLOCK_BITS, PostingsByRow
@@ -63,7 +63,7 @@ _UPDATE = """
 """  # an item put after its expiry is new
 
 
-def put(connection: sqlite3.Connection, puts: Sequence[MemoryPut], now: datetime) -> None:
+def put(connection: Connection, puts: Sequence[MemoryPut], now: datetime) -> None:
     """Store items. Their words are indexed later; until then a search reads them from here."""
     for each in puts:
         namespace, *_ = shared = _shared_values(each, now)
@@ -93,12 +93,12 @@ def _shared_values(put: MemoryPut, now: datetime) -> tuple[Any, ...]:
     )
 
 
-def _last_position(connection: sqlite3.Connection, namespace: str) -> int:
+def _last_position(connection: Connection, namespace: str) -> int:
     row = connection.execute("SELECT MAX(position) FROM memories WHERE namespace = ?", (namespace,)).fetchone()
     return int(row[0] or 0)
 
 
-def _insert(connection: sqlite3.Connection, shared: tuple[Any, ...], last: int, items: Sequence[Sequence[Any]]) -> int:
+def _insert(connection: Connection, shared: tuple[Any, ...], last: int, items: Sequence[Sequence[Any]]) -> int:
     """Insert those items whose keys are new, after the position `last`; returns how many."""
     inserted = first = 0
     for size, statement in _INSERTS.items():
@@ -109,7 +109,7 @@ def _insert(connection: sqlite3.Connection, shared: tuple[Any, ...], last: int, 
     return inserted
 
 
-def _find(connection: sqlite3.Connection, namespace: str, keys: Sequence[str]) -> dict[str, int]:
+def _find(connection: Connection, namespace: str, keys: Sequence[str]) -> dict[str, int]:
     """The positions of existing keys. Each key is a parameter, because SQLite's JSON ends a text at a NUL."""
     found = {}
     for key in keys:
@@ -124,11 +124,11 @@ def _find(connection: sqlite3.Connection, namespace: str, keys: Sequence[str]) -
 # Indexing
 
 
-def has_unindexed(connection: sqlite3.Connection) -> bool:
+def has_unindexed(connection: Connection) -> bool:
     return connection.execute("SELECT 1 FROM memories WHERE indexed = 0 LIMIT 1").fetchone() is not None
 
 
-def index_some(connection: sqlite3.Connection, limit: int) -> int:
+def index_some(connection: Connection, limit: int) -> int:
     """Index the words of the next items, at most `limit`; returns how many."""
     waiting = connection.execute(
         "SELECT namespace, position, text FROM memories WHERE indexed = 0 ORDER BY namespace, position LIMIT ?",
@@ -151,7 +151,7 @@ def index_some(connection: sqlite3.Connection, limit: int) -> int:
     return len(waiting)
 
 
-def rebuild(connection: sqlite3.Connection, namespace: str) -> None:
+def rebuild(connection: Connection, namespace: str) -> None:
     """Index the items of a namespace again. Its scope has no postings, and 0 documents."""
     connection.execute(
         "UPDATE memories SET indexed = 0 WHERE namespace = ? AND indexed = 1 AND text IS NOT NULL", (namespace,)
@@ -161,7 +161,7 @@ def rebuild(connection: sqlite3.Connection, namespace: str) -> None:
 
 
 def read_unindexed(
-    connection: sqlite3.Connection,
+    connection: Connection,
     namespaces: Sequence[tuple[str, ...]],
     scopes: Mapping[int, str],
     *,
@@ -188,7 +188,7 @@ def read_unindexed(
     return found, {scope_id: namespace for namespace, scope_id in ids.items()}
 
 
-def unindex(connection: sqlite3.Connection, refs: Iterable[ItemRef]) -> None:
+def unindex(connection: Connection, refs: Iterable[ItemRef]) -> None:
     """Remove the words and vectors of items from the index; their texts give the words."""
     for namespace, group in groupby(sorted(refs), itemgetter(0)):
         rows = connection.execute(
@@ -203,7 +203,7 @@ def unindex(connection: sqlite3.Connection, refs: Iterable[ItemRef]) -> None:
         posting_lists.delete_if_empty(connection, scope_id)
 
 
-def _unindex(connection: sqlite3.Connection, scope_id: int, terms: Mapping[int, Sequence[str]]) -> None:
+def _unindex(connection: Connection, scope_id: int, terms: Mapping[int, Sequence[str]]) -> None:
     """Terms are by document id, in order, so that each row of the index is written once a block."""
     for block, documents in groupby(terms, lambda document: document >> BLOCK_BITS):
         removed = set(documents)
@@ -225,14 +225,14 @@ def statistics_of(terms: Sequence[str]) -> Statistics:
 
 
 def get(
-    connection: sqlite3.Connection, keys: Sequence[tuple[tuple[str, ...], str]], now: datetime
+    connection: Connection, keys: Sequence[tuple[tuple[str, ...], str]], now: datetime
 ) -> list[StoredMemory | None]:
     sql, time = f"SELECT {_COLUMNS} FROM memories WHERE namespace = ? AND key = ? AND {_LIVE}", to_text(now)
     rows = [connection.execute(sql, (namespace_text(namespace), key, time)).fetchone() for namespace, key in keys]
     return [None if row is None else _stored(row) for row in rows]
 
 
-def find_at(connection: sqlite3.Connection, namespace: str, position: int, now: datetime | None) -> StoredMemory | None:
+def find_at(connection: Connection, namespace: str, position: int, now: datetime | None) -> StoredMemory | None:
     """The item at a position; without a time also one that has expired and was not swept yet."""
     row = connection.execute(
         f"SELECT {_COLUMNS} FROM memories WHERE namespace = ? AND position = ? AND {_LIVE}",
@@ -241,20 +241,20 @@ def find_at(connection: sqlite3.Connection, namespace: str, position: int, now: 
     return None if row is None else _stored(row)
 
 
-def list_(connection: sqlite3.Connection, query: MemoryQuery, now: datetime) -> list[StoredMemory]:
+def list_(connection: Connection, query: MemoryQuery, now: datetime) -> list[StoredMemory]:
     """The page of items that pass the filter, in the order of first put."""
     return list(islice(islice(_list(connection, query, now, ()), query.offset, None), query.limit))
 
 
 def list_others(
-    connection: sqlite3.Connection, query: MemoryQuery, now: datetime, refs: Collection[ItemRef], limit: int
+    connection: Connection, query: MemoryQuery, now: datetime, refs: Collection[ItemRef], limit: int
 ) -> list[StoredMemory]:
     """The first items that pass the filter and are none of `refs`."""
     return list(islice(_list(connection, query, now, refs), limit))
 
 
 def _list(
-    connection: sqlite3.Connection, query: MemoryQuery, now: datetime, without: Collection[ItemRef]
+    connection: Connection, query: MemoryQuery, now: datetime, without: Collection[ItemRef]
 ) -> Iterable[StoredMemory]:
     where, values = _visible(query.namespaces, prefix=query.prefix)
     limit = sys.maxsize if query.filter or without else min(query.offset + query.limit, sys.maxsize)
@@ -283,7 +283,7 @@ def range_below(namespace: str) -> tuple[str, str]:
     return namespace[:-1] + ",", namespace[:-1] + "-"
 
 
-def scopes(connection: sqlite3.Connection, namespaces: Sequence[tuple[str, ...]], *, prefix: bool) -> dict[int, str]:
+def scopes(connection: Connection, namespaces: Sequence[tuple[str, ...]], *, prefix: bool) -> dict[int, str]:
     """The scopes of these namespaces, or of all below them, with the namespace of each."""
     where, values = _visible(namespaces, prefix=prefix, column="name")
     return dict(connection.execute(f"SELECT id, name FROM index_scopes WHERE kind = 'item' AND ({where})", values))
@@ -305,7 +305,7 @@ def _stored(row: tuple[Any, ...]) -> StoredMemory:
     )
 
 
-def list_namespaces(connection: sqlite3.Connection, now: datetime) -> list[tuple[str, ...]]:
+def list_namespaces(connection: Connection, now: datetime) -> list[tuple[str, ...]]:
     """The namespaces with items. The query skips from one to the next, so its cost is their number."""
     rows = connection.execute(
         "WITH RECURSIVE following (name) AS (SELECT MIN(namespace) FROM memories UNION ALL"
@@ -320,7 +320,7 @@ def list_namespaces(connection: sqlite3.Connection, now: datetime) -> list[tuple
 # Time to live
 
 
-def refresh(connection: sqlite3.Connection, keys: Collection[tuple[tuple[str, ...], str]], now: datetime) -> None:
+def refresh(connection: Connection, keys: Collection[tuple[tuple[str, ...], str]], now: datetime) -> None:
     """Restart the time to live of items that have one."""
     for namespace, key in keys:
         ref = (namespace_text(namespace), key)
@@ -334,19 +334,19 @@ def refresh(connection: sqlite3.Connection, keys: Collection[tuple[tuple[str, ..
             )
 
 
-def sweep(connection: sqlite3.Connection, now: datetime) -> int:
+def sweep(connection: Connection, now: datetime) -> int:
     rows = connection.execute("SELECT namespace, position FROM memories WHERE expires_at <= ?", (to_text(now),))
     return delete(connection, rows.fetchall())
 
 
-def delete(connection: sqlite3.Connection, refs: Sequence[ItemRef]) -> int:
+def delete(connection: Connection, refs: Sequence[ItemRef]) -> int:
     """Delete items together with their words and vectors."""
     unindex(connection, refs)
     connection.executemany("DELETE FROM memories WHERE namespace = ? AND position = ?", refs)
     return len(refs)
 
 
-def move(connection: sqlite3.Connection, refs: Sequence[ItemRef], namespace: str) -> None:
+def move(connection: Connection, refs: Sequence[ItemRef], namespace: str) -> None:
     """Move items to another namespace, after the items there; they are indexed there again."""
     unindex(connection, refs)
     last = _last_position(connection, namespace)
@@ -357,7 +357,7 @@ def move(connection: sqlite3.Connection, refs: Sequence[ItemRef], namespace: str
     )
 
 
-def restore(connection: sqlite3.Connection, rows: Iterable[Mapping[str, Any]]) -> None:
+def restore(connection: Connection, rows: Iterable[Mapping[str, Any]]) -> None:
     """Insert items of an archive, in the order of first put, except under keys that were put again since."""
     for row in sorted(rows, key=lambda row: row.get("position") or 0):
         item = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
@@ -14,6 +13,7 @@ from typing import Any
 from session_middleware.models import Message
 from session_middleware.storage.memory_types import MemoryQuery, StoredMemory
 from session_middleware.storage.search.tokenizer import version
+from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.memory import indexing, items, phrases, recall
 from session_middleware.storage.sql.row_mapping import namespace_text, values_of
 
@@ -23,7 +23,7 @@ _SPOKEN = (  # not answers of the memory tools, and not values that resume an in
 )
 
 
-def search(connection: sqlite3.Connection, query: MemoryQuery, now: datetime, can_index: bool) -> list[StoredMemory]:
+def search(connection: Connection, query: MemoryQuery, now: datetime, can_index: bool) -> list[StoredMemory]:
     if query.query is None and query.vector is None:
         return items.list_(connection, query, now)
     if query.as_written:
@@ -33,19 +33,19 @@ def search(connection: sqlite3.Connection, query: MemoryQuery, now: datetime, ca
     return recall.search(connection, query, now, can_index)
 
 
-def refresh(connection: sqlite3.Connection, now: datetime) -> None:
+def refresh(connection: Connection, now: datetime) -> None:
     """Update the index for changed and deleted messages, and delete the items that came from deleted ones."""
     indexing.refresh(connection)
     items.sweep(connection, now)
 
 
-def find_outdated(connection: sqlite3.Connection) -> int | None:
+def find_outdated(connection: Connection) -> int | None:
     """A scope that another version of the tokenizer has indexed: queries would not find its terms."""
     row = connection.execute("SELECT id FROM index_scopes WHERE version != ? LIMIT 1", (version(),)).fetchone()
     return None if row is None else int(row[0])
 
 
-def rebuild(connection: sqlite3.Connection, scope_id: int, now: datetime) -> None:
+def rebuild(connection: Connection, scope_id: int, now: datetime) -> None:
     """Rebuild an outdated scope, unless another process has done it. Document ids, and so vectors, stay."""
     refresh(connection, now)
     row = connection.execute(
@@ -63,7 +63,7 @@ def rebuild(connection: sqlite3.Connection, scope_id: int, now: datetime) -> Non
 
 
 def list_messages_around(
-    connection: sqlite3.Connection, session_id: str, seq: int | None, before: int, after: int
+    connection: Connection, session_id: str, seq: int | None, before: int, after: int
 ) -> list[Message]:
     if seq is None:
         return _up_to(connection, session_id, sys.maxsize, before)
@@ -75,7 +75,7 @@ def list_messages_around(
     return [*first, *values_of(Message, rest)]
 
 
-def _up_to(connection: sqlite3.Connection, session_id: str, seq: int, count: int) -> list[Message]:
+def _up_to(connection: Connection, session_id: str, seq: int, count: int) -> list[Message]:
     cursor = connection.execute(
         f"SELECT * FROM messages WHERE session_id = ? AND seq <= ? AND {_SPOKEN} ORDER BY seq DESC LIMIT ?",
         (session_id, seq, count),
@@ -98,7 +98,7 @@ def _with_range(namespace: tuple[str, ...]) -> tuple[str, str, str]:
     return text, *items.range_below(text)
 
 
-def rename(connection: sqlite3.Connection, session_id: str, to: str) -> None:
+def rename(connection: Connection, session_id: str, to: str) -> None:
     refs = connection.execute(f"{_OF_NAMESPACE} ORDER BY namespace", own_namespaces(session_id)).fetchall()
     for namespace, group in groupby(refs, itemgetter(0)):
         items.move(connection, list(group), _renamed(namespace, session_id, to))
@@ -111,7 +111,7 @@ def _renamed(namespace: str, session_id: str, to: str) -> str:
     return namespace_text(("session", to))[:-1] + namespace[len(namespace_text(("session", session_id))) - 1 :]
 
 
-def restore(connection: sqlite3.Connection, rows: Iterable[Mapping[str, Any]], session_id: str, to: str) -> None:
+def restore(connection: Connection, rows: Iterable[Mapping[str, Any]], session_id: str, to: str) -> None:
     """Insert the items of an archived session, which may have another id now."""
     items.restore(
         connection,
@@ -126,14 +126,14 @@ def restore(connection: sqlite3.Connection, rows: Iterable[Mapping[str, Any]], s
     )
 
 
-def delete_session(connection: sqlite3.Connection, session_id: str) -> int:
+def delete_session(connection: Connection, session_id: str) -> int:
     """Delete a session's own items and its part of the index; items it put for its user or group stay."""
     deleted = items.delete(connection, connection.execute(_OF_NAMESPACE, own_namespaces(session_id)).fetchall())
     indexing.remove_session(connection, session_id)
     return deleted
 
 
-def delete_of_user(connection: sqlite3.Connection, user_id: str, session_ids: Sequence[str]) -> int:
+def delete_of_user(connection: Connection, user_id: str, session_ids: Sequence[str]) -> int:
     """Delete a user's items, and all items that were put in these sessions, in whatever scope."""
     in_sessions = connection.execute(
         "SELECT namespace, position FROM memories WHERE session_id IN (SELECT value FROM json_each(?))",

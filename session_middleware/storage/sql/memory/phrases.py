@@ -7,12 +7,11 @@ runs never search this way.
 
 from __future__ import annotations
 
-import sqlite3
-
 from session_middleware.models import to_text
 from session_middleware.storage.jsonable import clean
 from session_middleware.storage.memory_types import MemoryQuery, MessageScope, StoredMemory
 from session_middleware.storage.search.tokenizer import phrase, phrase_parts
+from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.memory import recall
 from session_middleware.storage.sql.memory.indexing import SEARCHABLE
 
@@ -29,7 +28,7 @@ _OF_USER = _MATCHES.format(scope="s.user_id = :user_id")
 _OF_SESSION = _MATCHES.format(scope="s.id = :session_id AND (s.user_id = :user_id OR :user_id IS NULL)")
 
 
-def search(connection: sqlite3.Connection, query: MemoryQuery) -> list[StoredMemory]:
+def search(connection: Connection, query: MemoryQuery) -> list[StoredMemory]:
     """The messages that contain the query as it is written; a message that forks share is found once."""
     text, whose = clean(query.query or ""), query.messages or MessageScope()
     parts = [

@@ -8,7 +8,6 @@ document ids.
 from __future__ import annotations
 
 import json
-import sqlite3
 from array import array
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from session_middleware.storage.search.bm25 import BITS, Postings, Statistics, posting
 from session_middleware.storage.search.tokenizer import version
+from session_middleware.storage.sql.connection import Connection
 
 Kind: TypeAlias = Literal["item", "message"]
 PostingsByRow: TypeAlias = dict[tuple[int, str, int], Postings]  # by scope, term and block
@@ -37,12 +37,12 @@ class PostingSource(NamedTuple):
 # Scopes
 
 
-def find_scope(connection: sqlite3.Connection, kind: Kind, name: str) -> int | None:
+def find_scope(connection: Connection, kind: Kind, name: str) -> int | None:
     row = connection.execute("SELECT id FROM index_scopes WHERE kind = ? AND name = ?", (kind, name)).fetchone()
     return None if row is None else int(row[0])
 
 
-def get_or_create_scope(connection: sqlite3.Connection, kind: Kind, name: str) -> int:
+def get_or_create_scope(connection: Connection, kind: Kind, name: str) -> int:
     found = find_scope(connection, kind, name)
     if found is None:
         [(found,)] = connection.execute(
@@ -51,14 +51,14 @@ def get_or_create_scope(connection: sqlite3.Connection, kind: Kind, name: str) -
     return found
 
 
-def add_statistics(connection: sqlite3.Connection, scope_id: int, change: Statistics) -> None:
+def add_statistics(connection: Connection, scope_id: int, change: Statistics) -> None:
     connection.execute(
         "UPDATE index_scopes SET documents = documents + ?, words = words + ?, passages = passages + ? WHERE id = ?",
         (*change, scope_id),
     )
 
 
-def delete_if_empty(connection: sqlite3.Connection, scope_id: int) -> None:
+def delete_if_empty(connection: Connection, scope_id: int) -> None:
     """Delete a scope without documents, because its name identifies its owner."""
     connection.execute(
         "DELETE FROM index_scopes WHERE id = ? AND documents <= 0"
@@ -67,7 +67,7 @@ def delete_if_empty(connection: sqlite3.Connection, scope_id: int) -> None:
     )
 
 
-def statistics(connection: sqlite3.Connection, scope_ids: Collection[int]) -> Statistics:
+def statistics(connection: Connection, scope_ids: Collection[int]) -> Statistics:
     if not scope_ids:
         return Statistics(0, 0, 0)
     row = connection.execute(
@@ -97,7 +97,7 @@ def merge(into: PostingsByRow, more: PostingsByRow) -> None:
             into[row] = postings
 
 
-def add(connection: sqlite3.Connection, rows: Mapping[tuple[int, str, int], Postings]) -> None:
+def add(connection: Connection, rows: Mapping[tuple[int, str, int], Postings]) -> None:
     connection.executemany(
         "INSERT INTO index_postings (scope_id, term, block, postings) VALUES (?, ?, ?, ?)"
         " ON CONFLICT (scope_id, term, block)"
@@ -107,7 +107,7 @@ def add(connection: sqlite3.Connection, rows: Mapping[tuple[int, str, int], Post
 
 
 def remove(
-    connection: sqlite3.Connection, scope_id: int, block: int, terms: Iterable[str], documents: Collection[int]
+    connection: Connection, scope_id: int, block: int, terms: Iterable[str], documents: Collection[int]
 ) -> set[str]:
     """Remove the postings of these documents from these terms of a block; returns the terms without postings left."""
     gone = set()
@@ -130,7 +130,7 @@ def remove(
     return gone
 
 
-def delete_block(connection: sqlite3.Connection, scope_id: int, block: int, terms: Iterable[str]) -> None:
+def delete_block(connection: Connection, scope_id: int, block: int, terms: Iterable[str]) -> None:
     """Delete the postings of a block that contains these terms."""
     connection.executemany(
         "DELETE FROM index_postings WHERE scope_id = ? AND term = ? AND block = ?",
@@ -141,7 +141,7 @@ def delete_block(connection: sqlite3.Connection, scope_id: int, block: int, term
 # Reading
 
 
-def read(connection: sqlite3.Connection, sources: Sequence[PostingSource], term: str) -> Postings:
+def read(connection: Connection, sources: Sequence[PostingSource], term: str) -> Postings:
     """The postings of a term in all of these sources."""
     if len(sources) > _FEW:  # of whole scopes: a query names at most two sessions
         return _array(
@@ -162,7 +162,7 @@ def read(connection: sqlite3.Connection, sources: Sequence[PostingSource], term:
     return found
 
 
-def read_blocks(connection: sqlite3.Connection, scope_id: int, term: str, blocks: Collection[int]) -> Postings:
+def read_blocks(connection: Connection, scope_id: int, term: str, blocks: Collection[int]) -> Postings:
     """The postings of a term in some blocks of a scope."""
     return _array(
         connection.execute(
@@ -173,9 +173,7 @@ def read_blocks(connection: sqlite3.Connection, scope_id: int, term: str, blocks
     )
 
 
-def terms_starting_with(
-    connection: sqlite3.Connection, sources: Sequence[PostingSource], prefix: str, limit: int
-) -> list[str]:
+def terms_starting_with(connection: Connection, sources: Sequence[PostingSource], prefix: str, limit: int) -> list[str]:
     rows = connection.execute(
         "SELECT DISTINCT p.term FROM json_each(?) AS source CROSS JOIN index_postings AS p"
         " WHERE p.scope_id = json_extract(source.value, '$[0]') AND p.term >= ? AND p.term < ?"
@@ -185,7 +183,7 @@ def terms_starting_with(
     return [term for (term,) in rows]
 
 
-def contains(connection: sqlite3.Connection, sources: Sequence[PostingSource], term: str) -> bool:
+def contains(connection: Connection, sources: Sequence[PostingSource], term: str) -> bool:
     """Whether any document of these sources contains the term."""
     for source in sources:
         if connection.execute(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 import json
-import sqlite3
 import sys
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -32,6 +31,7 @@ from session_middleware.storage.search.tokenizer import (
     shorter_stems,
     unfinished_word,
 )
+from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.memory import indexing, items, posting_lists, vectors
 from session_middleware.storage.sql.memory.indexing import POSITION_BITS, IndexedMessage
 from session_middleware.storage.sql.memory.posting_lists import BLOCK_BITS, IN_BLOCK, PostingSource
@@ -66,7 +66,7 @@ class _Ranking(NamedTuple):
     unsure: set[int]  # found by a stem that a completion of the unfinished word may have
 
 
-def search(connection: sqlite3.Connection, query: MemoryQuery, now: datetime, can_index: bool) -> list[StoredMemory]:
+def search(connection: Connection, query: MemoryQuery, now: datetime, can_index: bool) -> list[StoredMemory]:
     """The page of the best documents that pass the filter; a message that forks share is found once.
 
     Raises `LongBacklog`, so that the caller indexes a scope first, if it `can_index`.
@@ -79,7 +79,7 @@ def search(connection: sqlite3.Connection, query: MemoryQuery, now: datetime, ca
 
 
 def _search(
-    connection: sqlite3.Connection, scope: _Scope, query: MemoryQuery, now: datetime
+    connection: Connection, scope: _Scope, query: MemoryQuery, now: datetime
 ) -> tuple[list[StoredMemory], bool]:
     """The results up to the end of the page; and whether all documents were considered."""
     ranking = _rank(connection, scope, query)
@@ -102,7 +102,7 @@ def _search(
     return found, _enough(query) is None or (ranking.is_complete and not skipped)
 
 
-def nearest(connection: sqlite3.Connection, query: MemoryQuery, now: datetime) -> list[StoredMemory]:
+def nearest(connection: Connection, query: MemoryQuery, now: datetime) -> list[StoredMemory]:
     """The page of all items that pass the filter: by cosine, then the items without a vector."""
     assert query.vector is not None
     namespaces = items.scopes(connection, query.namespaces, prefix=query.prefix)
@@ -121,7 +121,7 @@ def nearest(connection: sqlite3.Connection, query: MemoryQuery, now: datetime) -
     return found[query.offset :]
 
 
-def list_speakers(connection: sqlite3.Connection, words: Sequence[str], whose: MessageScope) -> set[str]:
+def list_speakers(connection: Connection, words: Sequence[str], whose: MessageScope) -> set[str]:
     """Those of these words that are part of a speaker's name."""
     scope = _scope(connection, MemoryQuery([], prefix=False, messages=whose), False)
     return {word for word in words for each in query_words(word) if _is_speaker(connection, scope, each)}
@@ -148,7 +148,7 @@ def _enough(query: MemoryQuery) -> int | None:
 # The scope
 
 
-def _scope(connection: sqlite3.Connection, query: MemoryQuery, can_index: bool) -> _Scope:
+def _scope(connection: Connection, query: MemoryQuery, can_index: bool) -> _Scope:
     scopes = items.scopes(connection, query.namespaces, prefix=query.prefix)
     statistics = posting_lists.statistics(connection, scopes)
     sources: list[PostingSource] = []
@@ -177,7 +177,7 @@ def _collect(
         into.setdefault(term, (array("q"), array("q")))[kind].extend(postings)
 
 
-def _message_sources(connection: sqlite3.Connection, whose: MessageScope) -> tuple[list[PostingSource], Statistics]:
+def _message_sources(connection: Connection, whose: MessageScope) -> tuple[list[PostingSource], Statistics]:
     if whose.session_id is not None:
         return _session_source(connection, whose.session_id)
     if whose.user_id is not None:
@@ -188,7 +188,7 @@ def _message_sources(connection: sqlite3.Connection, whose: MessageScope) -> tup
     return list(map(PostingSource, scope_ids)), posting_lists.statistics(connection, scope_ids)
 
 
-def _session_source(connection: sqlite3.Connection, session_id: str) -> tuple[list[PostingSource], Statistics]:
+def _session_source(connection: Connection, session_id: str) -> tuple[list[PostingSource], Statistics]:
     row = connection.execute(
         "SELECT number, scope_id, documents, words, positions FROM index_sessions WHERE session_id = ?", (session_id,)
     ).fetchone()
@@ -203,7 +203,7 @@ def _session_source(connection: sqlite3.Connection, session_id: str) -> tuple[li
 # Ranking
 
 
-def _rank(connection: sqlite3.Connection, scope: _Scope, query: MemoryQuery) -> _Ranking:
+def _rank(connection: Connection, scope: _Scope, query: MemoryQuery) -> _Ranking:
     asked = query_words(query.query or "")
     speakers = [word for word in asked if query.neighbours and _is_speaker(connection, scope, word)]
     others = [word for word in asked if word not in speakers]
@@ -230,7 +230,7 @@ def _rank(connection: sqlite3.Connection, scope: _Scope, query: MemoryQuery) -> 
 
 
 def _rank_by_words(
-    connection: sqlite3.Connection, scope: _Scope, query: MemoryQuery, words: Sequence[QueryWord]
+    connection: Connection, scope: _Scope, query: MemoryQuery, words: Sequence[QueryWord]
 ) -> tuple[Scores, bool, set[int]]:
     wanted = _enough(query)
     terms = [_query_term(connection, scope, word) for word in words]
@@ -251,16 +251,16 @@ def _rank_by_words(
     return _weighted_by_length(connection, scope, contenders), len(contenders) == len(found), unsure
 
 
-def _is_speaker(connection: sqlite3.Connection, scope: _Scope, word: QueryWord) -> bool:
+def _is_speaker(connection: Connection, scope: _Scope, word: QueryWord) -> bool:
     return word.speaker in scope.postings or posting_lists.contains(connection, scope.messages, word.speaker)
 
 
-def _query_term(connection: sqlite3.Connection, scope: _Scope, word: QueryWord) -> QueryTerm:
+def _query_term(connection: Connection, scope: _Scope, word: QueryWord) -> QueryTerm:
     found = _any_of(connection, scope, [word.term])
     return found if word.date is None else found._replace(dated=_any_of(connection, scope, [word.date]).messages)
 
 
-def _any_of(connection: sqlite3.Connection, scope: _Scope, terms: Iterable[str]) -> QueryTerm:
+def _any_of(connection: Connection, scope: _Scope, terms: Iterable[str]) -> QueryTerm:
     """The postings of several terms as those of one."""
     found = QueryTerm(array("q"), array("q"), array("q"))
     for term in terms:
@@ -285,7 +285,7 @@ def _without_replaced(scope: _Scope, postings: Postings) -> Postings:
     return array("q", [posting for posting in postings if posting >> BITS not in replaced])
 
 
-def _weighted_by_length(connection: sqlite3.Connection, scope: _Scope, scores: Scores) -> Scores:
+def _weighted_by_length(connection: Connection, scope: _Scope, scores: Scores) -> Scores:
     """The scores of messages weighted by their lengths, without document ids that no message has."""
     lengths = _lengths(connection, {document >> BLOCK_BITS for document in scores if document < ITEM})
     found: Scores = {}
@@ -301,7 +301,7 @@ def _weighted_by_length(connection: sqlite3.Connection, scope: _Scope, scores: S
     return found
 
 
-def _lengths(connection: sqlite3.Connection, blocks: Iterable[int]) -> dict[int, bytes]:
+def _lengths(connection: Connection, blocks: Iterable[int]) -> dict[int, bytes]:
     return dict(
         connection.execute(
             "SELECT b.block, b.lengths FROM json_each(?) AS wanted CROSS JOIN index_sessions AS s"
@@ -313,7 +313,7 @@ def _lengths(connection: sqlite3.Connection, blocks: Iterable[int]) -> dict[int,
     )
 
 
-def _spoken_by(connection: sqlite3.Connection, scope: _Scope, speakers: Sequence[QueryWord], among: Scores) -> set[int]:
+def _spoken_by(connection: Connection, scope: _Scope, speakers: Sequence[QueryWord], among: Scores) -> set[int]:
     """Those of these messages that one of these speakers wrote."""
     blocks = {document >> BLOCK_BITS for document in among if document < ITEM}
     found: set[int] = set()
@@ -333,7 +333,7 @@ def _item_ref(namespaces: dict[int, str], document: int) -> items.ItemRef:
 
 
 def _read(
-    connection: sqlite3.Connection,
+    connection: Connection,
     scope: _Scope,
     document: int,
     query: MemoryQuery,
@@ -351,7 +351,7 @@ def _read(
 
 
 def _read_message(
-    connection: sqlite3.Connection,
+    connection: Connection,
     scope: _Scope,
     document: int,
     query: MemoryQuery,
@@ -380,7 +380,7 @@ def _read_message(
     return found if session_id == found.session_id else None
 
 
-def _find_message(connection: sqlite3.Connection, scope: _Scope, document: int) -> tuple[str, int] | None:
+def _find_message(connection: Connection, scope: _Scope, document: int) -> tuple[str, int] | None:
     """The session and seq of a document."""
     if document in scope.unindexed:
         message = scope.unindexed[document].message

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 from zlib import crc32
 
 from session_middleware.storage.memory_types import ToEmbed, Vectors
 from session_middleware.storage.search.bm25 import ITEM
+from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.memory import indexing, items
 from session_middleware.storage.sql.memory.indexing import IN_SESSION, POSITION_BITS, IndexedSession
 from session_middleware.storage.sql.memory.posting_lists import BLOCK_BITS, PostingSource
@@ -21,7 +21,7 @@ _BEFORE = 2  # the vector of a message includes the texts of so many messages be
 
 
 def cosines(
-    connection: sqlite3.Connection,
+    connection: Connection,
     sources: Sequence[PostingSource],
     query: Sequence[float],
     *,
@@ -67,7 +67,7 @@ def unit(vector: Sequence[float]) -> Any:
 # Making
 
 
-def list_to_embed(connection: sqlite3.Connection, limit: int, *, messages: bool) -> list[ToEmbed]:
+def list_to_embed(connection: Connection, limit: int, *, messages: bool) -> list[ToEmbed]:
     """Documents without vectors; only indexed items, because vectors are deleted together with words."""
     rows = connection.execute(
         "SELECT s.id, m.namespace, m.position FROM memories AS m CROSS JOIN index_scopes AS s"
@@ -83,7 +83,7 @@ def list_to_embed(connection: sqlite3.Connection, limit: int, *, messages: bool)
     return [*found, *(_messages(connection, limit - len(found)) if messages else ())]
 
 
-def _messages(connection: sqlite3.Connection, limit: int) -> list[ToEmbed]:
+def _messages(connection: Connection, limit: int) -> list[ToEmbed]:
     found: list[ToEmbed] = []
     rows = connection.execute(
         "SELECT number, session_id, scope_id, indexed_seq, positions, embedded FROM index_sessions"
@@ -97,7 +97,7 @@ def _messages(connection: sqlite3.Connection, limit: int) -> list[ToEmbed]:
     return found
 
 
-def _of_session(connection: sqlite3.Connection, session: IndexedSession, positions: range) -> Iterator[ToEmbed]:
+def _of_session(connection: Connection, session: IndexedSession, positions: range) -> Iterator[ToEmbed]:
     seqs = indexing.seqs(connection, session)
     texts: dict[int, str] = {}
     for position in range(max(0, positions.start - _BEFORE), positions.stop):
@@ -115,7 +115,7 @@ def _fingerprint(value: dict[str, Any]) -> int:
     return crc32(json.dumps(value).encode())
 
 
-def put(connection: sqlite3.Connection, found: Sequence[Vectors]) -> None:
+def put(connection: Connection, found: Sequence[Vectors]) -> None:
     for source, made in found:
         connection.execute(
             "DELETE FROM vectors WHERE scope_id = ? AND document = ?", (source.scope_id, source.document)
@@ -132,7 +132,7 @@ def put(connection: sqlite3.Connection, found: Sequence[Vectors]) -> None:
         )
 
 
-def _mark_item(connection: sqlite3.Connection, source: ToEmbed) -> bool:
+def _mark_item(connection: Connection, source: ToEmbed) -> bool:
     """Mark an item as embedded; ``False`` when it was changed or deleted in the meantime."""
     row = connection.execute(
         "SELECT m.namespace, m.position FROM index_scopes AS s JOIN memories AS m ON m.namespace = s.name"
@@ -146,7 +146,7 @@ def _mark_item(connection: sqlite3.Connection, source: ToEmbed) -> bool:
     return True
 
 
-def _mark_message(connection: sqlite3.Connection, source: ToEmbed) -> bool:
+def _mark_message(connection: Connection, source: ToEmbed) -> bool:
     """Mark a session as embedded up to a message; ``False`` when that was changed or deleted in the meantime."""
     number, position = source.document >> POSITION_BITS, source.document & IN_SESSION
     row = connection.execute(
@@ -164,12 +164,12 @@ def _mark_message(connection: sqlite3.Connection, source: ToEmbed) -> bool:
 # The model
 
 
-def model(connection: sqlite3.Connection) -> tuple[str, int] | None:
+def model(connection: Connection) -> tuple[str, int] | None:
     row = connection.execute("SELECT name, dimensions FROM vector_models").fetchone()
     return None if row is None else (row[0], row[1])
 
 
-def set_model(connection: sqlite3.Connection, name: str, dimensions: int, *, replace: bool) -> tuple[str, int]:
+def set_model(connection: Connection, name: str, dimensions: int, *, replace: bool) -> tuple[str, int]:
     if not replace and (stored := model(connection)) is not None:
         return stored
     connection.execute("DELETE FROM vectors")

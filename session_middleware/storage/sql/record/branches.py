@@ -7,7 +7,6 @@ in time and how two runs at once part; and by a history that leaves what is reco
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Sequence
 from datetime import datetime
 from typing import NamedTuple
@@ -17,6 +16,7 @@ from session_middleware.storage.checkpoint_types import CheckpointPut
 from session_middleware.storage.run import RunContext
 from session_middleware.storage.sql.checkpoints.latest_checkpoint import Head
 from session_middleware.storage.sql.checkpoints.rows import AT, at
+from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.session_state import SessionWrite
 
 MAIN = "main"
@@ -41,7 +41,7 @@ def _branch_at(write: SessionWrite, session_id: str, checkpoint_id: str) -> str 
     return None if row is None else row[0]
 
 
-def line(connection: sqlite3.Connection, session_id: str, branch: str) -> Line:
+def line(connection: Connection, session_id: str, branch: str) -> Line:
     """The branch, then what it came from, nearest first."""
     parents = {}
     if branch != MAIN:

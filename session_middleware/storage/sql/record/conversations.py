@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Sequence
 
 from session_middleware.storage.record_entries import Attachment
+from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.record import message_rows, tool_call_rows
 from session_middleware.storage.sql.session_state import SessionWrite
 from session_middleware.storage.types import ConversationItemPut, StoredItem
@@ -31,11 +31,11 @@ def _names(files: Sequence[Attachment]) -> str | None:
     return json.dumps([file.hash for file in files]) if files else None
 
 
-def list_last(connection: sqlite3.Connection, session_id: str, limit: int | None) -> list[StoredItem]:
+def list_last(connection: Connection, session_id: str, limit: int | None) -> list[StoredItem]:
     return [item for _, item, _ in _list_last(connection, session_id, limit)]
 
 
-def _list_last(connection: sqlite3.Connection, session_id: str, limit: int | None) -> list[tuple[int, StoredItem, str]]:
+def _list_last(connection: Connection, session_id: str, limit: int | None) -> list[tuple[int, StoredItem, str]]:
     rows = connection.execute(
         "SELECT position, item, message_id, files FROM conversation_items WHERE session_id = ? AND removed = 0"
         " ORDER BY position DESC LIMIT ?",
@@ -47,7 +47,7 @@ def _list_last(connection: sqlite3.Connection, session_id: str, limit: int | Non
     ]
 
 
-def _files(connection: sqlite3.Connection, session_id: str, names: Sequence[str]) -> dict[str, bytes]:
+def _files(connection: Connection, session_id: str, names: Sequence[str]) -> dict[str, bytes]:
     found = {name: message_rows.get_file(connection, session_id, name) for name in names}
     return {name: data for name, data in found.items() if data is not None}
 

@@ -11,11 +11,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import sqlite3
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.memory import memories
 from session_middleware.storage.sql.sessions import events
 
@@ -45,7 +45,7 @@ def _digest(message_id: str, words: bytes) -> str:
     return hashlib.sha256(message_id.encode() + words).hexdigest()[:_DIGITS]
 
 
-def delete_message(connection: sqlite3.Connection, session_id: str, message_id: str, now: datetime) -> int:
+def delete_message(connection: Connection, session_id: str, message_id: str, now: datetime) -> int:
     """All versions of it; how many that were."""
     rows = connection.execute(
         "DELETE FROM messages WHERE session_id = ? AND message_id = ?"
@@ -72,7 +72,7 @@ def delete_message(connection: sqlite3.Connection, session_id: str, message_id: 
     return len(rows)
 
 
-def _delete_files(connection: sqlite3.Connection, session_id: str, names: Iterable[str]) -> None:
+def _delete_files(connection: Connection, session_id: str, names: Iterable[str]) -> None:
     """Those that nothing else in the session refers to."""
     for name in names:
         connection.execute(
@@ -86,7 +86,7 @@ def _delete_files(connection: sqlite3.Connection, session_id: str, names: Iterab
         )
 
 
-def deleted(connection: sqlite3.Connection, session_id: str) -> list[DeletedMessage]:
+def deleted(connection: Connection, session_id: str) -> list[DeletedMessage]:
     """The messages that were deleted from a session."""
     rows = connection.execute(
         "SELECT detail FROM events WHERE session_id = ? AND kind = 'message_deleted'", (session_id,)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 from session_middleware.models import Message, to_text
 from session_middleware.storage.record_entries import ASIDE, SHARED, MessageEntry, ModelCallEntry
 from session_middleware.storage.run import RunContext
+from session_middleware.storage.sql.connection import Connection, Cursor
 from session_middleware.storage.sql.record import branches, deletions, tool_call_rows
 from session_middleware.storage.sql.record.branches import Line
 from session_middleware.storage.sql.row_mapping import clean, marks_of, to_json, values_of
@@ -459,7 +459,7 @@ def _marks(message: MessageEntry, words: tuple[Any, ...]) -> str | None:
 # Reading
 
 
-def rows_of(connection: sqlite3.Connection, fields: str, session_id: str, branch: str) -> sqlite3.Cursor:
+def rows_of(connection: Connection, fields: str, session_id: str, branch: str) -> Cursor:
     line = branches.line(connection, session_id, branch)
     ours = " OR ".join(["branch = ? AND seq <= ?"] * len(line))
     return connection.execute(
@@ -468,7 +468,7 @@ def rows_of(connection: sqlite3.Connection, fields: str, session_id: str, branch
     )
 
 
-def get_message(connection: sqlite3.Connection, session_id: str, message_id: str) -> Message | None:
+def get_message(connection: Connection, session_id: str, message_id: str) -> Message | None:
     cursor = connection.execute(
         "SELECT * FROM messages WHERE session_id = ? AND message_id = ? ORDER BY version DESC LIMIT 1",
         (session_id, message_id),
@@ -476,6 +476,6 @@ def get_message(connection: sqlite3.Connection, session_id: str, message_id: str
     return next(iter(values_of(Message, cursor)), None)
 
 
-def get_file(connection: sqlite3.Connection, session_id: str, hash: str) -> bytes | None:
+def get_file(connection: Connection, session_id: str, hash: str) -> bytes | None:
     row = connection.execute("SELECT data FROM files WHERE session_id = ? AND hash = ?", (session_id, hash)).fetchone()
     return row and bytes(row[0])

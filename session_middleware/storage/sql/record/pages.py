@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Sequence
 
 from session_middleware.models import Message
+from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.record import branches, deletions
 from session_middleware.storage.sql.record.branches import MAIN
 from session_middleware.storage.sql.record.message_rows import rows_of
@@ -13,7 +13,7 @@ from session_middleware.storage.sql.row_mapping import values_of
 
 
 def list_messages(
-    connection: sqlite3.Connection,
+    connection: Connection,
     session_id: str,
     *,
     after: int,
@@ -40,7 +40,7 @@ def list_messages(
     return messages[_start(connection, session_id, messages, after) :][:limit]
 
 
-def _start(connection: sqlite3.Connection, session_id: str, messages: Sequence[Message], after: int) -> int:
+def _start(connection: Connection, session_id: str, messages: Sequence[Message], after: int) -> int:
     """How many of the messages somebody has had who has read as far as `after`.
 
     That may be an older version, a message that was deleted, or one of another branch: then what both
@@ -68,7 +68,7 @@ def _behind(messages: Sequence[Message], is_it: Callable[[Message], bool]) -> in
     return next((number for number in range(len(messages), 0, -1) if is_it(messages[number - 1])), None)
 
 
-def _deleted_at(connection: sqlite3.Connection, session_id: str, seq: int) -> deletions.DeletedMessage | None:
+def _deleted_at(connection: Connection, session_id: str, seq: int) -> deletions.DeletedMessage | None:
     return next((each for each in deletions.deleted(connection, session_id) if seq in each.seqs), None)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from datetime import datetime
 
 from session_middleware.models import Branch, to_text
@@ -10,6 +9,7 @@ from session_middleware.storage.processes import is_gone, this_process
 from session_middleware.storage.record_entries import Claim, RunEnd
 from session_middleware.storage.run import RunContext
 from session_middleware.storage.sql.checkpoints.rows import AT, at
+from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.record import dead_runs
 from session_middleware.storage.sql.row_mapping import clean, values_of
 from session_middleware.storage.sql.session_state import SessionWrite
@@ -17,7 +17,7 @@ from session_middleware.storage.sql.session_state import SessionWrite
 TABLES = ("runs", "messages", "tool_calls", "model_calls", "events", "branches", "files", "conversation_items")
 
 
-def next_seq(connection: sqlite3.Connection, session_id: str) -> int | None:
+def next_seq(connection: Connection, session_id: str) -> int | None:
     """The next place in the session's order; ``None`` when there is no such session."""
     row = connection.execute(
         "UPDATE sessions SET version = version + 1, last_seq = last_seq + 1 WHERE id = ? RETURNING last_seq",
@@ -65,7 +65,7 @@ def _interrupt_dead_runs(write: SessionWrite, context: RunContext) -> bool:
     return bool(left)
 
 
-def _cut_off(connection: sqlite3.Connection, context: RunContext) -> str | None:
+def _cut_off(connection: Connection, context: RunContext) -> str | None:
     """The run before this one, if its process died in it."""
     row = connection.execute(
         "SELECT id, outcome = 'interrupted' AND duration_ms IS NULL FROM runs WHERE session_id = ? AND id != ?"
@@ -75,7 +75,7 @@ def _cut_off(connection: sqlite3.Connection, context: RunContext) -> str | None:
     return row[0] if row is not None and row[1] else None
 
 
-def _ahead_of_state(connection: sqlite3.Connection, context: RunContext, run_id: str) -> dict[Claim, str]:
+def _ahead_of_state(connection: Connection, context: RunContext, run_id: str) -> dict[Claim, str]:
     """What a run said that its state does not hold, for it died before that was put: it will be said again."""
     rows = connection.execute(
         "SELECT role, COALESCE(tool_call_id, text), message_id FROM messages WHERE session_id = ? AND run_id = ?"
@@ -113,12 +113,12 @@ _END_RUN = f"""
 # Reading
 
 
-def list_branches(connection: sqlite3.Connection, session_id: str) -> list[Branch]:
+def list_branches(connection: Connection, session_id: str) -> list[Branch]:
     cursor = connection.execute("SELECT * FROM branches WHERE session_id = ? ORDER BY created_at, id", (session_id,))
     return values_of(Branch, cursor)
 
 
-def is_forgotten(connection: sqlite3.Connection, context: RunContext) -> bool:
+def is_forgotten(connection: Connection, context: RunContext) -> bool:
     """Whether the run's user was forgotten while it went on: then its row names somebody else."""
     if not context.begun:
         return False
@@ -129,12 +129,12 @@ def is_forgotten(connection: sqlite3.Connection, context: RunContext) -> bool:
 # With their session
 
 
-def rename(connection: sqlite3.Connection, session_id: str, to: str) -> None:
+def rename(connection: Connection, session_id: str, to: str) -> None:
     for table in TABLES:
         connection.execute(f"UPDATE {table} SET session_id = ? WHERE session_id = ?", (to, session_id))
 
 
-def copy(connection: sqlite3.Connection, session_id: str, to: str) -> None:
+def copy(connection: Connection, session_id: str, to: str) -> None:
     """Give a fork what was said, on each branch and in its order. What ran, and what it cost, stays where it did."""
     values = {"source": session_id, "to": to}
     for statement in _COPY:
@@ -177,7 +177,7 @@ _COPY = (
 )
 
 
-def delete(connection: sqlite3.Connection, session_id: str) -> tuple[int, int]:
+def delete(connection: Connection, session_id: str) -> tuple[int, int]:
     """Delete the session's record; how many messages and tool calls that was."""
     counts = {
         table: connection.execute(f"DELETE FROM {table} WHERE session_id = ?", (session_id,)).rowcount

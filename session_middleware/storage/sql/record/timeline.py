@@ -6,11 +6,11 @@ then of the rows that have them; so it costs what it returns, however long the r
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterable
 from typing import TypeVar
 
 from session_middleware.models import Event, Message, ModelCall, Run, ToolCall
+from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.record import dead_runs
 from session_middleware.storage.sql.row_mapping import values_of
 from session_middleware.storage.types import Page, Record
@@ -31,9 +31,7 @@ _UNFINISHED: dict[str, tuple[type[Record], str]] = {
 }
 
 
-def list_records(
-    connection: sqlite3.Connection, kind: type[R], session_id: str, *, after: int, limit: int | None
-) -> list[R]:
+def list_records(connection: Connection, kind: type[R], session_id: str, *, after: int, limit: int | None) -> list[R]:
     table = next(table for table, model, _ in _TABLES if model is kind)
     cursor = connection.execute(
         f"SELECT * FROM {table} WHERE session_id = ? AND seq > ? ORDER BY seq LIMIT ?",
@@ -42,7 +40,7 @@ def list_records(
     return dead_runs.as_known(connection, values_of(kind, cursor))
 
 
-def list_timeline(connection: sqlite3.Connection, session_id: str, *, after: int, limit: int | None) -> Page:
+def list_timeline(connection: Connection, session_id: str, *, after: int, limit: int | None) -> Page:
     if limit is not None and limit <= 0:
         return Page([], [])
     keys = _keys(connection, session_id, after, -1 if limit is None else limit)
@@ -59,7 +57,7 @@ def list_timeline(connection: sqlite3.Connection, session_id: str, *, after: int
     return Page(dead_runs.as_known(connection, entries), dead_runs.as_known(connection, _runs(connection, entries)))
 
 
-def _keys(connection: sqlite3.Connection, session_id: str, after: int, limit: int) -> list[int]:
+def _keys(connection: Connection, session_id: str, after: int, limit: int) -> list[int]:
     """The lowest and the highest `seq` of a page are what matters."""
     parts = " UNION ALL ".join(
         f"SELECT seq FROM (SELECT seq FROM {table} WHERE session_id = ? AND seq > ? AND {shown} ORDER BY seq LIMIT ?)"
@@ -69,7 +67,7 @@ def _keys(connection: sqlite3.Connection, session_id: str, after: int, limit: in
     return [seq for (seq,) in rows]
 
 
-def _runs(connection: sqlite3.Connection, entries: Iterable[Record]) -> list[Run]:
+def _runs(connection: Connection, entries: Iterable[Record]) -> list[Run]:
     """The runs these belong to that are not among them."""
     here = {entry.id for entry in entries if isinstance(entry, Run)}
     found: list[Run] = []
@@ -79,7 +77,7 @@ def _runs(connection: sqlite3.Connection, entries: Iterable[Record]) -> list[Run
     return found
 
 
-def list_unfinished(connection: sqlite3.Connection, session_id: str, *, up_to: int) -> list[Record]:
+def list_unfinished(connection: Connection, session_id: str, *, up_to: int) -> list[Record]:
     found: list[Record] = []
     for table, (model, condition) in _UNFINISHED.items():
         cursor = connection.execute(

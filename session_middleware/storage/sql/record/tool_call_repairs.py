@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
 from session_middleware.models import Message, RepairedCall, ToolCall
+from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.row_mapping import clean, values_of
 from session_middleware.storage.sql.sessions import events
 
 
 def find_executions(
-    connection: sqlite3.Connection, session_id: str, tool_call_ids: Sequence[str]
+    connection: Connection, session_id: str, tool_call_ids: Sequence[str]
 ) -> tuple[list[ToolCall], list[Message]]:
     found: list[ToolCall] = []
     for tool_call_id in tool_call_ids:
@@ -26,7 +26,7 @@ def find_executions(
     return sorted(found, key=lambda call: call.seq), answers
 
 
-def _find_answers(connection: sqlite3.Connection, session_id: str, tool_call_ids: Sequence[str]) -> list[Message]:
+def _find_answers(connection: Connection, session_id: str, tool_call_ids: Sequence[str]) -> list[Message]:
     marks = ", ".join("?" * len(tool_call_ids))
     cursor = connection.execute(
         f"SELECT * FROM messages WHERE session_id = ? AND tool_call_id IN ({marks}) AND replaced_by IS NULL"
@@ -37,7 +37,7 @@ def _find_answers(connection: sqlite3.Connection, session_id: str, tool_call_ids
 
 
 def append(
-    connection: sqlite3.Connection,
+    connection: Connection,
     session_id: str,
     calls: Sequence[RepairedCall],
     *,
@@ -54,7 +54,7 @@ def append(
     events.append(connection, session_id, "repaired", reason, detail, now, run_id=run_id)
 
 
-def _interrupt(connection: sqlite3.Connection, session_id: str, call: RepairedCall) -> None:
+def _interrupt(connection: Connection, session_id: str, call: RepairedCall) -> None:
     """The row that the answer alone made, as of a call nobody saw executed, and any that was cut off."""
     made = connection.execute(
         "UPDATE tool_calls SET status = 'interrupted', result = NULL, error = NULL"

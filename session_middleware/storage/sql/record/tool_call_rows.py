@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -20,6 +19,7 @@ from session_middleware.storage.record_entries import (
     is_reported,
 )
 from session_middleware.storage.run import RunContext
+from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.row_mapping import clean, marks_of, to_json
 from session_middleware.storage.sql.session_state import SessionCounters, SessionWrite
 
@@ -97,7 +97,7 @@ _MARK = """
 """
 
 
-def interrupt_gone(connection: sqlite3.Connection, session_id: str) -> None:
+def interrupt_gone(connection: Connection, session_id: str) -> None:
     """Calls outside of any run were interrupted if their process has died; those of a run are its affair."""
     outside = connection.execute(
         "SELECT seq, process FROM tool_calls WHERE session_id = ? AND process IS NOT NULL", (session_id,)

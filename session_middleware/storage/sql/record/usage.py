@@ -7,35 +7,17 @@ time asked for has no call in it, and is passed over.
 
 from __future__ import annotations
 
-import sqlite3
-from array import array
 from datetime import timedelta
-from typing import Any, cast
+from typing import Any
 
 from session_middleware.errors import UnknownGrouping
 from session_middleware.models import ToolCall, Usage, to_text
+from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.record import dead_runs
 from session_middleware.storage.sql.row_mapping import clean, values_of
 from session_middleware.storage.types import ToolCallFilter, UsageBy, UsageFilter
 
-_PERCENTILES = (50, 95, 99)
 _ACTIVE_WITHIN = timedelta(seconds=2)  # activity is written down once a second, so it may lag behind
-
-
-class _Latencies:
-    """An aggregate for SQL: the percentiles of its values, as one text."""
-
-    def __init__(self) -> None:
-        self._values = array("d")
-        self.step = self._values.append
-
-    def finalize(self) -> str | None:
-        if not self._values:
-            return None
-        values = sorted(self._values)
-        ranks = (-(-len(values) * percent // 100) for percent in _PERCENTILES)
-        return " ".join(repr(values[rank - 1]) for rank in ranks)
-
 
 _MODEL_SUMS = """
     COUNT(*), COUNT(m.error), SUM(m.input_tokens), SUM(m.output_tokens), SUM(m.cached_tokens),
@@ -58,8 +40,7 @@ _SUMS: dict[UsageBy, tuple[str, str]] = {  # a statement up to its conditions, a
 }
 
 
-def usage(connection: sqlite3.Connection, by: UsageBy, where: UsageFilter) -> list[Usage]:
-    connection.create_aggregate("latencies", 1, cast("Any", _Latencies))
+def usage(connection: Connection, by: UsageBy, where: UsageFilter) -> list[Usage]:
     if by not in _SUMS:
         raise UnknownGrouping(by, known=list(_SUMS))
     beginning, end = _SUMS[by]
@@ -106,7 +87,7 @@ _START = "COALESCE(started_at, '')"  # of a call whose start nobody saw: before 
 
 
 def list_tool_calls(
-    connection: sqlite3.Connection, where: ToolCallFilter, *, limit: int | None, before: ToolCall | None
+    connection: Connection, where: ToolCallFilter, *, limit: int | None, before: ToolCall | None
 ) -> list[ToolCall]:
     conditions, values = _tool_conditions(where)
     if before is not None:

@@ -7,7 +7,6 @@ on its own, and told to whoever made the context. That costs nothing where there
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterable, Iterator, Sequence, Set
 from datetime import datetime
 from itertools import groupby, takewhile
@@ -29,10 +28,7 @@ from session_middleware.storage.sql.record import branches, histories, message_r
 from session_middleware.storage.sql.record.branches import BranchPoint
 from session_middleware.storage.sql.session_state import SessionWrite
 
-_FAULTS = (
-    *(ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError),
-    *(sqlite3.DataError, sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.ProgrammingError),
-)
+_FAULTS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError)
 
 
 class RecordWriteError(Exception):
@@ -91,13 +87,14 @@ def write(
         place = branches.place_put(write, put, now)
         brought = _with_late(put)
         entries = _merged(entries, brought, put) if entries else brought
+    faults: tuple[type[Exception], ...] = (*_FAULTS, *write.rejections)
     if careful:
-        _append_each(write, context, entries, now)
+        _append_each(write, context, entries, now, faults)
     else:
         try:
             _append(write, context, entries, now)
             write.flush()
-        except _FAULTS as error:
+        except faults as error:
             raise RecordWriteError from error
     if put is None:
         conversation = _conversation(e for e in entries if isinstance(e, MessageEntry) and not e.followed_by)
@@ -260,12 +257,18 @@ def _append_one(write: SessionWrite, context: RunContext, entry: Entry, now: dat
         runs.end_run(write, context, entry)
 
 
-def _append_each(write: SessionWrite, context: RunContext, entries: Iterable[Entry], now: datetime) -> None:
+def _append_each(
+    write: SessionWrite,
+    context: RunContext,
+    entries: Iterable[Entry],
+    now: datetime,
+    faults: tuple[type[Exception], ...],
+) -> None:
     for entry in entries:
         try:
-            with write.savepoint(_FAULTS):
+            with write.savepoint(faults):
                 _append(write, context, [entry], now)
-        except _FAULTS as error:
+        except faults as error:
             if context.tell is None:  # the caller gets the exception
                 raise
             context.tell(error)

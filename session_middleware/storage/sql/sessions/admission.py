@@ -8,7 +8,6 @@ whether the session is still the one it was, still the caller's, and still this 
 from __future__ import annotations
 
 import random
-import sqlite3
 from datetime import datetime
 
 from session_middleware import lifecycle
@@ -26,6 +25,7 @@ from session_middleware.errors import (
 from session_middleware.models import Admission, Identity, SessionInfo, to_text
 from session_middleware.storage.run import RunContext
 from session_middleware.storage.sql.checkpoints import latest_checkpoint
+from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.engine_context import EngineContext
 from session_middleware.storage.sql.record import runs, tool_call_rows
 from session_middleware.storage.sql.session_state import SessionWrite
@@ -45,7 +45,7 @@ _SECOND = len("2026-01-31T12:00:00")
 REFUSALS = (SessionAccessDenied, SessionBusy, SessionClosed, SessionExpired, SessionLimitReached)
 
 
-def authorize(connection: sqlite3.Connection, context: RunContext, rules: EngineContext) -> SessionInfo | None:
+def authorize(connection: Connection, context: RunContext, rules: EngineContext) -> SessionInfo | None:
     revocations.check_not_revoked(connection, context.session_id, context.identity.user_id)
     session = _find(connection, context)
     if session is not None:
@@ -73,7 +73,7 @@ def _is_exposed(session: SessionInfo | None, context: RunContext, rules: EngineC
     return now - session.last_active_at >= leases.STALE or (end is not None and end.at <= now + leases.STALE)
 
 
-def hold(connection: sqlite3.Connection, context: RunContext, now: datetime) -> bool:
+def hold(connection: Connection, context: RunContext, now: datetime) -> bool:
     """Take the lease of a run before its first write, if its session is still the one it has seen; whether it is."""
     session = session_rows.find(connection, context.session_id)
     if session is None or session.incarnation != context.incarnation:
@@ -82,7 +82,7 @@ def hold(connection: sqlite3.Connection, context: RunContext, now: datetime) -> 
     return True
 
 
-def _find(connection: sqlite3.Connection, context: RunContext) -> SessionInfo | None:
+def _find(connection: Connection, context: RunContext) -> SessionInfo | None:
     session = session_rows.find(connection, context.session_id)
     if context.hand is not None and (session is None or session.incarnation != context.hand.incarnation):
         raise SessionClosed(context.session_id, status="deleted")
@@ -90,7 +90,7 @@ def _find(connection: sqlite3.Connection, context: RunContext) -> SessionInfo | 
 
 
 def _decide(
-    connection: sqlite3.Connection,
+    connection: Connection,
     context: RunContext,
     session: SessionInfo | None,
     rules: EngineContext,
@@ -101,7 +101,7 @@ def _decide(
 
 
 def _admission(
-    connection: sqlite3.Connection,
+    connection: Connection,
     context: RunContext,
     session: SessionInfo | None,
     rules: EngineContext,
@@ -138,7 +138,7 @@ def _check_tombstone(tombstone: Tombstone, context: RunContext, rules: EngineCon
         raise SessionExpired(context.session_id, since=tombstone.buried_at, how=how, archived=is_archived)
 
 
-def admit(connection: sqlite3.Connection, context: RunContext, rules: EngineContext) -> int:
+def admit(connection: Connection, context: RunContext, rules: EngineContext) -> int:
     """Admit a run, opening or reviving its session; returns the home of the family. Raises one of `REFUSALS`.
 
     The run's flags are set inside the write transaction, so no second operation admits it again.
@@ -173,7 +173,7 @@ def begin(write: SessionWrite, context: RunContext, rules: EngineContext, *, ann
             leases.reap(write.finish(), dead)
 
 
-def admit_memories(connection: sqlite3.Connection, context: RunContext, rules: EngineContext, *, changes: bool) -> int:
+def admit_memories(connection: Connection, context: RunContext, rules: EngineContext, *, changes: bool) -> int:
     """Let in what a context remembers, as a change of its session or not; one that is not there is opened by a change.
 
     A run changes its session as with every other write. Who has the session in hand does not go on
@@ -193,7 +193,7 @@ def admit_memories(connection: sqlite3.Connection, context: RunContext, rules: E
     return 0 if session is None else session.home
 
 
-def _admit_first(connection: sqlite3.Connection, context: RunContext, rules: EngineContext, now: datetime) -> int:
+def _admit_first(connection: Connection, context: RunContext, rules: EngineContext, now: datetime) -> int:
     revocations.check_not_revoked(connection, context.session_id, context.identity.user_id)
     session = _find(connection, context)
     if session is not None:
@@ -232,7 +232,7 @@ def _check_lease(context: RunContext, places: list[leases.LeaseRow]) -> None:
         raise LeaseLost(context.session_id, number=number)
 
 
-def _admit_again(connection: sqlite3.Connection, context: RunContext, rules: EngineContext, now: datetime) -> int:
+def _admit_again(connection: Connection, context: RunContext, rules: EngineContext, now: datetime) -> int:
     """A context goes on: all that may have changed is asked in one statement, and its clock set back."""
     lease, identity = context.lease, context.identity
     number = None if lease is None else lease.number
@@ -260,7 +260,7 @@ def _admit_again(connection: sqlite3.Connection, context: RunContext, rules: Eng
     return int(row[0])
 
 
-def refuse(connection: sqlite3.Connection, context: RunContext, error: SessionError, rules: EngineContext) -> None:
+def refuse(connection: Connection, context: RunContext, error: SessionError, rules: EngineContext) -> None:
     """Leave an event of a refusal, one of a whole run, which says who and why and nothing of what was asked."""
     if not context.refused:
         events.deny(connection, context.session_id, reason_of(error), context.identity.user_id, rules.clock())
@@ -285,7 +285,7 @@ _REASONS: dict[type[SessionError], str] = {
 
 
 def _apply(
-    connection: sqlite3.Connection, session: SessionInfo, context: RunContext, rules: EngineContext, now: datetime
+    connection: Connection, session: SessionInfo, context: RunContext, rules: EngineContext, now: datetime
 ) -> SessionInfo:
     """Carry out what was decided when the context was first looked at; the session that the id names now."""
     status = lifecycle.status_at(session, rules.settings, now)
@@ -310,7 +310,7 @@ def is_same_second(last_active_at: str, now: datetime) -> bool:
     return last_active_at[:_SECOND] == to_text(now)[:_SECOND]
 
 
-def revive(connection: sqlite3.Connection, context: RunContext, kind: str, reason: str | None, now: datetime) -> None:
+def revive(connection: Connection, context: RunContext, kind: str, reason: str | None, now: datetime) -> None:
     connection.execute(
         "UPDATE sessions SET status = 'active', reason = ?, ended_at = NULL, began_at = ?, opened_as = ?, pruned = 0"
         " WHERE id = ?",
@@ -320,7 +320,7 @@ def revive(connection: sqlite3.Connection, context: RunContext, kind: str, reaso
 
 
 def _start_fresh(
-    connection: sqlite3.Connection, session: SessionInfo, context: RunContext, rules: EngineContext, now: datetime
+    connection: Connection, session: SessionInfo, context: RunContext, rules: EngineContext, now: datetime
 ) -> SessionInfo:
     """The id with nothing said in it yet: whose it is, what it is called and its own settings stay."""
     aside = endings.rename_expired(connection, session, rules, now)
@@ -346,7 +346,7 @@ def new_home() -> int:
 
 
 def _insert(
-    connection: sqlite3.Connection,
+    connection: Connection,
     context: RunContext,
     rules: EngineContext,
     now: datetime,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-import sqlite3
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from session_middleware.storage import jsonl
 from session_middleware.storage.sql.checkpoints import lists
 from session_middleware.storage.sql.checkpoints.rows import Row, WriteRow, resealed
 from session_middleware.storage.sql.checkpoints.unused import find_reachable
+from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.engine_context import EngineContext
 from session_middleware.storage.sql.memory import memories
 from session_middleware.storage.sql.record import runs
@@ -40,7 +40,7 @@ _OF_SESSION = (
 )
 
 
-def write(connection: sqlite3.Connection, session: SessionInfo, rules: EngineContext) -> tuple[str, str]:
+def write(connection: Connection, session: SessionInfo, rules: EngineContext) -> tuple[str, str]:
     """Write everything of a session to its file; returns its path and digest."""
     path = _path_of(connection, session.id, session.incarnation, rules)
     if path is None:
@@ -49,7 +49,7 @@ def write(connection: sqlite3.Connection, session: SessionInfo, rules: EngineCon
     return str(path.absolute()), jsonl.write(path, header, _rows(connection, session))
 
 
-def _rows(connection: sqlite3.Connection, session: SessionInfo) -> Iterator[tuple[str, dict[str, Any]]]:
+def _rows(connection: Connection, session: SessionInfo) -> Iterator[tuple[str, dict[str, Any]]]:
     own, above, below = memories.own_namespaces(session.id)
     values = {"id": session.id, "home": session.home, "own": own, "above": above, "below": below}
     for table, query in _OF_SESSION:
@@ -67,14 +67,14 @@ def _rows(connection: sqlite3.Connection, session: SessionInfo) -> Iterator[tupl
             yield "blobs", row
 
 
-def _dicts(connection: sqlite3.Connection, query: str, values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _dicts(connection: Connection, query: str, values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     cursor = connection.execute(query, values)
     names = [column[0] for column in cursor.description]
     for row in cursor:
         yield dict(zip(names, row, strict=True))
 
 
-def _path_of(connection: sqlite3.Connection, session_id: str, incarnation: int, rules: EngineContext) -> Path | None:
+def _path_of(connection: Connection, session_id: str, incarnation: int, rules: EngineContext) -> Path | None:
     """The file for one incarnation of an id; two databases may share a folder."""
     if rules.archives is None:
         return None
@@ -85,7 +85,7 @@ def _path_of(connection: sqlite3.Connection, session_id: str, incarnation: int, 
     return rules.archives / f"{jsonl.file_name(session_id)}.{mark}.{incarnation}.jsonl"
 
 
-def remove(connection: sqlite3.Connection, session_id: str, incarnation: int, rules: EngineContext) -> int:
+def remove(connection: Connection, session_id: str, incarnation: int, rules: EngineContext) -> int:
     """Delete the file that a killed process left of a session it did not archive; its bytes."""
     path = _path_of(connection, session_id, incarnation, rules)
     return 0 if path is None else jsonl.remove(path)
@@ -94,7 +94,7 @@ def remove(connection: sqlite3.Connection, session_id: str, incarnation: int, ru
 # Restoring
 
 
-def restore(connection: sqlite3.Connection, tombstone: Tombstone, rows: Rows, rules: EngineContext) -> SessionInfo:
+def restore(connection: Connection, tombstone: Tombstone, rows: Rows, rules: EngineContext) -> SessionInfo:
     """Insert an archived session as it was, active from now on; its tombstone goes."""
     (session,) = rows["sessions"]
     was, now = session["id"], rules.clock()
@@ -115,7 +115,7 @@ def restore(connection: sqlite3.Connection, tombstone: Tombstone, rows: Rows, ru
     return session_rows.get(connection, tombstone.id)
 
 
-def _restore_state(connection: sqlite3.Connection, session_id: str, home: int, rows: Rows) -> None:
+def _restore_state(connection: Connection, session_id: str, home: int, rows: Rows) -> None:
     """Lists get new ids: the family may have cut and extended those that it still has."""
     _insert(connection, "blobs", [row | {"home": home} for row in rows.get("blobs", ())], _KEEP)
     ids: dict[int, int] = defaultdict(lists.new_id)
@@ -138,7 +138,7 @@ def _restore_state(connection: sqlite3.Connection, session_id: str, home: int, r
 _KEEP = "ON CONFLICT DO NOTHING"
 
 
-def _insert(connection: sqlite3.Connection, table: str, rows: Iterable[Mapping[str, Any]], tail: str = "") -> None:
+def _insert(connection: Connection, table: str, rows: Iterable[Mapping[str, Any]], tail: str = "") -> None:
     """Insert rows, with those of their columns that the table has."""
     there = {name for (name,) in connection.execute("SELECT name FROM pragma_table_info(?)", (table,))}
     for row in rows:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -17,6 +16,7 @@ from session_middleware.models import Closed, Identity, OnExpire, Pin, SessionIn
 from session_middleware.storage import jsonl
 from session_middleware.storage.sql.checkpoints import blobs, checkpoints, pruning
 from session_middleware.storage.sql.checkpoints.unused import free_unused
+from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.engine_context import EngineContext
 from session_middleware.storage.sql.memory import memories
 from session_middleware.storage.sql.record import runs
@@ -27,7 +27,7 @@ from session_middleware.storage.types import DeletionCounts
 
 
 def end(
-    connection: sqlite3.Connection,
+    connection: Connection,
     session_id: str,
     status: Closed,
     rules: EngineContext,
@@ -45,7 +45,7 @@ def end(
 
 
 def _close(
-    connection: sqlite3.Connection,
+    connection: Connection,
     session: SessionInfo,
     status: Status,
     reason: str,
@@ -61,9 +61,7 @@ def _close(
     events.record(connection, session.id, status, reason, rules.clock(), detail=detail)
 
 
-def expire(
-    connection: sqlite3.Connection, session: SessionInfo, reason: str, at: datetime, rules: EngineContext
-) -> None:
+def expire(connection: Connection, session: SessionInfo, reason: str, at: datetime, rules: EngineContext) -> None:
     """Write down that a session has expired, and prune it where that is wanted."""
     if session.status != "active":
         return
@@ -72,7 +70,7 @@ def expire(
         prune(connection, session)
 
 
-def prune(connection: sqlite3.Connection, session: SessionInfo) -> bool:
+def prune(connection: Connection, session: SessionInfo) -> bool:
     """Prune a session that has expired, unless that was done; whether it was not."""
     pruned = connection.execute("UPDATE sessions SET pruned = 1 WHERE id = ? AND pruned = 0", (session.id,)).rowcount
     if pruned:
@@ -83,7 +81,7 @@ def prune(connection: sqlite3.Connection, session: SessionInfo) -> bool:
 
 
 def pin(
-    connection: sqlite3.Connection, session_id: str, given: Pin | None, rules: EngineContext, by: Identity | None
+    connection: Connection, session_id: str, given: Pin | None, rules: EngineContext, by: Identity | None
 ) -> SessionInfo:
     """Exempt a session from ending, or end that. One that has expired stays so, whether or not a sweep came."""
     now = rules.clock()
@@ -107,7 +105,7 @@ def _idle_since(session: SessionInfo) -> dict[str, Any]:
     return {"last_active_at": to_text(session.last_active_at)}
 
 
-def rename_expired(connection: sqlite3.Connection, session: SessionInfo, rules: EngineContext, now: datetime) -> str:
+def rename_expired(connection: Connection, session: SessionInfo, rules: EngineContext, now: datetime) -> str:
     """Keep an expired session under another id, which is returned, so that its own is free for a fresh one.
 
     It is abandoned, not expired: it can be read, and resumed by its new id, like any that has ended.
@@ -130,7 +128,7 @@ def rename_expired(connection: sqlite3.Connection, session: SessionInfo, rules: 
     return aside
 
 
-def put_archive_aside(connection: sqlite3.Connection, session_id: str) -> str | None:
+def put_archive_aside(connection: Connection, session_id: str) -> str | None:
     """As `put_aside`, of an archived session, which is restored by its new id; ``None`` where none is archived."""
     tombstone = tombstones.find(connection, session_id)
     if tombstone is None or tombstone.archive is None:
@@ -140,7 +138,7 @@ def put_archive_aside(connection: sqlite3.Connection, session_id: str) -> str | 
     return aside
 
 
-def _free_id(connection: sqlite3.Connection, session_id: str) -> str:
+def _free_id(connection: Connection, session_id: str) -> str:
     number = 1
     while (
         session_rows.find(connection, aside := f"{session_id}~{number}") is not None
@@ -151,7 +149,7 @@ def _free_id(connection: sqlite3.Connection, session_id: str) -> str:
 
 
 def delete(
-    connection: sqlite3.Connection,
+    connection: Connection,
     session_id: str,
     rules: EngineContext,
     *,
@@ -178,7 +176,7 @@ def delete(
 
 
 def delete_archived(
-    connection: sqlite3.Connection, session_id: str, rules: EngineContext, by: Identity | None
+    connection: Connection, session_id: str, rules: EngineContext, by: Identity | None
 ) -> DeletionCounts:
     """An archived session, with its file. Raises `SessionNotFound`, also when it was another user's."""
     tombstone = tombstones.get_archived(connection, session_id, by)
@@ -196,7 +194,7 @@ def delete_archived(
 # Ending what is due
 
 
-def end_due(connection: sqlite3.Connection, due: SweepResult, rules: EngineContext, now: datetime) -> bool:
+def end_due(connection: Connection, due: SweepResult, rules: EngineContext, now: datetime) -> bool:
     """End one session if it is still due."""
     session = session_rows.find_readable(connection, due.session_id, rules)
     if session is None or session.pinned is not None or leases.is_live(connection, session.id, rules):
@@ -226,7 +224,7 @@ def end_due(connection: sqlite3.Connection, due: SweepResult, rules: EngineConte
     return True
 
 
-def _follow_up(connection: sqlite3.Connection, session: SessionInfo, action: OnExpire, rules: EngineContext) -> bool:
+def _follow_up(connection: Connection, session: SessionInfo, action: OnExpire, rules: EngineContext) -> bool:
     """Do with a session that expired some time ago what is to be done with it now."""
     if session.status != "expired" or lifecycle.terms_of(session, rules.settings).on_expire != action:
         return False
@@ -262,7 +260,7 @@ _EXPIRED = """
 
 
 def expire_plain(
-    connection: sqlite3.Connection, due: Sequence[SweepResult], rules: EngineContext, now: datetime
+    connection: Connection, due: Sequence[SweepResult], rules: EngineContext, now: datetime
 ) -> list[SweepResult]:
     """As `end_due` of each, of those that `is_plain` and were not touched since they were listed, by one statement."""
     live = json.dumps(sorted(leases.live(connection, rules)))
@@ -278,7 +276,7 @@ def expire_plain(
 
 
 def _archive(
-    connection: sqlite3.Connection, session: SessionInfo, reason: str | None, at: datetime, rules: EngineContext
+    connection: Connection, session: SessionInfo, reason: str | None, at: datetime, rules: EngineContext
 ) -> None:
     connection.execute(
         "UPDATE sessions SET status = 'expired', reason = ?, ended_at = ? WHERE id = ?",
@@ -288,9 +286,7 @@ def _archive(
     delete(connection, session.id, rules, action="archived", reason=reason, archive=archive, digest=digest)
 
 
-def postpone(
-    connection: sqlite3.Connection, session_id: str, until: datetime, rules: EngineContext, now: datetime
-) -> None:
+def postpone(connection: Connection, session_id: str, until: datetime, rules: EngineContext, now: datetime) -> None:
     connection.execute("UPDATE sessions SET postponed_until = ? WHERE id = ?", (to_text(until), session_id))
     events.append(connection, session_id, "postponed", None, {"until": to_text(until)}, now)
     session_rows.write_expiry(connection, session_id, rules)
@@ -303,7 +299,7 @@ _LOST = (
 )
 
 
-def list_orphaned(connection: sqlite3.Connection, since: datetime, before: datetime) -> list[str]:
+def list_orphaned(connection: Connection, since: datetime, before: datetime) -> list[str]:
     """Sessions last active between the two moments that have writes whose checkpoint never came."""
     rows = connection.execute(
         "SELECT id FROM sessions WHERE last_active_at >= ? AND last_active_at < ?"
@@ -313,7 +309,7 @@ def list_orphaned(connection: sqlite3.Connection, since: datetime, before: datet
     return [session_id for (session_id,) in rows]
 
 
-def free_orphans(connection: sqlite3.Connection, session_id: str, rules: EngineContext) -> int:
+def free_orphans(connection: Connection, session_id: str, rules: EngineContext) -> int:
     """Delete a session's writes whose checkpoint never came, unless a run may still bring it; how many.
 
     LangGraph stores a task's writes before the checkpoint they belong to, and a run may end in between.

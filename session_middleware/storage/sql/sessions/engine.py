@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
@@ -18,7 +17,6 @@ from session_middleware.models import (
     Event,
     Identity,
     Pin,
-    Problem,
     SessionInfo,
     Status,
     SweepResult,
@@ -26,6 +24,7 @@ from session_middleware.models import (
 from session_middleware.storage import jsonl
 from session_middleware.storage.run import Lease, RunContext
 from session_middleware.storage.sql.checkpoints import checkpoints
+from session_middleware.storage.sql.connection import CommitThenRaise, Connection
 from session_middleware.storage.sql.operations import Operations
 from session_middleware.storage.sql.record import dead_runs
 from session_middleware.storage.sql.sessions import (
@@ -40,12 +39,9 @@ from session_middleware.storage.sql.sessions import (
     session_rows,
     tombstones,
 )
-from session_middleware.storage.sqlite.integrity import checks
-from session_middleware.storage.sqlite.writer import CommitThenRaise
 from session_middleware.storage.types import ArchivedSession, DeletionCounts, SessionDetails, SessionSize, TombstoneInfo
 
 T = TypeVar("T")
-Connection = sqlite3.Connection
 
 _TURN_SECONDS = 0.005  # the longest transaction of a sweep; other writers wait for its end
 _PAUSE, _LONGEST_PAUSE_SECONDS = 3, 0.05  # the pause after it, as a multiple: other writers wait for the disk too
@@ -352,18 +348,6 @@ class SessionOperations(Operations):
 
     def take_event(self) -> Event | None:
         return self._database.take_event()
-
-    # Health
-
-    def check(self, *, repair: bool, deep: bool = False) -> list[Problem]:
-        self._database.version()  # raises if the file or its WAL was replaced
-        found = self._database.read(lambda connection: checks.find(connection, self._rules, deep=deep))
-        if not repair or not checks.is_repairable(found):
-            return found
-        return [self._repair(problem) for problem in found]  # each in its own transaction, so that runs are not blocked
-
-    def _repair(self, problem: Problem) -> Problem:
-        return self._database.write(lambda connection: checks.repair(connection, problem, self._rules), durable=False)
 
 
 def _numbers(given: Sequence[Lease]) -> list[int]:

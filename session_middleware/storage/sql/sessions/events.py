@@ -1,17 +1,16 @@
-"""Events in SQLite: what happened to a session, in its record and for the hooks of this process."""
+"""Events: what happened to a session, in its record and for the hooks of this process."""
 
 from __future__ import annotations
 
 import json
-import sqlite3
 from datetime import datetime, timedelta
 from typing import Any
 
 from session_middleware.models import Event, to_text
+from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.record import runs
 from session_middleware.storage.sql.row_mapping import to_json
 from session_middleware.storage.sql.session_state import SessionWrite
-from session_middleware.storage.sqlite.writer import WritingConnection
 
 _RECENT = timedelta(hours=1)  # within it, the same refusal again is counted and not told again
 _NEAR = 50  # rows of the record that are looked at for it
@@ -20,7 +19,7 @@ _TOLD_APART = 10  # of those who are refused in that time; the others are counte
 
 
 def append(
-    connection: sqlite3.Connection,
+    connection: Connection,
     session_id: str,
     kind: str,
     reason: str | None,
@@ -51,7 +50,7 @@ _COLUMNS = ("session_id", "seq", "run_id", "kind", "reason", "detail", "created_
 
 
 def record(
-    connection: sqlite3.Connection,
+    connection: Connection,
     session_id: str,
     kind: str,
     reason: str | None,
@@ -66,7 +65,7 @@ def record(
 
 
 def record_and_announce(
-    connection: sqlite3.Connection,
+    connection: Connection,
     session_id: str,
     kind: str,
     reason: str | None,
@@ -77,7 +76,6 @@ def record_and_announce(
     seq: int = 0,
 ) -> None:
     """Pass an event on to the hooks once the transaction is committed, if there are any for it."""
-    assert isinstance(connection, WritingConnection)
     if kind in connection.watched:
         plain = json.loads(to_json(detail) or "{}")
         event = Event(
@@ -86,7 +84,7 @@ def record_and_announce(
         connection.written.append(event)
 
 
-def deny(connection: sqlite3.Connection, session_id: str, reason: str, user_id: str | None, now: datetime) -> None:
+def deny(connection: Connection, session_id: str, reason: str, user_id: str | None, now: datetime) -> None:
     """A refusal. The same again within the hour makes the event there is say how often, and adds none.
 
     So that nobody fills the disk by it: of ever new names, only the first few have events of their own.

@@ -7,7 +7,6 @@ Where a hundred thousand are due, making a value of each takes ten times as long
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
 from operator import itemgetter
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple, TypeAlias, overload
 from session_middleware import lifecycle
 from session_middleware.display.html import rows_html
 from session_middleware.models import OnExpire, Status, SweepResult, from_text, to_text
+from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.engine_context import EngineContext
 from session_middleware.storage.sql.sessions import leases, session_rows
 
@@ -136,7 +136,7 @@ _UNDONE = (
 _ACTIONS: tuple[OnExpire, ...] = ("prune", "archive", "delete")
 
 
-def list_due(connection: sqlite3.Connection, rules: EngineContext, now: datetime) -> DueSessions:
+def list_due(connection: Connection, rules: EngineContext, now: datetime) -> DueSessions:
     """What is due at `now`: sessions to expire, or expired ones to do more with, and ended ones whose retention
     is over. Oldest first."""
     found = [alike for alike in _by_reason(connection, rules, now) if alike.rows]
@@ -151,7 +151,7 @@ def list_due(connection: sqlite3.Connection, rules: EngineContext, now: datetime
     return DueSessions(sorted(first.values(), key=itemgetter(0, 1)), lambda entry: entry[2].ended(entry[3]))
 
 
-def _by_reason(connection: sqlite3.Connection, rules: EngineContext, now: datetime) -> Iterator[_DueGroup]:
+def _by_reason(connection: Connection, rules: EngineContext, now: datetime) -> Iterator[_DueGroup]:
     settings, live, values = rules.settings, leases.live(connection, rules), {"now": to_text(now)}
 
     def rows(statement: str, **more: Any) -> list[Row]:
@@ -194,9 +194,7 @@ def _is_readable(row: Row, rules: EngineContext) -> bool:
     return is_readable
 
 
-def list_older(
-    connection: sqlite3.Connection, before: datetime, status: Status | None, rules: EngineContext
-) -> DueSessions:
+def list_older(connection: Connection, before: datetime, status: Status | None, rules: EngineContext) -> DueSessions:
     """Sessions that were last active before a moment, but for those pinned and those a run is in progress in."""
     now = rules.clock()
     live = leases.live(connection, rules)
@@ -227,7 +225,7 @@ _SIZES = (
 )
 
 
-def sizes(connection: sqlite3.Connection, session_ids: Sequence[str]) -> dict[str, int]:
+def sizes(connection: Connection, session_ids: Sequence[str]) -> dict[str, int]:
     """About how many bytes sessions hold, their share of what their family has in common included. Reads no blob."""
     wanted = json.dumps(list(session_ids))
     found = dict.fromkeys(session_ids, 0)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import random
-import sqlite3
 import time
 from collections.abc import Collection, Iterable
 from datetime import datetime, timedelta
@@ -18,6 +17,7 @@ from typing import NamedTuple
 from session_middleware.models import to_text
 from session_middleware.storage.processes import is_gone, is_near, this_process
 from session_middleware.storage.run import RunContext
+from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.engine_context import EngineContext
 
 STALE = timedelta(minutes=1)  # after which a run that was not renewed is dead, where its process cannot be asked
@@ -43,7 +43,7 @@ class LeaseRow(NamedTuple):
         return self.renewed_at < to_text(rules.clock() - STALE)
 
 
-def take(connection: sqlite3.Connection, context: RunContext, now: datetime) -> None:
+def take(connection: Connection, context: RunContext, now: datetime) -> None:
     """Give the context's lease a row, behind those that are there, unless another thread of the run has done so."""
     assert context.lease is not None
     if context.lease.number is not None:
@@ -62,7 +62,7 @@ _TAKE = """
 """
 
 
-def release(connection: sqlite3.Connection, numbers: Iterable[int], *, are_over: bool = True) -> None:
+def release(connection: Connection, numbers: Iterable[int], *, are_over: bool = True) -> None:
     """Delete leases. A run that is not over, and writes again, notices by its session's version."""
     if not are_over:
         connection.execute(_CHANGED, (json.dumps([*numbers]),))
@@ -75,7 +75,7 @@ _CHANGED = """
 """
 
 
-def renew(connection: sqlite3.Connection, numbers: Iterable[int], now: datetime) -> int:
+def renew(connection: Connection, numbers: Iterable[int], now: datetime) -> int:
     """How many of them are still there."""
     return connection.execute(
         "UPDATE leases SET renewed_at = ? WHERE number IN (SELECT value FROM json_each(?))",
@@ -83,13 +83,13 @@ def renew(connection: sqlite3.Connection, numbers: Iterable[int], now: datetime)
     ).rowcount
 
 
-def of(connection: sqlite3.Connection, session_id: str) -> list[LeaseRow]:
+def of(connection: Connection, session_id: str) -> list[LeaseRow]:
     """First come first."""
     rows = connection.execute("SELECT * FROM leases WHERE session_id = ? ORDER BY number", (session_id,))
     return [LeaseRow(*row) for row in rows]
 
 
-def before(connection: sqlite3.Connection, session_id: str, number: int | None, rules: EngineContext) -> list[LeaseRow]:
+def before(connection: Connection, session_id: str, number: int | None, rules: EngineContext) -> list[LeaseRow]:
     """The living that are before this number, or all of the living."""
     return [
         place
@@ -98,23 +98,23 @@ def before(connection: sqlite3.Connection, session_id: str, number: int | None, 
     ]
 
 
-def is_live(connection: sqlite3.Connection, session_id: str, rules: EngineContext) -> bool:
+def is_live(connection: Connection, session_id: str, rules: EngineContext) -> bool:
     """Whether a run is in progress in the session, in a process that is still there."""
     return any(not place.is_dead(rules) for place in of(connection, session_id))
 
 
-def live(connection: sqlite3.Connection, rules: EngineContext) -> frozenset[str]:
+def live(connection: Connection, rules: EngineContext) -> frozenset[str]:
     """The ids of all sessions with a run in progress."""
     rows = connection.execute("SELECT * FROM leases ORDER BY number").fetchall()
     return frozenset(place.session_id for row in rows if not (place := LeaseRow(*row)).is_dead(rules))
 
 
-def dead(connection: sqlite3.Connection, rules: EngineContext) -> list[LeaseRow]:
+def dead(connection: Connection, rules: EngineContext) -> list[LeaseRow]:
     rows = connection.execute("SELECT * FROM leases ORDER BY number").fetchall()
     return [place for row in rows if (place := LeaseRow(*row)).is_dead(rules)]
 
 
-def reap(connection: sqlite3.Connection, places: Collection[LeaseRow]) -> None:
+def reap(connection: Connection, places: Collection[LeaseRow]) -> None:
     """Take away the rows of the dead; that they were last renewed is the last that is known of activity."""
     for place in places:
         connection.execute(
@@ -125,5 +125,5 @@ def reap(connection: sqlite3.Connection, places: Collection[LeaseRow]) -> None:
     release(connection, [place.number for place in places])
 
 
-def rename(connection: sqlite3.Connection, session_id: str, to: str) -> None:
+def rename(connection: Connection, session_id: str, to: str) -> None:
     connection.execute("UPDATE leases SET session_id = ? WHERE session_id = ?", (to, session_id))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from datetime import datetime
 
 from session_middleware.errors import SessionLimitReached
+from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.engine_context import EngineContext
 from session_middleware.storage.sql.sessions import endings, leases, session_rows
 
@@ -14,7 +14,7 @@ _OPEN = f"FROM sessions WHERE status = 'active' AND NOT {session_rows.DUE} AND i
 
 
 def make_room(
-    connection: sqlite3.Connection, user_id: str | None, rules: EngineContext, now: datetime, *, but: str = ""
+    connection: Connection, user_id: str | None, rules: EngineContext, now: datetime, *, but: str = ""
 ) -> None:
     """See that one more session may be open, of all and of this user's.
 
@@ -39,7 +39,7 @@ def make_room(
 
 
 def _make_room(
-    connection: sqlite3.Connection,
+    connection: Connection,
     chosen: str,
     values: dict[str, str],
     limit: int,

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Sequence
 
 from session_middleware import lifecycle
 from session_middleware.models import ErasureReceipt, to_text
 from session_middleware.storage import jsonl
+from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.engine_context import EngineContext
 from session_middleware.storage.sql.memory import memories
 from session_middleware.storage.sql.sessions import archives, endings, session_rows
 from session_middleware.storage.sql.sessions.revocations import hash_of, hashed
 
 
-def revoke(connection: sqlite3.Connection, user_id: str, reason: str | None, rules: EngineContext) -> list[str]:
+def revoke(connection: Connection, user_id: str, reason: str | None, rules: EngineContext) -> list[str]:
     now = rules.clock()
     connection.execute(
         "INSERT INTO revoked (user_hash, reason, since) VALUES (?, ?, ?) ON CONFLICT (user_hash) DO NOTHING",
@@ -43,7 +43,7 @@ _THEIRS_CHANGED = """
 """
 
 
-def forget(connection: sqlite3.Connection, user_id: str, rules: EngineContext, *, dry_run: bool) -> ErasureReceipt:
+def forget(connection: Connection, user_id: str, rules: EngineContext, *, dry_run: bool) -> ErasureReceipt:
     """Delete all that is kept of a user, archives too, in one transaction; how much that was."""
     connection.execute("SAVEPOINT forgetting")
     rows = connection.execute(
@@ -92,7 +92,7 @@ _TRACES = (  # each found by an index of such mentions alone
 )
 
 
-def _erase_traces(connection: sqlite3.Connection, user_id: str, theirs: Sequence[str]) -> int:
+def _erase_traces(connection: Connection, user_id: str, theirs: Sequence[str]) -> int:
     """Mentions elsewhere: who was refused where, who ran and runs. How many."""
     gone = sum(connection.execute(erase, (user_id,)).rowcount for erase in _TRACES)
     ids = json.dumps(list(theirs))

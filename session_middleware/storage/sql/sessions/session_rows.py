@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sqlite3
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
@@ -14,6 +13,7 @@ from session_middleware import lifecycle
 from session_middleware.errors import SessionNotFound
 from session_middleware.models import LONGEST, Identity, SessionInfo, to_text
 from session_middleware.storage.sql.checkpoints import latest_checkpoint
+from session_middleware.storage.sql.connection import Connection, Cursor
 from session_middleware.storage.sql.engine_context import EngineContext
 from session_middleware.storage.sql.row_mapping import Malformed, clean, to_json, value_of
 from session_middleware.storage.sql.sessions import events, leases, revocations
@@ -22,13 +22,13 @@ from session_middleware.storage.types import SessionDetails, SessionFilter
 logger = logging.getLogger("session_middleware")
 
 
-def find(connection: sqlite3.Connection, session_id: str) -> SessionInfo | None:
+def find(connection: Connection, session_id: str) -> SessionInfo | None:
     cursor = connection.execute("SELECT * FROM sessions WHERE id = ?", (session_id,))
     row = cursor.fetchone()
     return None if row is None else value_of(SessionInfo, cursor, row)
 
 
-def find_readable(connection: sqlite3.Connection, session_id: str, rules: EngineContext) -> SessionInfo | None:
+def find_readable(connection: Connection, session_id: str, rules: EngineContext) -> SessionInfo | None:
     """As `find`, for what is done to many; one that cannot be read is passed over, and told of."""
     try:
         return find(connection, session_id)
@@ -37,7 +37,7 @@ def find_readable(connection: sqlite3.Connection, session_id: str, rules: Engine
         return None
 
 
-def find_remains(connection: sqlite3.Connection, session_id: str) -> SessionInfo | None:
+def find_remains(connection: Connection, session_id: str) -> SessionInfo | None:
     """As `find`, for who deletes it: of one that cannot be read, as much as that takes."""
     with suppress(Malformed):
         return find(connection, session_id)
@@ -50,7 +50,7 @@ def find_remains(connection: sqlite3.Connection, session_id: str) -> SessionInfo
     return SessionInfo.model_construct(**remains)
 
 
-def readable(cursor: sqlite3.Cursor, rules: EngineContext) -> list[SessionInfo | None]:
+def readable(cursor: Cursor, rules: EngineContext) -> list[SessionInfo | None]:
     """Sessions row by row; ``None`` for one that cannot be read, of which it is told, and which holds up no other."""
     found: list[SessionInfo | None] = []
     for row in cursor.fetchall():
@@ -63,7 +63,7 @@ def readable(cursor: sqlite3.Cursor, rules: EngineContext) -> list[SessionInfo |
 
 
 def first(
-    connection: sqlite3.Connection, select: str, values: Mapping[str, Any], limit: int | None, rules: EngineContext
+    connection: Connection, select: str, values: Mapping[str, Any], limit: int | None, rules: EngineContext
 ) -> list[SessionInfo]:
     """The first `limit` (``None``: all) that can be read of what `select`, with its ``LIMIT :limit``, finds."""
     left_out = 0
@@ -87,14 +87,14 @@ def leave_out(session_id: str, problem: str, rules: EngineContext) -> None:
         )
 
 
-def get(connection: sqlite3.Connection, session_id: str) -> SessionInfo:
+def get(connection: Connection, session_id: str) -> SessionInfo:
     session = find(connection, session_id)
     if session is None:
         raise SessionNotFound(session_id)
     return session
 
 
-def seen(connection: sqlite3.Connection, session_id: str, rules: EngineContext) -> SessionInfo | None:
+def seen(connection: Connection, session_id: str, rules: EngineContext) -> SessionInfo | None:
     """As `find`, and whether a run is in progress in it; an error when only its row is missing."""
     session = find(connection, session_id)
     if session is None:
@@ -104,7 +104,7 @@ def seen(connection: sqlite3.Connection, session_id: str, rules: EngineContext) 
     return session
 
 
-def get_for(connection: sqlite3.Connection, session_id: str, by: Identity | None, rules: EngineContext) -> SessionInfo:
+def get_for(connection: Connection, session_id: str, by: Identity | None, rules: EngineContext) -> SessionInfo:
     """The session, for a change by this identity (``None``: by the operator).
 
     Raises `SessionNotFound`, also if it is another user's; `SessionAccessDenied` for a reader; and `UserRevoked`.
@@ -119,7 +119,7 @@ def get_for(connection: sqlite3.Connection, session_id: str, by: Identity | None
     return session
 
 
-def members(connection: sqlite3.Connection, home: int) -> Sequence[str]:
+def members(connection: Connection, home: int) -> Sequence[str]:
     rows = connection.execute("SELECT id FROM sessions WHERE home = ?", (home,))
     return [session_id for (session_id,) in rows]
 
@@ -127,7 +127,7 @@ def members(connection: sqlite3.Connection, home: int) -> Sequence[str]:
 # Changing
 
 
-def touch(connection: sqlite3.Connection, session_id: str, rules: EngineContext, now: datetime) -> None:
+def touch(connection: Connection, session_id: str, rules: EngineContext, now: datetime) -> None:
     """Activity: the idle time begins again."""
     timeout = rules.settings.idle_timeout
     own_terms = connection.execute(
@@ -139,7 +139,7 @@ def touch(connection: sqlite3.Connection, session_id: str, rules: EngineContext,
         write_expiry(connection, session_id, rules)
 
 
-def write_expiry(connection: sqlite3.Connection, session_id: str, rules: EngineContext) -> None:
+def write_expiry(connection: Connection, session_id: str, rules: EngineContext) -> None:
     """For those who read the table: we ourselves go by the clock and the settings of the moment."""
     end = lifecycle.expires_at(get(connection, session_id), rules.settings)
     connection.execute(
@@ -147,7 +147,7 @@ def write_expiry(connection: sqlite3.Connection, session_id: str, rules: EngineC
     )
 
 
-def ping(connection: sqlite3.Connection, session_id: str, rules: EngineContext, by: Identity | None) -> SessionInfo:
+def ping(connection: Connection, session_id: str, rules: EngineContext, by: Identity | None) -> SessionInfo:
     now = rules.clock()
     session = get_for(connection, session_id, by, rules)
     lifecycle.check_open(session_id, lifecycle.status_at(session, rules.settings, now))
@@ -156,7 +156,7 @@ def ping(connection: sqlite3.Connection, session_id: str, rules: EngineContext, 
 
 
 def update(
-    connection: sqlite3.Connection,
+    connection: Connection,
     session_id: str,
     details: SessionDetails,
     rules: EngineContext,
@@ -269,7 +269,7 @@ def duration_of(seconds: Any) -> timedelta | None:
     return timedelta(seconds=seconds) if is_one else None
 
 
-def _latest(connection: sqlite3.Connection, rules: EngineContext, now: datetime) -> str:
+def _latest(connection: Connection, rules: EngineContext, now: datetime) -> str:
     """When the latest active of those that are due may have been active last."""
     settings = rules.settings
     own = [
@@ -283,9 +283,7 @@ def _latest(connection: sqlite3.Connection, rules: EngineContext, now: datetime)
     return to_text(now - min(timeouts)) if timeouts else ""
 
 
-def _conditions(
-    connection: sqlite3.Connection, where: SessionFilter, rules: EngineContext
-) -> tuple[list[str], dict[str, Any]]:
+def _conditions(connection: Connection, where: SessionFilter, rules: EngineContext) -> tuple[list[str], dict[str, Any]]:
     """`where` as fixed fragments of SQL, each a condition for some of what is wanted, and their parameters."""
     now = rules.clock()
     values = moments(rules, now)
@@ -307,7 +305,7 @@ def _conditions(
 
 
 def list_(
-    connection: sqlite3.Connection,
+    connection: Connection,
     where: SessionFilter,
     rules: EngineContext,
     *,
@@ -329,7 +327,7 @@ def list_(
     return [session.model_copy(update={"is_running": True}) if session.id in live else session for session in found]
 
 
-def count(connection: sqlite3.Connection, where: SessionFilter, rules: EngineContext) -> int:
+def count(connection: Connection, where: SessionFilter, rules: EngineContext) -> int:
     conditions, values = _conditions(connection, where, rules)
     return sum(
         int(connection.execute(f"SELECT COUNT(*) FROM sessions WHERE {condition}", values).fetchone()[0])

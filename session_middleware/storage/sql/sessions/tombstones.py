@@ -7,12 +7,12 @@ Of what was forgotten on its user's wish, only the hash of the id is kept.
 
 from __future__ import annotations
 
-import sqlite3
 from datetime import datetime
 from typing import NamedTuple
 
 from session_middleware.errors import SessionNotFound
 from session_middleware.models import Identity, OnResume, SessionInfo, from_text, to_text
+from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.row_mapping import values_of
 from session_middleware.storage.sql.sessions import revocations
 from session_middleware.storage.sql.sessions.revocations import hashed
@@ -33,7 +33,7 @@ class Tombstone(NamedTuple):
     buried_at: datetime
 
 
-def find(connection: sqlite3.Connection, session_id: str) -> Tombstone | None:
+def find(connection: Connection, session_id: str) -> Tombstone | None:
     row = connection.execute(
         "SELECT id, user_id, group_id, incarnation, action, reason, archive, digest, on_resume, ended_at, buried_at"
         " FROM tombstones WHERE id IN (?, ?) ORDER BY buried_at DESC LIMIT 1",
@@ -48,7 +48,7 @@ def find(connection: sqlite3.Connection, session_id: str) -> Tombstone | None:
     )
 
 
-def next_incarnation(connection: sqlite3.Connection, session_id: str) -> int:
+def next_incarnation(connection: Connection, session_id: str) -> int:
     row = connection.execute(
         "SELECT MAX(incarnation) FROM tombstones WHERE id IN (?, ?)", (session_id, hashed(session_id))
     ).fetchone()
@@ -56,7 +56,7 @@ def next_incarnation(connection: sqlite3.Connection, session_id: str) -> int:
 
 
 def put(
-    connection: sqlite3.Connection,
+    connection: Connection,
     session: SessionInfo,
     action: str,
     reason: str | None,
@@ -81,7 +81,7 @@ def put(
     )
 
 
-def get_archived(connection: sqlite3.Connection, session_id: str, by: Identity | None) -> Tombstone:
+def get_archived(connection: Connection, session_id: str, by: Identity | None) -> Tombstone:
     """The tombstone of an archived session, for its owner or the operator (``None``).
 
     Raises `SessionNotFound`, also when the session was another user's; and `UserRevoked`.
@@ -95,7 +95,7 @@ def get_archived(connection: sqlite3.Connection, session_id: str, by: Identity |
     return tombstone
 
 
-def deleted(connection: sqlite3.Connection, session_id: str, now: datetime) -> None:
+def deleted(connection: Connection, session_id: str, now: datetime) -> None:
     """The archive is deleted; the tombstone stays for the incarnations there were."""
     connection.execute(
         "UPDATE tombstones SET action = 'deleted', reason = 'by_user', title = NULL, archive = NULL, digest = NULL,"
@@ -105,11 +105,11 @@ def deleted(connection: sqlite3.Connection, session_id: str, now: datetime) -> N
     )
 
 
-def delete(connection: sqlite3.Connection, session_id: str) -> None:
+def delete(connection: Connection, session_id: str) -> None:
     connection.execute("DELETE FROM tombstones WHERE id = ?", (session_id,))
 
 
-def rename(connection: sqlite3.Connection, session_id: str, to: str) -> None:
+def rename(connection: Connection, session_id: str, to: str) -> None:
     connection.execute("UPDATE tombstones SET id = ? WHERE id = ?", (to, session_id))
 
 
@@ -120,7 +120,7 @@ _ARCHIVED = """
 
 
 def list_archived(
-    connection: sqlite3.Connection, user_id: str | None, *, limit: int | None, before: tuple[datetime, str] | None
+    connection: Connection, user_id: str | None, *, limit: int | None, before: tuple[datetime, str] | None
 ) -> list[ArchivedSession]:
     whose, values = ("1", []) if user_id is None else ("user_id = ?", [user_id])
     page = "" if before is None else "AND (buried_at, id) < (?, ?)"

@@ -5,7 +5,6 @@ An inconsistency that a run in progress explains is not a problem.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 
@@ -14,6 +13,7 @@ from session_middleware.settings import SessionSettings
 from session_middleware.storage.sql.engine_context import EngineContext
 from session_middleware.storage.sql.record import dead_runs, runs
 from session_middleware.storage.sql.sessions import endings, events, leases
+from session_middleware.storage.sqlite.connection import SqliteConnection
 from session_middleware.storage.sqlite.integrity import contents
 from session_middleware.storage.sqlite.integrity.reading import UNREADABLE, inspect, structure, tolerant, unfinished
 from session_middleware.storage.sqlite.integrity.reading import problem as _problem
@@ -113,7 +113,7 @@ def check_file(path: str, settings: SessionSettings, *, deep: bool = False) -> l
     return inspect(path, lambda connection: find(connection, rules, deep=deep))
 
 
-def find(connection: sqlite3.Connection, rules: EngineContext, *, deep: bool = False) -> list[Problem]:
+def find(connection: SqliteConnection, rules: EngineContext, *, deep: bool = False) -> list[Problem]:
     """The problems of a database. `deep` compares every row with its checksum. Damage never raises.
 
     Raises:
@@ -136,12 +136,12 @@ def find(connection: sqlite3.Connection, rules: EngineContext, *, deep: bool = F
         return list(dict.fromkeys(found))
 
 
-def _select(connection: sqlite3.Connection, kind: str, table: str, sql: str, text: str) -> Iterator[Problem]:
+def _select(connection: SqliteConnection, kind: str, table: str, sql: str, text: str) -> Iterator[Problem]:
     for row in connection.execute(sql):
         yield _problem(kind, text.format(*row), row[0], table=table, key=row[1])
 
 
-def _remains(connection: sqlite3.Connection, rules: EngineContext) -> Iterator[Problem]:
+def _remains(connection: SqliteConnection, rules: EngineContext) -> Iterator[Problem]:
     """Leases, runs and writes of killed processes, and missing archives."""
     live = leases.live(connection, rules)
     for place in leases.dead(connection, rules):
@@ -169,7 +169,7 @@ def is_repairable(problems: Sequence[Problem]) -> bool:
     return not any(problem.kind == "file" for problem in problems)
 
 
-def repair(connection: sqlite3.Connection, problem: Problem, rules: EngineContext) -> Problem:
+def repair(connection: SqliteConnection, problem: Problem, rules: EngineContext) -> Problem:
     """Recompute from the current rows, and record an event. A problem that cannot be repaired is returned unchanged."""
     if problem.kind not in REPAIRS:
         return problem
@@ -179,13 +179,13 @@ def repair(connection: sqlite3.Connection, problem: Problem, rules: EngineContex
     return problem.model_copy(update={"repaired": True})
 
 
-def _count(connection: sqlite3.Connection, problem: Problem, _: EngineContext) -> None:
+def _count(connection: SqliteConnection, problem: Problem, _: EngineContext) -> None:
     columns = [f"{name} = {counted}" for name, counted in _COUNTERS.items()]
     columns.append(f"last_seq = MAX(last_seq, {_LAST_SEQ})")
     connection.execute(f"UPDATE sessions SET {', '.join(columns)} WHERE id = ?", (problem.session_id,))
 
 
-def _delete_orphans(connection: sqlite3.Connection, problem: Problem, _: EngineContext) -> None:
+def _delete_orphans(connection: SqliteConnection, problem: Problem, _: EngineContext) -> None:
     if problem.table in _OF_SESSIONS:
         sql = f"DELETE FROM {problem.table} WHERE session_id = ?1 AND NOT EXISTS (SELECT 1 FROM sessions WHERE id = ?1)"
         connection.execute(sql, (problem.session_id,))
@@ -193,7 +193,7 @@ def _delete_orphans(connection: sqlite3.Connection, problem: Problem, _: EngineC
         connection.execute(f"DELETE FROM {problem.table} WHERE home = ?1 AND {_NO_FAMILY}", (int(problem.key),))
 
 
-REPAIRS: dict[str, Callable[[sqlite3.Connection, Problem, EngineContext], object]] = {
+REPAIRS: dict[str, Callable[[SqliteConnection, Problem, EngineContext], object]] = {
     "counter": _count,
     "orphan": _delete_orphans,
     "index": lambda connection, problem, _: connection.execute(f'REINDEX "{problem.key}"'),

@@ -17,6 +17,7 @@ from session_middleware.storage.sql.checkpoints.blobs import CorruptRow, checked
 from session_middleware.storage.sql.checkpoints.rows import Row, WriteRow, references_in
 from session_middleware.storage.sql.record import runs
 from session_middleware.storage.sql.row_mapping import read_column, value_of
+from session_middleware.storage.sqlite.connection import SqliteConnection
 from session_middleware.storage.sqlite.integrity.reading import UNREADABLE, first_line, original_schema, problem
 
 _MODELS: Mapping[str, type[Value]] = {
@@ -37,13 +38,13 @@ _JSON = {("memories", "namespace"): list, ("memories", "value"): dict, ("convers
 _ENDLESS = 1 << 62
 
 
-def check(connection: sqlite3.Connection, *, deep: bool) -> list[Problem]:
+def check(connection: SqliteConnection, *, deep: bool) -> list[Problem]:
     """The rows that are unreadable or damaged: of `sessions` only, or with `deep` of all tables."""
     return _Contents(connection).check(deep=deep)
 
 
 class _Contents:
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: SqliteConnection) -> None:
         self._connection = connection
         self._found: list[Problem] = []
         self._blobs: dict[tuple[int, bytes], str] = {}  # the problem of each, or nothing

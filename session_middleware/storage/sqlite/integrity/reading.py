@@ -10,12 +10,15 @@ from typing import Any, TypeVar
 
 from session_middleware.errors import StorageError
 from session_middleware.models import Problem
+from session_middleware.storage.sql.connection import DamagedRow
+from session_middleware.storage.sqlite.connection import SqliteConnection
 from session_middleware.storage.sqlite.readonly_open import read_unlocked
 
 T = TypeVar("T")
 
 UNREADABLE = (
     sqlite3.DatabaseError,
+    DamagedRow,
     TypeError,
     AttributeError,
     ValueError,
@@ -28,7 +31,7 @@ _INDEX = re.compile(r"(?:missing from|entries in) index (\w+)$")
 _RESTORE = "restore a backup, or copy what can be read with `sqlite3 broken.db .recover | sqlite3 saved.db`"
 
 
-def inspect(path: str, operation: Callable[[sqlite3.Connection], T]) -> T:
+def inspect(path: str, operation: Callable[[SqliteConnection], T]) -> T:
     """Run `operation`, which only reads, on an existing file in any state.
 
     Raises:
@@ -36,13 +39,13 @@ def inspect(path: str, operation: Callable[[sqlite3.Connection], T]) -> T:
     """
     try:
         return read_unlocked(path, operation)
-    except sqlite3.Error as error:
+    except (sqlite3.Error, DamagedRow) as error:
         advice = "restore a backup, or list the damage with session-middleware check --deep"
         raise StorageError(path, f"it cannot be read ({error})", advice=advice) from error
 
 
 @contextmanager
-def tolerant(connection: sqlite3.Connection) -> Iterator[list[Problem]]:
+def tolerant(connection: SqliteConnection) -> Iterator[list[Problem]]:
     """Make text that is not UTF-8 and a damaged schema readable; yields the problems of the schema."""
     text_factory, connection.text_factory = connection.text_factory, _decoded
     try:
@@ -53,7 +56,7 @@ def tolerant(connection: sqlite3.Connection) -> Iterator[list[Problem]]:
             connection.execute("PRAGMA writable_schema=OFF")
 
 
-def _schema_errors(connection: sqlite3.Connection) -> Iterator[str]:
+def _schema_errors(connection: SqliteConnection) -> Iterator[str]:
     for pragma in ("OFF", "ON"):
         try:
             connection.execute(f"PRAGMA writable_schema={pragma}")
@@ -92,7 +95,7 @@ def first_line(error: Exception) -> str:
     return " ".join(str(error).encode("utf-8", "replace").decode().split())[:120]
 
 
-def structure(connection: sqlite3.Connection, *, deep: bool) -> list[Problem]:
+def structure(connection: SqliteConnection, *, deep: bool) -> list[Problem]:
     """The problems that SQLite's own check finds. `deep` includes the indexes and changes of the schema."""
     check = "integrity_check" if deep else "quick_check"
     lines = [line for (text,) in connection.execute(f"PRAGMA {check}({_LINES})") for line in text.splitlines()]
@@ -107,7 +110,7 @@ def structure(connection: sqlite3.Connection, *, deep: bool) -> list[Problem]:
     return found + _schema_changes(connection) if deep else found
 
 
-def _schema_changes(connection: sqlite3.Connection) -> list[Problem]:
+def _schema_changes(connection: SqliteConnection) -> list[Problem]:
     """Differences from the original schema, which could make SQLite run other statements, such as triggers."""
     found = dict(connection.execute(_ENTRIES).fetchall())
     return [
