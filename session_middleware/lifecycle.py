@@ -6,7 +6,7 @@ session that is stored as active is read as idle or expired once the time has co
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import NamedTuple
@@ -92,24 +92,36 @@ def session_id_of(given: object) -> str:
         raise InvalidSessionId("this run has no thread id")
     if isinstance(given, SessionInfo):
         return given.id
-    if isinstance(given, bool) or not isinstance(given, (str, int, UUID)):
-        raise InvalidSessionId(f"a thread id is a str, an int or a UUID, and no {type(given).__name__}")
-    text = str(given)
-    if problem := _problem_of(text):
+    if problem := _problem_of(given):
         raise InvalidSessionId(f"a thread id {problem}")
-    return text
+    return str(given)
 
 
 def owner_id_of(name: str, given: object) -> str:
-    """Convert the id of a user or group to text. Raises `InvalidIdentity`, which names it."""
-    text = str(given)
-    if problem := _problem_of(text):
+    """Convert the id of a user or group to text, as `session_id_of`. Raises `InvalidIdentity`, which names it."""
+    if problem := _problem_of(given):
         raise InvalidIdentity(f"a {name} {problem}")
-    return text
+    return str(given)
 
 
-def _problem_of(text: str) -> str | None:
-    """The reason why a text is not a valid id."""
+def owner_id_or_none(name: str, given: object) -> str | None:
+    """As `owner_id_of`; ``None`` stays ``None``."""
+    return None if given is None else owner_id_of(name, given)
+
+
+def owner_ids_of(name: str, given: object) -> tuple[str, ...]:
+    """Convert the ids of groups, or a single one, to text. ``None`` names none. Raises `InvalidIdentity`."""
+    ids = (given,) if isinstance(given, str) else () if given is None else given
+    if not isinstance(ids, Iterable) or isinstance(ids, (bytes, Mapping)):
+        raise InvalidIdentity(f"{name} is a list of ids, and no {type(given).__name__}")
+    return tuple(owner_id_of(name, each) for each in ids)
+
+
+def _problem_of(given: object) -> str | None:
+    """The reason why a value is not a valid id."""
+    if isinstance(given, bool) or not isinstance(given, (str, int, UUID)):
+        return f"is a str, an int or a UUID, and no {type(given).__name__}"
+    text = str(given)
     if not text:
         return "may not be empty"
     if len(text) > MAX_ID_LENGTH:

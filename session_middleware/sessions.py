@@ -436,7 +436,7 @@ class Sessions:
         """
         self.recorder.drain()
         chosen = None if session_id is None else lifecycle.session_id_of(session_id)
-        found = self._storage.sum_usage(by, UsageFilter(user_id, group_id, chosen, *_period(since, until)))
+        found = self._storage.sum_usage(by, UsageFilter(*_owners(user_id, group_id), chosen, *_period(since, until)))
         if by == "day":
             return Rows(sorted(found, key=lambda one: one.key or ""))
         return Rows(sorted(found, key=lambda one: (-(one.cost or 0.0), -one.calls, one.key or "")))
@@ -461,8 +461,10 @@ class Sessions:
         self.recorder.drain()
         if status is not None:
             validation.check_choice("status", status, CALL_STATUSES)
+        if name is not None:
+            validation.check_text("name", name)
         validation.check_after(after, ToolCall, "the last tool call of the page before")
-        where = ToolCallFilter(name, status, user_id, *_period(since, until))
+        where = ToolCallFilter(name, status, lifecycle.owner_id_or_none("user_id", user_id), *_period(since, until))
         return Rows(self._storage.list_tool_calls(where, limit=validation.checked_limit(limit), before=after))
 
     atool_calls = async_twin(tool_calls)
@@ -499,7 +501,7 @@ class Sessions:
         self._flush()
         validation.check_after(after, ArchivedSession, "the last archived session of the page before")
         before = None if after is None else (after.archived_at, after.session_id)
-        chosen = None if user_id is None else lifecycle.owner_id_of("user_id", user_id)
+        chosen = lifecycle.owner_id_or_none("user_id", user_id)
         limit = validation.checked_limit(limit)
         return Rows(self._storage.list_archived(user_id=chosen, limit=limit, before=before))
 
@@ -677,7 +679,7 @@ class Sessions:
         self.recorder.drain()
         whose = MessageScope(
             None if session_id is None else lifecycle.session_id_of(session_id),
-            None if user_id is None else lifecycle.owner_id_of("user_id", user_id),
+            lifecycle.owner_id_or_none("user_id", user_id),
         )
         asked = MemoryQuery(
             [],
@@ -893,6 +895,10 @@ def _period(since: datetime | None, until: datetime | None) -> tuple[datetime | 
     return validation.checked_moment("since", since), validation.checked_moment("until", until)
 
 
+def _owners(user_id: str | None, group_id: str | None) -> tuple[str | None, str | None]:
+    return lifecycle.owner_id_or_none("user_id", user_id), lifecycle.owner_id_or_none("group_id", group_id)
+
+
 def _filter(
     visible_to: Identity | None,
     *,
@@ -904,11 +910,9 @@ def _filter(
     until: datetime | None = None,
 ) -> SessionFilter:
     return SessionFilter(
-        user_id,
-        group_id,
+        *_owners(user_id, group_id),
         validation.checked_status(status),
         () if tags is None else validation.texts_of("tags", tags),
-        validation.checked_moment("since", since),
-        validation.checked_moment("until", until),
+        *_period(since, until),
         visible_to,
     )

@@ -29,6 +29,7 @@ from langgraph.store.base import (
 )
 
 from session_middleware.lifecycle import check_access as check_session_access
+from session_middleware.lifecycle import session_id_of
 from session_middleware.memory.indexer import MemoryIndexer
 from session_middleware.memory.ops import check_access, check_ops, check_root, puts_of, select_namespaces, visible
 from session_middleware.memory.scopes import Namespace, Owners
@@ -47,7 +48,7 @@ def running_owners() -> Owners | None:
     except RuntimeError:  # raised by LangGraph outside a graph
         return None
     identity, thread_id = identity_of(configurable), configurable.get("thread_id")
-    session = None if thread_id is None else str(thread_id)
+    session = None if thread_id is None else session_id_of(thread_id)
     return Owners(session, identity.user_id, identity.group_id, identity.groups)
 
 

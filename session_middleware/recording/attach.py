@@ -11,7 +11,8 @@ from typing import Any, TypeVar, cast
 
 from langchain_core.callbacks import BaseCallbackManager
 from langchain_core.runnables import RunnableConfig
-from langchain_core.runnables.config import merge_configs
+from langchain_core.runnables.config import ensure_config, merge_configs
+from langgraph._internal._constants import CONFIG_KEY_CHECKPOINTER
 from langgraph.pregel import Pregel
 from langgraph.types import StateSnapshot
 
@@ -30,7 +31,9 @@ _ATTACHED = "__pregel_session_attached"  # LangGraph excludes this prefix from m
 
 
 class _Attached:
-    """Mixin of an attached graph's class: it carries the caller's identity to the state of subgraphs.
+    """Mixin of an attached graph's class: it validates ids, and carries the caller's identity to subgraphs' state.
+
+    LangGraph converts a thread id of any type to text before a checkpointer gets it, so ids are validated here.
 
     To read a subgraph's state, LangGraph makes a config with the thread id only. During such a read, calls without
     an identity get the caller's, and the returned configs of subgraphs contain it.
@@ -42,6 +45,27 @@ class _Attached:
         configurable = {**bound.get("configurable", {}), **(config or {}).get("configurable", {})}
         session_id_of(configurable.get("thread_id"))
         return identity_of(configurable)
+
+    def stream(self, input: Any, config: RunnableConfig | None = None, **options: Any) -> Iterator[Any]:
+        self._check_ids(config)
+        return super().stream(input, config, **options)  # type: ignore[misc, no-any-return]
+
+    def astream(self, input: Any, config: RunnableConfig | None = None, **options: Any) -> AsyncIterator[Any]:
+        self._check_ids(config)
+        return super().astream(input, config, **options)  # type: ignore[misc, no-any-return]
+
+    def _check_ids(self, config: RunnableConfig | None) -> None:
+        """Raise `InvalidSessionId` or `InvalidIdentity` before a run begins.
+
+        Only a run with a checkpointer needs a thread id. A subgraph's checkpointer is the one of the run around it.
+        """
+        merged = merge_configs(getattr(self, "config", None), ensure_config(config))
+        configurable = merged.get("configurable", {})
+        has_saver = isinstance(getattr(self, "checkpointer", None), SessionSaver)
+        thread_id = configurable.get("thread_id")
+        if thread_id is not None or (has_saver and CONFIG_KEY_CHECKPOINTER not in configurable):
+            session_id_of(thread_id)
+        identity_of(configurable)
 
     def get_state(self, config: RunnableConfig, *, subgraphs: bool = False) -> StateSnapshot:
         identity = self._identity(config)

@@ -174,8 +174,8 @@ class SessionRecorder(GraphCallbackHandler):
         thread_id = metadata.get("thread_id")
         if parent is not None and (thread_id is None or str(thread_id) == parent.context.session_id):
             run = parent
-        elif thread_id is not None:  # as LangGraph does, an id of any type is converted to text
-            run = ActiveRun(RunContext(session_id_of(str(thread_id)), identity_of(metadata), run_id=str(run_id)))
+        elif thread_id is not None:
+            run = ActiveRun(RunContext(session_id_of(thread_id), identity_of(metadata), run_id=str(run_id)))
             run.resumed_checkpoint_id = metadata_field(metadata, "checkpoint_id")
             self._registry.begin(run.context)
         else:

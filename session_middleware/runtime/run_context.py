@@ -74,7 +74,7 @@ def _field(user: Any, name: str) -> Any:
 
 def named_identity(user_id: Any, group_id: Any, group_ids: Any = ()) -> Identity:
     """The identity that arguments name, else that of `acting_as`. Raises `InvalidIdentity`, for an empty id too."""
-    if user_id is None and group_id is None and not group_ids:
+    if user_id is None and group_id is None and group_ids in (None, (), []):
         return _acting_as.get()
     return checked_identity(user_id, group_id, group_ids)
 
@@ -82,12 +82,9 @@ def named_identity(user_id: Any, group_id: Any, group_ids: Any = ()) -> Identity
 def checked_identity(user_id: Any, group_id: Any, group_ids: Any) -> Identity:
     """Raises `InvalidIdentity`."""
     return Identity(
-        user_id=None if user_id is None else lifecycle.owner_id_of("user_id", user_id),
-        group_id=None if group_id is None else lifecycle.owner_id_of("group_id", group_id),
-        group_ids=tuple(
-            lifecycle.owner_id_of("group_ids", each)
-            for each in ([group_ids] if isinstance(group_ids, str) else group_ids or ())
-        ),
+        user_id=lifecycle.owner_id_or_none("user_id", user_id),
+        group_id=lifecycle.owner_id_or_none("group_id", group_id),
+        group_ids=lifecycle.owner_ids_of("group_ids", group_ids),
     )
 
 

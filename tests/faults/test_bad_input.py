@@ -21,12 +21,13 @@ from click.testing import CliRunner
 from langchain_core.messages import AIMessage, HumanMessage
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.sqlite import SqliteSaver
-from langgraph.graph import START, StateGraph
+from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.store.sqlite import SqliteStore
 from typing_extensions import TypedDict
 
 from session_middleware import (
     InvalidArgument,
+    InvalidIdentity,
     InvalidSessionId,
     InvalidSettings,
     SessionAccessDenied,
@@ -54,7 +55,9 @@ def advises(error: pytest.ExceptionInfo[BaseException]) -> bool:
 
 # Ids
 
-BAD_IDS = {"empty": "", "1 MB": "x" * 1_000_000, "NUL": "a\0b", "surrogate": "a\ud800"}
+BAD_TEXTS = {"1 MB": "x" * 1_000_000, "NUL": "a\0b", "surrogate": "a\ud800"}
+NOT_IDS = {"bool": True, "float": 3.5, "bytes": b"x", "list": ["x"], "dict": {"x": 1}, "object": object()}
+BAD_IDS: dict[str, Any] = {"empty": "", **BAD_TEXTS, **NOT_IDS}
 ODD_IDS = {
     "sql": "'; DROP TABLE sessions; --",
     "unicode": "\U0001f600 é\u202e",
@@ -88,16 +91,75 @@ async def update_state(graph: Any, config: Any) -> None:
 DOORS = [invoke, ainvoke, get_state, get_state_history, update_state]
 
 
-@pytest.mark.recorder_faults
 @pytest.mark.parametrize("door", DOORS, ids=lambda door: door.__name__)
 @pytest.mark.parametrize("bad", BAD_IDS.values(), ids=BAD_IDS)
-async def test_an_id_no_session_can_have_is_refused(door: Any, bad: str, sessions: Sessions) -> None:
+async def test_an_id_no_session_can_have_is_refused_with_one_error(
+    door: Any, bad: Any, sessions: Sessions, caplog: pytest.LogCaptureFixture
+) -> None:
     graph = sessions.attach(agents.tool_graph())
     with pytest.raises(InvalidSessionId) as error:
         await door(graph, {"configurable": {"thread_id": bad}})
     assert advises(error)
     assert len(str(error.value)) < 1000
     assert sessions.count() == 0
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize("door", DOORS, ids=lambda door: door.__name__)
+@pytest.mark.parametrize("name", ["user_id", "group_id", "group_ids"])
+@pytest.mark.parametrize("bad", [*BAD_TEXTS.values(), True, 3.5, b"x", [["x"]], {"x": 1}, object()])
+async def test_an_id_no_user_or_group_can_have_is_refused_with_one_error(
+    door: Any, name: str, bad: Any, sessions: Sessions, caplog: pytest.LogCaptureFixture
+) -> None:
+    graph = sessions.attach(agents.tool_graph())
+    with pytest.raises(InvalidIdentity, match=name) as error:
+        await door(graph, {"configurable": {"thread_id": "t", name: bad}})
+    assert advises(error)
+    assert sessions.count() == 0
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize("bad", [*BAD_TEXTS.values(), "", True, 3.5, b"x", ["x"], {"x": 1}, object()])
+def test_such_an_owner_is_refused_by_every_method(bad: Any, sessions: Sessions) -> None:
+    calls: list[Callable[..., Any]] = [
+        *(sessions.open, sessions.config, sessions.for_user, sessions.acting_as),
+        *(sessions.forget_user, sessions.revoke, sessions.list_archived),
+        *(sessions.usage, sessions.tool_calls, sessions.list, sessions.count),
+        lambda user_id: sessions.search("x", user_id=user_id),
+    ]
+    for call in calls:
+        with pytest.raises(InvalidIdentity):
+            call(user_id=bad)
+    for forget in (sessions.forget_user, sessions.revoke):
+        with pytest.raises(InvalidIdentity):
+            forget(None)  # type: ignore[arg-type]
+
+
+@pytest.mark.recorder_faults
+@pytest.mark.parametrize("name", ["thread_id", "user_id"])
+@pytest.mark.parametrize("bad", [True, 3.5, b"x", ["x"], "a\0b"])
+async def test_the_recorder_alone_records_no_run_of_such_an_id(name: str, bad: Any, sessions: Sessions) -> None:
+    config: Any = {"metadata": {"thread_id": "t", name: bad}, "callbacks": [sessions.recorder]}
+    graph = agents.tool_graph()
+    graph.invoke(human("hi"), config)
+    await graph.ainvoke(human("hi"), config)
+    assert sessions.count() == 0
+    assert sessions.recorder.faults
+
+
+@pytest.mark.parametrize("given", [7, UUID(int=7)])
+def test_an_id_may_be_a_number_or_a_uuid(given: Any, sessions: Sessions) -> None:
+    config: Any = {"configurable": {"thread_id": given, "user_id": given}}
+    sessions.attach(agents.tool_graph()).invoke(human("hi"), config)
+    session = sessions.for_user(given).get(given)
+    assert (session.id, session.user_id) == (str(given), str(given))
+
+
+def test_an_attached_subgraph_of_a_graph_without_a_thread_runs(sessions: Sessions) -> None:
+    outer: Any = StateGraph(MessagesState)
+    outer.add_node("inner", sessions.attach(agents.tool_graph()))
+    outer.add_edge(START, "inner")
+    assert outer.compile().invoke(human("hi"))["messages"][-1].text
 
 
 @pytest.mark.parametrize("bad", BAD_IDS.values(), ids=BAD_IDS)
@@ -198,12 +260,6 @@ def test_what_is_no_id_is_not_taken_for_its_repr(junk: Any, sessions: Sessions) 
             door(junk)
         assert advises(error)
     assert sessions.count() == 0
-
-
-def test_a_run_is_recorded_under_the_text_that_langgraph_makes_of_its_thread_id(sessions: Sessions) -> None:
-    sessions.attach(agents.chat()).invoke(human("hi"), {"configurable": {"thread_id": 1.5}})
-    session = sessions.get("1.5")
-    assert (len(session.messages()), len(session.runs()), session.stats().recorder_faults) == (2, 1, 0)
 
 
 def test_a_number_a_uuid_and_a_session_in_hand_name_a_session(sessions: Sessions) -> None:

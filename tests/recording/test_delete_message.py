@@ -11,7 +11,7 @@ from langchain_core.messages import AIMessage, HumanMessage
 from langgraph.graph import START, MessagesState, StateGraph
 
 from session_middleware import Sessions
-from session_middleware.errors import SessionNotFound
+from session_middleware.errors import SessionAccessDenied
 from tests.support.embeddings import SubjectEmbeddings
 
 pytestmark = pytest.mark.sessions(index={"embed": SubjectEmbeddings(), "dims": 4})
@@ -127,6 +127,6 @@ async def test_its_owner_may_delete_it_and_nobody_else(sessions: Sessions) -> No
     sessions.open("t", user_id="alice", group_id="team", visibility="group")
     sessions.get("t").add({"role": "user", "content": "alpha", "id": "m"})
     reader = sessions.for_user("bob", group_ids=["team"]).get("t")
-    with pytest.raises(SessionNotFound):
+    with pytest.raises(SessionAccessDenied):
         reader.delete_message("m")
     assert await sessions.for_user("alice").get("t").adelete_message("m") == 1
