@@ -61,8 +61,9 @@ def say(sessions: Sessions, speech: Speech, user_id: str, count: int) -> None:
         for first in range(0, count, _SITTING):
             session_id, size = f"{user_id}-{first}", min(_SITTING, count - first)
             connection.execute(
-                "INSERT INTO sessions (id, family_id, user_id, opened_as, created_at, began_at, last_active_at,"
-                " last_seq, message_count) VALUES (?, ?, ?, 'opened', ?, ?, ?, ?, ?)",
+                "INSERT INTO sessions (id, home, family_id, user_id, opened_as, created_at, began_at, last_active_at,"
+                " last_seq, message_count)"
+                " SELECT ?, COALESCE(MAX(home), 0) + 1, ?, ?, 'opened', ?, ?, ?, ?, ? FROM sessions",
                 (session_id, session_id, user_id, now, now, now, size, size),
             )
             connection.executemany(
@@ -146,7 +147,7 @@ def _vectors(folder: Path, queries: list[str], count: int) -> list[Figure]:
         say(sessions, Speech(3), "one", count)
         while sessions._storage.index_messages(1_000):
             pass
-        sessions._memory.embedder.is_current()  # type: ignore[union-attr]
+        sessions._indexer.embedder.is_current()  # type: ignore[union-attr]
         while waiting := sessions._storage.list_to_embed(1_000, messages=True):
             sessions._storage.put_vectors([_vector(each, chance) for each in waiting])
         memory = sessions.open(user_id="one").memory
