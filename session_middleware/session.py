@@ -567,7 +567,7 @@ class Session(SessionInfo):
         """The memory of this session, which recalls memories of its user and its group too."""
         is_in_group = self._identity is None or self.group_id in self._identity.groups
         return SessionMemory(
-            self._sessions._memory,
+            self._sessions._indexer,
             self._storage,
             RunContext(self.id, self.acting, is_run=False, incarnation=self.incarnation),
             owner_id=self.user_id,

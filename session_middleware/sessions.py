@@ -183,7 +183,7 @@ class Sessions:
             flush=self.recorder.drain,
             repairs=self._repairs,
         )
-        self._memory = MemoryIndexer(
+        self._indexer = MemoryIndexer(
             *(storage, offload),
             clock=clock,
             new_id=new_id,
@@ -192,10 +192,10 @@ class Sessions:
             settle=self.recorder.drain,
             inside=self._runs.inside,
         )
-        self.store: BaseStore = SessionStore(self._memory, ttl=settings.memory_ttl)  # type: ignore[arg-type]
+        self.store: BaseStore = SessionStore(self._indexer, ttl=settings.memory_ttl)  # type: ignore[arg-type]
         self.hooks, self._resources = EventHooks(storage), Resources(offload, limit=settings.max_open_resources)
         self._runs.on_begin(listener.begin)
-        self._runs.on_end(self._memory.wake)
+        self._runs.on_end(self._indexer.wake)
         self._runs.on_end(self.hooks.wake)
         self._sweeper = Sweeper(
             *(storage, settings, self.hooks, self._resources), clock=clock, flush=self._flush, forget=self._forget
@@ -223,7 +223,7 @@ class Sessions:
                     finish()
                 except StorageError as error:  # the file must be closed all the same
                     logger.warning("session_middleware could not record all that had ended (%s)", error)
-            self._memory.close()
+            self._indexer.close()
             self._offload.close()
             self._storage.close()
 
@@ -717,7 +717,7 @@ class Sessions:
         incarnation = None if session is None else session.incarnation
         context = RunContext(session_id, identity, is_run=False, incarnation=incarnation)
         return SessionMemory(
-            *(self._memory, self._storage, self._runs.inside(configurable) or context),
+            *(self._indexer, self._storage, self._runs.inside(configurable) or context),
             owner_id=identity.user_id if session is None else session.user_id,
             group_id=identity.group_id,
         )
@@ -841,7 +841,7 @@ class Sessions:
             EmbeddingFailed: the model failed during a `rebuild`. If it failed at the start, the old vectors are
                 kept; otherwise the next call computes the missing ones.
         """
-        return self._memory.index(rebuild=rebuild)
+        return self._indexer.index(rebuild=rebuild)
 
     aindex_memory = async_twin(index_memory)
 
