@@ -38,7 +38,7 @@ from session_middleware.storage.sql.checkpoints.blobs import (
     refer,
 )
 from session_middleware.storage.sql.checkpoints.latest_checkpoint import LOST_WRITES
-from session_middleware.storage.sql.checkpoints.lists import ListReader, get_list, prepare, put_list
+from session_middleware.storage.sql.checkpoints.lists import FamilyLists, get_list, prepare, put_list
 from session_middleware.storage.sql.checkpoints.rows import (
     AT,
     HOME,
@@ -357,13 +357,13 @@ def _with_values(connection: Connection, rows: Sequence[Row], path: str) -> list
         writes = _writes_of(connection, rows)
         outermost = {row.session_id for row in rows if not row.checkpoint_ns}
         heads = {session_id: latest_checkpoint.find(connection, session_id, "") for session_id in outermost}
-        readers: dict[int, tuple[BlobReader, ListReader]] = {}
+        readers: dict[int, tuple[BlobReader, FamilyLists]] = {}
         for home in {row.home for row in rows}:
             refs = [ref for row in rows if row.home == home for ref in references_in(row)]
             blobs = BlobReader(connection, home)
             written = [w for found in writes.values() for w in found if w.home == home]
             blobs.prefetch_references([*refs, *(ref for write in written for ref in references_in(write))])
-            readers[home] = blobs, ListReader(connection, home, blobs, refs)
+            readers[home] = blobs, FamilyLists(connection, home, blobs, refs)
     stored = []
     for row in rows:
         blobs, lists = readers[row.home]

@@ -219,7 +219,7 @@ def items(connection: Connection, home: int, list_id: int, length: int) -> list[
     return [Item(*row) for row in rows]
 
 
-class ListReader:
+class FamilyLists:
     """The lists that many references of one family lead to: each is read once, at its greatest length.
 
     Damage is raised when a value is asked for, so that the message names what refers to it.
