@@ -53,12 +53,12 @@ def test_one_that_fails_half_way_takes_no_other_with_it(database: SqliteDatabase
         lambda: note(database, "last"),
     ]
     first, half, twice, last = database.together(calls)
-    assert first.outcome() == "first"
-    assert last.outcome() == "last"
+    assert first() == "first"
+    assert last() == "last"
     with pytest.raises(Failed):
-        half.outcome()
+        half()
     with pytest.raises(StorageError, match="UNIQUE"):
-        twice.outcome()
+        twice()
     assert notes(database) == ["first", "last"]
 
 
@@ -72,13 +72,13 @@ def test_a_call_that_mends_what_has_failed_in_it_keeps_the_rest(database: Sqlite
         return "done"
 
     outcomes = database.together([lambda: note(database, "other"), mended])
-    assert [ticket.outcome() for ticket in outcomes] == ["other", "done"]
+    assert [ticket() for ticket in outcomes] == ["other", "done"]
     assert notes(database) == ["other", "before", "instead"]
 
 
 def test_a_call_sees_what_it_and_those_before_it_have_written(database: SqliteDatabase) -> None:
     seen = database.together([lambda: note(database, "first"), lambda: notes(database)])
-    assert seen[1].outcome() == ["first"]
+    assert seen[1]() == ["first"]
 
 
 def test_what_was_rolled_back_is_taken_back_in_memory_too(database: SqliteDatabase) -> None:
@@ -102,7 +102,7 @@ async def test_async_calls_share_a_commit_and_come_in_order(database: SqliteData
 
     def together(calls: Any, *, durable: bool) -> Any:
         commits.append(len(calls))
-        return [ticket.outcome for ticket in database.together(calls, durable=durable)]
+        return database.together(calls, durable=durable)
 
     def call(number: int) -> int:
         order.append(number)
@@ -120,7 +120,7 @@ async def test_async_calls_share_a_commit_and_come_in_order(database: SqliteData
 async def test_a_call_cancelled_before_its_turn_is_not_carried_out_and_its_neighbours_are(
     database: SqliteDatabase,
 ) -> None:
-    hold, lane = threading.Event(), WriteQueue(lambda calls, durable: [t.outcome for t in database.together(calls)])
+    hold, lane = threading.Event(), WriteQueue(lambda calls, durable: database.together(calls))
     first = asyncio.ensure_future(lane.run(hold.wait))
     await asyncio.sleep(0)
     cancelled = asyncio.ensure_future(lane.run(lambda: note(database, "cancelled")))
@@ -140,7 +140,7 @@ async def test_a_call_that_stops_the_thread_is_told_and_the_lane_goes_on(databas
     def stop() -> None:
         raise Stopped
 
-    lane = WriteQueue(lambda calls, durable: [t.outcome for t in database.together(calls)])
+    lane = WriteQueue(lambda calls, durable: database.together(calls))
     with pytest.raises(Stopped):
         await lane.run(stop)
     assert await lane.run(lambda: note(database, "after")) == "after"

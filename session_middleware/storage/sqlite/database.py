@@ -27,7 +27,7 @@ from session_middleware.storage.sqlite.connection import SqliteConnection
 from session_middleware.storage.sqlite.files import OpenFiles, beside, create_private
 from session_middleware.storage.sqlite.readonly_open import read_unlocked
 from session_middleware.storage.sqlite.wal import BUSY_SECONDS, Wal
-from session_middleware.storage.sqlite.writer import Writer
+from session_middleware.storage.sqlite.writer import SqliteWriter
 
 T = TypeVar("T")
 
@@ -214,7 +214,7 @@ class SqliteDatabase:
 
     # Opening
 
-    def _open_writer(self) -> Writer:
+    def _open_writer(self) -> SqliteWriter:
         connection = self._connect()
         try:
             connection.execute("PRAGMA secure_delete=ON")  # deleted text is overwritten with zeros
@@ -230,7 +230,7 @@ class SqliteDatabase:
             connection.close()
             raise
         connection.watched = self._watched
-        return Writer(
+        return SqliteWriter(
             connection,
             synchronous=self._synchronous,
             mapped=self.mapped,

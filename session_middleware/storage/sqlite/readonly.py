@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from session_middleware.errors import StorageError
+from session_middleware.storage.sql.writer import WriteRequest
 from session_middleware.storage.sqlite.connection import SqliteConnection
 from session_middleware.storage.sqlite.database import SqliteDatabase, absolute, check_file, is_pending
 from session_middleware.storage.sqlite.readonly_open import read_unlocked, version_of
-from session_middleware.storage.sqlite.writer import WriteRequest
 
 T = TypeVar("T")
 
