@@ -136,10 +136,10 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
         known = self._states.get(context.session_id)
         if known is not None and context.known is known and self._is_settled(context, known, announce=announce):
             return known
-        if known is not None and not self._states.is_current(connection, known):
-            known = None
-        admission.admit(connection, context, self._rules)
-        context.known = state = self._states.load(connection, context.session_id, known)
+        state = admission.admit(connection, context, self._rules, known)
+        if state is None:
+            state = self._states.load(connection, context.session_id)
+        context.known = state
         return state
 
     def _is_settled(self, context: RunContext, known: SessionState, *, announce: bool) -> bool:

@@ -97,20 +97,15 @@ class StateCache:
     def drop(self, session_id: str) -> None:
         self._states.pop(session_id, None)
 
-    def load(self, connection: Connection, session_id: str, known: SessionState | None) -> SessionState:
-        """The state as it is now. `known` is what was known before this operation, if that is still current."""
-        row, head = _read(connection, session_id) or (None, None)
-        assert row is not None
-        if known is None or known.home != row[0]:  # it was started afresh
-            known = SessionState(session_id, *row)
-        else:
-            known.home, known.version, known.last_seq, known.branch, known.last_active_at, known.has_deletions = row
-        known.heads[""] = head
-        self._states[session_id] = known
+    def load(self, connection: Connection, session_id: str) -> SessionState:
+        """Read the state of a session that is there, and keep it."""
+        state = self.find(connection, session_id)
+        assert state is not None
+        self._states[session_id] = state
         self._states.move_to_end(session_id)
         while len(self._states) > _MOST_SESSIONS:
             self._states.popitem(last=False)
-        return known
+        return state
 
     def find(self, connection: Connection, session_id: str) -> SessionState | None:
         """The state as it is now, unless there is no such session."""
@@ -120,10 +115,6 @@ class StateCache:
         state = SessionState(session_id, *found[0])
         state.heads[""] = found[1]
         return state
-
-    def is_current(self, connection: Connection, known: SessionState) -> bool:
-        row = connection.execute("SELECT home, version FROM sessions WHERE id = ?", (known.session_id,)).fetchone()
-        return bool(row == (known.home, known.version))
 
 
 _LOAD = f"""

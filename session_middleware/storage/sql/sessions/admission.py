@@ -28,7 +28,7 @@ from session_middleware.storage.sql.checkpoints import latest_checkpoint
 from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.engine_context import EngineContext
 from session_middleware.storage.sql.record import runs, tool_call_rows
-from session_middleware.storage.sql.session_state import SessionWrite
+from session_middleware.storage.sql.session_state import SessionState, SessionWrite
 from session_middleware.storage.sql.sessions import (
     endings,
     events,
@@ -47,7 +47,7 @@ REFUSALS = (SessionAccessDenied, SessionBusy, SessionClosed, SessionExpired, Ses
 
 def authorize(connection: Connection, context: RunContext, rules: EngineContext) -> SessionInfo | None:
     revocations.check_not_revoked(connection, context.session_id, context.identity.user_id)
-    session = _find(connection, context)
+    session, _ = _find(connection, context)
     if session is not None:
         lifecycle.check_access(session, context.identity, rules.settings.access, reading=context.reading)
     if context.admission is None:
@@ -82,11 +82,12 @@ def hold(connection: Connection, context: RunContext, now: datetime) -> bool:
     return True
 
 
-def _find(connection: Connection, context: RunContext) -> SessionInfo | None:
-    session = session_rows.find(connection, context.session_id)
+def _find(connection: Connection, context: RunContext) -> tuple[SessionInfo | None, int]:
+    """The session and its version."""
+    session, version = session_rows.find_with_version(connection, context.session_id)
     if context.hand is not None and (session is None or session.incarnation != context.hand.incarnation):
         raise SessionClosed(context.session_id, status="deleted")
-    return session
+    return session, version
 
 
 def _decide(
@@ -138,21 +139,23 @@ def _check_tombstone(tombstone: Tombstone, context: RunContext, rules: EngineCon
         raise SessionExpired(context.session_id, since=tombstone.buried_at, how=how, archived=is_archived)
 
 
-def admit(connection: Connection, context: RunContext, rules: EngineContext) -> int:
-    """Admit a run, opening or reviving its session; returns the home of the family. Raises one of `REFUSALS`.
+def admit(
+    connection: Connection, context: RunContext, rules: EngineContext, known: SessionState | None = None
+) -> SessionState | None:
+    """Admit a run, opening or reviving its session; returns `known` if that is still current. Raises one of `REFUSALS`.
 
     The run's flags are set inside the write transaction, so no second operation admits it again.
     """
     now = context.at or rules.clock()
     if context.admitted:
-        home = _admit_again(connection, context, rules, now)
+        current = _admit_again(connection, context, rules, now, known)
     else:
-        home = _admit_first(connection, context, rules, now)
+        current = _admit_first(connection, context, rules, now, known)
         context.admitted, context.begun = True, False
     lease = context.lease
     if lease is not None and lease.number is None and not lease.is_over:
         leases.take(connection, context, now)
-    return home
+    return current
 
 
 def begin(write: SessionWrite, context: RunContext, rules: EngineContext, *, announce: bool) -> None:
@@ -173,7 +176,7 @@ def begin(write: SessionWrite, context: RunContext, rules: EngineContext, *, ann
             leases.reap(write.finish(), dead)
 
 
-def admit_memories(connection: Connection, context: RunContext, rules: EngineContext, *, changes: bool) -> int:
+def admit_memories(connection: Connection, context: RunContext, rules: EngineContext, *, changes: bool) -> None:
     """Let in what a context remembers, as a change of its session or not; one that is not there is opened by a change.
 
     A run changes its session as with every other write. Who has the session in hand does not go on
@@ -189,13 +192,18 @@ def admit_memories(connection: Connection, context: RunContext, rules: EngineCon
     if session is not None:
         lifecycle.check_access(session, identity, rules.settings.access, reading=not changes)
     if changes and (session is None or context.is_run):
-        return admit(connection, context, rules)
-    return 0 if session is None else session.home
+        admit(connection, context, rules)
 
 
-def _admit_first(connection: Connection, context: RunContext, rules: EngineContext, now: datetime) -> int:
+def _admit_first(
+    connection: Connection,
+    context: RunContext,
+    rules: EngineContext,
+    now: datetime,
+    known: SessionState | None,
+) -> SessionState | None:
     revocations.check_not_revoked(connection, context.session_id, context.identity.user_id)
-    session = _find(connection, context)
+    session, version = _find(connection, context)
     if session is not None:
         lifecycle.check_access(session, context.identity, rules.settings.access)
     if context.admission is None:
@@ -204,14 +212,16 @@ def _admit_first(connection: Connection, context: RunContext, rules: EngineConte
         _check_same(context, session)
     if context.lease is not None and context.lease.is_exclusive and not context.lease.is_over:
         _check_lease(context, leases.of(connection, context.session_id))
+    if known is not None and (session is None or (session.home, version) != (known.home, known.version)):
+        known = None
     if session is not None:
-        session = _apply(connection, session, context, rules, now)
+        session, known = _apply(connection, session, context, rules, now, known)
     else:
         session = _insert(connection, context, rules, now)
     context.incarnation = session.incarnation
     if context.hand is not None:
         context.hand.incarnation = session.incarnation
-    return session.home
+    return known
 
 
 def _check_same(context: RunContext, session: SessionInfo | None) -> None:
@@ -232,14 +242,20 @@ def _check_lease(context: RunContext, places: list[leases.LeaseRow]) -> None:
         raise LeaseLost(context.session_id, number=number)
 
 
-def _admit_again(connection: Connection, context: RunContext, rules: EngineContext, now: datetime) -> int:
+def _admit_again(
+    connection: Connection,
+    context: RunContext,
+    rules: EngineContext,
+    now: datetime,
+    known: SessionState | None,
+) -> SessionState | None:
     """A context goes on: all that may have changed is asked in one statement, and its clock set back."""
     lease, identity = context.lease, context.identity
     number = None if lease is None else lease.number
     row = connection.execute(
         "SELECT home, status, last_active_at, incarnation, user_id,"
         " EXISTS (SELECT 1 FROM leases WHERE session_id = sessions.id AND number = ?),"
-        " EXISTS (SELECT 1 FROM revoked WHERE user_hash = ?)"
+        " EXISTS (SELECT 1 FROM revoked WHERE user_hash = ?), version"
         " FROM sessions WHERE id = ?",
         (number, revocations.hash_of(identity.user_id), context.session_id),
     ).fetchone()
@@ -253,11 +269,23 @@ def _admit_again(connection: Connection, context: RunContext, rules: EngineConte
         if lease.is_exclusive:
             raise LeaseLost(context.session_id, number=number)
         lease.number = None  # somebody took this run for dead; it is not, and nobody minds
+    if known is not None and (row[0], row[7]) != (known.home, known.version):
+        known = None
     if not is_same_second(row[2], now):
-        session_rows.touch(connection, context.session_id, rules, now)
+        known = _touch(connection, context.session_id, rules, now, known)
     if row[1] == "expired":  # by a sweep that did not know of this run
         revive(connection, context, "revived", "running", now)
-    return int(row[0])
+        return None
+    return known
+
+
+def _touch(
+    connection: Connection, session_id: str, rules: EngineContext, now: datetime, known: SessionState | None
+) -> SessionState | None:
+    version = session_rows.touch(connection, session_id, rules, now)
+    if known is not None:
+        known.version, known.last_active_at = version, to_text(now)
+    return known
 
 
 def refuse(connection: Connection, context: RunContext, error: SessionError, rules: EngineContext) -> None:
@@ -285,24 +313,34 @@ _REASONS: dict[type[SessionError], str] = {
 
 
 def _apply(
-    connection: Connection, session: SessionInfo, context: RunContext, rules: EngineContext, now: datetime
-) -> SessionInfo:
-    """Carry out what was decided when the context was first looked at; the session that the id names now."""
+    connection: Connection,
+    session: SessionInfo,
+    context: RunContext,
+    rules: EngineContext,
+    now: datetime,
+    known: SessionState | None,
+) -> tuple[SessionInfo, SessionState | None]:
+    """Carry out the decision of the first look. Returns the session that has the id now, and `known` if still current.
+
+    A state that is current was loaded after the tool calls of dead processes had been interrupted.
+    """
     status = lifecycle.status_at(session, rules.settings, now)
     if context.admission == "fresh" and status == "expired":
-        return _start_fresh(connection, session, context, rules, now)
+        return _start_fresh(connection, session, context, rules, now), None
     if context.admission in ("revived", "reopened") and status not in lifecycle.OPEN:
         limits.make_room(connection, session.user_id, rules, now, but=session.id)
         end = lifecycle.expiry_of(session, rules.settings)
         reason = session.reason if session.status != "active" else end and end.reason
         revive(connection, context, context.admission, reason, now)
+        known = None
     elif session.status == "expired":  # by another process, since this context was let in
         revive(connection, context, "revived", "running", now)
+        known = None
     elif context.hand is not None and context.lease is None and is_same_second(to_text(session.last_active_at), now):
-        return session
-    tool_call_rows.interrupt_gone(connection, session.id)
-    session_rows.touch(connection, session.id, rules, now)
-    return session
+        return session, known
+    if known is None:
+        tool_call_rows.interrupt_gone(connection, session.id)
+    return session, _touch(connection, session.id, rules, now, known)
 
 
 def is_same_second(last_active_at: str, now: datetime) -> bool:

@@ -23,9 +23,13 @@ logger = logging.getLogger("session_middleware")
 
 
 def find(connection: Connection, session_id: str) -> SessionInfo | None:
-    cursor = connection.execute("SELECT * FROM sessions WHERE id = ?", (session_id,))
+    return find_with_version(connection, session_id)[0]
+
+
+def find_with_version(connection: Connection, session_id: str) -> tuple[SessionInfo | None, int]:
+    cursor = connection.execute("SELECT version, sessions.* FROM sessions WHERE id = ?", (session_id,))
     row = cursor.fetchone()
-    return None if row is None else value_of(SessionInfo, cursor, row)
+    return (None, 0) if row is None else (value_of(SessionInfo, cursor, row), row[0])
 
 
 def find_readable(connection: Connection, session_id: str, rules: EngineContext) -> SessionInfo | None:
@@ -127,16 +131,17 @@ def members(connection: Connection, home: int) -> Sequence[str]:
 # Changing
 
 
-def touch(connection: Connection, session_id: str, rules: EngineContext, now: datetime) -> None:
-    """Activity: the idle time begins again."""
+def touch(connection: Connection, session_id: str, rules: EngineContext, now: datetime) -> int:
+    """Record activity: the idle time begins again. Returns the session's version."""
     timeout = rules.settings.idle_timeout
-    own_terms = connection.execute(
-        "UPDATE sessions SET last_active_at = ?, postponed_until = NULL, expires_at = ? WHERE id = ?"
-        " RETURNING idle_timeout_seconds, max_age_seconds, pinned",  # `IS NULL` would be false of all, in SQLite 3.40
+    version, *own_terms = connection.execute(
+        "UPDATE sessions SET version = version + 1, last_active_at = ?, postponed_until = NULL, expires_at = ?"
+        " WHERE id = ? RETURNING version, idle_timeout_seconds, max_age_seconds, pinned",
         (to_text(now), None if timeout is None else to_text(now + timeout), session_id),
     ).fetchone()
-    if own_terms is not None and (own_terms != (None, None, None) or rules.settings.max_age is not None):
+    if own_terms != [None, None, None] or rules.settings.max_age is not None:
         write_expiry(connection, session_id, rules)
+    return int(version)
 
 
 def write_expiry(connection: Connection, session_id: str, rules: EngineContext) -> None:
