@@ -568,8 +568,9 @@ class Sessions:
 
         Args:
             repair: recompute counters and SQLite's indexes, delete orphans, and end runs of dead processes, each
-                with an event. A file whose pages or schema are damaged is not changed.
-            deep: also read every row, value, list and reference, and verify its checksum.
+                with an event, until nothing more can be repaired. Problems with `repaired=False` are left. A file
+                whose pages or schema are damaged is not changed.
+            deep: also read every row, and compare state and files, which have checksums, with these.
         """
         self._flush()
         return Rows(self._storage.check(repair=repair, deep=deep))

@@ -13,6 +13,7 @@ from session_middleware.cli.common import bytes_text
 from session_middleware.cli.doctor import Diagnosis
 from session_middleware.display.text import plural, visible
 from session_middleware.models import ErasureReceipt, Problem
+from session_middleware.storage.sqlite.integrity.checks import repairable
 from session_middleware.storage.types import DeletionCounts
 
 _MAX_SESSIONS = 3  # named for one problem; the others are counted
@@ -52,12 +53,21 @@ def problems_picture(problems: Sequence[Problem]) -> RenderableType:
     lines = []
     for (repaired, table, text), group in groups.items():
         label = ("repaired  ", "green") if repaired else ("problem  ", "red")
+        text = text.partition("; ")[0] if repaired else text  # without the action
         lines.append(Text.assemble(label, visible(f"{_sessions_of(group)}{f'{table}: ' if table else ''}{text}")))
     if len(lines) > _MAX_LINES:
         lines[_MAX_LINES:] = [Text(f"and {len(lines) - _MAX_LINES:,} more; see all with --json", style="dim")]
-    if not all(problem.repaired for problem in problems):
-        lines.append(Text("repair counters, indexes and orphaned rows with session-middleware check --repair"))
-    return Group(*lines)
+    return Group(*lines, _verdict(problems))
+
+
+def _verdict(problems: Sequence[Problem]) -> Text:
+    left = [problem for problem in problems if not problem.repaired]
+    done, due = len(problems) - len(left), len(repairable(left))
+    if not left:
+        return _result(f"{plural(done, 'problem')} repaired, none left", is_good=True)
+    counted = f"{plural(done, 'problem')} repaired, {len(left):,} left" if done else plural(len(left), "problem")
+    advice = f"repair {due:,} of them with session-middleware check --repair" if due else "see the action of each above"
+    return _result(f"{counted}; {advice}", is_good=False)
 
 
 def _sessions_of(problems: Sequence[Problem]) -> str:

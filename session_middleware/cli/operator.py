@@ -188,7 +188,7 @@ def _print_explanation(sessions: Sessions, session_id: str) -> None:
 
 @click.command()
 @db_option
-@click.option("--deep", is_flag=True, help="Compare every row with its checksum.")
+@click.option("--deep", is_flag=True, help="Read every row, and compare state with its checksums.")
 @click.option("--repair", is_flag=True, help="Recompute counters and indexes, and delete orphaned rows.")
 @json_option
 def check(db: str | None, deep: bool, repair: bool, as_json: bool) -> None:

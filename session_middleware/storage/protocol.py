@@ -96,10 +96,10 @@ class Storage(Protocol):
         """A number that changes when any process commits. Costs microseconds."""
 
     def check(self, *, repair: bool, deep: bool = False) -> list[Problem]:
-        """List violated invariants. `deep` verifies the checksum of each row; `repair` recomputes derived data.
+        """List violated invariants. `deep` verifies all checksums; `repair` recomputes derived data.
 
-        Never raises because of damage. Repairs nothing in a file whose pages or schema are damaged. Each repair
-        is a transaction and an event.
+        Never raises because of damage. Each repair is a transaction and an event. Repairs are repeated until a check
+        finds nothing more to repair. Nothing is repaired in a file whose pages or schema are damaged.
         """
 
     # Sessions

@@ -171,6 +171,28 @@ def test_a_row_that_a_check_cannot_read_is_named_and_the_rest_is_repaired(db: Pa
         assert sessions.get("a").run_count == 2
 
 
+@pytest.mark.parametrize("where", ["1", "id = 'n'", "id != 'n'"])
+def test_one_repair_leaves_nothing_to_repair_after_sessions_lost_their_rows(where: str, call: Call, db: Path) -> None:
+    change(db, f"DELETE FROM sessions WHERE {where}")  # rows of lists become orphans when those of heads are deleted
+    before = call("check", "--db", str(db))
+    assert before.exit_code == 1
+    assert "of them with session-middleware check --repair" in " ".join(before.output.split())
+    repaired = call("check", "--repair", "--db", str(db))
+    assert repaired.exit_code == 0
+    assert repaired.output.splitlines()[-1].endswith(" repaired, none left")
+    assert call("check", "--deep", "--db", str(db)).output == "no problems\n"
+
+
+def test_a_repair_that_leaves_problems_exits_with_1_and_counts_them(call: Call, db: Path) -> None:
+    damage_newest(db)
+    change(db, "UPDATE sessions SET run_count = 9 WHERE id = 'a'")
+    for _ in range(2):
+        result = call("check", "--deep", "--repair", "--db", str(db))
+        assert result.exit_code == 1
+        assert result.output.splitlines()[-1].endswith("see the action of each above")
+    assert "1 problem repaired" not in result.output
+
+
 def test_a_cut_file_is_checked_and_not_opened(call: Call, db: Path) -> None:
     with db.open("r+b") as file:
         file.truncate(db.stat().st_size - 3 * 4096)

@@ -195,7 +195,7 @@ def test_check_finds_and_repairs_and_doctor_says_so(call: Call, db: str) -> None
         1,
         {"counter", "orphan", "dead_lease"},
     )
-    assert call("check", "--db", db, "--repair").output.count("repaired") == 4
+    assert "4 problems repaired, none left" in call("check", "--db", db, "--repair").output
     assert json.loads(call("check", "--db", db, "--json").output) == []
     with Sessions(db) as sessions:
         assert sessions.get("a1").message_count == 2

@@ -1,1 +1,1 @@
-"""Checks of a database: its file, its rows by checksum, and the relations between its rows."""
+"""Checks of a database: its file, its rows and checksums, and the relations between its rows."""

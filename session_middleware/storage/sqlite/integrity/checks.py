@@ -114,7 +114,7 @@ def check_file(path: str, settings: SessionSettings, *, deep: bool = False) -> l
 
 
 def find(connection: SqliteConnection, rules: EngineContext, *, deep: bool = False) -> list[Problem]:
-    """The problems of a database. `deep` compares every row with its checksum. Damage never raises.
+    """The problems of a database. `deep` reads every row and compares all checksums. Damage never raises.
 
     Raises:
         sqlite3.OperationalError: the file cannot be opened, or is locked.
@@ -164,15 +164,14 @@ def _remains(connection: SqliteConnection, rules: EngineContext) -> Iterator[Pro
 # Repair
 
 
-def is_repairable(problems: Sequence[Problem]) -> bool:
-    """A file with damaged pages or a damaged schema is not repaired: rows may only seem to be orphaned."""
-    return not any(problem.kind == "file" for problem in problems)
+def repairable(problems: Sequence[Problem]) -> list[Problem]:
+    """Nothing in a file with damaged pages or a damaged schema: rows may only seem to be orphaned."""
+    is_damaged = any(problem.kind == "file" for problem in problems)
+    return [] if is_damaged else [problem for problem in problems if problem.kind in REPAIRS]
 
 
 def repair(connection: SqliteConnection, problem: Problem, rules: EngineContext) -> Problem:
-    """Recompute from the current rows, and record an event. A problem that cannot be repaired is returned unchanged."""
-    if problem.kind not in REPAIRS:
-        return problem
+    """Recompute from the current rows, and record an event."""
     REPAIRS[problem.kind](connection, problem, rules)
     if problem.session_id is not None:
         events.append(connection, problem.session_id, "repaired", problem.kind, {"was": problem.text}, rules.clock())

@@ -1,4 +1,8 @@
-"""Comparison of every row, blob, list and reference with its checksum, in time linear in the stored bytes."""
+"""The content of a database: every row can be read, and state and files match their checksums.
+
+The record has no checksums. Its rows are read as their models, and their text as UTF-8. The time is linear in the
+stored bytes.
+"""
 
 from __future__ import annotations
 
