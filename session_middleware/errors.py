@@ -81,6 +81,7 @@ class SessionExpired(SessionError, LookupError):
     ) -> None:
         self.session_id = session_id
         self.since = since
+        self.archived = archived
         when = f" at {since.isoformat(timespec='seconds')}" if since else ""
         super().__init__(
             f"session {session_id!r} {how}{when}; bring it back with sessions.restore({session_id!r}), "
@@ -210,6 +211,7 @@ class InvalidTransition(SessionError, ValueError):
 
 class InvalidSessionId(SessionError, ValueError):
     def __init__(self, problem: str) -> None:
+        self.problem = problem
         super().__init__(
             f"{problem}; pass a thread id of 1 to 1,024 characters, for example "
             "sessions.config('thread-42'), or sessions.config() to get a new one"

@@ -89,7 +89,7 @@ def test_whatever_asks_for_an_archived_id_is_told_how_to_bring_it_back(gone: Gon
         with pytest.raises(SessionExpired, match=BACK):
             refused()
     for door in (sessions, alice):
-        assert "is refused (on_resume); sessions.restore('t') brings it back" in door.explain("t").text
+        assert "is refused (on_resume); it can be restored" in door.explain("t").text
         with pytest.raises(SessionNotFound, match=r"is archived; bring it back with sessions\.restore") as refusal:
             door.get("t")
         assert refusal.value.archived

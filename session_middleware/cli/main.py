@@ -1,12 +1,14 @@
 """The command line: list and show sessions, chat, import, and the operator's commands.
 
 A command imports heavy modules only when it runs. An error of this package is one line on stderr and exit
-code 1. A command that only reads never creates a file.
+code 1, or 2 for an invalid argument. A command that only reads never creates a file.
 """
 
 from __future__ import annotations
 
+import errno
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,11 +31,16 @@ from session_middleware.cli.common import (
     status_option,
     user_option,
 )
+from session_middleware.cli.error_text import USAGE_ERRORS, error_text
 from session_middleware.display.text import plural
-from session_middleware.errors import SessionError, SessionNotFound
+from session_middleware.errors import SessionError
 
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
+
+
+class _InvalidArgument(click.ClickException):
+    exit_code = 2  # as click's own usage errors
 
 
 class _Commands(click.Group):
@@ -42,13 +49,9 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except SessionNotFound as error:
-            problem, advice = f"there is no session {error.session_id!r}", "list the sessions with `{} list`"
-            if error.archived:
-                problem, advice = f"session {error.session_id!r} is archived", "restore it with `{} restore`"
-            raise click.ClickException(f"{problem}; {advice.format('session-middleware')}") from error
         except SessionError as error:
-            raise click.ClickException(" ".join(str(error).split())) from error
+            failure = _InvalidArgument if isinstance(error, USAGE_ERRORS) else click.ClickException
+            raise failure(error_text(error)) from error
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -222,7 +225,20 @@ for _command in operator.COMMANDS:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    cli(arguments, prog_name="session-middleware")
+    """Run one command. Output that cannot be written is an error of one line; a reader that has ended is none."""
+    try:
+        try:
+            cli(arguments, prog_name="session-middleware")
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes stdout once more
+        if error.errno != errno.EPIPE:
+            click.echo(f"Error: the output cannot be written ({error.strerror}); write it elsewhere", err=True)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -23,7 +24,7 @@ from session_middleware.cli.common import (
     yes_option,
 )
 from session_middleware.display.text import plural, span_text
-from session_middleware.errors import SessionNotFound
+from session_middleware.errors import InvalidArgument, SessionNotFound
 
 if TYPE_CHECKING:
     from session_middleware.session import Session
@@ -59,12 +60,13 @@ def _moment(since: str | None) -> datetime | None:
 
     if since is None:
         return None
-    try:
+    with suppress(ValueError):
         moment = datetime.fromisoformat(since)
-    except ValueError:
-        age = age_of("--since", since)
-        return None if age is None else datetime.now(UTC) - age
-    return moment.replace(tzinfo=moment.tzinfo or UTC)
+        return moment.replace(tzinfo=moment.tzinfo or UTC)
+    try:
+        return datetime.now(UTC) - (age_of("--since", since) or timedelta())
+    except (InvalidArgument, OverflowError) as error:
+        raise InvalidArgument("--since", since, wanted="a day such as 2026-01-31, or an age such as 7d") from error
 
 
 @click.command()
@@ -112,10 +114,13 @@ def sweep(
 def explain(session_id: str, db: str | None, as_json: bool) -> None:
     """Explain the status of a session and its next change, also of a deleted one."""
     with existing(db) as sessions:
-        if as_json:
-            print_json(sessions.explain(session_id))
-        else:
-            _print_explanation(sessions, session_id)
+        explanation = sessions.explain(session_id)
+    if explanation.status == "unknown":
+        raise SessionNotFound(session_id)
+    if as_json:
+        print_json(explanation)
+    else:
+        click.echo(explanation.text)
 
 
 @_session_command

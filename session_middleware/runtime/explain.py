@@ -108,7 +108,7 @@ def explain_absence(session_id: str, tombstone: TombstoneInfo | None, settings: 
     is_refused = on_resume == "reject" or (is_archived and on_resume == "revive")
     resume = "is refused" if is_refused else "opens it anew"
     where = f" to {tombstone.archive}" if is_archived else ""
-    back = f"; sessions.restore({session_id!r}) brings it back" if is_archived else ""
+    back = "; it can be restored" if is_archived else ""
     reason = f" ({tombstone.reason})" if tombstone.reason else ""
     text = f"session {session_id!r}: it was {tombstone.action}{where} at {_time(tombstone.deleted_at)}{reason}"
     return Explanation.model_validate(

@@ -86,7 +86,7 @@ class StorageExecutor:
             self._start()
 
     def _closed(self) -> StorageError:
-        return StorageError(self._name, "it was closed", advice="open a new Sessions(...)")
+        return StorageError(self._name, "it was closed", advice="open it again")
 
     def close(self) -> None:
         self._queue.close()

@@ -69,8 +69,10 @@ def test_list_says_when_there_is_more(call: Call, db: str) -> None:
 
 
 def test_list_refuses_a_status_there_is_not(call: Call, db: str) -> None:
-    assert_is_one_line(call("list", "--db", db, "--status", "asleep"), "no status 'asleep'", "idle")
-    assert_is_one_line(call("sweep", "--db", db, "--older-than", "1d", "--status", "asleep"), "no status 'asleep'")
+    sweep = ("sweep", "--db", db, "--older-than", "1d", "--status", "asleep")
+    assert_is_one_line(call("list", "--db", db, "--status", "asleep"), "no status 'asleep'", "idle", exit_code=2)
+    assert_is_one_line(call(*sweep), "no status 'asleep'", exit_code=2)
+    assert_is_one_line(call("list", "--db", db, "--status", "archived"), "list --archived", exit_code=2)
 
 
 def test_database_is_the_setting_s_when_none_is_named(call: Call, db: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +110,9 @@ def test_usage_since_is_a_day_or_a_time_ago(call: Call, db: str) -> None:
     assert len(json.loads(call("usage", "--db", db, "--since", "2020-01-31", "--json").output)) == 2
     assert len(json.loads(call("usage", "--db", db, "--since", "1d", "--json").output)) == 2
     assert json.loads(call("usage", "--db", db, "--since", "9999-01-01", "--json").output) == []
-    assert_is_one_line(call("usage", "--db", db, "--since", "soon"), "--since", "a duration")
+    for text in ("soon", "2026-02-31", "never", "99999999d"):
+        result = call("usage", "--db", db, "--since", text)
+        assert_is_one_line(result, f"--since cannot be '{text}'", "such as 2026-01-31", "such as 7d", exit_code=2)
 
 
 # Upkeep
@@ -145,7 +149,7 @@ def test_delete_takes_an_archive_away(call: Call, db: str, tmp_path: Path) -> No
 def test_restore_brings_an_archived_session_back(call: Call, db: str) -> None:
     with Sessions(db, on_expire="archive", idle_timeout="1ms") as sessions:
         sessions.sweep()
-    assert_is_one_line(call("show", "a1", "--db", db), "restore it with `session-middleware restore`")
+    assert_is_one_line(call("show", "a1", "--db", db), "restore it with session-middleware restore")
     assert "session 'a1': it is active" in call("restore", "a1", "--db", db).output
     assert call("show", "a1", "--db", db).exit_code == 0
     assert_is_one_line(call("restore", "a1", "--db", db), "session 'a1' exists already")
@@ -292,8 +296,8 @@ def test_sweep_ends_what_is_due_and_a_dry_run_only_says(call: Call, db: str) -> 
 # Errors
 
 
-def assert_is_one_line(result: Result, *words: str) -> None:
-    assert result.exit_code == 1
+def assert_is_one_line(result: Result, *words: str, exit_code: int = 1) -> None:
+    assert result.exit_code == exit_code
     assert result.stdout == ""
     [line] = result.stderr.splitlines()
     assert line.startswith("Error: ")
@@ -335,9 +339,46 @@ def test_another_program_s_database_is_left_alone(call: Call, tmp_path: Path) ->
 
 def test_unknown_session_bad_setting_and_foreign_owner_are_one_line(call: Call, db: str) -> None:
     assert_is_one_line(call("show", "nobody", "--db", db), "no session 'nobody'", "session-middleware list")
-    assert_is_one_line(call("sweep", "--db", db, "--idle-timeout", "soon"), "a duration", "--idle-timeout")
+    assert_is_one_line(call("sweep", "--db", db, "--idle-timeout", "soon"), "a duration", "--idle-timeout", exit_code=2)
     assert_is_one_line(call("list", "--db", "postgresql://host/db"), "not supported")
-    assert_is_one_line(call("chat", "--db", db, "--thread", "a1", "--user", "bob"), "owned by another user")
+    assert_is_one_line(call("chat", "--db", db, "--thread", "a1", "--user", "bob"), "has another owner")
+
+
+def test_advice_names_commands_and_options(call: Call, db: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Sessions(db) as sessions:
+        sessions.get("a2").complete()
+    with Sessions(db, on_expire="archive", idle_timeout="1ms") as sessions:
+        sessions.sweep()
+        sessions.open("b", user_id="bob")
+        sessions.revoke("bob")
+    chat = ("chat", "--db", db, "--thread")
+    assert_is_one_line(call(*chat, "a1", "--user", "ada"), "archived", "session-middleware restore")
+    assert_is_one_line(call("show", "a1", "--db", db), "archived", "session-middleware restore")
+    call("restore", "a1", "--db", db)
+    assert_is_one_line(call(*chat, "a1", "--user", "eve"), "another owner", "--user", "--thread")
+    assert_is_one_line(call(*chat, "b", "--user", "bob"), "was revoked", "session-middleware revoke --lift")
+    monkeypatch.setenv("SESSION_ON_CLOSED", "reject")
+    assert_is_one_line(call(*chat, "a2", "--user", "ada"), "is completed", "SESSION_ON_CLOSED=reopen", "--thread")
+    monkeypatch.setenv("SESSION_ON_RESUME", "reject")
+    monkeypatch.setenv("SESSION_IDLE_TIMEOUT", "1ms")
+    assert_is_one_line(call(*chat, "a1", "--user", "ada"), "has expired", "SESSION_ON_RESUME=revive", "--thread")
+    monkeypatch.setenv("SESSION_IDLE_TIMEOUT", "soon")
+    assert_is_one_line(call("list", "--db", db), "idle_timeout: 'soon' is not", "correct --db, the SESSION_… variable")
+
+
+def test_an_unknown_id_is_an_error_of_each_command_that_takes_one(call: Call, db: str) -> None:
+    for command in ("show", "explain", "pin", "unpin", "delete", "restore"):
+        assert_is_one_line(call(command, "nope", "--db", db), "no session 'nope'", "session-middleware list")
+        assert_is_one_line(call(command, "", "--db", db), "may not be empty", "give an id", exit_code=2)
+
+
+def test_an_archive_without_its_file_is_put_back_or_deleted(call: Call, db: str, tmp_path: Path) -> None:
+    with Sessions(db, on_expire="archive", idle_timeout="1ms", archive_path=str(tmp_path / "old")) as sessions:
+        sessions.sweep()
+    for file in (tmp_path / "old").iterdir():
+        file.unlink()
+    assert_is_one_line(call("restore", "a1", "--db", db), "the archive is missing; put back the file", "or delete")
+    assert call("delete", "a1", "--db", db, "--yes").exit_code == 0
 
 
 def test_model_that_cannot_be_had_is_one_line(call: Call, db: str) -> None:
@@ -399,6 +440,34 @@ def test_chat_with_a_model_finishes_a_turn_that_was_cut_off(
 
 
 # As a process
+
+
+@pytest.fixture
+def buffered() -> dict[str, str]:
+    return environment() | {"PYTHONUNBUFFERED": ""}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+@pytest.mark.parametrize("command", ["list", "show a1 --full", "show a1 --json", "doctor", "--help", "explain a1"])
+def test_output_that_cannot_be_written_is_one_line(command: str, db: str, buffered: dict[str, str]) -> None:
+    arguments = command.split() if command == "--help" else [*command.split(), "--db", db]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([*COMMAND, *arguments], env=buffered, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "Error: the output cannot be written (No space left on device); write it elsewhere"
+    ]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes are closed in another way")
+@pytest.mark.parametrize("command", ["list", "show a1 --full", "show a1 --json", "doctor", "--help", "explain a1"])
+def test_a_reader_that_has_ended_is_no_error(command: str, db: str, buffered: dict[str, str]) -> None:
+    arguments = command.split() if command == "--help" else [*command.split(), "--db", db]
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as closed:
+        done = subprocess.run([*COMMAND, *arguments], env=buffered, stdout=closed, stderr=subprocess.PIPE, text=True)
+    assert done.stderr == ""
 
 
 @pytest.mark.slow

@@ -60,7 +60,7 @@ def value_of(model: type[V], cursor: Cursor, row: tuple[Any, ...]) -> V:
         problem = str(error)
         if isinstance(error, ValidationError):
             first = error.errors(include_url=False)[0]
-            column, problem = ".".join(map(str, first["loc"])), first["msg"]
+            column, problem = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
         columns = dict(zip((c[0] for c in cursor.description), row, strict=True))
         session_id = str(columns.get("session_id", columns.get("id")))
         raise Malformed(model, session_id, column=column, problem=problem) from error

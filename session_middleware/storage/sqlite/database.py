@@ -279,7 +279,7 @@ class SqliteDatabase:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise StorageError(self.path, "it was closed", advice="open a new Sessions(...)")
+            raise StorageError(self.path, "it was closed", advice="open it again")
 
     @contextmanager
     def mapped(self) -> Iterator[None]:
@@ -404,7 +404,7 @@ def storage_error(path: str, error: Exception) -> StorageError:
         ("malformed", "it is damaged", "restore a backup; do not write to it"),
         ("readonly", "it may not be written to", "give this process write access to the file and its folder"),
         ("unable to open", "it cannot be opened", "check that the folder exists and may be written to"),
-        ("closed database", "it was closed", "open a new Sessions(...)"),
+        ("closed database", "it was closed", "open it again"),
         ("disk is full", "the disk is full", "free some space and try again; what was acknowledged is safe"),
         (
             "locked",

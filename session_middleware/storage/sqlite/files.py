@@ -78,5 +78,5 @@ class OpenFiles:
         return StorageError(
             path,
             f"{problem} while it was open, and nothing is written to it",
-            advice="put the file back, or open a new Sessions(...)",
+            advice="put the file back, or open it again",
         )
