@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -31,7 +32,16 @@ from session_middleware.storage.record_entries import HistoryEntry, MessageEntry
 from session_middleware.storage.run import RunContext
 
 _SAVED = (PREVIOUS, "__root__")  # channels that hold the whole state of a graph without named channels
-_MAX_SESSIONS = 256  # with delta channels
+_MAX_SESSIONS = 256  # whose delta channels are remembered
+
+
+@dataclass(slots=True)
+class _DeltaChannels:
+    """The delta channels of one session."""
+
+    names: set[str] = field(default_factory=set)
+    recorded_ids: set[str] = field(default_factory=set)  # of their messages
+    unassigned: dict[str, list[Any]] = field(default_factory=dict)  # writes since the last checkpoint, by channel
 
 
 class RecordingListener:
@@ -39,9 +49,7 @@ class RecordingListener:
         self._buffer = buffer
         buffer.on_forget.append(self.forget)
         self._lock = threading.Lock()  # runs of several sessions put checkpoints at the same time
-        self._delta_channels: OrderedDict[str, set[str]] = OrderedDict()  # by session
-        self._recorded_ids: dict[str, set[str]] = {}  # of messages in delta channels, by session
-        self._unassigned: dict[str, dict[str, list[Any]]] = {}  # writes since the last checkpoint, by channel
+        self._sessions: OrderedDict[str, _DeltaChannels] = OrderedDict()  # by id, the least recently used first
 
     def begin(self, context: RunContext, inputs: Any) -> None:
         """Record a run's resume answer: its first checkpoint may come at its end. Never raises."""
@@ -61,12 +69,14 @@ class RecordingListener:
         new: Sequence[NewMessage],
     ) -> list[MessageEntry]:
         try:
-            writes = self._unassigned.pop(key[0], {})
-            if counted := metadata.get("counters_since_delta_snapshot"):
-                self._add_delta_channels(key[0], counted)
-                new = [*new, *self._unrecorded(key[0], [writes.get(name, ()) for name in counted])]
-            if snapshots := [v.value for v in checkpoint["channel_values"].values() if is_a(v, _DeltaSnapshot)]:
-                new = [*new, *self._unrecorded(key[0], snapshots)]
+            counted = metadata.get("counters_since_delta_snapshot") or {}
+            values = [v.value for v in checkpoint["channel_values"].values() if is_a(v, _DeltaSnapshot)]
+            known = self._delta_channels(key[0]) if counted or values else self._sessions.get(key[0])
+            if known is not None:
+                known.names.update(counted)
+                written = [known.unassigned.get(name, ()) for name in counted]
+                known.unassigned = {}
+                new = [*new, *_unrecorded(known, [*written, *values])]
             entries = self._describe(context, key, new, checkpoint["versions_seen"])
             if key[1]:  # the outermost graph may return the answer as well
                 answers = (one for one in entries if one.minted and one.text and one.role == "assistant")
@@ -109,41 +119,41 @@ class RecordingListener:
             found += [with_author(entry, context.users_words, agents) for entry in entries]
         return self._buffer.redaction.messages(found)
 
-    def _add_delta_channels(self, session_id: str, channels: Any) -> None:
+    def _delta_channels(self, session_id: str) -> _DeltaChannels:
         with self._lock:
-            self._delta_channels.setdefault(session_id, set()).update(channels)
-            self._delta_channels.move_to_end(session_id)
-            while len(self._delta_channels) > _MAX_SESSIONS:
-                evicted, _ = self._delta_channels.popitem(last=False)
-                self._recorded_ids.pop(evicted, None)
-
-    def _unrecorded(self, session_id: str, values: Iterable[Any]) -> Iterator[NewMessage]:
-        """Yield the unrecorded messages of delta channels, each with the id of its successor."""
-        recorded = self._recorded_ids.setdefault(session_id, set())
-        for messages in (messages for value in values for messages in lists_in(value)):
-            for message, following in zip(messages, [*messages[1:], None], strict=True):
-                if is_a(message, BaseMessage) and message.id not in recorded:
-                    recorded.add(str(message.id))
-                    yield message, id_of(following)
+            found = self._sessions.setdefault(session_id, _DeltaChannels())
+            self._sessions.move_to_end(session_id)
+            while len(self._sessions) > _MAX_SESSIONS:
+                self._sessions.popitem(last=False)
+            return found
 
     def wrote(self, context: RunContext, key: Key, writes: Sequence[tuple[str, Any]]) -> None:
         try:
             for channel, value in writes:
-                if channel in self._delta_channels.get(key[0], ()):
-                    self._add_written(context, key, value)
-                elif any(True for _ in lists_in(value)):  # the next checkpoint may name it as a delta channel
-                    self._unassigned.setdefault(key[0], {}).setdefault(channel, []).append(value)
+                if any(True for _ in lists_in(value)):
+                    known = self._delta_channels(key[0])
+                    if channel in known.names:
+                        self._add_written(context, key, value, known)
+                    else:  # the next checkpoint may name it as a delta channel
+                        known.unassigned.setdefault(channel, []).append(value)
         except Exception as error:  # noqa: BLE001  # as in `brought`
             self._buffer.fault(error)
 
-    def _add_written(self, context: RunContext, key: Key, value: Any) -> None:
+    def _add_written(self, context: RunContext, key: Key, value: Any, known: _DeltaChannels) -> None:
         found = [m for messages in lists_in(value) for m in messages if is_a(m, BaseMessage) and m.id]
-        self._recorded_ids.setdefault(key[0], set()).update(str(message.id) for message in found)
+        known.recorded_ids.update(str(message.id) for message in found)
         self._buffer.add(context, self._buffer.describe(found, key[1]))
 
     def forget(self, session_id: str) -> None:
         """Drop all cached facts about a session that was deleted."""
         with self._lock:
-            self._delta_channels.pop(session_id, None)
-            self._recorded_ids.pop(session_id, None)
-            self._unassigned.pop(session_id, None)
+            self._sessions.pop(session_id, None)
+
+
+def _unrecorded(known: _DeltaChannels, values: Iterable[Any]) -> Iterator[NewMessage]:
+    """Yield the unrecorded messages of delta channels, each with the id of its successor."""
+    for messages in (messages for value in values for messages in lists_in(value)):
+        for message, following in zip(messages, [*messages[1:], None], strict=True):
+            if is_a(message, BaseMessage) and message.id not in known.recorded_ids:
+                known.recorded_ids.add(str(message.id))
+                yield message, id_of(following)
