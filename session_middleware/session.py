@@ -118,7 +118,7 @@ class Session(SessionInfo):
         return self._identity or Identity(user_id=self.user_id, group_id=self.group_id)
 
     def _changed(self, info: SessionInfo) -> Self:
-        return cast("Self", self._sessions._changed(info, self._identity))
+        return self.of(info, self._sessions, self._identity)
 
     # Changing
 

@@ -196,7 +196,6 @@ class Sessions:
         self.hooks, self._resources = EventHooks(storage), Resources(offload, limit=settings.max_open_resources)
         self._runs.on_begin(listener.begin)
         self._runs.on_end(self._indexer.wake)
-        self._runs.on_end(self.hooks.wake)
         self._sweeper = Sweeper(
             *(storage, settings, self.hooks, self._resources), clock=clock, flush=self._flush, forget=self._forget
         )
@@ -350,7 +349,7 @@ class Sessions:
         validation.check_choice("if_exists", if_exists, ("resume", "raise"))
         details = validation.details_of(**options)
         self._background.start()
-        return self._changed(self._storage.open_session(context, details, must_be_new=if_exists == "raise"))
+        return Session.of(self._storage.open_session(context, details, must_be_new=if_exists == "raise"), self)
 
     aopen = async_twin(open)
 
@@ -480,7 +479,7 @@ class Sessions:
         """
         self._flush()
         target = self._id_of(to)
-        return self._changed(self._storage.copy_session(lifecycle.session_id_of(session_id), target))
+        return Session.of(self._storage.copy_session(lifecycle.session_id_of(session_id), target), self)
 
     acopy = async_twin(copy)
 
@@ -609,7 +608,6 @@ class Sessions:
             return []
         ended = self._storage.revoke_user(chosen, reason=reason)
         self._resources.close(ended)
-        self.hooks.wake()
         return ended
 
     arevoke = async_twin(revoke)
@@ -852,18 +850,12 @@ class Sessions:
         """The id, or a new one for ``None``."""
         return lifecycle.session_id_of(self.new_id() if given is None else given)
 
-    def _changed(self, info: SessionInfo, identity: Identity | None = None) -> Session:
-        """The session after a write, whose hooks are called."""
-        self.hooks.wake()
-        return Session.of(info, self, identity)
-
     def _delete(self, session_id: str, storage: Storage, identity: Identity | None = None) -> DeletionCounts:
         """Delete a session through `storage`, also one whose row cannot be read."""
         self.recorder.drain(session_id)
         deleted = storage.delete_session(session_id, by=identity)
         self._forget(session_id)
         self._resources.close([session_id])
-        self.hooks.wake()
         return deleted
 
     def _forget(self, session_id: str) -> None:

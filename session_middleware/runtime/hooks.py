@@ -1,7 +1,7 @@
 """Hooks: functions of the app that are called after events of a session.
 
-The storage returns the events that this process has committed. So no hook is called before the commit or
-inside the transaction. Events of other processes are in `Session.events` and `Session.follow`.
+The storage queues the events that this process commits, and reports each such commit. So no hook is called before
+the commit or inside the transaction. Events of other processes are in `Session.events` and `Session.follow`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import os
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -47,13 +48,14 @@ class EventHooks:
         self._storage = storage
         self._hooks: dict[Name, list[Hook]] = {name: [] for name in _KINDS}
         self.expiring: list[ExpiringHook] = []
-        self._turn = threading.RLock()  # one call at a time; a hook may itself call `deliver`
+        self._process, self._lock = os.getpid(), threading.RLock()
         self.faults = 0
 
     def add(self, name: Name, hook: H) -> H:
         check_callable("hook", hook, _HOOK)
         self._hooks[name].append(hook)
-        self._storage.subscribe({kind for name, hooks in self._hooks.items() if hooks for kind in _KINDS[name]})
+        kinds = {kind for name, hooks in self._hooks.items() if hooks for kind in _KINDS[name]}
+        self._storage.subscribe(kinds, self._wake)
         return hook
 
     def add_expiring(self, hook: H) -> H:
@@ -61,11 +63,17 @@ class EventHooks:
         self.expiring.append(hook)
         return hook
 
-    def wake(self) -> None:
+    @property
+    def _turn(self) -> threading.RLock:
+        """The lock of the calls: one at a time, and a hook may itself call `deliver`. A forked child has its own."""
+        if os.getpid() != self._process:
+            self._process, self._lock = os.getpid(), threading.RLock()
+        return self._lock
+
+    def _wake(self) -> None:
         """Call the hooks for pending events on another thread, without waiting."""
-        if self._storage.has_events():
-            with suppress(RuntimeError):  # the interpreter is shutting down
-                threading.Thread(target=self._deliver_pending, name="session-hooks").start()
+        with suppress(RuntimeError):  # the interpreter is shutting down
+            threading.Thread(target=self._deliver_pending, name="session-hooks").start()
 
     def _deliver_pending(self) -> None:
         while self._storage.has_events() and self._turn.acquire(blocking=False):  # else another thread delivers

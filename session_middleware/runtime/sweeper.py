@@ -22,7 +22,6 @@ logger = logging.getLogger("session_middleware")
 _DUTY = "sweep"
 _ORPHAN_AGE = timedelta(minutes=10)  # of writes whose checkpoint did not follow, since the session's last activity
 _FIRST_PERIOD = timedelta(days=1)  # in which the first sweep of a process looks for orphaned writes
-_HOOKS_SECONDS = 1.0  # the maximal delay of hooks for events of a run
 _RESOURCES_SECONDS = 5.0  # between two checks for resources of ended sessions
 
 
@@ -51,8 +50,7 @@ class Sweeper:
         self._collected_until: datetime | None = None
 
     def schedule(self, background: BackgroundWorker) -> None:
-        """Sweep every ``sweep_interval`` from the first run on, call hooks, and close resources of ended sessions."""
-        background.add_task(self._hooks.wake, _HOOKS_SECONDS)
+        """Sweep every ``sweep_interval`` from the first run on, and close resources of ended sessions."""
         background.add_task(self.close_resources, _RESOURCES_SECONDS)
         if self._settings.sweep_interval is not None:
             background.add_task(self._sweep_in_background, self._settings.sweep_interval.total_seconds())
@@ -93,7 +91,6 @@ class Sweeper:
             if each.action in ("delete", "archive"):
                 self._forget(each.session_id)
         self._resources.close([each.session_id for each in ended])
-        self._hooks.wake()
         return ended
 
     def _is_postponed(self, due: SweepResult, now: datetime, lease: Lease) -> bool:

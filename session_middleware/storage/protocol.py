@@ -488,8 +488,11 @@ class Storage(Protocol):
 
     # Events
 
-    def subscribe(self, kinds: Collection[str]) -> None:
-        """Queue the events of these kinds that this object commits from now on. Replaces the previous kinds."""
+    def subscribe(self, kinds: Collection[str], on_events: Callable[[], object]) -> None:
+        """Queue the events of these kinds that this object commits from now on. Replaces the previous subscription.
+
+        `on_events` is called after each commit that has queued some, on any thread, and must not wait.
+        """
 
     def has_events(self) -> bool:
         """Whether events are queued. Does no I/O."""

@@ -250,7 +250,7 @@ def use_all_of_upkeep(storage: Storage) -> None:
     storage.acquire_duty("sweep")
     storage.find_tombstone("w")
     storage.list_archived(user_id=None, limit=5), storage.list_archived(user_id="u", limit=5, before=(later, "w"))
-    storage.subscribe(["opened", "completed"])
+    storage.subscribe(["opened", "completed"], lambda: None)
     storage.open_session(RunContext("x", Identity(user_id="v")), SessionDetails())
     storage.take_event()
     storage.revoke_user("v", reason=None), storage.is_revoked("v"), storage.lift_revocation("v")

@@ -90,8 +90,11 @@ class Database(Protocol):
         """
         ...
 
-    def watch(self, kinds: frozenset[str]) -> None:
-        """Queue the events of these kinds that are committed from now on, for `take_event`."""
+    def watch(self, kinds: frozenset[str], on_events: Callable[[], object]) -> None:
+        """Queue the events of these kinds that are committed from now on, for `take_event`.
+
+        `on_events` is called after each commit that has queued some, on any thread, and must not wait.
+        """
         ...
 
     def has_events(self) -> bool: ...

@@ -71,6 +71,7 @@ class Writer:
 
     def __init__(self) -> None:
         self.events: deque[Event] = deque()  # watched, committed, and not yet taken
+        self.on_events: Callable[[], object] = lambda: None  # called after a commit of events, with the lock held
         self.lock = threading.Lock()  # held by the thread that carries out a batch
         self._waiting: deque[WriteRequest[Any]] = deque()
         self._thread: int | None = None  # the thread that carries out a batch
@@ -166,10 +167,10 @@ class Writer:
                         self._carry_out_one(ticket)
                 finally:
                     self._thread = self._current = None  # which would keep alive what it was called with
-                events = self.connection.written
+                events = [*self.connection.written]
                 self._end()
                 self.events.extend(events)
-                events.clear()
+                self.connection.written.clear()
         except Exception as error:  # noqa: BLE001  # it is raised again, to each of those who wait
             self._roll_back(batch)
             for ticket in batch:
@@ -181,6 +182,8 @@ class Writer:
             for ticket in batch:
                 ticket.end()
             self._committed()
+            if events:
+                self.on_events()
 
     def _carry_out_one(self, ticket: WriteRequest[Any]) -> None:
         self._current = ticket

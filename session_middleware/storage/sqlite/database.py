@@ -49,6 +49,7 @@ class SqliteDatabase:
         self._version_lock = threading.Lock()
         self._closed = False
         self._erases_after_commit = False
+        self._on_events: Callable[[], object] = lambda: None
         self._process = os.getpid()
         self._inherited: list[SqliteConnection] = []  # of the parent process; referenced, so never closed here
         with self.mapped():
@@ -149,9 +150,10 @@ class SqliteDatabase:
         self._reopen_after_fork()
         return self._writer.together(calls, durable=durable)
 
-    def watch(self, kinds: frozenset[str]) -> None:
-        """Queue the events of these kinds that are committed from now on, for `take_event`."""
+    def watch(self, kinds: frozenset[str], on_events: Callable[[], object]) -> None:
+        """Queue the events of these kinds for `take_event`, and call `on_events` after each commit with some."""
         self._watched = self._writer.connection.watched = kinds
+        self._writer.on_events = self._on_events = on_events
 
     def has_events(self) -> bool:
         return bool(self._writer.events)
@@ -230,13 +232,15 @@ class SqliteDatabase:
             connection.close()
             raise
         connection.watched = self._watched
-        return SqliteWriter(
+        writer = SqliteWriter(
             connection,
             synchronous=self._synchronous,
             mapped=self.mapped,
             begun=self._check_files,
             committed=self._after_commit,
         )
+        writer.on_events = self._on_events
+        return writer
 
     def _connect(self) -> SqliteConnection:
         connection = sqlite3.connect(

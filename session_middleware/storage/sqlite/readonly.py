@@ -80,7 +80,7 @@ class ReadOnlyDatabase(SqliteDatabase):
     def together(self, calls: Sequence[Callable[[], Any]], *, durable: bool = True) -> list[Callable[[], Any]]:
         return [_finished(call, durable=durable).outcome for call in calls]
 
-    def watch(self, kinds: frozenset[str]) -> None:
+    def watch(self, kinds: frozenset[str], on_events: Callable[[], object]) -> None:
         """Does nothing: no event is ever committed."""
 
     def has_events(self) -> bool:

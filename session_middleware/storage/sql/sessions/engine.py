@@ -340,8 +340,8 @@ class SessionOperations(Operations):
 
     # Hooks
 
-    def subscribe(self, kinds: Collection[str]) -> None:
-        self._database.watch(frozenset(kinds))
+    def subscribe(self, kinds: Collection[str], on_events: Callable[[], object]) -> None:
+        self._database.watch(frozenset(kinds), on_events)
 
     def has_events(self) -> bool:
         return self._database.has_events()
