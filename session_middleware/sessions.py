@@ -239,10 +239,10 @@ class Sessions:
 
     asettle = async_twin(settle)
 
-    def _flush(self) -> None:
-        """Commit what the runs of this process have buffered, before it is read."""
-        self.recorder.drain()
-        self._background.release_ended_leases()
+    def _flush(self, session_id: str | None = None) -> None:
+        """Commit what the runs of this process have buffered, of one session or of all, before it is read."""
+        self.recorder.drain(session_id)
+        self._background.release_ended_leases(with_row=session_id is None)
 
     def __enter__(self) -> Self:
         return self
@@ -355,8 +355,9 @@ class Sessions:
 
     def find(self, session_id: object) -> Session | None:
         """The session, or ``None``."""
-        self._flush()
-        info = self._storage.find_session(lifecycle.session_id_of(session_id))
+        chosen = lifecycle.session_id_of(session_id)
+        self._flush(chosen)
+        info = self._storage.find_session(chosen)
         return None if info is None else Session.of(info, self)
 
     afind = async_twin(find)
@@ -407,8 +408,8 @@ class Sessions:
 
     def explain(self, session_id: object) -> Explanation:
         """Why a session has its status, and its next status if no activity follows; also of deleted and unknown ids."""
-        self._flush()
         chosen = lifecycle.session_id_of(session_id)
+        self._flush(chosen)
         session = self._storage.find_session(chosen)
         if session is None:
             return explain_absence(chosen, self._storage.find_tombstone(chosen), self.settings)
@@ -477,15 +478,14 @@ class Sessions:
             SessionNotFound: no session has the id.
             SessionExists: a session has the new id already.
         """
-        self._flush()
-        target = self._id_of(to)
-        return Session.of(self._storage.copy_session(lifecycle.session_id_of(session_id), target), self)
+        source, target = lifecycle.session_id_of(session_id), self._id_of(to)
+        self._flush(source)
+        return Session.of(self._storage.copy_session(source, target), self)
 
     acopy = async_twin(copy)
 
     def delete(self, session_id: object) -> DeletionCounts:
         """Delete a session and its archive. Returns the numbers of rows deleted, which are 0 for an unknown id."""
-        self._flush()
         return self._delete(lifecycle.session_id_of(session_id), self._storage)
 
     adelete = async_twin(delete)
@@ -515,7 +515,6 @@ class Sessions:
             SessionLimitReached: the limit of open sessions is reached, and ``on_limit`` is ``"reject"``.
             StorageError: the archive's file is missing or was changed.
         """
-        self._flush()
         return Session.of(self._storage.restore_session(lifecycle.session_id_of(session_id)), self)
 
     arestore = async_twin(restore)
@@ -584,8 +583,8 @@ class Sessions:
         The user's messages in sessions of other users stay, without the user's id. If a reader in another
         process still holds an older snapshot, the receipt has `pending`; call again when it has ended.
         """
-        self._flush()
         chosen = lifecycle.owner_id_of("user_id", user_id)
+        self._flush()
         owned = [session.id for session in self._storage.list_sessions(SessionFilter(user_id=chosen), limit=None)]
         receipt = self._storage.forget_user(chosen, dry_run=dry_run)
         if not dry_run:
@@ -601,8 +600,8 @@ class Sessions:
 
         `lift` ends the denial; the sessions stay abandoned.
         """
-        self._flush()
         chosen = lifecycle.owner_id_of("user_id", user_id)
+        self._flush()
         if lift:
             self._storage.lift_revocation(chosen)
             return []

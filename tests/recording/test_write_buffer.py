@@ -1,0 +1,55 @@
+"""Buffered entries are written before a session is read, and what is remembered of sessions is bounded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from langchain_core.messages import HumanMessage
+
+from session_middleware import Sessions
+from session_middleware.models import Identity
+from session_middleware.recording.checkpoint_listener import _MAX_SESSIONS, RecordingListener
+from session_middleware.storage.run import RunContext
+from tests.support.agents import said
+
+
+def buffered(sessions: Sessions, session_id: str) -> RunContext:
+    """An admitted run of the session with one message that is not written yet."""
+    sessions.open(session_id)
+    context = RunContext(session_id, Identity(), run_id=f"run of {session_id}", announced=True)
+    buffer = sessions.recorder.buffer
+    buffer.storage.append(context)
+    buffer.add(context, buffer.describe([HumanMessage("hi")]))
+    return context
+
+
+READS: dict[str, Callable[[Sessions], Any]] = {
+    "find": lambda sessions: sessions.find("t"),
+    "get": lambda sessions: sessions.get("t"),
+    "explain": lambda sessions: sessions.explain("t"),
+    "copy": lambda sessions: sessions.copy("t"),
+    "get by a user": lambda sessions: sessions.for_user("alice").find("t"),
+    "messages": lambda sessions: sessions.get("t").messages(),
+    "stats": lambda sessions: sessions.get("t").stats(),
+}
+
+
+@pytest.mark.parametrize("read", READS)
+def test_a_read_of_one_session_writes_what_that_session_has_buffered_and_no_other(
+    read: str, sessions: Sessions
+) -> None:
+    own, other = buffered(sessions, "t"), buffered(sessions, "other")
+    READS[read](sessions)
+    assert (len(own.entries), len(other.entries)) == (0, 1)
+    assert said(sessions.get("t")) == [("user", "hi")]
+    assert [session.message_count for session in sessions.list()] == [1, 1] + [1] * (read == "copy")
+
+
+def test_the_writes_of_unfinished_steps_are_remembered_of_a_bounded_number_of_sessions(sessions: Sessions) -> None:
+    listener = RecordingListener(sessions.recorder.buffer)
+    for number in range(_MAX_SESSIONS + 9):
+        key = (str(number), "", "1")
+        listener.wrote(RunContext(key[0], Identity()), key, [("messages", [HumanMessage("hi")])])
+    assert len(listener._sessions) == _MAX_SESSIONS
