@@ -54,8 +54,8 @@ class Codec:
         except Exception as error:  # noqa: BLE001  # raised again
             self._raise(channel, elements, error)
 
-    def fingerprints(self, elements: Sequence[Any]) -> array[int]:
-        return list_diff.fingerprints(elements, self._serde)
+    def fingerprints(self, elements: Sequence[Any], parent: array[int] | None = None) -> array[int]:
+        return list_diff.fingerprints(elements, self._serde, parent)
 
     def dump_body(self, checkpoint: Checkpoint, metadata: CheckpointMetadata) -> Blob:
         """Serialise a checkpoint without its channel values, and its metadata."""
@@ -186,8 +186,9 @@ class CheckpointDiff:
             self.values[name] = self._codec.dump(name, value)
 
     def _add_list(self, name: str, value: list[Any]) -> None:
-        fingerprints = self.fingerprints[name] = self._codec.fingerprints(value)
         parent = self._parent.lists.get(name) if self._parent else None
+        fingerprints = self._codec.fingerprints(value, parent.fingerprints if parent else None)
+        self.fingerprints[name] = fingerprints
         own = [parent] if parent else []
         base, shared = _longest_prefix(fingerprints, own)
         if not shared:

@@ -2,7 +2,8 @@
 
 A list is stored by element, so that the size of a thread grows with its messages and not with messages
 times checkpoints. A fingerprint is the hash of an element's encoded fields. All elements are encoded at
-each put, because a node may change a message in place. Comparing the fields with a copy of them is not
+each put, because a node may change a message in place; those of a long list by one call, whose result
+tells whether the list still begins like the parent's. Comparing the fields with a copy of them is not
 faster: ``==`` alone misses ``1`` becoming ``True``, and comparing the types too costs as much as encoding.
 """
 
@@ -26,27 +27,52 @@ from langgraph.types import Send
 from pydantic import BaseModel
 
 from session_middleware.checkpoint.langchain_messages import id_of, is_message
-from session_middleware.checkpoint.packing import pack
+from session_middleware.checkpoint.packing import array_header, pack
 from session_middleware.storage.checkpoint_types import Blob, Chunk
 from session_middleware.storage.jsonable import is_a
 
 _SCALARS = frozenset({str, int, float, bool, type(None)})
+_MANY = 32  # elements
 _SHORT = 256  # characters; a longer text has its own blob
 _SEVERAL = "[]"  # prefix of the type of a blob that holds several elements
 
 
-def fingerprints(elements: Sequence[Any], serde: SerializerProtocol) -> array[int]:
-    """The 64-bit hash of each element's stored form, valid in this process only.
+class Fingerprints(array):  # type: ignore[type-arg]  # of int; `array` takes no type at run time in Python 3.11
+    """The 64-bit hash of each element's stored form, valid in this process only."""
+
+    size: int = 0  # the bytes of all elements, encoded one after the other; 0: not known
+    digest: int = 0  # the hash of these bytes
+
+
+def fingerprints(elements: Sequence[Any], serde: SerializerProtocol, parent: array[int] | None = None) -> Fingerprints:
+    """The fingerprints of a list, which often begins like the list that `parent` was computed from.
 
     A serializer other than LangGraph's may store more of an element, for example whether a sequence is a
     tuple. So its own bytes are hashed.
     """
     inner = serde.serde if isinstance(serde, EncryptedSerializer) else serde
-    encode = _encode if isinstance(inner, JsonPlusSerializer) else partial(_encode_by, serde)
+    if not isinstance(inner, JsonPlusSerializer):
+        return _of_each(elements, partial(_encode_by, serde))
+    if len(elements) < _MANY:
+        return _of_each(elements, _encode)
     try:
-        return array("q", [hash(encode(element)) for element in elements])
+        encoded = pack(list(map(_encodable, elements)))[len(array_header(len(elements))) :]
+    except Exception:  # noqa: BLE001  # see `_encode`
+        return _of_each(elements, _encode)
+    if isinstance(parent, Fingerprints) and parent.size and hash(encoded[: parent.size]) == parent.digest:
+        found = Fingerprints("q", parent)
+        found.extend(_of_each(elements[len(parent) :], _encode))
+    else:
+        found = _of_each(elements, _encode)
+    found.size, found.digest = len(encoded), hash(encoded)
+    return found
+
+
+def _of_each(elements: Sequence[Any], encode: Callable[[Any], bytes]) -> Fingerprints:
+    try:
+        return Fingerprints("q", [hash(encode(element)) for element in elements])
     except Exception:  # noqa: BLE001  # one element cannot be encoded, but the others can
-        return array("q", [_fingerprint(element, encode) for element in elements])
+        return Fingerprints("q", [_fingerprint(element, encode) for element in elements])
 
 
 def _fingerprint(element: Any, encode: Callable[[Any], bytes]) -> int:
@@ -58,15 +84,21 @@ def _fingerprint(element: Any, encode: Callable[[Any], bytes]) -> int:
 
 def _encode(element: Any) -> bytes:
     """The stored form of an element, or for a message an equivalent that is faster to compute."""
+    try:
+        return pack(_encodable(element))
+    except Exception:
+        if not is_a(element, BaseMessage):
+            raise
+        return pack(element)  # a field that only ``model_dump()`` can encode
+
+
+def _encodable(element: Any) -> Any:
     if is_a(element, BaseMessage):
-        try:
-            return pack((id(type(element)), element.__dict__, element.__pydantic_extra__))
-        except Exception:  # noqa: BLE001  # a field that only ``model_dump()`` can encode
-            return pack(element)
+        return id(type(element)), element.__dict__, element.__pydantic_extra__
     kind = type(element)
     if kind is bytearray or kind is bytes:  # stored with different type tags, but packed alike
-        return pack((kind.__name__, element))
-    return pack(element)
+        return kind.__name__, element
+    return element
 
 
 def _encode_by(serde: SerializerProtocol, element: Any) -> bytes:

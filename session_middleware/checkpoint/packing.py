@@ -60,6 +60,13 @@ def pack(value: Any) -> bytes:
     return ormsgpack.packb(value, default=_default, option=_option)
 
 
+def array_header(length: int) -> bytes:
+    """The bytes before the elements of an array."""
+    if length < 16:
+        return bytes((0x90 | length,))
+    return b"\xdc" + length.to_bytes(2, "big") if length < 65_536 else b"\xdd" + length.to_bytes(4, "big")
+
+
 def reset() -> None:
     """Begin a call: clear `first_error` and `met_class`."""
     _state.error, _state.met_class = None, False
