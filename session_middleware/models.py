@@ -13,7 +13,15 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias, get_args
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from session_middleware.display.html import facts_html
-from session_middleware.display.text import arguments_text, duration_text, json_text, plural, repr_parts, shortened
+from session_middleware.display.text import (
+    arguments_text,
+    detail_text,
+    duration_text,
+    json_text,
+    plural,
+    repr_parts,
+    shortened,
+)
 
 Clock: TypeAlias = Callable[[], datetime]
 NewId: TypeAlias = Callable[[], str]
@@ -334,6 +342,7 @@ class Event(Record):
     """A fact of the lifecycle: opened, resumed, revived, denied, expired …"""
 
     columns: ClassVar = ("seq", "kind", "reason", "detail", "created_at")
+    _not_in_repr: ClassVar = Record._not_in_repr - {"session_id"}  # a hook receives events of all sessions
 
     kind: str
     reason: str | None = None
@@ -342,7 +351,7 @@ class Event(Record):
 
     @property
     def line(self) -> str:
-        return _joined(" ", self.kind, self.reason and f"({self.reason})", json_text(self.detail or None))
+        return _joined(" ", self.kind, self.reason and f"({self.reason})", detail_text(self.detail))
 
 
 class Usage(Value):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Sequence
 from contextlib import suppress
@@ -15,12 +16,14 @@ from rich.console import Console
 from rich.text import Text
 
 from session_middleware.cli.timeline import message_line
-from session_middleware.display.text import plural, visible
+from session_middleware.display.text import plural, visible, visible_line
 from session_middleware.session import Session
 from session_middleware.sessions import Sessions
 
 _SHOWN_MESSAGES = 4
 _QUIT_COMMANDS = ("/quit", "/exit", "/q")
+_COMMAND = re.compile(r"/\w*")  # a path, such as /tmp/x, is a message
+_HELP = "/quit, Ctrl-D or Ctrl-C ends the chat; the session stays. /help shows this. All other lines are messages."
 
 
 def converse(
@@ -60,7 +63,7 @@ def _graph(model: BaseChatModel | None) -> Any:
 
 
 def _recount(messages: Sequence[BaseMessage]) -> AIMessage:
-    """The answer without a model: it shows that the conversation was resumed."""
+    """The answer without a model. It names the first message, which shows that the conversation was resumed."""
     inputs = [message.text for message in messages if message.type == "human"]
     return AIMessage(
         f"You have said {plural(len(inputs), 'thing')} here, first: {inputs[0]!r}. For real answers, pass --model."
@@ -68,13 +71,13 @@ def _recount(messages: Sequence[BaseMessage]) -> AIMessage:
 
 
 def _print_history(session: Session, console: Console) -> None:
-    console.print(Text.assemble("session ", (visible(session.id), "bold"), f": {session.opened_as}"))
+    console.print(Text.assemble("session ", (visible_line(session.id), "bold"), f": {session.opened_as}"))
     messages = [message for message in session.messages() if message.text and message.role in ("user", "assistant")]
     if len(messages) > _SHOWN_MESSAGES:
         console.print(Text(f"… {len(messages) - _SHOWN_MESSAGES} earlier messages", style="dim"))
     for message in messages[-_SHOWN_MESSAGES:]:
         console.print(message_line(message))
-    console.print(Text("/quit, Ctrl-D or Ctrl-C ends the chat; the session stays.", style="dim"))
+    console.print(Text(_HELP, style="dim"))
 
 
 def _read_turns(agent: Any, config: RunnableConfig, console: Console) -> None:
@@ -86,7 +89,10 @@ def _read_turns(agent: Any, config: RunnableConfig, console: Console) -> None:
             return
         if text in _QUIT_COMMANDS:
             return
-        if text:
+        if _COMMAND.fullmatch(text):
+            unknown = "" if text == "/help" else f"there is no command {text}; "
+            console.print(Text(visible(unknown + _HELP), style="dim"))
+        elif text:
             _run_turn(agent, {"messages": text}, config, console)
 
 

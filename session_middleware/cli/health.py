@@ -19,6 +19,7 @@ from session_middleware.storage.types import DeletionCounts
 _MAX_SESSIONS = 3  # named for one problem; the others are counted
 _MAX_LINES = 20
 _COUNTS = ("sessions", "checkpoints", "messages", "tool_calls", "memories")
+_ERASED = (*_COUNTS, "archives", "traces")
 
 
 def diagnosis_picture(found: Diagnosis) -> RenderableType:
@@ -77,9 +78,15 @@ def _sessions_of(problems: Sequence[Problem]) -> str:
     return f"{', '.join(names[:_MAX_SESSIONS])}{more}: " if names else ""
 
 
+def has_data(receipt: ErasureReceipt) -> bool:
+    return any(getattr(receipt, name) for name in _ERASED)
+
+
 def erasure_picture(receipt: ErasureReceipt) -> RenderableType:
     """How much of a user was deleted or would be."""
-    facts = _grid(_counts(receipt, *_COUNTS, "archives", "traces"))
+    if not has_data(receipt) and not receipt.pending:
+        return Text("there is no data of this user in the files")
+    facts = _grid(_counts(receipt, *_ERASED))
     if receipt.dry_run:
         return Group(facts, Text("nothing was deleted"))
     if receipt.pending:

@@ -221,12 +221,12 @@ def check(db: str | None, deep: bool, repair: bool, as_json: bool) -> None:
 @json_option
 def forget(user_id: str, db: str | None, dry_run: bool, yes: bool, as_json: bool) -> None:
     """Delete all data of a user and print a receipt. Exit code 1 when the files still hold some of it."""
-    from session_middleware.cli.health import erasure_picture
+    from session_middleware.cli.health import erasure_picture, has_data
 
     with existing(db) as sessions:
         receipt = sessions.forget_user(user_id, dry_run=True)
         if not dry_run:
-            if not yes:
+            if not yes and has_data(receipt):
                 confirm(f"Delete {plural(receipt.sessions, 'session')} and all other data of {user_id!r}?")
             receipt = sessions.forget_user(user_id)
         print_result(receipt, erasure_picture(receipt), as_json=as_json)
@@ -242,8 +242,12 @@ def forget(user_id: str, db: str | None, dry_run: bool, yes: bool, as_json: bool
 def revoke(user_id: str, db: str | None, reason: str | None, lift: bool) -> None:
     """Refuse a user from now on, and end the user's open sessions."""
     with existing(db) as sessions:
+        was_revoked = sessions._storage.is_revoked(user_id)
         ended = sessions.revoke(user_id, reason=reason, lift=lift)
-    click.echo("lifted" if lift else f"revoked; ended {plural(len(ended), 'open session')}")
+    if lift:
+        click.echo(f"user {user_id!r} is admitted again" if was_revoked else f"user {user_id!r} was not revoked")
+    else:
+        click.echo(f"user {user_id!r} is revoked; ended {plural(len(ended), 'open session')}")
 
 
 COMMANDS = (usage, sweep, explain, pin, unpin, delete, restore, check, forget, revoke)

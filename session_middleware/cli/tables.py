@@ -1,7 +1,7 @@
 """Tables with one row for each session, archive, sweep result or usage key.
 
 Ids stay whole at any width, so that they can be copied: print a table with ``crop=False``. Recorded text
-is untrusted: it is never parsed as markup, and control characters are made visible.
+is untrusted: it is never parsed as markup, and line breaks and control characters are made visible.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from session_middleware.display.text import duration_text, plural, shortened, visible
+from session_middleware.display.text import duration_text, plural, shortened, visible_line
 from session_middleware.models import SessionInfo, SweepResult, Usage
 from session_middleware.storage.types import ArchivedSession
 
@@ -63,9 +63,7 @@ class Listing:
                 yield Padding(Text(" · ").join(values), (0, 0, 0, 2))
 
     def _table(self) -> Table:
-        table = Table(
-            box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, collapse_padding=True, caption=self._caption
-        )
+        table = Table(box=box.SIMPLE_HEAD, header_style="bold", show_edge=False, pad_edge=False, caption=self._caption)
         table.caption_justify = "right"
         for name in self._columns:
             table.add_column(name, overflow="fold", no_wrap=name not in _FOLDED)
@@ -160,7 +158,7 @@ def status_text(session: SessionInfo) -> Text:
 
 
 def text_of(text: str, style: str = "") -> Text:
-    return Text(visible(text), style=style)
+    return Text(visible_line(text), style=style)
 
 
 def _or_dash(text: str | None) -> Text:

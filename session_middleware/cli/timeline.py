@@ -16,7 +16,16 @@ from rich.table import Table
 from rich.text import Text
 
 from session_middleware.cli.tables import status_text, text_of
-from session_middleware.display.text import arguments_text, duration_text, json_text, plural, second_text, shortened
+from session_middleware.display.text import (
+    arguments_text,
+    detail_text,
+    duration_text,
+    json_text,
+    plural,
+    second_text,
+    shortened,
+    visible,
+)
 from session_middleware.models import Event, Message, ModelCall, Run, SessionInfo, ToolCall
 from session_middleware.storage.record_entries import ASIDE
 from session_middleware.storage.types import Record
@@ -109,15 +118,15 @@ class _Rows:
     def row(self, record: Record) -> tuple[Text, Text]:
         """The kind of the record, and its content in words."""
         if isinstance(record, Message):
-            return text_of(record.role, _KIND_STYLES[record.role]), text_of(self._message(record))
+            return text_of(record.role, _KIND_STYLES[record.role]), _lines_of(self._message(record))
         if isinstance(record, ToolCall):
-            return Text("tool", "yellow"), text_of(self._tool_call(record), _OUTCOME_STYLES.get(record.status, ""))
+            return Text("tool", "yellow"), _lines_of(self._tool_call(record), _OUTCOME_STYLES.get(record.status, ""))
         if isinstance(record, ModelCall):
-            return Text("model", "dim"), text_of(self._model_call(record), "red" if record.error else "dim")
+            return Text("model", "dim"), _lines_of(self._model_call(record), "red" if record.error else "dim")
         if isinstance(record, Run):
-            return Text("run", "dim"), text_of(self._run(record), _OUTCOME_STYLES.get(record.outcome, "dim"))
-        parts = [record.kind, record.reason, json_text(record.detail or None, full=self._full)]
-        return Text("event", "dim"), text_of(": ".join(filter(None, parts)), "dim")
+            return Text("run", "dim"), _lines_of(self._run(record), _OUTCOME_STYLES.get(record.outcome, "dim"))
+        parts = [record.kind, record.reason, detail_text(record.detail, full=self._full)]
+        return Text("event", "dim"), _lines_of(": ".join(filter(None, parts)), "dim")
 
     def _cut(self, text: str | None) -> str:
         return (text or "") if self._full else shortened(text or "", _SHORT_CHARACTERS)
@@ -155,6 +164,10 @@ class _Rows:
         text = _joined(outcome, user, _took(run.duration_ms), tokens, outcome=self._cut(run.error))
         opened = f" ({self._opened_as[run.id]})" if run.id in self._opened_as else ""
         return text + opened + (f"  id {run.id}" if self._full else "")
+
+
+def _lines_of(text: str, style: str = "") -> Text:
+    return Text(visible(text), style=style)
 
 
 def _joined(*parts: str | None, outcome: str, on_new_line: bool = False) -> str:

@@ -1,27 +1,34 @@
-"""Recorded values in a few words: for terminals, notebooks and what `repr` says. Pure functions.
+"""Recorded values as short text for terminals, notebooks and `repr`. Pure functions.
 
-Everything recorded is untrusted text. Control characters, which could move a cursor or turn the
-direction of a line, are shown as what they are.
+Recorded text is untrusted. Control characters, which could move a cursor or reverse the direction of a line, are
+replaced by visible ones.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 SHORT_PART = 70  # of a tool call, each of its arguments and its result
 _REPR_CHARACTERS = 60
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
 
 _CONTROLS = dict.fromkeys((*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)), 0xFFFD)
 _CONTROLS |= {code: 0x2400 + code for code in range(0x20) if code not in (0x09, 0x0A)} | {0x7F: 0x2421}
+_BREAKS = {0x09: 0x2409, 0x0A: 0x240A, 0x2028: 0xFFFD, 0x2029: 0xFFFD}
 
 
 def visible(text: str) -> str:
     """The text with control characters, escape sequences and direction overrides made visible."""
     return text.translate(_CONTROLS)
+
+
+def visible_line(text: str) -> str:
+    """As `visible`, with line breaks and tabs made visible too, so that an id stays in its cell."""
+    return text.translate(_CONTROLS | _BREAKS)
 
 
 def shortened(text: str, limit: int) -> str:
@@ -39,11 +46,28 @@ def arguments_text(value: Any, *, full: bool = False) -> str:
 
 
 def json_text(value: Any, *, full: bool = False) -> str:
-    """A recorded value as text: a text as it is, nothing for nothing, all else as JSON."""
+    """A recorded value as text: a text unchanged, ``None`` as an empty text, any other value as JSON."""
     if value is None:
         return ""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     return text if full else shortened(text, SHORT_PART)
+
+
+def detail_text(detail: Mapping[str, Any], *, full: bool = False) -> str:
+    """The facts of an event in words, such as ``user mallory, last active at 2026-01-01 12:00:00``."""
+    text = _words(detail)
+    return text if full else shortened(text, SHORT_PART)
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, Mapping):
+        facts = ((str(name).removesuffix("_id").replace("_", " "), one) for name, one in value.items())
+        return ", ".join(f"{name} {_words(one)}" for name, one in facts if one is not None)
+    if isinstance(value, (list, tuple)):
+        return "; ".join(map(_words, value))
+    if isinstance(value, str) and _TIME.fullmatch(value):
+        return second_text(datetime.fromisoformat(value))
+    return str(value)
 
 
 def second_text(moment: datetime) -> str:
@@ -58,7 +82,7 @@ def duration_text(milliseconds: float) -> str:
 
 
 def span_text(duration: timedelta) -> str:
-    """A duration as people say it: its two largest units, such as ``"7 days"`` or ``"1 hour 30 minutes"``."""
+    """A duration in its two largest units, such as ``"7 days"`` or ``"1 hour 30 minutes"``."""
     seconds, parts = duration.total_seconds(), []
     for noun, size in (("day", 86_400), ("hour", 3_600), ("minute", 60)):
         count, seconds = divmod(seconds, size)
@@ -72,18 +96,18 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
-class _AsItIs(str):
+class _Unquoted(str):
     def __repr__(self) -> str:
         return str(self)
 
 
 def repr_parts(values: dict[str, Any], defaults: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """What `repr` says of a value's fields: those that say something, with texts cut and times to the second."""
+    """The fields that `repr` shows: those that are neither empty nor the default, with texts cut."""
     for name, value in values.items():
         if value in (None, (), {}, defaults[name]):
             continue
         if isinstance(value, datetime):
-            value = _AsItIs(second_text(value))
+            value = _Unquoted(second_text(value))
         elif isinstance(value, str):
             value = shortened(value, _REPR_CHARACTERS)
         yield name, value

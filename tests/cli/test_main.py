@@ -239,11 +239,18 @@ def test_forget_asks_and_gives_a_receipt(call: Call, db: str) -> None:
     assert [each["id"] for each in json.loads(call("list", "--db", db, "--json").output)] == ["n1"]
 
 
+def test_a_user_without_data_or_revocation_is_named_as_such(call: Call, db: str) -> None:
+    for options in ((), ("--dry-run",), ("--yes",)):
+        result = call("forget", "nobody", "--db", db, *options)
+        assert (result.exit_code, result.output) == (0, "there is no data of this user in the files\n")
+    assert call("revoke", "nobody", "--lift", "--db", db).output == "user 'nobody' was not revoked\n"
+
+
 def test_revoke_ends_and_refuses_until_it_is_lifted(call: Call, db: str) -> None:
     assert "ended 2 open sessions" in call("revoke", "ada", "--db", db).output
     with Sessions(db) as sessions, pytest.raises(PermissionError):
         sessions.open("a1", user_id="ada")
-    assert "lifted" in call("revoke", "ada", "--db", db, "--lift").output
+    assert "user 'ada' is admitted again" in call("revoke", "ada", "--db", db, "--lift").output
     with Sessions(db) as sessions:
         assert sessions.open("a1", user_id="ada").opened_as == "reopened"
 
@@ -406,6 +413,16 @@ def test_chat_goes_on_where_it_ended(call: Call, tmp_path: Path) -> None:
     assert "session t1: resumed" in second.output
     assert "user: my name is Ada" in second.output
     assert "You have said 2 things here, first: 'my name is Ada'" in second.output
+
+
+def test_chat_prints_its_commands_and_sends_none_to_the_model(call: Call, tmp_path: Path) -> None:
+    db = str(tmp_path / "chat.db")
+    output = call("chat", "--db", db, "--thread", "t1", said="/help\n/x\n/\n/etc/hosts is a file\n").output
+    assert output.count("/quit, Ctrl-D or Ctrl-C ends the chat") == 4
+    assert "there is no command /x; " in output
+    with Sessions(db) as sessions:
+        said = [message.text for message in sessions.get("t1").messages() if message.role == "user"]
+    assert said == ["/etc/hosts is a file"]
 
 
 def test_chat_without_a_thread_opens_a_new_session(call: Call, tmp_path: Path) -> None:

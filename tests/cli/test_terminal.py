@@ -114,6 +114,12 @@ def test_event_that_only_says_resumed_is_told_by_its_run() -> None:
     assert text.count("event ") == 1
 
 
+def test_the_detail_of_an_event_is_words_and_no_json() -> None:
+    detail = {"user_id": "eve", "last_active_at": "2026-01-01T12:00:00.024Z", "calls": [{"tool": "f"}, {"tool": "g"}]}
+    text = words(printed(timeline(session(), [event(1, "denied", reason="owner", detail=detail)]), width=200))
+    assert "denied: owner: user eve, last active at 2026-01-01 12:00:00, calls tool f; tool g" in text
+
+
 def test_run_without_an_end_is_running_only_while_none_began_after_it() -> None:
     assert "run  running" in printed(timeline(session(), [run(1, "running")]))
     text = printed(timeline(session(), [run(1, "running"), run(2)]))
@@ -162,6 +168,17 @@ def test_control_characters_of_recorded_text_never_reach_the_terminal(evil: str)
     tables = [sessions_table([session(id=f"i{evil}")]), sweep_table([ended(session_id=f"i{evil}")])]
     for each in (picture, *tables):
         assert evil[0] not in printed(each)
+
+
+@pytest.mark.parametrize("evil", ["\n", "\t", "\r\n", "\u2028", "\x85", "\x0b"])
+def test_an_id_with_line_breaks_stays_one_line_of_a_table(evil: str) -> None:
+    name = f"x{evil}b"
+    one = session(id=name, user_id=name)
+    used = Usage(key=name, calls=1, errors=0, input_tokens=1, output_tokens=1, cost=0.5, unpriced=0)
+    due = ended(session_id=name, user_id=name)
+    for picture in (sessions_table([one]), sweep_table([due]), usage_table("session", [used]), timeline(one, [])):
+        [line] = [line for line in printed(picture).splitlines() if line.startswith("x")]
+        assert line[1 + len(evil)] == "b"
 
 
 @pytest.mark.parametrize("width", [40, 80, 120])

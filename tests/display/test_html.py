@@ -115,6 +115,7 @@ def test_a_timeline_is_one_line_and_in_a_notebook_its_tree() -> None:
 
 def test_records_say_what_is_worth_saying_in_a_line() -> None:
     assert repr(ASKED) == "Message(seq=2, role='user', text='hello', created_at=2026-01-01 12:00:00)"
+    assert repr(CLOSED).startswith("Event(session_id='t1', seq=4, kind='completed'")  # as a hook receives it
     long = ASKED.model_copy(update={"text": "word \n" * 1000})
     assert len(repr(long)) < 200
     assert "\n" not in repr(long)
