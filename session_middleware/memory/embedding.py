@@ -99,7 +99,7 @@ class Embedder:
         if waiting.item is None:
             return [text[:_LONGEST] for text in waiting.texts]
         if waiting.item.paths is not None and not waiting.item.paths:
-            return [(waiting.item.text or "")[:_LONGEST]]
+            return [waiting.item.searched_text[:_LONGEST]]
         paths = self._fields if waiting.item.paths is None else waiting.item.paths
         found = texts_at(waiting.item.value, paths)
         return [text.encode(errors="replace").decode()[:_LONGEST] for text in found]

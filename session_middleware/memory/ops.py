@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from itertools import groupby
 from operator import itemgetter
-from typing import Any
 
 from langgraph.store.base import (
     GetOp,
@@ -21,7 +20,7 @@ from langgraph.store.base import (
 
 from session_middleware.errors import InvalidMemoryArgument
 from session_middleware.memory.scopes import OWNED, Namespace, Owners, check_namespace, is_visible
-from session_middleware.memory.values import check_key, checked_value, is_text, words_of
+from session_middleware.memory.values import check_key, encoded, is_text, words_of
 from session_middleware.settings import is_minutes
 from session_middleware.storage.memory_types import MemoryPut
 from session_middleware.storage.validation import check_count, check_mapping, check_string, check_strings
@@ -136,17 +135,12 @@ _OPTIONS = itemgetter(*map(PutOp._fields.index, ("namespace", "index", "ttl")))
 
 def _put(ops: Sequence[PutOp], owners: Owners | None, embed: bool) -> MemoryPut:
     namespace, index, ttl = tuple(ops[0].namespace), ops[0].index, ops[0].ttl
-    keys: list[str] = [op.key for op in ops]
-    values: list[Any] = [op.value for op in ops]
-    encoded = [checked_value(namespace, key, value)[1] for key, value in zip(keys, values, strict=True)]
-    embed = embed and index is not False and (index is None or len(index) > 0)
-    texts = [words_of(value, index) or ("" if embed else None) for value in values]  # "": only vectors
     return MemoryPut(
         namespace,
-        list(zip(keys, encoded, texts, strict=True)),
+        [(op.key, encoded(namespace, op.key, op.value), words_of(op.value or {}, index)) for op in ops],
         _session_of(namespace, owners),
         paths=index or None,
-        embed=embed,
+        embed=embed and index is not False and (index is None or len(index) > 0),
         ttl=None if ttl is None else timedelta(minutes=ttl),
     )
 

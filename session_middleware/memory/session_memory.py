@@ -13,10 +13,11 @@ from session_middleware.errors import InvalidMemoryArgument, MemoryNotFound, Sto
 from session_middleware.memory.results import Memory
 from session_middleware.memory.scopes import SCOPES, Namespace, both_of, namespace_of, visible_namespaces
 from session_middleware.memory.session_recall import Duration, Namespaces, SessionRecall, Stored, Texts
-from session_middleware.memory.values import check_key, checked_value, words_of
+from session_middleware.memory.values import check_key, encoded
 from session_middleware.models import Scope
 from session_middleware.storage.executor import StorageExecutor, async_twin
 from session_middleware.storage.memory_types import MemoryItemPut, MemoryPut, MemoryQuery
+from session_middleware.storage.search.texts import text_of
 from session_middleware.storage.search.tokenizer import contains_all
 from session_middleware.storage.validation import (
     check_always,
@@ -99,7 +100,7 @@ class SessionMemory(SessionRecall):
         else:
             items = self._search(MemoryQuery([namespace], prefix=True, limit=sys.maxsize))
             if query is not None:
-                items = [item for item in items if contains_all(item.text or "", query)]
+                items = [item for item in items if contains_all(item.searched_text, query)]
         if items:
             self._storage.put_memories([_deletion(item.namespace, item.key) for item in items], context=self._context)
         return len(items)
@@ -127,7 +128,7 @@ class SessionMemory(SessionRecall):
             found.session_id,
             found.message_id,
             found.paths,
-            embed=found.text is not None and self._indexer.embeds,
+            embed=found.searched_text != "" and self._indexer.embeds,
         )
         self._storage.put_memories([*deletions, moved], context=self._context)
         self._indexer.embed_items()
@@ -181,12 +182,11 @@ class SessionMemory(SessionRecall):
         self, namespace: Namespace, key: str, what: str | dict[str, Any], metadata: dict[str, Any] | None
     ) -> MemoryPut:
         check_key(key)
-        value, encoded = checked_value(namespace, key, {"text": what} if isinstance(what, str) else what)
-        words = words_of(value)
-        if metadata is not None:
-            _, encoded = checked_value(namespace, key, value | {"metadata": metadata})
-        item = MemoryItemPut(key, encoded, words)
-        return MemoryPut(namespace, [item], self._session_id, paths=(), embed=self._indexer.embeds)
+        value = {"text": what} if isinstance(what, str) else what
+        whole = value if metadata is None else {**value, "metadata": metadata}
+        item = MemoryItemPut(key, encoded(namespace, key, whole), None if metadata is None else text_of(value))
+        embed = self._indexer.embeds and text_of(value) != ""
+        return MemoryPut(namespace, [item], self._session_id, paths=(), embed=embed)
 
     def _stored(self, namespace: Namespace, key: str) -> Memory:
         [stored] = self._storage.get_memories([(namespace, key)])

@@ -25,12 +25,12 @@ from session_middleware.memory.context import (
 from session_middleware.memory.indexer import MemoryIndexer
 from session_middleware.memory.results import Memory
 from session_middleware.memory.scopes import SCOPES, Namespace, Owners, both_of, is_always, visible_namespaces
-from session_middleware.memory.values import words_of
 from session_middleware.models import Role, Scope
 from session_middleware.storage.executor import async_twin
 from session_middleware.storage.memory_types import MemoryQuery, MessageScope, StoredMemory
 from session_middleware.storage.protocol import Storage
 from session_middleware.storage.run import RunContext
+from session_middleware.storage.search.texts import text_of
 from session_middleware.storage.validation import (
     check_always,
     check_callable,
@@ -264,7 +264,7 @@ class SessionRecall:
         score = None if stored.score is None else stored.score * (1 + recency * recent)
         parts = {"words": stored.words or 0.0, "vector": stored.vector or 0.0, "recency": recent}
         return Memory(
-            text=words_of(stored.value) or "" if stored.text is None else stored.text,
+            text=stored.text or text_of(stored.value),
             value=stored.value,
             key=stored.key,
             kind="item" if stored.seq is None else "message",

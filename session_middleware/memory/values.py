@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
+import orjson
 from langgraph.store.base import get_text_at_path, tokenize_path
 
 from session_middleware.errors import InvalidMemoryArgument, UnserializableValue
+from session_middleware.storage.search.texts import joined
 
 Index: TypeAlias = Literal[False] | Sequence[str] | None  # LangGraph's: nothing, these paths, everything
 
@@ -31,20 +33,19 @@ def check_key(key: object) -> None:
         )
 
 
-def checked_value(namespace: tuple[str, ...], key: str, value: Any) -> tuple[dict[str, Any], str]:
-    """The value as a dict and as JSON, in which tuples are lists and all keys are text.
+def encoded(namespace: tuple[str, ...], key: str, value: Any) -> str:
+    """The value as JSON, in which tuples are lists and all keys are text; a UUID is its text, as in LangGraph's stores.
 
     Raises:
         UnserializableValue: it is not a mapping, or not JSON.
     """
-    if not isinstance(value, Mapping):
+    if not isinstance(value, (dict, Mapping)):
         raise UnserializableValue(
             f"memory {key!r} in {namespace!r} is a {type(value).__name__}, not a dict",
             advice='put it in one, such as {"text": …}',
         )
     try:
-        found = dict(value)
-        return found, json.dumps(found)
+        return _quickly_encoded(value) or json.dumps(dict(value))
     except (TypeError, ValueError, RecursionError) as error:  # a foreign type, a cycle, too deep
         raise UnserializableValue(
             f"memory {key!r} in {namespace!r} cannot be stored as JSON ({error})",
@@ -52,35 +53,27 @@ def checked_value(namespace: tuple[str, ...], key: str, value: Any) -> tuple[dic
         ) from error
 
 
-def words_of(value: Mapping[str, Any], index: Index = None) -> str | None:
-    """The text for word search: all texts in the value, depth first, or the texts at the paths of `index`."""
-    if index is False:
+def _quickly_encoded(value: Mapping[str, Any]) -> str | None:
+    """The value as JSON by orjson; ``None`` for NaN, which it writes as null, and for all that only `json` accepts."""
+    try:
+        found = orjson.dumps(value, option=_STRICT)
+    except TypeError:
         return None
-    everything = index is None or "$" in index  # "$" too: its JSON would add field names
-    texts = _texts(value) if everything else texts_at(value, index or ())
-    text = "\n".join(texts)
-    # Text that is not UTF-8 has no words; its value is stored all the same.
-    return (text if text.isascii() else text.encode(errors="replace").decode()) or None
+    return None if b"null" in found else found.decode()
+
+
+_STRICT = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_SUBCLASS
+
+
+def words_of(value: Mapping[str, Any], index: Index) -> str | None:
+    """The text for word search where it is not all texts in the value: those at the paths of `index`, or none."""
+    if index is False:
+        return ""
+    if index is None or "$" in index:  # "$" too: its JSON would add field names
+        return None
+    return joined(texts_at(value, index))
 
 
 def texts_at(value: Mapping[str, Any], paths: Sequence[str]) -> list[str]:
     """The texts at LangGraph's paths; ``"$"`` is the whole value as JSON."""
     return [text for path in paths for text in get_text_at_path(value, path if path == "$" else tokenize_path(path))]
-
-
-def _texts(value: Mapping[str, Any]) -> list[str]:
-    found: list[str] = []
-    waiting: list[Iterator[Any]] = [iter(value.values())]  # no recursion: JSON may be nested deeper than Python's stack
-    while waiting:
-        for item in waiting[-1]:
-            if isinstance(item, str):
-                found.append(item)
-            elif isinstance(item, dict):
-                waiting.append(iter(item.values()))
-                break
-            elif isinstance(item, (list, tuple)):
-                waiting.append(iter(item))
-                break
-        else:
-            waiting.pop()
-    return found

@@ -10,13 +10,15 @@ from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
+from session_middleware.storage.search.texts import text_of
+
 
 class MemoryItemPut(NamedTuple):
     """A plain tuple of the three is accepted too, and is faster to create for many items."""
 
     key: str
     value: str | None  # as JSON; None deletes
-    text: str | None  # the text that word search finds; None excludes the item from it
+    text: str | None  # the text that word search finds: None is all texts in the value, and "" none
 
 
 class MemoryPut(NamedTuple):
@@ -67,7 +69,7 @@ class StoredMemory(NamedTuple):
     namespace: tuple[str, ...]
     key: str
     value: dict[str, Any]
-    text: str | None
+    text: str | None  # of an item: as it was put
     session_id: str | None
     created_at: datetime
     updated_at: datetime
@@ -78,6 +80,11 @@ class StoredMemory(NamedTuple):
     vector: float | None = None  # and the cosine
     expires_at: datetime | None = None
     paths: Sequence[str] | None = None
+
+    @property
+    def searched_text(self) -> str:
+        """The text that word search finds."""
+        return text_of(self.value) if self.text is None else self.text
 
 
 class ToEmbed(NamedTuple):

@@ -215,11 +215,17 @@ def test_a_search_by_words_stays_in_its_namespaces(storage: Storage) -> None:
     assert keys(search(storage, ("user", "alice"), query="apple", prefix=False)) == ["user/alice"]
 
 
-def test_no_text_keeps_an_item_out_of_word_search_only(storage: Storage) -> None:
+def test_an_empty_text_keeps_an_item_out_of_word_search_only(storage: Storage) -> None:
     put(storage, ("n",), "k", "apple")
-    put(storage, ("n",), "k", None, text="apple")
+    put(storage, ("n",), "k", "", text="apple")
     assert search(storage, ("n",), query="apple") == []
     assert keys(search(storage, ("n",))) == ["k"]
+
+
+def test_without_a_text_an_item_is_found_by_the_texts_in_its_value(storage: Storage) -> None:
+    put(storage, ("n",), "k", None, a={"b": ["apple", 1]}, c="pear")
+    for query in ("apple", "pear"):
+        assert keys(search(storage, ("n",), query=query)) == ["k"]
 
 
 def test_an_item_put_again_is_found_by_its_new_words_only(storage: Storage) -> None:

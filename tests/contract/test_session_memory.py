@@ -156,13 +156,14 @@ def test_what_cannot_be_remembered_is_refused(memory_of: Callable[..., SessionMe
     memory = memory_of("t1")
     refused: list[tuple[Any, dict[str, Any]]] = [
         ({"x": object()}, {}),
-        (7, {}),
         ("apple", {"metadata": {"x": object()}}),
         ("apple", {"key": "\ud83d"}),
     ]
     for what, rest in refused:
         with pytest.raises(UnserializableValue):
             memory.remember(what, **rest)
+    with pytest.raises(InvalidMemoryArgument, match="int is not a memory"):
+        memory.remember(7)  # type: ignore[arg-type]
     assert memory.list() == []
 
 

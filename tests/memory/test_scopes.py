@@ -13,7 +13,8 @@ from langgraph.store.base import InvalidNamespaceError, PutOp
 from session_middleware.errors import MemoryAccessDenied, MemoryScopeUnavailable, UnserializableValue
 from session_middleware.memory.ops import check_labels, puts_of
 from session_middleware.memory.scopes import Owners, check_namespace, is_visible, namespace_of, visible_namespaces
-from session_middleware.memory.values import checked_value, words_of
+from session_middleware.memory.values import encoded, words_of
+from session_middleware.storage.search.texts import text_of
 
 ALICE = Owners(session="t1", user="alice", group="red")
 ANONYMOUS = Owners(session="t1")
@@ -115,36 +116,37 @@ def test_a_namespace_that_is_a_text_is_not_taken_for_its_letters() -> None:
         check_labels("user")  # type: ignore[arg-type]
 
 
-def test_the_words_of_a_value_are_its_texts_depth_first() -> None:
+def test_the_text_of_a_value_is_its_texts_depth_first() -> None:
     value = {"a": "one", "b": {"c": ["two", {"d": "three"}], "n": 4}, "e": ("four", None), "f": "five"}
-    assert words_of(value) == "one\ntwo\nthree\nfour\nfive"
+    assert text_of(value) == "one\ntwo\nthree\nfour\nfive"
 
 
 def test_an_index_chooses_the_words() -> None:
     value = {"title": "one", "pages": [{"text": "two"}, {"text": "three"}], "secret": "four"}
-    assert words_of(value, False) is None
+    assert words_of(value, False) == words_of(value, []) == words_of(value, ["missing"]) == ""
     assert words_of(value, ["title", "pages[*].text"]) == "one\ntwo\nthree"
-    assert words_of(value, ["missing"]) is None
+    assert words_of(value, None) is words_of(value, ["$"]) is None
 
 
 def test_a_value_without_texts_has_no_words() -> None:
-    assert words_of({"n": 1}) is None
+    assert text_of({"n": 1}) == ""
 
 
-def test_words_can_always_be_written_as_utf8() -> None:
-    words_of({"text": "cut \ud83d"}).encode()  # type: ignore[union-attr]
+def test_a_text_of_a_value_can_always_be_written_as_utf8() -> None:
+    text_of({"text": "cut \ud83d"}).encode()
 
 
-def test_values_nested_deeper_than_the_stack_have_words() -> None:
+def test_values_nested_deeper_than_the_stack_have_a_text() -> None:
     value: Any = "deep"
     for _ in range(20_000):
         value = [value]
-    assert words_of({"v": value}) == "deep"
+    assert text_of({"v": value}) == "deep"
 
 
-def test_a_value_is_encoded_as_json_does() -> None:
-    for value in ({"a": [1, None, {"b": "é \ud83d"}]}, {}, {"n": float("nan")}, UserDict(c=1)):
-        assert checked_value(("n",), "k", value)[1] == json.dumps(dict(value))
+def test_a_value_is_encoded_whole() -> None:
+    for value in ({"a": [1, None, {"b": "é \ud83d"}]}, {"c": "日本", "n": 2**70}, {}, UserDict(c=(1, 2.5))):
+        assert json.loads(encoded(("n",), "k", value)) == json.loads(json.dumps(dict(value)))
+    assert encoded(("n",), "k", {"n": float("nan"), 1: float("inf")}) == '{"n": NaN, "1": Infinity}'
 
 
 def _cycle() -> dict[str, Any]:
@@ -167,7 +169,7 @@ def _cycle() -> dict[str, Any]:
 )
 def test_what_json_cannot_keep_is_named_with_its_place(value: Any, reason: str) -> None:
     with pytest.raises(UnserializableValue, match=reason) as caught:
-        checked_value(("docs",), "k", value)
+        encoded(("docs",), "k", value)
     assert "memory 'k' in ('docs',)" in str(caught.value)
     with pytest.raises(UnserializableValue, match=reason) as caught:
         puts_of([PutOp(("docs",), "j", {}), PutOp(("docs",), "k", value)], None, embed=False)

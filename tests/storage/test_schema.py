@@ -49,7 +49,7 @@ def test_a_database_migrated_step_by_step_equals_a_fresh_one(tmp_path: Path) -> 
 
 
 SCANS_BY_DESIGN = (
-    "SELECT DISTINCT namespace FROM memories",  # an index is scanned: there is no list of namespaces
+    "FROM index_scopes WHERE indexed < positions",  # the namespaces with new items, by an index of them alone
     "SELECT * FROM sessions WHERE 1 ORDER BY",  # all sessions, by the index of their activity
     "SELECT COUNT(*) FROM sessions WHERE 1",
     "SELECT * FROM tool_calls WHERE 1 ORDER BY",  # all tool calls, by the index of their start

@@ -314,16 +314,14 @@ _TABLES = (
         updated_at TEXT NOT NULL,
         expires_at TEXT,
         ttl_minutes REAL,
-        indexed INTEGER NOT NULL,
         embedded INTEGER,
-        PRIMARY KEY (namespace, key),
-        UNIQUE (namespace, position)
-    )
+        PRIMARY KEY (namespace, position),
+        UNIQUE (namespace, key)
+    ) WITHOUT ROWID
     """,
     "CREATE INDEX memories_by_message ON memories (session_id, message_id) WHERE message_id IS NOT NULL",
     "CREATE INDEX memories_by_session ON memories (session_id) WHERE session_id IS NOT NULL",
     "CREATE INDEX memories_by_expiry ON memories (expires_at) WHERE expires_at IS NOT NULL",
-    "CREATE INDEX memories_to_index ON memories (indexed, namespace, position) WHERE indexed = 0",
     "CREATE INDEX memories_to_embed ON memories (embedded, namespace, position) WHERE embedded = 0",
 )
 

@@ -12,13 +12,14 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from itertools import chain, groupby, islice
 from operator import itemgetter
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from session_middleware.models import from_text, to_text
 from session_middleware.storage.filters import passes
 from session_middleware.storage.memory_types import MemoryPut, MemoryQuery, StoredMemory
 from session_middleware.storage.search.bm25 import ITEM, LENGTHS, Statistics, length_code
-from session_middleware.storage.search.tokenizer import terms_of
+from session_middleware.storage.search.texts import text_of
+from session_middleware.storage.search.tokenizer import terms_of, version
 from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.memory import posting_lists
 from session_middleware.storage.sql.memory.indexing import MAX_UNINDEXED, LongBacklog
@@ -26,11 +27,11 @@ from session_middleware.storage.sql.memory.posting_lists import BLOCK_BITS, Post
 from session_middleware.storage.sql.row_mapping import namespace_text
 
 ItemRef: TypeAlias = tuple[str, int]  # a namespace as text, and a position in it
+IndexableItem: TypeAlias = tuple[int, str, str | None]  # its position, value and text
 
 POSITION_BITS = 24  # the first sixteen million items of a namespace are indexed
 BATCH = 500  # items indexed in one transaction
 IN_NAMESPACE = (1 << POSITION_BITS) - 1
-_UNKNOWN_SCOPE = 1 << 25  # ids, in memory only, of namespaces without indexed items
 
 _COLUMNS = "namespace, key, value, text, session_id, created_at, updated_at, message_id, expires_at, paths"
 _ARCHIVED = (*_COLUMNS.split(", "), "ttl_minutes")
@@ -48,35 +49,33 @@ def document_of(scope_id: int, position: int) -> int:
 # of the cost of inserting a single row.
 _INSERT = """
     INSERT INTO memories (namespace, paths, session_id, message_id, created_at, updated_at, expires_at, ttl_minutes,
-        embedded, position, indexed, key, value, text)
-    SELECT ?1, ?2, ?3, ?4, ?5, ?5, ?6, ?7, CASE WHEN column3 IS NOT NULL THEN ?8 END, ?9 + ROW_NUMBER() OVER (),
-        CASE WHEN column3 IS NULL THEN 1 ELSE 0 END, column1, column2, column3
-    FROM (VALUES (?, ?, ?){more}) AS item WHERE true ON CONFLICT (namespace, key) DO NOTHING
+        embedded, position, key, value, text)
+    VALUES {rows} ON CONFLICT (namespace, key) DO NOTHING
 """
-_INSERTS = {size: _INSERT.format(more=", (?, ?, ?)" * (size - 1)) for size in (100, 10, 1)}
+_ROW = "(?1, ?2, ?3, ?4, ?5, ?5, ?6, ?7, ?8, ?9 + {number}, ?, ?, ?)"
+_INSERTS = {
+    size: _INSERT.format(rows=", ".join(_ROW.format(number=number) for number in range(1, size + 1)))
+    for size in (100, 10, 1)
+}
 _UPDATE = """
     UPDATE memories SET paths = ?2, session_id = ?3, message_id = ?4, updated_at = ?5, expires_at = ?6,
-        ttl_minutes = ?7, embedded = CASE WHEN ?11 IS NOT NULL THEN ?8 END,
-        indexed = CASE WHEN ?11 IS NULL THEN 1 ELSE 0 END, value = ?10, text = ?11,
+        ttl_minutes = ?7, embedded = ?8, value = ?10, text = ?11,
         created_at = CASE WHEN expires_at <= ?5 THEN ?5 ELSE created_at END
     WHERE namespace = ?1 AND key = ?9
 """  # an item put after its expiry is new
 
 
 def put(connection: Connection, puts: Sequence[MemoryPut], now: datetime) -> None:
-    """Store items. Their words are indexed later; until then a search reads them from here."""
+    """Store items. The words of new items are indexed later; until then a search reads them from here."""
     for each in puts:
         namespace, *_ = shared = _shared_values(each, now)
         deleted = [key for key, value, _ in each.items if value is None]
         delete(connection, [(namespace, position) for position in _find(connection, namespace, deleted).values()])
         stored = [item for item in each.items if item[1] is not None]
-        last = _last_position(connection, namespace)
-        if _insert(connection, shared, last, stored) == len(stored):
-            continue
-        found = _find(connection, namespace, [key for key, _, _ in stored])
-        known = {key: position for key, position in found.items() if position <= last}
-        unindex(connection, [(namespace, position) for position in known.values()])
-        connection.executemany(_UPDATE, [(*shared, *item) for item in stored if item[0] in known])
+        if stored:
+            last = _reserve_positions(connection, namespace, len(stored))
+            if _insert(connection, shared, last, stored) < len(stored):
+                _replace(connection, shared, last, stored)
 
 
 def _shared_values(put: MemoryPut, now: datetime) -> tuple[Any, ...]:
@@ -93,9 +92,15 @@ def _shared_values(put: MemoryPut, now: datetime) -> tuple[Any, ...]:
     )
 
 
-def _last_position(connection: Connection, namespace: str) -> int:
-    row = connection.execute("SELECT MAX(position) FROM memories WHERE namespace = ?", (namespace,)).fetchone()
-    return int(row[0] or 0)
+def _reserve_positions(connection: Connection, namespace: str, count: int) -> int:
+    """Reserve the next positions of a namespace; returns the position before them."""
+    [(last,)] = connection.execute(
+        "INSERT INTO index_scopes (kind, name, version, positions) VALUES ('item', ?, ?, ?)"
+        " ON CONFLICT (kind, name) DO UPDATE SET positions = index_scopes.positions + excluded.positions"
+        " RETURNING positions",
+        (namespace, version(), count),
+    )
+    return int(last) - count
 
 
 def _insert(connection: Connection, shared: tuple[Any, ...], last: int, items: Sequence[Sequence[Any]]) -> int:
@@ -109,98 +114,126 @@ def _insert(connection: Connection, shared: tuple[Any, ...], last: int, items: S
     return inserted
 
 
+def _replace(connection: Connection, shared: tuple[Any, ...], last: int, items: Sequence[Sequence[Any]]) -> None:
+    """Replace items that were stored before this put, and index them again if they were indexed."""
+    namespace = shared[0]
+    found = _find(connection, namespace, [key for key, _, _ in items])
+    known = {key: position for key, position in found.items() if position <= last}
+    unindex(connection, [(namespace, position) for position in known.values()])
+    connection.executemany(_UPDATE, [(*shared, *item) for item in items if item[0] in known])
+    [(scope_id, indexed)] = connection.execute(
+        "UPDATE index_scopes SET positions = ? WHERE kind = 'item' AND name = ? RETURNING id, indexed",
+        (max(last, *found.values()), namespace),
+    )
+    _index(connection, scope_id, [(known[key], *rest) for key, *rest in items if known.get(key, last + 1) <= indexed])
+
+
 def _find(connection: Connection, namespace: str, keys: Sequence[str]) -> dict[str, int]:
     """The positions of existing keys. Each key is a parameter, because SQLite's JSON ends a text at a NUL."""
-    found = {}
-    for key in keys:
-        row = connection.execute(
-            "SELECT position FROM memories WHERE namespace = ? AND key = ?", (namespace, key)
-        ).fetchone()
-        if row is not None:
-            found[key] = int(row[0])
-    return found
+    sql = "SELECT position FROM memories WHERE namespace = ? AND key = ?"
+    rows = ((key, connection.execute(sql, (namespace, key)).fetchone()) for key in keys)
+    return {key: int(row[0]) for key, row in rows if row is not None}
 
 
 # Indexing
 
 
-def has_unindexed(connection: Connection) -> bool:
-    return connection.execute("SELECT 1 FROM memories WHERE indexed = 0 LIMIT 1").fetchone() is not None
+class ItemScope(NamedTuple):
+    """The namespace of some items as a scope of the index. The positions after `indexed` are not indexed yet."""
+
+    id: int
+    namespace: str
+    indexed: int
+    positions: int
+    statistics: Statistics
 
 
-def index_some(connection: Connection, limit: int) -> int:
-    """Index the words of the next items, at most `limit`; returns how many."""
-    waiting = connection.execute(
-        "SELECT namespace, position, text FROM memories WHERE indexed = 0 ORDER BY namespace, position LIMIT ?",
-        (limit,),
-    ).fetchall()
-    rows: PostingsByRow = {}
-    for namespace, items in groupby(waiting, itemgetter(0)):
-        scope_id = posting_lists.get_or_create_scope(connection, "item", namespace)
-        added = Statistics(0, 0, 0)
-        for _, position, text in items:
-            terms = terms_of(text)
-            if position <= IN_NAMESPACE:
-                posting_lists.merge(rows, posting_lists.postings_of(scope_id, document_of(scope_id, position), terms))
-            added += statistics_of(terms)
-        posting_lists.add_statistics(connection, scope_id, added)
-    posting_lists.add(connection, rows)
-    connection.executemany(
-        "UPDATE memories SET indexed = 1 WHERE namespace = ? AND position = ?", [row[:2] for row in waiting]
-    )
-    return len(waiting)
-
-
-def rebuild(connection: Connection, namespace: str) -> None:
-    """Index the items of a namespace again. Its scope has no postings, and 0 documents."""
-    connection.execute(
-        "UPDATE memories SET indexed = 0 WHERE namespace = ? AND indexed = 1 AND text IS NOT NULL", (namespace,)
-    )
-    while index_some(connection, BATCH):
-        pass
-
-
-def read_unindexed(
-    connection: Connection,
-    namespaces: Sequence[tuple[str, ...]],
-    scopes: Mapping[int, str],
-    *,
-    prefix: bool,
-    can_index: bool,
-) -> tuple[dict[int, list[str]], dict[int, str]]:
-    """The terms, by document id, of the items in these namespaces that are not indexed; and namespaces by scope.
-
-    A namespace that is none of the given scopes gets an id for this search. Raises `LongBacklog` as for messages.
-    """
-    if not namespaces:
-        return {}, dict(scopes)
-    where, values = _visible(namespaces, prefix=prefix)
-    ids = {namespace: scope_id for scope_id, namespace in scopes.items()}
-    found = {}
+def scopes(connection: Connection, namespaces: Sequence[tuple[str, ...]], *, prefix: bool) -> list[ItemScope]:
+    """The scopes of these namespaces, or of all below them."""
+    where, values = _visible(namespaces, prefix=prefix, column="name")
     rows = connection.execute(
-        f"SELECT namespace, position, text FROM memories WHERE indexed = 0 AND ({where})", values
+        "SELECT id, name, indexed, positions, documents, words, passages FROM index_scopes"
+        f" WHERE kind = 'item' AND ({where})",
+        values,
+    )
+    return [
+        ItemScope(scope_id, name, indexed, positions, Statistics(*figures))
+        for scope_id, name, indexed, positions, *figures in rows
+    ]
+
+
+def has_unindexed(connection: Connection) -> bool:
+    return connection.execute("SELECT 1 FROM index_scopes WHERE indexed < positions LIMIT 1").fetchone() is not None
+
+
+def index_some(connection: Connection, limit: int) -> None:
+    """Index the words of the next items, at most `limit`."""
+    waiting = connection.execute(
+        "SELECT id, name, indexed, positions FROM index_scopes WHERE indexed < positions LIMIT ?", (limit,)
     ).fetchall()
-    if can_index and len(rows) > MAX_UNINDEXED:
-        raise LongBacklog(None)
-    for namespace, position, text in rows:
-        scope_id = ids.setdefault(namespace, _UNKNOWN_SCOPE + len(ids))
-        found[document_of(scope_id, position)] = terms_of(text)
-    return found, {scope_id: namespace for namespace, scope_id in ids.items()}
+    for scope_id, namespace, indexed, positions in waiting:
+        items = _unindexed(connection, namespace, indexed, limit)
+        _index(connection, scope_id, items)
+        connection.execute(
+            "UPDATE index_scopes SET indexed = ? WHERE id = ?",
+            (positions if len(items) < limit else items[-1][0], scope_id),
+        )
+        limit -= len(items)
+        if limit <= 0:
+            break
+
+
+def _unindexed(connection: Connection, namespace: str, indexed: int, limit: int) -> list[IndexableItem]:
+    """The next items after the position `indexed`."""
+    return connection.execute(
+        "SELECT position, value, text FROM memories WHERE namespace = ? AND position > ? ORDER BY position LIMIT ?",
+        (namespace, indexed, limit),
+    ).fetchall()
+
+
+def _terms_by_document(scope_id: int, items: Iterable[IndexableItem]) -> dict[int, list[str]]:
+    """The terms of items, by document id; an item whose position is no document id is not found by words."""
+    return {
+        document_of(scope_id, position): terms_of(text_of(json.loads(value)) if text is None else text)
+        for position, value, text in items
+        if position <= IN_NAMESPACE
+    }
+
+
+def _index(connection: Connection, scope_id: int, items: Iterable[IndexableItem]) -> None:
+    rows: PostingsByRow = {}
+    by_document = _terms_by_document(scope_id, items)
+    for document, terms in by_document.items():
+        posting_lists.merge(rows, posting_lists.postings_of(scope_id, document, terms))
+    posting_lists.add(connection, rows)
+    posting_lists.add_statistics(connection, scope_id, statistics_of(by_document))
+
+
+def read_unindexed(connection: Connection, scopes: Sequence[ItemScope], *, can_index: bool) -> dict[int, list[str]]:
+    """The terms, by document id, of the items that are not indexed. Raises `LongBacklog` as for messages."""
+    found: dict[int, list[str]] = {}
+    for scope in scopes:
+        if scope.indexed < scope.positions:
+            limit = MAX_UNINDEXED + 1 - len(found) if can_index else sys.maxsize
+            items = _unindexed(connection, scope.namespace, scope.indexed, limit)
+            if len(items) == limit:
+                raise LongBacklog(None)
+            found |= _terms_by_document(scope.id, items)
+    return found
 
 
 def unindex(connection: Connection, refs: Iterable[ItemRef]) -> None:
     """Remove the words and vectors of items from the index; their texts give the words."""
     for namespace, group in groupby(sorted(refs), itemgetter(0)):
         rows = connection.execute(
-            "SELECT position, text FROM memories WHERE namespace = ? AND indexed = 1 AND text IS NOT NULL"
-            " AND position IN (SELECT value FROM json_each(?)) ORDER BY position",
+            "SELECT s.id, m.position, m.value, m.text FROM index_scopes AS s CROSS JOIN memories AS m"
+            " WHERE s.kind = 'item' AND s.name = ? AND m.namespace = s.name AND m.position <= s.indexed"
+            " AND m.position IN (SELECT value FROM json_each(?)) ORDER BY m.position",
             (namespace, json.dumps([position for _, position in group])),
         ).fetchall()
-        if not rows:
-            continue
-        scope_id = posting_lists.get_or_create_scope(connection, "item", namespace)
-        _unindex(connection, scope_id, {document_of(scope_id, position): terms_of(text) for position, text in rows})
-        posting_lists.delete_if_empty(connection, scope_id)
+        if rows:
+            scope_id = rows[0][0]
+            _unindex(connection, scope_id, _terms_by_document(scope_id, (row[1:] for row in rows)))
 
 
 def _unindex(connection: Connection, scope_id: int, terms: Mapping[int, Sequence[str]]) -> None:
@@ -209,16 +242,16 @@ def _unindex(connection: Connection, scope_id: int, terms: Mapping[int, Sequence
         removed = set(documents)
         words = chain.from_iterable(terms[document] for document in removed)
         posting_lists.remove(connection, scope_id, block, words, removed)
-    total = sum(map(statistics_of, terms.values()), Statistics(0, 0, 0))
-    posting_lists.add_statistics(connection, scope_id, Statistics(*(-figure for figure in total)))
+    posting_lists.add_statistics(connection, scope_id, Statistics(*(-figure for figure in statistics_of(terms))))
     connection.executemany(
         "DELETE FROM vectors WHERE scope_id = ? AND document = ?", [(scope_id, document) for document in terms]
     )
 
 
-def statistics_of(terms: Sequence[str]) -> Statistics:
-    """What one item adds to the statistics of its scope."""
-    return Statistics(1, LENGTHS[length_code(len(terms))], 1)
+def statistics_of(terms: Mapping[int, Sequence[str]]) -> Statistics:
+    """What items add to the statistics of their scope: those with words, by document id."""
+    lengths = [LENGTHS[length_code(len(each))] for each in terms.values() if each]
+    return Statistics(len(lengths), sum(lengths), len(lengths))
 
 
 # Getting
@@ -283,12 +316,6 @@ def range_below(namespace: str) -> tuple[str, str]:
     return namespace[:-1] + ",", namespace[:-1] + "-"
 
 
-def scopes(connection: Connection, namespaces: Sequence[tuple[str, ...]], *, prefix: bool) -> dict[int, str]:
-    """The scopes of these namespaces, or of all below them, with the namespace of each."""
-    where, values = _visible(namespaces, prefix=prefix, column="name")
-    return dict(connection.execute(f"SELECT id, name FROM index_scopes WHERE kind = 'item' AND ({where})", values))
-
-
 def _stored(row: tuple[Any, ...]) -> StoredMemory:
     namespace, key, value, text, session_id, created_at, updated_at, message_id, expires_at, paths = row
     return StoredMemory(
@@ -306,12 +333,10 @@ def _stored(row: tuple[Any, ...]) -> StoredMemory:
 
 
 def list_namespaces(connection: Connection, now: datetime) -> list[tuple[str, ...]]:
-    """The namespaces with items. The query skips from one to the next, so its cost is their number."""
+    """The namespaces with items that have not expired."""
     rows = connection.execute(
-        "WITH RECURSIVE following (name) AS (SELECT MIN(namespace) FROM memories UNION ALL"
-        " SELECT (SELECT MIN(namespace) FROM memories WHERE namespace > name) FROM following WHERE name IS NOT NULL)"
-        " SELECT name FROM following WHERE EXISTS"
-        " (SELECT 1 FROM memories WHERE namespace = name AND (expires_at IS NULL OR expires_at > ?))",
+        "SELECT name FROM index_scopes AS s WHERE kind = 'item' AND EXISTS"
+        f" (SELECT 1 FROM memories AS m WHERE m.namespace = s.name AND {_LIVE})",
         (to_text(now),),
     )
     return sorted(tuple(json.loads(namespace)) for (namespace,) in rows)
@@ -343,18 +368,26 @@ def delete(connection: Connection, refs: Sequence[ItemRef]) -> int:
     """Delete items together with their words and vectors."""
     unindex(connection, refs)
     connection.executemany("DELETE FROM memories WHERE namespace = ? AND position = ?", refs)
+    _delete_empty_scopes(connection, refs)
     return len(refs)
+
+
+def _delete_empty_scopes(connection: Connection, refs: Sequence[ItemRef]) -> None:
+    for namespace in {namespace for namespace, _ in refs}:
+        scope_id = posting_lists.find_scope(connection, "item", namespace)
+        if scope_id is not None:
+            posting_lists.delete_if_empty(connection, scope_id)
 
 
 def move(connection: Connection, refs: Sequence[ItemRef], namespace: str) -> None:
     """Move items to another namespace, after the items there; they are indexed there again."""
     unindex(connection, refs)
-    last = _last_position(connection, namespace)
+    last = _reserve_positions(connection, namespace, len(refs))
     connection.executemany(
-        "UPDATE memories SET namespace = ?, position = ? + position, embedded = embedded * 0,"
-        " indexed = CASE WHEN text IS NULL THEN 1 ELSE 0 END WHERE namespace = ? AND position = ?",
-        [(namespace, last, *ref) for ref in refs],
+        "UPDATE memories SET namespace = ?, position = ?, embedded = embedded * 0 WHERE namespace = ? AND position = ?",
+        [(namespace, last + number, *ref) for number, ref in enumerate(sorted(refs), 1)],
     )
+    _delete_empty_scopes(connection, refs)
 
 
 def restore(connection: Connection, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -362,8 +395,7 @@ def restore(connection: Connection, rows: Iterable[Mapping[str, Any]]) -> None:
     for row in sorted(rows, key=lambda row: row.get("position") or 0):
         item = {
             **{name: row[name] for name in _ARCHIVED if name in row},
-            "position": _last_position(connection, row["namespace"]) + 1,
-            "indexed": int(row["text"] is None),
+            "position": _reserve_positions(connection, row["namespace"], 1) + 1,
             "embedded": None if row.get("embedded") is None else 0,
         }
         connection.execute(

@@ -49,17 +49,15 @@ def rebuild(connection: Connection, scope_id: int, now: datetime) -> None:
     """Rebuild an outdated scope, unless another process has done it. Document ids, and so vectors, stay."""
     refresh(connection, now)
     row = connection.execute(
-        "UPDATE index_scopes SET version = ?, documents = 0, words = 0, passages = 0 WHERE id = ? AND version != ?"
-        " RETURNING kind, name",
+        "UPDATE index_scopes SET version = ?, documents = 0, words = 0, passages = 0, indexed = 0"
+        " WHERE id = ? AND version != ? RETURNING kind",
         (version(), scope_id, version()),
     ).fetchone()
     if row is None:
         return
     connection.execute("DELETE FROM index_postings WHERE scope_id = ?", (scope_id,))
-    if row[0] == "message":
+    if row[0] == "message":  # items are indexed when they are searched
         indexing.rebuild(connection, scope_id)
-    else:
-        items.rebuild(connection, row[1])
 
 
 def list_messages_around(

@@ -59,10 +59,11 @@ def add_statistics(connection: Connection, scope_id: int, change: Statistics) ->
 
 
 def delete_if_empty(connection: Connection, scope_id: int) -> None:
-    """Delete a scope without documents, because its name identifies its owner."""
+    """Delete a scope without items or sessions, because its name identifies its owner."""
     connection.execute(
-        "DELETE FROM index_scopes WHERE id = ? AND documents <= 0"
-        " AND NOT EXISTS (SELECT 1 FROM index_sessions WHERE scope_id = index_scopes.id)",
+        "DELETE FROM index_scopes WHERE id = ?"
+        " AND NOT EXISTS (SELECT 1 FROM index_sessions WHERE scope_id = index_scopes.id)"
+        " AND NOT EXISTS (SELECT 1 FROM memories WHERE kind = 'item' AND namespace = name)",
         (scope_id,),
     )
 

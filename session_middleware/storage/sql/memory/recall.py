@@ -94,7 +94,7 @@ def _search(
         if memory is None:
             continue
         is_unwanted = memory.seq is not None and query.roles is not None and memory.value["role"] not in query.roles
-        if is_unwanted or (document in ranking.unsure and not contains_word(memory.text or "", query.query or "")):
+        if is_unwanted or (document in ranking.unsure and not contains_word(memory.searched_text, query.query or "")):
             skipped = True
         elif passes(memory.value, query.filter):
             words, vector = ranking.words.get(document), ranking.vectors.get(document)
@@ -105,7 +105,8 @@ def _search(
 def nearest(connection: Connection, query: MemoryQuery, now: datetime) -> list[StoredMemory]:
     """The page of all items that pass the filter: by cosine, then the items without a vector."""
     assert query.vector is not None
-    namespaces = items.scopes(connection, query.namespaces, prefix=query.prefix)
+    scopes = items.scopes(connection, query.namespaces, prefix=query.prefix)
+    namespaces = {scope.id: scope.namespace for scope in scopes}
     total = vectors.cosines(connection, list(map(PostingSource, namespaces)), query.vector, nearest=None, besides=())
     wanted = query.offset + query.limit
     found: list[StoredMemory] = []
@@ -150,24 +151,23 @@ def _enough(query: MemoryQuery) -> int | None:
 
 def _scope(connection: Connection, query: MemoryQuery, can_index: bool) -> _Scope:
     scopes = items.scopes(connection, query.namespaces, prefix=query.prefix)
-    statistics = posting_lists.statistics(connection, scopes)
+    unindexed_items = items.read_unindexed(connection, scopes, can_index=can_index)
+    statistics = sum((scope.statistics for scope in scopes), Statistics(0, 0, 0))
     sources: list[PostingSource] = []
     for whose in query.whose:
         more, figures = _message_sources(connection, whose)
         sources += more
         statistics += figures
     messages, figures = indexing.read_unindexed(connection, query.whose, can_index)
-    unindexed_items, namespaces = items.read_unindexed(
-        connection, query.namespaces, scopes, prefix=query.prefix, can_index=can_index
-    )
-    statistics = sum(map(items.statistics_of, unindexed_items.values()), statistics + figures)
+    statistics += figures + items.statistics_of(unindexed_items)
     postings: dict[str, tuple[Postings, Postings]] = {}
     for each in messages:
         _collect(postings, 0, each.document, each.terms, each.context_terms)
     for document, terms in unindexed_items.items():
         _collect(postings, 1, document, terms, ())
     by_document = {each.document: each for each in messages}
-    return _Scope(list(map(PostingSource, scopes)), sources, namespaces, statistics, by_document, postings)
+    namespaces = {scope.id: scope.namespace for scope in scopes}
+    return _Scope(list(map(PostingSource, namespaces)), sources, namespaces, statistics, by_document, postings)
 
 
 def _collect(

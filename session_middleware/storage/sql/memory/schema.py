@@ -15,9 +15,12 @@ INDEX_TABLES = (
         documents INTEGER NOT NULL DEFAULT 0,
         words INTEGER NOT NULL DEFAULT 0,
         passages INTEGER NOT NULL DEFAULT 0,
+        positions INTEGER NOT NULL DEFAULT 0,
+        indexed INTEGER NOT NULL DEFAULT 0,
         UNIQUE (kind, name)
     )
     """,
+    "CREATE INDEX index_scopes_to_index ON index_scopes (id) WHERE indexed < positions",
     """
     CREATE TABLE index_sessions (
         number INTEGER PRIMARY KEY,

@@ -71,7 +71,7 @@ def list_to_embed(connection: Connection, limit: int, *, messages: bool) -> list
     """Documents without vectors; only indexed items, because vectors are deleted together with words."""
     rows = connection.execute(
         "SELECT s.id, m.namespace, m.position FROM memories AS m CROSS JOIN index_scopes AS s"
-        " WHERE m.embedded = 0 AND m.indexed = 1 AND s.kind = 'item' AND s.name = m.namespace"
+        " WHERE m.embedded = 0 AND s.kind = 'item' AND s.name = m.namespace AND m.position <= s.indexed"
         " ORDER BY m.namespace, m.position LIMIT ?",
         (limit,),
     ).fetchall()
@@ -136,7 +136,7 @@ def _mark_item(connection: Connection, source: ToEmbed) -> bool:
     """Mark an item as embedded; ``False`` when it was changed or deleted in the meantime."""
     row = connection.execute(
         "SELECT m.namespace, m.position FROM index_scopes AS s JOIN memories AS m ON m.namespace = s.name"
-        " WHERE s.id = ? AND s.kind = 'item' AND m.position = ? AND m.embedded IS NOT NULL AND m.indexed = 1",
+        " WHERE s.id = ? AND s.kind = 'item' AND m.position = ? AND m.embedded IS NOT NULL AND m.position <= s.indexed",
         (source.scope_id, source.document & items.IN_NAMESPACE),
     ).fetchone()
     item = None if row is None else items.find_at(connection, row[0], row[1], None)
