@@ -27,12 +27,12 @@ from langgraph.types import Send
 from pydantic import BaseModel
 
 from session_middleware.checkpoint.langchain_messages import id_of, is_message
-from session_middleware.checkpoint.packing import array_header, pack
+from session_middleware.checkpoint.packing import MESSAGES, array_header, pack
 from session_middleware.storage.checkpoint_types import Blob, Chunk
 from session_middleware.storage.jsonable import is_a
 
 _SCALARS = frozenset({str, int, float, bool, type(None)})
-_MANY = 32  # elements
+_MANY = 4  # elements
 _SHORT = 256  # characters; a longer text has its own blob
 _SEVERAL = "[]"  # prefix of the type of a blob that holds several elements
 
@@ -93,9 +93,9 @@ def _encode(element: Any) -> bytes:
 
 
 def _encodable(element: Any) -> Any:
-    if is_a(element, BaseMessage):
-        return id(type(element)), element.__dict__, element.__pydantic_extra__
     kind = type(element)
+    if kind in MESSAGES or is_a(element, BaseMessage):
+        return id(kind), element.__dict__, element.__pydantic_extra__
     if kind is bytearray or kind is bytes:  # stored with different type tags, but packed alike
         return kind.__name__, element
     return element

@@ -59,7 +59,11 @@ def identity_of(configurable: Mapping[str, Any]) -> Identity:
     if authenticated is not None:
         user: Any = configurable.get(_AUTHENTICATED)
         return checked_identity(authenticated, *(_given(_field(user, name)) for name in ("group_id", "group_ids")))
-    return named_identity(*(_given(configurable.get(name)) for name in ("user_id", "group_id", "group_ids")))
+    given = configurable.get("user_id"), configurable.get("group_id"), configurable.get("group_ids")
+    return named_identity(*map(_given, given)) if given != _NOTHING_GIVEN else _acting_as.get()
+
+
+_NOTHING_GIVEN = (None, None, None)
 
 
 def _given(value: Any) -> Any:

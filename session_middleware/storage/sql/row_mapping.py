@@ -48,21 +48,22 @@ def marks_of(marks: Iterable[str], *texts: str | None) -> str | None:
 
 def value_of(model: type[V], cursor: Cursor, row: tuple[Any, ...]) -> V:
     """A row as a value of `model`; columns it has no field for are left out. Raises `Malformed`."""
-    fields = model.model_fields
+    fields, columns = model.model_fields, [described[0] for described in cursor.description]
     found: dict[str, Any] = {}
     column = ""
     try:
-        for column, value in zip((c[0] for c in cursor.description), row, strict=True):
-            if column in fields and value is not None:
-                found[column] = read_column(column, value)
+        for column, value in zip(columns, row, strict=True):
+            if value is not None and column in fields:
+                is_plain = column not in _JSON_COLUMNS and not column.endswith("_at")
+                found[column] = value if is_plain else read_column(column, value)
         return model(**found)
     except (TypeError, ValueError, RecursionError) as error:
         problem = str(error)
         if isinstance(error, ValidationError):
             first = error.errors(include_url=False)[0]
             column, problem = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
-        columns = dict(zip((c[0] for c in cursor.description), row, strict=True))
-        session_id = str(columns.get("session_id", columns.get("id")))
+        named = dict(zip(columns, row, strict=True))
+        session_id = str(named.get("session_id", named.get("id")))
         raise Malformed(model, session_id, column=column, problem=problem) from error
 
 
