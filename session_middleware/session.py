@@ -325,9 +325,9 @@ class Session(SessionInfo):
     amodel_calls = async_twin(model_calls)
 
     def branches(self) -> list[Branch]:
-        """The branches of the conversation, without ``"main"``."""
+        """The branches of the conversation other than ``"main"``, which each conversation begins on."""
         self._sessions.recorder.drain(self.id)
-        return self._storage.list_branches(self.id)
+        return Rows(self._storage.list_branches(self.id))
 
     abranches = async_twin(branches)
 
