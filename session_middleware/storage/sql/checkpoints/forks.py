@@ -50,11 +50,7 @@ def _insert(connection: Connection, source: SessionInfo, target_id: str, rules: 
         (target_id, source.home, source.family_id, source.id, source.user_id, source.group_id, source.visibility)
         + (to_text(now), to_text(now), tombstones.next_incarnation(connection, target_id), to_text(now)),
     )
-    connection.execute(
-        "UPDATE sessions SET (title, purpose, tags, metadata) ="
-        " (SELECT title, purpose, tags, metadata FROM sessions WHERE id = ?) WHERE id = ?",
-        (source.id, target_id),
-    )
+    session_rows.inherit_details(connection, source.id, target_id, is_fork=True)
     session_rows.touch(connection, target_id, rules, now)
 
 

@@ -365,17 +365,9 @@ def _start_fresh(
     _insert(
         connection, context, rules, now, owner=session if session.user_id is not None else context.identity, aside=aside
     )
-    connection.execute(_KEPT, (aside, session.id))
+    session_rows.inherit_details(connection, aside, session.id, is_fork=False)
     session_rows.write_expiry(connection, session.id, rules)
     return session_rows.get(connection, session.id)
-
-
-_KEPT = """
-    UPDATE sessions SET (title, purpose, tags, metadata, visibility, idle_timeout_seconds, max_age_seconds,
-        retention_seconds, on_expire, on_resume) = (SELECT title, purpose, tags, metadata, visibility,
-        idle_timeout_seconds, max_age_seconds, retention_seconds, on_expire, on_resume FROM sessions WHERE id = ?)
-    WHERE id = ?
-"""
 
 
 def new_home() -> int:

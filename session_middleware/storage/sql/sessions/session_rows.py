@@ -130,6 +130,18 @@ def members(connection: Connection, home: int) -> Sequence[str]:
 
 # Changing
 
+_OF_FORKS = ("title", "purpose", "tags", "metadata")
+_OF_FRESH = [name for name in SessionDetails._fields if name not in ("context", "client")]
+
+
+def inherit_details(connection: Connection, source_id: str, target_id: str, *, is_fork: bool) -> None:
+    """Give a fork, or the fresh session that has an expired one's id, what was set of the session it came from."""
+    columns = ", ".join(_OF_FORKS if is_fork else _OF_FRESH)
+    connection.execute(
+        f"UPDATE sessions SET ({columns}) = (SELECT {columns} FROM sessions WHERE id = ?) WHERE id = ?",
+        (source_id, target_id),
+    )
+
 
 def touch(connection: Connection, session_id: str, rules: EngineContext, now: datetime) -> int:
     """Record activity: the idle time begins again. Returns the session's version."""
@@ -169,8 +181,10 @@ def update(
 ) -> SessionInfo:
     session = get_for(connection, session_id, by, rules)
     lifecycle.check_visibility(session, details.visibility)
-    for name, value in _changes(session, details).items():
-        connection.execute(_SET[name], (value, session_id))
+    changes = _changes(session, details)
+    if changes:
+        columns = ", ".join(f"{name} = ?" for name in changes)
+        connection.execute(f"UPDATE sessions SET {columns} WHERE id = ?", (*changes.values(), session_id))
     if any(getattr(details, name) is not None for name in ("idle_timeout_seconds", "max_age_seconds")):
         write_expiry(connection, session_id, rules)
     if details.client is not None and details.client != session.client:
@@ -201,22 +215,6 @@ def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
         else:
             found[key] = value
     return found
-
-
-_SET = {
-    "title": "UPDATE sessions SET title = ? WHERE id = ?",
-    "purpose": "UPDATE sessions SET purpose = ? WHERE id = ?",
-    "tags": "UPDATE sessions SET tags = ? WHERE id = ?",
-    "metadata": "UPDATE sessions SET metadata = ? WHERE id = ?",
-    "context": "UPDATE sessions SET context = ? WHERE id = ?",
-    "client": "UPDATE sessions SET client = ? WHERE id = ?",
-    "visibility": "UPDATE sessions SET visibility = ? WHERE id = ?",
-    "idle_timeout_seconds": "UPDATE sessions SET idle_timeout_seconds = ? WHERE id = ?",
-    "max_age_seconds": "UPDATE sessions SET max_age_seconds = ? WHERE id = ?",
-    "retention_seconds": "UPDATE sessions SET retention_seconds = ? WHERE id = ?",
-    "on_expire": "UPDATE sessions SET on_expire = ? WHERE id = ?",
-    "on_resume": "UPDATE sessions SET on_resume = ? WHERE id = ?",
-}
 
 
 # Listing
