@@ -39,27 +39,25 @@ def encoded(namespace: tuple[str, ...], key: str, value: Any) -> str:
     Raises:
         UnserializableValue: it is not a mapping, or not JSON.
     """
-    if not isinstance(value, (dict, Mapping)):
+    if type(value) is dict:
+        try:
+            quick = orjson.dumps(value, option=_STRICT)
+        except TypeError:  # not JSON, or JSON that only `json` writes
+            quick = b"null"
+        if b"null" not in quick:  # which may stand for NaN
+            return quick.decode()
+    if not isinstance(value, Mapping):
         raise UnserializableValue(
             f"memory {key!r} in {namespace!r} is a {type(value).__name__}, not a dict",
             advice='put it in one, such as {"text": …}',
         )
     try:
-        return _quickly_encoded(value) or json.dumps(dict(value))
+        return json.dumps(dict(value))
     except (TypeError, ValueError, RecursionError) as error:  # a foreign type, a cycle, too deep
         raise UnserializableValue(
             f"memory {key!r} in {namespace!r} cannot be stored as JSON ({error})",
             advice="convert it to text, numbers, lists and dicts first, for example with model_dump(mode='json')",
         ) from error
-
-
-def _quickly_encoded(value: Mapping[str, Any]) -> str | None:
-    """The value as JSON by orjson; ``None`` for NaN, which it writes as null, and for all that only `json` accepts."""
-    try:
-        found = orjson.dumps(value, option=_STRICT)
-    except TypeError:
-        return None
-    return None if b"null" in found else found.decode()
 
 
 _STRICT = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_SUBCLASS

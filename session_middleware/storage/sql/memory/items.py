@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from itertools import chain, groupby, islice
 from operator import itemgetter
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 from session_middleware.models import from_text, to_text
 from session_middleware.storage.filters import passes
@@ -23,7 +23,7 @@ from session_middleware.storage.search.tokenizer import terms_of, version
 from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.memory import posting_lists
 from session_middleware.storage.sql.memory.indexing import MAX_UNINDEXED, LongBacklog
-from session_middleware.storage.sql.memory.posting_lists import BLOCK_BITS, PostingsByRow
+from session_middleware.storage.sql.memory.posting_lists import BLOCK_BITS, IndexScope, PostingsByRow
 from session_middleware.storage.sql.row_mapping import namespace_text
 
 ItemRef: TypeAlias = tuple[str, int]  # a namespace as text, and a position in it
@@ -52,7 +52,7 @@ _INSERT = """
         embedded, position, key, value, text)
     VALUES {rows} ON CONFLICT (namespace, key) DO NOTHING
 """
-_ROW = "(?1, ?2, ?3, ?4, ?5, ?5, ?6, ?7, ?8, ?9 + {number}, ?, ?, ?)"
+_ROW = "(?1, ?2, ?3, ?4, ?5, ?5, ?6, ?7, ?8, CAST(?9 AS INTEGER) + {number}, ?, ?, ?)"
 _INSERTS = {
     size: _INSERT.format(rows=", ".join(_ROW.format(number=number) for number in range(1, size + 1)))
     for size in (100, 10, 1)
@@ -138,28 +138,10 @@ def _find(connection: Connection, namespace: str, keys: Sequence[str]) -> dict[s
 # Indexing
 
 
-class ItemScope(NamedTuple):
-    """The namespace of some items as a scope of the index. The positions after `indexed` are not indexed yet."""
-
-    id: int
-    namespace: str
-    indexed: int
-    positions: int
-    statistics: Statistics
-
-
-def scopes(connection: Connection, namespaces: Sequence[tuple[str, ...]], *, prefix: bool) -> list[ItemScope]:
+def scopes(connection: Connection, namespaces: Sequence[tuple[str, ...]], *, prefix: bool) -> list[IndexScope]:
     """The scopes of these namespaces, or of all below them."""
     where, values = _visible(namespaces, prefix=prefix, column="name")
-    rows = connection.execute(
-        "SELECT id, name, indexed, positions, documents, words, passages FROM index_scopes"
-        f" WHERE kind = 'item' AND ({where})",
-        values,
-    )
-    return [
-        ItemScope(scope_id, name, indexed, positions, Statistics(*figures))
-        for scope_id, name, indexed, positions, *figures in rows
-    ]
+    return posting_lists.list_scopes(connection, "item", where, values)
 
 
 def has_unindexed(connection: Connection) -> bool:
@@ -209,13 +191,13 @@ def _index(connection: Connection, scope_id: int, items: Iterable[IndexableItem]
     posting_lists.add_statistics(connection, scope_id, statistics_of(by_document))
 
 
-def read_unindexed(connection: Connection, scopes: Sequence[ItemScope], *, can_index: bool) -> dict[int, list[str]]:
+def read_unindexed(connection: Connection, scopes: Sequence[IndexScope], *, can_index: bool) -> dict[int, list[str]]:
     """The terms, by document id, of the items that are not indexed. Raises `LongBacklog` as for messages."""
     found: dict[int, list[str]] = {}
     for scope in scopes:
         if scope.indexed < scope.positions:
             limit = MAX_UNINDEXED + 1 - len(found) if can_index else sys.maxsize
-            items = _unindexed(connection, scope.namespace, scope.indexed, limit)
+            items = _unindexed(connection, scope.name, scope.indexed, limit)
             if len(items) == limit:
                 raise LongBacklog(None)
             found |= _terms_by_document(scope.id, items)
@@ -228,7 +210,7 @@ def unindex(connection: Connection, refs: Iterable[ItemRef]) -> None:
         rows = connection.execute(
             "SELECT s.id, m.position, m.value, m.text FROM index_scopes AS s CROSS JOIN memories AS m"
             " WHERE s.kind = 'item' AND s.name = ? AND m.namespace = s.name AND m.position <= s.indexed"
-            " AND m.position IN (SELECT value FROM json_each(?)) ORDER BY m.position",
+            " AND m.position IN (SELECT CAST(value AS INTEGER) FROM json_each(?)) ORDER BY m.position",
             (namespace, json.dumps([position for _, position in group])),
         ).fetchall()
         if rows:

@@ -11,7 +11,7 @@ import json
 from array import array
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from session_middleware.storage.search.bm25 import BITS, Postings, Statistics, posting
 from session_middleware.storage.search.tokenizer import version
@@ -23,7 +23,6 @@ PostingsByRow: TypeAlias = dict[tuple[int, str, int], Postings]  # by scope, ter
 BLOCK_BITS = 10
 IN_BLOCK = (1 << BLOCK_BITS) - 1
 _LAST_BLOCK = 1 << 50
-_FEW = 8  # scopes that are read one by one
 
 
 class PostingSource(NamedTuple):
@@ -35,6 +34,28 @@ class PostingSource(NamedTuple):
 
 
 # Scopes
+
+
+class IndexScope(NamedTuple):
+    """The items of one namespace, or the messages of one owner."""
+
+    id: int
+    name: str
+    indexed: int  # of items: the positions after it are not indexed yet
+    positions: int
+    statistics: Statistics
+
+
+def list_scopes(connection: Connection, kind: Kind, where: str, values: Sequence[Any]) -> list[IndexScope]:
+    rows = connection.execute(
+        "SELECT id, name, indexed, positions, documents, words, passages FROM index_scopes"
+        f" WHERE kind = ? AND ({where})",
+        (kind, *values),
+    )
+    return [
+        IndexScope(scope_id, name, indexed, positions, Statistics(*figures))
+        for scope_id, name, indexed, positions, *figures in rows
+    ]
 
 
 def find_scope(connection: Connection, kind: Kind, name: str) -> int | None:
@@ -66,17 +87,6 @@ def delete_if_empty(connection: Connection, scope_id: int) -> None:
         " AND NOT EXISTS (SELECT 1 FROM memories WHERE kind = 'item' AND namespace = name)",
         (scope_id,),
     )
-
-
-def statistics(connection: Connection, scope_ids: Collection[int]) -> Statistics:
-    if not scope_ids:
-        return Statistics(0, 0, 0)
-    row = connection.execute(
-        "SELECT COALESCE(SUM(documents), 0), COALESCE(SUM(words), 0), COALESCE(SUM(passages), 0) FROM index_scopes"
-        " WHERE id IN (SELECT value FROM json_each(?))",
-        (json.dumps(list(scope_ids)),),
-    ).fetchone()
-    return Statistics(*row)
 
 
 # Writing
@@ -111,23 +121,21 @@ def remove(
     connection: Connection, scope_id: int, block: int, terms: Iterable[str], documents: Collection[int]
 ) -> set[str]:
     """Remove the postings of these documents from these terms of a block; returns the terms without postings left."""
-    gone = set()
-    for term in set(terms):
-        key = (scope_id, term, block)
-        row = connection.execute(
-            "SELECT postings FROM index_postings WHERE scope_id = ? AND term = ? AND block = ?", key
-        ).fetchone()
-        if row is None:
-            continue
-        left = array("q", [posting for posting in _array([row]) if posting >> BITS not in documents])
-        if left:
-            connection.execute(
-                "UPDATE index_postings SET postings = ? WHERE scope_id = ? AND term = ? AND block = ?",
-                (left.tobytes(), *key),
-            )
-        else:
-            connection.execute("DELETE FROM index_postings WHERE scope_id = ? AND term = ? AND block = ?", key)
-            gone.add(term)
+    rows = connection.execute(
+        "SELECT p.term, p.postings FROM json_each(?) AS wanted CROSS JOIN index_postings AS p"
+        " WHERE p.scope_id = ? AND p.term = wanted.value AND p.block = ?",
+        (json.dumps(list(set(terms))), scope_id, block),
+    ).fetchall()
+    left = {
+        term: array("q", [posting for posting in _array([(postings,)]) if posting >> BITS not in documents])
+        for term, postings in rows
+    }
+    gone = {term for term, postings in left.items() if not postings}
+    delete_block(connection, scope_id, block, gone)
+    connection.executemany(
+        "UPDATE index_postings SET postings = ? WHERE scope_id = ? AND term = ? AND block = ?",
+        [(postings.tobytes(), scope_id, term, block) for term, postings in left.items() if postings],
+    )
     return gone
 
 
@@ -141,58 +149,36 @@ def delete_block(connection: Connection, scope_id: int, block: int, terms: Itera
 
 # Reading
 
+_OF_SOURCES = """
+    FROM json_each(?) AS source CROSS JOIN index_postings AS p
+    WHERE p.scope_id = CAST(json_extract(source.value, '$[0]') AS INTEGER) AND p.term >= ? AND p.term < ?
+    AND p.block BETWEEN CAST(json_extract(source.value, '$[1]') AS INTEGER)
+        AND CAST(json_extract(source.value, '$[2]') AS INTEGER)
+"""
+_OF_TERM = _OF_SOURCES.replace("p.term >= ? AND p.term < ?", "p.term = ?")
+
 
 def read(connection: Connection, sources: Sequence[PostingSource], term: str) -> Postings:
     """The postings of a term in all of these sources."""
-    if len(sources) > _FEW:  # of whole scopes: a query names at most two sessions
-        return _array(
-            connection.execute(
-                "SELECT postings FROM json_each(?) AS source CROSS JOIN index_postings AS p"
-                " WHERE p.scope_id = source.value AND p.term = ?",
-                (json.dumps([source.scope_id for source in sources]), term),
-            )
-        )
-    found = array("q")
-    for scope_id, first, last in sources:
-        found += _array(
-            connection.execute(
-                "SELECT postings FROM index_postings WHERE scope_id = ? AND term = ? AND block BETWEEN ? AND ?",
-                (scope_id, term, first, last),
-            )
-        )
-    return found
-
-
-def read_blocks(connection: Connection, scope_id: int, term: str, blocks: Collection[int]) -> Postings:
-    """The postings of a term in some blocks of a scope."""
-    return _array(
-        connection.execute(
-            "SELECT postings FROM json_each(?) AS wanted CROSS JOIN index_postings AS p"
-            " WHERE p.scope_id = ? AND p.term = ? AND p.block = wanted.value",
-            (json.dumps(sorted(blocks)), scope_id, term),
-        )
-    )
-
-
-def terms_starting_with(connection: Connection, sources: Sequence[PostingSource], prefix: str, limit: int) -> list[str]:
-    rows = connection.execute(
-        "SELECT DISTINCT p.term FROM json_each(?) AS source CROSS JOIN index_postings AS p"
-        " WHERE p.scope_id = json_extract(source.value, '$[0]') AND p.term >= ? AND p.term < ?"
-        " AND p.block BETWEEN json_extract(source.value, '$[1]') AND json_extract(source.value, '$[2]') LIMIT ?",
-        (json.dumps(sources), prefix, prefix + "\U0010ffff", limit),
-    )
-    return [term for (term,) in rows]
+    return _array(connection.execute(f"SELECT p.postings {_OF_TERM}", (json.dumps(sources), term)))
 
 
 def contains(connection: Connection, sources: Sequence[PostingSource], term: str) -> bool:
     """Whether any document of these sources contains the term."""
-    for source in sources:
-        if connection.execute(
-            "SELECT 1 FROM index_postings WHERE scope_id = ? AND term = ? AND block BETWEEN ? AND ? LIMIT 1",
-            (source.scope_id, term, source.first_block, source.last_block),
-        ).fetchone():
-            return True
-    return False
+    found = connection.execute(f"SELECT 1 {_OF_TERM} LIMIT 1", (json.dumps(sources), term))
+    return found.fetchone() is not None
+
+
+def terms_starting_with(connection: Connection, sources: Sequence[PostingSource], prefix: str, limit: int) -> list[str]:
+    rows = connection.execute(
+        f"SELECT DISTINCT p.term {_OF_SOURCES} LIMIT ?", (json.dumps(sources), prefix, prefix + "\U0010ffff", limit)
+    )
+    return [term for (term,) in rows]
+
+
+def read_blocks(connection: Connection, scope_id: int, term: str, blocks: Iterable[int]) -> Postings:
+    """The postings of a term in some blocks of a scope."""
+    return read(connection, [PostingSource(scope_id, block, block) for block in sorted(blocks)], term)
 
 
 def _array(rows: Iterable[tuple[bytes]]) -> Postings:

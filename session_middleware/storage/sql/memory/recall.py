@@ -106,7 +106,7 @@ def nearest(connection: Connection, query: MemoryQuery, now: datetime) -> list[S
     """The page of all items that pass the filter: by cosine, then the items without a vector."""
     assert query.vector is not None
     scopes = items.scopes(connection, query.namespaces, prefix=query.prefix)
-    namespaces = {scope.id: scope.namespace for scope in scopes}
+    namespaces = {scope.id: scope.name for scope in scopes}
     total = vectors.cosines(connection, list(map(PostingSource, namespaces)), query.vector, nearest=None, besides=())
     wanted = query.offset + query.limit
     found: list[StoredMemory] = []
@@ -152,7 +152,7 @@ def _enough(query: MemoryQuery) -> int | None:
 def _scope(connection: Connection, query: MemoryQuery, can_index: bool) -> _Scope:
     scopes = items.scopes(connection, query.namespaces, prefix=query.prefix)
     unindexed_items = items.read_unindexed(connection, scopes, can_index=can_index)
-    statistics = sum((scope.statistics for scope in scopes), Statistics(0, 0, 0))
+    statistics = _total(scope.statistics for scope in scopes)
     sources: list[PostingSource] = []
     for whose in query.whose:
         more, figures = _message_sources(connection, whose)
@@ -166,7 +166,7 @@ def _scope(connection: Connection, query: MemoryQuery, can_index: bool) -> _Scop
     for document, terms in unindexed_items.items():
         _collect(postings, 1, document, terms, ())
     by_document = {each.document: each for each in messages}
-    namespaces = {scope.id: scope.namespace for scope in scopes}
+    namespaces = {scope.id: scope.name for scope in scopes}
     return _Scope(list(map(PostingSource, namespaces)), sources, namespaces, statistics, by_document, postings)
 
 
@@ -180,12 +180,13 @@ def _collect(
 def _message_sources(connection: Connection, whose: MessageScope) -> tuple[list[PostingSource], Statistics]:
     if whose.session_id is not None:
         return _session_source(connection, whose.session_id)
-    if whose.user_id is not None:
-        scope_id = posting_lists.find_scope(connection, "message", indexing.owner_name(whose.user_id))
-        scope_ids = [] if scope_id is None else [scope_id]
-    else:
-        scope_ids = [row[0] for row in connection.execute("SELECT id FROM index_scopes WHERE kind = 'message'")]
-    return list(map(PostingSource, scope_ids)), posting_lists.statistics(connection, scope_ids)
+    where, values = ("1 = 1", []) if whose.user_id is None else ("name = ?", [indexing.owner_name(whose.user_id)])
+    scopes = posting_lists.list_scopes(connection, "message", where, values)
+    return [PostingSource(scope.id) for scope in scopes], _total(scope.statistics for scope in scopes)
+
+
+def _total(statistics: Iterable[Statistics]) -> Statistics:
+    return sum(statistics, Statistics(0, 0, 0))
 
 
 def _session_source(connection: Connection, session_id: str) -> tuple[list[PostingSource], Statistics]:
@@ -306,8 +307,8 @@ def _lengths(connection: Connection, blocks: Iterable[int]) -> dict[int, bytes]:
         connection.execute(
             "SELECT b.block, b.lengths FROM json_each(?) AS wanted CROSS JOIN index_sessions AS s"
             " CROSS JOIN index_blocks AS b"
-            f" WHERE s.number = wanted.value >> {POSITION_BITS - BLOCK_BITS}"
-            " AND b.scope_id = s.scope_id AND b.block = wanted.value",
+            f" WHERE s.number = CAST(wanted.value AS INTEGER) >> {POSITION_BITS - BLOCK_BITS}"
+            " AND b.scope_id = s.scope_id AND b.block = CAST(wanted.value AS INTEGER)",
             (json.dumps(sorted(blocks)),),
         )
     )
