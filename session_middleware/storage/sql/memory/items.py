@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
+from functools import lru_cache
 from itertools import chain, groupby, islice
 from operator import itemgetter
 from typing import Any, TypeAlias
@@ -45,24 +46,27 @@ def document_of(scope_id: int, position: int) -> int:
 
 # Putting
 
-# The values that all items of a put share are bound once, and one statement inserts many items: binding is most
-# of the cost of inserting a single row.
-_INSERT = """
-    INSERT INTO memories (namespace, paths, session_id, message_id, created_at, updated_at, expires_at, ttl_minutes,
-        embedded, position, key, value, text)
-    VALUES {rows} ON CONFLICT (namespace, key) DO NOTHING
-"""
-_ROW = "(?1, ?2, ?3, ?4, ?5, ?5, ?6, ?7, ?8, CAST(?9 AS INTEGER) + {number}, ?, ?, ?)"
-_INSERTS = {
-    size: _INSERT.format(rows=", ".join(_ROW.format(number=number) for number in range(1, size + 1)))
-    for size in (100, 10, 1)
-}
+_SHARED = (  # by all items of a put
+    *("namespace", "paths", "session_id", "message_id", "created_at", "updated_at"),
+    *("expires_at", "ttl_minutes", "embedded"),
+)
 _UPDATE = """
-    UPDATE memories SET paths = ?2, session_id = ?3, message_id = ?4, updated_at = ?5, expires_at = ?6,
-        ttl_minutes = ?7, embedded = ?8, value = ?10, text = ?11,
-        created_at = CASE WHEN expires_at <= ?5 THEN ?5 ELSE created_at END
-    WHERE namespace = ?1 AND key = ?9
+    UPDATE memories SET paths = ?2, session_id = ?3, message_id = ?4, updated_at = ?5, expires_at = ?7,
+        ttl_minutes = ?8, embedded = ?9, value = ?11, text = ?12,
+        created_at = CASE WHEN expires_at <= ?6 THEN ?6 ELSE created_at END
+    WHERE namespace = ?1 AND key = ?10
 """  # an item put after its expiry is new
+
+
+@lru_cache(maxsize=64)
+def _insert_statement(columns: tuple[str, ...], count: int) -> str:
+    """Inserts `count` items. Binding is most of the cost of an insertion, so shared values are bound once."""
+    shared = ", ".join(f"?{number}" for number in range(1, len(columns) + 1))
+    rows = ", ".join(f"({shared}, ?{len(columns) + 1} + {number}, ?, ?, ?)" for number in range(1, count + 1))
+    return (
+        f"INSERT INTO memories ({', '.join(columns)}, position, key, value, text) VALUES {rows}"
+        " ON CONFLICT (namespace, key) DO NOTHING"
+    )
 
 
 def put(connection: Connection, puts: Sequence[MemoryPut], now: datetime) -> None:
@@ -79,12 +83,13 @@ def put(connection: Connection, puts: Sequence[MemoryPut], now: datetime) -> Non
 
 
 def _shared_values(put: MemoryPut, now: datetime) -> tuple[Any, ...]:
-    """The first parameters of the statements above."""
+    """The values of `_SHARED`."""
     return (
         namespace_text(put.namespace),
         None if put.paths is None else json.dumps(list(put.paths)),
         put.session_id,
         put.message_id,
+        to_text(now),
         to_text(now),
         None if put.ttl is None else to_text(now + put.ttl),
         None if put.ttl is None else put.ttl.total_seconds() / 60,
@@ -105,11 +110,13 @@ def _reserve_positions(connection: Connection, namespace: str, count: int) -> in
 
 def _insert(connection: Connection, shared: tuple[Any, ...], last: int, items: Sequence[Sequence[Any]]) -> int:
     """Insert those items whose keys are new, after the position `last`; returns how many."""
+    given = {column: value for column, value in zip(_SHARED, shared, strict=True) if value is not None}
     inserted = first = 0
-    for size, statement in _INSERTS.items():
+    for size in (100, 10, 1):
+        statement = _insert_statement(tuple(given), size)
         while first + size <= len(items):
             some = chain.from_iterable(items[first : first + size])
-            inserted += connection.execute(statement, (*shared, last + first, *some)).rowcount
+            inserted += connection.execute(statement, (*given.values(), last + first, *some)).rowcount
             first += size
     return inserted
 
