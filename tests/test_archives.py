@@ -120,7 +120,7 @@ def test_the_file_describes_itself(open_sessions: OpenSessions, clock: Clock, tm
     assert header["session"] == {"id": "t", "user_id": "alice", "incarnation": 1}
     assert end["rows"] == len(lines)
     assert "both tea" in {line["row"]["text"] for line in lines if line["table"] == "messages"}
-    assert {"$bytes"} == set(next(line["row"]["data"] for line in lines if line["table"] == "list_items"))
+    assert {"$bytes"} == set(next(line["row"]["digest"] for line in lines if line["table"] == "list_items"))
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert [file.name for file in path.parent.iterdir()] == [path.name]
     stored = b"".join(file.read_bytes() for file in tmp_path.iterdir() if file.is_file())
