@@ -17,6 +17,7 @@ from session_middleware.cli.common import check_database
 from session_middleware.errors import StorageError
 from session_middleware.models import Value
 from session_middleware.settings import SessionSettings
+from session_middleware.storage.sql.checks import REPAIRS
 from session_middleware.storage.sqlite.files import beside
 from session_middleware.storage.sqlite.integrity import checks
 from session_middleware.storage.sqlite.integrity.reading import inspect, original_schema
@@ -127,6 +128,6 @@ def _add_row_problems(path: str, settings: SessionSettings, problems: list[str],
         first, *others = (problem for problem in found if problem.kind == kind)
         session = "" if first.session_id is None else f"session {first.session_id!r}: "
         more = f", and {len(others):,} more like it" if others else ""
-        option = "--repair" if kind in checks.REPAIRS else "--deep"
+        option = "--repair" if kind in REPAIRS else "--deep"
         sentence = f"{session}{first.text}{more}; run session-middleware check {option}"
         (notes if kind in _CLEANED_BY_SWEEP else problems).append(sentence)

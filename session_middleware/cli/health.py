@@ -13,7 +13,7 @@ from session_middleware.cli.common import bytes_text
 from session_middleware.cli.doctor import Diagnosis
 from session_middleware.display.text import plural, visible
 from session_middleware.models import ErasureReceipt, Problem
-from session_middleware.storage.sqlite.integrity.checks import repairable
+from session_middleware.storage.sql.checks import repairable
 from session_middleware.storage.types import DeletionCounts
 
 _MAX_SESSIONS = 3  # named for one problem; the others are counted

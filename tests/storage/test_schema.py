@@ -19,10 +19,9 @@ from session_middleware.storage.memory_types import MemoryQuery, MessageScope
 from session_middleware.storage.protocol import Storage
 from session_middleware.storage.record_entries import MessageEntry, RunEnd, ToolEnd, ToolStart
 from session_middleware.storage.run import Lease, RunContext
-from session_middleware.storage.sql import schema
 from session_middleware.storage.sql.record import usage
 from session_middleware.storage.sql.sessions import expiry
-from session_middleware.storage.sqlite import database
+from session_middleware.storage.sqlite import database, migrations
 from session_middleware.storage.sqlite.connection import SqliteConnection
 from session_middleware.storage.sqlite.engine import SqliteStorage
 from session_middleware.storage.sqlite.integrity.reading import original_schema
@@ -32,16 +31,16 @@ from tests.support.memories import put_of
 
 
 def test_the_migrations_the_code_knows_are_those_there_are() -> None:
-    assert schema.latest() == database.KNOWN_MIGRATIONS
+    assert migrations.latest() == database.KNOWN_MIGRATIONS
 
 
 def test_a_database_migrated_step_by_step_equals_a_fresh_one(tmp_path: Path) -> None:
     fresh = SqliteStorage(str(tmp_path / "fresh.db"), load_settings(), clock=utc_now, new_id=lambda: "x")
     fresh.close()
     stepwise = Database(tmp_path / "stepwise.db")
-    for migration in schema.migrations.pending(stepwise):
-        later = [m.name for m in schema.migrations.pending(stepwise) if m.name > migration.name]
-        schema.migrations.apply(stepwise, stop_before=later[:1])
+    for migration in migrations.migrations.pending(stepwise):
+        later = [m.name for m in migrations.migrations.pending(stepwise) if m.name > migration.name]
+        migrations.migrations.apply(stepwise, stop_before=later[:1])
     found = Database(tmp_path / "fresh.db")
     assert found.schema == stepwise.schema
     found.close()
@@ -50,9 +49,9 @@ def test_a_database_migrated_step_by_step_equals_a_fresh_one(tmp_path: Path) -> 
 
 SCANS_BY_DESIGN = (
     "FROM index_scopes WHERE indexed < positions",  # the namespaces with new items, by an index of them alone
-    "SELECT * FROM sessions WHERE 1 ORDER BY",  # all sessions, by the index of their activity
-    "SELECT COUNT(*) FROM sessions WHERE 1",
-    "SELECT * FROM tool_calls WHERE 1 ORDER BY",  # all tool calls, by the index of their start
+    "SELECT * FROM sessions WHERE TRUE ORDER BY",  # all sessions, by the index of their activity
+    "SELECT COUNT(*) FROM sessions WHERE TRUE",
+    "SELECT * FROM tool_calls WHERE TRUE ORDER BY",  # all tool calls, by the index of their start
     "FROM checkpoints WHERE TRUE ORDER BY",  # the saver's list(None)
     "SUM(checkpoint_count), 0) FROM sessions WHERE TRUE",  # the same
     "FROM sessions WHERE TRUE AND checkpoint_count",  # the same, where one is missing

@@ -12,6 +12,7 @@ from session_middleware.models import Event
 
 T = TypeVar("T")
 Undo = Callable[[], None]
+UNLIMITED = 2**62  # as a LIMIT
 
 
 class DamagedRow(Exception):

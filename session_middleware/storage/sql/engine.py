@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any, NoReturn, Protocol, TypeVar
 
 from session_middleware.errors import SessionExists
-from session_middleware.models import Clock, NewId, SessionInfo
+from session_middleware.models import Clock, NewId, Problem, SessionInfo
 from session_middleware.settings import SessionSettings
 from session_middleware.storage.checkpoint_types import (
     Blob,
@@ -22,6 +22,7 @@ from session_middleware.storage.checkpoint_types import (
 from session_middleware.storage.memory_types import MemoryPut
 from session_middleware.storage.record_entries import Entry, RunEnd, ToolEnd
 from session_middleware.storage.run import RunContext
+from session_middleware.storage.sql import checks
 from session_middleware.storage.sql.checkpoints import (
     blobs,
     checkpoints,
@@ -370,3 +371,25 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
         return DeletionCounts(
             checkpoints=checkpoints_gone, bytes_freed=self._database.erase() if checkpoints_gone else 0
         )
+
+    # Health
+
+    def check(self, *, repair: bool, deep: bool = False) -> list[Problem]:
+        self._database.version()  # raises if the file or its WAL was replaced
+        found, repaired = self._find(deep=deep), dict[Problem, Problem]()
+        while repair and (due := [each for each in checks.repairable(found) if each not in repaired]):
+            for problem in due:  # each in its own transaction, so that runs are not blocked
+                repaired[problem] = self._repair(problem)
+            found = self._find(deep=deep)  # a repair may uncover further problems, such as orphans of orphans
+        return [done for problem, done in repaired.items() if problem not in found] + found
+
+    def _find(self, *, deep: bool) -> list[Problem]:  # noqa: ARG002  # the content is compared in files only
+        def find(connection: Connection) -> list[Problem]:
+            return checks.without_moved(
+                problem for each in checks.checks(connection, self._rules) for problem in each()
+            )
+
+        return self._database.read(find)
+
+    def _repair(self, problem: Problem) -> Problem:
+        return self._database.write(lambda connection: checks.repair(connection, problem, self._rules), durable=False)

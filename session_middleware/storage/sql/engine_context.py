@@ -20,10 +20,10 @@ class EngineContext:
 
     @property
     def archives(self) -> Path | None:
-        """The folder for archives: beside the database, unless it is named; none, of a database in memory."""
+        """The folder for archives: beside the file, unless the setting names it; none of a database that is no file."""
         if self.settings.archive_path is not None:
             return Path(self.settings.archive_path).expanduser()
-        return None if self.path == ":memory:" else Path(f"{self.path}.archive")
+        return None if self.path == ":memory:" or "://" in self.path else Path(f"{self.path}.archive")
 
     def archive_at(self, path: str) -> Path:
         """Where an archive is that was written to `path`: maybe the folder was moved since, with the database."""

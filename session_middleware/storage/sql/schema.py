@@ -19,12 +19,8 @@ The tables of a state are in `state/schema.py`, what makes memories and messages
 
 from __future__ import annotations
 
-from sqlite_utils import Database, Migrations
-
 from session_middleware.storage.sql.checkpoints.schema import STATE_TABLES
 from session_middleware.storage.sql.memory.schema import INDEX_TABLES
-
-migrations = Migrations("session_middleware")
 
 _TABLES = (
     """
@@ -325,18 +321,4 @@ _TABLES = (
     "CREATE INDEX memories_to_embed ON memories (embedded, namespace, position) WHERE embedded = 0",
 )
 
-
-@migrations()
-def m001_initial(db: Database) -> None:
-    for statement in (*_TABLES, *STATE_TABLES, *INDEX_TABLES):
-        db.execute(statement)
-
-
-def latest() -> frozenset[str]:
-    """The names of all migrations this version of the code knows."""
-    return frozenset(migration.name for migration in migrations._migrations)
-
-
-def apply(db: Database) -> None:
-    """Bring the schema up to date. The caller holds the write lock and commits."""
-    migrations.apply(db)
+TABLES = (*_TABLES, *STATE_TABLES, *INDEX_TABLES)

@@ -23,7 +23,7 @@ PATIENCE_SECONDS = 0.002  # how long a write that nobody waits for may wait for 
 _BATCH = 128  # operations in one transaction, at most
 
 
-class _BatchAborted(BaseException):
+class BatchAborted(BaseException):
     """An operation has failed half-way in a transaction that others have a part in."""
 
 
@@ -146,7 +146,7 @@ class Writer:
                 self._waiting.popleft()
             try:
                 self._commit(batch)
-            except _BatchAborted:
+            except BatchAborted:
                 for ticket in batch:
                     self._commit([ticket])
         except BaseException:  # this thread is being stopped; the others' operations go on with the next
@@ -198,7 +198,7 @@ class Writer:
                 raise
             if self._has_spoiled(error, before):
                 ticket.error = None
-                raise _BatchAborted from error
+                raise BatchAborted from error
             del self.connection.written[written:]
             self._take_back(ticket)
 
@@ -218,7 +218,7 @@ class Writer:
                 undo()
             del self.connection.written[written:]
             if not self._is_alone and self._has_spoiled(error, before):
-                raise _BatchAborted from error
+                raise BatchAborted from error
             if self._is_alone and self._is_open():  # which a full disk has ended
                 self.connection.execute("ROLLBACK TO inside")
                 self.connection.execute("RELEASE inside")

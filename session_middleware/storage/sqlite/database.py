@@ -315,11 +315,11 @@ def _switch_to_wal(connection: SqliteConnection) -> None:
 def _migrate(connection: SqliteConnection) -> None:
     from sqlite_utils import Database
 
-    from session_middleware.storage.sql import schema
+    from session_middleware.storage.sqlite import migrations
 
     connection.execute("BEGIN IMMEDIATE")
     try:
-        schema.apply(Database(connection, execute_plugins=False, recursive_triggers=False))
+        migrations.apply(Database(connection, execute_plugins=False, recursive_triggers=False))
         connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:
@@ -327,7 +327,7 @@ def _migrate(connection: SqliteConnection) -> None:
         raise
 
 
-KNOWN_MIGRATIONS = frozenset({"m001_initial"})  # a copy, because `schema` imports sqlite-utils; a test compares them
+KNOWN_MIGRATIONS = frozenset({"m001_initial"})  # a copy: `migrations` imports sqlite-utils; a test compares them
 
 
 def is_pending(connection: SqliteConnection) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from session_middleware.storage.checkpoint_types import Blob, ListRef, StoredHistory, StoredList, StoredWrite
@@ -20,7 +20,7 @@ from session_middleware.storage.sql.checkpoints.rows import REPLAYED, Row, Write
 from session_middleware.storage.sql.connection import Connection
 
 # `CROSS JOIN` keeps `ancestors` outside, so that each step is one look-up by the primary key. `UNION` ends a line
-# that a checkpoint put twice has made a ring. Rows are returned as they are found: nearest first.
+# that a checkpoint put twice has made a ring.
 _ANCESTORS = """
     WITH RECURSIVE ancestors (id) AS (
         SELECT CAST(:parent AS TEXT)
@@ -87,19 +87,31 @@ def _walk(connection: Connection, target: Row, channels: frozenset[str], path: s
     seeds: dict[str, int] = {}
     where = {"home": target.home, "session": target.session_id, "ns": target.checkpoint_ns, "parent": target.parent_id}
     cursor = connection.execute(_ANCESTORS, where)
-    while len(seeds) < len(channels) and (found := cursor.fetchone()) is not None:
-        row = Row(*found)
+    for row in _nearest_first((Row(*found) for found in cursor), target.parent_id):
         with damage_context(path, row.key):
             row.check()
         for channel in channels & row.refs.keys():
             seeds.setdefault(channel, len(ancestors))
         ancestors.append(row)
+        if len(seeds) == len(channels):
+            break
     cursor.close()
     last = ancestors[-1] if ancestors else target
     if len(seeds) < len(channels) and last.parent_id is not None:
         with damage_context(path, (*last.key[:2], last.parent_id)):
             latest_checkpoint.check_absent(connection, *last.key[:2], last.parent_id)
     return ancestors, seeds
+
+
+def _nearest_first(rows: Iterable[Row], nearest: str | None) -> Iterator[Row]:
+    """SQLite returns the ancestors in this order, as they are needed; PostgreSQL returns them in any order."""
+    found: dict[str, Row] = {}
+    for each in rows:
+        found[each.checkpoint_id] = each
+        while nearest is not None and nearest in found:
+            row = found.pop(nearest)
+            yield row
+            nearest = row.parent_id
 
 
 def _writes_of(connection: Connection, rows: Sequence[Row]) -> dict[str, list[WriteRow]]:

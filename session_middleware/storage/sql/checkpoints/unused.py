@@ -43,7 +43,7 @@ def _references(connection: Connection, home: int, session_id: str | None) -> li
     found: list[object] = []
     for kind, table in ((Row, "checkpoints"), (WriteRow, "writes")):
         columns = ", ".join(name if name != "body" else "NULL" for name in kind._fields)
-        sql = f"SELECT {columns} FROM {table} WHERE home = ?1 AND (?2 IS NULL OR session_id = ?2)"
+        sql = f"SELECT {columns} FROM {table} WHERE home = ?1 AND (CAST(?2 AS TEXT) IS NULL OR session_id = ?2)"
         for values in connection.execute(sql, (home, session_id)):
             found += references_in(kind(*values))
     return found

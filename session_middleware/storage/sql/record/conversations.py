@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 
 from session_middleware.storage.record_entries import Attachment
-from session_middleware.storage.sql.connection import Connection
+from session_middleware.storage.sql.connection import UNLIMITED, Connection
 from session_middleware.storage.sql.record import message_rows, tool_call_rows
 from session_middleware.storage.sql.session_state import SessionWrite
 from session_middleware.storage.types import ConversationItemPut, StoredItem
@@ -39,7 +39,7 @@ def _list_last(connection: Connection, session_id: str, limit: int | None) -> li
     rows = connection.execute(
         "SELECT position, item, message_id, files FROM conversation_items WHERE session_id = ? AND removed = 0"
         " ORDER BY position DESC LIMIT ?",
-        (session_id, -1 if limit is None else limit),
+        (session_id, UNLIMITED if limit is None else limit),
     ).fetchall()
     return [
         (position, StoredItem(json.loads(item), _files(connection, session_id, json.loads(names or "[]"))), message_id)

@@ -78,10 +78,10 @@ def _delete_files(connection: Connection, session_id: str, names: Iterable[str])
         connection.execute(
             "DELETE FROM files WHERE session_id = ?1 AND hash = ?2"
             " AND NOT EXISTS (SELECT 1 FROM messages WHERE session_id = ?1"
-            " AND (instr(content, ?2) OR instr(extra, ?2)))"
+            " AND (instr(content, ?2) > 0 OR instr(extra, ?2) > 0))"
             " AND NOT EXISTS (SELECT 1 FROM tool_calls WHERE session_id = ?1"
-            " AND (instr(result, ?2) OR instr(artifact, ?2) OR instr(arguments, ?2)))"
-            " AND NOT EXISTS (SELECT 1 FROM conversation_items WHERE session_id = ?1 AND instr(files, ?2))",
+            " AND (instr(result, ?2) > 0 OR instr(artifact, ?2) > 0 OR instr(arguments, ?2) > 0))"
+            " AND NOT EXISTS (SELECT 1 FROM conversation_items WHERE session_id = ?1 AND instr(files, ?2) > 0)",
             (session_id, name),
         )
 

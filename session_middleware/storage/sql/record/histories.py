@@ -135,7 +135,7 @@ def _differs(found: Alignment, recorded: Sequence[_Standing], given: Sequence[Co
 
 _SAYING = """
     SELECT branch FROM messages WHERE session_id = ? AND role = ? AND text = ? AND content IS ?
-    AND (tool_calls IS NULL) = (? IS NULL) AND tool_call_id IS ? AND status = 'complete'
+    AND (tool_calls IS NULL) = (CAST(? AS TEXT) IS NULL) AND tool_call_id IS ? AND status = 'complete'
     GROUP BY branch ORDER BY MAX(seq) DESC
 """
 

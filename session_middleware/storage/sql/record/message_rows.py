@@ -55,7 +55,7 @@ _SHARED = f"""
 """
 _MOVE_BEHIND = """
     UPDATE messages SET place = asked.last + 0.5 FROM (SELECT MAX(place) AS last FROM messages WHERE session_id = ?1
-    AND seq IN (SELECT value FROM json_each(?3)) AND role = 'user' AND checkpoint_ns = ''
+    AND seq IN (SELECT CAST(value AS INTEGER) FROM json_each(?3)) AND role = 'user' AND checkpoint_ns = ''
     AND COALESCE(marks, '') NOT LIKE '%"resume"%') AS asked
     WHERE session_id = ?1 AND message_id = ?2 AND place < asked.last
 """

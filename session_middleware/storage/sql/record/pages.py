@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from session_middleware.models import Message
-from session_middleware.storage.sql.connection import Connection
+from session_middleware.storage.sql.connection import UNLIMITED, Connection
 from session_middleware.storage.sql.record import branches, deletions
 from session_middleware.storage.sql.record.branches import MAIN
 from session_middleware.storage.sql.record.message_rows import rows_of
@@ -30,7 +30,7 @@ def list_messages(
         cursor = connection.execute(
             "SELECT * FROM messages WHERE session_id = ? AND seq > ? AND (? OR replaced_by IS NULL)"
             " ORDER BY seq LIMIT ?",
-            (session_id, after, all_versions, -1 if limit is None else limit),
+            (session_id, after, all_versions, UNLIMITED if limit is None else limit),
         )
         return values_of(Message, cursor)
     messages = values_of(Message, rows_of(connection, "*", session_id, branch or session[0]))

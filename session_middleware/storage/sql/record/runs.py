@@ -158,14 +158,15 @@ _COPY = (
     f"""
     INSERT INTO events (session_id, seq, kind, reason, detail, created_at)
     SELECT :to, seq + {_SHIFT}, kind, reason,
-    json_remove(json_set(detail, '$.place', json_extract(detail, '$.place') + {_SHIFT}), '$.seqs'), created_at
+    json_remove(json_set(detail, '$.place', CAST(json_extract(detail, '$.place') AS REAL) + {_SHIFT}), '$.seqs'),
+    created_at
     FROM events WHERE session_id = :source AND kind = 'message_deleted'
     """,
     """
     INSERT INTO files (session_id, hash, media_type, data)
     SELECT :to, hash, media_type, data FROM files AS own WHERE session_id = :source
     AND EXISTS (SELECT 1 FROM messages WHERE session_id = :source
-    AND (instr(content, own.hash) OR instr(extra, own.hash)))
+    AND (instr(content, own.hash) > 0 OR instr(extra, own.hash) > 0))
     """,
     f"UPDATE checkpoints SET seq = seq + {_SHIFT}"
     " WHERE home = (SELECT home FROM sessions WHERE id = :to) AND session_id = :to",

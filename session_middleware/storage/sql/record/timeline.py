@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import TypeVar
 
 from session_middleware.models import Event, Message, ModelCall, Run, ToolCall
-from session_middleware.storage.sql.connection import Connection
+from session_middleware.storage.sql.connection import UNLIMITED, Connection
 from session_middleware.storage.sql.record import dead_runs
 from session_middleware.storage.sql.row_mapping import values_of
 from session_middleware.storage.types import Page, Record
@@ -18,11 +18,11 @@ from session_middleware.storage.types import Page, Record
 R = TypeVar("R", bound=Record)
 
 _TABLES: tuple[tuple[str, type[Record], str], ...] = (  # table, value, and the condition for the timeline
-    ("runs", Run, "1"),
+    ("runs", Run, "TRUE"),
     ("messages", Message, "replaced_by IS NULL"),
-    ("tool_calls", ToolCall, "1"),
-    ("model_calls", ModelCall, "1"),
-    ("events", Event, "1"),
+    ("tool_calls", ToolCall, "TRUE"),
+    ("model_calls", ModelCall, "TRUE"),
+    ("events", Event, "TRUE"),
 )
 _UNFINISHED: dict[str, tuple[type[Record], str]] = {
     "runs": (Run, "outcome = 'running'"),
@@ -35,7 +35,7 @@ def list_records(connection: Connection, kind: type[R], session_id: str, *, afte
     table = next(table for table, model, _ in _TABLES if model is kind)
     cursor = connection.execute(
         f"SELECT * FROM {table} WHERE session_id = ? AND seq > ? ORDER BY seq LIMIT ?",
-        (session_id, after, -1 if limit is None else limit),
+        (session_id, after, UNLIMITED if limit is None else limit),
     )
     return dead_runs.as_known(connection, values_of(kind, cursor))
 
@@ -43,7 +43,7 @@ def list_records(connection: Connection, kind: type[R], session_id: str, *, afte
 def list_timeline(connection: Connection, session_id: str, *, after: int, limit: int | None) -> Page:
     if limit is not None and limit <= 0:
         return Page([], [])
-    keys = _keys(connection, session_id, after, -1 if limit is None else limit)
+    keys = _keys(connection, session_id, after, UNLIMITED if limit is None else limit)
     if not keys:
         return Page([], [])
     entries: list[Record] = []
@@ -61,6 +61,7 @@ def _keys(connection: Connection, session_id: str, after: int, limit: int) -> li
     """The lowest and the highest `seq` of a page are what matters."""
     parts = " UNION ALL ".join(
         f"SELECT seq FROM (SELECT seq FROM {table} WHERE session_id = ? AND seq > ? AND {shown} ORDER BY seq LIMIT ?)"
+        f" AS of_{table}"
         for table, _, shown in _TABLES
     )
     rows = connection.execute(f"{parts} ORDER BY seq LIMIT ?", (*(session_id, after, limit) * len(_TABLES), limit))

@@ -92,7 +92,7 @@ def end(connection: SessionWrite, context: RunContext, call: ToolEnd) -> None:
 
 _MARK = """
     UPDATE tool_calls SET marks = (SELECT json_group_array(DISTINCT value) FROM
-    (SELECT value FROM json_each(COALESCE(marks, '[]')) UNION ALL SELECT value FROM json_each(?)))
+    (SELECT value FROM json_each(COALESCE(marks, '[]')) UNION ALL SELECT value FROM json_each(?)) AS every)
     WHERE session_id = ? AND execution_id = ?
 """
 
@@ -113,7 +113,8 @@ def interrupt_gone(connection: Connection, session_id: str) -> None:
 def store_files(connection: SessionWrite, session_id: str, files: Sequence[Attachment]) -> None:
     for file in files:
         connection.execute(
-            "INSERT OR IGNORE INTO files (session_id, hash, media_type, data) VALUES (?, ?, ?, ?)", (session_id, *file)
+            "INSERT INTO files (session_id, hash, media_type, data) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            (session_id, *file),
         )
 
 
@@ -221,7 +222,7 @@ def asked_by(connection: SessionWrite, session_id: str, message: MessageEntry) -
 
 
 _ASKED_BY = """
-    UPDATE OR IGNORE tool_calls SET message_id = ?, attempt = (SELECT COALESCE(MAX(attempt), 0) + 1 FROM tool_calls AS t
+    UPDATE tool_calls SET message_id = ?, attempt = (SELECT COALESCE(MAX(attempt), 0) + 1 FROM tool_calls AS t
     WHERE t.session_id = tool_calls.session_id AND t.tool_call_id = tool_calls.tool_call_id AND t.message_id = ?)
     WHERE session_id = ? AND seq = ?
 """
@@ -230,7 +231,9 @@ _ASKED_BY = """
 def asked_by_another_id(connection: SessionWrite, session_id: str, before: str, message: MessageEntry) -> None:
     """The message that asked for some executions has another id now."""
     connection.executemany(
-        "UPDATE OR IGNORE tool_calls SET message_id = ? WHERE session_id = ? AND tool_call_id = ? AND message_id = ?",
+        "UPDATE tool_calls SET message_id = ?1 WHERE session_id = ?2 AND tool_call_id = ?3 AND message_id = ?4"
+        " AND NOT EXISTS (SELECT 1 FROM tool_calls AS other WHERE other.session_id = ?2 AND other.tool_call_id = ?3"
+        " AND other.message_id = ?1 AND other.attempt = tool_calls.attempt)",
         [(message.message_id, session_id, clean(str(call.get("id"))), before) for call in message.tool_calls],
     )
 
@@ -248,7 +251,7 @@ _REQUESTS = """
     SELECT message_id, tool_calls, seq, checkpoint_ns FROM (
         SELECT message_id, tool_calls, seq, checkpoint_ns FROM messages
         WHERE session_id = ? AND tool_calls IS NOT NULL ORDER BY seq DESC LIMIT 64
-    ) WHERE instr(tool_calls, ?)
+    ) AS latest WHERE instr(tool_calls, ?) > 0
 """
 
 
@@ -353,7 +356,7 @@ _ANSWERED = """
 _TOLD_BEFORE = """
     DELETE FROM model_calls WHERE session_id = ? AND seq = (
         SELECT seq FROM model_calls WHERE session_id = ? AND seq > ? AND marks LIKE '%"told"%'
-        AND CASE WHEN ? IS NULL THEN input_tokens IS ? AND output_tokens IS ? ELSE message_id = ? END
+        AND CASE WHEN CAST(? AS TEXT) IS NULL THEN input_tokens IS ? AND output_tokens IS ? ELSE message_id = ? END
         ORDER BY seq LIMIT 1
     ) RETURNING model, provider, message_id, input_tokens, output_tokens, cost
 """

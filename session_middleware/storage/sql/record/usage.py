@@ -12,7 +12,7 @@ from typing import Any
 
 from session_middleware.errors import UnknownGrouping
 from session_middleware.models import ToolCall, Usage, to_text
-from session_middleware.storage.sql.connection import Connection
+from session_middleware.storage.sql.connection import UNLIMITED, Connection
 from session_middleware.storage.sql.record import dead_runs
 from session_middleware.storage.sql.row_mapping import clean, values_of
 from session_middleware.storage.types import ToolCallFilter, UsageBy, UsageFilter
@@ -45,7 +45,7 @@ def usage(connection: Connection, by: UsageBy, where: UsageFilter) -> list[Usage
         raise UnknownGrouping(by, known=list(_SUMS))
     beginning, end = _SUMS[by]
     conditions, values = _usage_conditions(where, "t" if by == "tool" else "m")
-    rows = connection.execute(f"{beginning} WHERE {' AND '.join(conditions) or '1'} {end}", values)
+    rows = connection.execute(f"{beginning} WHERE {' AND '.join(conditions) or 'TRUE'} {end}", values)
     return [_usage(row) for row in rows]
 
 
@@ -95,9 +95,9 @@ def list_tool_calls(
         started = to_text(before.started_at) if before.started_at else ""
         values += [started, started, before.session_id, before.seq]
     cursor = connection.execute(
-        f"SELECT * FROM tool_calls WHERE {' AND '.join(conditions) or '1'}"
+        f"SELECT * FROM tool_calls WHERE {' AND '.join(conditions) or 'TRUE'}"
         f" ORDER BY {_START} DESC, session_id DESC, seq DESC LIMIT ?",
-        (*values, -1 if limit is None else limit),
+        (*values, UNLIMITED if limit is None else limit),
     )
     return dead_runs.as_known(connection, values_of(ToolCall, cursor))
 

@@ -232,5 +232,5 @@ def sizes(connection: Connection, session_ids: Sequence[str]) -> dict[str, int]:
     for select in _SIZES:
         sql = f"SELECT sessions.id, {select} WHERE sessions.id IN (SELECT value FROM json_each(?)) GROUP BY sessions.id"
         for session_id, count in connection.execute(sql, (wanted,)):
-            found[session_id] += count or 0
+            found[session_id] += int(count or 0)
     return found

@@ -66,19 +66,20 @@ def release(connection: Connection, numbers: Iterable[int], *, are_over: bool = 
     """Delete leases. A run that is not over, and writes again, notices by its session's version."""
     if not are_over:
         connection.execute(_CHANGED, (json.dumps([*numbers]),))
-    connection.execute("DELETE FROM leases WHERE number IN (SELECT value FROM json_each(?))", (json.dumps([*numbers]),))
+    connection.execute(f"DELETE FROM leases WHERE {_NUMBERED}", (json.dumps([*numbers]),))
 
 
-_CHANGED = """
+_NUMBERED = "number IN (SELECT CAST(value AS INTEGER) FROM json_each(?))"
+_CHANGED = f"""
     UPDATE sessions SET version = version + 1
-    WHERE id IN (SELECT session_id FROM leases WHERE number IN (SELECT value FROM json_each(?)))
+    WHERE id IN (SELECT session_id FROM leases WHERE {_NUMBERED})
 """
 
 
 def renew(connection: Connection, numbers: Iterable[int], now: datetime) -> int:
     """How many of them are still there."""
     return connection.execute(
-        "UPDATE leases SET renewed_at = ? WHERE number IN (SELECT value FROM json_each(?))",
+        f"UPDATE leases SET renewed_at = ? WHERE {_NUMBERED}",
         (to_text(now), json.dumps([*numbers])),
     ).rowcount
 

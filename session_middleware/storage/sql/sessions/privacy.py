@@ -56,8 +56,9 @@ def forget(connection: Connection, user_id: str, rules: EngineContext, *, dry_ru
     deleted = [endings.delete(connection, session_id, rules, action="forgotten") for session_id in theirs]
     traces = _erase_traces(connection, user_id, [*theirs, *gone])
     for session_id in gone:
+        connection.execute("DELETE FROM tombstones WHERE id = ?", (hashed(session_id),))
         connection.execute(
-            "UPDATE OR REPLACE tombstones SET id = ?, user_id = NULL, group_id = NULL, title = NULL,"
+            "UPDATE tombstones SET id = ?, user_id = NULL, group_id = NULL, title = NULL,"
             " action = 'forgotten', reason = NULL, archive = NULL, digest = NULL, on_resume = NULL WHERE id = ?",
             (hashed(session_id), session_id),
         )

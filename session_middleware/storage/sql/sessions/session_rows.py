@@ -13,7 +13,7 @@ from session_middleware import lifecycle
 from session_middleware.errors import SessionNotFound
 from session_middleware.models import LONGEST, Identity, SessionInfo, to_text
 from session_middleware.storage.sql.checkpoints import latest_checkpoint
-from session_middleware.storage.sql.connection import Connection, Cursor
+from session_middleware.storage.sql.connection import UNLIMITED, Connection, Cursor
 from session_middleware.storage.sql.engine_context import EngineContext
 from session_middleware.storage.sql.row_mapping import Malformed, clean, to_json, value_of
 from session_middleware.storage.sql.sessions import events, leases, revocations
@@ -72,7 +72,7 @@ def first(
     """The first `limit` (``None``: all) that can be read of what `select`, with its ``LIMIT :limit``, finds."""
     left_out = 0
     while True:
-        most = -1 if limit is None else limit + left_out
+        most = UNLIMITED if limit is None else limit + left_out
         rows = readable(connection.execute(select, {**values, "limit": most}), rules)
         if limit is None or rows.count(None) == left_out:
             return [session for session in rows if session is not None]
@@ -226,9 +226,9 @@ DUE = """
     AND id NOT IN (SELECT value FROM json_each(:live)) AND (
         (idle_timeout_seconds IS NULL AND last_active_at <= :gone)
         OR (max_age_seconds IS NULL AND began_at <= :born)
-        OR (IFNULL(idle_timeout_seconds, 0) > 0
+        OR (COALESCE(idle_timeout_seconds, 0) > 0
             AND ROUND((julianday(:now) - julianday(last_active_at)) * 86400.0, 3) >= idle_timeout_seconds)
-        OR (IFNULL(max_age_seconds, 0) > 0
+        OR (COALESCE(max_age_seconds, 0) > 0
             AND ROUND((julianday(:now) - julianday(began_at)) * 86400.0, 3) >= max_age_seconds)
     ))
 """
@@ -303,7 +303,7 @@ def _conditions(connection: Connection, where: SessionFilter, rules: EngineConte
         else:
             values[name] = to_text(given) if isinstance(given, datetime) else given
     values |= {"tags": json.dumps(list(where.tags)), "status": where.status}
-    by_status = ("1",) if where.status is None else _BY_STATUS.get(where.status, ("status = :status",))
+    by_status = ("TRUE",) if where.status is None else _BY_STATUS.get(where.status, ("status = :status",))
     return [" AND ".join([one, *found]) for one in by_status], values
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from session_middleware.errors import SessionNotFound
 from session_middleware.models import Identity, OnResume, SessionInfo, from_text, to_text
-from session_middleware.storage.sql.connection import Connection
+from session_middleware.storage.sql.connection import UNLIMITED, Connection
 from session_middleware.storage.sql.row_mapping import values_of
 from session_middleware.storage.sql.sessions import revocations
 from session_middleware.storage.sql.sessions.revocations import hashed
@@ -31,6 +31,11 @@ class Tombstone(NamedTuple):
     on_resume: OnResume | None  # its own, if it had one
     ended_at: datetime | None
     buried_at: datetime
+
+
+_REPLACED = ", ".join(
+    f"{column} = excluded.{column}" for column in ("user_id", "group_id", "title", *Tombstone._fields[3:])
+)
 
 
 def find(connection: Connection, session_id: str) -> Tombstone | None:
@@ -67,9 +72,10 @@ def put(
 ) -> None:
     forgotten = action == "forgotten"
     connection.execute(
-        "INSERT OR REPLACE INTO tombstones"
+        "INSERT INTO tombstones"
         " (id, user_id, group_id, title, incarnation, action, reason, archive, digest, on_resume, ended_at,"
-        " buried_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        " buried_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET"
+        f" {_REPLACED}",
         (hashed(session.id) if forgotten else session.id, None if forgotten else session.user_id)
         + (None if forgotten else session.group_id, None if archive is None else session.title)
         + (session.incarnation, action, reason, archive, digest)
@@ -126,4 +132,4 @@ def list_archived(
     page = "" if before is None else "AND (buried_at, id) < (?, ?)"
     values += [] if before is None else [to_text(before[0]), before[1]]
     statement = _ARCHIVED.format(whose=whose, page=page)
-    return values_of(ArchivedSession, connection.execute(statement, (*values, -1 if limit is None else limit)))
+    return values_of(ArchivedSession, connection.execute(statement, (*values, UNLIMITED if limit is None else limit)))

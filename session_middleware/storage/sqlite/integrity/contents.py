@@ -19,10 +19,11 @@ from session_middleware.models import Branch, Event, Message, ModelCall, Problem
 from session_middleware.storage.sql.checkpoints import lists
 from session_middleware.storage.sql.checkpoints.blobs import CorruptRow, checked_blob, inline_value
 from session_middleware.storage.sql.checkpoints.rows import Row, WriteRow, references_in
+from session_middleware.storage.sql.checks import describe
 from session_middleware.storage.sql.record import runs
 from session_middleware.storage.sql.row_mapping import read_column, value_of
 from session_middleware.storage.sqlite.connection import SqliteConnection
-from session_middleware.storage.sqlite.integrity.reading import UNREADABLE, first_line, original_schema, problem
+from session_middleware.storage.sqlite.integrity.reading import UNREADABLE, first_line, original_schema
 
 _MODELS: Mapping[str, type[Value]] = {
     "sessions": SessionInfo,
@@ -107,7 +108,7 @@ class _Contents:
             advice = "correct the row, or delete the session"
         else:
             advice = "correct or delete the row, or restore a backup"
-        self._found.append(problem("damage", f"{what}; {advice}", session_id, table=table, key=key))
+        self._found.append(describe("damage", f"{what}; {advice}", session_id, table=table, key=key))
 
     def _key(self, table: str, row: Mapping[str, Any]) -> str | None:
         """The primary key of a row within its session, as text."""

@@ -6,10 +6,11 @@ import re
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from session_middleware.errors import StorageError
 from session_middleware.models import Problem
+from session_middleware.storage.sql.checks import describe
 from session_middleware.storage.sql.connection import DamagedRow
 from session_middleware.storage.sqlite.connection import SqliteConnection
 from session_middleware.storage.sqlite.readonly_open import read_unlocked
@@ -72,23 +73,15 @@ def _decoded(data: bytes) -> str:
     return data.decode("utf-8", "surrogateescape")
 
 
-def problem(kind: str, text: str, session_id: Any = None, *, table: str | None = None, key: Any = None) -> Problem:
-    """A problem with as much of its location as is known, converted to printable text."""
-    texts = (
-        None if part is None else str(part).encode("utf-8", "replace").decode() for part in (session_id, key, text)
-    )
-    return Problem(kind=kind, table=table, **dict(zip(("session_id", "key", "text"), texts, strict=True)))
-
-
 def in_file(text: str, table: str | None = None) -> Problem:
-    return problem("file", f"{text}; {_RESTORE}", table=table)
+    return describe("file", f"{text}; {_RESTORE}", table=table)
 
 
 def unfinished(error: Exception) -> Problem:
     """The problem that stopped a check: unreadable pages, or a damaged row."""
     if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_IOERR):
         return in_file(f"it cannot be read to the end ({first_line(error)})")
-    return problem("damage", f"a check could not be finished ({first_line(error)}); check --deep names the row")
+    return describe("damage", f"a check could not be finished ({first_line(error)}); check --deep names the row")
 
 
 def first_line(error: Exception) -> str:
@@ -103,7 +96,7 @@ def structure(connection: SqliteConnection, *, deep: bool) -> list[Problem]:
     found = []
     for line in lines:
         if index := _INDEX.search(line):
-            found.append(problem("index", line, key=index[1]))
+            found.append(describe("index", line, key=index[1]))
         elif line != "ok" and not line.startswith("*** in database"):
             tree = re.search(r"\b[Tt]ree (\d+)", line)
             found.append(in_file(line, names.get(tree[1]) if tree else None))
@@ -124,8 +117,8 @@ def original_schema() -> dict[str, str]:
     """The statements that create the tables, indexes and triggers, by name."""
     from sqlite_utils import Database
 
-    from session_middleware.storage.sql import schema
+    from session_middleware.storage.sqlite import migrations
 
     with closing(Database(memory=True)) as database:
-        schema.apply(database)
+        migrations.apply(database)
         return dict(database.execute(_ENTRIES).fetchall())
