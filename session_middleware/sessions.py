@@ -157,7 +157,7 @@ class Sessions:
         offload = StorageExecutor(storage.name, storage.run_batch)
         self._storage, self._offload = storage, offload
         self._background = BackgroundWorker(storage, at_once=settings.on_busy != "allow")
-        path = "" if settings.storage_url == ":memory:" else os.path.realpath(settings.storage_url)
+        path = "" if storage.name == ":memory:" else os.path.realpath(storage.name)
         self._runs = RunRegistry(self._background, tracking=settings.tracking, path=path)
         buffer = RecordBuffer(
             *(storage, offload),

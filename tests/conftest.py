@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,8 +15,9 @@ import pytest
 
 from session_middleware import Sessions
 from session_middleware.settings import load_settings
+from session_middleware.storage.factory import open_storage
 from session_middleware.storage.protocol import Storage
-from session_middleware.storage.sqlite.engine import SqliteStorage
+from tests.support.postgres import Server, start
 from tests.support.queries import counters, rows
 
 OpenSessions = Callable[..., Sessions]
@@ -110,10 +112,27 @@ def consistent(sessions: Sessions, path: Path) -> Iterator[None]:
 # Storage
 
 
-@pytest.fixture(params=["file", "memory"])
+@pytest.fixture(params=["file", "memory", "postgres"])
 def storage_url(request: pytest.FixtureRequest) -> str:
     """A fresh database of each kind."""
+    if request.param == "postgres":
+        return str(request.getfixturevalue("postgres_url"))
     return ":memory:" if request.param == "memory" else str(request.getfixturevalue("path"))
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[Server]:
+    with tempfile.TemporaryDirectory() as folder:  # a short path, which a socket needs, that another user may enter
+        server = start(Path(folder))
+        yield server
+        server.stop()
+
+
+@pytest.fixture
+def postgres_url(postgres_server: Server) -> Iterator[str]:
+    """An empty database of this test's own."""
+    with postgres_server.database() as url:
+        yield url
 
 
 @pytest.fixture
@@ -122,7 +141,7 @@ def make_storage(clock: Clock, new_id: Callable[[], str], storage_url: str) -> I
     opened: list[Storage] = []
 
     def make(**settings: object) -> Storage:
-        storage = SqliteStorage(storage_url, load_settings(**settings), clock=clock, new_id=new_id)
+        storage = open_storage(load_settings(**settings, storage_url=storage_url), clock, new_id)
         opened.append(storage)
         return storage
 

@@ -101,6 +101,9 @@ def test_no_import_is_circular() -> None:
         ("storage.search", "storage.sql"),
         ("storage.sql", "storage.factory"),
         ("storage.sql", "storage.sqlite"),
+        ("storage.sql", "storage.postgres"),
+        ("storage.sqlite", "storage.postgres"),
+        ("storage.postgres", "storage.sqlite"),
     ],
 )
 def test_within_storage_the_lower_module_does_not_depend_on_the_higher(lower: str, higher: str) -> None:

@@ -11,9 +11,22 @@ from session_middleware.settings import SessionSettings
 from session_middleware.storage.protocol import Storage
 from session_middleware.storage.sqlite.engine import SqliteStorage
 
+POSTGRES = ("postgresql://", "postgres://")
+
 
 def open_storage(settings: SessionSettings, clock: Clock, new_id: NewId) -> Storage:
+    if settings.storage_url.startswith(POSTGRES):
+        return _open_postgres(settings, clock, new_id)
     return SqliteStorage(file_path(settings.storage_url), settings, clock=clock, new_id=new_id)
+
+
+def _open_postgres(settings: SessionSettings, clock: Clock, new_id: NewId) -> Storage:
+    try:
+        from session_middleware.storage.postgres.engine import PostgresStorage
+    except ImportError as error:
+        problem = f"storage_url: postgresql:// needs further packages ({error})"
+        raise InvalidSettings([f"{problem}; run: pip install 'session-middleware[postgres]'"]) from error
+    return PostgresStorage(settings.storage_url, settings, clock=clock, new_id=new_id)
 
 
 def file_path(url: str) -> str:
@@ -25,7 +38,9 @@ def file_path(url: str) -> str:
     """
     scheme, separator, rest = url.partition("://")
     if separator and scheme != "sqlite":
-        raise InvalidSettings([f"storage_url: {scheme}:// is not supported; name a file, or ':memory:'"])
+        raise InvalidSettings(
+            [f"storage_url: {scheme}:// is not supported; name a file, ':memory:', or postgresql://host/database"]
+        )
     path = rest.removeprefix("/") or ":memory:" if separator else url
     if not path.strip():
         raise StorageError(path, "the path is empty", advice="name a file, such as sessions.db, or ':memory:'")

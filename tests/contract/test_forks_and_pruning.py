@@ -296,14 +296,20 @@ OPERATIONS: dict[str, Callable[[Storage], Any]] = {
 def test_an_operation_that_fails_has_done_nothing(name: str, storage: Any) -> None:
     grow(storage, "t", "abc", run_id="r")
     last = "INSERT ON events" if name == "copy" else "DELETE ON checkpoints"
-    fail = f"CREATE TEMP TRIGGER fail BEFORE {last} BEGIN SELECT RAISE(ABORT, 'no'); END"
-    storage._database.write(lambda connection: connection.execute(fail))
+    if storage.name.startswith("postgresql://"):
+        body = "RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no'; END $$"
+        fail = f"CREATE FUNCTION fail() {body}; CREATE TRIGGER fail BEFORE {last} FOR EACH ROW EXECUTE FUNCTION fail()"
+        storage._database.write(lambda connection: connection.script(fail))
+    else:
+        fail = f"CREATE TEMP TRIGGER fail BEFORE {last} BEGIN SELECT RAISE(ABORT, 'no'); END"
+        storage._database.write(lambda connection: connection.execute(fail))
     before = everything(storage)
     with pytest.raises(StorageError):
         OPERATIONS[name](storage)
     assert everything(storage) == before
 
 
+@pytest.mark.parametrize("storage_url", ["file", "memory"], indirect=True)
 def test_deleted_space_goes_back_to_the_file_system(storage: Storage) -> None:
     for session_id in ("t", "u"):
         for number in range(4):

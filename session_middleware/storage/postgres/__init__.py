@@ -1,0 +1,1 @@
+"""The PostgreSQL engine: what differs from SQLite."""

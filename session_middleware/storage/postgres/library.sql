@@ -1,0 +1,61 @@
+-- Functions that SQLite has and PostgreSQL lacks, as far as the statements of the package use them.
+
+CREATE FUNCTION json_each(j text) RETURNS TABLE (key text, value text, type text, atom text)
+LANGUAGE sql IMMUTABLE PARALLEL SAFE ROWS 10 AS $$
+    SELECT e.key, e.value #>> '{}', kind, CASE WHEN kind IN ('array', 'object') THEN NULL ELSE e.value #>> '{}' END
+    FROM (
+        SELECT (n - 1)::text AS key, v AS value FROM json_array_elements(CASE WHEN json_typeof(j::json) = 'array' THEN j::json ELSE '[]' END) WITH ORDINALITY AS a (v, n)
+        UNION ALL SELECT o.key, o.value FROM pg_catalog.json_each(CASE WHEN json_typeof(j::json) = 'object' THEN j::json ELSE '{}' END) AS o
+        UNION ALL SELECT NULL, j::json WHERE json_typeof(j::json) NOT IN ('array', 'object')
+    ) AS e, LATERAL (SELECT CASE json_typeof(e.value) WHEN 'string' THEN 'text' WHEN 'boolean' THEN e.value #>> '{}'
+        WHEN 'number' THEN CASE WHEN e.value #>> '{}' ~ '[.eE]' THEN 'real' ELSE 'integer' END ELSE json_typeof(e.value) END AS kind) AS k
+$$;
+CREATE FUNCTION json_extract(j text, path text) RETURNS text LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
+    SELECT j::json #>> string_to_array(trim(BOTH '.' FROM replace(replace(substr(path, 2), '[', '.'), ']', '')), '.')
+$$;
+CREATE FUNCTION json_set(j text, path text, value text) RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT jsonb_set(j::jsonb, ARRAY[substr(path, 3)], COALESCE(to_jsonb(value), 'null'))::text
+$$;
+CREATE FUNCTION json_set(j text, path text, value double precision) RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT jsonb_set(j::jsonb, ARRAY[substr(path, 3)], COALESCE(to_jsonb(value), 'null'))::text
+$$;
+CREATE FUNCTION json_valid(j text) RETURNS boolean LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
+BEGIN RETURN j::json IS NOT NULL; EXCEPTION WHEN OTHERS THEN RETURN false; END $$;
+CREATE FUNCTION json_pair(name text, value text) RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT json_build_object(name, value)::text
+$$;
+CREATE FUNCTION instr(within text, what text) RETURNS integer LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$ SELECT position(what IN within) $$;
+CREATE FUNCTION instr(within bytea, what bytea) RETURNS integer LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$ SELECT position(what IN within) $$;
+CREATE FUNCTION julianday(moment text) RETURNS double precision LANGUAGE sql STABLE STRICT PARALLEL SAFE AS $$
+    SELECT extract(epoch FROM moment::timestamptz)::double precision / 86400.0 + 2440587.5
+$$;
+CREATE FUNCTION round(x double precision, places integer) RETURNS double precision LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
+    SELECT pg_catalog.round(x::numeric, places)::double precision
+$$;
+CREATE FUNCTION min(a bigint, b bigint) RETURNS bigint LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$ SELECT LEAST(a, b) $$;
+CREATE FUNCTION max(a bigint, b bigint) RETURNS bigint LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$ SELECT GREATEST(a, b) $$;
+CREATE FUNCTION json_insert(j text, path text, value text) RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT (j::jsonb || to_jsonb(value))::text
+$$;
+CREATE FUNCTION json_group_array_add(so_far text[], value text) RETURNS text[] LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT so_far || value
+$$;
+CREATE FUNCTION json_group_array_end(so_far text[]) RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$ SELECT to_json(so_far)::text $$;
+CREATE AGGREGATE json_group_array(text) (SFUNC = json_group_array_add, STYPE = text[], FINALFUNC = json_group_array_end, INITCOND = '{}');
+CREATE FUNCTION latencies_end(so_far double precision[]) RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT string_agg(p::text, ' ' ORDER BY n) FROM unnest((SELECT percentile_disc(ARRAY[0.5, 0.95, 0.99]) WITHIN GROUP (ORDER BY v) FROM unnest(so_far) AS v)) WITH ORDINALITY AS u (p, n)
+$$;
+CREATE FUNCTION latencies_add(so_far double precision[], value double precision) RETURNS double precision[] LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT so_far || value
+$$;
+CREATE AGGREGATE latencies(double precision) (SFUNC = latencies_add, STYPE = double precision[], FINALFUNC = latencies_end, INITCOND = '{}');
+CREATE FUNCTION json_remove(j text, path text) RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT (j::jsonb - substr(path, 3))::text
+$$;
+CREATE FUNCTION json_set(j text, path text, value bigint) RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT jsonb_set(j::jsonb, ARRAY[substr(path, 3)], COALESCE(to_jsonb(value), 'null'))::text
+$$;
+CREATE FUNCTION hex(b bytea) RETURNS text LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$ SELECT encode(b, 'hex') $$;
+CREATE FUNCTION max(a bigint, b bigint, c bigint, d bigint, e bigint) RETURNS bigint LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT GREATEST(a, b, c, d, e)
+$$;

@@ -1,0 +1,88 @@
+"""A PostgreSQL server for the tests, in a temporary folder, and a fresh database for each test."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+import pytest
+
+_OPTIONS = "-c listen_addresses=127.0.0.1 -c fsync=off -c max_connections=200 -c shared_buffers=32MB"
+_TEMPLATE = "migrated"
+
+
+def binaries() -> Path | None:
+    """The folder of the server's programs."""
+    if found := shutil.which("initdb"):
+        return Path(found).resolve().parent
+    return max((path.parent for path in Path("/usr/lib/postgresql").glob("*/bin/initdb")), default=None)
+
+
+class Server:
+    """A running server. As root it runs as the user `postgres`, because it refuses to run as root."""
+
+    def __init__(self, folder: Path) -> None:
+        found = binaries()
+        assert found is not None
+        self._bin, self._folder = found, folder
+        self._user = "postgres" if os.getuid() == 0 else None
+        if self._user:
+            shutil.chown(folder, self._user)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self._run("initdb", "--pgdata=data", "--auth=trust", "--username=postgres", "--encoding=UTF8", "--no-sync")
+        self.start()
+        self._numbers = itertools.count()
+
+    def _run(self, program: str, *arguments: str) -> None:
+        subprocess.run(
+            [self._bin / program, *arguments],
+            cwd=self._folder,
+            user=self._user,
+            extra_groups=[] if self._user else None,
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+
+    def start(self) -> None:
+        options = f"-p {self.port} -k {self._folder} {_OPTIONS}"
+        self._run("pg_ctl", "--pgdata=data", "--log=log", "--wait", f"--options={options}", "start")
+
+    def stop(self, mode: str = "immediate") -> None:
+        self._run("pg_ctl", "--pgdata=data", f"--mode={mode}", "--wait", "stop")
+
+    def url(self, database: str = "postgres") -> str:
+        return f"postgresql://postgres@127.0.0.1:{self.port}/{database}"
+
+    def execute(self, sql: str) -> None:
+        with psycopg.connect(self.url(), autocommit=True) as connection:
+            connection.execute(sql)  # type: ignore[call-overload]
+
+    @contextmanager
+    def database(self, *, migrated: bool = True) -> Iterator[str]:
+        """The URL of a new database, which exists during the block."""
+        name = f"test_{next(self._numbers)}"
+        self.execute(f"CREATE DATABASE {name} TEMPLATE {_TEMPLATE if migrated else 'template0'}")
+        try:
+            yield self.url(name)
+        finally:
+            self.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def start(folder: Path) -> Server:
+    if binaries() is None:
+        pytest.skip("PostgreSQL's server is not installed: install the package postgresql")
+    server = Server(folder)
+    server.execute(f"CREATE DATABASE {_TEMPLATE} TEMPLATE template0")
+    from session_middleware import Sessions
+
+    Sessions(server.url(_TEMPLATE), sweep_interval=None).close()
+    return server
