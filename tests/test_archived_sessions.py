@@ -164,7 +164,7 @@ def test_a_fresh_start_lists_the_archive_under_another_id_which_restores_it(gone
         assert len(sessions.sweep()) == 1
     assert {one.session_id for one in sessions.list_archived()} == {"t", "t~1", "t~2"}
     graph.invoke(human("four"), config)
-    assert "what was said before is in session 't~3'" in sessions.explain("t").text
+    assert "its earlier content is in session 't~3'" in sessions.explain("t").text
     sessions.delete("t")
     assert sessions.check() == []
     for name, text in (("t~1", "hi"), ("t~2", "two"), ("t~3", "three")):

@@ -175,8 +175,8 @@ def test_a_fresh_start_keeps_the_name_and_the_settings_and_leads_to_what_was_bef
     (opened,) = new.events()
     assert (opened.reason, opened.detail) == ("fresh", {"put_aside": "t~1"})
     assert old.events()[-1].detail == {"was": "t"}
-    assert "what was said before is in session 't~1'" in sessions.explain("t").text
-    assert "it was session 't' until that was started afresh" in sessions.for_user("alice").explain("t~1").text
+    assert "its earlier content is in session 't~1'" in sessions.explain("t").text
+    assert "it was session 't' until that id was started afresh" in sessions.for_user("alice").explain("t~1").text
     assert sessions.open("t", user_id="alice", title="Coffee").title == "Coffee"
 
 

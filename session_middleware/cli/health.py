@@ -11,7 +11,7 @@ from rich.text import Text
 
 from session_middleware.cli.common import bytes_text
 from session_middleware.cli.doctor import Diagnosis
-from session_middleware.display.text import plural, visible
+from session_middleware.display.text import plural, visible, visible_line
 from session_middleware.models import ErasureReceipt, Problem
 from session_middleware.storage.sql.checks import repairable
 from session_middleware.storage.types import DeletionCounts
@@ -38,8 +38,8 @@ def diagnosis_picture(found: Diagnosis) -> RenderableType:
     return Group(
         _grid(facts),
         Text(),
-        *(Text.assemble(("note  ", "yellow"), visible(note)) for note in found.notes),
-        *(Text.assemble(("problem  ", "red"), visible(problem)) for problem in found.problems),
+        *(_line(("note  ", "yellow"), note) for note in found.notes),
+        *(_line(("problem  ", "red"), problem) for problem in found.problems),
         _result(verdict, is_good=not found.problems),
     )
 
@@ -55,7 +55,7 @@ def problems_picture(problems: Sequence[Problem]) -> RenderableType:
     for (repaired, table, text), group in groups.items():
         label = ("repaired  ", "green") if repaired else ("problem  ", "red")
         text = text.partition("; ")[0] if repaired else text  # without the action
-        lines.append(Text.assemble(label, visible(f"{_sessions_of(group)}{f'{table}: ' if table else ''}{text}")))
+        lines.append(_line(label, f"{_sessions_of(group)}{f'{table}: ' if table else ''}{text}"))
     if len(lines) > _MAX_LINES:
         lines[_MAX_LINES:] = [Text(f"and {len(lines) - _MAX_LINES:,} more; see all with --json", style="dim")]
     return Group(*lines, _verdict(problems))
@@ -67,7 +67,8 @@ def _verdict(problems: Sequence[Problem]) -> Text:
     if not left:
         return _result(f"{plural(done, 'problem')} repaired, none left", is_good=True)
     counted = f"{plural(done, 'problem')} repaired, {len(left):,} left" if done else plural(len(left), "problem")
-    advice = f"repair {due:,} of them with session-middleware check --repair" if due else "see the action of each above"
+    which = "all" if due == len(left) else f"{due:,} of them"
+    advice = f"repair {which} with session-middleware check --repair" if due else "see the action of each above"
     return _result(f"{counted}; {advice}", is_good=False)
 
 
@@ -115,5 +116,10 @@ def _grid(facts: Sequence[tuple[str, str]]) -> Table:
     return grid
 
 
+def _line(label: tuple[str, str], text: str) -> Text:
+    """One line at any width, so that a pipe receives whole sentences; a terminal wraps it."""
+    return Text.assemble(label, visible_line(text), no_wrap=True, overflow="ignore")
+
+
 def _result(text: str, *, is_good: bool) -> Text:
-    return Text(text, style="bold green" if is_good else "bold red")
+    return _line((text, "bold green" if is_good else "bold red"), "")

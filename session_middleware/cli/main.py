@@ -91,7 +91,10 @@ def list_command(db: str | None, user_id: str | None, status: Any, archived: boo
 @click.option("--full", is_flag=True, help="All records, with their whole text.")
 @json_option
 def show(session_id: str, db: str | None, full: bool, as_json: bool) -> None:
-    """Show the messages, calls, runs and events of a session."""
+    """Show the timeline of a session.
+
+    It consists of its messages, calls, runs and events.
+    """
     from session_middleware.cli.timeline import timeline
     from session_middleware.storage.timeline import kind_of
 

@@ -46,7 +46,10 @@ def _session_command(function: Callable[..., None]) -> click.Command:
 @click.option("--since", metavar="TIME", help="A day such as 2026-01-31, or an age such as 7d.")
 @json_option
 def usage(db: str | None, by: Any, user_id: str | None, since: str | None, as_json: bool) -> None:
-    """Sum the calls, tokens and cost of models, highest cost first; with --by tool, the calls of tools."""
+    """Sum the calls, tokens and cost of models.
+
+    The highest cost comes first. With --by tool, the calls of tools are summed.
+    """
     moment = _moment(since)
     from session_middleware.cli.tables import usage_table
 
@@ -86,9 +89,10 @@ def sweep(
     yes: bool,
     as_json: bool,
 ) -> None:
-    """End the sessions that are due, by on_expire and retention; or delete old ones with --older-than.
+    """End the sessions that are due.
 
-    --status applies to --older-than only.
+    The settings on_expire and retention decide how. With --older-than, delete old sessions instead; --status
+    applies to these only.
     """
     from session_middleware.cli.tables import sweep_table
     from session_middleware.settings import age_of, duration_of
@@ -112,7 +116,10 @@ def sweep(
 @_session_command
 @json_option
 def explain(session_id: str, db: str | None, as_json: bool) -> None:
-    """Explain the status of a session and its next change, also of a deleted one."""
+    """Explain the status and next change of a session.
+
+    It may be a deleted or archived session.
+    """
     with existing(db) as sessions:
         explanation = sessions.explain(session_id)
     if explanation.status == "unknown":
@@ -240,7 +247,7 @@ def forget(user_id: str, db: str | None, dry_run: bool, yes: bool, as_json: bool
 @click.option("--reason", metavar="TEXT", help="Recorded with the events.")
 @click.option("--lift", is_flag=True, help="Admit the user again.")
 def revoke(user_id: str, db: str | None, reason: str | None, lift: bool) -> None:
-    """Refuse a user from now on, and end the user's open sessions."""
+    """Refuse a user, and end the user's open sessions."""
     with existing(db) as sessions:
         was_revoked = sessions._storage.is_revoked(user_id)
         ended = sessions.revoke(user_id, reason=reason, lift=lift)

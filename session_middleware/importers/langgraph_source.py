@@ -26,6 +26,7 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from session_middleware import StorageError, UnserializableValue
 from session_middleware.checkpoint.classes import TypeName
 from session_middleware.checkpoint.serde import StrictSerializer
+from session_middleware.storage.sqlite.database import check_path
 
 Key = tuple[str, str, str]  # thread id, namespace, checkpoint id
 Saver = BaseCheckpointSaver[Any]
@@ -173,8 +174,9 @@ def open_source(where: str) -> Iterator[Saver]:
 def _open_sqlite(where: str) -> Iterator[Saver]:
     module = _import("langgraph.checkpoint.sqlite", where, "langgraph-checkpoint-sqlite")
     path = Path(where)
-    if not path.is_file():
+    if not path.exists():
         raise StorageError(where, "there is no such file", advice="name the file of a SqliteSaver")
+    check_path(where)
     log, memory, journal = (Path(os.path.realpath(where) + end) for end in ("-wal", "-shm", "-journal"))
     # `immutable` creates no -wal and -shm files, but is correct only while no other program has the file open.
     in_use = memory.exists() or journal.exists() or (log.exists() and log.stat().st_size > 0)

@@ -6,21 +6,25 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from session_middleware import lifecycle
-from session_middleware.display.text import span_text
+from session_middleware.display.text import second_text, span_text
 from session_middleware.models import Event, Explanation, SessionInfo
 from session_middleware.settings import SessionSettings
 from session_middleware.storage.types import TombstoneInfo
 
 _REASONS = {
-    "idle_timeout": "nothing happened in it for {idle_timeout}",
+    "idle_timeout": "it was idle for {idle_timeout}",
     "max_age": "it was {max_age} old",
-    "limit": "another session was opened, and no more may be open",
+    "limit": "another session was opened, and max_sessions was reached",
     "owner_revoked": "its owner was revoked",
-    "by_user": "its app said so",
+    "by_user": "the app ended it",
     "retention": "it had ended {retention} before",
-    "older_than": "it was cleaned away by its age",
+    "older_than": "it was inactive for too long",
 }
-_ON_RESUME = {"revive": "revives it", "fresh": "starts afresh and puts it aside", "reject": "is refused"}
+_ON_RESUME = {
+    "revive": "revives it",
+    "fresh": "starts an empty session and puts this one aside",
+    "reject": "is refused",
+}
 
 
 def explain(
@@ -45,10 +49,11 @@ def _explain_open(session: SessionInfo, settings: SessionSettings, current: Sess
     else:
         sentences = [f"it is active: {last_active}"]
     if session.pinned is not None:
-        by, why = session.pinned.by or "somebody", session.pinned.why or "who has not said why"
-        sentences.append(f"it does not expire: {by} has pinned it ({why})")
+        by = f" by {session.pinned.by}" if session.pinned.by else ""
+        why = f" ({session.pinned.why})" if session.pinned.why else ""
+        sentences.append(f"it does not expire, because it was pinned{by}{why}")
     elif end is not None:
-        sentences.append(f"it expires at {_time(end.at)} ({end.reason}) unless something happens before")
+        sentences.append(f"it expires at {_time(end.at)} ({end.reason}) if it is not used before")
         if session.postponed_until == end.at:
             sentences.append("that was postponed by a hook")
     elif not session.is_running:
@@ -92,16 +97,16 @@ def _fresh_starts(events: Sequence[Event]) -> list[str]:
     found = []
     for event in events:
         if event.kind == "opened" and "put_aside" in event.detail:
-            found.append(f"it was started afresh, and what was said before is in session {event.detail['put_aside']!r}")
+            found.append(f"it was started afresh, and its earlier content is in session {event.detail['put_aside']!r}")
         elif event.kind == "put_aside":
-            found.append(f"it was session {event.detail['was']!r} until that was started afresh")
+            found.append(f"it was session {event.detail['was']!r} until that id was started afresh")
     return found
 
 
 def explain_absence(session_id: str, tombstone: TombstoneInfo | None, settings: SessionSettings) -> Explanation:
     """Explain a deleted or archived session, or an unknown id."""
     if tombstone is None:
-        text = f"session {session_id!r}: there is none with this id, and no trace of one"
+        text = f"session {session_id!r}: it does not exist, and no deleted session had this id"
         return Explanation(session_id=session_id, status="unknown", text=text)
     on_resume = tombstone.on_resume or settings.on_resume
     is_archived = tombstone.archive is not None
@@ -123,7 +128,7 @@ def explain_absence(session_id: str, tombstone: TombstoneInfo | None, settings: 
 
 
 def _time(moment: datetime) -> str:
-    return moment.isoformat(timespec="seconds")
+    return f"{second_text(moment)} UTC"
 
 
 def _duration(duration: timedelta | None) -> str:

@@ -546,7 +546,7 @@ def bad_sources(folder: Path) -> dict[str, str]:
     Sessions(folder / "ours.db").close()
     return {
         str(folder / "missing"): "no such file",
-        str(folder): "no such file",
+        str(folder): "it is a folder",
         str(folder / "text"): "not a database",
         str(folder / "other.db"): "no checkpoints of LangGraph's",
         str(folder / "empty"): "no checkpoints of LangGraph's",
