@@ -11,11 +11,9 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Self, TypeAlias
 
-from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
-from langchain_core.vectorstores import InMemoryVectorStore, VectorStore
-from pydantic import ConfigDict
+from langchain_core.vectorstores import InMemoryVectorStore, VectorStore, VectorStoreRetriever
 
 from session_middleware.errors import InvalidMemoryArgument
 from session_middleware.memory.retriever import SessionRetriever, caller_config
@@ -136,13 +134,13 @@ class ScopedVectorStore(VectorStore):
             return False
         return mine.issuperset(ids)
 
-    def as_retriever(self, **kwargs: Any) -> ScopedRetriever:  # type: ignore[override]
-        """A retriever that takes its session from the config of each call. `search_kwargs` may have ``k``."""
-        search_kwargs = kwargs.pop("search_kwargs", {})
-        k = search_kwargs.get("k", kwargs.pop("k", 4))
-        for name in (*kwargs, *search_kwargs.keys() - {"k"}):
-            raise TypeError(f"as_retriever() takes no {name!r}; it takes k, search_kwargs={{'k': …}}")
-        return ScopedRetriever(store=self, k=k)
+    def as_retriever(self, **kwargs: Any) -> ScopedRetriever:
+        """A retriever that takes its session from the config of each call; `k` is short for ``search_kwargs["k"]``."""
+        if "k" in kwargs:
+            kwargs["search_kwargs"] = {"k": kwargs.pop("k"), **kwargs.get("search_kwargs", {})}
+        for name in kwargs.keys() - ScopedRetriever.model_fields.keys():
+            raise TypeError(f"as_retriever() takes no {name!r}; it takes k, {', '.join(ScopedRetriever.model_fields)}")
+        return ScopedRetriever(vectorstore=self, **kwargs)
 
     @classmethod
     def from_texts(
@@ -170,23 +168,8 @@ class ScopedVectorStore(VectorStore):
         memory.check_may_change(_namespaces(found))
 
 
-class ScopedRetriever(SessionRetriever):
+class ScopedRetriever(SessionRetriever, VectorStoreRetriever):
     """Documents of a `ScopedVectorStore`."""
-
-    model_config = ConfigDict(arbitrary_types_allowed=True)
-
-    store: ScopedVectorStore
-    k: int = 4
-
-    def _get_relevant_documents(
-        self, query: str, *, run_manager: CallbackManagerForRetrieverRun, k: int | None = None
-    ) -> list[Document]:
-        return self.store.similarity_search(query, self.k if k is None else k)
-
-    async def _aget_relevant_documents(
-        self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, k: int | None = None
-    ) -> list[Document]:
-        return await self.store.asimilarity_search(query, self.k if k is None else k)
 
 
 def _namespaces(documents: Iterable[Document]) -> set[Namespace]:

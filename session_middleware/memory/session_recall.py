@@ -46,7 +46,6 @@ from session_middleware.storage.validation import (
 Memories: TypeAlias = list[Memory]  # in the class below, `list` is a method
 Kind: TypeAlias = Literal["item", "message"]
 Stored: TypeAlias = list[StoredMemory]
-Vector: TypeAlias = list[float]
 Texts: TypeAlias = list[str]
 Namespaces: TypeAlias = list[Namespace]
 KINDS: tuple[Kind, ...] = ("item", "message")
@@ -113,16 +112,12 @@ class SessionRecall:
         asked = self._query(query, scopes, kinds, roles)._replace(filter=filter, since=since, limit=k)
         if not asked.namespaces and asked.messages is None:
             return Rows()
-        self._indexer.settle()
         if recency:
             asked = asked._replace(limit=4 * k)
-        asked = asked._replace(vector=self._vector(asked))
-        found = self._storage.search_memories(asked)
+        found = self._storage.search_memories(self._with_vector(asked))
         memories = [self._memory(stored, recency=recency, explain=explain) for stored in found]
         if recency:
             memories.sort(key=lambda memory: -(memory.score or 0.0))
-        if self._indexer.embeds:
-            self._indexer.wake()
         return Rows(self._with_neighbours(memory, window) for memory in memories[:k])
 
     def select(
@@ -147,8 +142,7 @@ class SessionRecall:
         first = self._always(scopes) if always else []
         if not asked.namespaces and asked.messages is None:
             return Rows(first)
-        self._indexer.settle()
-        asked = asked._replace(vector=self._vector(asked))
+        asked = self._with_vector(asked)
         found: Memories = []
         known = len(unless_in) // 2  # messages, each with an id and a text
         for limit in (2 * k + known, 16 * (k + known)):  # the second when many results are duplicates
@@ -156,8 +150,6 @@ class SessionRecall:
             found = once([*first, *map(self._memory, stored)], query=query, unless_in=unless_in)
             if len(found) >= len(first) + k or len(stored) < limit:
                 break
-        if self._indexer.embeds:
-            self._indexer.wake()
         return Rows(found[: len(first) + k])
 
     def context_for(
@@ -241,16 +233,21 @@ class SessionRecall:
             namespaces if "item" in kinds else [], prefix=True, query=query, messages=messages, more=more, roles=roles
         )
 
-    def _vector(self, asked: MemoryQuery) -> Vector | None:
-        """The vector of the query without the names of speakers, which would match all of their messages."""
+    def _with_vector(self, asked: MemoryQuery) -> MemoryQuery:
+        """Flush what the recorder has buffered, and add the vector of the query.
+
+        It is computed without the names of speakers, which would match all of their messages.
+        """
+        self._indexer.settle()
         query = asked.query or ""
         if self._indexer.embedder is None or not query.strip():
-            return None
+            return asked
+        self._indexer.wake()
         words = list(dict.fromkeys(re.findall(r"\w+", query)))
         for whose in asked.whose:
             for name in self._storage.find_speakers(words, whose):
                 query = re.sub(rf"\b{re.escape(name)}\b('s\b)?", "", query)
-        return self._indexer.embedder.query(query if query.strip() else asked.query or "")
+        return asked._replace(vector=self._indexer.embedder.query(query if query.strip() else asked.query or ""))
 
     def _search(self, query: MemoryQuery) -> Stored:
         return self._storage.search_memories(query) if query.namespaces else []

@@ -9,7 +9,6 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool, StructuredTool
 
 from session_middleware.memory.context import render
-from session_middleware.memory.results import Memory
 from session_middleware.memory.scopes import SCOPES
 from session_middleware.memory.session_memory import HasMemory, HasOwnMemory, SessionMemory, check_own
 from session_middleware.memory.session_recall import ROLES, SPEAKERS
@@ -81,14 +80,16 @@ class _Tools:
     def remember(self, text: str, config: RunnableConfig) -> Answer:
         """Remember a fact for later conversations, as one sentence that can be understood alone."""
         memory, scope = self._here(config)
-        return _stored(memory.remember(text, scope=scope)), OF_MEMORY
+        return f"Remembered, under the key {memory.remember(text, scope=scope).key}.", OF_MEMORY
 
     aremember = async_twin(remember)
 
     def recall(self, query: str, config: RunnableConfig, limit: int = 5) -> Answer:
         """Look up what was remembered or said before. Ask with the words that were probably used."""
         memory, _ = self._here(config)
-        found = memory.select(query, _clamped(limit), scopes=self._scopes, roles=self._roles, always=self._always)
+        found = memory.select(
+            query, max(1, min(limit, 50)), scopes=self._scopes, roles=self._roles, always=self._always
+        )
         return render(found, with_keys=True) or "Nothing is remembered about that.", OF_MEMORY
 
     arecall = async_twin(recall)
@@ -96,22 +97,11 @@ class _Tools:
     def forget(self, key: str, config: RunnableConfig) -> Answer:
         """Forget something that was remembered, by the key that recall shows."""
         memory, scope = self._here(config)
-        return _forgotten(key, memory.forget(key, scope=scope)), OF_MEMORY
+        unknown = f"There is nothing under the key {key}; recall shows the keys."
+        return "Forgotten." if memory.forget(key, scope=scope) else unknown, OF_MEMORY
 
     aforget = async_twin(forget)
 
     def _here(self, config: RunnableConfig) -> tuple[SessionMemory, Scope]:
         memory = self._sessions.memory(config) if self._session is None else self._session.memory
         return memory, self._scope or ("user" if memory.has("user") else "session")
-
-
-def _clamped(limit: int) -> int:
-    return max(1, min(limit, 50))
-
-
-def _stored(memory: Memory) -> str:
-    return f"Remembered, under the key {memory.key}."
-
-
-def _forgotten(key: str, count: int) -> str:
-    return "Forgotten." if count else f"There is nothing under the key {key}; recall shows the keys."
