@@ -19,6 +19,10 @@ _SUCCEEDED = (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK, pq.ExecStatus.E
 _SAVEPOINTS = ("SAVEPOINT", "RELEASE", "ROLLBACK")
 
 
+class RetryExclusively(BaseException):
+    """The operation writes to more than the locks of its transaction allow. It is carried out again, alone."""
+
+
 class RetryStatements(BaseException):
     """A statement has failed, which ends the transaction. It is carried out again with a savepoint per statement."""
 
@@ -128,6 +132,9 @@ class PostgresConnection:
         """Execute statements without parameters, as PostgreSQL has them, in one round trip."""
         return PostgresCursor(self._checked(self._pg.exec_(sql.encode())))
 
+    def literal(self, text: str) -> str:
+        return bytes(pq.Escaping(self._pg).escape_literal(_escaped(text.encode()))).decode()
+
     @property
     def is_in_transaction(self) -> bool:
         return self._pg.transaction_status in (pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR)
@@ -159,13 +166,22 @@ class PostgresConnection:
         return result
 
 
+# PostgreSQL stores no NUL in a text, and cannot read one in JSON. Each is stored as two other characters.
+_ESCAPES = ((b"\1", b"\1\2"), (b"\0", b"\1\1"), (rb"\u0001", rb"\u0001\u0002"), (rb"\u0000", rb"\u0001\u0001"))
+
+
 def _escaped(text: bytes) -> bytes:
-    """The text without NUL, which PostgreSQL does not store."""
-    return text.replace(b"\1", b"\1\2").replace(b"\0", b"\1\1") if b"\0" in text or b"\1" in text else text
+    if b"\0" in text or b"\1" in text or rb"\u000" in text:
+        for plain, stored in _ESCAPES:
+            text = text.replace(plain, stored)
+    return text
 
 
 def _text(data: bytes) -> str:
-    return (data.replace(b"\1\1", b"\0").replace(b"\1\2", b"\1") if b"\1" in data else data).decode()
+    if b"\1" in data or rb"\u0001" in data:
+        for plain, stored in reversed(_ESCAPES):
+            data = data.replace(stored, plain)
+    return data.decode()
 
 
 def _encoded(parameters: Iterable[Any]) -> tuple[list[Any], list[int]]:

@@ -141,12 +141,13 @@ class PostgresDatabase:
         self,
         operation: Callable[[PostgresConnection], T],
         *,
+        of: str | None = None,
         durable: bool = True,
         patient: bool = False,
         undo: Undo | None = None,
     ) -> T:
         self._check_open()
-        return self._writer.write(operation, durable=durable, patient=patient, undo=undo)
+        return self._writer.write(operation, of=of, durable=durable, patient=patient, undo=undo)
 
     def together(self, calls: Sequence[Callable[[], Any]], *, durable: bool = True) -> list[Callable[[], Any]]:
         self._check_open()

@@ -59,3 +59,21 @@ CREATE FUNCTION hex(b bytea) RETURNS text LANGUAGE sql IMMUTABLE STRICT PARALLEL
 CREATE FUNCTION max(a bigint, b bigint, c bigint, d bigint, e bigint) RETURNS bigint LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
     SELECT GREATEST(a, b, c, d, e)
 $$;
+
+-- Lock the family of a session until the end of the transaction; returns whether it is locked.
+CREATE FUNCTION lock_family(session_id text, may_wait boolean) RETURNS boolean LANGUAGE plpgsql AS $$
+DECLARE
+    family text;
+    locked text;
+BEGIN
+    LOOP
+        family := COALESCE((SELECT family_id FROM sessions WHERE id = session_id), session_id);
+        IF family = locked THEN RETURN true; END IF;  -- it is still the family after the wait
+        IF may_wait THEN
+            PERFORM pg_advisory_xact_lock(hashtextextended(family, 7236));
+        ELSIF NOT pg_try_advisory_xact_lock(hashtextextended(family, 7236)) THEN
+            RETURN false;
+        END IF;
+        locked := family;
+    END LOOP;
+END $$;

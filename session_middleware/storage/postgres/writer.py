@@ -8,10 +8,12 @@ from typing import Any
 
 import psycopg
 
-from session_middleware.storage.postgres.connection import PostgresConnection, RetryStatements
+from session_middleware.storage.postgres.connection import PostgresConnection, RetryExclusively, RetryStatements
 from session_middleware.storage.sql.writer import BatchAborted, Writer, WriteRequest
 
-_ALL = 7_236_000  # the advisory lock of a transaction that may write to every session
+_ALL = 7_236_000  # the advisory lock that a transaction holds alone, or shares if it locks families
+_LOCK_ALL = f"SELECT pg_advisory_xact_lock({_ALL})"
+_LOCK_SOME = f"SELECT pg_advisory_xact_lock_shared({_ALL})"
 
 
 class PostgresWriter(Writer):
@@ -29,28 +31,41 @@ class PostgresWriter(Writer):
         self.watched: frozenset[str] = frozenset()
         self._begin_transaction = begin
         self._give_back = give_back
-        self._has_connection = self._has_savepoints = False
+        self._has_connection = self._has_savepoints = self._is_exclusive = False
+        self._locked: set[str] = set()  # the sessions whose families are locked
 
     def _commit(self, batch: Sequence[WriteRequest[Any]]) -> None:
-        try:
-            super()._commit(batch)
-        except RetryStatements:
-            if len(batch) > 1:
-                raise BatchAborted from None
-            self._has_savepoints = True
+        self._has_savepoints, self._is_exclusive = False, any(request.of is None for request in batch)
+        while True:
             try:
-                super()._commit(batch)
-            finally:
-                self._has_savepoints = False
+                return super()._commit(batch)
+            except (RetryExclusively, RetryStatements) as retry:
+                if len(batch) > 1:
+                    raise BatchAborted from None
+                self._has_savepoints |= isinstance(retry, RetryStatements)
+                self._is_exclusive |= isinstance(retry, RetryExclusively)
 
     def _begin(self, batch: Sequence[WriteRequest[Any]]) -> None:
         is_durable = any(request.durable for request in batch)
         self.connection = self._begin_transaction("" if is_durable else "; SET LOCAL synchronous_commit TO off")
         self._has_connection = True
         self.connection.watched = self.watched
-        self.connection.script(f"SELECT pg_advisory_xact_lock({_ALL})")
+        self._locked.clear()
+        self.connection.script(_LOCK_ALL if self._is_exclusive else _LOCK_SOME)
         self.connection.is_writing = True
         self.connection.has_savepoints = self._has_savepoints
+
+    def _lock(self, of: str | None) -> None:
+        """Wait for the first lock only: waiting for further ones could end in a deadlock with another process."""
+        if self._is_exclusive or of == "" or of in self._locked:
+            return
+        if of is None:
+            raise RetryExclusively
+        connection = self.connection
+        sql = f"SELECT lock_family({connection.literal(of)}, {not self._locked})"
+        if connection.script(sql).fetchone()[0] != "t":
+            raise RetryExclusively
+        self._locked.add(of)
 
     def _end(self) -> None:
         self.connection.script("COMMIT")

@@ -68,6 +68,7 @@ class Database(Protocol):
         self,
         operation: Callable[[Connection], T],
         *,
+        of: str | None = None,
         durable: bool = True,
         patient: bool = False,
         undo: Undo | None = None,
@@ -76,6 +77,8 @@ class Database(Protocol):
 
         Args:
             operation: Is run a second time if the first transaction is rolled back.
+            of: The session that is written to; no other process writes to its family at the same time. ``None``:
+                no other process writes at all. Empty: the operation needs no lock.
             durable: The commit survives a power failure. Otherwise it survives ``kill -9``, and survives a power
                 failure only after the next durable commit.
             patient: No caller waits for this write, so it may wait briefly for another write's commit.

@@ -95,6 +95,9 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
         `entries` are what the operation records: of a run that is refused, only its end is written.
         """
         before: list[EntrySnapshot] = []
+        settings = self._rules.settings
+        counts_others = (settings.max_sessions or settings.max_sessions_per_user) and not context.admitted
+        of = None if counts_others else context.session_id
 
         def operation(connection: Connection) -> T | CommitThenRaise:
             before[:] = [EntrySnapshot(context)]
@@ -118,7 +121,7 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
             self._states.drop(context.session_id)
 
         try:
-            result: Any = self._database.write(operation, durable=durable, patient=patient, undo=undo)
+            result: Any = self._database.write(operation, of=of, durable=durable, patient=patient, undo=undo)
         except (ListConflict, StaleState):
             return self._run_admitted(
                 context, then, durable=durable, announce=announce, patient=patient, careful=careful, entries=entries
@@ -218,7 +221,7 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
             refusal = error
         if not self._database.is_writable:  # nor can the event be
             raise refusal
-        self._database.write(lambda connection: self._refused(connection, context, refusal))
+        self._database.write(lambda connection: self._refused(connection, context, refusal), of=context.session_id)
         return None  # never: the refusal was raised
 
     def find_session(self, session_id: str) -> SessionInfo | None:
@@ -352,7 +355,7 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
                     self._free_unused(connection, session_id)
             return gone
 
-        return self._database.write(operation)
+        return self._database.write(operation, of=session_id)
 
     def delete_for_runs(self, run_ids: Sequence[str]) -> DeletionCounts:
         def operation(connection: Connection) -> int:

@@ -30,11 +30,14 @@ class BatchAborted(BaseException):
 class WriteRequest(Generic[T]):
     """An operation waiting to be carried out, and what came of it."""
 
-    __slots__ = ("_done", "durable", "error", "is_done", "operation", "refused", "result", "undo")
+    __slots__ = ("_done", "durable", "error", "is_done", "of", "operation", "refused", "result", "undo")
 
-    def __init__(self, operation: Callable[[Any], T], *, durable: bool, patient: bool = False) -> None:
+    def __init__(
+        self, operation: Callable[[Any], T], *, durable: bool, patient: bool = False, of: str | None = ""
+    ) -> None:
         self.operation = operation
         self.durable = durable
+        self.of = of
         self.is_done = False
         self.result: T | None = None
         self.error: BaseException | None = None
@@ -93,6 +96,9 @@ class Writer:
     def _committed(self) -> None:
         """Called after each commit, with the lock held."""
 
+    def _lock(self, of: str | None) -> None:
+        """Acquire the lock of what an operation writes to, until the end of the transaction."""
+
     def _is_open(self) -> bool:
         """Whether the transaction can go on after an error."""
         raise NotImplementedError
@@ -106,10 +112,18 @@ class Writer:
         """Whether the calling thread is inside an operation, where it sees what is not yet committed."""
         return self._thread == threading.get_ident()
 
-    def write(self, operation: Callable[[Any], T], *, durable: bool, patient: bool, undo: Undo | None = None) -> T:
+    def write(
+        self,
+        operation: Callable[[Any], T],
+        *,
+        of: str | None = None,
+        durable: bool,
+        patient: bool,
+        undo: Undo | None = None,
+    ) -> T:
         if self.is_mine:
-            return self._carry_out_inside(operation, undo)
-        ticket = WriteRequest(operation, durable=durable, patient=patient)
+            return self._carry_out_inside(operation, undo, of)
+        ticket = WriteRequest(operation, durable=durable, patient=patient, of=of)
         if undo is not None:
             ticket.undo.append(undo)
         self._waiting.append(ticket)
@@ -123,7 +137,7 @@ class Writer:
         tickets = [WriteRequest(lambda _, call=call: call(), durable=durable) for call in calls]  # type: ignore[misc]
         if self.is_mine:  # inside such a call: they join it, and an error is raised at once
             for ticket in tickets:
-                ticket.result = self._carry_out_inside(ticket.operation, None)
+                ticket.result = self._carry_out_inside(ticket.operation, None, ticket.of)
                 ticket.end()
             return [ticket.outcome for ticket in tickets]
         self._waiting.extend(tickets)
@@ -189,6 +203,7 @@ class Writer:
         self._current = ticket
         before, written = self._changes(), len(self.connection.written)
         try:
+            self._lock(ticket.of)
             ticket.result = ticket.operation(self.connection)
         except Exception as error:  # it is raised again, to whoever's operation it is
             ticket.error = error
@@ -202,7 +217,7 @@ class Writer:
             del self.connection.written[written:]
             self._take_back(ticket)
 
-    def _carry_out_inside(self, operation: Callable[[Any], T], undo: Undo | None) -> T:
+    def _carry_out_inside(self, operation: Callable[[Any], T], undo: Undo | None, of: str | None) -> T:
         """A write in a call that is carried out: a part of its transaction, and undone alone if it fails."""
         assert self._current is not None
         if undo is not None:
@@ -212,6 +227,7 @@ class Writer:
             self.connection.execute("SAVEPOINT inside")
         try:
             with self.mapped():
+                self._lock(of)
                 result = operation(self.connection)
         except Exception as error:
             if undo is not None:

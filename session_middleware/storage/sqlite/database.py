@@ -125,6 +125,7 @@ class SqliteDatabase:
         self,
         operation: Callable[[SqliteConnection], T],
         *,
+        of: str | None = None,
         durable: bool = True,
         patient: bool = False,
         undo: Undo | None = None,
@@ -140,7 +141,7 @@ class SqliteDatabase:
         """
         self._check_open()
         self._reopen_after_fork()
-        return self._writer.write(operation, durable=durable, patient=patient, undo=undo)
+        return self._writer.write(operation, of=of, durable=durable, patient=patient, undo=undo)
 
     def together(self, calls: Sequence[Callable[[], Any]], *, durable: bool = True) -> list[Callable[[], Any]]:
         """Run whole calls in order, in one transaction, and acknowledge them after its commit.

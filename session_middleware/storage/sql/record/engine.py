@@ -41,7 +41,8 @@ class RecordOperations(Operations):
         self, session_id: str, kind: str, *, reason: str | None = None, detail: dict[str, Any] | None = None
     ) -> None:
         self._database.write(
-            lambda connection: events.append(connection, session_id, kind, reason, detail or {}, self._now())
+            lambda connection: events.append(connection, session_id, kind, reason, detail or {}, self._now()),
+            of=session_id,
         )
 
     def append_repair(
@@ -57,7 +58,8 @@ class RecordOperations(Operations):
         self._database.write(
             lambda connection: tool_call_repairs.append(
                 connection, session_id, calls, run_id=run_id, reason=reason, detail=detail, now=self._now()
-            )
+            ),
+            of=session_id,
         )
 
     def list_records(self, kind: type[R], session_id: str, *, after: int = 0, limit: int | None = None) -> list[R]:

@@ -83,7 +83,7 @@ class SessionOperations(Operations):
             leases.take(connection, context, now)
             return not others
 
-        is_first: Any = self._database.write(enqueue, durable=False, undo=_clear_number(lease))
+        is_first: Any = self._database.write(enqueue, of=context.session_id, durable=False, undo=_clear_number(lease))
         return bool(is_first)
 
     def _refused(self, connection: Connection, context: RunContext, error: SessionError) -> CommitThenRaise:
@@ -98,6 +98,7 @@ class SessionOperations(Operations):
         if lease is not None and lease.number is None:
             self._database.write(
                 lambda connection: leases.take(connection, context, self._now()),
+                of=context.session_id,
                 durable=False,
                 undo=_clear_number(lease),
             )
@@ -108,6 +109,7 @@ class SessionOperations(Operations):
             return True
         is_same = self._database.write(
             lambda connection: admission.hold(connection, context, self._now()),
+            of=context.session_id,
             durable=False,
             undo=_clear_number(context.lease),
         )
@@ -124,14 +126,16 @@ class SessionOperations(Operations):
         if numbers:
             are_over = all(lease.is_over for lease in given)
             self._database.write(
-                lambda connection: leases.release(connection, numbers, are_over=are_over), durable=False
+                lambda connection: leases.release(connection, numbers, are_over=are_over), of="", durable=False
             )
             self._rules.over.difference_update(numbers)
 
     def renew_leases(self, given: Sequence[Lease]) -> None:
         numbers = _numbers(given)
         if numbers:
-            self._database.write(lambda connection: leases.renew(connection, numbers, self._now()), durable=False)
+            self._database.write(
+                lambda connection: leases.renew(connection, numbers, self._now()), of="", durable=False
+            )
 
     def find_active_run(self, session_id: str, *, but: Lease | None = None) -> tuple[str | None, str] | None:
         number = None if but is None else but.number
@@ -142,7 +146,7 @@ class SessionOperations(Operations):
 
     def update_session(self, session_id: str, details: SessionDetails, *, by: Identity | None = None) -> SessionInfo:
         return self._database.write(
-            lambda connection: session_rows.update(connection, session_id, details, self._rules, by)
+            lambda connection: session_rows.update(connection, session_id, details, self._rules, by), of=session_id
         )
 
     def delete_session(self, session_id: str, *, by: Identity | None = None) -> DeletionCounts:
@@ -180,18 +184,23 @@ class SessionOperations(Operations):
         return self._database.write(
             lambda connection: endings.end(
                 connection, session_id, status, self._rules, reason=reason, detail=dict(detail), by=by
-            )
+            ),
+            of=session_id,
         )
 
     def ping_session(self, session_id: str, *, by: Identity | None) -> SessionInfo:
-        return self._database.write(lambda connection: session_rows.ping(connection, session_id, self._rules, by))
+        return self._database.write(
+            lambda connection: session_rows.ping(connection, session_id, self._rules, by), of=session_id
+        )
 
     def pin_session(self, session_id: str, pin: Pin | None, *, by: Identity | None) -> SessionInfo:
-        return self._database.write(lambda connection: endings.pin(connection, session_id, pin, self._rules, by))
+        return self._database.write(
+            lambda connection: endings.pin(connection, session_id, pin, self._rules, by), of=session_id
+        )
 
     def postpone_expiry(self, session_id: str, until: datetime) -> None:
         self._database.write(
-            lambda connection: endings.postpone(connection, session_id, until, self._rules, self._now())
+            lambda connection: endings.postpone(connection, session_id, until, self._rules, self._now()), of=session_id
         )
 
     def list_due(

@@ -1,0 +1,204 @@
+"""Several processes on one PostgreSQL database, and faults of the server: what was acknowledged is there."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+
+from session_middleware import Sessions, StorageError
+from session_middleware.models import Event
+from session_middleware.settings import load_settings
+from tests.support import scenarios
+from tests.support.postgres import Server
+from tests.support.processes import Process
+
+PROCESSES = 3
+
+APPENDER = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from session_middleware.models import Identity, utc_now
+from session_middleware.settings import load_settings
+from session_middleware.storage.factory import open_storage
+from session_middleware.storage.record_entries import MessageEntry
+from session_middleware.storage.run import RunContext
+
+url, name = sys.argv[1:]
+print("ready", flush=True)
+sys.stdin.readline()
+storage = open_storage(load_settings(storage_url=url), utc_now, lambda: "x")
+
+def work(number):
+    context = RunContext("shared", Identity())
+    for n in range(10):
+        storage.append(context, [MessageEntry(f"{name}-{number}-{n}", "user", "hi")])
+
+with ThreadPoolExecutor(3) as pool:
+    list(pool.map(work, range(3)))
+storage.close()
+"""
+
+TALKER = """
+import sys
+from session_middleware import Sessions
+from tests.support import scenarios
+
+url, name = sys.argv[1:]
+print("ready", flush=True)
+sys.stdin.readline()
+with Sessions(url, sweep_interval=None) as sessions:
+    agent = sessions.attach(scenarios.chat().compile())
+    for turn in range(8):
+        for thread in ("one", "two"):
+            agent.invoke(scenarios.say(f"{name} {turn}"), sessions.config(thread), durability="sync")
+            print(f"{thread} {name} {turn}", flush=True)
+"""
+
+OPENER = """
+import sys
+from session_middleware import Sessions
+
+print("ready", flush=True)
+sys.stdin.readline()
+with Sessions(sys.argv[1], sweep_interval=None) as sessions:
+    sessions.open(sys.argv[2])
+"""
+
+
+def started(program: str, url: str, count: int) -> list[Process]:
+    """Processes that begin at the same time."""
+    processes = [Process("-c", program, url, f"p{number}", stdin=True) for number in range(count)]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.say("")
+    return processes
+
+
+def test_many_who_write_to_one_session_lose_nothing(postgres_url: str) -> None:
+    for process in started(APPENDER, postgres_url, PROCESSES):
+        assert process.communicate() == ("", "")
+    with Sessions(postgres_url, sweep_interval=None) as sessions:
+        messages = sessions.get("shared").messages()
+        assert len({message.seq for message in messages}) == len(messages) == PROCESSES * 3 * 10
+        assert [event.kind for event in sessions.get("shared").events()].count("opened") == 1
+        assert sessions.check() == []
+
+
+def test_the_state_is_whole_after_processes_talked_at_once_and_one_was_killed(postgres_url: str) -> None:
+    killed, *others = started(TALKER, postgres_url, PROCESSES)
+    told = [killed.stdout.readline() for _ in range(4)]
+    killed.send_signal(signal.SIGKILL)
+    for process in others:
+        out, err = process.communicate()
+        assert err == ""
+        told += out.splitlines()
+    killed.wait()
+    killed.close()
+    with Sessions(postgres_url, sweep_interval=None) as sessions:
+        sessions.sweep()
+        said = {thread: {message.text for message in sessions.get(thread).messages()} for thread in ("one", "two")}
+        for line in told:
+            thread, _, text = line.strip().partition(" ")
+            assert text in said[thread]
+        assert [problem for problem in sessions.check() if problem.kind in ("damage", "counter", "orphan")] == []
+        agent = sessions.attach(scenarios.chat().compile())
+        for thread in said:
+            for state in agent.get_state_history(sessions.config(thread)):
+                assert state.values is not None
+
+
+def test_processes_that_start_at_once_create_the_tables_once(postgres_server: Server) -> None:
+    with postgres_server.database(migrated=False) as url:
+        for process in started(OPENER, url, 10):
+            assert process.communicate() == ("", "")
+        with Sessions(url, sweep_interval=None) as sessions:
+            assert sessions.count() == 10
+
+
+def test_a_lost_connection_is_replaced(postgres_url: str) -> None:
+    with Sessions(postgres_url, sweep_interval=None) as sessions:
+        sessions.open("t")
+        end_connections(postgres_url)
+        assert sessions.get("t").id == "t"
+        end_connections(postgres_url)
+        assert sessions.open("u").id == "u"
+
+
+def end_connections(url: str) -> None:
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid != pg_backend_pid()"
+        )
+
+
+def test_a_connection_lost_in_a_transaction_fails_the_write_and_the_next_one_works(postgres_url: str) -> None:
+    with Sessions(postgres_url, sweep_interval=None) as sessions:
+        database = sessions._storage._database  # type: ignore[attr-defined]
+
+        def operation(connection: object) -> None:
+            connection.execute("UPDATE sessions SET title = 'lost'")  # type: ignore[attr-defined]
+            end_connections(postgres_url)
+            connection.execute("UPDATE sessions SET title = 'lost'")  # type: ignore[attr-defined]
+
+        sessions.open("t")
+        with pytest.raises(StorageError, match="connection failed"):
+            database.write(operation)
+        assert sessions.get("t").title is None
+        assert sessions.open("u").id == "u"
+
+
+@pytest.fixture
+def own_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    import tempfile
+    from pathlib import Path
+
+    from tests.support.postgres import start
+
+    with tempfile.TemporaryDirectory() as folder:
+        server = start(Path(folder))
+        yield server
+        server.stop()
+
+
+def test_a_restart_between_turns_is_not_noticed_and_a_stopped_server_is_named(own_server: Server) -> None:
+    with own_server.database() as url, Sessions(url, sweep_interval=None) as sessions:
+        agent = sessions.attach(scenarios.chat().compile())
+        agent.invoke(scenarios.say("before"), sessions.config("t"))
+        own_server.stop()
+        own_server.start()
+        agent.invoke(scenarios.say("after"), sessions.config("t"))
+        said = [message.text for message in sessions.get("t").messages()]
+        assert "before" in said
+        assert "after" in said
+        assert sessions.check() == []
+
+
+def test_no_error_and_no_repr_contains_the_password(postgres_server: Server) -> None:
+    url = f"postgresql://postgres:secret@127.0.0.1:{postgres_server.port}/missing?application_name=x"
+    for wrong in (url, url.replace("application_name=x", "nonsense=secret"), "postgresql://u:secret@[/x"):
+        with pytest.raises(StorageError) as raised:
+            Sessions(wrong)
+        assert "secret" not in str(raised.value)
+    assert "secret" not in repr(load_settings(storage_url=url))
+
+
+def test_a_role_that_may_not_create_tables_is_told_so(postgres_server: Server) -> None:
+    with postgres_server.database(migrated=False) as url:
+        name = url.rpartition("/")[2]
+        postgres_server.execute(f"DROP ROLE IF EXISTS guest; CREATE ROLE guest LOGIN; GRANT CONNECT ON DATABASE {name} TO guest")
+        with pytest.raises(StorageError, match="may not create its tables"):
+            Sessions(url.replace("postgres@", "guest@"))
+        postgres_server.execute(f"REVOKE ALL ON DATABASE {name} FROM guest")
+        postgres_server.execute("DROP ROLE guest")
+
+
+def test_events_of_one_process_are_read_by_another(postgres_url: str) -> None:
+    with Sessions(postgres_url, sweep_interval=None) as ours, Sessions(postgres_url, sweep_interval=None) as theirs:
+        ours.open("t").close()
+        assert [event.kind for event in theirs.get("t").events()][:1] == ["opened"]
+        assert Event.model_fields
