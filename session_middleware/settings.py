@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from difflib import get_close_matches
 from pathlib import Path
@@ -140,6 +140,18 @@ _PREFIX, _ENV_FILE = "SESSION_", ".env"
 _SIMILAR = 0.9  # to report a mistyped variable, and not another program's
 
 
+_HOSTS = re.compile(r"(?:[\w.%-]*|\[[\w:.]*\])(?::\d*)?(?:,[\w.:%-]*)*")
+
+
+def without_secrets(url: str) -> str:
+    """A URL without its user, password and parameters; a path unchanged."""
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return url
+    hosts, slash, database = rest.partition("?")[0].rpartition("@")[2].partition("/")
+    return f"{scheme}://{hosts}{slash}{database}" if _HOSTS.fullmatch(hosts) else f"{scheme}://"
+
+
 class SessionSettings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix=_PREFIX,
@@ -150,7 +162,7 @@ class SessionSettings(BaseSettings):
         hide_input_in_errors=True,
     )
 
-    storage_url: str = "sessions.db"
+    storage_url: str = "sessions.db"  # a path, ":memory:", or a postgresql:// URL
     tracking: bool = True  # False: runs, messages and tool calls are not recorded
     idle_after: Duration = timedelta(minutes=5)  # shown as idle
     idle_timeout: OptionalDuration = timedelta(days=7)  # expired
@@ -180,6 +192,10 @@ class SessionSettings(BaseSettings):
         None  # LangGraph's TTLConfig: the lifetime of store items, in minutes
     )
     synchronous: Literal["full", "normal"] = "full"
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        for name, value in super().__repr_args__():
+            yield name, without_secrets(value) if name == "storage_url" else value
 
     @classmethod
     def settings_customise_sources(

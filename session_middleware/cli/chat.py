@@ -19,6 +19,7 @@ from session_middleware.cli.timeline import message_line
 from session_middleware.display.text import plural, visible, visible_line
 from session_middleware.session import Session
 from session_middleware.sessions import Sessions
+from session_middleware.settings import without_secrets
 
 _SHOWN_MESSAGES = 4
 _QUIT_COMMANDS = ("/quit", "/exit", "/q")
@@ -50,7 +51,7 @@ def converse(
     finally:
         command = ["session-middleware", "chat", "--thread", session.id]
         command += ["--user", session.user_id] if session.user_id else []
-        command += ["--db", sessions.settings.storage_url]
+        command += ["--db", without_secrets(sessions.settings.storage_url)]
         console.print(Text.assemble(("resume with: ", "dim"), visible(shlex.join(command))), soft_wrap=True)
 
 

@@ -41,8 +41,11 @@ def settings_of(db: str | None) -> SessionSettings:
 @contextmanager
 def existing(db: str | None, **settings: Any) -> Iterator[Sessions]:
     """`Sessions` on a database that exists."""
-    path = existing_file(db)
     from session_middleware.sessions import Sessions
+    from session_middleware.storage.factory import is_postgres
+
+    url = settings_of(db).storage_url
+    path = url if is_postgres(url) else existing_file(db)
 
     with Sessions(path, **settings) as sessions:
         yield sessions

@@ -19,6 +19,7 @@ from session_middleware.cli.common import (
     print_json,
     print_result,
     session_argument,
+    settings_of,
     status_option,
     user_option,
     yes_option,
@@ -206,10 +207,11 @@ def _print_explanation(sessions: Sessions, session_id: str) -> None:
 def check(db: str | None, deep: bool, repair: bool, as_json: bool) -> None:
     """Check a database, which may be damaged. Exit code 1 when a problem is left."""
     from session_middleware.cli.health import problems_picture
+    from session_middleware.storage.factory import is_postgres
 
-    if repair:
+    if repair or is_postgres(settings_of(db).storage_url):
         with existing(db, sweep_interval=None) as sessions:
-            problems = sessions.check(repair=True, deep=deep)
+            problems = sessions.check(repair=repair, deep=deep)
     else:
         from session_middleware.settings import load_settings
         from session_middleware.storage.sqlite.integrity.checks import check_file

@@ -11,13 +11,15 @@ from session_middleware.settings import SessionSettings
 from session_middleware.storage.protocol import Storage
 from session_middleware.storage.sqlite.engine import SqliteStorage
 
-POSTGRES = ("postgresql://", "postgres://")
-
 
 def open_storage(settings: SessionSettings, clock: Clock, new_id: NewId) -> Storage:
-    if settings.storage_url.startswith(POSTGRES):
+    if is_postgres(settings.storage_url):
         return _open_postgres(settings, clock, new_id)
     return SqliteStorage(file_path(settings.storage_url), settings, clock=clock, new_id=new_id)
+
+
+def is_postgres(url: str) -> bool:
+    return url.startswith(("postgresql://", "postgres://"))
 
 
 def _open_postgres(settings: SessionSettings, clock: Clock, new_id: NewId) -> Storage:

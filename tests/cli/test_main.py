@@ -345,7 +345,7 @@ def test_another_program_s_database_is_left_alone(call: Call, tmp_path: Path) ->
 def test_unknown_session_bad_setting_and_foreign_owner_are_one_line(call: Call, db: str) -> None:
     assert_is_one_line(call("show", "nobody", "--db", db), "no session 'nobody'", "session-middleware list")
     assert_is_one_line(call("sweep", "--db", db, "--idle-timeout", "soon"), "a duration", "--idle-timeout", exit_code=2)
-    assert_is_one_line(call("list", "--db", "postgresql://host/db"), "not supported")
+    assert_is_one_line(call("list", "--db", "mysql://host/db"), "not supported")
     assert_is_one_line(call("chat", "--db", db, "--thread", "a1", "--user", "bob"), "has another owner")
 
 

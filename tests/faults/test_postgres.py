@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from session_middleware import Sessions, StorageError
-from session_middleware.models import Event
+from session_middleware.models import Message
 from session_middleware.settings import load_settings
 from tests.support import scenarios
 from tests.support.postgres import Server
@@ -53,7 +53,7 @@ with Sessions(url, sweep_interval=None) as sessions:
     agent = sessions.attach(scenarios.chat().compile())
     for turn in range(8):
         for thread in ("one", "two"):
-            agent.invoke(scenarios.say(f"{name} {turn}"), sessions.config(thread), durability="sync")
+            agent.invoke({"messages": [("user", f"{name} {turn}")]}, sessions.config(thread), durability="sync")
             print(f"{thread} {name} {turn}", flush=True)
 """
 
@@ -100,7 +100,8 @@ def test_the_state_is_whole_after_processes_talked_at_once_and_one_was_killed(po
     killed.close()
     with Sessions(postgres_url, sweep_interval=None) as sessions:
         sessions.sweep()
-        said = {thread: {message.text for message in sessions.get(thread).messages()} for thread in ("one", "two")}
+        storage = sessions._storage
+        said = {name: {message.text for message in storage.list_records(Message, name)} for name in ("one", "two")}
         for line in told:
             thread, _, text = line.strip().partition(" ")
             assert text in said[thread]
@@ -168,10 +169,10 @@ def own_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def test_a_restart_between_turns_is_not_noticed_and_a_stopped_server_is_named(own_server: Server) -> None:
     with own_server.database() as url, Sessions(url, sweep_interval=None) as sessions:
         agent = sessions.attach(scenarios.chat().compile())
-        agent.invoke(scenarios.say("before"), sessions.config("t"))
+        agent.invoke({"messages": [("user", "before")]}, sessions.config("t"))
         own_server.stop()
         own_server.start()
-        agent.invoke(scenarios.say("after"), sessions.config("t"))
+        agent.invoke({"messages": [("user", "after")]}, sessions.config("t"))
         said = [message.text for message in sessions.get("t").messages()]
         assert "before" in said
         assert "after" in said
@@ -189,16 +190,7 @@ def test_no_error_and_no_repr_contains_the_password(postgres_server: Server) -> 
 
 def test_a_role_that_may_not_create_tables_is_told_so(postgres_server: Server) -> None:
     with postgres_server.database(migrated=False) as url:
-        name = url.rpartition("/")[2]
-        postgres_server.execute(f"DROP ROLE IF EXISTS guest; CREATE ROLE guest LOGIN; GRANT CONNECT ON DATABASE {name} TO guest")
+        postgres_server.execute("CREATE ROLE guest LOGIN")
         with pytest.raises(StorageError, match="may not create its tables"):
             Sessions(url.replace("postgres@", "guest@"))
-        postgres_server.execute(f"REVOKE ALL ON DATABASE {name} FROM guest")
         postgres_server.execute("DROP ROLE guest")
-
-
-def test_events_of_one_process_are_read_by_another(postgres_url: str) -> None:
-    with Sessions(postgres_url, sweep_interval=None) as ours, Sessions(postgres_url, sweep_interval=None) as theirs:
-        ours.open("t").close()
-        assert [event.kind for event in theirs.get("t").events()][:1] == ["opened"]
-        assert Event.model_fields

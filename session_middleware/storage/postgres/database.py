@@ -21,9 +21,10 @@ from pydantic import ValidationError
 
 from session_middleware.errors import StorageError
 from session_middleware.models import Event
+from session_middleware.settings import without_secrets
 from session_middleware.storage.postgres import schema
 from session_middleware.storage.postgres.connection import PostgresConnection
-from session_middleware.storage.postgres.errors import display_name, storage_error
+from session_middleware.storage.postgres.errors import storage_error
 from session_middleware.storage.postgres.writer import PostgresWriter
 from session_middleware.storage.sql.connection import DamagedRow, Undo
 
@@ -50,7 +51,7 @@ class PostgresDatabase:
     is_writable = True
 
     def __init__(self, url: str) -> None:
-        self.path = display_name(url)
+        self.path = without_secrets(url)
         self._url = url
         self._closed = False
         self._watched: frozenset[str] = frozenset()
@@ -67,10 +68,11 @@ class PostgresDatabase:
             problem = "the URL is not valid"
             raise StorageError(self.path, problem, advice="write postgresql://user@host:port/database") from None
         with raw:
-            connection = PostgresConnection(raw)
-            connection.script("BEGIN")
-            schema.migrate(connection)
-            connection.script("COMMIT")
+            try:
+                schema.migrate(PostgresConnection(raw))
+            except psycopg.errors.InsufficientPrivilege as error:
+                problem, advice = f"this role may not create its tables ({error})", "open it once as their owner"
+                raise StorageError(self.path, problem, advice=advice) from error
 
     def _open(self) -> None:
         self._process = os.getpid()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from urllib.parse import urlsplit
 
 import psycopg
 from psycopg import errors
@@ -12,16 +11,6 @@ from psycopg_pool import PoolTimeout
 from session_middleware.errors import StorageError
 
 _NEWER = "upgrade the package to open it"
-
-
-def display_name(url: str) -> str:
-    """A URL without user, password and parameters."""
-    try:
-        parts = urlsplit(url)
-        place = parts.netloc.rpartition("@")[2]
-    except ValueError:
-        return "postgresql://"
-    return f"postgresql://{place}{parts.path}"
 
 
 def storage_error(name: str, error: psycopg.Error) -> StorageError:

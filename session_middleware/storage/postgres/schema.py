@@ -49,12 +49,13 @@ def _read(name: str) -> str:
 
 
 def migrate(connection: PostgresConnection) -> None:
-    """Create the tables if they do not exist. The caller has begun a transaction, and commits it."""
+    """Create the tables if they do not exist."""
     if _is_applied(connection):
         return
-    connection.script(f"SELECT pg_advisory_xact_lock({_LOCK})")
+    connection.script(f"BEGIN; SELECT pg_advisory_xact_lock({_LOCK})")
     if not _is_applied(connection):
         connection.script(";\n".join(statements()))
+    connection.script("COMMIT")
 
 
 def _is_applied(connection: PostgresConnection) -> bool:
