@@ -8,9 +8,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import HumanMessage
-from langchain_core.runnables import RunnableLambda
 from langgraph.types import Command
 
 from session_middleware import InvalidIdentity, SessionAccessDenied, SessionError, Sessions
@@ -125,7 +123,7 @@ async def test_a_stranger_is_refused_at_every_door_and_leaves_only_an_event(
 
 
 @pytest.mark.parametrize("door", [invoke, ainvoke, stream, astream], ids=lambda door: door.__name__)
-async def test_the_recorder_alone_stops_a_strangers_run_and_logs_no_error(
+async def test_the_recorder_alone_stops_a_strangers_run_and_adds_nothing_to_langchains_warning(
     door: Door, graph: Any, sessions: Sessions, caplog: pytest.LogCaptureFixture
 ) -> None:
     ran: list[str] = []
@@ -143,17 +141,7 @@ async def test_the_recorder_alone_stops_a_strangers_run_and_logs_no_error(
     assert (ran, sessions.get("t").messages(), len(sessions.get("t").runs())) == ([], before, 1)
     event = sessions.get("t").events()[-1]
     assert (event.kind, event.detail) == ("denied", {"user_id": "mallory"})  # once
-    assert caplog.records == []
-
-
-def test_errors_of_other_callbacks_are_still_logged(sessions: Sessions, caplog: pytest.LogCaptureFixture) -> None:
-    class Broken(BaseCallbackHandler):
-        def on_chain_start(self, *args: Any, **kwargs: Any) -> None:
-            raise SessionAccessDenied("t", user_id="x")
-
-    RunnableLambda(str).invoke(1, {"callbacks": [Broken(), sessions.recorder], **sessions.config("t")})
-    errors = [record.message for record in caplog.records if record.name.startswith("langchain")]
-    assert ["Error in Broken.on_chain_start callback" in message for message in errors] == [True]
+    assert {record.name for record in caplog.records} == {"langchain_core.callbacks.manager"}
 
 
 @pytest.mark.parametrize("written", [raw, proper], ids=["raw", "proper"])

@@ -26,7 +26,6 @@ from session_middleware.errors import (
     SessionClosed,
     SessionExpired,
     SessionLimitReached,
-    UserRevoked,
 )
 from session_middleware.models import Clock, NewId
 from session_middleware.recording.messages import describe
@@ -42,16 +41,6 @@ logger = logging.getLogger("session_middleware")
 DENIALS = (SessionAccessDenied, SessionBusy, SessionClosed, SessionExpired, SessionLimitReached)
 WAIT_SECONDS = 0.005  # the longest wait of a tool under asyncio for its start to be stored
 _MAX_TRACKED = 256  # contexts with entries, and sessions with a submitted write
-
-
-def _is_no_denial(record: logging.LogRecord) -> bool:
-    """Drop LangChain's log entry for a denial: the caller of the run gets the exception, and an event records it."""
-    args = record.args if isinstance(record.args, tuple) else ()
-    names = tuple(f"{kind.__name__}(" for kind in (*DENIALS, UserRevoked))
-    return not (len(args) == 3 and args[0] == "SessionRecorder" and str(args[2]).startswith(names))
-
-
-logging.getLogger("langchain_core.callbacks.manager").addFilter(_is_no_denial)
 
 
 class RecordBuffer:
