@@ -1,4 +1,4 @@
-"""`Storage`: the storage operations on memories; the rest of the contract is `Storage`.
+"""The values of the operations of `Storage` on memories.
 
 An item is a JSON value by namespace and key. Each recorded message is a memory too. Both are found by words, and
 by vectors when they have them. The caller computes vectors outside of any transaction and puts them later.

@@ -260,6 +260,28 @@ def test_an_item_in_the_position_of_a_deleted_one_has_only_its_own_words(storage
     assert keys(search(storage, ("n",), query="plum")) == ["c"]
 
 
+def test_an_item_put_again_takes_no_new_position(storage: Storage) -> None:
+    for _ in range(5):
+        put(storage, ("n",), "a", "apple")
+        storage.put_memories([put_of(("n",), key, {}, key) for key in ("a", "b")])
+    positions = storage._database.read(  # type: ignore[attr-defined]
+        lambda connection: connection.execute("SELECT position FROM memories ORDER BY position").fetchall()
+    )
+    assert positions == [(1,), (2,)]
+    [reserved] = storage._database.read(  # type: ignore[attr-defined]
+        lambda connection: connection.execute("SELECT positions FROM index_scopes").fetchall()
+    )
+    assert reserved == (2,)
+
+
+def test_an_indexed_item_put_again_is_found_at_once(storage: Storage) -> None:
+    storage.put_memories([put_of(("n",), f"k{n}", {}, f"filler {n}") for n in range(300)])
+    assert len(search(storage, ("n",), query="filler", limit=500)) == 300  # by then they are indexed
+    put(storage, ("n",), "k7", "pear")
+    assert keys(search(storage, ("n",), query="pear")) == ["k7"]
+    assert len(search(storage, ("n",), query="filler", limit=500)) == 299
+
+
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     key=st.text(st.characters(exclude_categories=["Cs"])),

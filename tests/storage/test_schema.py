@@ -65,7 +65,7 @@ SCANS_BY_DESIGN = (
     "FROM tool_calls WHERE process IS NOT NULL",  # what is executed outside of runs, by an index of it alone
     "FROM sqlite_master",
     "FROM index_stale",  # the messages that were changed since the last search
-    "FROM index_scopes WHERE version !=",  # once in a process
+    "FROM index_scopes WHERE version NOT IN",  # once in a process
     "CREATE TEMP TABLE",
 )
 

@@ -100,10 +100,10 @@ def _shared_values(put: MemoryPut, now: datetime) -> tuple[Any, ...]:
 def _reserve_positions(connection: Connection, namespace: str, count: int) -> int:
     """Reserve the next positions of a namespace; returns the position before them."""
     [(last,)] = connection.execute(
-        "INSERT INTO index_scopes (kind, name, version, positions) VALUES ('item', ?, ?, ?)"
+        "INSERT INTO index_scopes (kind, name, positions) VALUES ('item', ?, ?)"
         " ON CONFLICT (kind, name) DO UPDATE SET positions = index_scopes.positions + excluded.positions"
         " RETURNING positions",
-        (namespace, version(), count),
+        (namespace, count),
     )
     return int(last) - count
 
@@ -164,8 +164,8 @@ def index_some(connection: Connection, limit: int) -> None:
         items = _unindexed(connection, namespace, indexed, limit)
         _index(connection, scope_id, items)
         connection.execute(
-            "UPDATE index_scopes SET indexed = ? WHERE id = ?",
-            (positions if len(items) < limit else items[-1][0], scope_id),
+            "UPDATE index_scopes SET indexed = ?, version = ? WHERE id = ?",
+            (positions if len(items) < limit else items[-1][0], version(), scope_id),
         )
         limit -= len(items)
         if limit <= 0:

@@ -41,7 +41,9 @@ def refresh(connection: Connection, now: datetime) -> None:
 
 def find_outdated(connection: Connection) -> int | None:
     """A scope that another version of the tokenizer has indexed: queries would not find its terms."""
-    row = connection.execute("SELECT id FROM index_scopes WHERE version != ? LIMIT 1", (version(),)).fetchone()
+    row = connection.execute(
+        "SELECT id FROM index_scopes WHERE version NOT IN (?, '') LIMIT 1", (version(),)
+    ).fetchone()
     return None if row is None else int(row[0])
 
 

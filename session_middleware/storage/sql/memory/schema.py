@@ -11,7 +11,7 @@ INDEX_TABLES = (
         id INTEGER PRIMARY KEY,
         kind TEXT NOT NULL,
         name TEXT NOT NULL,
-        version TEXT NOT NULL,
+        version TEXT NOT NULL DEFAULT '',
         documents INTEGER NOT NULL DEFAULT 0,
         words INTEGER NOT NULL DEFAULT 0,
         passages INTEGER NOT NULL DEFAULT 0,
