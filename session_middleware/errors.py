@@ -220,6 +220,7 @@ class InvalidSessionId(SessionError, ValueError):
 
 class InvalidIdentity(SessionError, ValueError):
     def __init__(self, problem: str) -> None:
+        self.problem = problem
         super().__init__(f"{problem}; pass 1 to 1,024 characters, or omit it for a session without an owner")
 
 

@@ -35,7 +35,7 @@ status_option = click.option("--status", metavar="STATUS", help="Only sessions w
 def settings_of(db: str | None) -> SessionSettings:
     from session_middleware.settings import load_settings
 
-    return load_settings(**({"storage_url": db} if db else {}))
+    return load_settings(**({} if db is None else {"storage_url": db}))
 
 
 @contextmanager

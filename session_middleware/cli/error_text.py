@@ -44,7 +44,7 @@ def error_text(error: SessionError) -> str:
             text = f"user {error.user_id!r} was revoked; admit the user again with session-middleware revoke --lift"
         case SessionAccessDenied(session_id=str(name)) if name:
             text = f"session {name!r} has another owner; name its owner with --user, or choose another --thread"
-        case InvalidSessionId():
+        case InvalidSessionId() | InvalidIdentity():
             text = f"{error.problem}; give an id of 1 to 1,024 characters"
         case UnknownStatus(status="archived"):
             text = "an archived session has no status; list archived sessions with session-middleware list --archived"

@@ -65,7 +65,9 @@ def cli() -> None:
 @user_option
 @status_option
 @click.option("--archived", is_flag=True, help="Only archived sessions.")
-@click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="The most rows to show.")
+@click.option(
+    "--limit", type=click.IntRange(1, 1_000_000), default=50, show_default=True, help="The most rows to show."
+)
 @json_option
 def list_command(db: str | None, user_id: str | None, status: Any, archived: bool, limit: int, as_json: bool) -> None:
     """List sessions, latest activity first."""

@@ -95,6 +95,8 @@ def sweep(
     The settings on_expire and retention decide how. With --older-than, delete old sessions instead; --status
     applies to these only.
     """
+    if status and not older_than:
+        raise click.UsageError("--status applies to --older-than only; give --older-than too")
     from session_middleware.cli.tables import sweep_table
     from session_middleware.settings import age_of, duration_of
 

@@ -229,7 +229,7 @@ def _import(module: str, where: str, packages: str) -> Any:
 
 def _check_columns(where: str, columns: set[str]) -> None:
     if "session_id" in columns:
-        raise StorageError(where, "it is session-middleware's own", advice="open it with Sessions(...) or --db")
+        raise StorageError(where, "it is session-middleware's own", advice="use it directly, without an import")
     if not columns >= {"thread_id", "checkpoint_ns", "checkpoint_id", "parent_checkpoint_id", "checkpoint", "metadata"}:
         problem = "it holds no checkpoints of LangGraph's"
         raise StorageError(where, problem, advice="name the database of a SqliteSaver or PostgresSaver")

@@ -375,6 +375,19 @@ def test_an_unknown_id_is_an_error_of_each_command_that_takes_one(call: Call, db
     for command in ("show", "explain", "pin", "unpin", "delete", "restore"):
         assert_is_one_line(call(command, "nope", "--db", db), "no session 'nope'", "session-middleware list")
         assert_is_one_line(call(command, "", "--db", db), "may not be empty", "give an id", exit_code=2)
+    for command in ("forget", "revoke", "list --user", "usage --user"):
+        assert_is_one_line(call(*command.split(), "", "--db", db), "may not be empty", "give an id", exit_code=2)
+
+
+def test_an_empty_db_option_is_not_the_default(call: Call, db: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SESSION_STORAGE_URL", db)
+    assert_is_one_line(call("delete", "a1", "--yes", "--db", ""), "the path is empty", "name a file")
+
+
+def test_a_status_of_a_sweep_needs_an_age(call: Call, db: str) -> None:
+    result = call("sweep", "--status", "idle", "--db", db)
+    assert result.exit_code == 2
+    assert "give --older-than too" in result.stderr
 
 
 def test_an_archive_without_its_file_is_put_back_or_deleted(call: Call, db: str, tmp_path: Path) -> None:
