@@ -109,7 +109,7 @@ def _page_facts(connection: sqlite3.Connection) -> dict[str, int]:
 
 
 def _add_note_on_sqlite(path: str, notes: list[str]) -> None:
-    """Only for a file with the tables of another program, which may write to it without the lock of this package."""
+    """Added for a file with other tables: their program writes without the lock of this package."""
     sql = "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
     others = {name for (name,) in inspect(path, lambda connection: connection.execute(sql).fetchall())}
     others -= {*original_schema(), "_sqlite_migrations"}

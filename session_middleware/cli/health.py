@@ -1,4 +1,4 @@
-"""What `doctor`, `check`, `delete` and `forget` print."""
+"""The output of `doctor`, `check`, `delete` and `forget`."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def has_data(receipt: ErasureReceipt) -> bool:
 
 
 def erasure_picture(receipt: ErasureReceipt) -> RenderableType:
-    """How much of a user was deleted or would be."""
+    """The numbers of rows of a user that were or would be deleted."""
     if not has_data(receipt) and not receipt.pending:
         return Text("there is no data of this user in the files")
     facts = _grid(_counts(receipt, *_ERASED))
@@ -97,7 +97,7 @@ def erasure_picture(receipt: ErasureReceipt) -> RenderableType:
 
 
 def deletion_picture(deleted: DeletionCounts, *, dry_run: bool) -> RenderableType:
-    """How much of a session was deleted or would be."""
+    """The numbers of rows of a session that were or would be deleted."""
     size = ("about" if dry_run else "freed", bytes_text(deleted.bytes_freed))
     facts = _grid([*_counts(deleted, *_COUNTS), size])
     return Group(facts, Text("nothing was deleted" if dry_run else "deleted"))

@@ -230,7 +230,7 @@ for _command in operator.COMMANDS:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command. Output that cannot be written is an error of one line; a reader that has ended is none."""
+    """Run one command. If the output cannot be written, print one line, or nothing if its reader has ended."""
     try:
         try:
             cli(arguments, prog_name="session-middleware")

@@ -155,7 +155,7 @@ def delete(session_id: str, db: str | None, dry_run: bool, yes: bool, as_json: b
 
 
 def _counts_of(session: Session | None) -> DeletionCounts:
-    """What deleting the session, or an archive, would report."""
+    """The counts that deleting the session, or an archive (``None``), would return."""
     from session_middleware.storage.types import DeletionCounts
 
     if session is None:

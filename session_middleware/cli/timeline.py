@@ -89,7 +89,7 @@ def _header(session: SessionInfo) -> RenderableType:
 
 
 class _Rows:
-    """The rows of one timeline; what they show depends on the session's owner and on the other records."""
+    """The rows of one timeline. Their text depends on the session's owner and on the other records."""
 
     def __init__(self, session: SessionInfo, records: Sequence[Record], *, full: bool) -> None:
         self._owner = session.user_id

@@ -146,14 +146,12 @@ class _Import:
         if session is None:
             return keys
         if session.user_id is not None and session.user_id != owner:
-            raise CannotCopy(
-                f"there is a session of user {session.user_id!r} with this id; name the user with a user key"
-            )
+            raise CannotCopy(f"a session of user {session.user_id!r} has this id; name the user with a user key")
         copies = {key: self._find_copy(key) for key in keys}
         missing = [key for key, copy in copies.items() if copy is None or self._has_grown(key, copy)]
         if missing and session.stats().checkpoint_count > sum(copy is not None for copy in copies.values()):
             raise CannotCopy(
-                "there is a session with this id that has gone its own way, and it was not changed; "
+                "a session with this id has checkpoints that the source does not have, and it was not changed; "
                 "delete it, or import into another database"
             )
         return missing

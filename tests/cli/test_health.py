@@ -1,4 +1,4 @@
-"""`check --deep` and `doctor`, as an operator meets them."""
+"""The commands `check` and `doctor` on whole and on damaged databases."""
 
 from __future__ import annotations
 

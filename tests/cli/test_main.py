@@ -1,4 +1,4 @@
-"""The command line, as somebody at a terminal and as a script meets it."""
+"""The commands, called as from a terminal and from a script."""
 
 from __future__ import annotations
 
