@@ -47,8 +47,14 @@ from session_middleware.storage.types import DeletionCounts, Record
 from session_middleware.storage.validation import (
     SessionOptions,
     check_choice,
+    check_detail,
+    check_error,
+    check_kind,
+    check_optional_text,
+    check_resource,
     check_seq,
     check_text,
+    check_until,
     checked_limit,
     details_of,
     spelled_out,
@@ -152,6 +158,7 @@ class Session(SessionInfo):
 
     def disconnect(self, reason: str | None = None) -> None:
         """Record that the client disconnected. The session stays open."""
+        check_optional_text("reason", reason)
         self._storage.append_event(self.id, "disconnected", reason=reason, detail=self.client)
 
     adisconnect = async_twin(disconnect)
@@ -171,9 +178,8 @@ class Session(SessionInfo):
 
     def pin(self, why: str | None = None, *, by: str | None = None) -> Self:
         """Exempt the session from expiry and retention until `unpin`. An event records who pinned it, and why."""
-        for name, text in (("why", why), ("by", by)):
-            if text is not None:
-                check_text(name, text)
+        check_optional_text("why", why)
+        check_optional_text("by", by)
         pin = Pin(by=by, why=why, at=self._sessions._clock())
         return self._changed(self._storage.pin_session(self.id, pin, by=self._identity))
 
@@ -193,7 +199,7 @@ class Session(SessionInfo):
         Raises:
             InvalidTransition: the session has ended already.
         """
-        return self._end("completed", reason, detail or {})
+        return self._end("completed", reason, detail)
 
     acomplete = async_twin(complete)
 
@@ -201,6 +207,8 @@ class Session(SessionInfo):
         self, error: BaseException | str | None = None, *, reason: str = "by_user", detail: dict[str, Any] | None = None
     ) -> Self:
         """End the session as failed. Raises `InvalidTransition` if it has ended already."""
+        check_error(error)
+        check_detail(detail)
         text = f"{type(error).__name__}: {error}" if isinstance(error, BaseException) else error
         return self._end("failed", reason, {**(detail or {}), **({"error": text} if text else {})})
 
@@ -208,13 +216,15 @@ class Session(SessionInfo):
 
     def abandon(self, *, reason: str = "by_user", detail: dict[str, Any] | None = None) -> Self:
         """End the session as abandoned. Raises `InvalidTransition` if it has ended already."""
-        return self._end("abandoned", reason, detail or {})
+        return self._end("abandoned", reason, detail)
 
     aabandon = async_twin(abandon)
 
-    def _end(self, status: Closed, reason: str, detail: dict[str, Any]) -> Self:
+    def _end(self, status: Closed, reason: str, detail: dict[str, Any] | None) -> Self:
+        check_optional_text("reason", reason)
+        check_detail(detail)
         self._sessions.recorder.drain(self.id)
-        info = self._storage.end_session(self.id, status, reason=reason, detail=detail, by=self._identity)
+        info = self._storage.end_session(self.id, status, reason=reason, detail=detail or {}, by=self._identity)
         self._sessions._resources.close([self.id])
         return self._changed(info)
 
@@ -237,6 +247,7 @@ class Session(SessionInfo):
             SessionAccessDenied: the caller may only read the session.
             InvalidTransition: the session has ended.
         """
+        check_resource(name, open, close)
         self._check_lives()
         return self._sessions._resources.get(self._key(name), open, close)
 
@@ -244,6 +255,7 @@ class Session(SessionInfo):
         self, name: str, *, open: Callable[[], Awaitable[Any]], close: Callable[[Any], Awaitable[None]] | None = None
     ) -> Any:
         """`resource`, with asynchronous functions. Both are awaited in one task, on the loop of the first call."""
+        check_resource(name, open, close)
         await self._offload.run(self._check_lives)
         return await self._sessions._resources.aget(self._key(name), open, close)
 
@@ -262,6 +274,7 @@ class Session(SessionInfo):
         Raises:
             PathTemplateError: the session has no value for one of them.
         """
+        check_text("template", template)
         return path_of(template, {"session_id": self.id, "user_id": self.user_id, "group_id": self.group_id})
 
     # The record
@@ -288,7 +301,9 @@ class Session(SessionInfo):
         if branch not in (None, "main", "all"):
             check_choice("branch", branch, ("main", "all", *(each.id for each in self.branches())))
         return Rows(
-            self._storage.list_messages(self.id, after=after, limit=limit, all_versions=all_versions, branch=branch)
+            self._storage.list_messages(
+                self.id, after=after, limit=limit, all_versions=bool(all_versions), branch=branch
+            )
         )
 
     amessages = async_twin(messages)
@@ -305,6 +320,7 @@ class Session(SessionInfo):
         The graph's state and the arguments and results of tool calls are not changed. Remove the message from
         the state with LangGraph's ``RemoveMessage``, and older checkpoints with `prune`.
         """
+        check_kind("message_id", message_id, str, "the id of a message, such as messages()[0].message_id")
         self._sessions.recorder.drain(self.id)
         return self._storage.delete_message(self.id, message_id)
 
@@ -373,12 +389,14 @@ class Session(SessionInfo):
             timeout: a duration, such as ``"30s"``: end when no record was committed for this long. None: never.
             until: end after the first record for which this is true.
         """
+        check_until(until)
         return follow(self._following(after), timeout=duration_of("timeout", timeout), until=until)
 
     def afollow(
         self, *, after: int = 0, timeout: Any = None, until: Callable[[Record], bool] | None = None
     ) -> AsyncIterator[Record]:
         """`follow`, for asyncio."""
+        check_until(until)
         return afollow(self._following(after), self._offload, timeout=duration_of("timeout", timeout), until=until)
 
     def _following(self, after: int) -> Following:
@@ -411,6 +429,7 @@ class Session(SessionInfo):
 
     def file(self, hash: str) -> bytes | None:
         """A file or image of a message, by the ``"sha256:…"`` that replaces it in the content."""
+        check_text("hash", hash)
         return self._storage.find_file(self.id, hash)
 
     afile = async_twin(file)

@@ -461,8 +461,7 @@ class Sessions:
         self.recorder.drain()
         if status is not None:
             validation.check_choice("status", status, CALL_STATUSES)
-        if name is not None:
-            validation.check_text("name", name)
+        validation.check_optional_text("name", name)
         validation.check_after(after, ToolCall, "the last tool call of the page before")
         where = ToolCallFilter(name, status, lifecycle.owner_id_or_none("user_id", user_id), *_period(since, until))
         return Rows(self._storage.list_tool_calls(where, limit=validation.checked_limit(limit), before=after))
@@ -601,6 +600,7 @@ class Sessions:
         `lift` ends the denial; the sessions stay abandoned.
         """
         chosen = lifecycle.owner_id_of("user_id", user_id)
+        validation.check_optional_text("reason", reason)
         self._flush()
         if lift:
             self._storage.lift_revocation(chosen)

@@ -85,7 +85,7 @@ class UserSessions:
             SessionNotFound: the session is owned by another user.
             SessionAccessDenied: the user may only read the session, or is not in the group.
         """
-        identity = self.identity
+        identity, group_id = self.identity, lifecycle.owner_id_or_none("group_id", group_id)
         chosen = None if session_id is None else lifecycle.session_id_of(session_id)
         if group_id is not None:
             if group_id not in identity.groups:

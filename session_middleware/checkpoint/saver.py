@@ -386,7 +386,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
 
         A checkpoint is not deleted if a delta channel of a remaining one is rebuilt from its writes.
         """
-        self._storage.delete_for_runs([str(run_id) for run_id in run_ids])
+        self._storage.delete_for_runs([str(each) for each in ([run_ids] if isinstance(run_ids, str) else run_ids)])
 
     async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
         await self._executor.run(self.delete_for_runs, run_ids)
@@ -412,11 +412,12 @@ class SessionSaver(BaseCheckpointSaver[int]):
         Raises:
             UnknownStrategy: Before anything is deleted.
         """
+        session_ids = [session_id_of(each) for each in ([thread_ids] if isinstance(thread_ids, str) else thread_ids)]
         if strategy == "keep_latest":
-            self._storage.prune_checkpoints([session_id_of(thread_id) for thread_id in thread_ids])
+            self._storage.prune_checkpoints(session_ids)
         elif strategy in ("delete", "delete_all"):  # the names in LangGraph and in its server
-            for thread_id in thread_ids:
-                self.delete_thread(thread_id)
+            for session_id in session_ids:
+                self.delete_thread(session_id)
         else:
             raise UnknownStrategy(strategy)
 

@@ -15,7 +15,7 @@ import functools
 import inspect
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -28,7 +28,7 @@ from session_middleware.errors import InvalidArgument
 from session_middleware.models import CALL_STATUSES, Identity, Message
 from session_middleware.recording.active_run import elapsed_ms
 from session_middleware.recording.history_diff import diff_history
-from session_middleware.recording.messages import error_text, outcome_of, outcome_of_error, to_message
+from session_middleware.recording.messages import check_message, error_text, outcome_of, outcome_of_error, to_message
 from session_middleware.recording.usage import count_tokens, is_count, with_usage
 from session_middleware.recording.write_buffer import RecordBuffer
 from session_middleware.runtime.run_context import RunRegistry
@@ -44,7 +44,15 @@ from session_middleware.storage.record_entries import (
     ToolStart,
 )
 from session_middleware.storage.run import RunContext, SessionHandle
-from session_middleware.storage.validation import check_choice, checked_moment
+from session_middleware.storage.validation import (
+    check_callable,
+    check_choice,
+    check_kind,
+    check_optional_text,
+    check_text,
+    checked_moment,
+    milliseconds_of,
+)
 
 Sayable: TypeAlias = BaseMessage | Mapping[str, Any]
 F = TypeVar("F", bound=Callable[..., Any])
@@ -74,11 +82,17 @@ class ManualRecorder:
         self.runs = ManualRuns(storage, buffer, registry, queue, new_context=self._new_context)
 
     def add(self, message: Sayable, at: datetime | None) -> Message:
+        check_message(message)
         (entry,) = self._buffer.describe([to_message(message)], created_at=checked_moment("at", at))
         self._write([entry])
         return self._storage.find_message(self._session_id, entry.message_id) or _withheld(self._session_id, entry)
 
     def add_history(self, messages: Sequence[Sayable]) -> None:
+        if isinstance(messages, (str, Mapping)) or not isinstance(messages, Iterable):
+            raise InvalidArgument("messages", messages, wanted="a list of messages")
+        messages = list(messages)
+        for message in messages:
+            check_message(message)
         self._write([HistoryEntry(self._buffer.describe(map(to_message, messages)), diff_history)])
 
     def record_tool(
@@ -94,16 +108,15 @@ class ManualRecorder:
     ) -> None:
         if status is not None:
             check_choice("status", status, CALL_STATUSES[1:])  # all but "running"
-        execution_id, name = self._new_id(), str(name)
-        start = ToolStart(
-            execution_id, tool_call_id if tool_call_id is None else text_of(tool_call_id), name, arguments
-        )
+        check_text("name", name, at_least=1)
+        execution_id, duration_ms = self._new_id(), milliseconds_of("duration", duration)
+        start = ToolStart(execution_id, None if tool_call_id is None else text_of(tool_call_id), name, arguments)
         outcome = outcome_of(result)
         if text := _text_of_error(error):
             outcome = outcome._replace(status="error", error=text)
         if status is not None:
             outcome = outcome._replace(status=status)
-        self._write([start, outcome.tool_end(execution_id, name, _milliseconds(duration))])
+        self._write([start, outcome.tool_end(execution_id, name, duration_ms)])
 
     def record_model_call(
         self,
@@ -118,21 +131,27 @@ class ManualRecorder:
         duration: timedelta | None,
         at: datetime | None,
     ) -> None:
+        for name, text in (("model", model), ("provider", provider), ("message_id", message_id)):
+            check_optional_text(name, text)
+        check_kind("usage", usage, Mapping | BaseModel | None, "a dict of token counts, or a provider's usage")
         for name, count in counts.items():
             if count is not None and not is_count(count):
                 raise InvalidArgument(name, count, wanted="a number of tokens")
-        if cost is not None and not (isinstance(cost, (int, float)) and 0 <= cost < math.inf):
+        if cost is not None and (
+            isinstance(cost, bool) or not (isinstance(cost, (int, float)) and 0 <= cost < math.inf)
+        ):
             raise InvalidArgument("cost", cost, wanted="a number of US dollars")
         tokens, marks = count_tokens(usage.model_dump() if isinstance(usage, BaseModel) else usage)
+        if marks:
+            raise InvalidArgument("usage", usage, wanted="numbers of tokens that are not negative")
         given = {name.removesuffix("_tokens"): count for name, count in counts.items() if count is not None}
         call = ModelCallEntry(
             self._new_id(),
-            model and str(model),
-            provider and str(provider),
-            duration_ms=_milliseconds(duration),
+            model or None,
+            provider or None,
+            duration_ms=milliseconds_of("duration", duration),
             error=_text_of_error(error),
-            message_id=message_id and str(message_id),
-            marks=marks,
+            message_id=message_id or None,
             started_at=checked_moment("at", at),
             by_hand=True,
         )
@@ -142,6 +161,8 @@ class ManualRecorder:
 
     def tool(self, function: F, name: str | None) -> F:
         """Wrap a function so that each of its executions is recorded."""
+        check_callable("function", function, "a function, as by @session.tool over its def")
+        check_optional_text("name", name)
         tool_name = name or str(getattr(function, "__name__", "tool"))
         signature = inspect.signature(function)
 
@@ -206,10 +227,6 @@ class ManualRecorder:
 
 def _text_of_error(error: Any) -> str | None:
     return error_text(error) if is_a(error, BaseException) else None if error is None else text_of(error)
-
-
-def _milliseconds(duration: timedelta | None) -> float | None:
-    return None if duration is None else duration / timedelta(milliseconds=1)
 
 
 def _withheld(session_id: str, entry: MessageEntry) -> Message:

@@ -27,6 +27,7 @@ from session_middleware.storage.record_entries import (
     is_of_memory,
     is_recalled,
 )
+from session_middleware.storage.validation import check_kind
 
 _ROLES = {
     "human": "user",
@@ -184,6 +185,21 @@ def to_message(given: BaseMessage | Mapping[str, Any]) -> BaseMessage:
             **fields,
         )
     return (SystemMessage if role == "system" else HumanMessage)(content, **fields)
+
+
+def check_message(given: Any) -> None:
+    """Raise `InvalidArgument` for a dict without a role, or without a content and tool calls, and for an id of no text.
+
+    A misspelt key would otherwise give an empty message, or one of the user.
+    """
+    if not isinstance(given, Mapping):
+        return
+    if not any(given.get(name) for name in ("role", "type")):
+        raise InvalidArgument("message", given, wanted="a dict with a 'role' and a 'content'")
+    if not any(name in given for name in ("content", *_REQUESTS, "refusal", "audio")):
+        raise InvalidArgument("message", given, wanted="a dict with a 'content', or with an assistant's 'tool_calls'")
+    for name in ("id", "name", "tool_call_id"):
+        check_kind(name, given.get(name), str | int | None, "a text")
 
 
 def _parse_calls(given: Iterable[Any]) -> tuple[list[Any], list[Any]]:

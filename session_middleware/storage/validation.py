@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import reprlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from difflib import get_close_matches
 from functools import wraps
 from inspect import Parameter, getmembers, iscoroutinefunction, isfunction, signature
@@ -188,14 +188,58 @@ _SEQ = "the seq of the last one had"
 
 
 def checked_moment(name: str, moment: datetime | None) -> datetime | None:
-    if moment is not None and (not isinstance(moment, datetime) or moment.tzinfo is None):
+    """The moment, or the nearest one that can be stored and be compared with others."""
+    if moment is None:
+        return None
+    if not isinstance(moment, datetime) or moment.tzinfo is None:
         raise InvalidArgument(name, moment, wanted="a datetime with a time zone, such as datetime.now(timezone.utc)")
-    return moment
+    return min(max(moment, _EARLIEST), _LATEST)
+
+
+_EARLIEST, _LATEST = datetime(1000, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
 
 
 def check_callable(name: str, value: object, wanted: str) -> None:
     if not callable(value):
         raise InvalidArgument(name, value, wanted=wanted)
+
+
+def check_kind(name: str, value: object, kind: Any, wanted: str) -> None:
+    if not isinstance(value, kind):
+        raise InvalidArgument(name, value, wanted=wanted)
+
+
+def check_optional_text(name: str, value: object) -> None:
+    if value is not None:
+        check_text(name, value)
+
+
+def check_resource(name: object, open: object, close: object) -> None:
+    check_text("name", name, at_least=1)
+    check_callable("open", open, "a function that returns the resource")
+    if close is not None:
+        check_callable("close", close, "a function of the resource")
+
+
+def check_until(value: object) -> None:
+    if value is not None:
+        check_callable("until", value, "a function of a record, which is true after the last one")
+
+
+def check_detail(value: object) -> None:
+    check_kind("detail", value, Mapping | None, "a dict")
+
+
+def check_error(value: object) -> None:
+    check_kind("error", value, BaseException | str | None, "an exception or its text")
+
+
+def milliseconds_of(name: str, duration: object) -> float | None:
+    """A time that a call took."""
+    check_kind(name, duration, timedelta | None, "a timedelta")
+    if isinstance(duration, timedelta) and duration < timedelta(0):
+        raise InvalidArgument(name, duration, wanted="a timedelta of zero or more")
+    return None if duration is None else duration / timedelta(milliseconds=1)  # type: ignore[operator]
 
 
 def check_clock(clock: Any) -> None:

@@ -11,7 +11,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from datetime import datetime
+from datetime import UTC, datetime, timedelta, timezone
+from math import inf, nan
 from pathlib import Path
 from typing import Annotated, Any
 from uuid import UUID
@@ -704,6 +705,7 @@ def test_what_sessions_cannot_be_made_with_is_named_and_no_file_is_made(
     assert list(tmp_path.iterdir()) == []
 
 
+NO_DURATIONS: list[Any] = ["soon", "-5m", "", 0, -1, nan, inf, 1e300, True, [], timedelta(0), timedelta(days=99_999)]
 ASKED_WRONGLY: dict[str, tuple[Callable[[Sessions, Any], Any], str]] = {
     "if_exists": (lambda sessions, _: sessions.open("new", if_exists="foo"), "if_exists.*'resume', 'raise'"),
     "after an id": (lambda sessions, _: sessions.list(after="a7"), "after.*last session"),
@@ -728,6 +730,34 @@ ASKED_WRONGLY: dict[str, tuple[Callable[[Sessions, Any], Any], str]] = {
     "follow after": (lambda _, session: session.follow(after="m1"), "after cannot be 'm1'; .*seq"),
     "follow after all": (lambda _, session: session.follow(after=10**30), "after cannot be 10+.*seq"),
     "timeout": (lambda _, session: session.follow(timeout="soon"), "timeout cannot be 'soon'"),
+    "failure": (lambda _, session: session.fail(5), "error cannot be 5; .*an exception"),
+    "detail": (lambda _, session: session.complete(detail="x"), "detail cannot be 'x'; .*a dict"),
+    "reason": (lambda _, session: session.abandon(reason=5), "reason cannot be 5; .*a text"),
+    "disconnected": (lambda _, session: session.disconnect(5), "reason cannot be 5"),
+    "revoked": (lambda sessions, _: sessions.revoke("alice", reason=["x"]), "reason cannot be"),
+    "pin": (lambda _, session: session.pin(by=5), "by cannot be 5"),
+    "until true": (lambda _, session: session.follow(until=5), "until cannot be 5; .*a function"),
+    "resource": (lambda _, session: session.resource("x", open=5), "open cannot be 5; .*a function"),
+    "resource's name": (lambda _, session: session.resource(["x"], open=dict), "name cannot be"),
+    "resource's end": (lambda _, session: session.resource("x", open=dict, close=5), "close cannot be 5"),
+    "template": (lambda _, session: session.path(5), "template cannot be 5"),
+    "message": (lambda _, session: session.delete_message(5), "message_id cannot be 5; .*the id of a message"),
+    "file": (lambda _, session: session.file(5), "hash cannot be 5"),
+    "tool": (lambda sessions, _: sessions.tool_calls(name=5), "name cannot be 5"),
+    **{
+        f"idle_timeout {value!r:.9}": (
+            lambda _, session, value=value: session.update(idle_timeout=value),
+            "idle_timeout cannot be .*; give a duration",
+        )
+        for value in NO_DURATIONS
+    },
+    **{
+        f"older than {value!r:.9}": (
+            lambda sessions, _, value=value: sessions.sweep(older_than=value),
+            "older_than cannot be .*; give a duration",
+        )
+        for value in NO_DURATIONS
+    },
     "outcome": (lambda _, session: session.record_tool("t", status="running"), "status cannot be 'running'; .*'ok'"),
 }
 
@@ -740,6 +770,24 @@ def test_what_cannot_be_asked_is_named_with_what_can(ask: Any, says: str, sessio
     assert advises(error)
     assert [event.kind for event in session.events()] == ["opened"]
     assert (sessions.count(), session.tool_calls()) == (1, [])
+
+
+def test_the_first_and_the_last_moment_there_are_are_moments_of_all_time(sessions: Sessions) -> None:
+    sessions.open("t").record_model_call("m")
+    for zone in (UTC, timezone(timedelta(hours=5)), timezone(timedelta(hours=-5))):
+        ever = {"since": datetime.min.replace(tzinfo=zone), "until": datetime.max.replace(tzinfo=zone)}
+        assert [session.id for session in sessions.list(**ever)] == ["t"]
+        assert [usage.calls for usage in sessions.usage("session", **ever)] == [1]
+        assert sessions.tool_calls(**ever) == []
+        assert sessions.sweep(ever["since"]) == []
+        assert [due.session_id for due in sessions.sweep(ever["until"], dry_run=True)] == ["t"]
+
+
+def test_a_single_text_is_one_thread_to_prune(sessions: Sessions) -> None:
+    for session_id in ("ab", "a", "b"):
+        sessions.open(session_id)
+    sessions.checkpointer.prune("ab", strategy="delete")  # type: ignore[arg-type]
+    assert sorted(session.id for session in sessions.list()) == ["a", "b"]
 
 
 def test_a_single_text_is_one_tag_and_one_group(sessions: Sessions) -> None:

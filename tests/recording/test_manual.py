@@ -7,6 +7,7 @@ import contextlib
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 from langchain_core.messages import AIMessage, ChatMessage, HumanMessage
@@ -210,9 +211,73 @@ def test_arguments_that_do_not_parse_are_recorded_all_the_same(arguments: str, s
     assert session.messages()[0].tool_calls[0]["name"] == "f"
 
 
+NO_MESSAGES: list[tuple[Any, str]] = [
+    ({}, "message cannot be {}; give a dict with a 'role' and a 'content'"),
+    ({"role": None, "content": None}, "a 'role' and a 'content'"),
+    ({"rol": "user", "content": "x"}, "a 'role' and a 'content'"),
+    ({"content": "x"}, "a 'role' and a 'content'"),
+    ({"role": "user"}, "with a 'content', or with an assistant's 'tool_calls'"),
+    ({"role": "user", "contnt": "x"}, "with a 'content'"),
+    ({"role": "nonsense", "content": "x"}, "role cannot be 'nonsense'; give one of"),
+    ({"role": "user", "content": "x", "id": ["m"]}, "id cannot be"),
+    ({"role": "user", "content": "x", "name": MagicMock()}, "name cannot be"),
+    (None, "message cannot be None"),
+    ("hi", "message cannot be 'hi'"),
+]
+
+
+@pytest.mark.parametrize(("message", "says"), NO_MESSAGES)
+def test_a_value_that_is_no_message_is_refused(message: Any, says: str, sessions: Sessions) -> None:
+    session = sessions.open("t")
+    for act in (lambda: session.add(message), lambda: session.add_history([user("hi"), message])):
+        with pytest.raises(InvalidArgument, match=says):
+            act()
+    assert session.messages() == []
+
+
+@pytest.mark.parametrize("messages", [None, "hi", 5, user("hi")])
+def test_a_history_is_a_list_of_messages(messages: Any, sessions: Sessions) -> None:
+    with pytest.raises(InvalidArgument, match=r"messages cannot be .*; give a list of messages"):
+        sessions.open("t").add_history(messages)
+
+
+NO_CALLS: list[tuple[dict[str, Any], str]] = [
+    ({"model": MagicMock()}, "model cannot be"),
+    ({"model": 5}, "model cannot be 5"),
+    ({"provider": ["openai"]}, "provider cannot be"),
+    ({"message_id": 5}, "message_id cannot be 5"),
+    ({"usage": 5}, "usage cannot be 5; give a dict of token counts"),
+    ({"usage": MagicMock()}, "usage cannot be"),
+    ({"usage": {"input_tokens": -5}}, "usage cannot be .*; give numbers of tokens that are not negative"),
+    ({"usage": {"output_tokens": "many"}}, "usage cannot be"),
+    ({"input_tokens": -1}, "input_tokens cannot be -1"),
+    ({"output_tokens": 1.5}, "output_tokens cannot be 1.5"),
+    ({"cost": -1}, "cost cannot be -1"),
+    ({"cost": True}, "cost cannot be True"),
+    ({"duration": 5}, "duration cannot be 5; give a timedelta"),
+    ({"duration": timedelta(-1)}, "duration cannot be"),
+]
+
+
+@pytest.mark.parametrize(("given", "says"), NO_CALLS)
+def test_a_model_call_of_the_wrong_kind_is_refused(given: dict[str, Any], says: str, sessions: Sessions) -> None:
+    session = sessions.open("t")
+    with pytest.raises(InvalidArgument, match=says):
+        session.record_model_call(**given)
+    assert session.model_calls() == []
+
+
+@pytest.mark.parametrize("given", [{"name": None}, {"name": ""}, {"name": MagicMock()}, {"duration": "5s"}])
+def test_an_execution_without_a_name_or_a_duration_is_refused(given: dict[str, Any], sessions: Sessions) -> None:
+    session = sessions.open("t")
+    with pytest.raises(InvalidArgument, match=rf"{next(iter(given))} cannot be"):
+        session.record_tool(**{"name": "f", **given})
+    with pytest.raises(InvalidArgument, match="function cannot be 5"):
+        session.tool(5)  # type: ignore[call-overload]
+    assert session.tool_calls() == []
+
+
 ODD = [
-    {},
-    {"role": None, "content": None},
     {"role": "user", "content": b"bytes", "name": 5, "id": 7},
     {"role": "user", "content": [5, "\ud800"]},
     {"role": "assistant", "tool_calls": "abc"},
@@ -222,11 +287,11 @@ ODD = [
 
 
 @pytest.mark.parametrize("message", ODD, ids=str)
-def test_a_dict_that_is_no_message_is_recorded_as_well_as_can_be(message: Any, sessions: Sessions) -> None:
+def test_a_message_of_odd_parts_is_recorded_as_well_as_can_be(message: Any, sessions: Sessions) -> None:
     with sessions.open("t") as session:
         assert session.add(message).seq
-        session.record_tool(None, message)  # type: ignore[arg-type]
-    assert (len(session.messages()), session.tool_calls()[-1].name) == (1, "None")
+        session.record_tool("f", message)
+    assert (len(session.messages()), len(session.tool_calls())) == (1, 1)
 
 
 def test_an_error_that_cannot_be_told_is_raised_as_it_is(sessions: Sessions) -> None:

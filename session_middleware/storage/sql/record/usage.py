@@ -41,7 +41,7 @@ _SUMS: dict[UsageBy, tuple[str, str]] = {  # a statement up to its conditions, a
 
 
 def usage(connection: Connection, by: UsageBy, where: UsageFilter) -> list[Usage]:
-    if by not in _SUMS:
+    if not isinstance(by, str) or by not in _SUMS:
         raise UnknownGrouping(by, known=list(_SUMS))
     beginning, end = _SUMS[by]
     conditions, values = _usage_conditions(where, "t" if by == "tool" else "m")

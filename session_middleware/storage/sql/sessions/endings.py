@@ -20,6 +20,7 @@ from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.engine_context import EngineContext
 from session_middleware.storage.sql.memory import memories
 from session_middleware.storage.sql.record import runs
+from session_middleware.storage.sql.row_mapping import to_json
 from session_middleware.storage.sql.sessions import archives, events, leases, session_rows, tombstones
 from session_middleware.storage.types import DeletionCounts
 
@@ -91,7 +92,7 @@ def pin(
     due, status = lifecycle.expiry_of(session, rules.settings), lifecycle.status_at(session, rules.settings, now)
     if due is not None and (session.status, status) == ("active", "expired"):
         _close(connection, session, "expired", due.reason, due.at, rules, detail=_idle_since(session))
-    text = None if given is None else given.model_dump_json()
+    text = None if given is None else to_json(given.model_dump(mode="json"))
     connection.execute("UPDATE sessions SET pinned = ? WHERE id = ?", (text, session_id))
     detail = {"by": given.by} if given is not None else {}
     events.append(connection, session_id, "pinned" if given else "unpinned", given.why if given else None, detail, now)
