@@ -110,7 +110,7 @@ class Sessions:
     """The sessions of one database.
 
     Args:
-        storage_url: a path, or ``":memory:"``. A file that does not exist is created.
+        storage_url: a path, ``":memory:"``, or a ``postgresql://`` URL. A file that does not exist is created.
         clock: returns the time, an aware UTC ``datetime``; for tests.
         new_id: returns an id that cannot be guessed; for tests.
         serde: serialises state instead of strict msgpack, such as an ``EncryptedSerializer``.
@@ -137,7 +137,7 @@ class Sessions:
     ) -> None:
         if storage_url is not None:
             if not isinstance(storage_url, (str, Path)):
-                raise InvalidArgument("storage_url", storage_url, wanted="a path, or ':memory:'")
+                raise InvalidArgument("storage_url", storage_url, wanted="a path, ':memory:', or a postgresql:// URL")
             settings["storage_url"] = str(storage_url)
         validation.check_clock(clock)
         validation.check_callable("new_id", new_id, "a function that returns a new id, such as lambda: uuid4().hex")
