@@ -132,9 +132,6 @@ class PostgresConnection:
         """Execute statements without parameters, as PostgreSQL has them, in one round trip."""
         return PostgresCursor(self._checked(self._pg.exec_(sql.encode())))
 
-    def literal(self, text: str) -> str:
-        return bytes(pq.Escaping(self._pg).escape_literal(_escaped(text.encode()))).decode()
-
     @property
     def is_in_transaction(self) -> bool:
         return self._pg.transaction_status in (pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR)
@@ -170,7 +167,8 @@ class PostgresConnection:
 _ESCAPES = ((b"\1", b"\1\2"), (b"\0", b"\1\1"), (rb"\u0001", rb"\u0001\u0002"), (rb"\u0000", rb"\u0001\u0001"))
 
 
-def _escaped(text: bytes) -> bytes:
+def escaped(value: str) -> bytes:
+    text = value.encode()
     if b"\0" in text or b"\1" in text or rb"\u000" in text:
         for plain, stored in _ESCAPES:
             text = text.replace(plain, stored)
@@ -192,7 +190,7 @@ def _encoded(parameters: Iterable[Any]) -> tuple[list[Any], list[int]]:
         if value is None:
             values.append(None)
         elif kind is str:
-            values.append(_escaped(value.encode()))
+            values.append(escaped(value))
         elif kind is bytes or kind is bytearray or kind is memoryview:
             values.append(bytes(value))
         elif kind is bool:

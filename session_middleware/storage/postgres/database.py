@@ -96,14 +96,14 @@ class PostgresDatabase:
 
     # Transactions
 
-    def begin(self, mode: str) -> PostgresConnection:
-        """Begin a transaction. An idle connection that was lost is replaced."""
+    def begin(self, mode: str, then: str = "") -> PostgresConnection:
+        """Begin a transaction and execute `then`, in one round trip. An idle connection that was lost is replaced."""
         for left in reversed(range(_CONNECTIONS + 1)):
             raw = self._pool.getconn()
             if raw.ours is None:
                 raw.ours = PostgresConnection(raw)
             try:
-                raw.ours.script(f"BEGIN {mode}; {_SETTINGS}")
+                raw.ours.script(f"BEGIN {mode}; {_SETTINGS}; {then}")
             except psycopg.OperationalError:
                 self._pool.putconn(raw)
                 if not left:

@@ -8,12 +8,22 @@ from typing import Any
 
 import psycopg
 
-from session_middleware.storage.postgres.connection import PostgresConnection, RetryExclusively, RetryStatements
+from session_middleware.storage.postgres.connection import (
+    PostgresConnection,
+    RetryExclusively,
+    RetryStatements,
+    escaped,
+)
 from session_middleware.storage.sql.writer import BatchAborted, Writer, WriteRequest
 
 _ALL = 7_236_000  # the advisory lock that a transaction holds alone, or shares if it locks families
 _LOCK_ALL = f"SELECT pg_advisory_xact_lock({_ALL})"
 _LOCK_SOME = f"SELECT pg_advisory_xact_lock_shared({_ALL})"
+
+
+def _lock_family(session_id: str, *, may_wait: bool) -> str:
+    """A statement for a script, which has no parameters: the id is in hexadecimal digits, so that it cannot end it."""
+    return f"SELECT lock_family(convert_from(decode('{escaped(session_id).hex()}', 'hex'), 'UTF8'), {may_wait})"
 
 
 class PostgresWriter(Writer):
@@ -22,7 +32,7 @@ class PostgresWriter(Writer):
 
     def __init__(
         self,
-        begin: Callable[[str], PostgresConnection],
+        begin: Callable[[str, str], PostgresConnection],
         give_back: Callable[[PostgresConnection], None],
         mapped: Callable[[], AbstractContextManager[None]],
     ) -> None:
@@ -47,11 +57,14 @@ class PostgresWriter(Writer):
 
     def _begin(self, batch: Sequence[WriteRequest[Any]]) -> None:
         is_durable = any(request.durable for request in batch)
-        self.connection = self._begin_transaction("" if is_durable else "; SET LOCAL synchronous_commit TO off")
+        of = batch[0].of if len(batch) == 1 else ""
+        locks = [_LOCK_ALL] if self._is_exclusive else [_LOCK_SOME, *([_lock_family(of, may_wait=True)] if of else [])]
+        self.connection = self._begin_transaction(
+            "" if is_durable else "; SET LOCAL synchronous_commit TO off", "; ".join(locks)
+        )
         self._has_connection = True
         self.connection.watched = self.watched
-        self._locked.clear()
-        self.connection.script(_LOCK_ALL if self._is_exclusive else _LOCK_SOME)
+        self._locked = {of} if of else set()
         self.connection.is_writing = True
         self.connection.has_savepoints = self._has_savepoints
 
@@ -61,9 +74,7 @@ class PostgresWriter(Writer):
             return
         if of is None:
             raise RetryExclusively
-        connection = self.connection
-        sql = f"SELECT lock_family({connection.literal(of)}, {not self._locked})"
-        if connection.script(sql).fetchone()[0] != "t":
+        if self.connection.script(_lock_family(of, may_wait=not self._locked)).fetchone()[0] != "t":
             raise RetryExclusively
         self._locked.add(of)
 
