@@ -73,7 +73,7 @@ def open_sessions(request: pytest.FixtureRequest) -> Iterator[OpenSessions]:
 
     The settings of every opening are those of the test's marker ``sessions``, which may name another database first.
     A commit does not wait for the disk: `tests/faults` holds what that promises. The clock is the fixture `clock`
-    in tests that use it, and the database is `storage_url` in tests that use that.
+    in tests that use it, and the database is `storage_url` or `each_engine` in tests that use one of these.
     """
     marker = request.node.get_closest_marker("sessions")
     settings: dict[str, Any] = {"synchronous": "normal", **(marker.kwargs if marker else {})}
@@ -82,7 +82,8 @@ def open_sessions(request: pytest.FixtureRequest) -> Iterator[OpenSessions]:
     if marker and marker.args:
         (where,) = marker.args
     else:
-        where = request.getfixturevalue("storage_url" if "storage_url" in request.fixturenames else "path")
+        named = [name for name in ("storage_url", "each_engine") if name in request.fixturenames] or ["path"]
+        where = request.getfixturevalue(named[0])
     opened: list[Sessions] = []
 
     def open_(place: Any = where, **more: Any) -> Sessions:
@@ -118,6 +119,12 @@ def storage_url(request: pytest.FixtureRequest) -> str:
     if request.param == "postgres":
         return str(request.getfixturevalue("postgres_url"))
     return ":memory:" if request.param == "memory" else str(request.getfixturevalue("path"))
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def each_engine(request: pytest.FixtureRequest) -> str:
+    """A fresh database of each engine, for tests of behaviour that has nothing to do with a file."""
+    return str(request.getfixturevalue("postgres_url" if request.param == "postgres" else "path"))
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from session_middleware import Sessions
 from tests.support import agents
 from tests.support.agents import human, said
 
-pytestmark = pytest.mark.usefixtures("consistent")
+pytestmark = pytest.mark.usefixtures("each_engine", "consistent")
 
 
 def texts(session: Any, **options: Any) -> list[str]:

@@ -13,7 +13,7 @@ from tests.conftest import Clock, OpenSessions
 from tests.support import agents
 from tests.support.agents import human, said
 
-pytestmark = [pytest.mark.sessions(idle_timeout="30m"), pytest.mark.usefixtures("clock")]
+pytestmark = [pytest.mark.sessions(idle_timeout="30m"), pytest.mark.usefixtures("each_engine", "clock")]
 
 
 def events(session: Any) -> list[tuple[str, str | None]]:

@@ -15,6 +15,8 @@ from session_middleware.user_sessions import UserSessions
 from tests.support import agents
 from tests.support.agents import human, said
 
+pytestmark = pytest.mark.usefixtures("each_engine")
+
 SECRET = "PLUGH-what-alice-said"
 
 

@@ -10,7 +10,7 @@ from langchain_core.messages import BaseMessage, HumanMessage
 from session_middleware import Session, Sessions
 from tests.support import agents
 
-pytestmark = pytest.mark.usefixtures("consistent")
+pytestmark = pytest.mark.usefixtures("each_engine", "consistent")
 
 SECRET = "my password is hunter2"
 

@@ -40,7 +40,7 @@ class Touchy(BaseModel):
     __hash__ = None  # type: ignore[assignment]
 
 
-pytestmark = pytest.mark.sessions(allowed_types=[Touchy])
+pytestmark = [pytest.mark.sessions(allowed_types=[Touchy]), pytest.mark.usefixtures("each_engine")]
 
 
 Build = Callable[[Any], Any]

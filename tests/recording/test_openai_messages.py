@@ -9,6 +9,8 @@ from langchain_core.messages import AIMessage
 
 from session_middleware import Sessions
 
+pytestmark = pytest.mark.usefixtures("each_engine")
+
 
 def assistant(**fields: Any) -> dict[str, Any]:
     return {"role": "assistant", "content": None, **fields}

@@ -13,6 +13,8 @@ from langgraph.types import Send
 from session_middleware import Sessions
 from tests.support import agents
 
+pytestmark = pytest.mark.usefixtures("each_engine")
+
 TEAM = 3
 
 

@@ -8,6 +8,8 @@ import pytest
 
 from session_middleware import Session, Sessions
 
+pytestmark = pytest.mark.usefixtures("each_engine")
+
 
 @pytest.fixture
 def session(sessions: Sessions) -> Session:

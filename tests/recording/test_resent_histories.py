@@ -11,7 +11,7 @@ from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from session_middleware import Session, Sessions
 from tests.support import agents
 
-pytestmark = pytest.mark.usefixtures("consistent")
+pytestmark = pytest.mark.usefixtures("each_engine", "consistent")
 
 Talk = list[dict[str, Any]]
 Client: TypeAlias = Callable[[Talk, int], Talk]

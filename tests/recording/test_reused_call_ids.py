@@ -12,6 +12,8 @@ from langchain_core.tools import tool
 from session_middleware import Session, Sessions
 from tests.support import agents
 
+pytestmark = pytest.mark.usefixtures("each_engine")
+
 
 class Numbering(agents.Scripted):
     """Numbers its tool calls anew in each message."""

@@ -8,7 +8,7 @@ import pytest
 
 from session_middleware import Session, Sessions
 
-pytestmark = pytest.mark.usefixtures("consistent")
+pytestmark = pytest.mark.usefixtures("each_engine", "consistent")
 
 TREE = ["qAmBn", "qCoD", "qAmEs", "xYz", "qAm"]  # histories; capitals are what the assistant says
 

@@ -15,6 +15,8 @@ from session_middleware import Sessions
 from session_middleware.integrations.langchain_agents import SessionMiddleware
 from tests.support import agents
 
+pytestmark = pytest.mark.usefixtures("each_engine")
+
 Shape = Callable[[str, str], Any]
 
 

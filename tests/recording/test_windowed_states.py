@@ -12,6 +12,8 @@ from typing_extensions import TypedDict
 from session_middleware import Sessions
 from tests.support import agents
 
+pytestmark = pytest.mark.usefixtures("each_engine")
+
 
 def window(size: int) -> Any:
     """A graph that answers ``ok``, and remembers so many messages."""

@@ -14,6 +14,8 @@ from session_middleware.recording.checkpoint_listener import _MAX_SESSIONS, Reco
 from session_middleware.storage.run import RunContext
 from tests.support.agents import said
 
+pytestmark = pytest.mark.usefixtures("each_engine")
+
 
 def buffered(sessions: Sessions, session_id: str) -> RunContext:
     """An admitted run of the session with one message that is not written yet."""

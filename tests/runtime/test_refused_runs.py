@@ -16,7 +16,7 @@ from session_middleware.storage.run import RunContext
 from tests.conftest import OpenSessions
 from tests.support.agents import human
 
-pytestmark = pytest.mark.usefixtures("consistent")
+pytestmark = pytest.mark.usefixtures("each_engine", "consistent")
 
 WITHDRAWALS: dict[str, Callable[[Sessions], Any]] = {
     "visibility": lambda sessions: sessions.get("t").update(visibility="private"),

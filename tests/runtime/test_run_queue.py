@@ -21,7 +21,7 @@ from tests.support import agents
 from tests.support.agents import human, said
 from tests.support.pairwise import pairwise
 
-pytestmark = pytest.mark.usefixtures("clock")
+pytestmark = pytest.mark.usefixtures("each_engine", "clock")
 
 PARTS = ["attached", "checkpointer"]
 AT_ONCE = RetryPolicy(max_attempts=2, initial_interval=0.0, jitter=False, retry_on=ValueError)

@@ -18,7 +18,10 @@ from tests.conftest import OpenSessions
 from tests.runtime.test_run_queue import PARTS, Gate, answering, build, count_leases
 from tests.support.agents import human
 
-pytestmark = [pytest.mark.sessions(sweep_interval=None, busy_timeout="5s"), pytest.mark.usefixtures("clock")]
+pytestmark = [
+    pytest.mark.sessions(sweep_interval=None, busy_timeout="5s"),
+    pytest.mark.usefixtures("each_engine", "clock"),
+]
 
 by_part = pytest.mark.parametrize("part", PARTS)
 on_busy = pytest.mark.parametrize("on_busy", ["wait", "reject"])
