@@ -6,10 +6,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from session_middleware import lifecycle
 from session_middleware.models import Closed, Identity, OnExpire, Pin, SessionInfo, Status, SweepResult, to_text
@@ -206,18 +206,12 @@ def end_due(connection: Connection, due: SweepResult, rules: EngineContext, now:
         delete(connection, session.id, rules, reason=due.reason)
         return True
     if due.reason == "on_expire":
-        return _follow_up(connection, session, due.action, rules)
+        return _end_expired(connection, session, due.action, rules)
     if session.status == "active":
         end = lifecycle.expiry_of(session, rules.settings)
         if end is None or end.at > now:
             return False
-        if due.action == "delete":
-            delete(connection, session.id, rules, reason=end.reason)
-        elif due.action == "archive":
-            _archive(connection, session, end.reason, end.at, rules)
-        else:
-            expire(connection, session, end.reason, end.at, rules)
-        return True
+        return STRATEGIES[due.action].end(connection, session, end.reason, end.at, rules)
     until = lifecycle.deleted_at(session, rules.settings)
     if until is None or until > now:
         return False
@@ -225,17 +219,56 @@ def end_due(connection: Connection, due: SweepResult, rules: EngineContext, now:
     return True
 
 
-def _follow_up(connection: Connection, session: SessionInfo, action: OnExpire, rules: EngineContext) -> bool:
-    """Do with a session that expired some time ago what is to be done with it now."""
+def _end_expired(connection: Connection, session: SessionInfo, action: OnExpire, rules: EngineContext) -> bool:
+    """Apply a strategy to a session that expired before the strategy was set."""
     if session.status != "expired" or lifecycle.terms_of(session, rules.settings).on_expire != action:
         return False
-    if action == "prune":
-        return prune(connection, session)
-    if action == "delete":
-        delete(connection, session.id, rules, reason=session.reason)
-    else:
-        _archive(connection, session, session.reason, session.ended_at or rules.clock(), rules)
+    ended_at = session.ended_at or rules.clock()
+    return STRATEGIES[action].end(connection, session, session.reason, ended_at, rules)
+
+
+def _keep(connection: Connection, session: SessionInfo, reason: str, at: datetime, rules: EngineContext) -> bool:
+    expire(connection, session, reason, at, rules)
     return True
+
+
+def _prune(connection: Connection, session: SessionInfo, reason: str, at: datetime, rules: EngineContext) -> bool:
+    if session.status == "active":
+        expire(connection, session, reason, at, rules)
+        return True
+    return prune(connection, session)
+
+
+def _delete(connection: Connection, session: SessionInfo, reason: str, _: datetime, rules: EngineContext) -> bool:
+    delete(connection, session.id, rules, reason=reason)
+    return True
+
+
+def _archive(connection: Connection, session: SessionInfo, reason: str, at: datetime, rules: EngineContext) -> bool:
+    connection.execute(
+        "UPDATE sessions SET status = 'expired', reason = ?, ended_at = ? WHERE id = ?",
+        (reason, to_text(at), session.id),
+    )
+    archive, digest = archives.write(connection, session, rules)
+    delete(connection, session.id, rules, action="archived", reason=reason, archive=archive, digest=digest)
+    return True
+
+
+class Strategy(NamedTuple):
+    """A value of `on_expire`."""
+
+    end: Callable[[Connection, SessionInfo, Any, datetime, EngineContext], bool]  # with the reason and time; if it did
+    applies_to: Sequence[int] = (0, 1)  # `pruned` of the expired sessions that are still to be ended so
+    is_alone: bool = False  # each session has a transaction of its own
+    frees: bool = True  # rows are deleted
+
+
+STRATEGIES: dict[OnExpire, Strategy] = {
+    "keep": Strategy(_keep, (), frees=False),
+    "prune": Strategy(_prune, (0,)),
+    "archive": Strategy(_archive, is_alone=True),
+    "delete": Strategy(_delete),
+}
 
 
 def is_plain(due: SweepResult) -> bool:
@@ -274,17 +307,6 @@ def expire_plain(
         detail, seq = {"last_active_at": to_text(one.last_active_at)}, seqs[one.session_id]
         events.record_and_announce(connection, one.session_id, "expired", one.reason, at, detail=detail, seq=seq)
     return done
-
-
-def _archive(
-    connection: Connection, session: SessionInfo, reason: str | None, at: datetime, rules: EngineContext
-) -> None:
-    connection.execute(
-        "UPDATE sessions SET status = 'expired', reason = ?, ended_at = ? WHERE id = ?",
-        (reason, to_text(at), session.id),
-    )
-    archive, digest = archives.write(connection, session, rules)
-    delete(connection, session.id, rules, action="archived", reason=reason, archive=archive, digest=digest)
 
 
 def postpone(connection: Connection, session_id: str, until: datetime, rules: EngineContext, now: datetime) -> None:

@@ -231,7 +231,7 @@ class SessionOperations(Operations):
 
     def end_due(self, listed: Sequence[SweepResult], *, now: datetime, duty: Lease | None = None) -> list[SweepResult]:
         done: list[SweepResult] = []
-        waiting = [each for each in reversed(listed) if each.action != "archive"]
+        waiting = [each for each in reversed(listed) if not endings.STRATEGIES[each.action].is_alone]
         while waiting:
             ended, seconds = self._database.write(
                 lambda connection: self._end_some(connection, waiting, now, duty), durable=False
@@ -241,18 +241,18 @@ class SessionOperations(Operations):
                 time.sleep(min(_PAUSE * seconds, _LONGEST_PAUSE_SECONDS))
         failure = None
         for each in listed:
-            if each.action == "archive":
+            if endings.STRATEGIES[each.action].is_alone:
                 try:
-                    done += self._database.write(partial(self._archive, due=each, now=now, duty=duty))
+                    done += self._database.write(partial(self._end_alone, due=each, now=now, duty=duty))
                 except StorageError as error:  # end the others first
                     failure = failure or error
         if failure is not None:
             raise failure
-        if any(ended.action in ("delete", "archive", "prune") for ended in done):
+        if any(endings.STRATEGIES[ended.action].frees for ended in done):
             self._database.erase()
         return done
 
-    def _archive(
+    def _end_alone(
         self, connection: Connection, *, due: SweepResult, now: datetime, duty: Lease | None
     ) -> list[SweepResult]:
         is_done = self._is_ours(connection, duty) and endings.end_due(connection, due, self._rules, now)

@@ -18,6 +18,7 @@ from session_middleware.models import OnExpire, Status, SweepResult, from_text, 
 from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.engine_context import EngineContext
 from session_middleware.storage.sql.sessions import leases, session_rows
+from session_middleware.storage.sql.sessions.endings import STRATEGIES
 
 Row: TypeAlias = tuple[Any, ...]  # id, user_id, on_expire, last_active_at, and last what its time counts from
 Measure: TypeAlias = Callable[[Sequence[str]], dict[str, int]]
@@ -133,7 +134,6 @@ _UNDONE = (
     "SELECT id, user_id, on_expire, last_active_at, ended_at FROM sessions"
     f" WHERE status = 'expired' AND on_expire IS :own AND pruned = :pruned AND {_FREE} ORDER BY ended_at, id"
 )
-_ACTIONS: tuple[OnExpire, ...] = ("prune", "archive", "delete")
 
 
 def list_due(connection: Connection, rules: EngineContext, now: datetime) -> DueSessions:
@@ -168,10 +168,10 @@ def _by_reason(connection: Connection, rules: EngineContext, now: datetime) -> I
             if own is not None:
                 found = rows(of_own, since=to_text(now - own), seconds=seconds)
                 yield _DueGroup(reason, own, settings.on_expire, found)
-    for said in (None, *_ACTIONS):
-        action = said or settings.on_expire
-        for pruned in () if action == "keep" else (0,) if action == "prune" else (0, 1):
-            yield _DueGroup("on_expire", timedelta(0), action, rows(_UNDONE, own=said, pruned=pruned))
+    for own_action in (None, *STRATEGIES):
+        action: OnExpire = own_action or settings.on_expire
+        for pruned in STRATEGIES[action].applies_to:
+            yield _DueGroup("on_expire", timedelta(0), action, rows(_UNDONE, own=own_action, pruned=pruned))
 
 
 def _can_be_read(rows: Sequence[Row]) -> bool:
