@@ -142,7 +142,7 @@ def test_a_pin_exempts_from_expiry_and_cleaning_until_it_is_taken_away(
     clock.advance(days=400)
     assert sessions.get("t").status == "idle"
     assert sessions.sweep() == sessions.sweep(older_than="1d") == []
-    assert "pinned it (lawsuit 12/4)" in str(sessions.explain("t"))
+    assert "pinned by legal@example.com (lawsuit 12/4)" in str(sessions.explain("t"))
     sessions.get("t").unpin()
     assert sessions.get("t").expires_at == clock() + timedelta(minutes=30)
     assert events(sessions.get("t"))[1:] == [("pinned", "lawsuit 12/4"), ("unpinned", None)]
