@@ -216,9 +216,11 @@ def doctor(db: str | None, as_json: bool) -> None:
     """Report versions, sizes and problems. Exit code 1 when there is a problem."""
     from session_middleware.cli.doctor import examine
     from session_middleware.cli.health import diagnosis_picture
-    from session_middleware.storage.factory import file_path
+    from session_middleware.storage.factory import file_path, is_postgres
 
     settings = settings_of(db)
+    if is_postgres(settings.storage_url):
+        raise click.UsageError("doctor examines a file; validate a PostgreSQL database with check --db URL")
     diagnosis = examine(file_path(settings.storage_url), settings)
     print_result(diagnosis, diagnosis_picture(diagnosis), as_json=as_json)
     if diagnosis.problems:

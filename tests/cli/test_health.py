@@ -271,6 +271,13 @@ def test_doctor_says_that_all_is_well(call: Call, db: Path) -> None:
         assert word in result.output
 
 
+def test_doctor_refuses_a_database_that_is_no_file(call: Call) -> None:
+    result = call("doctor", "--db", "postgresql://user:secret@host/database")
+    assert result.exit_code == 2
+    assert "validate a PostgreSQL database with check" in " ".join(result.output.split())
+    assert "secret" not in result.output
+
+
 def test_doctor_as_json_has_the_facts(call: Call, db: Path) -> None:
     found = json.loads(call("doctor", "--db", str(db), "--json").output)
     assert (found["sessions"], found["journal_mode"], found["synchronous"]) == (3, "wal", "full")

@@ -22,7 +22,7 @@ def storage_error(name: str, error: psycopg.Error) -> StorageError:
         (errors.DiskFull, "the server's disk is full", "free some space and try again; what was acknowledged is safe"),
         (errors.QueryCanceled, f"the server canceled a statement ({text})", "raise its statement_timeout"),
         (errors.LockNotAvailable, f"a lock was not free ({text})", "try again"),
-        (psycopg.OperationalError, f"the connection failed ({text})", "check that the server runs, and try again"),
+        (psycopg.OperationalError, f"the connection failed ({text})", "check the URL and that the server runs"),
     ):
         if isinstance(error, kind):
             return StorageError(name, problem, advice=advice)
