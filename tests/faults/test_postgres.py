@@ -194,3 +194,11 @@ def test_a_role_that_may_not_create_tables_is_told_so(postgres_server: Server) -
         with pytest.raises(StorageError, match="may not create its tables"):
             Sessions(url.replace("postgres@", "guest@"))
         postgres_server.execute("DROP ROLE guest")
+
+
+@pytest.mark.parametrize(("synchronous", "commits"), [("full", "on"), ("normal", "off")])
+def test_a_commit_waits_for_the_disk_as_the_setting_says(postgres_url: str, synchronous: str, commits: str) -> None:
+    with Sessions(postgres_url, synchronous=synchronous) as sessions:
+        database = sessions._storage._database  # type: ignore[attr-defined]
+        row = database.write(lambda connection: connection.execute("SHOW synchronous_commit").fetchone(), of="t")
+        assert row == (commits,)

@@ -50,7 +50,8 @@ class _Raw(psycopg.Connection[Any]):
 class PostgresDatabase:
     is_writable = True
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, synchronous: str = "full") -> None:
+        self._synchronous = synchronous
         self.path = without_secrets(url)
         self._url = url
         self._closed = False
@@ -85,7 +86,7 @@ class PostgresDatabase:
             timeout=_WAIT_SECONDS,
             open=True,
         )
-        self._writer = PostgresWriter(self.begin, self.give_back, self.mapped)
+        self._writer = PostgresWriter(self.begin, self.give_back, self.mapped, synchronous=self._synchronous)
         self._writer.watched, self._writer.on_events = self._watched, self._on_events
 
     def close(self) -> None:

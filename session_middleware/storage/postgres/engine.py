@@ -10,4 +10,4 @@ from session_middleware.storage.sql.engine import SqlStorage
 
 class PostgresStorage(SqlStorage):
     def __init__(self, url: str, settings: SessionSettings, *, clock: Clock, new_id: NewId) -> None:
-        super().__init__(PostgresDatabase(url), settings, clock=clock, new_id=new_id)
+        super().__init__(PostgresDatabase(url, synchronous=settings.synchronous), settings, clock=clock, new_id=new_id)

@@ -35,9 +35,12 @@ class PostgresWriter(Writer):
         begin: Callable[[str, str], PostgresConnection],
         give_back: Callable[[PostgresConnection], None],
         mapped: Callable[[], AbstractContextManager[None]],
+        *,
+        synchronous: str,
     ) -> None:
         super().__init__()
         self.mapped = mapped
+        self._may_be_durable = synchronous == "full"
         self.watched: frozenset[str] = frozenset()
         self._begin_transaction = begin
         self._give_back = give_back
@@ -56,7 +59,7 @@ class PostgresWriter(Writer):
                 self._is_exclusive |= isinstance(retry, RetryExclusively)
 
     def _begin(self, batch: Sequence[WriteRequest[Any]]) -> None:
-        is_durable = any(request.durable for request in batch)
+        is_durable = self._may_be_durable and any(request.durable for request in batch)
         of = batch[0].of if len(batch) == 1 else ""
         locks = [_LOCK_ALL] if self._is_exclusive else [_LOCK_SOME, *([_lock_family(of, may_wait=True)] if of else [])]
         self.connection = self._begin_transaction(
