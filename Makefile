@@ -75,9 +75,9 @@ $(FLOORS)/floors.stamp: pyproject.toml
 	$(PYTHON) -m venv $(FLOORS)
 	$(PYTHON) -m venv $(FLOORS)-openai-agents
 	$(FLOORS)/bin/python -m pip install --quiet --disable-pip-version-check uv
-	$(UV) --resolution lowest-direct --editable '.[chat,vectors]' --group demo
+	$(UV) --resolution lowest-direct --editable '.[chat,postgres,vectors]' --group demo
 	$(UV) --group core-tests
-	$(UV) --python $(FLOORS)-openai-agents --resolution lowest-direct --editable '.[openai-agents]' 'openai>=2.9'
+	$(UV) --python $(FLOORS)-openai-agents --resolution lowest-direct --editable '.[openai-agents,postgres]' 'openai>=2.9'
 	$(UV) --python $(FLOORS)-openai-agents --group core-tests
 	touch $@
 
