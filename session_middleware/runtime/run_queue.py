@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable
 from typing import Literal
 
-from session_middleware.errors import SessionBusy
 from session_middleware.runtime.background import BackgroundWorker
 from session_middleware.runtime.run_context import RunRegistry
 from session_middleware.storage.executor import StorageExecutor
@@ -119,16 +118,14 @@ class RunQueue:
 
     def _attempt(self, waiter: _Waiter) -> float | None:
         context = waiter.context
-        if self._position(waiter) == 0:
+        is_late = self._is_late(waiter)  # on a busy machine, before its first attempt
+        if is_late or self._position(waiter) == 0:
             if not waiter.attempts:
                 self._flush(context.session_id)
             self._background.release_ended_leases()
             waiter.attempts += 1
-            if self._storage.acquire_session(context, wait=self._on_busy == "wait"):
+            if self._storage.acquire_session(context, wait=self._on_busy == "wait" and not is_late):
                 return None
-        if self._is_late(waiter):  # after an attempt: on a busy machine the timeout may pass before the first one
-            run_id, process = self._storage.find_active_run(context.session_id, but=context.lease) or (None, None)
-            raise SessionBusy(context.session_id, run_id=run_id, process=process)
         return self._pause(waiter)
 
     def _is_late(self, waiter: _Waiter) -> bool:

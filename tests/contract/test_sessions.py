@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from session_middleware.errors import SessionAccessDenied, SessionExists, SessionExpired, SessionNotFound
+from session_middleware.errors import SessionAccessDenied, SessionBusy, SessionExists, SessionExpired, SessionNotFound
 from session_middleware.models import Event, Identity, SweepResult
 from session_middleware.storage.protocol import Storage
 from session_middleware.storage.record_entries import MessageEntry, RunEnd
-from session_middleware.storage.run import RunContext
+from session_middleware.storage.run import Lease, RunContext
 from session_middleware.storage.types import SessionDetails, SessionFilter
 from tests.conftest import Clock
 from tests.support.memories import put_of
@@ -78,6 +78,38 @@ def test_ever_new_strangers_are_counted_together_and_fill_nothing(storage: Stora
     denied = storage.list_records(Event, "t")[1:]
     assert len(denied) == 11
     assert sum(event.detail.get("times", 1) for event in denied) == 300
+
+
+def test_a_denial_is_recorded_when_its_transaction_is_repeated(storage: Storage) -> None:
+    holder, second, queued = (context("t", "alice", lease=Lease(), run_id=name) for name in ("h", "s", "q"))
+    stranger = context("t", "bob", lease=Lease(), run_id="x")
+    storage.open_session(holder, SessionDetails(tags=("a",)))
+    assert storage.acquire_session(holder, wait=False)
+    assert not storage.acquire_session(queued, wait=True)
+
+    def fail() -> None:
+        storage.update_session("t", SessionDetails(title="lost"))
+        raise ZeroDivisionError
+
+    def denied() -> int:
+        events = storage.list_records(Event, "t")
+        return sum(event.detail.get("times", 1) for event in events if event.kind == "denied")
+
+    calls: list[Callable[[], object]] = [
+        lambda: storage.acquire_session(second, wait=False),
+        lambda: storage.acquire_session(queued, wait=False),
+        lambda: storage.authorize(stranger),
+    ]
+    for number, call in enumerate(calls, 1):
+        refused, failed = storage.run_batch([call, fail], durable=False)
+        with pytest.raises((SessionBusy, SessionAccessDenied)):
+            refused()
+        with pytest.raises(ZeroDivisionError):
+            failed()
+        assert denied() == number
+    assert queued.lease is not None
+    storage.release_leases([queued.lease])
+    assert storage.find_active_run("t", but=holder.lease) is None
 
 
 def test_looking_is_no_activity_and_opens_nothing(storage: Storage, clock: Clock) -> None:

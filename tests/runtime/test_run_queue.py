@@ -148,6 +148,7 @@ def test_threads_wait_too_and_give_up_after_the_timeout(open_sessions: OpenSessi
         gate.leave.set()
         first.result(20)
     assert busy.value.run_id == sessions.get("t").runs()[0].id
+    assert [event.reason for event in sessions.get("t").events() if event.kind == "denied"] == ["busy"]
     assert graph.invoke(human("three"), sessions.config("t"))["messages"][-1].text == "you said three"
     assert sessions.check() == []
 

@@ -221,7 +221,11 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
             refusal = error
         if not self._database.is_writable:  # nor can the event be
             raise refusal
-        self._database.write(lambda connection: self._refused(connection, context, refusal), of=context.session_id)
+        self._database.write(
+            lambda connection: self._refused(connection, context, refusal),
+            of=context.session_id,
+            undo=partial(setattr, context, "refused", context.refused),
+        )
         return None  # never: the refusal was raised
 
     def find_session(self, session_id: str) -> SessionInfo | None:

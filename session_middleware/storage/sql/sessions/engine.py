@@ -54,7 +54,7 @@ class SessionOperations(Operations):
     def acquire_session(self, context: RunContext, *, wait: bool) -> bool:
         lease = context.lease
         assert lease is not None
-        if lease.number is None:
+        if lease.number is None or not wait:
             is_acquired = self._enqueue(context, lease, wait=wait)
         else:
             is_acquired = self._is_first(context.session_id, lease.number)
@@ -64,26 +64,28 @@ class SessionOperations(Operations):
         return is_acquired
 
     def _enqueue(self, context: RunContext, lease: Lease, *, wait: bool) -> bool:
-        """Insert the lease behind those of active runs; returns whether there are none."""
+        """Insert the lease, if it has no row yet, behind those of active runs; returns whether there are none."""
+        number, was_refused = lease.number, context.refused
 
         def enqueue(connection: Connection) -> bool | CommitThenRaise:
-            if lease.number is not None:  # another node of the run, which started beside this one, has inserted it
-                return not leases.before(connection, context.session_id, lease.number, self._rules)
-            now = self._now()
             leases.reap(
                 connection, [row for row in leases.of(connection, context.session_id) if row.is_dead(self._rules)]
             )
             try:
-                admission.authorize(connection, context, self._rules)
-                others = leases.before(connection, context.session_id, None, self._rules)
+                if lease.number is None:  # else another node of the run, or a heartbeat, has inserted it
+                    admission.authorize(connection, context, self._rules)
+                others = leases.before(connection, context.session_id, lease.number, self._rules)
                 if others and not wait:
                     raise SessionBusy(context.session_id, run_id=others[0].run_id, process=others[0].process)
             except admission.REFUSALS as error:
                 return self._refused(connection, context, error)
-            leases.take(connection, context, now)
+            leases.take(connection, context, self._now())
             return not others
 
-        is_first: Any = self._database.write(enqueue, of=context.session_id, durable=False, undo=_clear_number(lease))
+        def undo() -> None:
+            lease.number, context.refused = number, was_refused
+
+        is_first: Any = self._database.write(enqueue, of=context.session_id, durable=False, undo=undo)
         return bool(is_first)
 
     def _refused(self, connection: Connection, context: RunContext, error: SessionError) -> CommitThenRaise:
