@@ -156,27 +156,31 @@ class SessionInfo(Value):
     cost: float | None = None  # of its model calls, in US dollars; None: no call has a known price
 
     def _repr_html_(self) -> str:
-        counts = {
-            "run": self.run_count,
-            "message": self.message_count,
-            "tool call": self.tool_call_count,
-            "error": self.error_count,
-        }
-        holds = ", ".join(plural(count, noun) for noun, count in counts.items())
-        cost = "" if self.cost is None else f", ${self.cost:.4g}"
-        return facts_html(
-            {
-                "session": self.id,
-                "title": self.title,
-                "owner": self.user_id or "nobody: open to everyone",
-                "group": self.group_id,
-                "status": f"{self.status} ({self.reason})" if self.reason else self.status,
-                "holds": f"{holds}, {self.input_tokens:,} + {self.output_tokens:,} tokens{cost}",
-                "last active": self.last_active_at,
-                "expired" if self.status == "expired" else "expires": self.expires_at,
-                "pinned": None if self.pinned is None else self.pinned.why or "yes",
-            }
-        )
+        return facts_html(facts_of(self))
+
+
+def facts_of(session: SessionInfo) -> dict[str, Any]:
+    """The facts about a session that people read, by their names; ``None``: there is no such fact."""
+    counts = {
+        "run": session.run_count,
+        "message": session.message_count,
+        "tool call": session.tool_call_count,
+        "error": session.error_count,
+    }
+    holds = ", ".join(plural(count, noun) for noun, count in counts.items())
+    cost = "" if session.cost is None else f", ${session.cost:.4g}"
+    return {
+        "session": session.id,
+        "title": session.title,
+        "owner": session.user_id or "nobody: open to everyone",
+        "group": session.group_id,
+        "status": f"{session.status} ({session.reason})" if session.reason else session.status,
+        "holds": f"{holds}, {session.input_tokens:,} + {session.output_tokens:,} tokens{cost}",
+        "opened": session.created_at,
+        "last active": session.last_active_at,
+        "expired" if session.status == "expired" else "expires": session.expires_at,
+        "pinned": session.pinned and (", by ".join(filter(None, (session.pinned.why, session.pinned.by))) or "yes"),
+    }
 
 
 class Record(Value):
@@ -191,15 +195,28 @@ class Record(Value):
     @property
     def line(self) -> str:
         """The record as one line of plain text, without its kind and its time."""
+        return self.describe()
+
+    def describe(self, *, full: bool = False) -> str:
+        """As `line`, with `full` in its whole length."""
         raise NotImplementedError
 
 
-def _joined(separator: str, *parts: str | None) -> str:
-    return separator.join(part for part in parts if part)
+def _joined(*parts: str | None, outcome: str | None = None) -> str:
+    text = ", ".join(filter(None, parts))
+    return f"{text}: {outcome}" if outcome else text
+
+
+def _cut(text: str | None, *, full: bool) -> str | None:
+    return text if full or text is None else shortened(text, _LINE_CHARACTERS)
 
 
 def _took(milliseconds: float | None) -> str | None:
     return None if milliseconds is None else duration_text(milliseconds)
+
+
+def _tokens(call: Run | ModelCall) -> str:
+    return f"{call.input_tokens or 0:,} + {call.output_tokens or 0:,} tokens"
 
 
 class Run(Record):
@@ -221,10 +238,10 @@ class Run(Record):
     started_from: str | None = None  # the checkpoint that it continued
     checkpoint_id: str | None = None  # the checkpoint it ended at
 
-    @property
-    def line(self) -> str:
+    def describe(self, *, full: bool = False) -> str:
         by = self.user_id and f"by {self.user_id}"
-        return _joined(", ", self.outcome, by, _took(self.duration_ms), self.error)
+        tokens = None if self.input_tokens is None and self.output_tokens is None else _tokens(self)
+        return _joined(self.outcome, by, _took(self.duration_ms), tokens, outcome=_cut(self.error, full=full))
 
 
 class Message(Record):
@@ -254,13 +271,15 @@ class Message(Record):
     marks: tuple[str, ...] = ()
     created_at: datetime
 
-    @property
-    def line(self) -> str:
-        calls = (f"asks for {call.get('name')}({arguments_text(call.get('args'))})" for call in self.tool_calls)
+    def describe(self, *, full: bool = False) -> str:
+        calls = (
+            f"asks for {call.get('name')}({arguments_text(call.get('args'), full=full)})" for call in self.tool_calls
+        )
         notes = {"incomplete": self.status == "incomplete", "edited later": self.replaced_by is not None}
         notes[self.branch] = self.branch != "main"
-        shown = (f"({note})" for note, holds in notes.items() if holds)
-        return _joined(" ", shortened(self.text, _LINE_CHARACTERS), *calls, *shown)
+        return " ".join(
+            filter(None, (_cut(self.text, full=full), *calls, *(f"({note})" for note, holds in notes.items() if holds)))
+        )
 
 
 class Branch(Value):
@@ -299,11 +318,11 @@ class ToolCall(Record):
     started_at: datetime | None = None
     duration_ms: float | None = None
 
-    @property
-    def line(self) -> str:
-        outcome = self.error if self.error is not None else self.result
-        call = f"{self.name}({arguments_text(self.arguments)}) → {self.status}"
-        return _joined(", ", call, _took(self.duration_ms)) + (f": {json_text(outcome)}" if outcome is not None else "")
+    def describe(self, *, full: bool = False) -> str:
+        outcome = json_text(self.error if self.error is not None else self.result, full=full)
+        call = f"{self.name}({arguments_text(self.arguments, full=full)}) → {self.status}"
+        attempt = f"attempt {self.attempt}" if self.attempt > 1 else None
+        return _joined(call, attempt, _took(self.duration_ms), outcome=outcome)
 
 
 class ModelCall(Record):
@@ -331,11 +350,10 @@ class ModelCall(Record):
     marks: tuple[str, ...] = ()
     started_at: datetime | None = None
 
-    @property
-    def line(self) -> str:
-        tokens = f"{self.input_tokens or 0:,} + {self.output_tokens or 0:,} tokens"
+    def describe(self, *, full: bool = False) -> str:
         cost = None if self.cost is None else f"${self.cost:.4g}"
-        return _joined(", ", self.model or "a model", tokens, cost, _took(self.duration_ms), self.error)
+        parts = (self.model or "a model", _tokens(self), cost, _took(self.duration_ms))
+        return _joined(*parts, outcome=_cut(self.error, full=full))
 
 
 class Event(Record):
@@ -349,9 +367,10 @@ class Event(Record):
     detail: dict[str, Any] = Field(default_factory=dict)
     created_at: datetime
 
-    @property
-    def line(self) -> str:
-        return _joined(" ", self.kind, self.reason and f"({self.reason})", detail_text(self.detail))
+    def describe(self, *, full: bool = False) -> str:
+        return " ".join(
+            filter(None, (self.kind, self.reason and f"({self.reason})", detail_text(self.detail, full=full)))
+        )
 
 
 class Usage(Value):

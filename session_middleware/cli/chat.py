@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from io import TextIOWrapper
 from typing import Any
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
-from langchain_core.runnables import RunnableConfig
 from langgraph.graph import START, MessagesState, StateGraph
 from rich.console import Console
 from rich.text import Text
 
-from session_middleware.cli.timeline import message_line
+from session_middleware.cli.tables import message_line
 from session_middleware.display.text import plural, visible, visible_line
+from session_middleware.errors import SessionError
 from session_middleware.session import Session
 from session_middleware.sessions import Sessions
 from session_middleware.settings import without_secrets
@@ -24,7 +26,10 @@ from session_middleware.settings import without_secrets
 _SHOWN_MESSAGES = 4
 _QUIT_COMMANDS = ("/quit", "/exit", "/q")
 _COMMAND = re.compile(r"/\w*")  # a path, such as /tmp/x, is a message
-_HELP = "/quit, Ctrl-D or Ctrl-C ends the chat; the session stays. /help shows this. All other lines are messages."
+_HELP = (
+    "/quit, Ctrl-D or Ctrl-C ends the chat; the session stays. /retry repeats a turn that failed. /help shows this. "
+    "All other lines are messages."
+)
 
 
 def converse(
@@ -37,15 +42,15 @@ def converse(
     """
     with suppress(ImportError):
         import readline  # noqa: F401 - gives `input` line editing, where it is available
+    if isinstance(sys.stdin, TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
     session = sessions.open(thread, user_id=user_id)
-    agent = sessions.attach(_graph(model))
+    chat = _Chat(sessions.attach(_graph(model)), session, console)
     try:
         _print_history(session, console)
-        interrupted = agent.get_state(session.config()).next
-        if interrupted:
-            console.print(Text(f"The last turn was cut off before {', '.join(interrupted)}; finishing it now."))
-            _run_turn(agent, None, session.config(), console)
-        _read_turns(agent, session.config(), console)
+        if chat.unfinished():
+            chat.finish()
+        chat.read_turns()
     except KeyboardInterrupt:
         console.print()
     finally:
@@ -81,25 +86,53 @@ def _print_history(session: Session, console: Console) -> None:
     console.print(Text(_HELP, style="dim"))
 
 
-def _read_turns(agent: Any, config: RunnableConfig, console: Console) -> None:
-    while True:
+class _Chat:
+    def __init__(self, agent: Any, session: Session, console: Console) -> None:
+        self._agent = agent
+        self._config = session.config()
+        self._console = console
+
+    def read_turns(self) -> None:
+        while True:
+            try:
+                text = input("you> ").strip()
+            except EOFError:
+                self._console.print()
+                return
+            if text in _QUIT_COMMANDS:
+                return
+            if text == "/retry":
+                self.finish()
+            elif _COMMAND.fullmatch(text):
+                self._note(("" if text == "/help" else f"there is no command {text}; ") + _HELP)
+            elif text:
+                self._run({"messages": text})
+
+    def unfinished(self) -> tuple[str, ...]:
+        """The nodes before which the last turn was cut off."""
+        nodes: tuple[str, ...] = self._agent.get_state(self._config).next
+        return nodes
+
+    def finish(self) -> None:
+        """Run the rest of a turn that was cut off or that failed."""
+        if nodes := self.unfinished():
+            self._note(f"The last turn was cut off before {', '.join(nodes)}; finishing it now.")
+            self._run(None)
+        else:
+            self._note("the last turn was finished")
+
+    def _run(self, state: dict[str, Any] | None) -> None:
+        """Run one turn, and print the answer while it is streamed, or one line for the error of a model."""
         try:
-            text = input("you> ").strip()
-        except EOFError:
-            console.print()
-            return
-        if text in _QUIT_COMMANDS:
-            return
-        if _COMMAND.fullmatch(text):
-            unknown = "" if text == "/help" else f"there is no command {text}; "
-            console.print(Text(visible(unknown + _HELP), style="dim"))
-        elif text:
-            _run_turn(agent, {"messages": text}, config, console)
+            for message, _ in self._agent.stream(state, self._config, stream_mode="messages"):
+                if isinstance(message, AIMessage):
+                    self._console.print(Text(visible(message.text)), end="", soft_wrap=True)
+            self._console.print()
+        except SessionError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a model may raise any; the run's row has it
+            text = " ".join(f"{type(error).__name__}: {error}".split())
+            self._note(f"the turn failed: {text}; try again with /retry, or send another message", style="red")
 
-
-def _run_turn(agent: Any, state: dict[str, Any] | None, config: RunnableConfig, console: Console) -> None:
-    """Run one turn, and print the answer while it is streamed."""
-    for message, _ in agent.stream(state, config, stream_mode="messages"):
-        if isinstance(message, AIMessage):
-            console.print(Text(visible(message.text)), end="", soft_wrap=True)
-    console.print()
+    def _note(self, text: str, style: str = "dim") -> None:
+        self._console.print(Text(visible(text), style=style), soft_wrap=True)

@@ -97,7 +97,7 @@ def show(session_id: str, db: str | None, full: bool, as_json: bool) -> None:
 
     It consists of its messages, calls, runs and events.
     """
-    from session_middleware.cli.timeline import timeline
+    from session_middleware.cli.tables import timeline
     from session_middleware.storage.timeline import kind_of
 
     with existing(db) as sessions:

@@ -1,4 +1,4 @@
-"""Tables with one row for each session, archive, sweep result or usage key.
+"""Sessions, archives, sweep results, usage and timelines in a terminal.
 
 Ids stay whole at any width, so that they can be copied: print a table with ``crop=False``. Recorded text
 is untrusted: it is never parsed as markup, and line breaks and control characters are made visible.
@@ -6,25 +6,54 @@ is untrusted: it is never parsed as markup, and line breaks and control characte
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
 from rich import box
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.measure import Measurement
 from rich.padding import Padding
+from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from session_middleware.display.text import duration_text, plural, shortened, visible_line
-from session_middleware.models import SessionInfo, SweepResult, Usage
-from session_middleware.storage.types import ArchivedSession
+from session_middleware.display.text import duration_text, plural, second_text, shortened, visible, visible_line
+from session_middleware.models import (
+    Event,
+    Message,
+    ModelCall,
+    Run,
+    SessionInfo,
+    SweepResult,
+    ToolCall,
+    Usage,
+    facts_of,
+)
+from session_middleware.storage.record_entries import ASIDE
+from session_middleware.storage.timeline import kind_of
+from session_middleware.storage.types import ArchivedSession, Record
 
-_STATUS_STYLES = {"active": "green", "idle": "yellow", "expired": "red", "completed": "blue", "failed": "red"}
+_STYLES = {  # of a status, an outcome, an action and a kind of record
+    "active": "green",
+    "idle": "yellow",
+    "expired": "red",
+    "completed": "blue",
+    "failed": "red",
+    "running": "yellow",
+    "error": "red",
+    "refused": "red",
+    "interrupted": "magenta",
+    "delete": "red",
+    "user": "bold cyan",
+    "assistant": "bold green",
+    "tool": "yellow",
+}
 _TITLE_CHARACTERS = 40
+_MESSAGE_CHARACTERS = 110
 _NUMBERS = frozenset({"messages", "tools", "calls", "errors", "in", "out", "cost", "median", "p95"})
 _FOLDED = frozenset({"owner", "file"})  # columns that may take several lines
 _UNBOUNDED = 1_000_000  # columns
+_NONE = "–"  # noqa: RUF001 - an en dash reads as "none"
 
 
 class Listing:
@@ -34,35 +63,16 @@ class Listing:
     that is not a terminal has lines of any width.
     """
 
-    def __init__(
-        self, columns: Sequence[str], rows: Sequence[Sequence[Text]], *, empty: str, caption: str | None
-    ) -> None:
+    def __init__(self, empty: str, columns: Sequence[str], rows: Sequence[Sequence[Text]], caption: str = "") -> None:
+        self._empty = empty
         self._columns = columns
         self._rows = rows
-        self._empty = empty
-        self._caption = caption
+        self._caption = caption or None
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         if not self._rows:
             yield Text(self._empty, style="dim")
             return
-        table = self._table()
-        width = Measurement.get(console, options.update(width=_UNBOUNDED), table).maximum
-        if width <= options.max_width:
-            yield table
-        elif not console.is_terminal:
-            yield from console.render(table, options.update(width=width))
-        else:
-            for first, *others in self._rows:
-                yield from console.render(first, options.update(width=_UNBOUNDED, no_wrap=True))
-                values = [
-                    cell + f" {name.removesuffix('s') if cell.plain == '1' else name}" if name in _NUMBERS else cell
-                    for name, cell in zip(self._columns[1:], others, strict=True)
-                    if cell.plain
-                ]
-                yield Padding(Text(" · ").join(values), (0, 0, 0, 2))
-
-    def _table(self) -> Table:
         table = Table(box=box.SIMPLE_HEAD, header_style="bold", show_edge=False, pad_edge=False, caption=self._caption)
         table.caption_justify = "right"
         for name in self._columns:
@@ -70,11 +80,18 @@ class Listing:
             table.columns[-1].justify = "right" if name in _NUMBERS else "left"
         for row in self._rows:
             table.add_row(*row)
-        return table
-
-
-def _listing(empty: str, columns: Sequence[str], rows: Sequence[Sequence[Text]]) -> Listing:
-    return Listing(columns, rows, empty=empty, caption="times are UTC")
+        width = Measurement.get(console, options.update(width=_UNBOUNDED), table).maximum
+        if width <= options.max_width or not console.is_terminal:
+            yield from console.render(table, options.update(width=max(width, options.max_width)))
+            return
+        for first, *others in self._rows:
+            yield from console.render(first, options.update(width=_UNBOUNDED, no_wrap=True))
+            values = [
+                cell + f" {name.removesuffix('s') if cell.plain == '1' else name}" if name in _NUMBERS else cell
+                for name, cell in zip(self._columns[1:], others, strict=True)
+                if cell.plain
+            ]
+            yield Padding(Text(" · ").join(values), (0, 0, 0, 2))
 
 
 def sessions_table(sessions: Sequence[SessionInfo]) -> RenderableType:
@@ -82,15 +99,16 @@ def sessions_table(sessions: Sequence[SessionInfo]) -> RenderableType:
     rows = [
         (
             _titled(session.id, session.title),
-            _or_dash(session.user_id),
-            status_text(session),
+            _text(session.user_id),
+            _styled(session.status),
             _minute(session.last_active_at),
             Text(f"{session.message_count:,}"),
             Text(f"{session.tool_call_count:,}"),
         )
         for session in sessions
     ]
-    return _listing("no sessions", ("session", "owner", "status", "last active", "messages", "tools"), rows)
+    columns = ("session", "owner", "status", "last active", "messages", "tools")
+    return Listing("no sessions", columns, rows, "times are UTC")
 
 
 def archives_table(archived: Sequence[ArchivedSession]) -> RenderableType:
@@ -98,29 +116,28 @@ def archives_table(archived: Sequence[ArchivedSession]) -> RenderableType:
     rows = [
         (
             _titled(each.session_id, each.title),
-            _or_dash(each.user_id),
-            text_of(each.reason or ""),
+            *map(_text, (each.user_id, each.reason)),
             _minute(each.archived_at),
-            text_of(each.path),
+            _text(each.path),
         )
         for each in archived
     ]
-    return _listing("no archived sessions", ("session", "owner", "ended by", "archived", "file"), rows)
+    return Listing("no archived sessions", ("session", "owner", "ended by", "archived", "file"), rows, "times are UTC")
 
 
 def sweep_table(results: Sequence[SweepResult]) -> RenderableType:
     """The sessions that a sweep ended or would end."""
     rows = [
         (
-            text_of(each.session_id),
-            _or_dash(each.user_id),
+            _text(each.session_id),
+            _text(each.user_id),
             Text("idle since ").append_text(_minute(each.last_active_at)),
             _minute(each.expired_at),
-            text_of(each.action, "red" if each.action == "delete" else ""),
+            _styled(each.action),
         )
         for each in results
     ]
-    return _listing("nothing is due", ("session", "owner", "why", "expired", "action"), rows)
+    return Listing("nothing is due", ("session", "owner", "why", "expired", "action"), rows, "times are UTC")
 
 
 def usage_table(by: str, usage: Sequence[Usage]) -> RenderableType:
@@ -128,46 +145,117 @@ def usage_table(by: str, usage: Sequence[Usage]) -> RenderableType:
     sums = ("calls", "errors", "input_tokens", "output_tokens", "unpriced")
     costs = [each.cost for each in usage if each.cost is not None]
     total = Usage(
-        key=None,
+        key="all",
         cost=sum(costs) if costs else None,
         **{name: sum(getattr(each, name) for each in usage) for name in sums},
     )
-    rows = [
-        (
-            Text("all", "bold") if each is total else _or_dash(each.key),
-            *map(Text, _amounts(each, has_cost=by != "tool")),
-            *(Text("" if took is None else duration_text(took)) for took in (each.p50_ms, each.p95_ms)),
-        )
-        for each in ((*usage, total) if usage else ())
-    ]
     columns = (by, "calls", "errors", *(("in", "out", "cost") if by != "tool" else ()), "median", "p95")
-    listing = Listing(columns, rows, empty="no calls", caption=None)
+    rows = []
+    for each in (*usage, total) if usage else ():
+        cost = _NONE if each.cost is None else f"${each.cost:,.4f}"
+        values = [f"{each.calls:,}", f"{each.errors:,}"]
+        values += [f"{each.input_tokens:,}", f"{each.output_tokens:,}", cost] if by != "tool" else []
+        values += ["" if took is None else duration_text(took) for took in (each.p50_ms, each.p95_ms)]
+        rows.append((_text(each.key, "bold" if each is total else ""), *map(Text, values)))
+    listing = Listing("no calls", columns, rows)
     if not total.unpriced:
         return listing
     return Group(listing, Text(f"{plural(total.unpriced, 'call')} of unknown price not in the cost", style="dim"))
 
 
-def _amounts(usage: Usage, *, has_cost: bool) -> list[str]:
-    cost = "–" if usage.cost is None else f"${usage.cost:,.4f}"  # noqa: RUF001 - an en dash reads as "none"
-    spent = [f"{usage.input_tokens:,}", f"{usage.output_tokens:,}", cost] if has_cost else []
-    return [f"{usage.calls:,}", f"{usage.errors:,}", *spent]
+def message_line(message: Message) -> Text:
+    """The role and the shortened text of a message."""
+    return Text.assemble(_styled(message.role), ": ", visible_line(shortened(message.text, _MESSAGE_CHARACTERS)))
 
 
-def status_text(session: SessionInfo) -> Text:
-    return text_of(session.status, _STATUS_STYLES.get(session.status, "dim"))
+def timeline(session: SessionInfo, records: Sequence[Record], *, full: bool = False) -> RenderableType:
+    """The facts about a session, and one row for each record.
+
+    Unless `full`, long text is cut, and a record that another row describes is left out: a tool message whose
+    tool call has a row, a model call that did not fail, and the event with which a run resumed the session. A
+    record of a subgraph begins with the subgraph's path.
+    """
+    grid = Table.grid(padding=(0, 2, 0, 0), expand=True)
+    grid.add_column(no_wrap=True, style="dim")
+    grid.add_column(no_wrap=True)
+    grid.add_column(ratio=1, overflow="fold")
+    day = None
+    for record in records if full else _not_repeated(records):
+        moment = record.created_at if isinstance(record, (Message, Event)) else record.started_at
+        moment = moment and moment.astimezone(UTC)
+        if moment and moment.date() != day:
+            day = moment.date()
+            grid.add_row("", "", Text(day.isoformat(), style="dim"))
+        kind = record.role if isinstance(record, Message) else kind_of(record).removesuffix("_call")
+        text = (
+            _path(record)
+            + record.describe(full=full)
+            + (f"  id {record.id}" if full and isinstance(record, Run) else "")
+        )
+        grid.add_row(
+            f"{moment:%H:%M:%S}" if moment else "", _styled(kind), Text(visible(text), style=_style_of(record))
+        )
+    facts = Table.grid(padding=(0, 2, 0, 0))
+    facts.add_column(style="dim", no_wrap=True)
+    facts.add_column(overflow="fold")
+    for name, value in facts_of(session).items():
+        if value is not None and name != "session":
+            facts.add_row(name, second_text(value) + " UTC" if isinstance(value, datetime) else _text(value))
+    title = _text(session.id, "bold")
+    title.no_wrap, title.overflow = True, "ignore"
+    return Group(title, Panel(facts, border_style="dim", padding=(0, 1)), grid)
 
 
-def text_of(text: str, style: str = "") -> Text:
-    return Text(visible_line(text), style=style)
+def _not_repeated(records: Sequence[Record]) -> Iterable[Record]:
+    calls = {(record.message_id, record.tool_call_id) for record in records if isinstance(record, ToolCall)}
+    for record in records:
+        if isinstance(record, Message):
+            is_repeated = _is_in_call_rows(record, calls)
+        elif isinstance(record, Event):
+            is_repeated = record.kind == "resumed" and record.reason is None and not record.detail
+        else:
+            is_repeated = isinstance(record, ModelCall) and record.error is None
+        if not is_repeated:
+            yield record
 
 
-def _or_dash(text: str | None) -> Text:
-    return text_of(text or "–")  # noqa: RUF001 - as above
+def _is_in_call_rows(message: Message, calls: set[tuple[str | None, str]]) -> bool:
+    """Whether the rows of tool calls show all of a message: it is a call's result, or only asks for calls."""
+    if message.role == "tool":
+        return any(call_id == message.tool_call_id for _, call_id in calls)
+    ids = [str(call.get("id")) for call in message.tool_calls]
+    has_rows = [(message.message_id, call_id) in calls or (None, call_id) in calls for call_id in ids]
+    return not message.text and bool(has_rows) and all(has_rows)
+
+
+def _path(record: Record) -> str:
+    """The path of the record's subgraph, such as ``team › writer``; empty for the root graph."""  # noqa: RUF002
+    names = [part.partition(":")[0] for part in getattr(record, "checkpoint_ns", "").split("|")]
+    is_output = isinstance(record, Message) and (ASIDE in record.marks or record.status == "incomplete")
+    if is_output or isinstance(record, ModelCall):
+        names.pop()  # the node that called the model
+    return f"{' › '.join(names)}: " if any(names) else ""  # noqa: RUF001
+
+
+def _style_of(record: Record) -> str:
+    if isinstance(record, (Message, ToolCall)):
+        return _STYLES.get(record.status, "")
+    if isinstance(record, Run):
+        return _STYLES.get(record.outcome, "dim")
+    return "red" if isinstance(record, ModelCall) and record.error else "dim"
+
+
+def _styled(word: str) -> Text:
+    return _text(word, _STYLES.get(word, "dim"))
+
+
+def _text(text: str | None, style: str = "") -> Text:
+    return Text(visible_line(text or _NONE), style=style)
 
 
 def _titled(session_id: str, title: str | None) -> Text:
-    name = text_of(session_id)
-    return name if not title else name.append("\n").append_text(text_of(shortened(title, _TITLE_CHARACTERS), "dim"))
+    name = _text(session_id)
+    return name if not title else name.append("\n").append_text(_text(shortened(title, _TITLE_CHARACTERS), "dim"))
 
 
 def _minute(moment: datetime) -> Text:

@@ -266,7 +266,7 @@ def test_show_is_cut_short_unless_full(call: Call, db: str) -> None:
     with Sessions(db) as sessions:
         agent = sessions.attach(agents.chat())
         agent.invoke({"messages": "word " * 500}, sessions.config("n1"))
-    assert call("show", "n1", "--db", db).output.count("word") < 50
+    assert call("show", "n1", "--db", db).output.count("word") < 100
     assert call("show", "n1", "--db", db, "--full").output.count("word") >= 500
 
 
@@ -452,19 +452,47 @@ def test_chat_shows_no_more_than_the_last_messages(call: Call, tmp_path: Path) -
     assert "user: question 0" not in resumed
 
 
-def test_chat_with_a_model_finishes_a_turn_that_was_cut_off(
-    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def chat_with(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     langchain = pytest.importorskip("langchain.chat_models")
-    chat = ("chat", "--db", str(tmp_path / "chat.db"), "--thread", "t1", "--model", "scripted:one")
-    monkeypatch.setattr(langchain, "init_chat_model", lambda _: GenericFakeChatModel(messages=iter([])))
-    with pytest.raises(RuntimeError, match="StopIteration"):
-        call(*chat, said="hello\n")
-    answers = GenericFakeChatModel(messages=iter(["Hello to you"]))
-    monkeypatch.setattr(langchain, "init_chat_model", lambda _: answers)
-    output = call(*chat).output
-    assert "cut off before model; finishing it now" in output
-    assert "Hello to you" in output
+
+    def chat_with(answers: list[Any], said: str = "") -> Result:
+        model = GenericFakeChatModel(messages=iter(answers))
+        monkeypatch.setattr(langchain, "init_chat_model", lambda _: model)
+        return call("chat", "--db", str(tmp_path / "chat.db"), "--thread", "t1", "--model", "scripted:one", said=said)
+
+    return chat_with
+
+
+def test_a_model_that_raises_is_one_line_and_the_chat_goes_on(
+    call: Call, chat_with: Callable[..., Result], tmp_path: Path
+) -> None:
+    result = chat_with(["Hello to you"], said="hello\nand now?\n/help\n")
+    assert result.exit_code == 0
+    [line] = [line for line in result.output.splitlines() if "the turn failed" in line]
+    assert "RuntimeError: generator raised StopIteration; try again with /retry" in line
+    assert "Hello to you" in result.output
+    assert "resume with" in result.output.splitlines()[-1]
+    with Sessions(tmp_path / "chat.db") as sessions:
+        assert [run.outcome for run in sessions.get("t1").runs()] == ["ok", "error"]
+        assert "StopIteration" in (sessions.get("t1").runs()[-1].error or "")
+
+
+def test_a_turn_that_failed_is_repeated_by_retry_or_the_next_chat(chat_with: Callable[..., Result]) -> None:
+    chat_with([], said="hello\n")
+    resumed = chat_with(["Hello to you"]).output
+    assert "cut off before model; finishing it now" in resumed
+    assert "Hello to you" in resumed
+    assert "the last turn was finished" in chat_with([], said="/retry\n").output
+    assert chat_with([], said="hello\n/retry\n").output.count("the turn failed") == 2
+
+
+def test_input_that_is_no_text_is_replaced_and_sent(tmp_path: Path) -> None:
+    command = [*COMMAND, "chat", "--db", str(tmp_path / "chat.db"), "--thread", "t1"]
+    said = b"caf\xe9\nhello\n"
+    done = subprocess.run(command, input=said, env=environment(), capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert "said 2 things here, first: 'caf\N{REPLACEMENT CHARACTER}'" in done.stdout.decode()
 
 
 # As a process
