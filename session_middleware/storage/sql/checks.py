@@ -13,7 +13,7 @@ from typing import Any
 from session_middleware.models import Problem
 from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.engine_context import EngineContext
-from session_middleware.storage.sql.record import dead_runs, runs
+from session_middleware.storage.sql.record import runs
 from session_middleware.storage.sql.sessions import endings, events, leases
 
 _ORPHANED = timedelta(minutes=10)  # writes may precede their checkpoint, but not by so long
@@ -144,7 +144,7 @@ def _remains(connection: Connection, rules: EngineContext) -> Iterator[Problem]:
         if place.number not in rules.over:  # one that this process is about to release
             text = f"held by the process {place.process}, which has ended"
             yield describe("dead_lease", text, place.session_id, table="leases", key=place.number)
-    for session_id, _, run_id in dead_runs.find(connection)[0]:
+    for session_id, _, run_id in runs.find_dead(connection)[0]:
         yield describe(
             "dead_run", f"run {run_id} was cut off: its process has ended", session_id, table="runs", key=run_id
         )
@@ -196,5 +196,5 @@ REPAIRS: dict[str, Callable[[Connection, Problem, EngineContext], object]] = {
         connection, str(problem.session_id), rules
     ),
     "dead_lease": lambda connection, _, rules: leases.reap(connection, leases.dead(connection, rules)),
-    "dead_run": lambda connection, *_: dead_runs.interrupt(connection),
+    "dead_run": lambda connection, *_: runs.interrupt_dead(connection),
 }

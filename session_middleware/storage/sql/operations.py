@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from session_middleware.storage.sql.connection import Database
+from session_middleware.storage.sql.connection import Connection, Database
 from session_middleware.storage.sql.engine_context import EngineContext
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Operations:
@@ -20,3 +24,13 @@ class Operations:
 
     def _now(self) -> datetime:
         return self._rules.clock()
+
+
+def reading(read: Callable[Concatenate[Connection, P], T]) -> Callable[Concatenate[Any, P], T]:
+    """Make a method of `Operations` from a function that reads one snapshot of the database."""
+
+    @wraps(read)
+    def method(self: Operations, /, *args: P.args, **options: P.kwargs) -> T:
+        return self._database.read(lambda connection: read(connection, *args, **options))
+
+    return method

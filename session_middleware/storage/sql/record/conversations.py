@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from session_middleware.storage.record_entries import Attachment
 from session_middleware.storage.sql.connection import UNLIMITED, Connection
-from session_middleware.storage.sql.record import message_rows, tool_call_rows
+from session_middleware.storage.sql.record import reads, tool_call_rows
 from session_middleware.storage.sql.session_state import SessionWrite
 from session_middleware.storage.types import ConversationItemPut, StoredItem
 
@@ -31,7 +31,7 @@ def _names(files: Sequence[Attachment]) -> str | None:
     return json.dumps([file.hash for file in files]) if files else None
 
 
-def list_last(connection: Connection, session_id: str, limit: int | None) -> list[StoredItem]:
+def list_items(connection: Connection, session_id: str, *, limit: int | None = None) -> list[StoredItem]:
     return [item for _, item, _ in _list_last(connection, session_id, limit)]
 
 
@@ -48,7 +48,7 @@ def _list_last(connection: Connection, session_id: str, limit: int | None) -> li
 
 
 def _files(connection: Connection, session_id: str, names: Sequence[str]) -> dict[str, bytes]:
-    found = {name: message_rows.get_file(connection, session_id, name) for name in names}
+    found = {name: reads.find_file(connection, session_id, name) for name in names}
     return {name: data for name, data in found.items() if data is not None}
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from session_middleware.storage.record_entries import Alignment, ComparableMessage, HistoryEntry, MessageEntry
 from session_middleware.storage.run import RunContext
-from session_middleware.storage.sql.record import branches, deletions, message_rows
+from session_middleware.storage.sql.record import branches, deletions, message_rows, reads
 from session_middleware.storage.sql.record.branches import Line
 from session_middleware.storage.sql.record.deletions import DeletedMessage
 from session_middleware.storage.sql.session_state import SessionWrite
@@ -150,9 +150,7 @@ def _beginning(recorded: Sequence[_Standing], given: Sequence[ComparableMessage]
 def _view(connection: SessionWrite, session_id: str, branch: str) -> list[_Standing]:
     """What a branch holds, in its order, each message as the branch has it."""
     latest: dict[str, tuple[Any, ...]] = {}
-    for row in message_rows.rows_of(
-        connection.connection, f"{message_rows.FIELDS}, tool_call_id, run_id", session_id, branch
-    ):
+    for row in reads.rows_of(connection.connection, f"{message_rows.FIELDS}, tool_call_id, run_id", session_id, branch):
         latest[row[0]] = row
     rows = [row for row in sorted(latest.values(), key=lambda row: row[3]) if row[5] == "complete"]
     return [

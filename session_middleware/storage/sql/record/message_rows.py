@@ -7,13 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from session_middleware.models import Message, to_text
+from session_middleware.models import to_text
 from session_middleware.storage.record_entries import ASIDE, SHARED, MessageEntry, ModelCallEntry
 from session_middleware.storage.run import RunContext
-from session_middleware.storage.sql.connection import Connection, Cursor
 from session_middleware.storage.sql.record import branches, deletions, tool_call_rows
 from session_middleware.storage.sql.record.branches import Line
-from session_middleware.storage.sql.row_mapping import clean, marks_of, to_json, values_of
+from session_middleware.storage.sql.row_mapping import clean, marks_of, to_json
 from session_middleware.storage.sql.session_state import SessionWrite
 
 
@@ -454,28 +453,3 @@ def _status(message: MessageEntry) -> str:
 
 def _marks(message: MessageEntry, words: tuple[Any, ...]) -> str | None:
     return marks_of(message.marks, message.name, *words)
-
-
-# Reading
-
-
-def rows_of(connection: Connection, fields: str, session_id: str, branch: str) -> Cursor:
-    line = branches.line(connection, session_id, branch)
-    ours = " OR ".join(["branch = ? AND seq <= ?"] * len(line))
-    return connection.execute(
-        f"SELECT {fields} FROM messages WHERE session_id = ? AND ({ours}) ORDER BY seq",
-        (session_id, *(value for part in line for value in part)),
-    )
-
-
-def get_message(connection: Connection, session_id: str, message_id: str) -> Message | None:
-    cursor = connection.execute(
-        "SELECT * FROM messages WHERE session_id = ? AND message_id = ? ORDER BY version DESC LIMIT 1",
-        (session_id, message_id),
-    )
-    return next(iter(values_of(Message, cursor)), None)
-
-
-def get_file(connection: Connection, session_id: str, hash: str) -> bytes | None:
-    row = connection.execute("SELECT data FROM files WHERE session_id = ? AND hash = ?", (session_id, hash)).fetchone()
-    return row and bytes(row[0])

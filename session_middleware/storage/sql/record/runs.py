@@ -1,17 +1,17 @@
-"""The record in SQLite: its runs, its order, and how it is read. What is written: see `entries.py`."""
+"""Runs: their beginning and end, the interruption of those whose process has died, and whole records of sessions."""
 
 from __future__ import annotations
 
 from datetime import datetime
+from typing import NamedTuple
 
-from session_middleware.models import Branch, to_text
+from session_middleware.models import to_text
 from session_middleware.storage.processes import is_gone, this_process
 from session_middleware.storage.record_entries import Claim, RunEnd
 from session_middleware.storage.run import RunContext
 from session_middleware.storage.sql.checkpoints.rows import AT, at
 from session_middleware.storage.sql.connection import Connection
-from session_middleware.storage.sql.record import dead_runs
-from session_middleware.storage.sql.row_mapping import clean, values_of
+from session_middleware.storage.sql.row_mapping import clean
 from session_middleware.storage.sql.session_state import SessionWrite
 
 TABLES = ("runs", "messages", "tool_calls", "model_calls", "events", "branches", "files", "conversation_items")
@@ -48,21 +48,17 @@ def begin_run(write: SessionWrite, context: RunContext, now: datetime) -> bool:
 _BEGUN = ("session_id", "seq", "id", "user_id", "outcome", "started_at", "started_from", "process")
 
 
-def _in_progress(write: SessionWrite, session_id: str) -> list[tuple[str, str, int]]:
-    return write.query(
-        "SELECT id, process, seq FROM runs WHERE session_id = ? AND outcome = 'running'", (session_id,)
-    ).fetchall()
-
-
 def _interrupt_dead_runs(write: SessionWrite, context: RunContext) -> bool:
-    """Runs whose process has died without ending them were interrupted, and so were their tool calls."""
-    left = [(run_id, seq) for run_id, process, seq in _in_progress(write, context.session_id) if is_gone(process)]
-    for run_id, seq in left:
-        write.execute("UPDATE runs SET outcome = 'interrupted' WHERE id = ?", (run_id,))
-        dead_runs.interrupt_calls(write, context.session_id, run_id, seq)
+    running = write.query(
+        "SELECT session_id, seq, id, process FROM runs WHERE session_id = ? AND outcome = 'running'",
+        (context.session_id,),
+    ).fetchall()
+    dead = [DeadRun(*run) for *run, process in running if is_gone(process)]
+    for run in dead:
+        _interrupt(write, run)
     if context.goes_on and (cut_off := _cut_off(write.connection, context)) is not None:
         context.unclaimed.update(_ahead_of_state(write.connection, context, cut_off))
-    return bool(left)
+    return bool(dead)
 
 
 def _cut_off(connection: Connection, context: RunContext) -> str | None:
@@ -96,7 +92,7 @@ def end_run(write: SessionWrite, context: RunContext, end: RunEnd) -> None:
     if row is None:
         return
     if end.cut_off:
-        dead_runs.interrupt_calls(write, context.session_id, str(context.run_id), row[0])
+        _interrupt_calls(write, DeadRun(context.session_id, row[0], str(context.run_id)))
     if end.outcome == "error":
         write.counters.count_error()
 
@@ -110,12 +106,51 @@ _END_RUN = f"""
 """
 
 
-# Reading
+# Runs and tool calls of processes that have died. They are read as interrupted at once; the next run of the session
+# or the next sweep updates their rows.
 
 
-def list_branches(connection: Connection, session_id: str) -> list[Branch]:
-    cursor = connection.execute("SELECT * FROM branches WHERE session_id = ? ORDER BY created_at, id", (session_id,))
-    return values_of(Branch, cursor)
+class DeadRun(NamedTuple):
+    session_id: str
+    seq: int
+    id: str
+
+
+def find_dead(connection: Connection) -> tuple[list[DeadRun], list[tuple[str, int]]]:
+    """Return the runs, and the session and seq of tool calls outside of runs, that dead processes have left running."""
+    runs = connection.execute("SELECT session_id, seq, id, process FROM runs WHERE outcome = 'running'").fetchall()
+    calls = connection.execute("SELECT session_id, seq, process FROM tool_calls WHERE process IS NOT NULL").fetchall()
+    return [DeadRun(*run) for *run, process in runs if is_gone(process)], [row[:2] for row in calls if is_gone(row[2])]
+
+
+def interrupt_dead(connection: Connection) -> None:
+    runs, calls = find_dead(connection)
+    for run in runs:
+        _interrupt(connection, run)
+    connection.executemany(_INTERRUPT_CALL, calls)
+
+
+_INTERRUPT_CALL = "UPDATE tool_calls SET status = 'interrupted', process = NULL WHERE session_id = ? AND seq = ?"
+
+
+def interrupt_calls_outside(connection: Connection, session_id: str) -> None:
+    """Mark a session's tool calls outside of runs as interrupted if their process has died."""
+    sql = "SELECT session_id, seq, process FROM tool_calls WHERE session_id = ? AND process IS NOT NULL"
+    calls = connection.execute(sql, (session_id,)).fetchall()
+    connection.executemany(_INTERRUPT_CALL, [row[:2] for row in calls if is_gone(row[2])])
+
+
+def _interrupt(connection: Connection | SessionWrite, run: DeadRun) -> None:
+    connection.execute("UPDATE runs SET outcome = 'interrupted' WHERE id = ?", (run.id,))
+    _interrupt_calls(connection, run)
+
+
+def _interrupt_calls(connection: Connection | SessionWrite, run: DeadRun) -> None:
+    connection.execute(
+        "UPDATE tool_calls SET status = 'interrupted'"
+        " WHERE session_id = ? AND seq > ? AND run_id = ? AND status = 'running'",
+        run,
+    )
 
 
 def is_forgotten(connection: Connection, context: RunContext) -> bool:

@@ -6,34 +6,10 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from session_middleware.models import Message, RepairedCall, ToolCall
+from session_middleware.models import RepairedCall
 from session_middleware.storage.sql.connection import Connection
-from session_middleware.storage.sql.row_mapping import clean, values_of
+from session_middleware.storage.sql.row_mapping import clean
 from session_middleware.storage.sql.sessions import events
-
-
-def find_executions(
-    connection: Connection, session_id: str, tool_call_ids: Sequence[str]
-) -> tuple[list[ToolCall], list[Message]]:
-    found: list[ToolCall] = []
-    for tool_call_id in tool_call_ids:
-        cursor = connection.execute(
-            "SELECT * FROM tool_calls WHERE session_id = ? AND tool_call_id = ?", (session_id, clean(tool_call_id))
-        )
-        found += values_of(ToolCall, cursor)
-    finished = dict.fromkeys(call.tool_call_id for call in found if call.status in ("ok", "error"))
-    answers = _find_answers(connection, session_id, list(finished)) if finished else []
-    return sorted(found, key=lambda call: call.seq), answers
-
-
-def _find_answers(connection: Connection, session_id: str, tool_call_ids: Sequence[str]) -> list[Message]:
-    marks = ", ".join("?" * len(tool_call_ids))
-    cursor = connection.execute(
-        f"SELECT * FROM messages WHERE session_id = ? AND tool_call_id IN ({marks}) AND replaced_by IS NULL"
-        " ORDER BY seq",
-        (session_id, *map(clean, tool_call_ids)),
-    )
-    return values_of(Message, cursor)
 
 
 def append(

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from session_middleware.models import to_text
-from session_middleware.storage.processes import is_gone, this_process
+from session_middleware.storage.processes import this_process
 from session_middleware.storage.record_entries import (
     REPORTED,
     Attachment,
@@ -19,7 +19,6 @@ from session_middleware.storage.record_entries import (
     is_reported,
 )
 from session_middleware.storage.run import RunContext
-from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.row_mapping import clean, marks_of, to_json
 from session_middleware.storage.sql.session_state import SessionCounters, SessionWrite
 
@@ -95,19 +94,6 @@ _MARK = """
     (SELECT value FROM json_each(COALESCE(marks, '[]')) UNION ALL SELECT value FROM json_each(?)) AS every)
     WHERE session_id = ? AND execution_id = ?
 """
-
-
-def interrupt_gone(connection: Connection, session_id: str) -> None:
-    """Calls outside of any run were interrupted if their process has died; those of a run are its affair."""
-    outside = connection.execute(
-        "SELECT seq, process FROM tool_calls WHERE session_id = ? AND process IS NOT NULL", (session_id,)
-    ).fetchall()
-    for seq, process in outside:
-        if is_gone(process):
-            connection.execute(
-                "UPDATE tool_calls SET status = 'interrupted', process = NULL WHERE session_id = ? AND seq = ?",
-                (session_id, seq),
-            )
 
 
 def store_files(connection: SessionWrite, session_id: str, files: Sequence[Attachment]) -> None:

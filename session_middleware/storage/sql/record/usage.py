@@ -13,7 +13,7 @@ from typing import Any
 from session_middleware.errors import UnknownGrouping
 from session_middleware.models import ToolCall, Usage, to_text
 from session_middleware.storage.sql.connection import UNLIMITED, Connection
-from session_middleware.storage.sql.record import dead_runs
+from session_middleware.storage.sql.record import reads
 from session_middleware.storage.sql.row_mapping import clean, values_of
 from session_middleware.storage.types import ToolCallFilter, UsageBy, UsageFilter
 
@@ -40,7 +40,7 @@ _SUMS: dict[UsageBy, tuple[str, str]] = {  # a statement up to its conditions, a
 }
 
 
-def usage(connection: Connection, by: UsageBy, where: UsageFilter) -> list[Usage]:
+def sum_usage(connection: Connection, by: UsageBy, where: UsageFilter) -> list[Usage]:
     if not isinstance(by, str) or by not in _SUMS:
         raise UnknownGrouping(by, known=list(_SUMS))
     beginning, end = _SUMS[by]
@@ -87,7 +87,7 @@ _START = "COALESCE(started_at, '')"  # of a call whose start nobody saw: before 
 
 
 def list_tool_calls(
-    connection: Connection, where: ToolCallFilter, *, limit: int | None, before: ToolCall | None
+    connection: Connection, where: ToolCallFilter, *, limit: int | None, before: ToolCall | None = None
 ) -> list[ToolCall]:
     conditions, values = _tool_conditions(where)
     if before is not None:
@@ -99,7 +99,7 @@ def list_tool_calls(
         f" ORDER BY {_START} DESC, session_id DESC, seq DESC LIMIT ?",
         (*values, UNLIMITED if limit is None else limit),
     )
-    return dead_runs.as_known(connection, values_of(ToolCall, cursor))
+    return reads.with_interruptions(connection, values_of(ToolCall, cursor))
 
 
 def _tool_conditions(where: ToolCallFilter) -> tuple[list[str], list[Any]]:

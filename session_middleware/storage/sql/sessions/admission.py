@@ -27,7 +27,7 @@ from session_middleware.storage.run import RunContext
 from session_middleware.storage.sql.checkpoints import latest_checkpoint
 from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.engine_context import EngineContext
-from session_middleware.storage.sql.record import runs, tool_call_rows
+from session_middleware.storage.sql.record import runs
 from session_middleware.storage.sql.session_state import SessionState, SessionWrite
 from session_middleware.storage.sql.sessions import (
     endings,
@@ -339,7 +339,7 @@ def _apply(
     elif context.hand is not None and context.lease is None and is_same_second(to_text(session.last_active_at), now):
         return session, known
     if known is None:
-        tool_call_rows.interrupt_gone(connection, session.id)
+        runs.interrupt_calls_outside(connection, session.id)
     return session, _touch(connection, session.id, rules, now, known)
 
 

@@ -26,7 +26,7 @@ from session_middleware.storage.run import Lease, RunContext
 from session_middleware.storage.sql.checkpoints import checkpoints
 from session_middleware.storage.sql.connection import CommitThenRaise, Connection
 from session_middleware.storage.sql.operations import Operations
-from session_middleware.storage.sql.record import dead_runs
+from session_middleware.storage.sql.record import runs
 from session_middleware.storage.sql.sessions import (
     admission,
     archives,
@@ -302,8 +302,8 @@ class SessionOperations(Operations):
 
         if self._database.read(lambda connection: leases.dead(connection, self._rules)):
             self._database.write(reap)
-        if any(self._database.read(dead_runs.find)):
-            self._database.write(dead_runs.interrupt, durable=False)
+        if any(self._database.read(runs.find_dead)):
+            self._database.write(runs.interrupt_dead, durable=False)
         for session_id in self._database.read(lambda connection: endings.list_orphaned(connection, since, before)):
             self._free_orphans(session_id)
 

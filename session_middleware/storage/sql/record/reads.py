@@ -1,0 +1,221 @@
+"""Reading the record of a session: its messages on a branch, and the rows of all its tables in order of `seq`.
+
+Each table has an index by session and `seq`. A page is read as the first keys of each table, merged, and then the
+rows with these keys, so its cost does not depend on the length of the record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
+
+from session_middleware.models import Branch, Event, Message, ModelCall, Run, ToolCall
+from session_middleware.storage.processes import is_gone
+from session_middleware.storage.sql.connection import UNLIMITED, Connection, Cursor
+from session_middleware.storage.sql.record import branches, deletions
+from session_middleware.storage.sql.row_mapping import clean, values_of
+from session_middleware.storage.types import Page, Record
+
+R = TypeVar("R", bound=Record)
+
+_TABLES: tuple[tuple[str, type[Record], str], ...] = (  # table, value, and the condition for the timeline
+    ("runs", Run, "TRUE"),
+    ("messages", Message, "replaced_by IS NULL"),
+    ("tool_calls", ToolCall, "TRUE"),
+    ("model_calls", ModelCall, "TRUE"),
+    ("events", Event, "TRUE"),
+)
+_UNFINISHED: dict[str, tuple[type[Record], str]] = {
+    "runs": (Run, "outcome = 'running'"),
+    "tool_calls": (ToolCall, "status = 'running'"),
+    "messages": (Message, "status = 'incomplete' AND replaced_by IS NULL"),
+}
+
+
+def list_records(
+    connection: Connection, kind: type[R], session_id: str, *, after: int = 0, limit: int | None = None
+) -> list[R]:
+    table = next(table for table, model, _ in _TABLES if model is kind)
+    cursor = connection.execute(
+        f"SELECT * FROM {table} WHERE session_id = ? AND seq > ? ORDER BY seq LIMIT ?",
+        (session_id, after, UNLIMITED if limit is None else limit),
+    )
+    return with_interruptions(connection, values_of(kind, cursor))
+
+
+def list_timeline(connection: Connection, session_id: str, *, after: int = 0, limit: int | None = None) -> Page:
+    if limit is not None and limit <= 0:
+        return Page([], [])
+    most = UNLIMITED if limit is None else limit
+    keys = " UNION ALL ".join(
+        f"SELECT seq FROM (SELECT seq FROM {table} WHERE session_id = ? AND seq > ? AND {shown} ORDER BY seq LIMIT ?)"
+        f" AS of_{table}"
+        for table, _, shown in _TABLES
+    )
+    page = connection.execute(f"{keys} ORDER BY seq LIMIT ?", (*(session_id, after, most) * len(_TABLES), most))
+    seqs = [seq for (seq,) in page]
+    if not seqs:
+        return Page([], [])
+    records: list[Record] = []
+    for table, model, shown in _TABLES:
+        sql = f"SELECT * FROM {table} WHERE session_id = ? AND seq BETWEEN ? AND ? AND {shown}"
+        records += values_of(model, connection.execute(sql, (session_id, seqs[0], seqs[-1])))
+    records.sort(key=lambda record: record.seq)
+    here = {record.id for record in records if isinstance(record, Run)}
+    runs: list[Run] = []
+    for run_id in dict.fromkeys(record.run_id for record in records):
+        if run_id is not None and run_id not in here:
+            runs += values_of(Run, connection.execute("SELECT * FROM runs WHERE id = ?", (run_id,)))
+    return Page(with_interruptions(connection, records), with_interruptions(connection, runs))
+
+
+def list_unfinished(connection: Connection, session_id: str, *, up_to: int) -> list[Record]:
+    found: list[Record] = []
+    for table, (model, condition) in _UNFINISHED.items():
+        sql = f"SELECT * FROM {table} WHERE session_id = ? AND seq <= ? AND {condition}"
+        found += values_of(model, connection.execute(sql, (session_id, up_to)))
+    return sorted(found, key=lambda record: record.seq)
+
+
+def with_interruptions(connection: Connection, records: Iterable[R]) -> list[R]:
+    """Return the records. A run or a tool call that is stored as running has been interrupted if its process ended."""
+    found: list[R] = []
+    for record in records:
+        column = _STATUS.get(type(record))
+        if column is not None and getattr(record, column) == "running":
+            run_id = getattr(record, "id", record.run_id)
+            (process,) = connection.execute(_PROCESS, (run_id, record.session_id, record.seq)).fetchone()
+            if is_gone(process):
+                found.append(record.model_copy(update={column: "interrupted"}))  # type: ignore[arg-type]  # it is of the same class
+                continue
+        found.append(record)
+    return found
+
+
+_STATUS: dict[type, str] = {Run: "outcome", ToolCall: "status"}
+_PROCESS = """
+    SELECT COALESCE((SELECT process FROM runs WHERE id = ?),
+    (SELECT process FROM tool_calls WHERE session_id = ? AND seq = ?))
+"""
+
+
+# Messages
+
+
+def list_messages(
+    connection: Connection,
+    session_id: str,
+    *,
+    after: int = 0,
+    limit: int | None = None,
+    all_versions: bool = False,
+    branch: str | None = None,
+) -> list[Message]:
+    session = connection.execute(_SHAPE, (session_id,)).fetchone()
+    if session is None:
+        return []
+    branch = branch or session[0]
+    if branch == "all" or (branch == branches.MAIN and not session[1]):  # in the order of `seq`
+        deleted = _deleted_at(connection, session_id, after) if branch != "all" else None
+        cursor = connection.execute(
+            "SELECT * FROM messages WHERE session_id = ? AND seq > ? AND (? OR replaced_by IS NULL)"
+            " ORDER BY seq LIMIT ?",
+            (session_id, int(deleted.place) if deleted else after, all_versions, UNLIMITED if limit is None else limit),
+        )
+        return values_of(Message, cursor)
+    messages = values_of(Message, rows_of(connection, "*", session_id, branch))
+    if not all_versions:
+        messages = list({message.message_id: message for message in messages}.values())
+    messages.sort(key=lambda message: (message.place, message.seq))
+    return messages[_start(connection, session_id, messages, after) :][:limit]
+
+
+# Whether messages were moved or there are branches; otherwise the order is that of `seq`.
+_SHAPE = """
+    SELECT branch, EXISTS (SELECT 1 FROM messages WHERE session_id = sessions.id AND place != seq)
+    OR EXISTS (SELECT 1 FROM branches WHERE session_id = sessions.id)
+    FROM sessions WHERE id = ?
+"""
+
+
+def rows_of(connection: Connection, fields: str, session_id: str, branch: str) -> Cursor:
+    """Select the messages of a branch and of its ancestors, all versions, in order of `seq`."""
+    line = branches.line(connection, session_id, branch)
+    ours = " OR ".join(["branch = ? AND seq <= ?"] * len(line))
+    return connection.execute(
+        f"SELECT {fields} FROM messages WHERE session_id = ? AND ({ours}) ORDER BY seq",
+        (session_id, *(value for part in line for value in part)),
+    )
+
+
+def _start(connection: Connection, session_id: str, messages: Sequence[Message], after: int) -> int:
+    """Return the number of messages before the page that follows the message at `after`.
+
+    That message may be an older version, deleted, or of another branch, whose common part with this one counts.
+    """
+    if not after:
+        return 0
+    if start := _count_to(messages, lambda message: message.seq == after):
+        return start
+    sql = "SELECT message_id, place, branch FROM messages WHERE session_id = ? AND seq = ?"
+    row = connection.execute(sql, (session_id, after)).fetchone()
+    if row is None:
+        deleted = _deleted_at(connection, session_id, after)
+        row = deleted[:3] if deleted else ("", after, branches.MAIN)
+    message_id, place, branch = row
+    if start := _count_to(messages, lambda message: message.message_id == message_id):
+        return start
+    line = branches.line(connection, session_id, branch)
+    return _count_to(
+        messages,
+        lambda message: (
+            message.place <= place and any(message.branch == of and message.seq <= upto for of, upto in line)
+        ),
+    )
+
+
+def _count_to(messages: Sequence[Message], is_it: Callable[[Message], bool]) -> int:
+    """Return the number of messages up to the last one that `is_it` accepts; 0 if there is none."""
+    return next((number for number in range(len(messages), 0, -1) if is_it(messages[number - 1])), 0)
+
+
+def _deleted_at(connection: Connection, session_id: str, seq: int) -> deletions.DeletedMessage | None:
+    deleted = deletions.deleted(connection, session_id) if seq else ()
+    return next((message for message in deleted if seq in message.seqs), None)
+
+
+def find_message(connection: Connection, session_id: str, message_id: str) -> Message | None:
+    cursor = connection.execute(
+        "SELECT * FROM messages WHERE session_id = ? AND message_id = ? ORDER BY version DESC LIMIT 1",
+        (session_id, message_id),
+    )
+    return next(iter(values_of(Message, cursor)), None)
+
+
+def find_file(connection: Connection, session_id: str, hash: str) -> bytes | None:
+    row = connection.execute("SELECT data FROM files WHERE session_id = ? AND hash = ?", (session_id, hash)).fetchone()
+    return row and bytes(row[0])
+
+
+def list_branches(connection: Connection, session_id: str) -> list[Branch]:
+    cursor = connection.execute("SELECT * FROM branches WHERE session_id = ? ORDER BY created_at, id", (session_id,))
+    return values_of(Branch, cursor)
+
+
+def find_executions(
+    connection: Connection, session_id: str, tool_call_ids: Sequence[str]
+) -> tuple[list[ToolCall], list[Message]]:
+    found: list[ToolCall] = []
+    for call_id in map(clean, tool_call_ids):
+        sql = "SELECT * FROM tool_calls WHERE session_id = ? AND tool_call_id = ?"
+        found += values_of(ToolCall, connection.execute(sql, (session_id, call_id)))
+    found.sort(key=lambda call: call.seq)
+    finished = {clean(call.tool_call_id) for call in found if call.status in ("ok", "error")}
+    if not finished:
+        return found, []
+    cursor = connection.execute(
+        f"SELECT * FROM messages WHERE session_id = ? AND tool_call_id IN ({', '.join('?' * len(finished))})"
+        " AND replaced_by IS NULL ORDER BY seq",
+        (session_id, *finished),
+    )
+    return found, values_of(Message, cursor)
