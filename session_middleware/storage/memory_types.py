@@ -79,6 +79,7 @@ class StoredMemory(NamedTuple):
     words: float | None = None  # the parts of the score: BM25
     vector: float | None = None  # and the cosine
     expires_at: datetime | None = None
+    ttl_minutes: float | None = None
     paths: Sequence[str] | None = None
 
     @property
@@ -92,7 +93,7 @@ class ToEmbed(NamedTuple):
 
     scope_id: int
     document: int
-    version: int  # detects a change before the vectors are put
+    version: int | str  # detects a change before the vectors are put
     item: StoredMemory | None = None  # its `paths`, or the settings, select the texts
     texts: Sequence[str] = ()  # of a message: its own, and with those before it; its vector is their mean
 

@@ -48,7 +48,6 @@ def test_a_database_migrated_step_by_step_equals_a_fresh_one(tmp_path: Path) -> 
 
 
 SCANS_BY_DESIGN = (
-    "FROM index_scopes WHERE indexed < positions",  # the namespaces with new items, by an index of them alone
     "SELECT * FROM sessions WHERE TRUE ORDER BY",  # all sessions, by the index of their activity
     "SELECT COUNT(*) FROM sessions WHERE TRUE",
     "SELECT * FROM tool_calls WHERE TRUE ORDER BY",  # all tool calls, by the index of their start

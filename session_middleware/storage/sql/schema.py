@@ -298,9 +298,9 @@ _TABLES = (
     "CREATE INDEX conversation_items_present ON conversation_items (session_id, position) WHERE removed = 0",
     """
     CREATE TABLE memories (
+        id INTEGER PRIMARY KEY,
         namespace TEXT NOT NULL,
         key TEXT NOT NULL,
-        position INTEGER NOT NULL,
         value TEXT NOT NULL,
         text TEXT,
         paths TEXT,
@@ -311,14 +311,15 @@ _TABLES = (
         expires_at TEXT,
         ttl_minutes REAL,
         embedded INTEGER,
-        PRIMARY KEY (namespace, position),
+        terms TEXT,
+        vectors BLOB,
         UNIQUE (namespace, key)
-    ) WITHOUT ROWID
+    )
     """,
     "CREATE INDEX memories_by_message ON memories (session_id, message_id) WHERE message_id IS NOT NULL",
     "CREATE INDEX memories_by_session ON memories (session_id) WHERE session_id IS NOT NULL",
     "CREATE INDEX memories_by_expiry ON memories (expires_at) WHERE expires_at IS NOT NULL",
-    "CREATE INDEX memories_to_embed ON memories (embedded, namespace, position) WHERE embedded = 0",
+    "CREATE INDEX memories_to_embed ON memories (embedded, id) WHERE embedded = 0",
 )
 
 TABLES = (*_TABLES, *STATE_TABLES, *INDEX_TABLES)

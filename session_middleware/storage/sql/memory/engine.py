@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from datetime import datetime
+from functools import partial
 
 from session_middleware.models import Message, to_text
 from session_middleware.storage.memory_types import MemoryQuery, MessageScope, StoredMemory, ToEmbed, Vectors
@@ -33,20 +34,21 @@ class MemoryOperations(Operations):
             try:
                 found = self._database.read(lambda connection: memories.search(connection, query, now, can_index))
             except indexing.LongBacklog as backlog:
-                self._index_backlog(backlog.whose)
+                self._index_backlog(backlog.whose, query)
         if query.refresh:
             self._restart_ttl(found)
         return found
 
     def _restart_ttl(self, found: Sequence[StoredMemory]) -> None:
-        keys = [(memory.namespace, memory.key) for memory in found if memory.expires_at is not None]
-        if keys and self._database.is_writable:
+        if self._database.is_writable and any(memory.ttl_minutes is not None for memory in found):
             now = self._rules.clock()
-            self._database.write(lambda connection: items.refresh(connection, keys, now), durable=False)
+            self._database.write(lambda connection: items.refresh(connection, found, now), durable=False)
 
-    def _index_backlog(self, whose: MessageScope | None) -> None:
+    def _index_backlog(self, whose: MessageScope | None, query: MemoryQuery) -> None:
         if whose is None:
-            self._index_items()
+            index_items = partial(items.index_some, query=query)
+            while self._database.write(index_items, durable=False) == items.BATCH:
+                pass
         else:
             while self._index_some(indexing.BATCH, whose) == indexing.BATCH:
                 pass
@@ -66,10 +68,6 @@ class MemoryOperations(Operations):
     def _refresh_index(self) -> None:
         now = self._rules.clock()
         self._database.write(lambda connection: memories.refresh(connection, now), durable=False)
-
-    def _index_items(self) -> None:
-        while self._database.read(items.has_unindexed):
-            self._database.write(lambda connection: items.index_some(connection, items.BATCH), durable=False)
 
     def _index_some(self, limit: int, whose: MessageScope, active_since: str = "") -> int:
         return self._database.write(
@@ -107,7 +105,6 @@ class MemoryOperations(Operations):
         if not self._database.is_writable:
             return []
         self._rebuild_outdated()
-        self._index_items()
         return self._database.read(lambda connection: vectors.list_to_embed(connection, limit, messages=messages))
 
     def find_speakers(self, words: Sequence[str], whose: MessageScope) -> set[str]:

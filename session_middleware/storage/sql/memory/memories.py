@@ -6,8 +6,6 @@ import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from itertools import groupby
-from operator import itemgetter
 from typing import Any
 
 from session_middleware.models import Message
@@ -85,7 +83,7 @@ def _up_to(connection: Connection, session_id: str, seq: int, count: int) -> lis
 
 # With their session
 
-_OF_NAMESPACE = "SELECT namespace, position FROM memories WHERE namespace = ? OR namespace >= ? AND namespace < ?"
+_OF_NAMESPACE = "namespace = ? OR namespace >= ? AND namespace < ?"
 
 
 def own_namespaces(session_id: str) -> tuple[str, str, str]:
@@ -99,47 +97,39 @@ def _with_range(namespace: tuple[str, ...]) -> tuple[str, str, str]:
 
 
 def rename(connection: Connection, session_id: str, to: str) -> None:
-    refs = connection.execute(f"{_OF_NAMESPACE} ORDER BY namespace", own_namespaces(session_id)).fetchall()
-    for namespace, group in groupby(refs, itemgetter(0)):
-        items.move(connection, list(group), _renamed(namespace, session_id, to))
+    own, new = namespace_text(("session", session_id)), namespace_text(("session", to))
+    connection.execute(
+        f"UPDATE memories SET namespace = ? || substr(namespace, ?) WHERE {_OF_NAMESPACE}",
+        (new[:-1], len(own), *own_namespaces(session_id)),
+    )
     connection.execute("UPDATE memories SET session_id = ? WHERE session_id = ?", (to, session_id))
     indexing.rename_session(connection, session_id, to)
 
 
-def _renamed(namespace: str, session_id: str, to: str) -> str:
-    """A namespace that a session owns, as another session's."""
-    return namespace_text(("session", to))[:-1] + namespace[len(namespace_text(("session", session_id))) - 1 :]
-
-
 def restore(connection: Connection, rows: Iterable[Mapping[str, Any]], session_id: str, to: str) -> None:
     """Insert the items of an archived session, which may have another id now."""
-    items.restore(
-        connection,
-        [
-            {
-                **row,
-                "namespace": _renamed(row["namespace"], session_id, to),
-                "session_id": to if row["session_id"] == session_id else row["session_id"],
-            }
-            for row in rows
-        ],
-    )
+    own, new = namespace_text(("session", session_id)), namespace_text(("session", to))
+    named = [
+        {
+            **row,
+            "namespace": new[:-1] + row["namespace"][len(own) - 1 :],
+            "session_id": to if row["session_id"] == session_id else row["session_id"],
+        }
+        for row in rows
+    ]
+    items.restore(connection, named)
 
 
 def delete_session(connection: Connection, session_id: str) -> int:
     """Delete a session's own items and its part of the index; items it put for its user or group stay."""
-    deleted = items.delete(connection, connection.execute(_OF_NAMESPACE, own_namespaces(session_id)).fetchall())
+    deleted = connection.execute(f"DELETE FROM memories WHERE {_OF_NAMESPACE}", own_namespaces(session_id))
     indexing.remove_session(connection, session_id)
-    return deleted
+    return deleted.rowcount
 
 
 def delete_of_user(connection: Connection, user_id: str, session_ids: Sequence[str]) -> int:
     """Delete a user's items, and all items that were put in these sessions, in whatever scope."""
-    in_sessions = connection.execute(
-        "SELECT namespace, position FROM memories WHERE session_id IN (SELECT value FROM json_each(?))",
-        (json.dumps(list(session_ids)),),
-    ).fetchall()
-    deleted = items.delete(connection, in_sessions)
-    return deleted + items.delete(
-        connection, connection.execute(_OF_NAMESPACE, _with_range(("user", user_id))).fetchall()
-    )
+    return connection.execute(
+        f"DELETE FROM memories WHERE session_id IN (SELECT value FROM json_each(?)) OR {_OF_NAMESPACE}",
+        (json.dumps(list(session_ids)), *_with_range(("user", user_id))),
+    ).rowcount

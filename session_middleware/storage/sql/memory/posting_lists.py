@@ -1,6 +1,6 @@
 """The inverted index in SQL: for each scope and term, the documents that contain the term.
 
-A scope is one namespace of items, or the messages of one owner. Its rows are adjacent, so a search reads and a
+A scope is the messages of one owner. Its rows are adjacent, so a search reads and a
 deletion rewrites rows of its own scope only. One row holds the postings of a *block*: 1,024 consecutive
 document ids.
 """
@@ -37,7 +37,7 @@ class PostingSource(NamedTuple):
 
 
 class IndexScope(NamedTuple):
-    """The items of one namespace, or the messages of one owner."""
+    """The messages of one owner."""
 
     id: int
     name: str

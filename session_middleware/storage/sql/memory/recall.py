@@ -48,12 +48,10 @@ _FamilyMessage = tuple[str, str, str]  # a family, a message id and a text
 class _Scope(NamedTuple):
     """The searched documents and their statistics."""
 
-    items: list[PostingSource]
     messages: list[PostingSource]
-    namespaces: dict[int, str]  # by scope id
     statistics: Statistics
     unindexed: dict[int, IndexedMessage]  # by document id
-    postings: dict[str, tuple[Postings, Postings]]  # of unindexed messages and items, by term
+    postings: dict[str, tuple[Postings, Postings]]  # of unindexed messages and of items, by term
 
 
 class _Ranking(NamedTuple):
@@ -71,7 +69,7 @@ def search(connection: Connection, query: MemoryQuery, now: datetime, can_index:
 
     Raises `LongBacklog`, so that the caller indexes a scope first, if it `can_index`.
     """
-    scope = _scope(connection, query, can_index)
+    scope = _scope(connection, query, now, can_index)
     found, is_complete = _search(connection, scope, query, now)
     if len(found) < query.offset + query.limit and not is_complete:
         found, _ = _search(connection, scope, query._replace(filter=query.filter or {}), now)
@@ -82,7 +80,7 @@ def _search(
     connection: Connection, scope: _Scope, query: MemoryQuery, now: datetime
 ) -> tuple[list[StoredMemory], bool]:
     """The results up to the end of the page; and whether all documents were considered."""
-    ranking = _rank(connection, scope, query)
+    ranking = _rank(connection, scope, query, now)
     wanted = query.offset + query.limit
     found: list[StoredMemory] = []
     skipped = False
@@ -90,7 +88,7 @@ def _search(
     for document in _best_first(ranking.total, _FIRST * wanted):
         if len(found) >= wanted:
             break
-        memory = _read(connection, scope, document, query, now, sessions)
+        memory = _read(connection, scope, document, query, sessions)
         if memory is None:
             continue
         is_unwanted = memory.seq is not None and query.roles is not None and memory.value["role"] not in query.roles
@@ -105,26 +103,24 @@ def _search(
 def nearest(connection: Connection, query: MemoryQuery, now: datetime) -> list[StoredMemory]:
     """The page of all items that pass the filter: by cosine, then the items without a vector."""
     assert query.vector is not None
-    scopes = items.scopes(connection, query.namespaces, prefix=query.prefix)
-    namespaces = {scope.id: scope.name for scope in scopes}
-    total = vectors.cosines(connection, list(map(PostingSource, namespaces)), query.vector, nearest=None, besides=())
+    total = vectors.cosines(vectors.of_items(connection, query, now), query.vector)
     wanted = query.offset + query.limit
     found: list[StoredMemory] = []
     for document in _best_first(total, _FIRST * wanted):
         if len(found) >= wanted:
             break
-        item = items.find_at(connection, *_item_ref(namespaces, document), now)
+        item = items.find(connection, document ^ ITEM)
         if item is not None and passes(item.value, query.filter):
             found.append(item._replace(score=total[document], vector=total[document]))
     if len(found) < wanted:
-        ranked = {_item_ref(namespaces, document) for document in total}
-        found += items.list_others(connection, query, now, ranked, wanted - len(found))
+        rest = query._replace(offset=0, limit=wanted - len(found))
+        found += items.list_(connection, rest, now, without={document ^ ITEM for document in total})
     return found[query.offset :]
 
 
 def list_speakers(connection: Connection, words: Sequence[str], whose: MessageScope) -> set[str]:
     """Those of these words that are part of a speaker's name."""
-    scope = _scope(connection, MemoryQuery([], prefix=False, messages=whose), False)
+    scope = _scope(connection, MemoryQuery([], prefix=False, messages=whose), datetime.min, False)
     return {word for word in words for each in query_words(word) if _is_speaker(connection, scope, each)}
 
 
@@ -149,25 +145,38 @@ def _enough(query: MemoryQuery) -> int | None:
 # The scope
 
 
-def _scope(connection: Connection, query: MemoryQuery, can_index: bool) -> _Scope:
-    scopes = items.scopes(connection, query.namespaces, prefix=query.prefix)
-    unindexed_items = items.read_unindexed(connection, scopes, can_index=can_index)
-    statistics = _total(scope.statistics for scope in scopes)
+def _scope(connection: Connection, query: MemoryQuery, now: datetime, can_index: bool) -> _Scope:
     sources: list[PostingSource] = []
+    statistics = Statistics(0, 0, 0)
     for whose in query.whose:
         more, figures = _message_sources(connection, whose)
         sources += more
         statistics += figures
     messages, figures = indexing.read_unindexed(connection, query.whose, can_index)
-    statistics += figures + items.statistics_of(unindexed_items)
+    statistics += figures
     postings: dict[str, tuple[Postings, Postings]] = {}
     for each in messages:
         _collect(postings, 0, each.document, each.terms, each.context_terms)
-    for document, terms in unindexed_items.items():
-        _collect(postings, 1, document, terms, ())
-    by_document = {each.document: each for each in messages}
-    namespaces = {scope.id: scope.name for scope in scopes}
-    return _Scope(list(map(PostingSource, namespaces)), sources, namespaces, statistics, by_document, postings)
+    words = [f" {word} " for word in _exact_terms(query)]
+    if (prefix := _unfinished(query)) is not None:
+        words.append(f" {prefix}")
+    for number, terms in items.read_terms(connection, query, now, can_index=can_index).items():
+        if (length := terms.count(" ") - 1) > 0:
+            statistics += Statistics(1, length, 1)
+        if any(word in terms for word in words):
+            _collect(postings, 1, ITEM | number, terms.split()[1:], ())
+    return _Scope(sources, statistics, {each.document: each for each in messages}, postings)
+
+
+def _unfinished(query: MemoryQuery) -> str | None:
+    return unfinished_word(query.query or "") if query.unfinished else None
+
+
+def _exact_terms(query: MemoryQuery) -> set[str]:
+    """The terms that a search looks up as they are."""
+    unfinished = _unfinished(query)
+    words = {word.term for word in query_words(query.query or "")}
+    return words.union(shorter_stems(unfinished) if unfinished else ())
 
 
 def _collect(
@@ -204,7 +213,7 @@ def _session_source(connection: Connection, session_id: str) -> tuple[list[Posti
 # Ranking
 
 
-def _rank(connection: Connection, scope: _Scope, query: MemoryQuery) -> _Ranking:
+def _rank(connection: Connection, scope: _Scope, query: MemoryQuery, now: datetime) -> _Ranking:
     asked = query_words(query.query or "")
     speakers = [word for word in asked if query.neighbours and _is_speaker(connection, scope, word)]
     others = [word for word in asked if word not in speakers]
@@ -214,8 +223,7 @@ def _rank(connection: Connection, scope: _Scope, query: MemoryQuery) -> _Ranking
     if query.vector is not None:
         wanted = _enough(query)
         by_vector = vectors.cosines(
-            connection,
-            [*scope.items, *scope.messages],
+            vectors.of_items(connection, query, now) + vectors.of_messages(connection, scope.messages),
             query.vector,
             nearest=None if wanted is None else _NEAREST + _FIRST * wanted,
             besides=by_words,
@@ -236,9 +244,9 @@ def _rank_by_words(
     wanted = _enough(query)
     terms = [_query_term(connection, scope, word) for word in words]
     unsure: set[int] = set()
-    if query.unfinished and (word := unfinished_word(query.query or "")) is not None:
+    if (word := _unfinished(query)) is not None:
         completions = {
-            *posting_lists.terms_starting_with(connection, [*scope.messages, *scope.items], word, _COMPLETIONS),
+            *posting_lists.terms_starting_with(connection, scope.messages, word, _COMPLETIONS),
             *(term for term in scope.postings if term.startswith(word)),
         }
         certain = _any_of(connection, scope, completions)
@@ -266,7 +274,6 @@ def _any_of(connection: Connection, scope: _Scope, terms: Iterable[str]) -> Quer
     found = QueryTerm(array("q"), array("q"), array("q"))
     for term in terms:
         found.messages.extend(_without_replaced(scope, posting_lists.read(connection, scope.messages, term)))
-        found.items.extend(posting_lists.read(connection, scope.items, term))
         if term in scope.postings:
             messages, items = scope.postings[term]
             found.messages.extend(messages)
@@ -329,21 +336,16 @@ def _spoken_by(connection: Connection, scope: _Scope, speakers: Sequence[QueryWo
 # Reading results
 
 
-def _item_ref(namespaces: dict[int, str], document: int) -> items.ItemRef:
-    return namespaces[(document - ITEM) >> items.POSITION_BITS], document & items.IN_NAMESPACE
-
-
 def _read(
     connection: Connection,
     scope: _Scope,
     document: int,
     query: MemoryQuery,
-    now: datetime,
     sessions: dict[_FamilyMessage, str],
 ) -> StoredMemory | None:
-    """``None`` for a document that is expired, replaced, too old, found in a fork already, or no longer in scope."""
+    """``None`` for a document that is replaced, too old, found in a fork already, or no longer in scope."""
     if document >= ITEM:
-        found = items.find_at(connection, *_item_ref(scope.namespaces, document), now)
+        found = items.find(connection, document ^ ITEM)
     else:
         found = _read_message(connection, scope, document, query, sessions)
     if found is None or (query.since is not None and found.created_at < query.since):

@@ -89,9 +89,8 @@ INDEX_TABLES = (
     CREATE TABLE vectors (
         scope_id INTEGER NOT NULL,
         document INTEGER NOT NULL,
-        number INTEGER NOT NULL,
         vector BLOB NOT NULL,
-        PRIMARY KEY (scope_id, document, number)
+        PRIMARY KEY (scope_id, document)
     )
     """,
     """

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any
-from zlib import crc32
+from datetime import datetime
+from typing import Any, TypeAlias
 
-from session_middleware.storage.memory_types import ToEmbed, Vectors
+from session_middleware.models import to_text
+from session_middleware.storage.memory_types import MemoryQuery, ToEmbed, Vectors
 from session_middleware.storage.search.bm25 import ITEM
 from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.memory import indexing, items
 from session_middleware.storage.sql.memory.indexing import IN_SESSION, POSITION_BITS, IndexedSession
 from session_middleware.storage.sql.memory.posting_lists import BLOCK_BITS, PostingSource
+
+Rows: TypeAlias = list[tuple[int, bytes]]  # documents and their vectors
 
 _BEFORE = 2  # the vector of a message includes the texts of so many messages before it
 
@@ -20,13 +22,27 @@ _BEFORE = 2  # the vector of a message includes the texts of so many messages be
 # Comparing
 
 
+def of_items(connection: Connection, query: MemoryQuery, now: datetime) -> Rows:
+    """The vectors of items, by document id; an item may have several."""
+    where, values = items.visible(query)
+    return connection.execute(
+        f"SELECT id + {ITEM}, vectors FROM memories WHERE ({where}) AND {items.LIVE} AND vectors != ?",
+        (*values, to_text(now), b""),
+    ).fetchall()
+
+
+def of_messages(connection: Connection, sources: Sequence[PostingSource]) -> Rows:
+    rows: Rows = []
+    for source in sources:
+        rows += connection.execute(
+            "SELECT document, vector FROM vectors WHERE scope_id = ? AND document BETWEEN ? AND ?",
+            (source.scope_id, source.first_block << BLOCK_BITS, ((source.last_block + 1) << BLOCK_BITS) - 1),
+        ).fetchall()
+    return rows
+
+
 def cosines(
-    connection: Connection,
-    sources: Sequence[PostingSource],
-    query: Sequence[float],
-    *,
-    nearest: int | None,
-    besides: Collection[int],
+    rows: Rows, query: Sequence[float], *, nearest: int | None = None, besides: Collection[int] = ()
 ) -> dict[int, float]:
     """The cosine of each document and the query; of several vectors of a document, the greatest.
 
@@ -34,18 +50,12 @@ def cosines(
     """
     import numpy as np
 
-    rows: list[tuple[int, bytes]] = []
-    for source in sources:
-        rows += connection.execute(
-            "SELECT document, vector FROM vectors WHERE scope_id = ? AND document BETWEEN ? AND ?",
-            (source.scope_id, source.first_block << BLOCK_BITS, ((source.last_block + 1) << BLOCK_BITS) - 1),
-        ).fetchall()
     if not rows:
         return {}
     ids, blobs = zip(*rows, strict=True)
-    near = np.frombuffer(b"".join(blobs), dtype="<f4").reshape(len(rows), -1) @ unit(query)
-    documents = np.array(ids, dtype="<i8")
-    if nearest is not None and nearest < len(rows):
+    near = np.frombuffer(b"".join(blobs), dtype="<f4").reshape(-1, len(query)) @ unit(query)
+    documents = np.repeat(np.array(ids, dtype="<i8"), [len(blob) // (4 * len(query)) for blob in blobs])
+    if nearest is not None and nearest < len(documents):
         wanted = np.isin(documents, np.fromiter(besides, dtype="<i8", count=len(besides)))
         wanted[np.argpartition(near, -nearest)[-nearest:]] = True
         documents, near = documents[wanted], near[wanted]
@@ -68,18 +78,9 @@ def unit(vector: Sequence[float]) -> Any:
 
 
 def list_to_embed(connection: Connection, limit: int, *, messages: bool) -> list[ToEmbed]:
-    """Documents without vectors; only indexed items, because vectors are deleted together with words."""
-    rows = connection.execute(
-        "SELECT s.id, m.namespace, m.position FROM memories AS m CROSS JOIN index_scopes AS s"
-        " WHERE m.embedded = 0 AND s.kind = 'item' AND s.name = m.namespace AND m.position <= s.indexed"
-        " ORDER BY m.namespace, m.position LIMIT ?",
-        (limit,),
-    ).fetchall()
-    found = []
-    for scope_id, namespace, position in rows:
-        item = items.find_at(connection, namespace, position, None)
-        assert item is not None
-        found.append(ToEmbed(scope_id, items.document_of(scope_id, position), _fingerprint(item.value), item=item))
+    """Items and indexed messages without vectors."""
+    rows = connection.execute("SELECT id, value FROM memories WHERE embedded = 0 ORDER BY id LIMIT ?", (limit,))
+    found = [ToEmbed(0, ITEM | number, value, item=items.find(connection, number)) for number, value in rows.fetchall()]
     return [*found, *(_messages(connection, limit - len(found)) if messages else ())]
 
 
@@ -111,39 +112,24 @@ def _of_session(connection: Connection, session: IndexedSession, positions: rang
         yield ToEmbed(session.scope_id, session.number << POSITION_BITS | position, seqs[position], texts=wanted)
 
 
-def _fingerprint(value: dict[str, Any]) -> int:
-    return crc32(json.dumps(value).encode())
-
-
 def put(connection: Connection, found: Sequence[Vectors]) -> None:
+    """Store vectors, except of documents that were changed or deleted in the meantime."""
     for source, made in found:
+        vectors = [unit(vector) for vector in made]
+        if source.document >= ITEM:
+            connection.execute(
+                "UPDATE memories SET embedded = 1, vectors = ? WHERE id = ? AND embedded IS NOT NULL AND value = ?",
+                (b"".join(vector.tobytes() for vector in vectors), source.document ^ ITEM, source.version),
+            )
+            continue
         connection.execute(
             "DELETE FROM vectors WHERE scope_id = ? AND document = ?", (source.scope_id, source.document)
         )
-        is_item = source.document >= ITEM
-        if not (_mark_item if is_item else _mark_message)(connection, source):
-            continue
-        vectors = [unit(vector) for vector in made]
-        if not is_item and vectors:
-            vectors = [unit(sum(vectors))]
-        connection.executemany(
-            "INSERT INTO vectors (scope_id, document, number, vector) VALUES (?, ?, ?, ?)",
-            [(source.scope_id, source.document, number, vector.tobytes()) for number, vector in enumerate(vectors)],
-        )
-
-
-def _mark_item(connection: Connection, source: ToEmbed) -> bool:
-    """Mark an item as embedded; ``False`` when it was changed or deleted in the meantime."""
-    row = connection.execute(
-        "SELECT m.namespace, m.position FROM index_scopes AS s JOIN memories AS m ON m.namespace = s.name"
-        " WHERE s.id = ? AND s.kind = 'item' AND m.position = ? AND m.embedded IS NOT NULL AND m.position <= s.indexed",
-        (source.scope_id, source.document & items.IN_NAMESPACE),
-    ).fetchone()
-    item = None if row is None else items.find_at(connection, row[0], row[1], None)
-    if item is None or _fingerprint(item.value) != source.version:
-        return False
-    connection.execute("UPDATE memories SET embedded = 1 WHERE namespace = ? AND position = ?", row)
-    return True
+        if _mark_message(connection, source) and vectors:
+            connection.execute(
+                "INSERT INTO vectors (scope_id, document, vector) VALUES (?, ?, ?)",
+                (source.scope_id, source.document, unit(sum(vectors)).tobytes()),
+            )
 
 
 def _mark_message(connection: Connection, source: ToEmbed) -> bool:
@@ -173,7 +159,7 @@ def set_model(connection: Connection, name: str, dimensions: int, *, replace: bo
     if not replace and (stored := model(connection)) is not None:
         return stored
     connection.execute("DELETE FROM vectors")
-    connection.execute("UPDATE memories SET embedded = 0 WHERE embedded = 1")
+    connection.execute("UPDATE memories SET embedded = 0, vectors = NULL WHERE embedded = 1")
     connection.execute("UPDATE index_sessions SET embedded = 0 WHERE embedded > 0")
     connection.execute(
         "INSERT INTO vector_models (id, name, dimensions) VALUES (1, ?, ?)"

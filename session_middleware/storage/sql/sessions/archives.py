@@ -23,6 +23,7 @@ from session_middleware.storage.sql.checkpoints.unused import find_reachable
 from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.engine_context import EngineContext
 from session_middleware.storage.sql.memory import memories
+from session_middleware.storage.sql.memory.items import ARCHIVED
 from session_middleware.storage.sql.record import runs
 from session_middleware.storage.sql.sessions import events, session_rows, tombstones
 from session_middleware.storage.sql.sessions.tombstones import Tombstone
@@ -36,7 +37,10 @@ _OF_SESSION = (
     ("sessions", "SELECT * FROM sessions WHERE id = :id"),
     *((table, f"SELECT * FROM {table} WHERE session_id = :id") for table in runs.TABLES),
     *((table, f"SELECT * FROM {table} WHERE home = :home AND session_id = :id") for table in _STATE),
-    ("memories", "SELECT * FROM memories WHERE namespace = :own OR namespace >= :above AND namespace < :below"),
+    (
+        "memories",
+        f"SELECT {ARCHIVED} FROM memories WHERE namespace = :own OR namespace >= :above AND namespace < :below",
+    ),
 )
 
 
