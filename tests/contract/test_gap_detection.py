@@ -138,3 +138,29 @@ def test_a_copy_misses_what_its_source_misses(sessions: Any) -> None:
         with pytest.raises(StorageError, match=f"of session '{name}'"):
             sessions.checkpointer.get_tuple(at("4", thread=name))
         assert sessions.checkpointer.get_tuple(at("3", thread=name)) is not None
+
+
+def test_the_writes_of_operations_that_share_a_commit_are_counted(sessions: Any) -> None:
+    def failing() -> None:
+        write(sessions, "3")
+        raise LookupError
+
+    put(sessions, "1")
+    calls = [lambda: write(sessions, "1"), lambda: put(sessions, "2", "1"), failing, lambda: put(sessions, "3", "2")]
+    first, second, failed, last = sessions._storage.run_batch(calls, durable=True)
+    assert (first(), second(), last()) == (None, None, None)
+    with pytest.raises(LookupError):
+        failed()
+    assert listed(sessions, at()) == ["3", "2", "1"]
+    assert is_clean(sessions)
+
+
+def test_what_is_read_in_a_commit_has_what_was_written_in_it(sessions: Any) -> None:
+    def counted() -> int:
+        put(sessions, "2", "1")
+        put(sessions, "3", "2")
+        return sessions._storage.measure_session("t").checkpoints  # type: ignore[no-any-return]
+
+    put(sessions, "1")
+    (outcome,) = sessions._storage.run_batch([counted], durable=True)
+    assert outcome() == 3

@@ -96,6 +96,7 @@ class PostgresConnection:
         self.raw = raw
         self.watched: frozenset[str] = frozenset()
         self.written: list[Event] = []
+        self.unfinished: list[Any] = []
         self.changes = 0  # rows that were inserted, updated and deleted
         self.is_writing = False
         self.has_savepoints = False  # a failed statement does not end the transaction

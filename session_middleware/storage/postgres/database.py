@@ -127,6 +127,7 @@ class PostgresDatabase:
 
     def read(self, operation: Callable[[PostgresConnection], T]) -> T:
         if self._writer.is_mine:
+            self._writer.finish_writes()
             return operation(self._writer.connection)
         self._check_open()
         with self.mapped():
@@ -147,10 +148,11 @@ class PostgresDatabase:
         of: str | None = None,
         durable: bool = True,
         patient: bool = False,
+        joins: bool = False,
         undo: Undo | None = None,
     ) -> T:
         self._check_open()
-        return self._writer.write(operation, of=of, durable=durable, patient=patient, undo=undo)
+        return self._writer.write(operation, of=of, durable=durable, patient=patient, joins=joins, undo=undo)
 
     def together(self, calls: Sequence[Callable[[], Any]], *, durable: bool = True) -> list[Callable[[], Any]]:
         self._check_open()

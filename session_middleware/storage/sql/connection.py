@@ -19,6 +19,10 @@ class DamagedRow(Exception):
     """A row holds what this package does not write."""
 
 
+class Retry(Exception):
+    """Raised in an operation whose transaction is to be rolled back and carried out again."""
+
+
 class CommitThenRaise(Exception):
     """Returned (not raised) by an operation: its transaction is committed, and `error` is raised to its caller."""
 
@@ -45,6 +49,7 @@ class Connection(Protocol):
     rejections: tuple[type[Exception], ...]  # the driver's errors for a statement or a value
     watched: frozenset[str]  # kinds of events
     written: list[Event]  # the watched events of this transaction
+    unfinished: list[Any]  # the `SessionWrite` of each operation of this transaction
 
     def execute(self, sql: str, parameters: Any = ..., /) -> Cursor: ...
     def executemany(self, sql: str, rows: Iterable[Any], /) -> object: ...
@@ -71,6 +76,7 @@ class Database(Protocol):
         of: str | None = None,
         durable: bool = True,
         patient: bool = False,
+        joins: bool = False,
         undo: Undo | None = None,
     ) -> T:
         """Run `operation` in a transaction, and return when it is committed. A write inside a write joins it.
@@ -82,6 +88,7 @@ class Database(Protocol):
             durable: The commit survives a power failure. Otherwise it survives ``kill -9``, and survives a power
                 failure only after the next durable commit.
             patient: No caller waits for this write, so it may wait briefly for another write's commit.
+            joins: What other operations have left unfinished in the transaction need not be finished before.
             undo: Restores values in memory when the transaction is rolled back.
         """
         ...

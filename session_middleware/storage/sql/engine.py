@@ -8,7 +8,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, NoReturn, Protocol, TypeVar
 
-from session_middleware.errors import SessionExists
+from session_middleware.errors import SessionError, SessionExists
 from session_middleware.models import Clock, NewId, Problem, SessionInfo
 from session_middleware.settings import SessionSettings
 from session_middleware.storage.checkpoint_types import (
@@ -41,12 +41,12 @@ from session_middleware.storage.sql.record.engine import RecordOperations
 from session_middleware.storage.sql.record.writer import EntrySnapshot, RecordWriteError, write_end
 from session_middleware.storage.sql.record.writer import write as record
 from session_middleware.storage.sql.session_state import (
-    ListConflict,
     SessionState,
     SessionWrite,
-    StaleState,
     StateCache,
+    finish_writes,
 )
+from session_middleware.storage.sql.session_state import find as find_state
 from session_middleware.storage.sql.sessions import admission, events, leases, session_rows
 from session_middleware.storage.sql.sessions.engine import SessionOperations
 from session_middleware.storage.types import DeletionCounts, SessionDetails, SessionFilter
@@ -95,69 +95,78 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
         `entries` are what the operation records: of a run that is refused, only its end is written.
         """
         before: list[EntrySnapshot] = []
-        settings = self._rules.settings
+        settings, careful = self._rules.settings, False
         counts_others = (settings.max_sessions or settings.max_sessions_per_user) and not context.admitted
         of = None if counts_others else context.session_id
 
         def operation(connection: Connection) -> T | CommitThenRaise:
             before[:] = [EntrySnapshot(context)]
             try:
-                write = SessionWrite(connection, self._admitted(connection, context, announce=announce))
-                admission.begin(write, context, self._rules, announce=announce)
+                write = self._admit(connection, context, announce=announce)
             except admission.REFUSALS as error:
-                state = self._states.find(connection, context.session_id)
-                own = None if state is None else SessionWrite(connection, state)
-                end = write_end(own, context, before[0], entries, admission.reason_of(error), self._now())
-                if end is not None:
-                    self._run_ended(connection, context, end)
-                return self._refused(connection, context, error)
-            result = then(write, partial(self._write, write, context, before[0], careful))
-            write.finish()
-            return result
+                return self._end_refused(connection, context, before[0], entries, error)
+            connection.unfinished.append(write)
+            return then(write, partial(self._write, write, context, before[0], careful))
 
         def undo() -> None:
             for each in before:
                 each.restore()
             self._states.drop(context.session_id)
 
-        try:
-            result: Any = self._database.write(operation, of=of, durable=durable, patient=patient, undo=undo)
-        except (ListConflict, StaleState):
-            return self._run_admitted(
-                context, then, durable=durable, announce=announce, patient=patient, careful=careful, entries=entries
-            )
-        except RecordWriteError:
-            return self._run_admitted(
-                context, then, durable=durable, announce=announce, patient=patient, careful=True, entries=entries
-            )
-        return result  # type: ignore[no-any-return]  # a Refusal was raised by write
+        while True:
+            try:
+                result: Any = self._database.write(
+                    operation, of=of, durable=durable, patient=patient, joins=True, undo=undo
+                )
+            except RecordWriteError:
+                careful = True
+            else:
+                return result  # type: ignore[no-any-return]  # a `CommitThenRaise` was raised by write
 
-    def _admitted(self, connection: Connection, context: RunContext, *, announce: bool) -> SessionState:
-        """The state of the run's session, after the run was admitted. What was known is enough, where nothing is left.
+    def _admit(self, connection: Connection, context: RunContext, *, announce: bool) -> SessionWrite:
+        """Admit the run to its session. What is known of the session is enough, unless something is to be written.
 
-        That it still holds is made sure of by the version, when the operation writes.
+        The version ensures that it still holds, when the operations of the transaction are finished.
         """
-        known = self._states.get(context.session_id)
-        if known is not None and context.known is known and self._is_settled(context, known, announce=announce):
-            return known
-        state = admission.admit(connection, context, self._rules, known)
-        if state is None:
-            state = self._states.load(connection, context.session_id)
-        context.known = state
-        return state
+        known, now = self._states.get(context.session_id), context.at or self._rules.clock()
+        if known is not None and context.known is known and self._is_settled(context, known, now, announce=announce):
+            return known.write or SessionWrite(connection, known)
+        finish_writes(connection)
+        known, is_active = admission.admit(connection, context, self._rules, known)
+        context.known = state = known or self._states.load(connection, context.session_id)
+        write = state.write or SessionWrite(connection, state)
+        if is_active:
+            session_rows.touch_with(write, self._rules, now)
+        admission.begin(write, context, self._rules, announce=announce)
+        return write
 
-    def _is_settled(self, context: RunContext, known: SessionState, *, announce: bool) -> bool:
+    def _is_settled(self, context: RunContext, known: SessionState, now: datetime, *, announce: bool) -> bool:
         """Whether an admission would write nothing. Only a run with a lease is known not to have been revoked."""
-        lease, tracking = context.lease, self._rules.settings.tracking
-        begins = context.run_id is not None and context.announced and not context.begun and tracking
+        lease = context.lease
+        begins = context.run_id is not None and not context.begun and self._rules.settings.tracking
         return (
             context.admitted
-            and (context.announced or not announce)
-            and not begins
+            and (not begins if context.announced else not announce)
             and lease is not None
             and (lease.is_over or lease.number is not None)
-            and admission.is_same_second(known.last_active_at, context.at or self._now())
+            and admission.is_same_second(known.last_active_at, now)
         )
+
+    def _end_refused(
+        self,
+        connection: Connection,
+        context: RunContext,
+        before: EntrySnapshot,
+        entries: Sequence[Entry],
+        error: SessionError,
+    ) -> CommitThenRaise:
+        """Write the end of a run that was refused, and the event."""
+        state = find_state(connection, context.session_id)
+        write = None if state is None else SessionWrite(connection, state)
+        end = write_end(write, context, before, entries, admission.reason_of(error), self._now())
+        if end is not None:
+            self._run_ended(connection, context, end)
+        return self._refused(connection, context, error)
 
     def _write(
         self,

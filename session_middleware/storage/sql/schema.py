@@ -78,7 +78,7 @@ _TABLES = (
     CREATE TRIGGER sessions_version AFTER UPDATE OF
         id, home, user_id, group_id, visibility, status, title, purpose, tags, metadata, context, client,
         idle_timeout_seconds, max_age_seconds, retention_seconds, on_expire, on_resume, pinned, began_at, incarnation,
-        last_active_at, postponed_until, ended_at, pruned
+        ended_at, pruned
     ON sessions WHEN new.version = old.version
     BEGIN UPDATE sessions SET version = version + 1 WHERE id = new.id; END
     """,

@@ -1,9 +1,10 @@
-"""What a process knows of a session, and the writes of one operation to it.
+"""What a process knows of a session, and the writes of a transaction to it.
 
 A session's row has a `version`, which every change of the session raises. A process keeps what it knows of a session
-together with the version it was read at. An operation decides by what is known and collects its rows; they are
-inserted behind one conditional update of the session's row. If the version has moved, another writer has changed the
-session: nothing was written, what was known is dropped, and the operation decides again by what it reads anew.
+together with the version it was read at. An operation decides by what is known and collects its rows. The operations
+of a transaction share one conditional update of the session's row, at its end. If the version has moved, another
+writer has changed the session: the transaction is rolled back, what was known is dropped, and the operations are
+carried out again by what they read anew.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import Any, NamedTuple
 
 from session_middleware.models import SessionInfo
 from session_middleware.storage.sql.checkpoints.latest_checkpoint import HEAD, WRITE_COUNT, Head
-from session_middleware.storage.sql.connection import Connection, Cursor
+from session_middleware.storage.sql.connection import Connection, Cursor, Retry
 from session_middleware.storage.sql.row_mapping import Malformed
 
 _MOST_SESSIONS = 512
@@ -27,12 +29,12 @@ _LONGEST_ROW = 4_096
 _ROWS = 16  # inserted by one statement, at most
 
 
-class StaleState(Exception):
-    """The session was changed by another writer since it was read; nothing was written."""
+class StaleState(Retry):
+    """The session was changed by another writer since it was read."""
 
 
-class ListConflict(Exception):
-    """Another session of the family has appended to a list. The transaction is to be carried out again."""
+class ListConflict(Retry):
+    """Another session of the family has appended to a list."""
 
 
 class CheckpointPoint(NamedTuple):
@@ -52,11 +54,13 @@ class SessionState:
     branch: str
     last_active_at: str
     has_deletions: bool  # messages were deleted from the record
+    has_own_terms: bool  # it is pinned, or has timeouts of its own
     heads: dict[str, Head | None] = field(default_factory=dict)  # by namespace
     points: OrderedDict[tuple[str, str], CheckpointPoint] = field(default_factory=OrderedDict)  # by namespace and id
     list_ends: dict[int, int] = field(default_factory=dict)  # the lengths of lists that were appended to
     message_ids: set[str] | None = None  # all of them; None: not read, or too many
     message_rows: OrderedDict[str, list[Any]] = field(default_factory=OrderedDict)  # the versions of a message, by id
+    write: SessionWrite | None = None  # of the present transaction
 
     def keep_point(self, namespace: str, checkpoint_id: str, point: CheckpointPoint) -> None:
         self.points[namespace, checkpoint_id] = point
@@ -75,7 +79,7 @@ class SessionState:
         """`rows` are all versions of each of some messages, or none of one that is not recorded."""
         for message_id, versions in rows.items():
             self.message_rows.pop(message_id, None)
-            if versions and sum(len(part) for row in versions for part in row if type(part) is str) <= _LONGEST_ROW:
+            if versions and sum([len(part) for row in versions for part in row if type(part) is str]) <= _LONGEST_ROW:
                 self.message_rows[message_id] = versions
             if self.message_ids is not None and versions:
                 self.message_ids.add(message_id)
@@ -99,7 +103,7 @@ class StateCache:
 
     def load(self, connection: Connection, session_id: str) -> SessionState:
         """Read the state of a session that is there, and keep it."""
-        state = self.find(connection, session_id)
+        state = find(connection, session_id)
         assert state is not None
         self._states[session_id] = state
         self._states.move_to_end(session_id)
@@ -107,33 +111,27 @@ class StateCache:
             self._states.popitem(last=False)
         return state
 
-    def find(self, connection: Connection, session_id: str) -> SessionState | None:
-        """The state as it is now, unless there is no such session."""
-        found = _read(connection, session_id)
-        if found is None:
-            return None
-        state = SessionState(session_id, *found[0])
-        state.heads[""] = found[1]
-        return state
-
 
 _LOAD = f"""
     SELECT {HEAD}, home, version, last_seq, branch, last_active_at,
-    EXISTS (SELECT 1 FROM events WHERE session_id = sessions.id AND kind = 'message_deleted')
+    EXISTS (SELECT 1 FROM events WHERE session_id = sessions.id AND kind = 'message_deleted'),
+    pinned IS NOT NULL OR idle_timeout_seconds IS NOT NULL OR max_age_seconds IS NOT NULL
     FROM sessions WHERE id = ?
 """
-_TYPES = (int, int, int, str, str, int)
+_TYPES = (int, int, int, str, str, int, int)
 
 
-def _read(connection: Connection, session_id: str) -> tuple[tuple[Any, ...], Head | None] | None:
-    """Raises `Malformed` if a value has another type than we write."""
+def find(connection: Connection, session_id: str) -> SessionState | None:
+    """The state as it is stored. Raises `Malformed` if a value has another type than we write."""
     found = connection.execute(_LOAD, (session_id,)).fetchone()
     if found is None:
         return None
     head, row = found[:4], found[4:]
     if tuple(map(type, row)) != _TYPES or (head[0] is not None and tuple(map(type, head)) != (str, str, int, int)):
         raise Malformed(SessionInfo, session_id, column="counters", problem=f"{found!r}")
-    return row, None if head[0] is None else Head(*head)
+    state = SessionState(session_id, *row)
+    state.heads[""] = None if head[0] is None else Head(*head)
+    return state
 
 
 @dataclass(slots=True)
@@ -204,17 +202,17 @@ class SessionCounters:
 
 class _Deferred(NamedTuple):
     head: str
-    marks: str  # of one row; none: `head` is a whole statement
+    marks: str  # of one row
     tail: str
     rows: list[Sequence[Any]]
     if_there: Callable[[], object] | None
 
 
 class SessionWrite:
-    """The writes of one operation to one session. It stands in for the connection where the record is written.
+    """The writes of a transaction to one session. It stands in for the connection where the record is written.
 
-    `insert` and `defer` collect; `execute` and `query` first write what was collected. `finish` updates the session's
-    row, which raises `StaleState` if the session is not as it was known: then the transaction is to be rolled back.
+    `insert` collects; `execute` and `query` first write what was collected. `finish` updates the session's row, which
+    raises `StaleState` if the session is not as it was known.
     """
 
     def __init__(self, connection: Connection, state: SessionState) -> None:
@@ -223,8 +221,14 @@ class SessionWrite:
         self._has_written = False
         self.changes_head = False  # another checkpoint is the latest, or the latest has more writes
         self._deferred: dict[str, _Deferred] = {}
+        self._activity: tuple[str, str | None] | None = None
         self.state = state
+        state.write = self
         self.counters = SessionCounters(state.session_id, state.last_seq, state.branch)
+
+    def touch(self, last_active_at: str, expires_at: str | None) -> None:
+        """Record activity, with the session's row."""
+        self._activity, self.state.last_active_at = (last_active_at, expires_at), last_active_at
 
     def insert(
         self,
@@ -245,10 +249,6 @@ class SessionWrite:
         key = head + on_conflict if if_there is None else f"{head}{len(self._deferred)}"
         insertion = self._deferred.setdefault(key, _Deferred(head, marks, on_conflict, [], if_there))
         insertion.rows.extend(rows)
-
-    def defer(self, sql: str, values: Sequence[Any]) -> None:
-        """Execute a statement after what was collected before."""
-        self._deferred[f"{sql}{len(self._deferred)}"] = _Deferred(sql, "", "", [values], None)
 
     @property
     def raw(self) -> Connection:
@@ -323,22 +323,22 @@ class SessionWrite:
 
     def finish(self) -> Connection:
         """Write what was collected and counted. Returns the connection, to change the session's row by."""
-        self.flush()
+        if self._deferred:
+            self.flush()
         state, counters = self.state, self.counters
-        if not (self._has_written or self.changes_head or counters.has_changed):
+        if not (self._has_written or self.changes_head or counters.has_changed or self._activity):
             return self._connection
-        own = (state.session_id, state.home) if self._is_verified else (state.session_id, state.home, state.version)
-        sql, head = (_UPDATE_AGAIN if self._is_verified else _UPDATE), state.heads.get("")
-        if self.changes_head and head is not None:
-            key = (state.home, state.session_id, head.latest_id)
-            sql = sql.format(_HEAD)
-            values = (*head[:3], *key, *counters.take(), *own)
-        else:
-            sql, values = sql.format(""), (*counters.take(), *own)
+        head = state.heads.get("") if self.changes_head else None
+        values = list(counters.take())
+        if head is not None:
+            values += (*head[:3], state.home, state.session_id, head.latest_id)
+        values += self._activity or ()
+        values += (state.session_id, state.home) if self._is_verified else (state.session_id, state.home, state.version)
+        sql = _UPDATES[head is not None, self._activity is not None, self._is_verified]
         row = self._connection.execute(sql, values).fetchone()
         if row is None:
             raise StaleState
-        self._is_verified, self._has_written, self.changes_head = True, False, False
+        self._is_verified, self._has_written, self.changes_head, self._activity = True, False, False, None
         (state.version,), state.last_seq, state.branch = row, counters.last_seq, counters.branch
         return self._connection
 
@@ -347,14 +347,34 @@ class SessionWrite:
         return bool(row.fetchone() == (self.state.home, self.state.version))
 
 
-_COUNTERS = """
+def finish_writes(connection: Connection) -> None:
+    """Finish the writes of the transaction to all sessions, so that their rows can be read."""
+    for write in connection.unfinished:
+        write.finish()
+
+
+def close_writes(connection: Connection) -> None:
+    """End the writes of the transaction, which is about to be committed or is rolled back."""
+    for write in connection.unfinished:
+        write.state.write = None
+    connection.unfinished.clear()
+
+
+_UPDATE = """
+    UPDATE sessions SET version = version + 1,
     last_seq = ?, branch = ?, message_count = message_count + ?, tool_call_count = tool_call_count + ?,
     model_call_count = model_call_count + ?, unpriced_count = unpriced_count + ?, error_count = error_count + ?,
     input_tokens = input_tokens + ?, output_tokens = output_tokens + ?, cost = COALESCE(cost + ?, cost, ?),
     run_count = run_count + ?, opened_as = COALESCE(?, opened_as)
 """
-_HEAD = f"latest_checkpoint_id = ?, newest_position = ?, checkpoint_count = ?, write_count = {WRITE_COUNT}, "
-_UPDATE_AGAIN = (
-    f"UPDATE sessions SET version = version + 1, {{}}{_COUNTERS} WHERE id = ? AND home = ? RETURNING version"
-)
-_UPDATE = _UPDATE_AGAIN.replace("RETURNING", "AND version = ? RETURNING")
+_HEAD = f", latest_checkpoint_id = ?, newest_position = ?, checkpoint_count = ?, write_count = {WRITE_COUNT}"
+_ACTIVITY = ", last_active_at = ?, postponed_until = NULL, expires_at = ?"
+_UPDATES = {  # by whether the head has changed, whether there was activity, and whether the version was compared before
+    (head, activity, verified): _UPDATE
+    + _HEAD * head
+    + _ACTIVITY * activity
+    + " WHERE id = ? AND home = ?"
+    + " AND version = ?" * (not verified)
+    + " RETURNING version"
+    for head, activity, verified in product((False, True), repeat=3)
+}

@@ -15,34 +15,44 @@ from typing import Any, Generic, TypeVar
 
 from session_middleware.errors import StorageError
 from session_middleware.models import Event
-from session_middleware.storage.sql.connection import CommitThenRaise, Connection, DamagedRow, Undo
+from session_middleware.storage.sql.connection import CommitThenRaise, Connection, DamagedRow, Retry, Undo
+from session_middleware.storage.sql.session_state import close_writes, finish_writes
 
 T = TypeVar("T")
 
-PATIENCE_SECONDS = 0.002  # how long a write that nobody waits for may wait for another's commit
+PATIENCE_SECONDS = 0.002  # how long a patient write may wait for another's commit
 _BATCH = 128  # operations in one transaction, at most
+_ATTEMPTS = 5  # at an operation that is alone in its transaction
 
 
 class BatchAborted(BaseException):
-    """An operation has failed half-way in a transaction that others have a part in."""
+    """The transaction was rolled back, and its operations are to be carried out again, each alone."""
 
 
 class WriteRequest(Generic[T]):
-    """An operation waiting to be carried out, and what came of it."""
+    """An operation waiting to be carried out, and its outcome."""
 
-    __slots__ = ("_done", "durable", "error", "is_done", "of", "operation", "refused", "result", "undo")
+    __slots__ = ("_done", "durable", "error", "is_done", "joins", "of", "operation", "refused", "result", "undo")
 
     def __init__(
-        self, operation: Callable[[Any], T], *, durable: bool, patient: bool = False, of: str | None = ""
+        self,
+        operation: Callable[[Any], T],
+        *,
+        durable: bool,
+        patient: bool = False,
+        of: str | None = "",
+        joins: bool = True,
+        undo: Undo | None = None,
     ) -> None:
         self.operation = operation
         self.durable = durable
         self.of = of
+        self.joins = joins
         self.is_done = False
         self.result: T | None = None
         self.error: BaseException | None = None
-        self.refused: Exception | None = None  # it ends so, and what it did is committed
-        self.undo: list[Undo] = []  # what makes values in memory what they were, should it be rolled back
+        self.refused: Exception | None = None  # its outcome, although what it did is committed
+        self.undo = [] if undo is None else [undo]  # restore values in memory after a rollback
         self._done = threading.Event() if patient else None
 
     def end(self, error: BaseException | None = None) -> None:
@@ -112,149 +122,175 @@ class Writer:
         """Whether the calling thread is inside an operation, where it sees what is not yet committed."""
         return self._thread == threading.get_ident()
 
+    def finish_writes(self) -> None:
+        """Let the present operation read what those before it have written in this transaction."""
+        finish_writes(self.connection)
+
     def write(
         self,
         operation: Callable[[Any], T],
         *,
-        of: str | None = None,
+        of: str | None,
         durable: bool,
         patient: bool,
+        joins: bool,
         undo: Undo | None = None,
     ) -> T:
-        if self.is_mine:
-            return self._carry_out_inside(operation, undo, of)
-        ticket = WriteRequest(operation, durable=durable, patient=patient, of=of)
-        if undo is not None:
-            ticket.undo.append(undo)
-        self._waiting.append(ticket)
+        request = WriteRequest(operation, durable=durable, patient=patient, of=of, joins=joins, undo=undo)
+        if self._thread == threading.get_ident():
+            return self._carry_out_inside(request)
+        self._waiting.append(request)
         if patient:
-            ticket.wait(PATIENCE_SECONDS)
-        self._see_to(ticket)
-        return ticket.outcome()
+            request.wait(PATIENCE_SECONDS)
+        self._wait_or_lead(request)
+        return request.outcome()
 
     def together(self, calls: Sequence[Callable[[], Any]], *, durable: bool) -> list[Callable[[], Any]]:
         """Carry out whole calls, in order, in as few transactions as can be; a write inside one joins it."""
-        tickets = [WriteRequest(lambda _, call=call: call(), durable=durable) for call in calls]  # type: ignore[misc]
+        requests = [WriteRequest(lambda _, call=call: call(), durable=durable) for call in calls]  # type: ignore[misc]
         if self.is_mine:  # inside such a call: they join it, and an error is raised at once
-            for ticket in tickets:
-                ticket.result = self._carry_out_inside(ticket.operation, None, ticket.of)
-                ticket.end()
-            return [ticket.outcome for ticket in tickets]
-        self._waiting.extend(tickets)
-        for ticket in tickets:
-            self._see_to(ticket)
-        return [ticket.outcome for ticket in tickets]
+            for request in requests:
+                request.result = self._carry_out_inside(request)
+                request.end()
+        else:
+            self._waiting.extend(requests)
+            for request in requests:
+                self._wait_or_lead(request)
+        return [request.outcome for request in requests]
 
-    def _see_to(self, ticket: WriteRequest[Any]) -> None:
-        """Have it carried out, by this thread if no other has done so."""
-        while not ticket.is_done:
+    def _wait_or_lead(self, request: WriteRequest[Any]) -> None:
+        """Return when the request is done. The thread that acquires the lock carries out all that wait."""
+        while not request.is_done:
             with self.lock:
-                if not ticket.is_done:
-                    self._carry_out(ticket)
+                if not request.is_done:
+                    self._lead(request)
 
-    def _carry_out(self, own: WriteRequest[Any]) -> None:
-        batch: list[WriteRequest[Any]] = []
+    def _lead(self, own: WriteRequest[Any]) -> None:
+        batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), _BATCH))]
         try:
-            while self._waiting and len(batch) < _BATCH:
-                batch.append(self._waiting[0])
-                self._waiting.popleft()
             try:
                 self._commit(batch)
             except BatchAborted:
-                for ticket in batch:
-                    self._commit([ticket])
+                for request in batch:
+                    self._commit_alone(request)
         except BaseException:  # this thread is being stopped; the others' operations go on with the next
-            for ticket in reversed(batch):
-                if ticket is not own and not ticket.is_done:
-                    self._waiting.appendleft(ticket)
+            self._waiting.extendleft(each for each in reversed(batch) if each is not own and not each.is_done)
             own.end()
             raise
 
+    def _commit_alone(self, request: WriteRequest[Any]) -> None:
+        for _ in range(_ATTEMPTS):
+            try:
+                self._commit([request])
+                return
+            except BatchAborted as aborted:
+                error = aborted.__cause__
+        request.end(error)
+
     def _commit(self, batch: Sequence[WriteRequest[Any]]) -> None:
-        """One transaction: it is committed, or none of them has done anything."""
+        """One transaction: it is committed, or none of its operations has done anything."""
         try:
             with self.mapped():
                 self._begin(batch)
+                connection = self.connection
                 self._thread, self._is_alone = threading.get_ident(), len(batch) == 1
                 try:
-                    for ticket in batch:
-                        self._carry_out_one(ticket)
+                    for request in batch:
+                        self._carry_out(request)
+                    self._finish()
                 finally:
                     self._thread = self._current = None  # which would keep alive what it was called with
-                events = [*self.connection.written]
+                    close_writes(connection)
+                events = [*connection.written]
                 self._end()
                 self.events.extend(events)
-                self.connection.written.clear()
-        except Exception as error:  # noqa: BLE001  # it is raised again, to each of those who wait
+                connection.written.clear()
+        except Exception as error:  # it is raised again, to each of those who wait
             self._roll_back(batch)
-            for ticket in batch:
-                ticket.end(error)
+            if isinstance(error, Retry):
+                raise BatchAborted from error
+            for request in batch:
+                request.end(error)
         except BaseException:
             self._roll_back(batch)
             raise
         else:
-            for ticket in batch:
-                ticket.end()
+            for request in batch:
+                request.end()
             self._committed()
             if events:
                 self.on_events()
 
-    def _carry_out_one(self, ticket: WriteRequest[Any]) -> None:
-        self._current = ticket
-        before, written = self._changes(), len(self.connection.written)
+    def _finish(self) -> None:
         try:
-            self._lock(ticket.of)
-            ticket.result = ticket.operation(self.connection)
-        except Exception as error:  # it is raised again, to whoever's operation it is
-            ticket.error = error
-            if error is ticket.refused:
+            finish_writes(self.connection)
+        except Exception as error:
+            if self._is_alone:
+                raise
+            raise BatchAborted from error
+
+    def _carry_out(self, request: WriteRequest[Any]) -> None:
+        self._current, connection = request, self.connection
+        before = self._changes(), len(connection.unfinished), len(connection.written)
+        try:
+            self._lock(request.of)
+            if connection.unfinished and not request.joins:
+                finish_writes(connection)
+            request.result = request.operation(connection)
+        except Exception as error:  # it is raised again, to the caller of the operation
+            request.error = error
+            if error is request.refused:
                 return
             if self._is_alone:
                 raise
             if self._has_spoiled(error, before):
-                ticket.error = None
                 raise BatchAborted from error
-            del self.connection.written[written:]
-            self._take_back(ticket)
+            del connection.written[before[2] :]
+            self._undo(request)
 
-    def _carry_out_inside(self, operation: Callable[[Any], T], undo: Undo | None, of: str | None) -> T:
+    def _carry_out_inside(self, request: WriteRequest[T]) -> T:
         """A write in a call that is carried out: a part of its transaction, and undone alone if it fails."""
         assert self._current is not None
-        if undo is not None:
-            self._current.undo.append(undo)
-        before, written = self._changes(), len(self.connection.written)
-        if self._is_alone:
-            self.connection.execute("SAVEPOINT inside")
+        self._current.undo += request.undo
+        connection, has_savepoint = self.connection, self._is_alone
+        if has_savepoint:
+            finish_writes(connection)
+            connection.execute("SAVEPOINT inside")
+        before = self._changes(), len(connection.unfinished), len(connection.written)
         try:
             with self.mapped():
-                self._lock(of)
-                result = operation(self.connection)
+                self._lock(request.of)
+                if not request.joins:
+                    finish_writes(connection)
+                result = request.operation(connection)
         except Exception as error:
-            if undo is not None:
-                undo()
-            del self.connection.written[written:]
-            if not self._is_alone and self._has_spoiled(error, before):
+            self._undo(request)
+            del connection.written[before[2] :]
+            if isinstance(error, Retry) or (not has_savepoint and self._has_spoiled(error, before)):
                 raise BatchAborted from error
-            if self._is_alone and self._is_open():  # which a full disk has ended
-                self.connection.execute("ROLLBACK TO inside")
-                self.connection.execute("RELEASE inside")
+            if has_savepoint and self._is_open():  # which a full disk has ended
+                close_writes(connection)
+                connection.execute("ROLLBACK TO inside")
+                connection.execute("RELEASE inside")
             raise
-        if self._is_alone:
-            self.connection.execute("RELEASE inside")
+        if has_savepoint:
+            connection.execute("RELEASE inside")
         if isinstance(result, CommitThenRaise):
             self._current.refused = result.error
             raise result.error
         return result
 
-    def _has_spoiled(self, error: Exception, changes_before: int) -> bool:
-        return isinstance(error, (StorageError, DamagedRow, *self.errors)) or self._changes() != changes_before
+    def _has_spoiled(self, error: Exception, before: tuple[int, int, int]) -> bool:
+        """Whether a failed operation has written something, or the transaction may not go on."""
+        is_fatal = isinstance(error, (StorageError, DamagedRow, Retry, *self.errors))
+        return is_fatal or (self._changes(), len(self.connection.unfinished)) != before[:2]
 
     def _roll_back(self, batch: Sequence[WriteRequest[Any]]) -> None:
         self._abort()
-        for ticket in reversed(batch):
-            self._take_back(ticket)
-            ticket.result = ticket.error = ticket.refused = None
+        for request in reversed(batch):
+            self._undo(request)
+            request.result = request.error = request.refused = None
 
-    def _take_back(self, ticket: WriteRequest[Any]) -> None:
-        for undo in reversed(ticket.undo):
+    def _undo(self, request: WriteRequest[Any]) -> None:
+        for undo in reversed(request.undo):
             undo()

@@ -40,3 +40,4 @@ class SqliteConnection(sqlite3.Connection):
         super().__init__(*args, **kwargs)
         self.create_aggregate("latencies", 1, cast("Any", _Latencies))
         self.written: list[Event] = []
+        self.unfinished: list[Any] = []

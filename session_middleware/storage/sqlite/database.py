@@ -79,6 +79,7 @@ class SqliteDatabase:
     def read(self, operation: Callable[[SqliteConnection], T]) -> T:
         """Run `operation` on one snapshot of the database; inside a write, on the state of its transaction."""
         if self._writer.is_mine:
+            self._writer.finish_writes()
             return operation(self._writer.connection)
         self._check_open()
         if self.in_memory:
@@ -128,6 +129,7 @@ class SqliteDatabase:
         of: str | None = None,
         durable: bool = True,
         patient: bool = False,
+        joins: bool = False,
         undo: Undo | None = None,
     ) -> T:
         """Run `operation` in a transaction, and return when it is committed.
@@ -141,7 +143,7 @@ class SqliteDatabase:
         """
         self._check_open()
         self._reopen_after_fork()
-        return self._writer.write(operation, of=of, durable=durable, patient=patient, undo=undo)
+        return self._writer.write(operation, of=of, durable=durable, patient=patient, joins=joins, undo=undo)
 
     def together(self, calls: Sequence[Callable[[], Any]], *, durable: bool = True) -> list[Callable[[], Any]]:
         """Run whole calls in order, in one transaction, and acknowledge them after its commit.

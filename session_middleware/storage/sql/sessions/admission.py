@@ -141,21 +141,22 @@ def _check_tombstone(tombstone: Tombstone, context: RunContext, rules: EngineCon
 
 def admit(
     connection: Connection, context: RunContext, rules: EngineContext, known: SessionState | None = None
-) -> SessionState | None:
-    """Admit a run, opening or reviving its session; returns `known` if that is still current. Raises one of `REFUSALS`.
+) -> tuple[SessionState | None, bool]:
+    """Admit a run, opening or reviving its session. Raises one of `REFUSALS`.
 
+    Returns `known` if it is still current, and whether the caller is to record activity.
     The run's flags are set inside the write transaction, so no second operation admits it again.
     """
     now = context.at or rules.clock()
     if context.admitted:
-        current = _admit_again(connection, context, rules, now, known)
+        version, is_active = _admit_again(connection, context, rules, now)
     else:
-        current = _admit_first(connection, context, rules, now, known)
+        version, is_active = _admit_first(connection, context, rules, now, known)
         context.admitted, context.begun = True, False
     lease = context.lease
     if lease is not None and lease.number is None and not lease.is_over:
         leases.take(connection, context, now)
-    return current
+    return (known if known is not None and version == (known.home, known.version) else None), is_active
 
 
 def begin(write: SessionWrite, context: RunContext, rules: EngineContext, *, announce: bool) -> None:
@@ -192,7 +193,9 @@ def admit_memories(connection: Connection, context: RunContext, rules: EngineCon
     if session is not None:
         lifecycle.check_access(session, identity, rules.settings.access, reading=not changes)
     if changes and (session is None or context.is_run):
-        admit(connection, context, rules)
+        _, is_active = admit(connection, context, rules)
+        if is_active:
+            session_rows.touch(connection, session_id, rules, context.at or rules.clock())
 
 
 def _admit_first(
@@ -201,7 +204,8 @@ def _admit_first(
     rules: EngineContext,
     now: datetime,
     known: SessionState | None,
-) -> SessionState | None:
+) -> tuple[tuple[int, int], bool]:
+    """Returns the home and version of the session as it was found, and whether activity is to be recorded."""
     revocations.check_not_revoked(connection, context.session_id, context.identity.user_id)
     session, version = _find(connection, context)
     if session is not None:
@@ -212,16 +216,17 @@ def _admit_first(
         _check_same(context, session)
     if context.lease is not None and context.lease.is_exclusive and not context.lease.is_over:
         _check_lease(context, leases.of(connection, context.session_id))
-    if known is not None and (session is None or (session.home, version) != (known.home, known.version)):
-        known = None
-    if session is not None:
-        session, known = _apply(connection, session, context, rules, now, known)
-    else:
+    was, is_active = (0, 0), False
+    if session is None:
         session = _insert(connection, context, rules, now)
+    else:
+        was = session.home, version
+        is_known = known is not None and was == (known.home, known.version)
+        session, is_active = _apply(connection, session, context, rules, now, is_known=is_known)
     context.incarnation = session.incarnation
     if context.hand is not None:
         context.hand.incarnation = session.incarnation
-    return known
+    return was, is_active
 
 
 def _check_same(context: RunContext, session: SessionInfo | None) -> None:
@@ -247,9 +252,8 @@ def _admit_again(
     context: RunContext,
     rules: EngineContext,
     now: datetime,
-    known: SessionState | None,
-) -> SessionState | None:
-    """A context goes on: all that may have changed is asked in one statement, and its clock set back."""
+) -> tuple[tuple[int, int], bool]:
+    """Check by one statement what may have changed since the context was admitted. Returns as `_admit_first`."""
     lease, identity = context.lease, context.identity
     number = None if lease is None else lease.number
     row = connection.execute(
@@ -269,23 +273,10 @@ def _admit_again(
         if lease.is_exclusive:
             raise LeaseLost(context.session_id, number=number)
         lease.number = None  # somebody took this run for dead; it is not, and nobody minds
-    if known is not None and (row[0], row[7]) != (known.home, known.version):
-        known = None
-    if not is_same_second(row[2], now):
-        known = _touch(connection, context.session_id, rules, now, known)
     if row[1] == "expired":  # by a sweep that did not know of this run
         revive(connection, context, "revived", "running", now)
-        return None
-    return known
-
-
-def _touch(
-    connection: Connection, session_id: str, rules: EngineContext, now: datetime, known: SessionState | None
-) -> SessionState | None:
-    version = session_rows.touch(connection, session_id, rules, now)
-    if known is not None:
-        known.version, known.last_active_at = version, to_text(now)
-    return known
+        return (0, 0), True
+    return (row[0], row[7]), not is_same_second(row[2], now)
 
 
 def refuse(connection: Connection, context: RunContext, error: SessionError, rules: EngineContext) -> None:
@@ -318,29 +309,30 @@ def _apply(
     context: RunContext,
     rules: EngineContext,
     now: datetime,
-    known: SessionState | None,
-) -> tuple[SessionInfo, SessionState | None]:
-    """Carry out the decision of the first look. Returns the session that has the id now, and `known` if still current.
+    *,
+    is_known: bool,
+) -> tuple[SessionInfo, bool]:
+    """Carry out the decision of the first look. Returns the session that has the id now, and whether it is active.
 
-    A state that is current was loaded after the tool calls of dead processes had been interrupted.
+    A state that is known was loaded after the tool calls of dead processes had been interrupted.
     """
     status = lifecycle.status_at(session, rules.settings, now)
     if context.admission == "fresh" and status == "expired":
-        return _start_fresh(connection, session, context, rules, now), None
+        return _start_fresh(connection, session, context, rules, now), False
     if context.admission in ("revived", "reopened") and status not in lifecycle.OPEN:
         limits.make_room(connection, session.user_id, rules, now, but=session.id)
         end = lifecycle.expiry_of(session, rules.settings)
         reason = session.reason if session.status != "active" else end and end.reason
         revive(connection, context, context.admission, reason, now)
-        known = None
+        is_known = False
     elif session.status == "expired":  # by another process, since this context was let in
         revive(connection, context, "revived", "running", now)
-        known = None
+        is_known = False
     elif context.hand is not None and context.lease is None and is_same_second(to_text(session.last_active_at), now):
-        return session, known
-    if known is None:
+        return session, False
+    if not is_known:
         runs.interrupt_calls_outside(connection, session.id)
-    return session, _touch(connection, session.id, rules, now, known)
+    return session, True
 
 
 def is_same_second(last_active_at: str, now: datetime) -> bool:

@@ -16,6 +16,7 @@ from session_middleware.storage.sql.checkpoints import latest_checkpoint
 from session_middleware.storage.sql.connection import UNLIMITED, Connection, Cursor
 from session_middleware.storage.sql.engine_context import EngineContext
 from session_middleware.storage.sql.row_mapping import Malformed, clean, to_json, value_of
+from session_middleware.storage.sql.session_state import SessionWrite
 from session_middleware.storage.sql.sessions import events, leases, revocations
 from session_middleware.storage.types import SessionDetails, SessionFilter
 
@@ -154,6 +155,17 @@ def touch(connection: Connection, session_id: str, rules: EngineContext, now: da
     if own_terms != [None, None, None] or rules.settings.max_age is not None:
         write_expiry(connection, session_id, rules)
     return int(version)
+
+
+def touch_with(write: SessionWrite, rules: EngineContext, now: datetime) -> None:
+    """As `touch`, with the session's other changes of the transaction."""
+    if write.state.has_own_terms or rules.settings.max_age is not None:
+        write.finish()
+        write.state.version = touch(write.connection, write.state.session_id, rules, now)
+        write.state.last_active_at = to_text(now)
+    else:
+        timeout = rules.settings.idle_timeout
+        write.touch(to_text(now), None if timeout is None else to_text(now + timeout))
 
 
 def write_expiry(connection: Connection, session_id: str, rules: EngineContext) -> None:
