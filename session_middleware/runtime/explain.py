@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
+from typing import Any
 
 from session_middleware import lifecycle
 from session_middleware.display.text import second_text, span_text
@@ -31,76 +32,67 @@ def explain(
     session: SessionInfo, settings: SessionSettings, now: datetime, events: Sequence[Event] = ()
 ) -> Explanation:
     """Explain a session. Its `events` say which session it replaced, or which one replaced it."""
-    is_open = lifecycle.status_at(session, settings, now) in lifecycle.OPEN
-    found = (_explain_open if is_open else _explain_ended)(session, settings, lifecycle.as_of(session, settings, now))
-    sentences = [found.text, *_fresh_starts(events)]
-    return found.model_copy(update={"text": f"session {session.id!r}: {'; '.join(sentences)}"})
+    current = lifecycle.as_of(session, settings, now)
+    found: dict[str, Any] = {"session_id": session.id, "status": current.status, "reason": current.reason}
+    fill_in = _explain_open if current.status in lifecycle.OPEN else _explain_ended
+    sentences = [*fill_in(found, session, current, settings), *_fresh_starts(events)]
+    return Explanation(**found, text=f"session {session.id!r}: {'; '.join(sentences)}")
 
 
-def _explain_open(session: SessionInfo, settings: SessionSettings, current: SessionInfo) -> Explanation:
-    last_active = f"it was last active at {_time(session.last_active_at)}"
-    since = session.began_at or session.created_at
+def _explain_open(
+    found: dict[str, Any], session: SessionInfo, current: SessionInfo, settings: SessionSettings
+) -> Iterator[str]:
+    """Fill in the facts, and yield the sentences."""
     end = None if session.is_running else lifecycle.expiry_of(session, settings)
+    found["since"] = session.began_at or session.created_at
+    if current.status == "idle":
+        found["since"] = session.last_active_at + settings.idle_after
     if session.is_running:
-        sentences = ["it is active: a run is in progress in it, and it does not expire meanwhile"]
-    elif current.status == "idle":
-        since = session.last_active_at + settings.idle_after
-        sentences = [f"it is idle: {last_active}"]
+        yield "it is active: a run is in progress in it, and it does not expire meanwhile"
     else:
-        sentences = [f"it is active: {last_active}"]
-    if session.pinned is not None:
+        yield f"it is {current.status}: it was last active at {_time(session.last_active_at)}"
+    if end is not None:
+        found |= {"next_status": "expired", "next_reason": end.reason, "next_at": end.at}
+        yield f"it expires at {_time(end.at)} ({end.reason}) if it is not used before"
+        if session.postponed_until == end.at:
+            yield "that was postponed by a hook"
+    elif session.pinned is not None:
         by = f" by {session.pinned.by}" if session.pinned.by else ""
         why = f" ({session.pinned.why})" if session.pinned.why else ""
-        sentences.append(f"it does not expire, because it was pinned{by}{why}")
-    elif end is not None:
-        sentences.append(f"it expires at {_time(end.at)} ({end.reason}) if it is not used before")
-        if session.postponed_until == end.at:
-            sentences.append("that was postponed by a hook")
+        yield f"it does not expire, because it was pinned{by}{why}"
     elif not session.is_running:
-        sentences.append("it never expires")
-    return Explanation(
-        session_id=session.id,
-        status=current.status,
-        reason=current.reason,
-        since=since,
-        next_status=None if end is None else "expired",
-        next_reason=None if end is None else end.reason,
-        next_at=None if end is None else end.at,
-        text="; ".join(sentences),
-    )
+        yield "it never expires"
 
 
-def _explain_ended(session: SessionInfo, settings: SessionSettings, current: SessionInfo) -> Explanation:
+def _explain_ended(
+    found: dict[str, Any], session: SessionInfo, current: SessionInfo, settings: SessionSettings
+) -> Iterator[str]:
     terms = lifecycle.terms_of(session, settings)
-    since = current.ended_at or current.expires_at or session.last_active_at
+    since = found["since"] = current.ended_at or current.expires_at or session.last_active_at
     durations = {name: _duration(getattr(terms, name)) for name in ("idle_timeout", "max_age", "retention")}
     reason = _REASONS.get(current.reason or "", current.reason or "").format(**durations)
-    sentences = [f"it is {current.status} since {_time(since)}" + (f": {reason}" if reason else "")]
-    if current.status == "expired":
-        sentences.append(f"running it {_ON_RESUME[terms.on_resume]} (on_resume)")
+    yield f"it is {current.status} since {_time(since)}" + (f": {reason}" if reason else "")
+    is_expired = current.status == "expired"
+    if is_expired:
+        yield f"running it {_ON_RESUME[terms.on_resume]} (on_resume)"
     else:
-        sentences.append(f"running it {'reopens it' if settings.on_closed == 'reopen' else 'is refused'} (on_closed)")
+        yield f"running it {'reopens it' if settings.on_closed == 'reopen' else 'is refused'} (on_closed)"
     deleted_at = lifecycle.deleted_at(current.model_copy(update={"ended_at": since}), settings)
-    following: dict[str, object] = {}
-    if current.status == "expired" and session.pinned is None and terms.on_expire in ("delete", "archive"):
-        action = "archived" if terms.on_expire == "archive" else "deleted"
-        following = {"next_status": action, "next_reason": "on_expire", "next_at": since}
-        sentences.append(f"the next sweep makes it {action} (on_expire)")
+    if is_expired and session.pinned is None and terms.on_expire in ("delete", "archive"):
+        action = {"delete": "deleted", "archive": "archived"}[terms.on_expire]
+        found |= {"next_status": action, "next_reason": "on_expire", "next_at": since}
+        yield f"the next sweep makes it {action} (on_expire)"
     elif deleted_at is not None:
-        following = {"next_status": "deleted", "next_reason": "retention", "next_at": deleted_at}
-        sentences.append(f"it is deleted at {_time(deleted_at)} (retention)")
-    found = {"session_id": session.id, "status": current.status, "reason": current.reason, "since": since}
-    return Explanation.model_validate({**found, **following, "text": "; ".join(sentences)})
+        found |= {"next_status": "deleted", "next_reason": "retention", "next_at": deleted_at}
+        yield f"it is deleted at {_time(deleted_at)} (retention)"
 
 
-def _fresh_starts(events: Sequence[Event]) -> list[str]:
-    found = []
+def _fresh_starts(events: Sequence[Event]) -> Iterator[str]:
     for event in events:
         if event.kind == "opened" and "put_aside" in event.detail:
-            found.append(f"it was started afresh, and its earlier content is in session {event.detail['put_aside']!r}")
+            yield f"it was started afresh, and its earlier content is in session {event.detail['put_aside']!r}"
         elif event.kind == "put_aside":
-            found.append(f"it was session {event.detail['was']!r} until that id was started afresh")
-    return found
+            yield f"it was session {event.detail['was']!r} until that id was started afresh"
 
 
 def explain_absence(session_id: str, tombstone: TombstoneInfo | None, settings: SessionSettings) -> Explanation:
@@ -109,22 +101,15 @@ def explain_absence(session_id: str, tombstone: TombstoneInfo | None, settings: 
         text = f"session {session_id!r}: it does not exist, and no deleted session had this id"
         return Explanation(session_id=session_id, status="unknown", text=text)
     on_resume = tombstone.on_resume or settings.on_resume
-    is_archived = tombstone.archive is not None
-    is_refused = on_resume == "reject" or (is_archived and on_resume == "revive")
-    resume = "is refused" if is_refused else "opens it anew"
-    where = f" to {tombstone.archive}" if is_archived else ""
-    back = "; it can be restored" if is_archived else ""
+    where = back = ""
+    is_refused = on_resume == "reject"
+    if tombstone.archive is not None:
+        where, back, is_refused = f" to {tombstone.archive}", "; it can be restored", on_resume != "fresh"
     reason = f" ({tombstone.reason})" if tombstone.reason else ""
-    text = f"session {session_id!r}: it was {tombstone.action}{where} at {_time(tombstone.deleted_at)}{reason}"
-    return Explanation.model_validate(
-        {
-            "session_id": session_id,
-            "status": tombstone.action,
-            "reason": tombstone.reason,
-            "since": tombstone.deleted_at,
-            "text": f"{text}; running it {resume} (on_resume){back}",
-        }
-    )
+    was = f"it was {tombstone.action}{where} at {_time(tombstone.deleted_at)}{reason}"
+    text = f"session {session_id!r}: {was}; running it {'is refused' if is_refused else 'opens it anew'} (on_resume)"
+    facts: dict[str, Any] = {"status": tombstone.action, "reason": tombstone.reason, "since": tombstone.deleted_at}
+    return Explanation(session_id=session_id, **facts, text=text + back)
 
 
 def _time(moment: datetime) -> str:

@@ -17,108 +17,83 @@ from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any, Literal, TypeAlias, TypeVar
 
-from session_middleware.models import Event, SweepResult
+from session_middleware.models import SweepResult
 from session_middleware.settings import parse_duration
 from session_middleware.storage.protocol import Storage
 from session_middleware.storage.validation import check_callable
 
 logger = logging.getLogger("session_middleware")
 
-Hook: TypeAlias = Callable[[Event], Awaitable[None] | None]
-ExpiringHook: TypeAlias = Callable[[SweepResult], Any]
 H = TypeVar("H", bound=Callable[..., Any])
-Name: TypeAlias = Literal["opened", "resumed", "state_changed", "closed", "error"]
+Name: TypeAlias = Literal["opened", "resumed", "state_changed", "closed", "error", "expiring"]
 
-_KINDS: dict[Name, frozenset[str]] = {
-    "opened": frozenset({"opened", "forked"}),
-    "resumed": frozenset({"resumed", "revived", "reopened"}),
-    "state_changed": frozenset(
-        {"opened", "revived", "reopened", "restored", "completed", "failed", "abandoned", "expired"}
-    ),
-    "closed": frozenset({"completed", "failed", "abandoned", "expired", "deleted", "archived"}),
-    "error": frozenset({"error"}),
+_KINDS: dict[Name, set[str]] = {
+    "opened": {"opened", "forked"},
+    "resumed": {"resumed", "revived", "reopened"},
+    "state_changed": {"opened", "revived", "reopened", "restored", "completed", "failed", "abandoned", "expired"},
+    "closed": {"completed", "failed", "abandoned", "expired", "deleted", "archived"},
+    "error": {"error"},
+    "expiring": set(),  # called by a sweep, and not after an event
 }
-_HOOK = "a function of one argument, as by @sessions.on_closed over its def"
 
 
 class EventHooks:
-    """The hooks of one `Sessions`."""
+    """The hooks of one `Sessions`. They are called one at a time."""
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
-        self._hooks: dict[Name, list[Hook]] = {name: [] for name in _KINDS}
-        self.expiring: list[ExpiringHook] = []
-        self._process, self._lock = os.getpid(), threading.RLock()
+        self._hooks: dict[Name, list[Callable[[Any], Any]]] = {name: [] for name in _KINDS}
+        self._process, self._lock = os.getpid(), threading.RLock()  # a hook may itself call `deliver`
         self.faults = 0
 
     def add(self, name: Name, hook: H) -> H:
-        check_callable("hook", hook, _HOOK)
+        check_callable("hook", hook, "a function of one argument, as by @sessions.on_closed over its def")
         self._hooks[name].append(hook)
-        kinds = {kind for name, hooks in self._hooks.items() if hooks for kind in _KINDS[name]}
-        self._storage.subscribe(kinds, self._wake)
+        kinds = set[str]().union(*(_KINDS[name] for name, hooks in self._hooks.items() if hooks))
+        self._storage.subscribe(kinds, self._deliver_on_a_thread)
         return hook
 
-    def add_expiring(self, hook: H) -> H:
-        check_callable("hook", hook, _HOOK)
-        self.expiring.append(hook)
-        return hook
+    def has(self, name: Name) -> bool:
+        return bool(self._hooks[name])
 
-    @property
-    def _turn(self) -> threading.RLock:
-        """The lock of the calls: one at a time, and a hook may itself call `deliver`. A forked child has its own."""
-        if os.getpid() != self._process:
-            self._process, self._lock = os.getpid(), threading.RLock()
-        return self._lock
-
-    def _wake(self) -> None:
-        """Call the hooks for pending events on another thread, without waiting."""
+    def _deliver_on_a_thread(self) -> None:
         with suppress(RuntimeError):  # the interpreter is shutting down
-            threading.Thread(target=self._deliver_pending, name="session-hooks").start()
-
-    def _deliver_pending(self) -> None:
-        while self._storage.has_events() and self._turn.acquire(blocking=False):  # else another thread delivers
-            try:
-                self.deliver()
-            finally:
-                self._turn.release()
+            threading.Thread(target=self.deliver, name="session-hooks").start()
 
     def deliver(self) -> None:
-        """Call the hooks for pending events. Returns when they have returned."""
-        with self._turn:
+        """Call the hooks for queued events. Returns when they have returned."""
+        if os.getpid() != self._process:  # a fork, whose copy of the lock may be held by no thread
+            self._process, self._lock = os.getpid(), threading.RLock()
+        with self._lock:
             while (event := self._storage.take_event()) is not None:
-                for name, hooks in self._hooks.items():
-                    for hook in tuple(hooks) if event.kind in _KINDS[name] else ():
+                for name, kinds in _KINDS.items():
+                    for hook in tuple(self._hooks[name]) if event.kind in kinds else ():
                         self._call(hook, event)
 
     def postponed(self, due: SweepResult, now: datetime) -> datetime | None:
-        """The time until which hooks postpone the expiry of a due session, or ``None``."""
-        answers = [self._call(hook, due) for hook in tuple(self.expiring)]
+        """The time until which ``expiring`` hooks postpone the expiry of a due session, or ``None``."""
         durations: list[timedelta] = []
-        for answer in answers:
+        for hook in tuple(self._hooks["expiring"]):
+            answer = self._call(hook, due)
             try:
                 durations += [] if answer is None or answer is False else [parse_duration(answer)]
             except ValueError as error:
-                self._fault(error)
+                self._count_fault(error)
         return now + max(durations) if durations else None
 
     def _call(self, hook: Callable[[Any], Any], argument: Any) -> Any:
-        """The result of a hook. An exception is counted, and the first one is logged."""
         try:
             answer = hook(argument)
             return _awaited(answer) if inspect.isawaitable(answer) else answer
         except Exception as error:  # noqa: BLE001  # a fault of the app must not break a run
-            self._fault(error)
+            self._count_fault(error)
             return None
 
-    def _fault(self, error: Exception) -> None:
+    def _count_fault(self, error: Exception) -> None:
         self.faults += 1
         if self.faults == 1:
-            logger.warning(
-                "a hook of session_middleware raised %r; the operation continues. "
-                "Further faults are counted in Session.stats(), not logged.",
-                error,
-                exc_info=error,
-            )
+            message = "a hook of session_middleware raised %r; the operation continues. Session.stats() counts further"
+            logger.warning(f"{message} faults, which are not logged.", error, exc_info=error)
 
 
 def _awaited(answer: Awaitable[Any]) -> Any:

@@ -63,28 +63,27 @@ class Sweeper:
         age = age_of("older_than", older_than)
         if age is None and status is not None:
             raise InvalidArgument("status", status, wanted="older_than too, as a sweep chooses by status only with it")
+        inactive_since = None if age is None else moment - age
         if dry_run:
-            return self._list(moment, age, status, sized=True)
+            return self._storage.list_due(moment, inactive_since=inactive_since, status=status, sized=True)
         lease = self._storage.acquire_duty(_DUTY)
         if lease is None:
             return []
         try:
-            ended = self._end(self._list(moment, age, status), moment, lease)
+            due = self._storage.list_due(moment, inactive_since=inactive_since, status=status)
+            ended = self._end(due, moment, lease)
             if age is None and ended:  # the retention of those that have expired now may be over already
-                ended += self._end(self._list(moment, None, None), moment, lease)
-            self._collect_garbage()
+                ended += self._end(self._storage.list_due(moment), moment, lease)
+            before = self._clock() - _ORPHAN_AGE
+            self._storage.delete_expired_memories()
+            self._storage.collect_garbage(self._collected_until or before - _FIRST_PERIOD, before)
+            self._collected_until = before
         finally:
             self._storage.release_leases([lease])
         return ended
 
-    def _list(
-        self, now: datetime, age: timedelta | None, status: Status | None, *, sized: bool = False
-    ) -> Sequence[SweepResult]:
-        inactive_since = None if age is None else now - age
-        return self._storage.list_due(now, inactive_since=inactive_since, status=status, sized=sized)
-
     def _end(self, due: Sequence[SweepResult], now: datetime, lease: Lease) -> list[SweepResult]:
-        if self._hooks.expiring:
+        if self._hooks.has("expiring"):
             due = [each for each in due if not self._is_postponed(each, now, lease)]
         ended = self._storage.end_due(due, now=now, duty=lease)
         for each in ended:
@@ -94,26 +93,16 @@ class Sweeper:
         return ended
 
     def _is_postponed(self, due: SweepResult, now: datetime, lease: Lease) -> bool:
-        if due.reason not in ("idle_timeout", "max_age"):
-            return False
-        try:
+        session = None
+        with suppress(StorageError):  # the row is damaged; `end_due` skips it with a warning
             session = self._storage.find_session(due.session_id)
-        except StorageError:  # the row is damaged; `end_due` skips it with a warning
-            return False
-        if session is None or session.postponed_until is not None:
+        if due.reason not in ("idle_timeout", "max_age") or session is None or session.postponed_until is not None:
             return False
         until = self._hooks.postponed(due, now)
         self._storage.renew_leases([lease])  # the hook may have taken long
         if until is not None:
             self._storage.postpone_expiry(due.session_id, until)
         return until is not None
-
-    def _collect_garbage(self) -> None:
-        """Delete expired memories, leases of dead processes, and writes without a checkpoint."""
-        before = self._clock() - _ORPHAN_AGE
-        self._storage.delete_expired_memories()
-        self._storage.collect_garbage(self._collected_until or before - _FIRST_PERIOD, before)
-        self._collected_until = before
 
     def _sweep_in_background(self) -> None:
         try:
@@ -128,6 +117,5 @@ class Sweeper:
     def _has_ended(self, key: Key) -> bool:
         with suppress(StorageError):  # the next call of the session raises it
             session = self._storage.find_session(key.session_id)
-            is_same = session is not None and session.incarnation == key.incarnation
-            return session is None or not is_same or session.status != "active"
+            return session is None or session.incarnation != key.incarnation or session.status != "active"
         return False

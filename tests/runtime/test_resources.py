@@ -49,7 +49,7 @@ def test_the_one_used_least_recently_makes_room_and_the_rest_is_closed_at_the_en
     with Sessions(tmp_path / "sessions.db", max_open_resources=2) as sessions:
         for name in ("a", "b", "a", "c"):
             use(sessions.open(name), log)
-        assert log == ["open a", "open b", "open c", "close b"]
+        assert log == ["open a", "open b", "close b", "open c"]
     assert sorted(log[4:]) == ["close a", "close c"]
 
 

@@ -164,9 +164,6 @@ class PostgresDatabase:
         self._watched = self._writer.watched = kinds
         self._on_events = self._writer.on_events = on_events
 
-    def has_events(self) -> bool:
-        return bool(self._writer.events)
-
     def take_event(self) -> Event | None:
         with suppress(IndexError):
             return self._writer.events.popleft()

@@ -158,9 +158,6 @@ class SqliteDatabase:
         self._watched = self._writer.connection.watched = kinds
         self._writer.on_events = self._on_events = on_events
 
-    def has_events(self) -> bool:
-        return bool(self._writer.events)
-
     def take_event(self) -> Event | None:
         self._reopen_after_fork()
         with suppress(IndexError):

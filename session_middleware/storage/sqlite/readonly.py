@@ -83,9 +83,6 @@ class ReadOnlyDatabase(SqliteDatabase):
     def watch(self, kinds: frozenset[str], on_events: Callable[[], object]) -> None:
         """Does nothing: no event is ever committed."""
 
-    def has_events(self) -> bool:
-        return False
-
     def take_event(self) -> None:
         return None
 
