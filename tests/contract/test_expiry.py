@@ -48,14 +48,14 @@ def test_a_listing_is_a_sequence_whose_values_are_made_page_by_page(
 def test_those_due_for_several_reasons_are_listed_once_for_the_first_of_them(make_storage: Make, clock: Clock) -> None:
     storage = make_storage(idle_timeout="1h", max_age="3h", retention="30m")
     opened(storage, "ended")
-    storage.end_session("ended", "completed", reason="by_user", detail={}, by=None)
+    storage.end_session("ended", "completed", reason="by_user", detail={})
     opened(storage, "idle first")
     opened(storage, "old first", idle_timeout_seconds=7200.0, max_age_seconds=5400.0)
     opened(storage, "soon", idle_timeout_seconds=60.0)
     opened(storage, "never", idle_timeout_seconds=0.0, max_age_seconds=0.0)
     opened(storage, "pinged")
     clock.advance(minutes=30)
-    storage.ping_session("pinged", by=None)
+    storage.ping_session("pinged")
     clock.advance(hours=4)
     assert [(each.session_id, each.reason, each.action) for each in storage.list_due(clock())] == [
         ("soon", "idle_timeout", "keep"),

@@ -152,9 +152,9 @@ class Machine(RuleBasedStateMachine):
         status = self.model.status(self.clock())
         if status not in OPEN:
             with pytest.raises(InvalidTransition, match=f"is {status} and cannot become {to}"):
-                self.storage.end_session("t", to, reason="by_user", detail={}, by=None)
+                self.storage.end_session("t", to, reason="by_user", detail={})
             return
-        self.storage.end_session("t", to, reason="by_user", detail={}, by=None)
+        self.storage.end_session("t", to, reason="by_user", detail={})
         self.model.stored, self.model.ended = to, self.clock()
 
     @precondition(lambda self: self.model is not None)
@@ -164,16 +164,16 @@ class Machine(RuleBasedStateMachine):
         status = self.model.status(self.clock())
         if status not in OPEN:
             with pytest.raises(InvalidTransition, match=f"is {status} and cannot become active"):
-                self.storage.ping_session("t", by=None)
+                self.storage.ping_session("t")
             return
-        self.storage.ping_session("t", by=None)
+        self.storage.ping_session("t")
         self.model.last_active = self.clock()
 
     @precondition(lambda self: self.model is not None)
     @rule(pinned=st.booleans())
     def it_is_pinned_or_not(self, pinned: bool) -> None:
         assert self.model is not None
-        self.storage.pin_session("t", Pin(at=self.clock()) if pinned else None, by=None)
+        self.storage.pin_session("t", Pin(at=self.clock()) if pinned else None)
         if pinned:
             self.model.expire(self.clock())  # what has expired stays so
         if self.model.pinned and not pinned:

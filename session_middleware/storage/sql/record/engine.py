@@ -10,7 +10,6 @@ from session_middleware.storage.run import RunContext
 from session_middleware.storage.sql.operations import Operations, reading
 from session_middleware.storage.sql.record import conversations, deletions, reads, tool_call_repairs, usage
 from session_middleware.storage.sql.session_state import SessionWrite
-from session_middleware.storage.sql.sessions import events
 from session_middleware.storage.types import ConversationItemPut, StoredItem
 
 
@@ -29,14 +28,6 @@ class RecordOperations(Operations):
 
     def data_version(self) -> int:
         return self._database.version()
-
-    def append_event(
-        self, session_id: str, kind: str, *, reason: str | None = None, detail: dict[str, Any] | None = None
-    ) -> None:
-        self._database.write(
-            lambda connection: events.append(connection, session_id, kind, reason, detail or {}, self._now()),
-            of=session_id,
-        )
 
     def append_repair(
         self,

@@ -35,11 +35,10 @@ def end(
     *,
     reason: str,
     detail: dict[str, Any],
-    by: Identity | None,
 ) -> SessionInfo:
     """End a session as its user or the operator says. Raises `InvalidTransition`, `SessionNotFound`."""
     now = rules.clock()
-    session = session_rows.get_for(connection, session_id, by, rules)
+    session = session_rows.get_for(connection, session_id, None, rules)
     lifecycle.check_transition(session_id, lifecycle.status_at(session, rules.settings, now), status)
     _close(connection, session, status, reason, now, rules, detail=detail)
     return session_rows.get(connection, session_id)
@@ -81,12 +80,10 @@ def prune(connection: Connection, session: SessionInfo) -> bool:
     return bool(pruned)
 
 
-def pin(
-    connection: Connection, session_id: str, given: Pin | None, rules: EngineContext, by: Identity | None
-) -> SessionInfo:
+def pin(connection: Connection, session_id: str, given: Pin | None, rules: EngineContext) -> SessionInfo:
     """Exempt a session from ending, or end that. One that has expired stays so, whether or not a sweep came."""
     now = rules.clock()
-    session = session_rows.get_for(connection, session_id, by, rules)
+    session = session_rows.get_for(connection, session_id, None, rules)
     if given is None and session.pinned is None:
         return session
     due, status = lifecycle.expiry_of(session, rules.settings), lifecycle.status_at(session, rules.settings, now)

@@ -146,9 +146,9 @@ class SessionOperations(Operations):
 
     # Changes
 
-    def update_session(self, session_id: str, details: SessionDetails, *, by: Identity | None = None) -> SessionInfo:
+    def update_session(self, session_id: str, details: SessionDetails) -> SessionInfo:
         return self._database.write(
-            lambda connection: session_rows.update(connection, session_id, details, self._rules, by), of=session_id
+            lambda connection: session_rows.update(connection, session_id, details, self._rules), of=session_id
         )
 
     def delete_session(self, session_id: str, *, by: Identity | None = None) -> DeletionCounts:
@@ -180,24 +180,22 @@ class SessionOperations(Operations):
         jsonl.remove(path)
         return session
 
-    def end_session(
-        self, session_id: str, status: Closed, *, reason: str, detail: Mapping[str, Any], by: Identity | None
-    ) -> SessionInfo:
+    def end_session(self, session_id: str, status: Closed, *, reason: str, detail: Mapping[str, Any]) -> SessionInfo:
         return self._database.write(
             lambda connection: endings.end(
-                connection, session_id, status, self._rules, reason=reason, detail=dict(detail), by=by
+                connection, session_id, status, self._rules, reason=reason, detail=dict(detail)
             ),
             of=session_id,
         )
 
-    def ping_session(self, session_id: str, *, by: Identity | None) -> SessionInfo:
+    def ping_session(self, session_id: str) -> SessionInfo:
         return self._database.write(
-            lambda connection: session_rows.ping(connection, session_id, self._rules, by), of=session_id
+            lambda connection: session_rows.ping(connection, session_id, self._rules), of=session_id
         )
 
-    def pin_session(self, session_id: str, pin: Pin | None, *, by: Identity | None) -> SessionInfo:
+    def pin_session(self, session_id: str, pin: Pin | None) -> SessionInfo:
         return self._database.write(
-            lambda connection: endings.pin(connection, session_id, pin, self._rules, by), of=session_id
+            lambda connection: endings.pin(connection, session_id, pin, self._rules), of=session_id
         )
 
     def postpone_expiry(self, session_id: str, until: datetime) -> None:
@@ -353,9 +351,6 @@ class SessionOperations(Operations):
 
     def subscribe(self, kinds: Collection[str], on_events: Callable[[], object]) -> None:
         self._database.watch(frozenset(kinds), on_events)
-
-    def has_events(self) -> bool:
-        return self._database.has_events()
 
     def take_event(self) -> Event | None:
         return self._database.take_event()

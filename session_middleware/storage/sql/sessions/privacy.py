@@ -28,7 +28,7 @@ def revoke(connection: Connection, user_id: str, reason: str | None, rules: Engi
         session = session_rows.find_readable(connection, session_id, rules)
         if session is not None and lifecycle.status_at(session, rules.settings, now) in lifecycle.OPEN:
             detail = {} if reason is None else {"why": reason}
-            endings.end(connection, session_id, "abandoned", rules, reason="owner_revoked", detail=detail, by=None)
+            endings.end(connection, session_id, "abandoned", rules, reason="owner_revoked", detail=detail)
             ended.append(session_id)
     return ended
 

@@ -176,22 +176,16 @@ def write_expiry(connection: Connection, session_id: str, rules: EngineContext) 
     )
 
 
-def ping(connection: Connection, session_id: str, rules: EngineContext, by: Identity | None) -> SessionInfo:
+def ping(connection: Connection, session_id: str, rules: EngineContext) -> SessionInfo:
     now = rules.clock()
-    session = get_for(connection, session_id, by, rules)
+    session = get_for(connection, session_id, None, rules)
     lifecycle.check_open(session_id, lifecycle.status_at(session, rules.settings, now))
     touch(connection, session_id, rules, now)
     return get(connection, session_id)
 
 
-def update(
-    connection: Connection,
-    session_id: str,
-    details: SessionDetails,
-    rules: EngineContext,
-    by: Identity | None = None,
-) -> SessionInfo:
-    session = get_for(connection, session_id, by, rules)
+def update(connection: Connection, session_id: str, details: SessionDetails, rules: EngineContext) -> SessionInfo:
+    session = get_for(connection, session_id, None, rules)
     lifecycle.check_visibility(session, details.visibility)
     changes = _changes(session, details)
     if changes:
