@@ -119,10 +119,10 @@ class SessionSaver(BaseCheckpointSaver[int]):
         Raises:
             StorageError: The stored checkpoint is damaged. The message names it and its session.
         """
-        return self._read(config, self._queue.take(self._contexts.arrive(config["configurable"])))
+        return self._read(config, self._queue.acquire(self._contexts.context_for_read(config["configurable"])))
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
-        context = await self._queue.atake(self._contexts.arrive(config["configurable"]))
+        context = await self._queue.aacquire(self._contexts.context_for_read(config["configurable"]))
         return await self._executor.run(self._read, config, context)
 
     def _read(self, config: RunnableConfig, context: RunContext) -> CheckpointTuple | None:
@@ -134,7 +134,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
         """`get_tuple` for a run context that was matched already, without repair."""
         namespace = config["configurable"].get("checkpoint_ns", "")
         reader = self._list_cache.reader(context.session_id)
-        with self._contexts.claiming(context):
+        with self._contexts.discard_if_refused(context):
             stored = self._storage.read_checkpoint(context, namespace, get_checkpoint_id(config), reader.refs())
         if stored is None:
             return None
@@ -189,7 +189,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
     ) -> Page:
         """The next page of matching checkpoints, at most `limit`."""
         configurable = config["configurable"] if config else {}
-        context = self._contexts.present(configurable) if config else None
+        context = self._contexts.context_for_write(configurable) if config else None
         if context is not None and self._storage.authorize(context) is None:
             return [], None
         rest, owner = split_filter(filter)
@@ -215,7 +215,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
         """The seed and the writes that rebuild each channel's value, in one read for all channels and ancestors."""
         if not channels:
             return {}
-        context, codec = self._contexts.present(config["configurable"]), self._codec
+        context, codec = self._contexts.context_for_write(config["configurable"]), self._codec
         if self._storage.authorize(context) is None:
             return {channel: {"writes": []} for channel in channels}
         namespace = config["configurable"].get("checkpoint_ns", "")
@@ -275,7 +275,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
         Raises:
             UnserializableValue: Names the channel, and the part of its value that cannot be stored.
         """
-        context = self._contexts.present(config["configurable"])
+        context = self._contexts.context_for_write(config["configurable"])
         context.puts = True
         if not context.announced:
             context.is_run = metadata.get("source") != "update"
@@ -347,7 +347,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
     ) -> None:
         """Store a task's writes. The checkpoint they belong to may be stored later."""
         conf, codec = config["configurable"], self._codec
-        context = self._contexts.present(conf)
+        context = self._contexts.context_for_write(conf)
         key = (context.session_id, conf.get("checkpoint_ns", ""), conf["checkpoint_id"])
         self._listener.wrote(context, key, writes)
         dumped = [codec.dump_write(index, channel, value) for index, (channel, value) in enumerate(writes)]
@@ -367,8 +367,8 @@ class SessionSaver(BaseCheckpointSaver[int]):
             anew: Begin a new run context, so that the later writes open or resume the session once.
         """
         configurable = config["configurable"]
-        context = self._contexts.arrive({**configurable}) if anew else self._contexts.present(configurable)
-        context.at = moment
+        find = self._contexts.context_for_read if anew else self._contexts.context_for_write
+        find({**configurable}).at = moment
 
     def delete_thread(self, thread_id: str) -> None:
         """Delete the session: its checkpoints and writes, its record and its memories."""

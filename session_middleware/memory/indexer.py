@@ -38,7 +38,7 @@ class Indexed(NamedTuple):
 class MemoryIndexer:
     """Storage, executor, clock and embedding model of one `Sessions`.
 
-    `settle` writes what the recorder has buffered. `inside` returns the run that a config belongs to.
+    `settle` writes what the recorder has buffered. `active_context` returns the run that a config belongs to.
     """
 
     def __init__(
@@ -51,13 +51,13 @@ class MemoryIndexer:
         access: Access = "owner",
         embedder: Embedder | None = None,
         settle: Callable[[], object] = lambda: None,
-        inside: Callable[[Mapping[str, Any]], RunContext | None] = lambda _: None,
+        active_context: Callable[[Mapping[str, Any]], RunContext | None] = lambda _: None,
     ) -> None:
         self.storage, self.offload = storage, offload
         self.clock, self.new_id = clock, new_id
         self.access = access
         self.embedder = embedder
-        self.settle, self.inside = settle, inside
+        self.settle, self.active_context = settle, active_context
         self._lock = threading.Lock()
         self._process = os.getpid()
         self._thread: ThreadPoolExecutor | None = None

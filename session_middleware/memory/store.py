@@ -112,7 +112,7 @@ class SessionStore(BaseStore):
         if owners is None or owners.session is None:
             return None
         configurable = get_config().get("configurable") or {}
-        return self._indexer.inside(configurable) or RunContext(owners.session, identity_of(configurable))
+        return self._indexer.active_context(configurable) or RunContext(owners.session, identity_of(configurable))
 
     def _get(self, ops: Sequence[GetOp]) -> StoredByKey:
         keys = [(tuple(op.namespace), op.key) for op in ops]

@@ -306,9 +306,9 @@ class ManualRuns:
 
     def _begin(self) -> _Run:
         context = self._new_context(run_id=self._buffer.new_id())
-        self._registry.keep_alive(context)
+        self._registry.register(context)
         try:
-            self._queue.take(context)
+            self._queue.acquire(context)
             self._storage.append(context)
         except BaseException:
             self._registry.end(context)
@@ -317,10 +317,10 @@ class ManualRuns:
 
     async def _abegin(self) -> _Run:
         context = self._new_context(run_id=self._buffer.new_id())
-        self._registry.keep_alive(context)
+        self._registry.register(context)
         has_turn = False
         try:
-            await self._queue.atake(context)
+            await self._queue.aacquire(context)
             has_turn = True
             await self._buffer.executor.run(self._storage.append, context)
         except BaseException as error:
@@ -334,7 +334,7 @@ class ManualRuns:
     def _begun(self, context: RunContext) -> _Run:
         run = _Run(context, self._storage)
         self._open.append(run)
-        self._registry.enter(context)
+        self._registry.enter_block(context)
         return run
 
     def _exited(self) -> _Run | None:

@@ -117,9 +117,9 @@ class MiddlewareRecorder:
         if run is not None:
             context = run.context
         elif is_checkpointed:
-            context = self._registry.present(configurable)
+            context = self._registry.context_for_write(configurable)
         else:
-            context = self._registry.alone(configurable, anew=begins)
+            context = self._registry.standalone_context(configurable, anew=begins)
         metadata = config.get("metadata") or {}
         node = metadata_field(metadata, "langgraph_node")
         has_checkpointer = checkpointer is not None

@@ -177,7 +177,7 @@ class SessionRecorder(GraphCallbackHandler):
         elif thread_id is not None:
             run = ActiveRun(RunContext(session_id_of(thread_id), identity_of(metadata), run_id=str(run_id)))
             run.resumed_checkpoint_id = metadata_field(metadata, "checkpoint_id")
-            self._registry.begin(run.context)
+            self._registry.announce(run.context)
         else:
             if parent_run_id is None:
                 self.buffer.warn_unnamed()

@@ -75,7 +75,6 @@ class AuthorizedStorage:
     measure_session = _reading(Storage.measure_session)
     search_memories = _reading(Storage.search_memories)
 
-    append_event = _writing(Storage.append_event)
     copy_session = _writing(Storage.copy_session)
     delete_message = _writing(Storage.delete_message)
     delete_session = _writing(Storage.delete_session)

@@ -1,8 +1,7 @@
 """`BackgroundWorker`: the daemon thread of a `Sessions`, which renews leases of active runs and runs periodic tasks.
 
-The first run starts the thread, and after a fork the next one. It stops when the `Sessions` is closed or garbage-
-collected. `BackgroundWorker.end` may be called from any thread, and from a garbage collector's callback, so it
-acquires no lock.
+The first run starts the thread, and after a fork the next one. It stops when the `Sessions` is closed or
+garbage-collected. `BackgroundWorker.end` acquires no lock, because a garbage collector's callback may call it.
 """
 
 from __future__ import annotations
@@ -43,8 +42,7 @@ class BackgroundWorker:
     """
 
     def __init__(self, storage: Storage, *, at_once: bool = False) -> None:
-        self._storage = storage
-        self._at_once = at_once
+        self._storage, self._at_once = storage, at_once
         self._tasks = [_PeriodicTask(self.renew_leases, HEARTBEAT_SECONDS)]
         self._ended: deque[Lease] = deque()
         self._reset()
@@ -89,12 +87,12 @@ class BackgroundWorker:
         releases the lease, or this call does so with `at_once`. On an event loop, and in a generator that is
         garbage-collected, the thread releases it.
         """
-        if not lease.is_over:
-            lease.is_over = True
-            self._storage.mark_lease_ended(lease)
-            self._ended.append(lease)
-            if not self._at_once or lease.has_row:
-                return
+        if lease.is_over:
+            return
+        lease.is_over = True
+        self._storage.mark_lease_ended(lease)
+        self._ended.append(lease)
+        if self._at_once and not lease.has_row:
             if isinstance(error, GeneratorExit) or is_on_a_loop():
                 self._wakeups.put(True)
             else:
@@ -108,16 +106,14 @@ class BackgroundWorker:
         """
         with self._releasing:
             given = [self._ended.popleft() for _ in range(len(self._ended))]
-            ended = [lease for lease in given if with_row or not lease.has_row]
-            if len(ended) < len(given):
-                self._ended.extend(lease for lease in given if lease.has_row)
-            if ended:
+            self._ended.extend(lease for lease in given if lease.has_row and not with_row)
+            if ended := [lease for lease in given if with_row or not lease.has_row]:
                 with self._lock:
                     for lease in ended:
                         self._runs.pop(lease, None)
                 self._storage.release_leases(ended)
 
-    def hear(self, context: RunContext) -> None:
+    def note_activity(self, context: RunContext) -> None:
         """Note a write of a run whose end no callback reports: the run is still active."""
         if context.lease is not None and not context.lease.is_over:
             context.lease.silent_beats = 0

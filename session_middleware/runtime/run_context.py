@@ -1,9 +1,9 @@
-"""Which context a call belongs to: what ties a run's first look, its writes and its callbacks together.
+"""The contexts of runs: which `RunContext` a read, a write or a callback belongs to.
 
-LangGraph tells a saver nothing of the run it saves for, and a callback handler nothing of the saver.
-What they share is the thread id, the context, and the config that a run keeps from its first look to its
-last write. So a `RunContext` is made when a run begins, by the recorder if it is there and else by the
-saver's first look; a `RunHandle` put into that config leads back to it.
+LangGraph tells a saver nothing about the run that it saves for, and a callback handler nothing about the saver. Both
+know the thread id, the context variables, and the config, which a run keeps from its first read to its last write. So
+a `RunContext` is created when a run begins, by the recorder or else by the saver's first read. A `RunHandle` in the
+run's config leads back to it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 from langchain_core.runnables import RunnableConfig
@@ -25,10 +26,9 @@ from session_middleware.runtime.background import BackgroundWorker
 from session_middleware.runtime.run_ends import Manager, call_at_end, find_loop
 from session_middleware.storage.run import Lease, RunContext
 
-_REMEMBERED = 1024  # sessions whose latest context is kept in mind
-_RUNTIME = "__pregel_runtime"  # LangGraph puts it into the config of a run, which what is called inside inherits
-_TASK = "__pregel_task_id"  # and this into that of each task
-_PRESENCE = "__pregel_session_context"  # ours; what begins so is kept out of metadata and of what is streamed
+_REMEMBERED = 1024  # sessions whose latest context is cached
+_RUNTIME, _TASK = "__pregel_runtime", "__pregel_task_id"  # LangGraph's, in the configs of a run and of its tasks
+_HANDLE = "__pregel_session_context"  # ours; LangGraph keeps this prefix out of metadata and streams
 
 _AUTHENTICATED_ID, _AUTHENTICATED = "langgraph_auth_user_id", "langgraph_auth_user"  # LangGraph's server sets these
 
@@ -52,28 +52,26 @@ def acting_as(identity: Identity) -> Iterator[None]:
 def identity_of(configurable: Mapping[str, Any]) -> Identity:
     """The caller's identity, by a config's ``configurable`` or a callback's metadata, else by `acting_as`.
 
-    An empty id names nobody: LangGraph's server passes one for an anonymous user. A user whom that server has
-    authenticated comes before the ids in the config, which its client may have written.
+    An empty id counts as none: LangGraph's server passes one for an anonymous user. A user whom that server has
+    authenticated has precedence over the ids in the config, which its client may have written.
     """
     authenticated = _given(configurable.get(_AUTHENTICATED_ID))
     if authenticated is not None:
         user: Any = configurable.get(_AUTHENTICATED)
-        return checked_identity(authenticated, *(_given(_field(user, name)) for name in ("group_id", "group_ids")))
-    given = configurable.get("user_id"), configurable.get("group_id"), configurable.get("group_ids")
-    return named_identity(*map(_given, given)) if given != _NOTHING_GIVEN else _acting_as.get()
+        fields = user if isinstance(user, Mapping) else {name: getattr(user, name, None) for name in _GROUPS}
+        return checked_identity(authenticated, *(_given(fields.get(name)) for name in _GROUPS))
+    if configurable.get("user_id") is configurable.get("group_id") is configurable.get("group_ids") is None:
+        return _acting_as.get()
+    return named_identity(*(_given(configurable.get(name)) for name in ("user_id", *_GROUPS)))
 
 
-_NOTHING_GIVEN = (None, None, None)
+_GROUPS = ("group_id", "group_ids")
 
 
 def _given(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [each for each in value if each != ""]
-    return None if isinstance(value, str) and not value else value
-
-
-def _field(user: Any, name: str) -> Any:
-    return user.get(name) if isinstance(user, Mapping) else getattr(user, name, None)
+    return None if value == "" else value
 
 
 def named_identity(user_id: Any, group_id: Any, group_ids: Any = ()) -> Identity:
@@ -93,151 +91,183 @@ def checked_identity(user_id: Any, group_id: Any, group_ids: Any) -> Identity:
 
 
 def config_of(identity: Identity, key: tuple[str, str, str | None]) -> RunnableConfig:
-    """A config that names a checkpoint (session, namespace, id) and carries on who asked for it."""
+    """A config that names a checkpoint (session, namespace, id), with the identity of the caller."""
     named = {"thread_id": key[0], "checkpoint_ns": key[1], "checkpoint_id": key[2]}
     return {"configurable": named | as_config(identity)}
 
 
 def as_config(identity: Identity) -> dict[str, Any]:
-    """As `identity_of` reads it."""
-    found: dict[str, Any] = {}
-    if identity.user_id is not None:
-        found["user_id"] = identity.user_id
-    if identity.group_id is not None:
-        found["group_id"] = identity.group_id
-    if identity.group_ids:
-        found["group_ids"] = list(identity.group_ids)
-    return found
+    """The identity as `identity_of` reads it."""
+    given = {"user_id": identity.user_id, "group_id": identity.group_id, "group_ids": list(identity.group_ids) or None}
+    return {name: value for name, value in given.items() if value is not None}
 
 
+def _named(configurable: Mapping[str, Any]) -> tuple[str, Identity]:
+    return lifecycle.session_id_of(configurable.get("thread_id")), identity_of(configurable)
+
+
+_NAMES = ("thread_id", "user_id", *_GROUPS, _AUTHENTICATED_ID)
+
+
+@dataclass(slots=True, eq=False)
 class RunHandle:
-    """Of a run, in its config and in those of its tasks."""
+    """Leads from the config of a run, and from those of its tasks, to the run's context."""
 
-    __slots__ = ("around", "context", "of")
-
-    def __init__(self, context: RunContext, of: RunRegistry, around: RunHandle | None) -> None:
-        self.context = context
-        self.of = of
-        self.around = around  # of the run whose task called this one
+    context: RunContext
+    registry: RunRegistry
+    enclosing: RunHandle | None  # of the run whose task called this run
+    identity: Identity
+    names: tuple[Any, ...]  # what the config and `acting_as` named when the run began
 
 
 class RunRegistry:
-    """The runs in progress of one `Sessions`, and the context of the present context."""
+    """The active runs of one `Sessions`, and the run context of each call."""
 
     def __init__(self, background: BackgroundWorker, *, tracking: bool = True, path: str = "") -> None:
         self._background = background
-        self._path = path  # of the database file; empty where no other `Sessions` can have it
-        self._tracking = tracking  # the end of a run that was announced is written down
+        self._path = path  # of the database file; empty if no other `Sessions` can open it
+        self._tracking = tracking  # the end of an announced run is recorded
+        # Called with each run that no recorder announces, and its input; must not raise.
+        self.on_begin: Callable[[RunContext, Any], object] = lambda *_: None
+        self.on_end: Callable[[], object] = lambda: None  # called after each run; must not wait
         self._lock = threading.Lock()
-        self._unclaimed: dict[str, list[RunContext]] = {}
-        self._latest: OrderedDict[str, RunContext] = (
-            OrderedDict()
-        )  # by session; for writes that have lost their context
-        self._begun: list[Callable[[RunContext, Any], object]] = []
-        self._ended: list[Callable[[], object]] = []
-        self._here: ContextVar[RunContext | None] = ContextVar("session_middleware_context", default=None)
-        self._entered: ContextVar[tuple[RunContext, ...]] = ContextVar("session_middleware_entered", default=())
+        self._unmatched: dict[str, list[RunContext]] = {}  # announced runs, until their first read
+        self._latest: OrderedDict[str, RunContext] = OrderedDict()  # by session
+        self._current: ContextVar[RunContext | None] = ContextVar("session_middleware_context", default=None)
+        self._blocks: ContextVar[tuple[RunContext, ...]] = ContextVar("session_middleware_blocks", default=())
 
-    def begin(self, context: RunContext) -> None:
-        """A run was announced; it is in progress until `end`."""
+    # The lifetime of runs
+
+    def announce(self, context: RunContext) -> None:
+        """Register a run that a callback reports. Its first read may follow."""
         with self._lock:
-            self._unclaimed.setdefault(context.session_id, []).append(context)
+            self._unmatched.setdefault(context.session_id, []).append(context)
         if self._path and context.run_id is not None:
             _announced[self._path, context.run_id] = context
-        self.keep_alive(context)
+        self.register(context)
 
-    def keep_alive(self, context: RunContext) -> None:
-        """Have a run, whose end will be told, known to live until `end`."""
-        around = self._with_turn(context.session_id)
-        if context.lease is not None and around is not None:
-            context.lease, context.is_inside = around.lease, True
+    def register(self, context: RunContext) -> None:
+        """Renew the run's lease until `end`. A run inside an exclusive run of its session shares that run's lease."""
+        exclusive = self._exclusive_run(context.session_id)
+        if context.lease is not None and exclusive is not None:
+            context.lease, context.is_inside = exclusive.lease, True
         elif context.lease is not None:
             context.lease.has_row = self._tracking
             self._background.begin(context)
 
-    def enter(self, context: RunContext) -> None:
-        """What is begun in this context from now on, until the context's run ends, is inside of that."""
-        self._entered.set((*filter(_is_running, self._entered.get()), context))
-
-    def _with_turn(self, session_id: str) -> RunContext | None:
-        """The run of this session that this call is made inside of, if that has the session alone."""
-        for context in (self._around({}, session_id), *self._entered.get()):
-            if context is not None and context.session_id == session_id and _is_running(context):
-                return context if context.lease is not None and context.lease.is_exclusive else None
-        return None
-
-    def on_begin(self, call: Callable[[RunContext, Any], object]) -> None:
-        """Have `call` made with each run that no recorder announces, and what it is called with. It must not raise."""
-        self._begun.append(call)
-
-    def on_end(self, call: Callable[[], object]) -> None:
-        """Have `call` made after each run; it must not wait."""
-        self._ended.append(call)
+    def enter_block(self, context: RunContext) -> None:
+        """Runs that begin in this context from now on are inside this run."""
+        self._blocks.set((*filter(_is_active, self._blocks.get()), context))
 
     def end(self, context: RunContext) -> None:
         _announced.pop((self._path, str(context.run_id)), None)
         with self._lock:
-            remaining = [v for v in self._unclaimed.pop(context.session_id, ()) if v is not context]
+            remaining = [other for other in self._unmatched.pop(context.session_id, ()) if other is not context]
             if remaining:
-                self._unclaimed[context.session_id] = remaining
+                self._unmatched[context.session_id] = remaining
         if context.lease is not None and not context.is_inside:
             self._background.end(context.lease)
-        for call in self._ended:
-            call()
+        self.on_end()
 
-    def arrive(self, configurable: dict[str, Any]) -> RunContext:
-        """The context of a first look: an announced run's, else the running one's, else a new one.
+    def _track(
+        self, context: RunContext, configurable: dict[str, Any], enclosing: RunContext | None, manager: Manager | None
+    ) -> None:
+        """Put a `RunHandle` into the run's config, and hold a lease until the run ends."""
+        names = _acting_as.get(), *map(configurable.get, _NAMES)
+        configurable[_HANDLE] = RunHandle(context, self, _handle_of_task(), context.identity, names)
+        enclosing = enclosing or self._exclusive_run(context.session_id)
+        if enclosing is not None and enclosing.lease is not None:
+            context.lease = enclosing.lease
+        elif context.lease is None:
+            context.lease = lease = Lease(silent_beats=0 if manager is None else None)
+            self._background.begin(context)
+            if manager is not None:
+                call_at_end(manager, lambda error: self._background.end(lease, error))
 
-        `configurable` is the run's own, and is given the run's `RunHandle`.
+    # The context of a call
+
+    def context_for_read(self, configurable: dict[str, Any]) -> RunContext:
+        """The context of a first read: that of the enclosing run, of an announced run, or a new one.
+
+        `configurable` is the run's own, and gets the run's `RunHandle`.
         """
-        session_id, identity = lifecycle.session_id_of(configurable.get("thread_id")), identity_of(configurable)
-        around = self._around(configurable, session_id)
-        if around is not None and around.identity == identity:
-            return around
+        session_id, identity = _named(configurable)
+        enclosing = self._enclosing_run(configurable, session_id)
+        if enclosing is not None and enclosing.identity == identity:
+            return enclosing
         loop = find_loop() if _RUNTIME in configurable else None
         manager = None if loop is None else loop.manager
         is_run = manager is not None or (_RUNTIME in configurable and _TASK not in configurable)
         run_id = configurable.get("run_id") if manager is None else manager.run_id
-        claimed = self._claim(session_id, identity, run_id) if is_run else None
-        context = claimed or RunContext(session_id, identity)
+        announced = self._match_announced(session_id, identity, run_id) if is_run else None
+        context = announced or RunContext(session_id, identity)
         context.reading = not is_run
         if is_run:
-            self._attend(context, configurable, around, manager)
-        if claimed is None and loop is not None:
-            for call in self._begun:
-                call(context, loop.input)
-        self._here.set(context)
+            self._track(context, configurable, enclosing, manager)
+        if announced is None and loop is not None:
+            self.on_begin(context, loop.input)
+        self._current.set(context)
         return self._remember(context)
 
-    def present(self, configurable: Mapping[str, Any]) -> RunContext:
-        """The context this write belongs to; a new one for a write out of the blue.
+    def context_for_write(self, configurable: Mapping[str, Any]) -> RunContext:
+        """The context that a write belongs to; a new one for a write outside of runs.
 
-        LangGraph makes some writes from threads that have lost the run's context, and a caller may have
-        made a config of his own: the latest context of the same session and identity is looked for then.
+        LangGraph makes some writes on threads without the run's context variables, and a caller may have built the
+        config. Such a write belongs to the latest context of the same session and identity.
         """
-        session_id, identity = lifecycle.session_id_of(configurable.get("thread_id")), identity_of(configurable)
-        presence = configurable.get(_PRESENCE)
-        if self._is_own(presence) and _is_same(presence.context, session_id, identity):
-            if presence.context.lease is not None and presence.context.lease.silent_beats is not None:
-                self._background.hear(presence.context)
-            return presence.context
-        return self._last(session_id, identity) or RunContext(session_id, identity)
+        handle: Any = configurable.get(_HANDLE)
+        context = handle.context if self._is_own(handle) else None
+        names = _acting_as.get(), *map(configurable.get, _NAMES)
+        if context is None or not context.session_id or (names, context.identity) != (handle.names, handle.identity):
+            session_id, identity = _named(configurable)
+            if context is None or (context.session_id, context.identity) != (session_id, identity):
+                return self._last(session_id, identity) or RunContext(session_id, identity)
+        if context.lease is not None and context.lease.silent_beats is not None:
+            self._background.note_activity(context)
+        return context
 
-    def alone(self, configurable: Mapping[str, Any], *, anew: bool) -> RunContext:
-        """The context of a run that neither a checkpointer nor a recorder of ours serves."""
-        session_id, identity = lifecycle.session_id_of(configurable.get("thread_id")), identity_of(configurable)
+    def standalone_context(self, configurable: Mapping[str, Any], *, anew: bool) -> RunContext:
+        """The context of a run that has neither a checkpointer nor a recorder of ours."""
+        session_id, identity = _named(configurable)
         found = None if anew else self._last(session_id, identity)
         return found or self._remember(RunContext(session_id, identity))
 
-    def inside(self, configurable: Mapping[str, Any]) -> RunContext | None:
-        """The run in progress that this config is of; ``None`` outside of any, or if nothing of ours serves it."""
-        session_id, identity = lifecycle.session_id_of(configurable.get("thread_id")), identity_of(configurable)
-        around = self._around(configurable, session_id)
-        if around is None and var_child_runnable_config.get() is not None:
+    def active_context(self, configurable: Mapping[str, Any]) -> RunContext | None:
+        """The active run that this config belongs to, if it has a checkpointer or a recorder of ours."""
+        session_id, identity = _named(configurable)
+        found = self._enclosing_run(configurable, session_id)
+        if found is None and var_child_runnable_config.get() is not None:
             with self._lock:  # a run that has a recorder and no checkpointer
-                announced = self._unclaimed.get(session_id, [])
-                around = next((context for context in reversed(announced) if context.identity == identity), None)
-        return around if around is not None and around.identity == identity else None
+                announced = self._unmatched.get(session_id, [])
+                found = next((context for context in reversed(announced) if context.identity == identity), None)
+        return found if found is not None and found.identity == identity else None
+
+    def forget(self, session_id: str) -> None:
+        """Detach a deleted session's contexts, other than active runs. A later write to the id opens it anew."""
+        with self._lock:
+            context = self._latest.pop(session_id, None)
+        for each in (context, self._current.get()):
+            if each is not None and each.session_id == session_id and not _is_active(each):
+                each.session_id = ""  # which no session has
+
+    @contextmanager
+    def discard_if_refused(self, context: RunContext) -> Iterator[None]:
+        """Perform a first read. If it is refused, the context is not used again by calls of this caller.
+
+        An announced run that was matched by the session alone belongs to another caller then, and is unmatched again.
+        """
+        try:
+            yield
+        except SessionError:
+            if self._current.get() is context:
+                self._current.set(None)
+            with self._lock:
+                if self._latest.get(context.session_id) is context:
+                    del self._latest[context.session_id]
+                if context.guessed and not context.admitted:
+                    context.identity, context.guessed, context.checkpointed = _NOBODY, False, False
+                    self._unmatched.setdefault(context.session_id, []).append(context)
+            raise
 
     def _remember(self, context: RunContext) -> RunContext:
         with self._lock:
@@ -250,102 +280,63 @@ class RunRegistry:
     def _last(self, session_id: str, identity: Identity) -> RunContext | None:
         with self._lock:
             latest = self._latest.get(session_id)
-        for context in (self._here.get(), latest):
-            if context is not None and _is_same(context, session_id, identity):
+        for context in (self._current.get(), latest):
+            if context is not None and context.session_id == session_id and context.identity == identity:
                 return context
         return None
 
-    def forget(self, session_id: str) -> None:
-        """The session was deleted here: what is written to its id now, other than by a run, opens it anew."""
-        with self._lock:
-            context = self._latest.pop(session_id, None)
-        for each in (context, self._here.get()):
-            if each is not None and each.session_id == session_id and not _is_running(each):
-                each.session_id = ""  # which is nobody's
+    def _is_own(self, handle: Any) -> TypeGuard[RunHandle]:
+        return isinstance(handle, RunHandle) and handle.registry is self
 
-    @contextmanager
-    def claiming(self, context: RunContext) -> Iterator[None]:
-        """A first look. If it is refused in the block, the announced run it claimed was somebody else's.
-
-        What is asked afterwards is no part of the context that was refused.
-        """
-        try:
-            yield
-        except SessionError:
-            if self._here.get() is context:
-                self._here.set(None)
-            with self._lock:
-                if self._latest.get(context.session_id) is context:
-                    del self._latest[context.session_id]
-                if context.guessed and not context.admitted:
-                    context.identity, context.guessed, context.checkpointed = _NOBODY, False, False
-                    self._unclaimed.setdefault(context.session_id, []).append(context)
-            raise
-
-    def _is_own(self, presence: Any) -> TypeGuard[RunHandle]:
-        return isinstance(presence, RunHandle) and presence.of is self
-
-    def _around(self, configurable: Mapping[str, Any], session_id: str) -> RunContext | None:
-        """The run in progress in this session that this call is made inside of."""
-        presence = configurable.get(_PRESENCE)
-        if self._is_own(presence) and presence.context.session_id == session_id:
-            return presence.context
-        presence = _of_task()
-        while presence is not None:
-            if self._is_own(presence) and presence.context.session_id == session_id and _is_running(presence.context):
-                return presence.context
-            presence = presence.around
-        here = self._here.get()
-        if here is None or here.session_id != session_id or not _is_running(here):
+    def _enclosing_run(self, configurable: Mapping[str, Any], session_id: str) -> RunContext | None:
+        """The active run of this session that this call is made in."""
+        handle = configurable.get(_HANDLE)
+        if self._is_own(handle) and handle.context.session_id == session_id:
+            return handle.context
+        handle = _handle_of_task()
+        while handle is not None:
+            if self._is_own(handle) and handle.context.session_id == session_id and _is_active(handle.context):
+                return handle.context
+            handle = handle.enclosing
+        current = self._current.get()
+        if current is None or current.session_id != session_id or not _is_active(current):
             return None
-        if configurable.get("checkpoint_ns") or var_child_runnable_config.get() is not None:
-            return here
-        return None  # whoever reads a stream has its context, and is not inside the run
+        # A reader of a stream has the run's context variables too, and is not in the run.
+        is_in_run = configurable.get("checkpoint_ns") or var_child_runnable_config.get() is not None
+        return current if is_in_run else None
 
-    def _attend(
-        self, context: RunContext, configurable: dict[str, Any], around: RunContext | None, manager: Manager | None
-    ) -> None:
-        """See that the run is known to live for as long as it does."""
-        configurable[_PRESENCE] = RunHandle(context, self, _of_task())
-        around = around or self._with_turn(context.session_id)
-        if around is not None and around.lease is not None:
-            context.lease = around.lease
-        elif context.lease is None:
-            context.lease = lease = Lease(silent_beats=0 if manager is None else None)
-            self._background.begin(context)
-            if manager is not None:
-                call_at_end(manager, lambda error: self._background.end(lease, error))
+    def _exclusive_run(self, session_id: str) -> RunContext | None:
+        """The run of this session that this call is made in, if it has the session exclusively."""
+        for context in (self._enclosing_run({}, session_id), *self._blocks.get()):
+            if context is not None and context.session_id == session_id and _is_active(context):
+                return context if context.lease is not None and context.lease.is_exclusive else None
+        return None
 
-    def _claim(self, session_id: str, identity: Identity, run_id: object) -> RunContext | None:
-        named = _announced.pop((self._path, str(run_id)), None)
-        if named is not None and named.session_id == session_id and not named.admitted:
-            named.identity, named.checkpointed = identity, True  # the config's; metadata may be its client's
-            return named
+    def _match_announced(self, session_id: str, identity: Identity, run_id: object) -> RunContext | None:
+        """The announced run that makes this first read: by its run id, else by session and identity."""
+        context = _announced.pop((self._path, str(run_id)), None)
+        if context is not None and context.session_id == session_id and not context.admitted:
+            context.identity, context.checkpointed = identity, True  # the config's; metadata may be its client's
+            return context
         with self._lock:
-            announced = self._unclaimed.get(session_id, [])
+            announced = self._unmatched.get(session_id, [])
             for context in announced:
-                if context.checkpointed:
-                    continue
                 is_it = identity != _NOBODY and context.run_id == str(run_id)
-                if is_it or context.identity in (identity, _NOBODY):  # metadata may not say who, the config does
+                # metadata may have no identity where the config has one
+                if not context.checkpointed and (is_it or context.identity in (identity, _NOBODY)):
                     announced.remove(context)
                     context.guessed = context.identity != identity
-                    context.identity = identity
-                    context.checkpointed = True
+                    context.identity, context.checkpointed = identity, True
                     return context
         return None
 
 
-def _of_task() -> RunHandle | None:
-    """That of the run in a task of which this call is made."""
+def _handle_of_task() -> RunHandle | None:
+    """The handle of the run whose task makes this call."""
     config = var_child_runnable_config.get() or {}
-    presence = (config.get("configurable") or {}).get(_PRESENCE)
-    return presence if isinstance(presence, RunHandle) else None
+    handle = (config.get("configurable") or {}).get(_HANDLE)
+    return handle if isinstance(handle, RunHandle) else None
 
 
-def _is_running(context: RunContext) -> bool:
+def _is_active(context: RunContext) -> bool:
     return context.lease is not None and not context.lease.is_over
-
-
-def _is_same(context: RunContext, session_id: str, identity: Identity) -> bool:
-    return context.session_id == session_id and context.identity == identity

@@ -1,8 +1,8 @@
 """`RunQueue`: mutual exclusion of the runs of a session, if ``on_busy`` is ``"wait"`` or ``"reject"``.
 
 The queue is in the database, so it covers all processes. Of the runs of this process that wait for one session, only
-the first polls the database. Under asyncio, waiting is sleeping on the event loop: a hundred waiting runs
-are a hundred sleeping tasks. A nested run shares the lease of the run around it, so the two cannot deadlock.
+the first polls the database. Under asyncio a waiting run is a sleeping task and occupies no thread. A nested run shares
+the lease of the run that encloses it, so the two cannot deadlock.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Literal
 
 from session_middleware.runtime.background import BackgroundWorker
@@ -22,23 +23,29 @@ from session_middleware.storage.run import RunContext
 _SHORTEST, _LONGEST = 0.01, 0.25  # seconds between two attempts of a waiting run
 
 
+@dataclass(slots=True, eq=False)
 class _Waiter:
     """A waiting run."""
 
-    def __init__(self, context: RunContext) -> None:
-        self.context = context
-        self.began = time.monotonic()
-        self.attempts = 0
-        self.lock = threading.Lock()  # a run that is cancelled during an attempt leaves after it
-        self.is_over = False
+    context: RunContext
+    began: float = field(default_factory=time.monotonic)
+    attempts: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)  # a cancelled run leaves after its attempt
+    is_over: bool = False
 
     @property
     def number(self) -> int | None:
-        """Its position in the queue."""
+        """Its position in the database's queue."""
         return self.context.lease.number if self.context.lease is not None else None
 
 
 class RunQueue:
+    """Waiting for exclusive use of sessions.
+
+    Args:
+        flush: commits the buffered record of a session, which may contain the end of its last run.
+    """
+
     def __init__(
         self,
         storage: Storage,
@@ -46,45 +53,39 @@ class RunQueue:
         background: BackgroundWorker,
         runs: RunRegistry,
         *,
-        settle: Callable[[str], None],
+        flush: Callable[[str], None],
         on_busy: Literal["allow", "wait", "reject"],
         timeout_seconds: float,
     ) -> None:
-        self._storage = storage
-        self._offload = offload
-        self._background = background
-        self._runs = runs
-        self._flush = settle  # the buffered record may contain the end of the last run
-        self._on_busy = on_busy
-        self._timeout_seconds = timeout_seconds
+        self._storage, self._offload, self._background, self._runs = storage, offload, background, runs
+        self._flush, self._on_busy, self._timeout_seconds = flush, on_busy, timeout_seconds
         self._lock = threading.Lock()
         self._queues: dict[str, list[_Waiter]] = {}
 
     def _is_needed(self, context: RunContext) -> bool:
-        """Whether the run must acquire the session."""
         lease = context.lease
         return self._on_busy != "allow" and lease is not None and not lease.is_exclusive and not context.reading
 
-    def take(self, context: RunContext) -> RunContext:
+    def acquire(self, context: RunContext) -> RunContext:
         """Return the context once its run has the session exclusively. Raises `SessionBusy`, or an admission error."""
         if not self._is_needed(context):
             return context
         waiter = self._enqueue(context)
         try:
-            with self._runs.claiming(context):
+            with self._runs.discard_if_refused(context):
                 while (pause := self._try_acquire(waiter)) is not None:
                     time.sleep(pause)
         finally:
             self._leave(waiter)
         return context
 
-    async def atake(self, context: RunContext) -> RunContext:
-        """`take`, for asyncio. No thread is occupied while the run waits."""
+    async def aacquire(self, context: RunContext) -> RunContext:
+        """`acquire`, for asyncio. No thread is occupied while the run waits."""
         if not self._is_needed(context):
             return context
         waiter = self._enqueue(context)
         try:
-            with self._runs.claiming(context):
+            with self._runs.discard_if_refused(context):
                 while True:
                     may_attempt = self._is_late(waiter) or not self._position(waiter)
                     pause = await self._offload.run(self._try_acquire, waiter) if may_attempt else self._pause(waiter)
@@ -104,7 +105,7 @@ class RunQueue:
         return waiter
 
     def _position(self, waiter: _Waiter) -> int:
-        """The number of runs of this process before it; for a run without a number, of those that get theirs before."""
+        """The number of runs of this process before it. Runs without a number get theirs in order."""
         with self._lock:
             queue = list(self._queues[waiter.context.session_id])
         if waiter.number is None:
@@ -113,20 +114,19 @@ class RunQueue:
 
     def _try_acquire(self, waiter: _Waiter) -> float | None:
         """The seconds until the next attempt, or ``None`` if the session is acquired. Raises `SessionBusy`."""
-        with waiter.lock:
-            return None if waiter.is_over else self._attempt(waiter)
-
-    def _attempt(self, waiter: _Waiter) -> float | None:
         context = waiter.context
-        is_late = self._is_late(waiter)  # on a busy machine, before its first attempt
-        if is_late or self._position(waiter) == 0:
-            if not waiter.attempts:
-                self._flush(context.session_id)
-            self._background.release_ended_leases()
-            waiter.attempts += 1
-            if self._storage.acquire_session(context, wait=self._on_busy == "wait" and not is_late):
+        with waiter.lock:
+            if waiter.is_over:
                 return None
-        return self._pause(waiter)
+            is_late = self._is_late(waiter)  # on a busy machine, before its first attempt
+            if is_late or self._position(waiter) == 0:
+                if not waiter.attempts:
+                    self._flush(context.session_id)
+                self._background.release_ended_leases()
+                waiter.attempts += 1
+                if self._storage.acquire_session(context, wait=self._on_busy == "wait" and not is_late):
+                    return None
+            return self._pause(waiter)
 
     def _is_late(self, waiter: _Waiter) -> bool:
         return time.monotonic() - waiter.began > self._timeout_seconds

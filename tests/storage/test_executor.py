@@ -159,7 +159,7 @@ LONGER = {  # and still hand everything over
     "SessionSaver.aget_tuple",  # when its turn has come
     "SessionSaver.alist",  # page by page
     "SessionStore.alist_namespaces",  # once it has put into words what is asked
-    "RunQueue.atake",  # which waits on the loop, and asks off it
+    "RunQueue.aacquire",  # which waits on the loop, and asks off it
     "Session.aresource",  # opened by a task of the loop
     "Resources.aget",
     "Resources.aclose_all",
