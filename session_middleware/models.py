@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias, get_args
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
@@ -49,9 +50,7 @@ Seconds: TypeAlias = Annotated[float, Field(ge=0, le=LONGEST.total_seconds())]
 Moment: TypeAlias = Annotated[AwareDatetime, Field(lt=datetime(9000, 1, 1, tzinfo=UTC))]
 
 
-def utc_now() -> datetime:
-    """The default clock."""
-    return datetime.now(UTC)
+utc_now: Clock = partial(datetime.now, UTC)  # the default clock
 
 
 def to_text(moment: datetime) -> str:
@@ -62,6 +61,10 @@ def to_text(moment: datetime) -> str:
 
 def from_text(text: str) -> datetime:
     return datetime.fromisoformat(text)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
 
 
 class Value(BaseModel):
@@ -103,16 +106,7 @@ class Pin(Value):
 class SessionInfo(Value):
     """One session as it is stored, its status and expiry as of the moment it was read."""
 
-    columns: ClassVar = (
-        "id",
-        "user_id",
-        "title",
-        "status",
-        "last_active_at",
-        "message_count",
-        "tool_call_count",
-        "cost",
-    )
+    columns: ClassVar = _names("id user_id title status last_active_at message_count tool_call_count cost")
 
     id: str
     home: int = 0  # the number of its family, in the keys of what is stored of it
@@ -222,9 +216,7 @@ def _tokens(call: Run | ModelCall) -> str:
 class Run(Record):
     """One invocation of the graph, or one block of a hand-written loop."""
 
-    columns: ClassVar = (
-        *("seq", "user_id", "outcome", "error", "duration_ms", "input_tokens", "output_tokens", "cost", "started_at"),
-    )
+    columns: ClassVar = _names("seq user_id outcome error duration_ms input_tokens output_tokens cost started_at")
 
     id: str
     user_id: str | None = None  # the caller, who is the author of the user messages
@@ -247,7 +239,7 @@ class Run(Record):
 class Message(Record):
     """A message. An edit adds a version; `replaced_by` of the old row is the `seq` of the new one."""
 
-    columns: ClassVar = ("seq", "role", "line", "model", "output_tokens", "created_at")
+    columns: ClassVar = _names("seq role line model output_tokens created_at")
 
     message_id: str
     version: int = 1
@@ -299,9 +291,7 @@ class ToolCall(Record):
     Models may use a `tool_call_id` again in another message.
     """
 
-    columns: ClassVar = (
-        *("seq", "name", "arguments", "status", "result", "error", "attempt", "duration_ms", "started_at"),
-    )
+    columns: ClassVar = _names("seq name arguments status result error attempt duration_ms started_at")
 
     tool_call_id: str
     attempt: int = 1
@@ -331,7 +321,7 @@ class ModelCall(Record):
     Its marks: "told", the call is known from a message only; "cached", the answer came from LangChain's cache.
     """
 
-    columns: ClassVar = ("seq", "model", "input_tokens", "output_tokens", "cost", "duration_ms", "error", "started_at")
+    columns: ClassVar = _names("seq model input_tokens output_tokens cost duration_ms error started_at")
 
     id: str
     model: str | None = None
@@ -359,7 +349,7 @@ class ModelCall(Record):
 class Event(Record):
     """A fact of the lifecycle: opened, resumed, revived, denied, expired …"""
 
-    columns: ClassVar = ("seq", "kind", "reason", "detail", "created_at")
+    columns: ClassVar = _names("seq kind reason detail created_at")
     _not_in_repr: ClassVar = Record._not_in_repr - {"session_id"}  # a hook receives events of all sessions
 
     kind: str
@@ -379,17 +369,7 @@ class Usage(Value):
     The percentiles are nearest-rank, over the calls that have a duration.
     """
 
-    columns: ClassVar = (
-        "key",
-        "calls",
-        "errors",
-        "input_tokens",
-        "output_tokens",
-        "cost",
-        "p50_ms",
-        "p95_ms",
-        "p99_ms",
-    )
+    columns: ClassVar = _names("key calls errors input_tokens output_tokens cost p50_ms p95_ms p99_ms")
 
     key: str | None  # the user, session, model, tool or day; None: calls without one
     calls: int
@@ -454,7 +434,7 @@ class Stats(Value):
 class SweepResult(Value):
     """A session that a sweep ended, or would end: the reason and the action."""
 
-    columns: ClassVar = ("session_id", "user_id", "reason", "action", "last_active_at", "expired_at", "bytes")
+    columns: ClassVar = _names("session_id user_id reason action last_active_at expired_at bytes")
 
     session_id: str
     user_id: str | None = None
