@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, cast, overload
 
 from langchain_core.runnables import RunnableConfig
 from pydantic import ConfigDict, PrivateAttr
@@ -39,34 +39,20 @@ from session_middleware.runtime.authorized_storage import AuthorizedStorage
 from session_middleware.runtime.resources import Key, path_of
 from session_middleware.runtime.run_context import as_config, identity_of
 from session_middleware.settings import duration_of
+from session_middleware.storage import validation
 from session_middleware.storage.executor import StorageExecutor, async_twin
 from session_middleware.storage.protocol import Storage
 from session_middleware.storage.run import RunContext, SessionHandle
 from session_middleware.storage.timeline import Timeline
 from session_middleware.storage.types import DeletionCounts, Record
-from session_middleware.storage.validation import (
-    SessionOptions,
-    check_choice,
-    check_detail,
-    check_error,
-    check_kind,
-    check_optional_text,
-    check_resource,
-    check_seq,
-    check_text,
-    check_until,
-    checked_limit,
-    details_of,
-    spelled_out,
-    suggesting,
-)
+
+R = TypeVar("R", ToolCall, ModelCall, Run, Event)
 
 if TYPE_CHECKING:
     from session_middleware.checkpoint.saver import SessionSaver
     from session_middleware.sessions import Sessions
 
 
-@suggesting
 class Session(SessionInfo):
     """One session: the fields of `SessionInfo` as of when it was read, and methods that read and change it now.
 
@@ -79,8 +65,8 @@ class Session(SessionInfo):
     _sessions: Sessions = PrivateAttr()
     _identity: Identity | None = PrivateAttr()  # of the caller; None: the operator
     _handle: SessionHandle = PrivateAttr()
-    _storage: Storage = PrivateAttr()  # an `AuthorizedStorage`
-    _check: Callable[..., SessionInfo] = PrivateAttr()  # its `check`
+    _authorized: AuthorizedStorage = PrivateAttr()
+    _storage: Storage = PrivateAttr()  # the same, which has all methods of `Storage` that are used here
     _offload: StorageExecutor = PrivateAttr()
     _manual: ManualRecorder = PrivateAttr()
 
@@ -90,9 +76,10 @@ class Session(SessionInfo):
         as_of_now = lifecycle.as_of(info, sessions.settings, sessions._clock())
         session = cast("Self", cls.model_construct(**dict(as_of_now)))
         handle = SessionHandle(info.incarnation)
-        storage: Any = AuthorizedStorage(sessions._storage, info.id, handle, identity)
+        authorized = AuthorizedStorage(sessions._storage, info.id, handle, identity)
+        storage = cast("Storage", authorized)
         session._sessions, session._identity, session._handle = sessions, identity, handle
-        session._storage, session._check, session._offload = storage, storage.check, sessions._offload
+        session._storage, session._authorized, session._offload = storage, authorized, sessions._offload
         session._manual = ManualRecorder(
             sessions._storage if identity is None else storage,
             *(sessions.recorder.buffer, sessions._runs, sessions._run_queue),
@@ -133,8 +120,8 @@ class Session(SessionInfo):
         given = {"thread_id": self.id, **as_config(self.acting)}
         return {"configurable": {**configurable, **given}, "metadata": given}
 
-    @spelled_out(SessionOptions)
-    def update(self, **options: Unpack[SessionOptions]) -> Self:
+    @validation.spelled_out(validation.SessionOptions)
+    def update(self, **options: Unpack[validation.SessionOptions]) -> Self:
         """Change fields of the session. Returns it as changed.
 
         ``None`` leaves a field unchanged; ``""`` removes a title or purpose, ``[]`` all tags. `metadata`, `context`
@@ -144,24 +131,9 @@ class Session(SessionInfo):
             InvalidArgument: an argument is invalid. Nothing was changed.
             SessionNotFound: the session was deleted.
         """
-        info = self._storage.update_session(self.id, details_of(**options), by=self._identity)
-        return self._changed(info)
+        return self._changed(self._storage.update_session(self.id, validation.details_of(**options)))
 
     aupdate = async_twin(update)
-
-    def connect(self, /, **client: Any) -> Self:
-        """Record that a client connected: its ``name``, ``version``, ``capabilities`` …"""
-        info = self._storage.update_session(self.id, details_of(client=client), by=self._identity)
-        return self._changed(info)
-
-    aconnect = async_twin(connect)
-
-    def disconnect(self, reason: str | None = None) -> None:
-        """Record that the client disconnected. The session stays open."""
-        check_optional_text("reason", reason)
-        self._storage.append_event(self.id, "disconnected", reason=reason, detail=self.client)
-
-    adisconnect = async_twin(disconnect)
 
     # Activity
 
@@ -171,23 +143,22 @@ class Session(SessionInfo):
         Raises:
             InvalidTransition: the session has ended. A ping does not revive it.
         """
-        info = self._storage.ping_session(self.id, by=self._identity)
-        return lifecycle.expires_at(info, self._sessions.settings)
+        return lifecycle.expires_at(self._storage.ping_session(self.id), self._sessions.settings)
 
     aping = async_twin(ping)
 
     def pin(self, why: str | None = None, *, by: str | None = None) -> Self:
         """Exempt the session from expiry and retention until `unpin`. An event records who pinned it, and why."""
-        check_optional_text("why", why)
-        check_optional_text("by", by)
+        validation.check_optional_text("why", why)
+        validation.check_optional_text("by", by)
         pin = Pin(by=by, why=why, at=self._sessions._clock())
-        return self._changed(self._storage.pin_session(self.id, pin, by=self._identity))
+        return self._changed(self._storage.pin_session(self.id, pin))
 
     apin = async_twin(pin)
 
     def unpin(self) -> Self:
         """End the exemption. The idle time begins now."""
-        return self._changed(self._storage.pin_session(self.id, None, by=self._identity))
+        return self._changed(self._storage.pin_session(self.id, None))
 
     aunpin = async_twin(unpin)
 
@@ -207,8 +178,8 @@ class Session(SessionInfo):
         self, error: BaseException | str | None = None, *, reason: str = "by_user", detail: dict[str, Any] | None = None
     ) -> Self:
         """End the session as failed. Raises `InvalidTransition` if it has ended already."""
-        check_error(error)
-        check_detail(detail)
+        validation.check_kind("error", error, BaseException | str | None, "an exception or its text")
+        validation.check_kind("detail", detail, Mapping | None, "a dict")
         text = f"{type(error).__name__}: {error}" if isinstance(error, BaseException) else error
         return self._end("failed", reason, {**(detail or {}), **({"error": text} if text else {})})
 
@@ -221,10 +192,10 @@ class Session(SessionInfo):
     aabandon = async_twin(abandon)
 
     def _end(self, status: Closed, reason: str, detail: dict[str, Any] | None) -> Self:
-        check_optional_text("reason", reason)
-        check_detail(detail)
+        validation.check_optional_text("reason", reason)
+        validation.check_kind("detail", detail, Mapping | None, "a dict")
         self._sessions.recorder.drain(self.id)
-        info = self._storage.end_session(self.id, status, reason=reason, detail=detail or {}, by=self._identity)
+        info = self._storage.end_session(self.id, status, reason=reason, detail=detail or {})
         self._sessions._resources.close([self.id])
         return self._changed(info)
 
@@ -247,26 +218,25 @@ class Session(SessionInfo):
             SessionAccessDenied: the caller may only read the session.
             InvalidTransition: the session has ended.
         """
-        check_resource(name, open, close)
-        self._check_lives()
-        return self._sessions._resources.get(self._key(name), open, close)
+        return self._sessions._resources.get(self._resource_key(name, open, close), open, close)
 
     async def aresource(
         self, name: str, *, open: Callable[[], Awaitable[Any]], close: Callable[[Any], Awaitable[None]] | None = None
     ) -> Any:
         """`resource`, with asynchronous functions. Both are awaited in one task, on the loop of the first call."""
-        check_resource(name, open, close)
-        await self._offload.run(self._check_lives)
-        return await self._sessions._resources.aget(self._key(name), open, close)
+        key = await self._offload.run(self._resource_key, name, open, close)
+        return await self._sessions._resources.aget(key, open, close)
 
-    def _key(self, name: str) -> Key:
+    def _resource_key(self, name: str, open: object, close: object) -> Key:
+        """The key of a resource. Raises unless the session is open, and writable for the caller."""
+        validation.check_text("name", name, at_least=1)
+        validation.check_callable("open", open, "a function that returns the resource")
+        if close is not None:
+            validation.check_callable("close", close, "a function of the resource")
+        info = self._authorized.check(reading=False)
+        lifecycle.check_open(self.id, lifecycle.status_at(info, self._sessions.settings, self._sessions._clock()))
         self._sessions._background.start()  # which closes resources of sessions that end in another process
         return Key(self.id, self._handle.incarnation, name)
-
-    def _check_lives(self) -> None:
-        """Raise unless the session is the same incarnation, open, and writable for the caller."""
-        info = self._check(reading=False)
-        lifecycle.check_open(self.id, lifecycle.status_at(info, self._sessions.settings, self._sessions._clock()))
 
     def path(self, template: str) -> Path:
         """A path from a template with ``{session_id}``, ``{user_id}`` and ``{group_id}``, whose values are escaped.
@@ -274,16 +244,20 @@ class Session(SessionInfo):
         Raises:
             PathTemplateError: the session has no value for one of them.
         """
-        check_text("template", template)
+        validation.check_text("template", template)
         return path_of(template, {"session_id": self.id, "user_id": self.user_id, "group_id": self.group_id})
 
     # The record
 
     def _flush(self, after: int, limit: int | None) -> None:
         """Commit what this session has buffered, before a page is read."""
-        check_seq(after)
-        checked_limit(limit)
+        validation.check_seq(after)
+        validation.checked_limit(limit)
         self._sessions.recorder.drain(self.id)
+
+    def _records(self, kind: type[R], after: int, limit: int | None) -> list[R]:
+        self._flush(after, limit)
+        return Rows(self._storage.list_records(kind, self.id, after=after, limit=limit))
 
     def messages(
         self, *, after: int = 0, limit: int | None = None, all_versions: bool = False, branch: str | None = None
@@ -299,12 +273,9 @@ class Session(SessionInfo):
         """
         self._flush(after, limit)
         if branch not in (None, "main", "all"):
-            check_choice("branch", branch, ("main", "all", *(each.id for each in self.branches())))
-        return Rows(
-            self._storage.list_messages(
-                self.id, after=after, limit=limit, all_versions=bool(all_versions), branch=branch
-            )
-        )
+            validation.check_choice("branch", branch, ("main", "all", *(each.id for each in self.branches())))
+        options = {"after": after, "limit": limit, "all_versions": bool(all_versions), "branch": branch}
+        return Rows(self._storage.list_messages(self.id, **options))  # type: ignore[arg-type]
 
     amessages = async_twin(messages)
 
@@ -320,7 +291,7 @@ class Session(SessionInfo):
         The graph's state and the arguments and results of tool calls are not changed. Remove the message from
         the state with LangGraph's ``RemoveMessage``, and older checkpoints with `prune`.
         """
-        check_kind("message_id", message_id, str, "the id of a message, such as messages()[0].message_id")
+        validation.check_kind("message_id", message_id, str, "the id of a message, such as messages()[0].message_id")
         self._sessions.recorder.drain(self.id)
         return self._storage.delete_message(self.id, message_id)
 
@@ -328,15 +299,13 @@ class Session(SessionInfo):
 
     def tool_calls(self, *, after: int = 0, limit: int | None = None) -> list[ToolCall]:
         """The executions of tools, in order."""
-        self._flush(after, limit)
-        return Rows(self._storage.list_records(ToolCall, self.id, after=after, limit=limit))
+        return self._records(ToolCall, after, limit)
 
     atool_calls = async_twin(tool_calls)
 
     def model_calls(self, *, after: int = 0, limit: int | None = None) -> list[ModelCall]:
         """The calls of models, in order, with tokens, durations and cost."""
-        self._flush(after, limit)
-        return Rows(self._storage.list_records(ModelCall, self.id, after=after, limit=limit))
+        return self._records(ModelCall, after, limit)
 
     amodel_calls = async_twin(model_calls)
 
@@ -349,15 +318,13 @@ class Session(SessionInfo):
 
     def runs(self, *, after: int = 0, limit: int | None = None) -> list[Run]:
         """The runs, in order."""
-        self._flush(after, limit)
-        return Rows(self._storage.list_records(Run, self.id, after=after, limit=limit))
+        return self._records(Run, after, limit)
 
     aruns = async_twin(runs)
 
     def events(self, *, after: int = 0, limit: int | None = None) -> list[Event]:
         """The events of the session's lifecycle, with their reasons, in order."""
-        self._flush(after, limit)
-        return Rows(self._storage.list_records(Event, self.id, after=after, limit=limit))
+        return self._records(Event, after, limit)
 
     aevents = async_twin(events)
 
@@ -372,11 +339,7 @@ class Session(SessionInfo):
     atimeline = async_twin(timeline)
 
     def follow(
-        self,
-        *,
-        after: int = 0,
-        timeout: Any = None,
-        until: Callable[[Record], bool] | None = None,
+        self, *, after: int = 0, timeout: Any = None, until: Callable[[Record], bool] | None = None
     ) -> Iterator[Record]:
         """Iterate over the record as it is committed, by this or another process: existing records, then new ones.
 
@@ -389,19 +352,20 @@ class Session(SessionInfo):
             timeout: a duration, such as ``"30s"``: end when no record was committed for this long. None: never.
             until: end after the first record for which this is true.
         """
-        check_until(until)
-        return follow(self._following(after), timeout=duration_of("timeout", timeout), until=until)
+        return follow(self._following(after, until), timeout=duration_of("timeout", timeout), until=until)
 
     def afollow(
         self, *, after: int = 0, timeout: Any = None, until: Callable[[Record], bool] | None = None
     ) -> AsyncIterator[Record]:
         """`follow`, for asyncio."""
-        check_until(until)
-        return afollow(self._following(after), self._offload, timeout=duration_of("timeout", timeout), until=until)
+        following = self._following(after, until)
+        return afollow(following, self._offload, timeout=duration_of("timeout", timeout), until=until)
 
-    def _following(self, after: int) -> Following:
-        check_seq(after)
-        check = partial(self._check, reading=True)
+    def _following(self, after: int, until: object = None) -> Following:
+        validation.check_seq(after)
+        if until is not None:
+            validation.check_callable("until", until, "a function of a record, which is true after the last one")
+        check = partial(self._authorized.check, reading=True)
         return Following(self._storage, self.id, after=after, has_ended=self._has_ended, check=check)
 
     def _has_ended(self) -> bool:
@@ -411,7 +375,7 @@ class Session(SessionInfo):
     def stats(self) -> Stats:
         """The session in numbers, as of now."""
         runs, calls, messages = self.runs(), self.tool_calls(), self.messages()
-        info, size = self._check(reading=True), self._storage.measure_session(self.id)
+        info, size = self._authorized.check(reading=True), self._storage.measure_session(self.id)
         stored: dict[str, Any] = {name: value for name, value in info if name in Stats.model_fields}
         return Stats(
             **stored,
@@ -429,7 +393,7 @@ class Session(SessionInfo):
 
     def file(self, hash: str) -> bytes | None:
         """A file or image of a message, by the ``"sha256:…"`` that replaces it in the content."""
-        check_text("hash", hash)
+        validation.check_text("hash", hash)
         return self._storage.find_file(self.id, hash)
 
     afile = async_twin(file)
@@ -608,8 +572,8 @@ class Session(SessionInfo):
         """
         sessions, config = self._sessions, self.config()
         sessions.recorder.drain(self.id)
-        self._check(reading=False)
-        is_in_graph = sessions._runs.inside(config["configurable"]) is not None  # whose run answers its calls itself
+        self._authorized.check(reading=False)
+        is_in_graph = sessions._runs.active_context(config["configurable"]) is not None
         context = None if is_in_graph else self._manual.runs.context
         context = context or RunContext(self.id, identity_of(config["configurable"]), is_run=False)
         saver, allowed = sessions.checkpointer, sessions._allowed_types

@@ -24,7 +24,7 @@ from session_middleware.checkpoint.repair import Repairs
 from session_middleware.checkpoint.saver import SessionSaver
 from session_middleware.checkpoint.serde import StrictSerializer, own_within
 from session_middleware.display.html import Rows
-from session_middleware.errors import InvalidArgument, SessionNotFound, StorageError, UserRevoked
+from session_middleware.errors import InvalidArgument, StorageError, UserRevoked
 from session_middleware.memory.context import CountTokens, about_tokens
 from session_middleware.memory.embedding import Embedder
 from session_middleware.memory.indexer import Indexed, MemoryIndexer
@@ -32,20 +32,16 @@ from session_middleware.memory.query_rewriting import complete
 from session_middleware.memory.results import SearchHit
 from session_middleware.memory.scopes import SCOPES
 from session_middleware.memory.session_memory import HasOwnMemory, SessionMemory, check_own
-from session_middleware.memory.session_recall import KINDS, SPEAKERS, Kind
+from session_middleware.memory.session_recall import RecallOptions
 from session_middleware.memory.store import SessionStore
 from session_middleware.models import (
     CALL_STATUSES,
     Clock,
     ErasureReceipt,
-    Event,
-    Explanation,
     Identity,
     NewId,
     Problem,
-    Role,
     Scope,
-    SessionInfo,
     Status,
     SweepResult,
     ToolCall,
@@ -56,7 +52,6 @@ from session_middleware.recording.checkpoint_listener import RecordingListener
 from session_middleware.recording.recorder import SessionRecorder
 from session_middleware.recording.write_buffer import RecordBuffer
 from session_middleware.runtime.background import BackgroundWorker
-from session_middleware.runtime.explain import explain, explain_absence
 from session_middleware.runtime.hooks import EventHooks
 from session_middleware.runtime.resources import Resources
 from session_middleware.runtime.run_context import (
@@ -86,7 +81,7 @@ from session_middleware.storage.types import (
     UsageBy,
     UsageFilter,
 )
-from session_middleware.user_sessions import UserSessions
+from session_middleware.user_sessions import SessionAccess, UserSessions
 
 if TYPE_CHECKING:
     from langchain_core.retrievers import BaseRetriever
@@ -105,8 +100,7 @@ def new_session_id() -> str:
     return uuid4().hex
 
 
-@validation.suggesting
-class Sessions:
+class Sessions(SessionAccess):
     """The sessions of one database.
 
     Args:
@@ -139,10 +133,13 @@ class Sessions:
             if not isinstance(storage_url, (str, Path)):
                 raise InvalidArgument("storage_url", storage_url, wanted="a path, ':memory:', or a postgresql:// URL")
             settings["storage_url"] = str(storage_url)
-        validation.check_clock(clock)
+        validation.check_callable("clock", clock, "a function that returns a datetime with a time zone")
+        validation.checked_moment("clock", clock())
         validation.check_callable("new_id", new_id, "a function that returns a new id, such as lambda: uuid4().hex")
-        allowed = validation.checked_types(allowed_types)
-        validation.check_serializer(serde)
+        names = tuple[type | tuple[str, ...], ...]
+        allowed = validation.validated("allowed_types", allowed_types, names, "a list of classes, such as [MyType]")
+        wanted = "a serializer of LangGraph's, such as an EncryptedSerializer"
+        validation.check_kind("serde", serde, SerializerProtocol | None, wanted)
         self.settings: SessionSettings = load_settings(**settings)
         own = StrictSerializer(allowed, only_allowed=self.settings.strict_types)
         self.new_id, self._clock = new_id, clock
@@ -170,7 +167,7 @@ class Sessions:
         self.recorder = SessionRecorder(buffer, self._runs, stream_flush=settings.stream_flush.total_seconds())
         self._run_queue = RunQueue(
             *(storage, offload, self._background, self._runs),
-            settle=self.recorder.drain,
+            flush=self.recorder.drain,
             on_busy=settings.on_busy,
             timeout_seconds=settings.busy_timeout.total_seconds(),
         )
@@ -190,16 +187,20 @@ class Sessions:
             access=settings.access,
             embedder=None if settings.index is None else Embedder(storage, settings.index),
             settle=self.recorder.drain,
-            inside=self._runs.inside,
+            active_context=self._runs.active_context,
         )
         self.store: BaseStore = SessionStore(self._indexer, ttl=settings.memory_ttl)  # type: ignore[arg-type]
         self.hooks, self._resources = EventHooks(storage), Resources(offload, limit=settings.max_open_resources)
-        self._runs.on_begin(listener.begin)
-        self._runs.on_end(self._indexer.wake)
+        self._runs.on_begin = listener.begin
+        self._runs.on_end = self._indexer.wake
         self._sweeper = Sweeper(
             *(storage, settings, self.hooks, self._resources), clock=clock, flush=self._flush, forget=self._forget
         )
         self._sweeper.schedule(self._background)
+
+    @property
+    def _operator(self) -> Sessions:
+        return self
 
     def __repr__(self) -> str:
         return f"Sessions({self._storage.name!r})"
@@ -344,78 +345,9 @@ class Sessions:
             SessionExpired: it has expired and ``on_resume`` is ``"reject"``, or is archived and it is not ``"fresh"``.
             SessionLimitReached: the limit of open sessions is reached, and ``on_limit`` is ``"reject"``.
         """
-        chosen = self._id_of(session_id)
-        context = RunContext(chosen, named_identity(user_id, group_id))
-        validation.check_choice("if_exists", if_exists, ("resume", "raise"))
-        details = validation.details_of(**options)
-        self._background.start()
-        return Session.of(self._storage.open_session(context, details, must_be_new=if_exists == "raise"), self)
+        return self._open(self._id_of(session_id), named_identity(user_id, group_id), if_exists, options)
 
     aopen = async_twin(open)
-
-    def find(self, session_id: object) -> Session | None:
-        """The session, or ``None``."""
-        chosen = lifecycle.session_id_of(session_id)
-        self._flush(chosen)
-        info = self._storage.find_session(chosen)
-        return None if info is None else Session.of(info, self)
-
-    afind = async_twin(find)
-
-    def get(self, session_id: object) -> Session:
-        """The session. Raises `SessionNotFound`, whose message says whether it is archived."""
-        session = self.find(session_id)
-        if session is None:
-            chosen = lifecycle.session_id_of(session_id)
-            tombstone = self._storage.find_tombstone(chosen)
-            raise SessionNotFound(chosen, archived=tombstone is not None and tombstone.archive is not None)
-        return session
-
-    aget = async_twin(get)
-
-    @validation.spelled_out(validation.SessionFilters)
-    def list(
-        self,
-        *,
-        visible_to: Identity | None = None,
-        limit: int | None = 50,
-        after: Session | None = None,
-        **filters: Unpack[validation.SessionFilters],
-    ) -> builtins.list[Session]:
-        """Sessions, latest activity first. The next page begins after `after`, the last session of this one.
-
-        A session whose row is damaged is left out, with a warning; `get` of it raises `StorageError`.
-
-        Raises:
-            UnknownStatus: the status is unknown.
-        """
-        self._flush()
-        where = _filter(visible_to, **filters)
-        validation.check_after(after, SessionInfo, "the last session of the page before")
-        before = None if after is None else (after.last_active_at, after.id)
-        found = self._storage.list_sessions(where, limit=validation.checked_limit(limit), before=before)
-        return Rows(Session.of(info, self) for info in found)
-
-    alist = async_twin(list)
-
-    @validation.spelled_out(validation.SessionFilters)
-    def count(self, *, visible_to: Identity | None = None, **filters: Unpack[validation.SessionFilters]) -> int:
-        """The number of sessions, filtered as in `list`."""
-        self._flush()
-        return self._storage.count_sessions(_filter(visible_to, **filters))
-
-    acount = async_twin(count)
-
-    def explain(self, session_id: object) -> Explanation:
-        """Why a session has its status, and its next status if no activity follows; also of deleted and unknown ids."""
-        chosen = lifecycle.session_id_of(session_id)
-        self._flush(chosen)
-        session = self._storage.find_session(chosen)
-        if session is None:
-            return explain_absence(chosen, self._storage.find_tombstone(chosen), self.settings)
-        return explain(session, self.settings, self._clock(), self._storage.list_records(Event, chosen))
-
-    aexplain = async_twin(explain)
 
     # Reports over all sessions
 
@@ -436,7 +368,8 @@ class Sessions:
         """
         self.recorder.drain()
         chosen = None if session_id is None else lifecycle.session_id_of(session_id)
-        found = self._storage.sum_usage(by, UsageFilter(*_owners(user_id, group_id), chosen, *_period(since, until)))
+        owners = lifecycle.owner_id_or_none("user_id", user_id), lifecycle.owner_id_or_none("group_id", group_id)
+        found = self._storage.sum_usage(by, UsageFilter(*owners, chosen, *validation.period_of(since, until)))
         if by == "day":
             return Rows(sorted(found, key=lambda one: one.key or ""))
         return Rows(sorted(found, key=lambda one: (-(one.cost or 0.0), -one.calls, one.key or "")))
@@ -462,32 +395,14 @@ class Sessions:
         if status is not None:
             validation.check_choice("status", status, CALL_STATUSES)
         validation.check_optional_text("name", name)
-        validation.check_after(after, ToolCall, "the last tool call of the page before")
-        where = ToolCallFilter(name, status, lifecycle.owner_id_or_none("user_id", user_id), *_period(since, until))
+        validation.check_kind("after", after, ToolCall | None, "the last tool call of the page before")
+        owner_id = lifecycle.owner_id_or_none("user_id", user_id)
+        where = ToolCallFilter(name, status, owner_id, *validation.period_of(since, until))
         return Rows(self._storage.list_tool_calls(where, limit=validation.checked_limit(limit), before=after))
 
     atool_calls = async_twin(tool_calls)
 
-    # Copying, deleting and archives
-
-    def copy(self, session_id: object, to: object = None) -> Session:
-        """Fork a session, by default with a new id: its state, owner, title, tags, metadata, and messages.
-
-        Raises:
-            SessionNotFound: no session has the id.
-            SessionExists: a session has the new id already.
-        """
-        source, target = lifecycle.session_id_of(session_id), self._id_of(to)
-        self._flush(source)
-        return Session.of(self._storage.copy_session(source, target), self)
-
-    acopy = async_twin(copy)
-
-    def delete(self, session_id: object) -> DeletionCounts:
-        """Delete a session and its archive. Returns the numbers of rows deleted, which are 0 for an unknown id."""
-        return self._delete(lifecycle.session_id_of(session_id), self._storage)
-
-    adelete = async_twin(delete)
+    # Maintenance
 
     def list_archived(
         self, *, user_id: str | None = None, limit: int | None = 50, after: ArchivedSession | None = None
@@ -497,28 +412,13 @@ class Sessions:
         `restore` restores one; `delete` deletes it with its file.
         """
         self._flush()
-        validation.check_after(after, ArchivedSession, "the last archived session of the page before")
+        validation.check_kind("after", after, ArchivedSession | None, "the last archived session of the page before")
         before = None if after is None else (after.archived_at, after.session_id)
         chosen = lifecycle.owner_id_or_none("user_id", user_id)
         limit = validation.checked_limit(limit)
         return Rows(self._storage.list_archived(user_id=chosen, limit=limit, before=before))
 
     alist_archived = async_twin(list_archived)
-
-    def restore(self, session_id: object) -> Session:
-        """Restore an archived session: id, owner, record, memories and state. Its idle time begins now.
-
-        Raises:
-            SessionNotFound: no archived session has the id.
-            SessionExists: a session has the id.
-            SessionLimitReached: the limit of open sessions is reached, and ``on_limit`` is ``"reject"``.
-            StorageError: the archive's file is missing or was changed.
-        """
-        return Session.of(self._storage.restore_session(lifecycle.session_id_of(session_id)), self)
-
-    arestore = async_twin(restore)
-
-    # Maintenance
 
     def sweep(
         self,
@@ -541,22 +441,11 @@ class Sessions:
             older_than: delete the sessions that have been inactive for this long instead, such as ``"90d"``.
             status: only sessions with this status; with `older_than` only.
         """
-        status = validation.checked_status(status)
+        validation.check_status(status)
         found = self._sweeper.sweep(now, dry_run=dry_run, older_than=older_than, status=status)
         return found if dry_run else Rows(found)
 
-    async def asweep(
-        self,
-        now: datetime | None = None,
-        *,
-        dry_run: bool = False,
-        older_than: validation.Timeout = None,
-        status: Status | None = None,
-    ) -> Sequence[SweepResult]:
-        """`sweep`, for asyncio; the result of a dry run is read completely before it returns."""
-        return await self._offload.run(
-            lambda: list(self.sweep(now, dry_run=dry_run, older_than=older_than, status=status))
-        )
+    asweep = async_twin(sweep, list)  # the result of a dry run is read completely on the storage's thread
 
     def check(self, *, repair: bool = False, deep: bool = False) -> builtins.list[Problem]:
         """Validate the database: damage, lost rows, wrong counters, orphans, runs of killed processes.
@@ -643,7 +532,7 @@ class Sessions:
 
         It runs on the sweep's thread. A session is postponed once, and again only after it was active.
         """
-        return self.hooks.add_expiring(hook)
+        return self.hooks.add("expiring", hook)
 
     # Memory
 
@@ -715,67 +604,41 @@ class Sessions:
         incarnation = None if session is None else session.incarnation
         context = RunContext(session_id, identity, is_run=False, incarnation=incarnation)
         return SessionMemory(
-            *(self._indexer, self._storage, self._runs.inside(configurable) or context),
+            *(self._indexer, self._storage, self._runs.active_context(configurable) or context),
             owner_id=identity.user_id if session is None else session.user_id,
             group_id=identity.group_id,
         )
 
     amemory = async_twin(memory)
 
-    def retriever(
-        self,
-        *,
-        k: int = 5,
-        scopes: Sequence[Scope] = SCOPES,
-        kinds: Sequence[Kind] = KINDS,
-        roles: Sequence[Role] = SPEAKERS,
-        always: bool = True,
-        session: HasOwnMemory | None = None,
-        name: str | None = None,
-        tags: builtins.list[str] | None = None,
-        metadata: dict[str, Any] | None = None,
-    ) -> BaseRetriever:
+    @validation.spelled_out(RecallOptions)
+    def retriever(self, *, session: HasOwnMemory | None = None, **options: Unpack[RecallOptions]) -> BaseRetriever:
         """A LangChain retriever over the memories of `session`, or of the session that the run's config names.
 
-        `name`, `tags` and `metadata` are LangChain's, for tracing.
+        Options that are not given have the values of `SessionMemory.recall`, and `k` is 5. `name`, `tags` and
+        `metadata` are LangChain's, for tracing.
         """
         from session_middleware.memory.retriever import MemoryRetriever
 
-        return MemoryRetriever(
-            sessions=self,
-            memory=_own(session),
-            k=k,
-            scopes=scopes,
-            kinds=kinds,
-            roles=roles,
-            always=always,
-            name=name,
-            tags=tags,
-            metadata=metadata,
-        )
+        return MemoryRetriever(sessions=self, memory=_own(session), **options)
 
+    @validation.spelled_out(RecallOptions)
     def augment(
         self,
         retriever: BaseRetriever,
         *,
-        k: int = 8,
-        scopes: Sequence[Scope] = SCOPES,
-        kinds: Sequence[Kind] = KINDS,
-        roles: Sequence[Role] = SPEAKERS,
-        always: bool = True,
         memory_weight: float = 0.8,
         budget_tokens: int | None = None,
         count_tokens: CountTokens = about_tokens,
         complete: Callable[[str, Sequence[str]], str] = complete,
         session: HasOwnMemory | None = None,
-        name: str | None = None,
-        tags: builtins.list[str] | None = None,
-        metadata: dict[str, Any] | None = None,
+        **options: Unpack[RecallOptions],
     ) -> BaseRetriever:
         """A retriever of documents and of the session's memories; see `AugmentedRetriever`.
 
         A question that depends on the last turns is completed with their words, or by `complete`, a function of the
-        question and the texts before it. `memory_weight` is the weight of a memory's score beside a document's.
+        question and the texts before it. `memory_weight` is the weight of a memory's score beside a document's. The
+        options are those of `retriever`, and `k` is 8.
         """
         from session_middleware.memory.augmented_retriever import AugmentedRetriever
 
@@ -783,18 +646,11 @@ class Sessions:
             retriever=retriever,
             sessions=self,
             memory=_own(session),
-            k=k,
-            scopes=scopes,
-            kinds=kinds,
-            roles=roles,
-            always=always,
             memory_weight=memory_weight,
             budget_tokens=budget_tokens,
             count_tokens=count_tokens,
             complete=complete,
-            name=name,
-            tags=tags,
-            metadata=metadata,
+            **options,
         )
 
     def scope(
@@ -880,31 +736,4 @@ def _hit(stored: StoredMemory, query: str, marks: tuple[str, str]) -> SearchHit:
         text=text,
         created_at=stored.created_at,
         score=stored.score or 0.0,
-    )
-
-
-def _period(since: datetime | None, until: datetime | None) -> tuple[datetime | None, datetime | None]:
-    return validation.checked_moment("since", since), validation.checked_moment("until", until)
-
-
-def _owners(user_id: str | None, group_id: str | None) -> tuple[str | None, str | None]:
-    return lifecycle.owner_id_or_none("user_id", user_id), lifecycle.owner_id_or_none("group_id", group_id)
-
-
-def _filter(
-    visible_to: Identity | None,
-    *,
-    user_id: str | None = None,
-    group_id: str | None = None,
-    status: Status | None = None,
-    tags: Sequence[str] | None = None,
-    since: datetime | None = None,
-    until: datetime | None = None,
-) -> SessionFilter:
-    return SessionFilter(
-        *_owners(user_id, group_id),
-        validation.checked_status(status),
-        () if tags is None else validation.texts_of("tags", tags),
-        *_period(since, until),
-        visible_to,
     )

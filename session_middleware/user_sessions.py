@@ -1,25 +1,36 @@
-"""`UserSessions`: the sessions of one user. Sessions of other users are not found.
+"""`UserSessions`: the sessions of one user; and the methods that it shares with `Sessions`.
 
-The sessions that it returns check each call by an `AuthorizedStorage`.
+The sessions that these return check each call by an `AuthorizedStorage`.
 """
 
 from __future__ import annotations
 
 import builtins
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack
 
 from session_middleware import lifecycle
 from session_middleware.display.html import Rows
 from session_middleware.errors import SessionAccessDenied, SessionNotFound, UserRevoked
 from session_middleware.memory.results import SearchHit
-from session_middleware.models import Explanation, Identity, SessionInfo, ToolCall, Usage
-from session_middleware.runtime.explain import explain_absence
-from session_middleware.runtime.run_context import acting_as, as_config
+from session_middleware.models import Event, Explanation, Identity, SessionInfo, ToolCall, Usage
+from session_middleware.runtime.explain import explain, explain_absence
+from session_middleware.runtime.run_context import as_config
 from session_middleware.session import Session
-from session_middleware.storage.executor import async_twin
+from session_middleware.storage.executor import StorageExecutor, async_twin
+from session_middleware.storage.protocol import Storage
+from session_middleware.storage.run import RunContext
 from session_middleware.storage.types import ArchivedSession, DeletionCounts, TombstoneInfo, UsageBy
-from session_middleware.storage.validation import SessionFilters, SessionOptions, spelled_out, suggesting
+from session_middleware.storage.validation import (
+    SessionFilters,
+    SessionOptions,
+    check_choice,
+    check_kind,
+    checked_limit,
+    details_of,
+    filter_of,
+    spelled_out,
+)
 
 if TYPE_CHECKING:
     from langchain_core.runnables import RunnableConfig
@@ -28,11 +39,150 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_FIXED = "for_user() sets it; call for_user() for another user instead"
+
+class SessionAccess:
+    """The methods that `Sessions` has for the operator, and `UserSessions` for one user."""
+
+    _identity: Identity | None = None  # of the user; None: the operator, who has access to all sessions
+    _storage: Storage
+    _offload: StorageExecutor
+
+    @property
+    def _operator(self) -> Sessions:
+        raise NotImplementedError
+
+    def _session(self, info: SessionInfo) -> Session:
+        return Session.of(info, self._operator, self._identity)
+
+    def _checked(self, found: T) -> T:
+        """`found`, unless the user is revoked. Raises `UserRevoked`."""
+        if self._identity is not None and self._storage.is_revoked(self._identity.user_id):
+            raise UserRevoked("", user_id=self._identity.user_id)
+        return found
+
+    def _find(self, session_id: str) -> SessionInfo | None:
+        """The session as stored, if the user may read it."""
+        self._operator._flush(session_id)
+        found = self._checked(self._storage.find_session(session_id))
+        is_hidden = found and self._identity and not lifecycle.is_theirs(found, self._identity, reading=True)
+        return None if is_hidden else found
+
+    def _tombstone(self, session_id: str) -> TombstoneInfo | None:
+        """The tombstone of a deleted session, if the user owned it."""
+        found = self._storage.find_tombstone(session_id)
+        is_hidden = found and self._identity and found.user_id != self._identity.user_id
+        return None if is_hidden else found
+
+    def _open(self, session_id: str, identity: Identity, if_exists: str, options: SessionOptions) -> Session:
+        check_choice("if_exists", if_exists, ("resume", "raise"))
+        details = details_of(**options)
+        self._operator._background.start()
+        context = RunContext(session_id, identity)
+        return self._session(self._storage.open_session(context, details, must_be_new=if_exists == "raise"))
+
+    def find(self, session_id: object) -> Session | None:
+        """The session, or ``None``; for a user also if it is another user's."""
+        found = self._find(lifecycle.session_id_of(session_id))
+        return None if found is None else self._session(found)
+
+    afind = async_twin(find)
+
+    def get(self, session_id: object) -> Session:
+        """The session. Raises `SessionNotFound`, whose message says whether it is archived."""
+        session = self.find(session_id)
+        if session is None:
+            chosen = lifecycle.session_id_of(session_id)
+            tombstone = self._tombstone(chosen)
+            raise SessionNotFound(chosen, archived=tombstone is not None and tombstone.archive is not None)
+        return session
+
+    aget = async_twin(get)
+
+    @spelled_out(SessionFilters)
+    def list(
+        self, *, limit: int | None = 50, after: Session | None = None, **filters: Unpack[SessionFilters]
+    ) -> builtins.list[Session]:
+        """Sessions, latest activity first; for a user, those of the user or shared with the user's groups.
+
+        The next page begins after `after`, the last session of this one. A session whose row is damaged is left out,
+        with a warning; `get` of it raises `StorageError`.
+
+        Raises:
+            UnknownStatus: the status is unknown.
+        """
+        self._operator._flush()
+        where = filter_of(self._identity, **filters)
+        check_kind("after", after, SessionInfo | None, "the last session of the page before")
+        before = None if after is None else (after.last_active_at, after.id)
+        found = self._storage.list_sessions(where, limit=checked_limit(limit), before=before)
+        return Rows(self._session(info) for info in self._checked(found))
+
+    alist = async_twin(list)
+
+    @spelled_out(SessionFilters)
+    def count(self, **filters: Unpack[SessionFilters]) -> int:
+        """The number of sessions that `list` finds without a limit."""
+        self._operator._flush()
+        return self._checked(self._storage.count_sessions(filter_of(self._identity, **filters)))
+
+    acount = async_twin(count)
+
+    def copy(self, session_id: object, to: object = None) -> Session:
+        """Fork a session, by default with a new id: its state, owner, title, tags, metadata, and messages.
+
+        Raises:
+            SessionNotFound: there is no such session, or it is another user's.
+            SessionAccessDenied: the user may only read the session. A fork belongs to the owner of the original.
+            SessionExists: a session has the new id already.
+        """
+        source, target = self.get(session_id), self._operator._id_of(to)
+        return self._session(source._storage.copy_session(source.id, target))
+
+    acopy = async_twin(copy)
+
+    def delete(self, session_id: object) -> DeletionCounts:
+        """Delete a session and its archive. Returns the numbers of rows deleted.
+
+        Raises:
+            SessionNotFound: the session is another user's, or a user deletes one that does not exist.
+            SessionAccessDenied: the user may only read the session.
+        """
+        return self._operator._delete(lifecycle.session_id_of(session_id), self._storage, self._identity)
+
+    adelete = async_twin(delete)
+
+    def restore(self, session_id: object) -> Session:
+        """Restore an archived session: id, owner, record, memories and state. Its idle time begins now.
+
+        Raises:
+            SessionNotFound: no archived session has the id, or it is another user's.
+            SessionExists: a session has the id.
+            SessionLimitReached: the limit of open sessions is reached, and ``on_limit`` is ``"reject"``.
+            StorageError: the archive's file is missing or was changed.
+        """
+        chosen = lifecycle.session_id_of(session_id)
+        return self._session(self._storage.restore_session(chosen, by=self._identity))
+
+    arestore = async_twin(restore)
+
+    def explain(self, session_id: object) -> Explanation:
+        """Why a session has its status, and its next status if no activity follows; also of deleted ids.
+
+        Raises `SessionNotFound` for a user and an id that was never the user's; the operator may ask for any id.
+        """
+        chosen, settings = lifecycle.session_id_of(session_id), self._operator.settings
+        session = self._find(chosen)
+        if session is not None:
+            return explain(session, settings, self._operator._clock(), self._storage.list_records(Event, chosen))
+        tombstone = self._tombstone(chosen)
+        if tombstone is None and self._identity is not None:
+            raise SessionNotFound(chosen)
+        return explain_absence(chosen, tombstone, settings)
+
+    aexplain = async_twin(explain)
 
 
-@suggesting
-class UserSessions:
+class UserSessions(SessionAccess):
     """`Sessions` for one user: each access is checked, and sessions of other users are not found.
 
     Sessions without an owner are not found either. Sessions shared with a group of the user
@@ -41,33 +191,21 @@ class UserSessions:
     storage raises `UserRevoked`, also those of a `Session`.
     """
 
-    _elsewhere: ClassVar = dict.fromkeys(("user_id", "group_id", "group_ids"), _FIXED)
-
     def __init__(self, sessions: Sessions, identity: Identity) -> None:
-        self._sessions, self.identity = sessions, identity
+        self._sessions, self.identity, self._identity = sessions, identity, identity
         self._storage, self._offload = sessions._storage, sessions._offload
+
+    @property
+    def _operator(self) -> Sessions:
+        return self._sessions
 
     def __repr__(self) -> str:
         return f"{self._sessions!r}.for_user({self.identity.user_id!r})"
 
-    def _session(self, info: SessionInfo) -> Session:
-        return Session.of(info, self._sessions, self.identity)
-
-    def _checked(self, found: T) -> T:
-        """`found`, unless the user is revoked. Raises `UserRevoked`."""
-        if self._storage.is_revoked(self.identity.user_id):
-            raise UserRevoked("", user_id=self.identity.user_id)
-        return found
-
-    def _tombstone(self, session_id: object) -> TombstoneInfo | None:
-        """The tombstone of a session that the user owned."""
-        tombstone = self._storage.find_tombstone(lifecycle.session_id_of(session_id))
-        return None if tombstone is None or tombstone.user_id != self.identity.user_id else tombstone
-
     def config(self, session_id: object = None, **configurable: Any) -> RunnableConfig:
         """The config of a run of this user. Raises `TypeError` for a `user_id` and for groups."""
-        if named := sorted(self._elsewhere.keys() & configurable):
-            raise TypeError(f"config() has no argument {named[0]!r}; {_FIXED}")
+        if named := sorted({"user_id", "group_id", "group_ids"} & configurable.keys()):
+            raise TypeError(f"config() has no argument {named[0]!r}; call for_user() for another user instead")
         return self._sessions.config(session_id, **as_config(self.identity), **configurable)
 
     @spelled_out(SessionOptions)
@@ -79,68 +217,29 @@ class UserSessions:
         if_exists: Literal["resume", "raise"] = "resume",
         **options: Unpack[SessionOptions],
     ) -> Session:
-        """As `Sessions.open`, by this user, for one of the user's groups. Raises `TypeError` for a `user_id`.
+        """As `Sessions.open`, by this user, for one of the user's groups.
 
         Raises:
             SessionNotFound: the session is owned by another user.
             SessionAccessDenied: the user may only read the session, or is not in the group.
         """
         identity, group_id = self.identity, lifecycle.owner_id_or_none("group_id", group_id)
-        chosen = None if session_id is None else lifecycle.session_id_of(session_id)
+        chosen = self._sessions._id_of(session_id)
         if group_id is not None:
             if group_id not in identity.groups:
-                raise SessionAccessDenied(chosen or "", user_id=identity.user_id, group_id=group_id)
+                raise SessionAccessDenied(chosen, user_id=identity.user_id, group_id=group_id)
             identity = identity.model_copy(update={"group_id": group_id, "group_ids": tuple(identity.groups)})
-        if chosen is not None:
-            found = self._checked(self._sessions.find(chosen))
-            if found is not None:
-                lifecycle.check_theirs(found, self.identity)
+        found = self._checked(self._storage.find_session(chosen))
+        if found is not None:
+            lifecycle.check_theirs(found, self.identity)
         try:
-            with acting_as(identity):
-                return self._session(self._sessions.open(chosen, if_exists=if_exists, **options))
+            return self._open(chosen, identity, if_exists, options)
         except UserRevoked:
             raise
         except SessionAccessDenied:
-            raise SessionNotFound(chosen or "") from None
+            raise SessionNotFound(chosen) from None
 
     aopen = async_twin(open)
-
-    def find(self, session_id: object) -> Session | None:
-        """The session, or ``None``, also if it is another user's."""
-        found = self._checked(self._sessions.find(session_id))
-        if found is None or not lifecycle.is_theirs(found, self.identity, reading=True):
-            return None
-        return self._session(found)
-
-    afind = async_twin(find)
-
-    def get(self, session_id: object) -> Session:
-        """The session. Raises `SessionNotFound`, also if it is another user's."""
-        session = self.find(session_id)
-        if session is None:
-            tombstone = self._tombstone(session_id)
-            archived = tombstone is not None and tombstone.archive is not None
-            raise SessionNotFound(lifecycle.session_id_of(session_id), archived=archived)
-        return session
-
-    aget = async_twin(get)
-
-    @spelled_out(SessionFilters)
-    def list(
-        self, *, limit: int | None = 50, after: Session | None = None, **filters: Unpack[SessionFilters]
-    ) -> builtins.list[Session]:
-        """The user's sessions and those shared with the user's groups, filtered as in `Sessions.list`."""
-        found = self._checked(self._sessions.list(visible_to=self.identity, limit=limit, after=after, **filters))
-        return Rows(self._session(session) for session in found)
-
-    alist = async_twin(list)
-
-    @spelled_out(SessionFilters)
-    def count(self, **filters: Unpack[SessionFilters]) -> int:
-        """The number of sessions that `list` finds without a limit."""
-        return self._checked(self._sessions.count(visible_to=self.identity, **filters))
-
-    acount = async_twin(count)
 
     def list_archived(
         self, *, limit: int | None = 50, after: ArchivedSession | None = None
@@ -151,59 +250,12 @@ class UserSessions:
 
     alist_archived = async_twin(list_archived)
 
-    def restore(self, session_id: object) -> Session:
-        """As `Sessions.restore`, for a session that the user owned. Raises `SessionNotFound` for others."""
-        return self._session(self._storage.restore_session(lifecycle.session_id_of(session_id), by=self.identity))
-
-    arestore = async_twin(restore)
-
-    def delete(self, session_id: object) -> DeletionCounts:
-        """Delete a session that the user may change, or an archive of the user.
-
-        Raises:
-            SessionNotFound: the session is owned by another user.
-            SessionAccessDenied: the user may only read the session.
-        """
-        session = self.find(session_id)
-        if session is None and self._tombstone(session_id) is not None:
-            return self._storage.delete_session(lifecycle.session_id_of(session_id), by=self.identity)
-        return self.get(session_id).delete()
-
-    adelete = async_twin(delete)
-
     def prune(self, session_id: object) -> None:
         """Delete all but the latest checkpoints of a session of the user. Raises `SessionNotFound`."""
         session = self.get(session_id)
         session._storage.prune_checkpoints([session.id])
 
     aprune = async_twin(prune)
-
-    def copy(self, session_id: object, to: object = None) -> Session:
-        """As `Sessions.copy`, for a session of the user.
-
-        Raises:
-            SessionNotFound: the session is owned by another user.
-            SessionAccessDenied: the user may only read the session. A fork belongs to the owner of the original.
-            SessionExists: a session has the new id already.
-        """
-        source = self.get(session_id)
-        target = self._sessions._id_of(to)
-        source._storage.copy_session(source.id, target)
-        return self.get(target)
-
-    acopy = async_twin(copy)
-
-    def explain(self, session_id: object) -> Explanation:
-        """As `Sessions.explain`, for a session of the user, also a deleted one. Raises `SessionNotFound`."""
-        session = self.find(session_id)
-        if session is not None:
-            return self._sessions.explain(session.id)
-        tombstone = self._tombstone(session_id)
-        if tombstone is None:
-            raise SessionNotFound(lifecycle.session_id_of(session_id))
-        return explain_absence(tombstone.session_id, tombstone, self._sessions.settings)
-
-    aexplain = async_twin(explain)
 
     def search(
         self,
@@ -216,14 +268,9 @@ class UserSessions:
         marks: tuple[str, str] = ("", ""),
     ) -> builtins.list[SearchHit]:
         """As `Sessions.search`, in the user's own sessions."""
+        user_id = self.identity.user_id
         found = self._sessions.search(
-            query,
-            user_id=self.identity.user_id,
-            session_id=session_id,
-            since=since,
-            limit=limit,
-            offset=offset,
-            marks=marks,
+            query, user_id=user_id, session_id=session_id, since=since, limit=limit, offset=offset, marks=marks
         )
         return self._checked(found)
 

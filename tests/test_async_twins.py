@@ -86,5 +86,5 @@ async def test_a_twin_runs_the_method_of_a_subclass() -> None:
 
 
 def test_a_twin_given_an_argument_there_is_not_says_which_was_meant() -> None:
-    with Sessions(":memory:") as sessions, pytest.raises(TypeError, match=r"aopen\(\) .*'titel'; write title=…"):
+    with Sessions(":memory:") as sessions, pytest.raises(TypeError, match=r"open\(\) .*'titel'; write title=…"):
         asyncio.run(sessions.aopen("t", titel="x"))  # type: ignore[call-arg]

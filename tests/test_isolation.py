@@ -17,6 +17,7 @@ from langchain_core.runnables.config import var_child_runnable_config
 
 from session_middleware import SessionError, Sessions
 from session_middleware.models import Identity
+from session_middleware.storage.types import SessionFilter
 from tests.support import agents
 from tests.support.agents import human
 
@@ -127,7 +128,7 @@ class World:
         if op == "add":
             return session.add({"role": "user", "content": self.secret(user)})
         if op == "connect":
-            return session.connect(name=self.secret(user))
+            return session.update(client={"name": self.secret(user)})
         if op == "follow":
             return list(session.follow(timeout="1ms"))
         if op == "resource":
@@ -202,8 +203,8 @@ def test_nobody_is_given_or_changes_what_is_not_theirs(steps: list[Step]) -> Non
 
 
 def take(world: World, user: str, session_id: str, op: str) -> None:
-    visible = Identity(user_id=user, group_ids=GROUPS[user])
-    reachable = {session.user_id for session in world.sessions.list(limit=None, visible_to=visible)}
+    visible = SessionFilter(visible_to=Identity(user_id=user, group_ids=GROUPS[user]))
+    reachable = {session.user_id for session in world.sessions._storage.list_sessions(visible, limit=None)}
     is_anothers = op not in OPERATORS and world.whose(session_id) not in (None, user)
     before = world.kept(session_id) if is_anothers else None
     try:

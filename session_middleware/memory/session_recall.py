@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypedDict
 
 from session_middleware.display.html import Rows
 from session_middleware.memory.context import (
@@ -52,6 +52,20 @@ KINDS: tuple[Kind, ...] = ("item", "message")
 ROLES: tuple[Role, ...] = ("user", "assistant", "tool")  # whose messages are indexed
 SPEAKERS: tuple[Role, ...] = ("user", "assistant")
 Duration: TypeAlias = timedelta | str | float
+
+
+class RecallOptions(TypedDict, total=False):
+    """The options of retrievers that select memories."""
+
+    k: int
+    scopes: Sequence[Scope]
+    kinds: Sequence[Kind]
+    roles: Sequence[Role]
+    always: bool
+    name: str | None
+    tags: Texts | None
+    metadata: dict[str, Any] | None
+
 
 _HALF_LIFE = timedelta(days=30)
 

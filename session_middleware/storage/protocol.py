@@ -127,18 +127,16 @@ class Storage(Protocol):
     def measure_session(self, session_id: str) -> SessionSize:
         """The number of its checkpoints and an estimate of its bytes, without reading its content."""
 
-    def update_session(self, session_id: str, details: SessionDetails, *, by: Identity | None = None) -> SessionInfo:
+    def update_session(self, session_id: str, details: SessionDetails) -> SessionInfo:
         """Replace the given fields. Metadata, context and client merge at every depth; ``None`` deletes a key."""
 
-    def end_session(
-        self, session_id: str, status: Closed, *, reason: str, detail: Mapping[str, Any], by: Identity | None
-    ) -> SessionInfo:
+    def end_session(self, session_id: str, status: Closed, *, reason: str, detail: Mapping[str, Any]) -> SessionInfo:
         """Complete, fail or abandon. Raises `InvalidTransition` if the session has ended."""
 
-    def ping_session(self, session_id: str, *, by: Identity | None) -> SessionInfo:
+    def ping_session(self, session_id: str) -> SessionInfo:
         """Record activity without a run. Raises `InvalidTransition` if the session has ended."""
 
-    def pin_session(self, session_id: str, pin: Pin | None, *, by: Identity | None) -> SessionInfo:
+    def pin_session(self, session_id: str, pin: Pin | None) -> SessionInfo:
         """Exempt from expiry and deletion; ``None`` ends the exemption, and the idle time starts now."""
 
     def postpone_expiry(self, session_id: str, until: datetime) -> None:
@@ -271,11 +269,6 @@ class Storage(Protocol):
 
         A `RunEnd` closes the run's row, if there is one, and releases the run's lease.
         """
-
-    def append_event(
-        self, session_id: str, kind: str, *, reason: str | None = None, detail: dict[str, Any] | None = None
-    ) -> None:
-        """Append an event; nothing if there is no session."""
 
     def append_repair(
         self,
@@ -493,9 +486,6 @@ class Storage(Protocol):
 
         `on_events` is called after each commit that has queued some, on any thread, and must not wait.
         """
-
-    def has_events(self) -> bool:
-        """Whether events are queued. Does no I/O."""
 
     def take_event(self) -> Event | None:
         """Remove and return the next queued event, in the order of commits; ``None`` if there is none."""

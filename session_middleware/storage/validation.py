@@ -1,4 +1,4 @@
-"""Validation of arguments, before anything is written. An invalid argument would do harm, or silently nothing."""
+"""Validation of arguments, before anything is written."""
 
 from __future__ import annotations
 
@@ -8,23 +8,39 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from difflib import get_close_matches
 from functools import wraps
-from inspect import Parameter, getmembers, iscoroutinefunction, isfunction, signature
-from typing import Any, TypedDict, TypeVar, get_args, get_type_hints
+from inspect import Parameter, signature
+from typing import Any, TypeVar, cast, get_args, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from session_middleware.errors import InvalidArgument, InvalidMemoryArgument, UnknownStatus
-from session_middleware.models import OnExpire, OnResume, Status, Visibility
+from session_middleware.lifecycle import owner_id_or_none
+from session_middleware.models import Identity, OnExpire, OnResume, Status, Visibility
 from session_middleware.settings import own_seconds, parse_duration
-from session_middleware.storage.types import SessionDetails
+from session_middleware.storage.types import SessionDetails, SessionFilter
 
-T = TypeVar("T")
-C = TypeVar("C", bound=type)
 F = TypeVar("F", bound=Callable[..., Any])
 
-Timeout = str | float | timedelta | None  # "never" for none at all; None leaves what is there
+_HIGHEST = 2**63 - 1  # of the numbers that a database stores
+_LONGEST_TEXT = 1_024  # characters of a title and the like, which are listed and indexed
+_MOST_TAGS = 100
+_CHOICES = {"visibility": get_args(Visibility), "on_expire": get_args(OnExpire), "on_resume": get_args(OnResume)}
+_EARLIEST, _LATEST = datetime(1000, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
+
+
+def _listed(value: Any) -> tuple[Any, ...]:
+    """The elements; a single text is one element, and not its letters."""
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        return (value,)
+    return tuple(value)
+
+
+Timeout = str | float | timedelta | None  # "never": no limit; None: unchanged
 
 
 class SessionOptions(TypedDict, total=False):
-    """What can be said of a session when it is opened, and changed later. ``None`` leaves what is there."""
+    """The fields of a session that a caller may set. ``None`` leaves a field unchanged."""
 
     title: str | None
     purpose: str | None
@@ -41,7 +57,7 @@ class SessionOptions(TypedDict, total=False):
 
 
 class SessionFilters(TypedDict, total=False):
-    """Which sessions are listed and counted. ``None`` is no condition."""
+    """The conditions for listing and counting sessions. ``None`` is no condition."""
 
     user_id: str | None
     group_id: str | None
@@ -51,32 +67,73 @@ class SessionFilters(TypedDict, total=False):
     until: datetime | None
 
 
-_HIGHEST = 2**63 - 1  # what a database counts to
-_STATUSES: tuple[Status, ...] = get_args(Status)
-_CHOICES = {"visibility": get_args(Visibility), "on_expire": get_args(OnExpire), "on_resume": get_args(OnResume)}
-_ALSO = {
-    "user": "user_id",
-    "owner": "user_id",
-    "owner_id": "user_id",
-    "username": "user_id",
-    "group": "group_id",
-    "groups": "group_ids",
-    "thread": "session_id",
-    "thread_id": "session_id",
-    "session": "session_id",
-    "id": "session_id",
-}
+def details_of(*, idle_timeout: Any = None, max_age: Any = None, retention: Any = None, **given: Any) -> SessionDetails:
+    """The options of a session as they are stored. Raises `InvalidArgument`."""
+    for name, value in given.items():
+        if value is None:
+            continue
+        if name in _CHOICES:
+            check_choice(name, value, _CHOICES[name])
+        elif name == "tags":
+            given[name] = tags = _listed(value)
+            if len(tags) > _MOST_TAGS or not all(_is_label(tag, at_least=1) for tag in tags):
+                wanted = f"at most {_MOST_TAGS} texts of 1 to {_LONGEST_TEXT:,} characters"
+                raise InvalidArgument(name, value, wanted=wanted)
+        elif name in ("title", "purpose"):
+            check_text(name, value)
+        elif not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+            raise InvalidArgument(name, value, wanted="a dict whose keys are texts")
+    return SessionDetails(
+        **given,
+        idle_timeout_seconds=own_seconds("idle_timeout", idle_timeout),
+        max_age_seconds=own_seconds("max_age", max_age),
+        retention_seconds=own_seconds("retention", retention),
+    )
+
+
+def filter_of(
+    visible_to: Identity | None,
+    *,
+    user_id: str | None = None,
+    group_id: str | None = None,
+    status: Status | None = None,
+    tags: Sequence[str] | None = None,
+    since: datetime | None = None,
+    until: datetime | None = None,
+) -> SessionFilter:
+    """The conditions as they are stored. Raises `InvalidArgument`, `InvalidIdentity` or `UnknownStatus`."""
+    check_status(status)
+    owners = owner_id_or_none("user_id", user_id), owner_id_or_none("group_id", group_id)
+    chosen = () if tags is None else _listed(tags)
+    if not all(isinstance(tag, str) for tag in chosen):
+        raise InvalidArgument("tags", tags, wanted="a list of texts")
+    return SessionFilter(*owners, status, chosen, *period_of(since, until), visible_to)
+
+
+def check_status(status: Status | None) -> None:
+    """Raises `UnknownStatus`."""
+    if status is not None and status not in get_args(Status):
+        raise UnknownStatus(str(status), known=get_args(Status))
+
+
+def period_of(since: datetime | None, until: datetime | None) -> tuple[datetime | None, datetime | None]:
+    return checked_moment("since", since), checked_moment("until", until)
+
+
+# Names
+
+_ALSO = dict.fromkeys(("user", "owner", "owner_id", "username"), "user_id") | {"group": "group_id"}
+_ALSO |= {"groups": "group_ids"} | dict.fromkeys(("thread", "thread_id", "session", "id"), "session_id")
 
 
 def check_names(given: Iterable[str], function: str, known: Sequence[str]) -> None:
-    """Raises `TypeError` for a name that is surely meant to be one of `known`."""
+    """Raise `TypeError` for a name that is similar to one of `known`, or another word for it."""
     for name in given:
-        if (meant := meant_by(name, known)) is not None:
+        if (meant := _meant_by(name, known)) is not None:
             raise TypeError(f"{function}() has no argument {name!r}; write {meant}=…")
 
 
-def meant_by(name: str, known: Iterable[str]) -> str | None:
-    """The name of `known` that a mistyped one, or another word for it, stands for."""
+def _meant_by(name: str, known: Iterable[str]) -> str | None:
     names = {each: each for each in known}
     if (also := _ALSO.get(name)) in names:
         return also
@@ -87,82 +144,76 @@ def meant_by(name: str, known: Iterable[str]) -> str | None:
 
 
 def spelled_out(options: type) -> Callable[[F], F]:
-    """Show what ``**options`` may be as keyword arguments in `inspect.signature` and `help`.
+    """Show the arguments in ``**options`` in `inspect.signature` and `help`, and reject others.
 
     Args:
-        options: the `TypedDict` of ``**options: Unpack[…]``, or a pydantic model whose fields they are.
+        options: the `TypedDict` of ``**options: Unpack[…]``; or a pydantic model, which rejects other names itself.
     """
+    hints, fields = get_type_hints(options), getattr(options, "model_fields", {})
 
     def decorate(method: F) -> F:
         shown = signature(method)
-        known = [one for one in shown.parameters.values() if one.kind is not Parameter.VAR_KEYWORD]
-        hints = get_type_hints(options)
-        fields = getattr(options, "model_fields", dict.fromkeys(hints))
+        own = [one for one in shown.parameters.values() if one.kind is not Parameter.VAR_KEYWORD]
         added = [
-            Parameter(name, Parameter.KEYWORD_ONLY, default=getattr(field, "default", None), annotation=hints[name])
-            for name, field in fields.items()
-            if name not in shown.parameters
+            Parameter(name, Parameter.KEYWORD_ONLY, default=getattr(fields.get(name), "default", None), annotation=hint)
+            for name, hint in hints.items()
+            if name not in shown.parameters and (name in fields or not fields)
         ]
-        method.__signature__ = shown.replace(parameters=[*known, *added])  # type: ignore[attr-defined]
-        return method
+        known = [one.name for one in (*own, *added)][1:]
+
+        @wraps(method)
+        def call(*args: Any, **given: Any) -> Any:
+            unknown = [] if fields else [name for name in given if name not in known]
+            if unknown:
+                check_names(unknown, method.__name__, known)
+                raise TypeError(f"{method.__name__}() has no argument {unknown[0]!r}; it takes {', '.join(known)}")
+            return method(*args, **given)
+
+        call.__signature__ = shown.replace(parameters=[*own, *added])  # type: ignore[attr-defined]
+        return cast("F", call)
 
     return decorate
 
 
-def suggesting(cls: C) -> C:
-    """A class whose methods, given an argument that they do not have, say which one was meant.
-
-    Its `_elsewhere` says of names that no method has where they are given.
-    """
-    for name, method in getmembers(cls, isfunction):
-        if not name.startswith("_") and method.__module__.startswith("session_middleware."):
-            setattr(cls, name, _suggesting(method, getattr(cls, "_elsewhere", {})))
-    return cls
+# The following functions raise `InvalidArgument`, which names the argument and its valid values
 
 
-def _suggesting(method: Any, elsewhere: Mapping[str, str]) -> Any:
-    parameters = signature(method).parameters.values()
-    if any(one.kind is Parameter.VAR_KEYWORD for one in parameters):
-        return method
-    known = [one.name for one in parameters][1:]
-
-    def check(options: dict[str, Any]) -> None:
-        unknown = next((name for name in options if name not in known), None)
-        if unknown is not None:
-            meant = meant_by(unknown, known)
-            advice = f"write {meant}=…" if meant else f"it takes {', '.join(known) or 'none'}"
-            raise TypeError(f"{method.__name__}() has no argument {unknown!r}; {elsewhere.get(unknown, advice)}")
-
-    if iscoroutinefunction(method):
-
-        @wraps(method)
-        async def acall(*args: Any, **options: Any) -> Any:
-            check(options)
-            return await method(*args, **options)
-
-        return acall
-
-    @wraps(method)
-    def call(*args: Any, **options: Any) -> Any:
-        check(options)
-        return method(*args, **options)
-
-    return call
-
-
-def checked_status(status: Status | None) -> Status | None:
-    """Raises `UnknownStatus`."""
-    if status is not None and status not in _STATUSES:
-        raise UnknownStatus(str(status), known=_STATUSES)
-    return status
-
-
-# What follows raises `InvalidArgument`, which names the argument and what it may be
+def validated(name: str, value: object, kind: Any, wanted: str) -> Any:
+    """The value as pydantic converts it."""
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError:
+        raise InvalidArgument(name, value, wanted=wanted) from None
 
 
 def check_choice(name: str, value: object, known: Sequence[str]) -> None:
     if not isinstance(value, str) or value not in known:
         raise InvalidArgument(name, value, wanted=f"one of: {', '.join(map(repr, known))}")
+
+
+def check_callable(name: str, value: object, wanted: str) -> None:
+    if not callable(value):
+        raise InvalidArgument(name, value, wanted=wanted)
+
+
+def check_kind(name: str, value: object, kind: Any, wanted: str) -> None:
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise InvalidArgument(name, value, wanted=wanted)
+
+
+def _is_label(value: object, *, at_least: int) -> bool:
+    """Whether it is a text that can be listed and indexed. A longer one belongs into metadata, or into a message."""
+    return isinstance(value, str) and at_least <= len(value) <= _LONGEST_TEXT
+
+
+def check_text(name: str, value: object, *, at_least: int = 0) -> None:
+    if not _is_label(value, at_least=at_least):
+        raise InvalidArgument(name, value, wanted=f"a text of {at_least} to {_LONGEST_TEXT:,} characters")
+
+
+def check_optional_text(name: str, value: object) -> None:
+    if value is not None:
+        check_text(name, value)
 
 
 def checked_limit(limit: int | None) -> int | None:
@@ -171,20 +222,12 @@ def checked_limit(limit: int | None) -> int | None:
     return limit
 
 
-def check_after(after: object, kind: type, wanted: str) -> None:
-    """Where a page begins: what the one before ended with."""
-    if after is not None and (not isinstance(after, kind) or isinstance(after, bool)):
-        raise InvalidArgument("after", after, wanted=wanted)
-
-
 def check_seq(after: object) -> None:
-    """Where a page of a session's record begins."""
-    check_after(after, int, _SEQ)
-    if isinstance(after, int) and abs(after) > _HIGHEST:
-        raise InvalidArgument("after", after, wanted=_SEQ)
-
-
-_SEQ = "the seq of the last one had"
+    """Validate the place in a session's record after which a page begins."""
+    wanted = "the seq of the last record of the page before"
+    check_kind("after", after, int, wanted)
+    if not -_HIGHEST <= cast("int", after) <= _HIGHEST:
+        raise InvalidArgument("after", after, wanted=wanted)
 
 
 def checked_moment(name: str, moment: datetime | None) -> datetime | None:
@@ -196,119 +239,13 @@ def checked_moment(name: str, moment: datetime | None) -> datetime | None:
     return min(max(moment, _EARLIEST), _LATEST)
 
 
-_EARLIEST, _LATEST = datetime(1000, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
-
-
-def check_callable(name: str, value: object, wanted: str) -> None:
-    if not callable(value):
-        raise InvalidArgument(name, value, wanted=wanted)
-
-
-def check_kind(name: str, value: object, kind: Any, wanted: str) -> None:
-    if not isinstance(value, kind):
-        raise InvalidArgument(name, value, wanted=wanted)
-
-
-def check_optional_text(name: str, value: object) -> None:
-    if value is not None:
-        check_text(name, value)
-
-
-def check_resource(name: object, open: object, close: object) -> None:
-    check_text("name", name, at_least=1)
-    check_callable("open", open, "a function that returns the resource")
-    if close is not None:
-        check_callable("close", close, "a function of the resource")
-
-
-def check_until(value: object) -> None:
-    if value is not None:
-        check_callable("until", value, "a function of a record, which is true after the last one")
-
-
-def check_detail(value: object) -> None:
-    check_kind("detail", value, Mapping | None, "a dict")
-
-
-def check_error(value: object) -> None:
-    check_kind("error", value, BaseException | str | None, "an exception or its text")
-
-
-def milliseconds_of(name: str, duration: object) -> float | None:
-    """A time that a call took."""
-    check_kind(name, duration, timedelta | None, "a timedelta")
-    if isinstance(duration, timedelta) and duration < timedelta(0):
+def milliseconds_of(name: str, duration: timedelta | None) -> float | None:
+    """The duration of a call."""
+    if duration is None:
+        return None
+    if not isinstance(duration, timedelta) or duration < timedelta(0):
         raise InvalidArgument(name, duration, wanted="a timedelta of zero or more")
-    return None if duration is None else duration / timedelta(milliseconds=1)  # type: ignore[operator]
-
-
-def check_clock(clock: Any) -> None:
-    check_callable("clock", clock, _CLOCK)
-    moment = clock()
-    if not isinstance(moment, datetime) or moment.tzinfo is None:
-        raise InvalidArgument("clock", moment, wanted=_CLOCK)
-
-
-_CLOCK = "a function that returns a datetime with a time zone, such as lambda: datetime.now(timezone.utc)"
-
-
-def check_serializer(serde: object) -> None:
-    for method in ("dumps_typed", "loads_typed") if serde is not None else ():
-        if not callable(getattr(serde, method, None)):
-            raise InvalidArgument("serde", serde, wanted="a serializer of LangGraph's, such as an EncryptedSerializer")
-
-
-def checked_types(allowed: Any) -> tuple[Any, ...]:
-    """Classes, and classes named by their module and name."""
-    found = tuple(allowed) if isinstance(allowed, Iterable) and not isinstance(allowed, str) else (None,)
-    for one in found:
-        is_name = isinstance(one, tuple) and len(one) > 1 and all(isinstance(part, str) for part in one)
-        if not isinstance(one, type) and not is_name:
-            raise InvalidArgument("allowed_types", allowed, wanted="a list of classes, such as [MyType]")
-    return found
-
-
-_LONGEST_TEXT = 1_024  # characters of a title and the like: they are listed, and indexed
-_MOST_TAGS = 100
-
-
-def check_text(name: str, value: object, *, at_least: int = 0) -> None:
-    """A text that is a label: what is longer belongs into metadata, or into a message."""
-    if not isinstance(value, str) or not at_least <= len(value) <= _LONGEST_TEXT:
-        raise InvalidArgument(name, value, wanted=f"a text of {at_least} to {_LONGEST_TEXT:,} characters")
-
-
-def texts_of(name: str, value: Any) -> tuple[str, ...]:
-    """Some texts; a single one is one of them, not its letters."""
-    found = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else (None,)
-    if not all(isinstance(text, str) for text in found):
-        raise InvalidArgument(name, value, wanted="a list of texts")
-    return found
-
-
-def details_of(*, idle_timeout: Any = None, max_age: Any = None, retention: Any = None, **given: Any) -> SessionDetails:
-    """What an opener says of a session, checked."""
-    for name, value in given.items():
-        if value is None:
-            continue
-        if name in _CHOICES:
-            check_choice(name, value, _CHOICES[name])
-        elif name == "tags":
-            given[name] = tags = texts_of(name, value)
-            if len(tags) > _MOST_TAGS:
-                raise InvalidArgument(name, tags, wanted=f"at most {_MOST_TAGS} tags")
-            for tag in tags:
-                check_text(name, tag, at_least=1)
-        elif name in ("title", "purpose"):
-            check_text(name, value)
-        elif not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-            raise InvalidArgument(name, value, wanted="a dict whose keys are texts")
-    return SessionDetails(
-        **given,
-        idle_timeout_seconds=own_seconds("idle_timeout", idle_timeout),
-        max_age_seconds=own_seconds("max_age", max_age),
-        retention_seconds=own_seconds("retention", retention),
-    )
+    return duration / timedelta(milliseconds=1)
 
 
 # The following functions raise `InvalidMemoryArgument`, which is a `TypeError` too

@@ -28,8 +28,8 @@ class Nothing(BaseRetriever):
 
 OPTIONS: list[tuple[Callable[[Sessions], Any], str]] = [
     (lambda s: s.retriever(scope=["session"]), "has no argument 'scope'; write scopes="),
-    (lambda s: s.retriever(kk=1), "has no argument 'kk'; it takes k, scopes, kinds"),
-    (lambda s: s.augment(Nothing(), foo=1), "has no argument 'foo'; it takes retriever, k, scopes"),
+    (lambda s: s.retriever(kk=1), "has no argument 'kk'; it takes session, k, scopes, kinds"),
+    (lambda s: s.augment(Nothing(), foo=1), "has no argument 'foo'; it takes retriever, memory_weight"),
     (lambda s: s.scope(InMemoryVectorStore(DeterministicFakeEmbedding(size=3))).as_retriever(kk=1), "takes no 'kk'"),
     (lambda s: SessionMiddleware("x.db"), "takes a Sessions and was given 'x.db'; make one"),  # type: ignore[arg-type]
     (lambda s: SessionMiddleware(s, recall=8), "give Recall"),  # type: ignore[arg-type]
