@@ -34,7 +34,8 @@ from session_middleware.models import (
 )
 from session_middleware.recording.chat_message_history import SessionHistory
 from session_middleware.recording.follow import Following, afollow, follow
-from session_middleware.recording.manual import F, ManualRecorder, Sayable
+from session_middleware.recording.manual import F, ManualRecorder
+from session_middleware.recording.messages import Sayable
 from session_middleware.runtime.authorized_storage import AuthorizedStorage
 from session_middleware.runtime.resources import Key, path_of
 from session_middleware.runtime.run_context import as_config, identity_of

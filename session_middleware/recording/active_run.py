@@ -8,12 +8,11 @@ from collections import ChainMap, Counter, OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 from uuid import UUID
 
 from session_middleware.checkpoint.answers import without_tasks
 from session_middleware.recording.messages import with_author
-from session_middleware.storage.jsonable import is_a
 from session_middleware.storage.record_entries import ASIDE, MessageEntry, ToolStart
 from session_middleware.storage.run import RunContext
 
@@ -24,21 +23,33 @@ CallKey: TypeAlias = tuple[str, str]  # the namespace of a node or graph, and a 
 Request: TypeAlias = tuple[str, Mapping[str, Any]]  # a message id, and a tool call that this message requests
 
 
-@dataclass(slots=True)
-class Node:
-    name: str
-    namespace: str  # the namespace of its graph, extended by its task
-    is_resumed: bool  # the run was resumed with an answer, and continues at this node
-    step: int | None = None  # LangGraph's step number
+class Node(NamedTuple):
+    """A node of a graph in a run."""
 
-    @property
-    def graph_namespace(self) -> str:
-        return self.namespace.rpartition("|")[0]
+    name: str | None
+    namespace: str  # the namespace of its graph, extended by its task
+    graph_namespace: str
+    step: int | None  # LangGraph's step number
+    is_resumed: bool = False  # the run was resumed with an answer, and continues at this node
 
     @property
     def may_refuse(self) -> bool:
         """True if the node may answer a tool call without executing the tool."""
-        return self.is_resumed or self.name.endswith(_HOOKS)
+        return self.is_resumed or str(self.name).endswith(_HOOKS)
+
+
+def node_of(metadata: Mapping[str, Any]) -> Node:
+    """Return the node that made a call, by the call's metadata."""
+    namespace = metadata_field(metadata, "langgraph_checkpoint_ns") or metadata_field(metadata, "checkpoint_ns")
+    namespace = str(namespace or "")
+    name, step = metadata_field(metadata, "langgraph_node"), metadata_field(metadata, "langgraph_step")
+    return Node(name, namespace, namespace.rpartition("|")[0], step)
+
+
+def metadata_field(metadata: Mapping[str, Any], name: str) -> Any:
+    """Return a text or number that LangGraph put into a run's metadata, ``None`` for a value of any other type."""
+    value = metadata.get(name)
+    return value if issubclass(type(value), (str, int)) else None
 
 
 @dataclass(slots=True)
@@ -52,24 +63,18 @@ class Tool:
 class ModelCallInProgress:
     run: ActiveRun
     id: str
-    started: float
     started_at: datetime
     model: str | None
     provider: str | None
-    namespace: str
-    node: str | None
-    step: int | None
+    node: Node
+    started: float = field(default_factory=time.perf_counter)
     message_id: str | None = None  # of the message being streamed
     first_token_ms: float | None = None
-    parts: list[str] = field(default_factory=list)
+    parts: list[str] = field(default_factory=list)  # of the streamed text
     is_flushed: bool = False  # a part of the message is recorded
     timer: Any = None
     is_done: bool = False
     inner_ids: set[str] = field(default_factory=set)  # ids of messages that other models returned meanwhile
-
-    @property
-    def text(self) -> str:
-        return "".join(self.parts)
 
     @property
     def default_message_id(self) -> str:
@@ -102,13 +107,12 @@ class ActiveRun:
     lock: threading.Lock = field(default_factory=threading.Lock)  # tools and nodes may run in parallel
     admission: threading.Lock = field(default_factory=threading.Lock)  # and the first ones may begin together
 
-    def node_of(self, metadata: Mapping[str, Any]) -> Node:
-        step = metadata_field(metadata, "langgraph_step")
+    def add_node(self, run_id: UUID, node: Node) -> Node:
         if self.first_step is None:
-            self.first_step = step
-        namespace = namespace_of(metadata)
-        self.agents.add(name := str(metadata_field(metadata, "langgraph_node")))
-        return Node(name, namespace, self.is_resumed and step == self.first_step, step)
+            self.first_step = node.step
+        self.agents.add(str(node.name))
+        self.nodes[run_id] = node = node._replace(is_resumed=self.is_resumed and node.step == self.first_step)
+        return node
 
     def pop_node(self, run_id: UUID) -> Node | None:
         """Remove a node that has ended."""
@@ -120,11 +124,6 @@ class ActiveRun:
         """Return the step of the outermost graph in which a subgraph with this namespace runs."""
         outermost = namespace.partition("|")[0]
         return next((node.step for node in list(self.nodes.values()) if node.namespace == outermost), None)
-
-    def add_model_output(self, message: MessageEntry) -> None:
-        with self.lock:
-            self.pending_output.append(message)
-            self.index_requests([message])
 
     def index_requests(self, messages: Iterable[MessageEntry]) -> None:
         for message in messages:
@@ -144,30 +143,36 @@ class ActiveRun:
 
     def mark_refused(self, message: MessageEntry, node: Node | None) -> MessageEntry:
         """Set the author of a user message, and mark an error answer as a refusal if no tool was executed for it."""
-        if message.role == "user":
-            return with_author(message, self.context.users_words, self.agents)
         if node is None or message.tool_call_id is None:
-            return message
+            return with_author(message, self.context.users_words, self.agents)
         answers = self.answers.setdefault(message.tool_call_id, set())
         answers.add(message.message_id)
+        if not (message.tool_error and node.may_refuse):
+            return message
         executions = sum(times for (_, call_id), times in self.executed.items() if call_id == message.tool_call_id)
-        refused = message.tool_error and len(answers) > executions
-        return message._replace(refused=True) if refused and node.may_refuse else message
+        return message._replace(refused=len(answers) > executions)
 
     def pop_model_output(self, namespace: str | None, already_recorded: Iterable[str] = ()) -> list[MessageEntry]:
         """Remove and return the model output of a node (``None``: of all) that the node has not returned itself.
 
         It is marked `ASIDE`, unless the state turns out to hold the same message under another id.
         """
+        if not self.pending_output:
+            return []
         own = set(already_recorded)
+        aside: list[MessageEntry] = []
+        again: list[MessageEntry] = []
         with self.lock:
-            mine = [m for m in self.pending_output if namespace is None or _is_inside(m.checkpoint_ns, namespace)]
-            taken = set(map(id, mine))
-            self.pending_output = [m for m in self.pending_output if id(m) not in taken]
-        unreturned = [m._replace(again=None) for m in mine if (m.again or m.message_id) not in own]
-        self.context.unclaimed.update({message.claim: message.message_id for message in unreturned if message.text})
-        aside = [message._replace(marks=(*message.marks, ASIDE)) for message in unreturned]
-        return [*aside, *(message for message in mine if message.again in own)]
+            output, self.pending_output = self.pending_output, []
+            for message in output:
+                if namespace is not None and not f"{message.checkpoint_ns}|".startswith(f"{namespace}|"):
+                    self.pending_output.append(message)
+                elif (message.again or message.message_id) not in own:
+                    aside.append(message._replace(again=None, marks=(*message.marks, ASIDE)))
+                elif message.again is not None:
+                    again.append(message)
+        self.context.unclaimed.update({message.claim: message.message_id for message in aside if message.text})
+        return [*aside, *again]
 
 
 def _has(arguments: Any, requested: Any) -> bool:
@@ -179,21 +184,6 @@ def _has(arguments: Any, requested: Any) -> bool:
     )
 
 
-def _is_inside(namespace: str, outer: str) -> bool:
-    return namespace == outer or namespace.startswith(outer + "|")
-
-
-def metadata_field(metadata: Mapping[str, Any], name: str) -> Any:
-    """Return a text or number that LangGraph put into a run's metadata, ``None`` for a value of any other type."""
-    value = metadata.get(name)
-    return value if is_a(value, (str, int)) else None
-
-
-def namespace_of(metadata: Mapping[str, Any]) -> str:
-    found = metadata_field(metadata, "langgraph_checkpoint_ns") or metadata_field(metadata, "checkpoint_ns")
-    return str(found or "")
-
-
 def elapsed_ms(started: float) -> float:
     return round((time.perf_counter() - started) * 1000, 3)
 
@@ -202,8 +192,7 @@ class KnownMessages:
     """The messages that this process has recorded lately: content hashes by message id, for each session."""
 
     def __init__(self) -> None:
-        self._outermost: OrderedDict[str, dict[str, int]] = OrderedDict()
-        self._inside: dict[str, dict[str, int]] = {}  # messages of subgraphs only
+        self._sessions: OrderedDict[str, tuple[dict[str, int], dict[str, int]]] = OrderedDict()
         self._lock = threading.Lock()  # runs of several sessions begin, and are forgotten, at the same time
 
     def for_graph(self, run: ActiveRun, namespace: str) -> ChainMap[str, int]:
@@ -212,25 +201,24 @@ class KnownMessages:
         A message of a subgraph may be new in the outermost graph's state. If our checkpointer serves the run,
         the checkpointer records it there.
         """
-        session_id = run.context.session_id
-        outermost = self.of(session_id)
-        with self._lock:
-            inside = self._inside.setdefault(session_id, {})
+        outermost, inside = self._of(run.context.session_id)
         if namespace:
             return ChainMap(inside, outermost, run.input_hashes)
         return ChainMap(outermost, run.input_hashes, *([inside] if run.context.checkpointed else []))
 
-    def of(self, session_id: str) -> dict[str, int]:
+    def outermost(self, session_id: str) -> dict[str, int]:
         """Return the messages known to the outermost graph."""
+        return self._of(session_id)[0]
+
+    def _of(self, session_id: str) -> tuple[dict[str, int], dict[str, int]]:
+        """Return the known messages of the outermost graph, and those of subgraphs only."""
         with self._lock:
-            known = self._outermost.setdefault(session_id, {})
-            self._outermost.move_to_end(session_id)
-            while len(self._outermost) > _MAX_SESSIONS:
-                evicted, _ = self._outermost.popitem(last=False)
-                self._inside.pop(evicted, None)
+            known = self._sessions.setdefault(session_id, ({}, {}))
+            self._sessions.move_to_end(session_id)
+            if len(self._sessions) > _MAX_SESSIONS:
+                self._sessions.popitem(last=False)
             return known
 
     def forget(self, session_id: str) -> None:
         with self._lock:
-            self._outermost.pop(session_id, None)
-            self._inside.pop(session_id, None)
+            self._sessions.pop(session_id, None)

@@ -14,20 +14,18 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from langchain_core.messages import BaseMessage
+from langchain_core.messages import BaseMessage, RemoveMessage
 from langgraph._internal._constants import PREVIOUS
 from langgraph.checkpoint.base import Checkpoint, CheckpointMetadata
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 from langgraph.constants import START
-from langgraph.types import Command
 
 from session_middleware.checkpoint.codec import NewMessage
 from session_middleware.checkpoint.langchain_messages import id_of, is_message
 from session_middleware.checkpoint.parent_cache import Key
 from session_middleware.recording.history_diff import align_state
-from session_middleware.recording.messages import describe, lists_in, resume_answer, texts_in, to_message, with_author
+from session_middleware.recording.messages import describe, lists_in, with_author
 from session_middleware.recording.write_buffer import RecordBuffer
-from session_middleware.storage.jsonable import is_a
 from session_middleware.storage.record_entries import HistoryEntry, MessageEntry
 from session_middleware.storage.run import RunContext
 
@@ -54,9 +52,7 @@ class RecordingListener:
     def begin(self, context: RunContext, inputs: Any) -> None:
         """Record a run's resume answer: its first checkpoint may come at its end. Never raises."""
         try:
-            context.users_words = frozenset(texts_in(inputs))
-            if is_a(inputs, Command) and inputs.resume is not None:
-                self._buffer.add(context, [resume_answer(inputs.resume, f"resume-{self._buffer.new_id()}")])
+            self._buffer.add_resume_answer(context, inputs)
         except Exception as error:  # noqa: BLE001  # as in `brought`
             self._buffer.fault(error)
 
@@ -70,37 +66,35 @@ class RecordingListener:
     ) -> list[MessageEntry]:
         try:
             counted = metadata.get("counters_since_delta_snapshot") or {}
-            values = [v.value for v in checkpoint["channel_values"].values() if is_a(v, _DeltaSnapshot)]
+            values = [v.value for v in checkpoint["channel_values"].values() if type(v) is _DeltaSnapshot]
             known = self._delta_channels(key[0]) if counted or values else self._sessions.get(key[0])
             if known is not None:
                 known.names.update(counted)
                 written = [known.unassigned.get(name, ()) for name in counted]
                 known.unassigned = {}
                 new = [*new, *_unrecorded(known, [*written, *values])]
-            entries = self._describe(context, key, new, checkpoint["versions_seen"])
+            entries = self._describe(context, key, new, checkpoint["versions_seen"]) if new else []
             if key[1]:  # the outermost graph may return the answer as well
                 answers = (one for one in entries if one.minted and one.text and one.role == "assistant")
                 context.unclaimed.update({one.claim: one.message_id for one in answers})
             else:
-                self._add_whole_state(context, checkpoint, entries)
+                self._add_whole_state(context, checkpoint["channel_values"], entries)
             return entries
         except Exception as error:  # noqa: BLE001  # a fault here must not break a checkpoint
             self._buffer.fault(error)
             return []
 
-    def _add_whole_state(self, context: RunContext, checkpoint: Checkpoint, entries: Sequence[MessageEntry]) -> None:
+    def _add_whole_state(self, context: RunContext, values: dict[str, Any], entries: Sequence[MessageEntry]) -> None:
         """Record a state that is one value instead of named channels: the run's input, saved value and output."""
-        values = checkpoint["channel_values"]
         if START in values and type(values[START]) is not dict:  # its messages may have other ids in the state
             inputs = (entry for entry in entries if entry.minted or entry.role == "user")
             context.unclaimed.update({entry.claim: entry.message_id for entry in inputs})
-        for name in _SAVED:
-            if (value := values.get(name)) is not None and type(value) is not list and not is_message(value):
-                found = [m for messages in lists_in(value, is_one=is_message) for m in messages if is_message(m)]
+        for value in (values.get(name) for name in _SAVED if name in values):
+            if type(value) is not list and not is_message(value):
+                found = [m for messages in lists_in(value) for m in messages if is_message(m)]
                 if found:
-                    described = self._buffer.describe(map(to_message, found))
                     align = partial(align_state, run_id=context.run_id, goes_on=True)
-                    self._buffer.add(context, [HistoryEntry(described, align)])
+                    self._buffer.add(context, [HistoryEntry(self._buffer.describe(found), align)])
 
     def _describe(
         self, context: RunContext, key: Key, new: Sequence[NewMessage], agents: Container[str]
@@ -108,15 +102,12 @@ class RecordingListener:
         """Convert new messages. An id is generated from the position, so a second put has the same ids."""
         found: list[MessageEntry] = []
         for number, (message, following) in enumerate(new):
-            _, created_at = context.said_at.get(id(message), (None, None))
-            entries = describe(
-                [to_message(message)],
-                key[1],
-                new_id=f"{key[2]}-{number}".__str__,
-                followed_by=following,
-                created_at=created_at,
-            )
-            found += [with_author(entry, context.users_words, agents) for entry in entries]
+            if not isinstance(message, RemoveMessage):
+                _, created_at = context.said_at.get(id(message), (None, None))
+                generated_id = f"{key[2]}-{number}".__str__
+                changes = {"followed_by": following, "created_at": created_at}
+                entry = describe(message, key[1], new_id=generated_id, **changes)
+                found.append(with_author(entry, context.users_words, agents))
         return self._buffer.redaction.messages(found)
 
     def _delta_channels(self, session_id: str) -> _DeltaChannels:
@@ -130,19 +121,16 @@ class RecordingListener:
     def wrote(self, context: RunContext, key: Key, writes: Sequence[tuple[str, Any]]) -> None:
         try:
             for channel, value in writes:
-                if any(True for _ in lists_in(value)):
+                if lists := lists_in(value):
                     known = self._delta_channels(key[0])
                     if channel in known.names:
-                        self._add_written(context, key, value, known)
+                        found = [m for messages in lists for m in messages if isinstance(m, BaseMessage) and m.id]
+                        known.recorded_ids.update(str(message.id) for message in found)
+                        self._buffer.add(context, self._buffer.describe(found, key[1]))
                     else:  # the next checkpoint may name it as a delta channel
                         known.unassigned.setdefault(channel, []).append(value)
         except Exception as error:  # noqa: BLE001  # as in `brought`
             self._buffer.fault(error)
-
-    def _add_written(self, context: RunContext, key: Key, value: Any, known: _DeltaChannels) -> None:
-        found = [m for messages in lists_in(value) for m in messages if is_a(m, BaseMessage) and m.id]
-        known.recorded_ids.update(str(message.id) for message in found)
-        self._buffer.add(context, self._buffer.describe(found, key[1]))
 
     def forget(self, session_id: str) -> None:
         """Drop all cached facts about a session that was deleted."""
@@ -154,6 +142,6 @@ def _unrecorded(known: _DeltaChannels, values: Iterable[Any]) -> Iterator[NewMes
     """Yield the unrecorded messages of delta channels, each with the id of its successor."""
     for messages in (messages for value in values for messages in lists_in(value)):
         for message, following in zip(messages, [*messages[1:], None], strict=True):
-            if is_a(message, BaseMessage) and message.id not in known.recorded_ids:
+            if isinstance(message, BaseMessage) and message.id not in known.recorded_ids:
                 known.recorded_ids.add(str(message.id))
                 yield message, id_of(following)

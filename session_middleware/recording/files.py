@@ -13,7 +13,6 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from session_middleware.storage.jsonable import is_a
 from session_middleware.storage.record_entries import Attachment
 
 _DATA_URL = re.compile(r"data:([^;,]*)(?:;[^;,]*)*?;base64,")
@@ -25,9 +24,7 @@ _MIN_LENGTH = 128  # shorter data is not extracted
 def extract_files(content: Any) -> tuple[Any, list[Attachment]]:
     """Return the content with a hash in place of each file, and the files."""
     files: list[Attachment] = []
-    if is_a(content, list):
-        content = [_extract(block, "", None, files) for block in content]
-    return content, files
+    return _extract(content, "", None, files) if issubclass(type(content), list) else content, files
 
 
 def restore_files(content: Any, read: Callable[[str], bytes | None]) -> Any:
@@ -45,24 +42,25 @@ def restore_files(content: Any, read: Callable[[str], bytes | None]) -> Any:
 
 
 def _extract(value: Any, key: str, media_type: str | None, files: list[Attachment]) -> Any:
-    if is_a(value, dict):
-        kinds = (value.get(name) for name in ("mime_type", "media_type"))
-        kind = next((kind for kind in kinds if type(kind) is str and kind), None)
-        is_generated = type(value.get("type")) is str and value["type"] == "image_generation_call"
-        own = "result" if is_generated else None  # OpenAI's key for the image
-        return {name: _extract(part, "data" if name == own else name, kind, files) for name, part in value.items()}
-    if is_a(value, list):
+    kind = type(value)
+    if issubclass(kind, str):
+        if len(value) < _MIN_LENGTH:
+            return value
+        url = _DATA_URL.match(value)
+        data = _decode(value[url.end() :]) if url else _decode(value) if key in _DATA_KEYS else None
+        if data is None:
+            return value
+        return f"data:{url[1]};{_add(data, url[1], files)}" if url else _add(data, media_type, files)
+    if issubclass(kind, dict):
+        mime, media, own = value.get("mime_type"), value.get("media_type"), value.get("type")
+        own_type = mime if type(mime) is str and mime else media if type(media) is str else None
+        own_key = "result" if type(own) is str and own == "image_generation_call" else None  # OpenAI's key of the image
+        return {
+            name: _extract(part, "data" if name == own_key else name, own_type, files) for name, part in value.items()
+        }
+    if issubclass(kind, list):
         return [_extract(part, key, media_type, files) for part in value]
-    if is_a(value, (bytes, bytearray)):
-        return _add(bytes(value), media_type, files)
-    if not is_a(value, str) or len(value) < _MIN_LENGTH:
-        return value
-    url = _DATA_URL.match(value)
-    if url is not None:
-        data = _decode(value[url.end() :])
-        return value if data is None else f"data:{url[1]};{_add(data, url[1], files)}"
-    data = _decode(value) if key in _DATA_KEYS else None
-    return value if data is None else _add(data, media_type, files)
+    return _add(bytes(value), media_type, files) if issubclass(kind, (bytes, bytearray)) else value
 
 
 def _decode(text: str) -> bytes | None:

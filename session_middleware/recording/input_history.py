@@ -7,7 +7,7 @@ another checkpointer is called with the new messages only; its first state then 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,87 +18,73 @@ from session_middleware.recording.active_run import ActiveRun
 from session_middleware.recording.history_diff import align_input, align_state, rewind
 from session_middleware.recording.messages import content_hash, lists_in, without_ids
 from session_middleware.recording.write_buffer import RecordBuffer
-from session_middleware.storage.jsonable import is_a
 from session_middleware.storage.record_entries import HistoryEntry
 
+Lists = Sequence[Sequence[Any]]  # the lists of messages in a state
 
-class InputHistoryRecorder:
-    def __init__(self, buffer: RecordBuffer) -> None:
-        self._buffer = buffer
 
-    def begin(self, run: ActiveRun, inputs: Any) -> None:
-        """Note a run's input, before its state gives ids to the messages."""
-        run.context.given, run.context.goes_on = inputs, inputs is None
-        run.input_ids = _ids_in(inputs)
+def note_input(run: ActiveRun, inputs: Any) -> None:
+    """Note a run's input, before its state gives ids to the messages."""
+    run.context.given, run.context.goes_on = inputs, inputs is None
+    ids = (id_of(message) for messages in lists_in(inputs, 1) for message in messages)
+    run.input_ids = frozenset(str(known) for known in ids if known is not None)
 
-    def add_state(self, run: ActiveRun, state: Any, namespace: str) -> None:
-        """Record the state that a node gets. It may be an earlier one, or the graph's input with new ids."""
-        if run.context.checkpointed:
+
+def add_state(buffer: RecordBuffer, run: ActiveRun, lists: Lists, namespace: str) -> None:
+    """Record the state that a node gets. It may be an earlier one, or the graph's input with new ids."""
+    if run.context.checkpointed:
+        return
+    identified = [messages for messages in lists if isinstance(messages[-1], BaseMessage)]
+    if run.resumed_checkpoint_id is not None and identified:
+        run.resumed_checkpoint_id = None
+        buffer.add(run.context, [HistoryEntry(buffer.describe(identified[0]), rewind)])
+    _add_input(buffer, run, identified, namespace)
+    add_unidentified(buffer, run, lists, namespace)
+
+
+def _add_input(buffer: RecordBuffer, run: ActiveRun, lists: Lists, namespace: str) -> None:
+    """Record the run's input under the ids that its first state gives to the messages."""
+    with run.lock:
+        inputs, run.context.given = run.context.given, None
+        messages = _input_in(lists, inputs) if inputs is not None else ()
+        generated_ids = {message.id for message in messages if message.id not in run.input_ids}
+        if None in generated_ids or not generated_ids:  # `add_unidentified` handles messages without ids
             return
-        if run.resumed_checkpoint_id is not None and (found := list(lists_in(state))):
-            run.resumed_checkpoint_id = None
-            self._buffer.add(run.context, [HistoryEntry(self._buffer.describe(found[0]), rewind)])
-        self._add_input(run, state, namespace)
-        self.align(run, state, namespace)
-
-    def _add_input(self, run: ActiveRun, state: Any, namespace: str) -> None:
-        """Record the run's input under the ids that its first state gives to the messages."""
-        with run.lock:
-            inputs, run.context.given = run.context.given, None
-            messages = _input_in(state, inputs) if inputs is not None else ()
-            generated_ids = {message.id for message in messages if message.id not in run.input_ids}
-            if None in generated_ids or not generated_ids:  # `align` handles messages without ids
-                return
-            run.input_hashes = {str(message.id): content_hash(message) for message in messages}
-            entries = [
-                entry._replace(minted=entry.message_id in generated_ids)
-                for entry in self._buffer.describe(messages, namespace)
-            ]
-            align = partial(align_input, run_id=run.context.run_id)
-            self._buffer.add(run.context, [HistoryEntry(entries, align)])
-
-    def align(self, run: ActiveRun, state: Any, namespace: str, *, is_end: bool = False) -> None:
-        """Record the messages without ids in a state."""
-        if run.context.checkpointed:
-            return
-        align = partial(
-            align_state,
-            run_id=run.context.run_id,
-            goes_on=run.context.goes_on or run.is_resumed,
-            is_first=is_end and not run.has_unidentified,
-        )
-        histories = without_ids(state)
-        run.has_unidentified = run.has_unidentified or bool(histories)
-        entries = [HistoryEntry(self._buffer.describe(history, namespace), align) for history in histories]
-        self._buffer.add(run.context, entries)
+        run.input_hashes = {str(message.id): content_hash(message) for message in messages}
+        described = buffer.describe(messages, namespace)
+        entries = [entry._replace(minted=entry.message_id in generated_ids) for entry in described]
+        buffer.add(run.context, [HistoryEntry(entries, partial(align_input, run_id=run.context.run_id))])
 
 
-def _ids_in(inputs: Any) -> frozenset[str]:
-    messages = (message for part in lists_in(inputs, 1, is_one=_may_be_message) for message in part)
-    return frozenset(str(found) for message in messages if (found := id_of(message)) is not None)
+def add_unidentified(
+    buffer: RecordBuffer, run: ActiveRun, lists: Lists, namespace: str, *, is_end: bool = False
+) -> None:
+    """Record the messages without ids in a state."""
+    if run.context.checkpointed or not (histories := without_ids(lists)):
+        return
+    align = partial(
+        align_state,
+        run_id=run.context.run_id,
+        goes_on=run.context.goes_on or run.is_resumed,
+        is_first=is_end and not run.has_unidentified,
+    )
+    run.has_unidentified = True
+    buffer.add(run.context, [HistoryEntry(buffer.describe(history, namespace), align) for history in histories])
 
 
-def _may_be_message(value: Any) -> bool:
-    return is_a(value, BaseMessage) or (is_a(value, dict) and "content" in value)
-
-
-def _input_in(state: Any, inputs: Any) -> Sequence[BaseMessage]:
+def _input_in(lists: Lists, inputs: Any) -> Sequence[BaseMessage]:
     """Return the messages of a state that equal a list of the input; none if the state holds more."""
-    for messages in lists_in(state):
-        for part in _parts(inputs):
-            if len(part) == len(messages) and _is_equal(part, messages):
-                return messages
+    parts: Iterable[Any] = inputs.values() if isinstance(inputs, dict) else (inputs,)
+    given = [part if isinstance(part, list) else [part] for part in parts]
+    for messages in lists:
+        if any(len(part) == len(messages) and _is_equal(part, messages) for part in given):
+            return messages
     return ()
 
 
-def _parts(inputs: Any) -> Iterator[Sequence[Any]]:
-    for part in inputs.values() if is_a(inputs, dict) else (inputs,):
-        yield part if is_a(part, list) else (part,)
-
-
-def _is_equal(given: Sequence[Any], messages: Sequence[BaseMessage]) -> bool:
+def _is_equal(given: Sequence[Any], messages: Sequence[Any]) -> bool:
     try:
-        converted = convert_to_messages(given)
+        converted, messages = convert_to_messages(given), convert_to_messages(messages)
     except (AttributeError, LookupError, NotImplementedError, TypeError, ValueError):  # these are no messages
         return False
     return [(m.type, content_hash(m)) for m in converted] == [(m.type, content_hash(m)) for m in messages]

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from langchain_core.messages import BaseMessage
 from pydantic import BaseModel
@@ -28,7 +28,7 @@ from session_middleware.errors import InvalidArgument
 from session_middleware.models import CALL_STATUSES, Identity, Message
 from session_middleware.recording.active_run import elapsed_ms
 from session_middleware.recording.history_diff import diff_history
-from session_middleware.recording.messages import check_message, error_text, outcome_of, outcome_of_error, to_message
+from session_middleware.recording.messages import Sayable, error_text, to_message, tool_end
 from session_middleware.recording.usage import count_tokens, is_count, with_usage
 from session_middleware.recording.write_buffer import RecordBuffer
 from session_middleware.runtime.run_context import RunRegistry
@@ -54,7 +54,6 @@ from session_middleware.storage.validation import (
     milliseconds_of,
 )
 
-Sayable: TypeAlias = BaseMessage | Mapping[str, Any]
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -82,18 +81,14 @@ class ManualRecorder:
         self.runs = ManualRuns(storage, buffer, registry, queue, new_context=self._new_context)
 
     def add(self, message: Sayable, at: datetime | None) -> Message:
-        check_message(message)
-        (entry,) = self._buffer.describe([to_message(message)], created_at=checked_moment("at", at))
+        (entry,) = self._buffer.describe([_checked(message)], created_at=checked_moment("at", at))
         self._write([entry])
         return self._storage.find_message(self._session_id, entry.message_id) or _withheld(self._session_id, entry)
 
     def add_history(self, messages: Sequence[Sayable]) -> None:
         if isinstance(messages, (str, Mapping)) or not isinstance(messages, Iterable):
             raise InvalidArgument("messages", messages, wanted="a list of messages")
-        messages = list(messages)
-        for message in messages:
-            check_message(message)
-        self._write([HistoryEntry(self._buffer.describe(map(to_message, messages)), diff_history)])
+        self._write([HistoryEntry(self._buffer.describe([*map(_checked, messages)]), diff_history)])
 
     def record_tool(
         self,
@@ -111,12 +106,10 @@ class ManualRecorder:
         check_text("name", name, at_least=1)
         execution_id, duration_ms = self._new_id(), milliseconds_of("duration", duration)
         start = ToolStart(execution_id, None if tool_call_id is None else text_of(tool_call_id), name, arguments)
-        outcome = outcome_of(result)
+        end = tool_end(execution_id, name, duration_ms, result)
         if text := _text_of_error(error):
-            outcome = outcome._replace(status="error", error=text)
-        if status is not None:
-            outcome = outcome._replace(status=status)
-        self._write([start, outcome.tool_end(execution_id, name, duration_ms)])
+            end = end._replace(status="error", error=text)
+        self._write([start, end if status is None else end._replace(status=status)])
 
     def record_model_call(
         self,
@@ -212,8 +205,7 @@ class ManualRecorder:
         return ToolStart(self._new_id(), None if call_id is None else text_of(call_id), name, arguments)
 
     def _end(self, start: ToolStart, duration_ms: float, result: Any, error: BaseException | None = None) -> None:
-        outcome = outcome_of(result) if error is None else outcome_of_error(error)
-        self._write_safely([outcome.tool_end(start.execution_id, start.name, duration_ms)])
+        self._write_safely([tool_end(start.execution_id, start.name, duration_ms, result, error=error)])
 
     def _write(self, entries: Sequence[Entry]) -> None:
         self._storage.append(self.runs.context or self._new_context(), self._buffer.redaction.entries(entries))
@@ -223,6 +215,15 @@ class ManualRecorder:
             self._write(entries)
         except Exception as error:  # noqa: BLE001  # a fault here must not keep a tool from running
             self._buffer.fault(error)
+
+
+def _checked(given: Sayable) -> BaseMessage:
+    """Return a LangChain message. Raises `InvalidArgument` for a dict that is no message, or has an id of no text."""
+    message = to_message(given)
+    if isinstance(given, Mapping):
+        for name in ("id", "name", "tool_call_id"):
+            check_kind(name, given.get(name), str | int | None, "a text")
+    return message
 
 
 def _text_of_error(error: Any) -> str | None:

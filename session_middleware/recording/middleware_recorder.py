@@ -20,16 +20,9 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolCa
 from langchain_core.runnables import RunnableConfig
 
 from session_middleware.models import RepairedCall
-from session_middleware.recording.active_run import (
-    ActiveRun,
-    CallKey,
-    KnownMessages,
-    elapsed_ms,
-    metadata_field,
-    namespace_of,
-)
+from session_middleware.recording.active_run import ActiveRun, CallKey, KnownMessages, Node, elapsed_ms, node_of
 from session_middleware.recording.history_diff import align_input
-from session_middleware.recording.messages import content_hash, error_text, outcome_of, outcome_of_error
+from session_middleware.recording.messages import content_hash, error_text, tool_end
 from session_middleware.recording.recorder import SessionRecorder
 from session_middleware.recording.usage import is_cached, load_prices, model_in, text_in, usage_of, with_usage
 from session_middleware.recording.write_buffer import never_raise
@@ -46,13 +39,12 @@ class MiddlewareContext(NamedTuple):
     run: ActiveRun | None  # if the recorder tracks the run
     is_checkpointed: bool  # our checkpointer serves the run, and records its messages
     has_checkpointer: bool  # ours or another
-    own_namespace: str
-    node: str | None
+    node: Node
 
     @property
     def namespace(self) -> str:
         """The namespace of the graph."""
-        return self.own_namespace.rpartition("|")[0]
+        return self.node.graph_namespace
 
     @property
     def is_alone(self) -> bool:
@@ -71,7 +63,7 @@ class ToolCallInProgress:
 
     @property
     def key(self) -> CallKey:
-        return self.hook.own_namespace, str(self.start.tool_call_id)
+        return self.hook.node.namespace, str(self.start.tool_call_id)
 
 
 @dataclass(slots=True)
@@ -120,10 +112,8 @@ class MiddlewareRecorder:
             context = self._registry.context_for_write(configurable)
         else:
             context = self._registry.standalone_context(configurable, anew=begins)
-        metadata = config.get("metadata") or {}
-        node = metadata_field(metadata, "langgraph_node")
-        has_checkpointer = checkpointer is not None
-        return MiddlewareContext(context, run, is_checkpointed, has_checkpointer, namespace_of(metadata), node)
+        node = node_of(config.get("metadata") or {})
+        return MiddlewareContext(context, run, is_checkpointed, checkpointer is not None, node)
 
     def authorize(self, hook: MiddlewareContext) -> None:
         """Check access, unless the recorder or the checkpointer does. Raises what `Storage.authorize` raises."""
@@ -153,7 +143,7 @@ class MiddlewareRecorder:
         self, hook: MiddlewareContext, messages: Iterable[tuple[BaseMessage, str | None]], **fields: Any
     ) -> None:
         """Buffer the new messages among these, each with the id of its successor."""
-        known = self._known.of(hook.context.session_id)
+        known = self._known.outermost(hook.context.session_id)
         for message, following in messages:
             if message.id is not None and known.get(message.id) != content_hash(message):
                 known[message.id] = content_hash(message)
@@ -174,7 +164,7 @@ class MiddlewareRecorder:
 
         Without a checkpointer they are the whole conversation, which may have new ids.
         """
-        known = self._known.of(hook.context.session_id)
+        known = self._known.outermost(hook.context.session_id)
         if not hook.is_alone:
             known.update({str(message.id): content_hash(message) for message, _ in _error_answers(messages)})
         elif not hook.has_checkpointer:
@@ -225,8 +215,8 @@ class MiddlewareRecorder:
             duration_ms=elapsed_ms(call.started),
             error=None if error is None else error_text(error),
             message_id=message.id,
-            checkpoint_ns=hook.own_namespace,
-            node=hook.node,
+            checkpoint_ns=hook.node.namespace,
+            node=hook.node.name,
             marks=marks,
             started_at=call.started_at,
         )
@@ -257,7 +247,7 @@ class MiddlewareRecorder:
             manager.add_handler(_ExecutionListener(executed))
         if hook.run is None:
             self._add_request(hook, call, history)
-        start = ToolStart(self.buffer.new_id(), call["id"], call["name"], call["args"], hook.namespace, hook.node)
+        start = ToolStart(self.buffer.new_id(), call["id"], call["name"], call["args"], hook.namespace, hook.node.name)
         return ToolCallInProgress(hook, start, tool_exists, executed)
 
     def _add_request(self, hook: MiddlewareContext, call: ToolCall, history: Sequence[BaseMessage]) -> None:
@@ -294,12 +284,12 @@ class MiddlewareRecorder:
         given = call.executed.get(call_id)
         if given is not None and to_json(given) != to_json(start.arguments):  # another middleware changed them
             self.buffer.add(hook.context, [start._replace(arguments=given, corrects=True)])
-        outcome = outcome_of_error(result) if isinstance(result, BaseException) else outcome_of(result)
-        is_answered = outcome.status == "error" and not isinstance(result, BaseException)
-        if is_answered and not is_executed and call.tool_exists:
-            outcome = outcome._replace(status="refused", error=None)
-        if call.is_recorded or outcome.status == "refused":
-            end = outcome.tool_end(start.execution_id, start.name, elapsed_ms(call.started) if is_executed else None)
+        error = result if isinstance(result, BaseException) else None
+        duration_ms = elapsed_ms(call.started) if is_executed else None
+        end = tool_end(start.execution_id, start.name, duration_ms, result, error=error)
+        if end.status == "error" and error is None and not is_executed and call.tool_exists:
+            end = end._replace(status="refused", error=None)
+        if call.is_recorded or end.status == "refused":
             self.buffer.add(hook.context, [end] if call.is_recorded else [start, end])
         if hook.is_alone and is_a(result, ToolMessage):
             result.id = result.id or self.buffer.new_id()  # the state would generate one later

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
@@ -16,13 +15,7 @@ from uuid import UUID
 from langchain_core.messages import AIMessage
 from langchain_core.outputs import ChatGeneration, Generation
 
-from session_middleware.recording.active_run import (
-    ActiveRun,
-    ModelCallInProgress,
-    elapsed_ms,
-    metadata_field,
-    namespace_of,
-)
+from session_middleware.recording.active_run import ActiveRun, ModelCallInProgress, elapsed_ms, node_of
 from session_middleware.recording.usage import (
     Tokens,
     is_cached,
@@ -44,18 +37,14 @@ class ModelCallRecorder:
         self._flush_seconds = flush_seconds
 
     def start(self, run: ActiveRun, run_id: UUID, metadata: Mapping[str, Any], options: Mapping[str, Any]) -> None:
-        params = options.get("invocation_params")
-        model = text_in(metadata, "ls_model_name") or text_in(params, "model") or text_in(params, "model_name")
+        model = text_in(metadata, "ls_model_name") or text_in(options.get("invocation_params"), "model", "model_name")
         run.models[run_id] = ModelCallInProgress(
             run=run,
             id=str(run_id),
-            started=time.perf_counter(),
             started_at=self._buffer.clock(),
             model=model,
             provider=text_in(metadata, "ls_provider"),
-            namespace=namespace_of(metadata),
-            node=metadata_field(metadata, "langgraph_node"),
-            step=metadata_field(metadata, "langgraph_step"),
+            node=node_of(metadata),
         )
         load_prices()
 
@@ -95,8 +84,8 @@ class ModelCallRecorder:
                 partial = [] if call.is_done else self._partial(call, cut_off=False)
                 if not partial:
                     return
-                if call.step is not None:
-                    context.heard_at[str(call.message_id)] = call.namespace.rpartition("|")[0], call.step
+                if call.node.step is not None:
+                    context.heard_at[str(call.message_id)] = call.node.graph_namespace, call.node.step
                 self._buffer.add(context, partial)
                 call.is_flushed = True
             if context.entries:  # otherwise the run has written them already
@@ -106,13 +95,13 @@ class ModelCallRecorder:
 
     def _partial(self, call: ModelCallInProgress, *, cut_off: bool) -> list[MessageEntry]:
         """Return an incomplete message with the recordable part of the streamed text, or an empty list."""
-        text = self._buffer.redaction.partial_text(call.text, cut_off=cut_off)
+        text = self._buffer.redaction.partial_text("".join(call.parts), cut_off=cut_off)
         message = MessageEntry(
             message_id=str(call.message_id),
             role="assistant",
             text=text,
             model=call.model,
-            checkpoint_ns=call.namespace,
+            checkpoint_ns=call.node.namespace,
             complete=False,
         )
         return [message] if text else []
@@ -125,7 +114,7 @@ class ModelCallRecorder:
         if call is None:
             return False
         message = _message_of(response, call)
-        (entry,) = self._buffer.describe([message], call.namespace)
+        (entry,) = self._buffer.describe([message], call.node.namespace)
         cached = is_cached(message)
         tokens, marks = usage_of(message)
         if tokens == Tokens():
@@ -136,14 +125,16 @@ class ModelCallRecorder:
             entry = entry._replace(message_id=call.default_message_id, again=original_id)
         if call.is_flushed:
             run.context.unclaimed[entry.claim] = str(call.message_id)
-        if call.node is None:
+        if call.node.name is None:
             self._buffer.add(run.context, [entry])
         else:
-            run.add_model_output(entry)
+            with run.lock:
+                run.pending_output.append(entry)
+                run.index_requests([entry])
         for other in list(run.models.values()):
             other.inner_ids.add(original_id)
         if original_id not in call.inner_ids:  # a wrapper that returns another model's message made no call itself
-            made = _entry_of(call, model)._replace(message_id=original_id, marks=marks)
+            made = _entry_of(call, model, message_id=original_id, marks=marks)
             self._buffer.add(run.context, [with_usage(made, tokens, cached=cached)])
         if not run.context.checkpointed and run.context.run_id != str(run_id):
             self._buffer.flush(run.context)
@@ -159,11 +150,11 @@ class ModelCallRecorder:
         """Record the partial messages of calls that are in progress when their run ends."""
         for run_id in list(run.models):
             call = self._finish(run, run_id)
-            if call is not None and call.text:
+            if call is not None and call.parts:
                 self._add_failed(call, "cut off")
 
     def _add_failed(self, call: ModelCallInProgress, error: str) -> None:
-        entry = _entry_of(call, call.model)._replace(error=error)
+        entry = _entry_of(call, call.model, error=error)
         self._buffer.add(call.run.context, [*self._partial(call, cut_off=True), entry])
 
     def _finish(self, run: ActiveRun, run_id: UUID) -> ModelCallInProgress | None:
@@ -186,14 +177,15 @@ def _message_of(response: Any, call: ModelCallInProgress) -> AIMessage:
     return AIMessage(text, id=(message and message.id) or call.default_message_id)
 
 
-def _entry_of(call: ModelCallInProgress, model: str | None) -> ModelCallEntry:
+def _entry_of(call: ModelCallInProgress, model: str | None, **fields: Any) -> ModelCallEntry:
     return ModelCallEntry(
         id=call.id,
-        model=model or call.model,
+        model=model,
         provider=call.provider,
         first_token_ms=call.first_token_ms,
         duration_ms=elapsed_ms(call.started),
-        checkpoint_ns=call.namespace,
-        node=call.node,
+        checkpoint_ns=call.node.namespace,
+        node=call.node.name,
         started_at=call.started_at,
+        **fields,
     )

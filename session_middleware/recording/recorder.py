@@ -17,13 +17,12 @@ from concurrent.futures import Future
 from typing import Any
 from uuid import UUID
 
-from langchain_core.messages import BaseMessage, HumanMessage
+from langchain_core.messages import BaseMessage, HumanMessage, RemoveMessage
 from langgraph.callbacks import GraphCallbackHandler, GraphInterruptEvent
 from langgraph.constants import START
-from langgraph.types import Command
 
 from session_middleware.checkpoint.answers import without_tasks
-from session_middleware.checkpoint.langchain_messages import id_of, is_message
+from session_middleware.checkpoint.langchain_messages import id_of
 from session_middleware.lifecycle import session_id_of
 from session_middleware.recording.active_run import (
     ActiveRun,
@@ -32,28 +31,23 @@ from session_middleware.recording.active_run import (
     Tool,
     elapsed_ms,
     metadata_field,
-    namespace_of,
+    node_of,
 )
 from session_middleware.recording.history_diff import align_prompt
-from session_middleware.recording.input_history import InputHistoryRecorder
+from session_middleware.recording.input_history import Lists, add_state, add_unidentified, note_input
 from session_middleware.recording.messages import (
-    Outcome,
     content_hash,
     error_text,
     lists_in,
-    outcome_of,
-    outcome_of_error,
-    removes,
-    resume_answer,
-    texts_in,
+    tool_end,
     unseen,
 )
 from session_middleware.recording.model_calls import ModelCallRecorder
 from session_middleware.recording.write_buffer import DENIALS, RecordBuffer, awaited, never_raise
 from session_middleware.runtime.run_context import RunRegistry, identity_of
 from session_middleware.runtime.run_ends import call_when_over
-from session_middleware.storage.jsonable import is_a, is_nothing, text_of, to_json
-from session_middleware.storage.record_entries import HistoryEntry, RunEnd, ToolStart
+from session_middleware.storage.jsonable import is_nothing, text_of, to_json
+from session_middleware.storage.record_entries import HistoryEntry, MessageEntry, RunEnd, ToolStart
 from session_middleware.storage.run import RunContext
 
 
@@ -72,7 +66,6 @@ class SessionRecorder(GraphCallbackHandler):
         self.drain = buffer.drain
         self.forget = buffer.forget
         self._registry = registry
-        self._input_histories = InputHistoryRecorder(buffer)
         self._model_calls = ModelCallRecorder(buffer, flush_seconds=stream_flush)
         self._runs: dict[UUID, ActiveRun] = {}  # by the callback id of the run, and of all calls inside it
         self._updates: set[UUID] = set()  # callback ids of `update_state` calls
@@ -107,23 +100,26 @@ class SessionRecorder(GraphCallbackHandler):
         run = self._run_for(run_id, parent_run_id, metadata)
         if run is None:
             return
-        if run.context.run_id == str(run_id):
-            run.context.users_words = frozenset(texts_in(inputs))
-            self._input_histories.begin(run, inputs)
-            self._note_times(run.context, inputs)
-            self._add_resume_answer(run, inputs)
+        context = run.context
+        if context.run_id == str(run_id):
+            if not run.is_resumed:  # a handler given twice is called twice
+                run.is_resumed = self.buffer.add_resume_answer(context, inputs)
+            note_input(run, inputs)
+            self._note_times(context, lists_in(inputs))
             return
         self._begin(run)
-        if run.context.checkpointed:  # this may be a subgraph that is about to read its own state
-            run.context.inside[without_tasks(namespace_of(metadata))] = inputs
-        if (node := metadata_field(metadata, "langgraph_node")) and name == node and run_id not in run.nodes:
-            run.nodes[run_id] = begun = run.node_of(metadata)
-            if parent_run_id is not None and begun.graph_namespace:
-                run.graphs[parent_run_id] = begun.graph_namespace
-            if node != START:  # START gets the graph's input, any other node gets the state
-                self._input_histories.add_state(run, inputs, begun.graph_namespace)
-                before = None if begun.step is None else begun.step - 1
-                self._add_messages(run, inputs, begun.graph_namespace, step=before)
+        node = node_of(metadata)
+        if context.checkpointed:  # this may be a subgraph that is about to read its own state
+            context.inside[without_tasks(node.namespace)] = inputs
+        if node.name and name == node.name and run_id not in run.nodes:
+            node = run.add_node(run_id, node)
+            if parent_run_id is not None and node.graph_namespace:
+                run.graphs[parent_run_id] = node.graph_namespace
+            if name != START:  # START gets the graph's input, any other node gets the state
+                lists = lists_in(inputs)
+                add_state(self.buffer, run, lists, node.graph_namespace)
+                before = None if node.step is None else node.step - 1
+                self._add_messages(run, lists, node.graph_namespace, step=before)
 
     @awaited
     @never_raise
@@ -131,21 +127,22 @@ class SessionRecorder(GraphCallbackHandler):
         run = self._runs.pop(run_id, None)
         if run is None:
             self._updates.discard(run_id)
-            return
-        if run.context.run_id == str(run_id):
+        elif run.context.run_id == str(run_id):
             self._begin(run)
-            self._add_unreturned_output(run, None, outputs)
+            lists = lists_in(outputs)
+            self._add_unreturned_output(run, None, lists)
             if run.first_step is not None:  # the output of a graph is its state, or a part of it
-                self._input_histories.align(run, outputs, "", is_end=True)
-            self._add_messages(run, outputs, "")
+                add_unidentified(self.buffer, run, lists, "", is_end=True)
+            self._add_messages(run, lists, "")
             self._end(run, "interrupted" if run.interrupted else "ok", None)
         elif (node := run.pop_node(run_id)) is not None:
-            self._add_unreturned_output(run, node, outputs)
+            lists = lists_in(outputs)
+            self._add_unreturned_output(run, node, lists)
             if run.context.checkpointed:
-                self._note_times(run.context, outputs)
-            self._add_messages(run, outputs, node.graph_namespace, node, node.step)
+                self._note_times(run.context, lists)
+            self._add_messages(run, lists, node.graph_namespace, node, node.step)
         elif (namespace := run.graphs.pop(run_id, None)) is not None:
-            self._add_messages(run, outputs, namespace)
+            self._add_messages(run, lists_in(outputs), namespace)
 
     @never_raise
     def on_chain_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
@@ -158,7 +155,7 @@ class SessionRecorder(GraphCallbackHandler):
         if run.context.run_id == str(run_id):
             call_when_over(error, lambda: self._fail(run, error))
         elif node is not None:
-            self._add_unreturned_output(run, node, None)
+            self._add_unreturned_output(run, node, ())
 
     @never_raise
     def on_interrupt(self, event: GraphInterruptEvent) -> None:
@@ -200,12 +197,6 @@ class SessionRecorder(GraphCallbackHandler):
                 self.drain(run.context.session_id)  # an earlier run's end, which is also that of its lease
                 self.buffer.storage.authorize(run.context)
 
-    def _add_resume_answer(self, run: ActiveRun, inputs: Any) -> None:
-        """Record the answer with which a person resumes an interrupted graph."""
-        if is_a(inputs, Command) and inputs.resume is not None and not run.is_resumed:
-            run.is_resumed = True
-            self.buffer.add(run.context, [resume_answer(inputs.resume, f"resume-{run.context.run_id}")])
-
     def _begin(self, run: ActiveRun) -> None:
         if run.has_begun:
             return
@@ -240,46 +231,48 @@ class SessionRecorder(GraphCallbackHandler):
             self.buffer.add(context, [*run.pop_model_output(None), end])
             self.buffer.flush(context)
             return
-        self.buffer.add_detached(context, [end])  # a write that is under way may still admit the run
-        self.buffer.flush_if_admitted(context)
+        self.buffer.add_if_admitted(context, [end])  # by a write that is under way
 
     # Messages
 
     def _add_messages(
-        self, run: ActiveRun, value: Any, namespace: str, node: Node | None = None, step: int | None = None
+        self, run: ActiveRun, lists: Lists, namespace: str, node: Node | None = None, step: int | None = None
     ) -> None:
         """Record the new messages of a value. Without a checkpointer of ours, write them now."""
         context = run.context
-        known = self._known.for_graph(run, namespace)
-        with run.lock:
-            found = unseen(value, known, whole=node is None and run.prefix_changed)
-            if node is not None and not context.checkpointed and removes(value):
-                run.prefix_changed = True
-            known.update({str(message.id): content_hash(message) for message, _ in found})
-            described = [
-                entry
-                for message, following in found
-                for entry in self.buffer.describe([message], namespace, followed_by=following)
-            ]
-            entries = [run.mark_refused(entry, node) for entry in described]
-            run.index_requests(entries)
-            steps = {namespace: step} | ({"": run.outer_step(namespace)} if namespace else {})
-            for entry in entries:
-                context.seen_at.update({(of, entry.message_id): at for of, at in steps.items() if at is not None})
-            self.buffer.add(context, entries)
+        if lists:
+            with run.lock:
+                self._add_unseen(run, lists, namespace, node, step)
         if not context.checkpointed and context.entries:
             self.buffer.flush(context)
 
-    def _note_times(self, context: RunContext, value: Any) -> None:
-        """Note the present time for messages without ids: the checkpoint that contains them may come much later."""
-        now = self.buffer.clock()
-        for message in (m for messages in lists_in(value, is_one=is_message) for m in messages if id_of(m) is None):
-            context.said_at.setdefault(id(message), (message, now))
+    def _add_unseen(self, run: ActiveRun, lists: Lists, namespace: str, node: Node | None, step: int | None) -> None:
+        context = run.context
+        known = self._known.for_graph(run, namespace)
+        found = unseen(lists, known, whole=node is None and run.prefix_changed)
+        if node is not None and not context.checkpointed:
+            run.prefix_changed |= any(isinstance(messages[0], RemoveMessage) for messages in lists)
+        entries: list[MessageEntry] = []
+        steps = {namespace: step} | ({"": run.outer_step(namespace)} if namespace else {})
+        for message, following in found:
+            known[str(message.id)] = content_hash(message)
+            for entry in self.buffer.describe([message], namespace, followed_by=following):
+                entries.append(run.mark_refused(entry, node))
+                context.seen_at.update({(of, entry.message_id): at for of, at in steps.items() if at is not None})
+        run.index_requests(entries)
+        self.buffer.add(context, entries)
 
-    def _add_unreturned_output(self, run: ActiveRun, node: Node | None, outputs: Any) -> None:
+    def _note_times(self, context: RunContext, lists: Lists) -> None:
+        """Note the present time for messages without ids: the checkpoint that contains them may come much later."""
+        for messages in lists:
+            for message in messages:
+                if id_of(message) is None:
+                    context.said_at.setdefault(id(message), (message, self.buffer.clock()))
+
+    def _add_unreturned_output(self, run: ActiveRun, node: Node | None, lists: Lists) -> None:
         """Record model output that its node, which has ended, does not return."""
         if run.pending_output:
-            returned = [str(m.id) for messages in lists_in(outputs) for m in messages if is_a(m, BaseMessage)]
+            returned = [str(m.id) for messages in lists for m in messages if isinstance(m, BaseMessage)]
             output = run.pop_model_output(node.namespace if node else None, returned)
             if node is not None and node.step is not None:
                 run.context.heard_at.update({m.message_id: (node.graph_namespace, node.step) for m in output})
@@ -316,22 +309,22 @@ class SessionRecorder(GraphCallbackHandler):
         given_id = kwargs.get("tool_call_id")
         call_id = None if is_nothing(given_id) else text_of(given_id)
         arguments = inputs if inputs is not None else input_str
-        namespace = namespace_of(metadata)
-        prerecorded = run.prerecorded.pop((namespace, call_id or ""), None)
+        node = node_of(metadata)
+        prerecorded = run.prerecorded.pop((node.namespace, call_id or ""), None)
         name = str((serialized or {}).get("name") or kwargs.get("name") or "tool")
         run.tools[run_id] = tool = Tool(name, prerecorded.execution_id if prerecorded else str(run_id))
         if call_id:
             with run.lock:
-                run.executed[namespace, call_id] += 1
+                run.executed[node.namespace, call_id] += 1
         if prerecorded is None or to_json(prerecorded.arguments) != to_json(arguments):
             start = ToolStart(
                 execution_id=tool.execution_id,
                 tool_call_id=call_id,
                 name=name,
                 arguments=arguments,
-                checkpoint_ns=namespace.rpartition("|")[0],
-                node=metadata_field(metadata, "langgraph_node"),
-                message_id=run.find_request(namespace, call_id, arguments) if call_id else None,
+                checkpoint_ns=node.graph_namespace,
+                node=node.name,
+                message_id=run.find_request(node.namespace, call_id, arguments) if call_id else None,
                 corrects=prerecorded is not None,
             )
             self.buffer.add(run.context, [*run.pop_model_output(None), start])
@@ -339,25 +332,24 @@ class SessionRecorder(GraphCallbackHandler):
 
     @never_raise
     def on_tool_end(self, output: Any, *, run_id: UUID, **kwargs: Any) -> None:
-        if (run := self._runs.pop(run_id, None)) is not None:
-            self._end_tool(run, run_id, outcome_of(output))
-            if run.context.run_id == str(run_id):
-                self._end(run, "ok", None)
+        self._end_tool(run_id, output)
 
     @never_raise
     def on_tool_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
-        if (run := self._runs.pop(run_id, None)) is not None:
-            self._end_tool(run, run_id, outcome_of_error(error))
-            if run.context.run_id == str(run_id):
-                self._fail(run, error)
+        self._end_tool(run_id, None, error)
 
-    def _end_tool(self, run: ActiveRun, run_id: UUID, outcome: Outcome) -> None:
-        tool = run.tools.pop(run_id, None)
-        if tool is None:
+    def _end_tool(self, run_id: UUID, output: Any, error: BaseException | None = None) -> None:
+        run = self._runs.pop(run_id, None)
+        if run is None:
             return
-        self.buffer.add(run.context, [outcome.tool_end(tool.execution_id, tool.name, elapsed_ms(tool.started))])
-        if run.context.run_id != str(run_id) and (not run.context.puts or run.tools):
-            self.buffer.flush(run.context)  # otherwise the writes of its node are stored next, and the end with them
+        is_root = run.context.run_id == str(run_id)
+        if (tool := run.tools.pop(run_id, None)) is not None:
+            end = tool_end(tool.execution_id, tool.name, elapsed_ms(tool.started), output, error=error)
+            self.buffer.add(run.context, [end])
+            if not is_root and (not run.context.puts or run.tools):
+                self.buffer.flush(run.context)  # else the writes of its node are stored next, and the end with them
+        if is_root:
+            self._fail(run, error) if error is not None else self._end(run, "ok", None)
 
     # Models
 

@@ -14,11 +14,11 @@ import logging
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, wait
-from datetime import datetime
 from functools import partial, wraps
 from typing import Any, TypeVar, cast
 
-from langchain_core.messages import BaseMessage
+from langchain_core.messages import RemoveMessage
+from langgraph.types import Command
 
 from session_middleware.errors import (
     SessionAccessDenied,
@@ -28,7 +28,7 @@ from session_middleware.errors import (
     SessionLimitReached,
 )
 from session_middleware.models import Clock, NewId
-from session_middleware.recording.messages import describe
+from session_middleware.recording.messages import Sayable, describe, resume_answer, texts_in
 from session_middleware.recording.redaction import RedactionPolicy
 from session_middleware.settings import Record, Redact
 from session_middleware.storage.executor import StorageExecutor, is_on_a_loop
@@ -67,41 +67,55 @@ class RecordBuffer:
         self._submitted: dict[str, Future[None]] = {}  # the latest submitted write of each session
         self._has_warned = False
 
-    def describe(self, messages: Iterable[BaseMessage], checkpoint_ns: str = "", **fields: Any) -> list[MessageEntry]:
-        return describe(messages, checkpoint_ns, new_id=self.new_id, **fields)
+    def describe(self, messages: Iterable[Sayable], checkpoint_ns: str = "", **changes: Any) -> list[MessageEntry]:
+        """Convert messages to entries with the present time: they may be written much later. Skips removals."""
+        changes.setdefault("created_at", self.clock())
+        return [
+            describe(message, checkpoint_ns, new_id=self.new_id, **changes)
+            for message in messages
+            if not isinstance(message, RemoveMessage)
+        ]
+
+    def add_resume_answer(self, context: RunContext, inputs: Any) -> bool:
+        """Note the user's words in a run's input, and buffer the answer with which a person resumes a graph.
+
+        Returns whether the input has such an answer.
+        """
+        context.users_words = frozenset(texts_in(inputs))
+        if not isinstance(inputs, Command) or inputs.resume is None:
+            return False
+        answer = resume_answer(inputs.resume, f"resume-{context.run_id or self.new_id()}")
+        self.add(context, [answer._replace(created_at=self.clock())])
+        return True
 
     def add(self, context: RunContext, entries: Sequence[Entry]) -> None:
         """Buffer entries for the context's next operation, or for `drain`."""
         if not self._tracking or not entries:
             return
-        self.add_detached(context, entries)
+        context.tell = self.fault
+        if context.has_history:
+            entries = [_aside(entry) for entry in entries]
+        context.entries.extend(self.redaction.entries(entries))
         self._open[id(context)] = context
         if len(self._open) > _MAX_TRACKED:
             self._open = {key: each for key, each in list(self._open.items()) if each.entries}
-
-    def add_detached(self, context: RunContext, entries: Sequence[Entry]) -> None:
-        """Buffer entries that only an operation of the context writes; `drain` does not."""
-        if self._tracking:
-            context.tell = self.fault
-            now = self.clock()  # the write may come much later
-            stamped = [_stamped(entry, now, aside=context.has_history) for entry in entries]
-            context.entries.extend(self.redaction.entries(stamped))
 
     def flush(self, context: RunContext) -> Future[None] | None:
         """Write the context's entries. On an event loop the write is submitted, and its future returned."""
         if not self._tracking:
             return None
         if is_on_a_loop():
-            return self._submit(context)
+            return self._submit(context, self._write)
         submitted = self._submitted.get(context.session_id)
         if submitted is not None and not self.executor.is_writing:
             wait([submitted])  # it may be an earlier run's, whose entries come first
         self.storage.append(context)
         return None
 
-    def flush_if_admitted(self, context: RunContext) -> None:
-        """Write the context's entries after the writes that are under way, if its run is admitted by then."""
+    def add_if_admitted(self, context: RunContext, entries: Sequence[Entry]) -> None:
+        """Write entries after the writes that are under way, if these have admitted the context's run."""
         if self._tracking:
+            context.entries.extend(self.redaction.entries(entries))
             self._submit(context, self._write_if_admitted)
 
     def flush_sync(self, context: RunContext) -> None:
@@ -109,13 +123,8 @@ class RecordBuffer:
         if self._tracking and context.entries:
             self._write(context)
 
-    @staticmethod
-    async def wait_briefly(written: Future[None]) -> None:
-        """Wait for a submitted write, for `WAIT_SECONDS` at most, without blocking the event loop."""
-        await asyncio.wait([asyncio.wrap_future(written)], timeout=WAIT_SECONDS)
-
-    def _submit(self, context: RunContext, write: Callable[[RunContext], None] | None = None) -> Future[None]:
-        future = self.executor.submit(partial(write or self._write, context))
+    def _submit(self, context: RunContext, write: Callable[[RunContext], None]) -> Future[None]:
+        future = self.executor.submit(partial(write, context))
         future.add_done_callback(self._check_commit)
         self._submitted[context.session_id] = future
         if len(self._submitted) > _MAX_TRACKED:
@@ -130,13 +139,13 @@ class RecordBuffer:
         except Exception as error:  # noqa: BLE001  # no caller waits for this, and a fault here must not break a run
             self.fault(error)
 
+    def _write_if_admitted(self, context: RunContext) -> None:
+        if context.entries and context.admitted:
+            self._write(context)
+
     def _check_commit(self, written: Future[None]) -> None:
         if not written.cancelled() and isinstance(error := written.exception(), Exception):
             self.fault(error)
-
-    def _write_if_admitted(self, context: RunContext) -> None:
-        if context.admitted and context.entries:
-            self._write(context)
 
     def drain(self, session_id: str | None = None) -> None:
         """Write all buffered entries, of one session or of all, and wait for submitted writes."""
@@ -146,8 +155,8 @@ class RecordBuffer:
             if (future := self._submitted.get(of)) is not None:
                 wait([future])
         for context in list(self._open.values()):
-            if context.entries and context.admitted and session_id in (None, context.session_id):
-                self._write(context)
+            if session_id in (None, context.session_id):
+                self._write_if_admitted(context)
 
     def forget(self, session_id: str) -> None:
         """Drop all cached facts about a session that was deleted or that starts again."""
@@ -175,16 +184,13 @@ class RecordBuffer:
             )
 
 
-def _stamped(entry: Entry, now: datetime, *, aside: bool) -> Entry:
-    """Return the entry with a time for each message without one, and with the mark `ASIDE` if `aside` is set."""
+def _aside(entry: Entry) -> Entry:
+    """Return the entry with the mark `ASIDE` on its messages."""
     if isinstance(entry, HistoryEntry):
-        return entry._replace(messages=[_stamped_message(message, now, aside=aside) for message in entry.messages])
-    return _stamped_message(entry, now, aside=aside) if isinstance(entry, MessageEntry) else entry
-
-
-def _stamped_message(message: MessageEntry, now: datetime, *, aside: bool) -> MessageEntry:
-    marks = (*message.marks, ASIDE) if aside and ASIDE not in message.marks else message.marks
-    return message._replace(created_at=message.created_at or now, marks=marks)
+        return entry._replace(messages=[m._replace(marks=(*m.marks, ASIDE)) for m in entry.messages])
+    if isinstance(entry, MessageEntry) and ASIDE not in entry.marks:
+        return entry._replace(marks=(*entry.marks, ASIDE))
+    return entry
 
 
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -206,20 +212,11 @@ def never_raise(method: Method) -> Method:
     return cast("Method", guarded)
 
 
-def _is_awaited() -> bool:
-    """True if the attribute that is being read was read in a coroutine, which awaits the method it gets.
-
-    LangChain reads a handler's method in a coroutine where it awaits the result. A synchronous run on the
-    thread of an event loop, as in a notebook, reads it in a function, which drops a coroutine's exception.
-    """
-    return bool(sys._getframe(2).f_code.co_flags & inspect.CO_COROUTINE)
-
-
 class awaited:  # noqa: N801  # a decorator
     """Turns a handler's method into a coroutine function under asyncio, where LangChain awaits it.
 
     The coroutine checks access on a storage thread first. If the method returns the future of a write, the
-    coroutine waits briefly for that.
+    coroutine waits for that, for `WAIT_SECONDS` at most.
     """
 
     def __init__(self, method: Callable[..., Any]) -> None:
@@ -228,10 +225,15 @@ class awaited:  # noqa: N801  # a decorator
         self._may_begin_run = method.__name__ in {"on_llm_start", "on_chat_model_start", "on_tool_start"}
 
     def __get__(self, recorder: Any, owner: type) -> Callable[..., Any]:
+        """LangChain reads the attribute in a coroutine if it awaits the result.
+
+        A synchronous run on the thread of an event loop, as in a notebook, reads it in a function, which drops a
+        coroutine's exception.
+        """
         if recorder is None:
             return self._method
         call: Callable[..., Any] = partial(self._method, recorder)
-        if not _is_awaited():
+        if not sys._getframe(1).f_code.co_flags & inspect.CO_COROUTINE:
             return call
 
         async def awaiting(*args: Any, **kwargs: Any) -> None:
@@ -244,6 +246,6 @@ class awaited:  # noqa: N801  # a decorator
                 recorder.buffer.fault(error)
                 return
             if (written := call(*args, **kwargs)) is not None:
-                await recorder.buffer.wait_briefly(written)
+                await asyncio.wait([asyncio.wrap_future(written)], timeout=WAIT_SECONDS)
 
         return awaiting

@@ -15,7 +15,7 @@ from typing_extensions import TypedDict
 from session_middleware import Sessions
 from session_middleware.checkpoint.langchain_messages import is_message
 from session_middleware.checkpoint.serde import StrictSerializer
-from session_middleware.recording.messages import without_ids
+from session_middleware.recording.messages import lists_in, without_ids
 from tests.support import agents
 
 Talk = list[dict[str, Any]]
@@ -88,9 +88,9 @@ def test_what_is_asked_stays_before_its_answer_when_its_checkpoint_comes_late(tm
 
 def test_of_several_lists_of_dicts_the_recorder_alone_takes_none_for_the_conversation() -> None:
     said = {"role": "user", "content": "hi"}
-    assert len(without_ids({"talk": [said]})) == 1
-    assert without_ids({"talk": [said], "examples": [said, said]}) == []
-    assert without_ids({"latest": said}) == []
+    assert len(without_ids(lists_in({"talk": [said]}))) == 1
+    assert without_ids(lists_in({"talk": [said], "examples": [said, said]})) == []
+    assert without_ids(lists_in({"latest": said})) == []
 
 
 @pytest.mark.parametrize(
