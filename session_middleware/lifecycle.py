@@ -159,9 +159,7 @@ def terms_of(session: SessionInfo, settings: SessionSettings) -> Terms:
 
 
 def _own(seconds: float | None, otherwise: timedelta | None) -> timedelta | None:
-    if seconds is None:
-        return otherwise
-    return timedelta(seconds=seconds) if seconds else None
+    return otherwise if seconds is None else timedelta(seconds=seconds) or None
 
 
 class Expiry(NamedTuple):
@@ -171,20 +169,15 @@ class Expiry(NamedTuple):
 
 def expiry_of(session: SessionInfo, settings: SessionSettings) -> Expiry | None:
     """The time and reason of an open session's expiry without further activity; ``None``: never."""
-    if session.pinned is not None:
-        return None
-    terms = terms_of(session, settings)
     ends = []
-    if terms.idle_timeout is not None:
-        ends.append(Expiry(session.last_active_at + terms.idle_timeout, "idle_timeout"))
-    if terms.max_age is not None:
-        ends.append(Expiry((session.began_at or session.created_at) + terms.max_age, "max_age"))
-    if not ends:
+    if (timeout := _own(session.idle_timeout_seconds, settings.idle_timeout)) is not None:
+        ends.append(Expiry(session.last_active_at + timeout, "idle_timeout"))
+    if (max_age := _own(session.max_age_seconds, settings.max_age)) is not None:
+        ends.append(Expiry((session.began_at or session.created_at) + max_age, "max_age"))
+    if not ends or session.pinned is not None:
         return None
     end = min(ends)
-    if session.postponed_until is not None and session.postponed_until > end.at:
-        return Expiry(session.postponed_until, end.reason)
-    return end
+    return end if session.postponed_until is None else Expiry(max(end.at, session.postponed_until), end.reason)
 
 
 def expires_at(session: SessionInfo, settings: SessionSettings) -> datetime | None:
@@ -237,18 +230,16 @@ def may_write(session: SessionInfo, identity: Identity) -> bool:
     return session.visibility == "group-write" and session.group_id in identity.groups
 
 
-def is_theirs(session: SessionInfo, identity: Identity, *, reading: bool = False) -> bool:
-    """Whether `for_user` shows the session or lets it change; sessions without an owner are excluded."""
-    if session.user_id is None:
-        return False
-    return (may_read if reading else may_write)(session, identity)
+def is_found_by(session: SessionInfo, identity: Identity) -> bool:
+    """Whether `for_user` shows the session. One without an owner is not shown."""
+    return session.user_id is not None and may_read(session, identity)
 
 
 def check_theirs(session: SessionInfo, identity: Identity, *, reading: bool = False) -> None:
-    """Raise unless `is_theirs`: `SessionAccessDenied` if `identity` may only read, otherwise `SessionNotFound`."""
-    if not is_theirs(session, identity, reading=True):
+    """Raise `SessionNotFound` unless `is_found_by`, and `SessionAccessDenied` for a change by a reader."""
+    if not is_found_by(session, identity):
         raise SessionNotFound(session.id)
-    if not is_theirs(session, identity, reading=reading):
+    if not reading and not may_write(session, identity):
         raise SessionAccessDenied(session.id, user_id=identity.user_id, may_read=True)
 
 
@@ -259,9 +250,7 @@ def is_vouched_for(identity: Identity, access: Access) -> bool:
 
 def check_access(session: SessionInfo, identity: Identity, access: Access = "owner", *, reading: bool = False) -> None:
     """Raise `SessionAccessDenied` unless `identity` may run in the session or, `reading`, read it."""
-    if is_vouched_for(identity, access):
-        return
-    if not (may_read if reading else may_write)(session, identity):
+    if not (may_read if reading else may_write)(session, identity) and not is_vouched_for(identity, access):
         raise SessionAccessDenied(session.id, user_id=identity.user_id, may_read=may_read(session, identity))
 
 

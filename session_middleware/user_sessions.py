@@ -64,7 +64,7 @@ class SessionAccess:
         """The session as stored, if the user may read it."""
         self._operator._flush(session_id)
         found = self._checked(self._storage.find_session(session_id))
-        is_hidden = found and self._identity and not lifecycle.is_theirs(found, self._identity, reading=True)
+        is_hidden = found and self._identity and not lifecycle.is_found_by(found, self._identity)
         return None if is_hidden else found
 
     def _tombstone(self, session_id: str) -> TombstoneInfo | None:

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def write(path: Path, session: Mapping[str, Any], rows: Iterable[tuple[str, Row]
         StorageError: the file cannot be written.
     """
     header = {"format": FORMAT, "version": VERSION, "library": _library(), "session": session}
-    temporary, digest, count = _temporary(path), hashlib.sha256(), 0
+    temporary, digest, count = _temporary(path), hashlib.sha256(), -1
     try:
         if not path.parent.is_dir():
             path.parent.mkdir(parents=True)
@@ -41,10 +42,9 @@ def write(path: Path, session: Mapping[str, Any], rows: Iterable[tuple[str, Row]
         temporary.unlink(missing_ok=True)
         with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
             temporary.chmod(0o600)  # independent of the umask
-            digest.update(line := _line(header))
-            file.write(line)
-            for count, (table, row) in enumerate(rows, 1):  # noqa: B007  # counts them
-                digest.update(line := _line({"table": table, "row": _packed(row)}))
+            lines = chain([header], ({"table": table, "row": row} for table, row in rows))
+            for count, line in enumerate(map(_line, lines)):  # noqa: B007  # counts the rows
+                digest.update(line)
                 file.write(line)
             file.write(_line({"rows": count, "sha256": digest.hexdigest()}))
             file.flush()
@@ -115,14 +115,11 @@ def _temporary(path: Path) -> Path:
 
 
 def _line(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, default=_packed).encode() + b"\n"
 
 
-def _packed(row: Row) -> Row:
-    return {
-        name: {"$bytes": base64.b64encode(value).decode()} if isinstance(value, bytes) else value
-        for name, value in row.items()
-    }
+def _packed(value: bytes) -> dict[str, str]:
+    return {"$bytes": base64.b64encode(value).decode()}
 
 
 def _unpacked(row: Row) -> Row:

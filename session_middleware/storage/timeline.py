@@ -1,15 +1,14 @@
 """A page of a session's record: in one order, and as one tree.
 
-The order is `seq`. The tree is what ran inside what: runs, then the nodes of a graph and of the
-graphs inside it by their namespaces, so that subgraphs, parallel branches and each branch of a
-fan-out stand apart. A page knows the runs its records belong to, also those that began on an
-earlier page, so every page is a tree.
+The order is `seq`. The tree groups the records by run, and in a run by the namespaces of graph nodes and subgraphs, so
+that parallel branches stand apart. A page also has the runs of its records that began on an earlier page.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from session_middleware.display.html import MAX_ROWS, table_html
 from session_middleware.display.text import plural, second_text
@@ -19,10 +18,10 @@ from session_middleware.storage.types import Record
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One record, or a part of a graph that records stand under."""
+    """One record, or a node of a graph with the records in it."""
 
     name: str  # "run", "message", "tool_call", "model_call", "event", or the name of a graph's node
-    record: Record | None = None  # None: a part of a graph
+    record: Record | None = None  # None: a node of a graph
     namespace: str = ""
     children: list[Node] = field(default_factory=list)
 
@@ -54,40 +53,28 @@ class Timeline(list[Record]):
 
     @property
     def tree(self) -> list[Node]:
-        """The page as a tree: what belongs to no run, and runs with what was said and done in them."""
-        roots: list[Node] = []
-        places: dict[tuple[str, str], Node] = {}
+        """The page as a tree: the records that belong to no run, and the runs with their records by namespace."""
+        root = Node("")
+        nodes: dict[tuple[str, ...], Node] = {}
+
+        def inner(parent: Node, *key: str, name: str, record: Record | None = None, namespace: str = "") -> Node:
+            if key not in nodes:
+                nodes[key] = Node(name, record, namespace)
+                parent.children.append(nodes[key])
+            return nodes[key]
+
         for entry in self:
+            node, run_id = root, (entry.id if isinstance(entry, Run) else entry.run_id) or ""
+            if run_id in self._runs:
+                node = inner(root, run_id, name="run", record=self._runs[run_id])
             if isinstance(entry, Run):
-                self._run(entry.id, roots, places)
                 continue
-            siblings = roots
-            if entry.run_id is not None and entry.run_id in self._runs:
-                siblings = self._run(entry.run_id, roots, places).children
             namespace = getattr(entry, "checkpoint_ns", "")
-            siblings = _inside(namespace, entry.run_id or "", siblings, places)
-            siblings.append(Node(kind_of(entry), entry, namespace))
-        return roots
-
-    def _run(self, run_id: str, roots: list[Node], places: dict[tuple[str, str], Node]) -> Node:
-        key = (run_id, "")
-        if key not in places:
-            places[key] = Node("run", self._runs[run_id])
-            roots.append(places[key])
-        return places[key]
-
-
-def _inside(namespace: str, run_id: str, siblings: list[Node], places: dict[tuple[str, str], Node]) -> list[Node]:
-    """What stands beside a record of this namespace; the nodes that lead there are made."""
-    path = ""
-    for part in namespace.split("|") if namespace else ():
-        path = f"{path}|{part}" if path else part
-        key = (run_id, path)
-        if key not in places:
-            places[key] = Node(part.partition(":")[0], namespace=path)
-            siblings.append(places[key])
-        siblings = places[key].children
-    return siblings
+            for path in accumulate(namespace.split("|"), "{}|{}".format) if namespace else ():
+                name = path.rpartition("|")[2].partition(":")[0]
+                node = inner(node, run_id, path, name=name, namespace=path)
+            node.children.append(Node(kind_of(entry), entry, namespace))
+        return root.children
 
 
 def _row(depth: int, node: Node) -> list[str]:
@@ -99,11 +86,6 @@ def _row(depth: int, node: Node) -> list[str]:
     return [str(record.seq), "" if moment is None else second_text(moment), f"{inset}{kind}: {record.line}"]
 
 
-def kind_of(entry: Record) -> str:
-    """The kind of a record, as in the name of its table: ``"message"``, ``"tool_call"`` …"""
-    return _KINDS[type(entry)]
-
-
 _KINDS: dict[type, str] = {
     Message: "message",
     ToolCall: "tool_call",
@@ -111,3 +93,8 @@ _KINDS: dict[type, str] = {
     Run: "run",
     Event: "event",
 }
+
+
+def kind_of(entry: Record) -> str:
+    """The kind of a record, as in the name of its table: ``"message"``, ``"tool_call"`` …"""
+    return _KINDS[type(entry)]

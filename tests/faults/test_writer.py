@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from session_middleware.errors import StorageError
+from session_middleware.storage.executor import WriteQueue
 from session_middleware.storage.sqlite import wal
 from session_middleware.storage.sqlite.database import SqliteDatabase
-from session_middleware.storage.write_queue import WriteQueue
 from tests.support.processes import Process
 
 
@@ -110,7 +110,8 @@ async def test_async_calls_share_a_commit_and_come_in_order(database: SqliteData
         return number
 
     lane = WriteQueue(together)
-    assert await asyncio.gather(*(lane.run(lambda n=n: call(n)) for n in range(100))) == list(range(100))
+    added = [lane.add(lambda n=n: call(n)) for n in range(100)]
+    assert await asyncio.gather(*map(asyncio.wrap_future, added)) == list(range(100))
     lane.close()
     assert order == list(range(100))
     assert len(commits) < 100
@@ -121,10 +122,10 @@ async def test_a_call_cancelled_before_its_turn_is_not_carried_out_and_its_neigh
     database: SqliteDatabase,
 ) -> None:
     hold, lane = threading.Event(), WriteQueue(lambda calls, durable: database.together(calls))
-    first = asyncio.ensure_future(lane.run(hold.wait))
+    first = asyncio.wrap_future(lane.add(hold.wait))
     await asyncio.sleep(0)
-    cancelled = asyncio.ensure_future(lane.run(lambda: note(database, "cancelled")))
-    last = asyncio.ensure_future(lane.run(lambda: note(database, "last")))
+    cancelled = asyncio.wrap_future(lane.add(lambda: note(database, "cancelled")))
+    last = asyncio.wrap_future(lane.add(lambda: note(database, "last")))
     await asyncio.sleep(0)
     cancelled.cancel()
     hold.set()
@@ -142,8 +143,8 @@ async def test_a_call_that_stops_the_thread_is_told_and_the_lane_goes_on(databas
 
     lane = WriteQueue(lambda calls, durable: database.together(calls))
     with pytest.raises(Stopped):
-        await lane.run(stop)
-    assert await lane.run(lambda: note(database, "after")) == "after"
+        await asyncio.wrap_future(lane.add(stop))
+    assert await asyncio.wrap_future(lane.add(lambda: note(database, "after"))) == "after"
     lane.close()
 
 
