@@ -10,7 +10,8 @@ import dataclasses
 import json
 import math
 import re
-import sys
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
@@ -27,8 +28,7 @@ _REPR_LENGTH = 10_000  # characters; a longer `repr` is cut
 _ARRAY_SIZE = 10_000  # elements; a larger array becomes its `repr`
 REPLACED = "\ufffd"  # in place of a lone surrogate
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_ARRAYS = {"numpy": ("ndarray", "generic"), "pandas": ("Series", "Index")}
-_TEXTUAL = (UUID, PurePath, Decimal, date, time, timedelta)
+_ARRAYS = {("numpy", "ndarray"), ("numpy", "generic"), ("pandas", "Series"), ("pandas", "Index")}
 
 
 def is_a(value: object, kinds: type[T] | tuple[type[T], ...]) -> TypeIs[T]:
@@ -45,14 +45,11 @@ def to_json(value: Any) -> str | None:
     """JSON text, or ``None`` for ``None``. Never raises."""
     if value is None:
         return None
-    try:
+    with suppress(Exception):  # a cycle, a key that is not a string, a NaN, or an error of the user's code
         return clean(_encode(value))
-    except Exception:  # noqa: BLE001, S110  # a cycle, a key that is not a string, a NaN, or an error of the user's code
-        pass
-    try:
+    with suppress(Exception):  # a cycle, or an error of the user's code
         return clean(_encode(_tame(value, ())))
-    except Exception:  # noqa: BLE001  # a cycle, or an error of the user's code
-        return clean(_encode(_unknown(value)))
+    return clean(_encode(_unknown(value)))
 
 
 def is_nothing(value: Any) -> bool:
@@ -77,28 +74,29 @@ def clean(text: str) -> str:
 
 def _describe(value: Any) -> Any:
     """Convert one level of a value to types that JSON has, or that this function converts."""
-    if is_a(value, (set, frozenset)):
-        return list(value)
-    if is_a(value, datetime):
-        return value.isoformat()
-    if is_a(value, Enum):
-        return value.value
-    if is_a(value, _TEXTUAL):
-        return str(value)
-    if is_a(value, BaseModel):
-        return _fields(value, lambda: _model_fields(value))
-    if dataclasses.is_dataclass(type(value)):
-        fields = {field.name: getattr(value, field.name, None) for field in dataclasses.fields(type(value))}
-        return {**fields, "__type__": type(value).__qualname__}
-    if is_a(value, _arrays()) and value.size <= _ARRAY_SIZE:
-        return _fields(value, value.tolist)
-    return _unknown(value)
+    convert = _converter(type(value))
+    try:
+        return _unknown(value) if convert is None else convert(value)
+    except Exception:  # noqa: BLE001  # the user's class may raise anything
+        return _unknown(value)
 
 
-def _arrays() -> tuple[type[Any], ...]:
-    """The classes of arrays and columns in the libraries that this process has imported."""
-    found = (getattr(sys.modules.get(module), name, None) for module, names in _ARRAYS.items() for name in names)
-    return tuple(kind for kind in found if type(kind) is type)
+def _converter(kind: type) -> Callable[[Any], Any] | None:
+    for base in kind.__mro__:
+        if (convert := _CONVERTERS.get(base)) is not None:
+            return convert
+        if (base.__module__.partition(".")[0], base.__name__) in _ARRAYS:
+            return _elements
+    return _dataclass_fields if dataclasses.is_dataclass(kind) else None
+
+
+def _elements(array: Any) -> Any:
+    return array.tolist() if array.size <= _ARRAY_SIZE else _unknown(array)
+
+
+def _dataclass_fields(value: Any) -> dict[str, Any]:
+    fields = {field.name: getattr(value, field.name, None) for field in dataclasses.fields(type(value))}
+    return {**fields, "__type__": type(value).__qualname__}
 
 
 def _model_fields(model: BaseModel) -> Any:
@@ -110,11 +108,13 @@ def _model_fields(model: BaseModel) -> Any:
     return {name: model.__dict__.get(name, part) if name in lazy else part for name, part in dumped.items()}
 
 
-def _fields(value: Any, dump: Any) -> Any:
-    try:
-        return dump()
-    except Exception:  # noqa: BLE001  # the user's class may raise anything
-        return _unknown(value)
+_CONVERTERS: dict[type, Callable[[Any], Any]] = {
+    **dict.fromkeys((set, frozenset), list),
+    **dict.fromkeys((UUID, PurePath, Decimal, date, time, timedelta), str),
+    datetime: datetime.isoformat,
+    Enum: lambda member: member.value,
+    BaseModel: _model_fields,
+}
 
 
 def _unknown(value: Any) -> dict[str, Any]:
@@ -151,4 +151,4 @@ def _tame(value: Any, inside: tuple[int, ...]) -> Any:
 def _key(key: Any) -> str:
     if is_a(key, str):
         return key
-    return str(key) if is_a(key, (int, float, Enum, *_TEXTUAL, *_arrays())) else repr(key)
+    return str(key) if is_a(key, (int, float)) or _converter(type(key)) is not None else repr(key)
