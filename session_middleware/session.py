@@ -8,7 +8,6 @@ from copy import deepcopy
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, cast, overload
 
 from langchain_core.runnables import RunnableConfig
@@ -416,18 +415,14 @@ class Session(SessionInfo):
         self._manual.runs.enter()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._manual.runs.exit(error)
 
     async def __aenter__(self) -> Self:
         await self._manual.runs.aenter()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         await self._manual.runs.aexit(error)
 
     def add(self, message: Sayable, at: datetime | None = None) -> Message:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import builtins
 import logging
 import os
@@ -10,7 +11,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, TypeVar, Unpack
 from uuid import uuid4
 
@@ -67,7 +67,7 @@ from session_middleware.runtime.sweeper import Sweeper
 from session_middleware.session import Session
 from session_middleware.settings import SessionSettings, load_settings
 from session_middleware.storage import validation
-from session_middleware.storage.executor import StorageExecutor, async_twin, run_apart
+from session_middleware.storage.executor import StorageExecutor, async_twin
 from session_middleware.storage.factory import open_storage
 from session_middleware.storage.memory_types import MemoryQuery, MessageScope, StoredMemory
 from session_middleware.storage.protocol import Storage
@@ -230,7 +230,7 @@ class Sessions(SessionAccess):
     async def aclose(self) -> None:
         """`close`, for asyncio."""
         await self._resources.aclose_all()
-        await run_apart(self.close)
+        await asyncio.to_thread(self.close)  # not on the storage's threads, for whose end it waits
 
     def settle(self) -> None:
         """Flush the record, call the hooks for it, and close the resources of sessions that have ended."""
@@ -248,17 +248,13 @@ class Sessions(SessionAccess):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
     # Attaching to a graph
@@ -274,11 +270,7 @@ class Sessions(SessionAccess):
         """
         from session_middleware.recording.attach import attached
 
-        parts: dict[str, Any] = {}
-        if checkpointer:
-            parts["checkpointer"] = self.checkpointer
-        if store:
-            parts["store"] = self.store
+        parts = ({"checkpointer": self.checkpointer} if checkpointer else {}) | ({"store": self.store} if store else {})
         chosen = self.recorder if recorder else None
         return attached(graph, parts, chosen, replace=replace, allowed=self._allowed_types)
 

@@ -22,24 +22,23 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def _reading(method: Callable[Concatenate[Storage, P], R]) -> Callable[Concatenate[AuthorizedStorage, P], R]:
+def _checked(
+    method: Callable[Concatenate[Storage, P], R], *, reading: bool
+) -> Callable[Concatenate[AuthorizedStorage, P], R]:
     @wraps(method)
-    def read(self: AuthorizedStorage, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        result: R = getattr(self._storage, method.__name__)(*args, **kwargs)
+    def call(self: AuthorizedStorage, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        operation = partial(getattr(self._storage, method.__name__), *args, **kwargs)
+        if not reading:
+            result: R = self._in_transaction(operation)
+            return result
+        result = operation()
         self.check(reading=True)
         return result
 
-    return read
+    return call
 
 
-def _writing(method: Callable[Concatenate[Storage, P], R]) -> Callable[Concatenate[AuthorizedStorage, P], R]:
-    @wraps(method)
-    def write(self: AuthorizedStorage, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        call = partial(getattr(self._storage, method.__name__), *args, **kwargs)
-        result: R = self._in_transaction(call, reading=False)
-        return result
-
-    return write
+_reading, _writing = partial(_checked, reading=True), partial(_checked, reading=False)
 
 
 class AuthorizedStorage:
@@ -51,10 +50,7 @@ class AuthorizedStorage:
     """
 
     def __init__(self, storage: Storage, session_id: str, handle: SessionHandle, identity: Identity | None) -> None:
-        self._storage = storage
-        self._session_id = session_id
-        self._handle = handle
-        self._identity = identity
+        self._storage, self._session_id, self._handle, self._identity = storage, session_id, handle, identity
 
     @property
     def name(self) -> str:
@@ -86,12 +82,13 @@ class AuthorizedStorage:
 
     def append(self, context: RunContext, entries: Sequence[Entry] = ()) -> None:
         """Append entries. The end of an admitted run needs no access; the storage's own admission decides on it."""
+        call = partial(self._storage.append, context, entries)
         is_end = any(isinstance(entry, RunEnd) for entry in entries)
         if not entries or (self._identity is not None and not is_end):
-            self._in_transaction(partial(self._storage.append, context, entries), reading=False)
+            self._in_transaction(call)
             return
         try:
-            self._storage.append(context, entries)
+            call()
         except SessionAccessDenied:
             self.check(reading=False)
             raise
@@ -101,7 +98,7 @@ class AuthorizedStorage:
         reading = all(put.namespace[:1] != ("session",) for put in puts)
         self._in_transaction(partial(self._storage.put_memories, puts, context=context), reading=reading)
 
-    def _in_transaction(self, call: Callable[[], Any], *, reading: bool) -> Any:
+    def _in_transaction(self, call: Callable[[], Any], *, reading: bool = False) -> Any:
         def checked() -> Any:
             self.check(reading=reading)
             return call()

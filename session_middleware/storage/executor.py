@@ -29,14 +29,6 @@ class BatchExecutor(Protocol):
     def __call__(self, calls: Sequence[Callable[[], Any]], *, durable: bool) -> list[Callable[[], Any]]: ...
 
 
-async def run_apart(call: Callable[[], R]) -> R:
-    """Run a call on a new thread. For calls that wait for a `StorageExecutor`'s threads to end."""
-    thread = ThreadPoolExecutor(1, thread_name_prefix="session-apart")
-    future = thread.submit(contextvars.copy_context().run, call)
-    thread.shutdown(wait=False)
-    return await asyncio.wrap_future(future)
-
-
 class StorageExecutor:
     """`run` awaits calls on several threads; `write` and `submit` enqueue calls for one writer thread."""
 

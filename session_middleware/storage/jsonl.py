@@ -42,9 +42,9 @@ def write(path: Path, session: Mapping[str, Any], rows: Iterable[tuple[str, Row]
         temporary.unlink(missing_ok=True)
         with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
             temporary.chmod(0o600)  # independent of the umask
-            lines = chain([header], ({"table": table, "row": row} for table, row in rows))
-            for count, line in enumerate(map(_line, lines)):  # noqa: B007  # counts the rows
-                digest.update(line)
+            lines: Iterable[Row] = chain([header], ({"table": table, "row": row} for table, row in rows))
+            for count, entry in enumerate(lines):  # noqa: B007  # counts the rows
+                digest.update(line := _line(entry))
                 file.write(line)
             file.write(_line({"rows": count, "sha256": digest.hexdigest()}))
             file.flush()
