@@ -29,13 +29,11 @@ from session_middleware.memory.context import CountTokens, about_tokens
 from session_middleware.memory.embedding import Embedder
 from session_middleware.memory.indexer import Indexed, MemoryIndexer
 from session_middleware.memory.query_rewriting import complete
-from session_middleware.memory.results import SearchHit
 from session_middleware.memory.scopes import SCOPES
 from session_middleware.memory.session_memory import HasOwnMemory, SessionMemory, check_own
 from session_middleware.memory.session_recall import RecallOptions
 from session_middleware.memory.store import SessionStore
 from session_middleware.models import (
-    CALL_STATUSES,
     Clock,
     ErasureReceipt,
     Identity,
@@ -44,8 +42,6 @@ from session_middleware.models import (
     Scope,
     Status,
     SweepResult,
-    ToolCall,
-    Usage,
     utc_now,
 )
 from session_middleware.recording.checkpoint_listener import RecordingListener
@@ -69,17 +65,11 @@ from session_middleware.settings import SessionSettings, load_settings
 from session_middleware.storage import validation
 from session_middleware.storage.executor import StorageExecutor, async_twin
 from session_middleware.storage.factory import open_storage
-from session_middleware.storage.memory_types import MemoryQuery, MessageScope, StoredMemory
 from session_middleware.storage.protocol import Storage
 from session_middleware.storage.run import RunContext
-from session_middleware.storage.search.tokenizer import query_words, snippet, unfinished_word
 from session_middleware.storage.types import (
-    ArchivedSession,
     DeletionCounts,
     SessionFilter,
-    ToolCallFilter,
-    UsageBy,
-    UsageFilter,
 )
 from session_middleware.user_sessions import SessionAccess, UserSessions
 
@@ -341,76 +331,7 @@ class Sessions(SessionAccess):
 
     aopen = async_twin(open)
 
-    # Reports over all sessions
-
-    def usage(
-        self,
-        by: UsageBy = "user",
-        *,
-        user_id: str | None = None,
-        group_id: str | None = None,
-        session_id: object = None,
-        since: datetime | None = None,
-        until: datetime | None = None,
-    ) -> builtins.list[Usage]:
-        """Tokens, cost and durations of model calls, by user, group, session, model or day; by tool: of tool calls.
-
-        Counts calls that began at or after `since` and before `until`. The highest cost comes first, then the
-        most calls; days are in order.
-        """
-        self.recorder.drain()
-        chosen = None if session_id is None else lifecycle.session_id_of(session_id)
-        owners = lifecycle.owner_id_or_none("user_id", user_id), lifecycle.owner_id_or_none("group_id", group_id)
-        found = self._storage.sum_usage(by, UsageFilter(*owners, chosen, *validation.period_of(since, until)))
-        if by == "day":
-            return Rows(sorted(found, key=lambda one: one.key or ""))
-        return Rows(sorted(found, key=lambda one: (-(one.cost or 0.0), -one.calls, one.key or "")))
-
-    ausage = async_twin(usage)
-
-    def tool_calls(
-        self,
-        *,
-        name: str | None = None,
-        status: str | None = None,
-        user_id: str | None = None,
-        since: datetime | None = None,
-        until: datetime | None = None,
-        limit: int | None = 50,
-        after: ToolCall | None = None,
-    ) -> builtins.list[ToolCall]:
-        """Executions of tools in all sessions, latest first. The next page begins after `after`.
-
-        Calls without a start time, which only the recorder observes, come last, and `since` excludes them.
-        """
-        self.recorder.drain()
-        if status is not None:
-            validation.check_choice("status", status, CALL_STATUSES)
-        validation.check_optional_text("name", name)
-        validation.check_kind("after", after, ToolCall | None, "the last tool call of the page before")
-        owner_id = lifecycle.owner_id_or_none("user_id", user_id)
-        where = ToolCallFilter(name, status, owner_id, *validation.period_of(since, until))
-        return Rows(self._storage.list_tool_calls(where, limit=validation.checked_limit(limit), before=after))
-
-    atool_calls = async_twin(tool_calls)
-
     # Maintenance
-
-    def list_archived(
-        self, *, user_id: str | None = None, limit: int | None = 50, after: ArchivedSession | None = None
-    ) -> builtins.list[ArchivedSession]:
-        """Archived sessions, latest first. The next page begins after `after`, the last one of this page.
-
-        `restore` restores one; `delete` deletes it with its file.
-        """
-        self._flush()
-        validation.check_kind("after", after, ArchivedSession | None, "the last archived session of the page before")
-        before = None if after is None else (after.archived_at, after.session_id)
-        chosen = lifecycle.owner_id_or_none("user_id", user_id)
-        limit = validation.checked_limit(limit)
-        return Rows(self._storage.list_archived(user_id=chosen, limit=limit, before=before))
-
-    alist_archived = async_twin(list_archived)
 
     def sweep(
         self,
@@ -527,54 +448,6 @@ class Sessions(SessionAccess):
         return self.hooks.add("expiring", hook)
 
     # Memory
-
-    def search(
-        self,
-        query: str,
-        *,
-        user_id: str | None = None,
-        session_id: object = None,
-        since: datetime | None = None,
-        limit: int = 20,
-        offset: int = 0,
-        marks: tuple[str, str] = ("", ""),
-    ) -> builtins.list[SearchHit]:
-        """Messages that contain words of `query`, best first: of a user, of a session, or of everybody.
-
-        A last word of three letters or more also matches as a prefix, for search while typing; a space or a sign
-        after it ends the word. A query of stop words ("the who") or signs (an emoji) only matches messages that
-        contain it as it is written, the latest first; such a search reads all texts in scope.
-
-        Searched are the texts of messages by users, assistants and tools, each up to 65,536 characters. Arguments,
-        and results of functions under `Session.tool`, are not messages: `tool_calls` lists them.
-
-        With both ids, the session must be that user's. Each result has a snippet with `marks` around the words.
-        """
-        validation.check_string("query", query)
-        validation.check_moment("since", since)
-        validation.check_count("limit", limit)
-        validation.check_count("offset", offset)
-        validation.check_marks(marks)
-        self.recorder.drain()
-        whose = MessageScope(
-            None if session_id is None else lifecycle.session_id_of(session_id),
-            lifecycle.owner_id_or_none("user_id", user_id),
-        )
-        asked = MemoryQuery(
-            [],
-            prefix=False,
-            query=query,
-            messages=whose,
-            since=since,
-            limit=limit,
-            offset=offset,
-            unfinished=True,
-            neighbours=False,
-            as_written=not query_words(query) and unfinished_word(query) is None,
-        )
-        return Rows(_hit(stored, query, marks) for stored in self._storage.search_memories(asked))
-
-    asearch = async_twin(search)
 
     def memory(self, config: RunnableConfig) -> SessionMemory:
         """The memory of the session and the caller that a run's config names.
@@ -714,18 +587,3 @@ class Sessions(SessionAccess):
 def _own(session: HasOwnMemory | None) -> SessionMemory | None:
     check_own(session)
     return None if session is None else session.memory
-
-
-def _hit(stored: StoredMemory, query: str, marks: tuple[str, str]) -> SearchHit:
-    text = stored.text or ""
-    return SearchHit(
-        session_id=stored.session_id or "",
-        seq=stored.seq or 0,
-        message_id=stored.key,
-        role=stored.value["role"],
-        name=stored.value.get("name"),
-        snippet=snippet(text, query, marks=marks),
-        text=text,
-        created_at=stored.created_at,
-        score=stored.score or 0.0,
-    )

@@ -11,25 +11,25 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack
 
 from session_middleware import lifecycle
 from session_middleware.display.html import Rows
-from session_middleware.errors import SessionAccessDenied, SessionNotFound, UserRevoked
+from session_middleware.errors import InvalidArgument, SessionAccessDenied, SessionNotFound, UserRevoked
 from session_middleware.memory.results import SearchHit
-from session_middleware.models import Event, Explanation, Identity, SessionInfo, ToolCall, Usage
+from session_middleware.models import CALL_STATUSES, Event, Explanation, Identity, SessionInfo, ToolCall, Usage
 from session_middleware.runtime.explain import explain, explain_absence
 from session_middleware.runtime.run_context import as_config
 from session_middleware.session import Session
+from session_middleware.storage import validation
 from session_middleware.storage.executor import StorageExecutor, async_twin
+from session_middleware.storage.memory_types import MemoryQuery, MessageScope, StoredMemory
 from session_middleware.storage.protocol import Storage
 from session_middleware.storage.run import RunContext
-from session_middleware.storage.types import ArchivedSession, DeletionCounts, TombstoneInfo, UsageBy
-from session_middleware.storage.validation import (
-    SessionFilters,
-    SessionOptions,
-    check_choice,
-    check_kind,
-    checked_limit,
-    details_of,
-    filter_of,
-    spelled_out,
+from session_middleware.storage.search.tokenizer import query_words, snippet, unfinished_word
+from session_middleware.storage.types import (
+    ArchivedSession,
+    DeletionCounts,
+    TombstoneInfo,
+    ToolCallFilter,
+    UsageBy,
+    UsageFilter,
 )
 
 if TYPE_CHECKING:
@@ -73,9 +73,18 @@ class SessionAccess:
         is_hidden = found and self._identity and found.user_id != self._identity.user_id
         return None if is_hidden else found
 
-    def _open(self, session_id: str, identity: Identity, if_exists: str, options: SessionOptions) -> Session:
-        check_choice("if_exists", if_exists, ("resume", "raise"))
-        details = details_of(**options)
+    def _owner_id(self, user_id: object) -> str | None:
+        """The user whose sessions a report covers: for `for_user` always the user. Raises `InvalidArgument`."""
+        chosen = lifecycle.owner_id_or_none("user_id", user_id)
+        if self._identity is None:
+            return chosen
+        if chosen not in (None, self._identity.user_id):
+            raise InvalidArgument("user_id", chosen, wanted="none, as for_user() sets it")
+        return self._identity.user_id
+
+    def _open(self, session_id: str, identity: Identity, if_exists: str, options: validation.SessionOptions) -> Session:
+        validation.check_choice("if_exists", if_exists, ("resume", "raise"))
+        details = validation.details_of(**options)
         self._operator._background.start()
         context = RunContext(session_id, identity)
         return self._session(self._storage.open_session(context, details, must_be_new=if_exists == "raise"))
@@ -98,9 +107,9 @@ class SessionAccess:
 
     aget = async_twin(get)
 
-    @spelled_out(SessionFilters)
+    @validation.spelled_out(validation.SessionFilters)
     def list(
-        self, *, limit: int | None = 50, after: Session | None = None, **filters: Unpack[SessionFilters]
+        self, *, limit: int | None = 50, after: Session | None = None, **filters: Unpack[validation.SessionFilters]
     ) -> builtins.list[Session]:
         """Sessions, latest activity first; for a user, those of the user or shared with the user's groups.
 
@@ -111,19 +120,19 @@ class SessionAccess:
             UnknownStatus: the status is unknown.
         """
         self._operator._flush()
-        where = filter_of(self._identity, **filters)
-        check_kind("after", after, SessionInfo | None, "the last session of the page before")
+        where = validation.filter_of(self._identity, **filters)
+        validation.check_kind("after", after, SessionInfo | None, "the last session of the page before")
         before = None if after is None else (after.last_active_at, after.id)
-        found = self._storage.list_sessions(where, limit=checked_limit(limit), before=before)
+        found = self._storage.list_sessions(where, limit=validation.checked_limit(limit), before=before)
         return Rows(self._session(info) for info in self._checked(found))
 
     alist = async_twin(list)
 
-    @spelled_out(SessionFilters)
-    def count(self, **filters: Unpack[SessionFilters]) -> int:
+    @validation.spelled_out(validation.SessionFilters)
+    def count(self, **filters: Unpack[validation.SessionFilters]) -> int:
         """The number of sessions that `list` finds without a limit."""
         self._operator._flush()
-        return self._checked(self._storage.count_sessions(filter_of(self._identity, **filters)))
+        return self._checked(self._storage.count_sessions(validation.filter_of(self._identity, **filters)))
 
     acount = async_twin(count)
 
@@ -181,6 +190,124 @@ class SessionAccess:
 
     aexplain = async_twin(explain)
 
+    # Over all sessions
+
+    def search(
+        self,
+        query: str,
+        *,
+        user_id: str | None = None,
+        session_id: object = None,
+        since: datetime | None = None,
+        limit: int = 20,
+        offset: int = 0,
+        marks: tuple[str, str] = ("", ""),
+    ) -> builtins.list[SearchHit]:
+        """Messages that contain words of `query`, best first: of a user, of a session, or of everybody.
+
+        A last word of three letters or more also matches as a prefix, for search while typing; a space or a sign
+        after it ends the word. A query of stop words ("the who") or signs (an emoji) only matches messages that
+        contain it as it is written, the latest first; such a search reads all texts in scope.
+
+        Searched are the texts of messages by users, assistants and tools, each up to 65,536 characters. Arguments,
+        and results of functions under `Session.tool`, are not messages: `tool_calls` lists them.
+
+        With both ids, the session must be that user's. Each result has a snippet with `marks` around the words.
+        """
+        validation.check_string("query", query)
+        validation.check_moment("since", since)
+        validation.check_count("limit", limit)
+        validation.check_count("offset", offset)
+        validation.check_marks(marks)
+        self._operator.recorder.drain()
+        chosen = None if session_id is None else lifecycle.session_id_of(session_id)
+        asked = MemoryQuery(
+            [],
+            prefix=False,
+            query=query,
+            messages=MessageScope(chosen, self._owner_id(user_id)),
+            since=since,
+            limit=limit,
+            offset=offset,
+            unfinished=True,
+            neighbours=False,
+            as_written=not query_words(query) and unfinished_word(query) is None,
+        )
+        found = self._checked(self._storage.search_memories(asked))
+        return Rows(_hit(stored, query, marks) for stored in found)
+
+    asearch = async_twin(search)
+
+    def usage(
+        self,
+        by: UsageBy | None = None,
+        *,
+        user_id: str | None = None,
+        group_id: str | None = None,
+        session_id: object = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+    ) -> builtins.list[Usage]:
+        """Tokens, cost and durations of model calls, by user, group, session, model or day; by tool: of tool calls.
+
+        The default is by user, and for `for_user` by session. Counts calls that began at or after `since` and before
+        `until`. The highest cost comes first, then the most calls; days are in order.
+        """
+        self._operator.recorder.drain()
+        chosen = None if session_id is None else lifecycle.session_id_of(session_id)
+        owners = self._owner_id(user_id), lifecycle.owner_id_or_none("group_id", group_id)
+        by = by or ("user" if self._identity is None else "session")
+        found = self._checked(
+            self._storage.sum_usage(by, UsageFilter(*owners, chosen, *validation.period_of(since, until)))
+        )
+        if by == "day":
+            return Rows(sorted(found, key=lambda one: one.key or ""))
+        return Rows(sorted(found, key=lambda one: (-(one.cost or 0.0), -one.calls, one.key or "")))
+
+    ausage = async_twin(usage)
+
+    def tool_calls(
+        self,
+        *,
+        name: str | None = None,
+        status: str | None = None,
+        user_id: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        limit: int | None = 50,
+        after: ToolCall | None = None,
+    ) -> builtins.list[ToolCall]:
+        """Executions of tools in all sessions, latest first. The next page begins after `after`.
+
+        Calls without a start time, which only the recorder observes, come last, and `since` excludes them.
+        """
+        self._operator.recorder.drain()
+        if status is not None:
+            validation.check_choice("status", status, CALL_STATUSES)
+        validation.check_optional_text("name", name)
+        validation.check_kind("after", after, ToolCall | None, "the last tool call of the page before")
+        where = ToolCallFilter(name, status, self._owner_id(user_id), *validation.period_of(since, until))
+        return Rows(
+            self._checked(self._storage.list_tool_calls(where, limit=validation.checked_limit(limit), before=after))
+        )
+
+    atool_calls = async_twin(tool_calls)
+
+    def list_archived(
+        self, *, user_id: str | None = None, limit: int | None = 50, after: ArchivedSession | None = None
+    ) -> builtins.list[ArchivedSession]:
+        """Archived sessions, latest first. The next page begins after `after`, the last one of this page.
+
+        `restore` restores one; `delete` deletes it with its file.
+        """
+        self._operator._flush()
+        validation.check_kind("after", after, ArchivedSession | None, "the last archived session of the page before")
+        before = None if after is None else (after.archived_at, after.session_id)
+        limit, user_id = validation.checked_limit(limit), self._owner_id(user_id)
+        return Rows(self._checked(self._storage.list_archived(user_id=user_id, limit=limit, before=before)))
+
+    alist_archived = async_twin(list_archived)
+
 
 class UserSessions(SessionAccess):
     """`Sessions` for one user: each access is checked, and sessions of other users are not found.
@@ -208,14 +335,14 @@ class UserSessions(SessionAccess):
             raise TypeError(f"config() has no argument {named[0]!r}; call for_user() for another user instead")
         return self._sessions.config(session_id, **as_config(self.identity), **configurable)
 
-    @spelled_out(SessionOptions)
+    @validation.spelled_out(validation.SessionOptions)
     def open(
         self,
         session_id: object = None,
         *,
         group_id: str | None = None,
         if_exists: Literal["resume", "raise"] = "resume",
-        **options: Unpack[SessionOptions],
+        **options: Unpack[validation.SessionOptions],
     ) -> Session:
         """As `Sessions.open`, by this user, for one of the user's groups.
 
@@ -241,15 +368,6 @@ class UserSessions(SessionAccess):
 
     aopen = async_twin(open)
 
-    def list_archived(
-        self, *, limit: int | None = 50, after: ArchivedSession | None = None
-    ) -> builtins.list[ArchivedSession]:
-        """As `Sessions.list_archived`, for sessions that the user owned."""
-        user_id = self.identity.user_id
-        return self._checked(self._sessions.list_archived(user_id=user_id, limit=limit, after=after))
-
-    alist_archived = async_twin(list_archived)
-
     def prune(self, session_id: object) -> None:
         """Delete all but the latest checkpoints of a session of the user. Raises `SessionNotFound`."""
         session = self.get(session_id)
@@ -257,58 +375,17 @@ class UserSessions(SessionAccess):
 
     aprune = async_twin(prune)
 
-    def search(
-        self,
-        query: str,
-        *,
-        session_id: object = None,
-        since: datetime | None = None,
-        limit: int = 20,
-        offset: int = 0,
-        marks: tuple[str, str] = ("", ""),
-    ) -> builtins.list[SearchHit]:
-        """As `Sessions.search`, in the user's own sessions."""
-        user_id = self.identity.user_id
-        found = self._sessions.search(
-            query, user_id=user_id, session_id=session_id, since=since, limit=limit, offset=offset, marks=marks
-        )
-        return self._checked(found)
 
-    asearch = async_twin(search)
-
-    def usage(
-        self,
-        by: UsageBy = "session",
-        *,
-        group_id: str | None = None,
-        session_id: object = None,
-        since: datetime | None = None,
-        until: datetime | None = None,
-    ) -> builtins.list[Usage]:
-        """As `Sessions.usage`, for the user's own sessions."""
-        user_id = self.identity.user_id
-        found = self._sessions.usage(
-            by, user_id=user_id, group_id=group_id, session_id=session_id, since=since, until=until
-        )
-        return self._checked(found)
-
-    ausage = async_twin(usage)
-
-    def tool_calls(
-        self,
-        *,
-        name: str | None = None,
-        status: str | None = None,
-        since: datetime | None = None,
-        until: datetime | None = None,
-        limit: int | None = 50,
-        after: ToolCall | None = None,
-    ) -> builtins.list[ToolCall]:
-        """As `Sessions.tool_calls`, for the user's own sessions."""
-        user_id = self.identity.user_id
-        found = self._sessions.tool_calls(
-            name=name, status=status, user_id=user_id, since=since, until=until, limit=limit, after=after
-        )
-        return self._checked(found)
-
-    atool_calls = async_twin(tool_calls)
+def _hit(stored: StoredMemory, query: str, marks: tuple[str, str]) -> SearchHit:
+    text = stored.text or ""
+    return SearchHit(
+        session_id=stored.session_id or "",
+        seq=stored.seq or 0,
+        message_id=stored.key,
+        role=stored.value["role"],
+        name=stored.value.get("name"),
+        snippet=snippet(text, query, marks=marks),
+        text=text,
+        created_at=stored.created_at,
+        score=stored.score or 0.0,
+    )

@@ -98,8 +98,14 @@ def config_of(identity: Identity, key: tuple[str, str, str | None]) -> RunnableC
 
 def as_config(identity: Identity) -> dict[str, Any]:
     """The identity as `identity_of` reads it."""
-    given = {"user_id": identity.user_id, "group_id": identity.group_id, "group_ids": list(identity.group_ids) or None}
-    return {name: value for name, value in given.items() if value is not None}
+    found: dict[str, Any] = {}
+    if identity.user_id is not None:
+        found["user_id"] = identity.user_id
+    if identity.group_id is not None:
+        found["group_id"] = identity.group_id
+    if identity.group_ids:
+        found["group_ids"] = list(identity.group_ids)
+    return found
 
 
 def _named(configurable: Mapping[str, Any]) -> tuple[str, Identity]:
@@ -216,7 +222,7 @@ class RunRegistry:
         config. Such a write belongs to the latest context of the same session and identity.
         """
         handle: Any = configurable.get(_HANDLE)
-        context = handle.context if self._is_own(handle) else None
+        context = handle.context if type(handle) is RunHandle and handle.registry is self else None
         names = _acting_as.get(), *map(configurable.get, _NAMES)
         if context is None or not context.session_id or (names, context.identity) != (handle.names, handle.identity):
             session_id, identity = _named(configurable)
