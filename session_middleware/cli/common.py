@@ -1,4 +1,4 @@
-"""Options, database lookup and output that all commands share."""
+"""What all commands share: options, finding the database, output, and sentences of errors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from session_middleware.errors import StorageError
+from session_middleware import errors
+from session_middleware.errors import SessionError, StorageError
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -45,9 +46,7 @@ def existing(db: str | None, **settings: Any) -> Iterator[Sessions]:
     from session_middleware.storage.factory import is_postgres
 
     url = settings_of(db).storage_url
-    path = url if is_postgres(url) else existing_file(db)
-
-    with Sessions(path, **settings) as sessions:
+    with Sessions(url if is_postgres(url) else existing_file(db), **settings) as sessions:
         yield sessions
 
 
@@ -66,8 +65,9 @@ def check_database(path: str) -> None:
     Raises:
         StorageError: it is missing, unreadable, empty, or something else.
     """
-    from session_middleware.storage.sqlite.database import check_file, check_path, storage_error
-    from session_middleware.storage.sqlite.readonly_open import read_unlocked
+    from session_middleware.storage.sqlite.connection import read_unlocked, storage_error
+    from session_middleware.storage.sqlite.database import check_file
+    from session_middleware.storage.sqlite.files import check_path
 
     if not Path(path).exists():
         raise StorageError(path, "there is no such database", advice="name one with --db FILE, or run the app first")
@@ -80,9 +80,8 @@ def check_database(path: str) -> None:
         return
     if not has_sessions:
         check_file(path)
-        raise StorageError(
-            path, "the database is empty", advice="name another one with --db FILE, or run the app first"
-        )
+        advice = "name another one with --db FILE, or run the app first"
+        raise StorageError(path, "the database is empty", advice=advice)
 
 
 def confirm(question: str) -> None:
@@ -100,16 +99,12 @@ def console_of_stdout() -> Console:
     return Console(highlight=False)
 
 
-def print_json(value: Any) -> None:
-    """Print values of this package, or lists and dicts of them."""
+def print_result(value: Any, picture: RenderableType, *, as_json: bool) -> None:
+    """Print values of this package, or lists and dicts of them, as JSON or as their picture."""
     from pydantic_core import to_jsonable_python
 
-    click.echo(json.dumps(to_jsonable_python(value), indent=2))
-
-
-def print_result(value: Any, picture: RenderableType, *, as_json: bool) -> None:
     if as_json:
-        print_json(value)
+        click.echo(json.dumps(to_jsonable_python(value), indent=2))
     else:
         console_of_stdout().print(picture, crop=False)
 
@@ -119,3 +114,36 @@ def bytes_text(size: int) -> str:
         if size >= unit / 10:
             return f"{size / unit:,.1f} {name}"
     return f"{size / 1e3:,.1f} kB"
+
+
+# Errors
+
+USAGE_ERRORS = (errors.InvalidArgument, errors.InvalidIdentity, errors.InvalidSessionId, errors.UnknownStatus)
+_SENTENCES: dict[type[SessionError], str] = {  # whose advice names a command; the library's names a method
+    errors.SessionNotFound: "there is no session {0.session_id!r}; list the sessions with session-middleware list",
+    errors.SessionExists: "session {0.session_id!r} exists already; see it with session-middleware show",
+    errors.SessionExpired: "session {0.session_id!r} has expired; set SESSION_ON_RESUME=revive, or choose another"
+    " --thread",
+    errors.SessionClosed: "session {0.session_id!r} is {0.status}; set SESSION_ON_CLOSED=reopen, or choose another"
+    " --thread",
+    errors.SessionBusy: "session {0.session_id!r} has a run in progress; try again after that run",
+    errors.InvalidTransition: "session {0.session_id!r} is {0.status} and cannot become {0.to}; see the reason with"
+    " session-middleware explain",
+    errors.UserRevoked: "user {0.user_id!r} was revoked; admit the user again with session-middleware revoke --lift",
+    errors.SessionAccessDenied: "session {0.session_id!r} has another owner; name its owner with --user, or choose"
+    " another --thread",
+    errors.InvalidSessionId: "{0.problem}; give an id of 1 to 1,024 characters",
+    errors.InvalidIdentity: "{0.problem}; give an id of 1 to 1,024 characters",
+    errors.InvalidSettings: "{1}; correct --db, the SESSION_… variable or the .env file",
+}
+
+
+def error_text(error: SessionError) -> str:
+    """The sentence of an error on the command line."""
+    if isinstance(error, (errors.SessionNotFound, errors.SessionExpired)) and error.archived:
+        return f"session {error.session_id!r} is archived; restore it with session-middleware restore"
+    if isinstance(error, errors.UnknownStatus) and error.status == "archived":
+        return "an archived session has no status; list archived sessions with session-middleware list --archived"
+    if sentence := _SENTENCES.get(type(error)):
+        return sentence.format(error, "; ".join(getattr(error, "problems", ())))
+    return " ".join(str(error).split())

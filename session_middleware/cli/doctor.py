@@ -1,4 +1,4 @@
-"""A first look at an installation: versions, the database file, its size, and whether it can be written to.
+"""The command ``doctor``: versions, the database file, its size, and whether it can be written to.
 
 The file is opened for reading only and never created.
 """
@@ -9,89 +9,92 @@ import os
 import platform
 import shutil
 import sqlite3
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from session_middleware.cli.common import check_database
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from session_middleware import __version__
+from session_middleware.cli.common import bytes_text, check_database
+from session_middleware.cli.health import facts_grid, line, verdict
+from session_middleware.display.text import plural
 from session_middleware.errors import StorageError
-from session_middleware.models import Value
 from session_middleware.settings import SessionSettings
 from session_middleware.storage.sql.checks import REPAIRS
 from session_middleware.storage.sqlite.files import beside
-from session_middleware.storage.sqlite.integrity import checks
-from session_middleware.storage.sqlite.integrity.reading import inspect, original_schema
+from session_middleware.storage.sqlite.integrity import check_file, inspect, original_schema
 from session_middleware.storage.sqlite.wal import FIXED_IN
 
-_PACKAGES = ("session-middleware", "langgraph", "langgraph-checkpoint", "langchain-core")
 _MIN_FREE_BYTES = 256 * 1024 * 1024
 _CLEANED_BY_SWEEP = frozenset({"dead_lease", "dead_run", "orphaned_writes"})  # remains of killed processes
+_PRAGMAS = {"page_bytes": "page_size", "pages": "page_count", "unused_pages": "freelist_count"}
 
 
-class Diagnosis(Value):
-    """The state of an installation and of one database file. `problems` need an action, `notes` do not."""
-
-    versions: dict[str, str]
-    path: str
-    file_bytes: int | None = None  # None: the file does not exist yet
-    log_bytes: int = 0
-    page_bytes: int | None = None
-    pages: int | None = None
-    unused_pages: int | None = None
-    journal_mode: str | None = None
-    synchronous: str
-    sessions: int | None = None
-    is_writable: bool
-    free_bytes: int | None = None
-    notes: tuple[str, ...] = ()
-    problems: tuple[str, ...] = ()
-
-
-def examine(path: str, settings: SessionSettings) -> Diagnosis:
-    """Examine the installation and the database at `path`."""
+def examine(path: str, settings: SessionSettings) -> dict[str, Any]:
+    """The facts about an installation and one database; its `problems` need an action, its `notes` do not."""
     file, folder = Path(path), Path(path).absolute().parent
-    facts: dict[str, Any] = {}
     problems: list[str] = []
     notes: list[str] = []
+    packages = ("langgraph", "langgraph-checkpoint", "langchain-core")
+    facts: dict[str, Any] = {
+        "versions": {
+            "python": platform.python_version(),
+            "sqlite": sqlite3.sqlite_version,
+            "session-middleware": __version__,
+            **{package: version(package) for package in packages},
+        },
+        "path": path,
+        "synchronous": settings.synchronous,
+    }
     if settings.synchronous == "normal":
         notes.append("synchronous is normal: a power failure can lose the last turns")
     try:
         check_database(path)
-        facts = _file_facts(path)
+        facts |= _file_facts(path)
         facts |= inspect(path, _page_facts)
         _add_row_problems(path, settings, problems, notes)
-        _add_note_on_sqlite(path, notes)
+        if sqlite3.sqlite_version_info < FIXED_IN:
+            _add_other_tables(path, notes)
     except StorageError as error:
         problems.append(str(error))
     is_writable = os.access(folder, os.W_OK | os.X_OK) and (not file.exists() or os.access(file, os.W_OK))
-    if folder.is_dir() and not is_writable:
-        problems.append(f"{file if file.exists() else folder} may not be written to by this process; change its mode")
-    free = shutil.disk_usage(folder).free if folder.is_dir() else None
-    if free is not None and free < _MIN_FREE_BYTES:
-        problems.append(f"only {free // 1_000_000:,} MB of the disk are free; free some, or writes will fail")
-    return Diagnosis(
-        versions=_versions(),
-        path=path,
-        synchronous=settings.synchronous,
-        is_writable=is_writable,
-        free_bytes=free,
-        notes=tuple(notes),
-        problems=tuple(problems),
-        **facts,
+    if folder.is_dir():
+        free = facts["free_bytes"] = shutil.disk_usage(folder).free
+        if not is_writable:
+            problems.append(
+                f"{file if file.exists() else folder} may not be written to by this process; change its mode"
+            )
+        if free < _MIN_FREE_BYTES:
+            problems.append(f"only {free // 1_000_000:,} MB of the disk are free; free some, or writes will fail")
+    return facts | {"is_writable": is_writable, "notes": notes, "problems": problems}
+
+
+def diagnosis_picture(found: dict[str, Any]) -> RenderableType:
+    """Versions, facts about the file, and a verdict."""
+    facts = [*found["versions"].items(), ("database", found["path"])]
+    if "file_bytes" in found:
+        log = bytes_text(found["log_bytes"])
+        facts.append(("size", f"{bytes_text(found['file_bytes'])}, write-ahead log {log}"))
+    if "pages" in found:
+        facts.append(("pages", "{pages:,} of {page_bytes:,} bytes, {unused_pages:,} unused".format(**found)))
+        facts.append(("journal", "{journal_mode}, synchronous {synchronous}".format(**found)))
+        facts.append(("sessions", f"{found['sessions']:,}"))
+    facts.append(("writable", "yes" if found["is_writable"] else "no"))
+    if "free_bytes" in found:
+        facts.append(("free on disk", bytes_text(found["free_bytes"])))
+    problems = found["problems"]
+    return Group(
+        facts_grid(facts),
+        Text(),
+        *(line(("note  ", "yellow"), note) for note in found["notes"]),
+        *(line(("problem  ", "red"), problem) for problem in problems),
+        verdict(plural(len(problems), "problem") if problems else "no problems", is_good=not problems),
     )
 
 
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "sqlite": sqlite3.sqlite_version}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:  # the package runs from a checkout
-            found[package] = "not installed"
-    return found
-
-
-def _file_facts(path: str) -> dict[str, int | str]:
+def _file_facts(path: str) -> dict[str, Any]:
     log = Path(beside(path, "-wal"))
     with Path(path).open("rb") as file:  # `PRAGMA journal_mode` of an immutable connection is not the file's
         is_wal = file.read(20)[18:] == b"\2\2"
@@ -103,17 +106,16 @@ def _file_facts(path: str) -> dict[str, int | str]:
 
 
 def _page_facts(connection: sqlite3.Connection) -> dict[str, int]:
-    pragmas = {"page_bytes": "page_size", "pages": "page_count", "unused_pages": "freelist_count"}
-    facts = {name: connection.execute(f"PRAGMA {pragma}").fetchone()[0] for name, pragma in pragmas.items()}
+    facts = {name: connection.execute(f"PRAGMA {pragma}").fetchone()[0] for name, pragma in _PRAGMAS.items()}
     return facts | {"sessions": connection.execute("SELECT COUNT(*) FROM sessions").fetchone()[0]}
 
 
-def _add_note_on_sqlite(path: str, notes: list[str]) -> None:
-    """Added for a file with other tables: their program writes without the lock of this package."""
+def _add_other_tables(path: str, notes: list[str]) -> None:
+    """Add a note if another program may write to the file, which it does without the lock of this package."""
     sql = "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
     others = {name for (name,) in inspect(path, lambda connection: connection.execute(sql).fetchall())}
     others -= {*original_schema(), "_sqlite_migrations"}
-    if others and sqlite3.sqlite_version_info < FIXED_IN:
+    if others:
         notes.append(
             f"the file has other tables ({', '.join(sorted(others))}), and SQLite before "
             f"{'.'.join(map(str, FIXED_IN))} can damage a file while another program writes to it; "
@@ -122,8 +124,8 @@ def _add_note_on_sqlite(path: str, notes: list[str]) -> None:
 
 
 def _add_row_problems(path: str, settings: SessionSettings, problems: list[str], notes: list[str]) -> None:
-    """One sentence for each kind of inconsistency; a note where the next sweep or run cleans it up."""
-    found = checks.check_file(path, settings)
+    """Add one sentence for each kind of inconsistency; a note where the next sweep or run cleans it up."""
+    found = check_file(path, settings)
     for kind in dict.fromkeys(problem.kind for problem in found):
         first, *others = (problem for problem in found if problem.kind == kind)
         session = "" if first.session_id is None else f"session {first.session_id!r}: "

@@ -1,4 +1,4 @@
-"""The output of `doctor`, `check`, `delete` and `forget`."""
+"""The output of `check`, `delete` and `forget`, and of lists of facts."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from session_middleware.cli.common import bytes_text
-from session_middleware.cli.doctor import Diagnosis
-from session_middleware.display.text import plural, visible, visible_line
+from session_middleware.display.text import plural, visible_line
 from session_middleware.models import ErasureReceipt, Problem
 from session_middleware.storage.sql.checks import repairable
 from session_middleware.storage.types import DeletionCounts
@@ -22,32 +21,10 @@ _COUNTS = ("sessions", "checkpoints", "messages", "tool_calls", "memories")
 _ERASED = (*_COUNTS, "archives", "traces")
 
 
-def diagnosis_picture(found: Diagnosis) -> RenderableType:
-    """Versions, facts about the file, and a verdict."""
-    facts = [*found.versions.items(), ("database", found.path)]
-    if found.file_bytes is not None:
-        facts.append(("size", f"{bytes_text(found.file_bytes)}, write-ahead log {bytes_text(found.log_bytes)}"))
-    if found.pages is not None:
-        facts.append(("pages", f"{found.pages:,} of {found.page_bytes:,} bytes, {found.unused_pages or 0:,} unused"))
-        facts.append(("journal", f"{found.journal_mode}, synchronous {found.synchronous}"))
-        facts.append(("sessions", f"{found.sessions:,}"))
-    facts.append(("writable", "yes" if found.is_writable else "no"))
-    if found.free_bytes is not None:
-        facts.append(("free on disk", bytes_text(found.free_bytes)))
-    verdict = plural(len(found.problems), "problem") if found.problems else "no problems"
-    return Group(
-        _grid(facts),
-        Text(),
-        *(_line(("note  ", "yellow"), note) for note in found.notes),
-        *(_line(("problem  ", "red"), problem) for problem in found.problems),
-        _result(verdict, is_good=not found.problems),
-    )
-
-
 def problems_picture(problems: Sequence[Problem]) -> RenderableType:
-    """One line for each kind of problem, with the sessions that have it."""
+    """One line for each kind of problem, with the sessions that have it, and a verdict."""
     if not problems:
-        return _result("no problems", is_good=True)
+        return verdict("no problems", is_good=True)
     groups: dict[tuple[bool, str | None, str], list[Problem]] = {}
     for problem in problems:
         groups.setdefault((problem.repaired, problem.table, problem.text), []).append(problem)
@@ -55,21 +32,17 @@ def problems_picture(problems: Sequence[Problem]) -> RenderableType:
     for (repaired, table, text), group in groups.items():
         label = ("repaired  ", "green") if repaired else ("problem  ", "red")
         text = text.partition("; ")[0] if repaired else text  # without the action
-        lines.append(_line(label, f"{_sessions_of(group)}{f'{table}: ' if table else ''}{text}"))
+        lines.append(line(label, f"{_sessions_of(group)}{f'{table}: ' if table else ''}{text}"))
     if len(lines) > _MAX_LINES:
         lines[_MAX_LINES:] = [Text(f"and {len(lines) - _MAX_LINES:,} more; see all with --json", style="dim")]
-    return Group(*lines, _verdict(problems))
-
-
-def _verdict(problems: Sequence[Problem]) -> Text:
     left = [problem for problem in problems if not problem.repaired]
     done, due = len(problems) - len(left), len(repairable(left))
     if not left:
-        return _result(f"{plural(done, 'problem')} repaired, none left", is_good=True)
+        return Group(*lines, verdict(f"{plural(done, 'problem')} repaired, none left", is_good=True))
     counted = f"{plural(done, 'problem')} repaired, {len(left):,} left" if done else plural(len(left), "problem")
     which = "all" if due == len(left) else f"{due:,} of them"
     advice = f"repair {which} with session-middleware check --repair" if due else "see the action of each above"
-    return _result(f"{counted}; {advice}", is_good=False)
+    return Group(*lines, verdict(f"{counted}; {advice}", is_good=False))
 
 
 def _sessions_of(problems: Sequence[Problem]) -> str:
@@ -87,19 +60,20 @@ def erasure_picture(receipt: ErasureReceipt) -> RenderableType:
     """The numbers of rows of a user that were or would be deleted."""
     if not has_data(receipt) and not receipt.pending:
         return Text("there is no data of this user in the files")
-    facts = _grid(_counts(receipt, *_ERASED))
     if receipt.dry_run:
-        return Group(facts, Text("nothing was deleted"))
-    if receipt.pending:
+        result = Text("nothing was deleted")
+    elif receipt.pending:
         problem = "a reader still uses an older snapshot of the file; run this again when the reader has ended"
-        return Group(facts, _result(problem, is_good=False))
-    return Group(facts, _result("all of it is gone from the files", is_good=True))
+        result = verdict(problem, is_good=False)
+    else:
+        result = verdict("all of it is gone from the files", is_good=True)
+    return Group(facts_grid(_counts(receipt, *_ERASED)), result)
 
 
 def deletion_picture(deleted: DeletionCounts, *, dry_run: bool) -> RenderableType:
     """The numbers of rows of a session that were or would be deleted."""
     size = ("about" if dry_run else "freed", bytes_text(deleted.bytes_freed))
-    facts = _grid([*_counts(deleted, *_COUNTS), size])
+    facts = facts_grid([*_counts(deleted, *_COUNTS), size])
     return Group(facts, Text("nothing was deleted" if dry_run else "deleted"))
 
 
@@ -107,19 +81,19 @@ def _counts(value: Any, *names: str) -> list[tuple[str, str]]:
     return [(name.replace("_", " "), f"{getattr(value, name):,}") for name in names]
 
 
-def _grid(facts: Sequence[tuple[str, str]]) -> Table:
+def facts_grid(facts: Sequence[tuple[str, str]]) -> Table:
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
     for name, value in facts:
-        grid.add_row(name, Text(visible(value)))
+        grid.add_row(name, Text(visible_line(value)))
     return grid
 
 
-def _line(label: tuple[str, str], text: str) -> Text:
+def line(label: tuple[str, str], text: str) -> Text:
     """One line at any width, so that a pipe receives whole sentences; a terminal wraps it."""
     return Text.assemble(label, visible_line(text), no_wrap=True, overflow="ignore")
 
 
-def _result(text: str, *, is_good: bool) -> Text:
-    return _line((text, "bold green" if is_good else "bold red"), "")
+def verdict(text: str, *, is_good: bool) -> Text:
+    return line((text, "bold green" if is_good else "bold red"), "")

@@ -10,7 +10,7 @@ import errno
 import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +19,11 @@ import click
 from session_middleware import __version__
 from session_middleware.cli import operator
 from session_middleware.cli.common import (
+    USAGE_ERRORS,
     bytes_text,
     console_of_stdout,
     db_option,
+    error_text,
     existing,
     json_option,
     new_db_option,
@@ -31,7 +33,6 @@ from session_middleware.cli.common import (
     status_option,
     user_option,
 )
-from session_middleware.cli.error_text import USAGE_ERRORS, error_text
 from session_middleware.display.text import plural
 from session_middleware.errors import SessionError
 
@@ -139,7 +140,7 @@ def _make_model(name: str | None) -> BaseChatModel | None:
         ) from error
     try:
         return init_chat_model(name)
-    except (ImportError, ValueError) as error:  # their sentences name the package to install, or the providers
+    except Exception as error:  # the providers' own errors too; their sentences name a package to install, or a key
         raise click.ClickException(f"{name!r} cannot be used: {' '.join(str(error).split())}") from error
 
 
@@ -163,8 +164,13 @@ def import_command(source: str, db: str | None, allowed: tuple[str, ...], user_k
     from session_middleware.importers.langgraph_source import open_source
     from session_middleware.sessions import Sessions
 
+    def advance(handled: int, total: int) -> None:
+        bar.length = total
+        bar.update(handled - bar.pos)
+
     with open_source(source) as saver, Sessions(db, allowed_types=types) as sessions:
-        done = import_checkpoints(saver, sessions, user_key=user_key, progress=_print_tenths("checkpoints"))
+        with click.progressbar(length=1, label="copying checkpoints") as bar:
+            done = import_checkpoints(saver, sessions, user_key=user_key, progress=advance)
         target = sessions.settings.storage_url
     click.echo(
         f"copied {plural(done.checkpoints, 'checkpoint')} with {plural(done.writes, 'write')}, skipped "
@@ -196,26 +202,12 @@ def _import_types(allowed: Sequence[str]) -> list[tuple[str, str]]:
     return types
 
 
-def _print_tenths(noun: str) -> Callable[[int, int], None]:
-    """Prints one line of progress for each tenth of the total."""
-    tenths = 0
-
-    def report(done: int, total: int) -> None:
-        nonlocal tenths
-        if done * 10 // total > tenths:
-            tenths = done * 10 // total
-            click.echo(f"{done:,} of {total:,} {noun}")
-
-    return report
-
-
 @cli.command()
 @db_option
 @json_option
 def doctor(db: str | None, as_json: bool) -> None:
     """Report versions, sizes and problems. Exit code 1 when there is a problem."""
-    from session_middleware.cli.doctor import examine
-    from session_middleware.cli.health import diagnosis_picture
+    from session_middleware.cli.doctor import diagnosis_picture, examine
     from session_middleware.storage.factory import file_path, is_postgres
 
     settings = settings_of(db)
@@ -223,7 +215,7 @@ def doctor(db: str | None, as_json: bool) -> None:
         raise click.UsageError("doctor examines a file; validate a PostgreSQL database with check --db URL")
     diagnosis = examine(file_path(settings.storage_url), settings)
     print_result(diagnosis, diagnosis_picture(diagnosis), as_json=as_json)
-    if diagnosis.problems:
+    if diagnosis["problems"]:
         raise click.exceptions.Exit(1)
 
 

@@ -16,7 +16,6 @@ from session_middleware.cli.common import (
     existing,
     existing_file,
     json_option,
-    print_json,
     print_result,
     session_argument,
     settings_of,
@@ -124,13 +123,18 @@ def explain(session_id: str, db: str | None, as_json: bool) -> None:
     It may be a deleted or archived session.
     """
     with existing(db) as sessions:
-        explanation = sessions.explain(session_id)
+        _explain(sessions, session_id, as_json=as_json)
+
+
+def _explain(sessions: Sessions, session_id: str, *, as_json: bool = False) -> None:
+    from rich.console import Group
+
+    from session_middleware.cli.health import line
+
+    explanation = sessions.explain(session_id)
     if explanation.status == "unknown":
         raise SessionNotFound(session_id)
-    if as_json:
-        print_json(explanation)
-    else:
-        click.echo(explanation.text)
+    print_result(explanation, Group(line(("", ""), explanation.text)), as_json=as_json)
 
 
 @_session_command
@@ -176,7 +180,7 @@ def restore(session_id: str, db: str | None) -> None:
     """Restore an archived session unchanged. Its idle time starts now."""
     with existing(db) as sessions:
         sessions.restore(session_id)
-        _print_explanation(sessions, session_id)
+        _explain(sessions, session_id)
 
 
 @_session_command
@@ -186,7 +190,7 @@ def pin(session_id: str, db: str | None, why: str | None, by: str | None) -> Non
     """Exempt a session from expiry and from sweeps."""
     with existing(db) as sessions:
         sessions.get(session_id).pin(why, by=by)
-        _print_explanation(sessions, session_id)
+        _explain(sessions, session_id)
 
 
 @_session_command
@@ -194,11 +198,7 @@ def unpin(session_id: str, db: str | None) -> None:
     """End the exemption of a pinned session. Its idle time starts now."""
     with existing(db) as sessions:
         sessions.get(session_id).unpin()
-        _print_explanation(sessions, session_id)
-
-
-def _print_explanation(sessions: Sessions, session_id: str) -> None:
-    click.echo(sessions.explain(session_id).text)
+        _explain(sessions, session_id)
 
 
 @click.command()
@@ -216,7 +216,7 @@ def check(db: str | None, deep: bool, repair: bool, as_json: bool) -> None:
             problems = sessions.check(repair=repair, deep=deep)
     else:
         from session_middleware.settings import load_settings
-        from session_middleware.storage.sqlite.integrity.checks import check_file
+        from session_middleware.storage.sqlite.integrity import check_file
 
         problems = check_file(existing_file(db), load_settings(), deep=deep)
     print_result(problems, problems_picture(problems), as_json=as_json)

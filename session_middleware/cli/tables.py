@@ -17,6 +17,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from session_middleware.cli.health import facts_grid
 from session_middleware.display.text import duration_text, plural, second_text, shortened, visible, visible_line
 from session_middleware.models import (
     Event,
@@ -195,15 +196,14 @@ def timeline(session: SessionInfo, records: Sequence[Record], *, full: bool = Fa
         grid.add_row(
             f"{moment:%H:%M:%S}" if moment else "", _styled(kind), Text(visible(text), style=_style_of(record))
         )
-    facts = Table.grid(padding=(0, 2, 0, 0))
-    facts.add_column(style="dim", no_wrap=True)
-    facts.add_column(overflow="fold")
-    for name, value in facts_of(session).items():
-        if value is not None and name != "session":
-            facts.add_row(name, second_text(value) + " UTC" if isinstance(value, datetime) else _text(value))
+    facts = [
+        (name, f"{second_text(value)} UTC" if isinstance(value, datetime) else value)
+        for name, value in facts_of(session).items()
+        if value is not None and name != "session"
+    ]
     title = _text(session.id, "bold")
     title.no_wrap, title.overflow = True, "ignore"
-    return Group(title, Panel(facts, border_style="dim", padding=(0, 1)), grid)
+    return Group(title, Panel(facts_grid(facts), border_style="dim", padding=(0, 1)), grid)
 
 
 def _not_repeated(records: Sequence[Record]) -> Iterable[Record]:

@@ -26,7 +26,7 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from session_middleware import StorageError, UnserializableValue
 from session_middleware.checkpoint.classes import TypeName
 from session_middleware.checkpoint.serde import StrictSerializer
-from session_middleware.storage.sqlite.database import check_path
+from session_middleware.storage.sqlite.files import check_path
 
 Key = tuple[str, str, str]  # thread id, namespace, checkpoint id
 Saver = BaseCheckpointSaver[Any]

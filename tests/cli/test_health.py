@@ -289,16 +289,16 @@ def test_doctor_as_json_has_the_facts(call: Call, db: Path) -> None:
 def test_doctor_notes_an_old_sqlite_only_where_another_program_may_write(
     db: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def notes(*version: int) -> tuple[str, ...]:
+    def notes(*version: int) -> list[str]:
         monkeypatch.setattr(doctor_module.sqlite3, "sqlite_version_info", version)
-        return doctor_module.examine(str(db), load_settings()).notes
+        return doctor_module.examine(str(db), load_settings())["notes"]
 
-    assert notes(3, 51, 2) == ()
+    assert notes(3, 51, 2) == []
     with closing(sqlite3.connect(db)) as connection:
         connection.execute("CREATE TABLE my_table (x)")
     [note] = notes(3, 51, 2)
     assert "other tables (my_table)" in note
-    assert notes(3, 51, 3) == ()
+    assert notes(3, 51, 3) == []
 
 
 def test_doctor_finds_what_stands_in_the_way(call: Call, db: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ import pytest
 from session_middleware import SessionAccessDenied, Sessions, StorageError
 from session_middleware.models import Problem
 from session_middleware.settings import load_settings
-from session_middleware.storage.sqlite.integrity.checks import check_file
+from session_middleware.storage.sqlite.integrity import check_file
 from tests.support import agents, damage
 from tests.support.agents import human
 from tests.support.damage import Key, Readings

@@ -24,14 +24,15 @@ from session_middleware.storage.sql.sessions import expiry
 from session_middleware.storage.sqlite import database, migrations
 from session_middleware.storage.sqlite.connection import SqliteConnection
 from session_middleware.storage.sqlite.engine import SqliteStorage
-from session_middleware.storage.sqlite.integrity.reading import original_schema
+from session_middleware.storage.sqlite.integrity import original_schema
 from session_middleware.storage.types import SessionDetails, SessionFilter, ToolCallFilter, UsageBy, UsageFilter
 from tests.memory.test_memory_in_graphs import echo
 from tests.support.memories import put_of
 
 
 def test_the_migrations_the_code_knows_are_those_there_are() -> None:
-    assert migrations.latest() == database.KNOWN_MIGRATIONS
+    known = {migration.name for migration in migrations.migrations._migrations}
+    assert known == database.KNOWN_MIGRATIONS
 
 
 def test_a_database_migrated_step_by_step_equals_a_fresh_one(tmp_path: Path) -> None:

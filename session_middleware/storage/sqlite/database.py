@@ -3,11 +3,13 @@
 Several threads and processes share the file. All writers of a process share one connection and its commits
 (`writer.py`). Readers have their own connections and never wait for a writer. The write-ahead log is written
 back by `wal.py`. No operation leaves a transaction open, whatever it raises.
+
+A file that this process may not write to is opened for reading: each read opens it again, because a connection
+to an immutable file does not notice changes.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sqlite3
 import threading
@@ -18,46 +20,104 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
-
 from session_middleware.errors import StorageError
 from session_middleware.models import Event
-from session_middleware.storage.sql.connection import DamagedRow, Undo
-from session_middleware.storage.sqlite.connection import SqliteConnection
-from session_middleware.storage.sqlite.files import OpenFiles, beside, create_private
-from session_middleware.storage.sqlite.readonly_open import read_unlocked
-from session_middleware.storage.sqlite.wal import BUSY_SECONDS, Wal
-from session_middleware.storage.sqlite.writer import SqliteWriter
+from session_middleware.storage.sql.connection import Undo
+from session_middleware.storage.sqlite.connection import (
+    BUSY_SECONDS,
+    DRIVER_ERRORS,
+    SqliteConnection,
+    connect,
+    read_unlocked,
+    storage_error,
+    version_of,
+)
+from session_middleware.storage.sqlite.files import OpenFiles, beside, check_path, create_private, may_write
+from session_middleware.storage.sqlite.wal import Wal
+from session_middleware.storage.sqlite.writer import RefusingWriter, SqliteWriter
 
 T = TypeVar("T")
 
-_VACUUM_PAGES = 1000  # released at a time, which takes a few milliseconds
 _SHOWN_TABLES = 6  # of another program, in an error
 _IDLE_READERS = 8  # connections kept open for the next reader
 
 
 class SqliteDatabase:
-    is_writable = True
-    _watched: frozenset[str] = frozenset()
-
     def __init__(self, path: str, *, synchronous: str = "full") -> None:
         self.in_memory = path == ":memory:"
-        self.path = path if self.in_memory else absolute(path)
+        self.path = path if self.in_memory else str(Path(path).absolute())
         self._synchronous = synchronous
-        self._readers: deque[SqliteConnection] = deque()
-        self._version_connection: SqliteConnection | None = None
-        self._version_lock = threading.Lock()
         self._closed = False
-        self._erases_after_commit = False
+        self._watched: frozenset[str] = frozenset()
         self._on_events: Callable[[], object] = lambda: None
-        self._process = os.getpid()
-        self._inherited: list[SqliteConnection] = []  # of the parent process; referenced, so never closed here
+        self._inherited: list[object] = []  # of the parent process; referenced, so never closed here
+        self._files = None
         with self.mapped():
             if not self.in_memory:
                 check_file(path)
                 create_private(self.path)
-            self._files = None if self.in_memory else OpenFiles(self.path)
-            self._writer = self._open_writer()
+                self._files = OpenFiles(self.path)
+        self.is_writable = self.in_memory or may_write(Path(self.path))
+        try:
+            self._open()
+        except StorageError as error:
+            is_denied = isinstance(error.__cause__, sqlite3.OperationalError) and not self.in_memory
+            if not is_denied or may_write(Path(self.path).parent):
+                raise
+            self.is_writable = False
+            self._open()
+
+    def _open(self) -> None:
+        self._process = os.getpid()
+        self._readers: deque[SqliteConnection] = deque()
+        self._version_connection: SqliteConnection | None = None
+        self._version_lock = threading.Lock()
+        self._writer: Any = RefusingWriter(self.path, self.mapped)
+        with self.mapped():
+            if self.is_writable:
+                self._writer = self._open_writer()
+            elif self.read(is_pending):
+                self.write(lambda _: None)  # which raises
+        self._writer.watched, self._writer.on_events = self._watched, self._on_events
+
+    def _open_writer(self) -> SqliteWriter:
+        connection, log = self._connect(), None
+        try:
+            connection.execute("PRAGMA secure_delete=ON")  # deleted text is overwritten with zeros
+            connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # only has an effect before the first page is written
+            if self._files is not None:
+                _switch_to_wal(connection)
+            if is_pending(connection):
+                _migrate(connection)
+            if self._files is not None:
+                self._files.opened()
+                log = Wal(os.path.realpath(self.path), connection)
+        except BaseException:
+            connection.close()
+            raise
+        return SqliteWriter(connection, self._files, log, self.mapped, synchronous=self._synchronous)
+
+    def _connect(self) -> SqliteConnection:
+        connection = connect(self.path)
+        connection.execute("PRAGMA mmap_size=268435456")
+        return connection
+
+    def _connect_reader(self) -> SqliteConnection:
+        connection = self._connect()
+        try:
+            if self._files is not None:
+                self._files.check()  # it is the file that is open already
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StorageError(self.path, "it was closed", advice="open it again")
+        if os.getpid() != self._process and not self.in_memory:  # connections must not be used across a fork
+            self._inherited += [self._writer, self._readers, self._version_connection]
+            self._open()
 
     def close(self) -> None:
         if self._process != os.getpid() and not self.in_memory:
@@ -72,7 +132,15 @@ class SqliteDatabase:
                     self._version_connection.close()
             while self._readers:
                 self._readers.pop().close()
-            self._writer.connection.close()
+            self._writer.close()
+
+    @contextmanager
+    def mapped(self) -> Iterator[None]:
+        """Map the driver's errors in the block to `StorageError`."""
+        try:
+            yield
+        except DRIVER_ERRORS as error:
+            raise storage_error(self.path, error) from error
 
     # Reading
 
@@ -82,13 +150,17 @@ class SqliteDatabase:
             self._writer.finish_writes()
             return operation(self._writer.connection)
         self._check_open()
-        if self.in_memory:
-            with self._writer.lock, self.mapped():
-                return operation(self._writer.connection)
-        self._reopen_after_fork()
-        with self.mapped():
-            self._check_files(log=False)
-            connection = self._reader()
+        try:
+            if self._files is None:
+                with self._writer.lock:
+                    return operation(self._writer.connection)
+            if not self.is_writable:
+                return read_unlocked(self.path, operation)
+            self._files.check(log=False)
+            try:
+                connection = self._readers.pop()
+            except IndexError:
+                connection = self._connect_reader()
             try:
                 connection.execute("BEGIN")
                 result = operation(connection)
@@ -96,29 +168,29 @@ class SqliteDatabase:
             except BaseException:
                 connection.close()
                 raise
-            if self._closed or len(self._readers) >= _IDLE_READERS:
-                connection.close()
-            else:
-                self._readers.append(connection)
-            return result
-
-    def _reader(self) -> SqliteConnection:
-        try:
-            return self._readers.pop()
-        except IndexError:
-            return self._connect_checked()
+        except DRIVER_ERRORS as error:
+            raise storage_error(self.path, error) from error
+        if self._closed or len(self._readers) >= _IDLE_READERS:
+            connection.close()
+        else:
+            self._readers.append(connection)
+        return result
 
     def version(self) -> int:
         """A number that changes with each commit of any process, for the cost of one PRAGMA."""
         self._check_open()
-        if self.in_memory:
-            return self._writer.connection.total_changes
-        self._reopen_after_fork()
-        with self.mapped(), self._version_lock:
-            self._check_files()
-            if self._version_connection is None:  # its own: `data_version` ignores commits of the same connection
-                self._version_connection = self._connect_checked()
-            return int(self._version_connection.execute("PRAGMA data_version").fetchone()[0])
+        if self._files is None:
+            return int(self._writer.connection.total_changes)
+        if not self.is_writable:
+            return hash(version_of(self.path))
+        try:
+            with self._version_lock:
+                self._files.check()
+                if self._version_connection is None:  # its own: `data_version` ignores commits of its connection
+                    self._version_connection = self._connect_reader()
+                return int(self._version_connection.execute("PRAGMA data_version").fetchone()[0])
+        except DRIVER_ERRORS as error:
+            raise storage_error(self.path, error) from error
 
     # Writing
 
@@ -132,42 +204,25 @@ class SqliteDatabase:
         joins: bool = False,
         undo: Undo | None = None,
     ) -> T:
-        """Run `operation` in a transaction, and return when it is committed.
-
-        Args:
-            operation: Is run a second time if the first transaction is rolled back.
-            durable: Sync the commit as the ``synchronous`` setting says. Otherwise the commit survives
-                ``kill -9``, and survives a power failure only after the next durable commit.
-            patient: No caller waits for this write, so it waits briefly for another write's commit.
-            undo: Restores values in memory when the transaction is rolled back.
-        """
         self._check_open()
-        self._reopen_after_fork()
-        return self._writer.write(operation, of=of, durable=durable, patient=patient, joins=joins, undo=undo)
+        result: T = self._writer.write(operation, of=of, durable=durable, patient=patient, joins=joins, undo=undo)
+        return result
 
     def together(self, calls: Sequence[Callable[[], Any]], *, durable: bool = True) -> list[Callable[[], Any]]:
-        """Run whole calls in order, in one transaction, and acknowledge them after its commit.
-
-        A call that fails does not affect the others.
-        """
-        self._reopen_after_fork()
-        return self._writer.together(calls, durable=durable)
+        self._check_open()
+        outcomes: list[Callable[[], Any]] = self._writer.together(calls, durable=durable)
+        return outcomes
 
     def watch(self, kinds: frozenset[str], on_events: Callable[[], object]) -> None:
-        """Queue the events of these kinds for `take_event`, and call `on_events` after each commit with some."""
-        self._watched = self._writer.connection.watched = kinds
-        self._writer.on_events = self._on_events = on_events
+        self._watched = self._writer.watched = kinds
+        self._on_events = self._writer.on_events = on_events
 
     def take_event(self) -> Event | None:
-        self._reopen_after_fork()
-        with suppress(IndexError):
-            return self._writer.events.popleft()
+        if os.getpid() == self._process:  # the events that a fork copied are the parent's
+            with suppress(IndexError):
+                event: Event = self._writer.events.popleft()
+                return event
         return None
-
-    @property
-    def is_inside(self) -> bool:
-        """Whether the calling thread is inside an operation, which may still be rolled back."""
-        return self._writer.is_mine
 
     # Erasing
 
@@ -177,126 +232,25 @@ class SqliteDatabase:
         Unused pages are released in small steps, so no writer waits long, and the write-ahead log is emptied
         unless a reader needs it. Inside an operation, erasing is deferred until the commit.
         """
-        if self._writer.is_mine:
-            self._erases_after_commit = True
+        writer, freed = self._writer, 0
+        if writer.is_mine:
+            writer.erases_after_commit = True
             return 0
-        freed = 0
-        while True:
-            with self._writer.lock, self.mapped():
-                released = self._release_pages()
-                freed += released
-                if not released:
-                    self._empty_log()
-                    return freed
-
-    def _release_pages(self) -> int:
-        connection = self._writer.connection
-        page, before = (connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_size", "freelist_count"))
-        connection.executescript(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})")  # `execute` stops at the first page
-        after = connection.execute("PRAGMA freelist_count").fetchone()[0]
-        return int((before - after) * page)
-
-    def _empty_log(self) -> None:
-        if self._log is not None:
-            self._log.empty(self._writer.connection)
-
-    def _after_commit(self) -> None:
-        if self._log is not None:
-            self._log.committed()
-        if self._erases_after_commit:
-            self._erases_after_commit = False
-            while self._release_pages():
-                pass
-            self._empty_log()
+        while self.is_writable:
+            with writer.lock, self.mapped():
+                released = writer.release_pages()
+            freed += released
+            if not released:
+                break
+        return freed
 
     def is_erased(self) -> bool:
         """Whether the write-ahead log is empty. A reader of an older snapshot keeps the log and its content."""
         log = Path(beside(self.path, "-wal"))
         return self.in_memory or not log.exists() or log.stat().st_size == 0
 
-    # Opening
 
-    def _open_writer(self) -> SqliteWriter:
-        connection = self._connect()
-        try:
-            connection.execute("PRAGMA secure_delete=ON")  # deleted text is overwritten with zeros
-            connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # only has an effect before the first page is written
-            if not self.in_memory:
-                _switch_to_wal(connection)
-            if is_pending(connection):
-                _migrate(connection)
-            if self._files is not None:
-                self._files.opened()
-            self._log = None if self.in_memory else Wal(os.path.realpath(self.path), connection)
-        except BaseException:
-            connection.close()
-            raise
-        connection.watched = self._watched
-        writer = SqliteWriter(
-            connection,
-            synchronous=self._synchronous,
-            mapped=self.mapped,
-            begun=self._check_files,
-            committed=self._after_commit,
-        )
-        writer.on_events = self._on_events
-        return writer
-
-    def _connect(self) -> SqliteConnection:
-        connection = sqlite3.connect(
-            # `rw`: a deleted file is not created again
-            ":memory:" if self.in_memory else f"{Path(self.path).as_uri()}?mode=rw",
-            uri=not self.in_memory,
-            timeout=BUSY_SECONDS,
-            isolation_level=None,
-            check_same_thread=False,
-            cached_statements=256,
-            factory=SqliteConnection,
-        )
-        connection.execute("PRAGMA mmap_size=268435456")
-        return connection
-
-    def _connect_checked(self) -> SqliteConnection:
-        """A further connection, to the same file as the open ones."""
-        connection = self._connect()
-        try:
-            self._check_files()
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-
-    def _reopen_after_fork(self) -> None:
-        """Open new connections in a forked child, because SQLite connections must not be used across a fork."""
-        if os.getpid() != self._process and not self.in_memory:
-            self._process = os.getpid()
-            self._inherited += [self._writer.connection, *self._readers]
-            self._inherited += [self._version_connection] if self._version_connection else []
-            self._readers.clear()
-            self._version_connection, self._version_lock = None, threading.Lock()
-            with self.mapped():
-                self._writer = self._open_writer()
-
-    def _check_files(self, *, log: bool = True) -> None:
-        if self._files is not None:
-            self._files.check(log=log)
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise StorageError(self.path, "it was closed", advice="open it again")
-
-    @contextmanager
-    def mapped(self) -> Iterator[None]:
-        """Map the driver's errors in the block to `StorageError`."""
-        try:
-            yield
-        except (sqlite3.Error, DamagedRow) as error:
-            raise storage_error(self.path, error) from error
-        except (UnicodeDecodeError, json.JSONDecodeError, ValidationError) as error:  # of a damaged row
-            raise StorageError(self.path, f"it is damaged ({error})", advice="restore a backup") from error
-        except UnicodeEncodeError as error:
-            problem = f"a text that is not valid unicode cannot be stored ({error})"
-            raise StorageError(self.path, problem, advice="replace the lone surrogates in it") from error
+# Opening
 
 
 def _switch_to_wal(connection: SqliteConnection) -> None:
@@ -315,7 +269,7 @@ def _switch_to_wal(connection: SqliteConnection) -> None:
 def _migrate(connection: SqliteConnection) -> None:
     from sqlite_utils import Database
 
-    from session_middleware.storage.sqlite import migrations
+    from session_middleware.storage.sqlite.migrations import migrations
 
     connection.execute("BEGIN IMMEDIATE")
     try:
@@ -346,24 +300,6 @@ def _tables(connection: SqliteConnection) -> frozenset[str]:
     return frozenset(name.lower() for (name,) in rows)  # as SQLite compares them
 
 
-def absolute(path: str) -> str:
-    """The absolute path. It stays valid when the current folder changes, and SQLite never reads it as a URI."""
-    return str(Path(path).absolute())
-
-
-def check_path(path: str) -> None:
-    """Raise `StorageError` unless the path is a readable file or may be one."""
-    file = Path(path)
-    if file.is_dir():
-        raise StorageError(path, "it is a folder", advice="name a file in it, such as sessions.db")
-    if not file.parent.is_dir():
-        raise StorageError(path, "its folder does not exist", advice=f"create {str(file.parent)!r} first")
-    if file.exists() and not file.is_file():
-        raise StorageError(path, "it is a device or a pipe", advice="name a file, such as sessions.db")
-    if file.exists() and not os.access(file, os.R_OK):
-        raise StorageError(path, "it may not be read by this process", advice="grant read access to the file")
-
-
 def check_file(path: str) -> None:
     """As `check_path`, and raise `StorageError` for a file of another program. A file without tables passes."""
     check_path(path)
@@ -392,30 +328,3 @@ def _contents(connection: SqliteConnection) -> tuple[frozenset[str], frozenset[s
     tables = frozenset(name for name in _tables(connection) if not name.startswith("sqlite_"))
     columns = {row[1] for row in connection.execute("PRAGMA table_info(checkpoints)")}
     return _applied(connection), tables, "writes" in tables and "thread_id" in columns
-
-
-def storage_error(path: str, error: Exception) -> StorageError:
-    text = str(error)
-    if isinstance(error, DamagedRow):
-        advice = "delete that session, or restore a backup; session-middleware check --deep lists all damaged rows"
-        return StorageError(path, f"it is damaged ({text})", advice=advice)
-    for part, problem, advice in (
-        (
-            "not a database",
-            "it is not an SQLite database, or its first page is damaged",
-            "name another file, or restore a backup",
-        ),
-        ("malformed", "it is damaged", "restore a backup; do not write to it"),
-        ("readonly", "it may not be written to", "give this process write access to the file and its folder"),
-        ("unable to open", "it cannot be opened", "check that the folder exists and may be written to"),
-        ("closed database", "it was closed", "open it again"),
-        ("disk is full", "the disk is full", "free some space and try again; what was acknowledged is safe"),
-        (
-            "locked",
-            f"another process has held its write lock for {BUSY_SECONDS:.0f} s",
-            "end that process, or try again",
-        ),
-    ):
-        if part in text:
-            return StorageError(path, f"{problem} ({text})", advice=advice)
-    return StorageError(path, text, advice="see the exception that caused this one")

@@ -6,15 +6,14 @@ from session_middleware.models import Clock, NewId, Problem
 from session_middleware.settings import SessionSettings
 from session_middleware.storage.sql.engine import SqlStorage
 from session_middleware.storage.sqlite.database import SqliteDatabase
-from session_middleware.storage.sqlite.integrity import checks
-from session_middleware.storage.sqlite.readonly import open_database
+from session_middleware.storage.sqlite.integrity import find
 
 
 class SqliteStorage(SqlStorage):
     _database: SqliteDatabase
 
     def __init__(self, path: str, settings: SessionSettings, *, clock: Clock, new_id: NewId) -> None:
-        super().__init__(open_database(path, synchronous=settings.synchronous), settings, clock=clock, new_id=new_id)
+        super().__init__(SqliteDatabase(path, synchronous=settings.synchronous), settings, clock=clock, new_id=new_id)
 
     def _find(self, *, deep: bool) -> list[Problem]:
-        return self._database.read(lambda connection: checks.find(connection, self._rules, deep=deep))
+        return self._database.read(lambda connection: find(connection, self._rules, deep=deep))

@@ -16,15 +16,30 @@ from session_middleware.errors import StorageError
 _PRIVATE = 0o600
 _creating = threading.Lock()  # closing a file releases all locks of this process on it
 
-_Inode = tuple[int, int]
-
 
 def beside(path: str, end: str) -> str:
     """The path of a file that SQLite keeps beside a database, such as ``"-wal"``; symbolic links are resolved."""
     return os.path.realpath(path) + end
 
 
-def create_private(path: str | Path) -> None:
+def may_write(path: Path) -> bool:
+    return os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
+
+
+def check_path(path: str) -> None:
+    """Raise `StorageError` unless the path is a readable file or may be one."""
+    file = Path(path)
+    if file.is_dir():
+        raise StorageError(path, "it is a folder", advice="name a file in it, such as sessions.db")
+    if not file.parent.is_dir():
+        raise StorageError(path, "its folder does not exist", advice=f"create {str(file.parent)!r} first")
+    if file.exists() and not file.is_file():
+        raise StorageError(path, "it is a device or a pipe", advice="name a file, such as sessions.db")
+    if file.exists() and not os.access(file, os.R_OK):
+        raise StorageError(path, "it may not be read by this process", advice="grant read access to the file")
+
+
+def create_private(path: str) -> None:
     """Create an empty file that only this user may read, whatever the umask. An existing file is not changed."""
     with _creating:
         try:
@@ -33,7 +48,7 @@ def create_private(path: str | Path) -> None:
             return
         except OSError as error:
             advice = "check that the folder exists and may be written to"
-            raise StorageError(str(path), f"it cannot be created ({error.strerror})", advice=advice) from error
+            raise StorageError(path, f"it cannot be created ({error.strerror})", advice=advice) from error
         try:
             if hasattr(os, "fchmod"):
                 os.fchmod(file, _PRIVATE)
@@ -45,38 +60,30 @@ class OpenFiles:
     """A database file, its write-ahead log and the log's index; the last two exist while the database is open."""
 
     def __init__(self, path: str) -> None:
-        self._path = path
         # `lstat` notices a file that was moved and replaced by a link: its log is in another folder then.
-        self._stat = os.stat if os.path.islink(path) else os.lstat  # noqa: PTH114
-        self._opened: list[tuple[str, _Inode]] = [(path, self._inode(path))]
+        self._stat = os.stat if os.path.islink(path) else os.lstat  # noqa: PTH114 - half the time of Path.stat
+        self._database = [(path, self._stat(path))]
+        self._all = self._database
 
     def opened(self) -> None:
         """Remember the files that opening the writer has created. Raises as `check` does."""
-        del self._opened[1:]
-        self.check()
-        for path in (beside(self._path, "-wal"), beside(self._path, "-shm")):
-            if Path(path).exists():
-                self._opened.append((path, self._inode(path)))
+        self.check(log=False)
+        path = self._database[0][0]
+        others = [other for end in ("-wal", "-shm") if Path(other := beside(path, end)).exists()]
+        self._all = [*self._database, *((other, self._stat(other)) for other in others)]
 
     def check(self, *, log: bool = True) -> None:
         """Raise `StorageError` if a file was deleted, moved or replaced.
 
         Reads need no `log`: an open connection still reads everything from a log that was deleted.
         """
-        for path, inode in self._opened if log else self._opened[:1]:
-            if self._inode(path) != inode:
-                raise self._lost(path, "it was replaced by another file")
-
-    def _inode(self, path: str) -> _Inode:
-        try:
-            found = self._stat(path)  # half the time of Path.stat
-        except OSError as error:
-            raise self._lost(path, "it was deleted or moved") from error
-        return found.st_dev, found.st_ino
-
-    def _lost(self, path: str, problem: str) -> StorageError:
-        return StorageError(
-            path,
-            f"{problem} while it was open, and nothing is written to it",
-            advice="put the file back, or open it again",
-        )
+        for path, before in self._all if log else self._database:
+            problem, cause = "it was replaced by another file", None
+            try:
+                now = self._stat(path)
+                if now.st_ino == before.st_ino and now.st_dev == before.st_dev:
+                    continue
+            except OSError as error:
+                problem, cause = "it was deleted or moved", error
+            problem += " while it was open, and nothing is written to it"
+            raise StorageError(path, problem, advice="put the file back, or open it again") from cause

@@ -13,13 +13,3 @@ migrations = Migrations("session_middleware")
 def m001_initial(db: Database) -> None:
     for statement in TABLES:
         db.execute(statement)
-
-
-def latest() -> frozenset[str]:
-    """The names of all migrations this version of the code knows."""
-    return frozenset(migration.name for migration in migrations._migrations)
-
-
-def apply(db: Database) -> None:
-    """Bring the schema up to date. The caller holds the write lock and commits."""
-    migrations.apply(db)

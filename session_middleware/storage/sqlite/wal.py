@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from session_middleware.storage.sqlite.connection import BUSY_SECONDS
+
 try:
     import fcntl
 except ImportError:  # Windows, where a folder cannot be locked
@@ -22,7 +24,6 @@ except ImportError:  # Windows, where a folder cannot be locked
 
 logger = logging.getLogger("session_middleware")
 
-BUSY_SECONDS = 30.0  # the longest wait for another process's lock
 FIXED_IN = (3, 51, 3)
 _PAGES = 1000  # in the log before a checkpoint: SQLite's default
 _SIZE_LIMIT_BYTES = 16 * 1024 * 1024  # to which a log is truncated after a long reader has ended
@@ -34,6 +35,7 @@ class Wal:
 
     def __init__(self, path: str, connection: sqlite3.Connection) -> None:
         self._path = path
+        self._log = f"{path}-wal"
         self._connection = connection
         self._changes = connection.total_changes  # at the last checkpoint
         self._interval = 256  # changes between checkpoints, adapted to about `_PAGES` pages
@@ -46,17 +48,13 @@ class Wal:
     def committed(self) -> None:
         """Checkpoint if the log has grown enough since the last checkpoint."""
         changes = self._connection.total_changes - self._changes
-        is_blocked = self._blocked_since is not None  # then each commit tries again, as SQLite does
-        if is_blocked or changes >= self._interval or self._bytes() - self._size >= _PAGES * 4096:
-            self._checkpoint(changes)
-
-    def _bytes(self) -> int:
         try:
-            return os.stat(f"{self._path}-wal").st_size  # noqa: PTH116
-        except FileNotFoundError:
-            return 0
-
-    def _checkpoint(self, changes: int) -> None:
+            size = os.stat(self._log).st_size  # noqa: PTH116 - half the time of Path.stat
+        except FileNotFoundError:  # the next transaction raises
+            return
+        is_blocked = self._blocked_since is not None  # then each commit tries again, as SQLite does
+        if not is_blocked and changes < self._interval and size - self._size < _PAGES * 4096:
+            return
         with self._exclusive() as is_exclusive:
             if not is_exclusive:
                 return  # another process checkpoints
@@ -64,14 +62,14 @@ class Wal:
                 _, pages, done = self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
             except sqlite3.Error:  # such as a full disk: the commit is safe in the log, and the next one tries again
                 return
-        self._changes, self._size = self._connection.total_changes, self._bytes()
+        self._changes, self._size = self._connection.total_changes, size
         if done < pages:
-            self._warn_of_reader()
+            self._warn_of_reader(size)
         else:
             self._blocked_since, self._warned = None, False
             self._interval = max(1, min(10_000, _PAGES * changes // max(pages, 1)))
 
-    def _warn_of_reader(self) -> None:
+    def _warn_of_reader(self, size: int) -> None:
         now = time.monotonic()
         self._blocked_since = self._blocked_since or now
         if now - self._blocked_since > _BLOCKED_SECONDS and not self._warned:
@@ -81,15 +79,15 @@ class Wal:
                 " grows (%.0f MB now). Nothing is lost. End the program that holds a transaction open on this file.",
                 self._path,
                 now - self._blocked_since,
-                self._bytes() / 1e6,
+                size / 1e6,
             )
 
-    def empty(self, connection: sqlite3.Connection) -> None:
+    def empty(self) -> None:
         """Checkpoint and truncate the log, unless a reader needs it."""
         with self._exclusive(wait=True):
-            connection.execute("PRAGMA busy_timeout=0")  # do not wait for readers while writers wait
-            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-            connection.execute(f"PRAGMA busy_timeout={int(BUSY_SECONDS * 1000)}")
+            self._connection.execute("PRAGMA busy_timeout=0")  # do not wait for readers while writers wait
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            self._connection.execute(f"PRAGMA busy_timeout={int(BUSY_SECONDS * 1000)}")
 
     @contextmanager
     def _exclusive(self, *, wait: bool = False) -> Iterator[bool]:

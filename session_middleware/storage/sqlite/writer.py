@@ -5,10 +5,16 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
+from pathlib import Path
 from typing import Any
 
+from session_middleware.errors import StorageError
 from session_middleware.storage.sql.writer import Writer, WriteRequest
 from session_middleware.storage.sqlite.connection import SqliteConnection
+from session_middleware.storage.sqlite.files import OpenFiles, may_write
+from session_middleware.storage.sqlite.wal import Wal
+
+_VACUUM_PAGES = 1000  # released at a time, which takes a few milliseconds
 
 
 class SqliteWriter(Writer):
@@ -18,27 +24,37 @@ class SqliteWriter(Writer):
     def __init__(
         self,
         connection: SqliteConnection,
+        files: OpenFiles | None,
+        wal: Wal | None,
+        mapped: Callable[[], AbstractContextManager[None]],
         *,
         synchronous: str,
-        mapped: Callable[[], AbstractContextManager[None]],
-        begun: Callable[[], None],
-        committed: Callable[[], None],
     ) -> None:
         super().__init__()
         self.connection = connection
         self.mapped = mapped
+        self.watched: frozenset[str] = frozenset()
+        self.erases_after_commit = False
+        self._files = files
+        self._wal = wal
         self._durable_mode = synchronous.upper()
         self._mode = ""  # the synchronous pragma now in force
-        self._begun = begun  # called in each transaction before anything is written; an exception ends it
-        self._on_commit = committed
+
+    def close(self) -> None:
+        self.connection.close()
 
     def _begin(self, batch: Sequence[WriteRequest[Any]]) -> None:
-        mode = self._durable_mode if any(request.durable for request in batch) else "NORMAL"
+        mode = "NORMAL"
+        for request in batch:
+            if request.durable:
+                mode = self._durable_mode
         if mode != self._mode:
             self.connection.execute(f"PRAGMA synchronous={mode}")
             self._mode = mode
         self.connection.execute("BEGIN IMMEDIATE")
-        self._begun()
+        self.connection.watched = self.watched
+        if self._files is not None:
+            self._files.check()
 
     def _end(self) -> None:
         self.connection.execute("COMMIT")
@@ -50,10 +66,49 @@ class SqliteWriter(Writer):
         self.connection.written.clear()
 
     def _committed(self) -> None:
-        self._on_commit()
+        if self._wal is not None:
+            self._wal.committed()
+        if self.erases_after_commit:
+            self.erases_after_commit = False
+            while self.release_pages():
+                pass
 
     def _is_open(self) -> bool:
         return self.connection.in_transaction  # a full disk ends it
 
     def _changes(self) -> int:
         return self.connection.total_changes
+
+    def release_pages(self) -> int:
+        """Release some unused pages, and return their bytes. If there are none, empty the log."""
+        pragmas = ("page_size", "freelist_count")
+        page, before = (self.connection.execute(f"PRAGMA {name}").fetchone()[0] for name in pragmas)
+        self.connection.executescript(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})")  # `execute` stops at one page
+        released = before - self.connection.execute("PRAGMA freelist_count").fetchone()[0]
+        if not released and self._wal is not None:
+            self._wal.empty()
+        return int(released * page)
+
+
+class RefusingWriter(Writer):
+    """The writer of a file that may not be written to: every transaction is refused."""
+
+    errors = (sqlite3.Error,)
+
+    def __init__(self, path: str, mapped: Callable[[], AbstractContextManager[None]]) -> None:
+        super().__init__()
+        self.mapped = mapped
+        self.watched: frozenset[str] = frozenset()
+        self._file = Path(path)
+
+    def close(self) -> None:
+        pass
+
+    def _begin(self, batch: Sequence[WriteRequest[Any]]) -> None:  # noqa: ARG002 - none is carried out
+        subject = "it" if not may_write(self._file) else f"its folder ({self._file.parent})"
+        problem = f"{subject} may not be written to by this process"
+        advice = "grant write access to the file and its folder, or write to a copy; reading works without it"
+        raise StorageError(str(self._file), problem, advice=advice)
+
+    def _abort(self) -> None:
+        pass
