@@ -1,10 +1,10 @@
-"""LangChain's `create_agent`: a middleware for what only a middleware can do.
+"""A middleware for LangChain's `create_agent`.
 
-It learns of refusals that no callback tells of, has a tool's start written down before the tool runs
-without holding up the event loop, answers calls that were cut off before the agent starts, and adds
-text to what the model is asked without adding it to the state. With `Sessions.attach` the recorder
-and the checkpointer record all the rest, and this leaves it to them. Without them it records the
-messages, tool calls and model calls that pass by, but no runs: it does not learn how one ends.
+It does what callbacks cannot do: it records refused tool calls, records a tool's start before the tool runs without
+blocking the event loop, answers interrupted tool calls before the agent starts, and adds text to the model's input
+without adding it to the state. With `Sessions.attach`, the recorder and the checkpointer record everything else.
+Without them the middleware records messages, tool calls and model calls, but no runs, because no hook reports a
+run's end.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from langgraph.types import Command
 
 from session_middleware import Session, Sessions
 from session_middleware.checkpoint.answers import UnansweredCall, recorded_answers
-from session_middleware.checkpoint.repair import Mended, mend, unanswered
+from session_middleware.checkpoint.repair import mend, unanswered
 from session_middleware.memory.query_rewriting import complete
 from session_middleware.memory.scopes import SCOPES
 from session_middleware.memory.session_recall import KINDS, ROLES, SPEAKERS, Kind
@@ -39,12 +39,12 @@ Update: TypeAlias = dict[str, Any] | None
 
 @dataclass(frozen=True)
 class Recall:
-    """What of its memory is put before the model: at most `k` memories and about `budget_tokens`.
+    """The memories that the model is given: at most `k`, and about `budget_tokens`; see `SessionMemory.context_for`.
 
-    By default items, and what users and assistants said; `roles` chooses whose messages, and `always` whether
-    what was remembered with ``always=True`` comes first, besides those `k`. It is `SessionMemory.context_for`.
+    By default these are items, and messages of users and assistants. `roles` selects the messages. With `always`,
+    items remembered with ``always=True`` come first, in addition to the `k`.
 
-    Raises `InvalidMemoryArgument` for what cannot be used.
+    Raises `InvalidMemoryArgument` for an invalid value.
     """
 
     k: int = 8
@@ -64,21 +64,21 @@ class Recall:
 
 
 class SessionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
-    """``create_agent(model, tools, middleware=[SessionMiddleware(sessions), …])``; first in the list it sees most.
+    """``create_agent(model, tools, middleware=[SessionMiddleware(sessions), …])``; place it first in the list.
 
-    An agent that runs without a thread id is left as it is.
+    An agent that runs without a thread id is not changed.
 
     Args:
-        sessions: where to record. With its checkpointer and recorder, or alone.
-        context: what to add to the system message of each model call, and nowhere else: a function
-            of the session and of what its user said last. Under asyncio it is called off the loop.
-        recall: what of the session's memory the model is given as well: what fits what its user said last,
-            without the messages that it is given anyhow. It is data, so it is a message of its own before that of
-            the user, between marks, each line with its source and date. ``True`` is ``Recall()``. A failure is
-            logged once and counted among the recorder's faults, and the agent goes on without.
+        sessions: The storage of the record, with its checkpointer and recorder, or alone.
+        context: A function of the session and of the user's last text. It returns text for the system message of
+            each model call, which is not stored. Under asyncio it is called off the loop.
+        recall: Selects memories that match the user's last text, except messages that are in the model's input. They
+            are data, so they are a message of their own before the user's, between marks, each line with its source
+            and date. ``True`` is ``Recall()``. A failure is logged once and counted among the recorder's faults, and
+            the agent continues without them.
 
     Raises:
-        TypeError: one of them is something else.
+        TypeError: An argument has another type.
     """
 
     def __init__(
@@ -92,14 +92,14 @@ class SessionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
         self._context = context
         self._recall = Recall() if recall is True else recall or None
 
-    # Before the agent starts: who asks, and what has no answer
+    # Before the agent starts
 
     def before_agent(self, state: AgentState[Any], runtime: Any) -> Update:
-        """Open the session where nobody has, and answer what was cut off.
+        """Check access, and add the missing answers of interrupted tool calls.
 
         Raises:
-            SessionAccessDenied: it is another user's.
-            SessionExpired: it has expired and ``on_resume`` is ``"reject"``.
+            SessionAccessDenied: The session has another owner.
+            SessionExpired: It has expired and ``on_resume`` is ``"reject"``.
         """
         hook = self._hooks.find_context(get_config(), begins=True)
         if hook is None:
@@ -125,13 +125,6 @@ class SessionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
             return None
         missing = recorded_answers(self._sessions._storage, hook.context.session_id, missing)
         mended = mend(messages, missing, new_id=self._sessions.new_id, namespace=hook.namespace)
-        self._note(hook, mended)
-        return {"messages": [RemoveMessage(REMOVE_ALL_MESSAGES), *mended.messages]}
-
-    def _missing(self, messages: Sequence[BaseMessage]) -> list[UnansweredCall]:
-        return unanswered(messages) if self._sessions.settings.repair == "auto" else []
-
-    def _note(self, hook: MiddlewareContext, mended: Mended) -> None:
         added = {call.answer_id for call in mended.calls}
         following = {str(m.id): after.id for m, after in zip(mended.messages, mended.messages[1:], strict=False)}
         for message in reversed(mended.messages):
@@ -139,8 +132,12 @@ class SessionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
                 self._hooks.add(hook, [message], followed_by=following.get(str(message.id)))
         self._hooks.flush(hook)
         self._hooks.note_repair(hook, mended.calls)
+        return {"messages": [RemoveMessage(REMOVE_ALL_MESSAGES), *mended.messages]}
 
-    # What the model is asked
+    def _missing(self, messages: Sequence[BaseMessage]) -> list[UnansweredCall]:
+        return unanswered(messages) if self._sessions.settings.repair == "auto" else []
+
+    # Model calls
 
     def wrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
@@ -148,7 +145,7 @@ class SessionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
         hook = self._hooks.find_context(get_config())
         if hook is None:
             return handler(request)
-        request = self._with(request, *self._context_for(hook, request))
+        request = self._with_context(hook, request)
         if hook.run is not None:
             return handler(request)
         self._hooks.add_before_model(hook, request.state["messages"])
@@ -168,7 +165,7 @@ class SessionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
         if hook is None:
             return await handler(request)
         if self._context is not None or self._recall is not None:
-            request = self._with(request, *await self._off_loop(self._context_for, hook, request))
+            request = await self._off_loop(self._with_context, hook, request)
         if hook.run is not None:
             return await handler(request)
         await self._off_loop(self._hooks.add_before_model, hook, request.state["messages"])
@@ -181,37 +178,29 @@ class SessionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
         await self._off_loop(self._hooks.end_model_call, hook, asked, response.result)
         return response
 
-    def _context_for(self, hook: MiddlewareContext, request: ModelRequest[Any]) -> tuple[str | None, str | None]:
-        """What belongs into the system message, and what of the memory beside the user's words."""
-        messages, last = request.messages, _last_said(request.messages)
+    def _with_context(self, hook: MiddlewareContext, request: ModelRequest[Any]) -> ModelRequest[Any]:
+        """The request with `context` in its system message, and with recalled memories before the user's message."""
+        messages = request.messages
+        last = next((n for n in reversed(range(len(messages))) if isinstance(messages[n], HumanMessage)), None)
         if last is None or (self._context is None and self._recall is None):
-            return None, None
+            return request
         session = self._sessions.find(hook.context.session_id)
         if session is None:
             self._hooks.open(hook)
             session = self._sessions.find(hook.context.session_id)
         if session is None:
-            return None, None
-        text = messages[last].text
-        own = self._context(session, text) if self._context is not None and text else None
-        recalled = None
-        if self._recall is not None:
-            recalled = self._hooks.attempt(partial(_recalled, self._recall, session, messages, last))
-        return own, recalled
-
-    @staticmethod
-    def _with(request: ModelRequest[Any], context: str | None, recalled: str | None) -> ModelRequest[Any]:
-        """The request with the one added to its system message and the other before what was said; not the state."""
-        last = _last_said(request.messages)
-        if recalled and last is not None:
-            messages = [*request.messages[:last], HumanMessage(recalled), *request.messages[last:]]
-            request = request.override(messages=messages)
-        if not context:
             return request
-        own = request.system_message.content_blocks if request.system_message else []
-        added: Any = {"type": "text", "text": context}
-        whole = SystemMessage(content_blocks=[*own, added]) if own else SystemMessage(context)
-        return request.override(system_message=whole)
+        text = messages[last].text
+        if self._context is not None and text and (context := self._context(session, text)):
+            own = request.system_message.content_blocks if request.system_message else []
+            added: Any = {"type": "text", "text": context}
+            system = SystemMessage(content_blocks=[*own, added]) if own else SystemMessage(context)
+            request = request.override(system_message=system)
+        if self._recall is not None and (
+            recalled := self._hooks.attempt(partial(_recalled, self._recall, session, messages, last))
+        ):
+            request = request.override(messages=[*messages[:last], HumanMessage(recalled), *messages[last:]])
+        return request
 
     # Tools
 
@@ -265,12 +254,8 @@ def _check_kinds(sessions: object, context: object, recall: object) -> None:
         raise TypeError(f"recall={recall!r} is no Recall; give Recall(k=…, scopes=…), or True")
 
 
-def _last_said(messages: Sequence[BaseMessage]) -> int | None:
-    return next((n for n in reversed(range(len(messages))) if isinstance(messages[n], HumanMessage)), None)
-
-
 def _recalled(recall: Recall, session: Session, messages: Sequence[BaseMessage], last: int) -> str | None:
-    """What is remembered that fits what was said `last`, which may lean on what was said before it."""
+    """The memories that match the message at `last`, whose text may refer to earlier messages."""
     before = [message.text for message in messages[:last] if isinstance(message, HumanMessage | AIMessage)]
     known = {each for message in messages for each in (message.id, message.text) if each}
     return session.memory.context_for(complete(messages[last].text, before), unless_in=known, **vars(recall))

@@ -1,9 +1,9 @@
-"""OpenAI's Agents SDK: a `Session` of its protocol that is one of ours.
+"""A session for OpenAI's Agents SDK.
 
 ``await Runner.run(agent, "hi", session=OpenAIAgentsSession(sessions, "thread-42", user_id="alice"))``
 
-Items are kept as they were given and come back so; beside them each is a message of the record.
-What the SDK removes is gone for the SDK, and stays in the record with the mark ``removed``.
+Items are stored and returned unchanged, and each is also a message of the record. An item that the SDK removes
+stays in the record, with the mark ``removed``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -26,22 +26,22 @@ from session_middleware.storage.record_entries import Attachment, MessageEntry
 from session_middleware.storage.run import RunContext
 from session_middleware.storage.types import ConversationItemPut, StoredItem
 
-_NOT_APPROVED = "Tool execution was not approved."  # the SDK's words, where its user gives no others
-_LOOKED_BACK = 200  # items among which a call is looked for whose answer is added later
-_TEXTS = ("text", "refusal", "transcript")  # the fields of a content's parts that hold text
+_NOT_APPROVED = "Tool execution was not approved."  # the SDK's default text
+_SEARCHED_ITEMS = 200  # among which the call of an answer is searched
+_TEXTS = ("text", "refusal", "transcript")  # the fields of content parts that hold text
 _ROLES = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
 
 
 class OpenAIAgentsSession:
-    """One conversation for `Runner`; any number of runs may use it, at once and one after the other.
+    """One conversation for `Runner`; any number of runs may use it, also at the same time.
 
-    Every method raises `SessionAccessDenied` when the session is another user's, and `SessionExpired`
-    when it has expired and ``on_resume`` is ``"reject"``.
+    Every method raises `SessionAccessDenied` if the session has another owner, and `SessionExpired`
+    if it has expired and ``on_resume`` is ``"reject"``.
 
     Args:
-        sessions: where to keep it.
-        session_id: an id of yours; a new one is made if none is given.
-        session_settings: the SDK's, such as how many items a run begins with; or a dict of them.
+        sessions: The storage.
+        session_id: The id of a new or existing session. By default a new id.
+        session_settings: The SDK's settings, such as the number of items that a run starts with, or a dict of them.
     """
 
     def __init__(
@@ -65,81 +65,72 @@ class OpenAIAgentsSession:
 
     @session_settings.setter
     def session_settings(self, given: SessionSettings | Mapping[str, Any] | None) -> None:
-        self._settings = given if isinstance(given, SessionSettings) else _settings_of({} if given is None else given)
+        self._settings = given if isinstance(given, SessionSettings) else SessionSettings(**(given or {}))
 
     async def get_items(
         self, limit: int | None = None, *, wrapper: RunContextWrapper[Any] | None = None
     ) -> list[TResponseInputItem]:
-        """The items in order; the last `limit` of them. A run begins with this.
+        """Return the last `limit` items in order, by default as many as the settings say. A run starts with this.
 
-        The SDK passes each method the `wrapper` of its run's context, which knows what was approved.
+        The SDK passes the context of its run to each method as `wrapper`.
         """
-        wanted = limit if limit is not None else self._settings.limit
-        return await self._sessions._offload.run(self._get, wanted)
+        return await self._sessions._offload.run(self._get, limit if limit is not None else self._settings.limit)
 
     def _get(self, limit: int | None) -> list[TResponseInputItem]:
-        context, storage = self._new_context(), self._sessions._storage
-        if storage.authorize(context) is None:
+        self._context = RunContext(self.session_id, self._identity)
+        if self._sessions._storage.authorize(self._context) is None:
             return []
-        return list(map(_whole, storage.list_items(self.session_id, limit=limit)))
+        return list(map(_whole, self._stored(limit)))
+
+    def _stored(self, limit: int | None) -> list[StoredItem]:
+        return self._sessions._storage.list_items(self.session_id, limit=limit)
 
     async def add_items(
         self, items: list[TResponseInputItem], *, wrapper: RunContextWrapper[Any] | None = None
     ) -> None:
-        """Add items, all or none; when this returns they are safe from a crash.
+        """Append all items or none of them. They are committed when this returns.
 
         Raises:
             UnserializableValue: one of them is not JSON.
         """
         if items:
             puts = list(self._puts(items, await self._find_refused(items, wrapper)))
-            await self._write(partial(self._sessions._storage.append_items, self._current_context(), puts))
+            await self._write(self._sessions._storage.append_items, puts)
 
     async def pop_item(self, *, wrapper: RunContextWrapper[Any] | None = None) -> TResponseInputItem | None:
-        """Remove the last item and return it; ``None`` when there is none."""
-        removed = await self._write(partial(self._sessions._storage.remove_items, self._current_context(), limit=1))
+        """Remove the last item and return it; ``None`` if there is none."""
+        removed = await self._write(self._sessions._storage.remove_items, limit=1)
         return _whole(removed[0]) if removed else None
 
     async def clear_session(self, *, wrapper: RunContextWrapper[Any] | None = None) -> None:
         """Remove all items. The record stays; `Sessions.delete` deletes it."""
-        await self._write(partial(self._sessions._storage.remove_items, self._current_context()))
+        await self._write(self._sessions._storage.remove_items)
 
-    async def _write(self, call: Any) -> Any:
-        """Carry out a call, also where who waits for it is cancelled: the SDK goes on from what it has changed."""
+    async def _write(self, operation: Any, *args: Any, **options: Any) -> Any:
+        """Write in the current run. A write that is cancelled is finished first: the SDK relies on its effect."""
+        if self._context is None:
+            self._context = RunContext(self.session_id, self._identity)
+        call = partial(operation, self._context, *args, **options)
         writing = asyncio.ensure_future(self._sessions._offload.write(call))
-        cancelled: asyncio.CancelledError | None = None
-        while not writing.done():
-            try:
-                await asyncio.wait({writing})
-            except asyncio.CancelledError as error:
-                cancelled = cancelled or error
-        if cancelled is not None:
-            writing.exception()
-            raise cancelled
-        return writing.result()
-
-    def _new_context(self) -> RunContext:
-        self._context = RunContext(self.session_id, self._identity)
-        return self._context
-
-    def _current_context(self) -> RunContext:
-        return self._context or self._new_context()
+        try:
+            return await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            with suppress(Exception):
+                await writing
+            raise
 
     async def _find_refused(self, items: Sequence[Any], wrapper: RunContextWrapper[Any] | None) -> frozenset[str]:
-        """The ids of the calls that were not approved, of those that are answered here."""
-        answers = [item for item in items if isinstance(item, Mapping) and _is_answer(item)]
-        refused = {str(item["call_id"]) for item in answers if item.get("output") == _NOT_APPROVED}
+        """The ids of the answered calls that were not approved."""
+        answers = {str(item["call_id"]): item for item in items if isinstance(item, Mapping) and _is_answer(item)}
+        refused = {call_id for call_id, item in answers.items() if item.get("output") == _NOT_APPROVED}
         if wrapper is not None and answers:
             names = _names_of_calls(items)
-            if any(str(item["call_id"]) not in names for item in answers):
-                earlier = await self._sessions._offload.run(partial(self._get_stored, _LOOKED_BACK))
-                names = _names_of_calls(earlier) | names
-            asked = {call_id: names[call_id] for item in answers if (call_id := str(item["call_id"])) in names}
-            refused |= {call_id for call_id, name in asked.items() if wrapper.is_tool_approved(name, call_id) is False}
+            if not answers.keys() <= names.keys():
+                earlier = await self._sessions._offload.run(self._stored, _SEARCHED_ITEMS)
+                names = _names_of_calls([stored.item for stored in earlier]) | names
+            called = answers.keys() & names.keys()
+            refused |= {call_id for call_id in called if wrapper.is_tool_approved(names[call_id], call_id) is False}
         return frozenset(refused)
-
-    def _get_stored(self, limit: int) -> list[Any]:
-        return [stored.item for stored in self._sessions._storage.list_items(self.session_id, limit=limit)]
 
     def _puts(self, items: Sequence[TResponseInputItem], refused: frozenset[str]) -> Iterator[ConversationItemPut]:
         redaction, settings = self._sessions.recorder.buffer.redaction, self._sessions.settings
@@ -156,13 +147,6 @@ class OpenAIAgentsSession:
             yield ConversationItemPut(rest, message.message_id, recorded, files)
 
 
-def _settings_of(given: Mapping[str, Any]) -> SessionSettings:
-    known = [field.name for field in fields(SessionSettings)]
-    if unknown := [name for name in dict(given) if name not in known]:
-        raise TypeError(f"there are no session settings {', '.join(map(repr, unknown))}; there are: {', '.join(known)}")
-    return SessionSettings(**given)
-
-
 def _is_answer(item: Mapping[str, Any]) -> bool:
     return str(item.get("type")).endswith("_output") and "call_id" in item
 
@@ -173,7 +157,7 @@ def _names_of_calls(items: Sequence[Any]) -> dict[str, str]:
 
 
 def _without_files(item: Any) -> tuple[Any, Sequence[Attachment]]:
-    """An item with hashes in the places of its files; as it is, where it would not come back exactly from that."""
+    """The item with its files replaced by hashes, and the files; unchanged if that could not be undone exactly."""
     (rest,), files = extract_files([item])
     held = {file.hash: file.data for file in files}
     return (rest, files) if restore_files(rest, held.get) == item else (item, ())
@@ -185,12 +169,12 @@ def _whole(stored: StoredItem) -> Any:
 
 def describe_item(item: Any, message_id: str) -> MessageEntry:
     """An item of the Responses API as a message of the record."""
-    described = _described(item, message_id)
-    (content,), files = extract_files([described.content])
-    return described._replace(content=content, files=files)
+    entry = _entry_of(item, message_id)
+    (content,), files = extract_files([entry.content])
+    return entry._replace(content=content, files=files)
 
 
-def _described(item: Any, message_id: str) -> MessageEntry:
+def _entry_of(item: Any, message_id: str) -> MessageEntry:
     if not isinstance(item, Mapping):
         return MessageEntry(message_id, "assistant", "", content=item, marks=("item",))
     kind = str(item.get("type") or "message")
@@ -209,7 +193,7 @@ def _described(item: Any, message_id: str) -> MessageEntry:
 
 
 def _text(parts: Any) -> str:
-    """What a content, or a summary, says in words."""
+    """The text of a content or a summary."""
     if isinstance(parts, str):
         return parts
     if not isinstance(parts, (list, tuple)):
