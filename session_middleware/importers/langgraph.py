@@ -10,7 +10,7 @@ overwritten.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, cast
@@ -87,42 +87,36 @@ class _Import:
         self._user_key = user_key
         self._progress = progress
         self._result = Imported()
-        self._handled = self._total = 0
+        self._total = 0
 
     def run(self) -> Imported:
-        threads = self._source.threads()
+        threads, handled = self._source.threads(), 0
         self._result.threads, self._total = len(threads), sum(map(len, threads))
         for keys in threads:
-            end = self._handled + len(keys)
             try:
-                self._copy_thread(keys)
+                self._copy_thread(keys, handled)
             except StorageError:
                 raise
             except (CannotCopy, SessionError) as error:
                 self._result.not_copied.append(NotCopied(keys[0][0], " ".join(str(error).split())))
-            self._advance(end - self._handled)
+            handled += len(keys)
+            self._progress(handled, self._total)
         return self._result
 
-    def _advance(self, count: int) -> None:
-        if count:
-            self._handled += count
-            self._progress(self._handled, self._total)
-
-    def _copy_thread(self, keys: list[Key]) -> None:
+    def _copy_thread(self, keys: list[Key], handled: int) -> None:
         owner = self._owner(keys)
         with nullcontext() if owner is None else self._sessions.acting_as(owner):
             missing = self._missing(keys, owner)
             self._result.skipped += len(keys) - len(missing)
             self._result.unowned += self._user_key is not None and owner is None
-            self._advance(len(keys) - len(missing))
             if not missing:
                 return
             thread = config_of(keys[0][0], "")
             self._saver.date(thread, _moment_of(self._source.read(missing[0])), anew=True)
             try:
-                for key in missing:
+                for number, key in enumerate(missing, handled + len(keys) - len(missing) + 1):
                     self._copy(key)
-                    self._advance(1)
+                    self._progress(number, self._total)
             finally:
                 self._saver.date(thread, None)
 
@@ -183,18 +177,15 @@ class _Import:
         """
         original = self._source.read(key)
         difference = _difference(original, copy)
-        if difference == _WRITES:
-            theirs, ours = _by_task(original), _by_task(copy)
-            if _contains(ours, theirs):
-                return False
-            if _contains(theirs, ours):
-                return True
-        if difference:
-            raise CannotCopy(
-                f"{name_of(key)} exists with another {difference}, and was not overwritten; "
-                "delete the session, or import into another database"
-            )
-        return False
+        if not difference:
+            return False
+        theirs, ours = _by_task(original), _by_task(copy)
+        if difference == _WRITES and (_contains(ours, theirs) or _contains(theirs, ours)):
+            return not _contains(ours, theirs)
+        raise CannotCopy(
+            f"{name_of(key)} exists with another {difference}, and was not overwritten; "
+            "delete the session, or import into another database"
+        )
 
 
 _WRITES = "list of writes"
@@ -213,21 +204,16 @@ def _difference(theirs: CheckpointTuple, ours: CheckpointTuple) -> str:
 
 def _equal(one: Any, other: Any) -> bool:
     """Whether two values are equal. Values without a usable ``==`` are compared by their serialised bytes."""
-    try:
+    with suppress(TypeError, ValueError):  # arrays compare element by element
         if one == other:
             return True
-    except (TypeError, ValueError):  # arrays compare element by element
-        pass
     if type(one) is not type(other):
         return False
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(_equal(value, other[name]) for name, value in one.items())
-    if isinstance(one, list):
-        return len(one) == len(other) and all(map(_equal, one, other))
-    try:
+    with suppress(TypeError, ValueError):
         return pack(one) == pack(other)
-    except (TypeError, ValueError):
-        return False
+    return False
 
 
 def _contains(whole: WritesByTask, part: WritesByTask) -> bool:

@@ -10,14 +10,12 @@ from __future__ import annotations
 import copy
 import importlib
 import json
-import os
 import sqlite3
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
@@ -26,7 +24,10 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from session_middleware import StorageError, UnserializableValue
 from session_middleware.checkpoint.classes import TypeName
 from session_middleware.checkpoint.serde import StrictSerializer
-from session_middleware.storage.sqlite.files import check_path
+from session_middleware.settings import without_secrets
+from session_middleware.storage.factory import is_postgres
+from session_middleware.storage.sqlite.connection import connect, version_of
+from session_middleware.storage.sqlite.files import beside, check_path
 
 Key = tuple[str, str, str]  # thread id, namespace, checkpoint id
 Saver = BaseCheckpointSaver[Any]
@@ -165,43 +166,38 @@ def open_source(where: str) -> Iterator[Saver]:
     Raises:
         StorageError: the database is missing, is not LangGraph's, or its saver's package is not installed.
     """
-    is_postgres = where.startswith(("postgresql://", "postgres://"))
-    with _open_postgres(where) if is_postgres else _open_sqlite(where) as saver:
+    with _open_postgres(where) if is_postgres(where) else _open_sqlite(where) as saver:
         yield saver
 
 
 @contextmanager
-def _open_sqlite(where: str) -> Iterator[Saver]:
-    module = _import("langgraph.checkpoint.sqlite", where, "langgraph-checkpoint-sqlite")
-    path = Path(where)
-    if not path.exists():
-        raise StorageError(where, "there is no such file", advice="name the file of a SqliteSaver")
-    check_path(where)
-    log, memory, journal = (Path(os.path.realpath(where) + end) for end in ("-wal", "-shm", "-journal"))
+def _open_sqlite(path: str) -> Iterator[Saver]:
+    module = _import("langgraph.checkpoint.sqlite", path, "langgraph-checkpoint-sqlite")
+    if not Path(path).exists():
+        raise StorageError(path, "there is no such file", advice="name the file of a SqliteSaver")
+    check_path(path)
     # `immutable` creates no -wal and -shm files, but is correct only while no other program has the file open.
-    in_use = memory.exists() or journal.exists() or (log.exists() and log.stat().st_size > 0)
-    uri = f"{path.absolute().as_uri()}?{'mode=ro' if in_use else 'immutable=1'}"
+    in_use = version_of(path)[-1] or any(Path(beside(path, end)).exists() for end in ("-shm", "-journal"))
     try:
-        with closing(sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)) as connection:
+        with closing(connect(path, "mode=ro" if in_use else "immutable=1")) as connection:
             connection.execute("BEGIN")
             columns = {
                 table: {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
                 for table in ("checkpoints", "writes")
             }
-            _check_columns(where, columns["checkpoints"])
+            _check_columns(path, columns["checkpoints"])
             saver = module.SqliteSaver(connection, serde=StrictSerializer())
             saver.is_setup = True  # setting up would write to the file
             saver._has_task_path = "task_path" in columns["writes"]  # determined by setting up
             yield saver
     except sqlite3.Error as error:
         advice = "name the file of a SqliteSaver, and stop the program that writes to it"
-        raise StorageError(where, f"it cannot be read ({error})", advice=advice) from error
+        raise StorageError(path, f"it cannot be read ({error})", advice=advice) from error
 
 
 @contextmanager
 def _open_postgres(url: str) -> Iterator[Saver]:
-    parts = urlsplit(url)
-    where = f"{parts.scheme}://{parts.hostname or ''}{parts.path}"  # without the password
+    where = without_secrets(url)
     module = _import("langgraph.checkpoint.postgres", where, "'langgraph-checkpoint-postgres' 'psycopg[binary]'")
     psycopg = importlib.import_module("psycopg")
     try:
