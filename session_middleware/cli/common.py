@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import sqlite3
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,19 @@ def existing(db: str | None, **settings: Any) -> Iterator[Sessions]:
     url = settings_of(db).storage_url
     with Sessions(url if is_postgres(url) else existing_file(db), **settings) as sessions:
         yield sessions
+
+
+def database_command(function: Callable[..., None]) -> click.Command:
+    """A command on a database that exists; `function` gets its `Sessions` first."""
+
+    @click.command(function.__name__.removesuffix("_command"))
+    @db_option
+    @wraps(function)
+    def run(db: str | None, **options: Any) -> None:
+        with existing(db) as sessions:
+            function(sessions, **options)
+
+    return run
 
 
 def existing_file(db: str | None) -> str:

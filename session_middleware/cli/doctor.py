@@ -52,7 +52,8 @@ def examine(path: str, settings: SessionSettings) -> dict[str, Any]:
         notes.append("synchronous is normal: a power failure can lose the last turns")
     try:
         check_database(path)
-        facts |= _file_facts(path)
+        log = Path(beside(path, "-wal"))
+        facts |= {"file_bytes": file.stat().st_size, "log_bytes": log.stat().st_size if log.exists() else 0}
         facts |= inspect(path, _page_facts)
         _add_row_problems(path, settings, problems, notes)
         if sqlite3.sqlite_version_info < FIXED_IN:
@@ -79,8 +80,8 @@ def diagnosis_picture(found: dict[str, Any]) -> RenderableType:
         facts.append(("size", f"{bytes_text(found['file_bytes'])}, write-ahead log {log}"))
     if "pages" in found:
         facts.append(("pages", "{pages:,} of {page_bytes:,} bytes, {unused_pages:,} unused".format(**found)))
-        facts.append(("journal", "{journal_mode}, synchronous {synchronous}".format(**found)))
         facts.append(("sessions", f"{found['sessions']:,}"))
+    facts.append(("synchronous", found["synchronous"]))
     facts.append(("writable", "yes" if found["is_writable"] else "no"))
     if "free_bytes" in found:
         facts.append(("free on disk", bytes_text(found["free_bytes"])))
@@ -92,17 +93,6 @@ def diagnosis_picture(found: dict[str, Any]) -> RenderableType:
         *(line(("problem  ", "red"), problem) for problem in problems),
         verdict(plural(len(problems), "problem") if problems else "no problems", is_good=not problems),
     )
-
-
-def _file_facts(path: str) -> dict[str, Any]:
-    log = Path(beside(path, "-wal"))
-    with Path(path).open("rb") as file:  # `PRAGMA journal_mode` of an immutable connection is not the file's
-        is_wal = file.read(20)[18:] == b"\2\2"
-    return {
-        "file_bytes": Path(path).stat().st_size,
-        "log_bytes": log.stat().st_size if log.exists() else 0,
-        "journal_mode": "wal" if is_wal else "delete",
-    }
 
 
 def _page_facts(connection: sqlite3.Connection) -> dict[str, int]:

@@ -22,9 +22,9 @@ from session_middleware.cli.common import (
     USAGE_ERRORS,
     bytes_text,
     console_of_stdout,
+    database_command,
     db_option,
     error_text,
-    existing,
     json_option,
     new_db_option,
     print_result,
@@ -38,6 +38,8 @@ from session_middleware.errors import SessionError
 
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
+
+    from session_middleware.sessions import Sessions
 
 
 class _InvalidArgument(click.ClickException):
@@ -61,8 +63,7 @@ def cli() -> None:
     """Sessions for LangGraph agents, in one SQLite file."""
 
 
-@cli.command("list")
-@db_option
+@database_command
 @user_option
 @status_option
 @click.option("--archived", is_flag=True, help="Only archived sessions.")
@@ -70,30 +71,30 @@ def cli() -> None:
     "--limit", type=click.IntRange(1, 1_000_000), default=50, show_default=True, help="The most rows to show."
 )
 @json_option
-def list_command(db: str | None, user_id: str | None, status: Any, archived: bool, limit: int, as_json: bool) -> None:
+def list_command(
+    sessions: Sessions, user_id: str | None, status: Any, archived: bool, limit: int, as_json: bool
+) -> None:
     """List sessions, latest activity first."""
     if archived and status:
         raise click.UsageError("an archived session has no status; leave out --archived or --status")
     from session_middleware.cli import tables
 
-    with existing(db) as sessions:
-        if archived:
-            files = sessions.list_archived(user_id=user_id, limit=limit)
-            print_result(files, tables.archives_table(files), as_json=as_json)
-            return
-        found = sessions.list(user_id=user_id, status=status, limit=limit)
-        print_result(found, tables.sessions_table(found), as_json=as_json)
-        total = 0 if as_json else sessions.count(user_id=user_id, status=status)
-        if total > len(found):
-            click.echo(f"{len(found)} of {total}; see more with --limit {total}")
+    if archived:
+        files = sessions.list_archived(user_id=user_id, limit=limit)
+        print_result(files, tables.archives_table(files), as_json=as_json)
+        return
+    found = sessions.list(user_id=user_id, status=status, limit=limit)
+    print_result(found, tables.sessions_table(found), as_json=as_json)
+    total = 0 if as_json else sessions.count(user_id=user_id, status=status)
+    if total > len(found):
+        click.echo(f"{len(found)} of {total}; see more with --limit {total}")
 
 
-@cli.command()
+@database_command
 @session_argument
-@db_option
 @click.option("--full", is_flag=True, help="All records, with their whole text.")
 @json_option
-def show(session_id: str, db: str | None, full: bool, as_json: bool) -> None:
+def show(sessions: Sessions, session_id: str, full: bool, as_json: bool) -> None:
     """Show the timeline of a session.
 
     It consists of its messages, calls, runs and events.
@@ -101,12 +102,11 @@ def show(session_id: str, db: str | None, full: bool, as_json: bool) -> None:
     from session_middleware.cli.tables import timeline
     from session_middleware.storage.timeline import kind_of
 
-    with existing(db) as sessions:
-        session = sessions.get(session_id)
-        records = session.timeline()
-        rows = [{"record": kind_of(each), **each.model_dump(mode="json")} for each in records]
-        value = {"session": session, "stats": session.stats(), "timeline": rows} if as_json else None
-        print_result(value, timeline(session, records, full=full), as_json=as_json)
+    session = sessions.get(session_id)
+    records = session.timeline()
+    rows = [{"record": kind_of(each), **each.model_dump(mode="json")} for each in records]
+    value = {"session": session, "stats": session.stats(), "timeline": rows} if as_json else None
+    print_result(value, timeline(session, records, full=full), as_json=as_json)
 
 
 @cli.command()
@@ -219,7 +219,7 @@ def doctor(db: str | None, as_json: bool) -> None:
         raise click.exceptions.Exit(1)
 
 
-for _command in operator.COMMANDS:
+for _command in (list_command, show, *operator.COMMANDS):
     cli.add_command(_command)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import click
 from session_middleware.cli.common import (
     confirm,
     console_of_stdout,
+    database_command,
     db_option,
     existing,
     existing_file,
@@ -34,27 +34,19 @@ if TYPE_CHECKING:
 _dry_run_option = click.option("--dry-run", is_flag=True, help="Only report what would be deleted.")
 
 
-def _session_command(function: Callable[..., None]) -> click.Command:
-    """A command that takes the id of a session and a database."""
-    return click.command()(session_argument(db_option(function)))
-
-
-@click.command()
-@db_option
+@database_command
 @click.option("--by", type=click.Choice(["user", "group", "session", "model", "tool", "day"]), default="user")
 @user_option
 @click.option("--since", metavar="TIME", help="A day such as 2026-01-31, or an age such as 7d.")
 @json_option
-def usage(db: str | None, by: Any, user_id: str | None, since: str | None, as_json: bool) -> None:
+def usage(sessions: Sessions, by: Any, user_id: str | None, since: str | None, as_json: bool) -> None:
     """Sum the calls, tokens and cost of models.
 
     The highest cost comes first. With --by tool, the calls of tools are summed.
     """
-    moment = _moment(since)
     from session_middleware.cli.tables import usage_table
 
-    with existing(db) as sessions:
-        found = sessions.usage(by, user_id=user_id, since=moment)
+    found = sessions.usage(by, user_id=user_id, since=_moment(since))
     print_result(found, usage_table(by, found), as_json=as_json)
 
 
@@ -115,15 +107,15 @@ def sweep(
             console_of_stdout().print(f"{len(ended)} {'would be ended' if dry_run else 'ended'}; the rule is {rule}")
 
 
-@_session_command
+@database_command
+@session_argument
 @json_option
-def explain(session_id: str, db: str | None, as_json: bool) -> None:
+def explain(sessions: Sessions, session_id: str, as_json: bool) -> None:
     """Explain the status and next change of a session.
 
     It may be a deleted or archived session.
     """
-    with existing(db) as sessions:
-        _explain(sessions, session_id, as_json=as_json)
+    _explain(sessions, session_id, as_json=as_json)
 
 
 def _explain(sessions: Sessions, session_id: str, *, as_json: bool = False) -> None:
@@ -137,25 +129,25 @@ def _explain(sessions: Sessions, session_id: str, *, as_json: bool = False) -> N
     print_result(explanation, Group(line(("", ""), explanation.text)), as_json=as_json)
 
 
-@_session_command
+@database_command
+@session_argument
 @_dry_run_option
 @yes_option
 @json_option
-def delete(session_id: str, db: str | None, dry_run: bool, yes: bool, as_json: bool) -> None:
+def delete(sessions: Sessions, session_id: str, dry_run: bool, yes: bool, as_json: bool) -> None:
     """Delete a session or its archive. Its id stays reserved for its owner."""
     from session_middleware.cli.health import deletion_picture
 
-    with existing(db) as sessions:
-        session = sessions.find(session_id)
-        if session is None and sessions.explain(session_id).status != "archived":
-            raise SessionNotFound(session_id)
-        if not dry_run and not yes:
-            noun = "session" if session is not None else "the archive of"
-            running = ", in which a run is in progress" if session is not None and session.is_running else ""
-            confirm(f"Delete {noun} {session_id!r}{running}?")
-        counts = _counts_of(session) if dry_run else sessions.delete(session_id)
-        value = {**counts._asdict(), "dry_run": dry_run}
-        print_result(value, deletion_picture(counts, dry_run=dry_run), as_json=as_json)
+    session = sessions.find(session_id)
+    if session is None and sessions.explain(session_id).status != "archived":
+        raise SessionNotFound(session_id)
+    if not dry_run and not yes:
+        noun = "session" if session is not None else "the archive of"
+        running = ", in which a run is in progress" if session is not None and session.is_running else ""
+        confirm(f"Delete {noun} {session_id!r}{running}?")
+    counts = _counts_of(session) if dry_run else sessions.delete(session_id)
+    value = {**counts._asdict(), "dry_run": dry_run}
+    print_result(value, deletion_picture(counts, dry_run=dry_run), as_json=as_json)
 
 
 def _counts_of(session: Session | None) -> DeletionCounts:
@@ -175,30 +167,30 @@ def _counts_of(session: Session | None) -> DeletionCounts:
     )
 
 
-@_session_command
-def restore(session_id: str, db: str | None) -> None:
+@database_command
+@session_argument
+def restore(sessions: Sessions, session_id: str) -> None:
     """Restore an archived session unchanged. Its idle time starts now."""
-    with existing(db) as sessions:
-        sessions.restore(session_id)
-        _explain(sessions, session_id)
+    sessions.restore(session_id)
+    _explain(sessions, session_id)
 
 
-@_session_command
+@database_command
+@session_argument
 @click.option("--why", metavar="TEXT", help="The reason, recorded with the pin and the event.")
 @click.option("--by", metavar="NAME", help="The person who asked for it.")
-def pin(session_id: str, db: str | None, why: str | None, by: str | None) -> None:
+def pin(sessions: Sessions, session_id: str, why: str | None, by: str | None) -> None:
     """Exempt a session from expiry and from sweeps."""
-    with existing(db) as sessions:
-        sessions.get(session_id).pin(why, by=by)
-        _explain(sessions, session_id)
+    sessions.get(session_id).pin(why, by=by)
+    _explain(sessions, session_id)
 
 
-@_session_command
-def unpin(session_id: str, db: str | None) -> None:
+@database_command
+@session_argument
+def unpin(sessions: Sessions, session_id: str) -> None:
     """End the exemption of a pinned session. Its idle time starts now."""
-    with existing(db) as sessions:
-        sessions.get(session_id).unpin()
-        _explain(sessions, session_id)
+    sessions.get(session_id).unpin()
+    _explain(sessions, session_id)
 
 
 @click.command()
@@ -224,37 +216,33 @@ def check(db: str | None, deep: bool, repair: bool, as_json: bool) -> None:
         raise click.exceptions.Exit(1)
 
 
-@click.command()
+@database_command
 @click.argument("user_id", metavar="USER")
-@db_option
 @_dry_run_option
 @yes_option
 @json_option
-def forget(user_id: str, db: str | None, dry_run: bool, yes: bool, as_json: bool) -> None:
+def forget(sessions: Sessions, user_id: str, dry_run: bool, yes: bool, as_json: bool) -> None:
     """Delete all data of a user and print a receipt. Exit code 1 when the files still hold some of it."""
     from session_middleware.cli.health import erasure_picture, has_data
 
-    with existing(db) as sessions:
-        receipt = sessions.forget_user(user_id, dry_run=True)
-        if not dry_run:
-            if not yes and has_data(receipt):
-                confirm(f"Delete {plural(receipt.sessions, 'session')} and all other data of {user_id!r}?")
-            receipt = sessions.forget_user(user_id)
-        print_result(receipt, erasure_picture(receipt), as_json=as_json)
+    receipt = sessions.forget_user(user_id, dry_run=True)
+    if not dry_run:
+        if not yes and has_data(receipt):
+            confirm(f"Delete {plural(receipt.sessions, 'session')} and all other data of {user_id!r}?")
+        receipt = sessions.forget_user(user_id)
+    print_result(receipt, erasure_picture(receipt), as_json=as_json)
     if receipt.pending:
         raise click.exceptions.Exit(1)
 
 
-@click.command()
+@database_command
 @click.argument("user_id", metavar="USER")
-@db_option
 @click.option("--reason", metavar="TEXT", help="Recorded with the events.")
 @click.option("--lift", is_flag=True, help="Admit the user again.")
-def revoke(user_id: str, db: str | None, reason: str | None, lift: bool) -> None:
+def revoke(sessions: Sessions, user_id: str, reason: str | None, lift: bool) -> None:
     """Refuse a user, and end the user's open sessions."""
-    with existing(db) as sessions:
-        was_revoked = sessions._storage.is_revoked(user_id)
-        ended = sessions.revoke(user_id, reason=reason, lift=lift)
+    was_revoked = sessions._storage.is_revoked(user_id)
+    ended = sessions.revoke(user_id, reason=reason, lift=lift)
     if lift:
         click.echo(f"user {user_id!r} is admitted again" if was_revoked else f"user {user_id!r} was not revoked")
     else:

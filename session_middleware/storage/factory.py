@@ -24,7 +24,7 @@ def is_postgres(url: str) -> bool:
 
 def _open_postgres(settings: SessionSettings, clock: Clock, new_id: NewId) -> Storage:
     try:
-        from session_middleware.storage.postgres.engine import PostgresStorage
+        from session_middleware.storage.postgres.database import PostgresStorage
     except ImportError as error:
         problem = f"storage_url: postgresql:// needs further packages ({error})"
         raise InvalidSettings([f"{problem}; run: pip install 'session-middleware[postgres]'"]) from error

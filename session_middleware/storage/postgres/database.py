@@ -11,22 +11,24 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar, cast
 
 import psycopg
-from psycopg_pool import ConnectionPool
+from psycopg import errors
+from psycopg_pool import ConnectionPool, PoolTimeout
 from pydantic import ValidationError
 
 from session_middleware.errors import StorageError
-from session_middleware.models import Event
-from session_middleware.settings import without_secrets
+from session_middleware.models import Clock, Event, NewId
+from session_middleware.settings import SessionSettings, without_secrets
 from session_middleware.storage.postgres import schema
 from session_middleware.storage.postgres.connection import PostgresConnection
-from session_middleware.storage.postgres.errors import storage_error
 from session_middleware.storage.postgres.writer import PostgresWriter
 from session_middleware.storage.sql.connection import DamagedRow, Undo
+from session_middleware.storage.sql.engine import SqlStorage
 
 T = TypeVar("T")
 
@@ -41,6 +43,13 @@ _SETTINGS = "; ".join(
         *("join_collapse_limit TO 1", "enable_hashjoin TO off", "enable_mergejoin TO off"),
     )
 )
+
+
+class PostgresStorage(SqlStorage):
+    """The storage in one PostgreSQL database."""
+
+    def __init__(self, url: str, settings: SessionSettings, *, clock: Clock, new_id: NewId) -> None:
+        super().__init__(PostgresDatabase(url, synchronous=settings.synchronous), settings, clock=clock, new_id=new_id)
 
 
 class _Raw(psycopg.Connection[Any]):
@@ -71,7 +80,7 @@ class PostgresDatabase:
         with raw:
             try:
                 schema.migrate(PostgresConnection(raw))
-            except psycopg.errors.InsufficientPrivilege as error:
+            except errors.InsufficientPrivilege as error:
                 problem, advice = f"this role may not create its tables ({error})", "open it once as their owner"
                 raise StorageError(self.path, problem, advice=advice) from error
 
@@ -197,3 +206,20 @@ class PostgresDatabase:
         except UnicodeEncodeError as error:
             problem = f"a text that is not valid unicode cannot be stored ({error})"
             raise StorageError(self.path, problem, advice="replace the lone surrogates in it") from error
+
+
+def storage_error(name: str, error: psycopg.Error) -> StorageError:
+    """An error of PostgreSQL as `StorageError`, without a password."""
+    text = " ".join(re.sub(r"password=\S+", "password=…", str(error)).split())
+    for kind, problem, advice in (
+        (PoolTimeout, "no connection was free", "raise the server's limit, or use fewer threads"),
+        (errors.InsufficientPrivilege, f"this role may not do that ({text})", "grant it the rights on the schema"),
+        (errors.ReadOnlySqlTransaction, "it is read-only", "name the primary server to write"),
+        (errors.DiskFull, "the server's disk is full", "free some space and try again; what was acknowledged is safe"),
+        (errors.QueryCanceled, f"the server canceled a statement ({text})", "raise its statement_timeout"),
+        (errors.LockNotAvailable, f"a lock was not free ({text})", "try again"),
+        (psycopg.OperationalError, f"the connection failed ({text})", "check the URL and that the server runs"),
+    ):
+        if isinstance(error, kind):
+            return StorageError(name, problem, advice=advice)
+    return StorageError(name, text, advice="see the exception that caused this one")
