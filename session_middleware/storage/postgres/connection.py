@@ -20,11 +20,11 @@ _SAVEPOINTS = ("SAVEPOINT", "RELEASE", "ROLLBACK")
 
 
 class RetryExclusively(BaseException):
-    """The operation writes to more than the locks of its transaction allow. It is carried out again, alone."""
+    """An operation needs a further lock, and waiting could cause a deadlock. It is repeated with the exclusive lock."""
 
 
 class RetryStatements(BaseException):
-    """A statement has failed, which ends the transaction. It is carried out again with a savepoint per statement."""
+    """A failed statement has ended the transaction. It is repeated with a savepoint for each statement."""
 
 
 def _integer(data: bytes) -> int:
@@ -130,7 +130,7 @@ class PostgresConnection:
             self.execute(sql, row)
 
     def script(self, sql: str) -> PostgresCursor:
-        """Execute statements without parameters, as PostgreSQL has them, in one round trip."""
+        """Execute statements of PostgreSQL's dialect without parameters, in one round trip."""
         return PostgresCursor(self._checked(self._pg.exec_(sql.encode())))
 
     @property
@@ -184,7 +184,7 @@ def _text(data: bytes) -> str:
 
 
 def _encoded(parameters: Iterable[Any]) -> tuple[list[Any], list[int]]:
-    """The values as libpq takes them: bytes in binary, everything else as text of the type that the server infers."""
+    """The parameters of libpq: bytes in binary format, others as text of the type that the server infers."""
     values: list[Any] = []
     for value in parameters:
         kind = type(value)
@@ -204,7 +204,10 @@ def _encoded(parameters: Iterable[Any]) -> tuple[list[Any], list[int]]:
 
 
 def _error(connection: pq.abc.PGconn, result: pq.abc.PGresult) -> psycopg.Error:
-    fields = (pq.DiagnosticField.MESSAGE_PRIMARY, pq.DiagnosticField.CONSTRAINT_NAME)  # the others repeat values
+    fields = (
+        pq.DiagnosticField.MESSAGE_PRIMARY,
+        pq.DiagnosticField.CONSTRAINT_NAME,
+    )  # other fields repeat stored values
     parts = [part for field in fields if (part := result.error_field(field))] or [connection.error_message]
     message = " ".join(part.decode("utf-8", "replace").strip() for part in dict.fromkeys(parts))
     state = result.error_field(pq.DiagnosticField.SQLSTATE)

@@ -1,4 +1,4 @@
-"""The tables in PostgreSQL's words, in a schema of their own."""
+"""The tables, translated to PostgreSQL's dialect, in a schema of their own."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _WORDS = tuple(
         (r"\bTEXT\b", 'text COLLATE "C"'),  # ordered by code points
     )
 )
-_LOCK = 7_236_001  # held while the tables are created, by one of the processes that start together
+_LOCK = 7_236_001  # the advisory lock held while the tables are created
 
 
 def statements() -> list[str]:
@@ -38,7 +38,7 @@ def statements() -> list[str]:
 
 
 def _version_columns() -> str:
-    """The columns whose change raises the version of a session, from the trigger in SQLite's words."""
+    """The columns whose change increments the version of a session, from SQLite's trigger."""
     found = re.search(r"TRIGGER sessions_version AFTER UPDATE OF(.*?)ON", ";".join(TABLES), re.DOTALL)
     assert found
     return found[1].strip()

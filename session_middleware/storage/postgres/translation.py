@@ -1,4 +1,4 @@
-"""A statement in SQLite's words, in those of PostgreSQL. `library.sql` defines functions that PostgreSQL lacks."""
+"""Translates statements from SQLite's dialect to PostgreSQL's; `library.sql` defines the functions that are missing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _WORDS = tuple(
         (r"\bIS (\?\d*|:[a-z_]+)", r"IS NOT DISTINCT FROM \1"),
         (r" INDEXED BY \w+", ""),
         (r"\bCROSS JOIN (\w+(?: AS \w+)?)(?=\s+(?:ON|USING)\b)", r"JOIN \1"),
-        (r"(?<=[\s(])\+(?=[a-z_]+ =)", ""),  # which keeps SQLite from an index
+        (r"(?<=[\s(])\+(?=[a-z_]+ =)", ""),  # excludes the column from SQLite's choice of an index
         (r"\bCAST\(([^()]+) AS TEXT\)", r'CAST(\1 AS text) COLLATE "C"'),
         (r"\bAS BLOB\b", "AS bytea"),
         (r"\bAS INTEGER\b", "AS bigint"),

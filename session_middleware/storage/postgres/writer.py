@@ -16,13 +16,13 @@ from session_middleware.storage.postgres.connection import (
 )
 from session_middleware.storage.sql.writer import BatchAborted, Writer, WriteRequest
 
-_ALL = 7_236_000  # the advisory lock that a transaction holds alone, or shares if it locks families
+_ALL = 7_236_000  # an advisory lock: exclusive, or shared by transactions that lock single families
 _LOCK_ALL = f"SELECT pg_advisory_xact_lock({_ALL})"
 _LOCK_SOME = f"SELECT pg_advisory_xact_lock_shared({_ALL})"
 
 
 def _lock_family(session_id: str, *, may_wait: bool) -> str:
-    """A statement for a script, which has no parameters: the id is in hexadecimal digits, so that it cannot end it."""
+    """A statement for `script`, which takes no parameters: the id is hexadecimal, so that it cannot inject SQL."""
     return f"SELECT lock_family(convert_from(decode('{escaped(session_id).hex()}', 'hex'), 'UTF8'), {may_wait})"
 
 
@@ -72,7 +72,7 @@ class PostgresWriter(Writer):
         self.connection.has_savepoints = self._has_savepoints
 
     def _lock(self, of: str | None) -> None:
-        """Wait for the first lock only: waiting for further ones could end in a deadlock with another process."""
+        """Wait for the first lock only: waiting for further ones could cause a deadlock with another process."""
         if self._is_exclusive or of == "" or of in self._locked:
             return
         if of is None:
