@@ -9,25 +9,23 @@ Each transaction names the schema itself and leaves nothing set, so a pooler may
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar, cast
 
 import psycopg
 from psycopg import errors
 from psycopg_pool import ConnectionPool, PoolTimeout
-from pydantic import ValidationError
 
 from session_middleware.errors import StorageError
-from session_middleware.models import Clock, Event, NewId
+from session_middleware.models import Clock, NewId
 from session_middleware.settings import SessionSettings, without_secrets
 from session_middleware.storage.postgres import schema
 from session_middleware.storage.postgres.connection import PostgresConnection
 from session_middleware.storage.postgres.writer import PostgresWriter
-from session_middleware.storage.sql.connection import DamagedRow, Undo
+from session_middleware.storage.sql.database import DATA_ERRORS, Database, data_error
 from session_middleware.storage.sql.engine import SqlStorage
 
 T = TypeVar("T")
@@ -56,20 +54,15 @@ class _Raw(psycopg.Connection[Any]):
     ours: PostgresConnection | None = None
 
 
-class PostgresDatabase:
-    is_writable = True
+class PostgresDatabase(Database):
+    mapped_errors = (psycopg.Error, *DATA_ERRORS)
 
     def __init__(self, url: str, *, synchronous: str = "full") -> None:
-        self._synchronous = synchronous
-        self.path = without_secrets(url)
+        super().__init__(without_secrets(url), synchronous=synchronous)
         self._url = url
-        self._closed = False
-        self._watched: frozenset[str] = frozenset()
-        self._on_events: Callable[[], object] = lambda: None
-        self._inherited: list[object] = []  # of the parent process; referenced, so never closed here
         with self.mapped():
             self._migrate()
-        self._open()
+        self._open_process()
 
     def _migrate(self) -> None:
         try:
@@ -85,7 +78,6 @@ class PostgresDatabase:
                 raise StorageError(self.path, problem, advice=advice) from error
 
     def _open(self) -> None:
-        self._process = os.getpid()
         self._pool = ConnectionPool(
             self._url,
             connection_class=_Raw,
@@ -96,7 +88,6 @@ class PostgresDatabase:
             open=True,
         )
         self._writer = PostgresWriter(self.begin, self.give_back, self.mapped, synchronous=self._synchronous)
-        self._writer.watched, self._writer.on_events = self._watched, self._on_events
 
     def close(self) -> None:
         if not self._closed:
@@ -134,51 +125,16 @@ class PostgresDatabase:
                 connection.script("ROLLBACK")
         self._pool.putconn(cast("_Raw", connection.raw))
 
-    def read(self, operation: Callable[[PostgresConnection], T]) -> T:
-        if self._writer.is_mine:
-            self._writer.finish_writes()
-            return operation(self._writer.connection)
-        self._check_open()
-        with self.mapped():
-            connection = self.begin("ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            try:
-                return operation(connection)
-            finally:
-                self.give_back(connection)
+    def _read(self, operation: Callable[[PostgresConnection], T]) -> T:
+        connection = self.begin("ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        try:
+            return operation(connection)
+        finally:
+            self.give_back(connection)
 
     def version(self) -> int:
         sql = "SELECT pg_catalog.pg_current_snapshot()::text"
         return hash(self.read(lambda connection: connection.execute(sql).fetchone()))
-
-    def write(
-        self,
-        operation: Callable[[PostgresConnection], T],
-        *,
-        of: str | None = None,
-        durable: bool = True,
-        patient: bool = False,
-        joins: bool = False,
-        undo: Undo | None = None,
-    ) -> T:
-        self._check_open()
-        return self._writer.write(operation, of=of, durable=durable, patient=patient, joins=joins, undo=undo)
-
-    def together(self, calls: Sequence[Callable[[], Any]], *, durable: bool = True) -> list[Callable[[], Any]]:
-        self._check_open()
-        return self._writer.together(calls, durable=durable)
-
-    # Events
-
-    def watch(self, kinds: frozenset[str], on_events: Callable[[], object]) -> None:
-        self._watched = self._writer.watched = kinds
-        self._on_events = self._writer.on_events = on_events
-
-    def take_event(self) -> Event | None:
-        with suppress(IndexError):
-            return self._writer.events.popleft()
-        return None
-
-    # Erasing
 
     def erase(self) -> int:
         return 0  # deleted rows stay on the server's disk until its next vacuum
@@ -186,30 +142,14 @@ class PostgresDatabase:
     def is_erased(self) -> bool:
         return False
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise StorageError(self.path, "it was closed", advice="open a new Sessions(...)")
-        if os.getpid() != self._process:  # connections must not be used across a fork
-            self._inherited += [self._pool, self._writer]
-            self._open()
-
-    @contextmanager
-    def mapped(self) -> Iterator[None]:
-        """Map the driver's errors in the block to `StorageError`."""
-        try:
-            yield
-        except psycopg.Error as error:
-            raise storage_error(self.path, error) from error
-        except (DamagedRow, UnicodeDecodeError, json.JSONDecodeError, ValidationError) as error:
-            advice = "delete that session, or restore a backup"
-            raise StorageError(self.path, f"it is damaged ({error})", advice=advice) from error
-        except UnicodeEncodeError as error:
-            problem = f"a text that is not valid unicode cannot be stored ({error})"
-            raise StorageError(self.path, problem, advice="replace the lone surrogates in it") from error
+    def storage_error(self, error: Exception) -> StorageError:
+        return storage_error(self.path, error)
 
 
-def storage_error(name: str, error: psycopg.Error) -> StorageError:
-    """An error of PostgreSQL as `StorageError`, without a password."""
+def storage_error(name: str, error: Exception) -> StorageError:
+    """The `StorageError` for an error of PostgreSQL, without a password, or of damaged data."""
+    if not isinstance(error, psycopg.Error):
+        return data_error(name, error)
     text = " ".join(re.sub(r"password=\S+", "password=…", str(error)).split())
     for kind, problem, advice in (
         (PoolTimeout, "no connection was free", "raise the server's limit, or use fewer threads"),

@@ -41,7 +41,6 @@ class PostgresWriter(Writer):
         super().__init__()
         self.mapped = mapped
         self._may_be_durable = synchronous == "full"
-        self.watched: frozenset[str] = frozenset()
         self._begin_transaction = begin
         self._give_back = give_back
         self._has_connection = self._has_savepoints = self._is_exclusive = False
@@ -66,7 +65,6 @@ class PostgresWriter(Writer):
             "" if is_durable else "; SET LOCAL synchronous_commit TO off", "; ".join(locks)
         )
         self._has_connection = True
-        self.connection.watched = self.watched
         self._locked = {of} if of else set()
         self.connection.is_writing = True
         self.connection.has_savepoints = self._has_savepoints

@@ -32,7 +32,8 @@ from session_middleware.storage.sql.checkpoints import (
     pruning,
 )
 from session_middleware.storage.sql.checkpoints.unused import free_unused
-from session_middleware.storage.sql.connection import CommitThenRaise, Connection, Database
+from session_middleware.storage.sql.connection import CommitThenRaise, Connection
+from session_middleware.storage.sql.database import Database
 from session_middleware.storage.sql.engine_context import EngineContext
 from session_middleware.storage.sql.memory import items
 from session_middleware.storage.sql.memory.engine import MemoryOperations

@@ -7,7 +7,8 @@ from datetime import datetime
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from session_middleware.storage.sql.connection import Connection, Database
+from session_middleware.storage.sql.connection import Connection
+from session_middleware.storage.sql.database import Database
 from session_middleware.storage.sql.engine_context import EngineContext
 
 P = ParamSpec("P")

@@ -83,6 +83,7 @@ class Writer:
     mapped: Callable[[], AbstractContextManager[None]]  # maps them to `StorageError`
 
     def __init__(self) -> None:
+        self.watched: frozenset[str] = frozenset()  # kinds of events
         self.events: deque[Event] = deque()  # watched, committed, and not yet taken
         self.on_events: Callable[[], object] = lambda: None  # called after a commit of events, with the lock held
         self.lock = threading.Lock()  # held by the thread that carries out a batch
@@ -193,6 +194,7 @@ class Writer:
             with self.mapped():
                 self._begin(batch)
                 connection = self.connection
+                connection.watched = self.watched
                 self._thread, self._is_alone = threading.get_ident(), len(batch) == 1
                 try:
                     for request in batch:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from array import array
 from collections.abc import Callable
@@ -10,17 +9,15 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from pydantic import ValidationError
-
 from session_middleware.errors import StorageError
 from session_middleware.models import Event
 from session_middleware.storage.sql.connection import DamagedRow
+from session_middleware.storage.sql.database import data_error
 from session_middleware.storage.sqlite.files import beside
 
 T = TypeVar("T")
 
 BUSY_SECONDS = 30.0  # the longest wait for another process's lock
-DRIVER_ERRORS = (sqlite3.Error, DamagedRow, UnicodeError, json.JSONDecodeError, ValidationError)
 _PERCENTILES = (50, 95, 99)
 _TRIES = 100  # a try fails when another process opened, wrote and closed the file meanwhile
 
@@ -128,16 +125,10 @@ _PROBLEMS = (  # a part of the text of SQLite's error, the problem and the advic
 
 
 def storage_error(path: str, error: Exception) -> StorageError:
-    """The `StorageError` for one of `DRIVER_ERRORS`."""
+    """The `StorageError` for an error of SQLite, or of damaged data."""
     text = str(error)
-    if isinstance(error, DamagedRow):
-        advice = "delete that session, or restore a backup; session-middleware check --deep lists all damaged rows"
-        return StorageError(path, f"it is damaged ({text})", advice=advice)
-    if isinstance(error, UnicodeEncodeError):
-        problem = f"a text that is not valid unicode cannot be stored ({error})"
-        return StorageError(path, problem, advice="replace the lone surrogates in it")
     if not isinstance(error, sqlite3.Error):
-        return StorageError(path, f"it is damaged ({text})", advice="restore a backup")
+        return data_error(path, error)
     for part, problem, advice in _PROBLEMS:
         if part in text:
             return StorageError(path, f"{problem} ({text})", advice=advice)

@@ -15,17 +15,14 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from session_middleware.errors import StorageError
-from session_middleware.models import Event
-from session_middleware.storage.sql.connection import Undo
+from session_middleware.storage.sql.database import DATA_ERRORS, Database
 from session_middleware.storage.sqlite.connection import (
     BUSY_SECONDS,
-    DRIVER_ERRORS,
     SqliteConnection,
     connect,
     read_unlocked,
@@ -42,15 +39,13 @@ _SHOWN_TABLES = 6  # of another program, in an error
 _IDLE_READERS = 8  # connections kept open for the next reader
 
 
-class SqliteDatabase:
+class SqliteDatabase(Database):
+    mapped_errors = (sqlite3.Error, *DATA_ERRORS)
+    _writer: Any  # `SqliteWriter` or `RefusingWriter`
+
     def __init__(self, path: str, *, synchronous: str = "full") -> None:
         self.in_memory = path == ":memory:"
-        self.path = path if self.in_memory else str(Path(path).absolute())
-        self._synchronous = synchronous
-        self._closed = False
-        self._watched: frozenset[str] = frozenset()
-        self._on_events: Callable[[], object] = lambda: None
-        self._inherited: list[object] = []  # of the parent process; referenced, so never closed here
+        super().__init__(path if self.in_memory else str(Path(path).absolute()), synchronous=synchronous)
         self._files = None
         with self.mapped():
             if not self.in_memory:
@@ -59,26 +54,27 @@ class SqliteDatabase:
                 self._files = OpenFiles(self.path)
         self.is_writable = self.in_memory or may_write(Path(self.path))
         try:
-            self._open()
+            self._open_process()
         except StorageError as error:
             is_denied = isinstance(error.__cause__, sqlite3.OperationalError) and not self.in_memory
             if not is_denied or may_write(Path(self.path).parent):
                 raise
             self.is_writable = False
-            self._open()
+            self._open_process()
+
+    def storage_error(self, error: Exception) -> StorageError:
+        return storage_error(self.path, error)
 
     def _open(self) -> None:
-        self._process = os.getpid()
         self._readers: deque[SqliteConnection] = deque()
         self._version_connection: SqliteConnection | None = None
         self._version_lock = threading.Lock()
-        self._writer: Any = RefusingWriter(self.path, self.mapped)
-        with self.mapped():
-            if self.is_writable:
+        self._writer = RefusingWriter(self.path, self.mapped)
+        if self.is_writable:
+            with self.mapped():
                 self._writer = self._open_writer()
-            elif self.read(is_pending):
-                self.write(lambda _: None)  # which raises
-        self._writer.watched, self._writer.on_events = self._watched, self._on_events
+        elif self.read(is_pending):
+            self.write(lambda _: None)  # which raises
 
     def _open_writer(self) -> SqliteWriter:
         connection, log = self._connect(), None
@@ -112,13 +108,6 @@ class SqliteDatabase:
             raise
         return connection
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise StorageError(self.path, "it was closed", advice="open it again")
-        if os.getpid() != self._process and not self.in_memory:  # connections must not be used across a fork
-            self._inherited += [self._writer, self._readers, self._version_connection]
-            self._open()
-
     def close(self) -> None:
         if self._process != os.getpid() and not self.in_memory:
             self._closed = True  # the connections are the parent's
@@ -134,42 +123,24 @@ class SqliteDatabase:
                 self._readers.pop().close()
             self._writer.close()
 
-    @contextmanager
-    def mapped(self) -> Iterator[None]:
-        """Map the driver's errors in the block to `StorageError`."""
+    def _read(self, operation: Callable[[SqliteConnection], T]) -> T:
+        if self._files is None:
+            with self._writer.lock:
+                return operation(self._writer.connection)
+        if not self.is_writable:
+            return read_unlocked(self.path, operation)
+        self._files.check(log=False)
         try:
-            yield
-        except DRIVER_ERRORS as error:
-            raise storage_error(self.path, error) from error
-
-    # Reading
-
-    def read(self, operation: Callable[[SqliteConnection], T]) -> T:
-        """Run `operation` on one snapshot of the database; inside a write, on the state of its transaction."""
-        if self._writer.is_mine:
-            self._writer.finish_writes()
-            return operation(self._writer.connection)
-        self._check_open()
+            connection = self._readers.pop()
+        except IndexError:
+            connection = self._connect_reader()
         try:
-            if self._files is None:
-                with self._writer.lock:
-                    return operation(self._writer.connection)
-            if not self.is_writable:
-                return read_unlocked(self.path, operation)
-            self._files.check(log=False)
-            try:
-                connection = self._readers.pop()
-            except IndexError:
-                connection = self._connect_reader()
-            try:
-                connection.execute("BEGIN")
-                result = operation(connection)
-                connection.execute("ROLLBACK")
-            except BaseException:
-                connection.close()
-                raise
-        except DRIVER_ERRORS as error:
-            raise storage_error(self.path, error) from error
+            connection.execute("BEGIN")
+            result = operation(connection)
+            connection.execute("ROLLBACK")
+        except BaseException:
+            connection.close()
+            raise
         if self._closed or len(self._readers) >= _IDLE_READERS:
             connection.close()
         else:
@@ -177,61 +148,21 @@ class SqliteDatabase:
         return result
 
     def version(self) -> int:
-        """A number that changes with each commit of any process, for the cost of one PRAGMA."""
         self._check_open()
         if self._files is None:
             return int(self._writer.connection.total_changes)
         if not self.is_writable:
             return hash(version_of(self.path))
-        try:
-            with self._version_lock:
-                self._files.check()
-                if self._version_connection is None:  # its own: `data_version` ignores commits of its connection
-                    self._version_connection = self._connect_reader()
-                return int(self._version_connection.execute("PRAGMA data_version").fetchone()[0])
-        except DRIVER_ERRORS as error:
-            raise storage_error(self.path, error) from error
-
-    # Writing
-
-    def write(
-        self,
-        operation: Callable[[SqliteConnection], T],
-        *,
-        of: str | None = None,
-        durable: bool = True,
-        patient: bool = False,
-        joins: bool = False,
-        undo: Undo | None = None,
-    ) -> T:
-        self._check_open()
-        result: T = self._writer.write(operation, of=of, durable=durable, patient=patient, joins=joins, undo=undo)
-        return result
-
-    def together(self, calls: Sequence[Callable[[], Any]], *, durable: bool = True) -> list[Callable[[], Any]]:
-        self._check_open()
-        outcomes: list[Callable[[], Any]] = self._writer.together(calls, durable=durable)
-        return outcomes
-
-    def watch(self, kinds: frozenset[str], on_events: Callable[[], object]) -> None:
-        self._watched = self._writer.watched = kinds
-        self._on_events = self._writer.on_events = on_events
-
-    def take_event(self) -> Event | None:
-        if os.getpid() == self._process:  # the events that a fork copied are the parent's
-            with suppress(IndexError):
-                event: Event = self._writer.events.popleft()
-                return event
-        return None
+        with self.mapped(), self._version_lock:
+            self._files.check()
+            if self._version_connection is None:  # its own: `data_version` ignores commits of its connection
+                self._version_connection = self._connect_reader()
+            return int(self._version_connection.execute("PRAGMA data_version").fetchone()[0])
 
     # Erasing
 
     def erase(self) -> int:
-        """Remove deleted content from the files, and return the bytes released to the file system.
-
-        Unused pages are released in small steps, so no writer waits long, and the write-ahead log is emptied
-        unless a reader needs it. Inside an operation, erasing is deferred until the commit.
-        """
+        """Release unused pages in small steps, so no writer waits long, and empty the log unless a reader needs it."""
         writer, freed = self._writer, 0
         if writer.is_mine:
             writer.erases_after_commit = True
@@ -267,13 +198,13 @@ def _switch_to_wal(connection: SqliteConnection) -> None:
 
 
 def _migrate(connection: SqliteConnection) -> None:
-    from sqlite_utils import Database
+    from sqlite_utils import Database as Migrated
 
     from session_middleware.storage.sqlite.migrations import migrations
 
     connection.execute("BEGIN IMMEDIATE")
     try:
-        migrations.apply(Database(connection, execute_plugins=False, recursive_triggers=False))
+        migrations.apply(Migrated(connection, execute_plugins=False, recursive_triggers=False))
         connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:

@@ -33,7 +33,6 @@ class SqliteWriter(Writer):
         super().__init__()
         self.connection = connection
         self.mapped = mapped
-        self.watched: frozenset[str] = frozenset()
         self.erases_after_commit = False
         self._files = files
         self._wal = wal
@@ -52,7 +51,6 @@ class SqliteWriter(Writer):
             self.connection.execute(f"PRAGMA synchronous={mode}")
             self._mode = mode
         self.connection.execute("BEGIN IMMEDIATE")
-        self.connection.watched = self.watched
         if self._files is not None:
             self._files.check()
 
@@ -98,7 +96,6 @@ class RefusingWriter(Writer):
     def __init__(self, path: str, mapped: Callable[[], AbstractContextManager[None]]) -> None:
         super().__init__()
         self.mapped = mapped
-        self.watched: frozenset[str] = frozenset()
         self._file = Path(path)
 
     def close(self) -> None:

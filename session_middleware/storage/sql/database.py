@@ -1,0 +1,153 @@
+"""The base of an engine's database: one writer in each process, whose operations share commits, and readers."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from session_middleware.errors import StorageError
+from session_middleware.models import Event
+from session_middleware.storage.sql.connection import DamagedRow, Undo
+from session_middleware.storage.sql.writer import Writer
+
+T = TypeVar("T")
+
+DATA_ERRORS = (DamagedRow, UnicodeError, json.JSONDecodeError, ValidationError)  # raised when a value is converted
+
+
+def data_error(path: str, error: Exception) -> StorageError:
+    """The `StorageError` for one of `DATA_ERRORS`."""
+    if isinstance(error, UnicodeEncodeError):
+        problem = f"a text that is not valid unicode cannot be stored ({error})"
+        return StorageError(path, problem, advice="replace the lone surrogates in it")
+    advice = "delete that session, or restore a backup; session-middleware check --deep lists all damaged rows"
+    return StorageError(path, f"it is damaged ({error})", advice=advice)
+
+
+class Database:
+    mapped_errors: tuple[type[Exception], ...]  # of the driver, and `DATA_ERRORS`
+    in_memory = False
+    is_writable = True
+    _writer: Writer
+
+    def __init__(self, path: str, *, synchronous: str) -> None:
+        self.path = path  # names the database in messages
+        self._synchronous = synchronous
+        self._closed = False
+        self._watched: frozenset[str] = frozenset()
+        self._on_events: Callable[[], object] = lambda: None
+        self._inherited: list[object] = []  # of the parent process; referenced, so never closed here
+
+    def _open(self) -> None:
+        """Open this process's connections, and set `_writer`."""
+        raise NotImplementedError
+
+    def _open_process(self) -> None:
+        self._process = os.getpid()
+        self._open()
+        self._writer.watched, self._writer.on_events = self._watched, self._on_events
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StorageError(self.path, "it was closed", advice="open it again")
+        if os.getpid() != self._process and not self.in_memory:  # connections must not be used across a fork
+            self._inherited.append({**vars(self)})
+            self._open_process()
+
+    def storage_error(self, error: Exception) -> StorageError:
+        """The `StorageError` for one of `mapped_errors`."""
+        raise NotImplementedError
+
+    @contextmanager
+    def mapped(self) -> Iterator[None]:
+        """Map the errors of the driver and of damaged data in the block to `StorageError`."""
+        try:
+            yield
+        except self.mapped_errors as error:
+            raise self.storage_error(error) from error
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    # Reading
+
+    def read(self, operation: Callable[[Any], T]) -> T:
+        """Run `operation` on one snapshot of the database; inside a write, on the state of its transaction."""
+        if self._writer.is_mine:
+            self._writer.finish_writes()
+            return operation(self._writer.connection)
+        self._check_open()
+        try:
+            return self._read(operation)
+        except self.mapped_errors as error:
+            raise self.storage_error(error) from error
+
+    def _read(self, operation: Callable[[Any], T]) -> T:
+        raise NotImplementedError
+
+    def version(self) -> int:
+        """A number that differs after each commit of any process."""
+        raise NotImplementedError
+
+    # Writing
+
+    def write(
+        self,
+        operation: Callable[[Any], T],
+        *,
+        of: str | None = None,
+        durable: bool = True,
+        patient: bool = False,
+        joins: bool = False,
+        undo: Undo | None = None,
+    ) -> T:
+        """Run `operation` in a transaction, and return when it is committed. A write inside a write joins it.
+
+        Args:
+            operation: Is run a second time if the first transaction is rolled back.
+            of: The session that is written to; no other process writes to its family at the same time. ``None``:
+                no other process writes at all. Empty: the operation needs no lock.
+            durable: The commit survives a power failure. Otherwise it survives ``kill -9``, and survives a power
+                failure only after the next durable commit.
+            patient: No caller waits for this write, so it may wait briefly for another write's commit.
+            joins: What other operations have left unfinished in the transaction need not be finished before.
+            undo: Restores values in memory when the transaction is rolled back.
+        """
+        self._check_open()
+        return self._writer.write(operation, of=of, durable=durable, patient=patient, joins=joins, undo=undo)
+
+    def together(self, calls: Sequence[Callable[[], Any]], *, durable: bool = True) -> list[Callable[[], Any]]:
+        """Run whole calls in order, in one transaction, and acknowledge them after its commit.
+
+        Returns for each call a function that returns its result or raises its error. A call that fails does not
+        affect the others.
+        """
+        self._check_open()
+        return self._writer.together(calls, durable=durable)
+
+    def watch(self, kinds: frozenset[str], on_events: Callable[[], object]) -> None:
+        """Queue the events of these kinds that are committed from now on, for `take_event`.
+
+        `on_events` is called after each commit that has queued some, on any thread, and must not wait.
+        """
+        self._watched = self._writer.watched = kinds
+        self._on_events = self._writer.on_events = on_events
+
+    def take_event(self) -> Event | None:
+        if os.getpid() == self._process:  # the events that a fork copied are the parent's
+            with suppress(IndexError):
+                return self._writer.events.popleft()
+        return None
+
+    def erase(self) -> int:
+        """Remove deleted content from the disk, and return the bytes released. In an operation: after its commit."""
+        raise NotImplementedError
+
+    def is_erased(self) -> bool:
+        """Whether no deleted content is left on the disk."""
+        raise NotImplementedError
