@@ -87,7 +87,7 @@ class PostgresDatabase(Database):
             timeout=_WAIT_SECONDS,
             open=True,
         )
-        self._writer = PostgresWriter(self.begin, self.give_back, self.mapped, synchronous=self._synchronous)
+        self._writer = PostgresWriter(self.begin, self.give_back, self.mapped_error, synchronous=self._synchronous)
 
     def close(self) -> None:
         if not self._closed:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 import psycopg
@@ -34,12 +33,11 @@ class PostgresWriter(Writer):
         self,
         begin: Callable[[str, str], PostgresConnection],
         give_back: Callable[[PostgresConnection], None],
-        mapped: Callable[[], AbstractContextManager[None]],
+        mapped: Callable[[Exception], Exception],
         *,
         synchronous: str,
     ) -> None:
-        super().__init__()
-        self.mapped = mapped
+        super().__init__(mapped)
         self._may_be_durable = synchronous == "full"
         self._begin_transaction = begin
         self._give_back = give_back

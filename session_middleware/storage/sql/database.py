@@ -63,6 +63,14 @@ class Database:
         """The `StorageError` for one of `mapped_errors`."""
         raise NotImplementedError
 
+    def mapped_error(self, error: Exception) -> Exception:
+        """The error itself, or the `StorageError` that it causes."""
+        if not isinstance(error, self.mapped_errors):
+            return error
+        mapped = self.storage_error(error)
+        mapped.__cause__ = error
+        return mapped
+
     @contextmanager
     def mapped(self) -> Iterator[None]:
         """Map the errors of the driver and of damaged data in the block to `StorageError`."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from typing import Any, Generic, TypeVar
 
 from session_middleware.errors import StorageError
@@ -80,9 +79,9 @@ class Writer:
 
     connection: Connection
     errors: tuple[type[Exception], ...]  # the driver's errors
-    mapped: Callable[[], AbstractContextManager[None]]  # maps them to `StorageError`
 
-    def __init__(self) -> None:
+    def __init__(self, mapped: Callable[[Exception], Exception]) -> None:
+        self._mapped = mapped  # a `StorageError` for an error of the driver or of damaged data
         self.watched: frozenset[str] = frozenset()  # kinds of events
         self.events: deque[Event] = deque()  # watched, committed, and not yet taken
         self.on_events: Callable[[], object] = lambda: None  # called after a commit of events, with the lock held
@@ -191,28 +190,28 @@ class Writer:
     def _commit(self, batch: Sequence[WriteRequest[Any]]) -> None:
         """One transaction: it is committed, or none of its operations has done anything."""
         try:
-            with self.mapped():
-                self._begin(batch)
-                connection = self.connection
-                connection.watched = self.watched
-                self._thread, self._is_alone = threading.get_ident(), len(batch) == 1
-                try:
-                    for request in batch:
-                        self._carry_out(request)
-                    self._finish()
-                finally:
-                    self._thread = self._current = None  # which would keep alive what it was called with
-                    close_writes(connection)
-                events = [*connection.written]
-                self._end()
-                self.events.extend(events)
-                connection.written.clear()
+            self._begin(batch)
+            connection = self.connection
+            connection.watched = self.watched
+            self._thread, self._is_alone = threading.get_ident(), len(batch) == 1
+            try:
+                for request in batch:
+                    self._carry_out(request)
+                self._finish()
+            finally:
+                self._thread = self._current = None  # which would keep alive what it was called with
+                close_writes(connection)
+            events = [*connection.written]
+            self._end()
+            self.events.extend(events)
+            connection.written.clear()
         except Exception as error:  # it is raised again, to each of those who wait
             self._roll_back(batch)
             if isinstance(error, Retry):
                 raise BatchAborted from error
+            mapped = self._mapped(error)
             for request in batch:
-                request.end(error)
+                request.end(mapped)
         except BaseException:
             self._roll_back(batch)
             raise
@@ -260,12 +259,12 @@ class Writer:
             connection.execute("SAVEPOINT inside")
         before = self._changes(), len(connection.unfinished), len(connection.written)
         try:
-            with self.mapped():
-                self._lock(request.of)
-                if not request.joins:
-                    finish_writes(connection)
-                result = request.operation(connection)
-        except Exception as error:
+            self._lock(request.of)
+            if not request.joins:
+                finish_writes(connection)
+            result = request.operation(connection)
+        except Exception as raised:
+            error = self._mapped(raised)
             self._undo(request)
             del connection.written[before[2] :]
             if isinstance(error, Retry) or (not has_savepoint and self._has_spoiled(error, before)):
@@ -274,7 +273,9 @@ class Writer:
                 close_writes(connection)
                 connection.execute("ROLLBACK TO inside")
                 connection.execute("RELEASE inside")
-            raise
+            if error is raised:
+                raise
+            raise error from raised
         if has_savepoint:
             connection.execute("RELEASE inside")
         if isinstance(result, CommitThenRaise):

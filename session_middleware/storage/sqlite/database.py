@@ -69,7 +69,7 @@ class SqliteDatabase(Database):
         self._readers: deque[SqliteConnection] = deque()
         self._version_connection: SqliteConnection | None = None
         self._version_lock = threading.Lock()
-        self._writer = RefusingWriter(self.path, self.mapped)
+        self._writer = RefusingWriter(self.path, self.mapped_error)
         if self.is_writable:
             with self.mapped():
                 self._writer = self._open_writer()
@@ -91,7 +91,7 @@ class SqliteDatabase(Database):
         except BaseException:
             connection.close()
             raise
-        return SqliteWriter(connection, self._files, log, self.mapped, synchronous=self._synchronous)
+        return SqliteWriter(connection, self._files, log, self.mapped_error, synchronous=self._synchronous)
 
     def _connect(self) -> SqliteConnection:
         connection = connect(self.path)

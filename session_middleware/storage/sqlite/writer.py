@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,12 @@ class SqliteWriter(Writer):
         connection: SqliteConnection,
         files: OpenFiles | None,
         wal: Wal | None,
-        mapped: Callable[[], AbstractContextManager[None]],
+        mapped: Callable[[Exception], Exception],
         *,
         synchronous: str,
     ) -> None:
-        super().__init__()
+        super().__init__(mapped)
         self.connection = connection
-        self.mapped = mapped
         self.erases_after_commit = False
         self._files = files
         self._wal = wal
@@ -93,9 +92,8 @@ class RefusingWriter(Writer):
 
     errors = (sqlite3.Error,)
 
-    def __init__(self, path: str, mapped: Callable[[], AbstractContextManager[None]]) -> None:
-        super().__init__()
-        self.mapped = mapped
+    def __init__(self, path: str, mapped: Callable[[Exception], Exception]) -> None:
+        super().__init__(mapped)
         self._file = Path(path)
 
     def close(self) -> None:
