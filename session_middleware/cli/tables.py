@@ -6,8 +6,9 @@ is untrusted: it is never parsed as markup, and line breaks and control characte
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 from rich import box
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -64,10 +65,12 @@ class Listing:
     that is not a terminal has lines of any width.
     """
 
-    def __init__(self, empty: str, columns: Sequence[str], rows: Sequence[Sequence[Text]], caption: str = "") -> None:
+    def __init__(
+        self, empty: str, values: Iterable[Any], columns: Mapping[str, Callable[[Any], Text]], caption: str = ""
+    ) -> None:
         self._empty = empty
-        self._columns = columns
-        self._rows = rows
+        self._columns = tuple(columns)
+        self._rows = [[cell(value) for cell in columns.values()] for value in values]
         self._caption = caption or None
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -97,48 +100,39 @@ class Listing:
 
 def sessions_table(sessions: Sequence[SessionInfo]) -> RenderableType:
     """One row for each session, in the given order. A title is shown under the id."""
-    rows = [
-        (
-            _titled(session.id, session.title),
-            _text(session.user_id),
-            _styled(session.status),
-            _minute(session.last_active_at),
-            Text(f"{session.message_count:,}"),
-            Text(f"{session.tool_call_count:,}"),
-        )
-        for session in sessions
-    ]
-    columns = ("session", "owner", "status", "last active", "messages", "tools")
-    return Listing("no sessions", columns, rows, "times are UTC")
+    columns: dict[str, Callable[[SessionInfo], Text]] = {
+        "session": lambda session: _titled(session.id, session.title),
+        "owner": lambda session: _text(session.user_id),
+        "status": lambda session: _styled(session.status),
+        "last active": lambda session: _minute(session.last_active_at),
+        "messages": lambda session: Text(f"{session.message_count:,}"),
+        "tools": lambda session: Text(f"{session.tool_call_count:,}"),
+    }
+    return Listing("no sessions", sessions, columns, "times are UTC")
 
 
 def archives_table(archived: Sequence[ArchivedSession]) -> RenderableType:
     """One row for each archived session, with its file, in the given order."""
-    rows = [
-        (
-            _titled(each.session_id, each.title),
-            *map(_text, (each.user_id, each.reason)),
-            _minute(each.archived_at),
-            _text(each.path),
-        )
-        for each in archived
-    ]
-    return Listing("no archived sessions", ("session", "owner", "ended by", "archived", "file"), rows, "times are UTC")
+    columns: dict[str, Callable[[ArchivedSession], Text]] = {
+        "session": lambda each: _titled(each.session_id, each.title),
+        "owner": lambda each: _text(each.user_id),
+        "ended by": lambda each: _text(each.reason),
+        "archived": lambda each: _minute(each.archived_at),
+        "file": lambda each: _text(each.path),
+    }
+    return Listing("no archived sessions", archived, columns, "times are UTC")
 
 
 def sweep_table(results: Sequence[SweepResult]) -> RenderableType:
     """The sessions that a sweep ended or would end."""
-    rows = [
-        (
-            _text(each.session_id),
-            _text(each.user_id),
-            Text("idle since ").append_text(_minute(each.last_active_at)),
-            _minute(each.expired_at),
-            _styled(each.action),
-        )
-        for each in results
-    ]
-    return Listing("nothing is due", ("session", "owner", "why", "expired", "action"), rows, "times are UTC")
+    columns: dict[str, Callable[[SweepResult], Text]] = {
+        "session": lambda each: _text(each.session_id),
+        "owner": lambda each: _text(each.user_id),
+        "why": lambda each: Text("idle since ").append_text(_minute(each.last_active_at)),
+        "expired": lambda each: _minute(each.expired_at),
+        "action": lambda each: _styled(each.action),
+    }
+    return Listing("nothing is due", results, columns, "times are UTC")
 
 
 def usage_table(by: str, usage: Sequence[Usage]) -> RenderableType:
@@ -150,15 +144,19 @@ def usage_table(by: str, usage: Sequence[Usage]) -> RenderableType:
         cost=sum(costs) if costs else None,
         **{name: sum(getattr(each, name) for each in usage) for name in sums},
     )
-    columns = (by, "calls", "errors", *(("in", "out", "cost") if by != "tool" else ()), "median", "p95")
-    rows = []
-    for each in (*usage, total) if usage else ():
-        cost = _NONE if each.cost is None else f"${each.cost:,.4f}"
-        values = [f"{each.calls:,}", f"{each.errors:,}"]
-        values += [f"{each.input_tokens:,}", f"{each.output_tokens:,}", cost] if by != "tool" else []
-        values += ["" if took is None else duration_text(took) for took in (each.p50_ms, each.p95_ms)]
-        rows.append((_text(each.key, "bold" if each is total else ""), *map(Text, values)))
-    listing = Listing("no calls", columns, rows)
+    columns: dict[str, Callable[[Usage], Text]] = {
+        by: lambda each: _text(each.key, "bold" if each is total else ""),
+        "calls": lambda each: Text(f"{each.calls:,}"),
+        "errors": lambda each: Text(f"{each.errors:,}"),
+        "in": lambda each: Text(f"{each.input_tokens:,}"),
+        "out": lambda each: Text(f"{each.output_tokens:,}"),
+        "cost": lambda each: Text(_NONE if each.cost is None else f"${each.cost:,.4f}"),
+        "median": lambda each: Text("" if each.p50_ms is None else duration_text(each.p50_ms)),
+        "p95": lambda each: Text("" if each.p95_ms is None else duration_text(each.p95_ms)),
+    }
+    if by == "tool":
+        del columns["in"], columns["out"], columns["cost"]
+    listing = Listing("no calls", (*usage, total) if usage else (), columns)
     if not total.unpriced:
         return listing
     return Group(listing, Text(f"{plural(total.unpriced, 'call')} of unknown price not in the cost", style="dim"))
