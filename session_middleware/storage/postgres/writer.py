@@ -93,6 +93,3 @@ class PostgresWriter(Writer):
 
     def _is_open(self) -> bool:
         return self.connection.is_open
-
-    def _changes(self) -> int:
-        return self.connection.changes

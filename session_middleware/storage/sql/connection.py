@@ -51,5 +51,7 @@ class Connection(Protocol):
     written: list[Event]  # the watched events of this transaction
     unfinished: list[Any]  # the `SessionWrite` of each operation of this transaction
 
+    @property
+    def changes(self) -> int: ...  # grows with each row that the connection inserts, updates or deletes
     def execute(self, sql: str, parameters: Any = ..., /) -> Cursor: ...
     def executemany(self, sql: str, rows: Iterable[Any], /) -> object: ...

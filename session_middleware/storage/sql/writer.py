@@ -113,10 +113,6 @@ class Writer:
         """Whether the transaction can go on after an error."""
         raise NotImplementedError
 
-    def _changes(self) -> int:
-        """A number that grows with each row that the connection changes."""
-        raise NotImplementedError
-
     @property
     def is_mine(self) -> bool:
         """Whether the calling thread is inside an operation, where it sees what is not yet committed."""
@@ -232,7 +228,7 @@ class Writer:
 
     def _carry_out(self, request: WriteRequest[Any]) -> None:
         self._current, connection = request, self.connection
-        before = self._changes(), len(connection.unfinished), len(connection.written)
+        before = connection.changes, len(connection.unfinished), len(connection.written)
         try:
             self._lock(request.of)
             if connection.unfinished and not request.joins:
@@ -257,7 +253,7 @@ class Writer:
         if has_savepoint:
             finish_writes(connection)
             connection.execute("SAVEPOINT inside")
-        before = self._changes(), len(connection.unfinished), len(connection.written)
+        before = connection.changes, len(connection.unfinished), len(connection.written)
         try:
             self._lock(request.of)
             if not request.joins:
@@ -286,7 +282,7 @@ class Writer:
     def _has_spoiled(self, error: Exception, before: tuple[int, int, int]) -> bool:
         """Whether a failed operation has written something, or the transaction may not go on."""
         is_fatal = isinstance(error, (StorageError, DamagedRow, Retry, *self.errors))
-        return is_fatal or (self._changes(), len(self.connection.unfinished)) != before[:2]
+        return is_fatal or (self.connection.changes, len(self.connection.unfinished)) != before[:2]
 
     def _roll_back(self, batch: Sequence[WriteRequest[Any]]) -> None:
         self._abort()

@@ -38,6 +38,7 @@ class _Latencies:
 
 
 class SqliteConnection(sqlite3.Connection):
+    changes: int = cast("Any", sqlite3.Connection.total_changes)  # the same property
     watched: frozenset[str] = frozenset()
     conflict: type[Exception] = sqlite3.IntegrityError
     rejections: tuple[type[Exception], ...] = (

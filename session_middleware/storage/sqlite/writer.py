@@ -73,9 +73,6 @@ class SqliteWriter(Writer):
     def _is_open(self) -> bool:
         return self.connection.in_transaction  # a full disk ends it
 
-    def _changes(self) -> int:
-        return self.connection.total_changes
-
     def release_pages(self) -> int:
         """Release some unused pages, and return their bytes. If there are none, empty the log."""
         pragmas = ("page_size", "freelist_count")
