@@ -12,6 +12,7 @@ import asyncio
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import fields
 from functools import partial
 from typing import Any
 
@@ -65,7 +66,11 @@ class OpenAIAgentsSession:
 
     @session_settings.setter
     def session_settings(self, given: SessionSettings | Mapping[str, Any] | None) -> None:
-        self._settings = given if isinstance(given, SessionSettings) else SessionSettings(**(given or {}))
+        if not isinstance(given, SessionSettings):
+            if unknown := (given or {}).keys() - {field.name for field in fields(SessionSettings)}:
+                raise TypeError(f"unknown session settings: {', '.join(sorted(unknown))}")
+            given = SessionSettings(**(given or {}))
+        self._settings = given
 
     async def get_items(
         self, limit: int | None = None, *, wrapper: RunContextWrapper[Any] | None = None
