@@ -136,10 +136,9 @@ def postgres_server() -> Iterator[Server]:
 
 
 @pytest.fixture
-def postgres_url(postgres_server: Server) -> Iterator[str]:
-    """An empty database of this test's own."""
-    with postgres_server.database() as url:
-        yield url
+def postgres_url(postgres_server: Server) -> str:
+    """An empty database."""
+    return postgres_server.emptied()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A PostgreSQL server for the tests, in a temporary folder, and a fresh database for each test."""
+"""A PostgreSQL server for the tests, in a temporary folder, with an empty database for each test."""
 
 from __future__ import annotations
 
@@ -16,6 +16,15 @@ import pytest
 
 _OPTIONS = "-c listen_addresses=127.0.0.1 -c fsync=off -c max_connections=200 -c shared_buffers=32MB"
 _TEMPLATE = "migrated"
+_EMPTY = """
+    SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid();
+    DO $$ DECLARE name text; BEGIN
+        FOR name IN SELECT tablename FROM pg_tables WHERE schemaname = 'session_middleware' AND tablename <> 'migrations'
+            LOOP EXECUTE format('DELETE FROM session_middleware.%I', name); END LOOP;
+        FOR name IN SELECT sequencename FROM pg_sequences WHERE schemaname = 'session_middleware'
+            LOOP EXECUTE format('ALTER SEQUENCE session_middleware.%I RESTART', name); END LOOP;
+    END $$
+"""
 
 
 def binaries() -> Path | None:
@@ -41,6 +50,7 @@ class Server:
         self._run("initdb", "--pgdata=data", "--auth=trust", "--username=postgres", "--encoding=UTF8", "--no-sync")
         self.start()
         self._numbers = itertools.count()
+        self._has_reused = False
 
     def _run(self, program: str, *arguments: str) -> None:
         subprocess.run(
@@ -65,6 +75,15 @@ class Server:
     def execute(self, sql: str) -> None:
         with psycopg.connect(self.url(), autocommit=True) as connection:
             connection.execute(sql)  # type: ignore[call-overload]
+
+    def emptied(self) -> str:
+        """The URL of a migrated database without rows: the same one each time, which is faster than a new one."""
+        if not self._has_reused:
+            self.execute(f"CREATE DATABASE reused TEMPLATE {_TEMPLATE}")
+            self._has_reused = True
+        with psycopg.connect(self.url("reused"), autocommit=True, options="-c session_replication_role=replica") as own:
+            own.execute(_EMPTY)
+        return self.url("reused")
 
     @contextmanager
     def database(self, *, migrated: bool = True) -> Iterator[str]:
