@@ -28,6 +28,9 @@ class Size(NamedTuple):
     tasks: int
 
 
+SMALL = Size(20, 2, 10)
+
+
 class Round(NamedTuple):
     """In milliseconds."""
 
@@ -70,7 +73,7 @@ def measure(size: Size, rounds: int) -> dict[str, Round]:
 
 
 def report(*, quick: bool, rounds: int | None = None) -> None:
-    size = Size(20, 2, 10) if quick else Size(200, 5, 50)
+    size = Size(*SMALL) if quick else Size(200, 5, 50)
     found = measure(size, rounds or (1 if quick else 3))
     ours, theirs, floor = found[OURS], found[SQLITE], found[NONE]
     peer = "AsyncSqliteSaver"

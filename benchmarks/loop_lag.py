@@ -28,6 +28,7 @@ from benchmarks.run import Figure, arguments, machine, show
 
 _NAP_SECONDS = 0.001
 GRAPHS, CALLS = "running graphs", "calling the saver's methods"
+SMALL = (20, 1)  # tasks and turns of a quick run
 
 
 class Lag(NamedTuple):
@@ -112,7 +113,7 @@ def measure(tasks: int, turns: int, rounds: int) -> dict[tuple[str, str], Lag]:
 
 
 def report(*, quick: bool, rounds: int | None = None) -> None:
-    tasks, turns = (20, 1) if quick else (200, 3)
+    tasks, turns = SMALL if quick else (200, 3)
     found = measure(tasks, turns, rounds or (1 if quick else 3))
     figures = []
     for work in (GRAPHS, CALLS):

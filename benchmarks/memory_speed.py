@@ -87,15 +87,15 @@ def timed(call: Callable[[Any], object], arguments: Iterable[Any]) -> float:
     return middle(seconds)
 
 
-def report(*, quick: bool, messages: int = 100_000, keep: Path | None = None) -> None:
-    count = 5_000 if quick else messages
+def report(*, quick: bool, messages: int | None = None, keep: Path | None = None) -> None:
+    count = messages or (5_000 if quick else 100_000)
     speech = Speech()
     queries = [speech.query() for _ in range(20 if quick else 200)]
     with tempfile.TemporaryDirectory() as folder:
         figures = [
             *_words(Path(folder) if keep is None else keep, speech, queries, count),
-            *_vectors(Path(folder), queries, 500 if quick else 10_000),
-            *_puts(Path(folder), 5 if quick else 40),
+            *_vectors(Path(folder), queries, count // 10),
+            *_puts(Path(folder), 2 if quick else 40),
         ]
     show(f"memory ({count:,} messages)", figures, judged=not quick)
 
@@ -182,7 +182,7 @@ def _puts(folder: Path, rounds: int) -> list[Figure]:
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--messages", type=int, default=100_000, help="of the big user, and as many of others")
+    parser.add_argument("--messages", type=int, help="of the big user, and as many of others")
     parser.add_argument("--keep", type=Path, help="a folder for the databases of messages; they are used again")
     options = parser.parse_args()
     print(machine())

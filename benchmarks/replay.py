@@ -24,6 +24,7 @@ from benchmarks.run import Figure, arguments, machine, show
 from session_middleware import Sessions
 from tests.support import replay
 
+SMALL = 40  # turns of a quick run
 ALONE, ATTACHED, SQLITE = "checkpointer alone", "attached", "SqliteSaver"
 
 
@@ -77,7 +78,7 @@ def report(*, quick: bool) -> None:
         show(f"Replay: skipped; {replay.ABSENT}", [])
         return
     turns = [turn for sitting in replay.read_sittings(turns_file).values() for turn in sitting]
-    turns = turns[: 40 if quick else None]
+    turns = turns[: SMALL if quick else None]
     count = sum(len(turn.said) + len(turn.answers) for turn in turns)
     show(
         f"Replay: a real conversation of {count} messages in {len(turns)} turns (means)",

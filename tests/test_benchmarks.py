@@ -3,40 +3,46 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from benchmarks import locomo
+from benchmarks.crowd import Crowd
 from benchmarks.run import NAMES
 
-ROOT = Path(__file__).parents[1]
-SMALLEST = {  # constants of the module, and arguments beside ``quick=True``
-    "checkpoint_cost": ("", "turns=10"),
-    "recorder_cost": ("_LONG, _TASKS, _WARM_UP = 20, 5, 1", "turns=4"),
-    "import_time": ("", "runs=1"),
-    "reports": ("_SESSIONS, _USERS = 100, 10", "calls=1_000, records=160"),
-    "lifecycle": ("_WAITING = 10", "sessions=1_000"),
+SMALLEST: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # constants of the module, arguments of its report
+    "checkpoint_cost": ({"_READS": 2, "_BLOCK": 2}, {"turns": 4}),
+    "crowd": ({"_CROWDS": [Crowd("2 processes of 2 threads", 2, 2)]}, {}),
+    "fleet": ({"SMALL": (4, 2, 2)}, {}),
+    "import_time": ({}, {"runs": 1}),
+    "lifecycle": ({"_WAITING": 5}, {"sessions": 200}),
+    "loop_lag": ({"SMALL": (4, 1)}, {}),
+    "memory_speed": ({}, {"messages": 1_000}),
+    "recorder_cost": ({"_LONG": 10, "_TASKS": 3, "_WARM_UP": 1}, {"turns": 5}),
+    "replay": ({"SMALL": 6}, {}),
+    "reports": ({"_SESSIONS": 100, "_USERS": 10}, {"calls": 1_000, "records": 160}),
 }
-
-
-def run(*arguments: str) -> str:
-    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_a_benchmark_runs_with_its_smallest_numbers(name: str) -> None:
-    constants, arguments = SMALLEST.get(name, ("", ""))
-    setting = f"exec({constants!r}, vars(benchmark)); " if constants else ""
-    assert run("-c", f"import benchmarks.{name} as benchmark; {setting}benchmark.report(quick=True, {arguments})")
+def test_a_benchmark_runs_with_its_smallest_numbers(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    benchmark, (constants, arguments) = import_module(f"benchmarks.{name}"), SMALLEST.get(name, ({}, {}))
+    for constant, value in constants.items():
+        monkeypatch.setattr(benchmark, constant, value)
+    benchmark.report(quick=True, **arguments)
+    assert capsys.readouterr().out
 
 
 @pytest.mark.slow
-def test_the_scores_of_recall_are_computed_from_a_folder_of_questions(tmp_path: Path) -> None:
+def test_the_scores_of_recall_are_computed_from_a_folder_of_questions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     turn = {"conversation_id": "c", "session": 1, "time": "2026-01-01T12:00:00"}
     turns = [
         turn | {"turn_id": "t1", "speaker": "Ada", "text": "My cat is called Schrödinger."},
@@ -46,6 +52,8 @@ def test_the_scores_of_recall_are_computed_from_a_folder_of_questions(tmp_path: 
     question["question"] = "What is the name of Schrödinger?"
     for name, rows in (("turns", turns), ("questions", [question])):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    printed = run("-m", "benchmarks.locomo", "--data", str(tmp_path), "--words-only")
+    monkeypatch.setattr("sys.argv", ["locomo", "--data", str(tmp_path), "--words-only"])
+    locomo.main()
+    printed = capsys.readouterr().out
     assert "words (the default), categories 1-4" in printed
     assert printed.splitlines()[1].split()[5:7] == ["1", "100.00"]

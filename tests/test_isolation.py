@@ -181,7 +181,7 @@ class World:
 
 
 @pytest.mark.slow
-@hypothesis_settings(max_examples=6, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@hypothesis_settings(max_examples=4, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(
     st.lists(
         st.tuples(st.sampled_from(USERS), st.sampled_from(IDS), st.sampled_from([*OPS, *OPERATORS])),

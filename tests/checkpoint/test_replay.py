@@ -1,4 +1,4 @@
-"""A conversation of months, through an attached graph, with a new process for every sitting."""
+"""A conversation of months, through an attached graph, in several processes one after another."""
 
 from __future__ import annotations
 
@@ -61,15 +61,12 @@ def spoken(messages: list[BaseMessage]) -> list[tuple[str | None, str, Any]]:
 def test_a_conversation_over_many_processes_is_whole_in_order_and_recorded_once(
     tmp_path: Path, sittings: Sittings, uninterrupted: list[BaseMessage], killed: bool
 ) -> None:
-    """Each sitting is a process of its own; of those that are killed, to be quick, each plays several.
-
-    A killed process dies right after its last acknowledged turn, with its database open.
-    """
+    """A killed process dies right after its last acknowledged turn, with its database open."""
     database = tmp_path / "sessions.db"
     everything = replay.all_messages(sittings)
     turn_count = sum(map(len, sittings.values()))
 
-    acknowledged = replayed(database, sittings, processes=4 if killed else len(sittings), killed=killed)
+    acknowledged = replayed(database, sittings, processes=3 if killed else 6, killed=killed)
 
     assert acknowledged == [message.id for message in everything]
     with Sessions(database) as sessions:

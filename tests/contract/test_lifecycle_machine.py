@@ -233,7 +233,7 @@ class Machine(RuleBasedStateMachine):
 
 
 TestLifecycle = pytest.mark.slow(Machine.TestCase)
-TestLifecycle.settings = hypothesis_settings(max_examples=30, stateful_step_count=30, deadline=None)
+TestLifecycle.settings = hypothesis_settings(max_examples=15, stateful_step_count=30, deadline=None)
 
 
 @pytest.mark.parametrize("status", get_args(Status))

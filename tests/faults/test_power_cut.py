@@ -26,7 +26,7 @@ from tests.support.disk import Disk, Record, read_log
 from tests.support.marked_writer import Call, calls_in
 
 SUPPORT = Path(__file__).parents[1] / "support"
-CUTS = 16 * min(int(os.environ.get("SESSION_FAULT_ROUNDS", "1")), 25)
+CUTS = 6 * min(int(os.environ.get("SESSION_FAULT_ROUNDS", "1")), 66)
 COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
 WAYS = [("full", "sync"), ("full", "async"), ("normal", "sync"), ("normal", "async")]
 

@@ -181,7 +181,7 @@ class Agents(RuleBasedStateMachine):
 
 
 Agents.TestCase.settings = settings(
-    max_examples=25,
+    max_examples=12,
     stateful_step_count=12,
     deadline=None,
     suppress_health_check=list(HealthCheck),

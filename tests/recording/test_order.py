@@ -60,7 +60,7 @@ def test_of_runs_at_once_the_record_shows_the_one_that_the_state_shows(sessions:
         assert in_record(sessions, session_id) == in_state(graph, sessions, session_id)
         await graph.ainvoke({"messages": "look up next"}, config)
 
-    for number in range(4):
+    for number in range(2):
         asyncio.run(play(f"async-{number}"))
         graph.batch(inputs, [sessions.config(f"sync-{number}")] * len(inputs))
     for session in sessions.list(limit=None):

@@ -17,12 +17,16 @@ import pytest
 _OPTIONS = "-c listen_addresses=127.0.0.1 -c fsync=off -c max_connections=200 -c shared_buffers=32MB"
 _TEMPLATE = "migrated"
 _EMPTY = """
-    SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid();
+    SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+        WHERE datname = current_database() AND pid <> pg_backend_pid();
     DO $$ DECLARE name text; BEGIN
-        FOR name IN SELECT tablename FROM pg_tables WHERE schemaname = 'session_middleware' AND tablename <> 'migrations'
-            LOOP EXECUTE format('DELETE FROM session_middleware.%I', name); END LOOP;
-        FOR name IN SELECT sequencename FROM pg_sequences WHERE schemaname = 'session_middleware'
-            LOOP EXECUTE format('ALTER SEQUENCE session_middleware.%I RESTART', name); END LOOP;
+        FOR name IN SELECT format('%I.%I', schemaname, tablename) FROM pg_tables
+                WHERE schemaname = 'session_middleware' AND tablename <> 'migrations' LOOP
+            EXECUTE 'DELETE FROM ' || name;
+        END LOOP;
+        FOR name IN SELECT format('%I.%I', schemaname, sequencename) FROM pg_sequences LOOP
+            EXECUTE format('ALTER SEQUENCE %s RESTART', name);
+        END LOOP;
     END $$
 """
 
