@@ -10,7 +10,7 @@ carried out again by what they read anew.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -23,9 +23,6 @@ from session_middleware.storage.sql.row_mapping import Malformed
 
 _MOST_SESSIONS = 512
 _MOST_CHECKPOINTS = 8  # of a session
-_MOST_MESSAGES = 32  # rows of a session, of at most `_LONGEST_ROW` characters
-_MOST_IDS = 4_096
-_LONGEST_ROW = 4_096
 _ROWS = 16  # inserted by one statement, at most
 
 
@@ -60,6 +57,7 @@ class SessionState:
     list_ends: dict[int, int] = field(default_factory=dict)  # the lengths of lists that were appended to
     message_ids: set[str] | None = None  # all of them; None: not read, or too many
     message_rows: OrderedDict[str, list[Any]] = field(default_factory=OrderedDict)  # the versions of a message, by id
+    calls_without_request: bool | None = None  # tool calls whose requesting message is not recorded; None: not read
     write: SessionWrite | None = None  # of the present transaction
 
     def keep_point(self, namespace: str, checkpoint_id: str, point: CheckpointPoint) -> None:
@@ -71,22 +69,6 @@ class SessionState:
         if len(self.list_ends) > _MOST_CHECKPOINTS:
             self.list_ends.clear()
         self.list_ends[list_id] = length
-
-    def may_read_ids(self) -> bool:
-        return self.message_ids is None and self.last_seq <= _MOST_IDS
-
-    def keep_messages(self, rows: Mapping[str, list[Any]]) -> None:
-        """`rows` are all versions of each of some messages, or none of one that is not recorded."""
-        for message_id, versions in rows.items():
-            self.message_rows.pop(message_id, None)
-            if versions and sum([len(part) for row in versions for part in row if type(part) is str]) <= _LONGEST_ROW:
-                self.message_rows[message_id] = versions
-            if self.message_ids is not None and versions:
-                self.message_ids.add(message_id)
-        while len(self.message_rows) > _MOST_MESSAGES:
-            self.message_rows.popitem(last=False)
-        if self.message_ids is not None and len(self.message_ids) > _MOST_IDS:
-            self.message_ids = None
 
 
 class StateCache:

@@ -5,7 +5,6 @@ A message that was deleted from the branch takes part in that as long as the his
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -95,14 +94,7 @@ def append(connection: SessionWrite, context: RunContext, history: HistoryEntry,
     if not found.renamed:  # the graph may give them ids
         context.unclaimed.update({m.claim: m.message_id for m, known in named if known is None and m.minted and m.text})
     if history.is_said:
-        connection.execute(_NOT_ASIDE, (context.session_id, json.dumps([message.message_id for message, _ in named])))
-
-
-_NOT_ASIDE = """
-    UPDATE messages SET marks = (SELECT NULLIF(json_group_array(value), '[]') FROM json_each(marks)
-    WHERE value != 'aside') WHERE session_id = ? AND message_id IN (SELECT value FROM json_each(?))
-    AND marks LIKE '%"aside"%'
-"""
+        message_rows.clear_aside(connection, context.session_id, [message.message_id for message, _ in named])
 
 
 def _named(context: RunContext, aligning: _Aligning, found: Alignment) -> list[tuple[MessageEntry, str | None]]:
@@ -154,7 +146,7 @@ def _view(connection: SessionWrite, session_id: str, branch: str) -> list[_Stand
         latest[row[0]] = row
     rows = [row for row in sorted(latest.values(), key=lambda row: row[3]) if row[5] == "complete"]
     return [
-        _Standing(row[3], row[1], ComparableMessage(row[0], message_rows.in_any_order(row[7:12]), row[12]))
+        _Standing(row[3], row[1], ComparableMessage(row[0], message_rows.normalized(row[7:12]), row[12]))
         for row in rows
     ]
 
@@ -162,7 +154,7 @@ def _view(connection: SessionWrite, session_id: str, branch: str) -> list[_Stand
 def _given(message: MessageEntry) -> _Given:
     words = (*message_rows.comparison_key(message), message.tool_call_id)
     return _Given(
-        ComparableMessage(None if message.minted else message.message_id, message_rows.in_any_order(words)), words
+        ComparableMessage(None if message.minted else message.message_id, message_rows.normalized(words)), words
     )
 
 

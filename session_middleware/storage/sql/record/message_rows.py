@@ -1,4 +1,4 @@
-"""Messages in SQLite: each is one row a version, in its place in the conversation, on its branch."""
+"""Writing messages: each version of a message is one row, at its position in the conversation, on its branch."""
 
 from __future__ import annotations
 
@@ -8,16 +8,22 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from session_middleware.models import to_text
-from session_middleware.storage.record_entries import ASIDE, SHARED, MessageEntry, ModelCallEntry
+from session_middleware.storage.record_entries import ASIDE, SHARED, MessageEntry
 from session_middleware.storage.run import RunContext
 from session_middleware.storage.sql.record import branches, deletions, tool_call_rows
 from session_middleware.storage.sql.record.branches import Line
 from session_middleware.storage.sql.row_mapping import clean, marks_of, to_json
-from session_middleware.storage.sql.session_state import SessionWrite
+from session_middleware.storage.sql.session_state import SessionState, SessionWrite
+
+Key = tuple[Any, ...]  # role, text, content and tool calls: the content of a message, as observations are compared
+
+_MOST_CACHED = 32  # messages of a session, of at most `_LONGEST_CACHED` characters
+_LONGEST_CACHED = 4_096
+_MOST_IDS = 4_096  # of a session, known without reading
 
 
-class _Row(NamedTuple):
-    """A message as it is recorded, as far as another sighting of it asks."""
+class StoredVersion(NamedTuple):
+    """The columns of a stored message that another observation of it is compared with."""
 
     message_id: str
     seq: int
@@ -31,348 +37,352 @@ class _Row(NamedTuple):
     content: str | None
     tool_calls: str | None
 
-    def says(self, words: tuple[Any, ...]) -> bool:
-        return self.words == words or in_any_order(self.words) == in_any_order(words)
-
     @property
-    def words(self) -> tuple[Any, ...]:
+    def key(self) -> Key:
         return self[7:]
 
+    def has_same_content(self, key: Key) -> bool:
+        return self[7:] == key or normalized(self[7:]) == normalized(key)
 
-_IS_USERS = """
-    SELECT EXISTS (SELECT 1 FROM messages WHERE session_id = ? AND text = ? AND role = 'user' AND checkpoint_ns = '')
-    OR (? AND NOT EXISTS (SELECT 1 FROM messages WHERE session_id = ? AND role = 'user'))
-"""
-_NO_LONGER_ASIDE = """
-    UPDATE messages SET checkpoint_ns = '', marks = (SELECT NULLIF(json_group_array(value), '[]') FROM json_each(marks)
-    WHERE value != 'aside') WHERE session_id = ? AND message_id = ? AND marks LIKE '%"aside"%'
-"""
-_OUTERMOST = "UPDATE messages SET checkpoint_ns = '' WHERE session_id = ? AND message_id = ?"
-_SHARED = f"""
-    UPDATE messages SET marks = json_insert(COALESCE(marks, '[]'), '$[#]', '{SHARED}')
-    WHERE session_id = ? AND message_id = ? AND COALESCE(marks, '') NOT LIKE '%"{SHARED}"%'
-"""
-_MOVE_BEHIND = """
-    UPDATE messages SET place = asked.last + 0.5 FROM (SELECT MAX(place) AS last FROM messages WHERE session_id = ?1
-    AND seq IN (SELECT CAST(value AS INTEGER) FROM json_each(?3)) AND role = 'user' AND checkpoint_ns = ''
-    AND COALESCE(marks, '') NOT LIKE '%"resume"%') AS asked
-    WHERE session_id = ?1 AND message_id = ?2 AND place < asked.last
-"""
-FIELDS = "message_id, seq, version, place, branch, status, checkpoint_ns, role, text, content, tool_calls"
-_IS_ASIDE = """
-    SELECT 1 FROM messages WHERE session_id = ? AND message_id = ? AND marks LIKE '%"aside"%'
-"""
-_AT_ONCE = 500  # ids looked for by one statement
+
+FIELDS = ", ".join(StoredVersion._fields)
+_COLUMNS = (
+    *("session_id", "seq", "place", "run_id", "message_id", "version", "branch", "role", "text", "content"),
+    *("tool_calls", "name", "tool_call_id", "model", "input_tokens", "output_tokens", "status", "checkpoint_ns"),
+    *("extra", "marks", "created_at"),
+)
+_TEXTS = ("message_id", "role", "text", "name", "tool_call_id", "model", "checkpoint_ns")
 
 
 def append(write: SessionWrite, context: RunContext, messages: Sequence[MessageEntry], now: datetime) -> None:
-    _Appending(write, context, now).append([cleaned(message) for message in messages])
+    """Append observed messages: those that are new, and new versions of those with other content."""
+    _Appender(write, context, now).append([cleaned(message) for message in messages])
 
 
-class _Appending:
-    """One batch of messages on its way into the record."""
+class _Appender:
+    """Appends one batch of observed messages."""
 
     def __init__(self, write: SessionWrite, context: RunContext, now: datetime) -> None:
-        self._connection = write
+        self._write = write
         self._context = context
-        self._tally = write.counters
+        self._session_id = context.session_id
+        self._counters = write.counters
         self._now = now
         self._branch = branches.branch_of(write, context)
         self._line: Line | None = None
-        self._known: dict[str, list[_Row]] = {}
-        self._new: list[tuple[Any, ...]] = []
+        self._stored = write.state.message_rows  # all versions of a message, by id
         self._answers: list[MessageEntry] = []
-        self._minted: set[str] = set()
+        self._generated_ids: list[str] = []
 
     def append(self, messages: Sequence[MessageEntry]) -> None:
         if aliases := self._context.aliases:
-            messages = [_under_its_own_id(message, aliases) for message in messages]
-        if self._connection.state.has_deletions:
-            deleted = deletions.deleted(self._connection.connection, self._context.session_id)
-            gone = {each.message_id for each in deleted}
-            messages = [message for message in messages if message.message_id not in gone]
-        self._look_up(messages)
-        self._minted = {message.message_id for message in messages if message.minted}
+            messages = [_with_recorded_id(message, aliases) for message in messages]
+        if self._write.state.has_deletions:
+            deleted = {each.message_id for each in deletions.deleted(self._write.connection, self._session_id)}
+            messages = [message for message in messages if message.message_id not in deleted]
+        self._read({message.message_id for message in messages} | {m.followed_by for m in messages if m.followed_by})
+        self._generated_ids = [message.message_id for message in messages if message.minted]
         for message in messages:
             if self._answers and message.role != "tool":
-                self._answer()
+                self._add_answers()
             self._append_one(message)
-        self._answer()
-        self._connection.state.keep_messages(self._known)
+        if self._answers:
+            self._add_answers()
+        _trim(self._write.state)
 
-    def _answer(self) -> None:
-        """Rows for executions, after the messages that tell of them and before what was said then."""
-        self._insert()
-        for answer in self._answers:
-            tool_call_rows.answer(self._connection, self._context, answer)
-            if answer.artifact is not None:
-                tool_call_rows.keep_artifact(self._connection, self._context, answer)
+    def _add_answers(self) -> None:
+        """Add tool calls for answers: after the messages that request them, and before the messages that follow."""
+        for message in self._answers:
+            tool_call_rows.add_answered(self._write, self._context, message)
+            if message.artifact is not None:
+                tool_call_rows.set_artifact(self._write, self._context, message)
         self._answers.clear()
 
-    def _insert(self) -> None:
-        if self._new:
-            self._connection.insert("messages", _COLUMNS, self._new)
-            self._new.clear()
+    def _versions(self, message_id: str) -> list[StoredVersion]:
+        if message_id not in self._stored:
+            self._read({message_id})
+        return self._stored[message_id]
 
-    def _look_up(self, messages: Sequence[MessageEntry]) -> None:
-        """Find the recorded versions of the messages, reading those that are not known."""
-        ids = {message.message_id for message in messages}
-        ids |= {other for message in messages for other in (message.followed_by, message.again) if other}
-        ids |= {heard for message in messages if (heard := self._context.unclaimed.get(message.claim))}
-        state, own = self._connection.state, self._context.session_id
-        self._known = {one: list(rows) for one in ids if (rows := state.message_rows.get(one))}
-        wanted = ids - self._known.keys()
-        if wanted and state.may_read_ids():
-            found = self._connection.query("SELECT DISTINCT message_id FROM messages WHERE session_id = ?", (own,))
+    def _read(self, message_ids: set[str]) -> None:
+        """Read the stored versions of messages, unless they are cached."""
+        state = self._write.state
+        missing = message_ids - self._stored.keys()
+        if not missing:
+            return
+        if state.message_ids is None and state.last_seq <= _MOST_IDS:
+            found = self._write.query(
+                "SELECT DISTINCT message_id FROM messages WHERE session_id = ?", (self._session_id,)
+            )
             state.message_ids = {message_id for (message_id,) in found}
+        for message_id in missing:
+            self._stored[message_id] = []
         if state.message_ids is not None:
-            wanted &= state.message_ids
-        for start in range(0, len(wanted), _AT_ONCE):
-            some = list(wanted)[start : start + _AT_ONCE]
-            for row in self._connection.query(
+            missing &= state.message_ids
+        if missing:
+            for row in self._write.query(
                 f"SELECT {FIELDS} FROM messages WHERE session_id = ?"
-                f" AND message_id IN ({', '.join('?' * len(some))}) ORDER BY version",
-                (own, *some),
+                " AND message_id IN (SELECT value FROM json_each(?)) ORDER BY version",
+                (self._session_id, json.dumps(list(missing))),
             ):
-                self._known.setdefault(row[0], []).append(_Row(*row))
+                self._stored[row[0]].append(StoredVersion(*row))
 
     def _append_one(self, message: MessageEntry) -> None:
         if message.again is not None:
-            message = self._said_again(message)
-        known = self._known.get(message.message_id, [])
-        message = self._by_whom(message, known)
-        words = comparison_key(message)
+            message = self._original_or_copy(message, message.again)
+        message_id, versions = message.message_id, self._versions(message.message_id)
+        message = self._with_author(message, versions)
+        key = comparison_key(message)
         if self._context.unclaimed:
-            if message.minted and not known and self._has_other_id(message):
+            if message.minted and not versions and self._has_other_id(message):
                 return
-            known = self._claim(message, words) or known
-        if known and known[-1].checkpoint_ns and _is_outermost(message):
-            self._share(known[-1])
-        here = next((row for row in reversed(known) if self._sees(row)), None)
-        if here is not None and here.status == "incomplete":
-            self._complete(message, words, here)
-        elif here is not None and message.late:
-            same = next((row for row in known if row.says(words) and self._sees(row)), here)
-            self._tally.rows[message.message_id] = same.seq
-        elif here is not None:
-            self._tally.rows[message.message_id] = here.seq
-            if here.says(words):
-                if message.refused:
-                    self._answers.append(message)
-            elif message.complete:
-                self._add(message, words, version=known[-1].version + 1, place=here.place, replaces=here)
-        elif known:
-            if not known[-1].says(words) or not self._follow(known[-1]):
-                place = self._place_of(message)
-                self._add(message, words, version=known[-1].version + 1, place=place)
-                self._context.written[message.message_id] = self._tally.rows[message.message_id]
+            versions = self._claim(message, key) or versions
+        if versions and versions[-1].checkpoint_ns and _is_outermost(message):
+            self._share(versions[-1])
+        visible = next((version for version in reversed(versions) if self._sees(version)), None)
+        if visible is None:
+            if not (versions and versions[-1].has_same_content(key) and self._follow(versions[-1])):
+                number = versions[-1].version + 1 if versions else 1
+                self._add(message, key, place=self._place_of(message), version=number)
+        elif visible.status == "incomplete":
+            self._complete(message, key, visible)
         else:
-            self._add(message, words, place=self._place_of(message))
+            self._counters.rows[message_id] = visible.seq
+            if message.late:
+                same = (version.seq for version in versions if version.has_same_content(key) and self._sees(version))
+                self._counters.rows[message_id] = next(same, visible.seq)
+            elif not visible.has_same_content(key):
+                if message.complete:
+                    self._add(message, key, place=visible.place, version=versions[-1].version + 1, replaces=visible)
+            elif message.refused:
+                self._answers.append(message)
 
-    def _said_again(self, message: MessageEntry) -> MessageEntry:
-        """From a cache comes the id of what was said first as well; where that is new, this is it."""
-        first = str(message.again)
-        was_said = any(row.status == "complete" and self._sees(row) for row in self._known.get(first, ()))
-        aside = was_said and self._connection.query(_IS_ASIDE, (self._context.session_id, first)).fetchone()
-        own = message.message_id if was_said and not aside else first
-        return message._replace(message_id=own, again=None)
+    def _original_or_copy(self, message: MessageEntry, original: str) -> MessageEntry:
+        """Give output from a model cache the id of the original, unless the conversation contains that already."""
+        is_stored = any(row.status == "complete" and self._sees(row) for row in self._versions(original))
+        aside = is_stored and self._write.query(_IS_ASIDE, (self._session_id, original)).fetchone()
+        return message._replace(message_id=message.message_id if is_stored and not aside else original, again=None)
 
-    def _by_whom(self, message: MessageEntry, known: list[_Row]) -> MessageEntry:
-        """Who said a message is decided when it is first seen: its user, or who spoke in the user's name."""
+    def _with_author(self, message: MessageEntry, versions: Sequence[StoredVersion]) -> MessageEntry:
+        """Decide at the first observation of a user message whether the user or an agent wrote it."""
         if message.role != "user":
             return message
-        is_told = known[-1].role == "assistant" if known else message.told and not self._is_users(message.text)
-        if not is_told:
+        by_agent = versions[-1].role == "assistant" if versions else message.told and not self._is_by_user(message.text)
+        if not by_agent:
             return message
         return message._replace(role="assistant", extra={**(message.extra or {}), "type": "human"})
 
-    def _is_users(self, text: str) -> bool:
-        """Whether the session's user has said the same, there or to this run; or nothing yet to either."""
-        words, session_id = self._context.users_words or (), self._context.session_id
-        if text in words:
-            return True
-        self._insert()
-        is_silent = not words
-        return bool(self._connection.query(_IS_USERS, (session_id, text, is_silent, session_id)).fetchone()[0])
+    def _is_by_user(self, text: str) -> bool:
+        """Whether the run was called with the text, or the user has said it before, or neither has said anything."""
+        texts = self._context.users_words or ()
+        values = (self._session_id, text, not texts, self._session_id)
+        return text in texts or bool(self._write.query(_IS_BY_USER, values).fetchone()[0])
 
-    def _share(self, row: _Row) -> None:
-        """What was said in a subgraph, or aside, is in the state of the outermost graph as well.
+    def _share(self, version: StoredVersion) -> None:
+        """Mark a message of a subgraph, or aside, that the outermost graph's state contains as well.
 
-        A subgraph that was cut off gives it out in a later run, after what the user has said since.
+        An interrupted subgraph returns it in a later run, after the user's messages since then.
         """
-        self._insert()
-        own = self._context.session_id, row.message_id
-        is_given = row.role == "user" and row.text in (self._context.users_words or ())
-        if is_given and row.message_id in self._context.written:  # a subgraph that is cut off may put its state first
-            self._forget(row.message_id)
-            self._connection.execute(_OUTERMOST, own)
-            return
-        self._forget(row.message_id)
-        if self._connection.execute(_NO_LONGER_ASIDE, own).rowcount:
-            return
-        is_new = self._connection.execute(_SHARED, own).rowcount
-        if is_new and row.message_id not in self._context.written:
-            written = json.dumps(list(self._context.written.values()))
-            if self._connection.execute(_MOVE_BEHIND, (*own, written)).rowcount:
-                self._context.written[row.message_id] = row.seq
+        message_id, written = version.message_id, self._context.written
+        own = self._session_id, message_id
+        is_input = version.role == "user" and version.text in (self._context.users_words or ())
+        del self._stored[message_id]
+        if is_input and message_id in written:  # an interrupted subgraph may put its state first
+            self._write.execute("UPDATE messages SET checkpoint_ns = '' WHERE session_id = ? AND message_id = ?", own)
+        elif not clear_aside(self._write, self._session_id, [message_id]):
+            is_new = self._write.execute(_SHARE, own).rowcount
+            may_move = is_new and message_id not in written
+            if may_move and self._write.execute(_MOVE_BEHIND, (*own, json.dumps(list(written.values())))).rowcount:
+                written[message_id] = version.seq
 
-    def _forget(self, message_id: str) -> None:
-        """Read a message anew next time: it is changed by a statement."""
-        self._known.pop(message_id, None)
-        self._connection.state.message_rows.pop(message_id, None)
-
-    def _follow(self, row: _Row) -> bool:
-        self._insert()
+    def _follow(self, version: StoredVersion) -> bool:
         self._line = None
-        self._tally.rows[row.message_id] = row.seq
-        return branches.follow_parent(self._connection, self._context.session_id, self._branch, row.seq, row.message_id)
+        self._counters.rows[version.message_id] = version.seq
+        return branches.follow_parent(self._write, self._session_id, self._branch, version.seq, version.message_id)
 
-    def _sees(self, row: _Row) -> bool:
-        """Whether a row is of this branch, or of what the branch has of its ancestors."""
-        if row.branch == self._branch:
+    def _sees(self, version: StoredVersion) -> bool:
+        """Whether a row belongs to this branch, or to the part of an ancestor that this branch shares."""
+        if version.branch == self._branch:
             return True
         if self._line is None:
-            self._line = branches.line(self._connection.connection, self._context.session_id, self._branch)
-        return any(row.branch == branch and row.seq <= upto for branch, upto in self._line)
+            self._line = branches.line(self._write.connection, self._session_id, self._branch)
+        return any(version.branch == branch and version.seq <= upto for branch, upto in self._line)
 
-    def _claim(self, message: MessageEntry, words: tuple[Any, ...]) -> list[_Row]:
-        """What was heard before is now a message of the state, maybe under another id: it stays one row."""
-        said = self._context.unclaimed.get(message.claim)
-        known = self._known.get(said, []) if said is not None else []
-        if not known or (message.message_id != said and message.message_id in self._known):
+    def _claim(self, message: MessageEntry, key: Key) -> list[StoredVersion]:
+        """Give a recorded message the id that it has in the state; returns its versions if it is recorded."""
+        claimed = self._context.unclaimed.get(message.claim)
+        message_id, versions = message.message_id, [] if claimed is None else self._versions(claimed)
+        if claimed is None or not versions or (message_id != claimed and self._versions(message_id)):
             return []
-        if message.message_id == said and message.checkpoint_ns == known[0].checkpoint_ns:
+        if message_id == claimed and message.checkpoint_ns == versions[0].checkpoint_ns:
             if ASIDE not in message.marks:
                 del self._context.unclaimed[message.claim]
             return []
-        self._insert()
         del self._context.unclaimed[message.claim]
-        if (seq := self._context.written.pop(str(said), None)) is not None:
-            self._context.written[message.message_id] = seq
-        namespace = message.checkpoint_ns if known[0].checkpoint_ns else ""  # what the outermost graph was given is its
-        self._connection.execute(
+        if (seq := self._context.written.pop(claimed, None)) is not None:
+            self._context.written[message_id] = seq
+        namespace = message.checkpoint_ns if versions[0].checkpoint_ns else ""  # input of the outermost graph stays its
+        self._write.execute(
             "UPDATE messages SET message_id = ?, checkpoint_ns = ?, marks = ? WHERE session_id = ? AND message_id = ?",
-            (message.message_id, namespace, _marks(message, words), self._context.session_id, said),
+            (message_id, namespace, marks_of(message.marks, message.name, *key), self._session_id, claimed),
         )
         if message.tool_calls:
-            tool_call_rows.asked_by_another_id(self._connection, self._context.session_id, str(said), message)
-        self._forget(str(said))
-        self._known[message.message_id] = [
-            row._replace(message_id=message.message_id, checkpoint_ns=message.checkpoint_ns) for row in known
-        ]
-        return self._known[message.message_id]
+            tool_call_rows.rename_request(self._write, self._session_id, claimed, message)
+        del self._stored[claimed]
+        renamed = [row._replace(message_id=message_id, checkpoint_ns=message.checkpoint_ns) for row in versions]
+        self._keep(message_id, renamed)
+        return renamed
 
     def _has_other_id(self, message: MessageEntry) -> bool:
-        """Whether what a graph was given without an id has been seen with the id that the graph gave it meanwhile."""
-        if self._context.unclaimed.get(message.claim) != message.message_id or not self._context.written:
+        """Whether an input without an id was recorded with the id that the graph has given it since."""
+        written = self._context.written
+        if self._context.unclaimed.get(message.claim) != message.message_id or not written:
             return False
-        self._insert()
-        self._connection.state.message_rows.clear()
-        found = self._connection.execute(
-            "UPDATE messages SET checkpoint_ns = ? WHERE session_id = ? AND seq = (SELECT MIN(seq) FROM messages"
-            " WHERE session_id = ? AND seq >= ? AND run_id IS ? AND role = ? AND text = ? AND message_id NOT IN"
-            " (SELECT value FROM json_each(?))) RETURNING seq",
-            (
-                message.checkpoint_ns,
-                self._context.session_id,
-                self._context.session_id,
-                min(self._context.written.values()),
-            )
-            + (self._context.run_id, message.role, message.text, json.dumps(list(self._minted))),
+        self._stored.clear()
+        found = self._write.execute(
+            "UPDATE messages SET checkpoint_ns = ?1 WHERE session_id = ?2 AND seq = (SELECT MIN(seq) FROM messages"
+            " WHERE session_id = ?2 AND seq >= ?3 AND run_id IS ?4 AND role = ?5 AND text = ?6 AND message_id NOT IN"
+            " (SELECT value FROM json_each(?7))) RETURNING seq",
+            (message.checkpoint_ns, self._session_id, min(written.values()), self._context.run_id, message.role)
+            + (message.text, json.dumps(self._generated_ids)),
         ).fetchone()
         if found is None:
             return False
-        self._tally.rows[message.message_id] = found[0]
+        self._counters.rows[message.message_id] = found[0]
         del self._context.unclaimed[message.claim]
         return True
 
-    def _complete(self, message: MessageEntry, words: tuple[Any, ...], here: _Row) -> None:
-        self._insert()
-        self._connection.execute(
+    def _complete(self, message: MessageEntry, key: Key, stored: StoredVersion) -> None:
+        status = "complete" if message.complete else "incomplete"
+        self._write.execute(
             "UPDATE messages SET role = ?, text = ?, content = ?, tool_calls = ?, name = ?, model = ?,"
             " input_tokens = ?, output_tokens = ?, status = ?, checkpoint_ns = ?, extra = ?, marks = ?"
             " WHERE session_id = ? AND seq = ?",
-            (*words, message.name, message.model, message.input_tokens, message.output_tokens, _status(message))
-            + (
-                message.checkpoint_ns,
-                to_json(message.extra),
-                _marks(message, words),
-                self._context.session_id,
-                here.seq,
-            ),
+            (*key, message.name, message.model, message.input_tokens, message.output_tokens, status)
+            + (message.checkpoint_ns, to_json(message.extra), marks_of(message.marks, message.name, *key))
+            + (self._session_id, stored.seq),
         )
-        status = _status(message)
-        self._tally.rows[message.message_id] = here.seq
-        self._known[message.message_id] = [_Row(*here[:5], status, message.checkpoint_ns, *words)]
-        if here.version == 1 and message.complete and message.call is not None:
-            self._add_told(message.call, message)
+        self._counters.rows[message.message_id] = stored.seq
+        self._keep(message.message_id, [StoredVersion(*stored[:5], status, message.checkpoint_ns, *key)])
+        if stored.version == 1 and message.complete:
+            self._add_model_call(message)
 
     def _add(
         self,
         message: MessageEntry,
-        words: tuple[Any, ...],
+        key: Key,
         *,
-        version: int = 1,
-        place: float | None = None,
-        replaces: _Row | None = None,
+        place: float | None,
+        version: int,
+        replaces: StoredVersion | None = None,
     ) -> None:
-        seq = self._tally.rows[message.message_id] = self._tally.next_seq()
-        row = _Row(
-            *(message.message_id, seq, version, seq if place is None else place, self._branch),
-            *(_status(message), message.checkpoint_ns, *words),
+        message_id, seq = message.message_id, self._counters.next_seq()
+        self._counters.rows[message_id] = seq
+        status = "complete" if message.complete else "incomplete"
+        row = StoredVersion(
+            *(message_id, seq, version, seq if place is None else place, self._branch, status, message.checkpoint_ns),
+            *key,
         )
-        self._known.setdefault(message.message_id, []).append(row)
-        self._new.append(
-            (self._context.session_id, seq, row.place, self._context.run_id, message.message_id, version, self._branch)
-            + (*words, message.name, message.tool_call_id, message.model, message.input_tokens, message.output_tokens)
-            + (row.status, message.checkpoint_ns, to_json(message.extra), _marks(message, words))
-            + (to_text(message.created_at or self._said_at(message)),)
+        self._keep(message_id, [*self._versions(message_id), row])
+        self._write.insert(
+            "messages",
+            _COLUMNS,
+            [
+                (self._session_id, seq, row.place, self._context.run_id, message_id, version, self._branch, *key)
+                + (message.name, message.tool_call_id, message.model, message.input_tokens, message.output_tokens)
+                + (status, message.checkpoint_ns, to_json(message.extra), marks_of(message.marks, message.name, *key))
+                + (to_text(message.created_at or self._said_at(message)),)
+            ],
         )
-        if replaces is not None and replaces.branch == self._branch:
-            self._insert()  # both may be of this batch
-            self._connection.execute(
+        if replaces is None:
+            self._context.written[message_id] = seq
+        elif replaces.branch == self._branch:
+            self._write.execute(
                 "UPDATE messages SET replaced_by = ? WHERE session_id = ? AND seq = ?",
-                (seq, self._context.session_id, replaces.seq),
+                (seq, self._session_id, replaces.seq),
             )
-        tool_call_rows.store_files(self._connection, self._context.session_id, message.files)
+        tool_call_rows.store_files(self._write, self._session_id, message.files)
         if version == 1:
-            self._context.written[message.message_id] = seq
-            self._tally.messages += 1
-            if message.call is not None:
-                self._add_told(message.call, message)
+            self._counters.messages += 1
+            self._add_model_call(message)
             if message.role == "tool" and message.tool_call_id:
                 self._answers.append(message)
             if message.tool_calls:
-                tool_call_rows.asked_by(self._connection, self._context.session_id, message)
+                tool_call_rows.set_request(self._write, self._session_id, message)
 
-    def _add_told(self, call: ModelCallEntry, message: MessageEntry) -> None:
-        call = call._replace(started_at=message.created_at, message_id=message.message_id)
-        tool_call_rows.add_told_call(self._connection, self._context, call, self._now)
+    def _keep(self, message_id: str, versions: list[StoredVersion]) -> None:
+        self._stored[message_id] = versions
+        if self._write.state.message_ids is not None:
+            self._write.state.message_ids.add(message_id)
+
+    def _add_model_call(self, message: MessageEntry) -> None:
+        if message.call is not None:
+            call = message.call._replace(started_at=message.created_at, message_id=message.message_id)
+            tool_call_rows.add_implied_model_call(self._write, self._context, call, self._now)
 
     def _said_at(self, message: MessageEntry) -> datetime:
-        """What a checkpoint brings may be put at the end of its run only; what a user said began that."""
+        """The time of a message; of user input that a checkpoint brings at the end of the run, the run's start."""
         is_late = self._context.puts and self._context.at is None and message.role == "user"
-        began_at = self._context.began_at if is_late else None
-        return began_at or self._now
+        return (is_late and self._context.began_at) or self._now
 
     def _place_of(self, message: MessageEntry) -> float | None:
-        """The place right before the message that follows it, if that is there already; ``None``: at the end.
+        """Return the place before the message's successor if that is recorded; ``None``: at the end.
 
-        A subgraph's summary stands before messages of earlier runs in the subgraph's state only.
+        A subgraph's summary precedes messages of earlier runs only in the subgraph's state.
         """
-        known = self._known.get(message.followed_by or "", [])
-        following = next((row for row in reversed(known) if self._sees(row)), None)
+        if message.followed_by is None:
+            return None
+        following = next((row for row in reversed(self._versions(message.followed_by)) if self._sees(row)), None)
         if following is None:
             return None
-        is_earlier = following.message_id not in self._context.written
-        if message.checkpoint_ns and message.role == "system" and is_earlier:
+        if message.checkpoint_ns and message.role == "system" and following.message_id not in self._context.written:
             return None
-        self._insert()
-        before = self._connection.query(
-            "SELECT MAX(place) FROM messages WHERE session_id = ? AND place < ?",
-            (self._context.session_id, following.place),
+        before = self._write.query(
+            "SELECT COALESCE(MAX(place), 0) FROM messages WHERE session_id = ? AND place < ?",
+            (self._session_id, following.place),
         ).fetchone()[0]
-        return ((before or 0) + following.place) / 2
+        return float(before + following.place) / 2
+
+
+_IS_BY_USER = """
+    SELECT EXISTS (SELECT 1 FROM messages WHERE session_id = ? AND text = ? AND role = 'user' AND checkpoint_ns = '')
+    OR (? AND NOT EXISTS (SELECT 1 FROM messages WHERE session_id = ? AND role = 'user'))
+"""
+_IS_ASIDE = f"""SELECT 1 FROM messages WHERE session_id = ? AND message_id = ? AND marks LIKE '%"{ASIDE}"%'"""
+_SHARE = f"""
+    UPDATE messages SET marks = json_insert(COALESCE(marks, '[]'), '$[#]', '{SHARED}')
+    WHERE session_id = ? AND message_id = ? AND COALESCE(marks, '') NOT LIKE '%"{SHARED}"%'
+"""
+_MOVE_BEHIND = """
+    UPDATE messages SET place = input.last + 0.5 FROM (SELECT MAX(place) AS last FROM messages WHERE session_id = ?1
+    AND seq IN (SELECT CAST(value AS INTEGER) FROM json_each(?3)) AND role = 'user' AND checkpoint_ns = ''
+    AND COALESCE(marks, '') NOT LIKE '%"resume"%') AS input
+    WHERE session_id = ?1 AND message_id = ?2 AND place < input.last
+"""
+
+
+def clear_aside(write: SessionWrite, session_id: str, message_ids: Sequence[str]) -> int:
+    """Make messages that were aside part of the conversation; returns how many were."""
+    return write.execute(_CLEAR_ASIDE, (session_id, json.dumps(message_ids))).rowcount
+
+
+_CLEAR_ASIDE = f"""
+    UPDATE messages SET checkpoint_ns = '', marks = (SELECT NULLIF(json_group_array(value), '[]') FROM json_each(marks)
+    WHERE value != '{ASIDE}') WHERE session_id = ? AND message_id IN (SELECT value FROM json_each(?))
+    AND marks LIKE '%"{ASIDE}"%'
+"""
+
+
+def _trim(state: SessionState) -> None:
+    """Bound the cache of messages."""
+    stored = state.message_rows
+    for own in [
+        own for own, rows in stored.items() if rows and sum(map(len, filter(None, rows[-1][7:]))) > _LONGEST_CACHED
+    ]:
+        del stored[own]
+    while len(stored) > _MOST_CACHED:
+        stored.popitem(last=False)
+    if state.message_ids is not None and len(state.message_ids) > _MOST_IDS:
+        state.message_ids = None
 
 
 def restore_conversation_order(write: SessionWrite, context: RunContext, ids: Iterable[str | None]) -> None:
@@ -383,30 +393,25 @@ def restore_conversation_order(write: SessionWrite, context: RunContext, ids: It
     seqs = {write.counters.rows.get(own, context.written[own]): own for own in ids if own in context.written}
     if len(seqs) < 2:
         return
-    state = write.state
-    known = {row.seq: row.place for own in seqs.values() for row in state.message_rows.get(own, ())}
-    for start in range(0, len(seqs), _AT_ONCE):
-        some = list(seqs)[start : start + _AT_ONCE]
-        if all(seq in known for seq in some):
-            places = {seq: known[seq] for seq in some}
-        else:
-            found = write.query(
-                f"SELECT seq, place, message_id FROM messages WHERE session_id = ?"
-                f" AND seq IN ({', '.join('?' * len(some))})",
-                (context.session_id, *some),
-            )
-            places = {seq: place for seq, place, message_id in found if message_id == seqs[seq]}
-        ordered = [seq for seq in some if seq in places]
-        for seq, place in zip(ordered, sorted(places.values()), strict=True):
-            if place != places[seq]:
-                state.message_rows.pop(seqs[seq], None)
-                write.execute(
-                    "UPDATE messages SET place = ? WHERE session_id = ? AND seq = ?", (place, context.session_id, seq)
-                )
+    stored = write.state.message_rows
+    places = {row.seq: row.place for own in seqs.values() for row in stored.get(own, ()) if row.seq in seqs}
+    if len(places) < len(seqs):
+        found = write.query(
+            "SELECT seq, place, message_id FROM messages WHERE session_id = ?"
+            " AND seq IN (SELECT CAST(value AS INTEGER) FROM json_each(?))",
+            (context.session_id, json.dumps(list(seqs))),
+        )
+        places = {seq: place for seq, place, message_id in found if message_id == seqs[seq]}
+    ordered = [seq for seq in seqs if seq in places]
+    for seq, place in zip(ordered, sorted(places.values()), strict=True):
+        if place != places[seq]:
+            stored.pop(seqs[seq], None)
+            sql = "UPDATE messages SET place = ? WHERE session_id = ? AND seq = ?"
+            write.execute(sql, (place, context.session_id, seq))
 
 
-def _under_its_own_id(message: MessageEntry, aliases: Mapping[str, str]) -> MessageEntry:
-    """Where a state gave another id to a message that is recorded."""
+def _with_recorded_id(message: MessageEntry, aliases: Mapping[str, str]) -> MessageEntry:
+    """Replace ids that a state gave to recorded messages."""
     own, following = message.message_id, message.followed_by
     return message._replace(
         message_id=aliases.get(own, own), followed_by=following and aliases.get(following, following)
@@ -414,42 +419,28 @@ def _under_its_own_id(message: MessageEntry, aliases: Mapping[str, str]) -> Mess
 
 
 def cleaned(message: MessageEntry) -> MessageEntry:
-    """The message with all of its text such as a database can hold."""
-    texts: dict[str, Any] = {n: clean(value) for n in _TEXTS if isinstance(value := getattr(message, n), str)}
-    return message._replace(**texts) if any(getattr(message, name) != text for name, text in texts.items()) else message
+    """Replace lone surrogates, which a database cannot store."""
+    try:
+        "".join([str(getattr(message, name)) for name in _TEXTS]).encode()
+    except UnicodeEncodeError:
+        texts: dict[str, Any] = {name: clean(t) for name in _TEXTS if isinstance(t := getattr(message, name), str)}
+        return message._replace(**texts)
+    return message
 
 
-_TEXTS = ("message_id", "role", "text", "name", "tool_call_id", "model", "checkpoint_ns")
-
-_COLUMNS = (
-    *("session_id", "seq", "place", "run_id", "message_id", "version", "branch", "role", "text", "content"),
-    *("tool_calls", "name", "tool_call_id", "model", "input_tokens", "output_tokens", "status", "checkpoint_ns"),
-    *("extra", "marks", "created_at"),
-)
-
-
-def comparison_key(message: MessageEntry) -> tuple[Any, ...]:
-    """What makes two sightings of a message the same: who said what."""
+def comparison_key(message: MessageEntry) -> Key:
     calls = to_json(list(message.tool_calls)) if message.tool_calls else None
     return message.role, message.text, to_json(message.content), calls
 
 
-def in_any_order(words: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The words with the arguments of what is asked for in one order, as theirs says nothing."""
+def normalized(key: Key) -> Key:
+    """The key with the arguments of tool calls sorted, because their order has no meaning."""
     try:
-        return (*words[:3], json.dumps(json.loads(words[3]), sort_keys=True), *words[4:]) if words[3] else words
-    except ValueError:  # it is damaged, and like nothing else
-        return words
+        return (*key[:3], json.dumps(json.loads(key[3]), sort_keys=True), *key[4:]) if key[3] else key
+    except ValueError:  # a damaged row equals no message
+        return key
 
 
 def _is_outermost(message: MessageEntry) -> bool:
-    """Whether it was seen in the outermost graph."""
+    """Whether the message belongs to the state of the outermost graph."""
     return SHARED in message.marks or (not message.checkpoint_ns and ASIDE not in message.marks)
-
-
-def _status(message: MessageEntry) -> str:
-    return "complete" if message.complete else "incomplete"
-
-
-def _marks(message: MessageEntry, words: tuple[Any, ...]) -> str | None:
-    return marks_of(message.marks, message.name, *words)

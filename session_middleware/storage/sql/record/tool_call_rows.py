@@ -1,4 +1,4 @@
-"""Tool calls and model calls in SQLite: one row an execution, whoever saw it."""
+"""Writing tool calls and model calls: each execution is one row, whichever source observed it."""
 
 from __future__ import annotations
 
@@ -20,48 +20,50 @@ from session_middleware.storage.record_entries import (
 )
 from session_middleware.storage.run import RunContext
 from session_middleware.storage.sql.row_mapping import clean, marks_of, to_json
-from session_middleware.storage.sql.session_state import SessionCounters, SessionWrite
+from session_middleware.storage.sql.session_state import SessionWrite
 
 _COLUMNS = (
     *("session_id", "seq", "run_id", "execution_id", "tool_call_id", "attempt", "name", "arguments", "result"),
-    *("status", "error", "message_id", "checkpoint_ns", "node", "marks", "started_at"),
+    *("status", "error", "message_id", "checkpoint_ns", "marks"),
 )
 
 
-def start(connection: SessionWrite, context: RunContext, call: ToolStart, now: datetime) -> None:
-    tally = connection.counters
-    asked, call_id = call.message_id, call.tool_call_id and clean(call.tool_call_id)
+def start(write: SessionWrite, context: RunContext, call: ToolStart, now: datetime) -> None:
+    session_id, counters = context.session_id, write.counters
+    request_id, call_id = call.message_id, call.tool_call_id and clean(call.tool_call_id)
     name, arguments = clean(call.name), to_json(call.arguments)
+    marks = marks_of(call.marks, name, arguments)
     if call.corrects:
-        connection.execute(
+        write.execute(
             "UPDATE tool_calls SET name = ?, arguments = ?, marks = ? WHERE session_id = ? AND execution_id = ?",
-            (name, arguments, marks_of(call.marks, name, arguments), context.session_id, call.execution_id),
+            (name, arguments, marks, session_id, call.execution_id),
         )
         return
     if call_id is None:
-        asked, call_id = _find_request(connection, context.session_id, call) or (None, call.execution_id)
-    if asked is None:
-        requests = _requests(connection, context.session_id, call_id)
+        request_id, call_id = _find_request(write, session_id, call) or (None, call.execution_id)
+    if request_id is None:
+        requests = _requests(write, session_id, call_id)
         same = [request for request in requests if any(to_json(one.get("args")) == arguments for one in request.calls)]
-        asked = next((request.message_id for request in (*same, *requests)), None)
-    asked = asked and context.aliases.get(asked, asked)
+        request_id = next((request.message_id for request in (*same, *requests)), None)
+    request_id = request_id and context.aliases.get(request_id, request_id)
     context.executions.setdefault(call_id, set()).add(call.execution_id)
-    row = (
-        *(context.session_id, tally.next_seq(), context.run_id, call.execution_id, call_id, name, arguments),
-        *(asked, call.checkpoint_ns, call.node, marks_of(call.marks, name, arguments), to_text(now)),
-        *(this_process() if context.run_id is None else None, context.session_id, call_id, asked),
-    )
-    tally.tool_calls += 1
-    started = connection.execute(_START, row).fetchone()
+    seq, process = counters.next_seq(), this_process() if context.run_id is None else None
+    started = write.execute(
+        _START,
+        (session_id, seq, context.run_id, call.execution_id, call_id, name, arguments, request_id)
+        + (call.checkpoint_ns, call.node, marks, to_text(now), process, session_id, call_id, request_id),
+    ).fetchone()
     if started is None:  # another recorder has recorded it
-        tally.tool_calls, tally.changed = tally.tool_calls - 1, True
         return
-    if started[0] > 1 and started[0] > _times_asked(connection, context.session_id, asked, call_id):
-        connection.execute(
+    counters.tool_calls += 1
+    if request_id is None:
+        write.state.calls_without_request = True
+    if started[0] > 1 and started[0] > _times_requested(write, session_id, request_id, call_id):
+        write.execute(
             "UPDATE tool_calls SET status = 'interrupted'"
             " WHERE session_id = ? AND tool_call_id = ? AND message_id IS ? AND checkpoint_ns = ?"
             " AND status = 'running' AND seq < ?",
-            (context.session_id, call_id, asked, call.checkpoint_ns, tally.last_seq),
+            (session_id, call_id, request_id, call.checkpoint_ns, seq),
         )
 
 
@@ -75,157 +77,47 @@ _START = """
 """
 
 
-def end(connection: SessionWrite, context: RunContext, call: ToolEnd) -> None:
-    told = (to_json(call.result), to_json(call.artifact), call.error and clean(call.error))
-    changed = connection.execute(
+def end(write: SessionWrite, context: RunContext, call: ToolEnd) -> None:
+    outcome = (to_json(call.result), to_json(call.artifact), call.error and clean(call.error))
+    own = (context.session_id, call.execution_id)
+    has_changed = write.execute(
         "UPDATE tool_calls SET status = ?, result = ?, artifact = ?, error = ?, duration_ms = ?, process = NULL"
         " WHERE session_id = ? AND execution_id = ? AND status IN ('running', 'interrupted')",  # else it has ended
-        (call.status, *told, call.duration_ms, context.session_id, call.execution_id),
+        (call.status, *outcome, call.duration_ms, *own),
     ).rowcount
-    if changed and (marks := marks_of(call.marks, *told)) is not None:
-        connection.execute(_MARK, (marks, context.session_id, call.execution_id))
-    if call.status == "error" and changed:
-        connection.counters.count_error()
-    store_files(connection, context.session_id, call.files)
+    if has_changed and (marks := marks_of(call.marks, *outcome)) is not None:
+        write.execute(_ADD_MARKS, (marks, *own))
+    if has_changed and call.status == "error":
+        write.counters.count_error()
+    store_files(write, context.session_id, call.files)
 
 
-_MARK = """
+_ADD_MARKS = """
     UPDATE tool_calls SET marks = (SELECT json_group_array(DISTINCT value) FROM
     (SELECT value FROM json_each(COALESCE(marks, '[]')) UNION ALL SELECT value FROM json_each(?)) AS every)
     WHERE session_id = ? AND execution_id = ?
 """
 
 
-def store_files(connection: SessionWrite, session_id: str, files: Sequence[Attachment]) -> None:
-    for file in files:
-        connection.execute(
-            "INSERT INTO files (session_id, hash, media_type, data) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
-            (session_id, *file),
-        )
+def store_files(write: SessionWrite, session_id: str, files: Sequence[Attachment]) -> None:
+    if files:
+        columns = ("session_id", "hash", "media_type", "data")
+        write.insert("files", columns, [(session_id, *file) for file in files], " ON CONFLICT DO NOTHING")
 
 
-def answer(connection: SessionWrite, context: RunContext, message: MessageEntry) -> None:
-    """A row for a call whose execution nobody watched, from the message that answers it.
-
-    Models may use an id again, even in one message. So calls, executions and answers are counted.
-    """
-    tally = connection.counters
-    call_id = str(message.tool_call_id)
-    if message.refused and _refuse(connection, context.session_id, message, tally):
-        return
-    answers = context.answers.setdefault(call_id, set())
-    answers.add(message.message_id)
-    if len(context.executions.get(call_id, ())) >= len(answers) and not message.refused:
-        return
-    executed = {
-        message_id: _Executed(*rest) for message_id, *rest in connection.query(_EXECUTED, (context.session_id, call_id))
-    }
-    requests = _requests(connection, context.session_id, call_id)
-    known = {each.message_id for each in requests}
-    said_at = tally.rows.get(message.message_id, 0)
-    requests = [request for request in requests if request.seq < said_at] or requests
-    request = _open_request(connection, context.session_id, requests, executed, message.checkpoint_ns)
-    if request is None and (requests or executed):
-        return
-    if request and any(one.last > request.seq for of, one in executed.items() if of not in known):
-        return  # it was asked for by a message that has another id by now
-    done = executed.get(request and request.message_id, _NOT_EXECUTED)
-    call: dict[str, Any] = request.calls[done.times] if request else {}
-    failed = message.tool_error and not message.refused
-    name = message.name or call.get("name") or "tool"
-    result = to_json(message.content if message.content is not None else message.text)
-    status = "refused" if message.refused else "error" if failed else "ok"
-    _insert(
-        connection,
-        tally,
-        (context.run_id, message.message_id, call_id, done.attempt + 1, clean(str(name)))
-        + (to_json(call.get("args")), result, status, message.text if failed else None)
-        + (request and request.message_id, message.checkpoint_ns, None, marks_of(message.marks, result), None),
-    )
-    if failed:
-        tally.count_error()
-
-
-def keep_artifact(connection: SessionWrite, context: RunContext, message: MessageEntry) -> None:
-    """The artifact of a message belongs to the execution that it answers for, if nobody has seen it there."""
-    result = to_json(message.content if message.content is not None else message.text)
-    answered = (context.session_id, message.tool_call_id, message.message_id, result)
-    connection.execute(_KEEP_ARTIFACT, (to_json(message.artifact), context.session_id, *answered))
-
-
-_KEEP_ARTIFACT = """
-    UPDATE tool_calls SET artifact = ? WHERE session_id = ? AND artifact IS NULL AND seq = (
-        SELECT seq FROM tool_calls WHERE session_id = ? AND tool_call_id = ?
-        ORDER BY execution_id = ? DESC, result IS ? DESC, seq DESC LIMIT 1
-    )
-"""
+# Answers: tool messages whose execution was not observed
 
 
 class _Executed(NamedTuple):
-    """The executions of a tool call id that one message asked for."""
+    """The executions of a tool call id for one requesting message."""
 
     times: int
     attempt: int
-    last: int  # the seq of the latest
-
-
-_NOT_EXECUTED = _Executed(0, 0, 0)
-_EXECUTED = """
-    SELECT message_id, COUNT(*), MAX(attempt), MAX(seq) FROM tool_calls
-    WHERE session_id = ? AND tool_call_id = ? GROUP BY message_id
-"""
-
-
-def _refuse(connection: SessionWrite, session_id: str, answer: MessageEntry, tally: SessionCounters) -> bool:
-    """What was taken for a failure was said by somebody who did not run the tool; whether it was."""
-    changed = connection.execute(
-        "UPDATE tool_calls SET status = 'refused', error = NULL"
-        " WHERE session_id = ? AND execution_id = ? AND status = 'error'",
-        (session_id, answer.message_id),
-    ).rowcount
-    tally.count_error(-changed)
-    return bool(changed)
-
-
-def _insert(connection: SessionWrite, tally: SessionCounters, values: tuple[Any, ...]) -> None:
-    connection.insert("tool_calls", _COLUMNS, [(tally.session_id, tally.next_seq(), *values)])
-    tally.tool_calls += 1
-
-
-def asked_by(connection: SessionWrite, session_id: str, message: MessageEntry) -> None:
-    """Executions that were recorded before the message which asked for them have it now."""
-    ids = [clean(str(call.get("id"))) for call in message.tool_calls]
-    found = connection.query(
-        "SELECT seq, tool_call_id, arguments FROM tool_calls"
-        f" WHERE session_id = ? AND tool_call_id IN ({', '.join('?' * len(ids))}) AND message_id IS NULL ORDER BY seq",
-        (session_id, *ids),
-    ).fetchall()
-    asked = {(clean(str(call.get("id"))), to_json(call.get("args"))) for call in message.tool_calls}
-    same = {call_id for _, call_id, arguments in found if (call_id, arguments) in asked}
-    for seq, call_id, arguments in found:
-        if (call_id, arguments) in asked or call_id not in same:  # another message may have used the same id
-            connection.execute(_ASKED_BY, (message.message_id, message.message_id, session_id, seq))
-
-
-_ASKED_BY = """
-    UPDATE tool_calls SET message_id = ?, attempt = (SELECT COALESCE(MAX(attempt), 0) + 1 FROM tool_calls AS t
-    WHERE t.session_id = tool_calls.session_id AND t.tool_call_id = tool_calls.tool_call_id AND t.message_id = ?)
-    WHERE session_id = ? AND seq = ?
-"""
-
-
-def asked_by_another_id(connection: SessionWrite, session_id: str, before: str, message: MessageEntry) -> None:
-    """The message that asked for some executions has another id now."""
-    connection.executemany(
-        "UPDATE tool_calls SET message_id = ?1 WHERE session_id = ?2 AND tool_call_id = ?3 AND message_id = ?4"
-        " AND NOT EXISTS (SELECT 1 FROM tool_calls AS other WHERE other.session_id = ?2 AND other.tool_call_id = ?3"
-        " AND other.message_id = ?1 AND other.attempt = tool_calls.attempt)",
-        [(message.message_id, session_id, clean(str(call.get("id"))), before) for call in message.tool_calls],
-    )
+    last_seq: int
 
 
 class _Request(NamedTuple):
-    """A message that asks for a tool call, once or more often."""
+    """A message that requests a tool call id, once or more often."""
 
     message_id: str
     calls: list[dict[str, Any]]
@@ -233,6 +125,11 @@ class _Request(NamedTuple):
     checkpoint_ns: str
 
 
+_NOT_EXECUTED = _Executed(0, 0, 0)
+_EXECUTED = """
+    SELECT message_id, COUNT(*), MAX(attempt), MAX(seq) FROM tool_calls
+    WHERE session_id = ? AND tool_call_id = ? GROUP BY message_id
+"""
 _REQUESTS = """
     SELECT message_id, tool_calls, seq, checkpoint_ns FROM (
         SELECT message_id, tool_calls, seq, checkpoint_ns FROM messages
@@ -241,29 +138,127 @@ _REQUESTS = """
 """
 
 
-def _requests(connection: SessionWrite, session_id: str, call_id: str) -> list[_Request]:
-    """The requests for a call, latest first."""
+def add_answered(write: SessionWrite, context: RunContext, message: MessageEntry) -> None:
+    """Add the execution that a tool message answers, unless it is recorded.
+
+    Models may use a tool call id again, even in one message. So requests, executions and answers are counted.
+    """
+    session_id, counters, call_id = context.session_id, write.counters, str(message.tool_call_id)
+    if message.refused:
+        refused = write.execute(
+            "UPDATE tool_calls SET status = 'refused', error = NULL"
+            " WHERE session_id = ? AND execution_id = ? AND status = 'error'",
+            (session_id, message.message_id),
+        ).rowcount
+        if refused:  # it was counted as a failure
+            counters.count_error(-refused)
+            return
+    answers = context.answers.setdefault(call_id, set())
+    answers.add(message.message_id)
+    if len(context.executions.get(call_id, ())) >= len(answers) and not message.refused:
+        return
+    executed = {request_id: _Executed(*rest) for request_id, *rest in write.query(_EXECUTED, (session_id, call_id))}
+    requests = _requests(write, session_id, call_id)
+    known = {request.message_id for request in requests}
+    answered_at = counters.rows.get(message.message_id, 0)
+    requests = [request for request in requests if request.seq < answered_at] or requests
+    request = _open_request(write, session_id, requests, executed, message.checkpoint_ns)
+    if request is None and (requests or executed):
+        return
+    if request and any(each.last_seq > request.seq for of, each in executed.items() if of not in known):
+        return  # the requesting message has another id by now
+    done = executed.get(request and request.message_id, _NOT_EXECUTED)
+    call: dict[str, Any] = request.calls[done.times] if request else {}
+    failed = message.tool_error and not message.refused
+    result = _result_of(message)
+    row = (
+        *(session_id, counters.next_seq(), context.run_id, message.message_id, call_id, done.attempt + 1),
+        *(clean(str(message.name or call.get("name") or "tool")), to_json(call.get("args")), result),
+        *("refused" if message.refused else "error" if failed else "ok", message.text if failed else None),
+        *(request and request.message_id, message.checkpoint_ns, marks_of(message.marks, result)),
+    )
+    write.insert("tool_calls", _COLUMNS, [row])
+    counters.tool_calls += 1
+    if request is None:
+        write.state.calls_without_request = True
+    if failed:
+        counters.count_error()
+
+
+def set_artifact(write: SessionWrite, context: RunContext, message: MessageEntry) -> None:
+    """Store the artifact of a tool message with the execution that it answers, unless that has one."""
+    write.execute(
+        "UPDATE tool_calls SET artifact = ? WHERE session_id = ? AND artifact IS NULL AND seq = ("
+        "SELECT seq FROM tool_calls WHERE session_id = ? AND tool_call_id = ?"
+        " ORDER BY execution_id = ? DESC, result IS ? DESC, seq DESC LIMIT 1)",
+        (to_json(message.artifact), context.session_id, context.session_id, message.tool_call_id, message.message_id)
+        + (_result_of(message),),
+    )
+
+
+def _result_of(message: MessageEntry) -> str | None:
+    return to_json(message.content if message.content is not None else message.text)
+
+
+def set_request(write: SessionWrite, session_id: str, message: MessageEntry) -> None:
+    """Set the requesting message of executions that were recorded before it."""
+    state = write.state
+    if state.calls_without_request is None:
+        sql = "SELECT 1 FROM tool_calls WHERE session_id = ? AND message_id IS NULL LIMIT 1"
+        state.calls_without_request = write.query(sql, (session_id,)).fetchone() is not None
+    if not state.calls_without_request:
+        return
+    requested = {(clean(str(call.get("id"))), to_json(call.get("args"))) for call in message.tool_calls}
+    found = write.query(
+        "SELECT seq, tool_call_id, arguments FROM tool_calls WHERE session_id = ? AND message_id IS NULL"
+        " AND tool_call_id IN (SELECT value FROM json_each(?)) ORDER BY seq",
+        (session_id, json.dumps([call_id for call_id, _ in requested])),
+    ).fetchall()
+    same = {call_id for _, call_id, arguments in found if (call_id, arguments) in requested}
+    for seq, call_id, arguments in found:
+        if (call_id, arguments) in requested or call_id not in same:  # another message may have used the same id
+            write.execute(
+                "UPDATE tool_calls SET message_id = ?1, attempt = (SELECT COALESCE(MAX(attempt), 0) + 1"
+                " FROM tool_calls AS other WHERE other.session_id = ?2"
+                " AND other.tool_call_id = tool_calls.tool_call_id AND other.message_id = ?1)"
+                " WHERE session_id = ?2 AND seq = ?3",
+                (message.message_id, session_id, seq),
+            )
+
+
+def rename_request(write: SessionWrite, session_id: str, before: str, message: MessageEntry) -> None:
+    """Set the new id of a requesting message in its executions."""
+    write.executemany(
+        "UPDATE tool_calls SET message_id = ?1 WHERE session_id = ?2 AND tool_call_id = ?3 AND message_id = ?4"
+        " AND NOT EXISTS (SELECT 1 FROM tool_calls AS other WHERE other.session_id = ?2 AND other.tool_call_id = ?3"
+        " AND other.message_id = ?1 AND other.attempt = tool_calls.attempt)",
+        [(message.message_id, session_id, clean(str(call.get("id"))), before) for call in message.tool_calls],
+    )
+
+
+def _requests(write: SessionWrite, session_id: str, call_id: str) -> list[_Request]:
+    """Return the messages that request a call, latest first, each as its latest version."""
     found: dict[str, _Request] = {}
-    for message_id, asked, *rest in connection.query(_REQUESTS, (session_id, to_json(call_id))):
+    for message_id, asked, *rest in write.query(_REQUESTS, (session_id, to_json(call_id))):
         calls = [call for call in json.loads(asked) if call.get("id") == call_id]
-        if calls and message_id not in found:  # which is its latest version
-            found[message_id] = _Request(message_id, calls, *rest)
+        if calls:
+            found.setdefault(message_id, _Request(message_id, calls, *rest))
     return list(found.values())
 
 
-def _times_asked(connection: SessionWrite, session_id: str, message_id: str | None, call_id: str) -> int:
-    requests = _requests(connection, session_id, call_id)
+def _times_requested(write: SessionWrite, session_id: str, message_id: str | None, call_id: str) -> int:
+    requests = _requests(write, session_id, call_id)
     return next((len(request.calls) for request in requests if request.message_id == message_id), 0)
 
 
 def _open_request(
-    connection: SessionWrite,
+    write: SessionWrite,
     session_id: str,
     requests: Sequence[_Request],
     executed: Mapping[str | None, _Executed],
     namespace: str,
 ) -> _Request | None:
-    """The request that an answer is for: of the latest ones without an execution, in one turn, the first.
+    """Return the request that an answer is for: of the latest ones without an execution, in one turn, the first.
 
     Those in the answer's own graph come before others.
     """
@@ -272,116 +267,104 @@ def _open_request(
     latest = mine[: are_open.index(False)] if False in are_open else mine
     if len(latest) < 2:
         return latest[0] if latest else None
-    (asked,) = connection.query(_LAST_QUESTION, (session_id, latest[0].seq)).fetchone()
-    return [latest[0], *(each for each in latest[1:] if each.seq > asked)][-1]
+    sql = "SELECT COALESCE(MAX(seq), 0) FROM messages WHERE session_id = ? AND seq < ? AND role = 'user'"
+    (turn,) = write.query(sql, (session_id, latest[0].seq)).fetchone()
+    return [latest[0], *(each for each in latest[1:] if each.seq > turn)][-1]
 
 
-_LAST_QUESTION = """
-    SELECT COALESCE(MAX(seq), 0) FROM messages WHERE session_id = ? AND seq < ? AND role = 'user'
-"""
-
-
-def _find_request(connection: SessionWrite, session_id: str, call: ToolStart) -> tuple[str, str] | None:
-    """The latest message that asked for this tool, and the id of its request for such a call that nobody executed."""
-    found = connection.query(_REQUESTS, (session_id, to_json(clean(call.name)))).fetchone()
+def _find_request(write: SessionWrite, session_id: str, call: ToolStart) -> tuple[str, str] | None:
+    """Return the latest message that requests this tool with these arguments, and its call id, unless executed."""
+    found = write.query(_REQUESTS, (session_id, to_json(clean(call.name)))).fetchone()
     arguments = to_json(call.arguments)
-    asked = [(request, to_json(request.get("args"))) for request in json.loads(found[1])] if found else []
-    for request, args in asked:
+    requested = [(request, to_json(request.get("args"))) for request in json.loads(found[1])] if found else []
+    for request, args in requested:
         call_id = request.get("id")
         if request.get("name") == call.name and args == arguments and call_id:
-            mine = [args for each, args in asked if each.get("id") == call_id]  # one id may be several calls
-            executed = [args for (args,) in connection.query(_EXECUTED_FOR, (session_id, call_id, found[0], found[0]))]
-            if len(executed) < len(mine) and executed.count(arguments) < mine.count(arguments):
+            mine = [args for each, args in requested if each.get("id") == call_id]  # one id may be several calls
+            executed = write.query(
+                "SELECT arguments FROM tool_calls"
+                " WHERE session_id = ?1 AND tool_call_id = ?2 AND COALESCE(message_id, ?3) = ?3",
+                (session_id, call_id, found[0]),
+            ).fetchall()
+            if len(executed) < len(mine) and executed.count((arguments,)) < mine.count(arguments):
                 return found[0], call_id
     return None
 
 
-_EXECUTED_FOR = """
-    SELECT arguments FROM tool_calls WHERE session_id = ? AND tool_call_id = ? AND COALESCE(message_id, ?) = ?
-"""
-
+# Model calls
 
 _MODEL_COLUMNS = (
     *("session_id", "seq", "run_id", "id", "model", "provider", "input_tokens", "output_tokens", "cached_tokens"),
     *("reasoning_tokens", "cost", "first_token_ms", "duration_ms", "error", "message_id", "checkpoint_ns", "node"),
     *("marks", "started_at"),
 )
+_NEARBY = 256  # a call and the message that it returned are at most so many rows apart
 
 
-def add_model_call(connection: SessionWrite, context: RunContext, call: ModelCallEntry, now: datetime) -> None:
-    tally = connection.counters
+def add_model_call(write: SessionWrite, context: RunContext, call: ModelCallEntry, now: datetime) -> None:
     if call.by_hand:
-        call = _settle(connection, context, call, tally)
+        call = _replace_implied(write, context, call)
     else:
         context.asked.append((call.message_id, call.input_tokens, call.output_tokens))
-    _insert_model_call(connection, context, call, tally, now)
+    _insert_model_call(write, context, call, now)
 
 
-def add_told_call(connection: SessionWrite, context: RunContext, call: ModelCallEntry, now: datetime) -> None:
-    """A model call that a message tells of, unless somebody has seen it, or it is another copy of what it answered."""
-    tally = connection.counters
-    taken = (call.input_tokens, call.output_tokens)
+def add_implied_model_call(write: SessionWrite, context: RunContext, call: ModelCallEntry, now: datetime) -> None:
+    """Add the model call that a message implies, unless it was observed or the message is a copy of its answer."""
+    tokens = (call.input_tokens, call.output_tokens)
     if any(call.message_id == answer for answer, *_ in context.asked):
         return
-    if "cached" not in call.marks and is_reported(taken, [counts for _, *counts in context.asked]):
+    if "cached" not in call.marks and is_reported(tokens, [counts for _, *counts in context.asked]):
         return
-    recent = max(0, tally.last_seq - _NEARBY)
-    seen = (call.message_id, context.session_id, context.session_id, recent, call.message_id, *taken, call.message_id)
-    if not connection.execute(_ANSWERED, seen).rowcount:
-        _insert_model_call(connection, context, call._replace(marks=(*call.marks, REPORTED)), tally, now)
+    recent = max(0, write.counters.last_seq - _NEARBY)
+    values = (call.message_id, context.session_id, recent, *tokens)
+    if not write.execute(_SET_ANSWER, values).rowcount:
+        _insert_model_call(write, context, call._replace(marks=(*call.marks, REPORTED)), now)
 
 
-_NEARBY = 256  # places in a session's order; so near are a call and what it answered
-_ANSWERED = """
-    UPDATE model_calls SET message_id = ? WHERE session_id = ? AND seq = (
-        SELECT seq FROM model_calls WHERE session_id = ? AND seq > ? AND (message_id = ?
-        OR (message_id IS NULL AND error IS NULL AND input_tokens IS ? AND output_tokens IS ?))
-        ORDER BY message_id = ? DESC, seq LIMIT 1
+_SET_ANSWER = """
+    UPDATE model_calls SET message_id = ?1 WHERE session_id = ?2 AND seq = (
+        SELECT seq FROM model_calls WHERE session_id = ?2 AND seq > ?3 AND (message_id = ?1
+        OR (message_id IS NULL AND error IS NULL AND input_tokens IS ?4 AND output_tokens IS ?5))
+        ORDER BY message_id = ?1 DESC, seq LIMIT 1
     )
 """
-_TOLD_BEFORE = """
-    DELETE FROM model_calls WHERE session_id = ? AND seq = (
-        SELECT seq FROM model_calls WHERE session_id = ? AND seq > ? AND marks LIKE '%"told"%'
-        AND CASE WHEN CAST(? AS TEXT) IS NULL THEN input_tokens IS ? AND output_tokens IS ? ELSE message_id = ? END
+_DELETE_IMPLIED = """
+    DELETE FROM model_calls WHERE session_id = ?1 AND seq = (
+        SELECT seq FROM model_calls WHERE session_id = ?1 AND seq > ?2 AND marks LIKE '%"told"%'
+        AND CASE WHEN CAST(?3 AS TEXT) IS NULL THEN input_tokens IS ?4 AND output_tokens IS ?5 ELSE message_id = ?3 END
         ORDER BY seq LIMIT 1
     ) RETURNING model, provider, message_id, input_tokens, output_tokens, cost
 """
 
 
-def _settle(
-    connection: SessionWrite, context: RunContext, call: ModelCallEntry, tally: SessionCounters
-) -> ModelCallEntry:
-    """The call takes the place of one that a message told of before."""
-    recent = max(0, tally.last_seq - _NEARBY)
-    row = (context.session_id, context.session_id, recent, call.message_id, call.input_tokens, call.output_tokens)
-    told = connection.execute(_TOLD_BEFORE, (*row, call.message_id)).fetchone()
-    if told is None:
+def _replace_implied(write: SessionWrite, context: RunContext, call: ModelCallEntry) -> ModelCallEntry:
+    """Delete the call that a message implied before; returns the reported one with what only that knew."""
+    counters = write.counters
+    recent = max(0, counters.last_seq - _NEARBY)
+    values = (context.session_id, recent, call.message_id, call.input_tokens, call.output_tokens)
+    implied = write.execute(_DELETE_IMPLIED, values).fetchone()
+    if implied is None:
         return call
-    model, provider, message_id, given, answered, cost = told
-    tally.count_model_call(-(given or 0), -(answered or 0), cost, by=-1)
-    tally.replaced = True
+    model, provider, message_id, input_tokens, output_tokens, cost = implied
+    counters.count_model_call(-(input_tokens or 0), -(output_tokens or 0), cost, by=-1)
+    counters.replaced = True
     return call._replace(model=call.model or model, provider=call.provider or provider, message_id=message_id)
 
 
-def _insert_model_call(
-    connection: SessionWrite, context: RunContext, call: ModelCallEntry, tally: SessionCounters, now: datetime
-) -> None:
-    cost = call.cost() if call.cost is not None else None
-    values = call._replace(error=call.error and clean(call.error), model=call.model and clean(call.model))
+def _insert_model_call(write: SessionWrite, context: RunContext, call: ModelCallEntry, now: datetime) -> None:
+    cost, counters = call.cost() if call.cost is not None else None, write.counters
+    error, model, failed = call.error and clean(call.error), call.model and clean(call.model), call.error is not None
     row = (
-        *(context.session_id, tally.next_seq(), context.run_id, call.id, values.model, call.provider),
+        *(context.session_id, counters.next_seq(), context.run_id, call.id, model, call.provider),
         *(call.input_tokens, call.output_tokens, call.cached_tokens, call.reasoning_tokens, cost),
-        *(call.first_token_ms, call.duration_ms, values.error, call.message_id, call.checkpoint_ns, call.node),
-        *(marks_of(call.marks, values.error, values.model), to_text(call.started_at or now)),
+        *(call.first_token_ms, call.duration_ms, error, call.message_id, call.checkpoint_ns, call.node),
+        *(marks_of(call.marks, error, model), to_text(call.started_at or now)),
     )
-    failed = call.error is not None
-    tally.count_model_call(call.input_tokens, call.output_tokens, cost, failed=failed)
+    counters.count_model_call(call.input_tokens, call.output_tokens, cost, failed=failed)
 
     def uncount() -> None:  # another recorder has recorded it
         given, answered = -(call.input_tokens or 0), -(call.output_tokens or 0)
-        tally.count_model_call(given, answered, None if cost is None else -cost, failed=failed, by=-1)
+        counters.count_model_call(given, answered, None if cost is None else -cost, failed=failed, by=-1)
 
-    connection.insert("model_calls", _MODEL_COLUMNS, [row], _UNLESS_RECORDED, if_there=uncount)
-
-
-_UNLESS_RECORDED = " ON CONFLICT (session_id, id) DO NOTHING"
+    write.insert("model_calls", _MODEL_COLUMNS, [row], " ON CONFLICT (session_id, id) DO NOTHING", if_there=uncount)
