@@ -89,11 +89,9 @@ class StoredMemory(NamedTuple):
 
 
 class ToEmbed(NamedTuple):
-    """A document without vectors. Only the engine uses `scope_id`, `document` and `version`."""
+    """An item or a message without vectors."""
 
-    scope_id: int
-    document: int
-    version: int | str  # detects a change before the vectors are put
+    ref: tuple[Any, ...]  # by which the engine finds it again, unless it was changed in the meantime
     item: StoredMemory | None = None  # its `paths`, or the settings, select the texts
     texts: Sequence[str] = ()  # of a message: its own, and with those before it; its vector is their mean
 

@@ -28,7 +28,7 @@ async def test_a_failing_recall_is_told_once_and_the_run_goes_on(
     with Sessions(path, sweep_interval=None) as sessions, caplog.at_level(logging.WARNING, "session_middleware"):
         agent, config = agent_of(sessions), sessions.config("t", user_id="alice")
         with sqlite3.connect(path) as connection:
-            connection.execute("ALTER TABLE index_scopes RENAME TO gone")
+            connection.execute("ALTER TABLE index_sessions RENAME TO gone")
         for _ in range(2):
             asked = {"messages": "what tea do I drink?"}
             answer = await agent.ainvoke(asked, config) if is_async else agent.invoke(asked, config)

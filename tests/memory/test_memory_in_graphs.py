@@ -236,7 +236,7 @@ def test_a_forgotten_user_is_in_no_index(tmp_path: Path) -> None:
         assert sessions.search("xyzzyplugh") == []
         assert sessions.open("2", user_id="alice").memory.recall("xyzzyplugh") == []
         left = sqlite3.connect(path)
-        for table in ("index_scopes", "index_sessions", "index_blocks", "index_postings", "index_stale", "vectors"):
+        for table in ("index_sessions", "index_blocks", "index_postings", "vectors"):
             assert left.execute(f"SELECT COUNT(*) FROM {table}").fetchone() == (0,), table
         left.close()
     assert not any(b"xyzzyplugh" in file.read_bytes() for file in tmp_path.iterdir())

@@ -64,8 +64,7 @@ SCANS_BY_DESIGN = (
     "FROM runs WHERE outcome = 'running'",  # the same, by an index of them alone
     "FROM tool_calls WHERE process IS NOT NULL",  # what is executed outside of runs, by an index of it alone
     "FROM sqlite_master",
-    "FROM index_stale",  # the messages that were changed since the last search
-    "FROM index_scopes WHERE version NOT IN",  # once in a process
+    "FROM index_sessions WHERE 1 = 1 GROUP BY",  # where a search of everybody looks
     "CREATE TEMP TABLE",
 )
 

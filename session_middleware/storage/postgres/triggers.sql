@@ -10,13 +10,12 @@ CREATE TRIGGER sessions_version BEFORE UPDATE OF {version_columns} ON sessions
 
 CREATE FUNCTION index_message_changed() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    IF EXISTS (SELECT 1 FROM index_sessions WHERE session_id = OLD.session_id AND indexed_seq >= OLD.seq) THEN
-        INSERT INTO index_stale VALUES (OLD.session_id, OLD.seq) ON CONFLICT DO NOTHING;
-    END IF;
+    UPDATE index_sessions SET version = '', embedded_seq = LEAST(embedded_seq, OLD.seq - 1)
+    WHERE session_id = OLD.session_id AND indexed_seq >= OLD.seq;
     RETURN NULL;
 END $$;
-CREATE TRIGGER index_message_changed AFTER UPDATE OF text ON messages
-    FOR EACH ROW WHEN (NEW.text <> OLD.text) EXECUTE FUNCTION index_message_changed();
+CREATE TRIGGER index_message_changed AFTER UPDATE OF text, replaced_by ON messages
+    FOR EACH ROW WHEN (NEW.text <> OLD.text OR NEW.replaced_by IS DISTINCT FROM OLD.replaced_by) EXECUTE FUNCTION index_message_changed();
 CREATE TRIGGER index_message_deleted AFTER DELETE ON messages
     FOR EACH ROW EXECUTE FUNCTION index_message_changed();
 

@@ -35,11 +35,6 @@ def stem(word: str) -> str:
         return str(_english().stemWord(word))
 
 
-def stems_of_irregular(prefix: str) -> list[str]:
-    """The stems of irregular forms with this prefix: "wen" gives the stem of "go"."""
-    return [stem(word) for form, word in _IRREGULAR.items() if form.startswith(prefix)]
-
-
 @lru_cache(maxsize=1)
 def _english() -> Any:
     from snowballstemmer.english_stemmer import EnglishStemmer  # type: ignore[import-untyped]

@@ -21,13 +21,12 @@ from typing import Any, NamedTuple
 from zlib import crc32
 
 from session_middleware.storage.search.dates import MONTHS, dates_in, with_dates
-from session_middleware.storage.search.stemming import stem, stems_of_irregular
+from session_middleware.storage.search.stemming import stem
 
 MAX_WORDS = 20_000  # of a text
 MAX_TERMS = 64  # of a query
 MAX_CHARACTERS = 65_536  # of a text
 _SHORTEST_PREFIX = 3  # characters
-_LONGEST_ENDING = 6  # characters that a stem may drop
 _LONGEST = 64  # characters of a word; a longer one is not indexed
 
 _STOP_WORDS = """
@@ -194,19 +193,6 @@ def unfinished_word(query: str) -> str | None:
     return words[-1]
 
 
-def shorter_stems(prefix: str) -> list[str]:
-    """Stems, without this prefix, of words that have it: "painti" may become "painting", whose stem is "paint"."""
-    if not (prefix.isascii() and prefix.isalpha()):
-        return []
-    shortest = max(_SHORTEST_PREFIX, len(prefix) - _LONGEST_ENDING)
-    return [*(prefix[:length] for length in range(shortest, len(prefix))), *stems_of_irregular(prefix)]
-
-
-def contains_word(text: str, query: str) -> bool:
-    """Whether a text contains a word of a query, or a word that its last word is a prefix of."""
-    return bool(_hits(text[:MAX_CHARACTERS], {word.term for word in query_words(query)}, unfinished_word(query)))
-
-
 def _is_of_word(sign: str) -> bool:
     return sign.isalnum() or unicodedata.category(sign)[0] == "M"
 
@@ -258,15 +244,18 @@ def phrase_parts(query: str) -> list[str]:
     return found[:MAX_TERMS] or [signs for signs in [query.strip()[:MAX_TERMS]] if signs]
 
 
-def phrase(query: str) -> re.Pattern[str]:
-    """A pattern for the query as it is written, in any case and with any signs between its words."""
+def phrase(query: str, *, unfinished: bool = False) -> re.Pattern[str]:
+    """A pattern for the query as it is written, in any case and with any signs between its words.
+
+    Its last word may be the prefix of another if it is `unfinished`.
+    """
     parts = phrase_parts(query)
     written = r"[\W_]+".join(map(re.escape, parts))
     before, after = (
         edge if _is_of_word(sign) and not _is_unspaced(sign) else ""
         for sign, edge in ((parts[0][0], r"(?<![^\W_])"), (parts[-1][-1], r"(?![^\W_])"))
     )
-    return re.compile(before + written + after, re.IGNORECASE)
+    return re.compile(before + written + ("" if unfinished else after), re.IGNORECASE)
 
 
 def _is_unspaced(sign: str) -> bool:

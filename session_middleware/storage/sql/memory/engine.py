@@ -13,8 +13,6 @@ from session_middleware.storage.sql.operations import Operations
 
 
 class MemoryOperations(Operations):
-    _is_index_current = False  # no scope is of another version, as far as this process knows
-
     def get_memories(
         self, keys: Sequence[tuple[tuple[str, ...], str]], *, refresh: Collection[int] = ()
     ) -> list[StoredMemory | None]:
@@ -25,10 +23,8 @@ class MemoryOperations(Operations):
 
     def search_memories(self, query: MemoryQuery) -> list[StoredMemory]:
         now, can_index = self._rules.clock(), self._database.is_writable
-        if can_index and query.query is not None and not query.as_written:
-            self._rebuild_outdated()
-            if bool(query.whose) and self._database.read(indexing.has_stale):
-                self._refresh_index()
+        if can_index and query.whose and not query.as_written:
+            self._remove_outdated()
         found: list[StoredMemory] | None = None
         while found is None:
             try:
@@ -53,21 +49,9 @@ class MemoryOperations(Operations):
             while self._index_some(indexing.BATCH, whose) == indexing.BATCH:
                 pass
 
-    def _rebuild_outdated(self) -> None:
-        while not self._is_index_current:
-            scope_id = self._database.read(memories.find_outdated)
-            if scope_id is None:
-                self._is_index_current = True
-            else:
-                self._rebuild(scope_id)
-
-    def _rebuild(self, scope_id: int) -> None:
-        now = self._rules.clock()
-        self._database.write(lambda connection: memories.rebuild(connection, scope_id, now), durable=False)
-
-    def _refresh_index(self) -> None:
-        now = self._rules.clock()
-        self._database.write(lambda connection: memories.refresh(connection, now), durable=False)
+    def _remove_outdated(self) -> None:
+        while self._database.read(indexing.has_outdated):
+            self._database.write(indexing.remove_outdated, durable=False)
 
     def _index_some(self, limit: int, whose: MessageScope, active_since: str = "") -> int:
         return self._database.write(
@@ -93,10 +77,8 @@ class MemoryOperations(Operations):
     def index_messages(self, limit: int, *, active_since: datetime | None = None) -> int:
         if not self._database.is_writable:
             return 0
-        self._rebuild_outdated()
+        self._remove_outdated()
         since = "" if active_since is None else to_text(active_since)
-        if self._database.read(indexing.has_stale):
-            self._refresh_index()
         if not self._database.read(lambda connection: indexing.has_new(connection, since)):
             return 0
         return self._index_some(limit, indexing.EVERYBODY, since)
@@ -104,7 +86,7 @@ class MemoryOperations(Operations):
     def list_to_embed(self, limit: int, *, messages: bool) -> list[ToEmbed]:
         if not self._database.is_writable:
             return []
-        self._rebuild_outdated()
+        self._remove_outdated()
         return self._database.read(lambda connection: vectors.list_to_embed(connection, limit, messages=messages))
 
     def find_speakers(self, words: Sequence[str], whose: MessageScope) -> set[str]:

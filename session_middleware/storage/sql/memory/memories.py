@@ -10,7 +10,6 @@ from typing import Any
 
 from session_middleware.models import Message
 from session_middleware.storage.memory_types import MemoryQuery, StoredMemory
-from session_middleware.storage.search.tokenizer import version
 from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.memory import indexing, items, phrases, recall
 from session_middleware.storage.sql.row_mapping import namespace_text, values_of
@@ -28,36 +27,17 @@ def search(connection: Connection, query: MemoryQuery, now: datetime, can_index:
         return phrases.search(connection, query)
     if query.only_vector and query.vector is not None:
         return recall.nearest(connection, query, now)
-    return recall.search(connection, query, now, can_index)
+    found = recall.search(connection, query, now, can_index)
+    if query.unfinished and not found and not query.offset:  # the stem of the unfinished word may be shorter
+        return phrases.search(connection, query)
+    return found
 
 
-def refresh(connection: Connection, now: datetime) -> None:
-    """Update the index for changed and deleted messages, and delete the items that came from deleted ones."""
-    indexing.refresh(connection)
+def remove_deleted(connection: Connection, now: datetime) -> None:
+    """Remove changed and deleted messages from the index, and the items that came from deleted ones."""
+    while indexing.has_outdated(connection):
+        indexing.remove_outdated(connection)
     items.sweep(connection, now)
-
-
-def find_outdated(connection: Connection) -> int | None:
-    """A scope that another version of the tokenizer has indexed: queries would not find its terms."""
-    row = connection.execute(
-        "SELECT id FROM index_scopes WHERE version NOT IN (?, '') LIMIT 1", (version(),)
-    ).fetchone()
-    return None if row is None else int(row[0])
-
-
-def rebuild(connection: Connection, scope_id: int, now: datetime) -> None:
-    """Rebuild an outdated scope, unless another process has done it. Document ids, and so vectors, stay."""
-    refresh(connection, now)
-    row = connection.execute(
-        "UPDATE index_scopes SET version = ?, documents = 0, words = 0, passages = 0, indexed = 0"
-        " WHERE id = ? AND version != ? RETURNING kind",
-        (version(), scope_id, version()),
-    ).fetchone()
-    if row is None:
-        return
-    connection.execute("DELETE FROM index_postings WHERE scope_id = ?", (scope_id,))
-    if row[0] == "message":  # items are indexed when they are searched
-        indexing.rebuild(connection, scope_id)
 
 
 def list_messages_around(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from session_middleware.models import to_text
 from session_middleware.storage.jsonable import clean
 from session_middleware.storage.memory_types import MemoryQuery, MessageScope, StoredMemory
-from session_middleware.storage.search.tokenizer import phrase, phrase_parts
+from session_middleware.storage.search.tokenizer import phrase, phrase_parts, unfinished_word
 from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.memory import recall
 from session_middleware.storage.sql.memory.indexing import SEARCHABLE
@@ -43,7 +43,7 @@ def search(connection: Connection, query: MemoryQuery) -> list[StoredMemory]:
         "session_id": whose.session_id,
     }
     sql = _OF_SESSION if whose.session_id is not None else _OF_USER if whose.user_id is not None else _OF_ALL
-    pattern = phrase(text)
+    pattern = phrase(text, unfinished=unfinished_word(text) is not None)
     found: dict[tuple[str, str, str], StoredMemory] = {}
     for family_id, *columns in connection.execute(sql, values):
         if len(found) >= query.offset + query.limit:

@@ -24,16 +24,10 @@ from session_middleware.storage.search.bm25 import (
     Scores,
     Statistics,
 )
-from session_middleware.storage.search.tokenizer import (
-    QueryWord,
-    contains_word,
-    query_words,
-    shorter_stems,
-    unfinished_word,
-)
+from session_middleware.storage.search.tokenizer import QueryWord, query_words, unfinished_word
 from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.memory import indexing, items, posting_lists, vectors
-from session_middleware.storage.sql.memory.indexing import POSITION_BITS, IndexedMessage
+from session_middleware.storage.sql.memory.indexing import POSITION_BITS, Document
 from session_middleware.storage.sql.memory.posting_lists import BLOCK_BITS, IN_BLOCK, PostingSource
 
 _FIRST = 4  # times the wanted results are sorted first; more only when the filter leaves too few
@@ -42,15 +36,13 @@ _PAGE = 200  # results; a longer page ranks all documents, however long that tak
 _NEAREST = 500  # vectors that are ranked, and more when more results are wanted
 VECTOR_WEIGHT = 1.5  # of the cosine, beside the score of the words as a share of the best
 
-_FamilyMessage = tuple[str, str, str]  # a family, a message id and a text
-
 
 class _Scope(NamedTuple):
     """The searched documents and their statistics."""
 
     messages: list[PostingSource]
     statistics: Statistics
-    unindexed: dict[int, IndexedMessage]  # by document id
+    unindexed: dict[int, Document]  # messages, by document id
     postings: dict[str, tuple[Postings, Postings]]  # of unindexed messages and of items, by term
 
 
@@ -61,7 +53,6 @@ class _Ranking(NamedTuple):
     words: Scores
     vectors: Scores
     is_complete: bool  # it has all documents that contain a word
-    unsure: set[int]  # found by a stem that a completion of the unfinished word may have
 
 
 def search(connection: Connection, query: MemoryQuery, now: datetime, can_index: bool) -> list[StoredMemory]:
@@ -69,58 +60,58 @@ def search(connection: Connection, query: MemoryQuery, now: datetime, can_index:
 
     Raises `LongBacklog`, so that the caller indexes a scope first, if it `can_index`.
     """
-    scope = _scope(connection, query, now, can_index)
-    found, is_complete = _search(connection, scope, query, now)
-    if len(found) < query.offset + query.limit and not is_complete:
-        found, _ = _search(connection, scope, query._replace(filter=query.filter or {}), now)
+    words = query_words(query.query or "")
+    unfinished = unfinished_word(query.query or "") if query.unfinished else None
+    scope = _scope(connection, query, words, unfinished, now, can_index)
+    wanted = query.offset + query.limit
+    enough = None if query.filter is not None or query.since is not None or wanted > _PAGE else wanted
+    ranking = _rank(connection, scope, query, words, unfinished, now, enough)
+    found, skipped = _best(connection, scope, query, ranking)
+    if len(found) < wanted and enough is not None and (skipped or not ranking.is_complete):
+        found, _ = _best(connection, scope, query, _rank(connection, scope, query, words, unfinished, now, None))
     return found[query.offset :]
 
 
-def _search(
-    connection: Connection, scope: _Scope, query: MemoryQuery, now: datetime
+def _best(
+    connection: Connection, scope: _Scope, query: MemoryQuery, ranking: _Ranking
 ) -> tuple[list[StoredMemory], bool]:
-    """The results up to the end of the page; and whether all documents were considered."""
-    ranking = _rank(connection, scope, query, now)
-    wanted = query.offset + query.limit
+    """The results up to the end of the page; and whether messages of other roles were left out."""
     found: list[StoredMemory] = []
+    seen: dict[tuple[str, str, str], str] = {}  # the session of each message of a family
     skipped = False
-    sessions: dict[_FamilyMessage, str] = {}
+    wanted = query.offset + query.limit
     for document in _best_first(ranking.total, _FIRST * wanted):
         if len(found) >= wanted:
             break
-        memory = _read(connection, scope, document, query, sessions)
-        if memory is None:
+        if document >= ITEM:
+            memory = items.find(connection, document ^ ITEM)
+        else:
+            memory = _read_message(connection, scope, document, query, seen)
+        if memory is None or (query.since is not None and memory.created_at < query.since):
             continue
-        is_unwanted = memory.seq is not None and query.roles is not None and memory.value["role"] not in query.roles
-        if is_unwanted or (document in ranking.unsure and not contains_word(memory.searched_text, query.query or "")):
+        if memory.seq is not None and query.roles is not None and memory.value["role"] not in query.roles:
             skipped = True
         elif passes(memory.value, query.filter):
             words, vector = ranking.words.get(document), ranking.vectors.get(document)
             found.append(memory._replace(score=ranking.total[document], words=words, vector=vector))
-    return found, _enough(query) is None or (ranking.is_complete and not skipped)
+    return found, skipped
 
 
 def nearest(connection: Connection, query: MemoryQuery, now: datetime) -> list[StoredMemory]:
     """The page of all items that pass the filter: by cosine, then the items without a vector."""
     assert query.vector is not None
     total = vectors.cosines(vectors.of_items(connection, query, now), query.vector)
-    wanted = query.offset + query.limit
-    found: list[StoredMemory] = []
-    for document in _best_first(total, _FIRST * wanted):
-        if len(found) >= wanted:
-            break
-        item = items.find(connection, document ^ ITEM)
-        if item is not None and passes(item.value, query.filter):
-            found.append(item._replace(score=total[document], vector=total[document]))
-    if len(found) < wanted:
-        rest = query._replace(offset=0, limit=wanted - len(found))
+    found, _ = _best(connection, _NOTHING, query, _Ranking(total, {}, total, is_complete=True))
+    missing = query.offset + query.limit - len(found)
+    if missing > 0:
+        rest = query._replace(offset=0, limit=missing)
         found += items.list_(connection, rest, now, without={document ^ ITEM for document in total})
     return found[query.offset :]
 
 
 def list_speakers(connection: Connection, words: Sequence[str], whose: MessageScope) -> set[str]:
     """Those of these words that are part of a speaker's name."""
-    scope = _scope(connection, MemoryQuery([], prefix=False, messages=whose), datetime.min, False)
+    scope = _scope(connection, MemoryQuery([], prefix=False, messages=whose), [], None, datetime.min, False)
     return {word for word in words for each in query_words(word) if _is_speaker(connection, scope, each)}
 
 
@@ -136,94 +127,77 @@ def _best_first(total: Scores, first: int) -> Iterator[int]:
         yield from sorted(total, key=order)[len(best) :]
 
 
-def _enough(query: MemoryQuery) -> int | None:
-    """How many of the best documents give the page; ``None`` when that is unknown, or the page is long."""
-    wanted = query.offset + query.limit
-    return None if query.filter is not None or query.since is not None or wanted > _PAGE else wanted
-
-
 # The scope
 
+_NOTHING = _Scope([], Statistics(0, 0, 0), {}, {})
 
-def _scope(connection: Connection, query: MemoryQuery, now: datetime, can_index: bool) -> _Scope:
+
+def _scope(
+    connection: Connection,
+    query: MemoryQuery,
+    words: Sequence[QueryWord],
+    unfinished: str | None,
+    now: datetime,
+    can_index: bool,
+) -> _Scope:
+    messages, statistics = indexing.read_unindexed(connection, query.whose, can_index)
     sources: list[PostingSource] = []
-    statistics = Statistics(0, 0, 0)
     for whose in query.whose:
-        more, figures = _message_sources(connection, whose)
+        more, figures = indexing.sources_of(connection, whose)
         sources += more
         statistics += figures
-    messages, figures = indexing.read_unindexed(connection, query.whose, can_index)
-    statistics += figures
     postings: dict[str, tuple[Postings, Postings]] = {}
     for each in messages:
-        _collect(postings, 0, each.document, each.terms, each.context_terms)
-    words = [f" {word} " for word in _exact_terms(query)]
-    if (prefix := _unfinished(query)) is not None:
-        words.append(f" {prefix}")
+        _collect(postings, 0, each.id, each.terms, each.context_terms)
+    wanted = [f" {word.term} " for word in words] + ([] if unfinished is None else [f" {unfinished}"])
+    count = length = 0
     for number, terms in items.read_terms(connection, query, now, can_index=can_index).items():
-        if (length := terms.count(" ") - 1) > 0:
-            statistics += Statistics(1, length, 1)
-        if any(word in terms for word in words):
+        if (size := terms.count(" ") - 1) > 0:
+            count, length = count + 1, length + size
+        if any(word in terms for word in wanted):
             _collect(postings, 1, ITEM | number, terms.split()[1:], ())
-    return _Scope(sources, statistics, {each.document: each for each in messages}, postings)
-
-
-def _unfinished(query: MemoryQuery) -> str | None:
-    return unfinished_word(query.query or "") if query.unfinished else None
-
-
-def _exact_terms(query: MemoryQuery) -> set[str]:
-    """The terms that a search looks up as they are."""
-    unfinished = _unfinished(query)
-    words = {word.term for word in query_words(query.query or "")}
-    return words.union(shorter_stems(unfinished) if unfinished else ())
+    return _Scope(
+        sources, statistics + Statistics(count, length, count), {each.id: each for each in messages}, postings
+    )
 
 
 def _collect(
     into: dict[str, tuple[Postings, Postings]], kind: int, document: int, terms: Sequence[str], context: Iterable[str]
 ) -> None:
-    for (_, term, _), postings in posting_lists.postings_of(0, document, terms, context).items():
-        into.setdefault(term, (array("q"), array("q")))[kind].extend(postings)
-
-
-def _message_sources(connection: Connection, whose: MessageScope) -> tuple[list[PostingSource], Statistics]:
-    if whose.session_id is not None:
-        return _session_source(connection, whose.session_id)
-    where, values = ("1 = 1", []) if whose.user_id is None else ("name = ?", [indexing.owner_name(whose.user_id)])
-    scopes = posting_lists.list_scopes(connection, "message", where, values)
-    return [PostingSource(scope.id) for scope in scopes], _total(scope.statistics for scope in scopes)
-
-
-def _total(statistics: Iterable[Statistics]) -> Statistics:
-    return sum(statistics, Statistics(0, 0, 0))
-
-
-def _session_source(connection: Connection, session_id: str) -> tuple[list[PostingSource], Statistics]:
-    row = connection.execute(
-        "SELECT number, scope_id, documents, words, positions FROM index_sessions WHERE session_id = ?", (session_id,)
-    ).fetchone()
-    if row is None:
-        return [], Statistics(0, 0, 0)
-    number, scope_id, documents, words, positions = row
-    blocks = indexing.blocks_of(number)
-    statistics = Statistics(documents, words, indexing.passages(positions))
-    return [PostingSource(scope_id, blocks.start, blocks.stop - 1)], statistics
+    for term, posting in posting_lists.postings_of(document, terms, context):
+        into.setdefault(term, (array("q"), array("q")))[kind].append(posting)
 
 
 # Ranking
 
 
-def _rank(connection: Connection, scope: _Scope, query: MemoryQuery, now: datetime) -> _Ranking:
-    asked = query_words(query.query or "")
+def _rank(
+    connection: Connection,
+    scope: _Scope,
+    query: MemoryQuery,
+    asked: Sequence[QueryWord],
+    unfinished: str | None,
+    now: datetime,
+    wanted: int | None,
+) -> _Ranking:
+    """The scores of the documents, at least of the best `wanted`; ``None`` scores all."""
     speakers = [word for word in asked if query.neighbours and _is_speaker(connection, scope, word)]
     others = [word for word in asked if word not in speakers]
-    by_words, is_complete, unsure = _rank_by_words(connection, scope, query, others or asked)
+    terms = [_query_term(connection, scope, word) for word in others or asked]
+    if unfinished is not None:
+        completions = posting_lists.terms_starting_with(connection, scope.messages, unfinished, _COMPLETIONS)
+        unindexed = [term for term in scope.postings if term.startswith(unfinished)]
+        terms.append(_any_of(connection, scope, {*completions, *unindexed}))
+    found = bm25.scores(
+        terms, scope.statistics, neighbours=bm25.NEIGHBOURS if query.neighbours else bm25.ALONE, wanted=wanted
+    )
+    contenders = found if wanted is None or query.vector is not None else bm25.contenders(found, wanted)
+    total = by_words = _weighted_by_length(connection, scope, contenders)
     by_vector: Scores = {}
-    total = by_words
     if query.vector is not None:
-        wanted = _enough(query)
         by_vector = vectors.cosines(
-            vectors.of_items(connection, query, now) + vectors.of_messages(connection, scope.messages),
+            vectors.of_items(connection, query, now)
+            + vectors.of_messages(connection, scope.messages, scope.unindexed.values()),
             query.vector,
             nearest=None if wanted is None else _NEAREST + _FIRST * wanted,
             besides=by_words,
@@ -235,29 +209,7 @@ def _rank(connection: Connection, scope: _Scope, query: MemoryQuery, now: dateti
     if speakers and others:
         boosted = _spoken_by(connection, scope, speakers, total)
         total = {document: score * SPEAKER_BOOST if document in boosted else score for document, score in total.items()}
-    return _Ranking(total, by_words, by_vector, is_complete, unsure)
-
-
-def _rank_by_words(
-    connection: Connection, scope: _Scope, query: MemoryQuery, words: Sequence[QueryWord]
-) -> tuple[Scores, bool, set[int]]:
-    wanted = _enough(query)
-    terms = [_query_term(connection, scope, word) for word in words]
-    unsure: set[int] = set()
-    if (word := _unfinished(query)) is not None:
-        completions = {
-            *posting_lists.terms_starting_with(connection, scope.messages, word, _COMPLETIONS),
-            *(term for term in scope.postings if term.startswith(word)),
-        }
-        certain = _any_of(connection, scope, completions)
-        possible = _any_of(connection, scope, shorter_stems(word))
-        unsure = _documents(possible).difference(*map(_documents, [*terms, certain]))
-        terms += [certain, possible]
-    found = bm25.scores(
-        terms, scope.statistics, neighbours=bm25.NEIGHBOURS if query.neighbours else bm25.ALONE, wanted=wanted
-    )
-    contenders = found if wanted is None or query.vector is not None else bm25.contenders(found, wanted)
-    return _weighted_by_length(connection, scope, contenders), len(contenders) == len(found), unsure
+    return _Ranking(total, by_words, by_vector, len(contenders) == len(found))
 
 
 def _is_speaker(connection: Connection, scope: _Scope, word: QueryWord) -> bool:
@@ -273,24 +225,11 @@ def _any_of(connection: Connection, scope: _Scope, terms: Iterable[str]) -> Quer
     """The postings of several terms as those of one."""
     found = QueryTerm(array("q"), array("q"), array("q"))
     for term in terms:
-        found.messages.extend(_without_replaced(scope, posting_lists.read(connection, scope.messages, term)))
-        if term in scope.postings:
-            messages, items = scope.postings[term]
-            found.messages.extend(messages)
-            found.items.extend(items)
+        messages, items = scope.postings.get(term, ((), ()))
+        found.messages.extend(posting_lists.read(connection, scope.messages, term))
+        found.messages.extend(messages)
+        found.items.extend(items)
     return found
-
-
-def _documents(term: QueryTerm) -> set[int]:
-    return {posting >> BITS for postings in term for posting in postings}
-
-
-def _without_replaced(scope: _Scope, postings: Postings) -> Postings:
-    """Without the postings of messages that have a new version, which is not indexed yet."""
-    replaced = {document for document, each in scope.unindexed.items() if each.is_replacement}
-    if not replaced:
-        return postings
-    return array("q", [posting for posting in postings if posting >> BITS not in replaced])
 
 
 def _weighted_by_length(connection: Connection, scope: _Scope, scores: Scores) -> Scores:
@@ -304,7 +243,7 @@ def _weighted_by_length(connection: Connection, scope: _Scope, scores: Scores) -
             found[document] = score * LENGTH_WEIGHTS[scope.unindexed[document].length_code]
         else:
             block, position = lengths.get(document >> BLOCK_BITS, b""), document & IN_BLOCK
-            if position < len(block) and block[position]:
+            if position < len(block):
                 found[document] = score * LENGTH_WEIGHTS[block[position]]
     return found
 
@@ -323,34 +262,17 @@ def _lengths(connection: Connection, blocks: Iterable[int]) -> dict[int, bytes]:
 
 def _spoken_by(connection: Connection, scope: _Scope, speakers: Sequence[QueryWord], among: Scores) -> set[int]:
     """Those of these messages that one of these speakers wrote."""
-    blocks = {document >> BLOCK_BITS for document in among if document < ITEM}
-    found: set[int] = set()
-    for speaker in speakers:
-        for source in scope.messages:
-            postings = posting_lists.read_blocks(connection, source.scope_id, speaker.speaker, blocks)
-            found.update(posting >> BITS for posting in postings)
-        found.update(document for document, each in scope.unindexed.items() if speaker.speaker in each.context_terms)
+    blocks = sorted({document >> BLOCK_BITS for document in among if document < ITEM})
+    sources = [PostingSource(source.scope_id, block, block) for source in scope.messages for block in blocks]
+    names = [speaker.speaker for speaker in speakers]
+    found = {posting >> BITS for name in names for posting in posting_lists.read(connection, sources, name)}
+    found.update(
+        document for document, each in scope.unindexed.items() if not set(names).isdisjoint(each.context_terms)
+    )
     return found & among.keys()
 
 
 # Reading results
-
-
-def _read(
-    connection: Connection,
-    scope: _Scope,
-    document: int,
-    query: MemoryQuery,
-    sessions: dict[_FamilyMessage, str],
-) -> StoredMemory | None:
-    """``None`` for a document that is replaced, too old, found in a fork already, or no longer in scope."""
-    if document >= ITEM:
-        found = items.find(connection, document ^ ITEM)
-    else:
-        found = _read_message(connection, scope, document, query, sessions)
-    if found is None or (query.since is not None and found.created_at < query.since):
-        return None
-    return found
 
 
 def _read_message(
@@ -358,20 +280,17 @@ def _read_message(
     scope: _Scope,
     document: int,
     query: MemoryQuery,
-    sessions: dict[_FamilyMessage, str],
+    seen: dict[tuple[str, str, str], str],
 ) -> StoredMemory | None:
-    key = _find_message(connection, scope, document)
-    row = (
-        key
-        and connection.execute(
-            "SELECT s.family_id, s.user_id, m.session_id, m.seq, m.message_id, m.role, m.name, m.text, m.created_at"
-            " FROM messages AS m JOIN sessions AS s ON s.id = m.session_id"
-            " WHERE m.session_id = ? AND m.seq = ? AND m.replaced_by IS NULL"
-            " AND COALESCE(m.marks, '') NOT LIKE '%\"removed\"%'",
-            key,
-        ).fetchone()
-    )
-    if not row:
+    """``None`` for a message that is replaced or removed, was found in a fork, or is no longer in scope."""
+    row = connection.execute(
+        "SELECT s.family_id, s.user_id, m.session_id, m.seq, m.message_id, m.role, m.name, m.text, m.created_at"
+        " FROM messages AS m JOIN sessions AS s ON s.id = m.session_id"
+        " WHERE m.session_id = ? AND m.seq = ? AND m.replaced_by IS NULL"
+        " AND COALESCE(m.marks, '') NOT LIKE '%\"removed\"%'",
+        _find_message(connection, scope, document),
+    ).fetchone()
+    if row is None:
         return None
     family_id, user_id, *columns = row
     found = message_as_memory(*columns)
@@ -379,21 +298,20 @@ def _read_message(
         whose.session_id in (None, found.session_id) and whose.user_id in (None, user_id) for whose in query.whose
     ):
         return None
-    session_id = sessions.setdefault((family_id, found.key, found.text or ""), found.session_id or "")
+    session_id = seen.setdefault((family_id, found.key, found.text or ""), found.session_id or "")
     return found if session_id == found.session_id else None
 
 
-def _find_message(connection: Connection, scope: _Scope, document: int) -> tuple[str, int] | None:
+def _find_message(connection: Connection, scope: _Scope, document: int) -> tuple[str, int]:
     """The session and seq of a document."""
     if document in scope.unindexed:
-        message = scope.unindexed[document].message
-        return message.session_id, message.seq
-    row = connection.execute(
+        return scope.unindexed[document].session_id, scope.unindexed[document].seq
+    session_id, seq = connection.execute(
         "SELECT s.session_id, substr(b.seqs, ?, 4) FROM index_sessions AS s JOIN index_blocks AS b"
         " ON b.scope_id = s.scope_id WHERE s.number = ? AND b.block = ?",
         (4 * (document & IN_BLOCK) + 1, document >> POSITION_BITS, document >> BLOCK_BITS),
     ).fetchone()
-    return None if row is None else (row[0], int.from_bytes(row[1], sys.byteorder))
+    return session_id, int.from_bytes(seq, sys.byteorder)
 
 
 def message_as_memory(

@@ -1,40 +1,33 @@
-"""The tables of the search index: `index_…` for words, `vectors` for embeddings.
+"""The tables of the search index: `index_…` for words, `vectors` for embeddings of messages.
 
 They are derived data and can be rebuilt from the tables of `sql/schema.py`; `indexing.py` explains how they
-belong together. Triggers record changed and deleted messages in `index_stale`, so that no other code has to
+belong together. Triggers mark the sessions whose messages are changed or deleted, so that no other code has to
 maintain the index. An item that came from a message expires when that message is deleted.
 """
 
+_OUTDATE = """
+    UPDATE index_sessions
+    SET version = '', embedded_seq = CASE WHEN embedded_seq < old.seq THEN embedded_seq ELSE old.seq - 1 END
+    WHERE session_id = old.session_id AND indexed_seq >= old.seq
+"""
 INDEX_TABLES = (
-    """
-    CREATE TABLE index_scopes (
-        id INTEGER PRIMARY KEY,
-        kind TEXT NOT NULL,
-        name TEXT NOT NULL,
-        version TEXT NOT NULL DEFAULT '',
-        documents INTEGER NOT NULL DEFAULT 0,
-        words INTEGER NOT NULL DEFAULT 0,
-        passages INTEGER NOT NULL DEFAULT 0,
-        positions INTEGER NOT NULL DEFAULT 0,
-        indexed INTEGER NOT NULL DEFAULT 0,
-        UNIQUE (kind, name)
-    )
-    """,
-    "CREATE INDEX index_scopes_to_index ON index_scopes (id) WHERE indexed < positions",
     """
     CREATE TABLE index_sessions (
         number INTEGER PRIMARY KEY,
         session_id TEXT NOT NULL UNIQUE,
-        scope_id INTEGER NOT NULL,
+        user_id TEXT,
+        scope_id INTEGER,
+        version TEXT NOT NULL DEFAULT '',
         indexed_seq INTEGER NOT NULL DEFAULT 0,
-        positions INTEGER NOT NULL DEFAULT 0,
-        embedded INTEGER NOT NULL DEFAULT 0,
+        document_seq INTEGER NOT NULL DEFAULT 0,
+        embedded_seq INTEGER NOT NULL DEFAULT 0,
         documents INTEGER NOT NULL DEFAULT 0,
         words INTEGER NOT NULL DEFAULT 0
     )
     """,
-    "CREATE INDEX index_sessions_by_scope ON index_sessions (scope_id)",
-    "CREATE INDEX index_sessions_to_embed ON index_sessions (scope_id, number) WHERE embedded < positions",
+    "CREATE INDEX index_sessions_by_user ON index_sessions (user_id)",
+    "CREATE INDEX index_sessions_by_version ON index_sessions (version)",
+    "CREATE INDEX index_sessions_to_embed ON index_sessions (number) WHERE embedded_seq < document_seq",
     """
     CREATE TABLE index_blocks (
         scope_id INTEGER NOT NULL,
@@ -54,23 +47,14 @@ INDEX_TABLES = (
         PRIMARY KEY (scope_id, term, block)
     ) WITHOUT ROWID
     """,
-    """
-    CREATE TABLE index_stale (
-        session_id TEXT NOT NULL,
-        seq INTEGER NOT NULL,
-        PRIMARY KEY (session_id, seq)
-    ) WITHOUT ROWID
+    f"""
+    CREATE TRIGGER index_message_changed AFTER UPDATE OF text, replaced_by ON messages
+    WHEN new.text != old.text OR new.replaced_by IS NOT old.replaced_by
+    BEGIN {_OUTDATE}; END
     """,
-    """
-    CREATE TRIGGER index_message_changed AFTER UPDATE OF text ON messages
-    WHEN new.text != old.text AND EXISTS
-        (SELECT 1 FROM index_sessions WHERE session_id = new.session_id AND indexed_seq >= new.seq)
-    BEGIN INSERT INTO index_stale VALUES (new.session_id, new.seq) ON CONFLICT DO NOTHING; END
-    """,
-    """
+    f"""
     CREATE TRIGGER index_message_deleted AFTER DELETE ON messages
-    WHEN EXISTS (SELECT 1 FROM index_sessions WHERE session_id = old.session_id AND indexed_seq >= old.seq)
-    BEGIN INSERT INTO index_stale VALUES (old.session_id, old.seq) ON CONFLICT DO NOTHING; END
+    BEGIN {_OUTDATE}; END
     """,
     """
     CREATE TRIGGER message_deleted AFTER DELETE ON messages
@@ -87,10 +71,10 @@ INDEX_TABLES = (
     """,
     """
     CREATE TABLE vectors (
-        scope_id INTEGER NOT NULL,
-        document INTEGER NOT NULL,
+        number INTEGER NOT NULL,
+        seq INTEGER NOT NULL,
         vector BLOB NOT NULL,
-        PRIMARY KEY (scope_id, document)
+        PRIMARY KEY (number, seq)
     )
     """,
     """

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from array import array
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Any, TypeAlias
 
@@ -10,8 +11,8 @@ from session_middleware.models import to_text
 from session_middleware.storage.memory_types import MemoryQuery, ToEmbed, Vectors
 from session_middleware.storage.search.bm25 import ITEM
 from session_middleware.storage.sql.connection import Connection
-from session_middleware.storage.sql.memory import indexing, items
-from session_middleware.storage.sql.memory.indexing import IN_SESSION, POSITION_BITS, IndexedSession
+from session_middleware.storage.sql.memory import items
+from session_middleware.storage.sql.memory.indexing import POSITION_BITS, SEARCHABLE, Document
 from session_middleware.storage.sql.memory.posting_lists import BLOCK_BITS, PostingSource
 
 Rows: TypeAlias = list[tuple[int, bytes]]  # documents and their vectors
@@ -31,13 +32,28 @@ def of_items(connection: Connection, query: MemoryQuery, now: datetime) -> Rows:
     ).fetchall()
 
 
-def of_messages(connection: Connection, sources: Sequence[PostingSource]) -> Rows:
+def of_messages(connection: Connection, sources: Sequence[PostingSource], unindexed: Iterable[Document]) -> Rows:
+    """The vectors of messages, by document id; those of unindexed messages too, which were indexed before."""
+    known = {(each.session_id, each.seq): each.id for each in unindexed}
     rows: Rows = []
-    for source in sources:
-        rows += connection.execute(
-            "SELECT document, vector FROM vectors WHERE scope_id = ? AND document BETWEEN ? AND ?",
-            (source.scope_id, source.first_block << BLOCK_BITS, ((source.last_block + 1) << BLOCK_BITS) - 1),
-        ).fetchall()
+    for scope_id, first, last in sources:
+        blocks = connection.execute(
+            "SELECT block, seqs FROM index_blocks WHERE scope_id = ? AND block BETWEEN ? AND ?", (scope_id, first, last)
+        )
+        ids = {
+            (block >> POSITION_BITS - BLOCK_BITS, seq): block << BLOCK_BITS | position
+            for block, seqs in blocks.fetchall()
+            for position, seq in enumerate(array("I", seqs))
+        }
+        found = connection.execute(
+            "SELECT s.number, s.session_id, v.seq, v.vector FROM index_sessions AS s CROSS JOIN vectors AS v"
+            " WHERE s.scope_id = ? AND s.number BETWEEN ? AND ? AND v.number = s.number",
+            (scope_id, first >> POSITION_BITS - BLOCK_BITS, last >> POSITION_BITS - BLOCK_BITS),
+        )
+        for number, session_id, seq, vector in found:
+            document = ids.get((number, seq)) or known.get((session_id, seq))
+            if document is not None:
+                rows.append((document, vector))
     return rows
 
 
@@ -80,71 +96,60 @@ def unit(vector: Sequence[float]) -> Any:
 def list_to_embed(connection: Connection, limit: int, *, messages: bool) -> list[ToEmbed]:
     """Items and indexed messages without vectors."""
     rows = connection.execute("SELECT id, value FROM memories WHERE embedded = 0 ORDER BY id LIMIT ?", (limit,))
-    found = [ToEmbed(0, ITEM | number, value, item=items.find(connection, number)) for number, value in rows.fetchall()]
-    return [*found, *(_messages(connection, limit - len(found)) if messages else ())]
-
-
-def _messages(connection: Connection, limit: int) -> list[ToEmbed]:
-    found: list[ToEmbed] = []
-    rows = connection.execute(
-        "SELECT number, session_id, scope_id, indexed_seq, positions, embedded FROM index_sessions"
-        " WHERE embedded < positions ORDER BY scope_id, number LIMIT ?",
-        (limit,),
-    )
-    for *columns, embedded in rows.fetchall():
-        session = IndexedSession(*columns)
-        wanted = range(embedded, min(session.positions, embedded + limit - len(found)))
-        found += _of_session(connection, session, wanted)
+    found = [ToEmbed(row, items.find(connection, row[0])) for row in rows.fetchall()]
+    if messages:
+        sessions = connection.execute(
+            "SELECT number, session_id, embedded_seq, document_seq FROM index_sessions"
+            " WHERE embedded_seq < document_seq ORDER BY number LIMIT ?",
+            (limit,),
+        )
+        for number, session_id, embedded, last in sessions.fetchall():
+            found += _of_session(connection, number, session_id, range(embedded, last), limit - len(found))
     return found
 
 
-def _of_session(connection: Connection, session: IndexedSession, positions: range) -> Iterator[ToEmbed]:
-    seqs = indexing.seqs(connection, session)
-    texts: dict[int, str] = {}
-    for position in range(max(0, positions.start - _BEFORE), positions.stop):
-        row = connection.execute(
-            "SELECT text FROM messages WHERE session_id = ? AND seq = ?", (session.session_id, seqs[position])
-        ).fetchone()
-        texts[position] = row[0] if row else ""
-    for position in positions:
-        with_those_before = "\n".join(filter(None, (texts.get(p) for p in range(position - _BEFORE, position + 1))))
-        wanted = [text for text in (texts[position], with_those_before) if text]
-        yield ToEmbed(session.scope_id, session.number << POSITION_BITS | position, seqs[position], texts=wanted)
+def _of_session(connection: Connection, number: int, session_id: str, seqs: range, limit: int) -> Iterator[ToEmbed]:
+    """The messages of a session after the first of these seqs, each with the texts before it."""
+    embedded = seqs.start
+    texts = f"SELECT m.seq, m.text FROM messages AS m WHERE m.session_id = ? AND {SEARCHABLE} AND m.seq"
+    before = connection.execute(f"{texts} <= ? ORDER BY m.seq DESC LIMIT ?", (session_id, embedded, _BEFORE))
+    said = [text for _, text in before][::-1]
+    new = connection.execute(
+        f"{texts} BETWEEN ? AND ? ORDER BY m.seq LIMIT ?", (session_id, embedded + 1, seqs.stop, limit)
+    )
+    for seq, text in new.fetchall():
+        said = [*said[-_BEFORE:], text]
+        yield ToEmbed((number, embedded, seq, text), texts=(text, "\n".join(said)))
+        embedded = seq
 
 
 def put(connection: Connection, found: Sequence[Vectors]) -> None:
     """Store vectors, except of documents that were changed or deleted in the meantime."""
     for source, made in found:
         vectors = [unit(vector) for vector in made]
-        if source.document >= ITEM:
+        if source.item is not None:
             connection.execute(
-                "UPDATE memories SET embedded = 1, vectors = ? WHERE id = ? AND embedded IS NOT NULL AND value = ?",
-                (b"".join(vector.tobytes() for vector in vectors), source.document ^ ITEM, source.version),
+                "UPDATE memories SET embedded = 1, vectors = ? WHERE id = ? AND value = ? AND embedded IS NOT NULL",
+                (b"".join(vector.tobytes() for vector in vectors), *source.ref),
             )
-            continue
-        connection.execute(
-            "DELETE FROM vectors WHERE scope_id = ? AND document = ?", (source.scope_id, source.document)
-        )
-        if _mark_message(connection, source) and vectors:
-            connection.execute(
-                "INSERT INTO vectors (scope_id, document, vector) VALUES (?, ?, ?)",
-                (source.scope_id, source.document, unit(sum(vectors)).tobytes()),
-            )
+        else:
+            _put_of_message(connection, source, unit(sum(vectors)).tobytes())
 
 
-def _mark_message(connection: Connection, source: ToEmbed) -> bool:
-    """Mark a session as embedded up to a message; ``False`` when that was changed or deleted in the meantime."""
-    number, position = source.document >> POSITION_BITS, source.document & IN_SESSION
-    row = connection.execute(
-        "SELECT number, session_id, scope_id, indexed_seq, positions FROM index_sessions WHERE number = ?", (number,)
-    ).fetchone()
-    if row is None or position >= row[-1]:
-        return False
-    connection.execute(
-        "UPDATE index_sessions SET embedded = ? WHERE number = ? AND embedded <= ?", (position + 1, number, position)
+def _put_of_message(connection: Connection, source: ToEmbed, vector: bytes) -> None:
+    """Store the vector of a message, if the messages before it have theirs and its text is the same."""
+    number, embedded, seq, text = source.ref
+    changed = connection.execute(
+        "UPDATE index_sessions SET embedded_seq = ? WHERE number = ? AND embedded_seq = ? AND EXISTS (SELECT 1"
+        " FROM messages AS m WHERE m.session_id = index_sessions.session_id AND m.seq = ? AND m.text = ?)",
+        (seq, number, embedded, seq, text),
     )
-    seq = indexing.seqs(connection, IndexedSession(*row))[position]
-    return bool(seq) and seq == source.version
+    if changed.rowcount:
+        connection.execute(
+            "INSERT INTO vectors (number, seq, vector) VALUES (?, ?, ?)"
+            " ON CONFLICT (number, seq) DO UPDATE SET vector = excluded.vector",
+            (number, seq, vector),
+        )
 
 
 # The model
@@ -160,7 +165,7 @@ def set_model(connection: Connection, name: str, dimensions: int, *, replace: bo
         return stored
     connection.execute("DELETE FROM vectors")
     connection.execute("UPDATE memories SET embedded = 0, vectors = NULL WHERE embedded = 1")
-    connection.execute("UPDATE index_sessions SET embedded = 0 WHERE embedded > 0")
+    connection.execute("UPDATE index_sessions SET embedded_seq = 0 WHERE embedded_seq > 0")
     connection.execute(
         "INSERT INTO vector_models (id, name, dimensions) VALUES (1, ?, ?)"
         " ON CONFLICT (id) DO UPDATE SET name = excluded.name, dimensions = excluded.dimensions",
