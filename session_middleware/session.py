@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from copy import deepcopy
 from datetime import datetime, timedelta
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, Unpack, cast, overload
 
 from langchain_core.runnables import RunnableConfig
 from pydantic import ConfigDict, PrivateAttr
@@ -34,7 +34,6 @@ from session_middleware.models import (
 from session_middleware.recording.chat_message_history import SessionHistory
 from session_middleware.recording.follow import Following, afollow, follow
 from session_middleware.recording.manual import F, ManualRecorder
-from session_middleware.recording.messages import Sayable
 from session_middleware.runtime.authorized_storage import AuthorizedStorage
 from session_middleware.runtime.resources import Key, path_of
 from session_middleware.runtime.run_context import as_config, identity_of
@@ -46,11 +45,24 @@ from session_middleware.storage.run import RunContext, SessionHandle
 from session_middleware.storage.timeline import Timeline
 from session_middleware.storage.types import DeletionCounts, Record
 
+P = ParamSpec("P")
+T = TypeVar("T")
 R = TypeVar("R", ToolCall, ModelCall, Run, Event)
 
 if TYPE_CHECKING:
     from session_middleware.checkpoint.saver import SessionSaver
     from session_middleware.sessions import Sessions
+
+
+def _recording(method: Callable[Concatenate[ManualRecorder, P], T]) -> Callable[Concatenate[Session, P], T]:
+    """The method of `Session` that calls this method of its recorder, with the same signature."""
+
+    @wraps(method)
+    def call(self: Session, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return method(self._manual, *args, **kwargs)
+
+    call.__qualname__ = f"Session.{method.__name__}"
+    return call
 
 
 class Session(SessionInfo):
@@ -425,28 +437,14 @@ class Session(SessionInfo):
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         await self._manual.runs.aexit(error)
 
-    def add(self, message: Sayable, at: datetime | None = None) -> Message:
-        """Record a message of LangChain's, or a dict in OpenAI's format. `at` is its time, by default now.
-
-        A message whose id is recorded already adds nothing, or a version if its text differs. Raises
-        `InvalidArgument` for an unknown role, and for a time without a time zone.
-        """
-        return self._manual.add(message, at)
-
+    add = _recording(ManualRecorder.add)
     aadd = async_twin(add)
-
-    def add_history(self, messages: Sequence[Sayable]) -> None:
-        """Record the new messages of a conversation, or of its latest part. Messages are compared by role and text.
-
-        The same history adds nothing. A history that was trimmed or summarised adds its new messages. A different
-        message of the same role at the same position is a new version of the recorded one, also if it was masked
-        or shortened. A history that diverges begins a branch. A turn or a part of one without recorded messages
-        is appended. System messages are compared with each other, so a prompt that contains the time is one
-        message with versions.
-        """
-        self._manual.add_history(messages)
-
+    add_history = _recording(ManualRecorder.add_history)
     aadd_history = async_twin(add_history)
+    record_tool = _recording(ManualRecorder.record_tool)
+    arecord_tool = async_twin(record_tool)
+    record_model_call = _recording(ManualRecorder.record_model_call)
+    arecord_model_call = async_twin(record_model_call)
 
     @overload
     def tool(self, function: F) -> F: ...
@@ -463,75 +461,6 @@ class Session(SessionInfo):
         if function is not None:
             return self._manual.tool(function, name)
         return lambda decorated: self._manual.tool(decorated, name)
-
-    def record_tool(
-        self,
-        name: str,
-        arguments: Any = None,
-        result: Any = None,
-        *,
-        error: str | BaseException | None = None,
-        status: Literal["ok", "error", "refused", "interrupted"] | None = None,
-        tool_call_id: str | None = None,
-        duration: timedelta | None = None,
-    ) -> None:
-        """Record a finished execution of a tool; the default `status` follows from `error` and `result`."""
-        self._manual.record_tool(
-            name, arguments, result, error=error, status=status, tool_call_id=tool_call_id, duration=duration
-        )
-
-    arecord_tool = async_twin(record_tool)
-
-    def record_model_call(
-        self,
-        model: str | None = None,
-        *,
-        provider: str | None = None,
-        usage: Any = None,
-        input_tokens: int | None = None,
-        output_tokens: int | None = None,
-        cached_tokens: int | None = None,
-        reasoning_tokens: int | None = None,
-        cost: float | None = None,
-        error: str | BaseException | None = None,
-        message_id: str | None = None,
-        duration: timedelta | None = None,
-        at: datetime | None = None,
-    ) -> None:
-        """Record a model call without a callback, such as one through a provider's own client.
-
-        A message with the same id or the same token counts, added before or after this, describes the same
-        call and is not counted twice. A message with usage and no recorded call is a model call by itself.
-
-        Args:
-            provider: such as ``"openai"``, if the name of the model does not imply it.
-            usage: LangChain's `usage_metadata`, or the usage from OpenAI's or Anthropic's API. The count arguments
-                override it; cached tokens are part of the input, reasoning tokens of the output.
-            cost: in US dollars, by default from the genai-prices package. None for a call that failed.
-            message_id: of the answer.
-            at: the time of the call's start, by default now.
-
-        Raises:
-            InvalidArgument: a count or a cost is invalid, or a time has no time zone.
-        """
-        self._manual.record_model_call(
-            model,
-            provider=provider,
-            usage=usage,
-            counts={
-                "input_tokens": input_tokens,
-                "output_tokens": output_tokens,
-                "cached_tokens": cached_tokens,
-                "reasoning_tokens": reasoning_tokens,
-            },
-            cost=cost,
-            error=error,
-            message_id=message_id,
-            duration=duration,
-            at=at,
-        )
-
-    arecord_model_call = async_twin(record_model_call)
 
     def history(self) -> SessionHistory:
         """The conversation as LangChain's `BaseChatMessageHistory`, for `RunnableWithMessageHistory`."""

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 from langchain_core.messages import BaseMessage
 from pydantic import BaseModel
@@ -80,12 +80,25 @@ class ManualRecorder:
         self._new_context = functools.partial(RunContext, session_id, owner, announced=True, hand=hand)
         self.runs = ManualRuns(storage, buffer, registry, queue, new_context=self._new_context)
 
-    def add(self, message: Sayable, at: datetime | None) -> Message:
+    def add(self, message: Sayable, at: datetime | None = None) -> Message:
+        """Record a message of LangChain's, or a dict in OpenAI's format. `at` is its time, by default now.
+
+        A message whose id is recorded already adds nothing, or a version if its text differs. Raises
+        `InvalidArgument` for an unknown role, and for a time without a time zone.
+        """
         (entry,) = self._buffer.describe([_checked(message)], created_at=checked_moment("at", at))
         self._write([entry])
         return self._storage.find_message(self._session_id, entry.message_id) or _withheld(self._session_id, entry)
 
     def add_history(self, messages: Sequence[Sayable]) -> None:
+        """Record the new messages of a conversation, or of its latest part. Messages are compared by role and text.
+
+        The same history adds nothing. A history that was trimmed or summarised adds its new messages. A different
+        message of the same role at the same position is a new version of the recorded one, also if it was masked
+        or shortened. A history that diverges begins a branch. A turn or a part of one without recorded messages
+        is appended. System messages are compared with each other, so a prompt that contains the time is one
+        message with versions.
+        """
         if isinstance(messages, (str, Mapping)) or not isinstance(messages, Iterable):
             raise InvalidArgument("messages", messages, wanted="a list of messages")
         self._write([HistoryEntry(self._buffer.describe([*map(_checked, messages)]), diff_history)])
@@ -93,14 +106,15 @@ class ManualRecorder:
     def record_tool(
         self,
         name: str,
-        arguments: Any,
-        result: Any,
+        arguments: Any = None,
+        result: Any = None,
         *,
-        error: str | BaseException | None,
-        status: str | None,
-        tool_call_id: str | None,
-        duration: timedelta | None,
+        error: str | BaseException | None = None,
+        status: Literal["ok", "error", "refused", "interrupted"] | None = None,
+        tool_call_id: str | None = None,
+        duration: timedelta | None = None,
     ) -> None:
+        """Record a finished execution of a tool; the default `status` follows from `error` and `result`."""
         if status is not None:
             check_choice("status", status, CALL_STATUSES[1:])  # all but "running"
         check_text("name", name, at_least=1)
@@ -113,17 +127,42 @@ class ManualRecorder:
 
     def record_model_call(
         self,
-        model: str | None,
+        model: str | None = None,
         *,
-        provider: str | None,
-        usage: Any,
-        counts: Mapping[str, int | None],
-        cost: float | None,
-        error: str | BaseException | None,
-        message_id: str | None,
-        duration: timedelta | None,
-        at: datetime | None,
+        provider: str | None = None,
+        usage: Any = None,
+        input_tokens: int | None = None,
+        output_tokens: int | None = None,
+        cached_tokens: int | None = None,
+        reasoning_tokens: int | None = None,
+        cost: float | None = None,
+        error: str | BaseException | None = None,
+        message_id: str | None = None,
+        duration: timedelta | None = None,
+        at: datetime | None = None,
     ) -> None:
+        """Record a model call without a callback, such as one through a provider's own client.
+
+        A message with the same id or the same token counts, added before or after this, describes the same
+        call and is not counted twice. A message with usage and no recorded call is a model call by itself.
+
+        Args:
+            provider: such as ``"openai"``, if the name of the model does not imply it.
+            usage: LangChain's `usage_metadata`, or the usage from OpenAI's or Anthropic's API. The count arguments
+                override it; cached tokens are part of the input, reasoning tokens of the output.
+            cost: in US dollars, by default from the genai-prices package. None for a call that failed.
+            message_id: of the answer.
+            at: the time of the call's start, by default now.
+
+        Raises:
+            InvalidArgument: a count or a cost is invalid, or a time has no time zone.
+        """
+        counts = {
+            "input_tokens": input_tokens,
+            "output_tokens": output_tokens,
+            "cached_tokens": cached_tokens,
+            "reasoning_tokens": reasoning_tokens,
+        }
         for name, text in (("model", model), ("provider", provider), ("message_id", message_id)):
             check_optional_text(name, text)
         check_kind("usage", usage, Mapping | BaseModel | None, "a dict of token counts, or a provider's usage")
