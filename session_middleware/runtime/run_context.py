@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeGuard
+from uuid import uuid4
 
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import var_child_runnable_config
@@ -33,9 +34,11 @@ _HANDLE = "__pregel_session_context"  # ours; LangGraph keeps this prefix out of
 _AUTHENTICATED_ID, _AUTHENTICATED = "langgraph_auth_user_id", "langgraph_auth_user"  # LangGraph's server sets these
 
 _NOBODY = Identity()
-# Announced runs of all `Sessions` in this process, by file and run id. LangGraph's server loads the module that makes
-# a `Sessions` once for the graph and once for the checkpointer, so the recorder and the saver of a run are of two.
-_announced: dict[tuple[str, str], RunContext] = {}
+# Announced runs until their first read, by file and session. They are of all `Sessions` in this process: LangGraph's
+# server loads the module that makes a `Sessions` once for the graph and once for the checkpointer, so the recorder and
+# the saver of a run are of two.
+_announced: dict[tuple[str, str], list[RunContext]] = {}
+_announced_lock = threading.Lock()
 _acting_as: ContextVar[Identity] = ContextVar("session_middleware_identity", default=_NOBODY)
 
 
@@ -131,13 +134,12 @@ class RunRegistry:
 
     def __init__(self, background: BackgroundWorker, *, tracking: bool = True, path: str = "") -> None:
         self._background = background
-        self._path = path  # of the database file; empty if no other `Sessions` can open it
+        self._path = path or f"\0{uuid4()}"  # of the database file, if another `Sessions` can open it
         self._tracking = tracking  # the end of an announced run is recorded
         # Called with each run that no recorder announces, and its input; must not raise.
         self.on_begin: Callable[[RunContext, Any], object] = lambda *_: None
         self.on_end: Callable[[], object] = lambda: None  # called after each run; must not wait
         self._lock = threading.Lock()
-        self._unmatched: dict[str, list[RunContext]] = {}  # announced runs, until their first read
         self._latest: OrderedDict[str, RunContext] = OrderedDict()  # by session
         self._current: ContextVar[RunContext | None] = ContextVar("session_middleware_context", default=None)
         self._blocks: ContextVar[tuple[RunContext, ...]] = ContextVar("session_middleware_blocks", default=())
@@ -146,10 +148,7 @@ class RunRegistry:
 
     def announce(self, context: RunContext) -> None:
         """Register a run that a callback reports. Its first read may follow."""
-        with self._lock:
-            self._unmatched.setdefault(context.session_id, []).append(context)
-        if self._path and context.run_id is not None:
-            _announced[self._path, context.run_id] = context
+        self._add_announced(context)
         self.register(context)
 
     def register(self, context: RunContext) -> None:
@@ -166,11 +165,12 @@ class RunRegistry:
         self._blocks.set((*filter(_is_active, self._blocks.get()), context))
 
     def end(self, context: RunContext) -> None:
-        _announced.pop((self._path, str(context.run_id)), None)
-        with self._lock:
-            remaining = [other for other in self._unmatched.pop(context.session_id, ()) if other is not context]
+        with _announced_lock:
+            remaining = [
+                other for other in _announced.pop((self._path, context.session_id), ()) if other is not context
+            ]
             if remaining:
-                self._unmatched[context.session_id] = remaining
+                _announced[self._path, context.session_id] = remaining
         if context.lease is not None and not context.is_inside:
             self._background.end(context.lease)
         self.on_end()
@@ -243,8 +243,8 @@ class RunRegistry:
         session_id, identity = _named(configurable)
         found = self._enclosing_run(configurable, session_id)
         if found is None and var_child_runnable_config.get() is not None:
-            with self._lock:  # a run that has a recorder and no checkpointer
-                announced = self._unmatched.get(session_id, [])
+            with _announced_lock:  # a run that has a recorder and no checkpointer
+                announced = _announced.get((self._path, session_id), [])
                 found = next((context for context in reversed(announced) if context.identity == identity), None)
         return found if found is not None and found.identity == identity else None
 
@@ -270,9 +270,9 @@ class RunRegistry:
             with self._lock:
                 if self._latest.get(context.session_id) is context:
                     del self._latest[context.session_id]
-                if context.guessed and not context.admitted:
-                    context.identity, context.guessed, context.checkpointed = _NOBODY, False, False
-                    self._unmatched.setdefault(context.session_id, []).append(context)
+            if context.guessed and not context.admitted:
+                context.identity, context.guessed, context.checkpointed = _NOBODY, False, False
+                self._add_announced(context)
             raise
 
     def _remember(self, context: RunContext) -> RunContext:
@@ -318,23 +318,25 @@ class RunRegistry:
                 return context if context.lease is not None and context.lease.is_exclusive else None
         return None
 
+    def _add_announced(self, context: RunContext) -> None:
+        with _announced_lock:
+            _announced.setdefault((self._path, context.session_id), []).append(context)
+
     def _match_announced(self, session_id: str, identity: Identity, run_id: object) -> RunContext | None:
         """The announced run that makes this first read: by its run id, else by session and identity."""
-        context = _announced.pop((self._path, str(run_id)), None)
-        if context is not None and context.session_id == session_id and not context.admitted:
+        with _announced_lock:
+            announced = _announced.get((self._path, session_id), [])
+            has_id = [each for each in announced if each.run_id == str(run_id)]
+            by_id = [each for each in has_id if identity != _NOBODY or not each.admitted]
+            # the metadata may have no identity where the config has one
+            found = by_id or [each for each in announced if each.identity in (identity, _NOBODY)]
+            if not found:
+                return None
+            context = found[0]
+            context.guessed = not by_id and context.identity != identity
+            announced.remove(context)
             context.identity, context.checkpointed = identity, True  # the config's; metadata may be its client's
             return context
-        with self._lock:
-            announced = self._unmatched.get(session_id, [])
-            for context in announced:
-                is_it = identity != _NOBODY and context.run_id == str(run_id)
-                # metadata may have no identity where the config has one
-                if not context.checkpointed and (is_it or context.identity in (identity, _NOBODY)):
-                    announced.remove(context)
-                    context.guessed = context.identity != identity
-                    context.identity, context.checkpointed = identity, True
-                    return context
-        return None
 
 
 def _handle_of_task() -> RunHandle | None:

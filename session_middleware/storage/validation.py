@@ -251,9 +251,13 @@ def milliseconds_of(name: str, duration: timedelta | None) -> float | None:
 # The following functions raise `InvalidMemoryArgument`, which is a `TypeError` too
 
 
+def _invalid(name: str, value: object, problem: str, advice: str) -> InvalidMemoryArgument:
+    return InvalidMemoryArgument(f"{name}={reprlib.repr(value)} {problem}", f"give {advice}")
+
+
 def check_type(name: str, value: object, kind: type | tuple[type, ...], wanted: str) -> None:
     if not isinstance(value, kind):
-        raise InvalidMemoryArgument(f"{name}={reprlib.repr(value)} is a {type(value).__name__}", f"give {wanted}")
+        raise _invalid(name, value, f"is a {type(value).__name__}", wanted)
 
 
 def check_string(name: str, value: object) -> None:
@@ -279,36 +283,30 @@ def check_members(name: str, values: Any, known: Sequence[str]) -> None:
 
 def check_strings(name: str, values: object, of: str = "texts") -> None:
     if isinstance(values, (str, bytes)) or not isinstance(values, Collection):
-        raise InvalidMemoryArgument(
-            f"{name}={reprlib.repr(values)} is a {type(values).__name__}", f"give a list of {of}"
-        )
+        raise _invalid(name, values, f"is a {type(values).__name__}", f"a list of {of}")
     for value in values:
         check_string(f"an element of {name}", value)
 
 
 def check_count(name: str, value: object) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _HIGHEST:
-        raise InvalidMemoryArgument(
-            f"{name}={reprlib.repr(value)} is no count", "give a whole number that is not negative"
-        )
+        raise _invalid(name, value, "is no count", "a whole number that is not negative")
 
 
 def check_marks(value: object) -> None:
-    """The texts before and after each found word."""
+    """Validate the texts before and after each found word."""
     if not isinstance(value, tuple) or len(value) != 2 or not all(isinstance(mark, str) for mark in value):
-        raise InvalidMemoryArgument(
-            f"marks={reprlib.repr(value)} is no pair", "give two texts, such as ('<b>', '</b>')"
-        )
+        raise _invalid("marks", value, "is no pair", "two texts, such as ('<b>', '</b>')")
 
 
 def check_weight(name: str, value: object) -> None:
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < math.inf:
-        raise InvalidMemoryArgument(f"{name}={reprlib.repr(value)} is no weight", f"give a number, such as {name}=0.5")
+        raise _invalid(name, value, "is no weight", f"a number, such as {name}=0.5")
 
 
 def check_moment(name: str, value: object) -> None:
     if value is not None and not (isinstance(value, datetime) and value.tzinfo is not None):
-        raise InvalidMemoryArgument(f"{name}={reprlib.repr(value)} is no moment", "give a datetime with a time zone")
+        raise _invalid(name, value, "is no moment", "a datetime with a time zone")
 
 
 def checked_ttl(value: object) -> timedelta | None:
@@ -316,6 +314,4 @@ def checked_ttl(value: object) -> timedelta | None:
     try:
         return None if value is None else parse_duration(value)
     except ValueError as error:
-        raise InvalidMemoryArgument(
-            f"ttl={reprlib.repr(value)} is no duration", "give one such as '30m' or '7d'"
-        ) from error
+        raise _invalid("ttl", value, "is no duration", "one such as '30m' or '7d'") from error
