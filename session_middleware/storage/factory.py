@@ -13,22 +13,18 @@ from session_middleware.storage.sqlite.engine import SqliteStorage
 
 
 def open_storage(settings: SessionSettings, clock: Clock, new_id: NewId) -> Storage:
-    if is_postgres(settings.storage_url):
-        return _open_postgres(settings, clock, new_id)
-    return SqliteStorage(file_path(settings.storage_url), settings, clock=clock, new_id=new_id)
-
-
-def is_postgres(url: str) -> bool:
-    return url.startswith(("postgresql://", "postgres://"))
-
-
-def _open_postgres(settings: SessionSettings, clock: Clock, new_id: NewId) -> Storage:
+    if not is_postgres(settings.storage_url):
+        return SqliteStorage(file_path(settings.storage_url), settings, clock=clock, new_id=new_id)
     try:
         from session_middleware.storage.postgres.database import PostgresStorage
     except ImportError as error:
         problem = f"storage_url: postgresql:// needs further packages ({error})"
         raise InvalidSettings([f"{problem}; run: pip install 'session-middleware[postgres]'"]) from error
     return PostgresStorage(settings.storage_url, settings, clock=clock, new_id=new_id)
+
+
+def is_postgres(url: str) -> bool:
+    return url.startswith(("postgresql://", "postgres://"))
 
 
 def file_path(url: str) -> str:
@@ -46,17 +42,13 @@ def file_path(url: str) -> str:
     path = rest.removeprefix("/") or ":memory:" if separator else url
     if not path.strip():
         raise StorageError(path, "the path is empty", advice="name a file, such as sessions.db, or ':memory:'")
-    if "\0" in path:
-        raise StorageError(repr(path), "the path holds a NUL character", advice="name a file without one")
     if path.endswith(("/", os.sep)):
         raise StorageError(path, "it is a folder", advice=f"name a file in it, such as {path}sessions.db")
     try:
         file = str(Path(path).expanduser()) if path.startswith("~") else path
-        Path(file).exists()
-    except RuntimeError as error:
-        user = path.partition("/")[0]
-        raise StorageError(path, f"{user!r} has no home folder", advice="write the absolute path") from error
-    except OSError as error:
-        problem = f"the path cannot be looked up ({error.strerror})"
-        raise StorageError(path, problem, advice="choose another path") from error
+        os.stat(file)  # noqa: PTH116  # `Path.exists` hides some errors
+    except (FileNotFoundError, NotADirectoryError):
+        return file
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL character, or an unknown home folder
+        raise StorageError(repr(path), f"it cannot be looked up ({error})", advice="choose another path") from error
     return file
