@@ -9,10 +9,9 @@ from datetime import UTC, datetime, timedelta
 from difflib import get_close_matches
 from functools import wraps
 from inspect import Parameter, signature
-from typing import Any, TypeVar, cast, get_args, get_type_hints
+from typing import Any, TypedDict, TypeVar, Unpack, cast, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
-from typing_extensions import TypedDict
 
 from session_middleware.errors import InvalidArgument, InvalidMemoryArgument, UnknownStatus
 from session_middleware.lifecycle import owner_id_or_none
@@ -91,23 +90,15 @@ def details_of(*, idle_timeout: Any = None, max_age: Any = None, retention: Any 
     )
 
 
-def filter_of(
-    visible_to: Identity | None,
-    *,
-    user_id: str | None = None,
-    group_id: str | None = None,
-    status: Status | None = None,
-    tags: Sequence[str] | None = None,
-    since: datetime | None = None,
-    until: datetime | None = None,
-) -> SessionFilter:
+def filter_of(visible_to: Identity | None, **given: Unpack[SessionFilters]) -> SessionFilter:
     """The conditions as they are stored. Raises `InvalidArgument`, `InvalidIdentity` or `UnknownStatus`."""
+    status, tags = given.get("status"), given.get("tags")
     check_status(status)
-    owners = owner_id_or_none("user_id", user_id), owner_id_or_none("group_id", group_id)
+    owners = owner_id_or_none("user_id", given.get("user_id")), owner_id_or_none("group_id", given.get("group_id"))
     chosen = () if tags is None else _listed(tags)
     if not all(isinstance(tag, str) for tag in chosen):
         raise InvalidArgument("tags", tags, wanted="a list of texts")
-    return SessionFilter(*owners, status, chosen, *period_of(since, until), visible_to)
+    return SessionFilter(*owners, status, chosen, *period_of(given.get("since"), given.get("until")), visible_to)
 
 
 def check_status(status: Status | None) -> None:
