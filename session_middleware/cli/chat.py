@@ -96,7 +96,7 @@ class _Chat:
         while True:
             try:
                 text = input("you> ").strip()
-            except EOFError:
+            except (EOFError, RuntimeError):  # the latter if stdin is closed
                 self._console.print()
                 return
             if text in _QUIT_COMMANDS:
@@ -123,16 +123,18 @@ class _Chat:
 
     def _run(self, state: dict[str, Any] | None) -> None:
         """Run one turn, and print the answer while it is streamed, or one line for the error of a model."""
+        end = ""
         try:
             for message, _ in self._agent.stream(state, self._config, stream_mode="messages"):
                 if isinstance(message, AIMessage):
                     self._console.print(Text(visible(message.text)), end="", soft_wrap=True)
+                    end = "\n"
             self._console.print()
         except SessionError:
             raise
         except Exception as error:  # noqa: BLE001 - a model may raise any; the run's row has it
             text = " ".join(f"{type(error).__name__}: {error}".split())
-            self._note(f"the turn failed: {text}; try again with /retry, or send another message", style="red")
+            self._note(f"{end}the turn failed: {text}; try again with /retry, or send another message", style="red")
 
     def _note(self, text: str, style: str = "dim") -> None:
         self._console.print(Text(visible(text), style=style), soft_wrap=True)

@@ -8,7 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -405,6 +405,15 @@ def test_model_that_cannot_be_had_is_one_line(call: Call, db: str) -> None:
     assert_is_one_line(result, "'nonsense' cannot be used")
 
 
+def test_a_provider_that_raises_is_one_line(call: Call, db: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def make(name: str) -> None:
+        raise RuntimeError("the key\nis missing")
+
+    monkeypatch.setattr(pytest.importorskip("langchain.chat_models"), "init_chat_model", make)
+    result = call("chat", "--db", db, "--model", "openai:gpt-5")
+    assert_is_one_line(result, "'openai:gpt-5' cannot be used: the key is missing")
+
+
 def test_missing_langchain_is_named(call: Call, db: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "langchain.chat_models", None)
     assert_is_one_line(call("chat", "--model", "openai:gpt-5"), "session-middleware[chat]")
@@ -485,6 +494,25 @@ def test_a_turn_that_failed_is_repeated_by_retry_or_the_next_chat(chat_with: Cal
     assert "Hello to you" in resumed
     assert "the last turn was finished" in chat_with([], said="/retry\n").output
     assert chat_with([], said="hello\n/retry\n").output.count("the turn failed") == 2
+
+
+class Breaking(GenericFakeChatModel):
+    def _stream(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        yield next(super()._stream(*args, **kwargs))
+        raise ConnectionError("reset\nby [bold]peer[/]")
+
+
+def test_an_answer_that_breaks_off_is_followed_by_one_line(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    langchain = pytest.importorskip("langchain.chat_models")
+    monkeypatch.setattr(langchain, "init_chat_model", lambda _: Breaking(messages=iter(["one two"])))
+    result = call("chat", "--db", str(tmp_path / "chat.db"), "--thread", "t", "--model", "scripted:one", said="hello\n")
+    assert result.exit_code == 0
+    assert any(
+        line.startswith("the turn failed: ConnectionError: reset by [bold]peer[/];")
+        for line in result.output.splitlines()
+    )
 
 
 def test_input_that_is_no_text_is_replaced_and_sent(tmp_path: Path) -> None:
