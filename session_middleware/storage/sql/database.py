@@ -147,7 +147,7 @@ class Database:
         self._on_events = self._writer.on_events = on_events
 
     def take_event(self) -> Event | None:
-        if os.getpid() == self._process:  # the events that a fork copied are the parent's
+        if self.in_memory or os.getpid() == self._process:  # the events that a fork copied are the parent's
             with suppress(IndexError):
                 return self._writer.events.popleft()
         return None
