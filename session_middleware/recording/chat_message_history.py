@@ -12,7 +12,7 @@ from langchain_core.runnables.config import var_child_runnable_config
 
 from session_middleware.models import Identity, Message
 from session_middleware.recording.files import restore_files
-from session_middleware.recording.history_diff import align_appended, start_over
+from session_middleware.recording.history_diff import align_appended, rewind
 from session_middleware.recording.recorder import SessionRecorder
 from session_middleware.storage.protocol import Storage
 from session_middleware.storage.record_entries import ASIDE, RESUME, SHARED, Entry, HistoryEntry
@@ -91,7 +91,7 @@ class SessionHistory(BaseChatMessageHistory):
         self._write(context, entries[::-1])
 
     def clear(self) -> None:
-        self._write(self._new_context(), [HistoryEntry((), start_over)])
+        self._write(self._new_context(), [HistoryEntry((), rewind)])
 
     async def aclear(self) -> None:
         await self._executor.run(self.clear)

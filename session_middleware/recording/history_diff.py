@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from difflib import SequenceMatcher
 from itertools import takewhile
 from operator import eq
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 from session_middleware.storage.record_entries import Alignment, ComparableMessage
 
@@ -89,9 +89,8 @@ def _overlap(old: Conversation, new: Conversation) -> int:
     counts = Counter(message.words for message in old)
     stems = _stems(new)
     for length in range(min(len(old), len(new)), max([*questions[-2:-1], 0]), -1):
-        continues = length == len(old) < len(new)
         pairs = list(zip(old[len(old) - length :], new, stems, strict=False))
-        if _is_same_stretch(pairs, counts, continues=continues, is_whole=length == len(new)):
+        if _is_same_stretch(pairs, counts, length == len(old) < len(new), length == len(new)):
             return length
     return 0
 
@@ -99,17 +98,13 @@ def _overlap(old: Conversation, new: Conversation) -> int:
 def _stems(new: Conversation) -> list[str]:
     """Return each text without a mark such as "…" or "[masked]" at its end. The stem of a repeated text is empty."""
     counts = Counter(map(_text, new))
-    stems = []
-    for text in map(_text, new):
-        mark = _MARK.search(text[-_LONGEST_MARK:])
-        stems.append("" if counts[text] > 1 else text[: len(text) - len(mark[0])] if mark else text)
-    return stems
+    marks = ((text, _MARK.search(text[-_LONGEST_MARK:])) for text in map(_text, new))
+    return ["" if counts[text] > 1 else text[: len(text) - len(mark[0])] if mark else text for text, mark in marks]
 
 
 def _is_same_stretch(
     pairs: Sequence[tuple[ComparableMessage, ComparableMessage, str]],
     counts: Counter[Any],
-    *,
     continues: bool,
     is_whole: bool,
 ) -> bool:
@@ -131,10 +126,9 @@ def _is_same_stretch(
             is_proven = True
         else:
             other.append((was, now))
-    if not other:
-        return True
     last, now, _ = pairs[-1]
-    if not is_proven or (is_whole and other[-1] == (last, now) and _role(now) != _USER and _is_numbered(last, now)):
+    is_next = is_whole and other[-1:] == [(last, now)] and _role(now) != _USER and _is_numbered(last, now)
+    if other and (is_next or not is_proven):
         return False
     is_anchored = continues and now.is_same_as(last) and counts[last.words] == 1
     return is_anchored or all(_is_similar(was, now) for was, now in other)
@@ -180,95 +174,64 @@ def _is_next_turn(old: Conversation, new: Conversation) -> bool:
 
 
 def _align_spoken(old: Conversation, new: Conversation) -> Alignment:
-    *gaps, tail = _gaps(old, new)
-    pairs = {in_new: in_old for gap in (*gaps, tail) for in_new, in_old in gap.before.items()}
-    edits = {in_new: in_old for gap in gaps for in_new, in_old in gap.edits(old, new).items()}
-    rest, more = old[tail.start : tail.end], new[tail.first : tail.last]
-    if rest and more and _are_edits(rest, more):
-        edits.update(zip(range(tail.first, tail.last), range(tail.start, tail.end), strict=False))
-        rest = ()
+    known: dict[int, int] = {}  # places in the old conversation, by those in the new one
     branch = None
-    if rest:  # equal messages after a stretch that has nothing in common are equal by chance
-        last = tail.start if more else None
-        branch = next((gap.start for gap in gaps if gap.is_other(old, new)), last)
-    known = {in_new: at for in_new, at in (pairs | edits).items() if branch is None or at < branch}
-    return Alignment([old[known[place]].message_id if place in known else None for place in range(len(new))], branch)
+    *gaps, (rest, more) = _gaps(old, new)
+    for was, now in gaps:
+        edits = _edits(old, new, was, now)
+        is_own = any(place not in edits or not _is_similar(old[edits[place]], new[place]) for place in now)
+        if branch is None and was and is_own:  # new messages replace old ones without being edits of them
+            branch = was.start
+        known |= edits
+    if rest and more and _are_edits([old[at] for at in rest], [new[place] for place in more]):
+        known |= dict(zip(more, rest, strict=False))
+        branch = None
+    elif not rest:
+        branch = None
+    elif branch is None and more:  # equal messages after a stretch that has nothing in common are equal by chance
+        branch = rest.start
+    start, first = 0, 0
+    for was, now in (*gaps, (rest, more)):  # the equal messages before each gap
+        known |= dict(zip(range(first, now.start), range(start, was.start), strict=True))
+        start, first = was.stop, now.stop
+    places = (known.get(place) for place in range(len(new)))
+    return Alignment(
+        [None if at is None or (branch is not None and at >= branch) else old[at].message_id for at in places], branch
+    )
 
 
-class _Gap(NamedTuple):
-    """A stretch where two conversations differ, and the equal messages directly before it."""
+def _gaps(old: Conversation, new: Conversation) -> Iterator[tuple[range, range]]:
+    """Yield the places at which the conversations differ. The last gap follows all equal messages; it may be empty.
 
-    start: int  # in the old one
-    end: int
-    first: int  # in the new one
-    last: int
-    before: dict[int, int]  # places in the old one, by those in the new one
-
-    def edits(self, old: Conversation, new: Conversation) -> dict[int, int]:
-        """Return the messages that replace others, by their place in the new conversation."""
-        places, given = range(self.start, self.end), range(self.first, self.last)
-        if len(places) == len(given) and all(
-            _may_be_edit(old[at], new[place]) for at, place in zip(places, given, strict=True)
-        ):
-            return dict(zip(given, places, strict=True))
-        found: dict[int, int] = {}
-        start = self.start
-        for place in given:
-            fits = (at for at in range(start, self.end) if _is_similar_edit(old[at], new[place]))
-            if (at := next(fits, None)) is not None:
-                found[place], start = at, at + 1
-        return found
-
-    def is_other(self, old: Conversation, new: Conversation) -> bool:
-        """Return whether new messages replace old ones without being edits of them."""
-        edits = self.edits(old, new)
-        is_own = any(
-            place not in edits or not _is_similar(old[edits[place]], new[place])
-            for place in range(self.first, self.last)
-        )
-        return is_own and self.start < self.end
-
-
-def _gaps(old: Conversation, new: Conversation) -> Iterator[_Gap]:
-    """Yield the gaps in order. The last one follows all common messages, and may be empty."""
+    Messages that occur once are matched first. Otherwise a repeated message, such as the result of a polling tool,
+    would align unrelated stretches.
+    """
     common = min(len(old), len(new))
     shared = next((n for n in range(common) if not new[n].is_same_as(old[n])), common)
-    start, first, before = shared, shared, {place: place for place in range(shared)}
-    for at, place, length in _blocks(old, new, shared):
-        yield _Gap(start, at, first, place, before)
-        before = dict(zip(range(place, place + length), range(at, at + length), strict=True))
-        start, first = at + length, place + length
-    yield _Gap(start, len(old), first, len(new), before)
-
-
-def _blocks(old: Conversation, new: Conversation, start: int) -> Iterator[tuple[int, int, int]]:
-    """Yield the common blocks from `start` on, as a patience diff does: messages that occur once are matched first.
-
-    Otherwise a repeated message, such as the result of a polling tool, would align unrelated stretches.
-    """
-    ids = {message.message_id for message in old[start:]} & {message.message_id for message in new[start:]}
+    ids = {message.message_id for message in old[shared:]} & {message.message_id for message in new[shared:]}
     was: list[Any] = [message.message_id if message.message_id in ids else message.words for message in old]
     now: list[Any] = [message.words if message.message_id is None else message.message_id for message in new]
-    counts = Counter(was), Counter(now)
-    once_old, once_new = (
-        [place for place in range(start, len(keys)) if all(count[keys[place]] == 1 for count in counts)]
-        for keys in (was, now)
-    )
-    anchors = [(len(old), len(new))]
-    found = _matching([was[at] for at in once_old], [now[place] for place in once_new])
-    anchors[:0] = [(once_old[n + m], once_new[k + m]) for n, k, length in found for m in range(length)]
-    at, place = start, start
-    for end, last in anchors:
-        for n, k, length in _matching(was[at:end], now[place:last]):
-            yield at + n, place + k, length
-        if end < len(old):
-            yield end, last, 1
-        at, place = end + 1, last + 1
+    repeated = {key for keys in (was, now) for key, count in Counter(keys).items() if count > 1}
+    start, first = shared, shared
+    matcher = SequenceMatcher(repeated.__contains__, was[shared:], now[shared:], autojunk=False)
+    for at, place, length in matcher.get_matching_blocks():
+        if length:
+            yield range(start, shared + at), range(first, shared + place)
+            start, first = shared + at + length, shared + place + length
+    yield range(start, len(old)), range(first, len(new))
 
 
-def _matching(was: Sequence[Any], now: Sequence[Any]) -> Iterator[tuple[int, int, int]]:
-    found = SequenceMatcher(None, was, now, autojunk=False).get_matching_blocks()
-    return ((at, place, length) for at, place, length in found if length)
+def _edits(old: Conversation, new: Conversation, was: range, now: range) -> dict[int, int]:
+    """Return the messages that replace others in a gap: their places in the old conversation, by those in the new."""
+    if len(was) == len(now) and all(_may_be_edit(old[at], new[place]) for at, place in zip(was, now, strict=True)):
+        return dict(zip(now, was, strict=True))
+    found: dict[int, int] = {}
+    start = was.start
+    for place in now:
+        at = next((at for at in range(start, was.stop) if _is_similar_edit(old[at], new[place])), None)
+        if at is not None:
+            found[place], start = at, at + 1
+    return found
 
 
 def _align_instructions(recorded: Conversation, given: Conversation, ids: list[str | None]) -> None:
@@ -370,7 +333,7 @@ def align_input(recorded: Conversation, given: Conversation, *, run_id: str | No
         for conversation in (recorded, given)
     )
     ids: list[str | None] = [None] * len(given)
-    for start, place, length in _matching(old, new):
+    for start, place, length in SequenceMatcher(None, old, new, autojunk=False).get_matching_blocks():
         ids[place : place + length] = [message.message_id for message in recorded[start : start + length]]
     return _repeat_question(recorded, Alignment(ids, renamed=True), given, run_id)
 
@@ -430,8 +393,3 @@ def rewind(recorded: Conversation, given: Conversation) -> Alignment:
     ids = [message.message_id if message.message_id in places else None for message in given]
     last = max((places[known] for known in ids if known is not None), default=-1)
     return Alignment(ids, branch_after=last + 1 if last + 1 < len(recorded) else None)
-
-
-def start_over(recorded: Conversation, given: Conversation) -> Alignment:
-    """Align a conversation that begins again: all recorded messages are dropped."""
-    return Alignment([None] * len(given), branch_after=0 if recorded else None)
