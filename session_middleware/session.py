@@ -424,18 +424,18 @@ class Session(SessionInfo):
                 it too.
             SessionClosed: the session has ended, and ``on_closed`` is ``"reject"``; or it was deleted.
         """
-        self._manual.runs.enter()
+        self._manual.enter()
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self._manual.runs.exit(error)
+        self._manual.exit(error)
 
     async def __aenter__(self) -> Self:
-        await self._manual.runs.aenter()
+        await self._manual.aenter()
         return self
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        await self._manual.runs.aexit(error)
+        await self._manual.aexit(error)
 
     add = _recording(ManualRecorder.add)
     aadd = async_twin(add)
@@ -499,7 +499,7 @@ class Session(SessionInfo):
         sessions.recorder.drain(self.id)
         self._authorized.check(reading=False)
         is_in_graph = sessions._runs.active_context(config["configurable"]) is not None
-        context = None if is_in_graph else self._manual.runs.context
+        context = None if is_in_graph else self._manual.context
         context = context or RunContext(self.id, identity_of(config["configurable"]), is_run=False)
         saver, allowed = sessions.checkpointer, sessions._allowed_types
         if allowed:

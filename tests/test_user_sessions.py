@@ -408,10 +408,10 @@ def test_all_that_a_guarded_session_asks_of_storage_is_guarded() -> None:
     from session_middleware.memory.session_memory import SessionMemory
     from session_middleware.recording.chat_message_history import SessionHistory
     from session_middleware.recording.follow import Following
-    from session_middleware.recording.manual import ManualRecorder, ManualRuns
+    from session_middleware.recording.manual import ManualRecorder
     from session_middleware.runtime.authorized_storage import AuthorizedStorage
 
-    parts = (Session, SessionMemory, ManualRecorder, ManualRuns, SessionHistory, Following)
+    parts = (Session, SessionMemory, ManualRecorder, SessionHistory, Following)
     source = "".join(inspect.getsource(kind) for kind in parts)
     used = set(re.findall(r"_storage\.(\w+)\(", source))
     assert {"list_messages", "update_session", "put_memories"} <= used <= set(dir(AuthorizedStorage))

@@ -7,6 +7,7 @@ interval between polls grows until there is a new record.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import timedelta
@@ -63,10 +64,16 @@ class Following:
         has_ended = self._has_ended()
         if version == self._version:
             return Poll([], has_ended)
-        changed = self._changed()
+        if self._unfinished is None:
+            unfinished = self._storage.list_unfinished(self._session_id, up_to=self._after) if self._after else []
+            self._unfinished = {entry.seq: entry for entry in unfinished}
+        found = [(entry, self._read_again(entry)) for entry in self._unfinished.values()]
+        changed = [now for before, now in found if now is not None and now != before]
         new = self._storage.list_timeline(self._session_id, after=self._after, limit=_PAGE).records
         for entry in (*changed, *new):
-            self._remember(entry)
+            self._unfinished.pop(entry.seq, None)
+            if _is_unfinished(entry):
+                self._unfinished[entry.seq] = entry
         if new:
             self._after = new[-1].seq
         is_all = len(new) < _PAGE
@@ -75,23 +82,9 @@ class Following:
         runs = [entry for entry in changed if isinstance(entry, Run)]  # a run ends after its messages
         return Poll([*calls, *new, *runs], has_ended and is_all)
 
-    def _changed(self) -> list[Record]:
-        if self._unfinished is None:
-            unfinished = self._storage.list_unfinished(self._session_id, up_to=self._after) if self._after else []
-            self._unfinished = {entry.seq: entry for entry in unfinished}
-        found = [(entry, self._read_again(entry)) for entry in self._unfinished.values()]
-        return [now for before, now in found if now is not None and now != before]
-
     def _read_again(self, entry: Record) -> Record | None:
         rows = self._storage.list_records(type(entry), self._session_id, after=entry.seq - 1, limit=1)
         return rows[0] if rows and rows[0].seq == entry.seq else None  # else the row was deleted
-
-    def _remember(self, entry: Record) -> None:
-        assert self._unfinished is not None
-        if _is_unfinished(entry):
-            self._unfinished[entry.seq] = entry
-        else:
-            self._unfinished.pop(entry.seq, None)
 
 
 def _is_unfinished(entry: Record) -> bool:
@@ -102,46 +95,31 @@ def _is_unfinished(entry: Record) -> bool:
     return isinstance(entry, Message) and entry.status == "incomplete" and entry.replaced_by is None
 
 
-class _Pace:
-    """The interval before the next poll, and the timeout since the last new record."""
-
-    def __init__(self, timeout: timedelta | None) -> None:
-        self._timeout = None if timeout is None else timeout.total_seconds()
-        self.reset()
-
-    def reset(self) -> None:
-        self._next = _SHORTEST_SECONDS
-        self._end = None if self._timeout is None else time.monotonic() + self._timeout
-
-    def wait(self) -> float | None:
-        """Return the seconds until the next poll, ``None`` after the timeout."""
-        left = _LONGEST_SECONDS if self._end is None else self._end - time.monotonic()
-        if left <= 0:
-            return None
-        now, self._next = min(self._next, left), min(2 * self._next, _LONGEST_SECONDS)
-        return now
-
-    def after(self, poll: Poll) -> float | None:
-        """Return the seconds until the next poll, ``None`` if the iteration ends."""
-        if poll.new:
-            self.reset()
-            return 0.0
-        return None if poll.is_over else self.wait()
+def _pauses(timeout: timedelta | None) -> Iterator[float]:
+    """Yield the seconds between two polls without new records, until the timeout."""
+    end = math.inf if timeout is None else time.monotonic() + timeout.total_seconds()
+    pause = _SHORTEST_SECONDS
+    while (left := end - time.monotonic()) > 0:
+        yield min(pause, left)
+        pause = min(2 * pause, _LONGEST_SECONDS)
 
 
 def follow(
     following: Following, *, timeout: timedelta | None, until: Callable[[Record], bool] | None
 ) -> Iterator[Record]:
-    pace = _Pace(timeout)
-    seconds: float | None = 0.0
-    while seconds is not None:
-        time.sleep(seconds)
+    pauses = _pauses(timeout)
+    while True:
         poll = following.poll()
         for entry in poll.new:
             yield entry
             if until is not None and until(entry):
                 return
-        seconds = pace.after(poll)
+        if poll.new:
+            pauses = _pauses(timeout)
+        elif poll.is_over or (seconds := next(pauses, None)) is None:
+            return
+        else:
+            time.sleep(seconds)
 
 
 async def afollow(
@@ -151,13 +129,16 @@ async def afollow(
     timeout: timedelta | None,
     until: Callable[[Record], bool] | None,
 ) -> AsyncIterator[Record]:
-    pace = _Pace(timeout)
-    seconds: float | None = 0.0
-    while seconds is not None:
-        await asyncio.sleep(seconds)
+    pauses = _pauses(timeout)
+    while True:
         poll = await executor.run(following.poll)
         for entry in poll.new:
             yield entry
             if until is not None and until(entry):
                 return
-        seconds = pace.after(poll)
+        if poll.new:
+            pauses = _pauses(timeout)
+        elif poll.is_over or (seconds := next(pauses, None)) is None:
+            return
+        else:
+            await asyncio.sleep(seconds)

@@ -57,8 +57,19 @@ from session_middleware.storage.validation import (
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+@dataclass(slots=True, eq=False)
+class _Run:
+    context: RunContext
+    buffer: RecordBuffer  # one for each `Sessions`
+    started: float = field(default_factory=time.perf_counter)
+    is_over: bool = False
+
+
+_entered: ContextVar[tuple[_Run, ...]] = ContextVar("session_middleware_blocks", default=())  # one item per open block
+
+
 class ManualRecorder:
-    """Records what a loop reports about one session. Inside a block of its `runs`, the entries belong to that run."""
+    """Records what a loop reports about one session. Inside ``with session:`` the entries belong to that run."""
 
     def __init__(
         self,
@@ -73,12 +84,12 @@ class ManualRecorder:
     ) -> None:
         self._storage = storage
         self._buffer = buffer
+        self._registry = registry
+        self._queue = queue
         self._new_id = buffer.new_id
-        self._session_id = session_id
-        # A run is admitted by the clock and the settings. The event for a resumed session was appended when it was
-        # opened.
-        self._new_context = functools.partial(RunContext, session_id, owner, announced=True, hand=hand)
-        self.runs = ManualRuns(storage, buffer, registry, queue, new_context=self._new_context)
+        self._key = session_id, owner
+        self._hand = hand
+        self._open: list[_Run] = []  # the runs that this handle's blocks began
 
     def add(self, message: Sayable, at: datetime | None = None) -> Message:
         """Record a message of LangChain's, or a dict in OpenAI's format. `at` is its time, by default now.
@@ -88,7 +99,7 @@ class ManualRecorder:
         """
         (entry,) = self._buffer.describe([_checked(message)], created_at=checked_moment("at", at))
         self._write([entry])
-        return self._storage.find_message(self._session_id, entry.message_id) or _withheld(self._session_id, entry)
+        return self._storage.find_message(self._key[0], entry.message_id) or _withheld(self._key[0], entry)
 
     def add_history(self, messages: Sequence[Sayable]) -> None:
         """Record the new messages of a conversation, or of its latest part. Messages are compared by role and text.
@@ -169,9 +180,7 @@ class ManualRecorder:
         for name, count in counts.items():
             if count is not None and not is_count(count):
                 raise InvalidArgument(name, count, wanted="a number of tokens")
-        if cost is not None and (
-            isinstance(cost, bool) or not (isinstance(cost, (int, float)) and 0 <= cost < math.inf)
-        ):
+        if cost is not None and (type(cost) not in (int, float) or not 0 <= cost < math.inf):
             raise InvalidArgument("cost", cost, wanted="a number of US dollars")
         tokens, marks = count_tokens(usage.model_dump() if isinstance(usage, BaseModel) else usage)
         if marks:
@@ -203,8 +212,7 @@ class ManualRecorder:
             @functools.wraps(function)
             async def aexecute(*args: Any, **kwargs: Any) -> Any:
                 run = self._buffer.executor.run
-                start = self._start(tool_name, signature, args, kwargs)
-                await run(self._write_safely, [start])
+                start = await run(self._start, tool_name, signature, args, kwargs)
                 started = time.perf_counter()
                 try:
                     result = await function(*args, **kwargs)
@@ -219,7 +227,6 @@ class ManualRecorder:
         @functools.wraps(function)
         def execute(*args: Any, **kwargs: Any) -> Any:
             start = self._start(tool_name, signature, args, kwargs)
-            self._write_safely([start])
             started = time.perf_counter()
             try:
                 result = function(*args, **kwargs)
@@ -234,26 +241,118 @@ class ManualRecorder:
     def _start(
         self, name: str, signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> ToolStart:
-        """Return the start of an execution. Removes a ``tool_call_id`` that is not a parameter of the function."""
+        """Record the start of an execution. Removes a ``tool_call_id`` that is not a parameter of the function."""
         takes_id = "tool_call_id" in signature.parameters
         call_id = kwargs.get("tool_call_id") if takes_id else kwargs.pop("tool_call_id", None)
         try:
             arguments = dict(signature.bind(*args, **kwargs).arguments)
         except TypeError:  # the call itself will raise it
             arguments = {"args": list(args), **kwargs}
-        return ToolStart(self._new_id(), None if call_id is None else text_of(call_id), name, arguments)
+        start = ToolStart(self._new_id(), None if call_id is None else text_of(call_id), name, arguments)
+        self._write_safely([start])
+        return start
 
     def _end(self, start: ToolStart, duration_ms: float, result: Any, error: BaseException | None = None) -> None:
         self._write_safely([tool_end(start.execution_id, start.name, duration_ms, result, error=error)])
 
     def _write(self, entries: Sequence[Entry]) -> None:
-        self._storage.append(self.runs.context or self._new_context(), self._buffer.redaction.entries(entries))
+        self._storage.append(self.context or self._new_context(), self._buffer.redaction.entries(entries))
+
+    def _new_context(self, run_id: str | None = None) -> RunContext:
+        # A run is admitted by the clock and the settings. Its session was announced when it was opened.
+        return RunContext(*self._key, run_id=run_id, announced=True, hand=self._hand)
 
     def _write_safely(self, entries: Sequence[Entry]) -> None:
         try:
             self._write(entries)
         except Exception as error:  # noqa: BLE001  # a fault here must not keep a tool from running
             self._buffer.fault(error)
+
+    # Runs
+
+    @property
+    def context(self) -> RunContext | None:
+        """The context of the enclosing run. A thread outside any block gets that of the only open run."""
+        run = self._enclosing() or (self._open[0] if len(self._open) == 1 else None)
+        return None if run is None else run.context
+
+    def enter(self) -> None:
+        if (run := self._enclosing()) is None:
+            context = self._announce()
+            try:
+                self._queue.acquire(context)
+                self._storage.append(context)
+            except BaseException:
+                self._registry.end(context)
+                raise
+            run = self._begin(context)
+        _entered.set((*_entered.get(), run))
+
+    async def aenter(self) -> None:
+        if (run := self._enclosing()) is None:
+            context = self._announce()
+            has_turn = False
+            try:
+                await self._queue.aacquire(context)
+                has_turn = True
+                await self._buffer.executor.run(self._storage.append, context)
+            except BaseException as error:
+                self._registry.end(context)
+                if has_turn and isinstance(error, asyncio.CancelledError):  # the executor may still begin the run
+                    self._buffer.add(context, [RunEnd("interrupted", None, 0.0)])
+                    self._buffer.flush(context)
+                raise
+            run = self._begin(context)
+        _entered.set((*_entered.get(), run))
+
+    def _announce(self) -> RunContext:
+        context = self._new_context(self._new_id())
+        self._registry.register(context)
+        return context
+
+    def _begin(self, context: RunContext) -> _Run:
+        run = _Run(context, self._buffer)
+        self._open.append(run)
+        self._registry.enter_block(context)
+        return run
+
+    def exit(self, error: BaseException | None) -> None:
+        if (run := self._exited()) is not None:
+            self._end_run(run, error)
+
+    async def aexit(self, error: BaseException | None) -> None:
+        if (run := self._exited()) is not None:
+            await asyncio.shield(self._buffer.executor.run(self._end_run, run, error))
+
+    def _exited(self) -> _Run | None:
+        """Remove the innermost block, and return its run if no other block is part of that.
+
+        Some frameworks exit a block in another context than the one that entered it.
+        """
+        entered = list(_entered.get())
+        place = next((n for n in reversed(range(len(entered))) if self._is_own(entered[n])), None)
+        run = entered.pop(place) if place is not None else self._open[-1] if self._open else None
+        _entered.set(tuple(entered))
+        if run is None or run.is_over or run in entered:
+            return None
+        run.is_over = True
+        self._open = [each for each in self._open if not each.is_over]
+        return run
+
+    def _end_run(self, run: _Run, error: BaseException | None) -> None:
+        """End a run. A run that ends with an exception has failed; its entries stay."""
+        self._registry.end(run.context)
+        outcome = "ok" if error is None else "error" if isinstance(error, Exception) else "interrupted"
+        text = error_text(error) if isinstance(error, Exception) else None
+        end = RunEnd(outcome, text, elapsed_ms(run.started))
+        self._storage.append(run.context, self._buffer.redaction.entries([end]))
+
+    def _enclosing(self) -> _Run | None:
+        return next((run for run in reversed(_entered.get()) if self._is_own(run) and not run.is_over), None)
+
+    def _is_own(self, run: _Run) -> bool:
+        of, key = run.context, (*self._key, self._hand.incarnation)
+        return run.buffer is self._buffer and (of.session_id, of.identity, of.incarnation) == key
 
 
 def _checked(given: Sayable) -> BaseMessage:
@@ -280,122 +379,3 @@ def _withheld(session_id: str, entry: MessageEntry) -> Message:
         marks=("withheld:message",),
         created_at=entry.created_at or datetime.min,
     )
-
-
-@dataclass(slots=True, eq=False)
-class _Run:
-    context: RunContext
-    storage: Storage
-    started: float = field(default_factory=time.perf_counter)
-    is_over: bool = False
-
-
-_entered: ContextVar[tuple[_Run, ...]] = ContextVar("session_middleware_blocks", default=())  # one item per open block
-
-
-class ManualRuns:
-    """The runs of one session handle that ``with session:`` begins."""
-
-    def __init__(
-        self,
-        storage: Storage,
-        buffer: RecordBuffer,
-        registry: RunRegistry,
-        queue: RunQueue,
-        *,
-        new_context: Callable[..., RunContext],
-    ) -> None:
-        self._storage = storage
-        self._buffer = buffer
-        self._registry = registry
-        self._queue = queue
-        self._new_context = new_context
-        self._outside = new_context()
-        self._open: list[_Run] = []
-
-    @property
-    def context(self) -> RunContext | None:
-        """The context of the enclosing run. A thread outside any block gets that of the only open run."""
-        run = self._enclosing() or (self._open[0] if len(self._open) == 1 else None)
-        return None if run is None else run.context
-
-    def enter(self) -> None:
-        run = self._enclosing() or self._begin()
-        _entered.set((*_entered.get(), run))
-
-    async def aenter(self) -> None:
-        run = self._enclosing() or await self._abegin()
-        _entered.set((*_entered.get(), run))
-
-    def exit(self, error: BaseException | None) -> None:
-        if (run := self._exited()) is not None:
-            self._end(run, error)
-
-    async def aexit(self, error: BaseException | None) -> None:
-        if (run := self._exited()) is not None:
-            await asyncio.shield(self._buffer.executor.run(self._end, run, error))
-
-    def _enclosing(self) -> _Run | None:
-        return next((run for run in reversed(_entered.get()) if self._is_own(run) and not run.is_over), None)
-
-    def _is_own(self, run: _Run) -> bool:
-        of, own = run.context, self._outside
-        incarnation = None if own.hand is None else own.hand.incarnation
-        is_same = (of.session_id, of.identity, of.incarnation) == (own.session_id, own.identity, incarnation)
-        return is_same and run.storage is self._storage
-
-    def _begin(self) -> _Run:
-        context = self._new_context(run_id=self._buffer.new_id())
-        self._registry.register(context)
-        try:
-            self._queue.acquire(context)
-            self._storage.append(context)
-        except BaseException:
-            self._registry.end(context)
-            raise
-        return self._begun(context)
-
-    async def _abegin(self) -> _Run:
-        context = self._new_context(run_id=self._buffer.new_id())
-        self._registry.register(context)
-        has_turn = False
-        try:
-            await self._queue.aacquire(context)
-            has_turn = True
-            await self._buffer.executor.run(self._storage.append, context)
-        except BaseException as error:
-            self._registry.end(context)
-            if has_turn and isinstance(error, asyncio.CancelledError):  # the executor may still begin the run
-                self._buffer.add(context, [RunEnd("interrupted", None, 0.0)])
-                self._buffer.flush(context)
-            raise
-        return self._begun(context)
-
-    def _begun(self, context: RunContext) -> _Run:
-        run = _Run(context, self._storage)
-        self._open.append(run)
-        self._registry.enter_block(context)
-        return run
-
-    def _exited(self) -> _Run | None:
-        """Remove the innermost block, and return its run if no other block is part of that.
-
-        Some frameworks exit a block in another context than the one that entered it.
-        """
-        entered = list(_entered.get())
-        place = next((n for n in reversed(range(len(entered))) if self._is_own(entered[n])), None)
-        run = entered.pop(place) if place is not None else self._open[-1] if self._open else None
-        _entered.set(tuple(entered))
-        if run is None or run.is_over or run in entered:
-            return None
-        run.is_over = True
-        self._open = [each for each in self._open if not each.is_over]
-        return run
-
-    def _end(self, run: _Run, error: BaseException | None) -> None:
-        """End a run. A run that ends with an exception has failed; its entries stay."""
-        self._registry.end(run.context)
-        outcome = "ok" if error is None else "error" if isinstance(error, Exception) else "interrupted"
-        text = error_text(error) if error is not None and outcome == "error" else None
-        end = RunEnd(outcome, text, elapsed_ms(run.started))
-        self._storage.append(run.context, self._buffer.redaction.entries([end]))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from session_middleware.settings import DETECTORS, RECORDED, Record, Redact
@@ -105,10 +105,10 @@ class RedactionPolicy:
             return all(kind in kinds for kinds in (default, *self._record.values()))
         return kind in self._record.get(tool or "*", default)
 
-    def entries(self, entries: Iterable[Entry]) -> list[Entry]:
+    def entries(self, entries: Sequence[Entry]) -> Sequence[Entry]:
         """Return redacted entries, without those that the ``record`` setting excludes."""
         if self._changes_nothing:
-            return list(entries)
+            return entries
         return [redacted for entry in entries if (redacted := self._entry(entry)) is not None]
 
     def messages(self, messages: Sequence[MessageEntry]) -> list[MessageEntry]:
@@ -151,7 +151,6 @@ class RedactionPolicy:
         redacted = self._redacted(message, "text", "content", "name", "artifact")
         marks = list(redacted.marks)
         return redacted._replace(
-            text=redacted.text or "",
             tool_calls=[self._call(call, marks) for call in message.tool_calls],
             extra=self._fields(message.extra or {}, marks) or None,
             call=message.call if self.is_recorded("model_calls") else None,
@@ -169,20 +168,20 @@ class RedactionPolicy:
         is_invalid = call.get("type") == "invalid_tool_call"
         return {**call, "args": None, "error": None} if is_invalid else {**call, "args": {}}
 
-    def _text(self, text: str | None) -> tuple[str | None, Sequence[str]]:
-        marks = []
+    def _text(self, text: str, marks: list[str]) -> str:
         for mark, detect in self._detectors if text else ():
             try:
-                redacted = detect(str(text))
+                redacted = detect(text)
                 if not isinstance(redacted, str):
                     raise TypeError(f"redact returned a {type(redacted).__name__}, not a str")
             except Exception as error:  # noqa: BLE001  # a text on which the user's function fails is not recorded
                 self._on_error(error)
-                return "[not recorded: redaction failed]", ("redacted",)
+                marks.append("redacted")
+                return "[not recorded: redaction failed]"
             if redacted != text:
                 text = redacted
                 marks.append(mark)
-        return text, marks
+        return text
 
     def _redact(self, value: Any, marks: list[str]) -> Any:
         """Redact each text in a value. The marks of the changes are appended to `marks`."""
@@ -192,9 +191,7 @@ class RedactionPolicy:
 
     def _walk(self, value: Any, marks: list[str]) -> Any:
         if isinstance(value, str):
-            text, more = self._text(value)
-            marks += more
-            return text
+            return self._text(str(value), marks)
         if isinstance(value, dict):
             found: dict[str, Any] = {}
             numbers: dict[str, int] = {}

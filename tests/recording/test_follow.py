@@ -170,11 +170,11 @@ def test_a_look_reads_nothing_until_something_was_committed(
 
 
 def test_looks_come_less_often_the_longer_nothing_comes_and_stop_at_the_timeout() -> None:
-    pace = follow._Pace(None)
-    waits = [pace.wait() for _ in range(8)]
-    assert waits == sorted(waits)  # type: ignore[type-var]
+    pauses = follow._pauses(None)
+    waits = [next(pauses) for _ in range(8)]
+    assert waits == sorted(waits)
     assert (waits[0], waits[-1]) == (0.01, 0.25)
-    assert follow._Pace(timedelta(0)).wait() is None
+    assert next(follow._pauses(timedelta(0)), None) is None
 
 
 def test_nothing_is_held_while_a_follower_waits_for_its_next_record(sessions: Sessions, tmp_path: Path) -> None:
