@@ -298,8 +298,9 @@ def test_an_operation_that_fails_has_done_nothing(name: str, storage: Any) -> No
     last = "INSERT ON events" if name == "copy" else "DELETE ON checkpoints"
     if storage.name.startswith("postgresql://"):
         body = "RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no'; END $$"
-        fail = f"CREATE FUNCTION fail() {body}; CREATE TRIGGER fail BEFORE {last} FOR EACH ROW EXECUTE FUNCTION fail()"
-        storage._database.write(lambda connection: connection.script(fail))
+        trigger = f"CREATE TRIGGER fail BEFORE {last} FOR EACH ROW EXECUTE FUNCTION fail()"
+        storage._database.write(lambda connection: connection.execute(f"CREATE FUNCTION fail() {body}"))
+        storage._database.write(lambda connection: connection.execute(trigger))
     else:
         fail = f"CREATE TEMP TRIGGER fail BEFORE {last} BEGIN SELECT RAISE(ABORT, 'no'); END"
         storage._database.write(lambda connection: connection.execute(fail))

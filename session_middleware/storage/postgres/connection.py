@@ -1,22 +1,30 @@
 """A connection to PostgreSQL, as the operations in SQL need it.
 
-It uses libpq through `psycopg.pq`, because a cursor for each statement costs about ten times as much.
+It uses libpq through `psycopg.pq`, in pipeline mode: a cursor for each statement costs about ten times as much, and a
+round trip for each statement costs more than the statement does.
 """
 
 from __future__ import annotations
 
+import itertools
 import struct
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import suppress
+from itertools import zip_longest
+from typing import Any, NoReturn
 
 import psycopg
 from psycopg import errors, pq
+from psycopg.waiting import Ready, Wait
 
 from session_middleware.models import Event
 from session_middleware.storage.postgres.translation import translated
+from session_middleware.storage.sql.connection import Retry
 
 _SUCCEEDED = (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK, pq.ExecStatus.EMPTY_QUERY)
 _SAVEPOINTS = ("SAVEPOINT", "RELEASE", "ROLLBACK")
+_QUEUE = 500  # statements that are sent together at most
+_NO_ROW, _LOCKED = "SM001", "SM002"  # raised by functions of `library.sql`
 
 
 class RetryExclusively(BaseException):
@@ -52,38 +60,77 @@ _READERS: dict[int, Callable[[bytes], Any]] = {  # by the number of the type; ot
 
 
 class PostgresCursor:
-    """The result of a statement."""
+    """The result of a statement. It is received from the server when it is first looked at."""
 
-    def __init__(self, result: pq.abc.PGresult) -> None:
-        self.rowcount = result.command_tuples or 0
-        columns = range(result.nfields)
-        self.description = [((result.fname(n) or b"").decode(),) for n in columns]
-        readers = [_READERS.get(result.ftype(n), _text) if result.fformat(n) else _text for n in columns]
-        value = result.get_value
-        self._rows: Iterator[tuple[Any, ...]] = iter(
-            [
-                tuple([None if (data := value(row, n)) is None else readers[n](data) for n in columns])
-                for row in range(result.ntuples if columns else 0)
-            ]
-        )
+    def __init__(self, receive: Callable[[], None]) -> None:
+        self._receive = receive
+        self._result: pq.abc.PGresult | None = None
+        self._rows: Iterator[tuple[Any, ...]] | None = None
 
-    def fetchone(self) -> Any:
-        return next(self._rows, None)
+    def fill(self, result: pq.abc.PGresult) -> None:
+        self._result = result
 
-    def fetchmany(self, size: int = 1) -> list[Any]:
-        return [row for row, _ in zip(self._rows, range(size), strict=False)]
+    def _received(self) -> pq.abc.PGresult:
+        if self._result is None:
+            self._receive()
+        if self._result is None:
+            raise psycopg.InterfaceError("an earlier statement of the transaction has failed")
+        return self._result
 
-    def fetchall(self) -> list[Any]:
-        return list(self._rows)
+    @property
+    def rowcount(self) -> int:
+        return self._received().command_tuples or 0
+
+    @property
+    def description(self) -> list[tuple[str]]:
+        result = self._received()
+        return [((result.fname(n) or b"").decode(),) for n in range(result.nfields)]
 
     def __iter__(self) -> Iterator[Any]:
+        if self._rows is None:
+            self._rows = self._read(self._received())
         return self._rows
+
+    def _read(self, result: pq.abc.PGresult) -> Iterator[tuple[Any, ...]]:
+        columns = range(result.nfields)
+        readers = [_READERS.get(result.ftype(n), _text) for n in columns]
+        value = result.get_value
+        for row in range(result.ntuples if columns else 0):
+            yield tuple([None if (data := value(row, n)) is None else readers[n](data) for n in columns])
+
+    def fetchone(self) -> Any:
+        return next(iter(self), None)
+
+    def fetchmany(self, size: int = 1) -> list[Any]:
+        return [row for row, _ in zip(self, range(size), strict=False)]
+
+    def fetchall(self) -> list[Any]:
+        return list(self)
 
     def close(self) -> None:
         pass
 
 
+class _Preparation:
+    """A statement that the server prepares."""
+
+    def __init__(self, names: dict[bytes, bytes], text: bytes) -> None:
+        self._names, self._text = names, text
+
+    def fill(self, result: pq.abc.PGresult) -> None:
+        pass
+
+    def forget(self) -> None:
+        self._names.pop(self._text, None)
+
+
 class PostgresConnection:
+    """A connection whose statements are queued, and sent when a result is looked at or the transaction ends.
+
+    A transaction takes one round trip for each result that is looked at, and one for its end. The error of a statement
+    is raised by the next round trip: in a transaction that writes, as `RetryStatements`.
+    """
+
     conflict: type[Exception] = errors.UniqueViolation
     rejections: tuple[type[Exception], ...] = (
         psycopg.DataError,
@@ -97,71 +144,159 @@ class PostgresConnection:
         self.watched: frozenset[str] = frozenset()
         self.written: list[Event] = []
         self.unfinished: list[Any] = []
-        self.changes = 0  # rows that were inserted, updated and deleted
+        self.changes = 0  # statements that may have changed something
         self.is_writing = False
         self.has_savepoints = False  # a failed statement does not end the transaction
+        self.has_names = True  # each statement is prepared once, which not every transaction pooler allows
         self._pg = raw.pgconn
-        self._names: dict[bytes, bytes] = {}
+        self._names: dict[bytes, bytes] = {}  # of the prepared statements, by their text
+        self._numbers = itertools.count()
+        self._queued: list[PostgresCursor | _Preparation] = []
+        self._sent: list[PostgresCursor | _Preparation] = []  # whose results are to be received
+        self._syncs = 0  # among them
+        self._pg.enter_pipeline_mode()
+
+    # Statements
 
     def execute(self, sql: str, parameters: Any = (), /) -> PostgresCursor:
+        text, names, is_writing = translated(sql)
+        self.changes += is_writing
+        values = [parameters[name] for name in names] if type(parameters) is dict else parameters
         if not self.has_savepoints:
-            return self._first_try(sql, parameters)
+            return self._send(text, values)
         if sql.startswith(_SAVEPOINTS):
-            return self.script(sql)
-        self.script("SAVEPOINT statement")
+            return self._send_and_receive(text, values)
+        self._send(b"SAVEPOINT statement")
         try:
-            cursor = self._execute(sql, parameters)
+            cursor = self._send_and_receive(text, values)
         except psycopg.Error:
-            self.script("ROLLBACK TO statement")
+            if not self.raw.broken:
+                self._send_and_receive(b"ROLLBACK TO statement")
             raise
-        self.script("RELEASE statement")
+        self._send(b"RELEASE statement")
         return cursor
-
-    def _first_try(self, sql: str, parameters: Any) -> PostgresCursor:
-        try:
-            return self.script(sql) if sql.startswith(_SAVEPOINTS) else self._execute(sql, parameters)
-        except psycopg.Error as error:
-            if self.is_writing and not self.raw.broken:
-                raise RetryStatements from error
-            raise
 
     def executemany(self, sql: str, rows: Iterable[Any], /) -> None:
         for row in rows:
             self.execute(sql, row)
 
-    def script(self, sql: str) -> PostgresCursor:
-        """Execute statements of PostgreSQL's dialect without parameters, in one round trip."""
-        return PostgresCursor(self._checked(self._pg.exec_(sql.encode())))
+    def update_row(self, sql: str, parameters: Any, /) -> None:
+        self.execute(f"WITH updated AS ({sql} RETURNING 1) SELECT expect_row(count(*)) FROM updated", parameters)
 
-    @property
-    def is_in_transaction(self) -> bool:
-        return self._pg.transaction_status in (pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR)
+    def _send_and_receive(self, text: bytes, values: Sequence[Any] = ()) -> PostgresCursor:
+        cursor = self._send(text, values)
+        self.receive()
+        return cursor
 
-    @property
-    def is_open(self) -> bool:
-        """Whether a transaction is in progress and has not failed."""
-        return self._pg.transaction_status == pq.TransactionStatus.INTRANS
-
-    def _execute(self, sql: str, parameters: Any) -> PostgresCursor:
-        text, names = translated(sql)
-        values, formats = _encoded([parameters[name] for name in names] if type(parameters) is dict else parameters)
-        cursor = PostgresCursor(self._checked(self._pg.exec_prepared(self._prepared(text), values, formats, 1)))
-        if not cursor.description:
-            self.changes += cursor.rowcount
+    def _send(self, text: bytes, values: Sequence[Any] = ()) -> PostgresCursor:
+        if len(self._queued) >= _QUEUE:
+            self.receive()
+        encoded, formats = _encoded(values)
+        if self.has_names:
+            self._pg.send_query_prepared(self._prepared(text), encoded, formats, 1)
+        else:
+            self._pg.send_query_params(text, encoded, None, formats, 1)
+        cursor = PostgresCursor(self.receive)
+        self._queued.append(cursor)
         return cursor
 
     def _prepared(self, text: bytes) -> bytes:
         name = self._names.get(text)
         if name is None:
-            name = b"s%d" % len(self._names)
-            self._checked(self._pg.prepare(name, text))
-            self._names[text] = name
+            name = self._names[text] = b"s%d" % next(self._numbers)
+            self._pg.send_prepare(name, text)
+            self._queued.append(_Preparation(self._names, text))
         return name
 
-    def _checked(self, result: pq.abc.PGresult) -> pq.abc.PGresult:
-        if result.status not in _SUCCEEDED:
-            raise _error(self._pg, result)
-        return result
+    def _sync(self) -> None:
+        """Have the server execute what is queued, and recover from an error."""
+        if self._queued:
+            self._pg.pipeline_sync()
+            self._syncs += 1
+            self._sent += self._queued
+            self._queued.clear()
+
+    def receive(self) -> None:
+        """Receive the results of all statements, in one round trip. Raises the first error."""
+        self._sync()
+        (sent, self._sent), (syncs, self._syncs) = (self._sent, []), (self._syncs, 0)
+        if not sent:
+            return
+        error: psycopg.Error | None = None
+        try:
+            results = self.raw.wait(_results(self._pg, syncs))
+        except psycopg.OperationalError as lost:
+            results, error = [], lost
+        for each, result in zip_longest(sent, results):
+            if result is not None and result.status in _SUCCEEDED:
+                each.fill(result)
+                continue
+            error = error or _error(self._pg, result)
+            if isinstance(each, _Preparation):
+                each.forget()
+        if error is not None:
+            self._raise(error)
+
+    def _raise(self, error: psycopg.Error) -> NoReturn:
+        if error.sqlstate == _NO_ROW:
+            raise Retry from error
+        if error.sqlstate == _LOCKED:
+            raise RetryExclusively from error
+        has_lost_names = isinstance(error, (errors.DuplicatePreparedStatement, errors.InvalidSqlStatementName))
+        if has_lost_names:  # a pooler gave this transaction another connection than the last one
+            self.has_names = False
+        if has_lost_names or (self.is_writing and not self.has_savepoints and not self.raw.broken):
+            raise RetryStatements from error
+        raise error
+
+    # Transactions
+
+    def begin(self, mode: bytes, settings: bytes) -> None:
+        """Queue the begin of a transaction. Raises `psycopg.OperationalError` if the connection is known to be lost."""
+        for _ in range(2):  # the server's last message, then the end of the connection
+            self._pg.consume_input()
+        self._send(mode)
+        self._send(settings)
+
+    def commit(self) -> None:
+        self._send_and_receive(b"COMMIT")
+
+    def end(self) -> None:
+        """Roll back, unless the transaction was committed. The next transaction receives the result."""
+        self.written.clear()
+        self.unfinished.clear()
+        self.is_writing = self.has_savepoints = False
+        if self._queued or self._pg.transaction_status != pq.TransactionStatus.IDLE:
+            with suppress(psycopg.Error, Retry, RetryExclusively, RetryStatements):
+                self.receive()
+                self._send(b"ROLLBACK")
+                self._sync()
+                self._pg.flush()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a transaction is in progress and has not failed."""
+        with suppress(psycopg.Error, Retry, RetryExclusively, RetryStatements):
+            self.receive()
+        return self._pg.transaction_status == pq.TransactionStatus.INTRANS
+
+
+def _results(connection: pq.abc.PGconn, syncs: int) -> Generator[Wait, Ready | int, list[pq.abc.PGresult]]:
+    """Send what libpq has not sent yet, and receive one result for each statement."""
+    found: list[pq.abc.PGresult] = []
+    while connection.flush():
+        if (yield Wait.RW) & Ready.R:
+            connection.consume_input()
+    while syncs and connection.status == pq.ConnStatus.OK:
+        while connection.is_busy():
+            yield Wait.R
+            connection.consume_input()
+        result = connection.get_result()
+        if result is not None and result.status == pq.ExecStatus.PIPELINE_SYNC:
+            syncs -= 1
+        elif result is not None:
+            found.append(result)
+    return found
 
 
 # PostgreSQL stores no NUL in a text, and cannot read one in JSON. Each is stored as two other characters.
@@ -203,11 +338,10 @@ def _encoded(parameters: Iterable[Any]) -> tuple[list[Any], list[int]]:
     return values, [int(isinstance(value, bytes | bytearray | memoryview)) for value in parameters]
 
 
-def _error(connection: pq.abc.PGconn, result: pq.abc.PGresult) -> psycopg.Error:
-    fields = (
-        pq.DiagnosticField.MESSAGE_PRIMARY,
-        pq.DiagnosticField.CONSTRAINT_NAME,
-    )  # other fields repeat stored values
+def _error(connection: pq.abc.PGconn, result: pq.abc.PGresult | None) -> psycopg.Error:
+    if result is None:
+        return psycopg.OperationalError(connection.error_message.decode("utf-8", "replace").strip() or "it was lost")
+    fields = (pq.DiagnosticField.MESSAGE_PRIMARY, pq.DiagnosticField.CONSTRAINT_NAME)  # the others repeat values
     parts = [part for field in fields if (part := result.error_field(field))] or [connection.error_message]
     message = " ".join(part.decode("utf-8", "replace").strip() for part in dict.fromkeys(parts))
     state = result.error_field(pq.DiagnosticField.SQLSTATE)
@@ -216,4 +350,6 @@ def _error(connection: pq.abc.PGconn, result: pq.abc.PGresult) -> psycopg.Error:
     try:
         return errors.lookup(state.decode())(message)
     except KeyError:
-        return psycopg.DatabaseError(message)
+        error = psycopg.DatabaseError(message)
+        error.sqlstate = state.decode()
+        return error

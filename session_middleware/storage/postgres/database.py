@@ -13,17 +13,17 @@ import os
 import re
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, TypeVar, cast
+from queue import Empty, LifoQueue
+from typing import TypeVar
 
 import psycopg
 from psycopg import errors
-from psycopg_pool import ConnectionPool, PoolTimeout
 
 from session_middleware.errors import StorageError
 from session_middleware.models import Clock, NewId
 from session_middleware.settings import SessionSettings, without_secrets
 from session_middleware.storage.postgres import schema
-from session_middleware.storage.postgres.connection import PostgresConnection
+from session_middleware.storage.postgres.connection import PostgresConnection, RetryStatements
 from session_middleware.storage.postgres.writer import PostgresWriter
 from session_middleware.storage.sql.database import DATA_ERRORS, Database, data_error
 from session_middleware.storage.sql.engine import SqlStorage
@@ -33,14 +33,22 @@ T = TypeVar("T")
 _CONNECTIONS = 10  # at most, of a process
 _WAIT_SECONDS = 30  # for a free connection
 _CONNECT_SECONDS = 10
-_SETTINGS = "; ".join(
-    f"SET LOCAL {setting}"
-    for setting in (
-        f"search_path TO {schema.NAME}",
-        # The statements are written for nested loops in the order of their tables, as SQLite executes them.
-        *("join_collapse_limit TO 1", "enable_hashjoin TO off", "enable_mergejoin TO off"),
-    )
-)
+_SETTINGS = {
+    "search_path": schema.NAME,
+    # The statements are written for nested loops in the order of their tables, as SQLite executes them.
+    "join_collapse_limit": "1",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+}
+
+
+def _set(**settings: str) -> bytes:
+    calls = [f"set_config('{name}', '{value}', true)" for name, value in settings.items()]
+    return f"SELECT {', '.join(calls)}".encode()
+
+
+_SET, _SET_UNDURABLE = _set(**_SETTINGS), _set(**_SETTINGS, synchronous_commit="off")
+_BEGIN, _BEGIN_SNAPSHOT = b"BEGIN", b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 
 
 class PostgresStorage(SqlStorage):
@@ -48,10 +56,6 @@ class PostgresStorage(SqlStorage):
 
     def __init__(self, url: str, settings: SessionSettings, *, clock: Clock, new_id: NewId) -> None:
         super().__init__(PostgresDatabase(url, synchronous=settings.synchronous), settings, clock=clock, new_id=new_id)
-
-
-class _Raw(psycopg.Connection[Any]):
-    ours: PostgresConnection | None = None
 
 
 class PostgresDatabase(Database):
@@ -66,71 +70,82 @@ class PostgresDatabase(Database):
 
     def _migrate(self) -> None:
         try:
-            raw = _Raw.connect(self._url, autocommit=True, connect_timeout=_CONNECT_SECONDS)
+            raw = psycopg.connect(self._url, autocommit=True, connect_timeout=_CONNECT_SECONDS)
         except psycopg.ProgrammingError:  # its text repeats the URL
             problem = "the URL is not valid"
             raise StorageError(self.path, problem, advice="write postgresql://user@host:port/database") from None
         with raw:
             try:
-                schema.migrate(PostgresConnection(raw))
+                schema.migrate(raw)
             except errors.InsufficientPrivilege as error:
                 problem, advice = f"this role may not create its tables ({error})", "open it once as their owner"
                 raise StorageError(self.path, problem, advice=advice) from error
 
     def _open(self) -> None:
-        self._pool = ConnectionPool(
-            self._url,
-            connection_class=_Raw,
-            kwargs={"autocommit": True, "connect_timeout": _CONNECT_SECONDS},
-            min_size=0,
-            max_size=_CONNECTIONS,
-            timeout=_WAIT_SECONDS,
-            open=True,
+        self._free: LifoQueue[PostgresConnection | None] = LifoQueue()  # ``None``: one that may be opened
+        for _ in range(_CONNECTIONS):
+            self._free.put(None)
+        self._writer = PostgresWriter(
+            self._begin_writing, self._give_back, self.mapped_error, synchronous=self._synchronous
         )
-        self._writer = PostgresWriter(self.begin, self.give_back, self.mapped_error, synchronous=self._synchronous)
 
     def close(self) -> None:
         if not self._closed:
             self._closed = True
             if self._process == os.getpid():
-                self._pool.close()
+                self._close_free()
+
+    def _close_free(self) -> None:
+        with suppress(Empty):
+            while True:
+                if (connection := self._free.get_nowait()) is not None:
+                    connection.raw.close()
 
     # Transactions
 
-    def begin(self, mode: str, then: str = "") -> PostgresConnection:
-        """Begin a transaction and execute `then`, in one round trip. An idle connection that was lost is replaced."""
-        for left in reversed(range(_CONNECTIONS + 1)):
-            raw = self._pool.getconn()
-            if raw.ours is None:
-                raw.ours = PostgresConnection(raw)
+    def _begin(self, mode: bytes, settings: bytes) -> PostgresConnection:
+        """Begin a transaction on the connection that was used last. One that was lost since is replaced."""
+        while True:
             try:
-                raw.ours.script(f"BEGIN {mode}; {_SETTINGS}; {then}")
-            except psycopg.OperationalError:
-                self._pool.putconn(raw)
-                if not left:
+                connection = self._free.get(timeout=_WAIT_SECONDS)
+            except Empty:
+                advice = "use fewer threads, or keep transactions short"
+                raise StorageError(self.path, "no connection was free", advice=advice) from None
+            is_new = connection is None
+            try:
+                if connection is None:
+                    raw = psycopg.connect(self._url, autocommit=True, connect_timeout=_CONNECT_SECONDS)
+                    connection = PostgresConnection(raw)
+                connection.begin(mode, settings)
+            except BaseException as error:
+                self._free.put(None)
+                if is_new or not isinstance(error, psycopg.OperationalError):
                     raise
-            except BaseException:
-                self.give_back(raw.ours)
-                raise
             else:
-                return raw.ours
-        raise AssertionError
+                return connection
 
-    def give_back(self, connection: PostgresConnection) -> None:
+    def _begin_writing(self, *, is_durable: bool) -> PostgresConnection:
+        return self._begin(_BEGIN, _SET if is_durable else _SET_UNDURABLE)
+
+    def _give_back(self, connection: PostgresConnection) -> None:
         """End the transaction, unless it has ended, and let other threads use the connection."""
-        connection.written.clear()
-        connection.is_writing = connection.has_savepoints = False
-        with suppress(psycopg.Error):
-            if connection.is_in_transaction:
-                connection.script("ROLLBACK")
-        self._pool.putconn(cast("_Raw", connection.raw))
+        try:
+            connection.end()
+        finally:
+            is_lost = connection.raw.closed or connection.raw.broken
+            self._free.put(None if is_lost else connection)
+            if self._closed:
+                self._close_free()
 
     def _read(self, operation: Callable[[PostgresConnection], T]) -> T:
-        connection = self.begin("ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        try:
-            return operation(connection)
-        finally:
-            self.give_back(connection)
+        while True:
+            connection = self._begin(_BEGIN_SNAPSHOT, _SET)
+            try:
+                return operation(connection)
+            except RetryStatements:  # now without prepared statements
+                continue
+            finally:
+                self._give_back(connection)
 
     def version(self) -> int:
         sql = "SELECT pg_catalog.pg_current_snapshot()::text"
@@ -152,7 +167,6 @@ def storage_error(name: str, error: Exception) -> StorageError:
         return data_error(name, error)
     text = " ".join(re.sub(r"password=\S+", "password=…", str(error)).split())
     for kind, problem, advice in (
-        (PoolTimeout, "no connection was free", "raise the server's limit, or use fewer threads"),
         (errors.InsufficientPrivilege, f"this role may not do that ({text})", "grant it the rights on the schema"),
         (errors.ReadOnlySqlTransaction, "it is read-only", "name the primary server to write"),
         (errors.DiskFull, "the server's disk is full", "free some space and try again; what was acknowledged is safe"),

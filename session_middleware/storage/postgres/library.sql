@@ -61,18 +61,23 @@ CREATE FUNCTION max(a bigint, b bigint, c bigint, d bigint, e bigint) RETURNS bi
 $$;
 
 -- Lock the family of a session until the end of the transaction; returns whether it is locked.
-CREATE FUNCTION lock_family(session_id text, may_wait boolean) RETURNS boolean LANGUAGE plpgsql AS $$
+-- What a statement's result would be looked at for is an error instead, which takes no round trip.
+CREATE FUNCTION expect_row(count bigint) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    IF count = 0 THEN RAISE 'no row was updated' USING ERRCODE = 'SM001'; END IF;
+END $$;
+CREATE FUNCTION lock_family(session_id text, may_wait boolean) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     family text;
     locked text;
 BEGIN
     LOOP
         family := COALESCE((SELECT family_id FROM sessions WHERE id = session_id), session_id);
-        IF family = locked THEN RETURN true; END IF;  -- it is still the family after the wait
+        IF family = locked THEN RETURN; END IF;  -- it is still the family after the wait
         IF may_wait THEN
             PERFORM pg_advisory_xact_lock(hashtextextended(family, 7236));
         ELSIF NOT pg_try_advisory_xact_lock(hashtextextended(family, 7236)) THEN
-            RETURN false;
+            RAISE 'the family is locked' USING ERRCODE = 'SM002';
         END IF;
         locked := family;
     END LOOP;

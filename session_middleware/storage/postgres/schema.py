@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from importlib.resources import files
+from typing import Any
 
-from session_middleware.storage.postgres.connection import PostgresConnection
+import psycopg
+
 from session_middleware.storage.sql.schema import TABLES
 
 NAME = "session_middleware"
@@ -48,15 +50,15 @@ def _read(name: str) -> str:
     return (files(__package__) / name).read_text()
 
 
-def migrate(connection: PostgresConnection) -> None:
+def migrate(connection: psycopg.Connection[Any]) -> None:
     """Create the tables if they do not exist."""
-    if _is_applied(connection):
-        return
-    connection.script(f"BEGIN; SELECT pg_advisory_xact_lock({_LOCK})")
-    if not _is_applied(connection):
-        connection.script(";\n".join(statements()))
-    connection.script("COMMIT")
+    if not _is_migrated(connection):
+        with connection.transaction():
+            connection.execute(f"SELECT pg_advisory_xact_lock({_LOCK})".encode())
+            if not _is_migrated(connection):
+                connection.execute(";\n".join(statements()).encode())
 
 
-def _is_applied(connection: PostgresConnection) -> bool:
-    return bool(connection.script(f"SELECT to_regclass('{NAME}.migrations') IS NOT NULL").fetchone()[0] == "t")
+def _is_migrated(connection: psycopg.Connection[Any]) -> bool:
+    (found,) = connection.execute(f"SELECT to_regclass('{NAME}.migrations') IS NOT NULL".encode()).fetchone() or (None,)
+    return bool(found)

@@ -22,12 +22,14 @@ _WORDS = tuple(
         (r"\bjson_object\(", "json_pair("),  # a word of the grammar since PostgreSQL 16
     )
 )
+_WRITING = re.compile(r"\b(INSERT|UPDATE|DELETE)\b")
 _PARAMETER = re.compile(r"'(?:[^']|'')*'|\?(\d+)|\?|(?<![:\w]):([a-z_]\w*)")
 
 
 class Translation(NamedTuple):
     text: bytes
     names: tuple[str, ...]  # of the parameters, in order, if they have names
+    is_writing: bool
 
 
 @lru_cache(maxsize=4096)
@@ -47,4 +49,4 @@ def translated(sql: str) -> Translation:
 
     for pattern, word in _WORDS:
         sql = pattern.sub(word, sql)
-    return Translation(_PARAMETER.sub(numbered, sql).encode(), tuple(names))
+    return Translation(_PARAMETER.sub(numbered, sql).encode(), tuple(names), bool(_WRITING.search(sql)))

@@ -55,3 +55,6 @@ class Connection(Protocol):
     def changes(self) -> int: ...  # grows with each row that the connection inserts, updates or deletes
     def execute(self, sql: str, parameters: Any = ..., /) -> Cursor: ...
     def executemany(self, sql: str, rows: Iterable[Any], /) -> object: ...
+
+    def update_row(self, sql: str, parameters: Any, /) -> None:
+        """Execute an UPDATE. Raises `Retry` if it changes no row, at the latest when the transaction is committed."""

@@ -272,14 +272,14 @@ class SessionWrite:
                 values = some[0] if len(some) == 1 else [value for row in some for value in row]
                 sql = f"{each.head}{', '.join([each.marks] * len(some))}{each.tail}"
                 try:
-                    done = self._connection.execute(sql, values).rowcount
+                    inserted = self._connection.execute(sql, values)
                 except self._connection.conflict as error:
                     if not self._is_verified and not self._is_current():
                         raise StaleState from error
                     if "list_items" in str(error):
                         raise ListConflict from error
                     raise
-                if each.if_there is not None and not done:
+                if each.if_there is not None and not inserted.rowcount:
                     each.if_there()
 
     @contextmanager
@@ -317,11 +317,9 @@ class SessionWrite:
         values += self._activity or ()
         values += (state.session_id, state.home) if self._is_verified else (state.session_id, state.home, state.version)
         sql = _UPDATES[head is not None, self._activity is not None, self._is_verified]
-        row = self._connection.execute(sql, values).fetchone()
-        if row is None:
-            raise StaleState
+        self._connection.update_row(sql, values)
         self._is_verified, self._has_written, self.changes_head, self._activity = True, False, False, None
-        (state.version,), state.last_seq, state.branch = row, counters.last_seq, counters.branch
+        state.version, state.last_seq, state.branch = state.version + 1, counters.last_seq, counters.branch
         return self._connection
 
     def _is_current(self) -> bool:
@@ -357,6 +355,5 @@ _UPDATES = {  # by whether the head has changed, whether there was activity, and
     + _ACTIVITY * activity
     + " WHERE id = ? AND home = ?"
     + " AND version = ?" * (not verified)
-    + " RETURNING version"
     for head, activity, verified in product((False, True), repeat=3)
 }

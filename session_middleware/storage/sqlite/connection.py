@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 
 from session_middleware.errors import StorageError
 from session_middleware.models import Event
-from session_middleware.storage.sql.connection import DamagedRow
+from session_middleware.storage.sql.connection import DamagedRow, Retry
 from session_middleware.storage.sql.database import data_error
 from session_middleware.storage.sqlite.files import beside
 
@@ -53,6 +53,10 @@ class SqliteConnection(sqlite3.Connection):
         self.create_aggregate("latencies", 1, cast("Any", _Latencies))
         self.written: list[Event] = []
         self.unfinished: list[Any] = []
+
+    def update_row(self, sql: str, parameters: Any, /) -> None:
+        if not self.execute(sql, parameters).rowcount:
+            raise Retry
 
 
 def connect(path: str, mode: str = "mode=rw") -> SqliteConnection:
