@@ -309,7 +309,7 @@ def test_an_operation_that_fails_has_done_nothing(name: str, storage: Any) -> No
         OPERATIONS[name](storage)
     assert everything(storage) == before
     if storage.name.startswith("postgresql://"):  # the next test has this database too
-        storage._database.write(lambda connection: connection.script("DROP FUNCTION fail CASCADE"))
+        storage._database.write(lambda connection: connection.execute("DROP FUNCTION fail CASCADE"))
 
 
 @pytest.mark.parametrize("storage_url", ["file", "memory"], indirect=True)
