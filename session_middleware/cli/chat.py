@@ -54,10 +54,11 @@ def converse(
     except KeyboardInterrupt:
         console.print()
     finally:
-        command = ["session-middleware", "chat", "--thread", session.id]
-        command += ["--user", session.user_id] if session.user_id else []
-        command += ["--db", without_secrets(sessions.settings.storage_url)]
-        console.print(Text.assemble(("resume with: ", "dim"), visible(shlex.join(command))), soft_wrap=True)
+        if sessions.settings.storage_url != ":memory:":
+            command = ["session-middleware", "chat", "--thread", session.id]
+            command += ["--user", session.user_id] if session.user_id else []
+            command += ["--db", without_secrets(sessions.settings.storage_url)]
+            console.print(Text.assemble(("resume with: ", "dim"), visible(shlex.join(command))), soft_wrap=True)
 
 
 def _graph(model: BaseChatModel | None) -> Any:
