@@ -98,10 +98,6 @@ def check_database(path: str) -> None:
         raise StorageError(path, "the database is empty", advice=advice)
 
 
-def confirm(question: str) -> None:
-    click.confirm(question, abort=True, err=True)
-
-
 def console_of_stdout() -> Console:
     """A console on the current stdout. A character that the encoding lacks becomes a question mark."""
     from io import TextIOWrapper
@@ -121,13 +117,6 @@ def print_result(value: Any, picture: RenderableType, *, as_json: bool) -> None:
         click.echo(json.dumps(to_jsonable_python(value), indent=2))
     else:
         console_of_stdout().print(picture, crop=False)
-
-
-def bytes_text(size: int) -> str:
-    for unit, name in ((1e9, "GB"), (1e6, "MB")):
-        if size >= unit / 10:
-            return f"{size / unit:,.1f} {name}"
-    return f"{size / 1e3:,.1f} kB"
 
 
 # Errors

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
+from rich.filesize import decimal
 from rich.text import Text
 
 from session_middleware import __version__
-from session_middleware.cli.common import bytes_text, check_database
+from session_middleware.cli.common import check_database
 from session_middleware.cli.health import facts_grid, line, verdict
 from session_middleware.display.text import plural
 from session_middleware.errors import StorageError
@@ -76,15 +77,15 @@ def diagnosis_picture(found: dict[str, Any]) -> RenderableType:
     """Versions, facts about the file, and a verdict."""
     facts = [*found["versions"].items(), ("database", found["path"])]
     if "file_bytes" in found:
-        log = bytes_text(found["log_bytes"])
-        facts.append(("size", f"{bytes_text(found['file_bytes'])}, write-ahead log {log}"))
+        log = decimal(found["log_bytes"])
+        facts.append(("size", f"{decimal(found['file_bytes'])}, write-ahead log {log}"))
     if "pages" in found:
         facts.append(("pages", "{pages:,} of {page_bytes:,} bytes, {unused_pages:,} unused".format(**found)))
         facts.append(("sessions", f"{found['sessions']:,}"))
     facts.append(("synchronous", found["synchronous"]))
     facts.append(("writable", "yes" if found["is_writable"] else "no"))
     if "free_bytes" in found:
-        facts.append(("free on disk", bytes_text(found["free_bytes"])))
+        facts.append(("free on disk", decimal(found["free_bytes"])))
     problems = found["problems"]
     return Group(
         facts_grid(facts),

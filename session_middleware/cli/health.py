@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
+from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
-from session_middleware.cli.common import bytes_text
 from session_middleware.display.text import plural, visible_line
 from session_middleware.models import ErasureReceipt, Problem
 from session_middleware.storage.sql.checks import repairable
@@ -72,7 +72,7 @@ def erasure_picture(receipt: ErasureReceipt) -> RenderableType:
 
 def deletion_picture(deleted: DeletionCounts, *, dry_run: bool) -> RenderableType:
     """The numbers of rows of a session that were or would be deleted."""
-    size = ("about" if dry_run else "freed", bytes_text(deleted.bytes_freed))
+    size = ("about" if dry_run else "freed", decimal(deleted.bytes_freed))
     facts = facts_grid([*_counts(deleted, *_COUNTS), size])
     return Group(facts, Text("nothing was deleted" if dry_run else "deleted"))
 

@@ -20,7 +20,6 @@ from session_middleware import __version__
 from session_middleware.cli import operator
 from session_middleware.cli.common import (
     USAGE_ERRORS,
-    bytes_text,
     console_of_stdout,
     database_command,
     db_option,
@@ -160,6 +159,8 @@ def import_command(source: str, db: str | None, allowed: tuple[str, ...], user_k
     An interrupted import continues when it is run again: checkpoints already copied are skipped.
     """
     types = _import_types(allowed)
+    from rich.filesize import decimal
+
     from session_middleware.importers.langgraph import import_checkpoints
     from session_middleware.importers.langgraph_source import open_source
     from session_middleware.sessions import Sessions
@@ -178,7 +179,7 @@ def import_command(source: str, db: str | None, allowed: tuple[str, ...], user_k
     )
     if done.unowned:
         click.echo(f"without an owner, and so open to everyone: {plural(done.unowned, 'thread')}")
-    sizes = [f"{name} {bytes_text(Path(name).stat().st_size)}" for name in (source, target) if Path(name).is_file()]
+    sizes = [f"{name} {decimal(Path(name).stat().st_size)}" for name in (source, target) if Path(name).is_file()]
     click.echo(", ".join(sizes))
     for thread in done.not_copied:
         click.echo(f"not copied: thread {thread.thread_id!r}: {thread.reason}", err=True)

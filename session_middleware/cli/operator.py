@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from session_middleware.cli.common import (
-    confirm,
     console_of_stdout,
     database_command,
     db_option,
@@ -97,7 +96,9 @@ def sweep(
         if older_than and not dry_run and not yes:
             count = len(sessions.sweep(dry_run=True, older_than=older_than, status=status))
             if count:
-                confirm(f"Delete {plural(count, 'session')} last active more than {older_than} ago?")
+                click.confirm(
+                    f"Delete {plural(count, 'session')} last active more than {older_than} ago?", abort=True, err=True
+                )
         ended = list(sessions.sweep(dry_run=dry_run, older_than=older_than, status=status))
         print_result(ended, sweep_table(ended), as_json=as_json)
         if not as_json:
@@ -144,7 +145,7 @@ def delete(sessions: Sessions, session_id: str, dry_run: bool, yes: bool, as_jso
     if not dry_run and not yes:
         noun = "session" if session is not None else "the archive of"
         running = ", in which a run is in progress" if session is not None and session.is_running else ""
-        confirm(f"Delete {noun} {session_id!r}{running}?")
+        click.confirm(f"Delete {noun} {session_id!r}{running}?", abort=True, err=True)
     counts = _counts_of(session) if dry_run else sessions.delete(session_id)
     value = {**counts._asdict(), "dry_run": dry_run}
     print_result(value, deletion_picture(counts, dry_run=dry_run), as_json=as_json)
@@ -228,7 +229,8 @@ def forget(sessions: Sessions, user_id: str, dry_run: bool, yes: bool, as_json: 
     receipt = sessions.forget_user(user_id, dry_run=True)
     if not dry_run:
         if not yes and has_data(receipt):
-            confirm(f"Delete {plural(receipt.sessions, 'session')} and all other data of {user_id!r}?")
+            question = f"Delete {plural(receipt.sessions, 'session')} and all other data of {user_id!r}?"
+            click.confirm(question, abort=True, err=True)
         receipt = sessions.forget_user(user_id)
     print_result(receipt, erasure_picture(receipt), as_json=as_json)
     if receipt.pending:

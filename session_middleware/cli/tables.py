@@ -205,25 +205,18 @@ def timeline(session: SessionInfo, records: Sequence[Record], *, full: bool = Fa
 
 
 def _not_repeated(records: Sequence[Record]) -> Iterable[Record]:
-    calls = {(record.message_id, record.tool_call_id) for record in records if isinstance(record, ToolCall)}
+    calls = {record.tool_call_id for record in records if isinstance(record, ToolCall)}
     for record in records:
         if isinstance(record, Message):
-            is_repeated = _is_in_call_rows(record, calls)
+            ids = {str(call.get("id")) for call in record.tool_calls}
+            is_request = not record.text and bool(ids) and ids <= calls
+            is_repeated = is_request or (record.role == "tool" and record.tool_call_id in calls)
         elif isinstance(record, Event):
             is_repeated = record.kind == "resumed" and record.reason is None and not record.detail
         else:
             is_repeated = isinstance(record, ModelCall) and record.error is None
         if not is_repeated:
             yield record
-
-
-def _is_in_call_rows(message: Message, calls: set[tuple[str | None, str]]) -> bool:
-    """Whether the rows of tool calls show all of a message: it is a call's result, or only asks for calls."""
-    if message.role == "tool":
-        return any(call_id == message.tool_call_id for _, call_id in calls)
-    ids = [str(call.get("id")) for call in message.tool_calls]
-    has_rows = [(message.message_id, call_id) in calls or (None, call_id) in calls for call_id in ids]
-    return not message.text and bool(has_rows) and all(has_rows)
 
 
 def _path(record: Record) -> str:
