@@ -11,13 +11,14 @@ import inspect
 import logging
 import os
 import threading
-from collections.abc import Awaitable, Callable
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any, Literal, TypeAlias, TypeVar
 
-from session_middleware.models import SweepResult
+from session_middleware.models import Event, SweepResult
 from session_middleware.settings import parse_duration
 from session_middleware.storage.protocol import Storage
 from session_middleware.storage.validation import check_callable
@@ -42,6 +43,7 @@ class EventHooks:
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
+        self._pending: deque[Event] = deque()
         self._hooks: dict[Name, list[Callable[[Any], Any]]] = {name: [] for name in _KINDS}
         self._process, self._lock = os.getpid(), threading.RLock()  # a hook may itself call `deliver`
         self.faults = 0
@@ -56,19 +58,27 @@ class EventHooks:
     def has(self, name: Name) -> bool:
         return bool(self._hooks[name])
 
-    def _deliver_on_a_thread(self) -> None:
+    def _deliver_on_a_thread(self, events: Sequence[Event]) -> None:
+        self._reset_after_fork()
+        self._pending.extend(events)
         with suppress(RuntimeError):  # the interpreter is shutting down
             threading.Thread(target=self.deliver, name="session-hooks").start()
 
     def deliver(self) -> None:
         """Call the hooks for queued events. Returns when they have returned."""
-        if os.getpid() != self._process:  # a fork, whose copy of the lock may be held by no thread
-            self._process, self._lock = os.getpid(), threading.RLock()
+        self._reset_after_fork()
         with self._lock:
-            while (event := self._storage.take_event()) is not None:
+            while self._pending:
+                event = self._pending.popleft()
                 for name, kinds in _KINDS.items():
                     for hook in tuple(self._hooks[name]) if event.kind in kinds else ():
                         self._call(hook, event)
+
+    def _reset_after_fork(self) -> None:
+        """The parent process delivers its events. The copy of its lock may be held by no thread."""
+        if os.getpid() != self._process:
+            self._process, self._lock = os.getpid(), threading.RLock()
+            self._pending.clear()
 
     def postponed(self, due: SweepResult, now: datetime) -> datetime | None:
         """The time until which ``expiring`` hooks postpone the expiry of a due session, or ``None``."""

@@ -481,11 +481,8 @@ class Storage(Protocol):
 
     # Events
 
-    def subscribe(self, kinds: Collection[str], on_events: Callable[[], object]) -> None:
-        """Queue the events of these kinds that this object commits from now on. Replaces the previous subscription.
+    def subscribe(self, kinds: Collection[str], on_events: Callable[[Sequence[Event]], object]) -> None:
+        """Call `on_events` after each commit of this object that has events of these kinds, in the order of commits.
 
-        `on_events` is called after each commit that has queued some, on any thread, and must not wait.
+        It is called on any thread, and must not wait. Replaces the previous subscription.
         """
-
-    def take_event(self) -> Event | None:
-        """Remove and return the next queued event, in the order of commits; ``None`` if there is none."""

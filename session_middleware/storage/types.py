@@ -84,6 +84,7 @@ class TombstoneInfo(NamedTuple):
     deleted_at: datetime
     user_id: str | None = None
     on_resume: OnResume | None = None  # the session's own setting
+    digest: str | None = None  # of the archive
 
 
 class ArchivedSession(Value):

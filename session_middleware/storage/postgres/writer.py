@@ -18,6 +18,7 @@ _LOCK_SOME = f"SELECT pg_advisory_xact_lock_shared({_ALL})"
 class PostgresWriter(Writer):
     connection: PostgresConnection
     errors = (psycopg.Error,)
+    locks_sessions = True
 
     def __init__(
         self,

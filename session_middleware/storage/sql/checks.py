@@ -119,8 +119,12 @@ def describe(kind: str, text: str, session_id: Any = None, *, table: str | None 
     return Problem(kind=kind, table=table, **dict(zip(("session_id", "key", "text"), texts, strict=True)))
 
 
+def find(connection: Connection, rules: EngineContext) -> list[Problem]:
+    """The problems that every engine finds."""
+    return without_moved(problem for check in checks(connection, rules) for problem in check())
+
+
 def checks(connection: Connection, rules: EngineContext) -> list[Callable[[], Iterable[Problem]]]:
-    """The checks that every engine carries out."""
     selects = (partial(_select, connection, *what) for what in _STATEMENTS)
     return [lambda: _remains(connection, rules), *selects]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -40,7 +40,7 @@ class Database:
         self._synchronous = synchronous
         self._closed = False
         self._watched: frozenset[str] = frozenset()
-        self._on_events: Callable[[], object] = lambda: None
+        self._on_events: Callable[[Sequence[Event]], object] = lambda _: None
         self._inherited: list[object] = []  # of the parent process; referenced, so never closed here
 
     def _open(self) -> None:
@@ -138,19 +138,10 @@ class Database:
         self._check_open()
         return self._writer.together(calls, durable=durable)
 
-    def watch(self, kinds: frozenset[str], on_events: Callable[[], object]) -> None:
-        """Queue the events of these kinds that are committed from now on, for `take_event`.
-
-        `on_events` is called after each commit that has queued some, on any thread, and must not wait.
-        """
+    def watch(self, kinds: frozenset[str], on_events: Callable[[Sequence[Event]], object]) -> None:
+        """Call `on_events` after each commit that has events of these kinds, on any thread. It must not wait."""
         self._watched = self._writer.watched = kinds
         self._on_events = self._writer.on_events = on_events
-
-    def take_event(self) -> Event | None:
-        if self.in_memory or os.getpid() == self._process:  # the events that a fork copied are the parent's
-            with suppress(IndexError):
-                return self._writer.events.popleft()
-        return None
 
     def erase(self) -> int:
         """Remove deleted content from the disk, and return the bytes released. In an operation: after its commit."""

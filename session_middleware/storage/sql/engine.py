@@ -42,7 +42,6 @@ from session_middleware.storage.sql.record.engine import RecordOperations
 from session_middleware.storage.sql.record.writer import EntrySnapshot, RecordWriteError, write_end
 from session_middleware.storage.sql.record.writer import write as record
 from session_middleware.storage.sql.session_state import (
-    SessionState,
     SessionWrite,
     StateCache,
     finish_writes,
@@ -56,7 +55,7 @@ T = TypeVar("T")
 
 
 class WriteDown(Protocol):
-    """Writes into the record what a context has kept for it, and what came now."""
+    """Records the buffered entries of a run, and those of the operation."""
 
     def __call__(self, entries: Sequence[Entry] = (), put: CheckpointPut | None = None) -> BranchPoint: ...
 
@@ -112,7 +111,7 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
         def undo() -> None:
             for each in before:
                 each.restore()
-            self._states.drop(context.session_id)
+            self._states.pop(context.session_id, None)
 
         while True:
             try:
@@ -125,33 +124,30 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
                 return result  # type: ignore[no-any-return]  # a `CommitThenRaise` was raised by write
 
     def _admit(self, connection: Connection, context: RunContext, *, announce: bool) -> SessionWrite:
-        """Admit the run to its session. What is known of the session is enough, unless something is to be written.
+        """Admit the run to its session. Nothing is read if the admission would write nothing.
 
-        The version ensures that it still holds, when the operations of the transaction are finished.
+        What is known of the session is verified by its version, when the operations of the transaction are finished.
         """
-        known, now = self._states.get(context.session_id), context.at or self._rules.clock()
-        if known is not None and context.known is known and self._is_settled(context, known, now, announce=announce):
+        known, now, lease = self._states.get(context.session_id), context.at or self._rules.clock(), context.lease
+        begins = context.run_id is not None and not context.begun and self._rules.settings.tracking
+        if (
+            known is not None
+            and context.known is known
+            and context.admitted
+            and (not begins if context.announced else not announce)
+            and lease is not None  # only a run with a lease is known not to have been revoked
+            and (lease.is_over or lease.number is not None)
+            and admission.is_same_second(known.last_active_at, now)
+        ):
             return known.write or SessionWrite(connection, known)
         finish_writes(connection)
-        known, is_active = admission.admit(connection, context, self._rules, known)
+        known, is_active = admission.Admitting(connection, context, self._rules).admit(known)
         context.known = state = known or self._states.load(connection, context.session_id)
         write = state.write or SessionWrite(connection, state)
         if is_active:
             session_rows.touch_with(write, self._rules, now)
         admission.begin(write, context, self._rules, announce=announce)
         return write
-
-    def _is_settled(self, context: RunContext, known: SessionState, now: datetime, *, announce: bool) -> bool:
-        """Whether an admission would write nothing. Only a run with a lease is known not to have been revoked."""
-        lease = context.lease
-        begins = context.run_id is not None and not context.begun and self._rules.settings.tracking
-        return (
-            context.admitted
-            and (not begins if context.announced else not announce)
-            and lease is not None
-            and (lease.is_over or lease.number is not None)
-            and admission.is_same_second(known.last_active_at, now)
-        )
 
     def _end_refused(
         self,
@@ -193,9 +189,7 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
             leases.release(connection, [context.lease.number])
         if end.outcome == "error":
             detail, now = {"run_id": context.run_id, "error": end.error}, self._now()
-            events.record_and_announce(
-                connection, context.session_id, "error", None, now, detail=detail, run_id=context.run_id
-            )
+            events.announce(connection, context.session_id, "error", None, detail, now, run_id=context.run_id)
 
     # Sessions
 
@@ -213,43 +207,40 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
         is_new = context.run_id is not None and not context.admitted and not context.is_inside
         if is_new and self._rules.settings.on_busy == "reject":
             self.acquire_session(context, wait=False)
-        return self._looking(context, lambda _, session: session)
+        return self._read_authorized(context, lambda _, session: session)
 
-    def _looking(self, context: RunContext, then: Callable[[Connection, SessionInfo], T]) -> T | None:
-        """Check a context and read what it came for in one snapshot; ``None`` when there is nothing for it."""
+    def _read_authorized(self, context: RunContext, then: Callable[[Connection, SessionInfo], T]) -> T | None:
+        """Authorize a context and read for it in one snapshot; ``None`` if its run starts with no session."""
 
         def operation(connection: Connection) -> T | None:
-            session = admission.authorize(connection, context, self._rules)
+            session = admission.Admitting(connection, context, self._rules).authorize()
             if session is None and context.admission == "opened":
                 latest_checkpoint.check_new(connection, context.session_id, self.name)
             return None if session is None else then(connection, session)
 
-        try:
-            found = self._database.read(operation)
-            return self._looking(context, then) if context.is_exposed and not self._hold_seen(context) else found
-        except admission.REFUSALS as error:
-            refusal = error
-        if not self._database.is_writable:  # nor can the event be
-            raise refusal
-        self._database.write(
-            lambda connection: self._refused(connection, context, refusal),
-            of=context.session_id,
-            undo=partial(setattr, context, "refused", context.refused),
-        )
-        return None  # never: the refusal was raised
+        while True:
+            try:
+                found = self._database.read(operation)
+            except admission.REFUSALS as error:
+                if not self._database.is_writable:  # nor can the event be written
+                    raise
+                undo = partial(setattr, context, "refused", context.refused)
+                refuse = partial(self._refused, context=context, error=error)
+                self._database.write(refuse, of=context.session_id, undo=undo)
+                raise  # never reached: the refusal was raised by write
+            if not context.is_exposed or self._hold_seen(context):
+                return found
 
     def find_session(self, session_id: str) -> SessionInfo | None:
-        return self._database.read(lambda connection: session_rows.seen(connection, session_id, self._rules))
+        return self._read(session_rows.seen, session_id, self._rules)
 
     def list_sessions(
         self, where: SessionFilter, *, limit: int | None, before: tuple[datetime, str] | None = None
     ) -> list[SessionInfo]:
-        return self._database.read(
-            lambda connection: session_rows.list_(connection, where, self._rules, limit=limit, before=before)
-        )
+        return self._read(session_rows.list_, where, self._rules, limit=limit, before=before)
 
     def count_sessions(self, where: SessionFilter) -> int:
-        return self._database.read(lambda connection: session_rows.count(connection, where, self._rules))
+        return self._read(session_rows.count, where, self._rules)
 
     # The record
 
@@ -266,7 +257,7 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
             if context is not None:
                 before[:] = [EntrySnapshot(context)]
                 try:
-                    admission.admit_memories(connection, context, self._rules, changes=changes)
+                    admission.Admitting(connection, context, self._rules).admit_memories(changes=changes)
                 except admission.REFUSALS as error:
                     return self._refused(connection, context, error)
             items.put(connection, puts, self._now())
@@ -289,8 +280,8 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
 
     def put_writes(self, put: WritesPut) -> None:
         def then(write: SessionWrite, write_down: WriteDown) -> None:
-            if any(isinstance(entry, ToolEnd) for entry in tuple(put.context.entries)):  # others add to it meanwhile
-                write_down()  # what was executed is not executed again, so the record must not say that it was cut off
+            if ToolEnd in map(type, tuple(put.context.entries)):  # others add to it meanwhile
+                write_down()  # the result will not be computed again, so the record must have it
             checkpoints.put_writes(write, put)
 
         self._run_admitted(put.context, then, announce=False, patient=True)
@@ -302,7 +293,7 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
         checkpoint_id: str | None,
         have: Mapping[int, ListRef] = MappingProxyType({}),
     ) -> StoredCheckpoint | None:
-        return self._looking(
+        return self._read_authorized(
             context,
             lambda connection, session: checkpoints.get(
                 connection, session.id, checkpoint_ns, checkpoint_id, self.name, have
@@ -310,9 +301,7 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
         )
 
     def get_checkpoint(self, session_id: str, checkpoint_ns: str, checkpoint_id: str | None) -> StoredCheckpoint | None:
-        return self._database.read(
-            lambda connection: checkpoints.get(connection, session_id, checkpoint_ns, checkpoint_id, self.name)
-        )
+        return self._read(checkpoints.get, session_id, checkpoint_ns, checkpoint_id, self.name)
 
     def list_checkpoints(
         self,
@@ -325,31 +314,25 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
         limit: int | None = None,
         after: tuple[str, str, str] | None = None,
     ) -> list[StoredCheckpoint]:
-        return self._database.read(
-            lambda connection: checkpoints.list_(
-                connection,
-                session_id,
-                checkpoint_ns=checkpoint_ns,
-                before=before,
-                checkpoint_id=checkpoint_id,
-                matches=matches,
-                limit=limit,
-                after=after,
-                path=self.name,
-            )
+        return self._read(
+            checkpoints.list_,
+            session_id,
+            checkpoint_ns=checkpoint_ns,
+            before=before,
+            checkpoint_id=checkpoint_id,
+            matches=matches,
+            limit=limit,
+            after=after,
+            path=self.name,
         )
 
     def get_history(
         self, session_id: str, checkpoint_ns: str, checkpoint_id: str | None, channels: Sequence[str]
     ) -> dict[str, StoredHistory]:
-        return self._database.read(
-            lambda connection: delta_channels.get_history(
-                connection, session_id, checkpoint_ns, checkpoint_id, channels, self.name
-            )
-        )
+        return self._read(delta_channels.get_history, session_id, checkpoint_ns, checkpoint_id, channels, self.name)
 
     def list_checkpoint_namespaces(self, session_id: str) -> list[str]:
-        return self._database.read(lambda connection: checkpoints.list_namespaces(connection, session_id))
+        return self._read(checkpoints.list_namespaces, session_id)
 
     def copy_session(self, source: str, target: str) -> SessionInfo:
         def operation(connection: Connection) -> SessionInfo:
@@ -401,12 +384,7 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
         return [done for problem, done in repaired.items() if problem not in found] + found
 
     def _find(self, *, deep: bool) -> list[Problem]:  # noqa: ARG002  # the content is compared in files only
-        def find(connection: Connection) -> list[Problem]:
-            return checks.without_moved(
-                problem for each in checks.checks(connection, self._rules) for problem in each()
-            )
-
-        return self._database.read(find)
+        return self._read(checks.find, self._rules)
 
     def _repair(self, problem: Problem) -> Problem:
         return self._database.write(lambda connection: checks.repair(connection, problem, self._rules), durable=False)

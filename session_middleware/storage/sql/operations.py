@@ -26,6 +26,20 @@ class Operations:
     def _now(self) -> datetime:
         return self._rules.clock()
 
+    def _read(self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **named: P.kwargs) -> T:
+        """Run a query on one snapshot."""
+        return self._database.read(lambda connection: query(connection, *args, **named))
+
+    def _change(
+        self,
+        operation: Callable[Concatenate[Connection, str, P], T],
+        session_id: str,
+        *args: P.args,
+        **named: P.kwargs,
+    ) -> T:
+        """Run an operation on one session in a transaction."""
+        return self._database.write(lambda connection: operation(connection, session_id, *args, **named), of=session_id)
+
 
 def reading(read: Callable[Concatenate[Connection, P], T]) -> Callable[Concatenate[Any, P], T]:
     """Make a method of `Operations` from a function that reads one snapshot of the database."""

@@ -19,7 +19,7 @@ V = TypeVar("V", bound=Value)
 
 
 class Malformed(DamagedRow):
-    """A row that holds what nobody of us writes. It says whose row that is."""
+    """A row has a value that this package does not write. The message names its session."""
 
     def __init__(self, model: type[Value], session_id: str, *, column: str, problem: str) -> None:
         self.session_id = session_id
@@ -34,20 +34,18 @@ _JSON_COLUMNS = frozenset(
 
 @lru_cache(maxsize=1024)
 def namespace_text(namespace: tuple[str, ...]) -> str:
-    """A namespace as JSON in ASCII: one text a namespace, and prefixes are ranges of it."""
+    """A namespace as JSON in ASCII: distinct for distinct namespaces, and a prefix is a range of texts."""
     return json.dumps(namespace, separators=(",", ":"))
 
 
 def marks_of(marks: Iterable[str], *texts: str | None) -> str | None:
-    """The marks of a row as JSON; its texts get one where something in them is no character."""
-    found = list(marks)
-    if any(text is not None and REPLACED in text for text in texts):
-        found.append("invalid:unicode")
+    """The marks of a row as JSON, with one more if a character of its texts was invalid and replaced."""
+    found = [*marks, "invalid:unicode"] if REPLACED in "".join(filter(None, texts)) else list(marks)
     return to_json(list(dict.fromkeys(found))) if found else None
 
 
 def value_of(model: type[V], cursor: Cursor, row: tuple[Any, ...]) -> V:
-    """A row as a value of `model`; columns it has no field for are left out. Raises `Malformed`."""
+    """A row as a value of `model`, without the columns that are no fields. Raises `Malformed`."""
     fields, columns = model.model_fields, [described[0] for described in cursor.description]
     found: dict[str, Any] = {}
     column = ""
@@ -68,7 +66,7 @@ def value_of(model: type[V], cursor: Cursor, row: tuple[Any, ...]) -> V:
 
 
 def read_column(column: str, value: Any) -> Any:
-    """A value of a column by what its name says: JSON, or a time."""
+    """The value of a column of JSON or of times, which are known by their names."""
     if column in _JSON_COLUMNS:
         return json.loads(value)
     if not column.endswith("_at"):

@@ -1,20 +1,17 @@
-"""The tables, and how they came to be.
+"""The tables.
 
-Text ids, ISO-8601 UTC times and JSON columns, so that `sqlite3`, sqlite-utils and Datasette read
-them as they are. Two families of tables: what people read (sessions, runs, messages, branches, files,
-tool_calls, model_calls, events, memories), and what the checkpointer restores state from
-(checkpoints, writes, lists, list_items, blobs); and between them the conversation_items of other SDKs.
-The rest serves the lifecycle: leases (who runs in a session now), tombstones (which ids were deleted or
-archived), revoked (users who are refused).
+Text ids, ISO-8601 UTC times and JSON columns, so that `sqlite3`, sqlite-utils and Datasette can read them. People read
+sessions, runs, messages, branches, files, tool_calls, model_calls, events and memories. The checkpointer restores state
+from checkpoints, writes, lists, list_items and blobs (`checkpoints/schema.py`). conversation_items belong to other
+SDKs; leases are the runs in progress, tombstones the deleted ids, revoked the refused users. The index of
+words is in `memory/schema.py`.
 
-A session's own settings are columns of it: null means as the settings say, and 0 seconds mean never.
-`pruned` says of one that has expired that it was pruned for that: there is nothing more to prune of it.
+A session's own settings are columns: null means no own setting, and 0 seconds mean never. `pruned` marks an expired
+session that has been pruned.
 
-A message's place is where it stands in its conversation: the seq of its first version, unless it was
-put before a message that was there already. A branch goes on from its parent as that was at a seq;
-a checkpoint keeps the branch and the seq it was put at. A tool call has a process while it runs outside of any run.
-
-The tables of a state are in `state/schema.py`, what makes memories and messages findable in `memory/schema.py`.
+A message's `place` orders its conversation: the seq of its first version, unless it was inserted before an older
+message. A branch continues its parent at a seq; a checkpoint stores the branch and the seq it was put at. A tool call
+has a process while it runs outside of a run.
 """
 
 from __future__ import annotations
@@ -130,12 +127,12 @@ _TABLES = (
         digest TEXT,
         on_resume TEXT,
         ended_at TEXT,
-        buried_at TEXT NOT NULL
+        deleted_at TEXT NOT NULL
     ) WITHOUT ROWID
     """,
     "CREATE INDEX tombstones_by_user ON tombstones (user_id) WHERE user_id IS NOT NULL",
-    "CREATE INDEX tombstones_archived ON tombstones (buried_at, id) WHERE archive IS NOT NULL",
-    "CREATE INDEX tombstones_archived_by_user ON tombstones (user_id, buried_at, id) WHERE archive IS NOT NULL",
+    "CREATE INDEX tombstones_archived ON tombstones (deleted_at, id) WHERE archive IS NOT NULL",
+    "CREATE INDEX tombstones_archived_by_user ON tombstones (user_id, deleted_at, id) WHERE archive IS NOT NULL",
     """
     CREATE TABLE revoked (
         user_hash TEXT PRIMARY KEY,

@@ -14,12 +14,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from session_middleware.models import SessionInfo
 from session_middleware.storage.sql.checkpoints.latest_checkpoint import HEAD, WRITE_COUNT, Head
 from session_middleware.storage.sql.connection import Connection, Cursor, Retry
 from session_middleware.storage.sql.row_mapping import Malformed
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 _MOST_SESSIONS = 512
 _MOST_CHECKPOINTS = 8  # of a session
@@ -35,11 +38,18 @@ class ListConflict(Retry):
 
 
 class CheckpointPoint(NamedTuple):
-    """A stored checkpoint, as far as a put on top of it asks: its channels, and where in the record it is."""
+    """What a put needs to know of its parent: the channels, and the position in the record."""
 
     channels: str
     branch: str | None
     seq: int | None
+
+
+def _keep(cache: OrderedDict[K, V], key: K, value: V, most: int) -> None:
+    cache[key] = value
+    cache.move_to_end(key)
+    if len(cache) > most:
+        cache.popitem(last=False)
 
 
 @dataclass(slots=True)
@@ -54,43 +64,27 @@ class SessionState:
     has_own_terms: bool  # it is pinned, or has timeouts of its own
     heads: dict[str, Head | None] = field(default_factory=dict)  # by namespace
     points: OrderedDict[tuple[str, str], CheckpointPoint] = field(default_factory=OrderedDict)  # by namespace and id
-    list_ends: dict[int, int] = field(default_factory=dict)  # the lengths of lists that were appended to
+    list_ends: OrderedDict[int, int] = field(default_factory=OrderedDict)  # the lengths of lists that were appended to
     message_ids: set[str] | None = None  # all of them; None: not read, or too many
     message_rows: OrderedDict[str, list[Any]] = field(default_factory=OrderedDict)  # the versions of a message, by id
     calls_without_request: bool | None = None  # tool calls whose requesting message is not recorded; None: not read
     write: SessionWrite | None = None  # of the present transaction
 
     def keep_point(self, namespace: str, checkpoint_id: str, point: CheckpointPoint) -> None:
-        self.points[namespace, checkpoint_id] = point
-        while len(self.points) > _MOST_CHECKPOINTS:
-            self.points.popitem(last=False)
+        _keep(self.points, (namespace, checkpoint_id), point, _MOST_CHECKPOINTS)
 
     def keep_list(self, list_id: int, length: int) -> None:
-        if len(self.list_ends) > _MOST_CHECKPOINTS:
-            self.list_ends.clear()
-        self.list_ends[list_id] = length
+        _keep(self.list_ends, list_id, length, _MOST_CHECKPOINTS)
 
 
-class StateCache:
+class StateCache(OrderedDict[str, SessionState]):
     """The states of the sessions that were written to last. It is used inside write transactions only."""
-
-    def __init__(self) -> None:
-        self._states: OrderedDict[str, SessionState] = OrderedDict()
-
-    def get(self, session_id: str) -> SessionState | None:
-        return self._states.get(session_id)
-
-    def drop(self, session_id: str) -> None:
-        self._states.pop(session_id, None)
 
     def load(self, connection: Connection, session_id: str) -> SessionState:
         """Read the state of a session that is there, and keep it."""
         state = find(connection, session_id)
         assert state is not None
-        self._states[session_id] = state
-        self._states.move_to_end(session_id)
-        while len(self._states) > _MOST_SESSIONS:
-            self._states.popitem(last=False)
+        _keep(self, session_id, state, _MOST_SESSIONS)
         return state
 
 
@@ -118,7 +112,7 @@ def find(connection: Connection, session_id: str) -> SessionState | None:
 
 @dataclass(slots=True)
 class SessionCounters:
-    """What an operation adds to a session's counters, and the places it gives in the session's order."""
+    """What a transaction adds to a session's counters, and the seqs it assigns."""
 
     session_id: str
     last_seq: int
@@ -166,11 +160,6 @@ class SessionCounters:
             self.cost = (self.cost or 0.0) + cost
         self.changed = True
 
-    @property
-    def has_changed(self) -> bool:
-        counts = (self.messages, self.tool_calls, self.model_calls, self.errors, self.runs)
-        return self.changed or any(counts)
-
     def take(self) -> tuple[Any, ...]:
         """What is to be written, in the order of `_UPDATE`; from then on it counts as written."""
         taken: tuple[Any, ...]
@@ -199,6 +188,7 @@ class SessionWrite:
 
     def __init__(self, connection: Connection, state: SessionState) -> None:
         self._connection = connection
+        self.rejections = connection.rejections  # the driver's errors for a statement or a value
         self._is_verified = False
         self._has_written = False
         self.changes_head = False  # another checkpoint is the latest, or the latest has more writes
@@ -243,11 +233,6 @@ class SessionWrite:
         if self._deferred:
             self.flush()
         return self._connection
-
-    @property
-    def rejections(self) -> tuple[type[Exception], ...]:
-        """The driver's errors for a statement or a value."""
-        return self._connection.rejections
 
     def query(self, sql: str, values: Any = ()) -> Cursor:
         return self.connection.execute(sql, values)
@@ -308,7 +293,7 @@ class SessionWrite:
         if self._deferred:
             self.flush()
         state, counters = self.state, self.counters
-        if not (self._has_written or self.changes_head or counters.has_changed or self._activity):
+        if not (self._has_written or self.changes_head or counters.changed or self._activity):
             return self._connection
         head = state.heads.get("") if self.changes_head else None
         values = list(counters.take())

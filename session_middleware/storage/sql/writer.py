@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from session_middleware.errors import StorageError
@@ -28,42 +29,25 @@ class BatchAborted(BaseException):
     """The transaction was rolled back, and its operations are to be carried out again, each alone."""
 
 
+@dataclass(slots=True, eq=False)
 class WriteRequest(Generic[T]):
     """An operation waiting to be carried out, and its outcome."""
 
-    __slots__ = ("_done", "durable", "error", "is_done", "joins", "of", "operation", "refused", "result", "undo")
-
-    def __init__(
-        self,
-        operation: Callable[[Any], T],
-        *,
-        durable: bool,
-        patient: bool = False,
-        of: str | None = "",
-        joins: bool = True,
-        undo: Undo | None = None,
-    ) -> None:
-        self.operation = operation
-        self.durable = durable
-        self.of = of
-        self.joins = joins
-        self.is_done = False
-        self.result: T | None = None
-        self.error: BaseException | None = None
-        self.refused: Exception | None = None  # its outcome, although what it did is committed
-        self.undo = [] if undo is None else [undo]  # restore values in memory after a rollback
-        self._done = threading.Event() if patient else None
+    operation: Callable[[Any], T]
+    durable: bool
+    of: str | None = ""
+    joins: bool = True
+    undo: list[Undo] = field(default_factory=list)  # restore values in memory after a rollback
+    done: threading.Event | None = None  # of a patient request
+    is_done: bool = False
+    result: T | None = None
+    error: BaseException | None = None
+    refused: Exception | None = None  # its outcome, although what it did is committed
 
     def end(self, error: BaseException | None = None) -> None:
-        if error is not None:
-            self.error = error
-        self.is_done = True
-        if self._done is not None:
-            self._done.set()
-
-    def wait(self, seconds: float) -> None:
-        if self._done is not None:
-            self._done.wait(seconds)
+        self.error, self.is_done = error or self.error, True
+        if self.done is not None:
+            self.done.set()
 
     def outcome(self) -> T:
         assert self.is_done, "an operation that was not carried out was never acknowledged"
@@ -79,12 +63,12 @@ class Writer:
 
     connection: Connection
     errors: tuple[type[Exception], ...]  # the driver's errors
+    locks_sessions = False  # whether `_lock` is to be called
 
     def __init__(self, mapped: Callable[[Exception], Exception]) -> None:
         self._mapped = mapped  # a `StorageError` for an error of the driver or of damaged data
         self.watched: frozenset[str] = frozenset()  # kinds of events
-        self.events: deque[Event] = deque()  # watched, committed, and not yet taken
-        self.on_events: Callable[[], object] = lambda: None  # called after a commit of events, with the lock held
+        self.on_events: Callable[[Sequence[Event]], object] = lambda _: None  # called with the lock held
         self.lock = threading.Lock()  # held by the thread that carries out a batch
         self._waiting: deque[WriteRequest[Any]] = deque()
         self._thread: int | None = None  # the thread that carries out a batch
@@ -107,7 +91,7 @@ class Writer:
         """Called after each commit, with the lock held."""
 
     def _lock(self, of: str | None) -> None:
-        """Acquire the lock of what an operation writes to, until the end of the transaction."""
+        """Acquire the lock of the sessions that an operation writes to, until the end of the transaction."""
 
     def _is_open(self) -> bool:
         """Whether the transaction can go on after an error."""
@@ -132,19 +116,21 @@ class Writer:
         joins: bool,
         undo: Undo | None = None,
     ) -> T:
-        request = WriteRequest(operation, durable=durable, patient=patient, of=of, joins=joins, undo=undo)
+        request = WriteRequest(operation, durable, of, joins, [] if undo is None else [undo])
         if self._thread == threading.get_ident():
             return self._carry_out_inside(request)
-        self._waiting.append(request)
         if patient:
-            request.wait(PATIENCE_SECONDS)
+            request.done = threading.Event()
+        self._waiting.append(request)
+        if request.done is not None:
+            request.done.wait(PATIENCE_SECONDS)
         self._wait_or_lead(request)
         return request.outcome()
 
     def together(self, calls: Sequence[Callable[[], Any]], *, durable: bool) -> list[Callable[[], Any]]:
         """Carry out whole calls, in order, in as few transactions as can be; a write inside one joins it."""
         requests = [WriteRequest(lambda _, call=call: call(), durable=durable) for call in calls]  # type: ignore[misc]
-        if self.is_mine:  # inside such a call: they join it, and an error is raised at once
+        if self._thread == threading.get_ident():  # inside such a call: they join it, and an error is raised at once
             for request in requests:
                 request.result = self._carry_out_inside(request)
                 request.end()
@@ -154,25 +140,26 @@ class Writer:
                 self._wait_or_lead(request)
         return [request.outcome for request in requests]
 
-    def _wait_or_lead(self, request: WriteRequest[Any]) -> None:
+    def _wait_or_lead(self, own: WriteRequest[Any]) -> None:
         """Return when the request is done. The thread that acquires the lock carries out all that wait."""
-        while not request.is_done:
+        while not own.is_done:
             with self.lock:
-                if not request.is_done:
-                    self._lead(request)
-
-    def _lead(self, own: WriteRequest[Any]) -> None:
-        batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), _BATCH))]
-        try:
-            try:
-                self._commit(batch)
-            except BatchAborted:
-                for request in batch:
-                    self._commit_alone(request)
-        except BaseException:  # this thread is being stopped; the others' operations go on with the next
-            self._waiting.extendleft(each for each in reversed(batch) if each is not own and not each.is_done)
-            own.end()
-            raise
+                if own.is_done:
+                    return
+                batch: list[WriteRequest[Any]] = []
+                while self._waiting and len(batch) < _BATCH:
+                    batch.append(self._waiting.popleft())
+                try:
+                    try:
+                        self._commit(batch)
+                    except BatchAborted:
+                        for request in batch:
+                            self._commit_alone(request)
+                except BaseException:  # this thread is being stopped; the others' operations go on with the next
+                    others = [each for each in reversed(batch) if each is not own and not each.is_done]
+                    self._waiting.extendleft(others)
+                    own.end()
+                    raise
 
     def _commit_alone(self, request: WriteRequest[Any]) -> None:
         for _ in range(_ATTEMPTS):
@@ -193,13 +180,18 @@ class Writer:
             try:
                 for request in batch:
                     self._carry_out(request)
-                self._finish()
+                if connection.unfinished:
+                    finish_writes(connection)
+            except Exception as error:
+                if self._is_alone:
+                    raise
+                raise BatchAborted from error
             finally:
                 self._thread = self._current = None  # which would keep alive what it was called with
-                close_writes(connection)
+                if connection.unfinished:
+                    close_writes(connection)
             events = [*connection.written]
             self._end()
-            self.events.extend(events)
             connection.written.clear()
         except Exception as error:  # it is raised again, to each of those who wait
             self._roll_back(batch)
@@ -216,21 +208,14 @@ class Writer:
                 request.end()
             self._committed()
             if events:
-                self.on_events()
-
-    def _finish(self) -> None:
-        try:
-            finish_writes(self.connection)
-        except Exception as error:
-            if self._is_alone:
-                raise
-            raise BatchAborted from error
+                self.on_events(events)
 
     def _carry_out(self, request: WriteRequest[Any]) -> None:
         self._current, connection = request, self.connection
         before = connection.changes, len(connection.unfinished), len(connection.written)
         try:
-            self._lock(request.of)
+            if self.locks_sessions:
+                self._lock(request.of)
             if connection.unfinished and not request.joins:
                 finish_writes(connection)
             request.result = request.operation(connection)
@@ -255,7 +240,8 @@ class Writer:
             connection.execute("SAVEPOINT inside")
         before = connection.changes, len(connection.unfinished), len(connection.written)
         try:
-            self._lock(request.of)
+            if self.locks_sessions:
+                self._lock(request.of)
             if not request.joins:
                 finish_writes(connection)
             result = request.operation(connection)

@@ -29,7 +29,7 @@ def copy(connection: Connection, source_id: str, target_id: str, rules: EngineCo
     latest_checkpoint.copy(connection, source_id, target_id)
     connection.execute(_SHARED, (source_id,))
     runs.copy(connection, source_id, target_id)
-    events.record(connection, target_id, "forked", None, now, detail={"from": source_id})
+    events.append(connection, target_id, "forked", None, {"from": source_id}, now)
     return session_rows.get(connection, target_id)
 
 

@@ -1,1 +1,1 @@
-"""Sessions themselves: who comes in, who runs, how they end and what is left of them."""
+"""Sessions: admission, leases, expiry, endings, privacy."""

@@ -1,11 +1,10 @@
-"""How sessions end in SQLite: on purpose, or because they are due.
+"""The end of sessions: by their users, or because they are due.
 
-`due.py` lists which are. Whoever ends one asks again, in its transaction, since it may have been used meanwhile.
+`expiry.py` lists the sessions that are due. The transaction that ends one checks that again.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -58,11 +57,11 @@ def _close(
         "UPDATE sessions SET status = ?, reason = ?, ended_at = ?, expires_at = ? WHERE id = ?",
         (status, reason, to_text(at), to_text(at) if status == "expired" else None, session.id),
     )
-    events.record(connection, session.id, status, reason, rules.clock(), detail=detail)
+    events.append(connection, session.id, status, reason, detail, rules.clock())
 
 
 def expire(connection: Connection, session: SessionInfo, reason: str, at: datetime, rules: EngineContext) -> None:
-    """Write down that a session has expired, and prune it where that is wanted."""
+    """Store that a session has expired, and prune it if its strategy says so."""
     if session.status != "active":
         return
     _close(connection, session, "expired", reason, at, rules, detail=_idle_since(session))
@@ -71,10 +70,10 @@ def expire(connection: Connection, session: SessionInfo, reason: str, at: dateti
 
 
 def prune(connection: Connection, session: SessionInfo) -> bool:
-    """Prune a session that has expired, unless that was done; whether it was not."""
+    """Prune a session that has expired; returns whether that was not done before."""
     pruned = connection.execute("UPDATE sessions SET pruned = 1 WHERE id = ? AND pruned = 0", (session.id,)).rowcount
     if pruned:
-        with suppress(blobs.CorruptRow):  # then all of it stays, and who reads it is told
+        with suppress(blobs.CorruptRow):  # nothing is deleted of a damaged state
             if pruning.prune(connection, session.id):
                 free_unused(connection, session.home)
     return bool(pruned)
@@ -120,19 +119,19 @@ def rename_expired(connection: Connection, session: SessionInfo, rules: EngineCo
     checkpoints.rename(connection, session.home, session.id, aside)
     if family == aside:
         connection.execute("UPDATE sessions SET family_id = ? WHERE home = ?", (aside, session.home))
-    archives.remove(connection, session.id, session.incarnation, rules)
+    archives.remove(session, rules)
     events.append(connection, aside, "put_aside", "fresh", {"was": session.id}, now)
     tombstones.put(connection, session, "put aside", aside, now)
     return aside
 
 
 def put_archive_aside(connection: Connection, session_id: str) -> str | None:
-    """As `put_aside`, of an archived session, which is restored by its new id; ``None`` where none is archived."""
+    """Keep an archived session under another id, which is returned; ``None`` if none is archived."""
     tombstone = tombstones.find(connection, session_id)
     if tombstone is None or tombstone.archive is None:
         return None
     aside = _free_id(connection, session_id)
-    tombstones.rename(connection, session_id, aside)
+    connection.execute("UPDATE tombstones SET id = ? WHERE id = ?", (aside, session_id))
     return aside
 
 
@@ -156,7 +155,7 @@ def delete(
     archive: str | None = None,
     digest: str | None = None,
 ) -> DeletionCounts:
-    """Everything of a session, but for a tombstone; also of one that cannot be read."""
+    """Delete everything of a session, also of one whose row is damaged, and leave a tombstone."""
     session = session_rows.find_remains(connection, session_id)
     if session is None:
         return DeletionCounts()
@@ -168,8 +167,8 @@ def delete(
     free_unused(connection, session.home)
     tombstones.put(connection, session, action, reason or session.reason, now, archive=archive, digest=digest)
     if action != "forgotten":
-        events.record_and_announce(connection, session_id, action, reason, now, detail={"user_id": session.user_id})
-    left = archives.remove(connection, session_id, session.incarnation, rules) if action == "deleted" else 0
+        events.announce(connection, session_id, action, reason, {"user_id": session.user_id}, now)
+    left = archives.remove(session, rules) if action == "deleted" else 0
     return DeletionCounts(1, kept, messages, tool_calls, remembered, left)
 
 
@@ -178,15 +177,11 @@ def delete_archived(
 ) -> DeletionCounts:
     """An archived session, with its file. Raises `SessionNotFound`, also when it was another user's."""
     tombstone = tombstones.get_archived(connection, session_id, by)
-    assert tombstone.archive is not None
     now = rules.clock()
-    tombstones.deleted(connection, tombstone.id, now)
-    events.record_and_announce(
-        connection, tombstone.id, "deleted", "by_user", now, detail={"user_id": tombstone.user_id}
-    )
-    return DeletionCounts(
-        1, bytes_freed=jsonl.remove(rules.archive_at(tombstone.archive))
-    )  # nothing leads to it after the commit
+    tombstones.forget_archive(connection, session_id, now)
+    events.announce(connection, session_id, "deleted", "by_user", {"user_id": tombstone.user_id}, now)
+    # Nothing leads to the file after the commit.
+    return DeletionCounts(1, bytes_freed=jsonl.remove(rules.archive_at(str(tombstone.archive))))
 
 
 # Ending what is due
@@ -202,8 +197,11 @@ def end_due(connection: Connection, due: SweepResult, rules: EngineContext, now:
             return False
         delete(connection, session.id, rules, reason=due.reason)
         return True
-    if due.reason == "on_expire":
-        return _end_expired(connection, session, due.action, rules)
+    if due.reason == "on_expire":  # it expired before its strategy was set
+        if session.status != "expired" or lifecycle.terms_of(session, rules.settings).on_expire != due.action:
+            return False
+        reason, at = str(session.reason), session.ended_at or rules.clock()
+        return STRATEGIES[due.action].end(connection, session, reason, at, rules)
     if session.status == "active":
         end = lifecycle.expiry_of(session, rules.settings)
         if end is None or end.at > now:
@@ -216,24 +214,11 @@ def end_due(connection: Connection, due: SweepResult, rules: EngineContext, now:
     return True
 
 
-def _end_expired(connection: Connection, session: SessionInfo, action: OnExpire, rules: EngineContext) -> bool:
-    """Apply a strategy to a session that expired before the strategy was set."""
-    if session.status != "expired" or lifecycle.terms_of(session, rules.settings).on_expire != action:
-        return False
-    ended_at = session.ended_at or rules.clock()
-    return STRATEGIES[action].end(connection, session, session.reason, ended_at, rules)
-
-
 def _keep(connection: Connection, session: SessionInfo, reason: str, at: datetime, rules: EngineContext) -> bool:
-    expire(connection, session, reason, at, rules)
-    return True
-
-
-def _prune(connection: Connection, session: SessionInfo, reason: str, at: datetime, rules: EngineContext) -> bool:
     if session.status == "active":
         expire(connection, session, reason, at, rules)
         return True
-    return prune(connection, session)
+    return prune(connection, session)  # it expired before its strategy was set
 
 
 def _delete(connection: Connection, session: SessionInfo, reason: str, _: datetime, rules: EngineContext) -> bool:
@@ -262,48 +247,10 @@ class Strategy(NamedTuple):
 
 STRATEGIES: dict[OnExpire, Strategy] = {
     "keep": Strategy(_keep, (), frees=False),
-    "prune": Strategy(_prune, (0,)),
+    "prune": Strategy(_keep, (0,)),
     "archive": Strategy(_archive, is_alone=True),
     "delete": Strategy(_delete),
 }
-
-
-def is_plain(due: SweepResult) -> bool:
-    """Whether nothing is to be done to it but to write down that it has expired."""
-    return due.action == "keep" and due.reason in ("idle_timeout", "max_age")
-
-
-# By id, which the signs see to: SQLite would read all that are active.
-_EXPIRE = f"""
-    UPDATE sessions SET status = 'expired', reason = due.why, ended_at = due.at, expires_at = due.at,
-        last_seq = last_seq + 1
-    FROM (SELECT json_extract(value, '$[0]') AS one, json_extract(value, '$[1]') AS seen,
-        json_extract(value, '$[2]') AS why, json_extract(value, '$[3]') AS at FROM json_each(:due)) AS due
-    WHERE id = due.one AND +status = 'active' AND +last_active_at = due.seen AND postponed_until IS NULL
-        AND COALESCE(on_expire, :on_expire) = 'keep' AND {session_rows.DUE}
-    RETURNING id, last_seq
-"""
-_EXPIRED = """
-    INSERT INTO events (session_id, seq, kind, reason, detail, created_at)
-    SELECT id, last_seq, 'expired', reason, json_object('last_active_at', last_active_at), :now FROM sessions
-    WHERE id IN (SELECT value FROM json_each(:ids)) ORDER BY ended_at, id
-"""
-
-
-def expire_plain(
-    connection: Connection, due: Sequence[SweepResult], rules: EngineContext, now: datetime
-) -> list[SweepResult]:
-    """As `end_due` of each, of those that `is_plain` and were not touched since they were listed, by one statement."""
-    live = json.dumps(sorted(leases.live(connection, rules)))
-    listed = [(one.session_id, to_text(one.last_active_at), one.reason, to_text(one.expired_at)) for one in due]
-    values = {"due": json.dumps(listed), "live": live, "on_expire": rules.settings.on_expire}
-    seqs = dict(connection.execute(_EXPIRE, session_rows.moments(rules, now) | values).fetchall())
-    done, at = [one for one in due if one.session_id in seqs], rules.clock()
-    connection.execute(_EXPIRED, {"ids": json.dumps(sorted(seqs)), "now": to_text(at)})
-    for one in done:
-        detail, seq = {"last_active_at": to_text(one.last_active_at)}, seqs[one.session_id]
-        events.record_and_announce(connection, one.session_id, "expired", one.reason, at, detail=detail, seq=seq)
-    return done
 
 
 def postpone(connection: Connection, session_id: str, until: datetime, rules: EngineContext, now: datetime) -> None:

@@ -1,8 +1,7 @@
-"""Leases in SQLite: who runs in which session now, and in which order they came.
+"""Leases: the runs in progress, by session, in the order of their arrival.
 
-A row is a run's place in the queue of its session, and its number the fencing number. Whoever has the
-lowest number of those still alive is the one that may run, where only one may. A row goes when its run
-ends, or when somebody finds that its process is gone.
+A row is a run's place in the queue of its session; its number is the fencing number. The lease with the lowest number
+of a live process is the first. A row is deleted when its run ends, or when its process is found dead.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from session_middleware.storage.run import RunContext
 from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.engine_context import EngineContext
 
-STALE = timedelta(minutes=1)  # after which a run that was not renewed is dead, where its process cannot be asked
+STALE = timedelta(minutes=1)  # a lease of another machine that was not renewed for so long is dead
 
 
 class LeaseRow(NamedTuple):
@@ -35,7 +34,7 @@ class LeaseRow(NamedTuple):
     renewed_at: str
 
     def is_dead(self, rules: EngineContext) -> bool:
-        """A process on this machine is asked; of another's, it is known by its silence."""
+        """Whether its process has ended; a process of another machine is judged by the lease's last renewal."""
         if self.number in rules.over:
             return True
         if is_near(self.process):
@@ -44,7 +43,7 @@ class LeaseRow(NamedTuple):
 
 
 def take(connection: Connection, context: RunContext, now: datetime) -> None:
-    """Give the context's lease a row, behind those that are there, unless another thread of the run has done so."""
+    """Insert the context's lease behind the others, unless another thread of the run has done so."""
     assert context.lease is not None
     if context.lease.number is not None:
         return
@@ -85,46 +84,41 @@ def renew(connection: Connection, numbers: Iterable[int], now: datetime) -> int:
 
 
 def of(connection: Connection, session_id: str) -> list[LeaseRow]:
-    """First come first."""
+    """Those of a session, in the order of their arrival."""
     rows = connection.execute("SELECT * FROM leases WHERE session_id = ? ORDER BY number", (session_id,))
     return [LeaseRow(*row) for row in rows]
 
 
 def before(connection: Connection, session_id: str, number: int | None, rules: EngineContext) -> list[LeaseRow]:
-    """The living that are before this number, or all of the living."""
-    return [
-        place
-        for place in of(connection, session_id)
-        if (number is None or place.number < number) and not place.is_dead(rules)
-    ]
+    """The live ones before this number; ``None``: all live ones of the session."""
+    rows = of(connection, session_id)
+    return [row for row in rows if (number is None or row.number < number) and not row.is_dead(rules)]
 
 
 def is_live(connection: Connection, session_id: str, rules: EngineContext) -> bool:
-    """Whether a run is in progress in the session, in a process that is still there."""
-    return any(not place.is_dead(rules) for place in of(connection, session_id))
+    """Whether a run is in progress in the session."""
+    return bool(before(connection, session_id, None, rules))
 
 
 def live(connection: Connection, rules: EngineContext) -> frozenset[str]:
     """The ids of all sessions with a run in progress."""
-    rows = connection.execute("SELECT * FROM leases ORDER BY number").fetchall()
-    return frozenset(place.session_id for row in rows if not (place := LeaseRow(*row)).is_dead(rules))
+    return frozenset(row.session_id for row in _all(connection) if not row.is_dead(rules))
 
 
 def dead(connection: Connection, rules: EngineContext) -> list[LeaseRow]:
-    rows = connection.execute("SELECT * FROM leases ORDER BY number").fetchall()
-    return [place for row in rows if (place := LeaseRow(*row)).is_dead(rules)]
+    return [row for row in _all(connection) if row.is_dead(rules)]
 
 
-def reap(connection: Connection, places: Collection[LeaseRow]) -> None:
-    """Take away the rows of the dead; that they were last renewed is the last that is known of activity."""
-    for place in places:
+def _all(connection: Connection) -> list[LeaseRow]:
+    return [LeaseRow(*row) for row in connection.execute("SELECT * FROM leases ORDER BY number")]
+
+
+def reap(connection: Connection, rows: Collection[LeaseRow]) -> None:
+    """Delete dead leases. Their last renewal is the last activity of their sessions."""
+    for row in rows:
         connection.execute(
             "UPDATE sessions SET version = version + 1,"
             " last_active_at = CASE WHEN last_active_at < ?1 THEN ?1 ELSE last_active_at END WHERE id = ?2",
-            (place.renewed_at, place.session_id),
+            (row.renewed_at, row.session_id),
         )
-    release(connection, [place.number for place in places])
-
-
-def rename(connection: Connection, session_id: str, to: str) -> None:
-    connection.execute("UPDATE leases SET session_id = ? WHERE session_id = ?", (to, session_id))
+    release(connection, [row.number for row in rows])

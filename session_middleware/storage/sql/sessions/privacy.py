@@ -1,9 +1,8 @@
-"""Users in SQLite: refusing one from now on, and forgetting one."""
+"""Users: revoking one, and forgetting one."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 
 from session_middleware import lifecycle
 from session_middleware.models import ErasureReceipt, to_text
@@ -33,10 +32,7 @@ def revoke(connection: Connection, user_id: str, reason: str | None, rules: Engi
     return ended
 
 
-# Forgetting
-
-
-# A run in progress asks again whether its user was revoked, as soon as its session has another version.
+# A run in progress checks whether its user was revoked when its session has another version.
 _THEIRS_CHANGED = """
     UPDATE sessions SET version = version + 1
     WHERE user_id = ? OR id IN (SELECT session_id FROM leases WHERE user_id = ?)
@@ -44,17 +40,18 @@ _THEIRS_CHANGED = """
 
 
 def forget(connection: Connection, user_id: str, rules: EngineContext, *, dry_run: bool) -> ErasureReceipt:
-    """Delete all that is kept of a user, archives too, in one transaction; how much that was."""
+    """Delete all data of a user, also archives; returns how much that was."""
     connection.execute("SAVEPOINT forgetting")
-    rows = connection.execute(
-        "SELECT id, CAST(incarnation AS INTEGER) FROM sessions WHERE user_id = ?", (user_id,)
-    ).fetchall()
-    theirs = [session_id for session_id, _ in rows]
+    rows = connection.execute("SELECT id FROM sessions WHERE user_id = ?", (user_id,)).fetchall()
+    sessions = [session_rows.find_remains(connection, session_id) for (session_id,) in rows]
+    theirs = [session_id for (session_id,) in rows]
     tombstones = connection.execute("SELECT id, archive FROM tombstones WHERE user_id = ?", (user_id,)).fetchall()
     gone = [session_id for session_id, _ in tombstones]
     memories_gone = memories.delete_of_user(connection, user_id, [*theirs, *gone])
     deleted = [endings.delete(connection, session_id, rules, action="forgotten") for session_id in theirs]
-    traces = _erase_traces(connection, user_id, [*theirs, *gone])
+    traces = sum(connection.execute(erase, (user_id,)).rowcount for erase in _TRACES)
+    ids = json.dumps([*theirs, *gone])
+    connection.execute(_DELETE_LEASES, (user_id, ids))
     for session_id in gone:
         connection.execute("DELETE FROM tombstones WHERE id = ?", (hashed(session_id),))
         connection.execute(
@@ -64,9 +61,9 @@ def forget(connection: Connection, user_id: str, rules: EngineContext, *, dry_ru
         )
     archived = [rules.archive_at(path) for _, path in tombstones if path is not None]
     bytes_freed = 0
-    if not dry_run:  # before it is committed: afterwards nothing leads to the files any more
+    if not dry_run:  # before the commit: afterwards nothing refers to the files
         bytes_freed = sum(jsonl.remove(path) for path in archived)
-        bytes_freed += sum(archives.remove(connection, id_, incarnation, rules) for id_, incarnation in rows)
+        bytes_freed += sum(archives.remove(session, rules) for session in sessions if session is not None)
     forgotten = ErasureReceipt(
         sessions=len(theirs),
         checkpoints=sum(each.checkpoints for each in deleted),
@@ -84,20 +81,11 @@ def forget(connection: Connection, user_id: str, rules: EngineContext, *, dry_ru
     return forgotten
 
 
-_TRACES = (  # each found by an index of such mentions alone
+_DELETE_LEASES = "DELETE FROM leases WHERE user_id = ? OR session_id IN (SELECT value FROM json_each(?))"
+_TRACES = (  # mentions in sessions of others, each found by an index of its own
     "UPDATE events SET detail = json_set(detail, '$.user_id', 'forgotten') WHERE json_extract(detail, '$.user_id') = ?",
     "UPDATE events SET detail = json_set(detail, '$.by', 'forgotten') WHERE json_extract(detail, '$.by') = ?",
     "UPDATE sessions SET pinned = json_set(pinned, '$.by', 'forgotten')"
     " WHERE pinned IS NOT NULL AND json_extract(pinned, '$.by') = ?",
     "UPDATE runs SET user_id = 'forgotten' WHERE user_id = ?",
 )
-
-
-def _erase_traces(connection: Connection, user_id: str, theirs: Sequence[str]) -> int:
-    """Mentions elsewhere: who was refused where, who ran and runs. How many."""
-    gone = sum(connection.execute(erase, (user_id,)).rowcount for erase in _TRACES)
-    ids = json.dumps(list(theirs))
-    connection.execute(
-        "DELETE FROM leases WHERE user_id = ? OR session_id IN (SELECT value FROM json_each(?))", (user_id, ids)
-    )
-    return gone

@@ -1,4 +1,4 @@
-"""Who was revoked, in SQLite: a hash of each, which outlives them. Asked in the transaction of what they want."""
+"""Revoked users, of whom only a hash is stored. Each operation of a user checks it in its transaction."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sessions in SQLite: their rows, how they are found, changed, listed and counted."""
+"""The rows of sessions: found, changed, listed and counted."""
 
 from __future__ import annotations
 
@@ -22,28 +22,30 @@ from session_middleware.storage.types import SessionDetails, SessionFilter
 
 logger = logging.getLogger("session_middleware")
 
+_MOST_PARSED = 256  # sessions
+
 
 def find(connection: Connection, session_id: str) -> SessionInfo | None:
-    return find_with_version(connection, session_id)[0]
-
-
-def find_with_version(connection: Connection, session_id: str) -> tuple[SessionInfo | None, int]:
-    cursor = connection.execute("SELECT version, sessions.* FROM sessions WHERE id = ?", (session_id,))
+    cursor = connection.execute("SELECT * FROM sessions WHERE id = ?", (session_id,))
     row = cursor.fetchone()
-    return (None, 0) if row is None else (value_of(SessionInfo, cursor, row), row[0])
+    return None if row is None else value_of(SessionInfo, cursor, row)
 
 
-def find_readable(connection: Connection, session_id: str, rules: EngineContext) -> SessionInfo | None:
-    """As `find`, for what is done to many; one that cannot be read is passed over, and told of."""
-    try:
-        return find(connection, session_id)
-    except Malformed as error:
-        leave_out(error.session_id, str(error), rules)
-        return None
+def find_with_version(connection: Connection, session_id: str, rules: EngineContext) -> tuple[SessionInfo | None, int]:
+    """As `find`, with the session's version. A row that is the same as at the last call is not parsed again."""
+    cursor = connection.execute("SELECT version, sessions.* FROM sessions WHERE id = ?", (session_id,))
+    row, known = cursor.fetchone(), rules.parsed.get(session_id)
+    if row is None:
+        return None, 0
+    if known is None or known[0] != row:
+        if len(rules.parsed) >= _MOST_PARSED:
+            rules.parsed.clear()
+        rules.parsed[session_id] = known = (row, value_of(SessionInfo, cursor, row))
+    return known[1], row[0]
 
 
 def find_remains(connection: Connection, session_id: str) -> SessionInfo | None:
-    """As `find`, for who deletes it: of one that cannot be read, as much as that takes."""
+    """As `find`; of a session whose row is damaged, what its deletion needs."""
     with suppress(Malformed):
         return find(connection, session_id)
     cursor = connection.execute(
@@ -55,8 +57,16 @@ def find_remains(connection: Connection, session_id: str) -> SessionInfo | None:
     return SessionInfo.model_construct(**remains)
 
 
+# Damaged rows are left out where many sessions are read, and logged once.
+
+
+def find_readable(connection: Connection, session_id: str, rules: EngineContext) -> SessionInfo | None:
+    (session,) = readable(connection.execute("SELECT * FROM sessions WHERE id = ?", (session_id,)), rules) or [None]
+    return session
+
+
 def readable(cursor: Cursor, rules: EngineContext) -> list[SessionInfo | None]:
-    """Sessions row by row; ``None`` for one that cannot be read, of which it is told, and which holds up no other."""
+    """The sessions row by row; ``None`` for a damaged row."""
     found: list[SessionInfo | None] = []
     for row in cursor.fetchall():
         try:
@@ -70,26 +80,21 @@ def readable(cursor: Cursor, rules: EngineContext) -> list[SessionInfo | None]:
 def first(
     connection: Connection, select: str, values: Mapping[str, Any], limit: int | None, rules: EngineContext
 ) -> list[SessionInfo]:
-    """The first `limit` (``None``: all) that can be read of what `select`, with its ``LIMIT :limit``, finds."""
-    left_out = 0
+    """The first `limit` (``None``: all) readable sessions of `select`, which ends with ``LIMIT :limit``."""
+    damaged = 0
     while True:
-        most = UNLIMITED if limit is None else limit + left_out
+        most = UNLIMITED if limit is None else limit + damaged
         rows = readable(connection.execute(select, {**values, "limit": most}), rules)
-        if limit is None or rows.count(None) == left_out:
+        if limit is None or rows.count(None) == damaged:
             return [session for session in rows if session is not None]
-        left_out = rows.count(None)
+        damaged = rows.count(None)
 
 
 def leave_out(session_id: str, problem: str, rules: EngineContext) -> None:
     if session_id not in rules.unreadable:
         rules.unreadable.add(session_id)
-        logger.warning(
-            "%s: session %r is left out of lists and sweeps, since its row cannot be read (%s); "
-            "mend the row, or delete the session",
-            rules.path,
-            session_id,
-            problem,
-        )
+        text = "%s: session %r is left out of lists and sweeps, since its row cannot be read (%s); "
+        logger.warning(text + "mend the row, or delete the session", rules.path, session_id, problem)
 
 
 def get(connection: Connection, session_id: str) -> SessionInfo:
@@ -100,7 +105,7 @@ def get(connection: Connection, session_id: str) -> SessionInfo:
 
 
 def seen(connection: Connection, session_id: str, rules: EngineContext) -> SessionInfo | None:
-    """As `find`, and whether a run is in progress in it; an error when only its row is missing."""
+    """As `find`, and whether a run is in progress. Raises `StorageError` if only the session's row is missing."""
     session = find(connection, session_id)
     if session is None:
         latest_checkpoint.check_new(connection, session_id, rules.path)
@@ -136,7 +141,7 @@ _OF_FRESH = [name for name in SessionDetails._fields if name not in ("context", 
 
 
 def inherit_details(connection: Connection, source_id: str, target_id: str, *, is_fork: bool) -> None:
-    """Give a fork, or the fresh session that has an expired one's id, what was set of the session it came from."""
+    """Copy what was set of a session to its fork, or to the fresh session that has taken its id."""
     columns = ", ".join(_OF_FORKS if is_fork else _OF_FRESH)
     connection.execute(
         f"UPDATE sessions SET ({columns}) = (SELECT {columns} FROM sessions WHERE id = ?) WHERE id = ?",
@@ -169,7 +174,7 @@ def touch_with(write: SessionWrite, rules: EngineContext, now: datetime) -> None
 
 
 def write_expiry(connection: Connection, session_id: str, rules: EngineContext) -> None:
-    """For those who read the table: we ourselves go by the clock and the settings of the moment."""
+    """Update the column ``expires_at``, which is for readers of the table: expiry is computed at each read."""
     end = lifecycle.expires_at(get(connection, session_id), rules.settings)
     connection.execute(
         "UPDATE sessions SET expires_at = ? WHERE id = ?", (None if end is None else to_text(end), session_id)
@@ -210,7 +215,7 @@ def _changes(session: SessionInfo, details: SessionDetails) -> dict[str, Any]:
 
 
 def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """As JSON merge patch (RFC 7396): dicts merge at every depth, and ``None`` takes a key away."""
+    """As JSON merge patch (RFC 7396): dicts merge at every depth, and ``None`` deletes a key."""
     found = dict(old)
     for key, value in new.items():
         if value is None:
@@ -226,7 +231,7 @@ def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 # Listing
 
 
-# The moments of expiry as `lifecycle.expiry_of` has them, of a session that is stored as active. To the millisecond.
+# Whether a session stored as active has expired, as `lifecycle.expiry_of` has it, to the millisecond.
 DUE = """
     (pinned IS NULL AND (postponed_until IS NULL OR postponed_until <= :now)
     AND id NOT IN (SELECT value FROM json_each(:live)) AND (
@@ -239,14 +244,10 @@ DUE = """
     ))
 """
 _LIVE = "id IN (SELECT value FROM json_each(:live))"
-# Each is one range of an index: SQLite reads all that are active for the two of them together.
 _BY_STATUS = {
-    "active": (
-        f"status = 'active' AND last_active_at > :idle AND NOT {DUE} AND NOT {_LIVE}",
-        f"+status = 'active' AND {_LIVE}",
-    ),
-    "idle": (f"status = 'active' AND last_active_at <= :idle AND NOT {DUE} AND NOT {_LIVE}",),
-    "expired": ("status = 'expired'", f"status = 'active' AND last_active_at <= :latest AND {DUE}"),
+    "active": f"status = 'active' AND ({_LIVE} OR last_active_at > :idle AND NOT {DUE})",
+    "idle": f"status = 'active' AND last_active_at <= :idle AND NOT {DUE} AND NOT {_LIVE}",
+    "expired": f"(status = 'expired' OR status = 'active' AND {DUE})",
 }
 _CONDITIONS = {
     "user_id": "user_id = :user_id",
@@ -273,44 +274,26 @@ def moments(rules: EngineContext, now: datetime) -> dict[str, Any]:
 
 
 def duration_of(seconds: Any) -> timedelta | None:
-    """A session's own duration, as it is stored; ``None`` for never, and for what is none."""
+    """A session's own duration as stored; ``None`` for never, and for a damaged value."""
     is_one = isinstance(seconds, float) and 0 < seconds <= LONGEST.total_seconds()
     return timedelta(seconds=seconds) if is_one else None
 
 
-def _latest(connection: Connection, rules: EngineContext, now: datetime) -> str:
-    """When the latest active of those that are due may have been active last."""
-    settings = rules.settings
-    own = [
-        {seconds for (seconds,) in connection.execute(f"SELECT DISTINCT {name} FROM sessions WHERE {name} IS NOT NULL")}
-        for name in ("idle_timeout_seconds", "max_age_seconds")
-    ]
-    if settings.max_age is not None or own[1] - {0.0}:
-        return to_text(now)
-    timeouts = [duration for seconds in own[0] if (duration := duration_of(seconds)) is not None]
-    timeouts += [] if settings.idle_timeout is None else [settings.idle_timeout]
-    return to_text(now - min(timeouts)) if timeouts else ""
-
-
-def _conditions(connection: Connection, where: SessionFilter, rules: EngineContext) -> tuple[list[str], dict[str, Any]]:
-    """`where` as fixed fragments of SQL, each a condition for some of what is wanted, and their parameters."""
-    now = rules.clock()
-    values = moments(rules, now)
+def _condition(connection: Connection, where: SessionFilter, rules: EngineContext) -> tuple[str, dict[str, Any]]:
+    """`where` as a condition, and its parameters."""
+    values = moments(rules, rules.clock())
     values["live"] = json.dumps(sorted(leases.live(connection, rules))) if where.status in _BY_STATUS else "[]"
-    if where.status == "expired":
-        values["latest"] = _latest(connection, rules, now)
-    found: list[str] = []
+    values |= {"tags": json.dumps(list(where.tags)), "status": where.status}
+    found = ["TRUE" if where.status is None else _BY_STATUS.get(where.status, "status = :status")]
     for name, condition in _CONDITIONS.items():
         if (given := getattr(where, name)) is None or given == ():
             continue
         found.append(condition)
         if isinstance(given, Identity):
             values |= {"viewer": given.user_id, "viewers_groups": json.dumps(sorted(given.groups))}
-        else:
+        elif name != "tags":
             values[name] = to_text(given) if isinstance(given, datetime) else given
-    values |= {"tags": json.dumps(list(where.tags)), "status": where.status}
-    by_status = ("TRUE",) if where.status is None else _BY_STATUS.get(where.status, ("status = :status",))
-    return [" AND ".join([one, *found]) for one in by_status], values
+    return " AND ".join(found), values
 
 
 def list_(
@@ -321,24 +304,15 @@ def list_(
     limit: int | None,
     before: tuple[datetime, str] | None,
 ) -> list[SessionInfo]:
-    conditions, values = _conditions(connection, where, rules)
-    page = ""
+    condition, values = _condition(connection, where, rules)
     if before is not None:
-        page = " AND (last_active_at, id) < (:before_at, :before_id)"
+        condition += " AND (last_active_at, id) < (:before_at, :before_id)"
         values |= {"before_at": to_text(before[0]), "before_id": before[1]}
-    found: list[SessionInfo] = []
-    for condition in conditions:
-        select = f"SELECT * FROM sessions WHERE {condition}{page} ORDER BY last_active_at DESC, id DESC LIMIT :limit"
-        found += first(connection, select, values, limit, rules)
-    if len(conditions) > 1:
-        found = sorted(found, key=lambda session: (session.last_active_at, session.id), reverse=True)[:limit]
-    live = leases.live(connection, rules)
+    select = f"SELECT * FROM sessions WHERE {condition} ORDER BY last_active_at DESC, id DESC LIMIT :limit"
+    found, live = first(connection, select, values, limit, rules), leases.live(connection, rules)
     return [session.model_copy(update={"is_running": True}) if session.id in live else session for session in found]
 
 
 def count(connection: Connection, where: SessionFilter, rules: EngineContext) -> int:
-    conditions, values = _conditions(connection, where, rules)
-    return sum(
-        int(connection.execute(f"SELECT COUNT(*) FROM sessions WHERE {condition}", values).fetchone()[0])
-        for condition in conditions
-    )
+    condition, values = _condition(connection, where, rules)
+    return int(connection.execute(f"SELECT COUNT(*) FROM sessions WHERE {condition}", values).fetchone()[0])

@@ -1,63 +1,49 @@
-"""Tombstones in SQLite: which ids were deleted or archived, whose they were, and why.
+"""Tombstones: the deleted and archived session ids, their owners, and the reasons.
 
-They outlive their session for good. So a run that is slower than the deletion of its session is told
-apart from one that opens the id anew: each time an id is used again is one more incarnation of it.
-Of what was forgotten on its user's wish, only the hash of the id is kept.
+They are never deleted. A run that is slower than the deletion of its session is therefore told apart from one that
+opens the id again: each use of an id is one more incarnation of it. Of a session that was forgotten for its user, only
+the hash of the id remains.
 """
 
 from __future__ import annotations
 
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any
 
 from session_middleware.errors import SessionNotFound
-from session_middleware.models import Identity, OnResume, SessionInfo, from_text, to_text
+from session_middleware.models import Identity, SessionInfo, from_text, to_text
 from session_middleware.storage.sql.connection import UNLIMITED, Connection
 from session_middleware.storage.sql.row_mapping import values_of
 from session_middleware.storage.sql.sessions import revocations
 from session_middleware.storage.sql.sessions.revocations import hashed
-from session_middleware.storage.types import ArchivedSession
+from session_middleware.storage.types import ArchivedSession, TombstoneInfo
 
-
-class Tombstone(NamedTuple):
-    id: str
-    user_id: str | None
-    group_id: str | None
-    incarnation: int
-    action: str  # deleted, archived, put aside, forgotten
-    reason: str | None
-    archive: str | None  # where it is, if it was archived
-    digest: str | None
-    on_resume: OnResume | None  # its own, if it had one
-    ended_at: datetime | None
-    buried_at: datetime
-
-
-_REPLACED = ", ".join(
-    f"{column} = excluded.{column}" for column in ("user_id", "group_id", "title", *Tombstone._fields[3:])
+_COLUMNS = (
+    *("id", "user_id", "group_id", "title", "on_resume", "incarnation"),
+    *("action", "reason", "archive", "digest", "ended_at", "deleted_at"),
 )
+_PUT = f"""
+    INSERT INTO tombstones ({", ".join(_COLUMNS)}) VALUES ({", ".join("?" * len(_COLUMNS))})
+    ON CONFLICT (id) DO UPDATE SET {", ".join(f"{column} = excluded.{column}" for column in _COLUMNS[1:])}
+"""
 
 
-def find(connection: Connection, session_id: str) -> Tombstone | None:
+def find(connection: Connection, session_id: str) -> TombstoneInfo | None:
     row = connection.execute(
-        "SELECT id, user_id, group_id, incarnation, action, reason, archive, digest, on_resume, ended_at, buried_at"
-        " FROM tombstones WHERE id IN (?, ?) ORDER BY buried_at DESC LIMIT 1",
+        "SELECT action, reason, archive, ended_at, deleted_at, user_id, on_resume, digest"
+        " FROM tombstones WHERE id IN (?, ?) ORDER BY deleted_at DESC LIMIT 1",
         (session_id, hashed(session_id)),
     ).fetchone()
     if row is None:
         return None
-    tombstone = Tombstone(*row)
-    return tombstone._replace(
-        ended_at=None if row[-2] is None else from_text(row[-2]),
-        buried_at=from_text(row[-1]),
-    )
+    ended_at = None if row[3] is None else from_text(row[3])
+    return TombstoneInfo(session_id, *row)._replace(ended_at=ended_at, deleted_at=from_text(row[4]))
 
 
 def next_incarnation(connection: Connection, session_id: str) -> int:
-    row = connection.execute(
-        "SELECT MAX(incarnation) FROM tombstones WHERE id IN (?, ?)", (session_id, hashed(session_id))
-    ).fetchone()
-    return 1 if row[0] is None else int(row[0]) + 1
+    ids = (session_id, hashed(session_id))
+    row = connection.execute("SELECT MAX(incarnation) FROM tombstones WHERE id IN (?, ?)", ids).fetchone()
+    return 1 + int(row[0] or 0)
 
 
 def put(
@@ -70,24 +56,15 @@ def put(
     archive: str | None = None,
     digest: str | None = None,
 ) -> None:
-    forgotten = action == "forgotten"
-    connection.execute(
-        "INSERT INTO tombstones"
-        " (id, user_id, group_id, title, incarnation, action, reason, archive, digest, on_resume, ended_at,"
-        " buried_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET"
-        f" {_REPLACED}",
-        (hashed(session.id) if forgotten else session.id, None if forgotten else session.user_id)
-        + (None if forgotten else session.group_id, None if archive is None else session.title)
-        + (session.incarnation, action, reason, archive, digest)
-        + (
-            None if forgotten else session.on_resume,
-            None if session.ended_at is None else to_text(session.ended_at),
-            to_text(now),
-        ),
-    )
+    title = None if archive is None else session.title
+    own: tuple[Any, ...] = (session.id, session.user_id, session.group_id, title, session.on_resume)
+    if action == "forgotten":
+        own = (hashed(session.id), None, None, None, None)
+    ended_at = None if session.ended_at is None else to_text(session.ended_at)
+    connection.execute(_PUT, (*own, session.incarnation, action, reason, archive, digest, ended_at, to_text(now)))
 
 
-def get_archived(connection: Connection, session_id: str, by: Identity | None) -> Tombstone:
+def get_archived(connection: Connection, session_id: str, by: Identity | None) -> TombstoneInfo:
     """The tombstone of an archived session, for its owner or the operator (``None``).
 
     Raises `SessionNotFound`, also when the session was another user's; and `UserRevoked`.
@@ -101,27 +78,18 @@ def get_archived(connection: Connection, session_id: str, by: Identity | None) -
     return tombstone
 
 
-def deleted(connection: Connection, session_id: str, now: datetime) -> None:
-    """The archive is deleted; the tombstone stays for the incarnations there were."""
+def forget_archive(connection: Connection, session_id: str, now: datetime) -> None:
+    """The archive is deleted; the tombstone remains, because it counts the incarnations."""
     connection.execute(
         "UPDATE tombstones SET action = 'deleted', reason = 'by_user', title = NULL, archive = NULL, digest = NULL,"
-        " buried_at = ?"
-        " WHERE id = ?",
+        " deleted_at = ? WHERE id = ?",
         (to_text(now), session_id),
     )
 
 
-def delete(connection: Connection, session_id: str) -> None:
-    connection.execute("DELETE FROM tombstones WHERE id = ?", (session_id,))
-
-
-def rename(connection: Connection, session_id: str, to: str) -> None:
-    connection.execute("UPDATE tombstones SET id = ? WHERE id = ?", (to, session_id))
-
-
 _ARCHIVED = """
-    SELECT id AS session_id, user_id, group_id, title, reason, ended_at, buried_at AS archived_at, archive AS path
-    FROM tombstones WHERE archive IS NOT NULL AND {whose} {page} ORDER BY buried_at DESC, id DESC LIMIT ?
+    SELECT id AS session_id, user_id, group_id, title, reason, ended_at, deleted_at AS archived_at, archive AS path
+    FROM tombstones WHERE archive IS NOT NULL AND {whose} {page} ORDER BY deleted_at DESC, id DESC LIMIT ?
 """
 
 
@@ -129,7 +97,7 @@ def list_archived(
     connection: Connection, user_id: str | None, *, limit: int | None, before: tuple[datetime, str] | None
 ) -> list[ArchivedSession]:
     whose, values = ("1", []) if user_id is None else ("user_id = ?", [user_id])
-    page = "" if before is None else "AND (buried_at, id) < (?, ?)"
+    page = "" if before is None else "AND (deleted_at, id) < (?, ?)"
     values += [] if before is None else [to_text(before[0]), before[1]]
     statement = _ARCHIVED.format(whose=whose, page=page)
     return values_of(ArchivedSession, connection.execute(statement, (*values, UNLIMITED if limit is None else limit)))
