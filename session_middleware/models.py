@@ -479,7 +479,7 @@ class ErasureReceipt(Value):
 class Problem(Value):
     """A violated invariant that `Sessions.check` found: its place, and what to do about it."""
 
-    kind: str  # file, damage, family, index, counter, orphan, orphaned_writes, dead_lease, dead_run, archive
+    kind: str  # file, damage, family, index, counter, orphan, dead_lease, dead_run, archive
     table: str | None = None
     session_id: str | None = None
     key: str | None = None  # of the row, within its session

@@ -196,24 +196,6 @@ def test_one_process_sweeps_at_a_time(open_sessions: OpenSessions, clock: Clock)
     assert [ended.session_id for ended in sessions.sweep()] == ["t"]
 
 
-def test_writes_whose_checkpoint_never_came_are_swept_away(open_sessions: OpenSessions, clock: Clock) -> None:
-    sessions = open_sessions()
-    graph, config = sessions.attach(agents.chat()), sessions.config("t")
-    graph.invoke(human("hi"), config)
-    lost = {"configurable": {"thread_id": "t", "checkpoint_ns": "", "checkpoint_id": "2"}}
-    sessions.checkpointer.put_writes(lost, [("messages", "never")], "task")
-    sessions.sweep()
-    count = "SELECT COUNT(*) FROM writes WHERE checkpoint_id = '2'"
-    assert sessions._storage._database.read(lambda c: c.execute(count).fetchone()) == (1,)
-    clock.advance(minutes=11)
-    assert [problem.kind for problem in sessions.check()] == ["orphaned_writes"]
-    sessions.sweep()
-    assert sessions._storage._database.read(lambda c: c.execute(count).fetchone()) == (0,)
-    assert sessions.check() == []
-    assert len(graph.get_state(config).values["messages"]) == 2
-    assert kinds(sessions.get("t"))[-1] == "repaired"
-
-
 def test_a_sweep_goes_on_beside_runs_by_itself(open_sessions: OpenSessions, clock: Clock) -> None:
     sessions = open_sessions(sweep_interval="1h")
     sessions.open("t")

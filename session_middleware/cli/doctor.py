@@ -29,7 +29,7 @@ from session_middleware.storage.sqlite.integrity import check_file, inspect, ori
 from session_middleware.storage.sqlite.wal import FIXED_IN
 
 _MIN_FREE_BYTES = 256 * 1024 * 1024
-_CLEANED_BY_SWEEP = frozenset({"dead_lease", "dead_run", "orphaned_writes"})  # remains of killed processes
+_CLEANED_BY_SWEEP = frozenset({"dead_lease", "dead_run"})  # remains of killed processes
 _PRAGMAS = {"page_bytes": "page_size", "pages": "page_count", "unused_pages": "freelist_count"}
 
 

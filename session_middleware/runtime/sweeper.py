@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from session_middleware.errors import InvalidArgument, StorageError
 from session_middleware.models import Clock, Status, SweepResult
@@ -20,8 +20,6 @@ from session_middleware.storage.validation import Timeout, checked_moment
 logger = logging.getLogger("session_middleware")
 
 _DUTY = "sweep"
-_ORPHAN_AGE = timedelta(minutes=10)  # of writes whose checkpoint did not follow, since the session's last activity
-_FIRST_PERIOD = timedelta(days=1)  # in which the first sweep of a process looks for orphaned writes
 _RESOURCES_SECONDS = 5.0  # between two checks for resources of ended sessions
 
 
@@ -47,7 +45,6 @@ class Sweeper:
         self._storage, self._settings = storage, settings
         self._hooks, self._resources = hooks, resources
         self._clock, self._flush, self._forget = clock, flush, forget
-        self._collected_until: datetime | None = None
 
     def schedule(self, background: BackgroundWorker) -> None:
         """Sweep every ``sweep_interval`` from the first run on, and close resources of ended sessions."""
@@ -74,10 +71,8 @@ class Sweeper:
             ended = self._end(due, moment, lease)
             if age is None and ended:  # the retention of those that have expired now may be over already
                 ended += self._end(self._storage.list_due(moment), moment, lease)
-            before = self._clock() - _ORPHAN_AGE
             self._storage.delete_expired_memories()
-            self._storage.collect_garbage(self._collected_until or before - _FIRST_PERIOD, before)
-            self._collected_until = before
+            self._storage.collect_garbage()
         finally:
             self._storage.release_leases([lease])
         return ended

@@ -232,12 +232,8 @@ class Storage(Protocol):
     def acquire_duty(self, duty: str) -> Lease | None:
         """A lease on work that one process does at a time; ``None`` if another process holds it."""
 
-    def collect_garbage(self, since: datetime, before: datetime) -> None:
-        """Delete what killed processes left, in several transactions.
-
-        That is dead leases, and writes without a checkpoint, of sessions without a run that were last active
-        between the two moments. Runs and tool calls of dead processes become ``interrupted``.
-        """
+    def collect_garbage(self) -> None:
+        """Delete the leases of dead processes; their runs and tool calls become ``interrupted``."""
 
     # Users
 

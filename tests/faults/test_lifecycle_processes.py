@@ -165,7 +165,7 @@ def test_processes_killed_at_random_leave_nothing_that_a_check_finds(tmp_path: P
         with Sessions(path, idle_timeout="50ms", on_expire="archive", sweep_interval=None) as sessions:
             sessions.sweep()
             found = sessions.check(repair=True)
-            assert {problem.kind for problem in found} <= {"dead_lease", "dead_run", "orphaned_writes"}
+            assert {problem.kind for problem in found} <= {"dead_lease", "dead_run"}
             assert all(problem.repaired for problem in found)
             assert sessions.check(deep=True) == []
 

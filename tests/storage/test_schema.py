@@ -244,7 +244,7 @@ def use_all_of_upkeep(storage: Storage) -> None:
     storage.end_due(storage.list_due(later + timedelta(days=1)), now=later + timedelta(days=1))
     storage.open_session(RunContext("e", Identity(user_id="u")), SessionDetails())
     storage.end_session("e", "completed", reason="x", detail={})
-    storage.collect_garbage(utc_now() - timedelta(days=1), later)
+    storage.collect_garbage()
     storage.acquire_duty("sweep")
     storage.find_tombstone("w")
     storage.list_archived(user_id=None, limit=5), storage.list_archived(user_id="u", limit=5, before=(later, "w"))

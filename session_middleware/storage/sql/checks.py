@@ -6,7 +6,6 @@ An inconsistency that a run in progress explains is not a problem.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -14,9 +13,8 @@ from session_middleware.models import Problem
 from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.engine_context import EngineContext
 from session_middleware.storage.sql.record import runs
-from session_middleware.storage.sql.sessions import endings, events, leases
+from session_middleware.storage.sql.sessions import events, leases
 
-_ORPHANED = timedelta(minutes=10)  # writes may precede their checkpoint, but not by so long
 _ROWS = "(SELECT {} FROM {} WHERE session_id = sessions.id AND {})"
 _COUNTERS = {  # columns of `sessions`, and the expressions that recompute them
     "run_count": _ROWS.format("COUNT(*)", "runs", "TRUE"),
@@ -142,19 +140,15 @@ def _select(connection: Connection, kind: str, table: str, sql: str, text: str) 
 
 
 def _remains(connection: Connection, rules: EngineContext) -> Iterator[Problem]:
-    """Leases, runs and writes of killed processes, and missing archives."""
-    live = leases.live(connection, rules)
-    for place in leases.dead(connection, rules):
-        if place.number not in rules.over:  # one that this process is about to release
-            text = f"held by the process {place.process}, which has ended"
-            yield describe("dead_lease", text, place.session_id, table="leases", key=place.number)
+    """Leases and runs of killed processes, and missing archives."""
+    for row in leases.dead(connection, rules):
+        if row.number not in rules.over:  # this process is about to release it
+            text = f"held by the process {row.process}, which has ended"
+            yield describe("dead_lease", text, row.session_id, table="leases", key=row.number)
     for session_id, _, run_id in runs.find_dead(connection)[0]:
         yield describe(
             "dead_run", f"run {run_id} was cut off: its process has ended", session_id, table="runs", key=run_id
         )
-    for session_id in endings.list_orphaned(connection, datetime.min.replace(tzinfo=UTC), rules.clock() - _ORPHANED):
-        if session_id not in live:
-            yield describe("orphaned_writes", "writes without their checkpoint", session_id, table="writes")
     for session_id, path in connection.execute("SELECT id, archive FROM tombstones WHERE archive IS NOT NULL"):
         if not rules.archive_at(path).is_file():
             text = f"{path} is missing; restore the file from a backup, or delete the session"
@@ -196,9 +190,6 @@ REPAIRS: dict[str, Callable[[Connection, Problem, EngineContext], object]] = {
     "counter": _count,
     "orphan": _delete_orphans,
     "index": lambda connection, problem, _: connection.execute(f'REINDEX "{problem.key}"'),
-    "orphaned_writes": lambda connection, problem, rules: endings.free_orphans(
-        connection, str(problem.session_id), rules
-    ),
     "dead_lease": lambda connection, _, rules: leases.reap(connection, leases.dead(connection, rules)),
     "dead_run": lambda connection, *_: runs.interrupt_dead(connection),
 }

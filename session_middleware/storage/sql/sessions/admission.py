@@ -188,7 +188,7 @@ class Admitting:
     def _admit_first(self, known: SessionState | None) -> tuple[tuple[int, int], bool]:
         """Returns the home and version of the session as it was found, and whether activity is to be recorded."""
         context = self.context
-        session, version = self._find()
+        session, version = self._known(known) or self._find()
         if session is not None:
             lifecycle.check_access(session, self.identity, self.rules.settings.access)
         if context.admission is None:
@@ -212,6 +212,18 @@ class Admitting:
         if context.hand is not None:
             context.hand.incarnation = session.incarnation
         return was, is_active
+
+    def _known(self, known: SessionState | None) -> tuple[SessionInfo, int] | None:
+        """The session as it was authorized, if that is current as far as known. The version is verified by the write.
+
+        A revocation of the owner changes the version, and a revocation of others does not.
+        """
+        found, context = self.rules.parsed.get(self.session_id), self.context
+        if known is None or found is None or found[0][0] != known.version or context.admission != "resumed":
+            return None
+        session = found[1]
+        is_same = session.incarnation == context.incarnation and context.hand is None
+        return (session, known.version) if is_same and session.user_id == self.identity.user_id else None
 
     def _admit_again(self) -> tuple[tuple[int, int], bool]:
         """Check by one statement what may have changed since the context was admitted. Returns as `_admit_first`."""

@@ -257,38 +257,3 @@ def postpone(connection: Connection, session_id: str, until: datetime, rules: En
     connection.execute("UPDATE sessions SET postponed_until = ? WHERE id = ?", (to_text(until), session_id))
     events.append(connection, session_id, "postponed", None, {"until": to_text(until)}, now)
     session_rows.write_expiry(connection, session_id, rules)
-
-
-_LOST = (
-    "NOT EXISTS (SELECT 1 FROM checkpoints AS own WHERE own.home = writes.home AND own.session_id = writes.session_id"
-    " AND own.checkpoint_ns = writes.checkpoint_ns AND own.checkpoint_id = writes.checkpoint_id"
-    " AND own.position >= writes.checkpoint_id)"
-)
-
-
-def list_orphaned(connection: Connection, since: datetime, before: datetime) -> list[str]:
-    """Sessions last active between the two moments that have writes whose checkpoint never came."""
-    rows = connection.execute(
-        "SELECT id FROM sessions WHERE last_active_at >= ? AND last_active_at < ?"
-        f" AND EXISTS (SELECT 1 FROM writes WHERE home = sessions.home AND session_id = sessions.id AND {_LOST})",
-        (to_text(since), to_text(before)),
-    )
-    return [session_id for (session_id,) in rows]
-
-
-def free_orphans(connection: Connection, session_id: str, rules: EngineContext) -> int:
-    """Delete a session's writes whose checkpoint never came, unless a run may still bring it; how many.
-
-    LangGraph stores a task's writes before the checkpoint they belong to, and a run may end in between.
-    """
-    now = rules.clock()
-    session = session_rows.find_readable(connection, session_id, rules)
-    if session is None or leases.is_live(connection, session_id, rules):
-        return 0
-    lost = connection.execute(
-        f"DELETE FROM writes WHERE home = ? AND session_id = ? AND {_LOST}", (session.home, session_id)
-    ).rowcount
-    if lost:
-        free_unused(connection, session.home)
-        events.append(connection, session_id, "repaired", "orphaned_writes", {"writes": lost}, now)
-    return lost

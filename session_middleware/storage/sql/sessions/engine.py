@@ -250,13 +250,11 @@ class SessionOperations(Operations):
 
         return context.lease if self._database.write(acquire, durable=False) else None
 
-    def collect_garbage(self, since: datetime, before: datetime) -> None:
+    def collect_garbage(self) -> None:
         if self._read(leases.dead, self._rules):
             self._database.write(lambda connection: leases.reap(connection, leases.dead(connection, self._rules)))
         if any(self._read(runs.find_dead)):
             self._database.write(runs.interrupt_dead, durable=False)
-        for session_id in self._read(endings.list_orphaned, since, before):
-            self._database.write(partial(endings.free_orphans, session_id=session_id, rules=self._rules))
 
     def find_tombstone(self, session_id: str) -> TombstoneInfo | None:
         return self._read(tombstones.find, session_id)
