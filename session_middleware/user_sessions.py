@@ -22,7 +22,7 @@ from session_middleware.storage.executor import StorageExecutor, async_twin
 from session_middleware.storage.memory_types import MemoryQuery, MessageScope, StoredMemory
 from session_middleware.storage.protocol import Storage
 from session_middleware.storage.run import RunContext
-from session_middleware.storage.search.tokenizer import query_words, snippet, unfinished_word
+from session_middleware.storage.search.tokenizer import snippet
 from session_middleware.storage.types import (
     ArchivedSession,
     DeletionCounts,
@@ -207,7 +207,8 @@ class SessionAccess:
 
         A last word of three letters or more also matches as a prefix, for search while typing; a space or a sign
         after it ends the word. A query of stop words ("the who") or signs (an emoji) only matches messages that
-        contain it as it is written, the latest first; such a search reads all texts in scope.
+        contain it as it is written, the latest first, and so does a query that has no other results; such a search
+        reads all texts in scope.
 
         Searched are the texts of messages by users, assistants and tools, each up to 65,536 characters. Arguments,
         and results of functions under `Session.tool`, are not messages: `tool_calls` lists them.
@@ -225,13 +226,11 @@ class SessionAccess:
             [],
             prefix=False,
             query=query,
-            messages=MessageScope(chosen, self._owner_id(user_id)),
+            whose=[MessageScope(chosen, self._owner_id(user_id))],
             since=since,
             limit=limit,
             offset=offset,
-            unfinished=True,
-            neighbours=False,
-            as_written=not query_words(query) and unfinished_word(query) is None,
+            typed=True,
         )
         found = self._checked(self._storage.search_memories(asked))
         return Rows(_hit(stored, query, marks) for stored in found)

@@ -39,34 +39,34 @@ class AugmentedRetriever(MemoryRetriever):
     def _get_relevant_documents(
         self, query: str, *, run_manager: CallbackManagerForRetrieverRun, k: int | None = None
     ) -> list[Document]:
-        k = self.k if k is None else k
-        config = _child_config(run_manager)
         memory = self.memory or self.sessions.memory(caller_config())
         query = self.complete(query, memory.last_said())
-        documents = self.retriever.invoke(query, config)
+        documents = self.retriever.invoke(query, _child_config(run_manager))
+        k = self.k if k is None else k
         return self._fuse(documents, memory.select(query, k, **self._selection), k)
 
     async def _aget_relevant_documents(
         self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, k: int | None = None
     ) -> list[Document]:
-        k = self.k if k is None else k
-        config = _child_config(run_manager)
         memory = self.memory or await self.sessions.amemory(caller_config())
         query = self.complete(query, await memory.alast_said())
-        documents = await self.retriever.ainvoke(query, config)
+        documents = await self.retriever.ainvoke(query, _child_config(run_manager))
+        k = self.k if k is None else k
         return self._fuse(documents, await memory.aselect(query, k, **self._selection), k)
 
     def _fuse(self, documents: Sequence[Document], memories: Sequence[Memory], k: int) -> list[Document]:
-        first = [as_document(memory) for memory in memories if memory.always]
-        others = [as_document(memory) for memory in memories if not memory.always]
-        found = [*_scored(documents, 1.0, about={"from": "documents"}), *_scored(others, self.memory_weight, about={})]
-        found.sort(key=lambda document: -document.metadata["fused_score"])
-        unique = _once([*_scored(first, 1.0, about={}), *found])
+        first, others = ([as_document(each) for each in memories if each.always is always] for always in (True, False))
+        ranked = _scored(documents, 1.0, {"from": "documents"}) + _scored(others, self.memory_weight, {})
+        ranked.sort(key=lambda document: -document.metadata["fused_score"])
+        by_text: dict[str, Document] = {}
+        for document in _scored(first, 1.0, {}) + ranked:
+            by_text.setdefault(normalized(document.page_content), document)
+        found: Iterable[Document] = by_text.values()
         if self.budget_tokens is not None:
-            unique = within_budget(
-                unique, self.budget_tokens, text_of=lambda each: each.page_content, count_tokens=self.count_tokens
+            found = within_budget(
+                found, self.budget_tokens, text_of=lambda each: each.page_content, count_tokens=self.count_tokens
             )
-        return list(unique)[: len(first) + k]
+        return list(found)[: len(first) + k]
 
 
 def _child_config(run_manager: CallbackManagerForRetrieverRun | AsyncCallbackManagerForRetrieverRun) -> RunnableConfig:
@@ -74,7 +74,7 @@ def _child_config(run_manager: CallbackManagerForRetrieverRun | AsyncCallbackMan
     return {**caller_config(), "callbacks": run_manager.get_child(), "run_id": None}
 
 
-def _scored(documents: Sequence[Document], weight: float, *, about: dict[str, Any]) -> list[Document]:
+def _scored(documents: Sequence[Document], weight: float, about: dict[str, Any]) -> list[Document]:
     """Copies with a score from 0 to `weight`: a share of the best score, or by rank if the document has no score."""
     own = [_score_of(document) for document in documents]
     best = max((score for score in own if score is not None), default=0.0)
@@ -92,13 +92,3 @@ def _score_of(document: Document) -> float | None:
         if isinstance(value, int | float) and not isinstance(value, bool):
             return float(value)
     return None
-
-
-def _once(documents: Iterable[Document]) -> Iterable[Document]:
-    """Each text once, in its first document."""
-    seen = set()
-    for document in documents:
-        text = normalized(document.page_content)
-        if text not in seen:
-            seen.add(text)
-            yield document

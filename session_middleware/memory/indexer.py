@@ -1,7 +1,7 @@
 """`MemoryIndexer`: the collaborators of memory, and indexing in the background.
 
 No run waits for the index. A search reads the words of the last few messages from the record; the others, and
-vectors, are indexed on a separate thread.
+vectors, are indexed on a thread of the storage.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import suppress
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -59,9 +59,7 @@ class MemoryIndexer:
         self.embedder = embedder
         self.settle, self.active_context = settle, active_context
         self._lock = threading.Lock()
-        self._process = os.getpid()
-        self._thread: ThreadPoolExecutor | None = None
-        self._round: Future[Any] | None = None
+        self._round: tuple[int, Future[None]] | None = None  # with its process
         self._runs = 0  # that ended
         self._indexed_at: datetime | None = None  # when the last round began
         self._closed = False
@@ -89,15 +87,11 @@ class MemoryIndexer:
         """Index in the background after a run: every time if vectors are missing then, else after many runs."""
         with self._lock:
             self._runs += 1
-            if os.getpid() != self._process:  # a fork has none of its parent's threads
-                self._process, self._thread, self._round = os.getpid(), None, None
             is_due = self.embeds or self._runs % _RUNS == 0
-            if self._closed or not is_due or (self._round is not None and not self._round.done()):
-                return
-            if self._thread is None:
-                self._thread = ThreadPoolExecutor(1, thread_name_prefix="session-index")
-            with suppress(RuntimeError):  # the interpreter exits; the next search indexes what it needs
-                self._round = self._thread.submit(self._index_in_background)
+            is_running = self._round is not None and self._round[0] == os.getpid() and not self._round[1].done()
+            if is_due and not is_running and not self._closed:
+                with suppress(StorageError):  # it was closed; the next search indexes what it needs
+                    self._round = os.getpid(), self.offload.start(self._index_in_background)
 
     def _index_in_background(self) -> None:
         """Index the sessions that were active since the last round; in the first round of a process, all."""
@@ -112,7 +106,5 @@ class MemoryIndexer:
             _log.debug("background indexing failed: %s", error)
 
     def close(self) -> None:
-        with self._lock:
-            self._closed, thread = True, self._thread
-        if thread is not None and os.getpid() == self._process:
-            thread.shutdown(wait=True)
+        """End the background indexing after its current batch."""
+        self._closed = True

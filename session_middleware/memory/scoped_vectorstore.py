@@ -54,12 +54,8 @@ class ScopedVectorStore(VectorStore):
         check_type("vectorstore", store, VectorStore, "a vector store of LangChain's")
         check_members("scope", [scope], SCOPES)
         check_members("scopes", scopes, SCOPES)
-        self._store = store
-        self._sessions = sessions
-        self._memory = memory
-        self._scope = scope
-        self._scopes = scopes
-        self._filter_for = filter_for
+        self._store, self._sessions, self._memory = store, sessions, memory
+        self._scope, self._scopes, self._filter_for = scope, scopes, filter_for
 
     @property
     def embeddings(self) -> Embeddings | None:
@@ -82,8 +78,11 @@ class ScopedVectorStore(VectorStore):
         memory.check_may_change([memory.namespace(self._scope)])
         stamp = {STAMP: memory.stamps([self._scope])[0]}
         stamped = [{**metadata, **stamp} for metadata in metadatas or [{} for _ in texts]]
-        if ids is not None:
-            self._check_ids(ids, memory)
+        visible, found = memory.stamps(self._scopes), self._store.get_by_ids(ids or ())
+        for document in found:  # which is about to be replaced
+            if document.metadata.get(STAMP) not in visible:
+                raise ValueError(f"the id {document.id!r} is used by a document of another scope; choose another id")
+        memory.check_may_change(_namespaces(found))
         return self._store.add_texts(texts, stamped, ids=ids, **kwargs)
 
     def similarity_search(self, query: str, k: int = 4, **kwargs: Any) -> list[Document]:
@@ -93,8 +92,7 @@ class ScopedVectorStore(VectorStore):
         self, query: str, k: int = 4, *, filter: Any = None, **kwargs: Any
     ) -> list[tuple[Document, float]]:
         """The nearest visible documents. `filter` must be a function or a dict, like the store's own filters."""
-        stamps = self._visible()
-        both = _combined(self._filter_for(STAMP, stamps), filter)
+        stamps, both = self._restricted(filter)
         found = self._store.similarity_search_with_score(query, k=k, filter=both, **kwargs)
         return [(document, score) for document, score in found if document.metadata.get(STAMP) in stamps]
 
@@ -102,20 +100,13 @@ class ScopedVectorStore(VectorStore):
         self, query: str, k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, *, filter: Any = None, **kwargs: Any
     ) -> list[Document]:
         """The nearest visible documents that differ. Raises `NotImplementedError` if the store has no such search."""
-        stamps = self._visible()
-        both = _combined(self._filter_for(STAMP, stamps), filter)
-        try:
-            found = self._store.max_marginal_relevance_search(
-                query, k=k, fetch_k=fetch_k, lambda_mult=lambda_mult, filter=both, **kwargs
-            )
-        except NotImplementedError as error:
-            raise NotImplementedError(
-                f"{type(self._store).__name__} has no search by marginal relevance; use similarity_search"
-            ) from error
-        return self._only_visible(found, stamps)
+        stamps, both = self._restricted(filter)
+        found = self._store.max_marginal_relevance_search(query, k, fetch_k, lambda_mult, filter=both, **kwargs)
+        return [document for document in found if document.metadata.get(STAMP) in stamps]
 
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
-        return self._only_visible(self._store.get_by_ids(ids), self._visible())
+        stamps = self._session_memory().stamps(self._scopes)
+        return [document for document in self._store.get_by_ids(ids) if document.metadata.get(STAMP) in stamps]
 
     def delete(self, ids: list[str] | None = None, **kwargs: Any) -> bool | None:
         """Delete the visible ones of these documents; ``False`` if any of them was not deleted.
@@ -126,9 +117,8 @@ class ScopedVectorStore(VectorStore):
         """
         if ids is None:
             raise InvalidMemoryArgument("delete() was called without ids", "give ids that add_texts returned")
-        memory = self._session_memory()
-        found = self._only_visible(self._store.get_by_ids(ids), memory.stamps(self._scopes))
-        memory.check_may_change(_namespaces(found))
+        found = self.get_by_ids(ids)
+        self._session_memory().check_may_change(_namespaces(found))
         mine = {document.id for document in found if document.id is not None}
         if mine and self._store.delete(sorted(mine), **kwargs) is False:
             return False
@@ -151,21 +141,17 @@ class ScopedVectorStore(VectorStore):
     def _session_memory(self) -> SessionMemory:
         return self._memory or self._sessions.memory(caller_config())
 
-    def _visible(self) -> list[str]:
-        return self._session_memory().stamps(self._scopes)
-
-    @staticmethod
-    def _only_visible(found: Iterable[Document], stamps: Sequence[str]) -> list[Document]:
-        """The documents with a visible stamp, for stores that ignore the filter."""
-        return [document for document in found if document.metadata.get(STAMP) in stamps]
-
-    def _check_ids(self, ids: Sequence[str], memory: SessionMemory) -> None:
-        """Raises `ValueError` for the id of a document in another scope, which would be overwritten."""
-        stamps, found = memory.stamps(self._scopes), self._store.get_by_ids(ids)
-        for document in found:
-            if document.metadata.get(STAMP) not in stamps:
-                raise ValueError(f"the id {document.id!r} is used by a document of another scope; choose another id")
-        memory.check_may_change(_namespaces(found))
+    def _restricted(self, theirs: Any) -> tuple[list[str], Any]:
+        """The visible stamps, and the filter for them and `theirs`. A store may ignore it."""
+        stamps = self._session_memory().stamps(self._scopes)
+        ours = self._filter_for(STAMP, stamps)
+        if theirs is None:
+            return stamps, ours
+        if callable(ours) and callable(theirs):
+            return stamps, lambda document: ours(document) and theirs(document)
+        if isinstance(ours, dict) and isinstance(theirs, dict) and not ours.keys() & theirs.keys():
+            return stamps, {**theirs, **ours}
+        raise ValueError("filter: give a function where the store takes functions, else a dict without session_scope")
 
 
 class ScopedRetriever(SessionRetriever, VectorStoreRetriever):
@@ -175,13 +161,3 @@ class ScopedRetriever(SessionRetriever, VectorStoreRetriever):
 def _namespaces(documents: Iterable[Document]) -> set[Namespace]:
     """The namespaces in the stamps of documents."""
     return {tuple(json.loads(document.metadata[STAMP])[:2]) for document in documents}
-
-
-def _combined(ours: Any, theirs: Any) -> Any:
-    if theirs is None:
-        return ours
-    if callable(ours) and callable(theirs):
-        return lambda document: ours(document) and theirs(document)
-    if isinstance(ours, dict) and isinstance(theirs, dict) and not ours.keys() & theirs.keys():
-        return {**theirs, **ours}
-    raise ValueError("filter: give a function where the store takes functions, else a dict without session_scope")

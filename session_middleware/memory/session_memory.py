@@ -65,8 +65,17 @@ class SessionMemory(SessionRecall):
         check_always(always)
         namespace, other = both_of(namespace_of(scope, self._owners), always=always)
         key = self._indexer.new_id() if key is None else key
-        put = self._put(namespace, key, text_or_dict, metadata)
-        put = put._replace(message_id=message_id, ttl=checked_ttl(ttl))
+        check_key(key)
+        value = {"text": text_or_dict} if isinstance(text_or_dict, str) else text_or_dict
+        whole = value if metadata is None else {**value, "metadata": metadata}
+        put = MemoryPut(
+            namespace,
+            [MemoryItemPut(key, encoded(namespace, key, whole), None if metadata is None else text_of(value))],
+            *(self._session_id, message_id),
+            paths=(),
+            embed=self._indexer.embeds and text_of(value) != "",
+            ttl=checked_ttl(ttl),
+        )
         self._storage.put_memories([_deletion(other, key), put], context=self._context)
         self._indexer.embed_items()
         return self._stored(namespace, key)
@@ -155,12 +164,13 @@ class SessionMemory(SessionRecall):
         """
         context = self._context
         is_fresh = context.admission == "fresh" and not context.admitted  # the stored session will be renamed
-        incarnation = None if is_fresh else context.incarnation
         session = self._storage.find_session(self._session_id)
-        found = self.namespaces(scopes)
-        if session is None or session.incarnation != incarnation:
-            return [_stamp(*namespace) for namespace in found if namespace[0] != "session"]
-        return [_stamp(*namespace, *([incarnation] if namespace[0] == "session" else [])) for namespace in found]
+        exists = session is not None and not is_fresh and session.incarnation == context.incarnation
+        return [
+            _stamp(*namespace, context.incarnation) if namespace[0] == "session" else _stamp(*namespace)
+            for namespace in self.namespaces(scopes)
+            if exists or namespace[0] != "session"
+        ]
 
     def check_may_change(self, namespaces: Collection[Namespace]) -> None:
         """Authorize a change of data in other stores as `remember` does: opens the session, or raises."""
@@ -175,16 +185,6 @@ class SessionMemory(SessionRecall):
     astamps = async_twin(stamps)
 
     acheck_may_change = async_twin(check_may_change)
-
-    def _put(
-        self, namespace: Namespace, key: str, what: str | dict[str, Any], metadata: dict[str, Any] | None
-    ) -> MemoryPut:
-        check_key(key)
-        value = {"text": what} if isinstance(what, str) else what
-        whole = value if metadata is None else {**value, "metadata": metadata}
-        item = MemoryItemPut(key, encoded(namespace, key, whole), None if metadata is None else text_of(value))
-        embed = self._indexer.embeds and text_of(value) != ""
-        return MemoryPut(namespace, [item], self._session_id, paths=(), embed=embed)
 
     def _stored(self, namespace: Namespace, key: str) -> Memory:
         [stored] = self._storage.get_memories([(namespace, key)])

@@ -124,7 +124,7 @@ class SessionRecall:
         check_mapping("filter", filter)
         check_weight("recency", recency)
         asked = self._query(query, scopes, kinds, roles)._replace(filter=filter, since=since, limit=k)
-        if not asked.namespaces and asked.messages is None:
+        if not asked.namespaces and not asked.whose:
             return Rows()
         if recency:
             asked = asked._replace(limit=4 * k)
@@ -154,13 +154,11 @@ class SessionRecall:
         check_strings("unless_in", unless_in)
         asked = self._query(query, scopes, kinds, roles)
         first = self._always(scopes) if always else []
-        if not asked.namespaces and asked.messages is None:
+        if not k or not (asked.namespaces or asked.whose):
             return Rows(first)
-        asked = self._with_vector(asked)
-        found: Memories = []
-        known = len(unless_in) // 2  # messages, each with an id and a text
-        for limit in (2 * k + known, 16 * (k + known)):  # the second when many results are duplicates
-            stored = self._storage.search_memories(asked._replace(limit=limit)) if k else []
+        asked, found = self._with_vector(asked), first
+        for limit in (2 * k + len(unless_in), 16 * k + 8 * len(unless_in)):  # the second when many are duplicates
+            stored = self._storage.search_memories(asked._replace(limit=limit))
             found = once([*first, *map(self._memory, stored)], query=query, unless_in=unless_in)
             if len(found) >= len(first) + k or len(stored) < limit:
                 break
@@ -242,9 +240,10 @@ class SessionRecall:
             whose.append(MessageScope(user_id=self._owners.user))
         if "session" in scopes and (is_shared or not whose):
             whose.append(MessageScope(self._session_id, self._owner_id))
-        messages, more = [*(whose if "message" in kinds else []), None, None][:2]
         return MemoryQuery(
-            namespaces if "item" in kinds else [], prefix=True, query=query, messages=messages, more=more, roles=roles
+            *(namespaces if "item" in kinds else [], True, query),
+            whose=whose if "message" in kinds else [],
+            roles=roles,
         )
 
     def _with_vector(self, asked: MemoryQuery) -> MemoryQuery:

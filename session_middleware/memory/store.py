@@ -41,15 +41,12 @@ from session_middleware.storage.run import RunContext
 StoredByKey: TypeAlias = dict[tuple[Namespace, str], StoredMemory | None]
 
 
-def running_owners() -> Owners | None:
-    """The owners that the running graph's config names; ``None`` outside a graph."""
+def _running_configurable() -> Mapping[str, Any] | None:
+    """The running graph's ``configurable``; ``None`` outside a graph."""
     try:
-        configurable = get_config().get("configurable") or {}
+        return get_config().get("configurable") or {}
     except RuntimeError:  # raised by LangGraph outside a graph
         return None
-    identity, thread_id = identity_of(configurable), configurable.get("thread_id")
-    session = None if thread_id is None else session_id_of(thread_id)
-    return Owners(session, identity.user_id, identity.group_id, identity.groups)
 
 
 class SessionStore(BaseStore):
@@ -78,9 +75,7 @@ class SessionStore(BaseStore):
     def batch(self, ops: Iterable[Op]) -> list[Result]:
         """Execute all operations or none. Reads see the state before the puts, which are one transaction."""
         ops = list(ops)
-        owners = running_owners()
-        if owners is not None and owners.session is not None:
-            self._check_session(owners.session, changes=any(isinstance(op, PutOp) for op in ops))
+        owners, context = self._caller(changes=any(isinstance(op, PutOp) for op in ops))
         check_ops(ops)
         if owners is not None:
             for op in ops:
@@ -89,7 +84,7 @@ class SessionStore(BaseStore):
         stored = self._get([op for op in ops if isinstance(op, GetOp)])
         results = [None if isinstance(op, PutOp) else self._answer(op, owners, stored) for op in ops]
         if puts:
-            self._storage.put_memories(puts, context=self._context(owners))
+            self._storage.put_memories(puts, context=context)
             self._indexer.embed_items()
         return results
 
@@ -100,19 +95,20 @@ class SessionStore(BaseStore):
         """Delete the expired items; returns how many. `Sessions.sweep` does it too."""
         return self._storage.delete_expired_memories()
 
-    def _check_session(self, session_id: str, *, changes: bool) -> None:
-        """Authorize the run here too, because its graph may have no checkpointer."""
-        identity = identity_of(get_config().get("configurable") or {})
+    def _caller(self, *, changes: bool) -> tuple[Owners | None, RunContext | None]:
+        """The owners that the running graph's config names, and its run. No checkpointer may have checked them."""
+        configurable = _running_configurable()
+        if configurable is None:
+            return None, None
+        identity, thread_id = identity_of(configurable), configurable.get("thread_id")
+        if thread_id is None:
+            return Owners(None, identity.user_id, identity.group_id, identity.groups), None
+        session_id = session_id_of(thread_id)
         session = self._storage.authorize(RunContext(session_id, identity, reading=True))
         if session is not None and changes:
             check_session_access(session, identity, self._indexer.access)
-
-    def _context(self, owners: Owners | None) -> RunContext | None:
-        """The context of the running graph's run."""
-        if owners is None or owners.session is None:
-            return None
-        configurable = get_config().get("configurable") or {}
-        return self._indexer.active_context(configurable) or RunContext(owners.session, identity_of(configurable))
+        context = self._indexer.active_context(configurable) or RunContext(session_id, identity)
+        return Owners(session_id, identity.user_id, identity.group_id, identity.groups), context
 
     def _get(self, ops: Sequence[GetOp]) -> StoredByKey:
         keys = [(tuple(op.namespace), op.key) for op in ops]
@@ -122,9 +118,10 @@ class SessionStore(BaseStore):
 
     def _answer(self, op: Op, owners: Owners | None, stored: StoredByKey) -> Result:
         if isinstance(op, GetOp):
-            return _item(stored[tuple(op.namespace), op.key])
+            found = stored[tuple(op.namespace), op.key]
+            return None if found is None else Item(**_fields(found))
         if isinstance(op, SearchOp):
-            return [_search_item(stored) for stored in self._search(op, owners)]
+            return [SearchItem(**_fields(found), score=found.score) for found in self._search(op, owners)]
         if isinstance(op, ListNamespacesOp):
             return select_namespaces(self._storage.list_namespaces(), op, owners)
         return None
@@ -227,14 +224,6 @@ def _key(key: Any) -> Any:
     return key if key is None else str(key)
 
 
-def _item(stored: StoredMemory | None) -> Item | None:
-    return None if stored is None else Item(**_common_fields(stored))
-
-
-def _search_item(stored: StoredMemory) -> SearchItem:
-    return SearchItem(**_common_fields(stored), score=stored.score)
-
-
-def _common_fields(stored: StoredMemory) -> dict[str, Any]:
-    names = ("namespace", "key", "value", "created_at", "updated_at")
-    return {name: getattr(stored, name) for name in names}
+def _fields(stored: StoredMemory) -> dict[str, Any]:
+    """The fields of an `Item`."""
+    return {name: getattr(stored, name) for name in ("namespace", "key", "value", "created_at", "updated_at")}

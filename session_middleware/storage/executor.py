@@ -60,6 +60,10 @@ class StorageExecutor:
         """Enqueue a call for the writer thread, whose commit needs no sync, and do not wait."""
         return self._started(lambda: self._queue.add(call))
 
+    def start(self, call: Callable[[], R]) -> Future[R]:
+        """Run a call on a thread, and do not wait."""
+        return self._started(lambda: self._threads.submit(call))
+
     @property
     def is_writing(self) -> bool:
         """True on the writer thread, which must not wait for its own queue."""

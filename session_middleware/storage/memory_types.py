@@ -47,20 +47,13 @@ class MemoryQuery(NamedTuple):
     filter: dict[str, Any] | None = None
     limit: int = 10
     offset: int = 0
-    messages: MessageScope | None = None  # recorded messages too
-    more: MessageScope | None = None  # and these; it shares no session with the first
+    whose: Sequence[MessageScope] = ()  # recorded messages too, of scopes that share no session
     roles: Collection[str] | None = None  # of messages
     since: datetime | None = None  # created at or after
     vector: Sequence[float] | None = None  # of the query, to rank by
-    unfinished: bool = False  # the last word may be unfinished
-    neighbours: bool = True  # the words of a message count for its neighbours
+    typed: bool = False  # into a search field: the last word may be unfinished, and neighbours of messages do not count
     only_vector: bool = False  # items by cosine alone, then items without a vector
-    as_written: bool = False  # only messages that contain the query as it is written, the latest first
     refresh: bool = False  # restart the time to live of the results
-
-    @property
-    def whose(self) -> list[MessageScope]:
-        return [scope for scope in (self.messages, self.more) if scope is not None]
 
 
 class StoredMemory(NamedTuple):

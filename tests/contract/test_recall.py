@@ -43,7 +43,7 @@ def say(storage: Storage, session_id: str, *texts: str, user_id: str | None = No
 def look(
     storage: Storage, query: str, session_id: str | None = None, user_id: str | None = None, **rest: Any
 ) -> list[StoredMemory]:
-    asked = MemoryQuery([], prefix=False, query=query, messages=MessageScope(session_id, user_id), **rest)
+    asked = MemoryQuery([], prefix=False, query=query, whose=[MessageScope(session_id, user_id)], **rest)
     return storage.search_memories(asked)
 
 
@@ -142,7 +142,7 @@ def test_words_of_any_script_are_found_by_all_that_searches(
     say(storage, "u", other, user_id="alice")
     storage.put_memories([put_of(("n",), "said", {}, said), put_of(("n",), "other", {}, other)])
     settle()
-    for options in ({}, {"unfinished": True, "neighbours": False}):
+    for options in ({}, {"typed": True}):
         assert keys(look(storage, query, user_id="alice", **options)) == ["t-0"]
     items = storage.search_memories(MemoryQuery([("n",)], prefix=True, query=query))
     assert keys(items) == ["said"]
@@ -154,7 +154,7 @@ def test_the_beginning_of_a_word_of_any_script_is_found(
 ) -> None:
     say(storage, "t", said, "something else", user_id="alice")
     settle()
-    assert keys(look(storage, typed, user_id="alice", unfinished=True, neighbours=False)) == ["t-0"]
+    assert keys(look(storage, typed, user_id="alice", typed=True)) == ["t-0"]
 
 
 def test_a_word_is_found_at_each_letter_that_is_typed_of_it(storage: Storage, settle: Callable[[], None]) -> None:
@@ -165,10 +165,10 @@ def test_a_word_is_found_at_each_letter_that_is_typed_of_it(storage: Storage, se
     settle()
     for n, word in enumerate(words):
         for length in range(3, len(word) + 1):
-            found = look(storage, word[:length], user_id="alice", unfinished=True, neighbours=False)
+            found = look(storage, word[:length], user_id="alice", typed=True)
             assert f"t{n}-0" in keys(found), word[:length]
-    assert keys(look(storage, "painti", user_id="alice", unfinished=True, neighbours=False)) == ["t0-0"]
-    assert keys(look(storage, "childr", user_id="alice", unfinished=True, neighbours=False, limit=1)) == ["t2-0"]
+    assert keys(look(storage, "painti", user_id="alice", typed=True)) == ["t0-0"]
+    assert keys(look(storage, "childr", user_id="alice", typed=True, limit=1)) == ["t2-0"]
 
 
 def test_tool_results_are_found_and_system_prompts_are_not(storage: Storage, settle: Callable[[], None]) -> None:
@@ -329,7 +329,7 @@ def test_items_and_messages_are_ranked_together(storage: Storage, settle: Callab
     say(storage, "t", "there is an apple somewhere in this long and winding message", user_id="alice")
     storage.put_memories([put_of(("user", "alice"), "fact", {"text": "apple allergy"}, "apple allergy")])
     settle()
-    asked = MemoryQuery([("user", "alice")], prefix=True, query="apple allergy", messages=MessageScope("t"))
+    asked = MemoryQuery([("user", "alice")], prefix=True, query="apple allergy", whose=[MessageScope("t")])
     assert keys(storage.search_memories(asked)) == ["fact", "t-0"]
 
 
@@ -402,11 +402,11 @@ def test_the_last_word_of_a_search_field_is_found_by_its_beginning(
     say(storage, "t", "Peanuts make me ill", "a garden full of pears", "peace at last", user_id="u")
     say(storage, "other", "peanut butter", user_id="v")
     settle()
-    assert keys(look(storage, "pean", user_id="u", unfinished=True, neighbours=False)) == ["t-0"]
-    assert set(keys(look(storage, "pea", unfinished=True, neighbours=False))) == {"t-0", "t-1", "t-2", "other-0"}
-    assert keys(look(storage, "garden pea", "t", unfinished=True, neighbours=False))[0] == "t-1"
+    assert keys(look(storage, "pean", user_id="u", typed=True)) == ["t-0"]
+    assert set(keys(look(storage, "pea", typed=True))) == {"t-0", "t-1", "t-2", "other-0"}
+    assert keys(look(storage, "garden pea", "t", typed=True))[0] == "t-1"
     for whole in ("pean ", "pean?", "pe", "pean make"):  # finished, too short, not the last
-        assert "other-0" not in keys(look(storage, whole, unfinished=True, neighbours=False))
+        assert "other-0" not in keys(look(storage, whole, typed=True))
     assert look(storage, "pean") == []  # recall looks for what is asked
 
 
@@ -415,8 +415,8 @@ def test_what_is_the_word_itself_is_found_before_what_begins_with_it(
 ) -> None:
     say(storage, "t", "a catalogue of lamps", "a cat of lamps", "a category of lamps")
     settle()
-    assert keys(look(storage, "cat", unfinished=True, neighbours=False))[0] == "t-1"
-    assert len(look(storage, "cat", unfinished=True, neighbours=False)) == 3
+    assert keys(look(storage, "cat", typed=True))[0] == "t-1"
+    assert len(look(storage, "cat", typed=True)) == 3
 
 
 def test_an_index_of_another_versions_words_is_made_anew_and_keeps_its_vectors(tmp_path: Path, clock: Clock) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from langchain_core.documents import Document
-from langchain_core.vectorstores import InMemoryVectorStore, VectorStore
+from langchain_core.vectorstores import InMemoryVectorStore
 
 from session_middleware import Sessions
 from session_middleware.errors import MemoryScopeUnavailable
@@ -106,13 +106,6 @@ def test_a_search_for_what_differs_shows_what_is_visible(sessions: Sessions, sto
     assert seen == texts(alices.similarity_search("dog", 9))
     assert "dog of bob (user)" not in seen
     assert alices.max_marginal_relevance_search("dog", 9, filter=lambda document: False) == []
-
-
-async def test_a_store_without_it_says_so(sessions: Sessions, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(InMemoryVectorStore, "max_marginal_relevance_search", VectorStore.max_marginal_relevance_search)
-    mine = sessions.scope(InMemoryVectorStore(SubjectEmbeddings()), session=sessions.open("t"))
-    with pytest.raises(NotImplementedError, match="InMemoryVectorStore has no search by marginal relevance"):
-        await mine.amax_marginal_relevance_search("dog")
 
 
 def test_deleting_says_whether_all_were_there_to_be_deleted(sessions: Sessions, store: InMemoryVectorStore) -> None:

@@ -166,9 +166,9 @@ def use_everything(storage: Storage) -> None:
         storage.list_records(Run, "t"),
         storage.list_records(Event, "t"),
     )
-    storage.search_memories(MemoryQuery([], prefix=False, query="beg", messages=MessageScope(), unfinished=True))
+    storage.search_memories(MemoryQuery([], prefix=False, query="beg", whose=[MessageScope()], typed=True))
     for whose in (MessageScope(), MessageScope(user_id="u"), MessageScope("t", "u")):
-        storage.search_memories(MemoryQuery([], prefix=False, query="the", messages=whose, as_written=True))
+        storage.search_memories(MemoryQuery([], prefix=False, query="the", whose=[whose], typed=True))
     storage.delete_message("t", "m"), storage.append(context, [message])
     report_everything(storage)
     use_all_of_upkeep(storage)

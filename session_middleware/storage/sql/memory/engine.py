@@ -23,7 +23,7 @@ class MemoryOperations(Operations):
 
     def search_memories(self, query: MemoryQuery) -> list[StoredMemory]:
         now, can_index = self._rules.clock(), self._database.is_writable
-        if can_index and query.whose and not query.as_written:
+        if can_index and query.whose:
             self._remove_outdated()
         found: list[StoredMemory] | None = None
         while found is None:

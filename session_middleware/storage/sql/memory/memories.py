@@ -10,6 +10,7 @@ from typing import Any
 
 from session_middleware.models import Message
 from session_middleware.storage.memory_types import MemoryQuery, StoredMemory
+from session_middleware.storage.search.tokenizer import query_words
 from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.memory import indexing, items, phrases, recall
 from session_middleware.storage.sql.row_mapping import namespace_text, values_of
@@ -23,13 +24,11 @@ _SPOKEN = (  # not answers of the memory tools, and not values that resume an in
 def search(connection: Connection, query: MemoryQuery, now: datetime, can_index: bool) -> list[StoredMemory]:
     if query.query is None and query.vector is None:
         return items.list_(connection, query, now)
-    if query.as_written:
-        return phrases.search(connection, query)
     if query.only_vector and query.vector is not None:
         return recall.nearest(connection, query, now)
     found = recall.search(connection, query, now, can_index)
-    if query.unfinished and not found and not query.offset:  # the stem of the unfinished word may be shorter
-        return phrases.search(connection, query)
+    if query.typed and not found and not (query.offset and query_words(query.query or "")):
+        return phrases.search(connection, query)  # for stop words, signs, and unfinished words whose stem is shorter
     return found
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from session_middleware.models import to_text
 from session_middleware.storage.jsonable import clean
-from session_middleware.storage.memory_types import MemoryQuery, MessageScope, StoredMemory
+from session_middleware.storage.memory_types import MemoryQuery, StoredMemory
 from session_middleware.storage.search.tokenizer import phrase, phrase_parts, unfinished_word
 from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.memory import recall
@@ -30,7 +30,7 @@ _OF_SESSION = _MATCHES.format(scope="s.id = :session_id AND (s.user_id = :user_i
 
 def search(connection: Connection, query: MemoryQuery) -> list[StoredMemory]:
     """The messages that contain the query as it is written; a message that forks share is found once."""
-    text, whose = clean(query.query or ""), query.messages or MessageScope()
+    text, [whose] = clean(query.query or ""), query.whose
     parts = [
         part[:_LONGEST].replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") for part in phrase_parts(text)
     ]

@@ -61,7 +61,7 @@ def search(connection: Connection, query: MemoryQuery, now: datetime, can_index:
     Raises `LongBacklog`, so that the caller indexes a scope first, if it `can_index`.
     """
     words = query_words(query.query or "")
-    unfinished = unfinished_word(query.query or "") if query.unfinished else None
+    unfinished = unfinished_word(query.query or "") if query.typed else None
     scope = _scope(connection, query, words, unfinished, now, can_index)
     wanted = query.offset + query.limit
     enough = None if query.filter is not None or query.since is not None or wanted > _PAGE else wanted
@@ -111,7 +111,7 @@ def nearest(connection: Connection, query: MemoryQuery, now: datetime) -> list[S
 
 def list_speakers(connection: Connection, words: Sequence[str], whose: MessageScope) -> set[str]:
     """Those of these words that are part of a speaker's name."""
-    scope = _scope(connection, MemoryQuery([], prefix=False, messages=whose), [], None, datetime.min, False)
+    scope = _scope(connection, MemoryQuery([], prefix=False, whose=[whose]), [], None, datetime.min, False)
     return {word for word in words for each in query_words(word) if _is_speaker(connection, scope, each)}
 
 
@@ -181,7 +181,7 @@ def _rank(
     wanted: int | None,
 ) -> _Ranking:
     """The scores of the documents, at least of the best `wanted`; ``None`` scores all."""
-    speakers = [word for word in asked if query.neighbours and _is_speaker(connection, scope, word)]
+    speakers = [word for word in asked if not query.typed and _is_speaker(connection, scope, word)]
     others = [word for word in asked if word not in speakers]
     terms = [_query_term(connection, scope, word) for word in others or asked]
     if unfinished is not None:
@@ -189,7 +189,7 @@ def _rank(
         unindexed = [term for term in scope.postings if term.startswith(unfinished)]
         terms.append(_any_of(connection, scope, {*completions, *unindexed}))
     found = bm25.scores(
-        terms, scope.statistics, neighbours=bm25.NEIGHBOURS if query.neighbours else bm25.ALONE, wanted=wanted
+        terms, scope.statistics, neighbours=bm25.ALONE if query.typed else bm25.NEIGHBOURS, wanted=wanted
     )
     contenders = found if wanted is None or query.vector is not None else bm25.contenders(found, wanted)
     total = by_words = _weighted_by_length(connection, scope, contenders)
