@@ -1,264 +1,48 @@
-"""Conversion between a checkpoint's values and their stored form, with the user's serializer.
+"""Conversion between a checkpoint's values and their stored form, with the user's serializer: pure functions.
 
-`CheckpointDiff` finds the values and the messages of a put that the parent checkpoint does not have.
+A list is stored by element, so that the size of a thread grows with its messages and not with messages times
+checkpoints.
 """
 
 from __future__ import annotations
 
-from array import array
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from typing import Any, NoReturn, TypeAlias
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from itertools import groupby
+from typing import Any, cast
 
-from langchain_core.messages import BaseMessage
-from langgraph._internal._constants import PREVIOUS
-from langgraph.checkpoint.base import WRITES_IDX_MAP, Checkpoint, CheckpointMetadata
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import WRITES_IDX_MAP, CheckpointMetadata, get_checkpoint_metadata
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.types import INTERRUPT, RESUME, TASKS
-from langgraph.constants import END, START
+from langgraph.constants import START
+from langgraph.types import Send
+from pydantic import BaseModel
 
-from session_middleware.checkpoint import list_diff
-from session_middleware.checkpoint.langchain_messages import id_of, is_answer, is_message, is_question
-from session_middleware.checkpoint.parent_cache import CachedCheckpoint, CachedListRef
 from session_middleware.checkpoint.serde import message_of
 from session_middleware.errors import UnserializableValue
-from session_middleware.storage.checkpoint_types import Blob, Chunk, ListPut, StoredCheckpoint, StoredList, Write
+from session_middleware.storage.checkpoint_types import Blob, Chunk, StoredList, Write
+from session_middleware.storage.jsonable import is_a
 
+BODY = "checkpoint"  # a checkpoint without its channel values
 _INPUT = f"{START}\x1f"  # prefix of the stored name of a list that is a part of a graph's input
-_WHOLE = frozenset({START, END, PREVIOUS, "__root__"})  # channels that hold a graph's whole input or output
-_BODY = "checkpoint"  # a checkpoint without its channel values
-
-# A message, or a dict in OpenAI's format, and the id of the message after it in its list
-NewMessage: TypeAlias = tuple[BaseMessage | dict[str, Any], str | None]
+_SEVERAL = "[]"  # prefix of the type of a blob that holds several elements
+_SCALARS = frozenset({str, int, float, bool, type(None)})
+_SHORT = 256  # characters; a longer text has its own blob
 
 
-class Codec:
-    def __init__(self, serde: SerializerProtocol) -> None:
-        self._serde = serde
-
-    def dump(self, channel: str, value: Any) -> Blob:
-        """Serialise a channel's value.
-
-        Raises:
-            UnserializableValue: naming the channel and the part of its value that cannot be stored. If the user's
-                serializer raises a class that this one does not belong to, its error is raised with a note instead.
-        """
-        try:
-            return Blob(*self._serde.dumps_typed(value))
-        except Exception as error:  # noqa: BLE001  # raised again
-            self._raise(channel, value, error)
-
-    def dump_list(self, channel: str, elements: Sequence[Any]) -> list[Chunk]:
-        try:
-            return list_diff.chunks(elements, self._serde)
-        except Exception as error:  # noqa: BLE001  # raised again
-            self._raise(channel, elements, error)
-
-    def fingerprints(self, elements: Sequence[Any], parent: array[int] | None = None) -> array[int]:
-        return list_diff.fingerprints(elements, self._serde, parent)
-
-    def dump_body(self, checkpoint: Checkpoint, metadata: CheckpointMetadata) -> Blob:
-        """Serialise a checkpoint without its channel values, and its metadata."""
-        rest = {name: value for name, value in checkpoint.items() if name != "channel_values"}
-        return self.dump(_BODY, {"checkpoint": rest, "metadata": metadata})
-
-    def cached(self, stored: StoredCheckpoint, checkpoint: Checkpoint) -> CachedCheckpoint:
-        """The cache entry of a checkpoint that was read."""
-        values = checkpoint["channel_values"]
-        lists = {
-            name: CachedListRef(value.ref, self.fingerprints(_list_of(values, name)), is_input(name))
-            for name, value in stored.values.items()
-            if isinstance(value, StoredList)
-        }
-        return CachedCheckpoint(checkpoint["channel_versions"].copy(), stored.channels, frozenset(stored.values), lists)
-
-    def dump_write(self, index: int, channel: str, value: Any) -> Write:
-        idx = WRITES_IDX_MAP.get(channel, index)
-        if value is None:
-            return Write(idx, channel, None)
-        if type(value) is list:
-            return Write(idx, channel, self.dump_list(channel, value))
-        return Write(idx, channel, self.dump(channel, value))
-
-    def load(self, value: Blob | StoredList | Sequence[Chunk] | None) -> Any:
-        if isinstance(value, Blob):
-            return self._serde.loads_typed(value)
-        if isinstance(value, StoredList):
-            return list_diff.join(value.chunks, self._serde)
-        return None if value is None else list_diff.join(value, self._serde)
-
-    def _raise(self, channel: str, value: Any, error: Exception) -> NoReturn:
-        explained = self._explain(channel, value, error)
-        if isinstance(explained, type(error)):
-            raise explained from error
-        error.add_note(str(explained))
-        raise error
-
-    def _explain(self, channel: str, value: Any, error: Exception) -> UnserializableValue:
-        for key, part in value.items() if channel == START and isinstance(value, dict) else ():
-            if (part_error := list_diff.error_of(part, self._serde)) is not None:
-                return self._explain(_INPUT + str(key), part, part_error)
-        path = f"input.{channel.removeprefix(_INPUT)}" if is_input(channel) else f"state.{channel}"
-        path, part, error = list_diff.find_culprit(value, _PATHS.get(channel, path), self._serde, error)
-        if isinstance(error, UnserializableValue):
-            return UnserializableValue(f"{path}: {error.problem}", advice=error.advice)
-        name = type(self._serde).__name__
-        return UnserializableValue(
-            f"{path} is a {type(part).__qualname__}, which {name} cannot store ({message_of(error)})",
-            advice="keep it out of the graph's state, or pass a serializer that can with Sessions(..., serde=…)",
-        )
-
-
-_PATHS = {START: "input", TASKS: "Send", INTERRUPT: "interrupt", RESUME: "resume", _BODY: _BODY}
-
-
-class CheckpointDiff:
-    """Sorts the channel values of one put into those inherited from the parent checkpoint and new ones.
-
-    Args:
-        codec: Serialises the new values.
-        parent: The parent checkpoint, if there is one.
-        others: Lists of the session's other graphs and branches, with which a new list may share its beginning.
-        is_outermost: The checkpoint is the thread's own, and not a subgraph's.
-    """
-
-    def __init__(
-        self,
-        codec: Codec,
-        parent: CachedCheckpoint | None,
-        others: Sequence[CachedListRef] = (),
-        *,
-        is_outermost: bool = False,
-    ) -> None:
-        self._codec = codec
-        self._parent = parent
-        self._others = others
-        self._is_outermost = is_outermost
-        self.inherited: list[str] = []
-        self.values: dict[str, Blob | ListPut | None] = {}
-        self.fingerprints: dict[str, array[int]] = {}  # of each new list
-        self.preceding: str | None = None  # the id of the message before the new ones
-        self._new: list[tuple[NewMessage, int]] = []  # with their fingerprints
-        self._returned: list[tuple[NewMessage, int]] = []  # those in the return value of an entrypoint
-        given = parent.lists.get(START) if parent else None
-        self._input = given.fingerprints if given else array("q")
-
-    @property
-    def messages(self) -> list[NewMessage]:
-        """The messages that the parent did not have, each once: an entrypoint often returns those it also saves."""
-        self._add_messages(self._returned)
-        self._returned = []
-        return [new for new, _ in self._new]
-
-    def _add_messages(self, found: Sequence[tuple[NewMessage, int]]) -> None:
-        """Add new messages. One without an id that equals a message of the input or of another channel is the same."""
-        others = Counter(fingerprint for _, fingerprint in self._new) + Counter(self._input)
-        for new, fingerprint in found:
-            if others[fingerprint] and not id_of(new[0]):
-                others[fingerprint] -= 1
-            else:
-                self._new.append((new, fingerprint))
-
-    def inherit(self, name: str, version: Any) -> bool:
-        """Inherit the parent's value of a channel if it has this version. Returns whether it has."""
-        if self._parent is None or not self._parent.holds(name, version):
-            return False
-        self.inherited += [
-            stored for stored in self._parent.names if stored == name or (name == START and is_input(stored))
-        ]
-        return True
-
-    def add(self, name: str, value: Any) -> None:
-        """Add a new value of a channel."""
-        if value is None:
-            self.values[name] = None
-        elif type(value) is list:
-            self._add_list(name, value)
-        elif name == START and type(value) is dict:  # its lists may be the whole history
-            lists = {key: part for key, part in value.items() if type(part) is list and type(key) is str}
-            self.values[name] = self._codec.dump(name, value | dict.fromkeys(lists))
-            for key, part in lists.items():
-                self._add_list(_INPUT + key, part)
-        else:
-            if name in _WHOLE and is_message(value):
-                new = [((value, None), self._codec.fingerprints([value])[0])]
-                self._returned.extend(new) if name == END else self._add_messages(new)
-            self.values[name] = self._codec.dump(name, value)
-
-    def _add_list(self, name: str, value: list[Any]) -> None:
-        parent = self._parent.lists.get(name) if self._parent else None
-        fingerprints = self._codec.fingerprints(value, parent.fingerprints if parent else None)
-        self.fingerprints[name] = fingerprints
-        own = [parent] if parent else []
-        base, shared = _longest_prefix(fingerprints, own)
-        if not shared:
-            base, shared = _longest_prefix(fingerprints, self._others)
-        tail = self._codec.dump_list(name, value[shared:])
-        self.values[name] = ListPut(base.ref if base else None, shared, tail, is_parents=base is parent)
-        if not is_input(name):
-            self._find_messages(name, value, fingerprints, parent)
-
-    def _find_messages(
-        self, name: str, value: list[Any], fingerprints: array[int], parent: CachedListRef | None
-    ) -> None:
-        """Find the messages of a list that the record does not have."""
-        own = [parent] if parent else []
-        # a subgraph's first list may repeat another list; for the outermost graph those messages are new in any case
-        others = () if own or self._is_outermost else [cached for cached in self._others if not cached.is_input]
-        recorded, start = _longest_prefix(fingerprints, own or others)
-        if self._is_outermost and name in _WHOLE and self._is_of_this_run(name, value, fingerprints, parent):
-            recorded, start = None, 0
-        old = recorded.fingerprints if recorded else array("q")
-        new = list_diff.new_elements(value, fingerprints, old, start)
-        if start and not own and self._is_outermost:  # the shared messages belong to another branch or graph
-            new, start = [*filter(id_of, value[:start]), *new], 0
-        messages = list(_with_following(value, fingerprints, start, new))
-        self._returned.extend(messages) if name == END else self._add_messages(messages)
-        self.preceding = id_of(value[start - 1]) if start and new else self.preceding
-
-    def _is_of_this_run(
-        self, name: str, value: list[Any], fingerprints: array[int], parent: CachedListRef | None
-    ) -> bool:
-        """Whether a list is only this run's input with its answer, or the last answer again, and not a conversation.
-
-        A conversation also contains the earlier questions. The input may be one question or its text, not in a list.
-        """
-        questions = len(self._input) if name != START and fingerprints[: len(self._input)] == self._input else 0
-        is_same = parent is not None and fingerprints == parent.fingerprints
-        is_extended = (
-            parent is not None and not is_same and fingerprints[: len(parent.fingerprints)] == parent.fingerprints
-        )
-        if name != START and not (self._input or is_extended) and len(value) > 1 and is_question(value[0]):
-            questions = 1
-        return (questions > 0 or is_same) and all(map(is_answer, value[questions:]))
-
-
-def _with_following(
-    value: list[Any], fingerprints: array[int], start: int, new: list[Any]
-) -> Iterator[tuple[NewMessage, int]]:
-    """Each new element that is a message, with the id of the message after it and its fingerprint."""
-    are_new = set(map(id, new))
-    for index in range(start, len(value)) if new else ():
-        if id(value[index]) in are_new and is_message(value[index]):
-            following = id_of(value[index + 1]) if index + 1 < len(value) else None
-            yield (value[index], following), fingerprints[index]
-
-
-def _longest_prefix(fingerprints: array[int], lists: Sequence[CachedListRef]) -> tuple[CachedListRef | None, int]:
-    """The list that shares most leading elements, and their number."""
-    found = [
-        (list_diff.common_prefix_length(fingerprints, cached.fingerprints), index) for index, cached in enumerate(lists)
-    ]
-    length, index = max(found, default=(0, -1))
-    return (lists[index] if found else None), length
+def input_name(key: str) -> str:
+    """The stored name of a list that is a part of a graph's input."""
+    return _INPUT + key
 
 
 def is_input(name: str) -> bool:
-    """Whether a stored name is of a list that is a part of a graph's input."""
     return name.startswith(_INPUT)
 
 
-def _list_of(values: dict[str, Any], name: str) -> Any:
+def list_of(values: Mapping[str, Any], name: str) -> Any:
     """The list with a stored name, from the values of the channels."""
     return values[START][name.removeprefix(_INPUT)] if is_input(name) else values[name]
 
@@ -270,8 +54,170 @@ def merge_input_lists(values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def replayed(checkpoint: Checkpoint, metadata: CheckpointMetadata) -> list[str]:
-    """The delta channels whose value is replayed from writes. The metadata's counters tell them from empty channels."""
-    counted = metadata.get("counters_since_delta_snapshot") or {}
-    values, versions = checkpoint["channel_values"], checkpoint["channel_versions"]
-    return [name for name in counted if name in versions and name not in values]
+def dump(channel: str, value: Any, serde: SerializerProtocol) -> Blob:
+    """Serialise a channel's value.
+
+    Raises:
+        UnserializableValue: Names the channel and the part of its value that cannot be stored. If the user's
+            serializer raises a class that this one does not belong to, its error is raised with a note instead.
+    """
+    try:
+        return Blob(*serde.dumps_typed(value))
+    except Exception as error:  # noqa: BLE001  # raised again
+        raise _explained(channel, value, serde, error)  # noqa: B904
+
+
+def dump_list(channel: str, elements: Sequence[Any], serde: SerializerProtocol) -> list[Chunk]:
+    """One chunk for each element, but one for each sequence of adjacent small plain values. Raises as `dump`."""
+    found: list[Chunk] = []
+    try:
+        for is_small, group in groupby(elements, _is_small):
+            some = list(group)
+            if is_small and len(some) > 1:
+                kind, data = serde.dumps_typed(some)
+                found.append(Chunk(Blob(_SEVERAL + kind, data), len(some)))
+            else:
+                found += [Chunk(Blob(*serde.dumps_typed(element))) for element in some]
+    except Exception as error:  # noqa: BLE001  # raised again
+        raise _explained(channel, elements, serde, error)  # noqa: B904
+    return found
+
+
+def _is_small(element: Any) -> bool:
+    return type(element) in _SCALARS and (type(element) is not str or len(element) <= _SHORT)
+
+
+def dump_write(index: int, channel: str, value: Any, serde: SerializerProtocol) -> Write:
+    stored: Blob | list[Chunk] | None = None
+    if type(value) is list:
+        stored = dump_list(channel, value, serde)
+    elif value is not None:
+        stored = dump(channel, value, serde)
+    return Write(WRITES_IDX_MAP.get(channel, index), channel, stored)
+
+
+def load(value: Blob | StoredList | Sequence[Chunk] | None, serde: SerializerProtocol) -> Any:
+    """The value of a blob, or the elements of chunks. A chunk may have fewer elements than its blob."""
+    if value is None:
+        return None
+    if isinstance(value, Blob):
+        return serde.loads_typed(value)
+    if isinstance(value, StoredList):
+        value = value.chunks or ()
+    elements: list[Any] = []
+    for (kind, data), length in value:
+        if kind.startswith(_SEVERAL):
+            elements += serde.loads_typed((kind.removeprefix(_SEVERAL), data))[:length]
+        else:
+            elements.append(serde.loads_typed((kind, data)))
+    return elements
+
+
+# Values that cannot be stored
+
+_PATHS = {START: "input", TASKS: "Send", INTERRUPT: "interrupt", RESUME: "resume", BODY: BODY}
+_MAX_DEPTH = 100
+
+
+def _explained(channel: str, value: Any, serde: SerializerProtocol, error: Exception) -> Exception:
+    """The error to raise for a value that the serializer raised `error` for."""
+    explained = _explain(channel, value, serde, error)
+    if isinstance(explained, type(error)):
+        explained.__cause__ = error
+        return explained
+    error.add_note(str(explained))
+    return error
+
+
+def _explain(channel: str, value: Any, serde: SerializerProtocol, error: Exception) -> UnserializableValue:
+    for key, part in value.items() if channel == START and isinstance(value, dict) else ():
+        if (part_error := _error_of(part, serde)) is not None:
+            return _explain(_INPUT + str(key), part, serde, part_error)
+    path = f"input.{channel.removeprefix(_INPUT)}" if is_input(channel) else f"state.{channel}"
+    path, part, error = find_culprit(value, _PATHS.get(channel, path), serde, error)
+    if isinstance(error, UnserializableValue):
+        return UnserializableValue(f"{path}: {error.problem}", advice=error.advice)
+    name = type(serde).__name__
+    return UnserializableValue(
+        f"{path} is a {type(part).__qualname__}, which {name} cannot store ({message_of(error)})",
+        advice="keep it out of the graph's state, or pass a serializer that can with Sessions(..., serde=…)",
+    )
+
+
+def find_culprit(value: Any, path: str, serde: SerializerProtocol, error: Exception) -> tuple[str, Any, Exception]:
+    """The innermost part of `value` that cannot be serialised, the path to it, and its error.
+
+    `path` and `error` are those of `value`. The returned path begins with `path`, as in ``state.frame[2]``.
+    """
+    visited: set[int] = set()  # a value may contain itself
+    while len(visited) < _MAX_DEPTH:
+        visited.add(id(value))
+        for step, part in _parts(value):
+            if id(part) not in visited and (part_error := _error_of(part, serde)) is not None:
+                path, value, error = path + step, part, part_error
+                break
+        else:
+            break
+    return path, value, error
+
+
+def _error_of(value: Any, serde: SerializerProtocol) -> Exception | None:
+    """The error that serialising a value raises, if any."""
+    try:
+        serde.dumps_typed(value)
+    except Exception as error:  # noqa: BLE001  # the user's serializer may raise anything
+        return error
+    return None
+
+
+def _parts(value: Any) -> Iterable[tuple[str, Any]]:
+    """The parts that are serialised one by one, with their steps in a path; none for any other object."""
+    if is_a(value, Mapping):
+        return [*((f"[{key!r}]", part) for key, part in value.items()), *((".keys()", key) for key in value)]
+    if is_a(value, (list, tuple, deque)):
+        return [(f"[{index}]", part) for index, part in enumerate(value)]
+    if is_a(value, (set, frozenset)):
+        return [("[…]", part) for part in value]
+    if is_a(value, Send):
+        return [(".arg", value.arg)]
+    if is_a(value, Enum):
+        return [(".value", value.value)]
+    if is_a(value, BaseModel):
+        return [(f".{name}", part) for name, part in {**value.__dict__, **(value.__pydantic_extra__ or {})}.items()]
+    if is_dataclass(type(value)):
+        return [(f".{field.name}", getattr(value, field.name, None)) for field in fields(type(value))]
+    return ()
+
+
+# Metadata
+
+IDENTITY = ("user_id", "group_id", "group_ids", "langgraph_auth_user_id")  # the last is set by LangGraph's server
+
+
+def own_metadata(config: RunnableConfig, metadata: CheckpointMetadata) -> CheckpointMetadata:
+    """The metadata to store: as other savers store it, but without the user, whom the record can forget."""
+    completed: Any = get_checkpoint_metadata(config, metadata)
+    return cast("CheckpointMetadata", {name: value for name, value in completed.items() if name not in IDENTITY})
+
+
+def matches(body: Blob, filter: Mapping[str, Any], serde: SerializerProtocol) -> bool:
+    """Whether a checkpoint's metadata has all values of a filter, compared as in LangGraph's savers."""
+    metadata = serde.loads_typed(body)["metadata"]
+    return all(_is_equal(_value_at(metadata, name), wanted) for name, wanted in filter.items())
+
+
+def _value_at(metadata: Mapping[str, Any], name: str) -> Any:
+    """The value with a name, or at a path of names joined by dots; ``None`` if there is none."""
+    if name in metadata:
+        return metadata[name]
+    found: Any = metadata
+    for part in name.split("."):
+        found = found.get(part) if isinstance(found, Mapping) else None
+    return found
+
+
+def _is_equal(found: Any, wanted: Any) -> bool:
+    """A value that JSON has no type for, such as a UUID, is also compared as text."""
+    if bool(found == wanted):
+        return True
+    return not isinstance(wanted, str | int | float | dict | list | None) and str(wanted) == found

@@ -41,23 +41,36 @@ SCALAR = "A"  # marks a NumPy scalar in place of an array's order; LangGraph rea
 MESSAGES: dict[type[BaseMessage], set[str]] = {  # the names of all fields
     cls: set(cls.model_fields) for cls in (HumanMessage, AIMessage, ToolMessage, SystemMessage)
 }
-_JSON_METHOD = "model_validate_json"  # LangGraph writes this method name after a model; no reader uses it
+JSON_METHOD = "model_validate_json"  # LangGraph writes this method name after a model; no reader uses it
 
 
-class _State(threading.local):
+class State(threading.local):
     """The state of one call of `pack` or of a reader: ormsgpack passes nothing through its hooks."""
 
     error: Exception | None = None  # the first one that a hook raised; ormsgpack discards it
     met_class = False  # the value contains an instance of a class, other than a message of plain fields
     is_dumping = False  # within a ``model_dump()``
 
+    def begin(self) -> None:
+        self.error, self.met_class = None, False
 
-_state = _State()
+    def record(self, error: Exception) -> Exception:
+        """Save an error of a hook if it is the first one, which is the cause of the others; returns the first one."""
+        self.error = error if self.error is None else self.error
+        return self.error
+
+
+state = State()
 
 
 def pack(value: Any) -> bytes:
-    """Serialise. Raises `TypeError` for a value that cannot be stored; `first_error` returns the cause."""
+    """Serialise. Raises `TypeError` for a value that cannot be stored; `state` has the cause."""
     return ormsgpack.packb(value, default=_default, option=_option)
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value is a message of plain fields, which are stored as they are."""
+    return type(value) in MESSAGES and _message(value) is not None
 
 
 def array_header(length: int) -> bytes:
@@ -67,36 +80,16 @@ def array_header(length: int) -> bytes:
     return b"\xdc" + length.to_bytes(2, "big") if length < 65_536 else b"\xdd" + length.to_bytes(4, "big")
 
 
-def reset() -> None:
-    """Begin a call: clear `first_error` and `met_class`."""
-    _state.error, _state.met_class = None, False
-
-
-def first_error(error: Exception) -> Exception:
-    """The first error that a hook raised since `reset`, or else `error`, which is ormsgpack's own."""
-    return error if _state.error is None else _state.error
-
-
-def record_error(error: Exception) -> None:
-    """Save an error that a hook is about to raise. Only the first is saved: it is the cause of the others."""
-    _state.error = first_error(error)
-
-
-def met_class() -> bool:
-    """Whether the value packed since `reset` contains more than plain values and messages of plain values."""
-    return _state.met_class
-
-
 def _default(value: Any) -> Any:
     try:
         cls = type(value)
         if cls in MESSAGES and (packed := _message(value)) is not None:
             return packed
-        _state.met_class = True
+        state.met_class = True
         encode = _BY_KIND.get(kind_of(cls) or "") or _BY_CLASS.get(cls)
         return _pack_other(value) if encode is None else encode(value)
     except Exception as error:
-        record_error(error)
+        state.record(error)
         raise
 
 
@@ -106,7 +99,7 @@ def _message(message: BaseMessage) -> ormsgpack.Ext | None:
     if message.__pydantic_extra__ or message.__dict__.keys() != MESSAGES[cls]:
         return None
     try:
-        parts = (cls.__module__, cls.__name__, message.__dict__, _JSON_METHOD)
+        parts = (cls.__module__, cls.__name__, message.__dict__, JSON_METHOD)
         return ormsgpack.Ext(PYDANTIC, ormsgpack.packb(parts, option=_option))
     except (TypeError, ValueError):
         return None
@@ -178,12 +171,12 @@ def _ext(code: int, cls: type, *parts: Any, mode: Mode = _PLAINLY) -> ormsgpack.
 
 
 def _pack_dump(code: int, cls: type, dump: Callable[[], Any], *parts: Any) -> ormsgpack.Ext:
-    _state.error = None
-    was, _state.is_dumping = _state.is_dumping, True
+    state.error = None
+    was, state.is_dumping = state.is_dumping, True
     try:
         return _ext(code, cls, dump(), *parts)
     finally:
-        _state.is_dumping = was
+        state.is_dumping = was
 
 
 def _is_langgraphs(cls: type) -> bool:
@@ -193,8 +186,8 @@ def _is_langgraphs(cls: type) -> bool:
 def _model(model: BaseModel) -> ormsgpack.Ext:
     cls = type(model)
     if _is_langgraphs(cls):
-        return _ext(PYDANTIC, cls, model.model_dump(), _JSON_METHOD)
-    if not _state.is_dumping:
+        return _ext(PYDANTIC, cls, model.model_dump(), JSON_METHOD)
+    if not state.is_dumping:
         with suppress(TypeError, ValueError):
             names = cls.__pydantic_fields__
             stored: Any = {name: value for name, value in model.__dict__.items() if name in names}
@@ -203,9 +196,9 @@ def _model(model: BaseModel) -> ormsgpack.Ext:
             elif model.__pydantic_extra__:
                 stored |= model.__pydantic_extra__
             was_set = None if (given := model.__pydantic_fields_set__) == names.keys() else sorted(given)
-            parts = (stored, _JSON_METHOD, shape_of(cls), was_set, _private(model))
+            parts = (stored, JSON_METHOD, shape_of(cls), was_set, _private(model))
             return _ext(PYDANTIC, cls, *parts, mode=_EXACTLY)
-    return _pack_dump(PYDANTIC, cls, model.model_dump, _JSON_METHOD)
+    return _pack_dump(PYDANTIC, cls, model.model_dump, JSON_METHOD)
 
 
 def _private(model: BaseModel) -> bytes | None:
@@ -216,13 +209,13 @@ def _private(model: BaseModel) -> bytes | None:
     try:
         return ormsgpack.packb(private, default=_default_exactly, option=_EXACTLY[1])
     except (TypeError, ValueError):  # such as a lock or a client: the model creates it again, as with LangGraph
-        _state.error = None
+        state.error = None
         return None
 
 
 def _model_v1(model: Any) -> ormsgpack.Ext:
     cls = type(model)
-    if not _state.is_dumping:
+    if not state.is_dumping:
         with suppress(TypeError, ValueError):
             parts = ({**model.__dict__}, shape_of(cls), sorted(model.__fields_set__))
             return _ext(PYDANTIC_V1, cls, *parts, mode=_EXACTLY)
@@ -236,7 +229,7 @@ def _dataclass(value: Any) -> ormsgpack.Ext:
         return _ext(KEYWORDS, cls, stored)
     if not hasattr(cls, "__pydantic_serializer__"):
         return _ext(KEYWORDS, cls, stored, shape_of(cls), mode=_TUPLES)
-    if not _state.is_dumping:
+    if not state.is_dumping:
         with suppress(TypeError, ValueError):
             return _ext(KEYWORDS, cls, stored, shape_of(cls), mode=_EXACTLY)
     return _pack_dump(KEYWORDS, cls, partial(cls.__pydantic_serializer__.to_python, value))
@@ -260,10 +253,8 @@ _BY_KIND: dict[str, Callable[[Any], ormsgpack.Ext]] = {
 
 def _set(value: Any) -> ormsgpack.Ext:
     """Pack the members in the order of their bytes, so that equal sets have equal bytes. Tuples stay tuples."""
-    members = sorted(ormsgpack.packb(member, default=_default, option=_TUPLES[1]) for member in value)
-    head = pack(["builtins", type(value).__name__, []])[:-1]  # without the empty list, which is one byte
-    length = len(members).to_bytes(4, "big")
-    return ormsgpack.Ext(SINGLE_ARGUMENT, b"".join((head, b"\xdd", length, *members)))
+    members = sorted(value, key=partial(ormsgpack.packb, default=_default, option=_TUPLES[1]))
+    return _ext(SINGLE_ARGUMENT, type(value), members, mode=_TUPLES)
 
 
 def _deque(value: deque[Any]) -> ormsgpack.Ext:

@@ -1,6 +1,8 @@
-"""A cache of the checkpoints that this process has read or written, on which the next put builds.
+"""A cache of the checkpoints that this process has read or written.
 
-The cache only saves reads: each put compares the cached parent with the stored one in its transaction.
+The next put builds on one of them; it compares the cached parent with the stored one in its transaction. The next run
+of a thread reads the lists that the last run has put: lists of plain messages are cached as the packed bytes of their
+fields, and storage leaves them out of a reading if they are unchanged. Each reading builds new messages.
 """
 
 from __future__ import annotations
@@ -9,16 +11,39 @@ import threading
 from array import array
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
+from langchain_core.messages import BaseMessage
 from langgraph.checkpoint.base import ChannelVersions
 
+from session_middleware.checkpoint.serde import unpack_messages
 from session_middleware.storage.checkpoint_types import ListRef
 
 Key = tuple[str, str, str]  # session id, namespace, checkpoint id
 
-_MAX_ENTRIES = 256  # checkpoints; also sessions
-_MAX_LISTS = 8  # of one session
+_MAX_SESSIONS = 256
+_MAX_CHECKPOINTS = 16  # of one session
+_MAX_BYTES = 64 * 1024 * 1024  # of all packed lists
+
+
+class Fingerprints(array):  # type: ignore[type-arg]  # of int; `array` takes no type at run time in Python 3.11
+    """The 64-bit hash of each element's stored form, valid in this process only."""
+
+    size: int = 0  # the bytes of all elements, encoded one after the other; 0: not known
+    digest: int = 0  # the hash of these bytes
+    is_plain: bool = False  # all elements are messages of plain fields
+    encoded: bytes | None = None  # the encoded elements, if they are plain and the cache has not taken them
+
+
+class PackedList(NamedTuple):
+    """A list of plain messages."""
+
+    ref: ListRef
+    data: bytes
+
+    def build(self, length: int) -> list[BaseMessage]:
+        """The first messages of the list, each a new object."""
+        return unpack_messages(self.data, self.ref.length, length)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +51,7 @@ class CachedListRef:
     """A stored list, and the fingerprint of each of its elements."""
 
     ref: ListRef
-    fingerprints: array[int]
+    fingerprints: Fingerprints
     is_input: bool = False  # from a graph's input: its messages are recorded from the state that they lead to
 
 
@@ -45,40 +70,58 @@ class CachedCheckpoint:
 
 
 class CheckpointCache:
-    """The checkpoints used last, and for each session the lists used last."""
+    """The checkpoints used last, of the sessions used last."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._checkpoints: OrderedDict[Key, CachedCheckpoint] = OrderedDict()
-        self._lists: OrderedDict[str, OrderedDict[tuple[int, bool], CachedListRef]] = OrderedDict()  # by session
+        self._sessions: OrderedDict[str, OrderedDict[tuple[str, str], CachedCheckpoint]] = OrderedDict()
+        self._packed: OrderedDict[int, PackedList] = OrderedDict()  # by list id
+        self._size = 0
 
     def find(self, key: Key) -> CachedCheckpoint | None:
         with self._lock:
-            return self._checkpoints.get(key)
+            return self._sessions.get(key[0], _NONE).get(key[1:])
 
     def store(self, key: Key, checkpoint: CachedCheckpoint) -> None:
         with self._lock:
-            _store(self._checkpoints, key, checkpoint, _MAX_ENTRIES)
-            lists = self._lists.get(key[0], OrderedDict())
+            own = self._sessions.setdefault(key[0], OrderedDict())
+            own[key[1:]] = checkpoint
+            own.move_to_end(key[1:])
+            self._sessions.move_to_end(key[0])
+            if len(own) > _MAX_CHECKPOINTS:
+                own.popitem(last=False)
+            if len(self._sessions) > _MAX_SESSIONS:
+                self._sessions.popitem(last=False)
             for cached in checkpoint.lists.values():
-                _store(lists, (cached.ref.list_id, cached.is_input), cached, _MAX_LISTS)
-            _store(self._lists, key[0], lists, _MAX_ENTRIES)
+                if (data := cached.fingerprints.encoded) is not None:
+                    cached.fingerprints.encoded = None
+                    self._drop(cached.ref.list_id)
+                    self._packed[cached.ref.list_id] = PackedList(cached.ref, data)
+                    self._size += len(data)
+            while self._size > _MAX_BYTES:
+                self._drop(next(iter(self._packed)))
 
     def lists(self, session_id: str) -> list[CachedListRef]:
         """The lists of a session that were used last, in any namespace: a new list may begin like one of them."""
         with self._lock:
-            return list(self._lists.get(session_id, {}).values())
+            cached = [each for one in self._sessions.get(session_id, _NONE).values() for each in one.lists.values()]
+        return list({(each.ref.list_id, each.is_input): each for each in cached}.values())
+
+    def packed(self, session_id: str) -> dict[ListRef, PackedList]:
+        """The packed lists of a session."""
+        found = [self._packed.get(each.ref.list_id) for each in self.lists(session_id)]
+        return {packed.ref: packed for packed in found if packed is not None}
 
     def forget(self, session_id: str) -> None:
+        lists = self.lists(session_id)
         with self._lock:
-            self._lists.pop(session_id, None)
-            for key in [key for key in self._checkpoints if key[0] == session_id]:
-                del self._checkpoints[key]
+            self._sessions.pop(session_id, None)
+            for each in lists:
+                self._drop(each.ref.list_id)
+
+    def _drop(self, list_id: int) -> None:
+        if (packed := self._packed.pop(list_id, None)) is not None:
+            self._size -= len(packed.data)
 
 
-def _store(entries: OrderedDict[Any, Any], key: Any, value: Any, limit: int) -> None:
-    """Store an entry as the latest one, and evict the oldest ones beyond the limit."""
-    entries[key] = value
-    entries.move_to_end(key)
-    while len(entries) > limit:
-        entries.popitem(last=False)
+_NONE: OrderedDict[tuple[str, str], CachedCheckpoint] = OrderedDict()

@@ -14,10 +14,10 @@ transaction, so that two processes cannot both repair a thread.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, cast
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
 from langchain_core.runnables import RunnableConfig
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from session_middleware.checkpoint.saver import SessionSaver
     from session_middleware.storage.protocol import Storage
     from session_middleware.storage.run import RunContext
+
+T = TypeVar("T")
 
 INTERRUPTED = "This tool call was interrupted: it returned no result, and was executed in part or not at all."
 UNREADABLE = "This tool call was not executed: its arguments could not be parsed."
@@ -111,29 +113,15 @@ def mend(
     """Insert an answer for each missing one: the known answer, or the statement that the call was interrupted."""
     answers: dict[int, ToolMessage] = {}
     calls: list[RepairedCall] = []
-    for open_call in missing:
-        answer, kind = _answer(open_call, new_id)
-        answers[id(open_call.call)] = answer
-        calls.append(
-            RepairedCall(
-                tool_call_id=open_call.call["id"],
-                name=open_call.call.get("name") or "tool",
-                message_id=open_call.message_id,
-                answer_id=str(answer.id),
-                answer=kind,
-                checkpoint_ns=namespace,
-            )
-        )
+    for message_id, call, is_readable, answer in missing:
+        name, call_id, kind = call.get("name"), call["id"], "known"
+        if answer is None or not is_readable:
+            text, kind = (INTERRUPTED, "interrupted") if is_readable else (UNREADABLE, "unreadable")
+            answer = ToolMessage(text, name=name, tool_call_id=call_id, status="error")
+        answer = answers[id(call)] = answer if answer.id else answer.model_copy(update={"id": new_id()})
+        made = {"tool_call_id": call_id, "name": name or "tool", "message_id": message_id, "answer": kind}
+        calls.append(RepairedCall(**made, answer_id=str(answer.id), checkpoint_ns=namespace))
     return Mended(list(_with_answers(messages, answers)), calls)
-
-
-def _answer(open_call: UnansweredCall, new_id: NewId) -> tuple[ToolMessage, Any]:
-    known = open_call.answer
-    if known is not None and open_call.is_readable:
-        return known if known.id else known.model_copy(update={"id": new_id()}), "known"
-    text, kind = (INTERRUPTED, "interrupted") if open_call.is_readable else (UNREADABLE, "unreadable")
-    name, call_id = open_call.call.get("name"), open_call.call["id"]
-    return ToolMessage(text, name=name, tool_call_id=call_id, status="error", id=new_id()), kind
 
 
 def _with_answers(messages: Sequence[BaseMessage], answers: dict[int, ToolMessage]) -> Iterator[BaseMessage]:
@@ -186,8 +174,10 @@ def _has_delta_channels(found: CheckpointTuple) -> bool:
     return bool(found.metadata.get("counters_since_delta_snapshot"))
 
 
-def _channels_with_unanswered(values: Mapping[str, Any]) -> Iterator[str]:
-    return (name for name, value in values.items() if type(value) is list and unanswered(value))
+def _unanswered_in(values: Mapping[str, Any]) -> dict[str, list[UnansweredCall]]:
+    """The unanswered calls of the channels that have some."""
+    found = {name: unanswered(value) for name, value in values.items() if type(value) is list}
+    return {name: missing for name, missing in found.items() if missing}
 
 
 class Repairs:
@@ -206,13 +196,12 @@ class Repairs:
         given = context.inside.pop(without_tasks(namespace), None) if namespace else context.given
         context.given = None
         is_new = self._on_input and _has_new_input(given, context, config, found)
-        if not is_new or found is None or not any(_channels_with_unanswered(found.checkpoint["channel_values"])):
+        if not is_new or found is None or not _unanswered_in(found.checkpoint["channel_values"]):
             return found
         if namespace and given is None:
             given = state_around(config)
         work = partial(self._repair, saver, config, context, given, reason=_NEW_INPUT, dry_run=False)
-        mended: CheckpointTuple | None = self._storage.run_batch([work], durable=True)[0]()[0]
-        return mended
+        return self._in_transaction(work)[0]
 
     def now(
         self, saver: SessionSaver, config: RunnableConfig, context: RunContext, recorded: Recorded, *, dry_run: bool
@@ -227,18 +216,20 @@ class Repairs:
         if (holder := self._storage.find_active_run(context.session_id, but=context.lease)) is not None:
             raise SessionBusy(context.session_id, run_id=holder[0], process=holder[1])
         namespaces = self._storage.list_checkpoint_namespaces(context.session_id)
-        if not namespaces:
-            work = partial(self._repair_record, context, recorded, dry_run=dry_run)
-            repaired: list[RepairedCall] = self._storage.run_batch([work], durable=True)[0]()
-            return repaired
-        repaired = []
+        repaired: list[RepairedCall] = []
         for namespace in namespaces:
             if ":" not in namespace:  # a namespace with a task's id belongs to one run
                 at = _in_namespace(config, namespace)
                 around = _stored_state_around(saver, at, context) if namespace else None
                 job = partial(self._repair, saver, at, context, around, reason="asked for", dry_run=dry_run)
-                repaired += self._storage.run_batch([job], durable=True)[0]()[1]
+                repaired += self._in_transaction(job)[1]
+        if not namespaces:
+            repaired = self._in_transaction(partial(self._repair_record, context, recorded, dry_run=dry_run))
         return repaired
+
+    def _in_transaction(self, work: Callable[[], T]) -> T:
+        result: T = self._storage.run_batch([work], durable=True)[0]()
+        return result
 
     def _repair(
         self,
@@ -288,13 +279,12 @@ class Repairs:
         values, namespace = found.checkpoint["channel_values"], found.config["configurable"]["checkpoint_ns"]
         changed: dict[str, Any] = {}
         calls: list[RepairedCall] = []
-        for name in _channels_with_unanswered(values):
-            missing = left_open(unanswered(values[name]), given, name)
-            if missing:
+        for name, missing in _unanswered_in(values).items():
+            if left := left_open(missing, given, name):
                 written = [value for _, channel, value in found.pending_writes or () if channel == name]
                 answers = [message for value in written for message in tool_messages(value)]
-                missing = with_written(recorded_answers(self._storage, session_id, missing), answers)
-                mended = mend(values[name], missing, new_id=self._new_id, namespace=namespace)
+                left = with_written(recorded_answers(self._storage, session_id, left), answers)
+                mended = mend(values[name], left, new_id=self._new_id, namespace=namespace)
                 changed[name] = mended.messages
                 calls += mended.calls
         return changed, calls

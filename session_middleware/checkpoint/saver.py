@@ -25,10 +25,9 @@ from langgraph.checkpoint.base import (
 )
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
-from session_middleware.checkpoint.codec import CheckpointDiff, Codec, NewMessage, is_input, merge_input_lists, replayed
-from session_middleware.checkpoint.list_cache import ListCache, ListReader
-from session_middleware.checkpoint.metadata import is_of, matches, own_metadata, split_filter
-from session_middleware.checkpoint.parent_cache import CachedCheckpoint, CachedListRef, CheckpointCache, Key
+from session_middleware.checkpoint import codec
+from session_middleware.checkpoint.checkpoint_diff import CheckpointDiff, NewMessages, fingerprints
+from session_middleware.checkpoint.parent_cache import CachedCheckpoint, CachedListRef, CheckpointCache, Key, PackedList
 from session_middleware.checkpoint.repair import Repairs
 from session_middleware.errors import UnknownStrategy
 from session_middleware.lifecycle import session_id_of
@@ -36,21 +35,22 @@ from session_middleware.models import Identity
 from session_middleware.runtime.run_context import RunRegistry, config_of
 from session_middleware.runtime.run_queue import RunQueue
 from session_middleware.storage.checkpoint_types import (
+    CheckpointFilter,
     CheckpointPut,
-    Parent,
     StaleParent,
     StoredCheckpoint,
     StoredList,
     StoredWrite,
     WritesPut,
 )
-from session_middleware.storage.executor import StorageExecutor
+from session_middleware.storage.executor import StorageExecutor, async_twin
 from session_middleware.storage.protocol import Storage
 from session_middleware.storage.record_entries import MessageEntry
 from session_middleware.storage.run import RunContext
 
 _PAGE = 32  # checkpoints that `list` reads at a time
 _WIDE_PAGE = 256  # the same for all namespaces: each page scans all of them
+Writes: TypeAlias = list[tuple[str, str, Any]]  # task id, channel and value
 Page: TypeAlias = tuple[list[CheckpointTuple], Key | None]  # the key after which the next page begins, if any
 
 
@@ -58,12 +58,7 @@ class CheckpointListener(Protocol):
     """Receives the messages of a checkpointer's puts and writes, for the record."""
 
     def brought(
-        self,
-        context: RunContext,
-        key: Key,
-        checkpoint: Checkpoint,
-        metadata: CheckpointMetadata,
-        new: Sequence[NewMessage],
+        self, context: RunContext, key: Key, checkpoint: Checkpoint, metadata: CheckpointMetadata, new: NewMessages
     ) -> list[MessageEntry]:
         """The record entries for the messages that the parent checkpoint does not have. Never raises."""
 
@@ -98,18 +93,13 @@ class SessionSaver(BaseCheckpointSaver[int]):
     ) -> None:
         super().__init__(serde=serde)
         self._storage = storage
-        self._executor = executor
+        self._offload = executor
         self._contexts = contexts
         self._queue = queue
         self._listener = listener
         self._flush = flush
         self._repairs = repairs
         self._checkpoint_cache = CheckpointCache()
-        self._list_cache = ListCache()
-
-    @property
-    def _codec(self) -> Codec:
-        return Codec(self.serde)  # `with_allowlist` copies the saver and gives it another serializer
 
     # Reading
 
@@ -123,7 +113,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         context = await self._queue.aacquire(self._contexts.context_for_read(config["configurable"]))
-        return await self._executor.run(self._read, config, context)
+        return await self._offload.run(self._read, config, context)
 
     def _read(self, config: RunnableConfig, context: RunContext) -> CheckpointTuple | None:
         self._flush(context.session_id)
@@ -133,16 +123,15 @@ class SessionSaver(BaseCheckpointSaver[int]):
     def load(self, config: RunnableConfig, context: RunContext) -> CheckpointTuple | None:
         """`get_tuple` for a run context that was matched already, without repair."""
         namespace = config["configurable"].get("checkpoint_ns", "")
-        reader = self._list_cache.reader(context.session_id)
+        packed = self._checkpoint_cache.packed(context.session_id)
         with self._contexts.discard_if_refused(context):
-            stored = self._storage.read_checkpoint(context, namespace, get_checkpoint_id(config), reader.refs())
+            stored = self._storage.read_checkpoint(context, namespace, get_checkpoint_id(config), packed.keys())
         if stored is None:
             return None
         if not namespace and context.started_from is None:  # the checkpoint that a run starts from
             context.started_from = context.checkpoint_id = stored.checkpoint_id
-        found = self._tuple(stored, context.identity, reader)
+        found = self._tuple(stored, context.identity, {ref.list_id: each for ref, each in packed.items()})
         self._cache(stored, found.checkpoint)
-        self._list_cache.store(context.session_id, reader)
         return found
 
     def list(
@@ -172,7 +161,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
     ) -> AsyncIterator[CheckpointTuple]:
         after: Key | None = None
         while limit is None or limit > 0:
-            page, after = await self._executor.run(self._page, config, filter, before, limit, after)
+            page, after = await self._offload.run(self._page, config, filter, before, limit, after)
             for found in page:
                 yield found
             limit = None if limit is None else limit - len(page)
@@ -192,22 +181,29 @@ class SessionSaver(BaseCheckpointSaver[int]):
         context = self._contexts.context_for_write(configurable) if config else None
         if context is not None and self._storage.authorize(context) is None:
             return [], None
-        rest, owner = split_filter(filter)
+        rest = {**(filter or {})}
+        owner = {name: rest.pop(name) for name in ("user_id", "group_id") if name in rest}  # metadata does not have it
         size = _PAGE if "checkpoint_ns" in configurable else _WIDE_PAGE
         size = size if limit is None or owner else min(limit, size)
         rows = self._storage.list_checkpoints(
-            context.session_id if context else None,
-            checkpoint_ns=configurable.get("checkpoint_ns"),
-            checkpoint_id=get_checkpoint_id(config) if config else None,
-            before=get_checkpoint_id(before) if before else None,
-            matches=partial(matches, self.serde, rest) if rest else None,
+            CheckpointFilter(
+                context.session_id if context else None,
+                configurable.get("checkpoint_ns"),
+                get_checkpoint_id(config) if config else None,
+                get_checkpoint_id(before) if before else None,
+                after,
+            ),
             limit=size,
-            after=after,
+            matches=partial(codec.matches, filter=rest, serde=self.serde) if rest else None,
         )
-        identity, reader = context.identity if context else Identity(), ListReader({}, is_snapshot=True)
-        owned = [row for row in rows if not owner or is_of(self._storage.find_session(row.session_id), owner)]
-        page = [self._tuple(row, identity, reader) for row in owned[:limit]]
+        owned = [row for row in rows if not owner or self._is_owned(row, owner)][:limit]
+        identity, packed = context.identity if context else Identity(), dict[int, PackedList]()
+        page = [self._tuple(row, identity, packed, is_snapshot=True) for row in owned]
         return page, rows[-1].key if len(rows) == size else None
+
+    def _is_owned(self, row: StoredCheckpoint, owner: Mapping[Any, Any]) -> bool:
+        session = self._storage.find_session(row.session_id)
+        return session is not None and all(getattr(session, name) == value for name, value in owner.items())
 
     def get_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]
@@ -215,45 +211,71 @@ class SessionSaver(BaseCheckpointSaver[int]):
         """The seed and the writes that rebuild each channel's value, in one read for all channels and ancestors."""
         if not channels:
             return {}
-        context, codec = self._contexts.context_for_write(config["configurable"]), self._codec
+        context = self._contexts.context_for_write(config["configurable"])
         if self._storage.authorize(context) is None:
             return {channel: {"writes": []} for channel in channels}
         namespace = config["configurable"].get("checkpoint_ns", "")
         found = self._storage.get_history(context.session_id, namespace, get_checkpoint_id(config), channels)
         history: dict[str, DeltaChannelHistory] = {}
         for channel, stored in found.items():
-            history[channel] = {"writes": _load_writes(codec, stored.writes)}
+            history[channel] = {"writes": self._load_writes(stored.writes)}
             if stored.has_seed:
-                history[channel]["seed"] = codec.load(stored.seed)
+                history[channel]["seed"] = codec.load(stored.seed, self.serde)
         return history
 
-    async def aget_delta_channel_history(
-        self, *, config: RunnableConfig, channels: Sequence[str]
-    ) -> Mapping[str, DeltaChannelHistory]:
-        return await self._executor.run(self.get_delta_channel_history, config=config, channels=channels)
+    aget_delta_channel_history = async_twin(get_delta_channel_history)
 
-    def _tuple(self, stored: StoredCheckpoint, identity: Identity, reader: ListReader) -> CheckpointTuple:
-        codec, key = self._codec, stored.key
-        body = codec.load(stored.body)
-        values = merge_input_lists(
-            {
-                name: reader.load(value, codec.load) if isinstance(value, StoredList) else codec.load(value)
-                for name, value in stored.values.items()
-            }
-        )
+    def _tuple(
+        self, stored: StoredCheckpoint, identity: Identity, packed: dict[int, PackedList], *, is_snapshot: bool = False
+    ) -> CheckpointTuple:
+        key, body = stored.key, codec.load(stored.body, self.serde)
+        values = {
+            name: self._elements(value, packed, is_snapshot=is_snapshot)
+            if isinstance(value, StoredList)
+            else codec.load(value, self.serde)
+            for name, value in stored.values.items()
+        }
         return CheckpointTuple(
             config=config_of(identity, key),
-            checkpoint=cast("Checkpoint", {**body["checkpoint"], "channel_values": values}),
+            checkpoint=cast("Checkpoint", {**body["checkpoint"], "channel_values": codec.merge_input_lists(values)}),
             metadata=body["metadata"],
             parent_config=config_of(identity, (*key[:2], stored.parent_id)) if stored.parent_id else None,
-            pending_writes=_load_writes(codec, stored.writes),
+            pending_writes=self._load_writes(stored.writes),
         )
+
+    def _elements(self, stored: StoredList, packed: dict[int, PackedList], *, is_snapshot: bool) -> Any:
+        """The elements of a list.
+
+        Args:
+            packed: Lists that are unpacked instead, by id. Those that storage left out of the reading are among them.
+            is_snapshot: The lists belong to one state of the database. So a packed list also serves for its
+                beginnings, and this list is added to `packed`.
+        """
+        ref = stored.ref
+        known = packed.get(ref.list_id)
+        if known is not None and (stored.chunks is None or (is_snapshot and ref.length <= known.ref.length)):
+            return known.build(ref.length)
+        elements = codec.load(stored.chunks, self.serde)
+        if is_snapshot and (data := fingerprints(elements, self.serde).encoded):
+            packed[ref.list_id] = PackedList(ref, data)
+        return elements
+
+    def _load_writes(self, writes: Sequence[StoredWrite]) -> Writes:
+        return [(write.task_id, write.channel, codec.load(write.value, self.serde)) for write in writes]
 
     def _cache(self, stored: StoredCheckpoint, checkpoint: Checkpoint) -> CachedCheckpoint:
         """Cache a checkpoint that was read, because a run's first put builds on the one it read."""
         cached = self._checkpoint_cache.find(stored.key)
         if cached is None or cached.channels != stored.channels:
-            cached = self._codec.cached(stored, checkpoint)
+            values, versions = checkpoint["channel_values"], checkpoint["channel_versions"]
+            lists = {
+                name: CachedListRef(
+                    value.ref, fingerprints(codec.list_of(values, name), self.serde), codec.is_input(name)
+                )
+                for name, value in stored.values.items()
+                if isinstance(value, StoredList)
+            }
+            cached = CachedCheckpoint(versions.copy(), stored.channels, frozenset(stored.values), lists)
         self._checkpoint_cache.store(stored.key, cached)
         return cached
 
@@ -288,7 +310,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
         metadata: CheckpointMetadata,
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
-        return await self._executor.write(partial(self.put, config, checkpoint, metadata, new_versions))
+        return await self._offload.write(partial(self.put, config, checkpoint, metadata, new_versions))
 
     def store(
         self,
@@ -302,29 +324,36 @@ class SessionSaver(BaseCheckpointSaver[int]):
     ) -> RunnableConfig:
         """`put` for a run context that was matched already."""
         key = (context.session_id, config["configurable"].get("checkpoint_ns", ""), checkpoint["id"])
-        parent_id, codec = get_checkpoint_id(config), self._codec
-        parent = self._parent((*key[:2], parent_id), reread=reread_parent) if parent_id else None
-        others = () if reread_parent else self._checkpoint_cache.lists(key[0])
-        diff = CheckpointDiff(codec, parent, others, is_outermost=not key[1])
-        versions = checkpoint["channel_versions"]
-        for name, value in checkpoint["channel_values"].items():
+        parent_id = get_checkpoint_id(config)
+        parent_key = (*key[:2], parent_id or "")
+        parent = None if reread_parent else self._checkpoint_cache.find(parent_key)
+        if parent is None and parent_id and (stored := self._storage.get_checkpoint(*parent_key)) is not None:
+            parent = self._cache(stored, self._tuple(stored, Identity(), {}).checkpoint)
+        others: Callable[[], Sequence[CachedListRef]]
+        others = tuple if reread_parent else partial(self._checkpoint_cache.lists, key[0])
+        diff = CheckpointDiff(self.serde, parent, others, is_outermost=not key[1])
+        versions, values = checkpoint["channel_versions"], checkpoint["channel_values"]
+        for name, value in values.items():
             if name in new_versions or not diff.inherit(name, versions.get(name)):
                 diff.add(name, value)
-        own = own_metadata(config, metadata)
+        own = codec.own_metadata(config, metadata)
+        # the metadata's counters tell replayed channels from empty ones
+        replayed = [name for name in own.get("counters_since_delta_snapshot") or () if name in versions.keys() - values]
+        rest = {name: value for name, value in checkpoint.items() if name != "channel_values"}
         put = CheckpointPut(
             context=context,
             checkpoint_ns=key[1],
             checkpoint_id=key[2],
             parent_id=parent_id,
-            body=codec.dump_body(checkpoint, own),
+            body=codec.dump(codec.BODY, {"checkpoint": rest, "metadata": own}, self.serde),
             source=own.get("source"),
             step=own.get("step"),
-            parent=Parent(parent_id, parent.channels) if parent and parent_id else None,
+            parent_channels=parent.channels if parent else None,
             inherited=diff.inherited,
             values=diff.values,
             messages=self._listener.brought(context, key, checkpoint, own, diff.messages),
             preceding=diff.preceding,
-            replayed=replayed(checkpoint, own),
+            replayed=replayed,
             enclosing=own.get("parents") or {},
             run_id=None if (run_id := own.get("run_id")) is None else str(run_id),
         )
@@ -334,7 +363,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
             if reread_parent:
                 raise
             return self.store(config, context, checkpoint, metadata, new_versions, reread_parent=True)
-        lists = {name: CachedListRef(ref, diff.fingerprints[name], is_input(name)) for name, ref in refs.items()}
+        lists = {name: CachedListRef(ref, diff.fingerprints[name], codec.is_input(name)) for name, ref in refs.items()}
         if parent:
             lists.update({name: parent.lists[name] for name in diff.inherited if name in parent.lists})
         self._checkpoint_cache.store(
@@ -346,17 +375,17 @@ class SessionSaver(BaseCheckpointSaver[int]):
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
         """Store a task's writes. The checkpoint they belong to may be stored later."""
-        conf, codec = config["configurable"], self._codec
+        conf = config["configurable"]
         context = self._contexts.context_for_write(conf)
         key = (context.session_id, conf.get("checkpoint_ns", ""), conf["checkpoint_id"])
         self._listener.wrote(context, key, writes)
-        dumped = [codec.dump_write(index, channel, value) for index, (channel, value) in enumerate(writes)]
+        dumped = [codec.dump_write(index, *write, self.serde) for index, write in enumerate(writes)]
         self._storage.put_writes(WritesPut(context, key[1], key[2], task_id, task_path, dumped))
 
     async def aput_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
-        await self._executor.write(partial(self.put_writes, config, writes, task_id, task_path), patient=True)
+        await self._offload.write(partial(self.put_writes, config, writes, task_id, task_path), patient=True)
 
     def date(self, config: RunnableConfig, moment: datetime | None, *, anew: bool = False) -> None:
         """Set the time that later writes to this thread outside of runs are recorded with. For importers.
@@ -376,10 +405,8 @@ class SessionSaver(BaseCheckpointSaver[int]):
         self._storage.delete_session(session_id)
         self._contexts.forget(session_id)
         self._checkpoint_cache.forget(session_id)
-        self._list_cache.forget(session_id)
 
-    async def adelete_thread(self, thread_id: str) -> None:
-        await self._executor.run(self.delete_thread, thread_id)
+    adelete_thread = async_twin(delete_thread)
 
     def delete_for_runs(self, run_ids: Sequence[str]) -> None:
         """Delete the checkpoints and writes of these runs (by ``run_id`` in their metadata), in all threads at once.
@@ -388,8 +415,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
         """
         self._storage.delete_for_runs([str(each) for each in ([run_ids] if isinstance(run_ids, str) else run_ids)])
 
-    async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
-        await self._executor.run(self.delete_for_runs, run_ids)
+    adelete_for_runs = async_twin(delete_for_runs)
 
     def copy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
         """Fork a session: the same checkpoints and writes under another id. Each costs one row.
@@ -400,8 +426,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
         """
         self._storage.copy_session(session_id_of(source_thread_id), session_id_of(target_thread_id))
 
-    async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
-        await self._executor.run(self.copy_thread, source_thread_id, target_thread_id)
+    acopy_thread = async_twin(copy_thread)
 
     def prune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
         """Delete all but the latest checkpoint of each namespace, or the sessions (``"delete"``, ``"delete_all"``).
@@ -421,22 +446,10 @@ class SessionSaver(BaseCheckpointSaver[int]):
         else:
             raise UnknownStrategy(strategy)
 
-    async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
-        await self._executor.run(self.prune, thread_ids, strategy=strategy)
+    aprune = async_twin(prune)
 
     def get_next_version(self, current: Any, channel: None) -> Any:
         """A counter with 24 random bits, so that branches differ. A text version, as LangGraph has it, stays a text."""
         if isinstance(current, str):
             return f"{int(current.split('.')[0]) + 1:032}.{random.random():016}"  # noqa: S311
         return ((int(current or 0) >> 24) + 1 << 24) + random.getrandbits(24)
-
-    def _parent(self, key: Key, *, reread: bool) -> CachedCheckpoint | None:
-        """The cache entry of a stored checkpoint, which is read if necessary; ``None`` if it does not exist."""
-        cached = None if reread else self._checkpoint_cache.find(key)
-        if cached is None and (stored := self._storage.get_checkpoint(*key)) is not None:
-            cached = self._cache(stored, self._tuple(stored, Identity(), ListReader({})).checkpoint)
-        return cached
-
-
-def _load_writes(codec: Codec, writes: Sequence[StoredWrite]) -> list[tuple[str, str, Any]]:
-    return [(write.task_id, write.channel, codec.load(write.value)) for write in writes]

@@ -68,16 +68,16 @@ class StrictSerializer(JsonPlusSerializer):
         """
         if obj is None or isinstance(obj, (bytes, bytearray)):
             return super().dumps_typed(obj)
-        packing.reset()
+        packing.state.begin()
         try:
             typed = ("msgpack", packing.pack(obj))
         except (TypeError, ValueError, RecursionError) as error:
-            cause = packing.first_error(error)
+            cause = packing.state.record(error)
             raise UnserializableValue(
                 f"{_describe(type(obj))} cannot be stored ({message_of(cause)})",
                 advice="keep it out of the graph's state, or store a form of it, such as a text or a dict",
             ) from cause
-        if self.only_allowed and packing.met_class():
+        if self.only_allowed and packing.state.met_class:
             self.loads_typed(typed)  # raises for a class that is not allowed
         return typed
 
@@ -87,11 +87,11 @@ class StrictSerializer(JsonPlusSerializer):
             return json.loads(data[1])
         if data[0] != "msgpack":
             return super().loads_typed(data)
-        packing.reset()
+        packing.state.begin()
         try:
             return self._unpack(data[1])
         except ValueError as error:
-            cause = packing.first_error(error)
+            cause = packing.state.record(error)
             raise cause from (None if cause is error else cause.__cause__)
 
     def _unpack(self, data: bytes) -> Any:
@@ -101,13 +101,13 @@ class StrictSerializer(JsonPlusSerializer):
         try:
             return self._value(code, data)
         except UnserializableValue as error:
-            packing.record_error(error)
+            packing.state.record(error)
             raise
         except Exception as error:
             cause = message_of(error) if "ext_hook" not in str(error) else "it is nested too deeply"
             problem = f"a stored value is not valid in LangGraph's format ({cause})"
             advice = "another program wrote to the database; do not trust its contents"
-            packing.record_error(UnserializableValue(problem, advice=advice))
+            packing.state.record(UnserializableValue(problem, advice=advice))
             raise
 
     def _value(self, code: int, data: bytes) -> Any:
@@ -356,6 +356,15 @@ def build_message(cls: type[BaseMessage], fields: dict[str, Any]) -> BaseMessage
     set_attribute(message, "__pydantic_extra__", {})
     set_attribute(message, "__pydantic_private__", None)
     return message
+
+
+def unpack_messages(packed: bytes, length: int, upto: int) -> list[BaseMessage]:
+    """The first messages of a packed list of plain messages, each a new object; see `packing.encodable`."""
+    rows = ormsgpack.unpackb(packing.array_header(length) + packed, option=ormsgpack.OPT_NON_STR_KEYS)
+    return [build_message(_CLASSES[cls], fields) for cls, fields, _ in rows[:upto]]
+
+
+_CLASSES = {id(cls): cls for cls in packing.MESSAGES}
 
 
 def _send(node: str, arg: Any, timeout: Any = None) -> Any:

@@ -19,7 +19,7 @@ from langgraph.checkpoint.base import CheckpointTuple
 
 from session_middleware import SessionError, Sessions, StorageError
 from session_middleware.checkpoint.classes import TypeName
-from session_middleware.checkpoint.metadata import own_metadata
+from session_middleware.checkpoint.codec import own_metadata
 from session_middleware.checkpoint.packing import pack
 from session_middleware.importers.langgraph_source import (
     CannotCopy,

@@ -20,7 +20,7 @@ from langgraph.checkpoint.base import Checkpoint, CheckpointMetadata
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 from langgraph.constants import START
 
-from session_middleware.checkpoint.codec import NewMessage
+from session_middleware.checkpoint.checkpoint_diff import NewMessage
 from session_middleware.checkpoint.langchain_messages import id_of, is_message
 from session_middleware.checkpoint.parent_cache import Key
 from session_middleware.recording.history_diff import align_state

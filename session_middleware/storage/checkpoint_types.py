@@ -49,13 +49,6 @@ class ListPut(NamedTuple):
     is_parents: bool = True  # `base` belongs to the parent checkpoint; any other base is verified before use
 
 
-class Parent(NamedTuple):
-    """The parent checkpoint as the writer has it cached: its id, and its channels as stored."""
-
-    checkpoint_id: str
-    channels: str
-
-
 class Write(NamedTuple):
     idx: int  # negative for LangGraph's special writes, which replace an earlier one; other writes do not
     channel: str
@@ -64,8 +57,7 @@ class Write(NamedTuple):
 
 class StoredList(NamedTuple):
     ref: ListRef
-    chunks: Sequence[Chunk]
-    skipped: int = 0  # leading elements left out because the reader has them cached
+    chunks: Sequence[Chunk] | None  # ``None``: left out, because the reader has the list
 
 
 class StoredWrite(NamedTuple):
@@ -82,13 +74,23 @@ class StoredCheckpoint(NamedTuple):
     checkpoint_id: str
     parent_id: str | None
     body: Blob
-    channels: str  # as stored: a later put passes it as `Parent.channels`
+    channels: str  # as stored: a later put passes them as `parent_channels`
     values: dict[str, Blob | StoredList | None]
     writes: Sequence[StoredWrite]  # in LangGraph's ``writes_sort_key`` order
 
     @property
     def key(self) -> tuple[str, str, str]:
         return self.session_id, self.checkpoint_ns, self.checkpoint_id
+
+
+class CheckpointFilter(NamedTuple):
+    """Which checkpoints a list contains."""
+
+    session_id: str | None = None
+    checkpoint_ns: str | None = None
+    checkpoint_id: str | None = None
+    before: str | None = None  # only those older than this one
+    after: tuple[str, str, str] | None = None  # the key of the last one on the previous page
 
 
 class StoredHistory(NamedTuple):
@@ -107,7 +109,7 @@ class CheckpointPut(NamedTuple):
     body: Blob  # the checkpoint without its channel values, and its metadata
     source: str | None
     step: int | None
-    parent: Parent | None  # if `inherited` or a `ListPut.base` refers to it
+    parent_channels: str | None  # the parent's channels as stored, if `inherited` or a `ListPut.base` refers to it
     inherited: Sequence[str]  # channels whose value is the parent's
     values: dict[str, Blob | ListPut | None]  # channels whose value is new
     messages: Sequence[MessageEntry] = ()  # the new messages, for the record

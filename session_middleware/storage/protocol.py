@@ -27,9 +27,8 @@ Pages: `after` and `before` name the last element of the previous page; ``limit=
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from datetime import datetime
-from types import MappingProxyType
 from typing import Any, Protocol, TypeVar
 
 from session_middleware.models import (
@@ -50,6 +49,7 @@ from session_middleware.models import (
 )
 from session_middleware.storage.checkpoint_types import (
     Blob,
+    CheckpointFilter,
     CheckpointPut,
     ListRef,
     StoredCheckpoint,
@@ -363,36 +363,23 @@ class Storage(Protocol):
         """Store writes; their checkpoint may arrive later."""
 
     def read_checkpoint(
-        self,
-        context: RunContext,
-        checkpoint_ns: str,
-        checkpoint_id: str | None,
-        have: Mapping[int, ListRef] = MappingProxyType({}),
+        self, context: RunContext, checkpoint_ns: str, checkpoint_id: str | None, have: Container[ListRef] = ()
     ) -> StoredCheckpoint | None:
         """`authorize` and `get_checkpoint` in one snapshot, so the owner cannot change in between.
 
-        Of a list that extends a list in `have` (by list id), only the rest is read.
+        The elements of lists in `have` are left out.
         """
 
     def get_checkpoint(self, session_id: str, checkpoint_ns: str, checkpoint_id: str | None) -> StoredCheckpoint | None:
         """That checkpoint, or the one that was put last in the namespace. Raises `StorageError` on damage."""
 
     def list_checkpoints(
-        self,
-        session_id: str | None,
-        *,
-        checkpoint_ns: str | None = None,
-        before: str | None = None,
-        checkpoint_id: str | None = None,
-        matches: Callable[[Blob], bool] | None = None,
-        limit: int | None = None,
-        after: tuple[str, str, str] | None = None,
+        self, where: CheckpointFilter, *, limit: int | None = None, matches: Callable[[Blob], bool] | None = None
     ) -> list[StoredCheckpoint]:
         """Newest first over all sessions and namespaces. Shared values are read once per call.
 
         Checkpoints are ordered by id. One whose parent has a greater id, because a clock was behind, is newer than
-        all earlier ones of its namespace. `before` selects older checkpoints than that one; `matches` those whose
-        body it accepts; `after` is the key of the previous page's last.
+        all earlier ones of its namespace. `matches` selects checkpoints by their body.
         """
 
     def get_history(

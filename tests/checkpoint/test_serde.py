@@ -21,7 +21,7 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.types import Interrupt, Send
 from pydantic import BaseModel
 
-from session_middleware.checkpoint import list_diff
+from session_middleware.checkpoint import checkpoint_diff
 from session_middleware.checkpoint.serde import StrictSerializer
 from session_middleware.errors import UnserializableValue
 from tests.support import classes
@@ -82,7 +82,7 @@ def test_data_classes_read_back_equal_and_as_the_same_stored_value(value: Any) -
     assert type(found) is type(value)
     assert pformat(found, width=1) == pformat(value, width=1)  # sets are sorted
     assert serde.dumps_typed(found) == typed
-    assert list_diff.fingerprints([found], serde) == list_diff.fingerprints([value], serde)
+    assert checkpoint_diff.fingerprints([found], serde) == checkpoint_diff.fingerprints([value], serde)
 
 
 def test_what_a_class_makes_beside_its_fields_is_made_again() -> None:

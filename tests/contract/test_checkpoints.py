@@ -9,11 +9,11 @@ import pytest
 from session_middleware.models import Identity
 from session_middleware.storage.checkpoint_types import (
     Blob,
+    CheckpointFilter,
     CheckpointPut,
     Chunk,
     ListPut,
     ListRef,
-    Parent,
     StaleParent,
     StoredList,
     Write,
@@ -44,7 +44,7 @@ def put(
 ) -> tuple[str, dict[str, ListRef]]:
     given = {
         "context": context, "checkpoint_ns": "", "checkpoint_id": checkpoint_id, "parent_id": None, "body": BODY,
-        "source": "loop", "step": 0, "parent": None, "inherited": (), "values": {}, **fields,
+        "source": "loop", "step": 0, "parent_channels": None, "inherited": (), "values": {}, **fields,
     }  # fmt: skip
     return storage.put_checkpoint(CheckpointPut(**given))  # type: ignore[arg-type]
 
@@ -57,8 +57,9 @@ def letters(storage: Storage, checkpoint_id: str | None, session_id: str = "t") 
     return "".join(chunk.blob.data.decode() for chunk in stored.chunks)
 
 
-def ids(storage: Storage, session_id: str | None, **options: Any) -> list[str]:
-    return [row.checkpoint_id for row in storage.list_checkpoints(session_id, **options)]
+def ids(storage: Storage, session_id: str | None, limit: int | None = None, matches: Any = None, **where: Any) -> Any:
+    rows = storage.list_checkpoints(CheckpointFilter(session_id, **where), limit=limit, matches=matches)
+    return [row.checkpoint_id for row in rows]
 
 
 def append(
@@ -131,8 +132,7 @@ def test_a_run_of_small_values_is_cut_where_a_branch_needs_it(storage: Storage, 
 
 def test_a_child_refers_to_what_its_parent_has(storage: Storage, context: RunContext) -> None:
     channels, refs = put(storage, context, "c1", values={"a": blob("x"), "m": ListPut(None, 0, chunks("ab"))})
-    parent = Parent("c1", channels)
-    put(storage, context, "c2", parent_id="c1", parent=parent, inherited=["a", "m"], values={})
+    put(storage, context, "c2", parent_id="c1", parent_channels=channels, inherited=["a", "m"], values={})
     found = storage.get_checkpoint("t", "", "c2")
     assert found is not None
     assert (found.parent_id, found.values["a"]) == ("c1", blob("x"))
@@ -143,9 +143,9 @@ def test_a_child_refers_to_what_its_parent_has(storage: Storage, context: RunCon
 def test_a_parent_that_is_not_what_was_believed_stores_nothing(storage: Storage, context: RunContext) -> None:
     channels, _ = put(storage, context, "c1", values={"a": blob("x")})
     put(storage, context, "c1", values={"a": blob("y")})
-    for parent in (Parent("c1", channels), Parent("gone", channels)):
+    for parent_id in ("c1", "gone"):
         with pytest.raises(StaleParent):
-            put(storage, context, "c2", parent=parent, inherited=["a"])
+            put(storage, context, "c2", parent_id=parent_id, parent_channels=channels, inherited=["a"])
     assert storage.get_checkpoint("t", "", "c2") is None
 
 
@@ -187,17 +187,17 @@ def test_checkpoints_are_listed_newest_first_and_by_pages(storage: Storage, cont
         put(storage, context, f"d{number}", checkpoint_ns="sub")
         put(storage, context, f"c{number}+", checkpoint_ns="sub")
     put(storage, RunContext("u", Identity()), "c9")
-    assert [row.key[1:] for row in storage.list_checkpoints("t")] == [
+    assert [row.key[1:] for row in storage.list_checkpoints(CheckpointFilter("t"))] == [
         *[("sub", f"d{n}") for n in (3, 2, 1, 0)],
         *[place for n in (3, 2, 1, 0) for place in (("sub", f"c{n}+"), ("", f"c{n}"))],
     ]
     assert ids(storage, "t", checkpoint_ns="", before="c2") == ["c1", "c0"]
     assert ids(storage, "t", checkpoint_id="d1") == ["d1"]
     paged, after = [], None
-    while page := storage.list_checkpoints(None, limit=3, after=after):
+    while page := storage.list_checkpoints(CheckpointFilter(after=after), limit=3):
         paged += page
         after = page[-1].key
-    assert paged == storage.list_checkpoints(None)
+    assert paged == storage.list_checkpoints(CheckpointFilter())
     assert len(paged) == 13
 
 
@@ -226,7 +226,7 @@ def test_what_is_listed_is_what_is_got_one_by_one(storage: Storage, context: Run
     for number in (2, 5):
         writes = [Write(0, "x", chunks("ab")), Write(1, "y", blob("b")), Write(2, "z", None), Write(3, "e", [])]
         storage.put_writes(WritesPut(context, "", f"c{number}", "task", "", writes))
-    listed = storage.list_checkpoints("t")
+    listed = storage.list_checkpoints(CheckpointFilter("t"))
     assert listed == [storage.get_checkpoint("t", "", f"c{number}") for number in (6, 5, 4, 3, 2, 1)]
 
 

@@ -11,6 +11,7 @@ from session_middleware.errors import SessionExists, SessionNotFound, StorageErr
 from session_middleware.models import Event, Identity, Run, ToolCall
 from session_middleware.storage.checkpoint_types import (
     Blob,
+    CheckpointFilter,
     CheckpointPut,
     Chunk,
     ListPut,
@@ -36,7 +37,7 @@ def chunks(text: str) -> list[Chunk]:
 def put(storage: Storage, session_id: str, checkpoint_id: str, ns: str = "", **fields: Any) -> dict[str, ListRef]:
     given = {
         "context": RunContext(session_id, Identity()), "checkpoint_ns": ns, "checkpoint_id": checkpoint_id,
-        "parent_id": None, "body": blob(f"body {checkpoint_id}"), "source": "loop", "step": 0, "parent": None,
+        "parent_id": None, "body": blob(f"body {checkpoint_id}"), "source": "loop", "step": 0, "parent_channels": None,
         "inherited": (), "values": {}, **fields,
     }  # fmt: skip
     return storage.put_checkpoint(CheckpointPut(**given))[1]
@@ -57,7 +58,7 @@ def grow(storage: Storage, session_id: str, text: str, **fields: Any) -> None:
 
 
 def keys(storage: Storage, session_id: str) -> list[str]:
-    return sorted(":".join(filter(None, row.key[1:])) for row in storage.list_checkpoints(session_id))
+    return sorted(":".join(filter(None, row.key[1:])) for row in storage.list_checkpoints(CheckpointFilter(session_id)))
 
 
 def pieces(storage: Any) -> set[str]:
@@ -67,7 +68,12 @@ def pieces(storage: Any) -> set[str]:
 
 
 def everything(storage: Storage) -> list[Any]:
-    return [storage.list_checkpoints(None), storage.find_session("t"), storage.find_session("u"), pieces(storage)]
+    return [
+        storage.list_checkpoints(CheckpointFilter()),
+        storage.find_session("t"),
+        storage.find_session("u"),
+        pieces(storage),
+    ]
 
 
 # Pruning
@@ -129,10 +135,11 @@ def test_pruning_one_of_a_family_leaves_the_others_whole(storage: Storage) -> No
     grow(storage, "t", "abc")
     storage.copy_session("t", "u")
     grow(storage, "other", "xyz")
-    whole = [storage.list_checkpoints("u"), storage.list_checkpoints("other")]
+    whole = [storage.list_checkpoints(CheckpointFilter("u")), storage.list_checkpoints(CheckpointFilter("other"))]
     assert storage.prune_checkpoints(["t", "unknown"]).checkpoints == 2
     assert [[replaced(row) for row in rows] for rows in whole] == [
-        [replaced(row) for row in storage.list_checkpoints(session_id)] for session_id in ("u", "other")
+        [replaced(row) for row in storage.list_checkpoints(CheckpointFilter(session_id))]
+        for session_id in ("u", "other")
     ]
     assert {"a", "x"} <= pieces(storage)
 
@@ -213,8 +220,8 @@ def test_a_fork_has_the_state_the_owner_and_what_was_said_and_nothing_of_what_ra
     fork = storage.copy_session("t", "u")
     assert (fork.id, fork.parent_id, fork.family_id, fork.opened_as) == ("u", "t", "t", "forked")
     assert (fork.user_id, fork.group_id, fork.status) == ("alice", "team", "active")
-    assert [replaced(r)[1:] for r in storage.list_checkpoints("u")] == [
-        replaced(r)[1:] for r in storage.list_checkpoints("t")
+    assert [replaced(r)[1:] for r in storage.list_checkpoints(CheckpointFilter("u"))] == [
+        replaced(r)[1:] for r in storage.list_checkpoints(CheckpointFilter("t"))
     ]
     assert [(event.kind, event.detail) for event in storage.list_records(Event, "u")] == [("forked", {"from": "t"})]
     assert [(message.message_id, message.text, message.run_id) for message in storage.list_messages("u")] == [
@@ -231,10 +238,10 @@ def test_a_fork_outlives_what_it_came_from_and_costs_no_piece(storage: Storage) 
     storage.copy_session("t", "u")
     storage.copy_session("u", "v")
     assert pieces(storage) == there
-    rows = [replaced(row)[1:] for row in storage.list_checkpoints("t")]
+    rows = [replaced(row)[1:] for row in storage.list_checkpoints(CheckpointFilter("t"))]
     storage.delete_session("t")
     storage.delete_session("u")
-    assert [replaced(row)[1:] for row in storage.list_checkpoints("v")] == rows
+    assert [replaced(row)[1:] for row in storage.list_checkpoints(CheckpointFilter("v"))] == rows
     storage.delete_session("v")
     assert pieces(storage) == set()
 

@@ -14,7 +14,15 @@ from sqlite_utils import Database
 from session_middleware import Sessions
 from session_middleware.models import Event, Identity, Pin, Run, ToolCall, utc_now
 from session_middleware.settings import load_settings
-from session_middleware.storage.checkpoint_types import Blob, CheckpointPut, Chunk, ListPut, Write, WritesPut
+from session_middleware.storage.checkpoint_types import (
+    Blob,
+    CheckpointFilter,
+    CheckpointPut,
+    Chunk,
+    ListPut,
+    Write,
+    WritesPut,
+)
 from session_middleware.storage.memory_types import MemoryQuery, MessageScope
 from session_middleware.storage.protocol import Storage
 from session_middleware.storage.record_entries import MessageEntry, RunEnd, ToolEnd, ToolStart
@@ -151,8 +159,8 @@ def use_everything(storage: Storage) -> None:
         storage.put_checkpoint(put)
     storage.put_writes(WritesPut(context, "", "c0", "task", "", [Write(0, "x", [chunk])]))
     storage.get_checkpoint("t", "", None)
-    storage.list_checkpoints("t", checkpoint_ns="", before="c2", limit=2)
-    storage.list_checkpoints("t", matches=lambda body: True, after=("t", "", "c2"))
+    storage.list_checkpoints(CheckpointFilter("t", "", before="c2"), limit=2)
+    storage.list_checkpoints(CheckpointFilter("t", after=("t", "", "c2")), matches=lambda body: True)
     storage.get_history("t", "", None, ["m", "x"])
     storage.copy_session("t", "u")
     storage.prune_checkpoints(["u"])

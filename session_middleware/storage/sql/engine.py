@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Sequence
 from datetime import datetime
 from functools import partial
-from types import MappingProxyType
 from typing import Any, NoReturn, Protocol, TypeVar
 
 from session_middleware.errors import SessionError, SessionExists
@@ -13,6 +12,7 @@ from session_middleware.models import Clock, NewId, Problem, SessionInfo
 from session_middleware.settings import SessionSettings
 from session_middleware.storage.checkpoint_types import (
     Blob,
+    CheckpointFilter,
     CheckpointPut,
     ListRef,
     StoredCheckpoint,
@@ -31,7 +31,7 @@ from session_middleware.storage.sql.checkpoints import (
     latest_checkpoint,
     pruning,
 )
-from session_middleware.storage.sql.checkpoints.unused import free_unused
+from session_middleware.storage.sql.checkpoints.pruning import free_unused
 from session_middleware.storage.sql.connection import CommitThenRaise, Connection
 from session_middleware.storage.sql.database import Database
 from session_middleware.storage.sql.engine_context import EngineContext
@@ -291,7 +291,7 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
         context: RunContext,
         checkpoint_ns: str,
         checkpoint_id: str | None,
-        have: Mapping[int, ListRef] = MappingProxyType({}),
+        have: Container[ListRef] = (),
     ) -> StoredCheckpoint | None:
         return self._read_authorized(
             context,
@@ -304,27 +304,9 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
         return self._read(checkpoints.get, session_id, checkpoint_ns, checkpoint_id, self.name)
 
     def list_checkpoints(
-        self,
-        session_id: str | None,
-        *,
-        checkpoint_ns: str | None = None,
-        before: str | None = None,
-        checkpoint_id: str | None = None,
-        matches: Callable[[Blob], bool] | None = None,
-        limit: int | None = None,
-        after: tuple[str, str, str] | None = None,
+        self, where: CheckpointFilter, *, limit: int | None = None, matches: Callable[[Blob], bool] | None = None
     ) -> list[StoredCheckpoint]:
-        return self._read(
-            checkpoints.list_,
-            session_id,
-            checkpoint_ns=checkpoint_ns,
-            before=before,
-            checkpoint_id=checkpoint_id,
-            matches=matches,
-            limit=limit,
-            after=after,
-            path=self.name,
-        )
+        return self._read(checkpoints.list_, where, limit=limit, matches=matches, path=self.name)
 
     def get_history(
         self, session_id: str, checkpoint_ns: str, checkpoint_id: str | None, channels: Sequence[str]

@@ -313,7 +313,7 @@ class _Contents:
                 problem = self._blob(home, item.digest)
             else:
                 try:
-                    checked_blob((item.type, item.data, item.digest, None), "")
+                    checked_blob(item.type or "", item.data, item.digest)
                 except CorruptRow:
                     problem = f"an element of list {list_id} is not what was written"
             if problem or item.position != ends[-1] or item.length < 1:
@@ -328,9 +328,9 @@ class _Contents:
         if (home, digest) not in self._blobs:
             what = f"blob {digest.hex()} is missing"
             try:
-                sql = "SELECT type, data, digest, checksum FROM blobs WHERE home = ? AND digest = ?"
+                sql = "SELECT type, data, digest FROM blobs WHERE home = ? AND digest = ?"
                 if row := self._connection.execute(sql, (home, digest)).fetchone():
-                    checked_blob(row, "")
+                    checked_blob(*row)
                     what = ""
             except UNREADABLE:
                 what = f"blob {digest.hex()} is not what was written"

@@ -1,21 +1,17 @@
-"""Blobs: serialised values, each stored once per family by its digest.
-
-A blob's digest covers its type and bytes. Its checksum covers the digest as well, so that a row whose key was
-damaged is detected without hashing the bytes again.
+"""Blobs: serialised values, each stored once per family by the digest of its type and bytes.
 
 A reference to a value, in the JSON of `checkpoints.channels` and `writes.value`, is ``null`` for ``None``, a digest
 in hexadecimal, or ``{type: base64}`` for a short value. A short value costs less where it is than as a row of its
-own: `INLINE_BYTES` holds for checkpoints, each of which repeats the references of its parent, and
-`INLINE_WRITE_BYTES` for writes.
+own: `INLINE_BYTES` holds for checkpoints, each of which repeats the references of its parent, `INLINE_INPUT_BYTES` for
+the input of a graph, which only one checkpoint has, and `INLINE_WRITE_BYTES` for writes.
 """
 
 from __future__ import annotations
 
-import hashlib
-import zlib
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from session_middleware.storage.checkpoint_types import Blob
@@ -25,8 +21,9 @@ if TYPE_CHECKING:
     from session_middleware.storage.sql.session_state import SessionWrite
 
 INLINE_BYTES = 64
+INLINE_INPUT_BYTES = 512
 INLINE_WRITE_BYTES = 512
-_ROWS = 16  # written or read by one statement, at most
+_ROWS = 16  # read by one statement, at most
 
 Reference: TypeAlias = str | dict[str, str] | None
 
@@ -36,10 +33,10 @@ class CorruptRow(Exception):
 
 
 def digest_of(blob: Blob) -> bytes:
-    return hashlib.sha256(blob.type.encode() + b"\0" + blob.data).digest()[:16]
+    return sha256(blob.type.encode() + b"\0" + blob.data).digest()[:16]
 
 
-def refer(blob: Blob | None, to_store: dict[bytes, Blob], *, inline_bytes: int = INLINE_BYTES) -> Reference:
+def refer(blob: Blob | None, to_store: dict[bytes, Blob], inline_bytes: int) -> Reference:
     """A reference to a value. A value that is not inline is added to `to_store`, for `put_blobs`."""
     if blob is None:
         return None
@@ -60,35 +57,15 @@ def inline_value(reference: dict[str, str]) -> Blob:
 
 def put_blobs(write: SessionWrite, blobs: dict[bytes, Blob]) -> None:
     """Store blobs that may be there already. A damaged row is overwritten with what it should be."""
-    home = write.state.home
-    rows = [(home, digest, _checksum(digest, blob), *blob) for digest, blob in blobs.items()]
+    rows = [(write.state.home, digest, *blob) for digest, blob in blobs.items()]
     if rows:
-        write.insert("blobs", ("home", "digest", "checksum", "type", "data"), rows, _OVERWRITE_DAMAGED)
+        write.insert("blobs", ("home", "digest", "type", "data"), rows, _OVERWRITE_DAMAGED)
 
 
 _OVERWRITE_DAMAGED = """
-    ON CONFLICT (home, digest) DO UPDATE SET checksum = excluded.checksum, type = excluded.type, data = excluded.data
-    WHERE blobs.checksum <> excluded.checksum OR blobs.type <> excluded.type OR blobs.data <> excluded.data
+    ON CONFLICT (home, digest) DO UPDATE SET type = excluded.type, data = excluded.data
+    WHERE blobs.type <> excluded.type OR blobs.data <> excluded.data
 """
-
-
-def batches(rows: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    """Parts that one statement can take. Few lengths occur, so the statements stay in the driver's cache."""
-    for start in range(0, len(rows), _ROWS):
-        yield rows[start : start + _ROWS]
-
-
-def read_blobs(connection: Connection, home: int, digests: Collection[bytes]) -> dict[bytes, tuple[Any, ...]]:
-    """The type, bytes, digest and checksum of each blob that is there, unchecked."""
-    found: dict[bytes, tuple[Any, ...]] = {}
-    for some in batches(sorted(digests)):
-        marks = ", ".join("?" * len(some))
-        rows = connection.execute(
-            f"SELECT type, data, digest, checksum FROM blobs WHERE home = ? AND digest IN ({marks})",
-            (home, *some),
-        )
-        found.update({bytes(row[2]): row for row in rows})
-    return found
 
 
 @contextmanager
@@ -110,59 +87,46 @@ def has_checksum(compute: Callable[[], Any], stored: Any) -> bool:
         return False
 
 
-def _checksum(digest: bytes, blob: Blob) -> int:
-    return zlib.crc32(blob.data, zlib.crc32(digest + blob.type.encode()))
-
-
-def checked_blob(row: tuple[Any, ...], where: str) -> Blob:
-    """A row of type, data, digest and checksum, which an inline value does not have. Raises `CorruptRow`."""
-    kind, data, digest, checksum = row
+def checked_blob(kind: str, data: bytes, digest: bytes) -> Blob:
+    """A value as it is stored. Raises `CorruptRow`."""
     blob = Blob(kind, data)
-    if checksum is None:
-        if not has_checksum(lambda: digest_of(blob), digest):
-            raise CorruptRow(where)
-        return blob
-    if not has_checksum(lambda: _checksum(digest, blob), checksum):
-        raise CorruptRow(where)
+    if not has_checksum(lambda: digest_of(blob), digest):
+        raise CorruptRow("a value")
     return blob
 
 
 class BlobReader:
-    """The values of references of one family. Reads each blob once, by as few statements as possible."""
+    """The blobs that references of one family lead to. Each is read once, by as few statements as possible."""
 
-    def __init__(self, connection: Connection, home: int) -> None:
-        self._connection = connection
-        self._home = home
+    def __init__(self, connection: Connection, home: int, references: Iterable[Any]) -> None:
+        digests = {bytes.fromhex(ref) for ref in references if isinstance(ref, str) and len(ref) == _HEX_LENGTH}
         self._rows: dict[bytes, tuple[Any, ...]] = {}
-        self._checked: dict[bytes, Blob] = {}
+        wanted = sorted(digests)
+        for start in range(0, len(wanted), _ROWS):
+            some = wanted[start : start + _ROWS]
+            marks = ", ".join("?" * len(some))
+            sql = f"SELECT type, data, digest FROM blobs WHERE home = ? AND digest IN ({marks})"
+            self._rows.update({bytes(row[2]): row for row in connection.execute(sql, (home, *some))})
+        self._checked: dict[str, Blob] = {}
 
-    def prefetch(self, digests: Iterable[bytes]) -> None:
-        missing = {digest for digest in digests if digest not in self._rows}
-        if missing:
-            self._rows.update(read_blobs(self._connection, self._home, missing))
-
-    def prefetch_references(self, references: Iterable[Any]) -> None:
-        """As `prefetch`, of references of any kind: those to lists are passed over."""
-        self.prefetch(bytes.fromhex(each) for each in references if isinstance(each, str) and len(each) == _HEX_LENGTH)
-
-    def blob(self, digest: bytes) -> Blob:
-        found = self._checked.get(digest)
-        if found is None:
-            self.prefetch([digest])
-            if digest not in self._rows:
-                raise CorruptRow(f"blob {digest.hex()} is missing")
-            found = self._checked[digest] = checked_blob(self._rows[digest], f"blob {digest.hex()}")
-        return found
-
-    def value(self, reference: Any) -> Blob | None:
+    def blob(self, reference: Any) -> Blob | None:
+        """Raises `CorruptRow`."""
         if reference is None:
             return None
         if isinstance(reference, dict):
             return inline_value(reference)
-        try:
-            return self.blob(bytes.fromhex(reference))
-        except (TypeError, ValueError) as error:
-            raise CorruptRow(f"a reference {reference!r}") from error
+        if reference not in self._checked:
+            try:
+                row = self._rows.get(bytes.fromhex(reference))
+            except (TypeError, ValueError) as error:
+                raise CorruptRow(f"a reference {reference!r}") from error
+            if row is None:
+                raise CorruptRow(f"blob {reference} is missing")
+            try:
+                self._checked[reference] = checked_blob(*row)
+            except CorruptRow as error:
+                raise CorruptRow(f"blob {reference}") from error
+        return self._checked[reference]
 
 
 _HEX_LENGTH = 32

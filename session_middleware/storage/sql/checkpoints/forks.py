@@ -62,5 +62,5 @@ def _may_be_filled(connection: Connection, target: SessionInfo, source: SessionI
         and (target.user_id, target.group_id) == (source.user_id, source.group_id)
         and list(session_rows.members(connection, target.home)) == [target.id]
         and not checkpoints.count(connection, target.id)
-        and not checkpoints.has_writes(connection, target.id)
+        and not checkpoints.count(connection, target.id, "writes")
     )

@@ -13,14 +13,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from session_middleware.errors import StorageError
 from session_middleware.storage.sql.checkpoints.blobs import CorruptRow
-from session_middleware.storage.sql.checkpoints.rows import HOME, LATE, Key
+from session_middleware.storage.sql.checkpoints.rows import AT, HOME, Key, at
 from session_middleware.storage.sql.connection import Connection
 
 if TYPE_CHECKING:
     from session_middleware.storage.sql.session_state import SessionWrite
-
-LOST = "its row cannot be found"
-LOST_WRITES = "a write of it cannot be found"
 
 HEAD = "latest_checkpoint_id, newest_position, checkpoint_count, write_count"  # columns of sessions
 WRITE_COUNT = (
@@ -48,40 +45,38 @@ def find(connection: Connection, session_id: str, checkpoint_ns: str) -> Head | 
     return None if row is None or row[0] is None else Head(*row)
 
 
-def position_of(head: Head | None, key: Key, *, is_root: bool, stored: str | None) -> str:
-    """The position of a checkpoint that is being put.
+def place(write: SessionWrite, key: Key, *, is_root: bool) -> str:
+    """The position of a checkpoint that is being put. Unless it is stored already, it is the latest from now on.
 
-    Args:
-        is_root: it has no parent, so it is ordered by its id alone.
-        stored: its position, if it is put again.
+    A checkpoint without a parent is ordered by its id alone.
     """
-    checkpoint_id = key[2]
-    if stored is not None:
-        return stored
-    if head is None or head.newest_position < checkpoint_id or is_root:
-        return checkpoint_id
-    newest, number = head.newest_position, 1
-    if newest[-9:-8] == LATE:
-        newest, number = newest[:-9], int(newest[-8:]) + 1
-    return f"{newest}{LATE}{number:08d}"
-
-
-def known(write: SessionWrite, key: Key) -> Head | None:
-    """The head of a namespace that is being written to."""
+    session_id, namespace, checkpoint_id = key
     heads = write.state.heads
-    if key[1] not in heads:
-        heads[key[1]] = find(write.connection, key[0], key[1])
-    return heads[key[1]]
-
-
-def put(write: SessionWrite, head: Head | None, key: Key, position: str) -> None:
-    """A new checkpoint was stored: it is the latest."""
+    if namespace not in heads:
+        heads[namespace] = find(write.connection, session_id, namespace)
+    head, position = heads[namespace], checkpoint_id
+    if head is not None and head.newest_position >= checkpoint_id:
+        found = write.query(f"SELECT position FROM checkpoints WHERE {AT}", at(*key)).fetchone()
+        if found is not None:
+            return str(found[0])
+        position = checkpoint_id if is_root else _after(head.newest_position)
     newest = position if head is None else max(position, head.newest_position)
-    if key[1]:
-        write.state.heads[key[1]] = Head(key[2], newest) if newest == position else head
-    else:
-        write.state.heads[""] = Head(key[2], newest, 1 if head is None else head.checkpoint_count + 1)
+    if not namespace:
+        heads[""] = Head(checkpoint_id, newest, 1 if head is None else head.checkpoint_count + 1)
         write.changes_head = True
+    elif newest == position:
+        heads[namespace] = Head(checkpoint_id, newest)
+    return position
+
+
+def _after(newest: str) -> str:
+    number = 1
+    if newest[-9:-8] == _LATE:
+        newest, number = newest[:-9], int(newest[-8:]) + 1
+    return f"{newest}{_LATE}{number:08d}"
+
+
+_LATE = "+"  # followed by a number, in the position of a checkpoint whose clock was behind that of an earlier one
 
 
 def count_writes(write: SessionWrite, key: Key) -> None:
@@ -98,7 +93,7 @@ def check_absent(connection: Connection, session_id: str, checkpoint_ns: str, ch
     head = find(connection, session_id, "")
     count = count_in(connection, session_id)
     if count != (head.checkpoint_count if head else 0) or (head is not None and checkpoint_id is None):
-        raise CorruptRow(LOST)
+        raise CorruptRow("its row cannot be found")
 
 
 def count_in(connection: Connection, session_id: str) -> int:

@@ -9,18 +9,12 @@ from __future__ import annotations
 import random
 import zlib
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Container, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from session_middleware.storage.checkpoint_types import Blob, Chunk, ListPut, ListRef, StaleParent, StoredList
-from session_middleware.storage.sql.checkpoints.blobs import (
-    BlobReader,
-    CorruptRow,
-    checked_blob,
-    digest_of,
-    put_blobs,
-)
+from session_middleware.storage.sql.checkpoints.blobs import BlobReader, CorruptRow, checked_blob, digest_of, put_blobs
 from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.session_state import SessionWrite
 
@@ -52,23 +46,18 @@ _ITEMS = "FROM chain JOIN list_items ON list_items.home = ? AND list_id = chain.
 _COUNT = "CASE WHEN count < chain.upto - position THEN count ELSE chain.upto - position END"
 
 
-def prepare(put: ListPut, to_store: dict[bytes, Blob]) -> list[Stored]:
-    """The chunks to append; the blobs of those that are not inline are added to `to_store`."""
+def put_list(write: SessionWrite, put: ListPut, blobs: dict[bytes, Blob]) -> ListRef:
+    """Store a list; chunks that are not inline are added to `blobs`, for `put_blobs`. Raises `StaleParent`."""
+    base = put.base if put.base is not None and put.keep else None
+    is_appended = len(put.tail) <= _MOST_INLINE and (base is None or put.keep == base.length)
     tail: list[Stored] = []
-    is_appended = len(put.tail) <= _MOST_INLINE and (put.base is None or put.keep == put.base.length)
     for chunk in put.tail:
         digest = digest_of(chunk.blob)
         if is_appended and len(chunk.blob.data) <= INLINE_BYTES:
             tail.append(Stored(digest, chunk.length, *chunk.blob))
         else:
-            to_store[digest] = chunk.blob
+            blobs[digest] = chunk.blob
             tail.append(Stored(digest, chunk.length))
-    return tail
-
-
-def put_list(write: SessionWrite, put: ListPut, tail: Sequence[Stored]) -> ListRef:
-    """Store the list that a channel holds now, as `prepare` returned its end. Raises `StaleParent`."""
-    base = put.base if put.base is not None and put.keep else None
     if base is None:
         return _branch(write, None, tail)
     home, state = write.state.home, write.state
@@ -78,9 +67,7 @@ def put_list(write: SessionWrite, put: ListPut, tail: Sequence[Stored]) -> ListR
         raise StaleParent  # it was cut or deleted since this process has read it
     if base.length != put.keep:
         base = ListRef(base.list_id, put.keep, _check_of(write.connection, home, base.list_id, put.keep))
-    if not tail:
-        return base
-    if not is_end:
+    if tail and not is_end:
         base, tail, is_end = _follow(write.connection, home, base, tail)
     if not tail:
         return base
@@ -89,28 +76,20 @@ def put_list(write: SessionWrite, put: ListPut, tail: Sequence[Stored]) -> ListR
 
 def _extend(write: SessionWrite, base: ListRef, tail: Sequence[Stored]) -> ListRef:
     """Append to a list that ends where `base` does."""
-    rows, extended = _rows_of(write.state.home, base, tail)
+    list_id, length, check = base
+    rows: list[tuple[Any, ...]] = []
+    for digest, count, *data in tail:
+        rows.append((write.state.home, list_id, length, count, digest, *data))
+        length, check = length + count, zlib.crc32(digest, check)
     write.insert("list_items", _ITEM_COLUMNS, rows)
-    write.state.keep_list(extended.list_id, extended.length)
-    return extended
+    write.state.keep_list(list_id, length)
+    return ListRef(list_id, length, check)
 
 
 _ITEM_COLUMNS = ("home", "list_id", "position", "count", "digest", "type", "data")
 
 
-def _rows_of(home: int, base: ListRef, tail: Sequence[Stored]) -> tuple[list[tuple[Any, ...]], ListRef]:
-    list_id, length, check = base
-    rows: list[tuple[Any, ...]] = []
-    for chunk in tail:
-        rows.append((home, list_id, length, chunk.length, chunk.digest, chunk.type, chunk.data))
-        length += chunk.length
-        check = zlib.crc32(chunk.digest, check)
-    return rows, ListRef(list_id, length, check)
-
-
-def _follow(
-    connection: Connection, home: int, base: ListRef, tail: Sequence[Stored]
-) -> tuple[ListRef, Sequence[Stored], bool]:
+def _follow(connection: Connection, home: int, base: ListRef, tail: list[Stored]) -> tuple[ListRef, list[Stored], bool]:
     """Skip what was appended after `base` already, as far as it equals `tail`.
 
     A subgraph's list and its parent's share their elements this way, and so does a step that is executed again.
@@ -170,36 +149,6 @@ def _check_of(connection: Connection, home: int, list_id: int, length: int) -> i
 # Reading
 
 
-def get_list(
-    connection: Connection, home: int, ref: ListRef, have: Mapping[int, ListRef] = MappingProxyType({})
-) -> StoredList:
-    """A list, without the beginning that the reader has already if that is unchanged. Raises `CorruptRow`."""
-    had = have.get(ref.list_id)
-    if had is not None and had.length <= ref.length:
-        chunks, check = _chunks(connection, home, ref, had.length, had.check)
-        if check == ref.check and had.length + sum(chunk.length for chunk in chunks) == ref.length:
-            return StoredList(ref, chunks, had.length)
-    chunks, check = _chunks(connection, home, ref, 0, 0)
-    if check != ref.check or sum(chunk.length for chunk in chunks) != ref.length:
-        raise CorruptRow(f"list {ref.list_id}")
-    return StoredList(ref, chunks)
-
-
-def _chunks(connection: Connection, home: int, ref: ListRef, start: int, check: int) -> tuple[list[Chunk], int]:
-    """The chunks of a list from the element at `start`, and the check up to its end."""
-    if start == ref.length:
-        return [], check
-    rows = connection.execute(
-        f"{_CHAIN} SELECT COALESCE(list_items.type, blobs.type), COALESCE(list_items.data, blobs.data),"
-        f" list_items.digest, checksum, {_COUNT} {_ITEMS} AND position >= ? LEFT JOIN blobs ON blobs.home = ?"
-        " AND blobs.digest = list_items.digest AND list_items.data IS NULL ORDER BY position",
-        (ref.list_id, ref.length, home, home, start, home),
-    ).fetchall()
-    where = f"list {ref.list_id}"
-    chunks = [Chunk(checked_blob(row[:4], where), row[4]) for row in rows]
-    return chunks, zlib.crc32(b"".join([row[2] for row in rows]), check)
-
-
 class Item(NamedTuple):
     """A stored chunk. `type` and `data` are ``None`` if a blob has them."""
 
@@ -219,51 +168,67 @@ def items(connection: Connection, home: int, list_id: int, length: int) -> list[
     return [Item(*row) for row in rows]
 
 
-class FamilyLists:
-    """The lists that many references of one family lead to: each is read once, at its greatest length.
+class ValueReader(BlobReader):
+    """The values that references of one family lead to. Reads each list once, at its greatest length.
 
     Damage is raised when a value is asked for, so that the message names what refers to it.
+
+    Args:
+        references: To values and lists.
+        written: To values, in writes.
+        have: Lists that are not read.
     """
 
-    def __init__(self, connection: Connection, home: int, blobs: BlobReader, references: Sequence[Any]) -> None:
-        self._blobs = blobs
+    def __init__(
+        self,
+        connection: Connection,
+        home: int,
+        references: Sequence[Any],
+        written: Sequence[Any],
+        have: Container[ListRef] = (),
+    ) -> None:
+        super().__init__(connection, home, [*references, *written])
+        self._have = have
         lengths: dict[int, int] = {}
         for ref in references:
-            if isinstance(ref, list):
+            if isinstance(ref, list) and tuple(ref) not in have:
                 lengths[ref[0]] = max(lengths.get(ref[0], 0), ref[1])
-        self._items = {list_id: items(connection, home, list_id, length) for list_id, length in lengths.items()}
-        blobs.prefetch(item.digest for items in self._items.values() for item in items if item.data is None)
-        self._lists: dict[int, tuple[list[Chunk], list[int], list[int]]] = {}
+        self._lists = {list_id: _read(connection, home, list_id, length) for list_id, length in lengths.items()}
 
-    def read(self, ref: ListRef) -> StoredList:
+    def value(self, reference: Any) -> Blob | StoredList | None:
         """Raises `CorruptRow`."""
-        if ref.list_id not in self._lists:
-            self._lists[ref.list_id] = self._whole(ref.list_id)
+        if not isinstance(reference, list):
+            return self.blob(reference)
+        ref = ListRef(*reference)
+        if ref in self._have:
+            return StoredList(ref, None)
         chunks, ends, checks = self._lists[ref.list_id]
-        count = bisect_left(ends, ref.length)  # whole chunks before the one in which the list ends
-        length, check, found = (ends[count - 1], checks[count - 1], chunks[:count]) if count else (0, 0, [])
-        if length < ref.length and count < len(chunks):
-            found.append(Chunk(chunks[count].blob, ref.length - length))
-            length, check = ref.length, checks[count]
-        if length != ref.length or check != ref.check:
+        last = bisect_left(ends, ref.length)
+        if last == len(ends) or checks[last] != ref.check:
             raise CorruptRow(f"list {ref.list_id}")
+        found = chunks[:last]
+        if ends[last] != ref.length:
+            found[-1] = Chunk(found[-1].blob, ref.length - ends[last - 1])
         return StoredList(ref, found)
 
-    def _whole(self, list_id: int) -> tuple[list[Chunk], list[int], list[int]]:
-        """A list's chunks; and how many elements there are, and what the check is, after each."""
-        chunks: list[Chunk] = []
-        ends: list[int] = []
-        checks: list[int] = []
-        check = 0
-        for item in self._items.get(list_id, ()):
-            if item.position != (ends[-1] if ends else 0):
-                break
-            chunks.append(Chunk(self._blob_of(item, list_id), item.length))
-            ends.append(item.position + item.length)
-            checks.append(check := zlib.crc32(item.digest, check))
-        return chunks, ends, checks
 
-    def _blob_of(self, item: Item, list_id: int) -> Blob:
-        if item.data is None:
-            return self._blobs.blob(bytes(item.digest))
-        return checked_blob((item.type, item.data, item.digest, None), f"list {list_id}")
+def _read(connection: Connection, home: int, list_id: int, length: int) -> tuple[list[Chunk], list[int], list[int]]:
+    """The chunks of a list before the first damaged one; the number of elements and the check up to each."""
+    rows = connection.execute(
+        f"{_CHAIN} SELECT position, {_COUNT}, COALESCE(list_items.type, blobs.type),"
+        f" COALESCE(list_items.data, blobs.data), list_items.digest {_ITEMS}"
+        " LEFT JOIN blobs ON blobs.home = ? AND blobs.digest = list_items.digest AND list_items.data IS NULL"
+        " ORDER BY position",
+        (list_id, length, home, home, home),
+    ).fetchall()
+    chunks: list[Chunk] = []
+    ends, checks, end, check = [0], [0], 0, 0
+    with suppress(CorruptRow, TypeError):
+        for position, count, kind, data, digest in rows:
+            if position != end:
+                break
+            chunks.append(Chunk(checked_blob(kind, data, digest), count))
+            end, check = end + count, zlib.crc32(digest, check)
+            ends.append(end)
+            checks.append(check)
+    return chunks, ends, checks

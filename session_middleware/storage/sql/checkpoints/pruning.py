@@ -1,15 +1,16 @@
-"""Which of a session's checkpoints go, when not all of them do."""
+"""Deleting some of a session's checkpoints, and the values that nothing refers to any more."""
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
 
 from session_middleware.storage.sql.checkpoints import latest_checkpoint
 from session_middleware.storage.sql.checkpoints.blobs import CorruptRow
 from session_middleware.storage.sql.checkpoints.delta_channels import ancestors_needed
-from session_middleware.storage.sql.checkpoints.rows import HOME, Row
+from session_middleware.storage.sql.checkpoints.rows import HOME, Row, WriteRow, references_in
 from session_middleware.storage.sql.connection import Connection
 
 Namespaces = Mapping[str, Mapping[str, Row]]  # the checkpoints of a session by namespace and id
@@ -32,37 +33,27 @@ def prune(connection: Connection, session_id: str) -> int:
     kept = {
         (namespace, checkpoint_id)
         for namespace, rows in namespaces.items()
-        if _is_of_use(namespace, rows[latest[namespace]], latest, namespaces)
+        if _is_of_use(namespace, rows[latest[namespace]], latest)
         for checkpoint_id in (latest[namespace], *ancestors_needed(rows, [latest[namespace]]))
     }
-    gone = [(ns, checkpoint_id) for ns, rows in namespaces.items() for checkpoint_id in rows]
-    gone = [key for key in gone if key not in kept]
+    gone = {(namespace, checkpoint_id) for namespace, rows in namespaces.items() for checkpoint_id in rows} - kept
     written = connection.execute(
         f"SELECT DISTINCT checkpoint_ns, checkpoint_id FROM writes WHERE {HOME} AND session_id = ?",
         (session_id, session_id),
     ).fetchall()
-    lost = [key for key in written if key not in kept and key[1] < latest.get(key[0], "")]
-    _delete(connection, session_id, {*gone, *lost}, namespaces)
+    lost = {key for key in written if key[1] < latest.get(key[0], "")} - kept  # their checkpoints are not there
+    _delete(connection, session_id, gone | lost)
     return len(gone)
 
 
-def _is_of_use(namespace: str, row: Row, latest: Mapping[str, str], namespaces: Namespaces) -> bool:
-    """Whether a run that goes on from the latest checkpoints can come to this namespace.
+def _is_of_use(namespace: str, row: Row, latest: Mapping[str, str]) -> bool:
+    """Whether a run that continues from the latest checkpoints can enter a subgraph's namespace.
 
-    One with a task's id in it (``name:id``) serves the one task it was made for, which belongs to the
-    enclosing checkpoint; when that has been left behind, nothing leads there. One that is not stored
-    yet leaves nothing behind.
+    A namespace with a task's id (``name:id``) belongs to one task of an enclosing checkpoint. It is of no use once
+    its graph has a later checkpoint.
     """
     enclosing: dict[str, str] = json.loads(row.enclosing)
-
-    def position(outer: str, checkpoint_id: str) -> str:
-        found = namespaces.get(outer, {}).get(checkpoint_id)
-        return checkpoint_id if found is None else found.position
-
-    return ":" not in namespace or all(
-        outer not in latest or position(outer, id_) >= position(outer, latest[outer])
-        for outer, id_ in enclosing.items()
-    )
+    return ":" not in namespace or all(id_ >= latest.get(outer, id_) for outer, id_ in enclosing.items())
 
 
 def delete_for_runs(connection: Connection, run_ids: Sequence[str]) -> dict[str, int]:
@@ -81,7 +72,7 @@ def delete_for_runs(connection: Connection, run_ids: Sequence[str]) -> dict[str,
             rows = namespaces[namespace]
             staying = [checkpoint_id for checkpoint_id in rows if (namespace, checkpoint_id) not in keys]
             keys -= {(namespace, checkpoint_id) for checkpoint_id in ancestors_needed(rows, staying)}
-        _delete(connection, session_id, keys, namespaces)
+        _delete(connection, session_id, keys)
     return {session_id: len(keys) for session_id, keys in theirs.items() if keys}
 
 
@@ -95,24 +86,96 @@ def _read(connection: Connection, session_id: str) -> Namespaces:
     return found
 
 
-def _delete(connection: Connection, session_id: str, keys: Collection[tuple[str, str]], namespaces: Namespaces) -> None:
+def _delete(connection: Connection, session_id: str, keys: Collection[tuple[str, str]]) -> None:
     if not keys:
         return
     changed = "UPDATE sessions SET version = version + 1 WHERE id = ? RETURNING home"
     ((home,),) = connection.execute(changed, (session_id,)).fetchall()
-    connection.executemany(
-        "DELETE FROM writes WHERE home = ? AND session_id = ? AND checkpoint_ns = ? AND checkpoint_id = ?",
-        [(home, session_id, *key) for key in sorted(keys)],
-    )
-    connection.executemany(
-        "DELETE FROM checkpoints WHERE home = ? AND session_id = ? AND checkpoint_ns = ? AND position = ?",
-        [
-            (home, session_id, namespace, row.position)
-            for namespace, rows in namespaces.items()
-            for row in rows.values()
-            if (namespace, row.checkpoint_id) in keys
-        ],
-    )
-    gone = {checkpoint_id for checkpoint_id in namespaces.get("", {}) if ("", checkpoint_id) in keys}
+    gone: set[str] = set()  # of the outermost graph
+    for namespace, checkpoint_id in sorted(keys):
+        own = (home, session_id, namespace, checkpoint_id)
+        connection.execute(f"DELETE FROM writes {_OWN} AND checkpoint_id = ?", own)
+        done = connection.execute(
+            f"DELETE FROM checkpoints {_OWN} AND position >= ? AND checkpoint_id = ?", (*own, checkpoint_id)
+        )
+        if done.rowcount and not namespace:
+            gone.add(checkpoint_id)
     if gone:
         latest_checkpoint.recount(connection, home, session_id, gone)
+
+
+_OWN = "WHERE home = ? AND session_id = ? AND checkpoint_ns = ?"
+
+
+# Unused values, found by reachability
+
+
+class Reachable(NamedTuple):
+    lengths: dict[int, int]  # of lists, by id: how many elements are referred to
+    digests: set[bytes]  # of blobs that checkpoints and writes refer to directly
+
+
+def find_reachable(connection: Connection, home: int, session_id: str | None = None) -> Reachable:
+    """What the checkpoints and writes of a family, or of one of its sessions, refer to. Reads all their references."""
+    lengths: dict[int, int] = {}
+    digests: set[bytes] = set()
+    for reference in _references(connection, home, session_id):
+        if isinstance(reference, list):
+            lengths[reference[0]] = max(lengths.get(reference[0], 0), reference[1])
+        elif isinstance(reference, str):
+            digests.add(bytes.fromhex(reference))
+    parents: dict[int, tuple[int, int]] = {
+        list_id: (parent, length)
+        for list_id, parent, length in connection.execute(
+            "SELECT id, parent_id, parent_length FROM lists WHERE home = ?", (home,)
+        )
+    }
+    for child, length in list(lengths.items()):
+        list_id = child
+        while list_id in parents:
+            list_id, upto = parents[list_id]
+            length = min(length, upto)
+            if lengths.get(list_id, -1) >= length:
+                break
+            lengths[list_id] = length
+    return Reachable(lengths, digests)
+
+
+def _references(connection: Connection, home: int, session_id: str | None) -> list[object]:
+    found: list[object] = []
+    for kind, table in ((Row, "checkpoints"), (WriteRow, "writes")):
+        columns = ", ".join(name if name != "body" else "NULL" for name in kind._fields)
+        sql = f"SELECT {columns} FROM {table} WHERE home = ?1 AND (CAST(?2 AS TEXT) IS NULL OR session_id = ?2)"
+        for values in connection.execute(sql, (home, session_id)):
+            found += references_in(kind(*values))
+    return found
+
+
+def free_unused(connection: Connection, home: int) -> None:
+    """Delete the unused lists of a family, the unused ends of lists, and its unused blobs.
+
+    Cutting off the end of a list is safe: nothing refers to it, and a writer that appends finds the list as long
+    as its reference says, or branches.
+    """
+    lengths, digests = find_reachable(connection, home)
+    if not lengths and not digests:
+        for table in ("list_items", "lists", "blobs"):
+            connection.execute(f"DELETE FROM {table} WHERE home = ?", (home,))
+        return
+    unused = []
+    items = connection.execute("SELECT list_id, position, digest, type FROM list_items WHERE home = ?", (home,))
+    for list_id, position, digest, kind in items.fetchall():
+        if position < lengths.get(list_id, 0):
+            if kind is None:  # not inline
+                digests.add(bytes(digest))
+        else:
+            unused.append((home, list_id, position))
+    connection.executemany("DELETE FROM list_items WHERE home = ? AND list_id = ? AND position = ?", unused)
+    lists = connection.execute("SELECT id FROM lists WHERE home = ?", (home,)).fetchall()
+    gone = [(home, list_id) for (list_id,) in lists if list_id not in lengths]
+    connection.executemany("DELETE FROM lists WHERE home = ? AND id = ?", gone)
+    stored = connection.execute("SELECT digest FROM blobs WHERE home = ?", (home,)).fetchall()
+    connection.executemany(
+        "DELETE FROM blobs WHERE home = ? AND digest = ?",
+        [(home, digest) for (digest,) in stored if bytes(digest) not in digests],
+    )

@@ -1,4 +1,7 @@
-"""Rows of the state as they are stored. Each carries a CRC-32 over its key and content."""
+"""Rows of the state as they are stored.
+
+Each carries a CRC-32 over its content and its key without the session, so a fork copies it.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,6 @@ from session_middleware.storage.sql.checkpoints.blobs import CorruptRow, has_che
 Key = tuple[str, str, str]  # session id, namespace, checkpoint id
 
 REPLAYED = "writes"  # the reference of a channel whose value the writes of the checkpoint's ancestors make
-LATE = "+"  # followed by a number, in the position of a checkpoint whose clock was behind that of an earlier one
 INVALID_CHECKSUM = -1  # the checksum of a row that was damaged when it was copied
 
 HOME = "home = (SELECT home FROM sessions WHERE id = ?)"
@@ -53,17 +55,12 @@ class Row(NamedTuple):
         return {name: ref for name, ref in json.loads(self.channels).items() if ref != REPLAYED}
 
     def sum(self) -> int:
-        text = (*self.key, self.parent_id or "", self.enclosing, self.run_id or "", self.channels, self.type)
-        return zlib.crc32(self.body, zlib.crc32("\0".join(text).encode()))
+        return zlib.crc32(self.body, zlib.crc32(repr((self.home, *self[2:8], *self[10:12])).encode()))
 
     def check(self) -> None:
         """Raises `CorruptRow`."""
-        if not has_checksum(self.sum, self.checksum) or not isinstance(self.position, str) or not self._is_positioned():
+        if not has_checksum(self.sum, self.checksum):
             raise CorruptRow("its row")
-
-    def _is_positioned(self) -> bool:
-        is_late = self.position > self.checkpoint_id and self.position[-9:-8] == LATE
-        return self.position == self.checkpoint_id or is_late
 
 
 class WriteRow(NamedTuple):
@@ -87,7 +84,7 @@ class WriteRow(NamedTuple):
         return self.session_id, self.checkpoint_ns, self.checkpoint_id
 
     def sum(self) -> int:
-        return zlib.crc32("\0".join([*self.key, self.task_id, str(self.idx), self.task_path, self.value]).encode())
+        return zlib.crc32(repr((self.home, *self[2:8])).encode())
 
     def check(self) -> None:
         """Raises `CorruptRow`."""
@@ -107,6 +104,11 @@ def references_in(row: Row | WriteRow) -> list[Any]:
     for _, _, reference in row.writes:
         found += [each for each, _ in reference] if isinstance(reference, list) else [reference]
     return found
+
+
+def sealed(row: Row | WriteRow) -> tuple[Any, ...]:
+    """The values of the columns, with the checksum."""
+    return *row[:-1], row.sum()
 
 
 Sealed = TypeVar("Sealed", Row, WriteRow)

@@ -1,20 +1,8 @@
 """The tables that the state of a graph is restored from.
 
-Each table leads its key with `home`, a number that a family of sessions is given when its first session is opened
-and that never changes. `blobs` holds serialised values once per family, by digest; small values are inline where
-they are referred to. A list is the rows of `list_items`, each of which holds `count` successive elements, or refers
-to a blob that does. A list that branches off another has a row in `lists`: the parent gives its first
-`parent_length` elements. Lists only grow and list ids are never reused, so "the first n elements of list i" never
-changes its meaning.
-
-`position` orders the checkpoints of a namespace. It is the checkpoint's id, which begins with a time, unless the
-clock was behind that of an earlier checkpoint; then it follows the newest one. The latest
-checkpoint of a subgraph's namespace is the one at the greatest position. Of the outermost graph, the session's row
-holds the checkpoint put last, the newest position, how many checkpoints there are, and how many rows of writes the
-checkpoint put last has. A lost row is detected by these.
-
-Tables with long values have rowids: without them, SQLite moves all but the first 1,000 bytes of a row to pages of
-its own.
+The row of a list in `lists` says that it branches off another list, which gives its first `parent_length` elements.
+`position` orders the checkpoints of a namespace; see `latest_checkpoint`. Tables with long values have rowids: without
+them, SQLite moves all but the first 1,000 bytes of a row to pages of its own.
 """
 
 STATE_TABLES = (
@@ -80,7 +68,6 @@ STATE_TABLES = (
     CREATE TABLE blobs (
         home INTEGER NOT NULL,
         digest BLOB NOT NULL,
-        checksum INTEGER NOT NULL,
         type TEXT NOT NULL,
         data BLOB NOT NULL,
         PRIMARY KEY (home, digest)

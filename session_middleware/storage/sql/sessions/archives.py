@@ -17,8 +17,8 @@ from session_middleware.errors import StorageError
 from session_middleware.models import SessionInfo, to_text
 from session_middleware.storage import jsonl
 from session_middleware.storage.sql.checkpoints import lists
+from session_middleware.storage.sql.checkpoints.pruning import find_reachable
 from session_middleware.storage.sql.checkpoints.rows import Row, WriteRow, resealed
-from session_middleware.storage.sql.checkpoints.unused import find_reachable
 from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.engine_context import EngineContext
 from session_middleware.storage.sql.memory import memories

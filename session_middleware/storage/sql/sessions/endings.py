@@ -14,7 +14,7 @@ from session_middleware import lifecycle
 from session_middleware.models import Closed, Identity, OnExpire, Pin, SessionInfo, Status, SweepResult, to_text
 from session_middleware.storage import jsonl
 from session_middleware.storage.sql.checkpoints import blobs, checkpoints, pruning
-from session_middleware.storage.sql.checkpoints.unused import free_unused
+from session_middleware.storage.sql.checkpoints.pruning import free_unused
 from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.engine_context import EngineContext
 from session_middleware.storage.sql.memory import memories

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langgraph.types import Interrupt, Send
 
-from session_middleware.checkpoint import list_diff
+from session_middleware.checkpoint import checkpoint_diff, codec
 from session_middleware.checkpoint.serde import StrictSerializer
 from session_middleware.errors import UnserializableValue
 from session_middleware.storage.checkpoint_types import Chunk
@@ -23,7 +23,7 @@ SERDE = StrictSerializer()
 
 
 def fingerprint(element: object) -> int:
-    return list_diff.fingerprints([element], SERDE)[0]
+    return checkpoint_diff.fingerprints([element], SERDE)[0]
 
 
 plain = st.recursive(
@@ -40,32 +40,32 @@ plain = st.recursive(
 
 @given(st.lists(plain, max_size=12))
 def test_a_list_joins_to_what_it_was(elements: list[object]) -> None:
-    assert list_diff.join(list_diff.chunks(elements, SERDE), SERDE) == elements
+    assert codec.load(codec.dump_list("x", elements, SERDE), SERDE) == elements
 
 
 @given(st.lists(st.integers(-(2**60), 2**60), min_size=1, max_size=20), st.data())
 def test_a_run_can_be_cut_anywhere(elements: list[int], data: st.DataObject) -> None:
-    [run] = list_diff.chunks(elements, SERDE)
+    [run] = codec.dump_list("x", elements, SERDE)
     length = data.draw(st.integers(1, len(elements)))
     if run.length > 1:
-        assert list_diff.join([Chunk(run.blob, length)], SERDE) == elements[:length]
+        assert codec.load([Chunk(run.blob, length)], SERDE) == elements[:length]
 
 
 def test_small_plain_values_share_a_chunk_and_messages_have_their_own() -> None:
     elements = [1, 2, "three", HumanMessage("hi"), HumanMessage("ho"), 4, "x" * 1000]
-    assert [chunk.length for chunk in list_diff.chunks(elements, SERDE)] == [3, 1, 1, 1, 1]
+    assert [chunk.length for chunk in codec.dump_list("x", elements, SERDE)] == [3, 1, 1, 1, 1]
 
 
 def test_kept_is_the_common_beginning() -> None:
-    assert list_diff.common_prefix_length(array("q", [1, 2, 3]), array("q", [1, 2])) == 2
-    assert list_diff.common_prefix_length(array("q", [1, 9, 3]), array("q", [1, 2, 3])) == 1
-    assert list_diff.common_prefix_length(array("q"), array("q", [1])) == 0
+    assert checkpoint_diff.common_prefix_length(array("q", [1, 2, 3]), array("q", [1, 2])) == 2
+    assert checkpoint_diff.common_prefix_length(array("q", [1, 9, 3]), array("q", [1, 2, 3])) == 1
+    assert checkpoint_diff.common_prefix_length(array("q"), array("q", [1])) == 0
 
 
 def test_added_are_elements_the_old_list_did_not_have_however_they_moved() -> None:
     old = array("q", [1, 2, 3, 4])
     new = array("q", [1, 4, 5, 3, 2, 6])
-    assert list_diff.new_elements(["a", "b", "c", "d", "e", "f"], new, old, 1) == ["c", "f"]
+    assert checkpoint_diff.new_elements(["a", "b", "c", "d", "e", "f"], new, old, 1) == ["c", "f"]
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,10 @@ def test_an_equal_message_without_an_id_is_new_where_it_is_said_again(before: st
     elements = [HumanMessage(letter) for letter in after]
     old, new = (array("q", map(ord, letters.lower())) for letters in (before, after))
     assert (
-        "".join(m.text for m in list_diff.new_elements(elements, new, old, list_diff.common_prefix_length(new, old)))
+        "".join(
+            m.text
+            for m in checkpoint_diff.new_elements(elements, new, old, checkpoint_diff.common_prefix_length(new, old))
+        )
         == said
     )
 
@@ -99,11 +102,11 @@ def test_of_a_window_over_what_is_said_each_message_is_new_once_unless_nothing_s
     for letter in said:
         moved = array("q", [*window, ord(letter)])[-size:]
         found += len(
-            list_diff.new_elements(
+            checkpoint_diff.new_elements(
                 [HumanMessage(chr(mark)) for mark in moved],
                 moved,
                 window,
-                list_diff.common_prefix_length(moved, window),
+                checkpoint_diff.common_prefix_length(moved, window),
             )
         )
         found += moved == window  # a window full of the same word stays as it is
@@ -174,7 +177,7 @@ CULPRITS: dict[str, tuple[Any, str, Any]] = {
 def test_the_culprit_is_named_by_its_path_and_what_is_wrong_with_it(value: Any, path: str, part: Any) -> None:
     with pytest.raises(UnserializableValue) as outer:
         SERDE.dumps_typed(value)
-    found, culprit, problem = list_diff.find_culprit(value, "state.data", SERDE, outer.value)
+    found, culprit, problem = codec.find_culprit(value, "state.data", SERDE, outer.value)
     assert (found, culprit) == (f"state.data{path}", part)
     assert f"{type(part).__module__}.{type(part).__name__}" in str(problem)
 
@@ -182,5 +185,5 @@ def test_the_culprit_is_named_by_its_path_and_what_is_wrong_with_it(value: Any, 
 def test_a_value_that_holds_itself_is_its_own_culprit() -> None:
     value: list[Any] = [1]
     value.append({"again": value})
-    path, culprit, _ = list_diff.find_culprit(value, "state.data", SERDE, ValueError())
+    path, culprit, _ = codec.find_culprit(value, "state.data", SERDE, ValueError())
     assert (path, culprit is value[1]) == ("state.data[1]", True)

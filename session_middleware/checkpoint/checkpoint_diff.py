@@ -1,0 +1,271 @@
+"""The values and messages of a put that the parent checkpoint does not have.
+
+Lists are compared by fingerprints. A fingerprint is the hash of an element's encoded fields. All elements are encoded
+at each put, because a node may change a message in place; all by one call, whose result tells whether the list still
+begins like the parent's. Comparing the fields with a copy of them is not faster: ``==`` alone misses ``1`` becoming
+``True``, and comparing the types too costs as much as encoding.
+"""
+
+from __future__ import annotations
+
+import random
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from typing import Any, TypeAlias
+
+from langchain_core.messages import BaseMessage
+from langgraph._internal._constants import PREVIOUS
+from langgraph.checkpoint.serde.base import SerializerProtocol
+from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+from langgraph.constants import END, START
+
+from session_middleware.checkpoint.codec import dump, dump_list, input_name, is_input
+from session_middleware.checkpoint.langchain_messages import id_of, is_answer, is_message, is_question
+from session_middleware.checkpoint.packing import MESSAGES, array_header, is_plain, pack
+from session_middleware.checkpoint.parent_cache import CachedCheckpoint, CachedListRef, Fingerprints
+from session_middleware.checkpoint.serde import StrictSerializer
+from session_middleware.storage.checkpoint_types import Blob, ListPut
+from session_middleware.storage.jsonable import is_a
+
+_WHOLE = frozenset({START, END, PREVIOUS, "__root__"})  # channels that hold a graph's whole input or output
+_SHORT_INPUT = 512  # bytes; the lists of a longer input are stored as lists
+
+# A message, or a dict in OpenAI's format, and the id of the message after it in its list
+NewMessage: TypeAlias = tuple[BaseMessage | dict[str, Any], str | None]
+NewMessages: TypeAlias = Sequence[NewMessage]
+
+
+class CheckpointDiff:
+    """Sorts the channel values of one put into those inherited from the parent checkpoint and new ones.
+
+    Args:
+        serde: Serialises the new values.
+        parent: The parent checkpoint, if there is one.
+        others: Returns lists of the session, with which a new list may share its beginning.
+        is_outermost: The checkpoint is the thread's own, and not a subgraph's.
+    """
+
+    def __init__(
+        self,
+        serde: SerializerProtocol,
+        parent: CachedCheckpoint | None,
+        others: Callable[[], Sequence[CachedListRef]],
+        *,
+        is_outermost: bool = False,
+    ) -> None:
+        self._serde = serde
+        self._parent = parent
+        self._others = others
+        self._is_outermost = is_outermost
+        self.inherited: list[str] = []
+        self.values: dict[str, Blob | ListPut | None] = {}
+        self.fingerprints: dict[str, Fingerprints] = {}  # of each new list
+        self.preceding: str | None = None  # the id of the message before the new ones
+        self._new: list[tuple[NewMessage, int]] = []  # with their fingerprints
+        self._returned: list[tuple[NewMessage, int]] = []  # those in the return value of an entrypoint
+        given = parent.lists.get(START) if parent else None
+        self._input = given.fingerprints if given else array("q")
+
+    @property
+    def messages(self) -> list[NewMessage]:
+        """The messages that the parent did not have, each once: an entrypoint often returns those it also saves."""
+        self._add_messages(self._returned)
+        self._returned = []
+        return [new for new, _ in self._new]
+
+    def _add_messages(self, found: Sequence[tuple[NewMessage, int]]) -> None:
+        """Add new messages. One without an id that equals a message of the input or of another channel is the same."""
+        others = Counter([*self._input, *(fingerprint for _, fingerprint in self._new)]) if found else {}
+        for new, fingerprint in found:
+            if others[fingerprint] and not id_of(new[0]):
+                others[fingerprint] -= 1
+            else:
+                self._new.append((new, fingerprint))
+
+    def inherit(self, name: str, version: Any) -> bool:
+        """Inherit the parent's value of a channel if it has this version. Returns whether it has."""
+        if self._parent is None or not self._parent.holds(name, version):
+            return False
+        self.inherited.append(name)
+        if name == START:
+            self.inherited += filter(is_input, self._parent.names)
+        return True
+
+    def add(self, name: str, value: Any) -> None:
+        """Add a new value of a channel."""
+        if value is None:
+            self.values[name] = None
+        elif type(value) is list:
+            self._add_list(name, value)
+        elif name == START and type(value) is dict:
+            whole = self.values[name] = dump(name, value, self._serde)
+            if len(whole.data) > _SHORT_INPUT:  # its lists may be the whole history
+                lists = {key: part for key, part in value.items() if type(part) is list and type(key) is str}
+                self.values[name] = dump(name, value | dict.fromkeys(lists), self._serde)
+                for key, part in lists.items():
+                    self._add_list(input_name(key), part)
+        else:
+            if name in _WHOLE and is_message(value):
+                new = [((value, None), fingerprints([value], self._serde)[0])]
+                self._returned.extend(new) if name == END else self._add_messages(new)
+            self.values[name] = dump(name, value, self._serde)
+
+    def _add_list(self, name: str, value: list[Any]) -> None:
+        parent = self._parent.lists.get(name) if self._parent else None
+        found = self.fingerprints[name] = fingerprints(value, self._serde, parent.fingerprints if parent else None)
+        base, kept = parent, common_prefix_length(found, parent.fingerprints) if parent else 0
+        shared = kept
+        if not kept:
+            base, shared = _longest_prefix(found, self._others())
+        tail = dump_list(name, value[shared:], self._serde)
+        self.values[name] = ListPut(base.ref if base else None, shared, tail, is_parents=base is parent)
+        if not is_input(name):
+            self._find_messages(name, value, found, parent, kept)
+
+    def _find_messages(
+        self, name: str, value: list[Any], found: array[int], parent: CachedListRef | None, start: int
+    ) -> None:
+        """Find the messages of a list that the record does not have. The first `start` elements are the parent's."""
+        recorded = parent
+        if parent is None and not self._is_outermost:  # a subgraph's first list may repeat a recorded list
+            recorded, start = _longest_prefix(found, [each for each in self._others() if not each.is_input])
+        if self._is_outermost and name in _WHOLE and self._is_of_this_run(name, value, found, parent):
+            recorded, start = None, 0
+        new = new_elements(value, found, recorded.fingerprints if recorded else array("q"), start)
+        messages = list(_with_following(value, found, start, new))
+        self._returned.extend(messages) if name == END else self._add_messages(messages)
+        self.preceding = id_of(value[start - 1]) if start and new else self.preceding
+
+    def _is_of_this_run(self, name: str, value: list[Any], found: array[int], parent: CachedListRef | None) -> bool:
+        """Whether a list is only this run's input with its answer, or the last answer again, and not a conversation.
+
+        A conversation also contains the earlier questions. The input may be one question or its text, not in a list.
+        """
+        questions = len(self._input) if name != START and found[: len(self._input)] == self._input else 0
+        is_same = parent is not None and found == parent.fingerprints
+        is_extended = parent is not None and not is_same and found[: len(parent.fingerprints)] == parent.fingerprints
+        if name != START and not (self._input or is_extended) and len(value) > 1 and is_question(value[0]):
+            questions = 1
+        return (questions > 0 or is_same) and all(map(is_answer, value[questions:]))
+
+
+def _with_following(
+    value: list[Any], found: array[int], start: int, new: list[Any]
+) -> Iterator[tuple[NewMessage, int]]:
+    """Each new element that is a message, with the id of the message after it and its fingerprint."""
+    are_new = set(map(id, new))
+    for index in range(start, len(value)) if new else ():
+        if id(value[index]) in are_new and is_message(value[index]):
+            following = id_of(value[index + 1]) if index + 1 < len(value) else None
+            yield (value[index], following), found[index]
+
+
+def _longest_prefix(found: array[int], lists: Sequence[CachedListRef]) -> tuple[CachedListRef | None, int]:
+    """The list that shares most leading elements, if any, and their number."""
+    lengths = [common_prefix_length(found, cached.fingerprints) for cached in lists]
+    longest = max(lengths, default=0)
+    return (lists[lengths.index(longest)] if longest else None), longest
+
+
+# Comparing lists
+
+
+def fingerprints(elements: Sequence[Any], serde: SerializerProtocol, parent: array[int] | None = None) -> Fingerprints:
+    """The fingerprints of a list, which often begins like the list that `parent` was computed from.
+
+    A serializer other than LangGraph's may store more of an element, for example whether a sequence is a
+    tuple. So its own bytes are hashed.
+    """
+    inner = serde.serde if isinstance(serde, EncryptedSerializer) else serde
+    if not isinstance(inner, JsonPlusSerializer):
+        return Fingerprints("q", [_fingerprint(element, serde) for element in elements])
+    try:
+        encodable = [
+            (id(cls), element.__dict__, element.__pydantic_extra__)
+            if (cls := type(element)) in MESSAGES
+            else _encodable(element)
+            for element in elements
+        ]
+        encoded = pack(encodable)[len(array_header(len(encodable))) :]
+    except Exception:  # noqa: BLE001  # one element cannot be encoded, but the others can
+        return Fingerprints("q", [_fingerprint(element) for element in elements])
+    known = parent if isinstance(parent, Fingerprints) and parent.size else Fingerprints("q")
+    if hash(encoded[: known.size]) != known.digest:
+        known = Fingerprints("q")
+    found = Fingerprints("q", known)
+    found.extend([hash(pack(each)) for each in encodable[len(known) :]])
+    found.size, found.digest = len(encoded), hash(encoded)
+    if isinstance(inner, StrictSerializer) and (known.is_plain or not known):
+        found.is_plain = all(map(is_plain, elements[len(known) :]))
+        found.encoded = encoded if found.is_plain else None
+    return found
+
+
+def _encodable(element: Any) -> Any:
+    """A message as an equivalent that is faster to encode than its stored form, any other value as it is."""
+    kind = type(element)
+    if is_a(element, BaseMessage):
+        return id(kind), element.__dict__, element.__pydantic_extra__
+    if kind is bytearray or kind is bytes:  # stored with different type tags, but packed alike
+        return kind.__name__, element
+    return element
+
+
+def _fingerprint(element: Any, serde: SerializerProtocol | None = None) -> int:
+    """The fingerprint of one element, by its serialised form if a serializer is given."""
+    try:
+        if serde is not None:
+            kind, data = serde.dumps_typed(element)
+            return hash(kind.encode() + b"\0" + data)
+        with suppress(TypeError, ValueError):
+            return hash(pack(_encodable(element)))
+        return hash(pack(element))  # a message with a field that only ``model_dump()`` can encode
+    except Exception:  # noqa: BLE001  # storing the element raises the error; here it counts as new
+        return random.getrandbits(63)
+
+
+def common_prefix_length(new: array[int], old: array[int]) -> int:
+    """The number of leading elements that the two lists share."""
+    length = min(len(new), len(old))
+    if new[:length] == old[:length]:
+        return length
+    return next(index for index in range(length) if new[index] != old[index])
+
+
+def new_elements(elements: Sequence[Any], new: array[int], old: array[int], start: int) -> list[Any]:
+    """The elements from `start` on that are not in the old list, in order.
+
+    An element of the old list that moved is not new. A message without an id is identified by its position
+    among the others, so that the same text sent twice is two messages.
+    """
+    old, new, elements = old[start:], new[start:], elements[start:]
+    if not old:
+        return list(elements)
+    known = set(old)
+    without_id = {index for index, element in enumerate(elements) if is_message(element) and not id_of(element)}
+    repeated = without_id.difference(_aligned(old, new)) if without_id else without_id
+    return [element for index, element in enumerate(elements) if new[index] not in known or index in repeated]
+
+
+def _aligned(old: array[int], new: array[int]) -> Iterable[int]:
+    """The indexes in `new` of the elements of `old`: all of them, its last ones, or a common subsequence."""
+    if len(new) > len(old) and new[-len(old) :] == old:
+        return range(len(new) - len(old), len(new))
+    known = set(old)
+    start = next((index for index, fingerprint in enumerate(new) if fingerprint in known), len(new))
+    for trimmed, fingerprint in enumerate(old if start < len(new) else ()):
+        end = start + len(old) - trimmed
+        if fingerprint == new[start] and old[trimmed:] == new[start:end]:
+            return range(start, end)
+    return list(_common_subsequence(old, new))
+
+
+def _common_subsequence(old: array[int], new: array[int]) -> Iterator[int]:
+    position = 0
+    for index, fingerprint in enumerate(new):
+        with suppress(ValueError):
+            position = old.index(fingerprint, position) + 1
+            yield index
