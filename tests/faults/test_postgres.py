@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import psycopg
 import pytest
+from langgraph.graph import START, MessagesState, StateGraph
 
 from session_middleware import Sessions, StorageError
 from session_middleware.models import Message
@@ -129,6 +130,21 @@ def test_a_lost_connection_is_replaced(postgres_url: str) -> None:
         assert sessions.open("u").id == "u"
 
 
+def test_prepared_statements_that_a_pooler_has_lost_are_not_needed(postgres_url: str) -> None:
+    """As behind a transaction pooler, which gives the next transaction another connection to the server."""
+    with Sessions(postgres_url, sweep_interval=None) as sessions:
+        database = sessions._storage._database  # type: ignore[attr-defined]
+        agent = sessions.attach(scenarios.chat().compile())
+        for number in range(3):
+            agent.invoke({"messages": [("user", f"write {number}")]}, sessions.config("t"))
+            database.read(lambda connection: connection.execute("DEALLOCATE ALL"))
+            assert sessions.get("t").title is None
+            database.write(lambda connection: connection.execute("DEALLOCATE ALL"))
+        texts = [message.text for message in sessions.get("t").messages() if message.role == "user"]
+        assert texts == [f"write {number}" for number in range(3)]
+        assert sessions.check() == []
+
+
 def end_connections(url: str) -> None:
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(
@@ -179,6 +195,29 @@ def test_a_restart_between_turns_is_not_noticed_and_a_stopped_server_is_named(ow
         assert sessions.check() == []
 
 
+def test_a_run_that_a_stopped_server_has_interrupted_is_resumed(own_server: Server) -> None:
+    stopped = []
+
+    def work(state: MessagesState) -> dict[str, object]:
+        if not stopped:
+            stopped.append(own_server.stop())
+        return {"messages": [("ai", f"answer {len(state['messages'])}")]}
+
+    builder = StateGraph(MessagesState).add_node("first", lambda _: {"messages": [("ai", "begun")]})
+    builder.add_node("work", work).add_edge(START, "first").add_edge("first", "work")
+    with own_server.database() as url, Sessions(url, sweep_interval=None) as sessions:
+        agent = sessions.attach(builder.compile())
+        config = sessions.config("t")
+        with pytest.raises(StorageError, match="connection failed"):
+            agent.invoke({"messages": [("user", "go")]}, config, durability="sync")
+        own_server.start()
+        assert agent.get_state(config).next == ("work",)
+        agent.invoke(None, config, durability="sync")
+        assert [m.text for m in agent.get_state(config).values["messages"]] == ["go", "begun", "answer 2"]
+        assert [m.text for m in sessions.get("t").messages()] == ["go", "begun", "answer 2"]
+        assert sessions.check() == []
+
+
 def test_no_error_and_no_repr_contains_the_password(postgres_server: Server) -> None:
     url = f"postgresql://postgres:secret@127.0.0.1:{postgres_server.port}/missing?application_name=x"
     for wrong in (url, url.replace("application_name=x", "nonsense=secret"), "postgresql://u:secret@[/x"):
@@ -194,6 +233,57 @@ def test_a_role_that_may_not_create_tables_is_told_so(postgres_server: Server) -
         with pytest.raises(StorageError, match="may not create its tables"):
             Sessions(url.replace("postgres@", "guest@"))
         postgres_server.execute("DROP ROLE guest")
+
+
+def test_a_statement_that_takes_too_long_is_named_and_the_run_goes_on_after_it(postgres_url: str) -> None:
+    with psycopg.connect(postgres_url, autocommit=True) as other:
+        other.execute("ALTER DATABASE reused SET statement_timeout TO '100ms'")
+        try:
+            with Sessions(postgres_url, sweep_interval=None) as sessions:
+                agent = sessions.attach(scenarios.chat().compile())
+                agent.invoke({"messages": [("user", "before")]}, sessions.config("t"))
+                with other.transaction():
+                    other.execute("LOCK TABLE session_middleware.sessions")
+                    with pytest.raises(StorageError, match="canceled a statement.*statement_timeout"):
+                        agent.invoke({"messages": [("user", "meanwhile")]}, sessions.config("t"))
+                agent.invoke({"messages": [("user", "after")]}, sessions.config("t"))
+                texts = [message.text for message in sessions.get("t").messages() if message.role == "user"]
+                assert texts[0] == "before"
+                assert texts[-1] == "after"
+        finally:
+            other.execute("ALTER DATABASE reused RESET statement_timeout")
+    with Sessions(postgres_url, sweep_interval=None) as sessions:
+        assert sessions.check() == []
+
+
+def test_a_server_that_allows_no_writes_can_be_read(postgres_url: str) -> None:
+    """As a replica is."""
+    with Sessions(postgres_url, sweep_interval=None) as sessions:
+        agent = sessions.attach(scenarios.chat().compile())
+        agent.invoke({"messages": [("user", "hi")]}, sessions.config("t"))
+        said = sessions.get("t").messages()
+    url = f"{postgres_url}?options=-c%20default_transaction_read_only%3Don"
+    with Sessions(url, sweep_interval=None) as sessions:
+        agent = sessions.attach(scenarios.chat().compile())
+        assert sessions.get("t").messages() == said
+        assert sessions.count() == 1
+        assert [m.text for m in agent.get_state(sessions.config("t")).values["messages"]] == [m.text for m in said]
+        with pytest.raises(StorageError, match="read-only"):
+            sessions.open("u")
+        with pytest.raises(StorageError, match="read-only"):
+            agent.invoke({"messages": [("user", "hi")]}, sessions.config("t"))
+
+
+def test_a_server_without_a_free_connection_is_named(postgres_server: Server) -> None:
+    with postgres_server.database() as url:
+        postgres_server.execute(f"ALTER DATABASE {url.rsplit('/', 1)[1]} CONNECTION LIMIT 1")
+        postgres_server.execute("CREATE ROLE limited LOGIN")
+        try:
+            limited = url.replace("postgres@", "limited@")
+            with psycopg.connect(limited), pytest.raises(StorageError, match="too many connections"):
+                Sessions(limited, sweep_interval=None)
+        finally:
+            postgres_server.execute("DROP ROLE limited")
 
 
 @pytest.mark.parametrize(("synchronous", "commits"), [("full", "on"), ("normal", "off")])
