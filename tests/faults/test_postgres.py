@@ -244,7 +244,7 @@ def test_a_statement_that_takes_too_long_is_named_and_the_run_goes_on_after_it(p
                 agent.invoke({"messages": [("user", "before")]}, sessions.config("t"))
                 with other.transaction():
                     other.execute("LOCK TABLE session_middleware.sessions")
-                    with pytest.raises(StorageError, match="canceled a statement.*statement_timeout"):
+                    with pytest.raises(StorageError, match=r"canceled a statement.*statement_timeout"):
                         agent.invoke({"messages": [("user", "meanwhile")]}, sessions.config("t"))
                 agent.invoke({"messages": [("user", "after")]}, sessions.config("t"))
                 texts = [message.text for message in sessions.get("t").messages() if message.role == "user"]
