@@ -343,8 +343,7 @@ class Sessions(SessionAccess):
     ) -> Sequence[SweepResult]:
         """Apply ``on_expire`` and ``retention`` to the sessions that are due. Returns them; `dry_run` only lists them.
 
-        The result of a dry run is lazy: its length is known at once, and each session's details, such as its
-        bytes, are read on access.
+        A dry run also estimates the bytes of each session.
 
         Pinned sessions, and sessions with a run in progress, are not due. Expiry holds without a sweep: a sweep
         updates the stored status, and prunes, archives and deletes. One process sweeps at a time; a sweep beside
@@ -356,9 +355,9 @@ class Sessions(SessionAccess):
         """
         validation.check_status(status)
         found = self._sweeper.sweep(now, dry_run=dry_run, older_than=older_than, status=status)
-        return found if dry_run else Rows(found)
+        return Rows(found)
 
-    asweep = async_twin(sweep, list)  # the result of a dry run is read completely on the storage's thread
+    asweep = async_twin(sweep)
 
     def check(self, *, repair: bool = False, deep: bool = False) -> builtins.list[Problem]:
         """Validate the database: damage, lost rows, wrong counters, orphans, runs of killed processes.

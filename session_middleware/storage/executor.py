@@ -164,21 +164,16 @@ class _Offloading(Protocol):
 S = TypeVar("S", bound=_Offloading)
 
 
-def async_twin(
-    method: Callable[Concatenate[S, P], R], convert: Callable[[Any], Any] | None = None
-) -> Callable[Concatenate[S, P], Coroutine[Any, Any, R]]:
+def async_twin(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], Coroutine[Any, Any, R]]:
     """The asynchronous twin of a method: the same signature, and the name with the prefix ``a``.
 
-    The twin runs the whole method, or a subclass's override, on a thread of the storage, and there also `convert`,
-    a function of the result.
+    The twin runs the whole method, or a subclass's override, on a thread of the storage.
     """
     name = method.__name__
 
     @wraps(method)
     async def twin(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        call = getattr(self, name)
-        run = call if convert is None else lambda *args, **kwargs: convert(call(*args, **kwargs))
-        result: R = await self._offload.run(run, *args, **kwargs)
+        result: R = await self._offload.run(getattr(self, name), *args, **kwargs)
         return result
 
     twin.__name__ = f"a{name}"

@@ -213,12 +213,11 @@ class Storage(Protocol):
         inactive_since: datetime | None = None,
         status: Status | None = None,
         sized: bool = False,
-    ) -> Sequence[SweepResult]:
-        """The sessions due at `now`, first due first, in one snapshot.
+    ) -> list[SweepResult]:
+        """The sessions due at `now`, first due first; `sized` adds an estimate of their bytes.
 
         With `inactive_since`: instead, sessions of that status without activity since then, to be deleted. Pinned
-        sessions and sessions with an active run are never due. The length is known at once; the elements are
-        read on access, because there may be very many. `sized` adds their bytes at the time of access.
+        sessions and sessions with an active run are never due.
         """
 
     def end_due(self, listed: Sequence[SweepResult], *, now: datetime, duty: Lease | None = None) -> list[SweepResult]:

@@ -13,14 +13,16 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import product
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from session_middleware.models import SessionInfo
 from session_middleware.storage.sql.checkpoints.latest_checkpoint import HEAD, WRITE_COUNT, Head
 from session_middleware.storage.sql.connection import Connection, Cursor, Retry
 from session_middleware.storage.sql.row_mapping import Malformed
 
+_Target: TypeAlias = tuple[str, tuple[str, ...], str, int]  # of rows to insert: table, columns, on conflict
 K = TypeVar("K")
 V = TypeVar("V")
 
@@ -171,12 +173,10 @@ class SessionCounters:
         return taken
 
 
-class _Deferred(NamedTuple):
-    head: str
-    marks: str  # of one row
-    tail: str
-    rows: list[Sequence[Any]]
-    if_there: Callable[[], object] | None
+@lru_cache(maxsize=256)
+def _insertion(table: str, columns: tuple[str, ...], on_conflict: str, count: int) -> str:
+    row = f"({', '.join('?' * len(columns))})"
+    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES {', '.join([row] * count)}{on_conflict}"
 
 
 class SessionWrite:
@@ -192,7 +192,7 @@ class SessionWrite:
         self._is_verified = False
         self._has_written = False
         self.changes_head = False  # another checkpoint is the latest, or the latest has more writes
-        self._deferred: dict[str, _Deferred] = {}
+        self._deferred: dict[_Target, tuple[list[Sequence[Any]], Callable[[], object] | None]] = {}
         self._activity: tuple[str, str | None] | None = None
         self.state = state
         state.write = self
@@ -205,7 +205,7 @@ class SessionWrite:
     def insert(
         self,
         table: str,
-        columns: Sequence[str],
+        columns: tuple[str, ...],
         rows: Iterable[Sequence[Any]],
         on_conflict: str = "",
         *,
@@ -214,13 +214,10 @@ class SessionWrite:
         """Insert rows, by one statement for all that are inserted into the table before something else is read.
 
         Args:
-            if_there: called after one row, which `on_conflict` lets be, was found to be there already.
+            if_there: called if a row is there already, and `on_conflict` leaves it; for a single row.
         """
-        head = f"INSERT INTO {table} ({', '.join(columns)}) VALUES "
-        marks = f"({', '.join('?' * len(columns))})"
-        key = head + on_conflict if if_there is None else f"{head}{len(self._deferred)}"
-        insertion = self._deferred.setdefault(key, _Deferred(head, marks, on_conflict, [], if_there))
-        insertion.rows.extend(rows)
+        target = (table, columns, on_conflict, 0 if if_there is None else 1 + len(self._deferred))
+        self._deferred.setdefault(target, ([], if_there))[0].extend(rows)
 
     @property
     def raw(self) -> Connection:
@@ -238,34 +235,31 @@ class SessionWrite:
         return self.connection.execute(sql, values)
 
     def execute(self, sql: str, values: Any = ()) -> Cursor:
-        self.flush()
         self._has_written = True
-        return self._connection.execute(sql, values)
+        return self.connection.execute(sql, values)
 
     def executemany(self, sql: str, rows: Iterable[Any]) -> None:
-        self.flush()
         self._has_written = True
-        self._connection.executemany(sql, rows)
+        self.connection.executemany(sql, rows)
 
     def flush(self) -> None:
         """Write what was collected."""
         self._has_written |= bool(self._deferred)
         deferred, self._deferred = self._deferred, {}
-        for each in deferred.values():
-            for start in range(0, len(each.rows), _ROWS):
-                some = each.rows[start : start + _ROWS]
+        for (table, columns, on_conflict, _), (rows, if_there) in deferred.items():
+            for start in range(0, len(rows), _ROWS):
+                some = rows[start : start + _ROWS]
                 values = some[0] if len(some) == 1 else [value for row in some for value in row]
-                sql = f"{each.head}{', '.join([each.marks] * len(some))}{each.tail}"
                 try:
-                    inserted = self._connection.execute(sql, values)
+                    inserted = self._connection.execute(_insertion(table, columns, on_conflict, len(some)), values)
                 except self._connection.conflict as error:
                     if not self._is_verified and not self._is_current():
                         raise StaleState from error
                     if "list_items" in str(error):
                         raise ListConflict from error
                     raise
-                if each.if_there is not None and not inserted.rowcount:
-                    each.if_there()
+                if if_there is not None and not inserted.rowcount:
+                    if_there()
 
     @contextmanager
     def savepoint(self, faults: tuple[type[Exception], ...]) -> Iterator[None]:

@@ -10,7 +10,7 @@ from session_middleware.storage.sql.checkpoints import checkpoints, latest_check
 from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.engine_context import EngineContext
 from session_middleware.storage.sql.record import runs
-from session_middleware.storage.sql.sessions import events, limits, session_rows, tombstones
+from session_middleware.storage.sql.sessions import endings, events, session_rows, tombstones
 
 
 def copy(connection: Connection, source_id: str, target_id: str, rules: EngineContext) -> SessionInfo:
@@ -42,7 +42,7 @@ def _insert(connection: Connection, source: SessionInfo, target_id: str, rules: 
     if tombstone is not None and (tombstone.archive is not None or tombstone.user_id not in (None, source.user_id)):
         # was another's, whose id it still is; only its owner is told where it is
         raise SessionExists(target_id, archived=tombstone.user_id == source.user_id and tombstone.archive is not None)
-    limits.make_room(connection, source.user_id, rules, now)
+    endings.make_room(connection, source.user_id, rules, now)
     connection.execute(
         "INSERT INTO sessions (id, home, family_id, parent_id, user_id, group_id, visibility, opened_as, reason,"
         " created_at, began_at, incarnation, last_active_at)"

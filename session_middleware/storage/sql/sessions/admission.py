@@ -33,7 +33,6 @@ from session_middleware.storage.sql.sessions import (
     endings,
     events,
     leases,
-    limits,
     revocations,
     session_rows,
     tombstones,
@@ -256,7 +255,7 @@ class Admitting:
         if context.admission == "fresh" and session.status in ("active", "expired") and not self._is_open(session):
             return self._start_fresh(session), False
         if context.admission in ("revived", "reopened") and not self._is_open(session):
-            limits.make_room(self.connection, session.user_id, self.rules, self.now, but=session.id)
+            endings.make_room(self.connection, session.user_id, self.rules, self.now, but=session.id)
             end = lifecycle.expiry_of(session, self.rules.settings)
             reason = session.reason if session.status != "active" else end and end.reason
             is_known = self._revive(context.admission, reason)
@@ -286,7 +285,7 @@ class Admitting:
         """Insert a session for the caller or another owner. `renamed`: the new id of the one that had this id."""
         owner, connection, session_id = owner or self.identity, self.connection, self.session_id
         latest_checkpoint.check_new(connection, session_id, self.rules.path)
-        limits.make_room(connection, owner.user_id, self.rules, self.now)
+        endings.make_room(connection, owner.user_id, self.rules, self.now)
         incarnation = tombstones.next_incarnation(connection, session_id)
         renamed = renamed or endings.put_archive_aside(connection, session_id)
         values = (session_id, new_home(), session_id, owner.user_id, owner.group_id, incarnation)

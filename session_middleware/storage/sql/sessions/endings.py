@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
 from typing import Any, NamedTuple
 
 from session_middleware import lifecycle
+from session_middleware.errors import SessionLimitReached
 from session_middleware.models import Closed, Identity, OnExpire, Pin, SessionInfo, Status, SweepResult, to_text
 from session_middleware.storage import jsonl
 from session_middleware.storage.sql.checkpoints import blobs, checkpoints, pruning
@@ -188,9 +190,9 @@ def delete_archived(
 
 
 def end_due(connection: Connection, due: SweepResult, rules: EngineContext, now: datetime) -> bool:
-    """End one session if it is still due."""
+    """End one session, which has no run in progress, if it is still due."""
     session = session_rows.find_readable(connection, due.session_id, rules)
-    if session is None or session.pinned is not None or leases.is_live(connection, session.id, rules):
+    if session is None or session.pinned is not None:
         return False
     if due.reason == "older_than":
         if session.last_active_at >= due.expired_at:
@@ -257,3 +259,40 @@ def postpone(connection: Connection, session_id: str, until: datetime, rules: En
     connection.execute("UPDATE sessions SET postponed_until = ? WHERE id = ?", (to_text(until), session_id))
     events.append(connection, session_id, "postponed", None, {"until": to_text(until)}, now)
     session_rows.write_expiry(connection, session_id, rules)
+
+
+# Limits
+
+_OPEN = (
+    f"FROM sessions WHERE status = 'active' AND NOT {session_rows.DUE} AND id != :but"
+    " AND (CAST(:user_id AS TEXT) IS NULL OR user_id = :user_id)"
+)
+_OLDEST = (
+    f"SELECT * {_OPEN} AND pinned IS NULL AND id NOT IN (SELECT value FROM json_each(:live))"
+    " ORDER BY last_active_at, id LIMIT :limit"
+)
+
+
+def make_room(
+    connection: Connection, user_id: str | None, rules: EngineContext, now: datetime, *, but: str = ""
+) -> None:
+    """Ensure, in the transaction that opens a session, that one more may be open, of all and of this user's.
+
+    Raises:
+        SessionLimitReached: there is no room, and ``on_limit`` is ``"reject"``, or all have a run in progress.
+    """
+    settings = rules.settings
+    limits = [(settings.max_sessions, None), (settings.max_sessions_per_user if user_id is not None else None, user_id)]
+    for limit, of_user in reversed(limits):
+        if limit is None:
+            continue
+        live = json.dumps(sorted(leases.live(connection, rules)))
+        values = session_rows.moments(rules, now) | {"but": but, "live": live, "user_id": of_user}
+        surplus = connection.execute(f"SELECT COUNT(*) {_OPEN}", values).fetchone()[0] + 1 - limit
+        oldest = []
+        if surplus > 0 and settings.on_limit == "expire_oldest":
+            oldest = session_rows.first(connection, _OLDEST, values, surplus, rules)
+        if len(oldest) < surplus:
+            raise SessionLimitReached(limit, user_id=of_user)
+        for session in oldest:
+            expire(connection, session, "limit", rules.clock(), rules)

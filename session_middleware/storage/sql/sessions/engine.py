@@ -32,7 +32,6 @@ from session_middleware.storage.sql.sessions import (
     endings,
     expiry,
     leases,
-    limits,
     privacy,
     revocations,
     session_rows,
@@ -100,7 +99,7 @@ class SessionOperations(Operations):
         return is_same
 
     def _take_lease(self, context: RunContext, take: Callable[[Connection, RunContext, datetime], T]) -> T:
-        undo, of = _clear_number(context.lease), context.session_id
+        undo, of = partial(setattr, context.lease, "number", None), context.session_id
         return self._database.write(
             lambda connection: take(connection, context, self._now()), of=of, durable=False, undo=undo
         )
@@ -156,7 +155,7 @@ class SessionOperations(Operations):
                 session_rows.get_for(connection, session_id, by, self._rules)
                 raise SessionExists(session_id)
             tombstone = tombstones.get_archived(connection, session_id, by)
-            limits.make_room(connection, tombstone.user_id, self._rules, self._now())
+            endings.make_room(connection, tombstone.user_id, self._rules, self._now())
             path = self._rules.archive_at(str(tombstone.archive))
             return archives.restore(connection, tombstone, jsonl.read(path, tombstone.digest), self._rules), path
 
@@ -183,12 +182,12 @@ class SessionOperations(Operations):
         inactive_since: datetime | None = None,
         status: Status | None = None,
         sized: bool = False,
-    ) -> Sequence[SweepResult]:
+    ) -> list[SweepResult]:
         if inactive_since is None:
             found = self._read(expiry.list_due, self._rules, now)
         else:
             found = self._read(expiry.list_older, inactive_since, status, self._rules)
-        return expiry.DueSessions(found, lambda ids: self._read(expiry.sizes, ids)) if sized else found
+        return self._read(expiry.measured, found) if sized else found
 
     def measure_session(self, session_id: str) -> SessionSize:
         return SessionSize(
@@ -229,11 +228,12 @@ class SessionOperations(Operations):
         if duty is not None and duty.number is not None and not leases.renew(connection, [duty.number], self._now()):
             return [], len(due)
         done: list[SweepResult] = []
+        live = leases.live(connection, self._rules)
         until = time.perf_counter() + _TURN_SECONDS
         for position in range(start, len(due)):
             if position > start and time.perf_counter() >= until:
                 return done, position
-            if endings.end_due(connection, due[position], self._rules, now):
+            if due[position].session_id not in live and endings.end_due(connection, due[position], self._rules, now):
                 done.append(due[position])
         return done, len(due)
 
@@ -291,8 +291,3 @@ class SessionOperations(Operations):
 
 def _numbers(given: Sequence[Lease]) -> list[int]:
     return [lease.number for lease in given if lease.number is not None]
-
-
-def _clear_number(lease: Lease | None) -> Callable[[], None]:
-    """The undo of a lease's insertion."""
-    return partial(setattr, lease, "number", None)

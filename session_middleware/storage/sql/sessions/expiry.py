@@ -6,58 +6,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
-from typing import Any, overload
+from typing import Any
 
 from session_middleware import lifecycle
-from session_middleware.display.html import rows_html
 from session_middleware.models import OnExpire, Status, SweepResult, from_text, to_text
 from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.engine_context import EngineContext
 from session_middleware.storage.sql.sessions import leases, session_rows
 from session_middleware.storage.sql.sessions.endings import STRATEGIES
-
-_PAGE = 1000  # sessions measured at a time
-
-
-class DueSessions(Sequence[SweepResult]):
-    """The sessions that are due, in order. Their bytes are measured when they are read."""
-
-    def __init__(self, found: Sequence[SweepResult], measure: Callable[[Sequence[str]], dict[str, int]]) -> None:
-        self._found, self._measure = found, measure
-
-    def __len__(self) -> int:
-        return len(self._found)
-
-    @overload
-    def __getitem__(self, place: int) -> SweepResult: ...
-    @overload
-    def __getitem__(self, place: slice) -> list[SweepResult]: ...
-    def __getitem__(self, place: int | slice) -> SweepResult | list[SweepResult]:
-        if isinstance(place, int):
-            return self._measured([self._found[place]])[0]
-        return self._measured(self._found[place])
-
-    def __iter__(self) -> Iterator[SweepResult]:
-        for first in range(0, len(self), _PAGE):
-            yield from self[first : first + _PAGE]
-
-    def _measured(self, found: Sequence[SweepResult]) -> list[SweepResult]:
-        bytes_of = self._measure([each.session_id for each in found])
-        return [each.model_copy(update={"bytes": bytes_of[each.session_id]}) for each in found]
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and list(self) == list(other)
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __repr__(self) -> str:
-        return f"<{len(self):,} sessions that are due>"
-
-    def _repr_html_(self) -> str:
-        return rows_html(self)
-
 
 _FREE = "pinned IS NULL AND (postponed_until IS NULL OR postponed_until <= :now)"
 _SELECT = "SELECT id, user_id, on_expire, last_active_at, {0} FROM sessions WHERE {1} AND " + _FREE
@@ -152,6 +110,11 @@ def list_older(
         and status in (None, lifecycle.status_at(session, rules.settings, now))
     ]
     return list(_results(rows, "older_than", timedelta(0), "delete", rules))
+
+
+def measured(connection: Connection, found: Sequence[SweepResult]) -> list[SweepResult]:
+    bytes_of = sizes(connection, [due.session_id for due in found])
+    return [due.model_copy(update={"bytes": bytes_of[due.session_id]}) for due in found]
 
 
 _MEMBERS = "(SELECT COUNT(*) FROM sessions AS one WHERE one.home = sessions.home)"

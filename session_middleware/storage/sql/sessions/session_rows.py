@@ -243,10 +243,11 @@ DUE = """
             AND ROUND((julianday(:now) - julianday(began_at)) * 86400.0, 3) >= max_age_seconds)
     ))
 """
-_LIVE = "id IN (SELECT value FROM json_each(:live))"
 _BY_STATUS = {
-    "active": f"status = 'active' AND ({_LIVE} OR last_active_at > :idle AND NOT {DUE})",
-    "idle": f"status = 'active' AND last_active_at <= :idle AND NOT {DUE} AND NOT {_LIVE}",
+    "active": "+status = 'active' AND id IN (SELECT value FROM json_each(:live) UNION ALL"
+    f" SELECT id FROM sessions WHERE status = 'active' AND last_active_at > :idle AND NOT {DUE})",
+    "idle": f"status = 'active' AND last_active_at <= :idle AND NOT {DUE}"
+    " AND id NOT IN (SELECT value FROM json_each(:live))",
     "expired": f"(status = 'expired' OR status = 'active' AND {DUE})",
 }
 _CONDITIONS = {
