@@ -8,6 +8,10 @@ import pytest
 from langgraph.checkpoint.base import empty_checkpoint
 
 from session_middleware import StorageError
+from session_middleware.models import Identity
+from session_middleware.storage.record_entries import MessageEntry
+from session_middleware.storage.run import RunContext
+from session_middleware.storage.types import SessionDetails
 
 
 def at(checkpoint_id: str | None = None, thread: str = "t", ns: str = "") -> Any:
@@ -152,6 +156,26 @@ def test_the_writes_of_operations_that_share_a_commit_are_counted(sessions: Any)
     with pytest.raises(LookupError):
         failed()
     assert listed(sessions, at()) == ["3", "2", "1"]
+    assert is_clean(sessions)
+
+
+def test_an_event_between_two_operations_of_a_commit_has_a_seq_of_its_own(sessions: Any) -> None:
+    storage, run = sessions._storage, RunContext("t", Identity(), run_id="r")
+
+    def said(text: str) -> None:
+        storage.append(run, [MessageEntry(text, "user", text)])
+
+    said("a")
+    calls = [
+        lambda: said("b"),
+        lambda: storage.update_session("t", SessionDetails(client={"app": "y"})),
+        lambda: said("c"),
+    ]
+    calls += [lambda: storage.open_session(run, SessionDetails(client={"app": "x"})), lambda: said("d")]
+    for outcome in storage.run_batch(calls, durable=True):
+        outcome()
+    seqs = [record.seq for record in storage.list_timeline("t").records]
+    assert len(set(seqs)) == len(seqs) >= 7
     assert is_clean(sessions)
 
 

@@ -199,7 +199,10 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
         def then(write: SessionWrite, _: WriteDown) -> SessionInfo:
             if must_be_new and context.admission not in ("opened", "fresh"):
                 raise SessionExists(context.session_id)
-            return session_rows.update(write.finish(), context.session_id, details, self._rules)
+            session = session_rows.update(write.finish(), context.session_id, details, self._rules)
+            if details != SessionDetails():  # the row has another version
+                self._states.pop(context.session_id, None)
+            return session
 
         return self._run_admitted(context, then)
 

@@ -313,7 +313,7 @@ def finish_writes(connection: Connection) -> None:
 
 
 def close_writes(connection: Connection) -> None:
-    """End the writes of the transaction, which is about to be committed or is rolled back."""
+    """End the writes of the transaction, before others change the sessions' rows, and before its end."""
     for write in connection.unfinished:
         write.state.write = None
     connection.unfinished.clear()

@@ -218,6 +218,7 @@ class Writer:
                 self._lock(request.of)
             if connection.unfinished and not request.joins:
                 finish_writes(connection)
+                close_writes(connection)
             request.result = request.operation(connection)
         except Exception as error:  # it is raised again, to the caller of the operation
             request.error = error
@@ -244,6 +245,7 @@ class Writer:
                 self._lock(request.of)
             if not request.joins:
                 finish_writes(connection)
+                close_writes(connection)
             result = request.operation(connection)
         except Exception as raised:
             error = self._mapped(raised)

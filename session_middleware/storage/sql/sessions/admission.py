@@ -161,13 +161,13 @@ class Admitting:
         """
         context, lease = self.context, self.lease
         if context.admitted:
-            version, is_active = self._admit_again()
+            is_known, is_active = self._admit_again(known)
         else:
-            version, is_active = self._admit_first(known)
+            is_known, is_active = self._admit_first(known)
             context.admitted, context.begun = True, False
         if lease is not None and lease.number is None and not lease.is_over:
             leases.take(self.connection, context, self.now)
-        return (known if known is not None and version == (known.home, known.version) else None), is_active
+        return known if is_known else None, is_active
 
     def admit_memories(self, *, changes: bool) -> None:
         """Admit what a context remembers. Only a change opens a session, and only a run resumes one."""
@@ -184,8 +184,8 @@ class Admitting:
             if is_active:
                 session_rows.touch(self.connection, self.session_id, self.rules, self.now)
 
-    def _admit_first(self, known: SessionState | None) -> tuple[tuple[int, int], bool]:
-        """Returns the home and version of the session as it was found, and whether activity is to be recorded."""
+    def _admit_first(self, known: SessionState | None) -> tuple[bool, bool]:
+        """Returns whether `known` is still current, and whether activity is to be recorded."""
         context = self.context
         session, version = self._known(known) or self._find()
         if session is not None:
@@ -200,17 +200,16 @@ class Admitting:
         number = lease.number if lease is not None and lease.is_exclusive and not lease.is_over else None
         if number is not None and number not in [row.number for row in leases.of(self.connection, self.session_id)]:
             raise LeaseLost(self.session_id, number=number)
-        was, is_active = (0, 0), False
+        is_known = is_active = False
         if session is None:
             session = self._open()
         else:
-            was = session.home, version
-            is_known = known is not None and was == (known.home, known.version)
-            session, is_active = self._enter(session, is_known=is_known)
+            is_known = known is not None and (session.home, version) == (known.home, known.version)
+            session, is_known, is_active = self._enter(session, is_known=is_known)
         context.incarnation = session.incarnation
         if context.hand is not None:
             context.hand.incarnation = session.incarnation
-        return was, is_active
+        return is_known, is_active
 
     def _known(self, known: SessionState | None) -> tuple[SessionInfo, int] | None:
         """The session as it was authorized, if that is current as far as known. The version is verified by the write.
@@ -224,7 +223,7 @@ class Admitting:
         is_same = session.incarnation == context.incarnation and context.hand is None
         return (session, known.version) if is_same and session.user_id == self.identity.user_id else None
 
-    def _admit_again(self) -> tuple[tuple[int, int], bool]:
+    def _admit_again(self, known: SessionState | None) -> tuple[bool, bool]:
         """Check by one statement what may have changed since the context was admitted. Returns as `_admit_first`."""
         lease, user_id = self.lease, self.identity.user_id
         number = None if lease is None else lease.number
@@ -242,18 +241,18 @@ class Admitting:
                 raise LeaseLost(self.session_id, number=number)
             lease.number = None  # another process has reaped it; it is taken again
         if status == "expired":  # by a sweep that did not see this run
-            self._revive("revived", "running")
-            return (0, 0), True
-        return (home, version), not is_same_second(last_active_at, self.now)
+            return self._revive("revived", "running"), True
+        is_known = known is not None and (home, version) == (known.home, known.version)
+        return is_known, not is_same_second(last_active_at, self.now)
 
-    def _enter(self, session: SessionInfo, *, is_known: bool) -> tuple[SessionInfo, bool]:
-        """Carry out the decision for a session that is there. Returns the session, and whether it is active.
+    def _enter(self, session: SessionInfo, *, is_known: bool) -> tuple[SessionInfo, bool, bool]:
+        """Carry out the decision for a session that is there. Returns the session, and as `_admit_first`.
 
         When a state that `is_known` was loaded, the tool calls of dead processes had been interrupted.
         """
         context = self.context
         if context.admission == "fresh" and session.status in ("active", "expired") and not self._is_open(session):
-            return self._start_fresh(session), False
+            return self._start_fresh(session), False, False
         if context.admission in ("revived", "reopened") and not self._is_open(session):
             endings.make_room(self.connection, session.user_id, self.rules, self.now, but=session.id)
             end = lifecycle.expiry_of(session, self.rules.settings)
@@ -262,10 +261,10 @@ class Admitting:
         elif session.status == "expired":  # by another process, since this context was authorized
             is_known = self._revive("revived", "running")
         elif is_same_second(to_text(session.last_active_at), self.now) and context.hand and self.lease is None:
-            return session, False
+            return session, is_known, False
         if not is_known:
             runs.interrupt_calls_outside(self.connection, session.id)
-        return session, True
+        return session, is_known, True
 
     def _revive(self, kind: str, reason: str | None) -> bool:
         """Returns ``False``: what is known of the session is no longer current."""
