@@ -31,12 +31,12 @@ from session_middleware.storage.sql.checkpoints import (
     latest_checkpoint,
     pruning,
 )
-from session_middleware.storage.sql.checkpoints.pruning import free_unused
 from session_middleware.storage.sql.connection import CommitThenRaise, Connection
 from session_middleware.storage.sql.database import Database
 from session_middleware.storage.sql.engine_context import EngineContext
 from session_middleware.storage.sql.memory import items
 from session_middleware.storage.sql.memory.engine import MemoryOperations
+from session_middleware.storage.sql.operations import reading
 from session_middleware.storage.sql.record.branches import BranchPoint
 from session_middleware.storage.sql.record.engine import RecordOperations
 from session_middleware.storage.sql.record.writer import EntrySnapshot, RecordWriteError, write_end
@@ -61,6 +61,8 @@ class WriteDown(Protocol):
 
 
 class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
+    list_checkpoint_namespaces = reading(checkpoints.list_namespaces)
+
     def __init__(self, database: Database, settings: SessionSettings, *, clock: Clock, new_id: NewId) -> None:
         self._database = database
         self.name = database.path
@@ -316,9 +318,6 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
     ) -> dict[str, StoredHistory]:
         return self._read(delta_channels.get_history, session_id, checkpoint_ns, checkpoint_id, channels, self.name)
 
-    def list_checkpoint_namespaces(self, session_id: str) -> list[str]:
-        return self._read(checkpoints.list_namespaces, session_id)
-
     def copy_session(self, source: str, target: str) -> SessionInfo:
         def operation(connection: Connection) -> SessionInfo:
             with blobs.reading_rows(source):
@@ -332,25 +331,16 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
     def _prune_one(self, session_id: str) -> int:
         def operation(connection: Connection) -> int:
             with blobs.reading_rows(session_id):
-                gone = pruning.prune(connection, session_id)
-                if gone:
-                    self._free_unused(connection, session_id)
-            return gone
+                return pruning.prune(connection, session_id)
 
         return self._database.write(operation, of=session_id)
 
     def delete_for_runs(self, run_ids: Sequence[str]) -> DeletionCounts:
         def operation(connection: Connection) -> int:
             with blobs.reading_rows():
-                gone = pruning.delete_for_runs(connection, run_ids)
-                for session_id in gone:
-                    self._free_unused(connection, session_id)
-            return sum(gone.values())
+                return pruning.delete_for_runs(connection, run_ids)
 
         return self._erased(self._database.write(operation))
-
-    def _free_unused(self, connection: Connection, session_id: str) -> None:
-        free_unused(connection, session_rows.get(connection, session_id).home)
 
     def _erased(self, checkpoints_gone: int) -> DeletionCounts:
         return DeletionCounts(

@@ -56,8 +56,8 @@ def _is_of_use(namespace: str, row: Row, latest: Mapping[str, str]) -> bool:
     return ":" not in namespace or all(id_ >= latest.get(outer, id_) for outer, id_ in enclosing.items())
 
 
-def delete_for_runs(connection: Connection, run_ids: Sequence[str]) -> dict[str, int]:
-    """Delete the checkpoints of some runs, but not those others are replayed from; how many, by session."""
+def delete_for_runs(connection: Connection, run_ids: Sequence[str]) -> int:
+    """Delete the checkpoints of some runs, but not those others are replayed from; how many."""
     found = connection.execute(
         "SELECT session_id, checkpoint_ns, checkpoint_id FROM checkpoints"
         " WHERE run_id IN (SELECT value FROM json_each(?))",
@@ -73,7 +73,7 @@ def delete_for_runs(connection: Connection, run_ids: Sequence[str]) -> dict[str,
             staying = [checkpoint_id for checkpoint_id in rows if (namespace, checkpoint_id) not in keys]
             keys -= {(namespace, checkpoint_id) for checkpoint_id in ancestors_needed(rows, staying)}
         _delete(connection, session_id, keys)
-    return {session_id: len(keys) for session_id, keys in theirs.items() if keys}
+    return sum(len(keys) for keys in theirs.values())
 
 
 def _read(connection: Connection, session_id: str) -> Namespaces:
@@ -102,6 +102,7 @@ def _delete(connection: Connection, session_id: str, keys: Collection[tuple[str,
             gone.add(checkpoint_id)
     if gone:
         latest_checkpoint.recount(connection, home, session_id, gone)
+    free_unused(connection, home)
 
 
 _OWN = "WHERE home = ? AND session_id = ? AND checkpoint_ns = ?"

@@ -76,8 +76,7 @@ def prune(connection: Connection, session: SessionInfo) -> bool:
     pruned = connection.execute("UPDATE sessions SET pruned = 1 WHERE id = ? AND pruned = 0", (session.id,)).rowcount
     if pruned:
         with suppress(blobs.CorruptRow):  # nothing is deleted of a damaged state
-            if pruning.prune(connection, session.id):
-                free_unused(connection, session.home)
+            pruning.prune(connection, session.id)
     return bool(pruned)
 
 

@@ -24,7 +24,7 @@ from session_middleware.storage import jsonl
 from session_middleware.storage.run import Lease, RunContext
 from session_middleware.storage.sql.checkpoints import checkpoints
 from session_middleware.storage.sql.connection import CommitThenRaise, Connection
-from session_middleware.storage.sql.operations import Operations
+from session_middleware.storage.sql.operations import Operations, reading
 from session_middleware.storage.sql.record import runs
 from session_middleware.storage.sql.sessions import (
     admission,
@@ -37,7 +37,7 @@ from session_middleware.storage.sql.sessions import (
     session_rows,
     tombstones,
 )
-from session_middleware.storage.types import ArchivedSession, DeletionCounts, SessionDetails, SessionSize, TombstoneInfo
+from session_middleware.storage.types import ArchivedSession, DeletionCounts, SessionDetails, SessionSize
 
 T = TypeVar("T")
 
@@ -46,6 +46,9 @@ _PAUSE, _LONGEST_PAUSE_SECONDS = 3, 0.05  # the pause after it, as a multiple: o
 
 
 class SessionOperations(Operations):
+    find_tombstone = reading(tombstones.find)
+    is_revoked = reading(revocations.is_revoked)
+
     # Leases of runs
 
     def acquire_session(self, context: RunContext, *, wait: bool) -> bool:
@@ -256,9 +259,6 @@ class SessionOperations(Operations):
         if any(self._read(runs.find_dead)):
             self._database.write(runs.interrupt_dead, durable=False)
 
-    def find_tombstone(self, session_id: str) -> TombstoneInfo | None:
-        return self._read(tombstones.find, session_id)
-
     def list_archived(
         self, *, user_id: str | None, limit: int | None, before: tuple[datetime, str] | None = None
     ) -> list[ArchivedSession]:
@@ -279,9 +279,6 @@ class SessionOperations(Operations):
 
     def lift_revocation(self, user_id: str) -> bool:
         return self._database.write(lambda connection: revocations.lift(connection, user_id))
-
-    def is_revoked(self, user_id: str | None) -> bool:
-        return self._read(revocations.is_revoked, user_id)
 
     # Hooks
 
