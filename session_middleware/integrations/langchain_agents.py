@@ -149,7 +149,7 @@ class SessionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
         if hook.run is not None:
             return handler(request)
         self._hooks.add_before_model(hook, request.state["messages"])
-        asked = self._hooks.start_model_call(request.model)
+        asked = self._hooks.start_model_call(hook, request.model)
         try:
             response = handler(request)
         except BaseException as error:
@@ -169,7 +169,7 @@ class SessionMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
         if hook.run is not None:
             return await handler(request)
         await self._off_loop(self._hooks.add_before_model, hook, request.state["messages"])
-        asked = self._hooks.start_model_call(request.model)
+        asked = self._hooks.start_model_call(hook, request.model)
         try:
             response = await handler(request)
         except BaseException as error:

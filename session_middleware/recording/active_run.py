@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import ChainMap, Counter, OrderedDict
-from collections.abc import Iterable, Mapping
+from collections import ChainMap, Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias
 from uuid import UUID
 
@@ -38,18 +39,14 @@ class Node(NamedTuple):
         return self.is_resumed or str(self.name).endswith(_HOOKS)
 
 
+_NODE_KEYS = ("langgraph_checkpoint_ns", "checkpoint_ns", "langgraph_node", "langgraph_step")
+
+
 def node_of(metadata: Mapping[str, Any]) -> Node:
-    """Return the node that made a call, by the call's metadata."""
-    namespace = metadata_field(metadata, "langgraph_checkpoint_ns") or metadata_field(metadata, "checkpoint_ns")
-    namespace = str(namespace or "")
-    name, step = metadata_field(metadata, "langgraph_node"), metadata_field(metadata, "langgraph_step")
-    return Node(name, namespace, namespace.rpartition("|")[0], step)
-
-
-def metadata_field(metadata: Mapping[str, Any], name: str) -> Any:
-    """Return a text or number that LangGraph put into a run's metadata, ``None`` for a value of any other type."""
-    value = metadata.get(name)
-    return value if issubclass(type(value), (str, int)) else None
+    """Return the node that made a call, by the call's metadata. Values that are no text and no number are ignored."""
+    found = [value if issubclass(type(value := metadata.get(key)), (str, int)) else None for key in _NODE_KEYS]
+    namespace = str(found[0] or found[1] or "")
+    return Node(found[2], namespace, namespace.rpartition("|")[0], found[3])
 
 
 @dataclass(slots=True)
@@ -192,8 +189,8 @@ class KnownMessages:
     """The messages that this process has recorded lately: content hashes by message id, for each session."""
 
     def __init__(self) -> None:
-        self._sessions: OrderedDict[str, tuple[dict[str, int], dict[str, int]]] = OrderedDict()
-        self._lock = threading.Lock()  # runs of several sessions begin, and are forgotten, at the same time
+        # of the outermost graph, and of subgraphs only
+        self._of: Callable[[str], tuple[dict[str, int], dict[str, int]]] = lru_cache(_MAX_SESSIONS)(lambda _: ({}, {}))
 
     def for_graph(self, run: ActiveRun, namespace: str) -> ChainMap[str, int]:
         """Return the messages known to one graph of a run.
@@ -210,15 +207,6 @@ class KnownMessages:
         """Return the messages known to the outermost graph."""
         return self._of(session_id)[0]
 
-    def _of(self, session_id: str) -> tuple[dict[str, int], dict[str, int]]:
-        """Return the known messages of the outermost graph, and those of subgraphs only."""
-        with self._lock:
-            known = self._sessions.setdefault(session_id, ({}, {}))
-            self._sessions.move_to_end(session_id)
-            if len(self._sessions) > _MAX_SESSIONS:
-                self._sessions.popitem(last=False)
-            return known
-
     def forget(self, session_id: str) -> None:
-        with self._lock:
-            self._sessions.pop(session_id, None)
+        for known in self._of(session_id):
+            known.clear()

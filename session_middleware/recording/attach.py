@@ -39,59 +39,52 @@ class _Attached:
     an identity get the caller's, and the returned configs of subgraphs contain it.
     """
 
-    def _identity(self, config: RunnableConfig | None) -> Identity:
-        """Return the caller's identity. Raises `InvalidSessionId` if neither config nor graph has a thread id."""
-        bound: Any = getattr(self, "config", None) or {}
-        configurable = {**bound.get("configurable", {}), **(config or {}).get("configurable", {})}
-        session_id_of(configurable.get("thread_id"))
-        return identity_of(configurable)
-
-    def stream(self, input: Any, config: RunnableConfig | None = None, **options: Any) -> Iterator[Any]:
-        self._check_ids(config)
-        return super().stream(input, config, **options)  # type: ignore[misc, no-any-return]
-
-    def astream(self, input: Any, config: RunnableConfig | None = None, **options: Any) -> AsyncIterator[Any]:
-        self._check_ids(config)
-        return super().astream(input, config, **options)  # type: ignore[misc, no-any-return]
-
-    def _check_ids(self, config: RunnableConfig | None) -> None:
-        """Raise `InvalidSessionId` or `InvalidIdentity` before a run begins.
+    def _caller(self, config: RunnableConfig | None, *, is_run: bool = False) -> Identity:
+        """Return the caller's identity. Raises `InvalidSessionId` or `InvalidIdentity`.
 
         Only a run with a checkpointer needs a thread id. A subgraph's checkpointer is the one of the run around it.
         """
-        merged = merge_configs(getattr(self, "config", None), ensure_config(config))
-        configurable = merged.get("configurable", {})
+        given = ensure_config(config) if is_run else config
+        configurable = merge_configs(getattr(self, "config", None), given).get("configurable", {})
         has_saver = isinstance(getattr(self, "checkpointer", None), SessionSaver)
         thread_id = configurable.get("thread_id")
-        if thread_id is not None or (has_saver and CONFIG_KEY_CHECKPOINTER not in configurable):
+        if thread_id is not None or not is_run or (has_saver and CONFIG_KEY_CHECKPOINTER not in configurable):
             session_id_of(thread_id)
-        identity_of(configurable)
+        return identity_of(configurable)
+
+    def stream(self, input: Any, config: RunnableConfig | None = None, **options: Any) -> Iterator[Any]:
+        self._caller(config, is_run=True)
+        return super().stream(input, config, **options)  # type: ignore[misc, no-any-return]
+
+    def astream(self, input: Any, config: RunnableConfig | None = None, **options: Any) -> AsyncIterator[Any]:
+        self._caller(config, is_run=True)
+        return super().astream(input, config, **options)  # type: ignore[misc, no-any-return]
 
     def get_state(self, config: RunnableConfig, *, subgraphs: bool = False) -> StateSnapshot:
-        identity = self._identity(config)
+        identity = self._caller(config)
         with acting_as(identity):
             return _with_identity(super().get_state(config, subgraphs=subgraphs), identity)  # type: ignore[misc]
 
     async def aget_state(self, config: RunnableConfig, *, subgraphs: bool = False) -> StateSnapshot:
-        identity = self._identity(config)
+        identity = self._caller(config)
         with acting_as(identity):
             return _with_identity(await super().aget_state(config, subgraphs=subgraphs), identity)  # type: ignore[misc]
 
     def get_state_history(self, config: RunnableConfig, **options: Any) -> Iterator[StateSnapshot]:
-        identity = self._identity(config)
+        identity = self._caller(config)
         for state in super().get_state_history(config, **options):  # type: ignore[misc]
             yield _with_identity(state, identity)
 
     def bulk_update_state(self, config: RunnableConfig, supersteps: Any) -> RunnableConfig:
-        self._identity(config)
+        self._caller(config)
         return super().bulk_update_state(config, supersteps)  # type: ignore[misc, no-any-return]
 
     async def abulk_update_state(self, config: RunnableConfig, supersteps: Any) -> RunnableConfig:
-        self._identity(config)
+        self._caller(config)
         return await super().abulk_update_state(config, supersteps)  # type: ignore[misc, no-any-return]
 
     async def aget_state_history(self, config: RunnableConfig, **options: Any) -> AsyncIterator[StateSnapshot]:
-        identity = self._identity(config)
+        identity = self._caller(config)
         async for state in super().aget_state_history(config, **options):  # type: ignore[misc]
             yield _with_identity(state, identity)
 

@@ -8,10 +8,9 @@ writes, and the answer with which a person resumes an interrupted graph.
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 from langchain_core.messages import BaseMessage, RemoveMessage
@@ -47,7 +46,7 @@ class RecordingListener:
         self._buffer = buffer
         buffer.on_forget.append(self.forget)
         self._lock = threading.Lock()  # runs of several sessions put checkpoints at the same time
-        self._sessions: OrderedDict[str, _DeltaChannels] = OrderedDict()  # by id, the least recently used first
+        self._channels = lru_cache(_MAX_SESSIONS)(lambda _session_id: _DeltaChannels())
 
     def begin(self, context: RunContext, inputs: Any) -> None:
         """Record a run's resume answer: its first checkpoint may come at its end. Never raises."""
@@ -67,12 +66,12 @@ class RecordingListener:
         try:
             counted = metadata.get("counters_since_delta_snapshot") or {}
             values = [v.value for v in checkpoint["channel_values"].values() if type(v) is _DeltaSnapshot]
-            known = self._delta_channels(key[0]) if counted or values else self._sessions.get(key[0])
-            if known is not None:
+            known = self._delta_channels(key[0])
+            if counted or values:
                 known.names.update(counted)
                 written = [known.unassigned.get(name, ()) for name in counted]
-                known.unassigned = {}
                 new = [*new, *_unrecorded(known, [*written, *values])]
+            known.unassigned = {}
             entries = self._describe(context, key, new, checkpoint["versions_seen"]) if new else []
             if key[1]:  # the outermost graph may return the answer as well
                 answers = (one for one in entries if one.minted and one.text and one.role == "assistant")
@@ -89,8 +88,8 @@ class RecordingListener:
         if START in values and type(values[START]) is not dict:  # its messages may have other ids in the state
             inputs = (entry for entry in entries if entry.minted or entry.role == "user")
             context.unclaimed.update({entry.claim: entry.message_id for entry in inputs})
-        for value in (values.get(name) for name in _SAVED if name in values):
-            if type(value) is not list and not is_message(value):
+        for name in _SAVED:
+            if (value := values.get(name)) is not None and type(value) is not list and not is_message(value):
                 found = [m for messages in lists_in(value) for m in messages if is_message(m)]
                 if found:
                     align = partial(align_state, run_id=context.run_id, goes_on=True)
@@ -112,11 +111,7 @@ class RecordingListener:
 
     def _delta_channels(self, session_id: str) -> _DeltaChannels:
         with self._lock:
-            found = self._sessions.setdefault(session_id, _DeltaChannels())
-            self._sessions.move_to_end(session_id)
-            while len(self._sessions) > _MAX_SESSIONS:
-                self._sessions.popitem(last=False)
-            return found
+            return self._channels(session_id)
 
     def wrote(self, context: RunContext, key: Key, writes: Sequence[tuple[str, Any]]) -> None:
         try:
@@ -134,8 +129,8 @@ class RecordingListener:
 
     def forget(self, session_id: str) -> None:
         """Drop all cached facts about a session that was deleted."""
-        with self._lock:
-            self._sessions.pop(session_id, None)
+        known = self._delta_channels(session_id)
+        known.names, known.recorded_ids, known.unassigned = set(), set(), {}
 
 
 def _unrecorded(known: _DeltaChannels, values: Iterable[Any]) -> Iterator[NewMessage]:

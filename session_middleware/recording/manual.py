@@ -180,7 +180,8 @@ class ManualRecorder:
         for name, count in counts.items():
             if count is not None and not is_count(count):
                 raise InvalidArgument(name, count, wanted="a number of tokens")
-        if cost is not None and (type(cost) not in (int, float) or not 0 <= cost < math.inf):
+        is_number = isinstance(cost, (int, float)) and not isinstance(cost, bool)
+        if cost is not None and not (is_number and 0 <= cost < math.inf):
             raise InvalidArgument("cost", cost, wanted="a number of US dollars")
         tokens, marks = count_tokens(usage.model_dump() if isinstance(usage, BaseModel) else usage)
         if marks:

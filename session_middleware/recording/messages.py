@@ -40,7 +40,6 @@ _ROLES = {
     "assistant": "assistant",
     "developer": "system",
 }
-_EXTRA = ("additional_kwargs", "response_metadata", "usage_metadata")
 _RESPONSE_METADATA = {"usage": "token_usage", "usage_metadata": "token_usage", "model": "model_name"}
 _REQUESTS = ("tool_calls", "function_call")
 _DEPTH = 3  # levels below a node's input or output that are searched for messages
@@ -52,11 +51,11 @@ _NO_MESSAGES = frozenset({type(None), str, int, float, bool, bytes})
 
 def describe(given: Sayable, checkpoint_ns: str = "", *, new_id: NewId, **changes: Any) -> MessageEntry:
     """Convert a message to an entry. A message without an id gets a new one."""
-    message = to_message(given)
-    is_text = isinstance(message.content, str)
+    message = given if isinstance(given, BaseMessage) else to_message(given)
+    metadata, is_text = message.response_metadata, isinstance(message.content, str)
     content, files = (None, []) if is_text else extract_files(message.content)
     extra, more_files = _extra_of(message)
-    tokens, marks = usage_of(message)
+    tokens, marks = usage_of(message) if isinstance(message, AIMessage) else (Tokens(), ())
     message_id = str(message.id or new_id())
     kind = getattr(message, "role", message.type) if message.type == "chat" else message.type
     role = _ROLES.get(kind.removesuffix("MessageChunk").lower())
@@ -79,7 +78,7 @@ def describe(given: Sayable, checkpoint_ns: str = "", *, new_id: NewId, **change
         tool_error=answer is not None and answer.status == "error",
         artifact=artifact,
         extra=extra,
-        model=model_in(message.response_metadata),
+        model=model_in(metadata) if metadata else None,
         input_tokens=tokens.input,
         output_tokens=tokens.output,
         checkpoint_ns=checkpoint_ns,
@@ -94,11 +93,14 @@ def describe(given: Sayable, checkpoint_ns: str = "", *, new_id: NewId, **change
 
 def _extra_of(message: BaseMessage) -> tuple[dict[str, Any] | None, list[Attachment]]:
     """Return the fields of a message that have no column of their own, and the files in them."""
-    extra = {name: found for name in _EXTRA if (found := getattr(message, name, None))}
-    if raw := extra.get("additional_kwargs"):  # without the tool calls, which are in a column
-        extra["additional_kwargs"] = {name: part for name, part in raw.items() if name not in _REQUESTS}
-        if not extra["additional_kwargs"]:
-            del extra["additional_kwargs"]
+    extra: dict[str, Any] = {}
+    if message.additional_kwargs:  # without the tool calls, which are in a column
+        own = {name: part for name, part in message.additional_kwargs.items() if name not in _REQUESTS}
+        extra |= {"additional_kwargs": own} if own else {}
+    if message.response_metadata:
+        extra["response_metadata"] = message.response_metadata
+    if usage := getattr(message, "usage_metadata", None):
+        extra["usage_metadata"] = usage
     if getattr(message, "status", None) == "error":
         extra["status"] = "error"
     if not extra:
@@ -222,7 +224,9 @@ def lists_in(value: Any, depth: int = _DEPTH) -> list[Sequence[Any]]:
         parts = value.values() if kind is dict else _parts(value)
     found: list[Sequence[Any]] = []
     for part in parts if depth else ():
-        if type(part) not in _NO_MESSAGES:
+        if type(part) is list and part and issubclass(type(part[-1]), BaseMessage):
+            found.append(part)
+        elif type(part) not in _NO_MESSAGES:
             found += lists_in(part, depth - 1)
     return found
 
@@ -273,11 +277,11 @@ def unseen(
             if not issubclass(type(message), BaseMessage):
                 continue
             if known.get(message.id or "") != content_hash(message):
-                tail.append((message, following))
+                tail += [(message, following)] if message.id is not None else ()
             elif not is_whole:
                 break
             following = message.id if is_whole else None
-        found += [(message, following) for message, following in reversed(tail) if message.id is not None]
+        found += reversed(tail)
     return found
 
 

@@ -11,8 +11,8 @@ import functools
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Any, NamedTuple
+from itertools import takewhile
+from typing import Any, NamedTuple, TypeAlias
 from uuid import UUID
 
 from langchain_core.callbacks import BaseCallbackHandler, BaseCallbackManager
@@ -27,9 +27,12 @@ from session_middleware.recording.recorder import SessionRecorder
 from session_middleware.recording.usage import is_cached, load_prices, model_in, text_in, usage_of, with_usage
 from session_middleware.recording.write_buffer import never_raise
 from session_middleware.runtime.run_context import RunRegistry
-from session_middleware.storage.jsonable import is_a, to_json
+from session_middleware.storage.jsonable import to_json
 from session_middleware.storage.record_entries import HistoryEntry, ModelCallEntry, ToolStart
 from session_middleware.storage.run import RunContext
+
+Followed: TypeAlias = tuple[BaseMessage, str | None]  # a message, and the id of its successor
+ModelCallStart: TypeAlias = tuple[ModelCallEntry, float]  # what is known of the call, and the counter at its start
 
 
 class MiddlewareContext(NamedTuple):
@@ -64,14 +67,6 @@ class ToolCallInProgress:
     @property
     def key(self) -> CallKey:
         return self.hook.node.namespace, str(self.start.tool_call_id)
-
-
-@dataclass(slots=True)
-class PendingModelCall:
-    model: str | None
-    provider: str | None
-    started_at: datetime
-    started: float = field(default_factory=time.perf_counter)
 
 
 class _ExecutionListener(BaseCallbackHandler):
@@ -139,9 +134,7 @@ class MiddlewareRecorder:
     def add(self, hook: MiddlewareContext, messages: Sequence[BaseMessage], **fields: Any) -> None:
         self.buffer.add(hook.context, self.buffer.describe(messages, hook.namespace, **fields))
 
-    def _add_unknown(
-        self, hook: MiddlewareContext, messages: Iterable[tuple[BaseMessage, str | None]], **fields: Any
-    ) -> None:
+    def _add_unknown(self, hook: MiddlewareContext, messages: Iterable[Followed], **fields: Any) -> None:
         """Buffer the new messages among these, each with the id of its successor."""
         known = self._known.outermost(hook.context.session_id)
         for message, following in messages:
@@ -154,8 +147,7 @@ class MiddlewareRecorder:
         """Record the agent's new messages, unless the recorder or the checkpointer does."""
         if hook.is_alone:
             self.authorize(hook)
-            ids = [message.id for message in messages]
-            self._add_unknown(hook, zip(messages, [*ids[1:], None], strict=True))
+            self._add_unknown(hook, _followed(messages))
             self.flush(hook)
 
     @never_raise
@@ -188,39 +180,40 @@ class MiddlewareRecorder:
 
     # Models
 
-    def start_model_call(self, model: Any) -> PendingModelCall:
+    def start_model_call(self, hook: MiddlewareContext, model: Any) -> ModelCallStart:
         try:
             params = model._get_ls_params()
         except Exception as error:  # noqa: BLE001  # a user's own model class may raise anything
             self.buffer.fault(error)
             params = {}
         load_prices()
-        return PendingModelCall(text_in(params, "ls_model_name"), text_in(params, "ls_provider"), self.buffer.clock())
+        entry = ModelCallEntry(
+            id=self.buffer.new_id(),
+            model=text_in(params, "ls_model_name"),
+            provider=text_in(params, "ls_provider"),
+            checkpoint_ns=hook.node.namespace,
+            node=hook.node.name,
+            started_at=self.buffer.clock(),
+        )
+        return entry, time.perf_counter()
 
     @never_raise
     def end_model_call(
-        self, hook: MiddlewareContext, call: PendingModelCall, result: Sequence[BaseMessage] | BaseException
+        self, hook: MiddlewareContext, call: ModelCallStart, result: Sequence[BaseMessage] | BaseException
     ) -> None:
         """Record a model call, and its messages unless the recorder or the checkpointer does."""
-        error = result if isinstance(result, BaseException) else None
-        output = [] if isinstance(result, BaseException) else [m for m in result if is_a(m, AIMessage)]
+        entry, output = call[0]._replace(duration_ms=elapsed_ms(call[1])), []
+        if isinstance(result, BaseException):
+            entry = entry._replace(error=error_text(result))
+        else:
+            output = [message for message in result if isinstance(message, AIMessage)]
         for message in output:
             message.id = message.id or self.buffer.new_id()  # the state would generate one later
         message = output[0] if output else AIMessage("")
-        tokens, marks = usage_of(message)
-        entry = ModelCallEntry(
-            id=self.buffer.new_id(),
-            model=model_in(message.response_metadata) or call.model,
-            provider=call.provider,
-            duration_ms=elapsed_ms(call.started),
-            error=None if error is None else error_text(error),
-            message_id=message.id,
-            checkpoint_ns=hook.node.namespace,
-            node=hook.node.name,
-            marks=marks,
-            started_at=call.started_at,
-        )
-        if error is None:
+        if entry.error is None:
+            tokens, marks = usage_of(message)
+            model = model_in(message.response_metadata) or entry.model
+            entry = entry._replace(model=model, message_id=message.id, marks=marks)
             entry = with_usage(entry, tokens, cached=is_cached(message))
         self.buffer.add(hook.context, [entry])
         if is_cached(message) and hook.is_alone:
@@ -252,15 +245,11 @@ class MiddlewareRecorder:
 
     def _add_request(self, hook: MiddlewareContext, call: ToolCall, history: Sequence[BaseMessage]) -> None:
         """Buffer the message that requests the call, and its turn before that, which its checkpoint may store later."""
-        found: list[tuple[BaseMessage, str | None]] = []
-        following: str | None = None
-        for message in reversed(history):
-            if found or any(requested["id"] == call["id"] for requested in getattr(message, "tool_calls", ())):
-                found.append((message, following))
-                following = message.id
-                if isinstance(message, HumanMessage):
-                    break
-        self._add_unknown(hook, reversed(found))
+        places = range(len(history))
+        asking = (n for n in reversed(places) if any(one["id"] == call["id"] for one in _requests(history[n])))
+        if (last := next(asking, None)) is not None:
+            first = next((n for n in reversed(places[:last]) if isinstance(history[n], HumanMessage)), 0)
+            self._add_unknown(hook, _followed(history[first : last + 1]))
 
     @never_raise
     def start_tool_call(self, call: ToolCallInProgress) -> None:
@@ -291,20 +280,21 @@ class MiddlewareRecorder:
             end = end._replace(status="refused", error=None)
         if call.is_recorded or end.status == "refused":
             self.buffer.add(hook.context, [end] if call.is_recorded else [start, end])
-        if hook.is_alone and is_a(result, ToolMessage):
+        if hook.is_alone and isinstance(result, ToolMessage):
             result.id = result.id or self.buffer.new_id()  # the state would generate one later
             self.add_new_messages(hook, [result])
         self.flush(hook)
 
 
-def _error_answers(messages: Sequence[BaseMessage]) -> list[tuple[BaseMessage, str | None]]:
-    """Return the error answers to the latest requests, from last to first, each with the id of its successor."""
-    found: list[tuple[BaseMessage, str | None]] = []
-    following: str | None = None
-    for message in reversed(messages):
-        if isinstance(message, AIMessage):
-            break
-        if isinstance(message, ToolMessage) and message.status == "error":
-            found.append((message, following))
-        following = message.id
-    return found
+def _requests(message: BaseMessage) -> Sequence[ToolCall]:
+    return message.tool_calls if isinstance(message, AIMessage) else ()
+
+
+def _followed(messages: Sequence[BaseMessage]) -> list[Followed]:
+    return list(zip(messages, [*(message.id for message in messages[1:]), None], strict=False))
+
+
+def _error_answers(messages: Sequence[BaseMessage]) -> list[Followed]:
+    """Return the error answers to the latest requests, from last to first."""
+    latest = takewhile(lambda each: not isinstance(each[0], AIMessage), reversed(_followed(messages)))
+    return [each for each in latest if isinstance(each[0], ToolMessage) and each[0].status == "error"]

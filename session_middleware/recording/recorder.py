@@ -30,7 +30,6 @@ from session_middleware.recording.active_run import (
     Node,
     Tool,
     elapsed_ms,
-    metadata_field,
     node_of,
 )
 from session_middleware.recording.history_diff import align_prompt
@@ -43,6 +42,7 @@ from session_middleware.recording.messages import (
     unseen,
 )
 from session_middleware.recording.model_calls import ModelCallRecorder
+from session_middleware.recording.usage import text_in
 from session_middleware.recording.write_buffer import DENIALS, RecordBuffer, awaited, never_raise
 from session_middleware.runtime.run_context import RunRegistry, identity_of
 from session_middleware.runtime.run_ends import call_when_over
@@ -81,18 +81,11 @@ class SessionRecorder(GraphCallbackHandler):
     @awaited
     @never_raise
     def on_chain_start(
-        self,
-        serialized: dict[str, Any],
-        inputs: Any,
-        *,
-        run_id: UUID,
-        parent_run_id: UUID | None = None,
-        metadata: dict[str, Any] | None = None,
-        **kwargs: Any,
+        self, serialized: Any, inputs: Any, *, run_id: UUID, parent_run_id: UUID | None = None, **kwargs: Any
     ) -> None:
-        metadata = metadata or {}
+        metadata = kwargs.get("metadata") or {}
         name = text_of(kwargs.get("name"))
-        if name.endswith("UpdateState") and name != metadata_field(metadata, "langgraph_node"):
+        if name.endswith("UpdateState") and name != node_of(metadata).name:
             self._updates.add(run_id)  # `update_state` executes a node's writers, and is not a run
             return
         if parent_run_id in self._updates:
@@ -107,7 +100,8 @@ class SessionRecorder(GraphCallbackHandler):
             note_input(run, inputs)
             self._note_times(context, lists_in(inputs))
             return
-        self._begin(run)
+        if not run.has_begun:
+            self._begin(run)
         node = node_of(metadata)
         if context.checkpointed:  # this may be a subgraph that is about to read its own state
             context.inside[without_tasks(node.namespace)] = inputs
@@ -128,7 +122,8 @@ class SessionRecorder(GraphCallbackHandler):
         if run is None:
             self._updates.discard(run_id)
         elif run.context.run_id == str(run_id):
-            self._begin(run)
+            if not run.has_begun:
+                self._begin(run)
             lists = lists_in(outputs)
             self._add_unreturned_output(run, None, lists)
             if run.first_step is not None:  # the output of a graph is its state, or a part of it
@@ -173,7 +168,7 @@ class SessionRecorder(GraphCallbackHandler):
             run = parent
         elif thread_id is not None:
             run = ActiveRun(RunContext(session_id_of(thread_id), identity_of(metadata), run_id=str(run_id)))
-            run.resumed_checkpoint_id = metadata_field(metadata, "checkpoint_id")
+            run.resumed_checkpoint_id = text_in(metadata, "checkpoint_id")
             self._registry.announce(run.context)
         else:
             if parent_run_id is None:
@@ -198,8 +193,7 @@ class SessionRecorder(GraphCallbackHandler):
                 self.buffer.storage.authorize(run.context)
 
     def _begin(self, run: ActiveRun) -> None:
-        if run.has_begun:
-            return
+        """Have the session admit the run, unless the checkpointer does."""
         run.has_begun = True
         context = run.context
         if context.admitted:
@@ -242,25 +236,23 @@ class SessionRecorder(GraphCallbackHandler):
         context = run.context
         if lists:
             with run.lock:
-                self._add_unseen(run, lists, namespace, node, step)
+                known = self._known.for_graph(run, namespace)
+                found = unseen(lists, known, whole=node is None and run.prefix_changed)
+                if node is not None and not context.checkpointed:
+                    run.prefix_changed |= any(isinstance(messages[0], RemoveMessage) for messages in lists)
+                entries: list[MessageEntry] = []
+                for message, following in found:
+                    known[str(message.id)] = content_hash(message)
+                    described = self.buffer.describe([message], namespace, followed_by=following)
+                    entries += [run.mark_refused(entry, node) for entry in described]
+                if entries:
+                    run.index_requests(entries)
+                    steps = {namespace: step} | ({"": run.outer_step(namespace)} if namespace else {})
+                    seen = {(of, entry.message_id): step for of, step in steps.items() for entry in entries}
+                    context.seen_at.update({key: step for key, step in seen.items() if step is not None})
+                    self.buffer.add(context, entries)
         if not context.checkpointed and context.entries:
             self.buffer.flush(context)
-
-    def _add_unseen(self, run: ActiveRun, lists: Lists, namespace: str, node: Node | None, step: int | None) -> None:
-        context = run.context
-        known = self._known.for_graph(run, namespace)
-        found = unseen(lists, known, whole=node is None and run.prefix_changed)
-        if node is not None and not context.checkpointed:
-            run.prefix_changed |= any(isinstance(messages[0], RemoveMessage) for messages in lists)
-        entries: list[MessageEntry] = []
-        steps = {namespace: step} | ({"": run.outer_step(namespace)} if namespace else {})
-        for message, following in found:
-            known[str(message.id)] = content_hash(message)
-            for entry in self.buffer.describe([message], namespace, followed_by=following):
-                entries.append(run.mark_refused(entry, node))
-                context.seen_at.update({(of, entry.message_id): at for of, at in steps.items() if at is not None})
-        run.index_requests(entries)
-        self.buffer.add(context, entries)
 
     def _note_times(self, context: RunContext, lists: Lists) -> None:
         """Note the present time for messages without ids: the checkpoint that contains them may come much later."""
@@ -291,24 +283,17 @@ class SessionRecorder(GraphCallbackHandler):
     @awaited
     @never_raise
     def on_tool_start(
-        self,
-        serialized: dict[str, Any] | None,
-        input_str: str,
-        *,
-        run_id: UUID,
-        parent_run_id: UUID | None = None,
-        metadata: dict[str, Any] | None = None,
-        inputs: dict[str, Any] | None = None,
-        **kwargs: Any,
+        self, serialized: Any, input_str: str, *, run_id: UUID, parent_run_id: UUID | None = None, **kwargs: Any
     ) -> Future[None] | None:
         """Record the start of an execution before the tool runs, unless the middleware has recorded it."""
-        run = self._run_for(run_id, parent_run_id, metadata := metadata or {})
+        run = self._run_for(run_id, parent_run_id, metadata := kwargs.get("metadata") or {})
         if run is None or run_id in run.tools:
             return None
-        self._begin(run)
+        if not run.has_begun:
+            self._begin(run)
         given_id = kwargs.get("tool_call_id")
         call_id = None if is_nothing(given_id) else text_of(given_id)
-        arguments = inputs if inputs is not None else input_str
+        arguments = input_str if (inputs := kwargs.get("inputs")) is None else inputs
         node = node_of(metadata)
         prerecorded = run.prerecorded.pop((node.namespace, call_id or ""), None)
         name = str((serialized or {}).get("name") or kwargs.get("name") or "tool")
@@ -355,33 +340,26 @@ class SessionRecorder(GraphCallbackHandler):
 
     @awaited
     @never_raise
-    def on_chat_model_start(
-        self, serialized: dict[str, Any], messages: list[list[BaseMessage]], *, run_id: UUID, **kwargs: Any
-    ) -> None:
-        self._start_model(run_id, messages[0] if messages else (), **kwargs)
+    def on_chat_model_start(self, serialized: Any, messages: list[list[BaseMessage]], **kwargs: Any) -> None:
+        self._start_model(messages[0] if messages else (), **kwargs)
 
     @awaited
     @never_raise
-    def on_llm_start(self, serialized: dict[str, Any], prompts: list[str], *, run_id: UUID, **kwargs: Any) -> None:
-        self._start_model(run_id, [HumanMessage(prompt) for prompt in prompts], **kwargs)
+    def on_llm_start(self, serialized: Any, prompts: list[str], **kwargs: Any) -> None:
+        self._start_model([HumanMessage(prompt) for prompt in prompts], **kwargs)
 
     def _start_model(
-        self,
-        run_id: UUID,
-        messages: Sequence[BaseMessage],
-        *,
-        parent_run_id: UUID | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        **options: Any,
+        self, messages: Sequence[BaseMessage], *, run_id: UUID, parent_run_id: UUID | None = None, **kwargs: Any
     ) -> None:
-        metadata = metadata or {}
-        if (run := self._run_for(run_id, parent_run_id, metadata)) is None or run_id in run.models:
+        run = self._run_for(run_id, parent_run_id, metadata := kwargs.get("metadata") or {})
+        if run is None or run_id in run.models:
             return
-        self._begin(run)
+        if not run.has_begun:
+            self._begin(run)
         if "langgraph_node" not in metadata:  # in a chain, or alone, the prompt is the conversation
             align = functools.partial(align_prompt, run_id=run.context.run_id)
             self.buffer.add(run.context, [HistoryEntry(self.buffer.describe(messages), align)])
-        self._model_calls.start(run, run_id, metadata, options)
+        self._model_calls.start(run, run_id, metadata, kwargs)
 
     @never_raise
     def on_llm_new_token(self, token: Any, *, chunk: Any = None, run_id: UUID, **kwargs: Any) -> None:

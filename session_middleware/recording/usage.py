@@ -87,12 +87,12 @@ def usage_of(message: BaseMessage) -> tuple[Tokens, tuple[str, ...]]:
     if not isinstance(message, AIMessage):
         return _NONE
     found = count_tokens(message.usage_metadata) if message.usage_metadata else _NONE
-    return response_usage(message.response_metadata) if found == _NONE else found
+    return response_usage(message.response_metadata) if found == _NONE and message.response_metadata else found
 
 
 def response_usage(output: Any) -> tuple[Tokens, tuple[str, ...]]:
     """Return the counts in a response's `llm_output` or a message's `response_metadata`."""
-    if not output or not issubclass(type(output), Mapping):
+    if not issubclass(type(output), Mapping):
         return _NONE
     counted = (count_tokens(output[name]) for name in _RAW if name in output)
     return next((found for found in counted if found[0] != Tokens()), _NONE)

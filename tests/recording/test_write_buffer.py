@@ -54,4 +54,4 @@ def test_the_writes_of_unfinished_steps_are_remembered_of_a_bounded_number_of_se
     for number in range(_MAX_SESSIONS + 9):
         key = (str(number), "", "1")
         listener.wrote(RunContext(key[0], Identity()), key, [("messages", [HumanMessage("hi")])])
-    assert len(listener._sessions) == _MAX_SESSIONS
+    assert listener._channels.cache_info().currsize == _MAX_SESSIONS
