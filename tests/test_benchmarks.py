@@ -21,6 +21,7 @@ SMALLEST: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # constants of t
     "lifecycle": ({"_WAITING": 5}, {"sessions": 200}),
     "loop_lag": ({"SMALL": (4, 1)}, {}),
     "memory_speed": ({}, {"messages": 1_000}),
+    "postgres": ({"SMALL": (2, 2, 2, 1)}, {}),
     "recorder_cost": ({"_LONG": 10, "_TASKS": 3, "_WARM_UP": 1}, {"turns": 5}),
     "replay": ({"SMALL": 6}, {}),
     "reports": ({"_SESSIONS": 100, "_USERS": 10}, {"calls": 1_000, "records": 160}),

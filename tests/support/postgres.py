@@ -41,10 +41,10 @@ def binaries() -> Path | None:
 class Server:
     """A running server. As root it runs as the user `postgres`, because it refuses to run as root."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, options: str = "") -> None:
         found = binaries()
         assert found is not None
-        self._bin, self._folder = found, folder
+        self._bin, self.folder, self._options = found, folder, options
         self._user = "postgres" if os.getuid() == 0 else None
         if self._user:
             shutil.chown(folder, self._user)
@@ -59,7 +59,7 @@ class Server:
     def _run(self, program: str, *arguments: str) -> None:
         subprocess.run(
             [self._bin / program, *arguments],
-            cwd=self._folder,
+            cwd=self.folder,
             user=self._user,
             extra_groups=[] if self._user else None,
             check=True,
@@ -67,7 +67,7 @@ class Server:
         )
 
     def start(self) -> None:
-        options = f"-p {self.port} -k {self._folder} {_OPTIONS}"
+        options = f"-p {self.port} -k {self.folder} {_OPTIONS} {self._options}"
         self._run("pg_ctl", "--pgdata=data", "--log=log", "--wait", f"--options={options}", "start")
 
     def stop(self, mode: str = "immediate") -> None:
@@ -100,10 +100,10 @@ class Server:
             self.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
-def start(folder: Path) -> Server:
+def start(folder: Path, options: str = "") -> Server:
     if binaries() is None and not os.environ.get("CI"):  # there these tests must run
         pytest.skip("PostgreSQL's server is not installed: install the package postgresql")
-    server = Server(folder)
+    server = Server(folder, options)
     server.execute(f"CREATE DATABASE {_TEMPLATE} TEMPLATE template0")
     from session_middleware import Sessions
 
