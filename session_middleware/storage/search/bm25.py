@@ -105,15 +105,6 @@ def scores(
     return found
 
 
-def contenders(found: Scores, wanted: int) -> Scores:
-    """Those that can be among the `wanted` best after lengths and speakers have changed their scores."""
-    enough = 2 * wanted + 16  # some ids have no document
-    if len(found) <= enough:
-        return found
-    floor = heapq.nlargest(enough, found.values())[-1] * 1 / (max(LENGTH_WEIGHTS) * SPEAKER_BOOST)
-    return {document: score for document, score in found.items() if score >= floor}
-
-
 def _rarity(count: int, total: int) -> float:
     total = max(total, count)
     return math.log(1 + (total - count + 0.5) / (count + 0.5))
@@ -128,23 +119,18 @@ def _passages(term: QueryTerm) -> set[int]:
 
 def _promising(passages: Sequence[set[int]], rarity: Sequence[float], wanted: int) -> set[int]:
     """The passages with the most of the rare words, and their neighbours."""
-    looked_at: list[tuple[set[int], float]] = []
+    worth: dict[int, float] = {}
     left = _LOOK_AT
     for those, rare in sorted(zip(passages, rarity, strict=True), key=lambda pair: len(pair[0])):
         left -= len(those)
-        if looked_at and left < 0:
+        if worth and left < 0:
             break
-        looked_at.append((those, rare))
-    most, rare = looked_at.pop()
-    worth = dict.fromkeys(most, rare)
-    for those, rare in looked_at:
         for passage in those:
             worth[passage] = worth.get(passage, 0.0) + rare
     best = heapq.nlargest(4 * wanted, worth, key=worth.__getitem__)
-    across = heapq.nlargest(  # a match may lie across two passages
-        wanted, best, key=lambda it: worth[it] + max(worth.get(it - 1, 0.0), worth.get(it + 1, 0.0)) / 2
+    best = heapq.nlargest(  # a match may lie across two passages
+        2 * wanted, best, key=lambda it: worth[it] + max(worth.get(it - 1, 0.0), worth.get(it + 1, 0.0)) / 2
     )
-    best = [*best[:wanted], *across]
     return {passage + step for passage in best for step in (-1, 0, 1)}
 
 

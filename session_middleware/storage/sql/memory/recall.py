@@ -52,7 +52,6 @@ class _Ranking(NamedTuple):
     total: Scores
     words: Scores
     vectors: Scores
-    is_complete: bool  # it has all documents that contain a word
 
 
 def search(connection: Connection, query: MemoryQuery, now: datetime, can_index: bool) -> list[StoredMemory]:
@@ -66,19 +65,16 @@ def search(connection: Connection, query: MemoryQuery, now: datetime, can_index:
     wanted = query.offset + query.limit
     enough = None if query.filter is not None or query.since is not None or wanted > _PAGE else wanted
     ranking = _rank(connection, scope, query, words, unfinished, now, enough)
-    found, skipped = _best(connection, scope, query, ranking)
-    if len(found) < wanted and enough is not None and (skipped or not ranking.is_complete):
-        found, _ = _best(connection, scope, query, _rank(connection, scope, query, words, unfinished, now, None))
+    found = _best(connection, scope, query, ranking)
+    if len(found) < min(wanted, len(ranking.total)) and enough is not None:  # some of the best were left out
+        found = _best(connection, scope, query, _rank(connection, scope, query, words, unfinished, now, None))
     return found[query.offset :]
 
 
-def _best(
-    connection: Connection, scope: _Scope, query: MemoryQuery, ranking: _Ranking
-) -> tuple[list[StoredMemory], bool]:
-    """The results up to the end of the page; and whether messages of other roles were left out."""
+def _best(connection: Connection, scope: _Scope, query: MemoryQuery, ranking: _Ranking) -> list[StoredMemory]:
+    """The results up to the end of the page."""
     found: list[StoredMemory] = []
     seen: dict[tuple[str, str, str], str] = {}  # the session of each message of a family
-    skipped = False
     wanted = query.offset + query.limit
     for document in _best_first(ranking.total, _FIRST * wanted):
         if len(found) >= wanted:
@@ -89,19 +85,18 @@ def _best(
             memory = _read_message(connection, scope, document, query, seen)
         if memory is None or (query.since is not None and memory.created_at < query.since):
             continue
-        if memory.seq is not None and query.roles is not None and memory.value["role"] not in query.roles:
-            skipped = True
-        elif passes(memory.value, query.filter):
+        is_wanted = memory.seq is None or query.roles is None or memory.value["role"] in query.roles
+        if is_wanted and passes(memory.value, query.filter):
             words, vector = ranking.words.get(document), ranking.vectors.get(document)
             found.append(memory._replace(score=ranking.total[document], words=words, vector=vector))
-    return found, skipped
+    return found
 
 
 def nearest(connection: Connection, query: MemoryQuery, now: datetime) -> list[StoredMemory]:
     """The page of all items that pass the filter: by cosine, then the items without a vector."""
     assert query.vector is not None
     total = vectors.cosines(vectors.of_items(connection, query, now), query.vector)
-    found, _ = _best(connection, _NOTHING, query, _Ranking(total, {}, total, is_complete=True))
+    found = _best(connection, _NOTHING, query, _Ranking(total, {}, total))
     missing = query.offset + query.limit - len(found)
     if missing > 0:
         rest = query._replace(offset=0, limit=missing)
@@ -191,8 +186,7 @@ def _rank(
     found = bm25.scores(
         terms, scope.statistics, neighbours=bm25.ALONE if query.typed else bm25.NEIGHBOURS, wanted=wanted
     )
-    contenders = found if wanted is None or query.vector is not None else bm25.contenders(found, wanted)
-    total = by_words = _weighted_by_length(connection, scope, contenders)
+    total = by_words = _weighted_by_length(connection, scope, found)
     by_vector: Scores = {}
     if query.vector is not None:
         by_vector = vectors.cosines(
@@ -209,7 +203,7 @@ def _rank(
     if speakers and others:
         boosted = _spoken_by(connection, scope, speakers, total)
         total = {document: score * SPEAKER_BOOST if document in boosted else score for document, score in total.items()}
-    return _Ranking(total, by_words, by_vector, len(contenders) == len(found))
+    return _Ranking(total, by_words, by_vector)
 
 
 def _is_speaker(connection: Connection, scope: _Scope, word: QueryWord) -> bool:

@@ -34,26 +34,21 @@ def of_items(connection: Connection, query: MemoryQuery, now: datetime) -> Rows:
 
 def of_messages(connection: Connection, sources: Sequence[PostingSource], unindexed: Iterable[Document]) -> Rows:
     """The vectors of messages, by document id; those of unindexed messages too, which were indexed before."""
-    known = {(each.session_id, each.seq): each.id for each in unindexed}
+    ids = {each.id >> POSITION_BITS << POSITION_BITS | each.seq: each.id for each in unindexed}
     rows: Rows = []
     for scope_id, first, last in sources:
         blocks = connection.execute(
             "SELECT block, seqs FROM index_blocks WHERE scope_id = ? AND block BETWEEN ? AND ?", (scope_id, first, last)
         )
-        ids = {
-            (block >> POSITION_BITS - BLOCK_BITS, seq): block << BLOCK_BITS | position
-            for block, seqs in blocks.fetchall()
-            for position, seq in enumerate(array("I", seqs))
-        }
+        for block, seqs in blocks.fetchall():
+            session = block << BLOCK_BITS >> POSITION_BITS << POSITION_BITS
+            ids.update((session | seq, document) for document, seq in enumerate(array("I", seqs), block << BLOCK_BITS))
         found = connection.execute(
-            "SELECT s.number, s.session_id, v.seq, v.vector FROM index_sessions AS s CROSS JOIN vectors AS v"
+            f"SELECT s.number << {POSITION_BITS} | v.seq, v.vector FROM index_sessions AS s CROSS JOIN vectors AS v"
             " WHERE s.scope_id = ? AND s.number BETWEEN ? AND ? AND v.number = s.number",
             (scope_id, first >> POSITION_BITS - BLOCK_BITS, last >> POSITION_BITS - BLOCK_BITS),
         )
-        for number, session_id, seq, vector in found:
-            document = ids.get((number, seq)) or known.get((session_id, seq))
-            if document is not None:
-                rows.append((document, vector))
+        rows += [(ids[key], vector) for key, vector in found if key in ids]
     return rows
 
 
