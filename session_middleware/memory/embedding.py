@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 import math
 import reprlib
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any, TypeVar
 
 from langchain_core.embeddings import Embeddings
@@ -61,39 +61,48 @@ class Embedder:
             EmbeddingFailed: the model failed. If it failed at the start, the old vectors are kept; otherwise
                 `catch_up` computes the missing ones.
         """
-        self._call_or_raise(lambda: self._valid(*self._embeddings.embed_documents(["test"])))
+        self._embed(["test"])
         self._storage.set_vector_model(self.name, self._dimensions, replace=True)
-        return self._catch_up(self._call_or_raise, messages=True, limit=None)
+        return sum(self._batches(messages=True))
 
     def query(self, text: str) -> list[float] | None:
         """The vector of a query; ``None`` without stored vectors of this model, or when the model fails."""
         if not text or not self.is_current():
             return None
-        return self._call_or_warn(lambda: self._valid(self._embeddings.embed_query(text[:_LONGEST])))
+        try:
+            return self._call(lambda: self._valid(self._embeddings.embed_query(text[:_LONGEST])))
+        except EmbeddingFailed as error:
+            self._warn(f"{error}; memories are found by words until it works again")
+            return None
 
     def catch_up(self, *, messages: bool, limit: int | None = None) -> int:
         """Compute missing vectors until none is missing or the model fails; returns how many documents got theirs."""
-        return self._catch_up(self._call_or_warn, messages=messages, limit=limit) if self.is_current() else 0
-
-    def _catch_up(self, call: Callable[..., Any], *, messages: bool, limit: int | None) -> int:
         done = 0
-        while limit is None or done < limit:
-            waiting = self._storage.list_to_embed(_AT_ONCE, messages=messages)
-            made = call(partial(self._vectors, waiting)) if waiting else None
-            if not made:
-                break
-            self._storage.put_vectors(made)
-            done += len(made)
+        try:
+            for count in self._batches(messages=messages) if self.is_current() else ():
+                done += count
+                if limit is not None and done >= limit:
+                    break
+        except EmbeddingFailed as error:
+            self._warn(f"{error}; memories are found by words until it works again")
         return done
 
-    def _vectors(self, waiting: Sequence[ToEmbed]) -> list[Vectors]:
-        texts = [self._texts(each) for each in waiting]
-        flat = list(dict.fromkeys(text for those in texts for text in those))
-        made = self._embeddings.embed_documents(flat) if flat else []
-        if len(made) != len(flat):
-            raise EmbeddingFailed(self.name, f"it returned {len(made)} vectors for {len(flat)} texts")
-        vectors = dict(zip(flat, map(self._valid, made), strict=True))
-        return [Vectors(each, [vectors[text] for text in those]) for each, those in zip(waiting, texts, strict=True)]
+    def _batches(self, *, messages: bool) -> Iterator[int]:
+        """Compute missing vectors; yields how many documents of each batch got theirs."""
+        while waiting := self._storage.list_to_embed(_AT_ONCE, messages=messages):
+            texts = [self._texts(each) for each in waiting]
+            flat = list(dict.fromkeys(chain.from_iterable(texts)))
+            made = dict(zip(flat, self._embed(flat) if flat else [], strict=True))
+            self._storage.put_vectors(
+                [Vectors(each, [made[text] for text in own]) for each, own in zip(waiting, texts, strict=True)]
+            )
+            yield len(waiting)
+
+    def _embed(self, texts: list[str]) -> list[list[float]]:
+        made = self._call(lambda: [self._valid(vector) for vector in self._embeddings.embed_documents(texts)])
+        if len(made) != len(texts):
+            raise EmbeddingFailed(self.name, f"it returned {len(made)} vectors for {len(texts)} texts")
+        return made
 
     def _texts(self, waiting: ToEmbed) -> list[str]:
         if waiting.item is None:
@@ -114,22 +123,12 @@ class Embedder:
             raise EmbeddingFailed(self.name, "a vector contains NaN or infinity")
         return found
 
-    def _call_or_warn(self, call: Callable[[], R]) -> R | None:
-        try:
-            return call()
-        except Exception as error:  # noqa: BLE001  # a model may raise anything
-            self._warn(
-                f"the embedding model {self.name!r} failed ({type(error).__name__}: {error}); memories are found by "
-                "words until it works again"
-            )
-            return None
-
-    def _call_or_raise(self, call: Callable[[], R]) -> R:
+    def _call(self, call: Callable[[], R]) -> R:
         try:
             return call()
         except EmbeddingFailed:
             raise
-        except Exception as error:
+        except Exception as error:  # a model may raise anything
             raise EmbeddingFailed(self.name, f"it failed ({type(error).__name__}: {error})") from error
 
     def _warn(self, warning: str) -> None:

@@ -80,7 +80,7 @@ class QueryTerm(NamedTuple):
 
 
 def scores(
-    terms: Sequence[QueryTerm], scope: Statistics, *, neighbours: Neighbours = NEIGHBOURS, wanted: int | None
+    terms: Sequence[QueryTerm], scope: Statistics, neighbours: Neighbours = NEIGHBOURS, *, wanted: int | None
 ) -> Scores:
     """The score of each text; greater is better.
 

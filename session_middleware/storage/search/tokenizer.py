@@ -99,18 +99,13 @@ def _folded(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
-_NAMED = re.compile(r"LATIN (?:SMALL|CAPITAL) (?:LETTER|LIGATURE) (?:DOTLESS |OPEN )?([A-Z]{1,2})(?: WITH .+)?")
-_OTHERS = {"ð": "d", "þ": "th", "ŋ": "n", "ə": "e"}
+_LATIN = dict(zip("æœøłđðþıħŋə", ["ae", "oe", "o", "l", "d", "d", "th", "i", "h", "n", "e"], strict=True))
 
 
-@lru_cache(maxsize=4_096)
 def _plainer(sign: str) -> str:
-    """An ASCII digit for a digit of any script; for a Latin letter without a decomposition the letter in its name."""
+    """An ASCII digit for a digit of any script; plain letters for a Latin letter that has no decomposition."""
     digit = unicodedata.decimal(sign, None)
-    if digit is not None:
-        return str(digit)
-    named = _NAMED.fullmatch(unicodedata.name(sign, ""))
-    return named[1].lower() if named else _OTHERS.get(sign, sign)
+    return _LATIN.get(sign, sign) if digit is None else str(digit)
 
 
 # Words

@@ -30,7 +30,8 @@ class MemoryOperations(Operations):
             try:
                 found = self._database.read(lambda connection: memories.search(connection, query, now, can_index))
             except indexing.LongBacklog as backlog:
-                self._index_backlog(backlog.whose, query)
+                while self._database.write(backlog.index_some, durable=False) == indexing.BATCH:
+                    pass
         if query.refresh:
             self._restart_ttl(found)
         return found
@@ -40,23 +41,9 @@ class MemoryOperations(Operations):
             now = self._rules.clock()
             self._database.write(lambda connection: items.refresh(connection, found, now), durable=False)
 
-    def _index_backlog(self, whose: MessageScope | None, query: MemoryQuery) -> None:
-        if whose is None:
-            index_items = partial(items.index_some, query=query)
-            while self._database.write(index_items, durable=False) == items.BATCH:
-                pass
-        else:
-            while self._index_some(indexing.BATCH, whose) == indexing.BATCH:
-                pass
-
     def _remove_outdated(self) -> None:
         while self._database.read(indexing.has_outdated):
             self._database.write(indexing.remove_outdated, durable=False)
-
-    def _index_some(self, limit: int, whose: MessageScope, active_since: str = "") -> int:
-        return self._database.write(
-            lambda connection: indexing.index_some(connection, limit, whose, active_since=active_since), durable=False
-        )
 
     def list_namespaces(self) -> list[tuple[str, ...]]:
         now = self._rules.clock()
@@ -81,7 +68,8 @@ class MemoryOperations(Operations):
         since = "" if active_since is None else to_text(active_since)
         if not self._database.read(lambda connection: indexing.has_new(connection, since)):
             return 0
-        return self._index_some(limit, indexing.EVERYBODY, since)
+        index_some = partial(indexing.index_some, limit=limit, whose=indexing.EVERYBODY, active_since=since)
+        return self._database.write(index_some, durable=False)
 
     def list_to_embed(self, limit: int, *, messages: bool) -> list[ToEmbed]:
         if not self._database.is_writable:

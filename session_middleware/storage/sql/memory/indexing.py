@@ -14,45 +14,38 @@ Answers of our own memory tools are not indexed: an item holds the same text, or
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import chain, groupby
 from operator import attrgetter
 from typing import NamedTuple
 
 from session_middleware.models import from_text
 from session_middleware.storage.memory_types import MessageScope
-from session_middleware.storage.search.bm25 import LENGTHS, PASSAGE, Statistics, length_code
+from session_middleware.storage.search.bm25 import LENGTHS, PASSAGE, Statistics
 from session_middleware.storage.search.tokenizer import context_terms_of, terms_of, version
 from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.memory import posting_lists
-from session_middleware.storage.sql.memory.posting_lists import BLOCK_BITS, PostingSource
+from session_middleware.storage.sql.memory.posting_lists import BLOCK_BITS, Document, PostingSource
 
 POSITION_BITS = 22  # the first four million messages of a session are indexed
 _UNKNOWN_SESSION = 1 << 27  # numbers, in memory only, of sessions that are not in the index
 
 MAX_UNINDEXED = 200  # messages, or items, that a search reads from where they are stored
-BATCH = 200  # messages, or sessions, in one transaction
+BATCH = 200  # messages, items or sessions in one transaction
 EVERYBODY = MessageScope()
 
 SEARCHABLE = (
     "m.role IN ('user', 'assistant', 'tool') AND m.text != '' AND m.replaced_by IS NULL"
     " AND COALESCE(m.marks, '') NOT LIKE '%\"memory\"%' AND COALESCE(m.marks, '') NOT LIKE '%\"resume\"%'"
 )
-_NEW = f"""
-    FROM sessions AS s LEFT JOIN index_sessions AS i ON i.session_id = s.id CROSS JOIN messages AS m
-    WHERE {{scope}} AND s.last_seq > COALESCE(i.indexed_seq, 0)
-    AND m.session_id = s.id AND m.seq > COALESCE(i.indexed_seq, 0) AND m.seq < {1 << POSITION_BITS} AND {SEARCHABLE}
-"""
-_NEW_OF_SESSION = _NEW.format(scope="s.id = ?")
-_NEW_OF_USER = _NEW.format(scope="s.user_id = ?")
-_NEW_OF_ALL = _NEW.format(scope="s.last_active_at >= ?")
 
 
-class LongBacklog(Exception):  # not an error: the engine indexes the scope and searches again
-    """A search found more unindexed messages of a scope, or items, than it reads."""
+class LongBacklog(Exception):  # not an error: the engine indexes them and searches again
+    """A search found more unindexed messages, or items, than it reads."""
 
-    def __init__(self, whose: MessageScope | None) -> None:
-        self.whose = whose  # None: items
+    def __init__(self, index_some: Callable[[Connection], int]) -> None:
+        self.index_some = index_some  # indexes the next; less than `BATCH` are the last
 
 
 class NewMessage(NamedTuple):
@@ -66,20 +59,6 @@ class NewMessage(NamedTuple):
     last_seq: int  # of its session
 
 
-class Document(NamedTuple):
-    """A message as the index has it."""
-
-    session_id: str
-    seq: int
-    id: int
-    terms: list[str]
-    context_terms: list[str]
-
-    @property
-    def length_code(self) -> int:
-        return length_code(len(self.terms))
-
-
 def blocks_of(number: int) -> range:
     bits = POSITION_BITS - BLOCK_BITS
     return range(number << bits, (number + 1) << bits)
@@ -88,8 +67,28 @@ def blocks_of(number: int) -> range:
 # New messages
 
 
+def restriction(whose: MessageScope, session_id: str, user_id: str) -> tuple[str, list[str]]:
+    """The condition on these two columns, and its values."""
+    given = [(session_id, whose.session_id), (user_id, whose.user_id)]
+    return (
+        " AND ".join(f"{column} = ?" for column, value in given if value is not None) or "1 = 1",
+        [value for _, value in given if value is not None],
+    )
+
+
+def _new(whose: MessageScope, active_since: str) -> tuple[str, list[str]]:
+    where, values = restriction(whose, "s.id", "s.user_id")
+    sql = f"""
+        FROM sessions AS s LEFT JOIN index_sessions AS i ON i.session_id = s.id CROSS JOIN messages AS m
+        WHERE {where} AND s.last_active_at >= ? AND s.last_seq > COALESCE(i.indexed_seq, 0)
+        AND m.session_id = s.id AND m.seq > COALESCE(i.indexed_seq, 0) AND m.seq < {1 << POSITION_BITS} AND {SEARCHABLE}
+    """
+    return sql, [*values, active_since]
+
+
 def has_new(connection: Connection, active_since: str) -> bool:
-    return connection.execute(f"SELECT 1 {_NEW_OF_ALL} LIMIT 1", (active_since,)).fetchone() is not None
+    sql, values = _new(EVERYBODY, active_since)
+    return connection.execute(f"SELECT 1 {sql} LIMIT 1", values).fetchone() is not None
 
 
 def index_some(connection: Connection, limit: int, whose: MessageScope, *, active_since: str = "") -> int:
@@ -107,15 +106,11 @@ def _by_session(new: Iterable[NewMessage]) -> list[tuple[str, list[NewMessage]]]
 
 
 def _read_new(connection: Connection, whose: MessageScope, limit: int, active_since: str) -> list[NewMessage]:
-    sql, value = _NEW_OF_ALL, active_since
-    if whose.session_id is not None:
-        sql, value = _NEW_OF_SESSION, whose.session_id
-    elif whose.user_id is not None:
-        sql, value = _NEW_OF_USER, whose.user_id
+    sql, values = _new(whose, active_since)
     rows = connection.execute(
         f"SELECT m.session_id, m.seq, m.place, m.name, m.text, m.created_at, s.user_id, s.last_seq {sql}"
         " ORDER BY s.last_active_at, s.id, m.seq LIMIT ?",
-        (value, limit),
+        (*values, limit),
     )
     return list(map(NewMessage._make, rows))
 
@@ -151,7 +146,7 @@ def read_unindexed(
     for scope in whose:
         found = _read_new(connection, scope, MAX_UNINDEXED + can_index, "")
         if len(found) > MAX_UNINDEXED:
-            raise LongBacklog(scope)
+            raise LongBacklog(partial(index_some, limit=BATCH, whose=scope))
         new += found
     documents: list[Document] = []
     statistics = Statistics(0, 0, 0)
@@ -209,11 +204,7 @@ def _extend_block(connection: Connection, scope_id: int, block: int, documents: 
 
 def sources_of(connection: Connection, whose: MessageScope) -> tuple[list[PostingSource], Statistics]:
     """Where the postings of indexed messages are, and the statistics of these messages."""
-    where, values = "1 = 1", []
-    if whose.session_id is not None:
-        where, values = "session_id = ?", [whose.session_id]
-    elif whose.user_id is not None:
-        where, values = "user_id = ?", [whose.user_id]
+    where, values = restriction(whose, "session_id", "user_id")
     rows = connection.execute(
         "SELECT scope_id, MIN(number), MAX(number), SUM(documents), SUM(words),"
         f" SUM((documents + {PASSAGE - 1}) / {PASSAGE}) FROM index_sessions WHERE {where} GROUP BY scope_id",

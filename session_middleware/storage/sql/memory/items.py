@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain, islice
 from operator import itemgetter
 from typing import Any
@@ -21,10 +21,8 @@ from session_middleware.storage.memory_types import MemoryPut, MemoryQuery, Stor
 from session_middleware.storage.search.texts import text_of
 from session_middleware.storage.search.tokenizer import terms_of, version
 from session_middleware.storage.sql.connection import Connection
-from session_middleware.storage.sql.memory.indexing import MAX_UNINDEXED, LongBacklog
+from session_middleware.storage.sql.memory.indexing import BATCH, MAX_UNINDEXED, LongBacklog
 from session_middleware.storage.sql.row_mapping import namespace_text
-
-BATCH = 500  # items indexed in one transaction
 
 _COLUMNS = (
     "namespace, key, value, text, session_id, created_at, updated_at, message_id, expires_at, ttl_minutes, paths, id"
@@ -122,7 +120,7 @@ def read_terms(connection: Connection, query: MemoryQuery, now: datetime, *, can
         return {}
     computed = _unindexed(connection, query, MAX_UNINDEXED + 1 if can_index else sys.maxsize)
     if can_index and len(computed) > MAX_UNINDEXED:
-        raise LongBacklog(None)
+        raise LongBacklog(partial(index_some, query=query))
     where, values = visible(query)
     rows = connection.execute(
         f"SELECT id, terms FROM memories WHERE ({where}) AND {LIVE}", (*values, to_text(now))

@@ -13,19 +13,9 @@ from session_middleware.storage.memory_types import MemoryQuery, StoredMemory
 from session_middleware.storage.search.tokenizer import phrase, phrase_parts, unfinished_word
 from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.memory import recall
-from session_middleware.storage.sql.memory.indexing import SEARCHABLE
+from session_middleware.storage.sql.memory.indexing import SEARCHABLE, restriction
 
 _LONGEST = 64  # characters of a word in SQL, because SQLite limits a LIKE pattern to 50,000 bytes; `phrase` has all
-_MATCHES = f"""
-    SELECT s.family_id, m.session_id, m.seq, m.message_id, m.role, m.name, m.text, m.created_at
-    FROM sessions AS s CROSS JOIN messages AS m
-    WHERE {{scope}} AND m.session_id = s.id AND m.text LIKE :pattern ESCAPE '\\' AND {SEARCHABLE}
-    AND COALESCE(m.marks, '') NOT LIKE '%"removed"%' AND m.created_at >= :since
-    ORDER BY m.created_at DESC, s.last_active_at DESC, m.session_id, m.seq DESC
-"""
-_OF_ALL = _MATCHES.format(scope="1 = 1")
-_OF_USER = _MATCHES.format(scope="s.user_id = :user_id")
-_OF_SESSION = _MATCHES.format(scope="s.id = :session_id AND (s.user_id = :user_id OR :user_id IS NULL)")
 
 
 def search(connection: Connection, query: MemoryQuery) -> list[StoredMemory]:
@@ -36,16 +26,17 @@ def search(connection: Connection, query: MemoryQuery) -> list[StoredMemory]:
     ]
     if not parts:
         return []
-    values = {
-        "pattern": f"%{'%'.join(parts)}%",
-        "since": "" if query.since is None else to_text(query.since),
-        "user_id": whose.user_id,
-        "session_id": whose.session_id,
-    }
-    sql = _OF_SESSION if whose.session_id is not None else _OF_USER if whose.user_id is not None else _OF_ALL
+    where, values = restriction(whose, "s.id", "s.user_id")
+    rows = connection.execute(
+        "SELECT s.family_id, m.session_id, m.seq, m.message_id, m.role, m.name, m.text, m.created_at"
+        f" FROM sessions AS s CROSS JOIN messages AS m WHERE {where} AND m.session_id = s.id"
+        f" AND m.text LIKE ? ESCAPE '\\' AND {SEARCHABLE} AND COALESCE(m.marks, '') NOT LIKE '%\"removed\"%'"
+        " AND m.created_at >= ? ORDER BY m.created_at DESC, s.last_active_at DESC, m.session_id, m.seq DESC",
+        (*values, f"%{'%'.join(parts)}%", "" if query.since is None else to_text(query.since)),
+    )
     pattern = phrase(text, unfinished=unfinished_word(text) is not None)
     found: dict[tuple[str, str, str], StoredMemory] = {}
-    for family_id, *columns in connection.execute(sql, values):
+    for family_id, *columns in rows:
         if len(found) >= query.offset + query.limit:
             break
         memory = recall.message_as_memory(*columns)

@@ -10,9 +10,9 @@ import json
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
-from session_middleware.storage.search.bm25 import Postings, posting
+from session_middleware.storage.search.bm25 import Postings, length_code, posting
 from session_middleware.storage.sql.connection import Connection
 
 BLOCK_BITS = 10
@@ -27,13 +27,18 @@ class PostingSource(NamedTuple):
     last_block: int
 
 
-class HasTerms(Protocol):
+class Document(NamedTuple):
+    """A message as the index has it."""
+
+    session_id: str
+    seq: int
+    id: int
+    terms: list[str]
+    context_terms: list[str]
+
     @property
-    def id(self) -> int: ...
-    @property
-    def terms(self) -> Sequence[str]: ...
-    @property
-    def context_terms(self) -> Sequence[str]: ...
+    def length_code(self) -> int:
+        return length_code(len(self.terms))
 
 
 def postings_of(document: int, terms: Sequence[str], context_terms: Iterable[str] = ()) -> Iterator[tuple[str, int]]:
@@ -42,7 +47,7 @@ def postings_of(document: int, terms: Sequence[str], context_terms: Iterable[str
         yield term, posting(document, count, len(terms))
 
 
-def add(connection: Connection, scope_id: int, documents: Iterable[HasTerms]) -> None:
+def add(connection: Connection, scope_id: int, documents: Iterable[Document]) -> None:
     rows: dict[tuple[str, int], Postings] = {}
     for document in documents:
         for term, each in postings_of(document.id, document.terms, document.context_terms):

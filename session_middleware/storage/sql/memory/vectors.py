@@ -12,8 +12,8 @@ from session_middleware.storage.memory_types import MemoryQuery, ToEmbed, Vector
 from session_middleware.storage.search.bm25 import ITEM
 from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.memory import items
-from session_middleware.storage.sql.memory.indexing import POSITION_BITS, SEARCHABLE, Document
-from session_middleware.storage.sql.memory.posting_lists import BLOCK_BITS, PostingSource
+from session_middleware.storage.sql.memory.indexing import POSITION_BITS, SEARCHABLE
+from session_middleware.storage.sql.memory.posting_lists import BLOCK_BITS, Document, PostingSource
 
 Rows: TypeAlias = list[tuple[int, bytes]]  # documents and their vectors
 
