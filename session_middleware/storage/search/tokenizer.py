@@ -99,7 +99,7 @@ def _folded(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
-_LATIN = dict(zip("æœøłđðþıħŋə", ["ae", "oe", "o", "l", "d", "d", "th", "i", "h", "n", "e"], strict=True))
+_LATIN = {"æ": "ae", "œ": "oe", "þ": "th"} | dict(zip("øłđðıħŋəŧɗɓƙɖɛɔƴ", "olddihnetdbkdeoy", strict=True))
 
 
 def _plainer(sign: str) -> str:
