@@ -1,14 +1,13 @@
 """Query rewriting without a model: completes a question from the texts before it. Pure functions.
 
 "And how much is that one?" has no word to search for. A question that refers to earlier texts, or has no words of its
-own, gets the words that the last turns were about: frequent lately and rare before, names and numbers first. Any
-other question is unchanged, however short, because words of other subjects would change what it asks.
+own, gets the words that were frequent in the last turns, names and numbers first. Any other question is unchanged,
+however short, because words of other subjects would change what it asks.
 """
 
 from __future__ import annotations
 
-import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -57,7 +56,6 @@ def complete(query: str, before: Sequence[str], *, most: int = 5) -> str:
         before = before[:-1]
     if not before or not depends_on_context(query):
         return query
-    earlier = Counter(term for text in before[:-_TURNS] for term in set(terms_of(text)))
     own = {word.term for word in query_words(query)}
     left_out = filler_terms() | own
     weights: dict[str, float] = defaultdict(float)
@@ -67,7 +65,7 @@ def complete(query: str, before: Sequence[str], *, most: int = 5) -> str:
             if (term := stem(word)) not in left_out:
                 spelled.setdefault(term, word)
                 stress = _STANDS_OUT if _stands_out(word, text) else 1.0
-                weights[term] += stress * _FADES ** (age // 2) / (1 + math.log1p(earlier[term]))
+                weights[term] += stress * _FADES ** (age // 2)
     best = sorted(weights, key=lambda term: (-weights[term], -len(term), term))[
         : max(0, most - len(own - filler_terms()))
     ]
@@ -85,12 +83,8 @@ def depends_on_context(query: str) -> bool:
         return True
     if any(word in _REFERS for word in words) or words[-1] in _REFERS_AT_THE_END:
         return True
-    return "that" in words and _is_reference(words, words.index("that"))
-
-
-def _is_reference(words: Sequence[str], place: int) -> bool:
-    """Whether "that" is a reference, and not a conjunction as in "a stove that burns wood"."""
-    return place == 0 or words[place - 1] in _VERBS | _PREPOSITIONS
+    place = words.index("that") if "that" in words else -1  # a reference, or a conjunction: "a stove that burns wood"
+    return place == 0 or (place > 0 and words[place - 1] in _VERBS | _PREPOSITIONS)
 
 
 def _stands_out(word: str, text: str) -> bool:

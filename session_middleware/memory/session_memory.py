@@ -105,7 +105,7 @@ class SessionMemory(SessionRecall):
             check_key(key)
             items = self._of_key(namespace, key)
         else:
-            items = self._search(MemoryQuery([namespace], prefix=True, limit=sys.maxsize))
+            items = self._storage.search_memories(MemoryQuery([namespace], prefix=True, limit=sys.maxsize))
             if query is not None:
                 items = [item for item in items if contains_all(item.searched_text, query)]
         if items:

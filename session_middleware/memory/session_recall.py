@@ -68,6 +68,7 @@ class RecallOptions(TypedDict, total=False):
 
 
 _HALF_LIFE = timedelta(days=30)
+_AS_STORED = ("value", "key", "session_id", "message_id", "seq", "created_at", "updated_at", "expires_at")
 
 
 class SessionRecall:
@@ -203,7 +204,7 @@ class SessionRecall:
         """All items of these scopes, the oldest first; scopes that the session has no id for are skipped."""
         check_mapping("filter", filter)
         namespaces = visible_namespaces(self._owners, scopes)
-        found = self._search(MemoryQuery(namespaces, prefix=True, limit=sys.maxsize, filter=filter))
+        found = self._storage.search_memories(MemoryQuery(namespaces, prefix=True, limit=sys.maxsize, filter=filter))
         return Rows(self._memory(stored) for stored in found)
 
     def last_said(self, count: int = 12) -> Texts:
@@ -225,7 +226,7 @@ class SessionRecall:
 
     def _always(self, scopes: Sequence[Scope]) -> Memories:
         namespaces = [both_of(namespace, always=True)[0] for namespace in visible_namespaces(self._owners, scopes)]
-        found = self._search(MemoryQuery(namespaces, prefix=False, limit=sys.maxsize))
+        found = self._storage.search_memories(MemoryQuery(namespaces, prefix=False, limit=sys.maxsize))
         return once(map(self._memory, found), query="", unless_in=())
 
     def _query(self, query: str, scopes: Sequence[Scope], kinds: Sequence[Kind], roles: Sequence[Role]) -> MemoryQuery:
@@ -262,30 +263,19 @@ class SessionRecall:
                 query = re.sub(rf"\b{re.escape(name)}\b('s\b)?", "", query)
         return asked._replace(vector=self._indexer.embedder.query(query if query.strip() else asked.query or ""))
 
-    def _search(self, query: MemoryQuery) -> Stored:
-        return self._storage.search_memories(query) if query.namespaces else []
-
     def _memory(self, stored: StoredMemory, *, recency: float = 0.0, explain: bool = False) -> Memory:
-        scope: Any = stored.namespace[0]
-        if stored.seq is not None and stored.session_id != self._session_id:
-            scope = "user"
+        is_item = stored.seq is None
+        scope: Any = stored.namespace[0] if is_item or stored.session_id == self._session_id else "user"
         age = max(self._indexer.clock() - stored.updated_at, timedelta(0))  # the clock may have been set back
         recent = 0.5 ** (age / _HALF_LIFE)
         score = None if stored.score is None else stored.score * (1 + recency * recent)
         parts = {"words": stored.words or 0.0, "vector": stored.vector or 0.0, "recency": recent}
         return Memory(
+            **{name: getattr(stored, name) for name in _AS_STORED},
             text=stored.text or text_of(stored.value),
-            value=stored.value,
-            key=stored.key,
-            kind="item" if stored.seq is None else "message",
-            always=stored.seq is None and is_always(stored.namespace),
+            kind="item" if is_item else "message",
+            always=is_item and is_always(stored.namespace),
             scope=scope,
-            session_id=stored.session_id,
-            message_id=stored.message_id,
-            seq=stored.seq,
-            created_at=stored.created_at,
-            updated_at=stored.updated_at,
-            expires_at=stored.expires_at,
             score=score,
             parts=parts if explain and score is not None else None,
         )
