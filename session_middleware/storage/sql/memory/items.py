@@ -91,24 +91,14 @@ def _shared_values(put: MemoryPut, now: datetime) -> tuple[Any, ...]:
 
 def index_some(connection: Connection, query: MemoryQuery) -> int:
     """Store the terms of the next items of the query's namespaces, at most `BATCH`; returns how many."""
-    terms = _unindexed(connection, query, BATCH)
-    connection.executemany(
-        "UPDATE memories SET terms = ? WHERE id = ?", [(text, number) for number, text in terms.items()]
-    )
-    return len(terms)
-
-
-def _unindexed(connection: Connection, query: MemoryQuery, limit: int) -> dict[int, str]:
-    """The terms of items that this version of the tokenizer has not indexed, computed now."""
     where, values = visible(query)
     rows = connection.execute(
         f"SELECT id, value, text FROM memories WHERE ({where}) AND (terms IS NULL OR terms NOT LIKE ?) LIMIT ?",
-        (*values, f"{version()} %", limit),
+        (*values, f"{version()} %", BATCH),
     )
-    return {
-        number: " ".join([version(), *terms_of(text_of(json.loads(value)) if text is None else text), ""])
-        for number, value, text in rows
-    }
+    computed = [(terms, number) for number, terms in _computed(rows)]
+    connection.executemany("UPDATE memories SET terms = ? WHERE id = ?", computed)
+    return len(computed)
 
 
 def read_terms(connection: Connection, query: MemoryQuery, now: datetime, *, can_index: bool) -> dict[int, str]:
@@ -118,14 +108,25 @@ def read_terms(connection: Connection, query: MemoryQuery, now: datetime, *, can
     """
     if not query.namespaces:
         return {}
-    computed = _unindexed(connection, query, MAX_UNINDEXED + 1 if can_index else sys.maxsize)
-    if can_index and len(computed) > MAX_UNINDEXED:
-        raise LongBacklog(partial(index_some, query=query))
     where, values = visible(query)
+    sql = f"SELECT id, terms FROM memories WHERE ({where}) AND {LIVE}"
+    found: dict[int, str] = dict(connection.execute(sql, (*values, to_text(now))))
+    missing = [number for number, terms in found.items() if not (terms and terms.startswith(version()))]
+    if can_index and len(missing) > MAX_UNINDEXED:
+        raise LongBacklog(partial(index_some, query=query))
     rows = connection.execute(
-        f"SELECT id, terms FROM memories WHERE ({where}) AND {LIVE}", (*values, to_text(now))
-    ).fetchall()
-    return {number: computed.get(number, terms) for number, terms in rows}
+        "SELECT m.id, m.value, m.text FROM json_each(?) AS missing CROSS JOIN memories AS m"
+        " WHERE m.id = CAST(missing.value AS INTEGER)",
+        (json.dumps(missing),),
+    )
+    found.update(_computed(rows))
+    return found
+
+
+def _computed(rows: Iterable[tuple[int, str, str | None]]) -> Iterator[tuple[int, str]]:
+    """The terms of items, from their ids, values and texts."""
+    for number, value, text in rows:
+        yield number, " ".join([version(), *terms_of(text_of(json.loads(value)) if text is None else text), ""])
 
 
 # Getting
@@ -155,12 +156,9 @@ def list_(
         " ORDER BY created_at, id LIMIT ?",
         (*values, to_text(now), "" if query.since is None else to_text(query.since), limit),
     )
-    found = (item for item in _others(rows, without) if passes(item.value, query.filter))
+    items = (_stored(row) for row in rows if row[-1] not in without)
+    found = (item for item in items if passes(item.value, query.filter))
     return list(islice(islice(found, query.offset, None), query.limit))
-
-
-def _others(rows: Iterable[tuple[Any, ...]], without: Collection[int]) -> Iterator[StoredMemory]:
-    return (_stored(row) for row in rows if row[-1] not in without)
 
 
 def visible(query: MemoryQuery) -> tuple[str, list[Any]]:
