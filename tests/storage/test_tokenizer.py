@@ -113,6 +113,7 @@ def test_only_what_is_surely_a_date_is_read_as_one(written: str, words: list[str
     [
         ("दूध", "मुझे दूध पसंद है"),
         ("猫", "我家养了一只猫"),
+        ("고양이", "고양이를 키운다"),
         ("ปลา", "แมวกินปลา"),
         ("iphone15", "iPhone15を買った"),
         ("CAFÉ", "the cafe\u0301"),
@@ -134,6 +135,7 @@ def test_a_text_holds_what_it_has_as_it_is_written(query: str, text: str) -> Non
         ("고양", "고양이를 키운다"),
         ("나", "나이"),
         ("食べる", "食卓で比べる"),
+        ("ปล", "แมวกินปลา"),
         ("apple", "apples"),
         ("cafe", "café"),
         ("not allergic", "Alice is allergic"),

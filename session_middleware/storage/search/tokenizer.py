@@ -81,7 +81,8 @@ def _unicode() -> _Unicode:
         sign=regex.compile(r"[\u0e40-\u0e44\u0ec0-\u0ec4]?\X[\u0e30-\u0e33\u0e45\u0eb0-\u0eb3]*"),
         alone=regex.compile(r"[\p{Han}\p{Hangul}]|[\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{M}]{2,}"),
         part=regex.compile(
-            rf"(?V1)(?P<unspaced>[{_UNSPACED}][{_UNSPACED}\p{{M}}]*)|[[\p{{L}}\p{{N}}\p{{M}}]--[{_UNSPACED}]]+"
+            rf"(?V1)(?P<unspaced>[{_UNSPACED}][{_UNSPACED}\p{{M}}]*)|(?P<korean>\p{{Hangul}}+)"
+            rf"|[[\p{{L}}\p{{N}}\p{{M}}]--[{_UNSPACED}\p{{Hangul}}]]+"
         ),
     )
 
@@ -197,21 +198,39 @@ def _is_of_word(sign: str) -> bool:
 def contains_all(text: str, query: str) -> bool:
     """Whether a text contains every word of a query as it is written, ignoring case.
 
-    Stems and accents are significant, and so are stop words. A word of a script without spaces matches anywhere in a
-    run. A query of stop words only matches no text.
+    Stems and accents are significant, and so are stop words. A Korean noun may have its particles; a word of a script
+    without spaces matches anywhere in a run. A query of stop words only matches no text.
     """
-    there = set(_parts(text))
-    runs = [run for kind, run in there if kind == "unspaced"]
-    return bool(query_words(query)) and all(
-        part in there or (part[0] == "unspaced" and any(part[1] in run for run in runs)) for part in _parts(query)
-    )
+    wanted, there = set(_parts(query)), set(_parts(text))
+    if not query_words(query):
+        return False
+    return all(part in there or any(_contains(part, other) for other in there) for part in wanted)
 
 
-def _parts(text: str) -> Iterator[tuple[str | None, str]]:
+def _parts(text: str) -> Iterator[tuple[str, str]]:
     """The words of a text, each with its kind of script."""
     plain = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     patterns = _unicode()
-    return ((found.lastgroup, found[0]) for found in patterns.part.finditer(patterns.hidden.sub("", plain)))
+    for found in patterns.part.finditer(patterns.hidden.sub("", plain)):
+        yield found.lastgroup or "", found[0]
+
+
+def _contains(part: tuple[str, str], other: tuple[str, str]) -> bool:
+    (kind, word), (other_kind, text) = part, other
+    if kind != other_kind:
+        return False
+    if kind == "unspaced":
+        signs, among = (_unicode().sign.findall(each) for each in (word, text))
+        return any(among[n : n + len(signs)] == signs for n in range(len(among) - len(signs) + 1))
+    return (
+        kind == "korean" and len(word) > 1 and text.startswith(word) and bool(_PARTICLES.fullmatch(text[len(word) :]))
+    )
+
+
+_PARTICLES = re.compile(  # that are seldom the end of another noun
+    "(?:은|는|가|을|를|의|에|에서|에게|에게서|께|께서|한테|한테서|도|만|과|와|로|으로|까지|부터|처럼|보다|마다|밖에|조차|마저|랑|이랑|하고)"
+    "(?:은|는|도|만)?"
+)
 
 
 def phrase_parts(query: str) -> list[str]:
