@@ -8,7 +8,7 @@ still the caller's, and still has the run's lease.
 from __future__ import annotations
 
 import random
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from session_middleware import lifecycle
 from session_middleware.errors import (
@@ -39,6 +39,7 @@ from session_middleware.storage.sql.sessions import (
 )
 
 _SECOND = len("2026-01-31T12:00:00")
+_QUIET = timedelta(minutes=10)  # a session that was active since is not old enough for any sweep
 _REASONS: dict[type[SessionError], str] = {  # of the event; the first that matches
     SessionAccessDenied: "owner",
     SessionExpired: "expired",
@@ -114,7 +115,7 @@ class Admitting:
         if session is None or session.status != "active":
             return session is not None
         now, end = self.rules.clock(), lifecycle.expiry_of(session, self.rules.settings)
-        return now - session.last_active_at >= leases.STALE or (end is not None and end.at <= now + leases.STALE)
+        return now - session.last_active_at >= _QUIET or (end is not None and end.at <= now + leases.STALE)
 
     def _decide(self, session: SessionInfo | None) -> None:
         self.context.admission, self.context.began_at = self._admission(session), self.now
