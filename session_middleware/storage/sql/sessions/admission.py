@@ -8,7 +8,7 @@ still the caller's, and still has the run's lease.
 from __future__ import annotations
 
 import random
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from session_middleware import lifecycle
 from session_middleware.errors import (
@@ -64,7 +64,7 @@ def refuse(connection: Connection, context: RunContext, error: SessionError, rul
 
 def is_same_second(last_active_at: str, now: datetime) -> bool:
     """Activity is stored once a second, because it changes four indexes."""
-    return last_active_at[:_SECOND] == to_text(now)[:_SECOND]
+    return last_active_at[:_SECOND] == now.astimezone(UTC).isoformat()[:_SECOND]
 
 
 def hold(connection: Connection, context: RunContext, now: datetime) -> bool:
