@@ -44,7 +44,7 @@ from session_middleware.storage.sql.record.writer import write as record
 from session_middleware.storage.sql.session_state import (
     SessionWrite,
     StateCache,
-    finish_writes,
+    end_writes,
 )
 from session_middleware.storage.sql.session_state import find as find_state
 from session_middleware.storage.sql.sessions import admission, events, leases, session_rows
@@ -142,7 +142,7 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
             and admission.is_same_second(known.last_active_at, now)
         ):
             return known.write or SessionWrite(connection, known)
-        finish_writes(connection)
+        end_writes(connection)
         known, is_active = admission.Admitting(connection, context, self._rules).admit(known)
         context.known = state = known or self._states.load(connection, context.session_id)
         write = state.write or SessionWrite(connection, state)

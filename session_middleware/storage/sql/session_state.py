@@ -312,8 +312,14 @@ def finish_writes(connection: Connection) -> None:
         write.finish()
 
 
+def end_writes(connection: Connection) -> None:
+    """Finish the writes of the transaction, before the sessions' rows are changed by other means."""
+    finish_writes(connection)
+    close_writes(connection)
+
+
 def close_writes(connection: Connection) -> None:
-    """End the writes of the transaction, before others change the sessions' rows, and before its end."""
+    """The next operation on a session begins another `SessionWrite`, which compares the version."""
     for write in connection.unfinished:
         write.state.write = None
     connection.unfinished.clear()

@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 from session_middleware.errors import StorageError
 from session_middleware.models import Event
 from session_middleware.storage.sql.connection import CommitThenRaise, Connection, DamagedRow, Retry, Undo
-from session_middleware.storage.sql.session_state import close_writes, finish_writes
+from session_middleware.storage.sql.session_state import close_writes, end_writes, finish_writes
 
 T = TypeVar("T")
 
@@ -217,8 +217,7 @@ class Writer:
             if self.locks_sessions:
                 self._lock(request.of)
             if connection.unfinished and not request.joins:
-                finish_writes(connection)
-                close_writes(connection)
+                end_writes(connection)
             request.result = request.operation(connection)
         except Exception as error:  # it is raised again, to the caller of the operation
             request.error = error
@@ -244,8 +243,7 @@ class Writer:
             if self.locks_sessions:
                 self._lock(request.of)
             if not request.joins:
-                finish_writes(connection)
-                close_writes(connection)
+                end_writes(connection)
             result = request.operation(connection)
         except Exception as raised:
             error = self._mapped(raised)
