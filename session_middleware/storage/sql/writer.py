@@ -74,6 +74,7 @@ class Writer:
         self._thread: int | None = None  # the thread that carries out a batch
         self._current: WriteRequest[Any] | None = None
         self._is_alone = True  # the batch is of one
+        self._is_repeated = False  # a batch has failed; each write in a call has a savepoint
 
     def _begin(self, batch: Sequence[WriteRequest[Any]]) -> None:
         """Begin a transaction. An exception ends it before anything is written."""
@@ -162,13 +163,17 @@ class Writer:
                     raise
 
     def _commit_alone(self, request: WriteRequest[Any]) -> None:
-        for _ in range(_ATTEMPTS):
-            try:
-                self._commit([request])
-                return
-            except BatchAborted as aborted:
-                error = aborted.__cause__
-        request.end(error)
+        self._is_repeated = True
+        try:
+            for _ in range(_ATTEMPTS):
+                try:
+                    self._commit([request])
+                    return
+                except BatchAborted as aborted:
+                    error = aborted.__cause__
+            request.end(error)
+        finally:
+            self._is_repeated = False
 
     def _commit(self, batch: Sequence[WriteRequest[Any]]) -> None:
         """One transaction: it is committed, or none of its operations has done anything."""
@@ -231,10 +236,13 @@ class Writer:
             self._undo(request)
 
     def _carry_out_inside(self, request: WriteRequest[T]) -> T:
-        """A write in a call that is carried out: a part of its transaction, and undone alone if it fails."""
+        """A write in a call that is carried out: a part of its transaction, and undone alone if it fails.
+
+        It has a savepoint only if the call is repeated, because most writes succeed.
+        """
         assert self._current is not None
         self._current.undo += request.undo
-        connection, has_savepoint = self.connection, self._is_alone
+        connection, has_savepoint = self.connection, self._is_repeated
         if has_savepoint:
             finish_writes(connection)
             connection.execute("SAVEPOINT inside")
