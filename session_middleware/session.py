@@ -145,8 +145,6 @@ class Session(SessionInfo):
         """
         return self._changed(self._storage.update_session(self.id, validation.details_of(**options)))
 
-    aupdate = async_twin(update)
-
     # Activity
 
     def ping(self) -> datetime | None:
@@ -157,8 +155,6 @@ class Session(SessionInfo):
         """
         return lifecycle.expires_at(self._storage.ping_session(self.id), self._sessions.settings)
 
-    aping = async_twin(ping)
-
     def pin(self, why: str | None = None, *, by: str | None = None) -> Self:
         """Exempt the session from expiry and retention until `unpin`. An event records who pinned it, and why."""
         validation.check_optional_text("why", why)
@@ -166,13 +162,9 @@ class Session(SessionInfo):
         pin = Pin(by=by, why=why, at=self._sessions._clock())
         return self._changed(self._storage.pin_session(self.id, pin))
 
-    apin = async_twin(pin)
-
     def unpin(self) -> Self:
         """End the exemption. The idle time begins now."""
         return self._changed(self._storage.pin_session(self.id, None))
-
-    aunpin = async_twin(unpin)
 
     # Ending
 
@@ -184,8 +176,6 @@ class Session(SessionInfo):
         """
         return self._end("completed", reason, detail)
 
-    acomplete = async_twin(complete)
-
     def fail(
         self, error: BaseException | str | None = None, *, reason: str = "by_user", detail: dict[str, Any] | None = None
     ) -> Self:
@@ -195,13 +185,9 @@ class Session(SessionInfo):
         text = f"{type(error).__name__}: {error}" if isinstance(error, BaseException) else error
         return self._end("failed", reason, {**(detail or {}), **({"error": text} if text else {})})
 
-    afail = async_twin(fail)
-
     def abandon(self, *, reason: str = "by_user", detail: dict[str, Any] | None = None) -> Self:
         """End the session as abandoned. Raises `InvalidTransition` if it has ended already."""
         return self._end("abandoned", reason, detail)
-
-    aabandon = async_twin(abandon)
 
     def _end(self, status: Closed, reason: str, detail: dict[str, Any] | None) -> Self:
         validation.check_optional_text("reason", reason)
@@ -214,8 +200,6 @@ class Session(SessionInfo):
     def delete(self) -> DeletionCounts:
         """Delete the session and all its data. Returns the numbers of rows deleted."""
         return self._sessions._delete(self.id, self._storage, self._identity)
-
-    adelete = async_twin(delete)
 
     # Resources
 
@@ -289,8 +273,6 @@ class Session(SessionInfo):
         options = {"after": after, "limit": limit, "all_versions": bool(all_versions), "branch": branch}
         return Rows(self._storage.list_messages(self.id, **options))  # type: ignore[arg-type]
 
-    amessages = async_twin(messages)
-
     def delete_message(self, message_id: str) -> int:
         """Delete all versions of a message from the record. Returns their number, 0 for an unknown id.
 
@@ -307,38 +289,26 @@ class Session(SessionInfo):
         self._sessions.recorder.drain(self.id)
         return self._storage.delete_message(self.id, message_id)
 
-    adelete_message = async_twin(delete_message)
-
     def tool_calls(self, *, after: int = 0, limit: int | None = None) -> list[ToolCall]:
         """The executions of tools, in order."""
         return self._records(ToolCall, after, limit)
 
-    atool_calls = async_twin(tool_calls)
-
     def model_calls(self, *, after: int = 0, limit: int | None = None) -> list[ModelCall]:
         """The calls of models, in order, with tokens, durations and cost."""
         return self._records(ModelCall, after, limit)
-
-    amodel_calls = async_twin(model_calls)
 
     def branches(self) -> list[Branch]:
         """The branches of the conversation other than ``"main"``, which each conversation begins on."""
         self._sessions.recorder.drain(self.id)
         return Rows(self._storage.list_branches(self.id))
 
-    abranches = async_twin(branches)
-
     def runs(self, *, after: int = 0, limit: int | None = None) -> list[Run]:
         """The runs, in order."""
         return self._records(Run, after, limit)
 
-    aruns = async_twin(runs)
-
     def events(self, *, after: int = 0, limit: int | None = None) -> list[Event]:
         """The events of the session's lifecycle, with their reasons, in order."""
         return self._records(Event, after, limit)
-
-    aevents = async_twin(events)
 
     def timeline(self, *, after: int = 0, limit: int | None = None) -> Timeline:
         """The record ordered by `seq`; its ``tree`` groups it by run and namespace.
@@ -347,8 +317,6 @@ class Session(SessionInfo):
         """
         self._flush(after, limit)
         return Timeline(*self._storage.list_timeline(self.id, after=after, limit=limit))
-
-    atimeline = async_twin(timeline)
 
     def follow(
         self, *, after: int = 0, timeout: Any = None, until: Callable[[Record], bool] | None = None
@@ -401,14 +369,10 @@ class Session(SessionInfo):
             hook_faults=self._sessions.hooks.faults,
         )
 
-    astats = async_twin(stats)
-
     def file(self, hash: str) -> bytes | None:
         """A file or image of a message, by the ``"sha256:…"`` that replaces it in the content."""
         validation.check_text("hash", hash)
         return self._storage.find_file(self.id, hash)
-
-    afile = async_twin(file)
 
     # Recording without a graph
 
@@ -438,13 +402,9 @@ class Session(SessionInfo):
         await self._manual.aexit(error)
 
     add = _recording(ManualRecorder.add)
-    aadd = async_twin(add)
     add_history = _recording(ManualRecorder.add_history)
-    aadd_history = async_twin(add_history)
     record_tool = _recording(ManualRecorder.record_tool)
-    arecord_tool = async_twin(record_tool)
     record_model_call = _recording(ManualRecorder.record_model_call)
-    arecord_model_call = async_twin(record_model_call)
 
     @overload
     def tool(self, function: F) -> F: ...
@@ -506,4 +466,28 @@ class Session(SessionInfo):
             saver = cast("SessionSaver", saver.with_allowlist(frozenset(allowed)))
         return sessions._repairs.now(saver, config, context, self.history(), dry_run=dry_run)
 
+    # The asynchronous twins
+
+    aupdate = async_twin(update)
+    aping = async_twin(ping)
+    apin = async_twin(pin)
+    aunpin = async_twin(unpin)
+    acomplete = async_twin(complete)
+    afail = async_twin(fail)
+    aabandon = async_twin(abandon)
+    adelete = async_twin(delete)
+    amessages = async_twin(messages)
+    adelete_message = async_twin(delete_message)
+    atool_calls = async_twin(tool_calls)
+    amodel_calls = async_twin(model_calls)
+    abranches = async_twin(branches)
+    aruns = async_twin(runs)
+    aevents = async_twin(events)
+    atimeline = async_twin(timeline)
+    astats = async_twin(stats)
+    afile = async_twin(file)
+    aadd = async_twin(add)
+    aadd_history = async_twin(add_history)
+    arecord_tool = async_twin(record_tool)
+    arecord_model_call = async_twin(record_model_call)
     arepair = async_twin(repair)

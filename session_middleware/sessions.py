@@ -228,8 +228,6 @@ class Sessions(SessionAccess):
         self.hooks.deliver()
         self._sweeper.close_resources()
 
-    asettle = async_twin(settle)
-
     def _flush(self, session_id: str | None = None) -> None:
         """Commit what the runs of this process have buffered, of one session or of all, before it is read."""
         self.recorder.drain(session_id)
@@ -329,8 +327,6 @@ class Sessions(SessionAccess):
         """
         return self._open(self._id_of(session_id), named_identity(user_id, group_id), if_exists, options)
 
-    aopen = async_twin(open)
-
     # Maintenance
 
     def sweep(
@@ -357,8 +353,6 @@ class Sessions(SessionAccess):
         found = self._sweeper.sweep(now, dry_run=dry_run, older_than=older_than, status=status)
         return Rows(found)
 
-    asweep = async_twin(sweep)
-
     def check(self, *, repair: bool = False, deep: bool = False) -> builtins.list[Problem]:
         """Validate the database: damage, lost rows, wrong counters, orphans, runs of killed processes.
 
@@ -372,8 +366,6 @@ class Sessions(SessionAccess):
         """
         self._flush()
         return Rows(self._storage.check(repair=repair, deep=deep))
-
-    acheck = async_twin(check)
 
     # Users
 
@@ -393,8 +385,6 @@ class Sessions(SessionAccess):
             self._resources.close(owned)
         return receipt
 
-    aforget_user = async_twin(forget_user)
-
     def revoke(self, user_id: str, *, reason: str | None = None, lift: bool = False) -> builtins.list[str]:
         """Deny all access to a user, in all processes, and abandon the user's open sessions. Returns their ids.
 
@@ -409,8 +399,6 @@ class Sessions(SessionAccess):
         ended = self._storage.revoke_user(chosen, reason=reason)
         self._resources.close(ended)
         return ended
-
-    arevoke = async_twin(revoke)
 
     # Hooks
     #
@@ -472,8 +460,6 @@ class Sessions(SessionAccess):
             owner_id=identity.user_id if session is None else session.user_id,
             group_id=identity.group_id,
         )
-
-    amemory = async_twin(memory)
 
     @validation.spelled_out(RecallOptions)
     def retriever(self, *, session: HasOwnMemory | None = None, **options: Unpack[RecallOptions]) -> BaseRetriever:
@@ -561,6 +547,15 @@ class Sessions(SessionAccess):
         """
         return self._indexer.index(rebuild=rebuild)
 
+    # The asynchronous twins
+
+    asettle = async_twin(settle)
+    aopen = async_twin(open)
+    asweep = async_twin(sweep)
+    acheck = async_twin(check)
+    aforget_user = async_twin(forget_user)
+    arevoke = async_twin(revoke)
+    amemory = async_twin(memory)
     aindex_memory = async_twin(index_memory)
 
     # Internals, shared with `Session` and `UserSessions`

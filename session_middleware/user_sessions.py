@@ -94,8 +94,6 @@ class SessionAccess:
         found = self._find(lifecycle.session_id_of(session_id))
         return None if found is None else self._session(found)
 
-    afind = async_twin(find)
-
     def get(self, session_id: object) -> Session:
         """The session. Raises `SessionNotFound`, whose message says whether it is archived."""
         session = self.find(session_id)
@@ -104,8 +102,6 @@ class SessionAccess:
             tombstone = self._tombstone(chosen)
             raise SessionNotFound(chosen, archived=tombstone is not None and tombstone.archive is not None)
         return session
-
-    aget = async_twin(get)
 
     @validation.spelled_out(validation.SessionFilters)
     def list(
@@ -126,15 +122,11 @@ class SessionAccess:
         found = self._storage.list_sessions(where, limit=validation.checked_limit(limit), before=before)
         return Rows(self._session(info) for info in self._checked(found))
 
-    alist = async_twin(list)
-
     @validation.spelled_out(validation.SessionFilters)
     def count(self, **filters: Unpack[validation.SessionFilters]) -> int:
         """The number of sessions that `list` finds without a limit."""
         self._operator._flush()
         return self._checked(self._storage.count_sessions(validation.filter_of(self._identity, **filters)))
-
-    acount = async_twin(count)
 
     def copy(self, session_id: object, to: object = None) -> Session:
         """Fork a session, by default with a new id: its state, owner, title, tags, metadata, and messages.
@@ -147,8 +139,6 @@ class SessionAccess:
         source, target = self.get(session_id), self._operator._id_of(to)
         return self._session(source._storage.copy_session(source.id, target))
 
-    acopy = async_twin(copy)
-
     def delete(self, session_id: object) -> DeletionCounts:
         """Delete a session and its archive. Returns the numbers of rows deleted.
 
@@ -157,8 +147,6 @@ class SessionAccess:
             SessionAccessDenied: the user may only read the session.
         """
         return self._operator._delete(lifecycle.session_id_of(session_id), self._storage, self._identity)
-
-    adelete = async_twin(delete)
 
     def restore(self, session_id: object) -> Session:
         """Restore an archived session: id, owner, record, memories and state. Its idle time begins now.
@@ -171,8 +159,6 @@ class SessionAccess:
         """
         chosen = lifecycle.session_id_of(session_id)
         return self._session(self._storage.restore_session(chosen, by=self._identity))
-
-    arestore = async_twin(restore)
 
     def explain(self, session_id: object) -> Explanation:
         """Why a session has its status, and its next status if no activity follows; also of deleted ids.
@@ -187,8 +173,6 @@ class SessionAccess:
         if tombstone is None and self._identity is not None:
             raise SessionNotFound(chosen)
         return explain_absence(chosen, tombstone, settings)
-
-    aexplain = async_twin(explain)
 
     # Over all sessions
 
@@ -235,8 +219,6 @@ class SessionAccess:
         found = self._checked(self._storage.search_memories(asked))
         return Rows(_hit(stored, query, marks) for stored in found)
 
-    asearch = async_twin(search)
-
     def usage(
         self,
         by: UsageBy | None = None,
@@ -263,8 +245,6 @@ class SessionAccess:
             return Rows(sorted(found, key=lambda one: one.key or ""))
         return Rows(sorted(found, key=lambda one: (-(one.cost or 0.0), -one.calls, one.key or "")))
 
-    ausage = async_twin(usage)
-
     def tool_calls(
         self,
         *,
@@ -290,8 +270,6 @@ class SessionAccess:
             self._checked(self._storage.list_tool_calls(where, limit=validation.checked_limit(limit), before=after))
         )
 
-    atool_calls = async_twin(tool_calls)
-
     def list_archived(
         self, *, user_id: str | None = None, limit: int | None = 50, after: ArchivedSession | None = None
     ) -> builtins.list[ArchivedSession]:
@@ -305,6 +283,19 @@ class SessionAccess:
         limit, user_id = validation.checked_limit(limit), self._owner_id(user_id)
         return Rows(self._checked(self._storage.list_archived(user_id=user_id, limit=limit, before=before)))
 
+    # The asynchronous twins
+
+    afind = async_twin(find)
+    aget = async_twin(get)
+    alist = async_twin(list)
+    acount = async_twin(count)
+    acopy = async_twin(copy)
+    adelete = async_twin(delete)
+    arestore = async_twin(restore)
+    aexplain = async_twin(explain)
+    asearch = async_twin(search)
+    ausage = async_twin(usage)
+    atool_calls = async_twin(tool_calls)
     alist_archived = async_twin(list_archived)
 
 
@@ -365,13 +356,14 @@ class UserSessions(SessionAccess):
         except SessionAccessDenied:
             raise SessionNotFound(chosen) from None
 
-    aopen = async_twin(open)
-
     def prune(self, session_id: object) -> None:
         """Delete all but the latest checkpoints of a session of the user. Raises `SessionNotFound`."""
         session = self.get(session_id)
         session._storage.prune_checkpoints([session.id])
 
+    # The asynchronous twins
+
+    aopen = async_twin(open)
     aprune = async_twin(prune)
 
 
