@@ -86,8 +86,8 @@ class SessionAccess:
         validation.check_choice("if_exists", if_exists, ("resume", "raise"))
         details = validation.details_of(**options)
         self._operator._background.start()
-        context = RunContext(session_id, identity)
-        return self._session(self._storage.open_session(context, details, must_be_new=if_exists == "raise"))
+        context = RunContext(session_id, identity, must_be_new=if_exists == "raise")
+        return self._session(self._storage.open_session(context, details))
 
     def find(self, session_id: object) -> Session | None:
         """The session, or ``None``; for a user also if it is another user's."""

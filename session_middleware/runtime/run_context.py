@@ -206,8 +206,7 @@ class RunRegistry:
         is_run = manager is not None or (_RUNTIME in configurable and _TASK not in configurable)
         run_id = configurable.get("run_id") if manager is None else manager.run_id
         announced = self._match_announced(session_id, identity, run_id) if is_run else None
-        context = announced or RunContext(session_id, identity)
-        context.reading = not is_run
+        context = announced or RunContext(session_id, identity, reading=not is_run)
         if is_run:
             self._track(context, configurable, enclosing, manager)
         if announced is None and loop is not None:

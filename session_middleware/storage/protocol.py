@@ -104,8 +104,8 @@ class Storage(Protocol):
 
     # Sessions
 
-    def open_session(self, context: RunContext, details: SessionDetails, *, must_be_new: bool = False) -> SessionInfo:
-        """Open or resume; sets `context.admission`. Raises `SessionExists` if `must_be_new` and the session exists."""
+    def open_session(self, context: RunContext, details: SessionDetails) -> SessionInfo:
+        """Open or resume; sets `context.admission`. Raises `SessionExists` if the context requires a new session."""
 
     def authorize(self, context: RunContext) -> SessionInfo | None:
         """Check owner and expiry without admitting; sets `context.admission`. Writes only on refusal.

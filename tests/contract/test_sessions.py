@@ -40,7 +40,7 @@ def test_an_unknown_id_is_opened_and_a_known_one_resumed(storage: Storage) -> No
 def test_opening_what_must_be_new_changes_nothing_when_it_is_there(storage: Storage) -> None:
     storage.open_session(context(), NOTHING)
     with pytest.raises(SessionExists):
-        storage.open_session(context(), SessionDetails(title="other"), must_be_new=True)
+        storage.open_session(context(must_be_new=True), SessionDetails(title="other"))
     assert kinds(storage) == ["opened"]
     assert storage.find_session("t").title is None
 

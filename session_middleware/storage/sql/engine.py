@@ -195,11 +195,9 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
 
     # Sessions
 
-    def open_session(self, context: RunContext, details: SessionDetails, *, must_be_new: bool = False) -> SessionInfo:
-        context.must_be_new = must_be_new
-
+    def open_session(self, context: RunContext, details: SessionDetails) -> SessionInfo:
         def then(write: SessionWrite, _: WriteDown) -> SessionInfo:
-            if must_be_new and context.admission not in ("opened", "fresh"):
+            if context.must_be_new and context.admission not in ("opened", "fresh"):
                 raise SessionExists(context.session_id)
             session = session_rows.update(write.finish(), context.session_id, details, self._rules)
             if details != SessionDetails():  # the row has another version
