@@ -36,7 +36,7 @@ from session_middleware.recording.follow import Following, afollow, follow
 from session_middleware.recording.manual import F, ManualRecorder
 from session_middleware.runtime.authorized_storage import AuthorizedStorage
 from session_middleware.runtime.resources import Key, path_of
-from session_middleware.runtime.run_context import as_config, identity_of
+from session_middleware.runtime.run_context import identity_of, run_config
 from session_middleware.settings import duration_of
 from session_middleware.storage import validation
 from session_middleware.storage.executor import StorageExecutor, async_twin
@@ -129,8 +129,7 @@ class Session(SessionInfo):
 
     def config(self, **configurable: Any) -> RunnableConfig:
         """The config of a run in this session, with the identity of the caller, or of the owner for an operator."""
-        given = {"thread_id": self.id, **as_config(self.acting)}
-        return {"configurable": {**configurable, **given}, "metadata": given}
+        return run_config(self.id, self.acting, configurable)
 
     @validation.spelled_out(validation.SessionOptions)
     def update(self, **options: Unpack[validation.SessionOptions]) -> Self:

@@ -53,10 +53,10 @@ from session_middleware.runtime.resources import Resources
 from session_middleware.runtime.run_context import (
     RunRegistry,
     acting_as,
-    as_config,
     checked_identity,
     identity_of,
     named_identity,
+    run_config,
 )
 from session_middleware.runtime.run_queue import RunQueue
 from session_middleware.runtime.sweeper import Sweeper
@@ -282,9 +282,7 @@ class Sessions(SessionAccess):
             TypeError: a name is similar to one of these, such as ``user``.
         """
         validation.check_names(configurable, "config", ("user_id", "group_id", "group_ids", "session_id"))
-        thread_id = self._id_of(session_id)
-        identity = {"thread_id": thread_id, **as_config(named_identity(user_id, group_id, group_ids))}
-        return {"configurable": {**configurable, **identity}, "metadata": identity}
+        return run_config(self._id_of(session_id), named_identity(user_id, group_id, group_ids), configurable)
 
     def acting_as(
         self, user_id: str | None = None, group_id: str | None = None, group_ids: Iterable[str] = ()

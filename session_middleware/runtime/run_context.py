@@ -99,6 +99,12 @@ def config_of(identity: Identity, key: tuple[str, str, str | None]) -> RunnableC
     return {"configurable": named | as_config(identity)}
 
 
+def run_config(session_id: str, identity: Identity, configurable: Mapping[str, Any]) -> RunnableConfig:
+    """The config of a run in a session by this caller."""
+    named = {"thread_id": session_id, **as_config(identity)}
+    return {"configurable": {**configurable, **named}, "metadata": named}
+
+
 def as_config(identity: Identity) -> dict[str, Any]:
     """The identity as `identity_of` reads it."""
     found: dict[str, Any] = {}

@@ -34,7 +34,7 @@ class SessionHandle:
     incarnation: int
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class RunContext:
     """The caller of an operation, the run that it belongs to, and the engine's decision about both.
 
