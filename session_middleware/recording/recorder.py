@@ -45,7 +45,6 @@ from session_middleware.recording.model_calls import ModelCallRecorder
 from session_middleware.recording.usage import text_in
 from session_middleware.recording.write_buffer import DENIALS, RecordBuffer, awaited, never_raise
 from session_middleware.runtime.run_context import RunRegistry, identity_of
-from session_middleware.runtime.run_ends import call_when_over
 from session_middleware.storage.jsonable import is_nothing, text_of, to_json
 from session_middleware.storage.record_entries import HistoryEntry, MessageEntry, RunEnd, ToolStart
 from session_middleware.storage.run import RunContext
@@ -148,7 +147,7 @@ class SessionRecorder(GraphCallbackHandler):
         node = run.pop_node(run_id)
         run.graphs.pop(run_id, None)
         if run.context.run_id == str(run_id):
-            call_when_over(error, lambda: self._fail(run, error))
+            self._fail(run, error)
         elif node is not None:
             self._add_unreturned_output(run, node, ())
 

@@ -4,15 +4,12 @@ LangGraph passes a saver no information about the run. But the first read of a r
 which has the run's input and its callback manager. The manager is notified of the run's end in every case: success,
 failure, interrupt, cancellation, and a stream closed by its reader. So the first read searches the call stack for the
 loop, once per run, and adds a handler to its manager.
-If a run is cancelled again while its loop cleans up, the manager is notified before the run's tasks have ended. The
-tasks are found through the traceback of the error.
 """
 
 from __future__ import annotations
 
 import inspect
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import FrameType
 from typing import Any, NamedTuple, TypeAlias
 from uuid import UUID
@@ -23,7 +20,6 @@ Manager: TypeAlias = ParentRunManager | AsyncParentRunManager
 OnEnd: TypeAlias = Callable[[BaseException | None], None]
 
 _ENTERING = ("__enter__", "__aenter__")  # the loop's methods, which make a run's first read and no other
-_RUNNING = ("stream", "astream")
 
 
 class Loop(NamedTuple):
@@ -46,29 +42,7 @@ class _AtEnd(BaseCallbackHandler):
 
     def on_chain_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
         if run_id == self._run_id:
-            call_when_over(error, lambda: self._call(error))
-
-
-def call_when_over(error: BaseException, call: Callable[[], None]) -> None:
-    """Call now, or when all tasks have ended that the run with this error left running."""
-    task = None if isinstance(error, Exception) else next(_left_running(error), None)
-    if task is None:
-        call()
-    else:
-        task.add_done_callback(lambda _: call_when_over(error, call))
-
-
-def _left_running(error: BaseException) -> Iterator[Any]:
-    """The unfinished tasks of the loops in the traceback of the error."""
-    cause: BaseException | None = error
-    while cause is not None:
-        for frame, _ in traceback.walk_tb(cause.__traceback__):
-            if frame.f_code.co_name in _RUNNING and _is_langgraphs(frame):
-                submit = getattr(frame.f_locals.get("loop"), "submit", None)
-                yield from (
-                    task for task in list(getattr(getattr(submit, "__self__", None), "tasks", ())) if not task.done()
-                )
-        cause = cause.__context__
+            self._call(error)
 
 
 def _is_langgraphs(frame: FrameType) -> bool:
