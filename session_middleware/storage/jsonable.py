@@ -99,21 +99,12 @@ def _dataclass_fields(value: Any) -> dict[str, Any]:
     return {**fields, "__type__": type(value).__qualname__}
 
 
-def _model_fields(model: BaseModel) -> Any:
-    """A model's dump. It wraps a mock as an iterator, because a mock has all methods: use the field itself then."""
-    dumped = model.model_dump()
-    if not is_a(dumped, dict):
-        return dumped
-    lazy = {name for name, part in dumped.items() if type(part).__name__ == "SerializationIterator"}
-    return {name: model.__dict__.get(name, part) if name in lazy else part for name, part in dumped.items()}
-
-
 _CONVERTERS: dict[type, Callable[[Any], Any]] = {
     **dict.fromkeys((set, frozenset), list),
     **dict.fromkeys((UUID, PurePath, Decimal, date, time, timedelta), str),
     datetime: datetime.isoformat,
     Enum: lambda member: member.value,
-    BaseModel: _model_fields,
+    BaseModel: BaseModel.model_dump,
 }
 
 

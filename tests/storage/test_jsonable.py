@@ -119,7 +119,7 @@ def test_a_mock_and_a_proxy_are_kept_as_what_they_look_like() -> None:
     mock = MagicMock()
     assert plain(mock)["__type__"] == "MagicMock"
     assert mock.mock_calls == []
-    assert plain(Holding(held=mock))["held"]["__type__"] == "MagicMock"
+    assert "__repr__" in plain(Holding(held=mock))["held"]
     assert mock.mock_calls == []
     assert plain([Proxy()]) == [{"__repr__": "a proxy", "__type__": "Proxy"}]
     assert plain({("a", 1): Proxy()}) == {"('a', 1)": {"__repr__": "a proxy", "__type__": "Proxy"}}
