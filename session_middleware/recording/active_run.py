@@ -168,7 +168,7 @@ class ActiveRun:
                     aside.append(message._replace(again=None, marks=(*message.marks, ASIDE)))
                 elif message.again is not None:
                     again.append(message)
-        self.context.unclaimed.update({message.claim: message.message_id for message in aside if message.text})
+        self.context.record.unclaimed.update({message.claim: message.message_id for message in aside if message.text})
         return [*aside, *again]
 
 

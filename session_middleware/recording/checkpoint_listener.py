@@ -75,7 +75,7 @@ class RecordingListener:
             entries = self._describe(context, key, new, checkpoint["versions_seen"]) if new else []
             if key[1]:  # the outermost graph may return the answer as well
                 answers = (one for one in entries if one.minted and one.text and one.role == "assistant")
-                context.unclaimed.update({one.claim: one.message_id for one in answers})
+                context.record.unclaimed.update({one.claim: one.message_id for one in answers})
             else:
                 self._add_whole_state(context, checkpoint["channel_values"], entries)
             return entries
@@ -87,7 +87,7 @@ class RecordingListener:
         """Record a state that is one value instead of named channels: the run's input, saved value and output."""
         if START in values and type(values[START]) is not dict:  # its messages may have other ids in the state
             inputs = (entry for entry in entries if entry.minted or entry.role == "user")
-            context.unclaimed.update({entry.claim: entry.message_id for entry in inputs})
+            context.record.unclaimed.update({entry.claim: entry.message_id for entry in inputs})
         for name in _SAVED:
             if (value := values.get(name)) is not None and type(value) is not list and not is_message(value):
                 found = [m for messages in lists_in(value) for m in messages if is_message(m)]
@@ -102,7 +102,7 @@ class RecordingListener:
         found: list[MessageEntry] = []
         for number, (message, following) in enumerate(new):
             if not isinstance(message, RemoveMessage):
-                _, created_at = context.said_at.get(id(message), (None, None))
+                _, created_at = context.record.unidentified.get(id(message), (None, None))
                 generated_id = f"{key[2]}-{number}".__str__
                 changes = {"followed_by": following, "created_at": created_at}
                 entry = describe(message, key[1], new_id=generated_id, **changes)

@@ -85,10 +85,10 @@ class ModelCallRecorder:
                 if not partial:
                     return
                 if call.node.step is not None:
-                    context.heard_at[str(call.message_id)] = call.node.graph_namespace, call.node.step
+                    context.record.output_steps[str(call.message_id)] = call.node.graph_namespace, call.node.step
                 self._buffer.add(context, partial)
                 call.is_flushed = True
-            if context.entries:  # otherwise the run has written them already
+            if context.record.entries:  # otherwise the run has written them already
                 self._buffer.flush(context)
         except Exception as error:  # noqa: BLE001  # no caller waits for this, and a fault here must not break a run
             self._buffer.fault(error)
@@ -124,7 +124,7 @@ class ModelCallRecorder:
         if cached and call.id not in original_id:
             entry = entry._replace(message_id=call.default_message_id, again=original_id)
         if call.is_flushed:
-            run.context.unclaimed[entry.claim] = str(call.message_id)
+            run.context.record.unclaimed[entry.claim] = str(call.message_id)
         if call.node.name is None:
             self._buffer.add(run.context, [entry])
         else:

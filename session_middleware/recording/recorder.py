@@ -217,7 +217,7 @@ class SessionRecorder(GraphCallbackHandler):
         self._registry.end(run.context)
         for run_id in [run_id for run_id, other in list(self._runs.items()) if other is run]:
             self._runs.pop(run_id, None)  # a cancelled call has no end callback
-        run.context.said_at.clear()
+        run.context.record.unidentified.clear()
         context, end = run.context, RunEnd(outcome, error, elapsed_ms(run.started), cut_off=bool(run.tools))
         if run.has_begun or context.admitted:
             self._model_calls.cut_off(run)
@@ -248,9 +248,9 @@ class SessionRecorder(GraphCallbackHandler):
                     run.index_requests(entries)
                     steps = {namespace: step} | ({"": run.outer_step(namespace)} if namespace else {})
                     seen = {(of, entry.message_id): step for of, step in steps.items() for entry in entries}
-                    context.seen_at.update({key: step for key, step in seen.items() if step is not None})
+                    context.record.message_steps.update({key: step for key, step in seen.items() if step is not None})
                     self.buffer.add(context, entries)
-        if not context.checkpointed and context.entries:
+        if not context.checkpointed and context.record.entries:
             self.buffer.flush(context)
 
     def _note_times(self, context: RunContext, lists: Lists) -> None:
@@ -258,7 +258,7 @@ class SessionRecorder(GraphCallbackHandler):
         for messages in lists:
             for message in messages:
                 if id_of(message) is None:
-                    context.said_at.setdefault(id(message), (message, self.buffer.clock()))
+                    context.record.unidentified.setdefault(id(message), (message, self.buffer.clock()))
 
     def _add_unreturned_output(self, run: ActiveRun, node: Node | None, lists: Lists) -> None:
         """Record model output that its node, which has ended, does not return."""
@@ -266,7 +266,7 @@ class SessionRecorder(GraphCallbackHandler):
             returned = [str(m.id) for messages in lists for m in messages if isinstance(m, BaseMessage)]
             output = run.pop_model_output(node.namespace if node else None, returned)
             if node is not None and node.step is not None:
-                run.context.heard_at.update({m.message_id: (node.graph_namespace, node.step) for m in output})
+                run.context.record.output_steps.update({m.message_id: (node.graph_namespace, node.step) for m in output})
             self.buffer.add(run.context, output)
 
     def context_of(self, session_id: str) -> RunContext | None:
@@ -312,7 +312,7 @@ class SessionRecorder(GraphCallbackHandler):
                 corrects=prerecorded is not None,
             )
             self.buffer.add(run.context, [*run.pop_model_output(None), start])
-        return self.buffer.flush(run.context) if run.context.entries else None
+        return self.buffer.flush(run.context) if run.context.record.entries else None
 
     @never_raise
     def on_tool_end(self, output: Any, *, run_id: UUID, **kwargs: Any) -> None:

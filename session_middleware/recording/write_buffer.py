@@ -92,13 +92,13 @@ class RecordBuffer:
         """Buffer entries for the context's next operation, or for `drain`."""
         if not self._tracking or not entries:
             return
-        context.tell = self.fault
+        context.record.on_fault = self.fault
         if context.has_history:
             entries = [_aside(entry) for entry in entries]
-        context.entries.extend(self.redaction.entries(entries))
+        context.record.entries.extend(self.redaction.entries(entries))
         self._open[id(context)] = context
         if len(self._open) > _MAX_TRACKED:
-            self._open = {key: each for key, each in list(self._open.items()) if each.entries}
+            self._open = {key: each for key, each in list(self._open.items()) if each.record.entries}
 
     def flush(self, context: RunContext) -> Future[None] | None:
         """Write the context's entries. On an event loop the write is submitted, and its future returned."""
@@ -115,12 +115,12 @@ class RecordBuffer:
     def add_if_admitted(self, context: RunContext, entries: Sequence[Entry]) -> None:
         """Write entries after the writes that are under way, if these have admitted the context's run."""
         if self._tracking:
-            context.entries.extend(self.redaction.entries(entries))
+            context.record.entries.extend(self.redaction.entries(entries))
             self._submit(context, self._write_if_admitted)
 
     def flush_sync(self, context: RunContext) -> None:
         """Write the context's entries and wait. Must not be called on an event loop."""
-        if self._tracking and context.entries:
+        if self._tracking and context.record.entries:
             self._write(context)
 
     def _submit(self, context: RunContext, write: Callable[[RunContext], None]) -> Future[None]:
@@ -140,7 +140,7 @@ class RecordBuffer:
             self.fault(error)
 
     def _write_if_admitted(self, context: RunContext) -> None:
-        if context.entries and context.admitted:
+        if context.record.entries and context.admitted:
             self._write(context)
 
     def _check_commit(self, written: Future[None]) -> None:

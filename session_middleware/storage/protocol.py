@@ -250,7 +250,7 @@ class Storage(Protocol):
     # The record
 
     def append(self, context: RunContext, entries: Sequence[Entry] = ()) -> None:
-        """Append `context.entries` and then `entries` to the record, in order; without ``tracking``, only admit.
+        """Append `context.record.entries` and then `entries`, in order; without ``tracking``, only admit.
 
         The first write of a run inserts the run's row. Then earlier runs of the session whose process has died,
         and their tool calls, become ``interrupted``.

@@ -35,13 +35,32 @@ class SessionHandle:
 
 
 @dataclass(slots=True, eq=False)
+class RunRecord:
+    """What a run has recorded. The recorder, the checkpointer and the engine update it as the run proceeds."""
+
+    # The next `append` or `put_checkpoint` of the context writes these first, in its own transaction.
+    entries: deque[Entry] = field(default_factory=deque)
+    branch: str | None = None  # of its messages; None: that of its checkpoint, or else of the session
+    unclaimed: dict[Claim, str] = field(default_factory=dict)  # ids of recorded messages that are in no state yet
+    aliases: dict[str, str] = field(default_factory=dict)  # recorded ids by the ids in the state
+    message_steps: dict[tuple[str, str], int] = field(default_factory=dict)  # the latest step of a graph with a message
+    output_steps: dict[str, tuple[str, int]] = field(default_factory=dict)  # namespace and step of model outputs
+    executions: dict[str, set[str]] = field(default_factory=dict)  # execution ids by tool call id
+    answers: dict[str, set[str]] = field(default_factory=dict)  # ids of answering messages by tool call id
+    unidentified: dict[int, tuple[Any, datetime]] = field(default_factory=dict)  # messages without ids, by Python's id
+    written: dict[str, int] = field(default_factory=dict)  # seqs of the messages that this run recorded first
+    token_counts: deque[tuple[str | None, int | None, int | None]] = field(  # of the latest model calls, by model
+        default_factory=lambda: deque(maxlen=256)
+    )
+    on_fault: Callable[[Exception], None] | None = None  # called with errors of recording
+
+
+@dataclass(slots=True, eq=False)
 class RunContext:
     """The caller of an operation, the run that it belongs to, and the engine's decision about both.
 
     The engine decides `admission` at the first read of a run. The decision holds for the whole run, so a run that
     takes longer than ``idle_timeout`` ends as it began. `admitted` is set when the admission is stored.
-
-    `entries` is the buffered record: the next `append` or `put_checkpoint` writes it first, in its own transaction.
     """
 
     session_id: str
@@ -78,20 +97,7 @@ class RunContext:
     inside: dict[str, Any] = field(default_factory=dict)  # inputs of subgraphs by namespace, without task ids
     looked: set[str] = field(default_factory=set)  # the namespaces whose state was read
     users_words: frozenset[str] | None = None  # the texts of the input, if they are known
-
-    # The run's record
-    branch: str | None = None  # of its messages; None: that of its checkpoint, or else of the session
-    entries: deque[Entry] = field(default_factory=deque)
-    unclaimed: dict[Claim, str] = field(default_factory=dict)  # ids of recorded messages that are in no state yet
-    aliases: dict[str, str] = field(default_factory=dict)  # recorded ids by the ids in the state
-    seen_at: dict[tuple[str, str], int] = field(default_factory=dict)  # the latest step of a graph that has a message
-    executions: dict[str, set[str]] = field(default_factory=dict)  # execution ids by tool call id
-    answers: dict[str, set[str]] = field(default_factory=dict)  # ids of answering messages by tool call id
-    said_at: dict[int, tuple[Any, datetime]] = field(default_factory=dict)  # messages without ids, by Python's id
-    heard_at: dict[str, tuple[str, int]] = field(default_factory=dict)  # namespace and step of model outputs
-    written: dict[str, int] = field(default_factory=dict)  # seqs of the messages that this run recorded first
-    asked: deque[tuple[str | None, int | None, int | None]] = field(default_factory=lambda: deque(maxlen=256))
-    tell: Callable[[Exception], None] | None = None  # called with errors of recording
+    record: RunRecord = field(default_factory=RunRecord)
 
     def __post_init__(self) -> None:
         if self.run_id is not None and self.lease is None:

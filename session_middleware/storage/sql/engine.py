@@ -283,7 +283,7 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
 
     def put_writes(self, put: WritesPut) -> None:
         def then(write: SessionWrite, write_down: WriteDown) -> None:
-            if ToolEnd in map(type, tuple(put.context.entries)):  # others add to it meanwhile
+            if ToolEnd in map(type, tuple(put.context.record.entries)):  # others add to it meanwhile
                 write_down()  # the result will not be computed again, so the record must have it
             checkpoints.put_writes(write, put)
 

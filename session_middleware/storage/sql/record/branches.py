@@ -27,13 +27,13 @@ _EVERYTHING = 2**62
 
 def branch_of(write: SessionWrite, context: RunContext) -> str:
     """The branch that a run's messages are on: that of its checkpoint, or else the session's."""
-    if context.branch is None:
+    if context.record.branch is None:
         branch = None
         if context.checkpoint_id is not None:
             point = write.state.points.get(("", context.checkpoint_id))
             branch = point.branch if point else _branch_at(write, context.session_id, context.checkpoint_id)
-        context.branch = branch or write.counters.branch
-    return context.branch
+        context.record.branch = branch or write.counters.branch
+    return context.record.branch
 
 
 def _branch_at(write: SessionWrite, session_id: str, checkpoint_id: str) -> str | None:
@@ -74,9 +74,9 @@ def place_put(write: SessionWrite, put: CheckpointPut, now: datetime) -> BranchP
     head, point = state.heads.get(""), state.points.get(("", put.parent_id or ""))
     if head is not None and point is not None and head.latest_id == put.parent_id and not _is_put_again(head, put):
         branch, seq = point.branch, point.seq or 0  # the latest checkpoint has no child
-        context.branch, context.checkpoint_id = branch or MAIN, put.checkpoint_id
-        counters.move_to(context.branch)
-        return BranchPoint(context.branch, seq)
+        context.record.branch, context.checkpoint_id = branch or MAIN, put.checkpoint_id
+        counters.move_to(context.record.branch)
+        return BranchPoint(context.record.branch, seq)
     row = write.query(_PARENT, (put.checkpoint_id, *[put.parent_id or ""] * 2, context.session_id)).fetchone()
     is_known, branch, seq, has_child, newest = row
     seq = seq if isinstance(seq, int) else 0  # else it is damage, and the record must not break a put
@@ -87,10 +87,10 @@ def place_put(write: SessionWrite, put: CheckpointPut, now: datetime) -> BranchP
         branch = branch_of(write, context)
     elif has_child:
         branch = _put_before(write, put) or _part(write, context, branch or MAIN, seq, now)
-    context.branch, context.checkpoint_id = branch or MAIN, put.checkpoint_id
+    context.record.branch, context.checkpoint_id = branch or MAIN, put.checkpoint_id
     if newest is None or put.checkpoint_id >= newest or _put_before(write, put) is None:
-        counters.move_to(context.branch)  # the thread is where the checkpoint is that was put last
-    return BranchPoint(context.branch, seq)
+        counters.move_to(context.record.branch)  # the thread is where the checkpoint is that was put last
+    return BranchPoint(context.record.branch, seq)
 
 
 def _is_put_again(head: Head, put: CheckpointPut) -> bool:
@@ -139,7 +139,7 @@ def _part(write: SessionWrite, context: RunContext, parent: str, seq: int, now: 
         write.state.message_rows.clear()
         write.execute(
             "UPDATE messages SET branch = ? WHERE session_id = ? AND seq > ? AND branch IN (?, ?) AND run_id = ?",
-            (branch, context.session_id, seq, parent, context.branch or parent, context.run_id),
+            (branch, context.session_id, seq, parent, context.record.branch or parent, context.run_id),
         )
     return branch
 

@@ -81,18 +81,20 @@ def append(connection: SessionWrite, context: RunContext, history: HistoryEntry,
     branch = branches.branch_of(connection, context)
     recorded, found = aligning.beside(branch)
     while (better := aligning.better(recorded, found)) is not None:
-        context.branch = branch = better
+        context.record.branch = branch = better
         tally.move_to(branch)
         recorded, found = aligning.beside(branch)
     if found.branch_after is not None:
         seq = max((each.seq for each in recorded[: found.branch_after]), default=0)
-        context.branch = branches.begin(connection, context, branch, seq, now)
-        tally.move_to(context.branch)
+        context.record.branch = branches.begin(connection, context, branch, seq, now)
+        tally.move_to(context.record.branch)
     named = _named(context, aligning, found)
     # what is recorded under another id cannot be a new version of it
     message_rows.append(connection, context, [m for m, known in named if known is None or not found.renamed], now)
     if not found.renamed:  # the graph may give them ids
-        context.unclaimed.update({m.claim: m.message_id for m, known in named if known is None and m.minted and m.text})
+        context.record.unclaimed.update(
+            {m.claim: m.message_id for m, known in named if known is None and m.minted and m.text}
+        )
     if history.is_said:
         message_rows.clear_aside(connection, context.session_id, [message.message_id for message, _ in named])
 
@@ -102,7 +104,9 @@ def _named(context: RunContext, aligning: _Aligning, found: Alignment) -> list[t
     ids = [known or message.message_id for known, message in zip(found.ids, aligning.messages, strict=True)]
     pairs = list(zip(aligning.messages, ids, found.ids, strict=True))
     if found.renamed:
-        context.aliases.update({message.message_id: own for message, own, _ in pairs if message.message_id != own})
+        context.record.aliases.update(
+            {message.message_id: own for message, own, _ in pairs if message.message_id != own}
+        )
     gone = {each.message_id for each in aligning.gone}
     kept = [(message._replace(message_id=own), known) for message, own, known in pairs if own not in gone]
     named: list[tuple[MessageEntry, str | None]] = []

@@ -75,7 +75,7 @@ class _Appender:
         self._generated_ids: list[str] = []
 
     def append(self, messages: Sequence[MessageEntry]) -> None:
-        if aliases := self._context.aliases:
+        if aliases := self._context.record.aliases:
             messages = [_with_recorded_id(message, aliases) for message in messages]
         if self._write.state.has_deletions:
             deleted = {each.message_id for each in deletions.deleted(self._write.connection, self._session_id)}
@@ -132,7 +132,7 @@ class _Appender:
         message_id, versions = message.message_id, self._versions(message.message_id)
         message = self._with_author(message, versions)
         key = comparison_key(message)
-        if self._context.unclaimed:
+        if self._context.record.unclaimed:
             if message.minted and not versions and self._has_other_id(message):
                 return
             versions = self._claim(message, key) or versions
@@ -182,7 +182,7 @@ class _Appender:
 
         An interrupted subgraph returns it in a later run, after the user's messages since then.
         """
-        message_id, written = version.message_id, self._context.written
+        message_id, written = version.message_id, self._context.record.written
         own = self._session_id, message_id
         is_input = version.role == "user" and version.text in (self._context.users_words or ())
         del self._stored[message_id]
@@ -209,17 +209,17 @@ class _Appender:
 
     def _claim(self, message: MessageEntry, key: Key) -> list[StoredVersion]:
         """Give a recorded message the id that it has in the state; returns its versions if it is recorded."""
-        claimed = self._context.unclaimed.get(message.claim)
+        claimed = self._context.record.unclaimed.get(message.claim)
         message_id, versions = message.message_id, [] if claimed is None else self._versions(claimed)
         if claimed is None or not versions or (message_id != claimed and self._versions(message_id)):
             return []
         if message_id == claimed and message.checkpoint_ns == versions[0].checkpoint_ns:
             if ASIDE not in message.marks:
-                del self._context.unclaimed[message.claim]
+                del self._context.record.unclaimed[message.claim]
             return []
-        del self._context.unclaimed[message.claim]
-        if (seq := self._context.written.pop(claimed, None)) is not None:
-            self._context.written[message_id] = seq
+        del self._context.record.unclaimed[message.claim]
+        if (seq := self._context.record.written.pop(claimed, None)) is not None:
+            self._context.record.written[message_id] = seq
         namespace = message.checkpoint_ns if versions[0].checkpoint_ns else ""  # input of the outermost graph stays its
         self._write.execute(
             "UPDATE messages SET message_id = ?, checkpoint_ns = ?, marks = ? WHERE session_id = ? AND message_id = ?",
@@ -234,8 +234,8 @@ class _Appender:
 
     def _has_other_id(self, message: MessageEntry) -> bool:
         """Whether an input without an id was recorded with the id that the graph has given it since."""
-        written = self._context.written
-        if self._context.unclaimed.get(message.claim) != message.message_id or not written:
+        written = self._context.record.written
+        if self._context.record.unclaimed.get(message.claim) != message.message_id or not written:
             return False
         self._stored.clear()
         found = self._write.execute(
@@ -248,7 +248,7 @@ class _Appender:
         if found is None:
             return False
         self._counters.rows[message.message_id] = found[0]
-        del self._context.unclaimed[message.claim]
+        del self._context.record.unclaimed[message.claim]
         return True
 
     def _complete(self, message: MessageEntry, key: Key, stored: StoredVersion) -> None:
@@ -294,7 +294,7 @@ class _Appender:
             ],
         )
         if replaces is None:
-            self._context.written[message_id] = seq
+            self._context.record.written[message_id] = seq
         elif replaces.branch == self._branch:
             self._write.execute(
                 "UPDATE messages SET replaced_by = ? WHERE session_id = ? AND seq = ?",
@@ -334,7 +334,11 @@ class _Appender:
         following = next((row for row in reversed(self._versions(message.followed_by)) if self._sees(row)), None)
         if following is None:
             return None
-        if message.checkpoint_ns and message.role == "system" and following.message_id not in self._context.written:
+        if (
+            message.checkpoint_ns
+            and message.role == "system"
+            and following.message_id not in self._context.record.written
+        ):
             return None
         before = self._write.query(
             "SELECT COALESCE(MAX(place), 0) FROM messages WHERE session_id = ? AND place < ?",
@@ -390,7 +394,9 @@ def restore_conversation_order(write: SessionWrite, context: RunContext, ids: It
 
     Messages arrive in another order where a state in which one was removed is put back, for instance.
     """
-    seqs = {write.counters.rows.get(own, context.written[own]): own for own in ids if own in context.written}
+    seqs = {
+        write.counters.rows.get(own, context.record.written[own]): own for own in ids if own in context.record.written
+    }
     if len(seqs) < 2:
         return
     stored = write.state.message_rows

@@ -57,7 +57,7 @@ def _interrupt_dead_runs(write: SessionWrite, context: RunContext) -> bool:
     for run in dead:
         _interrupt(write, run)
     if context.goes_on and (cut_off := _cut_off(write.connection, context)) is not None:
-        context.unclaimed.update(_ahead_of_state(write.connection, context, cut_off))
+        context.record.unclaimed.update(_ahead_of_state(write.connection, context, cut_off))
     return bool(dead)
 
 

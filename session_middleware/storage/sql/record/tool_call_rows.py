@@ -45,8 +45,8 @@ def start(write: SessionWrite, context: RunContext, call: ToolStart, now: dateti
         requests = _requests(write, session_id, call_id)
         same = [request for request in requests if any(to_json(one.get("args")) == arguments for one in request.calls)]
         request_id = next((request.message_id for request in (*same, *requests)), None)
-    request_id = request_id and context.aliases.get(request_id, request_id)
-    context.executions.setdefault(call_id, set()).add(call.execution_id)
+    request_id = request_id and context.record.aliases.get(request_id, request_id)
+    context.record.executions.setdefault(call_id, set()).add(call.execution_id)
     seq, process = counters.next_seq(), this_process() if context.run_id is None else None
     started = write.execute(
         _START,
@@ -153,9 +153,9 @@ def add_answered(write: SessionWrite, context: RunContext, message: MessageEntry
         if refused:  # it was counted as a failure
             counters.count_error(-refused)
             return
-    answers = context.answers.setdefault(call_id, set())
+    answers = context.record.answers.setdefault(call_id, set())
     answers.add(message.message_id)
-    if len(context.executions.get(call_id, ())) >= len(answers) and not message.refused:
+    if len(context.record.executions.get(call_id, ())) >= len(answers) and not message.refused:
         return
     executed = {request_id: _Executed(*rest) for request_id, *rest in write.query(_EXECUTED, (session_id, call_id))}
     requests = _requests(write, session_id, call_id)
@@ -305,16 +305,16 @@ def add_model_call(write: SessionWrite, context: RunContext, call: ModelCallEntr
     if call.by_hand:
         call = _replace_implied(write, context, call)
     else:
-        context.asked.append((call.message_id, call.input_tokens, call.output_tokens))
+        context.record.token_counts.append((call.message_id, call.input_tokens, call.output_tokens))
     _insert_model_call(write, context, call, now)
 
 
 def add_implied_model_call(write: SessionWrite, context: RunContext, call: ModelCallEntry, now: datetime) -> None:
     """Add the model call that a message implies, unless it was observed or the message is a copy of its answer."""
     tokens = (call.input_tokens, call.output_tokens)
-    if any(call.message_id == answer for answer, *_ in context.asked):
+    if any(call.message_id == answer for answer, *_ in context.record.token_counts):
         return
-    if "cached" not in call.marks and is_reported(tokens, [counts for _, *counts in context.asked]):
+    if "cached" not in call.marks and is_reported(tokens, [counts for _, *counts in context.record.token_counts]):
         return
     recent = max(0, write.counters.last_seq - _NEARBY)
     values = (call.message_id, context.session_id, recent, *tokens)

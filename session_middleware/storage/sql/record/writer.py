@@ -42,14 +42,14 @@ class EntrySnapshot:
     def __init__(self, context: RunContext) -> None:
         self._context = context
         self._values: dict[str, Any] = {name: getattr(context, name) for name in _RESTORED}
-        self._unclaimed = dict(context.unclaimed)
+        self._unclaimed = dict(context.record.unclaimed)
         self._handle_incarnation = None if context.hand is None else context.hand.incarnation
         self._lease_number = None if context.lease is None else context.lease.number
         self._taken: list[Entry] = []
 
     def take(self) -> list[Entry]:
         """Remove and return the buffered entries of the context, with those that were taken before."""
-        entries = self._context.entries
+        entries = self._context.record.entries
         while entries:  # other threads append meanwhile
             self._taken.append(entries.popleft())
         return list(self._taken)
@@ -62,8 +62,8 @@ class EntrySnapshot:
             context.hand.incarnation = self._handle_incarnation
         if context.lease is not None:
             context.lease.number = self._lease_number
-        context.unclaimed.update(self._unclaimed)  # other threads add some meanwhile
-        context.entries.extendleft(reversed(self._taken))
+        context.record.unclaimed.update(self._unclaimed)  # other threads add some meanwhile
+        context.record.entries.extendleft(reversed(self._taken))
         self._taken.clear()
 
 
@@ -118,7 +118,7 @@ def write_end(
     now: datetime,
 ) -> RunEnd | None:
     """Write only the end of a run that was refused while it was in progress; ``None`` if it did not begin or end."""
-    end = next((entry for entry in (*context.entries, *entries) if isinstance(entry, RunEnd)), None)
+    end = next((entry for entry in (*context.record.entries, *entries) if isinstance(entry, RunEnd)), None)
     if end is None or not context.begun or write_ is None:
         return None
     before.take()
@@ -142,13 +142,13 @@ def _later_model_output(put: CheckpointPut) -> list[str]:
     """The ids of model output that was seen before this checkpoint was put, and belongs to later steps."""
     if put.step is None or not put.messages:
         return []
-    outputs = put.context.heard_at.copy().items()  # other threads add some meanwhile
+    outputs = put.context.record.output_steps.copy().items()  # other threads add some meanwhile
     return [message_id for message_id, (graph, step) in outputs if graph == put.checkpoint_ns and step > put.step]
 
 
 def _with_late(put: CheckpointPut) -> Sequence[MessageEntry]:
     """The messages of a put. Those that the run has shown in a later step than the checkpoint's are `late`."""
-    steps = put.context.seen_at
+    steps = put.context.record.message_steps
     if put.step is None or not steps:
         return put.messages
     late = {m.message_id for m in put.messages if steps.get((put.checkpoint_ns, m.message_id), put.step) > put.step}
@@ -180,6 +180,6 @@ def _append_careful(
         with write.savepoint(errors):
             _append(write, context, [entry], now)
     except errors as error:
-        if context.tell is None:  # the caller gets the exception
+        if context.record.on_fault is None:  # the caller gets the exception
             raise
-        context.tell(error)
+        context.record.on_fault(error)
