@@ -97,7 +97,7 @@ class Session(SessionInfo):
             *(sessions.recorder.buffer, sessions._runs, sessions._run_queue),
             session_id=info.id,
             owner=session.acting,
-            hand=handle,
+            handle=handle,
         )
         return session
 
@@ -424,7 +424,7 @@ class Session(SessionInfo):
     def history(self) -> SessionHistory:
         """The conversation as LangChain's `BaseChatMessageHistory`, for `RunnableWithMessageHistory`."""
         return SessionHistory(
-            self._storage, self._sessions.recorder, session_id=self.id, owner=self.acting, hand=self._handle
+            self._storage, self._sessions.recorder, session_id=self.id, owner=self.acting, handle=self._handle
         )
 
     # Memory

@@ -193,8 +193,8 @@ class Repairs:
     ) -> CheckpointTuple | None:
         """The checkpoint that a run starts from: `found`, or a repaired one if the run has new input."""
         namespace = config["configurable"].get("checkpoint_ns", "")
-        given = context.inside.pop(without_tasks(namespace), None) if namespace else context.given
-        context.given = None
+        given = context.subgraph_inputs.pop(without_tasks(namespace), None) if namespace else context.run_input
+        context.run_input = None
         is_new = self._on_input and _has_new_input(given, context, config, found)
         if not is_new or found is None or not _unanswered_in(found.checkpoint["channel_values"]):
             return found
@@ -310,9 +310,9 @@ def _has_new_input(given: Any, context: RunContext, config: RunnableConfig, foun
     Later reads come from inside the run, which is then executing the calls without an answer.
     """
     namespace = config["configurable"].get("checkpoint_ns", "")
-    if namespace in context.looked:
+    if namespace in context.read_namespaces:
         return False
-    context.looked.add(namespace)
+    context.read_namespaces.add(namespace)
     if namespace:
         return _TASK in config["configurable"] and not config["configurable"].get(_RESUMING)
     run_id = config.get("metadata", {}).get("run_id")  # LangGraph uses the same id when it resumes a run

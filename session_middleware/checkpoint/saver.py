@@ -298,7 +298,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
             UnserializableValue: Names the channel, and the part of its value that cannot be stored.
         """
         context = self._contexts.context_for_write(config["configurable"])
-        context.puts = True
+        context.has_checkpoint = True
         if not context.announced:
             context.is_run = metadata.get("source") != "update"
         return self.store(config, context, checkpoint, metadata, new_versions)

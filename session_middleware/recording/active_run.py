@@ -114,7 +114,7 @@ class ActiveRun:
     def pop_node(self, run_id: UUID) -> Node | None:
         """Remove a node that has ended."""
         if (node := self.nodes.pop(run_id, None)) is not None:
-            self.context.inside.pop(without_tasks(node.namespace), None)
+            self.context.subgraph_inputs.pop(without_tasks(node.namespace), None)
         return node
 
     def outer_step(self, namespace: str) -> int | None:
@@ -141,7 +141,7 @@ class ActiveRun:
     def mark_refused(self, message: MessageEntry, node: Node | None) -> MessageEntry:
         """Set the author of a user message, and mark an error answer as a refusal if no tool was executed for it."""
         if node is None or message.tool_call_id is None:
-            return with_author(message, self.context.users_words, self.agents)
+            return with_author(message, self.context.input_texts, self.agents)
         answers = self.answers.setdefault(message.tool_call_id, set())
         answers.add(message.message_id)
         if not (message.tool_error and node.may_refuse):

@@ -35,7 +35,7 @@ class SessionHistory(BaseChatMessageHistory):
         *,
         session_id: str,
         owner: Identity,
-        hand: SessionHandle,
+        handle: SessionHandle,
     ) -> None:
         self._storage = storage
         self._recorder = recorder
@@ -43,7 +43,7 @@ class SessionHistory(BaseChatMessageHistory):
         self._executor = recorder.buffer.executor
         self._session_id = session_id
         self._owner = owner
-        self._hand = hand
+        self._handle = handle
 
     @property
     def messages(self) -> list[BaseMessage]:  # type: ignore[override]
@@ -97,7 +97,7 @@ class SessionHistory(BaseChatMessageHistory):
         await self._executor.run(self.clear)
 
     def _new_context(self) -> RunContext:
-        return RunContext(self._session_id, self._owner, announced=True, hand=self._hand)
+        return RunContext(self._session_id, self._owner, announced=True, handle=self._handle)
 
     def _write(self, context: RunContext, entries: Sequence[Entry]) -> None:
         self._storage.append(context, self._buffer.redaction.entries(entries))

@@ -106,7 +106,7 @@ class RecordingListener:
                 generated_id = f"{key[2]}-{number}".__str__
                 changes = {"followed_by": following, "created_at": created_at}
                 entry = describe(message, key[1], new_id=generated_id, **changes)
-                found.append(with_author(entry, context.users_words, agents))
+                found.append(with_author(entry, context.input_texts, agents))
         return self._buffer.redaction.messages(found)
 
     def _delta_channels(self, session_id: str) -> _DeltaChannels:

@@ -25,7 +25,7 @@ Lists = Sequence[Sequence[Any]]  # the lists of messages in a state
 
 def note_input(run: ActiveRun, inputs: Any) -> None:
     """Note a run's input, before its state gives ids to the messages."""
-    run.context.given, run.context.goes_on = inputs, inputs is None
+    run.context.run_input, run.context.continues_without_input = inputs, inputs is None
     ids = (id_of(message) for messages in lists_in(inputs, 1) for message in messages)
     run.input_ids = frozenset(str(known) for known in ids if known is not None)
 
@@ -45,7 +45,7 @@ def add_state(buffer: RecordBuffer, run: ActiveRun, lists: Lists, namespace: str
 def _add_input(buffer: RecordBuffer, run: ActiveRun, lists: Lists, namespace: str) -> None:
     """Record the run's input under the ids that its first state gives to the messages."""
     with run.lock:
-        inputs, run.context.given = run.context.given, None
+        inputs, run.context.run_input = run.context.run_input, None
         messages = _input_in(lists, inputs) if inputs is not None else ()
         generated_ids = {message.id for message in messages if message.id not in run.input_ids}
         if None in generated_ids or not generated_ids:  # `add_unidentified` handles messages without ids
@@ -65,7 +65,7 @@ def add_unidentified(
     align = partial(
         align_state,
         run_id=run.context.run_id,
-        goes_on=run.context.goes_on or run.is_resumed,
+        goes_on=run.context.continues_without_input or run.is_resumed,
         is_first=is_end and not run.has_unidentified,
     )
     run.has_unidentified = True

@@ -80,7 +80,7 @@ class ManualRecorder:
         *,
         session_id: str,
         owner: Identity,
-        hand: SessionHandle,
+        handle: SessionHandle,
     ) -> None:
         self._storage = storage
         self._buffer = buffer
@@ -88,7 +88,7 @@ class ManualRecorder:
         self._queue = queue
         self._new_id = buffer.new_id
         self._key = session_id, owner
-        self._hand = hand
+        self._handle = handle
         self._open: list[_Run] = []  # the runs that this handle's blocks began
 
     def add(self, message: Sayable, at: datetime | None = None) -> Message:
@@ -261,7 +261,7 @@ class ManualRecorder:
 
     def _new_context(self, run_id: str | None = None) -> RunContext:
         # A run is admitted by the clock and the settings. Its session was announced when it was opened.
-        return RunContext(*self._key, run_id=run_id, announced=True, hand=self._hand)
+        return RunContext(*self._key, run_id=run_id, announced=True, handle=self._handle)
 
     def _write_safely(self, entries: Sequence[Entry]) -> None:
         try:
@@ -352,7 +352,7 @@ class ManualRecorder:
         return next((run for run in reversed(_entered.get()) if self._is_own(run) and not run.is_over), None)
 
     def _is_own(self, run: _Run) -> bool:
-        of, key = run.context, (*self._key, self._hand.incarnation)
+        of, key = run.context, (*self._key, self._handle.incarnation)
         return run.buffer is self._buffer and (of.session_id, of.identity, of.incarnation) == key
 
 

@@ -103,7 +103,7 @@ class SessionRecorder(GraphCallbackHandler):
             self._begin(run)
         node = node_of(metadata)
         if context.checkpointed:  # this may be a subgraph that is about to read its own state
-            context.inside[without_tasks(node.namespace)] = inputs
+            context.subgraph_inputs[without_tasks(node.namespace)] = inputs
         if node.name and name == node.name and run_id not in run.nodes:
             node = run.add_node(run_id, node)
             if parent_run_id is not None and node.graph_namespace:
@@ -330,7 +330,7 @@ class SessionRecorder(GraphCallbackHandler):
         if (tool := run.tools.pop(run_id, None)) is not None:
             end = tool_end(tool.execution_id, tool.name, elapsed_ms(tool.started), output, error=error)
             self.buffer.add(run.context, [end])
-            if not is_root and (not run.context.puts or run.tools):
+            if not is_root and (not run.context.has_checkpoint or run.tools):
                 self.buffer.flush(run.context)  # else the writes of its node are stored next, and the end with them
         if is_root:
             self._fail(run, error) if error is not None else self._end(run, "ok", None)

@@ -81,7 +81,7 @@ class RecordBuffer:
 
         Returns whether the input has such an answer.
         """
-        context.users_words = frozenset(texts_in(inputs))
+        context.input_texts = frozenset(texts_in(inputs))
         if not isinstance(inputs, Command) or inputs.resume is None:
             return False
         answer = resume_answer(inputs.resume, f"resume-{context.run_id or self.new_id()}")

@@ -275,8 +275,8 @@ class RunRegistry:
             with self._lock:
                 if self._latest.get(context.session_id) is context:
                     del self._latest[context.session_id]
-            if context.guessed and not context.admitted:
-                context.identity, context.guessed, context.checkpointed = _NOBODY, False, False
+            if context.is_identity_assumed and not context.admitted:
+                context.identity, context.is_identity_assumed, context.checkpointed = _NOBODY, False, False
                 self._add_announced(context)
             raise
 
@@ -338,7 +338,7 @@ class RunRegistry:
             if not found:
                 return None
             context = found[0]
-            context.guessed = not by_id and context.identity != identity
+            context.is_identity_assumed = not by_id and context.identity != identity
             announced.remove(context)
             context.identity, context.checkpointed = identity, True  # the config's; metadata may be its client's
             return context

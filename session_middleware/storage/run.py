@@ -70,7 +70,7 @@ class RunContext:
     must_be_new: bool = False  # it opens a session, and resumes none
     reading: bool = False  # a read outside of runs, for which read access is sufficient
     incarnation: int | None = None  # of the session, as it was found
-    hand: SessionHandle | None = None  # the only incarnation that is admitted
+    handle: SessionHandle | None = None  # the only incarnation that is admitted
     at: datetime | None = None  # the time of imported facts; None: now
 
     # The admission
@@ -80,23 +80,23 @@ class RunContext:
     announced: bool = False  # and its event
     refused: bool = False  # the admission was denied, and the denial is an event
     is_exposed: bool = False  # another process may end the session before this run's first write
-    known: Any = None  # the engine's cached state of the session
+    cached_state: Any = None  # the engine's cached state of the session
 
     # The run
     lease: Lease | None = None  # of a run in progress
     is_inside: bool = False  # the run is inside another run of its session, whose lease it shares
-    guessed: bool = False  # the identity is the first reader's, who may be another caller
+    is_identity_assumed: bool = False  # the identity is the first reader's, who may be another caller
     checkpointed: bool = False  # a checkpointer of ours serves the run, and records the messages of its checkpoints
-    begun: bool = False  # the run has a row
-    puts: bool = False  # the run has put a checkpoint
+    has_row: bool = False  # the run has a row
+    has_checkpoint: bool = False  # the run has put a checkpoint
     checkpoint_id: str | None = None  # of the outermost graph: the latest that was read or put
     started_from: str | None = None  # the first that was read
     has_history: bool = False  # the run was given a history; messages that are not added to it get the mark "aside"
-    goes_on: bool = False  # the run continues an interrupted one without new input
-    given: Any = None  # the input, until the first read
-    inside: dict[str, Any] = field(default_factory=dict)  # inputs of subgraphs by namespace, without task ids
-    looked: set[str] = field(default_factory=set)  # the namespaces whose state was read
-    users_words: frozenset[str] | None = None  # the texts of the input, if they are known
+    continues_without_input: bool = False  # the run continues an interrupted one without new input
+    run_input: Any = None  # the input, until the first read
+    subgraph_inputs: dict[str, Any] = field(default_factory=dict)  # inputs of subgraphs by namespace, without task ids
+    read_namespaces: set[str] = field(default_factory=set)  # the namespaces whose state was read
+    input_texts: frozenset[str] | None = None  # the texts of the input, if they are known
     record: RunRecord = field(default_factory=RunRecord)
 
     def __post_init__(self) -> None:

@@ -294,7 +294,9 @@ def test_what_a_process_died_before_putting_is_one_row_when_its_run_goes_on(
     storage.append(run, [say("2", "yes")])
     storage.append(run, [say("3", "5", "tool", tool_call_id="c1")])
     monkeypatch.setattr(runs, "is_gone", lambda process: True)
-    after = RunContext("t", Identity(), run_id="r2", started_from="c1", checkpoint_id="c1", goes_on=goes_on)
+    after = RunContext(
+        "t", Identity(), run_id="r2", started_from="c1", checkpoint_id="c1", continues_without_input=goes_on
+    )
     storage.append(after, [say("2b", "yes"), say("3b", "5", "tool", tool_call_id="c1"), say("4", "yes")])
     again = ["2b", "3b"] if goes_on else ["2", "3", "2b", "3b"]
     assert [m.message_id for m in storage.list_messages("t")] == ["1", *again, "4"]

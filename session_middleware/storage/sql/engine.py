@@ -131,10 +131,10 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
         What is known of the session is verified by its version, when the operations of the transaction are finished.
         """
         known, now, lease = self._states.get(context.session_id), context.at or self._rules.clock(), context.lease
-        begins = context.run_id is not None and not context.begun and self._rules.settings.tracking
+        begins = context.run_id is not None and not context.has_row and self._rules.settings.tracking
         if (
             known is not None
-            and context.known is known
+            and context.cached_state is known
             and context.admitted
             and (not begins if context.announced else not announce)
             and lease is not None  # only a run with a lease is known not to have been revoked
@@ -144,7 +144,7 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
             return known.write or SessionWrite(connection, known)
         end_writes(connection)
         known, is_active = admission.Admitting(connection, context, self._rules).admit(known)
-        context.known = state = known or self._states.load(connection, context.session_id)
+        context.cached_state = state = known or self._states.load(connection, context.session_id)
         write = state.write or SessionWrite(connection, state)
         if is_active:
             session_rows.touch_with(write, self._rules, now)

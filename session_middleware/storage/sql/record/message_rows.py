@@ -173,7 +173,7 @@ class _Appender:
 
     def _is_by_user(self, text: str) -> bool:
         """Whether the run was called with the text, or the user has said it before, or neither has said anything."""
-        texts = self._context.users_words or ()
+        texts = self._context.input_texts or ()
         values = (self._session_id, text, not texts, self._session_id)
         return text in texts or bool(self._write.query(_IS_BY_USER, values).fetchone()[0])
 
@@ -184,7 +184,7 @@ class _Appender:
         """
         message_id, written = version.message_id, self._context.record.written
         own = self._session_id, message_id
-        is_input = version.role == "user" and version.text in (self._context.users_words or ())
+        is_input = version.role == "user" and version.text in (self._context.input_texts or ())
         del self._stored[message_id]
         if is_input and message_id in written:  # an interrupted subgraph may put its state first
             self._write.execute("UPDATE messages SET checkpoint_ns = '' WHERE session_id = ? AND message_id = ?", own)
@@ -321,7 +321,7 @@ class _Appender:
 
     def _said_at(self, message: MessageEntry) -> datetime:
         """The time of a message; of user input that a checkpoint brings at the end of the run, the run's start."""
-        is_late = self._context.puts and self._context.at is None and message.role == "user"
+        is_late = self._context.has_checkpoint and self._context.at is None and message.role == "user"
         return (is_late and self._context.began_at) or self._now
 
     def _place_of(self, message: MessageEntry) -> float | None:

@@ -31,7 +31,7 @@ def next_seq(connection: Connection, session_id: str) -> int | None:
 
 def begin_run(write: SessionWrite, context: RunContext, now: datetime) -> bool:
     """Insert the row of a run. Whether earlier runs were interrupted, because their process has died."""
-    context.begun = True
+    context.has_row = True
     has_dead = _interrupt_dead_runs(write, context)
     counters = write.counters
     counters.runs += 1
@@ -56,7 +56,7 @@ def _interrupt_dead_runs(write: SessionWrite, context: RunContext) -> bool:
     dead = [DeadRun(*run) for *run, process in running if is_gone(process)]
     for run in dead:
         _interrupt(write, run)
-    if context.goes_on and (cut_off := _cut_off(write.connection, context)) is not None:
+    if context.continues_without_input and (cut_off := _cut_off(write.connection, context)) is not None:
         context.record.unclaimed.update(_ahead_of_state(write.connection, context, cut_off))
     return bool(dead)
 
@@ -155,7 +155,7 @@ def _interrupt_calls(connection: Connection | SessionWrite, run: DeadRun) -> Non
 
 def is_forgotten(connection: Connection, context: RunContext) -> bool:
     """Whether the run's user was forgotten while it went on: then its row names somebody else."""
-    if not context.begun:
+    if not context.has_row:
         return False
     row = connection.execute("SELECT user_id FROM runs WHERE id = ?", (context.run_id,)).fetchone()
     return row is not None and row[0] == "forgotten" != context.identity.user_id

@@ -43,7 +43,7 @@ class EntrySnapshot:
         self._context = context
         self._values: dict[str, Any] = {name: getattr(context, name) for name in _RESTORED}
         self._unclaimed = dict(context.record.unclaimed)
-        self._handle_incarnation = None if context.hand is None else context.hand.incarnation
+        self._handle_incarnation = None if context.handle is None else context.handle.incarnation
         self._lease_number = None if context.lease is None else context.lease.number
         self._taken: list[Entry] = []
 
@@ -58,8 +58,8 @@ class EntrySnapshot:
         context = self._context
         for name, value in self._values.items():
             setattr(context, name, value)
-        if context.hand is not None and self._handle_incarnation is not None:
-            context.hand.incarnation = self._handle_incarnation
+        if context.handle is not None and self._handle_incarnation is not None:
+            context.handle.incarnation = self._handle_incarnation
         if context.lease is not None:
             context.lease.number = self._lease_number
         context.record.unclaimed.update(self._unclaimed)  # other threads add some meanwhile
@@ -119,7 +119,7 @@ def write_end(
 ) -> RunEnd | None:
     """Write only the end of a run that was refused while it was in progress; ``None`` if it did not begin or end."""
     end = next((entry for entry in (*context.record.entries, *entries) if isinstance(entry, RunEnd)), None)
-    if end is None or not context.begun or write_ is None:
+    if end is None or not context.has_row or write_ is None:
         return None
     before.take()
     end = end._replace(outcome="error", error=f"refused ({reason})")

@@ -103,7 +103,7 @@ class Admitting:
         """The session and its version."""
         revocations.check_not_revoked(self.connection, self.session_id, self.identity.user_id)
         session, version = session_rows.find_with_version(self.connection, self.session_id, self.rules)
-        hand = self.context.hand
+        hand = self.context.handle
         if hand is not None and (session is None or session.incarnation != hand.incarnation):
             raise SessionClosed(self.session_id, status="deleted")
         return session, version
@@ -165,7 +165,7 @@ class Admitting:
             is_known, is_active = self._admit_again(known)
         else:
             is_known, is_active = self._admit_first(known)
-            context.admitted, context.begun = True, False
+            context.admitted, context.has_row = True, False
         if lease is not None and lease.number is None and not lease.is_over:
             leases.take(self.connection, context, self.now)
         return known if is_known else None, is_active
@@ -208,8 +208,8 @@ class Admitting:
             is_known = known is not None and (session.home, version) == (known.home, known.version)
             session, is_known, is_active = self._enter(session, is_known=is_known)
         context.incarnation = session.incarnation
-        if context.hand is not None:
-            context.hand.incarnation = session.incarnation
+        if context.handle is not None:
+            context.handle.incarnation = session.incarnation
         return is_known, is_active
 
     def _known(self, known: SessionState | None) -> tuple[SessionInfo, int] | None:
@@ -221,7 +221,7 @@ class Admitting:
         if known is None or found is None or found[0][0] != known.version or context.admission != "resumed":
             return None
         session = found[1]
-        is_same = session.incarnation == context.incarnation and context.hand is None
+        is_same = session.incarnation == context.incarnation and context.handle is None
         return (session, known.version) if is_same and session.user_id == self.identity.user_id else None
 
     def _admit_again(self, known: SessionState | None) -> tuple[bool, bool]:
@@ -261,7 +261,7 @@ class Admitting:
             is_known = self._revive(context.admission, reason)
         elif session.status == "expired":  # by another process, since this context was authorized
             is_known = self._revive("revived", "running")
-        elif is_same_second(to_text(session.last_active_at), self.now) and context.hand and self.lease is None:
+        elif is_same_second(to_text(session.last_active_at), self.now) and context.handle and self.lease is None:
             return session, is_known, False
         if not is_known:
             runs.interrupt_calls_outside(self.connection, session.id)
@@ -328,7 +328,7 @@ def begin(write: SessionWrite, context: RunContext, rules: EngineContext, *, ann
         if context.is_run and context.admission == "resumed":
             write.counters.opened_as = "resumed"
             events.insert(write, "resumed", now, run_id=context.run_id)
-    begins = context.run_id is not None and context.announced and not context.begun and rules.settings.tracking
+    begins = context.run_id is not None and context.announced and not context.has_row and rules.settings.tracking
     if begins and runs.begin_run(write, context, now):
         dead = [each for each in leases.of(write.connection, context.session_id) if each.is_dead(rules)]
         if dead:
