@@ -29,7 +29,7 @@ from session_middleware.storage.sql.record.branches import BranchPoint
 from session_middleware.storage.sql.session_state import SessionWrite
 
 _ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError)
-_RESTORED = ("admitted", "announced", "begun", "refused", "admission", "incarnation", "branch", "checkpoint_id")
+_RESTORED = ("admitted", "announced", "has_row", "refused", "admission", "incarnation", "checkpoint_id")
 
 
 class RecordWriteError(Exception):
@@ -42,7 +42,7 @@ class EntrySnapshot:
     def __init__(self, context: RunContext) -> None:
         self._context = context
         self._values: dict[str, Any] = {name: getattr(context, name) for name in _RESTORED}
-        self._unclaimed = dict(context.record.unclaimed)
+        self._branch, self._unclaimed = context.record.branch, dict(context.record.unclaimed)
         self._handle_incarnation = None if context.handle is None else context.handle.incarnation
         self._lease_number = None if context.lease is None else context.lease.number
         self._taken: list[Entry] = []
@@ -62,6 +62,7 @@ class EntrySnapshot:
             context.handle.incarnation = self._handle_incarnation
         if context.lease is not None:
             context.lease.number = self._lease_number
+        context.record.branch = self._branch
         context.record.unclaimed.update(self._unclaimed)  # other threads add some meanwhile
         context.record.entries.extendleft(reversed(self._taken))
         self._taken.clear()
