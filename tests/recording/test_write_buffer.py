@@ -44,7 +44,7 @@ def test_a_read_of_one_session_writes_what_that_session_has_buffered_and_no_othe
 ) -> None:
     own, other = buffered(sessions, "t"), buffered(sessions, "other")
     READS[read](sessions)
-    assert (len(own.record.entries), len(other.entries)) == (0, 1)
+    assert (len(own.record.entries), len(other.record.entries)) == (0, 1)
     assert said(sessions.get("t")) == [("user", "hi")]
     assert [session.message_count for session in sessions.list()] == [1, 1] + [1] * (read == "copy")
 
