@@ -249,7 +249,7 @@ def test_a_checkpoint_that_comes_late_puts_what_was_written_before_it_in_order(
     storage: Storage, run: RunContext
 ) -> None:
     storage.append(run, [say("2", "an answer", "assistant")])
-    run.seen_at.update({("", "1"): 2, ("", "2"): 2})
+    run.record.message_steps.update({("", "1"): 2, ("", "2"): 2})
     storage.put_checkpoint(put("c1", None, say("1", "a question"), context=run, step=0))
     both = (say("1", "a question")._replace(followed_by="2"), say("2", "an answer", "assistant"))
     storage.put_checkpoint(put("c2", "c1", *both, context=run, step=1))
@@ -266,7 +266,7 @@ def test_messages_that_were_removed_and_put_back_stay_where_they_were_said(stora
 def test_a_checkpoint_that_comes_late_takes_no_newer_version_back(storage: Storage, run: RunContext) -> None:
     storage.append(run, [say("1", "my mail is al@x.com")])
     storage.append(run, [say("1", "my mail is hidden")])
-    run.seen_at["", "1"] = 1
+    run.record.message_steps["", "1"] = 1
     storage.put_checkpoint(put("c1", None, say("1", "my mail is al@x.com"), context=run, step=0))
     storage.put_checkpoint(put("c2", "c1", say("1", "my mail is hidden"), context=run, step=1))
     assert [(m.text, m.version) for m in storage.list_messages("t")] == [("my mail is hidden", 2)]
@@ -277,9 +277,9 @@ def test_a_checkpoint_that_comes_late_takes_no_newer_version_back(storage: Stora
 def test_what_a_model_was_heard_saying_is_one_row_with_the_message_of_the_state(
     storage: Storage, run: RunContext
 ) -> None:
-    run.tell = pytest.fail
-    run.unclaimed["assistant", "fine"] = "heard"
-    run.entries.append(say("heard", "fine", "assistant", marks=("aside",)))
+    run.record.on_fault = pytest.fail
+    run.record.unclaimed["assistant", "fine"] = "heard"
+    run.record.entries.append(say("heard", "fine", "assistant", marks=("aside",)))
     of_state = say("own", "fine", "assistant")
     storage.put_checkpoint(put("c1", None, of_state, context=run))
     storage.append(run, [of_state])
@@ -317,16 +317,16 @@ def test_a_message_that_is_streamed_is_completed_in_its_place(storage: Storage, 
 
 
 def test_a_context_writes_what_it_has_kept_before_what_comes(storage: Storage, run: RunContext) -> None:
-    run.entries.append(say("1", "one"))
+    run.record.entries.append(say("1", "one"))
     storage.put_checkpoint(put("c1", None, say("2", "two"), context=run))
     assert texts(storage) == ["one", "two"]
-    assert not run.entries
+    assert not run.record.entries
 
 
 def test_what_cannot_be_written_is_told_of_and_takes_nothing_with_it(storage: Storage, run: RunContext) -> None:
     told: list[Exception] = []
-    run.tell = told.append
-    run.entries += [say("1", "one"), say("2", "two", input_tokens=2**80), say("3", "three")]
+    run.record.on_fault = told.append
+    run.record.entries += [say("1", "one"), say("2", "two", input_tokens=2**80), say("3", "three")]
     storage.put_checkpoint(put("c1", None, say("4", "four"), context=run))
     assert texts(storage) == ["one", "three", "four"]
     assert [type(error).__name__ for error in told] == ["OverflowError"]
