@@ -266,7 +266,9 @@ class SessionRecorder(GraphCallbackHandler):
             returned = [str(m.id) for messages in lists for m in messages if isinstance(m, BaseMessage)]
             output = run.pop_model_output(node.namespace if node else None, returned)
             if node is not None and node.step is not None:
-                run.context.record.output_steps.update({m.message_id: (node.graph_namespace, node.step) for m in output})
+                run.context.record.output_steps.update(
+                    {m.message_id: (node.graph_namespace, node.step) for m in output}
+                )
             self.buffer.add(run.context, output)
 
     def context_of(self, session_id: str) -> RunContext | None:
