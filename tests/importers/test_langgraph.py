@@ -25,6 +25,7 @@ from session_middleware.errors import StorageError
 from session_middleware.importers.langgraph import Imported, import_checkpoints
 from session_middleware.importers.langgraph_source import open_source
 from tests.support import agents
+from tests.support.postgres import Server
 
 Call = Callable[..., Result]
 THREADS = {  # a graph, and what is said in its thread
@@ -587,14 +588,14 @@ def test_a_package_that_is_missing_is_named(
     assert "secret" not in str(raised.value)
 
 
-@pytest.mark.skipif("TEST_POSTGRES_URL" not in os.environ, reason="needs TEST_POSTGRES_URL, an empty database")
-def test_postgres_is_copied(db: Path, call: Call) -> None:
+def test_postgres_is_copied(postgres_server: Server, db: Path, call: Call) -> None:
     postgres = pytest.importorskip("langgraph.checkpoint.postgres")
-    url = os.environ["TEST_POSTGRES_URL"]
-    with postgres.PostgresSaver.from_conn_string(url) as saver:
+    with (
+        postgres_server.database(migrated=False) as url,
+        postgres.PostgresSaver.from_conn_string(url) as saver,
+    ):
         saver.setup()
         for thread, (build, texts) in THREADS.items():
-            saver.delete_thread(thread)
             for text in texts:
                 on(saver, build()).invoke(agents.human(text), config(thread))
         result = call("import-checkpoints", url, "--db", db)
