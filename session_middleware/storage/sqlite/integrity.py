@@ -34,7 +34,7 @@ from session_middleware.storage.sql.checkpoints import lists
 from session_middleware.storage.sql.checkpoints.blobs import CorruptRow, checked_blob, inline_value
 from session_middleware.storage.sql.checkpoints.rows import Row, WriteRow, references_in
 from session_middleware.storage.sql.checks import checks, describe, without_moved
-from session_middleware.storage.sql.connection import DamagedRow
+from session_middleware.storage.sql.connection import UNLIMITED, DamagedRow
 from session_middleware.storage.sql.engine_context import EngineContext
 from session_middleware.storage.sql.record import runs
 from session_middleware.storage.sql.row_mapping import read_column, value_of
@@ -66,7 +66,6 @@ _BY_SESSION = (*runs.TABLES, *_STATE[:2])
 _DERIVED = ("index_", "vector", "_sqlite")  # how the names of tables without original content begin
 _TYPES = {"TEXT": str, "INTEGER": int, "REAL": int | float, "BLOB": bytes}
 _JSON = {("memories", "namespace"): list, ("memories", "value"): dict, ("conversation_items", "item"): object}
-_ENDLESS = 1 << 62
 
 
 def check_file(path: str, settings: SessionSettings, *, deep: bool = False) -> list[Problem]:
@@ -238,14 +237,14 @@ class _Contents:
         except UNREADABLE as error:
             self._add(f"some of its rows cannot be read ({_first_line(error)})", session_id, table)
 
-    def _add(self, what: str, session_id: Any, table: str, key: str | None = None) -> None:
+    def _add(self, problem: str, session_id: Any, table: str, key: str | None = None) -> None:
         if table in _STATE:
             advice = "resume the session from another checkpoint, or delete it"
         elif session_id is not None:
             advice = "correct the row, or delete the session"
         else:
             advice = "correct or delete the row, or restore a backup"
-        self._found.append(describe("damage", f"{what}; {advice}", session_id, table=table, key=key))
+        self._found.append(describe("damage", f"{problem}; {advice}", session_id, table=table, key=key))
 
     def _key(self, table: str, row: Mapping[str, Any]) -> str | None:
         """The primary key of a row within its session, as text."""
@@ -290,8 +289,8 @@ class _Contents:
     def _check_reference(self, home: int, ref: Any) -> None:
         """Raise `CorruptRow` unless a reference leads to the content that it was made for."""
         if isinstance(ref, str):
-            if what := self._blob(home, bytes.fromhex(ref)):
-                raise CorruptRow(what)
+            if problem := self._blob(home, bytes.fromhex(ref)):
+                raise CorruptRow(problem)
         elif isinstance(ref, list):
             list_id, length, check = ref
             ends, sums, problem = self._list(home, list_id)
@@ -308,7 +307,7 @@ class _Contents:
         if (home, list_id) in self._lists:
             return self._lists[home, list_id]
         ends, sums, problem = [0], [0], ""
-        for item in lists.items(self._connection, home, list_id, _ENDLESS):
+        for item in lists.items(self._connection, home, list_id, UNLIMITED):
             if item.data is None:
                 problem = self._blob(home, item.digest)
             else:
@@ -326,17 +325,17 @@ class _Contents:
     def _blob(self, home: int, digest: bytes) -> str:
         """The problem of a blob, or nothing."""
         if (home, digest) not in self._blobs:
-            what = f"blob {digest.hex()} is missing"
+            problem = f"blob {digest.hex()} is missing"
             try:
                 sql = "SELECT type, data, digest FROM blobs WHERE home = ? AND digest = ?"
                 if row := self._connection.execute(sql, (home, digest)).fetchone():
                     checked_blob(*row)
-                    what = ""
+                    problem = ""
             except UNREADABLE:
-                what = f"blob {digest.hex()} is not what was written"
+                problem = f"blob {digest.hex()} is not what was written"
                 sql = "SELECT MIN(id) FROM sessions WHERE home = ?"  # one of the family, to name a location
-                self._add(what, self._connection.execute(sql, (home,)).fetchone()[0], "blobs", digest.hex())
-            self._blobs[home, digest] = what
+                self._add(problem, self._connection.execute(sql, (home,)).fetchone()[0], "blobs", digest.hex())
+            self._blobs[home, digest] = problem
         return self._blobs[home, digest]
 
 
