@@ -70,22 +70,18 @@ def examine(path: str, settings: SessionSettings) -> dict[str, Any]:
             )
         if free < _MIN_FREE_BYTES:
             problems.append(f"only {free // 1_000_000:,} MB of the disk are free; free some, or writes will fail")
-    return facts | {"is_writable": is_writable, "notes": notes, "problems": problems}
+    return facts | {"writable": is_writable, "notes": notes, "problems": problems}
 
 
 def diagnosis_picture(found: dict[str, Any]) -> RenderableType:
-    """Versions, facts about the file, and a verdict."""
-    facts = [*found["versions"].items(), ("database", found["path"])]
-    if "file_bytes" in found:
-        log = decimal(found["log_bytes"])
-        facts.append(("size", f"{decimal(found['file_bytes'])}, write-ahead log {log}"))
-    if "pages" in found:
-        facts.append(("pages", "{pages:,} of {page_bytes:,} bytes, {unused_pages:,} unused".format(**found)))
-        facts.append(("sessions", f"{found['sessions']:,}"))
-    facts.append(("synchronous", found["synchronous"]))
-    facts.append(("writable", "yes" if found["is_writable"] else "no"))
-    if "free_bytes" in found:
-        facts.append(("free on disk", decimal(found["free_bytes"])))
+    """All facts, the notes and problems, and a verdict."""
+    facts = [*found["versions"].items()]
+    for name, value in found.items():
+        if isinstance(value, bool):
+            facts.append((name, "yes" if value else "no"))
+        elif isinstance(value, (str, int)):
+            text = decimal(int(value)) if name.endswith("_bytes") else f"{value:,}" if isinstance(value, int) else value
+            facts.append((name.removesuffix("_bytes").replace("_", " "), text))
     problems = found["problems"]
     return Group(
         facts_grid(facts),
