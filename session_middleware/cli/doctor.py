@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.filesize import decimal
 from rich.text import Text
 
 from session_middleware import __version__
@@ -75,16 +74,9 @@ def examine(path: str, settings: SessionSettings) -> dict[str, Any]:
 
 def diagnosis_picture(found: dict[str, Any]) -> RenderableType:
     """All facts, the notes and problems, and a verdict."""
-    facts = [*found["versions"].items()]
-    for name, value in found.items():
-        if isinstance(value, bool):
-            facts.append((name, "yes" if value else "no"))
-        elif isinstance(value, (str, int)):
-            text = decimal(int(value)) if name.endswith("_bytes") else f"{value:,}" if isinstance(value, int) else value
-            facts.append((name.removesuffix("_bytes").replace("_", " "), text))
     problems = found["problems"]
     return Group(
-        facts_grid(facts),
+        facts_grid(found["versions"] | found),
         Text(),
         *(line(("note  ", "yellow"), note) for note in found["notes"]),
         *(line(("problem  ", "red"), problem) for problem in problems),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -10,15 +11,14 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
-from session_middleware.display.text import plural, visible_line
+from session_middleware.display.text import plural, second_text, visible_line
 from session_middleware.models import ErasureReceipt, Problem
 from session_middleware.storage.sql.checks import repairable
 from session_middleware.storage.types import DeletionCounts
 
 _MAX_SESSIONS = 3  # named for one problem; the others are counted
 _MAX_LINES = 20
-_COUNTS = ("sessions", "checkpoints", "messages", "tool_calls", "memories")
-_ERASED = (*_COUNTS, "archives", "traces")
+_ERASED = ("sessions", "checkpoints", "messages", "tool_calls", "memories", "archives", "traces")
 
 
 def problems_picture(problems: Sequence[Problem]) -> RenderableType:
@@ -67,26 +67,28 @@ def erasure_picture(receipt: ErasureReceipt) -> RenderableType:
         result = verdict(problem, is_good=False)
     else:
         result = verdict("all of it is gone from the files", is_good=True)
-    return Group(facts_grid(_counts(receipt, *_ERASED)), result)
+    return Group(facts_grid(dict(receipt)), result)
 
 
 def deletion_picture(deleted: DeletionCounts, *, dry_run: bool) -> RenderableType:
     """The numbers of rows of a session that were or would be deleted."""
-    size = ("about" if dry_run else "freed", decimal(deleted.bytes_freed))
-    facts = facts_grid([*_counts(deleted, *_COUNTS), size])
-    return Group(facts, Text("nothing was deleted" if dry_run else "deleted"))
+    return Group(facts_grid(deleted._asdict()), Text("nothing was deleted" if dry_run else "deleted"))
 
 
-def _counts(value: Any, *names: str) -> list[tuple[str, str]]:
-    return [(name.replace("_", " "), f"{getattr(value, name):,}") for name in names]
-
-
-def facts_grid(facts: Sequence[tuple[str, str]]) -> Table:
+def facts_grid(facts: Mapping[str, Any]) -> Table:
+    """Names and values, one row each, without those that are empty or composed."""
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
-    for name, value in facts:
-        grid.add_row(name, Text(visible_line(value)))
+    for name, value in facts.items():
+        if isinstance(value, bool):
+            value = "yes" if value else "no"
+        elif isinstance(value, int):
+            value = decimal(value) if "bytes" in name else f"{value:,}"
+        elif isinstance(value, datetime):
+            value = f"{second_text(value)} UTC"
+        if isinstance(value, str):
+            grid.add_row(name.replace("_", " "), Text(visible_line(value)))
     return grid
 
 

@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from session_middleware.cli.health import facts_grid
-from session_middleware.display.text import duration_text, plural, second_text, shortened, visible, visible_line
+from session_middleware.display.text import duration_text, plural, shortened, visible, visible_line
 from session_middleware.models import (
     Event,
     Message,
@@ -194,11 +194,8 @@ def timeline(session: SessionInfo, records: Sequence[Record], *, full: bool = Fa
         grid.add_row(
             f"{moment:%H:%M:%S}" if moment else "", _styled(kind), Text(visible(text), style=_style_of(record))
         )
-    facts = [
-        (name, f"{second_text(value)} UTC" if isinstance(value, datetime) else value)
-        for name, value in facts_of(session).items()
-        if value is not None and name != "session"
-    ]
+    facts = facts_of(session)
+    del facts["session"]
     title = _text(session.id, "bold")
     title.no_wrap, title.overflow = True, "ignore"
     return Group(title, Panel(facts_grid(facts), border_style="dim", padding=(0, 1)), grid)

@@ -267,7 +267,7 @@ def test_doctor_says_that_all_is_well(call: Call, db: Path) -> None:
     result = call("doctor", "--db", str(db))
     assert result.exit_code == 0
     assert result.output.rstrip().endswith("no problems")
-    for word in ("langgraph", "langchain-core", sqlite3.sqlite_version, "synchronous", "free  "):
+    for word in ("langgraph", "langchain-core", sqlite3.sqlite_version, "synchronous", "free bytes"):
         assert word in result.output
 
 
