@@ -6,7 +6,7 @@ is untrusted: it is never parsed as markup, and line breaks and control characte
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -50,89 +50,112 @@ _STYLES = {  # of a status, an outcome, an action and a kind of record
     "assistant": "bold green",
     "tool": "yellow",
 }
+_SESSIONS = {  # the name of a column, and the field that it shows
+    "session": "id",
+    "owner": "user_id",
+    "status": "status",
+    "last active": "last_active_at",
+    "messages": "message_count",
+    "tools": "tool_call_count",
+}
+_ARCHIVES = {
+    "session": "session_id",
+    "owner": "user_id",
+    "ended by": "reason",
+    "archived": "archived_at",
+    "file": "path",
+}
+_SWEEP = {
+    "session": "session_id",
+    "owner": "user_id",
+    "why": "reason",
+    "last active": "last_active_at",
+    "expired": "expired_at",
+    "action": "action",
+}
+_USAGE = {
+    "calls": "calls",
+    "errors": "errors",
+    "in": "input_tokens",
+    "out": "output_tokens",
+    "cost": "cost",
+    "median": "p50_ms",
+    "p95": "p95_ms",
+}
 _TITLE_CHARACTERS = 40
 _MESSAGE_CHARACTERS = 110
-_NUMBERS = frozenset({"messages", "tools", "calls", "errors", "in", "out", "cost", "median", "p95"})
-_FOLDED = frozenset({"owner", "file"})  # columns that may take several lines
+_FOLDED = frozenset({"user_id", "path"})  # fields that may take several lines
 _UNBOUNDED = 1_000_000  # columns
 _NONE = "–"  # noqa: RUF001 - an en dash reads as "none"
 
 
 class Listing:
-    """Rows that begin with an id.
+    """Values, one row each. The first column is an id, with the title under it.
 
     A terminal that is too narrow shows each id on a line of its own and its values on the next line. Output
     that is not a terminal has lines of any width.
     """
 
-    def __init__(
-        self, empty: str, values: Iterable[Any], columns: Mapping[str, Callable[[Any], Text]], caption: str = ""
-    ) -> None:
+    def __init__(self, values: Sequence[Any], columns: Mapping[str, str], *, empty: str) -> None:
+        self._values = values
+        self._columns = columns
         self._empty = empty
-        self._columns = tuple(columns)
-        self._rows = [[cell(value) for cell in columns.values()] for value in values]
-        self._caption = caption or None
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        if not self._rows:
+        if not self._values:
             yield Text(self._empty, style="dim")
             return
-        table = Table(box=box.SIMPLE_HEAD, header_style="bold", show_edge=False, pad_edge=False, caption=self._caption)
-        table.caption_justify = "right"
-        for name in self._columns:
-            table.add_column(name, overflow="fold", no_wrap=name not in _FOLDED)
-            table.columns[-1].justify = "right" if name in _NUMBERS else "left"
-        for row in self._rows:
+        has_times = any(field.endswith("_at") for field in self._columns.values())
+        table = Table(box=box.SIMPLE_HEAD, header_style="bold", show_edge=False, pad_edge=False)
+        table.caption, table.caption_justify = "times are UTC" if has_times else None, "right"
+        for name, field in self._columns.items():
+            table.add_column(name, overflow="fold", no_wrap=field not in _FOLDED)
+            is_number = any(isinstance(getattr(value, field), int | float) for value in self._values)
+            table.columns[-1].justify = "right" if is_number else "left"
+        rows = [[_cell(value, field) for field in self._columns.values()] for value in self._values]
+        for row in rows:
             table.add_row(*row)
         width = Measurement.get(console, options.update(width=_UNBOUNDED), table).maximum
         if width <= options.max_width or not console.is_terminal:
             yield from console.render(table, options.update(width=max(width, options.max_width)))
             return
-        for first, *others in self._rows:
+        for first, *others in rows:
             yield from console.render(first, options.update(width=_UNBOUNDED, no_wrap=True))
+            named = zip(tuple(self._columns)[1:], table.columns[1:], others, strict=True)
             values = [
-                cell + f" {name.removesuffix('s') if cell.plain == '1' else name}" if name in _NUMBERS else cell
-                for name, cell in zip(self._columns[1:], others, strict=True)
-                if cell.plain
+                cell + f" {name.removesuffix('s') if cell.plain == '1' else name}"
+                if column.justify == "right"
+                else cell
+                for name, column, cell in named
             ]
             yield Padding(Text(" · ").join(values), (0, 0, 0, 2))
 
 
+def _cell(value: Any, field: str) -> Text:
+    content = getattr(value, field)
+    if field in ("id", "session_id"):
+        name, title = _text(content), getattr(value, "title", None)
+        return name.append("\n").append_text(_text(shortened(title, _TITLE_CHARACTERS), "dim")) if title else name
+    if isinstance(content, datetime):
+        return Text(f"{content.astimezone(UTC):%Y-%m-%d %H:%M}")
+    if isinstance(content, int):
+        return Text(f"{content:,}")
+    if isinstance(content, float):
+        return Text(duration_text(content) if field.endswith("_ms") else f"${content:,.4f}")
+    return _styled(content) if field in ("status", "action") else _text(content)
+
+
 def sessions_table(sessions: Sequence[SessionInfo]) -> RenderableType:
-    """One row for each session, in the given order. A title is shown under the id."""
-    columns: dict[str, Callable[[SessionInfo], Text]] = {
-        "session": lambda session: _titled(session.id, session.title),
-        "owner": lambda session: _text(session.user_id),
-        "status": lambda session: _styled(session.status),
-        "last active": lambda session: _minute(session.last_active_at),
-        "messages": lambda session: Text(f"{session.message_count:,}"),
-        "tools": lambda session: Text(f"{session.tool_call_count:,}"),
-    }
-    return Listing("no sessions", sessions, columns, "times are UTC")
+    return Listing(sessions, _SESSIONS, empty="no sessions")
 
 
 def archives_table(archived: Sequence[ArchivedSession]) -> RenderableType:
-    """One row for each archived session, with its file, in the given order."""
-    columns: dict[str, Callable[[ArchivedSession], Text]] = {
-        "session": lambda each: _titled(each.session_id, each.title),
-        "owner": lambda each: _text(each.user_id),
-        "ended by": lambda each: _text(each.reason),
-        "archived": lambda each: _minute(each.archived_at),
-        "file": lambda each: _text(each.path),
-    }
-    return Listing("no archived sessions", archived, columns, "times are UTC")
+    return Listing(archived, _ARCHIVES, empty="no archived sessions")
 
 
 def sweep_table(results: Sequence[SweepResult]) -> RenderableType:
     """The sessions that a sweep ended or would end."""
-    columns: dict[str, Callable[[SweepResult], Text]] = {
-        "session": lambda each: _text(each.session_id),
-        "owner": lambda each: _text(each.user_id),
-        "why": lambda each: Text("idle since ").append_text(_minute(each.last_active_at)),
-        "expired": lambda each: _minute(each.expired_at),
-        "action": lambda each: _styled(each.action),
-    }
-    return Listing("nothing is due", results, columns, "times are UTC")
+    return Listing(results, _SWEEP, empty="nothing is due")
 
 
 def usage_table(by: str, usage: Sequence[Usage]) -> RenderableType:
@@ -144,19 +167,8 @@ def usage_table(by: str, usage: Sequence[Usage]) -> RenderableType:
         cost=sum(costs) if costs else None,
         **{name: sum(getattr(each, name) for each in usage) for name in sums},
     )
-    columns: dict[str, Callable[[Usage], Text]] = {
-        by: lambda each: _text(each.key, "bold" if each is total else ""),
-        "calls": lambda each: Text(f"{each.calls:,}"),
-        "errors": lambda each: Text(f"{each.errors:,}"),
-        "in": lambda each: Text(f"{each.input_tokens:,}"),
-        "out": lambda each: Text(f"{each.output_tokens:,}"),
-        "cost": lambda each: Text(_NONE if each.cost is None else f"${each.cost:,.4f}"),
-        "median": lambda each: Text("" if each.p50_ms is None else duration_text(each.p50_ms)),
-        "p95": lambda each: Text("" if each.p95_ms is None else duration_text(each.p95_ms)),
-    }
-    if by == "tool":
-        del columns["in"], columns["out"], columns["cost"]
-    listing = Listing("no calls", (*usage, total) if usage else (), columns)
+    shown = {name: field for name, field in _USAGE.items() if by != "tool" or name not in ("in", "out", "cost")}
+    listing = Listing((*usage, total) if usage else (), {by: "key", **shown}, empty="no calls")
     if not total.unpriced:
         return listing
     return Group(listing, Text(f"{plural(total.unpriced, 'call')} of unknown price not in the cost", style="dim"))
@@ -239,12 +251,3 @@ def _styled(word: str) -> Text:
 
 def _text(text: str | None, style: str = "") -> Text:
     return Text(visible_line(text or _NONE), style=style)
-
-
-def _titled(session_id: str, title: str | None) -> Text:
-    name = _text(session_id)
-    return name if not title else name.append("\n").append_text(_text(shortened(title, _TITLE_CHARACTERS), "dim"))
-
-
-def _minute(moment: datetime) -> Text:
-    return Text(f"{moment.astimezone(UTC):%Y-%m-%d %H:%M}")

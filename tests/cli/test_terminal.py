@@ -218,6 +218,12 @@ def test_ids_are_whole_at_any_width_and_in_a_pipe(name: str, width: int, is_term
     assert "2026-01-01 13:00" in words(listed)
 
 
+def test_a_narrow_terminal_names_the_numbers_under_the_id() -> None:
+    one = session(id="k" * 60, user_id="ada", message_count=1, tool_call_count=2)
+    lines = printed(sessions_table([one]), width=70, force_terminal=True, color_system=None).splitlines()
+    assert [line.strip() for line in lines] == ["k" * 60, "ada · active · 2026-01-01 13:00 · 1 message · 2 tools"]
+
+
 def test_empty_pictures_say_so() -> None:
     assert "no sessions" in printed(sessions_table([]))
     assert "nothing is due" in printed(sweep_table([]))
@@ -230,5 +236,5 @@ def ended(**changes: Any) -> SweepResult:
 
 def test_sweep_says_what_why_and_what_was_done() -> None:
     text = words(printed(sweep_table([ended(), ended(session_id="t2", action="delete")])))
-    assert "t1 ada idle since 2026-01-01 12:00 2026-01-01 13:00 keep" in text
-    assert "t2 ada idle since 2026-01-01 12:00 2026-01-01 13:00 delete" in text
+    assert "t1 ada idle_timeout 2026-01-01 12:00 2026-01-01 13:00 keep" in text
+    assert "t2 ada idle_timeout 2026-01-01 12:00 2026-01-01 13:00 delete" in text
