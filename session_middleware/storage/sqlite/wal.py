@@ -1,16 +1,14 @@
 """Checkpointing of the write-ahead log: writing it back into the database file.
 
-SQLite's automatic checkpoints are off, for two reasons. SQLite 3.7.0 to 3.51.2 can damage a database when two
-connections checkpoint at once (https://sqlite.org/wal.html, "the WAL-reset bug"): before 3.51.3 a lock of this
-package admits one process at a time. And only an explicit checkpoint reports a reader that blocks it.
+SQLite's automatic checkpoints are off, because SQLite 3.7.0 to 3.51.2 can damage a database when two connections
+checkpoint at once (https://sqlite.org/wal.html, "the WAL-reset bug"). Before 3.51.3 a lock of this package admits one
+process at a time.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import sqlite3
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,12 +20,9 @@ try:
 except ImportError:  # Windows, where a folder cannot be locked
     fcntl = None  # type: ignore[assignment]
 
-logger = logging.getLogger("session_middleware")
-
 FIXED_IN = (3, 51, 3)
 _PAGES = 1000  # in the log before a checkpoint: SQLite's default
 _SIZE_LIMIT_BYTES = 16 * 1024 * 1024  # to which a log is truncated after a long reader has ended
-_BLOCKED_SECONDS = 30.0  # after which a blocking reader is logged
 
 
 class Wal:
@@ -40,8 +35,7 @@ class Wal:
         self._changes = connection.total_changes  # at the last checkpoint
         self._interval = 256  # changes between checkpoints, adapted to about `_PAGES` pages
         self._size = 0
-        self._blocked_since: float | None = None
-        self._warned = False
+        self._is_blocked = False  # by a reader of an older snapshot; each commit tries again, as in SQLite
         connection.execute("PRAGMA wal_autocheckpoint=0")
         connection.execute(f"PRAGMA journal_size_limit={_SIZE_LIMIT_BYTES}")
 
@@ -52,8 +46,7 @@ class Wal:
             size = os.stat(self._log).st_size  # noqa: PTH116 - half the time of Path.stat
         except FileNotFoundError:  # the next transaction raises
             return
-        is_blocked = self._blocked_since is not None  # then each commit tries again, as SQLite does
-        if not is_blocked and changes < self._interval and size - self._size < _PAGES * 4096:
+        if not self._is_blocked and changes < self._interval and size - self._size < _PAGES * 4096:
             return
         with self._exclusive() as is_exclusive:
             if not is_exclusive:
@@ -63,24 +56,9 @@ class Wal:
             except sqlite3.Error:  # such as a full disk: the commit is safe in the log, and the next one tries again
                 return
         self._changes, self._size = self._connection.total_changes, size
-        if done < pages:
-            self._warn_of_reader(size)
-        else:
-            self._blocked_since, self._warned = None, False
+        self._is_blocked = done < pages
+        if not self._is_blocked:
             self._interval = max(1, min(10_000, _PAGES * changes // max(pages, 1)))
-
-    def _warn_of_reader(self, size: int) -> None:
-        now = time.monotonic()
-        self._blocked_since = self._blocked_since or now
-        if now - self._blocked_since > _BLOCKED_SECONDS and not self._warned:
-            self._warned = True
-            logger.warning(
-                "%s: a reader has used one snapshot for %.0f s, so the write-ahead log cannot be checkpointed and"
-                " grows (%.0f MB now). Nothing is lost. End the program that holds a transaction open on this file.",
-                self._path,
-                now - self._blocked_since,
-                size / 1e6,
-            )
 
     def empty(self) -> None:
         """Checkpoint and truncate the log, unless a reader needs it."""
