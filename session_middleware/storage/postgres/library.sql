@@ -42,13 +42,6 @@ CREATE FUNCTION json_group_array_add(so_far text[], value text) RETURNS text[] L
 $$;
 CREATE FUNCTION json_group_array_end(so_far text[]) RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$ SELECT to_json(so_far)::text $$;
 CREATE AGGREGATE json_group_array(text) (SFUNC = json_group_array_add, STYPE = text[], FINALFUNC = json_group_array_end, INITCOND = '{}');
-CREATE FUNCTION latencies_end(so_far double precision[]) RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
-    SELECT string_agg(p::text, ' ' ORDER BY n) FROM unnest((SELECT percentile_disc(ARRAY[0.5, 0.95, 0.99]) WITHIN GROUP (ORDER BY v) FROM unnest(so_far) AS v)) WITH ORDINALITY AS u (p, n)
-$$;
-CREATE FUNCTION latencies_add(so_far double precision[], value double precision) RETURNS double precision[] LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
-    SELECT so_far || value
-$$;
-CREATE AGGREGATE latencies(double precision) (SFUNC = latencies_add, STYPE = double precision[], FINALFUNC = latencies_end, INITCOND = '{}');
 CREATE FUNCTION json_remove(j text, path text) RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
     SELECT (j::jsonb - substr(path, 3))::text
 $$;

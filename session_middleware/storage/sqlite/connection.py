@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-from array import array
 from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
@@ -18,23 +17,7 @@ from session_middleware.storage.sqlite.files import beside
 T = TypeVar("T")
 
 BUSY_SECONDS = 30.0  # the longest wait for another process's lock
-_PERCENTILES = (50, 95, 99)
 _TRIES = 100  # a try fails when another process opened, wrote and closed the file meanwhile
-
-
-class _Latencies:
-    """An aggregate for SQL: the percentiles of its values, as one text."""
-
-    def __init__(self) -> None:
-        self._values = array("d")
-        self.step = self._values.append
-
-    def finalize(self) -> str | None:
-        if not self._values:
-            return None
-        values = sorted(self._values)
-        ranks = (-(-len(values) * percent // 100) for percent in _PERCENTILES)
-        return " ".join(repr(values[rank - 1]) for rank in ranks)
 
 
 class SqliteConnection(sqlite3.Connection):
@@ -50,7 +33,6 @@ class SqliteConnection(sqlite3.Connection):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.create_aggregate("latencies", 1, cast("Any", _Latencies))
         self.written: list[Event] = []
         self.unfinished: list[Any] = []
 

@@ -7,6 +7,7 @@ time asked for has no call in it, and is passed over.
 
 from __future__ import annotations
 
+import json
 from datetime import timedelta
 from typing import Any
 
@@ -22,12 +23,12 @@ _ACTIVE_WITHIN = timedelta(seconds=2)  # activity is written down once a second,
 _MODEL_SUMS = """
     COUNT(*), COUNT(m.error), SUM(m.input_tokens), SUM(m.output_tokens), SUM(m.cached_tokens),
     SUM(m.reasoning_tokens), SUM(m.cost), COUNT(*) FILTER (WHERE m.cost IS NULL AND m.error IS NULL),
-    latencies(m.duration_ms) FILTER (WHERE m.duration_ms IS NOT NULL)
+    json_group_array(CAST(m.duration_ms AS TEXT)) FILTER (WHERE m.duration_ms IS NOT NULL)
     FROM sessions AS s CROSS JOIN model_calls AS m ON m.session_id = s.id
 """
 _TOOL_SUMS = """
     SELECT t.name, COUNT(*), COUNT(*) FILTER (WHERE t.status = 'error'), 0, 0, 0, 0, NULL, 0,
-    latencies(t.duration_ms) FILTER (WHERE t.duration_ms IS NOT NULL)
+    json_group_array(CAST(t.duration_ms AS TEXT)) FILTER (WHERE t.duration_ms IS NOT NULL)
     FROM tool_calls AS t INDEXED BY tool_calls_by_name CROSS JOIN sessions AS s ON s.id = t.session_id
 """
 _SUMS: dict[UsageBy, tuple[str, str]] = {  # a statement up to its conditions, and what comes after them
@@ -50,8 +51,9 @@ def sum_usage(connection: Connection, by: UsageBy, where: UsageFilter) -> list[U
 
 
 def _usage(row: tuple[Any, ...]) -> Usage:
-    key, calls, errors, given, answered, cached, reasoning, cost, unpriced, latencies = row
-    percentiles = [float(value) for value in latencies.split()] if latencies else (None, None, None)
+    key, calls, errors, given, answered, cached, reasoning, cost, unpriced, durations = row
+    took = sorted(map(float, json.loads(durations)))
+    percentiles = [took[-(-len(took) * percent // 100) - 1] if took else None for percent in (50, 95, 99)]
     return Usage(
         key=key,
         calls=calls,
