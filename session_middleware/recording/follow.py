@@ -45,7 +45,6 @@ class Following:
         self._after = after
         self._has_ended = has_ended
         self._check = check  # raises if the session does not exist
-        self._version: int | None = None
         self._unfinished: dict[int, Record] | None = None
 
     def poll(self) -> Poll:
@@ -60,10 +59,7 @@ class Following:
             return Poll([], True)
 
     def _poll(self) -> Poll:
-        version = self._storage.data_version()  # before the reads, so that a commit during them leads to another poll
-        has_ended = self._has_ended()
-        if version == self._version:
-            return Poll([], has_ended)
+        has_ended = self._has_ended()  # before the reads, so that they include all that was written before the end
         if self._unfinished is None:
             unfinished = self._storage.list_unfinished(self._session_id, up_to=self._after) if self._after else []
             self._unfinished = {entry.seq: entry for entry in unfinished}
@@ -77,7 +73,6 @@ class Following:
         if new:
             self._after = new[-1].seq
         is_all = len(new) < _PAGE
-        self._version = version if is_all else None
         calls = [entry for entry in changed if not isinstance(entry, Run)]
         runs = [entry for entry in changed if isinstance(entry, Run)]  # a run ends after its messages
         return Poll([*calls, *new, *runs], has_ended and is_all)

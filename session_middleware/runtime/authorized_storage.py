@@ -56,7 +56,6 @@ class AuthorizedStorage:
     def name(self) -> str:
         return self._storage.name
 
-    data_version = _reading(Storage.data_version)
     find_file = _reading(Storage.find_file)
     find_message = _reading(Storage.find_message)
     find_session = _reading(Storage.find_session)

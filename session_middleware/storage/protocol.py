@@ -92,9 +92,6 @@ class Storage(Protocol):
         does not affect the others, which may be executed again because of it.
         """
 
-    def data_version(self) -> int:
-        """A number that changes when any process commits. Costs microseconds."""
-
     def check(self, *, repair: bool, deep: bool = False) -> list[Problem]:
         """List violated invariants. `deep` verifies all checksums; `repair` recomputes derived data.
 

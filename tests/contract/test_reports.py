@@ -168,12 +168,3 @@ def test_a_page_knows_the_runs_that_began_before_it(long: Storage) -> None:
 def test_there_is_nothing_to_page_through_where_there_is_no_session(storage: Storage) -> None:
     assert storage.list_timeline("nowhere").records == []
     assert storage.list_timeline("nowhere", limit=0).records == []
-
-
-def test_the_version_differs_after_a_commit_and_not_otherwise(storage: Storage) -> None:
-    storage.append(context("t"), [MessageEntry("1", "user", "hi")])
-    before = storage.data_version()
-    storage.list_messages("t")
-    assert storage.data_version() == before
-    storage.append(context("t"), [MessageEntry("2", "user", "ho")])
-    assert storage.data_version() != before

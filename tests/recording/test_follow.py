@@ -8,7 +8,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import pytest
 from langchain_core.tools import tool
 
 from session_middleware import Sessions
@@ -155,18 +154,6 @@ def test_another_process_is_followed(sessions: Sessions, tmp_path: Path) -> None
     assert writer.communicate() == ("", "")
     whole = session.timeline()
     assert [entry.seq for entry in latest(found)] == [entry.seq for entry in whole[: len(latest(found))]]
-
-
-def test_a_look_reads_nothing_until_something_was_committed(
-    sessions: Sessions, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    session = sessions.open("t")
-    stand = session._following(0)
-    assert len(stand.poll().new) == 1
-    read = []
-    monkeypatch.setattr(sessions._storage, "list_timeline", lambda *a, **k: read.append(a))
-    assert [stand.poll().new for _ in range(10)] == [[]] * 10
-    assert read == []
 
 
 def test_looks_come_less_often_the_longer_nothing_comes_and_stop_at_the_timeout() -> None:

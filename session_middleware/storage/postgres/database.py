@@ -147,10 +147,6 @@ class PostgresDatabase(Database):
             finally:
                 self._give_back(connection)
 
-    def version(self) -> int:
-        sql = "SELECT pg_catalog.pg_current_snapshot()::text"
-        return hash(self.read(lambda connection: connection.execute(sql).fetchone()))
-
     def erase(self) -> int:
         return 0  # deleted rows stay on the server's disk until its next vacuum
 

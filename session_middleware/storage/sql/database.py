@@ -98,10 +98,6 @@ class Database:
     def _read(self, operation: Callable[[Any], T]) -> T:
         raise NotImplementedError
 
-    def version(self) -> int:
-        """A number that differs after each commit of any process."""
-        raise NotImplementedError
-
     # Writing
 
     def write(

@@ -348,7 +348,6 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
     # Health
 
     def check(self, *, repair: bool, deep: bool = False) -> list[Problem]:
-        self._database.version()  # raises if the file or its WAL was replaced
         found, repaired = self._find(deep=deep), dict[Problem, Problem]()
         while repair and (due := [each for each in checks.repairable(found) if each not in repaired]):
             for problem in due:  # each in its own transaction, so that runs are not blocked

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -27,7 +26,6 @@ from session_middleware.storage.sqlite.connection import (
     connect,
     read_unlocked,
     storage_error,
-    version_of,
 )
 from session_middleware.storage.sqlite.files import OpenFiles, beside, check_path, create_private, may_write
 from session_middleware.storage.sqlite.wal import Wal
@@ -67,8 +65,6 @@ class SqliteDatabase(Database):
 
     def _open(self) -> None:
         self._readers: deque[SqliteConnection] = deque()
-        self._version_connection: SqliteConnection | None = None
-        self._version_lock = threading.Lock()
         self._writer = RefusingWriter(self.path, self.mapped_error)
         if self.is_writable:
             with self.mapped():
@@ -116,9 +112,6 @@ class SqliteDatabase(Database):
             if self._closed:
                 return
             self._closed = True
-            with self._version_lock:
-                if self._version_connection is not None:
-                    self._version_connection.close()
             while self._readers:
                 self._readers.pop().close()
             self._writer.close()
@@ -146,18 +139,6 @@ class SqliteDatabase(Database):
         else:
             self._readers.append(connection)
         return result
-
-    def version(self) -> int:
-        self._check_open()
-        if self._files is None:
-            return int(self._writer.connection.total_changes)
-        if not self.is_writable:
-            return hash(version_of(self.path))
-        with self.mapped(), self._version_lock:
-            self._files.check()
-            if self._version_connection is None:  # its own: `data_version` ignores commits of its connection
-                self._version_connection = self._connect_reader()
-            return int(self._version_connection.execute("PRAGMA data_version").fetchone()[0])
 
     # Erasing
 

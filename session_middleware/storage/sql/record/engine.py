@@ -26,9 +26,6 @@ class RecordOperations(Operations):
     sum_usage = reading(usage.sum_usage)
     list_items = reading(conversations.list_items)
 
-    def data_version(self) -> int:
-        return self._database.version()
-
     def append_repair(
         self,
         session_id: str,
