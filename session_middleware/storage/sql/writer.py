@@ -202,9 +202,9 @@ class Writer:
             self._roll_back(batch)
             if isinstance(error, Retry):
                 raise BatchAborted from error
-            mapped = self._mapped(error)
+            error = self._mapped(error)  # no other variable: a cycle would keep the cursors of the failed statements
             for request in batch:
-                request.end(mapped)
+                request.end(error)
         except BaseException:
             self._roll_back(batch)
             raise
@@ -253,8 +253,8 @@ class Writer:
             if not request.joins:
                 end_writes(connection)
             result = request.operation(connection)
-        except Exception as raised:
-            error = self._mapped(raised)
+        except Exception as error:
+            error = self._mapped(error)
             self._undo(request)
             del connection.written[before[2] :]
             if isinstance(error, Retry) or (not has_savepoint and self._has_spoiled(error, before)):
@@ -263,9 +263,7 @@ class Writer:
                 close_writes(connection)
                 connection.execute("ROLLBACK TO inside")
                 connection.execute("RELEASE inside")
-            if error is raised:
-                raise
-            raise error from raised
+            raise error
         if has_savepoint:
             connection.execute("RELEASE inside")
         if isinstance(result, CommitThenRaise):

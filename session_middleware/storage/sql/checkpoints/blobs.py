@@ -75,7 +75,7 @@ def reading_rows(session_id: str | None = None) -> Iterator[None]:
         yield
     except (CorruptRow, TypeError, AttributeError) as error:
         where = "" if session_id is None else f" of session {session_id!r}"
-        what = error if isinstance(error, CorruptRow) else "a value of another type than was written"
+        what = str(error) if isinstance(error, CorruptRow) else "a value of another type than was written"
         raise DamagedRow(f"malformed row{where}: {what}") from error
 
 

@@ -286,12 +286,13 @@ def damage_context(path: str, key: Key) -> Iterator[None]:
     try:
         yield
     except (CorruptRow, TypeError, AttributeError, ValueError) as error:
-        what = error if isinstance(error, CorruptRow) else "a value of another type than was written"
+        is_found = isinstance(error, CorruptRow)
+        what = str(error) if is_found else "a value of another type than was written"  # a cycle would keep the cursor
         raise StorageError(
             path,
             f"checkpoint {key[2]} of session {key[0]!r} (namespace {key[1]!r}) is damaged: {what}",
             advice="resume from an earlier checkpoint id, or restore a backup; other sessions are not affected",
-        ) from (None if what is error else error)
+        ) from (None if is_found else error)
 
 
 def _with_values(
