@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -74,3 +76,18 @@ def test_a_value_of_another_type_than_was_written_is_an_error_of_ours(table: str
                 except Exception as error:  # noqa: BLE001
                     wrong.append(f"{name} where {what}: {error!r}")
     assert wrong == []
+
+
+@pytest.mark.parametrize("name", READS)
+def test_a_read_of_damage_keeps_no_file_open_after_closing(name: str, whole: Path, tmp_path: Path) -> None:
+    path = tmp_path / "sessions.db"
+    shutil.copy(whole, path)
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE checkpoints SET type = 7")
+    gc.disable()  # which would close it sooner or later
+    try:
+        with Sessions(path) as sessions, suppress(SessionError):
+            READS[name](sessions)
+        assert [file.name for file in tmp_path.iterdir()] == ["sessions.db"]
+    finally:
+        gc.enable()
