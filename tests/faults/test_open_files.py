@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +74,6 @@ HARMS = [
     empty_copy_of_log,
 ]
 
-LOGS = [delete_log, delete_index_of_log, empty_copy_of_log]
-
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
@@ -100,25 +97,14 @@ async def test_no_write_is_acknowledged_and_no_other_file_read_when_the_file_was
         mine = sessions.config("t", user_id="alice")
         graph.invoke(human("hi"), mine)
         session = sessions.get("t")
-        records = len(session.timeline())
         harm(file)
         found = contents(file.parent) if file.parent.is_dir() else {}
-        reads: list[Callable[[], Any]] = [
-            lambda: len(graph.get_state(mine).values["messages"]),
-            lambda: len(sessions.list()),
-            lambda: len(session.messages()),
-            lambda: len(list(session.follow(timeout=0.01))),
-            lambda: len(sessions.check(deep=True)),
-        ]
-        right = (2, 1, 2, records, 0)
-        for read, was in zip(reads, right, strict=True):
-            if harm in LOGS:  # an open connection has what it needs, and a new one is refused
-                with suppress(StorageError):
-                    assert read() == was
-            else:
-                with pytest.raises(StorageError, match=str(file)):
-                    read()
-        writes: list[Callable[[], Any]] = [
+        calls: list[Callable[[], Any]] = [
+            lambda: graph.get_state(mine),
+            lambda: sessions.list(),
+            lambda: session.messages(),
+            lambda: list(session.follow(timeout=0.01)),
+            lambda: sessions.check(deep=True),
             lambda: graph.invoke(human("lost"), mine),
             lambda: graph.update_state(mine, human("lost")),
             lambda: sessions.open("new"),
@@ -128,9 +114,9 @@ async def test_no_write_is_acknowledged_and_no_other_file_read_when_the_file_was
             lambda: sessions.forget_user("alice"),
             lambda: sessions.sweep(),
         ]
-        for write in writes:
+        for call in calls:
             with pytest.raises(StorageError, match=str(file)):
-                write()
+                call()
         with pytest.raises(StorageError, match=str(file)):
             await graph.ainvoke(human("lost"), mine)
         with pytest.raises(StorageError, match=str(file)):

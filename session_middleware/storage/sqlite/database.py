@@ -122,7 +122,7 @@ class SqliteDatabase(Database):
                 return operation(self._writer.connection)
         if not self.is_writable:
             return read_unlocked(self.path, operation)
-        self._files.check(log=False)
+        self._files.check()
         try:
             connection = self._readers.pop()
         except IndexError:

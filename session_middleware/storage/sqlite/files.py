@@ -2,7 +2,7 @@
 
 A connection whose file was deleted or replaced continues to use the old file: its writes are lost, or do not
 reach the file that other processes read. SQLite does not detect this, so the inodes of the paths are compared.
-A write transaction and a new connection check all files (5 µs); a read checks the database file.
+Each transaction and each new connection checks the files (5 µs).
 """
 
 from __future__ import annotations
@@ -62,22 +62,19 @@ class OpenFiles:
     def __init__(self, path: str) -> None:
         # `lstat` notices a file that was moved and replaced by a link: its log is in another folder then.
         self._stat = os.stat if os.path.islink(path) else os.lstat  # noqa: PTH114 - half the time of Path.stat
-        self._database = [(path, self._stat(path))]
-        self._all = self._database
+        self._opened = [(path, self._stat(path))]
 
     def opened(self) -> None:
         """Remember the files that opening the writer has created. Raises as `check` does."""
-        self.check(log=False)
-        path = self._database[0][0]
+        del self._opened[1:]
+        self.check()
+        path = self._opened[0][0]
         others = [other for end in ("-wal", "-shm") if Path(other := beside(path, end)).exists()]
-        self._all = [*self._database, *((other, self._stat(other)) for other in others)]
+        self._opened += [(other, self._stat(other)) for other in others]
 
-    def check(self, *, log: bool = True) -> None:
-        """Raise `StorageError` if a file was deleted, moved or replaced.
-
-        Reads need no `log`: an open connection still reads everything from a log that was deleted.
-        """
-        for path, before in self._all if log else self._database:
+    def check(self) -> None:
+        """Raise `StorageError` if a file was deleted, moved or replaced."""
+        for path, before in self._opened:
             problem, cause = "it was replaced by another file", None
             try:
                 now = self._stat(path)
