@@ -44,10 +44,10 @@ class SqliteDatabase(Database):
     def __init__(self, path: str, *, synchronous: str = "full") -> None:
         self.in_memory = path == ":memory:"
         super().__init__(path if self.in_memory else str(Path(path).absolute()), synchronous=synchronous)
-        self._files = None
+        self._files, self._needs_migration = None, True
         with self.mapped():
             if not self.in_memory:
-                check_file(path)
+                self._needs_migration = check_file(path)
                 create_private(self.path)
                 self._files = OpenFiles(self.path)
         self.is_writable = self.in_memory or may_write(Path(self.path))
@@ -69,7 +69,7 @@ class SqliteDatabase(Database):
         if self.is_writable:
             with self.mapped():
                 self._writer = self._open_writer()
-        elif self.read(is_pending):
+        elif self._needs_migration:
             self.write(lambda _: None)  # which raises
 
     def _open_writer(self) -> SqliteWriter:
@@ -79,8 +79,9 @@ class SqliteDatabase(Database):
             connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # only has an effect before the first page is written
             if self._files is not None:
                 _switch_to_wal(connection)
-            if is_pending(connection):
+            if self._needs_migration:
                 _migrate(connection)
+                self._needs_migration = False
             if self._files is not None:
                 self._files.opened()
                 log = Wal(os.path.realpath(self.path), connection)
@@ -196,10 +197,6 @@ def _migrate(connection: SqliteConnection) -> None:
 KNOWN_MIGRATIONS = frozenset({"m001_initial"})  # a copy: `migrations` imports sqlite-utils; a test compares them
 
 
-def is_pending(connection: SqliteConnection) -> bool:
-    return bool(KNOWN_MIGRATIONS - _applied(connection))
-
-
 def _applied(connection: SqliteConnection) -> frozenset[str]:
     if "_sqlite_migrations" not in _tables(connection):
         return frozenset()
@@ -212,18 +209,18 @@ def _tables(connection: SqliteConnection) -> frozenset[str]:
     return frozenset(name.lower() for (name,) in rows)  # as SQLite compares them
 
 
-def check_file(path: str) -> None:
-    """As `check_path`, and raise `StorageError` for a file of another program. A file without tables passes."""
+def check_file(path: str) -> bool:
+    """Whether a file needs a migration. Raises as `check_path`, and `StorageError` for a file of another program."""
     check_path(path)
     file = Path(path)
     if not file.exists() or file.stat().st_size == 0:
-        return
+        return True
     applied, tables, is_langgraphs = read_unlocked(path, _contents)
     if applied - KNOWN_MIGRATIONS:
         problem = "it was written by a newer session-middleware"
         raise StorageError(path, problem, advice="upgrade the package to open it")
     if applied or not tables:
-        return
+        return bool(KNOWN_MIGRATIONS - applied)
     names = ", ".join(sorted(tables)[:_SHOWN_TABLES])
     names += f" and {len(tables) - _SHOWN_TABLES} more" if len(tables) > _SHOWN_TABLES else ""
     if is_langgraphs:
