@@ -224,7 +224,3 @@ for _command in (list_command, show, *operator.COMMANDS):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     cli(arguments, prog_name="session-middleware")
-
-
-if __name__ == "__main__":
-    main()
