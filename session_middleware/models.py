@@ -473,7 +473,7 @@ class ErasureReceipt(Value):
     traces: int = 0  # mentions in the record of other sessions
     bytes_freed: int = 0
     dry_run: bool = False
-    pending: bool = False  # another process reads an older snapshot; call again when it has ended
+    pending: bool = False  # a reader of an older snapshot, or PostgreSQL until its vacuum, keeps the bytes
 
 
 class Problem(Value):

@@ -63,7 +63,8 @@ def erasure_picture(receipt: ErasureReceipt) -> RenderableType:
     if receipt.dry_run:
         result = Text("nothing was deleted")
     elif receipt.pending:
-        problem = "a reader still uses an older snapshot of the file; run this again when the reader has ended"
+        problem = "the rows are deleted; their bytes remain until PostgreSQL vacuums the tables, or in a file until a"
+        problem += " reader of an older snapshot has ended and this is run again"
         result = verdict(problem, is_good=False)
     else:
         result = verdict("all of it is gone from the files", is_good=True)
