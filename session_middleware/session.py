@@ -65,6 +65,7 @@ def _recording(method: Callable[Concatenate[ManualRecorder, P], T]) -> Callable[
     return call
 
 
+@validation.suggesting
 class Session(SessionInfo):
     """One session: the fields of `SessionInfo` as of when it was read, and methods that read and change it now.
 

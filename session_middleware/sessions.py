@@ -90,6 +90,7 @@ def new_session_id() -> str:
     return uuid4().hex
 
 
+@validation.suggesting
 class Sessions(SessionAccess):
     """The sessions of one database.
 

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+@validation.suggesting
 class SessionAccess:
     """The methods that `Sessions` has for the operator, and `UserSessions` for one user."""
 
@@ -299,6 +300,7 @@ class SessionAccess:
     alist_archived = async_twin(list_archived)
 
 
+@validation.suggesting
 class UserSessions(SessionAccess):
     """`Sessions` for one user: each access is checked, and sessions of other users are not found.
 

@@ -25,9 +25,11 @@ from session_middleware.storage.validation import (
     check_string,
     check_type,
     checked_ttl,
+    suggesting,
 )
 
 
+@suggesting
 class SessionMemory(SessionRecall):
     """The memory of a session. Every method has an async twin with the prefix ``a``."""
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from difflib import get_close_matches
 from functools import wraps
-from inspect import Parameter, signature
+from inspect import Parameter, iscoroutinefunction, isfunction, signature
 from typing import Any, TypedDict, TypeVar, Unpack, cast, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
@@ -20,6 +20,7 @@ from session_middleware.settings import own_seconds, parse_duration
 from session_middleware.storage.types import SessionDetails, SessionFilter
 
 F = TypeVar("F", bound=Callable[..., Any])
+C = TypeVar("C", bound=type)
 
 _HIGHEST = 2**63 - 1  # of the numbers that a database stores
 _LONGEST_TEXT = 1_024  # characters of a title and the like, which are listed and indexed
@@ -164,6 +165,30 @@ def spelled_out(options: type) -> Callable[[F], F]:
         return cast("F", call)
 
     return decorate
+
+
+def suggesting(cls: C) -> C:
+    """Let the methods of a class name the argument that was meant by one that they do not have."""
+    for name, method in [*vars(cls).items()]:
+        if isfunction(method) and not name.startswith("_") and not iscoroutinefunction(method):
+            setattr(cls, name, _suggesting(method))
+    return cls
+
+
+def _suggesting(method: Callable[..., Any]) -> Callable[..., Any]:
+    parameters = signature(method).parameters
+
+    @wraps(method)
+    def call(*args: Any, **given: Any) -> Any:
+        try:
+            return method(*args, **given)
+        except TypeError:
+            unknown = [name for name in given if name not in parameters]
+            if unknown and all(one.kind is not Parameter.VAR_KEYWORD for one in parameters.values()):
+                check_names(unknown, method.__name__, list(parameters)[1:])
+            raise
+
+    return call
 
 
 # The following functions raise `InvalidArgument`, which names the argument and its valid values
