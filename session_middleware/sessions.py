@@ -489,7 +489,7 @@ class Sessions(SessionAccess):
         question and the texts before it. `memory_weight` is the weight of a memory's score beside a document's. The
         options are those of `retriever`, and `k` is 8.
         """
-        from session_middleware.memory.augmented_retriever import AugmentedRetriever
+        from session_middleware.memory.retriever import AugmentedRetriever
 
         return AugmentedRetriever(
             retriever=retriever,

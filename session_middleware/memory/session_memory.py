@@ -16,8 +16,7 @@ from session_middleware.memory.session_recall import Duration, Namespaces, Sessi
 from session_middleware.memory.values import check_key, encoded
 from session_middleware.models import Scope
 from session_middleware.storage.executor import StorageExecutor, async_twin
-from session_middleware.storage.memory_types import MemoryItemPut, MemoryPut, MemoryQuery
-from session_middleware.storage.search.texts import text_of
+from session_middleware.storage.memory_types import MemoryItemPut, MemoryPut, MemoryQuery, text_of
 from session_middleware.storage.search.tokenizer import contains_all
 from session_middleware.storage.validation import (
     check_always,

@@ -27,10 +27,9 @@ from session_middleware.memory.results import Memory
 from session_middleware.memory.scopes import SCOPES, Namespace, Owners, both_of, is_always, visible_namespaces
 from session_middleware.models import Role, Scope
 from session_middleware.storage.executor import async_twin
-from session_middleware.storage.memory_types import MemoryQuery, MessageScope, StoredMemory
+from session_middleware.storage.memory_types import MemoryQuery, MessageScope, StoredMemory, text_of
 from session_middleware.storage.protocol import Storage
 from session_middleware.storage.run import RunContext
-from session_middleware.storage.search.texts import text_of
 from session_middleware.storage.validation import (
     check_always,
     check_callable,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from functools import wraps
 from typing import Any, TypeAlias
 
 from langchain_core.runnables import RunnableConfig
@@ -13,7 +14,6 @@ from session_middleware.memory.scopes import SCOPES
 from session_middleware.memory.session_memory import HasMemory, HasOwnMemory, SessionMemory, check_own
 from session_middleware.memory.session_recall import ROLES, SPEAKERS
 from session_middleware.models import Role, Scope
-from session_middleware.storage.executor import async_twin
 from session_middleware.storage.record_entries import OF_MEMORY
 from session_middleware.storage.validation import check_always, check_members, check_type
 
@@ -50,58 +50,37 @@ def memory_tools(
     check_members("scope", ["session" if scope is None else scope], SCOPES)
     check_members("roles", roles, ROLES)
     check_always(always)
-    tools = _Tools(sessions, scope, scopes, roles, always, session)
+
+    def here(config: RunnableConfig) -> tuple[SessionMemory, Scope]:
+        memory = sessions.memory(config) if session is None else session.memory
+        return memory, scope or ("user" if memory.has("user") else "session")
+
+    def remember(text: str, config: RunnableConfig) -> Answer:
+        """Remember a fact for later conversations, as one sentence that can be understood alone."""
+        memory, own = here(config)
+        return f"Remembered, under the key {memory.remember(text, scope=own).key}.", OF_MEMORY
+
+    def recall(query: str, config: RunnableConfig, limit: int = 5) -> Answer:
+        """Look up what was remembered or said before. Ask with the words that were probably used."""
+        memory, _ = here(config)
+        found = memory.select(query, max(1, min(limit, 50)), scopes=scopes, roles=roles, always=always)
+        return render(found, with_keys=True) or "Nothing is remembered about that.", OF_MEMORY
+
+    def forget(key: str, config: RunnableConfig) -> Answer:
+        """Forget something that was remembered, by the key that recall shows."""
+        memory, own = here(config)
+        unknown = f"There is nothing under the key {key}; recall shows the keys."
+        return "Forgotten." if memory.forget(key, scope=own) else unknown, OF_MEMORY
+
     return [
-        _tool("remember", tools.remember, tools.aremember),
-        _tool("recall", tools.recall, tools.arecall),
-        _tool("forget", tools.forget, tools.aforget),
+        StructuredTool.from_function(each, _off_loop(each, sessions), response_format="content_and_artifact")
+        for each in (remember, recall, forget)
     ]
 
 
-def _tool(name: str, function: Callable[..., Answer], coroutine: Callable[..., Awaitable[Answer]]) -> BaseTool:
-    return StructuredTool.from_function(function, coroutine, name=name, response_format="content_and_artifact")
+def _off_loop(function: Callable[..., Answer], sessions: HasMemory) -> Callable[..., Awaitable[Answer]]:
+    @wraps(function)
+    async def call(*args: Any, **kwargs: Any) -> Answer:
+        return await sessions._offload.run(function, *args, **kwargs)
 
-
-class _Tools:
-    def __init__(
-        self,
-        sessions: HasMemory,
-        scope: Scope | None,
-        scopes: Sequence[Scope],
-        roles: Sequence[Role],
-        always: bool,
-        session: HasOwnMemory | None,
-    ) -> None:
-        self._sessions, self._session = sessions, session
-        self._offload = sessions._offload
-        self._scope, self._scopes = scope, scopes
-        self._roles, self._always = roles, always
-
-    def remember(self, text: str, config: RunnableConfig) -> Answer:
-        """Remember a fact for later conversations, as one sentence that can be understood alone."""
-        memory, scope = self._here(config)
-        return f"Remembered, under the key {memory.remember(text, scope=scope).key}.", OF_MEMORY
-
-    aremember = async_twin(remember)
-
-    def recall(self, query: str, config: RunnableConfig, limit: int = 5) -> Answer:
-        """Look up what was remembered or said before. Ask with the words that were probably used."""
-        memory, _ = self._here(config)
-        found = memory.select(
-            query, max(1, min(limit, 50)), scopes=self._scopes, roles=self._roles, always=self._always
-        )
-        return render(found, with_keys=True) or "Nothing is remembered about that.", OF_MEMORY
-
-    arecall = async_twin(recall)
-
-    def forget(self, key: str, config: RunnableConfig) -> Answer:
-        """Forget something that was remembered, by the key that recall shows."""
-        memory, scope = self._here(config)
-        unknown = f"There is nothing under the key {key}; recall shows the keys."
-        return "Forgotten." if memory.forget(key, scope=scope) else unknown, OF_MEMORY
-
-    aforget = async_twin(forget)
-
-    def _here(self, config: RunnableConfig) -> tuple[SessionMemory, Scope]:
-        memory = self._sessions.memory(config) if self._session is None else self._session.memory
-        return memory, self._scope or ("user" if memory.has("user") else "session")
+    return call

@@ -10,7 +10,7 @@ import orjson
 from langgraph.store.base import get_text_at_path, tokenize_path
 
 from session_middleware.errors import InvalidMemoryArgument, UnserializableValue
-from session_middleware.storage.search.texts import joined
+from session_middleware.storage.memory_types import joined
 
 Index: TypeAlias = Literal[False] | Sequence[str] | None  # LangGraph's: nothing, these paths, everything
 

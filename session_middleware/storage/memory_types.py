@@ -6,11 +6,9 @@ by vectors when they have them. The caller computes vectors outside of any trans
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
-
-from session_middleware.storage.search.texts import text_of
 
 
 class MemoryItemPut(NamedTuple):
@@ -92,3 +90,32 @@ class ToEmbed(NamedTuple):
 class Vectors(NamedTuple):
     source: ToEmbed
     vectors: Sequence[Sequence[float]]
+
+
+def text_of(value: Mapping[str, Any]) -> str:
+    """The text of an item for word search: all texts in its value, depth first, a line each."""
+    return joined(_texts(value))
+
+
+def joined(texts: Iterable[str]) -> str:
+    """The texts, a line each; half of a surrogate pair, which is not UTF-8, becomes a question mark."""
+    text = "\n".join(texts)
+    return text if text.isascii() else text.encode(errors="replace").decode()
+
+
+def _texts(value: Mapping[str, Any]) -> list[str]:
+    found: list[str] = []
+    waiting: list[Iterator[Any]] = [iter(value.values())]  # no recursion: JSON may be nested deeper than Python's stack
+    while waiting:
+        for item in waiting[-1]:
+            if isinstance(item, str):
+                found.append(item)
+            elif isinstance(item, dict):
+                waiting.append(iter(item.values()))
+                break
+            elif isinstance(item, (list, tuple)):
+                waiting.append(iter(item))
+                break
+        else:
+            waiting.pop()
+    return found

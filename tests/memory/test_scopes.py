@@ -14,7 +14,7 @@ from session_middleware.errors import MemoryAccessDenied, MemoryScopeUnavailable
 from session_middleware.memory.ops import check_labels, puts_of
 from session_middleware.memory.scopes import Owners, check_namespace, is_visible, namespace_of, visible_namespaces
 from session_middleware.memory.values import encoded, words_of
-from session_middleware.storage.search.texts import text_of
+from session_middleware.storage.memory_types import text_of
 
 ALICE = Owners(session="t1", user="alice", group="red")
 ANONYMOUS = Owners(session="t1")

@@ -17,8 +17,7 @@ from typing import Any
 
 from session_middleware.models import from_text, to_text
 from session_middleware.storage.filters import passes
-from session_middleware.storage.memory_types import MemoryPut, MemoryQuery, StoredMemory
-from session_middleware.storage.search.texts import text_of
+from session_middleware.storage.memory_types import MemoryPut, MemoryQuery, StoredMemory, text_of
 from session_middleware.storage.search.tokenizer import terms_of, version
 from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.memory.indexing import BATCH, MAX_UNINDEXED, LongBacklog

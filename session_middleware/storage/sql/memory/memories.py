@@ -12,7 +12,7 @@ from session_middleware.models import Message
 from session_middleware.storage.memory_types import MemoryQuery, StoredMemory
 from session_middleware.storage.search.tokenizer import query_words
 from session_middleware.storage.sql.connection import Connection
-from session_middleware.storage.sql.memory import indexing, items, phrases, recall
+from session_middleware.storage.sql.memory import indexing, items, recall
 from session_middleware.storage.sql.row_mapping import namespace_text, values_of
 
 _SPOKEN = (  # not answers of the memory tools, and not values that resume an interrupt
@@ -28,7 +28,9 @@ def search(connection: Connection, query: MemoryQuery, now: datetime, can_index:
         return recall.nearest(connection, query, now)
     found = recall.search(connection, query, now, can_index)
     if query.typed and not found and not (query.offset and query_words(query.query or "")):
-        return phrases.search(connection, query)  # for stop words, signs, and unfinished words whose stem is shorter
+        return recall.search_as_written(
+            connection, query
+        )  # for stop words, signs, and unfinished words whose stem is shorter
     return found
 
 

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from session_middleware.models import from_text
+from session_middleware.models import from_text, to_text
 from session_middleware.storage.filters import passes
+from session_middleware.storage.jsonable import clean
 from session_middleware.storage.memory_types import MemoryQuery, MessageScope, StoredMemory
 from session_middleware.storage.search import bm25
 from session_middleware.storage.search.bm25 import (
@@ -24,16 +25,17 @@ from session_middleware.storage.search.bm25 import (
     Scores,
     Statistics,
 )
-from session_middleware.storage.search.tokenizer import QueryWord, query_words, unfinished_word
+from session_middleware.storage.search.tokenizer import QueryWord, phrase, phrase_parts, query_words, unfinished_word
 from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.memory import indexing, items, posting_lists, vectors
-from session_middleware.storage.sql.memory.indexing import POSITION_BITS
+from session_middleware.storage.sql.memory.indexing import POSITION_BITS, SEARCHABLE, restriction
 from session_middleware.storage.sql.memory.posting_lists import BLOCK_BITS, IN_BLOCK, PostingSource
 
 _FIRST = 4  # times the wanted results are sorted first; more only when the filter leaves too few
 _COMPLETIONS = 64  # terms that an unfinished word may stand for
 _PAGE = 200  # results; a longer page ranks all documents, however long that takes
 _NEAREST = 500  # vectors that are ranked, and more when more results are wanted
+_LONGEST = 64  # characters of a word in SQL, because SQLite limits a LIKE pattern to 50,000 bytes; `phrase` has all
 VECTOR_WEIGHT = 1.5  # of the cosine, beside the score of the words as a share of the best
 
 
@@ -70,6 +72,37 @@ def nearest(connection: Connection, query: MemoryQuery, now: datetime) -> list[S
         rest = query._replace(offset=0, limit=missing)
         found += items.list_(connection, rest, now, without={document ^ ITEM for document in total})
     return found[query.offset :]
+
+
+def search_as_written(connection: Connection, query: MemoryQuery) -> list[StoredMemory]:
+    """The messages that contain the query as it is written, the latest first; one that forks share is found once.
+
+    The index leaves out stop words and signs, so it finds neither "to be or not to be" nor an emoji. The cost grows
+    with the text in scope.
+    """
+    text, [whose] = clean(query.query or ""), query.whose
+    parts = [
+        part[:_LONGEST].replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") for part in phrase_parts(text)
+    ]
+    if not parts:
+        return []
+    where, values = restriction(whose, "s.id", "s.user_id")
+    rows = connection.execute(
+        "SELECT s.family_id, m.session_id, m.seq, m.message_id, m.role, m.name, m.text, m.created_at"
+        f" FROM sessions AS s CROSS JOIN messages AS m WHERE {where} AND m.session_id = s.id"
+        f" AND m.text LIKE ? ESCAPE '\\' AND {SEARCHABLE} AND COALESCE(m.marks, '') NOT LIKE '%\"removed\"%'"
+        " AND m.created_at >= ? ORDER BY m.created_at DESC, s.last_active_at DESC, m.session_id, m.seq DESC",
+        (*values, f"%{'%'.join(parts)}%", "" if query.since is None else to_text(query.since)),
+    )
+    pattern = phrase(text, unfinished=unfinished_word(text) is not None)
+    found: dict[tuple[str, str, str], StoredMemory] = {}
+    for family_id, *columns in rows:
+        if len(found) >= query.offset + query.limit:
+            break
+        memory = message_as_memory(*columns)
+        if pattern.search(memory.text or "") is not None:
+            found.setdefault((family_id, memory.key, memory.text or ""), memory._replace(score=1.0))
+    return list(found.values())[query.offset :]
 
 
 def list_speakers(connection: Connection, words: Sequence[str], whose: MessageScope) -> set[str]:
