@@ -60,9 +60,8 @@ class SessionMemory(SessionRecall):
         """
         _check_content(text_or_dict)
         check_mapping("metadata", metadata)
-        for name, text in (("key", key), ("message_id", message_id)):
-            if text is not None:
-                check_string(name, text)
+        if message_id is not None:
+            check_string("message_id", message_id)
         check_always(always)
         namespace, other = both_of(namespace_of(scope, self._owners), always=always)
         key = self._indexer.new_id() if key is None else key
@@ -102,7 +101,6 @@ class SessionMemory(SessionRecall):
         if query is not None:
             check_string("query", query)
         if key is not None:
-            check_string("key", key)
             check_key(key)
             items = self._of_key(namespace, key)
         else:
@@ -121,7 +119,6 @@ class SessionMemory(SessionRecall):
             MemoryScopeUnavailable: the session has no id for one of the scopes.
         """
         source, target = namespace_of(scope, self._owners), namespace_of(to, self._owners)
-        check_string("key", key)
         check_key(key)
         found = next(iter(self._of_key(source, key)), None)
         if found is None:

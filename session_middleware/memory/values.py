@@ -9,8 +9,9 @@ from typing import Any, Literal, TypeAlias
 import orjson
 from langgraph.store.base import get_text_at_path, tokenize_path
 
-from session_middleware.errors import InvalidMemoryArgument, UnserializableValue
+from session_middleware.errors import UnserializableValue
 from session_middleware.storage.memory_types import joined
+from session_middleware.storage.validation import check_string
 
 Index: TypeAlias = Literal[False] | Sequence[str] | None  # LangGraph's: nothing, these paths, everything
 
@@ -25,9 +26,8 @@ def is_text(text: str) -> bool:
 
 
 def check_key(key: object) -> None:
-    if not isinstance(key, str):
-        raise InvalidMemoryArgument(f"the memory key {key!r} is a {type(key).__name__}", "give a text")
-    if not is_text(key):
+    check_string("key", key)
+    if not is_text(str(key)):
         raise UnserializableValue(
             f"the memory key {key!r} contains half of a surrogate pair", advice="use text that can be written as UTF-8"
         )

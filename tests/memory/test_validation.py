@@ -154,7 +154,7 @@ def test_the_store_takes_a_number_for_its_text_as_langgraph_does_and_nothing_for
         lambda: store.delete(("a",), key),
         lambda: store.batch([PutOp(("a",), key, {"text": "x"})]),
     ):
-        with pytest.raises(InvalidMemoryArgument, match="the memory key None is a NoneType; give a text"):
+        with pytest.raises(InvalidMemoryArgument, match="key=None is a NoneType; give text"):
             call()
     assert store.search(("a",)) == []
 

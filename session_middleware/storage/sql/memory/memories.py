@@ -28,9 +28,7 @@ def search(connection: Connection, query: MemoryQuery, now: datetime, can_index:
         return recall.nearest(connection, query, now)
     found = recall.search(connection, query, now, can_index)
     if query.typed and not found and not (query.offset and query_words(query.query or "")):
-        return recall.search_as_written(
-            connection, query
-        )  # for stop words, signs, and unfinished words whose stem is shorter
+        return recall.search_as_written(connection, query)  # the query has no index words, or the last is unfinished
     return found
 
 
