@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import KW_ONLY, dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -35,29 +36,24 @@ class Indexed(NamedTuple):
     vectors: int
 
 
+@dataclass(eq=False, repr=False)
 class MemoryIndexer:
     """Storage, executor, clock and embedding model of one `Sessions`.
 
     `settle` writes what the recorder has buffered. `active_context` returns the run that a config belongs to.
     """
 
-    def __init__(
-        self,
-        storage: Storage,
-        offload: StorageExecutor,
-        *,
-        clock: Clock,
-        new_id: NewId,
-        access: Access = "owner",
-        embedder: Embedder | None = None,
-        settle: Callable[[], object] = lambda: None,
-        active_context: Callable[[Mapping[str, Any]], RunContext | None] = lambda _: None,
-    ) -> None:
-        self.storage, self.offload = storage, offload
-        self.clock, self.new_id = clock, new_id
-        self.access = access
-        self.embedder = embedder
-        self.settle, self.active_context = settle, active_context
+    storage: Storage
+    offload: StorageExecutor
+    _: KW_ONLY
+    clock: Clock
+    new_id: NewId
+    access: Access = "owner"
+    embedder: Embedder | None = None
+    settle: Callable[[], object] = lambda: None
+    active_context: Callable[[Mapping[str, Any]], RunContext | None] = lambda _: None
+
+    def __post_init__(self) -> None:
         self._lock = threading.Lock()
         self._round: tuple[int, Future[None]] | None = None  # with its process
         self._runs = 0  # that ended

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from datetime import datetime
 from functools import lru_cache
 from itertools import pairwise
@@ -123,25 +123,31 @@ def _words(text: str, *, signs: bool) -> list[str]:
         found: list[str] = _WORD.findall(plain)
     else:
         written = _unicode().word.findall(plain)
-        found = [part for word in written for part in ((word,) if word.isascii() else _split(word, signs=signs))]
+        found = [word[start:end] for word in written for start, end in _pieces(word, signs=signs)]
     return [word for word in found if len(word) <= _LONGEST]
 
 
-def _split(word: str, *, signs: bool) -> Iterator[str]:
-    """Split runs of scripts without spaces into pairs of signs; with `signs` also into signs that may be words."""
+def _pieces(word: str, *, signs: bool) -> Iterator[tuple[int, int]]:
+    """The places of words in a word: runs of scripts without spaces are split into pairs of signs.
+
+    With `signs` also into signs that may be words.
+    """
+    if word.isascii():
+        yield 0, len(word)
+        return
     patterns, place = _unicode(), 0
     for run in patterns.run.finditer(word):
         if run.start() > place:
-            yield word[place : run.start()]
-        found = patterns.sign.findall(run[0])
+            yield place, run.start()
+        found = [sign.span() for sign in patterns.sign.finditer(word, *run.span())]
         if len(found) == 1:
             yield from found
         elif signs:
-            yield from filter(patterns.alone.match, found)
-        yield from (first + second for first, second in pairwise(found))
+            yield from ((start, end) for start, end in found if patterns.alone.match(word[start:end]))
+        yield from ((start, end) for (start, _), (_, end) in pairwise(found))
         place = run.end()
     if place < len(word):
-        yield word[place:]
+        yield place, len(word)
 
 
 def is_telling(word: str) -> bool:
@@ -294,50 +300,24 @@ def _hits(text: str, wanted: set[str], prefix: str | None) -> list[_Hit]:
     """The places of a query's words and dates, in order; in a script without spaces, of its pairs and signs."""
     lower = text.lower()
     places = list(dates_in(lower if len(lower) == len(text) else ""))
-    places += [(*match.span(), match[0]) for match in _words_as_written(text)]
+    for match in _words_as_written(text):
+        word, first = match[0], match.start()
+        places += [(first + start, first + end, word[start:end]) for start, end in _pieces(word, signs=True)]
     found: list[_Hit] = []
-    for start, end, word in places:
-        hit = next((term for term in _terms(word) if term in wanted or (prefix and term.startswith(prefix))), None)
+    for start, end, word in sorted(places):
+        hit = next((term for term in _stems(word) if term in wanted or (prefix and term.startswith(prefix))), None)
         if hit is None and prefix and _plain(word).startswith(prefix):
             hit = prefix
-        if hit is not None and not word.isascii() and _unicode().run.search(word):
-            found += _hits_in_word(text, start, end, wanted)
+        if hit is not None and found and start < found[-1].end:
+            found[-1] = found[-1]._replace(end=max(found[-1].end, end))
         elif hit is not None:
             found.append(_Hit(start, end, hit))
-    return _merged(sorted(found))
-
-
-def _hits_in_word(text: str, start: int, end: int, wanted: set[str]) -> Iterator[_Hit]:
-    """The wanted pairs and single signs of a word, and its wanted parts in other scripts."""
-    for found in _unicode().part.finditer(text, start, end):
-        if found.lastgroup is None and (term := _only_term(found[0])) in wanted:
-            yield _Hit(found.start(), found.end(), term)
-    places = [found.start() for found in _unicode().sign.finditer(text, start, end)] + [end]
-    for size in (1, 2):
-        for first, last in zip(places, places[size:], strict=False):
-            if (term := _only_term(text[first:last])) in wanted:
-                yield _Hit(first, last, term)
-
-
-@lru_cache(maxsize=65_536)
-def _terms(word: str) -> tuple[str, ...]:
-    return tuple(terms_of(word))
-
-
-@lru_cache(maxsize=65_536)
-def _only_term(signs: str) -> str:
-    words = words_in(signs)
-    return stem(words[0]) if len(words) == 1 else ""
-
-
-def _merged(hits: Iterable[_Hit]) -> list[_Hit]:
-    found: list[_Hit] = []
-    for hit in hits:
-        if found and hit.start < found[-1].end:
-            found[-1] = found[-1]._replace(end=max(found[-1].end, hit.end))
-        else:
-            found.append(hit)
     return found
+
+
+@lru_cache(maxsize=65_536)
+def _stems(word: str) -> list[str]:
+    return [stem(each) for each in words_in(word) if is_telling(each)]
 
 
 def _best_window(hits: list[_Hit], length: int) -> int:
