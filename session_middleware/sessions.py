@@ -141,7 +141,7 @@ class Sessions(SessionAccess):
     def _connect(self, serde: SerializerProtocol) -> None:
         """Open the storage and create the collaborators, each with those that it uses."""
         settings, clock, new_id = self.settings, self._clock, self.new_id
-        storage: Storage = open_storage(settings, clock, new_id)
+        storage: Storage = open_storage(settings, clock)
         offload = StorageExecutor(storage.name, storage.run_batch)
         self._storage, self._offload = storage, offload
         self._background = BackgroundWorker(storage, at_once=settings.on_busy != "allow")

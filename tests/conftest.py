@@ -142,12 +142,12 @@ def postgres_url(postgres_server: Server) -> str:
 
 
 @pytest.fixture
-def make_storage(clock: Clock, new_id: Callable[[], str], storage_url: str) -> Iterator[Callable[..., Storage]]:
+def make_storage(clock: Clock, storage_url: str) -> Iterator[Callable[..., Storage]]:
     """Storage of each engine, with settings of the test's choice."""
     opened: list[Storage] = []
 
     def make(**settings: object) -> Storage:
-        storage = open_storage(load_settings(**settings, storage_url=storage_url), clock, new_id)
+        storage = open_storage(load_settings(**settings, storage_url=storage_url), clock)
         opened.append(storage)
         return storage
 

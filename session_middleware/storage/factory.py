@@ -6,21 +6,21 @@ import os
 from pathlib import Path
 
 from session_middleware.errors import InvalidSettings, StorageError
-from session_middleware.models import Clock, NewId
+from session_middleware.models import Clock
 from session_middleware.settings import SessionSettings
 from session_middleware.storage.protocol import Storage
 from session_middleware.storage.sqlite.engine import SqliteStorage
 
 
-def open_storage(settings: SessionSettings, clock: Clock, new_id: NewId) -> Storage:
+def open_storage(settings: SessionSettings, clock: Clock) -> Storage:
     if not is_postgres(settings.storage_url):
-        return SqliteStorage(file_path(settings.storage_url), settings, clock=clock, new_id=new_id)
+        return SqliteStorage(file_path(settings.storage_url), settings, clock=clock)
     try:
         from session_middleware.storage.postgres.database import PostgresStorage
     except ImportError as error:
         problem = f"storage_url: postgresql:// needs further packages ({error})"
         raise InvalidSettings([f"{problem}; run: pip install 'session-middleware[postgres]'"]) from error
-    return PostgresStorage(settings.storage_url, settings, clock=clock, new_id=new_id)
+    return PostgresStorage(settings.storage_url, settings, clock=clock)
 
 
 def is_postgres(url: str) -> bool:

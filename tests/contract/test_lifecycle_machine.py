@@ -68,7 +68,7 @@ class Machine(RuleBasedStateMachine):
             on_closed=on_closed,
             on_expire=on_expire,
         )
-        self.storage = SqliteStorage(":memory:", self.settings, clock=self.clock, new_id=lambda: "x")
+        self.storage = SqliteStorage(":memory:", self.settings, clock=self.clock)
         self.model: Model | None = None
         self.was_deleted = False
         self.run: RunContext | None = None

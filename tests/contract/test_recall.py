@@ -364,7 +364,7 @@ def test_words_of_scripts_without_spaces_are_found(storage: Storage, settle: Cal
 
 def test_what_came_from_a_message_knows_it_under_its_new_id(tmp_path: Path, clock: Clock) -> None:
     path = tmp_path / "s.db"
-    storage = SqliteStorage(str(path), load_settings(), clock=clock, new_id=lambda: "x")
+    storage = SqliteStorage(str(path), load_settings(), clock=clock)
     say(storage, "t", "apple")
     storage.put_memories([put_of(("session", "t"), "k", {"t": "apple"}, "apple", "t", "t-0")])
     with closing(sqlite3.connect(path)) as connection:
@@ -378,7 +378,7 @@ def test_what_came_from_a_message_knows_it_under_its_new_id(tmp_path: Path, cloc
 
 def test_a_deleted_message_leaves_the_index_and_takes_what_came_from_it_along(tmp_path: Path, clock: Clock) -> None:
     path = tmp_path / "s.db"
-    storage = SqliteStorage(str(path), load_settings(), clock=clock, new_id=lambda: "x")
+    storage = SqliteStorage(str(path), load_settings(), clock=clock)
     say(storage, "t", "xyzzyplugh is the word", "another apple", user_id="u")
     for namespace in (("session", "t"), ("user", "u")):
         storage.put_memories([put_of(namespace, "k", {"t": "plugh"}, "plugh", "t", "t-0")])

@@ -26,7 +26,7 @@ SCALE = int(os.environ.get("SESSION_FAULT_ROUNDS", "1"))
 
 
 def storage_at(path: Path, **settings: object) -> SqliteStorage:
-    return SqliteStorage(str(path), load_settings(**settings), clock=utc_now, new_id=lambda: "x")
+    return SqliteStorage(str(path), load_settings(**settings), clock=utc_now)
 
 
 def run_together(script: str, *arguments: object, processes: int = 4) -> None:
@@ -85,7 +85,7 @@ print("ready", flush=True)
 sys.stdin.readline()
 
 def work(number):
-    storage = SqliteStorage(path, load_settings(), clock=utc_now, new_id=lambda: "x")
+    storage = SqliteStorage(path, load_settings(), clock=utc_now)
     context = RunContext("shared", Identity())
     for n in range(10):
         storage.append(context, [MessageEntry(f"{name}-{number}-{n}", "user", "hi")])

@@ -30,7 +30,7 @@ from session_middleware.storage.run import RunContext
 url, name = sys.argv[1:]
 print("ready", flush=True)
 sys.stdin.readline()
-storage = open_storage(load_settings(storage_url=url), utc_now, lambda: "x")
+storage = open_storage(load_settings(storage_url=url), utc_now)
 
 def work(number):
     context = RunContext("shared", Identity())

@@ -44,7 +44,7 @@ def test_the_migrations_the_code_knows_are_those_there_are() -> None:
 
 
 def test_a_database_migrated_step_by_step_equals_a_fresh_one(tmp_path: Path) -> None:
-    fresh = SqliteStorage(str(tmp_path / "fresh.db"), load_settings(), clock=utc_now, new_id=lambda: "x")
+    fresh = SqliteStorage(str(tmp_path / "fresh.db"), load_settings(), clock=utc_now)
     fresh.close()
     stepwise = Database(tmp_path / "stepwise.db")
     for migration in migrations.migrations.pending(stepwise):
@@ -94,7 +94,7 @@ def statements(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_no_statement_scans_a_table(statements: list[str], tmp_path: Path) -> None:
     path = tmp_path / "sessions.db"
-    storage = SqliteStorage(str(path), load_settings(idle_timeout="1h"), clock=utc_now, new_id=lambda: "x")
+    storage = SqliteStorage(str(path), load_settings(idle_timeout="1h"), clock=utc_now)
     statements.clear()
     use_everything(storage)
     storage.close()
@@ -200,7 +200,7 @@ def report_everything(storage: Storage) -> None:
 
 @pytest.mark.parametrize("reason", expiry._DUE)
 def test_what_is_due_is_read_in_its_order_by_an_index_of_the_moment(reason: str, tmp_path: Path) -> None:
-    storage = SqliteStorage(str(tmp_path / "sessions.db"), load_settings(), clock=utc_now, new_id=lambda: "x")
+    storage = SqliteStorage(str(tmp_path / "sessions.db"), load_settings(), clock=utc_now)
     values = {"now": "9", "since": "9", "seconds": 5.0}
     by_settings, durations, of_own = (
         storage._database.read(lambda connection, sql=sql: plan(connection, sql, values)) for sql in expiry._DUE[reason]
@@ -220,7 +220,7 @@ def plan(connection: sqlite3.Connection, sql: str, values: dict[str, object]) ->
 
 @pytest.mark.parametrize("by", get_args(UsageBy))
 def test_usage_reads_calls_by_an_index_and_sessions_that_it_is_about(by: UsageBy, tmp_path: Path) -> None:
-    storage = SqliteStorage(str(tmp_path / "sessions.db"), load_settings(), clock=utc_now, new_id=lambda: "x")
+    storage = SqliteStorage(str(tmp_path / "sessions.db"), load_settings(), clock=utc_now)
     found = storage._database.read(lambda connection: explain(connection, by))
     storage.close()
     if by == "tool":

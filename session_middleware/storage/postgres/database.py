@@ -20,7 +20,7 @@ import psycopg
 from psycopg import errors
 
 from session_middleware.errors import StorageError
-from session_middleware.models import Clock, NewId
+from session_middleware.models import Clock
 from session_middleware.settings import SessionSettings, without_secrets
 from session_middleware.storage.postgres import schema
 from session_middleware.storage.postgres.connection import PostgresConnection, RetryStatements
@@ -54,8 +54,8 @@ _BEGIN, _BEGIN_SNAPSHOT = b"BEGIN", b"BEGIN ISOLATION LEVEL REPEATABLE READ READ
 class PostgresStorage(SqlStorage):
     """The storage in one PostgreSQL database."""
 
-    def __init__(self, url: str, settings: SessionSettings, *, clock: Clock, new_id: NewId) -> None:
-        super().__init__(PostgresDatabase(url, synchronous=settings.synchronous), settings, clock=clock, new_id=new_id)
+    def __init__(self, url: str, settings: SessionSettings, *, clock: Clock) -> None:
+        super().__init__(PostgresDatabase(url, synchronous=settings.synchronous), settings, clock=clock)
 
 
 class PostgresDatabase(Database):

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, NoReturn, Protocol, TypeVar
 
 from session_middleware.errors import SessionError, SessionExists
-from session_middleware.models import Clock, NewId, Problem, SessionInfo
+from session_middleware.models import Clock, Problem, SessionInfo
 from session_middleware.settings import SessionSettings
 from session_middleware.storage.checkpoint_types import (
     Blob,
@@ -63,10 +63,10 @@ class WriteDown(Protocol):
 class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
     list_checkpoint_namespaces = reading(checkpoints.list_namespaces)
 
-    def __init__(self, database: Database, settings: SessionSettings, *, clock: Clock, new_id: NewId) -> None:
+    def __init__(self, database: Database, settings: SessionSettings, *, clock: Clock) -> None:
         self._database = database
         self.name = database.path
-        self._rules = EngineContext(settings, clock, new_id, self.name)
+        self._rules = EngineContext(settings, clock, self.name)
         self._states = StateCache()
 
     def __reduce__(self) -> NoReturn:

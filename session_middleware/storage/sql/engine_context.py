@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from session_middleware.models import Clock, NewId, SessionInfo
+from session_middleware.models import Clock, SessionInfo
 from session_middleware.settings import SessionSettings
 
 
@@ -14,7 +14,6 @@ from session_middleware.settings import SessionSettings
 class EngineContext:
     settings: SessionSettings
     clock: Clock
-    new_id: NewId
     path: str  # for messages to people
     over: set[int] = field(default_factory=set)  # leases of this process's ended runs, whose rows may still be there
     parsed: dict[str, tuple[tuple[Any, ...], SessionInfo]] = field(default_factory=dict)  # rows of admitted sessions

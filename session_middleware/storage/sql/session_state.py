@@ -116,7 +116,6 @@ def find(connection: Connection, session_id: str) -> SessionState | None:
 class SessionCounters:
     """What a transaction adds to a session's counters, and the seqs it assigns."""
 
-    session_id: str
     last_seq: int
     branch: str  # the branch the session is on
     messages: int = 0
@@ -196,7 +195,7 @@ class SessionWrite:
         self._activity: tuple[str, str | None] | None = None
         self.state = state
         state.write = self
-        self.counters = SessionCounters(state.session_id, state.last_seq, state.branch)
+        self.counters = SessionCounters(state.last_seq, state.branch)
 
     def touch(self, last_active_at: str, expires_at: str | None) -> None:
         """Record activity, with the session's row."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from session_middleware.models import Clock, NewId, Problem
+from session_middleware.models import Clock, Problem
 from session_middleware.settings import SessionSettings
 from session_middleware.storage.sql.engine import SqlStorage
 from session_middleware.storage.sqlite.database import SqliteDatabase
@@ -12,8 +12,8 @@ from session_middleware.storage.sqlite.integrity import find
 class SqliteStorage(SqlStorage):
     _database: SqliteDatabase
 
-    def __init__(self, path: str, settings: SessionSettings, *, clock: Clock, new_id: NewId) -> None:
-        super().__init__(SqliteDatabase(path, synchronous=settings.synchronous), settings, clock=clock, new_id=new_id)
+    def __init__(self, path: str, settings: SessionSettings, *, clock: Clock) -> None:
+        super().__init__(SqliteDatabase(path, synchronous=settings.synchronous), settings, clock=clock)
 
     def _find(self, *, deep: bool) -> list[Problem]:
         return self._database.read(lambda connection: find(connection, self._rules, deep=deep))

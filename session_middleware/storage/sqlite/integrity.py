@@ -70,7 +70,7 @@ _JSON = {("memories", "namespace"): list, ("memories", "value"): dict, ("convers
 
 def check_file(path: str, settings: SessionSettings, *, deep: bool = False) -> list[Problem]:
     """Run `find` on a file, which is only read. Raises `StorageError` if the file cannot be opened."""
-    rules = EngineContext(settings, utc_now, new_id=str, path=path)
+    rules = EngineContext(settings, utc_now, path)
     return inspect(path, lambda connection: find(connection, rules, deep=deep))
 
 
