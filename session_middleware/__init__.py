@@ -15,36 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from session_middleware.errors import (
-        EmbeddingFailed,
-        GraphHasPart,
-        InvalidArgument,
-        InvalidIdentity,
-        InvalidMemoryArgument,
-        InvalidSessionId,
-        InvalidSettings,
-        InvalidTransition,
-        LeaseLost,
-        MemoryAccessDenied,
-        MemoryNotFound,
-        MemoryScopeUnavailable,
-        NotAGraph,
-        PathTemplateError,
-        SessionAccessDenied,
-        SessionBusy,
-        SessionClosed,
-        SessionError,
-        SessionExists,
-        SessionExpired,
-        SessionLimitReached,
-        SessionNotFound,
-        StorageError,
-        UnknownGrouping,
-        UnknownStatus,
-        UnknownStrategy,
-        UnserializableValue,
-        UserRevoked,
-    )
+    from session_middleware.errors import *
     from session_middleware.memory.tools import memory_tools
     from session_middleware.session import Session
     from session_middleware.sessions import Sessions
