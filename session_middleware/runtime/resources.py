@@ -105,8 +105,9 @@ class Resources:
         weakref.finalize(self, _close_all, self._open)  # also at exit
 
     def get(self, key: Key, open: Callable[[], Any], close: Callable[[Any], Any] | None) -> Any:
-        resource, is_new = self._entry(key, _Resource(close))
-        if is_new:
+        self._make_way(key)
+        resource = self._entry(key, new := _Resource(close))
+        if resource is new:
             resource.open(open)
         return resource.opened.result()
 
@@ -114,8 +115,9 @@ class Resources:
         self, key: Key, open: Callable[[], Awaitable[Any]], close: Callable[[Any], Awaitable[None]] | None
     ) -> Any:
         loop = asyncio.get_running_loop()
-        resource, is_new = await self._offload.run(self._entry, key, _Resource(close, loop))
-        if is_new:
+        await self._offload.run(self._make_way, key)
+        resource = self._entry(key, new := _Resource(close, loop))
+        if resource is new:  # no `await` before: a cancelled call would leave a resource that is never opened
             resource.task = loop.create_task(resource.serve(open))
         return await asyncio.shield(asyncio.wrap_future(resource.opened))
 
@@ -143,22 +145,24 @@ class Resources:
             if resource.loop is not None:
                 await asyncio.wrap_future(resource.closed)
 
-    def _entry(self, key: Key, new: _Resource) -> tuple[_Resource, bool]:
-        """The resource, and whether it is `new`. Closes those of earlier incarnations, and those beyond the limit."""
+    def _make_way(self, key: Key) -> None:
+        """Close the resources of earlier incarnations, which may conflict, and those beyond the limit."""
+        with self._lock:
+            others = [other for other in self._open if other != key]
+        surplus = others[: max(0, len(others) + 1 - self._limit)]
+        old = [other for other in others if other.session_id == key.session_id and other.incarnation < key.incarnation]
+        self.close_where({*surplus, *old}.__contains__)
+
+    def _entry(self, key: Key, new: _Resource) -> _Resource:
+        """The resource of this process, or `new`."""
         with self._lock:
             resource = self._open.pop(key, new)
             if resource.process != os.getpid():
                 resource = new
-            surplus = {*list(self._open)[: max(0, len(self._open) + 1 - self._limit)]}
             self._open[key] = resource
-        self.close_where(
-            lambda other: (
-                other in surplus or (other.session_id == key.session_id and other.incarnation < key.incarnation)
-            )
-        )
         if resource is new:
             new.opened.add_done_callback(lambda opened: self._drop(key, new) if opened.exception() else None)
-        return resource, resource is new
+        return resource
 
     def _drop(self, key: Key, resource: _Resource) -> None:
         with self._lock:
