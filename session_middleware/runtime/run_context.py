@@ -38,7 +38,7 @@ _NOBODY = Identity()
 # server loads the module that makes a `Sessions` once for the graph and once for the checkpointer, so the recorder and
 # the saver of a run are of two.
 _announced: dict[tuple[str, str], list[RunContext]] = {}
-_announced_lock = threading.Lock()
+_announced_lock = threading.RLock()  # a garbage collector may end a run while this thread holds it
 _acting_as: ContextVar[Identity] = ContextVar("session_middleware_identity", default=_NOBODY)
 
 
