@@ -12,6 +12,7 @@ from session_middleware.storage.protocol import Storage
 from session_middleware.storage.record_entries import MessageEntry, ModelCallEntry, RunEnd, ToolEnd, ToolStart
 from session_middleware.storage.run import RunContext
 from session_middleware.storage.sql.record import runs
+from session_middleware.storage.types import SessionDetails
 
 CALL = {"name": "add", "args": {"a": 1}, "id": "c1", "type": "tool_call"}
 
@@ -294,6 +295,7 @@ def test_what_a_process_died_before_putting_is_one_row_when_its_run_goes_on(
     storage.append(run, [say("2", "yes")])
     storage.append(run, [say("3", "5", "tool", tool_call_id="c1")])
     monkeypatch.setattr(runs, "is_gone", lambda process: True)
+    storage.update_session("t", SessionDetails(title="read again, as by another process"))
     after = RunContext(
         "t", Identity(), run_id="r2", started_from="c1", checkpoint_id="c1", continues_without_input=goes_on
     )

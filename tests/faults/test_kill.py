@@ -16,6 +16,8 @@ import pytest
 from langchain_core.callbacks import BaseCallbackHandler
 
 from session_middleware import Sessions
+from session_middleware.storage.record_entries import ASIDE
+from tests.support import agents
 from tests.support.disk import read_log
 from tests.support.marked_writer import calls_in
 from tests.support.processes import Process, run
@@ -52,7 +54,7 @@ def test_nothing_acknowledged_is_lost(tmp_path: Path, durability: str, mode: str
         config = sessions.config("t", user_id="ada")
         agent.invoke(None, config)  # finishes what was cut off
         state = [m.id for m in agent.get_state(config).values["messages"]]
-        recorded = [m.message_id for m in sessions.get("t").messages()]
+        recorded = [m.message_id for m in sessions.get("t").messages() if ASIDE not in m.marks]
         calls = sessions.get("t").tool_calls()
     assert set(acknowledged) <= set(state)
     assert len(recorded) == len(set(recorded))
@@ -155,3 +157,56 @@ config = sessions.config("t")
 agent.invoke({"messages": "go"} if sys.argv[2] == "die" else None, config, durability="sync")
 sessions.close()
 '''
+
+
+DIES_IN_A_TOOL = """
+import os, signal, sys
+from langchain_core.tools import tool
+from session_middleware import Sessions
+from tests.support import agents
+from tests.support.agents import human
+
+@tool
+def look_up(thing: str) -> str:
+    "What a thing is."
+    os.kill(os.getpid(), signal.SIGKILL)
+
+path, durability, turns = sys.argv[1:]
+sessions = Sessions(path)
+graph = sessions.attach(agents.tool_graph(look_up))
+for turn in range(int(turns)):
+    graph.invoke(human(f"hello {turn}"), sessions.config("t"), durability=durability)
+graph.invoke(human("look up tea"), sessions.config("t"), durability=durability)
+"""
+
+
+@pytest.mark.parametrize("turns", [0, 1])
+@pytest.mark.parametrize("durability", ["sync", "exit"])
+@pytest.mark.parametrize("next_input", [None, "what is left?"])
+@pytest.mark.parametrize("sweeps", [True, False])
+def test_the_history_is_what_the_state_has_after_a_process_was_killed_in_a_run(
+    tmp_path: Path, durability: str, turns: int, next_input: str | None, sweeps: bool
+) -> None:
+    path = tmp_path / "sessions.db"
+    assert run("-c", DIES_IN_A_TOOL, path, durability, turns).returncode != 0
+    with Sessions(path) as sessions:
+        session, agent = sessions.get("t"), sessions.attach(agents.tool_graph())
+        config: Any = sessions.config("t")
+
+        def has_the_state() -> bool:
+            state = [(m.type, m.text) for m in agent.get_state(config).values.get("messages", [])]
+            return [(m.type, m.text) for m in session.history().messages] == state
+
+        recorded = [m.text for m in session.messages()]
+        assert len(recorded) == 2 * turns + 2
+        assert has_the_state()
+        if sweeps:
+            sessions.sweep()
+            assert has_the_state()
+            assert sessions.check() == []
+        if next_input is None and (turns or durability == "sync"):
+            agent.invoke(None, config)
+        else:
+            agent.invoke(agents.human(next_input or "hello again"), config)
+        assert has_the_state()
+        assert [m.text for m in session.messages()][: len(recorded)] == recorded

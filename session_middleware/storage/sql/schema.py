@@ -154,6 +154,7 @@ _TABLES = (
         output_tokens INTEGER,
         cost REAL,
         started_from TEXT,
+        checkpointed INTEGER NOT NULL DEFAULT 0,
         checkpoint_id TEXT,
         process TEXT,
         PRIMARY KEY (session_id, seq)

@@ -69,6 +69,7 @@ class SessionState:
     list_ends: OrderedDict[int, int] = field(default_factory=OrderedDict)  # the lengths of lists that were appended to
     message_ids: set[str] | None = None  # all of them; None: not read, or too many
     message_rows: OrderedDict[str, list[Any]] = field(default_factory=OrderedDict)  # the versions of a message, by id
+    may_have_dead_runs: bool = True  # runs of other processes may be in progress, or have been
     calls_without_request: bool | None = None  # tool calls whose requesting message is not recorded; None: not read
     write: SessionWrite | None = None  # of the present transaction
 

@@ -1,178 +1,162 @@
-"""Whole conversations in SQLite: each is aligned with the branch that holds most of it, and then added to that.
+"""Writing whole conversations: each is aligned with the branch that contains most of it, and then added to that.
 
-A message that was deleted from the branch takes part in that as long as the history may bring it back.
+Deleted messages of the branch take part in the alignment, because a history may contain them again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from session_middleware.storage.record_entries import Alignment, ComparableMessage, HistoryEntry, MessageEntry
 from session_middleware.storage.run import RunContext
 from session_middleware.storage.sql.record import branches, deletions, message_rows, reads
-from session_middleware.storage.sql.record.branches import Line
-from session_middleware.storage.sql.record.deletions import DeletedMessage
+from session_middleware.storage.sql.record.message_rows import Key, StoredVersion
 from session_middleware.storage.sql.session_state import SessionWrite
 
 
-class _Standing(NamedTuple):
-    """A message where it stands in a conversation, or stood before it was deleted."""
+class _Recorded(NamedTuple):
+    """A recorded or deleted message at its position in the conversation."""
 
     place: float
     seq: int
-    said: ComparableMessage
+    message: ComparableMessage
 
 
-class _Given(NamedTuple):
-    """A message of a history, as it is compared with those recorded, and with those deleted."""
-
-    said: ComparableMessage
-    words: tuple[Any, ...]
-
-
-class _Aligning:
-    """A history beside what is recorded of a session."""
-
-    def __init__(self, connection: SessionWrite, context: RunContext, history: HistoryEntry) -> None:
-        self._connection = connection
-        self._session_id = context.session_id
-        self._align = history.align
-        self.messages = [message_rows.cleaned(message) for message in history.messages]
-        self._given = [_given(message) for message in self.messages]
-        self.gone = (
-            deletions.deleted(connection.connection, context.session_id) if connection.state.has_deletions else []
-        )
-
-    def beside(self, branch: str) -> tuple[list[_Standing], Alignment]:
-        """What a branch holds, and how the history is aligned with it."""
-        given = [each.said for each in self._given]
-        recorded = _view(self._connection, self._session_id, branch)
-        found = self._align([each.said for each in recorded], given)
-        line = branches.line(self._connection.connection, self._session_id, branch) if self.gone else ()
-        if brought := _brought_back(self.gone, self._given, line):
-            with_gone = sorted([*recorded, *brought], key=lambda each: each[:2])
-            other = self._align([each.said for each in with_gone], given)
-            if _known(other) >= _known(found):  # else the history has other words like those of one deleted
-                return with_gone, other
-        return recorded, found
-
-    def better(self, recorded: Sequence[_Standing], found: Alignment) -> str | None:
-        """A branch that begins with more of the history, where this one says something else; or ``None``.
-
-        It has said the first message that is missing itself, or a branch has that it came from, and is looked at
-        in turn.
-        """
-        given = [each.said for each in self._given if each.said.words[0] != "system"]
-        held, best = _beginning(recorded, given), None
-        if held == len(given) or not _differs(found, recorded, [each.said for each in self._given]):
-            return None
-        for (branch,) in self._connection.query(_SAYING, (self._session_id, *given[held].words)).fetchall():
-            length = _beginning(_view(self._connection, self._session_id, branch), given)
-            if length > held:
-                best, held = branch, length
-        return best
-
-
-def append(connection: SessionWrite, context: RunContext, history: HistoryEntry, now: datetime) -> None:
-    tally = connection.counters
-    aligning = _Aligning(connection, context, history)
-    branch = branches.branch_of(connection, context)
-    recorded, found = aligning.beside(branch)
-    while (better := aligning.better(recorded, found)) is not None:
+def append(write: SessionWrite, context: RunContext, history: HistoryEntry, now: datetime) -> None:
+    conversation = _Conversation(write, context, history)
+    branch = branches.branch_of(write, context)
+    recorded, found = conversation.aligned_with(branch)
+    while (better := conversation.find_better_branch(recorded, found)) is not None:
         context.record.branch = branch = better
-        tally.move_to(branch)
-        recorded, found = aligning.beside(branch)
+        write.counters.move_to(branch)
+        recorded, found = conversation.aligned_with(branch)
     if found.branch_after is not None:
         seq = max((each.seq for each in recorded[: found.branch_after]), default=0)
-        context.record.branch = branches.begin(connection, context, branch, seq, now)
-        tally.move_to(context.record.branch)
-    named = _named(context, aligning, found)
-    # what is recorded under another id cannot be a new version of it
-    message_rows.append(connection, context, [m for m, known in named if known is None or not found.renamed], now)
+        context.record.branch = branches.begin(write, context, branch, seq, now)
+        write.counters.move_to(context.record.branch)
+    named = conversation.named(found)
+    if found.renamed:
+        pairs = zip(conversation.messages, found.ids, strict=True)
+        context.record.aliases.update(
+            {m.message_id: own for m, own in pairs if own is not None and own != m.message_id}
+        )
+    # a message that is recorded under another id cannot be a new version of it
+    message_rows.append(write, context, [m for m, known in named if known is None or not found.renamed], now)
     if not found.renamed:  # the graph may give them ids
         context.record.unclaimed.update(
             {m.claim: m.message_id for m, known in named if known is None and m.minted and m.text}
         )
     if history.is_said:
-        message_rows.clear_aside(connection, context.session_id, [message.message_id for message, _ in named])
+        message_rows.clear_aside(write, context.session_id, [message.message_id for message, _ in named])
 
 
-def _named(context: RunContext, aligning: _Aligning, found: Alignment) -> list[tuple[MessageEntry, str | None]]:
-    """The messages but those deleted, as what they were found to be; and as which recorded ones."""
-    ids = [known or message.message_id for known, message in zip(found.ids, aligning.messages, strict=True)]
-    pairs = list(zip(aligning.messages, ids, found.ids, strict=True))
-    if found.renamed:
-        context.record.aliases.update(
-            {message.message_id: own for message, own, _ in pairs if message.message_id != own}
+class _Conversation:
+    """A given conversation, compared with recorded ones."""
+
+    def __init__(self, write: SessionWrite, context: RunContext, history: HistoryEntry) -> None:
+        self._write = write
+        self._session_id = context.session_id
+        self._align = history.align
+        self.messages = [message_rows.cleaned(message) for message in history.messages]
+        self._keys: list[Key] = [(*message_rows.comparison_key(m), m.tool_call_id) for m in self.messages]
+        self._given = [
+            ComparableMessage(None if message.minted else message.message_id, message_rows.normalized(key))
+            for message, key in zip(self.messages, self._keys, strict=True)
+        ]
+        self._deleted = deletions.deleted(write.connection, self._session_id) if write.state.has_deletions else []
+
+    def aligned_with(self, branch: str) -> tuple[list[_Recorded], Alignment]:
+        """Return the messages of a branch, with deleted ones if more of the history is found so, and the alignment."""
+        recorded = self._messages_of(branch)
+        found = self._align([each.message for each in recorded], self._given)
+        if contained := self._contained_deleted(branch):
+            with_deleted = sorted([*recorded, *contained], key=lambda each: each[:2])
+            other = self._align([each.message for each in with_deleted], self._given)
+            if other.ids.count(None) <= found.ids.count(None):  # otherwise a new text equals a deleted one
+                return with_deleted, other
+        return recorded, found
+
+    def find_better_branch(self, recorded: Sequence[_Recorded], found: Alignment) -> str | None:
+        """Return a branch that begins with more of the history, if this branch differs from it; or ``None``.
+
+        The branch contains the first missing message itself, or is a descendant of one that does.
+        """
+        contents = {old.message.message_id: old.message.words for old in recorded}
+        is_edited = any(
+            known is not None and contents[known] != new.words
+            for known, new in zip(found.ids, self._given, strict=True)
         )
-    gone = {each.message_id for each in aligning.gone}
-    kept = [(message._replace(message_id=own), known) for message, own, known in pairs if own not in gone]
-    named: list[tuple[MessageEntry, str | None]] = []
-    following = spoken = None
-    for message, known in reversed(kept):  # an instruction is repeated anywhere: nothing has its place by one
-        is_instruction = message.role == "system"
-        named.append((message._replace(followed_by=following if is_instruction else spoken), known))
-        following = message.message_id
-        spoken = spoken if is_instruction else following
-    return named[::-1]
+        if found.renamed or (found.branch_after is None and not is_edited):
+            return None
+        given = [message for message in self._given if message.words[0] != "system"]
+        longest, best = _common_length(recorded, given), None
+        if longest == len(given):
+            return None
+        for (branch,) in self._write.query(_BRANCHES_WITH, (self._session_id, *given[longest].words)).fetchall():
+            length = _common_length(self._messages_of(branch), given)
+            if length > longest:
+                best, longest = branch, length
+        return best
+
+    def named(self, found: Alignment) -> list[tuple[MessageEntry, str | None]]:
+        """Return the messages except deleted ones, with their recorded ids and successors, and these ids if any."""
+        deleted = {each.message_id for each in self._deleted}
+        named: list[tuple[MessageEntry, str | None]] = []
+        following: str | None = None
+        spoken: str | None = None
+        for message, known in zip(reversed(self.messages), reversed(found.ids), strict=True):
+            own = known or message.message_id
+            if own in deleted:
+                continue
+            is_instruction = message.role == "system"  # it may be repeated anywhere, so nothing is positioned by it
+            followed_by = following if is_instruction else spoken
+            named.append((message._replace(message_id=own, followed_by=followed_by), known))
+            following = own
+            spoken = spoken if is_instruction else own
+        return named[::-1]
+
+    def _messages_of(self, branch: str) -> list[_Recorded]:
+        """Return the complete messages of a branch in their order, in the version that the branch has."""
+        latest: dict[str, tuple[StoredVersion, str | None, str | None]] = {}
+        fields = f"{message_rows.FIELDS}, tool_call_id, run_id"
+        for *row, call_id, run_id in reads.rows_of(self._write.connection, fields, self._session_id, branch):
+            latest[row[0]] = StoredVersion(*row), call_id, run_id
+        return [
+            _Recorded(
+                row.place,
+                row.seq,
+                ComparableMessage(row.message_id, message_rows.normalized((*row.key, call_id)), run_id),
+            )
+            for row, call_id, run_id in sorted(latest.values(), key=lambda each: each[0].place)
+            if row.status == "complete"
+        ]
+
+    def _contained_deleted(self, branch: str) -> list[_Recorded]:
+        """Return the deleted messages of a branch that the history contains, by id or by content."""
+        if not self._deleted:
+            return []
+        line = branches.line(self._write.connection, self._session_id, branch)
+        given = [(one, deletions.in_bytes(key)) for one, key in zip(self._given, self._keys, strict=True)]
+        found = []
+        for each in self._deleted:
+            is_ours = any(each.branch == branch and each.place <= upto for branch, upto in line)
+            same = (one for one, key in given if one.message_id == each.message_id or each.is_same(key))
+            if is_ours and (one := next(same, None)) is not None:
+                found.append(_Recorded(each.place, int(each.place), ComparableMessage(each.message_id, one.words)))
+        return found
 
 
-def _differs(found: Alignment, recorded: Sequence[_Standing], given: Sequence[ComparableMessage]) -> bool:
-    """Whether the branch says something else than what was given: that leaves it, or is an edit of it."""
-    if found.renamed:
-        return False
-    if found.branch_after is not None:
-        return True
-    words = {old.said.message_id: old.said.words for old in recorded}
-    return any(known is not None and words[known] != new.words for known, new in zip(found.ids, given, strict=True))
-
-
-_SAYING = """
+_BRANCHES_WITH = """
     SELECT branch FROM messages WHERE session_id = ? AND role = ? AND text = ? AND content IS ?
     AND (tool_calls IS NULL) = (CAST(? AS TEXT) IS NULL) AND tool_call_id IS ? AND status = 'complete'
     GROUP BY branch ORDER BY MAX(seq) DESC
 """
 
 
-def _beginning(recorded: Sequence[_Standing], given: Sequence[ComparableMessage]) -> int:
-    """How many messages the two have in common at their beginning; system messages do not count."""
-    spoken = [each.said for each in recorded if each.said.words[0] != "system"]
+def _common_length(recorded: Sequence[_Recorded], given: Sequence[ComparableMessage]) -> int:
+    """Return how many messages two conversations have in common at their beginning, without system messages."""
+    spoken = [each.message for each in recorded if each.message.words[0] != "system"]
     length = min(len(spoken), len(given))
-    return next((place for place in range(length) if not given[place].is_same_as(spoken[place])), length)
-
-
-def _view(connection: SessionWrite, session_id: str, branch: str) -> list[_Standing]:
-    """What a branch holds, in its order, each message as the branch has it."""
-    latest: dict[str, tuple[Any, ...]] = {}
-    for row in reads.rows_of(connection.connection, f"{message_rows.FIELDS}, tool_call_id, run_id", session_id, branch):
-        latest[row[0]] = row
-    rows = [row for row in sorted(latest.values(), key=lambda row: row[3]) if row[5] == "complete"]
-    return [
-        _Standing(row[3], row[1], ComparableMessage(row[0], message_rows.normalized(row[7:12]), row[12]))
-        for row in rows
-    ]
-
-
-def _given(message: MessageEntry) -> _Given:
-    words = (*message_rows.comparison_key(message), message.tool_call_id)
-    return _Given(
-        ComparableMessage(None if message.minted else message.message_id, message_rows.normalized(words)), words
-    )
-
-
-def _brought_back(gone: Sequence[DeletedMessage], given: Sequence[_Given], line: Line) -> list[_Standing]:
-    """Those deleted from this line of the conversation that a history may bring back, with the words it has."""
-    found = []
-    told = [(one.said, deletions.in_bytes(one.words)) for one in given] if gone else []
-    for each in gone:
-        is_ours = any(each.branch == branch and each.place <= upto for branch, upto in line)
-        same = (one for one, words in told if one.message_id == each.message_id or each.is_same(words))
-        if is_ours and (one := next(same, None)) is not None:
-            found.append(_Standing(each.place, int(each.place), ComparableMessage(each.message_id, one.words)))
-    return found
-
-
-def _known(found: Alignment) -> int:
-    return sum(known is not None for known in found.ids)
+    return next((number for number in range(length) if not given[number].is_same_as(spoken[number])), length)

@@ -32,6 +32,7 @@ class StoredVersion(NamedTuple):
     branch: str
     status: str
     checkpoint_ns: str
+    marks: str | None
     role: str
     text: str
     content: str | None
@@ -39,18 +40,21 @@ class StoredVersion(NamedTuple):
 
     @property
     def key(self) -> Key:
-        return self[7:]
+        return self[8:]
+
+    @property
+    def is_aside(self) -> bool:
+        return ASIDE in (self.marks or "")
 
     def has_same_content(self, key: Key) -> bool:
-        return self[7:] == key or normalized(self[7:]) == normalized(key)
+        return self[8:] == key or normalized(self[8:]) == normalized(key)
 
 
-FIELDS = ", ".join(StoredVersion._fields)
 _COLUMNS = (
-    *("session_id", "seq", "place", "run_id", "message_id", "version", "branch", "role", "text", "content"),
-    *("tool_calls", "name", "tool_call_id", "model", "input_tokens", "output_tokens", "status", "checkpoint_ns"),
-    *("extra", "marks", "created_at"),
+    *("session_id", "run_id", *StoredVersion._fields, "name", "tool_call_id"),
+    *("model", "input_tokens", "output_tokens", "extra", "created_at"),
 )
+FIELDS = ", ".join(StoredVersion._fields)
 _TEXTS = ("message_id", "role", "text", "name", "tool_call_id", "model", "checkpoint_ns")
 
 
@@ -65,6 +69,7 @@ class _Appender:
     def __init__(self, write: SessionWrite, context: RunContext, now: datetime) -> None:
         self._write = write
         self._context = context
+        self._record = context.record
         self._session_id = context.session_id
         self._counters = write.counters
         self._now = now
@@ -75,7 +80,7 @@ class _Appender:
         self._generated_ids: list[str] = []
 
     def append(self, messages: Sequence[MessageEntry]) -> None:
-        if aliases := self._context.record.aliases:
+        if aliases := self._record.aliases:
             messages = [_with_recorded_id(message, aliases) for message in messages]
         if self._write.state.has_deletions:
             deleted = {each.message_id for each in deletions.deleted(self._write.connection, self._session_id)}
@@ -132,11 +137,11 @@ class _Appender:
         message_id, versions = message.message_id, self._versions(message.message_id)
         message = self._with_author(message, versions)
         key = comparison_key(message)
-        if self._context.record.unclaimed:
+        if self._record.unclaimed:
             if message.minted and not versions and self._has_other_id(message):
                 return
             versions = self._claim(message, key) or versions
-        if versions and versions[-1].checkpoint_ns and _is_outermost(message):
+        if versions and (versions[-1].checkpoint_ns or versions[-1].is_aside) and _is_outermost(message):
             self._share(versions[-1])
         visible = next((version for version in reversed(versions) if self._sees(version)), None)
         if visible is None:
@@ -159,8 +164,8 @@ class _Appender:
     def _original_or_copy(self, message: MessageEntry, original: str) -> MessageEntry:
         """Give output from a model cache the id of the original, unless the conversation contains that already."""
         is_stored = any(row.status == "complete" and self._sees(row) for row in self._versions(original))
-        aside = is_stored and self._write.query(_IS_ASIDE, (self._session_id, original)).fetchone()
-        return message._replace(message_id=message.message_id if is_stored and not aside else original, again=None)
+        is_copy = is_stored and not self._versions(original)[-1].is_aside
+        return message._replace(message_id=message.message_id if is_copy else original, again=None)
 
     def _with_author(self, message: MessageEntry, versions: Sequence[StoredVersion]) -> MessageEntry:
         """Decide at the first observation of a user message whether the user or an agent wrote it."""
@@ -182,10 +187,10 @@ class _Appender:
 
         An interrupted subgraph returns it in a later run, after the user's messages since then.
         """
-        message_id, written = version.message_id, self._context.record.written
+        message_id, written = version.message_id, self._record.written
         own = self._session_id, message_id
         is_input = version.role == "user" and version.text in (self._context.input_texts or ())
-        del self._stored[message_id]
+        self._stored.pop(message_id, None)
         if is_input and message_id in written:  # an interrupted subgraph may put its state first
             self._write.execute("UPDATE messages SET checkpoint_ns = '' WHERE session_id = ? AND message_id = ?", own)
         elif not clear_aside(self._write, self._session_id, [message_id]):
@@ -209,33 +214,35 @@ class _Appender:
 
     def _claim(self, message: MessageEntry, key: Key) -> list[StoredVersion]:
         """Give a recorded message the id that it has in the state; returns its versions if it is recorded."""
-        claimed = self._context.record.unclaimed.get(message.claim)
+        claimed = self._record.unclaimed.get(message.claim)
         message_id, versions = message.message_id, [] if claimed is None else self._versions(claimed)
         if claimed is None or not versions or (message_id != claimed and self._versions(message_id)):
             return []
         if message_id == claimed and message.checkpoint_ns == versions[0].checkpoint_ns:
             if ASIDE not in message.marks:
-                del self._context.record.unclaimed[message.claim]
+                del self._record.unclaimed[message.claim]
             return []
-        del self._context.record.unclaimed[message.claim]
-        if (seq := self._context.record.written.pop(claimed, None)) is not None:
-            self._context.record.written[message_id] = seq
+        del self._record.unclaimed[message.claim]
+        if (seq := self._record.written.pop(claimed, None)) is not None:
+            self._record.written[message_id] = seq
         namespace = message.checkpoint_ns if versions[0].checkpoint_ns else ""  # input of the outermost graph stays its
+        marks = marks_of(message.marks, message.name, *key)
         self._write.execute(
             "UPDATE messages SET message_id = ?, checkpoint_ns = ?, marks = ? WHERE session_id = ? AND message_id = ?",
-            (message_id, namespace, marks_of(message.marks, message.name, *key), self._session_id, claimed),
+            (message_id, namespace, marks, self._session_id, claimed),
         )
         if message.tool_calls:
             tool_call_rows.rename_request(self._write, self._session_id, claimed, message)
         del self._stored[claimed]
-        renamed = [row._replace(message_id=message_id, checkpoint_ns=message.checkpoint_ns) for row in versions]
+        of = message.checkpoint_ns
+        renamed = [row._replace(message_id=message_id, checkpoint_ns=of, marks=marks) for row in versions]
         self._keep(message_id, renamed)
         return renamed
 
     def _has_other_id(self, message: MessageEntry) -> bool:
         """Whether an input without an id was recorded with the id that the graph has given it since."""
-        written = self._context.record.written
-        if self._context.record.unclaimed.get(message.claim) != message.message_id or not written:
+        written = self._record.written
+        if self._record.unclaimed.get(message.claim) != message.message_id or not written:
             return False
         self._stored.clear()
         found = self._write.execute(
@@ -248,21 +255,20 @@ class _Appender:
         if found is None:
             return False
         self._counters.rows[message.message_id] = found[0]
-        del self._context.record.unclaimed[message.claim]
+        del self._record.unclaimed[message.claim]
         return True
 
     def _complete(self, message: MessageEntry, key: Key, stored: StoredVersion) -> None:
-        status = "complete" if message.complete else "incomplete"
+        status, marks = "complete" if message.complete else "incomplete", marks_of(message.marks, message.name, *key)
         self._write.execute(
             "UPDATE messages SET role = ?, text = ?, content = ?, tool_calls = ?, name = ?, model = ?,"
             " input_tokens = ?, output_tokens = ?, status = ?, checkpoint_ns = ?, extra = ?, marks = ?"
             " WHERE session_id = ? AND seq = ?",
             (*key, message.name, message.model, message.input_tokens, message.output_tokens, status)
-            + (message.checkpoint_ns, to_json(message.extra), marks_of(message.marks, message.name, *key))
-            + (self._session_id, stored.seq),
+            + (message.checkpoint_ns, to_json(message.extra), marks, self._session_id, stored.seq),
         )
         self._counters.rows[message.message_id] = stored.seq
-        self._keep(message.message_id, [StoredVersion(*stored[:5], status, message.checkpoint_ns, *key)])
+        self._keep(message.message_id, [StoredVersion(*stored[:5], status, message.checkpoint_ns, marks, *key)])
         if stored.version == 1 and message.complete:
             self._add_model_call(message)
 
@@ -277,24 +283,16 @@ class _Appender:
     ) -> None:
         message_id, seq = message.message_id, self._counters.next_seq()
         self._counters.rows[message_id] = seq
-        status = "complete" if message.complete else "incomplete"
-        row = StoredVersion(
-            *(message_id, seq, version, seq if place is None else place, self._branch, status, message.checkpoint_ns),
-            *key,
-        )
-        self._keep(message_id, [*self._versions(message_id), row])
-        self._write.insert(
-            "messages",
-            _COLUMNS,
-            [
-                (self._session_id, seq, row.place, self._context.run_id, message_id, version, self._branch, *key)
-                + (message.name, message.tool_call_id, message.model, message.input_tokens, message.output_tokens)
-                + (status, message.checkpoint_ns, to_json(message.extra), marks_of(message.marks, message.name, *key))
-                + (to_text(message.created_at or self._said_at(message)),)
-            ],
-        )
+        status, marks = "complete" if message.complete else "incomplete", marks_of(message.marks, message.name, *key)
+        place = seq if place is None else place
+        row = (message_id, seq, version, place, self._branch, status, message.checkpoint_ns, marks, *key)
+        self._keep(message_id, [*self._versions(message_id), StoredVersion(*row)])
+        usage = (message.model, message.input_tokens, message.output_tokens)
+        created_at = to_text(message.created_at or self._said_at(message))
+        others = (message.name, message.tool_call_id, *usage, to_json(message.extra), created_at)
+        self._write.insert("messages", _COLUMNS, [(self._session_id, self._context.run_id, *row, *others)])
         if replaces is None:
-            self._context.record.written[message_id] = seq
+            self._record.written[message_id] = seq
         elif replaces.branch == self._branch:
             self._write.execute(
                 "UPDATE messages SET replaced_by = ? WHERE session_id = ? AND seq = ?",
@@ -334,11 +332,7 @@ class _Appender:
         following = next((row for row in reversed(self._versions(message.followed_by)) if self._sees(row)), None)
         if following is None:
             return None
-        if (
-            message.checkpoint_ns
-            and message.role == "system"
-            and following.message_id not in self._context.record.written
-        ):
+        if message.checkpoint_ns and message.role == "system" and following.message_id not in self._record.written:
             return None
         before = self._write.query(
             "SELECT COALESCE(MAX(place), 0) FROM messages WHERE session_id = ? AND place < ?",
@@ -351,7 +345,6 @@ _IS_BY_USER = """
     SELECT EXISTS (SELECT 1 FROM messages WHERE session_id = ? AND text = ? AND role = 'user' AND checkpoint_ns = '')
     OR (? AND NOT EXISTS (SELECT 1 FROM messages WHERE session_id = ? AND role = 'user'))
 """
-_IS_ASIDE = f"""SELECT 1 FROM messages WHERE session_id = ? AND message_id = ? AND marks LIKE '%"{ASIDE}"%'"""
 _SHARE = f"""
     UPDATE messages SET marks = json_insert(COALESCE(marks, '[]'), '$[#]', '{SHARED}')
     WHERE session_id = ? AND message_id = ? AND COALESCE(marks, '') NOT LIKE '%"{SHARED}"%'
@@ -366,6 +359,8 @@ _MOVE_BEHIND = """
 
 def clear_aside(write: SessionWrite, session_id: str, message_ids: Sequence[str]) -> int:
     """Make messages that were aside part of the conversation; returns how many were."""
+    for message_id in message_ids:
+        write.state.message_rows.pop(message_id, None)
     return write.execute(_CLEAR_ASIDE, (session_id, json.dumps(message_ids))).rowcount
 
 
@@ -380,7 +375,7 @@ def _trim(state: SessionState) -> None:
     """Bound the cache of messages."""
     stored = state.message_rows
     for own in [
-        own for own, rows in stored.items() if rows and sum(map(len, filter(None, rows[-1][7:]))) > _LONGEST_CACHED
+        own for own, rows in stored.items() if rows and sum(map(len, filter(None, rows[-1][8:]))) > _LONGEST_CACHED
     ]:
         del stored[own]
     while len(stored) > _MOST_CACHED:
@@ -394,9 +389,8 @@ def restore_conversation_order(write: SessionWrite, context: RunContext, ids: It
 
     Messages arrive in another order where a state in which one was removed is put back, for instance.
     """
-    seqs = {
-        write.counters.rows.get(own, context.record.written[own]): own for own in ids if own in context.record.written
-    }
+    written = context.record.written
+    seqs = {write.counters.rows.get(own, written[own]): own for own in ids if own in written}
     if len(seqs) < 2:
         return
     stored = write.state.message_rows

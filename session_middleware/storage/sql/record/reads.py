@@ -6,13 +6,14 @@ rows with these keys, so its cost does not depend on the length of the record.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from session_middleware.models import Branch, Event, Message, ModelCall, Run, ToolCall
 from session_middleware.storage.processes import is_gone
+from session_middleware.storage.record_entries import ASIDE
 from session_middleware.storage.sql.connection import UNLIMITED, Connection, Cursor
-from session_middleware.storage.sql.record import branches, deletions
+from session_middleware.storage.sql.record import branches, deletions, runs
 from session_middleware.storage.sql.row_mapping import clean, values_of
 from session_middleware.storage.types import Page, Record
 
@@ -62,11 +63,11 @@ def list_timeline(connection: Connection, session_id: str, *, after: int = 0, li
         records += values_of(model, connection.execute(sql, (session_id, seqs[0], seqs[-1])))
     records.sort(key=lambda record: record.seq)
     here = {record.id for record in records if isinstance(record, Run)}
-    runs: list[Run] = []
+    others: list[Run] = []
     for run_id in dict.fromkeys(record.run_id for record in records):
         if run_id is not None and run_id not in here:
-            runs += values_of(Run, connection.execute("SELECT * FROM runs WHERE id = ?", (run_id,)))
-    return Page(with_interruptions(connection, records), with_interruptions(connection, runs))
+            others += values_of(Run, connection.execute("SELECT * FROM runs WHERE id = ?", (run_id,)))
+    return Page(with_interruptions(connection, records), with_interruptions(connection, others))
 
 
 def list_unfinished(connection: Connection, session_id: str, *, up_to: int) -> list[Record]:
@@ -77,18 +78,25 @@ def list_unfinished(connection: Connection, session_id: str, *, up_to: int) -> l
     return sorted(found, key=lambda record: record.seq)
 
 
-def with_interruptions(connection: Connection, records: Iterable[R]) -> list[R]:
-    """Return the records. A run or a tool call that is stored as running has been interrupted if its process ended."""
+def with_interruptions(connection: Connection, records: Sequence[R]) -> list[R]:
+    """Return the records as they are once the end of dead processes is written to them.
+
+    A run or a tool call that is stored as running has been interrupted. Messages that the state does not contain are
+    marked `ASIDE`.
+    """
+    messages = {record.session_id for record in records if isinstance(record, Message)}
+    left_behind = {(of, seq) for of in messages for seq in runs.list_left_behind(connection, of)}
     found: list[R] = []
     for record in records:
+        changes: dict[str, Any] = {}
         column = _STATUS.get(type(record))
         if column is not None and getattr(record, column) == "running":
             run_id = getattr(record, "id", record.run_id)
             (process,) = connection.execute(_PROCESS, (run_id, record.session_id, record.seq)).fetchone()
-            if is_gone(process):
-                found.append(record.model_copy(update={column: "interrupted"}))  # type: ignore[arg-type]  # it is of the same class
-                continue
-        found.append(record)
+            changes = {column: "interrupted"} if is_gone(process) else {}
+        elif left_behind and isinstance(record, Message) and (record.session_id, record.seq) in left_behind:
+            changes = {"marks": (*record.marks, ASIDE)}
+        found.append(record.model_copy(update=changes) if changes else record)  # type: ignore[arg-type]  # of the same class
     return found
 
 
@@ -122,12 +130,12 @@ def list_messages(
             " ORDER BY seq LIMIT ?",
             (session_id, int(deleted.place) if deleted else after, all_versions, UNLIMITED if limit is None else limit),
         )
-        return values_of(Message, cursor)
+        return with_interruptions(connection, values_of(Message, cursor))
     messages = values_of(Message, rows_of(connection, "*", session_id, branch))
     if not all_versions:
         messages = list({message.message_id: message for message in messages}.values())
     messages.sort(key=lambda message: (message.place, message.seq))
-    return messages[_start(connection, session_id, messages, after) :][:limit]
+    return with_interruptions(connection, messages[_start(connection, session_id, messages, after) :][:limit])
 
 
 # Whether messages were moved or there are branches; otherwise the order is that of `seq`.

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from session_middleware.models import to_text
 from session_middleware.storage.processes import is_gone, this_process
-from session_middleware.storage.record_entries import Claim, RunEnd
+from session_middleware.storage.record_entries import ASIDE, RunEnd
 from session_middleware.storage.run import RunContext
 from session_middleware.storage.sql.checkpoints.rows import AT, at
 from session_middleware.storage.sql.connection import Connection
@@ -30,57 +30,60 @@ def next_seq(connection: Connection, session_id: str) -> int | None:
 
 
 def begin_run(write: SessionWrite, context: RunContext, now: datetime) -> bool:
-    """Insert the row of a run. Whether earlier runs were interrupted, because their process has died."""
+    """Insert the row of a run; returns whether earlier runs were interrupted, because their process has died."""
     context.has_row = True
-    has_dead = _interrupt_dead_runs(write, context)
+    has_dead = write.state.may_have_dead_runs and _interrupt_earlier(write, context)
     counters = write.counters
     counters.runs += 1
-    run = (context.run_id, context.identity.user_id, "running", to_text(now), context.started_from, this_process())
 
     def uncount() -> None:  # another recorder has recorded it
         counters.runs, counters.changed = counters.runs - 1, True
 
-    row = (context.session_id, counters.next_seq(), *run)
+    row = (
+        *(context.session_id, counters.next_seq(), context.run_id, context.identity.user_id, "running", to_text(now)),
+        *(context.started_from, int(context.checkpointed), this_process()),
+    )
     write.insert("runs", _BEGUN, [row], " ON CONFLICT (id) DO NOTHING", if_there=uncount)
     return has_dead
 
 
-_BEGUN = ("session_id", "seq", "id", "user_id", "outcome", "started_at", "started_from", "process")
+_BEGUN = ("session_id", "seq", "id", "user_id", "outcome", "started_at", "started_from", "checkpointed", "process")
+_RUNNING = "SELECT session_id, seq, id, process FROM runs WHERE outcome = 'running'"
 
 
-def _interrupt_dead_runs(write: SessionWrite, context: RunContext) -> bool:
-    running = write.query(
-        "SELECT session_id, seq, id, process FROM runs WHERE session_id = ? AND outcome = 'running'",
-        (context.session_id,),
-    ).fetchall()
+def _interrupt_earlier(write: SessionWrite, context: RunContext) -> bool:
+    """Interrupt dead runs of the session, and decide what becomes of the messages that the state does not contain.
+
+    A run without new input repeats them. New input discards them, even if tasks have stored them as pending writes.
+    """
+    session_id, state = context.session_id, write.state
+    running = write.query(f"{_RUNNING} AND session_id = ?", (session_id,)).fetchall()
     dead = [DeadRun(*run) for *run, process in running if is_gone(process)]
     for run in dead:
         _interrupt(write, run)
-    if context.continues_without_input and (cut_off := _cut_off(write.connection, context)) is not None:
-        context.record.unclaimed.update(_ahead_of_state(write.connection, context, cut_off))
+    state.message_rows.clear()
+    state.may_have_dead_runs = {process for *_, process in running} - {this_process()} != set()
+    last = write.query(_LAST_RUN, (session_id, context.run_id)).fetchone()
+    if last is not None and last[-1]:
+        if context.continues_without_input:
+            own = (session_id, last[2], *at(session_id, "", context.started_from or ""))
+            context.record.unclaimed.update(
+                {(role, what): own for role, what, own in write.query(_AHEAD_OF_STATE, own)}
+            )
+        else:
+            write.execute(_MARK_ASIDE, (*last[:3], 1))
     return bool(dead)
 
 
-def _cut_off(connection: Connection, context: RunContext) -> str | None:
-    """The run before this one, if its process died in it."""
-    row = connection.execute(
-        "SELECT id, outcome = 'interrupted' AND duration_ms IS NULL FROM runs WHERE session_id = ? AND id != ?"
-        " ORDER BY seq DESC LIMIT 1",
-        (context.session_id, context.run_id),
-    ).fetchone()
-    return row[0] if row is not None and row[1] else None
-
-
-def _ahead_of_state(connection: Connection, context: RunContext, run_id: str) -> dict[Claim, str]:
-    """What a run said that its state does not hold, for it died before that was put: it will be said again."""
-    rows = connection.execute(
-        "SELECT role, COALESCE(tool_call_id, text), message_id FROM messages WHERE session_id = ? AND run_id = ?"
-        " AND seq > COALESCE((SELECT seq FROM checkpoints"
-        f" WHERE {AT}), 0) AND checkpoint_ns = ''"
-        " AND COALESCE(tool_call_id, text) != ''",
-        (context.session_id, run_id, *at(context.session_id, "", context.started_from or "")),
-    )
-    return {(role, what): message_id for role, what, message_id in rows}
+_LAST_RUN = """
+    SELECT session_id, seq, id, outcome = 'interrupted' AND duration_ms IS NULL FROM runs
+    WHERE session_id = ? AND id != ? ORDER BY seq DESC LIMIT 1
+"""
+_AHEAD_OF_STATE = f"""
+    SELECT role, COALESCE(tool_call_id, text), message_id FROM messages WHERE session_id = ? AND run_id = ?
+    AND seq > COALESCE((SELECT seq FROM checkpoints WHERE {AT}), 0)
+    AND checkpoint_ns = '' AND COALESCE(tool_call_id, text) != ''
+"""
 
 
 def end_run(write: SessionWrite, context: RunContext, end: RunEnd) -> None:
@@ -118,9 +121,36 @@ class DeadRun(NamedTuple):
 
 def find_dead(connection: Connection) -> tuple[list[DeadRun], list[tuple[str, int]]]:
     """Return the runs, and the session and seq of tool calls outside of runs, that dead processes have left running."""
-    runs = connection.execute("SELECT session_id, seq, id, process FROM runs WHERE outcome = 'running'").fetchall()
     calls = connection.execute("SELECT session_id, seq, process FROM tool_calls WHERE process IS NOT NULL").fetchall()
-    return [DeadRun(*run) for *run, process in runs if is_gone(process)], [row[:2] for row in calls if is_gone(row[2])]
+    dead_calls = [row[:2] for row in calls if is_gone(row[2])]
+    return [DeadRun(*run) for *run, process in connection.execute(_RUNNING) if is_gone(process)], dead_calls
+
+
+def list_left_behind(connection: Connection, session_id: str) -> set[int]:
+    """Return the seqs of messages of dead runs that the state does not contain, and that are not yet marked so."""
+    running = connection.execute(f"{_RUNNING} AND session_id = ?", (session_id,)).fetchall()
+    dead = [run for *run, process in running if is_gone(process)]
+    return {seq for run in dead for (seq,) in connection.execute(_LEFT_BEHIND, (*run, 0))}
+
+
+# The messages of a run with a checkpointer after the latest checkpoint. If that has pending writes, the state contains
+# some of these messages, until new input discards them (?4).
+_LEFT_BEHIND = f"""
+    SELECT seq FROM messages WHERE session_id = ?1 AND seq > ?2 AND run_id = ?3 AND checkpoint_ns = ''
+    AND COALESCE(marks, '') NOT LIKE '%"{ASIDE}"%' AND EXISTS (
+        SELECT 1 FROM runs JOIN sessions ON sessions.id = runs.session_id WHERE runs.id = ?3 AND runs.checkpointed = 1
+        AND (?4 = 1 OR COALESCE(latest_checkpoint_id, '') = COALESCE(started_from, '') OR write_count = 0)
+        AND messages.seq > COALESCE((
+            SELECT latest.seq FROM checkpoints AS latest
+            WHERE latest.home = sessions.home AND latest.session_id = sessions.id AND latest.checkpoint_ns = ''
+            AND latest.position >= latest_checkpoint_id AND latest.checkpoint_id = latest_checkpoint_id LIMIT 1
+        ), 0)
+    )
+"""
+_MARK_ASIDE = f"""
+    UPDATE messages SET marks = json_insert(COALESCE(marks, '[]'), '$[#]', '{ASIDE}')
+    WHERE session_id = ?1 AND seq IN ({_LEFT_BEHIND})
+"""
 
 
 def interrupt_dead(connection: Connection) -> None:
@@ -141,6 +171,7 @@ def interrupt_calls_outside(connection: Connection, session_id: str) -> None:
 
 
 def _interrupt(connection: Connection | SessionWrite, run: DeadRun) -> None:
+    connection.execute(_MARK_ASIDE, (*run, 0))
     connection.execute("UPDATE runs SET outcome = 'interrupted' WHERE id = ?", (run.id,))
     _interrupt_calls(connection, run)
 
