@@ -424,9 +424,7 @@ class Session(SessionInfo):
 
     def history(self) -> SessionHistory:
         """The conversation as LangChain's `BaseChatMessageHistory`, for `RunnableWithMessageHistory`."""
-        return SessionHistory(
-            self._storage, self._sessions.recorder, session_id=self.id, owner=self.acting, handle=self._handle
-        )
+        return SessionHistory(self._storage, self._sessions.recorder, self._manual)
 
     # Memory
 

@@ -10,13 +10,14 @@ from langchain_core.chat_history import BaseChatMessageHistory
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.runnables.config import var_child_runnable_config
 
-from session_middleware.models import Identity, Message
+from session_middleware.models import Message
 from session_middleware.recording.files import restore_files
 from session_middleware.recording.history_diff import align_appended, rewind
+from session_middleware.recording.manual import ManualRecorder
 from session_middleware.recording.recorder import SessionRecorder
 from session_middleware.storage.protocol import Storage
 from session_middleware.storage.record_entries import ASIDE, RESUME, SHARED, Entry, HistoryEntry
-from session_middleware.storage.run import RunContext, SessionHandle
+from session_middleware.storage.run import RunContext
 
 
 class SessionHistory(BaseChatMessageHistory):
@@ -28,40 +29,26 @@ class SessionHistory(BaseChatMessageHistory):
     deletes nothing.
     """
 
-    def __init__(
-        self,
-        storage: Storage,
-        recorder: SessionRecorder,
-        *,
-        session_id: str,
-        owner: Identity,
-        handle: SessionHandle,
-    ) -> None:
+    def __init__(self, storage: Storage, recorder: SessionRecorder, manual: ManualRecorder) -> None:
         self._storage = storage
         self._recorder = recorder
-        self._buffer = recorder.buffer
-        self._executor = recorder.buffer.executor
-        self._session_id = session_id
-        self._owner = owner
-        self._handle = handle
+        self._manual = manual
+        self._session_id = manual.session_id
+        self._run = recorder.buffer.executor.run
 
     @property
     def messages(self) -> list[BaseMessage]:  # type: ignore[override]
-        self._mark_run()
-        return self._drain_and_read()
+        return self._read_in_run()
 
     async def aget_messages(self) -> list[BaseMessage]:
-        self._mark_run()
-        return await self._executor.run(self._drain_and_read)
+        return await self._run(self._read_in_run)
 
-    def _mark_run(self) -> None:
-        """Mark the enclosing run as one that reads the history, so that its prompts are recorded aside."""
+    def _read_in_run(self) -> list[BaseMessage]:
+        """Read the history. The enclosing run's prompts are recorded aside from then on."""
         config = var_child_runnable_config.get() or {}
         run = self._recorder.find_run(getattr(config.get("callbacks"), "parent_run_id", None))
         if run is not None and run.context.session_id == self._session_id and not run.context.checkpointed:
             run.context.has_history = True
-
-    def _drain_and_read(self) -> list[BaseMessage]:
         self._recorder.drain(self._session_id)
         return self.read()
 
@@ -72,12 +59,13 @@ class SessionHistory(BaseChatMessageHistory):
 
     def add_messages(self, messages: Sequence[BaseMessage]) -> None:
         self._recorder.drain(self._session_id)
-        context = self._recorder.context_of(self._session_id) or self._new_context()
+        context = self._recorder.context_of(self._session_id) or self._manual.new_context()
         align = partial(align_appended, run_id=context.run_id)
-        self._write(context, [HistoryEntry(self._buffer.describe(messages), align, is_said=True)])
+        entry = HistoryEntry(self._recorder.buffer.describe(messages), align, is_said=True)
+        self._manual.write([entry], context)
 
     async def aadd_messages(self, messages: Sequence[BaseMessage]) -> None:
-        await self._executor.run(self.add_messages, messages)
+        await self._run(self.add_messages, messages)
 
     def add_among(self, context: RunContext, messages: Sequence[BaseMessage], ids: Collection[str]) -> None:
         """Record the messages with these ids, each before its successor among the others."""
@@ -85,29 +73,23 @@ class SessionHistory(BaseChatMessageHistory):
         following: str | None = None
         for message in reversed(messages):
             if message.id in ids:
-                entries += self._buffer.describe([message], followed_by=following)
+                entries += self._recorder.buffer.describe([message], followed_by=following)
             else:
                 following = message.id
-        self._write(context, entries[::-1])
+        self._manual.write(entries[::-1], context)
 
     def clear(self) -> None:
-        self._write(self._new_context(), [HistoryEntry((), rewind)])
+        self._manual.write([HistoryEntry((), rewind)], self._manual.new_context())
 
     async def aclear(self) -> None:
-        await self._executor.run(self.clear)
-
-    def _new_context(self) -> RunContext:
-        return RunContext(self._session_id, self._owner, announced=True, handle=self._handle)
-
-    def _write(self, context: RunContext, entries: Sequence[Entry]) -> None:
-        self._storage.append(context, self._buffer.redaction.entries(entries))
+        await self._run(self.clear)
 
     def _to_message(self, message: Message) -> BaseMessage:
         read_file = partial(self._storage.find_file, self._session_id)
         content, extra = restore_files([message.content, message.extra], read_file)
         extra = dict(extra or {})
-        kind = extra.pop("type", None)
-        converted = _converted(message, message.text if content is None else content, is_human=kind == "human")
+        is_human = extra.pop("type", None) == "human"
+        converted = _converted(message, message.text if content is None else content, is_human=is_human)
         return converted.model_copy(update=extra) if extra else converted  # without validation, as it was recorded
 
 
@@ -123,9 +105,8 @@ def _converted(message: Message, content: Any, *, is_human: bool) -> BaseMessage
     if is_human:
         return HumanMessage(**fields)
     if message.role == "assistant":
-        valid = [call for call in message.tool_calls if call.get("type") != "invalid_tool_call"]
         invalid = [call for call in message.tool_calls if call.get("type") == "invalid_tool_call"]
-        answer = AIMessage(**fields, tool_calls=valid)
+        answer = AIMessage(**fields, tool_calls=[call for call in message.tool_calls if call not in invalid])
         return answer.model_copy(update={"invalid_tool_calls": invalid}) if invalid else answer
     if message.role == "tool":
         return ToolMessage(**fields, tool_call_id=message.tool_call_id or "")

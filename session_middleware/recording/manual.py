@@ -87,7 +87,8 @@ class ManualRecorder:
         self._registry = registry
         self._queue = queue
         self._new_id = buffer.new_id
-        self._key = session_id, owner
+        self.session_id = session_id
+        self._owner = owner
         self._handle = handle
         self._open: list[_Run] = []  # the runs that this handle's blocks began
 
@@ -98,8 +99,8 @@ class ManualRecorder:
         `InvalidArgument` for an unknown role, and for a time without a time zone.
         """
         (entry,) = self._buffer.describe([_checked(message)], created_at=checked_moment("at", at))
-        self._write([entry])
-        return self._storage.find_message(self._key[0], entry.message_id) or _withheld(self._key[0], entry)
+        self.write([entry])
+        return self._storage.find_message(self.session_id, entry.message_id) or _withheld(self.session_id, entry)
 
     def add_history(self, messages: Sequence[Sayable]) -> None:
         """Record the new messages of a conversation, or of its latest part. Messages are compared by role and text.
@@ -112,7 +113,7 @@ class ManualRecorder:
         """
         if isinstance(messages, (str, Mapping)) or not isinstance(messages, Iterable):
             raise InvalidArgument("messages", messages, wanted="a list of messages")
-        self._write([HistoryEntry(self._buffer.describe([*map(_checked, messages)]), diff_history)])
+        self.write([HistoryEntry(self._buffer.describe([*map(_checked, messages)]), diff_history)])
 
     def record_tool(
         self,
@@ -134,7 +135,7 @@ class ManualRecorder:
         end = tool_end(execution_id, name, duration_ms, result)
         if text := _text_of_error(error):
             end = end._replace(status="error", error=text)
-        self._write([start, end if status is None else end._replace(status=status)])
+        self.write([start, end if status is None else end._replace(status=status)])
 
     def record_model_call(
         self,
@@ -199,7 +200,7 @@ class ManualRecorder:
         )
         call = with_usage(call, tokens._replace(**given))
         price = call.cost if error is None else None
-        self._write([call._replace(cost=price if cost is None else lambda: float(cost))])
+        self.write([call._replace(cost=price if cost is None else lambda: float(cost))])
 
     def tool(self, function: F, name: str | None) -> F:
         """Wrap a function so that each of its executions is recorded."""
@@ -256,16 +257,18 @@ class ManualRecorder:
     def _end(self, start: ToolStart, duration_ms: float, result: Any, error: BaseException | None = None) -> None:
         self._write_safely([tool_end(start.execution_id, start.name, duration_ms, result, error=error)])
 
-    def _write(self, entries: Sequence[Entry]) -> None:
-        self._storage.append(self.context or self._new_context(), self._buffer.redaction.entries(entries))
+    def write(self, entries: Sequence[Entry], context: RunContext | None = None) -> None:
+        """Write entries of a context, by default that of the enclosing run."""
+        context = context or self.context or self.new_context()
+        self._storage.append(context, self._buffer.redaction.entries(entries))
 
-    def _new_context(self, run_id: str | None = None) -> RunContext:
+    def new_context(self, run_id: str | None = None) -> RunContext:
         # A run is admitted by the clock and the settings. Its session was announced when it was opened.
-        return RunContext(*self._key, run_id=run_id, announced=True, handle=self._handle)
+        return RunContext(self.session_id, self._owner, run_id=run_id, announced=True, handle=self._handle)
 
     def _write_safely(self, entries: Sequence[Entry]) -> None:
         try:
-            self._write(entries)
+            self.write(entries)
         except Exception as error:  # noqa: BLE001  # a fault here must not keep a tool from running
             self._buffer.fault(error)
 
@@ -307,7 +310,7 @@ class ManualRecorder:
         _entered.set((*_entered.get(), run))
 
     def _announce(self) -> RunContext:
-        context = self._new_context(self._new_id())
+        context = self.new_context(self._new_id())
         self._registry.register(context)
         return context
 
@@ -345,15 +348,14 @@ class ManualRecorder:
         self._registry.end(run.context)
         outcome = "ok" if error is None else "error" if isinstance(error, Exception) else "interrupted"
         text = error_text(error) if isinstance(error, Exception) else None
-        end = RunEnd(outcome, text, elapsed_ms(run.started))
-        self._storage.append(run.context, self._buffer.redaction.entries([end]))
+        self.write([RunEnd(outcome, text, elapsed_ms(run.started))], run.context)
 
     def _enclosing(self) -> _Run | None:
         return next((run for run in reversed(_entered.get()) if self._is_own(run) and not run.is_over), None)
 
     def _is_own(self, run: _Run) -> bool:
-        of, key = run.context, (*self._key, self._handle.incarnation)
-        return run.buffer is self._buffer and (of.session_id, of.identity, of.incarnation) == key
+        of, own = run.context, (self.session_id, self._owner, self._handle.incarnation)
+        return run.buffer is self._buffer and (of.session_id, of.identity, of.incarnation) == own
 
 
 def _checked(given: Sayable) -> BaseMessage:
