@@ -135,7 +135,7 @@ class ActiveRun:
         """
         while not (found := self.request_by_call.get((namespace, call_id), [])) and namespace:
             namespace = namespace.rpartition("|")[0]
-        same = [request for request in found if _has(arguments, request[1].get("args"))] if len(found) > 1 else ()
+        same = [request for request in found if _includes(arguments, request[1].get("args"))] if len(found) > 1 else ()
         return (same or found)[-1][0] if found else None
 
     def mark_refused(self, message: MessageEntry, node: Node | None) -> MessageEntry:
@@ -172,13 +172,9 @@ class ActiveRun:
         return [*aside, *again]
 
 
-def _has(arguments: Any, requested: Any) -> bool:
+def _includes(arguments: Any, requested: Any) -> bool:
     """True if the arguments include all requested ones; a graph may add more."""
-    if not isinstance(arguments, Mapping) or not isinstance(requested, Mapping):
-        return False
-    return all(
-        type(arguments.get(name)) is type(value) and arguments[name] == value for name, value in requested.items()
-    )
+    return isinstance(arguments, dict) and isinstance(requested, dict) and requested.items() <= arguments.items()
 
 
 def elapsed_ms(started: float) -> float:
