@@ -80,6 +80,18 @@ def test_ever_new_strangers_are_counted_together_and_fill_nothing(storage: Stora
     assert sum(event.detail.get("times", 1) for event in denied) == 300
 
 
+def test_a_denial_is_recorded_when_the_run_in_progress_opens_the_session(storage: Storage) -> None:
+    holder, *refused = (context("t", "alice", lease=Lease(), run_id=name) for name in ("h", "a", "b"))
+    assert storage.acquire_session(holder, wait=False)
+    for each in refused:
+        with pytest.raises(SessionBusy):
+            storage.acquire_session(each, wait=False)
+    storage.append(holder)
+    opened, denied = storage.list_records(Event, "t")
+    assert (opened.kind, denied.kind, denied.reason) == ("opened", "denied", "busy")
+    assert (denied.detail["user_id"], denied.detail["times"]) == ("alice", 2)
+
+
 def test_a_denial_is_recorded_when_its_transaction_is_repeated(storage: Storage) -> None:
     holder, second, queued = (context("t", "alice", lease=Lease(), run_id=name) for name in ("h", "s", "q"))
     stranger = context("t", "bob", lease=Lease(), run_id="x")

@@ -92,6 +92,33 @@ def test_reject_names_the_run_that_is_in_progress_and_admits_the_next(
     assert [event.reason for event in sessions.get("t").events() if event.kind == "denied"] == ["busy"]
 
 
+@pytest.mark.parametrize("part", [*PARTS, "recorder"])
+async def test_a_run_refused_before_the_first_one_has_opened_the_session_is_an_event_too(
+    part: str, open_sessions: OpenSessions
+) -> None:
+    sessions, leave = open_sessions(on_busy="reject"), asyncio.Event()
+
+    async def node(state: MessagesState) -> dict[str, Any]:
+        await leave.wait()
+        return {"messages": [("ai", "ok")]}
+
+    config = sessions.config("t")
+    if part == "recorder":
+        graph = StateGraph(MessagesState).add_node("node", node).add_edge(START, "node").compile()
+        config = {**config, "callbacks": [sessions.recorder]}
+    else:
+        graph = build(sessions, node, part)
+    runs = [asyncio.create_task(graph.ainvoke(human("hi"), config)) for _ in range(2)]
+    (refused,), (admitted,) = await asyncio.wait(runs, return_when=asyncio.FIRST_COMPLETED)
+    assert isinstance(refused.exception(), SessionBusy)
+    leave.set()
+    await admitted
+    assert [(event.kind, event.reason) for event in await sessions.get("t").aevents()] == [
+        ("opened", None),
+        ("denied", "busy"),
+    ]
+
+
 async def test_nodes_that_begin_together_are_one_run(open_sessions: OpenSessions) -> None:
     """Each asks for admission where the recorder is alone, and each run ends before its record is written."""
 

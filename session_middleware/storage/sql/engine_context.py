@@ -17,6 +17,8 @@ class EngineContext:
     path: str  # for messages to people
     over: set[int] = field(default_factory=set)  # leases of this process's ended runs, whose rows may still be there
     parsed: dict[str, tuple[tuple[Any, ...], SessionInfo]] = field(default_factory=dict)  # rows of admitted sessions
+    # the users of runs that were refused before the run in progress had opened the session, by session and run
+    early_denials: dict[str, dict[str | None, str | None]] = field(default_factory=dict)
     unreadable: set[str] = field(default_factory=set)  # sessions whose damaged row was logged
 
     @property

@@ -38,6 +38,7 @@ from session_middleware.storage.sql.sessions import (
     tombstones,
 )
 
+_MAX_EARLY = 256  # sessions that do not exist yet, with refused runs
 _SECOND = len("2026-01-31T12:00:00")
 _QUIET = timedelta(minutes=10)  # a session that was active since is not old enough for any sweep
 _REASONS: dict[type[SessionError], str] = {  # of the event; the first that matches
@@ -57,8 +58,11 @@ def reason_of(error: SessionError) -> str:
 
 def refuse(connection: Connection, context: RunContext, error: SessionError, rules: EngineContext) -> None:
     """Append an event of a refusal, one for a whole run."""
+    session_id, user_id = context.session_id, context.identity.user_id
     if not context.refused:
-        events.deny(connection, context.session_id, reason_of(error), context.identity.user_id, rules.clock())
+        is_recorded = events.deny(connection, session_id, reason_of(error), user_id, rules.clock())
+        if not is_recorded and isinstance(error, SessionBusy) and len(rules.early_denials) < _MAX_EARLY:
+            rules.early_denials.setdefault(session_id, {})[context.run_id] = user_id
         context.refused = context.run_id is not None
 
 
@@ -292,6 +296,8 @@ class Admitting:
         connection.execute(_OPEN, (*values, *[to_text(self.now)] * 3))
         reason, detail = (None, {}) if renamed is None else ("fresh", {"put_aside": renamed})
         events.append(connection, session_id, "opened", reason, detail, self.now, run_id=self.context.run_id)
+        for user_id in self.rules.early_denials.pop(session_id, {}).values():
+            events.deny(connection, session_id, "busy", user_id, self.now, is_announced=True)
         session_rows.touch(connection, session_id, self.rules, self.now)
         return session_rows.get(connection, session_id)
 

@@ -30,13 +30,16 @@ def append(
     now: datetime,
     *,
     run_id: str | None = None,
-) -> None:
-    """Append an event to the record of a session, unless there is no such session, and announce it."""
+    is_announced: bool = False,
+) -> bool:
+    """Append an event to the record of a session, if it exists, and announce it. Returns whether the session exists."""
     seq = runs.next_seq(connection, session_id)
     if seq is not None:
         row = (session_id, seq, run_id, kind, reason, to_json(detail), to_text(now))
         connection.execute(f"INSERT INTO events ({', '.join(_COLUMNS)}) VALUES (?, ?, ?, ?, ?, ?, ?)", row)
-    announce(connection, session_id, kind, reason, detail, now, run_id=run_id, seq=seq or 0)
+    if not is_announced:
+        announce(connection, session_id, kind, reason, detail, now, run_id=run_id, seq=seq or 0)
+    return seq is not None
 
 
 def insert(write: SessionWrite, kind: str, now: datetime, *, run_id: str | None) -> None:
@@ -66,8 +69,19 @@ def announce(
         connection.written.append(event)
 
 
-def deny(connection: Connection, session_id: str, reason: str, user_id: str | None, now: datetime) -> None:
-    """Record a refusal. Repetitions within an hour are counted in one event, so that refusals cannot fill the disk."""
+def deny(
+    connection: Connection,
+    session_id: str,
+    reason: str,
+    user_id: str | None,
+    now: datetime,
+    *,
+    is_announced: bool = False,
+) -> bool:
+    """Record a refusal, and return whether the session exists.
+
+    Repetitions within an hour are counted in one event, so that refusals cannot fill the disk.
+    """
     rows = connection.execute(
         "SELECT seq, detail FROM events WHERE session_id = ? AND kind = 'denied' AND reason = ? AND created_at > ?"
         " AND seq > (SELECT last_seq FROM sessions WHERE id = ?) - ?",
@@ -82,5 +96,5 @@ def deny(connection: Connection, session_id: str, reason: str, user_id: str | No
             connection.execute(
                 "UPDATE events SET detail = ? WHERE session_id = ? AND seq = ?", (to_json(again), session_id, seq)
             )
-            return
-    append(connection, session_id, "denied", reason, {"user_id": user_id}, now)
+            return True
+    return append(connection, session_id, "denied", reason, {"user_id": user_id}, now, is_announced=is_announced)
