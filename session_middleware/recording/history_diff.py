@@ -240,13 +240,13 @@ def _align_instructions(recorded: Conversation, given: Conversation, ids: list[s
     new = [place for place, message in enumerate(given) if _role(message) == _SYSTEM]
     if not old or not new:
         return
-    old_successors = _successors([None if _role(message) == _SYSTEM else message.message_id for message in recorded])
-    new_successors = _successors(ids)
+    spoken = [None if _role(message) == _SYSTEM else message.message_id for message in recorded]
     criteria: Sequence[Callable[[int, int], bool]] = (
         lambda at, place: given[place].is_same_as(recorded[at]),
         lambda at, place: given[place].message_id is None and _is_similar(recorded[at], given[place]),
-        lambda at, place: given[place].message_id is None and old_successors[at] == new_successors[place],
+        lambda at, place: given[place].message_id is None and _first(spoken[at:]) == successors[place],
     )
+    successors = {place: _first(ids[place:]) for place in new}
     for matches in criteria:
         for place in [place for place in new if ids[place] is None]:
             if (at := next((at for at in old if matches(at, place)), None)) is not None:
@@ -254,22 +254,15 @@ def _align_instructions(recorded: Conversation, given: Conversation, ids: list[s
                 old.remove(at)
 
 
-def _successors(ids: Sequence[str | None]) -> list[str | None]:
-    """Return for each message the next id after it."""
-    found: list[str | None] = []
-    following = None
-    for message_id in reversed(ids):
-        found.append(following)
-        following = message_id or following
-    return found[::-1]
+def _first(ids: Sequence[str | None]) -> str | None:
+    return next(filter(None, ids), None)
 
 
 def _are_edits(rest: Conversation, more: Conversation) -> bool:
     """Return whether new messages at the end are edits of the recorded ones: of a single one, or all similar."""
     if len(rest) == 1:
         return _may_be_edit(rest[0], more[0])
-    pairs = list(zip(rest, more, strict=False))
-    return len(pairs) == len(rest) and all(_is_similar_edit(old, new) for old, new in pairs)
+    return len(rest) <= len(more) and all(map(_is_similar_edit, rest, more))
 
 
 def _is_similar_edit(old: ComparableMessage, new: ComparableMessage) -> bool:
