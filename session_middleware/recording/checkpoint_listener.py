@@ -24,7 +24,7 @@ from session_middleware.checkpoint.langchain_messages import id_of, is_message
 from session_middleware.checkpoint.parent_cache import Key
 from session_middleware.recording.history_diff import align_state
 from session_middleware.recording.messages import describe, lists_in, with_author
-from session_middleware.recording.write_buffer import RecordBuffer
+from session_middleware.recording.write_buffer import RecordBuffer, never_raise
 from session_middleware.storage.record_entries import HistoryEntry, MessageEntry
 from session_middleware.storage.run import RunContext
 
@@ -43,17 +43,15 @@ class _DeltaChannels:
 
 class RecordingListener:
     def __init__(self, buffer: RecordBuffer) -> None:
-        self._buffer = buffer
+        self.buffer = buffer
         buffer.on_forget.append(self.forget)
         self._lock = threading.Lock()  # runs of several sessions put checkpoints at the same time
         self._channels = lru_cache(_MAX_SESSIONS)(lambda _session_id: _DeltaChannels())
 
+    @never_raise
     def begin(self, context: RunContext, inputs: Any) -> None:
-        """Record a run's resume answer: its first checkpoint may come at its end. Never raises."""
-        try:
-            self._buffer.add_resume_answer(context, inputs)
-        except Exception as error:  # noqa: BLE001  # as in `brought`
-            self._buffer.fault(error)
+        """Record a run's resume answer: its first checkpoint may come at its end."""
+        self.buffer.add_resume_answer(context, inputs)
 
     def brought(
         self,
@@ -80,7 +78,7 @@ class RecordingListener:
                 self._add_whole_state(context, checkpoint["channel_values"], entries)
             return entries
         except Exception as error:  # noqa: BLE001  # a fault here must not break a checkpoint
-            self._buffer.fault(error)
+            self.buffer.fault(error)
             return []
 
     def _add_whole_state(self, context: RunContext, values: dict[str, Any], entries: Sequence[MessageEntry]) -> None:
@@ -93,7 +91,7 @@ class RecordingListener:
                 found = [m for messages in lists_in(value) for m in messages if is_message(m)]
                 if found:
                     align = partial(align_state, run_id=context.run_id, goes_on=True)
-                    self._buffer.add(context, [HistoryEntry(self._buffer.describe(found), align)])
+                    self.buffer.add(context, [HistoryEntry(self.buffer.describe(found), align)])
 
     def _describe(
         self, context: RunContext, key: Key, new: Sequence[NewMessage], agents: Container[str]
@@ -107,25 +105,23 @@ class RecordingListener:
                 changes = {"followed_by": following, "created_at": created_at}
                 entry = describe(message, key[1], new_id=generated_id, **changes)
                 found.append(with_author(entry, context.input_texts, agents))
-        return self._buffer.redaction.messages(found)
+        return self.buffer.redaction.messages(found)
 
     def _delta_channels(self, session_id: str) -> _DeltaChannels:
         with self._lock:
             return self._channels(session_id)
 
+    @never_raise
     def wrote(self, context: RunContext, key: Key, writes: Sequence[tuple[str, Any]]) -> None:
-        try:
-            for channel, value in writes:
-                if lists := lists_in(value):
-                    known = self._delta_channels(key[0])
-                    if channel in known.names:
-                        found = [m for messages in lists for m in messages if isinstance(m, BaseMessage) and m.id]
-                        known.recorded_ids.update(str(message.id) for message in found)
-                        self._buffer.add(context, self._buffer.describe(found, key[1]))
-                    else:  # the next checkpoint may name it as a delta channel
-                        known.unassigned.setdefault(channel, []).append(value)
-        except Exception as error:  # noqa: BLE001  # as in `brought`
-            self._buffer.fault(error)
+        for channel, value in writes:
+            if lists := lists_in(value):
+                known = self._delta_channels(key[0])
+                if channel in known.names:
+                    found = [m for messages in lists for m in messages if isinstance(m, BaseMessage) and m.id]
+                    known.recorded_ids.update(str(message.id) for message in found)
+                    self.buffer.add(context, self.buffer.describe(found, key[1]))
+                else:  # the next checkpoint may name it as a delta channel
+                    known.unassigned.setdefault(channel, []).append(value)
 
     def forget(self, session_id: str) -> None:
         """Drop all cached facts about a session that was deleted."""

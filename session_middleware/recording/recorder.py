@@ -246,9 +246,11 @@ class SessionRecorder(GraphCallbackHandler):
                     entries += [run.mark_refused(entry, node) for entry in described]
                 if entries:
                     run.index_requests(entries)
-                    steps = {namespace: step} | ({"": run.outer_step(namespace)} if namespace else {})
-                    seen = {(of, entry.message_id): step for of, step in steps.items() for entry in entries}
-                    context.record.message_steps.update({key: step for key, step in seen.items() if step is not None})
+                    outer_step = run.outer_step(namespace) if namespace else None
+                    for graph, at in ((namespace, step), ("", outer_step)):
+                        if at is not None:
+                            seen = [(graph, entry.message_id) for entry in entries]
+                            context.record.message_steps |= dict.fromkeys(seen, at)
                     self.buffer.add(context, entries)
         if not context.checkpointed and context.record.entries:
             self.buffer.flush(context)
