@@ -179,7 +179,7 @@ def test_a_fresh_start_lists_the_archive_under_another_id_which_restores_it(gone
     assert sessions.forget_user("alice").sessions == 3
 
 
-def test_what_is_put_aside_takes_no_archives_id(gone: Gone, clock: Clock) -> None:
+def test_a_renamed_session_takes_no_archives_id(gone: Gone, clock: Clock) -> None:
     sessions = gone({"on_resume": "fresh"})
     sessions.open("t", user_id="alice", on_expire="keep")
     clock.advance(hours=1)

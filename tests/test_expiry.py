@@ -148,7 +148,7 @@ def test_fresh_starts_empty_and_keeps_the_old_session_under_another_id(
     assert new.memory.list() == []
 
 
-def test_the_state_that_fresh_put_aside_can_still_be_read(open_sessions: OpenSessions, clock: Clock) -> None:
+def test_the_state_that_fresh_renamed_can_still_be_read(open_sessions: OpenSessions, clock: Clock) -> None:
     sessions = open_sessions(on_resume="fresh")
     graph, config = with_a_turn(sessions, user_id="alice")
     before = graph.get_state(config).values
@@ -173,7 +173,7 @@ def test_a_fresh_start_keeps_the_name_and_the_settings_and_leads_to_what_was_bef
     assert (new.context, old.context) == ({}, {"likes": "tea"})
     assert new.expires_at == clock() + timedelta(minutes=30)
     (opened,) = new.events()
-    assert (opened.reason, opened.detail) == ("fresh", {"put_aside": "t~1"})
+    assert (opened.reason, opened.detail) == ("fresh", {"renamed": "t~1"})
     assert old.events()[-1].detail == {"was": "t"}
     assert "its earlier content is in session 't~1'" in sessions.explain("t").text
     assert "it was session 't' until that id was started afresh" in sessions.for_user("alice").explain("t~1").text

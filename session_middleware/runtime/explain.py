@@ -23,7 +23,7 @@ _REASONS = {
 }
 _ON_RESUME = {
     "revive": "revives it",
-    "fresh": "starts an empty session and puts this one aside",
+    "fresh": "starts an empty session and renames this one",
     "reject": "is refused",
 }
 
@@ -89,9 +89,9 @@ def _explain_ended(
 
 def _fresh_starts(events: Sequence[Event]) -> Iterator[str]:
     for event in events:
-        if event.kind == "opened" and "put_aside" in event.detail:
-            yield f"it was started afresh, and its earlier content is in session {event.detail['put_aside']!r}"
-        elif event.kind == "put_aside":
+        if event.kind == "opened" and "renamed" in event.detail:
+            yield f"it was started afresh, and its earlier content is in session {event.detail['renamed']!r}"
+        elif event.kind == "renamed":
             yield f"it was session {event.detail['was']!r} until that id was started afresh"
 
 

@@ -77,7 +77,7 @@ class TombstoneInfo(NamedTuple):
     """The remains of a deleted session: its id, its owner, and the reason of its end."""
 
     session_id: str
-    action: str  # deleted, archived, put aside, forgotten
+    action: str  # deleted, archived, renamed, forgotten
     reason: str | None
     archive: str | None
     ended_at: datetime | None

@@ -273,7 +273,7 @@ def test_new_messages_are_found_after_the_newest_were_deleted(storage: Storage) 
     assert "d-0" in keys(look(storage, "apple", user_id="alice"))
 
 
-def test_a_session_put_aside_takes_its_messages_along(make_storage: Callable[..., Storage], clock: Clock) -> None:
+def test_a_renamed_session_takes_its_messages_along(make_storage: Callable[..., Storage], clock: Clock) -> None:
     storage = make_storage(on_resume="fresh", idle_timeout="1h")
     say(storage, "t", "apple pie", user_id="alice")
     index(storage)

@@ -168,7 +168,7 @@ def test_a_fresh_start_puts_the_old_session_aside_whole(make_storage: Callable[.
     assert [m.text for m in storage.list_messages("t~1")] == ["old"]
     aside = storage.find_session("t~1")
     assert (aside.status, aside.family_id, aside.user_id) == ("abandoned", "t~1", "alice")
-    assert kinds(storage, "t~1") == ["opened", "expired", "put_aside"]
+    assert kinds(storage, "t~1") == ["opened", "expired", "renamed"]
     assert storage.get_memories([(("session", "t~1"), "k")])[0] is not None
     assert storage.get_memories([(("session", "t"), "k")]) == [None]
     clock.advance(hours=2)

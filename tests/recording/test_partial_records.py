@@ -88,7 +88,7 @@ def test_a_tool_call_id_used_again_is_another_call_in_every_turn_and_session(tmp
         for thread in ("a", "a", "b"):
             graph.invoke({"messages": "look"}, sessions.config(thread))
         clock.advance(hours=2)
-        graph.invoke({"messages": "look"}, sessions.config("a"))  # the old session is put aside
+        graph.invoke({"messages": "look"}, sessions.config("a"))  # the old session is renamed
         found = {name: [(c.attempt, c.status) for c in sessions.get(name).tool_calls()] for name in ("a", "a~1", "b")}
         assert found == {"a": [(1, "ok")], "a~1": [(1, "ok"), (1, "ok")], "b": [(1, "ok")]}
 

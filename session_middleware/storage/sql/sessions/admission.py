@@ -291,10 +291,10 @@ class Admitting:
         latest_checkpoint.check_new(connection, session_id, self.rules.path)
         endings.make_room(connection, owner.user_id, self.rules, self.now)
         incarnation = tombstones.next_incarnation(connection, session_id)
-        renamed = renamed or endings.put_archive_aside(connection, session_id)
+        renamed = renamed or endings.rename_archived(connection, session_id)
         values = (session_id, new_home(), session_id, owner.user_id, owner.group_id, incarnation)
         connection.execute(_OPEN, (*values, *[to_text(self.now)] * 3))
-        reason, detail = (None, {}) if renamed is None else ("fresh", {"put_aside": renamed})
+        reason, detail = (None, {}) if renamed is None else ("fresh", {"renamed": renamed})
         events.append(connection, session_id, "opened", reason, detail, self.now, run_id=self.context.run_id)
         for user_id in self.rules.early_denials.pop(session_id, {}).values():
             events.deny(connection, session_id, "busy", user_id, self.now, is_announced=True)

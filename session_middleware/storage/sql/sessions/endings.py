@@ -108,42 +108,42 @@ def rename_expired(connection: Connection, session: SessionInfo, rules: EngineCo
 
     It is abandoned, not expired: it can be read, and resumed by its new id, like any that has ended.
     """
-    aside = _free_id(connection, session.id)
+    renamed = _free_id(connection, session.id)
     due = lifecycle.expiry_of(session, rules.settings)
     expire(connection, session, due.reason if due else "idle_timeout", due.at if due else now, rules)
-    family = aside if session.family_id == session.id else session.family_id
+    family = renamed if session.family_id == session.id else session.family_id
     connection.execute(
-        "UPDATE sessions SET id = ?, family_id = ?, status = 'abandoned' WHERE id = ?", (aside, family, session.id)
+        "UPDATE sessions SET id = ?, family_id = ?, status = 'abandoned' WHERE id = ?", (renamed, family, session.id)
     )
-    runs.rename(connection, session.id, aside)
-    memories.rename(connection, session.id, aside)
-    checkpoints.rename(connection, session.home, session.id, aside)
-    if family == aside:
-        connection.execute("UPDATE sessions SET family_id = ? WHERE home = ?", (aside, session.home))
+    runs.rename(connection, session.id, renamed)
+    memories.rename(connection, session.id, renamed)
+    checkpoints.rename(connection, session.home, session.id, renamed)
+    if family == renamed:
+        connection.execute("UPDATE sessions SET family_id = ? WHERE home = ?", (renamed, session.home))
     archives.remove(session, rules)
-    events.append(connection, aside, "put_aside", "fresh", {"was": session.id}, now)
-    tombstones.put(connection, session, "put aside", aside, now)
-    return aside
+    events.append(connection, renamed, "renamed", "fresh", {"was": session.id}, now)
+    tombstones.put(connection, session, "renamed", renamed, now)
+    return renamed
 
 
-def put_archive_aside(connection: Connection, session_id: str) -> str | None:
+def rename_archived(connection: Connection, session_id: str) -> str | None:
     """Keep an archived session under another id, which is returned; ``None`` if none is archived."""
     tombstone = tombstones.find(connection, session_id)
     if tombstone is None or tombstone.archive is None:
         return None
-    aside = _free_id(connection, session_id)
-    connection.execute("UPDATE tombstones SET id = ? WHERE id = ?", (aside, session_id))
-    return aside
+    renamed = _free_id(connection, session_id)
+    connection.execute("UPDATE tombstones SET id = ? WHERE id = ?", (renamed, session_id))
+    return renamed
 
 
 def _free_id(connection: Connection, session_id: str) -> str:
     number = 1
     while (
-        session_rows.find(connection, aside := f"{session_id}~{number}") is not None
-        or tombstones.find(connection, aside) is not None
+        session_rows.find(connection, renamed := f"{session_id}~{number}") is not None
+        or tombstones.find(connection, renamed) is not None
     ):
         number += 1
-    return aside
+    return renamed
 
 
 def delete(
