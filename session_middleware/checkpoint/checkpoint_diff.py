@@ -260,12 +260,10 @@ def _aligned(old: array[int], new: array[int]) -> Iterable[int]:
         end = start + len(old) - trimmed
         if fingerprint == new[start] and old[trimmed:] == new[start:end]:
             return range(start, end)
-    return list(_common_subsequence(old, new))
-
-
-def _common_subsequence(old: array[int], new: array[int]) -> Iterator[int]:
+    common: list[int] = []
     position = 0
     for index, fingerprint in enumerate(new):
         with suppress(ValueError):
             position = old.index(fingerprint, position) + 1
-            yield index
+            common.append(index)
+    return common

@@ -60,7 +60,7 @@ _INPUT = "__start__"  # LangGraph's channel of a graph's input
 
 
 def put(write: SessionWrite, put: CheckpointPut, branch: str | None, seq: int | None) -> tuple[str, dict[str, ListRef]]:
-    """Store a checkpoint; its channels as stored, and where each of its new lists is now. Raises `StaleParent`."""
+    """Store a checkpoint. Returns its channels as stored, and the references of its lists. Raises `StaleParent`."""
     home, key = write.state.home, (put.context.session_id, put.checkpoint_ns, put.checkpoint_id)
     channels = _inherited(write, put)
     blobs: dict[bytes, Blob] = {}
@@ -107,7 +107,7 @@ def _inherited(write: SessionWrite, put: CheckpointPut) -> dict[str, Any]:
 
 
 def put_writes(write: SessionWrite, put: WritesPut) -> None:
-    """Store a task's writes. An ordinary write that is there already stays; a special one is replaced."""
+    """Store a task's writes. Of a write that is stored already, only a special one is replaced."""
     key = (put.context.session_id, put.checkpoint_ns, put.checkpoint_id)
     blobs: dict[bytes, Blob] = {}
     ordinary = [_written(each, blobs) for each in put.writes if each.idx >= 0]
@@ -140,7 +140,7 @@ def _written(write: Write, blobs: dict[bytes, Blob]) -> tuple[int, str, Any]:
 
 
 def _add_writes(write: SessionWrite, row: WriteRow) -> None:
-    """Add ordinary writes to those that the task has already. Of two with one index, the stored one stays."""
+    """Add ordinary writes to the stored ones of the task, which take precedence."""
     found = write.query(
         "SELECT * FROM writes WHERE home = ? AND session_id = ? AND checkpoint_ns = ? AND checkpoint_id = ?"
         " AND task_id = ? AND idx = 0",
@@ -251,7 +251,7 @@ def list_(
 
 
 def _check_listed(connection: Connection, where: CheckpointFilter, passed: int | None, path: str) -> None:
-    """A list from the beginning: the latest of an outermost graph must be there, and all if all were passed."""
+    """Raise `StorageError` if a first page lacks the latest checkpoint of an outermost graph, or a whole list any."""
     session_id, checkpoint_ns, checkpoint_id, *_ = where
     if checkpoint_ns or (passed is None and (session_id is None or checkpoint_ns is None)):
         return
@@ -268,7 +268,7 @@ def _check_listed(connection: Connection, where: CheckpointFilter, passed: int |
 
 
 def _position(connection: Connection, session_id: str | None, checkpoint_ns: str | None, checkpoint_id: str) -> str:
-    """The position of a checkpoint that bounds a list. One that is not there stands where its id says."""
+    """The position of a checkpoint that bounds a list; its id if it is not stored."""
     if session_id is None:
         return checkpoint_id
     if checkpoint_ns is None:
@@ -298,7 +298,7 @@ def damage_context(path: str, key: Key) -> Iterator[None]:
 def _with_values(
     connection: Connection, rows: Sequence[Row], path: str, have: Container[ListRef] = ()
 ) -> list[StoredCheckpoint]:
-    """Join checked rows with what they refer to, reading each blob and list once, and no list in `have`."""
+    """Join checked rows with their values. Each blob and list is read once, and no list in `have`."""
     writes = writes_of(connection, rows, path)
     readers: dict[int, ValueReader] = {}
     for home in {row.home for row in rows}:
@@ -401,7 +401,7 @@ def rename(connection: Connection, home: int, session_id: str, to: str) -> None:
 
 
 def delete(connection: Connection, home: int, session_id: str) -> int:
-    """Delete a session's checkpoints and writes; how many checkpoints. Their values: see `free_unused`."""
+    """Delete a session's checkpoints and writes, but not their values. Returns the number of checkpoints."""
     done = 0
     for table in _COLUMNS:
         done = connection.execute(f"DELETE FROM {table} WHERE home = ? AND session_id = ?", (home, session_id)).rowcount

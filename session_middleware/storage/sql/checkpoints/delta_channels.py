@@ -51,7 +51,7 @@ def get_history(
 
 
 def _walk(connection: Connection, target: Row, channels: frozenset[str], path: str) -> tuple[list[Row], dict[str, int]]:
-    """The ancestors, nearest first, as far as they are needed; and at which of them each channel has a value."""
+    """The ancestors up to the nearest value of each channel, nearest first; and the index of that value by channel."""
     ancestors: list[Row] = []
     seeds: dict[str, int] = {}
     nearest = target.parent_id

@@ -1,4 +1,4 @@
-"""Forks in SQLite: a session that begins with another's state, and shares what is stored of it."""
+"""Forks: a session that begins with the state of another one, and shares its stored values."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def copy(connection: Connection, source_id: str, target_id: str, rules: EngineCo
     return session_rows.get(connection, target_id)
 
 
-# Its lists are shared from now on: no process takes what it knew of their ends for current.
+# The lists are shared from now on, so the lengths that a process has cached are no longer valid.
 _SHARED = "UPDATE sessions SET version = version + 1 WHERE id = ?"
 
 
 def _insert(connection: Connection, source: SessionInfo, target_id: str, rules: EngineContext, now: datetime) -> None:
     tombstone = tombstones.find(connection, target_id)
     if tombstone is not None and (tombstone.archive is not None or tombstone.user_id not in (None, source.user_id)):
-        # was another's, whose id it still is; only its owner is told where it is
+        # the id belongs to the owner of the deleted session, who alone is told that it is archived
         raise SessionExists(target_id, archived=tombstone.user_id == source.user_id and tombstone.archive is not None)
     endings.make_room(connection, source.user_id, rules, now)
     connection.execute(
@@ -55,7 +55,7 @@ def _insert(connection: Connection, source: SessionInfo, target_id: str, rules: 
 
 
 def _may_be_filled(connection: Connection, target: SessionInfo, source: SessionInfo) -> bool:
-    """Whether a session was only opened yet: nothing was said in it, and no other leans on its family."""
+    """Whether a session has been opened but has no content, and no other session belongs to its family."""
     return (
         target.id != source.id
         and not target.message_count

@@ -91,15 +91,10 @@ def check_absent(connection: Connection, session_id: str, checkpoint_ns: str, ch
     if checkpoint_ns:
         return
     head = find(connection, session_id, "")
-    count = count_in(connection, session_id)
+    sql = f"SELECT COUNT(*) FROM checkpoints WHERE {HOME} AND session_id = ? AND checkpoint_ns = ''"
+    (count,) = connection.execute(sql, (session_id, session_id)).fetchone()
     if count != (head.checkpoint_count if head else 0) or (head is not None and checkpoint_id is None):
         raise CorruptRow("its row cannot be found")
-
-
-def count_in(connection: Connection, session_id: str) -> int:
-    """The number of checkpoints of the outermost graph that are there."""
-    sql = f"SELECT COUNT(*) FROM checkpoints WHERE {HOME} AND session_id = ? AND checkpoint_ns = ''"
-    return int(connection.execute(sql, (session_id, session_id)).fetchone()[0])
 
 
 def check_new(connection: Connection, session_id: str, path: str) -> None:
@@ -113,17 +108,14 @@ def check_new(connection: Connection, session_id: str, path: str) -> None:
 
 
 def copy(connection: Connection, session_id: str, to: str) -> None:
-    """Give a copy of the session the same head, so that it misses what its source misses."""
+    """Give a copy of a session the same head, so that rows which the session has lost are missed in the copy too."""
     connection.execute(
         f"UPDATE sessions SET ({HEAD}) = (SELECT {HEAD} FROM sessions WHERE id = ?) WHERE id = ?", (session_id, to)
     )
 
 
 def recount(connection: Connection, home: int, session_id: str, gone: set[str]) -> None:
-    """Checkpoints of the outermost graph were deleted on purpose. What was missing before is missing afterwards.
-
-    If the latest is among them, the newest that is left takes its place.
-    """
+    """Subtract deleted checkpoints of the outermost graph from the count. The newest one left replaces the latest."""
     head = find(connection, session_id, "")
     if head is None:
         return

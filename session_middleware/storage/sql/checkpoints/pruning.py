@@ -17,10 +17,9 @@ Namespaces = Mapping[str, Mapping[str, Row]]  # the checkpoints of a session by 
 
 
 def prune(connection: Connection, session_id: str) -> int:
-    """Keep the latest checkpoint of each namespace that is still of use; how many went.
+    """Delete all checkpoints except the latest of each namespace in use. Returns their number.
 
-    Raises:
-        CorruptRow: the latest one cannot be found, so nothing of what is older may go.
+    Raises `CorruptRow`, and deletes nothing, if the latest one cannot be found.
     """
     namespaces = _read(connection, session_id)
     latest: dict[str, str] = {}
@@ -57,23 +56,23 @@ def _is_of_use(namespace: str, row: Row, latest: Mapping[str, str]) -> bool:
 
 
 def delete_for_runs(connection: Connection, run_ids: Sequence[str]) -> int:
-    """Delete the checkpoints of some runs, but not those others are replayed from; how many."""
+    """Delete the checkpoints of runs, except those that others are replayed from. Returns their number."""
     found = connection.execute(
         "SELECT session_id, checkpoint_ns, checkpoint_id FROM checkpoints"
         " WHERE run_id IN (SELECT value FROM json_each(?))",
         (json.dumps(list(run_ids)),),
     )
-    theirs: dict[str, set[tuple[str, str]]] = defaultdict(set)
+    by_session: dict[str, set[tuple[str, str]]] = defaultdict(set)
     for session_id, namespace, checkpoint_id in found.fetchall():
-        theirs[session_id].add((namespace, checkpoint_id))
-    for session_id, keys in theirs.items():
+        by_session[session_id].add((namespace, checkpoint_id))
+    for session_id, keys in by_session.items():
         namespaces = _read(connection, session_id)
         for namespace in {namespace for namespace, _ in keys}:
             rows = namespaces[namespace]
             staying = [checkpoint_id for checkpoint_id in rows if (namespace, checkpoint_id) not in keys]
             keys -= {(namespace, checkpoint_id) for checkpoint_id in ancestors_needed(rows, staying)}
         _delete(connection, session_id, keys)
-    return sum(len(keys) for keys in theirs.values())
+    return sum(len(keys) for keys in by_session.values())
 
 
 def _read(connection: Connection, session_id: str) -> Namespaces:
@@ -117,20 +116,20 @@ class Reachable(NamedTuple):
 
 
 def find_reachable(connection: Connection, home: int, session_id: str | None = None) -> Reachable:
-    """What the checkpoints and writes of a family, or of one of its sessions, refer to. Reads all their references."""
+    """The values that the checkpoints and writes of a family, or of one of its sessions, refer to."""
     lengths: dict[int, int] = {}
     digests: set[bytes] = set()
-    for reference in _references(connection, home, session_id):
-        if isinstance(reference, list):
-            lengths[reference[0]] = max(lengths.get(reference[0], 0), reference[1])
-        elif isinstance(reference, str):
-            digests.add(bytes.fromhex(reference))
-    parents: dict[int, tuple[int, int]] = {
-        list_id: (parent, length)
-        for list_id, parent, length in connection.execute(
-            "SELECT id, parent_id, parent_length FROM lists WHERE home = ?", (home,)
-        )
-    }
+    for kind, table in ((Row, "checkpoints"), (WriteRow, "writes")):
+        columns = ", ".join(name if name != "body" else "NULL" for name in kind._fields)
+        sql = f"SELECT {columns} FROM {table} WHERE home = ?1 AND (CAST(?2 AS TEXT) IS NULL OR session_id = ?2)"
+        for values in connection.execute(sql, (home, session_id)):
+            for reference in references_in(kind(*values)):
+                if isinstance(reference, list):
+                    lengths[reference[0]] = max(lengths.get(reference[0], 0), reference[1])
+                elif isinstance(reference, str):
+                    digests.add(bytes.fromhex(reference))
+    branches = connection.execute("SELECT id, parent_id, parent_length FROM lists WHERE home = ?", (home,)).fetchall()
+    parents: dict[int, tuple[int, int]] = {list_id: (parent, length) for list_id, parent, length in branches}
     for child, length in list(lengths.items()):
         list_id = child
         while list_id in parents:
@@ -142,21 +141,10 @@ def find_reachable(connection: Connection, home: int, session_id: str | None = N
     return Reachable(lengths, digests)
 
 
-def _references(connection: Connection, home: int, session_id: str | None) -> list[object]:
-    found: list[object] = []
-    for kind, table in ((Row, "checkpoints"), (WriteRow, "writes")):
-        columns = ", ".join(name if name != "body" else "NULL" for name in kind._fields)
-        sql = f"SELECT {columns} FROM {table} WHERE home = ?1 AND (CAST(?2 AS TEXT) IS NULL OR session_id = ?2)"
-        for values in connection.execute(sql, (home, session_id)):
-            found += references_in(kind(*values))
-    return found
-
-
 def free_unused(connection: Connection, home: int) -> None:
     """Delete the unused lists of a family, the unused ends of lists, and its unused blobs.
 
-    Cutting off the end of a list is safe: nothing refers to it, and a writer that appends finds the list as long
-    as its reference says, or branches.
+    A list may be cut, because a writer appends only to a list that is as long as its reference says.
     """
     lengths, digests = find_reachable(connection, home)
     if not lengths and not digests:

@@ -14,7 +14,6 @@ from session_middleware.storage.sql.checkpoints.blobs import CorruptRow, has_che
 Key = tuple[str, str, str]  # session id, namespace, checkpoint id
 
 REPLAYED = "writes"  # the reference of a channel whose value the writes of the checkpoint's ancestors make
-INVALID_CHECKSUM = -1  # the checksum of a row that was damaged when it was copied
 
 HOME = "home = (SELECT home FROM sessions WHERE id = ?)"
 # The condition for one checkpoint, with the values of `at`: a position is never less than the id, and mostly equal.
@@ -117,4 +116,4 @@ Sealed = TypeVar("Sealed", Row, WriteRow)
 def resealed(row: Sealed, **changes: Any) -> Sealed:
     """The row with some columns changed and the checksum of the result. A row that was damaged stays damaged."""
     changed = row._replace(**changes)
-    return changed._replace(checksum=changed.sum() if has_checksum(row.sum, row.checksum) else INVALID_CHECKSUM)
+    return changed._replace(checksum=changed.sum() if has_checksum(row.sum, row.checksum) else -1)
