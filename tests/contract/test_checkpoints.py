@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -152,6 +153,24 @@ def test_a_parent_that_is_not_what_was_believed_stores_nothing(storage: Storage,
 def test_what_a_checkpoint_brings_is_recorded_with_it(storage: Storage, context: RunContext) -> None:
     put(storage, context, "c1", messages=[MessageEntry("m", "user", "hi")])
     assert [m.text for m in storage.list_messages("t")] == ["hi"]
+
+
+def test_values_that_a_transaction_stores_twice_are_stored_once(storage: Storage, context: RunContext) -> None:
+    value = blob("x" * 2_000)
+
+    def write(idx: int) -> None:
+        storage.put_writes(WritesPut(context, "", "c1", "a", "", [Write(idx, "x", value)]))
+
+    def store() -> None:
+        put(storage, context, "c1", values={"a": value, "m": ListPut(None, 0, [Chunk(value)])})
+
+    for outcome in storage.run_batch([partial(write, 0), partial(write, -1), partial(write, -1), store], durable=True):
+        outcome()
+    found = storage.get_checkpoint("t", "", "c1")
+    assert found is not None
+    assert [each.value for each in found.writes] == [value, value]
+    assert found.values["a"] == value
+    assert letters(storage, "c1") == value.data.decode()
 
 
 def test_writes_come_back_in_the_order_they_are_applied(storage: Storage, context: RunContext) -> None:

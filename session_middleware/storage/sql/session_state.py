@@ -192,6 +192,7 @@ class SessionWrite:
         self._is_verified = False
         self._has_written = False
         self.changes_head = False  # another checkpoint is the latest, or the latest has more writes
+        self.blobs: set[bytes] = set()  # the digests of those stored
         self._deferred: dict[_Target, tuple[list[Sequence[Any]], Callable[[], object] | None]] = {}
         self._activity: tuple[str, str | None] | None = None
         self.state = state

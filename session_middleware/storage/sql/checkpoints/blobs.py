@@ -57,8 +57,9 @@ def inline_value(reference: dict[str, str]) -> Blob:
 
 def put_blobs(write: SessionWrite, blobs: dict[bytes, Blob]) -> None:
     """Store blobs that may be there already. A damaged row is overwritten with what it should be."""
-    rows = [(write.state.home, digest, *blob) for digest, blob in blobs.items()]
-    if rows:
+    rows = [(write.state.home, digest, *blob) for digest, blob in blobs.items() if digest not in write.blobs]
+    if rows:  # PostgreSQL rejects a statement that updates a row twice
+        write.blobs.update(blobs)
         write.insert("blobs", ("home", "digest", "type", "data"), rows, _OVERWRITE_DAMAGED)
 
 

@@ -120,15 +120,16 @@ def put_writes(write: SessionWrite, put: WritesPut) -> None:
     if ordinary:
         new = row(0, ordinary)
         write.insert("writes", WriteRow._fields, [sealed(new)], _KEEP, if_there=lambda: _add_writes(write, new))
-    if special:
-        write.insert("writes", WriteRow._fields, [sealed(row(each[0], [each])) for each in special], _REPLACE)
+    for each in special:
+        write.execute(_REPLACE, sealed(row(each[0], [each])))
     latest_checkpoint.count_writes(write, key)
 
 
 _KEEP = "ON CONFLICT DO NOTHING"
-_REPLACE = """
-    ON CONFLICT (home, session_id, checkpoint_ns, checkpoint_id, task_id, idx) DO UPDATE
-    SET task_path = excluded.task_path, value = excluded.value, checksum = excluded.checksum
+_REPLACE = f"""
+    INSERT INTO writes VALUES ({", ".join("?" * len(WriteRow._fields))})
+    ON CONFLICT (home, session_id, checkpoint_ns, checkpoint_id, task_id, idx)
+    DO UPDATE SET task_path = excluded.task_path, value = excluded.value, checksum = excluded.checksum
 """
 
 
@@ -151,7 +152,7 @@ def _add_writes(write: SessionWrite, row: WriteRow) -> None:
         earlier.check()
         writes = {each[0]: each for each in [*row.writes, *earlier.writes]}
     added = earlier._replace(value=_json([writes[idx] for idx in sorted(writes)]))
-    write.insert("writes", WriteRow._fields, [sealed(added)], _REPLACE)
+    write.execute(_REPLACE, sealed(added))
 
 
 # Reading
