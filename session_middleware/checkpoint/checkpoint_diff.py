@@ -31,7 +31,7 @@ from session_middleware.storage.checkpoint_types import Blob, ListPut
 from session_middleware.storage.jsonable import is_a
 
 _WHOLE = frozenset({START, END, PREVIOUS, "__root__"})  # channels that hold a graph's whole input or output
-_SHORT_INPUT = 512  # bytes; the lists of a longer input are stored as lists
+_SHORT_INPUT, _SHORT_INPUT_BYTES = 4, 512  # list elements, and bytes, of an input that is stored as one value
 
 # A message, or a dict in OpenAI's format, and the id of the message after it in its list
 NewMessage: TypeAlias = tuple[BaseMessage | dict[str, Any], str | None]
@@ -101,9 +101,11 @@ class CheckpointDiff:
         elif type(value) is list:
             self._add_list(name, value)
         elif name == START and type(value) is dict:
-            whole = self.values[name] = dump(name, value, self._serde)
-            if len(whole.data) > _SHORT_INPUT:  # its lists may be the whole history
-                lists = {key: part for key, part in value.items() if type(part) is list and type(key) is str}
+            lists = {key: part for key, part in value.items() if type(part) is list and type(key) is str}
+            if sum(map(len, lists.values())) <= _SHORT_INPUT:
+                self.values[name] = whole = dump(name, value, self._serde)
+                lists = lists if len(whole.data) > _SHORT_INPUT_BYTES else {}
+            if lists:  # they may be the whole history
                 self.values[name] = dump(name, value | dict.fromkeys(lists), self._serde)
                 for key, part in lists.items():
                     self._add_list(input_name(key), part)

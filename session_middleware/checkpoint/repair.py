@@ -169,11 +169,6 @@ def _is_waiting(found: CheckpointTuple) -> bool:
     return bool(interrupted - finished)
 
 
-def _has_delta_channels(found: CheckpointTuple) -> bool:
-    """Whether values are replayed from writes, by a reducer that only the graph has."""
-    return bool(found.metadata.get("counters_since_delta_snapshot"))
-
-
 def _unanswered_in(values: Mapping[str, Any]) -> dict[str, list[UnansweredCall]]:
     """The unanswered calls of the channels that have some."""
     found = {name: unanswered(value) for name, value in values.items() if type(value) is list}
@@ -219,8 +214,11 @@ class Repairs:
         repaired: list[RepairedCall] = []
         for namespace in namespaces:
             if ":" not in namespace:  # a namespace with a task's id belongs to one run
-                at = _in_namespace(config, namespace)
-                around = _stored_state_around(saver, at, context) if namespace else None
+                at, outer, around = _in_namespace(config, namespace), namespace, None
+                while outer and around is None:  # its next input contains the answers in the state around it
+                    outer = outer.rpartition("|")[0]
+                    if (found := saver.load(_in_namespace(config, outer), context)) is not None:
+                        around = found.checkpoint["channel_values"]
                 job = partial(self._repair, saver, at, context, around, reason="asked for", dry_run=dry_run)
                 repaired += self._in_transaction(job)[1]
         if not namespaces:
@@ -243,9 +241,12 @@ class Repairs:
     ) -> tuple[CheckpointTuple | None, list[RepairedCall]]:
         """Within one transaction, read and repair a checkpoint. Returns the result and the repaired calls."""
         found = saver.load(config, context)
-        if found is None or _has_delta_channels(found) or (reason != _NEW_INPUT and _is_waiting(found)):
-            return found, []  # new input ends the waiting tasks
-        if self._storage.find_active_run(context.session_id, but=context.lease):
+        if (
+            found is None
+            or found.metadata.get("counters_since_delta_snapshot")  # only the graph has the reducer of such a channel
+            or (reason != _NEW_INPUT and _is_waiting(found))  # new input ends the waiting tasks
+            or self._storage.find_active_run(context.session_id, but=context.lease)
+        ):
             return found, []
         changed, calls = self._answer_channels(found, context.session_id, given)
         if dry_run or not calls:
@@ -288,16 +289,6 @@ class Repairs:
                 changed[name] = mended.messages
                 calls += mended.calls
         return changed, calls
-
-
-def _stored_state_around(saver: SessionSaver, config: RunnableConfig, context: RunContext) -> Any:
-    """The stored state of the graph around a subgraph: its next input contains the answers in that state."""
-    namespace = config["configurable"]["checkpoint_ns"]
-    while namespace:
-        namespace = namespace.rpartition("|")[0]
-        if (found := saver.load(_in_namespace(config, namespace), context)) is not None:
-            return found.checkpoint["channel_values"]
-    return None
 
 
 def _in_namespace(config: RunnableConfig, namespace: str) -> RunnableConfig:
