@@ -23,7 +23,6 @@ from session_middleware.storage.checkpoint_types import (
     StaleParent,
     StoredCheckpoint,
     StoredWrite,
-    Write,
     WritesPut,
 )
 from session_middleware.storage.sql.checkpoints import latest_checkpoint
@@ -34,7 +33,6 @@ from session_middleware.storage.sql.checkpoints.blobs import (
     BlobReader,
     CorruptRow,
     put_blobs,
-    reading_rows,
     refer,
 )
 from session_middleware.storage.sql.checkpoints.lists import ValueReader, put_list
@@ -110,18 +108,19 @@ def put_writes(write: SessionWrite, put: WritesPut) -> None:
     """Store a task's writes. Of a write that is stored already, only a special one is replaced."""
     key = (put.context.session_id, put.checkpoint_ns, put.checkpoint_id)
     blobs: dict[bytes, Blob] = {}
-    ordinary = [_written(each, blobs) for each in put.writes if each.idx >= 0]
-    special = [_written(each, blobs) for each in put.writes if each.idx < 0]
+    rows: list[WriteRow] = []
+    for idx, channel, value in put.writes:
+        reference: Any
+        if value is None or isinstance(value, Blob):
+            reference = refer(value, blobs, INLINE_WRITE_BYTES)
+        else:
+            reference = [(refer(chunk.blob, blobs, INLINE_WRITE_BYTES), chunk.length) for chunk in value]
+        rows.append(WriteRow(write.state.home, *key, put.task_id, idx, put.task_path, channel, _json(reference)))
     put_blobs(write, blobs)
-
-    def row(idx: int, writes: list[Any]) -> WriteRow:
-        return WriteRow(write.state.home, *key, put.task_id, idx, put.task_path, _json(writes))
-
-    if ordinary:
-        new = row(0, ordinary)
-        write.insert("writes", WriteRow._fields, [sealed(new)], _KEEP, if_there=lambda: _add_writes(write, new))
-    for each in special:
-        write.execute(_REPLACE, sealed(row(each[0], [each])))
+    write.insert("writes", WriteRow._fields, [sealed(row) for row in rows if row.idx >= 0], _KEEP)
+    for row in rows:
+        if row.idx < 0:
+            write.execute(_REPLACE, sealed(row))
     latest_checkpoint.count_writes(write, key)
 
 
@@ -129,30 +128,9 @@ _KEEP = "ON CONFLICT DO NOTHING"
 _REPLACE = f"""
     INSERT INTO writes VALUES ({", ".join("?" * len(WriteRow._fields))})
     ON CONFLICT (home, session_id, checkpoint_ns, checkpoint_id, task_id, idx)
-    DO UPDATE SET task_path = excluded.task_path, value = excluded.value, checksum = excluded.checksum
+    DO UPDATE SET task_path = excluded.task_path, channel = excluded.channel, value = excluded.value,
+    checksum = excluded.checksum
 """
-
-
-def _written(write: Write, blobs: dict[bytes, Blob]) -> tuple[int, str, Any]:
-    if write.value is None or isinstance(write.value, Blob):
-        return write.idx, write.channel, refer(write.value, blobs, INLINE_WRITE_BYTES)
-    chunks = [[refer(chunk.blob, blobs, INLINE_WRITE_BYTES), chunk.length] for chunk in write.value]
-    return write.idx, write.channel, chunks
-
-
-def _add_writes(write: SessionWrite, row: WriteRow) -> None:
-    """Add ordinary writes to the stored ones of the task, which take precedence."""
-    found = write.query(
-        "SELECT * FROM writes WHERE home = ? AND session_id = ? AND checkpoint_ns = ? AND checkpoint_id = ?"
-        " AND task_id = ? AND idx = 0",
-        row[:5],
-    ).fetchone()
-    with reading_rows(row.session_id):
-        earlier = WriteRow(*found)
-        earlier.check()
-        writes = {each[0]: each for each in [*row.writes, *earlier.writes]}
-    added = earlier._replace(value=_json([writes[idx] for idx in sorted(writes)]))
-    write.execute(_REPLACE, sealed(added))
 
 
 # Reading
@@ -229,10 +207,10 @@ def list_(
         values += last
     is_one = None not in (session_id, checkpoint_ns, checkpoint_id)
     most = 1 if is_one else limit if limit is not None and matches is None else UNLIMITED
-    cursor = connection.execute(  # only the keys are sorted, and only the rows that are wanted are read
+    cursor = connection.execute(  # of the rows outside of the limit only the keys are read
         "SELECT checkpoints.* FROM (SELECT home, session_id, checkpoint_ns, position FROM checkpoints"
-        f" WHERE {' AND '.join(conditions)} ORDER BY position DESC, session_id, checkpoint_ns LIMIT ?) AS wanted"
-        " CROSS JOIN checkpoints USING (home, session_id, checkpoint_ns, position)",
+        f" WHERE {' AND '.join(conditions)} {_NEWEST_FIRST} LIMIT ?) AS wanted"
+        f" CROSS JOIN checkpoints USING (home, session_id, checkpoint_ns, position) {_NEWEST_FIRST}",
         (*values, most),
     )
     rows: list[Row] = []
@@ -249,6 +227,9 @@ def list_(
         is_whole = checkpoint_id is None and (limit is None or len(rows) < limit)
         _check_listed(connection, where, passed if is_whole else None, path)
     return _with_values(connection, rows, path)
+
+
+_NEWEST_FIRST = "ORDER BY position DESC, session_id, checkpoint_ns"
 
 
 def _check_listed(connection: Connection, where: CheckpointFilter, passed: int | None, path: str) -> None:
@@ -312,7 +293,7 @@ def _with_values(
         reader = readers[row.home]
         with damage_context(path, row.key):
             values = {name: reader.value(ref) for name, ref in row.refs.items()}
-            written = [each for write in writes[row.key] for each in stored_writes(write, reader)]
+            written = [stored_write(write, reader) for write in writes[row.key]]
         body = Blob(row.type, row.body)
         stored.append(StoredCheckpoint(*row.key, row.parent_id, body, row.channels, values, written))
     return stored
@@ -354,17 +335,14 @@ _WRITES = """
 """
 
 
-def stored_writes(row: WriteRow, blobs: BlobReader, channels: Sequence[str] | None = None) -> Iterator[StoredWrite]:
-    """The writes of a row, or those to some channels. Raises `CorruptRow`."""
-    for _, channel, reference in row.writes:
-        if channels is not None and channel not in channels:
-            continue
-        value: Blob | list[Chunk] | None
-        if isinstance(reference, list):
-            value = [Chunk(blobs.blob(each) or Blob("", b""), length) for each, length in reference]
-        else:
-            value = blobs.blob(reference)
-        yield StoredWrite(row.task_id, channel, value)
+def stored_write(row: WriteRow, blobs: BlobReader) -> StoredWrite:
+    """Raises `CorruptRow`."""
+    value: Any = json.loads(row.value)
+    if isinstance(value, list):
+        value = [Chunk(blobs.blob(each) or Blob("", b""), length) for each, length in value]
+    else:
+        value = blobs.blob(value)
+    return StoredWrite(row.task_id, row.channel, value)
 
 
 def list_namespaces(connection: Connection, session_id: str) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from session_middleware.storage.checkpoint_types import StoredHistory, StoredWrite
 from session_middleware.storage.sql.checkpoints import latest_checkpoint
-from session_middleware.storage.sql.checkpoints.checkpoints import damage_context, find, stored_writes, writes_of
+from session_middleware.storage.sql.checkpoints.checkpoints import damage_context, find, stored_write, writes_of
 from session_middleware.storage.sql.checkpoints.lists import ValueReader
 from session_middleware.storage.sql.checkpoints.rows import REPLAYED, Row, references_in
 from session_middleware.storage.sql.connection import Connection
@@ -44,8 +44,7 @@ def get_history(
         later: list[StoredWrite] = []
         for row in reversed(since):
             with damage_context(path, row.key):
-                for write in writes[row.key]:
-                    later += stored_writes(write, values, [channel])
+                later += [stored_write(write, values) for write in writes[row.key] if write.channel == channel]
         found[channel] = StoredHistory(channel in seeds, seed, later)
     return found
 

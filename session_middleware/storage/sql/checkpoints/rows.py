@@ -63,9 +63,9 @@ class Row(NamedTuple):
 
 
 class WriteRow(NamedTuple):
-    """What one call of `put_writes` stored of a task: its ordinary writes (`idx` 0), or one special write (below 0).
+    """A write of a task. `idx` is below 0 for LangGraph's special writes.
 
-    `value` is a JSON list of ``[idx, channel, reference]``; a list's reference is a list of ``[reference, length]``.
+    `value` is the JSON of a reference, or of a list of ``[reference, length]``.
     """
 
     home: int
@@ -75,6 +75,7 @@ class WriteRow(NamedTuple):
     task_id: str
     idx: int
     task_path: str
+    channel: str
     value: str
     checksum: int = 0
 
@@ -83,26 +84,20 @@ class WriteRow(NamedTuple):
         return self.session_id, self.checkpoint_ns, self.checkpoint_id
 
     def sum(self) -> int:
-        return zlib.crc32(repr((self.home, *self[2:8])).encode())
+        return zlib.crc32(repr((self.home, *self[2:9])).encode())
 
     def check(self) -> None:
         """Raises `CorruptRow`."""
         if not has_checksum(self.sum, self.checksum):
-            raise CorruptRow(f"the writes of task {self.task_id}")
-
-    @property
-    def writes(self) -> list[tuple[int, str, Any]]:
-        return [(idx, channel, reference) for idx, channel, reference in json.loads(self.value)]
+            raise CorruptRow(f"a write of task {self.task_id}")
 
 
 def references_in(row: Row | WriteRow) -> list[Any]:
     """All references to blobs and lists in a row."""
     if isinstance(row, Row):
         return list(row.refs.values())
-    found: list[Any] = []
-    for _, _, reference in row.writes:
-        found += [each for each, _ in reference] if isinstance(reference, list) else [reference]
-    return found
+    value = json.loads(row.value)
+    return [each for each, _ in value] if isinstance(value, list) else [value]
 
 
 def sealed(row: Row | WriteRow) -> tuple[Any, ...]:

@@ -37,6 +37,7 @@ STATE_TABLES = (
         task_id TEXT NOT NULL,
         idx INTEGER NOT NULL,
         task_path TEXT NOT NULL,
+        channel TEXT NOT NULL,
         value TEXT NOT NULL,
         checksum INTEGER NOT NULL,
         PRIMARY KEY (home, session_id, checkpoint_ns, checkpoint_id, task_id, idx)
