@@ -29,7 +29,7 @@ _SILENT_HEARTBEATS = 6  # without a write, after which a run whose end no callba
 
 @dataclass(slots=True)
 class _PeriodicTask:
-    run: Callable[[], None]
+    run: Callable[[], object]
     every_seconds: float
     next_at: float = 0.0  # by the monotonic clock
 
@@ -56,7 +56,7 @@ class BackgroundWorker:
         self._thread: threading.Thread | None = None
         self._ended.clear()
 
-    def add_task(self, run: Callable[[], None], every_seconds: float) -> None:
+    def add_task(self, run: Callable[[], object], every_seconds: float) -> None:
         """Run a function periodically on the thread, once that has started."""
         self._tasks.append(_PeriodicTask(run, every_seconds))
 
@@ -152,8 +152,10 @@ class BackgroundWorker:
         self.release_ended_leases(with_row=False)
         for task in self._tasks:
             if time.monotonic() >= task.next_at:
-                task.run()
-                task.next_at = time.monotonic() + task.every_seconds
+                try:
+                    task.run()
+                finally:
+                    task.next_at = time.monotonic() + task.every_seconds
         return max(0.0, min(task.next_at for task in self._tasks) - time.monotonic())
 
 

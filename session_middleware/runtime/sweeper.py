@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
+from functools import partial
 
 from session_middleware.errors import InvalidArgument, StorageError
 from session_middleware.models import Clock, Status, SweepResult
@@ -16,8 +16,6 @@ from session_middleware.settings import SessionSettings, age_of
 from session_middleware.storage.protocol import Storage
 from session_middleware.storage.run import Lease
 from session_middleware.storage.validation import Timeout, checked_moment
-
-logger = logging.getLogger("session_middleware")
 
 _DUTY = "sweep"
 _RESOURCES_SECONDS = 5.0  # between two checks for resources of ended sessions
@@ -50,27 +48,33 @@ class Sweeper:
         """Sweep every ``sweep_interval`` from the first run on, and close resources of ended sessions."""
         background.add_task(self.close_resources, _RESOURCES_SECONDS)
         if self._settings.sweep_interval is not None:
-            background.add_task(self._sweep_in_background, self._settings.sweep_interval.total_seconds())
+            background.add_task(self.sweep, self._settings.sweep_interval.total_seconds())
 
     def sweep(
-        self, now: datetime | None, *, dry_run: bool, older_than: Timeout, status: Status | None
-    ) -> Sequence[SweepResult]:
+        self,
+        now: datetime | None = None,
+        *,
+        dry_run: bool = False,
+        older_than: Timeout = None,
+        status: Status | None = None,
+    ) -> list[SweepResult]:
         moment = checked_moment("now", now) or self._clock()
         self._flush()
         age = age_of("older_than", older_than)
         if age is None and status is not None:
             raise InvalidArgument("status", status, wanted="older_than too, as a sweep chooses by status only with it")
-        inactive_since = None if age is None else moment - age
+        list_due = partial(
+            self._storage.list_due, moment, inactive_since=None if age is None else moment - age, status=status
+        )
         if dry_run:
-            return self._storage.list_due(moment, inactive_since=inactive_since, status=status, sized=True)
+            return list_due(sized=True)
         lease = self._storage.acquire_duty(_DUTY)
         if lease is None:
             return []
         try:
-            due = self._storage.list_due(moment, inactive_since=inactive_since, status=status)
-            ended = self._end(due, moment, lease)
+            ended = self._end(list_due(), moment, lease)
             if age is None and ended:  # the retention of those that have expired now may be over already
-                ended += self._end(self._storage.list_due(moment), moment, lease)
+                ended += self._end(list_due(), moment, lease)
             self._storage.delete_expired_memories()
             self._storage.collect_garbage()
         finally:
@@ -98,12 +102,6 @@ class Sweeper:
         if until is not None:
             self._storage.postpone_expiry(due.session_id, until)
         return until is not None
-
-    def _sweep_in_background(self) -> None:
-        try:
-            self.sweep(None, dry_run=False, older_than=None, status=None)
-        except StorageError as error:
-            logger.warning("a sweep in the background failed and will be repeated (%s)", error)
 
     def close_resources(self) -> None:
         """Close the resources of sessions that have ended, in this or another process."""

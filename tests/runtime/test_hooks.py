@@ -187,7 +187,7 @@ ENDS: dict[str, Callable[[Sessions, Clock], Any]] = {
     "delete_thread": lambda sessions, _: sessions.checkpointer.delete_thread("t"),
     "revoke": lambda sessions, _: sessions.revoke("alice"),
     "sweep": lambda sessions, clock: (clock.advance(hours=1), sessions.sweep()),
-    "sweep beside": lambda sessions, clock: (clock.advance(hours=1), sessions._sweeper._sweep_in_background()),
+    "sweep beside": lambda sessions, clock: (clock.advance(hours=1), sessions._sweeper.sweep()),
     "clean": lambda sessions, clock: (clock.advance(minutes=1), sessions.sweep(older_than="10s")),
 }
 
