@@ -136,10 +136,10 @@ def _meant_by(name: str, known: Iterable[str]) -> str | None:
 
 
 def spelled_out(options: type) -> Callable[[F], F]:
-    """Show the arguments in ``**options`` in `inspect.signature` and `help`, and reject others.
+    """Show the arguments in ``**options`` in `inspect.signature` and `help`.
 
     Args:
-        options: the `TypedDict` of ``**options: Unpack[…]``; or a pydantic model, which rejects other names itself.
+        options: the `TypedDict` of ``**options: Unpack[…]``, or a pydantic model whose fields they are.
     """
     hints, fields = get_type_hints(options), getattr(options, "model_fields", {})
 
@@ -151,42 +151,35 @@ def spelled_out(options: type) -> Callable[[F], F]:
             for name, hint in hints.items()
             if name not in shown.parameters and (name in fields or not fields)
         ]
-        known = [one.name for one in (*own, *added)][1:]
-
-        @wraps(method)
-        def call(*args: Any, **given: Any) -> Any:
-            unknown = [] if fields else [name for name in given if name not in known]
-            if unknown:
-                check_names(unknown, method.__name__, known)
-                raise TypeError(f"{method.__name__}() has no argument {unknown[0]!r}; it takes {', '.join(known)}")
-            return method(*args, **given)
-
-        call.__signature__ = shown.replace(parameters=[*own, *added])  # type: ignore[attr-defined]
-        return cast("F", call)
+        method.__signature__ = shown.replace(parameters=[*own, *added])  # type: ignore[attr-defined]
+        return method
 
     return decorate
 
 
 def suggesting(cls: C) -> C:
-    """Let the methods of a class name the argument that was meant by one that they do not have."""
+    """Let the public methods of a class reject unknown arguments, and name the argument that was meant."""
     for name, method in [*vars(cls).items()]:
         if isfunction(method) and not name.startswith("_") and not iscoroutinefunction(method):
-            setattr(cls, name, _suggesting(method))
+            setattr(cls, name, _checking_names(method))
     return cls
 
 
-def _suggesting(method: Callable[..., Any]) -> Callable[..., Any]:
+def _checking_names(method: Callable[..., Any]) -> Callable[..., Any]:
     parameters = signature(method).parameters
+    if any(one.kind is Parameter.VAR_KEYWORD for one in parameters.values()):
+        return method
+    known = list(parameters)[1:]
 
     @wraps(method)
     def call(*args: Any, **given: Any) -> Any:
-        try:
-            return method(*args, **given)
-        except TypeError:
-            unknown = [name for name in given if name not in parameters]
-            if unknown and all(one.kind is not Parameter.VAR_KEYWORD for one in parameters.values()):
-                check_names(unknown, method.__name__, list(parameters)[1:])
-            raise
+        unknown = [name for name in given if name not in known]
+        if unknown:
+            check_names(unknown, method.__name__, known)
+            raise TypeError(
+                f"{method.__name__}() has no argument {unknown[0]!r}; it takes {', '.join(known) or 'none'}"
+            )
+        return method(*args, **given)
 
     return call
 
