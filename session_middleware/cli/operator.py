@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+import sys
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ from session_middleware.errors import InvalidArgument, SessionNotFound
 if TYPE_CHECKING:
     from session_middleware.session import Session
     from session_middleware.sessions import Sessions
+    from session_middleware.storage.sql.engine import SqlStorage
     from session_middleware.storage.types import DeletionCounts
 
 _dry_run_option = click.option("--dry-run", is_flag=True, help="Only report what would be deleted.")
@@ -217,6 +219,39 @@ def check(db: str | None, deep: bool, repair: bool, as_json: bool) -> None:
         raise click.exceptions.Exit(1)
 
 
+@click.command()
+@click.argument("source")
+@click.argument("target")
+def copy(source: str, target: str) -> None:
+    """Copy all sessions to another database.
+
+    SOURCE and TARGET are paths of SQLite files or postgresql:// URLs. All rows and states are compared afterwards.
+    An interrupted copy continues when it is run again. The target has no sessions of its own.
+    """
+    from session_middleware.models import utc_now
+    from session_middleware.sessions import new_session_id
+    from session_middleware.storage.factory import is_postgres, open_storage
+    from session_middleware.storage.sql.copying import copy_database
+
+    def advance(done: int, total: int) -> None:
+        bar.length = total
+        bar.update(done - bar.pos)
+
+    def storage_of(place: str) -> SqlStorage:
+        storage = open_storage(settings_of(place), utc_now, new_session_id)
+        opened.callback(storage.close)
+        return storage
+
+    with ExitStack() as opened:
+        copied = storage_of(source if is_postgres(source) else existing_file(source))
+        with click.progressbar(length=1, label="copying rows", file=sys.stderr) as bar:
+            counts = copy_database(copied, storage_of(target), progress=advance)
+    click.echo(
+        f"copied {plural(counts['sessions'], 'session')} in {plural(sum(counts.values()), 'row')}; "
+        f"all rows and the latest states are equal"
+    )
+
+
 @database_command
 @click.argument("user_id", metavar="USER")
 @_dry_run_option
@@ -251,4 +286,4 @@ def revoke(sessions: Sessions, user_id: str, reason: str | None, lift: bool) -> 
         click.echo(f"user {user_id!r} is revoked; ended {plural(len(ended), 'open session')}")
 
 
-COMMANDS = (usage, sweep, explain, pin, unpin, delete, restore, check, forget, revoke)
+COMMANDS = (usage, sweep, explain, pin, unpin, delete, restore, check, copy, forget, revoke)

@@ -8,11 +8,11 @@ from pathlib import Path
 from session_middleware.errors import InvalidSettings, StorageError
 from session_middleware.models import Clock
 from session_middleware.settings import SessionSettings
-from session_middleware.storage.protocol import Storage
+from session_middleware.storage.sql.engine import SqlStorage
 from session_middleware.storage.sqlite.engine import SqliteStorage
 
 
-def open_storage(settings: SessionSettings, clock: Clock) -> Storage:
+def open_storage(settings: SessionSettings, clock: Clock) -> SqlStorage:
     if not is_postgres(settings.storage_url):
         return SqliteStorage(file_path(settings.storage_url), settings, clock=clock)
     try:

@@ -147,6 +147,15 @@ class PostgresDatabase(Database):
             finally:
                 self._give_back(connection)
 
+    def renumber(self) -> None:
+        def operation(connection: PostgresConnection) -> None:
+            for table, column in schema.numbered():
+                next_number = f"COALESCE(MAX({column}), 0) + 1"
+                sequence = f"pg_get_serial_sequence('{table}', '{column}')"
+                connection.execute(f"SELECT setval({sequence}, {next_number}, false) FROM {table}")
+
+        self.write(operation)
+
     def erase(self) -> int:
         return 0  # deleted rows stay on the server's disk until its next vacuum
 

@@ -39,6 +39,11 @@ def statements() -> list[str]:
     return [*found, triggers, created, f"INSERT INTO migrations (name) VALUES ('{_MIGRATION}')"]
 
 
+def numbered() -> list[tuple[str, str]]:
+    """The tables whose rows the server numbers, and the columns of the numbers."""
+    return re.findall(r"CREATE TABLE (\w+) \(\s*(\w+) INTEGER PRIMARY KEY(?! CHECK)", ";".join(TABLES))
+
+
 def _version_columns() -> str:
     """The columns whose change increments the version of a session, from SQLite's trigger."""
     found = re.search(r"TRIGGER sessions_version AFTER UPDATE OF(.*?)ON", ";".join(TABLES), re.DOTALL)

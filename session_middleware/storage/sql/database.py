@@ -134,6 +134,9 @@ class Database:
         self._check_open()
         return self._writer.together(calls, durable=durable)
 
+    def renumber(self) -> None:
+        """Let the numbers of new rows follow those of the rows that were inserted with numbers."""
+
     def watch(self, kinds: frozenset[str], on_events: Callable[[Sequence[Event]], object]) -> None:
         """Call `on_events` after each commit that has events of these kinds, on any thread. It must not wait."""
         self._watched = self._writer.watched = kinds
