@@ -16,6 +16,7 @@ from session_middleware.cli.common import (
     existing,
     existing_file,
     json_option,
+    new_db_option,
     print_result,
     session_argument,
     settings_of,
@@ -252,6 +253,25 @@ def copy(source: str, target: str) -> None:
     )
 
 
+@click.command()
+@new_db_option
+@click.option("--sql", "as_sql", is_flag=True, help="Print the SQL for PostgreSQL, and change nothing.")
+def migrate(db: str | None, as_sql: bool) -> None:
+    """Create the tables in a database, or print the SQL for a role that may."""
+    if as_sql:
+        try:
+            from session_middleware.storage.postgres.schema import script
+        except ImportError as error:
+            raise click.ClickException(f"{error}; run: pip install 'session-middleware[postgres]'") from error
+
+        click.echo(script())
+        return
+    from session_middleware.sessions import Sessions
+
+    with Sessions(db, sweep_interval=None) as sessions:
+        click.echo(f"the tables are in {sessions._storage.name}")
+
+
 @database_command
 @click.argument("user_id", metavar="USER")
 @_dry_run_option
@@ -286,4 +306,4 @@ def revoke(sessions: Sessions, user_id: str, reason: str | None, lift: bool) -> 
         click.echo(f"user {user_id!r} is revoked; ended {plural(len(ended), 'open session')}")
 
 
-COMMANDS = (usage, sweep, explain, pin, unpin, delete, restore, check, copy, forget, revoke)
+COMMANDS = (usage, sweep, explain, pin, unpin, delete, restore, check, copy, migrate, forget, revoke)

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 
 import psycopg
 import pytest
+from click.testing import CliRunner
 from langgraph.graph import START, MessagesState, StateGraph
 
 from session_middleware import Sessions, StorageError
+from session_middleware.cli.main import cli
 from session_middleware.models import Message
 from session_middleware.settings import load_settings
 from tests.support import scenarios
@@ -227,12 +229,35 @@ def test_no_error_and_no_repr_contains_the_password(postgres_server: Server) -> 
     assert "secret" not in repr(load_settings(storage_url=url))
 
 
-def test_a_role_that_may_not_create_tables_is_told_so(postgres_server: Server) -> None:
+def test_a_role_that_may_not_create_tables_is_told_how_to_have_them_created(postgres_server: Server) -> None:
+    rights = """
+        GRANT USAGE ON SCHEMA session_middleware TO guest;
+        GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA session_middleware TO guest;
+        GRANT USAGE, SELECT ON ALL SEQUENCES IN SCHEMA session_middleware TO guest;
+    """
     with postgres_server.database(migrated=False) as url:
+        as_guest = url.replace("postgres@", "guest@")
         postgres_server.execute("CREATE ROLE guest LOGIN")
-        with pytest.raises(StorageError, match="may not create its tables"):
-            Sessions(url.replace("postgres@", "guest@"))
-        postgres_server.execute("DROP ROLE guest")
+        try:
+            with pytest.raises(StorageError, match=r"may not create its tables.*session-middleware migrate --sql"):
+                Sessions(as_guest)
+            printed = CliRunner().invoke(cli, ["migrate", "--sql"])
+            assert printed.exit_code == 0
+            with psycopg.connect(url, autocommit=True) as owner:
+                owner.execute(printed.output.encode())
+                owner.execute(rights.encode())
+            with Sessions(as_guest, sweep_interval=None) as sessions:
+                agent = sessions.attach(scenarios.chat().compile())
+                agent.invoke({"messages": [("user", "hi")]}, sessions.config("t", user_id="alice"))
+                sessions.get("t").memory.remember("a fact")
+                sessions.index_memory()
+                sessions.sweep()
+                assert sessions.check() == []
+                assert sessions.delete("t").sessions == 1
+        finally:
+            with psycopg.connect(url, autocommit=True) as owner:
+                owner.execute("DROP OWNED BY guest")
+            postgres_server.execute("DROP ROLE guest")
 
 
 def test_a_statement_that_takes_too_long_is_named_and_the_run_goes_on_after_it(postgres_url: str) -> None:

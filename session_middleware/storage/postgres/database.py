@@ -48,6 +48,7 @@ def _set(**settings: str) -> bytes:
 
 
 _SET, _SET_UNDURABLE = _set(**_SETTINGS), _set(**_SETTINGS, synchronous_commit="off")
+_HAVE_CREATED = "have a role that may run the SQL that this prints: session-middleware migrate --sql"
 _BEGIN, _BEGIN_SNAPSHOT = b"BEGIN", b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 
 
@@ -78,7 +79,7 @@ class PostgresDatabase(Database):
             try:
                 schema.migrate(raw)
             except errors.InsufficientPrivilege as error:
-                problem, advice = f"this role may not create its tables ({error})", "open it once as their owner"
+                problem, advice = f"this role may not create its tables ({error})", _HAVE_CREATED
                 raise StorageError(self.path, problem, advice=advice) from error
 
     def _open(self) -> None:

@@ -39,6 +39,11 @@ def statements() -> list[str]:
     return [*found, triggers, created, f"INSERT INTO migrations (name) VALUES ('{_MIGRATION}')"]
 
 
+def script() -> str:
+    """One transaction that creates everything, for `psql`."""
+    return ";\n".join(["BEGIN", *(statement.strip().removesuffix(";") for statement in statements()), "COMMIT;"])
+
+
 def numbered() -> list[tuple[str, str]]:
     """The tables whose rows the server numbers, and the columns of the numbers."""
     return re.findall(r"CREATE TABLE (\w+) \(\s*(\w+) INTEGER PRIMARY KEY(?! CHECK)", ";".join(TABLES))
