@@ -156,6 +156,10 @@ class PostgresConnection:
         self._syncs = 0  # among them
         self._pg.enter_pipeline_mode()
 
+    @property
+    def is_optimistic(self) -> bool:
+        return not self.has_savepoints
+
     # Statements
 
     def execute(self, sql: str, parameters: Any = (), /) -> PostgresCursor:

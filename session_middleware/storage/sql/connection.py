@@ -52,6 +52,8 @@ class Connection(Protocol):
     unfinished: list[Any]  # the `SessionWrite` of each operation of this transaction
 
     @property
+    def is_optimistic(self) -> bool: ...  # an error is raised at the latest by the commit, and the operation repeated
+    @property
     def changes(self) -> int: ...  # grows with each row that the connection inserts, updates or deletes
     def execute(self, sql: str, parameters: Any = ..., /) -> Cursor: ...
     def executemany(self, sql: str, rows: Iterable[Any], /) -> object: ...

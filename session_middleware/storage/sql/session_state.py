@@ -248,6 +248,8 @@ class SessionWrite:
         self._has_written |= bool(self._deferred)
         deferred, self._deferred = self._deferred, {}
         for (table, columns, on_conflict, _), (rows, if_there) in deferred.items():
+            if if_there is not None and self._connection.is_optimistic:
+                on_conflict, if_there = "", None
             for start in range(0, len(rows), _ROWS):
                 some = rows[start : start + _ROWS]
                 values = some[0] if len(some) == 1 else [value for row in some for value in row]

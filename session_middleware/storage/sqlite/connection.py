@@ -23,6 +23,7 @@ _TRIES = 100  # a try fails when another process opened, wrote and closed the fi
 class SqliteConnection(sqlite3.Connection):
     changes: int = cast("Any", sqlite3.Connection.total_changes)  # the same property
     watched: frozenset[str] = frozenset()
+    is_optimistic = False
     conflict: type[Exception] = sqlite3.IntegrityError
     rejections: tuple[type[Exception], ...] = (
         sqlite3.DataError,
