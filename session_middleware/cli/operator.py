@@ -230,7 +230,6 @@ def copy(source: str, target: str) -> None:
     An interrupted copy continues when it is run again. The target has no sessions of its own.
     """
     from session_middleware.models import utc_now
-    from session_middleware.sessions import new_session_id
     from session_middleware.storage.factory import is_postgres, open_storage
     from session_middleware.storage.sql.copying import copy_database
 
@@ -239,7 +238,7 @@ def copy(source: str, target: str) -> None:
         bar.update(done - bar.pos)
 
     def storage_of(place: str) -> SqlStorage:
-        storage = open_storage(settings_of(place), utc_now, new_session_id)
+        storage = open_storage(settings_of(place), utc_now)
         opened.callback(storage.close)
         return storage
 
