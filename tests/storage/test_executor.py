@@ -154,7 +154,7 @@ async def test_a_session_its_memory_and_the_store_are_off_the_loop(sessions: Ses
 
 
 LONGER = {  # and still hand everything over
-    "ManualRuns.aenter",  # unless it is within another block
+    "ManualRecorder.aenter",  # unless it is within another block
     "SessionSaver.aput",  # once it has seen what the run was called with
     "SessionSaver.aget_tuple",  # when its turn has come
     "SessionSaver.alist",  # page by page
@@ -195,4 +195,4 @@ def _hands_over(method: ast.AsyncFunctionDef) -> bool:
     body = [node for node in method.body if not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))]
     calls = {node.func.attr for node in ast.walk(method) if isinstance(node, ast.Call) and hasattr(node.func, "attr")}
     awaits = sum(isinstance(node, ast.Await) for node in ast.walk(method))
-    return len(body) == 1 and awaits == 1 and bool(calls & {"run", "write", "abatch", "aput"})
+    return len(body) == 1 and awaits == 1 and bool(calls & {"run", "_run", "write", "abatch", "aput"})
