@@ -42,22 +42,12 @@ def remove_deleted(connection: Connection, now: datetime) -> None:
 def list_messages_around(
     connection: Connection, session_id: str, seq: int | None, before: int, after: int
 ) -> list[Message]:
-    if seq is None:
-        return _up_to(connection, session_id, sys.maxsize, before)
-    first = _up_to(connection, session_id, seq, before + 1)
-    rest = connection.execute(
-        f"SELECT * FROM messages WHERE session_id = ? AND seq > ? AND {_SPOKEN} ORDER BY seq LIMIT ?",
-        (session_id, seq, after),
-    )
-    return [*first, *values_of(Message, rest)]
-
-
-def _up_to(connection: Connection, session_id: str, seq: int, count: int) -> list[Message]:
-    cursor = connection.execute(
-        f"SELECT * FROM messages WHERE session_id = ? AND seq <= ? AND {_SPOKEN} ORDER BY seq DESC LIMIT ?",
-        (session_id, seq, count),
-    )
-    return values_of(Message, cursor)[::-1]
+    last, messages = seq or sys.maxsize, f"SELECT * FROM messages WHERE session_id = ? AND {_SPOKEN} AND seq"
+    count = before if seq is None else before + 1
+    first = connection.execute(f"{messages} <= ? ORDER BY seq DESC LIMIT ?", (session_id, last, count))
+    found = values_of(Message, first)[::-1]
+    rest = connection.execute(f"{messages} > ? ORDER BY seq LIMIT ?", (session_id, last, after))
+    return [*found, *values_of(Message, rest)]
 
 
 # With their session
@@ -65,12 +55,8 @@ def _up_to(connection: Connection, session_id: str, seq: int, count: int) -> lis
 _OF_NAMESPACE = "namespace = ? OR namespace >= ? AND namespace < ?"
 
 
-def own_namespaces(session_id: str) -> tuple[str, str, str]:
-    """The namespace that a session owns, and the bounds of the namespaces below it."""
-    return _with_range(("session", session_id))
-
-
-def _with_range(namespace: tuple[str, ...]) -> tuple[str, str, str]:
+def with_range(*namespace: str) -> tuple[str, str, str]:
+    """A namespace as text, and the bounds of the namespaces below it."""
     text = namespace_text(namespace)
     return text, *items.range_below(text)
 
@@ -79,7 +65,7 @@ def rename(connection: Connection, session_id: str, to: str) -> None:
     own, new = namespace_text(("session", session_id)), namespace_text(("session", to))
     connection.execute(
         f"UPDATE memories SET namespace = ? || substr(namespace, ?) WHERE {_OF_NAMESPACE}",
-        (new[:-1], len(own), *own_namespaces(session_id)),
+        (new[:-1], len(own), *with_range("session", session_id)),
     )
     connection.execute("UPDATE memories SET session_id = ? WHERE session_id = ?", (to, session_id))
     indexing.rename_session(connection, session_id, to)
@@ -101,7 +87,7 @@ def restore(connection: Connection, rows: Iterable[Mapping[str, Any]], session_i
 
 def delete_session(connection: Connection, session_id: str) -> int:
     """Delete a session's own items and its part of the index; items it put for its user or group stay."""
-    deleted = connection.execute(f"DELETE FROM memories WHERE {_OF_NAMESPACE}", own_namespaces(session_id))
+    deleted = connection.execute(f"DELETE FROM memories WHERE {_OF_NAMESPACE}", with_range("session", session_id))
     indexing.remove_session(connection, session_id)
     return deleted.rowcount
 
@@ -110,5 +96,5 @@ def delete_of_user(connection: Connection, user_id: str, session_ids: Sequence[s
     """Delete a user's items, and all items that were put in these sessions, in whatever scope."""
     return connection.execute(
         f"DELETE FROM memories WHERE session_id IN (SELECT value FROM json_each(?)) OR {_OF_NAMESPACE}",
-        (json.dumps(list(session_ids)), *_with_range(("user", user_id))),
+        (json.dumps(list(session_ids)), *with_range("user", user_id)),
     ).rowcount

@@ -47,7 +47,7 @@ def write(connection: Connection, session: SessionInfo, rules: EngineContext) ->
 
 
 def _rows(connection: Connection, session: SessionInfo) -> Iterator[tuple[str, dict[str, Any]]]:
-    own, above, below = memories.own_namespaces(session.id)
+    own, above, below = memories.with_range("session", session.id)
     values = {"id": session.id, "home": session.home, "own": own, "above": above, "below": below}
     for table, condition in _OF_SESSION.items():
         columns = ARCHIVED if table == "memories" else "*"
