@@ -101,14 +101,15 @@ class SessionStore(BaseStore):
         if configurable is None:
             return None, None
         identity, thread_id = identity_of(configurable), configurable.get("thread_id")
-        if thread_id is None:
-            return Owners(None, identity.user_id, identity.group_id, identity.groups), None
-        session_id = session_id_of(thread_id)
+        session_id = None if thread_id is None else session_id_of(thread_id)
+        owners = Owners(session_id, identity.user_id, identity.group_id, identity.groups)
+        if session_id is None:
+            return owners, None
         session = self._storage.authorize(RunContext(session_id, identity, reading=True))
         if session is not None and changes:
             check_session_access(session, identity, self._indexer.access)
         context = self._indexer.active_context(configurable) or RunContext(session_id, identity)
-        return Owners(session_id, identity.user_id, identity.group_id, identity.groups), context
+        return owners, context
 
     def _get(self, ops: Sequence[GetOp]) -> StoredByKey:
         keys = [(tuple(op.namespace), op.key) for op in ops]
