@@ -266,7 +266,7 @@ def test_archived_sessions_are_listed_in_pages_and_to_their_owner_only(
     assert [one.session_id for one in alice.list_archived()] == ["t3", "t1"]
     assert [one.session_id for one in alice.list_archived(after=found[1])] == ["t1"]
     assert sessions.for_user("mallory").list_archived() == []
-    with pytest.raises(TypeError):
+    with pytest.raises(ValueError, match="user_id cannot be 'bob'"):
         alice.list_archived(user_id="bob")
     with pytest.raises(UnknownStatus, match=r"sessions\.list_archived\(\)"):
         sessions.list(status="archived")  # type: ignore[arg-type]
