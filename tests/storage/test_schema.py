@@ -224,17 +224,16 @@ def test_usage_reads_calls_by_an_index_and_sessions_that_it_is_about(by: UsageBy
     found = storage._database.read(lambda connection: explain(connection, by))
     storage.close()
     if by == "tool":
-        assert found[0] == "SCAN t USING INDEX tool_calls_by_name"
+        assert found[0] == "SCAN c USING INDEX tool_calls_by_name"
     else:
         assert found[0].startswith("SCAN s") or "USING INDEX sessions" in found[0]
-        assert "SEARCH m USING PRIMARY KEY (session_id=?)" in found
+        assert "SEARCH c USING PRIMARY KEY (session_id=?)" in found
     grouped = [step for step in found if "TEMP B-TREE" in step]
     assert bool(grouped) == (by in ("model", "day"))  # all others come in the order they are summed in
 
 
 def explain(connection: sqlite3.Connection, by: UsageBy) -> list[str]:
-    beginning, end = usage._SUMS[by]
-    return [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {beginning} {end}")]
+    return [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {usage._statement(by, 'TRUE')}")]
 
 
 def use_all_of_upkeep(storage: Storage) -> None:

@@ -1,8 +1,8 @@
-"""Branches in SQLite: which line of a conversation something belongs to, and what that line holds.
+"""Branches: which line of a conversation a message belongs to, and what that line contains.
 
-A session begins on ``"main"``. A branch has what its parent had up to a seq, and then its own. It is
-begun by a checkpoint that is put beside another child of its parent, which is how LangGraph goes back
-in time and how two runs at once part; and by a history that leaves what is recorded.
+A session begins on ``"main"``. A branch contains its parent's messages up to a seq, and its own. A branch begins with
+a checkpoint whose parent has another child (a run went back in time, or two runs were active at once), and with a
+history that differs from the recorded one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import NamedTuple
 from session_middleware.models import to_text
 from session_middleware.storage.checkpoint_types import CheckpointPut
 from session_middleware.storage.run import RunContext
-from session_middleware.storage.sql.checkpoints.latest_checkpoint import Head
 from session_middleware.storage.sql.checkpoints.rows import AT, at
 from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.session_state import SessionWrite
@@ -26,23 +25,25 @@ _EVERYTHING = 2**62
 
 
 def branch_of(write: SessionWrite, context: RunContext) -> str:
-    """The branch that a run's messages are on: that of its checkpoint, or else the session's."""
+    """Return the branch of a run's messages: that of its checkpoint, or else the session's."""
     if context.record.branch is None:
         branch = None
         if context.checkpoint_id is not None:
             point = write.state.points.get(("", context.checkpoint_id))
-            branch = point.branch if point else _branch_at(write, context.session_id, context.checkpoint_id)
+            branch = point.branch if point else _find_branch(write, context.session_id, context.checkpoint_id)
         context.record.branch = branch or write.counters.branch
     return context.record.branch
 
 
-def _branch_at(write: SessionWrite, session_id: str, checkpoint_id: str) -> str | None:
-    row = write.query(f"SELECT branch FROM checkpoints WHERE {AT}", at(session_id, "", checkpoint_id)).fetchone()
+def _find_branch(write: SessionWrite, session_id: str, checkpoint_id: str) -> str | None:
+    """Return the branch of a stored checkpoint."""
+    sql = f"SELECT COALESCE(branch, '{MAIN}') FROM checkpoints WHERE {AT}"
+    row = write.query(sql, at(session_id, "", checkpoint_id)).fetchone()
     return None if row is None else row[0]
 
 
 def line(connection: Connection, session_id: str, branch: str) -> Line:
-    """The branch, then what it came from, nearest first."""
+    """Return the branch and its ancestors, nearest first."""
     parents = {}
     if branch != MAIN:
         rows = connection.execute("SELECT id, parent_id, parent_seq FROM branches WHERE session_id = ?", (session_id,))
@@ -56,49 +57,53 @@ def line(connection: Connection, session_id: str, branch: str) -> Line:
 
 
 class BranchPoint(NamedTuple):
-    """Where in the record a checkpoint is: its branch, and the seq of the last message it knows."""
+    """The point in the record of a checkpoint: its branch, and the seq of the last message that it contains."""
 
     branch: str | None = None
     seq: int | None = None
 
 
 def place_put(write: SessionWrite, put: CheckpointPut, now: datetime) -> BranchPoint:
-    """Where in the record a checkpoint is that is being put, beginning a new branch where its parent has another child.
+    """Return the point in the record of a checkpoint that is put; begin a branch if its parent has another child.
 
-    A second checkpoint without a parent begins a branch too: two runs at once have both begun the thread. A
-    subgraph's checkpoint is where its graph is.
+    A second checkpoint without a parent begins a branch too, because two runs have begun the thread at once.
+    Checkpoints of subgraphs have no point.
     """
     if put.checkpoint_ns:
         return BranchPoint()
-    context, counters, state = put.context, write.counters, write.state
+    context, state, session_id = put.context, write.state, put.context.session_id
     head, point = state.heads.get(""), state.points.get(("", put.parent_id or ""))
-    if head is not None and point is not None and head.latest_id == put.parent_id and not _is_put_again(head, put):
-        branch, seq = point.branch, point.seq or 0  # the latest checkpoint has no child
-        context.record.branch, context.checkpoint_id = branch or MAIN, put.checkpoint_id
-        counters.move_to(context.record.branch)
-        return BranchPoint(context.record.branch, seq)
-    row = write.query(_PARENT, (put.checkpoint_id, *[put.parent_id or ""] * 2, context.session_id)).fetchone()
+    is_latest = head is not None and head.latest_id == put.parent_id and head.newest_position < put.checkpoint_id
+    if is_latest and point is not None:  # the parent has no child, and the checkpoint is new
+        return _move_to(write, put, point.branch, point.seq or 0)
+    row = write.query(_PARENT, (put.checkpoint_id, *[put.parent_id or ""] * 2, session_id)).fetchone()
     is_known, branch, seq, has_child, newest = row
-    seq = seq if isinstance(seq, int) else 0  # else it is damage, and the record must not break a put
-    others = (context.session_id, put.checkpoint_id)
+    seq = seq if isinstance(seq, int) else 0  # a damaged row must not fail the put
+    stored = (
+        None if newest is None or put.checkpoint_id > newest else _find_branch(write, session_id, put.checkpoint_id)
+    )
+    others = (session_id, put.checkpoint_id)
     if put.parent_id is None and newest is not None and write.query(_OTHER_ROOT, others).fetchone():
-        branch = _put_before(write, put) or _part(write, context, MAIN, 0, now)
+        branch = stored or _part(write, context, MAIN, 0, now)
     elif not is_known:
         branch = branch_of(write, context)
     elif has_child:
-        branch = _put_before(write, put) or _part(write, context, branch or MAIN, seq, now)
+        branch = stored or _part(write, context, branch or MAIN, seq, now)
+    is_older = newest is not None and put.checkpoint_id < newest and stored is not None
+    return _move_to(write, put, branch, seq, moves_session=not is_older)
+
+
+def _move_to(
+    write: SessionWrite, put: CheckpointPut, branch: str | None, seq: int, *, moves_session: bool = True
+) -> BranchPoint:
+    context = put.context
     context.record.branch, context.checkpoint_id = branch or MAIN, put.checkpoint_id
-    if newest is None or put.checkpoint_id >= newest or _put_before(write, put) is None:
-        counters.move_to(context.record.branch)  # the thread is where the checkpoint is that was put last
+    if moves_session:  # the session is on the branch of the checkpoint that was put last
+        write.counters.move_to(context.record.branch)
     return BranchPoint(context.record.branch, seq)
 
 
-def _is_put_again(head: Head, put: CheckpointPut) -> bool:
-    """Whether the checkpoint may be there already."""
-    return head.newest_position >= put.checkpoint_id
-
-
-# A child stands after its parent, so for a thread's latest checkpoint nothing is looked through.
+# The position of a child is greater than its parent's, so for the latest checkpoint no rows are read.
 _PARENT = """
     SELECT parent.checkpoint_id IS NOT NULL, parent.branch, parent.seq, EXISTS (
         SELECT 1 FROM checkpoints AS child
@@ -124,16 +129,8 @@ _OTHER_ROOT = """
 """
 
 
-def _put_before(write: SessionWrite, put: CheckpointPut) -> str | None:
-    """The branch of a checkpoint that is put again."""
-    row = write.query(
-        f"SELECT branch FROM checkpoints WHERE {AT}", at(put.context.session_id, "", put.checkpoint_id)
-    ).fetchone()
-    return row and (row[0] or MAIN)
-
-
 def _part(write: SessionWrite, context: RunContext, parent: str, seq: int, now: datetime) -> str:
-    """A new branch for a run, with what it has said since it began: on the parent, or where it took itself to be."""
+    """Begin a branch for a run, and move the run's messages after `seq` to it."""
     branch = begin(write, context, parent, seq, now)
     if context.run_id is not None:
         write.state.message_rows.clear()
@@ -145,7 +142,7 @@ def _part(write: SessionWrite, context: RunContext, parent: str, seq: int, now: 
 
 
 def begin(write: SessionWrite, context: RunContext, parent: str, seq: int, now: datetime) -> str:
-    """A new branch, which has what its parent had up to `seq`."""
+    """Begin a branch that contains its parent's messages up to `seq`."""
     row = write.query("SELECT COUNT(*) FROM branches WHERE session_id = ?", (context.session_id,)).fetchone()
     branch = f"branch-{row[0] + 2}"
     write.execute(
@@ -156,9 +153,9 @@ def begin(write: SessionWrite, context: RunContext, parent: str, seq: int, now: 
 
 
 def follow_parent(write: SessionWrite, session_id: str, branch: str, seq: int, message_id: str) -> bool:
-    """Let a branch that has said nothing of its own share its parent's next message too, if this is it.
+    """Let a branch without own messages share its parent's next message too, if it is this one; returns whether it is.
 
-    So what is replayed the same stays one row.
+    So a message that is repeated in a replay stays one row.
     """
     found = write.query(
         "SELECT parent_id, parent_seq FROM branches WHERE session_id = ? AND id = ? AND NOT EXISTS"

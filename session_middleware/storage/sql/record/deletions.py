@@ -1,9 +1,8 @@
-"""Deleting a message from the record in SQLite, with all that was kept because of it.
+"""Deleting a message from the record, with its files and memories.
 
-A graph's state may still hold the message and bring it back with its next checkpoint. So the event of
-its deletion stands for it: what it names is not recorded again. A history without ids brings it back by
-its words, so the event knows these again where they stood: by so little of a digest that who reads it
-and guesses at them learns next to nothing.
+A graph's state may still contain the message. So the event of the deletion names it, and it is not recorded again. A
+history without ids is compared with the content, of which the event has only a short digest, which reveals next to
+nothing.
 """
 
 from __future__ import annotations
@@ -20,24 +19,24 @@ from session_middleware.storage.sql.memory import memories
 from session_middleware.storage.sql.sessions import events
 
 _HASH = re.compile(r"sha256:[0-9a-f]{64}")
-_DIGITS = 4  # of a digest of its words: one text in 65,536 has the same
+_DIGITS = 4  # of a digest: one text in 65,536 has the same
 
 
 class DeletedMessage(NamedTuple):
-    """What is known of a message that was deleted."""
+    """A deleted message, as its event describes it."""
 
     message_id: str
     place: float
     branch: str
-    digests: Sequence[str]  # of its versions' words
-    seqs: Sequence[int] = ()  # of its versions
+    digests: Sequence[str]  # of its versions
+    seqs: Sequence[int] = ()
 
     def is_same(self, words: bytes) -> bool:
         return _digest(self.message_id, words) in self.digests
 
 
 def in_bytes(words: Sequence[Any]) -> bytes:
-    """A message's words as they are compared with those of deleted ones."""
+    """Return the content of a message as deleted ones are compared with it."""
     return json.dumps(words).encode()
 
 
@@ -46,7 +45,7 @@ def _digest(message_id: str, words: bytes) -> str:
 
 
 def delete_message(connection: Connection, session_id: str, message_id: str, now: datetime) -> int:
-    """All versions of it; how many that were."""
+    """Delete all versions of a message; returns their number."""
     rows = connection.execute(
         "DELETE FROM messages WHERE session_id = ? AND message_id = ?"
         " RETURNING version, COALESCE(content, '') || COALESCE(extra, ''), place, branch,"
@@ -73,7 +72,7 @@ def delete_message(connection: Connection, session_id: str, message_id: str, now
 
 
 def _delete_files(connection: Connection, session_id: str, names: Iterable[str]) -> None:
-    """Those that nothing else in the session refers to."""
+    """Delete the files that nothing else in the session refers to."""
     for name in names:
         connection.execute(
             "DELETE FROM files WHERE session_id = ?1 AND hash = ?2"
@@ -91,8 +90,6 @@ def deleted(connection: Connection, session_id: str) -> list[DeletedMessage]:
     rows = connection.execute(
         "SELECT detail FROM events WHERE session_id = ? AND kind = 'message_deleted'", (session_id,)
     )
-    details = (json.loads(text) for (text,) in rows)
-    return [
-        DeletedMessage(**{name: detail[name] for name in DeletedMessage._fields if name in detail})
-        for detail in details
-    ]
+    details = [json.loads(text) for (text,) in rows]
+    names = DeletedMessage._fields
+    return [DeletedMessage(**{name: detail[name] for name in names if name in detail}) for detail in details]
