@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any, NamedTuple, TypeAlias
-from uuid import UUID
 
 from langchain_core.callbacks import BaseCallbackHandler, BaseCallbackManager
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolCall, ToolMessage
@@ -77,10 +76,8 @@ class _ExecutionListener(BaseCallbackHandler):
     def __init__(self, executed: dict[str, Any]) -> None:
         self._executed = executed
 
-    def on_tool_start(
-        self, serialized: Any, input_str: str, *, run_id: UUID, inputs: dict[str, Any] | None = None, **kwargs: Any
-    ) -> None:
-        self._executed[str(kwargs.get("tool_call_id"))] = inputs
+    def on_tool_start(self, serialized: Any, input_str: str, **kwargs: Any) -> None:
+        self._executed[str(kwargs.get("tool_call_id"))] = kwargs.get("inputs")
 
 
 class MiddlewareRecorder:

@@ -120,7 +120,7 @@ class RecordBuffer:
 
     def flush_sync(self, context: RunContext) -> None:
         """Write the context's entries and wait. Must not be called on an event loop."""
-        if self._tracking and context.record.entries:
+        if context.record.entries:
             self._write(context)
 
     def _submit(self, context: RunContext, write: Callable[[RunContext], None]) -> Future[None]:
@@ -140,8 +140,8 @@ class RecordBuffer:
             self.fault(error)
 
     def _write_if_admitted(self, context: RunContext) -> None:
-        if context.record.entries and context.admitted:
-            self._write(context)
+        if context.admitted:
+            self.flush_sync(context)
 
     def _check_commit(self, written: Future[None]) -> None:
         if not written.cancelled() and isinstance(error := written.exception(), Exception):
