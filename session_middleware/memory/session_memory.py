@@ -71,7 +71,8 @@ class SessionMemory(SessionRecall):
         put = MemoryPut(
             namespace,
             [MemoryItemPut(key, encoded(namespace, key, whole), None if metadata is None else text_of(value))],
-            *(self._session_id, message_id),
+            self._session_id,
+            message_id,
             paths=(),
             embed=self._indexer.embeds and text_of(value) != "",
             ttl=checked_ttl(ttl),

@@ -240,11 +240,8 @@ class SessionRecall:
             whose.append(MessageScope(user_id=self._owners.user))
         if "session" in scopes and (is_shared or not whose):
             whose.append(MessageScope(self._session_id, self._owner_id))
-        return MemoryQuery(
-            *(namespaces if "item" in kinds else [], True, query),
-            whose=whose if "message" in kinds else [],
-            roles=roles,
-        )
+        spaces, whose = (namespaces if "item" in kinds else []), (whose if "message" in kinds else [])
+        return MemoryQuery(spaces, prefix=True, query=query, whose=whose, roles=roles)
 
     def _with_vector(self, asked: MemoryQuery) -> MemoryQuery:
         """Flush what the recorder has buffered, and add the vector of the query.

@@ -188,14 +188,12 @@ def _extend_block(connection: Connection, scope_id: int, block: int, documents: 
     row = connection.execute(sql, (scope_id, block)).fetchone()
     terms = dict.fromkeys(row[0].split() if row else ())
     terms.update(dict.fromkeys(chain.from_iterable((*each.terms, *each.context_terms) for each in documents)))
+    seqs = array("I", [each.seq for each in documents])
     connection.execute(
         "INSERT INTO index_blocks (scope_id, block, seqs, lengths, terms) VALUES (?, ?, ?, ?, ?)"
         " ON CONFLICT (scope_id, block) DO UPDATE SET seqs = CAST(index_blocks.seqs || excluded.seqs AS BLOB),"
         " lengths = CAST(index_blocks.lengths || excluded.lengths AS BLOB), terms = excluded.terms",
-        (
-            *(scope_id, block, array("I", [each.seq for each in documents]).tobytes()),
-            *(bytes(each.length_code for each in documents), " ".join(terms)),
-        ),
+        (scope_id, block, seqs.tobytes(), bytes(each.length_code for each in documents), " ".join(terms)),
     )
 
 
