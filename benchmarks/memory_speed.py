@@ -67,7 +67,7 @@ def say(sessions: Sessions, speech: Speech, user_id: str, count: int) -> None:
                 (session_id, session_id, user_id, now, now, now, size, size),
             )
             connection.executemany(
-                "INSERT INTO messages (session_id, seq, message_id, place, role, text, created_at)"
+                "INSERT INTO messages (session_id, seq, message_id, position, role, text, created_at)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?)",
                 [
                     (session_id, n + 1, f"m{n}", n + 1, ("user", "assistant")[n % 2], speech.text(), now)

@@ -180,7 +180,7 @@ def facts_of(session: SessionInfo) -> dict[str, Any]:
 class Record(Value):
     """One row of the record: `seq` orders all rows of a session, whatever their table."""
 
-    _not_in_repr: ClassVar = frozenset({"session_id", "run_id", "message_id", "place", "checkpoint_ns"})
+    _not_in_repr: ClassVar = frozenset({"session_id", "run_id", "message_id", "position", "checkpoint_ns"})
 
     session_id: str
     seq: int
@@ -245,7 +245,7 @@ class Message(Record):
     version: int = 1
     replaced_by: int | None = None  # the seq of the next version
     branch: str = "main"
-    place: float = 0.0  # its position in the conversation, the same for all versions
+    position: float = 0.0  # in the conversation, the same for all versions
     role: Role
     name: str | None = None
     text: str

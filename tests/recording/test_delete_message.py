@@ -74,7 +74,7 @@ def test_its_event_says_that_it_was_deleted_and_nothing_of_what_it_said(sessions
     assert session.messages(all_versions=True) == []
     event = session.events()[-1]
     digests = event.detail.pop("digests")
-    where = {"place": 2, "branch": "main", "seqs": [2, 3]}
+    where = {"position": 2, "branch": "main", "seqs": [2, 3]}
     assert (event.kind, event.detail) == ("message_deleted", {"message_id": "m", "versions": 2, **where})
     assert [len(digest) for digest in digests] == [4, 4]  # too little to tell what it said
 

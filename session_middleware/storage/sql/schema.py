@@ -9,7 +9,7 @@ words is in `memory/schema.py`.
 A session's own settings are columns: null means no own setting, and 0 seconds mean never. `pruned` marks an expired
 session that has been pruned.
 
-A message's `place` orders its conversation: the seq of its first version, unless it was inserted before an older
+A message's `position` orders its conversation: the seq of its first version, unless it was inserted before an older
 message. A branch continues its parent at a seq; a checkpoint stores the branch and the seq it was put at. A tool call
 has a process while it runs outside of a run.
 """
@@ -171,7 +171,7 @@ _TABLES = (
         version INTEGER NOT NULL DEFAULT 1,
         replaced_by INTEGER,
         branch TEXT NOT NULL DEFAULT 'main',
-        place REAL NOT NULL,
+        position REAL NOT NULL,
         role TEXT NOT NULL,
         name TEXT,
         text TEXT NOT NULL,
@@ -190,7 +190,7 @@ _TABLES = (
         UNIQUE (session_id, message_id, version)
     )
     """,
-    "CREATE INDEX messages_moved ON messages (session_id) WHERE place != seq",
+    "CREATE INDEX messages_moved ON messages (session_id) WHERE position != seq",
     "CREATE INDEX messages_asking ON messages (session_id, seq) WHERE tool_calls IS NOT NULL",
     """
     CREATE TABLE branches (

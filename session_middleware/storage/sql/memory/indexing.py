@@ -51,7 +51,7 @@ class LongBacklog(Exception):  # not an error: the engine indexes them and searc
 class NewMessage(NamedTuple):
     session_id: str
     seq: int
-    place: float
+    position: float
     name: str | None
     text: str
     created_at: str
@@ -108,7 +108,7 @@ def _by_session(new: Iterable[NewMessage]) -> list[tuple[str, list[NewMessage]]]
 def _read_new(connection: Connection, whose: MessageScope, limit: int, active_since: str) -> list[NewMessage]:
     sql, values = _new(whose, active_since)
     rows = connection.execute(
-        f"SELECT m.session_id, m.seq, m.place, m.name, m.text, m.created_at, s.user_id, s.last_seq {sql}"
+        f"SELECT m.session_id, m.seq, m.position, m.name, m.text, m.created_at, s.user_id, s.last_seq {sql}"
         " ORDER BY s.last_active_at, s.id, m.seq LIMIT ?",
         (*values, limit),
     )
@@ -125,7 +125,7 @@ def _documents(messages: Iterable[NewMessage], number: int, first: int) -> list[
             terms_of(each.text),
             context_terms_of(from_text(each.created_at), each.name),
         )
-        for position, each in enumerate(sorted(messages, key=attrgetter("place")), first)
+        for position, each in enumerate(sorted(messages, key=attrgetter("position")), first)
     ]
 
 

@@ -26,7 +26,7 @@ class DeletedMessage(NamedTuple):
     """A deleted message, as its event describes it."""
 
     message_id: str
-    place: float
+    position: float
     branch: str
     digests: Sequence[str]  # of its versions
     seqs: Sequence[int] = ()
@@ -48,7 +48,7 @@ def delete_message(connection: Connection, session_id: str, message_id: str, now
     """Delete all versions of a message; returns their number."""
     rows = connection.execute(
         "DELETE FROM messages WHERE session_id = ? AND message_id = ?"
-        " RETURNING version, COALESCE(content, '') || COALESCE(extra, ''), place, branch,"
+        " RETURNING version, COALESCE(content, '') || COALESCE(extra, ''), position, branch,"
         " role, text, content, tool_calls, tool_call_id, seq",
         (session_id, message_id),
     ).fetchall()
@@ -66,7 +66,7 @@ def delete_message(connection: Connection, session_id: str, message_id: str, now
     memories.remove_deleted(connection, now)
     seqs = [row[-1] for row in rows]
     digests = [_digest(message_id, in_bytes(row[4:-1])) for row in rows]
-    detail = {"message_id": message_id, "versions": len(rows), "place": rows[0][2], "branch": rows[0][3]}
+    detail = {"message_id": message_id, "versions": len(rows), "position": rows[0][2], "branch": rows[0][3]}
     events.append(connection, session_id, "message_deleted", None, {**detail, "digests": digests, "seqs": seqs}, now)
     return len(rows)
 

@@ -19,7 +19,7 @@ from session_middleware.storage.sql.session_state import SessionWrite
 class _Recorded(NamedTuple):
     """A recorded or deleted message at its position in the conversation."""
 
-    place: float
+    position: float
     seq: int
     message: ComparableMessage
 
@@ -125,11 +125,11 @@ class _Conversation:
             latest[row[0]] = StoredVersion(*row), call_id, run_id
         return [
             _Recorded(
-                row.place,
+                row.position,
                 row.seq,
                 ComparableMessage(row.message_id, message_rows.normalized((*row.key, call_id)), run_id),
             )
-            for row, call_id, run_id in sorted(latest.values(), key=lambda each: each[0].place)
+            for row, call_id, run_id in sorted(latest.values(), key=lambda each: each[0].position)
             if row.status == "complete"
         ]
 
@@ -141,10 +141,12 @@ class _Conversation:
         given = [(one, deletions.in_bytes(key)) for one, key in zip(self._given, self._keys, strict=True)]
         found = []
         for each in self._deleted:
-            is_ours = any(each.branch == branch and each.place <= upto for branch, upto in line)
+            is_ours = any(each.branch == branch and each.position <= upto for branch, upto in line)
             same = (one for one, key in given if one.message_id == each.message_id or each.is_same(key))
             if is_ours and (one := next(same, None)) is not None:
-                found.append(_Recorded(each.place, int(each.place), ComparableMessage(each.message_id, one.words)))
+                found.append(
+                    _Recorded(each.position, int(each.position), ComparableMessage(each.message_id, one.words))
+                )
         return found
 
 

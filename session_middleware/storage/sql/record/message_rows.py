@@ -28,7 +28,7 @@ class StoredVersion(NamedTuple):
     message_id: str
     seq: int
     version: int
-    place: float
+    position: float
     branch: str
     status: str
     checkpoint_ns: str
@@ -147,7 +147,7 @@ class _Appender:
         if visible is None:
             if not (versions and versions[-1].has_same_content(key) and self._follow(versions[-1])):
                 number = versions[-1].version + 1 if versions else 1
-                self._add(message, key, place=self._place_of(message), version=number)
+                self._add(message, key, position=self._position_of(message), version=number)
         elif visible.status == "incomplete":
             self._complete(message, key, visible)
         else:
@@ -157,7 +157,9 @@ class _Appender:
                 self._counters.rows[message_id] = next(same, visible.seq)
             elif not visible.has_same_content(key):
                 if message.complete:
-                    self._add(message, key, place=visible.place, version=versions[-1].version + 1, replaces=visible)
+                    self._add(
+                        message, key, position=visible.position, version=versions[-1].version + 1, replaces=visible
+                    )
             elif message.refused:
                 self._answers.append(message)
 
@@ -277,15 +279,15 @@ class _Appender:
         message: MessageEntry,
         key: Key,
         *,
-        place: float | None,
+        position: float | None,
         version: int,
         replaces: StoredVersion | None = None,
     ) -> None:
         message_id, seq = message.message_id, self._counters.next_seq()
         self._counters.rows[message_id] = seq
         status, marks = "complete" if message.complete else "incomplete", marks_of(message.marks, message.name, *key)
-        place = seq if place is None else place
-        row = (message_id, seq, version, place, self._branch, status, message.checkpoint_ns, marks, *key)
+        position = seq if position is None else position
+        row = (message_id, seq, version, position, self._branch, status, message.checkpoint_ns, marks, *key)
         self._keep(message_id, [*self._versions(message_id), StoredVersion(*row)])
         usage = (message.model, message.input_tokens, message.output_tokens)
         created_at = to_text(message.created_at or self._said_at(message))
@@ -322,8 +324,8 @@ class _Appender:
         is_late = self._context.has_checkpoint and self._context.at is None and message.role == "user"
         return (is_late and self._context.began_at) or self._now
 
-    def _place_of(self, message: MessageEntry) -> float | None:
-        """Return the place before the message's successor if that is recorded; ``None``: at the end.
+    def _position_of(self, message: MessageEntry) -> float | None:
+        """Return the position before the message's successor if that is recorded; ``None``: at the end.
 
         A subgraph's summary precedes messages of earlier runs only in the subgraph's state.
         """
@@ -335,10 +337,10 @@ class _Appender:
         if message.checkpoint_ns and message.role == "system" and following.message_id not in self._record.written:
             return None
         before = self._write.query(
-            "SELECT COALESCE(MAX(place), 0) FROM messages WHERE session_id = ? AND place < ?",
-            (self._session_id, following.place),
+            "SELECT COALESCE(MAX(position), 0) FROM messages WHERE session_id = ? AND position < ?",
+            (self._session_id, following.position),
         ).fetchone()[0]
-        return float(before + following.place) / 2
+        return float(before + following.position) / 2
 
 
 _IS_BY_USER = """
@@ -350,10 +352,11 @@ _SHARE = f"""
     WHERE session_id = ? AND message_id = ? AND COALESCE(marks, '') NOT LIKE '%"{SHARED}"%'
 """
 _MOVE_BEHIND = """
-    UPDATE messages SET place = input.last + 0.5 FROM (SELECT MAX(place) AS last FROM messages WHERE session_id = ?1
-    AND seq IN (SELECT CAST(value AS INTEGER) FROM json_each(?3)) AND role = 'user' AND checkpoint_ns = ''
-    AND COALESCE(marks, '') NOT LIKE '%"resume"%') AS input
-    WHERE session_id = ?1 AND message_id = ?2 AND place < input.last
+    UPDATE messages SET position = input.last + 0.5 FROM (
+        SELECT MAX(position) AS last FROM messages
+        WHERE session_id = ?1 AND seq IN (SELECT CAST(value AS INTEGER) FROM json_each(?3))
+        AND role = 'user' AND checkpoint_ns = '' AND COALESCE(marks, '') NOT LIKE '%"resume"%'
+    ) AS input WHERE session_id = ?1 AND message_id = ?2 AND position < input.last
 """
 
 
@@ -394,20 +397,20 @@ def restore_conversation_order(write: SessionWrite, context: RunContext, ids: It
     if len(seqs) < 2:
         return
     stored = write.state.message_rows
-    places = {row.seq: row.place for own in seqs.values() for row in stored.get(own, ()) if row.seq in seqs}
-    if len(places) < len(seqs):
+    positions = {row.seq: row.position for own in seqs.values() for row in stored.get(own, ()) if row.seq in seqs}
+    if len(positions) < len(seqs):
         found = write.query(
-            "SELECT seq, place, message_id FROM messages WHERE session_id = ?"
+            "SELECT seq, position, message_id FROM messages WHERE session_id = ?"
             " AND seq IN (SELECT CAST(value AS INTEGER) FROM json_each(?))",
             (context.session_id, json.dumps(list(seqs))),
         )
-        places = {seq: place for seq, place, message_id in found if message_id == seqs[seq]}
-    ordered = [seq for seq in seqs if seq in places]
-    for seq, place in zip(ordered, sorted(places.values()), strict=True):
-        if place != places[seq]:
+        positions = {seq: position for seq, position, message_id in found if message_id == seqs[seq]}
+    ordered = [seq for seq in seqs if seq in positions]
+    for seq, position in zip(ordered, sorted(positions.values()), strict=True):
+        if position != positions[seq]:
             stored.pop(seqs[seq], None)
-            sql = "UPDATE messages SET place = ? WHERE session_id = ? AND seq = ?"
-            write.execute(sql, (place, context.session_id, seq))
+            sql = "UPDATE messages SET position = ? WHERE session_id = ? AND seq = ?"
+            write.execute(sql, (position, context.session_id, seq))
 
 
 def _with_recorded_id(message: MessageEntry, aliases: Mapping[str, str]) -> MessageEntry:

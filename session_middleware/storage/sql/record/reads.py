@@ -128,19 +128,24 @@ def list_messages(
         cursor = connection.execute(
             "SELECT * FROM messages WHERE session_id = ? AND seq > ? AND (? OR replaced_by IS NULL)"
             " ORDER BY seq LIMIT ?",
-            (session_id, int(deleted.place) if deleted else after, all_versions, UNLIMITED if limit is None else limit),
+            (
+                session_id,
+                int(deleted.position) if deleted else after,
+                all_versions,
+                UNLIMITED if limit is None else limit,
+            ),
         )
         return with_interruptions(connection, values_of(Message, cursor))
     messages = values_of(Message, rows_of(connection, "*", session_id, branch))
     if not all_versions:
         messages = list({message.message_id: message for message in messages}.values())
-    messages.sort(key=lambda message: (message.place, message.seq))
+    messages.sort(key=lambda message: (message.position, message.seq))
     return with_interruptions(connection, messages[_start(connection, session_id, messages, after) :][:limit])
 
 
 # Whether messages were moved or there are branches; otherwise the order is that of `seq`.
 _SHAPE = """
-    SELECT branch, EXISTS (SELECT 1 FROM messages WHERE session_id = sessions.id AND place != seq)
+    SELECT branch, EXISTS (SELECT 1 FROM messages WHERE session_id = sessions.id AND position != seq)
     OR EXISTS (SELECT 1 FROM branches WHERE session_id = sessions.id)
     FROM sessions WHERE id = ?
 """
@@ -165,19 +170,19 @@ def _start(connection: Connection, session_id: str, messages: Sequence[Message],
         return 0
     if start := _count_to(messages, lambda message: message.seq == after):
         return start
-    sql = "SELECT message_id, place, branch FROM messages WHERE session_id = ? AND seq = ?"
+    sql = "SELECT message_id, position, branch FROM messages WHERE session_id = ? AND seq = ?"
     row = connection.execute(sql, (session_id, after)).fetchone()
     if row is None:
         deleted = _deleted_at(connection, session_id, after)
         row = deleted[:3] if deleted else ("", after, branches.MAIN)
-    message_id, place, branch = row
+    message_id, position, branch = row
     if start := _count_to(messages, lambda message: message.message_id == message_id):
         return start
     line = branches.line(connection, session_id, branch)
     return _count_to(
         messages,
         lambda message: (
-            message.place <= place and any(message.branch == of and message.seq <= upto for of, upto in line)
+            message.position <= position and any(message.branch == of and message.seq <= upto for of, upto in line)
         ),
     )
 

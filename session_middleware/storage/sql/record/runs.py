@@ -18,7 +18,7 @@ TABLES = ("runs", "messages", "tool_calls", "model_calls", "events", "branches",
 
 
 def next_seq(connection: Connection, session_id: str) -> int | None:
-    """The next place in the session's order; ``None`` when there is no such session."""
+    """Return the next seq in the session's order; ``None`` when there is no such session."""
     row = connection.execute(
         "UPDATE sessions SET version = version + 1, last_seq = last_seq + 1 WHERE id = ? RETURNING last_seq",
         (session_id,),
@@ -209,12 +209,14 @@ def copy(connection: Connection, session_id: str, to: str) -> None:
 
 # The seqs of what is copied come after those the target has. What was deleted is not to come back in a fork.
 _SHIFT = "(SELECT last_seq FROM sessions WHERE id = :to)"
+_COPIED = """
+    message_id, version, branch, role, name, text, content, tool_calls, tool_call_id, model, status, checkpoint_ns,
+    extra, marks, created_at
+"""
 _COPY = (
     f"""
-    INSERT INTO messages (session_id, seq, message_id, version, replaced_by, branch, place, role, name, text, content,
-    tool_calls, tool_call_id, model, status, checkpoint_ns, extra, marks, created_at)
-    SELECT :to, seq + {_SHIFT}, message_id, version, replaced_by + {_SHIFT}, branch, place + {_SHIFT}, role, name, text,
-    content, tool_calls, tool_call_id, model, status, checkpoint_ns, extra, marks, created_at
+    INSERT INTO messages (session_id, seq, replaced_by, position, {_COPIED})
+    SELECT :to, seq + {_SHIFT}, replaced_by + {_SHIFT}, position + {_SHIFT}, {_COPIED}
     FROM messages WHERE session_id = :source ORDER BY seq
     """,
     f"""
@@ -224,7 +226,7 @@ _COPY = (
     f"""
     INSERT INTO events (session_id, seq, kind, reason, detail, created_at)
     SELECT :to, seq + {_SHIFT}, kind, reason,
-    json_remove(json_set(detail, '$.place', CAST(json_extract(detail, '$.place') AS REAL) + {_SHIFT}), '$.seqs'),
+    json_remove(json_set(detail, '$.position', CAST(json_extract(detail, '$.position') AS REAL) + {_SHIFT}), '$.seqs'),
     created_at
     FROM events WHERE session_id = :source AND kind = 'message_deleted'
     """,
