@@ -16,7 +16,7 @@ from session_middleware.storage.checkpoint_types import CheckpointPut
 from session_middleware.storage.run import RunContext
 from session_middleware.storage.sql.checkpoints.rows import AT, at
 from session_middleware.storage.sql.connection import Connection
-from session_middleware.storage.sql.session_state import SessionWrite
+from session_middleware.storage.sql.session_state import SessionWrite, StaleState
 
 MAIN = "main"
 Line = Sequence[tuple[str, int]]  # a branch and its ancestors, each with the seq up to which it counts
@@ -77,6 +77,8 @@ def place_put(write: SessionWrite, put: CheckpointPut, now: datetime) -> BranchP
     if is_latest and point is not None:  # the parent has no child, and the checkpoint is new
         return _move_to(write, put, point.branch, point.seq or 0)
     row = write.query(_PARENT, (put.checkpoint_id, *[put.parent_id or ""] * 2, session_id)).fetchone()
+    if row is None:  # another process has deleted the session
+        raise StaleState
     is_known, branch, seq, has_child, newest = row
     seq = seq if isinstance(seq, int) else 0  # a damaged row must not fail the put
     stored = (
