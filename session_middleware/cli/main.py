@@ -6,7 +6,9 @@ code 1, or 2 for an invalid argument. A command that only reads never creates a 
 
 from __future__ import annotations
 
+import errno
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -223,4 +225,17 @@ for _command in (list_command, show, *operator.COMMANDS):
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    cli(arguments, prog_name="session-middleware")
+    """Run one command. If the output cannot be written, print one line, or nothing if its reader has ended."""
+    try:
+        try:
+            cli(arguments, prog_name="session-middleware")
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes stdout once more
+        if error.errno != errno.EPIPE:
+            click.echo(f"Error: the output cannot be written ({error.strerror}); write it elsewhere", err=True)
+        sys.exit(1)

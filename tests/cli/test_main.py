@@ -531,6 +531,18 @@ def buffered() -> dict[str, str]:
     return environment() | {"PYTHONUNBUFFERED": ""}
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+@pytest.mark.parametrize("command", ["list", "show a1 --json", "--help"])
+def test_output_that_cannot_be_written_is_one_line(command: str, db: str, buffered: dict[str, str]) -> None:
+    arguments = command.split() if command == "--help" else [*command.split(), "--db", db]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([*COMMAND, *arguments], env=buffered, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "Error: the output cannot be written (No space left on device); write it elsewhere"
+    ]
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes are closed in another way")
 @pytest.mark.parametrize("command", ["list", "show a1 --json", "--help"])
 def test_a_reader_that_has_ended_is_no_error(command: str, db: str, buffered: dict[str, str]) -> None:
