@@ -8,7 +8,7 @@ from typing import Any
 from session_middleware.models import RepairedCall
 from session_middleware.storage.run import RunContext
 from session_middleware.storage.sql.operations import Operations, reading
-from session_middleware.storage.sql.record import conversations, deletions, reads, tool_call_repairs, usage
+from session_middleware.storage.sql.record import conversations, deletions, reads, tool_call_rows, usage
 from session_middleware.storage.sql.session_state import SessionWrite
 from session_middleware.storage.types import ConversationItemPut, StoredItem
 
@@ -35,11 +35,9 @@ class RecordOperations(Operations):
         reason: str,
         checkpoint_id: str | None,
     ) -> None:
-        detail = {} if checkpoint_id is None else {"checkpoint_id": checkpoint_id}
+        options: dict[str, Any] = {"run_id": run_id, "reason": reason, "checkpoint_id": checkpoint_id}
         self._database.write(
-            lambda connection: tool_call_repairs.append(
-                connection, session_id, calls, run_id=run_id, reason=reason, detail=detail, now=self._now()
-            ),
+            lambda connection: tool_call_rows.append_repair(connection, session_id, calls, **options, now=self._now()),
             of=session_id,
         )
 

@@ -77,7 +77,7 @@ class _Appender:
         self._line: Line | None = None
         self._stored = write.state.message_rows  # all versions of a message, by id
         self._answers: list[MessageEntry] = []
-        self._generated_ids: list[str] = []
+        self._batch: Sequence[MessageEntry] = ()
 
     def append(self, messages: Sequence[MessageEntry]) -> None:
         if aliases := self._record.aliases:
@@ -85,8 +85,8 @@ class _Appender:
         if self._write.state.has_deletions:
             deleted = {each.message_id for each in deletions.deleted(self._write.connection, self._session_id)}
             messages = [message for message in messages if message.message_id not in deleted]
-        self._read({message.message_id for message in messages} | {m.followed_by for m in messages if m.followed_by})
-        self._generated_ids = [message.message_id for message in messages if message.minted]
+        self._batch = messages
+        self._read({message.message_id for message in messages})
         for message in messages:
             if self._answers and message.role != "tool":
                 self._add_answers()
@@ -252,7 +252,7 @@ class _Appender:
             " WHERE session_id = ?2 AND seq >= ?3 AND run_id IS ?4 AND role = ?5 AND text = ?6 AND message_id NOT IN"
             " (SELECT value FROM json_each(?7))) RETURNING seq",
             (message.checkpoint_ns, self._session_id, min(written.values()), self._context.run_id, message.role)
-            + (message.text, json.dumps(self._generated_ids)),
+            + (message.text, json.dumps([each.message_id for each in self._batch if each.minted])),
         ).fetchone()
         if found is None:
             return False

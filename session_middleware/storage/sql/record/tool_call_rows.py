@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from session_middleware.models import to_text
+from session_middleware.models import RepairedCall, to_text
 from session_middleware.storage.processes import this_process
 from session_middleware.storage.record_entries import (
     REPORTED,
@@ -19,8 +19,10 @@ from session_middleware.storage.record_entries import (
     is_reported,
 )
 from session_middleware.storage.run import RunContext
+from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.row_mapping import clean, marks_of, to_json
 from session_middleware.storage.sql.session_state import SessionWrite
+from session_middleware.storage.sql.sessions import events
 
 _COLUMNS = (
     *("session_id", "seq", "run_id", "execution_id", "tool_call_id", "attempt", "name", "arguments", "result"),
@@ -289,6 +291,42 @@ def _find_request(write: SessionWrite, session_id: str, call: ToolStart) -> tupl
             if len(executed) < len(mine) and executed.count((arguments,)) < mine.count(arguments):
                 return found[0], call_id
     return None
+
+
+# Repairs of histories with unanswered calls
+
+
+def append_repair(
+    connection: Connection,
+    session_id: str,
+    calls: Sequence[RepairedCall],
+    *,
+    run_id: str | None,
+    reason: str,
+    checkpoint_id: str | None,
+    now: datetime,
+) -> None:
+    for call in calls:
+        if call.answer == "interrupted":
+            _interrupt(connection, session_id, call)
+    detail: dict[str, Any] = {} if checkpoint_id is None else {"checkpoint_id": checkpoint_id}
+    detail["tool_calls"] = [{"id": call.tool_call_id, "name": call.name, "answer": call.answer} for call in calls]
+    events.append(connection, session_id, "repaired", reason, detail, now, run_id=run_id)
+
+
+def _interrupt(connection: Connection, session_id: str, call: RepairedCall) -> None:
+    """Mark the row that only the answer made, and executions that did not finish, as interrupted."""
+    made = connection.execute(
+        "UPDATE tool_calls SET status = 'interrupted', result = NULL, error = NULL"
+        " WHERE session_id = ? AND execution_id = ? AND status = 'error'",
+        (session_id, call.answer_id),
+    ).rowcount
+    if made:  # it counted as a failure
+        connection.execute("UPDATE sessions SET error_count = error_count - ? WHERE id = ?", (made, session_id))
+    connection.execute(
+        "UPDATE tool_calls SET status = 'interrupted' WHERE session_id = ? AND tool_call_id = ? AND status = 'running'",
+        (session_id, clean(call.tool_call_id)),
+    )
 
 
 # Model calls

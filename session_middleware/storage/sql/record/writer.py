@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from itertools import groupby
-from typing import Any
+from operator import attrgetter
 
 from session_middleware.storage.checkpoint_types import CheckpointPut
 from session_middleware.storage.record_entries import (
@@ -31,6 +31,8 @@ from session_middleware.storage.sql.session_state import SessionWrite
 _ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError)
 _RESTORED = ("admitted", "announced", "has_row", "refused", "admission", "incarnation", "checkpoint_id")
 
+_values_of = attrgetter(*_RESTORED)
+
 
 class RecordWriteError(Exception):
     """An entry could not be written; the transaction is to be carried out again with `careful`."""
@@ -41,7 +43,7 @@ class EntrySnapshot:
 
     def __init__(self, context: RunContext) -> None:
         self._context = context
-        self._values: dict[str, Any] = {name: getattr(context, name) for name in _RESTORED}
+        self._values = _values_of(context)
         self._branch, self._unclaimed = context.record.branch, dict(context.record.unclaimed)
         self._handle_incarnation = None if context.handle is None else context.handle.incarnation
         self._lease_number = None if context.lease is None else context.lease.number
@@ -56,7 +58,7 @@ class EntrySnapshot:
 
     def restore(self) -> None:
         context = self._context
-        for name, value in self._values.items():
+        for name, value in zip(_RESTORED, self._values, strict=True):
             setattr(context, name, value)
         if context.handle is not None and self._handle_incarnation is not None:
             context.handle.incarnation = self._handle_incarnation
@@ -134,9 +136,11 @@ def _conversation(messages: Iterable[MessageEntry]) -> list[str | None]:
 
     A message that has a successor is positioned by that.
     """
-    seen = [message for message in messages if ASIDE not in message.marks]
-    outermost = {message.message_id for message in seen if not message.checkpoint_ns}
-    return [m.message_id for m in seen if not m.checkpoint_ns or m.message_id not in outermost]
+    found: dict[tuple[str, bool], None] = {}
+    for message in messages:
+        if ASIDE not in message.marks:
+            found.setdefault((message.message_id, not message.checkpoint_ns))
+    return [own for (own, is_outermost) in found if is_outermost or (own, True) not in found]
 
 
 def _later_model_output(put: CheckpointPut) -> list[str]:
