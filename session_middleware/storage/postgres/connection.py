@@ -151,6 +151,7 @@ class PostgresConnection:
         self._pg = raw.pgconn
         self._names: dict[bytes, bytes] = {}  # of the prepared statements, by their text
         self._numbers = itertools.count()
+        self._prefetched: dict[tuple[str, Any], PostgresCursor] = {}
         self._queued: list[PostgresCursor | _Preparation] = []
         self._sent: list[PostgresCursor | _Preparation] = []  # whose results are to be received
         self._syncs = 0  # among them
@@ -163,6 +164,8 @@ class PostgresConnection:
     # Statements
 
     def execute(self, sql: str, parameters: Any = (), /) -> PostgresCursor:
+        if self._prefetched and (prefetched := self._prefetched.pop((sql, parameters), None)) is not None:
+            return prefetched
         text, names, is_writing = translated(sql)
         self.changes += is_writing
         values = [parameters[name] for name in names] if type(parameters) is dict else parameters
@@ -179,6 +182,10 @@ class PostgresConnection:
             raise
         self._send(b"RELEASE statement")
         return cursor
+
+    def prefetch(self, sql: str, parameters: tuple[Any, ...], /) -> None:
+        if not self.is_writing:
+            self._prefetched[sql, parameters] = self.execute(sql, parameters)
 
     def executemany(self, sql: str, rows: Iterable[Any], /) -> None:
         for row in rows:
@@ -259,6 +266,7 @@ class PostgresConnection:
         """Queue the begin of a transaction. Raises `psycopg.OperationalError` if the connection is known to be lost."""
         for _ in range(2):  # the server's last message, then the end of the connection
             self._pg.consume_input()
+        self._prefetched.clear()
         self._send(mode)
         self._send(settings)
 

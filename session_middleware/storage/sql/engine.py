@@ -212,10 +212,16 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
             self.acquire_session(context, wait=False)
         return self._read_authorized(context, lambda _, session: session)
 
-    def _read_authorized(self, context: RunContext, then: Callable[[Connection, SessionInfo], T]) -> T | None:
+    def _read_authorized(
+        self,
+        context: RunContext,
+        then: Callable[[Connection, SessionInfo], T],
+        prefetch: Callable[[Connection], object] = lambda _: None,
+    ) -> T | None:
         """Authorize a context and read for it in one snapshot; ``None`` if its run starts with no session."""
 
         def operation(connection: Connection) -> T | None:
+            prefetch(connection)
             session = admission.Admitting(connection, context, self._rules).authorize()
             if session is None and context.admission == "opened":
                 latest_checkpoint.check_new(connection, context.session_id, self.name)
@@ -296,11 +302,11 @@ class SqlStorage(SessionOperations, RecordOperations, MemoryOperations):
         checkpoint_id: str | None,
         have: Container[ListRef] = (),
     ) -> StoredCheckpoint | None:
+        key, state = (context.session_id, checkpoint_ns, checkpoint_id), self._states.get(context.session_id)
         return self._read_authorized(
             context,
-            lambda connection, session: checkpoints.get(
-                connection, session.id, checkpoint_ns, checkpoint_id, self.name, have
-            ),
+            lambda connection, _: checkpoints.get(connection, *key, self.name, have),
+            lambda connection: checkpoints.prefetch(connection, *key, state),
         )
 
     def get_checkpoint(self, session_id: str, checkpoint_ns: str, checkpoint_id: str | None) -> StoredCheckpoint | None:

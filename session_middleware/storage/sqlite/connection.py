@@ -37,6 +37,9 @@ class SqliteConnection(sqlite3.Connection):
         self.written: list[Event] = []
         self.unfinished: list[Any] = []
 
+    def prefetch(self, sql: str, parameters: tuple[Any, ...], /) -> None:
+        pass
+
     def update_row(self, sql: str, parameters: Any, /) -> None:
         if not self.execute(sql, parameters).rowcount:
             raise Retry

@@ -48,7 +48,7 @@ from session_middleware.storage.sql.checkpoints.rows import (
     sealed,
 )
 from session_middleware.storage.sql.connection import UNLIMITED, Connection
-from session_middleware.storage.sql.session_state import CheckpointPoint, SessionWrite
+from session_middleware.storage.sql.session_state import CheckpointPoint, SessionState, SessionWrite
 
 _json = json.JSONEncoder(separators=(",", ":")).encode  # `json.dumps` would make an encoder for each call
 
@@ -155,16 +155,29 @@ def get(
     return _with_values(connection, [row], path, have)[0]
 
 
+def prefetch(
+    connection: Connection, session_id: str, checkpoint_ns: str, checkpoint_id: str | None, state: SessionState | None
+) -> None:
+    """Announce the statements of `get`. The state, if it is known, names the latest checkpoint."""
+    connection.prefetch(*_one(session_id, checkpoint_ns, checkpoint_id))
+    head = None if state is None else state.heads.get(checkpoint_ns)
+    latest = checkpoint_id or (None if head is None else head.latest_id)
+    if state is not None and latest is not None:
+        connection.prefetch(_WRITES, (state.home, session_id, checkpoint_ns, latest, latest, session_id))
+
+
 def find(connection: Connection, session_id: str, checkpoint_ns: str, checkpoint_id: str | None) -> Row | None:
     """The named checkpoint, or the latest; unchecked."""
-    if checkpoint_id is not None:
-        sql, values = f"SELECT * FROM checkpoints WHERE {AT}", at(session_id, checkpoint_ns, checkpoint_id)
-        found = connection.execute(sql, values).fetchone()
-    elif checkpoint_ns:
-        found = connection.execute(_LATEST_INNER, (session_id, session_id, checkpoint_ns)).fetchone()
-    else:
-        found = connection.execute(_LATEST, (session_id,)).fetchone()
+    found = connection.execute(*_one(session_id, checkpoint_ns, checkpoint_id)).fetchone()
     return None if found is None else Row(*found)
+
+
+def _one(session_id: str, checkpoint_ns: str, checkpoint_id: str | None) -> tuple[str, tuple[Any, ...]]:
+    if checkpoint_id is not None:
+        return f"SELECT * FROM checkpoints WHERE {AT}", at(session_id, checkpoint_ns, checkpoint_id)
+    if checkpoint_ns:
+        return _LATEST_INNER, (session_id, session_id, checkpoint_ns)
+    return _LATEST, (session_id,)
 
 
 _LATEST = """

@@ -49,15 +49,19 @@ def take(connection: Connection, context: RunContext, now: datetime) -> None:
         return
     number = time.time_ns() // 1_000 << 12 | random.getrandbits(12)
     run = (context.run_id, context.identity.user_id, this_process(), to_text(now), to_text(now))
-    row = connection.execute(_TAKE, (context.session_id, number, number, *run, context.session_id)).fetchone()
-    context.lease.number = row[0]
+    values = (context.session_id, number, number, *run, context.session_id)
+    if connection.is_optimistic:
+        connection.execute(_TAKE.format(other="CAST(NULL AS INTEGER)"), values)  # NULL is an error, after which this is repeated
+    else:
+        (number,) = connection.execute(f"{_TAKE.format(other='MAX(number) + 1')} RETURNING number", values).fetchone()
+    context.lease.number = number
 
 
 # A number is greater than those that are there, whatever the clock says.
 _TAKE = """
     INSERT INTO leases (session_id, number, run_id, user_id, process, started_at, renewed_at)
-    SELECT ?, CASE WHEN COALESCE(MAX(number), 0) < ? THEN ? ELSE MAX(number) + 1 END, ?, ?, ?, ?, ?
-    FROM leases WHERE session_id = ? RETURNING number
+    SELECT ?, CASE WHEN COALESCE(MAX(number), 0) < ? THEN ? ELSE {other} END, ?, ?, ?, ?, ?
+    FROM leases WHERE session_id = ?
 """
 
 
