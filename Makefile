@@ -17,7 +17,7 @@ UV     := VIRTUAL_ENV=$(FLOORS) $(FLOORS)/bin/uv pip install --quiet
 # Tests that compare with LangGraph's own saver are not among them, because that saver has changed since.
 CORE   := \
 	test_async_twins test_expiry test_layers test_lifecycle test_ownership test_settings \
-	checkpoint/test_list_cache checkpoint/test_list_diff checkpoint/test_repair checkpoint/test_repair_in_graphs checkpoint/test_serde checkpoint/test_state_classes \
+	checkpoint/test_checkpoint_diff checkpoint/test_repair checkpoint/test_repair_in_graphs checkpoint/test_serde checkpoint/test_state_classes \
 	cli/test_terminal \
 	display/test_html display/test_text \
 	integrations/test_langchain_agents \
