@@ -51,7 +51,9 @@ def take(connection: Connection, context: RunContext, now: datetime) -> None:
     run = (context.run_id, context.identity.user_id, this_process(), to_text(now), to_text(now))
     values = (context.session_id, number, number, *run, context.session_id)
     if connection.is_optimistic:
-        connection.execute(_TAKE.format(other="CAST(NULL AS INTEGER)"), values)  # NULL is an error, after which this is repeated
+        connection.execute(
+            _TAKE.format(other="CAST(NULL AS INTEGER)"), values
+        )  # NULL is an error, after which this is repeated
     else:
         (number,) = connection.execute(f"{_TAKE.format(other='MAX(number) + 1')} RETURNING number", values).fetchone()
     context.lease.number = number
