@@ -220,7 +220,8 @@ class Sessions(SessionAccess):
 
     async def aclose(self) -> None:
         """`close`, for asyncio."""
-        await self._resources.aclose_all()
+        if not self._is_closed:
+            await self._resources.aclose_all()
         await asyncio.to_thread(self.close)  # not on the storage's threads, for whose end it waits
 
     def settle(self) -> None:

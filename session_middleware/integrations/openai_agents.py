@@ -66,6 +66,8 @@ class OpenAIAgentsSession:
 
     @session_settings.setter
     def session_settings(self, given: SessionSettings | Mapping[str, Any] | None) -> None:
+        if given is not None and not isinstance(given, (SessionSettings, Mapping)):
+            raise TypeError(f"session_settings cannot be {given!r}; give the SDK's SessionSettings, or a dict of them")
         if not isinstance(given, SessionSettings):
             if unknown := (given or {}).keys() - {field.name for field in fields(SessionSettings)}:
                 raise TypeError(f"unknown session settings: {', '.join(sorted(unknown))}")

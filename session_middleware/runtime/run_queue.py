@@ -21,6 +21,7 @@ from session_middleware.storage.protocol import Storage
 from session_middleware.storage.run import RunContext
 
 _SHORTEST, _LONGEST = 0.01, 0.25  # seconds between two attempts of a waiting run
+_GRACE_SECONDS = 0.1  # in which ``on_busy="reject"`` waits for the end of a run to be stored
 
 
 @dataclass(slots=True, eq=False)
@@ -124,9 +125,18 @@ class RunQueue:
                     self._flush(context.session_id)
                 self._background.release_ended_leases()
                 waiter.attempts += 1
+                if self._on_busy == "reject" and self._may_end(waiter):
+                    return _SHORTEST
                 if self._storage.acquire_session(context, wait=self._on_busy == "wait" and not is_late):
                     return None
             return self._pause(waiter)
+
+    def _may_end(self, waiter: _Waiter) -> bool:
+        """Whether the run that holds the session may be over: under asyncio its lease is released afterwards."""
+        is_early = time.monotonic() - waiter.began < _GRACE_SECONDS
+        return (
+            is_early and self._storage.find_active_run(waiter.context.session_id, but=waiter.context.lease) is not None
+        )
 
     def _is_late(self, waiter: _Waiter) -> bool:
         return time.monotonic() - waiter.began > self._timeout_seconds

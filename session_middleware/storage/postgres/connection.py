@@ -281,6 +281,7 @@ class PostgresConnection:
         if self._queued or self._pg.transaction_status != pq.TransactionStatus.IDLE:
             with suppress(psycopg.Error, Retry, RetryExclusively, RetryStatements):
                 self.receive()
+            with suppress(psycopg.Error):  # a lost connection
                 self._send(b"ROLLBACK")
                 self._sync()
                 self._pg.flush()

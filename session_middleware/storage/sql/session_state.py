@@ -281,9 +281,9 @@ class SessionWrite:
             self.state.last_seq, self.state.branch = counters.last_seq, counters.branch
             self.state.message_rows.clear()
             self.state.message_ids = None
-            raise
-        finally:
             self._connection.execute("RELEASE entry")
+            raise
+        self._connection.execute("RELEASE entry")
 
     def finish(self) -> Connection:
         """Write what was collected and counted. Returns the connection, to change the session's row by."""
