@@ -191,3 +191,10 @@ def test_every_error_that_is_raised_is_a_public_name() -> None:
     assert raised <= set(session_middleware.__all__)
     for name in session_middleware.__all__:
         assert getattr(session_middleware, name).__name__ == name
+
+
+async def test_closing_twice_is_allowed_under_asyncio_too() -> None:
+    sessions = Sessions(":memory:")
+    for _ in range(2):
+        await sessions.aclose()
+    sessions.close()

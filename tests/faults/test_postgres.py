@@ -147,6 +147,30 @@ def test_prepared_statements_that_a_pooler_has_lost_are_not_needed(postgres_url:
         assert sessions.check() == []
 
 
+BROKEN = """
+    CREATE FUNCTION session_middleware.broken() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'broken'; END $$;
+    CREATE TRIGGER broken BEFORE INSERT ON session_middleware.messages
+        FOR EACH ROW EXECUTE FUNCTION session_middleware.broken();
+"""
+
+
+@pytest.mark.parametrize("in_subgraph", [False, True])
+def test_a_record_that_cannot_be_written_breaks_no_run(postgres_server: Server, in_subgraph: bool) -> None:
+    graph = scenarios.chat().compile(checkpointer=True if in_subgraph else None)
+    if in_subgraph:
+        graph = StateGraph(MessagesState).add_node("inner", graph).add_edge(START, "inner").compile()
+    with postgres_server.database() as url:
+        with psycopg.connect(url, autocommit=True) as owner:
+            owner.execute(BROKEN.encode())
+        with Sessions(url, sweep_interval=None) as sessions:
+            agent = sessions.attach(graph)
+            for number in range(2):
+                agent.invoke({"messages": [("user", f"hi {number}")]}, sessions.config("t"))
+            state = agent.get_state(sessions.config("t")).values["messages"]
+            assert [message.text for message in state if message.type == "human"] == ["hi 0", "hi 1"]
+            assert sessions.get("t").messages() == []
+
+
 def end_connections(url: str) -> None:
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(

@@ -598,3 +598,5 @@ async def test_its_settings_may_be_a_dict(sessions: Sessions) -> None:
     assert OpenAIAgentsSession(sessions, "t").session_settings == SessionSettings()
     with pytest.raises(TypeError, match="limits"):
         OpenAIAgentsSession(sessions, "t", session_settings={"limits": 1})
+    with pytest.raises(TypeError, match="session_settings cannot be 5"):
+        OpenAIAgentsSession(sessions, "t", session_settings=5)  # type: ignore[arg-type]
