@@ -92,6 +92,94 @@ def test_reject_names_the_run_that_is_in_progress_and_admits_the_next(
     assert [event.reason for event in sessions.get("t").events() if event.kind == "denied"] == ["busy"]
 
 
+@pytest.mark.parametrize("part", [*PARTS, "recorder"])
+async def test_a_run_refused_before_the_first_one_has_opened_the_session_is_an_event_too(
+    part: str, open_sessions: OpenSessions
+) -> None:
+    sessions, leave = open_sessions(on_busy="reject"), asyncio.Event()
+
+    async def node(state: MessagesState) -> dict[str, Any]:
+        await leave.wait()
+        return {"messages": [("ai", "ok")]}
+
+    config = sessions.config("t")
+    if part == "recorder":
+        graph = StateGraph(MessagesState).add_node("node", node).add_edge(START, "node").compile()
+        config = {**config, "callbacks": [sessions.recorder]}
+    else:
+        graph = build(sessions, node, part)
+    runs = [asyncio.create_task(graph.ainvoke(human("hi"), config)) for _ in range(2)]
+    (refused,), (admitted,) = await asyncio.wait(runs, return_when=asyncio.FIRST_COMPLETED)
+    assert isinstance(refused.exception(), SessionBusy)
+    leave.set()
+    await admitted
+    assert [(event.kind, event.reason) for event in await sessions.get("t").aevents()] == [
+        ("opened", None),
+        ("denied", "busy"),
+    ]
+
+
+async def test_nodes_that_begin_together_are_one_run(open_sessions: OpenSessions) -> None:
+    """Each asks for admission where the recorder is alone, and each run ends before its record is written."""
+
+    async def node(state: MessagesState) -> dict[str, Any]:
+        return {"messages": [("ai", "ok")]}
+
+    sessions = open_sessions(on_busy="reject")
+    builder = StateGraph(MessagesState)
+    for name in ("one", "two", "three"):
+        builder.add_node(name, node).add_edge(START, name)
+    graph = builder.compile().with_config(callbacks=[sessions.recorder])
+    for _ in range(10):
+        await graph.ainvoke(human("hi"), sessions.config("t"))
+    assert [run.outcome for run in sessions.get("t").runs()] == ["ok"] * 10
+    assert count_leases(sessions) == 0
+
+
+@pytest.mark.parametrize("part", PARTS)
+async def test_wait_runs_them_one_after_the_other_in_order(part: str, open_sessions: OpenSessions) -> None:
+    sessions = open_sessions(on_busy="wait")
+    inside, most, all_wait = 0, 0, asyncio.Event()
+
+    async def node(state: MessagesState) -> dict[str, Any]:
+        nonlocal inside, most
+        inside, most = inside + 1, max(most, inside + 1)
+        await all_wait.wait()
+        await asyncio.sleep(0)
+        inside -= 1
+        return {"messages": [("ai", f"you said {state['messages'][-1].text}")]}
+
+    graph = build(sessions, node, part)
+    runs = []
+    for number in range(12):
+        runs.append(asyncio.ensure_future(graph.ainvoke(human(str(number)), sessions.config("t"))))
+        await until_queued(sessions, number + 1)
+    all_wait.set()
+    await asyncio.gather(*runs)
+    assert most == 1
+    assert [text for role, text in said(sessions.get("t")) if role == "user"] == [str(n) for n in range(12)]
+    last = graph.get_state(sessions.config("t")).values["messages"]
+    assert len(last) == 24
+
+
+def test_threads_wait_too_and_give_up_after_the_timeout(open_sessions: OpenSessions, gate: Gate) -> None:
+    sessions = open_sessions(on_busy="wait", busy_timeout="200ms")
+    graph = build(sessions, gate.node)
+    gate.hold()
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(graph.invoke, human("one"), sessions.config("t"))
+        assert gate.entered.wait(60)
+        second = pool.submit(graph.invoke, human("two"), sessions.config("t"))
+        with pytest.raises(SessionBusy) as busy:
+            second.result(20)
+        gate.leave.set()
+        first.result(20)
+    assert busy.value.run_id == sessions.get("t").runs()[0].id
+    assert [event.reason for event in sessions.get("t").events() if event.kind == "denied"] == ["busy"]
+    assert graph.invoke(human("three"), sessions.config("t"))["messages"][-1].text == "you said three"
+    assert sessions.check() == []
+
+
 @pytest.mark.parametrize("part", PARTS)
 async def test_a_run_after_another_has_returned_is_not_refused(part: str, open_sessions: OpenSessions) -> None:
     async def node(state: MessagesState) -> dict[str, Any]:
