@@ -9,6 +9,7 @@ import json
 import re
 import reprlib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from datetime import timedelta
 from difflib import get_close_matches
 from pathlib import Path
@@ -215,9 +216,23 @@ class SessionSettings(BaseSettings):
             for name in sorted(given - known)
             if (meant := get_close_matches(name, known, n=1, cutoff=_SIMILAR))
         ]
+        problems += _malformed_lines()
         if problems:
             raise InvalidSettings(problems)
         return init_settings, env_settings, dotenv_settings
+
+
+def _malformed_lines() -> list[str]:
+    """Sentences about the lines of ``.env`` that name a setting and give it no value. Values are not shown."""
+    from dotenv.parser import parse_stream
+
+    found = []
+    with suppress(OSError, UnicodeError), Path(_ENV_FILE).open(encoding="utf-8") as stream:  # reported by pydantic
+        for line in parse_stream(stream):
+            name = re.match(rf"\s*(?:export\s+)?({_PREFIX}\w+)", line.original.string, re.IGNORECASE)
+            if name and (line.error or line.value is None):
+                found.append(f"{_ENV_FILE}, line {line.original.line}: write {name[1]}=value")
+    return found
 
 
 def duration_of(name: str, value: object) -> timedelta | None:

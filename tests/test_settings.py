@@ -132,6 +132,15 @@ def test_a_variable_of_another_program_is_left_alone(name: str, monkeypatch: pyt
     load_settings()
 
 
+@pytest.mark.parametrize(
+    "line", ["SESSION_IDLE_TIMEOUT: 1h", "SESSION_IDLE_TIMEOUT 1h", "SESSION_IDLE_TIMEOUT", "SESSION_IDLE_TIMEOUT='1h"]
+)
+def test_a_line_that_gives_a_setting_no_value_is_named(line: str) -> None:
+    Path(".env").write_text(f"OTHER: x\nSESSION_ON_RESUME=fresh\n{line}\n")
+    with pytest.raises(InvalidSettings, match=r"\.env, line 3: write SESSION_IDLE_TIMEOUT=value"):
+        load_settings()
+
+
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
 def test_an_env_file_in_another_encoding_is_named(
     encoding: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

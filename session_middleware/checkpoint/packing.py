@@ -187,6 +187,8 @@ def _model(model: BaseModel) -> ormsgpack.Ext:
     cls = type(model)
     if _is_langgraphs(cls):
         return _ext(PYDANTIC, cls, model.model_dump(), JSON_METHOD)
+    if model.__pydantic_extra__ and not cls.__pydantic_fields__.keys().isdisjoint(model.__pydantic_extra__):
+        raise TypeError(f"{cls.__qualname__} has a field and an extra value of the same name")
     if not state.is_dumping:
         with suppress(TypeError, ValueError):
             names = cls.__pydantic_fields__

@@ -16,9 +16,10 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.graph import START, StateGraph
 from langgraph.graph.message import add_messages
 from langgraph.types import Command, Send, interrupt
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from session_middleware import Sessions, UnserializableValue
+from session_middleware.checkpoint.serde import StrictSerializer
 from tests.support import processes
 from tests.support.agents import human
 from tests.support.classes import (
@@ -189,6 +190,7 @@ from operator import add
 from typing import Annotated, Any, TypedDict
 from langgraph.graph import START, StateGraph
 from session_middleware import Sessions
+from session_middleware.checkpoint.serde import StrictSerializer
 class State(TypedDict):
     orders: Annotated[list[Any], add]
     note: str
@@ -279,3 +281,13 @@ def test_a_message_beside_classes_is_a_message(build: tuple[Sessions, Build]) ->
         HumanMessage,
         AIMessage,
     ]
+
+
+class Doubled(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    a: int = Field(alias="b")
+
+
+def test_a_field_and_an_extra_value_of_one_name_are_refused() -> None:
+    with pytest.raises(TypeError, match="a field and an extra value of the same name"):
+        StrictSerializer().dumps_typed(Doubled(b=1, a=9))  # type: ignore[call-arg]
