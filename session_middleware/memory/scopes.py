@@ -74,7 +74,7 @@ def visible_namespaces(owners: Owners, scopes: Sequence[Scope] = SCOPES) -> list
 
 
 def is_visible(namespace: Namespace, owners: Owners) -> bool:
-    """Whether a run of these owners may use a namespace; nobody may use the bare ``("user",)``."""
+    """Whether a run of these owners may use a namespace. The bare ``("user",)`` is open to no run."""
     if not namespace or namespace[0] not in OWNED:
         return True
     return len(namespace) > 1 and namespace[1] in owners.of(namespace[0])

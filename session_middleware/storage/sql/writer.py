@@ -100,7 +100,7 @@ class Writer:
 
     @property
     def is_mine(self) -> bool:
-        """Whether the calling thread is inside an operation, where it sees what is not yet committed."""
+        """Whether the calling thread is inside an operation, where it reads uncommitted rows."""
         return self._thread == threading.get_ident()
 
     def finish_writes(self) -> None:

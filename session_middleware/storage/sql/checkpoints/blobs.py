@@ -81,7 +81,7 @@ def reading_rows(session_id: str | None = None) -> Iterator[None]:
 
 
 def has_checksum(compute: Callable[[], Any], stored: Any) -> bool:
-    """Whether a checksum is what is stored. Values of unexpected types have no checksum."""
+    """Whether the stored values have this checksum. Values of unexpected types have none."""
     try:
         return bool(compute() == stored)
     except (TypeError, AttributeError, UnicodeEncodeError):

@@ -1,1 +1,1 @@
-"""What was said and done: messages, calls, runs, and what is asked of all of them."""
+"""The record: messages, calls, runs, and reports over them."""

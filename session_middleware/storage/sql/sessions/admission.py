@@ -272,7 +272,7 @@ class Admitting:
         return session, is_known, True
 
     def _revive(self, kind: str, reason: str | None) -> bool:
-        """Returns ``False``: what is known of the session is no longer current."""
+        """Returns ``False``: the cached state of the session is no longer current."""
         self.connection.execute(_REVIVE, (kind, to_text(self.now), kind, self.session_id))
         events.append(self.connection, self.session_id, kind, reason, {}, self.now, run_id=self.context.run_id)
         return False
