@@ -61,6 +61,7 @@ class RecordingListener:
         metadata: CheckpointMetadata,
         new: Sequence[NewMessage],
     ) -> list[MessageEntry]:
+        context.record.on_fault = self.buffer.fault  # a message that cannot be recorded must not break a checkpoint
         try:
             counted = metadata.get("counters_since_delta_snapshot") or {}
             values = [v.value for v in checkpoint["channel_values"].values() if type(v) is _DeltaSnapshot]

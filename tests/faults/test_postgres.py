@@ -154,16 +154,17 @@ BROKEN = """
 """
 
 
-@pytest.mark.parametrize("in_subgraph", [False, True])
-def test_a_record_that_cannot_be_written_breaks_no_run(postgres_server: Server, in_subgraph: bool) -> None:
-    graph = scenarios.chat().compile(checkpointer=True if in_subgraph else None)
-    if in_subgraph:
+@pytest.mark.parametrize("way", ["attach", "in subgraph", "checkpointer alone"])
+def test_a_record_that_cannot_be_written_breaks_no_run(postgres_server: Server, way: str) -> None:
+    graph = scenarios.chat().compile(checkpointer=True if way == "in subgraph" else None)
+    if way == "in subgraph":
         graph = StateGraph(MessagesState).add_node("inner", graph).add_edge(START, "inner").compile()
     with postgres_server.database() as url:
         with psycopg.connect(url, autocommit=True) as owner:
             owner.execute(BROKEN.encode())
         with Sessions(url, sweep_interval=None) as sessions:
-            agent = sessions.attach(graph)
+            alone = way == "checkpointer alone"
+            agent = scenarios.chat().compile(sessions.checkpointer) if alone else sessions.attach(graph)
             for number in range(2):
                 agent.invoke({"messages": [("user", f"hi {number}")]}, sessions.config("t"))
             state = agent.get_state(sessions.config("t")).values["messages"]
