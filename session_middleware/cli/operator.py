@@ -255,15 +255,20 @@ def copy(source: str, target: str) -> None:
 @click.command()
 @new_db_option
 @click.option("--sql", "as_sql", is_flag=True, help="Print the SQL for PostgreSQL, and change nothing.")
-def migrate(db: str | None, as_sql: bool) -> None:
+@click.option(
+    "--partitions", type=click.IntRange(2, 1000), help="With --sql: make each table this many hash partitions."
+)
+def migrate(db: str | None, as_sql: bool, partitions: int | None) -> None:
     """Create the tables in a database, or print the SQL for a role that may."""
+    if partitions and not as_sql:
+        raise click.UsageError("--partitions changes the SQL that is printed; add --sql")
     if as_sql:
         try:
             from session_middleware.storage.postgres.schema import script
         except ImportError as error:
             raise click.ClickException(f"{error}; run: pip install 'session-middleware[postgres]'") from error
 
-        click.echo(script())
+        click.echo(script(partitions or 0))
         return
     from session_middleware.sessions import Sessions
 

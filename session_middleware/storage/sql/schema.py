@@ -144,7 +144,7 @@ _TABLES = (
     CREATE TABLE runs (
         session_id TEXT NOT NULL,
         seq INTEGER NOT NULL,
-        id TEXT NOT NULL UNIQUE,
+        id TEXT NOT NULL,
         user_id TEXT,
         outcome TEXT NOT NULL,
         error TEXT,
@@ -157,7 +157,8 @@ _TABLES = (
         checkpointed INTEGER NOT NULL DEFAULT 0,
         checkpoint_id TEXT,
         process TEXT,
-        PRIMARY KEY (session_id, seq)
+        PRIMARY KEY (session_id, seq),
+        UNIQUE (id, session_id)
     ) WITHOUT ROWID
     """,
     "CREATE INDEX runs_in_progress ON runs (session_id) WHERE outcome = 'running'",

@@ -66,7 +66,7 @@ def list_timeline(connection: Connection, session_id: str, *, after: int = 0, li
     others: list[Run] = []
     for run_id in dict.fromkeys(record.run_id for record in records):
         if run_id is not None and run_id not in here:
-            others += values_of(Run, connection.execute("SELECT * FROM runs WHERE id = ?", (run_id,)))
+            others += values_of(Run, connection.execute(_RUN, (run_id, session_id)))
     return Page(with_interruptions(connection, records), with_interruptions(connection, others))
 
 
@@ -100,10 +100,11 @@ def with_interruptions(connection: Connection, records: Sequence[R]) -> list[R]:
     return found
 
 
+_RUN = "SELECT * FROM runs WHERE id = ? AND session_id = ?"
 _STATUS: dict[type, str] = {Run: "outcome", ToolCall: "status"}
 _PROCESS = """
-    SELECT COALESCE((SELECT process FROM runs WHERE id = ?),
-    (SELECT process FROM tool_calls WHERE session_id = ? AND seq = ?))
+    SELECT COALESCE((SELECT process FROM runs WHERE id = ?1 AND session_id = ?2),
+    (SELECT process FROM tool_calls WHERE session_id = ?2 AND seq = ?3))
 """
 
 

@@ -43,7 +43,7 @@ def begin_run(write: SessionWrite, context: RunContext, now: datetime) -> bool:
         *(context.session_id, counters.next_seq(), context.run_id, context.identity.user_id, "running", to_text(now)),
         *(context.started_from, int(context.checkpointed), this_process()),
     )
-    write.insert("runs", _BEGUN, [row], " ON CONFLICT (id) DO NOTHING", if_there=uncount)
+    write.insert("runs", _BEGUN, [row], " ON CONFLICT (id, session_id) DO NOTHING", if_there=uncount)
     return has_dead
 
 
@@ -138,7 +138,8 @@ def list_left_behind(connection: Connection, session_id: str) -> set[int]:
 _LEFT_BEHIND = f"""
     SELECT seq FROM messages WHERE session_id = ?1 AND seq > ?2 AND run_id = ?3 AND checkpoint_ns = ''
     AND COALESCE(marks, '') NOT LIKE '%"{ASIDE}"%' AND EXISTS (
-        SELECT 1 FROM runs JOIN sessions ON sessions.id = runs.session_id WHERE runs.id = ?3 AND runs.checkpointed = 1
+        SELECT 1 FROM runs JOIN sessions ON sessions.id = runs.session_id WHERE runs.id = ?3
+        AND runs.session_id = ?1 AND runs.checkpointed = 1
         AND (?4 = 1 OR COALESCE(latest_checkpoint_id, '') = COALESCE(started_from, '') OR write_count = 0)
         AND messages.seq > COALESCE((
             SELECT latest.seq FROM checkpoints AS latest
@@ -172,7 +173,7 @@ def interrupt_calls_outside(connection: Connection, session_id: str) -> None:
 
 def _interrupt(connection: Connection | SessionWrite, run: DeadRun) -> None:
     connection.execute(_MARK_ASIDE, (*run, 0))
-    connection.execute("UPDATE runs SET outcome = 'interrupted' WHERE id = ?", (run.id,))
+    connection.execute("UPDATE runs SET outcome = 'interrupted' WHERE session_id = ? AND seq = ?", run[:2])
     _interrupt_calls(connection, run)
 
 
@@ -188,7 +189,8 @@ def is_forgotten(connection: Connection, context: RunContext) -> bool:
     """Whether the run's user was forgotten while it went on: then its row names somebody else."""
     if not context.has_row:
         return False
-    row = connection.execute("SELECT user_id FROM runs WHERE id = ?", (context.run_id,)).fetchone()
+    sql = "SELECT user_id FROM runs WHERE id = ? AND session_id = ?"
+    row = connection.execute(sql, (context.run_id, context.session_id)).fetchone()
     return row is not None and row[0] == "forgotten" != context.identity.user_id
 
 
