@@ -260,7 +260,7 @@ class Message(Record):
     extra: dict[str, Any] | None = None  # other fields of LangChain's: `usage_metadata`, `status` of a tool's failure …
     # "aside": to or from a model, in no state or history; "shared": of a subgraph, and in the outermost state too;
     # "resume": a person's answer to an interrupt; "redacted:emails", "unknown:role" …
-    marks: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
     created_at: datetime
 
     def describe(self, *, full: bool = False) -> str:
@@ -304,7 +304,7 @@ class ToolCall(Record):
     message_id: str | None = None
     checkpoint_ns: str = ""
     node: str | None = None
-    marks: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
     started_at: datetime | None = None
     duration_ms: float | None = None
 
@@ -318,7 +318,7 @@ class ToolCall(Record):
 class ModelCall(Record):
     """One call of a model, and its cost.
 
-    Its marks: "told", the call is known from a message only; "cached", the answer came from LangChain's cache.
+    Its flags: "told", the call is known from a message only; "cached", the answer came from LangChain's cache.
     """
 
     columns: ClassVar = _names("seq model input_tokens output_tokens cost duration_ms error started_at")
@@ -337,7 +337,7 @@ class ModelCall(Record):
     message_id: str | None = None  # the answer
     checkpoint_ns: str = ""
     node: str | None = None
-    marks: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
     started_at: datetime | None = None
 
     def describe(self, *, full: bool = False) -> str:

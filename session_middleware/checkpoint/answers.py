@@ -151,7 +151,7 @@ def _recorded_answer(call: ToolCall, messages: list[Message]) -> ToolMessage | N
     message = (equal or own)[-1] if own else None
     if message is not None:
         messages.remove(message)
-    if message is not None and message.content is None and not set(message.marks) - {SHARED}:
+    if message is not None and message.content is None and not set(message.flags) - {SHARED}:
         return ToolMessage(
             message.text,
             name=call.name,
@@ -159,6 +159,6 @@ def _recorded_answer(call: ToolCall, messages: list[Message]) -> ToolMessage | N
             id=message.message_id,
             status="error" if call.status == "error" else "success",
         )
-    if call.status != "ok" or call.marks or not isinstance(call.result, (str, list)):
+    if call.status != "ok" or call.flags or not isinstance(call.result, (str, list)):
         return None
     return ToolMessage(call.result, name=call.name, tool_call_id=call.tool_call_id)

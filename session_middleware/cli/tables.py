@@ -231,7 +231,7 @@ def _not_repeated(records: Sequence[Record]) -> Iterable[Record]:
 def _path(record: Record) -> str:
     """The path of the record's subgraph, such as ``team › writer``; empty for the root graph."""  # noqa: RUF002
     names = [part.partition(":")[0] for part in getattr(record, "checkpoint_ns", "").split("|")]
-    is_output = isinstance(record, Message) and (ASIDE in record.marks or record.status == "incomplete")
+    is_output = isinstance(record, Message) and (ASIDE in record.flags or record.status == "incomplete")
     if is_output or isinstance(record, ModelCall):
         names.pop()  # the node that called the model
     return f"{' › '.join(names)}: " if any(names) else ""  # noqa: RUF001

@@ -3,7 +3,7 @@
 ``await Runner.run(agent, "hi", session=OpenAIAgentsSession(sessions, "thread-42", user_id="alice"))``
 
 Items are stored and returned unchanged, and each is also a message of the record. An item that the SDK removes
-stays in the record, with the mark ``removed``.
+stays in the record, with the flag ``removed``.
 """
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ def describe_item(item: Any, message_id: str) -> MessageEntry:
 
 def _entry_of(item: Any, message_id: str) -> MessageEntry:
     if not isinstance(item, Mapping):
-        return MessageEntry(message_id, "assistant", "", content=item, marks=("item",))
+        return MessageEntry(message_id, "assistant", "", content=item, flags=("item",))
     kind = str(item.get("type") or "message")
     if kind == "function_call":
         call = {"id": item.get("call_id"), "name": item.get("name"), "args": _arguments(item.get("arguments"))}
@@ -196,7 +196,7 @@ def _entry_of(item: Any, message_id: str) -> MessageEntry:
         content = item.get("content")
         parts = None if isinstance(content, str) else content
         return MessageEntry(message_id, _ROLES[item["role"]], _text(content), content=parts)
-    return MessageEntry(message_id, "assistant", _text(item.get("summary")), content=item, marks=(f"item:{kind}",))
+    return MessageEntry(message_id, "assistant", _text(item.get("summary")), content=item, flags=(f"item:{kind}",))
 
 
 def _text(parts: Any) -> str:

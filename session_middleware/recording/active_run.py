@@ -152,7 +152,7 @@ class ActiveRun:
     def pop_model_output(self, namespace: str | None, already_recorded: Iterable[str] = ()) -> list[MessageEntry]:
         """Remove and return the model output of a node (``None``: of all) that the node has not returned itself.
 
-        It is marked `ASIDE`, unless the state turns out to hold the same message under another id.
+        It gets the flag `ASIDE`, unless the state turns out to hold the same message under another id.
         """
         if not self.pending_output:
             return []
@@ -165,7 +165,7 @@ class ActiveRun:
                 if namespace is not None and not f"{message.checkpoint_ns}|".startswith(f"{namespace}|"):
                     self.pending_output.append(message)
                 elif (message.again or message.message_id) not in own:
-                    aside.append(message._replace(again=None, marks=(*message.marks, ASIDE)))
+                    aside.append(message._replace(again=None, flags=(*message.flags, ASIDE)))
                 elif message.again is not None:
                     again.append(message)
         self.context.record.unclaimed.update({message.claim: message.message_id for message in aside if message.text})

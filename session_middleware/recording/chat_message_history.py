@@ -25,7 +25,7 @@ class SessionHistory(BaseChatMessageHistory):
 
     A redacted text is redacted here, too. Appending a message that the recorder has recorded in the present run
     adds no second one. After a run has read the history, its prompts and model output belong to the history only
-    if they are appended; until then they are recorded with the mark ``aside``. Clearing begins a new branch and
+    if they are appended; until then they are recorded with the flag ``aside``. Clearing begins a new branch and
     deletes nothing.
     """
 
@@ -95,8 +95,8 @@ class SessionHistory(BaseChatMessageHistory):
 
 def _is_in_history(message: Message) -> bool:
     """True for a message of the outermost graph's state, or of a history that was given or appended."""
-    is_outermost = not message.checkpoint_ns or SHARED in message.marks
-    return is_outermost and ASIDE not in message.marks and RESUME not in message.marks
+    is_outermost = not message.checkpoint_ns or SHARED in message.flags
+    return is_outermost and ASIDE not in message.flags and RESUME not in message.flags
 
 
 def _converted(message: Message, content: Any, *, is_human: bool) -> BaseMessage:

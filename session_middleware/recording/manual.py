@@ -184,8 +184,8 @@ class ManualRecorder:
         is_number = isinstance(cost, (int, float)) and not isinstance(cost, bool)
         if cost is not None and not (is_number and 0 <= cost < math.inf):
             raise InvalidArgument("cost", cost, wanted="a number of US dollars")
-        tokens, marks = count_tokens(usage.model_dump() if isinstance(usage, BaseModel) else usage)
-        if marks:
+        tokens, flags = count_tokens(usage.model_dump() if isinstance(usage, BaseModel) else usage)
+        if flags:
             raise InvalidArgument("usage", usage, wanted="numbers of tokens that are not negative")
         given = {name.removesuffix("_tokens"): count for name, count in counts.items() if count is not None}
         call = ModelCallEntry(
@@ -379,6 +379,6 @@ def _withheld(session_id: str, entry: MessageEntry) -> Message:
         message_id=entry.message_id,
         role=entry.role,
         text="",
-        marks=("withheld:message",),
+        flags=("withheld:message",),
         created_at=entry.created_at or datetime.min,
     )

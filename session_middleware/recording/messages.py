@@ -55,18 +55,18 @@ def describe(given: Sayable, checkpoint_ns: str = "", *, new_id: NewId, **change
     metadata, is_text = message.response_metadata, isinstance(message.content, str)
     content, files = (None, []) if is_text else extract_files(message.content)
     extra, more_files = _extra_of(message)
-    tokens, marks = usage_of(message) if isinstance(message, AIMessage) else (Tokens(), ())
+    tokens, flags = usage_of(message) if isinstance(message, AIMessage) else (Tokens(), ())
     message_id = str(message.id or new_id())
     kind = getattr(message, "role", message.type) if message.type == "chat" else message.type
     role = _ROLES.get(kind.removesuffix("MessageChunk").lower())
     if role == "user" and message.additional_kwargs.get("lc_source") == "summarization":
         role, extra = "system", {**(extra or {}), "type": message.type}  # LangChain's middleware marks summaries so
     if role is None:
-        role, marks = "user", (*marks, "unknown:role")  # the message is recorded all the same
+        role, flags = "user", (*flags, "unknown:role")  # the message is recorded all the same
     answer = message if isinstance(message, ToolMessage) else None
     artifact = None if answer is None else answer.artifact
     if (type(artifact) is dict and is_of_memory(artifact)) or is_recalled(message.content):
-        marks = (*marks, "memory")
+        flags = (*flags, "memory")
     entry = MessageEntry(
         message_id=message_id,
         role=role,
@@ -84,7 +84,7 @@ def describe(given: Sayable, checkpoint_ns: str = "", *, new_id: NewId, **change
         checkpoint_ns=checkpoint_ns,
         told=bool(checkpoint_ns) and role == "user",
         minted=not message.id,
-        marks=marks,
+        flags=flags,
         files=[*files, *more_files],
         call=None if tokens == Tokens() else reported_call(message, tokens, message_id, checkpoint_ns),
     )
@@ -128,9 +128,9 @@ def _tool_calls_of(message: AIMessage) -> tuple[dict[str, Any], ...]:
 def resume_answer(value: Any, message_id: str) -> MessageEntry:
     """Return the answer with which a person resumed an interrupted graph."""
     if isinstance(value, str):
-        return MessageEntry(message_id, "user", value, marks=(RESUME,))
+        return MessageEntry(message_id, "user", value, flags=(RESUME,))
     content = plain(value)
-    return MessageEntry(message_id, "user", json.dumps(content, ensure_ascii=False), content=content, marks=(RESUME,))
+    return MessageEntry(message_id, "user", json.dumps(content, ensure_ascii=False), content=content, flags=(RESUME,))
 
 
 def with_author(message: MessageEntry, users_words: frozenset[str] | None, agents: Container[str]) -> MessageEntry:

@@ -208,9 +208,9 @@ class MiddlewareRecorder:
             message.id = message.id or self.buffer.new_id()  # the state would generate one later
         message = output[0] if output else AIMessage("")
         if entry.error is None:
-            tokens, marks = usage_of(message)
+            tokens, flags = usage_of(message)
             model = model_in(message.response_metadata) or entry.model
-            entry = entry._replace(model=model, message_id=message.id, marks=marks)
+            entry = entry._replace(model=model, message_id=message.id, flags=flags)
             entry = with_usage(entry, tokens, cached=is_cached(message))
         self.buffer.add(hook.context, [entry])
         if is_cached(message) and hook.is_alone:

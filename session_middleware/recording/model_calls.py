@@ -116,9 +116,9 @@ class ModelCallRecorder:
         message = _message_of(response, call)
         (entry,) = self._buffer.describe([message], call.node.namespace)
         cached = is_cached(message)
-        tokens, marks = usage_of(message)
+        tokens, flags = usage_of(message)
         if tokens == Tokens():
-            tokens, marks = response_usage(response.llm_output)
+            tokens, flags = response_usage(response.llm_output)
         model = entry.model or call.model or model_in(response.llm_output)
         entry, original_id = entry._replace(model=model, call=None), entry.message_id
         if cached and call.id not in original_id:
@@ -134,7 +134,7 @@ class ModelCallRecorder:
         for other in list(run.models.values()):
             other.inner_ids.add(original_id)
         if original_id not in call.inner_ids:  # a wrapper that returns another model's message made no call itself
-            made = _entry_of(call, model, message_id=original_id, marks=marks)
+            made = _entry_of(call, model, message_id=original_id, flags=flags)
             self._buffer.add(run.context, [with_usage(made, tokens, cached=cached)])
         if not run.context.checkpointed and run.context.run_id != str(run_id):
             self._buffer.flush(run.context)

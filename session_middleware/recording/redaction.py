@@ -1,6 +1,6 @@
 """The ``redact`` and ``record`` settings, applied to all entries before they are stored.
 
-State and checkpoints are not changed. An entry's `marks` name each change: ``"redacted:emails"``,
+State and checkpoints are not changed. An entry's `flags` name each change: ``"redacted:emails"``,
 ``"redacted"`` for a user's function, ``"withheld:arguments"``, ``"withheld:result"``.
 """
 
@@ -124,12 +124,12 @@ class RedactionPolicy:
             case HistoryEntry():
                 return entry._replace(messages=self.messages(entry.messages)) if self.is_recorded("messages") else None
             case ToolStart() if not self.is_recorded("tool_arguments", entry.name):
-                return entry._replace(arguments=None, marks=(*entry.marks, "withheld:arguments"))
+                return entry._replace(arguments=None, flags=(*entry.flags, "withheld:arguments"))
             case ToolStart():
                 return self._redacted(entry, "arguments")
             case ToolEnd() if not self.is_recorded("tool_results", entry.name):
                 error = entry.error and entry.error.partition(":")[0]  # the exception's type
-                return entry._replace(result=None, artifact=None, error=error, marks=(*entry.marks, "withheld:result"))
+                return entry._replace(result=None, artifact=None, error=error, flags=(*entry.flags, "withheld:result"))
             case ToolEnd():
                 return self._redacted(entry, "result", "artifact", "error")
             case ModelCallEntry():
@@ -139,66 +139,66 @@ class RedactionPolicy:
 
     def _redacted(self, entry: E, *names: str) -> E:
         """Redact the fields with these names."""
-        marks = list(entry.marks)
-        fields = {name: self._redact(getattr(entry, name), marks) for name in names}
-        return entry._replace(**fields, marks=tuple(dict.fromkeys(marks)))
+        flags = list(entry.flags)
+        fields = {name: self._redact(getattr(entry, name), flags) for name in names}
+        return entry._replace(**fields, flags=tuple(dict.fromkeys(flags)))
 
     def _message(self, message: MessageEntry) -> MessageEntry:
         if message.role == "tool" and not self.is_recorded("tool_results", message.name):
             extra = {"status": "error"} if message.tool_error else None
             withheld = message._replace(text="", content=None, artifact=None, extra=extra, files=())
-            return withheld._replace(marks=(*message.marks, "withheld:result"))
+            return withheld._replace(flags=(*message.flags, "withheld:result"))
         redacted = self._redacted(message, "text", "content", "name", "artifact")
-        marks = list(redacted.marks)
+        flags = list(redacted.flags)
         return redacted._replace(
-            tool_calls=[self._call(call, marks) for call in message.tool_calls],
-            extra=self._fields(message.extra or {}, marks) or None,
+            tool_calls=[self._call(call, flags) for call in message.tool_calls],
+            extra=self._fields(message.extra or {}, flags) or None,
             call=message.call if self.is_recorded("model_calls") else None,
-            marks=tuple(dict.fromkeys(marks)),
+            flags=tuple(dict.fromkeys(flags)),
         )
 
-    def _fields(self, fields: Mapping[str, Any], marks: list[str]) -> dict[str, Any]:
+    def _fields(self, fields: Mapping[str, Any], flags: list[str]) -> dict[str, Any]:
         """Redact the values, but not the names and not the status of a tool."""
-        return {name: value if name == "status" else self._redact(value, marks) for name, value in fields.items()}
+        return {name: value if name == "status" else self._redact(value, flags) for name, value in fields.items()}
 
-    def _call(self, call: dict[str, Any], marks: list[str]) -> dict[str, Any]:
+    def _call(self, call: dict[str, Any], flags: list[str]) -> dict[str, Any]:
         if self.is_recorded("tool_arguments", call.get("name")):
-            return call | self._fields({name: call[name] for name in _ARGUMENT_FIELDS if name in call}, marks)
-        marks.append("withheld:arguments")
+            return call | self._fields({name: call[name] for name in _ARGUMENT_FIELDS if name in call}, flags)
+        flags.append("withheld:arguments")
         is_invalid = call.get("type") == "invalid_tool_call"
         return {**call, "args": None, "error": None} if is_invalid else {**call, "args": {}}
 
-    def _text(self, text: str, marks: list[str]) -> str:
-        for mark, detect in self._detectors if text else ():
+    def _text(self, text: str, flags: list[str]) -> str:
+        for flag, detect in self._detectors if text else ():
             try:
                 redacted = detect(text)
                 if not isinstance(redacted, str):
                     raise TypeError(f"redact returned a {type(redacted).__name__}, not a str")
             except Exception as error:  # noqa: BLE001  # a text on which the user's function fails is not recorded
                 self._on_error(error)
-                marks.append("redacted")
+                flags.append("redacted")
                 return "[not recorded: redaction failed]"
             if redacted != text:
                 text = redacted
-                marks.append(mark)
+                flags.append(flag)
         return text
 
-    def _redact(self, value: Any, marks: list[str]) -> Any:
-        """Redact each text in a value. The marks of the changes are appended to `marks`."""
+    def _redact(self, value: Any, flags: list[str]) -> Any:
+        """Redact each text in a value. The flags of the changes are appended to `flags`."""
         if value is None or not self._detectors:
             return value
-        return self._walk(value if isinstance(value, str) else plain(value), marks)
+        return self._walk(value if isinstance(value, str) else plain(value), flags)
 
-    def _walk(self, value: Any, marks: list[str]) -> Any:
+    def _walk(self, value: Any, flags: list[str]) -> Any:
         if isinstance(value, str):
-            return self._text(str(value), marks)
+            return self._text(str(value), flags)
         if isinstance(value, dict):
             found: dict[str, Any] = {}
             numbers: dict[str, int] = {}
             for key, part in value.items():
-                found[_unique_key(found, self._walk(key, marks), numbers)] = self._walk(part, marks)
+                found[_unique_key(found, self._walk(key, flags), numbers)] = self._walk(part, flags)
             return found
-        return [self._walk(part, marks) for part in value] if isinstance(value, list) else value
+        return [self._walk(part, flags) for part in value] if isinstance(value, list) else value
 
 
 def _unique_key(taken: Mapping[str, Any], key: str, numbers: dict[str, int]) -> str:

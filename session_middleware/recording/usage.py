@@ -57,11 +57,11 @@ _NONE: tuple[Tokens, tuple[str, ...]] = Tokens(), ()
 
 
 def count_tokens(usage: Any) -> tuple[Tokens, tuple[str, ...]]:
-    """Return the counts of a usage under LangChain's or a provider's names, and marks; an invalid count is dropped."""
+    """Return the counts of a usage under LangChain's or a provider's names, and flags; an invalid count is dropped."""
     if not issubclass(type(usage), Mapping):
         return _NONE
     found = [_find(usage, details, names) for details, names in _COUNTS]
-    marks = () if all(count is None or is_count(count) for count in found) else ("invalid:tokens",)
+    flags = () if all(count is None or is_count(count) for count in found) else ("invalid:tokens",)
     tokens = Tokens(*(count if is_count(count) else None for count in found))
     if tokens.written_5m or tokens.written_1h:  # LangChain then reports 0 as their sum
         parts = (tokens.written_5m or 0) + (tokens.written_1h or 0)
@@ -72,7 +72,7 @@ def count_tokens(usage: Any) -> tuple[Tokens, tuple[str, ...]]:
         five_minutes, one_hour = (count if is_count(count) else None for count in durations)
         tokens = tokens._replace(cached=read or 0, written=written or 0, written_5m=five_minutes, written_1h=one_hour)
         tokens = tokens._replace(input=(tokens.input or 0) + (read or 0) + (written or 0))
-    return tokens, marks
+    return tokens, flags
 
 
 def _find(usage: Mapping[str, Any], details: tuple[str, ...], names: tuple[str, ...]) -> Any:
@@ -83,7 +83,7 @@ def _find(usage: Mapping[str, Any], details: tuple[str, ...], names: tuple[str, 
 
 
 def usage_of(message: BaseMessage) -> tuple[Tokens, tuple[str, ...]]:
-    """Return the counts and marks of a message."""
+    """Return the counts and flags of a message."""
     if not isinstance(message, AIMessage):
         return _NONE
     found = count_tokens(message.usage_metadata) if message.usage_metadata else _NONE
@@ -125,8 +125,8 @@ def reported_call(message: BaseMessage, tokens: Tokens, message_id: str, checkpo
 def with_usage(call: ModelCallEntry, tokens: Tokens, *, cached: bool = False) -> ModelCallEntry:
     """Return the call with its tokens and cost; both are 0 for a `cached` message."""
     if cached:
-        marks = (*call.marks, "cached")
-        return call._replace(input_tokens=0, output_tokens=0, cost=lambda: 0.0, marks=marks)
+        flags = (*call.flags, "cached")
+        return call._replace(input_tokens=0, output_tokens=0, cost=lambda: 0.0, flags=flags)
     load_prices()
     return call._replace(
         input_tokens=tokens.input,

@@ -185,11 +185,11 @@ class RecordBuffer:
 
 
 def _aside(entry: Entry) -> Entry:
-    """Return the entry with the mark `ASIDE` on its messages."""
+    """Return the entry with the flag `ASIDE` on its messages."""
     if isinstance(entry, HistoryEntry):
-        return entry._replace(messages=[m._replace(marks=(*m.marks, ASIDE)) for m in entry.messages])
-    if isinstance(entry, MessageEntry) and ASIDE not in entry.marks:
-        return entry._replace(marks=(*entry.marks, ASIDE))
+        return entry._replace(messages=[m._replace(flags=(*m.flags, ASIDE)) for m in entry.messages])
+    if isinstance(entry, MessageEntry) and ASIDE not in entry.flags:
+        return entry._replace(flags=(*entry.flags, ASIDE))
     return entry
 
 

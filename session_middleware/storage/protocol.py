@@ -345,7 +345,7 @@ class Storage(Protocol):
         """The last `limit` items, in order, without removed ones."""
 
     def remove_items(self, context: RunContext, *, limit: int | None = None) -> list[StoredItem]:
-        """Remove the last `limit` items, or all; returns them in order. Their messages get the mark ``removed``."""
+        """Remove the last `limit` items, or all; returns them in order. Their messages get the flag ``removed``."""
 
     # Checkpoints
 

@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple, TypeAlias
 
-ASIDE = "aside"  # mark of a prompt or model output that is in no state and no history
-REPORTED = "told"  # mark of a model call that only the usage in a message implies
-SHARED = "shared"  # mark of a subgraph's message that is in the outermost graph's state as well
-RESUME = "resume"  # mark of an answer that resumed an interrupted graph: it is in no state and no memory
+ASIDE = "aside"  # flag of a prompt or model output that is in no state and no history
+REPORTED = "told"  # flag of a model call that only the usage in a message implies
+SHARED = "shared"  # flag of a subgraph's message that is in the outermost graph's state as well
+RESUME = "resume"  # flag of an answer that resumed an interrupted graph: it is in no state and no memory
 OF_MEMORY = {"session_middleware": "memory"}  # artifact of our memory tools' answers, which are not indexed again
 _RECALLED = re.compile(r"<memory-([0-9a-f]{12})>\n.*\n</memory-\1>", re.DOTALL)
 
@@ -63,7 +63,7 @@ class MessageEntry(NamedTuple):
     minted: bool = False  # the message had no id; this one was generated
     late: bool = False  # from a checkpoint, put after a later state of the run was recorded
     followed_by: str | None = None  # the id of its successor, if known
-    marks: Sequence[str] = ()
+    flags: Sequence[str] = ()
     files: Sequence[Attachment] = ()
     created_at: datetime | None = None  # None: now
     call: ModelCallEntry | None = None  # the model call that its usage implies, used if no other entry has it
@@ -77,7 +77,7 @@ class MessageEntry(NamedTuple):
 class HistoryEntry(NamedTuple):
     """A complete conversation of a loop, prompt or state, to be aligned with the recorded one.
 
-    `align` gets the recorded messages of the branch and the given ones. `is_said` removes the mark `ASIDE` from
+    `align` gets the recorded messages of the branch and the given ones. `is_said` removes the flag `ASIDE` from
     the recorded messages among the given ones.
     """
 
@@ -113,7 +113,7 @@ class ToolStart(NamedTuple):
     checkpoint_ns: str = ""
     node: str | None = None
     message_id: str | None = None  # the message that requested it, if known
-    marks: Sequence[str] = ()
+    flags: Sequence[str] = ()
     corrects: bool = False  # changes the arguments of a recorded start with this execution id
 
 
@@ -124,7 +124,7 @@ class ToolEnd(NamedTuple):
     error: str | None = None
     duration_ms: float | None = None
     artifact: Any = None
-    marks: Sequence[str] = ()
+    flags: Sequence[str] = ()
     name: str | None = None  # of the tool
     files: Sequence[Attachment] = ()
 
@@ -144,7 +144,7 @@ class ModelCallEntry(NamedTuple):
     message_id: str | None = None
     checkpoint_ns: str = ""
     node: str | None = None
-    marks: Sequence[str] = ()
+    flags: Sequence[str] = ()
     started_at: datetime | None = None
     by_hand: bool = False  # reported by the application: a message may imply the same call, before or after
 

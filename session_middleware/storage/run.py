@@ -91,7 +91,7 @@ class RunContext:
     has_checkpoint: bool = False  # the run has put a checkpoint
     checkpoint_id: str | None = None  # of the outermost graph: the latest that was read or put
     started_from: str | None = None  # the first that was read
-    has_history: bool = False  # the run was given a history; messages that are not added to it get the mark "aside"
+    has_history: bool = False  # the run was given a history; messages that are not added to it get the flag "aside"
     continues_without_input: bool = False  # the run continues an interrupted one without new input
     run_input: Any = None  # the input, until the first read
     subgraph_inputs: dict[str, Any] = field(default_factory=dict)  # inputs of subgraphs by namespace, without task ids

@@ -77,7 +77,7 @@ def test_what_happened_in_a_subgraph_says_so_on_every_line() -> None:
         message(2, "assistant", "", model="gpt", tool_calls=({"id": "c9", "name": "f", "args": {}},), **inside),
         message(3, "user", "do it", **inside),
         call(4, **inside),
-        message(5, "assistant", "aside", model="gpt", marks=("aside",), checkpoint_ns="team:1|writer:2|model:3"),
+        message(5, "assistant", "aside", model="gpt", flags=("aside",), checkpoint_ns="team:1|writer:2|model:3"),
     ]
     lines = [line for line in printed(timeline(session(), rows)).splitlines() if line.startswith("12:00:00")]
     assert ["team › writer: " in line for line in lines] == [True] * 5  # noqa: RUF001

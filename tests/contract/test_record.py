@@ -32,7 +32,7 @@ def test_the_same_history_again_adds_nothing(storage: Storage, run: RunContext) 
     for _ in range(3):
         storage.append(run, history)
     assert [(m.seq, m.text) for m in storage.list_messages("t")] == [(3, "hi"), (4, "ho")]
-    assert [(call.message_id, call.marks) for call in storage.list_records(ModelCall, "t")] == [("2", ("told",))]
+    assert [(call.message_id, call.flags) for call in storage.list_records(ModelCall, "t")] == [("2", ("told",))]
     session = storage.find_session("t")
     assert (session.message_count, session.input_tokens, session.output_tokens) == (2, 3, 4)
 
@@ -138,7 +138,7 @@ def test_what_json_cannot_hold_is_recorded_with_a_mark(storage: Storage, run: Ru
     assert calls[0].result["__repr__"] == "b'bytes'"
     assert calls[1].result == [1, 2]
     assert calls[2].result["__repr__"] == "<odd \ufffd>"
-    assert {call.marks for call in calls} == {("invalid:unicode",)}
+    assert {call.flags for call in calls} == {("invalid:unicode",)}
     assert "__repr__" in calls[3].result
 
 
@@ -280,11 +280,11 @@ def test_what_a_model_was_heard_saying_is_one_row_with_the_message_of_the_state(
 ) -> None:
     run.record.on_fault = pytest.fail
     run.record.unclaimed["assistant", "fine"] = "heard"
-    run.record.entries.append(say("heard", "fine", "assistant", marks=("aside",)))
+    run.record.entries.append(say("heard", "fine", "assistant", flags=("aside",)))
     of_state = say("own", "fine", "assistant")
     storage.put_checkpoint(put("c1", None, of_state, context=run))
     storage.append(run, [of_state])
-    assert [(m.message_id, m.marks) for m in storage.list_messages("t")] == [("own", ())]
+    assert [(m.message_id, m.flags) for m in storage.list_messages("t")] == [("own", ())]
 
 
 @pytest.mark.parametrize("goes_on", [True, False])

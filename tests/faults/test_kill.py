@@ -54,7 +54,7 @@ def test_nothing_acknowledged_is_lost(tmp_path: Path, durability: str, mode: str
         config = sessions.config("t", user_id="ada")
         agent.invoke(None, config)  # finishes what was cut off
         state = [m.id for m in agent.get_state(config).values["messages"]]
-        recorded = [m.message_id for m in sessions.get("t").messages() if ASIDE not in m.marks]
+        recorded = [m.message_id for m in sessions.get("t").messages() if ASIDE not in m.flags]
         calls = sessions.get("t").tool_calls()
     assert set(acknowledged) <= set(state)
     assert len(recorded) == len(set(recorded))

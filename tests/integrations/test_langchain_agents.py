@@ -131,7 +131,7 @@ async def test_a_cached_answer_is_said_again_and_takes_no_tokens(mode: str, run:
         await run(agent, human("hello"), sessions.config("t"))
     session = sessions.get("t")
     assert said(session) == [("user", "hello"), ("assistant", "you said hello")] * 3
-    assert [(call.input_tokens, call.marks) for call in session.model_calls()] == [(3, ()), *[(0, ("cached",))] * 2]
+    assert [(call.input_tokens, call.flags) for call in session.model_calls()] == [(3, ()), *[(0, ("cached",))] * 2]
     assert (session.input_tokens, session.cost) == (3, 0.0)
 
 

@@ -172,7 +172,7 @@ async def test_each_item_is_a_message_of_the_record(sessions: Sessions) -> None:
     ]
     assert found[3].tool_calls[0]["args"] == {"thing": "tea"}
     assert found[5].tool_calls[0]["args"] == {"arguments": "{broken"}
-    assert [m.marks for m in found if m.marks] == [("item:reasoning",), ("item:web_search_call",), ("invalid:unicode",)]
+    assert [m.flags for m in found if m.flags] == [("item:reasoning",), ("item:web_search_call",), ("invalid:unicode",)]
     assert {call.tool_call_id: call.status for call in sessions.get("t").tool_calls()} == {"c1": "ok", "c2": "ok"}
 
 
@@ -215,7 +215,7 @@ async def test_what_is_popped_or_cleared_stays_in_the_record_with_a_mark(session
     await session.add_items(ITEMS[:1])
     assert await session.get_items() == ITEMS[:1]
     found = sessions.get("t").messages()
-    assert [("removed" in message.marks) for message in found] == [True] * 5 + [False]
+    assert [("removed" in message.flags) for message in found] == [True] * 5 + [False]
     assert found[0].text == "hi"
 
 

@@ -124,7 +124,7 @@ def test_what_a_chain_puts_before_its_model_is_not_remembered_as_said(sessions: 
     else:
         config: Any = sessions.config("now", user_id="alice") | {"callbacks": [sessions.recorder]}
         Asked().invoke(given, config)
-    assert [m.marks for m in session.messages() if m.role == "user"] == [("memory",), ()]
+    assert [m.flags for m in session.messages() if m.role == "user"] == [("memory",), ()]
     sessions.index_memory()
     assert {found.session_id for found in session.memory.recall("peanuts", 9)} == {"before"}
     assert {found.session_id for found in sessions.search("peanuts")} == {"before"}

@@ -160,7 +160,7 @@ def test_what_was_forgotten_is_not_recalled_from_what_the_tools_answered(session
     assert sessions.search("peanuts") == []
     answered = [m for m in sessions.get("t").messages() if m.role == "tool"]
     assert "peanuts" in answered[0].text  # the record has it all the same
-    assert answered[0].marks == ("memory",)
+    assert answered[0].flags == ("memory",)
 
 
 def test_in_a_loop_of_ones_own_the_answers_of_the_tools_are_not_indexed_either(sessions: Sessions) -> None:

@@ -138,7 +138,7 @@ def test_an_artifact_is_kept_and_takes_no_message_with_it(
         ("tool", "seen"),
         ("assistant", "done"),
     ]
-    assert [m.marks for m in session.messages()] == [()] * 4
+    assert [m.flags for m in session.messages()] == [()] * 4
     (call,) = session.tool_calls()
     assert (call.name, call.arguments, call.result, call.status) == ("look", {"x": 1}, "seen", "ok")
     assert call.artifact == kept

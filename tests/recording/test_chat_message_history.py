@@ -325,7 +325,7 @@ def test_what_a_prompt_adds_is_in_the_record_as_said_aside(sessions: Sessions) -
         history.add_messages([HumanMessage(given["question"]), said])
 
     RunnableLambda(answer).invoke({"question": "hi"}, config)
-    found = [(m.role, m.text, m.marks) for m in sessions.get("t").messages()]
+    found = [(m.role, m.text, m.flags) for m in sessions.get("t").messages()]
     assert found == [("system", "be nice", ("aside",)), ("user", "hi", ()), ("assistant", "you said hi", ())]
 
 

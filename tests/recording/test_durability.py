@@ -112,7 +112,7 @@ def record(sessions: Sessions, session_id: str) -> list[tuple[Any, ...]]:
     found: list[tuple[Any, ...]] = []
     for entry in sessions.get(session_id).timeline():
         told = [getattr(entry, name, None) for name in ("role", "text", "name", "status", "outcome", "branch", "kind")]
-        found.append((type(entry).__name__, *told, namespace(entry), getattr(entry, "marks", ())))
+        found.append((type(entry).__name__, *told, namespace(entry), getattr(entry, "flags", ())))
     return found
 
 

@@ -52,8 +52,8 @@ def test_a_message_in_a_graph_of_a_role_nobody_knows_is_recorded_with_a_mark(ses
     chorus = ChatMessage("hear, hear", role="chorus")
     graph.invoke({"messages": [chorus, ChatMessage("be brief", role="System")]}, sessions.config("t"))
     first, second = sessions.get("t").messages()[:2]
-    assert (first.role, first.text, first.marks) == ("user", "hear, hear", ("unknown:role",))
-    assert (second.role, second.marks) == ("system", ())
+    assert (first.role, first.text, first.flags) == ("user", "hear, hear", ("unknown:role",))
+    assert (second.role, second.flags) == ("system", ())
 
 
 def test_a_loop_over_openais_dicts_is_recorded_as_a_run(sessions: Sessions) -> None:

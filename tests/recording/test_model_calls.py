@@ -160,7 +160,7 @@ def test_a_message_with_usage_tells_of_a_call_that_nobody_saw(
     assert took(session) == (2, 2000, 200, pytest.approx(0.00042))
     answers = [message.message_id for message in session.messages() if message.role == "assistant"]
     calls = session.model_calls()
-    assert [(call.message_id, call.model, call.provider, call.marks) for call in calls] == [
+    assert [(call.message_id, call.model, call.provider, call.flags) for call in calls] == [
         (answer, "gpt-4o-mini", "openai", ("told",)) for answer in answers
     ]
     assert all(call.started_at for call in calls)
@@ -227,10 +227,10 @@ def test_a_cached_answer_is_said_again_and_costs_nothing(
         invoke(graph, human("hi"), config)
     invoke(graph, human("hi"), config | {"configurable": {"thread_id": "u"}, "metadata": {"thread_id": "u"}})
     session = sessions.get("t")
-    assert [(m.role, m.text, m.marks) for m in session.messages()] == [
+    assert [(m.role, m.text, m.flags) for m in session.messages()] == [
         *[("user", "hi", ()), ("assistant", "answer 1", ())] * 3
     ]
-    assert [(call.cost, call.input_tokens, call.marks) for call in session.model_calls()] == [
+    assert [(call.cost, call.input_tokens, call.flags) for call in session.model_calls()] == [
         (PRICE, 1000, ()),
         *[(0.0, 0, ("cached",))] * 2,
     ]
@@ -311,7 +311,7 @@ def test_a_call_is_recorded_by_hand(sessions: Sessions, given: Any, is_async: bo
         session.record_model_call("gpt-4o-mini", **options)
     (call,) = session.model_calls()
     assert (call.model, call.provider, call.input_tokens, call.output_tokens) == ("gpt-4o-mini", "openai", 1000, 100)
-    assert (call.cost, call.duration_ms, call.started_at, call.marks) == (PRICE, 5.0, at, ())
+    assert (call.cost, call.duration_ms, call.started_at, call.flags) == (PRICE, 5.0, at, ())
     assert took(sessions.get("t")) == (1, 1000, 100, PRICE)
     assert [(used.key, used.cost) for used in sessions.usage("user")] == [("ada", PRICE)]
     assert inspect.signature(Session.arecord_model_call) == inspect.signature(Session.record_model_call)
@@ -342,7 +342,7 @@ def test_a_call_and_the_message_that_tells_of_it_are_one(
             turn(number)
     factor = 2 if named else 1  # what is told by hand is what counts
     assert took(sessions.get("t")) == (3, 3000 * factor, 300 * factor, pytest.approx(0.00063 * factor))
-    assert [(call.message_id, call.marks) for call in session.model_calls()] == [("m0", ()), ("m1", ()), ("m2", ())]
+    assert [(call.message_id, call.flags) for call in session.model_calls()] == [("m0", ()), ("m1", ()), ("m2", ())]
     assert sum(run.cost or 0 for run in session.runs()) == (sessions.get("t").cost if in_a_block else 0)
 
 

@@ -108,7 +108,7 @@ def test_token_counts_that_are_none_are_left_out_with_a_mark(count: Any, session
     sessions.attach(one_node(lambda state: {"messages": [message]})).invoke(human("hi"), sessions.config("t"))
     recorded = sessions.get("t").messages()[1]
     assert (recorded.output_tokens, recorded.input_tokens) == (2, None)
-    assert recorded.marks == (() if count is None else ("invalid:tokens",))
+    assert recorded.flags == (() if count is None else ("invalid:tokens",))
 
 
 def test_what_a_model_says_in_a_node_that_keeps_it_to_itself_is_said_aside(sessions: Sessions) -> None:
@@ -119,7 +119,7 @@ def test_what_a_model_says_in_a_node_that_keeps_it_to_itself_is_said_aside(sessi
         return {"messages": [("ai", model.invoke(state["messages"]).text)]}  # the same words, another message
 
     sessions.attach(one_node(route)).invoke(human("hi"), sessions.config("t"))
-    found = [(m.text, m.marks, bool(m.checkpoint_ns)) for m in sessions.get("t").messages()]
+    found = [(m.text, m.flags, bool(m.checkpoint_ns)) for m in sessions.get("t").messages()]
     assert found == [("hi", (), False), ("you said which way?", ("aside",), True), ("you said hi", (), False)]
 
 
@@ -162,7 +162,7 @@ def test_what_is_streamed_is_down_before_it_is_whole_and_is_one_message_then(ses
     graph = sessions.attach(one_node(lambda state: {"messages": [model.invoke(state["messages"])]}))
     assert list(graph.stream(human("count"), sessions.config("t"), stream_mode="messages"))
     assert seen == [("count", "complete"), ("one two ", "incomplete")]
-    found = [(m.text, m.status, m.version, m.marks) for m in sessions.get("t").messages()]
+    found = [(m.text, m.status, m.version, m.flags) for m in sessions.get("t").messages()]
     assert found == [("count", "complete", 1, ()), ("one two three", "complete", 1, ())]
 
 
@@ -354,7 +354,7 @@ async def test_an_approval_is_neither_in_the_history_nor_in_memory(
         words = str(approval)
         assert {memory.text for memory in session.memory.recall(words, k=10)} <= {"go", "done"}
         assert {found.text for found in sessions.search("zebra", user_id="alice")} == set()
-        [answer] = [message for message in session.messages() if "resume" in message.marks]
+        [answer] = [message for message in session.messages() if "resume" in message.flags]
         assert answer.message_id.startswith("resume-")
 
 
@@ -516,9 +516,9 @@ def test_redaction_is_of_the_record_and_not_of_the_state(tmp_path: Path) -> None
         assert "bob@example.com" in state[0].text
         session = sessions.get("t")
         assert not any("bob@" in repr(entry) for entry in session.timeline())
-        assert session.messages()[0].marks == ("redacted:emails",)
+        assert session.messages()[0].flags == ("redacted:emails",)
         (call,) = session.tool_calls()
-        assert (call.arguments, call.marks) == ({"thing": "[redacted email]"}, ("redacted:emails",))
+        assert (call.arguments, call.flags) == ({"thing": "[redacted email]"}, ("redacted:emails",))
 
 
 def test_what_cannot_be_recorded_breaks_neither_the_run_nor_its_checkpoints(tmp_path: Path) -> None:

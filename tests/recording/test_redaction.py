@@ -37,7 +37,7 @@ def only(keep: RedactionPolicy, entry: Entry) -> Any:
 def test_a_detector_takes_out_what_it_is_for(detector: str, text: str, redacted: str) -> None:
     kept = only(keeping(redact=[detector]), MessageEntry("1", "user", text))
     assert kept.text == redacted
-    assert kept.marks == ((f"redacted:{detector}",) if redacted != text else ())
+    assert kept.flags == ((f"redacted:{detector}",) if redacted != text else ())
 
 
 def test_content_arguments_results_and_errors_are_redacted_as_well() -> None:
@@ -47,7 +47,7 @@ def test_content_arguments_results_and_errors_are_redacted_as_well() -> None:
     assert message.content == [{"text": "[redacted email]"}]
     assert message.tool_calls[0]["args"] == {"to": ["[redacted email]"]}
     start = only(keep, ToolStart("x", "c", "send", {"to": "a@b.com"}))
-    assert (start.arguments, start.marks) == ({"to": "[redacted email]"}, ("redacted:emails",))
+    assert (start.arguments, start.flags) == ({"to": "[redacted email]"}, ("redacted:emails",))
     end = only(keep, ToolEnd("x", "error", {"from": "c@d.com"}, "no such address: a@b.com"))
     assert (end.result, end.error) == ({"from": "[redacted email]"}, "no such address: [redacted email]")
 
@@ -56,7 +56,7 @@ def test_names_and_the_keys_of_arguments_results_and_content_are_redacted_as_wel
     keep = keeping(redact="emails")
     message = only(keep, MessageEntry("1", "user", "hi", name="a@b.com", content=[{"type": "text", "a@b.com": 1}]))
     assert (message.name, message.content) == ("[redacted email]", [{"type": "text", "[redacted email]": 1}])
-    assert message.marks == ("redacted:emails",)
+    assert message.flags == ("redacted:emails",)
     end = only(keep, ToolEnd("x", "ok", {"a@b.com": 1, "c@d.com": 2, "n": 3, "e@f.com": 4}))
     assert end.result == {"[redacted email]": 1, "[redacted email] 2": 2, "n": 3, "[redacted email] 3": 4}
 
@@ -71,7 +71,7 @@ def test_the_error_of_a_call_that_could_not_be_parsed_quotes_its_arguments_and_i
 
 def test_a_function_of_ones_own_redacts_and_one_that_fails_keeps_nothing() -> None:
     kept = only(keeping(redact=lambda text: text.replace("secret", "…")), MessageEntry("1", "user", "my secret"))
-    assert (kept.text, kept.marks) == ("my …", ("redacted",))
+    assert (kept.text, kept.flags) == ("my …", ("redacted",))
     told: list[Exception] = []
     keep = RedactionPolicy(lambda text: str(1 / 0), on_error=told.append)
     assert "secret" not in only(keep, MessageEntry("1", "user", "my secret")).text
@@ -83,7 +83,7 @@ def test_what_is_not_chosen_is_not_kept() -> None:
     assert keep.entries([MessageEntry("1", "user", "hi")]) == []
     assert only(keep, ToolStart("x", "c", "add", {"a": 1})).arguments == {"a": 1}
     end = only(keep, ToolEnd("x", "error", 3, "ValueError: 3 is secret", artifact=4))
-    assert (end.result, end.artifact, end.error, end.marks) == (None, None, "ValueError", ("withheld:result",))
+    assert (end.result, end.artifact, end.error, end.flags) == (None, None, "ValueError", ("withheld:result",))
 
 
 def test_a_tool_may_be_kept_otherwise_than_the_others_wherever_it_shows() -> None:

@@ -13,7 +13,7 @@ from session_middleware.models import Value, from_text
 from session_middleware.storage.jsonable import REPLACED, clean, to_json
 from session_middleware.storage.sql.connection import Cursor, DamagedRow
 
-__all__ = ["Malformed", "clean", "marks_of", "namespace_text", "read_column", "to_json", "value_of", "values_of"]
+__all__ = ["Malformed", "clean", "flags_of", "namespace_text", "read_column", "to_json", "value_of", "values_of"]
 
 V = TypeVar("V", bound=Value)
 
@@ -28,7 +28,7 @@ class Malformed(DamagedRow):
 
 _JSON_COLUMNS = frozenset(
     {"tags", "metadata", "context", "client", "content", "tool_calls", "arguments", "result", "artifact"}
-    | {"marks", "detail", "pinned", "extra"}
+    | {"flags", "detail", "pinned", "extra"}
 )
 
 
@@ -38,9 +38,9 @@ def namespace_text(namespace: tuple[str, ...]) -> str:
     return json.dumps(namespace, separators=(",", ":"))
 
 
-def marks_of(marks: Iterable[str], *texts: str | None) -> str | None:
-    """The marks of a row as JSON, with one more if a character of its texts was invalid and replaced."""
-    found = [*marks, "invalid:unicode"] if REPLACED in "".join(filter(None, texts)) else list(marks)
+def flags_of(flags: Iterable[str], *texts: str | None) -> str | None:
+    """The flags of a row as JSON, with one more if a character of its texts was invalid and replaced."""
+    found = [*flags, "invalid:unicode"] if REPLACED in "".join(filter(None, texts)) else list(flags)
     return to_json(list(dict.fromkeys(found))) if found else None
 
 

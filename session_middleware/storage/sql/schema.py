@@ -185,7 +185,7 @@ _TABLES = (
         status TEXT NOT NULL DEFAULT 'complete',
         checkpoint_ns TEXT NOT NULL DEFAULT '',
         extra TEXT,
-        marks TEXT,
+        flags TEXT,
         created_at TEXT NOT NULL,
         PRIMARY KEY (session_id, seq),
         UNIQUE (session_id, message_id, version)
@@ -230,7 +230,7 @@ _TABLES = (
         message_id TEXT,
         checkpoint_ns TEXT NOT NULL DEFAULT '',
         node TEXT,
-        marks TEXT,
+        flags TEXT,
         started_at TEXT,
         duration_ms REAL,
         process TEXT,
@@ -261,7 +261,7 @@ _TABLES = (
         message_id TEXT,
         checkpoint_ns TEXT NOT NULL DEFAULT '',
         node TEXT,
-        marks TEXT,
+        flags TEXT,
         started_at TEXT,
         PRIMARY KEY (session_id, seq),
         UNIQUE (session_id, id)

@@ -37,7 +37,7 @@ EVERYBODY = MessageScope()
 
 SEARCHABLE = (
     "m.role IN ('user', 'assistant', 'tool') AND m.text != '' AND m.replaced_by IS NULL"
-    " AND COALESCE(m.marks, '') NOT LIKE '%\"memory\"%' AND COALESCE(m.marks, '') NOT LIKE '%\"resume\"%'"
+    " AND COALESCE(m.flags, '') NOT LIKE '%\"memory\"%' AND COALESCE(m.flags, '') NOT LIKE '%\"resume\"%'"
 )
 
 

@@ -16,8 +16,8 @@ from session_middleware.storage.sql.memory import indexing, items, recall
 from session_middleware.storage.sql.row_mapping import namespace_text, values_of
 
 _SPOKEN = (  # not answers of the memory tools, and not values that resume an interrupt
-    "replaced_by IS NULL AND COALESCE(marks, '') NOT LIKE '%\"memory\"%'"
-    " AND COALESCE(marks, '') NOT LIKE '%\"resume\"%'"
+    "replaced_by IS NULL AND COALESCE(flags, '') NOT LIKE '%\"memory\"%'"
+    " AND COALESCE(flags, '') NOT LIKE '%\"resume\"%'"
 )
 
 

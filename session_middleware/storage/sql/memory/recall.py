@@ -90,7 +90,7 @@ def search_as_written(connection: Connection, query: MemoryQuery) -> list[Stored
     rows = connection.execute(
         "SELECT s.family_id, m.session_id, m.seq, m.message_id, m.role, m.name, m.text, m.created_at"
         f" FROM sessions AS s CROSS JOIN messages AS m WHERE {where} AND m.session_id = s.id"
-        f" AND m.text LIKE ? ESCAPE '\\' AND {SEARCHABLE} AND COALESCE(m.marks, '') NOT LIKE '%\"removed\"%'"
+        f" AND m.text LIKE ? ESCAPE '\\' AND {SEARCHABLE} AND COALESCE(m.flags, '') NOT LIKE '%\"removed\"%'"
         " AND m.created_at >= ? ORDER BY m.created_at DESC, s.last_active_at DESC, m.session_id, m.seq DESC",
         (*values, f"%{'%'.join(parts)}%", "" if query.since is None else to_text(query.since)),
     )
@@ -265,7 +265,7 @@ class _Scope:
                 "SELECT s.family_id, s.user_id, m.session_id, m.seq, m.message_id, m.role, m.name, m.text, m.created_at"
                 " FROM messages AS m JOIN sessions AS s ON s.id = m.session_id"
                 " WHERE m.session_id = ? AND m.seq = ? AND m.replaced_by IS NULL"
-                " AND COALESCE(m.marks, '') NOT LIKE '%\"removed\"%'",
+                " AND COALESCE(m.flags, '') NOT LIKE '%\"removed\"%'",
                 self._find_message(document),
             ).fetchone()
             if row is None or not any(

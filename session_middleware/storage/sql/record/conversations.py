@@ -54,7 +54,7 @@ def remove(write: SessionWrite, session_id: str, limit: int | None) -> list[Stor
         [(session_id, position) for position, *_ in found],
     )
     write.executemany(
-        "UPDATE messages SET marks = json_insert(COALESCE(marks, '[]'), '$[#]', 'removed')"
+        "UPDATE messages SET flags = json_insert(COALESCE(flags, '[]'), '$[#]', 'removed')"
         " WHERE session_id = ? AND message_id = ?",
         [(session_id, message_id) for *_, message_id in found],
     )

@@ -12,7 +12,7 @@ from session_middleware.storage.record_entries import ASIDE, SHARED, MessageEntr
 from session_middleware.storage.run import RunContext
 from session_middleware.storage.sql.record import branches, deletions, tool_call_rows
 from session_middleware.storage.sql.record.branches import Line
-from session_middleware.storage.sql.row_mapping import clean, marks_of, to_json
+from session_middleware.storage.sql.row_mapping import clean, flags_of, to_json
 from session_middleware.storage.sql.session_state import SessionState, SessionWrite
 
 Key = tuple[Any, ...]  # role, text, content and tool calls: the content of a message, as observations are compared
@@ -32,7 +32,7 @@ class StoredVersion(NamedTuple):
     branch: str
     status: str
     checkpoint_ns: str
-    marks: str | None
+    flags: str | None
     role: str
     text: str
     content: str | None
@@ -44,7 +44,7 @@ class StoredVersion(NamedTuple):
 
     @property
     def is_aside(self) -> bool:
-        return ASIDE in (self.marks or "")
+        return ASIDE in (self.flags or "")
 
     def has_same_content(self, key: Key) -> bool:
         return self[8:] == key or normalized(self[8:]) == normalized(key)
@@ -221,23 +221,23 @@ class _Appender:
         if claimed is None or not versions or (message_id != claimed and self._versions(message_id)):
             return []
         if message_id == claimed and message.checkpoint_ns == versions[0].checkpoint_ns:
-            if ASIDE not in message.marks:
+            if ASIDE not in message.flags:
                 del self._record.unclaimed[message.claim]
             return []
         del self._record.unclaimed[message.claim]
         if (seq := self._record.written.pop(claimed, None)) is not None:
             self._record.written[message_id] = seq
         namespace = message.checkpoint_ns if versions[0].checkpoint_ns else ""  # input of the outermost graph stays its
-        marks = marks_of(message.marks, message.name, *key)
+        flags = flags_of(message.flags, message.name, *key)
         self._write.execute(
-            "UPDATE messages SET message_id = ?, checkpoint_ns = ?, marks = ? WHERE session_id = ? AND message_id = ?",
-            (message_id, namespace, marks, self._session_id, claimed),
+            "UPDATE messages SET message_id = ?, checkpoint_ns = ?, flags = ? WHERE session_id = ? AND message_id = ?",
+            (message_id, namespace, flags, self._session_id, claimed),
         )
         if message.tool_calls:
             tool_call_rows.rename_request(self._write, self._session_id, claimed, message)
         del self._stored[claimed]
         of = message.checkpoint_ns
-        renamed = [row._replace(message_id=message_id, checkpoint_ns=of, marks=marks) for row in versions]
+        renamed = [row._replace(message_id=message_id, checkpoint_ns=of, flags=flags) for row in versions]
         self._keep(message_id, renamed)
         return renamed
 
@@ -261,16 +261,16 @@ class _Appender:
         return True
 
     def _complete(self, message: MessageEntry, key: Key, stored: StoredVersion) -> None:
-        status, marks = "complete" if message.complete else "incomplete", marks_of(message.marks, message.name, *key)
+        status, flags = "complete" if message.complete else "incomplete", flags_of(message.flags, message.name, *key)
         self._write.execute(
             "UPDATE messages SET role = ?, text = ?, content = ?, tool_calls = ?, name = ?, model = ?,"
-            " input_tokens = ?, output_tokens = ?, status = ?, checkpoint_ns = ?, extra = ?, marks = ?"
+            " input_tokens = ?, output_tokens = ?, status = ?, checkpoint_ns = ?, extra = ?, flags = ?"
             " WHERE session_id = ? AND seq = ?",
             (*key, message.name, message.model, message.input_tokens, message.output_tokens, status)
-            + (message.checkpoint_ns, to_json(message.extra), marks, self._session_id, stored.seq),
+            + (message.checkpoint_ns, to_json(message.extra), flags, self._session_id, stored.seq),
         )
         self._counters.rows[message.message_id] = stored.seq
-        self._keep(message.message_id, [StoredVersion(*stored[:5], status, message.checkpoint_ns, marks, *key)])
+        self._keep(message.message_id, [StoredVersion(*stored[:5], status, message.checkpoint_ns, flags, *key)])
         if stored.version == 1 and message.complete:
             self._add_model_call(message)
 
@@ -285,9 +285,9 @@ class _Appender:
     ) -> None:
         message_id, seq = message.message_id, self._counters.next_seq()
         self._counters.rows[message_id] = seq
-        status, marks = "complete" if message.complete else "incomplete", marks_of(message.marks, message.name, *key)
+        status, flags = "complete" if message.complete else "incomplete", flags_of(message.flags, message.name, *key)
         position = seq if position is None else position
-        row = (message_id, seq, version, position, self._branch, status, message.checkpoint_ns, marks, *key)
+        row = (message_id, seq, version, position, self._branch, status, message.checkpoint_ns, flags, *key)
         self._keep(message_id, [*self._versions(message_id), StoredVersion(*row)])
         usage = (message.model, message.input_tokens, message.output_tokens)
         created_at = to_text(message.created_at or self._said_at(message))
@@ -348,14 +348,14 @@ _IS_BY_USER = """
     OR (? AND NOT EXISTS (SELECT 1 FROM messages WHERE session_id = ? AND role = 'user'))
 """
 _SHARE = f"""
-    UPDATE messages SET marks = json_insert(COALESCE(marks, '[]'), '$[#]', '{SHARED}')
-    WHERE session_id = ? AND message_id = ? AND COALESCE(marks, '') NOT LIKE '%"{SHARED}"%'
+    UPDATE messages SET flags = json_insert(COALESCE(flags, '[]'), '$[#]', '{SHARED}')
+    WHERE session_id = ? AND message_id = ? AND COALESCE(flags, '') NOT LIKE '%"{SHARED}"%'
 """
 _MOVE_BEHIND = """
     UPDATE messages SET position = input.last + 0.5 FROM (
         SELECT MAX(position) AS last FROM messages
         WHERE session_id = ?1 AND seq IN (SELECT CAST(value AS INTEGER) FROM json_each(?3))
-        AND role = 'user' AND checkpoint_ns = '' AND COALESCE(marks, '') NOT LIKE '%"resume"%'
+        AND role = 'user' AND checkpoint_ns = '' AND COALESCE(flags, '') NOT LIKE '%"resume"%'
     ) AS input WHERE session_id = ?1 AND message_id = ?2 AND position < input.last
 """
 
@@ -368,9 +368,9 @@ def clear_aside(write: SessionWrite, session_id: str, message_ids: Sequence[str]
 
 
 _CLEAR_ASIDE = f"""
-    UPDATE messages SET checkpoint_ns = '', marks = (SELECT NULLIF(json_group_array(value), '[]') FROM json_each(marks)
+    UPDATE messages SET checkpoint_ns = '', flags = (SELECT NULLIF(json_group_array(value), '[]') FROM json_each(flags)
     WHERE value != '{ASIDE}') WHERE session_id = ? AND message_id IN (SELECT value FROM json_each(?))
-    AND marks LIKE '%"{ASIDE}"%'
+    AND flags LIKE '%"{ASIDE}"%'
 """
 
 
@@ -446,4 +446,4 @@ def normalized(key: Key) -> Key:
 
 def _is_outermost(message: MessageEntry) -> bool:
     """Whether the message belongs to the state of the outermost graph."""
-    return SHARED in message.marks or (not message.checkpoint_ns and ASIDE not in message.marks)
+    return SHARED in message.flags or (not message.checkpoint_ns and ASIDE not in message.flags)

@@ -95,7 +95,7 @@ def with_interruptions(connection: Connection, records: Sequence[R]) -> list[R]:
             (process,) = connection.execute(_PROCESS, (run_id, record.session_id, record.seq)).fetchone()
             changes = {column: "interrupted"} if is_gone(process) else {}
         elif left_behind and isinstance(record, Message) and (record.session_id, record.seq) in left_behind:
-            changes = {"marks": (*record.marks, ASIDE)}
+            changes = {"flags": (*record.flags, ASIDE)}
         found.append(record.model_copy(update=changes) if changes else record)  # type: ignore[arg-type]  # of the same class
     return found
 

@@ -137,7 +137,7 @@ def list_left_behind(connection: Connection, session_id: str) -> set[int]:
 # some of these messages, until new input discards them (?4).
 _LEFT_BEHIND = f"""
     SELECT seq FROM messages WHERE session_id = ?1 AND seq > ?2 AND run_id = ?3 AND checkpoint_ns = ''
-    AND COALESCE(marks, '') NOT LIKE '%"{ASIDE}"%' AND EXISTS (
+    AND COALESCE(flags, '') NOT LIKE '%"{ASIDE}"%' AND EXISTS (
         SELECT 1 FROM runs JOIN sessions ON sessions.id = runs.session_id WHERE runs.id = ?3
         AND runs.session_id = ?1 AND runs.checkpointed = 1
         AND (?4 = 1 OR COALESCE(latest_checkpoint_id, '') = COALESCE(started_from, '') OR write_count = 0)
@@ -149,7 +149,7 @@ _LEFT_BEHIND = f"""
     )
 """
 _MARK_ASIDE = f"""
-    UPDATE messages SET marks = json_insert(COALESCE(marks, '[]'), '$[#]', '{ASIDE}')
+    UPDATE messages SET flags = json_insert(COALESCE(flags, '[]'), '$[#]', '{ASIDE}')
     WHERE session_id = ?1 AND seq IN ({_LEFT_BEHIND})
 """
 
@@ -213,7 +213,7 @@ def copy(connection: Connection, session_id: str, to: str) -> None:
 _SHIFT = "(SELECT last_seq FROM sessions WHERE id = :to)"
 _COPIED = """
     message_id, version, branch, role, name, text, content, tool_calls, tool_call_id, model, status, checkpoint_ns,
-    extra, marks, created_at
+    extra, flags, created_at
 """
 _COPY = (
     f"""

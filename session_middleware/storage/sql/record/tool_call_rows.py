@@ -20,13 +20,13 @@ from session_middleware.storage.record_entries import (
 )
 from session_middleware.storage.run import RunContext
 from session_middleware.storage.sql.connection import Connection
-from session_middleware.storage.sql.row_mapping import clean, marks_of, to_json
+from session_middleware.storage.sql.row_mapping import clean, flags_of, to_json
 from session_middleware.storage.sql.session_state import SessionWrite
 from session_middleware.storage.sql.sessions import events
 
 _COLUMNS = (
     *("session_id", "seq", "run_id", "execution_id", "tool_call_id", "attempt", "name", "arguments", "result"),
-    *("status", "error", "message_id", "checkpoint_ns", "marks"),
+    *("status", "error", "message_id", "checkpoint_ns", "flags"),
 )
 
 
@@ -34,11 +34,11 @@ def start(write: SessionWrite, context: RunContext, call: ToolStart, now: dateti
     session_id, counters = context.session_id, write.counters
     request_id, call_id = call.message_id, call.tool_call_id and clean(call.tool_call_id)
     name, arguments = clean(call.name), to_json(call.arguments)
-    marks = marks_of(call.marks, name, arguments)
+    flags = flags_of(call.flags, name, arguments)
     if call.corrects:
         write.execute(
-            "UPDATE tool_calls SET name = ?, arguments = ?, marks = ? WHERE session_id = ? AND execution_id = ?",
-            (name, arguments, marks, session_id, call.execution_id),
+            "UPDATE tool_calls SET name = ?, arguments = ?, flags = ? WHERE session_id = ? AND execution_id = ?",
+            (name, arguments, flags, session_id, call.execution_id),
         )
         return
     if call_id is None:
@@ -53,7 +53,7 @@ def start(write: SessionWrite, context: RunContext, call: ToolStart, now: dateti
     started = write.execute(
         _START,
         (session_id, seq, context.run_id, call.execution_id, call_id, name, arguments, request_id)
-        + (call.checkpoint_ns, call.node, marks, to_text(now), process, session_id, call_id, request_id),
+        + (call.checkpoint_ns, call.node, flags, to_text(now), process, session_id, call_id, request_id),
     ).fetchone()
     if started is None:  # another recorder has recorded it
         return
@@ -71,7 +71,7 @@ def start(write: SessionWrite, context: RunContext, call: ToolStart, now: dateti
 
 _START = """
     INSERT INTO tool_calls (session_id, seq, run_id, execution_id, tool_call_id, name, arguments, status,
-    message_id, checkpoint_ns, node, marks, started_at, process, attempt)
+    message_id, checkpoint_ns, node, flags, started_at, process, attempt)
     VALUES (?, ?, ?, ?, ?, ?, ?, 'running', ?, ?, ?, ?, ?, ?,
     (SELECT COALESCE(MAX(attempt), 0) + 1 FROM tool_calls
     WHERE session_id = ? AND tool_call_id = ? AND message_id IS ?))
@@ -87,16 +87,16 @@ def end(write: SessionWrite, context: RunContext, call: ToolEnd) -> None:
         " WHERE session_id = ? AND execution_id = ? AND status IN ('running', 'interrupted')",  # else it has ended
         (call.status, *outcome, call.duration_ms, *own),
     ).rowcount
-    if has_changed and (marks := marks_of(call.marks, *outcome)) is not None:
-        write.execute(_ADD_MARKS, (marks, *own))
+    if has_changed and (flags := flags_of(call.flags, *outcome)) is not None:
+        write.execute(_ADD_FLAGS, (flags, *own))
     if has_changed and call.status == "error":
         write.counters.count_error()
     store_files(write, context.session_id, call.files)
 
 
-_ADD_MARKS = """
-    UPDATE tool_calls SET marks = (SELECT json_group_array(DISTINCT value) FROM
-    (SELECT value FROM json_each(COALESCE(marks, '[]')) UNION ALL SELECT value FROM json_each(?)) AS every)
+_ADD_FLAGS = """
+    UPDATE tool_calls SET flags = (SELECT json_group_array(DISTINCT value) FROM
+    (SELECT value FROM json_each(COALESCE(flags, '[]')) UNION ALL SELECT value FROM json_each(?)) AS every)
     WHERE session_id = ? AND execution_id = ?
 """
 
@@ -177,7 +177,7 @@ def add_answered(write: SessionWrite, context: RunContext, message: MessageEntry
         *(session_id, counters.next_seq(), context.run_id, message.message_id, call_id, done.attempt + 1),
         *(clean(str(message.name or call.get("name") or "tool")), to_json(call.get("args")), result),
         *("refused" if message.refused else "error" if failed else "ok", message.text if failed else None),
-        *(request and request.message_id, message.checkpoint_ns, marks_of(message.marks, result)),
+        *(request and request.message_id, message.checkpoint_ns, flags_of(message.flags, result)),
     )
     write.insert("tool_calls", _COLUMNS, [row])
     counters.tool_calls += 1
@@ -334,7 +334,7 @@ def _interrupt(connection: Connection, session_id: str, call: RepairedCall) -> N
 _MODEL_COLUMNS = (
     *("session_id", "seq", "run_id", "id", "model", "provider", "input_tokens", "output_tokens", "cached_tokens"),
     *("reasoning_tokens", "cost", "first_token_ms", "duration_ms", "error", "message_id", "checkpoint_ns", "node"),
-    *("marks", "started_at"),
+    *("flags", "started_at"),
 )
 _NEARBY = 256  # a call and the message that it returned are at most so many rows apart
 
@@ -352,12 +352,12 @@ def add_implied_model_call(write: SessionWrite, context: RunContext, call: Model
     tokens = (call.input_tokens, call.output_tokens)
     if any(call.message_id == answer for answer, *_ in context.record.token_counts):
         return
-    if "cached" not in call.marks and is_reported(tokens, [counts for _, *counts in context.record.token_counts]):
+    if "cached" not in call.flags and is_reported(tokens, [counts for _, *counts in context.record.token_counts]):
         return
     recent = max(0, write.counters.last_seq - _NEARBY)
     values = (call.message_id, context.session_id, recent, *tokens)
     if not write.execute(_SET_ANSWER, values).rowcount:
-        _insert_model_call(write, context, call._replace(marks=(*call.marks, REPORTED)), now)
+        _insert_model_call(write, context, call._replace(flags=(*call.flags, REPORTED)), now)
 
 
 _SET_ANSWER = """
@@ -369,7 +369,7 @@ _SET_ANSWER = """
 """
 _DELETE_IMPLIED = """
     DELETE FROM model_calls WHERE session_id = ?1 AND seq = (
-        SELECT seq FROM model_calls WHERE session_id = ?1 AND seq > ?2 AND marks LIKE '%"told"%'
+        SELECT seq FROM model_calls WHERE session_id = ?1 AND seq > ?2 AND flags LIKE '%"told"%'
         AND CASE WHEN CAST(?3 AS TEXT) IS NULL THEN input_tokens IS ?4 AND output_tokens IS ?5 ELSE message_id = ?3 END
         ORDER BY seq LIMIT 1
     ) RETURNING model, provider, message_id, input_tokens, output_tokens, cost
@@ -397,7 +397,7 @@ def _insert_model_call(write: SessionWrite, context: RunContext, call: ModelCall
         *(context.session_id, counters.next_seq(), context.run_id, call.id, model, call.provider),
         *(call.input_tokens, call.output_tokens, call.cached_tokens, call.reasoning_tokens, cost),
         *(call.first_token_ms, call.duration_ms, error, call.message_id, call.checkpoint_ns, call.node),
-        *(marks_of(call.marks, error, model), to_text(call.started_at or now)),
+        *(flags_of(call.flags, error, model), to_text(call.started_at or now)),
     )
     counters.count_model_call(call.input_tokens, call.output_tokens, cost, failed=failed)
 

@@ -138,7 +138,7 @@ def _conversation(messages: Iterable[MessageEntry]) -> list[str | None]:
     """
     found: dict[tuple[str, bool], None] = {}
     for message in messages:
-        if ASIDE not in message.marks:
+        if ASIDE not in message.flags:
             found.setdefault((message.message_id, not message.checkpoint_ns))
     return [own for (own, is_outermost) in found if is_outermost or (own, True) not in found]
 
