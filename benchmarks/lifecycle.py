@@ -36,7 +36,7 @@ _WAITING = 100
 _FILL = """
     WITH RECURSIVE number(n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM number WHERE n + 1 < :count)
     INSERT INTO sessions
-        (id, home, family_id, user_id, opened_as, reason, created_at, began_at, last_active_at, last_seq)
+        (id, home, family_id, user_id, opened_as, reason, created_at, active_since, last_active_at, last_seq)
     SELECT printf('many-%07d', n), n + 1, printf('many-%07d', n), printf('user-%d', n % 5000), 'opened', 'opened',
         :long_ago, :long_ago, CASE WHEN n % 10 = 0 THEN :long_ago ELSE :lately END, 1
     FROM number

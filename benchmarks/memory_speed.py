@@ -61,8 +61,8 @@ def say(sessions: Sessions, speech: Speech, user_id: str, count: int) -> None:
         for first in range(0, count, _SITTING):
             session_id, size = f"{user_id}-{first}", min(_SITTING, count - first)
             connection.execute(
-                "INSERT INTO sessions (id, home, family_id, user_id, opened_as, created_at, began_at, last_active_at,"
-                " last_seq, message_count)"
+                "INSERT INTO sessions (id, home, family_id, user_id, opened_as, created_at, active_since,"
+                " last_active_at, last_seq, message_count)"
                 " SELECT ?, COALESCE(MAX(home), 0) + 1, ?, ?, 'opened', ?, ?, ?, ?, ? FROM sessions",
                 (session_id, session_id, user_id, now, now, now, size, size),
             )

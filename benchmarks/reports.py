@@ -62,7 +62,7 @@ def _fill(path: Path, calls: int) -> None:
     connection = sqlite3.connect(path, isolation_level=None)
     connection.execute("BEGIN")
     connection.executemany(
-        "INSERT INTO sessions (id, home, family_id, user_id, opened_as, created_at, began_at, last_active_at)"
+        "INSERT INTO sessions (id, home, family_id, user_id, opened_as, created_at, active_since, last_active_at)"
         " VALUES (?1, ?2, ?1, ?3, 'opened', '2026-01-01T00:00:00.000Z', '2026-01-01T00:00:00.000Z',"
         " '2027-01-01T00:00:00.000Z')",
         ((f"session-{n:06d}", n + 1, f"user-{n % _USERS:04d}") for n in range(_SESSIONS)),

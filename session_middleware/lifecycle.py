@@ -173,7 +173,7 @@ def expiry_of(session: SessionInfo, settings: SessionSettings) -> Expiry | None:
     if (timeout := _own(session.idle_timeout_seconds, settings.idle_timeout)) is not None:
         ends.append(Expiry(session.last_active_at + timeout, "idle_timeout"))
     if (max_age := _own(session.max_age_seconds, settings.max_age)) is not None:
-        ends.append(Expiry((session.began_at or session.created_at) + max_age, "max_age"))
+        ends.append(Expiry((session.active_since or session.created_at) + max_age, "max_age"))
     if not ends or session.pinned is not None:
         return None
     end = min(ends)

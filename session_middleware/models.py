@@ -132,7 +132,7 @@ class SessionInfo(Value):
     on_resume: OnResume | None = None
     pinned: Pin | None = None
     created_at: Moment
-    began_at: Moment | None = None  # when it was opened, revived or reopened; `max_age` counts from here
+    active_since: Moment | None = None  # when it was opened, revived or reopened; `max_age` counts from here
     incarnation: int = 1  # of its id; opening a deleted id again increments it
     last_active_at: Moment
     postponed_until: Moment | None = None

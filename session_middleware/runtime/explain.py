@@ -44,7 +44,7 @@ def _explain_open(
 ) -> Iterator[str]:
     """Fill in the facts, and yield the sentences."""
     end = None if session.is_running else lifecycle.expiry_of(session, settings)
-    found["since"] = session.began_at or session.created_at
+    found["since"] = session.active_since or session.created_at
     if current.status == "idle":
         found["since"] = session.last_active_at + settings.idle_after
     if session.is_running:

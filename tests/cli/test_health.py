@@ -214,8 +214,8 @@ def test_an_index_that_lacks_a_row_is_found_and_made_again(db: Path) -> None:
         connection.execute("UPDATE sqlite_master SET sql = sql || ' WHERE 0' WHERE name = 'sessions_by_home'")
     change(
         db,
-        "INSERT INTO sessions (id, family_id, home, opened_as, created_at, began_at, last_active_at)"
-        " SELECT 'new', 'new', home, opened_as, created_at, began_at, last_active_at FROM sessions WHERE id = 'n'",
+        "INSERT INTO sessions (id, family_id, home, opened_as, created_at, active_since, last_active_at)"
+        " SELECT 'new', 'new', home, opened_as, created_at, active_since, last_active_at FROM sessions WHERE id = 'n'",
     )
     with closing(sqlite3.connect(db)) as connection, connection:
         connection.execute("PRAGMA writable_schema=ON")

@@ -207,7 +207,7 @@ def test_what_is_due_is_read_in_its_order_by_an_index_of_the_moment(reason: str,
     )
     storage.close()
     index = {"idle_timeout": "COVERING INDEX sessions_by_status (status=? AND last_active_at<?)"}
-    index |= {"max_age": "INDEX sessions_by_age (began_at<?)", "retention": "INDEX sessions_by_end (ended_at>?"}
+    index |= {"max_age": "INDEX sessions_by_age (active_since<?)", "retention": "INDEX sessions_by_end (ended_at>?"}
     assert by_settings[0].startswith(f"SEARCH sessions USING {index[reason]}")
     assert durations == [f"SEARCH sessions USING COVERING INDEX sessions_by_own_{reason} ({reason}_seconds>?)"]
     assert of_own[0].startswith(f"SEARCH sessions USING INDEX sessions_by_own_{reason} ({reason}_seconds=? AND ")

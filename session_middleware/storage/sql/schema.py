@@ -46,7 +46,7 @@ _TABLES = (
         on_resume TEXT,
         pinned TEXT,
         created_at TEXT NOT NULL,
-        began_at TEXT NOT NULL,
+        active_since TEXT NOT NULL,
         incarnation INTEGER NOT NULL DEFAULT 1,
         last_active_at TEXT NOT NULL,
         postponed_until TEXT,
@@ -74,8 +74,8 @@ _TABLES = (
     """
     CREATE TRIGGER sessions_version AFTER UPDATE OF
         id, home, user_id, group_id, visibility, status, title, purpose, tags, metadata, context, client,
-        idle_timeout_seconds, max_age_seconds, retention_seconds, on_expire, on_resume, pinned, began_at, incarnation,
-        ended_at, pruned
+        idle_timeout_seconds, max_age_seconds, retention_seconds, on_expire, on_resume, pinned, active_since,
+        incarnation, ended_at, pruned
     ON sessions WHEN new.version = old.version
     BEGIN UPDATE sessions SET version = version + 1 WHERE id = new.id; END
     """,
@@ -92,12 +92,15 @@ _TABLES = (
     (status, on_expire, pruned, ended_at, id, pinned, postponed_until, user_id, last_active_at)
     WHERE status = 'expired'
     """,
-    "CREATE INDEX sessions_by_age ON sessions (began_at) WHERE ended_at IS NULL",
+    "CREATE INDEX sessions_by_age ON sessions (active_since) WHERE ended_at IS NULL",
     """
     CREATE INDEX sessions_by_own_idle_timeout ON sessions (idle_timeout_seconds, last_active_at)
     WHERE idle_timeout_seconds IS NOT NULL
     """,
-    "CREATE INDEX sessions_by_own_max_age ON sessions (max_age_seconds, began_at) WHERE max_age_seconds IS NOT NULL",
+    """
+    CREATE INDEX sessions_by_own_max_age ON sessions (max_age_seconds, active_since)
+    WHERE max_age_seconds IS NOT NULL
+    """,
     """
     CREATE INDEX sessions_by_own_retention ON sessions (retention_seconds, ended_at)
     WHERE retention_seconds IS NOT NULL

@@ -45,7 +45,7 @@ def _insert(connection: Connection, source: SessionInfo, target_id: str, rules: 
     endings.make_room(connection, source.user_id, rules, now)
     connection.execute(
         "INSERT INTO sessions (id, home, family_id, parent_id, user_id, group_id, visibility, opened_as, reason,"
-        " created_at, began_at, incarnation, last_active_at)"
+        " created_at, active_since, incarnation, last_active_at)"
         " VALUES (?, ?, ?, ?, ?, ?, ?, 'forked', 'forked', ?, ?, ?, ?)",
         (target_id, source.home, source.family_id, source.id, source.user_id, source.group_id, source.visibility)
         + (to_text(now), to_text(now), tombstones.next_incarnation(connection, target_id), to_text(now)),

@@ -309,12 +309,12 @@ _CURRENT = """
     FROM sessions WHERE id = ?
 """
 _REVIVE = """
-    UPDATE sessions SET status = 'active', reason = ?, ended_at = NULL, began_at = ?, opened_as = ?, pruned = 0
+    UPDATE sessions SET status = 'active', reason = ?, ended_at = NULL, active_since = ?, opened_as = ?, pruned = 0
     WHERE id = ?
 """
 _OPEN = """
     INSERT INTO sessions (id, home, family_id, user_id, group_id, incarnation, opened_as, reason,
-    created_at, began_at, last_active_at) VALUES (?, ?, ?, ?, ?, ?, 'opened', 'opened', ?, ?, ?)
+    created_at, active_since, last_active_at) VALUES (?, ?, ?, ?, ?, ?, 'opened', 'opened', ?, ?, ?)
 """
 
 

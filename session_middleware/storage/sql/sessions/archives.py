@@ -91,7 +91,7 @@ def restore(connection: Connection, tombstone: TombstoneInfo, rows: Rows, rules:
     session_id, was, home, now = tombstone.session_id, session["id"], session["home"], rules.clock()
     changes = {"id": session_id, "family_id": session_id if session["family_id"] == was else session["family_id"]}
     changes |= {"status": "active", "reason": "restored", "opened_as": "revived", "ended_at": None, "pruned": 0}
-    changes |= {"began_at": to_text(now), "version": random.getrandbits(48)}  # no process has it in its cache
+    changes |= {"active_since": to_text(now), "version": random.getrandbits(48)}  # no process has it in its cache
     _insert(connection, "sessions", [session | changes])
     for table in runs.TABLES:
         _insert(connection, table, [row | {"session_id": session_id} for row in rows.get(table, ())])

@@ -28,7 +28,7 @@ _DUE = {  # by reason: sessions without an own duration, the own durations, and 
     )
     for reason, column, condition, own_condition in (  # the signs keep SQLite from reading all active sessions
         ("idle_timeout", "last_active_at", "status = 'active'", "+status = 'active'"),
-        ("max_age", "began_at", *["+status = 'active' AND ended_at IS NULL"] * 2),
+        ("max_age", "active_since", *["+status = 'active' AND ended_at IS NULL"] * 2),
         ("retention", "ended_at", *["ended_at IS NOT NULL"] * 2),
     )
 }

@@ -236,11 +236,11 @@ DUE = """
     (pinned IS NULL AND (postponed_until IS NULL OR postponed_until <= :now)
     AND id NOT IN (SELECT value FROM json_each(:live)) AND (
         (idle_timeout_seconds IS NULL AND last_active_at <= :gone)
-        OR (max_age_seconds IS NULL AND began_at <= :born)
+        OR (max_age_seconds IS NULL AND active_since <= :born)
         OR (COALESCE(idle_timeout_seconds, 0) > 0
             AND ROUND((julianday(:now) - julianday(last_active_at)) * 86400.0, 3) >= idle_timeout_seconds)
         OR (COALESCE(max_age_seconds, 0) > 0
-            AND ROUND((julianday(:now) - julianday(began_at)) * 86400.0, 3) >= max_age_seconds)
+            AND ROUND((julianday(:now) - julianday(active_since)) * 86400.0, 3) >= max_age_seconds)
     ))
 """
 _BY_STATUS = {
