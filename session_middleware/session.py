@@ -348,8 +348,8 @@ class Session(SessionInfo):
         check = partial(self._authorized.check, reading=True)
         return Following(self._storage, self.id, after=after, has_ended=self._has_ended, check=check)
 
-    def _has_ended(self) -> bool:
-        info, sessions = self._storage.find_session(self.id), self._sessions
+    def _has_ended(self, info: SessionInfo | None) -> bool:
+        sessions = self._sessions
         return info is None or lifecycle.status_at(info, sessions.settings, sessions._clock()) not in lifecycle.OPEN
 
     def stats(self) -> Stats:

@@ -1,26 +1,30 @@
 """Iteration over the records of a session, of any process, as they are committed.
 
-No transaction and no lock is held between two polls. A poll costs one PRAGMA if no process has committed. The
-interval between polls grows until there is a new record.
+No transaction and no lock is held between two polls. The interval between polls grows until there is a new record.
+Where the storage reports the changes of all processes, a poll follows a change, and an idle follower reads nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import closing, suppress
 from datetime import timedelta
 from typing import NamedTuple
 
 from session_middleware.errors import SessionNotFound
-from session_middleware.models import Message, Run, ToolCall
+from session_middleware.models import Message, Run, SessionInfo, ToolCall
 from session_middleware.storage.executor import StorageExecutor
 from session_middleware.storage.protocol import Storage
-from session_middleware.storage.types import Record
+from session_middleware.storage.types import Record, Watch
 
 _PAGE = 256  # records per read
 _SHORTEST_SECONDS, _LONGEST_SECONDS = 0.01, 0.25  # between two polls
+# Between two polls where changes are reported: the process of a record in progress may be killed, or a report get lost.
+_UNFINISHED_SECONDS, _IDLE_SECONDS = 2.0, 60.0
 
 
 class Poll(NamedTuple):
@@ -37,7 +41,7 @@ class Following:
         session_id: str,
         *,
         after: int,
-        has_ended: Callable[[], bool],
+        has_ended: Callable[[SessionInfo | None], bool],
         check: Callable[[], object],
     ) -> None:
         self._storage = storage
@@ -46,6 +50,20 @@ class Following:
         self._has_ended = has_ended
         self._check = check  # raises if the session does not exist
         self._unfinished: dict[int, Record] | None = None
+        self._session: SessionInfo | None = None
+        self._polled_at = -math.inf
+        self._watch = Watch()
+
+    def watch(self, on_change: Callable[[], object]) -> Watch:
+        self._watch = self._storage.watch_session(self._session_id, on_change)
+        return self._watch
+
+    def is_due(self, *, has_changed: bool) -> bool:
+        """Whether a poll may return something. This reads nothing."""
+        if has_changed or not self._watch.is_live or self._has_ended(self._session):
+            return True
+        longest = _UNFINISHED_SECONDS if self._unfinished else _IDLE_SECONDS
+        return time.monotonic() - self._polled_at > longest
 
     def poll(self) -> Poll:
         """Return new records in order, and earlier ones that were unfinished and have changed."""
@@ -59,7 +77,9 @@ class Following:
             return Poll([], True)
 
     def _poll(self) -> Poll:
-        has_ended = self._has_ended()  # before the reads, so that they include all that was written before the end
+        self._polled_at = time.monotonic()
+        self._session = self._storage.find_session(self._session_id)
+        has_ended = self._has_ended(self._session)  # before the reads, which include what was written before the end
         if self._unfinished is None:
             unfinished = self._storage.list_unfinished(self._session_id, up_to=self._after) if self._after else []
             self._unfinished = {entry.seq: entry for entry in unfinished}
@@ -73,6 +93,8 @@ class Following:
         if new:
             self._after = new[-1].seq
         is_all = len(new) < _PAGE
+        if not is_all:
+            self._polled_at = -math.inf  # the next poll is due
         calls = [entry for entry in changed if not isinstance(entry, Run)]
         runs = [entry for entry in changed if isinstance(entry, Run)]  # a run ends after its messages
         return Poll([*calls, *new, *runs], has_ended and is_all)
@@ -99,22 +121,28 @@ def _pauses(timeout: timedelta | None) -> Iterator[float]:
         pause = min(2 * pause, _LONGEST_SECONDS)
 
 
+_NOTHING = Poll([], False)
+
+
 def follow(
     following: Following, *, timeout: timedelta | None, until: Callable[[Record], bool] | None
 ) -> Iterator[Record]:
-    pauses = _pauses(timeout)
-    while True:
-        poll = following.poll()
-        for entry in poll.new:
-            yield entry
-            if until is not None and until(entry):
+    pauses, changed = _pauses(timeout), threading.Event()
+    with closing(following.watch(changed.set)):
+        while True:
+            has_changed = changed.is_set()
+            changed.clear()
+            poll = following.poll() if following.is_due(has_changed=has_changed) else _NOTHING
+            for entry in poll.new:
+                yield entry
+                if until is not None and until(entry):
+                    return
+            if poll.new:
+                pauses = _pauses(timeout)
+            elif poll.is_over or (seconds := next(pauses, None)) is None:
                 return
-        if poll.new:
-            pauses = _pauses(timeout)
-        elif poll.is_over or (seconds := next(pauses, None)) is None:
-            return
-        else:
-            time.sleep(seconds)
+            else:
+                changed.wait(seconds)
 
 
 async def afollow(
@@ -124,16 +152,25 @@ async def afollow(
     timeout: timedelta | None,
     until: Callable[[Record], bool] | None,
 ) -> AsyncIterator[Record]:
-    pauses = _pauses(timeout)
-    while True:
-        poll = await executor.run(following.poll)
-        for entry in poll.new:
-            yield entry
-            if until is not None and until(entry):
+    pauses, changed, loop = _pauses(timeout), asyncio.Event(), asyncio.get_running_loop()
+
+    def on_change() -> None:
+        with suppress(RuntimeError):  # the loop was closed
+            loop.call_soon_threadsafe(changed.set)
+
+    with closing(following.watch(on_change)):
+        while True:
+            has_changed = changed.is_set()
+            changed.clear()
+            poll = await executor.run(following.poll) if following.is_due(has_changed=has_changed) else _NOTHING
+            for entry in poll.new:
+                yield entry
+                if until is not None and until(entry):
+                    return
+            if poll.new:
+                pauses = _pauses(timeout)
+            elif poll.is_over or (seconds := next(pauses, None)) is None:
                 return
-        if poll.new:
-            pauses = _pauses(timeout)
-        elif poll.is_over or (seconds := next(pauses, None)) is None:
-            return
-        else:
-            await asyncio.sleep(seconds)
+            else:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(changed.wait(), seconds)

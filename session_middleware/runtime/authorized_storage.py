@@ -17,6 +17,7 @@ from session_middleware.storage.memory_types import MemoryPut
 from session_middleware.storage.protocol import Storage
 from session_middleware.storage.record_entries import Entry, RunEnd
 from session_middleware.storage.run import RunContext, SessionHandle
+from session_middleware.storage.types import Watch
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -78,6 +79,9 @@ class AuthorizedStorage:
     ping_session = _writing(Storage.ping_session)
     prune_checkpoints = _writing(Storage.prune_checkpoints)
     update_session = _writing(Storage.update_session)
+
+    def watch_session(self, session_id: str, on_change: Callable[[], object]) -> Watch:
+        return self._storage.watch_session(session_id, on_change)  # the reads that follow a change are checked
 
     def append(self, context: RunContext, entries: Sequence[Entry] = ()) -> None:
         """Append entries. The end of an admitted run needs no access; the storage's own admission decides on it."""

@@ -73,6 +73,7 @@ from session_middleware.storage.types import (
     ToolCallFilter,
     UsageBy,
     UsageFilter,
+    Watch,
 )
 
 R = TypeVar("R", bound=Record)
@@ -459,6 +460,12 @@ class Storage(Protocol):
         """
 
     # Events
+
+    def watch_session(self, session_id: str, on_change: Callable[[], object]) -> Watch:
+        """Call `on_change` after commits that may have changed the session's record, of any process.
+
+        It is called on any thread, and must not wait. An engine that cannot watch returns one that is never live.
+        """
 
     def subscribe(self, kinds: Collection[str], on_events: Callable[[Sequence[Event]], object]) -> None:
         """Call `on_events` after each commit of this object that has events of these kinds, in the order of commits.

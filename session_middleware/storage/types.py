@@ -27,6 +27,19 @@ from session_middleware.storage.record_entries import Attachment, MessageEntry
 
 Record: TypeAlias = Message | ToolCall | ModelCall | Run | Event  # one row of a session's record
 
+
+class Watch:
+    """Calls a function after each commit that may have changed a session's record, until it is closed."""
+
+    @property
+    def is_live(self) -> bool:
+        """Whether it is called for all commits, of every process. Otherwise it may be called for none."""
+        return False
+
+    def close(self) -> None:
+        pass
+
+
 # Sessions
 
 

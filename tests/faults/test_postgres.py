@@ -15,7 +15,7 @@ from session_middleware.cli.main import cli
 from session_middleware.models import Message
 from session_middleware.settings import load_settings
 from tests.support import scenarios
-from tests.support.postgres import Server
+from tests.support.postgres import Server, end_connections
 from tests.support.processes import Process
 
 PROCESSES = 3
@@ -170,14 +170,6 @@ def test_a_record_that_cannot_be_written_breaks_no_run(postgres_server: Server, 
             state = agent.get_state(sessions.config("t")).values["messages"]
             assert [message.text for message in state if message.type == "human"] == ["hi 0", "hi 1"]
             assert sessions.get("t").messages() == []
-
-
-def end_connections(url: str) -> None:
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(
-            "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
-            " WHERE datname = current_database() AND pid != pg_backend_pid()"
-        )
 
 
 def test_a_connection_lost_in_a_transaction_fails_the_write_and_the_next_one_works(postgres_url: str) -> None:

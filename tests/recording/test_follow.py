@@ -8,6 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
 from langchain_core.tools import tool
 
 from session_middleware import Sessions
@@ -16,7 +17,9 @@ from session_middleware.recording import follow
 from session_middleware.storage.types import Record
 from tests.support import agents
 from tests.support.agents import human
+from tests.support.postgres import Server, end_connections
 from tests.support.processes import Process
+from tests.support.proxy import Proxy
 
 
 def is_answer(entry: Record) -> bool:
@@ -50,6 +53,7 @@ def test_it_ends_when_asked(sessions: Sessions) -> None:
     assert is_answer(list(sessions.get("t").follow(until=is_answer))[-1])
 
 
+@pytest.mark.usefixtures("each_engine")
 async def test_what_comes_is_told_as_it_comes(sessions: Sessions) -> None:
     graph = sessions.attach(agents.tool_graph())
     session = sessions.open("t")
@@ -59,6 +63,7 @@ async def test_what_comes_is_told_as_it_comes(sessions: Sessions) -> None:
     assert latest(found) == sessions.get("t").timeline(limit=len(latest(found)))
 
 
+@pytest.mark.usefixtures("each_engine")
 def test_a_call_that_was_going_on_is_told_again_when_it_has_ended(sessions: Sessions) -> None:
     told = threading.Event()
 
@@ -82,6 +87,7 @@ def test_a_call_that_was_going_on_is_told_again_when_it_has_ended(sessions: Sess
     assert len({call.seq for call in calls}) == 1
 
 
+@pytest.mark.usefixtures("each_engine")
 def test_going_on_tells_of_what_was_not_finished_before(sessions: Sessions) -> None:
     seen: list[Record] = []
 
@@ -104,6 +110,7 @@ def test_going_on_tells_of_what_was_not_finished_before(sessions: Sessions) -> N
     assert run_ended(rest[-1])
 
 
+@pytest.mark.usefixtures("each_engine")
 def test_it_ends_with_the_session(sessions: Sessions) -> None:
     found = sessions.open("t").follow()
     assert next(found).kind == "opened"  # type: ignore[union-attr]
@@ -111,13 +118,13 @@ def test_it_ends_with_the_session(sessions: Sessions) -> None:
     assert list(found) == []
 
 
-def test_it_ends_when_the_session_has_expired(tmp_path: Path, clock: Any) -> None:
-    with Sessions(tmp_path / "sessions.db", clock=clock, idle_timeout="1h") as sessions:
-        session = sessions.open("t")
-        found = session.follow()
-        assert next(found).kind == "opened"  # type: ignore[union-attr]
-        clock.advance(hours=2)
-        assert list(found) == []
+@pytest.mark.sessions(idle_timeout="1h")
+@pytest.mark.usefixtures("each_engine")
+def test_it_ends_when_the_session_has_expired(sessions: Sessions, clock: Any) -> None:
+    found = sessions.open("t").follow()
+    assert next(found).kind == "opened"  # type: ignore[union-attr]
+    clock.advance(hours=2)
+    assert list(found) == []
 
 
 def test_it_follows_a_memory_database_too() -> None:
@@ -141,9 +148,9 @@ with Sessions(sys.argv[1]) as sessions:
 """
 
 
-def test_another_process_is_followed(sessions: Sessions, tmp_path: Path) -> None:
+def test_another_process_is_followed(sessions: Sessions, each_engine: str) -> None:
     session = sessions.open("t")
-    writer = Process("-c", WRITER, tmp_path / "sessions.db")
+    writer = Process("-c", WRITER, each_engine)
     ended = 0
     found = []
     for entry in session.follow(timeout="100s"):
@@ -173,3 +180,49 @@ def test_nothing_is_held_while_a_follower_waits_for_its_next_record(sessions: Se
     graph.invoke(human("hi"), sessions.config("other"))
     assert sessions.delete("other").sessions == 1
     assert (tmp_path / "sessions.db-wal").stat().st_size == 0  # the log could be emptied: nobody reads from it
+
+
+def test_a_follower_that_learns_of_changes_reads_only_after_one(postgres_url: str) -> None:
+    """Two `Sessions` are as two processes: neither knows of the other's commits."""
+    with Sessions(postgres_url, sweep_interval=None) as ours, Sessions(postgres_url, sweep_interval=None) as others:
+        session = ours.open("t")
+        following, changed = session._following(0), threading.Event()
+        watch = following.watch(changed.set)
+        assert changed.wait(30)  # with the first notice the earlier changes are read
+        assert watch.is_live
+        following.poll()
+        changed.clear()
+        assert not following.is_due(has_changed=changed.is_set())
+        others.get("t").update(title="a title")
+        assert changed.wait(30)
+        others.attach(agents.chat()).invoke(human("hi"), others.config("t"))
+        assert any(is_answer(entry) for entry in session.follow(until=is_answer, timeout="30s"))
+        watch.close()
+
+
+def test_a_follower_polls_where_notices_do_not_arrive(postgres_server: Server) -> None:
+    """As behind a transaction pooler."""
+    with (
+        postgres_server.database() as url,
+        Proxy(url) as pooler,
+        Sessions(pooler.url, sweep_interval=None) as ours,
+        Sessions(url, sweep_interval=None) as others,
+    ):
+        pooler.hides_notices = True
+        session = ours.open("t")
+        found = session.follow(until=is_answer, timeout="30s")
+        assert next(found).kind == "opened"  # type: ignore[union-attr]
+        others.attach(agents.chat()).invoke(human("hi"), others.config("t"))
+        assert is_answer(list(found)[-1])
+        assert not session._following(0).watch(lambda: None).is_live
+
+
+def test_a_follower_hears_of_changes_again_after_its_connection_was_lost(postgres_server: Server) -> None:
+    with postgres_server.database() as url, Sessions(url, sweep_interval=None) as sessions:
+        session, changed = sessions.open("t"), threading.Event()
+        watch = session._following(0).watch(changed.set)
+        assert changed.wait(30)
+        changed.clear()
+        end_connections(url)
+        assert changed.wait(30)  # what was not reported meanwhile may have changed
+        assert watch.is_live

@@ -109,3 +109,12 @@ def start(folder: Path, options: str = "") -> Server:
 
     Sessions(server.url(_TEMPLATE), sweep_interval=None).close()
     return server
+
+
+def end_connections(url: str) -> None:
+    """End all other connections to a database, on the server's side."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid != pg_backend_pid()"
+        )

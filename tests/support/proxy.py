@@ -1,19 +1,24 @@
-"""A slow network: a TCP proxy that adds a time to each round trip.
+"""Proxies to a PostgreSQL server: a slow network, and one that fails.
+
+`slowed` adds a time to each round trip. It is a process of its own, so that its work is not done on the time of what
+is measured. It prints the port that it listens on, and ends when its input is closed:
 
     python -m tests.support.proxy PORT MILLISECONDS
 
-It prints the port that it listens on, and ends when its input is closed. It is a process of its own, so that its work
-is not done on the time of what is measured.
+`Proxy` is in the process of the test, which tells it when to fail.
 """
 
 from __future__ import annotations
 
 import asyncio
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from urllib.parse import urlsplit
 
 
 @contextmanager
@@ -50,6 +55,89 @@ async def _serve(port: int, delay: float) -> None:
     print(server.sockets[0].getsockname()[1], flush=True)
     await asyncio.to_thread(sys.stdin.read)
     server.close()
+
+
+class Proxy:
+    """A network between this process and a server."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self._port = parts.port
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        netloc = parts.netloc.replace(str(self._port), str(self._listening.getsockname()[1]))
+        self.url = parts._replace(netloc=netloc, query="sslmode=disable").geturl()
+        self.hides_notices = False  # as a transaction pooler does
+        self.cuts_at: bytes | None = None  # the answer to the next request with these bytes is lost, and its connection
+        self.was_cut = threading.Event()
+        self.flows = threading.Event()  # otherwise nothing arrives, and no connection ends
+        self.flows.set()
+        self.waits = threading.Event()  # something has not arrived
+        self._open: list[socket.socket] = []
+
+    def __enter__(self) -> Proxy:
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listening.close()
+        self.flows.set()
+        for each in self._open:
+            _end(each)
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listening.accept()
+                server = socket.create_connection(("127.0.0.1", self._port))
+                self._open += [client, server]
+                lost = threading.Event()
+                for pump in (self._requests, self._answers):
+                    threading.Thread(target=pump, args=(client, server, lost), daemon=True).start()
+
+    def _requests(self, client: socket.socket, server: socket.socket, lost: threading.Event) -> None:
+        with suppress(OSError):
+            while data := client.recv(2**16):
+                self._pass()
+                if self.cuts_at is not None and self.cuts_at in data:
+                    self.cuts_at = None
+                    lost.set()
+                server.sendall(data)
+        _end(server)
+
+    def _answers(self, client: socket.socket, server: socket.socket, lost: threading.Event) -> None:
+        rest = b""
+        with suppress(OSError):
+            while data := server.recv(2**16):
+                self._pass()
+                if lost.is_set():
+                    break
+                if self.hides_notices:
+                    data, rest = _without_notices(rest + data)
+                client.sendall(data)
+        _end(client)
+        if lost.is_set():
+            self.was_cut.set()
+
+    def _pass(self) -> None:
+        if not self.flows.is_set():
+            self.waits.set()
+            self.flows.wait()
+
+
+def _end(each: socket.socket) -> None:
+    with suppress(OSError):
+        each.shutdown(socket.SHUT_RDWR)
+    each.close()
+
+
+def _without_notices(data: bytes) -> tuple[bytes, bytes]:
+    """The whole messages, except notices, and the rest."""
+    kept, at = [], 0
+    while len(data) >= at + 5 and len(data) >= (end := at + 1 + int.from_bytes(data[at + 1 : at + 5], "big")):
+        if data[at : at + 1] != b"A":
+            kept.append(data[at:end])
+        at = end
+    return b"".join(kept), data[at:]
 
 
 if __name__ == "__main__":

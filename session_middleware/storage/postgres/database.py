@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable
 from contextlib import suppress
 from queue import Empty, LifoQueue
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg import errors
@@ -24,9 +24,11 @@ from session_middleware.models import Clock
 from session_middleware.settings import SessionSettings, without_secrets
 from session_middleware.storage.postgres import schema
 from session_middleware.storage.postgres.connection import PostgresConnection, RetryStatements
+from session_middleware.storage.postgres.notices import CHANNEL, Notices
 from session_middleware.storage.postgres.writer import PostgresWriter
 from session_middleware.storage.sql.database import DATA_ERRORS, Database, data_error
 from session_middleware.storage.sql.engine import SqlStorage
+from session_middleware.storage.types import Watch
 
 T = TypeVar("T")
 
@@ -71,7 +73,7 @@ class PostgresDatabase(Database):
 
     def _migrate(self) -> None:
         try:
-            raw = psycopg.connect(self._url, autocommit=True, connect_timeout=_CONNECT_SECONDS)
+            raw = self._connect()
         except psycopg.ProgrammingError:  # its text repeats the URL
             problem = "the URL is not valid"
             raise StorageError(self.path, problem, advice="write postgresql://user@host:port/database") from None
@@ -86,12 +88,19 @@ class PostgresDatabase(Database):
         self._free: LifoQueue[PostgresConnection | None] = LifoQueue()  # ``None``: one that may be opened
         for _ in range(_CONNECTIONS):
             self._free.put(None)
+        self._notices = Notices(self._connect, self._notify)
         self._writer = PostgresWriter(
-            self._begin_writing, self._give_back, self.mapped_error, synchronous=self._synchronous
+            self._begin_writing,
+            self._give_back,
+            self.mapped_error,
+            self._notices.changed,
+            synchronous=self._synchronous,
         )
 
     def close(self) -> None:
         if not self._closed:
+            if self._process == os.getpid():
+                self._notices.close()
             self._closed = True
             if self._process == os.getpid():
                 self._close_free()
@@ -101,6 +110,9 @@ class PostgresDatabase(Database):
             while True:
                 if (connection := self._free.get_nowait()) is not None:
                     connection.raw.close()
+
+    def _connect(self) -> psycopg.Connection[Any]:
+        return psycopg.connect(self._url, autocommit=True, connect_timeout=_CONNECT_SECONDS)
 
     # Transactions
 
@@ -115,8 +127,7 @@ class PostgresDatabase(Database):
             is_new = connection is None
             try:
                 if connection is None:
-                    raw = psycopg.connect(self._url, autocommit=True, connect_timeout=_CONNECT_SECONDS)
-                    connection = PostgresConnection(raw)
+                    connection = PostgresConnection(self._connect())
                 connection.begin(mode, settings)
             except BaseException as error:
                 self._free.put(None)
@@ -139,14 +150,28 @@ class PostgresDatabase(Database):
                 self._close_free()
 
     def _read(self, operation: Callable[[PostgresConnection], T]) -> T:
+        return self._run(operation, _BEGIN_SNAPSHOT, _SET)
+
+    def _run(self, operation: Callable[[PostgresConnection], T], mode: bytes, settings: bytes) -> T:
         while True:
-            connection = self._begin(_BEGIN_SNAPSHOT, _SET)
+            connection = self._begin(mode, settings)
             try:
                 return operation(connection)
             except RetryStatements:  # now without prepared statements
                 continue
             finally:
                 self._give_back(connection)
+
+    def watch_session(self, session_id: str, on_change: Callable[[], object]) -> Watch:
+        self._check_open()
+        return self._notices.watch(session_id, on_change)
+
+    def _notify(self, notice: str) -> None:
+        def operation(connection: PostgresConnection) -> None:
+            connection.execute("SELECT pg_notify(?, ?)", (CHANNEL, notice))
+            connection.commit()
+
+        self._run(operation, _BEGIN, _SET_UNDURABLE)
 
     def renumber(self) -> None:
         def operation(connection: PostgresConnection) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import psycopg
@@ -25,6 +25,7 @@ class PostgresWriter(Writer):
         begin: Callable[..., PostgresConnection],
         give_back: Callable[[PostgresConnection], None],
         mapped: Callable[[Exception], Exception],
+        changed: Callable[[Collection[str] | None], object],
         *,
         synchronous: str,
     ) -> None:
@@ -32,6 +33,7 @@ class PostgresWriter(Writer):
         self._may_be_durable = synchronous == "full"
         self._begin_transaction = begin
         self._give_back = give_back
+        self._changed = changed  # called with the sessions that a commit may have changed
         self._has_connection = self._has_savepoints = self._is_exclusive = False
         self._locked: set[str] = set()  # the sessions whose families are locked
 
@@ -69,6 +71,8 @@ class PostgresWriter(Writer):
 
     def _committed(self) -> None:
         self._release()
+        if self._is_exclusive or self._locked:
+            self._changed(None if self._is_exclusive else self._locked)
 
     def _abort(self) -> None:
         self._release()

@@ -14,6 +14,7 @@ from session_middleware.errors import StorageError
 from session_middleware.models import Event
 from session_middleware.storage.sql.connection import DamagedRow, Undo
 from session_middleware.storage.sql.writer import Writer
+from session_middleware.storage.types import Watch
 
 T = TypeVar("T")
 
@@ -141,6 +142,9 @@ class Database:
         """Call `on_events` after each commit that has events of these kinds, on any thread. It must not wait."""
         self._watched = self._writer.watched = kinds
         self._on_events = self._writer.on_events = on_events
+
+    def watch_session(self, session_id: str, on_change: Callable[[], object]) -> Watch:  # noqa: ARG002
+        return Watch()
 
     def erase(self) -> int:
         """Remove deleted content from the disk, and return the bytes released. In an operation: after its commit."""

@@ -37,7 +37,7 @@ from session_middleware.storage.sql.sessions import (
     session_rows,
     tombstones,
 )
-from session_middleware.storage.types import ArchivedSession, DeletionCounts, SessionDetails, SessionSize
+from session_middleware.storage.types import ArchivedSession, DeletionCounts, SessionDetails, SessionSize, Watch
 
 T = TypeVar("T")
 
@@ -281,6 +281,9 @@ class SessionOperations(Operations):
         return self._database.write(lambda connection: revocations.lift(connection, user_id))
 
     # Hooks
+
+    def watch_session(self, session_id: str, on_change: Callable[[], object]) -> Watch:
+        return self._database.watch_session(session_id, on_change)
 
     def subscribe(self, kinds: Collection[str], on_events: Callable[[Sequence[Event]], object]) -> None:
         self._database.watch(frozenset(kinds), on_events)
