@@ -93,7 +93,6 @@ class TombstoneInfo(NamedTuple):
     action: str  # deleted, archived, renamed, forgotten
     reason: str | None
     archive: str | None
-    ended_at: datetime | None
     deleted_at: datetime
     user_id: str | None = None
     on_resume: OnResume | None = None  # the session's own setting

@@ -46,13 +46,12 @@ def flags_of(flags: Iterable[str], *texts: str | None) -> str | None:
 
 def value_of(model: type[V], cursor: Cursor, row: tuple[Any, ...]) -> V:
     """A row as a value of `model`, without the columns that are no fields. Raises `Malformed`."""
-    fields, columns = model.model_fields, [described[0] for described in cursor.description]
+    columns = tuple([described[0] for described in cursor.description])
     found: dict[str, Any] = {}
     column = ""
     try:
-        for column, value in zip(columns, row, strict=True):
-            if value is not None and column in fields:
-                is_plain = column not in _JSON_COLUMNS and not column.endswith("_at")
+        for place, column, is_plain in _fields_among(model, columns):
+            if (value := row[place]) is not None:
                 found[column] = value if is_plain else read_column(column, value)
         return model(**found)
     except (TypeError, ValueError, RecursionError) as error:
@@ -63,6 +62,13 @@ def value_of(model: type[V], cursor: Cursor, row: tuple[Any, ...]) -> V:
         named = dict(zip(columns, row, strict=True))
         session_id = str(named.get("session_id", named.get("id")))
         raise Malformed(model, session_id, column=column, problem=problem) from error
+
+
+@lru_cache(maxsize=256)
+def _fields_among(model: type[Value], columns: tuple[str, ...]) -> list[tuple[int, str, bool]]:
+    """The places and names of the columns that are fields, and whether the stored value is the field's."""
+    fields = [(place, name) for place, name in enumerate(columns) if name in model.model_fields]
+    return [(place, name, name not in _JSON_COLUMNS and not name.endswith("_at")) for place, name in fields]
 
 
 def read_column(column: str, value: Any) -> Any:

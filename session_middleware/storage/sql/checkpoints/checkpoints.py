@@ -392,9 +392,13 @@ def rename(connection: Connection, home: int, session_id: str, to: str) -> None:
         connection.execute(sql, (to, home, session_id))
 
 
-def delete(connection: Connection, home: int, session_id: str) -> int:
-    """Delete a session's checkpoints and writes, but not their values. Returns the number of checkpoints."""
-    done = 0
-    for table in _COLUMNS:
-        done = connection.execute(f"DELETE FROM {table} WHERE home = ? AND session_id = ?", (home, session_id)).rowcount
-    return done
+def delete(connection: Connection, keys: Sequence[tuple[int, str]]) -> int:
+    """Delete the checkpoints and writes of sessions, by home and id, but not their values.
+
+    Returns the number of checkpoints.
+    """
+    done = dict.fromkeys(_COLUMNS, 0)
+    for table in done:
+        for key in keys:
+            done[table] += connection.execute(f"DELETE FROM {table} WHERE home = ? AND session_id = ?", key).rowcount
+    return done["checkpoints"]

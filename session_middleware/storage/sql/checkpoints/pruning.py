@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from session_middleware.storage.sql.checkpoints import latest_checkpoint
@@ -101,7 +101,7 @@ def _delete(connection: Connection, session_id: str, keys: Collection[tuple[str,
             gone.add(checkpoint_id)
     if gone:
         latest_checkpoint.recount(connection, home, session_id, gone)
-    free_unused(connection, home)
+    free_unused(connection, [home])
 
 
 _OWN = "WHERE home = ? AND session_id = ? AND checkpoint_ns = ?"
@@ -141,16 +141,26 @@ def find_reachable(connection: Connection, home: int, session_id: str | None = N
     return Reachable(lengths, digests)
 
 
-def free_unused(connection: Connection, home: int) -> None:
-    """Delete the unused lists of a family, the unused ends of lists, and its unused blobs.
+def free_unused(connection: Connection, homes: Iterable[int]) -> None:
+    """Delete the unused lists of families, the unused ends of lists, and the unused blobs.
 
     A list may be cut, because a writer appends only to a list that is as long as its reference says.
     """
+    those = "SELECT CAST(value AS INTEGER) FROM json_each(?1)"
+    in_use = (
+        f"SELECT home FROM checkpoints WHERE home IN ({those}) UNION SELECT home FROM writes WHERE home IN ({those})"
+    )
+    ids = json.dumps([*homes])
+    kept = {home for (home,) in connection.execute(in_use, (ids,)).fetchall()}
+    ids = json.dumps([home for home in homes if home not in kept])
+    for table in ("list_items", "lists", "blobs"):
+        connection.execute(f"DELETE FROM {table} WHERE home IN ({those})", (ids,))
+    for home in kept:
+        _free_unused(connection, home)
+
+
+def _free_unused(connection: Connection, home: int) -> None:
     lengths, digests = find_reachable(connection, home)
-    if not lengths and not digests:
-        for table in ("list_items", "lists", "blobs"):
-            connection.execute(f"DELETE FROM {table} WHERE home = ?", (home,))
-        return
     unused = []
     items = connection.execute("SELECT list_id, position, digest, type FROM list_items WHERE home = ?", (home,))
     for list_id, position, digest, kind in items.fetchall():

@@ -13,6 +13,7 @@ Answers of our own memory tools are not indexed: an item holds the same text, or
 
 from __future__ import annotations
 
+import json
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -255,10 +256,11 @@ def _remove_words(connection: Connection, number: int, scope_id: int) -> None:
     )
 
 
-def remove_session(connection: Connection, session_id: str) -> None:
-    """Remove a session from the index. The caller deletes its messages, or they are indexed again."""
+def remove_sessions(connection: Connection, session_ids: Sequence[str]) -> None:
+    """Remove sessions from the index. The caller deletes their messages, or they are indexed again."""
     rows = connection.execute(
-        "DELETE FROM index_sessions WHERE session_id = ? RETURNING number, scope_id", (session_id,)
+        "DELETE FROM index_sessions WHERE session_id IN (SELECT value FROM json_each(?)) RETURNING number, scope_id",
+        (json.dumps([*session_ids]),),
     )
     for number, scope_id in rows.fetchall():
         _remove_words(connection, number, scope_id)

@@ -167,13 +167,13 @@ def visible(query: MemoryQuery) -> tuple[str, list[Any]]:
     exact = [namespace_text(namespace) for namespace in query.namespaces]
     if not query.prefix:  # one parameter: SQLite limits the number of parameters and of ORs
         return "namespace IN (SELECT value FROM json_each(?))", [json.dumps(exact)]
-    values = [value for text in exact for value in (text, *range_below(text))]
-    return " OR ".join(["namespace = ? OR namespace >= ? AND namespace < ?"] * len(exact)) or "1 = 0", values
+    values = [value for text in exact for value in range_of(text)]
+    return " OR ".join(["namespace >= ? AND namespace < ?"] * len(exact)) or "1 = 0", values
 
 
-def range_below(namespace: str) -> tuple[str, str]:
-    """Bounds of the namespaces below one, as text: ``["a"`` is followed by a comma there, and ``-`` comes after it."""
-    return namespace[:-1] + ",", namespace[:-1] + "-"
+def range_of(namespace: str) -> tuple[str, str]:
+    """Bounds of a namespace and those below it, as text: ``["a"`` is followed by a bracket or a comma there."""
+    return namespace[:-1], namespace[:-1] + "^"
 
 
 def _stored(row: tuple[Any, ...]) -> StoredMemory:

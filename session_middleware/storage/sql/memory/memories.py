@@ -52,20 +52,14 @@ def list_messages_around(
 
 # With their session
 
-_OF_NAMESPACE = "namespace = ? OR namespace >= ? AND namespace < ?"
-
-
-def with_range(*namespace: str) -> tuple[str, str, str]:
-    """A namespace as text, and the bounds of the namespaces below it."""
-    text = namespace_text(namespace)
-    return text, *items.range_below(text)
+_OF_NAMESPACE = "namespace >= ? AND namespace < ?"
 
 
 def rename(connection: Connection, session_id: str, to: str) -> None:
     own, new = namespace_text(("session", session_id)), namespace_text(("session", to))
     connection.execute(
         f"UPDATE memories SET namespace = ? || substr(namespace, ?) WHERE {_OF_NAMESPACE}",
-        (new[:-1], len(own), *with_range("session", session_id)),
+        (new[:-1], len(own), *items.range_of(own)),
     )
     connection.execute("UPDATE memories SET session_id = ? WHERE session_id = ?", (to, session_id))
     indexing.rename_session(connection, session_id, to)
@@ -85,16 +79,26 @@ def restore(connection: Connection, rows: Iterable[Mapping[str, Any]], session_i
     items.restore(connection, named)
 
 
-def delete_session(connection: Connection, session_id: str) -> int:
-    """Delete a session's own items and its part of the index; items it put for its user or group stay."""
-    deleted = connection.execute(f"DELETE FROM memories WHERE {_OF_NAMESPACE}", with_range("session", session_id))
-    indexing.remove_session(connection, session_id)
-    return deleted.rowcount
+def delete_sessions(connection: Connection, session_ids: Sequence[str]) -> int:
+    """Delete the own items of sessions and their part of the index; items put for a user or group stay."""
+    ranges = json.dumps([items.range_of(namespace_text(("session", each))) for each in session_ids])
+    deleted = connection.execute(_DELETE_RANGES, (ranges,)).rowcount
+    indexing.remove_sessions(connection, session_ids)
+    return deleted
+
+
+_DELETE_RANGES = """
+    DELETE FROM memories WHERE id IN (
+        SELECT m.id FROM json_each(?) AS own CROSS JOIN memories AS m
+        ON m.namespace >= CAST(json_extract(own.value, '$[0]') AS TEXT)
+        AND m.namespace < CAST(json_extract(own.value, '$[1]') AS TEXT)
+    )
+"""
 
 
 def delete_of_user(connection: Connection, user_id: str, session_ids: Sequence[str]) -> int:
     """Delete a user's items, and all items that were put in these sessions, in whatever scope."""
     return connection.execute(
         f"DELETE FROM memories WHERE session_id IN (SELECT value FROM json_each(?)) OR {_OF_NAMESPACE}",
-        (json.dumps(list(session_ids)), *with_range("user", user_id)),
+        (json.dumps(list(session_ids)), *items.range_of(namespace_text(("user", user_id)))),
     ).rowcount

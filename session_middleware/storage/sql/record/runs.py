@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from datetime import datetime
 from typing import NamedTuple
 
@@ -248,10 +250,8 @@ _COPY = (
 )
 
 
-def delete(connection: Connection, session_id: str) -> tuple[int, int]:
-    """Delete the session's record; how many messages and tool calls that was."""
-    counts = {
-        table: connection.execute(f"DELETE FROM {table} WHERE session_id = ?", (session_id,)).rowcount
-        for table in TABLES
-    }
+def delete(connection: Connection, session_ids: Sequence[str]) -> tuple[int, int]:
+    """Delete the record of sessions; returns how many messages and tool calls that was."""
+    of, ids = "WHERE session_id IN (SELECT value FROM json_each(?))", json.dumps([*session_ids])
+    counts = {table: connection.execute(f"DELETE FROM {table} {of}", (ids,)).rowcount for table in TABLES}
     return counts["messages"], counts["tool_calls"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -21,9 +21,9 @@ from session_middleware.storage.sql.checkpoints.pruning import find_reachable
 from session_middleware.storage.sql.checkpoints.rows import Row, WriteRow, resealed
 from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.engine_context import EngineContext
-from session_middleware.storage.sql.memory import memories
-from session_middleware.storage.sql.memory.items import ARCHIVED
+from session_middleware.storage.sql.memory import items, memories
 from session_middleware.storage.sql.record import runs
+from session_middleware.storage.sql.row_mapping import namespace_text
 from session_middleware.storage.sql.sessions import events, session_rows
 from session_middleware.storage.types import TombstoneInfo
 
@@ -33,7 +33,7 @@ _OF_SESSION = {
     "sessions": "id = :id",
     **dict.fromkeys(runs.TABLES, "session_id = :id"),
     **dict.fromkeys(("checkpoints", "writes"), "home = :home AND session_id = :id"),
-    "memories": "namespace = :own OR namespace >= :above AND namespace < :below",
+    "memories": "namespace >= :first AND namespace < :end",
 }
 
 
@@ -47,10 +47,10 @@ def write(connection: Connection, session: SessionInfo, rules: EngineContext) ->
 
 
 def _rows(connection: Connection, session: SessionInfo) -> Iterator[tuple[str, dict[str, Any]]]:
-    own, above, below = memories.with_range("session", session.id)
-    values = {"id": session.id, "home": session.home, "own": own, "above": above, "below": below}
+    first, end = items.range_of(namespace_text(("session", session.id)))
+    values = {"id": session.id, "home": session.home, "first": first, "end": end}
     for table, condition in _OF_SESSION.items():
-        columns = ARCHIVED if table == "memories" else "*"
+        columns = items.ARCHIVED if table == "memories" else "*"
         for row in _select(connection, table, condition, values, columns):
             yield table, row
     lengths, digests = find_reachable(connection, session.home, session.id)
@@ -79,10 +79,11 @@ def _path_of(session: SessionInfo, rules: EngineContext) -> Path | None:
     return None if rules.archives is None else rules.archives / name
 
 
-def remove(session: SessionInfo, rules: EngineContext) -> int:
-    """Delete the file that a killed process left of a session it did not archive; its bytes."""
-    path = _path_of(session, rules)
-    return 0 if path is None else jsonl.remove(path)
+def remove(sessions: Sequence[SessionInfo], rules: EngineContext) -> int:
+    """Delete the files that killed processes left of sessions that they did not archive; returns their bytes."""
+    if rules.archives is None or not rules.archives.is_dir():
+        return 0
+    return sum(jsonl.remove(path) for session in sessions if (path := _path_of(session, rules)) is not None)
 
 
 def restore(connection: Connection, tombstone: TombstoneInfo, rows: Rows, rules: EngineContext) -> SessionInfo:

@@ -6,10 +6,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from session_middleware import lifecycle
 from session_middleware.errors import SessionLimitReached
@@ -41,37 +41,42 @@ def end(
     now = rules.clock()
     session = session_rows.get_for(connection, session_id, None, rules)
     lifecycle.check_transition(session_id, lifecycle.status_at(session, rules.settings, now), status)
-    _close(connection, session, status, reason, now, rules, detail=detail)
+    _close(connection, [Ending(session, reason, now)], status, detail, rules)
     return session_rows.get(connection, session_id)
+
+
+class Ending(NamedTuple):
+    session: SessionInfo
+    reason: str
+    at: datetime
 
 
 def _close(
     connection: Connection,
-    session: SessionInfo,
+    ended: Sequence[Ending],
     status: Status,
-    reason: str,
-    at: datetime,
+    detail: dict[str, Any] | Callable[[SessionInfo], dict[str, Any]],
     rules: EngineContext,
-    *,
-    detail: dict[str, Any],
 ) -> None:
-    connection.execute(
-        "UPDATE sessions SET status = ?, reason = ?, ended_at = ?, expires_at = ? WHERE id = ?",
-        (status, reason, to_text(at), to_text(at) if status == "expired" else None, session.id),
+    is_expired = status == "expired"
+    connection.executemany(
+        "UPDATE sessions SET version = version + 1, status = ?, reason = ?, ended_at = ?, expires_at = ? WHERE id = ?",
+        [(status, reason, to_text(at), to_text(at) if is_expired else None, each.id) for each, reason, at in ended],
     )
-    events.append(connection, session.id, status, reason, detail, rules.clock())
+    found = [(each.id, status, reason, detail(each) if callable(detail) else detail) for each, reason, _ in ended]
+    events.append_all(connection, found, rules.clock())
 
 
-def expire(connection: Connection, session: SessionInfo, reason: str, at: datetime, rules: EngineContext) -> None:
-    """Store that a session has expired, and prune it if its strategy says so."""
-    if session.status != "active":
-        return
-    _close(connection, session, "expired", reason, at, rules, detail=_idle_since(session))
-    if lifecycle.terms_of(session, rules.settings).on_expire == "prune":
-        prune(connection, session)
+def expire(connection: Connection, ended: Sequence[Ending], rules: EngineContext) -> None:
+    """Store that sessions have expired, unless they had ended, and prune those whose strategy says so."""
+    ended = [each for each in ended if each.session.status == "active"]
+    _close(connection, ended, "expired", _idle_since, rules)
+    for session, *_ in ended:
+        if lifecycle.terms_of(session, rules.settings).on_expire == "prune":
+            _prune(connection, session)
 
 
-def prune(connection: Connection, session: SessionInfo) -> bool:
+def _prune(connection: Connection, session: SessionInfo) -> bool:
     """Prune a session that has expired; returns whether that was not done before."""
     pruned = connection.execute("UPDATE sessions SET pruned = 1 WHERE id = ? AND pruned = 0", (session.id,)).rowcount
     if pruned:
@@ -88,7 +93,7 @@ def pin(connection: Connection, session_id: str, given: Pin | None, rules: Engin
         return session
     due, status = lifecycle.expiry_of(session, rules.settings), lifecycle.status_at(session, rules.settings, now)
     if due is not None and (session.status, status) == ("active", "expired"):
-        _close(connection, session, "expired", due.reason, due.at, rules, detail=_idle_since(session))
+        _close(connection, [Ending(session, due.reason, due.at)], "expired", _idle_since, rules)
     text = None if given is None else to_json(given.model_dump(mode="json"))
     connection.execute("UPDATE sessions SET pinned = ? WHERE id = ?", (text, session_id))
     detail = {"by": given.by} if given is not None else {}
@@ -110,7 +115,8 @@ def rename_expired(connection: Connection, session: SessionInfo, rules: EngineCo
     """
     renamed = _free_id(connection, session.id)
     due = lifecycle.expiry_of(session, rules.settings)
-    expire(connection, session, due.reason if due else "idle_timeout", due.at if due else now, rules)
+    expire(connection, [Ending(session, due.reason if due else "idle_timeout", due.at if due else now)], rules)
+    tombstones.put(connection, [session.id], "renamed", renamed, now)
     family = renamed if session.family_id == session.id else session.family_id
     connection.execute(
         "UPDATE sessions SET id = ?, family_id = ?, status = 'abandoned' WHERE id = ?", (renamed, family, session.id)
@@ -120,9 +126,8 @@ def rename_expired(connection: Connection, session: SessionInfo, rules: EngineCo
     checkpoints.rename(connection, session.home, session.id, renamed)
     if family == renamed:
         connection.execute("UPDATE sessions SET family_id = ? WHERE home = ?", (renamed, session.home))
-    archives.remove(session, rules)
+    archives.remove([session], rules)
     events.append(connection, renamed, "renamed", "fresh", {"was": session.id}, now)
-    tombstones.put(connection, session, "renamed", renamed, now)
     return renamed
 
 
@@ -148,7 +153,7 @@ def _free_id(connection: Connection, session_id: str) -> str:
 
 def delete(
     connection: Connection,
-    session_id: str,
+    session_ids: Sequence[str],
     rules: EngineContext,
     *,
     reason: str | None = None,
@@ -156,21 +161,21 @@ def delete(
     archive: str | None = None,
     digest: str | None = None,
 ) -> DeletionCounts:
-    """Delete everything of a session, also of one whose row is damaged, and leave a tombstone."""
-    session = session_rows.find_remains(connection, session_id)
-    if session is None:
+    """Delete everything of sessions, also of those whose rows are damaged, and leave tombstones."""
+    sessions = session_rows.find_remains(connection, session_ids)
+    if not sessions:
         return DeletionCounts()
-    now = rules.clock()
-    connection.execute("DELETE FROM sessions WHERE id = ?", (session_id,))
-    messages, tool_calls = runs.delete(connection, session_id)
-    remembered = memories.delete_session(connection, session_id)
-    kept = checkpoints.delete(connection, session.home, session_id)
-    free_unused(connection, session.home)
-    tombstones.put(connection, session, action, reason or session.reason, now, archive=archive, digest=digest)
-    if action != "forgotten":
-        events.announce(connection, session_id, action, reason, {"user_id": session.user_id}, now)
-    left = archives.remove(session, rules) if action == "deleted" else 0
-    return DeletionCounts(1, kept, messages, tool_calls, remembered, left)
+    ids, now = [session.id for session in sessions], rules.clock()
+    tombstones.put(connection, ids, action, reason, now, archive=archive, digest=digest)
+    connection.execute("DELETE FROM sessions WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(ids),))
+    messages, tool_calls = runs.delete(connection, ids)
+    remembered = memories.delete_sessions(connection, ids)
+    kept = checkpoints.delete(connection, [(session.home, session.id) for session in sessions])
+    free_unused(connection, {session.home for session in sessions})
+    for session in sessions if action != "forgotten" else ():
+        events.announce(connection, session.id, action, reason, {"user_id": session.user_id}, now)
+    left = archives.remove(sessions, rules) if action == "deleted" else 0
+    return DeletionCounts(len(ids), kept, messages, tool_calls, remembered, left)
 
 
 def delete_archived(
@@ -188,59 +193,77 @@ def delete_archived(
 # Ending what is due
 
 
-def end_due(connection: Connection, due: SweepResult, rules: EngineContext, now: datetime) -> bool:
-    """End one session, which has no run in progress, if it is still due."""
-    session = session_rows.find_readable(connection, due.session_id, rules)
-    if session is None or session.pinned is not None:
-        return False
+def end_due(
+    connection: Connection, listed: Sequence[SweepResult], rules: EngineContext, now: datetime
+) -> list[SweepResult]:
+    """End those of these sessions that are still due and have no run in progress; returns those."""
+    live, ids = leases.live(connection, rules), [due.session_id for due in listed]
+    cursor = connection.execute(
+        "SELECT * FROM sessions WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(ids),)
+    )
+    sessions = {each.id: each for each in session_rows.readable(cursor, rules) if each is not None}
+    groups: dict[tuple[OnExpire, str | None], dict[str, Ending]] = {}
+    for due in listed:
+        session = sessions.get(due.session_id)
+        found = _still_due(due, session, rules, now) if session is not None and session.id not in live else None
+        if found is not None:
+            action, ending = found
+            groups.setdefault((action, ending.reason if action == "delete" else None), {})[due.session_id] = ending
+    done: set[str] = set()
+    for (action, _), ended in groups.items():
+        done |= STRATEGIES[action].end(connection, ended, rules)
+    return [due for due in listed if due.session_id in done]
+
+
+def _still_due(
+    due: SweepResult, session: SessionInfo, rules: EngineContext, now: datetime
+) -> tuple[OnExpire, Ending] | None:
+    """The strategy, and the reason and time of the end."""
+    if session.pinned is not None:
+        return None
     if due.reason == "older_than":
-        if session.last_active_at >= due.expired_at:
-            return False
-        delete(connection, session.id, rules, reason=due.reason)
-        return True
+        is_due = session.last_active_at < due.expired_at
+        return ("delete", Ending(session, due.reason, due.expired_at)) if is_due else None
     if due.reason == "on_expire":  # it expired before its strategy was set
-        if session.status != "expired" or lifecycle.terms_of(session, rules.settings).on_expire != due.action:
-            return False
-        reason, at = str(session.reason), session.ended_at or rules.clock()
-        return STRATEGIES[due.action].end(connection, session, reason, at, rules)
+        is_due = session.status == "expired" and lifecycle.terms_of(session, rules.settings).on_expire == due.action
+        ending = Ending(session, str(session.reason), session.ended_at or rules.clock())
+        return (due.action, ending) if is_due else None
     if session.status == "active":
         end = lifecycle.expiry_of(session, rules.settings)
-        if end is None or end.at > now:
-            return False
-        return STRATEGIES[due.action].end(connection, session, end.reason, end.at, rules)
+        return None if end is None or end.at > now else (due.action, Ending(session, end.reason, end.at))
     until = lifecycle.deleted_at(session, rules.settings)
-    if until is None or until > now:
-        return False
-    delete(connection, session.id, rules, reason="retention")
-    return True
+    return None if until is None or until > now else ("delete", Ending(session, "retention", until))
 
 
-def _keep(connection: Connection, session: SessionInfo, reason: str, at: datetime, rules: EngineContext) -> bool:
-    if session.status == "active":
-        expire(connection, session, reason, at, rules)
-        return True
-    return prune(connection, session)  # it expired before its strategy was set
+Endings: TypeAlias = Mapping[str, Ending]  # by the session's id
 
 
-def _delete(connection: Connection, session: SessionInfo, reason: str, _: datetime, rules: EngineContext) -> bool:
-    delete(connection, session.id, rules, reason=reason)
-    return True
+def _keep(connection: Connection, ended: Endings, rules: EngineContext) -> set[str]:
+    expire(connection, [*ended.values()], rules)
+    is_active = {session_id for session_id, ending in ended.items() if ending.session.status == "active"}
+    return is_active | {each for each in ended.keys() - is_active if _prune(connection, ended[each].session)}
 
 
-def _archive(connection: Connection, session: SessionInfo, reason: str, at: datetime, rules: EngineContext) -> bool:
-    connection.execute(
-        "UPDATE sessions SET status = 'expired', reason = ?, ended_at = ? WHERE id = ?",
-        (reason, to_text(at), session.id),
-    )
-    archive, digest = archives.write(connection, session, rules)
-    delete(connection, session.id, rules, action="archived", reason=reason, archive=archive, digest=digest)
-    return True
+def _delete(connection: Connection, ended: Endings, rules: EngineContext) -> set[str]:
+    delete(connection, [*ended], rules, reason=next(iter(ended.values())).reason)
+    return set(ended)
+
+
+def _archive(connection: Connection, ended: Endings, rules: EngineContext) -> set[str]:
+    for session, reason, at in ended.values():
+        connection.execute(
+            "UPDATE sessions SET status = 'expired', reason = ?, ended_at = ? WHERE id = ?",
+            (reason, to_text(at), session.id),
+        )
+        archive, digest = archives.write(connection, session, rules)
+        delete(connection, [session.id], rules, action="archived", reason=reason, archive=archive, digest=digest)
+    return set(ended)
 
 
 class Strategy(NamedTuple):
     """A value of `on_expire`."""
 
-    end: Callable[[Connection, SessionInfo, Any, datetime, EngineContext], bool]  # with the reason and time; if it did
+    end: Callable[[Connection, Endings, EngineContext], set[str]]  # of one reason if it deletes; returns what it ended
     applies_to: Sequence[int] = (0, 1)  # `pruned` of the expired sessions that are still to be ended so
     is_alone: bool = False  # each session has a transaction of its own
     frees: bool = True  # rows are deleted
@@ -293,5 +316,4 @@ def make_room(
             oldest = session_rows.first(connection, _OLDEST, values, surplus, rules)
         if len(oldest) < surplus:
             raise SessionLimitReached(limit, user_id=of_user)
-        for session in oldest:
-            expire(connection, session, "limit", rules.clock(), rules)
+        expire(connection, [Ending(session, "limit", rules.clock()) for session in oldest], rules)

@@ -41,8 +41,8 @@ from session_middleware.storage.types import ArchivedSession, DeletionCounts, Se
 
 T = TypeVar("T")
 
-_TURN_SECONDS = 0.005  # the longest transaction of a sweep; other writers wait for its end
-_PAUSE, _LONGEST_PAUSE_SECONDS = 3, 0.05  # the pause after it, as a multiple: other writers wait for the disk too
+_BATCH = 50  # sessions that a sweep ends in one transaction, for whose end other writers wait
+_PAUSE, _LONGEST_PAUSE_SECONDS = 2, 0.05  # the pause after it, as a multiple: other writers wait for the disk too
 
 
 class SessionOperations(Operations):
@@ -141,11 +141,11 @@ class SessionOperations(Operations):
         def operation(connection: Connection) -> DeletionCounts:
             tombstone = tombstones.find(connection, session_id)
             is_archived = tombstone is not None and tombstone.archive is not None
-            if is_archived and session_rows.find_remains(connection, session_id) is None:
+            if is_archived and not session_rows.find_remains(connection, [session_id]):
                 return endings.delete_archived(connection, session_id, self._rules, by)
             if by is not None:
                 session_rows.get_for(connection, session_id, by, self._rules)
-            return endings.delete(connection, session_id, self._rules, reason="by_user")
+            return endings.delete(connection, [session_id], self._rules, reason="by_user")
 
         deleted = self._database.write(operation)
         if not deleted.sessions:
@@ -198,47 +198,41 @@ class SessionOperations(Operations):
         )
 
     def end_due(self, listed: Sequence[SweepResult], *, now: datetime, duty: Lease | None = None) -> list[SweepResult]:
+        alone = [[due] for due in listed if endings.STRATEGIES[due.action].is_alone]
+        others = [due for due in listed if not endings.STRATEGIES[due.action].is_alone]
+        batches = [others[start : start + _BATCH] for start in range(0, len(others), _BATCH)]
         done: list[SweepResult] = []
-        due = [each for each in listed if not endings.STRATEGIES[each.action].is_alone]
-        start, failure = 0, None
-        while start < len(due):
+        failure = None
+
+        def end(connection: Connection, due: Sequence[SweepResult]) -> list[SweepResult] | None:
+            """``None``: another process has acquired the duty, so nothing remains to be done."""
+            if (
+                duty is not None
+                and duty.number is not None
+                and not leases.renew(connection, [duty.number], self._now())
+            ):
+                return None
+            return endings.end_due(connection, due, self._rules, now)
+
+        for number, batch in enumerate(batches + alone):
             began = time.perf_counter()
-            ended, start = self._database.write(
-                partial(self._end_some, due=due, start=start, now=now, duty=duty), durable=False
-            )
+            try:
+                ended = self._database.write(partial(end, due=batch), durable=number >= len(batches))
+            except StorageError as error:
+                if number < len(batches):
+                    raise
+                failure = failure or error  # end the others first
+                continue
+            if ended is None:
+                break
             done += ended
-            if start < len(due):
+            if number + 1 < len(batches):
                 time.sleep(min(_PAUSE * (time.perf_counter() - began), _LONGEST_PAUSE_SECONDS))
-        for each in listed:
-            if endings.STRATEGIES[each.action].is_alone:
-                try:
-                    done += self._database.write(partial(self._end_some, due=[each], start=0, now=now, duty=duty))[0]
-                except StorageError as error:  # end the others first
-                    failure = failure or error
         if failure is not None:
             raise failure
         if any(endings.STRATEGIES[ended.action].frees for ended in done):
             self._database.erase()
         return done
-
-    def _end_some(
-        self, connection: Connection, due: Sequence[SweepResult], start: int, now: datetime, duty: Lease | None
-    ) -> tuple[list[SweepResult], int]:
-        """End sessions for up to `_TURN_SECONDS`; returns them, and where to continue.
-
-        Renews the lease of the duty. If another process has acquired the duty, nothing remains to be done.
-        """
-        if duty is not None and duty.number is not None and not leases.renew(connection, [duty.number], self._now()):
-            return [], len(due)
-        done: list[SweepResult] = []
-        live = leases.live(connection, self._rules)
-        until = time.perf_counter() + _TURN_SECONDS
-        for position in range(start, len(due)):
-            if position > start and time.perf_counter() >= until:
-                return done, position
-            if due[position].session_id not in live and endings.end_due(connection, due[position], self._rules, now):
-                done.append(due[position])
-        return done, len(due)
 
     def acquire_duty(self, duty: str) -> Lease | None:
         context = RunContext(f"\0{duty}", Identity(), lease=Lease())

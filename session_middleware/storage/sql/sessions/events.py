@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -19,6 +20,7 @@ _MOST_USERS = 10  # with events of their own; further users share one
 
 
 _COLUMNS = ("session_id", "seq", "run_id", "kind", "reason", "detail", "created_at")
+_INSERT = f"INSERT INTO events ({', '.join(_COLUMNS)}) VALUES (?, ?, ?, ?, ?, ?, ?)"
 
 
 def append(
@@ -36,10 +38,28 @@ def append(
     seq = runs.next_seq(connection, session_id)
     if seq is not None:
         row = (session_id, seq, run_id, kind, reason, to_json(detail), to_text(now))
-        connection.execute(f"INSERT INTO events ({', '.join(_COLUMNS)}) VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+        connection.execute(_INSERT, row)
     if not is_announced:
         announce(connection, session_id, kind, reason, detail, now, run_id=run_id, seq=seq or 0)
     return seq is not None
+
+
+def append_all(
+    connection: Connection, found: Sequence[tuple[str, str, str | None, dict[str, Any]]], now: datetime
+) -> None:
+    """As `append`, for events of different sessions that exist: the session, kind, reason and detail of each."""
+    numbered = connection.execute(
+        "UPDATE sessions SET version = version + 1, last_seq = last_seq + 1"
+        " WHERE id IN (SELECT value FROM json_each(?)) RETURNING id, last_seq",
+        (json.dumps([session_id for session_id, *_ in found]),),
+    )
+    seqs: dict[str, int] = dict(numbered.fetchall())
+    connection.executemany(
+        _INSERT,
+        [(each[0], seqs[each[0]], None, *each[1:3], to_json(each[3]), to_text(now)) for each in found],
+    )
+    for session_id, kind, reason, detail in found:
+        announce(connection, session_id, kind, reason, detail, now, seq=seqs[session_id])
 
 
 def insert(write: SessionWrite, kind: str, now: datetime, *, run_id: str | None) -> None:

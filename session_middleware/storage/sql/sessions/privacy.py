@@ -43,16 +43,16 @@ def forget(connection: Connection, user_id: str, rules: EngineContext, *, dry_ru
     """Delete all data of a user, also archives; returns how much that was."""
     connection.execute("SAVEPOINT forgetting")
     rows = connection.execute("SELECT id FROM sessions WHERE user_id = ?", (user_id,)).fetchall()
-    sessions = [session_rows.find_remains(connection, session_id) for (session_id,) in rows]
     theirs = [session_id for (session_id,) in rows]
+    sessions = session_rows.find_remains(connection, theirs)
     tombstones = connection.execute("SELECT id, archive FROM tombstones WHERE user_id = ?", (user_id,)).fetchall()
     gone = [session_id for session_id, _ in tombstones]
     memories_gone = memories.delete_of_user(connection, user_id, [*theirs, *gone])
-    deleted = [endings.delete(connection, session_id, rules, action="forgotten") for session_id in theirs]
+    deleted = endings.delete(connection, theirs, rules, action="forgotten")
     traces = sum(connection.execute(erase, (user_id,)).rowcount for erase in _TRACES)
     ids = json.dumps([*theirs, *gone])
     connection.execute(_DELETE_LEASES, (user_id, ids))
-    for session_id in gone:
+    for session_id in {*theirs, *gone}:
         connection.execute("DELETE FROM tombstones WHERE id = ?", (hashed(session_id),))
         connection.execute(
             "UPDATE tombstones SET id = ?, user_id = NULL, group_id = NULL, title = NULL,"
@@ -63,13 +63,13 @@ def forget(connection: Connection, user_id: str, rules: EngineContext, *, dry_ru
     bytes_freed = 0
     if not dry_run:  # before the commit: afterwards nothing refers to the files
         bytes_freed = sum(jsonl.remove(path) for path in archived)
-        bytes_freed += sum(archives.remove(session, rules) for session in sessions if session is not None)
+        bytes_freed += archives.remove(sessions, rules)
     forgotten = ErasureReceipt(
         sessions=len(theirs),
-        checkpoints=sum(each.checkpoints for each in deleted),
-        messages=sum(each.messages for each in deleted),
-        tool_calls=sum(each.tool_calls for each in deleted),
-        memories=memories_gone + sum(each.memories for each in deleted),
+        checkpoints=deleted.checkpoints,
+        messages=deleted.messages,
+        tool_calls=deleted.tool_calls,
+        memories=memories_gone + deleted.memories,
         archives=len(archived),
         traces=traces,
         bytes_freed=bytes_freed,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -44,17 +43,15 @@ def find_with_version(connection: Connection, session_id: str, rules: EngineCont
     return known[1], row[0]
 
 
-def find_remains(connection: Connection, session_id: str) -> SessionInfo | None:
-    """As `find`; of a session whose row is damaged, what its deletion needs."""
-    with suppress(Malformed):
-        return find(connection, session_id)
+def find_remains(connection: Connection, session_ids: Sequence[str]) -> list[SessionInfo]:
+    """What a deletion needs of these sessions, also of those whose rows are damaged."""
     cursor = connection.execute(
         "SELECT id, home, family_id, user_id, group_id, CAST(incarnation AS INTEGER) AS incarnation"
-        " FROM sessions WHERE id = ?",
-        (session_id,),
+        " FROM sessions WHERE id IN (SELECT value FROM json_each(?))",
+        (json.dumps([*session_ids]),),
     )
-    remains: dict[str, Any] = dict(zip((c[0] for c in cursor.description), cursor.fetchone(), strict=True))
-    return SessionInfo.model_construct(**remains)
+    names = [column[0] for column in cursor.description]
+    return [SessionInfo.model_construct(**dict(zip(names, row, strict=True))) for row in cursor.fetchall()]
 
 
 # Damaged rows are left out where many sessions are read, and logged once.

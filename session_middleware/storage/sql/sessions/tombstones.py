@@ -7,11 +7,12 @@ the hash of the id remains.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
 
 from session_middleware.errors import SessionNotFound
-from session_middleware.models import Identity, SessionInfo, from_text, to_text
+from session_middleware.models import Identity, from_text, to_text
 from session_middleware.storage.sql.connection import UNLIMITED, Connection
 from session_middleware.storage.sql.row_mapping import values_of
 from session_middleware.storage.sql.sessions import revocations
@@ -23,21 +24,22 @@ _COLUMNS = (
     *("action", "reason", "archive", "digest", "ended_at", "deleted_at"),
 )
 _PUT = f"""
-    INSERT INTO tombstones ({", ".join(_COLUMNS)}) VALUES ({", ".join("?" * len(_COLUMNS))})
+    INSERT INTO tombstones ({", ".join(_COLUMNS)})
+    SELECT id, user_id, group_id, CASE WHEN CAST(:archive AS TEXT) IS NULL THEN NULL ELSE title END, on_resume,
+        CAST(incarnation AS INTEGER), :action, COALESCE(CAST(:reason AS TEXT), reason), :archive, :digest,
+        CASE WHEN CAST(:archive AS TEXT) IS NULL THEN NULL ELSE ended_at END, :now
+    FROM sessions WHERE id IN (SELECT value FROM json_each(:ids))
     ON CONFLICT (id) DO UPDATE SET {", ".join(f"{column} = excluded.{column}" for column in _COLUMNS[1:])}
 """
 
 
 def find(connection: Connection, session_id: str) -> TombstoneInfo | None:
     row = connection.execute(
-        "SELECT action, reason, archive, ended_at, deleted_at, user_id, on_resume, digest"
+        "SELECT action, reason, archive, deleted_at, user_id, on_resume, digest"
         " FROM tombstones WHERE id IN (?, ?) ORDER BY deleted_at DESC LIMIT 1",
         (session_id, hashed(session_id)),
     ).fetchone()
-    if row is None:
-        return None
-    ended_at = None if row[3] is None else from_text(row[3])
-    return TombstoneInfo(session_id, *row)._replace(ended_at=ended_at, deleted_at=from_text(row[4]))
+    return None if row is None else TombstoneInfo(session_id, *row)._replace(deleted_at=from_text(row[3]))
 
 
 def next_incarnation(connection: Connection, session_id: str) -> int:
@@ -48,7 +50,7 @@ def next_incarnation(connection: Connection, session_id: str) -> int:
 
 def put(
     connection: Connection,
-    session: SessionInfo,
+    session_ids: Sequence[str],
     action: str,
     reason: str | None,
     now: datetime,
@@ -56,12 +58,9 @@ def put(
     archive: str | None = None,
     digest: str | None = None,
 ) -> None:
-    title = None if archive is None else session.title
-    own: tuple[Any, ...] = (session.id, session.user_id, session.group_id, title, session.on_resume)
-    if action == "forgotten":
-        own = (hashed(session.id), None, None, None, None)
-    ended_at = None if session.ended_at is None else to_text(session.ended_at)
-    connection.execute(_PUT, (*own, session.incarnation, action, reason, archive, digest, ended_at, to_text(now)))
+    """Put the tombstones of sessions that are about to be deleted or renamed. `reason`: instead of their own."""
+    values = {"action": action, "reason": reason, "archive": archive, "digest": digest, "now": to_text(now)}
+    connection.execute(_PUT, values | {"ids": json.dumps([*session_ids])})
 
 
 def get_archived(connection: Connection, session_id: str, by: Identity | None) -> TombstoneInfo:
