@@ -63,6 +63,7 @@ class ModelCallInProgress:
     started_at: datetime
     model: str | None
     provider: str | None
+    class_name: str  # of the model
     node: Node
     started: float = field(default_factory=time.perf_counter)
     message_id: str | None = None  # of the message being streamed

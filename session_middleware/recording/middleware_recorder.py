@@ -31,7 +31,7 @@ from session_middleware.storage.record_entries import HistoryEntry, ModelCallEnt
 from session_middleware.storage.run import RunContext
 
 Followed: TypeAlias = tuple[BaseMessage, str | None]  # a message, and the id of its successor
-ModelCallStart: TypeAlias = tuple[ModelCallEntry, float]  # what is known of the call, and the counter at its start
+ModelCallStart: TypeAlias = tuple[ModelCallEntry, float, str]  # the call, the counter at its start, the model's class
 
 
 class MiddlewareContext(NamedTuple):
@@ -192,7 +192,7 @@ class MiddlewareRecorder:
             node=hook.node.name,
             started_at=self.buffer.clock(),
         )
-        return entry, time.perf_counter()
+        return entry, time.perf_counter(), type(model).__name__
 
     @never_raise
     def end_model_call(
@@ -211,7 +211,7 @@ class MiddlewareRecorder:
             tokens, flags = usage_of(message)
             model = model_in(message.response_metadata) or entry.model
             entry = entry._replace(model=model, message_id=message.id, flags=flags)
-            entry = with_usage(entry, tokens, cached=is_cached(message))
+            entry = with_usage(entry, tokens, message, class_name=call[2])
         self.buffer.add(hook.context, [entry])
         if is_cached(message) and hook.is_alone:
             self.add(hook, [message], message_id=self.buffer.new_id(), again=message.id, call=None)

@@ -36,7 +36,9 @@ class ModelCallRecorder:
         self._buffer = buffer
         self._flush_seconds = flush_seconds
 
-    def start(self, run: ActiveRun, run_id: UUID, metadata: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    def start(
+        self, run: ActiveRun, run_id: UUID, class_name: str, metadata: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> None:
         model = text_in(metadata, "ls_model_name") or text_in(options.get("invocation_params"), "model", "model_name")
         run.models[run_id] = ModelCallInProgress(
             run=run,
@@ -44,6 +46,7 @@ class ModelCallRecorder:
             started_at=self._buffer.clock(),
             model=model,
             provider=text_in(metadata, "ls_provider"),
+            class_name=class_name,
             node=node_of(metadata),
         )
         load_prices()
@@ -115,13 +118,12 @@ class ModelCallRecorder:
             return False
         message = _message_of(response, call)
         (entry,) = self._buffer.describe([message], call.node.namespace)
-        cached = is_cached(message)
         tokens, flags = usage_of(message)
         if tokens == Tokens():
             tokens, flags = response_usage(response.llm_output)
         model = entry.model or call.model or model_in(response.llm_output)
         entry, original_id = entry._replace(model=model, call=None), entry.message_id
-        if cached and call.id not in original_id:
+        if is_cached(message) and call.id not in original_id:
             entry = entry._replace(message_id=call.default_message_id, again=original_id)
         if call.is_flushed:
             run.context.record.unclaimed[entry.claim] = str(call.message_id)
@@ -135,7 +137,7 @@ class ModelCallRecorder:
             other.inner_ids.add(original_id)
         if original_id not in call.inner_ids:  # a wrapper that returns another model's message made no call itself
             made = _entry_of(call, model, message_id=original_id, flags=flags)
-            self._buffer.add(run.context, [with_usage(made, tokens, cached=cached)])
+            self._buffer.add(run.context, [with_usage(made, tokens, message, class_name=call.class_name)])
         if not run.context.checkpointed and run.context.run_id != str(run_id):
             self._buffer.flush(run.context)
         return True

@@ -344,15 +344,21 @@ class SessionRecorder(GraphCallbackHandler):
     @awaited
     @never_raise
     def on_chat_model_start(self, serialized: Any, messages: list[list[BaseMessage]], **kwargs: Any) -> None:
-        self._start_model(messages[0] if messages else (), **kwargs)
+        self._start_model(serialized, messages[0] if messages else (), **kwargs)
 
     @awaited
     @never_raise
     def on_llm_start(self, serialized: Any, prompts: list[str], **kwargs: Any) -> None:
-        self._start_model([HumanMessage(prompt) for prompt in prompts], **kwargs)
+        self._start_model(serialized, [HumanMessage(prompt) for prompt in prompts], **kwargs)
 
     def _start_model(
-        self, messages: Sequence[BaseMessage], *, run_id: UUID, parent_run_id: UUID | None = None, **kwargs: Any
+        self,
+        serialized: Any,
+        messages: Sequence[BaseMessage],
+        *,
+        run_id: UUID,
+        parent_run_id: UUID | None = None,
+        **kwargs: Any,
     ) -> None:
         run = self._run_for(run_id, parent_run_id, metadata := kwargs.get("metadata") or {})
         if run is None or run_id in run.models:
@@ -362,7 +368,8 @@ class SessionRecorder(GraphCallbackHandler):
         if "langgraph_node" not in metadata:  # in a chain, or alone, the prompt is the conversation
             align = functools.partial(align_prompt, run_id=run.context.run_id)
             self.buffer.add(run.context, [HistoryEntry(self.buffer.describe(messages), align)])
-        self._model_calls.start(run, run_id, metadata, kwargs)
+        class_name = text_in(serialized, "name") or ""
+        self._model_calls.start(run, run_id, class_name, metadata, kwargs)
 
     @never_raise
     def on_llm_new_token(self, token: Any, *, chunk: Any = None, run_id: UUID, **kwargs: Any) -> None:

@@ -8,8 +8,7 @@ price table has no cost.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from langchain_core.messages import AIMessage, BaseMessage
@@ -115,26 +114,47 @@ def reported_call(message: BaseMessage, tokens: Tokens, message_id: str, checkpo
 
     Its id is the provider's response id, so copies of one message imply one call.
     """
-    metadata, cached = message.response_metadata, is_cached(message)
-    call_id = (None if cached else text_in(metadata, "id")) or message_id
-    model, provider = model_in(metadata), text_in(metadata, "model_provider")
-    call = ModelCallEntry(call_id, model, provider, message_id=message_id, checkpoint_ns=checkpoint_ns)
-    return with_usage(call, tokens, cached=cached)
+    call_id = (None if is_cached(message) else text_in(message.response_metadata, "id")) or message_id
+    model = model_in(message.response_metadata)
+    call = ModelCallEntry(call_id, model, message_id=message_id, checkpoint_ns=checkpoint_ns)
+    return with_usage(call, tokens, message)
 
 
-def with_usage(call: ModelCallEntry, tokens: Tokens, *, cached: bool = False) -> ModelCallEntry:
-    """Return the call with its tokens and cost; both are 0 for a `cached` message."""
-    if cached:
+def with_usage(
+    call: ModelCallEntry, tokens: Tokens, answer: BaseMessage | None = None, *, class_name: str = ""
+) -> ModelCallEntry:
+    """Return the call with its tokens and cost; both are 0 for an answer from LangChain's cache.
+
+    The provider is the one that the model states, else the one that its answer states, else the one that LangChain
+    derives from `class_name`. The first one with a price for the model determines the cost.
+    """
+    if answer is not None and is_cached(answer):
         flags = (*call.flags, "cached")
         return call._replace(input_tokens=0, output_tokens=0, cost=lambda: 0.0, flags=flags)
     load_prices()
+    stated = None if call.provider in _default_providers(class_name) else call.provider
+    answering = None if answer is None else text_in(answer.response_metadata, "model_provider")
+    providers: list[str | None] = [provider for provider in (stated, answering, call.provider) if provider is not None]
+    if stated is answering is None:
+        providers += [None]
     return call._replace(
+        provider=providers[0],
         input_tokens=tokens.input,
         output_tokens=tokens.output,
         cached_tokens=tokens.cached,
         reasoning_tokens=tokens.reasoning,
-        cost=partial(cost_of, call.model, call.provider, tokens),
+        cost=lambda: _first(cost_of(call.model, provider, tokens) for provider in providers),
     )
+
+
+def _default_providers(class_name: str) -> set[str]:
+    """Return the values that LangChain gives to ``ls_provider`` if a class of models does not."""
+    name = class_name.lower()
+    return {name.removeprefix("chat"), name.removesuffix("chat"), name.removesuffix("llm")}
+
+
+def _first(costs: Iterable[float | None]) -> float | None:
+    return next((cost for cost in costs if cost is not None), None)
 
 
 def load_prices() -> None:
@@ -151,7 +171,10 @@ def _import_prices() -> None:
 
 
 def cost_of(model: str | None, provider: str | None, tokens: Tokens) -> float | None:
-    """Return US dollars, or ``None`` if the model, its price or its tokens are unknown."""
+    """Return US dollars, or ``None`` if the model, its price or its tokens are unknown.
+
+    Without a provider, the name of the model tells it.
+    """
     if model is None or tokens.input is None or tokens.output is None or (provider, model) in _unpriced:
         return None
     from genai_prices import Usage, calc_price

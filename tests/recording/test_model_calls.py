@@ -13,6 +13,7 @@ from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
+from langchain.agents import create_agent
 from langchain_core.caches import InMemoryCache
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage
@@ -20,7 +21,9 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 from langgraph.graph import START, MessagesState, StateGraph
 
 from session_middleware import InvalidArgument, Sessions
+from session_middleware.integrations.langchain_agents import SessionMiddleware
 from session_middleware.session import Session
+from tests.support import agents
 from tests.support.agents import human
 from tests.support.pairwise import pairwise
 
@@ -382,6 +385,53 @@ def test_what_is_no_count_and_no_cost_is_refused(sessions: Sessions, given: Any)
 
 
 WRITTEN = {"input_tokens": 1_000_000, "output_tokens": 0, "total_tokens": 1_000_000}
+
+
+class Gateway(BaseChatModel):
+    """States no provider, so LangChain states the name of the class. Its answer may state one."""
+
+    metadata_of_answer: dict[str, Any]
+
+    @property
+    def _llm_type(self) -> str:
+        return "gateway"
+
+    def bind_tools(self, tools: Any, **kwargs: Any) -> Any:
+        return self
+
+    def _generate(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> ChatResult:
+        message = AIMessage("hi", usage_metadata=USAGE, response_metadata=self.metadata_of_answer)
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
+
+class Declared(Gateway):
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> Any:
+        return {"ls_provider": "our gateway", "ls_model_type": "chat"}
+
+
+@pairwise(
+    mode=[*MODES, "middleware"],
+    case=[(Gateway, "openai", PRICE), (Gateway, None, PRICE), (Gateway, "unknown", None), (Declared, "openai", PRICE)],
+    runner=[agents.invoke, agents.ainvoke],
+)
+async def test_a_model_of_an_own_class_is_priced_by_what_its_answer_states(
+    sessions: Sessions, mode: str, case: tuple[type[Gateway], str | None, Any], runner: agents.Runner
+) -> None:
+    kind, provider, price = case
+    model = kind(metadata_of_answer={**MADE_BY, **({} if provider is None else {"model_provider": provider})})
+    if mode == "middleware":
+        graph: Any = create_agent(model, middleware=[SessionMiddleware(sessions)])
+        config: Any = sessions.config("t", user_id="ada")
+    else:
+        graph, config = watched(sessions, mode, lambda state: {"messages": [model.invoke(state["messages"])]})
+    await runner(graph, human("hi"), config)
+    session = sessions.get("t")
+    assert took(session) == (1, 1000, 100, price)
+    assert session.unpriced_count == (1 if price is None else 0)
+    if kind is Gateway and provider is not None:
+        assert [call.provider for call in session.model_calls()] == [provider]
+
+
 CACHES: dict[str, tuple[Any, float]] = {
     "for an hour": ({"cache_creation": 0, "ephemeral_1h_input_tokens": 1_000_000}, 12.0),
     "for five minutes": ({"cache_creation": 0, "ephemeral_5m_input_tokens": 1_000_000}, 7.5),
