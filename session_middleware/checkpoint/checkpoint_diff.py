@@ -77,8 +77,14 @@ class CheckpointDiff:
         return [new for new, _ in self._new]
 
     def _add_messages(self, found: Sequence[tuple[NewMessage, int]]) -> None:
-        """Add new messages. One without an id that equals a message of the input or of another channel is the same."""
-        others = Counter([*self._input, *(fingerprint for _, fingerprint in self._new)]) if found else {}
+        """Add new messages. One without an id that equals a message of another channel is the same.
+
+        So is one that equals a message of the input, if the input's last message is among them. Otherwise they are only
+        the answer, and the input may be a history with an equal answer.
+        """
+        has_input = len(self._input) > 0 and any(fingerprint == self._input[-1] for _, fingerprint in found)
+        given = self._input if has_input else ()
+        others = Counter([*given, *(fingerprint for _, fingerprint in self._new)]) if found else {}
         for new, fingerprint in found:
             if others[fingerprint] and not id_of(new[0]):
                 others[fingerprint] -= 1

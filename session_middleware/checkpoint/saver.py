@@ -45,7 +45,7 @@ from session_middleware.storage.checkpoint_types import (
 )
 from session_middleware.storage.executor import StorageExecutor, async_twin
 from session_middleware.storage.protocol import Storage
-from session_middleware.storage.record_entries import MessageEntry
+from session_middleware.storage.record_entries import HistoryEntry, MessageEntry
 from session_middleware.storage.run import RunContext
 
 _PAGE = 32  # checkpoints that `list` reads at a time
@@ -59,8 +59,11 @@ class CheckpointListener(Protocol):
 
     def brought(
         self, context: RunContext, key: Key, checkpoint: Checkpoint, metadata: CheckpointMetadata, new: NewMessages
-    ) -> list[MessageEntry]:
-        """The record entries for the messages that the parent checkpoint does not have. Never raises."""
+    ) -> tuple[list[MessageEntry], list[HistoryEntry]]:
+        """The record entries for the messages that the parent checkpoint does not have. Never raises.
+
+        Conversations to be aligned with the record come second. They are written first.
+        """
 
     def wrote(self, context: RunContext, key: Key, writes: Sequence[tuple[str, Any]]) -> None:
         """Called before a task's writes are stored. Never raises."""
@@ -340,6 +343,7 @@ class SessionSaver(BaseCheckpointSaver[int]):
         # the metadata's counters tell replayed channels from empty ones
         replayed = [name for name in own.get("counters_since_delta_snapshot") or () if name in versions.keys() - values]
         rest = {name: value for name, value in checkpoint.items() if name != "channel_values"}
+        messages, histories = self._listener.brought(context, key, checkpoint, own, diff.messages)
         put = CheckpointPut(
             context=context,
             checkpoint_ns=key[1],
@@ -351,7 +355,8 @@ class SessionSaver(BaseCheckpointSaver[int]):
             parent_channels=parent.channels if parent else None,
             inherited=diff.inherited,
             values=diff.values,
-            messages=self._listener.brought(context, key, checkpoint, own, diff.messages),
+            messages=messages,
+            histories=histories,
             preceding=diff.preceding,
             replayed=replayed,
             enclosing=own.get("parents") or {},

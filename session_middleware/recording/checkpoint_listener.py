@@ -7,6 +7,7 @@ writes, and the answer with which a person resumes an interrupted graph.
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,18 +18,19 @@ from langchain_core.messages import BaseMessage, RemoveMessage
 from langgraph._internal._constants import PREVIOUS
 from langgraph.checkpoint.base import Checkpoint, CheckpointMetadata
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
-from langgraph.constants import START
+from langgraph.constants import END, START
 
 from session_middleware.checkpoint.checkpoint_diff import NewMessage
 from session_middleware.checkpoint.langchain_messages import id_of, is_message
 from session_middleware.checkpoint.parent_cache import Key
-from session_middleware.recording.history_diff import align_state
+from session_middleware.recording.history_diff import align_appended, align_state
 from session_middleware.recording.messages import describe, lists_in, with_author
 from session_middleware.recording.write_buffer import RecordBuffer, never_raise
+from session_middleware.runtime.run_ends import ROOT
 from session_middleware.storage.record_entries import HistoryEntry, MessageEntry
 from session_middleware.storage.run import RunContext
 
-_SAVED = (PREVIOUS, "__root__")  # channels that hold the whole state of a graph without named channels
+_WHOLE = (PREVIOUS, ROOT, END)  # channels that hold the whole state of a graph without named channels
 _MAX_SESSIONS = 256  # whose delta channels are remembered
 
 
@@ -60,7 +62,7 @@ class RecordingListener:
         checkpoint: Checkpoint,
         metadata: CheckpointMetadata,
         new: Sequence[NewMessage],
-    ) -> list[MessageEntry]:
+    ) -> tuple[list[MessageEntry], list[HistoryEntry]]:
         context.record.on_fault = self.buffer.fault  # a message that cannot be recorded must not break a checkpoint
         try:
             counted = metadata.get("counters_since_delta_snapshot") or {}
@@ -71,35 +73,62 @@ class RecordingListener:
                 written = [known.unassigned.get(name, ()) for name in counted]
                 new = [*new, *_unrecorded(known, [*written, *values])]
             known.unassigned = {}
-            entries = self._describe(context, key, new, checkpoint["versions_seen"]) if new else []
+            agents = checkpoint["versions_seen"]
+            if not key[1] and context.has_one_value:
+                return self._describe_whole(context, key, checkpoint["channel_values"], new, agents)
+            entries = self._describe(context, key, new, agents) if new else []
             if key[1]:  # the outermost graph may return the answer as well
                 answers = (one for one in entries if one.minted and one.text and one.role == "assistant")
                 context.record.unclaimed.update({one.claim: one.message_id for one in answers})
-            else:
-                self._add_whole_state(context, checkpoint["channel_values"], entries)
-            return entries
+            return entries, []
         except Exception as error:  # noqa: BLE001  # a fault here must not break a checkpoint
             self.buffer.fault(error)
-            return []
+            return [], []
 
-    def _add_whole_state(self, context: RunContext, values: dict[str, Any], entries: Sequence[MessageEntry]) -> None:
-        """Record a state that is one value instead of named channels: the run's input, saved value and output."""
-        if START in values and type(values[START]) is not dict:  # its messages may have other ids in the state
-            inputs = (entry for entry in entries if entry.minted or entry.role == "user")
-            context.record.unclaimed.update({entry.claim: entry.message_id for entry in inputs})
-        for name in _SAVED:
-            if (value := values.get(name)) is not None and type(value) is not list and not is_message(value):
-                found = [m for messages in lists_in(value) for m in messages if is_message(m)]
-                if found:
-                    align = partial(align_state, run_id=context.run_id, goes_on=True)
-                    self.buffer.add(context, [HistoryEntry(self.buffer.describe(found), align)])
+    def _describe_whole(
+        self,
+        context: RunContext,
+        key: Key,
+        values: dict[str, Any],
+        new: Sequence[NewMessage],
+        agents: Container[str],
+    ) -> tuple[list[MessageEntry], list[HistoryEntry]]:
+        """Describe a state that is one value instead of named channels: the run's input, saved value and output.
+
+        The input may be the whole history. Lists and single messages were compared with the parent checkpoint; any
+        other value may hold the whole conversation or a part of it.
+        """
+        count, histories = itertools.count(), list[HistoryEntry]()
+        given, context.whole_input = context.whole_input, None
+        if START in values or given is not None:
+            entries = self._describe(context, key, _messages_in(values.get(START, given)), agents, count)
+            if START in values and _is_new(entries):  # they may have other ids in the state
+                context.record.unclaimed.update({entry.claim: entry.message_id for entry in entries})
+                return entries, []
+            histories += _aligned(context, entries, goes_on=False)
+            if START in values:
+                return [], histories
+        wholes: list[Any] = []
+        for name in _WHOLE:
+            value = values.get(name)
+            is_compared = type(value) is list or is_message(value)
+            if not is_compared and not any(value is other for other in wholes):
+                wholes.append(value)
+                entries = self._describe(context, key, _messages_in(value), agents, count)
+                histories += _aligned(context, entries, goes_on=True)
+        return self._describe(context, key, new, agents, count), histories
 
     def _describe(
-        self, context: RunContext, key: Key, new: Sequence[NewMessage], agents: Container[str]
+        self,
+        context: RunContext,
+        key: Key,
+        new: Sequence[NewMessage],
+        agents: Container[str],
+        numbers: Iterator[int] | None = None,
     ) -> list[MessageEntry]:
         """Convert new messages. An id is generated from the position, so a second put has the same ids."""
         found: list[MessageEntry] = []
-        for number, (message, following) in enumerate(new):
+        for number, (message, following) in zip(numbers or itertools.count(), new, strict=False):
             if not isinstance(message, RemoveMessage):
                 _, created_at = context.record.unidentified.get(id(message), (None, None))
                 generated_id = f"{key[2]}-{number}".__str__
@@ -128,6 +157,22 @@ class RecordingListener:
         """Drop all cached facts about a session that was deleted."""
         known = self._delta_channels(session_id)
         known.names, known.recorded_ids, known.unassigned = set(), set(), {}
+
+
+def _messages_in(value: Any) -> list[NewMessage]:
+    return [(message, None) for messages in lists_in(value) for message in messages if is_message(message)]
+
+
+def _aligned(context: RunContext, entries: Sequence[MessageEntry], *, goes_on: bool) -> list[HistoryEntry]:
+    run_id = context.run_id or ""
+    is_turn = not goes_on and _is_new(entries)
+    align = partial(align_appended, run_id=run_id) if is_turn else partial(align_state, run_id=run_id, goes_on=goes_on)
+    return [HistoryEntry(entries, align)] if entries else []
+
+
+def _is_new(entries: Sequence[MessageEntry]) -> bool:
+    """Return whether an input is only what the user says now; a history contains answers."""
+    return all(entry.role == "user" for entry in entries)
 
 
 def _unrecorded(known: _DeltaChannels, values: Iterable[Any]) -> Iterator[NewMessage]:

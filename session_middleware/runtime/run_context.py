@@ -215,6 +215,8 @@ class RunRegistry:
         context = announced or RunContext(session_id, identity, reading=not is_run)
         if is_run:
             self._track(context, configurable, enclosing, manager)
+            if loop is not None and loop.has_one_value:
+                context.has_one_value, context.whole_input = True, loop.input
         if announced is None and loop is not None:
             self.on_begin(context, loop.input)
         self._current.set(context)

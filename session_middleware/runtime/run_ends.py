@@ -15,16 +15,19 @@ from typing import Any, NamedTuple, TypeAlias
 from uuid import UUID
 
 from langchain_core.callbacks import AsyncParentRunManager, BaseCallbackHandler, ParentRunManager
+from langgraph._internal._constants import PREVIOUS
 
 Manager: TypeAlias = ParentRunManager | AsyncParentRunManager
 OnEnd: TypeAlias = Callable[[BaseException | None], None]
 
+ROOT = "__root__"  # the channel of a state that is one value
 _ENTERING = ("__enter__", "__aenter__")  # the loop's methods, which make a run's first read and no other
 
 
 class Loop(NamedTuple):
     manager: Manager
     input: Any  # a `Command`, if a person answers an interrupt
+    has_one_value: bool  # the state of its graph is one value instead of named channels
 
 
 class _AtEnd(BaseCallbackHandler):
@@ -57,7 +60,8 @@ def find_loop() -> Loop | None:
             loop = frame.f_locals.get("self")
             manager = getattr(loop, "manager", None)
             if isinstance(manager, (ParentRunManager, AsyncParentRunManager)):
-                return Loop(manager, getattr(loop, "input", None))
+                channels = getattr(loop, "specs", None) or {}
+                return Loop(manager, getattr(loop, "input", None), PREVIOUS in channels or ROOT in channels)
             return None
         frame = frame.f_back
     return None

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
-from session_middleware.storage.record_entries import MessageEntry
+from session_middleware.storage.record_entries import HistoryEntry, MessageEntry
 from session_middleware.storage.run import RunContext
 
 
@@ -113,6 +113,7 @@ class CheckpointPut(NamedTuple):
     inherited: Sequence[str]  # channels whose value is the parent's
     values: dict[str, Blob | ListPut | None]  # channels whose value is new
     messages: Sequence[MessageEntry] = ()  # the new messages, for the record
+    histories: Sequence[HistoryEntry] = ()  # conversations in the state, written to the record before the messages
     preceding: str | None = None  # the id of the message before them in the state
     replayed: Sequence[str] = ()  # channels whose value is rebuilt from the writes of the ancestors
     enclosing: Mapping[str, str] = MappingProxyType({})  # the current checkpoints of the outer graphs, by namespace

@@ -91,7 +91,7 @@ class ComparableMessage(NamedTuple):
 
     message_id: str | None
     words: tuple[Any, ...]  # role, text, content, tool calls, tool call id
-    run_id: str | None = None  # of a recorded message
+    run_id: str | None = None  # of a recorded message; "" if the present run recorded it, and has no id
 
     def is_same_as(self, recorded: ComparableMessage) -> bool:
         return self.words == recorded.words if self.message_id is None else self.message_id == recorded.message_id

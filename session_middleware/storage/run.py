@@ -96,6 +96,8 @@ class RunContext:
     run_input: Any = None  # the input, until the first read
     subgraph_inputs: dict[str, Any] = field(default_factory=dict)  # inputs of subgraphs by namespace, without task ids
     read_namespaces: set[str] = field(default_factory=set)  # the namespaces whose state was read
+    has_one_value: bool = False  # the state of the outermost graph is one value instead of named channels
+    whole_input: Any = None  # the input of such a graph, until the first checkpoint
     input_texts: frozenset[str] | None = None  # the texts of the input, if they are known
     record: RunRecord = field(default_factory=RunRecord)
 

@@ -153,6 +153,63 @@ def saving_a_dict(saver: Any) -> Any:
     return flow
 
 
+def answering_a_dict(saver: Any) -> Any:
+    """The question is neither saved nor returned."""
+
+    @task
+    def answer(messages: list[Any]) -> AIMessage:
+        return reply(messages)
+
+    @entrypoint(checkpointer=saver)
+    def flow(given: dict[str, Any]) -> AIMessage:
+        return answer(given["messages"]).result()
+
+    return flow
+
+
+def answering_a_list(saver: Any) -> Any:
+    @entrypoint(checkpointer=saver)
+    def flow(given: list[Any]) -> AIMessage:
+        return reply(given)
+
+    return flow
+
+
+def answering_in_a_dict(saver: Any) -> Any:
+    @entrypoint(checkpointer=saver)
+    def flow(given: dict[str, Any]) -> dict[str, Any]:
+        return {"messages": [reply(given["messages"])], "count": 1}
+
+    return flow
+
+
+def answering_behind_the_question_in_a_dict(saver: Any) -> Any:
+    @entrypoint(checkpointer=saver)
+    def flow(given: dict[str, Any]) -> dict[str, Any]:
+        return {"messages": [*given["messages"], reply(given["messages"])]}
+
+    return flow
+
+
+def returning_a_dict_that_is_not_saved(saver: Any) -> Any:
+    @entrypoint(checkpointer=saver)
+    def flow(given: dict[str, Any], *, previous: int | None = None) -> Any:
+        answered = {"messages": [*given["messages"], reply(given["messages"])]}
+        return entrypoint.final(value=answered, save=(previous or 0) + 1)
+
+    return flow
+
+
+def saving_a_list_for_a_dict(saver: Any) -> Any:
+    @entrypoint(checkpointer=saver)
+    def flow(given: dict[str, Any], *, previous: list[Any] | None = None) -> Any:
+        messages = [*(previous or []), *given["messages"]]
+        answer = reply(messages)
+        return entrypoint.final(value={"answer": answer}, save=[*messages, answer])
+
+    return flow
+
+
 def of_one_message(saver: Any) -> Any:
     @entrypoint(checkpointer=saver)
     def flow(given: Any) -> Any:
@@ -222,6 +279,8 @@ FLOWS: list[tuple[Build, Callable[[Any], Any]]] = [
     *((build, as_list) for build in (answering_behind_the_question, calling_another_flow)),
     *((build, as_list) for build in (adding_messages, asking_a_model)),
     *((saving_a_dict, as_dict), (of_one_message, alone)),
+    *((build, as_dict) for build in (answering_a_dict, answering_in_a_dict, saving_a_list_for_a_dict)),
+    *((build, as_dict) for build in (answering_behind_the_question_in_a_dict, returning_a_dict_that_is_not_saved)),
     *((giving_back_the_question, alone), (giving_back_the_question, as_text)),
     *((list_as_state, as_list), (list_with_ids_as_state, as_list)),
 ]
@@ -259,18 +318,66 @@ async def test_each_message_of_a_flow_is_recorded_once(
     assert {message.checkpoint_ns for message in recorded if message.role == "user"} == {""}
 
 
-@pairwise(
-    parts=["attached", "checkpointer"],
-    build=[with_a_task, without_tasks, with_final, list_as_state],
-    durability=["sync", "exit"],
-)
+@pairwise(parts=["attached", "checkpointer"], flow=FLOWS, durability=["sync", "exit"], has_ids=[True, False])
 def test_a_flow_is_recorded_the_same_for_each_durability(
-    sessions: Sessions, parts: str, build: Build, durability: str
+    sessions: Sessions, parts: str, flow: tuple[Build, Callable[[Any], Any]], durability: str, has_ids: bool
 ) -> None:
+    build, shape = flow
     graph, config = prepared(sessions, build, parts)
-    for text in TURNS:
-        graph.invoke([HumanMessage(text)], config, durability=durability)
+    for number, text in enumerate(TURNS):
+        graph.invoke(shape(message_of(text, number, has_ids=has_ids)), config, durability=durability)
     assert texts(sessions) == SAID
+
+
+def list_without_reducer(saver: Any) -> Any:
+    builder: Any = StateGraph(list)
+    builder.add_node("answer", lambda state: [*state, reply(state)])
+    return builder.add_edge(START, "answer").compile(checkpointer=saver)
+
+
+@pairwise(
+    parts=[*PARTS, "recorder"],
+    flow=[
+        *((build, list) for build in (answering_only, answering_behind_the_question, list_without_reducer)),
+        (answering_a_list, list),
+        *((build, lambda talk: {"messages": talk}) for build in (answering_a_dict, answering_in_a_dict)),
+        (answering_behind_the_question_in_a_dict, lambda talk: {"messages": talk}),
+    ],
+    turns=[TURNS, ["yes", "yes", "yes"]],
+    runner=[agents.invoke, agents.ainvoke],
+    durability=["async", "exit"],
+    has_ids=[True, False],
+)
+async def test_a_client_that_resends_the_whole_history_repeats_nothing(
+    sessions: Sessions,
+    parts: str,
+    flow: tuple[Build, Callable[[Any], Any]],
+    turns: list[str],
+    runner: agents.Runner,
+    durability: str,
+    has_ids: bool,
+) -> None:
+    build, shape = flow
+    graph, config = prepared(sessions, build, parts)
+    options: Any = {} if parts == "recorder" else {"durability": durability}
+    talk: list[BaseMessage] = []
+    for number, text in enumerate(turns):
+        talk.append(message_of(text, number, has_ids=has_ids))
+        await runner(graph, shape([*talk]), config, **options)
+        talk.append(AIMessage(f"you said {text}"))
+    assert texts(sessions) == [message.text for message in talk]
+
+
+@pytest.mark.parametrize("parts", ["attached", "checkpointer"])
+def test_a_fork_of_a_flow_has_what_was_said_before_it(sessions: Sessions, parts: str) -> None:
+    graph, config = prepared(sessions, answering_behind_the_question_in_a_dict, parts)
+    for text in ("one", "two"):
+        graph.invoke({"messages": [HumanMessage(text)]}, config)
+    ends = [state.config for state in graph.get_state_history(config) if not state.next]
+    graph.invoke({"messages": [HumanMessage("other")]}, ends[1])
+    session = sessions.get("t")
+    assert [message.text for message in session.messages()] == ["one", "you said one", "other", "you said other"]
+    assert [m.text for m in session.messages(branch="main")] == ["one", "you said one", "two", "you said two"]
 
 
 @pytest.mark.parametrize("parts", [*PARTS, "recorder"])

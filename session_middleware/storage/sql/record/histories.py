@@ -58,6 +58,7 @@ class _Conversation:
     def __init__(self, write: SessionWrite, context: RunContext, history: HistoryEntry) -> None:
         self._write = write
         self._session_id = context.session_id
+        self._written = context.record.written
         self._align = history.align
         self.messages = [message_rows.cleaned(message) for message in history.messages]
         self._keys: list[Key] = [(*message_rows.comparison_key(m), m.tool_call_id) for m in self.messages]
@@ -122,7 +123,8 @@ class _Conversation:
         latest: dict[str, tuple[StoredVersion, str | None, str | None]] = {}
         fields = f"{message_rows.FIELDS}, tool_call_id, run_id"
         for *row, call_id, run_id in reads.rows_of(self._write.connection, fields, self._session_id, branch):
-            latest[row[0]] = StoredVersion(*row), call_id, run_id
+            own_id = "" if run_id is None and row[0] in self._written else run_id
+            latest[row[0]] = StoredVersion(*row), call_id, own_id
         return [
             _Recorded(
                 row.position,

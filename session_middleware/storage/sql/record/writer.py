@@ -7,9 +7,9 @@ entry has a savepoint, and its error is reported to the context. Without errors 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from itertools import groupby
 from operator import attrgetter
 
 from session_middleware.storage.checkpoint_types import CheckpointPut
@@ -86,7 +86,7 @@ def write(
     point, counters = BranchPoint(), write.counters
     if put is not None:
         point = branches.place_put(write, put, now)
-        entries = [*entries, *_with_late(put)]
+        entries = [*entries, *put.histories, *_with_late(put)]
     errors: tuple[type[Exception], ...] = (*_ERRORS, *write.rejections)
     if careful:
         for entry in entries:
@@ -109,7 +109,8 @@ def write(
         )
     if put is None or point.seq is None:
         return BranchPoint()
-    return BranchPoint(point.branch, max([point.seq, *[counters.rows.get(m.message_id, 0) for m in put.messages]]))
+    messages = itertools.chain(put.messages, *(history.messages for history in put.histories))
+    return BranchPoint(point.branch, max([point.seq, *[counters.rows.get(m.message_id, 0) for m in messages]]))
 
 
 def write_end(
@@ -161,7 +162,7 @@ def _with_late(put: CheckpointPut) -> Sequence[MessageEntry]:
 
 
 def _append(write: SessionWrite, context: RunContext, entries: Iterable[Entry], now: datetime) -> None:
-    for kind, some in groupby(entries, type):
+    for kind, some in itertools.groupby(entries, type):
         if kind is MessageEntry:  # successive messages are one batch
             message_rows.append(write, context, [entry for entry in some if isinstance(entry, MessageEntry)], now)
             continue
