@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from rich import box
@@ -26,14 +27,13 @@ from session_middleware.models import (
     ModelCall,
     Run,
     SessionInfo,
-    SweepResult,
     ToolCall,
     Usage,
     facts_of,
 )
 from session_middleware.storage.record_entries import ASIDE
 from session_middleware.storage.timeline import kind_of
-from session_middleware.storage.types import ArchivedSession, Record
+from session_middleware.storage.types import Record
 
 _STYLES = {  # of a status, an outcome, an action and a kind of record
     "active": "green",
@@ -145,17 +145,9 @@ def _cell(value: Any, field: str) -> Text:
     return _styled(content) if field in ("status", "action") else _text(content)
 
 
-def sessions_table(sessions: Sequence[SessionInfo]) -> RenderableType:
-    return Listing(sessions, _SESSIONS, empty="no sessions")
-
-
-def archives_table(archived: Sequence[ArchivedSession]) -> RenderableType:
-    return Listing(archived, _ARCHIVES, empty="no archived sessions")
-
-
-def sweep_table(results: Sequence[SweepResult]) -> RenderableType:
-    """The sessions that a sweep ended or would end."""
-    return Listing(results, _SWEEP, empty="nothing is due")
+sessions_table = partial(Listing, columns=_SESSIONS, empty="no sessions")
+archives_table = partial(Listing, columns=_ARCHIVES, empty="no archived sessions")
+sweep_table = partial(Listing, columns=_SWEEP, empty="nothing is due")
 
 
 def usage_table(by: str, usage: Sequence[Usage]) -> RenderableType:

@@ -17,7 +17,7 @@ from langchain_core.embeddings import Embeddings
 from langgraph.store.base import ensure_embeddings
 
 from session_middleware.errors import EmbeddingFailed, InvalidSettings
-from session_middleware.memory.values import texts_at
+from session_middleware.memory.ops import texts_at
 from session_middleware.storage.memory_types import ToEmbed, Vectors
 from session_middleware.storage.protocol import Storage
 

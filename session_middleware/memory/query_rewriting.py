@@ -11,8 +11,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from functools import lru_cache
 
-from session_middleware.storage.search.stemming import stem
-from session_middleware.storage.search.tokenizer import is_telling, query_words, terms_of, words_in
+from session_middleware.storage.search.tokenizer import is_telling, query_words, stem, terms_of, words_in
 
 _POINTERS = """
     it its they them their theirs he him his she her hers this these those one ones both either neither

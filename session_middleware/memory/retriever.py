@@ -70,9 +70,8 @@ class MemoryRetriever(SessionRetriever):
     async def _aget_relevant_documents(
         self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, k: int | None = None
     ) -> list[Document]:
-        memory = self.memory or await self.sessions.amemory(caller_config())
-        found = await memory.aselect(query, self.k if k is None else k, **self._selection)
-        return [as_document(each) for each in found]
+        call = self._get_relevant_documents
+        return await self.sessions._offload.run(call, query, run_manager=run_manager.get_sync(), k=k)
 
     @property
     def _selection(self) -> dict[str, Any]:

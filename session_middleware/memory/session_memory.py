@@ -10,10 +10,10 @@ from typing import Any, Protocol, runtime_checkable
 from langchain_core.runnables import RunnableConfig
 
 from session_middleware.errors import InvalidMemoryArgument, MemoryNotFound, StorageError
+from session_middleware.memory.ops import check_key, encoded
 from session_middleware.memory.results import Memory
 from session_middleware.memory.scopes import SCOPES, Namespace, both_of, namespace_of, visible_namespaces
 from session_middleware.memory.session_recall import Duration, Namespaces, SessionRecall, Stored, Texts
-from session_middleware.memory.values import check_key, encoded
 from session_middleware.models import Scope
 from session_middleware.storage.executor import StorageExecutor, async_twin
 from session_middleware.storage.memory_types import MemoryItemPut, MemoryPut, MemoryQuery, text_of
@@ -176,13 +176,9 @@ class SessionMemory(SessionRecall):
         self._storage.put_memories([MemoryPut(namespace, []) for namespace in namespaces], context=self._context)
 
     aremember = async_twin(remember)
-
     aforget = async_twin(forget)
-
     apromote = async_twin(promote)
-
     astamps = async_twin(stamps)
-
     acheck_may_change = async_twin(check_may_change)
 
     def _stored(self, namespace: Namespace, key: str) -> Memory:

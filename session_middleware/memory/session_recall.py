@@ -214,13 +214,9 @@ class SessionRecall:
         return [message.text for message in messages if message.role in ("user", "assistant")]
 
     arecall = async_twin(recall)
-
     aselect = async_twin(select)
-
     acontext_for = async_twin(context_for)
-
     alist = async_twin(list)
-
     alast_said = async_twin(last_said)
 
     def _always(self, scopes: Sequence[Scope]) -> Memories:

@@ -202,13 +202,9 @@ class SessionStore(BaseStore):
         return found
 
     aget = async_twin(get)
-
     asearch = async_twin(search)
-
     aput = async_twin(put)
-
     adelete = async_twin(delete)
-
     alist_namespaces = async_twin(list_namespaces)
 
     def _one(self, op: Op) -> Any:

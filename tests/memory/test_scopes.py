@@ -11,9 +11,8 @@ import pytest
 from langgraph.store.base import InvalidNamespaceError, PutOp
 
 from session_middleware.errors import MemoryAccessDenied, MemoryScopeUnavailable, UnserializableValue
-from session_middleware.memory.ops import check_labels, puts_of
+from session_middleware.memory.ops import check_labels, encoded, puts_of, words_of
 from session_middleware.memory.scopes import Owners, check_namespace, is_visible, namespace_of, visible_namespaces
-from session_middleware.memory.values import encoded, words_of
 from session_middleware.storage.memory_types import text_of
 
 ALICE = Owners(session="t1", user="alice", group="red")

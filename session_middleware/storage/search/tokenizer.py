@@ -12,6 +12,7 @@ a message's date or of its speaker's name.
 from __future__ import annotations
 
 import re
+import threading
 import unicodedata
 from collections.abc import Iterator
 from datetime import datetime
@@ -21,7 +22,6 @@ from typing import Any, NamedTuple
 from zlib import crc32
 
 from session_middleware.storage.search.dates import MONTHS, dates_in, with_dates
-from session_middleware.storage.search.stemming import stem
 
 MAX_WORDS = 20_000  # of a text
 MAX_TERMS = 64  # of a query
@@ -40,6 +40,41 @@ _STOP_WORDS = """
 """
 _STOP = frozenset(_STOP_WORDS.split())
 _DATE, _SPEAKER = "@", "@@"
+
+
+# Stems of English words, so that "painted" finds "painting". A table comes first for irregular verbs and plurals, which
+# no stemmer handles. Words with other than English letters are unchanged.
+
+_FORMS = """
+    become became|begin began begun|bring brought|build built|buy bought|catch caught|choose chose chosen|come came|
+    draw drew drawn|drink drank drunk|drive drove driven|eat ate eaten|fall fell fallen|feel felt|fight fought|
+    find found|fly flew flown|forget forgot forgotten|get got gotten|give gave given|go went gone|grow grew grown|
+    hear heard|hold held|keep kept|know knew known|lead led|leave left|lose lost|make made|mean meant|meet met|
+    pay paid|ride rode ridden|ring rang rung|run ran|say said|see saw seen|sell sold|send sent|shoot shot|
+    sing sang sung|sit sat|sleep slept|speak spoke spoken|spend spent|stand stood|steal stole stolen|swim swam swum|
+    take took taken|teach taught|tell told|think thought|throw threw thrown|understand understood|wear wore worn|
+    win won|write wrote written|child children|man men|woman women|person people|foot feet|tooth teeth|mouse mice|
+    wife wives|life lives|knife knives|leaf leaves
+"""
+_IRREGULAR = {form: group.split()[0] for group in _FORMS.split("|") for form in group.split()[1:]}
+_stemmer_lock = threading.Lock()  # a stemmer is not thread-safe: it holds the current word
+
+
+@lru_cache(maxsize=65_536)
+def stem(word: str) -> str:
+    """The stem of a word in lower case."""
+    word = _IRREGULAR.get(word, word)
+    if len(word) <= 2 or not (word.isascii() and word.isalpha()):
+        return word
+    with _stemmer_lock:
+        return str(_english().stemWord(word))
+
+
+@lru_cache(maxsize=1)
+def _english() -> Any:
+    from snowballstemmer.english_stemmer import EnglishStemmer  # type: ignore[import-untyped]
+
+    return EnglishStemmer()
 
 
 # Characters

@@ -33,7 +33,6 @@ from session_middleware.storage.sql.sessions import (
     endings,
     events,
     leases,
-    revocations,
     session_rows,
     tombstones,
 )
@@ -105,7 +104,7 @@ class Admitting:
 
     def _find(self) -> tuple[SessionInfo | None, int]:
         """The session and its version."""
-        revocations.check_not_revoked(self.connection, self.session_id, self.identity.user_id)
+        tombstones.check_not_revoked(self.connection, self.session_id, self.identity.user_id)
         session, version = session_rows.find_with_version(self.connection, self.session_id, self.rules)
         hand = self.context.handle
         if hand is not None and (session is None or session.incarnation != hand.incarnation):
@@ -177,7 +176,7 @@ class Admitting:
     def admit_memories(self, *, changes: bool) -> None:
         """Admit what a context remembers. Only a change opens a session, and only a run resumes one."""
         context, session = self.context, session_rows.find(self.connection, self.session_id)
-        revocations.check_not_revoked(self.connection, self.session_id, self.identity.user_id)
+        tombstones.check_not_revoked(self.connection, self.session_id, self.identity.user_id)
         if context.incarnation is not None and (session is None or session.incarnation != context.incarnation):
             raise SessionClosed(self.session_id, status="deleted")
         if runs.is_forgotten(self.connection, context):
@@ -232,7 +231,7 @@ class Admitting:
         """Check by one statement what may have changed since the context was admitted. Returns as `_admit_first`."""
         lease, user_id = self.lease, self.identity.user_id
         number = None if lease is None else lease.number
-        row = self.connection.execute(_CURRENT, (number, revocations.hash_of(user_id), self.session_id)).fetchone()
+        row = self.connection.execute(_CURRENT, (number, tombstones.hash_of(user_id), self.session_id)).fetchone()
         if row is None or row[3] != (self.context.incarnation or row[3]):
             raise SessionClosed(self.session_id, status="deleted")
         home, status, last_active_at, _, owner, has_lease, is_revoked, version = row

@@ -33,7 +33,6 @@ from session_middleware.storage.sql.sessions import (
     expiry,
     leases,
     privacy,
-    revocations,
     session_rows,
     tombstones,
 )
@@ -47,7 +46,7 @@ _PAUSE, _LONGEST_PAUSE_SECONDS = 2, 0.05  # the pause after it, as a multiple: o
 
 class SessionOperations(Operations):
     find_tombstone = reading(tombstones.find)
-    is_revoked = reading(revocations.is_revoked)
+    is_revoked = reading(tombstones.is_revoked)
 
     # Leases of runs
 
@@ -272,7 +271,7 @@ class SessionOperations(Operations):
         return self._database.write(lambda connection: privacy.revoke(connection, user_id, reason, self._rules))
 
     def lift_revocation(self, user_id: str) -> bool:
-        return self._database.write(lambda connection: revocations.lift(connection, user_id))
+        return self._database.write(lambda connection: tombstones.lift(connection, user_id))
 
     # Hooks
 

@@ -11,7 +11,7 @@ from session_middleware.storage.sql.connection import Connection
 from session_middleware.storage.sql.engine_context import EngineContext
 from session_middleware.storage.sql.memory import memories
 from session_middleware.storage.sql.sessions import archives, endings, session_rows
-from session_middleware.storage.sql.sessions.revocations import hash_of, hashed
+from session_middleware.storage.sql.sessions.tombstones import hash_of, hashed
 
 
 def revoke(connection: Connection, user_id: str, reason: str | None, rules: EngineContext) -> list[str]:
@@ -64,17 +64,8 @@ def forget(connection: Connection, user_id: str, rules: EngineContext, *, dry_ru
     if not dry_run:  # before the commit: afterwards nothing refers to the files
         bytes_freed = sum(jsonl.remove(path) for path in archived)
         bytes_freed += archives.remove(sessions, rules)
-    forgotten = ErasureReceipt(
-        sessions=len(theirs),
-        checkpoints=deleted.checkpoints,
-        messages=deleted.messages,
-        tool_calls=deleted.tool_calls,
-        memories=memories_gone + deleted.memories,
-        archives=len(archived),
-        traces=traces,
-        bytes_freed=bytes_freed,
-        dry_run=dry_run,
-    )
+    counts = deleted._replace(memories=memories_gone + deleted.memories, bytes_freed=bytes_freed)._asdict()
+    forgotten = ErasureReceipt(**counts, archives=len(archived), traces=traces, dry_run=dry_run)
     if dry_run:
         connection.execute("ROLLBACK TO forgetting")
     connection.execute("RELEASE forgetting")

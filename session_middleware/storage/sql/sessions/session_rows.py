@@ -16,7 +16,7 @@ from session_middleware.storage.sql.connection import UNLIMITED, Connection, Cur
 from session_middleware.storage.sql.engine_context import EngineContext
 from session_middleware.storage.sql.row_mapping import Malformed, clean, to_json, value_of
 from session_middleware.storage.sql.session_state import SessionWrite
-from session_middleware.storage.sql.sessions import events, leases, revocations
+from session_middleware.storage.sql.sessions import events, leases, tombstones
 from session_middleware.storage.types import SessionDetails, SessionFilter
 
 logger = logging.getLogger("session_middleware")
@@ -117,7 +117,7 @@ def get_for(connection: Connection, session_id: str, by: Identity | None, rules:
     Raises `SessionNotFound`, also if it is another user's; `SessionAccessDenied` for a reader; and `UserRevoked`.
     """
     if by is not None:
-        revocations.check_not_revoked(connection, session_id, by.user_id)
+        tombstones.check_not_revoked(connection, session_id, by.user_id)
     session = seen(connection, session_id, rules)
     if session is None:
         raise SessionNotFound(session_id)

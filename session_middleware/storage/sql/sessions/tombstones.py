@@ -1,23 +1,29 @@
-"""Tombstones: the deleted and archived session ids, their owners, and the reasons.
+"""Tombstones: the deleted and archived session ids, their owners, and the reasons; and the revoked users.
 
-They are never deleted. A run that is slower than the deletion of its session is therefore told apart from one that
-opens the id again: each use of an id is one more incarnation of it. Of a session that was forgotten for its user, only
-the hash of the id remains.
+Tombstones are never deleted. A run that is slower than the deletion of its session is therefore told apart from one
+that opens the id again: each use of an id is one more incarnation of it. Of a session that was forgotten for its user,
+only the hash of the id remains, and of a revoked user only a hash is stored. Each operation of a user checks it in its
+transaction.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from datetime import datetime
+from functools import lru_cache
 
-from session_middleware.errors import SessionNotFound
+from session_middleware.errors import SessionNotFound, UserRevoked
 from session_middleware.models import Identity, from_text, to_text
 from session_middleware.storage.sql.connection import UNLIMITED, Connection
 from session_middleware.storage.sql.row_mapping import values_of
-from session_middleware.storage.sql.sessions import revocations
-from session_middleware.storage.sql.sessions.revocations import hashed
 from session_middleware.storage.types import ArchivedSession, TombstoneInfo
+
+
+def hashed(text: str) -> str:
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
 
 _COLUMNS = (
     *("id", "user_id", "group_id", "title", "on_resume", "incarnation"),
@@ -69,7 +75,7 @@ def get_archived(connection: Connection, session_id: str, by: Identity | None) -
     Raises `SessionNotFound`, also when the session was another user's; and `UserRevoked`.
     """
     if by is not None:
-        revocations.check_not_revoked(connection, session_id, by.user_id)
+        check_not_revoked(connection, session_id, by.user_id)
     tombstone = find(connection, session_id)
     is_theirs = by is None or (tombstone is not None and tombstone.user_id == by.user_id is not None)
     if tombstone is None or tombstone.archive is None or not is_theirs:
@@ -100,3 +106,26 @@ def list_archived(
     values += [] if before is None else [to_text(before[0]), before[1]]
     statement = _ARCHIVED.format(whose=whose, page=page)
     return values_of(ArchivedSession, connection.execute(statement, (*values, UNLIMITED if limit is None else limit)))
+
+
+# Revoked users
+
+
+@lru_cache(maxsize=1024)
+def hash_of(user_id: str | None) -> str | None:
+    return None if user_id is None else hashed(user_id)
+
+
+def is_revoked(connection: Connection, user_id: str | None) -> bool:
+    row = connection.execute("SELECT 1 FROM revoked WHERE user_hash = ?", (hash_of(user_id),)).fetchone()
+    return row is not None
+
+
+def check_not_revoked(connection: Connection, session_id: str, user_id: str | None) -> None:
+    """Raises `UserRevoked`."""
+    if user_id is not None and is_revoked(connection, user_id):
+        raise UserRevoked(session_id, user_id=user_id)
+
+
+def lift(connection: Connection, user_id: str) -> bool:
+    return bool(connection.execute("DELETE FROM revoked WHERE user_hash = ?", (hash_of(user_id),)).rowcount)
