@@ -262,6 +262,23 @@ def test_a_graphs_history_is_the_same_at_every_edge(storage_url: str) -> None:
                 assert [seen(one) for one in found[0]] == [seen(one) for one in found[1]]
 
 
+def test_checkpoints_of_one_list_share_no_messages(storage_url: str) -> None:
+    with Sessions(storage_url) as sessions:
+        graph = agents.own_subgraph(checkpointer=sessions.checkpointer)
+        for turn in range(3):
+            graph.invoke(human(f"turn {turn}", id=f"h{turn}"), config())
+        found = [each for state in graph.get_state_history(config()) for each in state.values.get("messages", [])]
+        before = [message.model_copy(deep=True) for message in found]
+        for number, message in enumerate(found):
+            message.content = f"changed {number}"
+            message.additional_kwargs["number"] = number
+            message.model_fields_set.discard("name")
+        assert [message.additional_kwargs["number"] for message in found] == list(range(len(found)))
+        again = [each for state in graph.get_state_history(config()) for each in state.values.get("messages", [])]
+        assert again == before
+        assert all("name" in message.model_fields_set for message in again)
+
+
 def seen(state: Any) -> Any:
     texts = [message.text for message in state.values.get("messages", [])]
     return texts, state.values.get("draft"), state.next, state.metadata["step"], state.metadata.get("turn")
